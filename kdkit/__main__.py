@@ -1,0 +1,5 @@
+"""`python -m kdkit` is `kdkit`."""
+
+from kdkit.cli import main
+
+main()

@@ -1,0 +1,126 @@
+"""All that changes while a stage is trained, so that it can be saved after an epoch and gone on with."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdkit.balance import Balancer, WeightedSum
+from kdkit.lesson import Lesson
+from kdkit.training import Training
+
+
+class Apprenticeship:
+    """The optimizer and what goes with it: learning rate, gradient scaler, averages, balancer, and the clock.
+
+    averages are made before taps are opened, since a copy of a module would carry its hooks.
+    """
+
+    def __init__(
+        self, training: Training, lesson: Lesson, averages: Mapping[str, Any], *, batches: int, scaler: bool
+    ) -> None:
+        self.training = training
+        self.lesson = lesson
+        self.averages = averages
+        self.updates = 0
+        self.updates_per_epoch = math.ceil(batches / training.accumulate)
+        self.total = training.epochs * self.updates_per_epoch
+        self.parameters = [parameter for parameter in lesson.parameters() if parameter.requires_grad]
+        self.optimizer = training.optimizer.build(self.parameters)
+        rate = training.learning_rate
+        self.rate = None if rate is None else rate.build(self.optimizer, epochs=training.epochs, updates=self.total)
+        self._rate_each = rate.each if rate is not None else "epoch"
+        self.balancer: Balancer = WeightedSum()
+        self.scaler = torch.amp.GradScaler(lesson.progress.device.type) if scaler else None
+        self._constant = all(not callable(f) for line in lesson.lines for f in line.weighted.factors)
+        self._weights = lesson.weights(0.0)
+        self._asks_progress = any("progress" in line.asks for line in lesson.lines)
+
+    @property
+    def progress(self) -> float:
+        """How far the stage is, in optimizer updates: 0 before the first, 1 after the last."""
+        return self.updates / self.total
+
+    def weights(self) -> Mapping[str, float]:
+        """Return the weights of the terms as of now."""
+        if not self._constant:
+            self._weights = self.lesson.weights(self.progress)
+        return self._weights
+
+    def balance(self, terms: Mapping[str, Tensor], micro_batches: int) -> None:
+        """Add the gradients of this micro-batch, one of so many to the coming update."""
+        scaler = self.scaler
+
+        def scale(total: Tensor) -> Tensor:
+            shared = total if micro_batches == 1 else total / micro_batches
+            return shared if scaler is None else scaler.scale(shared)
+
+        self.balancer(terms, self.weights(), scale)
+
+    def step(self) -> None:
+        """Update the weights from the gathered gradients."""
+        stepped = True
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        if self.training.clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.training.clip)
+        if self.scaler is not None:
+            before = self.scaler.get_scale()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            stepped = self.scaler.get_scale() >= before  # gradients overflowed: the update was left out
+        else:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.updates += 1
+        if self._asks_progress:
+            self.lesson.progress.fill_(self.progress)
+        if stepped and self.rate is not None and self._rate_each == "update":
+            self.rate.step()
+        for net in self.lesson.learners:
+            if net.name in self.averages:
+                self.averages[net.name].update_parameters(net.network)
+
+    def end_epoch(self) -> None:
+        """Advance what goes by epochs."""
+        if self.rate is not None and self._rate_each == "epoch":
+            self.rate.step()
+
+    def module(self, name: str) -> nn.Module:
+        """Return what a net is judged and kept by: the average of its weights where there is one."""
+        average = self.averages.get(name)
+        module: nn.Module = self.lesson.nets[name] if average is None else average.module
+        return module
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the first group of parameters, as of now."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that changes."""
+        return {
+            "lesson": self.lesson.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rate": None if self.rate is None else self.rate.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "averages": {name: average.state_dict() for name, average in self.averages.items()},
+            "balancer": self.balancer.state_dict(),
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.lesson.load_state_dict(state["lesson"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.rate is not None:
+            self.rate.load_state_dict(state["rate"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        for name, average in self.averages.items():
+            average.load_state_dict(state["averages"][name])
+        self.balancer.load_state_dict(state["balancer"])
+        self.updates = state["updates"]
+        self.lesson.progress.fill_(self.progress)

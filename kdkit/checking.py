@@ -1,0 +1,166 @@
+"""Resolve a whole experiment without training: who learns what from whom, and all that is wrong with it."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdkit.data import Batch, Data, Stream
+from kdkit.errors import CheckError, did_you_mean
+from kdkit.goal import Match, as_goal, taps_of
+from kdkit.losses import Facts, needs_of
+from kdkit.net import Net
+from kdkit.recipe import Recipe, Stage, nets_of
+from kdkit.rehearsal import Comparison, Rehearsal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """An experiment as it would run, and every problem that stands in its way.
+
+    comparisons: for each stage, its terms with their shapes; empty for a stage that could not be rehearsed.
+    """
+
+    stages: tuple[Stage, ...]
+    comparisons: tuple[tuple[Comparison, ...], ...]
+    problems: tuple[str, ...]
+    facts: Facts
+
+    @property
+    def nets(self) -> tuple[Net[Any], ...]:
+        """Every net that teaches or learns."""
+        return nets_of(self.stages)
+
+    def require(self) -> None:
+        """Raise CheckError if there is any problem."""
+        if self.problems:
+            raise CheckError(self.problems)
+
+
+def check(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
+    """Return the plan of a recipe, from one tiny forward pass a stage. Nothing is trained; nets are left as they were.
+
+    Raises only where the data cannot be read or the schedule gives no stages; all else stands in `problems`.
+    """
+    stages = tuple(recipe.schedule.stages())
+    facts = facts_of(recipe.data)
+    batch = tiny_batch(recipe.data).to(torch.device(device))
+    problems = list(_across_stages(recipe, stages))
+    comparisons = []
+    for stage in stages:
+        found = [*_before_rehearsal(stage, facts)]
+        shown: tuple[Comparison, ...] = ()
+        if not found:
+            for net in nets_of([stage]):
+                if isinstance(net.module, nn.Module):
+                    net.module.to(batch.labels.device)
+            rehearsal = Rehearsal(stage, facts, batch)
+            rehearsal.close()
+            found, shown = rehearsal.problems, tuple(rehearsal.comparisons)
+        problems += [f"stage {stage.name!r}: {problem}" for problem in found]
+        comparisons.append(shown)
+    return Plan(stages=stages, comparisons=tuple(comparisons), problems=tuple(dict.fromkeys(problems)), facts=facts)
+
+
+def facts_of(data: Data) -> Facts:
+    """Return what losses may know of the data."""
+    train = data.train
+    streamed = isinstance(train, Stream)
+    return Facts(
+        classes=tuple(data.classes), task=data.task, samples=None if streamed else len(train), ids=not streamed
+    )
+
+
+def tiny_batch(data: Data) -> Batch:
+    """Return two samples of the training split, or the first batch of a user's own loader."""
+    train = data.train
+    return next(iter(train)) if isinstance(train, Stream) else train.batch(torch.tensor([0, min(1, len(train) - 1)]), 0)
+
+
+def _across_stages(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[str]:
+    if not stages:
+        yield f"{type(recipe.schedule).__name__} gives no stages: there is nothing to train"
+    for name, count in Counter(net.name for net in nets_of(stages)).items():
+        if count > 1:
+            yield f"{count} nets are called {name!r}; give each a name of its own"
+    for name, count in Counter(stage.name for stage in stages).items():
+        if count > 1:
+            yield f"{count} stages are called {name!r}; give each a name of its own: Stage(..., name=...)"
+    trained: set[Net[Any]] = {net for net in nets_of(stages) if net.trained}
+    scores = [score.name for score in recipe.scores]
+    for stage in stages:
+        for source in stage.sources:
+            if isinstance(source, Net) and source not in trained and source not in stage.goals:
+                yield (
+                    f"stage {stage.name!r}: net {source.name!r} teaches but is neither trained in an earlier stage nor "
+                    "given weights; pass Net(..., weights=FILE), or trained=True if its module is as it should be"
+                )
+        trained |= set(stage.goals)
+        if stage.training.by is not None and stage.training.by not in scores:
+            yield (
+                f"stage {stage.name!r}: {stage.training.by!r} is not among the recipe's scores; "
+                f"{did_you_mean(stage.training.by, scores)}"
+            )
+    yield from _used_twice(stages)
+
+
+def _used_twice(stages: Sequence[Stage]) -> Iterator[str]:
+    losses = [each.term for stage in stages for goal in stage.goals.values() for each in as_goal(goal)]
+    seen: dict[int, str] = {}
+    for term in losses:
+        loss = term.loss
+        if isinstance(loss, nn.Module) and (hasattr(loss, "build") or any(True for _ in loss.parameters())):
+            if id(loss) in seen:
+                yield (
+                    f"terms {seen[id(loss)]!r} and {term.label!r} share one {type(loss).__name__}, which has weights; "
+                    "give each its own"
+                )
+            seen[id(loss)] = term.label
+
+
+def _before_rehearsal(stage: Stage, facts: Facts) -> Iterator[str]:
+    for net, goal in stage.goals.items():
+        if not isinstance(net.module, nn.Module):
+            yield f"net {net.name!r} is a plain callable: it can teach, but not be trained"
+        elif not any(parameter.requires_grad for parameter in net.module.parameters()):
+            yield f"net {net.name!r} has nothing to train: none of its parameters requires a gradient"
+        labels = Counter(each.term.label for each in as_goal(goal))
+        for label, count in labels.items():
+            if count > 1:
+                yield f"{count} terms are called {label!r}; tell them apart with label='...'"
+        for each in as_goal(goal):
+            yield from (f"term {each.term.label!r}: {problem}" for problem in _needs(each.term.loss, facts))
+            if isinstance(each.term, Match):
+                yield from (f"term {each.term.label!r}: {problem}" for problem in _match(net, each.term, stage))
+
+
+def _match(net: Net[Any], match: Match, stage: Stage) -> Iterator[str]:
+    source = match.source
+    if source is net or source in stage.goals:
+        yield (
+            f"net {source.name!r} is in training in this stage, so it cannot be matched as a frozen teacher; "
+            "match what it said before, or what it says now, through a source made for that"
+        )
+    if isinstance(source, Net):
+        for tap in taps_of(match.target):
+            yield from _belongs(tap.module, source, "target")
+    for tap in taps_of(match.student):
+        yield from _belongs(tap.module, net, "student")
+
+
+def _belongs(module: nn.Module, net: Net[Any], side: str) -> Iterator[str]:
+    if not isinstance(net.module, nn.Module):
+        yield f"net {net.name!r} is a plain callable, which cannot be tapped"
+    elif all(module is not each for each in net.module.modules()):
+        yield f"the {side} tap sits on a {type(module).__name__} that is not a part of net {net.name!r}"
+
+
+def _needs(loss: Any, facts: Facts) -> Iterator[str]:
+    needs = needs_of(loss)
+    if "ids" in needs and not facts.ids:
+        yield "it needs sample ids, and a DataLoader of your own has none; pass its Dataset instead"
+    if "hard_labels" in needs and facts.task != "multiclass":
+        yield f"it needs one class per sample, and this data is {facts.task}"

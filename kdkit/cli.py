@@ -1,0 +1,218 @@
+"""The command line: run, check and list, and what plugins add."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from kdkit import __version__
+from kdkit.errors import KdkitError
+from kdkit.plugins import installed
+from kdkit.recipefile import Parameter, RecipeFile, read_recipe_file
+
+RECIPE = "kdkit.recipe_file"
+
+
+def main() -> None:
+    """Run the command line. A KdkitError is printed without a traceback, and the exit code is 2."""
+    sys.exit(call(sys.argv[1:]))
+
+
+def call(args: list[str]) -> int:
+    """Run the command line with these arguments and return its exit code."""
+    try:
+        installed().hook.register_commands(cli=cli)
+        code = cli.main(args, prog_name="kdkit", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except KdkitError as error:
+        click.echo(f"error: {error}", err=True)
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("stopped; a run with --out FOLDER goes on from its last epoch with --resume", err=True)
+        return 130
+
+
+class RecipeCommand(click.Command):
+    """A command on a recipe file, whose recipe() parameters become options of the command."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._own = list(self.params)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the file first, then everything with the options that it brings."""
+        self.params = list(self._own)
+        path = self._file(args)
+        if path is not None:
+            file = read_recipe_file(Path(path))
+            ctx.meta[RECIPE] = file
+            self.params += [_option(each) for each in self._brought(file)]
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the recipe's options before the command's."""
+        brought = [each for each in self.params if each not in self._own]
+        for title, params in (("Options of this recipe", brought), ("Options", [*self._own, *self._help(ctx)])):
+            rows = [row for each in params if (row := each.get_help_record(ctx)) is not None]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Say what the command does, then what the recipe file says of itself."""
+        super().format_help_text(ctx, formatter)
+        file = ctx.meta.get(RECIPE)
+        if isinstance(file, RecipeFile) and file.text:
+            formatter.write_paragraph()
+            formatter.write(f"{file.path}:\n")
+            with formatter.indentation():
+                for line in file.text.splitlines():
+                    formatter.write(f"  {line}\n" if line else "\n")
+
+    def _help(self, ctx: click.Context) -> list[click.Parameter]:
+        option = self.get_help_option(ctx)
+        return [] if option is None else [option]
+
+    def _file(self, args: list[str]) -> str | None:
+        valued = {
+            name for each in self._own if isinstance(each, click.Option) and not each.is_flag for name in each.opts
+        }
+        positional, skip = [], False
+        for arg in args:
+            if not skip and not arg.startswith("-"):
+                positional.append(arg)
+            skip = arg in valued and not skip
+        return next((each for each in positional if each.endswith(".py")), positional[0] if positional else None)
+
+    def _brought(self, file: RecipeFile) -> tuple[Parameter, ...]:
+        taken = {each.name for each in self._own} | {"help", "file"}
+        for each in file.parameters:
+            if each.name in taken:
+                raise KdkitError(
+                    f"{file.path}: parameter {each.name!r} of recipe() has the name of an option of "
+                    f"`kdkit {self.name}`; choose another"
+                )
+        return file.parameters
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="kdkit")
+def cli() -> None:
+    """Knowledge distillation: who learns what from whom, in one readable loop."""
+
+
+@cli.command(cls=RecipeCommand)
+@click.argument("file")
+@click.option("--out", type=click.Path(path_type=Path), help="The run folder; runs/<recipe>-<time> if not given.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, from its last epoch.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
+@click.option("--precision", default="fp32", show_default=True, help="fp32, bf16 or fp16 (autocast).")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Where all randomness starts.")
+@click.option("--compile", "compile_", is_flag=True, help="Compile each lesson with torch.compile.")
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
+@click.pass_context
+def run(ctx: click.Context, /, **options: Any) -> None:
+    """Run the recipe in FILE: train its stages, then score every net.
+
+    The parameters of its recipe() are options too: `kdkit run FILE --help` lists them.
+    """
+    from kdkit.console import ConsoleWatcher  # these import torch, which --help does without
+    from kdkit.runfolder import new_path
+    from kdkit.running import Origin
+    from kdkit.running import run as run_recipe
+    from kdkit.runoptions import RunOptions
+
+    file: RecipeFile = ctx.meta[RECIPE]
+    chosen = _chosen(file, options)
+    settings = RunOptions(
+        out=options["out"] or (None if options["resume"] else new_path(file.path.stem)),
+        resume=options["resume"],
+        device=options["device"],
+        precision=options["precision"],
+        seed=options["seed"],
+        compile=options["compile_"],
+    )
+    watchers = [] if options["quiet"] else [ConsoleWatcher(Console(highlight=False))]
+    origin = Origin(file=file.path, options=chosen)
+    run_recipe(lambda: file.make(chosen), settings, watchers=watchers, origin=origin)
+
+
+@cli.command(cls=RecipeCommand)
+@click.argument("file")
+@click.option("--device", default="cpu", show_default=True, help="Where the tiny forward pass runs.")
+@click.pass_context
+def check(ctx: click.Context, /, **options: Any) -> None:
+    """Check the recipe in FILE and show its plan: nothing is trained.
+
+    Every net sees two samples once. Shown are who learns what from whom, every tap with its shape, the parameters of
+    nets and projectors, and every problem at once.
+    """
+    from kdkit.checking import check as check_recipe  # imports torch, which --help does without
+    from kdkit.planview import show_plan
+    from kdkit.runoptions import find_device, seed_everything
+
+    file: RecipeFile = ctx.meta[RECIPE]
+    device = find_device(options["device"])
+    seed_everything(0)
+    plan = check_recipe(file.make(_chosen(file, options)), device)
+    show_plan(plan, Console(highlight=False))
+    plan.require()
+
+
+@cli.command("list")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+def list_(file: Path | None) -> None:
+    """List every shelf, and the plugin that each thing came from; with FILE, also what that recipe file adds."""
+    from kdkit.planview import show_shelves  # rich tables
+
+    if file is not None:
+        read_recipe_file(file)
+    show_shelves(installed(), Console(highlight=False))
+
+
+def _chosen(file: RecipeFile, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {each.name: _value(each, options[each.name]) for each in file.parameters}
+
+
+def _value(parameter: Parameter, value: Any) -> Any:
+    return tuple(value) if parameter.several and value is not None else value
+
+
+def _option(parameter: Parameter) -> click.Option:
+    name = parameter.name.replace("_", "-")
+    flags = f"--{name}/--no-{name}" if parameter.type is bool else f"--{name}"
+    kind: Any = parameter.type
+    if parameter.choices:
+        kind = click.Choice([str(each) for each in parameter.choices])
+        if not isinstance(parameter.choices[0], str):
+            kind = _Literal(parameter.choices)
+    elif parameter.type is Path:
+        kind = click.Path(path_type=Path)
+    return click.Option(
+        [flags, parameter.name],
+        type=kind,
+        default=parameter.default,
+        required=parameter.required,
+        multiple=parameter.several,
+        show_default=parameter.default is not None,
+    )
+
+
+class _Literal(click.ParamType[Any]):
+    """One of a few values that are no strings, such as the lead counts 12, 6 and 3."""
+
+    name = "choice"
+
+    def __init__(self, choices: tuple[Any, ...]) -> None:
+        self.choices = {str(each): each for each in choices}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if str(value) not in self.choices:
+            self.fail(f"{value!r} is not one of {', '.join(self.choices)}", param, ctx)
+        return self.choices[str(value)]

@@ -1,0 +1,206 @@
+"""What flows through a run: batches, the splits they come from, and the order they come in."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+Task = Literal["multiclass", "multilabel", "regression"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some samples and what is known of them.
+
+    inputs: a tensor, or a (named) tuple or dict of tensors, each (batch, ...).
+    labels: (batch,) int64 for multiclass, (batch, classes) float of 0 and 1 for multilabel.
+    ids: (batch,) int64, unique per sample; None where the data cannot tell its samples apart.
+    draw: which of its deterministic augmentations each sample is shown in; None where unknown.
+    """
+
+    inputs: Any
+    labels: Tensor
+    ids: Tensor | None = None
+    draw: int | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on `device`, copied without waiting where its memory is pinned."""
+        if self.labels.device == device:
+            return self
+        ids = None if self.ids is None else self.ids.to(device, non_blocking=True)
+        return replace(
+            self, inputs=moved(self.inputs, device), labels=self.labels.to(device, non_blocking=True), ids=ids
+        )
+
+    def pin_memory(self) -> "Batch":
+        """Return the batch in page-locked memory (called by torch's DataLoader)."""
+        ids = None if self.ids is None else self.ids.pin_memory()
+        return replace(self, inputs=_each(self.inputs, Tensor.pin_memory), labels=self.labels.pin_memory(), ids=ids)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Split(Protocol):
+    """Samples that can be fetched by row. A sample is a pure function of (seed, id, draw)."""
+
+    @property
+    def ids(self) -> Tensor:
+        """(rows,) int64, unique per sample over all splits."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: Tensor, draw: int) -> Batch:
+        """Return the samples in these rows, (samples,) int64, in this order and in this draw of their augmentation."""
+        ...
+
+
+class Data(Protocol):
+    """The samples of an experiment: what is learned from, chosen on and reported on.
+
+    It may have a `summary`, a text that says what was read and what was left out, and `notices`, lines that a reader
+    of its figures must know. Both are read when a run begins, after its splits.
+    """
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names, in the order of the label columns (or of the class indices)."""
+        ...
+
+    @property
+    def task(self) -> Task:
+        """What the labels are: see Batch."""
+        ...
+
+    @property
+    def draws(self) -> int | None:
+        """How many deterministic augmentations each sample has; None where their randomness is unknown."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A text that changes whenever any sample does."""
+        ...
+
+    @property
+    def train(self) -> "Split | Stream":
+        """What is learned from."""
+        ...
+
+    @property
+    def select(self) -> "Split | Stream":
+        """What epochs and thresholds are chosen on."""
+        ...
+
+    @property
+    def test(self) -> "Split | Stream | None":
+        """What is reported on; None to report on `select`."""
+        ...
+
+
+class Batches(Protocol):
+    """Batches one after the other, as many as its length says."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+class Stream:
+    """Batches from a DataLoader of the user's own, in the order and with the randomness it has."""
+
+    def __init__(self, loader: "DataLoader[Any]") -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for inputs, labels in self.loader:
+            yield Batch(inputs, as_targets(labels))
+
+
+def batches(
+    split: Split | Stream, size: int, *, order: Tensor | None = None, draw: int | None = 0, workers: int = 0
+) -> "Batches":
+    """Return the split's batches, `size` samples each, in row order or in `order` ((rows,) int64)."""
+    if isinstance(split, Stream):
+        return split
+    rows = order if order is not None else torch.arange(len(split))
+    fetched = _Fetched(split, torch.split(rows, size), draw or 0)
+    pin = torch.cuda.is_available()
+    if workers == 0 and not pin:
+        return fetched  # a DataLoader would add its own cost to every step
+    return DataLoader(fetched, batch_size=None, num_workers=workers, pin_memory=pin)
+
+
+def training_order(split: Split | Stream, batch_size: int, seed: int, epoch: int) -> Tensor | None:
+    """Return the order of a training epoch; None where a user's own loader has its own.
+
+    A last batch of a single sample is left out, since batch norm cannot take it.
+    """
+    if isinstance(split, Stream):
+        return None
+    order = shuffled(len(split), seed, epoch)
+    return order[:-1] if len(order) % batch_size == 1 and len(order) > batch_size > 1 else order
+
+
+def as_targets(labels: Tensor) -> Tensor:
+    """Return labels as losses take them: indicator columns as floats, all else as it is."""
+    return labels.float() if labels.ndim == 2 and not labels.is_floating_point() else labels
+
+
+def shuffled(rows: int, seed: int, epoch: int) -> Tensor:
+    """Return the order of an epoch, (rows,) int64: a function of (seed, epoch) and of nothing else."""
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed_from(seed, epoch)))
+
+
+def seed_from(*numbers: int) -> int:
+    """Return a 63-bit seed made of several numbers, so that (1, 2) and (2, 1) differ."""
+    mixed = 0x9E3779B97F4A7C15
+    for number in numbers:  # splitmix64, one round per number
+        mixed = (mixed ^ (number & 0xFFFFFFFFFFFFFFFF)) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+        mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        mixed ^= mixed >> 31
+    return mixed >> 1
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """Return a tensor, or a (named) tuple, list or dict of tensors, on `device`."""
+    return _each(value, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def _each(value: Any, change: Any) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _each(item, change) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_each(item, change) for item in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(_each(item, change) for item in value)
+    return value
+
+
+class _Fetched(Dataset[Batch]):
+    """A split seen as a list of whole batches, so that a DataLoader's workers fetch a batch at a time."""
+
+    def __init__(self, split: Split, rows: Sequence[Tensor], draw: int) -> None:
+        self.split = split
+        self.rows = rows
+        self.draw = draw
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.split.batch(self.rows[index], self.draw)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for rows in self.rows:
+            yield self.split.batch(rows, self.draw)

@@ -1,0 +1,88 @@
+"""Distillation in one call, for one's own networks on one's own torch data."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from kdkit.data import Batch, Task
+from kdkit.errors import DataError
+from kdkit.goal import Truth
+from kdkit.losses import Loss, PerLabelSoftTargets, SoftTargets
+from kdkit.net import Net
+from kdkit.recipe import Recipe
+from kdkit.running import Result, run
+from kdkit.schedules import Parallel
+from kdkit.torch_data import TorchData, Yours
+from kdkit.training import Training
+
+_TRUTHS: dict[Task, type[nn.Module]] = {
+    "multiclass": nn.CrossEntropyLoss,
+    "multilabel": nn.BCEWithLogitsLoss,
+    "regression": nn.MSELoss,
+}
+
+
+def distill(
+    teacher: nn.Module | Net[Any] | Sequence[Net[Any]],
+    student: nn.Module | Net[Any],
+    train: Yours,
+    valid: Yours,
+    test: Yours | None = None,
+    *,
+    guide: Loss | None = None,
+    balance: float = 0.5,
+    training: Training | None = None,
+    classes: Sequence[str] | None = None,
+    **options: Any,
+) -> Result:
+    """Train a student on labels and on a trained teacher, or several, and return the scores of all.
+
+    train, valid, test: torch Datasets or DataLoaders that yield `(inputs, labels)`; see TorchData. valid is what epochs
+    are chosen on, and what is reported on where there is no test.
+    guide: the loss against a teacher's outputs; by the data's task SoftTargets(), PerLabelSoftTargets() or MSELoss().
+    balance: the share of the labels' own loss, in [0, 1]. training: 10 epochs of Adam where None.
+    classes: their names; counted from the student's outputs where None. options: those of `kdkit.run`.
+    """
+    pupil = student if isinstance(student, Net) else Net("student", student)
+    nets = teacher if isinstance(teacher, Sequence) else (teacher,)
+    masters = [each if isinstance(each, Net) else Net("teacher", each, trained=True) for each in nets]
+    names = classes if classes is not None else [str(index) for index in range(_outputs(pupil, train))]
+    data = TorchData(train, valid, test, classes=names)
+    guides: dict[Task, Loss] = {
+        "multiclass": SoftTargets(),
+        "multilabel": PerLabelSoftTargets(),
+        "regression": nn.MSELoss(),
+    }
+    schedule = Parallel(
+        *masters,
+        pupil,
+        truth=Truth(_TRUTHS[data.task]()),
+        guide=guide if guide is not None else guides[data.task],
+        balance=balance,
+        training=training or Training(epochs=10),
+    )
+    return run(Recipe(data=data, schedule=schedule, name="distill"), **options)
+
+
+@torch.no_grad()
+def _outputs(net: Net[Any], train: Yours) -> int:
+    """Count a net's outputs, from one batch, leaving it in its mode."""
+    try:
+        first = next(iter(train)) if isinstance(train, DataLoader) else default_collate([_first(train)])
+        inputs, labels = first
+    except (StopIteration, IndexError):
+        raise DataError("the training data is empty") from None
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the training data must yield pairs (inputs, labels): {error}") from error
+    training = net.network.training
+    net.network.eval()
+    count = net(Batch(inputs, labels)).shape[-1]
+    net.network.train(training)
+    return count
+
+
+def _first(dataset: Dataset[Any]) -> Any:
+    return dataset[0]

@@ -1,0 +1,72 @@
+"""The one shape that every loss has: `(student, target) -> scalar`, labels and teachers being both just targets."""
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kdkit.data import Task
+
+Loss = Callable[..., Tensor]
+Asked = frozenset[str]
+
+ASKABLE = ("labels", "ids", "progress")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a loss may know of the data when it is built: class names, task, training samples, whether ids exist."""
+
+    classes: tuple[str, ...]
+    task: Task
+    samples: int | None
+    ids: bool
+
+
+class Built(Protocol):
+    """A loss with weights or memory: an `nn.Module` that is built once the shapes are known, before the optimizer.
+
+    student, target: the shapes of what it will compare, one per tap. teacher: the module that answers, if there is one.
+    """
+
+    def build(
+        self,
+        student: tuple[torch.Size, ...],
+        target: tuple[torch.Size, ...],
+        facts: Facts,
+        teacher: nn.Module | None,
+    ) -> None:
+        """Make what the shapes call for. Raises RecipeError where they cannot meet."""
+        ...
+
+
+def loss_name(loss: Loss) -> str:
+    """Return what a loss is called in labels: soft_targets for SoftTargets(...), my_loss for a function my_loss."""
+    name = getattr(loss, "__name__", None) or type(loss).__name__
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def asked_by(loss: Loss) -> Asked:
+    """Return which of labels, ids and progress a loss asks for by keyword."""
+    call = loss.forward if isinstance(loss, nn.Module) else loss
+    try:
+        parameters = inspect.signature(call).parameters
+    except (TypeError, ValueError):  # a builtin says nothing of its arguments
+        return frozenset()
+    return frozenset(ASKABLE) & parameters.keys()
+
+
+def needs_of(loss: Loss) -> Asked:
+    """Return what a loss cannot do without: what it asks for without a default, and what its `needs` say."""
+    call = loss.forward if isinstance(loss, nn.Module) else loss
+    try:
+        parameters = inspect.signature(call).parameters
+    except (TypeError, ValueError):
+        return frozenset()
+    required = {name for name in ASKABLE if name in parameters and parameters[name].default is inspect.Parameter.empty}
+    declared: Any = getattr(loss, "needs", ())
+    return frozenset(required) | frozenset(declared)

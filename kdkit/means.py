@@ -1,0 +1,40 @@
+"""Means of terms over an epoch, without waiting for the device at every step."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class Means:
+    """Gathers scalars by label, each weighted by the samples it stands for."""
+
+    _FLUSH = 256  # steps between two sums, so that few small tensors are kept
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[list[Tensor], int]] = []
+        self._labels: tuple[str, ...] = ()
+        self._totals: list[float] = []
+        self._samples = 0
+
+    def add(self, terms: Mapping[str, Tensor], samples: int) -> None:
+        """Add the terms of a step, each (), which stand for so many samples."""
+        self._labels = self._labels or tuple(terms)
+        self._waiting.append(([term.detach() for term in terms.values()], samples))
+        if len(self._waiting) == self._FLUSH:
+            self._flush()
+
+    def values(self) -> dict[str, float]:
+        """Return the mean of each label; empty if nothing was added."""
+        self._flush()
+        return {label: total / self._samples for label, total in zip(self._labels, self._totals, strict=True)}
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        steps = torch.stack([torch.stack(terms) for terms, _ in self._waiting]).double().cpu()  # (steps, labels)
+        samples = torch.tensor([count for _, count in self._waiting], dtype=torch.float64)
+        sums = (steps * samples[:, None]).sum(0).tolist()
+        self._totals = [total + more for total, more in zip(self._totals or [0.0] * len(sums), sums, strict=True)]
+        self._samples += int(samples.sum())
+        self._waiting.clear()

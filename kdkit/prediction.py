@@ -1,0 +1,75 @@
+"""What a net says about a whole split, and how well that scores."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kdkit.classes import shared
+from kdkit.data import Data, Split, Stream, batches
+from kdkit.errors import DataError
+from kdkit.net import Net
+from kdkit.scores import Predictions, Score, Scored
+
+
+class Predictor:
+    """Runs nets over splits of one data set, on one device and in one precision."""
+
+    def __init__(self, data: Data, device: torch.device, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
+        self.data = data
+        self.device = device
+        self.autocast = autocast
+
+    @torch.no_grad()
+    def predict(
+        self, net: Net[Any], split: Split | Stream, *, batch_size: int, module: nn.Module | None = None
+    ) -> Predictions:
+        """Return what a net says in eval mode, or what `module` says in its place. Raises DataError if it is empty."""
+        speaker = module if module is not None else net.module
+        training = isinstance(speaker, nn.Module) and speaker.training
+        if isinstance(speaker, nn.Module):
+            speaker.eval()
+        outputs, labels, ids = [], [], []
+        for batch in batches(split, batch_size):
+            with self.autocast():
+                output = net.through(speaker, batch.to(self.device))
+            outputs.append(output.float().cpu().numpy())
+            labels.append(batch.labels.cpu().numpy())
+            ids.append(None if batch.ids is None else batch.ids.cpu().numpy())
+        if training and isinstance(speaker, nn.Module):
+            speaker.train()
+        if not outputs:
+            raise DataError("there is nothing to predict: the split is empty")
+        known = (
+            None if any(each is None for each in ids) else np.concatenate([each for each in ids if each is not None])
+        )
+        said = Predictions(
+            labels=np.concatenate(labels), outputs=np.concatenate(outputs), classes=self.data.classes, ids=known
+        )
+        return self._shared(net, said)
+
+    def _shared(self, net: Net[Any], said: Predictions) -> Predictions:
+        """Cut down to the classes that the net shares with the data."""
+        positions = None
+        if self.data.task != "regression" and net.classes is not None:
+            positions = shared(net.classes, self.data.classes, f"net {net.name!r} and the data")
+        if positions is None:
+            return said
+        classes = tuple(self.data.classes[index] for index in positions.second)
+        outputs = said.outputs[:, list(positions.first)]
+        if self.data.task == "multilabel":
+            return Predictions(
+                labels=said.labels[:, list(positions.second)], outputs=outputs, classes=classes, ids=said.ids
+            )
+        matches = said.labels[:, None] == np.asarray(positions.second)
+        known = matches.any(1)
+        ids = None if said.ids is None else said.ids[known]
+        return Predictions(labels=matches.argmax(1)[known], outputs=outputs[known], classes=classes, ids=ids)
+
+
+def scored(scores: Sequence[Score], select: Predictions, test: Predictions) -> dict[str, Scored]:
+    """Return every score: what is to be chosen is chosen on `select`, what is reported comes from `test`."""
+    return {score.name: score.fit(select).score(test) for score in scores}

@@ -1,0 +1,58 @@
+"""Weights that change as training goes on: progress in [0, 1] -> factor."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kdkit.errors import RecipeError
+
+Ramp = Callable[[float], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearRamp:
+    """From `start` to `end` in a straight line between two points of progress, level before and after.
+
+    Progress counts optimizer updates: 0 before the first one of a stage, 1 after its last.
+    """
+
+    start: float = 0.0
+    end: float = 1.0
+    after: float = 0.0
+    until: float = 1.0
+
+    def __post_init__(self) -> None:
+        _validate(self.start, self.end, self.after, self.until)
+
+    def __call__(self, progress: float) -> float:
+        """Return the factor at this progress."""
+        return self.start + (self.end - self.start) * _share(progress, self.after, self.until)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CosineRamp:
+    """From `start` to `end` along half a cosine between two points of progress, level before and after."""
+
+    start: float = 0.0
+    end: float = 1.0
+    after: float = 0.0
+    until: float = 1.0
+
+    def __post_init__(self) -> None:
+        _validate(self.start, self.end, self.after, self.until)
+
+    def __call__(self, progress: float) -> float:
+        """Return the factor at this progress."""
+        share = _share(progress, self.after, self.until)
+        return self.start + (self.end - self.start) * (1 - math.cos(math.pi * share)) / 2
+
+
+def _share(progress: float, after: float, until: float) -> float:
+    return min(1.0, max(0.0, (progress - after) / (until - after)))
+
+
+def _validate(start: float, end: float, after: float, until: float) -> None:
+    if not (math.isfinite(start) and math.isfinite(end)) or min(start, end) < 0:
+        raise RecipeError(f"a ramp goes between finite factors of at least 0; got {start} to {end}")
+    if not 0 <= after < until <= 1:
+        raise RecipeError(f"a ramp lies within 0 <= after < until <= 1; got after={after}, until={until}")

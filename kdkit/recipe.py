@@ -1,0 +1,113 @@
+"""The whole experiment as Python objects: data, who learns from whom and how, and what is measured."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from kdkit.data import Data
+from kdkit.errors import RecipeError
+from kdkit.goal import Goal, Match, Source, Term, as_goal, taps_of
+from kdkit.net import Net
+from kdkit.scores import Score, default_scores
+from kdkit.taps import Tapping
+from kdkit.training import Training
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Which nets are trained together (mostly one), each toward its goal, and how."""
+
+    goals: Mapping[Net[Any], Goal | Term]
+    training: Training
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.goals, Mapping) or not self.goals:
+            raise RecipeError("a stage takes its goals by net: Stage({student: 0.3 * Truth(...) + ...}, training)")
+        for net in self.goals:
+            if not isinstance(net, Net):
+                raise RecipeError(f"a stage trains nets; got a {type(net).__name__}")
+        if not isinstance(self.training, Training):
+            raise RecipeError(f"a stage needs a Training; got {type(self.training).__name__}")
+        object.__setattr__(self, "goals", {net: as_goal(goal) for net, goal in self.goals.items()})
+        object.__setattr__(self, "name", self.name or "+".join(net.name for net in self.goals))
+
+    @property
+    def matches(self) -> tuple[Match, ...]:
+        """All terms that learn from a source."""
+        terms = [each.term for goal in self.goals.values() for each in as_goal(goal)]
+        return tuple(term for term in terms if isinstance(term, Match))
+
+    @property
+    def sources(self) -> Mapping[Source, tuple[Tapping, ...]]:
+        """What is asked in this stage, and the taps that are open on each while it answers."""
+        taps: dict[Source, dict[Tapping, None]] = {}
+        for match in self.matches:
+            taps.setdefault(match.source, {}).update(dict.fromkeys(taps_of(match.target)))
+        return {source: tuple(each) for source, each in taps.items()}
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """Who learns from whom, and when: turns nets and a way of guiding into stages."""
+
+    def stages(self) -> Sequence[Stage]:
+        """Return the stages in the order they run."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """An experiment. It holds live nets, so it runs once.
+
+    data: a Data. schedule: a Schedule. scores: what is measured; the first one decides which epoch is kept, unless a
+    Training says otherwise. The default ones fit the data's task. name: for tables; the recipe file's where empty.
+    """
+
+    data: Data
+    schedule: Schedule
+    scores: tuple[Score, ...] = ()
+    name: str = ""
+    _used: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not _is_data(self.data):
+            raise RecipeError(
+                f"data is a Data, such as TorchData(train, select) or one of your own with classes, task, draws, "
+                f"fingerprint, train, select and test; got {type(self.data).__name__}"
+            )
+        if not isinstance(self.schedule, Schedule):
+            raise RecipeError(f"schedule has a stages() method; got {type(self.schedule).__name__}")
+        object.__setattr__(self, "scores", tuple(self.scores) or default_scores(self.data.task))
+        for score in self.scores:
+            if not isinstance(score, Score):
+                raise RecipeError(f"a score has a name, fit and score; got {type(score).__name__}")
+        names = [score.name for score in self.scores]
+        if len(set(names)) < len(names):
+            raise RecipeError(f"two scores have the same name: {', '.join(sorted(names))}")
+
+    def use(self) -> None:
+        """Mark the recipe as run. Raises RecipeError the second time."""
+        if self._used:
+            raise RecipeError(
+                "this Recipe has run already, and its nets are trained; make it anew by calling the recipe function, "
+                "or pass the function itself to kdkit.run"
+            )
+        self._used.append(True)
+
+
+def _is_data(data: object) -> bool:
+    """Whether it has all that a Data has. It is not asked for it: a split may take minutes to read."""
+    members = ("classes", "task", "draws", "fingerprint", "train", "select", "test")
+    absent = object()
+    return all(inspect.getattr_static(data, member, absent) is not absent for member in members)
+
+
+def nets_of(stages: Sequence[Stage]) -> tuple[Net[Any], ...]:
+    """Return every net that teaches or learns, each once, in order of appearance."""
+    nets: dict[Net[Any], None] = {}
+    for stage in stages:
+        nets.update(dict.fromkeys(source for source in stage.sources if isinstance(source, Net)))
+        nets.update(dict.fromkeys(stage.goals))
+    return tuple(nets)

@@ -1,0 +1,146 @@
+"""Read a recipe file: an ordinary Python file with a function recipe(), whose parameters are the command's options."""
+
+import importlib.util
+import inspect
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from kdkit.errors import KdkitError, RecipeError, did_you_mean
+from kdkit.plugins import installed
+
+SIMPLE = (int, float, str, bool, Path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """A parameter of recipe(): its type without None, whether it takes several values, and its default."""
+
+    name: str
+    type: Any
+    several: bool
+    default: Any
+    required: bool
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """The values of a Literal; none for other types."""
+        return get_args(self.type) if get_origin(self.type) is Literal else ()
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeFile:
+    """A recipe file that has been read. It is a plugin too, so a hook in it is known from now on."""
+
+    path: Path
+    module: types.ModuleType
+
+    @property
+    def text(self) -> str:
+        """What the file says of itself."""
+        return inspect.getdoc(self.module) or ""
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The parameters of recipe(). Raises RecipeError for one that cannot be an option."""
+        function = self.module.recipe
+        try:
+            hints = typing.get_type_hints(function)
+        except NameError as error:
+            raise RecipeError(f"{self.path}: the type of a parameter of recipe() is unknown: {error}") from error
+        signature = inspect.signature(function)
+        return tuple(_parameter(self.path, each, hints) for each in signature.parameters.values())
+
+    def make(self, options: Mapping[str, Any]) -> Any:
+        """Call recipe() with these options. Raises RecipeError if it raises or does not return a Recipe."""
+        from kdkit.recipe import Recipe  # imports torch, which reading a file's options does without
+
+        unknown = [name for name in options if name not in {each.name for each in self.parameters}]
+        if unknown:
+            known = [each.name for each in self.parameters]
+            raise RecipeError(
+                f"{self.path}: recipe() has no parameter {unknown[0]!r}; {did_you_mean(unknown[0], known)}"
+            )
+        with _told(self.path, "recipe() raises"):
+            made = self.module.recipe(**options)
+        if not isinstance(made, Recipe):
+            raise RecipeError(f"{self.path}: recipe() returns a {type(made).__name__}; expected a kdkit.Recipe")
+        return made
+
+
+def read_recipe_file(path: Path) -> RecipeFile:
+    """Read a recipe file and add it to the plugins. Raises RecipeError where it cannot be one."""
+    if not path.is_file():
+        raise RecipeError(f"{path}: there is no such recipe file" if not path.is_dir() else f"{path} is a folder")
+    spec = importlib.util.spec_from_file_location(f"kdkit_recipe_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise RecipeError(f"{path} is not a Python file; a recipe file ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # so that what it defines can be pickled, for workers
+    sys.path.insert(0, str(path.parent.resolve()))  # as Python does for a script
+    try:
+        with _told(path, "reading it raises"):
+            spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent.resolve()))
+    if not callable(getattr(module, "recipe", None)):
+        functions = [name for name, value in vars(module).items() if inspect.isfunction(value)]
+        hint = f"; {did_you_mean('recipe', functions)}" if functions else ""
+        raise RecipeError(f"{path} has no function recipe(), which returns the Recipe to run{hint}")
+    installed().add(module, path.stem)
+    return RecipeFile(path, module)
+
+
+class _told:  # noqa: N801  # reads as a word: `with _told(path, ...)`
+    """Turn whatever a user's code raises into a RecipeError that says where."""
+
+    def __init__(self, path: Path, doing: str) -> None:
+        self.path = path
+        self.doing = doing
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: object, error: BaseException | None, trace: types.TracebackType | None) -> None:
+        if error is None or not isinstance(error, Exception) or isinstance(error, KdkitError):
+            return
+        if isinstance(error, SyntaxError):
+            raise RecipeError(f"{self.path}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}") from error
+        frames = [frame for frame in traceback.extract_tb(trace) if Path(frame.filename) == self.path]
+        where = f"{self.path}, line {frames[-1].lineno}" if frames else str(self.path)
+        raise RecipeError(f"{where}: {self.doing} {type(error).__name__}: {error}") from error
+
+
+def _parameter(path: Path, parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Parameter:
+    name = parameter.name
+    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+        raise RecipeError(f"{path}: recipe() takes named parameters with types, which are its options; got {parameter}")
+    if name not in hints:
+        raise RecipeError(f"{path}: parameter {name!r} of recipe() has no type; write {name}: int = ... or the like")
+    kind, several = _unwrapped(hints[name])
+    if kind not in SIMPLE and not (get_origin(kind) is Literal and len({type(each) for each in get_args(kind)}) == 1):
+        raise RecipeError(
+            f"{path}: parameter {name!r} of recipe() is a {hints[name]}; an option is int, float, str, bool, Path, "
+            "a Literal of one kind, one of these or None, or a tuple[...] of one"
+        )
+    required = parameter.default is parameter.empty
+    return Parameter(
+        name=name, type=kind, several=several, default=None if required else parameter.default, required=required
+    )
+
+
+def _unwrapped(hint: Any) -> tuple[Any, bool]:
+    """Return the type without its `| None`, and without the tuple or list around it."""
+    if get_origin(hint) in (typing.Union, types.UnionType):
+        inner = [each for each in get_args(hint) if each is not type(None)]
+        if len(inner) != 1:
+            return hint, False
+        hint = inner[0]
+    if get_origin(hint) in (tuple, list):
+        inner = [each for each in get_args(hint) if each is not Ellipsis]
+        return (inner[0], True) if len(set(inner)) == 1 else (hint, False)
+    return hint, False

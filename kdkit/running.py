@@ -1,0 +1,208 @@
+"""Run a recipe from its check to its table of scores."""
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdkit import __version__
+from kdkit.checking import check
+from kdkit.engine import StageRun, Workplace
+from kdkit.errors import RecipeError
+from kdkit.events import RunEnded, RunStarted
+from kdkit.net import Net
+from kdkit.plugins import installed
+from kdkit.prediction import Predictor, scored
+from kdkit.recipe import Recipe
+from kdkit.runfolder import RunFolder
+from kdkit.runoptions import RunOptions, seed_everything
+from kdkit.scores import Scored
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What came of a run: scores by net and score name, the nets themselves, and where its files are.
+
+    history: for each stage, a dict per epoch with the means of its terms and its score on the selection split.
+    reported_on: the split the scores come from: "test", or "select" where the data has no test split.
+    """
+
+    scores: Mapping[str, Mapping[str, Scored]]
+    nets: Mapping[str, Net[Any]]
+    history: Mapping[str, Sequence[Mapping[str, Any]]]
+    reported_on: str
+    folder: Path | None
+
+    @property
+    def student(self) -> Net[Any]:
+        """The net that was trained last."""
+        return list(self.nets.values())[-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a recipe came from: the file that is copied into the run folder, and the options it was called with."""
+
+    file: Path | None = None
+    options: Mapping[str, Any] | None = None
+
+
+def run(
+    recipe: Recipe | Callable[[], Recipe],
+    options: RunOptions | None = None,
+    *,
+    watchers: Sequence[object] = (),
+    origin: Origin | None = None,
+    **given: Any,
+) -> Result:
+    """Run a recipe, or the recipe that a function returns once the seed is set.
+
+    options, or its fields by keyword: see RunOptions. watchers: objects with watching hooks, beside those of installed
+    plugins. Raises CheckError before the first step, and before anything is written, where anything is wrong.
+    """
+    options = options if options is not None else _options(given)
+    device = options.torch_device()
+    seed_everything(options.seed)
+    if not isinstance(recipe, Recipe):
+        recipe = recipe()
+    recipe.use()
+    plan = check(recipe, device)
+    plan.require()
+    place = Workplace(
+        recipe=recipe,
+        plan=plan,
+        options=options,
+        device=device,
+        predictor=Predictor(recipe.data, device, lambda: options.autocast(device)),
+        hook=installed().extended(watchers).hook,
+    )
+    origin = origin or Origin()
+    folder = _folder(place, origin)
+    began = time.perf_counter()
+    try:
+        result = _run(place, folder, origin)
+    except BaseException as error:
+        place.hook.run_ended(event=_ended(place, {}, time.perf_counter() - began, error))
+        raise
+    place.hook.run_ended(event=_ended(place, result.scores, time.perf_counter() - began))
+    return result
+
+
+def _run(place: Workplace, folder: RunFolder | None, origin: Origin) -> Result:
+    stages = place.plan.stages
+    place.hook.run_started(
+        event=RunStarted(
+            recipe=_name(place.recipe, origin),
+            stages=tuple(stage.name for stage in stages),
+            device=str(place.device),
+            seed=place.options.seed,
+            folder=place.options.out,
+            notices=tuple(_notices(place.recipe)),
+        )
+    )
+    for net in place.plan.nets:
+        if isinstance(net.module, nn.Module):
+            net.module.to(place.device)
+    history = {}
+    for index, stage in enumerate(stages):
+        at = None if folder is None else folder.stage(index, stage.name)
+        history[stage.name] = StageRun(place, index, stage, at).train()
+    scores = {net.name: _score(place, folder, net) for net in place.plan.nets}
+    if folder is not None:
+        folder.save_scores(_reported_on(place), scores)
+    return Result(
+        scores=scores,
+        nets={net.name: net for net in place.plan.nets},
+        history=history,
+        reported_on=_reported_on(place),
+        folder=place.options.out,
+    )
+
+
+def _score(place: Workplace, folder: RunFolder | None, net: Net[Any]) -> dict[str, Scored]:
+    """Score a net: what is to be chosen on the selection split, what is reported on the test split."""
+    data = place.recipe.data
+    size, at = next(
+        (
+            (stage.training.batch_size, (index, stage.name))
+            for index, stage in enumerate(place.plan.stages)
+            if net in stage.goals
+        ),
+        (place.plan.stages[-1].training.batch_size, (-1, net.name)),
+    )
+    select = place.predictor.predict(net, data.select, batch_size=size)
+    test = select if data.test is None else place.predictor.predict(net, data.test, batch_size=size)
+    if folder is not None:
+        stage_folder = folder.stage(*at)
+        stage_folder.save_predictions(net.name, "select", select)
+        if data.test is not None:
+            stage_folder.save_predictions(net.name, "test", test)
+    return scored(place.recipe.scores, select, test)
+
+
+def _folder(place: Workplace, origin: Origin) -> RunFolder | None:
+    options, data = place.options, place.recipe.data
+    if options.out is None:
+        return None
+    source = None if origin.file is None else origin.file.read_bytes()
+    record = {
+        "recipe": _name(place.recipe, origin),
+        "recipe_sha256": None if source is None else hashlib.sha256(source).hexdigest(),
+        "options": {key: str(value) for key, value in (origin.options or {}).items()},
+        "seed": options.seed,
+        "device": str(place.device),
+        "precision": options.precision,
+        "data": data.fingerprint,
+        "draws": data.draws,
+        "stages": [stage.name for stage in place.plan.stages],
+        "trainings": [repr(stage.training) for stage in place.plan.stages],
+        "versions": {"kdkit": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+    if options.resume:
+        return RunFolder.reopen(options.out, record)
+    return RunFolder.create(options.out, record, origin.file)
+
+
+def _notices(recipe: Recipe) -> Iterator[str]:
+    """Say what a reader of the figures must know: of the data, and of what kdkit cannot promise for it."""
+    data = recipe.data
+    yield from str(getattr(data, "summary", "")).splitlines()
+    yield from getattr(data, "notices", ())
+    if data.draws is None:
+        yield "the data's randomness is its own, so runs repeat exactly only if it does"
+    if data.test is None:
+        yield "there is no test split: scores are reported on the split that epochs and thresholds are chosen on"
+
+
+def _ended(
+    place: Workplace, scores: Mapping[str, Mapping[str, Scored]], seconds: float, error: BaseException | None = None
+) -> RunEnded:
+    return RunEnded(
+        scores=scores,
+        parameters={net.name: net.parameters for net in place.plan.nets},
+        reported_on=_reported_on(place),
+        folder=place.options.out,
+        seconds=seconds,
+        error=error,
+    )
+
+
+def _name(recipe: Recipe, origin: Origin) -> str:
+    return recipe.name or ("recipe" if origin.file is None else origin.file.stem)
+
+
+def _reported_on(place: Workplace) -> str:
+    return "select" if place.recipe.data.test is None else "test"
+
+
+def _options(given: Mapping[str, Any]) -> RunOptions:
+    try:
+        return RunOptions(**given)
+    except TypeError as error:
+        raise RecipeError(f"run takes the fields of RunOptions by keyword: {error}") from error

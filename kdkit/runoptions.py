@@ -1,0 +1,79 @@
+"""How a recipe is run: where, in which precision, from which seed. None of it changes what is learned from what."""
+
+import random
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+
+from kdkit.errors import RecipeError, did_you_mean
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """The options of a run.
+
+    out: the run folder; None keeps nothing on disk. resume: go on with the run in that folder, from its last epoch.
+    device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best that is there.
+    precision: "fp32", or autocast in "bf16" or "fp16" (with a gradient scaler).
+    compile: compile each lesson with torch.compile.
+    """
+
+    out: Path | None = None
+    device: str = "auto"
+    precision: Precision = "fp32"
+    seed: int = 0
+    compile: bool = False
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise RecipeError(
+                f"precision is one of {', '.join(get_args(Precision))}; got {self.precision!r}; "
+                f"{did_you_mean(str(self.precision), get_args(Precision))}"
+            )
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise RecipeError(f"a seed is a whole number of at least 0; got {self.seed!r}")
+        if self.resume and self.out is None:
+            raise RecipeError("to resume, say which run folder to go on with: out=FOLDER")
+
+    def torch_device(self) -> torch.device:
+        """Return the device. Raises RecipeError where it is not there."""
+        return find_device(self.device)
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Return the context that forward passes run in."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(device.type, dtype=_AUTOCAST[self.precision])
+
+
+def find_device(name: str) -> torch.device:
+    """Return a device by name. Raises RecipeError where it is not there."""
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator if accelerator is not None else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        reason = str(error).splitlines()[0]
+        raise RecipeError(f"device {name!r} is not there (there are: {', '.join(there)}): {reason}") from error
+    if device.type == "meta":
+        raise RecipeError("nothing can be computed on device 'meta'; choose 'cpu' or an accelerator")
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Set the random states of Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # the global state that users' own code reads
+    torch.manual_seed(seed)

@@ -1,0 +1,18 @@
+"""Where the shared records and golden numbers are, and what every test starts from."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real records and golden numbers that KDKIT_SHARED names; tests that need it skip without."""
+    named = os.environ.get("KDKIT_SHARED")
+    if not named:
+        pytest.skip("KDKIT_SHARED does not name the folder of real records and golden numbers")
+    folder = Path(named)
+    if not folder.is_dir():
+        pytest.fail(f"KDKIT_SHARED names {folder}, which is not there")
+    return folder
