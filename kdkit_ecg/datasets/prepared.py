@@ -1,0 +1,58 @@
+"""Records once they are read: signals, who they are of, labels and ids, row by row."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kdkit import DataError
+from kdkit_ecg.headers import Header
+from kdkit_ecg.labels import Classes
+from kdkit_ecg.records import person_vector
+from kdkit_ecg.signals import SignalSplit, Window
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prepared:
+    """signals: float32 (12, time) each; person (records, 5); labels (records, classes); ids (records,) int64."""
+
+    signals: Sequence[NDArray[np.float32]]
+    person: Tensor
+    labels: Tensor
+    ids: Tensor
+
+    def split(self, rows: NDArray[np.int64], *, length: int, window: Window, seed: int) -> SignalSplit:
+        """Return these rows as a split; the signals are shared, not copied."""
+        index = torch.from_numpy(rows)
+        return SignalSplit(
+            signals=[self.signals[row] for row in rows],
+            person=self.person[index],
+            labels=self.labels[index],
+            ids=self.ids[index],
+            length=length,
+            window=window,
+            seed=seed,
+        )
+
+
+def prepared(signals: Mapping[Header, NDArray[np.float32]], classes: Classes) -> Prepared:
+    """Return the records as rows, in the order in which they come."""
+    return Prepared(
+        signals=list(signals.values()),
+        person=torch.from_numpy(np.stack([person_vector(header.age, header.sex) for header in signals])),
+        labels=torch.from_numpy(np.stack([classes.row(header.codes) for header in signals])),
+        ids=_ids([header.name for header in signals]),
+    )
+
+
+def _ids(names: Sequence[str]) -> Tensor:
+    """Return (records,) int64, each a function of the name alone, so that it stays when records join or go."""
+    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
+    ids = [int.from_bytes(digest, "big") >> 1 for digest in digests]
+    if len(set(ids)) < len(ids):
+        raise DataError("two record names make the same id; rename one of them")
+    return torch.tensor(ids)

@@ -1,0 +1,83 @@
+"""The pieces that the ECG nets share: padding, squeeze-excite, pooling, and the checks of their arguments."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from kdkit import RecipeError, did_you_mean
+
+Preset = Literal["corrected", "paper"]
+
+PERSON = 5  # age/100, age known, female, male, sex known
+PERSON_FEATURES = 10
+
+
+class SameConv1d(nn.Conv1d):
+    """Convolution that keeps the length, or divides it by the stride and rounds up, whatever its kernel.
+
+    Zeros are added on both sides, one more on the right where the kernel is even.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
+        super().__init__(inputs, outputs, kernel, stride)
+        self.sides = ((kernel - 1) // 2, kernel // 2)
+
+    def forward(self, signal: Tensor) -> Tensor:
+        """Convolve (N, inputs, T) -> (N, outputs, ceil(T / stride)), for any T >= 1."""
+        # padding="same" would warn on even kernels, and torch refuses it with a stride.
+        return super().forward(pad(signal, self.sides))
+
+
+class SqueezeExcite(nn.Module):
+    """Channels weighed by what they hold over all time (Hu et al., 2018, arXiv:1709.01507, section 3).
+
+    Its two linear layers have no bias.
+    """
+
+    def __init__(self, channels: int, reduction: int) -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.squeeze = nn.Linear(channels, hidden, bias=False)
+        self.activation = nn.ReLU()
+        self.excite = nn.Linear(hidden, channels, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Weigh (N, channels, T) -> (N, channels, T), each channel by a number between 0 and 1."""
+        weights: Tensor = torch.sigmoid(self.excite(self.activation(self.squeeze(features.mean(-1)))))
+        return features * weights.unsqueeze(-1)
+
+
+class MeanOverTime(nn.Module):
+    """Global average pool, a module so that it can be tapped."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Average (N, channels, T) -> (N, channels)."""
+        return features.mean(-1)
+
+
+def joined(person: Tensor, pooled: Tensor) -> Tensor:
+    """Return what the last layers see, the person first: (N, P), (N, C) -> (N, P + C)."""
+    return torch.cat((person, pooled), dim=1)
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise RecipeError unless each size is a whole number of at least 1."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise RecipeError(f"{name} must be a whole number of at least 1, not {size!r}")
+
+
+def check_share(**shares: float) -> None:
+    """Raise RecipeError unless each share is at least 0 and below 1."""
+    for name, share in shares.items():
+        if not 0 <= share < 1:
+            raise RecipeError(f"{name} must be at least 0 and below 1, not {share!r}")
+
+
+def check_preset(preset: str) -> None:
+    """Raise RecipeError unless the preset is one of Preset."""
+    presets = get_args(Preset)
+    if preset not in presets:
+        raise RecipeError(f"{preset!r} is not a preset; {did_you_mean(str(preset), presets)}")

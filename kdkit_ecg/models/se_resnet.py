@@ -1,0 +1,121 @@
+"""SE-ResNet, the large teacher: eighteen layers of residual blocks with squeeze-excite."""
+
+from torch import Tensor, nn
+
+from kdkit_ecg.models.blocks import (
+    PERSON,
+    PERSON_FEATURES,
+    MeanOverTime,
+    SqueezeExcite,
+    check_share,
+    check_sizes,
+    joined,
+)
+
+KERNEL = 7
+
+
+class SEResNet(nn.Module):
+    """SE-ResNet of 18 layers, for signals of any length.
+
+    width: channels of the stem and of the first group; each further group has twice as many.
+    dropout: share of the values that each block drops between its two convolutions.
+
+    To tap: `stem` (N, width, T/2); `max_pool` and `group1` (N, width, T/4); `group2` (N, 2 width, T/8); `group3`
+    (N, 4 width, T/16); `group4` (N, 8 width, T/32), lengths rounded up; `pool` (N, 8 width). A group's pre-activation
+    is the input of its `block2.activation`.
+
+    Raises RecipeError for a size below 1 or a dropout outside [0, 1).
+    Source: Chauhan et al., 2022, arXiv:2204.08000, after Zhao et al., Computing in Cardiology 2020.
+    """
+
+    def __init__(self, leads: int = 12, classes: int = 24, *, width: int = 64, dropout: float = 0.2) -> None:
+        super().__init__()
+        check_sizes(leads=leads, classes=classes, width=width)
+        check_share(dropout=dropout)
+        self.stem = Stem(leads, width)
+        self.max_pool = nn.MaxPool1d(3, stride=2, padding=1)
+        self.group1 = Group(width, width, stride=1, dropout=dropout)
+        self.group2 = Group(width, 2 * width, stride=2, dropout=dropout)
+        self.group3 = Group(2 * width, 4 * width, stride=2, dropout=dropout)
+        self.group4 = Group(4 * width, 8 * width, stride=2, dropout=dropout)
+        self.pool = MeanOverTime()
+        self.person = nn.Linear(PERSON, PERSON_FEATURES)
+        self.classifier = nn.Linear(PERSON_FEATURES + 8 * width, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv1d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, signal: Tensor, person: Tensor) -> Tensor:
+        """Map signal (N, leads, T), person (N, 5) -> logits (N, classes), for any T >= 1."""
+        features = self.group1(self.max_pool(self.stem(signal)))
+        features = self.group4(self.group3(self.group2(features)))
+        logits: Tensor = self.classifier(joined(self.person(person), self.pool(features)))
+        return logits
+
+
+class Stem(nn.Module):
+    """Strided convolution, norm and ReLU."""
+
+    def __init__(self, leads: int, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(leads, channels, 15, stride=2, padding=7, bias=False)
+        self.norm = nn.BatchNorm1d(channels)
+        self.activation = nn.ReLU()
+
+    def forward(self, signal: Tensor) -> Tensor:
+        """Map (N, leads, T) -> (N, channels, ceil(T / 2))."""
+        features: Tensor = self.activation(self.norm(self.conv(signal)))
+        return features
+
+
+class Group(nn.Module):
+    """Two blocks, the first of which changes the shape."""
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int, dropout: float) -> None:
+        super().__init__()
+        self.block1 = Block(inputs, outputs, stride=stride, dropout=dropout)
+        self.block2 = Block(outputs, outputs, stride=1, dropout=dropout)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (N, inputs, T) -> (N, outputs, ceil(T / stride))."""
+        out: Tensor = self.block2(self.block1(features))
+        return out
+
+
+class Block(nn.Module):
+    """Basic residual block with squeeze-excite."""
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int, dropout: float) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(inputs, outputs, KERNEL, stride, padding=KERNEL // 2, bias=False)
+        self.norm1 = nn.BatchNorm1d(outputs)
+        self.inner_activation = nn.ReLU()
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv1d(outputs, outputs, KERNEL, padding=KERNEL // 2, bias=False)
+        self.norm2 = nn.BatchNorm1d(outputs)
+        self.squeeze_excite = SqueezeExcite(outputs, reduction=16)
+        same = inputs == outputs and stride == 1
+        self.shortcut = nn.Identity() if same else Shortcut(inputs, outputs, stride)
+        self.activation = nn.ReLU()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (N, inputs, T) -> (N, outputs, ceil(T / stride))."""
+        main = self.inner_activation(self.norm1(self.conv1(features)))
+        main = self.norm2(self.conv2(self.dropout(main)))
+        out: Tensor = self.activation(self.squeeze_excite(main) + self.shortcut(features))
+        return out
+
+
+class Shortcut(nn.Module):
+    """What brings a block's input to the shape of its output."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(inputs, outputs, 1, stride, bias=False)
+        self.norm = nn.BatchNorm1d(outputs)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (N, inputs, T) -> (N, outputs, ceil(T / stride))."""
+        out: Tensor = self.norm(self.conv(features))
+        return out

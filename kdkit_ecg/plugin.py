@@ -1,0 +1,36 @@
+"""What kdkit_ecg puts on kdkit's shelves."""
+
+from collections.abc import Callable
+from typing import Any
+
+from kdkit import hookimpl
+
+Register = Callable[[str, Callable[..., Any]], None]
+
+
+@hookimpl
+def register_models(register: Register) -> None:
+    """The student, the teacher and the baseline of LRH-Net."""
+    from kdkit_ecg import models  # imports torch
+
+    register("lrhnet", models.LRHNet)
+    register("se_resnet", models.SEResNet)
+    register("cnn1d", models.CNN1d)
+
+
+@hookimpl
+def register_datasets(register: Register) -> None:
+    """Recorded and simulated ECGs."""
+    from kdkit_ecg import datasets  # imports torch
+
+    register("challenge_2020", datasets.Challenge2020)
+    register("challenge_2021", datasets.Challenge2021)
+    register("synthetic_ecg", datasets.Synthetic)
+
+
+@hookimpl
+def register_scores(register: Register) -> None:
+    """The challenge metric."""
+    from kdkit_ecg.scores import ChallengeMetric  # imports torch
+
+    register("challenge_metric", ChallengeMetric)

@@ -1,0 +1,104 @@
+"""Headers in every dialect are read as the golden cases have it, or refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from kdkit import DataError
+from kdkit_ecg.headers import read_header
+from kdkit_ecg.labels import scored_classes
+from kdkit_ecg.records import person_vector, read_record
+
+# Where the golden set leaves a choice: a gain of 0 is refused.
+REFUSED = {"gain_zero"}
+
+
+@pytest.fixture(scope="module")
+def cases(shared):
+    return json.loads((shared / "golden" / "ecg" / "headers.json").read_text())["cases"]
+
+
+def written(folder, case):
+    path = folder / f"{case['case']}.hea"
+    path.write_bytes(case["text"].encode())
+    return path
+
+
+def test_every_valid_header_is_read_with_its_values(cases, tmp_path):
+    valid = [case for case in cases if case["verdict"] == "valid"]
+    assert len(valid) == 42
+    for case in valid:
+        agree(read_header(written(tmp_path, case)), case["expected"], case["case"])
+
+
+def test_every_malformed_header_is_refused_by_name(cases, tmp_path):
+    malformed = [case for case in cases if case["verdict"] == "error"]
+    assert len(malformed) == 17
+    for case in malformed:
+        with pytest.raises(DataError, match=case["case"]):
+            read_header(written(tmp_path, case))
+
+
+def test_where_there_is_a_choice_ours_is_among_those_accepted(cases, tmp_path):
+    for case in [case for case in cases if case["verdict"] == "judgement"]:
+        path = written(tmp_path, case)
+        if case["case"] in REFUSED:
+            with pytest.raises(DataError, match="gain of 0"):
+                read_header(path)
+            continue
+        header = read_header(path)
+        accepted = case["accept"]
+        ours = {"age_years": header.age, "codes": list(header.codes)}
+        assert all(ours[key] in accepted[key] for key in ours.keys() & accepted.keys()), case["case"]
+        expected = {**case["expected"], **{key: ours[key] for key in ours.keys() & accepted.keys()}}
+        expected["age_sex_vector"] = person_vector(header.age, header.sex).tolist()
+        agree(header, expected, case["case"])
+
+
+def agree(header, expected, case):
+    ours = {
+        "record": header.name,
+        "fs": header.rate,
+        "n_samples": header.samples,
+        "leads": list(header.leads),
+        "age_years": header.age,
+        "sex": header.sex,
+        "codes": list(header.codes),
+    }
+    assert ours == {key: expected[key] for key in ours}, case
+    assert set(header.gains) == {expected["gain_per_mV"]}, case
+    assert set(header.baselines) == {expected["baseline"]}, case
+    assert np.allclose(person_vector(header.age, header.sex), expected["age_sex_vector"]), case
+    for year in (2020, 2021):
+        classes = scored_classes(year)
+        scored = {classes.codes[column] for column in np.flatnonzero(classes.row(header.codes))}
+        assert scored == {codes.split("|")[0] for codes in expected[f"scored_{year}"]}, case
+
+
+@pytest.mark.parametrize(
+    ("variant", "record", "leads"),
+    [
+        ("2020-02_first_release_abbrev_dx", "A0001", 12),
+        ("2020-05_gain_4880_200_2000000_blank_dx", "S0001", 12),
+        ("2020-05_gain_4880_200_with_dx", "HR00599", 12),
+        ("georgia_dotmat_record_name", "E07500", 12),
+        ("physionet_ecg_arrhythmia_no_date", "JS00001", 12),
+        ("wfdb_rewritten_16x1_spaced_comments", "Q0001", 12),
+        ("reduced_leads/six", "HR06000", 6),
+        ("reduced_leads/two", "E07502", 2),
+    ],
+)
+def test_files_of_every_release_are_read(shared, variant, record, leads):
+    read = read_record(shared / "ecg" / "header_variants" / variant / f"{record}.hea")
+    assert read.name == record
+    assert read.signal.shape[0] == leads
+    assert np.isfinite(read.signal).all()
+    assert read.signal.any(axis=1).all()
+
+
+def test_a_record_is_in_mv_as_its_gain_says(shared):
+    golden = np.load(shared / "golden" / "ecg" / "preprocess.npz")
+    record = read_record(shared / "ecg" / "georgia" / "E07509.hea")
+    steps = golden["E07509/adc"] - golden["E07509/baseline"][:, None]
+    assert np.allclose(record.signal, steps / golden["E07509/gain_per_mV"][:, None], rtol=1e-6, atol=1e-9)

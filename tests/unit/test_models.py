@@ -1,0 +1,212 @@
+"""The ECG nets have the sizes of the paper, take any signal, and can be tapped at every stage."""
+
+import pytest
+import torch
+from torch import nn
+
+from kdkit import KdkitError
+from kdkit_ecg.models import CNN1d, LRHNet, SEResNet
+from kdkit_ecg.models.blocks import SqueezeExcite
+
+NETS = [LRHNet, SEResNet, CNN1d]
+NARROW = {LRHNet: 4, SEResNet: 4, CNN1d: 8}
+PARAMETERS = {
+    SEResNet: {12: 8_837_060, 6: 8_831_300, 4: 8_829_380, 3: 8_828_420, 2: 8_827_460},
+    CNN1d: {12: 1_055_300, 6: 993_860, 3: 963_140, 2: 952_900},
+    LRHNet: {12: 84_516, 6: 83_748, 4: 83_492, 3: 83_364, 2: 83_236},
+}
+CELLS = [(net, leads, count) for net, row in PARAMETERS.items() for leads, count in row.items()]
+
+each_net = pytest.mark.parametrize("kind", NETS, ids=lambda kind: kind.__name__)
+
+
+def narrow(kind, leads=2, classes=3, **options):
+    torch.manual_seed(0)
+    return kind(leads, classes, width=NARROW[kind], **options)
+
+
+def batch(length, leads=2, size=2):
+    generator = torch.Generator().manual_seed(length)
+    signal = torch.randn(size, leads, length, generator=generator)
+    return signal, torch.rand(size, 5, generator=generator)
+
+
+@pytest.mark.parametrize(("kind", "leads", "count"), CELLS)
+def test_parameters_are_as_many_as_in_the_table(kind, leads, count):
+    with torch.device("meta"):
+        net = kind(leads)
+    assert sum(parameter.numel() for parameter in net.parameters()) == count
+
+
+@pytest.mark.parametrize("preset", ["corrected", "paper"])
+@pytest.mark.parametrize("kind", [LRHNet, CNN1d])
+def test_presets_have_the_same_weights(kind, preset):
+    keys = {key: value.shape for key, value in narrow(kind).state_dict().items()}
+    assert {key: value.shape for key, value in narrow(kind, preset=preset).state_dict().items()} == keys
+
+
+@each_net
+def test_nets_take_any_length(kind):
+    net = narrow(kind).eval()
+    with torch.inference_mode():
+        for length in [1, 2, 3, 5, 17, 64, 97, 98, 99, *range(100, 1004, 43), 1000, 1001, 1002, 1003]:
+            logits = net(*batch(length))
+            assert logits.shape == (2, 3)
+            assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("length", [101, 1003])
+@each_net
+def test_nets_learn_from_odd_lengths(kind, length):
+    net = narrow(kind)
+    net(*batch(length)).square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in net.parameters())
+
+
+@pytest.mark.parametrize(("length", "halves"), [(100, (50, 25)), (101, (51, 26)), (102, (51, 26)), (103, (52, 26))])
+def test_student_halves_lengths_rounded_up(length, halves):
+    net = narrow(LRHNet)
+    first = net.block2(net.stem(batch(length)[0]))
+    assert (first.shape[-1], net.block3(first).shape[-1]) == halves
+
+
+def test_student_sees_the_last_sample_of_an_odd_signal():
+    net = narrow(LRHNet).eval()
+    signal, person = batch(101)
+    changed = signal.clone()
+    changed[..., -1] += 1
+    assert not torch.allclose(net(signal, person), net(changed, person))
+
+
+def test_baseline_fills_short_signals_up_with_zeros():
+    net = narrow(CNN1d).eval()
+    signal, person = batch(60)
+    filled = torch.cat((signal, torch.zeros(2, 2, 38)), dim=-1)
+    torch.testing.assert_close(net(signal, person), net(filled, person), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("width", [1, 3, 7, 20])
+@each_net
+def test_nets_take_any_width(kind, width):
+    net = kind(3, 5, width=width).eval()
+    assert net(*batch(120, leads=3)).shape == (2, 5)
+
+
+@each_net
+def test_gradients_reach_every_parameter(kind):
+    net = narrow(kind)
+    for module in net.modules():
+        if isinstance(module, SqueezeExcite):
+            module.activation = nn.LeakyReLU()  # a squeeze of one or two channels may start with a dead ReLU
+    net(*batch(400, size=8)).square().sum().backward()
+    unreached = [name for name, parameter in net.named_parameters() if not parameter.grad.any()]
+    assert unreached == []
+
+
+@each_net
+def test_person_moves_the_answer(kind):
+    net = narrow(kind).eval()
+    signal, person = batch(200)
+    assert not torch.allclose(net(signal, person), net(signal, 1 - person))
+
+
+@each_net
+@pytest.mark.parametrize("wrong", [{"leads": 0}, {"leads": -1}, {"classes": 0}, {"width": 0}, {"width": 1.5}])
+def test_impossible_sizes_are_refused_by_name(kind, wrong):
+    (name,) = wrong
+    with pytest.raises(KdkitError, match=f"{name} must be a whole number of at least 1"):
+        kind(**wrong)
+
+
+@pytest.mark.parametrize("kind", [SEResNet, CNN1d])
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan")])
+def test_impossible_dropout_is_refused(kind, dropout):
+    with pytest.raises(KdkitError, match="dropout must be at least 0 and below 1"):
+        kind(dropout=dropout)
+
+
+@pytest.mark.parametrize("kind", [LRHNet, CNN1d])
+def test_unknown_preset_is_refused_with_the_nearest(kind):
+    with pytest.raises(KdkitError, match="'papr' is not a preset; did you mean 'paper'"):
+        kind(preset="papr")
+
+
+def test_corrected_student_has_the_relu_that_the_paper_preset_leaves_out():
+    corrected = narrow(LRHNet).eval()
+    paper = narrow(LRHNet, preset="paper").eval()
+    paper.load_state_dict(corrected.state_dict())
+    seen = []
+    for net in (corrected, paper):
+        net.classifier.register_forward_hook(lambda _, args, output: seen.append(args[0]))
+        net(*batch(100))
+    assert seen[1].min() < 0
+    torch.testing.assert_close(seen[0], seen[1].relu(), rtol=0, atol=0)
+
+
+def test_baseline_drops_logits_in_the_paper_preset_only():
+    signal, person = batch(400, size=64)
+    dropped = {
+        preset: (narrow(CNN1d, preset=preset).train()(signal, person) == 0).float().mean().item()
+        for preset in ("corrected", "paper")
+    }
+    assert dropped["corrected"] == 0
+    assert dropped["paper"] == pytest.approx(0.6, abs=0.15)
+
+
+@each_net
+def test_no_activation_works_in_place(kind):
+    assert not any(module.inplace for module in narrow(kind).modules() if isinstance(module, (nn.ReLU, nn.Dropout)))
+
+
+@each_net
+def test_activations_run_once_each(kind):
+    net = narrow(kind).eval()
+    runs = []
+    activations = [module for module in net.modules() if isinstance(module, nn.ReLU)]
+    for activation in activations:
+        activation.register_forward_hook(lambda module, _, __: runs.append(module))
+    net(*batch(200))
+    assert len(runs) == len(set(runs)) == len(activations)
+
+
+STAGES = [
+    (LRHNet, ["stem", "block1", "block2", "block3", "pool"], [(4, 200), (4, 200), (8, 100), (16, 50), (16,)]),
+    (
+        SEResNet,
+        ["stem", "max_pool", "group1", "group2", "group3", "group4", "pool"],
+        [(4, 100), (4, 50), (4, 50), (8, 25), (16, 13), (32, 7), (32,)],
+    ),
+    (CNN1d, ["stage1", "stage2", "stage3", "stage4", "pool"], [(8, 4), (16, 1), (16, 1), (32, 1), (32,)]),
+]
+
+
+@pytest.mark.parametrize(("kind", "stages", "shapes"), STAGES)
+def test_every_stage_can_be_tapped_by_name(kind, stages, shapes):
+    net = narrow(kind).eval()
+    taken = []
+    for stage in stages:
+        getattr(net, stage).register_forward_hook(lambda _, __, output: taken.append(tuple(output.shape[1:])))
+    net(*batch(200))
+    assert taken == shapes
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [(LRHNet, "block3.activation"), (SEResNet, "group4.block2.activation"), (CNN1d, "stage1.activation")],
+)
+def test_pre_activation_is_what_enters_the_activation(kind, path):
+    net = narrow(kind).eval()
+    taken = []
+    net.get_submodule(path).register_forward_hook(lambda _, args, output: taken.extend((args[0], output)))
+    net(*batch(400))
+    before, after = taken
+    assert before.min() < 0
+    assert torch.equal(before.relu(), after)
+
+
+@each_net
+def test_nets_compile_as_one_graph(kind):
+    net = narrow(kind).eval()
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled(*batch(128)), net(*batch(128)))
