@@ -1,0 +1,64 @@
+"""Sequential multi-level distillation of LRH-Net (Chauhan et al. 2022, arXiv:2204.08000).
+
+A teacher that sees all twelve leads teaches an assistant that sees as few as the student does, and both teach the
+student. Without --data the records are simulated, and the sizes small enough for a laptop.
+
+    kdkit run examples/lrhnet_smlkd.py
+    kdkit run examples/lrhnet_smlkd.py --leads 2 --data path/to/challenge-2020
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from torch.nn import BCEWithLogitsLoss
+from torch.optim import Adam
+from torch.optim.lr_scheduler import MultiStepLR
+
+from kdkit import (
+    LearningRate,
+    Level,
+    MacroAUPRC,
+    MacroF1,
+    MultiLevel,
+    Net,
+    Optimizer,
+    Recipe,
+    SoftTargets,
+    Training,
+    Truth,
+)
+from kdkit_ecg import Challenge2020, ChallengeMetric, Leads, LRHNet, SEResNet, Synthetic
+
+
+def recipe(
+    leads: int = 3,
+    data: Path | None = None,
+    preset: Literal["corrected", "paper"] = "corrected",
+    epochs: int | None = None,
+    width: int | None = None,
+) -> Recipe:
+    """Return the experiment; by default 12 epochs and teachers of width 16, with --data the paper's 90 and 64."""
+    paper = preset == "paper"
+    epochs = epochs if epochs is not None else 90 if data else 12
+    width = width if width is not None else 64 if data else 16
+    teacher = Net("teacher", SEResNet(leads=12, width=width), sees=Leads(12))
+    assistant = Net("assistant", SEResNet(leads=leads, width=width), sees=Leads(leads))
+    student = Net("student", LRHNet(leads=leads, preset=preset), sees=Leads(leads))
+    challenge = Challenge2020.paper if paper else Challenge2020
+    return Recipe(
+        data=challenge(data) if data else Synthetic(),
+        scores=(ChallengeMetric(2020, add_highest=paper), MacroAUPRC(), MacroF1()),
+        schedule=MultiLevel(
+            teacher,
+            assistant,
+            Level(student, shares=(0.6, 0.4)),
+            truth=Truth(BCEWithLogitsLoss()),
+            guide=SoftTargets(temperature=7.0, t_squared=False) if paper else SoftTargets(temperature=2.0),
+            balance=0.3,
+            training=Training(
+                epochs=epochs,
+                optimizer=Optimizer(Adam, lr=3e-3, weight_decay=1e-5),
+                learning_rate=LearningRate(MultiStepLR, milestones=[2 * epochs // 9, 4 * epochs // 9, 7 * epochs // 9]),
+            ),
+        ),
+    )

@@ -1,0 +1,24 @@
+"""The Python blocks of the README and of the docs run as they stand."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_of_a_page_run_in_their_order(page, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    namespace: dict[str, object] = {"__name__": page.stem}
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), namespace)
+
+
+def test_readme_opens_with_its_two_commands():
+    readme = (ROOT / "README.md").read_text().splitlines()[:10]
+    assert "pip install -e . && kdkit run examples/lrhnet_smlkd.py" in readme
+    assert "pip install -e '.[test]' && pytest" in readme
