@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from kdkit import __version__
 from kdkit.errors import KdkitError
@@ -122,7 +121,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
 
     The parameters of its recipe() are options too: `kdkit run FILE --help` lists them.
     """
-    from kdkit.console import ConsoleWatcher  # these import torch, which --help does without
+    from kdkit.console import ConsoleWatcher, console_for_people  # these import torch, which --help does without
     from kdkit.runfolder import new_path
     from kdkit.running import Origin
     from kdkit.running import run as run_recipe
@@ -138,7 +137,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
         seed=options["seed"],
         compile=options["compile_"],
     )
-    watchers = [] if options["quiet"] else [ConsoleWatcher(Console(highlight=False))]
+    watchers = [] if options["quiet"] else [ConsoleWatcher(console_for_people())]
     origin = Origin(file=file.path, options=chosen)
     run_recipe(lambda: file.make(chosen), settings, watchers=watchers, origin=origin)
 
@@ -153,7 +152,8 @@ def check(ctx: click.Context, /, **options: Any) -> None:
     Every net sees two samples once. Shown are who learns what from whom, every tap with its shape, the parameters of
     nets and projectors, and every problem at once.
     """
-    from kdkit.checking import check as check_recipe  # imports torch, which --help does without
+    from kdkit.checking import check as check_recipe  # these import torch, which --help does without
+    from kdkit.console import console_for_people
     from kdkit.planview import show_plan
     from kdkit.runoptions import find_device, seed_everything
 
@@ -161,7 +161,7 @@ def check(ctx: click.Context, /, **options: Any) -> None:
     device = find_device(options["device"])
     seed_everything(0)
     plan = check_recipe(file.make(_chosen(file, options)), device)
-    show_plan(plan, Console(highlight=False))
+    show_plan(plan, console_for_people())
     plan.require()
 
 
@@ -169,11 +169,12 @@ def check(ctx: click.Context, /, **options: Any) -> None:
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 def list_(file: Path | None) -> None:
     """List every shelf, and the plugin that each thing came from; with FILE, also what that recipe file adds."""
-    from kdkit.planview import show_shelves  # rich tables
+    from kdkit.console import console_for_people  # these import torch, which --help does without
+    from kdkit.planview import show_shelves
 
     if file is not None:
         read_recipe_file(file)
-    show_shelves(installed(), Console(highlight=False))
+    show_shelves(installed(), console_for_people())
 
 
 def _chosen(file: RecipeFile, options: Mapping[str, Any]) -> dict[str, Any]:

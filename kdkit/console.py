@@ -10,6 +10,12 @@ from kdkit.events import EpochEnded, RunEnded, RunStarted, StageStarted, StepEnd
 from kdkit.hookspecs import hookimpl
 
 
+def console_for_people() -> Console:
+    """Return a console as wide as the terminal; where there is none, wide enough for tables to keep their form."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=120)
+
+
 class ConsoleWatcher:
     """Writes to a rich console. The bar shows on a terminal only; elsewhere there is a line an epoch."""
 
@@ -25,7 +31,7 @@ class ConsoleWatcher:
             f"[bold]{event.recipe}[/bold]: {' -> '.join(event.stages)}  (device {event.device}, seed {event.seed})"
         )
         for notice in event.notices:
-            self.console.print(f"note: {notice}", style="yellow", highlight=False, markup=False)
+            self.console.print(f"note: {notice}", style="yellow", markup=False, soft_wrap=True)
 
     @hookimpl
     def stage_started(self, event: StageStarted) -> None:
@@ -60,7 +66,7 @@ class ConsoleWatcher:
         self.console.print(
             f"   epoch {event.epoch + 1:>3}  {terms}  [dim]select[/dim] {event.score_name} {_figure(event.score)}{star}"
             f"  [dim]{event.seconds:.1f} s[/dim]",
-            highlight=False,
+            soft_wrap=True,
         )
 
     @hookimpl
@@ -73,9 +79,9 @@ class ConsoleWatcher:
         self.console.print(score_table(event))
         notes = {(net, scored.note) for net, each in event.scores.items() for scored in each.values() if scored.note}
         for note in sorted({note for _, note in notes}):
-            self.console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
+            self.console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
         if event.folder is not None:
-            self.console.print(f"kept in {event.folder}", highlight=False, markup=False, soft_wrap=True)
+            self.console.print(f"kept in {event.folder}", markup=False, soft_wrap=True)
 
     def _stop(self) -> None:
         if self._progress is not None:

@@ -82,8 +82,6 @@ class Rehearsal:
                 self._classes(net, self._output(net, batch), facts)
         lesson.train()
         lesson.listening.clear()
-        if self.problems:
-            return
         teachers = {source.name: getattr(source, "module", None) for source in self.stage.sources}
         self.problems += build_losses(lesson, batch, complete, facts, teachers)
         if not self.problems:

@@ -232,11 +232,10 @@ def _ranked(test: Predictions, measure: Any, *, negatives_too: bool = False) -> 
         if truth[:, column].any() and not (negatives_too and truth[:, column].all())
     }
     value = float(np.mean(list(by_class.values()))) if by_class else float("nan")
-    return Scored(value=value, by_class=by_class, note=_without(test, by_class))
+    lacking = "no positives, or no negatives" if negatives_too else "no positives"
+    return Scored(value=value, by_class=by_class, note=_without(test, by_class, lacking))
 
 
-def _without(test: Predictions, by_class: Mapping[str, float]) -> str:
+def _without(test: Predictions, by_class: Mapping[str, float], lacking: str = "no positives") -> str:
     left_out = [name for name in test.classes if name not in by_class]
-    if not left_out:
-        return ""
-    return f"{len(left_out)} of {len(test.classes)} classes cannot be scored here: {', '.join(left_out)}"
+    return f"{lacking}: {', '.join(left_out)}" if left_out else ""

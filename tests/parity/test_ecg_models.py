@@ -105,33 +105,36 @@ def test_baseline_pools_the_first_pair_wherever_the_reference_works(shared: Path
             torch.testing.assert_close(net.pool(features), features[..., :2].mean(-1))
 
 
-def test_five_steps_of_distillation_move_the_student_as_recorded(shared: Path):
+@each_dtype
+def test_five_steps_of_distillation_move_the_student_as_recorded(
+    shared: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    # The reference ran with plain kernels in float32: one ReLU of the first step stands within rounding of zero, and
+    # oneDNN's kernels put it on the other side, after which steps drift apart by up to 3e-3.
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", dtype is torch.float64)
     recorded = golden(shared)["train_steps"]
-    net = filled(LRHNet(2, preset="paper"), number=12).double()
+    net = filled(LRHNet(2, preset="paper"), number=12).to(dtype)
     keys = ours(shared, net)
-    for step, expected in zip(steps(shared, net), recorded["steps"], strict=True):
+    later = 1e-7 if dtype is torch.float64 else 1e-3
+    for number, (step, expected) in enumerate(zip(steps(shared, net), recorded["steps"], strict=True)):
+        tolerance = later if number or dtype is torch.float64 else 1e-4
         for name, value in step["terms"].items():
-            assert_close(value, expected[name], 1e-7)
+            assert_close(value, expected[name], tolerance)
         for name, value in expected["grad_l2"].items():
-            assert_close(step["gradients"][keys[name]], value, 1e-7)
+            assert_close(step["gradients"][keys[name]], value, tolerance)
         for name, value in expected.get("buffers_after_forward", {}).items():
-            assert_summary(net.state_dict()[keys[name]], value, 1e-7)
+            assert_summary(net.state_dict()[keys[name]], value, tolerance)
     for name, value in {**recorded["parameters_after"], **recorded["buffers_after"]}.items():
-        assert_summary(net.state_dict()[keys[name]], value, 1e-7)
+        assert_summary(net.state_dict()[keys[name]], value, later)
 
 
-def test_five_steps_in_float32_keep_the_recorded_losses(shared: Path):
-    # One ReLU of the first step stands within rounding of zero. Where a kernel puts it on the other side, as oneDNN's
-    # does, gradients from the fourth step on and the final weights differ by up to 3e-3; the losses do not.
+def test_five_steps_keep_the_recorded_losses_on_the_fastest_float32_kernels(shared: Path):
     net = filled(LRHNet(2, preset="paper"), number=12)
-    keys = ours(shared, net)
     for number, (step, expected) in enumerate(
         zip(steps(shared, net), golden(shared)["train_steps"]["steps"], strict=True)
     ):
         for name, value in step["terms"].items():
             assert_close(value, expected[name], 1e-3 if number else 1e-4)
-        for name, value in expected["grad_l2"].items() if number < 3 else ():
-            assert_close(step["gradients"][keys[name]], value, 1e-3 if number else 1e-4)
 
 
 def test_first_training_logits_are_those_recorded(shared: Path):
