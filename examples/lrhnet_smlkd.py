@@ -36,8 +36,9 @@ def recipe(
     preset: Literal["corrected", "paper"] = "corrected",
     epochs: int | None = None,
     width: int | None = None,
+    strict: bool = False,
 ) -> Recipe:
-    """Return the experiment; by default 12 epochs and teachers of width 16, with --data the paper's 90 and 64."""
+    """Return the experiment; by default 12 epochs and teachers of width 16, with --data the paper's 90 and 64; strict refuses bad records."""
     paper = preset == "paper"
     epochs = epochs if epochs is not None else 90 if data else 12
     width = width if width is not None else 64 if data else 16
@@ -46,7 +47,7 @@ def recipe(
     student = Net("student", LRHNet(leads=leads, preset=preset), sees=Leads(leads))
     challenge = Challenge2020.paper if paper else Challenge2020
     return Recipe(
-        data=challenge(data) if data else Synthetic(),
+        data=challenge(data, strict=strict) if data else Synthetic(),
         scores=(ChallengeMetric(2020, add_highest=paper), MacroAUPRC(), MacroF1()),
         schedule=MultiLevel(
             teacher,

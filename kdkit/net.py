@@ -115,7 +115,7 @@ def _read_state(name: str, path: Path) -> Mapping[str, Tensor]:
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise RecipeError(
             f"the weights of net {name!r} in {path} cannot be read: expected .safetensors or a torch file "
-            f"holding nothing but a state dict ({str(error).splitlines()[0]})"
+            f"holding nothing but a state dict ({(str(error) or 'it is empty').splitlines()[0]})"
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise RecipeError(f"{path} holds no plain state dict (name -> tensor) for net {name!r}")

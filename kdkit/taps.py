@@ -58,7 +58,10 @@ class Tap:
 
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given = args if args else tuple(kwargs.values())
-            take(given[0] if len(given) == 1 and not isinstance(self.element, int) else given)
+            if isinstance(self.element, str) and self.element in kwargs:
+                take(kwargs)
+            else:
+                take(given[0] if len(given) == 1 and not isinstance(self.element, int) else given)
 
         def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
             take(output)
