@@ -38,7 +38,15 @@ def recipe(
     width: int | None = None,
     strict: bool = False,
 ) -> Recipe:
-    """Return the experiment; by default 12 epochs and teachers of width 16, with --data the paper's 90 and 64; strict refuses bad records."""
+    """Return the experiment.
+
+    leads: how many the assistant and the student see: 12, 6, 4, 3, 2 or 1.
+    data: a folder of Challenge records; simulated ones where not given.
+    preset: the corrected protocol, or the paper's own.
+    epochs: of each stage; 12 where not given, with --data the paper's 90.
+    width: of the teachers; 16 where not given, with --data the paper's 64.
+    strict: refuse bad records instead of leaving them out.
+    """
     paper = preset == "paper"
     epochs = epochs if epochs is not None else 90 if data else 12
     width = width if width is not None else 64 if data else 16

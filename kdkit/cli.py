@@ -33,7 +33,7 @@ def call(args: list[str]) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("stopped; a run with --out FOLDER goes on from its last epoch with --resume", err=True)
+        click.echo("stopped", err=True)
         return 130
 
 
@@ -139,7 +139,12 @@ def run(ctx: click.Context, /, **options: Any) -> None:
     )
     watchers = [] if options["quiet"] else [ConsoleWatcher(console_for_people())]
     origin = Origin(file=file.path, options=chosen)
-    run_recipe(lambda: file.make(chosen), settings, watchers=watchers, origin=origin)
+    try:
+        run_recipe(lambda: file.make(chosen), settings, watchers=watchers, origin=origin)
+    except KeyboardInterrupt:
+        if settings.out is not None and settings.out.exists():
+            click.echo(f"\nto go on from the last epoch, add: --out {settings.out} --resume", err=True)
+        raise
 
 
 @cli.command(cls=RecipeCommand)
@@ -201,6 +206,7 @@ def _option(parameter: Parameter) -> click.Option:
         default=parameter.default,
         required=parameter.required,
         multiple=parameter.several,
+        help=parameter.help or None,
         show_default=parameter.default is not None,
     )
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import re
 import sys
 import traceback
 import types
@@ -19,9 +20,10 @@ SIMPLE = (int, float, str, bool, Path)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """A parameter of recipe(): its type without None, whether it takes several values, and its default."""
+    """A parameter of recipe(): its type without None, whether it takes several values, its default, what it is for."""
 
     name: str
+    help: str
     type: Any
     several: bool
     default: Any
@@ -54,7 +56,10 @@ class RecipeFile:
         except NameError as error:
             raise RecipeError(f"{self.path}: the type of a parameter of recipe() is unknown: {error}") from error
         signature = inspect.signature(function)
-        return tuple(_parameter(self.path, each, hints) for each in signature.parameters.values())
+        told = _told_of_parameters(inspect.getdoc(function) or "")
+        return tuple(
+            _parameter(self.path, each, hints, told.get(each.name, "")) for each in signature.parameters.values()
+        )
 
     def make(self, options: Mapping[str, Any]) -> Any:
         """Call recipe() with these options. Raises RecipeError if it raises or does not return a Recipe."""
@@ -115,7 +120,13 @@ class _told:  # noqa: N801  # reads as a word: `with _told(path, ...)`
         raise RecipeError(f"{where}: {self.doing} {type(error).__name__}: {error}") from error
 
 
-def _parameter(path: Path, parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Parameter:
+def _told_of_parameters(text: str) -> dict[str, str]:
+    """Return what a docstring says of each parameter, in paragraphs that begin with "name: "."""
+    paragraphs = re.findall(r"^(\w+): (.+(?:\n(?!\w+: )\S.*)*)", text, flags=re.MULTILINE)
+    return {name: " ".join(said.split()) for name, said in paragraphs}
+
+
+def _parameter(path: Path, parameter: inspect.Parameter, hints: Mapping[str, Any], told: str) -> Parameter:
     name = parameter.name
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
         raise RecipeError(f"{path}: recipe() takes named parameters with types, which are its options; got {parameter}")
@@ -129,7 +140,12 @@ def _parameter(path: Path, parameter: inspect.Parameter, hints: Mapping[str, Any
         )
     required = parameter.default is parameter.empty
     return Parameter(
-        name=name, type=kind, several=several, default=None if required else parameter.default, required=required
+        name=name,
+        help=told,
+        type=kind,
+        several=several,
+        default=None if required else parameter.default,
+        required=required,
     )
 
 
