@@ -9,6 +9,7 @@ from kdkit.data import Task as Task
 from kdkit.data import seed_from as seed_from
 from kdkit.distilling import distill as distill
 from kdkit.errors import CheckError as CheckError
+from kdkit.errors import ContractError as ContractError
 from kdkit.errors import DataError as DataError
 from kdkit.errors import KdkitError as KdkitError
 from kdkit.errors import PluginError as PluginError
@@ -18,6 +19,7 @@ from kdkit.errors import did_you_mean as did_you_mean
 from kdkit.goal import Goal as Goal
 from kdkit.goal import Match as Match
 from kdkit.goal import Truth as Truth
+from kdkit.hookspecs import Register as Register
 from kdkit.hookspecs import hookimpl as hookimpl
 from kdkit.losses import Cosine as Cosine
 from kdkit.losses import Facts as Facts
@@ -53,6 +55,9 @@ from kdkit.scores import Scored as Scored
 from kdkit.taps import AttentionTap as AttentionTap
 from kdkit.taps import Tap as Tap
 from kdkit.taps import stage_tap as stage_tap
+from kdkit.testing import check_loss as check_loss
+from kdkit.testing import check_schedule as check_schedule
+from kdkit.testing import check_tap as check_tap
 from kdkit.torch_data import TorchData as TorchData
 from kdkit.training import AverageWeights as AverageWeights
 from kdkit.training import LearningRate as LearningRate

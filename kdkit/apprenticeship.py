@@ -91,7 +91,8 @@ class Apprenticeship:
     def module(self, name: str) -> nn.Module:
         """Return what a net is judged and kept by: the average of its weights where there is one."""
         average = self.averages.get(name)
-        module: nn.Module = self.lesson.nets[name] if average is None else average.module
+        net = next(net for net in self.lesson.learners if net.name == name)
+        module: nn.Module = net.network if average is None else average.module
         return module
 
     @property

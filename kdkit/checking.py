@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from kdkit.data import Batch, Data, Stream
-from kdkit.errors import CheckError, did_you_mean
+from kdkit.errors import CheckError, KdkitError, did_you_mean
 from kdkit.goal import Match, as_goal, taps_of
-from kdkit.losses import Facts, needs_of
+from kdkit.losses import Facts, asked_by, needs_of
 from kdkit.net import Net
 from kdkit.recipe import Recipe, Stage, nets_of
 from kdkit.rehearsal import Comparison, Rehearsal
@@ -22,12 +22,14 @@ class Plan:
     """An experiment as it would run, and every problem that stands in its way.
 
     comparisons: for each stage, its terms with their shapes; empty for a stage that could not be rehearsed.
+    foreign: teachers of features alone, whose outputs are not about the data's classes; they cannot be scored.
     """
 
     stages: tuple[Stage, ...]
     comparisons: tuple[tuple[Comparison, ...], ...]
     problems: tuple[str, ...]
     facts: Facts
+    foreign: frozenset[Net[Any]] = frozenset()
 
     @property
     def nets(self) -> tuple[Net[Any], ...]:
@@ -50,8 +52,9 @@ def check(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
     batch = tiny_batch(recipe.data).to(torch.device(device))
     problems = list(_across_stages(recipe, stages))
     comparisons = []
+    foreign: set[Net[Any]] = set()
     for stage in stages:
-        found = [*_before_rehearsal(stage, facts)]
+        found = [*_before_rehearsal(stage, facts)] or [*_training(stage)]
         shown: tuple[Comparison, ...] = ()
         if not found:
             for net in nets_of([stage]):
@@ -60,9 +63,16 @@ def check(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
             rehearsal = Rehearsal(stage, facts, batch)
             rehearsal.close()
             found, shown = rehearsal.problems, tuple(rehearsal.comparisons)
+            foreign.update(rehearsal.foreign)
         problems += [f"stage {stage.name!r}: {problem}" for problem in found]
         comparisons.append(shown)
-    return Plan(stages=stages, comparisons=tuple(comparisons), problems=tuple(dict.fromkeys(problems)), facts=facts)
+    return Plan(
+        stages=stages,
+        comparisons=tuple(comparisons),
+        problems=tuple(dict.fromkeys(problems)),
+        facts=facts,
+        foreign=frozenset(foreign),
+    )
 
 
 def facts_of(data: Data) -> Facts:
@@ -134,11 +144,27 @@ def _before_rehearsal(stage: Stage, facts: Facts) -> Iterator[str]:
         for each in as_goal(goal):
             yield from (f"term {each.term.label!r}: {problem}" for problem in _needs(each.term.loss, facts))
             if isinstance(each.term, Match):
-                yield from (f"term {each.term.label!r}: {problem}" for problem in _match(net, each.term, stage))
+                yield from (f"term {each.term.label!r}: {problem}" for problem in _match(net, each.term, stage, facts))
 
 
-def _match(net: Net[Any], match: Match, stage: Stage) -> Iterator[str]:
+def _training(stage: Stage) -> Iterator[str]:
+    """Make the optimizer and its schedule once, so that the last stage's options are refused before the first runs."""
+    training = stage.training
+    parameters = [each for net in stage.goals for each in net.network.parameters() if each.requires_grad]
+    try:
+        optimizer = training.optimizer.build(parameters)
+        if training.learning_rate is not None:
+            training.learning_rate.build(optimizer, epochs=training.epochs, updates=training.epochs)
+    except KdkitError as error:
+        yield str(error)
+
+
+def _match(net: Net[Any], match: Match, stage: Stage, facts: Facts) -> Iterator[str]:
     source = match.source
+    if "labels" in asked_by(match.loss):
+        for each in (net, source):
+            if tuple(getattr(each, "classes", None) or facts.classes) != facts.classes:
+                yield f"it asks for labels, which are of the data's classes, and those of net {each.name!r} differ"
     if source is net or source in stage.goals:
         yield (
             f"net {source.name!r} is in training in this stage, so it cannot be matched as a frozen teacher; "

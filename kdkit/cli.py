@@ -1,6 +1,7 @@
 """The command line: run, check and list, and what plugins add."""
 
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import click
 
 from kdkit import __version__
 from kdkit.errors import KdkitError
-from kdkit.plugins import installed
+from kdkit.plugins import Plugins, installed
 from kdkit.recipefile import Parameter, RecipeFile, read_recipe_file
 
 RECIPE = "kdkit.recipe_file"
@@ -23,7 +24,7 @@ def main() -> None:
 def call(args: list[str]) -> int:
     """Run the command line with these arguments and return its exit code."""
     try:
-        installed().hook.register_commands(cli=cli)
+        _plugins().hook.register_commands(cli=cli)
         code = cli.main(args, prog_name="kdkit", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except KdkitError as error:
@@ -35,6 +36,16 @@ def call(args: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("stopped", err=True)
         return 130
+
+
+def _plugins() -> Plugins:
+    """Return the plugins, having said in a line each which of them are left out."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        plugins = installed()
+    for each in caught:
+        click.echo(f"warning: {each.message}", err=True)
+    return plugins
 
 
 class RecipeCommand(click.Command):
@@ -90,12 +101,13 @@ class RecipeCommand(click.Command):
         return next((each for each in positional if each.endswith(".py")), positional[0] if positional else None)
 
     def _brought(self, file: RecipeFile) -> tuple[Parameter, ...]:
-        taken = {each.name for each in self._own} | {"help", "file"}
+        readers = [each for each in cli.commands.values() if isinstance(each, RecipeCommand)]
+        taken = {each.strip("-") for reader in readers for one in reader._own for each in one.opts} | {"help"}
         for each in file.parameters:
-            if each.name in taken:
+            if each.name.replace("_", "-") in taken:
                 raise KdkitError(
                     f"{file.path}: parameter {each.name!r} of recipe() has the name of an option of "
-                    f"`kdkit {self.name}`; choose another"
+                    f"{' or '.join(f'`kdkit {reader.name}`' for reader in readers)}; choose another"
                 )
         return file.parameters
 
@@ -187,7 +199,9 @@ def _chosen(file: RecipeFile, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(parameter: Parameter, value: Any) -> Any:
-    return tuple(value) if parameter.several and value is not None else value
+    if not parameter.several:
+        return value
+    return tuple(value) if value or parameter.default is not None else None  # click gives () for what is not there
 
 
 def _option(parameter: Parameter) -> click.Option:
@@ -200,14 +214,15 @@ def _option(parameter: Parameter) -> click.Option:
             kind = _Literal(parameter.choices)
     elif parameter.type is Path:
         kind = click.Path(path_type=Path)
+    default = {} if parameter.required else {"default": parameter.default}  # to click, None is a default too
     return click.Option(
         [flags, parameter.name],
         type=kind,
-        default=parameter.default,
         required=parameter.required,
         multiple=parameter.several,
         help=parameter.help or None,
         show_default=parameter.default is not None,
+        **default,
     )
 
 

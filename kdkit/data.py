@@ -143,7 +143,8 @@ def batches(
     pin = torch.cuda.is_available()
     if workers == 0 and not pin:
         return fetched  # a DataLoader would add its own cost to every step
-    return DataLoader(fetched, batch_size=None, num_workers=workers, pin_memory=pin)
+    own = torch.Generator().manual_seed(torch.initial_seed())  # a loader draws a number, which dropout must not miss
+    return DataLoader(fetched, batch_size=None, num_workers=workers, pin_memory=pin, generator=own)
 
 
 def training_order(split: Split | Stream, batch_size: int, seed: int, epoch: int) -> Tensor | None:
@@ -159,7 +160,8 @@ def training_order(split: Split | Stream, batch_size: int, seed: int, epoch: int
 
 def as_targets(labels: Tensor) -> Tensor:
     """Return labels as losses take them: indicator columns as floats, all else as it is."""
-    return labels.float() if labels.ndim == 2 and not labels.is_floating_point() else labels
+    indicators = isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point()
+    return labels.float() if indicators else labels
 
 
 def shuffled(rows: int, seed: int, epoch: int) -> Tensor:

@@ -26,7 +26,7 @@ _TRUTHS: dict[Task, type[nn.Module]] = {
 
 
 def distill(
-    teacher: nn.Module | Net[Any] | Sequence[Net[Any]],
+    teacher: nn.Module | Net[Any] | Sequence[nn.Module | Net[Any]],
     student: nn.Module | Net[Any],
     train: Yours,
     valid: Yours,
@@ -47,8 +47,12 @@ def distill(
     classes: their names; counted from the student's outputs where None. options: those of `kdkit.run`.
     """
     pupil = student if isinstance(student, Net) else Net("student", student)
-    nets = teacher if isinstance(teacher, Sequence) else (teacher,)
-    masters = [each if isinstance(each, Net) else Net("teacher", each, trained=True) for each in nets]
+    nets = tuple(teacher) if isinstance(teacher, Sequence) else (teacher,)
+    called = ["teacher"] if len(nets) == 1 else [f"teacher {count}" for count in range(1, len(nets) + 1)]
+    masters = [
+        each if isinstance(each, Net) else Net(name, each, trained=True)
+        for name, each in zip(called, nets, strict=True)
+    ]
     names = classes if classes is not None else [str(index) for index in range(_outputs(pupil, train))]
     data = TorchData(train, valid, test, classes=names)
     guides: dict[Task, Loss] = {
@@ -77,10 +81,11 @@ def _outputs(net: Net[Any], train: Yours) -> int:
         raise DataError("the training data is empty") from None
     except (TypeError, ValueError) as error:
         raise DataError(f"the training data must yield pairs (inputs, labels): {error}") from error
-    training = net.network.training
+    modes = {each: each.training for each in net.network.modules()}
     net.network.eval()
     count = net(Batch(inputs, labels)).shape[-1]
-    net.network.train(training)
+    for each, training in modes.items():
+        each.training = training
     return count
 
 

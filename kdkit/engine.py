@@ -137,7 +137,8 @@ class StageRun:
             values.append(score.fit(said).score(said).value)
         work.lesson.listening.clear()
         value = sum(values) / len(values)
-        best = self.kept.epoch < 0 or self.training.keep == "last" or value > self.kept.score
+        better = value > self.kept.score or (math.isnan(self.kept.score) and not math.isnan(value))
+        best = self.kept.epoch < 0 or self.training.keep == "last" or better
         if best:
             weights = {net.name: _copied(work.module(net.name).state_dict()) for net in self.stage.goals}
             self.kept = Kept(epoch, value, weights)
@@ -149,7 +150,7 @@ class StageRun:
                 stage=self.stage.name,
                 epoch=epoch,
                 terms=terms,
-                weights=work.weights(),
+                weights=dict(work.weights()),
                 score_name=score.name,
                 score=value,
                 best=best,

@@ -24,6 +24,10 @@ class RunFolderError(KdkitError):
     """A run folder that cannot be written, or cannot be gone on with."""
 
 
+class ContractError(KdkitError):
+    """A loss, a tap or a schedule that does not hold what every one of them must: see testing.py."""
+
+
 class CheckError(KdkitError):
     """All that is wrong with an experiment, found before its first step."""
 

@@ -148,6 +148,8 @@ def taps_of(side: Any) -> tuple[Tapping, ...]:
 
 
 def _validate(factor: Any) -> None:
+    if isinstance(factor, type):
+        raise RecipeError(f"a ramp is made before it is a factor; did you forget the () of {factor.__name__}?")
     if callable(factor):
         values = [factor(progress) for progress in (0.0, 0.5, 1.0)]
         if not all(isinstance(value, float | int) and math.isfinite(value) and value >= 0 for value in values):

@@ -58,15 +58,17 @@ class Lesson(nn.Module):
         super().__init__()
         self.learners = tuple(stage.goals)
         self.task: Task = facts.task
-        self.nets = nn.ModuleDict({net.name: net.network for net in self.learners})
+        self.nets = nn.ModuleList(net.network for net in self.learners)
         self.listening = Listening(tap for match in stage.matches for tap in taps_of(match.student))
         asked = {source.name: taps for source, taps in stage.sources.items()}
-        self.lines = tuple(
-            _line(net, each, self, facts, asked) for net, goal in stage.goals.items() for each in as_goal(goal)
-        )
-        self.losses = nn.ModuleDict(
-            {line.label.replace(".", "_"): line.loss for line in self.lines if isinstance(line.loss, nn.Module)}
-        )
+        try:
+            self.lines = tuple(
+                _line(net, each, self, facts, asked) for net, goal in stage.goals.items() for each in as_goal(goal)
+            )
+        except BaseException:
+            self.close()
+            raise
+        self.losses = nn.ModuleList(line.loss for line in self.lines if isinstance(line.loss, nn.Module))
         self.shared = nn.ModuleList(line.shared for line in self.lines if line.shared is not None)
         self.register_buffer("progress", torch.zeros(()), persistent=False)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pluggy
 
 from kdkit import builtins, hookspecs
-from kdkit.errors import PluginError, did_you_mean
+from kdkit.errors import KdkitError, PluginError, did_you_mean
 from kdkit.registry import SHELVES, Shelf
 
 GROUP = "kdkit"
@@ -27,11 +27,13 @@ class Plugins:
         """Add a plugin: a module or an object with hooks. Raises PluginError for a hook that does not exist or fit."""
         if self.manager.is_registered(plugin):
             return
+        if self.manager.has_plugin(name):
+            raise PluginError(f"there is a plugin {name!r} already; give the other one another name")
         try:
             self.manager.register(plugin, name=name)
             self.manager.check_pending()
         except pluggy.PluginValidationError as error:
-            self.manager.unregister(plugin)
+            self.remove(plugin)
             raise PluginError(self._explain(error, plugin, name)) from error
         self._shelves = None
 
@@ -66,12 +68,20 @@ class Plugins:
     def _filled(self, kind: str) -> Shelf:
         shelf = Shelf(kind)
         hook = getattr(self.manager.hook, f"register_{kind}")
-        for implementation in reversed(hook.get_hookimpls()):  # in the order of registration, kdkit's own first
+        for implementation in hook.get_hookimpls():  # in the order of registration, kdkit's own first
 
             def register(name: str, make: Any, plugin: str = implementation.plugin_name) -> None:
                 shelf.register(name, make, plugin=plugin)
 
-            implementation.function(*([register] if implementation.argnames else []))
+            try:
+                implementation.function(*([register] if implementation.argnames else []))
+            except KdkitError:
+                raise
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+                raise PluginError(
+                    f"plugin {implementation.plugin_name!r} cannot register its {kind}: {reason}"
+                ) from error
         return shelf
 
     def _explain(self, error: pluggy.PluginValidationError, plugin: object, name: str) -> str:

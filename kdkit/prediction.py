@@ -29,18 +29,20 @@ class Predictor:
     ) -> Predictions:
         """Return what a net says in eval mode, or what `module` says in its place. Raises DataError if it is empty."""
         speaker = module if module is not None else net.module
-        training = isinstance(speaker, nn.Module) and speaker.training
+        modes = {each: each.training for each in speaker.modules()} if isinstance(speaker, nn.Module) else {}
         if isinstance(speaker, nn.Module):
             speaker.eval()
         outputs, labels, ids = [], [], []
-        for batch in batches(split, batch_size):
-            with self.autocast():
-                output = net.through(speaker, batch.to(self.device))
-            outputs.append(output.float().cpu().numpy())
-            labels.append(batch.labels.cpu().numpy())
-            ids.append(None if batch.ids is None else batch.ids.cpu().numpy())
-        if training and isinstance(speaker, nn.Module):
-            speaker.train()
+        try:
+            for batch in batches(split, batch_size):
+                with self.autocast():
+                    output = net.through(speaker, batch.to(self.device))
+                outputs.append(output.float().cpu().numpy())
+                labels.append(batch.labels.cpu().numpy())
+                ids.append(None if batch.ids is None else batch.ids.cpu().numpy())
+        finally:
+            for each, training in modes.items():
+                each.training = training
         if not outputs:
             raise DataError("there is nothing to predict: the split is empty")
         known = (

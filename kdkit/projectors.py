@@ -38,7 +38,7 @@ class Projector(nn.Module):
         """Return (batch, wanted channels, *wanted positions)."""
         features = resize(features, self.positions)  # first, so that less is mapped when positions shrink
         mapped: Tensor = self.channels(features.movedim(1, -1))
-        return mapped.movedim(-1, 1)
+        return mapped.movedim(-1, 1).contiguous()  # else a compiled backward pass mistakes the gradient's strides
 
 
 def resize(features: Tensor, positions: tuple[int, ...]) -> Tensor:

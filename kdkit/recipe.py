@@ -32,6 +32,8 @@ class Stage:
             raise RecipeError(f"a stage needs a Training; got {type(self.training).__name__}")
         object.__setattr__(self, "goals", {net: as_goal(goal) for net, goal in self.goals.items()})
         object.__setattr__(self, "name", self.name or "+".join(net.name for net in self.goals))
+        if not all(letter.isalnum() or letter in "-_ +" for letter in self.name):
+            raise RecipeError(f"a stage's name is made of letters, digits, '-', '_', '+' and spaces; got {self.name!r}")
 
     @property
     def matches(self) -> tuple[Match, ...]:
@@ -79,10 +81,13 @@ class Recipe:
             )
         if not isinstance(self.schedule, Schedule):
             raise RecipeError(f"schedule has a stages() method; got {type(self.schedule).__name__}")
+        if not isinstance(self.scores, Sequence) or isinstance(self.scores, str):
+            raise RecipeError(f"scores is a tuple of scores, such as (MacroF1(),); got {self.scores!r}")
         object.__setattr__(self, "scores", tuple(self.scores) or default_scores(self.data.task))
         for score in self.scores:
-            if not isinstance(score, Score):
-                raise RecipeError(f"a score has a name, fit and score; got {type(score).__name__}")
+            if isinstance(score, type) or not isinstance(score, Score):
+                hint = f"the class {score.__name__}; did you forget its ()?" if isinstance(score, type) else repr(score)
+                raise RecipeError(f"a score has a name, fit and score; got {hint}")
         names = [score.name for score in self.scores]
         if len(set(names)) < len(names):
             raise RecipeError(f"two scores have the same name: {', '.join(sorted(names))}")

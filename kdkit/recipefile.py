@@ -86,6 +86,7 @@ def read_recipe_file(path: Path) -> RecipeFile:
     if spec is None or spec.loader is None:
         raise RecipeError(f"{path} is not a Python file; a recipe file ends in .py")
     module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(spec.name)
     sys.modules[spec.name] = module  # so that what it defines can be pickled, for workers
     sys.path.insert(0, str(path.parent.resolve()))  # as Python does for a script
     try:
@@ -97,7 +98,8 @@ def read_recipe_file(path: Path) -> RecipeFile:
         functions = [name for name, value in vars(module).items() if inspect.isfunction(value)]
         hint = f"; {did_you_mean('recipe', functions)}" if functions else ""
         raise RecipeError(f"{path} has no function recipe(), which returns the Recipe to run{hint}")
-    installed().add(module, path.stem)
+    installed().remove(before)
+    installed().add(module, path.name)  # with its ending, so that a recipe may be called as a plugin is
     return RecipeFile(path, module)
 
 
@@ -114,8 +116,10 @@ class _told:  # noqa: N801  # reads as a word: `with _told(path, ...)`
         if error is None or not isinstance(error, Exception) or isinstance(error, KdkitError):
             return
         if isinstance(error, SyntaxError):
-            raise RecipeError(f"{self.path}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}") from error
-        frames = [frame for frame in traceback.extract_tb(trace) if Path(frame.filename) == self.path]
+            where = error.filename or self.path  # a helper's, where that is the one at fault
+            line = f", line {error.lineno}" if error.lineno else ""
+            raise RecipeError(f"{where}{line}: {error.msg}: {(error.text or '').strip()}") from error
+        frames = [frame for frame in traceback.extract_tb(trace) if _same(Path(frame.filename), self.path)]
         where = f"{self.path}, line {frames[-1].lineno}" if frames else str(self.path)
         raise RecipeError(f"{where}: {self.doing} {type(error).__name__}: {error}") from error
 
@@ -124,6 +128,10 @@ def _told_of_parameters(text: str) -> dict[str, str]:
     """Return what a docstring says of each parameter, in paragraphs that begin with "name: "."""
     paragraphs = re.findall(r"^(\w+): (.+(?:\n(?!\w+: )\S.*)*)", text, flags=re.MULTILINE)
     return {name: " ".join(said.split()) for name, said in paragraphs}
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
 
 
 def _parameter(path: Path, parameter: inspect.Parameter, hints: Mapping[str, Any], told: str) -> Parameter:

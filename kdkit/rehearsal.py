@@ -1,7 +1,7 @@
 """Open a stage and run it once on a tiny batch: shapes become known, losses are built, and what is wrong shows."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,13 +39,15 @@ class Comparison:
 class Rehearsal:
     """An open stage: the lesson, those who answer in it, the comparisons it makes, and its problems.
 
-    Close it to leave every net as it was.
+    foreign: the teachers whose outputs are about other things than the data's classes. Close it to leave every net as
+    it was.
     """
 
     def __init__(self, stage: Stage, facts: Facts, batch: Batch) -> None:
         self.stage = stage
         self.problems: list[str] = []
         self.comparisons: list[Comparison] = []
+        self.foreign: list[Net[Any]] = []
         self.respondents: dict[str, Frozen] = {}
         self.lesson: Lesson | None = None
         try:
@@ -71,7 +73,9 @@ class Rehearsal:
         answers = {source.name: self._answer(source, batch) for source in self.stage.sources}
         outputs = {net.name: self._output(net, batch) for net in lesson.learners}
         lesson.listening.keep_copies()
-        self._silent(lesson.learners[0].name, lesson.listening.silent())
+        for net in lesson.learners:
+            modules = set(net.network.modules())
+            self._silent(net.name, [tap for tap in lesson.listening.silent() if tap.module in modules])
         complete = {name: answer for name, answer in answers.items() if answer is not None}
         if self.problems or len(complete) < len(answers) or any(output is None for output in outputs.values()):
             return
@@ -80,6 +84,12 @@ class Rehearsal:
             net.network.eval()  # as it will be judged: some models return something else then
             with torch.no_grad():
                 self._classes(net, self._output(net, batch), facts)
+        for match in self.stage.matches:
+            if isinstance(match.source, Net) and match.student is None and match.target is None:
+                self._classes(match.source, complete[match.source.name].output, facts)
+        for source in self.stage.sources:
+            if isinstance(source, Net) and not _can_be_scored(source, complete[source.name].output, batch, facts):
+                self.foreign.append(source)
         lesson.train()
         lesson.listening.clear()
         teachers = {source.name: getattr(source, "module", None) for source in self.stage.sources}
@@ -149,6 +159,14 @@ class Rehearsal:
             )
 
 
+def _can_be_scored(net: Net[Any], output: Tensor, batch: Batch, facts: Facts) -> bool:
+    """Whether a net's outputs are about the data's classes; those of a teacher of features alone need not be."""
+    if facts.task == "regression":
+        return output[0].numel() == batch.labels[0].numel()
+    classes = net.classes or facts.classes
+    return output.shape[1:] == (len(classes),) and not set(classes).isdisjoint(facts.classes)
+
+
 def _problem(lesson: Lesson, line: Line, batch: Batch, sides: tuple[Sided, Sided]) -> str | None:
     """Return what is wrong with a term, or None."""
     shapes = f"student {_shape(sides[0])} and target {_shape(sides[1])}"
@@ -156,8 +174,9 @@ def _problem(lesson: Lesson, line: Line, batch: Batch, sides: tuple[Sided, Sided
     asked = {name: value for name, value in asked.items() if name in line.asks}
     if line.shared is not None and not len(sides[1]):
         return None
+    memory = [line.loss] if isinstance(line.loss, nn.Module) else []
     try:
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings(record=True) as caught, _buffers_kept(memory):
             warnings.simplefilter("always")
             value = line.loss(*sides, **asked)
             noisy = line.loss(_noisy(sides[0]), sides[1], **asked)
@@ -184,15 +203,30 @@ def _problem(lesson: Lesson, line: Line, batch: Batch, sides: tuple[Sided, Sided
 def _unchanged(lesson: Lesson) -> Iterator[None]:
     """Run the learners in training mode, as they will be, and leave modes, buffers and random states as they were."""
     modes = {module: module.training for module in lesson.modules()}
-    buffers = {buffer: buffer.clone() for net in lesson.nets.values() for buffer in net.buffers()}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _buffers_kept(lesson.nets):
         lesson.train()
         try:
             yield
         finally:
             for module, training in modes.items():
                 module.training = training
-            for buffer, before in buffers.items():
+
+
+@contextmanager
+def _buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Leave every buffer as it was, also one that a module fills in place or assigns anew as it runs."""
+    kept = [
+        (module, name, buffer, None if buffer is None else buffer.clone())
+        for each in modules
+        for module in each.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    try:
+        yield
+    finally:
+        for module, name, buffer, before in kept:
+            module._buffers[name] = buffer
+            if buffer is not None and before is not None:
                 with torch.no_grad():
                     buffer.copy_(before)
 

@@ -123,7 +123,10 @@ class RunFolder:
         """Open the folder of a run to go on with it. Raises RunFolderError where it is another run's."""
         if not (path / RUN).is_file():
             raise RunFolderError(f"{path} holds no run to go on with: there is no {RUN} in it")
-        before = json.loads((path / RUN).read_text())
+        try:
+            before = json.loads((path / RUN).read_text())
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{path / RUN} cannot be read, so the run cannot be gone on with: {error}") from error
         now = json.loads(json.dumps(run, default=str))
         for key in ("recipe_sha256", "options", "seed", "precision", "data", "stages"):
             if before.get(key) != now.get(key):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from kdkit import __version__
-from kdkit.checking import check
+from kdkit.checking import Plan, check
 from kdkit.engine import StageRun, Workplace
 from kdkit.errors import RecipeError
 from kdkit.events import RunEnded, RunStarted
@@ -29,20 +29,17 @@ from kdkit.scores import Scored
 class Result:
     """What came of a run: scores by net and score name, the nets themselves, and where its files are.
 
+    student: the net that was trained last.
     history: for each stage, a dict per epoch with the means of its terms and its score on the selection split.
     reported_on: the split the scores come from: "test", or "select" where the data has no test split.
     """
 
     scores: Mapping[str, Mapping[str, Scored]]
     nets: Mapping[str, Net[Any]]
+    student: Net[Any]
     history: Mapping[str, Sequence[Mapping[str, Any]]]
     reported_on: str
     folder: Path | None
-
-    @property
-    def student(self) -> Net[Any]:
-        """The net that was trained last."""
-        return list(self.nets.values())[-1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +63,11 @@ def run(
     options, or its fields by keyword: see RunOptions. watchers: objects with watching hooks, beside those of installed
     plugins. Raises CheckError before the first step, and before anything is written, where anything is wrong.
     """
-    options = options if options is not None else _options(given)
+    options = _options(options, given)
     device = options.torch_device()
     seed_everything(options.seed)
     if not isinstance(recipe, Recipe):
-        recipe = recipe()
+        recipe = _made(recipe)
     recipe.use()
     plan = check(recipe, device)
     plan.require()
@@ -103,7 +100,7 @@ def _run(place: Workplace, folder: RunFolder | None, origin: Origin) -> Result:
             device=str(place.device),
             seed=place.options.seed,
             folder=place.options.out,
-            notices=tuple(_notices(place.recipe)),
+            notices=tuple(_notices(place.recipe, place.plan)),
         )
     )
     for net in place.plan.nets:
@@ -113,12 +110,13 @@ def _run(place: Workplace, folder: RunFolder | None, origin: Origin) -> Result:
     for index, stage in enumerate(stages):
         at = None if folder is None else folder.stage(index, stage.name)
         history[stage.name] = StageRun(place, index, stage, at).train()
-    scores = {net.name: _score(place, folder, net) for net in place.plan.nets}
+    scores = {net.name: _score(place, folder, net) for net in place.plan.nets if net not in place.plan.foreign}
     if folder is not None:
         folder.save_scores(_reported_on(place), scores)
     return Result(
         scores=scores,
         nets={net.name: net for net in place.plan.nets},
+        student=list(stages[-1].goals)[-1],
         history=history,
         reported_on=_reported_on(place),
         folder=place.options.out,
@@ -131,7 +129,7 @@ def _score(place: Workplace, folder: RunFolder | None, net: Net[Any]) -> dict[st
     size, at = next(
         (
             (stage.training.batch_size, (index, stage.name))
-            for index, stage in enumerate(place.plan.stages)
+            for index, stage in reversed(list(enumerate(place.plan.stages)))
             if net in stage.goals
         ),
         (place.plan.stages[-1].training.batch_size, (-1, net.name)),
@@ -169,13 +167,15 @@ def _folder(place: Workplace, origin: Origin) -> RunFolder | None:
     return RunFolder.create(options.out, record, origin.file)
 
 
-def _notices(recipe: Recipe) -> Iterator[str]:
+def _notices(recipe: Recipe, plan: Plan) -> Iterator[str]:
     """Say what a reader of the figures must know: of the data, and of what kdkit cannot promise for it."""
     data = recipe.data
     yield from str(getattr(data, "summary", "")).splitlines()
     yield from getattr(data, "notices", ())
     if data.draws is None:
         yield "the data's randomness is its own, so runs repeat exactly only if it does"
+    for name in sorted(net.name for net in plan.foreign):
+        yield f"net {name!r} is not scored: its outputs are not about the data's classes"
     if data.test is None:
         yield "there is no test split: scores are reported on the split that epochs and thresholds are chosen on"
 
@@ -184,7 +184,7 @@ def _ended(
     place: Workplace, scores: Mapping[str, Mapping[str, Scored]], seconds: float, error: BaseException | None = None
 ) -> RunEnded:
     return RunEnded(
-        scores=scores,
+        scores={net: dict(each) for net, each in scores.items()},
         parameters={net.name: net.parameters for net in place.plan.nets},
         reported_on=_reported_on(place),
         folder=place.options.out,
@@ -201,7 +201,21 @@ def _reported_on(place: Workplace) -> str:
     return "select" if place.recipe.data.test is None else "test"
 
 
-def _options(given: Mapping[str, Any]) -> RunOptions:
+def _made(function: Callable[[], Recipe]) -> Recipe:
+    made = function() if callable(function) else function
+    if not isinstance(made, Recipe):
+        raise RecipeError(
+            f"run takes a kdkit.Recipe, or a function that returns one; got a {type(made).__name__}; "
+            "a recipe file is run with `kdkit run FILE`"
+        )
+    return made
+
+
+def _options(options: RunOptions | None, given: Mapping[str, Any]) -> RunOptions:
+    if options is not None:
+        if given:
+            raise RecipeError(f"options are given as RunOptions or by keyword; got RunOptions and {', '.join(given)}")
+        return options
     try:
         return RunOptions(**given)
     except TypeError as error:

@@ -39,6 +39,8 @@ class RunOptions:
                 f"precision is one of {', '.join(get_args(Precision))}; got {self.precision!r}; "
                 f"{did_you_mean(str(self.precision), get_args(Precision))}"
             )
+        if isinstance(self.out, str):
+            object.__setattr__(self, "out", Path(self.out))
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise RecipeError(f"a seed is a whole number of at least 0; got {self.seed!r}")
         if self.resume and self.out is None:
@@ -64,7 +66,7 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         reason = str(error).splitlines()[0]
         raise RecipeError(f"device {name!r} is not there (there are: {', '.join(there)}): {reason}") from error

@@ -135,7 +135,13 @@ class Listening:
         self._versions: dict[int, int] = {}
         self._copied: set[int] = set()
         self._watching = True
-        self._detach = [tap.attach(self._putter(index)) for index, tap in enumerate(self.taps)]
+        self._detach: list[Detach] = []
+        try:
+            for index, tap in enumerate(self.taps):
+                self._detach.append(tap.attach(self._putter(index)))
+        except BaseException:
+            self.close()
+            raise
 
     def __getitem__(self, tap: Tapping) -> Tensor:
         """Return what a tap heard. Raises RecipeError if its module did not run."""

@@ -1,7 +1,7 @@
 """Data of one's own: any torch Dataset or DataLoader that yields `(inputs, labels)`."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -64,6 +64,8 @@ class TorchData:
             first += len(split)
         fixed = all(_is_fixed(one) for one in given.values() if one is not None)
         streamed = any(isinstance(one, Stream) for one in self._splits.values())
+        if draws not in (None, 1):
+            raise DataError(f"draws is 1, for samples that are always the same, or None; got {draws!r}")
         self.draws = None if streamed else draws or (1 if fixed else None)
         labels = _first_batch("train", self.train).labels
         self.task: Task = task or _task(labels)
@@ -92,9 +94,8 @@ class TorchData:
             digest.update(f"{name}:{len(split)}:{self.classes}".encode())
             if not isinstance(split, Stream) and self.draws is not None:
                 batch = split.batch(torch.tensor([0, len(split) - 1]), 0)
-                for tensor in (batch.inputs, batch.labels):
-                    if isinstance(tensor, Tensor):
-                        digest.update(tensor.numpy(force=True).tobytes())
+                for content in _bytes((batch.inputs, batch.labels)):
+                    digest.update(content)
         return digest.hexdigest()
 
     def _counted(self, labels: Tensor) -> tuple[str, ...]:
@@ -107,6 +108,10 @@ class TorchData:
 
 def _split(name: str, one: Yours, first: int) -> Split | Stream:
     if isinstance(one, DataLoader):
+        try:
+            len(one)
+        except TypeError as error:
+            raise DataError(f"the {name} data is a DataLoader without a length: {error}") from error
         return Stream(one)
     if not hasattr(one, "__len__") or not hasattr(one, "__getitem__"):
         raise DataError(
@@ -144,6 +149,15 @@ def _largest_label(split: Split | Stream) -> int:
             "name them: TorchData(..., classes=[...])"
         )
     return int(torch.as_tensor(known).max())
+
+
+def _bytes(value: Any) -> Iterator[bytes]:
+    """Give the bytes of every tensor in a tensor, tuple, list or dict, of any type that torch has."""
+    if isinstance(value, Tensor):
+        yield value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
+    elif isinstance(value, (tuple, list, Mapping)):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _bytes(each)
 
 
 def _is_fixed(one: Yours) -> bool:

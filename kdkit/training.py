@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 from torch.optim import Optimizer as TorchOptimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdkit.errors import RecipeError, did_you_mean
@@ -59,7 +59,7 @@ class Optimizer:
 
 
 class LearningRate:
-    """A learning-rate schedule by class, or by timm's name ("cosine", "step", "plateau", ...).
+    """A learning-rate schedule by class, or by timm's name ("cosine", "step", ...).
 
     each: whether it advances after every "epoch" or every optimizer "update". Where its length is asked for and not
     given (`T_max`, `total_steps`, `total_iters`; timm's `num_epochs`), it is that of the stage, in the same unit.
@@ -72,6 +72,8 @@ class LearningRate:
     ) -> None:
         if each not in ("epoch", "update"):
             raise RecipeError(f"a learning-rate schedule advances each 'epoch' or each 'update'; got {each!r}")
+        if make in ("plateau", ReduceLROnPlateau):
+            raise RecipeError("a plateau schedule waits for a figure, and kdkit's advance by the clock; choose another")
         if not isinstance(make, str):
             _fits(make, options, skip=1)
         self.make = make
@@ -139,7 +141,7 @@ class Training:
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("workers", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise RecipeError(f"{name} is a whole number of at least {least}; got {value!r}")
         if self.clip is not None and not (math.isfinite(self.clip) and self.clip > 0):
             raise RecipeError(f"clip is the largest norm of the gradient, a number above 0; got {self.clip!r}")
@@ -147,6 +149,8 @@ class Training:
             raise RecipeError(f"keep is 'best' or 'last'; got {self.keep!r}")
         if not isinstance(self.optimizer, Optimizer):
             raise RecipeError(f"optimizer is Optimizer(torch.optim.Adam, lr=...) or the like; got {self.optimizer!r}")
+        if not isinstance(self.average, AverageWeights | None):
+            raise RecipeError(f"average is AverageWeights(decay=...) or None; got {self.average!r}")
         if not isinstance(self.learning_rate, LearningRate | None):
             raise RecipeError(f"learning_rate is LearningRate(torch_class, ...) or None; got {self.learning_rate!r}")
 
@@ -204,5 +208,5 @@ def _fits(make: Callable[..., Any], options: dict[str, Any], *, skip: int) -> No
 
 
 def _called(name: str, make: Callable[..., Any] | str, options: dict[str, Any]) -> str:
-    what = repr(make) if isinstance(make, str) else make.__name__
+    what = repr(make) if isinstance(make, str) else getattr(make, "__name__", repr(make))
     return f"{name}({', '.join([what, *(f'{key}={value!r}' for key, value in options.items())])})"

@@ -107,8 +107,6 @@ def picked(value: Any, element: Element, what: str) -> Tensor:
 
 def _element(value: Any, element: int | str, what: str) -> Any:
     try:
-        if isinstance(value, Tensor):  # an index would pick one sample of the batch
-            raise TypeError
         if isinstance(element, str) and not isinstance(value, Mapping):
             return getattr(value, element)
         return value[element]

@@ -1,7 +1,7 @@
 """Losses between the outputs of a student and of a teacher for one class out of many."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
@@ -26,13 +26,21 @@ class SoftTargets:
 
     def __post_init__(self) -> None:
         validate_temperature(self.temperature)
+        validate_reduction(self.reduction)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the divergence, least (0) where both give the same probabilities."""
         student = F.log_softmax(student / self.temperature, dim=1)
         target = F.log_softmax(target / self.temperature, dim=1)
-        loss = F.kl_div(student, target, reduction=self.reduction, log_target=True)
+        loss = F.kl_div(student, target, reduction="sum", log_target=True)  # torch's "mean" is to change its meaning
+        loss = loss / (student.numel() if self.reduction == "mean" else len(student))
         return loss * self.temperature**2 if self.t_squared else loss
+
+
+def validate_reduction(reduction: str) -> None:
+    """Raise RecipeError for a reduction that is neither "batchmean" nor "mean"."""
+    if reduction not in get_args(Reduction):
+        raise RecipeError(f"reduction is 'batchmean' or 'mean'; got {reduction!r}")
 
 
 def validate_temperature(temperature: float) -> None:

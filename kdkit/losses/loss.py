@@ -52,21 +52,23 @@ def loss_name(loss: Loss) -> str:
 
 def asked_by(loss: Loss) -> Asked:
     """Return which of labels, ids and progress a loss asks for by keyword."""
-    call = loss.forward if isinstance(loss, nn.Module) else loss
-    try:
-        parameters = inspect.signature(call).parameters
-    except (TypeError, ValueError):  # a builtin says nothing of its arguments
-        return frozenset()
-    return frozenset(ASKABLE) & parameters.keys()
+    return frozenset(ASKABLE) & _beside(loss).keys()
 
 
 def needs_of(loss: Loss) -> Asked:
     """Return what a loss cannot do without: what it asks for without a default, and what its `needs` say."""
-    call = loss.forward if isinstance(loss, nn.Module) else loss
-    try:
-        parameters = inspect.signature(call).parameters
-    except (TypeError, ValueError):
-        return frozenset()
+    parameters = _beside(loss)
     required = {name for name in ASKABLE if name in parameters and parameters[name].default is inspect.Parameter.empty}
     declared: Any = getattr(loss, "needs", ())
     return frozenset(required) | frozenset(declared)
+
+
+def _beside(loss: Loss) -> dict[str, inspect.Parameter]:
+    """Return the parameters after the two sides, which may well be called `outputs` and `labels` themselves."""
+    call = loss.forward if isinstance(loss, nn.Module) else loss
+    try:
+        parameters = inspect.signature(call).parameters
+    except (TypeError, ValueError):  # a builtin says nothing of its arguments
+        return {}
+    sides = [name for name, each in parameters.items() if each.kind is not each.KEYWORD_ONLY][:2]
+    return {name: each for name, each in parameters.items() if name not in sides}

@@ -1,12 +1,11 @@
 """Losses between the outputs of a student and of a teacher where each class is a question of its own."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.losses.logits import validate_temperature
+from kdkit.losses.logits import Reduction, validate_reduction, validate_temperature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,11 +20,12 @@ class PerLabelSoftTargets:
 
     temperature: float = 1.0
     t_squared: bool = True
-    reduction: Literal["mean", "batchmean"] = "mean"
+    reduction: Reduction = "mean"
     entropy: bool = False
 
     def __post_init__(self) -> None:
         validate_temperature(self.temperature)
+        validate_reduction(self.reduction)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the divergence, least (0, without the entropy) where both give the same probabilities."""

@@ -3,12 +3,12 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Required, TypedDict
 
 from torch import nn
 
-from kdkit.errors import RecipeError
+from kdkit.errors import RecipeError, did_you_mean
 from kdkit.goal import Goal, Match, Term, Truth, as_goal
 from kdkit.losses import Loss
 from kdkit.net import Net
@@ -66,6 +66,8 @@ class Guiding:
         """Return the stage in which this level's net learns from the labels and from these teachers."""
         training = level.training or self.training
         if not teachers:
+            if level.shares is not None or level.balance is not None:
+                raise RecipeError(f"net {level.net.name!r} has no teacher, so it takes neither shares nor a balance")
             return Stage({level.net: self.truth}, training)
         balance = self.balance if level.balance is None else level.balance
         _validate_balance(balance)
@@ -92,6 +94,18 @@ class Guiding:
         if not all(math.isfinite(share) and share >= 0 for share in shares) or not math.isclose(sum(shares), 1):
             raise RecipeError(f"the shares of net {level.net.name!r} are at least 0 and sum to 1; got {shares}")
         return shares
+
+
+def guiding_of(options: GuidingOptions) -> Guiding:
+    """Return the guiding with these options. Raises RecipeError for one that does not exist or is missing."""
+    known = [each.name for each in fields(Guiding)]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise RecipeError(f"a schedule has no option {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
+    missing = [name for name in sorted(GuidingOptions.__required_keys__) if name not in options]
+    if missing:
+        raise RecipeError(f"a schedule takes {' and '.join(f'{name}=...' for name in missing)} too")
+    return Guiding(**options)
 
 
 def levels_of(nets: Sequence[Net[Any] | Level], least: int, schedule: str) -> tuple[Level, ...]:

@@ -5,7 +5,7 @@ from typing import Any, Unpack
 
 from kdkit.net import Net
 from kdkit.recipe import Stage
-from kdkit.schedules.guiding import Guiding, GuidingOptions, Level, levels_of
+from kdkit.schedules.guiding import GuidingOptions, Level, guiding_of, levels_of
 
 
 class MultiLevel:
@@ -17,7 +17,7 @@ class MultiLevel:
 
     def __init__(self, *nets: Net[Any] | Level, **guiding: Unpack[GuidingOptions]) -> None:
         self._levels = levels_of(nets, 2, "MultiLevel")
-        self._guiding = Guiding(**guiding)
+        self._guiding = guiding_of(guiding)
 
     def stages(self) -> Sequence[Stage]:
         """Return a stage for each net that does not come trained, and for the last one in any case."""

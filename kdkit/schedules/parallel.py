@@ -5,7 +5,7 @@ from typing import Any, Unpack
 
 from kdkit.net import Net
 from kdkit.recipe import Stage
-from kdkit.schedules.guiding import Guiding, GuidingOptions, Level, levels_of
+from kdkit.schedules.guiding import GuidingOptions, Level, guiding_of, levels_of
 
 
 class Parallel:
@@ -17,7 +17,7 @@ class Parallel:
 
     def __init__(self, *nets: Net[Any] | Level, **guiding: Unpack[GuidingOptions]) -> None:
         self._levels = levels_of(nets, 2, "Parallel")
-        self._guiding = Guiding(**guiding)
+        self._guiding = guiding_of(guiding)
 
     def stages(self) -> Sequence[Stage]:
         """Return a stage for each untrained teacher, then the student's."""

@@ -1,0 +1,247 @@
+"""Everything on every shelf holds its contract. What is put on a shelf needs a case here, or the suite fails."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from kdkit import (
+    Data,
+    Net,
+    Predictions,
+    Score,
+    SoftTargets,
+    Stage,
+    Stream,
+    Training,
+    Truth,
+    check_loss,
+    check_schedule,
+    check_tap,
+    shelf,
+)
+from kdkit.registry import SHELVES
+
+
+def names(kind):
+    return list(shelf(kind))
+
+
+def case(cases, kind, name):
+    if name not in cases:
+        pytest.fail(f"{name!r} is on the shelf of {kind}, but has no contract case in this file")
+    return cases[name]
+
+
+# The options of check_loss, beside what makes the loss.
+LOSSES = {
+    "soft_targets": {},
+    "per_label_soft_targets": {},
+    "hint": {"on": "features"},
+    "cosine": {"on": "features"},
+}
+
+
+@pytest.mark.parametrize("name", names("losses"))
+def test_losses_hold(name):
+    check_loss(shelf("losses")[name], **case(LOSSES, "losses", name))
+
+
+class Attention(nn.Module):
+    """An attention layer with the attributes that timm's have."""
+
+    def __init__(self):
+        super().__init__()
+        self.fused_attn = True
+        self.attn_drop = nn.Dropout(0.5)
+        self.weight = nn.Parameter(torch.eye(3))
+
+    def forward(self, tokens):
+        tokens = tokens @ self.weight
+        if self.fused_attn:
+            return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+        scores = tokens @ tokens.transpose(1, 2) / math.sqrt(tokens.shape[-1])
+        return self.attn_drop(scores.softmax(-1)) @ tokens
+
+
+def staged():
+    model = nn.Sequential(nn.Conv1d(3, 4, 1), nn.ReLU(inplace=True))
+    model.feature_info = [{"module": "0"}]
+    return model
+
+
+# What makes the tap, the module it is put on, and an example of its inputs.
+TAPS = {
+    "layer": (lambda make: lambda model: make(model[0]), staged, torch.randn(2, 3, 5)),
+    "attention": (lambda make: make, Attention, torch.randn(2, 4, 3)),
+    "stage": (lambda make: lambda model: make(model, 0), staged, torch.randn(2, 3, 5)),
+}
+
+
+@pytest.mark.parametrize("name", names("taps"))
+def test_taps_hold(name):
+    put, module, example = case(TAPS, "taps", name)
+    check_tap(put(shelf("taps")[name]), module(), example)
+
+
+def nets():
+    return [Net(name, nn.Linear(4, 3)) for name in ("teacher", "assistant", "student")]
+
+
+def guided(make):
+    options = {"truth": Truth(nn.CrossEntropyLoss()), "guide": SoftTargets(), "training": Training(epochs=1)}
+    return lambda: make(*nets(), **options)
+
+
+def by_hand(make):
+    truth = Truth(nn.CrossEntropyLoss())
+    return lambda: make(*(Stage({net: truth}, Training(epochs=1)) for net in nets()))
+
+
+SCHEDULES = {"parallel": guided, "sequential": guided, "multi_level": guided, "stages": by_hand}
+
+
+@pytest.mark.parametrize("name", names("schedules"))
+def test_schedules_hold(name):
+    check_schedule(case(SCHEDULES, "schedules", name)(shelf("schedules")[name]))
+
+
+RAMPS = {"linear": {"end": 2.0, "after": 0.2}, "cosine": {"end": 2.0, "until": 0.8}}
+
+
+@pytest.mark.parametrize("name", names("ramps"))
+def test_ramps_are_steady_finite_and_never_negative(name):
+    ramp = shelf("ramps")[name](**case(RAMPS, "ramps", name))
+    values = [ramp(step / 100) for step in range(101)]
+    assert all(math.isfinite(value) and value >= 0 for value in values)
+    assert all(abs(later - earlier) < 0.1 for earlier, later in pairwise(values))
+    assert values[0] != values[-1]
+
+
+# The options of the model, and the shapes of its inputs without the batch.
+MODELS = {
+    "timm": ({"name": "test_resnet", "num_classes": 24}, [(3, 32, 32)]),
+    "lrhnet": ({"leads": 2}, [(2, 256), (5,)]),
+    "se_resnet": ({"leads": 2, "width": 4}, [(2, 256), (5,)]),
+    "cnn1d": ({"leads": 2}, [(2, 256), (5,)]),
+}
+
+
+@pytest.mark.parametrize("name", names("models"))
+def test_models_give_an_output_for_each_class_and_learn(name):
+    options, shapes = case(MODELS, "models", name)
+    torch.manual_seed(0)
+    model = shelf("models")[name](**options)
+    model(*(torch.randn(2, *shape) for shape in shapes)).square().mean().backward()
+    idle = [key for key, parameter in model.named_parameters() if parameter.grad is None]
+    assert not idle
+    model.eval()
+    inputs = [torch.randn(3, *shape) for shape in shapes]
+    outputs = model(*inputs)
+    assert outputs.shape == (3, 24)
+    assert torch.equal(outputs, model(*inputs))
+    torch.testing.assert_close(model(*(each[:1] for each in inputs)), outputs[:1], rtol=1e-3, atol=1e-4)
+
+
+def tensors():
+    return TensorDataset(torch.randn(6, 4), torch.arange(6) % 3)
+
+
+# What makes the data; or why it cannot be made without a download.
+DATASETS = {
+    "torch": lambda make: make(tensors(), tensors(), tensors()),
+    "synthetic_ecg": lambda make: make(train=6, select=3, test=3, length=200),
+    "challenge_2020": "needs recordings: see the tests of its reader",
+    "challenge_2021": "needs recordings: see the tests of its reader",
+}
+
+
+@pytest.mark.parametrize("name", names("datasets"))
+def test_datasets_show_the_same_samples_each_time_under_ids_of_their_own(name):
+    make = case(DATASETS, "datasets", name)
+    if isinstance(make, str):
+        pytest.skip(make)
+    torch.manual_seed(0)
+    data: Data = make(shelf("datasets")[name])
+    assert data.task in ("multiclass", "multilabel", "regression")
+    assert len(set(data.classes)) == len(data.classes) > 0
+    assert data.fingerprint == data.fingerprint
+    splits = [split for split in (data.train, data.select, data.test) if not isinstance(split, Stream)]
+    ids = torch.cat([split.ids for split in splits])
+    assert ids.dtype == torch.int64
+    assert len(ids.unique()) == len(ids)
+    for split in splits:
+        rows = torch.tensor([len(split) - 1, 0])
+        first, again = (split.batch(rows, 0) for _ in range(2))
+        assert torch.equal(_flat(first.inputs), _flat(again.inputs))
+        assert first.ids.tolist() == split.ids[rows].tolist()
+        alone = split.batch(rows[:1], 0)
+        assert torch.equal(_flat(alone.inputs), _flat(first.inputs)[:1])
+        assert torch.equal(alone.labels, first.labels[:1])
+
+
+def _flat(inputs):
+    """Return the tensors of the inputs side by side, (batch, numbers)."""
+    if isinstance(inputs, torch.Tensor):
+        return inputs.flatten(1)
+    values = inputs.values() if isinstance(inputs, dict) else inputs
+    return torch.cat([_flat(value) for value in values], 1)
+
+
+def multiclass(random):
+    labels = np.arange(30) % 3
+    return labels, np.eye(3)[labels] * 8 - 4, ("a", "b", "c")
+
+
+def multilabel(random):
+    labels = (random.random((30, 3)) < 0.4).astype(float)
+    return labels, labels * 8 - 4, ("a", "b", "c")
+
+
+def regression(random):
+    labels = random.normal(size=(30, 2))
+    return labels, labels, ("x", "y")
+
+
+def challenge(random):
+    from kdkit_ecg.labels import scored_classes
+
+    labels = (random.random((30, 24)) < 0.4).astype(float)
+    return labels, labels * 8 - 4, scored_classes(2020).names
+
+
+# Labels, outputs that are all right, and the names of the classes.
+SCORES = {
+    "accuracy": multiclass,
+    "macro_f1": multilabel,
+    "micro_f1": multilabel,
+    "macro_auprc": multilabel,
+    "macro_auroc": multilabel,
+    "r2": regression,
+    "challenge_metric": challenge,
+}
+
+
+@pytest.mark.parametrize("name", names("scores"))
+def test_scores_rise_with_being_right_and_leave_themselves_as_they_were(name):
+    made = shelf("scores")[name]()
+    labels, right, classes = case(SCORES, "scores", name)(np.random.default_rng(0))
+    assert isinstance(made, Score)
+    figures = []
+    for noise in (0.0, 3.0, 30.0):
+        outputs = right + noise * np.random.default_rng(1).normal(size=right.shape)
+        said = Predictions(labels=labels, outputs=outputs, classes=classes)
+        before = repr(made)
+        figures.append(made.fit(said).score(said).value)
+        assert repr(made) == before
+    assert figures[0] == pytest.approx(1)
+    assert figures[0] > figures[1] > figures[2]
+
+
+def test_every_shelf_has_a_contract():
+    tested = {name.removeprefix("test_").split("_")[0] for name in globals() if name.startswith("test_")}
+    assert set(SHELVES) <= tested

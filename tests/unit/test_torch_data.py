@@ -1,0 +1,157 @@
+"""Data of one's own: what it is taken for, and what is refused."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+from kdkit import DataError, Stream, TorchData
+
+from .tiny import samples, tiny_data
+
+
+class Listed(Dataset):
+    """Samples in a list, as a user's own Dataset has them."""
+
+    def __init__(self, pairs):
+        self.pairs = pairs
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, row):
+        return self.pairs[row]
+
+
+def listed(label, rows=4):
+    return Listed([(torch.full((2,), float(row)), label(row)) for row in range(rows)])
+
+
+def test_ids_are_unique_over_all_splits():
+    data = tiny_data()
+    ids = torch.cat([split.ids for split in (data.train, data.select, data.test)])
+    assert ids.dtype == torch.int64
+    assert len(ids.unique()) == len(ids) == 20
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda data: data, lambda data: Subset(data, range(len(data))), lambda data: Listed(list(data))]
+)
+def test_rows_come_in_the_order_asked_for_whatever_the_dataset(wrap):
+    plain = samples()
+    split = TorchData(wrap(plain), samples(), classes=["a", "b", "c"]).train
+    batch = split.batch(torch.tensor([3, 0, 3]), 0)
+    assert torch.equal(batch.inputs, plain.tensors[0][[3, 0, 3]])
+    assert batch.ids.tolist() == [3, 0, 3]
+
+
+@pytest.mark.parametrize(
+    ("labels", "task", "classes"),
+    [
+        (torch.tensor([0, 2, 1, 0]), "multiclass", ("0", "1", "2")),
+        (torch.eye(4)[:, :3], "multilabel", ("0", "1", "2")),
+        (torch.eye(4, dtype=torch.int64), "multilabel", ("0", "1", "2", "3")),
+        (torch.randn(4, 2) + 9, "regression", ("0", "1")),
+        (torch.randn(4), "regression", ("0",)),
+    ],
+)
+def test_the_task_and_the_classes_are_read_off_the_labels(labels, task, classes):
+    dataset = TensorDataset(torch.zeros(4, 2), labels)
+    data = TorchData(dataset, dataset)
+    assert data.task == task
+    assert data.classes == classes
+
+
+def test_the_largest_class_of_any_split_counts():
+    def labelled(*labels):
+        return TensorDataset(torch.zeros(len(labels), 2), torch.tensor(labels))
+
+    assert len(TorchData(labelled(0, 1), labelled(0, 4), labelled(2)).classes) == 5
+
+
+def test_what_was_said_of_the_data_is_kept():
+    data = TorchData(samples("regression"), samples("regression"), task="multilabel", classes=["x", "y", "z"])
+    assert data.task == "multilabel"
+    assert data.classes == ("x", "y", "z")
+
+
+def test_classes_that_cannot_be_seen_are_asked_for():
+    with pytest.raises(DataError, match=r"name them: TorchData\(\.\.\., classes="):
+        TorchData(listed(lambda row: row % 2), listed(lambda row: row % 2))
+
+
+def test_targets_of_a_dataset_tell_its_classes():
+    dataset = listed(lambda row: row % 3)
+    dataset.targets = [0, 1, 2, 0]
+    assert len(TorchData(dataset, dataset).classes) == 3
+
+
+def test_a_tensor_dataset_always_shows_a_sample_in_the_same_way():
+    assert tiny_data().draws == 1
+    assert TorchData(Subset(samples(), [0, 1]), samples(), classes=["a", "b", "c"]).draws == 1
+
+
+def test_the_randomness_of_another_dataset_is_unknown_unless_it_is_promised():
+    dataset = listed(lambda row: row % 2)
+    assert TorchData(dataset, dataset, classes=["a", "b"]).draws is None
+    assert TorchData(dataset, dataset, classes=["a", "b"], draws=1).draws == 1
+
+
+def test_a_loader_keeps_its_own_batches_and_nothing_is_promised():
+    loader = DataLoader(samples(), batch_size=3)
+    data = TorchData(loader, samples(), classes=["a", "b", "c"], draws=1)
+    assert isinstance(data.train, Stream)
+    assert data.draws is None
+    assert data.test is None
+    assert [len(batch) for batch in data.train] == [3, 3, 2]
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(())
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        (TensorDataset(torch.zeros(0, 2), torch.zeros(0)), "the train data is empty"),
+        (DataLoader(TensorDataset(torch.zeros(0, 2), torch.zeros(0))), "the train data is empty"),
+        (Endless(), "expected a Dataset with a length"),
+        (Listed([torch.zeros(3)] * 3), r"must yield pairs \(inputs, labels\)"),
+        (Listed([(torch.zeros(2), 0, "extra")] * 3), r"must yield pairs \(inputs, labels\)"),
+        (listed(lambda row: "cat"), "the labels of the train data are a"),
+        (DataLoader(listed(lambda row: "cat")), "the labels of the train data are a"),
+        (listed(lambda row: {"class": 0}), "the labels of the train data are a dict"),
+    ],
+)
+def test_what_is_no_data_is_refused(train, said):
+    with pytest.raises(DataError, match=said):
+        TorchData(train, samples(), classes=["a", "b", "c"])
+
+
+@pytest.mark.parametrize("name", ["select", "test"])
+def test_every_split_must_hold_something(name):
+    splits = {"select": samples(), "test": samples(), name: samples(rows=0)}
+    with pytest.raises(DataError, match=f"the {name} data is empty"):
+        TorchData(samples(), **splits, classes=["a", "b", "c"])
+
+
+def test_the_fingerprint_changes_with_the_samples_and_the_classes():
+    data = tiny_data().fingerprint
+    assert data == tiny_data().fingerprint
+    assert data != tiny_data(rows=9).fingerprint
+    assert data != tiny_data(classes=["a", "b", "x"]).fingerprint
+    other = TensorDataset(samples().tensors[0] + 1, samples().tensors[1])
+    assert (
+        data != TorchData(other, samples(rows=6, seed=1), samples(rows=6, seed=2), classes=["a", "b", "c"]).fingerprint
+    )
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: {"x": x}, lambda x: (x, x), lambda x: x.bfloat16(), lambda x: [{"deep": x}]]
+)
+def test_inputs_of_any_form_have_a_fingerprint_that_changes_with_them(change):
+    def data(shift):
+        pairs = [(change(torch.full((2,), float(row + shift))), row % 2) for row in range(4)]
+        return TorchData(Listed(pairs), Listed(pairs), classes=["a", "b"], draws=1)
+
+    assert data(0).fingerprint == data(0).fingerprint != data(1).fingerprint

@@ -1,0 +1,175 @@
+"""How a stage is trained: what is refused, and what optimizers and learning rates are made of."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, ReduceLROnPlateau, StepLR
+
+from kdkit import AverageWeights, LearningRate, Optimizer, RecipeError, Training
+
+
+def parameters():
+    return [nn.Parameter(torch.ones(2))]
+
+
+def sgd(rate=1.0):
+    return torch.optim.SGD(parameters(), lr=rate)
+
+
+def rates(schedule, steps, optimizer=None):
+    optimizer = optimizer or sgd()
+    made = schedule.build(optimizer, epochs=4, updates=8)
+    seen = []
+    for _ in range(steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        made.step()
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"epochs": 0}, "epochs is a whole number of at least 1; got 0"),
+        ({"epochs": 1.5}, "epochs is a whole number"),
+        ({"epochs": True}, "epochs is a whole number"),
+        ({"batch_size": 0}, "batch_size is a whole number"),
+        ({"accumulate": 0}, "accumulate is a whole number"),
+        ({"workers": -1}, "workers is a whole number of at least 0"),
+        ({"clip": 0}, "clip is the largest norm"),
+        ({"clip": float("nan")}, "clip is the largest norm"),
+        ({"keep": "first"}, "keep is 'best' or 'last'"),
+        ({"optimizer": torch.optim.Adam}, "optimizer is Optimizer"),
+        ({"learning_rate": 0.1}, "learning_rate is LearningRate"),
+        ({"average": 0.999}, "average is AverageWeights"),
+    ],
+)
+def test_a_training_that_makes_no_sense_is_refused(wrong, said):
+    with pytest.raises(RecipeError, match=said):
+        Training(**{"epochs": 1, **wrong})
+
+
+def test_two_trainings_do_not_share_a_default():
+    assert Training(epochs=1).optimizer is not Training(epochs=1).optimizer
+
+
+def test_an_optimizer_is_made_of_its_class_and_options():
+    made = Optimizer(torch.optim.AdamW, lr=0.02, weight_decay=0.3).build(parameters())
+    assert isinstance(made, torch.optim.AdamW)
+    assert made.param_groups[0]["lr"] == 0.02
+    assert made.param_groups[0]["weight_decay"] == 0.3
+
+
+def test_each_build_makes_an_optimizer_of_its_own():
+    optimizer = Optimizer(torch.optim.SGD, lr=0.1)
+    assert optimizer.build(parameters()) is not optimizer.build(parameters())
+
+
+def test_an_option_that_an_optimizer_does_not_have_is_answered_with_the_nearest():
+    with pytest.raises(RecipeError, match="Adam has no option 'weight_decy'; did you mean 'weight_decay'"):
+        Optimizer(torch.optim.Adam, weight_decy=0.1)
+
+
+def test_options_that_an_optimizer_refuses_are_a_recipe_error():
+    with pytest.raises(RecipeError, match=r"Optimizer\(SGD, lr=-1\) cannot be made: Invalid learning rate"):
+        Optimizer(torch.optim.SGD, lr=-1).build(parameters())
+
+
+def test_an_optimizer_may_be_made_by_a_function():
+    made = functools.partial(torch.optim.SGD, momentum=0.5)
+    optimizer = Optimizer(made, lr=0.1)
+    assert optimizer.build(parameters()).param_groups[0]["momentum"] == 0.5
+    assert "lr=0.1" in repr(optimizer)
+
+
+def test_a_schedule_is_made_of_its_class_and_options():
+    schedule = LearningRate(StepLR, step_size=2, gamma=0.5)
+    assert rates(schedule, 4) == [1, 1, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(("each", "length"), [("epoch", 4), ("update", 8)])
+def test_the_length_of_a_schedule_is_that_of_the_stage_in_its_own_unit(each, length):
+    made = LearningRate(CosineAnnealingLR, each=each).build(sgd(), epochs=4, updates=8)
+    assert made.T_max == length
+    assert LearningRate(OneCycleLR, each=each, max_lr=1.0).build(sgd(), epochs=4, updates=8).total_steps == length
+
+
+def test_a_length_of_ones_own_is_kept():
+    assert LearningRate(CosineAnnealingLR, T_max=3).build(sgd(), epochs=4, updates=8).T_max == 3
+    assert rates(LearningRate(LinearLR, start_factor=0.5, total_iters=1), 3) == [0.5, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "said"),
+    [
+        (StepLR, {"each": "step", "step_size": 1}, "got 'step'"),
+        (StepLR, {"step": 1}, "StepLR has no option 'step'"),
+        (ReduceLROnPlateau, {}, "plateau"),
+        ("plateau", {}, "plateau"),
+    ],
+)
+def test_a_schedule_that_makes_no_sense_is_refused(make, options, said):
+    with pytest.raises(RecipeError, match=said):
+        LearningRate(make, **options)
+
+
+def test_a_schedule_that_lacks_an_option_is_a_recipe_error():
+    with pytest.raises(RecipeError, match=r"LearningRate\(StepLR, each='epoch'\) cannot be made: .*step_size"):
+        LearningRate(StepLR).build(sgd(), epochs=1, updates=1)
+
+
+def test_optimizers_and_schedules_are_made_by_timms_names():
+    assert isinstance(Optimizer("sgdw", lr=0.1).build(parameters()), torch.optim.Optimizer)
+    with pytest.raises(RecipeError, match="timm has no optimizer 'lambb'; did you mean 'lamb'"):
+        Optimizer("lambb").build(parameters())
+    with pytest.raises(RecipeError, match="nonsense"):
+        LearningRate("nonsense").build(sgd(), epochs=4, updates=8)
+    by_epoch = rates(LearningRate("cosine"), 5)
+    assert by_epoch[0] == pytest.approx(1)
+    assert by_epoch == sorted(by_epoch, reverse=True)
+    assert by_epoch[-1] == pytest.approx(0, abs=1e-6)
+    by_update = rates(LearningRate("cosine", each="update"), 9)
+    assert by_update[4] == pytest.approx(0.5)
+    assert by_update[-1] == pytest.approx(0, abs=1e-6)
+    first = LearningRate("cosine")
+    before, after = sgd(), sgd()
+    stopped, resumed = (first.build(each, epochs=4, updates=8) for each in (before, after))
+    stopped.step()
+    stopped.step()
+    resumed.load_state_dict(stopped.state_dict())
+    stopped.step()
+    resumed.step()
+    assert after.param_groups[0]["lr"] == before.param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize("decay", [0, 1, 1.5, float("nan")])
+def test_the_decay_of_an_average_lies_between_zero_and_one(decay):
+    with pytest.raises(RecipeError, match="the decay of an average"):
+        AverageWeights(decay=decay)
+
+
+def test_an_average_follows_weights_and_buffers_slowly():
+    module = nn.BatchNorm1d(1)
+    average = AverageWeights(decay=0.75).build(module)
+    average.update_parameters(module)  # the first update copies
+    with torch.no_grad():
+        module.weight.fill_(5.0)
+        module.running_mean.fill_(4.0)
+    average.update_parameters(module)
+    assert average.module.weight.item() == pytest.approx(0.75 * 1 + 0.25 * 5)
+    assert average.module.running_mean.item() == pytest.approx(1)
+    assert module.weight.item() == 5
+
+
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        (Optimizer(torch.optim.Adam, lr=0.1), "Optimizer(Adam, lr=0.1)"),
+        (Optimizer("lamb", lr=0.1), "Optimizer('lamb', lr=0.1)"),
+        (LearningRate(StepLR, step_size=2), "LearningRate(StepLR, each='epoch', step_size=2)"),
+    ],
+)
+def test_a_training_is_written_down_as_it_was_written(made, text):
+    assert repr(made) == text

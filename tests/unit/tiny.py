@@ -1,0 +1,78 @@
+"""Tiny nets and data that the tests of the core share."""
+
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from kdkit import Net, Recipe, Stage, Stages, TorchData, Training, Truth
+
+FEATURES, CLASSES = 4, 3
+
+
+def samples(task="multiclass", rows=8, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(rows, FEATURES, generator=random)
+    labels = {
+        "multiclass": torch.arange(rows) % CLASSES,
+        "multilabel": (torch.rand(rows, CLASSES, generator=random) > 0.5).float(),
+        "regression": torch.randn(rows, CLASSES, generator=random),
+    }
+    return TensorDataset(inputs, labels[task])
+
+
+def tiny_data(task="multiclass", rows=8, **options):
+    options = {"classes": ["a", "b", "c"], "task": task, **options}
+    return TorchData(samples(task, rows), samples(task, 6, seed=1), samples(task, 6, seed=2), **options)
+
+
+class Mlp(nn.Module):
+    """A hidden layer with batch norm and an in-place ReLU, then the outputs."""
+
+    def __init__(self, outputs=CLASSES, hidden=5, features=FEATURES):
+        super().__init__()
+        self.hidden = nn.Linear(features, hidden)
+        self.norm = nn.BatchNorm1d(hidden)
+        self.act = nn.ReLU(inplace=True)
+        self.head = nn.Linear(hidden, outputs)
+
+    def forward(self, inputs):
+        return self.head(self.act(self.norm(self.hidden(inputs))))
+
+
+def tiny_net(name, *, outputs=CLASSES, hidden=5, seed=0, **options):
+    torch.manual_seed(seed)
+    return Net(name, Mlp(outputs, hidden), **options)
+
+
+def one_stage(net, goal, data=None, **training):
+    """Return a recipe that trains one net toward one goal."""
+    training = {"epochs": 1, "batch_size": 4, **training}
+    return Recipe(data=data or tiny_data(), schedule=Stages(Stage({net: goal}, Training(**training))))
+
+
+def plain_goal():
+    return Truth(nn.CrossEntropyLoss())
+
+
+def state_of(module):
+    """Return everything of a module that a test may want to find unchanged."""
+    return {
+        "tensors": {key: value.clone() for key, value in module.state_dict(keep_vars=False).items()},
+        "modes": [each.training for each in module.modules()],
+        "hooks": hooks_of(module),
+        "grads": [parameter.grad for parameter in module.parameters()],
+    }
+
+
+def hooks_of(module):
+    return sum(len(each._forward_hooks) + len(each._forward_pre_hooks) for each in module.modules())
+
+
+def same_state(before, after):
+    return (
+        before["tensors"].keys() == after["tensors"].keys()
+        and all(torch.equal(before["tensors"][key], after["tensors"][key]) for key in before["tensors"])
+        and before["modes"] == after["modes"]
+        and before["hooks"] == after["hooks"]
+        and before["grads"] == after["grads"]
+    )
