@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch.nn import BCEWithLogitsLoss
 from torch.optim import Adam
-from torch.optim.lr_scheduler import MultiStepLR
+from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR
 
 from kdkit import (
     LearningRate,
@@ -54,6 +54,7 @@ def recipe(
     assistant = Net("assistant", SEResNet(leads=leads, width=width), sees=Leads(leads))
     student = Net("student", LRHNet(leads=leads, preset=preset), sees=Leads(leads))
     challenge = Challenge2020.paper if paper else Challenge2020
+    steps = LearningRate(MultiStepLR, milestones=[max(1, epoch * epochs // 90) for epoch in (20, 40, 70)])
     return Recipe(
         data=challenge(data, strict=strict) if data else Synthetic(),
         scores=(ChallengeMetric(2020, add_highest=paper), MacroAUPRC(), MacroF1()),
@@ -67,7 +68,7 @@ def recipe(
             training=Training(
                 epochs=epochs,
                 optimizer=Optimizer(Adam, lr=3e-3, weight_decay=1e-5),
-                learning_rate=LearningRate(MultiStepLR, milestones=[2 * epochs // 9, 4 * epochs // 9, 7 * epochs // 9]),
+                learning_rate=steps if paper else LearningRate(OneCycleLR, each="update", max_lr=1e-2),
             ),
         ),
     )

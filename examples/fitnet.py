@@ -1,0 +1,51 @@
+"""FitNet (Romero et al. 2015, arXiv:1412.6550): a student is hinted at what its teacher has in the middle.
+
+The teacher sees all twelve leads, the student three. Between the student's second block and the teacher's second group
+a projector is trained. Instead of the paper's two phases, hint first and knowledge then, one fades into the other. The
+records are simulated.
+
+    kdkit run examples/fitnet.py
+    kdkit run examples/fitnet.py --leads 2 --records 2000 --epochs 20
+"""
+
+from torch.nn import BCEWithLogitsLoss
+from torch.optim import Adam
+
+from kdkit import (
+    CosineRamp,
+    Hint,
+    LinearRamp,
+    MacroAUPRC,
+    MacroAUROC,
+    Match,
+    Net,
+    Optimizer,
+    PerLabelSoftTargets,
+    Recipe,
+    Stage,
+    Stages,
+    Tap,
+    Training,
+    Truth,
+)
+from kdkit_ecg import Leads, LRHNet, SEResNet, Synthetic
+
+
+def recipe(leads: int = 3, records: int = 640, epochs: int = 10, hint: float = 1.0) -> Recipe:
+    """Return the experiment.
+
+    leads: how many the student sees. records: how many there are to learn from. epochs: of each stage.
+    hint: the weight that the hint starts with.
+    """
+    teacher = Net("teacher", SEResNet(leads=12, width=16), sees=Leads(12))
+    student = Net("student", LRHNet(leads=leads), sees=Leads(leads))
+    truth = Truth(BCEWithLogitsLoss())
+    middle = Match(teacher, Hint(), student=Tap(student.module.block2), target=Tap(teacher.module.group2))
+    knowledge = 0.3 * truth + 0.7 * Match(teacher, PerLabelSoftTargets(temperature=2.0))
+    goal = CosineRamp(start=hint, end=0.0, until=0.5) * middle + LinearRamp(start=0.1, until=0.3) * knowledge
+    training = Training(epochs=epochs, batch_size=32, optimizer=Optimizer(Adam, lr=3e-3))
+    return Recipe(
+        data=Synthetic(train=records, select=records // 4, test=records // 2, length=500),
+        scores=(MacroAUROC(), MacroAUPRC()),
+        schedule=Stages(Stage({teacher: truth}, training), Stage({student: goal}, training)),
+    )

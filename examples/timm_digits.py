@@ -1,0 +1,56 @@
+"""One of timm's networks teaches a smaller one to read digits, by its outputs and by a stage in its middle.
+
+Teacher and student see the same digits in other sizes and other normalisations. Their stages differ in shape, so the
+hint trains a projector between them, which is no part of the student afterwards. It takes a minute.
+
+    kdkit run examples/timm_digits.py
+    kdkit run examples/timm_digits.py --teacher test_convnext --student test_efficientnet --hint 0
+"""
+
+from typing import Any
+
+import torch
+from sklearn.datasets import load_digits
+from torch.nn import CrossEntropyLoss
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import TensorDataset, random_split
+
+import kdkit
+from kdkit import Hint, Images, Match, Net, Parallel, SoftTargets, TorchData, Training, Truth, stage_tap
+
+
+def recipe(
+    teacher: str = "test_resnet", student: str = "test_efficientnet", hint: float = 0.1, epochs: int = 8
+) -> kdkit.Recipe:
+    """Return the experiment.
+
+    teacher, student: networks by timm's names. hint: the weight of the hint. epochs: of each stage.
+    """
+    timm = kdkit.shelf("models")["timm"]
+    large = timm(teacher, num_classes=10, in_chans=1)
+    small = timm(student, num_classes=10, in_chans=1)
+    digits, labels = load_digits(return_X_y=True)
+    images = torch.tensor(digits, dtype=torch.float32).view(-1, 1, 8, 8) / 16
+    samples = TensorDataset(images, torch.tensor(labels))
+    split = random_split(samples, (1000, 297, 500), torch.Generator().manual_seed(0))
+
+    def match(net: Net[Any], teacher: Net[Any]) -> kdkit.Goal:
+        middle = Match(teacher, Hint(), student=stage_tap(net.network, 2), target=stage_tap(teacher.network, 2))
+        return Match(teacher, SoftTargets()) + hint * middle
+
+    return kdkit.Recipe(
+        data=TorchData(*split, classes="0123456789"),
+        schedule=Parallel(
+            Net("teacher", large, sees=Images(mean=(0.5,), std=(0.5,), size=(48, 48))),
+            Net("student", small, sees=Images(mean=(0.3,), std=(0.4,), size=(32, 32))),
+            truth=Truth(CrossEntropyLoss()),
+            match=match,
+            balance=0.3,
+            training=Training(
+                epochs=epochs,
+                optimizer=kdkit.Optimizer(AdamW, lr=3e-3),
+                learning_rate=kdkit.LearningRate(OneCycleLR, max_lr=3e-3, each="update"),
+            ),
+        ),
+    )

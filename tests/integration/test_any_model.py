@@ -1,0 +1,722 @@
+"""Networks of every form are tapped and distilled, each through a real run of a few tiny steps."""
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import kdkit
+from kdkit import (
+    AttentionTap,
+    Batch,
+    CheckError,
+    Hint,
+    Images,
+    Match,
+    Net,
+    Recipe,
+    RecipeError,
+    Result,
+    SoftTargets,
+    Stage,
+    Stages,
+    Tap,
+    TorchData,
+    Training,
+    Truth,
+    stage_tap,
+)
+from kdkit.goal import Goal, Term
+from kdkit.taps import Listening
+
+CLASSES = 3
+ROWS = 10
+SIDE = 32
+
+cross_entropy = nn.CrossEntropyLoss()
+soft = SoftTargets()
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def labels() -> Tensor:
+    return torch.arange(ROWS) % CLASSES
+
+
+def data_of(inputs: Tensor) -> TorchData:
+    dataset = TensorDataset(inputs, labels())
+    return TorchData(dataset, dataset)
+
+
+@pytest.fixture
+def images() -> TorchData:
+    return data_of(torch.rand(ROWS, 3, SIDE, SIDE))
+
+
+@pytest.fixture
+def signals() -> TorchData:
+    return data_of(torch.randn(ROWS, 2, 16))
+
+
+def distilled(student: Net[Any], goal: Goal | Term, data: TorchData, *, epochs: int = 1) -> Result:
+    """Run one stage, and see that its terms are figures, that the student moved and that its teachers did not."""
+    stage = Stage({student: goal}, Training(epochs=epochs, batch_size=4, keep="last"))
+    teachers = [source for source in stage.sources if isinstance(source, Net) and isinstance(source.module, nn.Module)]
+    before = {net: copy.deepcopy(net.network.state_dict()) for net in [student, *teachers]}
+    modes = {net: net.network.training for net in teachers}
+    result = kdkit.run(Recipe(data=data, schedule=Stages(stage)), device="cpu")
+    terms = result.history[stage.name][-1]["terms"]
+    assert terms
+    assert all(math.isfinite(value) for value in terms.values())
+    assert any(not torch.equal(value, before[student][key]) for key, value in student.network.state_dict().items())
+    for net in teachers:
+        assert net.network.training is modes[net]
+        for key, value in net.network.state_dict().items():
+            torch.testing.assert_close(value, before[net][key], rtol=0, atol=0)
+    for net in [student, *teachers]:
+        for module in net.network.modules():
+            assert not module._forward_hooks
+            assert not module._forward_pre_hooks
+    return result
+
+
+def said(net: Net[Any], data: TorchData) -> Tensor:
+    with torch.no_grad():
+        return net(data.train.batch(torch.arange(ROWS), 0))
+
+
+class Conv1d(nn.Module):
+    """A network on (batch, channels, time)."""
+
+    def __init__(self, channels: int, width: int = 4) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(channels, width, 3, padding=1)
+        self.norm = nn.BatchNorm1d(width)
+        self.activation = nn.ReLU()
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, signal: Tensor) -> Tensor:
+        return self.head(self.activation(self.norm(self.conv(signal))).mean(-1))
+
+
+class Conv2d(nn.Module):
+    """A network on (batch, channels, height, width) as torchvision builds them: norm, then an in-place ReLU."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, stride=4, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.relu(self.norm(self.conv(image))).mean((2, 3)))
+
+
+# What a network returns
+
+
+@dataclass
+class Said:
+    """What models of the transformers library return, as far as it matters here."""
+
+    logits: Tensor
+    hidden: list[Tensor] = field(default_factory=list)
+
+
+class Two(NamedTuple):
+    """Logits and features under names."""
+
+    features: Tensor
+    logits: Tensor
+
+
+class Wrapping(nn.Module):
+    """Says features and something beside."""
+
+    def __init__(self, form: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, features: Tensor) -> Any:
+        return self.form(features, features.mean(-1))
+
+
+class Returning(nn.Module):
+    """A network that says more than its outputs, and so does a layer of it."""
+
+    def __init__(self, form: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(2, 4, 3)
+        self.layer = Wrapping(form)
+        self.head = nn.Linear(4, CLASSES)
+        self.form = form
+
+    def forward(self, signal: Tensor) -> Any:
+        features = self.conv(signal)
+        self.layer(features)
+        return self.form(self.head(features.mean(-1)), features)
+
+
+FORMS: dict[str, tuple[Callable[[Tensor, Tensor], Any], Any]] = {
+    "tuple": (lambda first, second: (first, second), 0),
+    "list": (lambda first, second: [second, first], 1),
+    "dict": (lambda first, second: {"logits": first, "rest": second}, "logits"),
+    "dataclass": (lambda first, second: Said(first, [second]), "logits"),
+    "named tuple": (lambda first, second: Two(second, first), "logits"),
+    "function": (lambda first, second: ((second, first),), lambda out: out[0][1]),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_network_that_returns_more_than_a_tensor_teaches_and_learns_by_its_element(form, signals):
+    make, element = FORMS[form]
+    teacher = Net("teacher", Returning(make), element=element, trained=True)
+    student = Net("student", Returning(make), element=element)
+    hint = Match(
+        teacher,
+        Hint(),
+        student=Tap(student.module.layer, element=element),
+        target=Tap(teacher.module.layer, element=element),
+    )
+    result = distilled(student, Truth(cross_entropy) + Match(teacher, soft) + hint, signals)
+    assert said(student, signals).shape == (ROWS, CLASSES)
+    assert result.history["student"][-1]["terms"]["teacher/hint"] > 0
+
+
+def test_a_network_that_returns_more_than_a_tensor_is_refused_without_an_element(signals):
+    student = Net("student", Returning(FORMS["dict"][0]))
+    with pytest.raises(CheckError, match="gives a dict with 'logits', 'rest' where one tensor was expected"):
+        distilled(student, Truth(cross_entropy), signals)
+
+
+class OnlyInTraining(nn.Module):
+    """Says two things in training and one otherwise, as Inception does; or the other way round."""
+
+    def __init__(self, *, more_in_training: bool = True) -> None:
+        super().__init__()
+        self.head = nn.Linear(2, CLASSES)
+        self.aux = nn.Linear(2, CLASSES)
+        self.more_in_training = more_in_training
+
+    def forward(self, signal: Tensor) -> Any:
+        pooled = signal.mean(-1)
+        return (self.head(pooled), self.aux(pooled)) if self.training is self.more_in_training else self.head(pooled)
+
+
+def test_an_element_is_for_when_there_are_several_so_that_one_tensor_in_eval_mode_is_taken_whole(signals):
+    student = Net("student", OnlyInTraining(), element=0)
+    distilled(student, Truth(cross_entropy), signals)
+    torch.testing.assert_close(
+        said(student, signals), student.module.head(signals.train.batch(torch.arange(ROWS), 0).inputs.mean(-1))
+    )
+
+
+def test_a_network_that_only_fails_in_eval_mode_is_refused_before_the_first_step(signals):
+    student = Net("student", OnlyInTraining(more_in_training=False))
+    plan = kdkit.check(
+        Recipe(data=signals, schedule=Stages(Stage({student: Truth(cross_entropy)}, Training(epochs=1))))
+    )
+    assert any("gives a tuple of 2 where one tensor was expected" in problem for problem in plan.problems)
+    assert student.module.training
+
+
+# What a network is given
+
+
+class Pair(nn.Module):
+    """Signal and age in."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.signal = nn.Conv1d(2, width, 3)
+        self.age = nn.Linear(1, width)
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, signal: Tensor, age: Tensor) -> Tensor:
+        return self.head(self.signal(signal).mean(-1) + self.age(age))
+
+
+class Rows(Dataset[Any]):
+    """Samples of any form."""
+
+    def __init__(self, samples: list[Any]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, row: int) -> Any:
+        return self.samples[row]
+
+
+class SignalAndAge(NamedTuple):
+    signal: Tensor
+    age: Tensor
+
+
+WRAPPED: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "tuple": lambda signal, age: (signal, age),
+    "list": lambda signal, age: [signal, age],
+    "named tuple": SignalAndAge,
+    "dict": lambda signal, age: {"age": age, "signal": signal},
+}
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["dataset", "loader"])
+@pytest.mark.parametrize("wrapped", WRAPPED)
+def test_a_network_of_two_inputs_is_given_both(wrapped, loaded):
+    samples = [(WRAPPED[wrapped](torch.randn(2, 8), torch.rand(1)), int(label)) for label in labels()]
+    rows = Rows(samples)
+    given: Any = DataLoader(rows, batch_size=5) if loaded else rows
+    data = TorchData(given, given, classes=[str(each) for each in range(CLASSES)])
+    teacher, student = Net("teacher", Pair(6), trained=True), Net("student", Pair(3))
+    hint = Match(teacher, Hint(), student=Tap(student.module.signal), target=Tap(teacher.module.signal))
+    ages = Match(teacher, Hint(), student=Tap(student.module.age, "input"), target=Tap(teacher.module.age), label="age")
+    before = student.module.age.weight.clone()
+    distilled(student, Truth(cross_entropy) + Match(teacher, soft) + hint + 0.0 * ages, data)
+    assert not torch.equal(student.module.age.weight, before)
+
+
+# Images and timm
+
+
+class Seeing(nn.Module):
+    """Passes images on to a network, and keeps what the last batch in eval mode looked like."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.seen = torch.empty(0)
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.seen = image.detach()
+        return self.network(image)
+
+
+def test_a_teacher_from_timm_and_its_student_each_see_their_own_normalisation_and_size(images):
+    tiny = timm.create_model("test_efficientnet", num_classes=CLASSES)
+    view = Images.of(tiny)
+    large = Images(mean=view.mean, std=view.std, size=(48, 40))
+    teacher = Net("teacher", Seeing(tiny), sees=large, trained=True)
+    student = Net("student", Seeing(Conv2d()), sees=Images(mean=(0.5,) * 3, std=(0.25,) * 3))
+    distilled(student, Truth(cross_entropy) + Match(teacher, soft), images)
+
+    batch = images.train.batch(torch.arange(ROWS), 0)
+    teacher(batch), student(batch)
+    config = tiny.pretrained_cfg
+    mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    assert tuple(config["mean"]) == (0.485, 0.456, 0.406)  # so that the two differ
+    resized = nn.functional.interpolate(batch.inputs, (48, 40), mode="bilinear", antialias=True)
+    torch.testing.assert_close(teacher.module.seen, (resized - mean) / std)
+    torch.testing.assert_close(student.module.seen, (batch.inputs - 0.5) / 0.25)
+
+
+def test_images_of_a_timm_model_resize_to_the_size_it_was_trained_with(images):
+    tiny = timm.create_model("test_resnet", num_classes=CLASSES)
+    net = Net("teacher", Seeing(tiny), sees=Images.of(tiny, resize=True), trained=True)
+    said(net, images)
+    assert net.module.seen.shape[-2:] == tuple(tiny.pretrained_cfg["input_size"][1:])
+
+
+def vit(**options: Any) -> Any:
+    return timm.create_model("test_vit", num_classes=CLASSES, img_size=SIDE, **options)
+
+
+def as_map(tokens: Tensor) -> Tensor:
+    """Turn a class token and 2x2 patches, (N, 5, C), into (N, 2, 2, C)."""
+    return tokens[:, 1:].unflatten(1, (2, 2))
+
+
+def test_the_tokens_of_a_timm_vit_teach_the_maps_of_a_cnn(images):
+    teacher = Net("teacher", vit(), sees=Images(mean=(0.5,) * 3, std=(0.5,) * 3), trained=True)
+    student = Net("student", Conv2d())
+    hint = Hint()
+    tokens = Tap(teacher.module.blocks[2], element=as_map, channels_last=True)
+    distilled(
+        student, Truth(cross_entropy) + Match(teacher, hint, student=Tap(student.module.conv), target=tokens), images
+    )
+    with torch.no_grad(), Listening([Tap(student.module.conv), tokens]) as listening:
+        batch = images.train.batch(torch.arange(2), 0)
+        student(batch), teacher(batch)
+        mine, theirs = listening.take()
+        assert mine.shape == (2, 6, 8, 8)
+        assert theirs.shape == (2, 64, 2, 2)
+        assert hint.projector(mine).shape == theirs.shape
+
+
+def test_tokens_with_channels_last_become_channels_second(images):
+    module = vit().eval()
+    plain, moved = Tap(module.blocks[0]), Tap(module.blocks[0], channels_last=True)
+    with torch.no_grad(), Listening([plain, moved]) as listening:
+        module(torch.rand(2, 3, SIDE, SIDE))
+        tokens, features = listening.take()
+    assert tokens.shape == (2, 5, 64)
+    torch.testing.assert_close(features, tokens.transpose(1, 2), rtol=0, atol=0)
+
+
+def test_the_attention_of_a_timm_vit_is_taught_and_its_fused_kernel_comes_back(images):
+    teacher, student = Net("teacher", vit(), trained=True), Net("student", vit(depth=2))
+    layers = [teacher.module.blocks[5].attn, student.module.blocks[1].attn]
+    fused = [layer.fused_attn for layer in layers]
+    assert all(fused)  # else the test shows nothing
+    seen = []
+
+    def divergence(mine: Tensor, theirs: Tensor) -> Tensor:
+        seen.append((mine.detach(), theirs))
+        return nn.functional.kl_div(mine.log(), theirs, reduction="batchmean")
+
+    match = Match(teacher, divergence, student=AttentionTap(layers[1]), target=AttentionTap(layers[0]))
+    distilled(student, Truth(cross_entropy) + match, images)
+    assert [layer.fused_attn for layer in layers] == fused
+    for side in seen[-1]:
+        assert side.shape[2:] == (5, 5)  # a class token and 2x2 patches
+        torch.testing.assert_close(side.sum(-1), torch.ones(side.shape[:-1]))
+
+
+def test_an_attention_tap_changes_nothing_that_the_network_says():
+    module = vit().eval()
+    image = torch.rand(2, 3, SIDE, SIDE)
+    with torch.no_grad():
+        plain = module(image)
+        with Listening([AttentionTap(module.blocks[0].attn)]):
+            tapped = module(image)
+    torch.testing.assert_close(tapped, plain, rtol=1e-4, atol=1e-5)
+
+
+STAGED: dict[str, Mapping[str, Any]] = {
+    "test_resnet": {},
+    "test_convnext": {},
+    "test_vit": {"img_size": SIDE},
+    "swin_tiny_patch4_window7_224": {"img_size": SIDE, "embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2)},
+}
+
+
+@pytest.mark.parametrize("name", STAGED)
+@pytest.mark.parametrize("index", [0, -1])
+def test_a_stage_of_a_timm_model_gives_its_channels_second(name, index):
+    module = timm.create_model(name, num_classes=CLASSES, **STAGED[name]).eval()
+    with torch.no_grad(), Listening([stage_tap(module, index)]) as listening:
+        module(torch.rand(2, 3, SIDE, SIDE))
+        (feature,) = listening.take()
+    assert feature.shape[1] == list(module.feature_info)[index]["num_chs"]
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "swin_tiny_patch4_window7_224"])
+def test_a_stage_of_a_timm_model_teaches_a_student_of_another_width(name, images):
+    teacher = Net("teacher", timm.create_model(name, num_classes=CLASSES, **STAGED[name]), trained=True)
+    small = timm.create_model("test_efficientnet", num_classes=CLASSES)
+    student = Net("student", small, sees=Images.of(small))
+    hint = Hint()
+    match = Match(teacher, hint, student=stage_tap(student.module, 1), target=stage_tap(teacher.module, 1))
+    distilled(student, Truth(cross_entropy) + match, images)
+    wanted = list(teacher.module.feature_info)[1]["num_chs"]
+    given = list(small.feature_info)[1]["num_chs"]
+    assert wanted != given
+    assert hint.projector.channels.weight.shape == (wanted, given)
+    assert not any("projector" in key for key in student.module.state_dict())
+
+
+def distilled_deit() -> Any:
+    options = {"embed_dim": 24, "depth": 2, "num_heads": 2, "img_size": SIDE}
+    module = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=CLASSES, **options)
+    module.set_distilled_training(True)
+    return module
+
+
+def test_the_distilled_deit_learns_labels_by_one_head_and_its_teacher_by_the_other(images):
+    teacher, student = Net("teacher", Conv2d(), trained=True), Net("student", distilled_deit(), element=0)
+    by_token = Match(teacher, soft, student=Tap(student.module.head_dist))
+    heads = {name: getattr(student.module, name).weight.clone() for name in ("head", "head_dist")}
+    assert isinstance(student.module.train()(torch.rand(2, 3, SIDE, SIDE)), tuple)
+    distilled(student, Truth(cross_entropy) + by_token, images)
+    for name, before in heads.items():
+        assert not torch.equal(getattr(student.module, name).weight, before)
+    assert said(student, images).shape == (ROWS, CLASSES)
+
+
+def test_the_token_of_the_distilled_deit_does_not_touch_the_head_of_the_labels(images):
+    teacher, student = Net("teacher", Conv2d(), trained=True), Net("student", distilled_deit(), element=0)
+    before = student.module.head.weight.clone()
+    distilled(student, 1.0 * Match(teacher, soft, student=Tap(student.module.head_dist)), images)
+    torch.testing.assert_close(student.module.head.weight, before, rtol=0, atol=0)
+
+
+def test_the_distilled_deit_is_refused_without_an_element(images):
+    with pytest.raises(CheckError, match="tuple of 2 where one tensor was expected"):
+        distilled(Net("student", distilled_deit()), Truth(cross_entropy), images)
+
+
+def test_a_model_from_the_timm_shelf_learns(images):
+    make = kdkit.shelf("models")["timm"]
+    teacher = Net("teacher", make("test_resnet", num_classes=CLASSES), trained=True)
+    student = Net("student", make("resnet18", num_classes=CLASSES, channels=(4, 4, 8, 8)), sees=Images())
+    distilled(student, Truth(cross_entropy) + Match(teacher, soft), images)
+
+
+def test_a_misspelt_timm_model_gets_the_nearest_right_one():
+    with pytest.raises(RecipeError, match="resnet18"):
+        kdkit.shelf("models")["timm"]("resnet81")
+
+
+# Teachers kdkit cannot see into
+
+
+def test_a_plain_callable_teaches_by_what_it_says(signals):
+    asked = []
+
+    def api(signal: Tensor) -> Tensor:
+        asked.append(len(signal))
+        return signal.mean(-1) @ torch.tensor([[3.0, 0.0, -3.0], [0.0, 3.0, -3.0]])
+
+    student = Net("student", Conv1d(2))
+    distilled(student, Truth(cross_entropy) + Match(Net("api", api, version="2024-05"), soft), signals)
+    assert sum(asked) >= ROWS
+
+
+def test_a_plain_callable_needs_a_version():
+    with pytest.raises(RecipeError, match="give it a version"):
+        Net("api", lambda signal: signal)
+
+
+def test_a_plain_callable_can_be_neither_tapped_nor_trained(signals):
+    api = Net("api", lambda signal: signal.mean(-1), version="1")
+    student = Net("student", Conv1d(2))
+    stranger = Tap(Conv1d(2).conv)
+    with pytest.raises(CheckError, match="'api' is a plain callable, which cannot be tapped"):
+        distilled(student, 1.0 * Match(api, Hint(), student=Tap(student.module.conv), target=stranger), signals)
+    stage = Stage({api: Truth(cross_entropy)}, Training(epochs=1))
+    with pytest.raises(CheckError, match="can teach, but not be trained"):
+        kdkit.run(Recipe(data=signals, schedule=Stages(stage)), device="cpu")
+    with pytest.raises(RecipeError, match="it can teach, but not be trained or tapped"):
+        _ = api.network
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+def test_a_teacher_comes_with_its_weights_from_a_file(ending, signals, tmp_path):
+    original = Conv1d(2)
+    path = tmp_path / f"weights.{ending}"
+    if ending == "safetensors":
+        save_file(original.state_dict(), path)
+    else:
+        torch.save(original.state_dict(), path)
+    teacher = Net("teacher", Conv1d(2), weights=path)
+    assert not torch.equal(Conv1d(2).conv.weight, original.conv.weight)
+    torch.testing.assert_close(teacher.module.state_dict(), original.state_dict(), rtol=0, atol=0)
+    distilled(Net("student", Conv1d(2, width=2)), Truth(cross_entropy) + Match(teacher, soft), signals)
+
+
+# How a network runs
+
+
+def test_a_network_on_signals_is_tapped_in_one_dimension(signals):
+    teacher, student = Net("teacher", Conv1d(2, width=6), trained=True), Net("student", Conv1d(2))
+    taps = {"student": Tap(student.module.activation, "input"), "target": Tap(teacher.module.activation, "input")}
+    distilled(student, Truth(cross_entropy) + Match(teacher, Hint(), **taps), signals)
+
+
+class Twice(nn.Module):
+    """Runs one block twice, and one activation after each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Conv1d(2, 2, 3, padding=1)
+        self.activation = nn.Tanh()
+        self.head = nn.Linear(2, CLASSES)
+
+    def forward(self, signal: Tensor) -> Tensor:
+        for _ in range(2):
+            signal = self.activation(self.block(signal))
+        return self.head(signal.mean(-1))
+
+
+def test_of_a_module_that_runs_twice_the_last_time_counts(signals):
+    module = Twice()
+    signal = torch.randn(2, 2, 16)
+    with torch.no_grad(), Listening([Tap(module.block), Tap(module.block, "input")]) as listening:
+        module(signal)
+        output, given = listening.take()
+        first = module.activation(module.block(signal))
+        torch.testing.assert_close(given, first)
+        torch.testing.assert_close(output, module.block(first))
+    teacher, student = Net("teacher", Twice(), trained=True), Net("student", Twice())
+    match = Match(teacher, Hint(), student=Tap(student.module.block), target=Tap(teacher.module.block))
+    distilled(student, Truth(cross_entropy) + match, signals)
+
+
+class Skipping(nn.Module):
+    """Leaves a layer out once it has run a few times, as stochastic depth does."""
+
+    def __init__(self, runs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(2, 2, 3, padding=1)
+        self.head = nn.Linear(2, CLASSES)
+        self.runs = runs
+
+    def forward(self, signal: Tensor) -> Tensor:
+        self.runs -= 1
+        return self.head((self.conv(signal) if self.runs >= 0 else signal).mean(-1))
+
+
+def test_a_tap_that_stops_firing_in_the_middle_of_a_run_is_named(signals):
+    teacher, student = Net("teacher", Conv1d(2, width=2), trained=True), Net("student", Skipping(10))
+    match = Match(teacher, Hint(), student=Tap(student.module.conv), target=Tap(teacher.module.conv))
+    with pytest.raises(RecipeError, match="the tap on Conv1d never fired"):
+        distilled(student, Truth(cross_entropy) + match, signals, epochs=9)
+
+
+def test_a_frozen_backbone_stays_as_it_was_and_its_head_learns(images):
+    module = timm.create_model("test_convnext", num_classes=CLASSES)
+    module.requires_grad_(requires_grad=False)
+    module.get_classifier().requires_grad_()
+    before = copy.deepcopy(module.state_dict())
+    teacher, student = Net("teacher", Conv2d(), trained=True), Net("student", module)
+    distilled(student, Truth(cross_entropy) + Match(teacher, soft), images)
+    changed = {key for key, value in module.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {"head.fc.weight", "head.fc.bias"}
+
+
+def test_a_hint_on_a_frozen_layer_that_no_gradient_reaches_is_refused(signals):
+    teacher, student = Net("teacher", Conv1d(2), trained=True), Net("student", Conv1d(2))
+    student.module.conv.requires_grad_(requires_grad=False)
+    taps = {"student": Tap(student.module.conv), "target": Tap(teacher.module.conv)}
+    with pytest.raises(CheckError, match="moves nothing: no gradient flows"):
+        distilled(student, Truth(cross_entropy) + Match(teacher, Hint(), **taps), signals)
+
+
+def test_a_network_without_anything_to_train_is_refused(signals):
+    student = Net("student", Conv1d(2))
+    student.module.requires_grad_(requires_grad=False)
+    with pytest.raises(CheckError, match="none of its parameters requires a gradient"):
+        distilled(student, Truth(cross_entropy), signals)
+
+
+@pytest.mark.parametrize("at", ["norm", "conv"])
+def test_a_feature_before_an_in_place_relu_is_what_the_layer_gave(at, images):
+    teacher, student = Net("teacher", Conv2d(), trained=True), Net("student", Conv2d())
+    sides = []
+
+    def gap(mine: Tensor, theirs: Tensor) -> Tensor:
+        sides.append((mine, theirs))
+        return (mine - theirs).square().mean()
+
+    match = Match(teacher, gap, student=Tap(getattr(student.module, at)), target=Tap(getattr(teacher.module, at)))
+    distilled(student, Truth(cross_entropy) + match, images)
+    steps = sides[-math.ceil(ROWS / 4) :]
+    assert all((side < 0).any() for step in steps for side in step)  # not clipped afterwards
+
+
+# Transformers of torch
+
+
+class Tokens(nn.Module):
+    """Torch's own encoder on (batch, channels, time), whose layers have a fused fast path in eval mode."""
+
+    def __init__(self, *, masked: bool = False, nested: bool = True, width: int = 8) -> None:
+        super().__init__()
+        self.embed = nn.Linear(2, width)
+        layer = nn.TransformerEncoderLayer(width, 2, 16, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=nested)
+        self.head = nn.Linear(width, CLASSES)
+        self.masked = masked
+
+    def forward(self, signal: Tensor) -> Tensor:
+        tokens = self.embed(signal.transpose(1, 2))
+        mask = None
+        if self.masked:
+            mask = torch.zeros(tokens.shape[:2], dtype=torch.bool)
+            mask[0, -3:] = True
+        return self.head(self.encoder(tokens, src_key_padding_mask=mask).mean(1))
+
+
+@pytest.mark.parametrize("place", ["encoder.layers.0", "encoder.layers.1.linear1", "encoder.layers.0.norm1"])
+def test_a_transformer_encoder_is_heard_in_eval_mode_where_its_fast_path_would_skip_the_layer(place):
+    module = Tokens().eval()
+    signal = torch.randn(2, 2, 16)
+    with torch.no_grad():
+        plain = module(signal)
+        with Listening([Tap(module.get_submodule(place))]) as listening:
+            tapped = module(signal)
+            (fast,) = listening.take()
+    with Listening([Tap(module.get_submodule(place))]) as listening:
+        module(signal)  # gradients switch the fast path off
+        (slow,) = listening.take()
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tapped, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_transformer_encoder_teaches_and_learns(signals):
+    teacher, student = Net("teacher", Tokens(width=12), trained=True), Net("student", Tokens())
+    taps = {
+        "student": Tap(student.module.encoder.layers[0].linear2, channels_last=True),
+        "target": Tap(teacher.module.encoder.layers[0].linear2, channels_last=True),
+    }
+    distilled(student, Truth(cross_entropy) + Match(teacher, soft) + Match(teacher, Hint(), **taps), signals)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
+def test_a_teacher_that_packs_padded_tokens_is_refused_with_the_way_out(signals):
+    teacher, student = Net("teacher", Tokens(masked=True), trained=True), Net("student", Tokens(masked=True))
+    taps = {
+        "student": Tap(student.module.encoder.layers[0], channels_last=True),
+        "target": Tap(teacher.module.encoder.layers[0], channels_last=True),
+    }
+    with pytest.raises(CheckError, match="enable_nested_tensor=False"):
+        distilled(student, Truth(cross_entropy) + Match(teacher, Hint(), **taps), signals)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
+def test_a_student_that_packs_padded_tokens_when_it_is_judged_is_tapped_while_it_trains(signals):
+    teacher = Net("teacher", Tokens(masked=True, nested=False), trained=True)
+    student = Net("student", Tokens(masked=True))
+    taps = {
+        "student": Tap(student.module.encoder.layers[0], channels_last=True),
+        "target": Tap(teacher.module.encoder.layers[0], channels_last=True),
+    }
+    distilled(student, Truth(cross_entropy) + Match(teacher, Hint(), **taps), signals)
+
+
+class Attending(nn.Module):
+    """Torch's own attention, which returns its output and its map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(2, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, signal: Tensor) -> Tensor:
+        tokens = self.embed(signal.transpose(1, 2))
+        return self.head(self.attention(tokens, tokens, tokens)[0].mean(1))
+
+
+def test_the_output_and_the_map_of_torchs_own_attention_are_heard_in_both_modes(signals):
+    teacher, student = Net("teacher", Attending(), trained=True), Net("student", Attending())
+    terms = Truth(cross_entropy) + Match(teacher, soft)
+    for element, label in ((0, "output"), (1, "map")):
+        sides = [Tap(net.module.attention, element=element) for net in (student, teacher)]
+        terms += Match(teacher, Hint(), student=sides[0], target=sides[1], label=label)
+    distilled(student, terms, signals)
+    module = teacher.module.eval()
+    with torch.no_grad(), Listening([Tap(module.attention, element=1)]) as listening:
+        teacher(Batch(torch.randn(2, 2, 16), torch.zeros(2)))
+        (weights,) = listening.take()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 16))
+
+
+def test_the_projection_of_torchs_own_attention_which_never_runs_as_a_module_is_refused(signals):
+    teacher, student = Net("teacher", Attending(), trained=True), Net("student", Attending())
+    taps = {"student": Tap(student.module.attention.out_proj), "target": Tap(teacher.module.attention.out_proj)}
+    with pytest.raises(CheckError, match="of net 'teacher' never fired: that module does not run"):
+        distilled(student, Truth(cross_entropy) + Match(teacher, Hint(), **taps), signals)

@@ -1,0 +1,132 @@
+"""Distillation in one call, on plain torch networks and data."""
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import kdkit
+from kdkit import DataError, Net, RecipeError, Training
+
+from .tiny import copied, same
+
+
+def given(task: str, count: int, seed: int) -> TensorDataset:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(count, 4, generator=generator)
+    labels = {
+        "multiclass": inputs[:, :3].argmax(1),
+        "multilabel": (inputs[:, :3] > 0).float(),
+        "regression": inputs[:, :3] * 2,
+    }
+    return TensorDataset(inputs, labels[task])
+
+
+class Plain(Dataset[Any]):
+    """A dataset that torch knows nothing about."""
+
+    def __init__(self, tensors: TensorDataset) -> None:
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.tensors[index]
+
+
+def net(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 3))
+
+
+WRAPPED = {
+    "tensors": lambda data: data,
+    "a dataset": Plain,
+    "a loader": lambda data: DataLoader(data, batch_size=16, shuffle=True),
+}
+SCORED = {"multiclass": ("accuracy", 0.5), "multilabel": ("macro_auprc", 0.7), "regression": ("r2", 0.2)}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED)
+@pytest.mark.parametrize("task", SCORED)
+def test_a_student_learns_and_its_teacher_stays_as_it_is(task, wrap):
+    torch.manual_seed(0)
+    teacher, student = net(16), net(8)
+    before = copied(teacher)
+    train, valid = (WRAPPED[wrap](given(task, count, seed)) for count, seed in ((96, 0), (48, 1)))
+    training = Training(epochs=8, batch_size=16, optimizer=kdkit.Optimizer(torch.optim.Adam, lr=0.03))
+    result = kdkit.distill(teacher, student, train, valid, balance=0.9, training=training, device="cpu")
+    name, least = SCORED[task]
+    assert result.scores["student"][name].value > least
+    assert same(before, teacher.state_dict())
+    assert teacher.training
+    assert result.student.module is student
+    assert list(result.history) == ["student"]
+    terms = result.history["student"][0]["terms"]
+    assert len(terms) == 2
+    assert all(value > 0 for value in terms.values())
+
+
+def test_plain_distillation_takes_ten_lines():
+    def users_code():
+        import torch
+        from torch.utils.data import TensorDataset
+
+        from kdkit import distill
+
+        inputs, labels = torch.randn(64, 4), torch.randint(0, 3, (64,))
+        train, valid = TensorDataset(inputs[:48], labels[:48]), TensorDataset(inputs[48:], labels[48:])
+        teacher, student = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
+        result = distill(teacher, student, train, valid, device="cpu")
+        return result.scores["student"]["accuracy"].value
+
+    lines = [line for line in inspect.getsource(users_code).splitlines()[1:] if line.strip()]
+    assert len(lines) <= 10
+    assert 0 <= users_code() <= 1
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["nets", "modules"])
+def test_a_student_learns_from_several_teachers(named):
+    masters = [net(16), net(12)]
+    before = [copied(each) for each in masters]
+    teachers = [Net(f"master {i}", each, trained=True) for i, each in enumerate(masters)] if named else masters
+    data = given("multiclass", 48, 0), given("multiclass", 24, 1)
+    result = kdkit.distill(teachers, net(8), *data, training=Training(epochs=1), device="cpu")
+    assert len(result.history["student"][0]["terms"]) == 3
+    assert len(result.scores) == 3
+    assert all(same(one, each.state_dict()) for one, each in zip(before, masters, strict=True))
+
+
+def test_a_test_split_is_what_is_reported_on():
+    data = [given("multiclass", 24, seed) for seed in range(3)]
+    with_test = kdkit.distill(net(8), net(4), *data, training=Training(epochs=1), device="cpu")
+    without = kdkit.distill(net(8), net(4), *data[:2], training=Training(epochs=1), device="cpu")
+    assert (with_test.reported_on, without.reported_on) == ("test", "select")
+
+
+def test_a_guide_of_ones_own_replaces_the_usual_one():
+    def mine(student, target):
+        return nn.functional.l1_loss(student, target)
+
+    data = given("multiclass", 24, 0), given("multiclass", 24, 1)
+    result = kdkit.distill(net(8), net(4), *data, guide=mine, training=Training(epochs=1), device="cpu")
+    assert "teacher/mine" in result.history["student"][0]["terms"]
+
+
+def test_mistakes_are_told():
+    data = given("multiclass", 24, 0), given("multiclass", 24, 1)
+    with pytest.raises(RecipeError, match="balance"):
+        kdkit.distill(net(8), net(4), *data, balance=3.0, device="cpu")
+    with pytest.raises(RecipeError, match="epochs"):
+        kdkit.distill(net(8), net(4), *data, epochs=3, device="cpu")
+    with pytest.raises(DataError, match="empty"):
+        kdkit.distill(net(8), net(4), DataLoader([]), data[1], device="cpu")
+
+
+def test_a_net_that_is_given_untrained_is_trained_first():
+    data = given("multiclass", 24, 0), given("multiclass", 24, 1)
+    result = kdkit.distill(Net("master", net(8)), net(4), *data, training=Training(epochs=1), device="cpu")
+    assert list(result.history) == ["master", "student"]

@@ -1,0 +1,59 @@
+"""Every example runs, through the command line, as small as its own options let it be."""
+
+import ast
+import json
+
+import pytest
+
+from .conftest import ROOT
+
+EXAMPLES = ROOT / "examples"
+
+TINY = {
+    "fitnet": ["--epochs", "1", "--records", "32"],
+    "hinton": ["--epochs", "1"],
+    "lrhnet_pmlkd": ["--epochs", "1", "--width", "4"],
+    "lrhnet_smlkd": ["--epochs", "1", "--width", "4"],
+    "own_loss": ["--epochs", "1"],
+    "timm_digits": ["--epochs", "1"],
+}
+SLOW = {"lrhnet_pmlkd", "lrhnet_smlkd", "timm_digits"}
+
+
+def test_every_example_has_tiny_settings_and_every_setting_an_example():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(TINY)
+
+
+@pytest.mark.parametrize("name", [pytest.param(each, marks=[pytest.mark.slow] * (each in SLOW)) for each in TINY])
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")
+def test_an_example_runs(name, kdkit_here, tmp_path):
+    said = kdkit_here("run", EXAMPLES / f"{name}.py", *TINY[name], "--device", "cpu", "--out", "run")
+    assert said.code == 0, said.err
+    table = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert len(table["scores"]) >= 2
+    assert all(scores for scores in table["scores"].values())
+    assert "Scores on" in said.out
+
+
+def test_the_first_example_is_checked_where_it_is_too_slow_to_run(kdkit_here):
+    said = kdkit_here("check", EXAMPLES / "lrhnet_smlkd.py", *TINY["lrhnet_smlkd"])
+    assert said.code == 0, said.err
+    assert "no problems found" in said.out
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_an_example_says_how_it_is_run_and_what_its_options_are(name, kdkit_here):
+    said = kdkit_here("run", EXAMPLES / f"{name}.py", "--help")
+    assert said.code == 0
+    assert f"kdkit run examples/{name}.py" in said.out
+    assert TINY[name][0] in said.out
+
+
+def test_a_loss_of_ones_own_is_a_plugin_of_at_most_fifteen_lines():
+    text = (EXAMPLES / "own_loss.py").read_text()
+    functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name != "recipe"]
+    assert any(node.decorator_list for node in functions)
+    spans = [
+        (min([node.lineno, *(each.lineno for each in node.decorator_list)]), node.end_lineno) for node in functions
+    ]
+    assert sum(last - first + 1 for first, last in spans if last is not None) <= 15

@@ -1,0 +1,239 @@
+"""A run that was stopped goes on as if nothing had happened, to the last bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from .conftest import environment
+
+RECIPE = '''
+"""Two nets in a row; the second one waits in the epoch that a file names."""
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import SGD, Adam
+from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR
+from torch.utils.data import TensorDataset
+
+import kdkit
+from kdkit import AverageWeights, Hint, LearningRate, LinearRamp, Match, Net, Optimizer, Recipe, Sequential
+from kdkit import SoftTargets, Tap, TorchData, Training, Truth
+
+
+class Small(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body, self.norm, self.drop = nn.Linear(6, width), nn.BatchNorm1d(width), nn.Dropout(0.3)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(self.drop(self.norm(self.body(inputs)).relu()))
+
+
+def samples(count: int, seed: int) -> TensorDataset:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 3
+    return TensorDataset(torch.eye(3, 6)[labels] + torch.randn(count, 6, generator=generator), labels)
+
+
+@kdkit.hookimpl
+def epoch_ended(event: Any) -> None:
+    """Say that the epoch is over."""
+    with Path("log.txt").open("a") as file:
+        file.write(f"{event.stage} {event.epoch}\\n")
+
+
+@kdkit.hookimpl
+def step_ended(event: Any) -> None:
+    """Wait in the middle of the third epoch of the student, where somebody asks for it."""
+    if Path("wait").exists() and (event.stage, event.epoch, event.batch) == ("student", 2, 1):
+        Path("waiting").touch()
+        time.sleep(60)
+
+
+def recipe(kind: Literal["plain", "one_cycle", "timm", "average"] = "plain", epochs: int = 4) -> Recipe:
+    teacher, student = Net("teacher", Small(8)), Net("student", Small(4))
+    rates: dict[str, Any] = {
+        "plain": LearningRate(MultiStepLR, milestones=[1, 3], gamma=0.3),
+        "one_cycle": LearningRate(OneCycleLR, each="update", max_lr=0.1),
+        "timm": LearningRate("cosine", warmup_epochs=1, warmup_lr=0.001),
+        "average": None,
+    }
+    training = Training(
+        epochs=epochs,
+        batch_size=8,
+        optimizer=Optimizer(SGD, lr=0.05, momentum=0.9) if kind == "plain" else Optimizer(Adam, lr=0.02),
+        learning_rate=rates[kind],
+        average=AverageWeights(decay=0.8) if kind == "average" else None,
+        accumulate=2 if kind == "one_cycle" else 1,
+        keep="best" if kind == "plain" else "last",
+    )
+
+    def match(net: Any, master: Any) -> Any:
+        hint = Match(master, Hint(), student=Tap(net.module.norm), target=Tap(master.module.norm))
+        return LinearRamp() * Match(master, SoftTargets()) + hint
+
+    return Recipe(
+        data=TorchData(samples(40, 0), samples(24, 1), samples(24, 2), classes=("a", "b", "c")),
+        schedule=Sequential(teacher, student, truth=Truth(nn.CrossEntropyLoss()), match=match, training=training),
+    )
+'''
+
+
+def command(*args: object) -> list[str]:
+    return [sys.executable, "-m", "kdkit", "run", "mine.py", "--device", "cpu", *(str(each) for each in args)]
+
+
+@pytest.fixture
+def finish(kdkit_here):
+    """Run the recipe to its end, in this process."""
+    return lambda *args: kdkit_here("run", "mine.py", "--device", "cpu", *args)
+
+
+def stop(folder: Path, how: signal.Signals, *args: object) -> tuple[int, str]:
+    """Begin a run in a process, stop it in the middle of the student's third epoch, and return what it answered."""
+    (folder / "wait").touch()
+    with (folder / "err.txt").open("w") as err:
+        process = subprocess.Popen(
+            command(*args), cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=err, text=True
+        )
+        deadline = time.monotonic() + 90
+        while not (folder / "waiting").exists():
+            assert process.poll() is None, (folder / "err.txt").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(how)
+        process.wait(30)
+    (folder / "wait").unlink()
+    return process.returncode, (folder / "err.txt").read_text()
+
+
+def kept(run: Path) -> dict[str, object]:
+    """All that a run leaves for good: every weight, prediction, score and mean loss."""
+    tensors = {
+        f"{path.relative_to(run)}:{key}": value
+        for path in sorted(run.rglob("*.safetensors"))
+        for key, value in load_file(path).items()
+    }
+    lines = [
+        {key: value for key, value in json.loads(line).items() if key != "seconds"}
+        for path in sorted(run.rglob("history.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    return {"tensors": tensors, "history": lines, "scores": json.loads((run / "scores.json").read_text())}
+
+
+def assert_same(one: dict[str, object], other: dict[str, object]) -> None:
+    assert one["history"] == other["history"]
+    assert one["scores"] == other["scores"]
+    first, second = one["tensors"], other["tensors"]
+    assert isinstance(first, dict)
+    assert isinstance(second, dict)
+    assert first.keys() == second.keys()
+    assert len(first) > 10
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "mine.py").write_text(dedent(RECIPE))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--kind", "plain"),
+        ("--kind", "one_cycle", "--precision", "fp16"),
+        pytest.param(("--kind", "timm"), marks=pytest.mark.slow),
+        ("--kind", "average"),
+    ],
+    ids=["steps and a projector", "one cycle in fp16", "timm's cosine", "an average of the weights"],
+)
+def test_a_killed_run_goes_on_to_the_same_bits(options, folder, finish):
+    stop(folder, signal.SIGKILL, "--out", "cut", *options)
+    assert (folder / "cut" / "1-teacher" / "stage.json").exists()
+    assert not (folder / "cut" / "scores.json").exists()
+    state = torch.load(folder / "cut" / "2-student" / "state.pt", weights_only=True)
+    assert any("projector" in key for key in state["work"]["lesson"])
+    assert len(state["history"]) == 2
+    cut_short = (folder / "log.txt").read_text().splitlines()
+    assert cut_short[-1] == "student 1"
+
+    done = finish("--out", "cut", "--resume", *options)
+    assert done.code == 0, done.err
+    assert "going on after epoch 2" in done.out
+    went_on = (folder / "log.txt").read_text().splitlines()[len(cut_short) :]
+    assert went_on == ["student 2", "student 3"]
+
+    whole = finish("--out", "whole", *options)
+    assert whole.code == 0, whole.err
+    assert_same(kept(folder / "cut"), kept(folder / "whole"))
+    assert not list(folder.rglob("state.pt"))
+    assert not [path for path in (folder / "cut").rglob(".*")]
+
+
+def test_a_finished_run_trains_nothing_and_reports_the_same(folder, finish):
+    assert finish("--out", "run").code == 0
+    before, log = kept(folder / "run"), (folder / "log.txt").read_text()
+    weights = (folder / "run" / "2-student" / "weights.safetensors").stat().st_mtime_ns
+    again = finish("--out", "run", "--resume")
+    assert again.code == 0, again.err
+    assert "Scores on test" in again.out
+    assert (folder / "log.txt").read_text() == log
+    assert_same(before, kept(folder / "run"))
+    assert (folder / "run" / "2-student" / "weights.safetensors").stat().st_mtime_ns == weights
+
+
+def test_a_run_stopped_by_the_keyboard_says_how_to_go_on(folder, finish):
+    code, err = stop(folder, signal.SIGINT, "--out", "run")
+    assert code == 130
+    assert "Traceback" not in err
+    assert "--resume" in err
+    assert finish("--out", "run", "--resume").code == 0
+
+
+def test_a_run_that_differs_is_not_gone_on_with(folder, finish):
+    assert finish("--out", "run").code == 0
+    scores = (folder / "run" / "scores.json").read_bytes()
+    for changed, word in (
+        (("--seed", 1), "seed"),
+        (("--epochs", 9), "options"),
+        (("--precision", "bf16"), "precision"),
+    ):
+        said = finish("--out", "run", "--resume", *changed)
+        assert said.code == 2
+        assert f"differs in its {word}" in said.err
+        assert "call it as before" in said.err
+    with (folder / "mine.py").open("a") as file:
+        file.write("# a word more\n")
+    said = finish("--out", "run", "--resume")
+    assert said.code == 2
+    assert "differs in its recipe" in said.err
+    assert (folder / "run" / "scores.json").read_bytes() == scores
+
+
+def test_weights_are_read_by_safetensors_alone(folder, finish):
+    assert finish("--out", "run").code == 0
+    code = (
+        "import sys; from safetensors.numpy import load_file; "
+        "print(sorted(load_file('run/2-student/weights.safetensors'))); assert 'torch' not in sys.modules"
+    )
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True, check=True)
+    assert "'body.weight'" in done.stdout
+    assert "projector" not in done.stdout
