@@ -30,7 +30,12 @@ from kdkit_ecg import Challenge2020, ChallengeMetric, Leads, LRHNet, SEResNet, S
 
 
 def recipe(
-    leads: int = 3, data: Path | None = None, epochs: int | None = None, width: int | None = None, strict: bool = False
+    leads: int = 3,
+    data: Path | None = None,
+    epochs: int | None = None,
+    width: int | None = None,
+    records: int = 1280,
+    strict: bool = False,
 ) -> Recipe:
     """Return the experiment.
 
@@ -38,12 +43,14 @@ def recipe(
     data: a folder of Challenge records; simulated ones where not given.
     epochs: of each stage; 12 where not given, with --data the paper's 90.
     width: of the teachers; 16 where not given, with --data the paper's 64.
+    records: how many simulated records there are to learn from.
     strict: refuse bad records instead of leaving them out.
     """
     epochs = epochs if epochs is not None else 90 if data else 12
     width = width if width is not None else 64 if data else 16
+    simulated = Synthetic(train=records, select=records // 5, test=2 * records // 5)
     return Recipe(
-        data=Challenge2020(data, strict=strict) if data else Synthetic(),
+        data=Challenge2020(data, strict=strict) if data else simulated,
         scores=(ChallengeMetric(2020), MacroAUPRC(), MacroF1()),
         schedule=Parallel(
             Net("teacher", SEResNet(leads=12, width=width), sees=Leads(12)),

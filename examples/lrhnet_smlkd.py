@@ -36,6 +36,7 @@ def recipe(
     preset: Literal["corrected", "paper"] = "corrected",
     epochs: int | None = None,
     width: int | None = None,
+    records: int = 1280,
     strict: bool = False,
 ) -> Recipe:
     """Return the experiment.
@@ -45,6 +46,7 @@ def recipe(
     preset: the corrected protocol, or the paper's own.
     epochs: of each stage; 12 where not given, with --data the paper's 90.
     width: of the teachers; 16 where not given, with --data the paper's 64.
+    records: how many simulated records there are to learn from.
     strict: refuse bad records instead of leaving them out.
     """
     paper = preset == "paper"
@@ -55,8 +57,9 @@ def recipe(
     student = Net("student", LRHNet(leads=leads, preset=preset), sees=Leads(leads))
     challenge = Challenge2020.paper if paper else Challenge2020
     steps = LearningRate(MultiStepLR, milestones=[max(1, epoch * epochs // 90) for epoch in (20, 40, 70)])
+    simulated = Synthetic(train=records, select=records // 5, test=2 * records // 5)
     return Recipe(
-        data=challenge(data, strict=strict) if data else Synthetic(),
+        data=challenge(data, strict=strict) if data else simulated,
         scores=(ChallengeMetric(2020, add_highest=paper), MacroAUPRC(), MacroF1()),
         schedule=MultiLevel(
             teacher,

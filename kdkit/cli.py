@@ -24,7 +24,7 @@ def main() -> None:
 def call(args: list[str]) -> int:
     """Run the command line with these arguments and return its exit code."""
     try:
-        _plugins().hook.register_commands(cli=cli)
+        _add_commands(_plugins())
         code = cli.main(args, prog_name="kdkit", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except KdkitError as error:
@@ -46,6 +46,18 @@ def _plugins() -> Plugins:
     for each in caught:
         click.echo(f"warning: {each.message}", err=True)
     return plugins
+
+
+def _add_commands(plugins: Plugins) -> None:
+    """Let every plugin add its commands; one that fails is a line of warning, and its commands are missing."""
+    for each in plugins.hook.register_commands.get_hookimpls():
+        try:
+            each.function(*([cli] if each.argnames else []))
+        except Exception as error:  # whatever a stranger's plugin raises must not cost everybody's commands
+            click.echo(
+                f"warning: plugin {each.plugin_name!r} could not add its commands: {type(error).__name__}: {error}",
+                err=True,
+            )
 
 
 class RecipeCommand(click.Command):
@@ -162,6 +174,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
 @cli.command(cls=RecipeCommand)
 @click.argument("file")
 @click.option("--device", default="cpu", show_default=True, help="Where the tiny forward pass runs.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Where all randomness starts.")
 @click.pass_context
 def check(ctx: click.Context, /, **options: Any) -> None:
     """Check the recipe in FILE and show its plan: nothing is trained.
@@ -176,7 +189,7 @@ def check(ctx: click.Context, /, **options: Any) -> None:
 
     file: RecipeFile = ctx.meta[RECIPE]
     device = find_device(options["device"])
-    seed_everything(0)
+    seed_everything(options["seed"])
     plan = check_recipe(file.make(_chosen(file, options)), device)
     show_plan(plan, console_for_people())
     plan.require()

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from kdkit.errors import DataError
-
 Task = Literal["multiclass", "multilabel", "regression"]
 
 
@@ -116,12 +114,6 @@ class Stream:
     """Batches from a DataLoader of the user's own, in the order and with the randomness it has."""
 
     def __init__(self, loader: "DataLoader[Any]") -> None:
-        try:
-            len(loader)
-        except TypeError:
-            raise DataError(
-                "a DataLoader over an iterable dataset has no length, which a stage needs; give it one"
-            ) from None
         self.loader = loader
 
     def __len__(self) -> int:

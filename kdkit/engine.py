@@ -23,6 +23,7 @@ from kdkit.runfolder import StageFolder
 from kdkit.runoptions import RunOptions, seed_everything
 from kdkit.scores import Score
 from kdkit.sources import ask
+from kdkit.watching import Watchers
 
 History = list[dict[str, Any]]
 
@@ -36,7 +37,7 @@ class Workplace:
     options: RunOptions
     device: torch.device
     predictor: Predictor
-    hook: Any
+    watchers: Watchers
 
 
 @dataclass(slots=True)
@@ -81,14 +82,15 @@ class StageRun:
         with self._opened() as (rehearsal, work):
             self._go_on(work)
             first = len(self.history)
-            self.place.hook.stage_started(
-                event=StageStarted(
+            self.place.watchers.tell(
+                "stage_started",
+                StageStarted(
                     index=self.index,
                     name=self.stage.name,
                     epoch=first,
                     epochs=self.training.epochs,
                     batches=len(self._batches(first)),
-                )
+                ),
             )
             lesson = torch.compile(work.lesson) if self.place.options.compile else work.lesson
             for epoch in range(first, self.training.epochs):
@@ -104,7 +106,7 @@ class StageRun:
         loader = self._batches(epoch)
         last = len(loader) - 1
         means = Means()
-        watched = bool(place.hook.step_ended.get_hookimpls())
+        watched = place.watchers.watch("step_ended")
         work.lesson.train()
         for index, batch in enumerate(loader):
             batch = batch.to(place.device)
@@ -118,7 +120,8 @@ class StageRun:
             means.add(terms, len(batch))
             if watched:
                 values = Figures({label: term.detach() for label, term in terms.items()})
-                place.hook.step_ended(event=StepEnded(stage=self.stage.name, epoch=epoch, batch=index, terms=values))
+                event = StepEnded(stage=self.stage.name, epoch=epoch, batch=index, terms=values)
+                place.watchers.tell("step_ended", event)
         work.end_epoch()
         self._require_finite(means.values(), epoch)
         return means.values()
@@ -145,8 +148,9 @@ class StageRun:
         self.history.append(
             {"epoch": epoch, "terms": dict(terms), score.name: value, "kept": best, "seconds": round(seconds, 3)}
         )
-        self.place.hook.epoch_ended(
-            event=EpochEnded(
+        self.place.watchers.tell(
+            "epoch_ended",
+            EpochEnded(
                 stage=self.stage.name,
                 epoch=epoch,
                 terms=terms,
@@ -156,7 +160,7 @@ class StageRun:
                 best=best,
                 seconds=seconds,
                 learning_rate=work.learning_rate,
-            )
+            ),
         )
 
     def _score(self) -> Score:

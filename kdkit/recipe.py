@@ -93,13 +93,16 @@ class Recipe:
             raise RecipeError(f"two scores have the same name: {', '.join(sorted(names))}")
 
     def use(self) -> None:
-        """Mark the recipe as run. Raises RecipeError the second time."""
+        """Mark the recipe as run."""
+        self._used.append(True)
+
+    def require_unused(self) -> None:
+        """Raise RecipeError if the recipe has run."""
         if self._used:
             raise RecipeError(
                 "this Recipe has run already, and its nets are trained; make it anew by calling the recipe function, "
                 "or pass the function itself to kdkit.run"
             )
-        self._used.append(True)
 
 
 def _is_data(data: object) -> bool:

@@ -113,6 +113,8 @@ class _told:  # noqa: N801  # reads as a word: `with _told(path, ...)`
     def __enter__(self) -> None: ...
 
     def __exit__(self, _kind: object, error: BaseException | None, trace: types.TracebackType | None) -> None:
+        if isinstance(error, SystemExit):
+            raise RecipeError(f"{self.path}: {self.doing} SystemExit; a recipe file returns its Recipe") from error
         if error is None or not isinstance(error, Exception) or isinstance(error, KdkitError):
             return
         if isinstance(error, SyntaxError):

@@ -23,6 +23,7 @@ from kdkit.recipe import Recipe
 from kdkit.runfolder import RunFolder
 from kdkit.runoptions import RunOptions, seed_everything
 from kdkit.scores import Scored
+from kdkit.watching import Watchers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,7 @@ def run(
     seed_everything(options.seed)
     if not isinstance(recipe, Recipe):
         recipe = _made(recipe)
-    recipe.use()
+    recipe.require_unused()
     plan = check(recipe, device)
     plan.require()
     place = Workplace(
@@ -77,31 +78,33 @@ def run(
         options=options,
         device=device,
         predictor=Predictor(recipe.data, device, lambda: options.autocast(device)),
-        hook=installed().extended(watchers).hook,
+        watchers=Watchers(installed().extended(watchers)),
     )
     origin = origin or Origin()
     folder = _folder(place, origin)
+    recipe.use()
     began = time.perf_counter()
     try:
         result = _run(place, folder, origin)
     except BaseException as error:
-        place.hook.run_ended(event=_ended(place, {}, time.perf_counter() - began, error))
+        place.watchers.tell("run_ended", _ended(place, {}, time.perf_counter() - began, error))
         raise
-    place.hook.run_ended(event=_ended(place, result.scores, time.perf_counter() - began))
+    place.watchers.tell("run_ended", _ended(place, result.scores, time.perf_counter() - began))
     return result
 
 
 def _run(place: Workplace, folder: RunFolder | None, origin: Origin) -> Result:
     stages = place.plan.stages
-    place.hook.run_started(
-        event=RunStarted(
+    place.watchers.tell(
+        "run_started",
+        RunStarted(
             recipe=_name(place.recipe, origin),
             stages=tuple(stage.name for stage in stages),
             device=str(place.device),
             seed=place.options.seed,
             folder=place.options.out,
             notices=tuple(_notices(place.recipe, place.plan)),
-        )
+        ),
     )
     for net in place.plan.nets:
         if isinstance(net.module, nn.Module):

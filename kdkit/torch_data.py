@@ -111,7 +111,7 @@ def _split(name: str, one: Yours, first: int) -> Split | Stream:
         try:
             len(one)
         except TypeError as error:
-            raise DataError(f"the {name} data is a DataLoader without a length: {error}") from error
+            raise DataError(f"the {name} data is a DataLoader without a length, which a stage has to know") from error
         return Stream(one)
     if not hasattr(one, "__len__") or not hasattr(one, "__getitem__"):
         raise DataError(

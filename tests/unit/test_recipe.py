@@ -115,5 +115,5 @@ def test_a_recipe_runs_once():
     made = recipe()
     made.use()
     with pytest.raises(RecipeError, match="has run already"):
-        made.use()
-    recipe().use()
+        made.require_unused()
+    recipe().require_unused()
