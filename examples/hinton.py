@@ -32,7 +32,7 @@ def recipe(temperature: float = 4.0, balance: float = 0.3, epochs: int = 30) -> 
         TensorDataset(pixels, torch.tensor(labels)), (500, 297, 1000), torch.Generator().manual_seed(0)
     )
     return Recipe(
-        data=TorchData(*split, classes="0123456789"),
+        data=TorchData(*split, classes=list("0123456789")),
         schedule=Parallel(
             Net("teacher", mlp(512, dropout=0.5)),
             Net("student", mlp(16)),

@@ -61,8 +61,9 @@ def recipe(
             balance=0.3,
             training=Training(
                 epochs=epochs,
-                optimizer=Optimizer(Adam, lr=3e-3, weight_decay=1e-5),
+                optimizer=Optimizer(Adam, weight_decay=1e-5),
                 learning_rate=LearningRate(OneCycleLR, each="update", max_lr=1e-2),
+                by="macro_auprc",
             ),
         ),
     )

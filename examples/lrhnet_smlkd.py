@@ -70,8 +70,9 @@ def recipe(
             balance=0.3,
             training=Training(
                 epochs=epochs,
-                optimizer=Optimizer(Adam, lr=3e-3, weight_decay=1e-5),
+                optimizer=Optimizer(Adam, lr=3e-3, weight_decay=1e-5),  # one cycle sets a rate of its own
                 learning_rate=steps if paper else LearningRate(OneCycleLR, each="update", max_lr=1e-2),
+                by="challenge_metric" if paper else "macro_auprc",
             ),
         ),
     )

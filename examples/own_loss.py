@@ -43,6 +43,6 @@ def recipe(weight: float = 0.5, epochs: int = 30) -> Recipe:
     goal = 0.3 * truth + 0.7 * Match(teacher, SoftTargets()) + weight * Match(teacher, sureness)
     training = Training(epochs=epochs, batch_size=32, optimizer=Optimizer(Adam, lr=5e-3))
     return Recipe(
-        data=TorchData(*split, classes="0123456789"),
+        data=TorchData(*split, classes=list("0123456789")),
         schedule=Stages(Stage({teacher: truth}, training), Stage({student: goal}, training)),
     )

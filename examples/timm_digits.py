@@ -40,7 +40,7 @@ def recipe(
         return Match(teacher, SoftTargets()) + hint * middle
 
     return kdkit.Recipe(
-        data=TorchData(*split, classes="0123456789"),
+        data=TorchData(*split, classes=list("0123456789")),
         schedule=Parallel(
             Net("teacher", large, sees=Images(mean=(0.5,), std=(0.5,), size=(48, 48))),
             Net("student", small, sees=Images(mean=(0.3,), std=(0.4,), size=(32, 32))),

@@ -28,6 +28,8 @@ from kdkit.losses import Loss as Loss
 from kdkit.losses import PerLabelSoftTargets as PerLabelSoftTargets
 from kdkit.losses import SoftTargets as SoftTargets
 from kdkit.net import Net as Net
+from kdkit.optimizers import LearningRate as LearningRate
+from kdkit.optimizers import Optimizer as Optimizer
 from kdkit.plugins import shelf as shelf
 from kdkit.ramps import CosineRamp as CosineRamp
 from kdkit.ramps import LinearRamp as LinearRamp
@@ -60,8 +62,6 @@ from kdkit.testing import check_schedule as check_schedule
 from kdkit.testing import check_tap as check_tap
 from kdkit.torch_data import TorchData as TorchData
 from kdkit.training import AverageWeights as AverageWeights
-from kdkit.training import LearningRate as LearningRate
-from kdkit.training import Optimizer as Optimizer
 from kdkit.training import Training as Training
 from kdkit.views import Images as Images
 from kdkit.views import Inputs as Inputs

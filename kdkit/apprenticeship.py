@@ -1,7 +1,7 @@
 """All that changes while a stage is trained, so that it can be saved after an epoch and gone on with."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ class Apprenticeship:
         self.updates_per_epoch = math.ceil(batches / training.accumulate)
         self.total = training.epochs * self.updates_per_epoch
         self.parameters = [parameter for parameter in lesson.parameters() if parameter.requires_grad]
-        self.optimizer = training.optimizer.build(self.parameters)
+        self.optimizer = training.optimizer.build(_trained(lesson))
         rate = training.learning_rate
         self.rate = None if rate is None else rate.build(self.optimizer, epochs=training.epochs, updates=self.total)
         self._rate_each = rate.each if rate is not None else "epoch"
@@ -125,3 +125,11 @@ class Apprenticeship:
         self.balancer.load_state_dict(state["balancer"])
         self.updates = state["updates"]
         self.lesson.progress.fill_(self.progress)
+
+
+def _trained(lesson: Lesson) -> Iterator[tuple[str, nn.Parameter]]:
+    """Give what is trained, under the names of its nets and not of their places in the lesson."""
+    for path, parameter in lesson.named_parameters():
+        part, index, *rest = path.split(".")
+        if parameter.requires_grad:
+            yield ".".join([lesson.learners[int(index)].name, *rest]) if part == "nets" else path, parameter

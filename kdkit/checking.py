@@ -1,20 +1,26 @@
 """Resolve a whole experiment without training: who learns what from whom, and all that is wrong with it."""
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
+from kdkit.comparison import Comparison
 from kdkit.data import Batch, Data, Stream
 from kdkit.errors import CheckError, KdkitError, did_you_mean
 from kdkit.goal import Match, as_goal, taps_of
 from kdkit.losses import Facts, asked_by, needs_of
 from kdkit.net import Net
 from kdkit.recipe import Recipe, Stage, nets_of
-from kdkit.rehearsal import Comparison, Rehearsal
+from kdkit.rehearsal import Rehearsal
+from kdkit.runoptions import Precision
+from kdkit.scores import Predictions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,25 +48,27 @@ class Plan:
             raise CheckError(self.problems)
 
 
-def check(recipe: Recipe, device: torch.device | str = "cpu") -> Plan:
-    """Return the plan of a recipe, from one tiny forward pass a stage. Nothing is trained; nets are left as they were.
+def check(recipe: Recipe, device: torch.device | str = "cpu", precision: Precision = "fp32") -> Plan:
+    """Return the plan of a recipe, from a tiny forward pass a stage. Nothing is trained.
+
+    Nets are moved to the device, and else left as they were; losses with weights are built.
 
     Raises only where the data cannot be read or the schedule gives no stages; all else stands in `problems`.
     """
     stages = tuple(recipe.schedule.stages())
     facts = facts_of(recipe.data)
-    batch = tiny_batch(recipe.data).to(torch.device(device))
-    problems = list(_across_stages(recipe, stages))
+    problems = [*_across_stages(recipe, stages), *_scores(recipe)]
     comparisons = []
     foreign: set[Net[Any]] = set()
     for stage in stages:
         found = [*_before_rehearsal(stage, facts)] or [*_training(stage)]
         shown: tuple[Comparison, ...] = ()
         if not found:
+            batch = tiny_batch(recipe.data, stage.training.batch_size).to(torch.device(device))
             for net in nets_of([stage]):
                 if isinstance(net.module, nn.Module):
                     net.module.to(batch.labels.device)
-            rehearsal = Rehearsal(stage, facts, batch)
+            rehearsal = Rehearsal(stage, facts, batch, precision)
             rehearsal.close()
             found, shown = rehearsal.problems, tuple(rehearsal.comparisons)
             foreign.update(rehearsal.foreign)
@@ -84,10 +92,12 @@ def facts_of(data: Data) -> Facts:
     )
 
 
-def tiny_batch(data: Data) -> Batch:
-    """Return two samples of the training split, or the first batch of a user's own loader."""
+def tiny_batch(data: Data, batch_size: int) -> Batch:
+    """Return two samples of the training split, one where a batch is one; or the first batch of a user's loader."""
     train = data.train
-    return next(iter(train)) if isinstance(train, Stream) else train.batch(torch.tensor([0, min(1, len(train) - 1)]), 0)
+    if isinstance(train, Stream):
+        return next(iter(train))
+    return train.batch(torch.arange(min(2, batch_size, len(train))), 0)
 
 
 def _across_stages(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[str]:
@@ -115,6 +125,25 @@ def _across_stages(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[str]:
                 f"{did_you_mean(stage.training.by, scores)}"
             )
     yield from _used_twice(stages)
+
+
+def _scores(recipe: Recipe) -> Iterator[str]:
+    """Score made-up answers, so that a score that does not fit the data is refused before hours of training."""
+    classes = tuple(recipe.data.classes)
+    random = np.random.default_rng(0)
+    outputs = random.standard_normal((2 * len(classes) + 2, len(classes)))
+    right = np.arange(len(outputs)) % len(classes)
+    labels: NDArray[Any] = right if recipe.data.task == "multiclass" else np.eye(len(classes))[right]
+    said = Predictions(labels=labels, outputs=outputs, classes=classes)
+    for score in recipe.scores:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # made-up answers may be odd ones
+                score.fit(said).score(said)
+        except KdkitError as error:
+            yield f"score {score.name!r}: {error}"
+        except Exception as error:  # a stranger's score may raise anything
+            yield f"score {score.name!r} cannot score this data ({recipe.data.task}): {type(error).__name__}: {error}"
 
 
 def _used_twice(stages: Sequence[Stage]) -> Iterator[str]:
@@ -150,9 +179,14 @@ def _before_rehearsal(stage: Stage, facts: Facts) -> Iterator[str]:
 def _training(stage: Stage) -> Iterator[str]:
     """Make the optimizer and its schedule once, so that the last stage's options are refused before the first runs."""
     training = stage.training
-    parameters = [each for net in stage.goals for each in net.network.parameters() if each.requires_grad]
+    named = [
+        (f"{net.name}.{path}", each)
+        for net in stage.goals
+        for path, each in net.network.named_parameters()
+        if each.requires_grad
+    ]
     try:
-        optimizer = training.optimizer.build(parameters)
+        optimizer = training.optimizer.build(named)
         if training.learning_rate is not None:
             training.learning_rate.build(optimizer, epochs=training.epochs, updates=training.epochs)
     except KdkitError as error:

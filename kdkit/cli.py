@@ -110,7 +110,9 @@ class RecipeCommand(click.Command):
             if not skip and not arg.startswith("-"):
                 positional.append(arg)
             skip = arg in valued and not skip
-        return next((each for each in positional if each.endswith(".py")), positional[0] if positional else None)
+        files = [each for each in positional if each.endswith(".py")] or positional
+        there = [each for each in files if Path(each).is_file()]  # of several, one may be the value of an option
+        return next(iter(there or files), None)
 
     def _brought(self, file: RecipeFile) -> tuple[Parameter, ...]:
         readers = [each for each in cli.commands.values() if isinstance(each, RecipeCommand)]
@@ -174,6 +176,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
 @cli.command(cls=RecipeCommand)
 @click.argument("file")
 @click.option("--device", default="cpu", show_default=True, help="Where the tiny forward pass runs.")
+@click.option("--precision", default="fp32", show_default=True, help="fp32, bf16 or fp16 (autocast).")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Where all randomness starts.")
 @click.pass_context
 def check(ctx: click.Context, /, **options: Any) -> None:
@@ -185,12 +188,13 @@ def check(ctx: click.Context, /, **options: Any) -> None:
     from kdkit.checking import check as check_recipe  # these import torch, which --help does without
     from kdkit.console import console_for_people
     from kdkit.planview import show_plan
-    from kdkit.runoptions import find_device, seed_everything
+    from kdkit.runoptions import RunOptions, seed_everything
 
     file: RecipeFile = ctx.meta[RECIPE]
-    device = find_device(options["device"])
-    seed_everything(options["seed"])
-    plan = check_recipe(file.make(_chosen(file, options)), device)
+    settings = RunOptions(device=options["device"], precision=options["precision"], seed=options["seed"])
+    device = settings.torch_device()
+    seed_everything(settings.seed)
+    plan = check_recipe(file.make(_chosen(file, options)), device, precision=settings.precision)
     show_plan(plan, console_for_people())
     plan.require()
 

@@ -3,6 +3,7 @@
 import math
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -12,8 +13,8 @@ from kdkit.hookspecs import hookimpl
 
 def console_for_people() -> Console:
     """Return a console as wide as the terminal; where there is none, wide enough for tables to keep their form."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=120)
+    console = Console(highlight=False, emoji=False)  # a label such as ":x:" shows as it is
+    return console if console.is_terminal else Console(highlight=False, emoji=False, width=120)
 
 
 class ConsoleWatcher:
@@ -28,7 +29,8 @@ class ConsoleWatcher:
     def run_started(self, event: RunStarted) -> None:
         """Say what is run, and all that a reader of its figures must know."""
         self.console.print(
-            f"[bold]{event.recipe}[/bold]: {' -> '.join(event.stages)}  (device {event.device}, seed {event.seed})"
+            f"[bold]{escape(event.recipe)}[/bold]: {escape(' -> '.join(event.stages))}  "
+            f"(device {escape(event.device)}, seed {event.seed})"
         )
         for notice in event.notices:
             self.console.print(f"note: {notice}", style="yellow", markup=False, soft_wrap=True)
@@ -38,7 +40,7 @@ class ConsoleWatcher:
         """Begin a bar."""
         self._stop()
         going_on = f", going on after epoch {event.epoch}" if event.epoch else ""
-        self.console.print(f"\n[bold]{event.index + 1}. {event.name}[/bold]: {event.epochs} epochs{going_on}")
+        self.console.print(f"\n[bold]{event.index + 1}. {escape(event.name)}[/bold]: {event.epochs} epochs{going_on}")
         if self.console.is_terminal:
             self._progress = Progress(
                 TextColumn("   {task.description}"),
@@ -61,11 +63,11 @@ class ConsoleWatcher:
     @hookimpl
     def epoch_ended(self, event: EpochEnded) -> None:
         """Write a line."""
-        terms = "  ".join(f"{label} {_figure(value)}" for label, value in event.terms.items())
+        terms = "  ".join(f"{escape(label)} {_figure(value)}" for label, value in event.terms.items())
         star = " *" if event.best else ""
         self.console.print(
-            f"   epoch {event.epoch + 1:>3}  {terms}  [dim]select[/dim] {event.score_name} {_figure(event.score)}{star}"
-            f"  [dim]{event.seconds:.1f} s[/dim]",
+            f"   epoch {event.epoch + 1:>3}  {terms}  [dim]select[/dim] {escape(event.score_name)} "
+            f"{_figure(event.score)}{star}  [dim]{event.seconds:.1f} s[/dim]",
             soft_wrap=True,
         )
 
@@ -96,10 +98,10 @@ def score_table(event: RunEnded) -> Table:
     table.add_column("parameters", justify="right")
     names = list(dict.fromkeys(name for each in event.scores.values() for name in each))
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(escape(name), justify="right")
     for net, scores in event.scores.items():
         figures = [_figure(scores[name].value) if name in scores else "-" for name in names]
-        table.add_row(net, f"{event.parameters[net]:,}", *figures)
+        table.add_row(escape(net), f"{event.parameters[net]:,}", *figures)
     return table
 
 

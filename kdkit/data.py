@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+_ORDER, _LOADER = 1, 2  # what a seed is for: no two of them draw the same numbers
+
 Task = Literal["multiclass", "multilabel", "regression"]
 
 
@@ -36,9 +38,9 @@ class Batch:
         )
 
     def pin_memory(self) -> "Batch":
-        """Return the batch in page-locked memory (called by torch's DataLoader)."""
-        ids = None if self.ids is None else self.ids.pin_memory()
-        return replace(self, inputs=_each(self.inputs, Tensor.pin_memory), labels=self.labels.pin_memory(), ids=ids)
+        """Return the batch in page-locked memory (called by torch's DataLoader); what is on a device stays there."""
+        ids = None if self.ids is None else _pinned(self.ids)
+        return replace(self, inputs=_each(self.inputs, _pinned), labels=_pinned(self.labels), ids=ids)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -125,14 +127,23 @@ class Stream:
 
 
 def batches(
-    split: Split | Stream, size: int, *, order: Tensor | None = None, draw: int | None = 0, workers: int = 0
+    split: Split | Stream,
+    size: int,
+    *,
+    order: Tensor | None = None,
+    draw: int | None = 0,
+    workers: int = 0,
+    pin: bool = False,
 ) -> "Batches":
-    """Return the split's batches, `size` samples each, in row order or in `order` ((rows,) int64)."""
+    """Return the split's batches, `size` samples each, in row order or in `order` ((rows,) int64).
+
+    workers: processes that fetch them; 0 fetches them in this one. pin: put them in page-locked memory, from which they
+    are copied to a GPU without waiting.
+    """
     if isinstance(split, Stream):
         return split
     rows = order if order is not None else torch.arange(len(split))
     fetched = _Fetched(split, torch.split(rows, size), draw or 0)
-    pin = torch.cuda.is_available()
     if workers == 0 and not pin:
         return fetched  # a DataLoader would add its own cost to every step
     own = torch.Generator().manual_seed(torch.initial_seed())  # a loader draws a number, which dropout must not miss
@@ -158,7 +169,8 @@ def as_targets(labels: Tensor) -> Tensor:
 
 def shuffled(rows: int, seed: int, epoch: int) -> Tensor:
     """Return the order of an epoch, (rows,) int64: a function of (seed, epoch) and of nothing else."""
-    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed_from(seed, epoch)))
+    own = seed_from(seed, epoch, _ORDER)  # not the seed of the epoch's dropout, or both would draw the same numbers
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(own))
 
 
 def seed_from(*numbers: int) -> int:
@@ -175,6 +187,10 @@ def seed_from(*numbers: int) -> int:
 def moved(value: Any, device: torch.device) -> Any:
     """Return a tensor, or a (named) tuple, list or dict of tensors, on `device`."""
     return _each(value, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    return tensor.pin_memory() if tensor.device.type == "cpu" else tensor
 
 
 def _each(value: Any, change: Any) -> Any:

@@ -5,17 +5,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, default_collate
 
 from kdkit.data import Batch, Task
-from kdkit.errors import DataError
+from kdkit.errors import KdkitError
 from kdkit.goal import Truth
 from kdkit.losses import Loss, PerLabelSoftTargets, SoftTargets
+from kdkit.modes import evaluating
 from kdkit.net import Net
 from kdkit.recipe import Recipe
 from kdkit.running import Result, run
 from kdkit.schedules import Parallel
-from kdkit.torch_data import TorchData, Yours
+from kdkit.torch_data import TorchData, Yours, class_names, first_batch
 from kdkit.training import Training
 
 _TRUTHS: dict[Task, type[nn.Module]] = {
@@ -44,7 +44,8 @@ def distill(
     are chosen on, and what is reported on where there is no test.
     guide: the loss against a teacher's outputs; by the data's task SoftTargets(), PerLabelSoftTargets() or MSELoss().
     balance: the share of the labels' own loss, in [0, 1]. training: 10 epochs of Adam where None.
-    classes: their names; counted from the student's outputs where None. options: those of `kdkit.run`.
+    classes: their names; where None the training data's own, as ImageFolder has them, if the student has as many
+    outputs, and else numbers, as many as it has outputs. options: those of `kdkit.run`.
     """
     pupil = student if isinstance(student, Net) else Net("student", student)
     nets = tuple(teacher) if isinstance(teacher, Sequence) else (teacher,)
@@ -53,7 +54,7 @@ def distill(
         each if isinstance(each, Net) else Net(name, each, trained=True)
         for name, each in zip(called, nets, strict=True)
     ]
-    names = classes if classes is not None else [str(index) for index in range(_outputs(pupil, train))]
+    names = classes if classes is not None else _classes(pupil, train)
     data = TorchData(train, valid, test, classes=names)
     guides: dict[Task, Loss] = {
         "multiclass": SoftTargets(),
@@ -71,23 +72,23 @@ def distill(
     return run(Recipe(data=data, schedule=schedule, name="distill"), **options)
 
 
-@torch.no_grad()
-def _outputs(net: Net[Any], train: Yours) -> int:
-    """Count a net's outputs, from one batch, leaving it in its mode."""
+def _classes(net: Net[Any], train: Yours) -> Sequence[str] | None:
+    """Name the classes after a net's outputs; None where the net fails, which `check` is left to report."""
+    batch = first_batch("train", train)
     try:
-        first = next(iter(train)) if isinstance(train, DataLoader) else default_collate([_first(train)])
-        inputs, labels = first
-    except (StopIteration, IndexError):
-        raise DataError("the training data is empty") from None
-    except (TypeError, ValueError) as error:
-        raise DataError(f"the training data must yield pairs (inputs, labels): {error}") from error
-    modes = {each: each.training for each in net.network.modules()}
-    net.network.eval()
-    count = net(Batch(inputs, labels)).shape[-1]
-    for each, training in modes.items():
-        each.training = training
-    return count
+        count = _outputs(net, batch)
+    except KdkitError:
+        raise
+    except Exception:  # a stranger's net raises what it will, and may yet run on the device of the run
+        return None
+    named = class_names(train)
+    return named if named is not None and len(named) == count else [str(index) for index in range(count)]
 
 
-def _first(dataset: Dataset[Any]) -> Any:
-    return dataset[0]
+@torch.no_grad()
+def _outputs(net: Net[Any], batch: Batch) -> int:
+    """Count a net's outputs on its own device, leaving it in its mode."""
+    with evaluating(net.network):
+        first = next(net.network.parameters(), None)
+        output = net(batch if first is None else batch.to(first.device))
+    return output.shape[-1] if output.ndim > 1 else 1

@@ -13,16 +13,16 @@ from torch import Tensor
 from kdkit.apprenticeship import Apprenticeship
 from kdkit.checking import Plan, tiny_batch
 from kdkit.data import Batches, batches, seed_from, training_order
-from kdkit.errors import CheckError, KdkitError
+from kdkit.errors import CheckError, DataError, KdkitError
 from kdkit.events import EpochEnded, Figures, StageStarted, StepEnded
 from kdkit.means import Means
 from kdkit.prediction import Predictor
 from kdkit.recipe import Recipe, Stage
 from kdkit.rehearsal import Rehearsal
-from kdkit.runfolder import StageFolder
 from kdkit.runoptions import RunOptions, seed_everything
 from kdkit.scores import Score
 from kdkit.sources import ask
+from kdkit.stagefolder import StageFolder
 from kdkit.watching import Watchers
 
 History = list[dict[str, Any]]
@@ -113,6 +113,8 @@ class StageRun:
             with place.options.autocast(place.device):
                 answers = ask(rehearsal.respondents, batch)
                 terms = lesson(batch, answers)
+            if index > last:
+                raise DataError(f"the training data promised {last + 1} batches an epoch, and gave more")
             group = index - index % accumulate
             work.balance(terms, min(accumulate, last + 1 - group))
             if (index + 1) % accumulate == 0 or index == last:
@@ -122,6 +124,8 @@ class StageRun:
                 values = Figures({label: term.detach() for label, term in terms.items()})
                 event = StepEnded(stage=self.stage.name, epoch=epoch, batch=index, terms=values)
                 place.watchers.tell("step_ended", event)
+        if means.steps <= last:
+            raise DataError(f"the training data promised {last + 1} batches an epoch, and gave {means.steps}")
         work.end_epoch()
         self._require_finite(means.values(), epoch)
         return means.values()
@@ -136,6 +140,7 @@ class StageRun:
                 self.place.recipe.data.select,
                 batch_size=self.training.batch_size,
                 module=work.module(net.name),
+                workers=self.training.workers,
             )
             values.append(score.fit(said).score(said).value)
         work.lesson.listening.clear()
@@ -171,15 +176,22 @@ class StageRun:
         data, size = self.place.recipe.data, self.training.batch_size
         draw = None if data.draws is None else epoch % data.draws
         order = training_order(data.train, size, self.seed, epoch)
-        return batches(data.train, size, order=order, draw=draw, workers=self.training.workers)
+        return batches(
+            data.train,
+            size,
+            order=order,
+            draw=draw,
+            workers=self.training.workers,
+            pin=self.place.device.type == "cuda",
+        )
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[tuple[Rehearsal, Apprenticeship]]:
         """Open the stage: averages first, then taps and losses, then the optimizer; close it whatever happens."""
         average = self.training.average
         averages = {} if average is None else {net.name: average.build(net.network) for net in self.stage.goals}
-        batch = tiny_batch(self.place.recipe.data).to(self.place.device)
-        rehearsal = Rehearsal(self.stage, self.place.plan.facts, batch)
+        batch = tiny_batch(self.place.recipe.data, self.training.batch_size).to(self.place.device)
+        rehearsal = Rehearsal(self.stage, self.place.plan.facts, batch, self.place.options.precision)
         try:
             if rehearsal.problems or rehearsal.lesson is None:
                 raise CheckError(f"stage {self.stage.name!r}: {problem}" for problem in rehearsal.problems)
@@ -196,7 +208,8 @@ class StageRun:
         state = self.folder.load_state() if self.folder is not None else None
         if state is None or self.folder is None:
             return
-        work.load_state_dict(state["work"])
+        with self.folder.reading(self.folder.state):
+            work.load_state_dict(state["work"])
         self.history = state["history"]
         weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.goals}
         self.kept = Kept(state["kept"]["epoch"], state["kept"]["score"], weights)

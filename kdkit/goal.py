@@ -127,11 +127,6 @@ class Goal(_Sum):
         """Return the weight of each term, by label, at this progress of the stage."""
         return {each.term.label: each.weight(progress) for each in self.terms}
 
-    @property
-    def constant(self) -> bool:
-        """Whether no weight changes with progress."""
-        return not any(callable(factor) for each in self.terms for factor in each.factors)
-
 
 def as_goal(goal: "Goal | Term") -> Goal:
     """Return a goal, also of a single term. Raises RecipeError for anything else."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class Line:
 
 
 class Lesson(nn.Module):
-    """The nets in training and their losses. It alone is compiled, and wrapped where several processes train.
+    """The nets in training and their losses: the one module that is compiled.
 
     Terms are returned unweighted, under their labels; in a stage of several nets "net: label".
     """
@@ -79,6 +79,15 @@ class Lesson(nn.Module):
         features = self.listening.take()
         return {line.label: self.compare(line, batch, outputs, features, answers) for line in self.lines}
 
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training mode, but for parts of which nothing is trained: a frozen batch norm must not drift."""
+        super().train(mode)
+        for module in self.nets.modules() if mode else ():
+            parameters = list(module.parameters())
+            if parameters and not any(each.requires_grad for each in parameters):
+                module.eval()
+        return self
+
     def weights(self, progress: float) -> dict[str, float]:
         """Return the weight of every term at this progress of the stage, in [0, 1]."""
         return {line.label: line.weighted.weight(progress) for line in self.lines}
@@ -95,14 +104,12 @@ class Lesson(nn.Module):
         student, target = self.sides(line, batch, outputs, features, answers)
         if isinstance(target, Tensor) and line.shared is not None and not len(target):
             return student.sum() * 0.0  # type: ignore[union-attr]  # outputs are one tensor; nobody's class is known
-        asked: dict[str, Any] = {}
-        if "labels" in line.asks:
-            asked["labels"] = batch.labels
-        if "ids" in line.asks:
-            asked["ids"] = batch.ids
-        if "progress" in line.asks:
-            asked["progress"] = self.progress
-        return line.loss(student, target, **asked)
+        return line.loss(student, target, **self.asked(line, batch))
+
+    def asked(self, line: Line, batch: Batch) -> dict[str, Tensor | None]:
+        """Return what the loss of a term asks for by keyword."""
+        known = {"labels": batch.labels, "ids": batch.ids, "progress": self.progress}
+        return {name: value for name, value in known.items() if name in line.asks}
 
     def sides(
         self,
@@ -190,6 +197,8 @@ def build_losses(
             build(_shapes(student), _shapes(target), facts, teacher)
         except RecipeError as error:
             problems.append(f"term {line.label!r}: {error}")
+        except Exception as error:  # a stranger's loss may raise anything
+            problems.append(f"term {line.label!r}: its build raises {type(error).__name__}: {error}")
     lesson.to(batch.labels.device)
     return problems
 

@@ -16,9 +16,11 @@ class Means:
         self._labels: tuple[str, ...] = ()
         self._totals: list[float] = []
         self._samples = 0
+        self.steps = 0
 
     def add(self, terms: Mapping[str, Tensor], samples: int) -> None:
         """Add the terms of a step, each (), which stand for so many samples."""
+        self.steps += 1
         self._labels = self._labels or tuple(terms)
         self._waiting.append(([term.detach() for term in terms.values()], samples))
         if len(self._waiting) == self._FLUSH:

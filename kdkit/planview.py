@@ -1,13 +1,14 @@
 """Show a plan and the shelves to a person, before anything runs."""
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
 from kdkit.checking import Plan
+from kdkit.comparison import Comparison
 from kdkit.plugins import Plugins
 from kdkit.registry import SHELVES
-from kdkit.rehearsal import Comparison
 
 
 def show_plan(plan: Plan, console: Console) -> None:
@@ -16,8 +17,8 @@ def show_plan(plan: Plan, console: Console) -> None:
     for index, (stage, comparisons) in enumerate(zip(plan.stages, plan.comparisons, strict=True)):
         training = stage.training
         tree = Tree(
-            f"[bold]{index + 1}. {stage.name}[/bold]  {training.epochs} epochs of batches of {training.batch_size}, "
-            f"{training.optimizer}, keeps the {training.keep} epoch"
+            f"[bold]{index + 1}. {escape(stage.name)}[/bold]  {training.epochs} epochs of batches of "
+            f"{training.batch_size}, {escape(repr(training.optimizer))}, keeps the {training.keep} epoch"
         )
         for comparison in comparisons:
             tree.add(_line(comparison))
@@ -37,7 +38,7 @@ def show_shelves(plugins: Plugins, console: Console) -> None:
             table.add_column(column, overflow="fold")
         for name in shelf:
             text = (shelf[name].__doc__ or "").strip().splitlines()
-            table.add_row(name, shelf.plugin(name), text[0] if text else "")
+            table.add_row(*map(escape, (name, shelf.plugin(name), text[0] if text else "")))
         console.print(table)
         console.print()
 
@@ -51,7 +52,7 @@ def _nets(plan: Plan) -> Table:
         teachers = ", ".join(source.name for source in stage.sources) if stage is not None else ""
         learns = "comes trained" if stage is None else f"labels, {teachers}" if teachers else "labels"
         module = getattr(net.module, "__name__", None) or type(net.module).__name__
-        table.add_row(net.name, module, f"{net.parameters:,}", net.sees.key, learns)
+        table.add_row(*map(escape, (net.name, module, f"{net.parameters:,}", net.sees.key, learns)))
     return table
 
 
@@ -61,6 +62,7 @@ def _line(comparison: Comparison) -> str:
     target = comparison.target if comparison.source is None else f"{comparison.source} {comparison.target}"
     projector = f", trains {comparison.parameters:,} parameters of its own" if comparison.parameters else ""
     return (
-        f"{weight} x [bold]{comparison.label}[/bold]: {comparison.learner} {comparison.student} <- {target} "
-        f"by {comparison.loss}{projector}"
+        f"{weight} x [bold]{escape(comparison.label)}[/bold]: "
+        + escape(f"{comparison.learner} {comparison.student} <- {target} by {comparison.loss}")
+        + projector
     )

@@ -10,7 +10,8 @@ from torch import nn
 
 from kdkit.classes import shared
 from kdkit.data import Data, Split, Stream, batches
-from kdkit.errors import DataError
+from kdkit.errors import DataError, KdkitError
+from kdkit.modes import evaluating
 from kdkit.net import Net
 from kdkit.scores import Predictions, Score, Scored
 
@@ -25,24 +26,28 @@ class Predictor:
 
     @torch.no_grad()
     def predict(
-        self, net: Net[Any], split: Split | Stream, *, batch_size: int, module: nn.Module | None = None
+        self,
+        net: Net[Any],
+        split: Split | Stream,
+        *,
+        batch_size: int,
+        module: nn.Module | None = None,
+        workers: int = 0,
     ) -> Predictions:
-        """Return what a net says in eval mode, or what `module` says in its place. Raises DataError if it is empty."""
+        """Return what a net says in eval mode, or what `module` says in its place.
+
+        workers: processes that fetch the batches; 0 fetches them in this one.
+        Raises DataError where the split is empty, KdkitError where an output is not a finite number.
+        """
         speaker = module if module is not None else net.module
-        modes = {each: each.training for each in speaker.modules()} if isinstance(speaker, nn.Module) else {}
-        if isinstance(speaker, nn.Module):
-            speaker.eval()
         outputs, labels, ids = [], [], []
-        try:
-            for batch in batches(split, batch_size):
+        with evaluating(speaker):
+            for batch in batches(split, batch_size, workers=workers, pin=self.device.type == "cuda"):
                 with self.autocast():
                     output = net.through(speaker, batch.to(self.device))
                 outputs.append(output.float().cpu().numpy())
                 labels.append(batch.labels.cpu().numpy())
                 ids.append(None if batch.ids is None else batch.ids.cpu().numpy())
-        finally:
-            for each, training in modes.items():
-                each.training = training
         if not outputs:
             raise DataError("there is nothing to predict: the split is empty")
         known = (
@@ -51,6 +56,7 @@ class Predictor:
         said = Predictions(
             labels=np.concatenate(labels), outputs=np.concatenate(outputs), classes=self.data.classes, ids=known
         )
+        _require_finite(net, said)
         return self._shared(net, said)
 
     def _shared(self, net: Net[Any], said: Predictions) -> Predictions:
@@ -70,6 +76,16 @@ class Predictor:
         known = matches.any(1)
         ids = None if said.ids is None else said.ids[known]
         return Predictions(labels=matches.argmax(1)[known], outputs=outputs[known], classes=classes, ids=ids)
+
+
+def _require_finite(net: Net[Any], said: Predictions) -> None:
+    """Raise KdkitError for NaN or infinity, of which argmax and thresholds would make figures that look plausible."""
+    finite = np.isfinite(said.outputs).reshape(len(said.outputs), -1).all(1)
+    if not finite.all():
+        raise KdkitError(
+            f"net {net.name!r} gives outputs that are not finite numbers, for {(~finite).sum()} of {len(finite)} "
+            "samples; a lower learning rate, Training(clip=...), or another precision may help"
+        )
 
 
 def scored(scores: Sequence[Score], select: Predictions, test: Predictions) -> dict[str, Scored]:

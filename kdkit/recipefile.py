@@ -7,7 +7,8 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -53,8 +54,9 @@ class RecipeFile:
         function = self.module.recipe
         try:
             hints = typing.get_type_hints(function)
-        except NameError as error:
-            raise RecipeError(f"{self.path}: the type of a parameter of recipe() is unknown: {error}") from error
+        except Exception as error:  # an annotation in quotes is evaluated, and may raise whatever code may
+            reason = f"{type(error).__name__}: {error}"
+            raise RecipeError(f"{self.path}: the type of a parameter of recipe() is unknown: {reason}") from error
         signature = inspect.signature(function)
         told = _told_of_parameters(inspect.getdoc(function) or "")
         return tuple(
@@ -63,7 +65,7 @@ class RecipeFile:
 
     def make(self, options: Mapping[str, Any]) -> Any:
         """Call recipe() with these options. Raises RecipeError if it raises or does not return a Recipe."""
-        from kdkit.recipe import Recipe  # imports torch, which reading a file's options does without
+        from kdkit.recipe import Recipe  # imports torch, which --help does without
 
         unknown = [name for name in options if name not in {each.name for each in self.parameters}]
         if unknown:
@@ -79,28 +81,69 @@ class RecipeFile:
 
 
 def read_recipe_file(path: Path) -> RecipeFile:
-    """Read a recipe file and add it to the plugins. Raises RecipeError where it cannot be one."""
+    """Read a recipe file and add it to the plugins. Raises RecipeError where it cannot be one.
+
+    The file is read before its options are known, so what its body draws at random, outside recipe(), follows a seed of
+    0 and not --seed. It becomes a module of its own name, and its folder stays where modules are looked for, so that
+    the workers that fetch batches can import what it defines; not so where that name is another module's.
+    """
+    from kdkit.runoptions import seed_everything  # imports torch, which --help does without
+
     if not path.is_file():
         raise RecipeError(f"{path}: there is no such recipe file" if not path.is_dir() else f"{path} is a folder")
-    spec = importlib.util.spec_from_file_location(f"kdkit_recipe_{path.stem}", path)
+    name = path.stem if _free(path) else f"kdkit_recipe_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise RecipeError(f"{path} is not a Python file; a recipe file ends in .py")
     module = importlib.util.module_from_spec(spec)
-    before = sys.modules.get(spec.name)
-    sys.modules[spec.name] = module  # so that what it defines can be pickled, for workers
-    sys.path.insert(0, str(path.parent.resolve()))  # as Python does for a script
-    try:
+    with _importable(module, path):
+        seed_everything(0)
         with _told(path, "reading it raises"):
             spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.parent.resolve()))
-    if not callable(getattr(module, "recipe", None)):
-        functions = [name for name, value in vars(module).items() if inspect.isfunction(value)]
-        hint = f"; {did_you_mean('recipe', functions)}" if functions else ""
-        raise RecipeError(f"{path} has no function recipe(), which returns the Recipe to run{hint}")
-    installed().remove(before)
-    installed().add(module, path.name)  # with its ending, so that a recipe may be called as a plugin is
+        if not callable(getattr(module, "recipe", None)):
+            functions = [name for name, value in vars(module).items() if inspect.isfunction(value)]
+            hint = f"; {did_you_mean('recipe', functions)}" if functions else ""
+            raise RecipeError(f"{path} has no function recipe(), which returns the Recipe to run{hint}")
+    plugins, plugin = installed(), path.name  # with its ending, so that a recipe may be called as a plugin is
+    plugins.remove(plugins.manager.get_plugin(plugin))
+    plugins.add(module, plugin)
     return RecipeFile(path, module)
+
+
+def _free(path: Path) -> bool:
+    """Whether `import <stem>` finds this file or nothing, so that a module of this name is in nobody's way."""
+    there = sys.modules.get(path.stem)
+    if there is not None:
+        return _same(Path(getattr(there, "__file__", None) or "?"), path)
+    if not path.stem.isidentifier():
+        return False
+    try:
+        found = importlib.util.find_spec(path.stem)
+    except (ImportError, ValueError):
+        return False
+    return found is None or _same(Path(found.origin or "?"), path)
+
+
+@contextmanager
+def _importable(module: types.ModuleType, path: Path) -> Iterator[None]:
+    """Put a module among those imported and its folder first among those looked in, as Python does for a script.
+
+    If it fails all is put back. If it succeeds they stay, the folder only where the module has the file's own name:
+    else `import <stem>` is to find the other module.
+    """
+    name, folder = module.__name__, str(path.parent.resolve())
+    before = sys.modules.get(name)
+    sys.modules[name] = module
+    sys.path.insert(0, folder)
+    try:
+        yield
+    except BaseException:
+        sys.path.remove(folder)
+        sys.modules.pop(name, None)
+        sys.modules.update({} if before is None else {name: before})
+        raise
+    if name != path.stem or folder in sys.path[1:]:
+        sys.path.remove(folder)
 
 
 class _told:  # noqa: N801  # reads as a word: `with _told(path, ...)`

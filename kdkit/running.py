@@ -21,7 +21,7 @@ from kdkit.plugins import installed
 from kdkit.prediction import Predictor, scored
 from kdkit.recipe import Recipe
 from kdkit.runfolder import RunFolder
-from kdkit.runoptions import RunOptions, seed_everything
+from kdkit.runoptions import RunOptions, own_randomness, seed_everything
 from kdkit.scores import Scored
 from kdkit.watching import Watchers
 
@@ -62,15 +62,25 @@ def run(
     """Run a recipe, or the recipe that a function returns once the seed is set.
 
     options, or its fields by keyword: see RunOptions. watchers: objects with watching hooks, beside those of installed
-    plugins. Raises CheckError before the first step, and before anything is written, where anything is wrong.
+    plugins. The random states of Python, numpy and torch are the same afterwards as before.
+    Raises CheckError before the first step, and before anything is written, where anything is wrong.
     """
     options = _options(options, given)
+    with own_randomness():
+        return _seeded(recipe, options, watchers, origin or Origin())
+
+
+def _seeded(
+    recipe: Recipe | Callable[[], Recipe], options: RunOptions, watchers: Sequence[object], origin: Origin
+) -> Result:
     device = options.torch_device()
+    if options.out is not None:
+        RunFolder.require_usable(options.out, resume=options.resume)  # before any data is prepared
     seed_everything(options.seed)
     if not isinstance(recipe, Recipe):
         recipe = _made(recipe)
     recipe.require_unused()
-    plan = check(recipe, device)
+    plan = check(recipe, device, options.precision)
     plan.require()
     place = Workplace(
         recipe=recipe,
@@ -80,7 +90,6 @@ def run(
         predictor=Predictor(recipe.data, device, lambda: options.autocast(device)),
         watchers=Watchers(installed().extended(watchers)),
     )
-    origin = origin or Origin()
     folder = _folder(place, origin)
     recipe.use()
     began = time.perf_counter()
@@ -113,9 +122,12 @@ def _run(place: Workplace, folder: RunFolder | None, origin: Origin) -> Result:
     for index, stage in enumerate(stages):
         at = None if folder is None else folder.stage(index, stage.name)
         history[stage.name] = StageRun(place, index, stage, at).train()
-    scores = {net.name: _score(place, folder, net) for net in place.plan.nets if net not in place.plan.foreign}
-    if folder is not None:
-        folder.save_scores(_reported_on(place), scores)
+    scores: dict[str, dict[str, Scored]] = {}
+    for net in place.plan.nets:
+        if net not in place.plan.foreign:
+            scores[net.name] = _score(place, folder, net)
+            if folder is not None:
+                folder.save_scores(_reported_on(place), scores)
     return Result(
         scores=scores,
         nets={net.name: net for net in place.plan.nets},
@@ -162,6 +174,10 @@ def _folder(place: Workplace, origin: Origin) -> RunFolder | None:
         "data": data.fingerprint,
         "draws": data.draws,
         "stages": [stage.name for stage in place.plan.stages],
+        "nets": {
+            net.name: {"parameters": net.parameters, "sees": net.sees.key, "version": net.version}
+            for net in place.plan.nets
+        },
         "trainings": [repr(stage.training) for stage in place.plan.stages],
         "versions": {"kdkit": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }

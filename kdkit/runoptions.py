@@ -1,7 +1,8 @@
 """How a recipe is run: where, in which precision, from which seed. None of it changes what is learned from what."""
 
 import random
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -44,7 +45,7 @@ class RunOptions:
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise RecipeError(f"a seed is a whole number of at least 0; got {self.seed!r}")
         if self.resume and self.out is None:
-            raise RecipeError("to resume, say which run folder to go on with: out=FOLDER")
+            raise RecipeError("to resume, say which run folder to go on with: --out FOLDER, or out=FOLDER in Python")
 
     def torch_device(self) -> torch.device:
         """Return the device. Raises RecipeError where it is not there."""
@@ -52,9 +53,26 @@ class RunOptions:
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """Return the context that forward passes run in."""
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(device.type, dtype=_AUTOCAST[self.precision])
+        return autocast(self.precision, device)
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context that forward passes run in, in this precision on this device."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=_AUTOCAST[precision])
+
+
+@contextmanager
+def own_randomness() -> Iterator[None]:
+    """Leave the random states of Python, numpy and torch as they were, whatever is seeded inside."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 def find_device(name: str) -> torch.device:

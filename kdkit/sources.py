@@ -1,14 +1,16 @@
 """Ask what can be matched: a frozen net answers a batch with its outputs and its tapped features."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdkit.data import Batch
 from kdkit.errors import RecipeError
 from kdkit.goal import Source
+from kdkit.modes import evaluating
 from kdkit.net import Net
 from kdkit.taps import Listening, Tapping
 
@@ -41,10 +43,8 @@ class Frozen:
     def __init__(self, net: Net[Any], taps: Sequence[Tapping]) -> None:
         self.net = net
         self._listening = Listening(taps)
-        self._modes: dict[nn.Module, bool] = {}
-        if isinstance(net.module, nn.Module):
-            self._modes = {module: module.training for module in net.module.modules()}
-            net.module.eval()
+        self._open = ExitStack()
+        self._open.enter_context(evaluating(net.module))
 
     @torch.no_grad()
     def ask(self, batch: Batch) -> Answer:
@@ -64,8 +64,7 @@ class Frozen:
     def close(self) -> None:
         """Take the taps away and give every module its mode back."""
         self._listening.close()
-        for module, training in self._modes.items():
-            module.training = training
+        self._open.close()
 
 
 def respondent(source: Source, taps: Sequence[Tapping]) -> Frozen:

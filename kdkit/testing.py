@@ -1,7 +1,7 @@
 """What every plugin must hold: checks of a loss, a tap and a schedule, to be called in a plugin's own tests."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kdkit.data import Batch
 from kdkit.errors import ContractError
 from kdkit.losses import Facts, Loss, asked_by, loss_name
+from kdkit.modes import evaluating
 from kdkit.net import Net
 from kdkit.recipe import Schedule, Stage, nets_of
 from kdkit.taps import Listening, Tapping
@@ -21,6 +22,7 @@ Shape = tuple[int, ...]
 _SHAPES: dict[str, tuple[Shape, ...]] = {"outputs": ((5,),), "features": ((5,), (5, 6), (5, 4, 3))}
 _BATCH = 4
 _SATURATED = 1e4
+_HALF_AS_EXACT = 2e-2  # bf16 has 8 significant bits, of which a layer and a mean leave about six
 
 
 def check_loss(
@@ -37,9 +39,9 @@ def check_loss(
     length) and (batch, channels, height, width). shapes: other shapes to try, without the batch.
     least_when_equal: whether no target is better met than by itself, as holds for most losses without weights.
 
-    Held to: a finite scalar, also of one sample and under bf16 autocast; a gradient to the student, none to the
-    teacher that it may be built with; both sides left as they were; the same value for the same seed and for memory
-    that is not contiguous.
+    Held to: a finite scalar, also of one sample; under bf16 autocast the same to 2 %; a gradient to the student, none
+    to the teacher that it may be built with; both sides left as they were; the same value for the same seed and for
+    memory that is not contiguous; the same weights, and as many, if it is built again.
     """
     name = loss_name(make_loss())
     for shape in shapes if shapes is not None else _SHAPES[on]:
@@ -47,6 +49,7 @@ def check_loss(
             trial = _Trial(make_loss, (_BATCH, *shape), name)
             trial.moves_the_student_alone()
             trial.repeats()
+            trial.builds_again()
             trial.takes_any_memory()
             trial.takes_one_sample()
             trial.takes_autocast()
@@ -81,6 +84,15 @@ class _Trial:
         first, again = (self.value(self.student, self.target) for _ in range(2))
         self.require(torch.equal(first, again), f"is not a function of its seed: {first.item()}, then {again.item()}")
 
+    def builds_again(self) -> None:
+        """Build one loss twice, as happens when a recipe is checked and then run."""
+        once, twice = (self.value(self.student, self.target, builds=builds) for builds in (1, 2))
+        counts = [_parameters(self.built(self.make_loss(), self.student, self.target, builds)) for builds in (1, 2)]
+        self.require(
+            counts[0] == counts[1], f"has {counts[0]} parameters once it is built, and {counts[1]} built again"
+        )
+        self.require(torch.equal(once, twice), f"is {once.item()} once it is built, and {twice.item()} built again")
+
     def takes_any_memory(self) -> None:
         plain = self.value(self.student, self.target)
         strided = self.value(_strided(self.student), _strided(self.target), "memory that is not contiguous")
@@ -94,8 +106,12 @@ class _Trial:
     def takes_autocast(self) -> None:
         what = "bf16 autocast"
         for kind in (torch.bfloat16, torch.float32):  # a net ends in bf16 or, after some layers, in fp32
-            student = self.student.to(kind, copy=True).requires_grad_()
-            self.gradient(self.value(student, self.target.to(kind), what, autocast=True), student, what)
+            student, target = self.student.to(kind, copy=True).requires_grad_(), self.target.to(kind)
+            value = self.value(student, target, what, autocast=True)
+            self.gradient(value, student, what)
+            full = self.value(student.detach().float(), target.float())
+            close = torch.allclose(value.float(), full, rtol=_HALF_AS_EXACT, atol=1e-3)
+            self.require(close, f"is {value.item()}, but {full.item()} in float32 on the same; compute it there", what)
 
     def is_least_when_equal(self) -> None:
         least = self.value(self.target, self.target)
@@ -111,15 +127,14 @@ class _Trial:
             student = (self.student.sign() * _SATURATED).requires_grad_()
             self.gradient(self.value(student, target.sign() * _SATURATED, what), student, what)
 
-    def value(self, student: Tensor, target: Tensor, what: str = "", *, autocast: bool = False) -> Tensor:
+    def value(
+        self, student: Tensor, target: Tensor, what: str = "", *, autocast: bool = False, builds: int = 1
+    ) -> Tensor:
         """Return what a new loss says of both sides. Raises ContractError where that is no finite scalar."""
         torch.manual_seed(1)
         context = torch.autocast(student.device.type, torch.bfloat16) if autocast else nullcontext()
         try:
-            loss = self.make_loss()
-            build = getattr(loss, "build", None)
-            if build is not None:
-                build((student.shape,), (target.shape,), _facts(self.shape), self.teacher)
+            loss = self.built(self.make_loss(), student, target, builds)
             with context:
                 value = loss(student, target, **_asked(loss, len(student), self.shape[1]))
         except Exception as error:
@@ -128,6 +143,15 @@ class _Trial:
         self.require(isinstance(value, Tensor) and value.ndim == 0, f"gives {given}, not a scalar", what)
         self.require(bool(value.isfinite()), f"is {value.item()}", what)
         return value
+
+    def built(self, loss: Loss, student: Tensor, target: Tensor, builds: int) -> Loss:
+        """Build a loss so many times, each time from the same seed, where it is to be built at all."""
+        build = getattr(loss, "build", None)
+        if build is not None:
+            for _ in range(builds):
+                torch.manual_seed(1)
+                build((student.shape,), (target.shape,), _facts(self.shape), self.teacher)
+        return loss
 
     def gradient(self, value: Tensor, student: Tensor, what: str = "") -> Tensor:
         """Return the gradient to the student. Raises ContractError where there is none or it is not finite."""
@@ -163,7 +187,7 @@ def check_tap(make_tap: Callable[[nn.Module], Tapping], module: nn.Module, examp
         raise ContractError(f"{name} is not a tap: it needs a module and attach(put)")
     if all(tap.module is not each for each in module.modules()):
         raise ContractError(f"{name} sits on a {type(tap.module).__name__} that is no part of the module")
-    with _evaluating(module), torch.random.fork_rng():
+    with evaluating(module), torch.random.fork_rng():
         before, hooks = module(*args, **kwargs), _hooks(module)
         with Listening([tap]) as listening:
             for _ in range(2):
@@ -217,6 +241,10 @@ def _facts(shape: Shape) -> Facts:
     return Facts(classes=classes, task="multiclass", samples=shape[0], ids=True)
 
 
+def _parameters(loss: Loss) -> int:
+    return sum(each.numel() for each in loss.parameters()) if isinstance(loss, nn.Module) else 0
+
+
 def _asked(loss: Loss, samples: int, classes: int) -> dict[str, Tensor]:
     known = {
         "labels": torch.arange(samples) % classes,
@@ -250,15 +278,3 @@ def _same(one: Any, other: Any, *, exactly: bool = False) -> bool:
     pairs = zip(_tensors(one), _tensors(other), strict=True)
     rtol, atol = (0.0, 0.0) if exactly else (1e-4, 1e-5)
     return all(torch.allclose(first, second, rtol=rtol, atol=atol) for first, second in pairs)
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Run a module in eval mode, where it says the same twice, and give every part its mode back."""
-    modes = {each: each.training for each in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for each, training in modes.items():
-            each.training = training

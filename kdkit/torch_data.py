@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,18 +30,21 @@ class DatasetSplit:
         if isinstance(self.dataset, TensorDataset):  # one indexing instead of a stack of single samples
             inputs, labels = (tensor[rows] for tensor in self.dataset.tensors)
         else:
-            inputs, labels = default_collate([self.dataset[row] for row in rows.tolist()])
+            inputs, labels = _pair(default_collate([self.dataset[row] for row in rows.tolist()]))
         return Batch(inputs, as_targets(labels), self.ids[rows], draw)
 
 
 class TorchData:
     """An experiment's data from torch Datasets or DataLoaders that yield `(inputs, labels)`.
 
+    inputs keep their type: what comes from numpy as float64 has to be made float32 for a net of float32.
     labels: int64 class indices (multiclass), floats of 0 and 1 by class (multilabel), or other floats (regression).
+    classes: their names; where None the `classes` of the dataset, as ImageFolder has them, or else their numbers.
     select: what epochs and thresholds are chosen on; test: what is reported on, `select` again where there is none.
     draws: 1 promises that a sample is always the same; None, the default but for a TensorDataset, that it may be not.
     A DataLoader keeps its own order, batch size and randomness, and its samples have no ids.
-    Raises DataError for splits that are empty, iterable only, or not of this form.
+    Raises DataError for splits that are empty, iterable only, or not of this form, and for labels beyond the classes
+    where they can be seen without reading every sample (TensorDataset, `targets`, a Subset of these).
     """
 
     def __init__(
@@ -54,6 +57,10 @@ class TorchData:
         task: Task | None = None,
         draws: int | None = None,
     ) -> None:
+        if isinstance(classes, str):
+            raise DataError(
+                f"classes is a list of names; got the text {classes!r}: pass [{classes!r}], or list(...) of it"
+            )
         given = {"train": train, "select": select, "test": test}
         self._splits: dict[str, Split | Stream] = {}
         first = 0
@@ -67,9 +74,12 @@ class TorchData:
         if draws not in (None, 1):
             raise DataError(f"draws is 1, for samples that are always the same, or None; got {draws!r}")
         self.draws = None if streamed else draws or (1 if fixed else None)
-        labels = _first_batch("train", self.train).labels
+        labels = first_batch("train", self.train).labels
         self.task: Task = task or _task(labels)
-        self.classes = tuple(classes) if classes is not None else self._counted(labels)
+        self.classes = tuple(classes) if classes is not None else self._named(labels)
+        if self.task == "multiclass":
+            for name, split in self._splits.items():
+                _require_known(name, split, len(self.classes))
 
     @property
     def train(self) -> Split | Stream:
@@ -98,12 +108,51 @@ class TorchData:
                     digest.update(content)
         return digest.hexdigest()
 
-    def _counted(self, labels: Tensor) -> tuple[str, ...]:
-        """Number the classes: as many as there are label columns, or as the largest index of any split says."""
+    def _named(self, labels: Tensor) -> tuple[str, ...]:
+        """Take the dataset's names of the classes; else number them, by label columns or by the largest index."""
+        columns = labels.shape[1] if labels.ndim > 1 else 1
+        names = {name: found for name, split in self._splits.items() if (found := class_names(split)) is not None}
+        if "train" in names and (self.task == "multiclass" or len(names["train"]) == columns != 1):
+            for name, found in names.items():
+                if found != names["train"]:
+                    raise DataError(
+                        f"the classes of the train data are {', '.join(names['train'])}, and those of the {name} data "
+                        f"{', '.join(found)}: the same label would mean two things"
+                    )
+            return names["train"]
         if self.task != "multiclass":
-            return tuple(str(index) for index in range(labels.shape[1] if labels.ndim > 1 else 1))
+            return tuple(str(index) for index in range(columns))
         largest = max(_largest_label(split) for split in self._splits.values())
         return tuple(str(index) for index in range(largest + 1))
+
+
+def class_names(one: Yours | Split | Stream) -> tuple[str, ...] | None:
+    """Return the `classes` of a dataset, looked for through every Subset and DataLoader; None where it has none."""
+    dataset = _dataset(one)
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    names = getattr(dataset, "classes", None)
+    if not isinstance(names, (list, tuple)) or not names or not all(isinstance(each, str) for each in names):
+        return None
+    return tuple(names)
+
+
+def first_batch(name: str, one: Yours | Split | Stream) -> Batch:
+    """Return the first sample, or the first batch of a loader. Raises DataError where it is no (inputs, labels)."""
+    split = _split(name, one, 0) if isinstance(one, (Dataset, DataLoader)) else one
+    try:
+        if isinstance(split, Stream):
+            inputs, labels = _pair(next(iter(split.loader)))
+            batch = Batch(inputs, as_targets(labels))
+        else:
+            batch = split.batch(torch.tensor([0]), 0)
+    except StopIteration:
+        raise DataError(f"the {name} data is empty") from None
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the {name} data must yield pairs (inputs, labels): {error}") from error
+    if not isinstance(batch.labels, Tensor):
+        raise DataError(f"the labels of the {name} data are a {type(batch.labels).__name__}; expected a tensor")
+    return batch
 
 
 def _split(name: str, one: Yours, first: int) -> Split | Stream:
@@ -122,16 +171,14 @@ def _split(name: str, one: Yours, first: int) -> Split | Stream:
     return DatasetSplit(one, first)
 
 
-def _first_batch(name: str, split: Split | Stream) -> Batch:
-    try:
-        batch = next(iter(split)) if isinstance(split, Stream) else split.batch(torch.tensor([0]), 0)
-    except StopIteration:
-        raise DataError(f"the {name} data is empty") from None
-    except (TypeError, ValueError) as error:
-        raise DataError(f"the {name} data must yield pairs (inputs, labels): {error}") from error
-    if not isinstance(batch.labels, Tensor):
-        raise DataError(f"the labels of the {name} data are a {type(batch.labels).__name__}; expected a tensor")
-    return batch
+def _pair(sample: Any) -> Any:
+    """Refuse a dict, which would come apart into its keys."""
+    if isinstance(sample, Mapping):
+        raise DataError(
+            f"a sample is a dict with {', '.join(map(repr, sample))}; expected a pair (inputs, labels), in which the "
+            "inputs may be a dict: wrap the Dataset so that it returns one"
+        )
+    return sample
 
 
 def _task(labels: Tensor) -> Task:
@@ -141,14 +188,59 @@ def _task(labels: Tensor) -> Task:
 
 
 def _largest_label(split: Split | Stream) -> int:
-    dataset = split.loader.dataset if isinstance(split, Stream) else cast(DatasetSplit, split).dataset
-    known = dataset.tensors[1] if isinstance(dataset, TensorDataset) else getattr(dataset, "targets", None)
-    if known is None or len(known) == 0:
+    known = _labels(_dataset(split))
+    if known is None:
         raise DataError(
-            f"how many classes a {type(dataset).__name__} has cannot be seen without reading it all; "
+            f"how many classes a {type(_dataset(split)).__name__} has cannot be seen without reading it all; "
             "name them: TorchData(..., classes=[...])"
         )
-    return int(torch.as_tensor(known).max())
+    return int(known.max())
+
+
+def _require_known(name: str, split: Split | Stream, classes: int) -> None:
+    """Raise DataError for a label beyond the classes; on a GPU the loss would only say "device-side assert"."""
+    dataset = _dataset(split)
+    known = _labels(dataset)
+    if known is None or known.is_floating_point() or (isinstance(split, Stream) and not _plain(split.loader)):
+        return
+    for row in (int(known.argmin()), int(known.argmax())):
+        if not 0 <= known[row] < classes:
+            _, label = _pair(dataset[row])  # what is yielded counts: a dataset may change its targets on the way
+            if not 0 <= int(label) < classes:
+                raise DataError(
+                    f"a label of the {name} data is {int(label)} (row {row}), and there are {classes} classes, "
+                    f"numbered 0 to {classes - 1}"
+                )
+
+
+def _plain(loader: DataLoader[Any]) -> bool:
+    """Whether what a loader yields is what its dataset holds."""
+    return loader.collate_fn is default_collate
+
+
+def _dataset(one: Yours | Split | Stream) -> Any:
+    loader = one.loader if isinstance(one, Stream) else one
+    if isinstance(loader, DataLoader):
+        return loader.dataset
+    return loader.dataset if isinstance(loader, DatasetSplit) else loader
+
+
+def _labels(dataset: Any) -> Tensor | None:
+    """Return the labels, (samples,), where they are known without reading a sample."""
+    if type(dataset) is Subset:  # one of a kind of its own may change what it yields
+        known = _labels(dataset.dataset)
+        return None if known is None else known[torch.as_tensor(list(dataset.indices), dtype=torch.int64)]
+    if isinstance(dataset, TensorDataset):
+        known = dataset.tensors[1] if len(dataset.tensors) == 2 else None
+    else:
+        known = getattr(dataset, "targets", None)
+    if known is None or getattr(dataset, "target_transform", None) is not None:
+        return None
+    try:
+        labels = torch.as_tensor(known)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return labels if labels.ndim == 1 and len(labels) else None
 
 
 def _bytes(value: Any) -> Iterator[bytes]:

@@ -1,11 +1,6 @@
 """What kdkit_ecg puts on kdkit's shelves."""
 
-from collections.abc import Callable
-from typing import Any
-
-from kdkit import hookimpl
-
-Register = Callable[[str, Callable[..., Any]], None]
+from kdkit import Register, hookimpl
 
 
 @hookimpl

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
@@ -30,11 +31,16 @@ class SoftTargets:
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the divergence, least (0) where both give the same probabilities."""
-        student = F.log_softmax(student / self.temperature, dim=1)
-        target = F.log_softmax(target / self.temperature, dim=1)
+        student = F.log_softmax(full(student) / self.temperature, dim=1)
+        target = F.log_softmax(full(target) / self.temperature, dim=1)
         loss = F.kl_div(student, target, reduction="sum", log_target=True)  # torch's "mean" is to change its meaning
         loss = loss / (student.numel() if self.reduction == "mean" else len(student))
         return loss * self.temperature**2 if self.t_squared else loss
+
+
+def full(logits: Tensor) -> Tensor:
+    """Return logits in at least float32: a divergence of half-precision logits has hardly a digit left."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def validate_reduction(reduction: str) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.losses.logits import Reduction, validate_reduction, validate_temperature
+from kdkit.losses.logits import Reduction, full, validate_reduction, validate_temperature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +29,9 @@ class PerLabelSoftTargets:
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the divergence, least (0, without the entropy) where both give the same probabilities."""
-        soft = target / self.temperature
+        student, soft = full(student) / self.temperature, full(target) / self.temperature
         probability = soft.sigmoid()
-        loss = F.binary_cross_entropy_with_logits(student / self.temperature, probability, reduction="sum")
+        loss = F.binary_cross_entropy_with_logits(student, probability, reduction="sum")
         if not self.entropy:
             loss = loss - F.binary_cross_entropy_with_logits(soft, probability, reduction="sum")
         loss = loss / (student.numel() if self.reduction == "mean" else len(student))

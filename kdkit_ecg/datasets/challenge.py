@@ -1,7 +1,7 @@
 """The PhysioNet/CinC Challenges of 2020 and 2021 as data, from the folders of a release as they come."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from kdkit import DataError, RecipeError, Task, did_you_mean
@@ -27,7 +28,8 @@ Scaling = Literal["zscore", "raw"]
 Selection = Literal["separate", "test"]
 Folds = Literal["patient", "record"]
 
-# What LRH-Net's authors do where it moves numbers; five folds by record, thresholds tuned on the reported one.
+# What LRH-Net's authors do where it moves numbers: folds by record, thresholds tuned on the fold that is reported. They
+# make five folds; here one split of the same shares is made, and five seeds make five that overlap.
 PAPER: Mapping[str, Any] = MappingProxyType(
     {
         "resampling": "linear",
@@ -94,7 +96,7 @@ class _Challenge:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What a reader of the results must know of the options; reads no file."""
+        """What a reader of the results must know of the options, and once the records were found of records.csv."""
         notices = []
         if self.selection == "test":
             notices.append("thresholds and the best epoch are chosen on the test split: its scores are too good")
@@ -102,11 +104,19 @@ class _Challenge:
             notices.append("folds are by record: a patient may be in several splits")
         elif not (Path(self.folder) / "records.csv").is_file():
             notices.append("there is no records.csv to name the patients: each record counts as its own patient")
+        elif "_found" in vars(self):  # so that asking reads no file
+            headers = self._found[0]
+            strangers = sum(not self._named(header) for header in headers)
+            if strangers:
+                notices.append(
+                    f"records.csv names no patient for {strangers} of {len(headers)} records: each of those counts as "
+                    "its own patient"
+                )
         return tuple(notices)
 
     @property
     def summary(self) -> str:
-        """How many records were read, and one line for each reason why others were left out."""
+        """How many records were read, a line for each reason why others were not, and classes that a split lacks."""
         return self._read[2]
 
     @cached_property
@@ -145,7 +155,14 @@ class _Challenge:
     def _found(self) -> tuple[list[Header], LeftOut]:
         left = LeftOut(Path(self.folder))
         wanted = scored_classes(self.year)
-        return find(left.folder, wanted, self._rows, left, normalised_units=self.normalised_units), left
+        headers = find(left.folder, wanted, self._rows, left, normalised_units=self.normalised_units)
+        if self.folds == "patient" and self._rows and headers and not any(each.name in self._rows for each in headers):
+            raise DataError(
+                f"{left.folder / 'records.csv'} lists {len(self._rows)} records, {next(iter(self._rows))!r} first, and "
+                f"none of them is among the {len(headers)} found, {headers[0].name!r} first; its column "
+                "record holds the names that stand in the headers"
+            )
+        return headers, left
 
     @cached_property
     def _read(self) -> tuple[Prepared, tuple[NDArray[np.int64], ...], str]:
@@ -159,10 +176,23 @@ class _Challenge:
         if not signals:
             raise DataError(f"no record in {self.folder} can be learned from:\n{summary}")
         rows = split_by_patient([self._patient(header) for header in signals], self.seed, self.shares)
-        return prepared(signals, scored_classes(self.year)), rows, summary
+        records = prepared(signals, scored_classes(self.year))
+        return records, rows, "\n".join([summary, *self._lacking(records, rows)])
+
+    def _lacking(self, records: Prepared, rows: Sequence[NDArray[np.int64]]) -> Iterator[str]:
+        """Say which classes a split has no positive of: what is not in train is not learned, or else not scored."""
+        for name, chosen in zip(("train", "select", "test"), rows, strict=True):
+            if len(chosen) and not (name == "select" and self.selection == "test"):
+                none = ~records.labels[torch.from_numpy(chosen)].any(0)
+                names = [each for each, lacks in zip(self.classes, none.tolist(), strict=True) if lacks]
+                if names:
+                    yield f"  no positive in {name}: {', '.join(names)}"
+
+    def _named(self, header: Header) -> str | None:
+        return self._rows.get(header.name, {}).get("patient") or None
 
     def _patient(self, header: Header) -> str:
-        known = self._rows.get(header.name, {}).get("patient") if self.folds == "patient" else None
+        known = self._named(header) if self.folds == "patient" else None
         return known or f"record {header.name}"
 
     def _shaped(self, record: Record) -> NDArray[np.float32]:

@@ -1,5 +1,6 @@
 """The command line: what it takes, what it prints, and that every mistake is answered and leaves nothing behind."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -9,6 +10,9 @@ from textwrap import dedent
 import pytest
 import torch
 from torch import nn
+
+from kdkit import RecipeError
+from kdkit.recipefile import read_recipe_file
 
 from .conftest import ROOT, environment
 
@@ -99,6 +103,12 @@ FILES = {
     "a parameter of another type": ("def recipe(net: object = None): ...", ["'net'", "int, float, str, bool, Path"]),
     "a parameter of two types": ("def recipe(n: int | str = 1): ...", ["'n'", "int, float, str, bool, Path"]),
     "a parameter of an unknown type": ("def recipe(n: 'Undefined' = 1): ...", ["type of a parameter", "Undefined"]),
+    "a parameter of a type that is no expression": ("def recipe(n: 'a number' = 1): ...", ["type of a parameter"]),
+    "a parameter of a type that nobody has": (
+        "import torch\ndef recipe(n: 'torch.Intt' = 1): ...",
+        ["type of a parameter", "Intt"],
+    ),
+    "a parameter of a type that cannot be": ("def recipe(n: '1 | 2 | int[3]' = 1): ...", ["type of a parameter"]),
     "parameters without names": ("def recipe(*many: int): ...", ["named parameters", "*many"]),
     "a misspelt hook": (
         "import kdkit\n@kdkit.hookimpl\ndef epoch_end(event): ...\ndef recipe(): ...",
@@ -305,6 +315,8 @@ OPTIONS = {
     "a device without memory": (["--device", "meta"], ["'meta'", "choose 'cpu'"]),
     "a device whose module is missing": (["--device", "hpu"], ["'hpu' is not there"]),
     "precision": (["--precision", "foo"], ["fp32, bf16, fp16", "'foo'"]),
+    "a folder's name that is too long": (["--out", "x" * 300], ["cannot be written", "--out FOLDER"]),
+    "a folder below a file": (["--out", "mine.py/run"], ["cannot be written", "mine.py is a file"]),
     "a negative seed": (["--seed", "-1"], ["-1", "x>=0"]),
     "a seed too large": (["--seed", str(2**70)], ["seed"]),
     "a seed in words": (["--seed", "x"], ["'x' is not a valid integer"]),
@@ -478,6 +490,119 @@ def test_a_file_can_be_read_twice_in_one_process(kdkit_here, written):
     for _ in range(2):
         said = kdkit_here("check", path)
         assert said.code == 0, said
+
+
+def test_a_value_that_ends_in_py_is_not_taken_for_the_file(kdkit_here, written):
+    path = written("def recipe(script: str = ''): raise RuntimeError(script)", parts=False)
+    refused(kdkit_here("run", "--script", "other.py", path), "RuntimeError: other.py")
+    refused(kdkit_here("run", path, "--script", "other.py"), "RuntimeError: other.py")
+    refused(kdkit_here("run", "--script", "other.py", "nowhere.py"), "no such recipe file")
+
+
+def test_what_a_file_draws_outside_recipe_is_the_same_each_time(kdkit_here, written):
+    path = written(
+        """
+        import random
+        import numpy
+        import torch
+        drawn = random.random(), numpy.random.random(), torch.rand(1).item()
+        def recipe():
+            raise RuntimeError(drawn)
+        """,
+        parts=False,
+    )
+    first = kdkit_here("run", path)
+    refused(first, "RuntimeError: (0.")
+    torch.rand(3)
+    assert kdkit_here("run", path, "--seed", 7) == first
+
+
+def test_a_file_stays_importable_under_its_own_name_for_workers(written, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    file = read_recipe_file(written("def recipe(): ...", "one_of_its_own.py", parts=False))
+    assert file.module.__name__ == "one_of_its_own"
+    assert importlib.import_module("one_of_its_own") is file.module
+    assert str(tmp_path) in sys.path
+
+
+@pytest.mark.parametrize("name", ["wave.py", "json.py", "kdkit_ecg.py", "kdkit.py", "my recipe.v2.py"])
+def test_a_file_of_another_modules_name_is_not_in_its_way(name, written, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    path = written("def recipe(): ...", name, parts=False)
+    file = read_recipe_file(path)
+    assert file.module.__name__ == f"kdkit_recipe_{path.stem}"
+    assert str(tmp_path) not in sys.path
+    if path.stem.isidentifier():
+        assert Path(str(importlib.import_module(path.stem).__file__)) != path
+
+
+def test_a_file_that_cannot_be_read_leaves_no_module_behind(written, tmp_path):
+    before = set(sys.modules), list(sys.path)
+    with pytest.raises(RecipeError):
+        read_recipe_file(written("1 / 0", "broken_one.py", parts=False))
+    assert "broken_one" not in set(sys.modules) - before[0]
+    assert sys.path == before[1]
+
+
+@pytest.mark.slow
+def test_workers_that_are_spawned_find_what_the_file_defines(kdkit_process, written, tmp_path):
+    (tmp_path / "recipes").mkdir()  # not where the command is called, which Python looks in anyhow
+    path = written(
+        """
+        import multiprocessing
+        from torch.utils.data import Dataset
+
+        class Mine(Dataset):
+            def __len__(self):
+                return 6
+            def __getitem__(self, row):
+                return torch.full((6,), float(row)), row % 3
+
+        def recipe() -> Recipe:
+            multiprocessing.set_start_method("spawn", force=True)
+            training = Training(epochs=1, batch_size=3, workers=1)
+            return Recipe(
+                data=TorchData(Mine(), Mine(), classes=("a", "b", "c")),
+                schedule=Stages(Stage({Net("s", Wide()): truth()}, training)),
+            )
+        """,
+        "recipes/mine.py",
+    )
+    said = kdkit_process("run", path, "--device", "cpu", "--out", "run")
+    assert said.code == 0, said
+    assert "Scores on select" in said.out
+
+
+MARKED = """
+    def recipe() -> Recipe:
+        teacher, student = Net("teacher", Wide(7), trained=True), Net("student", Wide(4))
+
+        class Listed(Accuracy().__class__):
+            name = "[/score]"
+
+        goal = Truth(nn.CrossEntropyLoss(), label="[/x]") + Match(teacher, SoftTargets(), label="[kd] :x:")
+        schedule = Stages(Stage({student: goal}, Training(epochs=1, batch_size=8)))
+        return Recipe(data=given(), schedule=schedule, scores=(Listed(),), name="[b]mine[/b]")
+"""
+
+
+def test_names_in_brackets_show_as_they_are(kdkit_here, written):
+    path = written(MARKED)
+    said = kdkit_here("check", path)
+    assert said.code == 0, said
+    assert "1 x [/x]: " in said.out
+    assert "1 x [kd] :x:: " in said.out
+    said = kdkit_here("run", path, "--out", "run")
+    assert said.code == 0, said
+    for word in ("[b]mine[/b]: student", "[/x] ", "[kd] :x: ", "select [/score] ", " [/score] ┃"):
+        assert word in said.out, said.out
+
+
+@pytest.mark.parametrize(("precision", "code"), [("fp32", 0), ("bf16", 0), ("foo", 2)])
+def test_a_plan_is_checked_in_the_precision_of_the_run(precision, code, kdkit_here, written):
+    said = kdkit_here("check", written(GOOD), "--precision", precision)
+    assert said.code == code, said
+    assert code == 0 or "fp32, bf16, fp16" in said.err
 
 
 def test_check_prints_the_plan_and_trains_nothing(kdkit_here, written, tmp_path):

@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import kdkit
-from kdkit import DataError, Net, RecipeError, Training
+from kdkit import CheckError, DataError, Net, RecipeError, Training
+from kdkit.distilling import _outputs
 
 from .tiny import copied, same
 
@@ -130,3 +131,30 @@ def test_a_net_that_is_given_untrained_is_trained_first():
     data = given("multiclass", 24, 0), given("multiclass", 24, 1)
     result = kdkit.distill(Net("master", net(8)), net(4), *data, training=Training(epochs=1), device="cpu")
     assert list(result.history) == ["master", "student"]
+
+
+def test_a_net_that_cannot_take_the_data_is_told_by_the_check():
+    data = given("multiclass", 24, 0), given("multiclass", 24, 1)
+    with pytest.raises(CheckError, match=r"net 'student' cannot take what it sees \(\(2, 4\)\): RuntimeError"):
+        kdkit.distill(net(8), nn.Linear(9, 3), *data, device="cpu")
+
+
+def test_outputs_are_counted_on_the_device_of_the_net():
+    student = net(8).to("meta")
+    batch = kdkit.Batch(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64))
+    assert _outputs(Net("student", student), batch) == 3
+    assert all(each.training for each in student.modules())
+
+
+def test_the_classes_of_a_dataset_name_as_many_outputs():
+    data = given("multiclass", 24, 0), given("multiclass", 24, 1)
+    for each in data:
+        each.classes = ["cat", "dog", "emu"]
+    result = kdkit.distill(net(8), net(4), *data, training=Training(epochs=1), device="cpu")
+    assert set(result.scores["student"]["accuracy"].by_class) <= {"cat", "dog", "emu"}
+
+
+def test_a_text_of_classes_is_refused():
+    data = given("multiclass", 24, 0), given("multiclass", 24, 1)
+    with pytest.raises(DataError, match="classes is a list of names"):
+        kdkit.distill(net(8), net(4), *data, classes="abc", device="cpu")

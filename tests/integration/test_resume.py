@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import kdkit
+from kdkit import RunFolderError
+
 from .conftest import environment
+from .tiny import three, training
 
 RECIPE = '''
 """Two nets in a row; the second one waits in the epoch that a file names."""
@@ -225,6 +230,31 @@ def test_a_run_that_differs_is_not_gone_on_with(folder, finish):
     assert said.code == 2
     assert "differs in its recipe" in said.err
     assert (folder / "run" / "scores.json").read_bytes() == scores
+
+
+def test_a_run_of_the_library_whose_training_differs_is_not_gone_on_with(tmp_path):
+    options = {"out": tmp_path / "run", "device": "cpu"}
+    kdkit.run(three(training=training(epochs=1)), **options)
+    with pytest.raises(RunFolderError, match="differs in its trainings"):
+        kdkit.run(three(training=training(epochs=1, clip=1.0)), **options, resume=True)
+    kdkit.run(three(training=training(epochs=1)), **options, resume=True)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "history.jsonl"])
+def test_a_stage_whose_files_are_damaged_is_named_and_can_be_trained_again(name, folder, finish):
+    assert finish("--out", "run", "--epochs", 1).code == 0
+    before, stage = kept(folder / "run"), folder / "run" / "2-student"
+    whole = (stage / name).read_bytes()
+    (stage / name).unlink()  # and not in place: what was read of it above is still mapped into memory
+    (stage / name).write_bytes(whole[:9])
+    said = finish("--out", "run", "--resume", "--epochs", 1)
+    assert said.code == 2
+    assert "Traceback" not in said.err
+    assert f"{Path('run') / '2-student' / name} is missing or damaged" in said.err
+    assert f"delete the folder {Path('run') / '2-student'} to train that stage again" in said.err
+    shutil.rmtree(stage)
+    assert finish("--out", "run", "--resume", "--epochs", 1).code == 0
+    assert_same(before, kept(folder / "run"))
 
 
 def test_weights_are_read_by_safetensors_alone(folder, finish):

@@ -107,7 +107,7 @@ def test_records_that_do_not_fit_are_left_out_by_reason(tree, tmp_path):
     write(folder / "b", "B8", rate=80)
     write(folder / "copies" / "of" / "others", "A0000", leads=LEADS, time=500)
     summary = small(folder).summary
-    assert summary.splitlines() == [
+    assert [line for line in summary.splitlines() if "no positive" not in line] == [
         "40 of 49 records read",
         "  1 left out, unreadable header: b/B7",
         "  1 left out, no signal file: b/B5",
@@ -125,7 +125,19 @@ def test_records_that_do_not_fit_are_left_out_by_reason(tree, tmp_path):
 
 
 def test_strict_is_content_where_nothing_is_left_out(tree):
-    assert small(tree, strict=True).summary == "40 of 40 records read"
+    assert small(tree, strict=True).summary.startswith("40 of 40 records read")
+
+
+def test_the_summary_names_the_classes_that_a_split_has_no_positive_of(tree, tmp_path):
+    train, select, test = small(tree).summary.splitlines()[1:]
+    assert train.startswith("  no positive in train: IAVB, ")
+    assert (", AF," in train, ", NSR," in train, ", PR," in train) == (False, False, True)
+    assert (select[:24], test[:22]) == ("  no positive in select:", "  no positive in test:")
+    assert "in select" not in Challenge2020.paper(tree, length=256).summary
+    write(tmp_path, "C1", codes="164889003")
+    only = Challenge2020(tmp_path, length=256, shares=(1.0, 0.0, 0.0)).summary.splitlines()
+    assert len(only) == 2
+    assert "NSR" in only[1]
 
 
 def test_a_record_in_the_folder_of_its_database_goes_before_one_nearer_to_the_root(tree, tmp_path):
@@ -175,6 +187,63 @@ def test_a_table_without_its_columns_is_refused(tree, tmp_path):
     (tmp_path / "records.csv").write_text("name,who\nC1,P1\n")
     with pytest.raises(DataError, match="needs the columns record and patient, but has name, who"):
         _ = small(tmp_path).train
+
+
+TABLE = "record,patient,database\n"
+
+
+def with_table(folder, content):
+    for name in ("C1", "C2", "C3"):
+        write(folder, name)
+    (folder / "records.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    return Challenge2020(folder, length=256, shares=(1.0, 0.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TABLE + "C1,P1,\nC2,P1,\nC3,P2,\n",
+        "\ufeff" + TABLE + " C1 ,P1 \nC2\t, P1,\n C3, P2,\n",
+        " record , patient \r\nC1.hea,P1\r\nC2.mat,P1\r\nC3.dat,P2\r\n\r\n",
+        'patient,record,more\n"P1","C1",x,y\nP1,C2\nP1,C2\nP2,C3\n',
+    ],
+)
+def test_a_table_is_read_however_a_spreadsheet_wrote_it(tmp_path, content):
+    data = with_table(tmp_path, content)
+    assert len(data.train) == 3
+    assert [data._patient(header) for header in data._found[0]] == ["P1", "P1", "P2"]
+    assert data.notices == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"record,patient\nC1,P1\nC2,M\xfcller\n", r"records\.csv, line 3, is not UTF-8"),
+        ("record,patient\n".encode("utf-16"), r"records\.csv, line 1, is not UTF-8"),
+        (
+            TABLE + "C1,P1,\nC2,P1,\nC1.hea,P2,\n",
+            r"line 4: record C1 is of patient 'P2', but of patient 'P1' in line 2",
+        ),
+        (TABLE + "C1,P1,a\nC1,P1,b\n", r"line 3: record C1 is of patient 'P1' in 'b', but of patient 'P1' in 'a'"),
+        (TABLE + "/data/C1,P1,\nC9,P2,\n", r"lists 2 records, '/data/C1' first, and none of them is among the 3 found"),
+        (b"", "needs the columns record and patient"),
+    ],
+)
+def test_a_table_that_says_nothing_certain_is_refused(tmp_path, content, said):
+    with pytest.raises(DataError, match=said):
+        _ = with_table(tmp_path, content).train
+
+
+def test_records_that_the_table_does_not_list_are_counted_once_they_were_found(tmp_path):
+    data = with_table(tmp_path, TABLE + "C1,P1,\nC2,,\n")
+    assert data.notices == ()
+    assert len(data.train) == 3
+    assert data.notices == ("records.csv names no patient for 2 of 3 records: each of those counts as its own patient",)
+
+
+def test_a_table_of_other_records_does_not_matter_where_folds_are_by_record(tmp_path):
+    with_table(tmp_path, TABLE + "C9,P2,\n")
+    assert len(Challenge2020(tmp_path, length=256, shares=(1.0, 0.0, 0.0), folds="record").train) == 3
 
 
 def test_too_few_records_for_a_split_are_an_error_however_often_one_asks(tmp_path):

@@ -7,6 +7,8 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 from torch.utils.data import DataLoader
 
 from kdkit import (
+    R2,
+    Accuracy,
     CheckError,
     CosineRamp,
     Hint,
@@ -406,3 +408,38 @@ def test_a_loss_that_asks_for_labels_is_found_where_classes_differ():
 
 def asking(student, target, *, labels):
     return F.cross_entropy(student, labels)
+
+
+class Holding(nn.Module):
+    """Keeps a part of the teacher it is built with."""
+
+    def build(self, student, target, facts, teacher):
+        self.head = teacher.head
+
+    def forward(self, student, target):
+        return F.mse_loss(student, target)
+
+
+def test_a_loss_that_would_train_a_part_of_the_teacher_is_found():
+    teacher, student = taught()
+    assert "net 'teacher' teaches, but a learner or a loss holds a part" in the_problem(
+        one_stage(student, Match(teacher, Holding()))
+    )
+
+
+def test_a_teacher_that_shares_its_module_with_the_student_is_found():
+    student = tiny_net("student")
+    teacher = Net("teacher", student.module, trained=True)
+    assert "holds a part of it" in the_problem(one_stage(student, plain_goal() + Match(teacher, SoftTargets())))
+
+
+def test_a_score_that_does_not_fit_the_data_is_found_before_the_first_step():
+    recipe = one_stage(tiny_net("student"), plain_goal())
+    unfit = Recipe(data=recipe.data, schedule=recipe.schedule, scores=(Accuracy(), R2()))
+    assert "score 'r2' cannot score this data (multiclass)" in the_problem(unfit)
+
+
+def test_a_batch_of_one_is_rehearsed_as_one():
+    problem = the_problem(one_stage(tiny_net("student"), plain_goal(), batch_size=1))
+    assert "net 'student' cannot take what it sees" in problem
+    assert "more than 1 value per channel" in problem

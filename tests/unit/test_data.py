@@ -25,8 +25,8 @@ def test_seeds_stay_what_they_are():
 
 
 def test_orders_stay_what_they_are():
-    assert shuffled(10, seed=0, epoch=0).tolist() == [7, 9, 0, 3, 2, 5, 8, 1, 4, 6]
-    assert shuffled(10, seed=7, epoch=3).tolist() == [2, 1, 8, 6, 7, 3, 9, 0, 5, 4]
+    assert shuffled(10, seed=0, epoch=0).tolist() == [7, 1, 2, 9, 3, 8, 4, 6, 5, 0]
+    assert shuffled(10, seed=7, epoch=3).tolist() == [4, 9, 1, 8, 3, 7, 0, 6, 5, 2]
 
 
 @given(st.lists(st.integers(-(2**70), 2**70), max_size=4))
@@ -152,3 +152,27 @@ def test_indicator_columns_become_floats_and_class_indices_stay():
     assert as_targets(torch.ones(2, 3, dtype=torch.bool)).dtype == torch.float32
     assert as_targets(torch.ones(2, dtype=torch.int64)).dtype == torch.int64
     assert as_targets(torch.ones(2, 3, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_an_order_and_the_dropout_of_its_epoch_draw_different_numbers():
+    torch.manual_seed(seed_from(3, 5))
+    assert torch.randperm(50).tolist() != shuffled(50, seed=3, epoch=5).tolist()
+
+
+def test_batches_are_pinned_only_where_that_is_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    split = tiny_data().train
+    assert not isinstance(batches(split, 4), DataLoader)
+    assert batches(split, 4, pin=True).pin_memory
+    assert not batches(split, 4, workers=1).pin_memory
+
+
+def test_what_is_not_in_the_memory_of_the_host_is_not_pinned(monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    host, device = torch.zeros(2), torch.zeros(2, device=META)
+    batch = Batch({"a": device, "b": (host, device)}, device, ids=device).pin_memory()
+    assert pinned == [host]
+    assert batch.inputs["b"][1] is device
+    Batch(host, host, ids=host).pin_memory()
+    assert len(pinned) == 4

@@ -24,7 +24,6 @@ def test_a_goal_reads_as_the_formula_of_the_paper():
     assert goal.weights(0) == pytest.approx(
         {"truth": 0.3, "teacher/soft_targets": 0.42, "assistant/soft_targets": 0.28}
     )
-    assert goal.constant
 
 
 def test_factors_may_stand_on_either_side_and_nest():
@@ -66,7 +65,6 @@ def test_a_ramp_is_a_factor_that_changes_with_progress():
     assert goal.weights(0)["truth"] == 0
     assert goal.weights(0.5)["truth"] == 1
     assert goal.weights(1)["truth"] == 2
-    assert not goal.constant
 
 
 def test_a_plain_function_of_progress_is_a_ramp():

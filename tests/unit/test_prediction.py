@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from kdkit import Accuracy, DataError, MacroF1, Net, Predictions, Stream, TorchData
+from kdkit import Accuracy, DataError, KdkitError, MacroF1, Net, Predictions, Stream, TorchData, prediction
+from kdkit.data import batches
 from kdkit.prediction import Predictor, scored
 
 from .tiny import same_state, samples, state_of, tiny_data, tiny_net
@@ -91,6 +92,31 @@ def test_multiclass_rows_that_the_net_does_not_know_are_left_out():
     assert said.labels.tolist() == [1, 0, 1, 0]
     assert said.ids.tolist() == data.select.ids[known].tolist()
     assert said.outputs.shape == (4, 2)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_outputs_that_are_not_finite_are_refused_by_the_name_of_their_net(broken):
+    def api(inputs):
+        outputs = inputs[:, :3].clone()
+        outputs[0, 1] = broken
+        return outputs
+
+    data = tiny_data()
+    with pytest.raises(KdkitError, match=r"net 'api' gives outputs that are not finite numbers, for 2 of 6 samples"):
+        predictor(data).predict(Net("api", api, version="1"), data.select, batch_size=3)
+
+
+def test_workers_and_pinning_are_passed_on(monkeypatch):
+    asked = []
+
+    def counted(*args, **kwargs):
+        asked.append(kwargs)
+        return batches(*args)
+
+    monkeypatch.setattr(prediction, "batches", counted)
+    data = tiny_data()
+    predictor(data).predict(tiny_net("net"), data.select, batch_size=4, workers=3)
+    assert asked == [{"workers": 3, "pin": False}]
 
 
 def test_half_precision_is_reported_in_single():

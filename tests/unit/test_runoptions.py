@@ -17,7 +17,7 @@ from kdkit.runoptions import find_device, seed_everything
         ({"seed": -1}, "a seed is a whole number"),
         ({"seed": 1.5}, "a seed is a whole number"),
         ({"seed": 2**63}, "a seed is a whole number"),
-        ({"resume": True}, "which run folder to go on with"),
+        ({"resume": True}, "which run folder to go on with: --out FOLDER, or out=FOLDER in Python"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(wrong, said):

@@ -46,6 +46,36 @@ class Blamed(nn.Module):
         return F.mse_loss(head(student.movedim(1, -1)), target.movedim(1, -1))
 
 
+class Growing(nn.Module):
+    """A loss that adds a projector each time it is built."""
+
+    def __init__(self):
+        super().__init__()
+        self.projectors = nn.ModuleList()
+
+    def build(self, student, target, facts, teacher):
+        self.projectors.append(nn.Linear(student[0][1], target[0][1]))
+
+    def forward(self, student, target):
+        for projector in self.projectors:
+            student = projector(student.movedim(1, -1)).movedim(-1, 1)
+        return F.mse_loss(student, target)
+
+
+class Stepping(nn.Module):
+    """A loss whose weight goes on from what an earlier build left."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = 1.0
+
+    def build(self, student, target, facts, teacher):
+        self.scale *= 2
+
+    def forward(self, student, target):
+        return self.scale * F.mse_loss(student, target)
+
+
 class Counted(nn.Module):
     """A loss that is another one each time it is made."""
 
@@ -100,6 +130,11 @@ def numpy_bound(student, target):
     return F.mse_loss(student, target) + float(student.detach().numpy().sum()) * 0
 
 
+def half(student, target):
+    with torch.autocast("cpu", enabled=torch.is_autocast_enabled("cpu"), dtype=torch.bfloat16):
+        return (((student @ target.mT) + 300).float() - 300).square().mean()
+
+
 def shaken(student, target):
     return F.mse_loss(student, target) * random.random()
 
@@ -119,6 +154,7 @@ def shaken(student, target):
         (backwards, "where both sides are equal"),
         (numpy_bound, "bf16 autocast"),
         (shaken, "is not a function of its seed"),
+        (half, "in float32 on the same; compute it there"),
     ],
 )
 def test_a_loss_that_does_not_hold_is_told_what(loss, said):
@@ -131,6 +167,13 @@ def test_a_loss_that_does_not_hold_is_told_what(loss, said):
 def test_a_loss_that_moves_its_teacher_is_found():
     with pytest.raises(ContractError, match=r"moves the teacher: 0.weight, 0.bias"):
         check_loss(Blamed, on="features", least_when_equal=False)
+
+
+def test_a_loss_that_is_another_one_if_it_is_built_again_is_found():
+    with pytest.raises(ContractError, match=r"has 30 parameters once it is built, and 60 built again"):
+        check_loss(Growing, least_when_equal=False)
+    with pytest.raises(ContractError, match=r"once it is built, and .* built again"):
+        check_loss(Stepping)
 
 
 def test_a_loss_that_is_not_the_same_twice_is_found():

@@ -121,6 +121,11 @@ class Endless(IterableDataset):
         (listed(lambda row: "cat"), "the labels of the train data are a"),
         (DataLoader(listed(lambda row: "cat")), "the labels of the train data are a"),
         (listed(lambda row: {"class": 0}), "the labels of the train data are a dict"),
+        (
+            Listed([{"pixels": torch.zeros(2), "label": 0}] * 3),
+            "a sample is a dict with 'pixels', 'label'; expected a pair",
+        ),
+        (DataLoader(Listed([{"x": torch.zeros(2), "y": 0}] * 3)), "a sample is a dict with 'x', 'y'; expected a pair"),
     ],
 )
 def test_what_is_no_data_is_refused(train, said):
@@ -155,3 +160,78 @@ def test_inputs_of_any_form_have_a_fingerprint_that_changes_with_them(change):
         return TorchData(Listed(pairs), Listed(pairs), classes=["a", "b"], draws=1)
 
     assert data(0).fingerprint == data(0).fingerprint != data(1).fingerprint
+
+
+def labelled(*labels):
+    return TensorDataset(torch.zeros(len(labels), 2), torch.tensor(labels))
+
+
+def with_targets(*labels, **more):
+    dataset = listed(lambda row: labels[row], rows=len(labels))
+    vars(dataset).update(targets=list(labels), **more)
+    return dataset
+
+
+WRAPS = [
+    lambda data: data,
+    lambda data: Subset(Subset(data, [2, 1, 0]), [0, 1]),
+    lambda data: DataLoader(data, batch_size=2),
+]
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("make", [labelled, with_targets])
+@pytest.mark.parametrize(("wrong", "row"), [(3, 1), (-1, 1)])
+def test_a_label_beyond_the_classes_is_refused_before_a_loss_meets_it(make, wrap, wrong, row):
+    data = wrap(make(0, wrong, 1))
+    with pytest.raises(
+        DataError, match=rf"a label of the select data is {wrong} \(row {row}\), and there are 3 classes"
+    ):
+        TorchData(samples(), data, classes=["a", "b", "c"])
+
+
+def test_labels_that_a_subset_leaves_out_may_be_beyond_the_classes():
+    assert len(TorchData(Subset(labelled(0, 1, 9), [0, 1]), samples()).classes) == 3
+    TorchData(Subset(labelled(0, 9, 1), [0, 2]), samples(), classes=["a", "b", "c"])
+
+
+def test_what_a_dataset_yields_counts_and_not_the_targets_that_it_changes():
+    changed = listed(lambda row: row % 2)
+    changed.targets = [5, 6, 7, 8]
+    TorchData(changed, changed, classes=["a", "b"])
+    moved = with_targets(4, 5, target_transform=lambda label: label - 4)
+    with pytest.raises(DataError, match="name them"):
+        TorchData(moved, moved)
+
+
+def test_targets_that_are_no_class_indices_are_passed_over():
+    for targets in (["cat", "dog"], [{"box": 1}], [[0, 1], [1, 0]], []):
+        dataset = listed(lambda row: row % 2)
+        dataset.targets = targets
+        TorchData(dataset, dataset, classes=["a", "b"])
+
+
+def test_a_text_is_no_list_of_classes():
+    with pytest.raises(DataError, match=r"classes is a list of names; got the text 'abc': pass \['abc'\]"):
+        TorchData(samples(), samples(), classes="abc")
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_the_classes_of_a_dataset_are_read_where_none_are_named(wrap):
+    folder = wrap(with_targets(0, 1, 0, classes=["cat", "dog"]))
+    assert TorchData(folder, folder).classes == ("cat", "dog")
+    assert TorchData(folder, folder, classes=["x", "y"]).classes == ("x", "y")
+
+
+def test_splits_whose_classes_differ_are_refused():
+    train, select = with_targets(0, 1, classes=["cat", "dog"]), with_targets(0, 1, classes=["cat", "emu"])
+    with pytest.raises(DataError, match="train data are cat, dog, and those of the select data cat, emu"):
+        TorchData(train, select)
+
+
+def test_names_that_do_not_fit_the_columns_are_passed_over():
+    dataset = samples("multilabel")
+    dataset.classes = ["only", "two"]
+    assert TorchData(dataset, dataset).classes == ("0", "1", "2")
+    dataset.classes = ["x", "y", "z"]
+    assert TorchData(dataset, dataset).classes == ("x", "y", "z")

@@ -5,17 +5,27 @@ import functools
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LinearLR,
+    OneCycleLR,
+    PolynomialLR,
+    ReduceLROnPlateau,
+    StepLR,
+)
 
-from kdkit import AverageWeights, LearningRate, Optimizer, RecipeError, Training
+from kdkit import AverageWeights, Hint, LearningRate, Match, Optimizer, RecipeError, Tap, Training, run
+
+from .tiny import one_stage, plain_goal, tiny_net
 
 
-def parameters():
-    return [nn.Parameter(torch.ones(2))]
+def named():
+    return [("net.weight", nn.Parameter(torch.ones(2, 2))), ("net.norm.bias", nn.Parameter(torch.ones(2)))]
 
 
 def sgd(rate=1.0):
-    return torch.optim.SGD(parameters(), lr=rate)
+    return torch.optim.SGD([each for _, each in named()], lr=rate)
 
 
 def rates(schedule, steps, optimizer=None):
@@ -40,6 +50,8 @@ def rates(schedule, steps, optimizer=None):
         ({"workers": -1}, "workers is a whole number of at least 0"),
         ({"clip": 0}, "clip is the largest norm"),
         ({"clip": float("nan")}, "clip is the largest norm"),
+        ({"clip": "1"}, "clip is the largest norm of the gradient, a number above 0; got '1'"),
+        ({"clip": True}, "clip is the largest norm"),
         ({"keep": "first"}, "keep is 'best' or 'last'"),
         ({"optimizer": torch.optim.Adam}, "optimizer is Optimizer"),
         ({"learning_rate": 0.1}, "learning_rate is LearningRate"),
@@ -56,7 +68,7 @@ def test_two_trainings_do_not_share_a_default():
 
 
 def test_an_optimizer_is_made_of_its_class_and_options():
-    made = Optimizer(torch.optim.AdamW, lr=0.02, weight_decay=0.3).build(parameters())
+    made = Optimizer(torch.optim.AdamW, lr=0.02, weight_decay=0.3).build(named())
     assert isinstance(made, torch.optim.AdamW)
     assert made.param_groups[0]["lr"] == 0.02
     assert made.param_groups[0]["weight_decay"] == 0.3
@@ -64,7 +76,7 @@ def test_an_optimizer_is_made_of_its_class_and_options():
 
 def test_each_build_makes_an_optimizer_of_its_own():
     optimizer = Optimizer(torch.optim.SGD, lr=0.1)
-    assert optimizer.build(parameters()) is not optimizer.build(parameters())
+    assert optimizer.build(named()) is not optimizer.build(named())
 
 
 def test_an_option_that_an_optimizer_does_not_have_is_answered_with_the_nearest():
@@ -74,14 +86,60 @@ def test_an_option_that_an_optimizer_does_not_have_is_answered_with_the_nearest(
 
 def test_options_that_an_optimizer_refuses_are_a_recipe_error():
     with pytest.raises(RecipeError, match=r"Optimizer\(SGD, lr=-1\) cannot be made: Invalid learning rate"):
-        Optimizer(torch.optim.SGD, lr=-1).build(parameters())
+        Optimizer(torch.optim.SGD, lr=-1).build(named())
 
 
 def test_an_optimizer_may_be_made_by_a_function():
     made = functools.partial(torch.optim.SGD, momentum=0.5)
     optimizer = Optimizer(made, lr=0.1)
-    assert optimizer.build(parameters()).param_groups[0]["momentum"] == 0.5
+    assert optimizer.build(named()).param_groups[0]["momentum"] == 0.5
     assert "lr=0.1" in repr(optimizer)
+
+
+def by_dimension(named):
+    return [
+        {"params": (each for _, each in named if each.ndim > 1)},
+        {"params": [each for name, each in named if name.endswith("bias")], "weight_decay": 0.0, "lr": 0.5},
+    ]
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, "adamw"])
+def test_groups_by_name_have_options_of_their_own(make):
+    optimizer = Optimizer(make, lr=0.1, weight_decay=0.3, groups=by_dimension).build(named())
+    matrices, vectors = optimizer.param_groups
+    assert (matrices["lr"], matrices["weight_decay"], matrices["params"][0].ndim) == (0.1, 0.3, 2)
+    assert (vectors["lr"], vectors["weight_decay"], vectors["params"][0].ndim) == (0.5, 0.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        (lambda named: by_dimension(named)[:1], r"leave out 1 of 2 parameters, 'net\.norm\.bias' first"),
+        (lambda named: [*by_dimension(named), *by_dimension(named)], "more than one parameter group"),
+        (lambda named: [each for _, each in named], "its groups are dicts with 'params'"),
+        (lambda named: None, "its groups are dicts with 'params'"),
+    ],
+)
+def test_groups_that_do_not_hold_each_parameter_once_are_refused(groups, said):
+    with pytest.raises(RecipeError, match=rf"Optimizer\(SGD, lr=0\.1, groups=<lambda>\) cannot be made: .*{said}"):
+        Optimizer(torch.optim.SGD, lr=0.1, groups=groups).build(named())
+
+
+def test_groups_that_are_no_function_are_refused():
+    with pytest.raises(RecipeError, match="groups is a function of the named parameters"):
+        Optimizer(torch.optim.SGD, lr=0.1, groups=[{"params": []}])
+
+
+@pytest.mark.parametrize("option", [{"layer_decay": 0.7}, {"param_group_fn": list}])
+def test_what_timm_reads_off_a_whole_model_is_refused(option):
+    with pytest.raises(RecipeError, match=f"timm's {next(iter(option))} needs a whole model.*groups="):
+        Optimizer("adamw", lr=0.1, **option)
+
+
+@pytest.mark.parametrize("make", [torch.optim.LBFGS, functools.partial(torch.optim.LBFGS, history_size=3)])
+def test_an_optimizer_that_computes_the_loss_again_is_refused(make):
+    with pytest.raises(RecipeError, match="LBFGS has to compute the loss again"):
+        Optimizer(make, lr=1.0)
 
 
 def test_a_schedule_is_made_of_its_class_and_options():
@@ -99,6 +157,18 @@ def test_the_length_of_a_schedule_is_that_of_the_stage_in_its_own_unit(each, len
 def test_a_length_of_ones_own_is_kept():
     assert LearningRate(CosineAnnealingLR, T_max=3).build(sgd(), epochs=4, updates=8).T_max == 3
     assert rates(LearningRate(LinearLR, start_factor=0.5, total_iters=1), 3) == [0.5, 1, 1]
+
+
+@pytest.mark.parametrize("make", [ConstantLR, LinearLR, PolynomialLR])
+def test_a_length_that_torch_has_a_default_for_is_torchs_own(make):
+    assert make(sgd()).total_iters == LearningRate(make).build(sgd(), epochs=40, updates=80).total_iters == 5
+
+
+def test_a_length_that_a_schedule_of_ones_own_requires_is_that_of_the_stage():
+    def ramp(optimizer, total_iters):
+        return LinearLR(optimizer, total_iters=total_iters)
+
+    assert LearningRate(ramp).build(sgd(), epochs=4, updates=8).total_iters == 4
 
 
 @pytest.mark.parametrize(
@@ -121,9 +191,9 @@ def test_a_schedule_that_lacks_an_option_is_a_recipe_error():
 
 
 def test_optimizers_and_schedules_are_made_by_timms_names():
-    assert isinstance(Optimizer("sgdw", lr=0.1).build(parameters()), torch.optim.Optimizer)
+    assert isinstance(Optimizer("sgdw", lr=0.1).build(named()), torch.optim.Optimizer)
     with pytest.raises(RecipeError, match="timm has no optimizer 'lambb'; did you mean 'lamb'"):
-        Optimizer("lambb").build(parameters())
+        Optimizer("lambb").build(named())
     with pytest.raises(RecipeError, match="nonsense"):
         LearningRate("nonsense").build(sgd(), epochs=4, updates=8)
     by_epoch = rates(LearningRate("cosine"), 5)
@@ -144,7 +214,7 @@ def test_optimizers_and_schedules_are_made_by_timms_names():
     assert after.param_groups[0]["lr"] == before.param_groups[0]["lr"]
 
 
-@pytest.mark.parametrize("decay", [0, 1, 1.5, float("nan")])
+@pytest.mark.parametrize("decay", [0, 1, 1.5, float("nan"), "a", None])
 def test_the_decay_of_an_average_lies_between_zero_and_one(decay):
     with pytest.raises(RecipeError, match="the decay of an average"):
         AverageWeights(decay=decay)
@@ -168,8 +238,25 @@ def test_an_average_follows_weights_and_buffers_slowly():
     [
         (Optimizer(torch.optim.Adam, lr=0.1), "Optimizer(Adam, lr=0.1)"),
         (Optimizer("lamb", lr=0.1), "Optimizer('lamb', lr=0.1)"),
+        (Optimizer("lamb", lr=0.1, groups=by_dimension), "Optimizer('lamb', lr=0.1, groups=by_dimension)"),
         (LearningRate(StepLR, step_size=2), "LearningRate(StepLR, each='epoch', step_size=2)"),
     ],
 )
 def test_a_training_is_written_down_as_it_was_written(made, text):
     assert repr(made) == text
+
+
+def test_groups_see_the_names_of_nets_and_of_what_a_loss_trains():
+    seen = []
+
+    def groups(named):
+        seen.append({name for name, _ in named})
+        return [{"params": [each for _, each in named]}]
+
+    teacher, student = tiny_net("teacher", hidden=6, trained=True), tiny_net("student")
+    hint = Match(teacher, Hint(), student=Tap(student.module.hidden), target=Tap(teacher.module.hidden))
+    run(one_stage(student, plain_goal() + hint, optimizer=Optimizer(torch.optim.Adam, groups=groups)), device="cpu")
+    checked, trained = seen
+    assert checked == {f"student.{path}" for path, _ in student.module.named_parameters()}
+    assert checked < trained
+    assert all(name.startswith("losses.") for name in trained - checked)

@@ -1,0 +1,155 @@
+"""What a stage leaves on disk: weights, state, history and predictions, each written whole or not at all."""
+
+import io
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from kdkit.errors import RunFolderError
+from kdkit.scores import Predictions
+
+HISTORY = "history.jsonl"
+STATE = ("work", "history", "kept")
+
+
+def write(path: Path, content: bytes | str) -> None:
+    """Write a file through a temporary one beside it, so that it is never seen half-written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class StageFolder:
+    """The files of one stage: weights, the state to go on from, history, and what the nets said."""
+
+    path: Path
+
+    def save_weights(self, net: str, weights: Mapping[str, Tensor]) -> None:
+        """Keep a net's weights, by its name where a stage trains several."""
+        contiguous = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
+        write(self._weights(net), save(contiguous))
+
+    def load_weights(self, net: str) -> dict[str, Tensor]:
+        """Return a net's kept weights. Raises RunFolderError where they are missing or damaged."""
+        with self.reading(self._weights(net)) as path:
+            loaded: dict[str, Tensor] = load_file(path)
+        return loaded
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Keep what is needed to go on after this epoch."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write(self.state, buffer.getvalue())
+
+    def load_state(self) -> dict[str, Any] | None:
+        """Return the state to go on from, if there is one. Raises RunFolderError where it is damaged or foreign."""
+        if not self.state.exists():
+            return None
+        with self.reading(self.state) as path:
+            state: dict[str, Any] = torch.load(path, "cpu", weights_only=True)
+            lacking = [key for key in STATE if key not in state]
+            if lacking:
+                raise ValueError(f"it holds no {lacking[0]!r}")
+        return state
+
+    def save_history(self, epochs: list[dict[str, Any]]) -> None:
+        """Keep a line of JSON per epoch; a figure that is not finite is null."""
+        write(self.path / HISTORY, "".join(to_json(epoch) + "\n" for epoch in epochs))
+
+    def load_history(self) -> list[dict[str, Any]]:
+        """Return what was kept of the epochs, NaN for null. Raises RunFolderError where it is missing or damaged."""
+        with self.reading(self.path / HISTORY) as path:
+            epochs = [_with_nan(json.loads(line)) for line in path.read_text().splitlines()]
+            if not all(isinstance(epoch, dict) for epoch in epochs):
+                raise ValueError("each of its lines is a JSON object")
+        return epochs
+
+    def save_predictions(self, net: str, split: str, predictions: Predictions) -> None:
+        """Keep what a net said about a split: labels, outputs, and ids where the data has them."""
+        arrays = {"labels": predictions.labels, "outputs": predictions.outputs}
+        if predictions.ids is not None:
+            arrays["ids"] = predictions.ids
+        tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()}
+        write(self.path / f"predictions-{net}-{split}.safetensors", save(tensors))
+
+    def finish(self, kept: Mapping[str, Any]) -> None:
+        """Mark the stage as done, with the epoch that was kept; its state is no longer needed."""
+        write(self.path / "stage.json", to_json(kept, indent=2))
+        self.state.unlink(missing_ok=True)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the stage is done."""
+        return (self.path / "stage.json").exists()
+
+    @contextmanager
+    def reading(self, path: Path) -> Iterator[Path]:
+        """Turn whatever a damaged or foreign file of this stage leads to into a RunFolderError that says what to do."""
+        try:
+            yield path
+        except RunFolderError:
+            raise
+        except Exception as error:  # torch raises whatever a stranger's bytes lead it to: KeyError, EOFError, ...
+            reason = "there is no such file" if isinstance(error, FileNotFoundError) else first_line(error)
+            raise RunFolderError(
+                f"{path} is missing or damaged, so the run cannot be gone on with ({reason}); delete the folder "
+                f"{self.path} to train that stage again, or choose another folder (--out FOLDER, or out=FOLDER)"
+            ) from error
+
+    @property
+    def state(self) -> Path:
+        """The file of the state to go on from."""
+        return self.path / "state.pt"
+
+    def _weights(self, net: str) -> Path:
+        single = self.path.name.split("-", 1)[-1] == net
+        return self.path / ("weights.safetensors" if single else f"weights-{net}.safetensors")
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return JSON in which a figure that is not finite is null."""
+    return json.dumps(_with_null(value), indent=indent, allow_nan=False)
+
+
+def _with_null(value: Any) -> Any:
+    """Put None for figures that are not finite, which JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {key: _with_null(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_null(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _with_nan(value: Any) -> Any:
+    """Put NaN for None, the other way round."""
+    if isinstance(value, dict):
+        return {key: _with_nan(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_with_nan(each) for each in value]
+    return math.nan if value is None else value
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or its name."""
+    return (str(error) or type(error).__name__).splitlines()[0]
