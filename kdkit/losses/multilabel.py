@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.losses.logits import Reduction, validate_reduction, validate_temperature
+from kdkit.losses.conditions import Reduction, validate_reduction, validate_temperature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
