@@ -6,12 +6,12 @@ from kdkit.hookspecs import Register, hookimpl
 @hookimpl
 def register_losses(register: Register) -> None:
     """The losses of kdkit/losses."""
-    from kdkit import losses  # imports torch
+    from kdkit.losses import loss_name, shipped  # imports torch
 
-    register("soft_targets", losses.SoftTargets)
-    register("per_label_soft_targets", losses.PerLabelSoftTargets)
-    register("hint", losses.Hint)
-    register("cosine", losses.Cosine)
+    for make in (*shipped.ON_OUTPUTS, *shipped.PER_LABEL, *shipped.ON_RELATIONS, *shipped.ON_FEATURES):
+        register(loss_name(make), make)
+    for name, make in shipped.PRESETS.items():
+        register(name, make)
 
 
 @hookimpl

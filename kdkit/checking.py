@@ -93,11 +93,14 @@ def facts_of(data: Data) -> Facts:
 
 
 def tiny_batch(data: Data, batch_size: int) -> Batch:
-    """Return two samples of the training split, one where a batch is one; or the first batch of a user's loader."""
+    """Return four samples of the training split, one where a batch is one; or the first batch of a user's loader.
+
+    Of two samples some relations between samples are constant; in data of fewer than four the last one is repeated.
+    """
     train = data.train
     if isinstance(train, Stream):
         return next(iter(train))
-    return train.batch(torch.arange(min(2, batch_size, len(train))), 0)
+    return train.batch(torch.arange(4 if batch_size > 1 and len(train) > 1 else 1).clamp(max=len(train) - 1), 0)
 
 
 def _across_stages(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[str]:

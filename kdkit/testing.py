@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from kdkit.data import Batch
+from kdkit.data import Batch, Task
 from kdkit.errors import ContractError
 from kdkit.losses import Facts, Loss, asked_by, loss_name
 from kdkit.modes import evaluating
@@ -31,6 +31,7 @@ def check_loss(
     on: Literal["outputs", "features"] = "outputs",
     shapes: Sequence[Shape] | None = None,
     least_when_equal: bool = True,
+    task: Literal["multiclass", "multilabel"] = "multiclass",
 ) -> None:
     """Check a loss against frozen targets. Raises ContractError with the first thing that does not hold.
 
@@ -38,6 +39,7 @@ def check_loss(
     on: "outputs" tries (batch, classes), and logits of +-1e4; "features" tries (batch, channels), (batch, channels,
     length) and (batch, channels, height, width). shapes: other shapes to try, without the batch.
     least_when_equal: whether no target is better met than by itself, as holds for most losses without weights.
+    task: what its labels are if it asks for them, a class for each sample or an answer for each label.
 
     Held to: a finite scalar, also of one sample; under bf16 autocast the same to 2 %; a gradient to the student, none
     to the teacher that it may be built with; both sides left as they were; the same value for the same seed and for
@@ -46,7 +48,7 @@ def check_loss(
     name = loss_name(make_loss())
     for shape in shapes if shapes is not None else _SHAPES[on]:
         with torch.random.fork_rng():
-            trial = _Trial(make_loss, (_BATCH, *shape), name)
+            trial = _Trial(make_loss, (_BATCH, *shape), name, task)
             trial.moves_the_student_alone()
             trial.repeats()
             trial.builds_again()
@@ -62,13 +64,14 @@ def check_loss(
 class _Trial:
     """A loss on one shape of features or outputs."""
 
-    def __init__(self, make_loss: Callable[[], Loss], shape: Shape, name: str) -> None:
+    def __init__(self, make_loss: Callable[[], Loss], shape: Shape, name: str, task: Task) -> None:
         self.make_loss = make_loss
         self.shape = shape
         self.name = name
+        self.task: Task = task
         torch.manual_seed(0)
         self.student, self.target = torch.randn(shape), torch.randn(shape)
-        self.teacher = nn.Sequential(nn.Linear(shape[1], shape[1]))
+        self.teacher = nn.Sequential(nn.Linear(shape[1], shape[1]), nn.BatchNorm1d(shape[1]))
 
     def moves_the_student_alone(self) -> None:
         student, target = self.student.clone().requires_grad_(), self.target.clone()
@@ -136,7 +139,7 @@ class _Trial:
         try:
             loss = self.built(self.make_loss(), student, target, builds)
             with context:
-                value = loss(student, target, **_asked(loss, len(student), self.shape[1]))
+                value = loss(student, target, **_asked(loss, len(student), self.shape[1], self.task))
         except Exception as error:
             raise ContractError(f"{self._on(what)} raises {type(error).__name__}: {error}") from error
         given = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
@@ -150,7 +153,7 @@ class _Trial:
         if build is not None:
             for _ in range(builds):
                 torch.manual_seed(1)
-                build((student.shape,), (target.shape,), _facts(self.shape), self.teacher)
+                build((student.shape,), (target.shape,), _facts(self.shape, self.task), self.teacher)
         return loss
 
     def gradient(self, value: Tensor, student: Tensor, what: str = "") -> Tensor:
@@ -236,18 +239,19 @@ def check_schedule(make_schedule: Callable[[], Schedule]) -> None:
         trained |= set(stage.goals)
 
 
-def _facts(shape: Shape) -> Facts:
+def _facts(shape: Shape, task: Task) -> Facts:
     classes = tuple(str(index) for index in range(shape[1]))
-    return Facts(classes=classes, task="multiclass", samples=shape[0], ids=True)
+    return Facts(classes=classes, task=task, samples=shape[0], ids=True)
 
 
 def _parameters(loss: Loss) -> int:
     return sum(each.numel() for each in loss.parameters()) if isinstance(loss, nn.Module) else 0
 
 
-def _asked(loss: Loss, samples: int, classes: int) -> dict[str, Tensor]:
+def _asked(loss: Loss, samples: int, classes: int, task: Task) -> dict[str, Tensor]:
+    right = torch.arange(samples) % classes
     known = {
-        "labels": torch.arange(samples) % classes,
+        "labels": right if task == "multiclass" else torch.eye(classes)[right],
         "ids": torch.arange(samples),
         "progress": torch.tensor(0.5),
     }

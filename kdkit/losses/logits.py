@@ -1,15 +1,19 @@
 """Losses between the outputs of a student and of a teacher for one class out of many."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Self
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.errors import RecipeError
-
-Reduction = Literal["batchmean", "mean"]
+from kdkit.losses.conditions import (
+    Reduction,
+    several_classes,
+    validate_above_zero,
+    validate_reduction,
+    validate_temperature,
+)
+from kdkit.losses.projected import full
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,19 +41,73 @@ class SoftTargets:
         loss = loss / (student.numel() if self.reduction == "mean" else len(student))
         return loss * self.temperature**2 if self.t_squared else loss
 
+    @classmethod
+    def deit(cls, *, temperature: float = 1.0) -> Self:
+        """Return the soft term at the scale of DeiT's code: 1/classes of Hinton's (Touvron et al. 2021, eq. 2)."""
+        return cls(temperature=temperature, t_squared=True, reduction="mean")
 
-def full(logits: Tensor) -> Tensor:
-    """Return logits in at least float32: a divergence of half-precision logits has hardly a digit left."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    @classmethod
+    def modelopt(cls, *, temperature: float = 1.0) -> Self:
+        """Return the divergence at the scale of NVIDIA Model Optimizer's default: 1/classes of Hinton's."""
+        return cls(temperature=temperature, t_squared=True, reduction="mean")
+
+    @classmethod
+    def mutual(cls) -> Self:
+        """Return the divergence from a peer, without temperature, of mutual learning (DML, Zhang et al. 2018)."""
+        return cls(temperature=1.0, t_squared=False, reduction="batchmean")
 
 
-def validate_reduction(reduction: str) -> None:
-    """Raise RecipeError for a reduction that is neither "batchmean" nor "mean"."""
-    if reduction not in get_args(Reduction):
-        raise RecipeError(f"reduction is 'batchmean' or 'mean'; got {reduction!r}")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitMSE:
+    """Mean squared error between logits, which keeps what a softmax loses: their offset (Ba & Caruana 2014, eq. 1).
+
+    Both (batch, classes) logits -> scalar, in squared units of a logit. reduction "mean" averages over batch and
+    classes; "batchmean" sums over classes and averages over the batch (twice the paper's). A temperature divides both
+    sides, and t_squared undoes its effect on the scale; TextBrewer divides and does not undo.
+    """
+
+    temperature: float = 1.0
+    t_squared: bool = False
+    reduction: Reduction = "mean"
+
+    def __post_init__(self) -> None:
+        validate_temperature(self.temperature)
+        validate_reduction(self.reduction)
+
+    def __call__(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the error, least (0) where the logits are equal."""
+        loss = F.mse_loss(full(student) / self.temperature, full(target) / self.temperature)
+        if self.reduction == "batchmean":
+            loss = loss * (student.numel() / len(student))
+        return loss * self.temperature**2 if self.t_squared else loss
 
 
-def validate_temperature(temperature: float) -> None:
-    """Raise RecipeError unless the temperature is a finite number above 0."""
-    if not 0 < temperature < float("inf"):
-        raise RecipeError(f"a temperature is a finite number above 0; got {temperature!r}")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitStandardisation:
+    """Soft targets between standardised logits, so that the student need not match their size (Sun et al. 2024).
+
+    Both (batch, classes) logits, two classes or more -> scalar, in nats; reduction and t_squared as in SoftTargets.
+    Each row loses its mean and is divided by its deviation (of classes - 1, as in the authors' code) plus eps.
+    arXiv:2403.01427.
+    """
+
+    temperature: float = 2.0
+    t_squared: bool = True
+    reduction: Reduction = "batchmean"
+    eps: float = 1e-7
+
+    def __post_init__(self) -> None:
+        validate_temperature(self.temperature)
+        validate_reduction(self.reduction)
+        validate_above_zero("eps", self.eps)
+
+    def __call__(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the divergence, least (0) where one row is the other, scaled and shifted."""
+        several_classes(student, self)
+        soft = SoftTargets(temperature=self.temperature, t_squared=self.t_squared, reduction=self.reduction)
+        return soft(self.standardised(full(student)), self.standardised(full(target)))
+
+    def standardised(self, logits: Tensor) -> Tensor:
+        """Return logits (batch, classes) of mean 0 and deviation 1 in every row."""
+        centred = logits - logits.mean(1, keepdim=True)
+        return centred / (centred.std(1, keepdim=True) + self.eps)

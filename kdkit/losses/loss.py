@@ -44,8 +44,8 @@ class Built(Protocol):
         ...
 
 
-def loss_name(loss: Loss) -> str:
-    """Return what a loss is called in labels: soft_targets for SoftTargets(...), my_loss for a function my_loss."""
+def loss_name(loss: Callable[..., Any]) -> str:
+    """Return what a loss, or what makes it, is called: soft_targets for SoftTargets(...), my_loss for a function."""
     name = getattr(loss, "__name__", None) or type(loss).__name__
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.losses.logits import Reduction, full, validate_reduction, validate_temperature
+from kdkit.losses.conditions import Reduction, validate_reduction, validate_temperature
+from kdkit.losses.projected import full
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,11 +38,53 @@ def case(cases, kind, name):
 
 
 # The options of check_loss, beside what makes the loss.
+NEVER_LEAST = {"least_when_equal": False}  # an entropy is left in, or the target is less sure than what it asks for
+PER_LABEL = {"task": "multilabel"}
+ON_FEATURES = {"on": "features"}
+ON_POSITIONS = {"on": "features", "shapes": [(5, 6), (5, 4, 3)]}  # features of vectors are refused
+WITH_WEIGHTS = {"least_when_equal": False}  # what they map is not met by itself
 LOSSES = {
     "soft_targets": {},
-    "per_label_soft_targets": {},
-    "hint": {"on": "features"},
-    "cosine": {"on": "features"},
+    "soft_targets_deit": {},
+    "soft_targets_modelopt": {},
+    "soft_targets_mutual": {},
+    "hard_targets": NEVER_LEAST,
+    "second_head": NEVER_LEAST,
+    "logit_mse": {},
+    "logit_standardisation": {},
+    "dkd": {},
+    "nkd": NEVER_LEAST,
+    "dist": {},
+    "reverse_kl": {},
+    "generalised_jsd": {},
+    "pskd": NEVER_LEAST,
+    "per_label_soft_targets": PER_LABEL,
+    "per_label_hard_targets": PER_LABEL | NEVER_LEAST,
+    "per_label_dkd": PER_LABEL,
+    "per_label_dist": PER_LABEL,
+    "per_label_pskd": PER_LABEL | NEVER_LEAST,
+    "rkd": ON_FEATURES,
+    "sp": ON_FEATURES,
+    "pkt": ON_FEATURES,
+    "cc": ON_FEATURES,
+    "adjacent_cc": ON_FEATURES,
+    "cka": ON_FEATURES,
+    "hint": ON_FEATURES,
+    "cosine": ON_FEATURES,
+    "square_head": ON_FEATURES,
+    "attention_transfer": ON_POSITIONS,
+    "cwd": ON_POSITIONS,
+    "nst": ON_POSITIONS,
+    "pkd": ON_FEATURES,
+    "patient_kd": ON_FEATURES,
+    "vid": ON_FEATURES | WITH_WEIGHTS,
+    "mgd": ON_FEATURES | WITH_WEIGHTS,
+    "ofd": ON_FEATURES | WITH_WEIGHTS,
+    "hcl": ON_FEATURES,
+    "review_kd": ON_FEATURES | WITH_WEIGHTS,
+    "sem_ckd": ON_FEATURES | WITH_WEIGHTS,
+    "srrl": ON_FEATURES | WITH_WEIGHTS,
+    "crd": ON_FEATURES | WITH_WEIGHTS,
 }
 
 

@@ -186,7 +186,7 @@ EXPERIMENTS = {
         t, s = Net("t", Wide(7), trained=True), Net("s", Wide(4))
         return taught({s: Match(t, nn.MSELoss(), student=Tap(s.module.body), target=Tap(t.module.body))})
         """,
-        ["(2, 4)", "(2, 7)"],
+        ["(4, 4)", "(4, 7)"],
     ),
     "outputs that are not the classes": (
         """
@@ -198,7 +198,7 @@ EXPERIMENTS = {
         """
         return taught({Net("s", nn.Linear(5, 3)): truth()})
         """,
-        ["net 's' cannot take what it sees", "(2, 6)"],
+        ["net 's' cannot take what it sees", "(4, 6)"],
     ),
     "two terms of one name": (
         """
@@ -608,7 +608,7 @@ def test_a_plan_is_checked_in_the_precision_of_the_run(precision, code, kdkit_he
 def test_check_prints_the_plan_and_trains_nothing(kdkit_here, written, tmp_path):
     said = kdkit_here("check", written(GOOD))
     assert said.code == 0, said
-    for word in ("1. teacher", "2. student", "labels, teacher", "body (2, 4)", "teacher body (2, 7)", "Hint"):
+    for word in ("1. teacher", "2. student", "labels, teacher", "body (4, 4)", "teacher body (4, 7)", "Hint"):
         assert word in said.out, said.out
     assert "trains 35 parameters of its own" in said.out
     parameters = sum(each.numel() for each in [*nn.Linear(6, 7).parameters(), *nn.Linear(7, 3).parameters()]) + 6

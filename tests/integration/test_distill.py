@@ -135,7 +135,7 @@ def test_a_net_that_is_given_untrained_is_trained_first():
 
 def test_a_net_that_cannot_take_the_data_is_told_by_the_check():
     data = given("multiclass", 24, 0), given("multiclass", 24, 1)
-    with pytest.raises(CheckError, match=r"net 'student' cannot take what it sees \(\(2, 4\)\): RuntimeError"):
+    with pytest.raises(CheckError, match=r"net 'student' cannot take what it sees \(\(4, 4\)\): RuntimeError"):
         kdkit.distill(net(8), nn.Linear(9, 3), *data, device="cpu")
 
 

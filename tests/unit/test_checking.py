@@ -52,8 +52,8 @@ def test_a_sound_recipe_has_no_problem_and_shows_its_comparisons():
     truth, soft, hint = plan.comparisons[0]
     assert (truth.label, truth.source, truth.weight) == ("truth", None, (0.3, 0.3))
     assert soft.weight == (0.0, 0.7)
-    assert soft.student == "outputs (2, 3)"
-    assert (hint.student, hint.target) == ("hidden (2, 5)", "hidden (2, 7)")
+    assert soft.student == "outputs (4, 3)"
+    assert (hint.student, hint.target) == ("hidden (4, 5)", "hidden (4, 7)")
     assert hint.parameters == 5 * 7 + 7
     assert plan.nets == (teacher, student)
 
@@ -154,14 +154,14 @@ def test_shapes_that_a_plain_loss_cannot_take_are_found():
         return (student - target).square().mean()
 
     problem = the_problem(one_stage(student, Match(teacher, difference, **taps)))
-    assert "student (2, 5) and target (2, 7) cannot meet in difference" in problem
+    assert "student (4, 5) and target (4, 7) cannot meet in difference" in problem
 
 
 def test_shapes_that_would_be_broadcast_are_found():
     teacher, student = tiny_net("teacher", trained=True, hidden=1), tiny_net("student")
     taps = {"student": Tap(student.module.hidden), "target": Tap(teacher.module.hidden)}
     problem = the_problem(one_stage(student, Match(teacher, nn.MSELoss(), **taps)))
-    assert "student (2, 5) and target (2, 1) are of different shapes and would be broadcast" in problem
+    assert "student (4, 5) and target (4, 1) are of different shapes and would be broadcast" in problem
 
 
 def unreduced(student, target):
@@ -191,7 +191,7 @@ def raising(student, target):
 @pytest.mark.parametrize(
     ("loss", "said"),
     [
-        (unreduced, "unreduced gives a tensor (2,) where a scalar was expected"),
+        (unreduced, "unreduced gives a tensor (4,) where a scalar was expected"),
         (number, "number gives a float where a scalar was expected"),
         (cut, "cut moves nothing: no gradient flows from it to net 'student'"),
         (nothing, "nothing is constantly zero"),
@@ -305,7 +305,7 @@ def test_a_score_that_is_not_in_the_recipe_is_answered_with_the_nearest():
 
 def test_a_net_that_cannot_take_what_it_sees_is_found():
     student = Net("student", nn.Linear(9, 3))
-    assert "net 'student' cannot take what it sees ((2, 4))" in the_problem(one_stage(student, plain_goal()))
+    assert "net 'student' cannot take what it sees ((4, 4))" in the_problem(one_stage(student, plain_goal()))
 
 
 def test_a_teacher_that_cannot_take_what_it_sees_is_found():

@@ -1,0 +1,75 @@
+"""What losses hold their options and their labels to, each refused with a RecipeError that says what was expected."""
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from kdkit.errors import RecipeError
+
+Reduction = Literal["batchmean", "mean"]
+
+
+def validate_reduction(reduction: str) -> None:
+    """Raise RecipeError for a reduction that is neither "batchmean" nor "mean"."""
+    validate_choice("reduction", reduction, Reduction)
+
+
+def validate_choice(name: str, given: str, choices: object) -> None:
+    """Raise RecipeError unless a value is one of a Literal's."""
+    allowed = get_args(choices)
+    if given not in allowed:
+        raise RecipeError(f"{name} is {' or '.join(map(repr, allowed))}; got {given!r}")
+
+
+def validate_temperature(temperature: float) -> None:
+    """Raise RecipeError unless the temperature is a finite number above 0."""
+    validate_above_zero("a temperature", temperature)
+
+
+def validate_above_zero(name: str, number: float) -> None:
+    """Raise RecipeError unless a number is finite and above 0."""
+    if not 0 < number < math.inf:
+        raise RecipeError(f"{name} is a finite number above 0; got {number!r}")
+
+
+def validate_weights(**weights: float) -> None:
+    """Raise RecipeError unless each weight is finite and at least 0, and one of them above it."""
+    for name, weight in weights.items():
+        if not 0 <= weight < math.inf:
+            raise RecipeError(f"{name} is a weight, a finite number of at least 0; got {weight!r}")
+    if not any(weights.values()):
+        raise RecipeError(f"{' and '.join(weights)} are all 0, so there is nothing to learn; give one a weight above 0")
+
+
+def validate_share(name: str, share: float) -> None:
+    """Raise RecipeError unless a number lies in [0, 1]."""
+    if not 0 <= share <= 1:
+        raise RecipeError(f"{name} is a share, in [0, 1]; got {share!r}")
+
+
+def one_class_each(labels: Tensor, student: Tensor, loss: object) -> Tensor:
+    """Return the labels (batch,) of logits (batch, classes). Raises RecipeError where they are mixed or several."""
+    if labels.shape != student.shape[:1] or labels.is_floating_point():
+        raise RecipeError(
+            f"{type(loss).__name__} needs one class per sample, labels ({len(student)},) of whole numbers; got "
+            f"{tuple(labels.shape)} of {labels.dtype}; for mixed or several labels take a PerLabel... loss"
+        )
+    return labels.to(torch.int64)
+
+
+def one_answer_per_label(labels: Tensor, student: Tensor, loss: object) -> Tensor:
+    """Return the labels (batch, classes) in the student's precision. Raises RecipeError for any other shape."""
+    if labels.shape != student.shape:
+        raise RecipeError(
+            f"{type(loss).__name__} needs an answer in [0, 1] for every label, of the outputs' shape "
+            f"{tuple(student.shape)}; got {tuple(labels.shape)}; for one class each take the loss without PerLabel"
+        )
+    return labels.to(student.dtype)
+
+
+def several_classes(student: Tensor, loss: object) -> None:
+    """Raise RecipeError unless there are two classes or more."""
+    if student.shape[1] < 2:
+        raise RecipeError(f"{type(loss).__name__} compares classes with each other and needs two; got one")

@@ -1,0 +1,77 @@
+"""Losses that ask a student for its teacher's ranking and proportions, not for its probabilities."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdkit.losses.conditions import several_classes, validate_above_zero, validate_temperature, validate_weights
+from kdkit.losses.projected import full
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DIST:
+    """One minus the correlation of probabilities, within samples and within classes (Huang et al. 2022).
+
+    Both (batch, classes) logits, two classes or more -> scalar, without unit; mean over rows and over columns, times
+    temperature**2 where t_squared, as in the authors' code. inter weighs the correlation within a sample, between
+    classes; intra that within a class, between samples of the (micro-)batch: the paper's beta and gamma. A row or
+    column without spread, such as each column of a batch of one, counts as uncorrelated. eps is added to the product
+    of the norms. arXiv:2205.10536.
+    """
+
+    inter: float = 1.0
+    intra: float = 1.0
+    temperature: float = 1.0
+    t_squared: bool = True
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        validate_weights(inter=self.inter, intra=self.intra)
+        validate_temperature(self.temperature)
+        validate_above_zero("eps", self.eps)
+
+    def __call__(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the weighted sum, least (0) where all rows and columns correlate fully."""
+        several_classes(student, self)
+        mine, theirs = ((full(each) / self.temperature).softmax(1) for each in (student, target))
+        return _uncorrelated(mine, theirs, self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerLabelDIST:
+    """DIST between the probabilities of labels that do not exclude each other: a sigmoid in place of the softmax.
+
+    Both (batch, classes) logits -> scalar; options as in DIST. inter then asks which labels a sample shows more than
+    others, intra which samples show a label more than others.
+    """
+
+    inter: float = 1.0
+    intra: float = 1.0
+    temperature: float = 1.0
+    t_squared: bool = True
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        validate_weights(inter=self.inter, intra=self.intra)
+        validate_temperature(self.temperature)
+        validate_above_zero("eps", self.eps)
+
+    def __call__(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the weighted sum, least (0) where all rows and columns correlate fully."""
+        mine, theirs = ((full(each) / self.temperature).sigmoid() for each in (student, target))
+        return _uncorrelated(mine, theirs, self)
+
+
+def _uncorrelated(student: Tensor, target: Tensor, options: DIST | PerLabelDIST) -> Tensor:
+    """Return what is missing to full correlation of probabilities (batch, classes), by rows and by columns."""
+    loss = student.new_zeros(())
+    for weight, dim in ((options.inter, 1), (options.intra, 0)):
+        loss = loss + weight * (1 - _correlation(student, target, dim, options.eps).mean())
+    return loss * options.temperature**2 if options.t_squared else loss
+
+
+def _correlation(student: Tensor, target: Tensor, dim: int, eps: float) -> Tensor:
+    student, target = (each - each.mean(dim, keepdim=True) for each in (student, target))
+    norms: Tensor = torch.linalg.vector_norm(student, dim=dim) * torch.linalg.vector_norm(target, dim=dim)
+    return (student * target).sum(dim) / (norms + eps)

@@ -1,0 +1,80 @@
+"""Losses to labels that a net's own past softens, more and more as it learns."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+
+from kdkit.errors import RecipeError
+from kdkit.losses.conditions import one_answer_per_label, one_class_each, validate_choice, validate_share
+from kdkit.losses.projected import full
+
+Past = Literal["logits", "probabilities"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PSKD:
+    """Cross-entropy to the labels mixed with what the net said in its last epoch (PS-KD, Kim et al. 2021).
+
+    Both (batch, classes), the student's logits and the past's `past`, labels (batch,), progress in [0, 1] -> scalar,
+    in nats, summed over classes, mean over the batch. alpha is the past's share at the end; it grows linearly with
+    progress, or, given the number of epochs, in their steps: alpha * (epoch + 1) / epochs, epochs from 0.
+    It stands for the labels and the past: there is no Truth(...) beside it. arXiv:2006.12000.
+    """
+
+    alpha: float = 0.8
+    epochs: int | None = None
+    past: Past = "logits"
+
+    needs = frozenset({"hard_labels"})
+
+    def __post_init__(self) -> None:
+        _validate(self)
+
+    def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor, progress: Tensor) -> Tensor:
+        """Return the cross-entropy; more than 0, for the mix has an entropy of its own."""
+        student, target = full(student), full(target)
+        past = target.softmax(1) if self.past == "logits" else target
+        truth = F.one_hot(one_class_each(labels, student, self), student.shape[1])
+        mix = truth + _share(self, progress) * (past - truth)
+        return -(mix * F.log_softmax(student, 1)).sum(1).mean()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerLabelPSKD:
+    """Binary cross-entropy to the labels mixed with what the net said in its last epoch: the multi-label form of PSKD.
+
+    Both (batch, classes), labels (batch, classes) in [0, 1], progress in [0, 1] -> scalar, in nats, mean over batch
+    and classes; options as in PSKD, with a sigmoid in place of the softmax.
+    """
+
+    alpha: float = 0.8
+    epochs: int | None = None
+    past: Past = "logits"
+
+    def __post_init__(self) -> None:
+        _validate(self)
+
+    def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor, progress: Tensor) -> Tensor:
+        """Return the cross-entropy; more than 0, for the mix has an entropy of its own."""
+        student, target = full(student), full(target)
+        past = target.sigmoid() if self.past == "logits" else target
+        truth = one_answer_per_label(labels, student, self)
+        mix = truth + _share(self, progress) * (past - truth)
+        return F.binary_cross_entropy_with_logits(student, mix)
+
+
+def _validate(loss: PSKD | PerLabelPSKD) -> None:
+    validate_share("alpha", loss.alpha)
+    validate_choice("past", loss.past, Past)
+    if loss.epochs is not None and loss.epochs < 1:
+        raise RecipeError(f"epochs is at least 1, or None for a share that grows at every step; got {loss.epochs}")
+
+
+def _share(loss: PSKD | PerLabelPSKD, progress: Tensor) -> Tensor:
+    """Return the past's share at this progress, a scalar."""
+    if loss.epochs is not None:
+        # A whole number of epochs, kept as a float32 share of the stage, may come back a little less
+        progress = ((progress * loss.epochs + 1e-4).floor() + 1).clamp(max=loss.epochs) / loss.epochs
+    return loss.alpha * progress

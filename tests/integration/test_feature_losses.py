@@ -1,0 +1,120 @@
+"""Losses between layers in real runs: built, trained, saved, gone on with, and left out of the student."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import kdkit
+from kdkit import Match, Net, Recipe, Stage, Stages, Tap, TorchData, Training, Truth, hookimpl
+from kdkit.losses import (
+    CRD,
+    CWD,
+    HCL,
+    MGD,
+    NST,
+    OFD,
+    PKD,
+    SRRL,
+    VID,
+    AttentionTransfer,
+    Hint,
+    PatientKD,
+    ReviewKD,
+    SemCKD,
+    SquareHead,
+)
+
+
+class Waves(nn.Module):
+    """Two convolutions over a signal of two leads, pooled and classified."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.first_norm = nn.Conv1d(2, width, 3, padding=1), nn.BatchNorm1d(width)
+        self.second, self.second_norm = nn.Conv1d(width, 2 * width, 3, stride=2, padding=1), nn.BatchNorm1d(2 * width)
+        self.pool, self.head = nn.AdaptiveAvgPool1d(1), nn.Linear(2 * width, 3)
+
+    def forward(self, signal):
+        signal = self.first_norm(self.first(signal)).relu()
+        signal = self.second_norm(self.second(signal)).relu()
+        return self.head(self.pool(signal).flatten(1))
+
+
+def samples(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return TensorDataset(torch.randn(count, 2, 16, generator=generator), torch.arange(count) % 3)
+
+
+def taps(net, *names):
+    found = tuple(Tap(getattr(net.module, name)) for name in names)
+    return found if len(found) > 1 else found[0]
+
+
+LAST, BOTH = ("second_norm",), ("first_norm", "second_norm")
+
+# What makes the loss, given the teacher, and what it compares.
+LOSSES = {
+    "hint": (lambda teacher: Hint(kind="conv"), LAST),
+    "simkd": (lambda teacher: Hint(kind="bottleneck"), LAST),
+    "mlp": (lambda teacher: Hint(kind="mlp"), ("pool",)),
+    "square_head": (lambda teacher: SquareHead(), LAST),
+    "attention_transfer": (lambda teacher: AttentionTransfer(), LAST),
+    "cwd": (lambda teacher: CWD(), LAST),
+    "nst": (lambda teacher: NST(), LAST),
+    "pkd": (lambda teacher: PKD(), LAST),
+    "vid": (lambda teacher: VID(), LAST),
+    "mgd": (lambda teacher: MGD(), LAST),
+    "ofd": (lambda teacher: OFD(teacher.module.second_norm), LAST),
+    "review_kd": (lambda teacher: ReviewKD(), BOTH),
+    "sem_ckd": (lambda teacher: SemCKD(batch_size=8, width=4), BOTH),
+    "srrl": (lambda teacher: SRRL(), ("pool",)),
+    "crd": (lambda teacher: CRD(width=4, negatives=8), ("pool",)),
+}
+UNPROJECTED = {"patient_kd": (lambda teacher: PatientKD(), BOTH), "hcl": (lambda teacher: HCL(), BOTH)}
+
+
+def recipe(name, epochs=3, student_width=2):
+    torch.manual_seed(0)
+    make, layers = (LOSSES | UNPROJECTED)[name]
+    teacher, student = Net("teacher", Waves(3), trained=True), Net("student", Waves(student_width))
+    matched = Match(teacher, make(teacher), student=taps(student, *layers), target=taps(teacher, *layers))
+    goal = Truth(nn.CrossEntropyLoss()) + matched
+    data = TorchData(samples(20, 0), samples(6, 1), samples(6, 2), classes=("a", "b", "c"))
+    return Recipe(data=data, schedule=Stages(Stage({student: goal}, Training(epochs=epochs, batch_size=8))))
+
+
+class Stop:
+    """Interrupt a run, as a keyboard does, in an epoch's first step."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    @hookimpl
+    def step_ended(self, event):
+        if event.epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_run_gone_on_with_ends_in_the_same_bits(name, tmp_path):
+    kdkit.run(lambda: recipe(name), device="cpu", out=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        kdkit.run(lambda: recipe(name), device="cpu", out=tmp_path / "cut", watchers=[Stop(2)])
+    kdkit.run(lambda: recipe(name), device="cpu", out=tmp_path / "cut", resume=True)
+    saved = [load_file(next((tmp_path / run).glob("*/weights.safetensors"))) for run in ("whole", "cut")]
+    assert saved[0].keys() == saved[1].keys() == Waves(2).state_dict().keys()
+    assert all(torch.equal(value, saved[1][key]) for key, value in saved[0].items())
+
+
+@pytest.mark.parametrize("name", UNPROJECTED)
+def test_layers_of_one_shape_are_compared_in_pairs(name):
+    history = kdkit.run(lambda: recipe(name, epochs=1, student_width=3), device="cpu").history
+    assert history["student"]
+
+
+@pytest.mark.parametrize("name", UNPROJECTED)
+def test_layers_of_other_shapes_are_refused_before_the_first_step(name):
+    with pytest.raises(kdkit.CheckError, match="compares features of one shape"):
+        kdkit.run(lambda: recipe(name, epochs=1), device="cpu")
