@@ -1,0 +1,46 @@
+"""A few golden cases stand in tests/golden, so that formulas and nets are held to numbers without the shared folder."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from .golden import PRECISIONS, arrays_of, compare, index
+from .test_ecg_models import TOLERANCE, answer, assert_close
+from .test_losses import LOSSES
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CASES = json.loads((GOLDEN / "losses.json").read_text())
+NETS = json.loads((GOLDEN / "nets.json").read_text())["logits"]
+
+
+def copied_arrays(case):
+    return {
+        name: torch.tensor(entry["values"], dtype=getattr(torch, entry["dtype"]))
+        for name, entry in case["arrays"].items()
+    }
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=PRECISIONS.values())
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_value_and_gradient_are_those_of_a_copied_case(case, precision):
+    torch.manual_seed(0)
+    compare(case, LOSSES[case["loss"]](case["hyper"]), copied_arrays(case), precision)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["float64", "float32"])
+@pytest.mark.parametrize("name", ["lrhnet", "seresnet18", "cnn1d"])
+def test_logits_are_those_of_a_copied_case(name, dtype):
+    logits, _, _ = answer((name, 2, 4096), dtype)
+    assert_close(logits, torch.tensor(NETS[f"{name}_2lead_4096"], dtype=torch.float64), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_a_copy_says_what_the_shared_case_says(shared, case):
+    (original,) = (each for each in index(shared)["cases"] if each["name"] == case["name"])
+    wanted = arrays_of(shared, original)
+    assert {name: array.tolist() for name, array in copied_arrays(case).items()} == {
+        name: array.tolist() for name, array in wanted.items()
+    }
+    assert (case["hyper"], case["tolerance"]) == (original["hyper"], original["tolerance"])
