@@ -1,12 +1,14 @@
 """What flows through a run: batches, the splits they come from, and the order they come in."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+from kdkit.errors import DataError
 
 _ORDER, _LOADER = 1, 2  # what a seed is for: no two of them draw the same numbers
 
@@ -122,7 +124,12 @@ class Stream:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        for inputs, labels in self.loader:
+        for given in self.loader:
+            if isinstance(given, Mapping) or len(given) != 2:
+                raise DataError(
+                    f"a DataLoader yields pairs (inputs, labels); got a {type(given).__name__} of {len(given)}"
+                )
+            inputs, labels = given
             yield Batch(inputs, as_targets(labels))
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
-from kdkit import Batch, Stream, seed_from
+from kdkit import Batch, DataError, Stream, seed_from
 from kdkit.data import as_targets, batches, moved, shuffled, training_order
 
 from .tiny import tiny_data
@@ -176,3 +176,9 @@ def test_what_is_not_in_the_memory_of_the_host_is_not_pinned(monkeypatch):
     assert batch.inputs["b"][1] is device
     Batch(host, host, ids=host).pin_memory()
     assert len(pinned) == 4
+
+
+@pytest.mark.parametrize("item", [{"inputs": 1, "labels": 2}, (1, 2, 3)], ids=["a dict", "a triple"])
+def test_a_loader_that_yields_no_pairs_is_refused_at_any_split(item):
+    with pytest.raises(DataError, match=r"yields pairs \(inputs, labels\); got a"):
+        next(iter(Stream([item])))
