@@ -10,7 +10,23 @@ from kdkit.losses.projected import full
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DIST:
+class _Correlating:
+    """The options of DIST and of its per-label form."""
+
+    inter: float = 1.0
+    intra: float = 1.0
+    temperature: float = 1.0
+    t_squared: bool = True
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        validate_weights(inter=self.inter, intra=self.intra)
+        validate_temperature(self.temperature)
+        validate_above_zero("eps", self.eps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DIST(_Correlating):
     """One minus the correlation of probabilities, within samples and within classes (Huang et al. 2022).
 
     Both (batch, classes) logits, two classes or more -> scalar, without unit; mean over rows and over columns, times
@@ -20,17 +36,6 @@ class DIST:
     of the norms. arXiv:2205.10536.
     """
 
-    inter: float = 1.0
-    intra: float = 1.0
-    temperature: float = 1.0
-    t_squared: bool = True
-    eps: float = 1e-8
-
-    def __post_init__(self) -> None:
-        validate_weights(inter=self.inter, intra=self.intra)
-        validate_temperature(self.temperature)
-        validate_above_zero("eps", self.eps)
-
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the weighted sum, least (0) where all rows and columns correlate fully."""
         several_classes(student, self)
@@ -39,23 +44,12 @@ class DIST:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PerLabelDIST:
+class PerLabelDIST(_Correlating):
     """DIST between the probabilities of labels that do not exclude each other: a sigmoid in place of the softmax.
 
     Both (batch, classes) logits -> scalar; options as in DIST. inter then asks which labels a sample shows more than
     others, intra which samples show a label more than others.
     """
-
-    inter: float = 1.0
-    intra: float = 1.0
-    temperature: float = 1.0
-    t_squared: bool = True
-    eps: float = 1e-8
-
-    def __post_init__(self) -> None:
-        validate_weights(inter=self.inter, intra=self.intra)
-        validate_temperature(self.temperature)
-        validate_above_zero("eps", self.eps)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the weighted sum, least (0) where all rows and columns correlate fully."""
@@ -63,7 +57,7 @@ class PerLabelDIST:
         return _uncorrelated(mine, theirs, self)
 
 
-def _uncorrelated(student: Tensor, target: Tensor, options: DIST | PerLabelDIST) -> Tensor:
+def _uncorrelated(student: Tensor, target: Tensor, options: _Correlating) -> Tensor:
     """Return what is missing to full correlation of probabilities (batch, classes), by rows and by columns."""
     loss = student.new_zeros(())
     for weight, dim in ((options.inter, 1), (options.intra, 0)):
