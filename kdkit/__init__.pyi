@@ -43,6 +43,7 @@ from kdkit.losses import AdjacentCC as AdjacentCC
 from kdkit.losses import AttentionTransfer as AttentionTransfer
 from kdkit.losses import Cosine as Cosine
 from kdkit.losses import Facts as Facts
+from kdkit.losses import FromEach as FromEach
 from kdkit.losses import GeneralisedJSD as GeneralisedJSD
 from kdkit.losses import HardTargets as HardTargets
 from kdkit.losses import Hint as Hint
@@ -89,6 +90,7 @@ from kdkit.scores import MicroF1 as MicroF1
 from kdkit.scores import Predictions as Predictions
 from kdkit.scores import Score as Score
 from kdkit.scores import Scored as Scored
+from kdkit.simkd import SimKD as SimKD
 from kdkit.taps import AttentionTap as AttentionTap
 from kdkit.taps import Tap as Tap
 from kdkit.taps import stage_tap as stage_tap
@@ -103,3 +105,9 @@ from kdkit.views import Inputs as Inputs
 from kdkit.views import View as View
 
 __version__: str
+from kdkit.sources import Answer as Answer
+from kdkit.sources import Ema as Ema
+from kdkit.sources import Panel as Panel
+from kdkit.sources import Past as Past
+from kdkit.sources import Peer as Peer
+from kdkit.sources import Respondent as Respondent

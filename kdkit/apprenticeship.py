@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.balance import Balancer, WeightedSum
+from kdkit.data import Batch
 from kdkit.lesson import Lesson
+from kdkit.sources import Respondent
 from kdkit.training import Training
 
 
@@ -19,10 +21,18 @@ class Apprenticeship:
     """
 
     def __init__(
-        self, training: Training, lesson: Lesson, averages: Mapping[str, Any], *, batches: int, scaler: bool
+        self,
+        training: Training,
+        lesson: Lesson,
+        respondents: Mapping[str, Respondent],
+        averages: Mapping[str, Any],
+        *,
+        batches: int,
+        scaler: bool,
     ) -> None:
         self.training = training
         self.lesson = lesson
+        self.respondents = respondents
         self.averages = averages
         self.updates = 0
         self.updates_per_epoch = math.ceil(batches / training.accumulate)
@@ -82,9 +92,18 @@ class Apprenticeship:
         for net in self.lesson.learners:
             if net.name in self.averages:
                 self.averages[net.name].update_parameters(net.network)
+        for each in self.respondents.values():
+            each.stepped()
+
+    def observe(self, batch: Batch) -> None:
+        """Tell those who are matched what the nets said of this batch."""
+        for each in self.respondents.values():
+            each.observe(batch, self.lesson.said)
 
     def end_epoch(self) -> None:
         """Advance what goes by epochs."""
+        for each in self.respondents.values():
+            each.end_epoch()
         if self.rate is not None and self._rate_each == "epoch":
             self.rate.step()
 
@@ -104,6 +123,7 @@ class Apprenticeship:
         """Return all that changes."""
         return {
             "lesson": self.lesson.state_dict(),
+            "respondents": {name: each.state_dict() for name, each in self.respondents.items()},
             "optimizer": self.optimizer.state_dict(),
             "rate": None if self.rate is None else self.rate.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
@@ -115,6 +135,8 @@ class Apprenticeship:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
         self.lesson.load_state_dict(state["lesson"])
+        for name, each in self.respondents.items():
+            each.load_state_dict(state["respondents"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.rate is not None:
             self.rate.load_state_dict(state["rate"])

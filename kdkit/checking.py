@@ -15,12 +15,13 @@ from kdkit.comparison import Comparison
 from kdkit.data import Batch, Data, Stream
 from kdkit.errors import CheckError, KdkitError, did_you_mean
 from kdkit.goal import Match, as_goal, taps_of
-from kdkit.losses import Facts, asked_by, needs_of
+from kdkit.losses import Facts, needs_of
 from kdkit.net import Net
 from kdkit.recipe import Recipe, Stage, nets_of
 from kdkit.rehearsal import Rehearsal
 from kdkit.runoptions import Precision
 from kdkit.scores import Predictions
+from kdkit.sources import Ema, Panel, Past, Peer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +107,9 @@ def tiny_batch(data: Data, batch_size: int) -> Batch:
 def _across_stages(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[str]:
     if not stages:
         yield f"{type(recipe.schedule).__name__} gives no stages: there is nothing to train"
-    for name, count in Counter(net.name for net in nets_of(stages)).items():
+    for name, count in Counter(
+        each.name for each in {*nets_of(stages), *(m.source for s in stages for m in s.matches)}
+    ).items():
         if count > 1:
             yield f"{count} nets are called {name!r}; give each a name of its own"
     for name, count in Counter(stage.name for stage in stages).items():
@@ -198,20 +201,39 @@ def _training(stage: Stage) -> Iterator[str]:
 
 def _match(net: Net[Any], match: Match, stage: Stage, facts: Facts) -> Iterator[str]:
     source = match.source
-    if "labels" in asked_by(match.loss):
-        for each in (net, source):
-            if tuple(getattr(each, "classes", None) or facts.classes) != facts.classes:
-                yield f"it asks for labels, which are of the data's classes, and those of net {each.name!r} differ"
     if source is net or source in stage.goals:
         yield (
-            f"net {source.name!r} is in training in this stage, so it cannot be matched as a frozen teacher; "
-            "match what it said before, or what it says now, through a source made for that"
+            f"net {source.name!r} is in training in this stage, so it cannot be matched as a frozen teacher; match "
+            f"what it says at this step, Peer(net), what it said in its last epoch, Past(net), or its average, Ema(net)"
         )
-    if isinstance(source, Net):
-        for tap in taps_of(match.target):
-            yield from _belongs(tap.module, source, "target")
+    if isinstance(source, Past | Ema | Peer) and source.net not in stage.goals:
+        yield (
+            f"{source.name!r} is of a net that is not trained in this stage; match the net itself, or train it here too"
+        )
+    if isinstance(source, Past) and source.net is not net:
+        yield f"{source.name!r} can be matched by net {source.net.name!r} alone; match Peer(net) or Ema(net) instead"
+    if isinstance(source, Past) and not facts.ids:
+        yield f"{source.name!r} needs sample ids, and a DataLoader of your own has none; pass its Dataset instead"
+    yield from _target_taps(match)
     for tap in taps_of(match.student):
         yield from _belongs(tap.module, net, "student")
+
+
+def _target_taps(match: Match) -> Iterator[str]:
+    taps, source = taps_of(match.target), match.source
+    if isinstance(source, Past) and taps:
+        yield f"{source.name!r} remembers outputs only; match it without target=..."
+    elif isinstance(source, Net):
+        for tap in taps:
+            yield from _belongs(tap.module, source, "target")
+    elif isinstance(source, Ema | Peer):
+        for tap in taps:
+            yield from _belongs(tap.module, source.net, "target")
+    elif isinstance(source, Panel) and taps:
+        if len(taps) != len(source.members):
+            yield f"a Panel of {len(source.members)} nets takes as many taps as target, one of each; got {len(taps)}"
+        for tap, member in zip(taps, source.members, strict=False):
+            yield from _belongs(tap.module, member, "target")
 
 
 def _belongs(module: nn.Module, net: Net[Any], side: str) -> Iterator[str]:

@@ -1,22 +1,21 @@
 """What a term compares, in words, and what is wrong with it."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kdkit.classes import Compared, Sided
 from kdkit.errors import KdkitError
-from kdkit.goal import taps_of
-from kdkit.lesson import Line, Side
+from kdkit.goal import Match, taps_of
+from kdkit.line import Line
 from kdkit.modes import buffers_kept
 from kdkit.net import Net
+from kdkit.sources import Panel
 from kdkit.taps import Tapping
-
-Sided = Tensor | tuple[Tensor, ...]
-Sides = tuple[Sided, Sided]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,33 +32,37 @@ class Comparison:
     parameters: int
 
 
-def compared(line: Line, sides: Sides) -> Comparison:
-    """Return a term as it will be computed, from what its two sides were on a tiny batch."""
-    term, (student, target) = line.weighted.term, sides
+def compared(line: Line, given: Compared) -> Comparison:
+    """Return a term as it will be computed, from what it compared on a tiny batch."""
+    term = line.weighted.term
+    match = term if isinstance(term, Match) else None
     trained = line.loss.parameters() if isinstance(line.loss, nn.Module) else ()
     return Comparison(
         label=line.label,
         loss=_said(line.loss),
         weight=(line.weighted.weight(0.0), line.weighted.weight(1.0)),
         learner=line.learner.name,
-        source=line.source,
-        student=_side(line.student, getattr(term, "student", None), student, line.learner),
-        target=_side(line.target, getattr(term, "target", None), target, getattr(term, "source", None)),
+        source=None if match is None else match.source.name,
+        student=_side(None if match is None else match.student, given.student, [line.learner]),
+        target=f"labels {_shape(given.labels)}"
+        if match is None or given.target is None
+        else _side(match.target, given.target, _nets(match.source)),
         parameters=sum(parameter.numel() for parameter in trained),
     )
 
 
-def problem_of(line: Line, sides: Sides, asked: Mapping[str, Any]) -> str | None:
+def problem_of(line: Line, given: Compared, asked: Mapping[str, Any]) -> str | None:
     """Return what is wrong with a term, or None. Its loss is computed twice, the second time beside the answer."""
-    shapes = f"student {_shape(sides[0])} and target {_shape(sides[1])}"
-    if line.shared is not None and not len(sides[1]):
+    target = given.labels if given.target is None else given.target
+    shapes = f"student {_shape(given.student)} and target {_shape(target)}"
+    if line.shared is not None and not len(given.labels):
         return None
     memory = [line.loss] if isinstance(line.loss, nn.Module) else []
     try:
         with warnings.catch_warnings(record=True) as caught, buffers_kept(memory):
             warnings.simplefilter("always")
-            value = line.loss(*sides, **asked)
-            noisy = line.loss(_noisy(sides[0]), sides[1], **asked)
+            value = line.loss(given.student, target, **asked)
+            noisy = line.loss(_noisy(given.student), target, **asked)
     except KdkitError as error:
         return str(error)
     except Exception as error:
@@ -68,8 +71,8 @@ def problem_of(line: Line, sides: Sides, asked: Mapping[str, Any]) -> str | None
     if broadcast:
         return f"{shapes} are of different shapes and would be broadcast; bring them together with a projector"
     if not isinstance(value, Tensor) or value.ndim:
-        given = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        return f"{_said(line.loss)} gives {given} where a scalar was expected; reduce it, say with .mean()"
+        came = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        return f"{_said(line.loss)} gives {came} where a scalar was expected; reduce it, say with .mean()"
     if not value.requires_grad:
         return f"{_said(line.loss)} moves nothing: no gradient flows from it to net {line.learner.name!r}"
     if not torch.isfinite(value):
@@ -90,16 +93,24 @@ def _noisy(side: Sided) -> Sided:
     return side + torch.randn_like(side)
 
 
-def _side(side: Side, taps: Any, value: Sided, net: Net[Any] | None) -> str:
-    if net is None:
-        return f"labels {_shape(value)}"
-    if side.taps is None:
+def _side(taps: Any, value: Sided, nets: Sequence[Net[Any]]) -> str:
+    """Return what one side is, in words: outputs, or the tapped layers of these nets, with shapes."""
+    if taps is None:
         return f"outputs {_shape(value)}"
-    return f"{', '.join(_where(tap, net) for tap in taps_of(taps))} {_shape(value)}"
+    return f"{', '.join(_where(tap, nets) for tap in taps_of(taps))} {_shape(value)}"
 
 
-def _where(tap: Tapping, net: Net[Any]) -> str:
-    name = next((name for name, module in net.network.named_modules() if module is tap.module), "?")
+def _nets(source: Any) -> tuple[Net[Any], ...]:
+    """Return the nets whose layers may be tapped for a source: itself, its members, or the one it is made of."""
+    if isinstance(source, Panel):
+        return source.members
+    net = source if isinstance(source, Net) else getattr(source, "net", None)
+    return (net,) if isinstance(net, Net) else ()
+
+
+def _where(tap: Tapping, nets: Sequence[Net[Any]]) -> str:
+    named = (named for net in nets for named in net.network.named_modules())
+    name = next((name for name, module in named if module is tap.module), "?")
     at = getattr(tap, "at", type(tap).__name__)
     return name if at == "output" else f"{at} of {name}"
 
@@ -110,5 +121,6 @@ def _shape(side: Sided) -> str:
 
 def _said(loss: Any) -> str:
     if isinstance(loss, nn.Module):
-        return type(loss).__name__
+        options = loss.extra_repr()
+        return f"{type(loss).__name__}({options})" if options else type(loss).__name__
     return getattr(loss, "__name__", None) or repr(loss)

@@ -119,6 +119,7 @@ class StageRun:
             work.balance(terms, min(accumulate, last + 1 - group))
             if (index + 1) % accumulate == 0 or index == last:
                 work.step()
+            work.observe(batch)
             means.add(terms, len(batch))
             if watched:
                 values = Figures({label: term.detach() for label, term in terms.items()})
@@ -198,7 +199,14 @@ class StageRun:
             scaler = self.place.options.precision == "fp16"
             yield (
                 rehearsal,
-                Apprenticeship(self.training, rehearsal.lesson, averages, batches=len(self._batches(0)), scaler=scaler),
+                Apprenticeship(
+                    self.training,
+                    rehearsal.lesson,
+                    rehearsal.respondents,
+                    averages,
+                    batches=len(self._batches(0)),
+                    scaler=scaler,
+                ),
             )
         finally:
             rehearsal.close()

@@ -25,7 +25,7 @@ class RunFolderError(KdkitError):
 
 
 class ContractError(KdkitError):
-    """A loss, a tap or a schedule that does not hold what every one of them must: see testing.py."""
+    """A loss, a tap or a schedule that does not hold what every one of them must: see `kdkit.testing`."""
 
 
 class CheckError(KdkitError):

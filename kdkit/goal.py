@@ -146,9 +146,10 @@ def _validate(factor: Any) -> None:
     if isinstance(factor, type):
         raise RecipeError(f"a ramp is made before it is a factor; did you forget the () of {factor.__name__}?")
     if callable(factor):
-        values = [factor(progress) for progress in (0.0, 0.5, 1.0)]
-        if not all(isinstance(value, float | int) and math.isfinite(value) and value >= 0 for value in values):
-            raise RecipeError(f"a ramp gives finite factors of at least 0; {factor!r} gives {values} at 0, 0.5 and 1")
+        for progress in (step / 100 for step in range(101)):
+            value = factor(progress)
+            if not isinstance(value, float | int) or not math.isfinite(value) or value < 0:
+                raise RecipeError(f"a ramp gives finite factors of at least 0; {factor!r} gives {value} at {progress}")
     elif isinstance(factor, bool) or not isinstance(factor, float | int):
         raise RecipeError(f"the weight of a term is a number or a ramp; got {type(factor).__name__}")
     elif not math.isfinite(factor) or factor < 0:

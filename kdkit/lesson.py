@@ -1,55 +1,28 @@
 """A stage made runnable: the nets in training and their losses as one module, batch and answers in, terms out."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from kdkit.classes import SharedClasses, shared
+from kdkit.classes import Compared, Sided
 from kdkit.data import Batch, Task
 from kdkit.errors import RecipeError
-from kdkit.goal import Match, Taps, Truth, Weighted, as_goal, taps_of
-from kdkit.losses import Facts, Loss, asked_by
-from kdkit.net import Net
+from kdkit.goal import as_goal, taps_of
+from kdkit.line import Line, line_of
+from kdkit.losses import Facts
 from kdkit.recipe import Stage
-from kdkit.sources import Answers
+from kdkit.sources import Answer, Answers, Peer
 from kdkit.taps import Listening, Tapping
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """Where one side of a term comes from: the outputs where `taps` is None, otherwise one tap or several."""
-
-    taps: tuple[int, ...] | None
-    several: bool = False
-
-    def of(self, features: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-        """Return the tapped tensor, or the tuple of them."""
-        chosen = tuple(features[index] for index in self.taps or ())
-        return chosen if self.several else chosen[0]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """A term made ready: what is compared to what, and what its loss asks for beside."""
-
-    label: str
-    weighted: Weighted
-    learner: Net[Any]
-    loss: Loss
-    student: Side
-    target: Side
-    source: str | None
-    asks: frozenset[str]
-    shared: SharedClasses | None
 
 
 class Lesson(nn.Module):
     """The nets in training and their losses: the one module that is compiled.
 
     Terms are returned unweighted, under their labels; in a stage of several nets "net: label".
+    said: what the nets said of the last batch, (batch, classes) by name, without a gradient.
     """
 
     progress: Tensor
@@ -58,26 +31,29 @@ class Lesson(nn.Module):
         super().__init__()
         self.learners = tuple(stage.goals)
         self.task: Task = facts.task
+        self.said: dict[str, Tensor] = {}
         self.nets = nn.ModuleList(net.network for net in self.learners)
-        self.listening = Listening(tap for match in stage.matches for tap in taps_of(match.student))
-        asked = {source.name: taps for source, taps in stage.sources.items()}
+        self.listening = Listening(_own_taps(stage))
+        self.peers = tuple({match.source for match in stage.matches if isinstance(match.source, Peer)})
         try:
             self.lines = tuple(
-                _line(net, each, self, facts, asked) for net, goal in stage.goals.items() for each in as_goal(goal)
+                line_of(net, each, stage, self.listening.taps, facts)
+                for net, goal in stage.goals.items()
+                for each in as_goal(goal)
             )
         except BaseException:
             self.close()
             raise
+        self._learners_of = {name: line.learner.name for line in self.lines for name in line.sources}
         self.losses = nn.ModuleList(line.loss for line in self.lines if isinstance(line.loss, nn.Module))
         self.shared = nn.ModuleList(line.shared for line in self.lines if line.shared is not None)
         self.register_buffer("progress", torch.zeros(()), persistent=False)
 
     def forward(self, batch: Batch, answers: Answers) -> dict[str, Tensor]:
         """Return the unweighted value of every term, by label."""
-        self.listening.clear()
-        outputs = {net.name: net(batch) for net in self.learners}
-        features = self.listening.take()
-        return {line.label: self.compare(line, batch, outputs, features, answers) for line in self.lines}
+        heard = self.heard(batch, answers)
+        self.said = {net.name: heard[net.name].output.detach() for net in self.learners}
+        return {line.label: self.compare(line, self.compared(line, batch, heard)) for line in self.lines}
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training mode, but for parts of which nothing is trained: a frozen batch norm must not drift."""
@@ -92,109 +68,82 @@ class Lesson(nn.Module):
         """Return the weight of every term at this progress of the stage, in [0, 1]."""
         return {line.label: line.weighted.weight(progress) for line in self.lines}
 
-    def compare(
-        self,
-        line: Line,
-        batch: Batch,
-        outputs: Mapping[str, Tensor],
-        features: tuple[Tensor, ...],
-        answers: Answers,
-    ) -> Tensor:
+    def heard(self, batch: Batch, answers: Answers) -> dict[str, Answer]:
+        """Run the nets in training, and return what everybody says of a batch, by name: they, their peers, the asked.
+
+        The features of those in training are all that the lesson listens to.
+        """
+        self.listening.clear()
+        outputs = {net.name: net(batch) for net in self.learners}
+        features = self.listening.take()
+        heard = {name: Answer(output, features) for name, output in outputs.items()}
+        for peer in self.peers:
+            heard[peer.name] = Answer(outputs[peer.net.name].detach(), tuple(each.detach() for each in features))
+        for name, answer in answers.items():
+            heard[name] = answer if answer.known is None else _completed(answer, outputs[self._learners_of[name]])
+        return heard
+
+    def compared(self, line: Line, batch: Batch, heard: Answers) -> Compared:
+        """Return what a term compares: both sides and what is known beside, cut down to the classes they share."""
+        given = Compared(
+            student=line.student.of(heard),
+            target=None if line.target is None else line.target.of(heard),
+            labels=batch.labels,
+            ids=batch.ids,
+            answers=tuple(heard[name].output for name in line.sources) if "answers" in line.asks else (),
+        )
+        return given if line.shared is None else line.shared(given)
+
+    def compare(self, line: Line, given: Compared) -> Tensor:
         """Return the unweighted value of one term."""
-        student, target = self.sides(line, batch, outputs, features, answers)
-        if isinstance(target, Tensor) and line.shared is not None and not len(target):
-            return student.sum() * 0.0  # type: ignore[union-attr]  # outputs are one tensor; nobody's class is known
-        return line.loss(student, target, **self.asked(line, batch))
+        target = given.labels if given.target is None else given.target
+        if line.shared is not None and not len(_first(given.student)):
+            return _first(given.student).sum() * 0.0  # nobody's class is known
+        return line.loss(given.student, target, **self.asked(line, given))
 
-    def asked(self, line: Line, batch: Batch) -> dict[str, Tensor | None]:
+    def asked(self, line: Line, given: Compared) -> dict[str, Any]:
         """Return what the loss of a term asks for by keyword."""
-        known = {"labels": batch.labels, "ids": batch.ids, "progress": self.progress}
+        known = {"labels": given.labels, "ids": given.ids, "progress": self.progress, "answers": given.answers}
         return {name: value for name, value in known.items() if name in line.asks}
-
-    def sides(
-        self,
-        line: Line,
-        batch: Batch,
-        outputs: Mapping[str, Tensor],
-        features: tuple[Tensor, ...],
-        answers: Answers,
-    ) -> tuple[Tensor | tuple[Tensor, ...], Tensor | tuple[Tensor, ...]]:
-        """Return what a term compares: the student's side and the target's."""
-        output = outputs[line.learner.name]
-        student = output if line.student.taps is None else line.student.of(features)
-        target: Tensor | tuple[Tensor, ...]
-        if line.source is None:
-            target = batch.labels
-        elif line.target.taps is None:
-            target = answers[line.source].output
-        else:
-            target = line.target.of(answers[line.source].features)
-        if line.shared is None:
-            return student, target
-        if line.source is None and self.task == "multiclass":
-            return line.shared.rows(output, batch.labels)
-        return line.shared.columns(output, target)  # type: ignore[arg-type]  # shared classes go with outputs only
 
     def close(self) -> None:
         """Take the taps away again."""
         self.listening.close()
 
 
-def _line(
-    net: Net[Any], weighted: Weighted, lesson: Lesson, facts: Facts, asked: Mapping[str, tuple[Tapping, ...]]
-) -> Line:
-    term = weighted.term
-    source = term.source.name if isinstance(term, Match) else None
-    student = _side(term.student, lesson.listening.taps) if isinstance(term, Match) else Side(None)
-    target = _side(term.target, asked[term.source.name]) if isinstance(term, Match) else Side(None)
-    compares_outputs = student.taps is None and target.taps is None
-    return Line(
-        label=term.label if len(lesson.learners) == 1 else f"{net.name}: {term.label}",
-        weighted=weighted,
-        learner=net,
-        loss=term.loss,
-        student=student,
-        target=target,
-        source=source,
-        asks=asked_by(term.loss),
-        shared=_shared(net, term, facts) if compares_outputs else None,
-    )
+def _completed(answer: Answer, now: Tensor) -> Answer:
+    """Return an answer in which what the net that learns from it says now stands for what is not known."""
+    if answer.known is None:
+        return answer
+    known = answer.known.view(-1, *(1 for _ in now.shape[1:]))
+    return Answer(torch.where(known, answer.output.to(now.dtype), now.detach()), answer.features)
 
 
-def _side(taps: Taps, listening: tuple[Tapping, ...]) -> Side:
-    if taps is None:
-        return Side(None)
-    return Side(tuple(listening.index(tap) for tap in taps_of(taps)), several=isinstance(taps, tuple))
-
-
-def _shared(net: Net[Any], term: Truth | Match, facts: Facts) -> SharedClasses | None:
-    if facts.task == "regression":
-        return None
-    mine = net.classes or facts.classes
-    if isinstance(term, Match):
-        theirs = getattr(term.source, "classes", None) or facts.classes
-        what = f"net {net.name!r} and {term.source.name!r}"
-    else:
-        theirs, what = facts.classes, f"net {net.name!r} and the data"
-    positions = shared(mine, theirs, what)
-    return None if positions is None else SharedClasses(positions)
+def _own_taps(stage: Stage) -> Iterator[Tapping]:
+    """Give the taps on the nets in training: those of students, and those on peers."""
+    for match in stage.matches:
+        yield from taps_of(match.student)
+        if isinstance(match.source, Peer):
+            yield from taps_of(match.target)
 
 
 def build_losses(
     lesson: Lesson, batch: Batch, answers: Answers, facts: Facts, teachers: Mapping[str, Any]
 ) -> list[str]:
     """Build every loss that has to know shapes, from one forward pass; return what went wrong, term by term."""
-    outputs = {net.name: net(batch) for net in lesson.learners}
-    features = lesson.listening.take()
+    heard = lesson.heard(batch, answers)
     problems = []
     for line in lesson.lines:
         build = getattr(line.loss, "build", None)
         if build is None:
             continue
-        student, target = lesson.sides(line, batch, outputs, features, answers)
-        teacher = teachers.get(line.source) if line.source is not None else None
+        given = lesson.compared(line, batch, heard)
+        target = given.labels if given.target is None else given.target
+        found = tuple(teachers.get(name) for name in line.sources)
+        teacher = found if len(found) > 1 else next(iter(found), None)
+        known = replace(facts, tapped=tuple(tap.module for tap in taps_of(getattr(line.weighted.term, "target", None))))
         try:
-            build(_shapes(student), _shapes(target), facts, teacher)
+            build(_shapes(given.student), _shapes(target), known, teacher)
         except RecipeError as error:
             problems.append(f"term {line.label!r}: {error}")
         except Exception as error:  # a stranger's loss may raise anything
@@ -203,5 +152,9 @@ def build_losses(
     return problems
 
 
-def _shapes(side: Tensor | tuple[Tensor, ...]) -> tuple[torch.Size, ...]:
+def _shapes(side: Sided) -> tuple[torch.Size, ...]:
     return tuple(each.shape for each in side) if isinstance(side, tuple) else (side.shape,)
+
+
+def _first(side: Sided) -> Tensor:
+    return side[0] if isinstance(side, tuple) else side

@@ -7,6 +7,7 @@ from rich.tree import Tree
 
 from kdkit.checking import Plan
 from kdkit.comparison import Comparison
+from kdkit.goal import Match, as_goal
 from kdkit.plugins import Plugins
 from kdkit.registry import SHELVES
 
@@ -49,7 +50,9 @@ def _nets(plan: Plan) -> Table:
         table.add_column(column, justify="right" if column == "parameters" else "left", overflow="fold")
     for net in plan.nets:
         stage = next((stage for stage in plan.stages if net in stage.goals), None)
-        teachers = ", ".join(source.name for source in stage.sources) if stage is not None else ""
+        terms = as_goal(stage.goals[net]) if stage is not None else ()
+        names = dict.fromkeys(each.term.source.name for each in terms if isinstance(each.term, Match))
+        teachers = ", ".join(names)
         learns = "comes trained" if stage is None else f"labels, {teachers}" if teachers else "labels"
         module = getattr(net.module, "__name__", None) or type(net.module).__name__
         table.add_row(*map(escape, (net.name, module, f"{net.parameters:,}", net.sees.key, learns)))

@@ -63,16 +63,15 @@ class Predictor:
         """Cut down to the classes that the net shares with the data."""
         positions = None
         if self.data.task != "regression" and net.classes is not None:
-            positions = shared(net.classes, self.data.classes, f"net {net.name!r} and the data")
+            positions = shared((net.classes, self.data.classes), f"net {net.name!r} and the data")
         if positions is None:
             return said
-        classes = tuple(self.data.classes[index] for index in positions.second)
-        outputs = said.outputs[:, list(positions.first)]
+        theirs, ours = positions
+        classes = tuple(self.data.classes[index] for index in ours)
+        outputs = said.outputs[:, list(theirs)]
         if self.data.task == "multilabel":
-            return Predictions(
-                labels=said.labels[:, list(positions.second)], outputs=outputs, classes=classes, ids=said.ids
-            )
-        matches = said.labels[:, None] == np.asarray(positions.second)
+            return Predictions(labels=said.labels[:, list(ours)], outputs=outputs, classes=classes, ids=said.ids)
+        matches = said.labels[:, None] == np.asarray(ours)
         known = matches.any(1)
         ids = None if said.ids is None else said.ids[known]
         return Predictions(labels=matches.argmax(1)[known], outputs=outputs[known], classes=classes, ids=ids)

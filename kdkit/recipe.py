@@ -7,9 +7,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from kdkit.data import Data
 from kdkit.errors import RecipeError
-from kdkit.goal import Goal, Match, Source, Term, as_goal, taps_of
+from kdkit.goal import Goal, Match, Source, Term, as_goal
 from kdkit.net import Net
 from kdkit.scores import Score, default_scores
+from kdkit.sources import asked_for
 from kdkit.taps import Tapping
 from kdkit.training import Training
 
@@ -46,7 +47,8 @@ class Stage:
         """What is asked in this stage, and the taps that are open on each while it answers."""
         taps: dict[Source, dict[Tapping, None]] = {}
         for match in self.matches:
-            taps.setdefault(match.source, {}).update(dict.fromkeys(taps_of(match.target)))
+            for source, theirs in asked_for(match).items():
+                taps.setdefault(source, {}).update(dict.fromkeys(theirs))
         return {source: tuple(each) for source, each in taps.items()}
 
 

@@ -1,7 +1,8 @@
 """Open a stage and run it once on a tiny batch: shapes become known, losses are built, and what is wrong shows."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from kdkit.modes import buffers_kept
 from kdkit.net import Net
 from kdkit.recipe import Stage
 from kdkit.runoptions import Precision, autocast
-from kdkit.sources import Answer, Frozen, respondent
+from kdkit.sources import Answer, Respondent, asked_for, opened
 from kdkit.taps import Tapping
 
 
@@ -30,14 +31,15 @@ class Rehearsal:
 
     def __init__(self, stage: Stage, facts: Facts, batch: Batch, precision: Precision = "fp32") -> None:
         self.stage = stage
+        facts = replace(facts, batch_size=stage.training.batch_size)
         self.problems: list[str] = []
         self.comparisons: list[Comparison] = []
         self.foreign: list[Net[Any]] = []
-        self.respondents: dict[str, Frozen] = {}
+        self.respondents: dict[str, Respondent] = {}
         self.lesson: Lesson | None = None
         try:
             for source, taps in stage.sources.items():
-                self.respondents[source.name] = respondent(source, taps)
+                self.respondents[source.name] = opened(source, taps, facts)
             self.lesson = Lesson(stage, facts).to(batch.labels.device)
             with _unchanged(self.lesson), autocast(precision, batch.labels.device):
                 self._run(self.lesson, facts, batch)
@@ -70,8 +72,9 @@ class Rehearsal:
             with torch.no_grad():
                 self._classes(net, self._output(net, batch), facts)
         for match in self.stage.matches:
-            if isinstance(match.source, Net) and match.student is None and match.target is None:
-                self._classes(match.source, complete[match.source.name].output, facts)
+            for source in asked_for(match) if match.student is None and match.target is None else ():
+                if isinstance(source, Net):
+                    self._classes(source, complete[source.name].output, facts)
         for source in self.stage.sources:
             if isinstance(source, Net) and not _can_be_scored(source, complete[source.name].output, batch, facts):
                 self.foreign.append(source)
@@ -105,7 +108,7 @@ class Rehearsal:
             self.problems.append(_cannot_take(net, batch, error))
         return None
 
-    def _silent(self, name: str, taps: list[Tapping]) -> None:
+    def _silent(self, name: str, taps: Sequence[Tapping]) -> None:
         for tap in taps:
             self.problems.append(
                 f"the tap on {type(tap.module).__name__} of net {name!r} never fired: that module does not run in "
@@ -122,14 +125,13 @@ class Rehearsal:
             )
 
     def _compare(self, lesson: Lesson, batch: Batch, answers: Mapping[str, Answer]) -> None:
-        outputs = {net.name: net(batch) for net in lesson.learners}
-        features = lesson.listening.take()
+        heard = lesson.heard(batch, answers)
         for line in lesson.lines:
-            sides = lesson.sides(line, batch, outputs, features, answers)
-            problem = problem_of(line, sides, lesson.asked(line, batch))
+            given = lesson.compared(line, batch, heard)
+            problem = problem_of(line, given, lesson.asked(line, given))
             if problem:
                 self.problems.append(f"term {line.label!r}: {problem}")
-            self.comparisons.append(compared(line, sides))
+            self.comparisons.append(compared(line, given))
 
 
 def _can_be_scored(net: Net[Any], output: Tensor, batch: Batch, facts: Facts) -> bool:

@@ -1,4 +1,8 @@
-"""The shelf of losses: `(student, target) -> scalar`."""
+"""The shelf of losses: `(student, target) -> scalar`.
+
+The docstring of each ends in its Formula, the Shapes it takes and its Source, of which `docs/losses.md` is made. There
+s and t are the student and the target, T the temperature, N the batch, C the classes or channels, ‖x‖ a length.
+"""
 
 from kdkit.losses.attention import CWD, AttentionTransfer
 from kdkit.losses.contrast import CRD
@@ -18,6 +22,7 @@ from kdkit.losses.relations import CC, PKT, RKD, SP, AdjacentCC
 from kdkit.losses.review import HCL, ReviewKD
 from kdkit.losses.similarity import CKA, Cosine
 from kdkit.losses.statistics import NST, PKD, PatientKD
+from kdkit.losses.teachers import FromEach, Weighing
 from kdkit.losses.tokens import Tokens
 from kdkit.losses.variational import MGD, VID
 
@@ -45,6 +50,7 @@ __all__ = [
     "Built",
     "Cosine",
     "Facts",
+    "FromEach",
     "GeneralisedJSD",
     "HardTargets",
     "Hint",
@@ -64,6 +70,7 @@ __all__ = [
     "SoftTargets",
     "SquareHead",
     "Tokens",
+    "Weighing",
     "asked_by",
     "loss_name",
     "needs_of",

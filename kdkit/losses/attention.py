@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.losses.conditions import Reduction, validate_above_zero, validate_reduction, validate_temperature
+from kdkit.losses.conditions import (
+    Reduction,
+    validate_above_zero,
+    validate_reduction,
+    validate_switches,
+    validate_temperature,
+)
+from kdkit.losses.kl import kl
 from kdkit.losses.projected import Projected, direction, full, with_positions
 from kdkit.projectors import meet
 from kdkit.projectors.kinds import Kind, When
@@ -15,10 +22,13 @@ from kdkit.projectors.kinds import Kind, When
 class AttentionTransfer:
     """Squared distance between normalised attention maps: the mean over channels of |feature|**p (AT).
 
-    Both (batch, channels, positions...); channels may differ, and where positions do, the larger
-    are averaged to the smaller -> scalar without a unit. reduction "mean" averages over batch and positions, as public
-    code does; "batchmean" sums over positions and averages over the batch, as the paper's norm does.
-    Zagoruyko and Komodakis 2017, "Paying More Attention to Attention", eq. 2; p = 2 there.
+    Without unit. Channels may differ; where positions do, the larger are averaged to the smaller. reduction "mean"
+    averages over batch and positions, as public code does; "batchmean" sums over positions and averages over the batch,
+    the square of the paper's norm. p = 2 there.
+
+    Formula: mean (A(s) - A(t))², with A(x) = a / ‖a‖ for a = mean over channels of abs(x)^p
+    Shapes: features (N, C, L), (N, C, H, W)
+    Source: Zagoruyko and Komodakis 2017, "Paying More Attention to Attention", arXiv:1612.03928
     """
 
     p: float = 2
@@ -43,9 +53,13 @@ class AttentionTransfer:
 class CWD(Projected):
     """Kullback-Leibler divergence between where every channel of the teacher and of the student is active.
 
-    Both (batch, channels, positions...) -> scalar, in nats, summed over positions, mean over batch and channels: a
-    softmax over positions, softened by a temperature, makes each channel a distribution. t_squared multiplies by
-    temperature**2. Shu et al. 2021, "Channel-wise Knowledge Distillation for Dense Prediction", sec. 3.2.
+    In nats, summed over positions, mean over batch and channels: a softmax over positions, softened by a temperature,
+    makes each channel a distribution. t_squared multiplies by temperature**2. The temperature of the authors' code is 1
+    by default. projector and kind are those of Hint.
+
+    Formula: T²/(N C) · Σ p log(p / q), with p = softmax(t / T) and q = softmax(g(s) / T) over positions
+    Shapes: features (N, C, L), (N, C, H, W)
+    Source: Shu et al. 2021, "Channel-wise Knowledge Distillation for Dense Prediction", arXiv:2011.13256
     """
 
     def __init__(
@@ -58,6 +72,7 @@ class CWD(Projected):
     ) -> None:
         super().__init__(projector=projector, kind=kind)
         validate_temperature(temperature)
+        validate_switches(t_squared=t_squared)
         self.temperature = temperature
         self.t_squared = t_squared
 
@@ -67,5 +82,5 @@ class CWD(Projected):
             F.log_softmax(with_positions(full(each), self).flatten(2) / self.temperature, dim=2)
             for each in (student, target)
         )
-        loss = F.kl_div(ours, theirs, reduction="sum", log_target=True) / (ours.shape[0] * ours.shape[1])
+        loss = kl(theirs, ours) / (ours.shape[0] * ours.shape[1])
         return loss * self.temperature**2 if self.t_squared else loss

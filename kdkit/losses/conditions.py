@@ -1,6 +1,7 @@
 """What losses hold their options and their labels to, each refused with a RecipeError that says what was expected."""
 
 import math
+from numbers import Real
 from typing import Literal, get_args
 
 import torch
@@ -28,25 +29,51 @@ def validate_temperature(temperature: float) -> None:
     validate_above_zero("a temperature", temperature)
 
 
-def validate_above_zero(name: str, number: float) -> None:
+def validate_above_zero(name: str, given: float) -> None:
     """Raise RecipeError unless a number is finite and above 0."""
-    if not 0 < number < math.inf:
-        raise RecipeError(f"{name} is a finite number above 0; got {number!r}")
+    if not is_number(given) or given <= 0:
+        raise RecipeError(f"{name} is a finite number above 0; got {given!r}")
+
+
+def validate_at_least_zero(name: str, given: float) -> None:
+    """Raise RecipeError unless a number is finite and at least 0."""
+    if not is_number(given) or given < 0:
+        raise RecipeError(f"{name} is a finite number of at least 0; got {given!r}")
+
+
+def validate_count(name: str, given: int | None, *, optional: bool = False) -> None:
+    """Raise RecipeError unless a number is whole and at least 1, or None where it is optional."""
+    if given is None and optional:
+        return
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise RecipeError(f"{name} is a whole number of at least 1{' or None' if optional else ''}; got {given!r}")
+
+
+def validate_switches(**switches: bool) -> None:
+    """Raise RecipeError unless each is True or False: text, such as "no", would count as True."""
+    for name, given in switches.items():
+        if not isinstance(given, bool):
+            raise RecipeError(f"{name} is True or False; got {given!r}")
 
 
 def validate_weights(**weights: float) -> None:
     """Raise RecipeError unless each weight is finite and at least 0, and one of them above it."""
     for name, weight in weights.items():
-        if not 0 <= weight < math.inf:
+        if not is_number(weight) or weight < 0:
             raise RecipeError(f"{name} is a weight, a finite number of at least 0; got {weight!r}")
     if not any(weights.values()):
         raise RecipeError(f"{' and '.join(weights)} are all 0, so there is nothing to learn; give one a weight above 0")
 
 
-def validate_share(name: str, share: float) -> None:
-    """Raise RecipeError unless a number lies in [0, 1]."""
-    if not 0 <= share <= 1:
-        raise RecipeError(f"{name} is a share, in [0, 1]; got {share!r}")
+def validate_share(name: str, share: float, *, below_one: bool = False) -> None:
+    """Raise RecipeError unless a number lies in [0, 1], or in [0, 1) where it is to be below one."""
+    if not is_number(share) or not 0 <= share <= 1 or (below_one and share == 1):
+        raise RecipeError(f"{name} is a share, in [0, 1{')' if below_one else ']'}; got {share!r}")
+
+
+def is_number(given: object) -> bool:
+    """Whether something is a finite real number, such as numpy's are too; True and False are none."""
+    return isinstance(given, Real) and not isinstance(given, bool) and math.isfinite(given)
 
 
 def one_class_each(labels: Tensor, student: Tensor, loss: object) -> Tensor:
@@ -67,6 +94,20 @@ def one_answer_per_label(labels: Tensor, student: Tensor, loss: object) -> Tenso
             f"{tuple(student.shape)}; got {tuple(labels.shape)}; for one class each take the loss without PerLabel"
         )
     return labels.to(student.dtype)
+
+
+def same_outputs(student: Tensor, target: Tensor, loss: object, *, dense: bool = False) -> None:
+    """Raise RecipeError unless both are outputs (batch, classes) of one shape, or, where dense, of more dimensions."""
+    if student.ndim > 2 and not dense:
+        raise RecipeError(
+            f"{type(loss).__name__} compares outputs (batch, classes); got {tuple(student.shape)}; "
+            "Tokens(loss) takes each token as a sample"
+        )
+    if student.ndim < 2 or student.shape != target.shape:
+        raise RecipeError(
+            f"{type(loss).__name__} compares outputs (batch, classes) of one shape; got {tuple(student.shape)} and "
+            f"{tuple(target.shape)}; SecondHead() gives the student a head for the target's classes"
+        )
 
 
 def several_classes(student: Tensor, loss: object) -> None:

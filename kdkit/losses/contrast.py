@@ -7,12 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
-from kdkit.losses.conditions import one_class_each, validate_above_zero, validate_choice, validate_temperature
+from kdkit.losses.conditions import (
+    one_class_each,
+    validate_above_zero,
+    validate_choice,
+    validate_count,
+    validate_share,
+    validate_temperature,
+)
 from kdkit.losses.loss import Facts
 from kdkit.losses.memory import Rows, other_rows, rows_of_other_classes
-from kdkit.losses.projected import Shapes, at_least, direction, full, one
+from kdkit.losses.projected import Shapes, direction, full, one
 from kdkit.losses.samples import without_autocast
+from kdkit.memory import require
 from kdkit.projectors.resizing import resize
+from kdkit.ranks import averaged, gathered
 
 Against = Literal["auto", "classes", "samples"]
 
@@ -23,15 +32,20 @@ _MEGABYTE = 2**20
 class CRD(nn.Module):
     """Contrast of a sample, as one net sees it, with itself and others, as the other net remembers them (CRD).
 
-    Both (batch, channels, ...), positions averaged -> scalar, in nats, summed over one positive and `negatives`, mean
-    over the batch, summed over both nets. Features are embedded by a trained map to `width` (None: as they are) and
-    normalised. The memories hold a vector of every training sample, by its id, as a mean that keeps the share
-    `momentum` of what it held; `samples` is how many, by default as many as the data trains on, and when more come
-    the newest take the oldest's place. Negatives are samples of other "classes", as in the paper, those not yet seen
-    included, or any other "samples"; "auto" takes classes where each sample has one. Which they are is a function of
-    seed, sample and how often the loss was asked in training. The two normalisers are estimated on the first batch.
-    All of this is saved with the run. memory_limit: of both memories, in MB; a step needs as much again.
-    Tian et al. 2020, "Contrastive Representation Distillation", sec. 3.1; the values are those of its code.
+    In nats, summed over one positive and `negatives`, mean over the batch, summed over both nets; positions are
+    averaged. Features are embedded by a trained map to `width` (None: as they are) and normalised. The memories hold a
+    vector of every training sample, by its id, as a mean that keeps the share `momentum` of what it held; `samples` is
+    how many, by default as many as the data trains on, and when more come the newest take the oldest's place. Negatives
+    are samples of other "classes", as in the paper, those not yet seen included, or any other "samples"; "auto" takes
+    classes where each sample has one. Which they are is a function of seed, sample and how often the loss was asked in
+    training. The two normalisers are estimated on the first batch. All of this is saved with the run. memory_limit: in
+    MB, of both memories and of the copy that a step makes of them; by default what the teacher's device and the machine
+    have left. The other values are those of the authors' code.
+
+    Formula: -1/N · Σ (log(e_0 / (e_0 + c)) + Σ_k log(c / (e_k + c))) of both nets, with e_k = exp(x · m_k / T) / Z for
+        the memory m_0 of the sample and m_k of others, and c = negatives / samples
+    Shapes: features (N, C), (N, C, L), (N, C, H, W)
+    Source: Tian et al. 2020, "Contrastive Representation Distillation", arXiv:1910.10699
     """
 
     memories: Tensor
@@ -48,17 +62,17 @@ class CRD(nn.Module):
         momentum: float = 0.5,
         against: Against = "auto",
         samples: int | None = None,
-        memory_limit: float = 4096,
+        memory_limit: float | None = None,
     ) -> None:
         super().__init__()
         validate_temperature(temperature)
-        at_least(1, width, "width")
-        at_least(1, negatives, "negatives")
-        at_least(1, samples, "samples")
-        validate_above_zero("memory_limit", memory_limit)
+        validate_count("width", width, optional=True)
+        validate_count("negatives", negatives)
+        validate_count("samples", samples, optional=True)
+        if memory_limit is not None:
+            validate_above_zero("memory_limit", memory_limit)
         validate_choice("against", against, Against)
-        if not 0 <= momentum < 1:
-            raise RecipeError(f"momentum is the share of a memory that is kept, in [0, 1); got {momentum!r}")
+        validate_share("momentum", momentum, below_one=True)
         self.width, self.negatives, self.temperature, self.momentum = width, negatives, temperature, momentum
         self.samples, self.memory_limit = samples, memory_limit
         self.against: Against = against
@@ -84,12 +98,8 @@ class CRD(nn.Module):
                 f"features of {ours} and {theirs} channels cannot be contrasted as they are; CRD(width=128) embeds both"
             )
         width = self.width or ours
-        megabytes = 2 * 4 * samples * width / _MEGABYTE
-        if megabytes > self.memory_limit:
-            raise RecipeError(
-                f"the memories of CRD would take {megabytes:.0f} MB for {samples} samples of {width} numbers, above "
-                f"its memory_limit of {self.memory_limit:g} MB; embed in a smaller width, or raise the limit"
-            )
+        self.memories = torch.zeros(2, 0, 0)  # of an earlier build, which would count as memory that is taken
+        self._require_memory(samples, width, teacher)
         self.embeddings = nn.ModuleList(
             nn.Identity() if self.width is None else nn.Linear(given, width) for given in (ours, theirs)
         )
@@ -103,7 +113,9 @@ class CRD(nn.Module):
 
     def forward(self, student: Tensor, target: Tensor, *, ids: Tensor, labels: Tensor) -> Tensor:
         """Return the contrast, lower the better a sample is told from others; remember the batch if in training."""
-        rows = self.rows(ids, remember=self.training)
+        everybody = gathered(ids) if self.training else ids
+        rows = self.rows(everybody, remember=self.training)
+        rows = rows if everybody is ids else self.rows(ids, remember=False)
         loss = self.contrast(student, target, torch.cat([rows[:, None], self._negatives(rows, student, labels)], 1))
         if self.training:
             self.asked += 1
@@ -121,11 +133,26 @@ class CRD(nn.Module):
                 self._remember(torch.stack([ours, theirs]), rows[:, 0])
         return loss
 
+    def _require_memory(self, samples: int, width: int, teacher: nn.Module | None) -> None:
+        limit = None if self.memory_limit is None else int(self.memory_limit * _MEGABYTE)
+        home = next((each.device for each in (teacher or nn.Identity()).parameters()), torch.device("cpu"))
+        for device in dict.fromkeys((torch.device("cpu"), home)):  # made in the one, moved to the other
+            require(
+                2 * 2 * 4 * samples * width,
+                f"CRD(width={width}) for {samples} samples, with the copy of its memories that a step makes,",
+                device,
+                limit=limit,
+                remedy="embed in a smaller width, remember fewer with CRD(samples=), or raise a memory_limit of yours",
+            )
+
     def _negatives(self, rows: Tensor, student: Tensor, labels: Tensor) -> Tensor:
         if not self.by_class:
             return other_rows(rows, len(self.classes), self.negatives, self.asked)
-        classes = self.classes.index_put((rows,), one_class_each(labels, student, self))
-        if self.training:
+        labels = one_class_each(labels, student, self)
+        if not self.training:
+            classes = self.classes.index_put((rows,), labels)
+        else:
+            classes = self.classes.index_put((gathered(rows),), gathered(labels))
             self.classes.copy_(classes)
         return rows_of_other_classes(rows, classes, self.negatives, self.asked)
 
@@ -139,6 +166,7 @@ class CRD(nn.Module):
             known = self.log_normalisers[which]
             normaliser = torch.where(known.isinf(), first.to(known.dtype), known)
             if self.training:
+                normaliser = averaged(normaliser)
                 self.log_normalisers[which] = normaliser
         share = scores - normaliser.to(scores.dtype)
         noise = (rows.shape[1] - 1) / len(memory)
@@ -148,6 +176,8 @@ class CRD(nn.Module):
         return -(positives + negatives) / len(rows)
 
     def _remember(self, vectors: Tensor, rows: Tensor) -> None:
+        """Mix vectors (2, batch, width) into their rows of both memories, on every rank those of all of them."""
+        vectors, rows = gathered(vectors.transpose(0, 1)).transpose(0, 1), gathered(rows)
         kept = self.memories[:, rows]
         mixed = direction(self.momentum * kept + (1 - self.momentum) * vectors.to(kept.dtype), dim=2)
         self.memories[:, rows] = mixed

@@ -5,43 +5,50 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.errors import RecipeError
-from kdkit.losses.conditions import validate_temperature
+from kdkit.losses.conditions import validate_count, validate_temperature
 from kdkit.losses.loss import Facts
-from kdkit.losses.projected import Shapes, Sided, at_least, direction, full, several
+from kdkit.losses.projected import Shapes, Sided, direction, full, several
 from kdkit.losses.samples import without_autocast
 from kdkit.projectors import Bottleneck, meet
 from kdkit.projectors.kinds import When, validate_when
+
+_BATCH = 64  # where neither the loss nor the training says
 
 
 class SemCKD(nn.Module):
     """Squared error between every student layer and every teacher layer, weighted by how alike they see the batch.
 
-    Tuples of (batch, channels, ...), any number on either side (or one tap each) -> scalar, in squared units of the
-    feature, mean over the entries of a pair, weighted sum over teacher layers, mean over the batch and student layers.
-    The weights are an attention over the teacher's layers, between embeddings of `width` of each sample's
-    similarities to the others of its batch (under accumulation, of the micro-batch); one larger than batch_size is
-    embedded in parts. Where positions differ, the larger are averaged to the smaller. projector "always" makes one for
-    every pair, "auto" where channels differ, "never" refuses those.
-    Chen et al. 2021, "Cross-Layer Distillation with Semantic Calibration", sec. 3; the temperature of the
-    attention, 1 there, is that of the SimKD authors' code.
+    Any number of taps on either side. In squared units of the feature, mean over the entries of a pair, weighted sum
+    over teacher layers, mean over the batch and student layers. The weights are an attention over the teacher's layers,
+    between embeddings of `width` of each sample's similarities to the others of its batch (under accumulation, of the
+    micro-batch), at most batch_size of them, by default as many as the training's batch holds; a larger one is embedded
+    in parts. Where positions differ, the larger are averaged to the smaller. projector "always" makes one for every
+    pair, "auto" where channels differ, "never" refuses those. The temperature of the attention is that of the SimKD
+    authors' code; the first code has none, as at 1.
+
+    Formula: 1/(N S) · Σ w mean (g(s) - t)², with S student layers and w = softmax(query · key / T) over teacher layers
+    Shapes: features (N, C), (N, C, L), (N, C, H, W)
+    Source: Chen et al. 2021, "Cross-Layer Distillation with Semantic Calibration", arXiv:2012.03236
     """
 
     def __init__(
-        self, *, batch_size: int = 64, width: int = 128, temperature: float = 1.0, projector: When = "always"
+        self, *, batch_size: int | None = None, width: int = 128, temperature: float = 1.0, projector: When = "always"
     ) -> None:
         super().__init__()
-        at_least(1, batch_size, "batch_size")
-        at_least(1, width, "width")
+        validate_count("batch_size", batch_size, optional=True)
+        validate_count("width", width)
         validate_temperature(temperature)
         validate_when(projector)
         self.batch_size, self.width, self.temperature, self.when = batch_size, width, temperature, projector
+        self.others = 0
         self.queries, self.keys = nn.ModuleList(), nn.ModuleList()
         self.projectors = nn.ModuleList()
 
     def build(self, student: Shapes, target: Shapes, facts: Facts, teacher: nn.Module | None) -> None:
         """Make the embeddings and the projectors of all pairs. Raises RecipeError where shapes cannot meet."""
-        self.queries = nn.ModuleList(_embedding(self.batch_size, self.width) for _ in student)
-        self.keys = nn.ModuleList(_embedding(self.batch_size, self.width) for _ in target)
+        self.others = self.batch_size or facts.batch_size or _BATCH
+        self.queries = nn.ModuleList(_embedding(self.others, self.width) for _ in student)
+        self.keys = nn.ModuleList(_embedding(self.others, self.width) for _ in target)
         self.projectors = nn.ModuleList(self._projector(given, wanted) for given in student for wanted in target)
 
     def forward(self, student: Sided, target: Sided) -> Tensor:
@@ -60,13 +67,13 @@ class SemCKD(nn.Module):
         return (full(queries @ keys.mT) / self.temperature).softmax(2)
 
     def _embedded(self, embedding: nn.Module, features: Tensor) -> Tensor:
-        parts = [self._similarities(part) for part in torch.split(full(features).flatten(1), self.batch_size)]
+        parts = [self._similarities(part) for part in torch.split(full(features).flatten(1), self.others)]
         return direction(full(embedding(torch.cat(parts))))
 
     def _similarities(self, features: Tensor) -> Tensor:
-        """Return each sample's products with all of its part, filled up with zeros to (samples, batch_size)."""
+        """Return each sample's products with all of its part, filled up with zeros to (samples, others)."""
         with without_autocast(features):
-            return F.pad(features @ features.T, (0, self.batch_size - len(features)))
+            return F.pad(features @ features.T, (0, self.others - len(features)))
 
     def _projector(self, given: torch.Size, wanted: torch.Size) -> nn.Module:
         one, other = meet(torch.empty(given, device="meta"), torch.empty(wanted, device="meta"))

@@ -9,21 +9,29 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 from kdkit.losses.conditions import (
     one_answer_per_label,
     one_class_each,
+    same_outputs,
     several_classes,
+    validate_switches,
     validate_temperature,
     validate_weights,
 )
+from kdkit.losses.kl import kl
 from kdkit.losses.projected import full
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DKD:
-    """Divergence about the right class, and apart from it that among the others (Zhao et al. 2022, eq. 7).
+    """Divergence about the right class, and apart from it that among the others (decoupled distillation).
 
-    Both (batch, classes) logits, two classes or more, labels (batch,) -> scalar, in nats, summed over classes, mean
-    over the batch, times temperature**2 where t_squared. alpha weighs right against not right, beta the others.
-    Computed from logits throughout, so it is exact where a probability underflows and the authors' code is infinite.
-    PaddleSlim averages over classes too.
+    In nats, summed over classes, mean over the batch, times temperature**2 where t_squared. alpha weighs right against
+    not right, beta the others; the defaults are those of the authors' code. Two classes or more. Computed from logits
+    throughout, so it is exact where a probability underflows and the authors' code is infinite. PaddleSlim averages
+    over classes too.
+
+    Formula: T²/N · Σ (alpha KL(b_t ‖ b_s) + beta KL(r_t ‖ r_s)), with b = (p[y], 1 - p[y]) for p = softmax(z / T), and
+        r = softmax(z / T) over the classes other than y
+    Shapes: logits (N, C); labels (N,)
+    Source: Zhao et al. 2022, "Decoupled Knowledge Distillation", arXiv:2203.08679
     """
 
     alpha: float = 1.0
@@ -36,9 +44,11 @@ class DKD:
     def __post_init__(self) -> None:
         validate_weights(alpha=self.alpha, beta=self.beta)
         validate_temperature(self.temperature)
+        validate_switches(t_squared=self.t_squared)
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
         """Return the weighted sum, least (0) where both give the same probabilities."""
+        same_outputs(student, target, self)
         labels = one_class_each(labels, student, self)
         several_classes(student, self)
         student, target = full(student), full(target)
@@ -50,11 +60,16 @@ class DKD:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NKD:
-    """Cross-entropy to the teacher at the right class, and to its share of each other class (Yang et al. 2023).
+    """Cross-entropy to the teacher at the right class, and to its share of each other class (normalised distillation).
 
-    Both (batch, classes) logits, two classes or more, labels (batch,) -> scalar, in nats, mean over the batch. gamma
-    and temperature concern the others, whose term is multiplied by temperature**2 where t_squared; the right class is
-    never softened. The cross-entropy to the labels is not in it: add Truth(...). arXiv:2303.13005.
+    In nats, mean over the batch. gamma and temperature concern the others, whose term is multiplied by temperature**2
+    where t_squared; the right class is never softened. The defaults are those of the authors' code. Two classes or
+    more. The cross-entropy to the labels is not in it: add Truth(...).
+
+    Formula: -1/N · Σ (p[y] log q[y] + gamma T² Σ r_t log r_s), with p = softmax(t), q = softmax(s) and r = softmax(z /
+        T) over the classes other than y
+    Shapes: logits (N, C); labels (N,)
+    Source: Yang et al. 2023, "From Knowledge Distillation to Self-Knowledge Distillation", arXiv:2303.13005
     """
 
     gamma: float = 1.5
@@ -66,9 +81,11 @@ class NKD:
     def __post_init__(self) -> None:
         validate_weights(gamma=self.gamma)
         validate_temperature(self.temperature)
+        validate_switches(t_squared=self.t_squared)
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
         """Return the sum of both; more than 0, for the teacher's entropy is in it."""
+        same_outputs(student, target, self)
         labels = one_class_each(labels, student, self)
         several_classes(student, self)
         student, target = full(student), full(target)
@@ -84,10 +101,15 @@ class NKD:
 class PerLabelDKD:
     """Divergence per label, that of the labels a sample has apart from that of those it has not (after DKD).
 
-    Where every label is a question of its own, no class competes with another; what drowns is the few labels that
-    are there among the many that are not. alpha weighs the mean over the former, beta that over the latter. Both
-    (batch, classes) logits, labels (batch, classes) in [0, 1], which may be mixed -> scalar, in nats, times
-    temperature**2 where t_squared. Means are over the batch, so without any present label the first is 0.
+    Where every label is a question of its own, no class competes with another; what drowns is the few labels that are
+    there among the many that are not. In nats, times temperature**2 where t_squared. alpha weighs the mean over the
+    former, beta that over the latter. Labels may be mixed. Means are over the batch, so without any present label the
+    first is 0.
+
+    Formula: T² · (alpha Σ y d / Σ y + beta Σ (1 - y) d / Σ (1 - y)), with d = KL(Bernoulli(sigmoid(t / T)) ‖
+        Bernoulli(sigmoid(s / T)))
+    Shapes: logits (N, C); labels (N, C) in [0, 1]
+    Source: ours, after Zhao et al. 2022, arXiv:2203.08679
     """
 
     alpha: float = 1.0
@@ -98,9 +120,11 @@ class PerLabelDKD:
     def __post_init__(self) -> None:
         validate_weights(alpha=self.alpha, beta=self.beta)
         validate_temperature(self.temperature)
+        validate_switches(t_squared=self.t_squared)
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
         """Return the weighted sum, least (0) where both give the same probabilities."""
+        same_outputs(student, target, self)
         student, target = full(student), full(target)
         present = one_answer_per_label(labels, student, self)
         soft = target / self.temperature
@@ -122,7 +146,7 @@ def _decoupled(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def _divergence(student: Tensor, target: Tensor) -> Tensor:
     """Return KL(target || student) of logits (batch, options), mean over the batch."""
-    return F.kl_div(F.log_softmax(student, 1), F.log_softmax(target, 1), reduction="batchmean", log_target=True)
+    return kl(F.log_softmax(target, 1), F.log_softmax(student, 1)) / len(student)
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:

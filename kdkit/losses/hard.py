@@ -7,20 +7,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.errors import RecipeError
-from kdkit.losses.conditions import validate_share
+from kdkit.losses.conditions import same_outputs, validate_share
 from kdkit.losses.loss import Facts, Loss, asked_by
 
 
 @dataclass(frozen=True, slots=True)
 class HardTargets:
-    """Cross-entropy to the class that the teacher decides for (DeiT, Touvron et al. 2021, eq. 3).
+    """Cross-entropy to the class that the teacher decides for.
 
-    Both (batch, classes) logits -> scalar, in nats, mean over the batch. On a student with a head for it, as DeiT has
-    for its distillation token, tap that head: Match(teacher, HardTargets(), student=Tap(net.module.head_dist)).
+    In nats, mean over the batch. On a student with a head for it, as DeiT has for its distillation token, tap that
+    head: Match(teacher, HardTargets(), student=Tap(net.module.head_dist)). The paper adds the labels' own term:
+    Truth(...).
+
+    Formula: -1/N · Σ log q[argmax t], with q = softmax(s)
+    Shapes: logits (N, C)
+    Source: Touvron et al. 2021, "Training data-efficient image transformers & distillation through attention",
+        arXiv:2012.12877, eq. 3
     """
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the cross-entropy, which goes to 0 as the student becomes sure of the teacher's class."""
+        same_outputs(student, target, self)
         return F.cross_entropy(student, target.argmax(1))
 
 
@@ -28,8 +35,12 @@ class HardTargets:
 class PerLabelHardTargets:
     """Binary cross-entropy to the labels that the teacher decides for, the multi-label form of HardTargets.
 
-    Both (batch, classes) logits -> scalar, in nats, mean over batch and classes. threshold: the teacher's probability
-    above which it says yes.
+    In nats, mean over batch and classes. threshold: the teacher's probability above which it says yes.
+
+    Formula: -1/(N C) · Σ (y log q + (1 - y) log(1 - q)), with q = sigmoid(s) and y = 1 where sigmoid(t) > threshold,
+        else 0
+    Shapes: logits (N, C)
+    Source: ours, after Touvron et al. 2021, arXiv:2012.12877
     """
 
     threshold: float = 0.5
@@ -39,21 +50,26 @@ class PerLabelHardTargets:
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the cross-entropy, which goes to 0 as the student becomes sure of what the teacher decides."""
+        same_outputs(student, target, self)
         return F.binary_cross_entropy_with_logits(student, (target.sigmoid() > self.threshold).to(student.dtype))
 
 
 class SecondHead(nn.Module):
-    """A loss on outputs through a head of its own, for a student that has no second one (DeiT, 2021, sec. 4).
+    """A loss on outputs through a head of its own, for a student that has no second one.
 
-    Student (batch, channels, ...) features, averaged over positions; target (batch, classes) outputs -> the loss's
-    scalar. The head is linear, trained with the student and no part of it after, whereas DeiT, with a token and a
-    head built in, averages both heads when it predicts. loss: HardTargets() where None.
+    The unit and the reduction are those of `loss`, which is HardTargets() where None. The head is linear, trained with
+    the student and no part of it after, whereas DeiT, with a token and a head built in, averages both heads when it
+    predicts.
+
+    Formula: loss(W a + b, t), with a the mean of s over positions
+    Shapes: features (N, C); the student's may have positions, the target is outputs
+    Source: ours, after Touvron et al. 2021, arXiv:2012.12877, sec. 4
     """
 
     def __init__(self, loss: Loss | None = None) -> None:
         super().__init__()
         self.loss = HardTargets() if loss is None else loss
-        if not callable(self.loss) or hasattr(self.loss, "build") or asked_by(self.loss):
+        if isinstance(self.loss, type) or not callable(self.loss) or hasattr(self.loss, "build") or asked_by(self.loss):
             raise RecipeError(f"SecondHead takes a loss on outputs that needs nothing beside them; got {self.loss!r}")
         self.head: nn.Module = nn.Identity()
 
@@ -68,7 +84,7 @@ class SecondHead(nn.Module):
         if len(student) != 1 or len(target) != 1 or len(target[0]) != 2:
             raise RecipeError(
                 "SecondHead takes one tap of the student and the teacher's outputs (batch, classes); got "
-                f"{[tuple(each) for each in student]} and {[tuple(each) for each in target]}"
+                f"{[tuple(each) for each in student]} and {[tuple(each) for each in target]}; Hint() meets features"
             )
         self.head = nn.Linear(student[0][1], target[0][1])
 

@@ -14,17 +14,22 @@ from kdkit.data import Task
 Loss = Callable[..., Tensor]
 Asked = frozenset[str]
 
-ASKABLE = ("labels", "ids", "progress")
+ASKABLE = ("labels", "ids", "progress", "answers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a loss may know of the data when it is built: class names, task, training samples, whether ids exist."""
+    """What a loss may know when it is built: class names, task, training samples, whether ids exist, batch size.
+
+    tapped: the modules that its target is tapped on, in the order of the taps.
+    """
 
     classes: tuple[str, ...]
     task: Task
     samples: int | None
     ids: bool
+    batch_size: int | None = None
+    tapped: tuple[nn.Module, ...] = ()
 
 
 class Built(Protocol):
@@ -51,8 +56,9 @@ def loss_name(loss: Callable[..., Any]) -> str:
 
 
 def asked_by(loss: Loss) -> Asked:
-    """Return which of labels, ids and progress a loss asks for by keyword."""
-    return frozenset(ASKABLE) & _beside(loss).keys()
+    """Return which of labels, ids, progress and the teachers' answers a loss asks for by keyword, or says it `asks`."""
+    declared: Any = getattr(loss, "asks", None)
+    return frozenset(ASKABLE) & (_beside(loss).keys() if declared is None else frozenset(declared))
 
 
 def needs_of(loss: Loss) -> Asked:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
-from kdkit.losses.conditions import validate_above_zero
+from kdkit.losses.conditions import is_number, validate_above_zero
 from kdkit.losses.loss import Facts
 from kdkit.losses.projected import Shapes, full, one
 from kdkit.projectors.kinds import When, validate_when
@@ -22,13 +22,17 @@ _RARE = 0.001  # below this share of negative values the authors take three devi
 class OFD(nn.Module):
     """Partial squared error between features before their ReLU, to a teacher with a margin (OFD).
 
-    Both (batch, channels, ...), the outputs of batch norms; a map over channels with a batch norm brings the student
-    to the teacher's, after a resize where positions differ -> scalar, `factor` times the sum over channels and
-    positions, mean over the batch. The teacher's values are cut at the margin, the mean of its channel's negative
+    `factor`, which is that of public code, times the sum over channels and positions, mean over the batch. Both sides
+    are the outputs of batch norms; a map over channels with a batch norm brings the student to the teacher's, after a
+    resize where positions differ. The teacher's values are cut at the margin, the mean of its channel's negative
     values, which follows from the weight and bias of its batch norm; where that is negative and the student is below
-    it, there is no loss. norm: the teacher's batch norm, found by itself where the teacher has only one of so many
-    channels. margin: the same for every channel of a teacher without. projector "never" compares features as they are.
-    Heo et al. 2019, "A Comprehensive Overhaul of Feature Distillation", eq. 2 to 5; the factor is that of its code.
+    it, there is no loss. norm: the teacher's batch norm, by default the one that is tapped, or else the only one of so
+    many channels. margin: the same for every channel of a teacher without. projector "never" compares features as they
+    are. Over several layers, the authors' code gives each half the weight of the next deeper one.
+
+    Formula: factor/N · Σ w (g(s) - u)², with g the map, u = max(t, margin) and w = 1 where g(s) > u or t > 0, else 0
+    Shapes: features (N, C), (N, C, L), (N, C, H, W)
+    Source: Heo et al. 2019, "A Comprehensive Overhaul of Feature Distillation", arXiv:1904.01866
     """
 
     margins: Tensor
@@ -46,7 +50,7 @@ class OFD(nn.Module):
         validate_when(projector)
         if norm is not None and not isinstance(norm, Norm):
             raise RecipeError(f"norm is the teacher's batch norm before the ReLU; got a {type(norm).__name__}")
-        if margin is not None and not -math.inf < margin <= 0:
+        if margin is not None and (not is_number(margin) or margin > 0):
             raise RecipeError(f"a margin is a finite number of at most 0; got {margin!r}")
         self._norm = (norm,)  # in a tuple, so that the teacher's weights are not taken for the loss's
         self.margin, self.factor, self.when = margin, factor, projector
@@ -67,7 +71,7 @@ class OFD(nn.Module):
         self.positions = positions_of(given, wanted) if made else None
         connector = [Pointwise(given[1], wanted[1], bias=False), BatchNorm(wanted[1])] if made else []
         self.connector = nn.Sequential(*connector)
-        self.margins = self._margins(wanted[1], teacher)
+        self.margins = self._margins(wanted[1], facts, teacher)
 
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the error, least (0) where the student has the teacher's values, or less where these are negative."""
@@ -78,17 +82,17 @@ class OFD(nn.Module):
         counts = (student > target) | (target > 0)
         return self.factor * ((student - target).square() * counts).sum() / len(student)
 
-    def _margins(self, channels: int, teacher: nn.Module | None) -> Tensor:
+    def _margins(self, channels: int, facts: Facts, teacher: nn.Module | None) -> Tensor:
         if self.margin is not None:
             return torch.full((channels,), self.margin)
-        norm: Any = self._norm[0] or _only_norm(teacher, channels)
+        norm: Any = self._norm[0] or _tapped_norm(facts) or _only_norm(teacher, channels)
         if norm.weight is None or len(norm.weight) != channels:
             raise RecipeError(f"OFD's norm has no weights for the {channels} channels of the teacher's features")
         return margins_of(norm.weight.detach(), norm.bias.detach())
 
 
 def margins_of(weight: Tensor, bias: Tensor) -> Tensor:
-    """Return the mean of the negative values of Normal(bias, |weight|), (channels,), as OFD's margins (its eq. 3).
+    """Return the mean of the negative values of Normal(bias, |weight|), (channels,), as OFD's margins.
 
     Where hardly any value is negative, -3 |weight|, which is what the authors take.
     """
@@ -98,6 +102,12 @@ def margins_of(weight: Tensor, bias: Tensor) -> Tensor:
     density = torch.exp(-0.5 * ratio.square()) / math.sqrt(2 * math.pi)
     negative = mean - deviation * density / share.clamp_min(_RARE)
     return torch.where(share > _RARE, negative, -3 * deviation).to(weight.dtype)
+
+
+def _tapped_norm(facts: Facts) -> nn.Module | None:
+    """Return the batch norm that the teacher is tapped on, where it is one."""
+    (*_, tapped) = facts.tapped or (None,)
+    return tapped if isinstance(tapped, Norm) else None
 
 
 def _only_norm(teacher: nn.Module | None, channels: int) -> nn.Module:

@@ -6,8 +6,14 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.errors import RecipeError
-from kdkit.losses.conditions import one_answer_per_label, one_class_each, validate_choice, validate_share
+from kdkit.losses.conditions import (
+    one_answer_per_label,
+    one_class_each,
+    same_outputs,
+    validate_choice,
+    validate_count,
+    validate_share,
+)
 from kdkit.losses.projected import full
 
 Past = Literal["logits", "probabilities"]
@@ -15,12 +21,15 @@ Past = Literal["logits", "probabilities"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PSKD:
-    """Cross-entropy to the labels mixed with what the net said in its last epoch (PS-KD, Kim et al. 2021).
+    """Cross-entropy to the labels mixed with what the net said in its last epoch (progressive self-distillation).
 
-    Both (batch, classes), the student's logits and the past's `past`, labels (batch,), progress in [0, 1] -> scalar,
-    in nats, summed over classes, mean over the batch. alpha is the past's share at the end; it grows linearly with
-    progress, or, given the number of epochs, in their steps: alpha * (epoch + 1) / epochs, epochs from 0.
-    It stands for the labels and the past: there is no Truth(...) beside it. arXiv:2006.12000.
+    In nats, summed over classes, mean over the batch. alpha is the past's share at the end; it grows linearly with
+    progress, or, given the number of epochs, in their steps: alpha * (epoch + 1) / epochs, epochs from 0. past: what
+    the target holds, logits or probabilities. It stands for the labels and the past: there is no Truth(...) beside it.
+
+    Formula: -1/N · Σ ((1 - a) y + a p) log q, with p = softmax(t), q = softmax(s), y one-hot and a = alpha · progress
+    Shapes: logits (N, C); labels (N,), progress in [0, 1]
+    Source: Kim et al. 2021, "Self-Knowledge Distillation with Progressive Refinement of Targets", arXiv:2006.12000
     """
 
     alpha: float = 0.8
@@ -34,6 +43,7 @@ class PSKD:
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor, progress: Tensor) -> Tensor:
         """Return the cross-entropy; more than 0, for the mix has an entropy of its own."""
+        same_outputs(student, target, self)
         student, target = full(student), full(target)
         past = target.softmax(1) if self.past == "logits" else target
         truth = F.one_hot(one_class_each(labels, student, self), student.shape[1])
@@ -45,8 +55,12 @@ class PSKD:
 class PerLabelPSKD:
     """Binary cross-entropy to the labels mixed with what the net said in its last epoch: the multi-label form of PSKD.
 
-    Both (batch, classes), labels (batch, classes) in [0, 1], progress in [0, 1] -> scalar, in nats, mean over batch
-    and classes; options as in PSKD, with a sigmoid in place of the softmax.
+    In nats, mean over batch and classes; options as in PSKD, with a sigmoid in place of the softmax.
+
+    Formula: -1/(N C) · Σ (m log q + (1 - m) log(1 - q)), with m = (1 - a) y + a sigmoid(t), q = sigmoid(s) and a =
+        alpha · progress
+    Shapes: logits (N, C); labels (N, C) in [0, 1], progress in [0, 1]
+    Source: ours, after Kim et al. 2021, arXiv:2006.12000
     """
 
     alpha: float = 0.8
@@ -58,6 +72,7 @@ class PerLabelPSKD:
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor, progress: Tensor) -> Tensor:
         """Return the cross-entropy; more than 0, for the mix has an entropy of its own."""
+        same_outputs(student, target, self)
         student, target = full(student), full(target)
         past = target.sigmoid() if self.past == "logits" else target
         truth = one_answer_per_label(labels, student, self)
@@ -68,8 +83,7 @@ class PerLabelPSKD:
 def _validate(loss: PSKD | PerLabelPSKD) -> None:
     validate_share("alpha", loss.alpha)
     validate_choice("past", loss.past, Past)
-    if loss.epochs is not None and loss.epochs < 1:
-        raise RecipeError(f"epochs is at least 1, or None for a share that grows at every step; got {loss.epochs}")
+    validate_count("epochs", loss.epochs, optional=True)
 
 
 def _share(loss: PSKD | PerLabelPSKD, progress: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from kdkit.projectors.kinds import Kind, When, make_projector, validate_kind, va
 Sided = Tensor | tuple[Tensor, ...]
 Shapes = tuple[torch.Size, ...]
 
-_SILENT = 1e-12  # where public code divides by this instead, whose gradient is 1e12
+SILENT = 1e-12  # where public code divides by this instead, whose gradient is 1e12
 
 
 class Projected(nn.Module):
@@ -101,10 +101,4 @@ def full(features: Tensor) -> Tensor:
 def direction(vectors: Tensor, dim: int = 1) -> Tensor:
     """Return vectors of length 1; those of length 0 stay as they are, and give a gradient that is finite."""
     length = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
-    return vectors / torch.where(length > _SILENT, length, 1.0)
-
-
-def at_least(least: int, value: int | None, what: str) -> None:
-    """Raise RecipeError unless the value, where there is one, is a whole number of at least so much."""
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-        raise RecipeError(f"{what} is a whole number of at least {least}; got {value!r}")
+    return vectors / torch.where(length > SILENT, length, 1.0)

@@ -18,12 +18,17 @@ from kdkit.projectors.resizing import resize
 class SRRL(nn.Module):
     """Squared error between features, and between what the teacher's classifier makes of the student's and its own.
 
-    Both (batch, channels, ...), the last features before the classifier, pooled or not -> scalar, `feature` times the
-    mean over all entries of the features plus `regression` times the mean over batch and classes. A map over channels
-    with batch norm and ReLU brings the student to the teacher. As targets, the teacher's features, or these and its
-    logits as a tuple of two taps. classifier: a Linear layer (or a convolution with a kernel of 1); the teacher's last
-    that fits where None. It is not trained. Yang et al. 2021, "Knowledge Distillation via Softmax Regression
-    Representation Learning", sec. 3, with squared error between logits.
+    `feature` times the mean over all entries of the features plus `regression` times the mean over batch and classes.
+    Both sides are the last features before the classifier, pooled or not. A map over channels with batch norm and ReLU
+    brings the student to the teacher. As targets, the teacher's features, or these and its logits as a tuple of two
+    taps. classifier: a Linear layer (or a convolution with a kernel of 1); the teacher's last that fits where None. It
+    is not trained.
+
+    Formula: feature · mean (f - t)² + regression · mean (W f + b - z)², with f the mapped student, W and b the
+        classifier and z the teacher's logits
+    Shapes: features (N, C), (N, C, L), (N, C, H, W)
+    Source: Yang et al. 2021, "Knowledge Distillation via Softmax Regression Representation Learning", ICLR,
+        OpenReview:ZzwDy_wiWv
     """
 
     classifier_weight: Tensor
@@ -32,6 +37,8 @@ class SRRL(nn.Module):
     def __init__(self, classifier: nn.Module | None = None, *, feature: float = 1.0, regression: float = 1.0) -> None:
         super().__init__()
         validate_weights(feature=feature, regression=regression)
+        if classifier is not None and not isinstance(classifier, nn.Module):
+            raise RecipeError(f"classifier is a layer, such as teacher.module.fc; got a {type(classifier).__name__}")
         self._classifier = (classifier,)  # in a tuple, so that the teacher's weights are not taken for the loss's
         self.feature, self.regression = feature, regression
         self.connector: nn.Module = nn.Identity()

@@ -11,20 +11,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.errors import RecipeError
-from kdkit.losses.conditions import validate_above_zero, validate_weights
-from kdkit.losses.projected import Sided, in_pairs, several
-from kdkit.losses.samples import products, vectors, without_autocast
+from kdkit.losses.conditions import validate_above_zero, validate_count, validate_switches, validate_weights
+from kdkit.losses.projected import SILENT, Sided, in_pairs, same_shape, several
+from kdkit.losses.samples import products, scaled, vectors, without_autocast
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RKD:
-    """Smooth L1 between distances of all pairs, and angles of all triples, of samples (Park et al. 2019, sec. 3.2).
+    """Smooth L1 between distances of all pairs, and angles of all triples, of samples (relational distillation).
 
-    Both (batch, ...), of any shapes -> scalar, without unit, mean over all batch**2 pairs and batch**3 triples, with
-    distances divided by their mean over pairs that are apart. distance and angle weigh the two terms; the defaults are
-    those that RepDistiller and mdistiller take. normalise brings each sample to length 1 first, as mmrazor does. At
-    least three samples relate: of two, both terms are constant.
+    Without unit, mean over all batch**2 pairs and batch**3 triples. distance and angle weigh the two terms; the
+    defaults are those that RepDistiller and mdistiller take. normalise brings each sample to length 1 first, as mmrazor
+    does. At least three samples relate: of two, both terms are constant.
+
+    Formula: distance · mean l(d_s - d_t) + angle · mean l(a_s - a_t), with l smooth L1, d_ij = ‖x_i - x_j‖ over their
+        mean where above 0, and a_ijk = cos(x_j - x_i, x_k - x_i)
+    Shapes: features (N, C), (N, C, L), (N, C, H, W); any on either side, each sample flattened
+    Source: Park et al. 2019, "Relational Knowledge Distillation", arXiv:1904.05068, sec. 3.2
     """
 
     distance: float = 25.0
@@ -33,6 +36,7 @@ class RKD:
 
     def __post_init__(self) -> None:
         validate_weights(distance=self.distance, angle=self.angle)
+        validate_switches(normalise=self.normalise)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the weighted sum, least (0) where the student's relations are the teacher's."""
@@ -53,10 +57,14 @@ class RKD:
 
 @dataclass(frozen=True, slots=True)
 class SP:
-    """Squared error between the rows of similarities of each sample to all others (Tung & Mori 2019).
+    """Squared error between the rows of similarities of each sample to all others (similarity-preserving distillation).
 
-    Both (batch, ...), of any shapes, or tuples of as many taps -> scalar, without unit, sum over batch**2 pairs divided
-    by batch**2, summed over the taps. arXiv:1907.09682.
+    Without unit, sum over batch**2 pairs divided by batch**2, summed over the taps, of which there are as many on
+    either side.
+
+    Formula: 1/N² · ‖G_s - G_t‖², with G = X Xᵀ whose rows are brought to length 1
+    Shapes: features (N, C), (N, C, L), (N, C, H, W); any on either side, each sample flattened
+    Source: Tung and Mori 2019, "Similarity-Preserving Knowledge Distillation", arXiv:1907.09682
     """
 
     def __call__(self, student: Sided, target: Sided) -> Tensor:
@@ -68,16 +76,20 @@ class SP:
 
     def similarities(self, features: Tensor) -> Tensor:
         """Return each sample's similarities to all, (batch, batch), each row of length 1."""
-        return F.normalize(products(vectors(features)), dim=1)
+        return F.normalize(products(scaled(vectors(features))), dim=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PKT:
-    """Divergence between the probabilities that samples are neighbours (Passalis & Tefas 2018).
+    """Divergence between the probabilities that samples are neighbours (probabilistic knowledge transfer).
 
-    The kernel is the cosine's. Both (batch, ...), of any shapes -> scalar, in nats, mean over batch**2 pairs, each
-    sample being its own neighbour too. eps is added to probabilities (1e-7 in RepDistiller
-    and mdistiller; 1e-6 elsewhere). arXiv:1803.10837.
+    The kernel is the cosine's. In nats, mean over batch**2 pairs, each sample being its own neighbour too. eps is added
+    to probabilities (1e-7 in RepDistiller and mdistiller; 1e-6 elsewhere).
+
+    Formula: 1/N² · Σ P_t log((P_t + eps) / (P_s + eps)), with P_ij = (1 + cos(x_i, x_j)) / 2, each row over its sum
+    Shapes: features (N, C), (N, C, L), (N, C, H, W); any on either side, each sample flattened
+    Source: Passalis and Tefas 2018, "Learning Deep Representations with Probabilistic Knowledge Transfer",
+        arXiv:1803.10837
     """
 
     eps: float = 1e-7
@@ -100,10 +112,14 @@ class PKT:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CC:
-    """Squared error between the correlations of all pairs under a Gaussian kernel (Peng et al. 2019, arXiv:1904.01802).
+    """Squared error between the correlations of all pairs under a Gaussian kernel (correlation congruence).
 
-    Both (batch, ...), of any shapes -> scalar, without unit, mean over batch**2 pairs of samples brought to length 1.
-    The kernel exp(-gamma |x - y|**2) is its Taylor series around the right angle, up to that order.
+    Without unit, mean over batch**2 pairs of samples brought to length 1. The kernel exp(-gamma ‖x - y‖²) is its Taylor
+    series around the right angle, up to that order.
+
+    Formula: 1/N² · ‖K_s - K_t‖², with K_ij = exp(-2 gamma) Σ_k (2 gamma cos(x_i, x_j))^k / k!, k from 0 to order
+    Shapes: features (N, C), (N, C, L), (N, C, H, W); any on either side, each sample flattened
+    Source: Peng et al. 2019, "Correlation Congruence for Knowledge Distillation", arXiv:1904.01802
     """
 
     gamma: float = 0.4
@@ -111,8 +127,7 @@ class CC:
 
     def __post_init__(self) -> None:
         validate_above_zero("gamma", self.gamma)
-        if self.order < 1:
-            raise RecipeError(f"order is that of a Taylor series, at least 1; got {self.order!r}")
+        validate_count("order", self.order)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the error, least (0) where all correlations are the same."""
@@ -132,12 +147,18 @@ class CC:
 class AdjacentCC:
     """Products of the absolute errors of each two samples that follow each other: what RepDistiller and SemCKD call CC.
 
-    Another quantity than the paper's, and not the same for another order of the batch. Both (batch, ...) of one size
-    -> scalar, in squared units of the feature, summed over the numbers of a sample, mean over the batch - 1 pairs.
+    Another quantity than the paper's, and not the same for another order of the batch. In squared units of the feature,
+    summed over the numbers of a sample, mean over the batch - 1 pairs.
+
+    Formula: 1/(N - 1) · Σ d_i · d_(i+1), with d = abs(s - t)
+    Shapes: features (N, C), (N, C, L), (N, C, H, W); as many numbers on both sides
+    Source: public code: RepDistiller, distiller_zoo/CC.py
     """
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the mean product, least (0) where student and teacher are equal."""
+        if student[0].numel() != target[0].numel():
+            same_shape(student, target, self)
         errors = (vectors(student) - vectors(target)).abs()
         return (errors[1:] * errors[:-1]).sum() / max(len(errors) - 1, 1)
 
@@ -151,7 +172,7 @@ def _relative(distances: Tensor) -> Tensor:
     """Return distances in units of their mean over the pairs that are apart."""
     apart = (distances > 0).sum().clamp(min=1)
     mean = distances.sum() / apart
-    return distances / torch.where(mean > 0, mean, 1)
+    return distances / torch.where(mean > SILENT, mean, 1)
 
 
 def _angles(samples: Tensor, distances: Tensor) -> Tensor:
@@ -160,4 +181,5 @@ def _angles(samples: Tensor, distances: Tensor) -> Tensor:
     own = inner.diagonal()
     across = inner[None] - inner[:, :, None] - inner[:, None, :] + own[:, None, None]
     sizes = distances[:, :, None] * distances[:, None, :]
-    return (across / sizes.where(sizes > 0, 1)).where(sizes > 0, 0).clamp(-1, 1)
+    known = sizes > SILENT**2
+    return (across / sizes.where(known, 1)).where(known, 0).clamp(-1, 1)

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.errors import RecipeError
+from kdkit.losses.conditions import validate_count
 from kdkit.losses.loss import Facts
-from kdkit.losses.projected import Shapes, Sided, at_least, full, in_pairs, same_shape, several
+from kdkit.losses.projected import Shapes, Sided, full, in_pairs, same_shape, several
 from kdkit.projectors import Fusion
 from kdkit.projectors.resizing import POOLS
 
@@ -20,18 +21,23 @@ _WIDEST = 512
 class HCL:
     """Mean squared error at several scales of positions: hierarchical context loss, the loss of ReviewKD.
 
-    Both (batch, channels, ...) of the same shape, or tuples of such, one per layer -> scalar, in squared units of the
-    feature, mean over all entries at each scale, weighted mean over scales, summed over layers. The first scale is the
-    features as they are; then they are averaged to each of `grids` positions in every dimension, with half the weight
-    of the scale before, those left out that are not smaller than the first dimension (the height, the length).
-    Chen et al. 2021, "Distilling Knowledge via Knowledge Review", sec. 3.3; grids as there.
+    In squared units of the feature, mean over all entries at each scale, weighted mean over scales, summed over layers,
+    each a tap. The first scale is the features as they are; then they are averaged to each of `grids` positions in
+    every dimension, with half the weight of the scale before, those left out that are not smaller than the first
+    dimension (the height, the length). Grids as in the authors' code.
+
+    Formula: Σ_k 2^-k mean (a_k(s) - a_k(t))² / Σ_k 2^-k, with a_k(x) = x averaged to the k-th grid, and a_0(x) = x
+    Shapes: features (N, C), (N, C, L), (N, C, H, W); the same on both sides
+    Source: Chen et al. 2021, "Distilling Knowledge via Knowledge Review", arXiv:2104.09044, sec. 3.3
     """
 
     grids: tuple[int, ...] = (4, 2, 1)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.grids, tuple):
+            raise RecipeError(f"grids is a tuple of whole numbers, such as (4, 2, 1); got {self.grids!r}")
         for grid in self.grids:
-            at_least(1, grid, "a grid")
+            validate_count("a grid", grid)
         if any(after >= before for before, after in pairwise(self.grids)):
             raise RecipeError(f"grids become smaller one after the other; got {self.grids}")
 
@@ -59,16 +65,18 @@ class HCL:
 class ReviewKD(nn.Module):
     """A student's layers, each fused with the deeper ones, against a teacher's at several scales.
 
-    Tuples of (batch, channels, ...), as many of the student as of the teacher, from shallow to deep (one tap alone is a
-    layer without a deeper one); channels, positions and dimensions may differ -> scalar, in squared units of the
-    feature, summed over layers; see HCL. width: the channels in which layers are fused, by default those of the
-    student's deepest layer, at most 512, as in the authors' code. Chen et al. 2021, "Distilling Knowledge via
-    Knowledge Review", sec. 3.2 and 3.3.
+    As many taps of the student as of the teacher, from shallow to deep (one alone is a layer without a deeper one);
+    channels and positions may differ. In squared units of the feature, summed over layers; see HCL. width: the channels
+    in which layers are fused, by default those of the student's deepest layer, at most 512, as in the authors' code.
+
+    Formula: Σ HCL(f(s), t), with f(s) a layer fused with all deeper ones
+    Shapes: features (N, C), (N, C, L), (N, C, H, W)
+    Source: Chen et al. 2021, "Distilling Knowledge via Knowledge Review", arXiv:2104.09044, sec. 3.2 and 3.3
     """
 
     def __init__(self, *, width: int | None = None, grids: tuple[int, ...] = (4, 2, 1)) -> None:
         super().__init__()
-        at_least(1, width, "width")
+        validate_count("width", width, optional=True)
         self.width = width
         self.context = HCL(grids=grids)
         self.fusions = nn.ModuleList()

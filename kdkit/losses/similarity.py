@@ -6,21 +6,24 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.losses.conditions import validate_choice
+from kdkit.losses.conditions import validate_choice, validate_switches
 from kdkit.losses.projected import Projected, full
-from kdkit.losses.samples import products, vectors, without_autocast
+from kdkit.losses.samples import products, scaled, vectors, without_autocast
 from kdkit.projectors.kinds import Kind, When
 
 Axis = Literal["all", "channels", "last"]
 
 
 class Cosine(Projected):
-    """One minus the cosine between features, or between outputs (as in DistilBERT, Sanh et al. 2019, sec. 3).
+    """One minus the cosine between features, or between outputs.
 
-    Both (batch, ...) of the same shape, or (batch, channels, ...) with a projector between -> scalar, in [0, 2], mean
-    over all vectors that are compared. axis says what a vector is: "all" flattens each sample to one; "channels" takes
-    one at each position of (batch, channels, ...); "last" takes one for each token of (batch, tokens, channels).
-    projector and kind are those of Hint.
+    In [0, 2], mean over all vectors that are compared. axis says what a vector is: "all" flattens each sample to one;
+    "channels" takes one at each position of (batch, channels, ...); "last" takes one for each token of (batch, tokens,
+    channels). projector and kind are those of Hint.
+
+    Formula: 1 - mean cos(g(s), t), with g a projector where shapes differ
+    Shapes: features (N, C), (N, C, L), (N, C, H, W); outputs too
+    Source: Sanh et al. 2019, "DistilBERT, a distilled version of BERT", arXiv:1910.01108, sec. 2
     """
 
     def __init__(self, *, projector: When = "auto", kind: Kind = "linear", axis: Axis = "all") -> None:
@@ -38,22 +41,27 @@ class Cosine(Projected):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CKA:
-    """One minus the linear centred kernel alignment of a batch (Kornblith et al. 2019, arXiv:1905.00414, sec. 3).
+    """One minus the linear centred kernel alignment of a batch.
 
-    Both (batch, ...), of any shapes, each sample flattened -> scalar, without unit. It does not see rotations or the
-    scale of either side, and of two samples is always 0. unbiased takes the estimator of HSIC without bias (Song et al.
-    2012), for small batches; it may leave [0, 1]. A batch with too little to compare gives 1 without a gradient:
-    one sample, or, unbiased, fewer than four or a similarity with itself that is not above 0. It is that of the
-    (micro-)batch, in float32 or better also under autocast.
+    Without unit. It does not see rotations or the scale of either side, and of two samples is always 0. unbiased takes
+    the estimator of HSIC without bias (Song et al. 2012), for small batches; it may leave [0, 1]. A batch with too
+    little to compare gives 1 without a gradient: one sample, or, unbiased, fewer than four or a similarity with itself
+    that is not above 0. It is that of the (micro-)batch, in float32 or better also under autocast.
+
+    Formula: 1 - ‖Yᵀ X‖² / (‖Xᵀ X‖ ‖Yᵀ Y‖), with X and Y the centred rows of s and t
+    Shapes: features (N, C), (N, C, L), (N, C, H, W); any on either side, each sample flattened
+    Source: Kornblith et al. 2019, "Similarity of Neural Network Representations Revisited", arXiv:1905.00414, sec. 3
     """
 
     unbiased: bool = False
 
+    def __post_init__(self) -> None:
+        validate_switches(unbiased=self.unbiased)
+
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the distance, least (0) where one side is the other, turned and scaled, when not unbiased."""
         with without_autocast(student):
-            kernels = [vectors(each) for each in (student, target)]
-            mine, theirs = (products(each - each.mean(0)) for each in kernels)
+            mine, theirs = (products(scaled(each - each.mean(0))) for each in (vectors(student), vectors(target)))
             if self.unbiased:
                 mine, theirs = (each - each.diagonal().diag() for each in (mine, theirs))
             across, own, other = (self.hsic(*two) for two in ((mine, theirs), (mine, mine), (theirs, theirs)))

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.errors import RecipeError
-from kdkit.losses.conditions import validate_above_zero
-from kdkit.losses.projected import Projected, Sided, at_least, direction, full, in_pairs, same_shape, several
+from kdkit.losses.conditions import validate_above_zero, validate_at_least_zero, validate_count
+from kdkit.losses.projected import Projected, Sided, direction, full, in_pairs, same_shape, several
 from kdkit.losses.projected import with_positions as positioned
 from kdkit.losses.samples import without_autocast
 from kdkit.projectors import meet
@@ -19,19 +18,22 @@ from kdkit.projectors.kinds import Kind, When
 class NST:
     """Squared maximum mean discrepancy between the patterns in which neurons (channels) are active over positions.
 
-    Both (batch, channels, positions...); channels may differ, and where positions do, the larger
-    are averaged to the smaller -> scalar without a unit, mean over batch and pairs of channels. Patterns have length
-    1; the kernel is (x . y + offset)**degree, linear at degree 1. Huang and Wang 2017, "Like What You Like: Knowledge
-    Distill via Neuron Selectivity Transfer", sec. 4; degree 2 and offset 0 there.
+    Without unit, mean over batch and pairs of channels. Patterns have length 1. Channels may differ; where positions
+    do, the larger are averaged to the smaller. The kernel is linear at degree 1; public code takes degree 2 and offset
+    0.
+
+    Formula: mean k(t, t) + mean k(s, s) - 2 mean k(s, t), with k(x, y) = (x · y + offset)^degree for each two channels
+    Shapes: features (N, C, L), (N, C, H, W)
+    Source: Huang and Wang 2017, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer",
+        arXiv:1707.01219
     """
 
     degree: int = 2
     offset: float = 0.0
 
     def __post_init__(self) -> None:
-        at_least(1, self.degree, "degree")
-        if not 0 <= self.offset < float("inf"):
-            raise RecipeError(f"offset is a finite number of at least 0; got {self.offset!r}")
+        validate_count("degree", self.degree)
+        validate_at_least_zero("offset", self.offset)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the discrepancy, least (0) where neurons are active alike."""
@@ -48,11 +50,13 @@ class NST:
 class PKD(Projected):
     """Half the squared error between features whose channels are standardised: about 1 - Pearson's correlation.
 
-    Both (batch, channels, ...) of any dimension -> scalar without a unit, mean over all entries. Mean and unbiased
-    standard deviation of every channel are those over batch and positions (under accumulation, of the micro-batch); a
-    single value is 0.
-    Cao et al. 2022, "PKD: General Distillation Framework for Object Detectors via Pearson Correlation Coefficient",
-    sec. 3.
+    Without unit, mean over all entries. Mean and unbiased standard deviation of every channel are those over batch and
+    positions (under accumulation, of the micro-batch); a single value is 0. projector and kind are those of Hint.
+
+    Formula: 1/2 · mean (z(g(s)) - z(t))², with z(x) = (x - mean x) / (std x + eps) of each channel
+    Shapes: features (N, C), (N, C, L), (N, C, H, W)
+    Source: Cao et al. 2022, "PKD: General Distillation Framework for Object Detectors via Pearson Correlation
+        Coefficient", arXiv:2207.02039
     """
 
     def __init__(self, *, eps: float = 1e-6, projector: When = "auto", kind: Kind = "linear") -> None:
@@ -76,9 +80,12 @@ class PKD(Projected):
 class PatientKD:
     """Squared distance between the normalised features of one layer or of several (Patient KD, PT loss).
 
-    Both (batch, features...) of the same shape, or tuples of such, one per layer -> scalar without a unit, in [0, 4] a
-    layer, summed over features and layers, mean over the batch. Sun et al. 2019, "Patient Knowledge Distillation for
-    BERT Model Compression", eq. 7; the features are those of the class token there.
+    Without unit, in [0, 4] a layer, summed over features and layers, mean over the batch. The paper's features are
+    those of the class token.
+
+    Formula: 1/N · Σ ‖n(s) - n(t)‖², with n(x) = x / ‖x‖ of each sample
+    Shapes: features (N, C), (N, C, L), (N, C, H, W); the same on both sides
+    Source: Sun et al. 2019, "Patient Knowledge Distillation for BERT Model Compression", arXiv:1908.09355, sec. 3.2
     """
 
     def __call__(self, student: Sided, target: Sided) -> Tensor:

@@ -10,18 +10,25 @@ from kdkit.losses.loss import Loss, asked_by
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A loss on outputs, over the tokens that have a label, each as a sample (GKD, Agarwal et al. 2024, as in trl).
+    """A loss on outputs, over the tokens that have a label, each as a sample.
 
-    Both (batch, tokens, classes) logits, labels (batch, tokens) -> the loss's scalar over (kept tokens, classes); 0
-    where none is kept. ignore: the label of tokens that are left out. loss: one without weights of its own; it is
-    given the labels of the kept tokens if it asks for them.
+    The unit and the reduction are those of `loss`, over (kept tokens, classes), as in trl; 0 where none is kept.
+    ignore: the label of tokens that are left out. loss: one without weights of its own; it is given the labels of the
+    kept tokens if it asks for them.
+
+    Formula: loss(s[k], t[k]), with k the tokens whose label is not `ignore`
+    Shapes: logits (N, tokens, C); labels (N, tokens)
+    Source: public code: trl, GKDTrainer; Agarwal et al. 2024, arXiv:2306.13649
     """
 
     loss: Loss
     ignore: int = -100
 
     def __post_init__(self) -> None:
-        if not callable(self.loss) or hasattr(self.loss, "build") or asked_by(self.loss) - {"labels"}:
+        if isinstance(self.ignore, bool) or not isinstance(self.ignore, int):
+            raise RecipeError(f"ignore is the whole number that stands for no label, such as -100; got {self.ignore!r}")
+        plain = callable(self.loss) and not isinstance(self.loss, type) and not hasattr(self.loss, "build")
+        if not plain or asked_by(self.loss) - {"labels"}:
             raise RecipeError(f"Tokens takes a loss on outputs without weights, ids or progress; got {self.loss!r}")
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:

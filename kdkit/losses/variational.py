@@ -8,28 +8,40 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.errors import RecipeError
-from kdkit.losses.conditions import Reduction, validate_above_zero, validate_reduction
+from kdkit.losses.conditions import (
+    Reduction,
+    validate_above_zero,
+    validate_choice,
+    validate_count,
+    validate_reduction,
+    validate_share,
+)
 from kdkit.losses.loss import Facts
-from kdkit.losses.projected import Projected, Shapes, at_least, full, one
+from kdkit.losses.projected import Projected, Shapes, full, one
 from kdkit.projectors import Pointwise, convolution, meet
+
+Mask = Literal["channel", "position"]
 
 
 class VID(nn.Module):
     """Negative log likelihood of a teacher's features under a Gaussian that the student's predict.
 
-    Both (batch, channels, ...); where positions differ, the larger are averaged to the smaller -> scalar, in nats
-    without the constant, mean over all entries. Three maps over channels, of `hidden` channels (as many as the
-    teacher's by default) with ReLU between, predict the mean; every channel has a trained variance softplus(scale) +
-    eps, which starts at `variance`. Ahn et al. 2019, "Variational Information Distillation for Knowledge Transfer",
-    eq. 5.
+    In nats without the constant, mean over all entries. Where positions differ, the larger are averaged to the smaller.
+    Three maps over channels, of `hidden` channels (as many as the teacher's by default) with ReLU between, predict the
+    mean; every channel has a trained variance, which starts at `variance`. The defaults are those of public code.
+
+    Formula: 1/2 · mean ((t - m(s))² / v + log v), with m the prediction and v = softplus(scale) + eps of each channel
+    Shapes: features (N, C), (N, C, L), (N, C, H, W)
+    Source: Ahn et al. 2019, "Variational Information Distillation for Knowledge Transfer", arXiv:1904.05835
     """
 
     def __init__(self, *, hidden: int | None = None, variance: float = 5.0, eps: float = 1e-5) -> None:
         super().__init__()
-        at_least(1, hidden, "hidden")
+        validate_count("hidden", hidden, optional=True)
         validate_above_zero("eps", eps)
-        if not eps < variance < math.inf:
-            raise RecipeError(f"the variance to start from is a finite number above eps = {eps}; got {variance!r}")
+        validate_above_zero("variance", variance)
+        if variance <= eps:
+            raise RecipeError(f"the variance to start from is above eps = {eps}; got {variance!r}")
         self.hidden, self.variance, self.eps = hidden, variance, eps
         self.mean: nn.Module = nn.Identity()
         self.scale = nn.Parameter(torch.empty(0))
@@ -60,29 +72,30 @@ class VID(nn.Module):
 class MGD(Projected):
     """Squared error of the teacher's features as generated from the student's with a part of these masked.
 
-    Both (batch, channels, ...) of any dimension, (batch, channels) with mask "channel" only -> scalar, alpha times the
-    sum over channels and positions, mean over the batch ("batchmean"), or alpha times the mean over all entries
-    ("mean", the scale of modelopt). Two convolutions of 3 with ReLU between generate; a linear projector comes first
-    where shapes differ. masked: the share of channels (as in the authors' classification code) or of positions (as in
-    the paper, and in their detection code) that is hidden, drawn anew at each step from torch's random numbers.
-    Yang et al. 2022, "Masked Generative Distillation", sec. 3; its alpha and share are those of classification.
+    alpha times the sum over channels and positions, mean over the batch ("batchmean"), or alpha times the mean over all
+    entries ("mean", the scale of modelopt). Two convolutions of 3 with ReLU between generate; a linear projector comes
+    first where shapes differ. masked: the share of channels (as in the authors' classification code) or of positions
+    (as in their detection code) that is hidden, drawn anew at each step from torch's random numbers. mask "position"
+    needs positions. alpha and masked are those of the authors' classification code.
+
+    Formula: alpha/N · Σ (G(m · g(s)) - t)², with G the generator, m a random mask and g a projector where shapes differ
+    Shapes: features (N, C), (N, C, L), (N, C, H, W)
+    Source: Yang et al. 2022, "Masked Generative Distillation", arXiv:2205.01529
     """
 
     def __init__(
         self,
         *,
         alpha: float = 7e-5,
-        mask: Literal["channel", "position"] = "channel",
+        mask: Mask = "channel",
         masked: float = 0.15,
         reduction: Reduction = "batchmean",
     ) -> None:
         super().__init__()
         validate_above_zero("alpha", alpha)
         validate_reduction(reduction)
-        if mask not in ("channel", "position"):
-            raise RecipeError(f"mask is 'channel' or 'position'; got {mask!r}")
-        if not 0 <= masked < 1:
-            raise RecipeError(f"masked is the share that is hidden, in [0, 1); got {masked!r}")
+        validate_choice("mask", mask, Mask)
+        validate_share("masked", masked, below_one=True)
         self.alpha, self.mask, self.masked, self.reduction = alpha, mask, masked, reduction
         self.generator: nn.Module = nn.Identity()
 

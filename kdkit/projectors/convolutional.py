@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from kdkit.projectors.layers import BatchNorm, Pointwise, convolution, doubling
+from kdkit.projectors.layers import BatchNorm, Pointwise, convolution, doubling, validate_width
 from kdkit.projectors.linear import fitted, positions_of
 
 LARGEST_KERNEL = 17
@@ -50,8 +50,8 @@ class Bottleneck(nn.Module):
     """A map, a convolution of 3 and a map again, each but perhaps the last with batch norm and ReLU.
 
     given, wanted: shapes as those of Projector. width: of the middle; half the target's channels by default, as in
-    SimKD (Chen et al. 2022, "Knowledge Distillation with the Reused Teacher Classifier", sec. 3.2). rectified=False
-    gives the last map a bias and neither norm nor ReLU. Raises RecipeError for shapes that cannot meet.
+    SimKD (Chen et al. 2022, "Knowledge Distillation with the Reused Teacher Classifier", arXiv:2203.14001).
+    rectified=False gives the last map a bias and neither norm nor ReLU. Raises RecipeError for shapes that cannot meet.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         self.positions = positions_of(given, wanted)
+        validate_width(width)
         width = width or max(wanted[1] // 2, 1)
         self.first = Pointwise(given[1], width, bias=False)
         self.first_norm = BatchNorm(width)

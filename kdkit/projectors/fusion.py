@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.projectors.layers import BatchNorm, Pointwise, convolution
+from kdkit.projectors.layers import BatchNorm, Pointwise, convolution, validate_width
 from kdkit.projectors.linear import fitted, positions_of
 
 
@@ -19,6 +19,7 @@ class Fusion(nn.Module):
     def __init__(self, given: torch.Size, wanted: torch.Size, *, width: int, first: bool = False) -> None:
         super().__init__()
         self.positions = positions_of(given, wanted)
+        validate_width(width)
         self.narrow = Pointwise(given[1], width, bias=False)
         self.narrow_norm = BatchNorm(width)
         self.attention = None if first else Pointwise(2 * width, 2)

@@ -23,13 +23,14 @@ KINDS: dict[str, Callable[[torch.Size, torch.Size], nn.Module]] = {
 
 def make_projector(kind: str, given: torch.Size, wanted: torch.Size) -> nn.Module:
     """Return a projector of this kind, from one shape to another. Raises RecipeError where they cannot meet."""
+    validate_kind(kind)
     return KINDS[kind](given, wanted)
 
 
 def validate_kind(kind: str) -> None:
     """Raise RecipeError for a kind of projector that is not there."""
-    if kind not in KINDS:
-        raise RecipeError(f"{kind!r} is no kind of projector; {did_you_mean(kind, KINDS)}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise RecipeError(f"{kind!r} is no kind of projector; {did_you_mean(str(kind), KINDS)}")
 
 
 def validate_when(when: str) -> None:

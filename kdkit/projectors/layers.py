@@ -58,6 +58,12 @@ def doubling(dimensions: int, channels: tuple[int, int]) -> nn.Module:
     return _TRANSPOSED[dimensions](*channels, kernel_size=4, stride=2, padding=1)
 
 
+def validate_width(width: int | None) -> None:
+    """Raise RecipeError unless a width in channels is a whole number of at least 1, or None."""
+    if width is not None and (isinstance(width, bool) or not isinstance(width, int) or width < 1):
+        raise RecipeError(f"a projector's width is a whole number of at least 1; got {width!r}")
+
+
 def validate_dimensions(dimensions: int) -> None:
     """Raise RecipeError for more dimensions of positions than torch convolves over."""
     if dimensions not in _CONVOLUTIONS:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
-from kdkit.projectors.layers import BatchNorm, Pointwise
+from kdkit.projectors.layers import BatchNorm, Pointwise, validate_width
 from kdkit.projectors.resizing import arrange, arrangeable, resize
 
 
@@ -38,6 +38,7 @@ class MLP(nn.Module):
     def __init__(self, given: torch.Size, wanted: torch.Size, *, width: int | None = None) -> None:
         super().__init__()
         self.positions = positions_of(given, wanted)
+        validate_width(width)
         width = width or max(given[1], wanted[1])
         self.first = Pointwise(given[1], width, bias=False)
         self.norm = BatchNorm(width)

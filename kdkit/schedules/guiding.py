@@ -10,19 +10,24 @@ from torch import nn
 
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.goal import Goal, Match, Term, Truth, as_goal
-from kdkit.losses import Loss
+from kdkit.losses import FromEach, Loss, Weighing
 from kdkit.net import Net
 from kdkit.recipe import Stage
+from kdkit.sources import Panel
 from kdkit.training import Training
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A net of a schedule, with what is different for it: its training, its teachers' shares, its balance."""
+    """A net of a schedule, with what is different for it: its training, its teachers' shares, its balance.
+
+    shares: of its teachers in their order, equal ones where None; or "confidence" or "learned", as `FromEach` weighs
+    the teachers of a Panel by the guide.
+    """
 
     net: Net[Any]
     training: Training | None = None
-    shares: tuple[float, ...] | None = None
+    shares: tuple[float, ...] | Weighing | None = None
     balance: float | None = None
 
     def __post_init__(self) -> None:
@@ -71,29 +76,35 @@ class Guiding:
             return Stage({level.net: self.truth}, training)
         balance = self.balance if level.balance is None else level.balance
         _validate_balance(balance)
-        shares = self._shares(level, teachers)
-        guided = [
-            share * self._match(level.net, teacher) for share, teacher in zip(shares, teachers, strict=True) if share
-        ]
-        goal = balance * self.truth + (1 - balance) * Goal(tuple(each for one in guided for each in one))
-        return Stage({level.net: goal}, training)
+        shares = level.shares
+        if isinstance(shares, str):
+            guided = self._together(level.net, teachers, shares)
+        else:
+            guided = self._apart(level.net, teachers, shares or (1 / len(teachers),) * len(teachers))
+        return Stage({level.net: balance * self.truth + (1 - balance) * guided}, training)
+
+    def _apart(self, net: Net[Any], teachers: Sequence[Net[Any]], shares: tuple[float, ...]) -> Goal:
+        """Return a term or more for each teacher, with its share."""
+        _validate_shares(net, teachers, shares)
+        guided = [share * self._match(net, teacher) for share, teacher in zip(shares, teachers, strict=True) if share]
+        return Goal(tuple(each for one in guided for each in one))
+
+    def _together(self, net: Net[Any], teachers: Sequence[Net[Any]], weights: Weighing) -> Goal:
+        """Return one term for all teachers, which weighs them by itself."""
+        if self.guide is None:
+            raise RecipeError(
+                f"net {net.name!r} weighs its teachers by shares={weights!r}, which takes guide=loss; in a match of "
+                "your own, write Match(Panel(...), FromEach(loss, weights=...))"
+            )
+        if len(teachers) < 2:
+            return self._match(net, teachers[0])
+        return as_goal(Match(Panel(*teachers), FromEach(copy.deepcopy(self.guide), weights=weights)))
 
     def _match(self, net: Net[Any], teacher: Net[Any]) -> Goal:
         if self.match is not None:
             return as_goal(self.match(net, teacher))
         guide = copy.deepcopy(self.guide) if isinstance(self.guide, nn.Module) else self.guide
         return as_goal(Match(teacher, guide))  # type: ignore[arg-type]  # not None: see __post_init__
-
-    def _shares(self, level: Level, teachers: Sequence[Net[Any]]) -> tuple[float, ...]:
-        shares = level.shares or (1 / len(teachers),) * len(teachers)
-        if len(shares) != len(teachers):
-            raise RecipeError(
-                f"net {level.net.name!r} learns from {len(teachers)} ({', '.join(each.name for each in teachers)}), "
-                f"so it takes as many shares; got {shares}"
-            )
-        if not all(math.isfinite(share) and share >= 0 for share in shares) or not math.isclose(sum(shares), 1):
-            raise RecipeError(f"the shares of net {level.net.name!r} are at least 0 and sum to 1; got {shares}")
-        return shares
 
 
 def guiding_of(options: GuidingOptions) -> Guiding:
@@ -121,3 +132,13 @@ def levels_of(nets: Sequence[Net[Any] | Level], least: int, schedule: str) -> tu
 def _validate_balance(balance: float) -> None:
     if not 0 <= balance <= 1:
         raise RecipeError(f"balance is the share of the truth, in [0, 1]; got {balance!r}")
+
+
+def _validate_shares(net: Net[Any], teachers: Sequence[Net[Any]], shares: tuple[float, ...]) -> None:
+    if len(shares) != len(teachers):
+        raise RecipeError(
+            f"net {net.name!r} learns from {len(teachers)} ({', '.join(each.name for each in teachers)}), so it "
+            f"takes as many shares; got {shares}"
+        )
+    if not all(math.isfinite(share) and share >= 0 for share in shares) or not math.isclose(sum(shares), 1):
+        raise RecipeError(f"the shares of net {net.name!r} are at least 0 and sum to 1; got {shares}")

@@ -57,6 +57,24 @@ class MeanOverTime(nn.Module):
         return features.mean(-1)
 
 
+class Head(nn.Module):
+    """What makes logits of a net's last features and of who the patient is; made of the net's own layers.
+
+    pool: (N, C, T) -> (N, C). person: (N, 5) -> (N, P). layers: (N, P + C) -> (N, classes).
+    """
+
+    def __init__(self, pool: nn.Module, person: nn.Module, layers: nn.Module) -> None:
+        super().__init__()
+        self.pool = pool
+        self.person = person
+        self.layers = layers
+
+    def forward(self, features: Tensor, person: Tensor) -> Tensor:
+        """Map features (N, C, T), person (N, 5) -> logits (N, classes)."""
+        logits: Tensor = self.layers(joined(self.person(person), self.pool(features)))
+        return logits
+
+
 def joined(person: Tensor, pooled: Tensor) -> Tensor:
     """Return what the last layers see, the person first: (N, P), (N, C) -> (N, P + C)."""
     return torch.cat((person, pooled), dim=1)

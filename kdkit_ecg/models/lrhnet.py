@@ -1,10 +1,13 @@
 """LRH-Net, the small student: three residual blocks that find heart conditions in an ECG."""
 
+from collections import OrderedDict
+
 from torch import Tensor, nn
 
 from kdkit_ecg.models.blocks import (
     PERSON,
     PERSON_FEATURES,
+    Head,
     MeanOverTime,
     Preset,
     SameConv1d,
@@ -51,6 +54,15 @@ class LRHNet(nn.Module):
         hidden = self.hidden(joined(self.person(person), self.pool(features)))
         logits: Tensor = self.classifier(self.hidden_activation(hidden))
         return logits
+
+    def body(self) -> nn.Sequential:
+        """Return its layers before the pool: signal (N, leads, T) -> (N, 4 width, T/4), rounded up."""
+        layers = (("stem", self.stem), ("block1", self.block1), ("block2", self.block2), ("block3", self.block3))
+        return nn.Sequential(OrderedDict(layers))
+
+    def head(self) -> Head:
+        """Return its layers from the pool on: features (N, 4 width, T), person (N, 5) -> logits (N, classes)."""
+        return Head(self.pool, self.person, nn.Sequential(self.hidden, self.hidden_activation, self.classifier))
 
 
 class Stem(nn.Module):

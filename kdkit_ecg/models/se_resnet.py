@@ -1,10 +1,13 @@
 """SE-ResNet, the large teacher: eighteen layers of residual blocks with squeeze-excite."""
 
+from collections import OrderedDict
+
 from torch import Tensor, nn
 
 from kdkit_ecg.models.blocks import (
     PERSON,
     PERSON_FEATURES,
+    Head,
     MeanOverTime,
     SqueezeExcite,
     check_share,
@@ -52,6 +55,15 @@ class SEResNet(nn.Module):
         features = self.group4(self.group3(self.group2(features)))
         logits: Tensor = self.classifier(joined(self.person(person), self.pool(features)))
         return logits
+
+    def body(self) -> nn.Sequential:
+        """Return its layers before the pool: signal (N, leads, T) -> (N, 8 width, T/32), rounded up."""
+        groups = [(f"group{number}", getattr(self, f"group{number}")) for number in (1, 2, 3, 4)]
+        return nn.Sequential(OrderedDict([("stem", self.stem), ("max_pool", self.max_pool), *groups]))
+
+    def head(self) -> Head:
+        """Return its layers from the pool on: features (N, 8 width, T), person (N, 5) -> logits (N, classes)."""
+        return Head(self.pool, self.person, self.classifier)
 
 
 class Stem(nn.Module):

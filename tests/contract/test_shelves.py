@@ -1,6 +1,7 @@
 """Everything on every shelf holds its contract. What is put on a shelf needs a case here, or the suite fails."""
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -10,9 +11,11 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from kdkit import (
+    ContractError,
     Data,
     Net,
     Predictions,
+    RecipeError,
     Score,
     SoftTargets,
     Stage,
@@ -88,9 +91,84 @@ LOSSES = {
 }
 
 
+# Fewer of the numbers that only cost time.
+SMALL = {"crd": {"negatives": 32, "width": 8}, "sem_ckd": {"width": 8}}
+
+
+def maker(name):
+    return partial(shelf("losses")[name], **SMALL.get(name, {}))
+
+
 @pytest.mark.parametrize("name", names("losses"))
 def test_losses_hold(name):
-    check_loss(shelf("losses")[name], **case(LOSSES, "losses", name))
+    check_loss(maker(name), **case(LOSSES, "losses", name))
+
+
+# Pairs of a student's and a teacher's shapes, without the batch.
+VECTORS = [((5,), (3,))]
+POOLED = [((5, 6), (3,)), ((5, 4, 3), (3,))]
+CHANNELS = [((5, 6), (3, 6)), ((5, 4, 3), (3, 4, 3)), ((5, 2, 3, 2), (3, 2, 3, 2))]
+POSITIONS = [((5, 6), (5, 4)), ((5, 6), (3, 9)), ((5, 4, 3), (3, 2, 6))]
+TOKENS = [((5, 12), (3, 4, 3)), ((5, 4, 3), (3, 12)), ((5, 24), (3, 12, 8))]  # of a map, and those of one less fine
+ANY = VECTORS + POOLED + CHANNELS + POSITIONS + TOKENS
+WITH_POSITIONS = CHANNELS + POSITIONS + TOKENS
+MEETING = {
+    "second_head": VECTORS + POOLED,
+    "rkd": [*ANY, ((5,), (3, 6))],
+    "sp": [*ANY, ((5,), (3, 6))],
+    "pkt": [*ANY, ((5,), (3, 6))],
+    "cc": [*ANY, ((5,), (3, 6))],
+    "cka": [*ANY, ((5,), (3, 6))],
+    "adjacent_cc": [((6, 2), (3, 4)), ((6, 2), (3, 2, 2))],  # of as many numbers
+    "hint": ANY,
+    "cosine": ANY,
+    "square_head": ANY,
+    "attention_transfer": WITH_POSITIONS,
+    "cwd": WITH_POSITIONS,
+    "nst": WITH_POSITIONS,
+    "pkd": ANY,
+    "vid": ANY,
+    "mgd": ANY,
+    "ofd": ANY,
+    "review_kd": ANY,
+    "sem_ckd": ANY,
+    "srrl": ANY,
+    "crd": ANY,
+}
+
+
+def pairs(meeting):
+    every = [(name, pair) for name in names("losses") for pair in [*ANY, *MEETING.get(name, ())]]
+    return [each for each in dict.fromkeys(every) if (each[1] in MEETING.get(each[0], ())) == meeting]
+
+
+@pytest.mark.parametrize(("name", "pair"), pairs(meeting=True))
+def test_losses_meet_targets_of_other_shapes(name, pair):
+    check_loss(maker(name), **case(LOSSES, "losses", name) | {"shapes": [pair]})
+
+
+@pytest.mark.parametrize(("name", "pair"), pairs(meeting=False))
+def test_losses_that_cannot_meet_a_target_say_what_would_help(name, pair):
+    helps = r"Hint\(\)|SecondHead\(\)|Tokens\(loss\)|a projector maps|tap a layer before it is pooled"
+    with pytest.raises(ContractError, match=helps) as caught:
+        check_loss(maker(name), **case(LOSSES, "losses", name) | {"shapes": [pair]})
+    assert isinstance(caught.value.__cause__, RecipeError)
+
+
+# How many taps the student's and the teacher's tuples hold.
+LAYERS = {"sp": [(1, 1), (3, 3)], "patient_kd": [(3, 3)], "hcl": [(1, 1), (3, 3)], "review_kd": [(1, 1), (3, 3)]}
+LAYERS["sem_ckd"] = [(1, 1), (2, 3), (3, 2)]
+
+
+@pytest.mark.parametrize(("name", "layers"), [(name, each) for name, several in LAYERS.items() for each in several])
+def test_losses_over_several_layers_hold(name, layers):
+    check_loss(maker(name), **case(LOSSES, "losses", name) | {"layers": layers})
+
+
+@pytest.mark.parametrize("pair", [((5, 6), (3, 9)), ((5, 4, 3), (3, 12)), ((5, 4, 3), (3,))])
+@pytest.mark.parametrize("name", [name for name in LAYERS if name in MEETING])
+def test_losses_over_several_layers_meet_targets_of_other_shapes(name, pair):
+    check_loss(maker(name), **case(LOSSES, "losses", name) | {"layers": LAYERS[name][-1], "shapes": [pair]})
 
 
 class Attention(nn.Module):

@@ -400,16 +400,6 @@ def test_data_of_a_single_sample_can_be_checked():
     check(one_stage(student, plain_goal(), data)).require()
 
 
-def test_a_loss_that_asks_for_labels_is_found_where_classes_differ():
-    teacher = tiny_net("teacher", outputs=2, trained=True, classes=["c", "b"])
-    problem = the_problem(one_stage(tiny_net("student"), Match(teacher, asking)))
-    assert "asks for labels, which are of the data's classes, and those of net 'teacher' differ" in problem
-
-
-def asking(student, target, *, labels):
-    return F.cross_entropy(student, labels)
-
-
 class Holding(nn.Module):
     """Keeps a part of the teacher it is built with."""
 

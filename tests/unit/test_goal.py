@@ -84,7 +84,14 @@ def test_a_weight_that_is_no_number_of_at_least_zero_is_refused(factor):
 
 
 @pytest.mark.parametrize(
-    "ramp", [lambda progress: -progress, lambda progress: float("nan"), lambda progress: None, LinearRamp]
+    "ramp",
+    [
+        lambda progress: -progress,
+        lambda progress: -1.0 if 0.2 < progress < 0.3 else 1.0,
+        lambda progress: float("nan"),
+        lambda progress: None,
+        LinearRamp,
+    ],
 )
 def test_a_ramp_that_gives_no_factor_is_refused(ramp):
     with pytest.raises(RecipeError, match="a ramp"):

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
-from kdkit import RecipeError
+from kdkit import RecipeError, memory
 from kdkit.losses import CRD, needs_of
 from kdkit.losses.memory import Rows, other_rows, rows_of_other_classes
 
@@ -157,9 +158,33 @@ def test_ids_are_needed_and_a_class_each_where_asked_for():
 
 
 def test_a_memory_too_large_is_refused_before_it_is_made():
-    facts = replace(FACTS, samples=10**9)
-    with pytest.raises(RecipeError, match="would take 976562 MB for 1000000000 samples of 128 numbers"):
+    facts = replace(FACTS, samples=10**12)
+    with pytest.raises(RecipeError, match=r"for 1000000000000 samples, .* would take 1953125000 MB, but cpu has"):
         built(CRD(), *sides(), facts=facts)
+
+
+def test_memories_are_held_to_a_limit_of_ones_own_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda device: 0)
+    with pytest.raises(RecipeError, match=r"would take 20 MB, but the limit is 19 MB; embed in a smaller width"):
+        built(CRD(memory_limit=19, samples=2**20 // 100, width=125), *sides())
+    assert built(CRD(memory_limit=1), *sides()).memories.shape == (2, 12, 128)
+    with pytest.raises(RecipeError, match="but cpu has 0 MB left"):
+        built(CRD(), *sides())
+
+
+def test_memories_of_an_earlier_build_do_not_count_as_taken(monkeypatch):
+    held = []
+    loss = contrast()
+    monkeypatch.setattr(memory, "available", lambda device: held.append(loss.memories.numel()) or 10**9)
+    built(loss, *sides())
+    assert held == [0]
+
+
+def test_the_teachers_device_needs_room_beside_the_machine(monkeypatch):
+    asked = []
+    monkeypatch.setattr(memory, "available", lambda device: asked.append(device.type) or 10**9)
+    built(CRD(), *sides(), teacher=nn.Linear(1, 1, device="meta"))
+    assert asked == ["cpu", "meta"]
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_powers_and_temperatures_are_above_zero(make, value):
         (VID, {"hidden": 0}, "hidden is a whole number of at least 1"),
         (VID, {"variance": 1e-6}, "above eps"),
         (MGD, {"mask": "row"}, "mask is 'channel' or 'position'"),
-        (MGD, {"masked": 1.0}, "masked is the share"),
+        (MGD, {"masked": 1.0}, "masked is a share"),
         (MGD, {"alpha": -1}, "alpha is a finite number above 0"),
         (MGD, {"reduction": "sum"}, "reduction is"),
         (NST, {"degree": 0}, "degree is a whole number"),

@@ -64,7 +64,7 @@ def test_a_temperature_is_a_finite_number_above_zero(make, temperature):
         (GeneralisedJSD, {"beta": 1.5}, r"beta is a share, in \[0, 1\]; got 1.5"),
         (GeneralisedJSD, {"beta": math.nan}, "beta is a share"),
         (PSKD, {"alpha": -0.5}, "alpha is a share"),
-        (PSKD, {"epochs": 0}, "epochs is at least 1"),
+        (PSKD, {"epochs": 0}, "epochs is a whole number of at least 1 or None"),
         (PSKD, {"past": "probability"}, "past is 'logits' or 'probabilities'"),
         (ReverseKL, {"reduction": "sum"}, "reduction is 'batchmean' or 'mean'; got 'sum'"),
     ],

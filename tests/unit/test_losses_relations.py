@@ -191,7 +191,7 @@ def test_the_axis_of_cosine_says_which_vectors_are_compared():
         (RKD, {"angle": math.nan}, "angle is a weight"),
         (PKT, {"eps": 0.0}, "eps is a finite number above 0"),
         (CC, {"gamma": 0.0}, "gamma is a finite number above 0"),
-        (CC, {"order": 0}, "order is that of a Taylor series"),
+        (CC, {"order": 0}, "order is a whole number of at least 1"),
         (Cosine, {"axis": "tokens"}, "axis is 'all' or 'channels' or 'last'; got 'tokens'"),
     ],
 )

@@ -9,6 +9,7 @@ from kdkit import (
     Level,
     Match,
     MultiLevel,
+    Panel,
     Parallel,
     RecipeError,
     Sequential,
@@ -196,3 +197,28 @@ def test_shares_of_a_net_without_teachers_are_refused():
     teacher, student = nets()[:2]
     with pytest.raises(RecipeError, match="has no teacher"):
         Sequential(Level(teacher, shares=(1.0,)), student, **options()).stages()
+
+
+@pytest.mark.parametrize("weights", ["confidence", "learned"])
+def test_teachers_may_be_weighed_by_themselves(weights):
+    teacher, assistant, student = nets()
+    *_, last = MultiLevel(teacher, assistant, Level(student, shares=weights), **options()).stages()
+    truth, guided = last.goals[student]
+    assert guided.term.source == Panel(teacher, assistant)
+    assert guided.term.loss.weights == weights
+    assert guided.weight(0.0) == pytest.approx(0.5)
+    assert truth.weight(0.0) == pytest.approx(0.5)
+    assert set(last.sources) == {teacher, assistant}
+
+
+def test_teachers_that_are_weighed_by_themselves_take_a_guide():
+    given = options(guide=None, match=lambda net, teacher: Match(teacher, SoftTargets()))
+    teacher, assistant, student = nets()
+    with pytest.raises(RecipeError, match="takes guide=loss"):
+        MultiLevel(teacher, assistant, Level(student, shares="learned"), **given).stages()
+
+
+def test_an_unknown_way_to_weigh_teachers_is_refused():
+    teacher, assistant, student = nets()
+    with pytest.raises(RecipeError, match="equal, confidence, learned; got 'best'"):
+        MultiLevel(teacher, assistant, Level(student, shares="best"), **options()).stages()

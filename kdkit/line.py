@@ -1,0 +1,122 @@
+"""A term made ready: what is compared to what, of whom, and on which classes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from kdkit.classes import SharedClasses, Sided, shared
+from kdkit.goal import Match, Taps, Weighted, taps_of
+from kdkit.losses import Facts, Loss, asked_by
+from kdkit.net import Net
+from kdkit.recipe import Stage
+from kdkit.sources import Answers, Panel, Peer, asked_for
+from kdkit.taps import Tapping
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """Where one side of a term comes from: of whom, and which of its taps, or its outputs where that is None."""
+
+    places: tuple[tuple[str, int | None], ...]
+    several: bool = False
+
+    def of(self, heard: Answers) -> Sided:
+        """Return the tensor, or the tuple of them."""
+        found = tuple(heard[who].output if tap is None else heard[who].features[tap] for who, tap in self.places)
+        return found if self.several else found[0]
+
+    @property
+    def outputs(self) -> bool:
+        """Whether it is outputs, which are about classes, and not features."""
+        return all(tap is None for _, tap in self.places)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """A term made ready: what is compared to what, and what its loss asks for beside.
+
+    target: None where the labels are the target. sources: who is matched, by name.
+    """
+
+    label: str
+    weighted: Weighted
+    learner: Net[Any]
+    loss: Loss
+    student: Side
+    target: Side | None
+    sources: tuple[str, ...]
+    asks: frozenset[str]
+    shared: SharedClasses | None
+
+
+def line_of(net: Net[Any], weighted: Weighted, stage: Stage, listening: tuple[Tapping, ...], facts: Facts) -> Line:
+    """Make a term of a net's goal ready. listening: the taps that are open on the nets in training.
+
+    Raises RecipeError where the sides share no class.
+    """
+    term = weighted.term
+    match = term if isinstance(term, Match) else None
+    student = _side(net.name, None if match is None else match.student, listening)
+    target = None if match is None else _target(match, stage, listening)
+    asks = asked_by(term.loss)
+    return Line(
+        label=term.label if len(stage.goals) == 1 else f"{net.name}: {term.label}",
+        weighted=weighted,
+        learner=net,
+        loss=term.loss,
+        student=student,
+        target=target,
+        sources=() if match is None else tuple(each.name for each in _members(match)),
+        asks=asks,
+        shared=_shared(net, match, (student, target), asks, facts),
+    )
+
+
+def _side(who: str, taps: Taps, listening: tuple[Tapping, ...]) -> Side:
+    if taps is None:
+        return Side(((who, None),))
+    return Side(tuple((who, listening.index(tap)) for tap in taps_of(taps)), several=isinstance(taps, tuple))
+
+
+def _target(match: Match, stage: Stage, listening: tuple[Tapping, ...]) -> Side:
+    if isinstance(match.source, Peer):
+        return _side(match.source.name, match.target, listening)
+    if not isinstance(match.source, Panel):
+        return _side(match.source.name, match.target, stage.sources[match.source])
+    if match.target is None:
+        return Side(tuple((net.name, None) for net in match.source.members), several=True)
+    asked = asked_for(match).items()
+    return Side(tuple((net.name, stage.sources[net].index(tap)) for net, (tap,) in asked), several=True)
+
+
+def _members(match: Match) -> tuple[Any, ...]:
+    return match.source.members if isinstance(match.source, Panel) else (match.source,)
+
+
+def _shared(
+    net: Net[Any], match: Match | None, sides: tuple[Side, Side | None], asks: frozenset[str], facts: Facts
+) -> SharedClasses | None:
+    """Return how a comparison is cut to the classes that all its sides share; None where there is nothing to cut."""
+    if facts.task == "regression":
+        return None
+    student, target = sides
+    outputs = target is not None and target.outputs
+    members = _members(match) if match is not None and (outputs or "answers" in asks) else ()
+    about_labels = match is None or "labels" in asks
+    names = [net] if student.outputs else []
+    of = {each.name: tuple(getattr(each, "classes", None) or facts.classes) for each in (*names, *members)}
+    if not of:
+        return None
+    if about_labels:
+        of["the data"] = facts.classes
+    what = " and ".join(name if name == "the data" else repr(name) for name in of)
+    positions = shared(tuple(of.values()), f"net {what}" if len(of) < 3 else f"nets {what}")
+    if positions is None:
+        return None
+    at = dict(zip(of, positions, strict=True))
+    return SharedClasses(
+        student=at[net.name] if student.outputs else None,
+        targets=tuple(at[each.name] for each in members),
+        outputs=outputs,
+        labels=at.get("the data") if about_labels else None,
+        task=facts.task,
+    )

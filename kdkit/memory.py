@@ -1,0 +1,75 @@
+"""How much memory a device has left, and a refusal in time of what would not fit."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from kdkit.errors import RecipeError
+
+_MEGABYTE = 2**20
+_CONTAINER = Path("/sys/fs/cgroup")  # what a container may use, where it runs in one (cgroup v2)
+_MEMORY = Path("/proc/meminfo")
+
+
+def require(
+    needed: int,
+    what: str,
+    device: torch.device | str = "cpu",
+    *,
+    limit: int | None = None,
+    remedy: str = "make it smaller, or free memory",
+) -> None:
+    """Raise RecipeError where so many bytes are above the limit, or above what the device has left where it is None.
+
+    what, remedy: the subject of the message, as "the memories of CRD", and what to do. Where the system does not say
+    how much is left, nothing is refused.
+    """
+    left = available(device) if limit is None else limit
+    if left is not None and needed > left:
+        bound = f"{torch.device(device)} has {_said(left)} left" if limit is None else f"the limit is {_said(limit)}"
+        raise RecipeError(f"{what} would take {_said(needed)}, but {bound}; {remedy}")
+
+
+def available(device: torch.device | str = "cpu") -> int | None:
+    """Return how many bytes are left on a device, those included that torch or the system only keeps for later.
+
+    A device that is neither a CPU nor a CUDA one is taken to share the machine's memory. None where the system does
+    not say.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    left = [each for each in (_machine(), _container()) if each is not None]
+    return min(left) if left else None
+
+
+def _machine() -> int | None:
+    """Return what the system could give out; its page cache counts where it says so, which sysconf does not."""
+    try:
+        told = _figures(_MEMORY)["MemAvailable:"]
+    except (OSError, KeyError, ValueError):
+        names = getattr(os, "sysconf_names", {})  # Windows has none
+        pages = next((name for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES") if name in names), None)
+        return None if pages is None else os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+    return told * 1024
+
+
+def _container() -> int | None:
+    try:
+        limit = int((_CONTAINER / "memory.max").read_text())  # "max" where there is none
+        used = int((_CONTAINER / "memory.current").read_text())
+        return max(limit - used + _figures(_CONTAINER / "memory.stat")["inactive_file"], 0)
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def _figures(path: Path) -> dict[str, int]:
+    """Return the numbers of a file with a name and a number on each line."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return {name: int(number) for name, number, *_unit in lines}
+
+
+def _said(amount: int) -> str:
+    return f"{amount / _MEGABYTE:.0f} MB"
