@@ -150,9 +150,9 @@ class StageRun:
         if best:
             weights = {net.name: _copied(work.module(net.name).state_dict()) for net in self.stage.goals}
             self.kept = Kept(epoch, value, weights)
-        self.history.append(
-            {"epoch": epoch, "terms": dict(terms), score.name: value, "kept": best, "seconds": round(seconds, 3)}
-        )
+        line = {"epoch": epoch, "terms": dict(terms), score.name: value, "kept": best, "seconds": round(seconds, 3)}
+        gradients = work.gradients()
+        self.history.append(line if gradients is None else {**line, "gradients": gradients})
         self.place.watchers.tell(
             "epoch_ended",
             EpochEnded(
@@ -165,6 +165,7 @@ class StageRun:
                 best=best,
                 seconds=seconds,
                 learning_rate=work.learning_rate,
+                gradients=gradients,
             ),
         )
 
@@ -196,10 +197,10 @@ class StageRun:
             if rehearsal.problems or rehearsal.lesson is None:
                 raise CheckError(f"stage {self.stage.name!r}: {problem}" for problem in rehearsal.problems)
             scaler = self.place.options.precision == "fp16"
-            yield (
-                rehearsal,
-                Apprenticeship(self.training, rehearsal.lesson, averages, batches=len(self._batches(0)), scaler=scaler),
-            )
+            count = len(self._batches(0))
+            work = Apprenticeship(self.training, rehearsal.lesson, averages, batches=count, scaler=scaler)
+            work.look_at_gradients(self.place.options.gradients)
+            yield rehearsal, work
         finally:
             rehearsal.close()
 
