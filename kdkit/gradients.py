@@ -69,6 +69,6 @@ class GradientFigures:
 def norms_and_cosines(gradients: Tensor) -> tuple[Tensor, Tensor]:
     """Return the norm of each row, (terms,), and the cosine of each two, (pairs,), of gradients (terms, numbers)."""
     norms = gradients.norm(dim=1)
-    cosines = inner_products(gradients / norms[:, None])
-    first, second = torch.triu_indices(len(norms), len(norms), 1)
+    cosines = inner_products(gradients) / norms.outer(norms)
+    first, second = torch.triu_indices(len(norms), len(norms), 1, device=norms.device)
     return norms, cosines[first, second].clamp(-1, 1)

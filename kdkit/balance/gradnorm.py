@@ -75,6 +75,7 @@ class Factors:
         self.factors = nn.Parameter(trained.vector(1.0))
         self.first = trained.vector(math.nan)
         self._optimizer = options.optimizer.build([("factors", self.factors)])
+        self._known: dict[tuple[str, ...], Tensor] = {}
 
     def __call__(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Scale) -> None:
         """Add the gradients of the sum with factors, and set the factors for the next time."""
@@ -89,16 +90,23 @@ class Factors:
                     f"term {label!r} does not reach the layer that GradNorm takes norms on; choose one that all terms "
                     "go through, or leave out layer=... for the whole nets"
                 )
-        places = [place for place, label in enumerate(self._labels) if label in weighted]
-        now = self.factors.detach().clone()
-        total = torch.stack([weighted[self._labels[place]] * now[place] for place in places]).sum()
+        places = self._places(tuple(weighted))
+        now = self.factors.detach()[places]
+        total = (torch.stack(list(weighted.values())) * now).sum()
         total.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
         norms = rows(found, self._shared).norm(dim=1) / scale(torch.ones_like(now[0]))
-        losses = torch.stack([terms[self._labels[place]].detach() for place in places])
+        losses = torch.stack([terms[label].detach() for label in weighted])
         self._learn(places, norms.to(now), averaged(losses.to(now)))
 
+    def _places(self, labels: tuple[str, ...]) -> Tensor:
+        """Return where these terms stand, (terms,), brought to the device once: that has to wait for it."""
+        if labels not in self._known:
+            places = [self._labels.index(label) for label in labels]
+            self._known[labels] = torch.tensor(places, device=self.factors.device)
+        return self._known[labels]
+
     @torch.no_grad()
-    def _learn(self, places: list[int], norms: Tensor, losses: Tensor) -> None:
+    def _learn(self, places: Tensor, norms: Tensor, losses: Tensor) -> None:
         """Take a step towards sum |G - mean(G) * r ** alpha| = 0, the target held still (equation 2)."""
         before = self.factors.detach().clone()
         first, usable = self.first[places], (losses > 0) & losses.isfinite()

@@ -27,7 +27,7 @@ class PCGrad:
 
 
 class Projection:
-    """The rule of PCGrad. The order is drawn from a state of its own, so it is the same on every process."""
+    """The rule of PCGrad. Orders come from a state of their own: processes of one seed draw the same ones."""
 
     def __init__(self) -> None:
         self._random = torch.Generator().manual_seed(torch.initial_seed())

@@ -19,13 +19,13 @@ class UncertaintyWeighting:
 
     Terms are taken as negative log-likelihoods, so they have to stay above 0; a squared error is one at half its value.
     Goal weights multiply the terms before, so what they fix is where learning starts: s goes to log(2 * weight * term).
-    A term has no say while its weight is 0. The stage's optimizer trains the log variances, under the name
-    "balance.log_variances". Source: Kendall et al. 2018, arXiv:1705.07115, equation 10.
+    A term has no say while its weight is 0, and one alone is not weighed. The stage's optimizer trains the log
+    variances, under the name "balance.log_variances". Source: Kendall et al. 2018, arXiv:1705.07115, section 3.2.
     """
 
     def build(self, trained: Trained) -> Balancer:
         """Return it at work."""
-        return LogVariances(trained)
+        return LogVariances(trained) if len(trained.labels) > 1 else WeightedSum()
 
 
 class LogVariances(nn.Module):

@@ -117,8 +117,6 @@ def test_balances_work_in_half_precision(name, precision):
 
 @pytest.mark.parametrize("name", BALANCES)
 def test_a_stage_of_one_term_is_trained_as_ever(name):
-    if name == "uncertainty":
-        pytest.skip("it weighs one term too")
     assert same(weights(lambda: recipe(goal=truth())), weights(lambda: recipe(BALANCES[name](), goal=truth())))
 
 
@@ -369,6 +367,33 @@ def test_a_run_gone_on_with_looks_at_the_same_updates(tmp_path):
 def test_a_count_of_updates_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(RecipeError, match="gradients is a whole number of updates, 0 for never"):
         kdkit.RunOptions(gradients=wrong)
+
+
+RECIPE = '''
+"""One net that learns from labels."""
+
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from kdkit import Net, Recipe, Stage, Stages, TorchData, Training, Truth
+
+
+def recipe() -> Recipe:
+    samples = TensorDataset(torch.randn(8, 4), torch.arange(8) % 2)
+    stage = Stage({Net("net", nn.Linear(4, 2)): Truth(nn.CrossEntropyLoss())}, Training(epochs=1, batch_size=4))
+    return Recipe(data=TorchData(samples, samples), schedule=Stages(stage))
+'''
+
+
+def test_the_command_line_asks_for_figures(kdkit_here, tmp_path):
+    (tmp_path / "one.py").write_text(RECIPE)
+    said = kdkit_here("run", "one.py", "--gradients", 2, "--out", "run", "--quiet")
+    assert (said.code, said.err) == (0, "")
+    line = json.loads((tmp_path / "run" / "1-net" / "history.jsonl").read_text())
+    assert list(line["gradients"]["norms"]) == ["truth"]
+    assert line["gradients"]["cosines"] == {}
+    assert kdkit_here("run", "one.py", "--gradients", -1).code == 2
 
 
 def test_gradients_of_a_compiled_lesson_are_refused():
