@@ -47,7 +47,7 @@ def tried(
     precision: Precision = "fp32",
 ) -> Iterator[str]:
     """Balance one step of a tiny batch, every weight 1, and say what is wrong; the stage is left as it was."""
-    if isinstance(training.balance, WeightedSum):
+    if type(training.balance) is WeightedSum:
         return
     try:
         with _unchanged(lesson):

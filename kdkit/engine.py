@@ -1,6 +1,7 @@
 """The one loop: a stage, epoch by epoch and batch by batch. Ask the teachers, learn, judge, keep the best."""
 
 import contextlib
+import copy
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -165,7 +166,7 @@ class StageRun:
                 best=best,
                 seconds=seconds,
                 learning_rate=work.learning_rate,
-                gradients=gradients,
+                gradients=copy.deepcopy(gradients),  # what watchers do to it must not reach the history
             ),
         )
 

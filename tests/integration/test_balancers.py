@@ -339,6 +339,8 @@ def test_figures_are_those_of_autograd_by_hand(accumulate):
     cosine = torch.cosine_similarity(*by_hand, dim=0).item()
     assert found["cosines"] == pytest.approx({"truth | teacher/soft_targets": cosine}, rel=1e-5)
     assert listener.epochs[0].gradients == found
+    listener.epochs[0].gradients["norms"].clear()
+    assert found["norms"]
 
 
 def test_an_epoch_in_which_no_update_is_looked_at_says_nothing(tmp_path):
