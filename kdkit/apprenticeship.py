@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdkit.balancing import balancer_of, trained_by
+from kdkit.balancing import balancer_of, learned_by, trained_by
 from kdkit.gradients import GradientFigures, Gradients
 from kdkit.lesson import Lesson
 from kdkit.training import Training
@@ -29,7 +29,7 @@ class Apprenticeship:
         self.updates_per_epoch = math.ceil(batches / training.accumulate)
         self.total = training.epochs * self.updates_per_epoch
         self.balancer = balancer_of(training, lesson)
-        named = [*_trained(lesson), *_learned(self.balancer)]
+        named = [*_trained(lesson), *learned_by(self.balancer)]
         self.parameters = [parameter for _, parameter in named]
         self.optimizer = training.optimizer.build(named)
         rate = training.learning_rate
@@ -149,9 +149,3 @@ def _trained(lesson: Lesson) -> Iterator[tuple[str, nn.Parameter]]:
         part, index, *rest = path.split(".")
         if parameter.requires_grad:
             yield ".".join([lesson.learners[int(index)].name, *rest]) if part == "nets" else path, parameter
-
-
-def _learned(balancer: object) -> Iterator[tuple[str, nn.Parameter]]:
-    """Give what a balancer with weights of its own has trained by the stage's optimizer."""
-    if isinstance(balancer, nn.Module):
-        yield from ((f"balance.{name}", each) for name, each in balancer.named_parameters() if each.requires_grad)

@@ -39,6 +39,12 @@ def trained_by(lesson: Lesson) -> Trained:
     )
 
 
+def learned_by(balancer: Balancer) -> Iterator[tuple[str, nn.Parameter]]:
+    """Give what a balancer with weights of its own has trained by the stage's optimizer, by name."""
+    if isinstance(balancer, nn.Module):
+        yield from ((f"balance.{name}", each) for name, each in balancer.named_parameters() if each.requires_grad)
+
+
 def tried(
     training: Training,
     lesson: Lesson,
@@ -46,14 +52,21 @@ def tried(
     batch: Batch,
     precision: Precision = "fp32",
 ) -> Iterator[str]:
-    """Balance one step of a tiny batch, every weight 1, and say what is wrong; the stage is left as it was."""
+    """Balance one step of a tiny batch, every weight 1, and say what is wrong; the stage is left as it was.
+
+    The optimizer is made too where it has to train a part of the balancer, which its groups may have left out.
+    """
     if type(training.balance) is WeightedSum:
         return
     try:
         with _unchanged(lesson):
             with autocast(precision, batch.labels.device):
                 terms = lesson(batch, ask(respondents, batch))
-            balancer_of(training, lesson)(terms, dict.fromkeys(terms, 1.0), _as_it_is)
+            balancer = balancer_of(training, lesson)
+            balancer(terms, dict.fromkeys(terms, 1.0), _as_it_is)
+            learned = [*learned_by(balancer)]
+            if learned:
+                training.optimizer.build([*_named(lesson), *learned])
     except KdkitError as error:
         yield str(error)
     except Exception as error:  # a stranger's balancer may raise anything
@@ -75,6 +88,13 @@ def _new(parameters: Iterable[nn.Parameter], seen: set[int]) -> tuple[nn.Paramet
     fresh = [each for each in parameters if each.requires_grad and id(each) not in seen]
     seen.update(id(each) for each in fresh)
     return tuple(fresh)
+
+
+def _named(lesson: Lesson) -> Iterator[tuple[str, nn.Parameter]]:
+    for net in lesson.learners:
+        for name, parameter in net.network.named_parameters():
+            if parameter.requires_grad:
+                yield f"{net.name}.{name}", parameter
 
 
 def _as_it_is(total: Tensor) -> Tensor:

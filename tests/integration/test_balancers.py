@@ -151,6 +151,14 @@ def test_log_variances_are_trained_by_the_stages_optimizer_under_a_name_of_their
     assert not same(learned, weights(lambda: recipe(UncertaintyWeighting())))
 
 
+def test_groups_that_leave_out_log_variances_are_refused_before_the_first_step():
+    def groups(named: Any) -> Any:
+        return [{"params": [each for name, each in named if name.startswith(("student.", "losses."))]}]
+
+    with pytest.raises(CheckError, match=r"its groups leave out 1 of \d+ parameters, 'balance.log_variances' first"):
+        kdkit.run(lambda: recipe(UncertaintyWeighting(), optimizer=Optimizer(Adam, groups=groups)), device="cpu")
+
+
 # Somebody else's
 
 
