@@ -1,5 +1,13 @@
 """The face of kdkit as type checkers see it: the names of `__init__.py`, imported at once."""
 
+from kdkit.balance import Balance as Balance
+from kdkit.balance import Balancer as Balancer
+from kdkit.balance import CAGrad as CAGrad
+from kdkit.balance import GradNorm as GradNorm
+from kdkit.balance import PCGrad as PCGrad
+from kdkit.balance import Trained as Trained
+from kdkit.balance import UncertaintyWeighting as UncertaintyWeighting
+from kdkit.balance import WeightedSum as WeightedSum
 from kdkit.checking import check as check
 from kdkit.data import Batch as Batch
 from kdkit.data import Data as Data

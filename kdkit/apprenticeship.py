@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdkit.balance import Balancer, WeightedSum
+from kdkit.balancing import balancer_of, learned_by, trained_by
 from kdkit.data import Batch
+from kdkit.gradients import GradientFigures, Gradients
 from kdkit.lesson import Lesson
 from kdkit.sources import Respondent
 from kdkit.training import Training
@@ -37,12 +38,14 @@ class Apprenticeship:
         self.updates = 0
         self.updates_per_epoch = math.ceil(batches / training.accumulate)
         self.total = training.epochs * self.updates_per_epoch
-        self.parameters = [parameter for parameter in lesson.parameters() if parameter.requires_grad]
-        self.optimizer = training.optimizer.build(_trained(lesson))
+        self.balancer = balancer_of(training, lesson)
+        named = [*_trained(lesson), *learned_by(self.balancer)]
+        self.parameters = [parameter for _, parameter in named]
+        self.optimizer = training.optimizer.build(named)
         rate = training.learning_rate
         self.rate = None if rate is None else rate.build(self.optimizer, epochs=training.epochs, updates=self.total)
         self._rate_each = rate.each if rate is not None else "epoch"
-        self.balancer: Balancer = WeightedSum()
+        self.figures: GradientFigures | None = None
         self.scaler = torch.amp.GradScaler(lesson.progress.device.type) if scaler else None
         self._constant = all(not callable(f) for line in lesson.lines for f in line.weighted.factors)
         self._weights = lesson.weights(0.0)
@@ -67,10 +70,14 @@ class Apprenticeship:
             shared = total if micro_batches == 1 else total / micro_batches
             return shared if scaler is None else scaler.scale(shared)
 
+        if self.figures is not None and self.figures.due(self.updates):
+            self.figures.add(terms, self.weights(), scale)
         self.balancer(terms, self.weights(), scale)
 
     def step(self) -> None:
         """Update the weights from the gathered gradients."""
+        if self.figures is not None:
+            self.figures.close()
         stepped = True
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
@@ -99,6 +106,15 @@ class Apprenticeship:
         """Tell those who are matched what the nets said of this batch."""
         for each in self.respondents.values():
             each.observe(batch, self.lesson.said)
+
+    def look_at_gradients(self, every: int) -> None:
+        """Record figures of gradients at every so many updates from now on; never where 0."""
+        trained = trained_by(self.lesson)
+        self.figures = GradientFigures(every, trained.labels, trained.learners) if every else None
+
+    def gradients(self) -> Gradients | None:
+        """Return the means of these figures since the last time, None where there are none."""
+        return None if self.figures is None else self.figures.take()
 
     def end_epoch(self) -> None:
         """Advance what goes by epochs."""

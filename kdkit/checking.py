@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from kdkit.balancing import tried
 from kdkit.comparison import Comparison
 from kdkit.data import Batch, Data, Stream
 from kdkit.errors import CheckError, KdkitError, did_you_mean
@@ -70,8 +71,10 @@ def check(recipe: Recipe, device: torch.device | str = "cpu", precision: Precisi
                 if isinstance(net.module, nn.Module):
                     net.module.to(batch.labels.device)
             rehearsal = Rehearsal(stage, facts, batch, precision)
-            rehearsal.close()
             found, shown = rehearsal.problems, tuple(rehearsal.comparisons)
+            if not found and rehearsal.lesson is not None:
+                found = [*tried(stage.training, rehearsal.lesson, rehearsal.respondents, batch, precision)]
+            rehearsal.close()
             foreign.update(rehearsal.foreign)
         problems += [f"stage {stage.name!r}: {problem}" for problem in found]
         comparisons.append(shown)

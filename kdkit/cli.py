@@ -140,6 +140,14 @@ def cli() -> None:
 @click.option("--precision", default="fp32", show_default=True, help="fp32, bf16 or fp16 (autocast).")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Where all randomness starts.")
 @click.option("--compile", "compile_", is_flag=True, help="Compile each lesson with torch.compile.")
+@click.option(
+    "--gradients",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Record norms and cosines of the terms' gradients at every N-th update; 0 for never.",
+)
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 @click.pass_context
 def run(ctx: click.Context, /, **options: Any) -> None:
@@ -162,6 +170,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
         precision=options["precision"],
         seed=options["seed"],
         compile=options["compile_"],
+        gradients=options["gradients"],
     )
     watchers = [] if options["quiet"] else [ConsoleWatcher(console_for_people())]
     origin = Origin(file=file.path, options=chosen)

@@ -1,6 +1,7 @@
 """The one loop: a stage, epoch by epoch and batch by batch. Ask the teachers, learn, judge, keep the best."""
 
 import contextlib
+import copy
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -151,9 +152,9 @@ class StageRun:
         if best:
             weights = {net.name: _copied(work.module(net.name).state_dict()) for net in self.stage.goals}
             self.kept = Kept(epoch, value, weights)
-        self.history.append(
-            {"epoch": epoch, "terms": dict(terms), score.name: value, "kept": best, "seconds": round(seconds, 3)}
-        )
+        line = {"epoch": epoch, "terms": dict(terms), score.name: value, "kept": best, "seconds": round(seconds, 3)}
+        gradients = work.gradients()
+        self.history.append(line if gradients is None else {**line, "gradients": gradients})
         self.place.watchers.tell(
             "epoch_ended",
             EpochEnded(
@@ -166,6 +167,7 @@ class StageRun:
                 best=best,
                 seconds=seconds,
                 learning_rate=work.learning_rate,
+                gradients=copy.deepcopy(gradients),  # what watchers do to it must not reach the history
             ),
         )
 
@@ -197,17 +199,16 @@ class StageRun:
             if rehearsal.problems or rehearsal.lesson is None:
                 raise CheckError(f"stage {self.stage.name!r}: {problem}" for problem in rehearsal.problems)
             scaler = self.place.options.precision == "fp16"
-            yield (
-                rehearsal,
-                Apprenticeship(
-                    self.training,
-                    rehearsal.lesson,
-                    rehearsal.respondents,
-                    averages,
-                    batches=len(self._batches(0)),
-                    scaler=scaler,
-                ),
+            work = Apprenticeship(
+                self.training,
+                rehearsal.lesson,
+                rehearsal.respondents,
+                averages,
+                batches=len(self._batches(0)),
+                scaler=scaler,
             )
+            work.look_at_gradients(self.place.options.gradients)
+            yield rehearsal, work
         finally:
             rehearsal.close()
 

@@ -65,7 +65,11 @@ class StepEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochEnded:
-    """An epoch ended. terms: their means over it. score: the figure that decides which epoch is kept."""
+    """An epoch ended. terms: their means over it. score: the figure that decides which epoch is kept.
+
+    gradients: "norms" by label and "cosines" by "label | label", where the run's options ask for them and an update of
+    this epoch was looked at; means over these.
+    """
 
     stage: str
     epoch: int
@@ -76,6 +80,7 @@ class EpochEnded:
     best: bool
     seconds: float
     learning_rate: float
+    gradients: Mapping[str, Mapping[str, float]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

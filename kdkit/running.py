@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from kdkit import __version__
+from kdkit.balancing import require_uncompiled
 from kdkit.checking import Plan, check
 from kdkit.engine import StageRun, Workplace
 from kdkit.errors import RecipeError
@@ -82,6 +83,8 @@ def _seeded(
     recipe.require_unused()
     plan = check(recipe, device, options.precision)
     plan.require()
+    if options.compile:
+        require_uncompiled(plan.stages)
     place = Workplace(
         recipe=recipe,
         plan=plan,

@@ -25,6 +25,8 @@ class RunOptions:
     device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best that is there.
     precision: "fp32", or autocast in "bf16" or "fp16" (with a gradient scaler).
     compile: compile each lesson with torch.compile.
+    gradients: at every so many updates, record the norms of the terms' gradients and the cosines between them, as means
+    of each epoch; 0 for never. Costs a backward pass for each term then, and memory for as many gradients.
     """
 
     out: Path | None = None
@@ -32,6 +34,7 @@ class RunOptions:
     precision: Precision = "fp32"
     seed: int = 0
     compile: bool = False
+    gradients: int = 0
     resume: bool = False
 
     def __post_init__(self) -> None:
@@ -44,6 +47,12 @@ class RunOptions:
             object.__setattr__(self, "out", Path(self.out))
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise RecipeError(f"a seed is a whole number of at least 0; got {self.seed!r}")
+        if isinstance(self.gradients, bool) or not isinstance(self.gradients, int) or self.gradients < 0:
+            raise RecipeError(f"gradients is a whole number of updates, 0 for never; got {self.gradients!r}")
+        if self.gradients and self.compile:
+            raise RecipeError(
+                "a compiled lesson does not give the gradient of each term apart; leave out compile or gradients"
+            )
         if self.resume and self.out is None:
             raise RecipeError("to resume, say which run folder to go on with: --out FOLDER, or out=FOLDER in Python")
 

@@ -1,4 +1,4 @@
-"""How a stage is trained: epochs, optimizer, learning rate, averaging, and which epoch is kept."""
+"""How a stage is trained: epochs, optimizer, learning rate, balance, averaging, and which epoch is kept."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from kdkit.balance import Balance, WeightedSum
 from kdkit.errors import RecipeError
 from kdkit.optimizers import LearningRate, Optimizer
 
@@ -38,6 +39,7 @@ class Training:
     batch_size: samples in a micro-batch. A last batch of a single sample is left out, since batch norm cannot take it.
     accumulate: micro-batches to an optimizer update; losses that relate samples see the micro-batch.
     clip: largest norm of the gradient, over all that is trained; None leaves it.
+    balance: how terms become gradients: their WeightedSum, or UncertaintyWeighting, GradNorm, CAGrad or PCGrad.
     keep: the weights of the "best" epoch on the selection split, by the score named `by` (the recipe's first one
     where None), or of the "last" one.
     average: keep a moving average of the weights instead of the weights.
@@ -50,6 +52,7 @@ class Training:
     learning_rate: LearningRate | None = None
     accumulate: int = 1
     clip: float | None = None
+    balance: Balance = field(default_factory=WeightedSum)
     keep: Literal["best", "last"] = "best"
     by: str | None = None
     average: AverageWeights | None = None
@@ -70,6 +73,10 @@ class Training:
             raise RecipeError(f"average is AverageWeights(decay=...) or None; got {self.average!r}")
         if not isinstance(self.learning_rate, LearningRate | None):
             raise RecipeError(f"learning_rate is LearningRate(torch_class, ...) or None; got {self.learning_rate!r}")
+        if isinstance(self.balance, type) or not isinstance(self.balance, Balance):
+            made = isinstance(self.balance, type)
+            came = f"the class {self.balance.__name__}; did you forget its ()?" if made else repr(self.balance)
+            raise RecipeError(f"balance is WeightedSum(), PCGrad() or another object with build(trained); got {came}")
 
 
 def _is_number(value: object) -> bool:

@@ -26,7 +26,7 @@ class FromEach(nn.Module):
     is a tuple of one for each. Each teacher has a loss of its own, a copy, with its own projector where one is made.
     weights: the shares of the teachers, such as (0.6, 0.4), or "equal"; "confidence" weighs them for each sample by how
     well they say its label, (1 - softmax(cross-entropy)) / (teachers - 1), and takes a loss that is a mean over samples
-    (CA-MKD); "learned" trains a log variance v for each, exp(-v) * loss + v, the mean over teachers, so that no teacher
+    (CA-MKD); "learned" trains a log variance v for each, exp(-v) * loss + v / 2, the mean over teachers, so that none
     can be learned away.
 
     Formula: Σ w_i loss(s_i, t_i), with w_i the weight of teacher i
@@ -90,7 +90,7 @@ class FromEach(nn.Module):
             return torch.stack(values).sum()
         values = [loss(one, other, **asked) for loss, (one, other) in zip(losses, sides, strict=True)]
         if self.log_variances is not None:
-            return ((-self.log_variances).exp() * torch.stack(values) + self.log_variances).mean()
+            return ((-self.log_variances).exp() * torch.stack(values) + self.log_variances / 2).mean()
         shares = self.weights if isinstance(self.weights, tuple) else (1 / len(values),) * len(values)
         return torch.stack([share * value for share, value in zip(shares, values, strict=True)]).sum()
 
