@@ -16,6 +16,7 @@ TINY = {
     "lrhnet_smlkd": ["--epochs", "1", "--width", "4", "--records", "64"],
     "own_loss": ["--epochs", "1"],
     "timm_digits": ["--epochs", "1"],
+    "zoo": ["--epochs", "1", "--data", "ecg", "--samples", "16"],
 }
 SLOW = {"timm_digits"}
 
