@@ -24,7 +24,7 @@ class SimKD(nn.Module):
     given beside its first input goes to the head. given, wanted: the shapes of the body's features and of the
     teacher's, (channels, *positions). width: channels in the middle of the projector; half the teacher's by default.
     `match` makes the term that it learns by; labels are not needed. Raises RecipeError for shapes that cannot meet.
-    Chen et al. 2022, "Knowledge Distillation with the Reused Teacher Classifier", sec. 3.
+    Chen et al. 2022, "Knowledge Distillation with the Reused Teacher Classifier", arXiv:2203.14001.
     """
 
     def __init__(

@@ -114,9 +114,9 @@ def gradients(rows, wrap):
     batch = Batch(inputs[rows], labels[rows], rows)
     rehearsal = Rehearsal(Stage({student: goal}, Training(epochs=1)), facts, batch)
     assert not rehearsal.problems, rehearsal.problems
-    lesson = rehearsal.lesson
-    sum(wrap(lesson)(batch, ask(rehearsal.respondents, batch)).values()).backward()
-    return {name: parameter.grad for name, parameter in lesson.named_parameters()}
+    lesson = wrap(rehearsal.lesson)  # held until after the backward pass, in which it averages
+    sum(lesson(batch, ask(rehearsal.respondents, batch)).values()).backward()
+    return {name: parameter.grad for name, parameter in rehearsal.lesson.named_parameters()}
 
 
 whole = gradients(torch.arange(8), lambda lesson: lesson)
