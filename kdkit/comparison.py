@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.classes import Compared, Sided
-from kdkit.errors import KdkitError
+from kdkit.errors import KdkitError, first_line
 from kdkit.goal import Match, taps_of
 from kdkit.line import Line
 from kdkit.modes import buffers_kept
@@ -80,11 +80,6 @@ def problem_of(line: Line, given: Compared, asked: Mapping[str, Any]) -> str | N
     if value == 0 and noisy == 0:
         return f"{_said(line.loss)} is constantly zero, whatever net {line.learner.name!r} says"
     return None
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, or its name."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _noisy(side: Sided) -> Sided:

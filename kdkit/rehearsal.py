@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdkit.comparison import Comparison, compared, first_line, problem_of
+from kdkit.comparison import Comparison, compared, problem_of
 from kdkit.data import Batch
-from kdkit.errors import KdkitError
+from kdkit.errors import KdkitError, first_line
 from kdkit.goal import Source
 from kdkit.lesson import Lesson, build_losses
 from kdkit.losses import Facts
