@@ -176,6 +176,31 @@ def test_an_average_follows_the_net_by_its_decay():
     respondent.close()
 
 
+def test_tied_weights_move_once_an_update():
+    first, last = nn.Linear(4, 4), nn.Linear(4, 4)
+    last.weight = first.weight
+    student = Net("student", nn.Sequential(first, nn.ReLU(), last, nn.Linear(4, 3)))
+    before = first.weight.detach().clone()
+    respondent = opened(Ema(student, decay=0.9), (), FACTS)
+    with torch.no_grad():
+        first.weight.add_(1)
+    respondent.stepped()
+    torch.testing.assert_close(respondent.state_dict()["average"]["2.weight"], before + 0.5)
+    respondent.close()
+
+
+def test_a_net_that_cannot_be_copied_has_no_average():
+    class Cached(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 3)
+            self.kept = self.weight * 2  # no leaf: torch copies none
+
+    student = Net("student", Cached())
+    problems = check(one_stage(student, plain_goal() + Match(Ema(student), SoftTargets()))).problems
+    assert len(problems) == 1
+    assert "net 'student' cannot be copied, as its average has to be" in problems[0]
+
+
 def test_taps_on_the_net_are_put_on_its_average():
     student, given = tiny_net("student"), batch()
     tap = Tap(student.module.hidden)
