@@ -98,7 +98,7 @@ def test_a_loss_is_built_with_shapes_facts_and_the_teacher():
     assert seen == {
         "student": ((2, 5), (2, 3)),
         "target": ((2, 7),),
-        "facts": replace(FACTS, batch_size=64),
+        "facts": replace(FACTS, batch_size=64, tapped=(teacher.module.hidden,)),
         "teacher": teacher.module,
     }
 
