@@ -1,5 +1,7 @@
 """What can be matched beside a frozen net: its past, its average, a peer, a panel of teachers."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
@@ -536,6 +538,97 @@ def test_a_source_of_ones_own_is_asked_and_told():
     assert result.history["student"][0]["terms"]["mine/soft_targets"] > 0
     step = ["stepped", ["student"]]
     assert source.respondents[-1].told == [*step, *step, "epoch"]
+
+
+class Answering(Respondent):
+    """Answers with what a function makes of the batch."""
+
+    def __init__(self, make):
+        self.ask = make
+
+
+def answered_by(make, taps=None):
+    """Return the problems of a stage in which a source of one's own answers so."""
+    student, source = tiny_net("student"), Mine()
+    source.open = lambda taps, facts: Answering(make)
+    sides = {} if taps is None else {"student": Tap(student.module.hidden), "target": taps}
+    return check(one_stage(student, plain_goal() + Match(source, nn.MSELoss(), **sides))).problems
+
+
+ZEROS = torch.zeros(4, 3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (ZEROS, "'mine' answers with Answer(output, features, known); got a Tensor"),
+        (
+            Answer(ZEROS, known=torch.zeros(4)),
+            "True or False for each sample, (4,) of torch.bool; got (4,) of torch.float",
+        ),
+        (Answer(ZEROS, known=torch.zeros(2, dtype=torch.bool)), "got (2,) of torch.bool"),
+        (Answer(torch.zeros(4, 5), known=torch.zeros(4, dtype=torch.bool)), "the shape (4, 3); got (4, 5)"),
+    ],
+)
+def test_an_answer_of_ones_own_that_does_not_fit_is_refused(answer, said):
+    (problem,) = answered_by(lambda batch: answer)
+    assert said in problem
+
+
+def test_a_source_of_ones_own_answers_for_every_tap():
+    (problem,) = answered_by(lambda batch: Answer(ZEROS), Tap(nn.Linear(4, 5)))
+    assert "a feature for each of 1 taps that its terms ask for; got 0" in problem
+    (problem,) = answered_by(lambda batch: Answer(ZEROS, (ZEROS,), torch.ones(4) > 0), Tap(nn.Linear(4, 5)))
+    assert "may leave outputs unknown, but no features" in problem
+
+
+def test_a_source_of_ones_own_that_fails_is_named():
+    (problem,) = answered_by(lambda batch: 1 / 0)
+    assert "'mine' cannot answer a batch: ZeroDivisionError" in problem
+
+
+@pytest.mark.parametrize(
+    ("opening", "said"), [(lambda *_: None, "returned None"), (lambda *_: 1 / 0, "raises ZeroDivisionError")]
+)
+def test_a_source_that_does_not_open_is_refused(opening, said):
+    student, source = tiny_net("student"), Mine()
+    source.open = opening
+    (problem,) = check(one_stage(student, plain_goal() + Match(source, SoftTargets()))).problems
+    assert "open(taps, facts)" in problem
+    assert said in problem
+
+
+def test_a_source_without_a_hash_is_refused():
+    @dataclass
+    class Unhashable:
+        name: str = "mine"
+
+    with pytest.raises(RecipeError, match=r"takes a hash; 'mine' has none .*frozen=True"):
+        Match(Unhashable(), SoftTargets())
+
+
+def test_what_is_not_known_moves_none_of_two_nets_that_match_one_source():
+    one, two, source = tiny_net("one"), tiny_net("two", seed=1), Mine()
+    source.open = lambda taps, facts: Answering(lambda batch: Answer(ZEROS, known=torch.zeros(4, dtype=torch.bool)))
+    rehearsal = rehearsed({net: plain_goal() + Match(source, nn.MSELoss()) for net in (one, two)})
+    terms = terms_of(rehearsal, batch())
+    assert terms["one: mine/mse_loss"].item() == terms["two: mine/mse_loss"].item() == 0
+    rehearsal.close()
+
+
+def test_a_view_that_fails_is_named():
+    class Failing:
+        key = "failing"
+
+        def __call__(self, batch):
+            raise KeyError("lead")
+
+        def __repr__(self):
+            return "Failing()"
+
+    teacher = tiny_net("teacher", trained=True, sees=Failing())
+    (problem,) = check(one_stage(tiny_net("student"), plain_goal() + Match(teacher, SoftTargets()))).problems
+    assert "net 'teacher' cannot be shown a batch by Failing(): KeyError: 'lead'" in problem
 
 
 def test_something_that_is_no_source_is_refused_by_name():
