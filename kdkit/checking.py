@@ -110,11 +110,7 @@ def tiny_batch(data: Data, batch_size: int) -> Batch:
 def _across_stages(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[str]:
     if not stages:
         yield f"{type(recipe.schedule).__name__} gives no stages: there is nothing to train"
-    for name, count in Counter(
-        each.name for each in {*nets_of(stages), *(m.source for s in stages for m in s.matches)}
-    ).items():
-        if count > 1:
-            yield f"{count} nets are called {name!r}; give each a name of its own"
+    yield from _same_names(stages)
     for name, count in Counter(stage.name for stage in stages).items():
         if count > 1:
             yield f"{count} stages are called {name!r}; give each a name of its own: Stage(..., name=...)"
@@ -134,6 +130,21 @@ def _across_stages(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[str]:
                 f"{did_you_mean(stage.training.by, scores)}"
             )
     yield from _used_twice(stages)
+
+
+def _same_names(stages: Sequence[Stage]) -> Iterator[str]:
+    """Nets have names in files, so of a whole recipe; other sources have theirs in a stage."""
+    for name, count in Counter(net.name for net in nets_of(stages)).items():
+        if count > 1:
+            yield f"{count} nets are called {name!r}; give each a name of its own"
+    for stage in stages:
+        matched = {*nets_of([stage]), *(match.source for match in stage.matches)}
+        for name, count in Counter(each.name for each in matched).items():
+            if count > 1 and any(each.name == name and not isinstance(each, Net) for each in matched):
+                yield (
+                    f"stage {stage.name!r}: {count} things that are matched are called {name!r}, such as one of other "
+                    "options; match the same one in each term, or name them apart"
+                )
 
 
 def _scores(recipe: Recipe) -> Iterator[str]:
@@ -209,6 +220,12 @@ def _match(net: Net[Any], match: Match, stage: Stage, facts: Facts) -> Iterator[
             f"net {source.name!r} is in training in this stage, so it cannot be matched as a frozen teacher; match "
             f"what it says at this step, Peer(net), what it said in its last epoch, Past(net), or its average, Ema(net)"
         )
+    for member in source.members if isinstance(source, Panel) else ():
+        if member in stage.goals:
+            yield (
+                f"net {member.name!r} is in training in this stage, so it has no place in a Panel of frozen teachers; "
+                "match Peer(net) in a term of its own"
+            )
     if isinstance(source, Past | Ema | Peer) and source.net not in stage.goals:
         yield (
             f"{source.name!r} is of a net that is not trained in this stage; match the net itself, or train it here too"

@@ -14,7 +14,7 @@ from kdkit.goal import Match, taps_of
 from kdkit.line import Line
 from kdkit.modes import buffers_kept
 from kdkit.net import Net
-from kdkit.sources import Panel
+from kdkit.sources import Panel, Peer
 from kdkit.taps import Tapping
 
 
@@ -75,11 +75,25 @@ def problem_of(line: Line, given: Compared, asked: Mapping[str, Any]) -> str | N
         return f"{_said(line.loss)} gives {came} where a scalar was expected; reduce it, say with .mean()"
     if not value.requires_grad:
         return f"{_said(line.loss)} moves nothing: no gradient flows from it to net {line.learner.name!r}"
+    if _of_itself(line) and not _moves(value, given.student):
+        return f"{_said(line.loss)} moves nothing: net {line.learner.name!r} is compared with what it says itself"
     if not torch.isfinite(value):
         return f"{_said(line.loss)} is {value.item()} at the first step"
     if value == 0 and noisy == 0:
         return f"{_said(line.loss)} is constantly zero, whatever net {line.learner.name!r} says"
     return None
+
+
+def _of_itself(line: Line) -> bool:
+    term = line.weighted.term
+    return isinstance(term, Match) and isinstance(term.source, Peer) and term.source.net is line.learner
+
+
+def _moves(value: Tensor, student: Sided) -> bool:
+    """Whether a loss has a slope at what the student says, but for rounding."""
+    sides = [each for each in (student if isinstance(student, tuple) else (student,)) if each.requires_grad]
+    slopes = torch.autograd.grad(value, sides, retain_graph=True, allow_unused=True) if sides else ()
+    return any(slope is not None and slope.abs().max() > 1e-6 for slope in slopes)
 
 
 def _noisy(side: Sided) -> Sided:

@@ -16,6 +16,7 @@ from kdkit import (
     Ema,
     Facts,
     FromEach,
+    HardTargets,
     Hint,
     Match,
     Net,
@@ -267,6 +268,25 @@ def test_a_deep_layer_teaches_a_shallow_one_of_the_same_net():
     rehearsal.close()
 
 
+def test_a_net_that_matches_its_own_outputs_learns_nothing_from_them():
+    student = tiny_net("student")
+    for loss in (SoftTargets(), nn.MSELoss()):
+        (problem,) = check(one_stage(student, plain_goal() + Match(Peer(student), loss))).problems
+        assert "moves nothing: net 'student' is compared with what it says itself" in problem
+    assert not check(one_stage(student, plain_goal() + Match(Peer(student), HardTargets()))).problems
+
+
+def test_two_averages_of_a_net_are_found_in_one_stage_and_allowed_in_two():
+    student = tiny_net("student")
+    slow, fast = (
+        Match(Ema(student, decay), SoftTargets(), label=label) for label, decay in (("slow", 0.99), ("fast", 0.9))
+    )
+    (problem,) = check(one_stage(student, plain_goal() + slow + fast)).problems
+    assert "stage 'student': 2 things that are matched are called 'average of student'" in problem
+    stages = [Stage({student: plain_goal() + each}, Training(epochs=1), name=each.label) for each in (slow, fast)]
+    assert not check(Recipe(data=tiny_data(), schedule=Stages(*stages))).problems
+
+
 @pytest.mark.parametrize("source", [Past, Ema, Peer])
 def test_a_source_of_a_net_that_is_not_trained_in_the_stage_is_found(source):
     teacher, student = tiny_net("teacher", trained=True), tiny_net("student")
@@ -426,6 +446,13 @@ def test_a_panel_takes_at_least_two_nets_each_once():
             Panel(*members)
     assert Panel(first, second) == Panel(first, second)
     assert Panel(first, second).name == "first and second"
+
+
+def test_a_net_in_training_has_no_place_in_a_panel():
+    student, peer, teacher = tiny_net("student"), tiny_net("peer"), tiny_net("teacher", trained=True)
+    goals = {student: plain_goal() + Match(Panel(teacher, peer), FromEach(SoftTargets())), peer: plain_goal()}
+    (problem,) = check(Recipe(data=tiny_data(), schedule=Stages(Stage(goals, Training(epochs=1))))).problems
+    assert "net 'peer' is in training in this stage, so it has no place in a Panel" in problem
 
 
 def test_a_panel_takes_a_tap_of_each_of_its_nets():
