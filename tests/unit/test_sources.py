@@ -9,15 +9,25 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 from torch.utils.data import DataLoader
 
 from kdkit import (
+    CC,
+    CKA,
+    CRD,
+    DKD,
+    NKD,
+    OFD,
     PSKD,
+    RKD,
+    SRRL,
     Answer,
     Batch,
     CheckError,
     Ema,
     Facts,
     FromEach,
+    GeneralisedJSD,
     HardTargets,
     Hint,
+    LogitStandardisation,
     Match,
     Net,
     Panel,
@@ -37,7 +47,7 @@ from kdkit import (
     run,
 )
 from kdkit.lesson import Lesson
-from kdkit.losses.teachers import confidence
+from kdkit.losses.confidence import confidence
 from kdkit.rehearsal import Rehearsal
 from kdkit.sources import opened
 
@@ -386,6 +396,25 @@ def test_a_features_panel_has_a_projector_for_each_teacher_also_by_confidence():
         value.backward()
         assert student.module.hidden.weight.grad.abs().sum() > 0
         rehearsal.close()
+
+
+@pytest.mark.parametrize("make", [RKD, CKA, CC, SRRL, lambda: OFD(margin=-1.0), lambda: CRD(negatives=4)])
+def test_confidence_takes_no_loss_in_which_samples_depend_on_each_other(make):
+    (first, second), student = panel(), tiny_net("student")
+    sides = {
+        "student": Tap(student.module.hidden),
+        "target": tuple(Tap(each.module.hidden) for each in (first, second)),
+    }
+    goal = plain_goal() + Match(Panel(first, second), FromEach(make(), weights="confidence"), **sides)
+    (problem,) = check(one_stage(student, goal)).problems
+    assert f"in {type(make()).__name__} the samples of a batch depend on each other" in problem
+
+
+@pytest.mark.parametrize("make", [DKD, NKD, LogitStandardisation, HardTargets, lambda: nn.MSELoss(), GeneralisedJSD])
+def test_confidence_takes_losses_that_are_a_mean_over_samples(make):
+    (first, second), student = panel(), tiny_net("student")
+    goal = plain_goal() + Match(Panel(first, second), FromEach(make(), weights="confidence"))
+    assert not check(one_stage(student, goal)).problems
 
 
 def test_learned_weights_find_the_size_of_each_loss():
