@@ -182,6 +182,22 @@ def test_a_head_that_cannot_take_what_is_projected_is_refused_before_the_first_s
     assert "net 'student' cannot take what it sees" in problems(student, teacher, Tap(teacher.body))
 
 
+@pytest.mark.parametrize("wrong", [6, (), (6, 0), ("6",)])
+def test_a_shape_of_features_is_whole_numbers(wrong):
+    for name in ("given", "wanted"):
+        shapes = {"given": (4, 8, 8), "wanted": (6, 4, 4), name: wrong}
+        with pytest.raises(RecipeError, match=f"{name} of SimKD is the shape of one sample's features"):
+            SimKD(body(), nn.Linear(6, 3), **shapes)
+
+
+def test_a_reused_head_is_matched_by_one_tap():
+    teacher = Net("teacher", Whole(), trained=True)
+    student = Net("student", reusing(teacher.module))
+    term = student.module.match(teacher, (Tap(teacher.module.body), Tap(teacher.module.head[4])))
+    (problem,) = kdkit.check(Recipe(data=data(), schedule=Stages(stage(student, term)))).problems
+    assert "SimKD takes one tap on each side; got 2" in problem
+
+
 @pytest.mark.parametrize(
     ("parts", "shapes", "said"),
     [
