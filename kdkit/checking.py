@@ -268,4 +268,4 @@ def _needs(loss: Any, facts: Facts) -> Iterator[str]:
     if "ids" in needs and not facts.ids:
         yield "it needs sample ids, and a DataLoader of your own has none; pass its Dataset instead"
     if "hard_labels" in needs and facts.task != "multiclass":
-        yield f"it needs one class per sample, and this data is {facts.task}"
+        yield f"it needs one class per sample, and this data is {facts.task}; take one that does not, as PerLabel... do"

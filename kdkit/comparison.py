@@ -12,6 +12,7 @@ from kdkit.classes import Compared, Sided
 from kdkit.errors import KdkitError, first_line
 from kdkit.goal import Match, taps_of
 from kdkit.line import Line
+from kdkit.losses import FromEach
 from kdkit.modes import buffers_kept
 from kdkit.net import Net
 from kdkit.sources import Panel, Peer
@@ -66,7 +67,9 @@ def problem_of(line: Line, given: Compared, asked: Mapping[str, Any]) -> str | N
     except KdkitError as error:
         return str(error)
     except Exception as error:
-        return f"{shapes} cannot meet in {_said(line.loss)}: {first_line(error)}"
+        one_alone = _of_panel(line) and not isinstance(line.loss, FromEach)
+        hint = f"; a Panel gives a tuple, of which FromEach({_said(line.loss)}) takes each" if one_alone else ""
+        return f"{shapes} cannot meet in {_said(line.loss)}: {first_line(error)}{hint}"
     broadcast = [str(warning.message) for warning in caught if "target size" in str(warning.message)]
     if broadcast:
         return f"{shapes} are of different shapes and would be broadcast; bring them together with a projector"
@@ -82,6 +85,11 @@ def problem_of(line: Line, given: Compared, asked: Mapping[str, Any]) -> str | N
     if value == 0 and noisy == 0:
         return f"{_said(line.loss)} is constantly zero, whatever net {line.learner.name!r} says"
     return None
+
+
+def _of_panel(line: Line) -> bool:
+    term = line.weighted.term
+    return isinstance(term, Match) and isinstance(term.source, Panel)
 
 
 def _of_itself(line: Line) -> bool:

@@ -496,8 +496,8 @@ def test_a_panel_takes_a_tap_of_each_of_its_nets():
 
 def test_a_loss_for_one_teacher_is_refused_for_a_panel():
     (first, second), student = panel(), tiny_net("student")
-    problems = check(one_stage(student, Match(Panel(first, second), SoftTargets()))).problems
-    assert problems
+    (problem,) = check(one_stage(student, Match(Panel(first, second), SoftTargets()))).problems
+    assert "a Panel gives a tuple, of which FromEach(SoftTargets(" in problem
     problems = check(one_stage(student, Match(first, FromEach(SoftTargets())))).problems
     assert any("Match(Panel(first, second), FromEach(...))" in problem for problem in problems)
 
