@@ -60,7 +60,7 @@ class Rehearsal:
         answers = {source.name: self._answer(source, batch) for source in self.stage.sources}
         outputs = {net.name: self._output(net, batch) for net in lesson.learners}
         lesson.listening.keep_copies()
-        for net in lesson.learners:
+        for net in (each for each in lesson.learners if outputs[each.name] is not None):  # else a problem already
             modules = set(net.network.modules())
             self._silent(net.name, [tap for tap in lesson.listening.silent() if tap.module in modules])
         complete = {name: answer for name, answer in answers.items() if answer is not None}

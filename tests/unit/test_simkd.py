@@ -182,6 +182,14 @@ def test_a_head_that_cannot_take_what_is_projected_is_refused_before_the_first_s
     assert "net 'student' cannot take what it sees" in problems(student, teacher, Tap(teacher.body))
 
 
+def test_a_body_that_gives_other_features_than_said_is_one_problem():
+    teacher = Net("teacher", Whole(), trained=True)
+    student = Net("student", SimKD(body(), teacher.module.head, given=(5, 8, 8), wanted=(6, 4, 4)))
+    term = student.module.match(teacher, Tap(teacher.module.body))
+    (problem,) = kdkit.check(Recipe(data=data(), schedule=Stages(stage(student, term)))).problems
+    assert "gives features of (4, 8, 8) where given=(5, 8, 8)" in problem
+
+
 @pytest.mark.parametrize("wrong", [6, (), (6, 0), ("6",)])
 def test_a_shape_of_features_is_whole_numbers(wrong):
     for name in ("given", "wanted"):
