@@ -72,6 +72,11 @@ class FromEach(nn.Module):
                 known = replace(facts, tapped=facts.tapped[place : place + 1])
                 build((sides[place],), (target[place],), known, teachers[place])
         if self.weights == "confidence":
+            if facts.task == "regression":
+                raise RecipeError(
+                    "weights='confidence' asks how well each teacher says the class or the labels, and this data is "
+                    "regression; take weights='equal', 'learned' or shares"
+                )
             losses: list[Any] = list(self._copies) or [loss] * count
             for each, ours, theirs in zip(losses, sides, target, strict=True):
                 require_apart(each, ours, theirs, facts)

@@ -410,6 +410,13 @@ def test_confidence_takes_no_loss_in_which_samples_depend_on_each_other(make):
     assert f"in {type(make()).__name__} the samples of a batch depend on each other" in problem
 
 
+def test_confidence_takes_no_regression():
+    (first, second), student = panel(), tiny_net("student")
+    goal = Match(Panel(first, second), FromEach(nn.MSELoss(), weights="confidence"))
+    (problem,) = check(one_stage(student, goal, tiny_data("regression"))).problems
+    assert "this data is regression; take weights='equal', 'learned' or shares" in problem
+
+
 @pytest.mark.parametrize("make", [DKD, NKD, LogitStandardisation, HardTargets, lambda: nn.MSELoss(), GeneralisedJSD])
 def test_confidence_takes_losses_that_are_a_mean_over_samples(make):
     (first, second), student = panel(), tiny_net("student")
