@@ -72,14 +72,24 @@ class FromEach(nn.Module):
                 known = replace(facts, tapped=facts.tapped[place : place + 1])
                 build((sides[place],), (target[place],), known, teachers[place])
         if self.weights == "confidence":
-            if facts.task == "regression":
-                raise RecipeError(
-                    "weights='confidence' asks how well each teacher says the class or the labels, and this data is "
-                    "regression; take weights='equal', 'learned' or shares"
-                )
-            losses: list[Any] = list(self._copies) or [loss] * count
-            for each, ours, theirs in zip(losses, sides, target, strict=True):
-                require_apart(each, ours, theirs, facts)
+            self._require_confidence(list(zip(sides, target, strict=True)), facts, teacher)
+
+    def _require_confidence(self, sides: list[tuple[torch.Size, torch.Size]], facts: Facts, teacher: Any) -> None:
+        """Raise RecipeError where there is no telling how well each teacher says each sample."""
+        instead = "take weights='equal', 'learned' or shares"
+        if facts.task == "regression":
+            raise RecipeError(
+                "weights='confidence' asks how well each teacher says the class or the labels, and this data is "
+                f"regression; {instead}"
+            )
+        if not isinstance(teacher, tuple):
+            raise RecipeError(
+                f"weights='confidence' weighs the teachers of a Panel, and this is one teacher; {instead}"
+            )
+        (loss,) = self._loss
+        losses: list[Any] = list(self._copies) or [loss] * len(sides)
+        for each, (ours, theirs) in zip(losses, sides, strict=True):
+            require_apart(each, ours, theirs, facts)
 
     def extra_repr(self) -> str:
         """Return what is asked of each teacher, for plans."""

@@ -410,6 +410,17 @@ def test_confidence_takes_no_loss_in_which_samples_depend_on_each_other(make):
     assert f"in {type(make()).__name__} the samples of a batch depend on each other" in problem
 
 
+def test_confidence_takes_several_teachers_not_several_layers_of_one():
+    teacher, student = tiny_net("teacher", trained=True), tiny_net("student")
+    sides = {
+        side: (Tap(net.module.hidden), Tap(net.module.head))
+        for side, net in (("student", student), ("target", teacher))
+    }
+    goal = plain_goal() + Match(teacher, FromEach(Hint(), weights="confidence"), **sides)
+    (problem,) = check(one_stage(student, goal)).problems
+    assert "weighs the teachers of a Panel, and this is one teacher" in problem
+
+
 def test_confidence_takes_no_regression():
     (first, second), student = panel(), tiny_net("student")
     goal = Match(Panel(first, second), FromEach(nn.MSELoss(), weights="confidence"))
