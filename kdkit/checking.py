@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from kdkit.balancing import tried
 from kdkit.comparison import Comparison
@@ -186,6 +186,13 @@ def _before_rehearsal(stage: Stage, facts: Facts) -> Iterator[str]:
             yield f"net {net.name!r} is a plain callable: it can teach, but not be trained"
         elif not any(parameter.requires_grad for parameter in net.module.parameters()):
             yield f"net {net.name!r} has nothing to train: none of its parameters requires a gradient"
+        else:
+            yield from (
+                f"net {net.name!r} keeps {key!r}, a {type(value).__name__}, in its state_dict(), of which a run folder "
+                "holds tensors alone; leave out get_extra_state, or return a tensor"
+                for key, value in net.module.state_dict().items()
+                if not isinstance(value, Tensor)
+            )
         labels = Counter(each.term.label for each in as_goal(goal))
         for label, count in labels.items():
             if count > 1:
