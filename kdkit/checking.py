@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from kdkit.balancing import tried
 from kdkit.comparison import Comparison
@@ -110,11 +110,7 @@ def tiny_batch(data: Data, batch_size: int) -> Batch:
 def _across_stages(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[str]:
     if not stages:
         yield f"{type(recipe.schedule).__name__} gives no stages: there is nothing to train"
-    for name, count in Counter(
-        each.name for each in {*nets_of(stages), *(m.source for s in stages for m in s.matches)}
-    ).items():
-        if count > 1:
-            yield f"{count} nets are called {name!r}; give each a name of its own"
+    yield from _same_names(stages)
     for name, count in Counter(stage.name for stage in stages).items():
         if count > 1:
             yield f"{count} stages are called {name!r}; give each a name of its own: Stage(..., name=...)"
@@ -134,6 +130,21 @@ def _across_stages(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[str]:
                 f"{did_you_mean(stage.training.by, scores)}"
             )
     yield from _used_twice(stages)
+
+
+def _same_names(stages: Sequence[Stage]) -> Iterator[str]:
+    """Nets have names in files, so of a whole recipe; other sources have theirs in a stage."""
+    for name, count in Counter(net.name for net in nets_of(stages)).items():
+        if count > 1:
+            yield f"{count} nets are called {name!r}; give each a name of its own"
+    for stage in stages:
+        matched = {*nets_of([stage]), *(match.source for match in stage.matches)}
+        for name, count in Counter(each.name for each in matched).items():
+            if count > 1 and any(each.name == name and not isinstance(each, Net) for each in matched):
+                yield (
+                    f"stage {stage.name!r}: {count} things that are matched are called {name!r}, such as one of other "
+                    "options; match the same one in each term, or name them apart"
+                )
 
 
 def _scores(recipe: Recipe) -> Iterator[str]:
@@ -175,6 +186,13 @@ def _before_rehearsal(stage: Stage, facts: Facts) -> Iterator[str]:
             yield f"net {net.name!r} is a plain callable: it can teach, but not be trained"
         elif not any(parameter.requires_grad for parameter in net.module.parameters()):
             yield f"net {net.name!r} has nothing to train: none of its parameters requires a gradient"
+        else:
+            yield from (
+                f"net {net.name!r} keeps {key!r}, a {type(value).__name__}, in its state_dict(), of which a run folder "
+                "holds tensors alone; leave out get_extra_state, or return a tensor"
+                for key, value in net.module.state_dict().items()
+                if not isinstance(value, Tensor)
+            )
         labels = Counter(each.term.label for each in as_goal(goal))
         for label, count in labels.items():
             if count > 1:
@@ -209,6 +227,12 @@ def _match(net: Net[Any], match: Match, stage: Stage, facts: Facts) -> Iterator[
             f"net {source.name!r} is in training in this stage, so it cannot be matched as a frozen teacher; match "
             f"what it says at this step, Peer(net), what it said in its last epoch, Past(net), or its average, Ema(net)"
         )
+    for member in source.members if isinstance(source, Panel) else ():
+        if member in stage.goals:
+            yield (
+                f"net {member.name!r} is in training in this stage, so it has no place in a Panel of frozen teachers; "
+                "match Peer(net) in a term of its own"
+            )
     if isinstance(source, Past | Ema | Peer) and source.net not in stage.goals:
         yield (
             f"{source.name!r} is of a net that is not trained in this stage; match the net itself, or train it here too"
@@ -251,4 +275,4 @@ def _needs(loss: Any, facts: Facts) -> Iterator[str]:
     if "ids" in needs and not facts.ids:
         yield "it needs sample ids, and a DataLoader of your own has none; pass its Dataset instead"
     if "hard_labels" in needs and facts.task != "multiclass":
-        yield f"it needs one class per sample, and this data is {facts.task}"
+        yield f"it needs one class per sample, and this data is {facts.task}; take one that does not, as PerLabel... do"

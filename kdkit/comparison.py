@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.classes import Compared, Sided
-from kdkit.errors import KdkitError
+from kdkit.errors import KdkitError, first_line
 from kdkit.goal import Match, taps_of
 from kdkit.line import Line
+from kdkit.losses import FromEach
 from kdkit.modes import buffers_kept
 from kdkit.net import Net
-from kdkit.sources import Panel
+from kdkit.sources import Panel, Peer
 from kdkit.taps import Tapping
 
 
@@ -66,7 +67,9 @@ def problem_of(line: Line, given: Compared, asked: Mapping[str, Any]) -> str | N
     except KdkitError as error:
         return str(error)
     except Exception as error:
-        return f"{shapes} cannot meet in {_said(line.loss)}: {first_line(error)}"
+        one_alone = _of_panel(line) and not isinstance(line.loss, FromEach)
+        hint = f"; a Panel gives a tuple, of which FromEach({_said(line.loss)}) takes each" if one_alone else ""
+        return f"{shapes} cannot meet in {_said(line.loss)}: {first_line(error)}{hint}"
     broadcast = [str(warning.message) for warning in caught if "target size" in str(warning.message)]
     if broadcast:
         return f"{shapes} are of different shapes and would be broadcast; bring them together with a projector"
@@ -75,6 +78,8 @@ def problem_of(line: Line, given: Compared, asked: Mapping[str, Any]) -> str | N
         return f"{_said(line.loss)} gives {came} where a scalar was expected; reduce it, say with .mean()"
     if not value.requires_grad:
         return f"{_said(line.loss)} moves nothing: no gradient flows from it to net {line.learner.name!r}"
+    if _of_itself(line) and not _moves(value, given.student):
+        return f"{_said(line.loss)} moves nothing: net {line.learner.name!r} is compared with what it says itself"
     if not torch.isfinite(value):
         return f"{_said(line.loss)} is {value.item()} at the first step"
     if value == 0 and noisy == 0:
@@ -82,9 +87,21 @@ def problem_of(line: Line, given: Compared, asked: Mapping[str, Any]) -> str | N
     return None
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, or its name."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _of_panel(line: Line) -> bool:
+    term = line.weighted.term
+    return isinstance(term, Match) and isinstance(term.source, Panel)
+
+
+def _of_itself(line: Line) -> bool:
+    term = line.weighted.term
+    return isinstance(term, Match) and isinstance(term.source, Peer) and term.source.net is line.learner
+
+
+def _moves(value: Tensor, student: Sided) -> bool:
+    """Whether a loss has a slope at what the student says, but for rounding."""
+    sides = [each for each in (student if isinstance(student, tuple) else (student,)) if each.requires_grad]
+    slopes = torch.autograd.grad(value, sides, retain_graph=True, allow_unused=True) if sides else ()
+    return any(slope is not None and slope.abs().max() > 1e-6 for slope in slopes)
 
 
 def _noisy(side: Sided) -> Sided:

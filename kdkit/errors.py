@@ -40,6 +40,11 @@ class CheckError(KdkitError):
         )
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its name."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def did_you_mean(wrong: str, names: Iterable[str]) -> str:
     """Return what to say about a wrong name: the nearest right one, or all of them when none is near."""
     names = sorted(names)

@@ -80,6 +80,13 @@ class Match(_Sum):
     def __post_init__(self) -> None:
         if not isinstance(self.source, Source) or not isinstance(self.source.name, str):
             raise RecipeError(f"Match takes first what to match, such as a Net; got {type(self.source).__name__}")
+        try:
+            hash(self.source)
+        except TypeError as error:
+            raise RecipeError(
+                f"a source is the key of what it answers, so it takes a hash; {self.source.name!r} has none ({error}): "
+                "write @dataclass(frozen=True), or a plain class"
+            ) from error
         _validate_loss(self.loss)
         for side in ("student", "target"):
             for tap in taps_of(getattr(self, side)):

@@ -44,7 +44,6 @@ class Lesson(nn.Module):
         except BaseException:
             self.close()
             raise
-        self._learners_of = {name: line.learner.name for line in self.lines for name in line.sources}
         self.losses = nn.ModuleList(line.loss for line in self.lines if isinstance(line.loss, nn.Module))
         self.shared = nn.ModuleList(line.shared for line in self.lines if line.shared is not None)
         self.register_buffer("progress", torch.zeros(()), persistent=False)
@@ -79,12 +78,15 @@ class Lesson(nn.Module):
         heard = {name: Answer(output, features) for name, output in outputs.items()}
         for peer in self.peers:
             heard[peer.name] = Answer(outputs[peer.net.name].detach(), tuple(each.detach() for each in features))
-        for name, answer in answers.items():
-            heard[name] = answer if answer.known is None else _completed(answer, outputs[self._learners_of[name]])
-        return heard
+        return {**heard, **answers}
 
     def compared(self, line: Line, batch: Batch, heard: Answers) -> Compared:
-        """Return what a term compares: both sides and what is known beside, cut down to the classes they share."""
+        """Return what a term compares: both sides and what is known beside, cut down to the classes they share.
+
+        Where a source knows nothing of a sample, what the net that learns from it says now stands for its answer.
+        """
+        now = heard[line.learner.name].output
+        heard = {**heard, **{name: _completed(name, heard[name], now) for name in line.sources}}
         given = Compared(
             student=line.student.of(heard),
             target=None if line.target is None else line.target.of(heard),
@@ -111,10 +113,15 @@ class Lesson(nn.Module):
         self.listening.close()
 
 
-def _completed(answer: Answer, now: Tensor) -> Answer:
-    """Return an answer in which what the net that learns from it says now stands for what is not known."""
+def _completed(name: str, answer: Answer, now: Tensor) -> Answer:
+    """Return an answer in which what is said now stands for what is not known."""
     if answer.known is None:
         return answer
+    if answer.output.shape != now.shape:
+        raise RecipeError(
+            f"what {name!r} does not know is filled in with what the net says now, so its answer has the shape "
+            f"{tuple(now.shape)}; got {tuple(answer.output.shape)}"
+        )
     known = answer.known.view(-1, *(1 for _ in now.shape[1:]))
     return Answer(torch.where(known, answer.output.to(now.dtype), now.detach()), answer.features)
 

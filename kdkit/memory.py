@@ -72,4 +72,5 @@ def _figures(path: Path) -> dict[str, int]:
 
 
 def _said(amount: int) -> str:
-    return f"{amount / _MEGABYTE:.0f} MB"
+    megabytes = amount / _MEGABYTE
+    return f"{megabytes:.0f} MB" if megabytes >= 1 or not amount else f"{megabytes:.2g} MB"

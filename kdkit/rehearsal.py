@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdkit.comparison import Comparison, compared, first_line, problem_of
+from kdkit.comparison import Comparison, compared, problem_of
 from kdkit.data import Batch
-from kdkit.errors import KdkitError
+from kdkit.errors import KdkitError, first_line
 from kdkit.goal import Source
 from kdkit.lesson import Lesson, build_losses
 from kdkit.losses import Facts
@@ -18,7 +18,7 @@ from kdkit.modes import buffers_kept
 from kdkit.net import Net
 from kdkit.recipe import Stage
 from kdkit.runoptions import Precision, autocast
-from kdkit.sources import Answer, Respondent, asked_for, opened
+from kdkit.sources import Answer, Respondent, asked_for, opened, require_answer
 from kdkit.taps import Tapping
 
 
@@ -60,7 +60,7 @@ class Rehearsal:
         answers = {source.name: self._answer(source, batch) for source in self.stage.sources}
         outputs = {net.name: self._output(net, batch) for net in lesson.learners}
         lesson.listening.keep_copies()
-        for net in lesson.learners:
+        for net in (each for each in lesson.learners if outputs[each.name] is not None):  # else a problem already
             modules = set(net.network.modules())
             self._silent(net.name, [tap for tap in lesson.listening.silent() if tap.module in modules])
         complete = {name: answer for name, answer in answers.items() if answer is not None}
@@ -92,7 +92,9 @@ class Rehearsal:
             self._silent(source.name, each.rehearse(batch))
             if self.problems:
                 return None
-            return each.ask(batch)
+            answer = each.ask(batch)
+            require_answer(source.name, answer, batch, self.stage.sources[source])
+            return answer
         except KdkitError as error:
             self.problems.append(str(error))
         except Exception as error:
@@ -168,7 +170,12 @@ def _unchanged(lesson: Lesson) -> Iterator[None]:
 
 
 def _cannot_take(source: Source, batch: Batch, error: Exception) -> str:
-    view = getattr(source, "sees", None)
-    args, kwargs = view(batch) if view is not None else ((), {})
+    said = f"{type(error).__name__}: {first_line(error)}"
+    if not isinstance(source, Net):
+        return f"{source.name!r} cannot answer a batch: {said}"
+    try:
+        args, kwargs = source.sees(batch)
+    except Exception:  # the view itself, which may be a stranger's
+        return f"net {source.name!r} cannot be shown a batch by {source.sees!r}: {said}"
     shown = ", ".join(str(tuple(each.shape)) for each in (*args, *kwargs.values()) if isinstance(each, Tensor))
-    return f"net {source.name!r} cannot take what it sees ({shown}): {type(error).__name__}: {first_line(error)}"
+    return f"net {source.name!r} cannot take what it sees ({shown}): {said}"

@@ -10,9 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from kdkit.errors import RunFolderError
+from kdkit.errors import RunFolderError, first_line
 from kdkit.scores import Scored
-from kdkit.stagefolder import StageFolder, first_line, to_json, write
+from kdkit.stagefolder import StageFolder, to_json, write
 
 RUN = "run.json"
 COMPARED = ("recipe_sha256", "options", "seed", "precision", "data", "stages", "nets", "trainings")

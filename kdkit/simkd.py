@@ -1,6 +1,7 @@
 """Reuse a teacher's head on a student's body, with a projector between, as one net that is deployed whole (SimKD)."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 from kdkit.errors import RecipeError
 from kdkit.goal import Match
 from kdkit.losses import Facts
+from kdkit.losses.projected import one
 from kdkit.net import Net
 from kdkit.projectors import Bottleneck
 from kdkit.taps import Tap, Tapping
@@ -34,7 +36,8 @@ class SimKD(nn.Module):
         for name, part in (("body", body), ("head", head)):
             if not isinstance(part, nn.Module):
                 raise RecipeError(f"the {name} of SimKD is an nn.Module; got a {type(part).__name__}")
-        self.given = tuple(given)
+        self.given = _shape("given", given)
+        wanted = _shape("wanted", wanted)
         self.body = body
         self.projector = Bottleneck(torch.Size((1, *given)), torch.Size((1, *wanted)), width=width)
         self.head = copy.deepcopy(head).requires_grad_(False).eval()
@@ -65,6 +68,14 @@ class SimKD(nn.Module):
         self.head.load_state_dict(self._reused[0].state_dict())
 
 
+def _shape(name: str, shape: object) -> Shape:
+    """Return the shape of one sample's features. Raises RecipeError for anything else."""
+    sizes = tuple(shape) if isinstance(shape, Sequence) else ()
+    if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise RecipeError(f"{name} of SimKD is the shape of one sample's features, such as (64, 8, 8); got {shape!r}")
+    return sizes
+
+
 class _ToReusedHead(nn.Module):
     """Squared error between projected features and the teacher's; as training begins, the teacher's head is copied."""
 
@@ -76,7 +87,7 @@ class _ToReusedHead(nn.Module):
         self, student: tuple[torch.Size, ...], target: tuple[torch.Size, ...], facts: Facts, teacher: nn.Module | None
     ) -> None:
         """Raise RecipeError where the projector does not give what the teacher's head is given."""
-        (projected,), (features,) = student, target
+        projected, features = student[0], one(target, self._student[0])
         if projected[1:] != features[1:]:
             raise RecipeError(
                 f"the projector gives features of {tuple(projected[1:])}, but those of the teacher are "

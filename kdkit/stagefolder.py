@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from kdkit.errors import RunFolderError
+from kdkit.errors import RunFolderError, first_line
 from kdkit.scores import Predictions
 
 HISTORY = "history.jsonl"
@@ -148,8 +148,3 @@ def _with_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [_with_nan(each) for each in value]
     return math.nan if value is None else value
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, or its name."""
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -19,8 +19,8 @@ class UncertaintyWeighting:
 
     Terms are taken as negative log-likelihoods, so they have to stay above 0; a squared error is one at half its value.
     Goal weights multiply the terms before, so what they fix is where learning starts: s goes to log(2 * weight * term).
-    A term has no say while its weight is 0, and one alone is not weighed. The stage's optimizer trains the log
-    variances, under the name "balance.log_variances". Source: Kendall et al. 2018, arXiv:1705.07115, section 3.2.
+    A term has no say while its weight is 0; the one term of a stage is not weighed. The stage's optimizer trains the
+    log variances, under the name "balance.log_variances". Source: Kendall et al. 2018, arXiv:1705.07115, section 3.2.
     """
 
     def build(self, trained: Trained) -> Balancer:

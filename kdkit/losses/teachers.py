@@ -8,13 +8,12 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.errors import RecipeError
 from kdkit.losses.conditions import is_number
+from kdkit.losses.confidence import by_sample, confidence, require_apart
 from kdkit.losses.loss import Facts, Loss, asked_by, needs_of
-from kdkit.losses.projected import Projected, Shapes, Sided, several
+from kdkit.losses.projected import Shapes, Sided, several
 
 Weighing = Literal["equal", "confidence", "learned"]
 
@@ -49,7 +48,10 @@ class FromEach(nn.Module):
         self.needs = needs_of(loss)
 
     def build(self, student: Shapes, target: Shapes, facts: Facts, teacher: Any) -> None:
-        """Make and build a loss for each teacher. teacher: the modules that answer, one for each."""
+        """Make and build a loss for each teacher. teacher: the modules that answer, one for each.
+
+        Raises RecipeError for teachers and shapes that do not fit, and for confidence in a loss that relates samples.
+        """
         count = len(target)
         if count < 2 or len(student) not in (1, count):
             raise RecipeError(
@@ -69,6 +71,25 @@ class FromEach(nn.Module):
             if build is not None:
                 known = replace(facts, tapped=facts.tapped[place : place + 1])
                 build((sides[place],), (target[place],), known, teachers[place])
+        if self.weights == "confidence":
+            self._require_confidence(list(zip(sides, target, strict=True)), facts, teacher)
+
+    def _require_confidence(self, sides: list[tuple[torch.Size, torch.Size]], facts: Facts, teacher: Any) -> None:
+        """Raise RecipeError where there is no telling how well each teacher says each sample."""
+        instead = "take weights='equal', 'learned' or shares"
+        if facts.task == "regression":
+            raise RecipeError(
+                "weights='confidence' asks how well each teacher says the class or the labels, and this data is "
+                f"regression; {instead}"
+            )
+        if not isinstance(teacher, tuple):
+            raise RecipeError(
+                f"weights='confidence' weighs the teachers of a Panel, and this is one teacher; {instead}"
+            )
+        (loss,) = self._loss
+        losses: list[Any] = list(self._copies) or [loss] * len(sides)
+        for each, (ours, theirs) in zip(losses, sides, strict=True):
+            require_apart(each, ours, theirs, facts)
 
     def extra_repr(self) -> str:
         """Return what is asked of each teacher, for plans."""
@@ -93,39 +114,6 @@ class FromEach(nn.Module):
             return ((-self.log_variances).exp() * torch.stack(values) + self.log_variances / 2).mean()
         shares = self.weights if isinstance(self.weights, tuple) else (1 / len(values),) * len(values)
         return torch.stack([share * value for share, value in zip(shares, values, strict=True)]).sum()
-
-
-def confidence(answers: tuple[Tensor, ...], labels: Tensor) -> Tensor:
-    """Return how much each teacher counts for each sample, (batch, teachers), which sum to 1 over the teachers.
-
-    answers: (batch, classes) logits of each. labels: (batch,) classes, or (batch, classes) in [0, 1], whose binary
-    cross-entropies are averaged.
-    """
-    errors = torch.stack([_errors(answer.float(), labels) for answer in answers], 1)
-    return (1 - errors.softmax(1)) / (len(answers) - 1)
-
-
-def by_sample(loss: Any, student: Tensor, target: Tensor, asked: dict[str, Any]) -> Tensor:
-    """Return a loss for each sample by itself, (batch,). A projector sees the whole batch, as its norms need."""
-    if isinstance(loss, Projected):
-        student, loss = loss.projector(student), loss.between
-    names = [name for name in ("labels", "ids") if asked.get(name) is not None]
-    fixed = {name: value for name, value in asked.items() if name not in names}
-
-    def alone(one: Tensor, other: Tensor, *rows: Tensor) -> Tensor:
-        beside = {name: row[None] for name, row in zip(names, rows, strict=True)}
-        value: Tensor = loss(one[None], other[None], **beside, **fixed)
-        return value
-
-    rows = [asked[name] for name in names]
-    values: Tensor = vmap(alone, randomness="different")(student, target, *rows)
-    return values
-
-
-def _errors(answers: Tensor, labels: Tensor) -> Tensor:
-    if labels.ndim == 1:
-        return F.cross_entropy(answers, labels, reduction="none")
-    return F.binary_cross_entropy_with_logits(answers, labels.to(answers.dtype), reduction="none").mean(1)
 
 
 def _validated(weights: Any) -> Weighing | tuple[float, ...]:

@@ -33,6 +33,8 @@ class Level:
     def __post_init__(self) -> None:
         if not isinstance(self.net, Net):
             raise RecipeError(f"a level takes a Net; got a {type(self.net).__name__}")
+        if self.shares is not None and not isinstance(self.shares, Sequence):
+            raise RecipeError(f"shares are a number for each teacher, such as (0.6, 0.4); got {self.shares!r}")
 
 
 class GuidingOptions(TypedDict, total=False):

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from kdkit.data import Batch
-from kdkit.errors import RecipeError
+from kdkit.errors import RecipeError, first_line
 from kdkit.losses import Facts
 from kdkit.net import Net
 from kdkit.sources.frozen import Frozen
@@ -57,7 +58,7 @@ class _Averaging(Respondent):
     def __init__(self, source: Ema, taps: Sequence[Tapping]) -> None:
         self._source = source
         self._network = source.net.network
-        self._average = copy.deepcopy(self._network).requires_grad_(False)
+        self._average = _copied(source.net)
         pairs = zip(self._network.modules(), self._average.modules(), strict=True)
         parts: dict[int, Any] = {id(module): part for module, part in pairs}
         moved = [copy.deepcopy(tap, dict(parts)) for tap in taps]  # the same tap, on the part of the average
@@ -80,7 +81,10 @@ class _Averaging(Respondent):
         self._updates += 1
         kept = min(self._source.decay, 1 - 1 / (self._updates + 1))
         now = self._network.state_dict(keep_vars=True)
-        for key, average in self._average.state_dict(keep_vars=True).items():
+        averages = self._average.state_dict(keep_vars=True)
+        keys = {id(average): key for key, average in averages.items()}  # tied weights have several keys, and move once
+        for key in keys.values():
+            average = averages[key]
             if average.is_floating_point() or average.is_complex():
                 average.lerp_(now[key].to(average.dtype), 1 - kept)
             else:
@@ -98,3 +102,15 @@ class _Averaging(Respondent):
     def close(self) -> None:
         """Take the taps away."""
         self._frozen.close()
+
+
+def _copied(net: Net[Any]) -> nn.Module:
+    """Return a copy of a net's module that is not trained. Raises RecipeError where it cannot be copied."""
+    try:
+        return copy.deepcopy(net.network).requires_grad_(False)
+    except Exception as error:  # a stranger's module may hold anything
+        raise RecipeError(
+            f"net {net.name!r} cannot be copied, as its average has to be; keep no computed tensors, files or locks in "
+            "its modules, and take weight_norm from torch.nn.utils.parametrizations "
+            f"({type(error).__name__}: {first_line(error)})"
+        ) from error

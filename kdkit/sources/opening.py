@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from kdkit.errors import RecipeError
+from kdkit.errors import KdkitError, RecipeError, first_line
 from kdkit.goal import Match, Source, taps_of
 from kdkit.losses import Facts
 from kdkit.net import Net
@@ -31,7 +31,7 @@ def asked_for(match: Match) -> Mapping[Source, tuple[Tapping, ...]]:
 def opened(source: Source, taps: Sequence[Tapping], facts: Facts) -> Respondent:
     """Return who answers for a source: a Net is frozen, and any other opens itself.
 
-    Raises RecipeError for one that has no `open(taps, facts)`.
+    Raises RecipeError for one that has no `open(taps, facts)`, or whose `open` does not return a Respondent.
     """
     if isinstance(source, Net):
         return Frozen(source, taps)
@@ -41,5 +41,18 @@ def opened(source: Source, taps: Sequence[Tapping], facts: Facts) -> Respondent:
             f"{source.name!r} is a {type(source).__name__}, which cannot be matched; expected a Net, or a source with "
             "open(taps, facts) that returns a Respondent"
         )
-    respondent: Respondent = open_itself(taps, facts)
+    try:
+        respondent = open_itself(taps, facts)
+    except KdkitError:
+        raise
+    except Exception as error:  # a stranger's source may raise anything
+        raise RecipeError(
+            f"{source.name!r} cannot be opened: open(taps, facts) of {type(source).__name__} raises "
+            f"{type(error).__name__}: {first_line(error)}"
+        ) from error
+    if not isinstance(respondent, Respondent):
+        raise RecipeError(
+            f"{source.name!r} cannot be asked: open(taps, facts) returns a Respondent, and that of "
+            f"{type(source).__name__} returned {respondent!r}"
+        )
     return respondent

@@ -3,17 +3,19 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from kdkit.data import Batch
+from kdkit.errors import RecipeError
 from kdkit.taps import Tapping
 
 
 class Answer(NamedTuple):
     """What a source says of a batch: outputs (batch, classes), and a feature for each tap, in their order.
 
-    known: (batch,) bool, whether it has an answer for each sample; None where it has for all. What it does not know is
-    put in by the lesson: what the net itself says now, which moves nothing.
+    known: (batch,) bool, whether it has outputs for each sample; None where it has for all. What it does not know is
+    put in by the lesson: what the net that learns from it says now, which moves nothing. Features are always known.
     """
 
     output: Tensor
@@ -22,6 +24,27 @@ class Answer(NamedTuple):
 
 
 Answers = Mapping[str, Answer]
+
+
+def require_answer(name: str, answer: object, batch: Batch, taps: Sequence[Tapping]) -> None:
+    """Raise RecipeError unless this is an Answer to a batch, with a feature for each tap."""
+    if not isinstance(answer, Answer):
+        raise RecipeError(f"{name!r} answers with Answer(output, features, known); got a {type(answer).__name__}")
+    if len(answer.features) != len(taps):
+        raise RecipeError(
+            f"{name!r} answers with a feature for each of {len(taps)} taps that its terms ask for; got "
+            f"{len(answer.features)}"
+        )
+    known = answer.known
+    if known is not None and taps:
+        raise RecipeError(
+            f"{name!r} may leave outputs unknown, but no features; answer with known=None where it is tapped"
+        )
+    if known is not None and (known.dtype != torch.bool or known.shape != (len(batch),)):
+        raise RecipeError(
+            f"what {name!r} knows is True or False for each sample, ({len(batch)},) of torch.bool; got "
+            f"{tuple(known.shape)} of {known.dtype}"
+        )
 
 
 class Respondent:

@@ -28,7 +28,7 @@ def check_loss(
 ) -> None:
     """Check a loss against frozen targets. Raises ContractError with the first thing that does not hold.
 
-    make_loss: returns a new loss at each call; what it asks for (labels, ids, progress) it is given.
+    make_loss: returns a new loss at each call; what it asks for (labels, ids, progress, answers) it is given.
     on: "outputs" tries (batch, classes), and logits of +-1e4; "features" tries (batch, channels), (batch, channels,
     length) and (batch, channels, height, width).
     shapes: other shapes to try, without the batch, of both sides or as a pair of the student's and the target's.

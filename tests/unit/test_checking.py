@@ -433,3 +433,12 @@ def test_a_batch_of_one_is_rehearsed_as_one():
     problem = the_problem(one_stage(tiny_net("student"), plain_goal(), batch_size=1))
     assert "net 'student' cannot take what it sees" in problem
     assert "more than 1 value per channel" in problem
+
+
+def test_a_net_that_keeps_more_than_tensors_is_found():
+    class Versioned(nn.Linear):
+        def get_extra_state(self):
+            return {"version": 1}
+
+    problem = the_problem(one_stage(Net("student", Versioned(4, 3)), plain_goal()))
+    assert "net 'student' keeps '_extra_state', a dict, in its state_dict()" in problem

@@ -66,6 +66,8 @@ def test_what_does_not_fit_is_refused_with_both_figures_and_what_to_do(machine):
 
 def test_a_limit_of_ones_own_stands_above_what_is_left(machine):
     memory.require(5 * 2**20, "the past", limit=6 * 2**20)
+    with pytest.raises(RecipeError, match=r"would take 0.00098 MB, but the limit is 0.00049 MB"):
+        memory.require(1024, "the past", limit=512)
     with pytest.raises(RecipeError, match="would take 2 MB, but the limit is 1 MB"):
         memory.require(2 * 2**20, "the past", limit=2**20)
 

@@ -193,6 +193,11 @@ def test_a_missing_option_is_named():
         Parallel(*nets(), truth=plain_goal(), guide=SoftTargets())
 
 
+def test_a_share_alone_is_refused():
+    with pytest.raises(RecipeError, match=r"a number for each teacher, such as \(0.6, 0.4\); got 0.5"):
+        Level(nets()[-1], shares=0.5)
+
+
 def test_shares_of_a_net_without_teachers_are_refused():
     teacher, student = nets()[:2]
     with pytest.raises(RecipeError, match="has no teacher"):

@@ -182,6 +182,30 @@ def test_a_head_that_cannot_take_what_is_projected_is_refused_before_the_first_s
     assert "net 'student' cannot take what it sees" in problems(student, teacher, Tap(teacher.body))
 
 
+def test_a_body_that_gives_other_features_than_said_is_one_problem():
+    teacher = Net("teacher", Whole(), trained=True)
+    student = Net("student", SimKD(body(), teacher.module.head, given=(5, 8, 8), wanted=(6, 4, 4)))
+    term = student.module.match(teacher, Tap(teacher.module.body))
+    (problem,) = kdkit.check(Recipe(data=data(), schedule=Stages(stage(student, term)))).problems
+    assert "gives features of (4, 8, 8) where given=(5, 8, 8)" in problem
+
+
+@pytest.mark.parametrize("wrong", [6, (), (6, 0), ("6",)])
+def test_a_shape_of_features_is_whole_numbers(wrong):
+    for name in ("given", "wanted"):
+        shapes = {"given": (4, 8, 8), "wanted": (6, 4, 4), name: wrong}
+        with pytest.raises(RecipeError, match=f"{name} of SimKD is the shape of one sample's features"):
+            SimKD(body(), nn.Linear(6, 3), **shapes)
+
+
+def test_a_reused_head_is_matched_by_one_tap():
+    teacher = Net("teacher", Whole(), trained=True)
+    student = Net("student", reusing(teacher.module))
+    term = student.module.match(teacher, (Tap(teacher.module.body), Tap(teacher.module.head[4])))
+    (problem,) = kdkit.check(Recipe(data=data(), schedule=Stages(stage(student, term)))).problems
+    assert "SimKD takes one tap on each side; got 2" in problem
+
+
 @pytest.mark.parametrize(
     ("parts", "shapes", "said"),
     [

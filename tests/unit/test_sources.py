@@ -1,5 +1,7 @@
 """What can be matched beside a frozen net: its past, its average, a peer, a panel of teachers."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
@@ -7,14 +9,25 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 from torch.utils.data import DataLoader
 
 from kdkit import (
+    CC,
+    CKA,
+    CRD,
+    DKD,
+    NKD,
+    OFD,
     PSKD,
+    RKD,
+    SRRL,
     Answer,
     Batch,
     CheckError,
     Ema,
     Facts,
     FromEach,
+    GeneralisedJSD,
+    HardTargets,
     Hint,
+    LogitStandardisation,
     Match,
     Net,
     Panel,
@@ -34,7 +47,7 @@ from kdkit import (
     run,
 )
 from kdkit.lesson import Lesson
-from kdkit.losses.teachers import confidence
+from kdkit.losses.confidence import confidence
 from kdkit.rehearsal import Rehearsal
 from kdkit.sources import opened
 
@@ -176,6 +189,31 @@ def test_an_average_follows_the_net_by_its_decay():
     respondent.close()
 
 
+def test_tied_weights_move_once_an_update():
+    first, last = nn.Linear(4, 4), nn.Linear(4, 4)
+    last.weight = first.weight
+    student = Net("student", nn.Sequential(first, nn.ReLU(), last, nn.Linear(4, 3)))
+    before = first.weight.detach().clone()
+    respondent = opened(Ema(student, decay=0.9), (), FACTS)
+    with torch.no_grad():
+        first.weight.add_(1)
+    respondent.stepped()
+    torch.testing.assert_close(respondent.state_dict()["average"]["2.weight"], before + 0.5)
+    respondent.close()
+
+
+def test_a_net_that_cannot_be_copied_has_no_average():
+    class Cached(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 3)
+            self.kept = self.weight * 2  # no leaf: torch copies none
+
+    student = Net("student", Cached())
+    problems = check(one_stage(student, plain_goal() + Match(Ema(student), SoftTargets()))).problems
+    assert len(problems) == 1
+    assert "net 'student' cannot be copied, as its average has to be" in problems[0]
+
+
 def test_taps_on_the_net_are_put_on_its_average():
     student, given = tiny_net("student"), batch()
     tap = Tap(student.module.hidden)
@@ -238,6 +276,25 @@ def test_a_deep_layer_teaches_a_shallow_one_of_the_same_net():
     assert student.module.norm.weight.grad is None
     assert student.module.hidden.weight.grad.abs().sum() > 0
     rehearsal.close()
+
+
+def test_a_net_that_matches_its_own_outputs_learns_nothing_from_them():
+    student = tiny_net("student")
+    for loss in (SoftTargets(), nn.MSELoss()):
+        (problem,) = check(one_stage(student, plain_goal() + Match(Peer(student), loss))).problems
+        assert "moves nothing: net 'student' is compared with what it says itself" in problem
+    assert not check(one_stage(student, plain_goal() + Match(Peer(student), HardTargets()))).problems
+
+
+def test_two_averages_of_a_net_are_found_in_one_stage_and_allowed_in_two():
+    student = tiny_net("student")
+    slow, fast = (
+        Match(Ema(student, decay), SoftTargets(), label=label) for label, decay in (("slow", 0.99), ("fast", 0.9))
+    )
+    (problem,) = check(one_stage(student, plain_goal() + slow + fast)).problems
+    assert "stage 'student': 2 things that are matched are called 'average of student'" in problem
+    stages = [Stage({student: plain_goal() + each}, Training(epochs=1), name=each.label) for each in (slow, fast)]
+    assert not check(Recipe(data=tiny_data(), schedule=Stages(*stages))).problems
 
 
 @pytest.mark.parametrize("source", [Past, Ema, Peer])
@@ -341,6 +398,43 @@ def test_a_features_panel_has_a_projector_for_each_teacher_also_by_confidence():
         rehearsal.close()
 
 
+@pytest.mark.parametrize("make", [RKD, CKA, CC, SRRL, lambda: OFD(margin=-1.0), lambda: CRD(negatives=4)])
+def test_confidence_takes_no_loss_in_which_samples_depend_on_each_other(make):
+    (first, second), student = panel(), tiny_net("student")
+    sides = {
+        "student": Tap(student.module.hidden),
+        "target": tuple(Tap(each.module.hidden) for each in (first, second)),
+    }
+    goal = plain_goal() + Match(Panel(first, second), FromEach(make(), weights="confidence"), **sides)
+    (problem,) = check(one_stage(student, goal)).problems
+    assert f"in {type(make()).__name__} the samples of a batch depend on each other" in problem
+
+
+def test_confidence_takes_several_teachers_not_several_layers_of_one():
+    teacher, student = tiny_net("teacher", trained=True), tiny_net("student")
+    sides = {
+        side: (Tap(net.module.hidden), Tap(net.module.head))
+        for side, net in (("student", student), ("target", teacher))
+    }
+    goal = plain_goal() + Match(teacher, FromEach(Hint(), weights="confidence"), **sides)
+    (problem,) = check(one_stage(student, goal)).problems
+    assert "weighs the teachers of a Panel, and this is one teacher" in problem
+
+
+def test_confidence_takes_no_regression():
+    (first, second), student = panel(), tiny_net("student")
+    goal = Match(Panel(first, second), FromEach(nn.MSELoss(), weights="confidence"))
+    (problem,) = check(one_stage(student, goal, tiny_data("regression"))).problems
+    assert "this data is regression; take weights='equal', 'learned' or shares" in problem
+
+
+@pytest.mark.parametrize("make", [DKD, NKD, LogitStandardisation, HardTargets, lambda: nn.MSELoss(), GeneralisedJSD])
+def test_confidence_takes_losses_that_are_a_mean_over_samples(make):
+    (first, second), student = panel(), tiny_net("student")
+    goal = plain_goal() + Match(Panel(first, second), FromEach(make(), weights="confidence"))
+    assert not check(one_stage(student, goal)).problems
+
+
 def test_learned_weights_find_the_size_of_each_loss():
     (first, second), student, given = panel(), tiny_net("student"), batch()
     loss = FromEach(SoftTargets(), weights="learned")
@@ -401,6 +495,13 @@ def test_a_panel_takes_at_least_two_nets_each_once():
     assert Panel(first, second).name == "first and second"
 
 
+def test_a_net_in_training_has_no_place_in_a_panel():
+    student, peer, teacher = tiny_net("student"), tiny_net("peer"), tiny_net("teacher", trained=True)
+    goals = {student: plain_goal() + Match(Panel(teacher, peer), FromEach(SoftTargets())), peer: plain_goal()}
+    (problem,) = check(Recipe(data=tiny_data(), schedule=Stages(Stage(goals, Training(epochs=1))))).problems
+    assert "net 'peer' is in training in this stage, so it has no place in a Panel" in problem
+
+
 def test_a_panel_takes_a_tap_of_each_of_its_nets():
     (first, second), student = panel(), tiny_net("student")
     sides = {"student": Tap(student.module.hidden), "target": (Tap(second.module.hidden), Tap(first.module.hidden))}
@@ -413,8 +514,8 @@ def test_a_panel_takes_a_tap_of_each_of_its_nets():
 
 def test_a_loss_for_one_teacher_is_refused_for_a_panel():
     (first, second), student = panel(), tiny_net("student")
-    problems = check(one_stage(student, Match(Panel(first, second), SoftTargets()))).problems
-    assert problems
+    (problem,) = check(one_stage(student, Match(Panel(first, second), SoftTargets()))).problems
+    assert "a Panel gives a tuple, of which FromEach(SoftTargets(" in problem
     problems = check(one_stage(student, Match(first, FromEach(SoftTargets())))).problems
     assert any("Match(Panel(first, second), FromEach(...))" in problem for problem in problems)
 
@@ -511,6 +612,97 @@ def test_a_source_of_ones_own_is_asked_and_told():
     assert result.history["student"][0]["terms"]["mine/soft_targets"] > 0
     step = ["stepped", ["student"]]
     assert source.respondents[-1].told == [*step, *step, "epoch"]
+
+
+class Answering(Respondent):
+    """Answers with what a function makes of the batch."""
+
+    def __init__(self, make):
+        self.ask = make
+
+
+def answered_by(make, taps=None):
+    """Return the problems of a stage in which a source of one's own answers so."""
+    student, source = tiny_net("student"), Mine()
+    source.open = lambda taps, facts: Answering(make)
+    sides = {} if taps is None else {"student": Tap(student.module.hidden), "target": taps}
+    return check(one_stage(student, plain_goal() + Match(source, nn.MSELoss(), **sides))).problems
+
+
+ZEROS = torch.zeros(4, 3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (ZEROS, "'mine' answers with Answer(output, features, known); got a Tensor"),
+        (
+            Answer(ZEROS, known=torch.zeros(4)),
+            "True or False for each sample, (4,) of torch.bool; got (4,) of torch.float",
+        ),
+        (Answer(ZEROS, known=torch.zeros(2, dtype=torch.bool)), "got (2,) of torch.bool"),
+        (Answer(torch.zeros(4, 5), known=torch.zeros(4, dtype=torch.bool)), "the shape (4, 3); got (4, 5)"),
+    ],
+)
+def test_an_answer_of_ones_own_that_does_not_fit_is_refused(answer, said):
+    (problem,) = answered_by(lambda batch: answer)
+    assert said in problem
+
+
+def test_a_source_of_ones_own_answers_for_every_tap():
+    (problem,) = answered_by(lambda batch: Answer(ZEROS), Tap(nn.Linear(4, 5)))
+    assert "a feature for each of 1 taps that its terms ask for; got 0" in problem
+    (problem,) = answered_by(lambda batch: Answer(ZEROS, (ZEROS,), torch.ones(4) > 0), Tap(nn.Linear(4, 5)))
+    assert "may leave outputs unknown, but no features" in problem
+
+
+def test_a_source_of_ones_own_that_fails_is_named():
+    (problem,) = answered_by(lambda batch: 1 / 0)
+    assert "'mine' cannot answer a batch: ZeroDivisionError" in problem
+
+
+@pytest.mark.parametrize(
+    ("opening", "said"), [(lambda *_: None, "returned None"), (lambda *_: 1 / 0, "raises ZeroDivisionError")]
+)
+def test_a_source_that_does_not_open_is_refused(opening, said):
+    student, source = tiny_net("student"), Mine()
+    source.open = opening
+    (problem,) = check(one_stage(student, plain_goal() + Match(source, SoftTargets()))).problems
+    assert "open(taps, facts)" in problem
+    assert said in problem
+
+
+def test_a_source_without_a_hash_is_refused():
+    @dataclass
+    class Unhashable:
+        name: str = "mine"
+
+    with pytest.raises(RecipeError, match=r"takes a hash; 'mine' has none .*frozen=True"):
+        Match(Unhashable(), SoftTargets())
+
+
+def test_what_is_not_known_moves_none_of_two_nets_that_match_one_source():
+    one, two, source = tiny_net("one"), tiny_net("two", seed=1), Mine()
+    source.open = lambda taps, facts: Answering(lambda batch: Answer(ZEROS, known=torch.zeros(4, dtype=torch.bool)))
+    rehearsal = rehearsed({net: plain_goal() + Match(source, nn.MSELoss()) for net in (one, two)})
+    terms = terms_of(rehearsal, batch())
+    assert terms["one: mine/mse_loss"].item() == terms["two: mine/mse_loss"].item() == 0
+    rehearsal.close()
+
+
+def test_a_view_that_fails_is_named():
+    class Failing:
+        key = "failing"
+
+        def __call__(self, batch):
+            raise KeyError("lead")
+
+        def __repr__(self):
+            return "Failing()"
+
+    teacher = tiny_net("teacher", trained=True, sees=Failing())
+    (problem,) = check(one_stage(tiny_net("student"), plain_goal() + Match(teacher, SoftTargets()))).problems
+    assert "net 'teacher' cannot be shown a batch by Failing(): KeyError: 'lead'" in problem
 
 
 def test_something_that_is_no_source_is_refused_by_name():
