@@ -36,6 +36,8 @@ def recipe(
     width: int | None = None,
     records: int = 1280,
     strict: bool = False,
+    fold: int = 0,
+    folds: Path | None = None,
 ) -> Recipe:
     """Return the experiment.
 
@@ -45,12 +47,14 @@ def recipe(
     width: of the teachers; 16 where not given, with --data the paper's 64.
     records: how many simulated records there are to learn from.
     strict: refuse bad records instead of leaving them out.
+    fold: of the records, the one to report on.
+    folds: a file of folds; five are made of the records where not given.
     """
     epochs = epochs if epochs is not None else 90 if data else 12
     width = width if width is not None else 64 if data else 16
     simulated = Synthetic(train=records, select=records // 5, test=2 * records // 5)
     return Recipe(
-        data=Challenge2020(data, strict=strict) if data else simulated,
+        data=Challenge2020(data, strict=strict, fold=fold, folds=folds) if data else simulated,
         scores=(ChallengeMetric(2020), MacroAUPRC(), MacroF1()),
         schedule=Parallel(
             Net("teacher", SEResNet(leads=12, width=width), sees=Leads(12)),

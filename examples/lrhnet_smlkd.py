@@ -38,6 +38,8 @@ def recipe(
     width: int | None = None,
     records: int = 1280,
     strict: bool = False,
+    fold: int = 0,
+    folds: Path | None = None,
 ) -> Recipe:
     """Return the experiment.
 
@@ -48,6 +50,8 @@ def recipe(
     width: of the teachers; 16 where not given, with --data the paper's 64.
     records: how many simulated records there are to learn from.
     strict: refuse bad records instead of leaving them out.
+    fold: of the records, the one to report on.
+    folds: a file of folds; five are made of the records where not given.
     """
     paper = preset == "paper"
     epochs = epochs if epochs is not None else 90 if data else 12
@@ -59,7 +63,7 @@ def recipe(
     steps = LearningRate(MultiStepLR, milestones=[max(1, epoch * epochs // 90) for epoch in (20, 40, 70)])
     simulated = Synthetic(train=records, select=records // 5, test=2 * records // 5)
     return Recipe(
-        data=challenge(data, strict=strict) if data else simulated,
+        data=challenge(data, strict=strict, fold=fold, folds=folds) if data else simulated,
         scores=(ChallengeMetric(2020, add_highest=paper), MacroAUPRC(), MacroF1()),
         schedule=MultiLevel(
             teacher,

@@ -1,6 +1,11 @@
 """What kdkit ships, as the first plugin: through the same door as everybody's."""
 
+from typing import TYPE_CHECKING
+
 from kdkit.hookspecs import Register, hookimpl
+
+if TYPE_CHECKING:  # for readers and type checkers only, as in hookspecs.py
+    import click
 
 
 @hookimpl
@@ -62,12 +67,22 @@ def register_datasets(register: Register) -> None:
 
 @hookimpl
 def register_scores(register: Register) -> None:
-    """The scores of kdkit/scores.py."""
+    """The scores of kdkit/scores."""
     from kdkit import scores  # imports torch
 
     register("accuracy", scores.Accuracy)
+    register("brier", scores.Brier)
+    register("calibration_error", scores.CalibrationError)
     register("r2", scores.R2)
     register("macro_auprc", scores.MacroAUPRC)
     register("macro_auroc", scores.MacroAUROC)
     register("macro_f1", scores.MacroF1)
     register("micro_f1", scores.MicroF1)
+
+
+@hookimpl
+def register_commands(cli: "click.Group") -> None:
+    """`kdkit classes`."""
+    from kdkit.classview import classes
+
+    cli.add_command(classes)

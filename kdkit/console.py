@@ -9,6 +9,7 @@ from rich.table import Table
 
 from kdkit.events import EpochEnded, RunEnded, RunStarted, StageStarted, StepEnded
 from kdkit.hookspecs import hookimpl
+from kdkit.scores import Scored
 
 
 def console_for_people() -> Console:
@@ -100,9 +101,16 @@ def score_table(event: RunEnded) -> Table:
     for name in names:
         table.add_column(escape(name), justify="right")
     for net, scores in event.scores.items():
-        figures = [_figure(scores[name].value) if name in scores else "-" for name in names]
+        figures = [_with_interval(scores[name]) if name in scores else "-" for name in names]
         table.add_row(escape(net), f"{event.parameters[net]:,}", *figures)
     return table
+
+
+def _with_interval(scored: Scored) -> str:
+    if scored.interval is None:
+        return _figure(scored.value)
+    low, high = scored.interval
+    return f"{_figure(scored.value)} ({_figure(low)} to {_figure(high)})"
 
 
 def _figure(value: float) -> str:

@@ -49,7 +49,12 @@ class Batch:
 
 
 class Split(Protocol):
-    """Samples that can be fetched by row. A sample is a pure function of (seed, id, draw)."""
+    """Samples that can be fetched by row. A sample is a pure function of (seed, id, draw).
+
+    It may have `groups`, (rows,) int64, the same number for samples that are not independent, such as records of one
+    patient, which intervals of scores then draw together; and `labels`, (rows, ...), so that they need not be fetched
+    to be counted.
+    """
 
     @property
     def ids(self) -> Tensor:

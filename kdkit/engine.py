@@ -21,7 +21,7 @@ from kdkit.prediction import Predictor
 from kdkit.recipe import Recipe, Stage
 from kdkit.rehearsal import Rehearsal
 from kdkit.runoptions import RunOptions, seed_everything
-from kdkit.scores import Score
+from kdkit.scores import Score, bare, better
 from kdkit.sources import ask
 from kdkit.stagefolder import StageFolder
 from kdkit.watching import Watchers
@@ -147,8 +147,7 @@ class StageRun:
             values.append(score.fit(said).score(said).value)
         work.lesson.listening.clear()
         value = sum(values) / len(values)
-        better = value > self.kept.score or (math.isnan(self.kept.score) and not math.isnan(value))
-        best = self.kept.epoch < 0 or self.training.keep == "last" or better
+        best = self.kept.epoch < 0 or self.training.keep == "last" or better(score, value, self.kept.score)
         if best:
             weights = {net.name: _copied(work.module(net.name).state_dict()) for net in self.stage.goals}
             self.kept = Kept(epoch, value, weights)
@@ -173,7 +172,7 @@ class StageRun:
 
     def _score(self) -> Score:
         scores = {score.name: score for score in self.place.recipe.scores}
-        return scores[self.training.by] if self.training.by is not None else self.place.recipe.scores[0]
+        return bare(scores[self.training.by] if self.training.by is not None else self.place.recipe.scores[0])
 
     def _batches(self, epoch: int) -> Batches:
         data, size = self.place.recipe.data, self.training.batch_size

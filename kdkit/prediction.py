@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from kdkit.classes import shared
@@ -54,7 +56,11 @@ class Predictor:
             None if any(each is None for each in ids) else np.concatenate([each for each in ids if each is not None])
         )
         said = Predictions(
-            labels=np.concatenate(labels), outputs=np.concatenate(outputs), classes=self.data.classes, ids=known
+            labels=np.concatenate(labels),
+            outputs=np.concatenate(outputs),
+            classes=self.data.classes,
+            ids=known,
+            groups=_groups(split),
         )
         _require_finite(net, said)
         return self._shared(net, said)
@@ -70,11 +76,23 @@ class Predictor:
         classes = tuple(self.data.classes[index] for index in ours)
         outputs = said.outputs[:, list(theirs)]
         if self.data.task == "multilabel":
-            return Predictions(labels=said.labels[:, list(ours)], outputs=outputs, classes=classes, ids=said.ids)
+            return replace(said, labels=said.labels[:, list(ours)], outputs=outputs, classes=classes)
         matches = said.labels[:, None] == np.asarray(ours)
         known = matches.any(1)
-        ids = None if said.ids is None else said.ids[known]
-        return Predictions(labels=matches.argmax(1)[known], outputs=outputs[known], classes=classes, ids=ids)
+        return replace(said, labels=matches.argmax(1), outputs=outputs, classes=classes).rows(known)
+
+
+def _groups(split: Split | Stream) -> NDArray[np.int64] | None:
+    """Return which samples belong together, where the split knows it. Raises DataError where they are no row each."""
+    groups = getattr(split, "groups", None)
+    if groups is None:
+        return None
+    known = torch.as_tensor(groups).cpu().numpy()
+    if known.shape != (len(split),) or known.dtype.kind not in "iu":
+        raise DataError(
+            f"groups of a split are whole numbers, one per row: ({len(split)},); got {known.dtype} {known.shape}"
+        )
+    return known.astype(np.int64)
 
 
 def _require_finite(net: Net[Any], said: Predictions) -> None:

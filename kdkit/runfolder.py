@@ -77,7 +77,7 @@ class RunFolder:
 
     def save_scores(self, reported_on: str, scores: Mapping[str, Mapping[str, Scored]]) -> None:
         """Keep the scores of every net, and the split they were reported on; one that is not finite is null."""
-        table = {net: {name: asdict(scored) for name, scored in each.items()} for net, each in scores.items()}
+        table = {net: {name: _told(scored) for name, scored in each.items()} for net, each in scores.items()}
         write(self.path / "scores.json", to_json({"reported_on": reported_on, "scores": table}, indent=2))
 
 
@@ -89,6 +89,12 @@ def new_path(name: str) -> Path:
         count += 1
         path = Path("runs") / f"{stem}-{count}"
     return path
+
+
+def _told(scored: Scored) -> dict[str, Any]:
+    """Return a score as JSON has it; intervals only where they were asked for."""
+    told = asdict(scored)
+    return told if scored.interval is not None else {key: told[key] for key in ("value", "by_class", "note")}
 
 
 def _record(path: Path) -> dict[str, Any]:

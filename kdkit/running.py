@@ -14,6 +14,7 @@ from torch import nn
 from kdkit import __version__
 from kdkit.balancing import require_uncompiled
 from kdkit.checking import Plan, check
+from kdkit.data import Data
 from kdkit.engine import StageRun, Workplace
 from kdkit.errors import RecipeError
 from kdkit.events import RunEnded, RunStarted
@@ -23,7 +24,7 @@ from kdkit.prediction import Predictor, scored
 from kdkit.recipe import Recipe
 from kdkit.runfolder import RunFolder
 from kdkit.runoptions import RunOptions, own_randomness, seed_everything
-from kdkit.scores import Scored
+from kdkit.scores import Predictions, Scored, true_classes
 from kdkit.watching import Watchers
 
 
@@ -177,6 +178,7 @@ def _folder(place: Workplace, origin: Origin) -> RunFolder | None:
         "data": data.fingerprint,
         "draws": data.draws,
         "stages": [stage.name for stage in place.plan.stages],
+        "positives": _positives(data),
         "nets": {
             net.name: {"parameters": net.parameters, "sees": net.sees.key, "version": net.version}
             for net in place.plan.nets
@@ -187,6 +189,19 @@ def _folder(place: Workplace, origin: Origin) -> RunFolder | None:
     if options.resume:
         return RunFolder.reopen(options.out, record)
     return RunFolder.create(options.out, record, origin.file)
+
+
+def _positives(data: Data) -> dict[str, int] | None:
+    """Return how many training samples each class has, where that is known without fetching them."""
+    labels = getattr(data.train, "labels", None)
+    if not isinstance(labels, torch.Tensor) or data.task == "regression":
+        return None
+    shape = (len(data.train),) if data.task == "multiclass" else (len(data.train), len(data.classes))
+    if tuple(labels.shape) != shape:
+        return None
+    rows = labels.cpu().numpy()
+    truth = true_classes(Predictions(labels=rows, outputs=rows, classes=tuple(data.classes)))
+    return dict(zip(data.classes, truth.sum(0).tolist(), strict=True))
 
 
 def _notices(recipe: Recipe, plan: Plan) -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -86,12 +87,21 @@ class StageFolder:
         return epochs
 
     def save_predictions(self, net: str, split: str, predictions: Predictions) -> None:
-        """Keep what a net said about a split: labels, outputs, and ids where the data has them."""
+        """Keep what a net said about a split: labels, outputs, classes, and ids and groups where the data has them."""
         arrays = {"labels": predictions.labels, "outputs": predictions.outputs}
         if predictions.ids is not None:
             arrays["ids"] = predictions.ids
+        if predictions.groups is not None:
+            arrays["groups"] = predictions.groups
         tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()}
-        write(self.path / f"predictions-{net}-{split}.safetensors", save(tensors))
+        classes = {"classes": json.dumps(predictions.classes)}
+        write(self._predictions(net, split), save(tensors, metadata=classes))
+
+    def load_predictions(self, net: str, split: str) -> Predictions:
+        """Return what a net said about a split. Raises RunFolderError where it is missing or damaged."""
+        with self.reading(self._predictions(net, split)) as path, safe_open(path, "numpy") as file:
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # it is no mapping
+            return Predictions(classes=tuple(json.loads(file.metadata()["classes"])), **arrays)
 
     def finish(self, kept: Mapping[str, Any]) -> None:
         """Mark the stage as done, with the epoch that was kept; its state is no longer needed."""
@@ -121,6 +131,9 @@ class StageFolder:
     def state(self) -> Path:
         """The file of the state to go on from."""
         return self.path / "state.pt"
+
+    def _predictions(self, net: str, split: str) -> Path:
+        return self.path / f"predictions-{net}-{split}.safetensors"
 
     def _weights(self, net: str) -> Path:
         single = self.path.name.split("-", 1)[-1] == net

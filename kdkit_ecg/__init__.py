@@ -5,14 +5,28 @@ from typing import Any
 
 # Name -> the file it lives in. Read on first use, so that kdkit finds this plugin without importing torch.
 _FACE = {
+    "Augmentation": "augmentations",
+    "BaselineWander": "augmentations",
+    "BestChallengeMetric": "scores",
     "CNN1d": "models",
     "Challenge2020": "datasets",
     "Challenge2021": "datasets",
     "ChallengeMetric": "scores",
+    "CutOut": "augmentations",
+    "Folds": "folds",
+    "GaussianNoise": "augmentations",
     "LRHNet": "models",
+    "LeadDropout": "augmentations",
     "Leads": "leads",
+    "Mixup": "augmentations",
+    "PTBXL": "datasets",
+    "PowerLine": "augmentations",
     "SEResNet": "models",
+    "Scaling": "augmentations",
+    "Sometimes": "augmentations",
     "Synthetic": "datasets",
+    "TimeWarp": "augmentations",
+    "make_folds": "datasets",
 }
 
 __all__ = [*_FACE]

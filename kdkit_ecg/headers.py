@@ -31,7 +31,7 @@ _RECORD = re.compile(
 _SIGNAL = re.compile(
     r"(?P<file>~?[-\w]+(?:\.\w+)?)\s+\d+(?:x\d+)?(?::\d+)?(?:\+\d+)?"
     r"\s+(?P<gain>-?\d+\.?\d*(?:e[-+]?\d+)?)(?:\((?P<baseline>-?\d+)\))?(?:/(?P<unit>\S+))?"
-    r"\s+\d+\s+(?P<zero>-?\d+)\s+-?\d+\s+-?\d+\s+\d+\s+(?P<lead>\S.*)"
+    r"\s+\d+\s+(?P<zero>-?\d+)\s+(?P<first>-?\d+)\s+(?P<checksum>-?\d+)\s+\d+\s+(?P<lead>\S.*)"
 )
 _COMMENT = re.compile(r"#\s*(?P<key>\w+)\s*:(?P<value>.*)")
 
@@ -41,7 +41,7 @@ class Header:
     """What a header says: of the signal, lead by lead in the file's order, and of the person.
 
     rate in Hz, samples per lead, gains in steps of the converter per mV, baselines in steps, units in lower case,
-    age in years. codes: SNOMED CT codes, each once.
+    age in years. codes: SNOMED CT codes, each once. checks: the first sample and the checksum of each lead.
     """
 
     path: Path
@@ -53,6 +53,7 @@ class Header:
     gains: tuple[float, ...]
     baselines: tuple[int, ...]
     units: tuple[str, ...]
+    checks: tuple[tuple[int, int], ...]
     age: float | None
     sex: Sex | None
     codes: tuple[str, ...]
@@ -73,6 +74,15 @@ def read_header(path: Path) -> Header:
         return _header(path, _text(path))
     except (DataError, OSError) as error:
         raise DataError(f"{path} is not a readable header: {error}") from error
+
+
+def known_age(value: str) -> float | None:
+    """Return years; None for what is no age from 0 to 120."""
+    try:
+        years = float(value)
+    except ValueError:
+        return None
+    return years if math.isfinite(years) and 0 <= years <= 120 else None
 
 
 def _text(path: Path) -> str:
@@ -107,7 +117,8 @@ def _header(path: Path, text: str) -> Header:
         gains=tuple(float(field["gain"]) / UNITS[unit] for field, unit in zip(fields, units, strict=True)),
         baselines=tuple(int(field["baseline"] or field["zero"]) for field in fields),
         units=units,
-        age=_only([_age(value) for value in comments.get("age", [])]),
+        checks=tuple((int(field["first"]), int(field["checksum"])) for field in fields),
+        age=_only([known_age(value) for value in comments.get("age", [])]),
         sex=_only([_sex(value) for value in comments.get("sex", [])]),
         codes=_codes(comments.get("dx", [])),
     )
@@ -150,14 +161,6 @@ def _comments(lines: list[str]) -> dict[str, list[str]]:
 def _only(values: list[Known | None]) -> Known | None:
     """Return the one thing that all lines say, None where they say nothing or contradict each other."""
     return values[0] if len(set(values)) == 1 else None
-
-
-def _age(value: str) -> float | None:
-    try:
-        years = float(value)
-    except ValueError:
-        return None
-    return years if math.isfinite(years) and 0 <= years <= 120 else None
 
 
 def _sex(value: str) -> Sex | None:

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from kdkit import RecipeError, did_you_mean
 
-from kdkit import Batch, RecipeError, did_you_mean
+if TYPE_CHECKING:  # for readers and type checkers only: it needs torch, which headers and the doctor do without
+    from kdkit import Batch
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 
@@ -46,8 +47,10 @@ class Leads:
         """All that it sees, e.g. "leads:I,II"."""
         return f"leads:{','.join(self.names)}"
 
-    def __call__(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def __call__(self, batch: "Batch") -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return ((signal (N, leads, T), person (N, 5)), {}). One run of neighbouring leads is not copied."""
+        import torch  # the names of the leads are read by much that needs no torch
+
         signal, person = batch.inputs
         if signal.shape[1] != len(LEADS):
             raise RecipeError(f"Leads chooses among {len(LEADS)} leads, but the signal has {signal.shape[1]}")

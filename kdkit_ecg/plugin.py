@@ -1,5 +1,7 @@
 """What kdkit_ecg puts on kdkit's shelves."""
 
+import click
+
 from kdkit import Register, hookimpl
 
 
@@ -20,6 +22,7 @@ def register_datasets(register: Register) -> None:
 
     register("challenge_2020", datasets.Challenge2020)
     register("challenge_2021", datasets.Challenge2021)
+    register("ptb_xl", datasets.PTBXL)
     register("synthetic_ecg", datasets.Synthetic)
 
 
@@ -29,3 +32,11 @@ def register_scores(register: Register) -> None:
     from kdkit_ecg.scores import ChallengeMetric  # imports torch
 
     register("challenge_metric", ChallengeMetric)
+
+
+@hookimpl
+def register_commands(cli: click.Group) -> None:
+    """`kdkit ecg` with its commands."""
+    from kdkit_ecg.commands import ecg
+
+    cli.add_command(ecg)

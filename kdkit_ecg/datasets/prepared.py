@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,42 +11,47 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdkit import DataError
+from kdkit_ecg.datasets.folder import Columns
 from kdkit_ecg.headers import Header
-from kdkit_ecg.labels import Classes
 from kdkit_ecg.records import person_vector
-from kdkit_ecg.signals import SignalSplit, Window
+from kdkit_ecg.signals import SignalSplit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prepared:
-    """signals: float32 (12, time) each; person (records, 5); labels (records, classes); ids (records,) int64."""
+    """signals: float32 (12, time) each; person (records, 5); labels (records, classes); ids, groups (records,) int64.
+
+    groups: the same number for records of one patient; None where each is of another.
+    """
 
     signals: Sequence[NDArray[np.float32]]
     person: Tensor
     labels: Tensor
     ids: Tensor
+    groups: Tensor | None
 
-    def split(self, rows: NDArray[np.int64], *, length: int, window: Window, seed: int) -> SignalSplit:
-        """Return these rows as a split; the signals are shared, not copied."""
+    def split(self, rows: NDArray[np.int64], **options: Any) -> SignalSplit:
+        """Return these rows as a split with these options of SignalSplit; the signals are shared, not copied."""
         index = torch.from_numpy(rows)
         return SignalSplit(
             signals=[self.signals[row] for row in rows],
             person=self.person[index],
             labels=self.labels[index],
             ids=self.ids[index],
-            length=length,
-            window=window,
-            seed=seed,
+            groups=None if self.groups is None else self.groups[index],
+            **options,
         )
 
 
-def prepared(signals: Mapping[Header, NDArray[np.float32]], classes: Classes) -> Prepared:
-    """Return the records as rows, in the order in which they come."""
+def prepared(signals: Mapping[Header, NDArray[np.float32]], classes: Columns, people: Sequence[str]) -> Prepared:
+    """Return the records as rows, in the order in which they come; people: who each record is of."""
+    known, groups = np.unique(people, return_inverse=True)
     return Prepared(
         signals=list(signals.values()),
         person=torch.from_numpy(np.stack([person_vector(header.age, header.sex) for header in signals])),
         labels=torch.from_numpy(np.stack([classes.row(header.codes) for header in signals])),
         ids=_ids([header.name for header in signals]),
+        groups=None if len(known) == len(people) else torch.from_numpy(groups),
     )
 
 

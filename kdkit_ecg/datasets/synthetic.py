@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from kdkit import RecipeError, Task, did_you_mean
+from kdkit_ecg.augmentations import check_augmentations
 from kdkit_ecg.labels import scored_classes
-from kdkit_ecg.signals import SignalSplit
+from kdkit_ecg.signals import Augmentations, SignalSplit
 from kdkit_ecg.synthetic import Record, Simulator
 from kdkit_ecg.transforms import zscore
 
@@ -30,6 +31,7 @@ class Synthetic:
     train, select, test: how many records each split has. A record is a pure function of (seed, id), whatever the
     sizes, and of the next three. rate: Hz. length: samples; 10 s or so are needed for each finding to show.
     difficulty: 0 (clear findings, little noise) to 1 (findings at their thresholds, much noise).
+    augment: what changes training samples with the draw, such as (LeadDropout(), Mixup()).
     draws: above 1, train records are a tenth longer, and the window moves with the draw.
     scaling: "raw" is mV; "zscore" gives each lead mean 0 and variance 1. The default differs from that of recorded
     data: a z-score takes the amplitude away that LQRSV is about, and here there are no recorders' gains to even out.
@@ -52,6 +54,7 @@ class Synthetic:
         seed: int = 0,
         draws: int = 1,
         scaling: Scaling = "raw",
+        augment: Augmentations = (),
         classes: Sequence[str] | None = None,
     ) -> None:
         self.sizes = {"train": train, "select": select, "test": test}
@@ -63,7 +66,9 @@ class Synthetic:
             raise RecipeError(f"difficulty goes from 0 (clear) to 1 (borderline and noisy), but it is {difficulty}")
         if scaling not in get_args(Scaling):
             raise RecipeError(f"scaling {scaling!r} is unknown; {did_you_mean(str(scaling), get_args(Scaling))}")
+        check_augmentations(augment, draws)
         self.classes = _checked_classes(classes)
+        self.augment = augment
         self.draws = draws
         self.length = length
         self.scaling = scaling
@@ -72,7 +77,7 @@ class Synthetic:
     @property
     def fingerprint(self) -> str:
         """A digest of all that the samples depend on."""
-        facts = (VERSION, self.simulator, self.sizes, self.draws, self.scaling, self.classes)
+        facts = (VERSION, self.simulator, self.sizes, self.draws, self.scaling, self.classes, self.augment)
         return f"synthetic-{sha256(repr(facts).encode()).hexdigest()[:16]}"
 
     @property
@@ -83,7 +88,7 @@ class Synthetic:
     @cached_property
     def train(self) -> SignalSplit:
         """The records to learn from; made on first use, as are those of the other splits."""
-        return self._split("train", spare=self.length // 10 if self.draws > 1 else 0)
+        return self._split("train", spare=self.length // 10 if self.draws > 1 else 0, augment=self.augment)
 
     @cached_property
     def select(self) -> SignalSplit:
@@ -95,7 +100,7 @@ class Synthetic:
         """The records to report on."""
         return self._split("test")
 
-    def _split(self, name: str, spare: int = 0) -> SignalSplit:
+    def _split(self, name: str, spare: int = 0, augment: Augmentations = ()) -> SignalSplit:
         simulator = replace(self.simulator, length=self.length + spare)
         ids = range(_FIRST[name], _FIRST[name] + self.sizes[name])
         signals, persons, labels = [], [], []
@@ -110,8 +115,10 @@ class Synthetic:
             labels=torch.tensor(labels),
             ids=torch.tensor(ids),
             length=self.length,
+            rate=simulator.rate,
             window="random" if spare else "centre",
             seed=simulator.seed,
+            augment=augment,
         )
 
     def _scaled(self, record: Record) -> NDArray[np.float32]:

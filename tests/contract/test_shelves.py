@@ -28,6 +28,7 @@ from kdkit import (
     shelf,
 )
 from kdkit.registry import SHELVES
+from kdkit.scores import better, lower_is_better
 
 
 def names(kind):
@@ -277,6 +278,7 @@ DATASETS = {
     "synthetic_ecg": lambda make: make(train=6, select=3, test=3, length=200),
     "challenge_2020": "needs recordings: see the tests of its reader",
     "challenge_2021": "needs recordings: see the tests of its reader",
+    "ptb_xl": "needs recordings: see the tests of its reader",
 }
 
 
@@ -337,6 +339,8 @@ def challenge(random):
 # Labels, outputs that are all right, and the names of the classes.
 SCORES = {
     "accuracy": multiclass,
+    "brier": multilabel,
+    "calibration_error": multilabel,
     "macro_f1": multilabel,
     "micro_f1": multilabel,
     "macro_auprc": multilabel,
@@ -347,7 +351,7 @@ SCORES = {
 
 
 @pytest.mark.parametrize("name", names("scores"))
-def test_scores_rise_with_being_right_and_leave_themselves_as_they_were(name):
+def test_scores_rise_and_errors_fall_with_being_right_and_leave_themselves_as_they_were(name):
     made = shelf("scores")[name]()
     labels, right, classes = case(SCORES, "scores", name)(np.random.default_rng(0))
     assert isinstance(made, Score)
@@ -358,8 +362,10 @@ def test_scores_rise_with_being_right_and_leave_themselves_as_they_were(name):
         before = repr(made)
         figures.append(made.fit(said).score(said).value)
         assert repr(made) == before
-    assert figures[0] == pytest.approx(1)
-    assert figures[0] > figures[1] > figures[2]
+    best = 0 if lower_is_better(made) else 1
+    assert figures[0] == pytest.approx(best, abs=0.02 if lower_is_better(made) else 1e-6)  # 4 is a logit short of sure
+    assert better(made, figures[0], figures[1])
+    assert better(made, figures[1], figures[2])
 
 
 def test_every_shelf_has_a_contract():

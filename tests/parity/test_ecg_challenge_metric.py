@@ -1,4 +1,4 @@
-"""The challenge metric equals the official scorer's figures, edge rules and all."""
+"""The challenge metric, and all else that the official scorers print, equal their figures, edge rules and all."""
 
 import json
 
@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from kdkit_ecg.labels import scored_classes
-from kdkit_ecg.scores import challenge_metric
+from kdkit_ecg.scores import challenge_metric, official_figures
 
 YEARS = pytest.mark.parametrize("year", [2020, 2021])
+NAMES = {"auroc_class": "auroc_by_class", "auprc_class": "auprc_by_class", "f_measure_class": "f_measure_by_class"}
 
 
 @pytest.fixture(scope="module")
@@ -17,13 +18,22 @@ def golden(shared):
 
 
 @YEARS
-def test_every_case_has_the_official_metric(golden, year):
+def test_every_case_has_every_official_figure(golden, year):
     arrays = np.load(golden / f"challenge_metric_{year}.npz")
     cases = {key.split("/")[0] for key in arrays.files if "/" in key}
     assert len(cases) == 23
+    compared = 0
     for case in cases:
-        ours = challenge_metric(arrays[f"{case}/labels"], arrays[f"{case}/binary"], year)
-        assert ours == pytest.approx(float(arrays[f"{case}/expected/challenge_metric"]), abs=1e-9), case
+        labels, answers, scores = (arrays[f"{case}/{name}"] for name in ("labels", "binary", "scores"))
+        ours = official_figures(labels, answers, scores, year)
+        assert challenge_metric(labels, answers, year) == ours.challenge_metric
+        for key in arrays.files:
+            if key.startswith(f"{case}/expected/"):
+                name = key.rsplit("/", 1)[1]
+                figure = getattr(ours, NAMES.get(name, name))
+                np.testing.assert_allclose(figure, arrays[key], rtol=0, atol=1e-9, equal_nan=True, err_msg=key)
+                compared += 1
+    assert compared == 23 * (11 if year == 2020 else 9)
 
 
 @YEARS
@@ -35,10 +45,13 @@ def test_classes_stand_in_the_official_order(golden, year):
     assert all(columns[first] == columns[second] for first, second in equivalent)
 
 
-def test_whole_output_files_have_the_official_labels_and_metric(golden):
+def test_whole_output_files_have_the_official_labels_and_figures(golden):
     for case in json.loads((golden / "challenge_files.json").read_text())["cases"]:
         year = int(case["challenge"])
         labels = np.stack([scored_classes(year).row(record["dx"]) for record in case["records"]])
         assert np.array_equal(labels, np.array(case["expected_labels"]))
-        ours = challenge_metric(labels, np.array(case["expected_binary"]), year)
-        assert ours == pytest.approx(case["expected"]["challenge_metric"], abs=1e-9)
+        answers, scores = np.array(case["expected_binary"]), np.array(case["expected_scores"])
+        ours = official_figures(labels, answers, scores, year)
+        for name, expected in case["expected"].items():
+            known = np.array(expected, dtype=np.float64)  # None becomes NaN
+            np.testing.assert_allclose(getattr(ours, NAMES.get(name, name)), known, rtol=0, atol=1e-9, err_msg=name)

@@ -8,7 +8,7 @@ import torch
 import wfdb
 
 from kdkit import DataError, RecipeError
-from kdkit_ecg.datasets import Challenge2020, Challenge2021
+from kdkit_ecg.datasets import Challenge2020, Challenge2021, recorded
 from kdkit_ecg.datasets import challenge as module
 from kdkit_ecg.leads import LEADS
 
@@ -70,14 +70,14 @@ def test_a_batch_is_windows_people_labels_and_ids(tree):
 
 def test_building_the_data_and_naming_its_classes_reads_nothing(tree, monkeypatch):
     monkeypatch.setattr(module, "find", None)
-    monkeypatch.setattr(module, "read_signals", None)
+    monkeypatch.setattr(recorded, "read_signals", None)
     data = small(tree)
     assert data.classes[:2] == ("IAVB", "AF")
     assert (data.task, data.draws, data.notices) == ("multilabel", 10, ())
 
 
 def test_the_fingerprint_reads_no_signal_and_follows_files_patients_and_options(tree, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "read_signals", None)
+    monkeypatch.setattr(recorded, "read_signals", None)
     copy = tmp_path / "copy"
     shutil.copytree(tree, copy)
     first = small(tree).fingerprint
@@ -105,10 +105,12 @@ def test_records_that_do_not_fit_are_left_out_by_reason(tree, tmp_path):
     (folder / "b" / "B6.dat").write_bytes(b"short")
     (folder / "b" / "B7.hea").write_text("<html>")
     write(folder / "b", "B8", rate=80)
+    (folder / "b" / "B9.mat").write_bytes(b"")
     write(folder / "copies" / "of" / "others", "A0000", leads=LEADS, time=500)
     summary = small(folder).summary
     assert [line for line in summary.splitlines() if "no positive" not in line] == [
-        "40 of 49 records read",
+        "40 of 50 records read",
+        "  1 left out, no header beside the signal: b/B9",
         "  1 left out, unreadable header: b/B7",
         "  1 left out, no signal file: b/B5",
         "  1 left out, fewer than 12 leads: b/B1",
@@ -121,7 +123,7 @@ def test_records_that_do_not_fit_are_left_out_by_reason(tree, tmp_path):
     ]
     with pytest.raises(DataError, match="no scored code: b/B2"):
         _ = small(folder, strict=True).train
-    assert "41 of 49" in small(folder, normalised_units=True).summary
+    assert "41 of 50" in small(folder, normalised_units=True).summary
 
 
 def test_strict_is_content_where_nothing_is_left_out(tree):
@@ -145,7 +147,7 @@ def test_a_record_in_the_folder_of_its_database_goes_before_one_nearer_to_the_ro
     write(folder / "x", "C1", noise=1, time=700)
     write(folder / "deep" / "ptb", "C1", noise=2)
     (folder / "records.csv").write_text("record,patient,database\nC1,P1,ptb\n")
-    assert "the name of another record: x/C1" in small(folder).summary
+    assert "the name of another record: x/C1" in small(folder, shares=(1.0, 0.0, 0.0)).summary
 
 
 @pytest.mark.parametrize(("selection", "shared"), [("separate", False), ("test", True)])
@@ -238,20 +240,24 @@ def test_records_that_the_table_does_not_list_are_counted_once_they_were_found(t
     data = with_table(tmp_path, TABLE + "C1,P1,\nC2,,\n")
     assert data.notices == ()
     assert len(data.train) == 3
-    assert data.notices == ("records.csv names no patient for 2 of 3 records: each of those counts as its own patient",)
+    assert data.notices == ("no patient is named for 2 of 3 records: each of those counts as its own patient",)
 
 
 def test_a_table_of_other_records_does_not_matter_where_folds_are_by_record(tmp_path):
     with_table(tmp_path, TABLE + "C9,P2,\n")
-    assert len(Challenge2020(tmp_path, length=256, shares=(1.0, 0.0, 0.0), folds="record").train) == 3
+    assert len(Challenge2020(tmp_path, length=256, shares=(1.0, 0.0, 0.0), grouping="record").train) == 3
 
 
 def test_too_few_records_for_a_split_are_an_error_however_often_one_asks(tmp_path):
     write(tmp_path, "C1")
-    data = small(tmp_path)
-    for _ in range(2):
-        with pytest.raises(DataError, match="no record falls in the"):
-            _ = (data.train, data.select, data.test)
+    for options, said in (
+        ({}, "1 patients in .* cannot fill 5 folds"),
+        ({"shares": (0.7, 0.1, 0.2)}, "no record falls"),
+    ):
+        data = small(tmp_path, **options)
+        for _ in range(2):
+            with pytest.raises(DataError, match=said):
+                _ = (data.train, data.select, data.test)
 
 
 @pytest.mark.parametrize(
@@ -295,3 +301,14 @@ def test_real_records_of_every_kind_are_read_or_left_out_with_their_reason(share
     signal = data.train.batch(range(len(data.train)), 0).inputs.signal
     assert signal.shape[1:] == (12, 4096)
     assert torch.isfinite(signal).all()
+
+
+def test_records_of_one_patient_are_one_group_of_their_split(tree, tmp_path):
+    split = small(tree, shares=(1.0, 0.0, 0.0)).train
+    assert len(split.groups.unique()) == 20
+    by_name = {int(id): int(group) for id, group in zip(split.ids, split.groups, strict=True)}
+    assert len(by_name) == 40
+    nameless = tmp_path / "copy"
+    shutil.copytree(tree, nameless)
+    (nameless / "records.csv").unlink()
+    assert small(nameless, shares=(1.0, 0.0, 0.0)).train.groups is None

@@ -35,6 +35,14 @@ def test_a_class_of_like_treatment_earns_more_than_another():
     assert 1 > like > unlike
 
 
+def test_many_records_score_as_they_do_a_few_at_a_time(monkeypatch):
+    said = predictions()
+    whole = challenge_metric(said.labels, said.outputs > 0, 2020)
+    monkeypatch.setattr("kdkit_ecg.scores.metric._AT_ONCE", 7)
+    assert challenge_metric(said.labels, said.outputs > 0, 2020) == pytest.approx(whole, abs=1e-12)
+    assert ChallengeMetric(2020).score(said).value == pytest.approx(whole, abs=1e-12)
+
+
 @pytest.mark.parametrize("labels", [one_hot([PLACE] * 3), np.zeros((3, 24)), np.zeros((0, 24))])
 def test_where_normal_is_already_right_the_metric_is_zero(labels):
     assert challenge_metric(labels, labels, 2020) == 0.0
@@ -55,7 +63,7 @@ def test_no_single_threshold_can_be_bettered_by_much():
     for column in range(0, len(CLASSES), 5):
         for other in np.linspace(0.05, 0.95, 10):
             changed = list(fitted.thresholds)
-            changed[column] = float(other)
+            changed[column] = float(np.log(other / (1 - other)))
             assert ChallengeMetric(2020, thresholds=tuple(changed)).score(predictions()).value <= best + 1e-3
 
 

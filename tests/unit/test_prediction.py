@@ -138,3 +138,30 @@ def test_thresholds_come_from_one_split_and_figures_from_the_other():
 
 def _multiclass():
     return Predictions(labels=np.array([0, 1]), outputs=np.eye(2), classes=("a", "b"))
+
+
+class Grouped:
+    """A split that says which of its samples belong together."""
+
+    def __init__(self, split, groups):
+        self.ids, self.batch, self.groups, self.rows = split.ids, split.batch, groups, len(split)
+
+    def __len__(self):
+        return self.rows
+
+
+def test_groups_of_a_split_come_with_its_predictions():
+    data = tiny_data()
+    said = predictor(data).predict(tiny_net("net"), Grouped(data.select, torch.arange(6) // 2), batch_size=4)
+    assert said.groups.tolist() == [0, 0, 1, 1, 2, 2]
+    some = predictor(data).predict(
+        Net("two", nn.Linear(4, 2), classes=("a", "c")), Grouped(data.select, torch.arange(6)), batch_size=4
+    )
+    assert some.groups.tolist() == [row for row, label in enumerate(said.labels) if label != 1]
+
+
+@pytest.mark.parametrize("groups", [torch.arange(5), torch.rand(6), torch.zeros(6, 1, dtype=torch.int64)])
+def test_groups_that_are_no_number_per_row_are_refused(groups):
+    data = tiny_data()
+    with pytest.raises(DataError, match="one per row"):
+        predictor(data).predict(tiny_net("net"), Grouped(data.select, groups), batch_size=4)

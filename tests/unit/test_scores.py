@@ -4,12 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, r2_score, recall_score, roc_auc_score
 
 from kdkit import F1, R2, Accuracy, DataError, MacroAUPRC, MacroAUROC, MacroF1, MicroF1, Predictions, Score
-from kdkit.scores import best_f1_threshold, default_scores
+from kdkit.scores import default_scores
 
 CLASSES = ("a", "b", "c")
 
@@ -25,34 +23,6 @@ def multiclass(seed=0, rows=60):
     random = np.random.default_rng(seed)
     labels = random.integers(0, 3, rows)
     return Predictions(labels=labels, outputs=np.eye(3)[labels] + random.normal(0, 0.8, (rows, 3)), classes=CLASSES)
-
-
-def f1_at(labels, outputs, threshold):
-    return f1_score(labels, outputs >= threshold, zero_division=0)
-
-
-# Few values, so that many outputs are equal.
-OUTPUTS = st.floats(-4, 4, width=16) | st.sampled_from([-1.0, 0.0, 0.5])
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(st.booleans(), OUTPUTS), min_size=1, max_size=12))
-def test_no_threshold_has_a_better_f1_than_the_fitted_one(pairs):
-    labels, outputs = (np.array(each) for each in zip(*pairs, strict=True))
-    fitted = best_f1_threshold(labels.astype(np.float32), outputs.astype(np.float32))
-    if not labels.any():
-        assert fitted == math.inf
-        return
-    best = max(f1_at(labels, outputs, threshold) for threshold in outputs)
-    assert f1_at(labels, outputs, fitted) == pytest.approx(best)
-
-
-def test_a_threshold_lies_in_the_middle_between_two_outputs():
-    assert best_f1_threshold(np.array([0, 0, 1]), np.array([0.0, 1.0, 3.0])) == 2.0
-
-
-def test_a_class_that_is_always_there_is_always_said():
-    assert best_f1_threshold(np.ones(3), np.array([2.0, -1.0, 5.0])) == -1.0
 
 
 @pytest.mark.parametrize("average", ["macro", "micro"])

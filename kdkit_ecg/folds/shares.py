@@ -1,4 +1,4 @@
-"""Share records out among splits so that no patient is in two of them."""
+"""Share records out by chance alone, so that no patient is in two splits and further records move nobody."""
 
 import hashlib
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ def split_by_patient(
     if min(shares) < 0 or abs(sum(shares) - 1) > 1e-9:
         raise RecipeError(f"shares are parts of a whole, such as (0.7, 0.15, 0.15), not {tuple(shares)}")
     bounds = np.cumsum(shares)[:-1]
-    places = np.searchsorted(bounds, [_fraction(seed, patient) for patient in patients], side="right")
+    places = np.searchsorted(bounds, [fraction(seed, patient) for patient in patients], side="right")
     return tuple(np.flatnonzero(places == split) for split in range(len(shares)))
 
 
-def _fraction(seed: int, patient: str) -> float:
+def fraction(seed: int, patient: str) -> float:
     """Return a number in [0, 1) that looks random; Python's own hash of a text changes from run to run."""
     digest = hashlib.blake2b(f"{seed}\n{patient}".encode(), digest_size=6).digest()
     return int.from_bytes(digest, "big") / 2**48
