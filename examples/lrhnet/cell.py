@@ -20,6 +20,7 @@ from kdkit import (
     Hint,
     LearningRate,
     Level,
+    Loss,
     MacroAUPRC,
     MacroF1,
     Match,
@@ -29,6 +30,7 @@ from kdkit import (
     Optimizer,
     Past,
     PerLabelPSKD,
+    PerLabelSoftTargets,
     Recipe,
     RecipeError,
     SemCKD,
@@ -39,11 +41,37 @@ from kdkit import (
     Training,
     Truth,
 )
-from kdkit_ecg import Challenge2020, ChallengeMetric, CNN1d, Leads, LRHNet, SEResNet, Synthetic
+from kdkit_ecg import (
+    BaselineWander,
+    Challenge2020,
+    ChallengeMetric,
+    CNN1d,
+    GaussianNoise,
+    Leads,
+    LRHNet,
+    Scaling,
+    SEResNet,
+    Synthetic,
+)
+from lrhnet.untested import Untested
 
 Row = Literal["teacher", "assistant", "cnn1d", "alone", "kd", "fitnet", "pskd", "cross_layer", "smlkd", "pmlkd"]
 Preset = Literal["corrected", "paper"]
 
+Guide = Literal["softmax-2", "softmax-4", "softmax-7-plain", "per-label-1", "per-label-2"]
+Augment = Literal["none", "light"]
+
+GUIDES: dict[str, Loss] = {  # the number is the temperature; plain: without its square, as the paper has it
+    "softmax-2": SoftTargets(temperature=2.0),
+    "softmax-4": SoftTargets(temperature=4.0),
+    "softmax-7-plain": SoftTargets(temperature=7.0, t_squared=False),
+    "per-label-1": PerLabelSoftTargets(temperature=1.0),
+    "per-label-2": PerLabelSoftTargets(temperature=2.0),
+}
+AUGMENTS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "light": {"augment": (Scaling(), GaussianNoise(), BaselineWander()), "draws": 8},
+}
 GUIDED = ("assistant", "kd", "fitnet", "cross_layer", "smlkd", "pmlkd")  # rows that learn from teachers
 
 
@@ -79,6 +107,11 @@ def recipe(
     fold: int = 0,
     folds: Path | None = None,
     epochs: int | None = None,
+    guide: Guide | None = None,
+    balance: float = 0.3,
+    augment: Augment = "none",
+    train: int | None = None,
+    untested: bool = False,
 ) -> Recipe:
     """Return the experiment.
 
@@ -92,6 +125,11 @@ def recipe(
     fold: the one to report on; simulated records are other ones in each fold.
     folds: a file of folds; five are made of the records where not given.
     epochs: those of the size where not given.
+    guide: the loss against teachers; the preset's where not given.
+    balance: the share of the labels where there are teachers.
+    augment: whether training samples change with the draw.
+    train: how many simulated records there are to learn from; those of the size where not given.
+    untested: report on the records that epochs are chosen on; no net is asked about the test fold.
     """
     sizes = SIZES[size]
     if len(teachers) != len(rungs):
@@ -105,17 +143,18 @@ def recipe(
     ]
     net = network(row, leads, sizes, preset)
     training = trained(epochs or sizes.epochs, sizes.batch, preset)
+    soft = GUIDES[guide or ("softmax-7-plain" if preset == "paper" else "softmax-2")]
+    read = records(data, size, preset, fold, folds, augment, train)
     return Recipe(
-        data=records(data, size, preset, fold, folds),
+        data=Untested(read) if untested else read,
         scores=(ChallengeMetric(2020, add_highest=preset == "paper"), MacroF1(), MicroF1(), MacroAUPRC()),
-        schedule=schedule(row, net, masters, training, preset),
+        schedule=schedule(row, net, masters, training, soft, balance),
     )
 
 
-def schedule(row: Row, net: Net[Any], masters: list[Net[Any]], training: Training, preset: Preset) -> Any:
-    """Return how this row's net learns. The weights are those of the authors' notebooks."""
+def schedule(row: Row, net: Net[Any], masters: list[Net[Any]], training: Training, guide: Loss, balance: float) -> Any:
+    """Return how this row's net learns. The weights of FitNet, PS-KD and cross-layer are those of the notebooks."""
     truth = Truth(BCEWithLogitsLoss())
-    guide = SoftTargets(temperature=7.0, t_squared=False) if preset == "paper" else SoftTargets(temperature=2.0)
     if row == "pskd":
         return Stages(Stage({net: 1.0 * Match(Past(net), PerLabelPSKD(alpha=0.8, epochs=training.epochs))}, training))
     if not masters:
@@ -131,7 +170,7 @@ def schedule(row: Row, net: Net[Any], masters: list[Net[Any]], training: Trainin
         soft = Match(masters[0], SoftTargets(temperature=4.0))
         return Stages(Stage({net: truth + soft + 40.0 * layers}, training))
     shares = (0.6, 0.4) if len(masters) == 2 else None  # the paper's, which has no more than two teachers
-    return MultiLevel(*masters, Level(net, shares=shares), truth=truth, guide=guide, balance=0.3, training=training)
+    return MultiLevel(*masters, Level(net, shares=shares), truth=truth, guide=guide, balance=balance, training=training)
 
 
 def network(row: Row, leads: int, size: Size, preset: Preset) -> Net[Any]:
@@ -156,15 +195,23 @@ def trained(epochs: int, batch: int, preset: Preset) -> Training:
 
 
 @lru_cache(maxsize=1)  # the cells of one fold come one after another, and read the same records
-def records(folder: Path | None, size: str, preset: Preset, fold: int, folds: Path | None) -> Data:
+def records(
+    folder: Path | None,
+    size: str,
+    preset: Preset,
+    fold: int,
+    folds: Path | None,
+    augment: Augment = "none",
+    train: int | None = None,
+) -> Data:
     """Return the data of a fold."""
-    sizes = SIZES[size]
+    sizes, changes = SIZES[size], AUGMENTS[augment]
     if folder is None:
         count = sizes.records
-        shape: dict[str, Any] = {"rate": 100, "length": min(sizes.length, 1000), "seed": fold}
-        return Synthetic(train=count, select=max(1, count // 5), test=max(1, 2 * count // 5), **shape)
+        shape: dict[str, Any] = {"rate": 100, "length": min(sizes.length, 1000), "seed": fold, **changes}
+        return Synthetic(train=train or count, select=max(1, count // 5), test=max(1, 2 * count // 5), **shape)
     challenge = Challenge2020.paper if preset == "paper" else Challenge2020
-    return challenge(folder, rate=sizes.rate, length=sizes.length, fold=fold, folds=folds)
+    return challenge(folder, rate=sizes.rate, length=sizes.length, fold=fold, folds=folds, **changes)
 
 
 def weights_of(folder: Path) -> Path:

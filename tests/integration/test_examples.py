@@ -19,7 +19,7 @@ TINY = {
     "zoo": ["--epochs", "1", "--data", "ecg", "--samples", "16"],
 }
 SLOW = {"timm_digits"}
-SCRIPTS = {"lrhnet_ladder", "lrhnet_tables"}  # many runs each: test_lrhnet_studies.py
+SCRIPTS = {"lrhnet_effect", "lrhnet_ladder", "lrhnet_tables"}  # many runs each: test_lrhnet_*.py
 
 
 def test_every_example_has_tiny_settings_and_every_setting_an_example():

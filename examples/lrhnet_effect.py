@@ -1,0 +1,117 @@
+"""Does distillation help LRH-Net? Tune a protocol on records that no result is reported on, then ask, on fresh seeds.
+
+    python examples/lrhnet_effect.py tune --data path/to/challenge-2020
+    python examples/lrhnet_effect.py ask --data path/to/challenge-2020
+
+Without --data the records are simulated. Both skip what is done, and go on with what was interrupted.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from lrhnet.commandline import ANY, FOLDER, line, several, use_threads
+from lrhnet.effect import asked_cells, figures_of, write_effects
+from lrhnet.protocol import CHOSEN, SEEDS, TRAIN, TUNING_SEEDS, Protocol, kind
+from lrhnet.tuning import tune, write_tuning
+
+from kdkit import KdkitError, Study
+
+OPTIONS = (
+    click.option("--data", type=FOLDER, help="Of Challenge records; simulated ones if not given."),
+    click.option("--out", type=ANY, default=Path("results"), show_default=True, help="The folder of all cells."),
+    click.option("--report", type=ANY, help="Where the page goes; --out if not given."),
+    click.option("--threads", type=click.IntRange(min=1), callback=use_threads, help="Of torch."),
+)
+
+
+def common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of both."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.group(help=__doc__.replace("\n\n    ", "\n\n\b\n    "))
+def main() -> None:
+    """Tune, or ask."""
+
+
+@main.command("tune")
+@common
+def tune_(data: Path | None, out: Path, report: Path | None, threads: int | None) -> None:
+    """Choose epochs, augmentation, loss, temperature and balance on the selection split."""
+    try:
+        chosen, tried = tune(out, data, run)
+    except KdkitError as error:
+        raise click.ClickException(str(error)) from error
+    opening = [
+        f"# The protocol, tuned on {kind(data)} records",
+        made_by("tune", data),
+        f"Seeds {', '.join(map(str, TUNING_SEEDS))}, of which none is asked again; {about(data)}",
+    ]
+    write_tuning(chosen, tried, report or out, opening)
+    click.echo(f"chosen: {chosen}\nwritten: {(report or out) / 'tuning.md'}")
+
+
+@main.command()
+@click.option("--seeds", callback=several(int), help="Some of the protocol's, to share the work; no page is written.")
+@common
+def ask(seeds: tuple[int, ...] | None, data: Path | None, out: Path, report: Path | None, threads: int | None) -> None:
+    """Train every row from every seed by the protocol that was chosen, and set them side by side."""
+    protocol, fresh = CHOSEN[kind(data)], SEEDS[kind(data)]
+    try:
+        study = Study(out, asked_cells(seeds or fresh, protocol, data))
+        run(study)
+    except KdkitError as error:
+        raise click.ClickException(str(error)) from error
+    if seeds:
+        return
+    opening = [
+        f"# Does distillation help? On {kind(data)} records",
+        made_by("ask", data),
+        f"The protocol ([how it was tuned](tuning.md)): {described(protocol)}. Seeds {', '.join(map(str, fresh))}; "
+        f"{about(data)}",
+    ]
+    write_effects(figures_of(study, fresh, protocol), report or out, opening)
+    click.echo(f"written: {(report or out) / 'effect.md'}")
+
+
+def run(study: Study) -> None:
+    """Run the cells with a line for each. Raises ClickException at the first that fails."""
+    began, trained, count = time.perf_counter(), 0, len(study.cells)
+    for place, outcome in enumerate(study.run(), 1):
+        trained += outcome.state == "done"
+        left = (time.perf_counter() - began) / trained * (count - place) / 60 if trained else 0.0
+        click.echo(f"[{place}/{count}] {line(study, outcome)}, about {left:.0f} min left")
+        if outcome.error is not None:
+            raise click.ClickException(f"{outcome.cell.name} failed; a second call goes on from there")
+
+
+def described(protocol: Protocol) -> str:
+    """Return the protocol in words."""
+    return (
+        f"{protocol.epochs} epochs, augmentation {protocol.augment}, guide {protocol.guide}, "
+        f"{protocol.balance:g} of the loss from labels"
+    )
+
+
+def about(data: Path | None) -> str:
+    """Return what the records of a run are."""
+    if data is None:
+        return f"{TRAIN} simulated records to learn from, other ones for each seed: intervals are of records and seeds."
+    return (
+        "one test fold for all, the same records to learn from: intervals are of seeds, and say nothing of other "
+        "patients. The data is small."
+    )
+
+
+def made_by(name: str, data: Path | None) -> str:
+    """Return the command that makes the page."""
+    return f"Made by\n\n```console\npython examples/lrhnet_effect.py {name}{' --data DIR' if data else ''}\n```"
+
+
+if __name__ == "__main__":
+    main()
