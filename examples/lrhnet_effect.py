@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 from lrhnet.commandline import ANY, FOLDER, line, several, use_threads
-from lrhnet.effect import asked_cells, figures_of, write_effects
+from lrhnet.effect import asked_cells, effects_of, figures_of, with_patients, write_effects
 from lrhnet.protocol import CHOSEN, SEEDS, TRAIN, TUNING_SEEDS, Protocol, kind
 from lrhnet.tuning import tune, write_tuning
 
@@ -75,7 +75,11 @@ def ask(seeds: tuple[int, ...] | None, data: Path | None, out: Path, report: Pat
         f"The protocol ([how it was tuned](tuning.md)): {described(protocol)}. Seeds {', '.join(map(str, fresh))}; "
         f"{about(data)}",
     ]
-    write_effects(figures_of(study, fresh, protocol), report or out, opening)
+    figures = figures_of(study, fresh, protocol)
+    effects = effects_of(figures)
+    if data:  # one test fold for all seeds
+        effects = with_patients(effects, study, fresh, protocol)
+    write_effects(figures, effects, report or out, opening)
     click.echo(f"written: {(report or out) / 'effect.md'}")
 
 
@@ -103,8 +107,9 @@ def about(data: Path | None) -> str:
     if data is None:
         return f"{TRAIN} simulated records to learn from, other ones for each seed: intervals are of records and seeds."
     return (
-        "one test fold for all, the same records to learn from: intervals are of seeds, and say nothing of other "
-        "patients. The data is small."
+        "one test fold for all, which no net of the tuning was asked about, and the same records to learn from. The "
+        "interval beside a difference is of seeds alone; the last column draws the test records anew, and tells of "
+        "other patients. The data is small."
     )
 
 

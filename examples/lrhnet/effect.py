@@ -1,17 +1,19 @@
 """What distillation changes: each row against others, at the same leads and from the same seed."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 
-from kdkit import Cell, Difference, Study, paired_runs
+from kdkit import Cell, Difference, MacroAUPRC, MacroF1, Said, Score, Study, paired, paired_runs
+from kdkit_ecg import ChallengeMetric
 from lrhnet.layout import as_csv, markdown
 from lrhnet.plan import TITLES
 from lrhnet.protocol import LEADS, ROWS, Protocol, cells, name
 
 SCORES = {"macro_auprc": "macro AUPRC", "challenge_metric": "CM", "macro_f1": "macro-F1"}
+SCORED: Mapping[str, Score] = {each.name: each for each in (MacroAUPRC(), ChallengeMetric(2020), MacroF1())}
 AGAINST = ("alone", "kd")
 
 Figures = Mapping[tuple[str, int, str], Mapping[int, float]]  # by (row, leads, score), then by seed
@@ -19,13 +21,14 @@ Figures = Mapping[tuple[str, int, str], Mapping[int, float]]  # by (row, leads, 
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """One row less another, x100."""
+    """One row less another, x100. difference: over seeds. patients: over test records, where all seeds share them."""
 
     row: str
     against: str
     leads: int
     score: str
     difference: Difference
+    patients: Difference | None = None
 
 
 def asked_cells(seeds: Sequence[int], protocol: Protocol, data: Path | None) -> tuple[Cell, ...]:
@@ -56,10 +59,24 @@ def effects_of(figures: Figures) -> list[Effect]:
     ]
 
 
-def write_effects(figures: Figures, folder: Path, opening: Sequence[str]) -> None:
+def with_patients(effects: Sequence[Effect], study: Study, seeds: Sequence[int], protocol: Protocol) -> list[Effect]:
+    """Return the effects with an interval over the test records too, of the mean over seeds."""
+
+    def said(row: str, leads: int) -> list[Said]:
+        return [study.said(name(row, leads, seed, protocol), row) for seed in seeds]
+
+    found = []
+    for each in effects:
+        plain = paired(SCORED[each.score], said(each.row, each.leads), said(each.against, each.leads))
+        low, high = plain.interval
+        found.append(replace(each, patients=replace(plain, value=100 * plain.value, interval=(100 * low, 100 * high))))
+    return found
+
+
+def write_effects(figures: Figures, effects: Sequence[Effect], folder: Path, opening: Sequence[str]) -> None:
     """Write the page and its tables as CSV."""
     folder.mkdir(parents=True, exist_ok=True)
-    effects, runs = effects_of(figures), len(next(iter(figures.values())))
+    runs = len(next(iter(figures.values())))
     (folder / "scores.csv").write_text(csv_scores(figures))
     (folder / "differences.csv").write_text(csv_effects(effects))
     parts = [
@@ -77,23 +94,19 @@ def write_effects(figures: Figures, folder: Path, opening: Sequence[str]) -> Non
 
 
 def markdown_effects(effects: Sequence[Effect]) -> str:
-    """Return a line for each comparison."""
+    """Return a line for each comparison; the interval over patients stands last, where there is one."""
     heads = ["score", "model", "against", "leads", "difference", "95 % interval", "verdict"]
-    return markdown(
-        heads,
-        [
-            [
-                SCORES[each.score],
-                TITLES[each.row],
-                TITLES[each.against],
-                str(each.leads),
-                f"{each.difference.value:+.2f}",
-                "{:+.2f} to {:+.2f}".format(*each.difference.interval),
-                each.difference.verdict,
-            ]
-            for each in effects
-        ],
-    )
+    body = []
+    for each in effects:
+        names = [SCORES[each.score], TITLES[each.row], TITLES[each.against], str(each.leads)]
+        line = [*names, f"{each.difference.value:+.2f}", interval(each.difference), each.difference.verdict]
+        body.append([*line, interval(each.patients)] if each.patients else line)
+    return markdown([*heads, "over patients"] if effects[0].patients else heads, body)
+
+
+def interval(difference: Difference) -> str:
+    """Return an interval as it stands in a table."""
+    return "{:+.2f} to {:+.2f}".format(*difference.interval)
 
 
 def csv_effects(effects: Sequence[Effect]) -> str:
@@ -102,8 +115,9 @@ def csv_effects(effects: Sequence[Effect]) -> str:
     lines = []
     for each in effects:
         names, found = (each.score, TITLES[each.row], TITLES[each.against], each.leads), each.difference
-        lines.append((*names, found.value, *found.interval, found.pairs, found.verdict))
-    return as_csv(heads, lines)
+        patients = (None, None) if each.patients is None else each.patients.interval
+        lines.append((*names, found.value, *found.interval, found.pairs, found.verdict, *patients))
+    return as_csv((*heads, "patients_low", "patients_high"), lines)
 
 
 def markdown_scores(figures: Figures) -> str:

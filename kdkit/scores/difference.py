@@ -1,7 +1,7 @@
 """Whether one net is better than another: paired differences, their intervals, and the verdict these allow."""
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -9,8 +9,8 @@ import numpy as np
 
 from kdkit.errors import DataError
 from kdkit.scores.interval import bare
-from kdkit.scores.resampling import bounds, draw, require_bootstrap, require_level, resample
-from kdkit.scores.score import Predictions, Score, lower_is_better
+from kdkit.scores.resampling import Counts, bounds, draw, require_bootstrap, require_level, resample
+from kdkit.scores.score import Floats, Predictions, Score, lower_is_better
 
 Verdict = Literal["better", "worse", "not distinguishable"]
 
@@ -45,31 +45,34 @@ class Difference:
 
 
 def paired(
-    score: Score, one: Said, other: Said, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+    score: Score,
+    one: Said | Sequence[Said],
+    other: Said | Sequence[Said],
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> Difference:
     """Return how much better one net scores on the samples of one test split, by paired bootstrap.
 
-    Each net's thresholds are chosen on its own answers to the selection split. Every resample, of whole groups where
-    they are known, is scored for both nets, and the interval holds the middle `level` of the differences. It tells of
-    other samples, not of other seeds: for these see paired_runs.
-    Raises DataError where the nets were not asked about the same samples in the same order.
+    one, other: what each said; or what its runs said, in the order that pairs them, of which the mean is compared.
+    Each run's thresholds are chosen on its own answers to the selection split. Every resample, of whole groups where
+    they are known, is scored for all, and the interval holds the middle `level` of the differences. It tells of other
+    samples, not of other seeds: for these see paired_runs.
+    Raises DataError where the nets were not asked about the same samples in the same order, or not as many runs of each
+    are given.
     """
     require_bootstrap(resamples, level)
     score = bare(score)
-    for first, second in zip(one, other, strict=True):
-        _require_same(first, second)
-    scores = score.fit(one.select), score.fit(other.select)
-    plain = [each.score(said.test).value for each, said in zip(scores, (one, other), strict=True)]
-    test = one.test
-    differences = np.concatenate(
-        [
-            resample(scores[0], test, counts).values - resample(scores[1], other.test, counts).values
-            for counts in draw(test, resamples, seed)
-        ]
-    )
+    pairs = _runs(one, other)
+    test = pairs[0][0].test
+    for pair in pairs:
+        _require_same(pairs[0][0], *pair)
+    runs = [_Pair(score, *pair) for pair in pairs]
+    differences = [sum(run.resampled(counts) for run in runs) / len(runs) for counts in draw(test, resamples, seed)]
     return Difference(
-        value=plain[0] - plain[1],
-        interval=bounds(differences, level),
+        value=sum(run.plain for run in runs) / len(runs),
+        interval=bounds(np.concatenate(differences), level),
         level=level,
         pairs=len(test) if test.groups is None else len(np.unique(test.groups)),
         lower_is_better=lower_is_better(score),
@@ -116,7 +119,37 @@ def paired_runs(
     )
 
 
-def _require_same(one: Predictions, other: Predictions) -> None:
+def _runs(one: Said | Sequence[Said], other: Said | Sequence[Said]) -> list[tuple[Said, Said]]:
+    ours, theirs = ([each] if isinstance(each, Said) else list(each) for each in (one, other))
+    if len(ours) != len(theirs) or not ours:
+        raise DataError(f"runs are compared in pairs, one at least; got {len(ours)} and {len(theirs)}")
+    return list(zip(ours, theirs, strict=True))
+
+
+class _Pair:
+    """What two nets scored, each with thresholds from its own selection split."""
+
+    def __init__(self, score: Score, one: Said, other: Said) -> None:
+        self._scores = [score.fit(each.select) for each in (one, other)]
+        self._tests = [one.test, other.test]
+        ours, theirs = (each.score(test).value for each, test in zip(self._scores, self._tests, strict=True))
+        self.plain = ours - theirs
+
+    def resampled(self, counts: Counts) -> Floats:
+        """Return the difference in each resample."""
+        ours, theirs = (
+            resample(each, test, counts).values for each, test in zip(self._scores, self._tests, strict=True)
+        )
+        return ours - theirs
+
+
+def _require_same(first: Said, *others: Said) -> None:
+    for said in others:
+        for one, other in zip(first, said, strict=True):
+            _require_same_samples(one, other)
+
+
+def _require_same_samples(one: Predictions, other: Predictions) -> None:
     if one.classes != other.classes:
         raise DataError(f"the nets know other classes: {', '.join(one.classes)} and {', '.join(other.classes)}")
     ids = one.ids is None or other.ids is None or np.array_equal(one.ids, other.ids)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import kdkit
+
 from .conftest import ROOT
 
 EXAMPLES = str(ROOT / "examples")
@@ -114,6 +116,19 @@ def test_differences_are_those_of_the_scores_pair_by_pair(asked):
         assert float(each["difference"]) == pytest.approx(sum(pairs) / 2, abs=2e-4)
         half = 12.7062 * abs(pairs[0] - pairs[1]) / 2  # Student's t for one degree of freedom, of the mean of two
         assert float(each["high"]) - float(each["difference"]) == pytest.approx(half, rel=1e-4, abs=2e-3)
+
+
+def test_patients_are_drawn_anew_only_where_all_seeds_report_on_them(asked, lrhnet):
+    folder, _ = asked
+    effect, protocol = lrhnet["effect"], lrhnet["protocol"].CHOSEN["simulated"]
+    study = kdkit.Study(folder, effect.asked_cells((7, 8), protocol, None))
+    effects = effect.effects_of(effect.figures_of(study, (7, 8), protocol))[:3]
+    for each in effect.with_patients(effects, study, (7,), protocol):
+        low, high = each.patients.interval
+        assert low <= each.patients.value <= high
+        assert effect.interval(each.patients) in effect.markdown_effects([each])
+    with pytest.raises(kdkit.DataError, match="other samples"):  # each seed has simulated records of its own
+        effect.with_patients(effects, study, (7, 8), protocol)
 
 
 def test_simulated_records_are_other_ones_for_each_seed(asked):

@@ -56,6 +56,27 @@ def test_a_net_is_not_distinguishable_from_itself_nor_from_its_like():
     assert paired(MacroAUROC(), said(1.0, own=98), said(1.0, own=99), resamples=200).verdict == "not distinguishable"
 
 
+def test_of_several_runs_the_means_are_compared_on_the_same_resamples():
+    ours, theirs = [said(2.0, own=each) for each in (1, 2, 3)], [said(1.0, own=each) for each in (4, 5, 6)]
+    several = paired(MacroAUROC(), ours, theirs, resamples=200)
+    single = [paired(MacroAUROC(), one, other, resamples=200) for one, other in zip(ours, theirs, strict=True)]
+    assert several.value == pytest.approx(np.mean([each.value for each in single]))
+    widths = [each.interval[1] - each.interval[0] for each in single]
+    assert several.interval[1] - several.interval[0] < np.mean(widths)  # what a run errs by itself is averaged out
+    assert several.pairs == 300
+    assert paired(MacroAUROC(), ours[:1], theirs[:1], resamples=200) == single[0]
+
+
+def test_runs_that_are_no_pairs_are_refused():
+    with pytest.raises(DataError, match="got 2 and 1"):
+        paired(MacroAUROC(), [said(1.0)] * 2, said(1.0))
+    with pytest.raises(DataError, match="got 0 and 0"):
+        paired(MacroAUROC(), [], [])
+    strange = changed(said(1.0), ids=lambda each: each.ids + 1)
+    with pytest.raises(DataError, match="other samples"):
+        paired(MacroAUROC(), [said(1.0)] * 2, [said(1.0), strange])
+
+
 def test_of_an_error_the_net_with_less_of_it_is_better():
     sure = changed(said(1.0), outputs=lambda each: 9 * each.labels - 4)
     difference = paired(Brier(), sure, said(1.0), resamples=100)
