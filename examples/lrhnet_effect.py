@@ -50,7 +50,7 @@ def tune_(data: Path | None, out: Path, report: Path | None, threads: int | None
     opening = [
         f"# The protocol, tuned on {kind(data)} records",
         made_by("tune", data),
-        f"Seeds {', '.join(map(str, TUNING_SEEDS))}, of which none is asked again; {about(data)}",
+        f"Seeds {', '.join(map(str, TUNING_SEEDS))}, of which none is asked again. {about(data)}",
     ]
     write_tuning(chosen, tried, report or out, opening)
     click.echo(f"chosen: {chosen}\nwritten: {(report or out) / 'tuning.md'}")
@@ -72,8 +72,8 @@ def ask(seeds: tuple[int, ...] | None, data: Path | None, out: Path, report: Pat
     opening = [
         f"# Does distillation help? On {kind(data)} records",
         made_by("ask", data),
-        f"The protocol ([how it was tuned](tuning.md)): {described(protocol)}. Seeds {', '.join(map(str, fresh))}; "
-        f"{about(data)}",
+        f"The protocol ([how it was tuned](tuning.md)): {described(protocol)}. Seeds {', '.join(map(str, fresh))}. "
+        f"{about(data)} {on_intervals(data)}",
     ]
     figures = figures_of(study, fresh, protocol)
     effects = effects_of(figures)
@@ -105,11 +105,17 @@ def described(protocol: Protocol) -> str:
 def about(data: Path | None) -> str:
     """Return what the records of a run are."""
     if data is None:
-        return f"{TRAIN} simulated records to learn from, other ones for each seed: intervals are of records and seeds."
+        return f"{TRAIN} simulated records to learn from, other ones for each seed."
+    return "The same records for each seed, and few of them: fold 0 of five is the test fold, fold 1 is chosen on."
+
+
+def on_intervals(data: Path | None) -> str:
+    """Return what the intervals tell of."""
+    if data is None:
+        return "An interval tells of other records and other seeds alike."
     return (
-        "one test fold for all, which no net of the tuning was asked about, and the same records to learn from. The "
-        "interval beside a difference is of seeds alone; the last column draws the test records anew, and tells of "
-        "other patients. The data is small."
+        "No net of the tuning was asked about the test fold. The interval beside a difference is of seeds alone; the "
+        "last column draws the test records anew, and tells of other patients."
     )
 
 

@@ -39,7 +39,9 @@ class Protocol:
 
 
 START = Protocol(epochs=8, augment="none")  # of which each step changes what it tunes
-CHOSEN: dict[str, Protocol] = {}
+CHOSEN = {  # by lrhnet_effect.py tune
+    "simulated": Protocol(epochs=16, augment="light", guide="softmax-7-plain", balance=0.1),
+}
 
 
 @dataclass(frozen=True, slots=True)

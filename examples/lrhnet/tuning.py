@@ -6,9 +6,11 @@ from pathlib import Path
 from statistics import fmean
 
 from kdkit import Cell, Study
+from lrhnet.cell import GUIDED
 from lrhnet.layout import as_csv, markdown
 from lrhnet.protocol import LEADS, START, TUNING_SEEDS, Protocol, Step, cells, name, steps
 
+SETTINGS = ("epochs", "augment", "guide", "balance")
 SCORE = "macro_auprc"  # which needs no threshold
 
 
@@ -61,30 +63,24 @@ def values(study: Study, step: Step, protocol: Protocol) -> dict[tuple[int, int]
 def write_tuning(chosen: Protocol, tried: Sequence[Tried], folder: Path, opening: Sequence[str]) -> None:
     """Write the page and its table as CSV."""
     folder.mkdir(parents=True, exist_ok=True)
-    settings = ("epochs", "augment", "guide", "balance")
     runs = [f"{leads} leads, seed {seed}" for leads in LEADS for seed in TUNING_SEEDS]
-    heads = ("step", "row", *settings, "mean", *runs)
-    lines = [
-        (
-            each.step.what,
-            each.step.row,
-            *(getattr(each.protocol, key) for key in settings),
-            each.mean,
-            *each.values.values(),
-        )
-        for each in tried
-    ]
+    heads = ("step", "row", *SETTINGS, "mean", *runs)
+    lines = [(each.step.what, each.step.row, *settings(each), each.mean, *each.values.values()) for each in tried]
     (folder / "tuning.csv").write_text(as_csv(heads, lines))
-    body = [
-        [f"{each:.2f}" if isinstance(each, float) and place > 5 else str(each) for place, each in enumerate(line)]
-        for line in lines
-    ]
+    count = len(heads) - len(runs) - 1
+    body = [[*map(str, line[:count]), *(f"{figure:.2f}" for figure in line[count:])] for line in lines]
     parts = [
         *opening,
-        f"Macro AUPRC x100 of the **selection** split, over {len(runs)} runs; each step begins with what the one "
-        "before chose.",
+        f"Macro AUPRC x100 of the **selection** split, over {len(runs)} runs. Each step begins with what the one "
+        "before chose, and chooses the greatest mean.",
         markdown(heads, body),
-        "Chosen: " + ", ".join(f"{key} {getattr(chosen, key)}" for key in settings) + ".",
+        "Chosen: " + ", ".join(f"{key} {getattr(chosen, key)}" for key in SETTINGS) + ".",
         "The same as a file: [tuning.csv](tuning.csv).",
     ]
     (folder / "tuning.md").write_text("\n\n".join(parts) + "\n")
+
+
+def settings(tried: Tried) -> list[object]:
+    """Return what was tried; a row without teachers knows neither guide nor balance."""
+    own = [getattr(tried.protocol, key) for key in SETTINGS]
+    return own if tried.step.row in GUIDED else [*own[:2], "-", "-"]
