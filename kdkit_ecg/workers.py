@@ -25,9 +25,12 @@ AHEAD = 3  # items for each process that may wait or be done: results must not p
 # One thread each: as many processes as cores, each with as many threads, would get in each other's way.
 _ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}
 
-_BEGIN = (
-    "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); from kdkit_ecg.workers import _serve; _serve()"
-)
+_BEGIN = """
+import pickle, sys
+sys.path[:] = pickle.load(sys.stdin.buffer)
+from kdkit_ecg.workers import serve
+serve()
+"""
 
 
 def processors() -> int:

@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -97,6 +97,17 @@ class Recorded(ABC):
             told = (header.name, header.age, header.sex, header.codes, sizes, header.path.read_bytes())
             digest.update(repr((told, self._place(header))).encode())
         return digest.hexdigest()
+
+    def prepare(self, *, processes: int | None = None, verify: bool = False) -> tuple[Path, int]:
+        """Prepare the records that the store lacks; return where it is, and how many these were.
+
+        processes: how many prepare; chosen where None. verify: read all that is there, and make anew what is damaged.
+        Raises RecipeError where store is None.
+        """
+        if self._store is None:
+            raise RecipeError("with store=None there is nowhere to keep what is prepared")
+        store = replace(self._store, processes=processes)
+        return store.place.path, store.filled(self._found[0], verify=verify).came
 
     @property
     def train(self) -> SignalSplit:

@@ -1,7 +1,7 @@
 """Prepared signals on disk: made once, mapped by every run."""
 
 from kdkit_ecg.store.index import FAULTS
-from kdkit_ecg.store.place import Place, Where, delete, size_of, stores_folder, stores_in
+from kdkit_ecg.store.place import Place, Where, delete, records_in, size_of, stores_folder, stores_in
 from kdkit_ecg.store.store import Store
 from kdkit_ecg.store.stored import Mapped, StoredSignals
 
@@ -13,6 +13,7 @@ __all__ = [
     "StoredSignals",
     "Where",
     "delete",
+    "records_in",
     "size_of",
     "stores_folder",
     "stores_in",

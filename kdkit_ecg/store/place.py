@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from kdkit import DataError
 from kdkit_ecg.preparation import VERSION, Preparation
+from kdkit_ecg.store.index import read_rows
 
 FORMAT = 1  # of the files of a store: another one is another store
 ABOUT = "store.json"  # by which a folder is known to be a store
@@ -77,6 +78,11 @@ def stores_in(folder: Path) -> Iterator[Place]:
 def size_of(place: Place) -> int:
     """Return how many bytes a store takes."""
     return sum(file.stat().st_size for file in place.path.iterdir() if file.is_file())
+
+
+def records_in(place: Place) -> int:
+    """Return how many records a store has, bad ones too."""
+    return len(read_rows(place.path)[0])
 
 
 def delete(place: Place) -> None:
