@@ -49,7 +49,7 @@ def read_rows(folder: Path) -> tuple[Rows, int]:
     try:
         raw = (folder / INDEX).read_bytes()
         size = (folder / SIGNALS).stat().st_size
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return np.zeros(0, ROW), 0
     rows: Rows = np.frombuffer(raw[: len(raw) // ROW.itemsize * ROW.itemsize], dtype=ROW)
     whole = [_check(raw[at : at + ROW.itemsize]) == row for at, row in _checks(rows)]

@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
+
 from kdkit import DataError
 from kdkit_ecg.preparation import VERSION, Preparation
-from kdkit_ecg.store.index import read_rows
+from kdkit_ecg.store.index import LOCK, read_rows
 
 FORMAT = 1  # of the files of a store: another one is another store
 ABOUT = "store.json"  # by which a folder is known to be a store
@@ -86,8 +88,13 @@ def records_in(place: Place) -> int:
 
 
 def delete(place: Place) -> None:
-    """Delete a store. Raises DataError where the system refuses."""
+    """Delete a store; runs that have it open go on. Raises DataError where it is just written, or cannot be deleted."""
     try:
+        with FileLock(place.path / LOCK, timeout=0):
+            for file in [each for each in place.path.iterdir() if each.name != LOCK]:
+                file.unlink()
         shutil.rmtree(place.path)
+    except Timeout as error:
+        raise DataError(f"{place.path} is just written by another process; wait for it, or stop it") from error
     except OSError as error:
         raise DataError(f"{place.path} cannot be deleted: {error.strerror or error}") from error

@@ -57,6 +57,14 @@ class Store:
         verify: read all that is there, and prepare anew what is damaged.
         Raises DataError where the folder cannot be written, or the disk lacks the room.
         """
+        try:
+            return self._filled(headers, verify=verify)
+        except OSError as error:
+            raise DataError(
+                f"prepared records cannot be kept in {self.place.path}: {error.strerror or error}; {_OR_ELSE}"
+            ) from error
+
+    def _filled(self, headers: Sequence[Header], *, verify: bool) -> Filled:
         keys = [self._key(header) for header in headers]
         rows, came = self._known(), 0
         if verify or not set(keys) <= _places(rows).keys():
@@ -67,6 +75,8 @@ class Store:
                 passing = self._prepare(missing)
             rows, came = np.concatenate([self._known(), passing]), len(missing)
         places = _places(rows)
+        if not set(keys) <= places.keys():
+            raise DataError(f"{self.place.path} was changed while records were prepared; run the same again")
         return Filled(rows[[places[key] for key in keys]], came)
 
     def _known(self) -> Rows:
@@ -109,22 +119,18 @@ class Store:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         place = self.place
+        place.claim()
         lock = FileLock(place.path / LOCK)
         try:
-            place.claim()
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                Console(stderr=True).print(f"another process prepares the same records in {place.path}; waiting for it")
-                lock.acquire()
-            try:
-                yield
-            finally:
-                lock.release()
-        except OSError as error:
-            raise DataError(
-                f"prepared records cannot be kept in {place.path}: {error.strerror or error}; {_OR_ELSE}"
-            ) from error
+            lock.acquire(timeout=0)
+        except Timeout:
+            told = f"another process prepares the same records in {place.path}; waiting for it"
+            Console(stderr=True).print(told, soft_wrap=True, markup=False, highlight=False)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 _NONE = bytes(16)

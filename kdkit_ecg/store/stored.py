@@ -53,12 +53,7 @@ class Mapped:
         self._first = (rows["offset"] // SAMPLE).astype(np.int64)
         self._time = rows["time"].astype(np.int64)
         end = int((rows["offset"] + bytes_of(rows["time"])).max(initial=0)) // SAMPLE
-        # As a plain array: to slice a memmap takes five times as long.
-        self._samples: Signal = (
-            np.memmap(folder / SIGNALS, dtype="<f4", mode="r", shape=(end,)).view(np.ndarray)
-            if end
-            else np.zeros(0, np.float32)
-        )
+        self._samples = _mapped(folder / SIGNALS, end)
         # Shared with processes that are forked, so that a loader's workers need not each look again in each epoch.
         self._sound = np.frombuffer(mmap.mmap(-1, max(1, len(rows))), dtype=bool)
 
@@ -89,3 +84,13 @@ class Mapped:
         except (OSError, Timeout):
             cure = "delete that folder, or ask for the data with store=None"
         return DataError(f"a record in {self.folder} is damaged, its bytes are not those that were written; {cure}")
+
+
+def _mapped(file: Path, samples: int) -> Signal:
+    if not samples:
+        return np.zeros(0, np.float32)
+    try:
+        # As a plain array: to slice a memmap takes several times as long.
+        return np.memmap(file, dtype="<f4", mode="r", shape=(samples,)).view(np.ndarray)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read: {error}; was it deleted just now? Run the same again") from error
