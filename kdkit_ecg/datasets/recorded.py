@@ -56,6 +56,8 @@ class Recorded(ABC):
         if self.band and not 0 < self.band[0] < self.band[1]:
             raise RecipeError(f"band is (low, high) in Hz with 0 < low < high, or None, not {self.band}")
         check_augmentations(self.augment, self.draws)
+        if not isinstance(self.store, str | Path | None):
+            raise RecipeError(f"store is a folder, 'auto' for one in the user's cache, or None, not {self.store!r}")
         for folder in self._folders:
             if not folder.is_dir():
                 raise DataError(f"there is no folder {folder}; give the one that holds the records")

@@ -14,7 +14,7 @@ from kdkit import DataError, RecipeError
 from kdkit_ecg import Challenge2020, preparation
 from kdkit_ecg.datasets import recorded
 from kdkit_ecg.preparation import Preparation
-from kdkit_ecg.store import filling, store
+from kdkit_ecg.store import filling, store, stores_folder
 from kdkit_ecg.store.index import INDEX, LOCK, ROW, SIGNALS, read_rows
 from kdkit_ecg.store.place import ABOUT
 
@@ -307,11 +307,11 @@ def test_signals_of_a_store_cannot_be_written(folder):
 def test_without_a_store_there_is_nothing_to_prepare_ahead(folder):
     with pytest.raises(RecipeError, match="store=None there is nowhere"):
         data(folder, store=None).prepare()
+    with pytest.raises(RecipeError, match=r"store is a folder, 'auto' .* not True"):
+        data(folder, store=True)
 
 
 def test_stores_are_where_the_environment_says(monkeypatch, tmp_path):
-    from kdkit_ecg.store import stores_folder
-
     assert str(stores_folder()).startswith(os.environ["KDKIT_CACHE"])
     monkeypatch.delenv("KDKIT_CACHE")
     monkeypatch.setattr("sys.platform", "linux")
