@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from kdkit import DataError
 from kdkit_ecg.headers import Header
 from kdkit_ecg.leads import LEADS
-from kdkit_ecg.records import Record, read_record
+from kdkit_ecg.records import Record, missing_files, read_record
 from kdkit_ecg.transforms import bandpass, resample, resample_linear, zscore
 
 Resampling = Literal["polyphase", "linear"]
@@ -48,7 +48,8 @@ class Preparation:
         try:
             record = read_record(header)
         except DataError as error:
-            passing = isinstance(error.__cause__, OSError | MemoryError) or not header.path.is_file()
+            gone = not header.path.is_file() or bool(missing_files(header))
+            passing = gone or isinstance(error.__cause__, OSError | MemoryError)
             return Outcome(b"", None, "signal", passing)
         content = content_of(record)
         try:
@@ -66,8 +67,14 @@ class Preparation:
         return np.ascontiguousarray(zscore(signal) if self.scaling == "zscore" else signal, dtype=np.float32)
 
     def expected_time(self, header: Header) -> int:
-        """Return about how many samples a lead will have, from the header alone."""
-        return int(header.samples * self.rate / header.rate) + 1
+        """Return about how many samples a lead will have; 0 where the band does not fit. Reads no signal.
+
+        A header may promise anything, so more than a bit a sample is not believed of its files.
+        """
+        if self.band and self.band[1] >= header.rate / 2:
+            return 0
+        bits = 8 * sum(header.path.with_name(name).stat().st_size for name in header.files)
+        return int(min(header.samples, bits // len(header.leads)) * self.rate / header.rate) + 1
 
 
 def content_of(record: Record) -> bytes:

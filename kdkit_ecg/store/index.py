@@ -44,13 +44,13 @@ def read_rows(folder: Path) -> tuple[Rows, int]:
     """Return the good rows of a store, the last one of each key, and how many rows of the file are not good.
 
     Good is a row that is whole and whose signal lies within the file of signals. A last row that is not whole yet is
-    none. No files are no rows.
+    none. No file is no rows.
     """
     try:
         raw = (folder / INDEX).read_bytes()
-        size = (folder / SIGNALS).stat().st_size
     except (FileNotFoundError, NotADirectoryError):
         return np.zeros(0, ROW), 0
+    size = (folder / SIGNALS).stat().st_size if (folder / SIGNALS).is_file() else 0
     rows: Rows = np.frombuffer(raw[: len(raw) // ROW.itemsize * ROW.itemsize], dtype=ROW)
     whole = [_check(raw[at : at + ROW.itemsize]) == row for at, row in _checks(rows)]
     ends = rows["offset"] + bytes_of(rows["time"])

@@ -59,10 +59,9 @@ class Store:
         """
         try:
             return self._filled(headers, verify=verify)
-        except OSError as error:
-            raise DataError(
-                f"prepared records cannot be kept in {self.place.path}: {error.strerror or error}; {_OR_ELSE}"
-            ) from error
+        except (OSError, NotImplementedError) as error:  # the latter where a file system has no locks
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"prepared records cannot be kept in {self.place.path}: {reason}; {_OR_ELSE}") from error
 
     def _filled(self, headers: Sequence[Header], *, verify: bool) -> Filled:
         keys = [self._key(header) for header in headers]

@@ -202,6 +202,7 @@ def test_files_that_are_gone_are_made_anew(folder, lost):
     else:
         (place / lost).unlink()
     assert signals(data(folder)) == clean
+    assert read_rows(place)[1] == 0
     data(folder).prepare(verify=True)
     assert (place / ABOUT).is_file()
 
@@ -227,11 +228,29 @@ def test_a_disk_without_room_is_said_before_anything_is_prepared(folder, monkeyp
     monkeypatch.setattr(store, "free_space", lambda path: 50_000)
     prepared = counted(monkeypatch)
     with pytest.raises(
-        DataError, match=r"14 prepared records need 144 kB, but .* has 50 kB free; make room .*store=None"
+        DataError, match=r"14 prepared records need 9\d kB, but .* has 50 kB free; make room .*store=None"
     ):
         _ = data(folder).train
     assert not prepared
     assert len(data(folder, store=None).train) == NUMBER - 1
+
+
+def test_a_header_that_promises_too_much_or_has_no_room_for_the_band_is_no_reason_to_ask_for_room(folder):
+    for name, old, new in (("A04", " 500 300\n", " 500 999999999999\n"), ("B1", " 80 300\n", " 0.0001 300\n")):
+        path = next(folder.rglob(f"{name}.hea"))
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new, 1))
+    assert "unreadable signal: a/A04, b/B2" in data(folder).summary
+    assert "a rate too low for the band-pass: b/B1" in data(folder).summary
+
+
+def test_a_file_system_without_locks_is_said(folder, monkeypatch):
+    def acquire(self, **options):
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with pytest.raises(DataError, match="does not appear to support flock; name another folder"):
+        _ = data(folder).train
 
 
 def test_a_disk_that_fills_up_keeps_what_is_prepared(folder, monkeypatch):
