@@ -41,8 +41,11 @@ def one_pass(folder, processes):
         data = challenge(folder, Path(scratch))
         _ = data._found  # headers are read with and without a store
         began = time.perf_counter()
+        before = os.times()
         count = data.prepare(processes=processes)[1]
-        return {"records": count, "seconds": time.perf_counter() - began}
+        seconds, after = time.perf_counter() - began, os.times()
+    busy = [now - then for now, then in zip(after[:4], before[:4], strict=True)]  # here and in processes that ended
+    return {"records": count, "seconds": seconds, "processors": sum(busy)}
 
 
 def epoch_seconds(split, epoch):
@@ -135,8 +138,11 @@ def show_preparing(folder, rounds):
             seen.append(apart("one_pass", folder, processes))
     one, two = (statistics.median(each["seconds"] for each in seen) for seen in passes.values())
     best = [min(each["seconds"] for each in seen) for seen in passes.values()]
+    busy = [min(each["processors"] for each in seen) for seen in passes.values()]
     print(f"preparing {passes[1][0]['records']} records: 1 process {one:.1f} s, 2 processes {two:.1f} s, ", end="")
     print(f"{one / two:.2f}x; fastest {best[0] / best[1]:.2f}x")
+    print(f"  seconds of processors {busy[0]:.1f} and {busy[1]:.1f}: ", end="")
+    print(f"{2 * busy[0] / busy[1]:.2f}x on two that do nothing else")
 
 
 def show_reading(folder, rounds, scratch):

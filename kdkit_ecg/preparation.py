@@ -1,6 +1,7 @@
 """Make of a record the signal that is learned from: band, rate and scale."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -56,6 +57,10 @@ class Preparation:
             return Outcome(content, self.shaped(record))
         except DataError:
             return Outcome(content, None, "rate")
+
+    def prepare_all(self, headers: Sequence[Header]) -> list[Outcome]:
+        """Prepare some records."""
+        return [self.prepare(header) for header in headers]
 
     def shaped(self, record: Record) -> NDArray[np.float32]:
         """Return the signal, (12, time); raises DataError where the band does not fit the record's rate."""

@@ -1,7 +1,6 @@
 """The pass that prepares records and appends them to a store, in several processes."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -17,8 +16,6 @@ from kdkit_ecg.workers import in_processes, processors
 CHUNK = 4  # records that a process gets at a time, and that are lost where the pass is killed
 WORTH = 64  # records for which it is worth to start a process, which takes two seconds or so to import what it needs
 ALIGNED = 64  # bytes, of which each record's offset is a multiple
-
-Asked = tuple[tuple[bytes, Header], ...]
 
 
 def fill(folder: Path, missing: Mapping[bytes, Header], preparation: Preparation, processes: int | None) -> Rows:
@@ -64,13 +61,9 @@ def _prepared(
 ) -> Iterator[tuple[Sequence[bytes], Sequence[Outcome]]]:
     """Yield keys and what came of their records, a few at a time."""
     jobs = processes or min(processors(), max(1, len(missing) // WORTH))
-    items = list(missing.items())
-    chunks = [tuple(items[at : at + CHUNK]) for at in range(0, len(items), CHUNK)]
-    work = partial(_outcomes, preparation)
+    headers, keys = list(missing.values()), {header: key for key, header in missing.items()}
+    chunks = [headers[at : at + CHUNK] for at in range(0, len(headers), CHUNK)]
+    work = preparation.prepare_all  # other processes import its file and not this one
     came = in_processes(work, chunks, jobs) if jobs > 1 else ((chunk, work(chunk)) for chunk in chunks)
     for chunk, outcomes in came:
-        yield [key for key, _ in chunk], outcomes
-
-
-def _outcomes(preparation: Preparation, chunk: Asked) -> list[Outcome]:
-    return [preparation.prepare(header) for _, header in chunk]
+        yield [keys[header] for header in chunk], outcomes
