@@ -99,8 +99,8 @@ class _Worker(Generic[Item, Result]):
             went_well, answer = pickle.load(self._answers)
         except (EOFError, OSError, pickle.UnpicklingError) as error:
             raise DataError(
-                "a process that prepared records was ended from outside, perhaps since memory is short; what is done "
-                "is kept, so run the same again"
+                "a process that read records was ended from outside, perhaps since memory is short; run the same "
+                "again, with fewer --jobs where it comes again"
             ) from error
         if not went_well:
             raise answer
