@@ -1,5 +1,6 @@
 """What flows through a run: batches, the splits they come from, and the order they come in."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -11,6 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from kdkit.errors import DataError
 
 _ORDER, _LOADER = 1, 2  # what a seed is for: no two of them draw the same numbers
+
+WORKERS = 4  # at most, where their number is chosen: so many copy batches faster than any net takes them
 
 Task = Literal["multiclass", "multilabel", "regression"]
 
@@ -52,8 +55,9 @@ class Split(Protocol):
     """Samples that can be fetched by row. A sample is a pure function of (seed, id, draw).
 
     It may have `groups`, (rows,) int64, the same number for samples that are not independent, such as records of one
-    patient, which intervals of scores then draw together; and `labels`, (rows, ...), so that they need not be fetched
-    to be counted.
+    patient, which intervals of scores then draw together; `labels`, (rows, ...), so that they need not be fetched to be
+    counted; and `parallel = True`, where batches take time and other processes may fetch them, so that they do beside
+    a GPU.
     """
 
     @property
@@ -144,16 +148,17 @@ def batches(
     *,
     order: Tensor | None = None,
     draw: int | None = 0,
-    workers: int = 0,
+    workers: int | None = 0,
     pin: bool = False,
 ) -> "Batches":
     """Return the split's batches, `size` samples each, in row order or in `order` ((rows,) int64).
 
-    workers: processes that fetch them; 0 fetches them in this one. pin: put them in page-locked memory, from which they
-    are copied to a GPU without waiting.
+    workers: processes that fetch them; 0 fetches them in this one; None chooses. pin: put them in page-locked memory,
+    from which they are copied to a GPU without waiting.
     """
     if isinstance(split, Stream):
         return split
+    workers = _helpful(split, pin) if workers is None else workers
     rows = order if order is not None else torch.arange(len(split))
     fetched = _Fetched(split, torch.split(rows, size), draw or 0)
     if workers == 0 and not pin:
@@ -199,6 +204,14 @@ def seed_from(*numbers: int) -> int:
 def moved(value: Any, device: torch.device) -> Any:
     """Return a tensor, or a (named) tuple, list or dict of tensors, on `device`."""
     return _each(value, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def _helpful(split: Split, pin: bool) -> int:
+    """Return how many processes to fetch batches with: those that would not take the CPU from the net."""
+    if not (pin and getattr(split, "parallel", False)):
+        return 0
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(WORKERS, processors - 1)
 
 
 def _pinned(tensor: Tensor) -> Tensor:

@@ -34,11 +34,11 @@ class Predictor:
         *,
         batch_size: int,
         module: nn.Module | None = None,
-        workers: int = 0,
+        workers: int | None = 0,
     ) -> Predictions:
         """Return what a net says in eval mode, or what `module` says in its place.
 
-        workers: processes that fetch the batches; 0 fetches them in this one.
+        workers: processes that fetch the batches; 0 fetches them in this one; None chooses.
         Raises DataError where the split is empty, KdkitError where an output is not a finite number.
         """
         speaker = module if module is not None else net.module

@@ -4,7 +4,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +183,10 @@ def _folder(place: Workplace, origin: Origin) -> RunFolder | None:
             net.name: {"parameters": net.parameters, "sees": net.sees.key, "version": net.version}
             for net in place.plan.nets
         },
-        "trainings": [repr(stage.training) for stage in place.plan.stages],
+        # Workers that are chosen are 0 here: a run may go on beside another device, and one from before they were.
+        "trainings": [
+            repr(replace(stage.training, workers=stage.training.workers or 0)) for stage in place.plan.stages
+        ],
         "versions": {"kdkit": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     if options.resume:

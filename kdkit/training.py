@@ -43,7 +43,8 @@ class Training:
     keep: the weights of the "best" epoch on the selection split, by the score named `by` (the recipe's first one
     where None), or of the "last" one.
     average: keep a moving average of the weights instead of the weights.
-    workers: processes that fetch batches; 0 fetches them in this one.
+    workers: processes that fetch batches; 0 fetches them in this one. None chooses: some beside a GPU, where the data
+    say that it is worth it, and none on the CPU, where they would take the net's time. No number depends on it.
     """
 
     epochs: int
@@ -56,11 +57,13 @@ class Training:
     keep: Literal["best", "last"] = "best"
     by: str | None = None
     average: AverageWeights | None = None
-    workers: int = 0
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("workers", 0)):
             value = getattr(self, name)
+            if name == "workers" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise RecipeError(f"{name} is a whole number of at least {least}; got {value!r}")
         if self.clip is not None and not (_is_number(self.clip) and math.isfinite(self.clip) and self.clip > 0):

@@ -1,4 +1,4 @@
-"""The commands `kdkit ecg fetch`, `kdkit ecg doctor` and `kdkit ecg folds`."""
+"""The commands `kdkit ecg fetch`, `kdkit ecg doctor` and `kdkit ecg folds`, beside those of the store."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from rich.console import Console
 
 from kdkit import DataError
 from kdkit_ecg.releases import RELEASES
+from kdkit_ecg.storecommands import prepare, store
 
 # What the commands do is imported when one of them runs: it takes requests or torch, which `kdkit --help` does without.
 
@@ -20,7 +21,11 @@ def _processors() -> int:
 
 @click.group()
 def ecg() -> None:
-    """ECG data: fetch a release, see what is in a folder, and part its records in folds."""
+    """ECG data: fetch a release, see what is in a folder, part its records in folds, and prepare them."""
+
+
+ecg.add_command(prepare)
+ecg.add_command(store)
 
 
 @ecg.command()

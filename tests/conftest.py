@@ -1,6 +1,7 @@
 """Where the shared records and golden numbers are, and what every test starts from."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,3 +20,11 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.fail(f"KDKIT_SHARED names {folder}, which is not there")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test, and no process that one starts, reads or writes what the user keeps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -78,6 +78,7 @@ class Challenge2020(_Challenge):
     next one, train the others. shares: of train, select and test instead, by chance alone.
     normalised_units: also take records in standard deviations (NU). strict: raise DataError where any is left out.
     draws: how many windows of a record training sees. seed: of the splits and the windows.
+    store: where prepared signals are kept, a folder or the user's cache; None prepares anew and holds all in memory.
 
     Raises DataError for a folder without records, RecipeError for options that do not exist.
     """

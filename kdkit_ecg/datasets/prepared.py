@@ -1,7 +1,7 @@
 """Records once they are read: signals, who they are of, labels and ids, row by row."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from kdkit_ecg.datasets.folder import Columns
 from kdkit_ecg.headers import Header
 from kdkit_ecg.records import person_vector
 from kdkit_ecg.signals import SignalSplit
+from kdkit_ecg.store import StoredSignals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -32,9 +33,9 @@ class Prepared:
 
     def split(self, rows: NDArray[np.int64], **options: Any) -> SignalSplit:
         """Return these rows as a split with these options of SignalSplit; the signals are shared, not copied."""
-        index = torch.from_numpy(rows)
+        index, signals = torch.from_numpy(rows), self.signals
         return SignalSplit(
-            signals=[self.signals[row] for row in rows],
+            signals=signals.part(rows) if isinstance(signals, StoredSignals) else [signals[row] for row in rows],
             person=self.person[index],
             labels=self.labels[index],
             ids=self.ids[index],
@@ -43,14 +44,16 @@ class Prepared:
         )
 
 
-def prepared(signals: Mapping[Header, NDArray[np.float32]], classes: Columns, people: Sequence[str]) -> Prepared:
+def prepared(
+    headers: Sequence[Header], signals: Sequence[NDArray[np.float32]], classes: Columns, people: Sequence[str]
+) -> Prepared:
     """Return the records as rows, in the order in which they come; people: who each record is of."""
     known, groups = np.unique(people, return_inverse=True)
     return Prepared(
-        signals=list(signals.values()),
-        person=torch.from_numpy(np.stack([person_vector(header.age, header.sex) for header in signals])),
-        labels=torch.from_numpy(np.stack([classes.row(header.codes) for header in signals])),
-        ids=_ids([header.name for header in signals]),
+        signals=signals,
+        person=torch.from_numpy(np.stack([person_vector(header.age, header.sex) for header in headers])),
+        labels=torch.from_numpy(np.stack([classes.row(header.codes) for header in headers])),
+        ids=_ids([header.name for header in headers]),
         groups=None if len(known) == len(people) else torch.from_numpy(groups),
     )
 

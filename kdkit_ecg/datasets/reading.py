@@ -1,8 +1,7 @@
 """Read the signals of records, each signal once."""
 
-import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,36 +9,46 @@ from numpy.typing import NDArray
 from kdkit import DataError
 from kdkit_ecg.datasets.leftout import LeftOut, Reason
 from kdkit_ecg.headers import Header
-from kdkit_ecg.leads import LEADS
-from kdkit_ecg.records import Record, read_record
+from kdkit_ecg.preparation import Preparation, content_of
+from kdkit_ecg.records import read_record
+from kdkit_ecg.store import FAULTS, Mapped, Store, StoredSignals
+
+Signals = Sequence[NDArray[np.float32]]
 
 
 def read_signals(
-    headers: Sequence[Header], shaped: Callable[[Record], NDArray[np.float32]], left: LeftOut
-) -> dict[Header, NDArray[np.float32]]:
-    """Return the shaped signals of the records, and note in `left` which cannot be read.
+    headers: Sequence[Header], preparation: Preparation, left: LeftOut, store: Store | None = None
+) -> tuple[list[Header], Signals]:
+    """Return the records that can be prepared, and their signals, and note in `left` which cannot.
 
+    store: where they are kept; None prepares them here and holds them in memory.
     Of records with the same twelve leads, sample by sample, the first by name is kept: A0101 and Q0048 of the
     Challenge are one signal with two lists of codes.
     """
-    signals: dict[Header, NDArray[np.float32]] = {}
     seen: set[bytes] = set()
+
+    def fits(header: Header, content: bytes, fault: str) -> bool:
+        unread, twin = fault == "signal", content in seen
+        if not unread:
+            seen.add(content)
+        reason = Reason.SIGNAL if unread else Reason.TWIN if twin else Reason.RATE if fault else None
+        if reason is not None:
+            left.add(reason, header.path)
+        return reason is None
+
+    if store is not None:
+        rows = store.filled(headers).rows
+        told = zip(headers, rows["content"].tolist(), rows["fault"].tolist(), strict=True)
+        taken = [place for place, (header, content, fault) in enumerate(told) if fits(header, content, FAULTS[fault])]
+        return [headers[place] for place in taken], StoredSignals(Mapped(store.place.path, rows[taken]))
+    kept: list[Header] = []
+    signals: list[NDArray[np.float32]] = []
     for header in headers:
-        try:
-            record = read_record(header)
-        except DataError:
-            left.add(Reason.SIGNAL, header.path)
-            continue
-        content = _content(record)
-        if content in seen:
-            left.add(Reason.TWIN, header.path)
-            continue
-        seen.add(content)
-        try:
-            signals[header] = shaped(record)
-        except DataError:
-            left.add(Reason.RATE, header.path)
-    return signals
+        outcome = preparation.prepare(header)
+        if fits(header, outcome.content, outcome.fault or "") and outcome.signal is not None:
+            kept.append(header)
+            signals.append(outcome.signal)
+    return kept, signals
 
 
 def twins(headers: Sequence[Header]) -> list[list[str]]:
@@ -54,11 +63,7 @@ def twins(headers: Sequence[Header]) -> list[list[str]]:
     found: dict[bytes, list[str]] = defaultdict(list)
     for header in [header for several in alike.values() if len(several) > 1 for header in several]:
         try:
-            found[_content(read_record(header))].append(header.name)
+            found[content_of(read_record(header))].append(header.name)
         except DataError:
             continue  # it will be left out when its signal is read
     return [names for names in found.values() if len(names) > 1]
-
-
-def _content(record: Record) -> bytes:
-    return hashlib.blake2b(record.signal[: len(LEADS)].tobytes(), digest_size=16).digest()

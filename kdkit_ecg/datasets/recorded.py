@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,16 +19,11 @@ from kdkit_ecg.datasets.prepared import Prepared, prepared
 from kdkit_ecg.datasets.reading import read_signals
 from kdkit_ecg.datasets.splits import Selection, Splits
 from kdkit_ecg.headers import Header
-from kdkit_ecg.leads import LEADS
-from kdkit_ecg.records import Record
+from kdkit_ecg.preparation import VERSION, Preparation, Resampling, Scaling
 from kdkit_ecg.signals import Augmentations, SignalSplit, Window
-from kdkit_ecg.transforms import bandpass, resample, resample_linear, zscore
+from kdkit_ecg.store import Store, Where
 
 Folder = str | Path
-Resampling = Literal["polyphase", "linear"]
-Scaling = Literal["zscore", "raw"]
-
-VERSION = 2  # of the preparation, part of the fingerprint: it goes up when the same options make other samples
 
 
 # Without slots, since cached_property keeps what it found in the instance's __dict__.
@@ -49,6 +44,7 @@ class Recorded(ABC):
     draws: int = 10
     seed: int = 0
     strict: bool = False
+    store: Where | None = "auto"
 
     def __post_init__(self) -> None:
         for option, kind in self._choices().items():
@@ -60,6 +56,8 @@ class Recorded(ABC):
         if self.band and not 0 < self.band[0] < self.band[1]:
             raise RecipeError(f"band is (low, high) in Hz with 0 < low < high, or None, not {self.band}")
         check_augmentations(self.augment, self.draws)
+        if not isinstance(self.store, str | Path | None):
+            raise RecipeError(f"store is a folder, 'auto' for one in the user's cache, or None, not {self.store!r}")
         for folder in self._folders:
             if not folder.is_dir():
                 raise DataError(f"there is no folder {folder}; give the one that holds the records")
@@ -93,7 +91,7 @@ class Recorded(ABC):
     @cached_property
     def fingerprint(self) -> str:
         """Changes with any header, signal file's size, label, split or option; reads headers, but no signal."""
-        apart = ("folder", "strict", "folds")
+        apart = ("folder", "strict", "folds", "store")
         options = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in apart}
         digest = hashlib.blake2b(repr((VERSION, type(self).__name__, sorted(options.items()))).encode(), digest_size=16)
         for header in self._found[0]:
@@ -101,6 +99,17 @@ class Recorded(ABC):
             told = (header.name, header.age, header.sex, header.codes, sizes, header.path.read_bytes())
             digest.update(repr((told, self._place(header))).encode())
         return digest.hexdigest()
+
+    def prepare(self, *, processes: int | None = None, verify: bool = False) -> tuple[Path, int]:
+        """Prepare the records that the store lacks; return where it is, and how many these were.
+
+        processes: how many prepare; chosen where None. verify: read all that is there, and make anew what is damaged.
+        Raises RecipeError where store is None.
+        """
+        if self._store is None:
+            raise RecipeError("with store=None there is nowhere to keep what is prepared")
+        store = replace(self._store, processes=processes)
+        return store.place.path, store.filled(self._found[0], verify=verify).came
 
     @property
     def train(self) -> SignalSplit:
@@ -153,28 +162,29 @@ class Recorded(ABC):
         """The records, the rows of each split, and the summary."""
         headers, unfit = self._found
         left = unfit.copy()  # so that asking again, after an error, does not count the same records twice
-        signals = read_signals(headers, self._shaped, left)
+        headers, signals = read_signals(headers, self._preparation, left, self._store)
         absent = self._absent()
-        summary = "\n".join([left.summary(len(signals)), *absent])
+        summary = "\n".join([left.summary(len(headers)), *absent])
         if self.strict and (left.records or absent):
             raise DataError(f"strict=True, and records are missing from {self._where}:\n{summary}")
-        if not signals:
+        if not headers:
             raise DataError(f"no record in {self._where} can be learned from:\n{summary}")
-        splits = self._splits(list(signals))
-        records = prepared(signals, self._columns, [self._person(header) for header in signals])
+        splits = self._splits(headers)
+        records = prepared(headers, signals, self._columns, [self._person(header) for header in headers])
         return records, splits, "\n".join([summary, *splits.lacking(records.labels, self.classes)])
 
     @property
     def _where(self) -> str:
         return " and ".join(map(str, self._folders))
 
-    def _shaped(self, record: Record) -> NDArray[np.float32]:
-        signal: NDArray[np.floating[Any]] = record.signal[: len(LEADS)].astype(np.float64)
-        if self.band:
-            signal = bandpass(signal, record.rate, *self.band)
-        change = resample if self.resampling == "polyphase" else resample_linear
-        signal = change(signal, record.rate, self.rate)
-        return np.ascontiguousarray(zscore(signal) if self.scaling == "zscore" else signal, dtype=np.float32)
+    @property
+    def _preparation(self) -> Preparation:
+        return Preparation(rate=self.rate, band=self.band, resampling=self.resampling, scaling=self.scaling)
+
+    @property
+    def _store(self) -> Store | None:
+        where = self.store
+        return None if where is None else Store(folders=self._folders, preparation=self._preparation, where=where)
 
     def _split(self, name: Literal["train", "select", "test"], **options: Any) -> SignalSplit:
         records, splits, _ = self._read

@@ -1,13 +1,8 @@
 """Examine all records in a folder, in several processes, and then hold them against each other."""
 
-import multiprocessing
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.forkserver import ensure_running, set_forkserver_preload
 from pathlib import Path, PurePath
 
 from kdkit import DataError
@@ -16,9 +11,10 @@ from kdkit_ecg.doctor.checkup import examine
 from kdkit_ecg.doctor.copies import mark_names, mark_twins
 from kdkit_ecg.doctor.findings import Examined, Reason
 from kdkit_ecg.headers import read_header
+from kdkit_ecg.workers import in_processes
 
 SIGNALS = (".mat", ".dat")
-CHUNK = 8  # records that a process gets at a time
+FEW = 8  # records for which no process is started
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +43,7 @@ def survey(folder: Path, jobs: int, begun: Callable[[int], None], examined: Call
             f"no .hea, .mat or .dat file in {folder} or below; give the folder that a release was fetched to"
         )
     begun(len(paths))
-    records = []
-    for record in _examined(folder, paths, jobs):
-        records.append(record)
-        examined()
+    records = _examined(folder, paths, jobs, examined)
     records += _without_header(folder, paths, signals)
     mark_names(folder, records)
     mark_twins(folder, records)
@@ -61,37 +54,14 @@ def survey(folder: Path, jobs: int, begun: Callable[[int], None], examined: Call
     )
 
 
-def _examined(folder: Path, paths: Sequence[Path], jobs: int) -> Iterator[Examined]:
+def _examined(folder: Path, paths: Sequence[Path], jobs: int, examined: Callable[[], None]) -> list[Examined]:
     work = partial(examine, folder)
-    if jobs == 1 or len(paths) <= CHUNK:
-        yield from map(work, paths)
-        return
-    # A fork of this process would take along its threads' locks; a server to fork from imports everything only once.
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    if method == "forkserver":
-        _start_server()
-    try:
-        with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-            try:
-                yield from pool.map(work, paths, chunksize=CHUNK)
-            finally:
-                pool.shutdown(cancel_futures=True)
-    except BrokenProcessPool as error:
-        raise DataError("a process that read records was ended from outside; try fewer --jobs") from error
-
-
-def _start_server() -> None:
-    """Start the process that the others are forked from, all of them deaf to Ctrl-C, which reaches every process.
-
-    This one hears it and ends them; each of them would print a traceback.
-    """
-    set_forkserver_preload([examine.__module__])
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        ensure_running()
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    few = jobs == 1 or len(paths) <= FEW
+    found = {}
+    for path, record in ((path, work(path)) for path in paths) if few else in_processes(work, paths, jobs):
+        found[path] = record
+        examined()
+    return [found[path] for path in paths]
 
 
 def _without_header(folder: Path, paths: Sequence[Path], signals: Sequence[Path]) -> Iterator[Examined]:

@@ -13,6 +13,7 @@ from requests.adapters import HTTPAdapter
 from rich.console import Console
 
 from kdkit import DataError
+from kdkit_ecg.disk import free_space, shown
 from kdkit_ecg.fetching.answers import PLAIN, TransferError, UnreachableError, fetch_text
 from kdkit_ecg.fetching.bars import Bars
 from kdkit_ecg.fetching.claim import alone_in, require_same_release, write_list
@@ -21,7 +22,7 @@ from kdkit_ecg.fetching.listing import LIST, Listed, choose, read_list
 from kdkit_ecg.fetching.outcome import Fetched
 from kdkit_ecg.fetching.parallel import in_parallel
 from kdkit_ecg.fetching.patience import Patience
-from kdkit_ecg.fetching.space import expected_size, free_space, require_space, shown
+from kdkit_ecg.fetching.space import expected_size, require_space
 from kdkit_ecg.fetching.transfer import Transfer
 
 GIVE_UP = 20  # files in a row that the server did not give: it is gone, and the other hundred thousand are not tried

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from kdkit_ecg.fetching.space import shown
+from kdkit_ecg.disk import shown
 
 TOLD = 10  # failures that are told one by one
 

@@ -1,7 +1,6 @@
 """Ask how large files are before they are fetched, and whether the disk has room for them."""
 
 import random
-import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -11,6 +10,7 @@ import requests
 
 from kdkit import DataError
 from kdkit_ecg.databases import database_of
+from kdkit_ecg.disk import free_space, shown
 from kdkit_ecg.fetching.answers import TIMEOUT
 from kdkit_ecg.fetching.listing import Listed
 from kdkit_ecg.fetching.parallel import in_parallel
@@ -45,12 +45,6 @@ def expected_size(session: requests.Session, base: str, files: Sequence[Listed],
     return round(total), known
 
 
-def free_space(folder: Path) -> int:
-    """Return the bytes that are free where the folder is, or will be."""
-    there = next(each for each in (folder, *folder.parents) if each.is_dir())
-    return shutil.disk_usage(there).free
-
-
 def require_space(folder: Path, size: int, files: int) -> None:
     """Raise DataError where that many files of together this size, in bytes, do not fit on the disk of the folder."""
     needed = size + files * BLOCK // 2  # the last block of a file is half empty on average
@@ -60,15 +54,6 @@ def require_space(folder: Path, size: int, files: int) -> None:
             f"{files:,} files of about {shown(size)} need {shown(needed)} on the disk, but {folder} has {shown(free)} "
             "free; make room, give a folder on another disk, or take a part with --only"
         )
-
-
-def shown(size: float) -> str:
-    """Return a number of bytes for people, in decimal units."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
 
 
 def _size(session: requests.Session, base: str, file: Listed) -> int | None:

@@ -240,6 +240,13 @@ def test_a_run_of_the_library_whose_training_differs_is_not_gone_on_with(tmp_pat
     kdkit.run(three(training=training(epochs=1)), **options, resume=True)
 
 
+def test_workers_that_are_chosen_are_those_of_a_run_that_had_none(tmp_path):
+    options = {"out": tmp_path / "run", "device": "cpu"}
+    kdkit.run(three(training=training(epochs=1)), **options)
+    assert "workers=0" in json.loads((tmp_path / "run" / "run.json").read_text())["trainings"][0]
+    kdkit.run(three(training=training(epochs=1, workers=0)), **options, resume=True)
+
+
 @pytest.mark.parametrize("name", ["weights.safetensors", "history.jsonl"])
 def test_a_stage_whose_files_are_damaged_is_named_and_can_be_trained_again(name, folder, finish):
     assert finish("--out", "run", "--epochs", 1).code == 0

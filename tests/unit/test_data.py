@@ -1,5 +1,6 @@
 """Batches, orders and seeds."""
 
+import os
 from collections import namedtuple
 
 import pytest
@@ -165,6 +166,20 @@ def test_batches_are_pinned_only_where_that_is_asked_for(monkeypatch):
     assert not isinstance(batches(split, 4), DataLoader)
     assert batches(split, 4, pin=True).pin_memory
     assert not batches(split, 4, workers=1).pin_memory
+
+
+@pytest.mark.parametrize(
+    ("processors", "parallel", "pin", "workers"), [(8, 1, 1, 4), (3, 1, 1, 2), (8, 0, 1, 0), (8, 1, 0, 0)]
+)
+def test_workers_are_chosen_beside_a_gpu_for_data_that_others_may_fetch(
+    processors, parallel, pin, workers, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(processors), raising=False)
+    split = tiny_data().train
+    split.parallel = bool(parallel)
+    assert getattr(batches(split, 4, workers=None, pin=bool(pin)), "num_workers", 0) == workers
+    assert batches(split, 4, workers=1, pin=True).num_workers == 1
 
 
 def test_what_is_not_in_the_memory_of_the_host_is_not_pinned(monkeypatch):

@@ -115,6 +115,16 @@ def test_a_rate_takes_the_files_of_that_rate_or_resamples_those_at_500_hz(folder
     assert np.allclose(signals[250], resample(signals[500].astype(float), 500, 250), atol=1e-4)
 
 
+def test_each_rate_has_a_store_and_each_kind_of_label_has_not(folder, tmp_path):
+    first = PTBXL(folder, store=tmp_path)
+    assert first.prepare() == (first._store.place.path, 19)
+    assert PTBXL(folder, store=tmp_path, labels="all", fold=2).prepare() == (first._store.place.path, 1)
+    assert PTBXL(folder, store=tmp_path, rate=500).prepare()[1] == 19
+    kept, held = (PTBXL(folder, store=store).train.batch(range(15), 1) for store in (tmp_path, None))
+    assert kept.inputs.signal.equal(held.inputs.signal)
+    assert kept.ids.equal(held.ids)
+
+
 def test_a_sample_is_ten_seconds_of_twelve_leads(folder):
     batch = PTBXL(folder).train.batch([0, 1], 0)
     assert batch.inputs.signal.shape == (2, 12, 1000)

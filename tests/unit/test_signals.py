@@ -112,6 +112,14 @@ def test_padding_stays_zero():
     assert [int(row.any(dim=0).sum()) for row in signal] == [100, 120]
 
 
+def test_what_the_memory_of_a_batch_held_before_does_not_show(monkeypatch):
+    ours = split(times=(100, 300, 120, 400), augment=())
+    clean = [bits(ours.batch([0, 1, 2, 3], draw)) for draw in range(3)]
+    monkeypatch.setattr("numpy.empty", lambda shape, dtype=float: np.full(shape, np.nan, dtype))
+    assert [bits(ours.batch([0, 1, 2, 3], draw)) for draw in range(3)] == clean
+    assert torch.isfinite(ours.batch([0, 1, 2, 3], 0).inputs.signal).all()
+
+
 def test_mixup_mixes_signal_person_and_labels_in_one_share_with_another_record_of_the_split():
     ours = split(augment=(Mixup(1.0),))
     plain = replace(ours, augment=()).batch([0, 1, 2, 3], 0)
