@@ -41,6 +41,7 @@ class Protocol:
 START = Protocol(epochs=8, augment="none")  # of which each step changes what it tunes
 CHOSEN = {  # by lrhnet_effect.py tune
     "simulated": Protocol(epochs=16, augment="light", guide="softmax-7-plain", balance=0.1),
+    "recorded": Protocol(epochs=24, augment="light", guide="softmax-7-plain", balance=0.6),
 }
 
 
