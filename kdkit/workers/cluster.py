@@ -19,6 +19,7 @@ from kdkit.workers.conditions import Conditions, conditions, difference
 from kdkit.workers.travel import Told, packed, packed_error, unpacked_error
 from kdkit.workers.work import Ended, Work
 
+LISTENING = 10.0  # seconds for a cluster to answer
 PROBING = 120.0  # seconds for a machine to start a process and import torch
 FENCE = 120.0  # seconds for a machine that was given up, and may still write, to be gone
 
@@ -31,7 +32,7 @@ class Cluster:
     cpus: of each cell, which are its threads. gpus: of each cell, a whole number or a share of one.
     retries: how often a cell is begun again, from its last epoch, where its process or its machine was lost.
 
-    Raises RecipeError for numbers that cannot be.
+    Raises RecipeError for an address or numbers that cannot be.
     """
 
     address: str = "auto"
@@ -40,6 +41,9 @@ class Cluster:
     retries: int = 3
 
     def __post_init__(self) -> None:
+        host, _, port = self.address.rpartition(":")
+        if self.address != "auto" and (not port.isdigit() or not host or "/" in host):
+            raise RecipeError(f"the address of a cluster is 'auto' or 'host:port'; got {self.address!r}")
         for name, least in (("cpus", 1), ("gpus", 0), ("retries", 0)):
             value, kinds = getattr(self, name), (int, float) if name == "gpus" else (int,)
             if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
@@ -172,8 +176,11 @@ def _connected(address: str) -> tuple[Any, bool]:
     if ray.is_initialized():
         return ray, False
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="warning", include_dashboard=None)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        if address != "auto":
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=LISTENING).close()  # Ray itself tries for minutes
+        ray.init(address=address, log_to_driver=False, logging_level="warning")
+    except (OSError, RuntimeError, ValueError) as error:
         raise WorkerError(
             f"no Ray cluster is reached at {address!r}: {first_line(error)}; start one with "
             "`ray start --head --include-dashboard=false --disable-usage-stats`, and on each other machine "

@@ -33,6 +33,7 @@ from torch.utils.data import TensorDataset
 
 import kdkit
 from kdkit import Cell, Match, Net, Recipe, RunOptions, SoftTargets, Stage, Stages, Study, TorchData, Training, Truth
+from kdkit.workers import conditions
 
 
 def samples(count, seed):
@@ -95,6 +96,15 @@ def lose(cluster, nodes, folder):
     (folder / "wait").unlink()
 
 
+def require_refused_where_versions_differ(on, options):
+    right, conditions._version = conditions._version, lambda name: "0.0"
+    try:
+        list(Study("there", cells[:1]).run(options, cluster=on))
+    except kdkit.WorkerError as error:
+        print("cell refused", error, flush=True)
+    conditions._version = right
+
+
 def main():
     options, folder = RunOptions(device="cpu"), Path.cwd()
     if sys.argv[1] == "here":
@@ -105,9 +115,10 @@ def main():
 
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        on = kdkit.Cluster(address=cluster.address, retries=2)
+        require_refused_where_versions_differ(on, options)
         (folder / "wait").touch()
         threading.Thread(target=lose, args=(cluster, nodes, folder), daemon=True).start()
-        on = kdkit.Cluster(address=cluster.address, retries=2)
         outcomes = Study("there", cells).run(options, watchers=[Waiting(folder)], cluster=on)
     for outcome in outcomes:
         print("cell", outcome.cell.name, outcome.state, outcome.error or "", flush=True)  # Ray prints too
@@ -146,7 +157,7 @@ def test_cells_of_a_killed_worker_and_of_a_lost_machine_are_done_again_elsewhere
         lines = [line.split() for line in done.stdout.splitlines() if line.startswith("cell ")]
         said[where] = {name: state for _, name, state, *_ in lines}
     assert said["here"] == dict.fromkeys(("one", "two", "both"), "done")
-    assert said["there"] == {**said["here"], "local": "failed"}
+    assert said["there"] == {**said["here"], "local": "failed", "refused": "machine"}
     one, other = bits(tmp_path / "here"), bits(tmp_path / "there")
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
@@ -157,7 +168,6 @@ def test_cells_of_a_killed_worker_and_of_a_lost_machine_are_done_again_elsewhere
 
 
 @needs_ray
-@pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_told_with_what_would_help(tmp_path):
     with pytest.raises(WorkerError, match="ray start --head"):
         list(Study(tmp_path, [Cell(name="one", recipe=needs_ray)]).run(cluster=Cluster(address="127.0.0.1:1")))
@@ -174,8 +184,19 @@ def test_jobs_and_a_cluster_exclude_each_other(tmp_path):
         list(Study(tmp_path, []).run(jobs=2, cluster=Cluster()))
 
 
-@pytest.mark.parametrize("wrong", [{"cpus": 0}, {"cpus": 1.5}, {"gpus": -1}, {"retries": -1}, {"retries": True}])
-def test_numbers_that_no_cluster_has_are_refused(wrong):
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"address": "ray://a:1"},
+        {"address": "a"},
+        {"cpus": 0},
+        {"cpus": 1.5},
+        {"gpus": -1},
+        {"retries": -1},
+        {"retries": True},
+    ],
+)
+def test_what_no_cluster_has_is_refused(wrong):
     with pytest.raises(RecipeError, match=next(iter(wrong))):
         Cluster(**wrong)
 
