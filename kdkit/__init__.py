@@ -16,6 +16,7 @@ _FACE = {
     "Balance": "balance",
     "Balancer": "balance",
     "Batch": "data",
+    "BenchmarkError": "errors",
     "BestF1": "scores",
     "Brier": "scores",
     "CAGrad": "balance",

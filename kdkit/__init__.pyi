@@ -18,6 +18,7 @@ from kdkit.data import Stream as Stream
 from kdkit.data import Task as Task
 from kdkit.data import seed_from as seed_from
 from kdkit.distilling import distill as distill
+from kdkit.errors import BenchmarkError as BenchmarkError
 from kdkit.errors import CheckError as CheckError
 from kdkit.errors import ContractError as ContractError
 from kdkit.errors import DataError as DataError

@@ -32,6 +32,10 @@ class WorkerError(KdkitError):
     """A process or a machine that cells are run by: it is not there, is not fit for it, or ended before its cell."""
 
 
+class BenchmarkError(KdkitError):
+    """A benchmark that does not exist, or benchmarks asked for outside a checkout."""
+
+
 class CheckError(KdkitError):
     """All that is wrong with an experiment, found before its first step."""
 

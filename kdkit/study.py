@@ -21,7 +21,18 @@ from kdkit.runfolder import RUN
 from kdkit.running import Origin
 from kdkit.runoptions import RunOptions
 from kdkit.scores import Said, Scored
-from kdkit.workers import CELL, Cluster, Here, Machines, Processes, Work, Workers, require_packable, spread
+from kdkit.workers import (
+    CELL,
+    Cluster,
+    Here,
+    Machines,
+    Processes,
+    Work,
+    Workers,
+    require_not_reading,
+    require_packable,
+    spread,
+)
 
 RUN_OPTIONS = ("seed", "precision")  # what else moves the figures of a finished cell
 
@@ -63,6 +74,7 @@ class Study:
         Raises RunFolderError where another process is at work in this folder, WorkerError where a cluster is not fit
         for it, and RecipeError for watchers that cannot be copied.
         """
+        require_not_reading()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._digests.clear()
         try:

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from functools import cache, partial
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -20,6 +21,18 @@ from kdkit.recipefile import load_file, read_recipe_file
 
 MAIN = "__main__"
 Told = tuple[bytes, str, str]
+
+
+READING: ContextVar[Path | None] = ContextVar("READING", default=None)  # the file that is read to find a recipe
+
+
+def require_not_reading() -> None:
+    """Raise RecipeError where a file, as it is read for its cells, runs the study that they are of."""
+    if READING.get() is not None:
+        raise RecipeError(
+            f"{READING.get()} runs a study as it is read, and each process that runs its cells must read it; put what "
+            "runs the study under `if __name__ == '__main__':`"
+        )
 
 
 def packed(thing: object, what: str) -> bytes:
@@ -110,6 +123,14 @@ def found(file: str, module: str, name: str, *, is_plugin: bool = False) -> Any:
 
 def _module(path: Path, name: str, *, is_plugin: bool) -> ModuleType:
     """Return the module that a file is: as it was imported here, by its name where that finds it, or read anew."""
+    reading = READING.set(path)
+    try:
+        return _read(path, name, is_plugin=is_plugin)
+    finally:
+        READING.reset(reading)
+
+
+def _read(path: Path, name: str, *, is_plugin: bool) -> ModuleType:
     for each in (name, path.stem, f"kdkit_recipe_{path.stem}"):
         there = sys.modules.get(each)
         if each != MAIN and there is not None and _is(getattr(there, "__file__", None), path):

@@ -22,6 +22,7 @@ SCRIPT = '''
 """Cells on a cluster that is made here: two machines with a CPU each, of which the first cells' are lost."""
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -105,6 +106,23 @@ def require_refused_where_versions_differ(on, options):
     conditions._version = right
 
 
+def require_interruption_stops_workers(on, options, folder):
+    def interrupt():
+        while len(list(folder.glob("waiting-*"))) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    try:
+        list(Study("there", cells[:2]).run(options, watchers=[Waiting(folder)], cluster=on))
+    except KeyboardInterrupt:
+        print("cell interrupted here", flush=True)
+    for file in folder.glob("waiting-*"):
+        while Path("/proc", file.read_text().split()[0]).exists():
+            time.sleep(0.05)
+        file.unlink()
+
+
 def main():
     options, folder = RunOptions(device="cpu"), Path.cwd()
     if sys.argv[1] == "here":
@@ -118,6 +136,7 @@ def main():
         on = kdkit.Cluster(address=cluster.address, retries=2)
         require_refused_where_versions_differ(on, options)
         (folder / "wait").touch()
+        require_interruption_stops_workers(on, options, folder)
         threading.Thread(target=lose, args=(cluster, nodes, folder), daemon=True).start()
         outcomes = Study("there", cells).run(options, watchers=[Waiting(folder)], cluster=on)
     for outcome in outcomes:
@@ -157,14 +176,14 @@ def test_cells_of_a_killed_worker_and_of_a_lost_machine_are_done_again_elsewhere
         lines = [line.split() for line in done.stdout.splitlines() if line.startswith("cell ")]
         said[where] = {name: state for _, name, state, *_ in lines}
     assert said["here"] == dict.fromkeys(("one", "two", "both"), "done")
-    assert said["there"] == {**said["here"], "local": "failed", "refused": "machine"}
+    assert said["there"] == {**said["here"], "local": "failed", "refused": "machine", "interrupted": "here"}
     one, other = bits(tmp_path / "here"), bits(tmp_path / "there")
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
     for cell in ("one", "two"):
         learned = [line.split() for line in (tmp_path / f"epochs-{cell}").read_text().splitlines()]
-        assert [epoch for epoch, _ in learned] == ["0", "1", "2", "2", "3"]  # none again but the one that was lost
-        assert len({pid for _, pid in learned}) == 2
+        assert [epoch for epoch, _ in learned] == ["0", "1", "2", "2", "2", "3"]  # of the third, two were lost
+        assert len({pid for _, pid in learned}) == 3
 
 
 @needs_ray

@@ -261,6 +261,23 @@ def test_a_recipe_file_that_is_a_plugin_is_one_in_every_process(tmp_path, script
         sys.path.remove(str(tmp_path))
 
 
+def test_a_script_that_runs_its_study_as_it_is_read_is_told_what_to_do(tmp_path):
+    script = tmp_path / "unguarded.py"
+    plain = CELLS.replace('if __name__ == "__main__":', "if True:").replace("sys.argv[1]", '"study"')
+    script.write_text(plain.replace("int(sys.argv[2])", "2"))
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout.count("failed") == 2
+    assert "if __name__ == '__main__'" in done.stdout
+
+
 def test_a_watcher_that_cannot_be_copied_is_refused_before_anything_runs(tmp_path, recipes):
     class Mine:
         @hookimpl
