@@ -10,18 +10,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import torch
-from filelock import FileLock, Timeout
-
 from kdkit.errors import RecipeError, WorkerError, first_line
-from kdkit.workers.child import answer
-from kdkit.workers.conditions import Conditions, conditions, difference
-from kdkit.workers.travel import Told, packed, packed_error, unpacked_error
+from kdkit.workers.conditions import conditions, difference
+from kdkit.workers.there import Place, run_there
+from kdkit.workers.travel import packed, unpacked_error
 from kdkit.workers.work import Ended, Work
 
 LISTENING = 10.0  # seconds for a cluster to answer
 PROBING = 120.0  # seconds for a machine to start a process and import torch
-FENCE = 120.0  # seconds for a machine that was given up, and may still write, to be gone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,37 +129,6 @@ class Machines:
                 raise WorkerError(f"{machine} cannot run kdkit: {reason}; install it there as it is here") from error
             if unlike is not None:
                 raise WorkerError(f"{machine} {unlike}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where a study is asked for: where modules are looked for, the working folder, and what must be alike."""
-
-    path: tuple[str, ...]
-    folder: Path
-    token: Path
-    files: tuple[Path, ...]
-
-
-def run_there(name: str, data: bytes, place: Place, here: Conditions, threads: int) -> tuple[float, Told | None]:
-    """Run a cell on the machine that Ray chose; return its seconds and its error. Ray begins it again where it is lost.
-
-    A machine that joined later is held to the same conditions. One that was given up may not have noticed it yet, so a
-    cell is locked while it is at work.
-    """
-    sys.path.extend(each for each in place.path if each not in sys.path)
-    try:
-        unlike = difference(here, conditions(place.files, place.token))
-        if unlike is not None:
-            raise WorkerError(f"machine {socket.gethostname()} {unlike}")
-        os.chdir(place.folder)
-        torch.set_num_threads(threads)
-        with FileLock(place.token.parent / f".{name}.lock", timeout=FENCE):
-            return answer(data)
-    except (WorkerError, OSError) as error:
-        return 0.0, packed_error(error)
-    except Timeout:
-        return 0.0, packed_error(WorkerError(f"another process is still at work on cell {name!r}; ask again later"))
 
 
 def _connected(address: str) -> tuple[Any, bool]:

@@ -87,6 +87,8 @@ class _Pickler(pickle.Pickler):
             return NotImplemented
         if module.__name__.partition(".")[0] in _everywhere():
             return NotImplemented
+        if _named(module, thing.__qualname__) is not thing:  # pickle itself says so of what has another's name
+            return NotImplemented
         spec = getattr(module, "__spec__", None)
         name = spec.name if spec is not None else module.__name__
         place = partial(found, str(Path(file).resolve()), name, is_plugin=installed().manager.is_registered(module))
@@ -113,11 +115,16 @@ def found(file: str, module: str, name: str, *, is_plugin: bool = False) -> Any:
 
     Raises RecipeError where it is not there.
     """
-    thing: Any = _module(Path(file), module, is_plugin=is_plugin)
+    thing = _named(_module(Path(file), module, is_plugin=is_plugin), name)
+    if thing is None:
+        raise RecipeError(f"{file} has no {name!r} any more; it changed since its cell was made")
+    return thing
+
+
+def _named(thing: Any, name: str) -> Any:
+    """Return what a name with dots stands for in a module; None where there is nothing."""
     for part in name.split("."):
-        if not hasattr(thing, part):
-            raise RecipeError(f"{file} has no {name!r} any more; it changed since its cell was made")
-        thing = getattr(thing, part)
+        thing = getattr(thing, part, None)
     return thing
 
 
