@@ -3,9 +3,10 @@
     pip install -e '.[bench]' && python benchmarks/torchdistill.py
 
 All three ask the teacher at every step, minimise 0.5 cross-entropy + 0.5 of the softened targets at T = 4 with Adam,
-and are run in turns; ratios are medians of those of one turn. torchdistill is timed twice: on whole batches,
-gathered as by hand, so that only the step is compared; and with the DataLoader that its configuration makes.
-That all do the same work is held by the students they end with.
+and are run in turns; ratios are medians of those of one turn. torchdistill is timed three times: its steps alone, which
+keep no loss; with the meters of its examples, which keep the loss of each step, as kdkit keeps the mean of each term;
+both of these on whole batches, gathered as by hand; and with its examples' DataLoader too, as a user has it. That its
+steps are those by hand is held by the student it ends with.
 """
 
 import argparse
@@ -59,19 +60,37 @@ def box(inputs, labels):
     return DistillationBox(teacher, student, dataset, config, torch.device("cpu"), None, False, 1), student
 
 
-def by_torchdistill(inputs, labels, *, own_loader):
-    """Return the seconds per step of torchdistill's own loop, as its examples write it, and the student."""
+def by_torchdistill(inputs, labels, *, meters, own_loader=False):
+    """Return the seconds per step of torchdistill's loop, with or without what its examples keep, and the student."""
     made, student = box(inputs, labels)
     seconds = 0.0
     for epoch in range(EPOCHS):
         began = time.perf_counter()
         made.pre_epoch_process(epoch=epoch)
-        for x, y, supplement in made.train_data_loader if own_loader else gathered(inputs, labels, epoch):
-            loss = made.forward_process(x, targets=y, supp_dict=supplement)
-            made.post_forward_process(loss=loss)
+        batches = made.train_data_loader if own_loader else list(gathered(inputs, labels, epoch))
+        if meters:
+            with_meters(made, batches, epoch)
+        else:
+            for x, y, supplement in batches:
+                made.post_forward_process(loss=made.forward_process(x, targets=y, supp_dict=supplement))
         made.post_epoch_process()
         seconds += time.perf_counter() - began
     return seconds / STEPS, student
+
+
+def with_meters(made, batches, epoch):
+    """Take an epoch's steps and keep what the examples for image classification keep of each, logged at every 100th."""
+    from torchdistill.misc.log import MetricLogger, SmoothedValue
+
+    meters = MetricLogger(delimiter="  ")
+    meters.add_meter("lr", SmoothedValue(window_size=1, fmt="{value}"))
+    meters.add_meter("img/s", SmoothedValue(window_size=10, fmt="{value}"))
+    for x, y, supplement in meters.log_every(batches, 100, f"Epoch: [{epoch}]"):
+        began = time.time()
+        loss = made.forward_process(x, targets=y, supp_dict=supplement)
+        made.post_forward_process(loss=loss)
+        meters.update(loss=loss.item(), lr=made.optimizer.param_groups[0]["lr"])
+        meters.meters["img/s"].update(len(x) / (time.time() - began))
 
 
 def gathered(inputs, labels, epoch):
@@ -82,7 +101,7 @@ def gathered(inputs, labels, epoch):
 
 def require_same_work(inputs, labels):
     """Raise SystemExit where torchdistill's student is another than that of the same steps by hand."""
-    _, theirs = by_torchdistill(inputs, labels, own_loader=False)
+    _, theirs = by_torchdistill(inputs, labels, meters=False)
     teacher, ours = nets()
     truth, guide = torch.nn.CrossEntropyLoss(), kdkit.SoftTargets(temperature=4.0)
     optimizer = torch.optim.Adam(ours.parameters(), lr=1e-3)
@@ -97,6 +116,12 @@ def require_same_work(inputs, labels):
         raise SystemExit("torchdistill's steps are not those of the loop by hand: there is nothing to compare")
 
 
+def against(turns, one, other):
+    """Return the median ratio, and the median difference in ms, of two ways within one turn."""
+    ratio = statistics.median(turn[one] / turn[other] for turn in turns)
+    return ratio, statistics.median(1e3 * (turn[one] - turn[other]) for turn in turns)
+
+
 def main():
     """Measure, and print ratios."""
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -109,22 +134,21 @@ def main():
     torch.set_num_threads(1)
     inputs, labels = data()
     require_same_work(inputs, labels)
-    turns = {"by hand": [], "kdkit": [], "torchdistill": [], "torchdistill, own loader": []}
-    for _ in range(rounds + 1):
-        turns["by hand"].append(by_hand(inputs, labels))
-        turns["kdkit"].append(by_kdkit(inputs, labels))
-        turns["torchdistill"].append(by_torchdistill(inputs, labels, own_loader=False)[0])
-        turns["torchdistill, own loader"].append(by_torchdistill(inputs, labels, own_loader=True)[0])
-    turns = {name: each[1:] for name, each in turns.items()}  # the first warms up
-    hand = turns["by hand"]
-    for name, each in turns.items():
-        extra = statistics.median((one - other) * 1e3 for one, other in zip(each, hand, strict=True))
-        ratio = statistics.median(one / other for one, other in zip(each, hand, strict=True))
-        middle, least = statistics.median(each) * 1e3, min(each) * 1e3
-        print(f"{name:24} {middle:.3f} ms a step (least {least:.3f}), {extra:+.3f} ms and {ratio:.2f}x by hand")
-    ours, theirs = turns["kdkit"], turns["torchdistill"]
-    ratio = statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
-    print(f"kdkit takes {ratio:.2f}x of torchdistill's step; the least of all turns {min(ours) / min(theirs):.2f}x")
+    ways = {
+        "by hand": lambda: by_hand(inputs, labels),
+        "kdkit": lambda: by_kdkit(inputs, labels),
+        "torchdistill, steps": lambda: by_torchdistill(inputs, labels, meters=False)[0],
+        "torchdistill, meters": lambda: by_torchdistill(inputs, labels, meters=True)[0],
+        "torchdistill, loader": lambda: by_torchdistill(inputs, labels, meters=True, own_loader=True)[0],
+    }
+    turns = [{name: way() for name, way in ways.items()} for _ in range(rounds + 1)][1:]  # the first warms up
+    for name in ways:
+        ratio, extra = against(turns, name, "by hand")
+        middle, least = (1e3 * figure(turn[name] for turn in turns) for figure in (statistics.median, min))
+        print(f"{name:20} {middle:.3f} ms a step (least {least:.3f}), {extra:+.3f} ms and {ratio:.2f}x by hand")
+    for name in list(ways)[2:]:
+        ratio, extra = against(turns, "kdkit", name)
+        print(f"kdkit against {name}: {ratio:.2f}x, {extra:+.3f} ms a step")
     load = ", ".join(f"{each:.2f}" for each in os.getloadavg())
     print(
         f"torch {torch.__version__}, torchdistill {version}, 1 thread of {os.cpu_count()} cores, {platform.machine()}"

@@ -11,6 +11,7 @@ from threading import Thread
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from kdkit import Cell, CheckError, RecipeError, RunFolderError, RunOptions, Study, WorkerError, hookimpl
@@ -261,6 +262,7 @@ def test_a_recipe_file_that_is_a_plugin_is_one_in_every_process(tmp_path, script
         sys.path.remove(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_script_that_runs_its_study_as_it_is_read_is_told_what_to_do(tmp_path):
     script = tmp_path / "unguarded.py"
     plain = CELLS.replace('if __name__ == "__main__":', "if True:").replace("sys.argv[1]", '"study"')
@@ -288,13 +290,9 @@ def test_a_watcher_that_cannot_be_copied_is_refused_before_anything_runs(tmp_pat
     assert not list(tmp_path.glob("*/run.json"))
 
 
-def test_while_cells_run_at_once_no_other_process_works_in_the_folder(tmp_path, recipes):
-    outcomes = Study(tmp_path, recipes.cells).run(CPU, jobs=2)
-    next(outcomes)
-    with pytest.raises(RunFolderError, match="another process"):
-        next(Study(tmp_path, recipes.cells).run(CPU, jobs=2))
-    outcomes.close()
-    assert next(Study(tmp_path, recipes.cells[:1]).run(CPU)).state in ("skipped", "done")
+def test_two_studies_do_not_run_jobs_in_one_folder(tmp_path, recipes):
+    with FileLock(tmp_path / ".lock"), pytest.raises(RunFolderError, match="another process"):
+        list(Study(tmp_path, recipes.cells).run(CPU, jobs=2))
 
 
 @pytest.mark.parametrize("jobs", [0, -1, 1.5, "2"])
