@@ -83,6 +83,8 @@ class _Pickler(pickle.Pickler):
             return NotImplemented
         module = sys.modules.get(thing.__module__)
         file = getattr(module, "__file__", None)
+        if thing.__module__ == MAIN and not str(file).endswith(".py"):  # pickle would take the other process's own main
+            raise pickle.PicklingError(f"{thing.__qualname__} stands in no file that ends in .py")
         if module is None or file is None or not file.endswith(".py") or "<" in thing.__qualname__:
             return NotImplemented
         if module.__name__.partition(".")[0] in _everywhere():

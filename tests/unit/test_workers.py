@@ -190,6 +190,13 @@ def test_the_main_script_is_found_by_its_file(module, tmp_path, monkeypatch):
     assert pickle.loads(data)(3) == 3
 
 
+def test_what_was_typed_in_is_refused_since_no_file_has_it(module, monkeypatch):
+    monkeypatch.setattr(module.recipe, "__module__", "__main__")
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
+    with pytest.raises(RecipeError, match="recipe stands in no file"):
+        packed(module.recipe, "it")
+
+
 def test_a_function_under_another_ones_name_is_refused_and_not_mistaken(module):
     with pytest.raises(RecipeError, match=r"cell 'a' cannot be brought.*top of a file"):
         packed(module.decorated, "cell 'a'")
