@@ -85,9 +85,10 @@ class Machines:
         name = self._running.pop(task)
         try:
             seconds, error = self._ray.get(task)
+        except self._ray.exceptions.RayTaskError as error:  # the machine could not even begin
+            return name, Ended(error=WorkerError(str(error).strip().splitlines()[-1]))
         except self._ray.exceptions.RayError as lost:
-            tries = self._cluster.retries + 1
-            said = f"it was begun {tries} times and its process or machine was lost each time: {first_line(lost)}"
+            said = f"its process or machine was lost in each of {self._cluster.retries + 1} tries: {first_line(lost)}"
             return name, Ended(error=WorkerError(f"{said}; ask for the study again to go on from its last epoch"))
         return name, Ended(seconds=seconds, error=None if error is None else unpacked_error(error))
 
