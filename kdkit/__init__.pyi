@@ -18,6 +18,7 @@ from kdkit.data import Stream as Stream
 from kdkit.data import Task as Task
 from kdkit.data import seed_from as seed_from
 from kdkit.distilling import distill as distill
+from kdkit.errors import BenchmarkError as BenchmarkError
 from kdkit.errors import CheckError as CheckError
 from kdkit.errors import ContractError as ContractError
 from kdkit.errors import DataError as DataError
@@ -25,6 +26,7 @@ from kdkit.errors import KdkitError as KdkitError
 from kdkit.errors import PluginError as PluginError
 from kdkit.errors import RecipeError as RecipeError
 from kdkit.errors import RunFolderError as RunFolderError
+from kdkit.errors import WorkerError as WorkerError
 from kdkit.errors import did_you_mean as did_you_mean
 from kdkit.goal import Goal as Goal
 from kdkit.goal import Match as Match
@@ -127,6 +129,7 @@ from kdkit.training import Training as Training
 from kdkit.views import Images as Images
 from kdkit.views import Inputs as Inputs
 from kdkit.views import View as View
+from kdkit.workers import Cluster as Cluster
 
 __version__: str
 from kdkit.sources import Answer as Answer

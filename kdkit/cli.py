@@ -1,4 +1,4 @@
-"""The command line: run, check and list, and what plugins add."""
+"""The command line: run, check, list and bench, and what plugins add."""
 
 import sys
 import warnings
@@ -218,6 +218,26 @@ def list_(file: Path | None) -> None:
     if file is not None:
         read_recipe_file(file)
     show_shelves(installed(), console_for_people())
+
+
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.argument("name", required=False)
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def bench(name: str | None, args: tuple[str, ...]) -> int:
+    """List the benchmarks of this checkout, or run the one called NAME: `kdkit bench NAME -- ARGS`.
+
+    Each compares two or more things side by side and prints ratios and the machine's load.
+    """
+    from kdkit.bench import bench as run_benchmark  # not loaded with every command
+    from kdkit.bench import benchmarks
+
+    if name is not None:
+        return run_benchmark(name, args)
+    known = benchmarks()
+    width = max(map(len, known))
+    for each, measured in known.items():
+        click.echo(f"{each:{width}}  {measured}")
+    return 0
 
 
 def _chosen(file: RecipeFile, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,14 @@ class ContractError(KdkitError):
     """A loss, a tap or a schedule that does not hold what every one of them must: see `kdkit.testing`."""
 
 
+class WorkerError(KdkitError):
+    """A process or a machine that cells are run by: it is not there, is not fit for it, or ended before its cell."""
+
+
+class BenchmarkError(KdkitError):
+    """A benchmark that does not exist, or benchmarks asked for outside a checkout."""
+
+
 class CheckError(KdkitError):
     """All that is wrong with an experiment, found before its first step."""
 
@@ -38,6 +46,10 @@ class CheckError(KdkitError):
         super().__init__(
             "\n".join([f"{title} found before the first step:", *(f"  - {each}" for each in self.problems)])
         )
+
+    def __reduce__(self) -> tuple[type["CheckError"], tuple[tuple[str, ...]]]:
+        """Say what it is made of, so that another process can be told of it."""
+        return type(self), (self.problems,)
 
 
 def first_line(error: BaseException) -> str:

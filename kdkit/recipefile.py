@@ -87,6 +87,29 @@ def read_recipe_file(path: Path) -> RecipeFile:
     0 and not --seed. It becomes a module of its own name, and its folder stays where modules are looked for, so that
     the workers that fetch batches can import what it defines; not so where that name is another module's.
     """
+    with _loading(path) as module:
+        if not callable(getattr(module, "recipe", None)):
+            functions = [name for name, value in vars(module).items() if inspect.isfunction(value)]
+            hint = f"; {did_you_mean('recipe', functions)}" if functions else ""
+            raise RecipeError(f"{path} has no function recipe(), which returns the Recipe to run{hint}")
+    plugins, plugin = installed(), path.name  # with its ending, so that a recipe may be called as a plugin is
+    plugins.remove(plugins.manager.get_plugin(plugin))
+    plugins.add(module, plugin)
+    return RecipeFile(path, module)
+
+
+def load_file(path: Path) -> types.ModuleType:
+    """Read a Python file as `read_recipe_file` does, but any file, and not as a plugin.
+
+    Raises RecipeError where it cannot be read.
+    """
+    with _loading(path) as module:
+        return module
+
+
+@contextmanager
+def _loading(path: Path) -> Iterator[types.ModuleType]:
+    """Read a file; what was changed for it is put back where this, or what is done with its module, fails."""
     from kdkit.runoptions import seed_everything  # imports torch, which --help does without
 
     if not path.is_file():
@@ -100,14 +123,7 @@ def read_recipe_file(path: Path) -> RecipeFile:
         seed_everything(0)
         with _told(path, "reading it raises"):
             spec.loader.exec_module(module)
-        if not callable(getattr(module, "recipe", None)):
-            functions = [name for name, value in vars(module).items() if inspect.isfunction(value)]
-            hint = f"; {did_you_mean('recipe', functions)}" if functions else ""
-            raise RecipeError(f"{path} has no function recipe(), which returns the Recipe to run{hint}")
-    plugins, plugin = installed(), path.name  # with its ending, so that a recipe may be called as a plugin is
-    plugins.remove(plugins.manager.get_plugin(plugin))
-    plugins.add(module, plugin)
-    return RecipeFile(path, module)
+        yield module
 
 
 def _free(path: Path) -> bool:

@@ -4,9 +4,10 @@ import hashlib
 import inspect
 import json
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,22 @@ from kdkit.classtable import read_reported
 from kdkit.errors import RecipeError, RunFolderError, did_you_mean
 from kdkit.recipe import Recipe
 from kdkit.runfolder import RUN
-from kdkit.running import Origin, run
+from kdkit.running import Origin
 from kdkit.runoptions import RunOptions
 from kdkit.scores import Said, Scored
-from kdkit.stagefolder import write
+from kdkit.workers import (
+    CELL,
+    Cluster,
+    Here,
+    Machines,
+    Processes,
+    Work,
+    Workers,
+    require_not_reading,
+    require_packable,
+    spread,
+)
 
-CELL = "cell.json"  # written last, so that a cell with it is finished
 RUN_OPTIONS = ("seed", "precision")  # what else moves the figures of a finished cell
 
 
@@ -44,25 +55,35 @@ class Study:
                     raise RecipeError(f"cell {cell.name!r} needs {name!r} before it; {did_you_mean(name, known)}")
             known.append(cell.name)
 
-    def run(self, options: RunOptions | None = None, *, watchers: Sequence[object] = ()) -> Iterator[Outcome]:
+    def run(
+        self,
+        options: RunOptions | None = None,
+        *,
+        watchers: Sequence[object] = (),
+        jobs: int = 1,
+        cluster: Cluster | None = None,
+    ) -> Iterator[Outcome]:
         """Run what is not finished, and say after each cell what came of it; one that fails does not stop the others.
 
         options: as for `kdkit.run`; the folder, the seed and whether to resume are the study's to say. A finished cell
         is refused, as failed, where its recipe file, its options, its seed, the precision or the weights of a cell that
         it needs are others now; one that goes on is held to all that `kdkit.run(resume=True)` compares.
-        Raises RunFolderError where another process is at work in this folder.
+        jobs: how many cells are run at once, each in a process with its share of the cores. Figures are those of one
+        job with as many threads, to the bit. cluster: machines to run them on instead. Either way a recipe is found by
+        its file and name, and watchers work where the cell is run, on copies of their own.
+        Raises RunFolderError where another process is at work in this folder, WorkerError where a cluster is not fit
+        for it, and RecipeError for watchers that cannot be copied.
         """
+        require_not_reading()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._digests.clear()
-        ready: set[str] = set()
         try:
             with FileLock(self.folder / ".lock", timeout=0):
-                for cell in self.cells:
-                    waits = [name for name in cell.needed if name not in ready]
-                    outcome = _waiting(cell, waits) if waits else self._outcome(cell, options or RunOptions(), watchers)
-                    if outcome.error is None:
-                        ready.add(cell.name)
-                    yield outcome
+                workers = self._workers(jobs, cluster)
+                if not isinstance(workers, Here):
+                    require_packable(watchers)
+                with closing(workers):
+                    yield from spread(self.cells, partial(self._made, options or RunOptions(), watchers), workers)
         except Timeout as error:
             raise RunFolderError(f"another process is at work in {self.folder}; wait, or choose another one") from error
 
@@ -91,20 +112,34 @@ class Study:
         reported = read_reported(self.path(name), net)
         return Said(reported.select, reported.select if reported.test is None else reported.test)
 
-    def _outcome(self, cell: Cell, options: RunOptions, watchers: Sequence[object]) -> Outcome:
-        began = time.perf_counter()
+    def _workers(self, jobs: int, cluster: Cluster | None) -> Workers:
+        if cluster is None:
+            return Here() if jobs == 1 else Processes(jobs)
+        if jobs != 1:
+            raise RecipeError("jobs are processes of this machine, a cluster has its own; give one of the two")
+        files = {_file(cell.recipe) for cell in self.cells if not self.finished(cell.name)}
+        return Machines(cluster, self.folder, [file for file in files if file is not None])
+
+    def _made(self, options: RunOptions, watchers: Sequence[object], cell: Cell) -> Work | Outcome:
+        """Make a cell ready to be run, or say that it need not be run, or cannot be."""
         path = self.path(cell.name)
         try:
-            options = replace(options, out=path, seed=cell.seed, resume=_started(path))
+            options = replace(options, out=path, seed=cell.seed, resume=False)
             if self.finished(cell.name):
                 self._require_same(cell, options)
                 return Outcome(cell=cell, state="skipped")
-            run(lambda: cell.recipe(**self._given(cell)), options, watchers=watchers, origin=self._origin(cell))
-        except Exception as error:  # whatever a recipe raises must not cost the other cells
-            return Outcome(cell=cell, state="failed", seconds=time.perf_counter() - began, error=error)
-        seconds = time.perf_counter() - began
-        write(path / CELL, json.dumps({"seconds": seconds}))
-        return Outcome(cell=cell, state="done", seconds=seconds)
+            given, origin = self._given(cell), self._origin(cell)
+        except Exception as error:  # what is wrong with one cell must not cost the others
+            return Outcome(cell=cell, state="failed", error=error)
+        return Work(
+            name=cell.name,
+            folder=path,
+            recipe=cell.recipe,
+            given=given,
+            origin=origin,
+            options=options,
+            watchers=watchers,
+        )
 
     def _given(self, cell: Cell) -> dict[str, Any]:
         """Return what the recipe is called with."""
@@ -148,10 +183,6 @@ class Study:
                 )
 
 
-def _waiting(cell: Cell, names: Sequence[str]) -> Outcome:
-    return Outcome(cell=cell, state="waiting", error=RunFolderError(f"it needs cell {names[0]!r}, which is not ready"))
-
-
 def _file(recipe: Callable[..., Recipe]) -> Path | None:
     """Return the file that a recipe is written in, where there is one."""
     try:
@@ -159,15 +190,6 @@ def _file(recipe: Callable[..., Recipe]) -> Path | None:
     except TypeError:  # a callable that is no function
         return None
     return Path(file) if file is not None and Path(file).is_file() else None
-
-
-def _started(path: Path) -> bool:
-    """Whether there is a run to go on with; removes what is left of one that was stopped before it wrote its record."""
-    if (path / RUN).is_file():
-        return True
-    for file in (path / "recipe.py", *path.glob(".recipe.py.*"), *path.glob(f".{RUN}.*")):
-        file.unlink(missing_ok=True)
-    return False
 
 
 def _scored(told: Mapping[str, Any]) -> Scored:
