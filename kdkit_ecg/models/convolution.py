@@ -51,8 +51,8 @@ def _gains(signal: Tensor, weight: Tensor, sides: tuple[int, int]) -> bool:
         and signal.dtype == weight.dtype == torch.float32
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
-        # Compilers and exporters choose layouts themselves.
-        and not torch.compiler.is_compiling()
+        # What is exported runs elsewhere, and is the layer that everyone knows.
+        and not torch.compiler.is_exporting()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # left out of the stubs
         # vmap takes no tensor that is written part by part; torch's Function asks for it by the same private name.
         and not torch._C._are_functorch_transforms_active()
