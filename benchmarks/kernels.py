@@ -4,8 +4,8 @@
 
 The reference is the plain formulation, torch's own layers one by one with the same weights. Both are run in turns, and
 compared by the medians and the minima of the time that passed, and by the minima of the time that the process got,
-which tells more while others use the machine. The second ratio of a row is that of minima, the third that of the
-process. --profile shows where a step goes, operation by operation.
+which tells more while others use the machine; a row has the three ratios in this order. --profile shows where a step
+goes, operation by operation.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main():
     teachers((16, 12, 4096), options.rounds)
     optimizers(options.rounds)
     if options.compile:
-        compiled(SIZES[0], options.rounds)
+        compiled(SIZES[1], options.rounds)
     if options.profile:
         profile(SIZES[0], options.rounds)
     load = ", ".join(f"{each:.2f}" for each in os.getloadavg())
@@ -59,16 +59,11 @@ def students(size, rounds):
 
 
 def teachers(size, rounds):
-    """Compare SE-ResNet in the paper's width, asked and trained, with its plain layers."""
-    ours, reference, batch = pair(SEResNet, size)
+    """Compare ways of asking SE-ResNet, in the paper's width."""
+    net, _, batch = pair(SEResNet, size)
     print(f"SE-ResNet, {' x '.join(map(str, size))}")
-    asked = {
-        "plain": lambda: forward(reference, batch),
-        "kdkit": lambda: forward(ours, batch),
-        "kdkit, inference_mode": lambda: forward(ours, batch, torch.inference_mode),
-    }
-    tell(asked, "forward", rounds)
-    tell({"plain": lambda: step(reference, batch), "kdkit": lambda: step(ours, batch)}, "step", max(3, rounds // 3))
+    modes = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
+    tell({name: lambda mode=mode: forward(net, batch, mode) for name, mode in modes.items()}, "forward", rounds)
 
 
 def optimizers(rounds):
@@ -94,19 +89,10 @@ def compiled(size, rounds):
     """Compare torch.compile with running layer by layer."""
     ours, reference, batch = pair(LRHNet, size)
     print("torch.compile, LRH-Net")
-    graph = torch.compile(ours)
-    ways = {
-        "plain": lambda: step(reference, batch),
-        "kdkit": lambda: step(ours, batch),
-        "compiled": lambda: step(graph, batch),
-    }
-    tell(ways, "step", rounds)
-    ways = {
-        "plain": lambda: forward(reference, batch),
-        "kdkit": lambda: forward(ours, batch),
-        "compiled": lambda: forward(graph, batch),
-    }
-    tell(ways, "forward", rounds)
+    nets = {"plain": reference, "kdkit": ours}
+    nets |= {f"{name}, compiled": torch.compile(net) for name, net in nets.items()}
+    for what, how in (("step", step), ("forward", forward)):
+        tell({name: lambda net=net, how=how: how(net, batch) for name, net in nets.items()}, what, rounds)
 
 
 def pair(kind, size):
