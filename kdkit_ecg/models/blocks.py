@@ -1,33 +1,17 @@
-"""The pieces that the ECG nets share: padding, squeeze-excite, pooling, and the checks of their arguments."""
+"""The pieces that the ECG nets share: squeeze-excite, pooling, and the checks of their arguments."""
 
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from kdkit import RecipeError, did_you_mean
+from kdkit_ecg.models.layers import mean_over_time
 
 Preset = Literal["corrected", "paper"]
 
 PERSON = 5  # age/100, age known, female, male, sex known
 PERSON_FEATURES = 10
-
-
-class SameConv1d(nn.Conv1d):
-    """Convolution that keeps the length, or divides it by the stride and rounds up, whatever its kernel.
-
-    Zeros are added on both sides, one more on the right where the kernel is even.
-    """
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
-        super().__init__(inputs, outputs, kernel, stride)
-        self.sides = ((kernel - 1) // 2, kernel // 2)
-
-    def forward(self, signal: Tensor) -> Tensor:
-        """Convolve (N, inputs, T) -> (N, outputs, ceil(T / stride)), for any T >= 1."""
-        # padding="same" would warn on even kernels, and torch refuses it with a stride.
-        return super().forward(pad(signal, self.sides))
 
 
 class SqueezeExcite(nn.Module):
@@ -45,7 +29,7 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Weigh (N, channels, T) -> (N, channels, T), each channel by a number between 0 and 1."""
-        weights: Tensor = torch.sigmoid(self.excite(self.activation(self.squeeze(features.mean(-1)))))
+        weights: Tensor = torch.sigmoid(self.excite(self.activation(self.squeeze(mean_over_time(features)))))
         return features * weights.unsqueeze(-1)
 
 
@@ -54,7 +38,7 @@ class MeanOverTime(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Average (N, channels, T) -> (N, channels)."""
-        return features.mean(-1)
+        return mean_over_time(features)
 
 
 class Head(nn.Module):

@@ -10,12 +10,13 @@ from kdkit_ecg.models.blocks import (
     Head,
     MeanOverTime,
     Preset,
-    SameConv1d,
     SqueezeExcite,
     check_preset,
     check_sizes,
     joined,
 )
+from kdkit_ecg.models.convolution import Conv1d, SameConv1d
+from kdkit_ecg.models.layers import BatchNorm1d
 
 KERNEL = 8
 
@@ -88,13 +89,13 @@ class Block(nn.Module):
         # odd: there it gives the one output more that the shortcut has.
         self.conv1 = SameConv1d(inputs, outputs, KERNEL, stride)
         self.inner_activation = nn.ReLU()
-        self.norm1 = nn.BatchNorm1d(outputs)
+        self.norm1 = BatchNorm1d(outputs)
         self.conv2 = SameConv1d(outputs, outputs, KERNEL)
         self.squeeze_excite = SqueezeExcite(outputs, reduction=8)
         same = inputs == outputs and stride == 1
-        self.shortcut = nn.Identity() if same else nn.Conv1d(inputs, outputs, 1, stride)
+        self.shortcut = nn.Identity() if same else Conv1d(inputs, outputs, 1, stride)
         self.activation = nn.ReLU()
-        self.norm2 = nn.BatchNorm1d(outputs)
+        self.norm2 = BatchNorm1d(outputs)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, inputs, T) -> (N, outputs, ceil(T / stride))."""

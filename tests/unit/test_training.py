@@ -1,5 +1,6 @@
 """How a stage is trained: what is refused, and what optimizers and learning rates are made of."""
 
+import copy
 import functools
 
 import pytest
@@ -109,6 +110,58 @@ def test_groups_by_name_have_options_of_their_own(make):
     matrices, vectors = optimizer.param_groups
     assert (matrices["lr"], matrices["weight_decay"], matrices["params"][0].ndim) == (0.1, 0.3, 2)
     assert (vectors["lr"], vectors["weight_decay"], vectors["params"][0].ndim) == (0.5, 0.0, 1)
+
+
+def steps(optimizer, named, number):
+    for count in range(number):
+        for _, each in named:
+            each.grad = torch.full_like(each, 0.1 * count - 0.3)
+        optimizer.step()
+    return [each.detach() for _, each in named]
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize("groups", [None, by_dimension])
+def test_adam_is_fused_on_a_processor_and_moves_as_it_did(make, groups):
+    mine, theirs = named(), named()
+    fused = Optimizer(make, lr=0.1, weight_decay=0.3, groups=groups).build(mine)
+    plain = Optimizer(make, lr=0.1, weight_decay=0.3, groups=groups, fused=False).build(theirs)
+    assert all(group["fused"] for group in fused.param_groups)
+    assert not any(group["fused"] for group in plain.param_groups)
+    for got, wanted in zip(steps(fused, mine, 9), steps(plain, theirs, 9), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (torch.optim.SGD, {}),
+        (torch.optim.NAdam, {}),
+        (torch.optim.Adam, {"foreach": True}),
+        (torch.optim.Adam, {"differentiable": True}),
+        (torch.optim.AdamW, {"groups": lambda named: [{"params": [each for _, each in named], "foreach": True}]}),
+        (functools.partial(torch.optim.Adam, amsgrad=True), {}),
+    ],
+)
+def test_another_optimizer_or_choice_is_left_as_it_is(make, options):
+    assert not any(group.get("fused") for group in Optimizer(make, lr=0.1, **options).build(named()).param_groups)
+
+
+def test_parameters_elsewhere_are_left_to_torchs_own_choice():
+    elsewhere = [(name, nn.Parameter(each.detach().to("meta"))) for name, each in named()]
+    assert not Optimizer(torch.optim.Adam, lr=0.1).build(elsewhere).param_groups[0]["fused"]
+
+
+def test_a_state_from_before_a_fused_step_goes_on_without_it():
+    theirs, mine = named(), named()
+    plain = Optimizer(torch.optim.Adam, lr=0.1, fused=False).build(theirs)
+    steps(plain, theirs, 3)
+    fused = Optimizer(torch.optim.Adam, lr=0.1).build(mine)
+    for (_, here), (_, there) in zip(mine, theirs, strict=True):
+        here.data.copy_(there.data)
+    fused.load_state_dict(copy.deepcopy(plain.state_dict()))
+    for got, wanted in zip(steps(fused, mine, 4), steps(plain, theirs, 4), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
