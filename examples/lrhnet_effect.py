@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from lrhnet.commandline import ANY, FOLDER, line, several, use_threads
+from lrhnet.commandline import ANY, FOLDER, JOBS, line, several, use_threads
 from lrhnet.effect import asked_cells, effects_of, figures_of, with_patients, write_effects
 from lrhnet.protocol import CHOSEN, SEEDS, TRAIN, TUNING_SEEDS, Protocol, kind
 from lrhnet.tuning import tune, write_tuning
@@ -24,6 +24,7 @@ OPTIONS = (
     click.option("--out", type=ANY, default=Path("results"), show_default=True, help="The folder of all cells."),
     click.option("--report", type=ANY, help="Where the page goes; --out if not given."),
     click.option("--threads", type=click.IntRange(min=1), callback=use_threads, help="Of torch."),
+    JOBS,
 )
 
 
@@ -41,10 +42,10 @@ def main() -> None:
 
 @main.command("tune")
 @common
-def tune_(data: Path | None, out: Path, report: Path | None, threads: int | None) -> None:
+def tune_(data: Path | None, out: Path, report: Path | None, threads: int | None, jobs: int) -> None:
     """Choose epochs, augmentation, loss, temperature and balance on the selection split."""
     try:
-        chosen, tried = tune(out, data, run)
+        chosen, tried = tune(out, data, lambda study: run(study, jobs))
     except KdkitError as error:
         raise click.ClickException(str(error)) from error
     opening = [
@@ -59,12 +60,14 @@ def tune_(data: Path | None, out: Path, report: Path | None, threads: int | None
 @main.command()
 @click.option("--seeds", callback=several(int), help="Some of the protocol's, to share the work; no page is written.")
 @common
-def ask(seeds: tuple[int, ...] | None, data: Path | None, out: Path, report: Path | None, threads: int | None) -> None:
+def ask(
+    seeds: tuple[int, ...] | None, data: Path | None, out: Path, report: Path | None, threads: int | None, jobs: int
+) -> None:
     """Train every row from every seed by the protocol that was chosen, and set them side by side."""
     protocol, fresh = CHOSEN[kind(data)], SEEDS[kind(data)]
     try:
         study = Study(out, asked_cells(seeds or fresh, protocol, data))
-        run(study)
+        run(study, jobs)
     except KdkitError as error:
         raise click.ClickException(str(error)) from error
     if seeds:
@@ -83,10 +86,10 @@ def ask(seeds: tuple[int, ...] | None, data: Path | None, out: Path, report: Pat
     click.echo(f"written: {(report or out) / 'effect.md'}")
 
 
-def run(study: Study) -> None:
+def run(study: Study, jobs: int) -> None:
     """Run the cells with a line for each. Raises ClickException at the first that fails."""
     began, trained, count = time.perf_counter(), 0, len(study.cells)
-    for place, outcome in enumerate(study.run(), 1):
+    for place, outcome in enumerate(study.run(jobs=jobs), 1):
         trained += outcome.state == "done"
         left = (time.perf_counter() - began) / trained * (count - place) / 60 if trained else 0.0
         click.echo(f"[{place}/{count}] {line(study, outcome)}, about {left:.0f} min left")

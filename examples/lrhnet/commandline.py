@@ -18,7 +18,7 @@ from lrhnet.plan import Run
 from lrhnet.plots import require_matplotlib
 
 SIZES_FILE = "records.json"
-ELSEWHERE = ("out", "report", "threads", "device", "dry_run")  # options that move no figure
+ELSEWHERE = ("out", "report", "threads", "jobs", "device", "dry_run")  # options that move no figure
 
 
 def several(kind: Callable[[str], Any]) -> Callable[..., tuple[Any, ...] | None]:
@@ -43,6 +43,9 @@ def use_threads(_ctx: click.Context, _param: click.Parameter, value: int | None)
 FILE = click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path)
 ANY = click.Path(path_type=Path)
+JOBS = click.option(
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Nets trained at once, each in a process."
+)
 OPTIONS = (
     click.option("--data", type=FOLDER, help="Of Challenge records; simulated ones if not given."),
     click.option("--out", type=ANY, default=Path("results"), show_default=True, help="The folder of all cells."),
@@ -61,6 +64,7 @@ OPTIONS = (
         callback=use_threads,
         help="Of torch; as many as it takes if not given.",
     ),
+    JOBS,
     click.option("--dry-run", is_flag=True, help="List the cells and about how long they take, and run nothing."),
 )
 
@@ -95,7 +99,7 @@ def run(study: Study, given: Mapping[str, Any]) -> frozenset[str]:
     require_matplotlib()
     began, trained, count = time.perf_counter(), 0, len(study.cells)
     ready = set()
-    for place, outcome in enumerate(study.run(RunOptions(device=given["device"])), 1):
+    for place, outcome in enumerate(study.run(RunOptions(device=given["device"]), jobs=given["jobs"]), 1):
         trained += outcome.state == "done"
         spent = time.perf_counter() - began
         left = f", about {spent / trained * (count - place) / 60:.0f} min left" if trained and place < count else ""

@@ -71,6 +71,14 @@ def test_a_second_call_trains_nothing_and_tells_the_same(tables):
     assert (folder / "tables.csv").read_text() == before
 
 
+def test_two_jobs_make_the_same_tables_as_one(tmp_path):
+    rows = ("--rows", "teacher,alone,kd", "--leads", "3")
+    for jobs in (1, 2):
+        assert call("lrhnet_tables", *TINY, *rows, "--out", tmp_path / str(jobs), "--jobs", jobs).exit_code == 0
+    one, two = ((tmp_path / str(jobs) / "tables.csv").read_text() for jobs in (1, 2))
+    assert one == two
+
+
 def test_the_tables_stand_beside_the_papers_figures(tables):
     folder, _ = tables
     found = lines(folder / "tables.csv")
