@@ -28,6 +28,10 @@ class ContractError(KdkitError):
     """A loss, a tap or a schedule that does not hold what every one of them must: see `kdkit.testing`."""
 
 
+class AnswersError(KdkitError):
+    """Recorded answers that cannot be kept, or that are not what their teacher says."""
+
+
 class CheckError(KdkitError):
     """All that is wrong with an experiment, found before its first step."""
 
