@@ -1,5 +1,6 @@
 """Which teachers of a run are recorded, and where; why others are asked at every step."""
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from functools import cached_property
@@ -30,7 +31,7 @@ class Recording:
 
     def __init__(self, recipe: Recipe, stages: Sequence[Stage], options: RunOptions, device: torch.device) -> None:
         self.recipe, self.stages, self.options, self.device = recipe, stages, options, device
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._temporary: Path | None = None
 
     def notices(self) -> Iterator[str]:
         """Say why nothing is recorded in this run, or for this run alone, where that lies in its data."""
@@ -66,10 +67,10 @@ class Recording:
                     self._look_after(recorded)
         return notices
 
-    def close(self) -> None:
-        """Delete what was recorded for this run alone."""
-        if self._temporary is not None:
-            self._temporary.cleanup()
+    def close(self, *, ended: bool) -> None:
+        """Delete what was recorded for this run alone, unless it may be gone on with: then it ends in the same bits."""
+        if self._temporary is not None and (ended or self.options.out is None):
+            shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _recorded(
         self, net: Net[Any], stage: Stage, asked: Respondent, lesson: nn.Module, batch: Batch
@@ -174,8 +175,9 @@ class Recording:
     def _folder(self) -> Path:
         if self._alone():
             if self._temporary is None:
-                self._temporary = tempfile.TemporaryDirectory(prefix="kdkit-answers-", ignore_cleanup_errors=True)
-            return Path(self._temporary.name)
+                own = None if self.options.out is None else self.options.out / "answers"
+                self._temporary = own or Path(tempfile.mkdtemp(prefix="kdkit-answers-"))
+            return self._temporary
         return self.options.answers_folder()
 
     def _least_rounding(self) -> float:

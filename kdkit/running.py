@@ -102,10 +102,10 @@ def _seeded(
     try:
         result = _run(place, folder, origin)
     except BaseException as error:
+        place.recording.close(ended=False)
         place.watchers.tell("run_ended", _ended(place, {}, time.perf_counter() - began, error))
         raise
-    finally:
-        place.recording.close()
+    place.recording.close(ended=True)
     place.watchers.tell("run_ended", _ended(place, result.scores, time.perf_counter() - began))
     return result
 

@@ -119,7 +119,7 @@ class Digest:
                 self.add(each, f"{where}.{name}")
 
     def _class(self, kind: type, where: str) -> None:
-        self._say("class", kind.__module__, kind.__qualname__)
+        self._say("class", kind.__qualname__)  # a recipe file is not always a module of the same name
         for base in kind.__mro__:
             package = library(base.__module__)
             if package is not None:

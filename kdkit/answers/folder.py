@@ -1,5 +1,6 @@
 """A folder of answers that runs share: a place for each teacher and use, bounded in size, the oldest given up first."""
 
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ _SPARE = 2**28  # bytes that stay free on the disk
 class AnswersFolder:
     """Places by digest. limit: bytes, above which the places that were not used for longest are given up."""
 
-    def __init__(self, path: Path, limit: int) -> None:
+    def __init__(self, path: Path, limit: float = math.inf) -> None:
         self.path, self.limit = path, limit
 
     def open(self, place: Place) -> Store:
@@ -81,7 +82,7 @@ class AnswersFolder:
             shutil.rmtree(each.path)
         return chosen
 
-    def _shrink(self, most: int, kept: Sequence[Kept]) -> list[Kept]:
+    def _shrink(self, most: float, kept: Sequence[Kept]) -> list[Kept]:
         total, given_up = sum(each.bytes for each in kept), []
         for each in sorted(kept, key=lambda each: each.used):
             if total > most and not each.open:
@@ -129,5 +130,5 @@ class AnswersFolder:
             raise AnswersError(f"another process holds {self.path} for more than {_WAIT:.0f} s") from error
 
 
-def _said(amount: int) -> str:
+def _said(amount: float) -> str:
     return f"{amount / 1e9:.3g} GB" if amount >= 1e8 else f"{amount / 1e6:.3g} MB"

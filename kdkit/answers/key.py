@@ -74,23 +74,19 @@ def facts_of_data(data: Data) -> dict[str, Any]:
 def _facts_of_net(net: Net[Any]) -> dict[str, Any]:
     facts = {
         "name": net.name,
-        "kind": f"{type(net.module).__module__}.{type(net.module).__qualname__}",
+        "kind": type(net.module).__qualname__,
         "classes": None if net.classes is None else list(net.classes),
         "element": Digest().add(net.element, "its element").hexdigest(),
     }
     if not isinstance(net.module, nn.Module):
         return {**facts, "version": net.version}
     del facts["name"]  # of a module all that matters is known
-    tensors = Digest()
+    digest = Digest()
     for name, tensor in _tensors(net.module):
-        tensors.add(name, name).add(tensor, name)
-    structure = Digest().add(repr(net.module), "repr").add(net.module, type(net.module).__name__)
-    return {
-        **facts,
-        "parameters": net.parameters,
-        "tensors": tensors.hexdigest(),
-        "structure": structure.hexdigest(),
-    }
+        digest.add(name, name).add(tensor, name)
+    tensors = digest.hexdigest()
+    digest.add(repr(net.module), "its repr").add(net.module, type(net.module).__name__)
+    return {**facts, "parameters": net.parameters, "tensors": tensors, "all": digest.hexdigest()}
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
