@@ -95,7 +95,7 @@ def test_batches_without_ids_or_draws_are_refused(changes):
 def test_a_trial_leaves_the_random_states_as_they_were():
     torch.manual_seed(3)
     random.seed(3)
-    np.random.seed(3)  # noqa: NPY002  # the state that users' own code reads
+    np.random.seed(3)
     given = batch()
     before = torch.get_rng_state()
     with pytest.raises(AnswersError):
