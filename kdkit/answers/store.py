@@ -15,7 +15,8 @@ from torch import Tensor
 from kdkit.answers.form import Part
 
 META, IDS, KNOWN, USED = "meta.json", "ids", "known", "used"
-_SECONDS = 5.0  # between two flushes; more where the disk is slow, so that they take a hundredth of the time at most
+_SECONDS = 5.0  # between two flushes at least
+_PAUSES = 100  # for how many times as long as a flush took there is none, so that a slow disk does not hold up training
 
 
 class Found(NamedTuple):
@@ -102,7 +103,7 @@ class Store:
         os.fsync(known.fileno())
         self._fresh = []
         self._flushed = time.monotonic()
-        self._pause = max(_SECONDS, 100 * (self._flushed - began))
+        self._pause = max(_SECONDS, _PAUSES * (self._flushed - began))
 
     def look_again(self) -> None:
         """Where another process wrote so far, take up what it recorded, and the writing if it has ended."""

@@ -14,7 +14,10 @@ from kdkit.answers.store import KNOWN
 IDS = torch.tensor([30, 10, 20, 50, 40])
 
 
-def place(net="teacher", *, parts=(Part("output", (3,), torch.float32),), draws=2, ids=IDS, **facts):
+OUTPUT = (Part("output", (3,), torch.float32),)
+
+
+def place(net="teacher", *, parts=OUTPUT, draws=2, ids=IDS, **facts):
     facts = {"sees": {"key": "inputs"}, "data": {"fingerprint": "abc"}, "net": net, **facts}
     return Place(net=net, key=Key(facts), parts=parts, ids=ids, draws=draws, asked=draws * len(ids))
 
