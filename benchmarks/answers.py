@@ -1,11 +1,11 @@
-"""What recorded answers cost and save, on the student of S-MLKD: LRH-Net, which learns from two SE-ResNets.
+"""What recorded answers cost and save, for the student of S-MLKD: LRH-Net, which learns from two SE-ResNets.
 
     python benchmarks/answers.py
     python benchmarks/answers.py --quick
 
-A run with labels only, one whose teachers are recorded, and one whose teachers are asked at every step go on side by
-side: each in a process of its own, which stops before every step, and turn by turn makes one. So all of them meet the
-same load of the machine, and ratios of medians are what is left. Whole stages are sums of their steps and epoch ends.
+Three runs go on side by side and take turns step by step, so that all meet the same load of the machine: with labels
+only, with recorded teachers, and with teachers that are asked at every step. Ratios are those of medians. A whole stage
+is compared with what it is made of: its student's steps with labels only, and each teacher asked once.
 """
 
 import argparse
@@ -14,23 +14,169 @@ import platform
 import statistics
 import threading
 import time
+from collections import defaultdict
 
 import torch
 from torch import nn
 
 import kdkit
-from kdkit import Level, MultiLevel, Net, Recipe, SoftTargets, Training, Truth
-from kdkit.engine import StageRun
+from kdkit import Match, Net, Recipe, SoftTargets, Stage, Stages, Training, Truth
+from kdkit.answers import Answers
+from kdkit.sources import Frozen
 from kdkit_ecg import Leads, LRHNet, SEResNet, Synthetic
+
+NAMES = ("labels only", "recorded", "asked at every step")
 
 
 def arguments():
     """Return the sizes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small nets and signals: whether it works, no figures")
-    for name, number in (("batch", 64), ("length", 4096), ("width", 64), ("leads", 12), ("batches", 6), ("epochs", 6)):
+    sizes = {"batch": 64, "length": 4096, "leads": 12, "width": 64, "batches": 6, "epochs": 6, "threads": 0}
+    for name, number in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=number, help=f"default {number}")
     given = parser.parse_args()
     if given.quick:
         given.batch, given.length, given.width, given.batches, given.epochs = 16, 512, 8, 3, 4
     return given
+
+
+def recipe(given, *, taught):
+    """Return a stage of the student, with labels only or with two teachers too; what these say is of no matter."""
+    torch.manual_seed(0)
+    student = Net("student", LRHNet(leads=given.leads), sees=Leads(given.leads))
+    goal = Truth(nn.BCEWithLogitsLoss())
+    if taught:
+        teachers = [
+            Net(name, SEResNet(leads=leads, width=given.width), sees=Leads(leads), trained=True)
+            for name, leads in (("teacher", 12), ("assistant", given.leads))
+        ]
+        guided = sum(share * Match(each, SoftTargets()) for share, each in zip((0.6, 0.4), teachers, strict=True))
+        goal = 0.3 * goal + 0.7 * guided
+    data = Synthetic(train=given.batch * given.batches, select=given.batch, test=given.batch, length=given.length)
+    training = Training(epochs=given.epochs, batch_size=given.batch)
+    return Recipe(data=data, schedule=Stages(Stage({student: goal}, training)))
+
+
+class Turns:
+    """Lets threads go on one after the other, each for a step."""
+
+    def __init__(self, names):
+        self.names, self.now, self.changed = list(names), 0, threading.Condition()
+
+    def wait(self, name):
+        """Return when it is the turn of this one."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.names[self.now] == name)
+
+    def give(self, *, leaving=False):
+        """Hand the turn to the next one."""
+        with self.changed:
+            if leaving:
+                del self.names[self.now]
+                self.now = self.now % len(self.names) if self.names else 0
+            else:
+                self.now = (self.now + 1) % len(self.names)
+            self.changed.notify_all()
+
+
+class Clock:
+    """Takes the time of each part of a run, and lets the others go on after it."""
+
+    def __init__(self, name, turns):
+        self.name, self.turns, self.seconds = name, turns, defaultdict(list)
+        self.began = 0.0
+
+    def begin(self):
+        """Wait for the first turn."""
+        self.turns.wait(self.name)
+        self.began = time.perf_counter()
+
+    def lap(self, part):
+        """Note what a part took."""
+        self.seconds[part].append(time.perf_counter() - self.began)
+        self.turns.give()
+        self.begin()
+
+    @kdkit.hookimpl
+    def stage_started(self, event):
+        """The stage is open."""
+        self.lap("opening")
+
+    @kdkit.hookimpl
+    def step_ended(self, event):
+        """A step of the first epoch, in which teachers are asked, or of a later one."""
+        self.lap("first" if event.epoch == 0 else "later")
+
+    @kdkit.hookimpl
+    def epoch_ended(self, event):
+        """The epoch is scored."""
+        self.lap("scoring")
+
+
+def measured(given):
+    """Return the seconds of every part, by run, and those of asking two teachers about a batch."""
+    turns = Turns(NAMES)
+    clocks = {name: Clock(name, turns) for name in NAMES}
+    asking, ask = [], Frozen.ask
+
+    def timed(frozen, batch):
+        began = time.perf_counter()
+        answer = ask(frozen, batch)
+        if len(batch) == given.batch and threading.current_thread().name == NAMES[2]:
+            asking.append(time.perf_counter() - began)
+        return answer
+
+    def one(name):
+        clock = clocks[name]
+        clock.begin()
+        try:
+            answers = "auto" if name == NAMES[1] else "off"
+            kdkit.run(made[name], device="cpu", answers=answers, watchers=[clock])
+        finally:
+            turns.give(leaving=True)
+
+    made = {name: recipe(given, taught=name != NAMES[0]) for name in NAMES}
+    for each in made.values():
+        each.data.train, each.data.select  # noqa: B018  # simulated on first use
+    Frozen.ask = timed
+    threads = [threading.Thread(target=one, args=(name,), name=name) for name in NAMES]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    Frozen.ask = ask
+    return {name: clock.seconds for name, clock in clocks.items()}, asking
+
+
+def main():
+    """Measure, and print ratios."""
+    given = arguments()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    small = {"batch": 8, "length": 256, "leads": given.leads, "width": 8, "batches": 2, "epochs": 2}
+    measured(argparse.Namespace(**small))  # what is imported and set up at the first use of all is nobody's
+    seconds, asking = measured(given)
+    middle = {name: {part: statistics.median(each) for part, each in parts.items()} for name, parts in seconds.items()}
+    labels, recorded, every = (middle[name] for name in NAMES)
+    asks = 2 * statistics.median(asking)
+    steps, first = given.batches * given.epochs, given.batches
+
+    def stage(parts):
+        learning = first * parts["first"] + (steps - first) * parts["later"]
+        return parts["opening"] + learning + given.epochs * parts["scoring"]
+
+    plain = labels["opening"] + steps * labels["later"] + given.epochs * labels["scoring"]
+    print(f"step with labels only {labels['later'] * 1e3:.1f} ms, two teachers asked {asks * 1e3:.1f} ms")
+    print(f"step with recorded answers, from the second epoch: {recorded['later'] / labels['later']:.3f}x labels only")
+    print(f"whole stage, recorded: {stage(recorded) / (plain + first * asks):.3f}x its steps and first-time asks")
+    print(f"step that asks: {every['later'] / recorded['later']:.2f}x one that reads")
+    print(f"whole stage that asks at every step: {stage(every) / stage(recorded):.2f}x the recorded one")
+    load = ", ".join(f"{each:.2f}" for each in os.getloadavg())
+    sizes = f"{given.batch} x {given.leads} x {given.length}, {first} batches, {given.epochs} epochs"
+    print(f"{sizes}; audit of {Answers().audit:.2%} of the answers; torch {torch.__version__}, {os.cpu_count()} cores,")
+    print(f"{torch.get_num_threads()} threads, {platform.machine()}, load {load}")
+
+
+if __name__ == "__main__":
+    main()

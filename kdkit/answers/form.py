@@ -49,6 +49,7 @@ class Form:
             raise AnswersError(f"top is of outputs (batch, classes); it gives {tuple(answer.output.shape)}")
         if self._top is not None and self._top >= self._classes:
             self._top = None  # all of them are kept
+        self._plain = self._top is None and self._kept == self._given
         self.parts = tuple(
             Part(name, tuple(each.shape[1:]), each.dtype)
             for name, each in zip(self._names(), self.packed(answer), strict=True)
@@ -69,6 +70,8 @@ class Form:
 
     def answer(self, parts: Sequence[Tensor], device: torch.device) -> Answer:
         """Return the answer that parts make, on a device."""
+        if self._plain and device.type == "cpu":
+            return Answer(parts[0], tuple(parts[1:]))
         moved = [each.to(device, non_blocking=True) for each in parts]
         if self._top is not None:
             largest, classes, *features = moved

@@ -33,8 +33,8 @@ class Recorded(Respondent):
         found = self._find(batch)
         if found is None or self.store is None:
             return self._formed(self.asked.ask(batch), batch)
-        if not found.complete:
-            return self._completed(batch, found, self.store)
+        if found.known is not None:
+            return self._completed(batch, found, found.known, self.store)
         parts = self.store.read(found)
         self.audit.look(batch, parts)
         return self.form.answer(parts, batch.labels.device)
@@ -88,29 +88,27 @@ class Recorded(Respondent):
     def _formed(self, answer: Answer, batch: Batch) -> Answer:
         return self.form.answer(self.form.packed(answer), batch.labels.device)
 
-    def _completed(self, batch: Batch, found: Found, store: Store) -> Answer:
+    def _completed(self, batch: Batch, found: Found, known: Tensor, store: Store) -> Answer:
         """Ask for what is missing, record it where this process may, and return the whole."""
-        missing = found.known.logical_not().nonzero().flatten()
+        missing = known.logical_not().nonzero().flatten()
         parts = self.form.packed(self.asked.ask(batch if len(missing) == len(batch) else batch.rows(missing)))
         if [(tuple(each.shape[1:]), each.dtype) for each in parts] != [(p.shape, p.dtype) for p in store.parts]:
-            self._give_up("its answers have another shape or dtype than before")
-            return self._formed(self.asked.ask(batch), batch)
-        if store.writes:
-            try:
+            return self._given_up("its answers have another shape or dtype than before", batch)
+        try:
+            if store.writes:
                 store.write(found.draw, found.rows[missing], parts)
-            except OSError as error:
-                whole = found.known
-                self._give_up(first_line(error))
-                if not bool(whole.any()):
-                    return self.form.answer(parts, batch.labels.device)
-                return self._formed(self.asked.ask(batch), batch)
+        except OSError as error:
+            return self._given_up(first_line(error), batch)
         if len(missing) < len(batch):
-            known = store.read(found)
-            parts = tuple(each.index_copy(0, missing, new) for each, new in zip(known, parts, strict=True))
+            parts = tuple(each.index_copy(0, missing, new) for each, new in zip(store.read(found), parts, strict=True))
         return self.form.answer(parts, batch.labels.device)
 
+    def _given_up(self, reason: str, batch: Batch) -> Answer:
+        """Ask at every step from this one on, as if nothing had been recorded."""
+        self._give_up(reason)
+        return self._formed(self.asked.ask(batch), batch)
+
     def _give_up(self, reason: str) -> None:
-        """Ask at every step from now on, as if nothing had been recorded."""
         store, self.store = self.store, None
         warnings.warn(f"{self.audit.whose} is asked at every step from now on: {reason}", stacklevel=3)
         if store is not None:

@@ -20,12 +20,11 @@ _PAUSES = 100  # for how many times as long as a flush took there is none, so th
 
 
 class Found(NamedTuple):
-    """Where samples stand in a store: rows (samples,), and which of them are known in this draw, (samples,) bool."""
+    """Where samples stand in a store: rows (samples,), and which are known in this draw, (samples,) bool; None: all."""
 
     draw: int
     rows: Tensor
-    known: Tensor
-    complete: bool
+    known: Tensor | None
 
 
 class Fresh(NamedTuple):
@@ -50,25 +49,30 @@ class Store:
         self._lock = FileLock(path / ".writing")
         self._use.acquire(timeout=0)
         self.ids = torch.from_file(str(path / IDS), shared=True, size=samples, dtype=torch.int64).clone()
+        self._after = torch.cat([self.ids, self.ids[:1]])  # beyond the last is an id that is not beyond it
         self._maps = [_mapped(path, part, draws * samples).view(draws, samples, *part.shape) for part in parts]
+        self._by_draw = list(zip(*(each.unbind(0) for each in self._maps), strict=True))
         self._fresh: list[tuple[int, Tensor]] = []
         self._files = [(path / name).open("r+b", buffering=0) for name in (*(part.name for part in parts), KNOWN)]
         self._flushed, self._pause = time.monotonic(), _SECONDS
         self.writes = False
-        self.known = self._read_known()
+        self.known = torch.zeros(draws, samples, dtype=torch.bool)
+        self._whole: set[int] = set()
         self.look_again()
 
     def find(self, ids: Tensor, draw: int) -> Found | None:
         """Return where samples stand, (samples,) int64 ids on the CPU; None where the store has no place for them."""
-        rows = torch.searchsorted(self.ids, ids).clamp_(max=self.samples - 1)
-        if not 0 <= draw < self.draws or not torch.equal(self.ids.index_select(0, rows), ids):
+        rows = torch.searchsorted(self.ids, ids)
+        if not 0 <= draw < self.draws or not torch.equal(self._after.index_select(0, rows), ids):
             return None
+        if draw in self._whole:
+            return Found(draw, rows, None)
         known = self.known[draw].index_select(0, rows)
-        return Found(draw, rows, known, bool(known.all()))
+        return Found(draw, rows, None if bool(known.all()) else known)
 
     def read(self, found: Found) -> tuple[Tensor, ...]:
         """Return the rows of each part, as copies; what is not known is 0."""
-        return tuple(each[found.draw].index_select(0, found.rows) for each in self._maps)
+        return tuple([each.index_select(0, found.rows) for each in self._by_draw[found.draw]])
 
     def write(self, draw: int, rows: Tensor, parts: Sequence[Tensor]) -> None:
         """Record the parts of these rows. Raises OSError where the disk is full."""
@@ -107,14 +111,14 @@ class Store:
 
     def look_again(self) -> None:
         """Where another process wrote so far, take up what it recorded, and the writing if it has ended."""
-        if self.writes:
-            return
-        try:
-            self._lock.acquire(timeout=0)
-            self.writes = True
-        except Timeout:
-            pass
-        self.known = self._read_known()  # after the lock, or what was recorded between the two would be missed
+        if not self.writes:
+            try:
+                self._lock.acquire(timeout=0)
+                self.writes = True
+            except Timeout:
+                pass
+            self.known = self._read_known()  # after the lock, or what was recorded between the two would be missed
+        self._whole = {draw for draw, known in enumerate(self.known.all(1).tolist()) if known}
 
     def abandon(self) -> None:
         """Let others write and delete, without what was recorded since the last flush."""

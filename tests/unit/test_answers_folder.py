@@ -49,11 +49,11 @@ def test_what_is_read_is_what_was_written_to_the_bit(dtype, tmp_path):
     written = record(store, [40, 10], draw=1)
     for opened in (store, folder(tmp_path).open(where)):
         if opened is not store:
-            assert not opened.find(torch.tensor([40, 10]), 1).complete  # not before the other one has flushed
+            assert opened.find(torch.tensor([40, 10]), 1).known is not None  # not before the other one has flushed
             store.flush()
             opened.look_again()
         found = opened.find(torch.tensor([40, 10]), 1)
-        assert found.complete
+        assert found.known is None
         assert all(torch.equal(one, other) for one, other in zip(opened.read(found), written, strict=True))
         opened.close()
 
@@ -109,7 +109,7 @@ def test_a_second_one_reads_and_takes_over_the_writing_when_the_first_has_ended(
     record(one, [10])
     one.flush()
     two.look_again()
-    assert (two.writes, two.find(torch.tensor([10]), 0).complete) == (False, True)
+    assert (two.writes, two.find(torch.tensor([10]), 0).known) == (False, None)
     one.close()
     two.look_again()
     assert two.writes
