@@ -138,14 +138,14 @@ class Recording:
         known = store.known.nonzero()
         if not len(known):
             return
+        chance = torch.Generator()
+        chance.seed()  # others each time
+        draw = int(known[torch.randint(len(known), (), generator=chance)][0])
+        rows = store.known[draw].nonzero().flatten()
+        ids = store.ids[rows[torch.randperm(len(rows), generator=chance)[:SAMPLES]]]
         with own_randomness():
-            torch.seed()
-            draw = int(known[torch.randint(len(known), ())][0])
-            rows = store.known[draw].nonzero().flatten()
-            ids = store.ids[rows[torch.randperm(len(rows))[:SAMPLES]]]
-            places = torch.isin(torch.as_tensor(split.ids), ids).nonzero().flatten()
-            batch = split.batch(places, draw)
-            found = store.find(torch.as_tensor(batch.ids), draw)
+            batch = split.batch(torch.isin(torch.as_tensor(split.ids), ids).nonzero().flatten(), draw)
+        found = None if batch.ids is None else store.find(batch.ids, draw)
         if found is not None:
             recorded.audit.require_same(batch.to(self.device), store.read(found))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdkit.answers.digest import Digest
 from kdkit.data import Data, Stream
-from kdkit.errors import AnswersError
+from kdkit.errors import AnswersError, first_line
 from kdkit.net import Net
 from kdkit.taps import AttentionTap, Tap, Tapping
 
@@ -42,14 +42,16 @@ def key_of(net: Net[Any], taps: Sequence[Tapping], *, data: Mapping[str, Any], h
             {
                 "format": FORMAT,
                 "net": _facts_of_net(net),
-                "sees": {"key": net.sees.key, "digest": Digest().add(net.sees, "what it sees").hexdigest()},
+                "sees": {"key": str(net.sees.key), "digest": Digest().add(net.sees, "what it sees").hexdigest()},
                 "taps": [_facts_of_tap(net, tap) for tap in taps],
                 "data": dict(data),
                 "how": {**how, **_surroundings()},
             }
         )
-    except RecursionError as error:
-        raise AnswersError("its modules lie too deep in each other to be looked at") from error
+    except AnswersError:
+        raise
+    except Exception as error:  # a stranger's module or view may raise anything when it is looked at
+        raise AnswersError(f"it cannot be looked at ({type(error).__name__}: {first_line(error)})") from error
 
 
 def facts_of_data(data: Data) -> dict[str, Any]:
@@ -62,7 +64,7 @@ def facts_of_data(data: Data) -> dict[str, Any]:
     if len(torch.unique(ids)) < len(ids):
         raise AnswersError("the ids of the training split are not different from each other")
     return {
-        "fingerprint": data.fingerprint,
+        "fingerprint": str(data.fingerprint),
         "classes": list(data.classes),
         "train_digest": getattr(data, "train_digest", None),
         "samples": len(ids),

@@ -5,6 +5,7 @@ import os
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,10 +133,11 @@ class Store:
         finally:
             for file in self._files:
                 file.close()
-            (self.path / USED).touch()
             self._lock.release()
             self._use.release()
-            Path(self._use.lock_file).unlink(missing_ok=True)
+            with suppress(OSError):  # somebody may have deleted the folder
+                Path(self._use.lock_file).unlink(missing_ok=True)
+                (self.path / USED).touch()
 
     def _read_known(self) -> Tensor:
         file = self._files[-1]

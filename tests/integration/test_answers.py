@@ -1,5 +1,6 @@
 """Teachers are asked once about each draw of a sample, and nobody who learns from them can tell."""
 
+import shutil
 import warnings
 from pathlib import Path
 
@@ -336,3 +337,43 @@ def test_workers_fetch_batches_whose_answers_are_read(asked):
         warnings.simplefilter("ignore", DeprecationWarning)  # of Python, about forks in a process with threads
         run(taught(training={"workers": 1}))
     assert asked.samples() == ROWS
+
+
+def test_a_folder_that_is_deleted_under_a_run_costs_it_nothing(asked, tmp_path):
+    class Deleter:
+        @kdkit.hookimpl
+        def epoch_ended(self, event):
+            shutil.rmtree(tmp_path / "answers", ignore_errors=True)
+
+    kdkit.run(taught(), out=tmp_path / "run", watchers=[Deleter()], **CPU)
+    assert asked.samples() == ROWS
+    run(taught(), out=tmp_path / "again")
+    assert asked.samples() == ROWS
+
+
+def test_a_view_without_a_key_is_a_reason_and_no_error(asked):
+    class Plain:
+        def __call__(self, batch):
+            return (batch.inputs,), {}
+
+    _, _, notices = run(taught(teacher=net(12, 1, "teacher", trained=True, sees=Plain())))
+    assert "it cannot be looked at (AttributeError" in notices[0]
+    assert asked.samples() == 3 * ROWS
+
+
+def test_a_run_whose_data_cannot_be_seen_whole_goes_on_to_the_same_bits(tmp_path):
+    def data():
+        return TorchData(Promised(ROWS), Promised(12), Promised(12), classes=("a", "b", "c"), draws=1)
+
+    class Stopper:
+        @kdkit.hookimpl
+        def epoch_ended(self, event):
+            if event.epoch == 1:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        kdkit.run(taught(data=data()), out=tmp_path / "cut", watchers=[Stopper()], **CPU)
+    assert (tmp_path / "cut" / "answers").exists()
+    cut = run(taught(data=data()), out=tmp_path / "cut", resume=True)
+    assert same(cut[0], run(taught(data=data()), out=tmp_path / "whole")[0])
+    assert not (tmp_path / "cut" / "answers").exists()
