@@ -4,14 +4,15 @@
     python benchmarks/answers.py --quick
 
 Three runs go on side by side and take turns step by step, so that all meet the same load of the machine: with labels
-only, with recorded teachers, and with teachers that are asked at every step. Ratios are those of medians. A whole stage
-is compared with what it is made of: its student's steps with labels only, and each teacher asked once. It is short
-here, so its opening, where teachers are tried on four samples, weighs more than in a real one.
+only, with recorded teachers, and with teachers that are asked at every step. Ratios are medians of steps made side by
+side. A whole stage is compared with what it is made of: its student's steps with labels only, and each teacher asked
+once. It is short here, so its opening, where teachers are tried on four samples, weighs more than in a real one.
 """
 
 import argparse
 import os
 import platform
+import random
 import statistics
 import threading
 import time
@@ -27,14 +28,22 @@ from kdkit.sources import Frozen
 from kdkit_ecg import Leads, LRHNet, SEResNet, Synthetic
 
 NAMES = ("labels only", "recorded", "asked at every step")
-PARTS = ("opening", "first", "later")
 
 
 def arguments():
     """Return the sizes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small nets and signals: whether it works, no figures")
-    sizes = {"batch": 64, "length": 4096, "leads": 12, "width": 64, "batches": 6, "epochs": 6, "rounds": 2, "threads": 0}
+    sizes = {
+        "batch": 64,
+        "length": 4096,
+        "leads": 12,
+        "width": 64,
+        "batches": 6,
+        "epochs": 6,
+        "rounds": 2,
+        "threads": 0,
+    }
     for name, number in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=number, help=f"default {number}")
     given = parser.parse_args()
@@ -62,10 +71,14 @@ def recipe(given, *, taught):
 
 
 class Turns:
-    """Lets threads go on one after the other, each for a step."""
+    """Lets threads go on one after the other, each for a step, in another order each time round.
+
+    Or one would always come after the same other one, and find caches and memory as that left them.
+    """
 
     def __init__(self, names):
         self.names, self.now, self.changed = list(names), 0, threading.Condition()
+        self.chance = random.Random(0)
 
     def wait(self, name):
         """Return when it is the turn of this one."""
@@ -77,9 +90,11 @@ class Turns:
         with self.changed:
             if leaving:
                 del self.names[self.now]
-                self.now = self.now % len(self.names) if self.names else 0
             else:
-                self.now = (self.now + 1) % len(self.names)
+                self.now += 1
+            if self.now >= len(self.names):
+                self.now = 0
+                self.chance.shuffle(self.names)
             self.changed.notify_all()
 
 
@@ -152,6 +167,11 @@ def measured(given):
     return {name: clock.seconds for name, clock in clocks.items()}, asking
 
 
+def paired(ours, theirs):
+    """Return the median ratio of steps that were made side by side."""
+    return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
+
+
 def main():
     """Measure, and print ratios."""
     given = arguments()
@@ -160,28 +180,26 @@ def main():
     small = {"batch": 8, "length": 256, "leads": given.leads, "width": 8, "batches": 2, "epochs": 2}
     measured(argparse.Namespace(**small))  # what is imported and set up at the first use of all is nobody's
     rounds = [measured(given) for _ in range(given.rounds)]
-    asking = [each for _, asks in rounds for each in asks]
-    seconds = {
-        name: {part: [each for one, _ in rounds for each in one[name][part]] for part in PARTS} for name in NAMES
-    }
-    middle = {name: {part: statistics.median(each) for part, each in parts.items()} for name, parts in seconds.items()}
-    labels, recorded, every = (middle[name] for name in NAMES)
-    asks = 2 * statistics.median(asking)
-    steps, first = given.batches * given.epochs, given.batches
-
-    def stage(parts):
-        return parts["opening"] + first * parts["first"] + (steps - first) * parts["later"]
-
-    plain = labels["opening"] + steps * labels["later"]
-    print(f"step with labels only {labels['later'] * 1e3:.1f} ms, two teachers asked {asks * 1e3:.1f} ms")
-    print(f"step with recorded answers, from the second epoch: {recorded['later'] / labels['later']:.3f}x labels only")
-    print(f"whole stage, recorded: {stage(recorded) / (plain + first * asks):.3f}x its steps and first-time asks")
-    print(f"step that asks: {every['later'] / recorded['later']:.2f}x one that reads")
-    print(f"whole stage that asks at every step: {stage(every) / stage(recorded):.2f}x the recorded one")
+    once = 2 * given.batches  # two teachers
+    asks = sum(sum(asking[:once]) for _, asking in rounds)  # those of the first epoch
+    later = {name: [each for one, _ in rounds for each in one[name]["later"]] for name in NAMES}
+    opened = {name: sum(sum(one[name]["opening"]) for one, _ in rounds) for name in NAMES}
+    learned = {name: sum(sum(one[name]["first"] + one[name]["later"]) for one, _ in rounds) for name in NAMES}
+    labels, recorded, every = NAMES
+    median = {name: statistics.median(each) * 1e3 for name, each in later.items()}
+    shown = ", ".join(f"{name} {each:.0f} ms" for name, each in median.items())
+    print(f"a step from the second epoch on: {shown}")
+    print(f"step that reads, from the second epoch: {paired(later[recorded], later[labels]):.3f}x labels only")
+    print(f"step that asks: {paired(later[every], later[recorded]):.2f}x one that reads")
+    whole = learned[labels] + asks
+    print(f"all steps of a stage that records: {learned[recorded] / whole:.3f}x labels only and first-time asks")
+    opening = opened[recorded] - opened[labels]
+    print(f"with its opening too, where teachers are tried: {(learned[recorded] + opening) / whole:.3f}x")
+    print(f"all steps of a stage that asks: {learned[every] / learned[recorded]:.2f}x one that records")
     load = ", ".join(f"{each:.2f}" for each in os.getloadavg())
-    sizes = f"{given.batch} x {given.leads} x {given.length}, {first} batches, {given.epochs} epochs"
-    print(f"{sizes}; audit of {Answers().audit:.2%} of the answers; torch {torch.__version__}, {os.cpu_count()} cores,")
-    print(f"{torch.get_num_threads()} threads, {platform.machine()}, load {load}")
+    sizes = f"{given.batch} x {given.leads} x {given.length}, {given.batches} batches, {given.epochs} epochs"
+    print(f"{sizes}, {given.rounds} rounds; audit of {Answers().audit:.2%} of the answers; torch {torch.__version__},")
+    print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.machine()}, load {load}")
 
 
 if __name__ == "__main__":

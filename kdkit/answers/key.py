@@ -117,6 +117,7 @@ def _surroundings() -> dict[str, Any]:
     return {
         "torch": torch.__version__,
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "cpu": torch.backends.cpu.get_cpu_capability(),
         "matmul": torch.get_float32_matmul_precision(),
         "convolutions": torch.backends.cudnn.allow_tf32,
         "dtype": str(torch.get_default_dtype()),

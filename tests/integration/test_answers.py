@@ -377,3 +377,28 @@ def test_a_run_whose_data_cannot_be_seen_whole_goes_on_to_the_same_bits(tmp_path
     cut = run(taught(data=data()), out=tmp_path / "cut", resume=True)
     assert same(cut[0], run(taught(data=data()), out=tmp_path / "whole")[0])
     assert not (tmp_path / "cut" / "answers").exists()
+
+
+def test_the_members_of_a_panel_are_recorded_and_a_past_is_not(asked):
+    teachers = [net(12, seed, name, trained=True) for seed, name in ((1, "teacher"), (3, "other"))]
+    student = net(4, 2, "student")
+    panel = kdkit.Match(kdkit.Panel(*teachers), kdkit.FromEach(kdkit.SoftTargets(), weights="confidence"))
+    past = 0.1 * kdkit.Match(kdkit.Past(student), kdkit.PSKD())
+    stage = kdkit.Stage({student: panel + past}, training(epochs=3))
+    first = run(kdkit.Recipe(data=Drawn(), schedule=kdkit.Stages(stage)))
+    assert first[2] == []
+    assert asked.samples("teacher") == ROWS
+    asked.calls.clear()
+
+
+def test_a_teacher_that_is_trained_further_is_asked_again(asked, tmp_path):
+    teacher, student = net(12, 1, "teacher", trained=True), net(4, 2, "student")
+    match = kdkit.Match(teacher, kdkit.SoftTargets())
+    stages = [
+        kdkit.Stage({student: match}, training(epochs=2), name="before"),
+        kdkit.Stage({teacher: kdkit.Truth(nn.CrossEntropyLoss())}, training(epochs=1)),
+        kdkit.Stage({student: match}, training(epochs=2), name="after"),
+    ]
+    kdkit.run(kdkit.Recipe(data=Drawn(), schedule=kdkit.Stages(*stages)), out=tmp_path / "run", **CPU)
+    assert asked.samples() == 2 * ROWS
+    assert len(AnswersFolder(tmp_path / "answers").kept()) == 2
