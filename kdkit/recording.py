@@ -12,7 +12,7 @@ from torch import nn
 
 from kdkit.answers import SAMPLES, AnswersFolder, Audit, Form, Place, Recorded, Store, facts_of_data, key_of, tried
 from kdkit.data import Batch, Data, Split, Stream
-from kdkit.errors import AnswersError
+from kdkit.errors import AnswersError, first_line
 from kdkit.net import Net
 from kdkit.recipe import Recipe, Stage
 from kdkit.runoptions import RunOptions, own_randomness
@@ -95,7 +95,7 @@ class Recording:
         return Recorded(asked, form, store, audit)
 
     def _opened(self, net: Net[Any], stage: Stage, form: Form, split: Split) -> Store:
-        facts, ids = self._facts(), torch.as_tensor(split.ids)
+        facts, ids = self._facts(), torch.as_tensor(split.ids).to("cpu", torch.int64)
         how = {"precision": self.options.precision, "device": self.device.type, "form": self.recipe.answers.form}
         place = Place(
             net=net.name,
@@ -144,7 +144,7 @@ class Recording:
         rows = store.known[draw].nonzero().flatten()
         ids = store.ids[rows[torch.randperm(len(rows), generator=chance)[:SAMPLES]]]
         with own_randomness():
-            batch = split.batch(torch.isin(torch.as_tensor(split.ids), ids).nonzero().flatten(), draw)
+            batch = split.batch(torch.isin(torch.as_tensor(split.ids).cpu(), ids).nonzero().flatten(), draw)
         found = None if batch.ids is None else store.find(batch.ids, draw)
         if found is not None:
             recorded.audit.require_same(batch.to(self.device), store.read(found))
@@ -161,6 +161,8 @@ class Recording:
             return facts_of_data(self.recipe.data)
         except AnswersError as error:
             return error
+        except Exception as error:  # a stranger's data may raise anything when it is asked for its ids
+            return AnswersError(f"the data cannot be looked at ({type(error).__name__}: {first_line(error)})")
 
     def _split(self) -> Split | None:
         """Return the training split, None where no answers about it are recorded."""

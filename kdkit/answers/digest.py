@@ -107,8 +107,7 @@ class Digest:
             self.add(vars(value) if hasattr(value, "__dict__") else None, where)
 
     def _module(self, module: nn.Module, where: str) -> None:
-        require_no_hooks(module, where)
-        self.add(type(module), where)
+        self.add([type(module), *_hooks(module, where)], where)
         own = {name: each for name, each in vars(module).items() if name not in _OF_MODULES}
         if type(module).__name__ == "OptimizedModule":  # torch.compile's: what it computes is its original's to say
             own = {}
@@ -175,11 +174,18 @@ class Digest:
             self.add(attributes(value, where), where)
 
 
-def require_no_hooks(module: nn.Module, where: str) -> None:
-    """Raise AnswersError where hooks of a user's own are on a module; kdkit's taps and torch's own may be."""
+def _hooks(module: nn.Module, where: str) -> list[Any]:
+    """Return torch's own hooks on a module, as of its weight_norm. Raises AnswersError where a user's are on it.
+
+    Open taps of kdkit change nothing.
+    """
     dicts = (module._forward_hooks, module._forward_pre_hooks, nn.modules.module._global_forward_hooks)
+    kept = []
     for hook in (hook for each in (*dicts, nn.modules.module._global_forward_pre_hooks) for hook in each.values()):
         home = getattr(hook, "__module__", None) or type(hook).__module__
-        if home != "kdkit.taps" and home.split(".")[0] != "torch":
+        if home.split(".")[0] == "torch":
+            kept.append(hook)
+        elif home != "kdkit.taps":
             name = getattr(hook, "__qualname__", type(hook).__qualname__)
             raise AnswersError(f"{where} has a hook of its own on it ({name}), which may do anything")
+    return kept

@@ -62,7 +62,8 @@ class Store:
         self.look_again()
 
     def find(self, ids: Tensor, draw: int) -> Found | None:
-        """Return where samples stand, (samples,) int64 ids on the CPU; None where the store has no place for them."""
+        """Return where samples stand, (samples,) ids; None where the store has no place for them."""
+        ids = ids.to("cpu", torch.int64).contiguous()
         rows = torch.searchsorted(self.ids, ids)
         if not 0 <= draw < self.draws or not torch.equal(self._after.index_select(0, rows), ids):
             return None

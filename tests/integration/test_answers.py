@@ -2,6 +2,7 @@
 
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -402,3 +403,25 @@ def test_a_teacher_that_is_trained_further_is_asked_again(asked, tmp_path):
     kdkit.run(kdkit.Recipe(data=Drawn(), schedule=kdkit.Stages(*stages)), out=tmp_path / "run", **CPU)
     assert asked.samples() == 2 * ROWS
     assert len(AnswersFolder(tmp_path / "answers").kept()) == 2
+
+
+def test_ids_of_another_type_or_layout_are_found(asked):
+    class Odd(Drawn):
+        def __init__(self):
+            super().__init__()
+            split, original = self.train, self.train.batch
+            split.batch = lambda rows, draw: replace(
+                original(rows, draw), ids=split.ids.int()[rows].repeat(2, 1).T[:, 0]
+            )
+
+    assert run(taught(data=Odd()))[2] == []
+    assert asked.samples() == ROWS
+
+
+def test_data_without_ids_is_a_reason_and_no_error(asked):
+    data = Drawn()
+    split = data.train
+    data.train = type("Bare", (), {"__len__": lambda self: ROWS, "batch": lambda self, *a: split.batch(*a)})()
+    _, _, notices = run(taught(data=data))
+    assert "the data cannot be looked at (AttributeError" in notices[0]
+    assert asked.samples() == 3 * ROWS

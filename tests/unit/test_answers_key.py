@@ -207,6 +207,14 @@ def test_open_taps_of_kdkit_do_not_change_the_key():
     detach()
 
 
+def test_hooks_of_torch_itself_are_in_the_key_by_what_they_do():
+    def normed(eps):
+        torch.manual_seed(0)
+        return key(Net("t", nn.utils.spectral_norm(nn.Linear(3, 3), eps=eps).eval()))
+
+    assert normed(1e-12) == normed(1e-12) != normed(1e-3)
+
+
 def test_values_that_contain_themselves_and_shared_ones_have_a_digest():
     ring: list[object] = [1]
     ring.append(ring)
