@@ -33,6 +33,8 @@ def show_answers(console: Console, folder: Path, kept: Sequence[Kept], gone: Seq
 
 
 def _size(amount: int) -> str:
+    if amount < 1e6:
+        return f"{amount / 1e3:.0f} kB"
     return f"{amount / 1e9:.2f} GB" if amount >= 1e9 else f"{amount / 1e6:.1f} MB"
 
 
