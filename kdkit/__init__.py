@@ -10,6 +10,8 @@ _FACE = {
     "Accuracy": "scores",
     "AdjacentCC": "losses",
     "Answer": "sources",
+    "Answers": "answers",
+    "AnswersError": "errors",
     "AttentionTap": "taps",
     "AttentionTransfer": "losses",
     "AverageWeights": "training",

@@ -1,5 +1,6 @@
 """The face of kdkit as type checkers see it: the names of `__init__.py`, imported at once."""
 
+from kdkit.answers import Answers as Answers
 from kdkit.balance import Balance as Balance
 from kdkit.balance import Balancer as Balancer
 from kdkit.balance import CAGrad as CAGrad
@@ -18,6 +19,7 @@ from kdkit.data import Stream as Stream
 from kdkit.data import Task as Task
 from kdkit.data import seed_from as seed_from
 from kdkit.distilling import distill as distill
+from kdkit.errors import AnswersError as AnswersError
 from kdkit.errors import BenchmarkError as BenchmarkError
 from kdkit.errors import CheckError as CheckError
 from kdkit.errors import ContractError as ContractError

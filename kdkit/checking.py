@@ -59,7 +59,7 @@ def check(recipe: Recipe, device: torch.device | str = "cpu", precision: Precisi
     """
     stages = tuple(recipe.schedule.stages())
     facts = facts_of(recipe.data)
-    problems = [*_across_stages(recipe, stages), *_scores(recipe)]
+    problems = [*_across_stages(recipe, stages), *_scores(recipe), *_answers(recipe)]
     comparisons = []
     foreign: set[Net[Any]] = set()
     for stage in stages:
@@ -164,6 +164,14 @@ def _scores(recipe: Recipe) -> Iterator[str]:
             yield f"score {score.name!r}: {error}"
         except Exception as error:  # a stranger's score may raise anything
             yield f"score {score.name!r} cannot score this data ({recipe.data.task}): {type(error).__name__}: {error}"
+
+
+def _answers(recipe: Recipe) -> Iterator[str]:
+    if recipe.answers.top is not None and recipe.data.task != "multiclass":
+        yield (
+            f"answers are cut to their {recipe.answers.top} largest outputs where labels are one class per sample, and "
+            f"this data is {recipe.data.task}; leave out Answers(top=...)"
+        )
 
 
 def _used_twice(stages: Sequence[Stage]) -> Iterator[str]:

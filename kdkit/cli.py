@@ -148,6 +148,21 @@ def cli() -> None:
     metavar="N",
     help="Record norms and cosines of the terms' gradients at every N-th update; 0 for never.",
 )
+@click.option(
+    "--answers",
+    default="auto",
+    show_default=True,
+    metavar="auto|off|DIR",
+    help="Where it is recorded what frozen teachers say; auto: `answers` beside the run folder.",
+)
+@click.option(
+    "--answers-size",
+    type=click.FloatRange(min=0, min_open=True),
+    default=20.0,
+    show_default=True,
+    metavar="GB",
+    help="How large that folder may get.",
+)
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 @click.pass_context
 def run(ctx: click.Context, /, **options: Any) -> None:
@@ -171,6 +186,8 @@ def run(ctx: click.Context, /, **options: Any) -> None:
         seed=options["seed"],
         compile=options["compile_"],
         gradients=options["gradients"],
+        answers=options["answers"],
+        answers_size=options["answers_size"],
     )
     watchers = [] if options["quiet"] else [ConsoleWatcher(console_for_people())]
     origin = Origin(file=file.path, options=chosen)
@@ -238,6 +255,25 @@ def bench(name: str | None, args: tuple[str, ...]) -> int:
     for each, measured in known.items():
         click.echo(f"{each:{width}}  {measured}")
     return 0
+
+
+@cli.command()
+@click.argument("folder", required=False, default="runs/answers", type=click.Path(path_type=Path))
+@click.option("--delete", metavar="NAME|all", help="Delete those of a net, or that begin so in the list, or all.")
+@click.option("--keep", type=click.FloatRange(min=0), metavar="GB", help="Delete the longest unused down to this size.")
+def answers(folder: Path, delete: str | None, keep: float | None) -> None:
+    """List what teachers said in earlier runs, recorded in FOLDER, or delete some of it.
+
+    FOLDER is runs/answers where it is not given.
+    """
+    from kdkit.answers import AnswersFolder  # these import torch, which --help does without
+    from kdkit.answerview import show_answers
+    from kdkit.console import console_for_people
+
+    console, place = console_for_people(), AnswersFolder(folder)
+    gone = place.delete(delete) if delete is not None else []
+    gone += place.shrink(int(keep * 10**9)) if keep is not None else []
+    show_answers(console, folder, place.kept(), gone)
 
 
 def _chosen(file: RecipeFile, options: Mapping[str, Any]) -> dict[str, Any]:

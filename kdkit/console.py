@@ -42,6 +42,8 @@ class ConsoleWatcher:
         self._stop()
         going_on = f", going on after epoch {event.epoch}" if event.epoch else ""
         self.console.print(f"\n[bold]{event.index + 1}. {escape(event.name)}[/bold]: {event.epochs} epochs{going_on}")
+        for notice in event.notices:
+            self.console.print(f"note: {notice}", style="yellow", markup=False, soft_wrap=True)
         if self.console.is_terminal:
             self._progress = Progress(
                 TextColumn("   {task.description}"),

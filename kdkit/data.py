@@ -26,20 +26,32 @@ class Batch:
     labels: (batch,) int64 for multiclass, (batch, classes) float of 0 and 1 for multilabel.
     ids: (batch,) int64, unique per sample; None where the data cannot tell its samples apart.
     draw: which of its deterministic augmentations each sample is shown in; None where unknown.
+    ids_on_cpu: the ids of a batch that was moved to a device, so that to look samples up need not wait for it.
     """
 
     inputs: Any
     labels: Tensor
     ids: Tensor | None = None
     draw: int | None = None
+    ids_on_cpu: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on `device`, copied without waiting where its memory is pinned."""
         if self.labels.device == device:
             return self
         ids = None if self.ids is None else self.ids.to(device, non_blocking=True)
+        labels = self.labels.to(device, non_blocking=True)
+        return replace(self, inputs=moved(self.inputs, device), labels=labels, ids=ids, ids_on_cpu=self.ids)
+
+    def rows(self, rows: Tensor) -> "Batch":
+        """Return some of its samples, (samples,) int64 on the CPU."""
+        here = rows.to(self.labels.device, non_blocking=True)
         return replace(
-            self, inputs=moved(self.inputs, device), labels=self.labels.to(device, non_blocking=True), ids=ids
+            self,
+            inputs=_each(self.inputs, lambda tensor: tensor[here]),
+            labels=self.labels[here],
+            ids=None if self.ids is None else self.ids[here],
+            ids_on_cpu=None if self.ids_on_cpu is None else self.ids_on_cpu[rows],
         )
 
     def pin_memory(self) -> "Batch":
@@ -76,7 +88,8 @@ class Data(Protocol):
     """The samples of an experiment: what is learned from, chosen on and reported on.
 
     It may have a `summary`, a text that says what was read and what was left out, and `notices`, lines that a reader
-    of its figures must know. Both are read when a run begins, after its splits.
+    of its figures must know. Both are read when a run begins, after its splits. Where its fingerprint does not change
+    with each training sample, it has a `train_digest` that does, or that is None where not all of them can be seen.
     """
 
     @property

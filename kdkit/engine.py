@@ -19,6 +19,7 @@ from kdkit.events import EpochEnded, Figures, StageStarted, StepEnded
 from kdkit.means import Means
 from kdkit.prediction import Predictor
 from kdkit.recipe import Recipe, Stage
+from kdkit.recording import Recording
 from kdkit.rehearsal import Rehearsal
 from kdkit.runoptions import RunOptions, seed_everything
 from kdkit.scores import Score, bare, better
@@ -39,6 +40,7 @@ class Workplace:
     device: torch.device
     predictor: Predictor
     watchers: Watchers
+    recording: Recording
 
 
 @dataclass(slots=True)
@@ -62,6 +64,7 @@ class StageRun:
         self.seed = seed_from(place.options.seed, index)
         self.kept = Kept()
         self.history: History = []
+        self.notices: list[str] = []
 
     def train(self) -> History:
         """Train to the last epoch, leave the kept weights in the nets, and return a line of history per epoch."""
@@ -91,6 +94,7 @@ class StageRun:
                     epoch=first,
                     epochs=self.training.epochs,
                     batches=len(self._batches(first)),
+                    notices=tuple(self.notices),
                 ),
             )
             lesson = torch.compile(work.lesson) if self.place.options.compile else work.lesson
@@ -197,6 +201,7 @@ class StageRun:
         try:
             if rehearsal.problems or rehearsal.lesson is None:
                 raise CheckError(f"stage {self.stage.name!r}: {problem}" for problem in rehearsal.problems)
+            self.notices = self.place.recording.begin(self.stage, rehearsal.respondents, rehearsal.lesson, batch)
             scaler = self.place.options.precision == "fp16"
             work = Apprenticeship(
                 self.training,

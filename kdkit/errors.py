@@ -36,6 +36,10 @@ class BenchmarkError(KdkitError):
     """A benchmark that does not exist, or benchmarks asked for outside a checkout."""
 
 
+class AnswersError(KdkitError):
+    """Recorded answers that cannot be kept, or that are not what their teacher says."""
+
+
 class CheckError(KdkitError):
     """All that is wrong with an experiment, found before its first step."""
 

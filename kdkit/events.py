@@ -44,13 +44,17 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageStarted:
-    """A stage begins, or goes on after an interruption at `epoch` (counted from 0)."""
+    """A stage begins, or goes on after an interruption at `epoch` (counted from 0).
+
+    notices: which teachers are asked at every step although others are recorded, and why.
+    """
 
     index: int
     name: str
     epoch: int
     epochs: int
     batches: int
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

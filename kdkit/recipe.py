@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from kdkit.answers import Answers
 from kdkit.data import Data
 from kdkit.errors import RecipeError
 from kdkit.goal import Goal, Match, Source, Term, as_goal
@@ -67,12 +68,14 @@ class Recipe:
 
     data: a Data. schedule: a Schedule. scores: what is measured; the first one decides which epoch is kept, unless a
     Training says otherwise. The default ones fit the data's task. name: for tables; the recipe file's where empty.
+    answers: how what frozen teachers say is kept; exactly as it is by default.
     """
 
     data: Data
     schedule: Schedule
     scores: tuple[Score, ...] = ()
     name: str = ""
+    answers: Answers = field(default_factory=Answers)
     _used: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -83,6 +86,8 @@ class Recipe:
             )
         if not isinstance(self.schedule, Schedule):
             raise RecipeError(f"schedule has a stages() method; got {type(self.schedule).__name__}")
+        if not isinstance(self.answers, Answers):
+            raise RecipeError(f"answers is Answers(dtype=..., top=..., audit=...); got {self.answers!r}")
         if not isinstance(self.scores, Sequence) or isinstance(self.scores, str):
             raise RecipeError(f"scores is a tuple of scores, such as (MacroF1(),); got {self.scores!r}")
         object.__setattr__(self, "scores", tuple(self.scores) or default_scores(self.data.task))

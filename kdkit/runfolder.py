@@ -15,7 +15,7 @@ from kdkit.scores import Scored
 from kdkit.stagefolder import StageFolder, to_json, write
 
 RUN = "run.json"
-COMPARED = ("recipe_sha256", "options", "seed", "precision", "data", "stages", "nets", "trainings")
+COMPARED = ("recipe_sha256", "options", "seed", "precision", "data", "stages", "nets", "trainings", "answers")
 HINTS = {
     "data": " (data that is made at random outside recipe() is other data each time: make it inside, where the seed is "
     "set, or from a generator with a seed of its own)",

@@ -22,6 +22,7 @@ from kdkit.net import Net
 from kdkit.plugins import installed
 from kdkit.prediction import Predictor, scored
 from kdkit.recipe import Recipe
+from kdkit.recording import Recording
 from kdkit.runfolder import RunFolder
 from kdkit.runoptions import RunOptions, own_randomness, seed_everything
 from kdkit.scores import Predictions, Scored, true_classes
@@ -93,6 +94,7 @@ def _seeded(
         device=device,
         predictor=Predictor(recipe.data, device, lambda: options.autocast(device)),
         watchers=Watchers(installed().extended(watchers)),
+        recording=Recording(recipe, plan.stages, options, device),
     )
     folder = _folder(place, origin)
     recipe.use()
@@ -100,8 +102,10 @@ def _seeded(
     try:
         result = _run(place, folder, origin)
     except BaseException as error:
+        place.recording.close(ended=False)
         place.watchers.tell("run_ended", _ended(place, {}, time.perf_counter() - began, error))
         raise
+    place.recording.close(ended=True)
     place.watchers.tell("run_ended", _ended(place, result.scores, time.perf_counter() - began))
     return result
 
@@ -116,7 +120,7 @@ def _run(place: Workplace, folder: RunFolder | None, origin: Origin) -> Result:
             device=str(place.device),
             seed=place.options.seed,
             folder=place.options.out,
-            notices=tuple(_notices(place.recipe, place.plan)),
+            notices=(*_notices(place.recipe, place.plan), *place.recording.notices()),
         ),
     )
     for net in place.plan.nets:
@@ -187,6 +191,7 @@ def _folder(place: Workplace, origin: Origin) -> RunFolder | None:
         "trainings": [
             repr(replace(stage.training, workers=stage.training.workers or 0)) for stage in place.plan.stages
         ],
+        "answers": place.recipe.answers.form,
         "versions": {"kdkit": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     if options.resume:

@@ -27,6 +27,9 @@ class RunOptions:
     compile: compile each lesson with torch.compile.
     gradients: at every so many updates, record the norms of the terms' gradients and the cosines between them, as means
     of each epoch; 0 for never. Costs a backward pass for each term then, and memory for as many gradients.
+    answers: where it is recorded what frozen teachers say, so that they are asked once: "auto" for the folder `answers`
+    beside the run folder, which runs share (a temporary one where nothing is kept on disk), a folder, or "off".
+    answers_size: gigabytes that this folder may take; the answers that were not used for longest are deleted.
     """
 
     out: Path | None = None
@@ -35,6 +38,8 @@ class RunOptions:
     seed: int = 0
     compile: bool = False
     gradients: int = 0
+    answers: Literal["auto", "off"] | Path = "auto"
+    answers_size: float = 20.0
     resume: bool = False
 
     def __post_init__(self) -> None:
@@ -45,6 +50,7 @@ class RunOptions:
             )
         if isinstance(self.out, str):
             object.__setattr__(self, "out", Path(self.out))
+        self._require_answers()
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise RecipeError(f"a seed is a whole number of at least 0; got {self.seed!r}")
         if isinstance(self.gradients, bool) or not isinstance(self.gradients, int) or self.gradients < 0:
@@ -56,9 +62,27 @@ class RunOptions:
         if self.resume and self.out is None:
             raise RecipeError("to resume, say which run folder to go on with: --out FOLDER, or out=FOLDER in Python")
 
+    def answers_folder(self) -> Path:
+        """Return where answers are recorded. Raises RecipeError where no folder is named."""
+        if isinstance(self.answers, Path):
+            return self.answers
+        if self.out is None or self.answers == "off":
+            raise RecipeError("answers are recorded in no lasting folder; name one: answers=FOLDER")
+        name = "answers" if self.out.name != "answers" else "recorded-answers"  # the run itself may be called so
+        return self.out.parent / name
+
     def torch_device(self) -> torch.device:
         """Return the device. Raises RecipeError where it is not there."""
         return find_device(self.device)
+
+    def _require_answers(self) -> None:
+        if self.answers not in ("auto", "off"):
+            if not self.answers or not isinstance(self.answers, str | Path):
+                raise RecipeError(f"answers is 'auto', 'off' or a folder; got {self.answers!r}")
+            object.__setattr__(self, "answers", Path(self.answers))
+        size = self.answers_size
+        if isinstance(size, bool) or not isinstance(size, float | int) or not 0 < size < float("inf"):
+            raise RecipeError(f"answers_size is a number of gigabytes above 0; got {size!r}")
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """Return the context that forward passes run in."""

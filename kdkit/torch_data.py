@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -106,6 +107,19 @@ class TorchData:
                 batch = split.batch(torch.tensor([0, len(split) - 1]), 0)
                 for content in _bytes((batch.inputs, batch.labels)):
                     digest.update(content)
+        return digest.hexdigest()
+
+    @cached_property
+    def train_digest(self) -> str | None:
+        """A digest of every training sample, for recorded answers; None where they are not all in memory."""
+        split = self.train
+        if isinstance(split, Stream) or not _is_fixed(split.dataset if isinstance(split, DatasetSplit) else None):
+            return None
+        digest = hashlib.sha256()
+        for rows in torch.split(torch.arange(len(split)), 1024):
+            batch = split.batch(rows, 0)
+            for content in _bytes((batch.inputs, batch.labels)):
+                digest.update(content)
         return digest.hexdigest()
 
     def _named(self, labels: Tensor) -> tuple[str, ...]:
@@ -252,7 +266,7 @@ def _bytes(value: Any) -> Iterator[bytes]:
             yield from _bytes(each)
 
 
-def _is_fixed(one: Yours) -> bool:
+def _is_fixed(one: object) -> bool:
     while isinstance(one, Subset):
         one = one.dataset
     return isinstance(one, TensorDataset)

@@ -622,7 +622,7 @@ def test_run_prints_a_line_an_epoch_and_a_table_and_keeps_all_in_a_folder(kdkit_
     assert said.code == 0, said
     assert said.out.count("epoch   1") == said.out.count("epoch   2") == 2
     assert "Scores on test" in said.out
-    (run,) = (tmp_path / "runs").iterdir()
+    (run,) = (tmp_path / "runs").glob("mine-*")
     assert run.name.startswith("mine-")
     assert str(run.relative_to(tmp_path)) in said.out
     assert {"recipe.py", "run.json", "scores.json", "1-teacher", "2-student"} <= {each.name for each in run.iterdir()}
