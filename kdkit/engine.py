@@ -108,10 +108,11 @@ class StageRun:
         last = len(loader) - 1
         means = Means()
         watched = place.watchers.watch("step_ended")
+        precision = place.options.autocast(place.device)
         work.lesson.train()
         for index, batch in enumerate(loader):
             batch = batch.to(place.device)
-            with place.options.autocast(place.device):
+            with precision:
                 answers = ask(rehearsal.respondents, batch)
                 terms = lesson(batch, answers)
             if index > last:
@@ -121,10 +122,10 @@ class StageRun:
             if (index + 1) % accumulate == 0 or index == last:
                 work.step()
             work.observe(batch)
-            means.add(terms, len(batch))
+            values = {label: term.detach() for label, term in terms.items()}
+            means.add(values, len(batch))
             if watched:
-                values = Figures({label: term.detach() for label, term in terms.items()})
-                event = StepEnded(stage=self.stage.name, epoch=epoch, batch=index, terms=values)
+                event = StepEnded(stage=self.stage.name, epoch=epoch, batch=index, terms=Figures(values))
                 place.watchers.tell("step_ended", event)
         if means.steps <= last:
             raise DataError(f"the training data promised {last + 1} batches an epoch, and gave {means.steps}")

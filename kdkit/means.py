@@ -19,10 +19,10 @@ class Means:
         self.steps = 0
 
     def add(self, terms: Mapping[str, Tensor], samples: int) -> None:
-        """Add the terms of a step, each (), which stand for so many samples."""
+        """Add the terms of a step, each () and without a graph, which stand for so many samples."""
         self.steps += 1
         self._labels = self._labels or tuple(terms)
-        self._waiting.append(([term.detach() for term in terms.values()], samples))
+        self._waiting.append(([*terms.values()], samples))
         if len(self._waiting) == self._FLUSH:
             self._flush()
 
@@ -34,7 +34,8 @@ class Means:
     def _flush(self) -> None:
         if not self._waiting:
             return
-        steps = torch.stack([torch.stack(terms) for terms, _ in self._waiting]).double().cpu()  # (steps, labels)
+        terms = torch.stack([term for terms, _ in self._waiting for term in terms])
+        steps = terms.view(len(self._waiting), -1).double().cpu()  # (steps, labels)
         samples = torch.tensor([count for _, count in self._waiting], dtype=torch.float64)
         sums = (steps * samples[:, None]).sum(0).tolist()
         self._totals = [total + more for total, more in zip(self._totals or [0.0] * len(sums), sums, strict=True)]
