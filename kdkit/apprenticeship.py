@@ -106,7 +106,7 @@ class Apprenticeship:
     def observe(self, batch: Batch) -> None:
         """Tell those who are matched what the nets said of this batch."""
         for each in self._observers:
-            each.observe(batch, {**self.lesson.said})
+            each.observe(batch, self.lesson.said)
 
     def look_at_gradients(self, every: int) -> None:
         """Record figures of gradients at every so many updates from now on; never where 0."""

@@ -51,8 +51,7 @@ class Lesson(nn.Module):
     def forward(self, batch: Batch, answers: Answers) -> dict[str, Tensor]:
         """Return the unweighted value of every term, by label."""
         heard = self.heard(batch, answers)
-        for net in self.learners:
-            self.said[net.name] = heard[net.name].output.detach()
+        self.said = {net.name: heard[net.name].output.detach() for net in self.learners}
         return {line.label: self.value(line, batch, heard) for line in self.lines}
 
     def train(self, mode: bool = True) -> Self:
