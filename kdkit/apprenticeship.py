@@ -11,6 +11,7 @@ from kdkit.balancing import balancer_of, learned_by, trained_by
 from kdkit.data import Batch
 from kdkit.gradients import GradientFigures, Gradients
 from kdkit.lesson import Lesson
+from kdkit.ranks import agree_on_buffers
 from kdkit.sources import Respondent
 from kdkit.training import Training
 
@@ -63,9 +64,14 @@ class Apprenticeship:
             self._weights = self.lesson.weights(self.progress)
         return self._weights
 
-    def balance(self, terms: Mapping[str, Tensor], micro_batches: int) -> None:
-        """Add the gradients of this micro-batch, one of so many to the coming update."""
+    def balance(self, terms: Mapping[str, Tensor], micro_batches: int, weight: float = 1.0) -> None:
+        """Add the gradients of this micro-batch, one of so many to the coming update.
+
+        weight: what its terms count for in the mean over processes, of which one may have a larger part of a batch.
+        """
         scaler = self.scaler
+        if weight != 1.0:
+            terms = {label: term * weight for label, term in terms.items()}
 
         def scale(total: Tensor) -> Tensor:
             shared = total if micro_batches == 1 else total / micro_batches
@@ -77,6 +83,7 @@ class Apprenticeship:
 
     def step(self) -> None:
         """Update the weights from the gathered gradients."""
+        agree_on_buffers(self.lesson.nets)
         if self.figures is not None:
             self.figures.close()
         stepped = True

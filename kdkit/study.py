@@ -16,7 +16,7 @@ from kdkit.cell import Cell, Outcome, listed
 from kdkit.classtable import read_reported
 from kdkit.errors import RecipeError, RunFolderError, did_you_mean
 from kdkit.recipe import Recipe
-from kdkit.runfolder import RUN
+from kdkit.runfolder import RUN, started
 from kdkit.running import Origin, run
 from kdkit.runoptions import RunOptions
 from kdkit.scores import Said, Scored
@@ -95,7 +95,7 @@ class Study:
         began = time.perf_counter()
         path = self.path(cell.name)
         try:
-            options = replace(options, out=path, seed=cell.seed, resume=_started(path))
+            options = replace(options, out=path, seed=cell.seed, resume=started(path))
             if self.finished(cell.name):
                 self._require_same(cell, options)
                 return Outcome(cell=cell, state="skipped")
@@ -159,15 +159,6 @@ def _file(recipe: Callable[..., Recipe]) -> Path | None:
     except TypeError:  # a callable that is no function
         return None
     return Path(file) if file is not None and Path(file).is_file() else None
-
-
-def _started(path: Path) -> bool:
-    """Whether there is a run to go on with; removes what is left of one that was stopped before it wrote its record."""
-    if (path / RUN).is_file():
-        return True
-    for file in (path / "recipe.py", *path.glob(".recipe.py.*"), *path.glob(f".{RUN}.*")):
-        file.unlink(missing_ok=True)
-    return False
 
 
 def _scored(told: Mapping[str, Any]) -> Scored:

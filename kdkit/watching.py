@@ -12,10 +12,12 @@ class Watchers:
     """The watching hooks of a run's plugins, in pluggy's order: those that came last are told first.
 
     The random state is the same after they were told as before. One that raises is dropped, with a warning.
+    speaks: whether anybody is told at all; of several processes the first one speaks.
     """
 
-    def __init__(self, plugins: Plugins) -> None:
+    def __init__(self, plugins: Plugins, *, speaks: bool = True) -> None:
         self._hook = plugins.hook
+        self._speaks = speaks
         self._dropped: set[str] = set()
         self._known: dict[str, list[Any]] = {}
 
@@ -44,6 +46,6 @@ class Watchers:
 
     def _listening(self, hook: str) -> list[Any]:
         if hook not in self._known:
-            implementations = getattr(self._hook, hook).get_hookimpls()
+            implementations = getattr(self._hook, hook).get_hookimpls() if self._speaks else []
             self._known[hook] = [each for each in reversed(implementations) if each.plugin_name not in self._dropped]
         return self._known[hook]
