@@ -11,6 +11,7 @@ from kdkit.balancing import balancer_of, learned_by, trained_by
 from kdkit.data import Batch
 from kdkit.gradients import GradientFigures, Gradients
 from kdkit.lesson import Lesson
+from kdkit.ranks import agree_on_buffers
 from kdkit.sources import Respondent
 from kdkit.training import Training
 
@@ -34,6 +35,7 @@ class Apprenticeship:
         self.training = training
         self.lesson = lesson
         self.respondents = respondents
+        self._observers = [each for each in respondents.values() if type(each).observe is not Respondent.observe]
         self.averages = averages
         self.updates = 0
         self.updates_per_epoch = math.ceil(batches / training.accumulate)
@@ -62,9 +64,14 @@ class Apprenticeship:
             self._weights = self.lesson.weights(self.progress)
         return self._weights
 
-    def balance(self, terms: Mapping[str, Tensor], micro_batches: int) -> None:
-        """Add the gradients of this micro-batch, one of so many to the coming update."""
+    def balance(self, terms: Mapping[str, Tensor], micro_batches: int, weight: float = 1.0) -> None:
+        """Add the gradients of this micro-batch, one of so many to the coming update.
+
+        weight: what its terms count for in the mean over processes, of which one may have a larger part of a batch.
+        """
         scaler = self.scaler
+        if weight != 1.0:
+            terms = {label: term * weight for label, term in terms.items()}
 
         def scale(total: Tensor) -> Tensor:
             shared = total if micro_batches == 1 else total / micro_batches
@@ -76,6 +83,7 @@ class Apprenticeship:
 
     def step(self) -> None:
         """Update the weights from the gathered gradients."""
+        agree_on_buffers(self.lesson.nets)
         if self.figures is not None:
             self.figures.close()
         stepped = True
@@ -90,21 +98,21 @@ class Apprenticeship:
             stepped = self.scaler.get_scale() >= before  # gradients overflowed: the update was left out
         else:
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:  # as the optimizer's own zero_grad does, at a tenth of its price
+            parameter.grad = None
         self.updates += 1
         if self._asks_progress:
             self.lesson.progress.fill_(self.progress)
         if stepped and self.rate is not None and self._rate_each == "update":
             self.rate.step()
-        for net in self.lesson.learners:
-            if net.name in self.averages:
-                self.averages[net.name].update_parameters(net.network)
+        for net in self.lesson.learners if self.averages else ():
+            self.averages[net.name].update_parameters(net.network)
         for each in self.respondents.values():
             each.stepped()
 
     def observe(self, batch: Batch) -> None:
         """Tell those who are matched what the nets said of this batch."""
-        for each in self.respondents.values():
+        for each in self._observers:
             each.observe(batch, self.lesson.said)
 
     def look_at_gradients(self, every: int) -> None:

@@ -1,15 +1,17 @@
 """The command line: run, check, list and bench, and what plugins add."""
 
+import os
 import sys
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
 from kdkit import __version__
-from kdkit.errors import KdkitError
+from kdkit.errors import KdkitError, RunFolderError, SaidElsewhereError
 from kdkit.plugins import Plugins, installed
 from kdkit.recipefile import Parameter, RecipeFile, read_recipe_file
 
@@ -24,9 +26,12 @@ def main() -> None:
 def call(args: list[str]) -> int:
     """Run the command line with these arguments and return its exit code."""
     try:
-        _add_commands(_plugins())
-        code = cli.main(args, prog_name="kdkit", standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        with _together():
+            _add_commands(_plugins())
+            code = cli.main(args, prog_name="kdkit", standalone_mode=False)
+            return code if isinstance(code, int) else 0
+    except SaidElsewhereError:
+        return 2
     except KdkitError as error:
         click.echo(f"error: {error}", err=True)
         return 2
@@ -36,6 +41,15 @@ def call(args: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("stopped", err=True)
         return 130
+
+
+def _together() -> AbstractContextManager[None]:
+    """Return the context of one of several processes that torchrun started, so that an error is said once."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return nullcontext()
+    from kdkit.distributed import joined  # imports torch, which --help does without
+
+    return joined()
 
 
 def _plugins() -> Plugins:
@@ -178,6 +192,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
 
     file: RecipeFile = ctx.meta[RECIPE]
     chosen = _chosen(file, options)
+    _require_lasting(options["out"])
     settings = RunOptions(
         out=options["out"] or (None if options["resume"] else new_path(file.path.stem)),
         resume=options["resume"],
@@ -274,6 +289,12 @@ def answers(folder: Path, delete: str | None, keep: float | None) -> None:
     gone = place.delete(delete) if delete is not None else []
     gone += place.shrink(int(keep * 10**9)) if keep is not None else []
     show_answers(console, folder, place.kept(), gone)
+
+
+def _require_lasting(out: Path | None) -> None:
+    """Raise RunFolderError where a run that torchrun may start anew would not know its own folder again."""
+    if out is None and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        raise RunFolderError("a run that torchrun may start anew says where it is kept, to go on there: --out FOLDER")
 
 
 def _chosen(file: RecipeFile, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Tell a person how a run goes: a line an epoch, a bar a stage, and a table of scores at the end."""
 
 import math
+import time
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,6 +19,9 @@ def console_for_people() -> Console:
     return console if console.is_terminal else Console(highlight=False, emoji=False, width=120)
 
 
+_PAUSE = 0.2  # seconds between two moves of the bar, which would else cost more than the step of a small net
+
+
 class ConsoleWatcher:
     """Writes to a rich console. The bar shows on a terminal only; elsewhere there is a line an epoch."""
 
@@ -25,6 +29,7 @@ class ConsoleWatcher:
         self.console = console
         self._progress: Progress | None = None
         self._task: TaskID | None = None
+        self._steps, self._moved = 0, 0.0  # steps that the bar does not show yet, and when it was moved last
 
     @hookimpl
     def run_started(self, event: RunStarted) -> None:
@@ -52,6 +57,7 @@ class ConsoleWatcher:
                 TimeElapsedColumn(),
                 console=self.console,
                 transient=True,
+                refresh_per_second=1 / _PAUSE,
             )
             total = event.batches * (event.epochs - event.epoch)
             self._task = self._progress.add_task("batches", total=total)
@@ -60,12 +66,14 @@ class ConsoleWatcher:
     @hookimpl
     def step_ended(self, event: StepEnded) -> None:
         """Move the bar; no figure is read, since that may wait for the device."""
-        if self._progress is not None and self._task is not None:
-            self._progress.advance(self._task)
+        self._steps += 1
+        if time.monotonic() - self._moved >= _PAUSE:
+            self._move()
 
     @hookimpl
     def epoch_ended(self, event: EpochEnded) -> None:
         """Write a line."""
+        self._move()
         terms = "  ".join(f"{escape(label)} {_figure(value)}" for label, value in event.terms.items())
         star = " *" if event.best else ""
         self.console.print(
@@ -87,6 +95,11 @@ class ConsoleWatcher:
             self.console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
         if event.folder is not None:
             self.console.print(f"kept in {event.folder}", markup=False, soft_wrap=True)
+
+    def _move(self) -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.advance(self._task, self._steps)
+        self._steps, self._moved = 0, time.monotonic()
 
     def _stop(self) -> None:
         if self._progress is not None:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdkit.errors import DataError
 
+Part = tuple[int, int]  # which of so many processes
 _ORDER, _LOADER = 1, 2  # what a seed is for: no two of them draw the same numbers
 
 WORKERS = 4  # at most, where their number is chosen: so many copy batches faster than any net takes them
@@ -163,9 +164,11 @@ def batches(
     draw: int | None = 0,
     workers: int | None = 0,
     pin: bool = False,
+    part: Part = (0, 1),
 ) -> "Batches":
     """Return the split's batches, `size` samples each, in row order or in `order` ((rows,) int64).
 
+    part: of each batch, what falls to one process (see `own_part`).
     workers: processes that fetch them; 0 fetches them in this one; None chooses. pin: put them in page-locked memory,
     from which they are copied to a GPU without waiting.
     """
@@ -173,11 +176,21 @@ def batches(
         return split
     workers = _helpful(split, pin) if workers is None else workers
     rows = order if order is not None else torch.arange(len(split))
-    fetched = _Fetched(split, torch.split(rows, size), draw or 0)
+    wholes = torch.split(rows, size)
+    fetched = _Fetched(split, wholes if part == (0, 1) else [own_part(each, part) for each in wholes], draw or 0)
     if workers == 0 and not pin:
         return fetched  # a DataLoader would add its own cost to every step
     own = torch.Generator().manual_seed(torch.initial_seed())  # a loader draws a number, which dropout must not miss
     return DataLoader(fetched, batch_size=None, num_workers=workers, pin_memory=pin, generator=own)
+
+
+def own_part(rows: Tensor, part: Part) -> Tensor:
+    """Return the rows of a batch that fall to one process, as many for each but for one more of the first.
+
+    Where a process would have fewer than two, which batch norm cannot take, each has all of them.
+    """
+    number, count = part
+    return rows if len(rows) < 2 * count else torch.tensor_split(rows, count)[number]
 
 
 def training_order(split: Split | Stream, batch_size: int, seed: int, epoch: int) -> Tensor | None:

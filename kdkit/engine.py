@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdkit import ranks
 from kdkit.apprenticeship import Apprenticeship
 from kdkit.checking import Plan, tiny_batch
 from kdkit.data import Batches, batches, seed_from, training_order
+from kdkit.distributed import SharedLesson, weight_of
 from kdkit.errors import CheckError, DataError, KdkitError
 from kdkit.events import EpochEnded, Figures, StageStarted, StepEnded
 from kdkit.means import Means
@@ -97,44 +99,54 @@ class StageRun:
                     notices=tuple(self.notices),
                 ),
             )
-            lesson = torch.compile(work.lesson) if self.place.options.compile else work.lesson
+            averages = getattr(work.balancer, "averages", False)
+            lesson = SharedLesson(work.lesson, averages=averages, compiled=self.place.options.compile)
             for epoch in range(first, self.training.epochs):
-                seed_everything(seed_from(self.seed, epoch))  # so that an epoch is the same after an interruption
+                self._seed(epoch)
                 began = time.perf_counter()
                 terms = self._epoch(epoch, lesson, rehearsal, work)
                 self._judge(epoch, terms, work, time.perf_counter() - began)
                 self._save(work)
 
-    def _epoch(self, epoch: int, lesson: Any, rehearsal: Rehearsal, work: Apprenticeship) -> dict[str, float]:
+    def _seed(self, epoch: int) -> None:
+        """Begin an epoch as it begins after an interruption; each process drops out what it draws itself."""
+        number = ranks.number()
+        seed_everything(seed_from(self.seed, epoch, number) if number else seed_from(self.seed, epoch))
+
+    def _epoch(self, epoch: int, lesson: SharedLesson, rehearsal: Rehearsal, work: Apprenticeship) -> dict[str, float]:
         """Learn from every batch once, and return the mean of each term."""
         place, accumulate = self.place, self.training.accumulate
         loader = self._batches(epoch)
         last = len(loader) - 1
         means = Means()
         watched = place.watchers.watch("step_ended")
+        precision = place.options.autocast(place.device)
         work.lesson.train()
         for index, batch in enumerate(loader):
             batch = batch.to(place.device)
-            with place.options.autocast(place.device):
-                answers = ask(rehearsal.respondents, batch)
-                terms = lesson(batch, answers)
-            if index > last:
-                raise DataError(f"the training data promised {last + 1} batches an epoch, and gave more")
-            group = index - index % accumulate
-            work.balance(terms, min(accumulate, last + 1 - group))
-            if (index + 1) % accumulate == 0 or index == last:
+            group, ends = index - index % accumulate, (index + 1) % accumulate == 0 or index == last
+            weight, samples = self._share(index, len(batch))
+            with lesson.update(ends=ends):
+                with precision:
+                    answers = ask(rehearsal.respondents, batch)
+                    terms = lesson(batch, answers)
+                if index > last:
+                    raise DataError(f"the training data promised {last + 1} batches an epoch, and gave more")
+                work.balance(terms, min(accumulate, last + 1 - group), weight)
+            if ends:
                 work.step()
             work.observe(batch)
-            means.add(terms, len(batch))
+            values = {label: term.detach() for label, term in terms.items()}
+            means.add(values, samples)
             if watched:
-                values = Figures({label: term.detach() for label, term in terms.items()})
-                event = StepEnded(stage=self.stage.name, epoch=epoch, batch=index, terms=values)
+                event = StepEnded(stage=self.stage.name, epoch=epoch, batch=index, terms=Figures(values))
                 place.watchers.tell("step_ended", event)
         if means.steps <= last:
             raise DataError(f"the training data promised {last + 1} batches an epoch, and gave {means.steps}")
         work.end_epoch()
-        self._require_finite(means.values(), epoch)
-        return means.values()
+        learned = means.values(place.device)
+        self._require_finite(learned, epoch)
+        return learned
 
     def _judge(self, epoch: int, terms: Mapping[str, float], work: Apprenticeship, seconds: float) -> None:
         """Score the nets on the selection split, keep them if they are the best so far, and tell watchers."""
@@ -150,7 +162,7 @@ class StageRun:
             )
             values.append(score.fit(said).score(said).value)
         work.lesson.listening.clear()
-        value = sum(values) / len(values)
+        value = ranks.agreed(sum(values) / len(values))
         best = self.kept.epoch < 0 or self.training.keep == "last" or better(score, value, self.kept.score)
         if best:
             weights = {net.name: _copied(work.module(net.name).state_dict()) for net in self.stage.goals}
@@ -189,7 +201,16 @@ class StageRun:
             draw=draw,
             workers=self.training.workers,
             pin=self.place.device.type == "cuda",
+            part=(ranks.number(), ranks.count()),
         )
+
+    def _share(self, index: int, mine: int) -> tuple[float, float]:
+        """Return what this process's part of a batch counts for, and the samples that its terms stand for."""
+        if not ranks.several():
+            return 1.0, mine
+        whole = min(self.training.batch_size, len(self.place.recipe.data.train) - index * self.training.batch_size)
+        weight = weight_of(mine, whole)
+        return weight, whole * weight / ranks.count()
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[tuple[Rehearsal, Apprenticeship]]:

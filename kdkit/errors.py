@@ -24,6 +24,10 @@ class RunFolderError(KdkitError):
     """A run folder that cannot be written, or cannot be gone on with."""
 
 
+class SaidElsewhereError(KdkitError):
+    """An error that another process of this run has too, or has caused; the command line leaves it to that one."""
+
+
 class ContractError(KdkitError):
     """A loss, a tap or a schedule that does not hold what every one of them must: see `kdkit.testing`."""
 

@@ -52,7 +52,7 @@ class Lesson(nn.Module):
         """Return the unweighted value of every term, by label."""
         heard = self.heard(batch, answers)
         self.said = {net.name: heard[net.name].output.detach() for net in self.learners}
-        return {line.label: self.compare(line, self.compared(line, batch, heard)) for line in self.lines}
+        return {line.label: self.value(line, batch, heard) for line in self.lines}
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training mode, but for parts of which nothing is trained: a frozen batch norm must not drift."""
@@ -75,10 +75,19 @@ class Lesson(nn.Module):
         self.listening.clear()
         outputs = {net.name: net(batch) for net in self.learners}
         features = self.listening.take()
-        heard = {name: Answer(output, features) for name, output in outputs.items()}
+        heard = {**answers}
+        for name, output in outputs.items():
+            heard[name] = Answer(output, features)
         for peer in self.peers:
             heard[peer.name] = Answer(outputs[peer.net.name].detach(), tuple(each.detach() for each in features))
-        return {**heard, **answers}
+        return heard
+
+    def value(self, line: Line, batch: Batch, heard: Answers) -> Tensor:
+        """Return the unweighted value of one term."""
+        if line.plain:  # the most common term by far, and a step of a small net is a few microseconds long
+            target = batch.labels if line.target is None else line.target.of(heard)
+            return line.loss(line.student.of(heard), target)
+        return self.compare(line, self.compared(line, batch, heard))
 
     def compared(self, line: Line, batch: Batch, heard: Answers) -> Compared:
         """Return what a term compares: both sides and what is known beside, cut down to the classes they share.
@@ -86,7 +95,8 @@ class Lesson(nn.Module):
         Where a source knows nothing of a sample, what the net that learns from it says now stands for its answer.
         """
         now = heard[line.learner.name].output
-        heard = {**heard, **{name: _completed(name, heard[name], now) for name in line.sources}}
+        partly = {name: _completed(name, heard[name], now) for name in line.sources if heard[name].known is not None}
+        heard = {**heard, **partly} if partly else heard
         given = Compared(
             student=line.student.of(heard),
             target=None if line.target is None else line.target.of(heard),
@@ -97,7 +107,7 @@ class Lesson(nn.Module):
         return given if line.shared is None else line.shared(given)
 
     def compare(self, line: Line, given: Compared) -> Tensor:
-        """Return the unweighted value of one term."""
+        """Return the unweighted value of one term from what it compares."""
         target = given.labels if given.target is None else given.target
         if line.shared is not None and not len(_first(given.student)):
             return _first(given.student).sum() * 0.0  # nobody's class is known
@@ -105,6 +115,8 @@ class Lesson(nn.Module):
 
     def asked(self, line: Line, given: Compared) -> dict[str, Any]:
         """Return what the loss of a term asks for by keyword."""
+        if not line.asks:
+            return {}
         known = {"labels": given.labels, "ids": given.ids, "progress": self.progress, "answers": given.answers}
         return {name: value for name, value in known.items() if name in line.asks}
 

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from kdkit.classes import SharedClasses, Sided, shared
 from kdkit.goal import Match, Taps, Weighted, taps_of
 from kdkit.losses import Facts, Loss, asked_by
 from kdkit.net import Net
 from kdkit.recipe import Stage
-from kdkit.sources import Answers, Panel, Peer, asked_for
+from kdkit.sources import Answer, Answers, Panel, Peer, asked_for
 from kdkit.taps import Tapping
 
 
@@ -21,8 +23,10 @@ class Side:
 
     def of(self, heard: Answers) -> Sided:
         """Return the tensor, or the tuple of them."""
-        found = tuple(heard[who].output if tap is None else heard[who].features[tap] for who, tap in self.places)
-        return found if self.several else found[0]
+        if self.several:
+            return tuple(_found(heard[who], tap) for who, tap in self.places)
+        (who, tap), *_ = self.places
+        return _found(heard[who], tap)
 
     @property
     def outputs(self) -> bool:
@@ -34,7 +38,8 @@ class Side:
 class Line:
     """A term made ready: what is compared to what, and what its loss asks for beside.
 
-    target: None where the labels are the target. sources: who is matched, by name.
+    target: None where the labels are the target. sources: who is matched, by name. plain: its loss takes the two sides
+    as they are, with nothing to ask for beside, to fill in, or to cut down to shared classes.
     """
 
     label: str
@@ -46,6 +51,7 @@ class Line:
     sources: tuple[str, ...]
     asks: frozenset[str]
     shared: SharedClasses | None
+    plain: bool
 
 
 def line_of(net: Net[Any], weighted: Weighted, stage: Stage, listening: tuple[Tapping, ...], facts: Facts) -> Line:
@@ -58,6 +64,8 @@ def line_of(net: Net[Any], weighted: Weighted, stage: Stage, listening: tuple[Ta
     student = _side(net.name, None if match is None else match.student, listening)
     target = None if match is None else _target(match, stage, listening)
     asks = asked_by(term.loss)
+    members = () if match is None else _members(match)
+    cut = _shared(net, match, (student, target), asks, facts)
     return Line(
         label=term.label if len(stage.goals) == 1 else f"{net.name}: {term.label}",
         weighted=weighted,
@@ -65,10 +73,15 @@ def line_of(net: Net[Any], weighted: Weighted, stage: Stage, listening: tuple[Ta
         loss=term.loss,
         student=student,
         target=target,
-        sources=() if match is None else tuple(each.name for each in _members(match)),
+        sources=tuple(each.name for each in members),
         asks=asks,
-        shared=_shared(net, match, (student, target), asks, facts),
+        shared=cut,
+        plain=cut is None and not asks and all(isinstance(each, Net | Peer) for each in members),  # who know everything
     )
+
+
+def _found(answer: Answer, tap: int | None) -> Tensor:
+    return answer.output if tap is None else answer.features[tap]
 
 
 def _side(who: str, taps: Taps, listening: tuple[Tapping, ...]) -> Side:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from kdkit.ranks import summed
+
 
 class Means:
     """Gathers scalars by label, each weighted by the samples it stands for."""
@@ -12,31 +14,33 @@ class Means:
     _FLUSH = 256  # steps between two sums, so that few small tensors are kept
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[list[Tensor], int]] = []
+        self._waiting: list[tuple[list[Tensor], float]] = []
         self._labels: tuple[str, ...] = ()
         self._totals: list[float] = []
-        self._samples = 0
+        self._samples = 0.0
         self.steps = 0
 
-    def add(self, terms: Mapping[str, Tensor], samples: int) -> None:
-        """Add the terms of a step, each (), which stand for so many samples."""
+    def add(self, terms: Mapping[str, Tensor], samples: float) -> None:
+        """Add the terms of a step, each () and without a graph, which stand for so many samples."""
         self.steps += 1
         self._labels = self._labels or tuple(terms)
-        self._waiting.append(([term.detach() for term in terms.values()], samples))
+        self._waiting.append(([*terms.values()], samples))
         if len(self._waiting) == self._FLUSH:
             self._flush()
 
-    def values(self) -> dict[str, float]:
-        """Return the mean of each label; empty if nothing was added."""
+    def values(self, device: torch.device) -> dict[str, float]:
+        """Return the mean of each label over all processes, which meet on `device`; empty if nothing was added."""
         self._flush()
-        return {label: total / self._samples for label, total in zip(self._labels, self._totals, strict=True)}
+        *totals, samples = summed([*self._totals, self._samples], device)
+        return {label: total / samples for label, total in zip(self._labels, totals, strict=True)}
 
     def _flush(self) -> None:
         if not self._waiting:
             return
-        steps = torch.stack([torch.stack(terms) for terms, _ in self._waiting]).double().cpu()  # (steps, labels)
+        terms = torch.stack([term for terms, _ in self._waiting for term in terms])
+        steps = terms.view(len(self._waiting), -1).double().cpu()  # (steps, labels)
         samples = torch.tensor([count for _, count in self._waiting], dtype=torch.float64)
         sums = (steps * samples[:, None]).sum(0).tolist()
         self._totals = [total + more for total, more in zip(self._totals or [0.0] * len(sums), sums, strict=True)]
-        self._samples += int(samples.sum())
+        self._samples += float(samples.sum())
         self._waiting.clear()

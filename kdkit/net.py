@@ -80,7 +80,10 @@ class Net(Generic[M]):
     def through(self, module: Callable[..., Any], batch: Batch) -> Tensor:
         """Return what another module of the same form would say in its place, such as an average of its weights."""
         args, kwargs = self.sees(batch)
-        return picked(module(*args, **kwargs), self.element, f"net {self.name!r}")
+        said = module(*args, **kwargs)
+        if self.element is None and isinstance(said, Tensor):
+            return said
+        return picked(said, self.element, f"net {self.name!r}")
 
     def __repr__(self) -> str:
         return f"Net({self.name!r}, {type(self.module).__name__})"

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from kdkit.classes import shared
-from kdkit.data import Data, Split, Stream, batches
+from kdkit.data import Batch, Data, Split, Stream, batches
 from kdkit.errors import DataError, KdkitError
 from kdkit.modes import evaluating
 from kdkit.net import Net
+from kdkit.ranks import count, gathered, number, several
 from kdkit.scores import Predictions, Score, Scored
 
 
@@ -42,9 +43,10 @@ class Predictor:
         Raises DataError where the split is empty, KdkitError where an output is not a finite number.
         """
         speaker = module if module is not None else net.module
+        own = _own(split)
         outputs, labels, ids = [], [], []
         with evaluating(speaker):
-            for batch in batches(split, batch_size, workers=workers, pin=self.device.type == "cuda"):
+            for batch in batches(own, batch_size, workers=workers, pin=self.device.type == "cuda"):
                 with self.autocast():
                     output = net.through(speaker, batch.to(self.device))
                 outputs.append(output.float().cpu().numpy())
@@ -52,18 +54,21 @@ class Predictor:
                 ids.append(None if batch.ids is None else batch.ids.cpu().numpy())
         if not outputs:
             raise DataError("there is nothing to predict: the split is empty")
-        known = (
-            None if any(each is None for each in ids) else np.concatenate([each for each in ids if each is not None])
-        )
+        known = None if any(each is None for each in ids) else [each for each in ids if each is not None]
         said = Predictions(
-            labels=np.concatenate(labels),
-            outputs=np.concatenate(outputs),
+            labels=self._whole(labels, whole=own is split),
+            outputs=self._whole(outputs, whole=own is split),
             classes=self.data.classes,
-            ids=known,
+            ids=None if known is None else self._whole(known, whole=own is split),
             groups=_groups(split),
         )
         _require_finite(net, said)
         return self._shared(net, said)
+
+    def _whole(self, parts: list[NDArray[Any]], *, whole: bool) -> NDArray[Any]:
+        """Return the rows of all batches, and those of the other processes where each had rows of its own."""
+        rows: NDArray[Any] = np.concatenate(parts)
+        return rows if whole else gathered(torch.from_numpy(rows).to(self.device)).cpu().numpy()
 
     def _shared(self, net: Net[Any], said: Predictions) -> Predictions:
         """Cut down to the classes that the net shares with the data."""
@@ -80,6 +85,28 @@ class Predictor:
         matches = said.labels[:, None] == np.asarray(ours)
         known = matches.any(1)
         return replace(said, labels=matches.argmax(1), outputs=outputs, classes=classes).rows(known)
+
+
+class _Part:
+    """Some rows of a split, as a split."""
+
+    def __init__(self, split: Split, rows: Tensor) -> None:
+        self.split = split
+        self.rows = rows
+        self.ids = split.ids[rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, rows: Tensor, draw: int) -> Batch:
+        return self.split.batch(self.rows[rows], draw)
+
+
+def _own(split: Split | Stream) -> Split | Stream:
+    """Return what this one of several processes predicts of a split: itself, or a part of its rows."""
+    if not several() or isinstance(split, Stream) or len(split) < count():
+        return split
+    return _Part(split, torch.tensor_split(torch.arange(len(split)), count())[number()])
 
 
 def _groups(split: Split | Stream) -> NDArray[np.int64] | None:

@@ -1,12 +1,27 @@
 """What the processes of a run tell each other, where there are several."""
 
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
+
+T = TypeVar("T")
 
 
 def several() -> bool:
     """Whether this run has several processes."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def count() -> int:
+    """Return how many processes this run has."""
+    return distributed.get_world_size() if several() else 1
+
+
+def number() -> int:
+    """Return which of them this one is, from 0: the one that writes and speaks."""
+    return distributed.get_rank() if several() else 0
 
 
 def gathered(rows: Tensor) -> Tensor:
@@ -30,6 +45,61 @@ def averaged(values: Tensor) -> Tensor:
     total = values.clone()
     distributed.all_reduce(total)
     return total / distributed.get_world_size()
+
+
+def summed(values: Sequence[float], device: torch.device) -> list[float]:
+    """Return the sums over all processes, computed on `device`."""
+    if not several():
+        return [*values]
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    distributed.all_reduce(total)
+    sums: list[float] = total.tolist()
+    return sums
+
+
+def agreed(value: T) -> T:
+    """Return what the first process has, a plain value; so that all decide alike."""
+    if not several():
+        return value
+    told = [value]
+    distributed.broadcast_object_list(told, src=0)
+    return told[0]
+
+
+@torch.no_grad()
+def agree_on_buffers(modules: Iterable[nn.Module]) -> None:
+    """Give these modules the same buffers in every process: the mean of running statistics, else those of the first.
+
+    One message for each type of number, however many buffers there are.
+    """
+    if not several():
+        return
+    means: set[int] = set()
+    found: dict[torch.dtype, dict[int, Tensor]] = {}
+    for module in (inner for each in modules for inner in each.modules()):
+        for name, buffer in module.named_buffers(recurse=False):
+            found.setdefault(buffer.dtype, {})[id(buffer)] = buffer
+            if name in ("running_mean", "running_var"):
+                means.add(id(buffer))
+    for dtype, buffers in found.items():
+        sent = torch.uint8 if dtype == torch.bool else dtype
+        shares = [
+            each / count() if key in means else each.to(sent) if number() == 0 else torch.zeros_like(each, dtype=sent)
+            for key, each in buffers.items()
+        ]
+        flat = torch.cat([each.reshape(-1) for each in shares])
+        distributed.all_reduce(flat)
+        for buffer, agreed_on in zip(
+            buffers.values(), torch.split(flat, [each.numel() for each in shares]), strict=True
+        ):
+            buffer.copy_(agreed_on.view_as(buffer))
+
+
+@torch.no_grad()
+def agree_on_parameters(module: nn.Module) -> None:
+    """Give a module the parameters of the first process."""
+    for parameter in module.parameters() if several() else ():
+        distributed.broadcast(parameter, src=0)
 
 
 def _count(rows: Tensor) -> Tensor:

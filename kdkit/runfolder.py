@@ -24,9 +24,10 @@ HINTS = {
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """The folder of one run."""
+    """The folder of one run. writes: whether anything is kept in it; of several processes the first one writes."""
 
     path: Path
+    writes: bool = True
 
     @classmethod
     def create(cls, path: Path, run: Mapping[str, Any], recipe: Path | None) -> "RunFolder":
@@ -73,12 +74,23 @@ class RunFolder:
 
     def stage(self, index: int, name: str) -> StageFolder:
         """Return the folder of a stage, counted from 1."""
-        return StageFolder(self.path / f"{index + 1}-{name}")
+        return StageFolder(self.path / f"{index + 1}-{name}", self.writes)
 
     def save_scores(self, reported_on: str, scores: Mapping[str, Mapping[str, Scored]]) -> None:
         """Keep the scores of every net, and the split they were reported on; one that is not finite is null."""
+        if not self.writes:
+            return
         table = {net: {name: _told(scored) for name, scored in each.items()} for net, each in scores.items()}
         write(self.path / "scores.json", to_json({"reported_on": reported_on, "scores": table}, indent=2))
+
+
+def started(path: Path) -> bool:
+    """Whether there is a run to go on with; removes what is left of one that was stopped before it wrote its record."""
+    if (path / RUN).is_file():
+        return True
+    for file in (path / "recipe.py", *path.glob(".recipe.py.*"), *path.glob(f".{RUN}.*")):
+        file.unlink(missing_ok=True)
+    return False
 
 
 def new_path(name: str) -> Path:

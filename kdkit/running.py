@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdkit import __version__
+from kdkit import __version__, distributed, ranks
 from kdkit.balancing import require_uncompiled
 from kdkit.checking import Plan, check
 from kdkit.data import Data
@@ -23,7 +23,7 @@ from kdkit.plugins import installed
 from kdkit.prediction import Predictor, scored
 from kdkit.recipe import Recipe
 from kdkit.recording import Recording
-from kdkit.runfolder import RunFolder
+from kdkit.runfolder import RunFolder, started
 from kdkit.runoptions import RunOptions, own_randomness, seed_everything
 from kdkit.scores import Predictions, Scored, true_classes
 from kdkit.watching import Watchers
@@ -65,26 +65,33 @@ def run(
     """Run a recipe, or the recipe that a function returns once the seed is set.
 
     options, or its fields by keyword: see RunOptions. watchers: objects with watching hooks, beside those of installed
-    plugins. The random states of Python, numpy and torch are the same afterwards as before.
+    plugins. The random states of Python, numpy and torch are the same afterwards as before. Of several processes, those
+    that torchrun started or those of a process group that is there, each does its part; the first one tells watchers
+    and keeps the run folder. One that torchrun started anew goes on with its folder.
     Raises CheckError before the first step, and before anything is written, where anything is wrong.
     """
     options = _options(options, given)
-    with own_randomness():
+    with distributed.joined(), own_randomness():
+        options = _agreed(options)
         return _seeded(recipe, options, watchers, origin or Origin())
 
 
 def _seeded(
     recipe: Recipe | Callable[[], Recipe], options: RunOptions, watchers: Sequence[object], origin: Origin
 ) -> Result:
-    device = options.torch_device()
+    device = distributed.own_device(options.torch_device())
     if options.out is not None:
-        RunFolder.require_usable(options.out, resume=options.resume)  # before any data is prepared
+        if ranks.number() == 0:
+            RunFolder.require_usable(options.out, resume=options.resume)  # before any data is prepared
+        ranks.agreed(None)  # the others look at nothing that the first one writes by then
     seed_everything(options.seed)
     if not isinstance(recipe, Recipe):
         recipe = _made(recipe)
     recipe.require_unused()
     plan = check(recipe, device, options.precision)
     plan.require()
+    data, sizes = recipe.data, [stage.training.batch_size for stage in plan.stages]
+    distributed.require_shareable((data.train, data.select, data.test), sizes)
     if options.compile:
         require_uncompiled(plan.stages)
     place = Workplace(
@@ -93,7 +100,7 @@ def _seeded(
         options=options,
         device=device,
         predictor=Predictor(recipe.data, device, lambda: options.autocast(device)),
-        watchers=Watchers(installed().extended(watchers)),
+        watchers=Watchers(installed().extended(watchers), speaks=ranks.number() == 0),
         recording=Recording(recipe, plan.stages, options, device),
     )
     folder = _folder(place, origin)
@@ -171,6 +178,8 @@ def _folder(place: Workplace, origin: Origin) -> RunFolder | None:
     options, data = place.options, place.recipe.data
     if options.out is None:
         return None
+    if ranks.number() > 0:
+        return RunFolder(options.out, writes=False)
     source = None if origin.file is None else origin.file.read_bytes()
     record = {
         "recipe": _name(place.recipe, origin),
@@ -179,6 +188,7 @@ def _folder(place: Workplace, origin: Origin) -> RunFolder | None:
         "seed": options.seed,
         "device": str(place.device),
         "precision": options.precision,
+        "processes": ranks.count(),
         "data": data.fingerprint,
         "draws": data.draws,
         "stages": [stage.name for stage in place.plan.stages],
@@ -221,6 +231,8 @@ def _notices(recipe: Recipe, plan: Plan) -> Iterator[str]:
         yield "the data's randomness is its own, so runs repeat exactly only if it does"
     for name in sorted(net.name for net in plan.foreign):
         yield f"net {name!r} is not scored: its outputs are not about the data's classes"
+    learners = [net.network for stage in plan.stages for net in stage.goals]
+    yield from distributed.notices(learners)
     if data.test is None:
         yield "there is no test split: scores are reported on the split that epochs and thresholds are chosen on"
 
@@ -254,6 +266,15 @@ def _made(function: Callable[[], Recipe]) -> Recipe:
             "a recipe file is run with `kdkit run FILE`"
         )
     return made
+
+
+def _agreed(options: RunOptions) -> RunOptions:
+    """Return the options with the folder that the first process chose, gone on with where it was started anew."""
+    resume = options.resume
+    if options.out is not None and not resume and distributed.restarted() and ranks.number() == 0:
+        resume = started(options.out)
+    out, resume = ranks.agreed((options.out, resume))
+    return replace(options, out=out, resume=resume)
 
 
 def _options(options: RunOptions | None, given: Mapping[str, Any]) -> RunOptions:

@@ -42,12 +42,18 @@ def write(path: Path, content: bytes | str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class StageFolder:
-    """The files of one stage: weights, the state to go on from, history, and what the nets said."""
+    """The files of one stage: weights, the state to go on from, history, and what the nets said.
+
+    writes: whether anything is kept; of several processes the first one writes.
+    """
 
     path: Path
+    writes: bool = True
 
     def save_weights(self, net: str, weights: Mapping[str, Tensor]) -> None:
         """Keep a net's weights, by its name where a stage trains several."""
+        if not self.writes:
+            return
         contiguous = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
         write(self._weights(net), save(contiguous))
 
@@ -59,6 +65,8 @@ class StageFolder:
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Keep what is needed to go on after this epoch."""
+        if not self.writes:
+            return
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write(self.state, buffer.getvalue())
@@ -76,7 +84,8 @@ class StageFolder:
 
     def save_history(self, epochs: list[dict[str, Any]]) -> None:
         """Keep a line of JSON per epoch; a figure that is not finite is null."""
-        write(self.path / HISTORY, "".join(to_json(epoch) + "\n" for epoch in epochs))
+        if self.writes:
+            write(self.path / HISTORY, "".join(to_json(epoch) + "\n" for epoch in epochs))
 
     def load_history(self) -> list[dict[str, Any]]:
         """Return what was kept of the epochs, NaN for null. Raises RunFolderError where it is missing or damaged."""
@@ -88,6 +97,8 @@ class StageFolder:
 
     def save_predictions(self, net: str, split: str, predictions: Predictions) -> None:
         """Keep what a net said about a split: labels, outputs, classes, and ids and groups where the data has them."""
+        if not self.writes:
+            return
         arrays = {"labels": predictions.labels, "outputs": predictions.outputs}
         if predictions.ids is not None:
             arrays["ids"] = predictions.ids
@@ -105,6 +116,8 @@ class StageFolder:
 
     def finish(self, kept: Mapping[str, Any]) -> None:
         """Mark the stage as done, with the epoch that was kept; its state is no longer needed."""
+        if not self.writes:
+            return
         write(self.path / "stage.json", to_json(kept, indent=2))
         self.state.unlink(missing_ok=True)
 

@@ -51,9 +51,10 @@ class Tap:
 
     def attach(self, put: Put) -> Detach:
         """Put a hook on the module."""
+        what = f"the {self.at} of {type(self.module).__name__}"
 
         def take(value: Any) -> None:
-            tensor = picked(value, self.element, f"the {self.at} of {type(self.module).__name__}")
+            tensor = picked(value, self.element, what)
             put(tensor.movedim(-1, 1) if self.channels_last and not tensor.is_nested else tensor)
 
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -149,18 +150,20 @@ class Listening:
 
     def heard(self, index: int) -> Tensor:
         """Return what the tap of this index heard. Raises RecipeError where that is nothing, or a packed tensor."""
-        what = f"the tap on {type(self.taps[index].module).__name__}"
-        if index not in self._heard:
-            raise RecipeError(f"{what} never fired: its module did not run in the forward pass")
-        if self._heard[index].is_nested:
+        found = self._heard.get(index)
+        if found is None:
+            raise RecipeError(f"{self._name(index)} never fired: its module did not run in the forward pass")
+        if found.is_nested:
             raise RecipeError(
-                f"{what} hears a nested tensor, whose positions no longer meet the student's; build the "
+                f"{self._name(index)} hears a nested tensor, whose positions no longer meet the student's; build the "
                 "TransformerEncoder that packs it with enable_nested_tensor=False"
             )
-        return self._heard[index]
+        return found
 
     def take(self) -> tuple[Tensor, ...]:
         """Return what every tap heard, in order, and forget it: no feature outlives its step, and each begins alike."""
+        if not self.taps:
+            return ()
         features = tuple(self.heard(index) for index in range(len(self.taps)))
         self.clear()
         return features
@@ -192,6 +195,9 @@ class Listening:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _name(self, index: int) -> str:
+        return f"the tap on {type(self.taps[index].module).__name__}"
 
     def _putter(self, index: int) -> Put:
         def put(tensor: Tensor) -> None:

@@ -29,10 +29,10 @@ class DatasetSplit:
     def batch(self, rows: Tensor, draw: int) -> Batch:
         """Return these rows, stacked as torch stacks them."""
         if isinstance(self.dataset, TensorDataset):  # one indexing instead of a stack of single samples
-            inputs, labels = (tensor[rows] for tensor in self.dataset.tensors)
+            inputs, labels = [tensor.index_select(0, rows.to(tensor.device)) for tensor in self.dataset.tensors]
         else:
             inputs, labels = _pair(default_collate([self.dataset[row] for row in rows.tolist()]))
-        return Batch(inputs, as_targets(labels), self.ids[rows], draw)
+        return Batch(inputs, as_targets(labels), self.ids.index_select(0, rows), draw)
 
 
 class TorchData:

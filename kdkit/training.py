@@ -36,7 +36,8 @@ class AverageWeights:
 class Training:
     """How the nets of a stage are trained.
 
-    batch_size: samples in a micro-batch. A last batch of a single sample is left out, since batch norm cannot take it.
+    batch_size: samples in a micro-batch, of all processes together. A last batch of a single sample is left out, since
+    batch norm cannot take it.
     accumulate: micro-batches to an optimizer update; losses that relate samples see the micro-batch.
     clip: largest norm of the gradient, over all that is trained; None leaves it.
     balance: how terms become gradients: their WeightedSum, or UncertaintyWeighting, GradNorm, CAGrad or PCGrad.

@@ -39,6 +39,8 @@ class Inputs:
 
     def __call__(self, batch: Batch) -> Call:
         """Return the net's arguments and keywords."""
+        if isinstance(batch.inputs, Tensor):
+            return (batch.inputs,), {}
         if isinstance(batch.inputs, Mapping):
             return (), dict(batch.inputs)
         if isinstance(batch.inputs, (tuple, list)):

@@ -12,11 +12,14 @@ class Watchers:
     """The watching hooks of a run's plugins, in pluggy's order: those that came last are told first.
 
     The random state is the same after they were told as before. One that raises is dropped, with a warning.
+    speaks: whether anybody is told at all; of several processes the first one speaks.
     """
 
-    def __init__(self, plugins: Plugins) -> None:
+    def __init__(self, plugins: Plugins, *, speaks: bool = True) -> None:
         self._hook = plugins.hook
+        self._speaks = speaks
         self._dropped: set[str] = set()
+        self._known: dict[str, list[Any]] = {}
 
     def watch(self, hook: str) -> bool:
         """Whether anybody is to be told through this hook."""
@@ -33,6 +36,7 @@ class Watchers:
                 each.function(*([event] if each.argnames else []))
             except Exception as error:  # whatever a stranger's watcher raises must not cost the run
                 self._dropped.add(each.plugin_name)
+                self._known.clear()
                 warnings.warn(
                     f"watcher {each.plugin_name!r} is dropped, since its {hook} raised {type(error).__name__}: {error}",
                     RuntimeWarning,
@@ -41,5 +45,7 @@ class Watchers:
         torch.set_rng_state(state)
 
     def _listening(self, hook: str) -> list[Any]:
-        implementations = getattr(self._hook, hook).get_hookimpls()
-        return [each for each in reversed(implementations) if each.plugin_name not in self._dropped]
+        if hook not in self._known:
+            implementations = getattr(self._hook, hook).get_hookimpls() if self._speaks else []
+            self._known[hook] = [each for each in reversed(implementations) if each.plugin_name not in self._dropped]
+        return self._known[hook]

@@ -39,7 +39,8 @@ class Balancer(Protocol):
     """Sets the gradients of a step. What it learns or remembers is in its state dict.
 
     One that is an `nn.Module` has its parameters trained by the optimizer of the stage, under names that begin with
-    "balance.".
+    "balance.". In several processes gradients are averaged as a backward pass leaves them; one that does without such a
+    pass averages them itself (`kdkit.ranks.averaged`) and has `averages = True`.
     """
 
     def __call__(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Scale) -> None:

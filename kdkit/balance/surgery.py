@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kdkit.balance.balancer import Scale, Trained, weighted_terms
 from kdkit.balance.jacobian import Gradients, each_gradient, inner_products, rows
 from kdkit.balance.weighted import WeightedSum
-from kdkit.ranks import averaged
+from kdkit.ranks import averaged, several
 
 
 class Rule(Protocol):
@@ -36,6 +36,8 @@ class Surgery:
     fewer than two are left, they are summed as goals say. Costs a backward pass for each term.
     """
 
+    averages = True  # over the processes of a run
+
     def __init__(self, trained: Trained, rule: Rule) -> None:
         self._nets = trained.nets
         self._parameters = [*trained.learners, *trained.losses]
@@ -44,7 +46,7 @@ class Surgery:
     def __call__(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Scale) -> None:
         """Add the combined gradients."""
         weighted = weighted_terms(terms, weights, scale)
-        if len(weighted) < 2:
+        if len(weighted) < 2 and not several():  # among several processes what follows averages, as the sum does not
             WeightedSum()(terms, weights, scale)
             return
         found = each_gradient(list(weighted.values()), self._parameters, keep=False)

@@ -21,7 +21,7 @@ class WeightedSum:
 
     def __call__(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Scale) -> None:
         """Add the gradients of the weighted sum."""
-        total = reduce(add, (term * weights[label] for label, term in terms.items()))
+        total = reduce(add, [term * weights[label] for label, term in terms.items()])
         scale(total).backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
 
     def state_dict(self) -> dict[str, Any]:

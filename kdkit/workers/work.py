@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.recipe import Recipe
-from kdkit.runfolder import RUN
+from kdkit.runfolder import started
 from kdkit.running import Origin, run
 from kdkit.runoptions import RunOptions
 from kdkit.stagefolder import write
@@ -47,12 +47,3 @@ class Work:
         seconds = time.perf_counter() - began
         write(self.folder / CELL, json.dumps({"seconds": seconds}))
         return Ended(seconds=seconds)
-
-
-def started(folder: Path) -> bool:
-    """Whether there is a run to go on with; removes what is left of one that was stopped before it wrote its record."""
-    if (folder / RUN).is_file():
-        return True
-    for file in (folder / "recipe.py", *folder.glob(".recipe.py.*"), *folder.glob(f".{RUN}.*")):
-        file.unlink(missing_ok=True)
-    return False

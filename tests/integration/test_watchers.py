@@ -1,11 +1,15 @@
 """Watchers are told plain values and change nothing, not even by drawing random numbers or by failing."""
 
+import io
+
 import pytest
 import torch
+from rich.console import Console
 
 import kdkit
+from kdkit.console import ConsoleWatcher
 
-from .tiny import three
+from .tiny import Small, data, three, training, truth
 
 
 def losses(watchers=()):
@@ -68,3 +72,41 @@ def test_watchers_are_told_of_an_end_by_the_keyboard():
     with pytest.raises(KeyboardInterrupt):
         losses([witness, Interrupting()])
     assert isinstance(witness.error, KeyboardInterrupt)
+
+
+def test_the_bar_shows_every_step_at_the_end_of_an_epoch(monkeypatch):
+    shown = []
+    watcher = ConsoleWatcher(Console(file=io.StringIO(), force_terminal=True))
+    monkeypatch.setattr("kdkit.console._PAUSE", 3600.0)  # so that steps wait for the epoch's end
+
+    class Looking:
+        @kdkit.hookimpl
+        def epoch_ended(self, event):
+            shown.append(watcher._progress.tasks[0].completed)
+
+    kdkit.run(three(training=training(epochs=2)), device="cpu", watchers=[Looking(), watcher])
+    assert shown == [4, 8] * 3
+
+
+def test_a_source_may_keep_what_it_is_told_of_each_batch():
+    kept = []
+
+    class Keeping(kdkit.Respondent):
+        def ask(self, batch):
+            return kdkit.Answer(torch.zeros(len(batch), 3))
+
+        def observe(self, batch, outputs):
+            kept.append(outputs)
+
+    class Source:
+        name = "keeper"
+
+        def open(self, taps, facts):
+            return Keeping()
+
+    net = kdkit.Net("student", Small(4))
+    goal = truth() + kdkit.Match(Source(), kdkit.SoftTargets())
+    kdkit.run(kdkit.Recipe(data=data(), schedule=kdkit.Stages(kdkit.Stage({net: goal}, training()))), device="cpu")
+    first, second = kept[:2]
+    assert not torch.equal(first["student"], second["student"])
+    assert not first["student"].requires_grad
