@@ -38,6 +38,15 @@ def gathered(rows: Tensor) -> Tensor:
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
+def exchanged(values: Sequence[T]) -> list[T]:
+    """Return what all processes give, in the order of their ranks: anything that can be pickled, any number of each."""
+    if not several():
+        return [*values]
+    told: list[Sequence[T]] = [()] * count()
+    distributed.all_gather_object(told, [*values])
+    return [value for each in told for value in each]
+
+
 def averaged(values: Tensor) -> Tensor:
     """Return the mean over all processes, of the same shape."""
     if not several():
@@ -55,6 +64,12 @@ def summed(values: Sequence[float], device: torch.device) -> list[float]:
     distributed.all_reduce(total)
     sums: list[float] = total.tolist()
     return sums
+
+
+def wait() -> None:
+    """Wait until every process has come here."""
+    if several():
+        distributed.barrier()
 
 
 def agreed(value: T) -> T:

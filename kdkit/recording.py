@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdkit import ranks
 from kdkit.answers import SAMPLES, AnswersFolder, Audit, Form, Place, Recorded, Store, facts_of_data, key_of, tried
 from kdkit.data import Batch, Data, Split, Stream
 from kdkit.errors import AnswersError, first_line
@@ -58,10 +59,10 @@ class Recording:
             asked = respondents[net.name]
             with self.options.autocast(self.device):
                 try:
-                    recorded = self._recorded(net, stage, asked, lesson, batch)
+                    recorded = _together(self._recorded(net, stage, asked, lesson, batch))
                 except AnswersError as error:
                     notices.append(f"net {net.name!r} is asked at every step: {error}")
-                    recorded = None
+                    recorded = _together(None)
                 respondents[net.name] = recorded or self._formed(net, asked, batch)
                 if recorded is not None:
                     self._look_after(recorded)
@@ -194,6 +195,15 @@ class Recording:
 def _frozen(stage: Stage) -> list[Net[Any]]:
     """Return the nets that teach in a stage and are not trained in it."""
     return [source for source in stage.sources if isinstance(source, Net) and source not in stage.goals]
+
+
+def _together(recorded: Recorded | None) -> Recorded | None:
+    """Return it where every process of the run has one too: what one was told, it hands to the others."""
+    if all(ranks.exchanged([recorded is not None])):
+        return recorded
+    if recorded is not None and recorded.store is not None:
+        recorded.store.close()
+    return None
 
 
 def _require_apart(net: Net[Any], lesson: nn.Module) -> None:

@@ -7,7 +7,7 @@ from kdkit.answers.key import Key, facts_of_data, key_of
 from kdkit.answers.place import Kept, Place
 from kdkit.answers.recorded import Recorded
 from kdkit.answers.settings import Answers
-from kdkit.answers.store import Found, Fresh, Store
+from kdkit.answers.store import Found, Heard, Store
 from kdkit.answers.trial import Trial, tried
 
 __all__ = [
@@ -17,7 +17,7 @@ __all__ = [
     "Audit",
     "Form",
     "Found",
-    "Fresh",
+    "Heard",
     "Kept",
     "Key",
     "Part",

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from kdkit import ranks
 from kdkit.answers.audit import Audit
 from kdkit.answers.form import Form
-from kdkit.answers.store import Found, Store
+from kdkit.answers.store import Found, Heard, Store
 from kdkit.data import Batch
 from kdkit.errors import first_line
 from kdkit.sources import Answer, Respondent
@@ -27,6 +28,7 @@ class Recorded(Respondent):
         self.form = form
         self.store = store
         self.audit = audit
+        self._heard: list[Heard] = []  # since the last epoch, for the other processes of the run
 
     def ask(self, batch: Batch) -> Answer:
         """Return what it says of this batch, having asked for those samples that were not recorded."""
@@ -52,14 +54,19 @@ class Recorded(Respondent):
         self.asked.stepped()
 
     def end_epoch(self) -> None:
-        """Put what was recorded on the disk, and take up what another process did."""
+        """Put what was recorded on the disk, and take up what other processes did: of this run, or of another."""
         self.asked.end_epoch()
+        heard, self._heard = ranks.exchanged(self._heard) if ranks.several() else [], []
         if self.store is not None:
             try:
+                for each in heard:
+                    self.store.take(each)
                 self.store.flush()
-                self.store.look_again()
             except OSError as error:
                 self._give_up(first_line(error))
+        ranks.wait()  # for those of this run that write
+        if self.store is not None:
+            self.store.look_again()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the net's own respondent would: a run may go on without what was recorded."""
@@ -99,6 +106,8 @@ class Recorded(Respondent):
                 store.write(found.draw, found.rows[missing], parts)
         except OSError as error:
             return self._given_up(first_line(error), batch)
+        if ranks.several():
+            self._heard.append(Heard(found.draw, store.ids[found.rows[missing]], parts))
         if len(missing) < len(batch):
             parts = tuple(each.index_copy(0, missing, new) for each, new in zip(store.read(found), parts, strict=True))
         return self.form.answer(parts, batch.labels.device)

@@ -28,11 +28,11 @@ class Found(NamedTuple):
     known: Tensor | None
 
 
-class Fresh(NamedTuple):
-    """What was recorded since the last flush: ids and draws (rows,) int64, and the rows of each part."""
+class Heard(NamedTuple):
+    """What a teacher said of samples, (samples,) int64 ids, in one draw: a tensor (samples, ...) for each part."""
 
+    draw: int
     ids: Tensor
-    draws: Tensor
     parts: tuple[Tensor, ...]
 
 
@@ -89,11 +89,14 @@ class Store:
         if time.monotonic() - self._flushed > self._pause:
             self.flush()
 
-    def fresh(self) -> Fresh:
-        """Return what this process recorded since the last flush: what it could hand to others."""
-        rows = torch.cat([torch.zeros(0, dtype=torch.int64), *(rows for _, rows in self._fresh)])
-        draws = torch.cat([torch.zeros(0, dtype=torch.int64), *(torch.full_like(r, draw) for draw, r in self._fresh)])
-        return Fresh(self.ids[rows], draws, tuple(each[draws, rows] for each in self._maps))
+    def take(self, heard: Heard) -> None:
+        """Record what another process was told, where this one writes, but for what is known here already."""
+        found = self.find(heard.ids, heard.draw) if self.writes else None
+        if found is None or found.known is None:
+            return
+        new = found.known.logical_not().nonzero().flatten()
+        if len(new):
+            self.write(found.draw, found.rows[new], [each[new] for each in heard.parts])
 
     def flush(self) -> None:
         """Put what was recorded on the disk: first the data, then that they are known."""

@@ -206,6 +206,70 @@ def test_running_statistics_are_averaged_and_other_buffers_those_of_the_first(en
         assert buffers["switch"].tolist() == [True, True]
 
 
+# Runs of two processes whose teacher counts the samples that it is asked for, and one alone, for the weights.
+TOLD = """
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed, nn
+from torch.utils.data import TensorDataset
+
+import kdkit
+from kdkit import Match, Net, SoftTargets, Stage, Stages, Tap, TorchData, Training
+
+number, folder = int(sys.argv[1]), Path(sys.argv[2])
+torch.set_num_threads(1)
+torch.set_default_dtype(torch.float64)
+
+
+class Teacher(nn.Sequential):
+    asked = 0
+
+    def forward(self, inputs):
+        Teacher.asked += len(inputs) if len(inputs) >= 8 else 0  # parts of batches, and not rehearsals and audits
+        return super().forward(inputs)
+
+
+def samples(count):
+    inputs = torch.randn(count, 6, generator=torch.Generator().manual_seed(count))
+    return TensorDataset(inputs, inputs[:, :3].argmax(1))
+
+
+def ended(out, epochs):
+    def recipe():
+        module, learner = Teacher(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)), nn.Linear(6, 3)
+        teacher, student = Net("teacher", module, trained=True), Net("student", learner)
+        goal = Match(teacher, SoftTargets()) + Match(teacher, kdkit.Hint(), student=Tap(learner), target=Tap(module[0]))
+        optimizer = kdkit.Optimizer(torch.optim.SGD, lr=0.1)
+        stage = Stage({student: goal}, Training(epochs=epochs, batch_size=16, optimizer=optimizer))
+        return kdkit.Recipe(data=TorchData(samples(64), samples(12)), schedule=Stages(stage))
+
+    Teacher.asked = 0
+    result = kdkit.run(recipe, device="cpu", out=out)
+    return Teacher.asked, result.student.module.state_dict()
+
+
+alone = ended(None, 3)
+distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
+told = [ended(folder / "one", 3), ended(folder / "two", 3), ended(None, 3)]
+torch.save((alone, told), folder / f"{number}.pt")
+distributed.destroy_process_group()
+"""
+
+
+def test_what_one_process_was_told_by_a_teacher_all_know_from_the_next_epoch_on(tmp_path):
+    in_two_processes(TOLD, tmp_path)
+    for number in range(2):
+        (asked, weights), told = torch.load(tmp_path / f"{number}.pt")
+        assert asked == 64 + 12  # and the selection split, which two processes ask about in parts too small to count
+        first, again, without_folder = (each for each, _ in told)
+        assert (first, again) == (32, 0)  # its part of the first epoch; in another run nothing
+        assert without_folder == 32
+        for _, found in told:
+            torch.testing.assert_close(found["weight"], weights["weight"], rtol=0, atol=1e-9)
+
+
 def launched(folder, *args, **more):
     """Run Python with these arguments in two processes as torchrun would: the exit codes, and what they said."""
     with socket.socket() as free:

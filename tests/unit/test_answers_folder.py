@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdkit import AnswersError
-from kdkit.answers import AnswersFolder, Key, Part, Place
+from kdkit.answers import AnswersFolder, Heard, Key, Part, Place
 from kdkit.answers.store import KNOWN
 
 IDS = torch.tensor([30, 10, 20, 50, 40])
@@ -69,18 +69,22 @@ def test_only_the_draw_that_was_recorded_is_known(tmp_path):
     store.close()
 
 
-def test_what_is_recorded_since_the_last_flush_is_at_hand(tmp_path):
-    store = folder(tmp_path).open(place())
-    assert len(store.fresh().ids) == 0
-    (first,) = record(store, [40, 10], draw=1)
-    (second,) = record(store, [20], draw=0, seed=1)
-    fresh = store.fresh()
-    assert fresh.ids.tolist() == [40, 10, 20]
-    assert fresh.draws.tolist() == [1, 1, 0]
-    assert torch.equal(fresh.parts[0], torch.cat([first, second]))
+def test_what_other_processes_were_told_is_taken_where_it_is_not_known_yet(tmp_path):
+    store, reader = (folder(tmp_path).open(place()) for _ in range(2))
+    (known,) = record(store, [40, 10], draw=1)
+    other = torch.full((2, *known.shape[1:]), 7.0, dtype=known.dtype)
+    heard = Heard(1, torch.tensor([10, 20]), (other,))
+    store.take(heard)
+    (read,) = store.read(store.find(torch.tensor([40, 10, 20]), 1))
+    assert torch.equal(read, torch.cat([known, other[1:]]))  # the first answer stays
+    reader.take(heard)  # it holds no lock, so it leaves the writing to the one that does
+    reader.look_again()
+    assert reader.find(torch.tensor([20]), 1).known is not None
     store.flush()
-    assert len(store.fresh().ids) == 0
+    reader.look_again()
+    assert reader.find(torch.tensor([20, 10]), 1).known is None
     store.close()
+    reader.close()
 
 
 def test_rows_are_known_on_the_disk_after_their_data_are(tmp_path, monkeypatch):
