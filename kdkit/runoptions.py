@@ -14,6 +14,8 @@ from kdkit.errors import RecipeError, did_you_mean
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
+ANSWERS = "answers"  # the folder beside run folders in which they are recorded
+
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -68,7 +70,7 @@ class RunOptions:
             return self.answers
         if self.out is None or self.answers == "off":
             raise RecipeError("answers are recorded in no lasting folder; name one: answers=FOLDER")
-        name = "answers" if self.out.name != "answers" else "recorded-answers"  # the run itself may be called so
+        name = ANSWERS if self.out.name != ANSWERS else f"recorded-{ANSWERS}"  # the run itself may be called so
         return self.out.parent / name
 
     def torch_device(self) -> torch.device:

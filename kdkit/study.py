@@ -19,7 +19,7 @@ from kdkit.errors import RecipeError, RunFolderError, did_you_mean
 from kdkit.recipe import Recipe
 from kdkit.runfolder import RUN
 from kdkit.running import Origin
-from kdkit.runoptions import RunOptions
+from kdkit.runoptions import ANSWERS, RunOptions
 from kdkit.scores import Said, Scored
 from kdkit.workers import (
     CELL,
@@ -40,7 +40,8 @@ RUN_OPTIONS = ("seed", "precision")  # what else moves the figures of a finished
 class Study:
     """Runs in one folder, in the order given, each in a folder of its own.
 
-    Raises RecipeError where two cells have one name, or one needs a cell that does not come before it.
+    Raises RecipeError where two cells have one name, or that of the folder of recorded answers, or where one needs a
+    cell that does not come before it.
     """
 
     def __init__(self, folder: str | Path, cells: Sequence[Cell]) -> None:
@@ -50,6 +51,8 @@ class Study:
         for cell in self.cells:
             if cell.name in known:
                 raise RecipeError(f"two cells of the study have the name {cell.name!r}")
+            if cell.name == ANSWERS:
+                raise RecipeError(f"no cell is called {cell.name!r}: the folder of that name holds recorded answers")
             for name in cell.needed:
                 if name not in known:
                     raise RecipeError(f"cell {cell.name!r} needs {name!r} before it; {did_you_mean(name, known)}")

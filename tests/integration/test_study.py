@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +40,7 @@ RECIPE = '''
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -250,6 +252,7 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path):
     ("cells", "said"),
     [
         (lambda: [pair()[0], pair()[0]], "two cells"),
+        (lambda: [replace(pair()[0], name="answers")], "holds recorded answers"),
         (lambda: pair()[1:], "needs 'big' before it"),
         (lambda: [Cell(name="a/b", recipe=recipe)], "a cell's name"),
     ],
