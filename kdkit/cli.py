@@ -177,6 +177,13 @@ def cli() -> None:
     metavar="GB",
     help="How large that folder may get.",
 )
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Stages trained at once, where they need not wait for each other, each in a process.",
+)
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 @click.pass_context
 def run(ctx: click.Context, /, **options: Any) -> None:
@@ -207,7 +214,10 @@ def run(ctx: click.Context, /, **options: Any) -> None:
     watchers = [] if options["quiet"] else [ConsoleWatcher(console_for_people())]
     origin = Origin(file=file.path, options=chosen)
     try:
-        run_recipe(lambda: file.make(chosen), settings, watchers=watchers, origin=origin)
+        if options["jobs"] > 1:
+            _run_at_once(file, chosen, settings, options, watchers)
+        else:
+            run_recipe(lambda: file.make(chosen), settings, watchers=watchers, origin=origin)
     except KeyboardInterrupt:
         if settings.out is not None and settings.out.exists():
             click.echo(f"\nto go on from the last epoch, add: --out {settings.out} --resume", err=True)
@@ -289,6 +299,18 @@ def answers(folder: Path, delete: str | None, keep: float | None) -> None:
     gone = place.delete(delete) if delete is not None else []
     gone += place.shrink(int(keep * 10**9)) if keep is not None else []
     show_answers(console, folder, place.kept(), gone)
+
+
+def _run_at_once(
+    file: RecipeFile, chosen: Mapping[str, Any], settings: Any, options: Mapping[str, Any], watchers: list[Any]
+) -> None:
+    """Run a recipe file in several processes of which each trains a stage."""
+    from kdkit.atonce import run_at_once
+
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise KdkitError("torchrun shares out each stage among its processes; leave out --jobs, or torchrun")
+    say = (lambda _line: None) if options["quiet"] else (lambda line: click.echo(line, err=True))
+    run_at_once(file, chosen, settings, jobs=options["jobs"], watchers=watchers, say=say)
 
 
 def _require_lasting(out: Path | None) -> None:

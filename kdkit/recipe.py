@@ -1,9 +1,11 @@
 """The whole experiment as Python objects: data, who learns from whom and how, and what is measured."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
 
 from kdkit.answers import Answers
 from kdkit.data import Data
@@ -126,3 +128,37 @@ def nets_of(stages: Sequence[Stage]) -> tuple[Net[Any], ...]:
         nets.update(dict.fromkeys(source for source in stage.sources if isinstance(source, Net)))
         nets.update(dict.fromkeys(stage.goals))
     return tuple(nets)
+
+
+def needs_of(stages: Sequence[Stage]) -> dict[str, tuple[str, ...]]:
+    """Return for each stage, by name, those before it that must be over when it begins.
+
+    They are those that train a part of what it trains or asks, or that ask a part of what it trains.
+    """
+    trained = [_parts(stage.goals) for stage in stages]
+    used = [trained[place] | _parts(stage.sources) | _parts_of_losses(stage) for place, stage in enumerate(stages)]
+    return {
+        stage.name: tuple(
+            stages[earlier].name
+            for earlier in range(place)
+            if trained[earlier] & used[place] or used[earlier] & trained[place]
+        )
+        for place, stage in enumerate(stages)
+    }
+
+
+def _parts(matched: Iterable[object]) -> set[int]:
+    """Return the identities of modules, parameters and buffers of nets."""
+    return {part for each in matched if isinstance(each, Net) for part in _parts_of(each.module)}
+
+
+def _parts_of_losses(stage: Stage) -> set[int]:
+    """Return those of the losses, some of which hold a part of a teacher."""
+    losses = [each.term.loss for goal in stage.goals.values() for each in as_goal(goal)]
+    return {part for loss in losses for part in _parts_of(loss)}
+
+
+def _parts_of(module: object) -> set[int]:
+    if not isinstance(module, nn.Module):
+        return set()
+    return {id(part) for kind in (module.modules, module.parameters, module.buffers) for part in kind()}

@@ -16,16 +16,17 @@ from kdkit.balancing import require_uncompiled
 from kdkit.checking import Plan, check
 from kdkit.data import Data
 from kdkit.engine import StageRun, Workplace
-from kdkit.errors import RecipeError
+from kdkit.errors import RecipeError, RunFolderError
 from kdkit.events import RunEnded, RunStarted
 from kdkit.net import Net
 from kdkit.plugins import installed
 from kdkit.prediction import Predictor, scored
-from kdkit.recipe import Recipe
+from kdkit.recipe import Recipe, Stage, needs_of
 from kdkit.recording import Recording
 from kdkit.runfolder import RunFolder, started
 from kdkit.runoptions import RunOptions, own_randomness, seed_everything
 from kdkit.scores import Predictions, Scored, true_classes
+from kdkit.stagefolder import StageFolder
 from kdkit.watching import Watchers
 
 
@@ -112,7 +113,7 @@ def _seeded(
         place.recording.close(ended=False)
         place.watchers.tell("run_ended", _ended(place, {}, time.perf_counter() - began, error))
         raise
-    place.recording.close(ended=True)
+    place.recording.close(ended=options.only is None)
     place.watchers.tell("run_ended", _ended(place, result.scores, time.perf_counter() - began))
     return result
 
@@ -133,12 +134,13 @@ def _run(place: Workplace, folder: RunFolder | None, origin: Origin) -> Result:
     for net in place.plan.nets:
         if isinstance(net.module, nn.Module):
             net.module.to(place.device)
-    history = {}
+    history: dict[str, Sequence[Mapping[str, Any]]] = {}
     for index, stage in enumerate(stages):
         at = None if folder is None else folder.stage(index, stage.name)
-        history[stage.name] = StageRun(place, index, stage, at).train()
+        if _has_its_turn(place, stage, at, history):
+            history[stage.name] = StageRun(place, index, stage, at).train()
     scores: dict[str, dict[str, Scored]] = {}
-    for net in place.plan.nets:
+    for net in place.plan.nets if place.options.only is None else ():
         if net not in place.plan.foreign:
             scores[net.name] = _score(place, folder, net)
             if folder is not None:
@@ -151,6 +153,22 @@ def _run(place: Workplace, folder: RunFolder | None, origin: Origin) -> Result:
         reported_on=_reported_on(place),
         folder=place.options.out,
     )
+
+
+def _has_its_turn(place: Workplace, stage: Stage, at: StageFolder | None, over: Mapping[str, Any]) -> bool:
+    """Whether a stage is to be trained, or taken up as it ended; over: the stages that are.
+
+    Raises RunFolderError where what it needs is not there.
+    """
+    only = place.options.only
+    if only is None or at is None or at.finished:
+        return True
+    missing = [name for name in needs_of(place.plan.stages)[stage.name] if name not in over]
+    if stage.name in only and missing:
+        raise RunFolderError(
+            f"stage {stage.name!r} needs stage {missing[0]!r}, which is not finished in {at.path.parent}"
+        )
+    return stage.name in only
 
 
 def _score(place: Workplace, folder: RunFolder | None, net: Net[Any]) -> dict[str, Scored]:

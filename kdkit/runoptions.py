@@ -32,6 +32,7 @@ class RunOptions:
     answers: where it is recorded what frozen teachers say, so that they are asked once: "auto" for the folder `answers`
     beside the run folder, which runs share (a temporary one where nothing is kept on disk), a folder, or "off".
     answers_size: gigabytes that this folder may take; the answers that were not used for longest are deleted.
+    only: names of stages to train and leave unscored, where all that they need is finished in `out`; None for all.
     """
 
     out: Path | None = None
@@ -43,6 +44,7 @@ class RunOptions:
     answers: Literal["auto", "off"] | Path = "auto"
     answers_size: float = 20.0
     resume: bool = False
+    only: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
@@ -61,6 +63,8 @@ class RunOptions:
             raise RecipeError(
                 "a compiled lesson does not give the gradient of each term apart; leave out compile or gradients"
             )
+        if self.only is not None and self.out is None:
+            raise RecipeError("to train some stages alone, say which run folder they are of: out=FOLDER")
         if self.resume and self.out is None:
             raise RecipeError("to resume, say which run folder to go on with: --out FOLDER, or out=FOLDER in Python")
 

@@ -89,7 +89,7 @@ class Machines:
             return name, Ended(error=WorkerError(str(error).strip().splitlines()[-1]))
         except self._ray.exceptions.RayError as lost:
             said = f"its process or machine was lost in each of {self._cluster.retries + 1} tries: {first_line(lost)}"
-            return name, Ended(error=WorkerError(f"{said}; ask for the study again to go on from its last epoch"))
+            return name, Ended(error=WorkerError(f"{said}; ask for the same again to go on from its last epoch"))
         return name, Ended(seconds=seconds, error=None if error is None else unpacked_error(error))
 
     def close(self) -> None:

@@ -116,7 +116,7 @@ class _Child:
     def died(self) -> str:
         """Say how a process ended that no longer answers."""
         code = self._waited()
-        again = "ask for the study again to go on from its last epoch"
+        again = "ask for the same again to go on from its last epoch"
         if code >= 0:
             return f"its process ended with exit code {code} before the cell was done; {again}"
         name = signal.Signals(-code).name

@@ -26,7 +26,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """One cell to be run. folder: its own. given: what its recipe is called with."""
+    """One cell to be run, or some stages of a run. folder: its own. given: what its recipe is called with."""
 
     name: str
     folder: Path
@@ -45,5 +45,6 @@ class Work:
         except Exception as error:  # whatever a recipe raises must not cost the other cells
             return Ended(seconds=time.perf_counter() - began, error=error)
         seconds = time.perf_counter() - began
-        write(self.folder / CELL, json.dumps({"seconds": seconds}))
+        if options.only is None:
+            write(self.folder / CELL, json.dumps({"seconds": seconds}))
         return Ended(seconds=seconds)
