@@ -13,9 +13,8 @@ import click
 from kdkit import __version__
 from kdkit.errors import KdkitError, RunFolderError, SaidElsewhereError
 from kdkit.plugins import Plugins, installed
-from kdkit.recipefile import Parameter, RecipeFile, read_recipe_file
-
-RECIPE = "kdkit.recipe_file"
+from kdkit.recipecommand import RecipeCommand, chosen, file_of
+from kdkit.recipefile import RecipeFile, read_recipe_file
 
 
 def main() -> None:
@@ -72,72 +71,6 @@ def _add_commands(plugins: Plugins) -> None:
                 f"warning: plugin {each.plugin_name!r} could not add its commands: {type(error).__name__}: {error}",
                 err=True,
             )
-
-
-class RecipeCommand(click.Command):
-    """A command on a recipe file, whose recipe() parameters become options of the command."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._own = list(self.params)
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the file first, then everything with the options that it brings."""
-        self.params = list(self._own)
-        path = self._file(args)
-        if path is not None:
-            file = read_recipe_file(Path(path))
-            ctx.meta[RECIPE] = file
-            self.params += [_option(each) for each in self._brought(file)]
-        return super().parse_args(ctx, args)
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the recipe's options before the command's."""
-        brought = [each for each in self.params if each not in self._own]
-        for title, params in (("Options of this recipe", brought), ("Options", [*self._own, *self._help(ctx)])):
-            rows = [row for each in params if (row := each.get_help_record(ctx)) is not None]
-            if rows:
-                with formatter.section(title):
-                    formatter.write_dl(rows)
-
-    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Say what the command does, then what the recipe file says of itself."""
-        super().format_help_text(ctx, formatter)
-        file = ctx.meta.get(RECIPE)
-        if isinstance(file, RecipeFile) and file.text:
-            formatter.write_paragraph()
-            formatter.write(f"{file.path}:\n")
-            with formatter.indentation():
-                for line in file.text.splitlines():
-                    formatter.write(f"  {line}\n" if line else "\n")
-
-    def _help(self, ctx: click.Context) -> list[click.Parameter]:
-        option = self.get_help_option(ctx)
-        return [] if option is None else [option]
-
-    def _file(self, args: list[str]) -> str | None:
-        valued = {
-            name for each in self._own if isinstance(each, click.Option) and not each.is_flag for name in each.opts
-        }
-        positional, skip = [], False
-        for arg in args:
-            if not skip and not arg.startswith("-"):
-                positional.append(arg)
-            skip = arg in valued and not skip
-        files = [each for each in positional if each.endswith(".py")] or positional
-        there = [each for each in files if Path(each).is_file()]  # of several, one may be the value of an option
-        return next(iter(there or files), None)
-
-    def _brought(self, file: RecipeFile) -> tuple[Parameter, ...]:
-        readers = [each for each in cli.commands.values() if isinstance(each, RecipeCommand)]
-        taken = {each.strip("-") for reader in readers for one in reader._own for each in one.opts} | {"help"}
-        for each in file.parameters:
-            if each.name.replace("_", "-") in taken:
-                raise KdkitError(
-                    f"{file.path}: parameter {each.name!r} of recipe() has the name of an option of "
-                    f"{' or '.join(f'`kdkit {reader.name}`' for reader in readers)}; choose another"
-                )
-        return file.parameters
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -197,8 +130,8 @@ def run(ctx: click.Context, /, **options: Any) -> None:
     from kdkit.running import run as run_recipe
     from kdkit.runoptions import RunOptions
 
-    file: RecipeFile = ctx.meta[RECIPE]
-    chosen = _chosen(file, options)
+    file = file_of(ctx)
+    own = chosen(file, options)
     _require_lasting(options["out"])
     settings = RunOptions(
         out=options["out"] or (None if options["resume"] else new_path(file.path.stem)),
@@ -212,12 +145,12 @@ def run(ctx: click.Context, /, **options: Any) -> None:
         answers_size=options["answers_size"],
     )
     watchers = [] if options["quiet"] else [ConsoleWatcher(console_for_people())]
-    origin = Origin(file=file.path, options=chosen)
+    origin = Origin(file=file.path, options=own)
     try:
         if options["jobs"] > 1:
-            _run_at_once(file, chosen, settings, options, watchers)
+            _run_at_once(file, own, settings, options, watchers)
         else:
-            run_recipe(lambda: file.make(chosen), settings, watchers=watchers, origin=origin)
+            run_recipe(lambda: file.make(own), settings, watchers=watchers, origin=origin)
     except KeyboardInterrupt:
         if settings.out is not None and settings.out.exists():
             click.echo(f"\nto go on from the last epoch, add: --out {settings.out} --resume", err=True)
@@ -241,11 +174,11 @@ def check(ctx: click.Context, /, **options: Any) -> None:
     from kdkit.planview import show_plan
     from kdkit.runoptions import RunOptions, seed_everything
 
-    file: RecipeFile = ctx.meta[RECIPE]
+    file = file_of(ctx)
     settings = RunOptions(device=options["device"], precision=options["precision"], seed=options["seed"])
     device = settings.torch_device()
     seed_everything(settings.seed)
-    plan = check_recipe(file.make(_chosen(file, options)), device, precision=settings.precision)
+    plan = check_recipe(file.make(chosen(file, options)), device, precision=settings.precision)
     show_plan(plan, console_for_people())
     plan.require()
 
@@ -302,7 +235,7 @@ def answers(folder: Path, delete: str | None, keep: float | None) -> None:
 
 
 def _run_at_once(
-    file: RecipeFile, chosen: Mapping[str, Any], settings: Any, options: Mapping[str, Any], watchers: list[Any]
+    file: RecipeFile, own: Mapping[str, Any], settings: Any, options: Mapping[str, Any], watchers: list[Any]
 ) -> None:
     """Run a recipe file in several processes of which each trains a stage."""
     from kdkit.atonce import run_at_once
@@ -310,56 +243,10 @@ def _run_at_once(
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise KdkitError("torchrun shares out each stage among its processes; leave out --jobs, or torchrun")
     say = (lambda _line: None) if options["quiet"] else (lambda line: click.echo(line, err=True))
-    run_at_once(file, chosen, settings, jobs=options["jobs"], watchers=watchers, say=say)
+    run_at_once(file, own, settings, jobs=options["jobs"], watchers=watchers, say=say)
 
 
 def _require_lasting(out: Path | None) -> None:
     """Raise RunFolderError where a run that torchrun may start anew would not know its own folder again."""
     if out is None and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
         raise RunFolderError("a run that torchrun may start anew says where it is kept, to go on there: --out FOLDER")
-
-
-def _chosen(file: RecipeFile, options: Mapping[str, Any]) -> dict[str, Any]:
-    return {each.name: _value(each, options[each.name]) for each in file.parameters}
-
-
-def _value(parameter: Parameter, value: Any) -> Any:
-    if not parameter.several:
-        return value
-    return tuple(value) if value or parameter.default is not None else None  # click gives () for what is not there
-
-
-def _option(parameter: Parameter) -> click.Option:
-    name = parameter.name.replace("_", "-")
-    flags = f"--{name}/--no-{name}" if parameter.type is bool else f"--{name}"
-    kind: Any = parameter.type
-    if parameter.choices:
-        kind = click.Choice([str(each) for each in parameter.choices])
-        if not isinstance(parameter.choices[0], str):
-            kind = _Literal(parameter.choices)
-    elif parameter.type is Path:
-        kind = click.Path(path_type=Path)
-    default = {} if parameter.required else {"default": parameter.default}  # to click, None is a default too
-    return click.Option(
-        [flags, parameter.name],
-        type=kind,
-        required=parameter.required,
-        multiple=parameter.several,
-        help=parameter.help or None,
-        show_default=parameter.default is not None,
-        **default,
-    )
-
-
-class _Literal(click.ParamType[Any]):
-    """One of a few values that are no strings, such as the lead counts 12, 6 and 3."""
-
-    name = "choice"
-
-    def __init__(self, choices: tuple[Any, ...]) -> None:
-        self.choices = {str(each): each for each in choices}
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if str(value) not in self.choices:
-            self.fail(f"{value!r} is not one of {', '.join(self.choices)}", param, ctx)
-        return self.choices[str(value)]
