@@ -36,6 +36,7 @@ class Apprenticeship:
         self.lesson = lesson
         self.respondents = respondents
         self._observers = [each for each in respondents.values() if type(each).observe is not Respondent.observe]
+        lesson.observed = bool(self._observers)
         self.averages = averages
         self.updates = 0
         self.updates_per_epoch = math.ceil(batches / training.accumulate)

@@ -61,7 +61,7 @@ class Batch:
         return replace(self, inputs=_each(self.inputs, _pinned), labels=_pinned(self.labels), ids=ids)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return self.labels.shape[0]
 
 
 class Split(Protocol):

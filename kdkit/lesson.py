@@ -22,7 +22,7 @@ class Lesson(nn.Module):
     """The nets in training and their losses: the one module that is compiled.
 
     Terms are returned unweighted, under their labels; in a stage of several nets "net: label".
-    said: what the nets said of the last batch, (batch, classes) by name, without a gradient.
+    said: what the nets said of the last batch, (batch, classes) by name, without a gradient; empty where not observed.
     """
 
     progress: Tensor
@@ -31,6 +31,7 @@ class Lesson(nn.Module):
         super().__init__()
         self.learners = tuple(stage.goals)
         self.task: Task = facts.task
+        self.observed = True
         self.said: dict[str, Tensor] = {}
         self.nets = nn.ModuleList(net.network for net in self.learners)
         self.listening = Listening(_own_taps(stage))
@@ -51,7 +52,8 @@ class Lesson(nn.Module):
     def forward(self, batch: Batch, answers: Answers) -> dict[str, Tensor]:
         """Return the unweighted value of every term, by label."""
         heard = self.heard(batch, answers)
-        self.said = {net.name: heard[net.name].output.detach() for net in self.learners}
+        if self.observed:
+            self.said = {net.name: heard[net.name].output.detach() for net in self.learners}
         return {line.label: self.value(line, batch, heard) for line in self.lines}
 
     def train(self, mode: bool = True) -> Self:

@@ -81,14 +81,24 @@ def agreed(value: T) -> T:
     return told[0]
 
 
-@torch.no_grad()
 def agree_on_buffers(modules: Iterable[nn.Module]) -> None:
     """Give these modules the same buffers in every process: the mean of running statistics, else those of the first.
 
     One message for each type of number, however many buffers there are.
     """
-    if not several():
-        return
+    if several():  # asked after every update, and torch's switch of gradients costs ten times as much as asking
+        _agree(modules)
+
+
+@torch.no_grad()
+def agree_on_parameters(module: nn.Module) -> None:
+    """Give a module the parameters of the first process."""
+    for parameter in module.parameters() if several() else ():
+        distributed.broadcast(parameter, src=0)
+
+
+@torch.no_grad()
+def _agree(modules: Iterable[nn.Module]) -> None:
     means: set[int] = set()
     found: dict[torch.dtype, dict[int, Tensor]] = {}
     for module in (inner for each in modules for inner in each.modules()):
@@ -108,13 +118,6 @@ def agree_on_buffers(modules: Iterable[nn.Module]) -> None:
             buffers.values(), torch.split(flat, [each.numel() for each in shares]), strict=True
         ):
             buffer.copy_(agreed_on.view_as(buffer))
-
-
-@torch.no_grad()
-def agree_on_parameters(module: nn.Module) -> None:
-    """Give a module the parameters of the first process."""
-    for parameter in module.parameters() if several() else ():
-        distributed.broadcast(parameter, src=0)
 
 
 def _count(rows: Tensor) -> Tensor:
