@@ -1,6 +1,7 @@
 """What recorded answers cost and save, for the student of S-MLKD: LRH-Net, which learns from two SE-ResNets.
 
     python benchmarks/answers.py
+    python benchmarks/answers.py --draws 4
     python benchmarks/answers.py --quick
 
 Three runs go on side by side and take turns step by step, so that all meet the same load of the machine: with labels
@@ -25,7 +26,7 @@ import kdkit
 from kdkit import Match, Net, Recipe, SoftTargets, Stage, Stages, Training, Truth
 from kdkit.answers import Answers
 from kdkit.sources import Frozen
-from kdkit_ecg import Leads, LRHNet, SEResNet, Synthetic
+from kdkit_ecg import GaussianNoise, Leads, LRHNet, Scaling, SEResNet, Synthetic
 
 NAMES = ("labels only", "recorded", "asked at every step")
 
@@ -41,6 +42,7 @@ def arguments():
         "width": 64,
         "batches": 6,
         "epochs": 6,
+        "draws": 1,
         "rounds": 2,
         "threads": 0,
     }
@@ -50,6 +52,8 @@ def arguments():
     if given.quick:
         given.batch, given.length, given.width, given.batches, given.epochs = 16, 512, 8, 3, 4
         given.rounds = 1
+    if not 0 < given.draws < given.epochs:
+        parser.error("the epochs that are compared come after the first so many draws: give more --epochs")
     return given
 
 
@@ -65,7 +69,9 @@ def recipe(given, *, taught):
         ]
         guided = sum(share * Match(each, SoftTargets()) for share, each in zip((0.6, 0.4), teachers, strict=True))
         goal = 0.3 * goal + 0.7 * guided
-    data = Synthetic(train=given.batch * given.batches, select=given.batch, test=given.batch, length=given.length)
+    changes = (Scaling(), GaussianNoise()) if given.draws > 1 else ()
+    sizes = {"train": given.batch * given.batches, "select": given.batch, "test": given.batch, "length": given.length}
+    data = Synthetic(**sizes, draws=given.draws, augment=changes)
     training = Training(epochs=given.epochs, batch_size=given.batch)
     return Recipe(data=data, schedule=Stages(Stage({student: goal}, training)))
 
@@ -101,8 +107,8 @@ class Turns:
 class Clock:
     """Takes the time of each part of a run, and lets the others go on after it."""
 
-    def __init__(self, name, turns):
-        self.name, self.turns, self.seconds = name, turns, defaultdict(list)
+    def __init__(self, name, turns, draws):
+        self.name, self.turns, self.draws, self.seconds = name, turns, draws, defaultdict(list)
         self.began = 0.0
 
     def begin(self):
@@ -123,8 +129,8 @@ class Clock:
 
     @kdkit.hookimpl
     def step_ended(self, event):
-        """A step of the first epoch, in which teachers are asked, or of a later one."""
-        self.lap("first" if event.epoch == 0 else "later")
+        """A step of the first epochs, in which teachers are asked about a draw, or of a later one."""
+        self.lap("first" if event.epoch < self.draws else "later")
 
     @kdkit.hookimpl
     def epoch_ended(self, event):
@@ -135,7 +141,7 @@ class Clock:
 def measured(given):
     """Return the seconds of every part, by run, and those of asking two teachers about a batch."""
     turns = Turns(NAMES)
-    clocks = {name: Clock(name, turns) for name in NAMES}
+    clocks = {name: Clock(name, turns, given.draws) for name in NAMES}
     asking, ask = [], Frozen.ask
 
     def timed(frozen, batch):
@@ -177,19 +183,19 @@ def main():
     given = arguments()
     if given.threads:
         torch.set_num_threads(given.threads)
-    small = {"batch": 8, "length": 256, "leads": given.leads, "width": 8, "batches": 2, "epochs": 2}
+    small = {"batch": 8, "length": 256, "leads": given.leads, "width": 8, "batches": 2, "epochs": 2, "draws": 1}
     measured(argparse.Namespace(**small))  # what is imported and set up at the first use of all is nobody's
     rounds = [measured(given) for _ in range(given.rounds)]
-    once = 2 * given.batches  # two teachers
-    asks = sum(sum(asking[:once]) for _, asking in rounds)  # those of the first epoch
+    once = 2 * given.batches * given.draws  # two teachers
+    asks = sum(sum(asking[:once]) for _, asking in rounds)  # the first about each draw
     later = {name: [each for one, _ in rounds for each in one[name]["later"]] for name in NAMES}
     opened = {name: sum(sum(one[name]["opening"]) for one, _ in rounds) for name in NAMES}
     learned = {name: sum(sum(one[name]["first"] + one[name]["later"]) for one, _ in rounds) for name in NAMES}
     labels, recorded, every = NAMES
     median = {name: statistics.median(each) * 1e3 for name, each in later.items()}
     shown = ", ".join(f"{name} {each:.0f} ms" for name, each in median.items())
-    print(f"a step from the second epoch on: {shown}")
-    print(f"step that reads, from the second epoch: {paired(later[recorded], later[labels]):.3f}x labels only")
+    print(f"a step from epoch {given.draws + 1} on: {shown}")
+    print(f"step that reads: {paired(later[recorded], later[labels]):.3f}x labels only")
     print(f"step that asks: {paired(later[every], later[recorded]):.2f}x one that reads")
     whole = learned[labels] + asks
     print(f"all steps of a stage that records: {learned[recorded] / whole:.3f}x labels only and first-time asks")
@@ -198,6 +204,7 @@ def main():
     print(f"all steps of a stage that asks: {learned[every] / learned[recorded]:.2f}x one that records")
     load = ", ".join(f"{each:.2f}" for each in os.getloadavg())
     sizes = f"{given.batch} x {given.leads} x {given.length}, {given.batches} batches, {given.epochs} epochs"
+    sizes += f", draws: {given.draws}"
     print(f"{sizes}, {given.rounds} rounds; audit of {Answers().audit:.2%} of the answers; torch {torch.__version__},")
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.machine()}, load {load}")
 
