@@ -1,11 +1,12 @@
 """What the layout of features in memory, fused optimizers and inference mode are worth to the ECG nets on a CPU.
 
-    python benchmarks/kernels.py [--threads 2] [--rounds 15] [--profile] [--compile]
+    python benchmarks/kernels.py [--threads 2] [--rounds 15] [--apart 5] [--profile] [--compile]
 
 The reference is the plain formulation, torch's own layers one by one with the same weights. Both are run in turns, and
 compared by the medians and the minima of the time that passed, and by the minima of the time that the process got,
-which tells more while others use the machine; a row has the three ratios in this order. --profile shows where a step
-goes, operation by operation.
+which tells more while others use the machine; a row has the three ratios in this order. What a process keeps of the
+memory that it freed is settled once for all of it, so LRH-Net as `kdkit run` trains it is compared in processes of
+their own, so many in turns as --apart says. --profile shows where a step goes, operation by operation.
 """
 
 import argparse
@@ -13,6 +14,8 @@ import copy
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections import defaultdict
 
@@ -21,10 +24,12 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kdkit.allocation import keep_freed_memory
 from kdkit_ecg import LRHNet, SEResNet
 from kdkit_ecg.models.convolution import Conv1d
 from kdkit_ecg.models.layers import BatchNorm1d
 
+KINDS = ("plain", "kdkit", "kdkit, memory kept")
 SIZES = ((64, 12, 4096), (32, 3, 1000))
 
 
@@ -33,12 +38,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--apart", type=int, default=5, metavar="TURNS", help="of processes; 0 for none")
+    parser.add_argument("--alone", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--profile", action="store_true", help="where a step of LRH-Net goes")
     parser.add_argument("--compile", action="store_true", help="torch.compile too; takes minutes")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.alone:
+        return alone(options.alone, SIZES[0], options.rounds)
     for size in SIZES:
         students(size, options.rounds)
+    if options.apart:
+        apart(options)
     teachers((16, 12, 4096), options.rounds)
     optimizers(options.rounds)
     if options.compile:
@@ -56,6 +67,41 @@ def students(size, rounds):
     print(f"LRH-Net, {' x '.join(map(str, size))}")
     tell({"plain": lambda: step(reference, batch), "kdkit": lambda: step(ours, batch)}, "step", rounds)
     tell({"plain": lambda: forward(reference, batch), "kdkit": lambda: forward(ours, batch)}, "forward", rounds)
+
+
+def apart(options):
+    """Compare processes that train LRH-Net and ask it: plain, kdkit's, and kdkit's with freed memory kept."""
+    took = defaultdict(list)
+    for turn in range(options.apart):
+        for kind in KINDS if turn % 2 else KINDS[::-1]:
+            command = [sys.executable, __file__, "--alone", kind, "--threads", str(options.threads), "--rounds", "7"]
+            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            took[kind].append([float(each) for each in said.split()])
+    print(f"LRH-Net, {' x '.join(map(str, SIZES[0]))}, {options.apart} processes of each in turns")
+    for column, what in enumerate(("step", "forward")):
+        for kind in KINDS:
+            ratios = [ours[column] / plain[column] for ours, plain in zip(took[kind], took[KINDS[0]], strict=True)]
+            seconds = statistics.median(each[column] for each in took[kind])
+            least, most = min(ratios), max(ratios)
+            middle = f"{statistics.median(ratios):.2f}x ({least:.2f} to {most:.2f})"
+            print(f"  {what:28} {kind:24} {middle}   median {seconds * 1e3:.2f} ms")
+
+
+def alone(kind, size, rounds):
+    """Print the median seconds of a training step and of a forward, in a process that does nothing else."""
+    if kind == KINDS[2] and not keep_freed_memory():
+        sys.exit("malloc cannot be told to keep what is freed, or was told something else")
+    ours, reference, batch = pair(LRHNet, size)
+    net = reference if kind == KINDS[0] else ours
+    medians = []
+    for way in (step, forward):
+        seconds = []
+        for _ in range(rounds + 2):
+            began = time.perf_counter()
+            way(net, batch)
+            seconds.append(time.perf_counter() - began)
+        medians.append(statistics.median(seconds[2:]))
+    print(*medians)
 
 
 def teachers(size, rounds):

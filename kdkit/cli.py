@@ -124,6 +124,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
 
     The parameters of its recipe() are options too: `kdkit run FILE --help` lists them.
     """
+    from kdkit.allocation import keep_freed_memory
     from kdkit.console import ConsoleWatcher, console_for_people  # these import torch, which --help does without
     from kdkit.runfolder import new_path
     from kdkit.running import Origin
@@ -146,6 +147,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
     )
     watchers = [] if options["quiet"] else [ConsoleWatcher(console_for_people())]
     origin = Origin(file=file.path, options=own)
+    keep_freed_memory()
     try:
         if options["jobs"] > 1:
             _run_at_once(file, own, settings, options, watchers)

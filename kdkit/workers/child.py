@@ -9,6 +9,7 @@ from typing import IO
 
 import torch
 
+from kdkit.allocation import keep_freed_memory
 from kdkit.workers.travel import Told, packed_error
 from kdkit.workers.work import Work
 
@@ -17,6 +18,7 @@ def main() -> None:
     """Run what comes in through stdin until nobody is there any more to send it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the study that is interrupted, and ends its children then
     coming, going = _pipes()
+    keep_freed_memory()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     cells: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_listen, args=(coming, cells), daemon=True).start()
