@@ -57,6 +57,9 @@ class _Open:
 
     def __init__(self, stages: Sequence[Stage], over: set[str]) -> None:
         self.needs: Needs = needs_of(stages)
+        self._all_needs: dict[str, set[str]] = {}
+        for name, needs in self.needs.items():  # of stages in their order, so what is before them is known
+            self._all_needs[name] = {each for need in needs for each in (need, *self._all_needs[need])}
         self.over = over
         self.begun: set[str] = set()
 
@@ -71,13 +74,10 @@ class _Open:
         """Whether what is left has one order only, so that there is nothing to gain."""
         before: set[str] = set()
         for name in (each for each in self.needs if each not in self.over):
-            if not before.issubset(self._all_needs(name)):
+            if not before.issubset(self._all_needs[name]):
                 return False
             before.add(name)
         return True
-
-    def _all_needs(self, name: str) -> set[str]:
-        return {each for need in self.needs[name] for each in (need, *self._all_needs(need))}
 
 
 def _train(stages: _Open, workers: Processes, work: Callable[[str], Work], say: Callable[[str], None]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kdkit import ranks
-from kdkit.data import Split, Stream
+from kdkit.data import Data, Stream
 from kdkit.errors import DataError, KdkitError, RecipeError, SaidElsewhereError, first_line
 
 _PATIENCE = timedelta(minutes=30)  # how long a process waits for another that says nothing
@@ -76,11 +76,16 @@ def own_device(device: torch.device) -> torch.device:
     return device
 
 
-def require_shareable(splits: Iterable[Split | Stream | None], batch_sizes: Iterable[int]) -> None:
+def require_shareable(data: Data, batch_sizes: Iterable[int]) -> None:
     """Raise where the work of a run cannot be shared out among its processes."""
     if not ranks.several():
         return
-    if any(isinstance(split, Stream) for split in splits):
+    if len(set(ranks.exchanged([(data.fingerprint, getattr(data, "train_digest", None))]))) > 1:
+        raise DataError(
+            "the processes of this run have different data, so that one may learn from what another is scored on; "
+            "make it inside of recipe(), where randomness is seeded, or split it with a generator of its own seed"
+        )
+    if any(isinstance(split, Stream) for split in (data.train, data.select, data.test)):
         raise DataError(
             f"{ranks.count()} processes share out the rows of a split, and a DataLoader of your own has an order of "
             "its own; pass its Dataset instead"

@@ -13,9 +13,11 @@ from kdkit.errors import RecipeError
 from kdkit.goal import Goal, Match, Source, Term, as_goal
 from kdkit.net import Net
 from kdkit.scores import Score, default_scores
-from kdkit.sources import asked_for
+from kdkit.sources import Ema, Past, Peer, asked_for
 from kdkit.taps import Tapping
 from kdkit.training import Training
+
+_OF_A_NET = (Ema, Past, Peer)  # sources of which it is known that they ask a net of their own stage, and nobody else
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,18 +135,25 @@ def nets_of(stages: Sequence[Stage]) -> tuple[Net[Any], ...]:
 def needs_of(stages: Sequence[Stage]) -> dict[str, tuple[str, ...]]:
     """Return for each stage, by name, those before it that must be over when it begins.
 
-    They are those that train a part of what it trains or asks, or that ask a part of what it trains.
+    They are those that train a part of what it trains or asks, or that ask a part of what it trains. What a source of
+    one's own or a plain callable asks cannot be seen, so a stage with one keeps its place.
     """
     trained = [_parts(stage.goals) for stage in stages]
     used = [trained[place] | _parts(stage.sources) | _parts_of_losses(stage) for place, stage in enumerate(stages)]
+    kept = [any(map(_is_opaque, stage.sources)) for stage in stages]
     return {
         stage.name: tuple(
             stages[earlier].name
             for earlier in range(place)
-            if trained[earlier] & used[place] or used[earlier] & trained[place]
+            if kept[place] or kept[earlier] or trained[earlier] & used[place] or used[earlier] & trained[place]
         )
         for place, stage in enumerate(stages)
     }
+
+
+def _is_opaque(source: Source) -> bool:
+    """Whether it cannot be seen what a source asks."""
+    return not isinstance(source.module, nn.Module) if isinstance(source, Net) else not isinstance(source, _OF_A_NET)
 
 
 def _parts(matched: Iterable[object]) -> set[int]:

@@ -91,8 +91,7 @@ def _seeded(
     recipe.require_unused()
     plan = check(recipe, device, options.precision)
     plan.require()
-    data, sizes = recipe.data, [stage.training.batch_size for stage in plan.stages]
-    distributed.require_shareable((data.train, data.select, data.test), sizes)
+    distributed.require_shareable(recipe.data, [stage.training.batch_size for stage in plan.stages])
     if options.compile:
         require_uncompiled(plan.stages)
     place = Workplace(
@@ -101,7 +100,7 @@ def _seeded(
         options=options,
         device=device,
         predictor=Predictor(recipe.data, device, lambda: options.autocast(device)),
-        watchers=Watchers(installed().extended(watchers), speaks=ranks.number() == 0),
+        watchers=Watchers(installed().extended(watchers), speaks=ranks.number() == 0 and options.only is None),
         recording=Recording(recipe, plan.stages, options, device),
     )
     folder = _folder(place, origin)

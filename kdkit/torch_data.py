@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from kdkit.data import Batch, Split, Stream, Task, as_targets
 from kdkit.errors import DataError
 
 Yours = Dataset[Any] | DataLoader[Any]
+D = TypeVar("D", bound=Dataset[Any])
 
 
 class DatasetSplit:
@@ -28,7 +29,7 @@ class DatasetSplit:
 
     def batch(self, rows: Tensor, draw: int) -> Batch:
         """Return these rows, stacked as torch stacks them."""
-        if isinstance(self.dataset, TensorDataset):  # one indexing instead of a stack of single samples
+        if _is_plain(self.dataset, TensorDataset):  # one indexing instead of a stack of single samples
             inputs, labels = [tensor.index_select(0, rows.to(tensor.device)) for tensor in self.dataset.tensors]
         else:
             inputs, labels = _pair(default_collate([self.dataset[row] for row in rows.tolist()]))
@@ -241,10 +242,10 @@ def _dataset(one: Yours | Split | Stream) -> Any:
 
 def _labels(dataset: Any) -> Tensor | None:
     """Return the labels, (samples,), where they are known without reading a sample."""
-    if type(dataset) is Subset:  # one of a kind of its own may change what it yields
+    if _is_plain(dataset, Subset):
         known = _labels(dataset.dataset)
         return None if known is None else known[torch.as_tensor(list(dataset.indices), dtype=torch.int64)]
-    if isinstance(dataset, TensorDataset):
+    if _is_plain(dataset, TensorDataset):
         known = dataset.tensors[1] if len(dataset.tensors) == 2 else None
     else:
         known = getattr(dataset, "targets", None)
@@ -258,15 +259,26 @@ def _labels(dataset: Any) -> Tensor | None:
 
 
 def _bytes(value: Any) -> Iterator[bytes]:
-    """Give the bytes of every tensor in a tensor, tuple, list or dict, of any type that torch has."""
+    """Give the type, shape and bytes of every tensor in a tensor, tuple, list or dict, and the keys of a dict."""
     if isinstance(value, Tensor):
+        yield f"{value.dtype}{tuple(value.shape)}".encode()
         yield value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
-    elif isinstance(value, (tuple, list, Mapping)):
-        for each in value.values() if isinstance(value, Mapping) else value:
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield repr(key).encode()
+            yield from _bytes(each)
+    elif isinstance(value, (tuple, list)):
+        for each in value:
             yield from _bytes(each)
 
 
 def _is_fixed(one: object) -> bool:
-    while isinstance(one, Subset):
+    """Whether it is known that samples are always the same."""
+    while _is_plain(one, Subset):
         one = one.dataset
-    return isinstance(one, TensorDataset)
+    return _is_plain(one, TensorDataset)
+
+
+def _is_plain(one: object, kind: type[D]) -> TypeGuard[D]:
+    """Whether it is of a kind and yields what that does: one's own may change it, or draw it at random."""
+    return isinstance(one, kind) and type(one).__getitem__ is kind.__getitem__

@@ -107,7 +107,8 @@ class Recorded(Respondent):
         except OSError as error:
             return self._given_up(first_line(error), batch)
         if ranks.several():
-            self._heard.append(Heard(found.draw, store.ids[found.rows[missing]], parts))
+            kept = tuple(each.clone() for each in parts)  # a loss may change its target in place
+            self._heard.append(Heard(found.draw, store.ids[found.rows[missing]], kept))
         if len(missing) < len(batch):
             parts = tuple(each.index_copy(0, missing, new) for each, new in zip(store.read(found), parts, strict=True))
         return self.form.answer(parts, batch.labels.device)

@@ -119,7 +119,7 @@ class _Child:
         again = "ask for the same again to go on from its last epoch"
         if code >= 0:
             return f"its process ended with exit code {code} before the cell was done; {again}"
-        name = signal.Signals(-code).name
+        name = signal.Signals(-code).name if -code in [*signal.Signals] else f"signal {-code}"
         memory = " (which the system sends where memory runs out)" if name == "SIGKILL" else ""
         return f"its process was ended by {name}{memory} before the cell was done; {again}"
 

@@ -7,12 +7,14 @@ import pytest
 from torch import nn
 
 from kdkit import (
+    Facts,
     Hint,
     Match,
     MultiLevel,
     Net,
     Parallel,
     RecipeError,
+    Respondent,
     RunOptions,
     SoftTargets,
     Stage,
@@ -20,6 +22,7 @@ from kdkit import (
     Training,
     Truth,
 )
+from kdkit.atonce import _Open
 from kdkit.recipe import needs_of
 from kdkit.runfolder import RunFolder
 
@@ -147,6 +150,48 @@ def test_a_net_is_not_trained_before_those_who_ask_it_as_it_was():
     asks = Stage({student: Match(teacher, Hint(), student=Tap(student.module), target=Tap(teacher.module))}, training)
     trains = Stage({teacher: Truth(nn.CrossEntropyLoss())}, training)
     assert needs_of([asks, trains]) == {"student": (), "teacher": ("student",)}
+
+
+class Wrapping:
+    """A source of one's own that asks a net, which nobody can see."""
+
+    def __init__(self, net: Net[nn.Module]) -> None:
+        self.net, self.name = net, f"wrapped {net.name}"
+
+    def open(self, taps: tuple[Tap, ...], facts: Facts) -> Respondent:
+        return self.net.open(taps, facts)
+
+
+def test_a_stage_whose_teacher_cannot_be_looked_into_keeps_its_place():
+    training, truth = Training(epochs=1), Truth(nn.CrossEntropyLoss())
+    teacher, student, last = (Net(name, nn.Linear(2, 2)) for name in ("teacher", "student", "last"))
+    for hidden in (Wrapping(teacher), Net("callable", lambda inputs: teacher.module(inputs), version="1")):
+        stages = [
+            Stage({teacher: truth}, training),
+            Stage({student: Match(hidden, SoftTargets())}, training),
+            Stage({last: truth}, training),
+        ]
+        assert needs_of(stages) == {"teacher": (), "student": ("teacher",), "last": ("student",)}
+
+
+def test_many_stages_of_one_net_are_planned_in_no_time():
+    net, training = Net("net", nn.Linear(2, 2)), Training(epochs=1)
+    stages = [Stage({net: Truth(nn.CrossEntropyLoss())}, training, name=str(number)) for number in range(60)]
+    assert _Open(stages, set()).in_turn
+
+
+def test_watchers_of_the_recipe_file_are_told_once_that_the_run_ended(kdkit_process, tmp_path):
+    watcher = """
+import kdkit
+
+@kdkit.hookimpl
+def run_ended(event):
+    with open("ended", "a") as file:
+        print(sorted(event.scores), file=file)
+"""
+    (tmp_path / "mine.py").write_text(RECIPE + watcher)
+    assert kdkit_process("run", "mine.py", "--out", "run", "--jobs", "2", "--seed", "0").code == 0
+    assert (tmp_path / "ended").read_text() == "['first', 'second', 'student']\n"
 
 
 def test_stages_alone_are_of_a_run_folder():

@@ -245,6 +245,24 @@ def test_processes_that_are_killed_leave_cells_to_go_on_with(tmp_path, recipes, 
     require_same_bits(tmp_path / "study", in_turn)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="signals without a name are Linux's")
+def test_a_process_that_ends_by_a_signal_without_a_name_says_its_number(tmp_path, recipes):
+    (tmp_path / "wait").touch()
+    study = Study(tmp_path / "study", recipes.cells[:2])
+
+    def end_both() -> None:
+        wait_for(lambda: len(list(tmp_path.glob("waiting-*"))) == 2)
+        (tmp_path / "wait").unlink()
+        for path in tmp_path.glob("waiting-*"):
+            os.kill(int(path.name.split("-")[1]), 36)
+
+    thread = Thread(target=end_both)
+    thread.start()
+    outcomes = list(study.run(CPU, watchers=[recipes.Waiting(tmp_path)], jobs=2))
+    thread.join()
+    assert all("signal 36" in str(outcome.error) for outcome in outcomes)
+
+
 def test_a_recipe_file_that_is_a_plugin_is_one_in_every_process(tmp_path, script):
     path = tmp_path / "with_a_hook.py"
     path.write_text(

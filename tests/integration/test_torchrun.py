@@ -52,6 +52,7 @@ def recipe(
     past: bool = True,
     lose: Path | None = None,
     fail: bool = False,
+    apart: bool = False,
 ):
     teacher, student = Net("teacher", Small(8), trained=True), Net("student", Small(4, frozen))
     taps = {"student": Tap(student.module.body), "target": Tap(teacher.module.body)}
@@ -62,7 +63,8 @@ def recipe(
         goal = goal + 0.0 * Truth(Meeting(lose), label="meeting")
     options = dict(extra) if (extra := globals().get("training")) else {}
     how = {"epochs": epochs, "batch_size": 16, "optimizer": Optimizer(torch.optim.SGD, lr=0.1, momentum=0.9)}
-    data = TorchData(samples(count), samples(25, 1), samples(24, 2), classes=("a", "b", "c"))
+    own = int(os.environ["RANK"]) if apart else 0
+    data = TorchData(samples(count, own), samples(25, 1), samples(24, 2), classes=("a", "b", "c"))
     return Recipe(data=data, schedule=Stages(Stage({student: goal}, Training(**{**how, **options}))))
 
 
@@ -236,11 +238,16 @@ def samples(count):
     return TensorDataset(inputs, inputs[:, :3].argmax(1))
 
 
+def halving(student, target):
+    return (student - target.div_(2)).square().mean()  # in place: what it was given is no answer any more
+
+
 def ended(out, epochs):
     def recipe():
         module, learner = Teacher(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)), nn.Linear(6, 3)
         teacher, student = Net("teacher", module, trained=True), Net("student", learner)
         goal = Match(teacher, SoftTargets()) + Match(teacher, kdkit.Hint(), student=Tap(learner), target=Tap(module[0]))
+        goal = goal + Match(teacher, halving)
         optimizer = kdkit.Optimizer(torch.optim.SGD, lr=0.1)
         stage = Stage({student: goal}, Training(epochs=epochs, batch_size=16, optimizer=optimizer))
         return kdkit.Recipe(data=TorchData(samples(64), samples(12)), schedule=Stages(stage))
@@ -295,6 +302,7 @@ def launched(folder, *args, **more):
     ("args", "message"),
     [
         (["--fail"], "a record cannot be read"),
+        (["--apart"], "the processes of this run have different data"),
         pytest.param(["--out", "there"], "exists and is not a run folder", marks=pytest.mark.slow),
         pytest.param(["--misspelt"], "No such option", marks=pytest.mark.slow),
     ],

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from kdkit import DataError, RecipeError, distributed, ranks
-from kdkit.data import Stream, batches, own_part
+from kdkit import DataError, RecipeError, TorchData, distributed, ranks
+from kdkit.data import batches, own_part
 
 from .tiny import samples, tiny_data
 
@@ -16,6 +16,7 @@ def two(monkeypatch):
     """Make this process the second of two, as far as nothing is told between them."""
     monkeypatch.setattr(ranks, "several", lambda: True)
     monkeypatch.setattr(ranks, "count", lambda: 2)
+    monkeypatch.setattr(ranks, "exchanged", lambda values: [*values, *values])
 
 
 @pytest.mark.parametrize(("size", "parts"), [(8, [4, 4]), (7, [4, 3]), (4, [2, 2]), (3, [3, 3]), (1, [1, 1])])
@@ -46,14 +47,15 @@ def test_the_mean_over_processes_of_weighted_means_is_that_of_the_batch(two, par
 
 
 def test_a_loader_of_ones_own_cannot_be_shared_out(two):
+    data = TorchData(DataLoader(samples()), samples(), classes=["a", "b", "c"])
     with pytest.raises(DataError, match="pass its Dataset instead"):
-        distributed.require_shareable([Stream(DataLoader(samples()))], [8])
+        distributed.require_shareable(data, [8])
 
 
 def test_a_batch_too_small_for_all_processes_is_refused(two):
-    distributed.require_shareable([tiny_data().train], [8, 4])
+    distributed.require_shareable(tiny_data(), [8, 4])
     with pytest.raises(RecipeError, match="a batch of 3 cannot be shared out among 2 processes"):
-        distributed.require_shareable([tiny_data().train], [8, 3])
+        distributed.require_shareable(tiny_data(), [8, 3])
 
 
 def test_frozen_batch_norm_is_not_warned_of(two):

@@ -90,6 +90,43 @@ def test_a_tensor_dataset_always_shows_a_sample_in_the_same_way():
     assert TorchData(Subset(samples(), [0, 1]), samples(), classes=["a", "b", "c"]).draws == 1
 
 
+class Shifted(TensorDataset):
+    """Changes what it holds on the way, as one that augments does."""
+
+    def __getitem__(self, row):
+        inputs, labels = super().__getitem__(row)
+        return inputs + 1, labels
+
+
+class Noisy(Subset):
+    """Draws noise at each look."""
+
+    def __getitem__(self, row):
+        inputs, labels = super().__getitem__(row)
+        return inputs + torch.randn(inputs.shape), labels
+
+    def __getitems__(self, rows):
+        return [self[row] for row in rows]
+
+
+def test_a_dataset_that_inherits_from_torchs_shows_what_it_yields_and_promises_nothing():
+    shifted = Shifted(*samples().tensors)
+    data = TorchData(shifted, samples(), classes=["a", "b", "c"])
+    assert torch.equal(data.train.batch(torch.tensor([2]), 0).inputs, samples().tensors[0][[2]] + 1)
+    assert data.draws is None
+    assert data.train_digest is None
+    for noisy in (Noisy(samples(), [0, 1]), Subset(Noisy(samples(), [0, 1]), [1]), Subset(shifted, [0])):
+        assert TorchData(noisy, samples(), classes=["a", "b", "c"]).draws is None
+
+
+@pytest.mark.parametrize("change", [lambda x: x.unsqueeze(1), lambda x: x.view(torch.int32), lambda x: x + 1])
+def test_the_digests_change_with_the_shape_type_and_content_of_the_samples(change):
+    inputs, labels = samples().tensors
+    plain, changed = (TorchData(TensorDataset(each, labels), samples()) for each in (inputs, change(inputs)))
+    assert plain.fingerprint != changed.fingerprint
+    assert plain.train_digest != changed.train_digest
+
+
 def test_the_randomness_of_another_dataset_is_unknown_unless_it_is_promised():
     dataset = listed(lambda row: row % 2)
     assert TorchData(dataset, dataset, classes=["a", "b"]).draws is None
