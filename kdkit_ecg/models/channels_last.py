@@ -15,7 +15,10 @@ from torch.nn import functional
 
 
 class ChannelsLast(torch.autograd.Function):
-    """Convolve (N, inputs, T) by (outputs, inputs, kernel) -> (N, outputs, T'), with so many zeros left and right."""
+    """Convolve (N, inputs, T) by (outputs, inputs, kernel) -> (N, outputs, 1, T'), with zeros left and right.
+
+    It answers with four dimensions, since a view that it made itself could not be changed in place.
+    """
 
     @staticmethod
     def forward(
@@ -26,30 +29,35 @@ class ChannelsLast(torch.autograd.Function):
         ctx.save_for_backward(signal, weight, framed)
         ctx.stride, ctx.sides = stride, sides
         image = _image(framed[:-stride], len(signal))
-        return functional.conv2d(image, weight.unsqueeze(2), bias, (1, stride)).squeeze(2)
+        return functional.conv2d(image, weight.unsqueeze(2), bias, (1, stride))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of signal, weight and bias, by operations that can be differentiated again."""
-        (signal, weight, windows), (grad,), stride, sides = ctx.saved_tensors, grads, ctx.stride, ctx.sides
-        of_signal = of_weight = of_bias = None
-        kernel, length = weight.shape[2], _framed_length(signal, weight, stride, sides)
-        keeps_length = stride == 1 and sum(sides) == kernel - 1
-        before = kernel - 1 - sides[0] if keeps_length else 0
-        # As many rows as windows begin in the framed signal, so that both can be walked through in step.
-        framed = _rows(grad, before, length // stride, spare=1)
-        if ctx.needs_input_grad[0] and keeps_length:
-            turned = weight.flip(2).transpose(0, 1).contiguous()
-            of_signal = functional.conv2d(_image(framed[:-1], len(grad)), turned.unsqueeze(2)).squeeze(2)
-        elif ctx.needs_input_grad[0]:
-            of_signal = _spread(grad, weight, stride, sides[0], signal.shape[2])
-        if ctx.needs_input_grad[1]:
-            if torch.is_grad_enabled():  # to be differentiated again, so it has to be seen where windows come from
-                windows = _rows(signal, sides[0], length, spare=stride)
-            of_weight = _weight_gradient(windows, framed[before:], weight, stride)
-        if ctx.needs_input_grad[2]:
-            of_bias = grad.sum((0, 2))
-        return of_signal, of_weight, of_bias, None, None
+        with torch.autocast("cpu", enabled=False):  # as of torch's own, which autocast around it does not change
+            return _gradients(ctx, grads[0].squeeze(2))
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (signal, weight, windows), stride, sides = ctx.saved_tensors, ctx.stride, ctx.sides
+    of_signal = of_weight = of_bias = None
+    kernel, length = weight.shape[2], _framed_length(signal, weight, stride, sides)
+    keeps_length = stride == 1 and sum(sides) == kernel - 1
+    before = kernel - 1 - sides[0] if keeps_length else 0
+    # As many rows as windows begin in the framed signal, so that both can be walked through in step.
+    framed = _rows(grad, before, length // stride, spare=1)
+    if ctx.needs_input_grad[0] and keeps_length:
+        turned = weight.flip(2).transpose(0, 1).contiguous()
+        of_signal = functional.conv2d(_image(framed[:-1], len(grad)), turned.unsqueeze(2)).squeeze(2)
+    elif ctx.needs_input_grad[0]:
+        of_signal = _spread(grad, weight, stride, sides[0], signal.shape[2])
+    if ctx.needs_input_grad[1]:
+        if torch.is_grad_enabled():  # to be differentiated again, so it has to be seen where windows come from
+            windows = _rows(signal, sides[0], length, spare=stride)
+        of_weight = _weight_gradient(windows, framed[before:], weight, stride)
+    if ctx.needs_input_grad[2]:
+        of_bias = grad.sum((0, 2))
+    return of_signal, of_weight, of_bias, None, None
 
 
 def _framed_length(signal: Tensor, weight: Tensor, stride: int, sides: tuple[int, int]) -> int:

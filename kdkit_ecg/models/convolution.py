@@ -8,7 +8,7 @@ from kdkit_ecg.models.channels_last import ChannelsLast
 
 
 class Conv1d(nn.Conv1d):
-    """nn.Conv1d of one group, without dilation."""
+    """nn.Conv1d of one group, without dilation; torch.jit.trace takes it, torch.jit.script and fx do not."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, stride: int = 1, *, padding: int = 0, bias: bool = True
@@ -36,7 +36,7 @@ class SameConv1d(Conv1d):
 def convolve(signal: Tensor, weight: Tensor, bias: Tensor | None, stride: int, sides: tuple[int, int]) -> Tensor:
     """Convolve (N, inputs, T) by (outputs, inputs, kernel) -> (N, outputs, T'), with so many zeros left and right."""
     if _gains(signal, weight, sides):
-        answer: Tensor = ChannelsLast.apply(signal, weight, bias, stride, sides)
+        answer: Tensor = ChannelsLast.apply(signal, weight, bias, stride, sides).squeeze(2)
         return answer
     if sides[0] == sides[1]:
         return functional.conv1d(signal, weight, bias, stride, sides[0])
@@ -56,6 +56,8 @@ def _gains(signal: Tensor, weight: Tensor, sides: tuple[int, int]) -> bool:
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # left out of the stubs
         # vmap takes no tensor that is written part by part; torch's Function asks for it by the same private name.
         and not torch._C._are_functorch_transforms_active()
+        # A Function knows gradients backwards only.
+        and torch.autograd.forward_ad._current_level < 0
         and signal.ndim == 3
         and signal.shape[0] > 0
         and signal.shape[1] == weight.shape[1]

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.nn.functional import conv1d, pad
 
 from kdkit_ecg.models import LRHNet, convolution
@@ -27,7 +28,7 @@ def test_values_and_gradients_are_those_of_torch(length):
     taken = [form for form in FORMS if length + sum(form[2]) >= form[0]]
     for (kernel, stride, sides), number in itertools.product(taken, (1, 3)):
         given = parts((kernel, stride, sides), length, number)
-        mine = ChannelsLast.apply(*given, stride, sides)
+        mine = ChannelsLast.apply(*given, stride, sides).squeeze(2)
         theirs = conv1d(pad(given[0], sides), *given[1:], stride)
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
         weights = torch.randn_like(theirs)
@@ -49,6 +50,32 @@ def test_only_the_gradients_that_are_asked_for_are_made():
     ChannelsLast.apply(signal, weight.detach(), bias.detach(), 1, (3, 4)).sum().backward()
     assert all(each.grad is not None for each in (signal, weight))
     assert bias.grad is None
+
+
+def test_what_follows_may_change_the_answer_in_place():
+    conv, signal = SameConv1d(3, 4, 8), torch.randn(2, 3, 21, requires_grad=True)
+    wanted = conv1d(pad(signal, (3, 4)), conv.weight, conv.bias).relu().sum()
+    torch.testing.assert_close(conv(signal).relu_().sum(), wanted)
+    taken = torch.autograd.grad(conv(signal).relu_().sum(), signal), torch.autograd.grad(wanted, signal)
+    torch.testing.assert_close(*taken)
+
+
+def test_gradients_do_not_lose_precision_to_an_autocast_around_backward():
+    conv, signal = SameConv1d(3, 4, 8), torch.randn(2, 3, 21, requires_grad=True)
+    plain = torch.autograd.grad(conv(signal).square().sum(), [signal, conv.weight])
+    with torch.autocast("cpu", enabled=False):
+        summed = conv(signal).square().sum()
+    with torch.autocast("cpu"):
+        around = torch.autograd.grad(summed, [signal, conv.weight])
+    torch.testing.assert_close(around, plain)
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.script:FutureWarning")  # of torch, which compiles rules of its own
+def test_a_direction_can_be_followed_forwards():
+    conv, signal, direction = SameConv1d(3, 4, 8), torch.randn(2, 3, 21), torch.randn(2, 3, 21)
+    with forward_ad.dual_level():
+        along = forward_ad.unpack_dual(conv(forward_ad.make_dual(signal, direction))).tangent
+    torch.testing.assert_close(along, conv1d(pad(direction, (3, 4)), conv.weight))
 
 
 @pytest.mark.parametrize("given", ["time last", "channels last", "part of something wider"])
