@@ -96,7 +96,8 @@ class Recorded(ABC):
         digest = hashlib.blake2b(repr((VERSION, type(self).__name__, sorted(options.items()))).encode(), digest_size=16)
         for header in self._found[0]:
             sizes = [header.path.with_name(name).stat().st_size for name in header.files]
-            told = (header.name, header.age, header.sex, header.codes, sizes, header.path.read_bytes())
+            person = (header.name, header.age, header.sex, header.codes)
+            told = (*person, header.of_signal, sizes, header.path.read_bytes())  # which may be another file by now
             digest.update(repr((told, self._place(header))).encode())
         return digest.hexdigest()
 

@@ -1,6 +1,6 @@
 """The pass that prepares records and appends them to a store, in several processes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -18,11 +18,18 @@ WORTH = 64  # records for which it is worth to start a process, which takes two 
 ALIGNED = 64  # bytes, of which each record's offset is a multiple
 
 
-def fill(folder: Path, missing: Mapping[bytes, Header], preparation: Preparation, processes: int | None) -> Rows:
+def fill(
+    folder: Path,
+    missing: Mapping[bytes, Header],
+    preparation: Preparation,
+    processes: int | None,
+    key_of: Callable[[Header], bytes],
+) -> Rows:
     """Prepare these records and append them; a bar is shown on a terminal. The store must be locked.
 
     Signals are written before the rows that tell of them, so that whatever ends the pass, what has a row is whole.
-    Returns the rows of records whose fault may pass, and which are therefore not kept.
+    Returns the rows of records that are not kept: their fault may pass, or their files were changed in between, so
+    that their key is another one now.
     """
     if not missing:
         return np.zeros(0, ROW)
@@ -38,8 +45,8 @@ def fill(folder: Path, missing: Mapping[bytes, Header], preparation: Preparation
         for keys, outcomes in _prepared(missing, preparation, processes):
             rows = [_append(signals, key, outcome) for key, outcome in zip(keys, outcomes, strict=True)]
             signals.flush()
-            for row, outcome in zip(rows, outcomes, strict=True):
-                if outcome.passing:
+            for key, row, outcome in zip(keys, rows, outcomes, strict=True):
+                if outcome.passing or key_of(missing[key]) != key:
                     passing.append(row)
                 else:
                     index.write(row)
