@@ -1,6 +1,7 @@
 """What data from recordings have in common: how a record becomes a sample, and which split it is in."""
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
@@ -51,8 +52,9 @@ class Recorded(ABC):
             given = getattr(self, option)
             if given not in get_args(kind):
                 raise RecipeError(f"{option}={given!r} is not known; {did_you_mean(str(given), get_args(kind))}")
-        if not (self.rate > 0 and self.length > 0 and self.draws > 0):
-            raise RecipeError(f"rate, length and draws are above 0, not {self.rate}, {self.length} and {self.draws}")
+        if not (0 < self.rate < math.inf and self.length > 0 and self.draws > 0):
+            told = f"{self.rate}, {self.length} and {self.draws}"
+            raise RecipeError(f"rate, length and draws are finite and above 0, not {told}")
         if self.band and not 0 < self.band[0] < self.band[1]:
             raise RecipeError(f"band is (low, high) in Hz with 0 < low < high, or None, not {self.band}")
         check_augmentations(self.augment, self.draws)
