@@ -38,12 +38,19 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preparation:
-    """rate in Hz. band: (low, high) in Hz, applied at the record's own rate, or None. Others as Challenge2020."""
+    """rate in Hz. band: (low, high) in Hz, applied at the record's own rate, or None. Others as Challenge2020.
+
+    Rate and band are held as floats, however they came, so that what is prepared in one way has one name.
+    """
 
     rate: float
     band: tuple[float, float] | None
     resampling: Resampling
     scaling: Scaling
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rate", float(self.rate))
+        object.__setattr__(self, "band", tuple(map(float, self.band)) if self.band else None)
 
     def prepare(self, header: Header) -> Outcome:
         """Read a record and prepare it; raises nothing for whatever is wrong with it."""

@@ -4,7 +4,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields, replace
+from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -95,6 +95,7 @@ class Recorded(ABC):
         """Changes with any header, signal file's size, label, split or option; reads headers, but no signal."""
         apart = ("folder", "strict", "folds", "store")
         options = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in apart}
+        options.update(asdict(self._preparation))  # rate and band as floats
         digest = hashlib.blake2b(repr((VERSION, type(self).__name__, sorted(options.items()))).encode(), digest_size=16)
         for header in self._found[0]:
             sizes = [header.path.with_name(name).stat().st_size for name in header.files]

@@ -1,8 +1,9 @@
-"""What a store and a fingerprint are told apart by: what was read of a record."""
+"""What a store and a fingerprint are told apart by: options by their value, records by what was read of them."""
 
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from kdkit_ecg import Challenge2020
@@ -74,3 +75,14 @@ def test_what_is_said_of_the_person_and_the_name_makes_no_other_record(folder):
     headers = [read_header(path) for path in sorted(folder.glob("*.hea"))]
     other = [replace(header, name=f"HR{at}", age=None, sex=None, codes=()) for at, header in enumerate(headers)]
     assert data(folder)._store.filled(other).came == 0
+
+
+def test_numbers_that_are_equal_are_one_store_and_one_fingerprint(folder):
+    equal = (
+        {"rate": 257, "band": (0.5, 47.0)},
+        {"rate": 257.0, "band": [0.5, 47]},
+        {"rate": np.float64(257), "band": (np.float32(0.5), np.int64(47))},
+    )
+    found = [data(folder, **options) for options in equal]
+    assert len({each._store.place.path for each in found}) == len({each.fingerprint for each in found}) == 1
+    assert data(folder, rate=257.5, band=(0.5, 47.0))._store.place.path != found[0]._store.place.path
