@@ -29,6 +29,12 @@ def test_a_process_that_is_ended_from_outside_is_said():
         list(in_processes(os._exit, [0], 1))
 
 
+def test_a_file_where_one_stands_does_not_pass_for_a_module_of_python(tmp_path, monkeypatch):
+    (tmp_path / "struct.py").write_text("raise SystemExit('not the real one')")
+    monkeypatch.chdir(tmp_path)
+    assert list(in_processes(len, ["a"], 1)) == [("a", 1)]
+
+
 def test_each_process_has_one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert list(in_processes(os.getenv, ["OMP_NUM_THREADS"], 1)) == [("OMP_NUM_THREADS", "1")]
