@@ -67,9 +67,9 @@ def _prepared(
     missing: Mapping[bytes, Header], preparation: Preparation, processes: int | None
 ) -> Iterator[tuple[Sequence[bytes], Sequence[Outcome]]]:
     """Yield keys and what came of their records, a few at a time."""
-    jobs = processes or min(processors(), max(1, len(missing) // WORTH))
     headers, keys = list(missing.values()), {header: key for key, header in missing.items()}
     chunks = [headers[at : at + CHUNK] for at in range(0, len(headers), CHUNK)]
+    jobs = min(processes or min(processors(), max(1, len(missing) // WORTH)), len(chunks))
     work = preparation.prepare_all  # other processes import its file and not this one
     came = in_processes(work, chunks, jobs) if jobs > 1 else ((chunk, work(chunk)) for chunk in chunks)
     for chunk, outcomes in came:

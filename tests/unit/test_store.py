@@ -106,6 +106,21 @@ def test_processes_prepare_the_same_bits(folder):
     assert signals(one) == signals(two)
 
 
+def test_no_more_processes_are_started_than_have_something_to_do(folder, monkeypatch):
+    asked = []
+
+    def in_processes(work, chunks, jobs):
+        asked.append(jobs)
+        return ((chunk, work(chunk)) for chunk in chunks)
+
+    monkeypatch.setattr(filling, "in_processes", in_processes)
+    data(folder).prepare(processes=256)
+    assert asked == [-(-(NUMBER + 2) // filling.CHUNK)]
+    write_record(folder / "a", "A12", noise=99)
+    assert data(folder).prepare(processes=256)[1] == 1
+    assert len(asked) == 1
+
+
 def test_only_what_is_new_or_changed_is_prepared(folder, monkeypatch):
     before = dict(zip(data(folder).train.ids.tolist(), signals(data(folder)), strict=True))
     prepared = counted(monkeypatch)
