@@ -7,7 +7,7 @@ wfdb takes a default wherever a field is malformed (a rate of "fast" becomes 250
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, TypeVar
@@ -22,6 +22,7 @@ Known = TypeVar("Known")
 UNITS: Mapping[str, float] = MappingProxyType(
     {"": 1.0, "mv": 1.0, "uv": 1e-3, "\u00b5v": 1e-3, "\u03bcv": 1e-3, "v": 1e3, "nu": 1.0}
 )
+_APART = ("path", "name", "age", "sex", "codes")  # what no signal changes with
 _CANONICAL = {lead.lower(): lead for lead in LEADS}
 
 # Not one form more than wfdb's own expressions take: what they miss becomes a default without a word.
@@ -62,6 +63,11 @@ class Header:
     def normalised(self) -> bool:
         """Whether any lead is in normalised units (NU)."""
         return "nu" in self.units
+
+    @property
+    def of_signal(self) -> tuple[tuple[str, object], ...]:
+        """What it says of the signal, by name: all but where it is, what it is called and who it is of."""
+        return tuple((each.name, getattr(self, each.name)) for each in fields(self) if each.name not in _APART)
 
 
 def read_header(path: Path) -> Header:

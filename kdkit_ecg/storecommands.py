@@ -86,6 +86,8 @@ def _data(kind: str, folders: tuple[Path, ...], options: dict[str, Any]) -> Any:
 
     paper, bandless, units = (options.pop(name) for name in ("paper", "no_band", "normalised_units"))
     options = {name: value for name, value in options.items() if value is not None}
+    if bandless and options.get("band"):
+        raise click.UsageError("--band and --no-band exclude each other: give one of the two")
     if bandless:
         options["band"] = None
     if kind == "ptb-xl":

@@ -1,5 +1,6 @@
 """Change the rate, the band and the scale of signals: pure functions of (leads, time) arrays."""
 
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -12,6 +13,7 @@ from kdkit import DataError
 
 Signal = NDArray[np.floating[Any]]
 
+MOST = 100_000  # by what number a rate may be multiplied or divided: a header that asks for more has a wrong rate
 FLAT = 1e-6  # mV: a lead that stays within a nanovolt is a lead left off, with the rounding a filter leaves on it
 
 
@@ -20,7 +22,7 @@ def resample(signal: Signal, rate: float, to: float) -> Signal:
 
     Polyphase with scipy's Kaiser window; the ratio is the exact rational of the two decimal numbers.
     """
-    ratio = _ratio(rate, to)
+    ratio = ratio_of(rate, to)
     if ratio == 1:
         return signal
     from scipy.signal import resample_poly
@@ -35,7 +37,7 @@ def resample_linear(signal: Signal, rate: float, to: float) -> Signal:
     Linear interpolation between grids that both reach their end, so that time is stretched by a sample; nothing
     keeps frequencies above to / 2 out. For repeating the paper's numbers only.
     """
-    ratio = _ratio(rate, to)
+    ratio = ratio_of(rate, to)
     if ratio == 1:
         return signal
     time = signal.shape[1]
@@ -69,8 +71,14 @@ def zscore(signal: Signal) -> Signal:
     return scaled.astype(signal.dtype)
 
 
-def _ratio(rate: float, to: float) -> Fraction:
-    """Return to / rate; rates are decimals in a header, so 360.1 means 3601/10 and not the nearest float."""
-    if not (rate > 0 and to > 0):
-        raise DataError(f"rates are above 0 Hz, but came as {rate:g} and {to:g}")
-    return (Fraction(str(to)) / Fraction(str(rate))).limit_denominator(100_000)
+def ratio_of(rate: float, to: float) -> Fraction:
+    """Return to / rate; rates are decimals in a header, so 360.1 means 3601/10 and not the nearest float.
+
+    Raises DataError where a rate is not above 0, or the two are too far apart to resample.
+    """
+    if not (0 < rate < math.inf and 0 < to < math.inf):
+        raise DataError(f"rates are finite and above 0 Hz, but came as {rate:g} and {to:g}")
+    ratio = (Fraction(str(to)) / Fraction(str(rate))).limit_denominator(MOST)
+    if not 0 < ratio <= MOST:
+        raise DataError(f"{rate:g} Hz and {to:g} Hz are more than {MOST:,} times apart; is one of the rates wrong?")
+    return ratio

@@ -43,10 +43,11 @@ def in_processes(
 ) -> Iterator[tuple[Item, Result]]:
     """Yield each item with what `work` returns of it, as they are done; `work` and the items are pickled.
 
+    processes: how many at most; no more are started than there are items.
     The processes end when the caller leaves, however it leaves, and do not hear Ctrl-C themselves.
     Raises what `work` raises, and DataError where a process is ended from outside.
     """
-    workers = [_Worker(work) for _ in range(processes)]
+    workers = [_Worker(work) for _ in range(min(processes, len(items)))]
     idle: SimpleQueue[_Worker[Item, Result]] = SimpleQueue()
     for worker in workers:
         idle.put(worker)
@@ -82,7 +83,7 @@ class _Worker(Generic[Item, Result]):
 
     def __init__(self, work: Callable[[Item], Result]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _BEGIN],
+            [sys.executable, "-P", "-c", _BEGIN],  # a struct.py where one stands is not Python's
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **_ONE_THREAD},

@@ -18,7 +18,7 @@ class Reason(StrEnum):
     CODES = "no scored code"
     NAME = "the name of another record"
     FOLD = "no fold in the folds file"
-    RATE = "a rate too low for the band-pass"
+    RATE = "a rate that the band-pass or the resampling cannot take"
     SIGNAL = "unreadable signal"
     TWIN = "the signal of another record"
 

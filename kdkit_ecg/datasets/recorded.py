@@ -1,9 +1,10 @@
 """What data from recordings have in common: how a record becomes a sample, and which split it is in."""
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields, replace
+from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -51,8 +52,9 @@ class Recorded(ABC):
             given = getattr(self, option)
             if given not in get_args(kind):
                 raise RecipeError(f"{option}={given!r} is not known; {did_you_mean(str(given), get_args(kind))}")
-        if not (self.rate > 0 and self.length > 0 and self.draws > 0):
-            raise RecipeError(f"rate, length and draws are above 0, not {self.rate}, {self.length} and {self.draws}")
+        if not (0 < self.rate < math.inf and self.length > 0 and self.draws > 0):
+            told = f"{self.rate}, {self.length} and {self.draws}"
+            raise RecipeError(f"rate, length and draws are finite and above 0, not {told}")
         if self.band and not 0 < self.band[0] < self.band[1]:
             raise RecipeError(f"band is (low, high) in Hz with 0 < low < high, or None, not {self.band}")
         check_augmentations(self.augment, self.draws)
@@ -93,10 +95,12 @@ class Recorded(ABC):
         """Changes with any header, signal file's size, label, split or option; reads headers, but no signal."""
         apart = ("folder", "strict", "folds", "store")
         options = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in apart}
+        options.update(asdict(self._preparation))  # rate and band as floats
         digest = hashlib.blake2b(repr((VERSION, type(self).__name__, sorted(options.items()))).encode(), digest_size=16)
         for header in self._found[0]:
             sizes = [header.path.with_name(name).stat().st_size for name in header.files]
-            told = (header.name, header.age, header.sex, header.codes, sizes, header.path.read_bytes())
+            person = (header.name, header.age, header.sex, header.codes)
+            told = (*person, header.of_signal, sizes, header.path.read_bytes())  # which may be another file by now
             digest.update(repr((told, self._place(header))).encode())
         return digest.hexdigest()
 

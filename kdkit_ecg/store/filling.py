@@ -1,6 +1,6 @@
 """The pass that prepares records and appends them to a store, in several processes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -18,11 +18,18 @@ WORTH = 64  # records for which it is worth to start a process, which takes two 
 ALIGNED = 64  # bytes, of which each record's offset is a multiple
 
 
-def fill(folder: Path, missing: Mapping[bytes, Header], preparation: Preparation, processes: int | None) -> Rows:
+def fill(
+    folder: Path,
+    missing: Mapping[bytes, Header],
+    preparation: Preparation,
+    processes: int | None,
+    key_of: Callable[[Header], bytes],
+) -> Rows:
     """Prepare these records and append them; a bar is shown on a terminal. The store must be locked.
 
     Signals are written before the rows that tell of them, so that whatever ends the pass, what has a row is whole.
-    Returns the rows of records whose fault may pass, and which are therefore not kept.
+    Returns the rows of records that are not kept: their fault may pass, or their files were changed in between, so
+    that their key is another one now.
     """
     if not missing:
         return np.zeros(0, ROW)
@@ -38,8 +45,8 @@ def fill(folder: Path, missing: Mapping[bytes, Header], preparation: Preparation
         for keys, outcomes in _prepared(missing, preparation, processes):
             rows = [_append(signals, key, outcome) for key, outcome in zip(keys, outcomes, strict=True)]
             signals.flush()
-            for row, outcome in zip(rows, outcomes, strict=True):
-                if outcome.passing:
+            for key, row, outcome in zip(keys, rows, outcomes, strict=True):
+                if outcome.passing or key_of(missing[key]) != key:
                     passing.append(row)
                 else:
                     index.write(row)
@@ -60,9 +67,9 @@ def _prepared(
     missing: Mapping[bytes, Header], preparation: Preparation, processes: int | None
 ) -> Iterator[tuple[Sequence[bytes], Sequence[Outcome]]]:
     """Yield keys and what came of their records, a few at a time."""
-    jobs = processes or min(processors(), max(1, len(missing) // WORTH))
     headers, keys = list(missing.values()), {header: key for key, header in missing.items()}
     chunks = [headers[at : at + CHUNK] for at in range(0, len(headers), CHUNK)]
+    jobs = min(processes or min(processors(), max(1, len(missing) // WORTH)), len(chunks))
     work = preparation.prepare_all  # other processes import its file and not this one
     came = in_processes(work, chunks, jobs) if jobs > 1 else ((chunk, work(chunk)) for chunk in chunks)
     for chunk, outcomes in came:

@@ -17,7 +17,7 @@ from kdkit import DataError
 from kdkit_ecg.preparation import VERSION, Preparation
 from kdkit_ecg.store.index import LOCK, read_rows
 
-FORMAT = 1  # of the files of a store: another one is another store
+FORMAT = 2  # of the files of a store and of its keys: another one is another store
 ABOUT = "store.json"  # by which a folder is known to be a store
 
 Where = Path | str | Literal["auto"]

@@ -82,7 +82,7 @@ class Store:
         return np.concatenate([_UNREADABLE, read_rows(self.place.path)[0]])
 
     def _prepare(self, missing: dict[bytes, Header]) -> Rows:
-        """Prepare these records; return the rows of those whose fault may pass, which are not kept."""
+        """Prepare these records; return the rows of those that are not kept."""
         times = [self.preparation.expected_time(header) for header in missing.values()]
         needed, free = int(bytes_of(times).sum()) + len(missing) * ROW.itemsize, free_space(self.place.path)
         if needed > free:
@@ -90,7 +90,7 @@ class Store:
                 f"{len(missing):,} prepared records need {shown(needed)}, but {self.place.path} has {shown(free)} "
                 f"free; make room (`kdkit ecg store` shows what is kept), {_OR_ELSE}"
             )
-        return fill(self.place.path, missing, self.preparation, self.processes)
+        return fill(self.place.path, missing, self.preparation, self.processes, self._key)
 
     def _mend(self, *, verify: bool) -> None:
         """Leave nothing in the index that is not good; it must be locked."""
@@ -104,8 +104,13 @@ class Store:
                 without(self.place.path, damaged)
 
     def _key(self, header: Header) -> bytes:
-        """Return what changes with the header and the signal files of a record; _NONE where they cannot be read."""
-        root = next((folder for folder in self.folders if header.path.is_relative_to(folder)), header.path.parent)
+        """Return what changes with the header and the signal files of a record; _NONE where they cannot be read.
+
+        The header is in it as it was read and as it is now: its file may have been replaced since, and wfdb reads it
+        anew for gains and formats.
+        """
+        roots = [place for place, folder in enumerate(self.folders) if header.path.is_relative_to(folder)]
+        root = self.folders[roots[0]] if roots else header.path.parent
         try:
             states = [header.path.with_name(name).stat() for name in header.files]
             told = header.path.read_bytes()
@@ -113,7 +118,7 @@ class Store:
             return _NONE
         files = [(name, each.st_size, each.st_mtime_ns) for name, each in zip(header.files, states, strict=True)]
         name = header.path.relative_to(root).as_posix()
-        return hashlib.blake2b(repr((name, told, files)).encode(), digest_size=16).digest()
+        return hashlib.blake2b(repr((roots[:1], name, header.of_signal, told, files)).encode(), digest_size=16).digest()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -157,3 +157,18 @@ def test_a_run_finds_what_was_prepared_for_it(folder, tmp_path, kdkit_here, monk
     monkeypatch.setenv("KDKIT_CACHE", str(tmp_path / "cache"))
     assert kdkit_here("ecg", "prepare", folder).code == 0
     assert Challenge2020(folder, fold=1).prepare()[1] == 0
+    assert kdkit_here("ecg", "prepare", folder, "--rate", 500, "--band", 1, 40).code == 0
+    assert Challenge2020(folder, fold=1, rate=500, band=(1, 40)).prepare()[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--rate", "inf"), "rate, length and draws are finite and above 0, not inf"),
+        (("--no-band", "--band", 1, 40), "--band and --no-band exclude each other"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_and_leave_no_store(folder, tmp_path, kdkit_here, options, told):
+    said = kdkit_here("ecg", "prepare", folder, "--store", tmp_path / "stores", *options)
+    assert (said.code, told in said.err) == (2, True), said
+    assert not (tmp_path / "stores").exists()

@@ -117,7 +117,7 @@ def test_records_that_do_not_fit_are_left_out_by_reason(tree, tmp_path):
         "  1 left out, normalised units, not mV (normalised_units=True takes them): b/B3",
         "  1 left out, no scored code: b/B2",
         "  1 left out, the name of another record: copies/of/others/A0000",
-        "  1 left out, a rate too low for the band-pass: b/B8",
+        "  1 left out, a rate that the band-pass or the resampling cannot take: b/B8",
         "  1 left out, unreadable signal: b/B6",
         "  1 left out, the signal of another record: b/B4",
     ]
@@ -171,6 +171,12 @@ def test_without_a_table_each_record_is_its_own_patient_and_a_notice_says_so(tre
     data = small(folder)
     assert "its own patient" in data.notices[0]
     assert len(data.train) > 20
+
+
+@pytest.mark.parametrize("rate", [0, -1, float("inf"), float("nan")])
+def test_a_rate_that_is_none_is_refused_at_once(tree, rate):
+    with pytest.raises(RecipeError, match="rate, length and draws are finite and above 0"):
+        small(tree, rate=rate)
 
 
 def test_a_folder_without_headers_says_what_was_expected(tmp_path):

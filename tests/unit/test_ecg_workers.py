@@ -6,6 +6,7 @@ import time
 import pytest
 
 from kdkit import DataError
+from kdkit_ecg import workers
 from kdkit_ecg.workers import in_processes
 
 
@@ -29,9 +30,28 @@ def test_a_process_that_is_ended_from_outside_is_said():
         list(in_processes(os._exit, [0], 1))
 
 
+def test_a_file_where_one_stands_does_not_pass_for_a_module_of_python(tmp_path, monkeypatch):
+    (tmp_path / "struct.py").write_text("raise SystemExit('not the real one')")
+    monkeypatch.chdir(tmp_path)
+    assert list(in_processes(len, ["a"], 1)) == [("a", 1)]
+
+
 def test_each_process_has_one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert list(in_processes(os.getenv, ["OMP_NUM_THREADS"], 1)) == [("OMP_NUM_THREADS", "1")]
+
+
+def test_no_more_processes_are_started_than_there_are_items(monkeypatch):
+    started, really = [], workers._Worker
+
+    def worker(work):
+        started.append(work)
+        return really(work)
+
+    monkeypatch.setattr(workers, "_Worker", worker)
+    assert list(in_processes(len, ["a"], 256)) == [("a", 1)]
+    assert list(in_processes(len, [], 256)) == []
+    assert len(started) == 1
 
 
 def test_whoever_leaves_early_ends_the_processes():

@@ -87,7 +87,7 @@ def test_a_second_run_reads_no_signal_and_says_the_same_of_bad_records(folder, m
     first = data(folder)
     told, samples = first.summary, signals(first)
     for bad in (
-        "a rate too low for the band-pass: b/B1",
+        "a rate that the band-pass or the resampling cannot take: b/B1",
         "unreadable signal: b/B2",
         "the signal of another record: a/A11",
     ):
@@ -104,6 +104,21 @@ def test_processes_prepare_the_same_bits(folder):
     one.prepare(processes=1)
     assert two.prepare(processes=2) == (path_of(two), NUMBER + 2)
     assert signals(one) == signals(two)
+
+
+def test_no_more_processes_are_started_than_have_something_to_do(folder, monkeypatch):
+    asked = []
+
+    def in_processes(work, chunks, jobs):
+        asked.append(jobs)
+        return ((chunk, work(chunk)) for chunk in chunks)
+
+    monkeypatch.setattr(filling, "in_processes", in_processes)
+    data(folder).prepare(processes=256)
+    assert asked == [-(-(NUMBER + 2) // filling.CHUNK)]
+    write_record(folder / "a", "A12", noise=99)
+    assert data(folder).prepare(processes=256)[1] == 1
+    assert len(asked) == 1
 
 
 def test_only_what_is_new_or_changed_is_prepared(folder, monkeypatch):
@@ -241,7 +256,23 @@ def test_a_header_that_promises_too_much_or_has_no_room_for_the_band_is_no_reaso
         assert old in path.read_text()
         path.write_text(path.read_text().replace(old, new, 1))
     assert "unreadable signal: a/A04, b/B2" in data(folder).summary
-    assert "a rate too low for the band-pass: b/B1" in data(folder).summary
+    assert "a rate that the band-pass or the resampling cannot take: b/B1" in data(folder).summary
+
+
+@pytest.mark.parametrize("band", [(0.5, 47.0), None])
+@pytest.mark.parametrize("resampling", ["polyphase", "linear"])
+def test_no_rate_of_a_header_ends_the_pass(folder, band, resampling):
+    for number, rate in enumerate(("5000000000", ".00000000000000000001", "9" * 400)):
+        write_record(folder / "a", f"X{number}", noise=60 + number)
+        path = folder / "a" / f"X{number}.hea"
+        path.write_text(path.read_text().replace(" 500 ", f" {rate} ", 1))
+    options = {"band": band, "resampling": resampling}
+    told = data(folder, **options).summary
+    low = ["b/B1"] if band else []
+    faults = ", ".join([*low, "a/X0", "a/X1"])
+    assert f"{len(low) + 2} left out, a rate that the band-pass or the resampling cannot take: {faults}" in told
+    assert "2 left out, unreadable signal: b/B2, a/X2" in told  # wfdb takes no number of 400 digits
+    assert data(folder, **options).summary == told == data(folder, store=None, **options).summary
 
 
 def test_a_file_system_without_locks_is_said(folder, monkeypatch):

@@ -34,10 +34,17 @@ def test_tones_above_half_the_new_rate_vanish_unless_resampled_linearly():
     assert rms(resample_linear(high, 500, 257)) > 0.4
 
 
-@pytest.mark.parametrize("rate", [0, -500, float("nan")])
+@pytest.mark.parametrize("rate", [0, -500, float("nan"), float("inf")])
 def test_a_rate_that_is_not_above_zero_is_refused(rate):
     with pytest.raises(DataError, match="above 0 Hz"):
         resample(tone(5, 500), rate, 257)
+
+
+@pytest.mark.parametrize("change", [resample, resample_linear])
+@pytest.mark.parametrize(("rate", "to"), [(5e9, 257), (500, 1e-9), (1e-4, 257), (500, 1e300)])
+def test_rates_that_are_too_far_apart_are_refused(change, rate, to):
+    with pytest.raises(DataError, match="times apart; is one of the rates wrong"):
+        change(tone(5, 500), rate, to)
 
 
 def test_band_pass_keeps_the_band_without_shift_and_drops_the_rest():
