@@ -91,6 +91,8 @@ class Data(Protocol):
     It may have a `summary`, a text that says what was read and what was left out, and `notices`, lines that a reader
     of its figures must know. Both are read when a run begins, after its splits. Where its fingerprint does not change
     with each training sample, it has a `train_digest` that does, or that is None where not all of them can be seen.
+    Where code of the user's own changes its training samples, it has this in `augment`, such as a tuple of callables,
+    so that recorded answers depend on that code too.
     """
 
     @property

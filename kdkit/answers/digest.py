@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
-from kdkit.answers.code import attributes, enclosed, library, members, referred
+from kdkit.answers.code import attributes, enclosed, library, members
+from kdkit.answers.references import of_ones_own, referred
 from kdkit.errors import AnswersError
 
 _MOST = 200_000  # values in a digest: more are a trainer or a data set that a module holds, and no part of what it does
@@ -26,7 +28,7 @@ _BUILTIN = (types.BuiltinFunctionType, types.MethodWrapperType, types.WrapperDes
 _FUNCTION = (types.FunctionType, types.MethodType, functools.partial, *_BUILTIN)
 _CONSTANT = (tuple, frozenset, types.CodeType)  # equal ones may be one object or two, as the interpreter likes
 _SLOT = (types.MemberDescriptorType, types.GetSetDescriptorType)
-_OF_MODULES = {*nn.Module().__dict__, "training", "_is_full_backward_hook", "_compiled_call_impl"}
+_OF_MODULES = {*nn.Module().__dict__, "_is_full_backward_hook", "_compiled_call_impl"} - {"training"}
 
 
 class Digest:
@@ -46,7 +48,8 @@ class Digest:
         """Take in a value. Raises AnswersError, which names the place, for one whose content cannot be told."""
         if isinstance(value, _PLAIN) and not isinstance(value, enum.Enum):
             self._say(type(value).__name__, repr(value))
-            return self
+            if library(type(value).__module__) is not None:
+                return self
         self._held.append(value)
         if len(self._held) > _MOST:
             raise AnswersError(f"{where} leads to more than {_MOST:,} values")
@@ -75,7 +78,7 @@ class Digest:
         elif isinstance(value, nn.Module):
             self._module(value, where)
         elif isinstance(value, enum.Enum):
-            self.add((type(value).__qualname__, value.name), where)
+            self.add((type(value), str(value.name), value.value), where)
         elif isinstance(value, type):
             self._class(value, where)
         elif isinstance(value, types.CodeType):
@@ -104,6 +107,7 @@ class Digest:
             self.add(each, f"{where}[{place!r}]" if isinstance(place, (str, int)) else where)
         if type(value).__module__ != "builtins":
             self.add(type(value), where)
+            self.add(getattr(value, "default_factory", None), where)
             self.add(vars(value) if hasattr(value, "__dict__") else None, where)
 
     def _module(self, module: nn.Module, where: str) -> None:
@@ -111,6 +115,9 @@ class Digest:
         own = {name: each for name, each in vars(module).items() if name not in _OF_MODULES}
         if type(module).__name__ == "OptimizedModule":  # torch.compile's: what it computes is its original's to say
             own = {}
+        if isinstance(module, GraphModule):  # torch.fx's: what runs was compiled from its graph
+            own = {name: each for name, each in own.items() if name != "_graph"}
+            self.add(type(module).forward, where)
         for part in (module._parameters, module._buffers, module._modules, own):
             self._say(str(len(part)))
             for name, each in part.items():
@@ -125,8 +132,7 @@ class Digest:
                 self._say(base.__module__, base.__qualname__, package)
                 continue
             if issubclass(base, enum.Enum):
-                self.add([(each.name, each.value) for each in base], where)
-                continue
+                self.add([(name, each.value, _own_attributes(each)) for name, each in base.__members__.items()], where)
             for name, value in members(base):
                 self._say(name)
                 self.add(value, f"{where}: {base.__qualname__}.{name}")
@@ -137,16 +143,28 @@ class Digest:
         elif isinstance(value, types.MethodType):
             self.add(value.__func__, where)
             self.add(value.__self__, where)
-        elif isinstance(value, _BUILTIN) or library(value.__module__ or "?") is not None:
-            home = getattr(value, "__module__", None) or "builtins"
-            self._say(home, value.__qualname__, library(home) or "")
+        elif isinstance(value, _BUILTIN):
+            self._builtin(value, where)
+        elif library(value.__module__ or "?") and library(value.__globals__.get("__name__", "?")):
+            self._say(value.__module__, value.__qualname__, library(value.__module__) or "")
         else:
             self.add(value.__code__, where)
-            cells = enclosed(value)
-            self.add((value.__defaults__, value.__kwdefaults__, cells), where)
+            cells = [None if of_ones_own(each) else each for each in enclosed(value)]  # what is taken from it counts
+            self.add((value.__defaults__, value.__kwdefaults__, cells, vars(value)), where)
             for name, each in referred(value):
                 self._say(name)
                 self.add(each, f"{where}: {name}")
+
+    def _builtin(self, value: Any, where: str) -> None:
+        """Take in a function of a library that is compiled, with the object whose method it is."""
+        home = getattr(value, "__module__", None) or "builtins"
+        package = library(home)
+        if package is None:
+            raise AnswersError(f"{where} is compiled code of no installed package, {home}.{value.__qualname__}")
+        self._say(home, value.__qualname__, package)
+        owner = getattr(value, "__self__", None)
+        if not isinstance(owner, types.ModuleType) and type(owner).__name__ != "PyCapsule":  # of functions of libraries
+            self.add(owner, where)
 
     def _code(self, code: types.CodeType, where: str) -> None:
         self._say(code.co_name, code.co_code.hex(), code.co_exceptiontable.hex())
@@ -160,6 +178,11 @@ class Digest:
         if isinstance(value, logging.Logger):
             self._say("logger", value.name)
         elif isinstance(value, types.ModuleType):
+            if of_ones_own(value):
+                raise AnswersError(
+                    f"{where} is the module {value.__name__}, from which anything may be taken; give it the functions "
+                    "and values instead"
+                )
             self._say("module", value.__name__, library(value.__name__) or "")
         elif isinstance(value, (staticmethod, classmethod)):
             self.add(value.__func__, where)
@@ -172,6 +195,10 @@ class Digest:
         else:
             self.add(type(value), where)
             self.add(attributes(value, where), where)
+
+
+def _own_attributes(member: enum.Enum) -> dict[str, Any]:
+    return {name: value for name, value in vars(member).items() if not name.startswith("_")}
 
 
 def _hooks(module: nn.Module, where: str) -> list[Any]:

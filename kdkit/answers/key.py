@@ -16,7 +16,8 @@ from kdkit.errors import AnswersError, first_line
 from kdkit.net import Net
 from kdkit.taps import AttentionTap, Tap, Tapping
 
-FORMAT = 1  # of the files: goes up whenever they are written otherwise
+FORMAT = 2  # of the files and the key: goes up whenever they are written otherwise
+_OF_NETS = ("name", "module", "sees", "element", "classes", "version", "trained")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ def key_of(net: Net[Any], taps: Sequence[Tapping], *, data: Mapping[str, Any], h
                 "sees": {"key": str(net.sees.key), "digest": Digest().add(net.sees, "what it sees").hexdigest()},
                 "taps": [_facts_of_tap(net, tap) for tap in taps],
                 "data": dict(data),
-                "how": {**how, **_surroundings()},
+                "how": {**how, **_surroundings(str(how.get("device", "cpu")))},
             }
         )
     except AnswersError:
@@ -70,6 +71,7 @@ def facts_of_data(data: Data) -> dict[str, Any]:
         "samples": len(ids),
         "draws": data.draws,
         "ids": Digest().add(ids.sort().values, "ids").hexdigest(),
+        "augment": Digest().add(getattr(data, "augment", None), "the data's augment").hexdigest(),
     }
 
 
@@ -80,6 +82,9 @@ def _facts_of_net(net: Net[Any]) -> dict[str, Any]:
         "classes": None if net.classes is None else list(net.classes),
         "element": Digest().add(net.element, "its element").hexdigest(),
     }
+    own = {name: value for name, value in vars(net).items() if name not in _OF_NETS}
+    if type(net) is not Net or own:
+        facts["own"] = Digest().add(type(net), type(net).__name__).add(own, type(net).__name__).hexdigest()
     if not isinstance(net.module, nn.Module):
         return {**facts, "version": net.version}
     del facts["name"]  # of a module all that matters is known
@@ -112,9 +117,15 @@ def _facts_of_tap(net: Net[Any], tap: Tapping) -> dict[str, Any]:
     return {"kind": kind.__name__, **facts, "channels_last": tap.channels_last}
 
 
-def _surroundings() -> dict[str, Any]:
+def _surroundings(device: str) -> dict[str, Any]:
     """Return what figures depend on beside the net: versions, and how exactly matrices are multiplied."""
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    kernels = [
+        getattr(getattr(torch.backends.mkldnn, name, None), "fp32_precision", None) for name in ("conv", "matmul")
+    ]
     return {
+        "kernels": [None if each in ("none", "ieee") else each for each in kernels],  # both are exact
+        "autocast": str(torch.get_autocast_dtype(device)) if autocast else None,
         "torch": torch.__version__,
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "cpu": torch.backends.cpu.get_cpu_capability(),

@@ -1,9 +1,13 @@
 """Augmentations are pure functions of (signal, rate, generator), and each changes what it says."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
 from kdkit import RecipeError
+from kdkit.answers import facts_of_data
+from kdkit_ecg import Synthetic
 from kdkit_ecg.augmentations import (
     BaselineWander,
     CutOut,
@@ -174,3 +178,23 @@ def test_mixup_keeps_the_larger_share():
 def test_options_that_make_no_sense_are_refused(make, said):
     with pytest.raises(RecipeError, match=said):
         make()
+
+
+@pytest.mark.parametrize("augmentation", [*EVERY, Mixup()], ids=lambda each: type(each).__name__)
+def test_what_teachers_answer_about_signals_that_it_changed_can_be_recorded(augmentation):
+    changed, plain = (
+        facts_of_data(Synthetic(train=2, select=1, test=1, length=200, draws=2, augment=augment))
+        for augment in ((augmentation,), ())
+    )
+    assert changed["augment"] != plain["augment"]
+
+
+def test_answers_about_signals_that_an_augmentation_of_other_code_changed_are_kept_apart():
+    source = "@dataclass(frozen=True)\nclass Louder:\n    def __call__(self, signal, rate, generator):\n"
+
+    def facts(factor):
+        space = {"dataclass": dataclass, "__name__": "recipe"}
+        exec(f"{source}        return {factor} * signal\n", space)
+        return facts_of_data(Synthetic(train=2, select=1, test=1, length=200, draws=2, augment=(space["Louder"](),)))
+
+    assert facts(2) == facts(2) != facts(3)
