@@ -20,7 +20,7 @@ def faults():
 kept = keep_freed_memory() if {keep} else None
 for step in range(6):
     before = faults()
-    held = [torch.ones(2**22) for _ in range(8)]  # 16 MiB each, as the features of a layer
+    held = [torch.ones(2**24) for _ in range(4)]  # 64 MiB each: of less, glibc may keep some by itself
     del held
 print(kept, faults() - before)
 """
