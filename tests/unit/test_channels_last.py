@@ -17,6 +17,11 @@ SIDES = [(0, 0), (3, 4), (2, 2), (9, 0), (0, 6)]
 FORMS = list(itertools.product([1, 2, 7, 8], [1, 2, 3, 5], SIDES))
 
 
+@pytest.fixture(autouse=True)
+def small_signals_are_worth_it(monkeypatch):
+    monkeypatch.setattr(convolution, "WORTH", 1)
+
+
 def parts(form, length, number=2, inputs=3, outputs=2):
     generator = torch.Generator().manual_seed(length)
     shapes = (number, inputs, length), (outputs, inputs, form[0]), (outputs,)
@@ -50,6 +55,13 @@ def test_only_the_gradients_that_are_asked_for_are_made():
     ChannelsLast.apply(signal, weight.detach(), bias.detach(), 1, (3, 4)).sum().backward()
     assert all(each.grad is not None for each in (signal, weight))
     assert bias.grad is None
+
+
+def test_a_short_record_alone_stays_as_it_lies(monkeypatch):
+    monkeypatch.undo()
+    conv = SameConv1d(3, 4, 8)
+    assert channels_lie_last(conv(torch.randn(16, 3, 1000)))
+    assert not channels_lie_last(conv(torch.randn(1, 3, 1000)))
 
 
 def test_what_follows_may_change_the_answer_in_place():
