@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from kdkit import Cell, CheckError, RecipeError, RunFolderError, RunOptions, Study, WorkerError, hookimpl
+from kdkit import Cell, CheckError, Outcome, RecipeError, RunFolderError, RunOptions, Study, WorkerError, hookimpl
 from kdkit.recipefile import load_file as load_python
 from kdkit.recipefile import read_recipe_file
 
@@ -225,28 +225,8 @@ def test_a_study_that_is_stopped_stops_its_processes_and_ends_in_the_same_bits(t
     require_same_bits(tmp_path / "study", in_turn)
 
 
-@pytest.mark.slow
-def test_processes_that_are_killed_leave_cells_to_go_on_with(tmp_path, recipes, in_turn):
-    (tmp_path / "wait").touch()
-    study = Study(tmp_path / "study", recipes.cells[:2])
-
-    def kill_both() -> None:
-        wait_for(lambda: len(list(tmp_path.glob("waiting-*"))) == 2)
-        (tmp_path / "wait").unlink()
-        for path in tmp_path.glob("waiting-*"):
-            os.kill(int(path.name.split("-")[1]), signal.SIGKILL)
-
-    thread = Thread(target=kill_both)
-    thread.start()
-    outcomes = list(study.run(CPU, watchers=[recipes.Waiting(tmp_path)], jobs=2))
-    thread.join()
-    assert {outcome.state for outcome in outcomes} == {"failed"}
-    assert {outcome.state for outcome in Study(tmp_path / "study", recipes.cells).run(CPU, jobs=2)} == {"done"}
-    require_same_bits(tmp_path / "study", in_turn)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="signals without a name are Linux's")
-def test_a_process_that_ends_by_a_signal_without_a_name_says_its_number(tmp_path, recipes):
+def outcomes_of_two_that_end_by(signal_sent: int, tmp_path: Path, recipes) -> list[Outcome]:
+    """Run two cells at once, and end the process of each by a signal."""
     (tmp_path / "wait").touch()
     study = Study(tmp_path / "study", recipes.cells[:2])
 
@@ -254,12 +234,26 @@ def test_a_process_that_ends_by_a_signal_without_a_name_says_its_number(tmp_path
         wait_for(lambda: len(list(tmp_path.glob("waiting-*"))) == 2)
         (tmp_path / "wait").unlink()
         for path in tmp_path.glob("waiting-*"):
-            os.kill(int(path.name.split("-")[1]), 36)
+            os.kill(int(path.name.split("-")[1]), signal_sent)
 
     thread = Thread(target=end_both)
     thread.start()
     outcomes = list(study.run(CPU, watchers=[recipes.Waiting(tmp_path)], jobs=2))
     thread.join()
+    return outcomes
+
+
+@pytest.mark.slow
+def test_processes_that_are_killed_leave_cells_to_go_on_with(tmp_path, recipes, in_turn):
+    outcomes = outcomes_of_two_that_end_by(signal.SIGKILL, tmp_path, recipes)
+    assert {outcome.state for outcome in outcomes} == {"failed"}
+    assert {outcome.state for outcome in Study(tmp_path / "study", recipes.cells).run(CPU, jobs=2)} == {"done"}
+    require_same_bits(tmp_path / "study", in_turn)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signals without a name are Linux's")
+def test_a_process_that_ends_by_a_signal_without_a_name_says_its_number(tmp_path, recipes):
+    outcomes = outcomes_of_two_that_end_by(36, tmp_path, recipes)
     assert all("signal 36" in str(outcome.error) for outcome in outcomes)
 
 
