@@ -6,6 +6,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
+if distributed.is_available():
+    # What DDP imports takes a group that is there for a default argument: its threads would outlive it, and may abort
+    # the process at its exit. So it is imported before there is one.
+    import torch.distributed.nn
+
 T = TypeVar("T")
 
 
