@@ -133,14 +133,15 @@ def apart(what, *args):
 def show_preparing(folder, rounds):
     """Compare passes of one process and of two."""
     passes = {1: [], 2: []}
-    for _ in range(rounds):
-        for processes, seen in passes.items():
-            seen.append(apart("one_pass", folder, processes))
+    for turn in range(rounds):
+        for processes in (1, 2) if turn % 2 else (2, 1):
+            passes[processes].append(apart("one_pass", folder, processes))
     one, two = (statistics.median(each["seconds"] for each in seen) for seen in passes.values())
+    pairs = statistics.median(a["seconds"] / b["seconds"] for a, b in zip(*passes.values(), strict=True))
     best = [min(each["seconds"] for each in seen) for seen in passes.values()]
     busy = [min(each["processors"] for each in seen) for seen in passes.values()]
     print(f"preparing {passes[1][0]['records']} records: 1 process {one:.1f} s, 2 processes {two:.1f} s, ", end="")
-    print(f"{one / two:.2f}x; fastest {best[0] / best[1]:.2f}x")
+    print(f"{one / two:.2f}x; pairs {pairs:.2f}x; fastest {best[0] / best[1]:.2f}x")
     print(f"  seconds of processors {busy[0]:.1f} and {busy[1]:.1f}: ", end="")
     print(f"{2 * busy[0] / busy[1]:.2f}x on two that do nothing else")
 
