@@ -1,6 +1,7 @@
 """Where the shared records and golden numbers are, and what every test starts from."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,10 @@ import pytest
 
 # Before torch is imported, here or in a process that a test starts: on nets this small threads cost more than they do.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What a shell's `&` starts is deaf to Ctrl-C, and so would be the processes that tests stop by it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
