@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from kdkit.errors import RecipeError
+from kdkit.provenance import Origin
 from kdkit.recipe import Stage, needs_of
 from kdkit.recipefile import RecipeFile
 from kdkit.runfolder import RunFolder
-from kdkit.running import Origin, Result, run
+from kdkit.running import Result, run
 from kdkit.runoptions import RunOptions, own_randomness, seed_everything
 from kdkit.workers import Processes, Work
 

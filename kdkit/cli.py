@@ -126,8 +126,8 @@ def run(ctx: click.Context, /, **options: Any) -> None:
     """
     from kdkit.allocation import keep_freed_memory
     from kdkit.console import ConsoleWatcher, console_for_people  # these import torch, which --help does without
+    from kdkit.provenance import Origin
     from kdkit.runfolder import new_path
-    from kdkit.running import Origin
     from kdkit.running import run as run_recipe
     from kdkit.runoptions import RunOptions
 

@@ -1,31 +1,28 @@
 """Run a recipe from its check to its table of scores."""
 
-import hashlib
-import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from kdkit import __version__, distributed, ranks
+from kdkit import distributed, ranks
 from kdkit.balancing import require_uncompiled
-from kdkit.checking import Plan, check
-from kdkit.data import Data
+from kdkit.checking import check
 from kdkit.engine import StageRun, Workplace
 from kdkit.errors import RecipeError, RunFolderError
 from kdkit.events import RunEnded, RunStarted
 from kdkit.net import Net
 from kdkit.plugins import installed
 from kdkit.prediction import Predictor, scored
+from kdkit.provenance import Origin, name_of, notices, record_of
 from kdkit.recipe import Recipe, Stage, needs_of
 from kdkit.recording import Recording
 from kdkit.runfolder import RunFolder, started
 from kdkit.runoptions import RunOptions, own_randomness, seed_everything
-from kdkit.scores import Predictions, Scored, true_classes
+from kdkit.scores import Scored
 from kdkit.stagefolder import StageFolder
 from kdkit.watching import Watchers
 
@@ -45,14 +42,6 @@ class Result:
     history: Mapping[str, Sequence[Mapping[str, Any]]]
     reported_on: str
     folder: Path | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
-    """Where a recipe came from: the file that is copied into the run folder, and the options it was called with."""
-
-    file: Path | None = None
-    options: Mapping[str, Any] | None = None
 
 
 def run(
@@ -122,12 +111,12 @@ def _run(place: Workplace, folder: RunFolder | None, origin: Origin) -> Result:
     place.watchers.tell(
         "run_started",
         RunStarted(
-            recipe=_name(place.recipe, origin),
+            recipe=name_of(place.recipe, origin),
             stages=tuple(stage.name for stage in stages),
             device=str(place.device),
             seed=place.options.seed,
             folder=place.options.out,
-            notices=(*_notices(place.recipe, place.plan), *place.recording.notices()),
+            notices=(*notices(place.recipe, place.plan), *place.recording.notices()),
         ),
     )
     for net in place.plan.nets:
@@ -192,66 +181,15 @@ def _score(place: Workplace, folder: RunFolder | None, net: Net[Any]) -> dict[st
 
 
 def _folder(place: Workplace, origin: Origin) -> RunFolder | None:
-    options, data = place.options, place.recipe.data
+    options = place.options
     if options.out is None:
         return None
     if ranks.number() > 0:
         return RunFolder(options.out, writes=False)
-    source = None if origin.file is None else origin.file.read_bytes()
-    record = {
-        "recipe": _name(place.recipe, origin),
-        "recipe_sha256": None if source is None else hashlib.sha256(source).hexdigest(),
-        "options": {key: str(value) for key, value in (origin.options or {}).items()},
-        "seed": options.seed,
-        "device": str(place.device),
-        "precision": options.precision,
-        "processes": ranks.count(),
-        "data": data.fingerprint,
-        "draws": data.draws,
-        "stages": [stage.name for stage in place.plan.stages],
-        "positives": _positives(data),
-        "nets": {
-            net.name: {"parameters": net.parameters, "sees": net.sees.key, "version": net.version}
-            for net in place.plan.nets
-        },
-        # Workers that are chosen are 0 here: a run may go on beside another device, and one from before they were.
-        "trainings": [
-            repr(replace(stage.training, workers=stage.training.workers or 0)) for stage in place.plan.stages
-        ],
-        "answers": place.recipe.answers.form,
-        "versions": {"kdkit": __version__, "torch": torch.__version__, "python": platform.python_version()},
-    }
+    record = record_of(place, origin)
     if options.resume:
         return RunFolder.reopen(options.out, record)
     return RunFolder.create(options.out, record, origin.file)
-
-
-def _positives(data: Data) -> dict[str, int] | None:
-    """Return how many training samples each class has, where that is known without fetching them."""
-    labels = getattr(data.train, "labels", None)
-    if not isinstance(labels, torch.Tensor) or data.task == "regression":
-        return None
-    shape = (len(data.train),) if data.task == "multiclass" else (len(data.train), len(data.classes))
-    if tuple(labels.shape) != shape:
-        return None
-    rows = labels.cpu().numpy()
-    truth = true_classes(Predictions(labels=rows, outputs=rows, classes=tuple(data.classes)))
-    return dict(zip(data.classes, truth.sum(0).tolist(), strict=True))
-
-
-def _notices(recipe: Recipe, plan: Plan) -> Iterator[str]:
-    """Say what a reader of the figures must know: of the data, and of what kdkit cannot promise for it."""
-    data = recipe.data
-    yield from str(getattr(data, "summary", "")).splitlines()
-    yield from getattr(data, "notices", ())
-    if data.draws is None:
-        yield "the data's randomness is its own, so runs repeat exactly only if it does"
-    for name in sorted(net.name for net in plan.foreign):
-        yield f"net {name!r} is not scored: its outputs are not about the data's classes"
-    learners = [net.network for stage in plan.stages for net in stage.goals]
-    yield from distributed.notices(learners)
-    if data.test is None:
-        yield "there is no test split: scores are reported on the split that epochs and thresholds are chosen on"
 
 
 def _ended(
@@ -265,10 +203,6 @@ def _ended(
         seconds=seconds,
         error=error,
     )
-
-
-def _name(recipe: Recipe, origin: Origin) -> str:
-    return recipe.name or ("recipe" if origin.file is None else origin.file.stem)
 
 
 def _reported_on(place: Workplace) -> str:

@@ -16,9 +16,9 @@ from filelock import FileLock, Timeout
 from kdkit.cell import Cell, Outcome, listed
 from kdkit.classtable import read_reported
 from kdkit.errors import RecipeError, RunFolderError, did_you_mean
+from kdkit.provenance import Origin
 from kdkit.recipe import Recipe
 from kdkit.runfolder import RUN
-from kdkit.running import Origin
 from kdkit.runoptions import ANSWERS, RunOptions
 from kdkit.scores import Said, Scored
 from kdkit.workers import (

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kdkit.provenance import Origin
 from kdkit.recipe import Recipe
 from kdkit.runfolder import started
-from kdkit.running import Origin, run
+from kdkit.running import run
 from kdkit.runoptions import RunOptions
 from kdkit.stagefolder import write
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from kdkit import Cell, CheckError, Outcome, RecipeError, RunOptions, WorkerError
+from kdkit.provenance import Origin
 from kdkit.recipefile import load_file
-from kdkit.running import Origin
 from kdkit.workers import Ended, Here, Work, spread
 from kdkit.workers.travel import packed, packed_error, unpacked_error
 
