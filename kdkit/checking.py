@@ -59,7 +59,7 @@ def check(recipe: Recipe, device: torch.device | str = "cpu", precision: Precisi
     """
     stages = tuple(recipe.schedule.stages())
     facts = facts_of(recipe.data)
-    problems = [*_across_stages(recipe, stages), *_scores(recipe), *_answers(recipe)]
+    problems = [*_same_classes(recipe.data), *_across_stages(recipe, stages), *_scores(recipe), *_answers(recipe)]
     comparisons = []
     foreign: set[Net[Any]] = set()
     for stage in stages:
@@ -105,6 +105,12 @@ def tiny_batch(data: Data, batch_size: int) -> Batch:
     if isinstance(train, Stream):
         return next(iter(train))
     return train.batch(torch.arange(4 if batch_size > 1 and len(train) > 1 else 1).clamp(max=len(train) - 1), 0)
+
+
+def _same_classes(data: Data) -> Iterator[str]:
+    for name, count in Counter(data.classes).items():
+        if count > 1:
+            yield f"{count} classes of the data are called {name!r}, of which a table could show one only"
 
 
 def _across_stages(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[str]:

@@ -15,7 +15,8 @@ from kdkit.net import Net
 from kdkit.recipe import Recipe
 from kdkit.running import Result, run
 from kdkit.schedules import Parallel
-from kdkit.torch_data import TorchData, Yours, class_names, first_batch
+from kdkit.torch_data import TorchData, class_names
+from kdkit.torch_splits import Yours, first_batch
 from kdkit.training import Training
 
 _TRUTHS: dict[Task, type[nn.Module]] = {

@@ -1,6 +1,7 @@
 """Run as one of several processes that torchrun started: join them, share out the work, and end together."""
 
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -16,6 +17,7 @@ from kdkit.data import Data, Stream
 from kdkit.errors import DataError, KdkitError, RecipeError, SaidElsewhereError, first_line
 
 _PATIENCE = timedelta(minutes=30)  # how long a process waits for another that says nothing
+_LETTING_GO = 0.1  # seconds
 _ALWAYS_USED = "find_unused_parameters=True was specified in DDP constructor, but did not find any unused parameters"
 _OLD_NAME = "`broadcast_buffers` is deprecated"  # since torch 2.14; what replaces it is not in torch 2.7
 _NOTHING = nullcontext()
@@ -51,6 +53,9 @@ def joined() -> Iterator[None]:
                 f"minutes ({first_line(error)}); `torchrun --max-restarts=1 ...` with --out goes on after such a loss"
             ) from error
         raise
+    # The group's threads let go of the last message's tensors for which they need Python's lock; older torch waits for
+    # those threads with the lock in its hand, for ever if they are late.
+    time.sleep(_LETTING_GO)
     distributed.destroy_process_group()
 
 

@@ -75,6 +75,8 @@ class RecipeFile:
             )
         with _told(self.path, "recipe() raises"):
             made = self.module.recipe(**options)
+        if inspect.iscoroutine(made):
+            made.close()  # or Python would warn that nobody awaited it
         if not isinstance(made, Recipe):
             raise RecipeError(f"{self.path}: recipe() returns a {type(made).__name__}; expected a kdkit.Recipe")
         return made
@@ -179,7 +181,8 @@ class _told:  # noqa: N801  # reads as a word: `with _told(path, ...)`
         if isinstance(error, SyntaxError):
             where = error.filename or self.path  # a helper's, where that is the one at fault
             line = f", line {error.lineno}" if error.lineno else ""
-            raise RecipeError(f"{where}{line}: {error.msg}: {(error.text or '').strip()}") from error
+            said = ": ".join(filter(None, (error.msg, (error.text or "").strip())))
+            raise RecipeError(f"{where}{line}: {said}") from error
         frames = [frame for frame in traceback.extract_tb(trace) if _same(Path(frame.filename), self.path)]
         where = f"{self.path}, line {frames[-1].lineno}" if frames else str(self.path)
         raise RecipeError(f"{where}: {self.doing} {type(error).__name__}: {error}") from error

@@ -12,7 +12,7 @@ from torch import nn
 
 from kdkit import ranks
 from kdkit.answers import SAMPLES, AnswersFolder, Audit, Form, Place, Recorded, Store, facts_of_data, key_of, tried
-from kdkit.data import Batch, Data, Split, Stream
+from kdkit.data import Batch, Split, Stream
 from kdkit.errors import AnswersError, first_line
 from kdkit.net import Net
 from kdkit.recipe import Recipe, Stage
@@ -43,7 +43,7 @@ class Recording:
         except AnswersError as error:
             yield f"teachers are asked at every step: {error}"
             return
-        if not _whole(self.recipe.data) and (self.options.out is not None or self.options.answers != "auto"):
+        if not self._whole() and (self.options.out is not None or self.options.answers != "auto"):
             yield "what teachers answer is recorded for this run alone, since kdkit cannot see all of the data"
 
     def begin(
@@ -173,7 +173,11 @@ class Recording:
 
     def _alone(self) -> bool:
         """Whether what is recorded is of use to this run alone."""
-        return not _whole(self.recipe.data) or (self.options.answers == "auto" and self.options.out is None)
+        return not self._whole() or (self.options.answers == "auto" and self.options.out is None)
+
+    def _whole(self) -> bool:
+        """Whether the key of recorded answers changes with every sample: see `Data`."""
+        return isinstance(self._told, Mapping) and self._told["train_digest"] is not None
 
     def _folder(self) -> Path:
         if self._alone():
@@ -215,8 +219,3 @@ def _require_apart(net: Net[Any], lesson: nn.Module) -> None:
     shared = next((each for each in parts if id(each) in trained), None)
     if shared is not None:
         raise AnswersError(f"it shares a {type(shared).__name__} with what is trained")
-
-
-def _whole(data: Data) -> bool:
-    """Whether the key of recorded answers changes with every sample: see `Data`."""
-    return getattr(data, "train_digest", "") is not None

@@ -2,38 +2,15 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
-from typing import Any, TypeGuard, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 
-from kdkit.data import Batch, Split, Stream, Task, as_targets
+from kdkit.data import Split, Stream, Task
 from kdkit.errors import DataError
-
-Yours = Dataset[Any] | DataLoader[Any]
-D = TypeVar("D", bound=Dataset[Any])
-
-
-class DatasetSplit:
-    """A map-style Dataset of `(inputs, labels)` as a split; its ids count from `first`."""
-
-    def __init__(self, dataset: Dataset[Any], first: int) -> None:
-        self.dataset = dataset
-        count = len(dataset)  # type: ignore[arg-type]  # torch leaves the length of a Dataset untyped
-        self.ids = torch.arange(first, first + count)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def batch(self, rows: Tensor, draw: int) -> Batch:
-        """Return these rows, stacked as torch stacks them."""
-        if _is_plain(self.dataset, TensorDataset):  # one indexing instead of a stack of single samples
-            inputs, labels = [tensor.index_select(0, rows.to(tensor.device)) for tensor in self.dataset.tensors]
-        else:
-            inputs, labels = _pair(default_collate([self.dataset[row] for row in rows.tolist()]))
-        return Batch(inputs, as_targets(labels), self.ids.index_select(0, rows), draw)
+from kdkit.torch_splits import DatasetSplit, LoaderStream, Yours, first_batch, is_plain, pair_of, split_of
 
 
 class TorchData:
@@ -64,24 +41,25 @@ class TorchData:
                 f"classes is a list of names; got the text {classes!r}: pass [{classes!r}], or list(...) of it"
             )
         given = {"train": train, "select": select, "test": test}
-        self._splits: dict[str, Split | Stream] = {}
+        self._splits: dict[str, DatasetSplit | LoaderStream] = {}
         first = 0
         for name, one in given.items():
             if one is None:
                 continue
-            self._splits[name] = split = _split(name, one, first)
+            self._splits[name] = split = split_of(name, one, first)
             first += len(split)
         fixed = all(_is_fixed(one) for one in given.values() if one is not None)
         streamed = any(isinstance(one, Stream) for one in self._splits.values())
         if draws not in (None, 1):
             raise DataError(f"draws is 1, for samples that are always the same, or None; got {draws!r}")
         self.draws = None if streamed else draws or (1 if fixed else None)
-        labels = first_batch("train", self.train).labels
+        labels = first_batch("train", self._splits["train"]).labels
         self.task: Task = task or _task(labels)
         self.classes = tuple(classes) if classes is not None else self._named(labels)
         if self.task == "multiclass":
             for name, split in self._splits.items():
-                _require_known(name, split, len(self.classes))
+                if not _require_known(name, split, len(self.classes)):
+                    split.classes = len(self.classes)
 
     @property
     def train(self) -> Split | Stream:
@@ -110,9 +88,9 @@ class TorchData:
                     digest.update(content)
         return digest.hexdigest()
 
-    @cached_property
+    @property
     def train_digest(self) -> str | None:
-        """A digest of every training sample, for recorded answers; None where they are not all in memory."""
+        """A digest of every training sample as it is now, for recorded answers; None where not all are in memory."""
         split = self.train
         if isinstance(split, Stream) or not _is_fixed(split.dataset if isinstance(split, DatasetSplit) else None):
             return None
@@ -152,51 +130,12 @@ def class_names(one: Yours | Split | Stream) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def first_batch(name: str, one: Yours | Split | Stream) -> Batch:
-    """Return the first sample, or the first batch of a loader. Raises DataError where it is no (inputs, labels)."""
-    split = _split(name, one, 0) if isinstance(one, (Dataset, DataLoader)) else one
-    try:
-        if isinstance(split, Stream):
-            inputs, labels = _pair(next(iter(split.loader)))
-            batch = Batch(inputs, as_targets(labels))
-        else:
-            batch = split.batch(torch.tensor([0]), 0)
-    except StopIteration:
-        raise DataError(f"the {name} data is empty") from None
-    except (TypeError, ValueError) as error:
-        raise DataError(f"the {name} data must yield pairs (inputs, labels): {error}") from error
-    if not isinstance(batch.labels, Tensor):
-        raise DataError(f"the labels of the {name} data are a {type(batch.labels).__name__}; expected a tensor")
-    return batch
-
-
-def _split(name: str, one: Yours, first: int) -> Split | Stream:
-    if isinstance(one, DataLoader):
-        try:
-            len(one)
-        except TypeError as error:
-            raise DataError(f"the {name} data is a DataLoader without a length, which a stage has to know") from error
-        return Stream(one)
-    if not hasattr(one, "__len__") or not hasattr(one, "__getitem__"):
-        raise DataError(
-            f"the {name} data is a {type(one).__name__}; expected a Dataset with a length, or a DataLoader around it"
-        )
-    if len(one) == 0:
-        raise DataError(f"the {name} data is empty")
-    return DatasetSplit(one, first)
-
-
-def _pair(sample: Any) -> Any:
-    """Refuse a dict, which would come apart into its keys."""
-    if isinstance(sample, Mapping):
-        raise DataError(
-            f"a sample is a dict with {', '.join(map(repr, sample))}; expected a pair (inputs, labels), in which the "
-            "inputs may be a dict: wrap the Dataset so that it returns one"
-        )
-    return sample
-
-
 def _task(labels: Tensor) -> Task:
+    if labels.dtype == torch.bool and labels.ndim == 1:
+        raise DataError(
+            "the labels are bool, one a sample; make them int64 for two classes that exclude each other "
+            "(labels.long()), or (samples, 1) for one class that is there or not (labels.unsqueeze(1))"
+        )
     if not labels.is_floating_point():
         return "multiclass" if labels.ndim == 1 else "multilabel"
     return "multilabel" if labels.ndim == 2 and bool(((labels == 0) | (labels == 1)).all()) else "regression"
@@ -212,20 +151,21 @@ def _largest_label(split: Split | Stream) -> int:
     return int(known.max())
 
 
-def _require_known(name: str, split: Split | Stream, classes: int) -> None:
-    """Raise DataError for a label beyond the classes; on a GPU the loss would only say "device-side assert"."""
+def _require_known(name: str, split: Split | Stream, classes: int) -> bool:
+    """Return whether all labels can be seen. Raises DataError where one of these is beyond the classes."""
     dataset = _dataset(split)
     known = _labels(dataset)
     if known is None or known.is_floating_point() or (isinstance(split, Stream) and not _plain(split.loader)):
-        return
+        return False
     for row in (int(known.argmin()), int(known.argmax())):
         if not 0 <= known[row] < classes:
-            _, label = _pair(dataset[row])  # what is yielded counts: a dataset may change its targets on the way
+            _, label = pair_of(dataset[row])  # what is yielded counts: a dataset may change its targets on the way
             if not 0 <= int(label) < classes:
                 raise DataError(
                     f"a label of the {name} data is {int(label)} (row {row}), and there are {classes} classes, "
                     f"numbered 0 to {classes - 1}"
                 )
+    return True
 
 
 def _plain(loader: DataLoader[Any]) -> bool:
@@ -242,10 +182,10 @@ def _dataset(one: Yours | Split | Stream) -> Any:
 
 def _labels(dataset: Any) -> Tensor | None:
     """Return the labels, (samples,), where they are known without reading a sample."""
-    if _is_plain(dataset, Subset):
+    if is_plain(dataset, Subset):
         known = _labels(dataset.dataset)
         return None if known is None else known[torch.as_tensor(list(dataset.indices), dtype=torch.int64)]
-    if _is_plain(dataset, TensorDataset):
+    if is_plain(dataset, TensorDataset):
         known = dataset.tensors[1] if len(dataset.tensors) == 2 else None
     else:
         known = getattr(dataset, "targets", None)
@@ -274,11 +214,6 @@ def _bytes(value: Any) -> Iterator[bytes]:
 
 def _is_fixed(one: object) -> bool:
     """Whether it is known that samples are always the same."""
-    while _is_plain(one, Subset):
+    while is_plain(one, Subset):
         one = one.dataset
-    return _is_plain(one, TensorDataset)
-
-
-def _is_plain(one: object, kind: type[D]) -> TypeGuard[D]:
-    """Whether it is of a kind and yields what that does: one's own may change it, or draw it at random."""
-    return isinstance(one, kind) and type(one).__getitem__ is kind.__getitem__
+    return is_plain(one, TensorDataset)

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from kdkit.answers.code import attributes, enclosed, library, members
-from kdkit.answers.references import of_ones_own, referred
+from kdkit.answers.references import of_ones_own, referred, searches
 from kdkit.errors import AnswersError
 
 _MOST = 200_000  # values in a digest: more are a trainer or a data set that a module holds, and no part of what it does
@@ -71,10 +72,12 @@ class Digest:
             self._hash.update(len(content).to_bytes(8, "little") + content)
 
     def _made_of(self, value: Any, where: str) -> None:
+        if name := searches(value):
+            raise AnswersError(f"{where} is {name}, by which it may find anything; give it the values instead")
         if isinstance(value, Tensor):
             self._tensor(value, where)
         elif isinstance(value, np.ndarray):
-            self.add(value.tolist() if value.dtype.hasobject else (value.dtype, value.shape, value.tobytes()), where)
+            self._array(value, where)
         elif isinstance(value, nn.Module):
             self._module(value, where)
         elif isinstance(value, enum.Enum):
@@ -96,6 +99,16 @@ class Digest:
         content = value.detach().cpu().contiguous().resolve_conj().resolve_neg()
         self._say("tensor", str(value.dtype), str(tuple(value.shape)))
         self._hash.update(content.reshape(-1).view(torch.uint8).numpy().data if content.numel() else b"")
+
+        if library(type(value).__module__) is None:
+            self.add(type(value), where)
+        if vars(value):  # attributes that somebody set on it
+            self.add(vars(value), where)
+
+    def _array(self, value: NDArray[Any], where: str) -> None:
+        self.add(value.tolist() if value.dtype.hasobject else (value.dtype, value.shape, value.tobytes()), where)
+        if library(type(value).__module__) is None:
+            self.add((type(value), vars(value) if hasattr(value, "__dict__") else None), where)
 
     def _container(self, value: Any, where: str) -> None:
         self._say(type(value).__name__, str(len(value)))

@@ -67,7 +67,7 @@ def facts_of_data(data: Data) -> dict[str, Any]:
     return {
         "fingerprint": str(data.fingerprint),
         "classes": list(data.classes),
-        "train_digest": getattr(data, "train_digest", None),
+        "train_digest": getattr(data, "train_digest", ""),
         "samples": len(ids),
         "draws": data.draws,
         "ids": Digest().add(ids.sort().values, "ids").hexdigest(),

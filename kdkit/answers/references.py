@@ -1,7 +1,10 @@
 """What a function's code refers to outside itself: globals, and what it takes from modules of one's own."""
 
+import builtins
 import dis
+import importlib
 import importlib.util
+import os
 import re
 import sys
 import types
@@ -12,6 +15,15 @@ from typing import Any, TypeGuard
 from kdkit.answers.code import enclosed, installed, library
 from kdkit.errors import AnswersError
 
+_SEARCHES: dict[str, dict[str, Any]] = {  # what finds values that no code names, by module and name
+    module.__name__: {name: getattr(module, name) for name in names if hasattr(module, name)}
+    for module, names in (
+        (os, ("environ", "environb", "getenv", "getenvb")),
+        (sys, ("modules",)),
+        (importlib, ("import_module",)),
+        (builtins, ("globals", "eval", "exec", "__import__")),
+    )
+}
 _ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD")
 _GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 
@@ -20,9 +32,11 @@ def referred(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     """Give what a function refers to, by name: globals, what it imports as it runs, and what it takes from modules.
 
     A module of one's own counts by what is taken from it, down its submodules. Raises AnswersError where one is handed
-    on, since anything may be taken from it then, and where one would be loaded only later.
+    on, since anything may be taken from it then, where one would be loaded only later, and where values are found by
+    names that no code tells, as in `os.environ`.
     """
     codes = [_instructions(code) for code in _codes(function.__code__)]
+    _require_named(codes, function)
     modules: dict[tuple[bool, str], types.ModuleType] = {}  # by whether it is a global, and its name
     for name, content in zip(function.__code__.co_freevars, enclosed(function), strict=True):
         if of_ones_own(content):
@@ -41,6 +55,12 @@ def referred(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
                 yield name, value
     for code in codes:
         yield from _taken(code, modules, function.__qualname__)
+
+
+def searches(value: Any) -> str | None:
+    """Return the name of what finds values that no code names, as `os.environ`; None for anything else."""
+    names = (f"{module}.{name}" for module, has in _SEARCHES.items() for name, each in has.items() if each is value)
+    return next((name.removeprefix("builtins.") for name in names), None)
 
 
 def of_ones_own(value: Any) -> TypeGuard[types.ModuleType]:
@@ -70,6 +90,28 @@ def _taken(
             if path not in seen:
                 seen.add(path)
                 yield path, value
+
+
+def _require_named(codes: list[list[dis.Instruction]], function: types.FunctionType) -> None:
+    """Raise AnswersError where code takes from Python itself what finds values by names that are no code."""
+    held = {**function.__globals__, **dict(zip(function.__code__.co_freevars, enclosed(function), strict=True))}
+    modules = {name: value.__name__ for name, value in held.items() if isinstance(value, types.ModuleType)}
+    for code in codes:
+        for place, (each, following) in enumerate(pairwise(code)):
+            names = _loaded(each)
+            found = [("builtins", name) for _, from_all, name in names if from_all and name not in function.__globals__]
+            if names and following.opname in _ATTRIBUTE:
+                found.append((modules.get(names[-1][2], ""), following.argval))
+            if each.opname == "IMPORT_NAME" and (wanted := code[place - 1].argval):
+                found = [(each.argval, name) for name in wanted]
+            elif each.opname == "IMPORT_NAME":
+                modules[_stored(code, place)] = each.argval.partition(".")[0]
+            for module, name in found:
+                if name in _SEARCHES.get(module, {}):
+                    raise AnswersError(
+                        f"{function.__qualname__} uses {searches(_SEARCHES[module][name])}, by which it may find "
+                        "anything; give it the values instead"
+                    )
 
 
 def _loaded(each: dis.Instruction) -> list[tuple[bool, bool, str]]:

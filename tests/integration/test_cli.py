@@ -99,6 +99,8 @@ FILES = {
     "an error in recipe()": ("def recipe():\n    return {}['x']", ["bad.py, line 2", "recipe() raises KeyError"]),
     "something else returned": ("def recipe():\n    return 3", ["returns a int", "kdkit.Recipe"]),
     "nothing returned": ("def recipe():\n    ...", ["NoneType", "kdkit.Recipe"]),
+    "a coroutine returned": ("async def recipe(): ...", ["returns a coroutine", "kdkit.Recipe"]),
+    "no text": ("x = 1\0", ["null bytes"]),
     "a parameter without a type": ("def recipe(width=3): ...", ["'width'", "no type", "width: int"]),
     "a parameter of another type": ("def recipe(net: object = None): ...", ["'net'", "int, float, str, bool, Path"]),
     "a parameter of two types": ("def recipe(n: int | str = 1): ...", ["'n'", "int, float, str, bool, Path"]),

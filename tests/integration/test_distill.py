@@ -125,6 +125,13 @@ def test_mistakes_are_told():
         kdkit.distill(net(8), net(4), *data, epochs=3, device="cpu")
     with pytest.raises(DataError, match="empty"):
         kdkit.distill(net(8), net(4), DataLoader([]), data[1], device="cpu")
+    with pytest.raises(DataError, match="the train data is a generator; expected a Dataset with a length"):
+        kdkit.distill(net(8), net(4), (pair for pair in data[0]), data[1], device="cpu")
+
+
+def test_a_list_of_samples_is_data():
+    train, valid = list(given("multiclass", 24, 0)), list(given("multiclass", 24, 1))
+    assert kdkit.distill(net(8), net(4), train, valid, training=Training(epochs=1), device="cpu").scores["student"]
 
 
 def test_a_net_that_is_given_untrained_is_trained_first():

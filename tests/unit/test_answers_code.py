@@ -5,6 +5,7 @@ import ctypes
 import importlib
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -102,6 +103,39 @@ def test_what_is_imported_late_is_refused_until_it_is_loaded_and_what_is_nowhere
     assert key(made(FORWARD + "        import nowhere_at_all\n"))
 
 
+SEARCHES = {
+    "os.environ": "import os\n" + FORWARD + "        return x * float(os.environ['K'])\n",
+    "os.getenv": "from os import getenv as k\n" + FORWARD + "        return x * float(k('K'))\n",
+    "os.environb": FORWARD + "        import os as o\n        return (lambda: o.environb[b'K'])()\n",
+    "sys.modules": FORWARD + "        from sys import modules\n        return modules['torch'].relu(x)\n",
+    "importlib.import_module": "import importlib as i\n"
+    + FORWARD
+    + "        return i.import_module('torch').relu(x)\n",
+    "globals": FORWARD + "        return globals()['torch'].relu(x)\n",
+    "eval": FORWARD + "        return [eval('y') for y in x]\n",
+}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_what_finds_values_that_no_code_names_is_refused(name):
+    with pytest.raises(AnswersError, match=rf"{name}, by which it may find anything; give it the values instead"):
+        key(made(SEARCHES[name]))
+
+
+def test_methods_and_variables_that_are_called_like_it_are_not():
+    source = "import os, sys\n" + FORWARD + "        self.eval()\n        exec = os.path.join(sys.prefix, os.sep)\n"
+    assert key(made(source + "        return x, exec, self.environ, self.modules\n"))
+
+
+class Marked(np.ndarray):
+    pass
+
+
+def marked(value, by):
+    value.by = by
+    return value
+
+
 class Holds(nn.Module):
     def __init__(self, value):
         super().__init__()
@@ -145,6 +179,9 @@ VALUES = {
     "a wrapper that bears a library's name": wrapped,
     "an attribute of a function": noted,
     "a method of a number": number_that,
+    "an attribute of a tensor": lambda by: marked(torch.ones(1), by),
+    "an attribute of a parameter": lambda by: marked(nn.Parameter(torch.ones(1)), by),
+    "an attribute of an array": lambda by: marked(np.ones(1).view(Marked), by),
 }
 
 

@@ -104,6 +104,11 @@ def test_two_stages_of_one_name_are_found():
     assert "2 stages are called 'student'" in the_problem(Recipe(data=tiny_data(), schedule=stages))
 
 
+def test_two_classes_of_one_name_are_found():
+    recipe = one_stage(tiny_net("student"), plain_goal(), tiny_data(classes=["a", "b", "a"]))
+    assert "2 classes of the data are called 'a'" in the_problem(recipe)
+
+
 def test_a_schedule_without_stages_is_found():
     class Nothing:
         def stages(self):

@@ -127,6 +127,14 @@ def test_the_digests_change_with_the_shape_type_and_content_of_the_samples(chang
     assert plain.train_digest != changed.train_digest
 
 
+def test_samples_that_are_changed_in_place_have_another_digest():
+    data = TorchData(samples(), samples())
+    before = data.train_digest
+    assert data.train_digest == before
+    data.train.dataset.tensors[0][5] += 1
+    assert data.train_digest != before
+
+
 def test_the_randomness_of_another_dataset_is_unknown_unless_it_is_promised():
     dataset = listed(lambda row: row % 2)
     assert TorchData(dataset, dataset, classes=["a", "b"]).draws is None
@@ -158,6 +166,7 @@ class Endless(IterableDataset):
         (listed(lambda row: "cat"), "the labels of the train data are a"),
         (DataLoader(listed(lambda row: "cat")), "the labels of the train data are a"),
         (listed(lambda row: {"class": 0}), "the labels of the train data are a dict"),
+        (TensorDataset(torch.zeros(4, 2), torch.ones(4) > 0), r"the labels are bool, one a sample; make them int64 "),
         (
             Listed([{"pixels": torch.zeros(2), "label": 0}] * 3),
             "a sample is a dict with 'pixels', 'label'; expected a pair",
@@ -225,6 +234,18 @@ def test_a_label_beyond_the_classes_is_refused_before_a_loss_meets_it(make, wrap
         DataError, match=rf"a label of the select data is {wrong} \(row {row}\), and there are 3 classes"
     ):
         TorchData(samples(), data, classes=["a", "b", "c"])
+
+
+@pytest.mark.parametrize("wrong", [3, -1])
+def test_a_label_beyond_the_classes_that_cannot_be_seen_before_is_refused_as_it_comes(wrong):
+    hidden = listed(lambda row: wrong if row == 3 else row % 3)
+    data = TorchData(hidden, DataLoader(hidden, batch_size=2), samples(), classes=["a", "b", "c"])
+    assert data.train.batch(torch.arange(3), 0).labels.tolist() == [0, 1, 2]
+    said = f"a label is {wrong}, and there are 3 classes, numbered 0 to 2"
+    with pytest.raises(DataError, match=said):
+        data.train.batch(torch.arange(4), 0)
+    with pytest.raises(DataError, match=said):
+        list(data.select)
 
 
 def test_labels_that_a_subset_leaves_out_may_be_beyond_the_classes():
