@@ -99,7 +99,6 @@ class Digest:
         content = value.detach().cpu().contiguous().resolve_conj().resolve_neg()
         self._say("tensor", str(value.dtype), str(tuple(value.shape)))
         self._hash.update(content.reshape(-1).view(torch.uint8).numpy().data if content.numel() else b"")
-
         if library(type(value).__module__) is None:
             self.add(type(value), where)
         if vars(value):  # attributes that somebody set on it
