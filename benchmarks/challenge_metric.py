@@ -14,10 +14,11 @@ import time
 
 import numpy as np
 
-from kdkit import Interval, MacroAUPRC, MacroAUROC, Predictions
+from kdkit import Predictions
+from kdkit.metrics import Interval, MacroAUPRC, MacroAUROC
 from kdkit_ecg.labels import NORMAL, scored_classes
-from kdkit_ecg.scores import ChallengeMetric, challenge_metric
-from kdkit_ecg.scores.metric import weights
+from kdkit_ecg.metrics import ChallengeMetric, challenge_metric
+from kdkit_ecg.metrics.official import weights
 
 RECORDS, ROUNDS = 43_101, 5
 OFTEN = 0.06  # of the records have a class, so that one has about 1.5 of them

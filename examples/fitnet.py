@@ -11,23 +11,9 @@ records are simulated.
 from torch.nn import BCEWithLogitsLoss
 from torch.optim import Adam
 
-from kdkit import (
-    CosineRamp,
-    Hint,
-    LinearRamp,
-    MacroAUPRC,
-    MacroAUROC,
-    Match,
-    Net,
-    Optimizer,
-    PerLabelSoftTargets,
-    Recipe,
-    Stage,
-    Stages,
-    Tap,
-    Training,
-    Truth,
-)
+from kdkit import CosineRamp, LinearRamp, Match, Net, Optimizer, Recipe, Stage, Stages, Tap, Training, Truth
+from kdkit.losses import Hint, PerLabelSoftTargets
+from kdkit.metrics import MacroAUPRC, MacroAUROC
 from kdkit_ecg import Leads, LRHNet, SEResNet, Synthetic
 
 

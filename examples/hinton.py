@@ -13,7 +13,8 @@ from torch.nn import CrossEntropyLoss, Dropout, Linear, ReLU, Sequential
 from torch.optim import Adam
 from torch.utils.data import TensorDataset, random_split
 
-from kdkit import Net, Optimizer, Parallel, Recipe, SoftTargets, TorchData, Training, Truth
+from kdkit import Net, Optimizer, Parallel, Recipe, TorchData, Training, Truth
+from kdkit.losses import SoftTargets
 
 
 def mlp(width: int, dropout: float = 0.0) -> Sequential:

@@ -13,19 +13,9 @@ from torch.nn import BCEWithLogitsLoss
 from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
 
-from kdkit import (
-    LearningRate,
-    Level,
-    MacroAUPRC,
-    MacroF1,
-    Net,
-    Optimizer,
-    Parallel,
-    Recipe,
-    SoftTargets,
-    Training,
-    Truth,
-)
+from kdkit import LearningRate, Level, Net, Optimizer, Parallel, Recipe, Training, Truth
+from kdkit.losses import SoftTargets
+from kdkit.metrics import MacroAUPRC, MacroF1
 from kdkit_ecg import Challenge2020, ChallengeMetric, Leads, LRHNet, SEResNet, Synthetic
 
 

@@ -14,19 +14,9 @@ from torch.nn import BCEWithLogitsLoss
 from torch.optim import Adam
 from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR
 
-from kdkit import (
-    LearningRate,
-    Level,
-    MacroAUPRC,
-    MacroF1,
-    MultiLevel,
-    Net,
-    Optimizer,
-    Recipe,
-    SoftTargets,
-    Training,
-    Truth,
-)
+from kdkit import LearningRate, Level, MultiLevel, Net, Optimizer, Recipe, Training, Truth
+from kdkit.losses import SoftTargets
+from kdkit.metrics import MacroAUPRC, MacroF1
 from kdkit_ecg import Challenge2020, ChallengeMetric, Leads, LRHNet, SEResNet, Synthetic
 
 

@@ -17,7 +17,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import TensorDataset, random_split
 
 import kdkit
-from kdkit import Hint, Images, Match, Net, Parallel, SoftTargets, TorchData, Training, Truth, stage_tap
+from kdkit import Images, Match, Net, Parallel, TorchData, Training, Truth, stage_tap
+from kdkit.losses import Hint, SoftTargets
 
 
 def recipe(

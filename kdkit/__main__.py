@@ -1,5 +1,5 @@
 """`python -m kdkit` is `kdkit`."""
 
-from kdkit.cli import main
+from kdkit.cli.main import main
 
 main()

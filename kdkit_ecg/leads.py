@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from kdkit import RecipeError, did_you_mean
+from kdkit import RecipeError
+from kdkit.errors import did_you_mean
 
 if TYPE_CHECKING:  # for readers and type checkers only: it needs torch, which headers and the doctor do without
     from kdkit import Batch

@@ -29,7 +29,7 @@ def register_datasets(register: Register) -> None:
 @hookimpl
 def register_scores(register: Register) -> None:
     """The challenge metric."""
-    from kdkit_ecg.scores import ChallengeMetric  # imports torch
+    from kdkit_ecg.metrics import ChallengeMetric  # imports torch
 
     register("challenge_metric", ChallengeMetric)
 

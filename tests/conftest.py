@@ -1,11 +1,17 @@
-"""Where the shared records and golden numbers are, and what every test starts from."""
+"""Fixtures of every test: the shared folder, a cache of its own, fresh plugins, and the command line."""
 
 import os
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from kdkit.cli.main import call
+from kdkit.plugins.manager import installed
+from tests.helpers.command_line import Said, environment
 
 # Before torch is imported, here or in a process that a test starts: on nets this small threads cost more than they do.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,3 +39,39 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _fresh_plugins() -> Iterator[None]:
+    """A recipe file is a plugin from when it is read, which the next test should not notice."""
+    installed.cache_clear()
+    yield
+    installed.cache_clear()
+
+
+@pytest.fixture
+def kdkit_here(capsys, tmp_path, monkeypatch) -> Callable[..., Said]:
+    """Run the command line in this process, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*args: object) -> Said:
+        code = call([str(each) for each in args])
+        out, err = capsys.readouterr()
+        return Said(code, out, err)
+
+    return run
+
+
+@pytest.fixture
+def kdkit_process(tmp_path) -> Callable[..., Said]:
+    """Run the command line in a process of its own, in a folder of its own."""
+
+    def run(*args: object, **env: str) -> Said:
+        command = [sys.executable, "-m", "kdkit", *(str(each) for each in args)]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment(**env), capture_output=True, text=True, timeout=120, check=False
+        )
+        return Said(done.returncode, done.stdout, done.stderr)
+
+    return run

@@ -5,25 +5,22 @@ s and t are the student and the target, T the temperature, N the batch, C the cl
 """
 
 from kdkit.losses.attention import CWD, AttentionTransfer
-from kdkit.losses.contrast import CRD
+from kdkit.losses.base import Built, Facts, Loss, asked_by, loss_name, needs_of
+from kdkit.losses.contrastive import CRD
 from kdkit.losses.correlation import DIST, PerLabelDIST
-from kdkit.losses.crosslayer import SemCKD
+from kdkit.losses.cross_layer import HCL, ReviewKD, SemCKD
 from kdkit.losses.decoupled import DKD, NKD, PerLabelDKD
-from kdkit.losses.divergences import GeneralisedJSD, ReverseKL
-from kdkit.losses.hard import HardTargets, PerLabelHardTargets, SecondHead
+from kdkit.losses.hard_labels import HardTargets, PerLabelHardTargets, SecondHead
 from kdkit.losses.hints import Hint, SquareHead
-from kdkit.losses.logits import LogitMSE, LogitStandardisation, SoftTargets
-from kdkit.losses.loss import Built, Facts, Loss, asked_by, loss_name, needs_of
+from kdkit.losses.logits import GeneralisedJSD, LogitMSE, LogitStandardisation, ReverseKL, SoftTargets, Tokens
 from kdkit.losses.margins import OFD
-from kdkit.losses.multilabel import PerLabelSoftTargets
-from kdkit.losses.past import PSKD, PerLabelPSKD
-from kdkit.losses.regression import SRRL
+from kdkit.losses.multi_teacher import FromEach, Weighing
+from kdkit.losses.per_label import PerLabelSoftTargets
 from kdkit.losses.relations import CC, PKT, RKD, SP, AdjacentCC
-from kdkit.losses.review import HCL, ReviewKD
+from kdkit.losses.self_distillation import PSKD, PerLabelPSKD
 from kdkit.losses.similarity import CKA, Cosine
+from kdkit.losses.srrl import SRRL
 from kdkit.losses.statistics import NST, PKD, PatientKD
-from kdkit.losses.teachers import FromEach, Weighing
-from kdkit.losses.tokens import Tokens
 from kdkit.losses.variational import MGD, VID
 
 __all__ = [

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.losses.conditions import (
+from kdkit.losses.features import Projected, direction, full, with_positions
+from kdkit.losses.logits import kl
+from kdkit.losses.projectors import meet
+from kdkit.losses.projectors.factory import Kind, When
+from kdkit.losses.validation import (
     Reduction,
     validate_above_zero,
     validate_reduction,
     validate_switches,
     validate_temperature,
 )
-from kdkit.losses.kl import kl
-from kdkit.losses.projected import Projected, direction, full, with_positions
-from kdkit.projectors import meet
-from kdkit.projectors.kinds import Kind, When
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdkit.losses.conditions import (
+from kdkit.losses.features import full
+from kdkit.losses.validation import (
     same_outputs,
     several_classes,
     validate_above_zero,
@@ -13,7 +14,6 @@ from kdkit.losses.conditions import (
     validate_temperature,
     validate_weights,
 )
-from kdkit.losses.projected import full
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.losses.conditions import (
+from kdkit.losses.features import full
+from kdkit.losses.logits import kl
+from kdkit.losses.validation import (
     one_answer_per_label,
     one_class_each,
     same_outputs,
@@ -15,8 +17,6 @@ from kdkit.losses.conditions import (
     validate_temperature,
     validate_weights,
 )
-from kdkit.losses.kl import kl
-from kdkit.losses.projected import full
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.losses.projected import SILENT, Projected, full
+from kdkit.losses.features import SILENT, Projected, full
 
 
 class Hint(Projected):

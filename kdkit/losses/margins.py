@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
-from kdkit.losses.conditions import is_number, validate_above_zero
-from kdkit.losses.loss import Facts
-from kdkit.losses.projected import Shapes, full, one
-from kdkit.projectors.kinds import When, validate_when
-from kdkit.projectors.layers import BatchNorm, Pointwise
-from kdkit.projectors.linear import fitted, positions_of
+from kdkit.losses.base import Facts
+from kdkit.losses.features import Shapes, full, one
+from kdkit.losses.projectors.factory import When, validate_when
+from kdkit.losses.projectors.layers import BatchNorm, Pointwise
+from kdkit.losses.projectors.linear import fitted, positions_of
+from kdkit.losses.validation import is_number, validate_above_zero
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 

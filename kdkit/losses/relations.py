@@ -11,9 +11,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.losses.conditions import validate_above_zero, validate_count, validate_switches, validate_weights
-from kdkit.losses.projected import SILENT, Sided, in_pairs, same_shape, several
-from kdkit.losses.samples import products, scaled, vectors, without_autocast
+from kdkit.losses.features import (
+    SILENT,
+    Sided,
+    in_pairs,
+    products,
+    same_shape,
+    scaled,
+    several,
+    vectors,
+    without_autocast,
+)
+from kdkit.losses.validation import validate_above_zero, validate_count, validate_switches, validate_weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,10 +6,9 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.losses.conditions import validate_choice, validate_switches
-from kdkit.losses.projected import Projected, full
-from kdkit.losses.samples import products, scaled, vectors, without_autocast
-from kdkit.projectors.kinds import Kind, When
+from kdkit.losses.features import Projected, full, products, scaled, vectors, without_autocast
+from kdkit.losses.projectors.factory import Kind, When
+from kdkit.losses.validation import validate_choice, validate_switches
 
 Axis = Literal["all", "channels", "last"]
 

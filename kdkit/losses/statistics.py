@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.losses.conditions import validate_above_zero, validate_at_least_zero, validate_count
-from kdkit.losses.projected import Projected, Sided, direction, full, in_pairs, same_shape, several
-from kdkit.losses.projected import with_positions as positioned
-from kdkit.losses.samples import without_autocast
-from kdkit.projectors import meet
-from kdkit.projectors.kinds import Kind, When
+from kdkit.losses.features import Projected, Sided, direction, full, in_pairs, same_shape, several, without_autocast
+from kdkit.losses.features import with_positions as positioned
+from kdkit.losses.projectors import meet
+from kdkit.losses.projectors.factory import Kind, When
+from kdkit.losses.validation import validate_above_zero, validate_at_least_zero, validate_count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

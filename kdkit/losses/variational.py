@@ -8,7 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.errors import RecipeError
-from kdkit.losses.conditions import (
+from kdkit.losses.base import Facts
+from kdkit.losses.features import Projected, Shapes, full, one
+from kdkit.losses.projectors import Pointwise, convolution, meet
+from kdkit.losses.validation import (
     Reduction,
     validate_above_zero,
     validate_choice,
@@ -16,9 +19,6 @@ from kdkit.losses.conditions import (
     validate_reduction,
     validate_share,
 )
-from kdkit.losses.loss import Facts
-from kdkit.losses.projected import Projected, Shapes, full, one
-from kdkit.projectors import Pointwise, convolution, meet
 
 Mask = Literal["channel", "position"]
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from kdkit.losses import Loss
-from kdkit.testing import states, values
-from kdkit.testing.trial import Given, Trial
+from kdkit.testing import loss_state, loss_values
+from kdkit.testing.loss_case import Given, Trial
 
 Shape = tuple[int, ...]
 
@@ -51,18 +51,18 @@ def check_loss(
 
 def _checks(on: str, *, least_when_equal: bool) -> list[Callable[[Trial], None]]:
     return [
-        states.moves_the_student_alone,
-        states.repeats,
-        states.builds_again,
-        states.comes_back_from_its_state,
-        states.keeps_nothing_in_eval_mode,
-        values.takes_any_memory,
-        values.takes_any_batch,
-        values.takes_any_precision,
-        *([values.is_least_when_equal] if least_when_equal else []),
-        values.takes_sides_without_spread,
-        values.takes_empty_classes,
-        *([values.takes_saturated_logits] if on == "outputs" else []),
+        loss_state.moves_the_student_alone,
+        loss_state.repeats,
+        loss_state.builds_again,
+        loss_state.comes_back_from_its_state,
+        loss_state.keeps_nothing_in_eval_mode,
+        loss_values.takes_any_memory,
+        loss_values.takes_any_batch,
+        loss_values.takes_any_precision,
+        *([loss_values.is_least_when_equal] if least_when_equal else []),
+        loss_values.takes_sides_without_spread,
+        loss_values.takes_empty_classes,
+        *([loss_values.takes_saturated_logits] if on == "outputs" else []),
     ]
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from kdkit.errors import ContractError
-from kdkit.net import Net
-from kdkit.recipe import Schedule, Stage, nets_of
+from kdkit.nets.net import Net
+from kdkit.recipe.recipe import Schedule, Stage, nets_of
 
 
 def check_schedule(make_schedule: Callable[[], Schedule]) -> None:

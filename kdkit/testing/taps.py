@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdkit.data import Batch
+from kdkit.data.batch import Batch
 from kdkit.errors import ContractError
-from kdkit.modes import evaluating
-from kdkit.taps import Listening, Tapping
-from kdkit.views import Inputs
+from kdkit.nets.taps import Listening, Tapping
+from kdkit.nets.views import Inputs
+from kdkit.utils.modules import evaluating
 
 
 def check_tap(make_tap: Callable[[nn.Module], Tapping], module: nn.Module, example: Any) -> None:

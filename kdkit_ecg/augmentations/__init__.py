@@ -5,10 +5,10 @@ student see the same change, in whatever order and process, and an answer about 
 """
 
 from kdkit_ecg.augmentations.amplitude import CutOut, LeadDropout, Scaling
-from kdkit_ecg.augmentations.augmentation import Augmentation, Signal
+from kdkit_ecg.augmentations.base import Augmentation, Signal
+from kdkit_ecg.augmentations.compose import Sometimes, check_augmentations
 from kdkit_ecg.augmentations.mixup import Mixup
 from kdkit_ecg.augmentations.noise import BaselineWander, GaussianNoise, PowerLine
-from kdkit_ecg.augmentations.sequence import Sometimes, check_augmentations
 from kdkit_ecg.augmentations.timewarp import TimeWarp
 
 __all__ = [

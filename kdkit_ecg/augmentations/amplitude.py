@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdkit import RecipeError
-from kdkit_ecg.augmentations.augmentation import Signal, check_range, check_share, check_size, single
+from kdkit_ecg.augmentations.base import Signal, check_range, check_share, check_size, single
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdkit_ecg.augmentations.augmentation import check_size
+from kdkit_ecg.augmentations.base import check_size
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import RecipeError
-from kdkit_ecg.augmentations.augmentation import Signal, check_range, check_size, single
+from kdkit_ecg.augmentations.base import Signal, check_range, check_size, single
 from kdkit_ecg.leads import LEADS
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import RecipeError
-from kdkit_ecg.augmentations.augmentation import Signal
+from kdkit_ecg.augmentations.base import Signal
 
 
 @dataclass(frozen=True, slots=True)

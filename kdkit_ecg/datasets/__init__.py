@@ -1,7 +1,6 @@
 """The data sets of kdkit_ecg."""
 
-from kdkit_ecg.datasets.challenge import Challenge2020, Challenge2021
-from kdkit_ecg.datasets.making import make_folds
+from kdkit_ecg.datasets.challenge import Challenge2020, Challenge2021, make_folds
 from kdkit_ecg.datasets.ptbxl import PTBXL
 from kdkit_ecg.datasets.synthetic import Synthetic
 

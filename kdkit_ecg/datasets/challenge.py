@@ -1,6 +1,6 @@
 """The PhysioNet/CinC Challenges of 2020 and 2021 as data, from the folders of a release as they come."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,12 +8,14 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 from kdkit import DataError
-from kdkit_ecg.datasets.folded import Folded
-from kdkit_ecg.datasets.folder import Columns, find
-from kdkit_ecg.datasets.leftout import LeftOut
-from kdkit_ecg.datasets.table import Rows, read_rows
-from kdkit_ecg.headers import Header
+from kdkit_ecg.datasets.base import Folder
+from kdkit_ecg.datasets.cross_validation import FOLDS, Folded
+from kdkit_ecg.datasets.exclusions import LeftOut
+from kdkit_ecg.datasets.folds import Folds
+from kdkit_ecg.datasets.patient_table import Rows, read_rows
+from kdkit_ecg.datasets.scan import Columns, find
 from kdkit_ecg.labels import Year, scored_classes
+from kdkit_ecg.records.header import Header
 
 # What LRH-Net's authors do where it moves numbers: folds by record, thresholds tuned on the fold that is reported.
 PAPER: Mapping[str, Any] = MappingProxyType(
@@ -90,3 +92,22 @@ class Challenge2021(_Challenge):
     """Challenge 2021, 26 classes; otherwise as Challenge2020."""
 
     year = 2021
+
+
+def make_folds(
+    folder: Folder | Sequence[Folder],
+    *,
+    k: int = FOLDS,
+    seed: int = 0,
+    year: Year = 2020,
+    keep: Folds | str | Path | None = None,
+    **options: Any,
+) -> Folds:
+    """Return multi-label stratified folds of the records in one or several folders; `.write(path)` puts them in a file.
+
+    k: how many. year: of the Challenge whose classes are evened out. keep: folds, or a file of them, whose records and
+    patients stay where they are. options: others of Challenge2020, such as grouping="record", normalised_units=True.
+    """
+    challenge = Challenge2020 if year == 2020 else Challenge2021
+    kept = keep if keep is None or isinstance(keep, Folds) else Folds.read(keep)
+    return challenge(folder, folds=k, seed=seed, selection="test", **options).made_folds(kept)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from kdkit import DataError, RecipeError
-from kdkit_ecg.datasets.folder import unfit
-from kdkit_ecg.datasets.leftout import LeftOut, Reason
-from kdkit_ecg.datasets.recorded import Recorded
+from kdkit_ecg.datasets.base import Recorded
+from kdkit_ecg.datasets.exclusions import LeftOut, Reason
+from kdkit_ecg.datasets.ptbxl_tables import Labels, Row, Statements, read_database, read_statements
+from kdkit_ecg.datasets.scan import unfit
 from kdkit_ecg.datasets.splits import Splits, splits_of
-from kdkit_ecg.datasets.statements import Labels, Row, Statements, read_database, read_statements
-from kdkit_ecg.headers import Header, read_header
+from kdkit_ecg.records.header import Header, read_header
 
 FOLDS = 10
 

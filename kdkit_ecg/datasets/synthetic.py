@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kdkit import RecipeError, Task, did_you_mean
+from kdkit import RecipeError, Task
+from kdkit.errors import did_you_mean
 from kdkit_ecg.augmentations import check_augmentations
+from kdkit_ecg.datasets.signal_split import Augmentations, SignalSplit
 from kdkit_ecg.labels import scored_classes
-from kdkit_ecg.signals import Augmentations, SignalSplit
-from kdkit_ecg.synthetic import Record, Simulator
-from kdkit_ecg.transforms import zscore
+from kdkit_ecg.records.filters import zscore
+from kdkit_ecg.simulator import Record, Simulator
 
 Scaling = Literal["zscore", "raw"]
 

@@ -6,7 +6,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from kdkit_ecg.headers import Sex
+from kdkit_ecg.records.header import Sex
 
 
 class Reason(StrEnum):

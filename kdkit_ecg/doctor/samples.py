@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError
-from kdkit_ecg.headers import Header
+from kdkit_ecg.records.header import Header
 
 Samples = NDArray[np.int64]
 

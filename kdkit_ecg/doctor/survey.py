@@ -6,12 +6,12 @@ from functools import partial
 from pathlib import Path, PurePath
 
 from kdkit import DataError
-from kdkit_ecg.databases import database_of
-from kdkit_ecg.doctor.checkup import examine
-from kdkit_ecg.doctor.copies import mark_names, mark_twins
+from kdkit_ecg.doctor.duplicates import mark_names, mark_twins
 from kdkit_ecg.doctor.findings import Examined, Reason
-from kdkit_ecg.headers import read_header
-from kdkit_ecg.workers import in_processes
+from kdkit_ecg.doctor.record import examine
+from kdkit_ecg.records.database import database_of
+from kdkit_ecg.records.header import read_header
+from kdkit_ecg.utils.processes import in_processes
 
 SIGNALS = (".mat", ".dat")
 FEW = 8  # records for which no process is started

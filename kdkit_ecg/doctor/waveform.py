@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 from kdkit import DataError
 from kdkit_ecg.doctor.findings import Examined, Reason
 from kdkit_ecg.doctor.samples import INVALID, Samples, Stored, read_samples, stored
-from kdkit_ecg.doctor.sketch import sketch_of
-from kdkit_ecg.headers import Header
+from kdkit_ecg.doctor.signal_sketch import sketch_of
+from kdkit_ecg.records.header import Header
 
 AMPLITUDES = (0.1, 10.0)  # mV from the lowest to the highest sample, of the lead in the middle
 PLATEAU = 0.02  # s at a lead's own highest or lowest value that no wave takes

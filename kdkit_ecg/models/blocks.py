@@ -5,8 +5,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from kdkit import RecipeError, did_you_mean
-from kdkit_ecg.models.layers import mean_over_time
+from kdkit import RecipeError
+from kdkit.errors import did_you_mean
+from kdkit_ecg.models.channels_last import mean_over_time
 
 Preset = Literal["corrected", "paper"]
 

@@ -3,15 +3,7 @@
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from kdkit_ecg.models.blocks import (
-    PERSON,
-    PERSON_FEATURES,
-    Preset,
-    check_preset,
-    check_share,
-    check_sizes,
-    joined,
-)
+from kdkit_ecg.models.blocks import PERSON, PERSON_FEATURES, Preset, check_preset, check_share, check_sizes, joined
 
 PADDING = 3
 SHORTEST = 98  # with fewer samples the first stage has nothing left to pool

@@ -15,8 +15,7 @@ from kdkit_ecg.models.blocks import (
     check_sizes,
     joined,
 )
-from kdkit_ecg.models.convolution import Conv1d, SameConv1d
-from kdkit_ecg.models.layers import BatchNorm1d
+from kdkit_ecg.models.channels_last import BatchNorm1d, Conv1d, SameConv1d
 
 KERNEL = 8
 

@@ -12,13 +12,13 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from kdkit import DataError
-from kdkit_ecg.disk import free_space, shown
-from kdkit_ecg.headers import Header
-from kdkit_ecg.preparation import Preparation
-from kdkit_ecg.store.filling import fill
+from kdkit_ecg.records.header import Header
+from kdkit_ecg.records.preparation import Preparation
+from kdkit_ecg.store.build import fill
 from kdkit_ecg.store.index import LOCK, ROW, Rows, bytes_of, read_rows, row_of, without, write_rows
-from kdkit_ecg.store.place import Place, Where, place_of
-from kdkit_ecg.store.stored import Mapped
+from kdkit_ecg.store.location import Place, Where, place_of
+from kdkit_ecg.store.memory_map import Mapped
+from kdkit_ecg.utils.disk import free_space, shown
 
 _OR_ELSE = (
     "name another folder with KDKIT_CACHE or store=, or take store=None, which prepares in each run and holds all in "

@@ -10,25 +10,12 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from kdkit import (
-    ContractError,
-    Data,
-    Net,
-    Predictions,
-    RecipeError,
-    Score,
-    SoftTargets,
-    Stage,
-    Stream,
-    Training,
-    Truth,
-    check_loss,
-    check_schedule,
-    check_tap,
-    shelf,
-)
-from kdkit.registry import SHELVES
-from kdkit.scores import better, lower_is_better
+from kdkit import Data, Net, Predictions, RecipeError, Score, Stage, Stream, Training, Truth, shelf
+from kdkit.errors import ContractError
+from kdkit.losses import SoftTargets
+from kdkit.metrics import better, lower_is_better
+from kdkit.plugins.registry import SHELVES
+from kdkit.testing import check_loss, check_schedule, check_tap
 
 
 def names(kind):

@@ -17,15 +17,12 @@ import kdkit
 from kdkit import (
     AttentionTap,
     Batch,
-    CheckError,
-    Hint,
     Images,
     Match,
     Net,
     Recipe,
     RecipeError,
     Result,
-    SoftTargets,
     Stage,
     Stages,
     Tap,
@@ -34,8 +31,10 @@ from kdkit import (
     Truth,
     stage_tap,
 )
-from kdkit.goal import Goal, Term
-from kdkit.taps import Listening
+from kdkit.errors import CheckError
+from kdkit.losses import Hint, SoftTargets
+from kdkit.nets.taps import Listening
+from kdkit.recipe.objective import Goal, Term
 
 CLASSES = 3
 ROWS = 10

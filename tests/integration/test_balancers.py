@@ -14,31 +14,23 @@ from torch.optim import SGD, Adam
 
 import kdkit
 from kdkit import (
-    Balancer,
-    CAGrad,
-    CheckError,
-    GradNorm,
-    Hint,
     LinearRamp,
     Match,
     Net,
     Optimizer,
-    PCGrad,
     Recipe,
     RecipeError,
-    SoftTargets,
     Stage,
     Stages,
     Tap,
     TorchData,
-    Trained,
     Training,
-    UncertaintyWeighting,
-    WeightedSum,
     hookimpl,
 )
-
-from .tiny import Small, data, same, samples, training, truth
+from kdkit.errors import CheckError
+from kdkit.losses import Hint, SoftTargets
+from kdkit.recipe.balancing import Balancer, CAGrad, GradNorm, PCGrad, Trained, UncertaintyWeighting, WeightedSum
+from tests.helpers.stages import Small, data, same, samples, training, truth
 
 BALANCES: dict[str, Callable[[], Any]] = {
     "uncertainty": UncertaintyWeighting,
@@ -192,7 +184,7 @@ class Halving:
 
 def test_a_balancer_of_ones_own_sets_the_gradients_and_is_gone_on_with(tmp_path):
     halving = Halving()
-    assert isinstance(halving, kdkit.Balance)
+    assert isinstance(halving, kdkit.recipe.balancing.Balance)
     halved = weights(lambda: recipe(halving, epochs=1, optimizer=Optimizer(SGD, lr=0.2)))
     assert isinstance(halving.made[-1], Balancer)
     assert [each.count for each in halving.made] == [1, 4]  # the check's, then the stage's

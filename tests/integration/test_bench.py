@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kdkit import BenchmarkError, bench
-
-from .conftest import ROOT, environment
+from kdkit.cli import bench
+from kdkit.errors import BenchmarkError
+from tests.helpers.command_line import ROOT, environment
 
 SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
 
@@ -48,9 +48,9 @@ def test_arguments_after_two_dashes_are_the_benchmarks_own(kdkit_here, monkeypat
 
 
 def test_a_benchmark_that_does_not_exist_is_told_with_the_nearest(kdkit_here):
-    said = kdkit_here("bench", "overhed")
+    said = kdkit_here("bench", "step_overhed")
     assert said.code == 2
-    assert "did you mean 'overhead'?" in said.err
+    assert "did you mean 'step_overhead'?" in said.err
 
 
 def test_outside_a_checkout_it_is_said_where_benchmarks_are(tmp_path):
@@ -65,7 +65,7 @@ def test_every_benchmark_says_how_it_is_run(script):
 
 
 def test_the_authors_procedure_runs_beside_kdkit(tmp_path):
-    command = [sys.executable, str(ROOT / "benchmarks" / "authors.py"), "--records", "80", "--width", "4"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "vs_lrhnet_authors.py"), "--records", "80", "--width", "4"]
     done = subprocess.run(
         [*command, "--length", "256", "--epochs", "2", "--rounds", "1"],
         cwd=tmp_path,

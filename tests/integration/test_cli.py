@@ -12,9 +12,8 @@ import torch
 from torch import nn
 
 from kdkit import RecipeError
-from kdkit.recipefile import read_recipe_file
-
-from .conftest import ROOT, environment
+from kdkit.plugins.recipe_file import read_recipe_file
+from tests.helpers.command_line import ROOT, environment
 
 EXAMPLE = ROOT / "examples" / "lrhnet_smlkd.py"
 
@@ -23,7 +22,8 @@ PARTS = """
     from torch import nn
     import kdkit
     from kdkit import *
-    from kdkit import Net, Recipe, Stage, Stages, Match, Truth, Tap, SoftTargets, Hint, Training
+    from kdkit import Net, Recipe, Stage, Stages, Match, Truth, Tap, Training
+    from kdkit.losses import SoftTargets, Hint
     from torch.utils.data import TensorDataset
 
     def tensors(count, seed):
@@ -579,7 +579,7 @@ MARKED = """
     def recipe() -> Recipe:
         teacher, student = Net("teacher", Wide(7), trained=True), Net("student", Wide(4))
 
-        class Listed(Accuracy().__class__):
+        class Listed(kdkit.metrics.Accuracy().__class__):
             name = "[/score]"
 
         goal = Truth(nn.CrossEntropyLoss(), label="[/x]") + Match(teacher, SoftTargets(), label="[kd] :x:")
@@ -688,7 +688,7 @@ def test_a_mistake_in_a_process_of_its_own_exits_with_2(kdkit_process, written, 
 @pytest.mark.parametrize("args", [["--help"], ["--version"], ["run", "--help"], []], ids=" ".join)
 def test_help_does_without_torch(args):
     code = (
-        f"import sys, kdkit.cli; kdkit.cli.call({args!r}); "
+        f"import sys, kdkit.cli.main; kdkit.cli.main.call({args!r}); "
         "print([each for each in ('torch', 'timm', 'sklearn', 'numpy') if each in sys.modules])"
     )
     done = subprocess.run(

@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdkit import Cell, Cluster, RecipeError, Study, WorkerError
-from kdkit.workers.conditions import SHARED, conditions, difference
-
-from .conftest import environment
+from kdkit import Cell, RecipeError, Study
+from kdkit.errors import WorkerError
+from kdkit.study.workers import Cluster
+from kdkit.study.workers.environment import SHARED, conditions, difference
+from tests.helpers.command_line import environment
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'kdkit[cluster]'"
@@ -33,8 +34,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import Cell, Match, Net, Recipe, RunOptions, SoftTargets, Stage, Stages, Study, TorchData, Training, Truth
-from kdkit.workers import conditions
+from kdkit import Cell, Match, Net, Recipe, RunOptions, Stage, Stages, Study, TorchData, Training, Truth
+from kdkit.losses import SoftTargets
+from kdkit.study.workers import conditions
 
 
 def samples(count, seed):
@@ -101,7 +103,7 @@ def require_refused_where_versions_differ(on, options):
     right, conditions._version = conditions._version, lambda name: "0.0"
     try:
         list(Study("there", cells[:1]).run(options, cluster=on))
-    except kdkit.WorkerError as error:
+    except kdkit.errors.WorkerError as error:
         print("cell refused", error, flush=True)
     conditions._version = right
 
@@ -133,7 +135,7 @@ def main():
 
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-        on = kdkit.Cluster(address=cluster.address, retries=2)
+        on = kdkit.study.workers.Cluster(address=cluster.address, retries=2)
         require_refused_where_versions_differ(on, options)
         (folder / "wait").touch()
         require_interruption_stops_workers(on, options, folder)

@@ -12,26 +12,12 @@ from torch._dynamo.utils import counters
 from torch.utils.data import Dataset, TensorDataset
 
 import kdkit
-from kdkit import (
-    Batch,
-    CosineRamp,
-    Hint,
-    Match,
-    Net,
-    PerLabelSoftTargets,
-    Recipe,
-    SoftTargets,
-    Stage,
-    Stages,
-    Tap,
-    TorchData,
-    Training,
-    Truth,
-)
-from kdkit.checking import facts_of
-from kdkit.data import Data
-from kdkit.rehearsal import Rehearsal
-from kdkit.sources import ask
+from kdkit import Batch, CosineRamp, Match, Net, Recipe, Stage, Stages, Tap, TorchData, Training, Truth
+from kdkit.data.dataset import Data
+from kdkit.engine.check.dry_run import Rehearsal
+from kdkit.engine.open_stage import facts_of
+from kdkit.losses import Hint, PerLabelSoftTargets, SoftTargets
+from kdkit.teachers import ask
 from kdkit_ecg import Leads, LRHNet, SEResNet, Synthetic
 
 CLASSES = 3

@@ -9,10 +9,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import kdkit
-from kdkit import CheckError, DataError, Net, RecipeError, Training
-from kdkit.distilling import _outputs
-
-from .tiny import copied, same
+from kdkit import DataError, Net, RecipeError, Training
+from kdkit.engine.distill import _outputs
+from kdkit.errors import CheckError
+from tests.helpers.stages import copied, same
 
 
 def given(task: str, count: int, seed: int) -> TensorDataset:

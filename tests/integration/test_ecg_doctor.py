@@ -17,13 +17,12 @@ from hypothesis import strategies as st
 
 from kdkit_ecg import Challenge2020, Challenge2021
 from kdkit_ecg.doctor import survey
-from kdkit_ecg.doctor.checkup import examine
 from kdkit_ecg.doctor.findings import Reason
+from kdkit_ecg.doctor.record import examine
 from kdkit_ecg.doctor.snomed import is_code
 from kdkit_ecg.labels import scored_classes
 from kdkit_ecg.leads import LEADS
-
-from .conftest import environment
+from tests.helpers.command_line import environment
 
 PERSON = "#Age: 61\n#Sex: Female\n"
 
@@ -291,7 +290,7 @@ def test_a_bad_record_exits_with_1_and_is_named_with_its_reason(kdkit_here, tmp_
 
 def test_the_doctor_does_without_torch(tmp_path):
     write(tmp_path)
-    code = "import sys, kdkit.cli; kdkit.cli.call(['ecg', 'doctor', '.']); print('torch' in sys.modules)"
+    code = "import sys, kdkit.cli.main; kdkit.cli.main.call(['ecg', 'doctor', '.']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.stdout.splitlines()[-2:] == ["1 records: 0 bad, 0 odd", "False"], done
 

@@ -11,10 +11,9 @@ from collections.abc import Iterator
 import pytest
 from filelock import FileLock
 
-from kdkit_ecg.fetching import download, patience, space, transfer
-
-from .conftest import environment
-from .release_server import Release, another_range, drop, refuse, slowly, wrong
+from kdkit_ecg.download import backoff, disk_space, download, transfer
+from tests.helpers.command_line import environment
+from tests.helpers.release_server import Release, another_range, drop, refuse, slowly, wrong
 
 BIG = "training/georgia/g1/E00001.mat"
 FILES = {
@@ -30,7 +29,7 @@ FILES = {
 
 @pytest.fixture
 def release(monkeypatch) -> Iterator[Release]:
-    monkeypatch.setattr(patience, "FIRST", 0.001)
+    monkeypatch.setattr(backoff, "FIRST", 0.001)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with Release(FILES) as server:
         yield server
@@ -108,7 +107,7 @@ def test_a_cut_connection_is_gone_on_with(fetched, release, tmp_path):
 
 
 def test_more_cuts_than_tries_do_no_harm_while_bytes_come(fetched, release, tmp_path):
-    release.faults[BIG] = [drop(50_000)] * (2 * patience.TRIES)
+    release.faults[BIG] = [drop(50_000)] * (2 * backoff.TRIES)
     assert fetched().code == 0
     assert whole(tmp_path / "data", release)
 
@@ -193,8 +192,8 @@ def test_a_server_that_never_gets_well_is_given_up(fetched, release):
     release.always[BIG] = refuse(500)
     said = fetched()
     assert said.code == 2
-    assert f"{BIG}: the server answers 500 Internal Server Error, {patience.TRIES} times" in said.err
-    assert len(release.gets(BIG)) == patience.TRIES
+    assert f"{BIG}: the server answers 500 Internal Server Error, {backoff.TRIES} times" in said.err
+    assert len(release.gets(BIG)) == backoff.TRIES
 
 
 def test_a_server_that_is_gone_ends_the_run(fetched, release, monkeypatch, tmp_path):
@@ -207,7 +206,7 @@ def test_a_server_that_is_gone_ends_the_run(fetched, release, monkeypatch, tmp_p
 
 
 def test_no_server_is_told_without_a_trace(kdkit_here, tmp_path, monkeypatch):
-    monkeypatch.setattr(patience, "FIRST", 0.001)
+    monkeypatch.setattr(backoff, "FIRST", 0.001)
     said = kdkit_here("ecg", "fetch", "ptb-xl", "data", "--base-url", "http://127.0.0.1:1/")
     assert said.code == 2
     assert "http://127.0.0.1:1/SHA256SUMS.txt cannot be fetched" in said.err
@@ -277,7 +276,7 @@ def test_a_dry_run_writes_nothing_and_asks_for_no_file(fetched, release, tmp_pat
 
 
 def test_a_disk_without_room_is_found_out_before_anything_is_written(fetched, release, monkeypatch, tmp_path):
-    monkeypatch.setattr(space, "free_space", lambda folder: 700_000)
+    monkeypatch.setattr(disk_space, "free_space", lambda folder: 700_000)
     said = fetched()
     assert said.code == 2
     assert "has 700 kB free; make room, give a folder on another disk, or take a part with --only" in said.err

@@ -14,8 +14,7 @@ import pytest
 from kdkit_ecg import Challenge2020
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.store.index import INDEX, ROW, read_rows
-
-from .conftest import environment
+from tests.helpers.command_line import environment
 
 NUMBER = 80
 

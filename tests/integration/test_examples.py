@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from .conftest import ROOT
+from tests.helpers.command_line import ROOT
 
 EXAMPLES = ROOT / "examples"
 
@@ -14,16 +14,15 @@ TINY = {
     "hinton": ["--epochs", "1"],
     "lrhnet_pmlkd": ["--epochs", "1", "--width", "4", "--records", "64"],
     "lrhnet_smlkd": ["--epochs", "1", "--width", "4", "--records", "64"],
-    "own_loss": ["--epochs", "1"],
+    "custom_loss": ["--epochs", "1"],
     "timm_digits": ["--epochs", "1"],
-    "zoo": ["--epochs", "1", "--data", "ecg", "--samples", "16"],
+    "all_losses": ["--epochs", "1", "--data", "ecg", "--samples", "16"],
 }
 SLOW = {"timm_digits"}
-SCRIPTS = {"lrhnet_effect", "lrhnet_ladder", "lrhnet_tables"}  # many runs each: test_lrhnet_*.py
 
 
 def test_every_example_has_tiny_settings_and_every_setting_an_example():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(TINY) | SCRIPTS
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(TINY)
 
 
 @pytest.mark.parametrize("name", [pytest.param(each, marks=[pytest.mark.slow] * (each in SLOW)) for each in TINY])
@@ -46,7 +45,7 @@ def test_an_example_says_how_it_is_run_and_what_its_options_are(name, kdkit_here
 
 
 def test_a_loss_of_ones_own_is_a_plugin_of_at_most_fifteen_lines():
-    text = (EXAMPLES / "own_loss.py").read_text()
+    text = (EXAMPLES / "custom_loss.py").read_text()
     functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name != "recipe"]
     assert any(node.decorator_list for node in functions)
     spans = [

@@ -116,5 +116,5 @@ def test_layers_of_one_shape_are_compared_in_pairs(name):
 
 @pytest.mark.parametrize("name", UNPROJECTED)
 def test_layers_of_other_shapes_are_refused_before_the_first_step(name):
-    with pytest.raises(kdkit.CheckError, match="compares features of one shape"):
+    with pytest.raises(kdkit.errors.CheckError, match="compares features of one shape"):
         kdkit.run(lambda: recipe(name, epochs=1), device="cpu")

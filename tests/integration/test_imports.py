@@ -7,8 +7,7 @@ import pytest
 
 import kdkit
 import kdkit_ecg
-
-from .conftest import environment
+from tests.helpers.command_line import environment
 
 HEAVY = ("timm", "torchvision", "sklearn", "wfdb", "pandas", "scipy", "matplotlib")
 
@@ -26,13 +25,13 @@ def test_an_import_costs_torch_and_nothing_more(package, what):
 
 @pytest.mark.parametrize("package", [kdkit, kdkit_ecg], ids=lambda each: each.__name__)
 def test_every_name_of_a_face_leads_somewhere(package):
-    for name in package._FACE:
+    for name in package.__all__:
         assert getattr(package, name) is not None
-    assert set(package._FACE) <= set(dir(package))
+    assert set(package.__all__) <= set(dir(package))
     with pytest.raises(AttributeError, match="Nonsense"):
         _ = package.Nonsense
 
 
 @pytest.mark.parametrize("package", [kdkit, kdkit_ecg], ids=lambda each: each.__name__)
 def test_the_names_of_a_face_are_sorted(package):
-    assert list(package._FACE) == sorted(package._FACE)
+    assert list(package.__all__) == sorted(package.__all__)

@@ -15,10 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 import kdkit
-from kdkit import RunFolderError
-
-from .conftest import environment
-from .tiny import three, training
+from kdkit.errors import RunFolderError
+from tests.helpers.command_line import environment
+from tests.helpers.stages import three, training
 
 RECIPE = '''
 """Two nets in a row; the second one waits in the epoch that a file names."""
@@ -34,8 +33,10 @@ from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import AverageWeights, Hint, LearningRate, LinearRamp, Match, Net, Optimizer, Recipe, Sequential
-from kdkit import SoftTargets, Tap, TorchData, Training, Truth
+from kdkit import AverageWeights, LearningRate, LinearRamp, Match, Net, Optimizer, Recipe, Sequential
+from kdkit.losses import Hint
+from kdkit.losses import SoftTargets
+from kdkit import Tap, TorchData, Training, Truth
 
 
 class Small(nn.Module):

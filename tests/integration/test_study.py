@@ -15,23 +15,11 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from kdkit import (
-    Cell,
-    Net,
-    Parallel,
-    Recipe,
-    RecipeError,
-    RunFolderError,
-    RunOptions,
-    SoftTargets,
-    Stage,
-    Stages,
-    Study,
-    hookimpl,
-)
-
-from .conftest import environment
-from .tiny import Small, data, training, truth
+from kdkit import Cell, Net, Parallel, Recipe, RecipeError, RunOptions, Stage, Stages, Study, hookimpl
+from kdkit.errors import RunFolderError
+from kdkit.losses import SoftTargets
+from tests.helpers.command_line import environment
+from tests.helpers.stages import Small, data, training, truth
 
 CPU = RunOptions(device="cpu")
 
@@ -48,7 +36,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import Cell, Match, Net, Recipe, RunOptions, SoftTargets, Stage, Stages, Study, TorchData, Training, Truth
+from kdkit import Cell, Match, Net, Recipe, RunOptions, Stage, Stages, Study, TorchData, Training, Truth
+from kdkit.losses import SoftTargets
 
 
 def samples(count, seed):

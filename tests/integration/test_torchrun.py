@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from .conftest import environment
-from .test_processes import in_two_processes
+from tests.helpers.command_line import environment
+
+from .test_distributed_balancing import in_two_processes
 
 # A recipe whose batches of 16 leave 6 at the end, which are 3 each, and whose batch norm is frozen.
 RECIPE = """
@@ -23,7 +24,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import Ema, Hint, Match, Net, Optimizer, Past, Recipe, SoftTargets, Stage, Stages, Tap, TorchData, Training
+from kdkit import Ema, Match, Net, Optimizer, Past, Recipe, Stage, Stages, Tap, TorchData, Training
+from kdkit.losses import Hint, SoftTargets
 from kdkit import Truth
 
 
@@ -94,8 +96,9 @@ from torch import distributed, nn
 
 import kdkit
 import recipe_file
-from kdkit import AverageWeights, CAGrad, GradNorm, Optimizer, PCGrad, UncertaintyWeighting
-from kdkit.ranks import agree_on_buffers
+from kdkit import AverageWeights, Optimizer
+from kdkit.recipe.balancing import CAGrad, GradNorm, PCGrad, UncertaintyWeighting
+from kdkit.utils.collectives import agree_on_buffers
 
 number, folder = int(sys.argv[1]), Path(sys.argv[2])
 torch.set_num_threads(1)
@@ -218,7 +221,8 @@ from torch import distributed, nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import Match, Net, SoftTargets, Stage, Stages, Tap, TorchData, Training
+from kdkit import Match, Net, Stage, Stages, Tap, TorchData, Training
+from kdkit.losses import SoftTargets
 
 number, folder = int(sys.argv[1]), Path(sys.argv[2])
 torch.set_num_threads(1)
@@ -246,7 +250,8 @@ def ended(out, epochs):
     def recipe():
         module, learner = Teacher(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)), nn.Linear(6, 3)
         teacher, student = Net("teacher", module, trained=True), Net("student", learner)
-        goal = Match(teacher, SoftTargets()) + Match(teacher, kdkit.Hint(), student=Tap(learner), target=Tap(module[0]))
+        hint = Match(teacher, kdkit.losses.Hint(), student=Tap(learner), target=Tap(module[0]))
+        goal = Match(teacher, SoftTargets()) + hint
         goal = goal + Match(teacher, halving)
         optimizer = kdkit.Optimizer(torch.optim.SGD, lr=0.1)
         stage = Stage({student: goal}, Training(epochs=epochs, batch_size=16, optimizer=optimizer))
@@ -353,8 +358,8 @@ from pathlib import Path
 
 import kdkit
 import recipe_file
-from kdkit.distributed import joined
-from kdkit.ranks import agreed, number, several
+from kdkit.engine.distributed import joined
+from kdkit.utils.collectives import agreed, number, several
 
 for turn in range(2):
     with joined(), joined():

@@ -21,7 +21,7 @@ from kdkit.losses import (
     SemCKD,
     SquareHead,
 )
-from kdkit.losses.crosslayer import apart, weighted
+from kdkit.losses.cross_layer import apart, weighted
 from kdkit.losses.margins import margins_of
 
 from .golden import Runner

@@ -3,7 +3,9 @@
 import torch
 from torch import nn
 
-from kdkit import (
+from kdkit import Batch, Facts, Match, Net, Stage, Tap, Training, Truth
+from kdkit.engine.module import Lesson
+from kdkit.losses import (
     CC,
     CKA,
     DIST,
@@ -14,28 +16,19 @@ from kdkit import (
     RKD,
     SP,
     AdjacentCC,
-    Batch,
     Cosine,
-    Facts,
     GeneralisedJSD,
     HardTargets,
     LogitMSE,
     LogitStandardisation,
-    Match,
-    Net,
     PerLabelHardTargets,
     PerLabelPSKD,
     PerLabelSoftTargets,
     ReverseKL,
     SoftTargets,
-    Stage,
-    Tap,
     Tokens,
-    Training,
-    Truth,
 )
-from kdkit.lesson import Lesson
-from kdkit.sources import Answer
+from kdkit.teachers import Answer
 
 from .golden import Runner
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kdkit_ecg.labels import scored_classes
-from kdkit_ecg.scores import challenge_metric, official_figures
+from kdkit_ecg.metrics import challenge_metric, official_figures
 
 YEARS = pytest.mark.parametrize("year", [2020, 2021])
 NAMES = {"auroc_class": "auroc_by_class", "auprc_class": "auprc_by_class", "f_measure_class": "f_measure_by_class"}

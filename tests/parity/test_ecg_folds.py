@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from kdkit_ecg.folds import stratified_folds
+from kdkit_ecg.datasets.folds import stratified_folds
 
 
 @pytest.fixture(scope="module")

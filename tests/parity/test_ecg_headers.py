@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from kdkit import DataError
-from kdkit_ecg.headers import read_header
 from kdkit_ecg.labels import scored_classes
-from kdkit_ecg.records import person_vector, read_record
+from kdkit_ecg.records.header import read_header
+from kdkit_ecg.records.record import person_vector, read_record
 
 # Where the golden set leaves a choice: a gain of 0 is refused.
 REFUSED = {"gain_zero"}

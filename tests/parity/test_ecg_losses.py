@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit import Facts, FixedThresholds, PerLabelPSKD, Predictions, SemCKD, SoftTargets
+from kdkit import Facts, Predictions
+from kdkit.losses import PerLabelPSKD, SemCKD, SoftTargets
+from kdkit.metrics import FixedThresholds
 from kdkit_ecg import ChallengeMetric
 from kdkit_ecg.labels import scored_classes
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from kdkit_ecg.transforms import bandpass, resample, resample_linear, zscore
+from kdkit_ecg.records.filters import bandpass, resample, resample_linear, zscore
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from kdkit import Batch, Facts, Match, Net, SoftTargets, Stage, Training, Truth
-from kdkit.balance import WeightedSum
-from kdkit.lesson import Lesson
-from kdkit.sources import Answer
+from kdkit import Batch, Facts, Match, Net, Stage, Training, Truth
+from kdkit.engine.module import Lesson
+from kdkit.losses import SoftTargets
+from kdkit.recipe.balancing import WeightedSum
+from kdkit.teachers import Answer
+from tests.parity import feature_cases, logit_cases
 
-from . import feature_cases, logit_cases
 from .golden import PRECISIONS, arrays_of, case_names, compare, index
 
 LOSSES = {**logit_cases.LOSSES, **feature_cases.LOSSES}

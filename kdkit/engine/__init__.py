@@ -1,0 +1,1 @@
+"""Train the stages of a recipe."""

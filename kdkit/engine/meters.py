@@ -1,0 +1,46 @@
+"""Means of terms over an epoch, without waiting for the device at every step."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from kdkit.utils.collectives import summed
+
+
+class Means:
+    """Gathers scalars by label, each weighted by the samples it stands for."""
+
+    _FLUSH = 256  # steps between two sums, so that few small tensors are kept
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[list[Tensor], float]] = []
+        self._labels: tuple[str, ...] = ()
+        self._totals: list[float] = []
+        self._samples = 0.0
+        self.steps = 0
+
+    def add(self, terms: Mapping[str, Tensor], samples: float) -> None:
+        """Add the terms of a step, each () and without a graph, which stand for so many samples."""
+        self.steps += 1
+        self._labels = self._labels or tuple(terms)
+        self._waiting.append(([*terms.values()], samples))
+        if len(self._waiting) == self._FLUSH:
+            self._flush()
+
+    def values(self, device: torch.device) -> dict[str, float]:
+        """Return the mean of each label over all processes, which meet on `device`; empty if nothing was added."""
+        self._flush()
+        *totals, samples = summed([*self._totals, self._samples], device)
+        return {label: total / samples for label, total in zip(self._labels, totals, strict=True)}
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        terms = torch.stack([term for terms, _ in self._waiting for term in terms])
+        steps = terms.view(len(self._waiting), -1).double().cpu()  # (steps, labels)
+        samples = torch.tensor([count for _, count in self._waiting], dtype=torch.float64)
+        sums = (steps * samples[:, None]).sum(0).tolist()
+        self._totals = [total + more for total, more in zip(self._totals or [0.0] * len(sums), sums, strict=True)]
+        self._samples += float(samples.sum())
+        self._waiting.clear()

@@ -1,0 +1,136 @@
+"""A term made ready: what is compared to what, of whom, and on which classes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from kdkit.engine.class_alignment import SharedClasses, shared
+from kdkit.losses import Facts, Loss, asked_by
+from kdkit.losses.features import Sided
+from kdkit.nets.net import Net
+from kdkit.nets.taps import Tapping
+from kdkit.recipe.objective import Match, Taps, Weighted, taps_of
+from kdkit.recipe.recipe import Stage, asked_for
+from kdkit.teachers import Answer, Answers, Panel, Peer
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """Where one side of a term comes from: of whom, and which of its taps, or its outputs where that is None."""
+
+    places: tuple[tuple[str, int | None], ...]
+    several: bool = False
+
+    def of(self, heard: Answers) -> Sided:
+        """Return the tensor, or the tuple of them."""
+        if self.several:
+            return tuple(_found(heard[who], tap) for who, tap in self.places)
+        (who, tap), *_ = self.places
+        return _found(heard[who], tap)
+
+    @property
+    def outputs(self) -> bool:
+        """Whether it is outputs, which are about classes, and not features."""
+        return all(tap is None for _, tap in self.places)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """A term made ready: what is compared to what, and what its loss asks for beside.
+
+    target: None where the labels are the target. sources: who is matched, by name. plain: its loss takes the two sides
+    as they are, with nothing to ask for beside, to fill in, or to cut down to shared classes.
+    """
+
+    label: str
+    weighted: Weighted
+    learner: Net[Any]
+    loss: Loss
+    student: Side
+    target: Side | None
+    sources: tuple[str, ...]
+    asks: frozenset[str]
+    shared: SharedClasses | None
+    plain: bool
+
+
+def line_of(net: Net[Any], weighted: Weighted, stage: Stage, listening: tuple[Tapping, ...], facts: Facts) -> Line:
+    """Make a term of a net's goal ready. listening: the taps that are open on the nets in training.
+
+    Raises RecipeError where the sides share no class.
+    """
+    term = weighted.term
+    match = term if isinstance(term, Match) else None
+    student = _side(net.name, None if match is None else match.student, listening)
+    target = None if match is None else _target(match, stage, listening)
+    asks = asked_by(term.loss)
+    members = () if match is None else _members(match)
+    cut = _shared(net, match, (student, target), asks, facts)
+    return Line(
+        label=term.label if len(stage.goals) == 1 else f"{net.name}: {term.label}",
+        weighted=weighted,
+        learner=net,
+        loss=term.loss,
+        student=student,
+        target=target,
+        sources=tuple(each.name for each in members),
+        asks=asks,
+        shared=cut,
+        plain=cut is None and not asks and all(isinstance(each, Net | Peer) for each in members),  # who know everything
+    )
+
+
+def _found(answer: Answer, tap: int | None) -> Tensor:
+    return answer.output if tap is None else answer.features[tap]
+
+
+def _side(who: str, taps: Taps, listening: tuple[Tapping, ...]) -> Side:
+    if taps is None:
+        return Side(((who, None),))
+    return Side(tuple((who, listening.index(tap)) for tap in taps_of(taps)), several=isinstance(taps, tuple))
+
+
+def _target(match: Match, stage: Stage, listening: tuple[Tapping, ...]) -> Side:
+    if isinstance(match.source, Peer):
+        return _side(match.source.name, match.target, listening)
+    if not isinstance(match.source, Panel):
+        return _side(match.source.name, match.target, stage.sources[match.source])
+    if match.target is None:
+        return Side(tuple((net.name, None) for net in match.source.members), several=True)
+    asked = asked_for(match).items()
+    return Side(tuple((net.name, stage.sources[net].index(tap)) for net, (tap,) in asked), several=True)
+
+
+def _members(match: Match) -> tuple[Any, ...]:
+    return match.source.members if isinstance(match.source, Panel) else (match.source,)
+
+
+def _shared(
+    net: Net[Any], match: Match | None, sides: tuple[Side, Side | None], asks: frozenset[str], facts: Facts
+) -> SharedClasses | None:
+    """Return how a comparison is cut to the classes that all its sides share; None where there is nothing to cut."""
+    if facts.task == "regression":
+        return None
+    student, target = sides
+    outputs = target is not None and target.outputs
+    members = _members(match) if match is not None and (outputs or "answers" in asks) else ()
+    about_labels = match is None or "labels" in asks
+    names = [net] if student.outputs else []
+    of = {each.name: tuple(getattr(each, "classes", None) or facts.classes) for each in (*names, *members)}
+    if not of:
+        return None
+    if about_labels:
+        of["the data"] = facts.classes
+    what = " and ".join(name if name == "the data" else repr(name) for name in of)
+    positions = shared(tuple(of.values()), f"net {what}" if len(of) < 3 else f"nets {what}")
+    if positions is None:
+        return None
+    at = dict(zip(of, positions, strict=True))
+    return SharedClasses(
+        student=at[net.name] if student.outputs else None,
+        targets=tuple(at[each.name] for each in members),
+        outputs=outputs,
+        labels=at.get("the data") if about_labels else None,
+        task=facts.task,
+    )

@@ -1,0 +1,63 @@
+"""The losses that kdkit puts on its shelf, under the names that `loss_name` gives them, by what they compare."""
+
+from collections.abc import Callable
+
+from kdkit.losses.attention import CWD, AttentionTransfer
+from kdkit.losses.base import Loss
+from kdkit.losses.contrastive import CRD
+from kdkit.losses.correlation import DIST, PerLabelDIST
+from kdkit.losses.cross_layer import HCL, ReviewKD, SemCKD
+from kdkit.losses.decoupled import DKD, NKD, PerLabelDKD
+from kdkit.losses.hard_labels import HardTargets, PerLabelHardTargets, SecondHead
+from kdkit.losses.hints import Hint, SquareHead
+from kdkit.losses.logits import GeneralisedJSD, LogitMSE, LogitStandardisation, ReverseKL, SoftTargets
+from kdkit.losses.margins import OFD
+from kdkit.losses.per_label import PerLabelSoftTargets
+from kdkit.losses.relations import CC, PKT, RKD, SP, AdjacentCC
+from kdkit.losses.self_distillation import PSKD, PerLabelPSKD
+from kdkit.losses.similarity import CKA, Cosine
+from kdkit.losses.srrl import SRRL
+from kdkit.losses.statistics import NST, PKD, PatientKD
+from kdkit.losses.variational import MGD, VID
+
+Makers = tuple[Callable[..., Loss], ...]
+
+ON_OUTPUTS: Makers = (
+    SoftTargets,
+    HardTargets,
+    SecondHead,
+    LogitMSE,
+    LogitStandardisation,
+    DKD,
+    NKD,
+    DIST,
+    ReverseKL,
+    GeneralisedJSD,
+    PSKD,
+)
+PER_LABEL: Makers = (PerLabelSoftTargets, PerLabelHardTargets, PerLabelDKD, PerLabelDIST, PerLabelPSKD)
+ON_RELATIONS: Makers = (RKD, SP, PKT, CC, AdjacentCC, CKA)
+ON_FEATURES: Makers = (
+    Hint,
+    Cosine,
+    SquareHead,
+    AttentionTransfer,
+    CWD,
+    NST,
+    PKD,
+    PatientKD,
+    VID,
+    MGD,
+    OFD,
+    HCL,
+    ReviewKD,
+    SemCKD,
+    SRRL,
+    CRD,
+)
+# The scales of other codes, under names of their own.
+PRESETS: dict[str, Callable[..., Loss]] = {
+    "soft_targets_deit": SoftTargets.deit,
+    "soft_targets_modelopt": SoftTargets.modelopt,
+    "soft_targets_mutual": SoftTargets.mutual,
+}

@@ -1,0 +1,16 @@
+"""The scores of a recipe that names none."""
+
+from kdkit.data.dataset import Task
+from kdkit.metrics.base import Score
+from kdkit.metrics.classification import Accuracy, MacroF1, MicroF1
+from kdkit.metrics.ranking import MacroAUPRC
+from kdkit.metrics.regression import R2
+
+
+def default_scores(task: Task) -> tuple[Score, ...]:
+    """Return the scores that fit the task."""
+    if task == "multiclass":
+        return (Accuracy(), MacroF1())
+    if task == "multilabel":
+        return (MacroAUPRC(), MacroF1(), MicroF1())
+    return (R2(),)

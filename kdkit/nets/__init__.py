@@ -1,0 +1,1 @@
+"""Networks, their inputs, and taps on their layers."""

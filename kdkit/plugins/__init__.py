@@ -1,0 +1,1 @@
+"""Hooks, registries, and how plugins and recipe files are loaded."""

@@ -1,0 +1,1 @@
+"""What a user writes: recipes, stages, objectives, schedules and training options."""

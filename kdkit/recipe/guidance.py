@@ -1,0 +1,146 @@
+"""How one net learns from several: the labels, a guide, the balance between them, and each teacher's share."""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Required, TypedDict
+
+from torch import nn
+
+from kdkit.errors import RecipeError, did_you_mean
+from kdkit.losses import FromEach, Loss, Weighing
+from kdkit.nets.net import Net
+from kdkit.recipe.objective import Goal, Match, Term, Truth, as_goal
+from kdkit.recipe.recipe import Stage
+from kdkit.recipe.training import Training
+from kdkit.teachers import Panel
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A net of a schedule, with what is different for it: its training, its teachers' shares, its balance.
+
+    shares: of its teachers in their order, equal ones where None; or "confidence" or "learned", as `FromEach` weighs
+    the teachers of a Panel by the guide.
+    """
+
+    net: Net[Any]
+    training: Training | None = None
+    shares: tuple[float, ...] | Weighing | None = None
+    balance: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.net, Net):
+            raise RecipeError(f"a level takes a Net; got a {type(self.net).__name__}")
+        if self.shares is not None and not isinstance(self.shares, Sequence):
+            raise RecipeError(f"shares are a number for each teacher, such as (0.6, 0.4); got {self.shares!r}")
+
+
+class GuidingOptions(TypedDict, total=False):
+    """The options of `Guiding`, as every schedule takes them."""
+
+    truth: Required[Truth]
+    training: Required[Training]
+    guide: Loss | None
+    match: Callable[[Net[Any], Net[Any]], Goal | Term] | None
+    balance: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guiding:
+    """The goal of a net that learns from teachers: balance * truth + (1 - balance) * sum of share * guide.
+
+    truth: what is learned from the labels. guide: the loss against a teacher's outputs; one with weights of its own is
+    copied for each teacher. match: instead of a guide, a function of (net, teacher) that returns any goal, taps and
+    all. balance: the share of the truth, in [0, 1]. A net without teachers learns from the truth alone.
+    """
+
+    truth: Truth
+    training: Training
+    guide: Loss | None = None
+    match: Callable[[Net[Any], Net[Any]], Goal | Term] | None = None
+    balance: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.truth, Truth):
+            raise RecipeError(f"truth is Truth(loss); got a {type(self.truth).__name__}")
+        if (self.guide is None) == (self.match is None):
+            raise RecipeError("a schedule takes either guide=loss or match=function(net, teacher)")
+        _validate_balance(self.balance)
+
+    def stage(self, level: Level, teachers: Sequence[Net[Any]]) -> Stage:
+        """Return the stage in which this level's net learns from the labels and from these teachers."""
+        training = level.training or self.training
+        if not teachers:
+            if level.shares is not None or level.balance is not None:
+                raise RecipeError(f"net {level.net.name!r} has no teacher, so it takes neither shares nor a balance")
+            return Stage({level.net: self.truth}, training)
+        balance = self.balance if level.balance is None else level.balance
+        _validate_balance(balance)
+        shares = level.shares
+        if isinstance(shares, str):
+            guided = self._together(level.net, teachers, shares)
+        else:
+            guided = self._apart(level.net, teachers, shares or (1 / len(teachers),) * len(teachers))
+        return Stage({level.net: balance * self.truth + (1 - balance) * guided}, training)
+
+    def _apart(self, net: Net[Any], teachers: Sequence[Net[Any]], shares: tuple[float, ...]) -> Goal:
+        """Return a term or more for each teacher, with its share."""
+        _validate_shares(net, teachers, shares)
+        guided = [share * self._match(net, teacher) for share, teacher in zip(shares, teachers, strict=True) if share]
+        return Goal(tuple(each for one in guided for each in one))
+
+    def _together(self, net: Net[Any], teachers: Sequence[Net[Any]], weights: Weighing) -> Goal:
+        """Return one term for all teachers, which weighs them by itself."""
+        if self.guide is None:
+            raise RecipeError(
+                f"net {net.name!r} weighs its teachers by shares={weights!r}, which takes guide=loss; in a match of "
+                "your own, write Match(Panel(...), FromEach(loss, weights=...))"
+            )
+        if len(teachers) < 2:
+            return self._match(net, teachers[0])
+        return as_goal(Match(Panel(*teachers), FromEach(copy.deepcopy(self.guide), weights=weights)))
+
+    def _match(self, net: Net[Any], teacher: Net[Any]) -> Goal:
+        if self.match is not None:
+            return as_goal(self.match(net, teacher))
+        guide = copy.deepcopy(self.guide) if isinstance(self.guide, nn.Module) else self.guide
+        return as_goal(Match(teacher, guide))  # type: ignore[arg-type]  # not None: see __post_init__
+
+
+def guiding_of(options: GuidingOptions) -> Guiding:
+    """Return the guiding with these options. Raises RecipeError for one that does not exist or is missing."""
+    known = [each.name for each in fields(Guiding)]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise RecipeError(f"a schedule has no option {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
+    missing = [name for name in sorted(GuidingOptions.__required_keys__) if name not in options]
+    if missing:
+        raise RecipeError(f"a schedule takes {' and '.join(f'{name}=...' for name in missing)} too")
+    return Guiding(**options)
+
+
+def levels_of(nets: Sequence[Net[Any] | Level], least: int, schedule: str) -> tuple[Level, ...]:
+    """Return nets as levels. Raises RecipeError for fewer than `least`, or for a net that comes twice."""
+    levels = tuple(each if isinstance(each, Level) else Level(each) for each in nets)
+    if len(levels) < least:
+        raise RecipeError(f"{schedule} takes at least {least} nets, the student last; got {len(levels)}")
+    if len({level.net for level in levels}) < len(levels):
+        raise RecipeError(f"{schedule} takes each net once; got {', '.join(level.net.name for level in levels)}")
+    return levels
+
+
+def _validate_balance(balance: float) -> None:
+    if not 0 <= balance <= 1:
+        raise RecipeError(f"balance is the share of the truth, in [0, 1]; got {balance!r}")
+
+
+def _validate_shares(net: Net[Any], teachers: Sequence[Net[Any]], shares: tuple[float, ...]) -> None:
+    if len(shares) != len(teachers):
+        raise RecipeError(
+            f"net {net.name!r} learns from {len(teachers)} ({', '.join(each.name for each in teachers)}), so it "
+            f"takes as many shares; got {shares}"
+        )
+    if not all(math.isfinite(share) and share >= 0 for share in shares) or not math.isclose(sum(shares), 1):
+        raise RecipeError(f"the shares of net {net.name!r} are at least 0 and sum to 1; got {shares}")

@@ -1,0 +1,160 @@
+"""What a net learns, written as a paper writes it: `0.3 * Truth(bce) + 0.7 * Match(teacher, soft_targets)`."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kdkit.errors import RecipeError
+from kdkit.losses import Loss, loss_name
+from kdkit.nets.taps import Tapping
+from kdkit.recipe.ramps import Ramp
+from kdkit.teachers.base import Source
+
+Factor = float | Ramp
+Taps = Tapping | tuple[Tapping, ...] | None
+
+
+class _Sum:
+    """The arithmetic of goals: they add up, and take a number or a ramp as a factor."""
+
+    __slots__ = ()
+
+    def weighted(self) -> "tuple[Weighted, ...]":
+        raise NotImplementedError
+
+    def __add__(self, other: "_Sum | int") -> "Goal":
+        if other == 0:  # where sum() starts
+            return Goal(self.weighted())
+        if not isinstance(other, _Sum):
+            raise RecipeError(f"a goal is a sum of Truth(...) and Match(...) terms; got {other!r} in it")
+        return Goal(self.weighted() + other.weighted())
+
+    __radd__ = __add__
+
+    def __mul__(self, factor: Factor) -> "Goal":
+        _validate(factor)
+        return Goal(tuple(Weighted(each.term, (*each.factors, factor)) for each in self.weighted()))
+
+    __rmul__ = __mul__
+
+
+@dataclass(frozen=True, slots=True)
+class Truth(_Sum):
+    """Learn from the labels: `loss(outputs, labels)`. label names the term in tables."""
+
+    loss: Loss
+    label: str = "truth"
+
+    def __post_init__(self) -> None:
+        _validate_loss(self.loss)
+
+    def weighted(self) -> "tuple[Weighted, ...]":
+        """Return itself, as a goal of one term."""
+        return (Weighted(self),)
+
+
+@dataclass(frozen=True, slots=True)
+class Match(_Sum):
+    """Learn from a source: `loss(student side, target side)`.
+
+    student, target: the tap, or the tuple of taps, to compare on either side; the outputs where None.
+    label: names the term in tables; "<source>/<loss>" where empty.
+    """
+
+    source: Source
+    loss: Loss
+    student: Taps = field(default=None, kw_only=True)
+    target: Taps = field(default=None, kw_only=True)
+    label: str = field(default="", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, Source) or not isinstance(self.source.name, str):
+            raise RecipeError(f"Match takes first what to match, such as a Net; got {type(self.source).__name__}")
+        try:
+            hash(self.source)
+        except TypeError as error:
+            raise RecipeError(
+                f"a source is the key of what it answers, so it takes a hash; {self.source.name!r} has none ({error}): "
+                "write @dataclass(frozen=True), or a plain class"
+            ) from error
+        _validate_loss(self.loss)
+        for side in ("student", "target"):
+            for tap in taps_of(getattr(self, side)):
+                if not isinstance(tap, Tapping):
+                    raise RecipeError(
+                        f"the {side} side of a Match is a tap, such as Tap(net.module.layer3); got {type(tap).__name__}"
+                    )
+        if not self.label:
+            object.__setattr__(self, "label", f"{self.source.name}/{loss_name(self.loss)}")
+
+    def weighted(self) -> "tuple[Weighted, ...]":
+        """Return itself, as a goal of one term."""
+        return (Weighted(self),)
+
+
+Term = Truth | Match
+
+
+@dataclass(frozen=True, slots=True)
+class Weighted:
+    """A term and the factors before it."""
+
+    term: Term
+    factors: tuple[Factor, ...] = ()
+
+    def weight(self, progress: float) -> float:
+        """Return the product of the factors at this progress of the stage."""
+        return math.prod(factor(progress) if callable(factor) else factor for factor in self.factors)
+
+
+@dataclass(frozen=True, slots=True)
+class Goal(_Sum):
+    """A weighted sum of terms."""
+
+    terms: tuple[Weighted, ...]
+
+    def weighted(self) -> tuple[Weighted, ...]:
+        """Return its terms."""
+        return self.terms
+
+    def __iter__(self) -> Iterator[Weighted]:
+        return iter(self.terms)
+
+    def weights(self, progress: float) -> Mapping[str, float]:
+        """Return the weight of each term, by label, at this progress of the stage."""
+        return {each.term.label: each.weight(progress) for each in self.terms}
+
+
+def as_goal(goal: "Goal | Term") -> Goal:
+    """Return a goal, also of a single term. Raises RecipeError for anything else."""
+    if not isinstance(goal, _Sum):
+        raise RecipeError(f"a goal is a sum of Truth(...) and Match(...) terms; got {type(goal).__name__}")
+    return Goal(goal.weighted())
+
+
+def taps_of(side: Any) -> tuple[Tapping, ...]:
+    """Return the taps of one side of a match: none, one or several."""
+    if side is None:
+        return ()
+    return side if isinstance(side, tuple) else (side,)
+
+
+def _validate(factor: Any) -> None:
+    if isinstance(factor, type):
+        raise RecipeError(f"a ramp is made before it is a factor; did you forget the () of {factor.__name__}?")
+    if callable(factor):
+        for progress in (step / 100 for step in range(101)):
+            value = factor(progress)
+            if not isinstance(value, float | int) or not math.isfinite(value) or value < 0:
+                raise RecipeError(f"a ramp gives finite factors of at least 0; {factor!r} gives {value} at {progress}")
+    elif isinstance(factor, bool) or not isinstance(factor, float | int):
+        raise RecipeError(f"the weight of a term is a number or a ramp; got {type(factor).__name__}")
+    elif not math.isfinite(factor) or factor < 0:
+        raise RecipeError(f"the weight of a term is finite and at least 0; got {factor!r}")
+
+
+def _validate_loss(loss: Any) -> None:
+    if isinstance(loss, type) or not callable(loss):
+        what = f"the class {loss.__name__}; did you forget its ()?" if isinstance(loss, type) else repr(loss)
+        raise RecipeError(f"a loss is called with (student, target) and returns a scalar; got {what}")

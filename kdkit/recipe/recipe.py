@@ -1,0 +1,190 @@
+"""The whole experiment as Python objects: data, who learns from whom and how, and what is measured."""
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+from kdkit.data.dataset import Data
+from kdkit.errors import RecipeError
+from kdkit.metrics import Score, default_scores
+from kdkit.nets.net import Net
+from kdkit.nets.taps import Tapping
+from kdkit.recipe.objective import Goal, Match, Term, as_goal, taps_of
+from kdkit.recipe.training import Training
+from kdkit.teachers import Ema, Past, Peer
+from kdkit.teachers.base import Source
+from kdkit.teachers.cache import Answers
+from kdkit.teachers.ensemble import Panel
+
+_OF_A_NET = (Ema, Past, Peer)  # sources of which it is known that they ask a net of their own stage, and nobody else
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Which nets are trained together (mostly one), each toward its goal, and how."""
+
+    goals: Mapping[Net[Any], Goal | Term]
+    training: Training
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.goals, Mapping) or not self.goals:
+            raise RecipeError("a stage takes its goals by net: Stage({student: 0.3 * Truth(...) + ...}, training)")
+        for net in self.goals:
+            if not isinstance(net, Net):
+                raise RecipeError(f"a stage trains nets; got a {type(net).__name__}")
+        if not isinstance(self.training, Training):
+            raise RecipeError(f"a stage needs a Training; got {type(self.training).__name__}")
+        object.__setattr__(self, "goals", {net: as_goal(goal) for net, goal in self.goals.items()})
+        object.__setattr__(self, "name", self.name or "+".join(net.name for net in self.goals))
+        if not all(letter.isalnum() or letter in "-_ +" for letter in self.name):
+            raise RecipeError(f"a stage's name is made of letters, digits, '-', '_', '+' and spaces; got {self.name!r}")
+
+    @property
+    def matches(self) -> tuple[Match, ...]:
+        """All terms that learn from a source."""
+        terms = [each.term for goal in self.goals.values() for each in as_goal(goal)]
+        return tuple(term for term in terms if isinstance(term, Match))
+
+    @property
+    def sources(self) -> Mapping[Source, tuple[Tapping, ...]]:
+        """What is asked in this stage, and the taps that are open on each while it answers."""
+        taps: dict[Source, dict[Tapping, None]] = {}
+        for match in self.matches:
+            for source, theirs in asked_for(match).items():
+                taps.setdefault(source, {}).update(dict.fromkeys(theirs))
+        return {source: tuple(each) for source, each in taps.items()}
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """Who learns from whom, and when: turns nets and a way of guiding into stages."""
+
+    def stages(self) -> Sequence[Stage]:
+        """Return the stages in the order they run."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """An experiment. It holds live nets, so it runs once.
+
+    data: a Data. schedule: a Schedule. scores: what is measured; the first one decides which epoch is kept, unless a
+    Training says otherwise. The default ones fit the data's task. name: for tables; the recipe file's where empty.
+    answers: how what frozen teachers say is kept; exactly as it is by default.
+    """
+
+    data: Data
+    schedule: Schedule
+    scores: tuple[Score, ...] = ()
+    name: str = ""
+    answers: Answers = field(default_factory=Answers)
+    _used: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not _is_data(self.data):
+            raise RecipeError(
+                f"data is a Data, such as TorchData(train, select) or one of your own with classes, task, draws, "
+                f"fingerprint, train, select and test; got {type(self.data).__name__}"
+            )
+        if not isinstance(self.schedule, Schedule):
+            raise RecipeError(f"schedule has a stages() method; got {type(self.schedule).__name__}")
+        if not isinstance(self.answers, Answers):
+            raise RecipeError(f"answers is Answers(dtype=..., top=..., audit=...); got {self.answers!r}")
+        if not isinstance(self.scores, Sequence) or isinstance(self.scores, str):
+            raise RecipeError(f"scores is a tuple of scores, such as (MacroF1(),); got {self.scores!r}")
+        object.__setattr__(self, "scores", tuple(self.scores) or default_scores(self.data.task))
+        for score in self.scores:
+            if isinstance(score, type) or not isinstance(score, Score):
+                hint = f"the class {score.__name__}; did you forget its ()?" if isinstance(score, type) else repr(score)
+                raise RecipeError(f"a score has a name, fit and score; got {hint}")
+        names = [score.name for score in self.scores]
+        if len(set(names)) < len(names):
+            raise RecipeError(f"two scores have the same name: {', '.join(sorted(names))}")
+
+    def use(self) -> None:
+        """Mark the recipe as run."""
+        self._used.append(True)
+
+    def require_unused(self) -> None:
+        """Raise RecipeError if the recipe has run."""
+        if self._used:
+            raise RecipeError(
+                "this Recipe has run already, and its nets are trained; make it anew by calling the recipe function, "
+                "or pass the function itself to kdkit.run"
+            )
+
+
+def _is_data(data: object) -> bool:
+    """Whether it has all that a Data has. It is not asked for it: a split may take minutes to read."""
+    members = ("classes", "task", "draws", "fingerprint", "train", "select", "test")
+    absent = object()
+    return all(inspect.getattr_static(data, member, absent) is not absent for member in members)
+
+
+def nets_of(stages: Sequence[Stage]) -> tuple[Net[Any], ...]:
+    """Return every net that teaches or learns, each once, in order of appearance."""
+    nets: dict[Net[Any], None] = {}
+    for stage in stages:
+        nets.update(dict.fromkeys(source for source in stage.sources if isinstance(source, Net)))
+        nets.update(dict.fromkeys(stage.goals))
+    return tuple(nets)
+
+
+def needs_of(stages: Sequence[Stage]) -> dict[str, tuple[str, ...]]:
+    """Return for each stage, by name, those before it that must be over when it begins.
+
+    They are those that train a part of what it trains or asks, or that ask a part of what it trains. What a source of
+    one's own or a plain callable asks cannot be seen, so a stage with one keeps its place.
+    """
+    trained = [_parts(stage.goals) for stage in stages]
+    used = [trained[place] | _parts(stage.sources) | _parts_of_losses(stage) for place, stage in enumerate(stages)]
+    kept = [any(map(_is_opaque, stage.sources)) for stage in stages]
+    return {
+        stage.name: tuple(
+            stages[earlier].name
+            for earlier in range(place)
+            if kept[place] or kept[earlier] or trained[earlier] & used[place] or used[earlier] & trained[place]
+        )
+        for place, stage in enumerate(stages)
+    }
+
+
+def _is_opaque(source: Source) -> bool:
+    """Whether it cannot be seen what a source asks."""
+    return not isinstance(source.module, nn.Module) if isinstance(source, Net) else not isinstance(source, _OF_A_NET)
+
+
+def _parts(matched: Iterable[object]) -> set[int]:
+    """Return the identities of modules, parameters and buffers of nets."""
+    return {part for each in matched if isinstance(each, Net) for part in _parts_of(each.module)}
+
+
+def _parts_of_losses(stage: Stage) -> set[int]:
+    """Return those of the losses, some of which hold a part of a teacher."""
+    losses = [each.term.loss for goal in stage.goals.values() for each in as_goal(goal)]
+    return {part for loss in losses for part in _parts_of(loss)}
+
+
+def _parts_of(module: object) -> set[int]:
+    if not isinstance(module, nn.Module):
+        return set()
+    return {id(part) for kind in (module.modules, module.parameters, module.buffers) for part in kind()}
+
+
+def asked_for(match: Match) -> Mapping[Source, tuple[Tapping, ...]]:
+    """Return who is asked for what a term matches, and the taps that are open on each while it answers.
+
+    Of a Panel each member is asked, with the tap in its place. Nobody is asked for a Peer, which the lesson itself
+    knows.
+    """
+    taps = taps_of(match.target)
+    if isinstance(match.source, Peer):
+        return {}
+    if not isinstance(match.source, Panel):
+        return {match.source: taps}
+    members = match.source.members
+    return {net: taps[place : place + 1] for place, net in enumerate(members)}

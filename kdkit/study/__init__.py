@@ -1,0 +1,1 @@
+"""Many runs: studies, trials and the processes that run them."""

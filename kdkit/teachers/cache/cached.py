@@ -1,0 +1,125 @@
+"""A frozen net that is asked once about each draw of each sample, and else read from what was recorded."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from kdkit.data.batch import Batch
+from kdkit.errors import first_line
+from kdkit.nets.taps import Tapping
+from kdkit.teachers.base import Answer, Respondent
+from kdkit.teachers.cache.audit import Audit
+from kdkit.teachers.cache.codec import Form
+from kdkit.teachers.cache.store import Found, Heard, Store
+from kdkit.utils import collectives
+
+
+class Recorded(Respondent):
+    """Answers for a net that is asked, as that one would; nobody who asks can tell the two apart.
+
+    form: how answers are kept, and given from the first time on. store: where; None where they are only brought into
+    that form. audit: what looks after recorded ones.
+    """
+
+    def __init__(self, asked: Respondent, form: Form, store: Store | None, audit: Audit) -> None:
+        self.asked = asked
+        self.form = form
+        self.store = store
+        self.audit = audit
+        self._heard: list[Heard] = []  # since the last epoch, for the other processes of the run
+
+    def ask(self, batch: Batch) -> Answer:
+        """Return what it says of this batch, having asked for those samples that were not recorded."""
+        found = self._find(batch)
+        if found is None or self.store is None:
+            return self._formed(self.asked.ask(batch), batch)
+        if found.known is not None:
+            return self._completed(batch, found, found.known, self.store)
+        parts = self.store.read(found)
+        self.audit.look(batch, parts)
+        return self.form.answer(parts, batch.labels.device)
+
+    def rehearse(self, batch: Batch) -> Sequence[Tapping]:
+        """Let the net answer once."""
+        return self.asked.rehearse(batch)
+
+    def observe(self, batch: Batch, outputs: Mapping[str, Tensor]) -> None:
+        """Tell the net what those in training said."""
+        self.asked.observe(batch, outputs)
+
+    def stepped(self) -> None:
+        """Tell the net that the weights were updated."""
+        self.asked.stepped()
+
+    def end_epoch(self) -> None:
+        """Put what was recorded on the disk, and take up what other processes did: of this run, or of another."""
+        self.asked.end_epoch()
+        heard, self._heard = collectives.exchanged(self._heard) if collectives.several() else [], []
+        if self.store is not None:
+            try:
+                for each in heard:
+                    self.store.take(each)
+                self.store.flush()
+            except OSError as error:
+                self._give_up(first_line(error))
+        collectives.wait()  # for those of this run that write
+        if self.store is not None:
+            self.store.look_again()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the net's own respondent would: a run may go on without what was recorded."""
+        return self.asked.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.asked.load_state_dict(state)
+
+    def close(self) -> None:
+        """Keep what was recorded, and leave the net as it was."""
+        try:
+            if self.store is not None:
+                self.store.close()
+        except OSError as error:
+            warnings.warn(f"{self.audit.whose}: the last answers were not kept: {first_line(error)}", stacklevel=2)
+        finally:
+            self.asked.close()
+
+    def _find(self, batch: Batch) -> Found | None:
+        ids = batch.ids if batch.ids_on_cpu is None else batch.ids_on_cpu
+        if self.store is None or ids is None or batch.draw is None:
+            return None
+        return self.store.find(ids, batch.draw)
+
+    def _formed(self, answer: Answer, batch: Batch) -> Answer:
+        return self.form.answer(self.form.packed(answer), batch.labels.device)
+
+    def _completed(self, batch: Batch, found: Found, known: Tensor, store: Store) -> Answer:
+        """Ask for what is missing, record it where this process may, and return the whole."""
+        missing = known.logical_not().nonzero().flatten()
+        parts = self.form.packed(self.asked.ask(batch if len(missing) == len(batch) else batch.rows(missing)))
+        if [(tuple(each.shape[1:]), each.dtype) for each in parts] != [(p.shape, p.dtype) for p in store.parts]:
+            return self._given_up("its answers have another shape or dtype than before", batch)
+        try:
+            if store.writes:
+                store.write(found.draw, found.rows[missing], parts)
+        except OSError as error:
+            return self._given_up(first_line(error), batch)
+        if collectives.several():
+            kept = tuple(each.clone() for each in parts)  # a loss may change its target in place
+            self._heard.append(Heard(found.draw, store.ids[found.rows[missing]], kept))
+        if len(missing) < len(batch):
+            parts = tuple(each.index_copy(0, missing, new) for each, new in zip(store.read(found), parts, strict=True))
+        return self.form.answer(parts, batch.labels.device)
+
+    def _given_up(self, reason: str, batch: Batch) -> Answer:
+        """Ask at every step from this one on, as if nothing had been recorded."""
+        self._give_up(reason)
+        return self._formed(self.asked.ask(batch), batch)
+
+    def _give_up(self, reason: str) -> None:
+        store, self.store = self.store, None
+        warnings.warn(f"{self.audit.whose} is asked at every step from now on: {reason}", stacklevel=3)
+        if store is not None:
+            store.abandon()

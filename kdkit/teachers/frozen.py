@@ -1,0 +1,75 @@
+"""A frozen teacher, and how a teacher is opened."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from kdkit.data.batch import Batch
+from kdkit.errors import KdkitError, RecipeError, first_line
+from kdkit.losses import Facts
+from kdkit.nets.net import Net
+from kdkit.nets.taps import Listening, Tapping
+from kdkit.teachers.base import Answer, Respondent, Source
+from kdkit.utils.modules import evaluating
+
+
+def opened(source: Source, taps: Sequence[Tapping], facts: Facts) -> Respondent:
+    """Return who answers for a source: a Net is frozen, and any other opens itself.
+
+    Raises RecipeError for one that has no `open(taps, facts)`, or whose `open` does not return a Respondent.
+    """
+    if isinstance(source, Net):
+        return Frozen(source, taps)
+    open_itself = getattr(source, "open", None)
+    if open_itself is None:
+        raise RecipeError(
+            f"{source.name!r} is a {type(source).__name__}, which cannot be matched; expected a Net, or a source with "
+            "open(taps, facts) that returns a Respondent"
+        )
+    try:
+        respondent = open_itself(taps, facts)
+    except KdkitError:
+        raise
+    except Exception as error:  # a stranger's source may raise anything
+        raise RecipeError(
+            f"{source.name!r} cannot be opened: open(taps, facts) of {type(source).__name__} raises "
+            f"{type(error).__name__}: {first_line(error)}"
+        ) from error
+    if not isinstance(respondent, Respondent):
+        raise RecipeError(
+            f"{source.name!r} cannot be asked: open(taps, facts) returns a Respondent, and that of "
+            f"{type(source).__name__} returned {respondent!r}"
+        )
+    return respondent
+
+
+class Frozen(Respondent):
+    """A net that answers in eval mode and without gradients, and is left in the mode it was in."""
+
+    def __init__(self, net: Net[Any], taps: Sequence[Tapping]) -> None:
+        self.net = net
+        self._listening = Listening(taps)
+        self._open = ExitStack()
+        self._open.enter_context(evaluating(net.module))
+
+    @torch.no_grad()
+    def ask(self, batch: Batch) -> Answer:
+        """Return what it says of this batch."""
+        self._listening.clear()
+        output = self.net(batch)
+        return Answer(output, self._listening.take())
+
+    @torch.no_grad()
+    def rehearse(self, batch: Batch) -> Sequence[Tapping]:
+        """Answer once, note which tapped tensors are changed in place, and return the taps that did not fire."""
+        self._listening.clear()
+        self.net(batch)
+        self._listening.keep_copies()
+        return self._listening.silent()
+
+    def close(self) -> None:
+        """Take the taps away and give every module its mode back."""
+        self._listening.close()
+        self._open.close()

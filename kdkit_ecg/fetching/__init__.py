@@ -1,6 +1,0 @@
-"""Fetch a release of PhysioNet file by file, checked against its list of sums."""
-
-from kdkit_ecg.fetching.download import Order, fetch
-from kdkit_ecg.fetching.outcome import Fetched, failures
-
-__all__ = ["Fetched", "Order", "failures", "fetch"]

@@ -1,8 +1,0 @@
-"""Which records are learned from, chosen on and reported on, so that no patient is in two of these."""
-
-from kdkit_ecg.folds.file import Folds, Place
-from kdkit_ecg.folds.people import people
-from kdkit_ecg.folds.shares import fraction, split_by_patient
-from kdkit_ecg.folds.stratified import stratified_folds
-
-__all__ = ["Folds", "Place", "fraction", "people", "split_by_patient", "stratified_folds"]

@@ -1,0 +1,1 @@
+"""Studies that reproduce the results of papers."""

@@ -1,0 +1,35 @@
+"""A stage of made-up terms with known gradients, in float64."""
+
+import torch
+from torch import nn
+
+from kdkit.recipe.balancing import Trained
+
+
+def numbers(*values):
+    return nn.Parameter(torch.tensor(values, dtype=torch.float64))
+
+
+def vectors(*rows):
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def linear(parameter, gradients, values=None):
+    """Terms whose gradients on a parameter are the given rows, and which have the given values."""
+    terms = {}
+    for index, gradient in enumerate(gradients):
+        term = (parameter * gradient).sum()
+        terms[f"term{index}"] = term if values is None else term - term.detach() + values[index]
+    return terms
+
+
+def ones(terms):
+    return dict.fromkeys(terms, 1.0)
+
+
+def trained(terms, *nets, losses=()):
+    return Trained(labels=tuple(terms), nets=tuple(tuple(net) for net in nets), losses=tuple(losses))
+
+
+def plain(total):
+    return total

@@ -1,0 +1,154 @@
+"""What several processes of a run share: pasts, memories of losses, and the gradients of projectors."""
+
+import subprocess
+import sys
+
+import torch
+
+from tests.helpers.command_line import environment
+
+# What one of two processes does: learn a batch of its own, and know what the other one learned.
+RANK = """
+import sys
+
+import torch
+from torch import distributed, nn
+
+from kdkit import Batch, Facts, Net, Past
+from kdkit.utils.collectives import averaged, gathered
+from kdkit.teachers import opened
+
+number, folder = int(sys.argv[1]), sys.argv[2]
+distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
+net = Net("student", nn.Linear(2, 3))
+respondent = opened(Past(net), (), Facts(classes=("a", "b", "c"), task="multiclass", samples=8, ids=True))
+ids = torch.arange(3) if number == 0 else torch.tensor([5, 4])
+batch = Batch(torch.zeros(len(ids), 2), ids % 3, ids)
+respondent.rehearse(batch)
+respondent.observe(batch, {"student": ids[:, None] + torch.zeros(1, 3)})
+respondent.end_epoch()
+answer = respondent.ask(Batch(torch.zeros(8, 2), torch.zeros(8, dtype=torch.int64), torch.arange(8)))
+told = {"gathered": gathered(ids), "averaged": averaged(torch.tensor([float(number), 4.0]))}
+torch.save({"output": answer.output[:, 0], "known": answer.known, **told}, f"{folder}/{number}.pt")
+distributed.destroy_process_group()
+"""
+
+
+def test_every_process_knows_the_past_of_all_samples(tmp_path):
+    in_two_processes(RANK, tmp_path)
+    for number in range(2):
+        told = torch.load(tmp_path / f"{number}.pt")
+        assert told["known"].tolist() == [True, True, True, False, True, True, False, False]
+        assert told["output"][told["known"]].tolist() == [0, 1, 2, 4, 5]
+        assert told["gathered"].tolist() == [0, 1, 2, 5, 4]
+        assert told["averaged"].tolist() == [0.5, 4.0]
+
+
+# Half a batch in each of two processes, or the whole of it in one.
+CONTRAST = """
+import sys
+
+import torch
+from torch import distributed
+
+from kdkit.losses import CRD
+from kdkit import Facts
+
+number, folder = int(sys.argv[1]), sys.argv[2]
+facts = Facts(classes=("a", "b"), task="multiclass", samples=6, ids=True)
+generator = torch.Generator().manual_seed(0)
+features = torch.randn(2, 2, 4, 3, generator=generator)
+
+
+def learn(half):
+    torch.manual_seed(0)
+    loss = CRD(width=None, negatives=3)
+    loss.build((torch.Size((4, 3)),), (torch.Size((4, 3)),), facts, None)
+    for step, (student, target) in enumerate(features):
+        ids = torch.tensor([0, 1, 2, 3]) + step
+        loss(student[half], target[half], ids=ids[half], labels=ids[half] % 2)
+        loss.log_normalisers.fill_(0.0)  # estimated on what each saw first, so they differ from those of the whole
+    return {key: value for key, value in loss.state_dict().items() if key != "log_normalisers"}
+
+
+whole = learn(slice(None))
+distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
+torch.save((whole, learn(slice(2 * number, 2 * number + 2))), f"{folder}/{number}.pt")
+distributed.destroy_process_group()
+"""
+
+
+def test_memories_of_contrast_are_the_same_in_two_processes_as_in_one(tmp_path):
+    in_two_processes(CONTRAST, tmp_path)
+    for number in range(2):
+        whole, shared = torch.load(tmp_path / f"{number}.pt")
+        assert whole["memories"].abs().sum() > 0
+        for key, value in whole.items():
+            torch.testing.assert_close(shared[key], value)
+
+
+# A step of a student and of its projector, on half a batch in each of two processes, or on all of it in one.
+PROJECTED = """
+import sys
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import kdkit
+from kdkit import Batch, Facts, Match, Net, Stage, Tap, Training, Truth
+from kdkit.losses import Hint
+from kdkit.engine.check.dry_run import Rehearsal
+from kdkit.teachers import ask
+
+number, folder = int(sys.argv[1]), sys.argv[2]
+facts = Facts(classes=("a", "b", "c"), task="multiclass", samples=8, ids=True)
+torch.manual_seed(0)
+inputs, labels = torch.randn(8, 4), torch.arange(8) % 3
+
+
+def gradients(rows, wrap):
+    torch.manual_seed(1)
+    teacher = Net("teacher", nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)), trained=True)
+    student = Net("student", nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 3)))
+    sides = {"student": Tap(student.module[0]), "target": Tap(teacher.module[0])}
+    goal = Truth(nn.CrossEntropyLoss()) + Match(teacher, Hint(), **sides)
+    batch = Batch(inputs[rows], labels[rows], rows)
+    rehearsal = Rehearsal(Stage({student: goal}, Training(epochs=1)), facts, batch)
+    assert not rehearsal.problems, rehearsal.problems
+    lesson = wrap(rehearsal.lesson)  # held until after the backward pass, in which it averages
+    sum(lesson(batch, ask(rehearsal.respondents, batch)).values()).backward()
+    return {name: parameter.grad for name, parameter in rehearsal.lesson.named_parameters()}
+
+
+whole = gradients(torch.arange(8), lambda lesson: lesson)
+distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
+half = gradients(torch.arange(4) + 4 * number, DistributedDataParallel)
+torch.save((whole, half), f"{folder}/{number}.pt")
+distributed.destroy_process_group()
+"""
+
+
+def test_a_projector_learns_the_same_in_two_processes_as_in_one(tmp_path):
+    in_two_processes(PROJECTED, tmp_path)
+    for number in range(2):
+        whole, half = torch.load(tmp_path / f"{number}.pt")
+        assert any(name.startswith("losses") for name in whole)
+        assert all(gradient.any() for gradient in whole.values())
+        for name, gradient in whole.items():
+            torch.testing.assert_close(half[name], gradient)
+
+
+def in_two_processes(script, folder):
+    """Run a script twice at once, with its number and the folder as arguments."""
+    (folder / "script.py").write_text(script)
+    command = [sys.executable, str(folder / "script.py")]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(folder)], env=environment(), stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    errors = []
+    for rank in ranks:
+        _, err = rank.communicate(timeout=120)
+        errors.append(err if rank.returncode else "")
+    assert not any(errors), "".join(errors)

@@ -1,0 +1,294 @@
+"""Data of one's own: what it is taken for, and what is refused."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+from kdkit import DataError, Stream, TorchData
+from tests.helpers.tiny import samples, tiny_data
+
+
+class Listed(Dataset):
+    """Samples in a list, as a user's own Dataset has them."""
+
+    def __init__(self, pairs):
+        self.pairs = pairs
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, row):
+        return self.pairs[row]
+
+
+def listed(label, rows=4):
+    return Listed([(torch.full((2,), float(row)), label(row)) for row in range(rows)])
+
+
+def test_ids_are_unique_over_all_splits():
+    data = tiny_data()
+    ids = torch.cat([split.ids for split in (data.train, data.select, data.test)])
+    assert ids.dtype == torch.int64
+    assert len(ids.unique()) == len(ids) == 20
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda data: data, lambda data: Subset(data, range(len(data))), lambda data: Listed(list(data))]
+)
+def test_rows_come_in_the_order_asked_for_whatever_the_dataset(wrap):
+    plain = samples()
+    split = TorchData(wrap(plain), samples(), classes=["a", "b", "c"]).train
+    batch = split.batch(torch.tensor([3, 0, 3]), 0)
+    assert torch.equal(batch.inputs, plain.tensors[0][[3, 0, 3]])
+    assert batch.ids.tolist() == [3, 0, 3]
+
+
+@pytest.mark.parametrize(
+    ("labels", "task", "classes"),
+    [
+        (torch.tensor([0, 2, 1, 0]), "multiclass", ("0", "1", "2")),
+        (torch.eye(4)[:, :3], "multilabel", ("0", "1", "2")),
+        (torch.eye(4, dtype=torch.int64), "multilabel", ("0", "1", "2", "3")),
+        (torch.randn(4, 2) + 9, "regression", ("0", "1")),
+        (torch.randn(4), "regression", ("0",)),
+    ],
+)
+def test_the_task_and_the_classes_are_read_off_the_labels(labels, task, classes):
+    dataset = TensorDataset(torch.zeros(4, 2), labels)
+    data = TorchData(dataset, dataset)
+    assert data.task == task
+    assert data.classes == classes
+
+
+def test_the_largest_class_of_any_split_counts():
+    def labelled(*labels):
+        return TensorDataset(torch.zeros(len(labels), 2), torch.tensor(labels))
+
+    assert len(TorchData(labelled(0, 1), labelled(0, 4), labelled(2)).classes) == 5
+
+
+def test_what_was_said_of_the_data_is_kept():
+    data = TorchData(samples("regression"), samples("regression"), task="multilabel", classes=["x", "y", "z"])
+    assert data.task == "multilabel"
+    assert data.classes == ("x", "y", "z")
+
+
+def test_classes_that_cannot_be_seen_are_asked_for():
+    with pytest.raises(DataError, match=r"name them: TorchData\(\.\.\., classes="):
+        TorchData(listed(lambda row: row % 2), listed(lambda row: row % 2))
+
+
+def test_targets_of_a_dataset_tell_its_classes():
+    dataset = listed(lambda row: row % 3)
+    dataset.targets = [0, 1, 2, 0]
+    assert len(TorchData(dataset, dataset).classes) == 3
+
+
+def test_a_tensor_dataset_always_shows_a_sample_in_the_same_way():
+    assert tiny_data().draws == 1
+    assert TorchData(Subset(samples(), [0, 1]), samples(), classes=["a", "b", "c"]).draws == 1
+
+
+class Shifted(TensorDataset):
+    """Changes what it holds on the way, as one that augments does."""
+
+    def __getitem__(self, row):
+        inputs, labels = super().__getitem__(row)
+        return inputs + 1, labels
+
+
+class Noisy(Subset):
+    """Draws noise at each look."""
+
+    def __getitem__(self, row):
+        inputs, labels = super().__getitem__(row)
+        return inputs + torch.randn(inputs.shape), labels
+
+    def __getitems__(self, rows):
+        return [self[row] for row in rows]
+
+
+def test_a_dataset_that_inherits_from_torchs_shows_what_it_yields_and_promises_nothing():
+    shifted = Shifted(*samples().tensors)
+    data = TorchData(shifted, samples(), classes=["a", "b", "c"])
+    assert torch.equal(data.train.batch(torch.tensor([2]), 0).inputs, samples().tensors[0][[2]] + 1)
+    assert data.draws is None
+    assert data.train_digest is None
+    for noisy in (Noisy(samples(), [0, 1]), Subset(Noisy(samples(), [0, 1]), [1]), Subset(shifted, [0])):
+        assert TorchData(noisy, samples(), classes=["a", "b", "c"]).draws is None
+
+
+@pytest.mark.parametrize("change", [lambda x: x.unsqueeze(1), lambda x: x.view(torch.int32), lambda x: x + 1])
+def test_the_digests_change_with_the_shape_type_and_content_of_the_samples(change):
+    inputs, labels = samples().tensors
+    plain, changed = (TorchData(TensorDataset(each, labels), samples()) for each in (inputs, change(inputs)))
+    assert plain.fingerprint != changed.fingerprint
+    assert plain.train_digest != changed.train_digest
+
+
+def test_samples_that_are_changed_in_place_have_another_digest():
+    data = TorchData(samples(), samples())
+    before = data.train_digest
+    assert data.train_digest == before
+    data.train.dataset.tensors[0][5] += 1
+    assert data.train_digest != before
+
+
+def test_the_randomness_of_another_dataset_is_unknown_unless_it_is_promised():
+    dataset = listed(lambda row: row % 2)
+    assert TorchData(dataset, dataset, classes=["a", "b"]).draws is None
+    assert TorchData(dataset, dataset, classes=["a", "b"], draws=1).draws == 1
+
+
+def test_a_loader_keeps_its_own_batches_and_nothing_is_promised():
+    loader = DataLoader(samples(), batch_size=3)
+    data = TorchData(loader, samples(), classes=["a", "b", "c"], draws=1)
+    assert isinstance(data.train, Stream)
+    assert data.draws is None
+    assert data.test is None
+    assert [len(batch) for batch in data.train] == [3, 3, 2]
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(())
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        (TensorDataset(torch.zeros(0, 2), torch.zeros(0)), "the train data is empty"),
+        (DataLoader(TensorDataset(torch.zeros(0, 2), torch.zeros(0))), "the train data is empty"),
+        (Endless(), "expected a Dataset with a length"),
+        (Listed([torch.zeros(3)] * 3), r"must yield pairs \(inputs, labels\)"),
+        (Listed([(torch.zeros(2), 0, "extra")] * 3), r"must yield pairs \(inputs, labels\)"),
+        (listed(lambda row: "cat"), "the labels of the train data are a"),
+        (DataLoader(listed(lambda row: "cat")), "the labels of the train data are a"),
+        (listed(lambda row: {"class": 0}), "the labels of the train data are a dict"),
+        (TensorDataset(torch.zeros(4, 2), torch.ones(4) > 0), r"the labels are bool, one a sample; make them int64 "),
+        (
+            Listed([{"pixels": torch.zeros(2), "label": 0}] * 3),
+            "a sample is a dict with 'pixels', 'label'; expected a pair",
+        ),
+        (DataLoader(Listed([{"x": torch.zeros(2), "y": 0}] * 3)), "a sample is a dict with 'x', 'y'; expected a pair"),
+    ],
+)
+def test_what_is_no_data_is_refused(train, said):
+    with pytest.raises(DataError, match=said):
+        TorchData(train, samples(), classes=["a", "b", "c"])
+
+
+@pytest.mark.parametrize("name", ["select", "test"])
+def test_every_split_must_hold_something(name):
+    splits = {"select": samples(), "test": samples(), name: samples(rows=0)}
+    with pytest.raises(DataError, match=f"the {name} data is empty"):
+        TorchData(samples(), **splits, classes=["a", "b", "c"])
+
+
+def test_the_fingerprint_changes_with_the_samples_and_the_classes():
+    data = tiny_data().fingerprint
+    assert data == tiny_data().fingerprint
+    assert data != tiny_data(rows=9).fingerprint
+    assert data != tiny_data(classes=["a", "b", "x"]).fingerprint
+    other = TensorDataset(samples().tensors[0] + 1, samples().tensors[1])
+    assert (
+        data != TorchData(other, samples(rows=6, seed=1), samples(rows=6, seed=2), classes=["a", "b", "c"]).fingerprint
+    )
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: {"x": x}, lambda x: (x, x), lambda x: x.bfloat16(), lambda x: [{"deep": x}]]
+)
+def test_inputs_of_any_form_have_a_fingerprint_that_changes_with_them(change):
+    def data(shift):
+        pairs = [(change(torch.full((2,), float(row + shift))), row % 2) for row in range(4)]
+        return TorchData(Listed(pairs), Listed(pairs), classes=["a", "b"], draws=1)
+
+    assert data(0).fingerprint == data(0).fingerprint != data(1).fingerprint
+
+
+def labelled(*labels):
+    return TensorDataset(torch.zeros(len(labels), 2), torch.tensor(labels))
+
+
+def with_targets(*labels, **more):
+    dataset = listed(lambda row: labels[row], rows=len(labels))
+    vars(dataset).update(targets=list(labels), **more)
+    return dataset
+
+
+WRAPS = [
+    lambda data: data,
+    lambda data: Subset(Subset(data, [2, 1, 0]), [0, 1]),
+    lambda data: DataLoader(data, batch_size=2),
+]
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("make", [labelled, with_targets])
+@pytest.mark.parametrize(("wrong", "row"), [(3, 1), (-1, 1)])
+def test_a_label_beyond_the_classes_is_refused_before_a_loss_meets_it(make, wrap, wrong, row):
+    data = wrap(make(0, wrong, 1))
+    with pytest.raises(
+        DataError, match=rf"a label of the select data is {wrong} \(row {row}\), and there are 3 classes"
+    ):
+        TorchData(samples(), data, classes=["a", "b", "c"])
+
+
+@pytest.mark.parametrize("wrong", [3, -1])
+def test_a_label_beyond_the_classes_that_cannot_be_seen_before_is_refused_as_it_comes(wrong):
+    hidden = listed(lambda row: wrong if row == 3 else row % 3)
+    data = TorchData(hidden, DataLoader(hidden, batch_size=2), samples(), classes=["a", "b", "c"])
+    assert data.train.batch(torch.arange(3), 0).labels.tolist() == [0, 1, 2]
+    said = f"a label is {wrong}, and there are 3 classes, numbered 0 to 2"
+    with pytest.raises(DataError, match=said):
+        data.train.batch(torch.arange(4), 0)
+    with pytest.raises(DataError, match=said):
+        list(data.select)
+
+
+def test_labels_that_a_subset_leaves_out_may_be_beyond_the_classes():
+    assert len(TorchData(Subset(labelled(0, 1, 9), [0, 1]), samples()).classes) == 3
+    TorchData(Subset(labelled(0, 9, 1), [0, 2]), samples(), classes=["a", "b", "c"])
+
+
+def test_what_a_dataset_yields_counts_and_not_the_targets_that_it_changes():
+    changed = listed(lambda row: row % 2)
+    changed.targets = [5, 6, 7, 8]
+    TorchData(changed, changed, classes=["a", "b"])
+    moved = with_targets(4, 5, target_transform=lambda label: label - 4)
+    with pytest.raises(DataError, match="name them"):
+        TorchData(moved, moved)
+
+
+def test_targets_that_are_no_class_indices_are_passed_over():
+    for targets in (["cat", "dog"], [{"box": 1}], [[0, 1], [1, 0]], []):
+        dataset = listed(lambda row: row % 2)
+        dataset.targets = targets
+        TorchData(dataset, dataset, classes=["a", "b"])
+
+
+def test_a_text_is_no_list_of_classes():
+    with pytest.raises(DataError, match=r"classes is a list of names; got the text 'abc': pass \['abc'\]"):
+        TorchData(samples(), samples(), classes="abc")
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_the_classes_of_a_dataset_are_read_where_none_are_named(wrap):
+    folder = wrap(with_targets(0, 1, 0, classes=["cat", "dog"]))
+    assert TorchData(folder, folder).classes == ("cat", "dog")
+    assert TorchData(folder, folder, classes=["x", "y"]).classes == ("x", "y")
+
+
+def test_splits_whose_classes_differ_are_refused():
+    train, select = with_targets(0, 1, classes=["cat", "dog"]), with_targets(0, 1, classes=["cat", "emu"])
+    with pytest.raises(DataError, match="train data are cat, dog, and those of the select data cat, emu"):
+        TorchData(train, select)
+
+
+def test_names_that_do_not_fit_the_columns_are_passed_over():
+    dataset = samples("multilabel")
+    dataset.classes = ["only", "two"]
+    assert TorchData(dataset, dataset).classes == ("0", "1", "2")
+    dataset.classes = ["x", "y", "z"]
+    assert TorchData(dataset, dataset).classes == ("x", "y", "z")

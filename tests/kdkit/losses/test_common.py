@@ -1,0 +1,202 @@
+"""The losses that kdkit ships, and what a loss asks for. Golden numbers are in tests/parity."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+
+from kdkit import Facts, RecipeError
+from kdkit.losses import Cosine, Hint, PerLabelSoftTargets, SoftTargets, asked_by, loss_name, needs_of
+from kdkit.losses.projectors import Projector
+
+FACTS = Facts(classes=("a", "b"), task="multiclass", samples=4, ids=True)
+SOFT = [SoftTargets, PerLabelSoftTargets]
+
+
+def logits(classes=5):
+    return torch.randn(4, classes), torch.randn(4, classes)
+
+
+def built(loss, student, target):
+    loss.build((student.shape,), (target.shape,), FACTS, None)
+    return loss
+
+
+@pytest.mark.parametrize("make", SOFT)
+@pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf])
+def test_a_temperature_is_a_finite_number_above_zero(make, temperature):
+    with pytest.raises(RecipeError, match="a temperature is"):
+        make(temperature=temperature)
+
+
+@pytest.mark.parametrize("make", SOFT)
+def test_a_reduction_that_is_not_there_is_refused(make):
+    with pytest.raises(RecipeError, match="batchmean"):
+        make(reduction="batch_mean")
+
+
+@pytest.mark.parametrize("make", SOFT)
+def test_the_mean_is_the_batchmean_by_class(make):
+    student, target = logits()
+    batchmean, mean = (make(reduction=reduction)(student, target) for reduction in ("batchmean", "mean"))
+    torch.testing.assert_close(mean * 5, batchmean)
+
+
+@pytest.mark.parametrize("make", SOFT)
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_t_squared_is_a_factor_of_the_temperature_squared(make, temperature):
+    student, target = logits()
+    without = make(temperature=temperature, t_squared=False)(student, target)
+    torch.testing.assert_close(make(temperature=temperature)(student, target), without * temperature**2)
+
+
+@pytest.mark.parametrize("make", SOFT)
+def test_the_gradient_keeps_its_size_when_the_temperature_rises(make):
+    student, target = logits()
+    sizes = []
+    for temperature in (20.0, 40.0):
+        leaf = student.clone().requires_grad_()
+        make(temperature=temperature)(leaf, target).backward()
+        sizes.append(leaf.grad.norm().item())
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.1)
+
+
+@pytest.mark.parametrize("make", SOFT)
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 6), st.floats(0.5, 20), st.integers(0, 2**31))
+def test_a_divergence_is_never_negative_and_zero_where_equal(make, batch, classes, temperature, seed):
+    random = torch.Generator().manual_seed(seed)
+    student, target = (torch.randn(batch, classes, generator=random, dtype=torch.float64) for _ in range(2))
+    loss = make(temperature=temperature)
+    assert loss(student, target) >= -1e-9
+    assert abs(loss(target, target)) < 1e-9
+
+
+def test_soft_targets_do_not_see_a_constant_added_to_the_logits():
+    student, target = logits()
+    torch.testing.assert_close(SoftTargets()(student + 3, target - 2), SoftTargets()(student, target))
+
+
+def test_per_label_soft_targets_do_see_a_constant_added_to_the_logits():
+    _, target = logits()
+    assert PerLabelSoftTargets()(target + 3, target) > 0.1
+
+
+def test_per_label_soft_targets_take_each_label_on_its_own():
+    student, target = logits()
+    alone = [PerLabelSoftTargets()(student[:, [column]], target[:, [column]]) for column in range(5)]
+    torch.testing.assert_close(PerLabelSoftTargets()(student, target), torch.stack(alone).mean())
+
+
+def test_the_entropy_adds_a_constant_and_no_gradient():
+    student, target = logits()
+    gradients, values = [], []
+    for entropy in (False, True):
+        leaf = student.clone().requires_grad_()
+        value = PerLabelSoftTargets(temperature=2, entropy=entropy)(leaf, target)
+        value.backward()
+        gradients.append(leaf.grad)
+        values.append(value.item())
+    torch.testing.assert_close(*gradients)
+    soft = (target / 2).sigmoid()
+    assert values[1] - values[0] == pytest.approx(4 * F.binary_cross_entropy(soft, soft).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("make", [Hint, Cosine])
+def test_features_of_one_shape_are_compared_as_they_are(make):
+    features = torch.randn(2, 3, 4)
+    loss = built(make(), features, features)
+    assert list(loss.parameters()) == []
+    assert loss(features, features).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("make", [Hint, Cosine])
+@pytest.mark.parametrize(
+    ("given_shape", "wanted"), [((2, 3), (2, 5)), ((2, 3, 8), (2, 5, 4)), ((2, 3, 4, 4), (2, 5, 2, 2))]
+)
+def test_features_of_different_shapes_get_a_trained_projector(make, given_shape, wanted):
+    student, target = torch.randn(given_shape), torch.randn(wanted)
+    loss = built(make(), student, target)
+    loss(student, target).backward()
+    assert all(parameter.grad is not None for parameter in loss.parameters())
+    assert isinstance(loss.projector, Projector)
+
+
+@pytest.mark.parametrize("make", [Hint, Cosine])
+def test_a_batch_of_another_size_needs_no_projector(make):
+    assert list(built(make(projector="never"), torch.randn(2, 3), torch.randn(7, 3)).parameters()) == []
+
+
+@pytest.mark.parametrize("make", [Hint, Cosine])
+def test_never_refuses_shapes_that_differ(make):
+    with pytest.raises(RecipeError, match=r"features of \(3,\) cannot meet \(5,\)"):
+        built(make(projector="never"), torch.randn(2, 3), torch.randn(2, 5))
+
+
+@pytest.mark.parametrize("make", [Hint, Cosine])
+def test_a_misspelt_projector_is_refused(make):
+    with pytest.raises(RecipeError, match="got 'alway'"):
+        make(projector="alway")
+
+
+def test_always_projects_also_where_shapes_are_the_same():
+    assert len(list(built(Hint(projector="always"), torch.randn(2, 3), torch.randn(2, 3)).parameters())) == 2
+
+
+def test_building_again_makes_a_projector_for_the_new_shapes():
+    loss = built(Hint(), torch.randn(2, 3), torch.randn(2, 5))
+    built(loss, torch.randn(2, 4), torch.randn(2, 6))
+    assert loss(torch.randn(2, 4), torch.randn(2, 6)).ndim == 0
+    assert list(built(loss, torch.randn(2, 3), torch.randn(2, 3)).parameters()) == []
+
+
+def test_cosine_does_not_see_the_length_and_is_two_for_opposites():
+    features = torch.randn(3, 4, 5)
+    assert Cosine()(features * 7, features).item() == pytest.approx(0, abs=1e-6)
+    assert Cosine()(-features, features).item() == pytest.approx(2)
+
+
+def hinted(student, target):
+    return (student - target).abs().mean()
+
+
+class KLDLoss(nn.Module):
+    needs = ("hard_labels",)
+
+    def forward(self, student, target, *, labels, ids=None):
+        return student.sum()
+
+
+class Callable2D:
+    needs = ("ids",)
+
+    def __call__(self, student, target, *, progress):
+        return student.sum()
+
+
+@pytest.mark.parametrize(
+    ("loss", "name"),
+    [(hinted, "hinted"), (SoftTargets(), "soft_targets"), (nn.MSELoss(), "mse_loss"), (KLDLoss(), "kld_loss")],
+)
+def test_a_loss_is_called_by_its_name_in_words(loss, name):
+    assert loss_name(loss) == name
+
+
+@pytest.mark.parametrize(
+    ("loss", "asks", "needs"),
+    [
+        (hinted, set(), set()),
+        (nn.MSELoss(), set(), set()),
+        (KLDLoss(), {"labels", "ids"}, {"labels", "hard_labels"}),
+        (Callable2D(), {"progress"}, {"progress", "ids"}),
+        (lambda student, target, labels=None: student, {"labels"}, set()),
+        (max, set(), set()),
+    ],
+)
+def test_what_a_loss_asks_for_is_in_its_arguments_and_what_it_needs_in_its_needs(loss, asks, needs):
+    assert asked_by(loss) == asks
+    assert needs_of(loss) == needs

@@ -1,0 +1,289 @@
+"""Losses on outputs, beside the golden numbers in tests/parity: what they refuse, and what they do not see."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+
+from kdkit import Facts, RecipeError
+from kdkit.losses import (
+    DIST,
+    DKD,
+    NKD,
+    PSKD,
+    GeneralisedJSD,
+    HardTargets,
+    Hint,
+    LogitMSE,
+    LogitStandardisation,
+    ReverseKL,
+    SecondHead,
+    SoftTargets,
+    Tokens,
+    needs_of,
+)
+
+LABELS = torch.tensor([0, 3, 1, 4])
+SOFTENED = [DKD, NKD, DIST, GeneralisedJSD, LogitMSE, LogitStandardisation, ReverseKL]
+NEED_LABELS = [DKD(), NKD(), PSKD()]
+
+
+def logits(classes=5, dtype=torch.float64):
+    random = torch.Generator().manual_seed(3)
+    return tuple(torch.randn(4, classes, generator=random, dtype=dtype) * 2 for _ in range(2))
+
+
+def called(loss, student, target, labels=LABELS):
+    progress = {"progress": torch.tensor(0.5)} if "progress" in needs_of(loss) else {}
+    return loss(student, target, labels=labels, **progress)
+
+
+@pytest.mark.parametrize("make", SOFTENED)
+@pytest.mark.parametrize("temperature", [0, -2.0, math.nan, math.inf])
+def test_a_temperature_is_a_finite_number_above_zero(make, temperature):
+    with pytest.raises(RecipeError, match="a temperature is a finite number above 0"):
+        make(temperature=temperature)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (DKD, {"alpha": -1.0}, "alpha is a weight"),
+        (DKD, {"beta": math.nan}, "beta is a weight"),
+        (DKD, {"alpha": 0.0, "beta": 0.0}, "alpha and beta are all 0"),
+        (NKD, {"gamma": math.inf}, "gamma is a weight"),
+        (DIST, {"inter": -0.1}, "inter is a weight"),
+        (DIST, {"eps": 0.0}, "eps is a finite number above 0"),
+        (LogitStandardisation, {"eps": -1e-7}, "eps is"),
+        (GeneralisedJSD, {"beta": 1.5}, r"beta is a share, in \[0, 1\]; got 1.5"),
+        (GeneralisedJSD, {"beta": math.nan}, "beta is a share"),
+        (PSKD, {"alpha": -0.5}, "alpha is a share"),
+        (PSKD, {"epochs": 0}, "epochs is a whole number of at least 1 or None"),
+        (PSKD, {"past": "probability"}, "past is 'logits' or 'probabilities'"),
+        (ReverseKL, {"reduction": "sum"}, "reduction is 'batchmean' or 'mean'; got 'sum'"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused(make, options, message):
+    with pytest.raises(RecipeError, match=message):
+        make(**options)
+
+
+@pytest.mark.parametrize("loss", NEED_LABELS, ids=repr)
+def test_mixed_labels_are_refused_before_the_first_step_and_in_it(loss):
+    student, target = logits()
+    assert "hard_labels" in needs_of(loss)
+    for labels in (F.one_hot(LABELS, 5).double(), LABELS.double(), LABELS[:2]):
+        with pytest.raises(RecipeError, match=f"{type(loss).__name__} needs one class per sample"):
+            called(loss, student, target, labels)
+
+
+@pytest.mark.parametrize("loss", [DKD(), NKD(), DIST(), LogitStandardisation()], ids=repr)
+def test_one_class_has_nothing_to_be_compared_with(loss):
+    asked = {"labels": torch.zeros(4, dtype=torch.int64)} if "labels" in needs_of(loss) else {}
+    with pytest.raises(RecipeError, match="needs two"):
+        loss(torch.randn(4, 1), torch.randn(4, 1), **asked)
+
+
+@pytest.mark.parametrize("make", [SoftTargets.deit, SoftTargets.modelopt])
+def test_the_scales_of_deit_and_modelopt_are_hinton_s_by_class(make):
+    student, target = logits()
+    torch.testing.assert_close(
+        make(temperature=3.0)(student, target) * 5, SoftTargets(temperature=3.0)(student, target)
+    )
+
+
+def test_logit_mse_sums_over_classes_on_request():
+    student, target = logits()
+    expected = ((student - target) ** 2).sum(1).mean()
+    torch.testing.assert_close(LogitMSE(reduction="batchmean")(student, target), expected)
+    torch.testing.assert_close(
+        LogitMSE(temperature=3.0, t_squared=True, reduction="batchmean")(student, target), expected
+    )
+
+
+def test_standardised_logits_are_not_compared_in_size_or_offset():
+    student, target = logits()
+    loss = LogitStandardisation()
+    torch.testing.assert_close(loss(7 * student + 2, 0.1 * target - 5), loss(student, target), rtol=1e-5, atol=0)
+
+
+def test_dkd_with_the_teacher_s_confidence_as_its_weight_is_plain_soft_targets():
+    # Zhao et al. 2022, eq. 5: KD = TCKD + (1 - p) NCKD, here with the same p in every row
+    student, target = logits()
+    target = target.roll(1, 0)[:1].expand(4, -1)
+    labels = torch.zeros(4, dtype=torch.int64)
+    missing = 1 - (target[0] / 2).softmax(0)[0].item()
+    decoupled = DKD(alpha=1.0, beta=missing, temperature=2.0)(student, target, labels=labels)
+    torch.testing.assert_close(decoupled, SoftTargets(temperature=2.0)(student, target))
+
+
+def test_nkd_is_the_formula_written_out():
+    student, target = (each.numpy() for each in logits())
+    expected = 0.0
+    for mine, theirs, right in zip(student, target, LABELS.tolist(), strict=True):
+        others = [index for index in range(5) if index != right]
+        log_mine, log_theirs = (each - np.log(np.exp(each).sum()) for each in (mine, theirs))
+        soft, wanted = (np.exp(each[others] / 2) / np.exp(each[others] / 2).sum() for each in (mine, theirs))
+        expected -= np.exp(log_theirs[right]) * log_mine[right] + 1.5 * 4 * (wanted * np.log(soft)).sum()
+    value = NKD(temperature=2.0)(torch.tensor(student), torch.tensor(target), labels=LABELS)
+    assert value.item() == pytest.approx(expected / 4, rel=1e-12)
+
+
+def test_without_t_squared_a_decoupled_loss_has_no_factor_of_the_temperature():
+    student, target = logits()
+    plain, squared = (DKD(temperature=3.0, t_squared=each)(student, target, labels=LABELS) for each in (False, True))
+    torch.testing.assert_close(squared, 9 * plain)
+    # in NKD the factor is that of the other classes alone, so gamma can undo it
+    undone = NKD(gamma=1.0 / 9, temperature=3.0)(student, target, labels=LABELS)
+    plain = NKD(gamma=1.0, temperature=3.0, t_squared=False)(student, target, labels=LABELS)
+    torch.testing.assert_close(undone, plain)
+
+
+@pytest.mark.parametrize("loss", [DKD(), NKD(), PSKD()], ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_saturated_logits_give_finite_values_and_gradients_whatever_the_label(loss, dtype):
+    signs = torch.tensor([[1.0, -1, -1], [-1, 1, 1], [-1, -1, -1], [1, 1, 1]], dtype=dtype) * 1e4
+    for label in range(3):
+        for target in (signs, -signs, signs.roll(1, 1)):
+            student = signs.clone().requires_grad_()
+            value = called(loss, student, target, torch.full((4,), label))
+            value.backward()
+            assert value.isfinite()
+            assert student.grad.isfinite().all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 4), st.integers(2, 6), st.floats(0.0, 1.0), st.integers(0, 2**31))
+def test_a_generalised_divergence_is_never_negative_and_zero_where_equal(batch, classes, beta, seed):
+    random = torch.Generator().manual_seed(seed)
+    student, target = (torch.randn(batch, classes, generator=random, dtype=torch.float64) for _ in range(2))
+    for loss in (GeneralisedJSD(beta=beta), ReverseKL()):
+        assert loss(student, target) >= -1e-12
+        assert abs(loss(target, target)) < 1e-12
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 4), st.integers(2, 6), st.floats(0.5, 20), st.integers(0, 2**31))
+def test_decoupled_and_correlated_losses_take_any_batch_and_classes(batch, classes, temperature, seed):
+    random = torch.Generator().manual_seed(seed)
+    student, target = (torch.randn(batch, classes, generator=random, dtype=torch.float64) for _ in range(2))
+    labels = torch.randint(classes, (batch,), generator=random)
+    dkd, nkd = DKD(temperature=temperature), NKD(temperature=temperature)
+    dist = DIST(temperature=temperature, eps=1e-30)  # its eps weighs more where all probabilities are nearly equal
+    assert dkd(student, target, labels=labels) >= -1e-9
+    assert abs(dkd(target, target, labels=labels)) < 1e-9
+    assert nkd(student, target, labels=labels) > 0
+    assert dist(student, target) >= dist(target, target) - 1e-6
+
+
+def test_the_ends_of_the_generalised_divergence_are_the_two_whole_ones():
+    student, target = logits()
+    forward = SoftTargets(temperature=1.0)(student, target)
+    torch.testing.assert_close(GeneralisedJSD(beta=0.0)(student, target), forward)
+    torch.testing.assert_close(GeneralisedJSD(beta=1.0)(student, target), ReverseKL()(student, target))
+    torch.testing.assert_close(ReverseKL()(target, student), forward)
+
+
+def test_tokens_are_compared_where_they_have_a_label():
+    student, target = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
+    labels = torch.tensor([[1, -100, 2], [-100, -100, 0]])
+    rows = [(0, 0), (0, 2), (1, 2)]
+    kept, theirs = (torch.stack([each[row] for row in rows]) for each in (student, target))
+    torch.testing.assert_close(Tokens(ReverseKL())(student, target, labels=labels), ReverseKL()(kept, theirs))
+    expected = DKD()(kept, theirs, labels=torch.tensor([1, 2, 0]))
+    torch.testing.assert_close(Tokens(DKD())(student, target, labels=labels), expected)
+
+
+def test_a_batch_in_which_no_token_has_a_label_gives_zero_and_a_gradient_of_zero():
+    student = torch.randn(2, 3, 5, requires_grad=True)
+    value = Tokens(ReverseKL())(student, torch.randn(2, 3, 5), labels=torch.full((2, 3), -100))
+    value.backward()
+    assert value == 0
+    assert not student.grad.any()
+
+
+def test_tokens_refuse_labels_of_another_shape_and_losses_with_weights():
+    with pytest.raises(RecipeError, match=r"a label for every token, of shape \(2, 3\); got \(2,\)"):
+        Tokens(ReverseKL())(torch.randn(2, 3, 5), torch.randn(2, 3, 5), labels=torch.zeros(2))
+    for loss in (Hint(), PSKD(), "kl"):
+        with pytest.raises(RecipeError, match="Tokens takes a loss on outputs"):
+            Tokens(loss)
+
+
+def test_hard_targets_see_what_the_teacher_decides_and_not_how_sure_it_is():
+    student, target = logits()
+    torch.testing.assert_close(HardTargets()(student, target * 100), HardTargets()(student, target))
+    torch.testing.assert_close(HardTargets()(student, target), F.cross_entropy(student, target.argmax(1)))
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 7), (4, 6, 3, 2)])
+def test_a_second_head_is_made_for_the_features_and_trained(shape):
+    facts = Facts(classes=tuple("abcde"), task="multiclass", samples=4, ids=True)
+    loss, features, target = SecondHead(SoftTargets()), torch.randn(shape), torch.randn(4, 5)
+    loss.build((features.shape,), (target.shape,), facts, None)
+    loss(features, target).backward()
+    assert loss.head.weight.shape == (5, 6)
+    assert all(parameter.grad.any() for parameter in loss.parameters())
+    pooled = features.reshape(4, 6, -1).mean(2)
+    torch.testing.assert_close(loss(features, target), SoftTargets()(loss.head(pooled), target))
+
+
+def test_a_second_head_refuses_what_it_cannot_take():
+    facts = Facts(classes=("a", "b"), task="multiclass", samples=4, ids=True)
+    shape = torch.Size((4, 6))
+    with pytest.raises(RecipeError, match="one tap of the student and the teacher's outputs"):
+        SecondHead().build((shape, shape), (shape,), facts, None)
+    with pytest.raises(RecipeError, match="the teacher's outputs"):
+        SecondHead().build((shape,), (torch.Size((4, 6, 7)),), facts, None)
+    for loss in (Hint(), DKD()):
+        with pytest.raises(RecipeError, match="SecondHead takes a loss on outputs"):
+            SecondHead(loss)
+    assert list(SecondHead(nn.MSELoss()).parameters()) == []
+
+
+def test_dist_sees_neither_scale_nor_offset_of_probabilities_but_their_proportions():
+    student, target = logits()
+    value = DIST(temperature=2.0)(student, target).item()
+    mine, theirs = ((each / 2).softmax(1).numpy() for each in (student, target))
+    rows = np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(mine, theirs, strict=True)])
+    columns = np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(mine.T, theirs.T, strict=True)])
+    assert value == pytest.approx(4 * (2 - rows - columns), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_row_without_spread_counts_as_uncorrelated_with_a_finite_gradient(dtype):
+    student = torch.zeros(4, 5, requires_grad=True, dtype=dtype)
+    value = DIST()(student, torch.zeros(4, 5, dtype=dtype))
+    value.backward()
+    assert value.item() == pytest.approx(2)
+    assert student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.25, 1.0])
+def test_the_past_s_share_grows_with_every_step(progress):
+    student, past = logits()
+    mix = (1 - 0.8 * progress) * F.one_hot(LABELS, 5) + 0.8 * progress * past.softmax(1)
+    expected = -(mix * student.log_softmax(1)).sum(1).mean()
+    value = PSKD()(student, past, labels=LABELS, progress=torch.tensor(progress, dtype=torch.float64))
+    torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize("epochs", [3, 10, 90, 300])
+def test_the_past_s_share_grows_in_steps_of_an_epoch(epochs):
+    student, past = logits()
+    loss = PSKD(epochs=epochs, alpha=1.0, past="probabilities")
+    for epoch in range(epochs):
+        for within in (0.0, 0.5, 0.99):
+            progress = torch.tensor((epoch + within) / epochs)  # float32, as a run keeps it
+            share = (epoch + 1) / epochs
+            mix = (1 - share) * F.one_hot(LABELS, 5) + share * past
+            expected = -(mix * student.log_softmax(1)).sum(1).mean()
+            value = loss(student, past, labels=LABELS, progress=progress)
+            assert value.item() == pytest.approx(expected.item(), rel=1e-5), (epoch, within)
+    last = loss(student, past, labels=LABELS, progress=torch.tensor(1.0))
+    assert last.item() == pytest.approx(expected.item(), rel=1e-5)

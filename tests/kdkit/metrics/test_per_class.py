@@ -1,0 +1,157 @@
+"""The table of a net class by class."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from rich.console import Console
+from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score, roc_auc_score
+
+from kdkit import Predictions
+from kdkit.cli.per_class import table_of
+from kdkit.engine.storage.run_folder import RunFolder, nets_of_run, read_reported
+from kdkit.errors import RunFolderError
+from kdkit.metrics import FixedThresholds, MacroF1
+from kdkit.metrics.per_class import FIGURES, Reported, class_table
+
+CLASSES = ("a", "b", "c")
+
+
+def said(seed, rows=120):
+    random = np.random.default_rng(seed)
+    labels = (random.random((rows, 3)) < (0.2, 0.5, 0.7)).astype(np.float32)
+    labels[:, 2] *= seed == 0  # no positive of c in the test split
+    return Predictions(
+        labels=labels,
+        outputs=(2 * labels - 1 + random.normal(0, 1, labels.shape)).astype(np.float32),
+        classes=CLASSES,
+        ids=np.arange(rows),
+        groups=np.arange(rows) // 2,
+    )
+
+
+@pytest.fixture(scope="module")
+def reported():
+    return Reported(select=said(0), test=said(1), train={"a": 7, "b": 8, "c": 0})
+
+
+@pytest.fixture(scope="module")
+def rows(reported):
+    return class_table(reported, resamples=50)
+
+
+def test_every_class_has_a_row_with_its_positives_in_each_split(rows, reported):
+    assert [row.name for row in rows] == list(CLASSES)
+    for column, row in enumerate(rows):
+        assert row.positives["train"] == reported.train[row.name]
+        assert row.positives["select"] == reported.select.labels[:, column].sum()
+        assert row.positives["test"] == reported.test.labels[:, column].sum()
+
+
+def test_figures_are_those_of_scikit_learn_at_the_thresholds_of_the_selection_split(rows, reported):
+    thresholds = MacroF1().fit(reported.select).thresholds
+    for column, row in enumerate(rows[:2]):
+        truth, outputs = reported.test.labels[:, column], reported.test.outputs[:, column]
+        assert row.threshold == thresholds[column]
+        answers = outputs >= row.threshold
+        expected = {
+            "precision": precision_score(truth, answers),
+            "recall": recall_score(truth, answers),
+            "f1": f1_score(truth, answers),
+            "auroc": roc_auc_score(truth, outputs),
+            "auprc": average_precision_score(truth, outputs),
+        }
+        assert dict(row.figures) == pytest.approx(expected)
+        for name, (low, high) in row.intervals.items():
+            assert low < row.figures[name] < high
+
+
+def test_a_class_without_positives_keeps_its_row_and_has_no_figures(rows):
+    assert rows[2].positives == {"train": 0, "select": 75, "test": 0}
+    assert rows[2].figures == {}
+
+
+def test_test_labels_move_no_threshold(reported):
+    permuted = Predictions(
+        labels=np.random.default_rng(5).permutation(reported.test.labels),
+        outputs=reported.test.outputs,
+        classes=CLASSES,
+    )
+    other = class_table(Reported(select=reported.select, test=permuted, train=None), resamples=2)
+    assert [row.threshold for row in other] == [row.threshold for row in class_table(reported, resamples=2)]
+    assert other[0].figures != class_table(reported, resamples=2)[0].figures
+
+
+def test_thresholds_may_be_chosen_otherwise(reported):
+    table = class_table(reported, thresholds_by=FixedThresholds(1.5), resamples=2)
+    assert [row.threshold for row in table] == [1.5] * 3
+
+
+def test_classes_that_exclude_each_other_have_no_threshold():
+    labels = np.arange(30) % 3
+    right = Predictions(labels=labels, outputs=np.eye(3)[labels], classes=CLASSES)
+    table = class_table(Reported(select=right, test=None, train=None), resamples=2)
+    assert all(row.threshold is None and row.figures["f1"] == 1 for row in table)
+    assert table[0].positives == {"train": None, "select": 10, "test": None}
+
+
+def test_a_run_folder_tells_what_its_nets_said(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", {"positives": {"a": 7}}, None)
+    for stage, seed in ((1, 0), (9, 1), (10, 0)):  # the last of its stages counts, the tenth after the ninth
+        folder.stage(stage, "net").save_predictions("net", "select", said(seed))
+    folder.stage(10, "net").save_predictions("net", "test", said(1))
+    folder.save_scores("test", {"net": {}})
+    assert nets_of_run(folder.path) == ("net",)
+    told = read_reported(folder.path, "net")
+    assert told.train == {"a": 7}
+    for ours, theirs in ((told.select, said(0)), (told.test, said(1))):
+        assert ours.classes == CLASSES
+        for name in ("labels", "outputs", "ids", "groups"):
+            assert np.array_equal(getattr(ours, name), getattr(theirs, name))
+
+
+def test_what_a_run_folder_does_not_hold_is_said(tmp_path):
+    with pytest.raises(RunFolderError, match="holds no scores"):
+        nets_of_run(tmp_path)
+    with pytest.raises(RunFolderError, match="holds no run"):
+        read_reported(tmp_path, "net")
+    folder = RunFolder.create(tmp_path / "run", {}, None)
+    folder.stage(0, "net").save_predictions("net", "select", said(0))
+    with pytest.raises(RunFolderError, match="did you mean 'net'"):
+        read_reported(folder.path, "nett")
+
+
+def test_a_damaged_file_of_predictions_is_named(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", {}, None)
+    folder.stage(0, "net").save_predictions("net", "select", said(0))
+    (file,) = folder.path.glob("*/*.safetensors")
+    file.write_bytes(b"{}")
+    with pytest.raises(RunFolderError, match="predictions-net-select"):
+        read_reported(folder.path, "net")
+
+
+def test_the_printed_table_shows_every_class_and_a_dash_for_what_is_not_there(rows):
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(table_of(rows, "net, on test"))
+    lines = {line.split()[1]: line for line in capture.get().splitlines() if line.startswith("│")}
+    assert set(lines) == set(CLASSES)
+    assert f"{rows[0].figures['auroc']:.2f} (" in lines["a"]
+    assert lines["c"].count(" - ") == len(FIGURES)
+
+
+def test_a_threshold_is_shown_as_a_probability_and_infinity_as_never():
+    labels = np.zeros((4, 2))
+    labels[:2, 0] = 1
+    outputs = np.array([[2.0, 0], [2.0, 0], [-2.0, 0], [-2.0, 0]])
+    silent = Predictions(labels=labels, outputs=outputs, classes=("there", "never"))
+    rows = class_table(Reported(select=silent, test=None, train=None), resamples=2)
+    assert [row.threshold for row in rows] == [0.0, math.inf]
+    column = table_of(rows, "t").columns[4]
+    assert list(column.cells) == ["0.500", "never"]
+
+
+def test_positives_of_a_run_are_json(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", {"positives": {"a": 7}}, None)
+    assert json.loads((folder.path / "run.json").read_text())["positives"] == {"a": 7}

@@ -1,0 +1,295 @@
+"""Taps: they take the true tensor out of a layer, and leave the layer as it was."""
+
+import contextlib
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from kdkit import AttentionTap, RecipeError, Tap, stage_tap
+from kdkit.nets.taps import Listening, Tapping
+from tests.helpers.tiny import Mlp, hooks_of
+
+
+def heard(module, tap, *args, **kwargs):
+    """Return what a tap hears in the second pass, as in a run: the first one is the rehearsal."""
+    with Listening([tap]) as listening:
+        module(*args, **kwargs)
+        listening.keep_copies()
+        listening.clear()
+        module(*args, **kwargs)
+        return listening[tap]
+
+
+class Wrapped(nn.Module):
+    """A module that says something of a form of its own."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.inner = nn.Linear(4, 3)
+        self.form = form
+
+    def forward(self, inputs):
+        return self.form(self.inner(inputs))
+
+
+def test_a_tap_takes_what_a_module_gives():
+    net, inputs = Mlp().eval(), torch.randn(2, 4)
+    assert torch.equal(heard(net, Tap(net.hidden), inputs), net.hidden(inputs))
+
+
+def test_a_tap_takes_what_a_module_is_given():
+    net, inputs = Mlp().eval(), torch.randn(2, 4)
+    assert torch.equal(heard(net, Tap(net.norm, "input"), inputs), net.hidden(inputs))
+
+
+@pytest.mark.parametrize(("layer", "at"), [("act", "input"), ("norm", "output")])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_input_of_an_in_place_relu_is_the_true_pre_activation(layer, at, training):
+    net, inputs = Mlp().train(training), torch.randn(6, 4)
+    expected = net.norm(net.hidden(inputs))
+    assert (expected < 0).any()
+    torch.testing.assert_close(heard(net, Tap(getattr(net, layer), at), inputs), expected)
+
+
+def test_gradients_flow_through_a_pre_activation_as_without_a_tap():
+    net, inputs = Mlp().eval(), torch.randn(6, 4)
+    pre = heard(net, Tap(net.act, "input"), inputs)
+    (gradient,) = torch.autograd.grad(pre.square().sum(), net.hidden.weight)
+    (expected,) = torch.autograd.grad(net.norm(net.hidden(inputs)).square().sum(), net.hidden.weight)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_a_tensor_that_nobody_changes_is_handed_out_without_a_copy():
+    net, seen = Mlp(), []
+    net.head.register_forward_hook(lambda _module, _args, output: seen.append(output))
+    assert heard(net, Tap(net.head), torch.randn(3, 4)) is seen[-1]
+
+
+@pytest.mark.parametrize(
+    ("form", "element"),
+    [
+        (lambda x: (None, x), 1),
+        (lambda x: {"logits": x, "aux": None}, "logits"),
+        (lambda x: {"deep": (x, 0)}, lambda value: value["deep"][0]),
+        (lambda x: x, None),
+    ],
+)
+def test_one_tensor_of_several_is_picked_by_element(form, element):
+    module, inputs = Wrapped(form), torch.randn(2, 4)
+    assert torch.equal(heard(module, Tap(module, element=element), inputs), module.inner(inputs))
+
+
+def test_a_tap_on_several_tensors_without_an_element_says_what_there_is():
+    module = Wrapped(lambda x: {"logits": x})
+    with pytest.raises(RecipeError, match="the output of Wrapped gives a dict with 'logits'"):
+        heard(module, Tap(module), torch.randn(2, 4))
+
+
+class Two(nn.Module):
+    def forward(self, values, mask=None):
+        return values if mask is None else values * mask
+
+
+VALUES, MASK = torch.randn(2, 3), torch.ones(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("element", "args", "kwargs", "expected"),
+    [
+        (None, (VALUES,), {}, VALUES),
+        (None, (), {"values": VALUES}, VALUES),
+        (0, (VALUES, MASK), {}, VALUES),
+        (1, (VALUES, MASK), {}, MASK),
+        (1, (), {"values": VALUES, "mask": MASK}, MASK),
+        ("mask", (), {"values": VALUES, "mask": MASK}, MASK),
+        ("mask", (VALUES,), {"mask": MASK}, MASK),
+        (None, (VALUES,), {"mask": MASK}, VALUES),
+    ],
+)
+def test_an_input_is_found_by_place_or_by_keyword(element, args, kwargs, expected):
+    module = Two()
+    assert heard(module, Tap(module, "input", element), *args, **kwargs) is expected
+
+
+@given(st.lists(st.integers(1, 4), min_size=2, max_size=5))
+def test_channels_last_moves_the_channels_to_the_second_place(shape):
+    module = nn.Identity()
+    tensor = torch.randn(shape)
+    got = heard(module, Tap(module, channels_last=True), tensor)
+    assert got.shape == (shape[0], shape[-1], *shape[1:-1])
+    assert torch.equal(got.movedim(1, -1), tensor)
+
+
+def test_a_copy_is_kept_also_where_channels_are_moved():
+    net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True))
+    inputs = torch.randn(2, 5, 3)
+    torch.testing.assert_close(heard(net, Tap(net[0], channels_last=True), inputs), net[0](inputs).movedim(-1, 1))
+
+
+def test_the_last_run_counts_where_a_module_runs_twice():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(3, 3)
+
+        def forward(self, inputs):
+            return self.inner(self.inner(inputs))
+
+    net, inputs = Twice(), torch.randn(2, 3)
+    assert torch.equal(heard(net, Tap(net.inner), inputs), net(inputs))
+
+
+def test_a_tap_that_did_not_fire_is_named():
+    net = Mlp()
+    idle = Tap(nn.Conv1d(1, 1, 1))
+    with Listening([Tap(net.head), idle]) as listening:
+        net(torch.randn(2, 4))
+        assert listening.silent() == [idle]
+        with pytest.raises(RecipeError, match="the tap on Conv1d never fired"):
+            _ = listening[idle]
+
+
+def test_what_was_heard_is_forgotten_before_the_next_pass():
+    net = Mlp()
+    tap = Tap(net.head)
+    with Listening([tap]) as listening:
+        net(torch.randn(2, 4))
+        listening.clear()
+        assert listening.silent() == [tap]
+
+
+def test_closing_leaves_no_hook_also_after_an_exception():
+    net = Mlp()
+    with contextlib.suppress(ZeroDivisionError), Listening([Tap(net.head), Tap(net.act, "input")]):
+        assert hooks_of(net) == 2
+        raise ZeroDivisionError
+    assert hooks_of(net) == 0
+
+
+def test_taps_that_cannot_all_be_opened_leave_no_hook():
+    class Broken:
+        module = nn.Identity()
+
+        def attach(self, put):
+            raise RecipeError("no")
+
+    net = Mlp()
+    with pytest.raises(RecipeError, match="no"):
+        Listening([Tap(net.head), Broken()])
+    assert hooks_of(net) == 0
+
+
+def test_hooks_of_the_users_own_stay():
+    net, calls = Mlp(), []
+    net.head.register_forward_hook(lambda *_: calls.append(1))
+    with Listening([Tap(net.head)]):
+        net(torch.randn(2, 4))
+    net(torch.randn(2, 4))
+    assert len(calls) == 2
+    assert hooks_of(net) == 1
+
+
+def test_two_stages_may_listen_to_the_same_module():
+    net, inputs = Mlp().eval(), torch.randn(2, 4)
+    tap = Tap(net.head)
+    first, second = Listening([tap]), Listening([tap])
+    output = net(inputs)
+    assert first[tap] is output
+    assert second[tap] is output
+    first.close()
+    again = net(inputs)
+    assert second[tap] is again
+    second.close()
+    assert hooks_of(net) == 0
+
+
+def test_the_same_tap_twice_is_one_hook():
+    net = Mlp()
+    with Listening([Tap(net.head), Tap(net.head), Tap(net.head, "input")]) as listening:
+        assert len(listening.taps) == hooks_of(net) == 2
+
+
+def test_a_net_says_the_same_with_a_tap_as_without():
+    net, inputs = Mlp().eval(), torch.randn(2, 4)
+    expected = net(inputs)
+    with Listening([Tap(net.norm), Tap(net.act, "input"), Tap(net.head)]) as listening:
+        net(inputs)
+        listening.keep_copies()
+        assert torch.equal(net(inputs), expected)
+
+
+@pytest.mark.parametrize(("wrong", "said"), [(("layer3",), "got a str"), ((nn.Identity(), "outptu"), "got 'outptu'")])
+def test_a_tap_sits_on_a_module_at_its_input_or_output(wrong, said):
+    with pytest.raises(RecipeError, match=said):
+        Tap(*wrong)
+
+
+class Attention(nn.Module):
+    """What an attention tap relies on in timm's attention layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.fused_attn = True
+        self.attn_drop = nn.Dropout(0.0)
+
+    def forward(self, tokens):
+        scores = tokens @ tokens.transpose(1, 2)
+        if self.fused_attn:
+            return scores.softmax(-1) @ tokens
+        return self.attn_drop(scores.softmax(-1)) @ tokens
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_attention_tap_hears_the_map_and_restores_the_fused_kernel(fused):
+    layer, tokens = Attention(), torch.randn(2, 4, 3)
+    layer.fused_attn = fused
+    attention = heard(layer, AttentionTap(layer), tokens)
+    torch.testing.assert_close(attention.sum(-1), torch.ones(2, 4))
+    assert layer.fused_attn is fused
+    assert hooks_of(layer) == 0
+
+
+def test_an_attention_tap_restores_the_fused_kernel_after_an_exception():
+    layer = Attention()
+    with contextlib.suppress(ZeroDivisionError), Listening([AttentionTap(layer)]):
+        assert not layer.fused_attn
+        raise ZeroDivisionError
+    assert layer.fused_attn is True
+
+
+def test_an_attention_tap_refuses_what_is_no_attention_layer():
+    with pytest.raises(RecipeError, match="got a Linear"):
+        AttentionTap(nn.Linear(1, 1))
+
+
+def staged(fmt="NCHW"):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model.feature_info = [{"module": "0"}, {"module": "1"}]
+    model.output_fmt = fmt
+    return model
+
+
+def test_a_stage_is_found_by_its_number():
+    model = staged()
+    assert stage_tap(model, 0).module is model[0]
+    assert stage_tap(model, -1).module is model[1]
+    assert stage_tap(staged("NHWC"), 1).channels_last
+
+
+@pytest.mark.parametrize("index", [2, -3])
+def test_a_stage_that_is_not_there_is_refused(index):
+    with pytest.raises(RecipeError, match="has stages 0 to 1"):
+        stage_tap(staged(), index)
+
+
+def test_a_model_that_does_not_tell_its_stages_is_refused():
+    with pytest.raises(RecipeError, match="is it a timm model"):
+        stage_tap(Mlp(), 0)
+
+
+def test_a_tap_of_ones_own_needs_a_module_and_attach():
+    assert isinstance(Tap(nn.Identity()), Tapping)
+    assert not isinstance(nn.Identity(), Tapping)

@@ -1,0 +1,49 @@
+"""The weighted sum of terms."""
+
+import pytest
+import torch
+
+from kdkit.recipe.balancing import WeightedSum
+
+
+def terms_of(weight):
+    return {"truth": (weight * 2).sum(), "teacher": (weight**2).sum()}
+
+
+def test_gradients_are_those_of_the_weighted_sum():
+    weight = torch.tensor([1.0, 3.0], requires_grad=True)
+    WeightedSum()(terms_of(weight), {"truth": 0.3, "teacher": 0.7}, lambda total: total)
+    torch.testing.assert_close(weight.grad, 0.3 * 2 + 0.7 * 2 * weight.detach())
+
+
+def test_a_single_term_of_weight_one_is_taken_as_it_is():
+    weight = torch.tensor([1.0, 3.0], requires_grad=True)
+    scaled = []
+    term = (weight**2).sum()
+    WeightedSum()({"truth": term}, {"truth": 1.0}, lambda total: scaled.append(total) or total)
+    assert scaled == [term]
+    torch.testing.assert_close(weight.grad, 2 * weight.detach())
+
+
+def test_the_sum_is_scaled_before_it_is_differentiated():
+    weight = torch.tensor([1.0, 3.0], requires_grad=True)
+    WeightedSum()({"truth": weight.sum()}, {"truth": 2.0}, lambda total: total * 8)
+    torch.testing.assert_close(weight.grad, torch.full((2,), 16.0))
+
+
+def test_gradients_of_several_micro_batches_add_up():
+    weight = torch.tensor([1.0], requires_grad=True)
+    for _ in range(3):
+        WeightedSum()({"truth": weight.sum()}, {"truth": 1.0}, lambda total: total / 3)
+    assert weight.grad.item() == pytest.approx(1)
+
+
+def test_a_term_of_weight_zero_moves_nothing():
+    weight = torch.tensor([1.0], requires_grad=True)
+    WeightedSum()(terms_of(weight), {"truth": 1.0, "teacher": 0.0}, lambda total: total)
+    assert weight.grad.item() == 2
+
+
+def test_the_sum_remembers_nothing():
+    assert WeightedSum().state_dict() == {}
+    WeightedSum().load_state_dict({})

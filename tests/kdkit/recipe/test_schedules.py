@@ -1,0 +1,227 @@
+"""Schedules: who learns from whom, when, and with which weights."""
+
+import pytest
+from torch import nn
+
+from kdkit import (
+    Guiding,
+    Level,
+    Match,
+    MultiLevel,
+    Panel,
+    Parallel,
+    RecipeError,
+    Sequential,
+    Stage,
+    Stages,
+    Tap,
+    Training,
+)
+from kdkit.losses import Hint, SoftTargets
+from tests.helpers.tiny import plain_goal, tiny_net
+
+TRAINING = Training(epochs=1)
+
+
+def options(**changes):
+    return {"truth": plain_goal(), "guide": SoftTargets(), "training": TRAINING, **changes}
+
+
+def nets(**trained):
+    return [tiny_net(name, trained=trained.get(name, False)) for name in ("teacher", "assistant", "student")]
+
+
+def plan(schedule):
+    """Return who learns in each stage, with the weight of each term."""
+    return [(stage.name, next(iter(stage.goals.values())).weights(0)) for stage in schedule.stages()]
+
+
+def test_parallel_trains_teachers_alone_and_the_student_from_all():
+    alone, also_alone, (name, weights) = plan(Parallel(*nets(), **options(balance=0.3)))
+    assert (alone, also_alone) == (("teacher", {"truth": 1}), ("assistant", {"truth": 1}))
+    assert name == "student"
+    assert weights == pytest.approx({"truth": 0.3, "teacher/soft_targets": 0.35, "assistant/soft_targets": 0.35})
+
+
+def test_sequential_trains_each_from_the_one_before():
+    first, second, third = plan(Sequential(*nets(), **options(balance=0.4)))
+    assert first == ("teacher", {"truth": 1})
+    assert second[1] == pytest.approx({"truth": 0.4, "teacher/soft_targets": 0.6})
+    assert third[1] == pytest.approx({"truth": 0.4, "assistant/soft_targets": 0.6})
+
+
+def test_multi_level_trains_each_from_all_above():
+    teacher, assistant, student = nets()
+    schedule = MultiLevel(teacher, assistant, Level(student, shares=(0.6, 0.4)), **options(balance=0.3))
+    first, second, third = plan(schedule)
+    assert first == ("teacher", {"truth": 1})
+    assert second[1] == pytest.approx({"truth": 0.3, "teacher/soft_targets": 0.7})
+    assert third[1] == pytest.approx({"truth": 0.3, "teacher/soft_targets": 0.42, "assistant/soft_targets": 0.28})
+
+
+@pytest.mark.parametrize("schedule", [Parallel, Sequential, MultiLevel])
+def test_nets_that_come_trained_have_no_stage(schedule):
+    trained = schedule(*nets(teacher=True, assistant=True), **options())
+    assert [stage.name for stage in trained.stages()] == ["student"]
+
+
+@pytest.mark.parametrize("schedule", [Parallel, Sequential, MultiLevel])
+def test_the_student_is_trained_also_where_it_comes_trained(schedule):
+    trained = schedule(*nets(teacher=True, assistant=True, student=True), **options())
+    assert [stage.name for stage in trained.stages()] == ["student"]
+
+
+@pytest.mark.parametrize("schedule", [Parallel, Sequential, MultiLevel])
+def test_the_net_that_teaches_is_the_one_that_was_trained(schedule):
+    *_, last = schedule(*nets(), **options()).stages()
+    stages = schedule(*(given := nets()), **options()).stages()
+    assert {source for stage in stages for source in stage.sources} <= set(given)
+    assert len(last.goals) == 1
+
+
+@pytest.mark.parametrize("schedule", [Parallel, Sequential, MultiLevel])
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda nets: nets[:1], "takes at least 2 nets"),
+        (lambda nets: [nets[0], nets[0]], "takes each net once"),
+        (lambda nets: [nets[0], nn.Linear(1, 1)], "a level takes a Net; got a Linear"),
+    ],
+)
+def test_nets_that_make_no_schedule_are_refused(schedule, make, said):
+    with pytest.raises(RecipeError, match=said):
+        schedule(*make(nets()), **options())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"truth": nn.CrossEntropyLoss()}, r"truth is Truth\(loss\)"),
+        ({"guide": None}, "either guide=loss or match=function"),
+        ({"match": lambda net, teacher: None}, "either guide=loss or match=function"),
+        ({"balance": 1.1}, "balance is the share of the truth"),
+        ({"balance": float("nan")}, "balance is the share of the truth"),
+        ({"guide": SoftTargets}, "did you forget its"),
+    ],
+)
+def test_guiding_that_makes_no_sense_is_refused(changes, said):
+    with pytest.raises(RecipeError, match=said):
+        Parallel(*nets(), **options(**changes)).stages()
+
+
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [
+        ((1.0,), "learns from 2"),
+        ((0.5, 0.6), "sum to 1"),
+        ((1.5, -0.5), "at least 0"),
+        ((float("nan"), 1), "at least 0"),
+    ],
+)
+def test_shares_are_one_a_teacher_and_sum_to_one(shares, said):
+    teacher, assistant, student = nets()
+    with pytest.raises(RecipeError, match=said):
+        Parallel(teacher, assistant, Level(student, shares=shares), **options()).stages()
+
+
+def test_a_teacher_with_no_share_is_not_asked():
+    teacher, assistant, student = nets()
+    *_, last = Parallel(teacher, assistant, Level(student, shares=(0, 1)), **options()).stages()
+    assert list(last.sources) == [assistant]
+
+
+def test_a_level_may_have_its_own_training_and_balance():
+    teacher, student = tiny_net("teacher"), tiny_net("student")
+    own = Training(epochs=7)
+    first, second = Parallel(Level(teacher, training=own), Level(student, balance=0.9), **options()).stages()
+    assert first.training is own
+    assert second.training is TRAINING
+    assert next(iter(second.goals.values())).weights(0) == pytest.approx({"truth": 0.9, "teacher/soft_targets": 0.1})
+
+
+def test_a_balance_of_a_level_is_validated_too():
+    teacher, student = tiny_net("teacher"), tiny_net("student")
+    with pytest.raises(RecipeError, match="balance is"):
+        Parallel(teacher, Level(student, balance=2), **options()).stages()
+
+
+def test_a_guide_with_weights_is_copied_for_each_teacher():
+    guide = Hint()
+    *_, last = Parallel(*nets(), **options(guide=guide)).stages()
+    losses = [match.loss for match in last.matches]
+    assert len({id(loss) for loss in [guide, *losses]}) == 3
+
+
+def test_a_match_of_ones_own_replaces_the_guide():
+    def match(net, teacher):
+        features = Match(teacher, Hint(), student=Tap(net.module.hidden), target=Tap(teacher.module.hidden))
+        return 0.5 * Match(teacher, SoftTargets()) + 0.5 * features
+
+    teacher, student = tiny_net("teacher"), tiny_net("student")
+    _, last = Parallel(teacher, student, **options(guide=None, match=match, balance=0.2)).stages()
+    weights = next(iter(last.goals.values())).weights(0)
+    assert weights == pytest.approx({"truth": 0.2, "teacher/soft_targets": 0.4, "teacher/hint": 0.4})
+
+
+def test_guiding_can_be_used_alone():
+    teacher, student = tiny_net("teacher"), tiny_net("student")
+    stage = Guiding(**options()).stage(Level(student), [teacher])
+    assert next(iter(stage.goals.values())).weights(0) == {"truth": 0.5, "teacher/soft_targets": 0.5}
+
+
+def test_stages_by_hand_come_as_they_were_given():
+    one = Stage({tiny_net("one"): plain_goal()}, TRAINING)
+    two = Stage({tiny_net("two"): plain_goal()}, TRAINING)
+    assert list(Stages(one, two).stages()) == [one, two]
+
+
+@pytest.mark.parametrize("given", [(), ("first",), ([Stage({tiny_net("x"): plain_goal()}, TRAINING)],)])
+def test_stages_by_hand_are_stages(given):
+    with pytest.raises(RecipeError, match="Stages takes one Stage after the other"):
+        Stages(*given)
+
+
+def test_a_misspelt_option_is_answered_with_the_nearest():
+    with pytest.raises(RecipeError, match="did you mean 'balance'"):
+        Parallel(*nets(), **options(ballance=0.3))
+
+
+def test_a_missing_option_is_named():
+    with pytest.raises(RecipeError, match="training="):
+        Parallel(*nets(), truth=plain_goal(), guide=SoftTargets())
+
+
+def test_a_share_alone_is_refused():
+    with pytest.raises(RecipeError, match=r"a number for each teacher, such as \(0.6, 0.4\); got 0.5"):
+        Level(nets()[-1], shares=0.5)
+
+
+def test_shares_of_a_net_without_teachers_are_refused():
+    teacher, student = nets()[:2]
+    with pytest.raises(RecipeError, match="has no teacher"):
+        Sequential(Level(teacher, shares=(1.0,)), student, **options()).stages()
+
+
+@pytest.mark.parametrize("weights", ["confidence", "learned"])
+def test_teachers_may_be_weighed_by_themselves(weights):
+    teacher, assistant, student = nets()
+    *_, last = MultiLevel(teacher, assistant, Level(student, shares=weights), **options()).stages()
+    truth, guided = last.goals[student]
+    assert guided.term.source == Panel(teacher, assistant)
+    assert guided.term.loss.weights == weights
+    assert guided.weight(0.0) == pytest.approx(0.5)
+    assert truth.weight(0.0) == pytest.approx(0.5)
+    assert set(last.sources) == {teacher, assistant}
+
+
+def test_teachers_that_are_weighed_by_themselves_take_a_guide():
+    given = options(guide=None, match=lambda net, teacher: Match(teacher, SoftTargets()))
+    teacher, assistant, student = nets()
+    with pytest.raises(RecipeError, match="takes guide=loss"):
+        MultiLevel(teacher, assistant, Level(student, shares="learned"), **given).stages()
+
+
+def test_an_unknown_way_to_weigh_teachers_is_refused():
+    teacher, assistant, student = nets()
+    with pytest.raises(RecipeError, match="equal, confidence, learned; got 'best'"):
+        MultiLevel(teacher, assistant, Level(student, shares="best"), **options()).stages()

@@ -1,0 +1,49 @@
+"""Patients are shared out among splits."""
+
+import numpy as np
+import pytest
+
+from kdkit import RecipeError
+from kdkit_ecg.datasets.folds import split_by_patient
+
+PATIENTS = [f"P{number // 3}" for number in range(3000)]
+
+
+def test_every_row_is_in_one_split():
+    rows = np.concatenate(split_by_patient(PATIENTS, seed=0))
+    assert sorted(rows.tolist()) == list(range(len(PATIENTS)))
+
+
+def test_no_patient_is_in_two_splits():
+    train, select, test = ({PATIENTS[row] for row in rows} for rows in split_by_patient(PATIENTS, seed=0))
+    assert not train & select
+    assert not train & test
+    assert not select & test
+
+
+def test_shares_are_met_on_average():
+    parts = [len(rows) / len(PATIENTS) for rows in split_by_patient(PATIENTS, seed=1)]
+    assert np.allclose(parts, (0.7, 0.15, 0.15), atol=0.05)
+
+
+def test_adding_records_moves_no_patient():
+    few = split_by_patient(PATIENTS[:900], seed=0)
+    many = split_by_patient(PATIENTS, seed=0)
+    for some, more in zip(few, many, strict=True):
+        assert some.tolist() == [row for row in more.tolist() if row < 900]
+
+
+def test_another_seed_makes_other_splits():
+    assert split_by_patient(PATIENTS, seed=0)[2].tolist() != split_by_patient(PATIENTS, seed=1)[2].tolist()
+
+
+def test_a_share_of_zero_is_an_empty_split():
+    train, select, test = split_by_patient(PATIENTS, 0, (0.8, 0.0, 0.2))
+    assert len(select) == 0
+    assert len(train) + len(test) == len(PATIENTS)
+
+
+@pytest.mark.parametrize("shares", [(0.7, 0.1, 0.1), (1.2, -0.1, -0.1)])
+def test_shares_that_are_not_parts_of_a_whole_are_refused(shares):
+    with pytest.raises(RecipeError, match="parts of a whole"):
+        split_by_patient(PATIENTS, 0, shares)

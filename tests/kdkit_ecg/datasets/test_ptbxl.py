@@ -1,0 +1,223 @@
+"""PTB-XL in its own layout as data."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+
+from kdkit import DataError, RecipeError
+from kdkit_ecg import Challenge2020
+from kdkit_ecg.datasets import PTBXL
+from kdkit_ecg.records.filters import resample
+from kdkit_ecg.records.record import read_record
+from tests.helpers.ptbxl_files import write_database, write_signal, write_statements
+
+RAW = {"scaling": "raw", "band": None}
+
+
+def row(number, **told):
+    known = {"patient_id": f"{1000 + number}.0", "age": "56.0", "sex": 1, "scp_codes": "{'NORM': 100.0, 'SR': 0.0}"}
+    return {"ecg_id": number, "strat_fold": 1 + number % 10, **known, **told}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """20 records, two of each fold, with oddities in the first."""
+    folder = tmp_path_factory.mktemp("ptb-xl")
+    write_statements(folder)
+    rows = [row(number) for number in range(1, 21)]
+    rows[0] |= {"age": "300.0", "scp_codes": "{'IMI': 15.0, 'LVH': 0.0, 'ABQRS': 0.0, 'AFIB': 0.0}"}
+    rows[1] |= {"age": "", "sex": "", "scp_codes": "{'ISCAL': 50.0, '1AVB': 100.0, 'NDT': 100.0}"}
+    rows[2] |= {"sex": 0, "age": "19", "scp_codes": "{'SR': 0.0}"}
+    write_database(folder, rows)
+    for number in range(1, 21):
+        signal = np.random.default_rng(number).normal(0, 0.3, (12, 1000)).round(3)
+        write_signal(folder, number, signal, 100)
+        write_signal(folder, number, np.repeat(signal, 5, axis=1), 500)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("labels", "count"),
+    [("superdiagnostic", 5), ("subdiagnostic", 23), ("diagnostic", 44), ("form", 19), ("rhythm", 12), ("all", 71)],
+)
+def test_each_kind_of_label_has_the_published_number_of_classes(folder, labels, count):
+    classes = PTBXL(folder, labels=labels).classes
+    assert len(classes) == len(set(classes)) == count
+    assert list(classes) == sorted(classes)
+
+
+def labels_of(data, number):
+    """The classes and the person of a record, wherever it is."""
+    whole = data._read[0]
+    headers = [header.name for header in data._found[0]]
+    place = headers.index(f"HR{number:05}")
+    return {data.classes[column] for column in whole.labels[place].nonzero().flatten()}, whole.person[place].tolist()
+
+
+def test_statements_become_classes_whatever_their_likelihood(folder):
+    assert labels_of(PTBXL(folder), 1)[0] == {"MI", "HYP"}
+    assert labels_of(PTBXL(folder), 2)[0] == {"STTC", "CD"}
+    assert labels_of(PTBXL(folder, labels="subdiagnostic"), 2)[0] == {"ISCA", "_AVB", "STTC"}
+    assert labels_of(PTBXL(folder, labels="form"), 2)[0] == {"NDT"}
+    assert labels_of(PTBXL(folder, labels="rhythm"), 1)[0] == {"AFIB"}
+    assert labels_of(PTBXL(folder, labels="all"), 1)[0] == {"IMI", "LVH", "ABQRS", "AFIB"}
+
+
+def test_ages_above_89_and_what_is_not_told_are_unknown(folder):
+    data = PTBXL(folder, labels="all")
+    assert labels_of(data, 1)[1] == [0, 0, 1, 0, 1]
+    assert labels_of(data, 2)[1] == [0, 0, 0, 0, 0]
+    assert labels_of(data, 3)[1] == pytest.approx([0.19, 1, 0, 1, 1])
+
+
+def test_records_without_a_class_are_left_out_and_said_so(folder):
+    summary = PTBXL(folder).summary
+    assert summary.startswith("19 of 20 records read\n  1 left out, no scored code: records100/00000/00003_lr")
+    assert PTBXL(folder, labels="all").summary.startswith("20 of 20 records read")
+
+
+def test_fold_ten_is_reported_on_nine_is_chosen_on_and_the_others_are_learned_from(folder):
+    data = PTBXL(folder, labels="all")
+    names = [header.name for header in data._found[0]]
+    folds = {number: 1 + number % 10 for number in range(1, 21)}
+    splits = {}
+    for name in ("train", "select", "test"):
+        ids = set(getattr(data, name).ids.tolist())
+        found = [each for each, id in zip(names, data._read[0].ids.tolist(), strict=True) if id in ids]
+        splits[name] = {folds[int(each[2:])] for each in found}
+    assert splits == {"train": set(range(1, 9)), "select": {9}, "test": {10}}
+    assert len(data.train) + len(data.select) + len(data.test) == 20
+
+
+@pytest.mark.parametrize("fold", [1, 5, 10])
+def test_another_fold_may_be_reported_on_and_nothing_is_mixed(folder, fold):
+    data = PTBXL(folder, labels="all", fold=fold)
+    train, select, test = (set(split.ids.tolist()) for split in (data.train, data.select, data.test))
+    assert len(train) + len(select) + len(test) == len(train | select | test) == 20
+    assert test != {*PTBXL(folder, labels="all", fold=2).test.ids.tolist()}
+    same = PTBXL(folder, labels="all", fold=fold, selection="test")
+    assert same.select.ids.tolist() == same.test.ids.tolist()
+    assert not set(same.train.ids.tolist()) & test
+    assert "too good" in same.notices[0]
+
+
+def test_a_rate_takes_the_files_of_that_rate_or_resamples_those_at_500_hz(folder):
+    signals = {rate: PTBXL(folder, labels="all", rate=rate, **RAW)._read[0].signals[3] for rate in (100, 500, 250)}
+    assert {rate: signal.shape for rate, signal in signals.items()} == {
+        100: (12, 1000),
+        500: (12, 5000),
+        250: (12, 2500),
+    }
+    assert np.allclose(signals[100], np.random.default_rng(4).normal(0, 0.3, (12, 1000)), atol=1e-3)
+    assert np.allclose(signals[250], resample(signals[500].astype(float), 500, 250), atol=1e-4)
+
+
+def test_each_rate_has_a_store_and_each_kind_of_label_has_not(folder, tmp_path):
+    first = PTBXL(folder, store=tmp_path)
+    assert first.prepare() == (first._store.place.path, 19)
+    assert PTBXL(folder, store=tmp_path, labels="all", fold=2).prepare() == (first._store.place.path, 1)
+    assert PTBXL(folder, store=tmp_path, rate=500).prepare()[1] == 19
+    kept, held = (PTBXL(folder, store=store).train.batch(range(15), 1) for store in (tmp_path, None))
+    assert kept.inputs.signal.equal(held.inputs.signal)
+    assert kept.ids.equal(held.ids)
+
+
+def test_a_sample_is_ten_seconds_of_twelve_leads(folder):
+    batch = PTBXL(folder).train.batch([0, 1], 0)
+    assert batch.inputs.signal.shape == (2, 12, 1000)
+    assert batch.labels.shape == (2, 5)
+    assert torch.allclose(batch.inputs.signal.std(dim=2), torch.ones(2, 12), atol=0.05)
+
+
+def test_real_records_in_this_layout_are_those_of_the_challenge(shared, tmp_path):
+    with (shared / "ecg" / "records.csv").open() as file:
+        known = {each["record"]: each for each in csv.DictReader(file)}
+    paths = sorted((shared / "ecg" / "ptb-xl").glob("*.hea"))[:12]
+    rows, bare = [], tmp_path / "challenge"
+    bare.mkdir()
+    for path in paths:
+        told, record = known[path.stem], read_record(path)
+        number = int(path.stem[2:])
+        sex = {"Male": 0, "Female": 1}[told["sex"]]
+        codes = "{'NORM': 100.0, 'SR': 0.0}"
+        rows.append(
+            row(number, patient_id=told["patient"][1:], age=told["age"], sex=sex, scp_codes=codes)
+            | {"strat_fold": int(float(told["ptbxl_fold"]))}
+        )
+        write_signal(tmp_path, number, record.signal, 500)
+        write_signal(tmp_path, number, resample(record.signal.astype(float), 500, 100), 100)
+        for part in (path, path.with_suffix(".mat")):
+            (bare / part.name).symlink_to(part)
+    write_statements(tmp_path)
+    write_database(tmp_path, rows)
+    ours = PTBXL(tmp_path, rate=500, length=4096, **RAW)
+    theirs = Challenge2020(bare, rate=500, length=4096, shares=(1.0, 0.0, 0.0), **RAW)
+    assert ours._read[0].ids.tolist() == theirs._read[0].ids.tolist()
+    assert torch.equal(ours._read[0].person, theirs._read[0].person)
+    for one, other in zip(ours._read[0].signals, theirs._read[0].signals, strict=True):
+        assert np.allclose(one, other, atol=1e-6)
+    low = PTBXL(tmp_path)
+    assert (low.rate, len(low._read[0].signals)) == (100, 12)
+
+
+def test_options_and_tables_change_the_fingerprint(folder, tmp_path):
+    first = PTBXL(folder).fingerprint
+    assert PTBXL(folder).fingerprint == first
+    assert len({first, PTBXL(folder, labels="all").fingerprint, PTBXL(folder, fold=3).fingerprint}) == 3
+
+
+def copied(folder, tmp_path, rows):
+    (tmp_path / "records100").symlink_to(folder / "records100")
+    write_statements(tmp_path)
+    write_database(tmp_path, rows)
+    return PTBXL(tmp_path)
+
+
+def test_a_signal_that_is_missing_is_left_out(folder, tmp_path):
+    summary = copied(folder, tmp_path, [row(number) for number in range(1, 22)]).summary
+    assert "1 left out, no signal file: records100/00000/00021_lr" in summary
+
+
+def test_a_patient_in_two_folds_is_refused(folder, tmp_path):
+    rows = [row(number) for number in range(1, 21)]
+    rows[4]["patient_id"] = rows[5]["patient_id"]
+    with pytest.raises(DataError, match="patient 1006 in strat_fold 6 and 7"):
+        _ = copied(folder, tmp_path, rows).train
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"scp_codes": "NORM"}, "ecg_id '1', cannot be read"),
+        ({"scp_codes": "['NORM']"}, "scp_codes are written as"),
+        ({"strat_fold": "ten"}, "ecg_id '1', cannot be read"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_named(folder, tmp_path, told, said):
+    with pytest.raises(DataError, match=said):
+        _ = copied(folder, tmp_path, [row(1, **told)]).train
+
+
+def test_a_folder_without_the_tables_says_what_was_expected(tmp_path):
+    data = PTBXL(tmp_path)
+    with pytest.raises(DataError, match=r"there is no .*scp_statements\.csv; PTB-XL's folder holds"):
+        _ = data.classes
+    (tmp_path / "ptbxl_database.csv").write_text("ecg_id,age\n1,50\n")
+    write_statements(tmp_path)
+    with pytest.raises(DataError, match="lacks the column filename_hr; it has ecg_id, age"):
+        _ = data.train
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"fold": 11}, "one of 1 to 10"),
+        ({"fold": 0}, "one of 1 to 10"),
+        ({"labels": "superdiagnostics"}, "did you mean 'superdiagnostic'"),
+    ],
+)
+def test_options_that_do_not_exist_are_refused(folder, options, said):
+    with pytest.raises(RecipeError, match=said):
+        PTBXL(folder, **options)

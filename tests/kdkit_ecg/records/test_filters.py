@@ -1,0 +1,77 @@
+"""Rate, band and scale of signals."""
+
+import numpy as np
+import pytest
+
+from kdkit import DataError
+from kdkit_ecg.records.filters import bandpass, resample, resample_linear, zscore
+
+
+def tone(hertz, rate, seconds=10):
+    return np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate)[None]
+
+
+def rms(signal):
+    return float(np.sqrt((signal[:, 300:-300] ** 2).mean()))
+
+
+@pytest.mark.parametrize("rate", [250, 257, 360.1, 500, 1000, 333.25])
+def test_resampling_keeps_the_duration_at_any_rate(rate):
+    resampled = resample(tone(5, rate), rate, 257)
+    assert abs(resampled.shape[1] - 2570) <= 1
+    assert np.allclose(resampled[:, 300:2200], tone(5, 257)[:, 300:2200], atol=2e-3)
+
+
+@pytest.mark.parametrize("change", [resample, resample_linear])
+def test_a_signal_at_the_right_rate_is_left_as_it_is(change):
+    signal = tone(5, 257)
+    assert np.array_equal(change(signal, 257, 257.0), signal)
+
+
+def test_tones_above_half_the_new_rate_vanish_unless_resampled_linearly():
+    high = tone(180, 500)
+    assert rms(resample(high, 500, 257)) < 0.001
+    assert rms(resample_linear(high, 500, 257)) > 0.4
+
+
+@pytest.mark.parametrize("rate", [0, -500, float("nan"), float("inf")])
+def test_a_rate_that_is_not_above_zero_is_refused(rate):
+    with pytest.raises(DataError, match="above 0 Hz"):
+        resample(tone(5, 500), rate, 257)
+
+
+@pytest.mark.parametrize("change", [resample, resample_linear])
+@pytest.mark.parametrize(("rate", "to"), [(5e9, 257), (500, 1e-9), (1e-4, 257), (500, 1e300)])
+def test_rates_that_are_too_far_apart_are_refused(change, rate, to):
+    with pytest.raises(DataError, match="times apart; is one of the rates wrong"):
+        change(tone(5, 500), rate, to)
+
+
+def test_band_pass_keeps_the_band_without_shift_and_drops_the_rest():
+    inside = tone(10, 500)
+    mixed = 3 + inside + tone(150, 500)
+    assert np.allclose(bandpass(mixed, 500, 0.5, 47)[:, 1000:-1000], inside[:, 1000:-1000], atol=0.05)
+
+
+def test_band_pass_takes_signals_shorter_than_its_padding():
+    assert bandpass(np.ones((12, 5)), 500, 0.5, 47).shape == (12, 5)
+
+
+@pytest.mark.parametrize("band", [(0.5, 60), (0, 40), (40, 10)])
+def test_a_band_that_does_not_fit_the_rate_is_refused(band):
+    with pytest.raises(DataError, match="does not fit"):
+        bandpass(tone(5, 100), 100, *band)
+
+
+def test_z_scores_have_mean_zero_and_deviation_one_by_lead():
+    signal = np.random.default_rng(0).normal([[5], [-2]], [[3], [0.01]], (2, 1000)).astype(np.float32)
+    scaled = zscore(signal)
+    assert scaled.dtype == np.float32
+    assert np.allclose(scaled.mean(axis=1), 0, atol=1e-5)
+    assert np.allclose(scaled.std(axis=1), 1, atol=1e-5)
+
+
+def test_flat_leads_stay_flat_even_after_a_filter():
+    flat = np.full((1, 5000), 3.3)
+    assert not zscore(flat).any()
+    assert not zscore(bandpass(flat, 500, 0.5, 47)).any()

@@ -1,0 +1,210 @@
+"""Write the tables of docs/scaling.md from named constants: `python tools/scaling.py`."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
+MARK = "<!-- `python tools/scaling.py` writes all that follows, from its constants. -->"
+
+# The data. Sources stand in the page.
+SETS = {"Challenge 2021": 88_253, "800,000 records": 800_000}
+LEADS, SECONDS, RECORDED_RATE, RATE, WINDOW, CLASSES = 12, 10, 500, 257, 4096, 26
+LEARNED, SELECTED = 3 / 5, 1 / 5  # of the records: three folds of five, and one
+
+# The protocol: LRH-Net's, with ten windows of a record as draws.
+BATCH, EPOCHS, DRAWS = 64, 90, 10
+POOLED, FEATURE_MAP = 512, 512 * (WINDOW // 32)  # values of a teacher's pooled vector, and of its last group
+
+# Measured on 2 cores of an AMD EPYC at 2.4 GHz, torch 2.14.1, float32, batches of 64 x 12 x 4096: seconds.
+STUDENT_STEP, TEACHER_FORWARD, PREPARATION = 0.54, 1.34, 0.025
+MEASURED_CORES = 2
+# Extrapolated: a training step is a forward and a backward of twice its operations.
+STEP_FORWARDS = 3
+TEACHER_STEP, STUDENT_FORWARD = STEP_FORWARDS * TEACHER_FORWARD, STUDENT_STEP / STEP_FORWARDS
+
+# Multiply-adds of a forward of one sample of 4096, and what a GPU of a g5.xlarge does at most, in operations a second.
+TEACHER_MACS, STUDENT_MACS, GPU_PEAK = 1.6e9, 0.10e9, 31.2e12
+GPU_SHARES = {"teacher": (0.05, 0.30), "student": (0.02, 0.15)}  # of the peak, assumed: worst, best
+
+# The grid of the tables: nets of a fold and a seed, and how often it is run.
+TEACHERS, STUDENTS, RUNS = 5, 22, 15
+GPU_PRICE, MACHINE_PRICE, MACHINE_CORES = 1.006, 0.68, 8  # dollars an hour: g5.xlarge, c5.4xlarge
+MACHINES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Seconds of a batch: a teacher's forward and step, a student's forward and step."""
+
+    teacher_forward: float
+    teacher_step: float
+    student_forward: float
+    student_step: float
+
+
+CPU = Speed(TEACHER_FORWARD, TEACHER_STEP, STUDENT_FORWARD, STUDENT_STEP)
+
+
+def gpu(case: int) -> Speed:
+    """Return the speed of a GPU in the worst case (0) or the best (1), by operations alone."""
+    teacher, student = (
+        2 * macs * BATCH / (GPU_PEAK * GPU_SHARES[who][case])
+        for who, macs in (("teacher", TEACHER_MACS), ("student", STUDENT_MACS))
+    )
+    return Speed(teacher, STEP_FORWARDS * teacher, student, STEP_FORWARDS * student)
+
+
+def steps(records: int) -> int:
+    """Return how many updates an epoch has."""
+    return math.ceil(records * LEARNED / BATCH)
+
+
+def training(records: int, step: float, forward: float) -> float:
+    """Return the hours of a net's training: its steps, and a look at the selection split each epoch."""
+    return EPOCHS * (steps(records) * step + math.ceil(records * SELECTED / BATCH) * forward) / 3600
+
+
+def asking(records: int, speed: Speed, *, recorded: bool) -> float:
+    """Return the hours in which one teacher is asked: at every step, or once for each draw of a sample."""
+    return (DRAWS if recorded else EPOCHS) * steps(records) * speed.teacher_forward / 3600
+
+
+def smlkd(records: int, speed: Speed, *, recorded: bool) -> float:
+    """Return the hours of S-MLKD: a teacher, an assistant that asks it, a student that asks both.
+
+    What was recorded of the teacher for the assistant is there for the student.
+    """
+    asks = (2 if recorded else 3) * asking(records, speed, recorded=recorded)
+    teachers = 2 * training(records, speed.teacher_step, speed.teacher_forward)
+    return teachers + training(records, speed.student_step, speed.student_forward) + asks
+
+
+def chain(records: int, speed: Speed) -> float:
+    """Return the hours that no number of machines shortens: what of S-MLKD waits for what."""
+    return smlkd(records, speed, recorded=True)
+
+
+def grid(records: int, speed: Speed) -> float:
+    """Return the hours of all cells, one after another, with each teacher's answers recorded once."""
+    teachers = TEACHERS * (
+        training(records, speed.teacher_step, speed.teacher_forward) + asking(records, speed, recorded=True)
+    )
+    return RUNS * (teachers + STUDENTS * training(records, speed.student_step, speed.student_forward))
+
+
+def on_machines(records: int, machines: int) -> float:
+    """Return the hours of the grid with cells of two threads on so many machines: the work shared, or the chain."""
+    return max(chain(records, CPU), grid(records, CPU) / (machines * MACHINE_CORES // MEASURED_CORES))
+
+
+def preparation(records: int, processes: int) -> float:
+    """Return the hours until every record is read, filtered and resampled."""
+    return records * PREPARATION / processes / 3600
+
+
+def sizes() -> list[tuple[str, list[float]]]:
+    """Return what takes how many bytes, for each set."""
+    each = {
+        f"recorded: {LEADS} leads, {SECONDS} s, {RECORDED_RATE} Hz, int16": LEADS * SECONDS * RECORDED_RATE * 2,
+        f"prepared at {RATE} Hz as long as recorded, float32": LEADS * SECONDS * RATE * 4,
+        f"prepared as windows of {WINDOW}, float32": LEADS * WINDOW * 4,
+        f"prepared as windows of {WINDOW}, float16": LEADS * WINDOW * 2,
+    }
+    answers = {
+        "answers of one teacher, one draw: logits, float32": CLASSES * 4,
+        f"the same for {DRAWS} draws": DRAWS * CLASSES * 4,
+        f"with its pooled vector of {POOLED}, {DRAWS} draws, float32": DRAWS * (CLASSES + POOLED) * 4,
+        f"with its pooled vector of {POOLED}, {DRAWS} draws, float16": DRAWS * (CLASSES + POOLED) * 2,
+        "with the feature map of its last group, one draw, float16": (CLASSES + FEATURE_MAP) * 2,
+    }
+    whole = [(what, [count * records for records in SETS.values()]) for what, count in each.items()]
+    learned = [(what, [count * LEARNED * records for records in SETS.values()]) for what, count in answers.items()]
+    return whole + learned
+
+
+def renewed(page: str) -> str:
+    """Return the page with its tables made anew. Raises ValueError where its mark is missing."""
+    above, mark, _tables = page.partition(MARK)
+    if not mark:
+        raise ValueError(f"the tables come after the line {MARK!r}, which {PAGE.name} has not; put it back")
+    return f"{above}{MARK}\n" + "\n".join([_bytes(), _hours(), _machines(), _costs()])
+
+
+def _bytes() -> str:
+    rows = [[what, *map(_size, counts)] for what, counts in sizes()]
+    return f"\n## Bytes\n\n{_table(['what', *SETS], rows)}"
+
+
+def _hours() -> str:
+    rows = []
+    for processes in (1, 2):
+        rows.append([f"preparing, {processes} process{'es' * (processes > 1)}", "measured per record"])
+        rows[-1] += [_time(preparation(records, processes)) for records in SETS.values()]
+    parts = {
+        "the student's training": ("measured per step", lambda n, s: training(n, s.student_step, s.student_forward)),
+        "one teacher's training": ("3 forwards a step", lambda n, s: training(n, s.teacher_step, s.teacher_forward)),
+        "one teacher asked at every step": ("measured per forward", lambda n, s: asking(n, s, recorded=False)),
+        f"one teacher asked once for {DRAWS} draws": ("the same", lambda n, s: asking(n, s, recorded=True)),
+        "all of S-MLKD, asked at every step": ("sum", lambda n, s: smlkd(n, s, recorded=False)),
+        "all of S-MLKD, recorded": ("sum", lambda n, s: smlkd(n, s, recorded=True)),
+    }
+    for what, (how, hours) in parts.items():
+        rows.append([f"{what}, 2 cores", how, *(_time(hours(records, CPU)) for records in SETS.values())])
+    for what, (_how, hours) in parts.items():
+        times = [f"{_time(hours(records, gpu(1)))} to {_time(hours(records, gpu(0)))}" for records in SETS.values()]
+        rows.append([f"{what}, one GPU", "operations alone", *times])
+    return f"## Hours\n\n{_table(['what', 'from', *SETS], rows)}"
+
+
+def _machines() -> str:
+    rows = [["the longest chain: S-MLKD", *(_time(chain(records, CPU)) for records in SETS.values())]]
+    for count in (1, 2, MACHINES):
+        name = f"{count} machine{'s' * (count > 1)} of {MACHINE_CORES} cores"
+        rows.append([name, *(_time(on_machines(records, count)) for records in SETS.values())])
+    title = f"The grid of the tables: {RUNS} folds and seeds of {TEACHERS + STUDENTS} nets"
+    return f"## {title}\n\n{_table(['where', *SETS], rows)}"
+
+
+def _costs() -> str:
+    rows = []
+    for name, records in SETS.items():
+        best, worst = (smlkd(records, gpu(case), recorded=True) * GPU_PRICE for case in (1, 0))
+        cores = smlkd(records, CPU, recorded=True) * MACHINE_PRICE * MEASURED_CORES / MACHINE_CORES
+        everything = grid(records, CPU) * MACHINE_PRICE * MEASURED_CORES / MACHINE_CORES
+        rows.append([name, _money(cores), f"{_money(best)} to {_money(worst)}", _money(everything)])
+    header = ["set", "S-MLKD, 2 cores of a c5.4xlarge", "S-MLKD, g5.xlarge", "the whole grid, c5.4xlarge"]
+    return f"## Cost\n\n{_table(header, rows)}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _size(count: float) -> str:
+    """Return bytes in the unit of a thousand that leaves the fewest figures."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _time(hours: float) -> str:
+    """Return minutes, hours or days, to two figures or so."""
+    if hours < 1:
+        return f"{60 * hours:.2g} min"
+    if hours < 100:
+        return f"{hours:.3g} h"
+    days = hours / 24
+    return f"{days:.3g} days" if days < 100 else f"{days:,.0f} days"
+
+
+def _money(dollars: float) -> str:
+    return f"${dollars:,.2f}" if dollars < 10 else f"${dollars:,.0f}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(renewed(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
