@@ -15,7 +15,7 @@ import time
 import numpy as np
 
 from kdkit import Predictions
-from kdkit.metrics import Interval, MacroAUPRC, MacroAUROC
+from kdkit.metrics import BootstrapInterval, MacroAUPRC, MacroAUROC
 from kdkit_ecg.labels import NORMAL, scored_classes
 from kdkit_ecg.metrics import ChallengeMetric, challenge_metric
 from kdkit_ecg.metrics.official import weights
@@ -86,7 +86,7 @@ def intervals(year):
     labels, _, logits = records(year)
     test = Predictions(labels=labels.astype(np.float32), outputs=logits, classes=scored_classes(year).names)
     for score in (MacroAUPRC(), MacroAUROC(), ChallengeMetric(year)):
-        _, seconds = timed(Interval(score).score, test)
+        _, seconds = timed(BootstrapInterval(score).score, test)
         print(f"{year}, interval of {score.name}, 1000 resamples: {seconds:.2f} s")
 
 

@@ -78,8 +78,8 @@ def learned(name, seed, weights, epochs):
         teacher = zoo.large("digits")
         teacher.net.network.load_state_dict(weights)
         teacher.net.trained = True
-        goals = zoo.student_goals(name, "digits", teacher)
-        return Recipe(data=zoo.digits(STUDENT_SAMPLES), schedule=Stages(Stage(goals, training(epochs))))
+        objectives = zoo.student_goals(name, "digits", teacher)
+        return Recipe(data=zoo.digits(STUDENT_SAMPLES), schedule=Stages(Stage(objectives, training(epochs))))
 
     return kdkit.run(recipe, seed=seed, device="cpu").scores["student"]["accuracy"].value
 

@@ -25,7 +25,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit.cli.console import ConsoleWatcher
+from kdkit.cli.console import ConsoleCallback
 
 EPOCHS, IMPORTS = 3, 9
 
@@ -92,7 +92,7 @@ def by_hand(case, inputs, labels):
     trained = [*student.parameters()]
     for loss, tap, _ in guides:
         if hasattr(loss, "build"):
-            facts = kdkit.Facts(classes=("a",), task="multiclass", samples=case.samples, ids=True)
+            facts = kdkit.BuildContext(classes=("a",), task="multiclass", samples=case.samples, ids=True)
             loss.build((ours[tap].shape,), (theirs[tap].shape,), facts, teacher)
             trained += loss.parameters()
     optimizer = torch.optim.Adam(trained, lr=1e-3, fused=True)  # as kdkit chooses on a CPU
@@ -124,26 +124,26 @@ def heard_by(module, taps):
     return heard
 
 
-def by_kdkit(case, inputs, labels, watchers=(), answers="off"):
+def by_kdkit(case, inputs, labels, callbacks=(), answers="off"):
     """Return the seconds per step of the same through kdkit, its own epochs' clock; the teacher is asked every step."""
     module, learner = case.nets()
     teacher, student = kdkit.Net("teacher", module, trained=True), kdkit.Net("student", learner)
-    goal = 0.5 * kdkit.Truth(nn.CrossEntropyLoss())
+    objective = 0.5 * kdkit.Truth(nn.CrossEntropyLoss())
     for number, (loss, tap, weight) in enumerate(case.guides()):
         sides = {} if tap is None else {"student": kdkit.Tap(learner[tap]), "target": kdkit.Tap(module[tap])}
-        goal = goal + weight * kdkit.Match(teacher, loss, label=f"guide {number}", **sides)
+        objective = objective + weight * kdkit.Match(teacher, loss, label=f"guide {number}", **sides)
     optimizer = kdkit.Optimizer(torch.optim.Adam, lr=1e-3)
     training = kdkit.Training(epochs=EPOCHS, batch_size=case.batch, optimizer=optimizer)
     data = kdkit.TorchData(TensorDataset(inputs, labels), TensorDataset(inputs[:64], labels[:64]))
-    recipe = kdkit.Recipe(data=data, schedule=kdkit.Stages(kdkit.Stage({student: goal}, training)))
-    history = kdkit.run(recipe, answers=answers, watchers=watchers).history["student"]
+    recipe = kdkit.Recipe(data=data, schedule=kdkit.Stages(kdkit.Stage({student: objective}, training)))
+    history = kdkit.run(recipe, answers=answers, callbacks=callbacks).history["student"]
     return min(epoch["seconds"] for epoch in history) / (case.samples // case.batch)
 
 
 def with_console(case, inputs, labels):
     """Return the seconds per step with the bar of a terminal on, which is written to a file."""
     with tempfile.TemporaryFile("w") as file:
-        return by_kdkit(case, inputs, labels, [ConsoleWatcher(Console(file=file, force_terminal=True))])
+        return by_kdkit(case, inputs, labels, [ConsoleCallback(Console(file=file, force_terminal=True))])
 
 
 def compared(name, case, measured):

@@ -61,20 +61,20 @@ def arguments():
 def recipe(given, *, taught):
     """Return a stage of the student, with labels only or with two teachers too; what these say is of no matter."""
     torch.manual_seed(0)
-    student = Net("student", LRHNet(leads=given.leads), sees=Leads(given.leads))
-    goal = Truth(nn.BCEWithLogitsLoss())
+    student = Net("student", LRHNet(leads=given.leads), view=Leads(given.leads))
+    objective = Truth(nn.BCEWithLogitsLoss())
     if taught:
         teachers = [
-            Net(name, SEResNet(leads=leads, width=given.width), sees=Leads(leads), trained=True)
+            Net(name, SEResNet(leads=leads, width=given.width), view=Leads(leads), trained=True)
             for name, leads in (("teacher", 12), ("assistant", given.leads))
         ]
         guided = sum(share * Match(each, SoftTargets()) for share, each in zip((0.6, 0.4), teachers, strict=True))
-        goal = 0.3 * goal + 0.7 * guided
+        objective = 0.3 * objective + 0.7 * guided
     changes = (Scaling(), GaussianNoise()) if given.draws > 1 else ()
     sizes = {"train": given.batch * given.batches, "select": given.batch, "test": given.batch, "length": given.length}
     data = Synthetic(**sizes, draws=given.draws, augment=changes)
     training = Training(epochs=given.epochs, batch_size=given.batch)
-    return Recipe(data=data, schedule=Stages(Stage({student: goal}, training)))
+    return Recipe(data=data, schedule=Stages(Stage({student: objective}, training)))
 
 
 class Turns:
@@ -157,7 +157,7 @@ def measured(given):
         clock.begin()
         try:
             answers = "auto" if name == NAMES[1] else "off"
-            kdkit.run(made[name], device="cpu", answers=answers, watchers=[clock])
+            kdkit.run(made[name], device="cpu", answers=answers, callbacks=[clock])
         finally:
             turns.give(leaving=True)
 
@@ -174,7 +174,7 @@ def measured(given):
     return {name: clock.seconds for name, clock in clocks.items()}, asking
 
 
-def paired(ours, theirs):
+def paired_bootstrap(ours, theirs):
     """Return the median ratio of steps that were made side by side."""
     return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
 
@@ -196,8 +196,8 @@ def main():
     median = {name: statistics.median(each) * 1e3 for name, each in later.items()}
     shown = ", ".join(f"{name} {each:.0f} ms" for name, each in median.items())
     print(f"a step from epoch {given.draws + 1} on: {shown}")
-    print(f"step that reads: {paired(later[recorded], later[labels]):.3f}x labels only")
-    print(f"step that asks: {paired(later[every], later[recorded]):.2f}x one that reads")
+    print(f"step that reads: {paired_bootstrap(later[recorded], later[labels]):.3f}x labels only")
+    print(f"step that asks: {paired_bootstrap(later[every], later[recorded]):.2f}x one that reads")
     whole = learned[labels] + asks
     print(f"all steps of a stage that records: {learned[recorded] / whole:.3f}x labels only and first-time asks")
     opening = opened[recorded] - opened[labels]

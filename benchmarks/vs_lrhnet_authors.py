@@ -101,9 +101,9 @@ def softened(output, guide):
 def by_kdkit(folder, given):
     """Return the seconds until the first step, and those of each epoch."""
     modules = nets(given.width)
-    teacher = kdkit.Net("teacher", modules[0], sees=Leads(12), trained=True)
-    assistant = kdkit.Net("assistant", modules[1], sees=Leads(FEW), trained=True)
-    student = kdkit.Net("student", modules[2], sees=Leads(FEW))
+    teacher = kdkit.Net("teacher", modules[0], view=Leads(12), trained=True)
+    assistant = kdkit.Net("assistant", modules[1], view=Leads(FEW), trained=True)
+    student = kdkit.Net("student", modules[2], view=Leads(FEW))
     soft = kdkit.losses.SoftTargets(temperature=TEMPERATURE, t_squared=False)
     guides = 0.6 * kdkit.Match(teacher, soft) + 0.4 * kdkit.Match(assistant, soft)
     adam = kdkit.Optimizer(torch.optim.Adam, lr=3e-3, weight_decay=1e-5)
@@ -113,7 +113,7 @@ def by_kdkit(folder, given):
     recipe = kdkit.Recipe(
         data=challenge(folder, given), schedule=kdkit.Stages(stage), scores=(kdkit.metrics.MacroF1(),)
     )
-    result = kdkit.run(recipe, watchers=[clock], device="cpu")
+    result = kdkit.run(recipe, callbacks=[clock], device="cpu")
     return clock.first, [epoch["seconds"] for epoch in result.history["student"]]
 
 

@@ -23,8 +23,8 @@ import kdkit
 from kdkit import (
     Ema,
     Images,
-    LearningRate,
     Loss,
+    LRSchedule,
     Match,
     Net,
     Optimizer,
@@ -179,7 +179,7 @@ def made(name: str, data: Task, teacher: At | None = None) -> Loss:
         "crd": {"negatives": 512},  # its authors' 16384 are for 50,000 samples
         "ofd": {"norm": teacher.norm if teacher else None},
     }
-    loss: Loss = kdkit.shelf("losses")[name](**options.get(name, {}))
+    loss: Loss = kdkit.registry("losses")[name](**options.get(name, {}))
     if data == "ecg" and "hard_labels" in getattr(loss, "needs", ()):
         instead = [each for each in PER_LABEL if each == f"per_label_{name}"] or PER_LABEL
         raise RecipeError(
@@ -195,7 +195,7 @@ def truth(data: Task) -> Truth:
 
 def training(epochs: int) -> Training:
     """Return how each stage is trained."""
-    rate = LearningRate(OneCycleLR, each="update", max_lr=5e-3)
+    rate = LRSchedule(OneCycleLR, each="update", max_lr=5e-3)
     return Training(epochs=epochs, batch_size=32, optimizer=Optimizer(AdamW, lr=5e-3), learning_rate=rate)
 
 
@@ -205,7 +205,7 @@ def large(data: Task) -> At:
         return resnet("teacher")
     net = SEResNet(width=16)
     return At(
-        net=Net("teacher", net, sees=Leads(12)),
+        net=Net("teacher", net, view=Leads(12)),
         vector=Tap(net.classifier, "input"),
         before=Tap(net.group4.block2.activation, "input"),
         norm=net.group4.block2.norm2,
@@ -219,7 +219,7 @@ def small(data: Task, name: str = "student") -> At:
         return resnet(name, **NARROW)
     net = LRHNet(leads=3)
     return At(
-        net=Net(name, net, sees=Leads(3)),
+        net=Net(name, net, view=Leads(3)),
         vector=Tap(net.hidden, "input"),
         before=Tap(net.block3.activation, "input"),
         norm=net.block3.norm2,
@@ -232,16 +232,16 @@ def reusing(data: Task, teacher: At) -> Net[SimKD]:
     whole = teacher.net.module
     if data == "digits":
         body, head = timm(**NARROW, num_classes=0, global_pool=""), nn.Sequential(whole.global_pool, whole.fc)
-        return Net("student", SimKD(body, head, given=(16, 4, 4), wanted=(96, 4, 4)), sees=PIXELS)
+        return Net("student", SimKD(body, head, given=(16, 4, 4), wanted=(96, 4, 4)), view=PIXELS)
     simkd = SimKD(LRHNet(leads=3).body(), whole.head(), given=(64, 125), wanted=(128, 16))
-    return Net("student", simkd, sees=Leads(3))
+    return Net("student", simkd, view=Leads(3))
 
 
 def resnet(name: str, **narrower: Any) -> At:
     """Return one of timm's for digits, whose last maps keep 4 x 4 positions."""
     net = timm(num_classes=10, **narrower)
     return At(
-        net=Net(name, net, sees=PIXELS),
+        net=Net(name, net, view=PIXELS),
         vector=Tap(net.fc, "input"),
         before=Tap(net.layer4[-1].act2, "input"),
         norm=net.layer4[-1].bn2,
@@ -251,7 +251,7 @@ def resnet(name: str, **narrower: Any) -> At:
 
 def timm(**options: Any) -> Any:
     """Return timm's small network, with these options of its own."""
-    return kdkit.shelf("models")["timm"]("test_resnet", in_chans=1, output_stride=8, **options)
+    return kdkit.registry("models")["timm"]("test_resnet", in_chans=1, output_stride=8, **options)
 
 
 def digits(samples: int) -> TorchData:

@@ -41,9 +41,9 @@ def recipe(weight: float = 0.5, epochs: int = 30) -> Recipe:
     teacher = Net("teacher", nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10)))
     student = Net("student", nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10)))
     truth = Truth(nn.CrossEntropyLoss())
-    goal = 0.3 * truth + 0.7 * Match(teacher, SoftTargets()) + weight * Match(teacher, sureness)
+    objective = 0.3 * truth + 0.7 * Match(teacher, SoftTargets()) + weight * Match(teacher, sureness)
     training = Training(epochs=epochs, batch_size=32, optimizer=Optimizer(Adam, lr=5e-3))
     return Recipe(
         data=TorchData(*split, classes=list("0123456789")),
-        schedule=Stages(Stage({teacher: truth}, training), Stage({student: goal}, training)),
+        schedule=Stages(Stage({teacher: truth}, training), Stage({student: objective}, training)),
     )

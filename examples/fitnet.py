@@ -23,15 +23,15 @@ def recipe(leads: int = 3, records: int = 640, epochs: int = 10, hint: float = 1
     leads: how many the student sees. records: how many there are to learn from. epochs: of each stage.
     hint: the weight that the hint starts with.
     """
-    teacher = Net("teacher", SEResNet(leads=12, width=16), sees=Leads(12))
-    student = Net("student", LRHNet(leads=leads), sees=Leads(leads))
+    teacher = Net("teacher", SEResNet(leads=12, width=16), view=Leads(12))
+    student = Net("student", LRHNet(leads=leads), view=Leads(leads))
     truth = Truth(BCEWithLogitsLoss())
     middle = Match(teacher, Hint(), student=Tap(student.module.block2), target=Tap(teacher.module.group2))
     knowledge = 0.3 * truth + 0.7 * Match(teacher, PerLabelSoftTargets(temperature=2.0))
-    goal = CosineRamp(start=hint, end=0.0, until=0.5) * middle + LinearRamp(start=0.1, until=0.3) * knowledge
+    objective = CosineRamp(start=hint, end=0.0, until=0.5) * middle + LinearRamp(start=0.1, until=0.3) * knowledge
     training = Training(epochs=epochs, batch_size=32, optimizer=Optimizer(Adam, lr=3e-3))
     return Recipe(
         data=Synthetic(train=records, select=records // 4, test=records // 2, length=500),
         scores=(MacroAUROC(), MacroAUPRC()),
-        schedule=Stages(Stage({teacher: truth}, training), Stage({student: goal}, training)),
+        schedule=Stages(Stage({teacher: truth}, training), Stage({student: objective}, training)),
     )

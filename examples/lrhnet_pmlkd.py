@@ -13,7 +13,7 @@ from torch.nn import BCEWithLogitsLoss
 from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
 
-from kdkit import LearningRate, Level, Net, Optimizer, Parallel, Recipe, Training, Truth
+from kdkit import Level, LRSchedule, Net, Optimizer, Parallel, Recipe, Training, Truth
 from kdkit.losses import SoftTargets
 from kdkit.metrics import MacroAUPRC, MacroF1
 from kdkit_ecg import Challenge2020, ChallengeMetric, Leads, LRHNet, SEResNet, Synthetic
@@ -47,16 +47,16 @@ def recipe(
         data=Challenge2020(data, strict=strict, fold=fold, folds=folds) if data else simulated,
         scores=(ChallengeMetric(2020), MacroAUPRC(), MacroF1()),
         schedule=Parallel(
-            Net("teacher", SEResNet(leads=12, width=width), sees=Leads(12)),
-            Net("assistant", SEResNet(leads=leads, width=width), sees=Leads(leads)),
-            Level(Net("student", LRHNet(leads=leads), sees=Leads(leads)), shares=(0.6, 0.4)),
+            Net("teacher", SEResNet(leads=12, width=width), view=Leads(12)),
+            Net("assistant", SEResNet(leads=leads, width=width), view=Leads(leads)),
+            Level(Net("student", LRHNet(leads=leads), view=Leads(leads)), shares=(0.6, 0.4)),
             truth=Truth(BCEWithLogitsLoss()),
             guide=SoftTargets(temperature=2.0),
             balance=0.3,
             training=Training(
                 epochs=epochs,
                 optimizer=Optimizer(Adam, weight_decay=1e-5),
-                learning_rate=LearningRate(OneCycleLR, each="update", max_lr=1e-2),
+                learning_rate=LRSchedule(OneCycleLR, each="update", max_lr=1e-2),
                 by="macro_auprc",
             ),
         ),

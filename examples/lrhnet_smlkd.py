@@ -14,7 +14,7 @@ from torch.nn import BCEWithLogitsLoss
 from torch.optim import Adam
 from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR
 
-from kdkit import LearningRate, Level, MultiLevel, Net, Optimizer, Recipe, Training, Truth
+from kdkit import Level, LRSchedule, MultiLevel, Net, Optimizer, Recipe, Training, Truth
 from kdkit.losses import SoftTargets
 from kdkit.metrics import MacroAUPRC, MacroF1
 from kdkit_ecg import Challenge2020, ChallengeMetric, Leads, LRHNet, SEResNet, Synthetic
@@ -46,11 +46,11 @@ def recipe(
     paper = preset == "paper"
     epochs = epochs if epochs is not None else 90 if data else 12
     width = width if width is not None else 64 if data else 16
-    teacher = Net("teacher", SEResNet(leads=12, width=width), sees=Leads(12))
-    assistant = Net("assistant", SEResNet(leads=leads, width=width), sees=Leads(leads))
-    student = Net("student", LRHNet(leads=leads, preset=preset), sees=Leads(leads))
+    teacher = Net("teacher", SEResNet(leads=12, width=width), view=Leads(12))
+    assistant = Net("assistant", SEResNet(leads=leads, width=width), view=Leads(leads))
+    student = Net("student", LRHNet(leads=leads, preset=preset), view=Leads(leads))
     challenge = Challenge2020.paper if paper else Challenge2020
-    steps = LearningRate(MultiStepLR, milestones=[max(1, epoch * epochs // 90) for epoch in (20, 40, 70)])
+    steps = LRSchedule(MultiStepLR, milestones=[max(1, epoch * epochs // 90) for epoch in (20, 40, 70)])
     simulated = Synthetic(train=records, select=records // 5, test=2 * records // 5)
     return Recipe(
         data=challenge(data, strict=strict, fold=fold, folds=folds) if data else simulated,
@@ -65,7 +65,7 @@ def recipe(
             training=Training(
                 epochs=epochs,
                 optimizer=Optimizer(Adam, lr=3e-3, weight_decay=1e-5),  # one cycle sets a rate of its own
-                learning_rate=steps if paper else LearningRate(OneCycleLR, each="update", max_lr=1e-2),
+                learning_rate=steps if paper else LRSchedule(OneCycleLR, each="update", max_lr=1e-2),
                 by="challenge_metric" if paper else "macro_auprc",
             ),
         ),

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import TensorDataset, random_split
 
 import kdkit
-from kdkit import Images, Match, Net, Parallel, TorchData, Training, Truth, stage_tap
+from kdkit import Images, Match, Net, Parallel, TorchData, Training, Truth, timm_tap
 from kdkit.losses import Hint, SoftTargets
 
 
@@ -28,7 +28,7 @@ def recipe(
 
     teacher, student: networks by timm's names. hint: the weight of the hint. epochs: of each stage.
     """
-    timm = kdkit.shelf("models")["timm"]
+    timm = kdkit.registry("models")["timm"]
     large = timm(teacher, num_classes=10, in_chans=1)
     small = timm(student, num_classes=10, in_chans=1)
     digits, labels = load_digits(return_X_y=True)
@@ -36,22 +36,22 @@ def recipe(
     samples = TensorDataset(images, torch.tensor(labels))
     split = random_split(samples, (1000, 297, 500), torch.Generator().manual_seed(0))
 
-    def match(net: Net[Any], teacher: Net[Any]) -> kdkit.Goal:
-        middle = Match(teacher, Hint(), student=stage_tap(net.network, 2), target=stage_tap(teacher.network, 2))
+    def match(net: Net[Any], teacher: Net[Any]) -> kdkit.Objective:
+        middle = Match(teacher, Hint(), student=timm_tap(net.network, 2), target=timm_tap(teacher.network, 2))
         return Match(teacher, SoftTargets()) + hint * middle
 
     return kdkit.Recipe(
         data=TorchData(*split, classes=list("0123456789")),
         schedule=Parallel(
-            Net("teacher", large, sees=Images(mean=(0.5,), std=(0.5,), size=(48, 48))),
-            Net("student", small, sees=Images(mean=(0.3,), std=(0.4,), size=(32, 32))),
+            Net("teacher", large, view=Images(mean=(0.5,), std=(0.5,), size=(48, 48))),
+            Net("student", small, view=Images(mean=(0.3,), std=(0.4,), size=(32, 32))),
             truth=Truth(CrossEntropyLoss()),
             match=match,
             balance=0.3,
             training=Training(
                 epochs=epochs,
                 optimizer=kdkit.Optimizer(AdamW, lr=3e-3),
-                learning_rate=kdkit.LearningRate(OneCycleLR, max_lr=3e-3, each="update"),
+                learning_rate=kdkit.LRSchedule(OneCycleLR, max_lr=3e-3, each="update"),
             ),
         ),
     )

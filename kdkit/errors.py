@@ -24,7 +24,7 @@ class RunFolderError(KdkitError):
     """A run folder that cannot be written, or cannot be gone on with."""
 
 
-class SaidElsewhereError(KdkitError):
+class RemoteRankError(KdkitError):
     """An error that another process of this run has too, or has caused; the command line leaves it to that one."""
 
 
@@ -40,7 +40,7 @@ class BenchmarkError(KdkitError):
     """A benchmark that does not exist, or benchmarks asked for outside a checkout."""
 
 
-class AnswersError(KdkitError):
+class CacheError(KdkitError):
     """Recorded answers that cannot be kept, or that are not what their teacher says."""
 
 

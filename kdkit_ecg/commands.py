@@ -39,12 +39,12 @@ def fetch(release: str, base: str | None, dry_run: bool, **options: Any) -> None
 
     Run the same command again to go on, to try what failed, or to find out whether all is there and right.
     """
-    from kdkit_ecg.download import Order, failures
+    from kdkit_ecg.download import DownloadRequest, failures
     from kdkit_ecg.download import fetch as fetch_release
 
     console = _console()
     try:
-        fetched = fetch_release(Order(base=base or RELEASES[release], dry_run=dry_run, **options), console)
+        fetched = fetch_release(DownloadRequest(base=base or RELEASES[release], dry_run=dry_run, **options), console)
     except KeyboardInterrupt:
         click.echo("\nwhat came is kept; run the same command again to go on", err=True)
         raise

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdkit import losses
 from kdkit.errors import KdkitError
-from kdkit.losses import Facts, Loss, SoftTargets, asked_by, catalog, loss_name, needs_of
+from kdkit.losses import BuildContext, Loss, SoftTargets, asked_by, catalog, loss_name, needs_of
 
 Make = Callable[..., Loss]
 Shape = tuple[int, ...]
@@ -99,8 +99,8 @@ def _row(name: str, make: Make) -> str:
     takes = "; ".join([said["Shapes"], *(_differing(make) if said["Shapes"].startswith("features") else ())])
     source = re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", said["Source"])
     source = re.sub(r"OpenReview:(\w+)", r"[OpenReview](https://openreview.net/forum?id=\1)", source)
-    cells = [f"`{formula}`" + (f" with {where}" if where else ""), takes, _needs(make), source]
-    line = " | ".join(["<br>".join(f"`{each}`" for each in names), *(cell.replace("|", "\\|") for cell in cells)])
+    trials = [f"`{formula}`" + (f" with {where}" if where else ""), takes, _needs(make), source]
+    line = " | ".join(["<br>".join(f"`{each}`" for each in names), *(trial.replace("|", "\\|") for trial in trials)])
     return f"| {line} |\n"
 
 
@@ -136,7 +136,7 @@ def _meet_both_ways(make: Make, one: Shape, other: Shape) -> bool:
 
 def _meet(make: Make, student: Sequence[Shape], target: Sequence[Shape], *, with_teacher: bool = True) -> bool:
     """Whether a loss takes sides of these shapes, each a tap, and gives a scalar."""
-    facts = Facts(classes=("a", "b", "c"), task="multiclass", samples=4, ids=True)
+    facts = BuildContext(classes=("a", "b", "c"), task="multiclass", samples=4, ids=True)
     known = {"labels": torch.arange(4) % 3, "ids": torch.arange(4), "progress": torch.tensor(0.5)}
     teacher = nn.Sequential(nn.Linear(target[0][1], 3), nn.BatchNorm1d(target[0][1])) if with_teacher else None
     with warnings.catch_warnings(), torch.random.fork_rng():

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from kdkit.metrics import Scored
+from kdkit.metrics import MetricResult
 from kdkit.plugins.events import EpochEnded, RunEnded, RunStarted, StageStarted, StepEnded
 from kdkit.plugins.hooks import hookimpl
 
@@ -22,7 +22,7 @@ def console_for_people() -> Console:
 _PAUSE = 0.2  # seconds between two moves of the bar, which would else cost more than the step of a small net
 
 
-class ConsoleWatcher:
+class ConsoleCallback:
     """Writes to a rich console. The bar shows on a terminal only; elsewhere there is a line an epoch."""
 
     def __init__(self, console: Console) -> None:
@@ -121,7 +121,7 @@ def score_table(event: RunEnded) -> Table:
     return table
 
 
-def _with_interval(scored: Scored) -> str:
+def _with_interval(scored: MetricResult) -> str:
     if scored.interval is None:
         return _figure(scored.value)
     low, high = scored.interval

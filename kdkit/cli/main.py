@@ -12,7 +12,7 @@ import click
 
 from kdkit import __version__
 from kdkit.cli.recipe_command import RecipeCommand, chosen, file_of
-from kdkit.errors import KdkitError, RunFolderError, SaidElsewhereError
+from kdkit.errors import KdkitError, RemoteRankError, RunFolderError
 from kdkit.plugins.manager import Plugins, installed
 from kdkit.plugins.recipe_file import RecipeFile, read_recipe_file
 
@@ -29,7 +29,7 @@ def call(args: list[str]) -> int:
             _add_commands(_plugins())
             code = cli.main(args, prog_name="kdkit", standalone_mode=False)
             return code if isinstance(code, int) else 0
-    except SaidElsewhereError:
+    except RemoteRankError:
         return 2
     except KdkitError as error:
         click.echo(f"error: {error}", err=True)
@@ -124,7 +124,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
 
     The parameters of its recipe() are options too: `kdkit run FILE --help` lists them.
     """
-    from kdkit.cli.console import ConsoleWatcher, console_for_people  # these import torch, which --help does without
+    from kdkit.cli.console import ConsoleCallback, console_for_people  # these import torch, which --help does without
     from kdkit.engine.options import RunOptions
     from kdkit.engine.run import run as run_recipe
     from kdkit.engine.run_record import Origin
@@ -145,14 +145,14 @@ def run(ctx: click.Context, /, **options: Any) -> None:
         answers=options["answers"],
         answers_size=options["answers_size"],
     )
-    watchers = [] if options["quiet"] else [ConsoleWatcher(console_for_people())]
+    callbacks = [] if options["quiet"] else [ConsoleCallback(console_for_people())]
     origin = Origin(file=file.path, options=own)
     keep_freed_memory()
     try:
         if options["jobs"] > 1:
-            _run_at_once(file, own, settings, options, watchers)
+            _run_at_once(file, own, settings, options, callbacks)
         else:
-            run_recipe(lambda: file.make(own), settings, watchers=watchers, origin=origin)
+            run_recipe(lambda: file.make(own), settings, callbacks=callbacks, origin=origin)
     except KeyboardInterrupt:
         if settings.out is not None and settings.out.exists():
             click.echo(f"\nto go on from the last epoch, add: --out {settings.out} --resume", err=True)
@@ -257,16 +257,16 @@ def answers(folder: Path, delete: str | None, keep: float | None) -> None:
     """
     from kdkit.cli.console import console_for_people
     from kdkit.cli.teacher_cache import show_answers
-    from kdkit.teachers.cache import AnswersFolder  # these import torch, which --help does without
+    from kdkit.teachers.cache import CacheFolder  # these import torch, which --help does without
 
-    console, place = console_for_people(), AnswersFolder(folder)
+    console, place = console_for_people(), CacheFolder(folder)
     gone = place.delete(delete) if delete is not None else []
     gone += place.shrink(int(keep * 10**9)) if keep is not None else []
     show_answers(console, folder, place.kept(), gone)
 
 
 def _run_at_once(
-    file: RecipeFile, own: Mapping[str, Any], settings: Any, options: Mapping[str, Any], watchers: list[Any]
+    file: RecipeFile, own: Mapping[str, Any], settings: Any, options: Mapping[str, Any], callbacks: list[Any]
 ) -> None:
     """Run a recipe file in several processes of which each trains a stage."""
     from kdkit.study.parallel_stages import run_at_once
@@ -274,7 +274,7 @@ def _run_at_once(
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise KdkitError("torchrun shares out each stage among its processes; leave out --jobs, or torchrun")
     say = (lambda _line: None) if options["quiet"] else (lambda line: click.echo(line, err=True))
-    run_at_once(file, own, settings, jobs=options["jobs"], watchers=watchers, say=say)
+    run_at_once(file, own, settings, jobs=options["jobs"], callbacks=callbacks, say=say)
 
 
 def _require_lasting(out: Path | None) -> None:

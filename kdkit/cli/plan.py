@@ -5,10 +5,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from kdkit.engine.check.plan import Comparison, Plan
+from kdkit.engine.check.plan import Plan, TermSummary
 from kdkit.plugins.manager import Plugins
-from kdkit.plugins.registry import SHELVES
-from kdkit.recipe.objective import Match, as_goal
+from kdkit.plugins.registry import REGISTRIES
+from kdkit.recipe.objective import Match, as_objective
 
 
 def show_plan(plan: Plan, console: Console) -> None:
@@ -31,40 +31,40 @@ def show_plan(plan: Plan, console: Console) -> None:
 
 def show_shelves(plugins: Plugins, console: Console) -> None:
     """Print every shelf: name, plugin, and the first sentence of what each thing says of itself."""
-    for kind in SHELVES:
-        shelf = plugins.shelf(kind)
+    for kind in REGISTRIES:
+        registry = plugins.registry(kind)
         table = Table(title=kind, title_justify="left", title_style="bold", box=None, pad_edge=False)
         for column in ("name", "plugin", "what it is"):
             table.add_column(column, overflow="fold")
-        for name in shelf:
-            text = (shelf[name].__doc__ or "").strip().splitlines()
-            table.add_row(*map(escape, (name, shelf.plugin(name), text[0] if text else "")))
+        for name in registry:
+            text = (registry[name].__doc__ or "").strip().splitlines()
+            table.add_row(*map(escape, (name, registry.plugin(name), text[0] if text else "")))
         console.print(table)
         console.print()
 
 
 def _nets(plan: Plan) -> Table:
     table = Table(title="Nets", title_justify="left", title_style="bold")
-    for column in ("net", "module", "parameters", "sees", "learns from"):
+    for column in ("net", "module", "parameters", "view", "learns from"):
         table.add_column(column, justify="right" if column == "parameters" else "left", overflow="fold")
     for net in plan.nets:
-        stage = next((stage for stage in plan.stages if net in stage.goals), None)
-        terms = as_goal(stage.goals[net]) if stage is not None else ()
+        stage = next((stage for stage in plan.stages if net in stage.objectives), None)
+        terms = as_objective(stage.objectives[net]) if stage is not None else ()
         names = dict.fromkeys(each.term.source.name for each in terms if isinstance(each.term, Match))
         teachers = ", ".join(names)
         learns = "comes trained" if stage is None else f"labels, {teachers}" if teachers else "labels"
         module = getattr(net.module, "__name__", None) or type(net.module).__name__
-        table.add_row(*map(escape, (net.name, module, f"{net.parameters:,}", net.sees.key, learns)))
+        table.add_row(*map(escape, (net.name, module, f"{net.parameters:,}", net.view.key, learns)))
     return table
 
 
-def _line(comparison: Comparison) -> str:
+def _line(comparison: TermSummary) -> str:
     start, end = comparison.weight
     weight = f"{start:g}" if start == end else f"{start:g} to {end:g}"
     target = comparison.target if comparison.source is None else f"{comparison.source} {comparison.target}"
     projector = f", trains {comparison.parameters:,} parameters of its own" if comparison.parameters else ""
     return (
         f"{weight} x [bold]{escape(comparison.label)}[/bold]: "
-        + escape(f"{comparison.learner} {comparison.student} <- {target} by {comparison.loss}")
+        + escape(f"{comparison.student} {comparison.student} <- {target} by {comparison.loss}")
         + projector
     )

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kdkit.teachers.cache import Kept
+from kdkit.teachers.cache import EntryInfo
 
 
-def show_answers(console: Console, folder: Path, kept: Sequence[Kept], gone: Sequence[Kept]) -> None:
+def show_answers(console: Console, folder: Path, kept: Sequence[EntryInfo], gone: Sequence[EntryInfo]) -> None:
     """Write a row for each teacher and use that is recorded, and how much was deleted."""
     if gone:
         size = _size(sum(each.bytes for each in gone))
@@ -21,13 +21,13 @@ def show_answers(console: Console, folder: Path, kept: Sequence[Kept], gone: Seq
         return
     total = _size(sum(each.bytes for each in kept))
     table = Table(title=escape(f"Answers in {folder} ({total})"), title_justify="left")
-    for name in ("name", "net", "sees", "data"):
+    for name in ("name", "net", "view", "data"):
         table.add_column(name, overflow="fold")
     for name in ("known", "size", "last used"):
         table.add_column(name, justify="right", no_wrap=True)
     for each in kept:
         when = "now" if each.open else time.strftime("%Y-%m-%d %H:%M", time.localtime(each.used))
-        row = (each.path.name[:12], each.net, _short(each.sees), _short(each.data))
+        row = (each.path.name[:12], each.net, _short(each.view), _short(each.data))
         table.add_row(*map(escape, row), f"{each.known:,} of {each.rows:,}", _size(each.bytes), when)
     console.print(table)
 

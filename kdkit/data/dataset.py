@@ -64,22 +64,22 @@ class Data(Protocol):
         ...
 
     @property
-    def train(self) -> "Split | Stream":
+    def train(self) -> "Split | LoaderSplit":
         """What is learned from."""
         ...
 
     @property
-    def select(self) -> "Split | Stream":
+    def select(self) -> "Split | LoaderSplit":
         """What epochs and thresholds are chosen on."""
         ...
 
     @property
-    def test(self) -> "Split | Stream | None":
+    def test(self) -> "Split | LoaderSplit | None":
         """What is reported on; None to report on `select`."""
         ...
 
 
-class Stream:
+class LoaderSplit:
     """Batches from a DataLoader of the user's own, in the order and with the randomness it has."""
 
     def __init__(self, loader: "DataLoader[Any]") -> None:

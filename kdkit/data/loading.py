@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import Split, Stream
-from kdkit.utils.randomness import seed_from
+from kdkit.data.dataset import LoaderSplit, Split
+from kdkit.utils.randomness import derive_seed
 
 Part = tuple[int, int]  # which of so many processes
 _ORDER, _LOADER = 1, 2  # what a seed is for: no two of them draw the same numbers
@@ -27,7 +27,7 @@ class Batches(Protocol):
 
 
 def batches(
-    split: Split | Stream,
+    split: Split | LoaderSplit,
     size: int,
     *,
     order: Tensor | None = None,
@@ -42,7 +42,7 @@ def batches(
     workers: processes that fetch them; 0 fetches them in this one; None chooses. pin: put them in page-locked memory,
     from which they are copied to a GPU without waiting.
     """
-    if isinstance(split, Stream):
+    if isinstance(split, LoaderSplit):
         return split
     workers = _helpful(split, pin) if workers is None else workers
     rows = order if order is not None else torch.arange(len(split))
@@ -63,12 +63,12 @@ def own_part(rows: Tensor, part: Part) -> Tensor:
     return rows if len(rows) < 2 * count else torch.tensor_split(rows, count)[number]
 
 
-def training_order(split: Split | Stream, batch_size: int, seed: int, epoch: int) -> Tensor | None:
+def training_order(split: Split | LoaderSplit, batch_size: int, seed: int, epoch: int) -> Tensor | None:
     """Return the order of a training epoch; None where a user's own loader has its own.
 
     A last batch of a single sample is left out, since batch norm cannot take it.
     """
-    if isinstance(split, Stream):
+    if isinstance(split, LoaderSplit):
         return None
     order = shuffled(len(split), seed, epoch)
     return order[:-1] if len(order) % batch_size == 1 and len(order) > batch_size > 1 else order
@@ -76,7 +76,7 @@ def training_order(split: Split | Stream, batch_size: int, seed: int, epoch: int
 
 def shuffled(rows: int, seed: int, epoch: int) -> Tensor:
     """Return the order of an epoch, (rows,) int64: a function of (seed, epoch) and of nothing else."""
-    own = seed_from(seed, epoch, _ORDER)  # not the seed of the epoch's dropout, or both would draw the same numbers
+    own = derive_seed(seed, epoch, _ORDER)  # not the seed of the epoch's dropout, or both would draw the same numbers
     return torch.randperm(rows, generator=torch.Generator().manual_seed(own))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 
-from kdkit.data.dataset import Split, Stream, Task
+from kdkit.data.dataset import LoaderSplit, Split, Task
 from kdkit.data.torch_splits import DatasetSplit, LoaderStream, Yours, first_batch, is_plain, pair_of, split_of
 from kdkit.errors import DataError
 
@@ -49,7 +49,7 @@ class TorchData:
             self._splits[name] = split = split_of(name, one, first)
             first += len(split)
         fixed = all(_is_fixed(one) for one in given.values() if one is not None)
-        streamed = any(isinstance(one, Stream) for one in self._splits.values())
+        streamed = any(isinstance(one, LoaderSplit) for one in self._splits.values())
         if draws not in (None, 1):
             raise DataError(f"draws is 1, for samples that are always the same, or None; got {draws!r}")
         self.draws = None if streamed else draws or (1 if fixed else None)
@@ -62,17 +62,17 @@ class TorchData:
                     split.classes = len(self.classes)
 
     @property
-    def train(self) -> Split | Stream:
+    def train(self) -> Split | LoaderSplit:
         """What is learned from."""
         return self._splits["train"]
 
     @property
-    def select(self) -> Split | Stream:
+    def select(self) -> Split | LoaderSplit:
         """What epochs and thresholds are chosen on."""
         return self._splits["select"]
 
     @property
-    def test(self) -> Split | Stream | None:
+    def test(self) -> Split | LoaderSplit | None:
         """What is reported on."""
         return self._splits.get("test")
 
@@ -82,7 +82,7 @@ class TorchData:
         digest = hashlib.sha256()
         for name, split in self._splits.items():
             digest.update(f"{name}:{len(split)}:{self.classes}".encode())
-            if not isinstance(split, Stream) and self.draws is not None:
+            if not isinstance(split, LoaderSplit) and self.draws is not None:
                 batch = split.batch(torch.tensor([0, len(split) - 1]), 0)
                 for content in _bytes((batch.inputs, batch.labels)):
                     digest.update(content)
@@ -92,7 +92,7 @@ class TorchData:
     def train_digest(self) -> str | None:
         """A digest of every training sample as it is now, for recorded answers; None where not all are in memory."""
         split = self.train
-        if isinstance(split, Stream) or not _is_fixed(split.dataset if isinstance(split, DatasetSplit) else None):
+        if isinstance(split, LoaderSplit) or not _is_fixed(split.dataset if isinstance(split, DatasetSplit) else None):
             return None
         digest = hashlib.sha256()
         for rows in torch.split(torch.arange(len(split)), 1024):
@@ -119,7 +119,7 @@ class TorchData:
         return tuple(str(index) for index in range(largest + 1))
 
 
-def class_names(one: Yours | Split | Stream) -> tuple[str, ...] | None:
+def class_names(one: Yours | Split | LoaderSplit) -> tuple[str, ...] | None:
     """Return the `classes` of a dataset, looked for through every Subset and DataLoader; None where it has none."""
     dataset = _dataset(one)
     while isinstance(dataset, Subset):
@@ -141,7 +141,7 @@ def _task(labels: Tensor) -> Task:
     return "multilabel" if labels.ndim == 2 and bool(((labels == 0) | (labels == 1)).all()) else "regression"
 
 
-def _largest_label(split: Split | Stream) -> int:
+def _largest_label(split: Split | LoaderSplit) -> int:
     known = _labels(_dataset(split))
     if known is None:
         raise DataError(
@@ -151,11 +151,11 @@ def _largest_label(split: Split | Stream) -> int:
     return int(known.max())
 
 
-def _require_known(name: str, split: Split | Stream, classes: int) -> bool:
+def _require_known(name: str, split: Split | LoaderSplit, classes: int) -> bool:
     """Return whether all labels can be seen. Raises DataError where one of these is beyond the classes."""
     dataset = _dataset(split)
     known = _labels(dataset)
-    if known is None or known.is_floating_point() or (isinstance(split, Stream) and not _plain(split.loader)):
+    if known is None or known.is_floating_point() or (isinstance(split, LoaderSplit) and not _plain(split.loader)):
         return False
     for row in (int(known.argmin()), int(known.argmax())):
         if not 0 <= known[row] < classes:
@@ -173,8 +173,8 @@ def _plain(loader: DataLoader[Any]) -> bool:
     return loader.collate_fn is default_collate
 
 
-def _dataset(one: Yours | Split | Stream) -> Any:
-    loader = one.loader if isinstance(one, Stream) else one
+def _dataset(one: Yours | Split | LoaderSplit) -> Any:
+    loader = one.loader if isinstance(one, LoaderSplit) else one
     if isinstance(loader, DataLoader):
         return loader.dataset
     return loader.dataset if isinstance(loader, DatasetSplit) else loader

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from kdkit.data.batch import Batch, as_targets
-from kdkit.data.dataset import Stream
+from kdkit.data.dataset import LoaderSplit
 from kdkit.errors import DataError
 
 Yours = Dataset[Any] | DataLoader[Any]
@@ -42,7 +42,7 @@ class DatasetSplit:
         return Batch(inputs, as_targets(labels), self.ids.index_select(0, rows), draw)
 
 
-class LoaderStream(Stream):
+class LoaderStream(LoaderSplit):
     """The batches of a DataLoader, whose labels are looked at where it is known how many classes there are."""
 
     classes: int | None = None
@@ -73,9 +73,9 @@ def split_of(name: str, one: Yours, first: int) -> DatasetSplit | LoaderStream:
 
 def first_batch(name: str, one: Yours | DatasetSplit | LoaderStream) -> Batch:
     """Return the first sample, or the first batch of a loader. Raises DataError where it is no (inputs, labels)."""
-    split = one if isinstance(one, (DatasetSplit, Stream)) else split_of(name, one, 0)
+    split = one if isinstance(one, (DatasetSplit, LoaderSplit)) else split_of(name, one, 0)
     try:
-        if isinstance(split, Stream):
+        if isinstance(split, LoaderSplit):
             inputs, labels = pair_of(next(iter(split.loader)))
             batch = Batch(inputs, as_targets(labels))
         else:

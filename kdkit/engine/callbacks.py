@@ -8,7 +8,7 @@ import torch
 from kdkit.plugins.manager import Plugins
 
 
-class Watchers:
+class Callbacks:
     """The watching hooks of a run's plugins, in pluggy's order: those that came last are told first.
 
     The random state is the same after they were told as before. One that raises is dropped, with a warning.

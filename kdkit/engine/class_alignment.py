@@ -13,7 +13,7 @@ from kdkit.losses.features import Sided
 Positions = tuple[int, ...]
 
 
-class Compared(NamedTuple):
+class TermInputs(NamedTuple):
     """What a term compares, and what its loss may ask for beside: target is None where the labels are the target.
 
     answers: the outputs of everyone that is matched.
@@ -41,7 +41,7 @@ def shared(sides: Sequence[Sequence[str]], what: str) -> tuple[Positions, ...] |
     return tuple(tuple(side.index(name) for name in names) for side in (first, *others))
 
 
-class SharedClasses(nn.Module):
+class ClassAlignment(nn.Module):
     """Cut a comparison down to the classes that all its sides share.
 
     student: positions among the student's classes; None where it is compared by features. targets: for each that is
@@ -66,7 +66,7 @@ class SharedClasses(nn.Module):
         self.register_buffer("labels", _buffer(labels), persistent=False)
         self.targets = nn.ModuleList(_Columns(each) for each in targets)
 
-    def forward(self, given: Compared) -> Compared:
+    def forward(self, given: TermInputs) -> TermInputs:
         """Return the shared columns of outputs, answers and labels, and the rows of which the class is shared."""
         student, target, labels, ids, answers = given
         if isinstance(self.student, Tensor):
@@ -76,12 +76,12 @@ class SharedClasses(nn.Module):
             target = cut if isinstance(target, tuple) else cut[0]
         answers = tuple(columns(each) for columns, each in zip(self.targets, answers, strict=False))
         if not isinstance(self.labels, Tensor):
-            return Compared(student, target, labels, ids, answers)
+            return TermInputs(student, target, labels, ids, answers)
         if not self.rows:
-            return Compared(student, target, labels.index_select(1, self.labels), ids, answers)
+            return TermInputs(student, target, labels.index_select(1, self.labels), ids, answers)
         matches = labels.unsqueeze(1) == self.labels
         known = matches.any(1)
-        return Compared(
+        return TermInputs(
             _rows(student, known),
             None if target is None else _rows(target, known),
             matches.int().argmax(1)[known],

@@ -18,7 +18,7 @@ from kdkit.recipe.objective import Truth
 from kdkit.recipe.recipe import Recipe
 from kdkit.recipe.schedules import Parallel
 from kdkit.recipe.training import Training
-from kdkit.utils.modules import evaluating
+from kdkit.utils.modules import eval_mode
 
 _TRUTHS: dict[Task, type[nn.Module]] = {
     "multiclass": nn.CrossEntropyLoss,
@@ -90,7 +90,7 @@ def _classes(net: Net[Any], train: Yours) -> Sequence[str] | None:
 @torch.no_grad()
 def _outputs(net: Net[Any], batch: Batch) -> int:
     """Count a net's outputs on its own device, leaving it in its mode."""
-    with evaluating(net.network):
+    with eval_mode(net.network):
         first = next(net.network.parameters(), None)
         output = net(batch if first is None else batch.to(first.device))
     return output.shape[-1] if output.ndim > 1 else 1

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kdkit.data.dataset import Data, Stream
-from kdkit.errors import DataError, KdkitError, RecipeError, SaidElsewhereError, first_line
+from kdkit.data.dataset import Data, LoaderSplit
+from kdkit.errors import DataError, KdkitError, RecipeError, RemoteRankError, first_line
 from kdkit.utils import collectives
 
 _PATIENCE = timedelta(minutes=30)  # how long a process waits for another that says nothing
@@ -46,7 +46,7 @@ def joined() -> Iterator[None]:
         yield
     except Exception as error:
         if _was_told(told):
-            raise SaidElsewhereError("another process of this run has an error, and says which") from error
+            raise RemoteRankError("another process of this run has an error, and says which") from error
         if _of_the_group(error):
             raise KdkitError(
                 f"another process of this run was lost, or did not answer for {_PATIENCE.total_seconds() / 60:.0f} "
@@ -90,7 +90,7 @@ def require_shareable(data: Data, batch_sizes: Iterable[int]) -> None:
             "the processes of this run have different data, so that one may learn from what another is scored on; "
             "make it inside of recipe(), where randomness is seeded, or split it with a generator of its own seed"
         )
-    if any(isinstance(split, Stream) for split in (data.train, data.select, data.test)):
+    if any(isinstance(split, LoaderSplit) for split in (data.train, data.select, data.test)):
         raise DataError(
             f"{collectives.count()} processes share out the rows of a split, and a DataLoader of your own has an order "
             "of its own; pass its Dataset instead"
@@ -112,7 +112,7 @@ def notices(modules: Iterable[nn.Module]) -> Iterator[str]:
         yield "batch norm takes its statistics from each process's part of a batch"
 
 
-class SharedLesson:
+class DistributedModule:
     """A lesson as it is called in each step, whose gradients DistributedDataParallel averages over the processes.
 
     Of one process, and of a balancer that averages gradients itself, it is the lesson as it is. Terms that the labels

@@ -8,7 +8,7 @@ from torch import Tensor
 from kdkit.utils.collectives import summed
 
 
-class Means:
+class RunningMeans:
     """Gathers scalars by label, each weighted by the samples it stands for."""
 
     _FLUSH = 256  # steps between two sums, so that few small tensors are kept

@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Task
-from kdkit.engine.class_alignment import Compared
-from kdkit.engine.terms import Line, line_of
+from kdkit.engine.class_alignment import TermInputs
+from kdkit.engine.terms import BoundTerm, bind_term
 from kdkit.errors import RecipeError
-from kdkit.losses import Facts
+from kdkit.losses import BuildContext
 from kdkit.losses.features import Sided
-from kdkit.nets.taps import Listening, Tapping
-from kdkit.recipe.objective import as_goal, taps_of
+from kdkit.nets.taps import OpenTaps, TapLike
+from kdkit.recipe.objective import as_objective, taps_of
 from kdkit.recipe.recipe import Stage
-from kdkit.teachers import Answer, Answers, Peer
+from kdkit.teachers import Answers, Peer, TeacherOutput
 
 
-class Lesson(nn.Module):
+class DistillationModule(nn.Module):
     """The nets in training and their losses: the one module that is compiled.
 
     Terms are returned unweighted, under their labels; in a stage of several nets "net: label".
@@ -29,20 +29,20 @@ class Lesson(nn.Module):
 
     progress: Tensor
 
-    def __init__(self, stage: Stage, facts: Facts) -> None:
+    def __init__(self, stage: Stage, facts: BuildContext) -> None:
         super().__init__()
-        self.learners = tuple(stage.goals)
+        self.students = tuple(stage.objectives)
         self.task: Task = facts.task
         self.observed = True
         self.said: dict[str, Tensor] = {}
-        self.nets = nn.ModuleList(net.network for net in self.learners)
-        self.listening = Listening(_own_taps(stage))
+        self.nets = nn.ModuleList(net.network for net in self.students)
+        self.listening = OpenTaps(_own_taps(stage))
         self.peers = tuple({match.source for match in stage.matches if isinstance(match.source, Peer)})
         try:
             self.lines = tuple(
-                line_of(net, each, stage, self.listening.taps, facts)
-                for net, goal in stage.goals.items()
-                for each in as_goal(goal)
+                bind_term(net, each, stage, self.listening.taps, facts)
+                for net, objective in stage.objectives.items()
+                for each in as_objective(objective)
             )
         except BaseException:
             self.close()
@@ -55,7 +55,7 @@ class Lesson(nn.Module):
         """Return the unweighted value of every term, by label."""
         heard = self.heard(batch, answers)
         if self.observed:
-            self.said = {net.name: heard[net.name].output.detach() for net in self.learners}
+            self.said = {net.name: heard[net.name].output.detach() for net in self.students}
         return {line.label: self.value(line, batch, heard) for line in self.lines}
 
     def train(self, mode: bool = True) -> Self:
@@ -71,37 +71,37 @@ class Lesson(nn.Module):
         """Return the weight of every term at this progress of the stage, in [0, 1]."""
         return {line.label: line.weighted.weight(progress) for line in self.lines}
 
-    def heard(self, batch: Batch, answers: Answers) -> dict[str, Answer]:
+    def heard(self, batch: Batch, answers: Answers) -> dict[str, TeacherOutput]:
         """Run the nets in training, and return what everybody says of a batch, by name: they, their peers, the asked.
 
         The features of those in training are all that the lesson listens to.
         """
         self.listening.clear()
-        outputs = {net.name: net(batch) for net in self.learners}
+        outputs = {net.name: net(batch) for net in self.students}
         features = self.listening.take()
         heard = {**answers}
         for name, output in outputs.items():
-            heard[name] = Answer(output, features)
+            heard[name] = TeacherOutput(output, features)
         for peer in self.peers:
-            heard[peer.name] = Answer(outputs[peer.net.name].detach(), tuple(each.detach() for each in features))
+            heard[peer.name] = TeacherOutput(outputs[peer.net.name].detach(), tuple(each.detach() for each in features))
         return heard
 
-    def value(self, line: Line, batch: Batch, heard: Answers) -> Tensor:
+    def value(self, line: BoundTerm, batch: Batch, heard: Answers) -> Tensor:
         """Return the unweighted value of one term."""
         if line.plain:  # the most common term by far, and a step of a small net is a few microseconds long
             target = batch.labels if line.target is None else line.target.of(heard)
             return line.loss(line.student.of(heard), target)
         return self.compare(line, self.compared(line, batch, heard))
 
-    def compared(self, line: Line, batch: Batch, heard: Answers) -> Compared:
+    def compared(self, line: BoundTerm, batch: Batch, heard: Answers) -> TermInputs:
         """Return what a term compares: both sides and what is known beside, cut down to the classes they share.
 
         Where a source knows nothing of a sample, what the net that learns from it says now stands for its answer.
         """
-        now = heard[line.learner.name].output
+        now = heard[line.student_net.name].output
         partly = {name: _completed(name, heard[name], now) for name in line.sources if heard[name].known is not None}
         heard = {**heard, **partly} if partly else heard
-        given = Compared(
+        given = TermInputs(
             student=line.student.of(heard),
             target=None if line.target is None else line.target.of(heard),
             labels=batch.labels,
@@ -110,14 +110,14 @@ class Lesson(nn.Module):
         )
         return given if line.shared is None else line.shared(given)
 
-    def compare(self, line: Line, given: Compared) -> Tensor:
+    def compare(self, line: BoundTerm, given: TermInputs) -> Tensor:
         """Return the unweighted value of one term from what it compares."""
         target = given.labels if given.target is None else given.target
         if line.shared is not None and not len(_first(given.student)):
             return _first(given.student).sum() * 0.0  # nobody's class is known
         return line.loss(given.student, target, **self.asked(line, given))
 
-    def asked(self, line: Line, given: Compared) -> dict[str, Any]:
+    def asked(self, line: BoundTerm, given: TermInputs) -> dict[str, Any]:
         """Return what the loss of a term asks for by keyword."""
         if not line.asks:
             return {}
@@ -129,7 +129,7 @@ class Lesson(nn.Module):
         self.listening.close()
 
 
-def _completed(name: str, answer: Answer, now: Tensor) -> Answer:
+def _completed(name: str, answer: TeacherOutput, now: Tensor) -> TeacherOutput:
     """Return an answer in which what is said now stands for what is not known."""
     if answer.known is None:
         return answer
@@ -139,10 +139,10 @@ def _completed(name: str, answer: Answer, now: Tensor) -> Answer:
             f"{tuple(now.shape)}; got {tuple(answer.output.shape)}"
         )
     known = answer.known.view(-1, *(1 for _ in now.shape[1:]))
-    return Answer(torch.where(known, answer.output.to(now.dtype), now.detach()), answer.features)
+    return TeacherOutput(torch.where(known, answer.output.to(now.dtype), now.detach()), answer.features)
 
 
-def _own_taps(stage: Stage) -> Iterator[Tapping]:
+def _own_taps(stage: Stage) -> Iterator[TapLike]:
     """Give the taps on the nets in training: those of students, and those on peers."""
     for match in stage.matches:
         yield from taps_of(match.student)
@@ -151,7 +151,7 @@ def _own_taps(stage: Stage) -> Iterator[Tapping]:
 
 
 def build_losses(
-    lesson: Lesson, batch: Batch, answers: Answers, facts: Facts, teachers: Mapping[str, Any]
+    lesson: DistillationModule, batch: Batch, answers: Answers, facts: BuildContext, teachers: Mapping[str, Any]
 ) -> list[str]:
     """Build every loss that has to know shapes, from one forward pass; return what went wrong, term by term."""
     heard = lesson.heard(batch, answers)

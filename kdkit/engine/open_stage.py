@@ -3,15 +3,15 @@
 import torch
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import Data, Stream
-from kdkit.losses import Facts
+from kdkit.data.dataset import Data, LoaderSplit
+from kdkit.losses import BuildContext
 
 
-def facts_of(data: Data) -> Facts:
+def facts_of(data: Data) -> BuildContext:
     """Return what losses may know of the data."""
     train = data.train
-    streamed = isinstance(train, Stream)
-    return Facts(
+    streamed = isinstance(train, LoaderSplit)
+    return BuildContext(
         classes=tuple(data.classes), task=data.task, samples=None if streamed else len(train), ids=not streamed
     )
 
@@ -22,6 +22,6 @@ def tiny_batch(data: Data, batch_size: int) -> Batch:
     Of two samples some relations between samples are constant; in data of fewer than four the last one is repeated.
     """
     train = data.train
-    if isinstance(train, Stream):
+    if isinstance(train, LoaderSplit):
         return next(iter(train))
     return train.batch(torch.arange(4 if batch_size > 1 and len(train) > 1 else 1).clamp(max=len(train) - 1), 0)

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import Data, Split, Stream
+from kdkit.data.dataset import Data, LoaderSplit, Split
 from kdkit.data.loading import batches
 from kdkit.engine.class_alignment import shared
 from kdkit.errors import DataError, KdkitError
-from kdkit.metrics import Predictions, Score, Scored
+from kdkit.metrics import Metric, MetricResult, Predictions
 from kdkit.nets.net import Net
 from kdkit.utils.collectives import count, gathered, number, several
-from kdkit.utils.modules import evaluating
+from kdkit.utils.modules import eval_mode
 
 
 class Predictor:
@@ -33,7 +33,7 @@ class Predictor:
     def predict(
         self,
         net: Net[Any],
-        split: Split | Stream,
+        split: Split | LoaderSplit,
         *,
         batch_size: int,
         module: nn.Module | None = None,
@@ -47,7 +47,7 @@ class Predictor:
         speaker = module if module is not None else net.module
         own = _own(split)
         outputs, labels, ids = [], [], []
-        with evaluating(speaker):
+        with eval_mode(speaker):
             for batch in batches(own, batch_size, workers=workers, pin=self.device.type == "cuda"):
                 with self.autocast():
                     output = net.through(speaker, batch.to(self.device))
@@ -104,14 +104,14 @@ class _Part:
         return self.split.batch(self.rows[rows], draw)
 
 
-def _own(split: Split | Stream) -> Split | Stream:
+def _own(split: Split | LoaderSplit) -> Split | LoaderSplit:
     """Return what this one of several processes predicts of a split: itself, or a part of its rows."""
-    if not several() or isinstance(split, Stream) or len(split) < count():
+    if not several() or isinstance(split, LoaderSplit) or len(split) < count():
         return split
     return _Part(split, torch.tensor_split(torch.arange(len(split)), count())[number()])
 
 
-def _groups(split: Split | Stream) -> NDArray[np.int64] | None:
+def _groups(split: Split | LoaderSplit) -> NDArray[np.int64] | None:
     """Return which samples belong together, where the split knows it. Raises DataError where they are no row each."""
     groups = getattr(split, "groups", None)
     if groups is None:
@@ -134,6 +134,6 @@ def _require_finite(net: Net[Any], said: Predictions) -> None:
         )
 
 
-def scored(scores: Sequence[Score], select: Predictions, test: Predictions) -> dict[str, Scored]:
+def scored(scores: Sequence[Metric], select: Predictions, test: Predictions) -> dict[str, MetricResult]:
     """Return every score: what is to be chosen is chosen on `select`, what is reported comes from `test`."""
     return {score.name: score.fit(select).score(test) for score in scores}

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from kdkit.engine import distributed
-from kdkit.engine.callbacks import Watchers
+from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.check.check import check
 from kdkit.engine.check.static import require_uncompiled
 from kdkit.engine.options import RunOptions
@@ -17,16 +17,16 @@ from kdkit.engine.predict import Predictor, scored
 from kdkit.engine.run_record import Origin, name_of, notices, record_of
 from kdkit.engine.storage.run_folder import RunFolder, started
 from kdkit.engine.storage.stage_folder import StageFolder
-from kdkit.engine.teacher_caching import Recording
-from kdkit.engine.trainer import StageRun, Workplace
+from kdkit.engine.teacher_caching import TeacherCaching
+from kdkit.engine.trainer import RunContext, StageTrainer
 from kdkit.errors import RecipeError, RunFolderError
-from kdkit.metrics import Scored
+from kdkit.metrics import MetricResult
 from kdkit.nets.net import Net
 from kdkit.plugins.events import RunEnded, RunStarted
 from kdkit.plugins.manager import installed
 from kdkit.recipe.recipe import Recipe, Stage, needs_of
 from kdkit.utils import collectives
-from kdkit.utils.randomness import own_randomness, seed_everything
+from kdkit.utils.randomness import preserve_rng_state, seed_everything
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,7 @@ class Result:
     reported_on: the split the scores come from: "test", or "select" where the data has no test split.
     """
 
-    scores: Mapping[str, Mapping[str, Scored]]
+    scores: Mapping[str, Mapping[str, MetricResult]]
     nets: Mapping[str, Net[Any]]
     student: Net[Any]
     history: Mapping[str, Sequence[Mapping[str, Any]]]
@@ -50,7 +50,7 @@ def run(
     recipe: Recipe | Callable[[], Recipe],
     options: RunOptions | None = None,
     *,
-    watchers: Sequence[object] = (),
+    callbacks: Sequence[object] = (),
     origin: Origin | None = None,
     **given: Any,
 ) -> Result:
@@ -63,13 +63,13 @@ def run(
     Raises CheckError before the first step, and before anything is written, where anything is wrong.
     """
     options = _options(options, given)
-    with distributed.joined(), own_randomness():
+    with distributed.joined(), preserve_rng_state():
         options = _agreed(options)
-        return _seeded(recipe, options, watchers, origin or Origin())
+        return _seeded(recipe, options, callbacks, origin or Origin())
 
 
 def _seeded(
-    recipe: Recipe | Callable[[], Recipe], options: RunOptions, watchers: Sequence[object], origin: Origin
+    recipe: Recipe | Callable[[], Recipe], options: RunOptions, callbacks: Sequence[object], origin: Origin
 ) -> Result:
     device = distributed.own_device(options.torch_device())
     if options.out is not None:
@@ -85,14 +85,14 @@ def _seeded(
     distributed.require_shareable(recipe.data, [stage.training.batch_size for stage in plan.stages])
     if options.compile:
         require_uncompiled(plan.stages)
-    place = Workplace(
+    place = RunContext(
         recipe=recipe,
         plan=plan,
         options=options,
         device=device,
         predictor=Predictor(recipe.data, device, lambda: options.autocast(device)),
-        watchers=Watchers(installed().extended(watchers), speaks=collectives.number() == 0 and options.only is None),
-        recording=Recording(recipe, plan.stages, options, device),
+        callbacks=Callbacks(installed().extended(callbacks), speaks=collectives.number() == 0 and options.only is None),
+        recording=TeacherCaching(recipe, plan.stages, options, device),
     )
     folder = _folder(place, origin)
     recipe.use()
@@ -101,16 +101,16 @@ def _seeded(
         result = _run(place, folder, origin)
     except BaseException as error:
         place.recording.close(ended=False)
-        place.watchers.tell("run_ended", _ended(place, {}, time.perf_counter() - began, error))
+        place.callbacks.tell("run_ended", _ended(place, {}, time.perf_counter() - began, error))
         raise
     place.recording.close(ended=options.only is None)
-    place.watchers.tell("run_ended", _ended(place, result.scores, time.perf_counter() - began))
+    place.callbacks.tell("run_ended", _ended(place, result.scores, time.perf_counter() - began))
     return result
 
 
-def _run(place: Workplace, folder: RunFolder | None, origin: Origin) -> Result:
+def _run(place: RunContext, folder: RunFolder | None, origin: Origin) -> Result:
     stages = place.plan.stages
-    place.watchers.tell(
+    place.callbacks.tell(
         "run_started",
         RunStarted(
             recipe=name_of(place.recipe, origin),
@@ -128,8 +128,8 @@ def _run(place: Workplace, folder: RunFolder | None, origin: Origin) -> Result:
     for index, stage in enumerate(stages):
         at = None if folder is None else folder.stage(index, stage.name)
         if _has_its_turn(place, stage, at, history):
-            history[stage.name] = StageRun(place, index, stage, at).train()
-    scores: dict[str, dict[str, Scored]] = {}
+            history[stage.name] = StageTrainer(place, index, stage, at).train()
+    scores: dict[str, dict[str, MetricResult]] = {}
     for net in place.plan.nets if place.options.only is None else ():
         if net not in place.plan.foreign:
             scores[net.name] = _score(place, folder, net)
@@ -138,14 +138,14 @@ def _run(place: Workplace, folder: RunFolder | None, origin: Origin) -> Result:
     return Result(
         scores=scores,
         nets={net.name: net for net in place.plan.nets},
-        student=list(stages[-1].goals)[-1],
+        student=list(stages[-1].objectives)[-1],
         history=history,
         reported_on=_reported_on(place),
         folder=place.options.out,
     )
 
 
-def _has_its_turn(place: Workplace, stage: Stage, at: StageFolder | None, over: Mapping[str, Any]) -> bool:
+def _has_its_turn(place: RunContext, stage: Stage, at: StageFolder | None, over: Mapping[str, Any]) -> bool:
     """Whether a stage is to be trained, or taken up as it ended; over: the stages that are.
 
     Raises RunFolderError where what it needs is not there.
@@ -161,14 +161,14 @@ def _has_its_turn(place: Workplace, stage: Stage, at: StageFolder | None, over: 
     return stage.name in only
 
 
-def _score(place: Workplace, folder: RunFolder | None, net: Net[Any]) -> dict[str, Scored]:
+def _score(place: RunContext, folder: RunFolder | None, net: Net[Any]) -> dict[str, MetricResult]:
     """Score a net: what is to be chosen on the selection split, what is reported on the test split."""
     data = place.recipe.data
     size, at = next(
         (
             (stage.training.batch_size, (index, stage.name))
             for index, stage in reversed(list(enumerate(place.plan.stages)))
-            if net in stage.goals
+            if net in stage.objectives
         ),
         (place.plan.stages[-1].training.batch_size, (-1, net.name)),
     )
@@ -182,7 +182,7 @@ def _score(place: Workplace, folder: RunFolder | None, net: Net[Any]) -> dict[st
     return scored(place.recipe.scores, select, test)
 
 
-def _folder(place: Workplace, origin: Origin) -> RunFolder | None:
+def _folder(place: RunContext, origin: Origin) -> RunFolder | None:
     options = place.options
     if options.out is None:
         return None
@@ -195,7 +195,10 @@ def _folder(place: Workplace, origin: Origin) -> RunFolder | None:
 
 
 def _ended(
-    place: Workplace, scores: Mapping[str, Mapping[str, Scored]], seconds: float, error: BaseException | None = None
+    place: RunContext,
+    scores: Mapping[str, Mapping[str, MetricResult]],
+    seconds: float,
+    error: BaseException | None = None,
 ) -> RunEnded:
     return RunEnded(
         scores={net: dict(each) for net, each in scores.items()},
@@ -207,7 +210,7 @@ def _ended(
     )
 
 
-def _reported_on(place: Workplace) -> str:
+def _reported_on(place: RunContext) -> str:
     return "select" if place.recipe.data.test is None else "test"
 
 

@@ -13,7 +13,7 @@ from kdkit import __version__
 from kdkit.data.dataset import Data
 from kdkit.engine import distributed
 from kdkit.engine.check.plan import Plan
-from kdkit.engine.trainer import Workplace
+from kdkit.engine.trainer import RunContext
 from kdkit.metrics import Predictions, true_classes
 from kdkit.recipe.recipe import Recipe
 from kdkit.utils import collectives
@@ -32,7 +32,7 @@ def name_of(recipe: Recipe, origin: Origin) -> str:
     return recipe.name or ("recipe" if origin.file is None else origin.file.stem)
 
 
-def record_of(place: Workplace, origin: Origin) -> dict[str, Any]:
+def record_of(place: RunContext, origin: Origin) -> dict[str, Any]:
     """Return what `run.json` holds, by which a run that goes on with a folder is known to be the same."""
     options, data = place.options, place.recipe.data
     source = None if origin.file is None else origin.file.read_bytes()
@@ -49,7 +49,7 @@ def record_of(place: Workplace, origin: Origin) -> dict[str, Any]:
         "stages": [stage.name for stage in place.plan.stages],
         "positives": _positives(data),
         "nets": {
-            net.name: {"parameters": net.parameters, "sees": net.sees.key, "version": net.version}
+            net.name: {"parameters": net.parameters, "view": net.view.key, "version": net.version}
             for net in place.plan.nets
         },
         # Workers that are chosen are 0 here: a run may go on beside another device, and one from before they were.
@@ -70,8 +70,8 @@ def notices(recipe: Recipe, plan: Plan) -> Iterator[str]:
         yield "the data's randomness is its own, so runs repeat exactly only if it does"
     for name in sorted(net.name for net in plan.foreign):
         yield f"net {name!r} is not scored: its outputs are not about the data's classes"
-    learners = [net.network for stage in plan.stages for net in stage.goals]
-    yield from distributed.notices(learners)
+    students = [net.network for stage in plan.stages for net in stage.objectives]
+    yield from distributed.notices(students)
     if data.test is None:
         yield "there is no test split: scores are reported on the split that epochs and thresholds are chosen on"
 

@@ -11,33 +11,33 @@ import torch
 from torch import nn
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import Split, Stream
+from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.engine.options import RunOptions
-from kdkit.errors import AnswersError, first_line
+from kdkit.errors import CacheError, first_line
 from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe, Stage
-from kdkit.teachers import Respondent
+from kdkit.teachers import TeacherSession
 from kdkit.teachers.cache import (
     SAMPLES,
-    AnswersFolder,
     Audit,
-    Form,
-    Place,
-    Recorded,
+    CachedTeacher,
+    CacheFolder,
+    Codec,
+    EntrySpec,
     Store,
     facts_of_data,
     key_of,
-    tried,
+    probe,
 )
 from kdkit.utils import collectives
-from kdkit.utils.randomness import own_randomness
+from kdkit.utils.randomness import preserve_rng_state
 
 _GIGABYTE = 10**9
 _HALF = 0.03  # how far equal answers of half precision may lie apart, as a share of the largest figure
 _ON_A_GPU, _WITH_TF32 = 1e-4, 1e-2  # the same where kernels are chosen by the size of a batch
 
 
-class Recording:
+class TeacherCaching:
     """The recorded answers of a run, taken up as its stages open. Close it at the end.
 
     stages: all of the run, since what one asks may be recorded for a later one.
@@ -53,19 +53,19 @@ class Recording:
             return
         try:
             self._facts()
-        except AnswersError as error:
+        except CacheError as error:
             yield f"teachers are asked at every step: {error}"
             return
         if not self._whole() and (self.options.out is not None or self.options.answers != "auto"):
             yield "what teachers answer is recorded for this run alone, since kdkit cannot see all of the data"
 
     def begin(
-        self, stage: Stage, respondents: MutableMapping[str, Respondent], lesson: nn.Module, batch: Batch
+        self, stage: Stage, respondents: MutableMapping[str, TeacherSession], lesson: nn.Module, batch: Batch
     ) -> list[str]:
         """Put recorded answers in the place of nets that answer, and say which of them are not recorded, and why.
 
         lesson: all that is trained. batch: a tiny one, on which everyone has been rehearsed.
-        Raises AnswersError where a teacher does not say what is recorded of it.
+        Raises CacheError where a teacher does not say what is recorded of it.
         """
         notices = []
         for net in _frozen(stage):
@@ -73,7 +73,7 @@ class Recording:
             with self.options.autocast(self.device):
                 try:
                     recorded = _together(self._recorded(net, stage, asked, lesson, batch))
-                except AnswersError as error:
+                except CacheError as error:
                     notices.append(f"net {net.name!r} is asked at every step: {error}")
                     recorded = _together(None)
                 respondents[net.name] = recorded or self._formed(net, asked, batch)
@@ -87,18 +87,18 @@ class Recording:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _recorded(
-        self, net: Net[Any], stage: Stage, asked: Respondent, lesson: nn.Module, batch: Batch
-    ) -> Recorded | None:
+        self, net: Net[Any], stage: Stage, asked: TeacherSession, lesson: nn.Module, batch: Batch
+    ) -> CachedTeacher | None:
         """Return the net's recorded answers, None where that has been said or goes without saying.
 
-        Raises AnswersError, whose text is the reason, where there can be none.
+        Raises CacheError, whose text is the reason, where there can be none.
         """
         split = self._split()
         if split is None or not self._of_use(net, stage):
             return None
         _require_apart(net, lesson)
-        trial = tried(asked, batch, autocast=self.options.precision != "fp32")
-        form = Form(self.recipe.answers, trial.answer)
+        trial = probe(asked, batch, autocast=self.options.precision != "fp32")
+        form = Codec(self.recipe.answers, trial.answer)
         store = self._opened(net, stage, form, split)
         audit = self._audit(net, asked, form)
         audit.rounding = max(audit.rounding, 10 * trial.rounding, self._least_rounding())
@@ -106,12 +106,12 @@ class Recording:
             f"delete them (kdkit answers {store.path.parent} --delete {store.path.name[:12]}), or run without "
             "(--answers off)"
         )
-        return Recorded(asked, form, store, audit)
+        return CachedTeacher(asked, form, store, audit)
 
-    def _opened(self, net: Net[Any], stage: Stage, form: Form, split: Split) -> Store:
+    def _opened(self, net: Net[Any], stage: Stage, form: Codec, split: Split) -> Store:
         facts, ids = self._facts(), torch.as_tensor(split.ids).to("cpu", torch.int64)
         how = {"precision": self.options.precision, "device": self.device.type, "form": self.recipe.answers.form}
-        place = Place(
+        place = EntrySpec(
             net=net.name,
             key=key_of(net, stage.sources[net], data=facts, how=how),
             parts=form.parts,
@@ -119,32 +119,32 @@ class Recording:
             draws=facts["draws"],
             asked=min(facts["draws"], stage.training.epochs) * len(ids),
         )
-        return AnswersFolder(self._folder(), int(self.options.answers_size * _GIGABYTE)).open(place)
+        return CacheFolder(self._folder(), int(self.options.answers_size * _GIGABYTE)).open(place)
 
     def _of_use(self, net: Net[Any], stage: Stage) -> bool:
-        """Whether anybody may ask again for what is recorded. Raises AnswersError where fewer draws would help."""
+        """Whether anybody may ask again for what is recorded. Raises CacheError where fewer draws would help."""
         draws, taps, chosen = self._facts()["draws"], stage.sources[net], self.options.answers
         twice = stage.training.epochs > draws or sum(each.sources.get(net) == taps for each in self.stages) > 1
         if twice or not (self._alone() or (taps and chosen == "auto")):
             return True
         if draws > 1:
-            raise AnswersError(
+            raise CacheError(
                 f"in {stage.training.epochs} epochs of {draws} draws nothing is asked twice; fewer draws, or a folder "
                 "that other runs share (--answers DIR), would change that"
             )
         return False
 
-    def _formed(self, net: Net[Any], asked: Respondent, batch: Batch) -> Respondent:
+    def _formed(self, net: Net[Any], asked: TeacherSession, batch: Batch) -> TeacherSession:
         """Return answers in the form that the recipe wants also where they are not recorded."""
         if self.recipe.answers.form is None:
             return asked
-        form = Form(self.recipe.answers, asked.ask(batch))
-        return Recorded(asked, form, None, self._audit(net, asked, form))
+        form = Codec(self.recipe.answers, asked.ask(batch))
+        return CachedTeacher(asked, form, None, self._audit(net, asked, form))
 
-    def _audit(self, net: Net[Any], asked: Respondent, form: Form) -> Audit:
+    def _audit(self, net: Net[Any], asked: TeacherSession, form: Codec) -> Audit:
         return Audit(f"net {net.name!r}", asked, form, self.recipe.answers.audit)
 
-    def _look_after(self, recorded: Recorded) -> None:
+    def _look_after(self, recorded: CachedTeacher) -> None:
         """Ask again for a few samples of those that an earlier stage or run recorded."""
         store, split = recorded.store, self._split()
         if store is None or split is None or not recorded.audit.share:
@@ -157,32 +157,32 @@ class Recording:
         draw = int(known[torch.randint(len(known), (), generator=chance)][0])
         rows = store.known[draw].nonzero().flatten()
         ids = store.ids[rows[torch.randperm(len(rows), generator=chance)[:SAMPLES]]]
-        with own_randomness():
+        with preserve_rng_state():
             batch = split.batch(torch.isin(torch.as_tensor(split.ids).cpu(), ids).nonzero().flatten(), draw)
         found = None if batch.ids is None else store.find(batch.ids, draw)
         if found is not None:
             recorded.audit.require_same(batch.to(self.device), store.read(found))
 
     def _facts(self) -> Mapping[str, Any]:
-        """Return what answers depend on in the data. Raises AnswersError where its samples cannot be told apart."""
-        if isinstance(self._told, AnswersError):
+        """Return what answers depend on in the data. Raises CacheError where its samples cannot be told apart."""
+        if isinstance(self._told, CacheError):
             raise self._told
         return self._told
 
     @cached_property
-    def _told(self) -> Mapping[str, Any] | AnswersError:
+    def _told(self) -> Mapping[str, Any] | CacheError:
         try:
             return facts_of_data(self.recipe.data)
-        except AnswersError as error:
+        except CacheError as error:
             return error
         except Exception as error:  # a stranger's data may raise anything when it is asked for its ids
-            return AnswersError(f"the data cannot be looked at ({type(error).__name__}: {first_line(error)})")
+            return CacheError(f"the data cannot be looked at ({type(error).__name__}: {first_line(error)})")
 
     def _split(self) -> Split | None:
         """Return the training split, None where no answers about it are recorded."""
         train = self.recipe.data.train
-        off = self.options.answers == "off" or isinstance(train, Stream) or isinstance(self._told, AnswersError)
-        return None if off or isinstance(train, Stream) else train
+        off = self.options.answers == "off" or isinstance(train, LoaderSplit) or isinstance(self._told, CacheError)
+        return None if off or isinstance(train, LoaderSplit) else train
 
     def _alone(self) -> bool:
         """Whether what is recorded is of use to this run alone."""
@@ -211,10 +211,10 @@ class Recording:
 
 def _frozen(stage: Stage) -> list[Net[Any]]:
     """Return the nets that teach in a stage and are not trained in it."""
-    return [source for source in stage.sources if isinstance(source, Net) and source not in stage.goals]
+    return [source for source in stage.sources if isinstance(source, Net) and source not in stage.objectives]
 
 
-def _together(recorded: Recorded | None) -> Recorded | None:
+def _together(recorded: CachedTeacher | None) -> CachedTeacher | None:
     """Return it where every process of the run has one too: what one was told, it hands to the others."""
     if all(collectives.exchanged([recorded is not None])):
         return recorded
@@ -224,11 +224,11 @@ def _together(recorded: Recorded | None) -> Recorded | None:
 
 
 def _require_apart(net: Net[Any], lesson: nn.Module) -> None:
-    """Raise AnswersError where a net shares a part with what is trained, and may change with it."""
+    """Raise CacheError where a net shares a part with what is trained, and may change with it."""
     if not isinstance(net.module, nn.Module):
         return
     trained = {*map(id, lesson.modules()), *map(id, lesson.buffers())}
     parts: list[Any] = [*net.module.modules(), *net.module.buffers()]
     shared = next((each for each in parts if id(each) in trained), None)
     if shared is not None:
-        raise AnswersError(f"it shares a {type(shared).__name__} with what is trained")
+        raise CacheError(f"it shares a {type(shared).__name__} with what is trained")

@@ -5,18 +5,18 @@ from typing import Any
 
 from torch import Tensor
 
-from kdkit.engine.class_alignment import SharedClasses, shared
-from kdkit.losses import Facts, Loss, asked_by
+from kdkit.engine.class_alignment import ClassAlignment, shared
+from kdkit.losses import BuildContext, Loss, asked_by
 from kdkit.losses.features import Sided
 from kdkit.nets.net import Net
-from kdkit.nets.taps import Tapping
+from kdkit.nets.taps import TapLike
 from kdkit.recipe.objective import Match, Taps, Weighted, taps_of
 from kdkit.recipe.recipe import Stage, asked_for
-from kdkit.teachers import Answer, Answers, Panel, Peer
+from kdkit.teachers import Answers, Peer, TeacherOutput, Teachers
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class TensorRef:
     """Where one side of a term comes from: of whom, and which of its taps, or its outputs where that is None."""
 
     places: tuple[tuple[str, int | None], ...]
@@ -36,7 +36,7 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class BoundTerm:
     """A term made ready: what is compared to what, and what its loss asks for beside.
 
     target: None where the labels are the target. sources: who is matched, by name. plain: its loss takes the two sides
@@ -45,17 +45,19 @@ class Line:
 
     label: str
     weighted: Weighted
-    learner: Net[Any]
+    student_net: Net[Any]
     loss: Loss
-    student: Side
-    target: Side | None
+    student: TensorRef
+    target: TensorRef | None
     sources: tuple[str, ...]
     asks: frozenset[str]
-    shared: SharedClasses | None
+    shared: ClassAlignment | None
     plain: bool
 
 
-def line_of(net: Net[Any], weighted: Weighted, stage: Stage, listening: tuple[Tapping, ...], facts: Facts) -> Line:
+def bind_term(
+    net: Net[Any], weighted: Weighted, stage: Stage, listening: tuple[TapLike, ...], facts: BuildContext
+) -> BoundTerm:
     """Make a term of a net's goal ready. listening: the taps that are open on the nets in training.
 
     Raises RecipeError where the sides share no class.
@@ -67,10 +69,10 @@ def line_of(net: Net[Any], weighted: Weighted, stage: Stage, listening: tuple[Ta
     asks = asked_by(term.loss)
     members = () if match is None else _members(match)
     cut = _shared(net, match, (student, target), asks, facts)
-    return Line(
-        label=term.label if len(stage.goals) == 1 else f"{net.name}: {term.label}",
+    return BoundTerm(
+        label=term.label if len(stage.objectives) == 1 else f"{net.name}: {term.label}",
         weighted=weighted,
-        learner=net,
+        student_net=net,
         loss=term.loss,
         student=student,
         target=target,
@@ -81,34 +83,38 @@ def line_of(net: Net[Any], weighted: Weighted, stage: Stage, listening: tuple[Ta
     )
 
 
-def _found(answer: Answer, tap: int | None) -> Tensor:
+def _found(answer: TeacherOutput, tap: int | None) -> Tensor:
     return answer.output if tap is None else answer.features[tap]
 
 
-def _side(who: str, taps: Taps, listening: tuple[Tapping, ...]) -> Side:
+def _side(who: str, taps: Taps, listening: tuple[TapLike, ...]) -> TensorRef:
     if taps is None:
-        return Side(((who, None),))
-    return Side(tuple((who, listening.index(tap)) for tap in taps_of(taps)), several=isinstance(taps, tuple))
+        return TensorRef(((who, None),))
+    return TensorRef(tuple((who, listening.index(tap)) for tap in taps_of(taps)), several=isinstance(taps, tuple))
 
 
-def _target(match: Match, stage: Stage, listening: tuple[Tapping, ...]) -> Side:
+def _target(match: Match, stage: Stage, listening: tuple[TapLike, ...]) -> TensorRef:
     if isinstance(match.source, Peer):
         return _side(match.source.name, match.target, listening)
-    if not isinstance(match.source, Panel):
+    if not isinstance(match.source, Teachers):
         return _side(match.source.name, match.target, stage.sources[match.source])
     if match.target is None:
-        return Side(tuple((net.name, None) for net in match.source.members), several=True)
+        return TensorRef(tuple((net.name, None) for net in match.source.members), several=True)
     asked = asked_for(match).items()
-    return Side(tuple((net.name, stage.sources[net].index(tap)) for net, (tap,) in asked), several=True)
+    return TensorRef(tuple((net.name, stage.sources[net].index(tap)) for net, (tap,) in asked), several=True)
 
 
 def _members(match: Match) -> tuple[Any, ...]:
-    return match.source.members if isinstance(match.source, Panel) else (match.source,)
+    return match.source.members if isinstance(match.source, Teachers) else (match.source,)
 
 
 def _shared(
-    net: Net[Any], match: Match | None, sides: tuple[Side, Side | None], asks: frozenset[str], facts: Facts
-) -> SharedClasses | None:
+    net: Net[Any],
+    match: Match | None,
+    sides: tuple[TensorRef, TensorRef | None],
+    asks: frozenset[str],
+    facts: BuildContext,
+) -> ClassAlignment | None:
     """Return how a comparison is cut to the classes that all its sides share; None where there is nothing to cut."""
     if facts.task == "regression":
         return None
@@ -127,7 +133,7 @@ def _shared(
     if positions is None:
         return None
     at = dict(zip(of, positions, strict=True))
-    return SharedClasses(
+    return ClassAlignment(
         student=at[net.name] if student.outputs else None,
         targets=tuple(at[each.name] for each in members),
         outputs=outputs,

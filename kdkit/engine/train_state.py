@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from kdkit.data.batch import Batch
 from kdkit.engine.gradient_stats import GradientFigures, Gradients
-from kdkit.engine.module import Lesson
+from kdkit.engine.module import DistillationModule
 from kdkit.errors import RecipeError
-from kdkit.recipe.balancing import Balancer, Trained
+from kdkit.recipe.balancing import Balancer, TrainedParameters
 from kdkit.recipe.training import Training
-from kdkit.teachers import Respondent
+from kdkit.teachers import TeacherSession
 from kdkit.utils.collectives import agree_on_buffers
 
 
-class Apprenticeship:
+class TrainState:
     """The optimizer and what goes with it: learning rate, gradient scaler, averages, balancer, and the clock.
 
     averages are made before taps are opened, since a copy of a module would carry its hooks.
@@ -26,8 +26,8 @@ class Apprenticeship:
     def __init__(
         self,
         training: Training,
-        lesson: Lesson,
-        respondents: Mapping[str, Respondent],
+        lesson: DistillationModule,
+        respondents: Mapping[str, TeacherSession],
         averages: Mapping[str, Any],
         *,
         batches: int,
@@ -36,7 +36,7 @@ class Apprenticeship:
         self.training = training
         self.lesson = lesson
         self.respondents = respondents
-        self._observers = [each for each in respondents.values() if type(each).observe is not Respondent.observe]
+        self._observers = [each for each in respondents.values() if type(each).observe is not TeacherSession.observe]
         lesson.observed = bool(self._observers)
         self.averages = averages
         self.updates = 0
@@ -107,7 +107,7 @@ class Apprenticeship:
             self.lesson.progress.fill_(self.progress)
         if stepped and self.rate is not None and self._rate_each == "update":
             self.rate.step()
-        for net in self.lesson.learners if self.averages else ():
+        for net in self.lesson.students if self.averages else ():
             self.averages[net.name].update_parameters(net.network)
         for each in self.respondents.values():
             each.stepped()
@@ -120,7 +120,7 @@ class Apprenticeship:
     def look_at_gradients(self, every: int) -> None:
         """Record figures of gradients at every so many updates from now on; never where 0."""
         trained = trained_by(self.lesson)
-        self.figures = GradientFigures(every, trained.labels, trained.learners) if every else None
+        self.figures = GradientFigures(every, trained.labels, trained.students) if every else None
 
     def gradients(self) -> Gradients | None:
         """Return the means of these figures since the last time, None where there are none."""
@@ -136,7 +136,7 @@ class Apprenticeship:
     def module(self, name: str) -> nn.Module:
         """Return what a net is judged and kept by: the average of its weights where there is one."""
         average = self.averages.get(name)
-        net = next(net for net in self.lesson.learners if net.name == name)
+        net = next(net for net in self.lesson.students if net.name == name)
         module: nn.Module = net.network if average is None else average.module
         return module
 
@@ -175,15 +175,15 @@ class Apprenticeship:
         self.lesson.progress.fill_(self.progress)
 
 
-def _trained(lesson: Lesson) -> Iterator[tuple[str, nn.Parameter]]:
+def _trained(lesson: DistillationModule) -> Iterator[tuple[str, nn.Parameter]]:
     """Give what is trained, under the names of its nets and not of their places in the lesson."""
     for path, parameter in lesson.named_parameters():
         part, index, *rest = path.split(".")
         if parameter.requires_grad:
-            yield ".".join([lesson.learners[int(index)].name, *rest]) if part == "nets" else path, parameter
+            yield ".".join([lesson.students[int(index)].name, *rest]) if part == "nets" else path, parameter
 
 
-def balancer_of(training: Training, lesson: Lesson) -> Balancer:
+def balancer_of(training: Training, lesson: DistillationModule) -> Balancer:
     """Return the balancer of a stage. Raises RecipeError where it does not fit, or is none."""
     made = training.balance.build(trained_by(lesson))
     if not isinstance(made, Balancer):
@@ -194,12 +194,12 @@ def balancer_of(training: Training, lesson: Lesson) -> Balancer:
     return made
 
 
-def trained_by(lesson: Lesson) -> Trained:
+def trained_by(lesson: DistillationModule) -> TrainedParameters:
     """Return what a lesson trains, each parameter in one place."""
     seen: set[int] = set()
-    return Trained(
+    return TrainedParameters(
         labels=tuple(line.label for line in lesson.lines),
-        nets=tuple(_new(net.network.parameters(), seen) for net in lesson.learners),
+        nets=tuple(_new(net.network.parameters(), seen) for net in lesson.students),
         losses=_new(lesson.losses.parameters(), seen),
     )
 

@@ -12,30 +12,30 @@ import torch
 from torch import Tensor
 
 from kdkit.data.loading import Batches, batches, training_order
-from kdkit.engine.callbacks import Watchers
+from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.check.dry_run import Rehearsal
 from kdkit.engine.check.plan import Plan
-from kdkit.engine.distributed import SharedLesson, weight_of
-from kdkit.engine.meters import Means
+from kdkit.engine.distributed import DistributedModule, weight_of
+from kdkit.engine.meters import RunningMeans
 from kdkit.engine.open_stage import tiny_batch
 from kdkit.engine.options import RunOptions
 from kdkit.engine.predict import Predictor
 from kdkit.engine.storage.stage_folder import StageFolder
-from kdkit.engine.teacher_caching import Recording
-from kdkit.engine.train_state import Apprenticeship
+from kdkit.engine.teacher_caching import TeacherCaching
+from kdkit.engine.train_state import TrainState
 from kdkit.errors import CheckError, DataError, KdkitError
-from kdkit.metrics import Score, bare, better
+from kdkit.metrics import Metric, bare, better
 from kdkit.plugins.events import EpochEnded, Figures, StageStarted, StepEnded
 from kdkit.recipe.recipe import Recipe, Stage
 from kdkit.teachers import ask
 from kdkit.utils import collectives
-from kdkit.utils.randomness import seed_everything, seed_from
+from kdkit.utils.randomness import derive_seed, seed_everything
 
 History = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Workplace:
+class RunContext:
     """What every stage of a run shares."""
 
     recipe: Recipe
@@ -43,12 +43,12 @@ class Workplace:
     options: RunOptions
     device: torch.device
     predictor: Predictor
-    watchers: Watchers
-    recording: Recording
+    callbacks: Callbacks
+    recording: TeacherCaching
 
 
 @dataclass(slots=True)
-class Kept:
+class BestCheckpoint:
     """The epoch that is kept so far, and the weights that it left."""
 
     epoch: int = -1
@@ -56,28 +56,28 @@ class Kept:
     weights: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
-class StageRun:
+class StageTrainer:
     """One stage at work. `folder` is where it is kept, None for nowhere."""
 
-    def __init__(self, place: Workplace, index: int, stage: Stage, folder: StageFolder | None) -> None:
+    def __init__(self, place: RunContext, index: int, stage: Stage, folder: StageFolder | None) -> None:
         self.place = place
         self.stage = stage
         self.training = stage.training
         self.index = index
         self.folder = folder
-        self.seed = seed_from(place.options.seed, index)
-        self.kept = Kept()
+        self.seed = derive_seed(place.options.seed, index)
+        self.kept = BestCheckpoint()
         self.history: History = []
         self.notices: list[str] = []
 
     def train(self) -> History:
         """Train to the last epoch, leave the kept weights in the nets, and return a line of history per epoch."""
         if self.folder is not None and self.folder.finished:
-            self.kept.weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.goals}
+            self.kept.weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.objectives}
             self.history = self.folder.load_history()
         else:
             self._learn()
-        for net in self.stage.goals:
+        for net in self.stage.objectives:
             net.network.load_state_dict(self.kept.weights[net.name])
             net.network.eval()
             net.trained = True
@@ -90,7 +90,7 @@ class StageRun:
         with self._opened() as (rehearsal, work):
             self._go_on(work)
             first = len(self.history)
-            self.place.watchers.tell(
+            self.place.callbacks.tell(
                 "stage_started",
                 StageStarted(
                     index=self.index,
@@ -102,7 +102,7 @@ class StageRun:
                 ),
             )
             averages = getattr(work.balancer, "averages", False)
-            lesson = SharedLesson(work.lesson, averages=averages, compiled=self.place.options.compile)
+            lesson = DistributedModule(work.lesson, averages=averages, compiled=self.place.options.compile)
             for epoch in range(first, self.training.epochs):
                 self._seed(epoch)
                 began = time.perf_counter()
@@ -113,15 +113,15 @@ class StageRun:
     def _seed(self, epoch: int) -> None:
         """Begin an epoch as it begins after an interruption; each process drops out what it draws itself."""
         number = collectives.number()
-        seed_everything(seed_from(self.seed, epoch, number) if number else seed_from(self.seed, epoch))
+        seed_everything(derive_seed(self.seed, epoch, number) if number else derive_seed(self.seed, epoch))
 
-    def _epoch(self, epoch: int, lesson: SharedLesson, rehearsal: Rehearsal, work: Apprenticeship) -> dict[str, float]:
+    def _epoch(self, epoch: int, lesson: DistributedModule, rehearsal: Rehearsal, work: TrainState) -> dict[str, float]:
         """Learn from every batch once, and return the mean of each term."""
         place, accumulate = self.place, self.training.accumulate
         loader = self._batches(epoch)
         last = len(loader) - 1
-        means = Means()
-        watched = place.watchers.watch("step_ended")
+        means = RunningMeans()
+        watched = place.callbacks.watch("step_ended")
         precision = place.options.autocast(place.device)
         work.lesson.train()
         for index, batch in enumerate(loader):
@@ -142,7 +142,7 @@ class StageRun:
             means.add(values, samples)
             if watched:
                 event = StepEnded(stage=self.stage.name, epoch=epoch, batch=index, terms=Figures(values))
-                place.watchers.tell("step_ended", event)
+                place.callbacks.tell("step_ended", event)
         if means.steps <= last:
             raise DataError(f"the training data promised {last + 1} batches an epoch, and gave {means.steps}")
         work.end_epoch()
@@ -150,11 +150,11 @@ class StageRun:
         self._require_finite(learned, epoch)
         return learned
 
-    def _judge(self, epoch: int, terms: Mapping[str, float], work: Apprenticeship, seconds: float) -> None:
+    def _judge(self, epoch: int, terms: Mapping[str, float], work: TrainState, seconds: float) -> None:
         """Score the nets on the selection split, keep them if they are the best so far, and tell watchers."""
         score = self._score()
         values = []
-        for net in self.stage.goals:
+        for net in self.stage.objectives:
             said = self.place.predictor.predict(
                 net,
                 self.place.recipe.data.select,
@@ -167,12 +167,12 @@ class StageRun:
         value = collectives.agreed(sum(values) / len(values))
         best = self.kept.epoch < 0 or self.training.keep == "last" or better(score, value, self.kept.score)
         if best:
-            weights = {net.name: _copied(work.module(net.name).state_dict()) for net in self.stage.goals}
-            self.kept = Kept(epoch, value, weights)
+            weights = {net.name: _copied(work.module(net.name).state_dict()) for net in self.stage.objectives}
+            self.kept = BestCheckpoint(epoch, value, weights)
         line = {"epoch": epoch, "terms": dict(terms), score.name: value, "kept": best, "seconds": round(seconds, 3)}
         gradients = work.gradients()
         self.history.append(line if gradients is None else {**line, "gradients": gradients})
-        self.place.watchers.tell(
+        self.place.callbacks.tell(
             "epoch_ended",
             EpochEnded(
                 stage=self.stage.name,
@@ -188,7 +188,7 @@ class StageRun:
             ),
         )
 
-    def _score(self) -> Score:
+    def _score(self) -> Metric:
         scores = {score.name: score for score in self.place.recipe.scores}
         return bare(scores[self.training.by] if self.training.by is not None else self.place.recipe.scores[0])
 
@@ -215,10 +215,10 @@ class StageRun:
         return weight, whole * weight / collectives.count()
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[tuple[Rehearsal, Apprenticeship]]:
+    def _opened(self) -> Iterator[tuple[Rehearsal, TrainState]]:
         """Open the stage: averages first, then taps and losses, then the optimizer; close it whatever happens."""
         average = self.training.average
-        averages = {} if average is None else {net.name: average.build(net.network) for net in self.stage.goals}
+        averages = {} if average is None else {net.name: average.build(net.network) for net in self.stage.objectives}
         batch = tiny_batch(self.place.recipe.data, self.training.batch_size).to(self.place.device)
         rehearsal = Rehearsal(self.stage, self.place.plan.facts, batch, self.place.options.precision)
         try:
@@ -226,7 +226,7 @@ class StageRun:
                 raise CheckError(f"stage {self.stage.name!r}: {problem}" for problem in rehearsal.problems)
             self.notices = self.place.recording.begin(self.stage, rehearsal.respondents, rehearsal.lesson, batch)
             scaler = self.place.options.precision == "fp16"
-            work = Apprenticeship(
+            work = TrainState(
                 self.training,
                 rehearsal.lesson,
                 rehearsal.respondents,
@@ -239,7 +239,7 @@ class StageRun:
         finally:
             rehearsal.close()
 
-    def _go_on(self, work: Apprenticeship) -> None:
+    def _go_on(self, work: TrainState) -> None:
         """Take up the stage where its folder says it was left."""
         state = self.folder.load_state() if self.folder is not None else None
         if state is None or self.folder is None:
@@ -247,10 +247,10 @@ class StageRun:
         with self.folder.reading(self.folder.state):
             work.load_state_dict(state["work"])
         self.history = state["history"]
-        weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.goals}
-        self.kept = Kept(state["kept"]["epoch"], state["kept"]["score"], weights)
+        weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.objectives}
+        self.kept = BestCheckpoint(state["kept"]["epoch"], state["kept"]["score"], weights)
 
-    def _save(self, work: Apprenticeship) -> None:
+    def _save(self, work: TrainState) -> None:
         if self.folder is None:
             return
         if self.history[-1]["kept"]:

@@ -5,16 +5,16 @@ s and t are the student and the target, T the temperature, N the batch, C the cl
 """
 
 from kdkit.losses.attention import CWD, AttentionTransfer
-from kdkit.losses.base import Built, Facts, Loss, asked_by, loss_name, needs_of
+from kdkit.losses.base import BuildContext, Built, Loss, asked_by, loss_name, needs_of
 from kdkit.losses.contrastive import CRD
 from kdkit.losses.correlation import DIST, PerLabelDIST
 from kdkit.losses.cross_layer import HCL, ReviewKD, SemCKD
 from kdkit.losses.decoupled import DKD, NKD, PerLabelDKD
 from kdkit.losses.hard_labels import HardTargets, PerLabelHardTargets, SecondHead
 from kdkit.losses.hints import Hint, SquareHead
-from kdkit.losses.logits import GeneralisedJSD, LogitMSE, LogitStandardisation, ReverseKL, SoftTargets, Tokens
+from kdkit.losses.logits import GeneralisedJSD, LogitMSE, LogitStandardisation, PerToken, ReverseKL, SoftTargets
 from kdkit.losses.margins import OFD
-from kdkit.losses.multi_teacher import FromEach, Weighing
+from kdkit.losses.multi_teacher import PerTeacher, TeacherWeighting
 from kdkit.losses.per_label import PerLabelSoftTargets
 from kdkit.losses.relations import CC, PKT, RKD, SP, AdjacentCC
 from kdkit.losses.self_distillation import PSKD, PerLabelPSKD
@@ -44,10 +44,9 @@ __all__ = [
     "VID",
     "AdjacentCC",
     "AttentionTransfer",
+    "BuildContext",
     "Built",
     "Cosine",
-    "Facts",
-    "FromEach",
     "GeneralisedJSD",
     "HardTargets",
     "Hint",
@@ -60,14 +59,15 @@ __all__ = [
     "PerLabelHardTargets",
     "PerLabelPSKD",
     "PerLabelSoftTargets",
+    "PerTeacher",
+    "PerToken",
     "ReverseKL",
     "ReviewKD",
     "SecondHead",
     "SemCKD",
     "SoftTargets",
     "SquareHead",
-    "Tokens",
-    "Weighing",
+    "TeacherWeighting",
     "asked_by",
     "loss_name",
     "needs_of",

@@ -18,7 +18,7 @@ ASKABLE = ("labels", "ids", "progress", "answers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class BuildContext:
     """What a loss may know when it is built: class names, task, training samples, whether ids exist, batch size.
 
     tapped: the modules that its target is tapped on, in the order of the taps.
@@ -42,7 +42,7 @@ class Built(Protocol):
         self,
         student: tuple[torch.Size, ...],
         target: tuple[torch.Size, ...],
-        facts: Facts,
+        facts: BuildContext,
         teacher: nn.Module | None,
     ) -> None:
         """Make what the shapes call for. Raises RecipeError where they cannot meet."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
-from kdkit.losses.base import Facts
+from kdkit.losses.base import BuildContext
 from kdkit.losses.features import Shapes, direction, full, one, without_autocast
 from kdkit.losses.memory_bank import Rows, other_rows, rows_of_other_classes
 from kdkit.losses.projectors.resizing import resize
@@ -84,7 +84,7 @@ class CRD(nn.Module):
         self.register_buffer("log_normalisers", torch.full((2,), math.inf))
         self.register_buffer("asked", torch.zeros((), dtype=torch.int64))
 
-    def build(self, student: Shapes, target: Shapes, facts: Facts, teacher: nn.Module | None) -> None:
+    def build(self, student: Shapes, target: Shapes, facts: BuildContext, teacher: nn.Module | None) -> None:
         """Make the embeddings and empty memories. Raises RecipeError where these would be too large."""
         ours, theirs = one(student, self)[1], one(target, self)[1]
         samples = self.samples or facts.samples
@@ -103,8 +103,8 @@ class CRD(nn.Module):
             nn.Identity() if self.width is None else nn.Linear(given, width) for given in (ours, theirs)
         )
         self.rows = Rows(samples)
-        spread = math.sqrt(3 / width)  # uniform within it has a length of about 1
-        self.memories = torch.empty(2, samples, width).uniform_(-spread, spread)
+        run_trials = math.sqrt(3 / width)  # uniform within it has a length of about 1
+        self.memories = torch.empty(2, samples, width).uniform_(-run_trials, run_trials)
         self.log_normalisers = torch.full((2,), math.inf)
         self.asked = torch.randint(2**40, ())  # counts from the run's seed
         self.by_class = self.against == "classes" or (self.against == "auto" and facts.task == "multiclass")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.errors import RecipeError
-from kdkit.losses.base import Facts
+from kdkit.losses.base import BuildContext
 from kdkit.losses.features import Shapes, Sided, direction, full, in_pairs, same_shape, several, without_autocast
 from kdkit.losses.projectors import Bottleneck, Fusion, meet
 from kdkit.losses.projectors.factory import When, validate_when
@@ -47,7 +47,7 @@ class SemCKD(nn.Module):
         self.queries, self.keys = nn.ModuleList(), nn.ModuleList()
         self.projectors = nn.ModuleList()
 
-    def build(self, student: Shapes, target: Shapes, facts: Facts, teacher: nn.Module | None) -> None:
+    def build(self, student: Shapes, target: Shapes, facts: BuildContext, teacher: nn.Module | None) -> None:
         """Make the embeddings and the projectors of all pairs. Raises RecipeError where shapes cannot meet."""
         self.others = self.batch_size or facts.batch_size or _BATCH
         self.queries = nn.ModuleList(_embedding(self.others, self.width) for _ in student)
@@ -171,7 +171,7 @@ class ReviewKD(nn.Module):
         self.context = HCL(grids=grids)
         self.fusions = nn.ModuleList()
 
-    def build(self, student: Shapes, target: Shapes, facts: Facts, teacher: nn.Module | None) -> None:
+    def build(self, student: Shapes, target: Shapes, facts: BuildContext, teacher: nn.Module | None) -> None:
         """Make a fusion for each layer. Raises RecipeError where layers are not in pairs, or shapes cannot meet."""
         in_pairs(len(student), len(target), self)
         width = self.width or min(student[-1][1], _WIDEST)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
-from kdkit.losses.base import Facts
+from kdkit.losses.base import BuildContext
 from kdkit.losses.projectors.factory import Kind, When, make_projector, validate_kind, validate_when
 
 Sided = Tensor | tuple[Tensor, ...]
@@ -31,7 +31,7 @@ class Projected(nn.Module):
         self.kind = kind
         self.projector: nn.Module = nn.Identity()
 
-    def build(self, student: Shapes, target: Shapes, facts: Facts, teacher: nn.Module | None) -> None:
+    def build(self, student: Shapes, target: Shapes, facts: BuildContext, teacher: nn.Module | None) -> None:
         """Make the projector for these shapes. Raises RecipeError where they cannot meet."""
         given, wanted = one(student, self), one(target, self)
         differ = given[1:] != wanted[1:]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.errors import RecipeError
-from kdkit.losses.base import Facts, Loss, asked_by
+from kdkit.losses.base import BuildContext, Loss, asked_by
 from kdkit.losses.validation import same_outputs, validate_share
 
 
@@ -77,7 +77,7 @@ class SecondHead(nn.Module):
         self,
         student: tuple[torch.Size, ...],
         target: tuple[torch.Size, ...],
-        facts: Facts,
+        facts: BuildContext,
         teacher: nn.Module | None,
     ) -> None:
         """Make the head. Raises RecipeError for several taps or a target that is no output."""

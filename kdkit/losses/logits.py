@@ -195,7 +195,7 @@ class GeneralisedJSD:
 
     In nats; reduction and t_squared as in ReverseKL. Between, it goes to 0 with beta or 1 - beta; at the ends it is, by
     convention, the whole KL(p ‖ q) for beta = 0 and KL(q ‖ p) for beta = 1. distillm writes lam = 1 - beta.
-    Tokens(GeneralisedJSD()) averages over the tokens that have a label.
+    PerToken(GeneralisedJSD()) averages over the tokens that have a label.
 
     Formula: 1/N · Σ (beta KL(p ‖ m) + (1 - beta) KL(q ‖ m)), with p = softmax(t / T), q = softmax(s / T) and m = beta p
         + (1 - beta) q
@@ -238,7 +238,7 @@ def _reduced(loss: Tensor, student: Tensor, reduction: Reduction) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
+class PerToken:
     """A loss on outputs, over the tokens that have a label, each as a sample.
 
     The unit and the reduction are those of `loss`, over (kept tokens, classes), as in trl; 0 where none is kept.
@@ -258,13 +258,13 @@ class Tokens:
             raise RecipeError(f"ignore is the whole number that stands for no label, such as -100; got {self.ignore!r}")
         plain = callable(self.loss) and not isinstance(self.loss, type) and not hasattr(self.loss, "build")
         if not plain or asked_by(self.loss) - {"labels"}:
-            raise RecipeError(f"Tokens takes a loss on outputs without weights, ids or progress; got {self.loss!r}")
+            raise RecipeError(f"PerToken takes a loss on outputs without weights, ids or progress; got {self.loss!r}")
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
         """Return the loss over the kept tokens."""
         if labels.shape != student.shape[:-1]:
             raise RecipeError(
-                f"Tokens needs a label for every token, of shape {tuple(student.shape[:-1])}; got {tuple(labels.shape)}"
+                f"PerToken needs a label for every token, of shape {tuple(student.shape[:-1])}; got {tuple(labels.shape)}"
             )
         kept = labels != self.ignore
         if not kept.any():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
-from kdkit.losses.base import Facts
+from kdkit.losses.base import BuildContext
 from kdkit.losses.features import Shapes, full, one
 from kdkit.losses.projectors.factory import When, validate_when
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise
@@ -58,7 +58,7 @@ class OFD(nn.Module):
         self.positions: tuple[int, ...] | None = None
         self.register_buffer("margins", torch.zeros(0), persistent=False)  # they follow from the teacher
 
-    def build(self, student: Shapes, target: Shapes, facts: Facts, teacher: nn.Module | None) -> None:
+    def build(self, student: Shapes, target: Shapes, facts: BuildContext, teacher: nn.Module | None) -> None:
         """Make the connector and read the margins. Raises RecipeError where there are none, or shapes cannot meet."""
         given, wanted = one(student, self), one(target, self)
         differ = given[1:] != wanted[1:]
@@ -82,7 +82,7 @@ class OFD(nn.Module):
         counts = (student > target) | (target > 0)
         return self.factor * ((student - target).square() * counts).sum() / len(student)
 
-    def _margins(self, channels: int, facts: Facts, teacher: nn.Module | None) -> Tensor:
+    def _margins(self, channels: int, facts: BuildContext, teacher: nn.Module | None) -> Tensor:
         if self.margin is not None:
             return torch.full((channels,), self.margin)
         norm: Any = self._norm[0] or _tapped_norm(facts) or _only_norm(teacher, channels)
@@ -104,7 +104,7 @@ def margins_of(weight: Tensor, bias: Tensor) -> Tensor:
     return torch.where(share > _RARE, negative, -3 * deviation).to(weight.dtype)
 
 
-def _tapped_norm(facts: Facts) -> nn.Module | None:
+def _tapped_norm(facts: BuildContext) -> nn.Module | None:
     """Return the batch norm that the teacher is tapped on, where it is one."""
     (*_, tapped) = facts.tapped or (None,)
     return tapped if isinstance(tapped, Norm) else None

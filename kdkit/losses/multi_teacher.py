@@ -12,7 +12,7 @@ from torch.func import vmap
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.errors import RecipeError
-from kdkit.losses.base import Facts, Loss, asked_by, needs_of
+from kdkit.losses.base import BuildContext, Loss, asked_by, needs_of
 from kdkit.losses.features import Projected, Shapes, Sided, several
 from kdkit.losses.validation import is_number
 
@@ -46,7 +46,7 @@ def by_sample(loss: Any, student: Tensor, target: Tensor, asked: dict[str, Any])
     return values
 
 
-def require_apart(loss: Any, student: torch.Size, target: torch.Size, facts: Facts) -> None:
+def require_apart(loss: Any, student: torch.Size, target: torch.Size, facts: BuildContext) -> None:
     """Raise RecipeError for a loss whose slope at one sample depends on the others of its batch.
 
     Tried on made-up sides of these shapes; a loss that fails on them is told of where it is computed in earnest.
@@ -71,7 +71,7 @@ def require_apart(loss: Any, student: torch.Size, target: torch.Size, facts: Fac
         )
 
 
-def _made_up(student: torch.Size, target: torch.Size, facts: Facts) -> dict[str, Any]:
+def _made_up(student: torch.Size, target: torch.Size, facts: BuildContext) -> dict[str, Any]:
     """Return what a loss may ask for beside its sides."""
     hard = facts.task == "multiclass"
     return {
@@ -97,10 +97,10 @@ def _errors(answers: Tensor, labels: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(answers, labels.to(answers.dtype), reduction="none").mean(1)
 
 
-Weighing = Literal["equal", "confidence", "learned"]
+TeacherWeighting = Literal["equal", "confidence", "learned"]
 
 
-class FromEach(nn.Module):
+class PerTeacher(nn.Module):
     """A loss against each teacher of a Panel, weighted teacher by teacher.
 
     In the unit of the loss. The student's side is one tensor for all teachers, or a tuple of one for each; the target
@@ -117,10 +117,10 @@ class FromEach(nn.Module):
         Scene Geometry and Semantics", arXiv:1705.07115
     """
 
-    def __init__(self, loss: Loss, *, weights: Weighing | Sequence[float] = "equal") -> None:
+    def __init__(self, loss: Loss, *, weights: TeacherWeighting | Sequence[float] = "equal") -> None:
         super().__init__()
         if isinstance(loss, type) or not callable(loss):
-            raise RecipeError(f"FromEach takes a loss, such as SoftTargets(); got {loss!r}")
+            raise RecipeError(f"PerTeacher takes a loss, such as SoftTargets(); got {loss!r}")
         self._loss = (loss,)  # in a tuple, so that it is not trained beside its copies
         self._copies = nn.ModuleList()
         self.weights = _validated(weights)
@@ -129,7 +129,7 @@ class FromEach(nn.Module):
         self.asks = self._asked | ({"labels", "answers"} if weights == "confidence" else frozenset())
         self.needs = needs_of(loss)
 
-    def build(self, student: Shapes, target: Shapes, facts: Facts, teacher: Any) -> None:
+    def build(self, student: Shapes, target: Shapes, facts: BuildContext, teacher: Any) -> None:
         """Make and build a loss for each teacher. teacher: the modules that answer, one for each.
 
         Raises RecipeError for teachers and shapes that do not fit, and for confidence in a loss that relates samples.
@@ -137,11 +137,11 @@ class FromEach(nn.Module):
         count = len(target)
         if count < 2 or len(student) not in (1, count):
             raise RecipeError(
-                f"FromEach compares one side of the student, or one for each teacher, with a Panel of teachers; got "
-                f"{len(student)} and {count}: Match(Panel(first, second), FromEach(...))"
+                f"PerTeacher compares one side of the student, or one for each teacher, with a Panel of teachers; got "
+                f"{len(student)} and {count}: Match(Panel(first, second), PerTeacher(...))"
             )
         if isinstance(self.weights, tuple) and len(self.weights) != count:
-            raise RecipeError(f"FromEach takes a weight for each of {count} teachers; got {self.weights}")
+            raise RecipeError(f"PerTeacher takes a weight for each of {count} teachers; got {self.weights}")
         if self.log_variances is not None:
             self.log_variances = nn.Parameter(torch.zeros(count))
         (loss,) = self._loss
@@ -156,7 +156,9 @@ class FromEach(nn.Module):
         if self.weights == "confidence":
             self._require_confidence(list(zip(sides, target, strict=True)), facts, teacher)
 
-    def _require_confidence(self, sides: list[tuple[torch.Size, torch.Size]], facts: Facts, teacher: Any) -> None:
+    def _require_confidence(
+        self, sides: list[tuple[torch.Size, torch.Size]], facts: BuildContext, teacher: Any
+    ) -> None:
         """Raise RecipeError where there is no telling how well each teacher says each sample."""
         instead = "take weights='equal', 'learned' or shares"
         if facts.task == "regression":
@@ -198,10 +200,10 @@ class FromEach(nn.Module):
         return torch.stack([share * value for share, value in zip(shares, values, strict=True)]).sum()
 
 
-def _validated(weights: Any) -> Weighing | tuple[float, ...]:
+def _validated(weights: Any) -> TeacherWeighting | tuple[float, ...]:
     if isinstance(weights, str):
-        if weights not in get_args(Weighing):
-            raise RecipeError(f"weights are shares, or one of {', '.join(get_args(Weighing))}; got {weights!r}")
+        if weights not in get_args(TeacherWeighting):
+            raise RecipeError(f"weights are shares, or one of {', '.join(get_args(TeacherWeighting))}; got {weights!r}")
         return weights  # type: ignore[return-value]  # one of them, as was just seen
     shares = tuple(weights) if isinstance(weights, Sequence) else ()
     if not shares or not all(is_number(share) and share >= 0 for share in shares) or not math.isclose(sum(shares), 1):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.errors import RecipeError
-from kdkit.losses.base import Facts
+from kdkit.losses.base import BuildContext
 from kdkit.losses.features import Shapes, Sided, full, one, several
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise
 from kdkit.losses.projectors.linear import fitted, positions_of
@@ -46,7 +46,7 @@ class SRRL(nn.Module):
         self.register_buffer("classifier_weight", torch.zeros(0, 0), persistent=False)  # both are the teacher's
         self.register_buffer("classifier_bias", torch.zeros(0), persistent=False)
 
-    def build(self, student: Shapes, target: Shapes, facts: Facts, teacher: nn.Module | None) -> None:
+    def build(self, student: Shapes, target: Shapes, facts: BuildContext, teacher: nn.Module | None) -> None:
         """Make the connector and copy the classifier. Raises RecipeError where there is none, or shapes cannot meet."""
         if len(target) > 2:
             raise RecipeError(f"SRRL takes the teacher's features and perhaps its logits; got {len(target)} taps")

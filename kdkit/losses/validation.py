@@ -101,7 +101,7 @@ def same_outputs(student: Tensor, target: Tensor, loss: object, *, dense: bool =
     if student.ndim > 2 and not dense:
         raise RecipeError(
             f"{type(loss).__name__} compares outputs (batch, classes); got {tuple(student.shape)}; "
-            "Tokens(loss) takes each token as a sample"
+            "PerToken(loss) takes each token as a sample"
         )
     if student.ndim < 2 or student.shape != target.shape:
         raise RecipeError(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.errors import RecipeError
-from kdkit.losses.base import Facts
+from kdkit.losses.base import BuildContext
 from kdkit.losses.features import Projected, Shapes, full, one
 from kdkit.losses.projectors import Pointwise, convolution, meet
 from kdkit.losses.validation import (
@@ -46,7 +46,7 @@ class VID(nn.Module):
         self.mean: nn.Module = nn.Identity()
         self.scale = nn.Parameter(torch.empty(0))
 
-    def build(self, student: Shapes, target: Shapes, facts: Facts, teacher: nn.Module | None) -> None:
+    def build(self, student: Shapes, target: Shapes, facts: BuildContext, teacher: nn.Module | None) -> None:
         """Make what predicts. Raises RecipeError where the shapes cannot meet."""
         given, wanted = one(student, self), one(target, self)
         meet(torch.empty(given, device="meta"), torch.empty(wanted, device="meta"))
@@ -99,7 +99,7 @@ class MGD(Projected):
         self.alpha, self.mask, self.masked, self.reduction = alpha, mask, masked, reduction
         self.generator: nn.Module = nn.Identity()
 
-    def build(self, student: Shapes, target: Shapes, facts: Facts, teacher: nn.Module | None) -> None:
+    def build(self, student: Shapes, target: Shapes, facts: BuildContext, teacher: nn.Module | None) -> None:
         """Make the projector and what generates. Raises RecipeError where shapes cannot meet."""
         super().build(student, target, facts, teacher)
         _batch, channels, *positions = one(target, self)

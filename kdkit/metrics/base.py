@@ -40,7 +40,7 @@ class Predictions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
+class MetricResult:
     """A figure, the same by class where it has classes, and what a reader must know of it.
 
     interval: (low, high) of the figure, None where none was asked for; intervals_by_class likewise.
@@ -54,7 +54,7 @@ class Scored:
 
 
 @runtime_checkable
-class Score(Protocol):
+class Metric(Protocol):
     """A figure of merit; greater is better, unless the score has `lower_is_better = True`.
 
     `fit` returns one with its thresholds set, and leaves `self` as it was.
@@ -69,17 +69,17 @@ class Score(Protocol):
         """Choose what has to be chosen (thresholds) on the selection split."""
         ...
 
-    def score(self, test: Predictions) -> Scored:
+    def score(self, test: Predictions) -> MetricResult:
         """Report on another split; classes without positives are named in the note."""
         ...
 
 
-def lower_is_better(score: Score) -> bool:
+def lower_is_better(score: Metric) -> bool:
     """Whether the score is an error, so that the lowest figure is the best."""
     return bool(getattr(score, "lower_is_better", False))
 
 
-def better(score: Score, value: float, than: float) -> bool:
+def better(score: Metric, value: float, than: float) -> bool:
     """Whether one figure of this score is better than another; NaN is worse than any figure."""
     if math.isnan(value) or math.isnan(than):
         return not math.isnan(value)

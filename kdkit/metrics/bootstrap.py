@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit.errors import RecipeError
-from kdkit.metrics.base import Floats, Predictions, Score, Scored, lower_is_better
+from kdkit.metrics.base import Floats, Metric, MetricResult, Predictions, lower_is_better
 
 Counts = NDArray[np.float32]
 
@@ -40,7 +40,7 @@ def once(test: Predictions) -> Counts:
     return np.ones((len(test), 1), dtype=np.float32)
 
 
-def resample(score: Score, test: Predictions, counts: Counts) -> Resampled:
+def resample(score: Metric, test: Predictions, counts: Counts) -> Resampled:
     """Return the score of each resample; a score that is not `Resampling` is asked once for each."""
     if isinstance(score, Resampling):
         return score.resampled(test, counts)
@@ -99,7 +99,7 @@ def require_level(level: float) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
+class BootstrapInterval:
     """The same score, and a bootstrap interval of it: Interval(MacroAUPRC()).
 
     The percentile method (Efron & Tibshirani 1993, chapter 13): samples of the split are drawn anew with replacement,
@@ -108,16 +108,16 @@ class Interval:
     level: the share of resamples within. seed: of the draws, the same for every net, so that nets are compared alike.
     """
 
-    of: Score
+    of: Metric
     _: KW_ONLY
     resamples: int = 1000
     level: float = 0.95
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.of, type) or not isinstance(self.of, Score):
+        if isinstance(self.of, type) or not isinstance(self.of, Metric):
             raise RecipeError(f"Interval takes a score, such as Interval(MacroAUPRC()); got {self.of!r}")
-        if isinstance(self.of, Interval):
+        if isinstance(self.of, BootstrapInterval):
             raise RecipeError("an interval has no interval of its own; give Interval the score itself")
         require_bootstrap(self.resamples, self.level)
 
@@ -135,7 +135,7 @@ class Interval:
         """Choose what the score has to choose."""
         return replace(self, of=self.of.fit(select))
 
-    def score(self, test: Predictions) -> Scored:
+    def score(self, test: Predictions) -> MetricResult:
         """Return what the score says, with intervals; a resample in which it is undefined is left out."""
         plain = self.of.score(test)
         drawn = [resample(self.of, test, counts) for counts in draw(test, self.resamples, self.seed)]
@@ -156,6 +156,6 @@ class Interval:
         )
 
 
-def bare(score: Score) -> Score:
+def bare(score: Metric) -> Metric:
     """Return the score without its interval, which takes a thousand times as long."""
-    return score.of if isinstance(score, Interval) else score
+    return score.of if isinstance(score, BootstrapInterval) else score

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self, get_args
 import numpy as np
 
 from kdkit.errors import DataError, RecipeError, did_you_mean
-from kdkit.metrics.base import Bools, Floats, Predictions, Scored, defined, true_classes, without
+from kdkit.metrics.base import Bools, Floats, MetricResult, Predictions, defined, true_classes, without
 from kdkit.metrics.bootstrap import Counts, Resampled, blocks, once
 
 Bins = Literal["equal_width", "equal_mass"]
@@ -43,7 +43,7 @@ class CalibrationError:
         """There is nothing to choose."""
         return self
 
-    def score(self, test: Predictions) -> Scored:
+    def score(self, test: Predictions) -> MetricResult:
         """Return the error, and each class's own where a sample may have several."""
         return _scored(self.resampled(test, once(test)), test)
 
@@ -88,7 +88,7 @@ class Brier:
         """There is nothing to choose."""
         return self
 
-    def score(self, test: Predictions) -> Scored:
+    def score(self, test: Predictions) -> MetricResult:
         """Return the error, and what each class has in it."""
         return _scored(self.resampled(test, once(test)), test)
 
@@ -113,10 +113,10 @@ def _probabilities(test: Predictions) -> Floats:
     return probabilities
 
 
-def _scored(resampled: Resampled, test: Predictions) -> Scored:
+def _scored(resampled: Resampled, test: Predictions) -> MetricResult:
     positives = true_classes(test).sum(0).tolist()
     there = [name for name, count in zip(test.classes, positives, strict=True) if count]
-    return Scored(
+    return MetricResult(
         value=float(resampled.values[0]),
         by_class=defined(test, resampled.by_class[:, 0]),
         note=without(test, there),

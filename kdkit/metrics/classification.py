@@ -6,7 +6,7 @@ from typing import Literal, Self, get_args
 import numpy as np
 
 from kdkit.errors import RecipeError, did_you_mean
-from kdkit.metrics.base import Bools, Floats, Predictions, Scored, defined, mean_of, true_classes, without
+from kdkit.metrics.base import Bools, Floats, MetricResult, Predictions, defined, mean_of, true_classes, without
 from kdkit.metrics.bootstrap import Counts, Resampled, once
 from kdkit.metrics.thresholds import BestF1, Thresholds, require_thresholds
 
@@ -26,11 +26,11 @@ class Accuracy:
         """There is nothing to choose."""
         return self
 
-    def score(self, test: Predictions) -> Scored:
+    def score(self, test: Predictions) -> MetricResult:
         """Return the share, and each class's recall."""
         values, by_class = self.resampled(test, once(test))
         recalls = defined(test, by_class[:, 0])
-        return Scored(value=float(values[0]), by_class=recalls, note=without(test, recalls))
+        return MetricResult(value=float(values[0]), by_class=recalls, note=without(test, recalls))
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the share and the recalls of each resample."""
@@ -72,11 +72,11 @@ class F1:
             return self
         return replace(self, thresholds=self.thresholds_by.choose(select))
 
-    def score(self, test: Predictions) -> Scored:
+    def score(self, test: Predictions) -> MetricResult:
         """Return the mean, each class's own, and which classes had no positives."""
         values, figures = self.resampled(test, once(test))
         by_class = defined(test, figures[:, 0])
-        return Scored(value=float(values[0]), by_class=by_class, note=without(test, by_class))
+        return MetricResult(value=float(values[0]), by_class=by_class, note=without(test, by_class))
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return F1 of each resample; the thresholds stay."""

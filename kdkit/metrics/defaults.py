@@ -1,13 +1,13 @@
 """The scores of a recipe that names none."""
 
 from kdkit.data.dataset import Task
-from kdkit.metrics.base import Score
+from kdkit.metrics.base import Metric
 from kdkit.metrics.classification import Accuracy, MacroF1, MicroF1
 from kdkit.metrics.ranking import MacroAUPRC
 from kdkit.metrics.regression import R2
 
 
-def default_scores(task: Task) -> tuple[Score, ...]:
+def default_scores(task: Task) -> tuple[Metric, ...]:
     """Return the scores that fit the task."""
     if task == "multiclass":
         return (Accuracy(), MacroF1())

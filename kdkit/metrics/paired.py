@@ -8,13 +8,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from kdkit.errors import DataError
-from kdkit.metrics.base import Floats, Predictions, Score, lower_is_better
+from kdkit.metrics.base import Floats, Metric, Predictions, lower_is_better
 from kdkit.metrics.bootstrap import Counts, bare, bounds, draw, require_bootstrap, require_level, resample
 
 Verdict = Literal["better", "worse", "not distinguishable"]
 
 
-class Said(NamedTuple):
+class SplitPredictions(NamedTuple):
     """What one net said about the selection split, which thresholds are chosen on, and about the test split."""
 
     select: Predictions
@@ -43,10 +43,10 @@ class Difference:
         return "better" if (low > 0) != self.lower_is_better else "worse"
 
 
-def paired(
-    score: Score,
-    one: Said | Sequence[Said],
-    other: Said | Sequence[Said],
+def paired_bootstrap(
+    score: Metric,
+    one: SplitPredictions | Sequence[SplitPredictions],
+    other: SplitPredictions | Sequence[SplitPredictions],
     *,
     resamples: int = 1000,
     level: float = 0.95,
@@ -78,7 +78,7 @@ def paired(
     )
 
 
-def paired_runs(
+def paired_t_interval(
     one: Mapping[Hashable, float],
     other: Mapping[Hashable, float],
     *,
@@ -118,8 +118,10 @@ def paired_runs(
     )
 
 
-def _runs(one: Said | Sequence[Said], other: Said | Sequence[Said]) -> list[tuple[Said, Said]]:
-    ours, theirs = ([each] if isinstance(each, Said) else list(each) for each in (one, other))
+def _runs(
+    one: SplitPredictions | Sequence[SplitPredictions], other: SplitPredictions | Sequence[SplitPredictions]
+) -> list[tuple[SplitPredictions, SplitPredictions]]:
+    ours, theirs = ([each] if isinstance(each, SplitPredictions) else list(each) for each in (one, other))
     if len(ours) != len(theirs) or not ours:
         raise DataError(f"runs are compared in pairs, one at least; got {len(ours)} and {len(theirs)}")
     return list(zip(ours, theirs, strict=True))
@@ -128,7 +130,7 @@ def _runs(one: Said | Sequence[Said], other: Said | Sequence[Said]) -> list[tupl
 class _Pair:
     """What two nets scored, each with thresholds from its own selection split."""
 
-    def __init__(self, score: Score, one: Said, other: Said) -> None:
+    def __init__(self, score: Metric, one: SplitPredictions, other: SplitPredictions) -> None:
         self._scores = [score.fit(each.select) for each in (one, other)]
         self._tests = [one.test, other.test]
         ours, theirs = (each.score(test).value for each, test in zip(self._scores, self._tests, strict=True))
@@ -142,7 +144,7 @@ class _Pair:
         return ours - theirs
 
 
-def _require_same(first: Said, *others: Said) -> None:
+def _require_same(first: SplitPredictions, *others: SplitPredictions) -> None:
     for said in others:
         for one, other in zip(first, said, strict=True):
             _require_same_samples(one, other)

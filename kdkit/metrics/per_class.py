@@ -6,8 +6,8 @@ from typing import Self
 
 import numpy as np
 
-from kdkit.metrics.base import Predictions, Score, Scored, defined, mean_of, true_classes
-from kdkit.metrics.bootstrap import Counts, Interval, Resampled, once
+from kdkit.metrics.base import Metric, MetricResult, Predictions, defined, mean_of, true_classes
+from kdkit.metrics.bootstrap import BootstrapInterval, Counts, Resampled, once
 from kdkit.metrics.classification import confusions, share
 from kdkit.metrics.ranking import MacroAUPRC, MacroAUROC
 from kdkit.metrics.thresholds import BestF1, Thresholds
@@ -47,9 +47,9 @@ def class_table(
     """
     select, test = reported.select, reported.test if reported.test is not None else reported.select
     thresholds = None if select.labels.ndim == 1 else (thresholds_by or BestF1()).choose(select)
-    scores: dict[str, Score] = {name: _Decided(name, thresholds) for name in FIGURES[:3]}
+    scores: dict[str, Metric] = {name: _Decided(name, thresholds) for name in FIGURES[:3]}
     scores |= {"auroc": MacroAUROC(), "auprc": MacroAUPRC()}
-    scored = {name: Interval(score, resamples=resamples).score(test) for name, score in scores.items()}
+    scored = {name: BootstrapInterval(score, resamples=resamples).score(test) for name, score in scores.items()}
     counts = {
         "train": reported.train or {},
         "select": _positives(select),
@@ -79,9 +79,9 @@ class _Decided:
     def fit(self, select: Predictions) -> Self:
         return replace(self)
 
-    def score(self, test: Predictions) -> Scored:
+    def score(self, test: Predictions) -> MetricResult:
         values, by_class = self.resampled(test, once(test))
-        return Scored(value=float(values[0]), by_class=defined(test, by_class[:, 0]))
+        return MetricResult(value=float(values[0]), by_class=defined(test, by_class[:, 0]))
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         hits, said, true = confusions(test, self.thresholds, counts)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit.errors import DataError
-from kdkit.metrics.base import Bools, Floats, Predictions, Scored, defined, mean_of, true_classes, without
+from kdkit.metrics.base import Bools, Floats, MetricResult, Predictions, defined, mean_of, true_classes, without
 from kdkit.metrics.bootstrap import Counts, Resampled, blocks, once
 
 
@@ -25,7 +25,7 @@ class MacroAUPRC:
         """There is nothing to choose: it ranks."""
         return self
 
-    def score(self, test: Predictions) -> Scored:
+    def score(self, test: Predictions) -> MetricResult:
         """Return the mean, each class's own, and which classes had no positives."""
         return _scored(self.resampled(test, once(test)), test, "no positives")
 
@@ -47,7 +47,7 @@ class MacroAUROC:
         """There is nothing to choose: it ranks."""
         return self
 
-    def score(self, test: Predictions) -> Scored:
+    def score(self, test: Predictions) -> MetricResult:
         """Return the mean, each class's own, and which classes are undefined."""
         return _scored(self.resampled(test, once(test)), test, "no positives, or no negatives")
 
@@ -135,6 +135,6 @@ def _over(part: Floats, whole: Floats) -> Floats:
     return shares
 
 
-def _scored(resampled: Resampled, test: Predictions, lacking: str) -> Scored:
+def _scored(resampled: Resampled, test: Predictions, lacking: str) -> MetricResult:
     by_class = defined(test, resampled.by_class[:, 0])
-    return Scored(value=float(resampled.values[0]), by_class=by_class, note=without(test, by_class, lacking))
+    return MetricResult(value=float(resampled.values[0]), by_class=by_class, note=without(test, by_class, lacking))

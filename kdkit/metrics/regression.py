@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
-from kdkit.metrics.base import Predictions, Scored
+from kdkit.metrics.base import MetricResult, Predictions
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +19,8 @@ class R2:
         """There is nothing to choose."""
         return self
 
-    def score(self, test: Predictions) -> Scored:
+    def score(self, test: Predictions) -> MetricResult:
         """Return the coefficient."""
         from sklearn.metrics import r2_score  # scikit-learn takes a second to import
 
-        return Scored(value=float(r2_score(test.labels, test.outputs)))
+        return MetricResult(value=float(r2_score(test.labels, test.outputs)))

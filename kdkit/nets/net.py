@@ -34,7 +34,7 @@ class Net(Generic[M]):
         name: str,
         module: M,
         *,
-        sees: View | None = None,
+        view: View | None = None,
         element: Element = None,
         classes: Sequence[str] | None = None,
         weights: str | Path | None = None,
@@ -52,7 +52,7 @@ class Net(Generic[M]):
             )
         self.name = name
         self.module = module
-        self.sees: View = sees if sees is not None else Inputs()
+        self.view: View = view if view is not None else Inputs()
         self.element = element
         self.classes = None if classes is None else _distinct(name, tuple(classes))
         self.version = version
@@ -79,7 +79,7 @@ class Net(Generic[M]):
 
     def through(self, module: Callable[..., Any], batch: Batch) -> Tensor:
         """Return what another module of the same form would say in its place, such as an average of its weights."""
-        args, kwargs = self.sees(batch)
+        args, kwargs = self.view(batch)
         said = module(*args, **kwargs)
         if self.element is None and isinstance(said, Tensor):
             return said

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from kdkit.errors import RecipeError
 from kdkit.nets.views import Element, picked
 
-Put = Callable[[Any], None]
-Detach = Callable[[], None]
+Capture = Callable[[Any], None]
+RemoveHook = Callable[[], None]
 
 
 @runtime_checkable
-class Tapping(Protocol):
+class TapLike(Protocol):
     """Anything that can be put on a module to take a tensor out of it."""
 
     @property
@@ -22,7 +22,7 @@ class Tapping(Protocol):
         """The module it sits on."""
         ...
 
-    def attach(self, put: Put) -> Detach:
+    def attach(self, put: Capture) -> RemoveHook:
         """Call `put` with the tensor each time the module runs, until the returned function is called."""
         ...
 
@@ -49,7 +49,7 @@ class Tap:
         if self.at not in ("output", "input"):
             raise RecipeError(f"a tap takes the 'output' or the 'input' of its module; got {self.at!r}")
 
-    def attach(self, put: Put) -> Detach:
+    def attach(self, put: Capture) -> RemoveHook:
         """Put a hook on the module."""
         what = f"the {self.at} of {type(self.module).__name__}"
 
@@ -88,7 +88,7 @@ class AttentionTap:
                 f"got a {type(self.module).__name__}"
             )
 
-    def attach(self, put: Put) -> Detach:
+    def attach(self, put: Capture) -> RemoveHook:
         """Switch the fused kernel off and listen to what the attention's dropout is given."""
         layer: Any = self.module
         fused = layer.fused_attn
@@ -102,7 +102,7 @@ class AttentionTap:
         return restore
 
 
-def stage_tap(model: nn.Module, index: int) -> Tap:
+def timm_tap(model: nn.Module, index: int) -> Tap:
     """Return a tap on a stage of a timm model, counted as its `feature_info` counts them; -1 is the last.
 
     It gives (batch, channels, height, width), of a transformer's tokens (batch, channels, tokens).
@@ -123,20 +123,20 @@ def _channels_second(feature: Tensor) -> Tensor:
     return feature.movedim(-1, 1) if feature.ndim == 3 else feature
 
 
-class Listening:
+class OpenTaps:
     """Open taps: what each heard in the last forward pass. Closing leaves every module as it was.
 
     A tensor that the network changes in place after it was tapped is a different one by the time a loss sees it.
     `keep_copies` is called after a first pass and has such taps hand out copies from then on.
     """
 
-    def __init__(self, taps: Iterable[Tapping]) -> None:
+    def __init__(self, taps: Iterable[TapLike]) -> None:
         self.taps = tuple(dict.fromkeys(taps))
         self._heard: dict[int, Tensor] = {}
         self._versions: dict[int, int] = {}
         self._copied: set[int] = set()
         self._watching = True
-        self._detach: list[Detach] = []
+        self._detach: list[RemoveHook] = []
         try:
             for index, tap in enumerate(self.taps):
                 self._detach.append(tap.attach(self._putter(index)))
@@ -144,7 +144,7 @@ class Listening:
             self.close()
             raise
 
-    def __getitem__(self, tap: Tapping) -> Tensor:
+    def __getitem__(self, tap: TapLike) -> Tensor:
         """Return what a tap heard. Raises RecipeError if its module did not run."""
         return self.heard(self.taps.index(tap))
 
@@ -168,7 +168,7 @@ class Listening:
         self.clear()
         return features
 
-    def silent(self) -> list[Tapping]:
+    def silent(self) -> list[TapLike]:
         """Return the taps that did not fire since the last `clear`."""
         return [tap for index, tap in enumerate(self.taps) if index not in self._heard]
 
@@ -199,7 +199,7 @@ class Listening:
     def _name(self, index: int) -> str:
         return f"the tap on {type(self.taps[index].module).__name__}"
 
-    def _putter(self, index: int) -> Put:
+    def _putter(self, index: int) -> Capture:
         def put(tensor: Tensor) -> None:
             if self._watching:
                 self._versions[index] = tensor._version

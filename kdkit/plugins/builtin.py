@@ -26,7 +26,7 @@ def register_taps(register: Register) -> None:
 
     register("layer", taps.Tap)
     register("attention", taps.AttentionTap)
-    register("stage", taps.stage_tap)
+    register("timm", taps.timm_tap)
 
 
 @hookimpl

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from kdkit.metrics import Scored
+from kdkit.metrics import MetricResult
 
 
 class Figures(Mapping[str, float]):
@@ -91,7 +91,7 @@ class EpochEnded:
 class RunEnded:
     """A run ended: with scores by net and score name, or with the error that stopped it."""
 
-    scores: Mapping[str, Mapping[str, Scored]]
+    scores: Mapping[str, Mapping[str, MetricResult]]
     parameters: Mapping[str, int]
     reported_on: str
     folder: Path | None

@@ -10,7 +10,7 @@ import pluggy
 
 from kdkit.errors import KdkitError, PluginError, did_you_mean
 from kdkit.plugins import builtin, hooks
-from kdkit.plugins.registry import SHELVES, Shelf
+from kdkit.plugins.registry import REGISTRIES, Registry
 
 GROUP = "kdkit"
 
@@ -21,7 +21,7 @@ class Plugins:
     def __init__(self) -> None:
         self.manager = pluggy.PluginManager(GROUP)
         self.manager.add_hookspecs(hooks)
-        self._shelves: dict[str, Shelf] | None = None
+        self._shelves: dict[str, Registry] | None = None
 
     def add(self, plugin: object, name: str) -> None:
         """Add a plugin: a module or an object with hooks. Raises PluginError for a hook that does not exist or fit."""
@@ -52,12 +52,12 @@ class Plugins:
             self.manager.unregister(plugin)
             self._shelves = None
 
-    def shelf(self, kind: str) -> Shelf:
+    def registry(self, kind: str) -> Registry:
         """Return a shelf by kind: losses, taps, schedules, ramps, models, datasets or scores."""
-        if kind not in SHELVES:
-            raise PluginError(f"{kind!r} is not a shelf; {did_you_mean(kind, SHELVES)}")
+        if kind not in REGISTRIES:
+            raise PluginError(f"{kind!r} is not a shelf; {did_you_mean(kind, REGISTRIES)}")
         if self._shelves is None:
-            self._shelves = {each: self._filled(each) for each in SHELVES}
+            self._shelves = {each: self._filled(each) for each in REGISTRIES}
         return self._shelves[kind]
 
     @property
@@ -65,13 +65,13 @@ class Plugins:
         """Every hook, to be called by name with keyword arguments."""
         return self.manager.hook
 
-    def _filled(self, kind: str) -> Shelf:
-        shelf = Shelf(kind)
+    def _filled(self, kind: str) -> Registry:
+        registry = Registry(kind)
         hook = getattr(self.manager.hook, f"register_{kind}")
         for implementation in hook.get_hookimpls():  # in the order of registration, kdkit's own first
 
             def register(name: str, make: Any, plugin: str = implementation.plugin_name) -> None:
-                shelf.register(name, make, plugin=plugin)
+                registry.register(name, make, plugin=plugin)
 
             try:
                 implementation.function(*([register] if implementation.argnames else []))
@@ -82,7 +82,7 @@ class Plugins:
                 raise PluginError(
                     f"plugin {implementation.plugin_name!r} cannot register its {kind}: {reason}"
                 ) from error
-        return shelf
+        return registry
 
     def _explain(self, error: pluggy.PluginValidationError, plugin: object, name: str) -> str:
         known = [each for each in vars(hooks) if hasattr(getattr(hooks, each), "kdkit_spec")]
@@ -102,9 +102,9 @@ def installed() -> Plugins:
     return plugins
 
 
-def shelf(kind: str) -> Shelf:
+def registry(kind: str) -> Registry:
     """Return a shelf of what is installed: `kdkit.shelf("losses")["soft_targets"](temperature=4)`."""
-    return installed().shelf(kind)
+    return installed().registry(kind)
 
 
 def _load(plugins: Plugins, point: EntryPoint) -> None:

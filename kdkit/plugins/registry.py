@@ -6,7 +6,7 @@ from typing import Any
 
 from kdkit.errors import PluginError, RecipeError, did_you_mean
 
-SHELVES = ("losses", "taps", "schedules", "ramps", "models", "datasets", "scores")
+REGISTRIES = ("losses", "taps", "schedules", "ramps", "models", "datasets", "scores")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Entry:
     plugin: str
 
 
-class Shelf(Mapping[str, Callable[..., Any]]):
+class Registry(Mapping[str, Callable[..., Any]]):
     """Things of one kind by name, such as the losses. A wrong name is answered with the nearest right one."""
 
     def __init__(self, kind: str) -> None:

@@ -9,25 +9,25 @@ from typing import Any, Required, TypedDict
 from torch import nn
 
 from kdkit.errors import RecipeError, did_you_mean
-from kdkit.losses import FromEach, Loss, Weighing
+from kdkit.losses import Loss, PerTeacher, TeacherWeighting
 from kdkit.nets.net import Net
-from kdkit.recipe.objective import Goal, Match, Term, Truth, as_goal
+from kdkit.recipe.objective import Match, Objective, Term, Truth, as_objective
 from kdkit.recipe.recipe import Stage
 from kdkit.recipe.training import Training
-from kdkit.teachers import Panel
+from kdkit.teachers import Teachers
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
     """A net of a schedule, with what is different for it: its training, its teachers' shares, its balance.
 
-    shares: of its teachers in their order, equal ones where None; or "confidence" or "learned", as `FromEach` weighs
+    shares: of its teachers in their order, equal ones where None; or "confidence" or "learned", as `PerTeacher` weighs
     the teachers of a Panel by the guide.
     """
 
     net: Net[Any]
     training: Training | None = None
-    shares: tuple[float, ...] | Weighing | None = None
+    shares: tuple[float, ...] | TeacherWeighting | None = None
     balance: float | None = None
 
     def __post_init__(self) -> None:
@@ -38,17 +38,17 @@ class Level:
 
 
 class GuidingOptions(TypedDict, total=False):
-    """The options of `Guiding`, as every schedule takes them."""
+    """The options of `Guidance`, as every schedule takes them."""
 
     truth: Required[Truth]
     training: Required[Training]
     guide: Loss | None
-    match: Callable[[Net[Any], Net[Any]], Goal | Term] | None
+    match: Callable[[Net[Any], Net[Any]], Objective | Term] | None
     balance: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Guiding:
+class Guidance:
     """The goal of a net that learns from teachers: balance * truth + (1 - balance) * sum of share * guide.
 
     truth: what is learned from the labels. guide: the loss against a teacher's outputs; one with weights of its own is
@@ -59,7 +59,7 @@ class Guiding:
     truth: Truth
     training: Training
     guide: Loss | None = None
-    match: Callable[[Net[Any], Net[Any]], Goal | Term] | None = None
+    match: Callable[[Net[Any], Net[Any]], Objective | Term] | None = None
     balance: float = 0.5
 
     def __post_init__(self) -> None:
@@ -85,40 +85,40 @@ class Guiding:
             guided = self._apart(level.net, teachers, shares or (1 / len(teachers),) * len(teachers))
         return Stage({level.net: balance * self.truth + (1 - balance) * guided}, training)
 
-    def _apart(self, net: Net[Any], teachers: Sequence[Net[Any]], shares: tuple[float, ...]) -> Goal:
+    def _apart(self, net: Net[Any], teachers: Sequence[Net[Any]], shares: tuple[float, ...]) -> Objective:
         """Return a term or more for each teacher, with its share."""
         _validate_shares(net, teachers, shares)
         guided = [share * self._match(net, teacher) for share, teacher in zip(shares, teachers, strict=True) if share]
-        return Goal(tuple(each for one in guided for each in one))
+        return Objective(tuple(each for one in guided for each in one))
 
-    def _together(self, net: Net[Any], teachers: Sequence[Net[Any]], weights: Weighing) -> Goal:
+    def _together(self, net: Net[Any], teachers: Sequence[Net[Any]], weights: TeacherWeighting) -> Objective:
         """Return one term for all teachers, which weighs them by itself."""
         if self.guide is None:
             raise RecipeError(
                 f"net {net.name!r} weighs its teachers by shares={weights!r}, which takes guide=loss; in a match of "
-                "your own, write Match(Panel(...), FromEach(loss, weights=...))"
+                "your own, write Match(Panel(...), PerTeacher(loss, weights=...))"
             )
         if len(teachers) < 2:
             return self._match(net, teachers[0])
-        return as_goal(Match(Panel(*teachers), FromEach(copy.deepcopy(self.guide), weights=weights)))
+        return as_objective(Match(Teachers(*teachers), PerTeacher(copy.deepcopy(self.guide), weights=weights)))
 
-    def _match(self, net: Net[Any], teacher: Net[Any]) -> Goal:
+    def _match(self, net: Net[Any], teacher: Net[Any]) -> Objective:
         if self.match is not None:
-            return as_goal(self.match(net, teacher))
+            return as_objective(self.match(net, teacher))
         guide = copy.deepcopy(self.guide) if isinstance(self.guide, nn.Module) else self.guide
-        return as_goal(Match(teacher, guide))  # type: ignore[arg-type]  # not None: see __post_init__
+        return as_objective(Match(teacher, guide))  # type: ignore[arg-type]  # not None: see __post_init__
 
 
-def guiding_of(options: GuidingOptions) -> Guiding:
+def guiding_of(options: GuidingOptions) -> Guidance:
     """Return the guiding with these options. Raises RecipeError for one that does not exist or is missing."""
-    known = [each.name for each in fields(Guiding)]
+    known = [each.name for each in fields(Guidance)]
     unknown = [name for name in options if name not in known]
     if unknown:
         raise RecipeError(f"a schedule has no option {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
     missing = [name for name in sorted(GuidingOptions.__required_keys__) if name not in options]
     if missing:
         raise RecipeError(f"a schedule takes {' and '.join(f'{name}=...' for name in missing)} too")
-    return Guiding(**options)
+    return Guidance(**options)
 
 
 def levels_of(nets: Sequence[Net[Any] | Level], least: int, schedule: str) -> tuple[Level, ...]:

@@ -7,12 +7,12 @@ from typing import Any
 
 from kdkit.errors import RecipeError
 from kdkit.losses import Loss, loss_name
-from kdkit.nets.taps import Tapping
+from kdkit.nets.taps import TapLike
 from kdkit.recipe.ramps import Ramp
 from kdkit.teachers.base import Source
 
 Factor = float | Ramp
-Taps = Tapping | tuple[Tapping, ...] | None
+Taps = TapLike | tuple[TapLike, ...] | None
 
 
 class _Sum:
@@ -23,18 +23,18 @@ class _Sum:
     def weighted(self) -> "tuple[Weighted, ...]":
         raise NotImplementedError
 
-    def __add__(self, other: "_Sum | int") -> "Goal":
+    def __add__(self, other: "_Sum | int") -> "Objective":
         if other == 0:  # where sum() starts
-            return Goal(self.weighted())
+            return Objective(self.weighted())
         if not isinstance(other, _Sum):
             raise RecipeError(f"a goal is a sum of Truth(...) and Match(...) terms; got {other!r} in it")
-        return Goal(self.weighted() + other.weighted())
+        return Objective(self.weighted() + other.weighted())
 
     __radd__ = __add__
 
-    def __mul__(self, factor: Factor) -> "Goal":
+    def __mul__(self, factor: Factor) -> "Objective":
         _validate(factor)
-        return Goal(tuple(Weighted(each.term, (*each.factors, factor)) for each in self.weighted()))
+        return Objective(tuple(Weighted(each.term, (*each.factors, factor)) for each in self.weighted()))
 
     __rmul__ = __mul__
 
@@ -81,7 +81,7 @@ class Match(_Sum):
         _validate_loss(self.loss)
         for side in ("student", "target"):
             for tap in taps_of(getattr(self, side)):
-                if not isinstance(tap, Tapping):
+                if not isinstance(tap, TapLike):
                     raise RecipeError(
                         f"the {side} side of a Match is a tap, such as Tap(net.module.layer3); got {type(tap).__name__}"
                     )
@@ -109,7 +109,7 @@ class Weighted:
 
 
 @dataclass(frozen=True, slots=True)
-class Goal(_Sum):
+class Objective(_Sum):
     """A weighted sum of terms."""
 
     terms: tuple[Weighted, ...]
@@ -126,14 +126,14 @@ class Goal(_Sum):
         return {each.term.label: each.weight(progress) for each in self.terms}
 
 
-def as_goal(goal: "Goal | Term") -> Goal:
+def as_objective(objective: "Objective | Term") -> Objective:
     """Return a goal, also of a single term. Raises RecipeError for anything else."""
-    if not isinstance(goal, _Sum):
-        raise RecipeError(f"a goal is a sum of Truth(...) and Match(...) terms; got {type(goal).__name__}")
-    return Goal(goal.weighted())
+    if not isinstance(objective, _Sum):
+        raise RecipeError(f"a goal is a sum of Truth(...) and Match(...) terms; got {type(objective).__name__}")
+    return Objective(objective.weighted())
 
 
-def taps_of(side: Any) -> tuple[Tapping, ...]:
+def taps_of(side: Any) -> tuple[TapLike, ...]:
     """Return the taps of one side of a match: none, one or several."""
     if side is None:
         return ()

@@ -92,7 +92,7 @@ class Optimizer:
         return f"{said[:-1]}, groups={name})"
 
 
-class LearningRate:
+class LRSchedule:
     """A learning-rate schedule by class, or by timm's name ("cosine", "step", ...).
 
     each: whether it advances after every "epoch" or every optimizer "update". A length (`T_max`, `total_steps`,
@@ -129,7 +129,7 @@ class LearningRate:
             raise RecipeError(f"{self} cannot be made: {error}") from error
 
     def __repr__(self) -> str:
-        return _called("LearningRate", self.make, {"each": self.each, **self.options})
+        return _called("LRSchedule", self.make, {"each": self.each, **self.options})
 
 
 def _fused(

@@ -9,15 +9,15 @@ from torch import nn
 
 from kdkit.data.dataset import Data
 from kdkit.errors import RecipeError
-from kdkit.metrics import Score, default_scores
+from kdkit.metrics import Metric, default_scores
 from kdkit.nets.net import Net
-from kdkit.nets.taps import Tapping
-from kdkit.recipe.objective import Goal, Match, Term, as_goal, taps_of
+from kdkit.nets.taps import TapLike
+from kdkit.recipe.objective import Match, Objective, Term, as_objective, taps_of
 from kdkit.recipe.training import Training
 from kdkit.teachers import Ema, Past, Peer
 from kdkit.teachers.base import Source
 from kdkit.teachers.cache import Answers
-from kdkit.teachers.ensemble import Panel
+from kdkit.teachers.ensemble import Teachers
 
 _OF_A_NET = (Ema, Past, Peer)  # sources of which it is known that they ask a net of their own stage, and nobody else
 
@@ -26,33 +26,35 @@ _OF_A_NET = (Ema, Past, Peer)  # sources of which it is known that they ask a ne
 class Stage:
     """Which nets are trained together (mostly one), each toward its goal, and how."""
 
-    goals: Mapping[Net[Any], Goal | Term]
+    objectives: Mapping[Net[Any], Objective | Term]
     training: Training
     name: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.goals, Mapping) or not self.goals:
+        if not isinstance(self.objectives, Mapping) or not self.objectives:
             raise RecipeError("a stage takes its goals by net: Stage({student: 0.3 * Truth(...) + ...}, training)")
-        for net in self.goals:
+        for net in self.objectives:
             if not isinstance(net, Net):
                 raise RecipeError(f"a stage trains nets; got a {type(net).__name__}")
         if not isinstance(self.training, Training):
             raise RecipeError(f"a stage needs a Training; got {type(self.training).__name__}")
-        object.__setattr__(self, "goals", {net: as_goal(goal) for net, goal in self.goals.items()})
-        object.__setattr__(self, "name", self.name or "+".join(net.name for net in self.goals))
+        object.__setattr__(
+            self, "objectives", {net: as_objective(objective) for net, objective in self.objectives.items()}
+        )
+        object.__setattr__(self, "name", self.name or "+".join(net.name for net in self.objectives))
         if not all(letter.isalnum() or letter in "-_ +" for letter in self.name):
             raise RecipeError(f"a stage's name is made of letters, digits, '-', '_', '+' and spaces; got {self.name!r}")
 
     @property
     def matches(self) -> tuple[Match, ...]:
         """All terms that learn from a source."""
-        terms = [each.term for goal in self.goals.values() for each in as_goal(goal)]
+        terms = [each.term for objective in self.objectives.values() for each in as_objective(objective)]
         return tuple(term for term in terms if isinstance(term, Match))
 
     @property
-    def sources(self) -> Mapping[Source, tuple[Tapping, ...]]:
+    def sources(self) -> Mapping[Source, tuple[TapLike, ...]]:
         """What is asked in this stage, and the taps that are open on each while it answers."""
-        taps: dict[Source, dict[Tapping, None]] = {}
+        taps: dict[Source, dict[TapLike, None]] = {}
         for match in self.matches:
             for source, theirs in asked_for(match).items():
                 taps.setdefault(source, {}).update(dict.fromkeys(theirs))
@@ -79,7 +81,7 @@ class Recipe:
 
     data: Data
     schedule: Schedule
-    scores: tuple[Score, ...] = ()
+    scores: tuple[Metric, ...] = ()
     name: str = ""
     answers: Answers = field(default_factory=Answers)
     _used: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
@@ -98,7 +100,7 @@ class Recipe:
             raise RecipeError(f"scores is a tuple of scores, such as (MacroF1(),); got {self.scores!r}")
         object.__setattr__(self, "scores", tuple(self.scores) or default_scores(self.data.task))
         for score in self.scores:
-            if isinstance(score, type) or not isinstance(score, Score):
+            if isinstance(score, type) or not isinstance(score, Metric):
                 hint = f"the class {score.__name__}; did you forget its ()?" if isinstance(score, type) else repr(score)
                 raise RecipeError(f"a score has a name, fit and score; got {hint}")
         names = [score.name for score in self.scores]
@@ -130,7 +132,7 @@ def nets_of(stages: Sequence[Stage]) -> tuple[Net[Any], ...]:
     nets: dict[Net[Any], None] = {}
     for stage in stages:
         nets.update(dict.fromkeys(source for source in stage.sources if isinstance(source, Net)))
-        nets.update(dict.fromkeys(stage.goals))
+        nets.update(dict.fromkeys(stage.objectives))
     return tuple(nets)
 
 
@@ -140,7 +142,7 @@ def needs_of(stages: Sequence[Stage]) -> dict[str, tuple[str, ...]]:
     They are those that train a part of what it trains or asks, or that ask a part of what it trains. What a source of
     one's own or a plain callable asks cannot be seen, so a stage with one keeps its place.
     """
-    trained = [_parts(stage.goals) for stage in stages]
+    trained = [_parts(stage.objectives) for stage in stages]
     used = [trained[place] | _parts(stage.sources) | _parts_of_losses(stage) for place, stage in enumerate(stages)]
     kept = [any(map(_is_opaque, stage.sources)) for stage in stages]
     return {
@@ -165,7 +167,7 @@ def _parts(matched: Iterable[object]) -> set[int]:
 
 def _parts_of_losses(stage: Stage) -> set[int]:
     """Return those of the losses, some of which hold a part of a teacher."""
-    losses = [each.term.loss for goal in stage.goals.values() for each in as_goal(goal)]
+    losses = [each.term.loss for objective in stage.objectives.values() for each in as_objective(objective)]
     return {part for loss in losses for part in _parts_of(loss)}
 
 
@@ -175,7 +177,7 @@ def _parts_of(module: object) -> set[int]:
     return {id(part) for kind in (module.modules, module.parameters, module.buffers) for part in kind()}
 
 
-def asked_for(match: Match) -> Mapping[Source, tuple[Tapping, ...]]:
+def asked_for(match: Match) -> Mapping[Source, tuple[TapLike, ...]]:
     """Return who is asked for what a term matches, and the taps that are open on each while it answers.
 
     Of a Panel each member is asked, with the tap in its place. Nobody is asked for a Peer, which the lesson itself
@@ -184,7 +186,7 @@ def asked_for(match: Match) -> Mapping[Source, tuple[Tapping, ...]]:
     taps = taps_of(match.target)
     if isinstance(match.source, Peer):
         return {}
-    if not isinstance(match.source, Panel):
+    if not isinstance(match.source, Teachers):
         return {match.source: taps}
     members = match.source.members
     return {net: taps[place : place + 1] for place, net in enumerate(members)}

@@ -13,7 +13,7 @@ class Parallel:
     """Every net but the last learns from the labels alone, and the last one, the student, from all of them.
 
     Nets that come trained have no stage of their own. P-MLKD of LRH-Net is a Parallel of three nets (Chauhan et al.
-    2022, sec. 3). The options are those of `Guiding`.
+    2022, sec. 3). The options are those of `Guidance`.
     """
 
     def __init__(self, *nets: Net[Any] | Level, **guiding: Unpack[GuidingOptions]) -> None:
@@ -31,7 +31,7 @@ class Sequential:
     """The first net learns from the labels alone, and each other one from the labels and the net before it.
 
     A first net that comes trained has no stage. With a middle-sized net in between this is teacher-assistant
-    distillation (Mirzadeh et al. 2020). The options are those of `Guiding`.
+    distillation (Mirzadeh et al. 2020). The options are those of `Guidance`.
     """
 
     def __init__(self, *nets: Net[Any] | Level, **guiding: Unpack[GuidingOptions]) -> None:
@@ -52,7 +52,7 @@ class MultiLevel:
     """The first net learns from the labels alone, and each other one from the labels and from all nets before it.
 
     Shares stand in the order of the nets. Nets that come trained have no stage. S-MLKD of LRH-Net is a MultiLevel of
-    three nets (Chauhan et al. 2022, sec. 3). The options are those of `Guiding`.
+    three nets (Chauhan et al. 2022, sec. 3). The options are those of `Guidance`.
     """
 
     def __init__(self, *nets: Net[Any] | Level, **guiding: Unpack[GuidingOptions]) -> None:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.errors import RecipeError
-from kdkit.losses import Facts
+from kdkit.losses import BuildContext
 from kdkit.losses.features import one
 from kdkit.losses.projectors import Bottleneck
 from kdkit.nets.net import Net
-from kdkit.nets.taps import Tap, Tapping
+from kdkit.nets.taps import Tap, TapLike
 from kdkit.recipe.objective import Match
 
 Shape = tuple[int, ...]
@@ -54,7 +54,7 @@ class SimKD(nn.Module):
         outputs: Tensor = self.head(self.projector(features), *beside)
         return outputs
 
-    def match(self, teacher: Net[Any], target: Tapping) -> Match:
+    def match(self, teacher: Net[Any], target: TapLike) -> Match:
         """Return the term that it is trained by, to the features that the teacher's head is given.
 
         Mean squared error over all entries. The head is copied anew as training begins: by then the teacher of an
@@ -84,7 +84,11 @@ class _ToReusedHead(nn.Module):
         self._student = (student,)  # in a tuple: the student's weights are not the loss's
 
     def build(
-        self, student: tuple[torch.Size, ...], target: tuple[torch.Size, ...], facts: Facts, teacher: nn.Module | None
+        self,
+        student: tuple[torch.Size, ...],
+        target: tuple[torch.Size, ...],
+        facts: BuildContext,
+        teacher: nn.Module | None,
     ) -> None:
         """Raise RecipeError where the projector does not give what the teacher's head is given."""
         projected, features = student[0], one(target, self._student[0])

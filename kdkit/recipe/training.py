@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdkit.errors import RecipeError
 from kdkit.recipe.balancing import Balance, WeightedSum
-from kdkit.recipe.optim import LearningRate, Optimizer
+from kdkit.recipe.optim import LRSchedule, Optimizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class Training:
     epochs: int
     batch_size: int = 64
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(torch.optim.Adam, lr=1e-3))
-    learning_rate: LearningRate | None = None
+    learning_rate: LRSchedule | None = None
     accumulate: int = 1
     clip: float | None = None
     balance: Balance = field(default_factory=WeightedSum)
@@ -75,8 +75,8 @@ class Training:
             raise RecipeError(f"optimizer is Optimizer(torch.optim.Adam, lr=...) or the like; got {self.optimizer!r}")
         if not isinstance(self.average, AverageWeights | None):
             raise RecipeError(f"average is AverageWeights(decay=...) or None; got {self.average!r}")
-        if not isinstance(self.learning_rate, LearningRate | None):
-            raise RecipeError(f"learning_rate is LearningRate(torch_class, ...) or None; got {self.learning_rate!r}")
+        if not isinstance(self.learning_rate, LRSchedule | None):
+            raise RecipeError(f"learning_rate is LRSchedule(torch_class, ...) or None; got {self.learning_rate!r}")
         if isinstance(self.balance, type) or not isinstance(self.balance, Balance):
             made = isinstance(self.balance, type)
             came = f"the class {self.balance.__name__}; did you forget its ()?" if made else repr(self.balance)

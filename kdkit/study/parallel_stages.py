@@ -12,8 +12,8 @@ from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.errors import RecipeError
 from kdkit.plugins.recipe_file import RecipeFile
 from kdkit.recipe.recipe import Stage, needs_of
-from kdkit.study.workers import Processes, Work
-from kdkit.utils.randomness import own_randomness, seed_everything
+from kdkit.study.workers import Job, Processes
+from kdkit.utils.randomness import preserve_rng_state, seed_everything
 
 Needs = Mapping[str, Sequence[str]]
 
@@ -24,7 +24,7 @@ def run_at_once(
     options: RunOptions,
     *,
     jobs: int,
-    watchers: Sequence[object] = (),
+    callbacks: Sequence[object] = (),
     say: Callable[[str], None] = print,
 ) -> Result:
     """Run a recipe file with these options of its own, as `kdkit.run` does; stages that need not wait go at once.
@@ -37,21 +37,21 @@ def run_at_once(
     if options.out is None:
         raise RecipeError("stages are trained at once in a run folder: --out FOLDER")
     workers, origin, out = Processes(jobs), Origin(file=file.path, options=given), options.out
-    with own_randomness():
+    with preserve_rng_state():
         seed_everything(options.seed)
         stages = tuple(file.make(given).schedule.stages())
     run(lambda: file.make(given), replace(options, only=()), origin=origin)  # checks all, and makes the folder
     options = replace(options, resume=True)
 
-    def work(name: str) -> Work:
+    def work(name: str) -> Job:
         alone = replace(options, only=(name,))
-        return Work(name=name, folder=out, recipe=file.module.recipe, given=given, origin=origin, options=alone)
+        return Job(name=name, folder=out, recipe=file.module.recipe, given=given, origin=origin, options=alone)
 
     folder = RunFolder(out)
     over = {stage.name for index, stage in enumerate(stages) if folder.stage(index, stage.name).finished}
     with closing(workers):
         _train(_Open(stages, over), workers, work, say)
-    return run(lambda: file.make(given), options, watchers=watchers, origin=origin)
+    return run(lambda: file.make(given), options, callbacks=callbacks, origin=origin)
 
 
 class _Open:
@@ -82,7 +82,7 @@ class _Open:
         return True
 
 
-def _train(stages: _Open, workers: Processes, work: Callable[[str], Work], say: Callable[[str], None]) -> None:
+def _train(stages: _Open, workers: Processes, work: Callable[[str], Job], say: Callable[[str], None]) -> None:
     """Have stages trained as they become ready, until the rest is one after the other."""
     while stages.begun or not stages.in_turn:
         for name in stages.ready:

@@ -17,17 +17,17 @@ from kdkit.engine.options import ANSWERS, RunOptions
 from kdkit.engine.run_record import Origin
 from kdkit.engine.storage.run_folder import RUN, read_reported
 from kdkit.errors import RecipeError, RunFolderError, did_you_mean
-from kdkit.metrics import Said, Scored
+from kdkit.metrics import MetricResult, SplitPredictions
 from kdkit.recipe.recipe import Recipe
-from kdkit.study.scheduler import spread
-from kdkit.study.trial import Cell, Outcome, listed
+from kdkit.study.scheduler import run_trials
+from kdkit.study.trial import Trial, TrialResult, listed
 from kdkit.study.workers import (
     CELL,
     Cluster,
-    Here,
-    Machines,
+    InProcess,
+    Job,
     Processes,
-    Work,
+    RayWorkers,
     Workers,
     require_not_reading,
     require_packable,
@@ -43,28 +43,28 @@ class Study:
     cell that does not come before it.
     """
 
-    def __init__(self, folder: str | Path, cells: Sequence[Cell]) -> None:
-        self.folder, self.cells = Path(folder), tuple(cells)
+    def __init__(self, folder: str | Path, trials: Sequence[Trial]) -> None:
+        self.folder, self.trials = Path(folder), tuple(trials)
         self._digests: dict[str, str] = {}
         known: list[str] = []
-        for cell in self.cells:
-            if cell.name in known:
-                raise RecipeError(f"two cells of the study have the name {cell.name!r}")
-            if cell.name == ANSWERS:
-                raise RecipeError(f"no cell is called {cell.name!r}: the folder of that name holds recorded answers")
-            for name in cell.needed:
+        for trial in self.trials:
+            if trial.name in known:
+                raise RecipeError(f"two cells of the study have the name {trial.name!r}")
+            if trial.name == ANSWERS:
+                raise RecipeError(f"no cell is called {trial.name!r}: the folder of that name holds recorded answers")
+            for name in trial.needed:
                 if name not in known:
-                    raise RecipeError(f"cell {cell.name!r} needs {name!r} before it; {did_you_mean(name, known)}")
-            known.append(cell.name)
+                    raise RecipeError(f"cell {trial.name!r} needs {name!r} before it; {did_you_mean(name, known)}")
+            known.append(trial.name)
 
     def run(
         self,
         options: RunOptions | None = None,
         *,
-        watchers: Sequence[object] = (),
+        callbacks: Sequence[object] = (),
         jobs: int = 1,
         cluster: Cluster | None = None,
-    ) -> Iterator[Outcome]:
+    ) -> Iterator[TrialResult]:
         """Run what is not finished, and say after each cell what came of it; one that fails does not stop the others.
 
         options: as for `kdkit.run`; the folder, the seed and whether to resume are the study's to say. A finished cell
@@ -82,10 +82,10 @@ class Study:
         try:
             with FileLock(self.folder / ".lock", timeout=0):
                 workers = self._workers(jobs, cluster)
-                if not isinstance(workers, Here):
-                    require_packable(watchers)
+                if not isinstance(workers, InProcess):
+                    require_packable(callbacks)
                 with closing(workers):
-                    yield from spread(self.cells, partial(self._made, options or RunOptions(), watchers), workers)
+                    yield from run_trials(self.trials, partial(self._made, options or RunOptions(), callbacks), workers)
         except Timeout as error:
             raise RunFolderError(f"another process is at work in {self.folder}; wait, or choose another one") from error
 
@@ -97,7 +97,7 @@ class Study:
         """Whether a cell is done."""
         return (self.path(name) / CELL).is_file()
 
-    def scores(self, name: str) -> dict[str, dict[str, Scored]]:
+    def scores(self, name: str) -> dict[str, dict[str, MetricResult]]:
         """Return the scores of a finished cell, by net and score; NaN where there is no figure.
 
         Raises RunFolderError where they cannot be read.
@@ -109,55 +109,55 @@ class Study:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunFolderError(f"{file} cannot be read ({error}); delete {file.parent} to run that again") from error
 
-    def said(self, name: str, net: str) -> Said:
+    def said(self, name: str, net: str) -> SplitPredictions:
         """Return what a net of a finished cell said. Raises RunFolderError where it is not there."""
         reported = read_reported(self.path(name), net)
-        return Said(reported.select, reported.select if reported.test is None else reported.test)
+        return SplitPredictions(reported.select, reported.select if reported.test is None else reported.test)
 
     def _workers(self, jobs: int, cluster: Cluster | None) -> Workers:
         if cluster is None:
-            return Here() if jobs == 1 else Processes(jobs)
+            return InProcess() if jobs == 1 else Processes(jobs)
         if jobs != 1:
             raise RecipeError("jobs are processes of this machine, a cluster has its own; give one of the two")
-        files = {_file(cell.recipe) for cell in self.cells if not self.finished(cell.name)}
-        return Machines(cluster, self.folder, [file for file in files if file is not None])
+        files = {_file(trial.recipe) for trial in self.trials if not self.finished(trial.name)}
+        return RayWorkers(cluster, self.folder, [file for file in files if file is not None])
 
-    def _made(self, options: RunOptions, watchers: Sequence[object], cell: Cell) -> Work | Outcome:
+    def _made(self, options: RunOptions, callbacks: Sequence[object], trial: Trial) -> Job | TrialResult:
         """Make a cell ready to be run, or say that it need not be run, or cannot be."""
-        path = self.path(cell.name)
+        path = self.path(trial.name)
         try:
-            options = replace(options, out=path, seed=cell.seed, resume=False)
-            if self.finished(cell.name):
-                self._require_same(cell, options)
-                return Outcome(cell=cell, state="skipped")
-            given, origin = self._given(cell), self._origin(cell)
+            options = replace(options, out=path, seed=trial.seed, resume=False)
+            if self.finished(trial.name):
+                self._require_same(trial, options)
+                return TrialResult(trial=trial, state="skipped")
+            given, origin = self._given(trial), self._origin(trial)
         except Exception as error:  # what is wrong with one cell must not cost the others
-            return Outcome(cell=cell, state="failed", error=error)
-        return Work(
-            name=cell.name,
+            return TrialResult(trial=trial, state="failed", error=error)
+        return Job(
+            name=trial.name,
             folder=path,
-            recipe=cell.recipe,
+            recipe=trial.recipe,
             given=given,
             origin=origin,
             options=options,
-            watchers=watchers,
+            callbacks=callbacks,
         )
 
-    def _given(self, cell: Cell) -> dict[str, Any]:
+    def _given(self, trial: Trial) -> dict[str, Any]:
         """Return what the recipe is called with."""
         folders = {
             key: self.path(names) if isinstance(names, str) else tuple(map(self.path, names))
-            for key, names in cell.needs.items()
+            for key, names in trial.needs.items()
         }
-        return {**cell.options, **folders}
+        return {**trial.options, **folders}
 
-    def _origin(self, cell: Cell) -> Origin:
+    def _origin(self, trial: Trial) -> Origin:
         """Return what is recorded of the recipe: what it needs by name and content, so that a study can be moved."""
         needs = {
             key: ", ".join(f"{name} {self._digest(name)}" for name in listed(names))
-            for key, names in cell.needs.items()
+            for key, names in trial.needs.items()
         }
-        return Origin(file=_file(cell.recipe), options={**cell.options, **needs})
+        return Origin(file=_file(trial.recipe), options={**trial.options, **needs})
 
     def _digest(self, name: str) -> str:
         """Return a digest of the weights of a cell, which stay as they are once it is finished."""
@@ -168,9 +168,9 @@ class Study:
             self._digests[name] = digest.hexdigest()[:16]
         return self._digests[name]
 
-    def _require_same(self, cell: Cell, options: RunOptions) -> None:
+    def _require_same(self, trial: Trial, options: RunOptions) -> None:
         """Raise RunFolderError where a finished cell was another run, as far as no data must be read to know it."""
-        path, origin = self.path(cell.name), self._origin(cell)
+        path, origin = self.path(trial.name), self._origin(trial)
         before = json.loads((path / RUN).read_text())
         now: dict[str, Any] = {
             "recipe_sha256": None if origin.file is None else hashlib.sha256(origin.file.read_bytes()).hexdigest(),
@@ -194,6 +194,8 @@ def _file(recipe: Callable[..., Recipe]) -> Path | None:
     return Path(file) if file is not None and Path(file).is_file() else None
 
 
-def _scored(told: Mapping[str, Any]) -> Scored:
+def _scored(told: Mapping[str, Any]) -> MetricResult:
     by_class = {name: math.nan if value is None else value for name, value in told["by_class"].items()}
-    return Scored(value=math.nan if told["value"] is None else told["value"], by_class=by_class, note=told["note"])
+    return MetricResult(
+        value=math.nan if told["value"] is None else told["value"], by_class=by_class, note=told["note"]
+    )

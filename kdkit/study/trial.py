@@ -9,7 +9,7 @@ from kdkit.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
+class Trial:
     """One run of a study.
 
     name: of its folder. recipe: a function that returns a Recipe; options: what it is called with, recorded as text.
@@ -36,10 +36,10 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class TrialResult:
     """What came of a cell. seconds: of this go. error: why it failed, or why what it needs is not there."""
 
-    cell: Cell
+    trial: Trial
     state: Literal["done", "skipped", "failed", "waiting"]
     seconds: float = 0.0
     error: Exception | None = None

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdkit.data.batch import Batch
 from kdkit.errors import RecipeError
-from kdkit.nets.taps import Tapping
+from kdkit.nets.taps import TapLike
 
 
 @runtime_checkable
@@ -21,7 +21,7 @@ class Source(Protocol):
         ...
 
 
-class Answer(NamedTuple):
+class TeacherOutput(NamedTuple):
     """What a source says of a batch: outputs (batch, classes), and a feature for each tap, in their order.
 
     known: (batch,) bool, whether it has outputs for each sample; None where it has for all. What it does not know is
@@ -33,12 +33,12 @@ class Answer(NamedTuple):
     known: Tensor | None = None
 
 
-Answers = Mapping[str, Answer]
+Answers = Mapping[str, TeacherOutput]
 
 
-def require_answer(name: str, answer: object, batch: Batch, taps: Sequence[Tapping]) -> None:
+def require_output(name: str, answer: object, batch: Batch, taps: Sequence[TapLike]) -> None:
     """Raise RecipeError unless this is an Answer to a batch, with a feature for each tap."""
-    if not isinstance(answer, Answer):
+    if not isinstance(answer, TeacherOutput):
         raise RecipeError(f"{name!r} answers with Answer(output, features, known); got a {type(answer).__name__}")
     if len(answer.features) != len(taps):
         raise RecipeError(
@@ -57,17 +57,17 @@ def require_answer(name: str, answer: object, batch: Batch, taps: Sequence[Tappi
         )
 
 
-class Respondent:
+class TeacherSession:
     """A source made ready for a stage. What it learns or remembers is in its state dict.
 
     In each step it is asked, then observes; after an update and an epoch it is told so. Only `ask` has to be written.
     """
 
-    def ask(self, batch: Batch) -> Answer:
+    def ask(self, batch: Batch) -> TeacherOutput:
         """Return what it says of this batch."""
         raise NotImplementedError
 
-    def rehearse(self, batch: Batch) -> Sequence[Tapping]:
+    def rehearse(self, batch: Batch) -> Sequence[TapLike]:
         """Answer once for a tiny batch, to see what it needs, and return the taps that did not fire."""
         return ()
 
@@ -91,6 +91,6 @@ class Respondent:
         """Leave everything as it was."""
 
 
-def ask(respondents: Mapping[str, Respondent], batch: Batch) -> dict[str, Answer]:
+def ask(respondents: Mapping[str, TeacherSession], batch: Batch) -> dict[str, TeacherOutput]:
     """Return every source's answer to this batch, by name."""
     return {name: each.ask(batch) for name, each in respondents.items()}

@@ -10,11 +10,11 @@ from torch import nn
 
 from kdkit.data.batch import Batch
 from kdkit.errors import RecipeError, first_line
-from kdkit.losses import Facts
+from kdkit.losses import BuildContext
 from kdkit.nets.net import Net
-from kdkit.nets.taps import Tapping
+from kdkit.nets.taps import TapLike
 from kdkit.nets.views import View
-from kdkit.teachers.base import Answer, Respondent
+from kdkit.teachers.base import TeacherOutput, TeacherSession
 from kdkit.teachers.frozen import Frozen
 from kdkit.teachers.peer import require_net
 
@@ -30,7 +30,7 @@ class Ema:
 
     net: Net[Any]
     decay: float = 0.999
-    sees: View | None = None
+    view: View | None = None
 
     def __post_init__(self) -> None:
         require_net(self.net, self)
@@ -47,15 +47,15 @@ class Ema:
         """The classes of its outputs, where they differ from the data's."""
         return self.net.classes
 
-    def open(self, taps: Sequence[Tapping], facts: Facts) -> Respondent:
+    def open(self, taps: Sequence[TapLike], facts: BuildContext) -> TeacherSession:
         """Return the average, equal to the net as yet."""
         return _Averaging(self, taps)
 
 
-class _Averaging(Respondent):
+class _Averaging(TeacherSession):
     """Holds the average and answers for it. Made before the net's own taps are open, which a copy would carry."""
 
-    def __init__(self, source: Ema, taps: Sequence[Tapping]) -> None:
+    def __init__(self, source: Ema, taps: Sequence[TapLike]) -> None:
         self._source = source
         self._network = source.net.network
         self._average = _copied(source.net)
@@ -63,15 +63,15 @@ class _Averaging(Respondent):
         parts: dict[int, Any] = {id(module): part for module, part in pairs}
         moved = [copy.deepcopy(tap, dict(parts)) for tap in taps]  # the same tap, on the part of the average
         net = source.net
-        sees = source.sees if source.sees is not None else net.sees
-        self._frozen = Frozen(Net(source.name, self._average, sees=sees, element=net.element), moved)
+        view = source.view if source.view is not None else net.view
+        self._frozen = Frozen(Net(source.name, self._average, view=view, element=net.element), moved)
         self._updates = 0
 
-    def ask(self, batch: Batch) -> Answer:
+    def ask(self, batch: Batch) -> TeacherOutput:
         """Return what the average says of this batch."""
         return self._frozen.ask(batch)
 
-    def rehearse(self, batch: Batch) -> Sequence[Tapping]:
+    def rehearse(self, batch: Batch) -> Sequence[TapLike]:
         """Answer once, and return the taps that did not fire."""
         return self._frozen.rehearse(batch)
 

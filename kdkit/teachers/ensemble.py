@@ -9,11 +9,11 @@ from kdkit.teachers.peer import require_net
 
 
 @dataclass(frozen=True, slots=True, init=False)
-class Panel:
+class Teachers:
     """Several teachers that one term matches together: the target is a tuple, one answer for each of them.
 
     Each sees what its own view shows it. With taps, target=(tap of the first, tap of the second, ...). The loss is one
-    that takes a tuple, such as `FromEach`, which weighs the teachers for each sample. Where their classes differ, those
+    that takes a tuple, such as `PerTeacher`, which weighs the teachers for each sample. Where their classes differ, those
     that all share are compared.
     """
 

@@ -8,14 +8,14 @@ import torch
 
 from kdkit.data.batch import Batch
 from kdkit.errors import KdkitError, RecipeError, first_line
-from kdkit.losses import Facts
+from kdkit.losses import BuildContext
 from kdkit.nets.net import Net
-from kdkit.nets.taps import Listening, Tapping
-from kdkit.teachers.base import Answer, Respondent, Source
-from kdkit.utils.modules import evaluating
+from kdkit.nets.taps import OpenTaps, TapLike
+from kdkit.teachers.base import Source, TeacherOutput, TeacherSession
+from kdkit.utils.modules import eval_mode
 
 
-def opened(source: Source, taps: Sequence[Tapping], facts: Facts) -> Respondent:
+def opened(source: Source, taps: Sequence[TapLike], facts: BuildContext) -> TeacherSession:
     """Return who answers for a source: a Net is frozen, and any other opens itself.
 
     Raises RecipeError for one that has no `open(taps, facts)`, or whose `open` does not return a Respondent.
@@ -37,7 +37,7 @@ def opened(source: Source, taps: Sequence[Tapping], facts: Facts) -> Respondent:
             f"{source.name!r} cannot be opened: open(taps, facts) of {type(source).__name__} raises "
             f"{type(error).__name__}: {first_line(error)}"
         ) from error
-    if not isinstance(respondent, Respondent):
+    if not isinstance(respondent, TeacherSession):
         raise RecipeError(
             f"{source.name!r} cannot be asked: open(taps, facts) returns a Respondent, and that of "
             f"{type(source).__name__} returned {respondent!r}"
@@ -45,24 +45,24 @@ def opened(source: Source, taps: Sequence[Tapping], facts: Facts) -> Respondent:
     return respondent
 
 
-class Frozen(Respondent):
+class Frozen(TeacherSession):
     """A net that answers in eval mode and without gradients, and is left in the mode it was in."""
 
-    def __init__(self, net: Net[Any], taps: Sequence[Tapping]) -> None:
+    def __init__(self, net: Net[Any], taps: Sequence[TapLike]) -> None:
         self.net = net
-        self._listening = Listening(taps)
+        self._listening = OpenTaps(taps)
         self._open = ExitStack()
-        self._open.enter_context(evaluating(net.module))
+        self._open.enter_context(eval_mode(net.module))
 
     @torch.no_grad()
-    def ask(self, batch: Batch) -> Answer:
+    def ask(self, batch: Batch) -> TeacherOutput:
         """Return what it says of this batch."""
         self._listening.clear()
         output = self.net(batch)
-        return Answer(output, self._listening.take())
+        return TeacherOutput(output, self._listening.take())
 
     @torch.no_grad()
-    def rehearse(self, batch: Batch) -> Sequence[Tapping]:
+    def rehearse(self, batch: Batch) -> Sequence[TapLike]:
         """Answer once, note which tapped tensors are changed in place, and return the taps that did not fire."""
         self._listening.clear()
         self.net(batch)

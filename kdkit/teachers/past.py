@@ -9,12 +9,12 @@ from torch import Tensor
 
 from kdkit.data.batch import Batch
 from kdkit.errors import RecipeError
-from kdkit.losses import Facts
+from kdkit.losses import BuildContext
 from kdkit.losses.memory_bank import Rows
 from kdkit.losses.validation import validate_above_zero
 from kdkit.nets.net import Net
-from kdkit.nets.taps import Tapping
-from kdkit.teachers.base import Answer, Respondent
+from kdkit.nets.taps import TapLike
+from kdkit.teachers.base import TeacherOutput, TeacherSession
 from kdkit.teachers.peer import require_net
 from kdkit.utils import memory
 from kdkit.utils.collectives import gathered
@@ -49,7 +49,7 @@ class Past:
         """The classes of its outputs, where they differ from the data's."""
         return self.net.classes
 
-    def open(self, taps: Sequence[Tapping], facts: Facts) -> Respondent:
+    def open(self, taps: Sequence[TapLike], facts: BuildContext) -> TeacherSession:
         """Return the memory, empty as yet. Raises RecipeError for taps, or for data that has no ids."""
         if taps:
             raise RecipeError(f"{self.name!r} remembers outputs only; match it without target=...")
@@ -61,7 +61,7 @@ class Past:
         return _Remembering(self, facts.samples)
 
 
-class _Remembering(Respondent):
+class _Remembering(TeacherSession):
     """Two tables by sample: what was said in earlier epochs, and what is said in this one."""
 
     def __init__(self, source: Past, samples: int) -> None:
@@ -70,14 +70,14 @@ class _Remembering(Respondent):
         self._last, self._now = torch.zeros(0), torch.zeros(0)
         self._known, self._said = torch.zeros(2, samples, dtype=torch.bool)
 
-    def ask(self, batch: Batch) -> Answer:
+    def ask(self, batch: Batch) -> TeacherOutput:
         """Return the past outputs of these samples, and of which there are any."""
         rows = self._rows(_ids(batch), remember=False)
         known = self._known[rows] & (self._rows.known[rows] == batch.ids)
-        return Answer(self._last[rows], known=known)
+        return TeacherOutput(self._last[rows], known=known)
 
     @torch.no_grad()
-    def rehearse(self, batch: Batch) -> Sequence[Tapping]:
+    def rehearse(self, batch: Batch) -> Sequence[TapLike]:
         """Make the tables for outputs of this shape. Raises RecipeError where they would be too large."""
         output = self._source.net(batch)
         samples = len(self._known)

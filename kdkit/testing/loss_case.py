@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdkit.data.dataset import Task
 from kdkit.errors import ContractError
-from kdkit.losses import Facts, Loss, asked_by, loss_name
+from kdkit.losses import BuildContext, Loss, asked_by, loss_name
 
 _SAMPLES = 12  # that the data trains on, of which a batch shows a few
 
@@ -67,7 +67,7 @@ class Trial:
         classes = given.target[0].shape[1]
         names = tuple(str(index) for index in range(classes))
         batch = len(given.labels)
-        self.facts = Facts(classes=names, task=task, samples=_SAMPLES, ids=True, batch_size=batch)
+        self.facts = BuildContext(classes=names, task=task, samples=_SAMPLES, ids=True, batch_size=batch)
         torch.default_generator.manual_seed(0)
         self.teacher = nn.Sequential(nn.Linear(classes, classes), nn.BatchNorm1d(classes)).eval()
 

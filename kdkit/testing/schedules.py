@@ -31,4 +31,4 @@ def check_schedule(make_schedule: Callable[[], Schedule]) -> None:
                 raise ContractError(
                     f"in stage {stage.name!r} of {name} net {source.name!r} teaches, but nobody trained it before"
                 )
-        trained |= set(stage.goals)
+        trained |= set(stage.objectives)

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from kdkit.data.batch import Batch
 from kdkit.errors import ContractError
-from kdkit.nets.taps import Listening, Tapping
+from kdkit.nets.taps import OpenTaps, TapLike
 from kdkit.nets.views import Inputs
-from kdkit.utils.modules import evaluating
+from kdkit.utils.modules import eval_mode
 
 
-def check_tap(make_tap: Callable[[nn.Module], Tapping], module: nn.Module, example: Any) -> None:
+def check_tap(make_tap: Callable[[nn.Module], TapLike], module: nn.Module, example: Any) -> None:
     """Check a tap on a module. Raises ContractError with the first thing that does not hold.
 
     make_tap: puts the tap on the module or on a part of it. example: the module's inputs, as a batch would hold them:
@@ -25,13 +25,13 @@ def check_tap(make_tap: Callable[[nn.Module], Tapping], module: nn.Module, examp
     args, kwargs = Inputs()(Batch(example, torch.empty(0)))
     tap = make_tap(module)
     name = type(tap).__name__
-    if not isinstance(tap, Tapping):
+    if not isinstance(tap, TapLike):
         raise ContractError(f"{name} is not a tap: it needs a module and attach(put)")
     if all(tap.module is not each for each in module.modules()):
         raise ContractError(f"{name} sits on a {type(tap.module).__name__} that is no part of the module")
-    with evaluating(module), torch.random.fork_rng():
+    with eval_mode(module), torch.random.fork_rng():
         before, hooks = module(*args, **kwargs), _hooks(module)
-        with Listening([tap]) as listening:
+        with OpenTaps([tap]) as listening:
             for _ in range(2):
                 listening.clear()
                 try:

@@ -8,7 +8,7 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(module: object) -> Iterator[None]:
+def eval_mode(module: object) -> Iterator[None]:
     """Put a module in eval mode; give each of its parts its own mode back at the end, also after an error.
 
     What is not an `nn.Module`, such as a teacher behind an API, has no mode and is left alone.
@@ -26,7 +26,7 @@ def evaluating(module: object) -> Iterator[None]:
 
 
 @contextmanager
-def buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+def preserve_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Leave every buffer as it was, also one that a module fills in place or assigns anew as it runs."""
     kept = [
         (module, name, buffer, None if buffer is None else buffer.clone())

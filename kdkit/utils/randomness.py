@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 
-def seed_from(*numbers: int) -> int:
+def derive_seed(*numbers: int) -> int:
     """Return a 63-bit seed made of several numbers, so that (1, 2) and (2, 1) differ."""
     mixed = 0x9E3779B97F4A7C15
     for number in numbers:  # splitmix64, one round per number
@@ -20,7 +20,7 @@ def seed_from(*numbers: int) -> int:
 
 
 @contextmanager
-def own_randomness() -> Iterator[None]:
+def preserve_rng_state() -> Iterator[None]:
     """Leave the random states of Python, numpy and torch as they were, whatever is seeded inside."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from kdkit import DataError, RecipeError, Task
 from kdkit.errors import did_you_mean
 from kdkit_ecg.augmentations import check_augmentations
-from kdkit_ecg.datasets.exclusions import LeftOut
+from kdkit_ecg.datasets.exclusions import ExcludedRecords
 from kdkit_ecg.datasets.samples import Prepared, prepared
 from kdkit_ecg.datasets.scan import Columns
 from kdkit_ecg.datasets.signal_split import Augmentations, SignalSplit, Window
@@ -30,7 +30,7 @@ Folder = str | Path
 
 # Without slots, since cached_property keeps what it found in the instance's __dict__.
 @dataclass(frozen=True, eq=False)
-class Recorded(ABC):
+class RecordingDataset(ABC):
     """Recordings as kdkit's Data. A data set of its own says what it found and which rows make a split."""
 
     folder: Folder | Sequence[Folder]
@@ -143,7 +143,7 @@ class Recorded(ABC):
 
     @property
     @abstractmethod
-    def _found(self) -> tuple[list[Header], LeftOut]:
+    def _found(self) -> tuple[list[Header], ExcludedRecords]:
         """The headers of the records to read, and what was left out; a cached_property."""
 
     @abstractmethod

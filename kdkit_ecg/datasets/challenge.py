@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Self
 
 from kdkit import DataError
 from kdkit_ecg.datasets.base import Folder
-from kdkit_ecg.datasets.cross_validation import FOLDS, Folded
-from kdkit_ecg.datasets.exclusions import LeftOut
+from kdkit_ecg.datasets.cross_validation import FOLDS, FoldedDataset
+from kdkit_ecg.datasets.exclusions import ExcludedRecords
 from kdkit_ecg.datasets.folds import Folds
 from kdkit_ecg.datasets.patient_table import Rows, read_rows
 from kdkit_ecg.datasets.scan import Columns, find
@@ -31,7 +31,7 @@ PAPER: Mapping[str, Any] = MappingProxyType(
 
 
 @dataclass(frozen=True, eq=False)
-class _Challenge(Folded):
+class _Challenge(FoldedDataset):
     year: ClassVar[Year]
 
     _: KW_ONLY
@@ -55,9 +55,9 @@ class _Challenge(Folded):
         return read_rows(self._folders)
 
     @cached_property
-    def _fit(self) -> tuple[list[Header], LeftOut]:
+    def _fit(self) -> tuple[list[Header], ExcludedRecords]:
         """The headers that can be learned from, whether they have a fold or not."""
-        left = LeftOut(self._folders)
+        left = ExcludedRecords(self._folders)
         headers = find(self._columns, self._rows, left, normalised_units=self.normalised_units)
         named = any(header.name in self._rows for header in headers)
         if self.grouping == "patient" and self._rows and headers and not named:

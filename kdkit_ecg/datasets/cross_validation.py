@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError, RecipeError
-from kdkit_ecg.datasets.base import Recorded
-from kdkit_ecg.datasets.exclusions import LeftOut, Reason, few
+from kdkit_ecg.datasets.base import RecordingDataset
+from kdkit_ecg.datasets.exclusions import ExcludedRecords, Reason, few
 from kdkit_ecg.datasets.folds import Folds, Place, people, split_by_patient, stratified_folds
 from kdkit_ecg.datasets.patient_table import Rows
 from kdkit_ecg.datasets.scan import database_of
@@ -22,7 +22,7 @@ from kdkit_ecg.datasets.splits import Splits, splits_of
 from kdkit_ecg.records.header import Header
 
 
-class Member(NamedTuple):
+class FoldMember(NamedTuple):
     """Where a record comes from, who it is of ("" where nobody knows), and what stays in one fold with it."""
 
     database: str
@@ -36,7 +36,7 @@ FOLDS = 5  # where neither folds nor shares are given, as the paper has them
 
 
 @dataclass(frozen=True, eq=False)
-class Folded(Recorded):
+class FoldedDataset(RecordingDataset):
     """Recordings in folds. A data set of its own says which records fit, and reads the table of their patients."""
 
     _: KW_ONLY
@@ -46,7 +46,7 @@ class Folded(Recorded):
     grouping: Grouping = "patient"
 
     def __post_init__(self) -> None:
-        Recorded.__post_init__(self)
+        RecordingDataset.__post_init__(self)
         if self.shares is not None and self.folds is not None:
             raise RecipeError("splits are made of folds or by shares: give one of the two")
         fewest = 2 if self.selection == "test" else 3  # to report on, to choose on, to learn from
@@ -92,7 +92,7 @@ class Folded(Recorded):
         labels = np.stack([self._columns.row(header.codes) for header in headers])
         return fold_records(members, labels, k=k, made=made, keep=keep)
 
-    def _members(self) -> dict[str, Member]:
+    def _members(self) -> dict[str, FoldMember]:
         """Return what the folds must know of each record, by its name."""
         sizes = Counter(self._groups.values())
         members = {}
@@ -101,12 +101,12 @@ class Folded(Recorded):
             alone = f"record {header.name}"
             patient = "" if person == alone and sizes[person] == 1 else person
             group = person if self.grouping == "patient" else alone
-            members[header.name] = Member(database_of(header, self._rows), patient, group)
+            members[header.name] = FoldMember(database_of(header, self._rows), patient, group)
         return members
 
     @property
     @abstractmethod
-    def _fit(self) -> tuple[list[Header], LeftOut]:
+    def _fit(self) -> tuple[list[Header], ExcludedRecords]:
         """The headers that can be learned from, whether they have a fold or not; a cached_property."""
 
     @property
@@ -120,7 +120,7 @@ class Folded(Recorded):
         """The year of the classes, to be told with the folds."""
 
     @cached_property
-    def _found(self) -> tuple[list[Header], LeftOut]:
+    def _found(self) -> tuple[list[Header], ExcludedRecords]:
         headers, fit = self._fit
         left = fit.copy()
         if self.shares is not None or not headers:
@@ -193,7 +193,7 @@ class Folded(Recorded):
 
 
 def fold_records(
-    members: Mapping[str, Member],
+    members: Mapping[str, FoldMember],
     labels: NDArray[np.floating[Any]],
     *,
     k: int,
@@ -229,7 +229,7 @@ def require_whole(headers: Sequence[Header], groups: Mapping[str, str], folds: F
         )
 
 
-def _kept(keep: Folds, members: Mapping[str, Member], k: int) -> dict[str, int]:
+def _kept(keep: Folds, members: Mapping[str, FoldMember], k: int) -> dict[str, int]:
     """Return group -> the fold it is in already."""
     if keep.k != k:
         raise DataError(f"there are {keep.k} folds to keep, and {k} are to be made; give k={keep.k}")

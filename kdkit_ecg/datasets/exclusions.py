@@ -23,7 +23,7 @@ class Reason(StrEnum):
     TWIN = "the signal of another record"
 
 
-class LeftOut:
+class ExcludedRecords:
     """What was left out of some folders, by reason."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
@@ -35,9 +35,9 @@ class LeftOut:
         root = next((folder for folder in self.folders if path.is_relative_to(folder)), path.parent)
         self.records.setdefault(reason, []).append(path.relative_to(root).with_suffix("").as_posix())
 
-    def copy(self) -> "LeftOut":
+    def copy(self) -> "ExcludedRecords":
         """Return the same, to be added to."""
-        copied = LeftOut(self.folders)
+        copied = ExcludedRecords(self.folders)
         copied.records = {reason: list(names) for reason, names in self.records.items()}
         return copied
 

@@ -29,11 +29,11 @@ def read_rows(folders: Sequence[Path]) -> Rows:
 def _read(path: Path, rows: dict[str, Mapping[str, str]], places: dict[str, str]) -> None:
     table = csv.reader(io.StringIO(_decoded(path), newline=""))
     try:
-        columns = [cell.strip() for cell in next(table, [])]
+        columns = [trial.strip() for trial in next(table, [])]
         if not {"record", "patient"} <= set(columns):
             raise DataError(f"{path} needs the columns record and patient, but has {', '.join(columns)}")
-        for cells in table:
-            row = dict(zip(columns, (cell.strip() for cell in cells), strict=False))
+        for trials in table:
+            row = dict(zip(columns, (trial.strip() for trial in trials), strict=False))
             name = re.sub(r"\.(hea|mat|dat)$", "", row.get("record", ""))
             known = {column: row.get(column, "") for column in ("patient", "database")}
             if not name:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kdkit import DataError, RecipeError
-from kdkit_ecg.datasets.base import Recorded
-from kdkit_ecg.datasets.exclusions import LeftOut, Reason
+from kdkit_ecg.datasets.base import RecordingDataset
+from kdkit_ecg.datasets.exclusions import ExcludedRecords, Reason
 from kdkit_ecg.datasets.ptbxl_tables import Labels, Row, Statements, read_database, read_statements
 from kdkit_ecg.datasets.scan import unfit
 from kdkit_ecg.datasets.splits import Splits, splits_of
@@ -18,7 +18,7 @@ FOLDS = 10
 
 
 @dataclass(frozen=True, eq=False)
-class PTBXL(Recorded):
+class PTBXL(RecordingDataset):
     """PTB-XL: ten seconds of twelve leads, (12, length) samples at `rate` Hz, read when a split is asked for.
 
     folder: the one that holds ptbxl_database.csv and scp_statements.csv. rate: 100 takes the files of records100, any
@@ -39,7 +39,7 @@ class PTBXL(Recorded):
     fold: int = 10
 
     def __post_init__(self) -> None:
-        Recorded.__post_init__(self)
+        RecordingDataset.__post_init__(self)
         if not (isinstance(self.fold, int) and 1 <= self.fold <= FOLDS):
             raise RecipeError(f"fold is one of 1 to {FOLDS}, as in strat_fold, not {self.fold!r}")
         if len(self._folders) != 1:
@@ -59,8 +59,8 @@ class PTBXL(Recorded):
         return read_database(self._folders[0] / "ptbxl_database.csv")
 
     @cached_property
-    def _found(self) -> tuple[list[Header], LeftOut]:
-        left = LeftOut(self._folders)
+    def _found(self) -> tuple[list[Header], ExcludedRecords]:
+        left = ExcludedRecords(self._folders)
         found = []
         for name, row in sorted(self._rows.items()):
             path = self._path(row)

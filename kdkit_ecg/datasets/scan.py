@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError
-from kdkit_ecg.datasets.exclusions import LeftOut, Reason
+from kdkit_ecg.datasets.exclusions import ExcludedRecords, Reason
 from kdkit_ecg.datasets.patient_table import Rows
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.header import Header, read_header
@@ -32,7 +32,7 @@ class Columns(Protocol):
         ...
 
 
-def find(classes: Columns, rows: Rows, left: LeftOut, *, normalised_units: bool) -> list[Header]:
+def find(classes: Columns, rows: Rows, left: ExcludedRecords, *, normalised_units: bool) -> list[Header]:
     """Return the headers of the records to read, by name, and note in `left` what is left out; reads no signal.
 
     Of records with one name, the one kept stands in the folder of its database as `rows` has it, or else in the folder
@@ -84,7 +84,7 @@ def database_of(header: Header, rows: Rows) -> str:
     return named.get("database") or (folders[-1] if folders else "")
 
 
-def _headers(folder: Path, left: LeftOut) -> list[Path]:
+def _headers(folder: Path, left: ExcludedRecords) -> list[Path]:
     """Return the .hea files, and note in `left` the .mat files that have none, as of the CPSC's own release."""
     paths = sorted(folder.rglob("*.hea"))
     described = set(paths)

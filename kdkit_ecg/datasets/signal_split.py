@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdkit import Batch
-from kdkit.utils.randomness import seed_from
+from kdkit.utils.randomness import derive_seed
 from kdkit_ecg.augmentations import Augmentation, Mixup
 
 Window = Literal["random", "centre"]
@@ -96,13 +96,13 @@ class SignalSplit:
     def _mixing(self, mixup: Mixup, index: Tensor, draw: int) -> tuple[Tensor, Tensor]:
         """Return the share that each sample keeps, (rows,) float32, and the rows of their partners, (rows,) int64."""
         own = [mixup.share(self._generator(row, draw, _SHARE)) for row in index.tolist()]
-        partners = [seed_from(self.seed, int(self.ids[row]), draw, _PARTNER) % len(self) for row in index.tolist()]
+        partners = [derive_seed(self.seed, int(self.ids[row]), draw, _PARTNER) % len(self) for row in index.tolist()]
         return torch.tensor(own, dtype=torch.float32), torch.tensor(partners)
 
     def _generator(self, row: int, draw: int, *use: int) -> np.random.Generator:
-        return np.random.default_rng(seed_from(self.seed, int(self.ids[row]), draw, *use))
+        return np.random.default_rng(derive_seed(self.seed, int(self.ids[row]), draw, *use))
 
     def _offset(self, row: int, draw: int, most: int) -> int:
         if self.window == "centre":
             return most // 2
-        return seed_from(self.seed, int(self.ids[row]), draw) % (most + 1)
+        return derive_seed(self.seed, int(self.ids[row]), draw) % (most + 1)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError
-from kdkit_ecg.datasets.exclusions import LeftOut, Reason
+from kdkit_ecg.datasets.exclusions import ExcludedRecords, Reason
 from kdkit_ecg.records.header import Header
 from kdkit_ecg.records.preparation import Preparation, content_of
 from kdkit_ecg.records.record import read_record
@@ -17,7 +17,7 @@ Signals = Sequence[NDArray[np.float32]]
 
 
 def read_signals(
-    headers: Sequence[Header], preparation: Preparation, left: LeftOut, store: Store | None = None
+    headers: Sequence[Header], preparation: Preparation, left: ExcludedRecords, store: Store | None = None
 ) -> tuple[list[Header], Signals]:
     """Return the records that can be prepared, and their signals, and note in `left` which cannot.
 

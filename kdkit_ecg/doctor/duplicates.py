@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kdkit_ecg.doctor.findings import Examined, Reason
+from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.samples import INVALID, Samples, read_samples, stored
 from kdkit_ecg.doctor.signal_sketch import SAME, near_pairs, similarity
 from kdkit_ecg.records.header import read_header
@@ -26,10 +26,10 @@ class Read(NamedTuple):
     mark: int | None
 
 
-def mark_names(folder: Path, records: Sequence[Examined]) -> None:
+def mark_names(folder: Path, records: Sequence[RecordReport]) -> None:
     """Mark all records of one name but the one that the loaders keep: that of its database, nearest to the root."""
     databases = _databases(folder)
-    named: dict[str, list[Examined]] = defaultdict(list)
+    named: dict[str, list[RecordReport]] = defaultdict(list)
     for each in records:
         if each.name:
             named[each.name].append(each)
@@ -42,7 +42,7 @@ def mark_names(folder: Path, records: Sequence[Examined]) -> None:
             other.add(Reason.NAME, kept.path)
 
 
-def mark_twins(folder: Path, records: Sequence[Examined]) -> None:
+def mark_twins(folder: Path, records: Sequence[RecordReport]) -> None:
     """Mark all records of one signal but the first by name among those that are not bad."""
     ordered = sorted(records, key=lambda each: (each.bad, each.name, *_place(each)))
     rank = {each.path: place for place, each in enumerate(ordered)}
@@ -72,7 +72,7 @@ def _read(folder: Path, path: str) -> Read:
     return Read(samples, in_mv, INVALID.get(stored(header)[0].format))
 
 
-def _place(record: Examined) -> tuple[int, str]:
+def _place(record: RecordReport) -> tuple[int, str]:
     return record.path.count("/"), record.path
 
 

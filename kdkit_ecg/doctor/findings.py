@@ -66,7 +66,7 @@ class Finding:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Examined:
+class RecordReport:
     """What is kept of a record: about a kilobyte, so that a survey of any size fits in memory.
 
     path: of its header below the folder, without suffix. rate in Hz, age in years; absurd_age: one is given that

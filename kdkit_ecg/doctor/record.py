@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path, PurePath
 
 from kdkit import DataError
-from kdkit_ecg.doctor.findings import Examined, Reason
+from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.snomed import is_code
 from kdkit_ecg.doctor.waveform import examine_signal
 from kdkit_ecg.labels import scored_classes
@@ -20,10 +20,12 @@ _COMMENT = re.compile(r"#\s*(age|dx)\s*:(.*)", re.IGNORECASE)
 _UNKNOWN = {"", "nan", "unknown", "n/a", "none"}
 
 
-def examine(folder: Path, path: Path) -> Examined:
+def examine(folder: Path, path: Path) -> RecordReport:
     """Return what is found of the record with this header; raises nothing for whatever stands in it."""
     relative = path.relative_to(folder)
-    record = Examined(path=relative.with_suffix("").as_posix(), database=database_of(PurePath(relative)), findings=[])
+    record = RecordReport(
+        path=relative.with_suffix("").as_posix(), database=database_of(PurePath(relative)), findings=[]
+    )
     try:
         header = read_header(path)
     except DataError as error:
@@ -44,7 +46,7 @@ def examine(folder: Path, path: Path) -> Examined:
     return record
 
 
-def _told(record: Examined, header: Header) -> None:
+def _told(record: RecordReport, header: Header) -> None:
     """Look at what the header says of the person and of the findings."""
     comments: dict[str, list[str]] = {"age": [], "dx": []}
     for line in header.path.read_bytes().decode("latin-1").splitlines():
@@ -66,7 +68,7 @@ def _told(record: Examined, header: Header) -> None:
         record.add(Reason.CODES, ", ".join(header.codes) or "no code at all")
 
 
-def _units(record: Examined, header: Header) -> None:
+def _units(record: RecordReport, header: Header) -> None:
     lacking = [lead for lead in LEADS if lead not in header.leads]
     if lacking:
         record.add(Reason.LEADS, f"without {', '.join(lacking)}")

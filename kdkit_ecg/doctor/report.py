@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from kdkit_ecg.doctor.findings import Examined, Reason
+from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.survey import Survey
 from kdkit_ecg.labels import Year, scored_classes
 
@@ -64,14 +64,14 @@ def _databases(found: Survey) -> Table:
         table.add_column(column, justify="right")
     for name, records in _by_database(found).items():
         row = _figures(records)
-        cells = [row["records"], row["bad"], row["odd"], f"{row['hours']:.1f}"]
-        cells += [_listed(row["rates"]), _range(row["seconds"]), _listed(row["leads"])]
+        trials = [row["records"], row["bad"], row["odd"], f"{row['hours']:.1f}"]
+        trials += [_listed(row["rates"]), _range(row["seconds"]), _listed(row["leads"])]
         absurd = f" + {row['age_absurd']} absurd" if row["age_absurd"] else ""
-        table.add_row(name, *map(str, cells), f"{row['age_missing']}{absurd}", str(row["sex_missing"]))
+        table.add_row(name, *map(str, trials), f"{row['age_missing']}{absurd}", str(row["sex_missing"]))
     return table
 
 
-def _figures(records: Sequence[Examined]) -> dict[str, Any]:
+def _figures(records: Sequence[RecordReport]) -> dict[str, Any]:
     """Return the figures of a database; those of headers are of the records whose header can be read."""
     read = [each for each in records if each.rate]
     seconds = [each.samples / each.rate for each in read]
@@ -127,8 +127,8 @@ def _having(found: Survey, reason: Reason) -> list[tuple[str, str]]:
     return [(each.path, one.detail) for each in found.records for one in each.findings if one.reason == reason]
 
 
-def _by_database(found: Survey) -> dict[str, list[Examined]]:
-    databases: dict[str, list[Examined]] = {}
+def _by_database(found: Survey) -> dict[str, list[RecordReport]]:
+    databases: dict[str, list[RecordReport]] = {}
     for each in sorted(found.records, key=lambda each: each.database):
         databases.setdefault(each.database, []).append(each)
     return databases

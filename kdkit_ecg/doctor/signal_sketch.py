@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from kdkit_ecg.doctor.findings import Examined
+from kdkit_ecg.doctor.findings import RecordReport
 from kdkit_ecg.doctor.samples import Samples
 
 Floats = NDArray[np.float64]
@@ -40,11 +40,11 @@ def standardised(samples: Samples, invalid: NDArray[np.bool_]) -> Floats:
     return scaled
 
 
-def near_pairs(records: Sequence[Examined]) -> Iterator[tuple[Examined, Examined]]:
+def near_pairs(records: Sequence[RecordReport]) -> Iterator[tuple[RecordReport, RecordReport]]:
     """Yield the pairs of records with as many samples of the same leads and with sketches that are near."""
     from scipy.spatial import KDTree  # a quarter of a second
 
-    alike: dict[tuple[int, tuple[str, ...]], list[Examined]] = defaultdict(list)
+    alike: dict[tuple[int, tuple[str, ...]], list[RecordReport]] = defaultdict(list)
     for each in records:
         if each.sketch is not None:
             alike[each.samples, tuple(sorted(each.leads))].append(each)

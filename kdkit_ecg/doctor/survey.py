@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 
 from kdkit import DataError
 from kdkit_ecg.doctor.duplicates import mark_names, mark_twins
-from kdkit_ecg.doctor.findings import Examined, Reason
+from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.record import examine
 from kdkit_ecg.records.database import database_of
 from kdkit_ecg.records.header import read_header
@@ -22,7 +22,7 @@ class Survey:
     """What was found in a folder: every record, by path, and files that a broken-off fetch left behind."""
 
     folder: Path
-    records: tuple[Examined, ...]
+    records: tuple[RecordReport, ...]
     unfinished: int
 
     @property
@@ -54,7 +54,7 @@ def survey(folder: Path, jobs: int, begun: Callable[[int], None], examined: Call
     )
 
 
-def _examined(folder: Path, paths: Sequence[Path], jobs: int, examined: Callable[[], None]) -> list[Examined]:
+def _examined(folder: Path, paths: Sequence[Path], jobs: int, examined: Callable[[], None]) -> list[RecordReport]:
     work = partial(examine, folder)
     few = jobs == 1 or len(paths) <= FEW
     found = {}
@@ -64,14 +64,14 @@ def _examined(folder: Path, paths: Sequence[Path], jobs: int, examined: Callable
     return [found[path] for path in paths]
 
 
-def _without_header(folder: Path, paths: Sequence[Path], signals: Sequence[Path]) -> Iterator[Examined]:
+def _without_header(folder: Path, paths: Sequence[Path], signals: Sequence[Path]) -> Iterator[RecordReport]:
     """Yield a record for each signal file that belongs to none: it has no header beside it, and none names it."""
     headers = {path.with_suffix("") for path in paths}
     named = {place for path in paths for place in _files(path)}
     for path in signals:
         if path.with_suffix("") not in headers and path not in named:
             relative = path.relative_to(folder)
-            record = Examined(
+            record = RecordReport(
                 path=relative.with_suffix("").as_posix(), database=database_of(PurePath(relative)), findings=[]
             )
             record.add(Reason.NO_HEADER, path.name)

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError
-from kdkit_ecg.doctor.findings import Examined, Reason
+from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.samples import INVALID, Samples, Stored, read_samples, stored
 from kdkit_ecg.doctor.signal_sketch import sketch_of
 from kdkit_ecg.records.header import Header
@@ -15,7 +15,7 @@ LONG_PLATEAU = 0.1  # s, of which one is enough; of shorter ones there are two o
 FAR = 1.0  # mV from the lead's median, so that a quiet baseline is no plateau
 
 
-def examine_signal(record: Examined, header: Header) -> None:
+def examine_signal(record: RecordReport, header: Header) -> None:
     """Add to the record what is found of its signal, whose files are there, and its sketch."""
     places = stored(header)
     mismatch = _shape(record, header, places)
@@ -41,7 +41,7 @@ def examine_signal(record: Examined, header: Header) -> None:
     _shapes(record, header, samples, invalid)
 
 
-def _shape(record: Examined, header: Header, places: list[Stored]) -> str:
+def _shape(record: RecordReport, header: Header, places: list[Stored]) -> str:
     """Return how the files differ in leads or samples from the header, as far as their sizes tell."""
     for file in header.files:
         here = [place for place in places if place.file == file]
@@ -62,7 +62,7 @@ def _shape(record: Examined, header: Header, places: list[Stored]) -> str:
     return ""
 
 
-def _shapes(record: Examined, header: Header, samples: Samples, invalid: NDArray[np.bool_]) -> None:
+def _shapes(record: RecordReport, header: Header, samples: Samples, invalid: NDArray[np.bool_]) -> None:
     """Look for leads that are flat, clipped, or absurdly large or small."""
     highest = np.where(invalid, np.iinfo(np.int64).min, samples).max(axis=1)
     lowest = np.where(invalid, np.iinfo(np.int64).max, samples).min(axis=1)

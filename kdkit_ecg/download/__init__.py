@@ -1,6 +1,6 @@
 """Fetch a release of PhysioNet file by file, checked against its list of sums."""
 
-from kdkit_ecg.download.download import Order, fetch
-from kdkit_ecg.download.report import Fetched, failures
+from kdkit_ecg.download.download import DownloadRequest, fetch
+from kdkit_ecg.download.report import DownloadReport, failures
 
-__all__ = ["Fetched", "Order", "failures", "fetch"]
+__all__ = ["DownloadReport", "DownloadRequest", "failures", "fetch"]

@@ -18,7 +18,7 @@ class Stopped(Exception):  # noqa: N818 -- nothing is wrong: the run ends, and t
 
 
 @dataclass(slots=True)
-class Patience:
+class Backoff:
     """Back-off with jitter for one file, and a pause for all files where a server asks for one."""
 
     stop: Event

@@ -17,7 +17,7 @@ _LINE = re.compile(r"(?P<sum>[0-9a-fA-F]{64})[ \t]+\*?(?P<path>\S.*)")
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class ReleaseFile:
     """A file of a release: its path below the root, and the SHA-256 of its bytes in lower-case hex."""
 
     path: str
@@ -33,7 +33,7 @@ class Listed:
         return place.with_name(place.name + PART)
 
 
-def read_list(text: str, source: str) -> list[Listed]:
+def read_list(text: str, source: str) -> list[ReleaseFile]:
     """Return the files of a list, by path; `source` is where it came from.
 
     Raises DataError for a line that is no sum and path, for two sums of one path, and for a path that would leave the
@@ -55,10 +55,10 @@ def read_list(text: str, source: str) -> list[Listed]:
             raise DataError(f"{source}, line {number}: {path!r} is listed twice with two sums")
     if not sums:
         raise DataError(f"{source} lists no file; is the address right?")
-    return [Listed(path, sums[path]) for path in sorted(sums)]
+    return [ReleaseFile(path, sums[path]) for path in sorted(sums)]
 
 
-def choose(files: Sequence[Listed], only: Sequence[str]) -> list[Listed]:
+def choose(files: Sequence[ReleaseFile], only: Sequence[str]) -> list[ReleaseFile]:
     """Return the files that any of the patterns names, all where there are none.
 
     A pattern (with *, ? and [...]) names a file by its path, or all files in a folder by the folder's path or name.
@@ -66,7 +66,7 @@ def choose(files: Sequence[Listed], only: Sequence[str]) -> list[Listed]:
     """
     if not only:
         return list(files)
-    chosen: set[Listed] = set()
+    chosen: set[ReleaseFile] = set()
     for pattern in only:
         named = {each for each in files if any(fnmatchcase(name, pattern.strip("/")) for name in _names(each.path))}
         if not named:

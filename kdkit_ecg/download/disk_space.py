@@ -9,7 +9,7 @@ from threading import Event
 import requests
 
 from kdkit import DataError
-from kdkit_ecg.download.checksums import Listed
+from kdkit_ecg.download.checksums import ReleaseFile
 from kdkit_ecg.download.responses import TIMEOUT
 from kdkit_ecg.download.threads import in_parallel
 from kdkit_ecg.download.transfer import address
@@ -20,19 +20,19 @@ SAMPLE = 16  # files of a kind that are asked for their size
 BLOCK = 4096  # bytes that a file takes at least, and in multiples of which it grows, on most disks
 
 
-def expected_size(session: requests.Session, base: str, files: Sequence[Listed], jobs: int) -> tuple[int, bool]:
+def expected_size(session: requests.Session, base: str, files: Sequence[ReleaseFile], jobs: int) -> tuple[int, bool]:
     """Return about how many bytes the files are, and whether all kinds of them are known.
 
     The list has no sizes. So the server is asked (HEAD) for those of SAMPLE files of each database and suffix, chosen
     at random with a fixed seed; the others are taken to be as large as these on average.
     """
-    kinds: dict[tuple[str, str], list[Listed]] = defaultdict(list)
+    kinds: dict[tuple[str, str], list[ReleaseFile]] = defaultdict(list)
     for file in files:
         path = PurePosixPath(file.path)
         kinds[database_of(path), path.suffix].append(file)
     dice = random.Random(0)
     asked = {kind: dice.sample(each, min(SAMPLE, len(each))) for kind, each in kinds.items()}
-    sizes: dict[Listed, int] = {}
+    sizes: dict[ReleaseFile, int] = {}
     everyone = [file for sample in asked.values() for file in sample]
     for file, size in in_parallel(lambda each: _size(session, base, each), everyone, jobs, Event()):
         if isinstance(size, int):
@@ -56,7 +56,7 @@ def require_space(folder: Path, size: int, files: int) -> None:
         )
 
 
-def _size(session: requests.Session, base: str, file: Listed) -> int | None:
+def _size(session: requests.Session, base: str, file: ReleaseFile) -> int | None:
     try:
         answer = session.head(address(base, file), allow_redirects=True, timeout=TIMEOUT)
     except requests.RequestException:

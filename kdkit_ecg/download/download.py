@@ -13,23 +13,23 @@ from requests.adapters import HTTPAdapter
 from rich.console import Console
 
 from kdkit import DataError
-from kdkit_ecg.download.backoff import Patience
-from kdkit_ecg.download.checksums import LIST, Listed, choose, read_list
+from kdkit_ecg.download.backoff import Backoff
+from kdkit_ecg.download.checksums import LIST, ReleaseFile, choose, read_list
 from kdkit_ecg.download.disk_space import expected_size, require_space
 from kdkit_ecg.download.lock import alone_in, require_same_release, write_list
 from kdkit_ecg.download.progress import Bars
-from kdkit_ecg.download.report import Fetched
+from kdkit_ecg.download.report import DownloadReport
 from kdkit_ecg.download.responses import PLAIN, TransferError, UnreachableError, fetch_text
 from kdkit_ecg.download.threads import in_parallel
 from kdkit_ecg.download.transfer import Transfer
-from kdkit_ecg.download.verified_files import Ledger, sum_of
+from kdkit_ecg.download.verified_files import VerifiedFiles, sum_of
 from kdkit_ecg.utils.disk import free_space, shown
 
 GIVE_UP = 20  # files in a row that the server did not give: it is gone, and the other hundred thousand are not tried
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class DownloadRequest:
     """What is fetched where: `base` is the address that the list's paths are below, `only` patterns of paths."""
 
     base: str
@@ -40,7 +40,7 @@ class Order:
     dry_run: bool = False
 
 
-def fetch(order: Order, console: Console) -> Fetched:
+def fetch(order: DownloadRequest, console: Console) -> DownloadReport:
     """Fetch what the order says and is not there yet, and tell the console.
 
     Raises DataError where nothing can be fetched at all: no list, a list that leaves the folder, no room, another
@@ -55,7 +55,7 @@ def fetch(order: Order, console: Console) -> Fetched:
         raise DataError(f"{order.folder} cannot be written: {error}") from error
 
 
-def _claimed(order: Order, console: Console) -> Fetched:
+def _claimed(order: DownloadRequest, console: Console) -> DownloadReport:
     with _session(order.jobs) as session:
         source = order.base + LIST
         text = fetch_text(session, source)
@@ -69,8 +69,8 @@ def _claimed(order: Order, console: Console) -> Fetched:
 
 
 def _fetch(
-    order: Order, files: Sequence[Listed], session: requests.Session, console: Console, text: str = ""
-) -> Fetched:
+    order: DownloadRequest, files: Sequence[ReleaseFile], session: requests.Session, console: Console, text: str = ""
+) -> DownloadReport:
     missing = _missing(order, files, console)
     there = len(files) - len(missing)
     begun = sum(part.stat().st_size for file in missing if (part := file.part(order.folder)).is_file())
@@ -82,20 +82,20 @@ def _fetch(
         soft_wrap=True,
     )
     if order.dry_run:
-        return Fetched(there=there, came=0, size=0, seconds=0.0, failed={})
+        return DownloadReport(there=there, came=0, size=0, seconds=0.0, failed={})
     require_space(order.folder, max(0, size - begun), len(missing))
     write_list(order.folder, text)
     return _transferred(order, missing, there, session, Bars(console, len(missing), size if known else None, begun))
 
 
-def _transferred(order: Order, missing: Sequence[Listed], there: int, session: requests.Session, bars: Bars) -> Fetched:
+def _transferred(
+    order: DownloadRequest, missing: Sequence[ReleaseFile], there: int, session: requests.Session, bars: Bars
+) -> DownloadReport:
     began, stop, failed, in_a_row = monotonic(), Event(), dict[str, str](), 0
-    ledger = Ledger(order.folder)
-    transfer = Transfer(
-        session=session, base=order.base, folder=order.folder, patience=Patience(stop), moved=bars.moved
-    )
+    ledger = VerifiedFiles(order.folder)
+    transfer = Transfer(session=session, base=order.base, folder=order.folder, patience=Backoff(stop), moved=bars.moved)
 
-    def one(file: Listed) -> None:
+    def one(file: ReleaseFile) -> None:
         transfer.fetch(file)
         ledger.add(file)
 
@@ -112,14 +112,14 @@ def _transferred(order: Order, missing: Sequence[Listed], there: int, session: r
                     f"the server failed {GIVE_UP} files in a row, the last with: {result}; what came is kept, so run "
                     "the same command again later"
                 )
-    return Fetched(
+    return DownloadReport(
         there=there, came=len(missing) - len(failed), size=bars.bytes, seconds=monotonic() - began, failed=failed
     )
 
 
-def _missing(order: Order, files: Sequence[Listed], console: Console) -> list[Listed]:
+def _missing(order: DownloadRequest, files: Sequence[ReleaseFile], console: Console) -> list[ReleaseFile]:
     """Return the files that are not there, or are not right; notes in the ledger which are."""
-    ledger = Ledger(order.folder)
+    ledger = VerifiedFiles(order.folder)
     known = set() if order.verify else {file for file in files if ledger.knows(file)}
     unsure = [file for file in files if file not in known and file.below(order.folder).is_file()]
     if unsure:

@@ -8,7 +8,7 @@ TOLD = 10  # failures that are told one by one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fetched:
+class DownloadReport:
     """How it went: numbers of files and of bytes, seconds, and why files failed by path."""
 
     there: int
@@ -25,7 +25,7 @@ class Fetched:
         return f"{files} came, {shown(self.size)} in {self.seconds:.0f} s{speed}; {self.there:,} were there"
 
 
-def failures(fetched: Fetched) -> str:
+def failures(fetched: DownloadReport) -> str:
     """Return what to say of the files that failed."""
     lines = [f"  {path}: {why}" for path, why in list(fetched.failed.items())[:TOLD]]
     if len(fetched.failed) > TOLD:

@@ -6,7 +6,7 @@ import requests
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from kdkit import DataError
-from kdkit_ecg.download.backoff import ASKED, TRIES, Patience, asked_wait
+from kdkit_ecg.download.backoff import ASKED, TRIES, Backoff, asked_wait
 
 TIMEOUT = (15.0, 60.0)  # s to connect, and between two pieces
 
@@ -32,7 +32,7 @@ class AskAgain(Exception):  # noqa: N818 -- no error yet: the next try may do
     """An answer that may be another one later."""
 
 
-def judge(response: requests.Response, patience: Patience) -> None:
+def judge(response: requests.Response, patience: Backoff) -> None:
     """Return where the answer is the file or a range of it.
 
     Raises AskAgain, having made all files wait as long as the server asks, and TransferError where that is of no use.
@@ -51,7 +51,7 @@ def judge(response: requests.Response, patience: Patience) -> None:
 
 def fetch_text(session: requests.Session, source: str) -> str:
     """Return a text of the server, which is tried as often as a file. Raises DataError."""
-    patience = Patience(Event())
+    patience = Backoff(Event())
     for tries in range(1, TRIES + 1):
         patience.wait_turn()
         try:

@@ -10,8 +10,8 @@ from urllib.parse import quote
 import requests
 from urllib3.exceptions import HTTPError
 
-from kdkit_ecg.download.backoff import TRIES, Patience, Stopped
-from kdkit_ecg.download.checksums import Listed
+from kdkit_ecg.download.backoff import TRIES, Backoff, Stopped
+from kdkit_ecg.download.checksums import ReleaseFile
 from kdkit_ecg.download.responses import TIMEOUT, AskAgain, DiskFullError, TransferError, UnreachableError, judge, said
 from kdkit_ecg.download.verified_files import sum_of
 
@@ -27,10 +27,10 @@ class Transfer:
     session: requests.Session
     base: str
     folder: Path
-    patience: Patience
+    patience: Backoff
     moved: Callable[[int], None]
 
-    def fetch(self, file: Listed) -> None:
+    def fetch(self, file: ReleaseFile) -> None:
         """Fetch one file. What is there of its .part is gone on with, and left where this ends early.
 
         Raises TransferError, which says why, DiskFullError, and Stopped.
@@ -54,7 +54,7 @@ class Transfer:
                 ) from error
             raise TransferError(f"cannot be written: {error.strerror or error}") from error
 
-    def _whole(self, file: Listed, part: Path) -> None:
+    def _whole(self, file: ReleaseFile, part: Path) -> None:
         """Bring the .part to its end, however many tries it takes while each brings new bytes."""
         tries = 0
         while True:
@@ -69,7 +69,7 @@ class Transfer:
                     raise UnreachableError(f"{said(error)}, {TRIES} times") from error
             self.patience.wait_after(tries)
 
-    def _piece(self, file: Listed, part: Path) -> None:
+    def _piece(self, file: ReleaseFile, part: Path) -> None:
         """Ask once, and write what comes; returns when the file is whole."""
         start = _size(part)
         headers = {"Range": f"bytes={start}-"} if start else {}
@@ -101,7 +101,7 @@ class Transfer:
         part.unlink(missing_ok=True)
 
 
-def address(base: str, file: Listed) -> str:
+def address(base: str, file: ReleaseFile) -> str:
     """Return where a file is fetched from."""
     return base + quote(file.path)
 

@@ -4,12 +4,12 @@ import hashlib
 from pathlib import Path
 from threading import Lock
 
-from kdkit_ecg.download.checksums import OWN, Listed
+from kdkit_ecg.download.checksums import OWN, ReleaseFile
 
 LEDGER = f"{OWN}.tsv"
 
 
-class Ledger:
+class VerifiedFiles:
     """A line for each file that was hashed and right: sum, size in bytes, time of change in ns, path.
 
     A line counts while the file has that size and time. Lines are only added, each in one write, and the last one of a
@@ -22,15 +22,15 @@ class Ledger:
         self._lock = Lock()
         path = folder / LEDGER
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-            cells = line.split("\t")
-            if len(cells) == 4 and cells[1].isdecimal() and cells[2].isdecimal():
-                self._known[cells[3]] = (cells[0], int(cells[1]), int(cells[2]))
+            trials = line.split("\t")
+            if len(trials) == 4 and trials[1].isdecimal() and trials[2].isdecimal():
+                self._known[trials[3]] = (trials[0], int(trials[1]), int(trials[2]))
 
-    def knows(self, file: Listed) -> bool:
+    def knows(self, file: ReleaseFile) -> bool:
         """Return whether the file was found right and has not changed since; reads none of it."""
         return self._known.get(file.path) == (file.sum, *_state(file.below(self.folder)))
 
-    def add(self, file: Listed) -> None:
+    def add(self, file: ReleaseFile) -> None:
         """Note that the file, as it is now, is right."""
         size, changed = _state(file.below(self.folder))
         with self._lock:

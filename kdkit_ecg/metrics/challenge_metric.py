@@ -6,7 +6,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kdkit import Predictions, RecipeError, Scored
+from kdkit import MetricResult, Predictions, RecipeError
 from kdkit.metrics import Resampled, Thresholds
 from kdkit_ecg.labels import Year, scored_classes
 from kdkit_ecg.metrics.official import Bools, Floats, Worth, scaled
@@ -59,7 +59,7 @@ class ChallengeMetric:
         chooser = self.thresholds_by or BestChallengeMetric(self.year, add_highest=self.add_highest)
         return replace(self, thresholds=chooser.choose(select))
 
-    def score(self, test: Predictions) -> Scored:
+    def score(self, test: Predictions) -> MetricResult:
         """Return the metric; the note names classes without positives, and says where it is 0 by definition."""
         worth = self._worth(test)
         without = [name for column, name in enumerate(test.classes) if not worth.truth[:, column].any()]
@@ -68,7 +68,7 @@ class ChallengeMetric:
         inactive, right = worth.inactive.sum(), worth.right.sum()
         if right == inactive:
             notes.append("0 by definition: calling everybody normal is already right")
-        return Scored(value=float(scaled(earned, inactive, right)), note="; ".join(notes))
+        return MetricResult(value=float(scaled(earned, inactive, right)), note="; ".join(notes))
 
     def resampled(self, test: Predictions, counts: NDArray[np.float32]) -> Resampled:
         """Return the metric of each resample; counts: how often each record is in it, (records, resamples)."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdkit import Predictions, Scored
+from kdkit import MetricResult, Predictions
 from kdkit.metrics import MacroAUPRC, MacroAUROC
 from kdkit_ecg.labels import NORMAL, Year, scored_classes, table
 
@@ -67,7 +67,7 @@ class Worth:
 def weights(year: Year) -> Floats:
     """Return (classes, classes): rows what is true, columns what is answered."""
     header, *rows = table("weights.csv")
-    figures = np.array([[float(cell) for cell in row.split(",")] for row in rows])
+    figures = np.array([[float(trial) for trial in row.split(",")] for row in rows])
     places = [header.split(",").index(_listed(code)) for code in scored_classes(year).codes]
     return figures[np.ix_(places, places)]
 
@@ -152,5 +152,5 @@ def _mean(figures: Floats) -> float:
     return float(known.mean()) if len(known) else float("nan")
 
 
-def _row(scored: Scored, test: Predictions) -> Floats:
+def _row(scored: MetricResult, test: Predictions) -> Floats:
     return np.array([scored.by_class.get(name, np.nan) for name in test.classes])

@@ -21,7 +21,7 @@ Fault = Literal["signal", "rate"]
 VERSION = 2  # part of the fingerprint and of a store's name: it goes up when the same options make other samples
 
 
-class Outcome(NamedTuple):
+class TrialResult(NamedTuple):
     """What came of preparing a record, whatever it was.
 
     content: 16 bytes, the same for records with the same twelve leads; b"" where they cannot be read.
@@ -52,26 +52,26 @@ class Preparation:
         object.__setattr__(self, "rate", float(self.rate))
         object.__setattr__(self, "band", tuple(map(float, self.band)) if self.band else None)
 
-    def prepare(self, header: Header) -> Outcome:
+    def prepare(self, header: Header) -> TrialResult:
         """Read a record and prepare it; raises nothing for whatever is wrong with it."""
         try:
             record = read_record(header)
         except (DataError, OSError, MemoryError) as error:
             passing = isinstance(error.__cause__ or error, OSError | MemoryError)
             passing = passing or not header.path.is_file() or bool(missing_files(header))
-            return Outcome(b"", None, "signal", passing)
+            return TrialResult(b"", None, "signal", passing)
         content = content_of(record)
         if not np.isfinite(record.signal[: len(LEADS)]).all():
-            return Outcome(content, None, "signal")
+            return TrialResult(content, None, "signal")
         try:
             with np.errstate(divide="raise", over="raise", invalid="raise"):
-                return Outcome(content, self.shaped(record))
+                return TrialResult(content, self.shaped(record))
         except MemoryError:
-            return Outcome(content, None, "rate", passing=True)
+            return TrialResult(content, None, "rate", passing=True)
         except (DataError, ArithmeticError, ValueError):  # scipy's filters raise what their arithmetic meets
-            return Outcome(content, None, "rate")
+            return TrialResult(content, None, "rate")
 
-    def prepare_all(self, headers: Sequence[Header]) -> list[Outcome]:
+    def prepare_all(self, headers: Sequence[Header]) -> list[TrialResult]:
         """Prepare some records."""
         return [self.prepare(header) for header in headers]
 

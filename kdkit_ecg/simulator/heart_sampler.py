@@ -1,10 +1,10 @@
 """Draw a healthy heart, no two alike: what every finding then changes."""
 
 from kdkit_ecg.simulator.heart import Force, Heart, Qrs, scaled
-from kdkit_ecg.simulator.randomness import Dice
+from kdkit_ecg.simulator.randomness import RandomRange
 
 
-def healthy_heart(dice: Dice) -> Heart:
+def healthy_heart(dice: RandomRange) -> Heart:
     """Sinus rhythm at 60 to 100, PR 120 to 200 ms, QRS under 110 ms, QTc under 450 ms, axis -30 to +90 degrees."""
     q, r, s, size = (dice.jitter(0.2) for _ in range(4))
     forces = (
@@ -33,7 +33,7 @@ def healthy_heart(dice: Dice) -> Heart:
     )
 
 
-def _ventricular_focus(dice: Dice) -> Qrs:
+def _ventricular_focus(dice: RandomRange) -> Qrs:
     # From the left ventricle the vector points to the right and front, from the right one to the left and back.
     left, front = (-0.6, 0.8) if dice.chance(0.5) else (0.8, -0.6)
     vector = (left, 0.0, front)

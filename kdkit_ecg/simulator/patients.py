@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdkit_ecg.simulator.randomness import Dice
+from kdkit_ecg.simulator.randomness import RandomRange
 
 Choices = Mapping[tuple[str, ...], float]
 
@@ -97,7 +97,7 @@ _YOUTH = {"SA": -14, "IRBBB": -10, "RAD": -9, "NSR": -4, "STach": -3}
 _FEMALE = {"LQT": 0.12, "TAb": 0.1, "TInv": 0.06, "STach": 0.05, "SB": -0.1, "IRBBB": -0.12, "QAb": -0.1, "AFL": -0.1}
 
 
-def draw_patient(dice: Dice) -> Patient:
+def draw_patient(dice: RandomRange) -> Patient:
     """Draw a person's findings, age and sex; about one age in 20 and one sex in 30 is unknown."""
     found: set[str] = set()
     for group in GROUPS:

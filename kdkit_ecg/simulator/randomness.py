@@ -9,7 +9,7 @@ Range = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Dice:
+class RandomRange:
     """A source of chance, and how difficult to be: 0 keeps far from every threshold, 1 goes close to it."""
 
     random: np.random.Generator
@@ -25,9 +25,9 @@ class Dice:
         """Return a number between two bounds that the difficulty does not move."""
         return low + (high - low) * self.random.random()
 
-    def jitter(self, spread: float) -> float:
+    def jitter(self, run_trials: float) -> float:
         """Return a positive factor around 1 whose logarithm has this standard deviation."""
-        return float(np.exp(spread * self.random.standard_normal()))
+        return float(np.exp(run_trials * self.random.standard_normal()))
 
     def chance(self, probability: float) -> bool:
         """Return True this often."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from kdkit_ecg.simulator.heart import Heart, Kind
 from kdkit_ecg.simulator.lead_projection import Array
-from kdkit_ecg.simulator.randomness import Dice
+from kdkit_ecg.simulator.randomness import RandomRange
 
 
 class Beats(NamedTuple):
@@ -21,7 +21,7 @@ class Beats(NamedTuple):
         return chosen
 
 
-def beats(heart: Heart, duration: float, dice: Dice) -> Beats:
+def beats(heart: Heart, duration: float, dice: RandomRange) -> Beats:
     """Return the beats of a record of this duration, in s."""
     gaps = _intervals(heart, duration, dice)
     first = -heart.interval * dice.random.random() - heart.interval
@@ -40,7 +40,7 @@ def beats(heart: Heart, duration: float, dice: Dice) -> Beats:
     return Beats(onsets, tuple(kinds))
 
 
-def _intervals(heart: Heart, duration: float, dice: Dice) -> Array:
+def _intervals(heart: Heart, duration: float, dice: RandomRange) -> Array:
     count = int(np.ceil(duration / heart.interval * 1.5)) + 5
     if heart.scatter > 0:  # fibrillation: no interval says anything about the next
         gaps = np.exp(heart.scatter * dice.random.standard_normal(count))
@@ -54,7 +54,7 @@ def _intervals(heart: Heart, duration: float, dice: Dice) -> Array:
     return regular
 
 
-def _early_places(heart: Heart, onsets: Array, duration: float, dice: Dice) -> list[tuple[int, Kind]]:
+def _early_places(heart: Heart, onsets: Array, duration: float, dice: RandomRange) -> list[tuple[int, Kind]]:
     # The middle of the record, so that the pauses are seen, and a window that moves a little still shows them.
     inside = np.flatnonzero((onsets > 0.2 * duration) & (onsets < 0.8 * duration))
     places = inside[dice.random.integers(0, 3) :: 3]
@@ -65,7 +65,7 @@ def _early_places(heart: Heart, onsets: Array, duration: float, dice: Dice) -> l
     return [(int(place), heart.early[number % len(heart.early)]) for number, place in enumerate(chosen) if heart.early]
 
 
-def atrial_activity(heart: Heart, times: Array, dice: Dice) -> Array:
+def atrial_activity(heart: Heart, times: Array, dice: RandomRange) -> Array:
     """Return the vector of fluttering or fibrillating atria, (3, time) in mV; 0 in any other heart."""
     if heart.atria == "fluttering":
         return _flutter(heart, times, dice)
@@ -74,7 +74,7 @@ def atrial_activity(heart: Heart, times: Array, dice: Dice) -> Array:
     return np.zeros((3, len(times)))
 
 
-def _flutter(heart: Heart, times: Array, dice: Dice) -> Array:
+def _flutter(heart: Heart, times: Array, dice: RandomRange) -> Array:
     # A saw-tooth from its first harmonics: band-limited, so that it does not alias at a low rate.
     phase = 2 * np.pi * (heart.atrial_rate / 60 * times + dice.random.random())
     tooth = sum(np.sin(order * phase) / order for order in range(1, 5))
@@ -83,7 +83,7 @@ def _flutter(heart: Heart, times: Array, dice: Dice) -> Array:
     return heart.atrial_size * direction[:, None] * tooth
 
 
-def _fibrillation(heart: Heart, times: Array, dice: Dice) -> Array:
+def _fibrillation(heart: Heart, times: Array, dice: RandomRange) -> Array:
     parts = []
     for _ in range(4):  # wavelets, each of its own rate and direction, coming and going
         rate = heart.atrial_rate / 60 * dice.between(0.8, 1.2)

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdkit.utils.randomness import seed_from
+from kdkit.utils.randomness import derive_seed
 from kdkit_ecg.simulator.findings import CONDITIONS
 from kdkit_ecg.simulator.heart import Heart, Waves
 from kdkit_ecg.simulator.heart_sampler import healthy_heart
 from kdkit_ecg.simulator.lead_projection import FIELD, Array, twelve_leads
 from kdkit_ecg.simulator.noise import electrode_noise
 from kdkit_ecg.simulator.patients import Patient, draw_patient
-from kdkit_ecg.simulator.randomness import Dice
+from kdkit_ecg.simulator.randomness import RandomRange
 from kdkit_ecg.simulator.rhythm import Beats, atrial_activity, beats
 
 _PERSON, _HEART, _RHYTHM, _NOISE = range(4)
@@ -56,11 +56,11 @@ class Simulator:
         # Leads are derived from electrodes, noise and all, so Einthoven's law holds for what is measured, too.
         return Record(signal=twelve_leads(clean + noise), clean=twelve_leads(clean), patient=patient, beats=beating)
 
-    def _dice(self, id: int, what: int) -> Dice:
-        return Dice(np.random.default_rng(seed_from(self.seed, id, what)), self.difficulty)
+    def _dice(self, id: int, what: int) -> RandomRange:
+        return RandomRange(np.random.default_rng(derive_seed(self.seed, id, what)), self.difficulty)
 
 
-def heart_with(findings: frozenset[str], dice: Dice) -> Heart:
+def heart_with(findings: frozenset[str], dice: RandomRange) -> Heart:
     """Return a healthy heart, changed by each of the findings in turn."""
     heart = healthy_heart(dice)
     for name, condition in CONDITIONS.items():

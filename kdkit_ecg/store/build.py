@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kdkit_ecg.records.header import Header
-from kdkit_ecg.records.preparation import Outcome, Preparation
+from kdkit_ecg.records.preparation import Preparation, TrialResult
 from kdkit_ecg.store.index import INDEX, ROW, SIGNALS, Rows, row_of
 from kdkit_ecg.utils.processes import in_processes, processors
 
@@ -55,7 +55,7 @@ def fill(
     return np.frombuffer(b"".join(passing), dtype=ROW)
 
 
-def _append(signals: IO[bytes], key: bytes, outcome: Outcome) -> bytes:
+def _append(signals: IO[bytes], key: bytes, outcome: TrialResult) -> bytes:
     offset = signals.tell()
     if outcome.signal is not None:
         offset += signals.write(bytes(-offset % ALIGNED))
@@ -65,7 +65,7 @@ def _append(signals: IO[bytes], key: bytes, outcome: Outcome) -> bytes:
 
 def _prepared(
     missing: Mapping[bytes, Header], preparation: Preparation, processes: int | None
-) -> Iterator[tuple[Sequence[bytes], Sequence[Outcome]]]:
+) -> Iterator[tuple[Sequence[bytes], Sequence[TrialResult]]]:
     """Yield keys and what came of their records, a few at a time."""
     headers, keys = list(missing.values()), {header: key for key, header in missing.items()}
     chunks = [headers[at : at + CHUNK] for at in range(0, len(headers), CHUNK)]

@@ -10,7 +10,7 @@ from typing import Any
 import click
 import torch
 
-from kdkit import Cell, KdkitError, Outcome, RunOptions, Study
+from kdkit import KdkitError, RunOptions, Study, Trial, TrialResult
 from reproductions.lrhnet.comparisons import CM
 from reproductions.lrhnet.grid import Run
 from reproductions.lrhnet.plots import require_matplotlib
@@ -97,7 +97,7 @@ def runs_of(given: Mapping[str, Any]) -> tuple[Run, ...]:
 def run(study: Study, given: Mapping[str, Any]) -> frozenset[str]:
     """Run the cells with a line for each, and return the names of those that are done, now or before."""
     require_matplotlib()
-    began, trained, count = time.perf_counter(), 0, len(study.cells)
+    began, trained, count = time.perf_counter(), 0, len(study.trials)
     ready = set()
     for place, outcome in enumerate(study.run(RunOptions(device=given["device"]), jobs=given["jobs"]), 1):
         trained += outcome.state == "done"
@@ -105,25 +105,25 @@ def run(study: Study, given: Mapping[str, Any]) -> frozenset[str]:
         left = f", about {spent / trained * (count - place) / 60:.0f} min left" if trained and place < count else ""
         click.echo(f"[{place}/{count}] {line(study, outcome)}{left}")
         if outcome.error is None:
-            ready.add(outcome.cell.name)
-            keep_sizes(study, outcome.cell)
+            ready.add(outcome.trial.name)
+            keep_sizes(study, outcome.trial)
     return frozenset(ready)
 
 
-def line(study: Study, outcome: Outcome) -> str:
+def line(study: Study, outcome: TrialResult) -> str:
     """Return what came of a cell, in a line."""
-    name = outcome.cell.name
+    name = outcome.trial.name
     if outcome.error is not None:
         kind = "" if isinstance(outcome.error, KdkitError) else f"{type(outcome.error).__name__}: "
         return f"{name} {outcome.state}: {kind}{' '.join(str(outcome.error).splitlines()[:2])}"
-    figure = 100 * study.scores(name)[outcome.cell.options["row"]][CM].value
+    figure = 100 * study.scores(name)[outcome.trial.options["row"]][CM].value
     seconds = f" in {outcome.seconds:.0f} s" if outcome.state == "done" else ""
     return f"{name} {outcome.state}{seconds}, challenge metric {figure:.2f}"
 
 
-def keep_sizes(study: Study, cell: Cell) -> None:
+def keep_sizes(study: Study, trial: Trial) -> None:
     """Keep how many records the fold of a cell has; they are read for it only where the file was lost."""
-    sizes, options = kept_sizes(study), cell.options
+    sizes, options = kept_sizes(study), trial.options
     if options["fold"] not in sizes:
         data = records(options["data"], options["size"], options["preset"], options["fold"], options["folds"])
         sizes[options["fold"]] = [
@@ -140,15 +140,15 @@ def kept_sizes(study: Study) -> dict[int, list[int]]:
 
 def list_cells(study: Study, data: Path | None) -> None:
     """Print each cell that is not done, and about how long all take."""
-    open_cells = [cell for cell in study.cells if not study.finished(cell.name)]
-    for cell in open_cells:
-        click.echo(f"{cell.name}  after {', '.join(cell.needed) or 'nothing'}")
-    options = study.cells[0].options
+    open_cells = [trial for trial in study.trials if not study.finished(trial.name)]
+    for trial in open_cells:
+        click.echo(f"{trial.name}  after {', '.join(trial.needed) or 'nothing'}")
+    options = study.trials[0].options
     headers = sum(1 for _ in data.rglob("*.hea")) if data else 0
     learned = headers * 3 // 5 if data else SIZES[options["size"]].records  # three of five folds
     hours = seconds(open_cells, learned) / 3600
     click.echo(
-        f"{len(open_cells)} of {len(study.cells)} cells to train, from {learned:,} records or fewer: about {hours:.1f} "
+        f"{len(open_cells)} of {len(study.trials)} cells to train, from {learned:,} records or fewer: about {hours:.1f} "
         f"hours on this machine, with {torch.get_num_threads()} threads of its CPU"
     )
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from kdkit import Study
-from kdkit.metrics import Difference, paired, paired_runs
+from kdkit.metrics import Difference, paired_bootstrap, paired_t_interval
 from kdkit_ecg import ChallengeMetric, Folds
 from reproductions.lrhnet.grid import Run
 
@@ -16,7 +16,7 @@ FOLDS = 5  # that Challenge2020 makes where no file of folds is given
 class Place(NamedTuple):
     """Where a net's results are: a cell of a study, and the name of the net."""
 
-    cell: str
+    trial: str
     net: str
 
 
@@ -32,16 +32,16 @@ def difference(
         ours, theirs = (
             dict[Hashable, float]({at: value(study, each[at], score) for at in both}) for each in (one, other)
         )
-        return _x100(paired_runs(ours, theirs, overlap=overlap(both, shared))), f"{len(both)} runs"
+        return _x100(paired_t_interval(ours, theirs, overlap=overlap(both, shared))), f"{len(both)} runs"
     if not both or score != CM:
         return None
     said = [study.said(*each[both[0]]) for each in (one, other)]
-    return _x100(paired(metric(shared), *said)), f"{len(said[0].test)} records of one run"
+    return _x100(paired_bootstrap(metric(shared), *said)), f"{len(said[0].test)} records of one run"
 
 
 def value(study: Study, place: Place, score: str) -> float:
     """Return a score of a net."""
-    return study.scores(place.cell)[place.net][score].value
+    return study.scores(place.trial)[place.net][score].value
 
 
 def metric(shared: Mapping[str, Any]) -> ChallengeMetric:

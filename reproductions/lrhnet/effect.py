@@ -6,15 +6,15 @@ from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 
-from kdkit import Cell, Score, Study
-from kdkit.metrics import Difference, MacroAUPRC, MacroF1, Said, paired, paired_runs
+from kdkit import Metric, Study, Trial
+from kdkit.metrics import Difference, MacroAUPRC, MacroF1, SplitPredictions, paired_bootstrap, paired_t_interval
 from kdkit_ecg import ChallengeMetric
 from reproductions.lrhnet.grid import TITLES
-from reproductions.lrhnet.protocol import LEADS, ROWS, Protocol, cells, name
+from reproductions.lrhnet.protocol import LEADS, ROWS, Protocol, name, trials
 from reproductions.lrhnet.table_formats import as_csv, markdown
 
 SCORES = {"macro_auprc": "macro AUPRC", "challenge_metric": "CM", "macro_f1": "macro-F1"}
-SCORED: Mapping[str, Score] = {each.name: each for each in (MacroAUPRC(), ChallengeMetric(2020), MacroF1())}
+SCORED: Mapping[str, Metric] = {each.name: each for each in (MacroAUPRC(), ChallengeMetric(2020), MacroF1())}
 AGAINST = ("alone", "kd")
 
 Figures = Mapping[tuple[str, int, str], Mapping[int, float]]  # by (row, leads, score), then by seed
@@ -32,11 +32,11 @@ class Effect:
     patients: Difference | None = None
 
 
-def asked_cells(seeds: Sequence[int], protocol: Protocol, data: Path | None) -> tuple[Cell, ...]:
+def asked_cells(seeds: Sequence[int], protocol: Protocol, data: Path | None) -> tuple[Trial, ...]:
     """Return the cells of all rows, seed by seed, each once."""
     found = {}
     for seed, leads, row in product(seeds, LEADS, ROWS):
-        found.update({cell.name: cell for cell in cells(row, leads, seed, protocol, data)})
+        found.update({trial.name: trial for trial in trials(row, leads, seed, protocol, data)})
     return tuple(found.values())
 
 
@@ -63,12 +63,12 @@ def effects_of(figures: Figures) -> list[Effect]:
 def with_patients(effects: Sequence[Effect], study: Study, seeds: Sequence[int], protocol: Protocol) -> list[Effect]:
     """Return the effects with an interval over the test records too, of the mean over seeds."""
 
-    def said(row: str, leads: int) -> list[Said]:
+    def said(row: str, leads: int) -> list[SplitPredictions]:
         return [study.said(name(row, leads, seed, protocol), row) for seed in seeds]
 
     found = []
     for each in effects:
-        plain = paired(SCORED[each.score], said(each.row, each.leads), said(each.against, each.leads))
+        plain = paired_bootstrap(SCORED[each.score], said(each.row, each.leads), said(each.against, each.leads))
         low, high = plain.interval
         found.append(replace(each, patients=replace(plain, value=100 * plain.value, interval=(100 * low, 100 * high))))
     return found
@@ -142,4 +142,4 @@ def csv_scores(figures: Figures) -> str:
 
 def _difference(one: Mapping[int, float], other: Mapping[int, float]) -> Difference:
     ours, theirs = (dict[Hashable, float](each.items()) for each in (one, other))
-    return paired_runs(ours, theirs)
+    return paired_t_interval(ours, theirs)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, NamedTuple
 
-from kdkit import Cell, RecipeError
+from kdkit import RecipeError, Trial
 from kdkit.errors import did_you_mean
 from reproductions.lrhnet.recipe import GUIDED, recipe
 
@@ -49,23 +49,23 @@ class Grid:
         if not (self.rows and self.leads and self.runs):
             raise RecipeError("name at least one row, set of leads, fold and seed")
 
-    def cells(self) -> tuple[Cell, ...]:
+    def trials(self) -> tuple[Trial, ...]:
         """Return the cells in their order: what teaches first, and fold by fold."""
-        found: dict[str, Cell] = {}
+        found: dict[str, Trial] = {}
         for at in self.runs:
             for leads, row in product(self.leads, self.rows):
                 if not (leads == 12 and row in MULTILEVEL):
-                    found.update((cell.name, cell) for cell in self._with_teachers(row, leads, at))
+                    found.update((trial.name, trial) for trial in self._with_teachers(row, leads, at))
         return tuple(found.values())
 
-    def _with_teachers(self, row: str, leads: int, at: Run) -> Iterable[Cell]:
+    def _with_teachers(self, row: str, leads: int, at: Run) -> Iterable[Trial]:
         teachers = teachers_of(row, leads)
         for each, count in teachers:
             yield from self._with_teachers(each, count, at)
         rungs = tuple(count for _, count in teachers)
         options = {"row": row, "leads": leads, "rungs": rungs, "fold": at.fold, **self.shared}
         needs = {"teachers": tuple(name_of(each, count, at) for each, count in teachers)}
-        yield Cell(name=name_of(row, leads, at), recipe=recipe, options=options, needs=needs, seed=at.seed)
+        yield Trial(name=name_of(row, leads, at), recipe=recipe, options=options, needs=needs, seed=at.seed)
 
 
 def teachers_of(row: str, leads: int) -> tuple[tuple[str, int], ...]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from kdkit import Cell, RecipeError, Study
+from kdkit import RecipeError, Study, Trial
 from kdkit.metrics import Difference
 from kdkit_ecg import Leads
 from reproductions.lrhnet.comparisons import CM, Place, difference, value
@@ -43,27 +43,27 @@ class Ladders:
                 rungs = tuple(count for count in ladder if count >= leads)
                 yield rungs, leads, tuple(rungs[:count] for count in range(len(rungs) + 1))
 
-    def cells(self) -> tuple[Cell, ...]:
+    def trials(self) -> tuple[Trial, ...]:
         """Return the cells in their order: every rung before those below it, each once, fold by fold."""
-        found: dict[str, Cell] = {}
+        found: dict[str, Trial] = {}
         for at in self.runs:
             for rungs, leads, beginnings in self.students():
                 chains = [self._rung(rungs[: place + 1], at) for place in range(len(rungs))]
                 students = [self._student(leads, beginning, at) for beginning in beginnings]
-                found.update((cell.name, cell) for cell in (*chains, *students))
+                found.update((trial.name, trial) for trial in (*chains, *students))
         return tuple(found.values())
 
-    def _rung(self, chain: Rungs, at: Run) -> Cell:
+    def _rung(self, chain: Rungs, at: Run) -> Trial:
         return self._cell("assistant" if len(chain) > 1 else "teacher", chain[-1], chain[:-1], at)
 
-    def _student(self, leads: int, rungs: Rungs, at: Run) -> Cell:
+    def _student(self, leads: int, rungs: Rungs, at: Run) -> Trial:
         return self._cell("smlkd" if rungs else "alone", leads, rungs, at)
 
-    def _cell(self, row: str, leads: int, rungs: Rungs, at: Run) -> Cell:
+    def _cell(self, row: str, leads: int, rungs: Rungs, at: Run) -> Trial:
         teachers = tuple(rung_name(rungs[: place + 1], at) for place in range(len(rungs)))
         name = student_name(leads, rungs, at) if row in ("smlkd", "alone") else rung_name((*rungs, leads), at)
         options = {"row": row, "leads": leads, "rungs": rungs, "fold": at.fold, **self.shared}
-        return Cell(name=name, recipe=recipe, options=options, needs={"teachers": teachers}, seed=at.seed)
+        return Trial(name=name, recipe=recipe, options=options, needs={"teachers": teachers}, seed=at.seed)
 
 
 class Point(NamedTuple):
@@ -130,7 +130,7 @@ def student_name(leads: int, rungs: Rungs, at: Run) -> str:
 
 def _students(ladders: Ladders, leads: int, rungs: Rungs, ready: Collection[str]) -> dict[Run, Place]:
     places = {at: Place(student_name(leads, rungs, at), "smlkd" if rungs else "alone") for at in ladders.runs}
-    return {at: place for at, place in places.items() if place.cell in ready}
+    return {at: place for at, place in places.items() if place.trial in ready}
 
 
 def _rung_place(chain: Rungs, at: Run) -> Place:
@@ -141,7 +141,7 @@ def _diseases(study: Study, places: Mapping[Run, Place]) -> dict[str, float]:
     """Return the AUPRC x100 of each disease, mean over the runs whose test fold has positives of it."""
     found: dict[str, list[float]] = {}
     for place in places.values():
-        for disease, figure in study.scores(place.cell)[place.net]["macro_auprc"].by_class.items():
+        for disease, figure in study.scores(place.trial)[place.net]["macro_auprc"].by_class.items():
             found.setdefault(disease, []).append(100 * figure)
     return {disease: fmean(figures) for disease, figures in found.items()}
 

@@ -1,6 +1,6 @@
 """Data without its test records, so that what is tuned on it has not seen them."""
 
-from kdkit import Data, Split, Stream, Task
+from kdkit import Data, LoaderSplit, Split, Task
 
 
 class Untested:
@@ -40,11 +40,11 @@ class Untested:
         )
 
     @property
-    def train(self) -> Split | Stream:
+    def train(self) -> Split | LoaderSplit:
         """What is learned from."""
         return self._data.train
 
     @property
-    def select(self) -> Split | Stream:
+    def select(self) -> Split | LoaderSplit:
         """What epochs are chosen on, and reported on too."""
         return self._data.select

@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from kdkit import Cell
+from kdkit import Trial
 from reproductions.lrhnet.grid import teachers_of
 from reproductions.lrhnet.recipe import GUIDED, GUIDES, Augment, Guide, recipe
 
@@ -78,14 +78,14 @@ def kind(data: Path | None) -> str:
     return "recorded" if data else "simulated"
 
 
-def cells(
+def trials(
     row: str, leads: int, seed: int, protocol: Protocol, data: Path | None, *, untested: bool = False
-) -> Iterator[Cell]:
+) -> Iterator[Trial]:
     """Yield a net's cell after those of its teachers. Simulated records are other ones for each seed."""
     own = protocol if row in GUIDED else protocol.unguided
     teachers = teachers_of(row, leads)
     for each, count in teachers:
-        yield from cells(each, count, seed, protocol, data, untested=untested)
+        yield from trials(each, count, seed, protocol, data, untested=untested)
     options = {
         "row": row,
         "leads": leads,
@@ -98,7 +98,7 @@ def cells(
         **asdict(own),
     }
     needs = {"teachers": tuple(name(*each, seed, protocol) for each in teachers)}
-    yield Cell(name=name(row, leads, seed, protocol), recipe=recipe, options=options, needs=needs, seed=seed)
+    yield Trial(name=name(row, leads, seed, protocol), recipe=recipe, options=options, needs=needs, seed=seed)
 
 
 def name(row: str, leads: int, seed: int, protocol: Protocol) -> str:

@@ -17,9 +17,9 @@ from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR
 
 from kdkit import (
     Data,
-    LearningRate,
     Level,
     Loss,
+    LRSchedule,
     Match,
     MultiLevel,
     Net,
@@ -132,7 +132,7 @@ def recipe(
         wanted = "one teacher or more" if row in GUIDED else "no teacher"
         raise RecipeError(f"{row!r} learns from {wanted}; got {len(teachers)}; see --teachers and --rungs")
     masters = [
-        Net(f"teacher{count}-{place}", SEResNet(leads=count, width=sizes.teacher), sees=Leads(count), weights=weights)
+        Net(f"teacher{count}-{place}", SEResNet(leads=count, width=sizes.teacher), view=Leads(count), weights=weights)
         for place, (count, weights) in enumerate(zip(rungs, map(weights_of, teachers), strict=True), 1)
     ]
     net = network(row, leads, sizes, preset)
@@ -170,20 +170,20 @@ def schedule(row: Row, net: Net[Any], masters: list[Net[Any]], training: Trainin
 def network(row: Row, leads: int, size: Size, preset: Preset) -> Net[Any]:
     """Return the net of a row, untrained."""
     if row in ("teacher", "assistant"):
-        return Net(row, SEResNet(leads=leads, width=size.teacher), sees=Leads(leads))
+        return Net(row, SEResNet(leads=leads, width=size.teacher), view=Leads(leads))
     if row == "cnn1d":
-        return Net(row, CNN1d(leads=leads, width=size.cnn1d, preset=preset), sees=Leads(leads))
-    return Net(row, LRHNet(leads=leads, width=size.student, preset=preset), sees=Leads(leads))
+        return Net(row, CNN1d(leads=leads, width=size.cnn1d, preset=preset), view=Leads(leads))
+    return Net(row, LRHNet(leads=leads, width=size.student, preset=preset), view=Leads(leads))
 
 
 def trained(epochs: int, batch: int, preset: Preset) -> Training:
     """Return how every net is trained, so that rows differ in what they learn from alone."""
-    steps = LearningRate(MultiStepLR, milestones=[max(1, epoch * epochs // 90) for epoch in (20, 40, 70)])
+    steps = LRSchedule(MultiStepLR, milestones=[max(1, epoch * epochs // 90) for epoch in (20, 40, 70)])
     return Training(
         epochs=epochs,
         batch_size=batch,
         optimizer=Optimizer(Adam, lr=3e-3, weight_decay=1e-5),  # one cycle sets a rate of its own
-        learning_rate=steps if preset == "paper" else LearningRate(OneCycleLR, each="update", max_lr=1e-2),
+        learning_rate=steps if preset == "paper" else LRSchedule(OneCycleLR, each="update", max_lr=1e-2),
         by="macro_auprc",
     )
 

@@ -6,7 +6,7 @@ from itertools import product
 from statistics import fmean, stdev
 
 from kdkit import Study
-from kdkit.metrics import Difference, Interval
+from kdkit.metrics import BootstrapInterval, Difference
 from reproductions.lrhnet.comparisons import CM, Place, difference, metric, value
 from reproductions.lrhnet.grid import MULTILEVEL, Grid, Run, name_of
 from reproductions.lrhnet.paper_results import SCORES
@@ -24,7 +24,7 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Compared:
+class TermInputs:
     """One row against another at the same leads, x100. pairs: what the interval rests on, runs or records."""
 
     row: str
@@ -43,7 +43,7 @@ class Results:
         self._places: dict[tuple[str, int], dict[Run, Place]] = {}
         for row, leads in product(grid.rows, grid.leads):
             places = {at: Place(name_of(row, leads, at), row) for at in grid.runs}
-            self._places[row, leads] = {at: place for at, place in places.items() if place.cell in ready}
+            self._places[row, leads] = {at: place for at, place in places.items() if place.trial in ready}
 
     def figure(self, row: str, leads: int, score: str) -> Figure | None:
         """Return a row's figure at these leads; None where no run of it is finished."""
@@ -60,11 +60,11 @@ class Results:
             return None if figure is None else (figure.mean, (figure.sd or 0.0,) * 2, "sd over runs")
         (place,) = self._places[row, leads].values()
         select, test = self.study.said(*place)
-        interval = Interval(metric(self.grid.shared)).fit(select).score(test).interval or (0.0, 0.0)
+        interval = BootstrapInterval(metric(self.grid.shared)).fit(select).score(test).interval or (0.0, 0.0)
         down, up = (abs(100 * bound - figure.mean) for bound in interval)
         return figure.mean, (down, up), "95 % interval over the test records of one run"
 
-    def comparisons(self) -> Sequence[Compared]:
+    def comparisons(self) -> Sequence[TermInputs]:
         """Return each row of students against LRH-Net alone and against vanilla KD."""
         rows = [row for row in self.grid.rows if row in ("kd", "fitnet", "pskd", "cross_layer", *MULTILEVEL)]
         found = [
@@ -77,9 +77,9 @@ class Results:
         ]
         return [each for each in found if each is not None]
 
-    def _compared(self, row: str, against: str, leads: int, score: str) -> Compared | None:
+    def _compared(self, row: str, against: str, leads: int, score: str) -> TermInputs | None:
         one, other = (self._places.get((each, leads), {}) for each in (row, against))
         found = difference(self.study, one, other, score, self.grid.shared)
         if found is None:
             return None
-        return Compared(row=row, against=against, leads=leads, score=score, difference=found[0], pairs=found[1])
+        return TermInputs(row=row, against=against, leads=leads, score=score, difference=found[0], pairs=found[1])

@@ -44,7 +44,7 @@ def main(**given: Any) -> None:
         raise click.BadParameter(f"a ladder is numbers of leads, such as 12-6-3; got {given['ladders']}") from error
     try:
         ladders = Ladders(ladders=chosen, leads=given["leads"], runs=runs_of(given), shared=shared_by(given))
-        study = Study(given["out"], ladders.cells())
+        study = Study(given["out"], ladders.trials())
         if given["dry_run"]:
             list_cells(study, given["data"])
             return
@@ -64,7 +64,7 @@ def main(**given: Any) -> None:
     except KdkitError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"written: {report / 'ladder.md'}")
-    sys.exit(0 if len(ready) == len(study.cells) else 1)
+    sys.exit(0 if len(ready) == len(study.trials) else 1)
 
 
 def write_report(scores: Sequence[Point], apart: Sequence[Gap], folder: Path, opening: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ def main(**given: Any) -> None:
     """Run the cells that are missing, then write the report."""
     try:
         grid = Grid(rows=given["rows"], leads=given["leads"], runs=runs_of(given), shared=shared_by(given))
-        study = Study(given["out"], grid.cells())
+        study = Study(given["out"], grid.trials())
         if given["dry_run"]:
             list_cells(study, given["data"])
             return
@@ -38,7 +38,7 @@ def main(**given: Any) -> None:
     except KdkitError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"written: {report / 'tables.md'}")
-    sys.exit(0 if len(ready) == len(study.cells) else 1)
+    sys.exit(0 if len(ready) == len(study.trials) else 1)
 
 
 if __name__ == "__main__":

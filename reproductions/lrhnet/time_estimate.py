@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from kdkit import Cell
+from kdkit import Trial
 from reproductions.lrhnet.recipe import SIZES, network
 
 OVERHEAD = 6.0  # s for checking, scoring and writing a cell
 VALIDATION = 1.3  # epochs also ask about the selection split
 
 
-def seconds(cells: Sequence[Cell], records: int) -> float:
+def seconds(trials: Sequence[Trial], records: int) -> float:
     """Return about how many seconds these cells take, each learning from so many records."""
-    return sum(OVERHEAD + _training(cell.options, records) for cell in cells)
+    return sum(OVERHEAD + _training(trial.options, records) for trial in trials)
 
 
 def _training(options: Any, records: int) -> float:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from kdkit import Cell, Study
-from reproductions.lrhnet.protocol import LEADS, START, TUNING_SEEDS, Protocol, Step, cells, name, steps
+from kdkit import Study, Trial
+from reproductions.lrhnet.protocol import LEADS, START, TUNING_SEEDS, Protocol, Step, name, steps, trials
 from reproductions.lrhnet.recipe import GUIDED
 from reproductions.lrhnet.table_formats import as_csv, markdown
 
@@ -41,13 +41,13 @@ def tune(folder: Path, data: Path | None, run: Callable[[Study], None]) -> tuple
     return best, tried
 
 
-def tuning_cells(step: Step, candidates: Sequence[Protocol], data: Path | None) -> tuple[Cell, ...]:
+def tuning_cells(step: Step, candidates: Sequence[Protocol], data: Path | None) -> tuple[Trial, ...]:
     """Return the cells of a step, each once."""
     found = {}
     for seed in TUNING_SEEDS:
         for leads in LEADS:
             for each in candidates:
-                found.update({cell.name: cell for cell in cells(step.row, leads, seed, each, data, untested=True)})
+                found.update({trial.name: trial for trial in trials(step.row, leads, seed, each, data, untested=True)})
     return tuple(found.values())
 
 

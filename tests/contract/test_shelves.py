@@ -10,16 +10,16 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from kdkit import Data, Net, Predictions, RecipeError, Score, Stage, Stream, Training, Truth, shelf
+from kdkit import Data, LoaderSplit, Metric, Net, Predictions, RecipeError, Stage, Training, Truth, registry
 from kdkit.errors import ContractError
 from kdkit.losses import SoftTargets
 from kdkit.metrics import better, lower_is_better
-from kdkit.plugins.registry import SHELVES
+from kdkit.plugins.registry import REGISTRIES
 from kdkit.testing import check_loss, check_schedule, check_tap
 
 
 def names(kind):
-    return list(shelf(kind))
+    return list(registry(kind))
 
 
 def case(cases, kind, name):
@@ -84,7 +84,7 @@ SMALL = {"crd": {"negatives": 32, "width": 8}, "sem_ckd": {"width": 8}}
 
 
 def maker(name):
-    return partial(shelf("losses")[name], **SMALL.get(name, {}))
+    return partial(registry("losses")[name], **SMALL.get(name, {}))
 
 
 @pytest.mark.parametrize("name", names("losses"))
@@ -137,7 +137,7 @@ def test_losses_meet_targets_of_other_shapes(name, pair):
 
 @pytest.mark.parametrize(("name", "pair"), pairs(meeting=False))
 def test_losses_that_cannot_meet_a_target_say_what_would_help(name, pair):
-    helps = r"Hint\(\)|SecondHead\(\)|Tokens\(loss\)|a projector maps|tap a layer before it is pooled"
+    helps = r"Hint\(\)|SecondHead\(\)|PerToken\(loss\)|a projector maps|tap a layer before it is pooled"
     with pytest.raises(ContractError, match=helps) as caught:
         check_loss(maker(name), **case(LOSSES, "losses", name) | {"shapes": [pair]})
     assert isinstance(caught.value.__cause__, RecipeError)
@@ -186,14 +186,14 @@ def staged():
 TAPS = {
     "layer": (lambda make: lambda model: make(model[0]), staged, torch.randn(2, 3, 5)),
     "attention": (lambda make: make, Attention, torch.randn(2, 4, 3)),
-    "stage": (lambda make: lambda model: make(model, 0), staged, torch.randn(2, 3, 5)),
+    "timm": (lambda make: lambda model: make(model, 0), staged, torch.randn(2, 3, 5)),
 }
 
 
 @pytest.mark.parametrize("name", names("taps"))
 def test_taps_hold(name):
     put, module, example = case(TAPS, "taps", name)
-    check_tap(put(shelf("taps")[name]), module(), example)
+    check_tap(put(registry("taps")[name]), module(), example)
 
 
 def nets():
@@ -215,7 +215,7 @@ SCHEDULES = {"parallel": guided, "sequential": guided, "multi_level": guided, "s
 
 @pytest.mark.parametrize("name", names("schedules"))
 def test_schedules_hold(name):
-    check_schedule(case(SCHEDULES, "schedules", name)(shelf("schedules")[name]))
+    check_schedule(case(SCHEDULES, "schedules", name)(registry("schedules")[name]))
 
 
 RAMPS = {"linear": {"end": 2.0, "after": 0.2}, "cosine": {"end": 2.0, "until": 0.8}}
@@ -223,7 +223,7 @@ RAMPS = {"linear": {"end": 2.0, "after": 0.2}, "cosine": {"end": 2.0, "until": 0
 
 @pytest.mark.parametrize("name", names("ramps"))
 def test_ramps_are_steady_finite_and_never_negative(name):
-    ramp = shelf("ramps")[name](**case(RAMPS, "ramps", name))
+    ramp = registry("ramps")[name](**case(RAMPS, "ramps", name))
     values = [ramp(step / 100) for step in range(101)]
     assert all(math.isfinite(value) and value >= 0 for value in values)
     assert all(abs(later - earlier) < 0.1 for earlier, later in pairwise(values))
@@ -243,7 +243,7 @@ MODELS = {
 def test_models_give_an_output_for_each_class_and_learn(name):
     options, shapes = case(MODELS, "models", name)
     torch.manual_seed(0)
-    model = shelf("models")[name](**options)
+    model = registry("models")[name](**options)
     model(*(torch.randn(2, *shape) for shape in shapes)).square().mean().backward()
     idle = [key for key, parameter in model.named_parameters() if parameter.grad is None]
     assert not idle
@@ -275,11 +275,11 @@ def test_datasets_show_the_same_samples_each_time_under_ids_of_their_own(name):
     if isinstance(make, str):
         pytest.skip(make)
     torch.manual_seed(0)
-    data: Data = make(shelf("datasets")[name])
+    data: Data = make(registry("datasets")[name])
     assert data.task in ("multiclass", "multilabel", "regression")
     assert len(set(data.classes)) == len(data.classes) > 0
     assert data.fingerprint == data.fingerprint
-    splits = [split for split in (data.train, data.select, data.test) if not isinstance(split, Stream)]
+    splits = [split for split in (data.train, data.select, data.test) if not isinstance(split, LoaderSplit)]
     ids = torch.cat([split.ids for split in splits])
     assert ids.dtype == torch.int64
     assert len(ids.unique()) == len(ids)
@@ -339,9 +339,9 @@ SCORES = {
 
 @pytest.mark.parametrize("name", names("scores"))
 def test_scores_rise_and_errors_fall_with_being_right_and_leave_themselves_as_they_were(name):
-    made = shelf("scores")[name]()
+    made = registry("scores")[name]()
     labels, right, classes = case(SCORES, "scores", name)(np.random.default_rng(0))
-    assert isinstance(made, Score)
+    assert isinstance(made, Metric)
     figures = []
     for noise in (0.0, 3.0, 30.0):
         outputs = right + noise * np.random.default_rng(1).normal(size=right.shape)
@@ -357,4 +357,4 @@ def test_scores_rise_and_errors_fall_with_being_right_and_leave_themselves_as_th
 
 def test_every_shelf_has_a_contract():
     tested = {name.removeprefix("test_").split("_")[0] for name in globals() if name.startswith("test_")}
-    assert set(SHELVES) <= tested
+    assert set(REGISTRIES) <= tested

@@ -14,7 +14,7 @@ from kdkit import losses
 from kdkit.errors import KdkitError
 
 ROOT = Path(__file__).parents[2]
-SHELF = kdkit.shelf("losses")
+SHELF = kdkit.registry("losses")
 SHIPPED = [name for name in SHELF if SHELF.plugin(name) == "kdkit"]
 DIMENSIONS = {"(N, C)": 2, "(N, C, L)": 3, "(N, C, H, W)": 4}
 TOKENS = "(N, tokens, C)"

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from kdkit.recipe.balancing import Trained
+from kdkit.recipe.balancing import TrainedParameters
 
 
 def numbers(*values):
@@ -28,7 +28,7 @@ def ones(terms):
 
 
 def trained(terms, *nets, losses=()):
-    return Trained(labels=tuple(terms), nets=tuple(tuple(net) for net in nets), losses=tuple(losses))
+    return TrainedParameters(labels=tuple(terms), nets=tuple(tuple(net) for net in nets), losses=tuple(losses))
 
 
 def plain(total):

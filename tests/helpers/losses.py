@@ -1,8 +1,8 @@
 """Build a loss for features as a run does, once their shapes are known."""
 
-from kdkit import Facts
+from kdkit import BuildContext
 
-FACTS = Facts(classes=("a", "b", "c"), task="multiclass", samples=12, ids=True)
+FACTS = BuildContext(classes=("a", "b", "c"), task="multiclass", samples=12, ids=True)
 
 
 def built(loss, student, target, teacher=None, facts=FACTS):

@@ -53,10 +53,12 @@ def taught(
     """A student that learns from a trained teacher."""
     teacher = teacher or net(12, 1, "teacher", trained=True)
     student = net(4, 2, "student")
-    goal = truth() + Match(teacher, SoftTargets())
+    objective = truth() + Match(teacher, SoftTargets())
     if taps:
-        goal = goal + Match(teacher, Hint(), student=Tap(student.module.norm), target=Tap(teacher.module.norm))
-    stage = Stage({student: goal}, training(epochs=epochs, **changes.pop("training", {})))
+        objective = objective + Match(
+            teacher, Hint(), student=Tap(student.module.norm), target=Tap(teacher.module.norm)
+        )
+    stage = Stage({student: objective}, training(epochs=epochs, **changes.pop("training", {})))
     return Recipe(**{"data": Drawn(draws), "schedule": Stages(stage), **changes})
 
 

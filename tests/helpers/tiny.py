@@ -44,10 +44,10 @@ def tiny_net(name, *, outputs=CLASSES, hidden=5, seed=0, **options):
     return Net(name, Mlp(outputs, hidden), **options)
 
 
-def one_stage(net, goal, data=None, **training):
+def one_stage(net, objective, data=None, **training):
     """Return a recipe that trains one net toward one goal."""
     training = {"epochs": 1, "batch_size": 4, **training}
-    return Recipe(data=data or tiny_data(), schedule=Stages(Stage({net: goal}, Training(**training))))
+    return Recipe(data=data or tiny_data(), schedule=Stages(Stage({net: objective}, Training(**training))))
 
 
 def plain_goal():

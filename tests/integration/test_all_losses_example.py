@@ -83,20 +83,20 @@ def test_a_run_gone_on_with_ends_in_the_same_bits_and_leaves_the_student_alone(n
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     kdkit.run(function, device="cpu", out=whole)
     with pytest.raises(KeyboardInterrupt):
-        kdkit.run(function, device="cpu", out=cut, watchers=[Stop()])
+        kdkit.run(function, device="cpu", out=cut, callbacks=[Stop()])
     state = torch.load(next(cut.glob("1-*/state.pt")), weights_only=True)["work"]
     kdkit.run(function, device="cpu", out=cut, resume=True)
 
     (stage,) = made[1].schedule.stages()
-    losses = [each.term.loss for goal in stage.goals.values() for each in goal]
+    losses = [each.term.loss for objective in stage.objectives.values() for each in objective]
     of_losses = [loss.state_dict() for loss in losses if isinstance(loss, nn.Module)]
     saved = [value for key, value in state["lesson"].items() if key.startswith("losses.")]
     assert [value.shape for value in saved] == [value.shape for each in of_losses for value in each.values()]
     one, other = weights(whole), weights(cut)
     assert one.keys() == other.keys()
     assert all(torch.equal(value, other[key]) for key, value in one.items())
-    for net in stage.goals:
-        keys = {key for file, key in one if len(stage.goals) == 1 or file == f"weights-{net.name}.safetensors"}
+    for net in stage.objectives:
+        keys = {key for file, key in one if len(stage.objectives) == 1 or file == f"weights-{net.name}.safetensors"}
         assert keys == own_keys(name, data)
 
 
@@ -108,7 +108,7 @@ def test_a_head_that_was_trained_in_the_same_run_is_there_again_when_it_is_gone_
 
     kdkit.run(function, device="cpu", out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        kdkit.run(function, device="cpu", out=tmp_path / "cut", watchers=[Stop()])
+        kdkit.run(function, device="cpu", out=tmp_path / "cut", callbacks=[Stop()])
     kdkit.run(function, device="cpu", out=tmp_path / "cut", resume=True)
     one, other = (load_file(tmp_path / run / "2-student" / "weights.safetensors") for run in ("whole", "cut"))
     teacher = load_file(tmp_path / "whole" / "1-teacher" / "weights.safetensors")
@@ -117,7 +117,7 @@ def test_a_head_that_was_trained_in_the_same_run_is_there_again_when_it_is_gone_
 
 
 def test_every_loss_on_the_shelf_has_an_entry():
-    assert set(kdkit.shelf("losses")) == set(zoo.NAMES) - {"none", "simkd", "mean_teacher"}
+    assert set(kdkit.registry("losses")) == set(zoo.NAMES) - {"none", "simkd", "mean_teacher"}
 
 
 @pytest.mark.parametrize("name", sorted(HARD))
@@ -150,14 +150,14 @@ def test_a_loss_of_ones_own_plugin_compares_outputs():
 
 def test_a_weight_of_ones_own_takes_the_place_of_the_tables():
     taught = zoo.recipe("hint", weight=7.0)
-    ((_, goal),) = taught.schedule.stages()[-1].goals.items()
-    assert goal.weights(0.0) == {"truth": 1, "teacher/hint": 7.0}
+    ((_, objective),) = taught.schedule.stages()[-1].objectives.items()
+    assert objective.weights(0.0) == {"truth": 1, "teacher/hint": 7.0}
 
 
 def test_sem_ckd_on_ecgs_is_the_recipe_of_lrh_net():
-    ((_, goal),) = zoo.recipe("sem_ckd", "ecg", samples=8).schedule.stages()[-1].goals.items()
-    assert goal.weights(0.0) == {"teacher/soft_targets": 1, "truth": 1, "teacher/sem_ckd": 40.0}
-    soft = next(each.term.loss for each in goal if each.term.label == "teacher/soft_targets")
+    ((_, objective),) = zoo.recipe("sem_ckd", "ecg", samples=8).schedule.stages()[-1].objectives.items()
+    assert objective.weights(0.0) == {"teacher/soft_targets": 1, "truth": 1, "teacher/sem_ckd": 40.0}
+    soft = next(each.term.loss for each in objective if each.term.label == "teacher/soft_targets")
     assert (soft.temperature, soft.t_squared) == (4.0, True)
 
 

@@ -29,12 +29,12 @@ from kdkit import (
     TorchData,
     Training,
     Truth,
-    stage_tap,
+    timm_tap,
 )
 from kdkit.errors import CheckError
 from kdkit.losses import Hint, SoftTargets
-from kdkit.nets.taps import Listening
-from kdkit.recipe.objective import Goal, Term
+from kdkit.nets.taps import OpenTaps
+from kdkit.recipe.objective import Objective, Term
 
 CLASSES = 3
 ROWS = 10
@@ -68,9 +68,9 @@ def signals() -> TorchData:
     return data_of(torch.randn(ROWS, 2, 16))
 
 
-def distilled(student: Net[Any], goal: Goal | Term, data: TorchData, *, epochs: int = 1) -> Result:
+def distilled(student: Net[Any], objective: Objective | Term, data: TorchData, *, epochs: int = 1) -> Result:
     """Run one stage, and see that its terms are figures, that the student moved and that its teachers did not."""
-    stage = Stage({student: goal}, Training(epochs=epochs, batch_size=4, keep="last"))
+    stage = Stage({student: objective}, Training(epochs=epochs, batch_size=4, keep="last"))
     teachers = [source for source in stage.sources if isinstance(source, Net) and isinstance(source.module, nn.Module)]
     before = {net: copy.deepcopy(net.network.state_dict()) for net in [student, *teachers]}
     modes = {net: net.network.training for net in teachers}
@@ -308,8 +308,8 @@ def test_a_teacher_from_timm_and_its_student_each_see_their_own_normalisation_an
     tiny = timm.create_model("test_efficientnet", num_classes=CLASSES)
     view = Images.of(tiny)
     large = Images(mean=view.mean, std=view.std, size=(48, 40))
-    teacher = Net("teacher", Seeing(tiny), sees=large, trained=True)
-    student = Net("student", Seeing(Conv2d()), sees=Images(mean=(0.5,) * 3, std=(0.25,) * 3))
+    teacher = Net("teacher", Seeing(tiny), view=large, trained=True)
+    student = Net("student", Seeing(Conv2d()), view=Images(mean=(0.5,) * 3, std=(0.25,) * 3))
     distilled(student, Truth(cross_entropy) + Match(teacher, soft), images)
 
     batch = images.train.batch(torch.arange(ROWS), 0)
@@ -324,7 +324,7 @@ def test_a_teacher_from_timm_and_its_student_each_see_their_own_normalisation_an
 
 def test_images_of_a_timm_model_resize_to_the_size_it_was_trained_with(images):
     tiny = timm.create_model("test_resnet", num_classes=CLASSES)
-    net = Net("teacher", Seeing(tiny), sees=Images.of(tiny, resize=True), trained=True)
+    net = Net("teacher", Seeing(tiny), view=Images.of(tiny, resize=True), trained=True)
     said(net, images)
     assert net.module.seen.shape[-2:] == tuple(tiny.pretrained_cfg["input_size"][1:])
 
@@ -339,14 +339,14 @@ def as_map(tokens: Tensor) -> Tensor:
 
 
 def test_the_tokens_of_a_timm_vit_teach_the_maps_of_a_cnn(images):
-    teacher = Net("teacher", vit(), sees=Images(mean=(0.5,) * 3, std=(0.5,) * 3), trained=True)
+    teacher = Net("teacher", vit(), view=Images(mean=(0.5,) * 3, std=(0.5,) * 3), trained=True)
     student = Net("student", Conv2d())
     hint = Hint()
     tokens = Tap(teacher.module.blocks[2], element=as_map, channels_last=True)
     distilled(
         student, Truth(cross_entropy) + Match(teacher, hint, student=Tap(student.module.conv), target=tokens), images
     )
-    with torch.no_grad(), Listening([Tap(student.module.conv), tokens]) as listening:
+    with torch.no_grad(), OpenTaps([Tap(student.module.conv), tokens]) as listening:
         batch = images.train.batch(torch.arange(2), 0)
         student(batch), teacher(batch)
         mine, theirs = listening.take()
@@ -358,7 +358,7 @@ def test_the_tokens_of_a_timm_vit_teach_the_maps_of_a_cnn(images):
 def test_tokens_with_channels_last_become_channels_second(images):
     module = vit().eval()
     plain, moved = Tap(module.blocks[0]), Tap(module.blocks[0], channels_last=True)
-    with torch.no_grad(), Listening([plain, moved]) as listening:
+    with torch.no_grad(), OpenTaps([plain, moved]) as listening:
         module(torch.rand(2, 3, SIDE, SIDE))
         tokens, features = listening.take()
     assert tokens.shape == (2, 5, 64)
@@ -389,7 +389,7 @@ def test_an_attention_tap_changes_nothing_that_the_network_says():
     image = torch.rand(2, 3, SIDE, SIDE)
     with torch.no_grad():
         plain = module(image)
-        with Listening([AttentionTap(module.blocks[0].attn)]):
+        with OpenTaps([AttentionTap(module.blocks[0].attn)]):
             tapped = module(image)
     torch.testing.assert_close(tapped, plain, rtol=1e-4, atol=1e-5)
 
@@ -406,7 +406,7 @@ STAGED: dict[str, Mapping[str, Any]] = {
 @pytest.mark.parametrize("index", [0, -1])
 def test_a_stage_of_a_timm_model_gives_its_channels_second(name, index):
     module = timm.create_model(name, num_classes=CLASSES, **STAGED[name]).eval()
-    with torch.no_grad(), Listening([stage_tap(module, index)]) as listening:
+    with torch.no_grad(), OpenTaps([timm_tap(module, index)]) as listening:
         module(torch.rand(2, 3, SIDE, SIDE))
         (feature,) = listening.take()
     assert feature.shape[1] == list(module.feature_info)[index]["num_chs"]
@@ -416,9 +416,9 @@ def test_a_stage_of_a_timm_model_gives_its_channels_second(name, index):
 def test_a_stage_of_a_timm_model_teaches_a_student_of_another_width(name, images):
     teacher = Net("teacher", timm.create_model(name, num_classes=CLASSES, **STAGED[name]), trained=True)
     small = timm.create_model("test_efficientnet", num_classes=CLASSES)
-    student = Net("student", small, sees=Images.of(small))
+    student = Net("student", small, view=Images.of(small))
     hint = Hint()
-    match = Match(teacher, hint, student=stage_tap(student.module, 1), target=stage_tap(teacher.module, 1))
+    match = Match(teacher, hint, student=timm_tap(student.module, 1), target=timm_tap(teacher.module, 1))
     distilled(student, Truth(cross_entropy) + match, images)
     wanted = list(teacher.module.feature_info)[1]["num_chs"]
     given = list(small.feature_info)[1]["num_chs"]
@@ -458,15 +458,15 @@ def test_the_distilled_deit_is_refused_without_an_element(images):
 
 
 def test_a_model_from_the_timm_shelf_learns(images):
-    make = kdkit.shelf("models")["timm"]
+    make = kdkit.registry("models")["timm"]
     teacher = Net("teacher", make("test_resnet", num_classes=CLASSES), trained=True)
-    student = Net("student", make("resnet18", num_classes=CLASSES, channels=(4, 4, 8, 8)), sees=Images())
+    student = Net("student", make("resnet18", num_classes=CLASSES, channels=(4, 4, 8, 8)), view=Images())
     distilled(student, Truth(cross_entropy) + Match(teacher, soft), images)
 
 
 def test_a_misspelt_timm_model_gets_the_nearest_right_one():
     with pytest.raises(RecipeError, match="resnet18"):
-        kdkit.shelf("models")["timm"]("resnet81")
+        kdkit.registry("models")["timm"]("resnet81")
 
 
 # Teachers kdkit cannot see into
@@ -543,7 +543,7 @@ class Twice(nn.Module):
 def test_of_a_module_that_runs_twice_the_last_time_counts(signals):
     module = Twice()
     signal = torch.randn(2, 2, 16)
-    with torch.no_grad(), Listening([Tap(module.block), Tap(module.block, "input")]) as listening:
+    with torch.no_grad(), OpenTaps([Tap(module.block), Tap(module.block, "input")]) as listening:
         module(signal)
         output, given = listening.take()
         first = module.activation(module.block(signal))
@@ -619,7 +619,7 @@ def test_a_feature_before_an_in_place_relu_is_what_the_layer_gave(at, images):
 # Transformers of torch
 
 
-class Tokens(nn.Module):
+class PerToken(nn.Module):
     """Torch's own encoder on (batch, channels, time), whose layers have a fused fast path in eval mode."""
 
     def __init__(self, *, masked: bool = False, nested: bool = True, width: int = 8) -> None:
@@ -641,14 +641,14 @@ class Tokens(nn.Module):
 
 @pytest.mark.parametrize("place", ["encoder.layers.0", "encoder.layers.1.linear1", "encoder.layers.0.norm1"])
 def test_a_transformer_encoder_is_heard_in_eval_mode_where_its_fast_path_would_skip_the_layer(place):
-    module = Tokens().eval()
+    module = PerToken().eval()
     signal = torch.randn(2, 2, 16)
     with torch.no_grad():
         plain = module(signal)
-        with Listening([Tap(module.get_submodule(place))]) as listening:
+        with OpenTaps([Tap(module.get_submodule(place))]) as listening:
             tapped = module(signal)
             (fast,) = listening.take()
-    with Listening([Tap(module.get_submodule(place))]) as listening:
+    with OpenTaps([Tap(module.get_submodule(place))]) as listening:
         module(signal)  # gradients switch the fast path off
         (slow,) = listening.take()
     torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
@@ -656,7 +656,7 @@ def test_a_transformer_encoder_is_heard_in_eval_mode_where_its_fast_path_would_s
 
 
 def test_a_transformer_encoder_teaches_and_learns(signals):
-    teacher, student = Net("teacher", Tokens(width=12), trained=True), Net("student", Tokens())
+    teacher, student = Net("teacher", PerToken(width=12), trained=True), Net("student", PerToken())
     taps = {
         "student": Tap(student.module.encoder.layers[0].linear2, channels_last=True),
         "target": Tap(teacher.module.encoder.layers[0].linear2, channels_last=True),
@@ -666,7 +666,7 @@ def test_a_transformer_encoder_teaches_and_learns(signals):
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
 def test_a_teacher_that_packs_padded_tokens_is_refused_with_the_way_out(signals):
-    teacher, student = Net("teacher", Tokens(masked=True), trained=True), Net("student", Tokens(masked=True))
+    teacher, student = Net("teacher", PerToken(masked=True), trained=True), Net("student", PerToken(masked=True))
     taps = {
         "student": Tap(student.module.encoder.layers[0], channels_last=True),
         "target": Tap(teacher.module.encoder.layers[0], channels_last=True),
@@ -677,8 +677,8 @@ def test_a_teacher_that_packs_padded_tokens_is_refused_with_the_way_out(signals)
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
 def test_a_student_that_packs_padded_tokens_when_it_is_judged_is_tapped_while_it_trains(signals):
-    teacher = Net("teacher", Tokens(masked=True, nested=False), trained=True)
-    student = Net("student", Tokens(masked=True))
+    teacher = Net("teacher", PerToken(masked=True, nested=False), trained=True)
+    student = Net("student", PerToken(masked=True))
     taps = {
         "student": Tap(student.module.encoder.layers[0], channels_last=True),
         "target": Tap(teacher.module.encoder.layers[0], channels_last=True),
@@ -708,7 +708,7 @@ def test_the_output_and_the_map_of_torchs_own_attention_are_heard_in_both_modes(
         terms += Match(teacher, Hint(), student=sides[0], target=sides[1], label=label)
     distilled(student, terms, signals)
     module = teacher.module.eval()
-    with torch.no_grad(), Listening([Tap(module.attention, element=1)]) as listening:
+    with torch.no_grad(), OpenTaps([Tap(module.attention, element=1)]) as listening:
         teacher(Batch(torch.randn(2, 2, 16), torch.zeros(2)))
         (weights,) = listening.take()
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 16))

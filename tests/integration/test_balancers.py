@@ -29,7 +29,15 @@ from kdkit import (
 )
 from kdkit.errors import CheckError
 from kdkit.losses import Hint, SoftTargets
-from kdkit.recipe.balancing import Balancer, CAGrad, GradNorm, PCGrad, Trained, UncertaintyWeighting, WeightedSum
+from kdkit.recipe.balancing import (
+    Balancer,
+    CAGrad,
+    GradNorm,
+    PCGrad,
+    TrainedParameters,
+    UncertaintyWeighting,
+    WeightedSum,
+)
 from tests.helpers.stages import Small, data, same, samples, training, truth
 
 BALANCES: dict[str, Callable[[], Any]] = {
@@ -40,18 +48,18 @@ BALANCES: dict[str, Callable[[], Any]] = {
 }
 
 
-def recipe(balance: Any = None, *, goal: Any = None, **changes: Any) -> Recipe:
+def recipe(balance: Any = None, *, objective: Any = None, **changes: Any) -> Recipe:
     """A student of labels, soft targets, and a hint that a projector carries and that comes in gradually."""
     torch.manual_seed(0)
     teacher, student = Net("teacher", Small(8), trained=True), Net("student", Small(4))
-    if callable(goal):
-        goal = goal(teacher, student)
+    if callable(objective):
+        objective = objective(teacher, student)
     hint = Match(teacher, Hint(), student=Tap(student.module.norm), target=Tap(teacher.module.norm))
-    goal = goal or truth() + 0.7 * Match(teacher, SoftTargets()) + LinearRamp(start=0, end=1) * hint
+    objective = objective or truth() + 0.7 * Match(teacher, SoftTargets()) + LinearRamp(start=0, end=1) * hint
     made = balance(student) if inspect.isfunction(balance) else balance
     changes = {"epochs": 3, "optimizer": Optimizer(Adam, lr=0.01), **changes}
     how = training(**changes, **({} if made is None else {"balance": made}))
-    return Recipe(data=data(), schedule=Stages(Stage({student: goal}, how)))
+    return Recipe(data=data(), schedule=Stages(Stage({student: objective}, how)))
 
 
 def weights(made: Callable[[], Recipe], **options: Any) -> dict[str, Tensor]:
@@ -77,7 +85,7 @@ def test_a_run_gone_on_with_ends_in_the_same_bits(name, tmp_path):
 
     kdkit.run(made, device="cpu", out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        kdkit.run(made, device="cpu", out=tmp_path / "cut", watchers=[Stop(2)])
+        kdkit.run(made, device="cpu", out=tmp_path / "cut", callbacks=[Stop(2)])
     state = torch.load(tmp_path / "cut" / "1-student" / "state.pt", weights_only=True)
     assert bool(state["work"]["balancer"]) == (name != "cagrad")
     kdkit.run(made, device="cpu", out=tmp_path / "cut", resume=True)
@@ -109,7 +117,9 @@ def test_balances_work_in_half_precision(name, precision):
 
 @pytest.mark.parametrize("name", BALANCES)
 def test_a_stage_of_one_term_is_trained_as_ever(name):
-    assert same(weights(lambda: recipe(goal=truth())), weights(lambda: recipe(BALANCES[name](), goal=truth())))
+    assert same(
+        weights(lambda: recipe(objective=truth())), weights(lambda: recipe(BALANCES[name](), objective=truth()))
+    )
 
 
 @pytest.mark.parametrize("name", BALANCES)
@@ -117,10 +127,10 @@ def test_a_stage_of_several_nets_is_balanced(name):
     def made() -> Recipe:
         torch.manual_seed(0)
         teacher, one, two = Net("teacher", Small(8), trained=True), Net("one", Small(4)), Net("two", Small(6))
-        goals = {net: truth() + Match(teacher, SoftTargets()) for net in (one, two)}
-        return Recipe(data=data(), schedule=Stages(Stage(goals, training(balance=BALANCES[name]()))))
+        objectives = {net: truth() + Match(teacher, SoftTargets()) for net in (one, two)}
+        return Recipe(data=data(), schedule=Stages(Stage(objectives, training(balance=BALANCES[name]()))))
 
-    before = [each.module.state_dict() for each in made().schedule.stages()[0].goals]
+    before = [each.module.state_dict() for each in made().schedule.stages()[0].objectives]
     result = kdkit.run(made, device="cpu")
     assert len(result.history["one+two"][0]["terms"]) == 4
     assert not any(
@@ -157,7 +167,7 @@ def test_groups_that_leave_out_log_variances_are_refused_before_the_first_step()
 class Halved:
     """Learn from half of the sum, and count how often."""
 
-    def __init__(self, trained: Trained) -> None:
+    def __init__(self, trained: TrainedParameters) -> None:
         self.labels, self.count = trained.labels, 0
 
     def __call__(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Any) -> None:
@@ -177,7 +187,7 @@ class Halving:
     def __init__(self) -> None:
         self.made: list[Halved] = []
 
-    def build(self, trained: Trained) -> Halved:
+    def build(self, trained: TrainedParameters) -> Halved:
         self.made.append(Halved(trained))
         return self.made[-1]
 
@@ -190,7 +200,7 @@ def test_a_balancer_of_ones_own_sets_the_gradients_and_is_gone_on_with(tmp_path)
     assert [each.count for each in halving.made] == [1, 4]  # the check's, then the stage's
     torch.testing.assert_close(halved, weights(lambda: recipe(epochs=1, optimizer=Optimizer(SGD, lr=0.1))))
     with pytest.raises(KeyboardInterrupt):
-        kdkit.run(lambda: recipe(Halving()), device="cpu", out=tmp_path / "run", watchers=[Stop(2)])
+        kdkit.run(lambda: recipe(Halving()), device="cpu", out=tmp_path / "run", callbacks=[Stop(2)])
     again = Halving()
     kdkit.run(lambda: recipe(again), device="cpu", out=tmp_path / "run", resume=True)
     assert again.made[-1].count == 12
@@ -221,14 +231,14 @@ def hinted(teacher: Net[Any], student: Net[Any]) -> Any:
 class Nothing:
     """What has build and gives no balancer."""
 
-    def build(self, trained: Trained) -> Any:
+    def build(self, trained: TrainedParameters) -> Any:
         return lambda terms, weights, scale: None
 
 
 class Breaking(Nothing):
     """What gives a balancer that fails."""
 
-    def build(self, trained: Trained) -> Any:
+    def build(self, trained: TrainedParameters) -> Any:
         class Broken(WeightedSum):
             def __call__(self, terms: Any, weights: Any, scale: Any) -> None:
                 raise ValueError("on purpose")
@@ -250,19 +260,19 @@ REFUSED: dict[str, tuple[Any, str]] = {
 def test_a_balance_that_does_not_fit_its_stage_is_refused_before_the_first_step(case, tmp_path):
     balance, said = REFUSED[case]
     with pytest.raises(CheckError, match=said):
-        kdkit.run(lambda: recipe(balance, goal=hinted), device="cpu", out=tmp_path / "run")
+        kdkit.run(lambda: recipe(balance, objective=hinted), device="cpu", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_layer_that_all_terms_reach_is_taken():
     balance = GradNorm
-    assert kdkit.run(lambda: recipe(lambda net: balance(layer=net.module.body), goal=hinted), device="cpu").history
+    assert kdkit.run(lambda: recipe(lambda net: balance(layer=net.module.body), objective=hinted), device="cpu").history
 
 
 @pytest.mark.parametrize("name", BALANCES)
 def test_a_check_leaves_no_trace(name):
     made = recipe(BALANCES[name]())
-    net = next(iter(made.schedule.stages()[0].goals))
+    net = next(iter(made.schedule.stages()[0].objectives))
     before = {key: value.clone() for key, value in net.module.state_dict().items()}
     random = torch.get_rng_state()
     plan = kdkit.check(made)
@@ -305,7 +315,7 @@ def test_looking_at_gradients_changes_no_bit(balance, precision):
         return recipe(balance, accumulate=2, batch_size=5, clip=1.0)
 
     plain, looked = (
-        kdkit.run(made, device="cpu", precision=precision, gradients=every, watchers=[Listener()]) for every in (0, 1)
+        kdkit.run(made, device="cpu", precision=precision, gradients=every, callbacks=[Listener()]) for every in (0, 1)
     )
     assert same(plain.student.module.state_dict(), looked.student.module.state_dict())
     for mine, theirs in zip(plain.history["student"], looked.history["student"], strict=True):
@@ -328,11 +338,11 @@ def test_figures_are_those_of_autograd_by_hand(accumulate):
         for term in (0.3 * truth_(output, labels), 0.7 * guide(output, teacher(inputs).detach()))
     ]
     nets = Net("teacher", teacher, trained=True), Net("student", student)
-    goal = 0.3 * truth() + 0.7 * Match(nets[0], guide)
+    objective = 0.3 * truth() + 0.7 * Match(nets[0], guide)
     how = training(epochs=1, batch_size=16 // accumulate, accumulate=accumulate)
-    made = Recipe(data=TorchData(samples(16), samples(6, 1)), schedule=Stages(Stage({nets[1]: goal}, how)))
+    made = Recipe(data=TorchData(samples(16), samples(6, 1)), schedule=Stages(Stage({nets[1]: objective}, how)))
     listener = Listener()
-    result = kdkit.run(made, device="cpu", gradients=1, watchers=[listener])
+    result = kdkit.run(made, device="cpu", gradients=1, callbacks=[listener])
     found = result.history["student"][0]["gradients"]
     norms = {"truth": by_hand[0].norm().item(), "teacher/soft_targets": by_hand[1].norm().item()}
     assert found["norms"] == pytest.approx(norms, rel=1e-5)
@@ -345,7 +355,7 @@ def test_figures_are_those_of_autograd_by_hand(accumulate):
 
 def test_an_epoch_in_which_no_update_is_looked_at_says_nothing(tmp_path):
     listener = Listener()
-    options = {"device": "cpu", "out": tmp_path / "run", "gradients": 8, "watchers": [listener]}
+    options = {"device": "cpu", "out": tmp_path / "run", "gradients": 8, "callbacks": [listener]}
     history = kdkit.run(recipe, **options).history["student"]  # four updates an epoch
     assert ["gradients" in epoch for epoch in history] == [True, False, True]
     assert [event.gradients is None for event in listener.epochs] == [False, True, False]
@@ -360,7 +370,7 @@ def test_a_run_gone_on_with_looks_at_the_same_updates(tmp_path):
     options = {"device": "cpu", "gradients": 3}
     whole = kdkit.run(recipe, **options).history["student"]
     with pytest.raises(KeyboardInterrupt):
-        kdkit.run(recipe, out=tmp_path / "cut", watchers=[Stop(1)], **options)
+        kdkit.run(recipe, out=tmp_path / "cut", callbacks=[Stop(1)], **options)
     cut = kdkit.run(recipe, out=tmp_path / "cut", resume=True, **options).history["student"]
     assert [epoch["gradients"]["norms"] for epoch in cut] == [epoch["gradients"]["norms"] for epoch in whole]
 

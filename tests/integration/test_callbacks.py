@@ -7,12 +7,12 @@ import torch
 from rich.console import Console
 
 import kdkit
-from kdkit.cli.console import ConsoleWatcher
+from kdkit.cli.console import ConsoleCallback
 from tests.helpers.stages import Small, data, three, training, truth
 
 
-def losses(watchers=()):
-    history = kdkit.run(three, watchers=watchers).history
+def losses(callbacks=()):
+    history = kdkit.run(three, callbacks=callbacks).history
     return [epoch["terms"] for stage in history.values() for epoch in stage]
 
 
@@ -75,24 +75,24 @@ def test_watchers_are_told_of_an_end_by_the_keyboard():
 
 def test_the_bar_shows_every_step_at_the_end_of_an_epoch(monkeypatch):
     shown = []
-    watcher = ConsoleWatcher(Console(file=io.StringIO(), force_terminal=True))
+    callback = ConsoleCallback(Console(file=io.StringIO(), force_terminal=True))
     monkeypatch.setattr("kdkit.cli.console._PAUSE", 3600.0)  # so that steps wait for the epoch's end
 
     class Looking:
         @kdkit.hookimpl
         def epoch_ended(self, event):
-            shown.append(watcher._progress.tasks[0].completed)
+            shown.append(callback._progress.tasks[0].completed)
 
-    kdkit.run(three(training=training(epochs=2)), device="cpu", watchers=[Looking(), watcher])
+    kdkit.run(three(training=training(epochs=2)), device="cpu", callbacks=[Looking(), callback])
     assert shown == [4, 8] * 3
 
 
 def test_a_source_may_keep_what_it_is_told_of_each_batch():
     kept = []
 
-    class Keeping(kdkit.Respondent):
+    class Keeping(kdkit.TeacherSession):
         def ask(self, batch):
-            return kdkit.Answer(torch.zeros(len(batch), 3))
+            return kdkit.TeacherOutput(torch.zeros(len(batch), 3))
 
         def observe(self, batch, outputs):
             kept.append(outputs)
@@ -104,8 +104,8 @@ def test_a_source_may_keep_what_it_is_told_of_each_batch():
             return Keeping()
 
     net = kdkit.Net("student", Small(4))
-    goal = truth() + kdkit.Match(Source(), kdkit.losses.SoftTargets())
-    kdkit.run(kdkit.Recipe(data=data(), schedule=kdkit.Stages(kdkit.Stage({net: goal}, training()))), device="cpu")
+    objective = truth() + kdkit.Match(Source(), kdkit.losses.SoftTargets())
+    kdkit.run(kdkit.Recipe(data=data(), schedule=kdkit.Stages(kdkit.Stage({net: objective}, training()))), device="cpu")
     first, second = kept[:2]
     assert not torch.equal(first["student"], second["student"])
     assert not first["student"].requires_grad

@@ -121,10 +121,10 @@ FILES = {
         ["'bad.py'", "epoch"],
     ),
     "a misspelt name on a shelf": (
-        "import kdkit\ndef recipe():\n    return kdkit.shelf('losses')['soft_target']()",
+        "import kdkit\ndef recipe():\n    return kdkit.registry('losses')['soft_target']()",
         ["'soft_target' is not among the losses", "did you mean 'soft_targets'"],
     ),
-    "a misspelt shelf": ("import kdkit\ndef recipe():\n    kdkit.shelf('loses')", ["'loses'", "'losses'"]),
+    "a misspelt shelf": ("import kdkit\ndef recipe():\n    kdkit.registry('loses')", ["'loses'", "'losses'"]),
     "a misspelt name of kdkit": ("from kdkit import Netz\ndef recipe(): ...", ["bad.py, line 1", "Netz"]),
     "bytes that are no text": ("\0\0", ["bad.py"]),
 }
@@ -582,8 +582,8 @@ MARKED = """
         class Listed(kdkit.metrics.Accuracy().__class__):
             name = "[/score]"
 
-        goal = Truth(nn.CrossEntropyLoss(), label="[/x]") + Match(teacher, SoftTargets(), label="[kd] :x:")
-        schedule = Stages(Stage({student: goal}, Training(epochs=1, batch_size=8)))
+        objective = Truth(nn.CrossEntropyLoss(), label="[/x]") + Match(teacher, SoftTargets(), label="[kd] :x:")
+        schedule = Stages(Stage({student: objective}, Training(epochs=1, batch_size=8)))
         return Recipe(data=given(), schedule=schedule, scores=(Listed(),), name="[b]mine[/b]")
 """
 
@@ -662,7 +662,7 @@ def test_a_plugin_file_with_a_taken_name_is_refused(kdkit_here, written):
         def register_losses(register):
             register("hint", lambda student, target: (student - target).mean())
         def recipe():
-            return kdkit.shelf("losses")["hint"]
+            return kdkit.registry("losses")["hint"]
         """
     )
     refused(kdkit_here("list", path), "'hint'", "'mine.py'", "'kdkit' already has", "choose another name")

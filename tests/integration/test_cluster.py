@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdkit import Cell, RecipeError, Study
+from kdkit import RecipeError, Study, Trial
 from kdkit.errors import WorkerError
 from kdkit.study.workers import Cluster
 from kdkit.study.workers.environment import SHARED, conditions, difference
@@ -20,7 +20,7 @@ needs_ray = pytest.mark.skipif(
 )
 
 SCRIPT = '''
-"""Cells on a cluster that is made here: two machines with a CPU each, of which the first cells' are lost."""
+"""Cells on a cluster that is made here: two machines with a CPU each, of which the first trials' are lost."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import Cell, Match, Net, Recipe, RunOptions, Stage, Stages, Study, TorchData, Training, Truth
+from kdkit import Trial, Match, Net, Recipe, RunOptions, Stage, Stages, Study, TorchData, Training, Truth
 from kdkit.losses import SoftTargets
 from kdkit.study.workers import conditions
 
@@ -45,13 +45,13 @@ def samples(count, seed):
 
 
 def recipe(width=8, teachers=()):
-    goal = Truth(nn.CrossEntropyLoss())
+    objective = Truth(nn.CrossEntropyLoss())
     for place, folder in enumerate(teachers):
         master = Net(f"master{place}", net(8), weights=folder / "1-net" / "weights.safetensors")
-        goal = 0.5 * goal + 0.5 * Match(master, SoftTargets())
+        objective = 0.5 * objective + 0.5 * Match(master, SoftTargets())
     return Recipe(
         data=TorchData(samples(24, 0), samples(12, 1), samples(12, 2)),
-        schedule=Stages(Stage({Net("net", net(width)): goal}, Training(epochs=4, batch_size=8))),
+        schedule=Stages(Stage({Net("net", net(width)): objective}, Training(epochs=4, batch_size=8))),
     )
 
 
@@ -67,29 +67,29 @@ class Waiting:
 
     @kdkit.hookimpl
     def run_started(self, event):
-        self.cell = event.folder.name
+        self.trial = event.folder.name
 
     @kdkit.hookimpl
     def epoch_ended(self, event):
-        with (self.folder / f"epochs-{self.cell}").open("a") as log:
+        with (self.folder / f"epochs-{self.trial}").open("a") as log:
             log.write(f"{event.epoch} {os.getpid()}\\n")
         if event.epoch == 2 and (self.folder / "wait").exists():
             node = __import__("ray").get_runtime_context().get_node_id()
-            (self.folder / f"waiting-{self.cell}").write_text(f"{os.getpid()} {node}")
+            (self.folder / f"waiting-{self.trial}").write_text(f"{os.getpid()} {node}")
             while (self.folder / "wait").exists():
                 time.sleep(0.05)
 
 
-cells = [
-    Cell(name="one", recipe=recipe),
-    Cell(name="two", recipe=recipe, seed=1),
-    Cell(name="both", recipe=recipe, options={"width": 4}, needs={"teachers": ("one", "two")}),
-    Cell(name="local", recipe=lambda: recipe()),
+trials = [
+    Trial(name="one", recipe=recipe),
+    Trial(name="two", recipe=recipe, seed=1),
+    Trial(name="both", recipe=recipe, options={"width": 4}, needs={"teachers": ("one", "two")}),
+    Trial(name="local", recipe=lambda: recipe()),
 ]
 
 
 def lose(cluster, nodes, folder):
-    """Kill the process of one cell and the machine of the other, then let cells go on."""
+    """Kill the process of one trial and the machine of the other, then let trials go on."""
     while len(list(folder.glob("waiting-*"))) < 2:
         time.sleep(0.05)
     pid, _node = (folder / "waiting-one").read_text().split()
@@ -102,9 +102,9 @@ def lose(cluster, nodes, folder):
 def require_refused_where_versions_differ(on, options):
     right, conditions._version = conditions._version, lambda name: "0.0"
     try:
-        list(Study("there", cells[:1]).run(options, cluster=on))
+        list(Study("there", trials[:1]).run(options, cluster=on))
     except kdkit.errors.WorkerError as error:
-        print("cell refused", error, flush=True)
+        print("trial refused", error, flush=True)
     conditions._version = right
 
 
@@ -116,9 +116,9 @@ def require_interruption_stops_workers(on, options, folder):
 
     threading.Thread(target=interrupt, daemon=True).start()
     try:
-        list(Study("there", cells[:2]).run(options, watchers=[Waiting(folder)], cluster=on))
+        list(Study("there", trials[:2]).run(options, callbacks=[Waiting(folder)], cluster=on))
     except KeyboardInterrupt:
-        print("cell interrupted here", flush=True)
+        print("trial interrupted here", flush=True)
     for file in folder.glob("waiting-*"):
         while Path("/proc", file.read_text().split()[0]).exists():
             time.sleep(0.05)
@@ -128,7 +128,7 @@ def require_interruption_stops_workers(on, options, folder):
 def main():
     options, folder = RunOptions(device="cpu"), Path.cwd()
     if sys.argv[1] == "here":
-        outcomes = Study("here", cells[:3]).run(options)
+        outcomes = Study("here", trials[:3]).run(options)
     else:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         from ray.cluster_utils import Cluster
@@ -140,9 +140,9 @@ def main():
         (folder / "wait").touch()
         require_interruption_stops_workers(on, options, folder)
         threading.Thread(target=lose, args=(cluster, nodes, folder), daemon=True).start()
-        outcomes = Study("there", cells).run(options, watchers=[Waiting(folder)], cluster=on)
+        outcomes = Study("there", trials).run(options, callbacks=[Waiting(folder)], cluster=on)
     for outcome in outcomes:
-        print("cell", outcome.cell.name, outcome.state, outcome.error or "", flush=True)  # Ray prints too
+        print("trial", outcome.trial.name, outcome.state, outcome.error or "", flush=True)  # Ray prints too
 
 
 if __name__ == "__main__":
@@ -182,8 +182,8 @@ def test_cells_of_a_killed_worker_and_of_a_lost_machine_are_done_again_elsewhere
     one, other = bits(tmp_path / "here"), bits(tmp_path / "there")
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
-    for cell in ("one", "two"):
-        learned = [line.split() for line in (tmp_path / f"epochs-{cell}").read_text().splitlines()]
+    for trial in ("one", "two"):
+        learned = [line.split() for line in (tmp_path / f"epochs-{trial}").read_text().splitlines()]
         assert [epoch for epoch, _ in learned] == ["0", "1", "2", "2", "2", "3"]  # of the third, two were lost
         assert len({pid for _, pid in learned}) == 3
 
@@ -191,7 +191,7 @@ def test_cells_of_a_killed_worker_and_of_a_lost_machine_are_done_again_elsewhere
 @needs_ray
 def test_a_cluster_that_is_not_there_is_told_with_what_would_help(tmp_path):
     with pytest.raises(WorkerError, match="ray start --head"):
-        list(Study(tmp_path, [Cell(name="one", recipe=needs_ray)]).run(cluster=Cluster(address="127.0.0.1:1")))
+        list(Study(tmp_path, [Trial(name="one", recipe=needs_ray)]).run(cluster=Cluster(address="127.0.0.1:1")))
 
 
 def test_without_ray_a_study_on_a_cluster_says_what_to_install(tmp_path, monkeypatch):

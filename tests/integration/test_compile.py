@@ -91,7 +91,7 @@ class Rows(Dataset[Any]):
         return self.samples[row]
 
 
-def goal(teacher: Net[Any], student: Net[Any], sides: tuple[nn.Module, nn.Module]) -> Any:
+def objective(teacher: Net[Any], student: Net[Any], sides: tuple[nn.Module, nn.Module]) -> Any:
     """Labels, soft targets, and a hint at what norms give, which a ReLU then changes in place."""
     hint = Match(teacher, Hint(), student=Tap(sides[0]), target=Tap(sides[1]))
     return Truth(nn.CrossEntropyLoss()) + 0.5 * Match(teacher, SoftTargets()) + CosineRamp() * hint
@@ -101,7 +101,7 @@ def plain() -> tuple[Stage, Data]:
     data = TensorDataset(torch.randn(ROWS, 2, 16), torch.arange(ROWS) % CLASSES)
     teacher, student = Net("teacher", Net1d(6), trained=True), Net("student", Net1d(4))
     sides = (student.module.norm, teacher.module.norm)
-    return Stage({student: goal(teacher, student, sides)}, training()), TorchData(data, data)
+    return Stage({student: objective(teacher, student, sides)}, training()), TorchData(data, data)
 
 
 def aged(wrapped: Callable[[Tensor, Tensor], Any]) -> tuple[Stage, Data]:
@@ -109,12 +109,12 @@ def aged(wrapped: Callable[[Tensor, Tensor], Any]) -> tuple[Stage, Data]:
     teacher, student = Net("teacher", Aged(6), trained=True), Net("student", Aged(4))
     sides = (student.module.body.norm, teacher.module.body.norm)
     data = TorchData(rows, rows, classes=[str(each) for each in range(CLASSES)], draws=1)
-    return Stage({student: goal(teacher, student, sides)}, training()), data
+    return Stage({student: objective(teacher, student, sides)}, training()), data
 
 
 def leads() -> tuple[Stage, Data]:
-    teacher = Net("teacher", SEResNet(leads=12, width=16), sees=Leads(12), trained=True)
-    student = Net("student", LRHNet(leads=3, width=8), sees=Leads(3))
+    teacher = Net("teacher", SEResNet(leads=12, width=16), view=Leads(12), trained=True)
+    student = Net("student", LRHNet(leads=3, width=8), view=Leads(3))
     hint = Match(teacher, Hint(), student=Tap(student.module.block3), target=Tap(teacher.module.group1))
     truth = Truth(nn.BCEWithLogitsLoss())
     return (
@@ -161,9 +161,9 @@ def values(rehearsal: Rehearsal, lesson: Any, data: Data) -> list[Tensor]:
             sum(terms.values()).backward()
             found += [*terms.values(), *(each.grad for each in module.parameters() if each.grad is not None)]
             module.zero_grad()
-        module.learners[0].network.eval()
+        module.students[0].network.eval()
         with torch.no_grad():
-            found.append(module.learners[0](batch))
+            found.append(module.students[0](batch))
         module.listening.clear()
     return [each.detach().clone() for each in found]
 
@@ -215,7 +215,7 @@ def test_a_compiled_lesson_hears_the_features_of_the_plain_one(opened):
     (plain_student, plain_teacher), (student, teacher) = heard
     torch.testing.assert_close(student, plain_student)
     torch.testing.assert_close(teacher, plain_teacher, rtol=0, atol=0)
-    if hasattr(rehearsal.lesson.learners[0].module, "relu"):
+    if hasattr(rehearsal.lesson.students[0].module, "relu"):
         assert (student < 0).any()  # not what the in-place ReLU made of it
 
 
@@ -237,7 +237,7 @@ def asking(student: Tensor, target: Tensor, *, labels: Tensor, ids: Tensor, prog
 
 def test_a_loss_that_asks_for_labels_ids_and_progress_is_compiled_once_while_progress_moves():
     stage, data = plain()
-    (student,) = stage.goals
+    (student,) = stage.objectives
     (teacher,) = stage.sources
     rehearsal = Rehearsal(
         Stage({student: 1.0 * Match(teacher, asking)}, training()), facts_of(data), next(chunks(data, 0))

@@ -14,14 +14,14 @@ import sys
 import torch
 from torch import distributed, nn
 
-from kdkit import Batch, Facts, Net, Past
+from kdkit import Batch, BuildContext, Net, Past
 from kdkit.utils.collectives import averaged, gathered
 from kdkit.teachers import opened
 
 number, folder = int(sys.argv[1]), sys.argv[2]
 distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
 net = Net("student", nn.Linear(2, 3))
-respondent = opened(Past(net), (), Facts(classes=("a", "b", "c"), task="multiclass", samples=8, ids=True))
+respondent = opened(Past(net), (), BuildContext(classes=("a", "b", "c"), task="multiclass", samples=8, ids=True))
 ids = torch.arange(3) if number == 0 else torch.tensor([5, 4])
 batch = Batch(torch.zeros(len(ids), 2), ids % 3, ids)
 respondent.rehearse(batch)
@@ -52,10 +52,10 @@ import torch
 from torch import distributed
 
 from kdkit.losses import CRD
-from kdkit import Facts
+from kdkit import BuildContext
 
 number, folder = int(sys.argv[1]), sys.argv[2]
-facts = Facts(classes=("a", "b"), task="multiclass", samples=6, ids=True)
+facts = BuildContext(classes=("a", "b"), task="multiclass", samples=6, ids=True)
 generator = torch.Generator().manual_seed(0)
 features = torch.randn(2, 2, 4, 3, generator=generator)
 
@@ -96,13 +96,13 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import kdkit
-from kdkit import Batch, Facts, Match, Net, Stage, Tap, Training, Truth
+from kdkit import Batch, BuildContext, Match, Net, Stage, Tap, Training, Truth
 from kdkit.losses import Hint
 from kdkit.engine.check.dry_run import Rehearsal
 from kdkit.teachers import ask
 
 number, folder = int(sys.argv[1]), sys.argv[2]
-facts = Facts(classes=("a", "b", "c"), task="multiclass", samples=8, ids=True)
+facts = BuildContext(classes=("a", "b", "c"), task="multiclass", samples=8, ids=True)
 torch.manual_seed(0)
 inputs, labels = torch.randn(8, 4), torch.arange(8) % 3
 
@@ -112,9 +112,9 @@ def gradients(rows, wrap):
     teacher = Net("teacher", nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)), trained=True)
     student = Net("student", nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 3)))
     sides = {"student": Tap(student.module[0]), "target": Tap(teacher.module[0])}
-    goal = Truth(nn.CrossEntropyLoss()) + Match(teacher, Hint(), **sides)
+    objective = Truth(nn.CrossEntropyLoss()) + Match(teacher, Hint(), **sides)
     batch = Batch(inputs[rows], labels[rows], rows)
-    rehearsal = Rehearsal(Stage({student: goal}, Training(epochs=1)), facts, batch)
+    rehearsal = Rehearsal(Stage({student: objective}, Training(epochs=1)), facts, batch)
     assert not rehearsal.problems, rehearsal.problems
     lesson = wrap(rehearsal.lesson)  # held until after the backward pass, in which it averages
     sum(lesson(batch, ask(rehearsal.respondents, batch)).values()).backward()

@@ -263,7 +263,7 @@ def test_a_good_folder_exits_with_0_and_tells_what_is_there(kdkit_here, tmp_path
     said = kdkit_here("ecg", "doctor", "data", "--jobs", 1)
     assert said.code == 0, said
     row = next(line for line in said.out.splitlines() if "training/georgia" in line and "12" in line)
-    assert [cell.strip() for cell in row.split("│")[1:-1]] == [
+    assert [trial.strip() for trial in row.split("│")[1:-1]] == [
         "training/georgia", "2", "0", "0", "0.0", "500", "10 to 15 (12.5)", "12", "1", "1",
     ]  # fmt: skip
     rows = [line.split() for line in said.out.splitlines()]

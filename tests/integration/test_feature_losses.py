@@ -80,9 +80,9 @@ def recipe(name, epochs=3, student_width=2):
     make, layers = (LOSSES | UNPROJECTED)[name]
     teacher, student = Net("teacher", Waves(3), trained=True), Net("student", Waves(student_width))
     matched = Match(teacher, make(teacher), student=taps(student, *layers), target=taps(teacher, *layers))
-    goal = Truth(nn.CrossEntropyLoss()) + matched
+    objective = Truth(nn.CrossEntropyLoss()) + matched
     data = TorchData(samples(20, 0), samples(6, 1), samples(6, 2), classes=("a", "b", "c"))
-    return Recipe(data=data, schedule=Stages(Stage({student: goal}, Training(epochs=epochs, batch_size=8))))
+    return Recipe(data=data, schedule=Stages(Stage({student: objective}, Training(epochs=epochs, batch_size=8))))
 
 
 class Stop:
@@ -101,7 +101,7 @@ class Stop:
 def test_a_run_gone_on_with_ends_in_the_same_bits(name, tmp_path):
     kdkit.run(lambda: recipe(name), device="cpu", out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        kdkit.run(lambda: recipe(name), device="cpu", out=tmp_path / "cut", watchers=[Stop(2)])
+        kdkit.run(lambda: recipe(name), device="cpu", out=tmp_path / "cut", callbacks=[Stop(2)])
     kdkit.run(lambda: recipe(name), device="cpu", out=tmp_path / "cut", resume=True)
     saved = [load_file(next((tmp_path / run).glob("*/weights.safetensors"))) for run in ("whole", "cut")]
     assert saved[0].keys() == saved[1].keys() == Waves(2).state_dict().keys()

@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import Net, Recipe, Scored, Stage, Stages, TorchData, Truth
+from kdkit import MetricResult, Net, Recipe, Stage, Stages, TorchData, Truth
 from kdkit.cli.console import score_table
-from kdkit.metrics import Accuracy, Brier, Interval, MacroAUROC, MacroF1
+from kdkit.metrics import Accuracy, BootstrapInterval, Brier, MacroAUROC, MacroF1
 from kdkit.plugins.events import RunEnded
 from tests.helpers.stages import Small, samples, training, truth
 
@@ -43,9 +43,9 @@ def test_of_an_error_the_epoch_with_the_least_is_kept(by):
 
 def test_an_interval_is_reported_at_the_end_and_not_every_epoch(monkeypatch):
     asked = []
-    score = Interval.score
-    monkeypatch.setattr(Interval, "score", lambda self, test: asked.append(len(test)) or score(self, test))
-    recipe = single((Interval(MacroF1(), resamples=50),), epochs=3)
+    score = BootstrapInterval.score
+    monkeypatch.setattr(BootstrapInterval, "score", lambda self, test: asked.append(len(test)) or score(self, test))
+    recipe = single((BootstrapInterval(MacroF1(), resamples=50),), epochs=3)
     result = kdkit.run(recipe)
     scored = result.scores["student"]["macro_f1"]
     assert scored.interval[0] <= scored.value <= scored.interval[1]
@@ -54,10 +54,10 @@ def test_an_interval_is_reported_at_the_end_and_not_every_epoch(monkeypatch):
 
 
 def test_the_table_of_a_run_shows_an_interval_beside_its_figure():
-    scores = {"auc": Scored(value=0.8, interval=(0.75, 0.846)), "f1": Scored(value=0.5)}
+    scores = {"auc": MetricResult(value=0.8, interval=(0.75, 0.846)), "f1": MetricResult(value=0.5)}
     event = RunEnded(scores={"net": scores}, parameters={"net": 3}, reported_on="test", folder=None, seconds=1.0)
-    cells = [next(iter(column.cells)) for column in score_table(event).columns]
-    assert cells == ["net", "3", "0.8000 (0.7500 to 0.8460)", "0.5000"]
+    trials = [next(iter(column.cells)) for column in score_table(event).columns]
+    assert trials == ["net", "3", "0.8000 (0.7500 to 0.8460)", "0.5000"]
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def test_groups_and_training_positives_reach_the_run_folder_and_its_table(tmp_pa
 
     out = tmp_path / "out"
     recipe = Recipe(
-        data=Data(), schedule=alone(Net("student", Small(4))), scores=(Interval(MacroAUROC(), resamples=20),)
+        data=Data(), schedule=alone(Net("student", Small(4))), scores=(BootstrapInterval(MacroAUROC(), resamples=20),)
     )
     result = kdkit.run(recipe, out=out)
     assert "20 resamples of groups (patients)" in result.scores["student"]["macro_auroc"].note

@@ -7,16 +7,16 @@ import pytest
 from torch import nn
 
 from kdkit import (
-    Facts,
+    BuildContext,
     Match,
     MultiLevel,
     Net,
     Parallel,
     RecipeError,
-    Respondent,
     RunOptions,
     Stage,
     Tap,
+    TeacherSession,
     Training,
     Truth,
 )
@@ -158,7 +158,7 @@ class Wrapping:
     def __init__(self, net: Net[nn.Module]) -> None:
         self.net, self.name = net, f"wrapped {net.name}"
 
-    def open(self, taps: tuple[Tap, ...], facts: Facts) -> Respondent:
+    def open(self, taps: tuple[Tap, ...], facts: BuildContext) -> TeacherSession:
         return self.net.open(taps, facts)
 
 
@@ -181,7 +181,7 @@ def test_many_stages_of_one_net_are_planned_in_no_time():
 
 
 def test_watchers_of_the_recipe_file_are_told_once_that_the_run_ended(kdkit_process, tmp_path):
-    watcher = """
+    callback = """
 import kdkit
 
 @kdkit.hookimpl
@@ -189,7 +189,7 @@ def run_ended(event):
     with open("ended", "a") as file:
         print(sorted(event.scores), file=file)
 """
-    (tmp_path / "mine.py").write_text(RECIPE + watcher)
+    (tmp_path / "mine.py").write_text(RECIPE + callback)
     assert kdkit_process("run", "mine.py", "--out", "run", "--jobs", "2", "--seed", "0").code == 0
     assert (tmp_path / "ended").read_text() == "['first', 'second', 'student']\n"
 

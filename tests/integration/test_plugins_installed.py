@@ -24,11 +24,11 @@ RECIPE = """
 
     def recipe(plugin: bool = True) -> Recipe:
         nets = Net("teacher", nn.Linear(6, 3)), Net("student", nn.Sequential(nn.Dropout(), nn.Linear(6, 3)))
-        guide = kdkit.shelf("losses")["distance"] if plugin else nn.L1Loss()
+        guide = kdkit.registry("losses")["distance"] if plugin else nn.L1Loss()
         how = {"truth": Truth(nn.CrossEntropyLoss()), "guide": guide, "training": Training(epochs=2, batch_size=8)}
         return Recipe(
             data=TorchData(samples(16, 0), samples(9, 1), samples(9, 2), classes=("a", "b", "c")),
-            schedule=kdkit.shelf("schedules")["pair"](*nets, **how),
+            schedule=kdkit.registry("schedules")["pair"](*nets, **how),
         )
 """
 

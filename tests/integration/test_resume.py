@@ -33,7 +33,7 @@ from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import AverageWeights, LearningRate, LinearRamp, Match, Net, Optimizer, Recipe, Sequential
+from kdkit import AverageWeights, LRSchedule, LinearRamp, Match, Net, Optimizer, Recipe, Sequential
 from kdkit.losses import Hint
 from kdkit.losses import SoftTargets
 from kdkit import Tap, TorchData, Training, Truth
@@ -73,9 +73,9 @@ def step_ended(event: Any) -> None:
 def recipe(kind: Literal["plain", "one_cycle", "timm", "average"] = "plain", epochs: int = 4) -> Recipe:
     teacher, student = Net("teacher", Small(8)), Net("student", Small(4))
     rates: dict[str, Any] = {
-        "plain": LearningRate(MultiStepLR, milestones=[1, 3], gamma=0.3),
-        "one_cycle": LearningRate(OneCycleLR, each="update", max_lr=0.1),
-        "timm": LearningRate("cosine", warmup_epochs=1, warmup_lr=0.001),
+        "plain": LRSchedule(MultiStepLR, milestones=[1, 3], gamma=0.3),
+        "one_cycle": LRSchedule(OneCycleLR, each="update", max_lr=0.1),
+        "timm": LRSchedule("cosine", warmup_epochs=1, warmup_lr=0.001),
         "average": None,
     }
     training = Training(

@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from kdkit import Cell, Net, Parallel, Recipe, RecipeError, RunOptions, Stage, Stages, Study, hookimpl
+from kdkit import Net, Parallel, Recipe, RecipeError, RunOptions, Stage, Stages, Study, Trial, hookimpl
 from kdkit.errors import RunFolderError
 from kdkit.losses import SoftTargets
 from tests.helpers.command_line import environment
@@ -36,7 +36,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import Cell, Match, Net, Recipe, RunOptions, Stage, Stages, Study, TorchData, Training, Truth
+from kdkit import Trial, Match, Net, Recipe, RunOptions, Stage, Stages, Study, TorchData, Training, Truth
 from kdkit.losses import SoftTargets
 
 
@@ -47,14 +47,14 @@ def samples(count, seed):
 
 def recipe(width, teacher=None):
     net = Net("net", nn.Sequential(nn.Linear(6, width), nn.Dropout(0.2), nn.ReLU(), nn.Linear(width, 3)))
-    goal = Truth(nn.CrossEntropyLoss())
+    objective = Truth(nn.CrossEntropyLoss())
     if teacher is not None:
         module = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.2), nn.ReLU(), nn.Linear(8, 3))
         master = Net("master", module, weights=teacher / "1-net" / "weights.safetensors")
-        goal = 0.5 * goal + 0.5 * Match(master, SoftTargets())
+        objective = 0.5 * objective + 0.5 * Match(master, SoftTargets())
     return Recipe(
         data=TorchData(samples(24, 0), samples(12, 1), samples(12, 2)),
-        schedule=Stages(Stage({net: goal}, Training(epochs=4, batch_size=8))),
+        schedule=Stages(Stage({net: objective}, Training(epochs=4, batch_size=8))),
     )
 
 
@@ -66,13 +66,13 @@ class Waiting:
             time.sleep(60)
 
 
-cells = [
-    Cell(name="big", recipe=recipe, options={"width": 8}, seed=1),
-    Cell(name="small", recipe=recipe, options={"width": 4}, needs={"teacher": "big"}, seed=1),
+trials = [
+    Trial(name="big", recipe=recipe, options={"width": 8}, seed=1),
+    Trial(name="small", recipe=recipe, options={"width": 4}, needs={"teacher": "big"}, seed=1),
 ]
 if __name__ == "__main__":
-    for outcome in Study(sys.argv[1], cells).run(RunOptions(device="cpu"), watchers=[Waiting()]):
-        print(outcome.cell.name, outcome.state, outcome.error or "")
+    for outcome in Study(sys.argv[1], trials).run(RunOptions(device="cpu"), callbacks=[Waiting()]):
+        print(outcome.trial.name, outcome.state, outcome.error or "")
 '''
 
 
@@ -93,15 +93,15 @@ def recipe(width: int = 4, teacher: Path | None = None, teachers: tuple[Path, ..
     return Recipe(data=data(), schedule=schedule)
 
 
-def pair(width: int = 4, **teacher: int) -> list[Cell]:
+def pair(width: int = 4, **teacher: int) -> list[Trial]:
     return [
-        Cell(name="big", recipe=recipe, options={"width": 8}, **teacher),
-        Cell(name="small", recipe=recipe, options={"width": width}, needs={"teacher": "big"}),
+        Trial(name="big", recipe=recipe, options={"width": 8}, **teacher),
+        Trial(name="small", recipe=recipe, options={"width": width}, needs={"teacher": "big"}),
     ]
 
 
 def states(study: Study, options: RunOptions = CPU) -> dict[str, str]:
-    return {outcome.cell.name: outcome.state for outcome in study.run(options)}
+    return {outcome.trial.name: outcome.state for outcome in study.run(options)}
 
 
 def bits(folder: Path) -> dict[str, torch.Tensor]:
@@ -132,23 +132,23 @@ def test_scores_and_answers_of_a_cell_are_read_from_its_folder(tmp_path):
 
 
 def test_a_cell_may_need_several(tmp_path):
-    cells = [
-        Cell(name="one", recipe=recipe, options={"width": 8}),
-        Cell(name="two", recipe=recipe, options={"width": 8}, seed=1),
-        Cell(name="both", recipe=recipe, needs={"teachers": ("one", "two")}),
+    trials = [
+        Trial(name="one", recipe=recipe, options={"width": 8}),
+        Trial(name="two", recipe=recipe, options={"width": 8}, seed=1),
+        Trial(name="both", recipe=recipe, needs={"teachers": ("one", "two")}),
     ]
-    assert states(Study(tmp_path, cells))["both"] == "done"
+    assert states(Study(tmp_path, trials))["both"] == "done"
     told = json.loads((tmp_path / "both" / "run.json").read_text())["options"]["teachers"]
     assert [each.split()[0] for each in told.split(", ")] == ["one", "two"]
 
 
 def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path):
-    cells = [
-        Cell(name="broken", recipe=recipe, options={"width": -1}),
-        Cell(name="student", recipe=recipe, needs={"teacher": "broken"}),
-        Cell(name="other", recipe=recipe),
+    trials = [
+        Trial(name="broken", recipe=recipe, options={"width": -1}),
+        Trial(name="student", recipe=recipe, needs={"teacher": "broken"}),
+        Trial(name="other", recipe=recipe),
     ]
-    outcomes = {outcome.cell.name: outcome for outcome in Study(tmp_path, cells).run(CPU)}
+    outcomes = {outcome.trial.name: outcome for outcome in Study(tmp_path, trials).run(CPU)}
     assert {name: outcome.state for name, outcome in outcomes.items()} == {
         "broken": "failed",
         "student": "waiting",
@@ -162,8 +162,8 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path):
 def test_a_finished_cell_is_refused_where_it_would_be_another_run_now(tmp_path, change):
     states(Study(tmp_path, pair()[:1]))
     again = {
-        "options": Cell(name="big", recipe=recipe, options={"width": 6}),
-        "seed": Cell(name="big", recipe=recipe, options={"width": 8}, seed=3),
+        "options": Trial(name="big", recipe=recipe, options={"width": 6}),
+        "seed": Trial(name="big", recipe=recipe, options={"width": 8}, seed=3),
     }.get(change, pair()[0])
     options = RunOptions(device="cpu", precision="bf16") if change == "precision" else CPU
     (outcome,) = Study(tmp_path, [again]).run(options)
@@ -179,8 +179,8 @@ def test_a_cell_that_was_interrupted_is_refused_where_it_would_be_another_run_no
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(Study(tmp_path, pair()[:1]).run(CPU, watchers=[Interrupting()]))
-    changed = Cell(name="big", recipe=recipe, options={"width": 6})
+        list(Study(tmp_path, pair()[:1]).run(CPU, callbacks=[Interrupting()]))
+    changed = Trial(name="big", recipe=recipe, options={"width": 6})
     (outcome,) = Study(tmp_path, [changed]).run(CPU)
     assert outcome.state == "failed"
     assert "differs in its options" in str(outcome.error)
@@ -189,8 +189,8 @@ def test_a_cell_that_was_interrupted_is_refused_where_it_would_be_another_run_no
 
 def test_a_student_waits_where_its_teacher_is_refused(tmp_path):
     states(Study(tmp_path, pair()[:1]))
-    cells = [Cell(name="big", recipe=recipe, options={"width": 6}), pair()[1]]
-    assert states(Study(tmp_path, cells)) == {"big": "failed", "small": "waiting"}
+    trials = [Trial(name="big", recipe=recipe, options={"width": 6}), pair()[1]]
+    assert states(Study(tmp_path, trials)) == {"big": "failed", "small": "waiting"}
 
 
 def test_students_of_a_teacher_that_was_trained_anew_are_refused(tmp_path):
@@ -201,13 +201,13 @@ def test_students_of_a_teacher_that_was_trained_anew_are_refused(tmp_path):
 
 
 def test_a_recipe_that_is_no_function_of_a_file_is_told_by_its_options(tmp_path):
-    def cell(width: int) -> Cell:
-        return Cell(name="partial", recipe=partial(recipe, width=6), options={"width": width})
+    def trial(width: int) -> Trial:
+        return Trial(name="partial", recipe=partial(recipe, width=6), options={"width": width})
 
-    assert states(Study(tmp_path, [cell(8)])) == {"partial": "done"}
+    assert states(Study(tmp_path, [trial(8)])) == {"partial": "done"}
     assert not (tmp_path / "partial" / "recipe.py").exists()
-    assert states(Study(tmp_path, [cell(8)])) == {"partial": "skipped"}
-    assert states(Study(tmp_path, [cell(4)])) == {"partial": "failed"}
+    assert states(Study(tmp_path, [trial(8)])) == {"partial": "skipped"}
+    assert states(Study(tmp_path, [trial(4)])) == {"partial": "failed"}
 
 
 def test_a_study_can_be_moved(tmp_path):
@@ -243,12 +243,12 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path):
         (lambda: [pair()[0], pair()[0]], "two cells"),
         (lambda: [replace(pair()[0], name="answers")], "holds recorded answers"),
         (lambda: pair()[1:], "needs 'big' before it"),
-        (lambda: [Cell(name="a/b", recipe=recipe)], "a cell's name"),
+        (lambda: [Trial(name="a/b", recipe=recipe)], "a cell's name"),
     ],
 )
-def test_cells_that_make_no_study_are_refused(tmp_path, cells, said):
+def test_cells_that_make_no_study_are_refused(tmp_path, trials, said):
     with pytest.raises(RecipeError, match=said):
-        Study(tmp_path, cells())
+        Study(tmp_path, trials())
 
 
 def test_a_killed_study_ends_in_the_same_bits(tmp_path):

@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from kdkit import Cell, Outcome, RecipeError, RunOptions, Study, hookimpl
+from kdkit import RecipeError, RunOptions, Study, Trial, TrialResult, hookimpl
 from kdkit.errors import CheckError, RunFolderError, WorkerError
 from kdkit.plugins.recipe_file import load_file as load_python
 from kdkit.plugins.recipe_file import read_recipe_file
@@ -23,7 +23,7 @@ from tests.helpers.command_line import environment
 CPU = RunOptions(device="cpu")
 
 CELLS = '''
-"""Two teachers, a student of both, and cells that go wrong; one waits in its third epoch where a file asks for it."""
+"""Two teachers, a student of both, and trials that go wrong; one waits in its third epoch where a file asks for it."""
 
 import os
 import sys
@@ -35,7 +35,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import Cell, Match, Net, Recipe, RunOptions, Stage, Stages, Study, TorchData, Training, Truth
+from kdkit import Trial, Match, Net, Recipe, RunOptions, Stage, Stages, Study, TorchData, Training, Truth
 from kdkit.losses import SoftTargets
 
 
@@ -71,17 +71,17 @@ def recipe(width=8, teachers=(), wrong=None, here=None):
         sys.exit(3)
     if here is not None:
         here.write_text(f"{os.getpid()} {torch.get_num_threads()}")
-    goal = Truth(nn.CrossEntropyLoss())
+    objective = Truth(nn.CrossEntropyLoss())
     for place, folder in enumerate(teachers):
         master = Net(f"master{place}", net(8), weights=folder / "1-net" / "weights.safetensors")
-        goal = 0.5 * goal + 0.5 * Match(master, SoftTargets())
-    return made(Net("net", net(width)), goal)
+        objective = 0.5 * objective + 0.5 * Match(master, SoftTargets())
+    return made(Net("net", net(width)), objective)
 
 
-def made(net, goal):
+def made(net, objective):
     return Recipe(
         data=TorchData(samples(24, 0), samples(12, 1), samples(12, 2)),
-        schedule=Stages(Stage({net: goal}, Training(epochs=4, batch_size=8))),
+        schedule=Stages(Stage({net: objective}, Training(epochs=4, batch_size=8))),
     )
 
 
@@ -96,15 +96,15 @@ class Waiting:
             time.sleep(60)
 
 
-cells = [
-    Cell(name="one", recipe=recipe, options={"width": Width(8)}),
-    Cell(name="two", recipe=recipe, options={"width": Width(8)}, seed=1),
-    Cell(name="both", recipe=recipe, options={"width": 4}, needs={"teachers": ("one", "two")}),
+trials = [
+    Trial(name="one", recipe=recipe, options={"width": Width(8)}),
+    Trial(name="two", recipe=recipe, options={"width": Width(8)}, seed=1),
+    Trial(name="both", recipe=recipe, options={"width": 4}, needs={"teachers": ("one", "two")}),
 ]
 if __name__ == "__main__":
-    watchers = [Waiting(Path.cwd())]
-    for outcome in Study(sys.argv[1], cells).run(RunOptions(device="cpu"), watchers=watchers, jobs=int(sys.argv[2])):
-        print(outcome.cell.name, outcome.state, outcome.error or "", flush=True)
+    callbacks = [Waiting(Path.cwd())]
+    for outcome in Study(sys.argv[1], trials).run(RunOptions(device="cpu"), callbacks=callbacks, jobs=int(sys.argv[2])):
+        print(outcome.trial.name, outcome.state, outcome.error or "", flush=True)
 '''
 
 
@@ -164,28 +164,28 @@ def alive(pid: int) -> bool:
 
 
 def test_cells_at_once_give_the_bits_of_cells_in_turn(tmp_path, recipes, in_turn):
-    outcomes = list(Study(tmp_path, recipes.cells).run(CPU, jobs=2))
-    assert {outcome.cell.name: outcome.state for outcome in outcomes} == dict.fromkeys(("one", "two", "both"), "done")
-    assert [each.cell for each in outcomes if each.cell.name == "one"] == [recipes.cells[0]]
-    assert outcomes[-1].cell.name == "both"
+    outcomes = list(Study(tmp_path, recipes.trials).run(CPU, jobs=2))
+    assert {outcome.trial.name: outcome.state for outcome in outcomes} == dict.fromkeys(("one", "two", "both"), "done")
+    assert [each.trial for each in outcomes if each.trial.name == "one"] == [recipes.trials[0]]
+    assert outcomes[-1].trial.name == "both"
     require_same_bits(tmp_path, in_turn)
-    again = list(Study(tmp_path, recipes.cells).run(CPU, jobs=2))
+    again = list(Study(tmp_path, recipes.trials).run(CPU, jobs=2))
     assert {outcome.state for outcome in again} == {"skipped"}
 
 
 def test_what_goes_wrong_in_one_process_costs_no_other_cell(tmp_path, recipes):
     recipe = recipes.recipe
 
-    def wrong(how: str) -> Cell:
-        return Cell(name=how, recipe=recipe, options={"wrong": how})
+    def wrong(how: str) -> Trial:
+        return Trial(name=how, recipe=recipe, options={"wrong": how})
 
-    cells = [
+    trials = [
         *map(wrong, ("killed", "exit", "odd", "check")),
-        Cell(name="student", recipe=recipe, needs={"teachers": ("killed",)}),
-        Cell(name="local", recipe=lambda: recipe(), options={}),
-        Cell(name="good", recipe=recipe, options={"here": tmp_path / "here"}),
+        Trial(name="student", recipe=recipe, needs={"teachers": ("killed",)}),
+        Trial(name="local", recipe=lambda: recipe(), options={}),
+        Trial(name="good", recipe=recipe, options={"here": tmp_path / "here"}),
     ]
-    outcomes = {outcome.cell.name: outcome for outcome in Study(tmp_path / "study", cells).run(CPU, jobs=2)}
+    outcomes = {outcome.trial.name: outcome for outcome in Study(tmp_path / "study", trials).run(CPU, jobs=2)}
     failed = dict.fromkeys(("killed", "exit", "odd", "check", "local"), "failed")
     assert {name: each.state for name, each in outcomes.items()} == {**failed, "student": "waiting", "good": "done"}
     errors = {name: each.error for name, each in outcomes.items()}
@@ -226,10 +226,10 @@ def test_a_study_that_is_stopped_stops_its_processes_and_ends_in_the_same_bits(t
     require_same_bits(tmp_path / "study", in_turn)
 
 
-def outcomes_of_two_that_end_by(signal_sent: int, tmp_path: Path, recipes) -> list[Outcome]:
+def outcomes_of_two_that_end_by(signal_sent: int, tmp_path: Path, recipes) -> list[TrialResult]:
     """Run two cells at once, and end the process of each by a signal."""
     (tmp_path / "wait").touch()
-    study = Study(tmp_path / "study", recipes.cells[:2])
+    study = Study(tmp_path / "study", recipes.trials[:2])
 
     def end_both() -> None:
         wait_for(lambda: len(list(tmp_path.glob("waiting-*"))) == 2)
@@ -239,7 +239,7 @@ def outcomes_of_two_that_end_by(signal_sent: int, tmp_path: Path, recipes) -> li
 
     thread = Thread(target=end_both)
     thread.start()
-    outcomes = list(study.run(CPU, watchers=[recipes.Waiting(tmp_path)], jobs=2))
+    outcomes = list(study.run(CPU, callbacks=[recipes.Waiting(tmp_path)], jobs=2))
     thread.join()
     return outcomes
 
@@ -248,7 +248,7 @@ def outcomes_of_two_that_end_by(signal_sent: int, tmp_path: Path, recipes) -> li
 def test_processes_that_are_killed_leave_cells_to_go_on_with(tmp_path, recipes, in_turn):
     outcomes = outcomes_of_two_that_end_by(signal.SIGKILL, tmp_path, recipes)
     assert {outcome.state for outcome in outcomes} == {"failed"}
-    assert {outcome.state for outcome in Study(tmp_path / "study", recipes.cells).run(CPU, jobs=2)} == {"done"}
+    assert {outcome.state for outcome in Study(tmp_path / "study", recipes.trials).run(CPU, jobs=2)} == {"done"}
     require_same_bits(tmp_path / "study", in_turn)
 
 
@@ -261,14 +261,14 @@ def test_a_process_that_ends_by_a_signal_without_a_name_says_its_number(tmp_path
 def test_a_recipe_file_that_is_a_plugin_is_one_in_every_process(tmp_path, script):
     path = tmp_path / "with_a_hook.py"
     path.write_text(
-        CELLS.replace("import kdkit\n", "import kdkit\nfrom kdkit import hookimpl, shelf\n", 1).replace(
+        CELLS.replace("import kdkit\n", "import kdkit\nfrom kdkit import hookimpl, registry\n", 1).replace(
             "goal = Truth(nn.CrossEntropyLoss())", 'goal = Truth(shelf("losses")["mine"]())', 1
         )
         + "\n\n@hookimpl\ndef register_losses(register):\n    register('mine', nn.CrossEntropyLoss)\n"
     )
     module = read_recipe_file(path).module
     try:
-        (outcome,) = Study(tmp_path / "study", module.cells[:1]).run(CPU, jobs=2)
+        (outcome,) = Study(tmp_path / "study", module.trials[:1]).run(CPU, jobs=2)
         assert outcome.state == "done", outcome.error
     finally:
         sys.modules.pop("with_a_hook")
@@ -299,16 +299,16 @@ def test_a_watcher_that_cannot_be_copied_is_refused_before_anything_runs(tmp_pat
         def epoch_ended(self, event): ...
 
     with pytest.raises(RecipeError, match="watcher Mine cannot be brought to another process"):
-        list(Study(tmp_path, recipes.cells).run(CPU, watchers=[Mine()], jobs=2))
+        list(Study(tmp_path, recipes.trials).run(CPU, callbacks=[Mine()], jobs=2))
     assert not list(tmp_path.glob("*/run.json"))
 
 
 def test_two_studies_do_not_run_jobs_in_one_folder(tmp_path, recipes):
     with FileLock(tmp_path / ".lock"), pytest.raises(RunFolderError, match="another process"):
-        list(Study(tmp_path, recipes.cells).run(CPU, jobs=2))
+        list(Study(tmp_path, recipes.trials).run(CPU, jobs=2))
 
 
 @pytest.mark.parametrize("jobs", [0, -1, 1.5, "2"])
 def test_a_number_of_jobs_that_is_none_is_refused(tmp_path, recipes, jobs):
     with pytest.raises(RecipeError, match="whole number"):
-        list(Study(tmp_path, recipes.cells).run(CPU, jobs=jobs))
+        list(Study(tmp_path, recipes.trials).run(CPU, jobs=jobs))

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import kdkit
 from kdkit import Answers, MultiLevel, RecipeError, TorchData
-from kdkit.errors import AnswersError, CheckError
-from kdkit.teachers.cache import AnswersFolder
+from kdkit.errors import CacheError, CheckError
+from kdkit.teachers.cache import CacheFolder
 from tests.helpers.stages import copied, same, samples, three, told, training
 from tests.helpers.teacher_cache import ROWS, Asked, Drawn, net, taught
 
@@ -43,7 +43,7 @@ class Listener:
 def run(recipe, **options):
     """Run a recipe, and return its student's weights, its history, and what was noted."""
     listener = Listener()
-    result = kdkit.run(recipe, watchers=[listener], **CPU, **options)
+    result = kdkit.run(recipe, callbacks=[listener], **CPU, **options)
     return copied(result.student.module), told(result.history), [n for n in listener.notices if "test split" not in n]
 
 
@@ -113,7 +113,7 @@ def test_what_is_another_never_meets_an_old_answer(changes, asked, tmp_path):
     other = taught(**{name: make() for name, make in changes.items()})
     kdkit.run(other, out=tmp_path / "second", **CPU)
     assert asked.samples() == len(other.data.train) * (other.data.draws or 1)
-    assert len(AnswersFolder(tmp_path / "answers").kept()) == 2
+    assert len(CacheFolder(tmp_path / "answers").kept()) == 2
 
 
 def test_a_view_of_other_code_never_meets_an_old_answer(asked, tmp_path):
@@ -128,7 +128,7 @@ def test_a_view_of_other_code_never_meets_an_old_answer(asked, tmp_path):
 
     for count, sign in enumerate((1, -1, 1)):
         kdkit.run(
-            taught(teacher=net(12, 1, "teacher", trained=True, sees=View(sign))), out=tmp_path / f"{count}", **CPU
+            taught(teacher=net(12, 1, "teacher", trained=True, view=View(sign))), out=tmp_path / f"{count}", **CPU
         )
         assert asked.samples() == (ROWS if count < 2 else 0)
 
@@ -230,8 +230,8 @@ def test_a_stage_that_shares_a_part_with_its_teacher_is_not_recorded(asked):
     teacher, student = net(4, 1, "teacher", trained=True), net(4, 2, "student")
     teacher.module.head.requires_grad_(False)
     student.module.head = teacher.module.head
-    goal = kdkit.Match(teacher, kdkit.losses.SoftTargets())
-    recipe = kdkit.Recipe(data=Drawn(), schedule=kdkit.Stages(kdkit.Stage({student: goal}, training(epochs=3))))
+    objective = kdkit.Match(teacher, kdkit.losses.SoftTargets())
+    recipe = kdkit.Recipe(data=Drawn(), schedule=kdkit.Stages(kdkit.Stage({student: objective}, training(epochs=3))))
     _, _, notices = run(recipe)
     assert "it shares a Linear with what is trained" in notices[0]
     assert asked.samples() == 3 * ROWS
@@ -247,7 +247,7 @@ def spoiled(folder: Path) -> None:
 def test_an_audit_stops_a_run_whose_recorded_answers_are_not_the_teachers(tmp_path):
     kdkit.run(taught(), out=tmp_path / "first", **CPU)
     spoiled(tmp_path / "answers")
-    with pytest.raises(AnswersError, match=r"'teacher' does not say what is recorded.*--delete [0-9a-f]{12}\)"):
+    with pytest.raises(CacheError, match=r"'teacher' does not say what is recorded.*--delete [0-9a-f]{12}\)"):
         kdkit.run(taught(), out=tmp_path / "second", **CPU)
     kdkit.run(taught(), out=tmp_path / "third", answers="off", **CPU)
     kdkit.run(taught(answers=Answers(audit=0)), out=tmp_path / "fourth", **CPU)
@@ -262,8 +262,8 @@ def test_an_audit_stops_a_run_whose_teacher_is_tampered_with_while_it_goes_on():
             with torch.no_grad():
                 teacher.module.head.bias += 0.1
 
-    with pytest.raises(AnswersError, match="of the largest figure away"):
-        kdkit.run(taught(teacher=teacher, answers=Answers(audit=0.5)), watchers=[Tamperer()], **CPU)
+    with pytest.raises(CacheError, match="of the largest figure away"):
+        kdkit.run(taught(teacher=teacher, answers=Answers(audit=0.5)), callbacks=[Tamperer()], **CPU)
 
 
 def test_audits_ask_for_their_share_and_no_more(asked):
@@ -346,7 +346,7 @@ def test_a_folder_that_is_deleted_under_a_run_costs_it_nothing(asked, tmp_path):
         def epoch_ended(self, event):
             shutil.rmtree(tmp_path / "answers", ignore_errors=True)
 
-    kdkit.run(taught(), out=tmp_path / "run", watchers=[Deleter()], **CPU)
+    kdkit.run(taught(), out=tmp_path / "run", callbacks=[Deleter()], **CPU)
     assert asked.samples() == ROWS
     run(taught(), out=tmp_path / "again")
     assert asked.samples() == ROWS
@@ -357,7 +357,7 @@ def test_a_view_without_a_key_is_a_reason_and_no_error(asked):
         def __call__(self, batch):
             return (batch.inputs,), {}
 
-    _, _, notices = run(taught(teacher=net(12, 1, "teacher", trained=True, sees=Plain())))
+    _, _, notices = run(taught(teacher=net(12, 1, "teacher", trained=True, view=Plain())))
     assert "it cannot be looked at (AttributeError" in notices[0]
     assert asked.samples() == 3 * ROWS
 
@@ -373,7 +373,7 @@ def test_a_run_whose_data_cannot_be_seen_whole_goes_on_to_the_same_bits(tmp_path
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        kdkit.run(taught(data=data()), out=tmp_path / "cut", watchers=[Stopper()], **CPU)
+        kdkit.run(taught(data=data()), out=tmp_path / "cut", callbacks=[Stopper()], **CPU)
     assert (tmp_path / "cut" / "answers").exists()
     cut = run(taught(data=data()), out=tmp_path / "cut", resume=True)
     assert same(cut[0], run(taught(data=data()), out=tmp_path / "whole")[0])
@@ -383,7 +383,9 @@ def test_a_run_whose_data_cannot_be_seen_whole_goes_on_to_the_same_bits(tmp_path
 def test_the_members_of_a_panel_are_recorded_and_a_past_is_not(asked):
     teachers = [net(12, seed, name, trained=True) for seed, name in ((1, "teacher"), (3, "other"))]
     student = net(4, 2, "student")
-    panel = kdkit.Match(kdkit.Panel(*teachers), kdkit.losses.FromEach(kdkit.losses.SoftTargets(), weights="confidence"))
+    panel = kdkit.Match(
+        kdkit.Teachers(*teachers), kdkit.losses.PerTeacher(kdkit.losses.SoftTargets(), weights="confidence")
+    )
     past = 0.1 * kdkit.Match(kdkit.Past(student), kdkit.losses.PSKD())
     stage = kdkit.Stage({student: panel + past}, training(epochs=3))
     first = run(kdkit.Recipe(data=Drawn(), schedule=kdkit.Stages(stage)))
@@ -402,7 +404,7 @@ def test_a_teacher_that_is_trained_further_is_asked_again(asked, tmp_path):
     ]
     kdkit.run(kdkit.Recipe(data=Drawn(), schedule=kdkit.Stages(*stages)), out=tmp_path / "run", **CPU)
     assert asked.samples() == 2 * ROWS
-    assert len(AnswersFolder(tmp_path / "answers").kept()) == 2
+    assert len(CacheFolder(tmp_path / "answers").kept()) == 2
 
 
 def test_ids_of_another_type_or_layout_are_found(asked):

@@ -6,10 +6,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import kdkit
-from kdkit import Ema, Match, Net, Panel, Past, Peer, Recipe, Stage, Stages, Tap, hookimpl
+from kdkit import Ema, Match, Net, Past, Peer, Recipe, Stage, Stages, Tap, Teachers, hookimpl
 from kdkit.engine.check.dry_run import Rehearsal
 from kdkit.engine.open_stage import facts_of
-from kdkit.losses import OFD, PSKD, FromEach, SoftTargets
+from kdkit.losses import OFD, PSKD, PerTeacher, SoftTargets
 from kdkit.teachers import ask
 from tests.helpers.stages import Small, data, same, training, truth
 
@@ -33,13 +33,13 @@ def mutual():
 def panel():
     first, second = Net("first", Small(8), trained=True), Net("second", Small(12), trained=True)
     student = Net("student", Small(4))
-    return {student: truth() + Match(Panel(first, second), FromEach(SoftTargets(), weights="learned"))}
+    return {student: truth() + Match(Teachers(first, second), PerTeacher(SoftTargets(), weights="learned"))}
 
 
 def by_confidence():
     first, second = Net("first", Small(8), trained=True), Net("second", Small(12), trained=True)
     student = Net("student", Small(4))
-    return {student: truth() + Match(Panel(first, second), FromEach(SoftTargets(), weights="confidence"))}
+    return {student: truth() + Match(Teachers(first, second), PerTeacher(SoftTargets(), weights="confidence"))}
 
 
 def recipe(make):
@@ -60,7 +60,7 @@ class Stop:
 def test_a_run_gone_on_with_ends_in_the_same_bits(make, tmp_path):
     kdkit.run(lambda: recipe(make), device="cpu", out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        kdkit.run(lambda: recipe(make), device="cpu", out=tmp_path / "cut", watchers=[Stop()])
+        kdkit.run(lambda: recipe(make), device="cpu", out=tmp_path / "cut", callbacks=[Stop()])
     kdkit.run(lambda: recipe(make), device="cpu", out=tmp_path / "cut", resume=True)
     whole, cut = (
         {path.name: load_file(path) for path in (tmp_path / each).glob("*/weights*")} for each in ("whole", "cut")
@@ -111,6 +111,6 @@ def test_the_margins_of_ofd_are_those_of_the_batch_norm_that_is_tapped():
     nn.init.constant_(teacher.module.second.bias, -2.0)
     loss = OFD()
     sides = {"student": Tap(student.module.second), "target": Tap(teacher.module.second)}
-    goal = truth() + Match(teacher, loss, **sides)
-    kdkit.check(Recipe(data=data(), schedule=Stages(Stage({student: goal}, training())))).require()
+    objective = truth() + Match(teacher, loss, **sides)
+    kdkit.check(Recipe(data=data(), schedule=Stages(Stage({student: objective}, training())))).require()
     assert (loss.margins < -2).all()

@@ -58,16 +58,16 @@ def recipe(
 ):
     teacher, student = Net("teacher", Small(8), trained=True), Net("student", Small(4, frozen))
     taps = {"student": Tap(student.module.body), "target": Tap(teacher.module.body)}
-    goal = 0.5 * Truth(nn.CrossEntropyLoss()) + 0.3 * Match(teacher, SoftTargets()) + Match(teacher, Hint(), **taps)
+    objective = 0.5 * Truth(nn.CrossEntropyLoss()) + 0.3 * Match(teacher, SoftTargets()) + Match(teacher, Hint(), **taps)
     if past:
-        goal = goal + 0.2 * Match(Past(student), SoftTargets()) + 0.2 * Match(Ema(student), SoftTargets())
+        objective = objective + 0.2 * Match(Past(student), SoftTargets()) + 0.2 * Match(Ema(student), SoftTargets())
     if lose is not None or fail:
-        goal = goal + 0.0 * Truth(Meeting(lose), label="meeting")
+        objective = objective + 0.0 * Truth(Meeting(lose), label="meeting")
     options = dict(extra) if (extra := globals().get("training")) else {}
     how = {"epochs": epochs, "batch_size": 16, "optimizer": Optimizer(torch.optim.SGD, lr=0.1, momentum=0.9)}
     own = int(os.environ["RANK"]) if apart else 0
     data = TorchData(samples(count, own), samples(25, 1), samples(24, 2), classes=("a", "b", "c"))
-    return Recipe(data=data, schedule=Stages(Stage({student: goal}, Training(**{**how, **options}))))
+    return Recipe(data=data, schedule=Stages(Stage({student: objective}, Training(**{**how, **options}))))
 
 
 class Meeting:
@@ -248,13 +248,13 @@ def halving(student, target):
 
 def ended(out, epochs):
     def recipe():
-        module, learner = Teacher(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)), nn.Linear(6, 3)
-        teacher, student = Net("teacher", module, trained=True), Net("student", learner)
-        hint = Match(teacher, kdkit.losses.Hint(), student=Tap(learner), target=Tap(module[0]))
-        goal = Match(teacher, SoftTargets()) + hint
-        goal = goal + Match(teacher, halving)
+        module, student = Teacher(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)), nn.Linear(6, 3)
+        teacher, student = Net("teacher", module, trained=True), Net("student", student)
+        hint = Match(teacher, kdkit.losses.Hint(), student=Tap(student), target=Tap(module[0]))
+        objective = Match(teacher, SoftTargets()) + hint
+        objective = objective + Match(teacher, halving)
         optimizer = kdkit.Optimizer(torch.optim.SGD, lr=0.1)
-        stage = Stage({student: goal}, Training(epochs=epochs, batch_size=16, optimizer=optimizer))
+        stage = Stage({student: objective}, Training(epochs=epochs, batch_size=16, optimizer=optimizer))
         return kdkit.Recipe(data=TorchData(samples(64), samples(12)), schedule=Stages(stage))
 
     Teacher.asked = 0

@@ -17,17 +17,17 @@ from kdkit import (
     AverageWeights,
     DataError,
     KdkitError,
-    LearningRate,
     Level,
     LinearRamp,
+    LRSchedule,
     Match,
+    MetricResult,
     MultiLevel,
     Net,
     Optimizer,
     Parallel,
     Recipe,
     RecipeError,
-    Scored,
     Sequential,
     Stage,
     Stages,
@@ -78,8 +78,8 @@ class Listed:
     def fit(self, select: Any) -> "Listed":
         return self
 
-    def score(self, test: Any) -> Scored:
-        return Scored(value=next(self.values, 0.0))
+    def score(self, test: Any) -> MetricResult:
+        return MetricResult(value=next(self.values, 0.0))
 
 
 @pytest.fixture(autouse=True)
@@ -89,12 +89,14 @@ def _fresh_plugins() -> Iterator[None]:
     installed.cache_clear()
 
 
-def alone(net: Net[Any] | None = None, *, given: TorchData | None = None, goal: Any = None, **changes: Any) -> Recipe:
+def alone(
+    net: Net[Any] | None = None, *, given: TorchData | None = None, objective: Any = None, **changes: Any
+) -> Recipe:
     """A recipe of one net that learns from labels."""
     net = net or Net("student", Small(4))
     scores = changes.pop("scores", ())
     return Recipe(
-        data=given or data(), schedule=Stages(Stage({net: goal or truth()}, training(**changes))), scores=scores
+        data=given or data(), schedule=Stages(Stage({net: objective or truth()}, training(**changes))), scores=scores
     )
 
 
@@ -133,7 +135,7 @@ def test_an_epoch_does_not_depend_on_what_a_watcher_is_shown():
                 event.scores.clear()
 
     plain = kdkit.run(three, device="cpu")
-    watched = kdkit.run(three, device="cpu", watchers=[Meddler()])
+    watched = kdkit.run(three, device="cpu", callbacks=[Meddler()])
     assert told(plain.history) == told(watched.history)
     assert plain.scores == watched.scores
     assert same(plain.student.module.state_dict(), watched.student.module.state_dict())
@@ -145,7 +147,7 @@ def test_a_misspelt_hook_of_a_watcher_is_refused_by_name():
         def epoch_end(self, event: Any) -> None: ...
 
     with pytest.raises(kdkit.errors.PluginError, match=r"'epoch_end'.*did you mean 'epoch_ended'"):
-        kdkit.run(three, device="cpu", watchers=[Wrong()])
+        kdkit.run(three, device="cpu", callbacks=[Wrong()])
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -227,7 +229,7 @@ def test_a_level_has_its_own_training_shares_and_balance():
         return Recipe(data=data(), schedule=MultiLevel(nets[0], nets[1], level, **how))
 
     listener = Listener()
-    result = kdkit.run(recipe, device="cpu", watchers=[listener])
+    result = kdkit.run(recipe, device="cpu", callbacks=[listener])
     assert [len(result.history[name]) for name in ("teacher", "assistant", "student")] == [2, 2, 1]
     expected = {"truth": 0.2, "teacher/soft_targets": 0.6, "assistant/soft_targets": 0.2}
     assert listener.epochs[-1].weights == pytest.approx(expected)
@@ -260,8 +262,10 @@ def test_two_nets_can_be_trained_in_one_stage():
 def test_a_net_and_a_term_may_have_the_name_of_a_method(name):
     teacher = Net("teacher", Small(8), trained=True)
     student = Net(name, Small(4))
-    goal = truth() + Match(teacher, nn.MSELoss(), label=name)
-    result = kdkit.run(Recipe(data=data(), schedule=Stages(Stage({student: goal}, training(epochs=1)))), device="cpu")
+    objective = truth() + Match(teacher, nn.MSELoss(), label=name)
+    result = kdkit.run(
+        Recipe(data=data(), schedule=Stages(Stage({student: objective}, training(epochs=1)))), device="cpu"
+    )
     assert set(result.history[name][0]["terms"]) == {"truth", name}
 
 
@@ -296,7 +300,7 @@ def test_the_best_or_the_last_epoch_is_kept(keep, kept):
     net = Net("student", Small(4))
     snapshots = Snapshots(net.module)
     recipe = alone(net, epochs=4, keep=keep, scores=(Listed(CHECK, 0.1, 0.9, 0.2, 0.9),))
-    result = kdkit.run(recipe, device="cpu", watchers=[snapshots])
+    result = kdkit.run(recipe, device="cpu", callbacks=[snapshots])
     assert same(net.module.state_dict(), snapshots.seen[kept])
     assert sum(same(net.module.state_dict(), each) for each in snapshots.seen) == 1
     marks = [epoch["kept"] for epoch in result.history["student"]]
@@ -307,7 +311,7 @@ def test_the_score_named_by_decides():
     net = Net("student", Small(4))
     snapshots = Snapshots(net.module)
     recipe = alone(net, epochs=3, by="listed", scores=(kdkit.metrics.Accuracy(), Listed(CHECK, 0.1, 0.2, 0.0)))
-    kdkit.run(recipe, device="cpu", watchers=[snapshots])
+    kdkit.run(recipe, device="cpu", callbacks=[snapshots])
     assert same(net.module.state_dict(), snapshots.seen[1])
 
 
@@ -315,7 +319,7 @@ def test_an_epoch_without_a_score_gives_way_to_one_that_has_one():
     net = Net("student", Small(4))
     snapshots = Snapshots(net.module)
     recipe = alone(net, epochs=3, scores=(Listed(CHECK, math.nan, 0.5, math.nan),))
-    kdkit.run(recipe, device="cpu", watchers=[snapshots])
+    kdkit.run(recipe, device="cpu", callbacks=[snapshots])
     assert same(net.module.state_dict(), snapshots.seen[1])
 
 
@@ -368,9 +372,9 @@ def test_the_average_of_the_weights_is_what_is_judged_and_kept():
     start, said = Small(4, dropout=0.0), []
 
     class Kept(Listed):
-        def score(self, test: Any) -> Scored:
+        def score(self, test: Any) -> MetricResult:
             said.append(test.outputs.copy())
-            return Scored(value=float(len(said)))
+            return MetricResult(value=float(len(said)))
 
     def recipe(average: AverageWeights | None) -> Recipe:
         return alone(Net("student", copy.deepcopy(start)), epochs=2, average=average, scores=(Kept(),))
@@ -425,10 +429,10 @@ def test_half_precision_trains_on_cpu(precision):
 
 def test_ramps_follow_the_progress_of_the_stage():
     teacher, student = Net("teacher", Small(8), trained=True), Net("student", Small(4))
-    goal = LinearRamp(start=1.0, end=0.0) * truth() + LinearRamp() * Match(teacher, SoftTargets())
+    objective = LinearRamp(start=1.0, end=0.0) * truth() + LinearRamp() * Match(teacher, SoftTargets())
     listener = Listener()
-    recipe = Recipe(data=data(), schedule=Stages(Stage({student: goal}, training(epochs=4))))
-    kdkit.run(recipe, device="cpu", watchers=[listener])
+    recipe = Recipe(data=data(), schedule=Stages(Stage({student: objective}, training(epochs=4))))
+    kdkit.run(recipe, device="cpu", callbacks=[listener])
     shares = [(epoch.weights["truth"], epoch.weights["teacher/soft_targets"]) for epoch in listener.epochs]
     assert shares == [(0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0.0, 1.0)]
 
@@ -439,8 +443,8 @@ def test_a_ramp_that_is_zero_for_now_moves_nothing():
 
     def after(factor: Any) -> dict[str, Tensor]:
         student = Net("student", copy.deepcopy(start))
-        goal = truth() + factor * Match(teacher, SoftTargets())
-        recipe = Recipe(data=data(), schedule=Stages(Stage({student: goal}, training(epochs=1, keep="last"))))
+        objective = truth() + factor * Match(teacher, SoftTargets())
+        recipe = Recipe(data=data(), schedule=Stages(Stage({student: objective}, training(epochs=1, keep="last"))))
         return weights(recipe)["student"]
 
     never_yet = LinearRamp(after=0.99, until=1.0)  # the last update is made at progress 0.75
@@ -492,7 +496,7 @@ def test_a_loss_with_weights_is_trained_and_saved_but_is_no_part_of_the_net(tmp_
             if path.exists():
                 states.append(torch.load(path, weights_only=True))
 
-    kdkit.run(recipe, device="cpu", out=tmp_path / "run", watchers=[Peek()])
+    kdkit.run(recipe, device="cpu", out=tmp_path / "run", callbacks=[Peek()])
     assert not same(seen[-8], seen[-1])
     assert any("projector" in key for key in states[0]["work"]["lesson"])
     saved = (tmp_path / "run" / "1-student").glob("weights*.safetensors")
@@ -511,7 +515,7 @@ def test_a_loss_that_is_no_number_any_more_stops_the_run_and_says_where():
     listener = Listener()
     recipe = Recipe(data=data(), schedule=Stages(Stage({student: truth() + Match(teacher, bursting)}, training())))
     with pytest.raises(KdkitError, match=r"stage 'student':.*'teacher/bursting'.*epoch 2.*learning rate"):
-        kdkit.run(recipe, device="cpu", watchers=[listener])
+        kdkit.run(recipe, device="cpu", callbacks=[listener])
     assert isinstance(listener.ended[0].error, KdkitError)
     assert len(listener.epochs) == 1
 
@@ -521,8 +525,8 @@ def test_a_loss_that_is_no_number_any_more_stops_the_run_and_says_where():
 
 def test_a_learning_rate_by_epoch_changes_after_epochs():
     listener = Listener()
-    rate = LearningRate(MultiStepLR, milestones=[2, 3], gamma=0.1)
-    kdkit.run(alone(epochs=4, learning_rate=rate), device="cpu", watchers=[listener])
+    rate = LRSchedule(MultiStepLR, milestones=[2, 3], gamma=0.1)
+    kdkit.run(alone(epochs=4, learning_rate=rate), device="cpu", callbacks=[listener])
     assert [epoch.learning_rate for epoch in listener.epochs] == pytest.approx([0.1, 0.01, 0.001, 0.001])
 
 
@@ -534,7 +538,7 @@ def test_a_learning_rate_by_update_changes_after_updates():
             rates.append(self.param_groups[0]["lr"])
             return super().step(*args, **kwargs)
 
-    rate = LearningRate(OneCycleLR, each="update", max_lr=0.5)
+    rate = LRSchedule(OneCycleLR, each="update", max_lr=0.5)
     recipe = alone(epochs=3, learning_rate=rate, optimizer=Optimizer(Noting, lr=0.1, momentum=0.9))
     kdkit.run(recipe, device="cpu")
     module = nn.Linear(1, 1)
@@ -551,8 +555,8 @@ def test_a_learning_rate_by_update_changes_after_updates():
 @pytest.mark.parametrize("each", ["epoch", "update"])
 def test_timms_cosine_goes_from_the_rate_to_almost_nothing(each):
     listener = Listener()
-    rate = LearningRate("cosine", each=each)
-    kdkit.run(alone(epochs=4, learning_rate=rate), device="cpu", watchers=[listener])
+    rate = LRSchedule("cosine", each=each)
+    kdkit.run(alone(epochs=4, learning_rate=rate), device="cpu", callbacks=[listener])
     rates = [epoch.learning_rate for epoch in listener.epochs]
     wanted = [0.05 * (1 + math.cos(math.pi * epoch / 4)) for epoch in (1, 2, 3)]
     assert rates[:3] == pytest.approx(wanted, abs=1e-6)
@@ -578,9 +582,9 @@ def test_a_learning_rate_that_cannot_work_is_refused_before_the_first_step(rate)
     make, options = rate
     with pytest.raises(KdkitError, match=r"plateau|cosinee|MultiStepLR|OneCycleLR"):
         kdkit.run(
-            lambda: three(Sequential, training=training(learning_rate=LearningRate(make, **options))),
+            lambda: three(Sequential, training=training(learning_rate=LRSchedule(make, **options))),
             device="cpu",
-            watchers=[listener],
+            callbacks=[listener],
         )
     assert not listener.runs
 
@@ -591,7 +595,7 @@ def test_options_of_the_last_stage_are_refused_before_the_first_one_runs():
     wrong = training(optimizer=Optimizer(SGD, lr=-1.0))
     recipe = Recipe(data=data(), schedule=Stages(Stage({one: truth()}, training()), Stage({two: truth()}, wrong)))
     with pytest.raises(kdkit.errors.CheckError, match=r"stage 'two'.*learning rate"):
-        kdkit.run(recipe, device="cpu", watchers=[listener])
+        kdkit.run(recipe, device="cpu", callbacks=[listener])
     assert not listener.runs
 
 
@@ -658,12 +662,12 @@ def test_unknown_randomness_is_noticed():
     listener = Listener()
     given = TorchData(Plain(samples(32)), Plain(samples(24, 1)), classes=("a", "b", "c"))
     assert given.draws is None
-    kdkit.run(alone(given=given), device="cpu", watchers=[listener])
+    kdkit.run(alone(given=given), device="cpu", callbacks=[listener])
     notices = " ".join(listener.runs[0].notices)
     assert "randomness is its own" in notices
     assert "no test split" in notices
     quiet = Listener()
-    kdkit.run(alone(), device="cpu", watchers=[quiet])
+    kdkit.run(alone(), device="cpu", callbacks=[quiet])
     assert quiet.runs[0].notices == ()
 
 
@@ -677,7 +681,7 @@ def test_a_loader_of_ones_own_keeps_its_order_and_size():
     train = DataLoader(samples(30), batch_size=12, shuffle=True)
     given = TorchData(train, DataLoader(samples(24, 1), batch_size=24), classes=("a", "b", "c"))
     listener = Listener()
-    result = kdkit.run(alone(given=given, goal=Truth(noting), epochs=6), device="cpu", watchers=[listener])
+    result = kdkit.run(alone(given=given, objective=Truth(noting), epochs=6), device="cpu", callbacks=[listener])
     assert sizes[-3:] == [12, 12, 6]
     assert result.reported_on == "select"
     assert result.scores["student"]["accuracy"].value > 0.5

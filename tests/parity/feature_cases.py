@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from kdkit import Facts
+from kdkit import BuildContext
 from kdkit.losses import (
     CRD,
     CWD,
@@ -31,7 +31,7 @@ def ready(loss, student, target, facts=None, teacher=None):
     """Build a loss for both sides, each one array or several, in their precision."""
     student, target = (side if isinstance(side, tuple) else (side,) for side in (student, target))
     samples = len(student[0])
-    facts = facts or Facts(classes=(), task="regression", samples=samples, ids=True)
+    facts = facts or BuildContext(classes=(), task="regression", samples=samples, ids=True)
     loss.build(tuple(each.shape for each in student), tuple(each.shape for each in target), facts, teacher)
     return loss.to(student[0].dtype)
 

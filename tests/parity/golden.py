@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdkit import Facts
+from kdkit import BuildContext
 from kdkit.losses import asked_by
 
 PRECISIONS = {torch.float64: "fp64", torch.float32: "fp32"}
@@ -72,7 +72,7 @@ def plainly(loss, given, roles, precision):
     """Run a loss on its two sides, each a tensor or a tuple of them, with the labels where it asks for them."""
     student, target = (side(given, roles, role) for role in ("student", "teacher"))
     if hasattr(loss, "build"):
-        facts = Facts(classes=(), task="regression", samples=len(student), ids=True)
+        facts = BuildContext(classes=(), task="regression", samples=len(student), ids=True)
         loss.build(shapes(student), shapes(target), facts, None)
         loss.to(precision)
     return loss(student, target, **{name: given[name] for name in asked_by(loss) if name in given})

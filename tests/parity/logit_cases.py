@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from kdkit import Batch, Facts, Match, Net, Stage, Tap, Training, Truth
-from kdkit.engine.module import Lesson
+from kdkit import Batch, BuildContext, Match, Net, Stage, Tap, Training, Truth
+from kdkit.engine.module import DistillationModule
 from kdkit.losses import (
     CC,
     CKA,
@@ -24,11 +24,11 @@ from kdkit.losses import (
     PerLabelHardTargets,
     PerLabelPSKD,
     PerLabelSoftTargets,
+    PerToken,
     ReverseKL,
     SoftTargets,
-    Tokens,
 )
-from kdkit.teachers import Answer
+from kdkit.teachers import TeacherOutput
 
 from .golden import Runner
 
@@ -71,13 +71,13 @@ def deit(loss, alpha):
         teacher = Net("teacher", nn.Identity(), trained=True)
         student = Net("student", TwoHeads(arrays["student_class_head"], arrays["student_distill_head"]))
         second = Tap(student.module.distilled)
-        goal = (1 - alpha) * Truth(nn.CrossEntropyLoss()) + alpha * Match(teacher, loss, student=second)
+        objective = (1 - alpha) * Truth(nn.CrossEntropyLoss()) + alpha * Match(teacher, loss, student=second)
         labels, outputs = arrays["labels"], arrays["teacher"]
-        facts = Facts(
+        facts = BuildContext(
             classes=tuple(map(str, range(outputs.shape[1]))), task="multiclass", samples=len(labels), ids=True
         )
-        lesson = Lesson(Stage({student: goal}, Training(epochs=1)), facts)
-        terms = lesson(Batch(torch.empty(len(labels), 0), labels), {"teacher": Answer(outputs, ())})
+        lesson = DistillationModule(Stage({student: objective}, Training(epochs=1)), facts)
+        terms = lesson(Batch(torch.empty(len(labels), 0), labels), {"teacher": TeacherOutput(outputs, ())})
         weights = lesson.weights(0.0)
         return sum(weights[label] * term for label, term in terms.items())
 
@@ -110,7 +110,7 @@ def gjsd(hyper):
         if "token_mask" not in arrays:
             return loss(student, teacher)
         labels = torch.where(arrays["token_mask"] > 0, 0, -100)
-        return Tokens(loss)(student, teacher, labels=labels)
+        return PerToken(loss)(student, teacher, labels=labels)
 
     return Runner(run)
 

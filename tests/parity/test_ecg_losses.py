@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit import Facts, Predictions
+from kdkit import BuildContext, Predictions
 from kdkit.losses import PerLabelPSKD, SemCKD, SoftTargets
 from kdkit.metrics import FixedThresholds
 from kdkit_ecg import ChallengeMetric
@@ -76,7 +76,7 @@ def trained(arrays, student, target, precision):
     """Return the loss with the authors' weights: embeddings of similarities, and a regressor for every pair."""
     width = len(arrays["state/query_weight0.linear2.bias"])
     loss = SemCKD(batch_size=len(student[0]), width=width)
-    facts = Facts(classes=(), task="multilabel", samples=len(student[0]), ids=True)
+    facts = BuildContext(classes=(), task="multilabel", samples=len(student[0]), ids=True)
     loss.build(tuple(each.shape for each in student), tuple(each.shape for each in target), facts, None)
     state = {}
     for ours, theirs, count in (("queries", "query", len(student)), ("keys", "key", len(target))):

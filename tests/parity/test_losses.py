@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from kdkit import Batch, Facts, Match, Net, Stage, Training, Truth
-from kdkit.engine.module import Lesson
+from kdkit import Batch, BuildContext, Match, Net, Stage, Training, Truth
+from kdkit.engine.module import DistillationModule
 from kdkit.losses import SoftTargets
 from kdkit.recipe.balancing import WeightedSum
-from kdkit.teachers import Answer
+from kdkit.teachers import TeacherOutput
 from tests.parity import feature_cases, logit_cases
 
 from .golden import PRECISIONS, arrays_of, case_names, compare, index
@@ -40,7 +40,7 @@ TEACHER = Net("teacher", nn.Identity(), trained=True)
 ASSISTANT = Net("assistant", nn.Identity(), trained=True)
 
 
-def goals(alpha, weights, temperature):
+def objectives(alpha, weights, temperature):
     soft = SoftTargets(temperature=temperature, t_squared=False)
     truth, first, second = Truth(nn.BCEWithLogitsLoss()), Match(TEACHER, soft), Match(ASSISTANT, soft)
     multilevel = alpha * truth + (1 - alpha) * (weights[0] * first + weights[1] * second)
@@ -69,32 +69,35 @@ class Logits(nn.Module):
         return self.logits
 
 
-def learned(goal, arrays, precision):
+def learned(objective, arrays, precision):
     """Return a goal's value and its gradient to the student's logits, as a run computes them."""
     arrays = {key: array.to(precision) for key, array in arrays.items()}
     net = Net("student", Logits(arrays["student_logits"]))
     labels = arrays["labels"]
     classes = tuple(str(index) for index in range(labels.shape[1]))
-    facts = Facts(classes=classes, task="multilabel", samples=len(labels), ids=True)
-    lesson = Lesson(Stage({net: goal}, Training(epochs=1)), facts)
-    answers = {"teacher": Answer(arrays["teacher1_logits"], ()), "assistant": Answer(arrays["teacher2_logits"], ())}
+    facts = BuildContext(classes=classes, task="multilabel", samples=len(labels), ids=True)
+    lesson = DistillationModule(Stage({net: objective}, Training(epochs=1)), facts)
+    answers = {
+        "teacher": TeacherOutput(arrays["teacher1_logits"], ()),
+        "assistant": TeacherOutput(arrays["teacher2_logits"], ()),
+    }
     terms = lesson(Batch(torch.empty(len(labels), 0), labels), answers)
     totals = []
     WeightedSum()(terms, lesson.weights(0.0), lambda total: totals.append(total.item()) or total)
     return totals[0], net.module.logits.grad
 
 
-@pytest.mark.parametrize("goal", ["vanilla", "p_mlkd", "s_mlkd", "two_teacher_70_30"])
+@pytest.mark.parametrize("objective", ["vanilla", "p_mlkd", "s_mlkd", "two_teacher_70_30"])
 @pytest.mark.parametrize(("precision", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-5)], ids=["fp64", "fp32"])
-def test_the_goals_of_lrh_net_are_the_golden_ones(shared, goal, precision, rtol):
+def test_the_goals_of_lrh_net_are_the_golden_ones(shared, objective, precision, rtol):
     index = json.loads((shared / "golden/ecg/losses.json").read_text())
     for case in index["mlkd"]:
         prefix = f"mlkd/{case['case']}/"
         arrays = {key.removeprefix(prefix): each for key, each in ecg_arrays(shared).items() if key.startswith(prefix)}
-        made = goals(case["alpha"], case["weights"], case["temperature"])[goal]
+        made = objectives(case["alpha"], case["weights"], case["temperature"])[objective]
         value, gradient = learned(made, arrays, precision)
-        assert value == pytest.approx(arrays[f"{goal}_loss"].item(), rel=rtol), case["case"]
-        expected = arrays[f"{goal}_grad"]
+        assert value == pytest.approx(arrays[f"{objective}_loss"].item(), rel=rtol), case["case"]
+        expected = arrays[f"{objective}_grad"]
         worst = (gradient.double() - expected).abs().max()
         assert worst <= rtol * expected.abs().max(), case["case"]
     assert len(index["mlkd"]) > 1

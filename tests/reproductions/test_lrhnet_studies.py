@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from kdkit import RecipeError, Scored
+from kdkit import MetricResult, RecipeError
 from kdkit_ecg import make_folds
 
 TINY = ("--size", "tiny", "--folds", "0", "--seeds", "0")
@@ -210,7 +210,7 @@ def test_rungs_of_fewer_leads_do_not_teach_a_student():
 
     shared = {"data": None, "size": "tiny", "preset": "corrected", "folds": None, "epochs": None}
     ladders = ladder.Ladders(ladders=[(12, 3, 2)], leads=(3,), runs=[plan.Run(0, 0)], shared=shared)
-    assert [cell.name.split("-fold")[0] for cell in ladders.cells()] == [
+    assert [trial.name.split("-fold")[0] for trial in ladders.trials()] == [
         "rung-12",
         "rung-12-3",
         "student-3-of-none",
@@ -226,7 +226,7 @@ class Told:
         self.figures = figures
 
     def scores(self, name):
-        return {"net": {"macro_f1": Scored(value=self.figures[name])}}
+        return {"net": {"macro_f1": MetricResult(value=self.figures[name])}}
 
 
 @pytest.mark.parametrize(
@@ -281,26 +281,26 @@ def test_a_file_of_folds_is_used_and_says_how_much_folds_share(shared, tmp_path)
 
 def test_the_full_nets_have_the_papers_parameters_and_operations():
     from reproductions.lrhnet import model_costs as costs
-    from reproductions.lrhnet import recipe as cell
+    from reproductions.lrhnet import recipe as trial
 
     for model, row in costs.KINDS.items():
         for leads in (12, 3, 2):
-            net = cell.network(row, leads, cell.SIZES["full"], "corrected")
+            net = trial.network(row, leads, trial.SIZES["full"], "corrected")
             assert net.parameters == costs.PARAMETERS[model][leads]
-    student = cell.network("alone", 12, cell.SIZES["full"], "corrected").network
+    student = trial.network("alone", 12, trial.SIZES["full"], "corrected").network
     given = torch.zeros(1, 12, 4096), torch.zeros(1, 5)
     assert costs.multiply_adds(student, given) == pytest.approx(0.1e9, rel=0.05)
 
 
 def test_a_row_is_refused_without_the_teachers_it_needs(tmp_path):
-    from reproductions.lrhnet import recipe as cell
+    from reproductions.lrhnet import recipe as trial
 
     with pytest.raises(RecipeError, match="one teacher or more"):
-        cell.recipe("kd")
+        trial.recipe("kd")
     with pytest.raises(RecipeError, match="no teacher"):
-        cell.recipe("alone", rungs=(12,), teachers=(tmp_path,))
+        trial.recipe("alone", rungs=(12,), teachers=(tmp_path,))
     with pytest.raises(RecipeError, match="its rung"):
-        cell.recipe("kd", teachers=(tmp_path,))
+        trial.recipe("kd", teachers=(tmp_path,))
 
 
 def test_special_characters_are_escaped_for_latex():

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from kdkit.engine.check.dry_run import Rehearsal, tried
-from kdkit.engine.check.plan import Comparison, Plan
+from kdkit.engine.check.plan import Plan, TermSummary
 from kdkit.engine.check.static import _across_stages, _answers, _before_rehearsal, _same_classes, _scores, _training
 from kdkit.engine.open_stage import facts_of, tiny_batch
 from kdkit.nets.net import Net
@@ -28,7 +28,7 @@ def check(recipe: Recipe, device: torch.device | str = "cpu", precision: Precisi
     foreign: set[Net[Any]] = set()
     for stage in stages:
         found = [*_before_rehearsal(stage, facts)] or [*_training(stage)]
-        shown: tuple[Comparison, ...] = ()
+        shown: tuple[TermSummary, ...] = ()
         if not found:
             batch = tiny_batch(recipe.data, stage.training.batch_size).to(torch.device(device))
             for net in nets_of([stage]):

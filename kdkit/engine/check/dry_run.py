@@ -10,30 +10,30 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch
-from kdkit.engine.check.plan import Comparison, _said, _shape, compared
-from kdkit.engine.class_alignment import Compared
-from kdkit.engine.module import Lesson, build_losses
-from kdkit.engine.terms import Line
+from kdkit.engine.check.plan import TermSummary, _said, _shape, compared
+from kdkit.engine.class_alignment import TermInputs
+from kdkit.engine.module import DistillationModule, build_losses
+from kdkit.engine.terms import BoundTerm
 from kdkit.engine.train_state import balancer_of, learned_by
 from kdkit.errors import KdkitError, first_line
-from kdkit.losses import Facts, FromEach
+from kdkit.losses import BuildContext, PerTeacher
 from kdkit.losses.features import Sided
 from kdkit.nets.net import Net
-from kdkit.nets.taps import Tapping
+from kdkit.nets.taps import TapLike
 from kdkit.recipe.balancing import WeightedSum
 from kdkit.recipe.objective import Match
 from kdkit.recipe.recipe import Stage, asked_for
 from kdkit.recipe.training import Training
-from kdkit.teachers import Answer, Panel, Peer, Respondent, ask, opened, require_answer
+from kdkit.teachers import Peer, TeacherOutput, Teachers, TeacherSession, ask, opened, require_output
 from kdkit.teachers.base import Source
 from kdkit.utils.devices import Precision, autocast
-from kdkit.utils.modules import buffers_kept
+from kdkit.utils.modules import preserve_buffers
 
 
 def tried(
     training: Training,
-    lesson: Lesson,
-    respondents: Mapping[str, Respondent],
+    lesson: DistillationModule,
+    respondents: Mapping[str, TeacherSession],
     batch: Batch,
     precision: Precision = "fp32",
 ) -> Iterator[str]:
@@ -58,8 +58,8 @@ def tried(
         yield f"{training.balance!r} cannot balance this stage: {type(error).__name__}: {error}"
 
 
-def _named(lesson: Lesson) -> Iterator[tuple[str, nn.Parameter]]:
-    for net in lesson.learners:
+def _named(lesson: DistillationModule) -> Iterator[tuple[str, nn.Parameter]]:
+    for net in lesson.students:
         for name, parameter in net.network.named_parameters():
             if parameter.requires_grad:
                 yield f"{net.name}.{name}", parameter
@@ -70,12 +70,12 @@ def _as_it_is(total: Tensor) -> Tensor:
 
 
 @contextmanager
-def _unchanged_lesson(lesson: Lesson) -> Iterator[None]:
+def _unchanged_lesson(lesson: DistillationModule) -> Iterator[None]:
     """Train for a step, and leave modes, buffers, gradients and random states as they were."""
     modes = {module: module.training for module in lesson.modules()}
     gradients: list[tuple[Any, Tensor | None]] = [(each, each.grad) for each in lesson.parameters()]
     devices = [lesson.progress.device] if lesson.progress.is_cuda else []
-    with torch.random.fork_rng(devices=devices), buffers_kept([lesson]):
+    with torch.random.fork_rng(devices=devices), preserve_buffers([lesson]):
         lesson.train()
         for parameter, _ in gradients:
             parameter.grad = None
@@ -96,18 +96,18 @@ class Rehearsal:
     it was.
     """
 
-    def __init__(self, stage: Stage, facts: Facts, batch: Batch, precision: Precision = "fp32") -> None:
+    def __init__(self, stage: Stage, facts: BuildContext, batch: Batch, precision: Precision = "fp32") -> None:
         self.stage = stage
         facts = replace(facts, batch_size=stage.training.batch_size)
         self.problems: list[str] = []
-        self.comparisons: list[Comparison] = []
+        self.comparisons: list[TermSummary] = []
         self.foreign: list[Net[Any]] = []
-        self.respondents: dict[str, Respondent] = {}
-        self.lesson: Lesson | None = None
+        self.respondents: dict[str, TeacherSession] = {}
+        self.lesson: DistillationModule | None = None
         try:
             for source, taps in stage.sources.items():
                 self.respondents[source.name] = opened(source, taps, facts)
-            self.lesson = Lesson(stage, facts).to(batch.labels.device)
+            self.lesson = DistillationModule(stage, facts).to(batch.labels.device)
             with _unchanged(self.lesson), autocast(precision, batch.labels.device):
                 self._run(self.lesson, facts, batch)
         except KdkitError as error:
@@ -123,17 +123,17 @@ class Rehearsal:
         for each in self.respondents.values():
             each.close()
 
-    def _run(self, lesson: Lesson, facts: Facts, batch: Batch) -> None:
+    def _run(self, lesson: DistillationModule, facts: BuildContext, batch: Batch) -> None:
         answers = {source.name: self._answer(source, batch) for source in self.stage.sources}
-        outputs = {net.name: self._output(net, batch) for net in lesson.learners}
+        outputs = {net.name: self._output(net, batch) for net in lesson.students}
         lesson.listening.keep_copies()
-        for net in (each for each in lesson.learners if outputs[each.name] is not None):  # else a problem already
+        for net in (each for each in lesson.students if outputs[each.name] is not None):  # else a problem already
             modules = set(net.network.modules())
             self._silent(net.name, [tap for tap in lesson.listening.silent() if tap.module in modules])
         complete = {name: answer for name, answer in answers.items() if answer is not None}
         if self.problems or len(complete) < len(answers) or any(output is None for output in outputs.values()):
             return
-        for net in lesson.learners:
+        for net in lesson.students:
             self._classes(net, outputs[net.name], facts)
             net.network.eval()  # as it will be judged: some models return something else then
             with torch.no_grad():
@@ -153,14 +153,14 @@ class Rehearsal:
         if not self.problems:
             self._compare(lesson, batch, complete)
 
-    def _answer(self, source: Source, batch: Batch) -> Answer | None:
+    def _answer(self, source: Source, batch: Batch) -> TeacherOutput | None:
         each = self.respondents[source.name]
         try:
             self._silent(source.name, each.rehearse(batch))
             if self.problems:
                 return None
             answer = each.ask(batch)
-            require_answer(source.name, answer, batch, self.stage.sources[source])
+            require_output(source.name, answer, batch, self.stage.sources[source])
             return answer
         except KdkitError as error:
             self.problems.append(str(error))
@@ -177,14 +177,14 @@ class Rehearsal:
             self.problems.append(_cannot_take(net, batch, error))
         return None
 
-    def _silent(self, name: str, taps: Sequence[Tapping]) -> None:
+    def _silent(self, name: str, taps: Sequence[TapLike]) -> None:
         for tap in taps:
             self.problems.append(
                 f"the tap on {type(tap.module).__name__} of net {name!r} never fired: that module does not run in "
                 "a forward pass; tap one that does"
             )
 
-    def _classes(self, net: Net[Any], output: Tensor | None, facts: Facts) -> None:
+    def _classes(self, net: Net[Any], output: Tensor | None, facts: BuildContext) -> None:
         classes = net.classes or facts.classes
         if output is not None and facts.task != "regression" and output.shape[1:] != (len(classes),):
             whose = "its classes" if net.classes else "the data's classes"
@@ -193,7 +193,7 @@ class Rehearsal:
                 "give it as many outputs, or say which classes they are with Net(..., classes=...)"
             )
 
-    def _compare(self, lesson: Lesson, batch: Batch, answers: Mapping[str, Answer]) -> None:
+    def _compare(self, lesson: DistillationModule, batch: Batch, answers: Mapping[str, TeacherOutput]) -> None:
         heard = lesson.heard(batch, answers)
         for line in lesson.lines:
             given = lesson.compared(line, batch, heard)
@@ -203,7 +203,7 @@ class Rehearsal:
             self.comparisons.append(compared(line, given))
 
 
-def _can_be_scored(net: Net[Any], output: Tensor, batch: Batch, facts: Facts) -> bool:
+def _can_be_scored(net: Net[Any], output: Tensor, batch: Batch, facts: BuildContext) -> bool:
     """Whether a net's outputs are about the data's classes; those of a teacher of features alone need not be."""
     if facts.task == "regression":
         return output[0].numel() == batch.labels[0].numel()
@@ -211,7 +211,7 @@ def _can_be_scored(net: Net[Any], output: Tensor, batch: Batch, facts: Facts) ->
     return output.shape[1:] == (len(classes),) and not set(classes).isdisjoint(facts.classes)
 
 
-def _trained_teachers(lesson: Lesson, teachers: Mapping[str, Any]) -> Iterator[str]:
+def _trained_teachers(lesson: DistillationModule, teachers: Mapping[str, Any]) -> Iterator[str]:
     """Say which teachers would be trained, since the learners or their losses hold a part of them."""
     trained = {id(each) for each in lesson.parameters() if each.requires_grad}
     for name, module in teachers.items():
@@ -223,11 +223,11 @@ def _trained_teachers(lesson: Lesson, teachers: Mapping[str, Any]) -> Iterator[s
 
 
 @contextmanager
-def _unchanged(lesson: Lesson) -> Iterator[None]:
+def _unchanged(lesson: DistillationModule) -> Iterator[None]:
     """Run the learners in training mode, as they will be, and leave modes, buffers and random states as they were."""
     modes = {module: module.training for module in lesson.modules()}
     devices = [lesson.progress.device] if lesson.progress.is_cuda else []
-    with torch.random.fork_rng(devices=devices), buffers_kept(lesson.nets):
+    with torch.random.fork_rng(devices=devices), preserve_buffers(lesson.nets):
         lesson.train()
         try:
             yield
@@ -241,14 +241,14 @@ def _cannot_take(source: Source, batch: Batch, error: Exception) -> str:
     if not isinstance(source, Net):
         return f"{source.name!r} cannot answer a batch: {said}"
     try:
-        args, kwargs = source.sees(batch)
+        args, kwargs = source.view(batch)
     except Exception:  # the view itself, which may be a stranger's
-        return f"net {source.name!r} cannot be shown a batch by {source.sees!r}: {said}"
+        return f"net {source.name!r} cannot be shown a batch by {source.view!r}: {said}"
     shown = ", ".join(str(tuple(each.shape)) for each in (*args, *kwargs.values()) if isinstance(each, Tensor))
     return f"net {source.name!r} cannot take what it sees ({shown}): {said}"
 
 
-def problem_of(line: Line, given: Compared, asked: Mapping[str, Any]) -> str | None:
+def problem_of(line: BoundTerm, given: TermInputs, asked: Mapping[str, Any]) -> str | None:
     """Return what is wrong with a term, or None. Its loss is computed twice, the second time beside the answer."""
     target = given.labels if given.target is None else given.target
     shapes = f"student {_shape(given.student)} and target {_shape(target)}"
@@ -256,15 +256,15 @@ def problem_of(line: Line, given: Compared, asked: Mapping[str, Any]) -> str | N
         return None
     memory = [line.loss] if isinstance(line.loss, nn.Module) else []
     try:
-        with warnings.catch_warnings(record=True) as caught, buffers_kept(memory):
+        with warnings.catch_warnings(record=True) as caught, preserve_buffers(memory):
             warnings.simplefilter("always")
             value = line.loss(given.student, target, **asked)
             noisy = line.loss(_noisy(given.student), target, **asked)
     except KdkitError as error:
         return str(error)
     except Exception as error:
-        one_alone = _of_panel(line) and not isinstance(line.loss, FromEach)
-        hint = f"; a Panel gives a tuple, of which FromEach({_said(line.loss)}) takes each" if one_alone else ""
+        one_alone = _of_panel(line) and not isinstance(line.loss, PerTeacher)
+        hint = f"; a Panel gives a tuple, of which PerTeacher({_said(line.loss)}) takes each" if one_alone else ""
         return f"{shapes} cannot meet in {_said(line.loss)}: {first_line(error)}{hint}"
     broadcast = [str(warning.message) for warning in caught if "target size" in str(warning.message)]
     if broadcast:
@@ -273,24 +273,24 @@ def problem_of(line: Line, given: Compared, asked: Mapping[str, Any]) -> str | N
         came = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         return f"{_said(line.loss)} gives {came} where a scalar was expected; reduce it, say with .mean()"
     if not value.requires_grad:
-        return f"{_said(line.loss)} moves nothing: no gradient flows from it to net {line.learner.name!r}"
+        return f"{_said(line.loss)} moves nothing: no gradient flows from it to net {line.student_net.name!r}"
     if _of_itself(line) and not _moves(value, given.student):
-        return f"{_said(line.loss)} moves nothing: net {line.learner.name!r} is compared with what it says itself"
+        return f"{_said(line.loss)} moves nothing: net {line.student_net.name!r} is compared with what it says itself"
     if not torch.isfinite(value):
         return f"{_said(line.loss)} is {value.item()} at the first step"
     if value == 0 and noisy == 0:
-        return f"{_said(line.loss)} is constantly zero, whatever net {line.learner.name!r} says"
+        return f"{_said(line.loss)} is constantly zero, whatever net {line.student_net.name!r} says"
     return None
 
 
-def _of_panel(line: Line) -> bool:
+def _of_panel(line: BoundTerm) -> bool:
     term = line.weighted.term
-    return isinstance(term, Match) and isinstance(term.source, Panel)
+    return isinstance(term, Match) and isinstance(term.source, Teachers)
 
 
-def _of_itself(line: Line) -> bool:
+def _of_itself(line: BoundTerm) -> bool:
     term = line.weighted.term
-    return isinstance(term, Match) and isinstance(term.source, Peer) and term.source.net is line.learner
+    return isinstance(term, Match) and isinstance(term.source, Peer) and term.source.net is line.student_net
 
 
 def _moves(value: Tensor, student: Sided) -> bool:

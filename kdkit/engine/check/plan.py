@@ -6,26 +6,26 @@ from typing import Any
 
 from torch import nn
 
-from kdkit.engine.class_alignment import Compared
-from kdkit.engine.terms import Line
+from kdkit.engine.class_alignment import TermInputs
+from kdkit.engine.terms import BoundTerm
 from kdkit.errors import CheckError
-from kdkit.losses import Facts
+from kdkit.losses import BuildContext
 from kdkit.losses.features import Sided
 from kdkit.nets.net import Net
-from kdkit.nets.taps import Tapping
+from kdkit.nets.taps import TapLike
 from kdkit.recipe.objective import Match, taps_of
 from kdkit.recipe.recipe import Stage, nets_of
-from kdkit.teachers import Panel
+from kdkit.teachers import Teachers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class TermSummary:
     """A term as it will be computed: what meets what, in which shapes, and what is trained to bring them together."""
 
     label: str
     loss: str
     weight: tuple[float, float]
-    learner: str
+    student_net: str
     source: str | None
     student: str
     target: str
@@ -41,9 +41,9 @@ class Plan:
     """
 
     stages: tuple[Stage, ...]
-    comparisons: tuple[tuple[Comparison, ...], ...]
+    comparisons: tuple[tuple[TermSummary, ...], ...]
     problems: tuple[str, ...]
-    facts: Facts
+    facts: BuildContext
     foreign: frozenset[Net[Any]] = frozenset()
 
     @property
@@ -57,18 +57,18 @@ class Plan:
             raise CheckError(self.problems)
 
 
-def compared(line: Line, given: Compared) -> Comparison:
+def compared(line: BoundTerm, given: TermInputs) -> TermSummary:
     """Return a term as it will be computed, from what it compared on a tiny batch."""
     term = line.weighted.term
     match = term if isinstance(term, Match) else None
     trained = line.loss.parameters() if isinstance(line.loss, nn.Module) else ()
-    return Comparison(
+    return TermSummary(
         label=line.label,
         loss=_said(line.loss),
         weight=(line.weighted.weight(0.0), line.weighted.weight(1.0)),
-        learner=line.learner.name,
+        student_net=line.student_net.name,
         source=None if match is None else match.source.name,
-        student=_side(None if match is None else match.student, given.student, [line.learner]),
+        student=_side(None if match is None else match.student, given.student, [line.student_net]),
         target=f"labels {_shape(given.labels)}"
         if match is None or given.target is None
         else _side(match.target, given.target, _nets(match.source)),
@@ -85,13 +85,13 @@ def _side(taps: Any, value: Sided, nets: Sequence[Net[Any]]) -> str:
 
 def _nets(source: Any) -> tuple[Net[Any], ...]:
     """Return the nets whose layers may be tapped for a source: itself, its members, or the one it is made of."""
-    if isinstance(source, Panel):
+    if isinstance(source, Teachers):
         return source.members
     net = source if isinstance(source, Net) else getattr(source, "net", None)
     return (net,) if isinstance(net, Net) else ()
 
 
-def _where(tap: Tapping, nets: Sequence[Net[Any]]) -> str:
+def _where(tap: TapLike, nets: Sequence[Net[Any]]) -> str:
     named = (named for net in nets for named in net.network.named_modules())
     name = next((name for name, module in named if module is tap.module), "?")
     at = getattr(tap, "at", type(tap).__name__)

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from kdkit.data.dataset import Data
 from kdkit.errors import KdkitError, RecipeError, did_you_mean
-from kdkit.losses import Facts, needs_of
+from kdkit.losses import BuildContext, needs_of
 from kdkit.metrics import Predictions
 from kdkit.nets.net import Net
-from kdkit.recipe.objective import Match, Term, as_goal, taps_of
+from kdkit.recipe.objective import Match, Term, as_objective, taps_of
 from kdkit.recipe.recipe import Recipe, Stage, nets_of
-from kdkit.teachers import Ema, Panel, Past, Peer
+from kdkit.teachers import Ema, Past, Peer, Teachers
 
 
 def require_uncompiled(stages: Iterable[Stage]) -> None:
@@ -47,12 +47,12 @@ def _across_stages(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[str]:
     scores = [score.name for score in recipe.scores]
     for stage in stages:
         for source in stage.sources:
-            if isinstance(source, Net) and source not in trained and source not in stage.goals:
+            if isinstance(source, Net) and source not in trained and source not in stage.objectives:
                 yield (
                     f"stage {stage.name!r}: net {source.name!r} teaches but is neither trained in an earlier stage nor "
                     "given weights; pass Net(..., weights=FILE), or trained=True if its module is as it should be"
                 )
-        trained |= set(stage.goals)
+        trained |= set(stage.objectives)
         if stage.training.by is not None and stage.training.by not in scores:
             yield (
                 f"stage {stage.name!r}: {stage.training.by!r} is not among the recipe's scores; "
@@ -104,7 +104,9 @@ def _answers(recipe: Recipe) -> Iterator[str]:
 
 
 def _used_twice(stages: Sequence[Stage]) -> Iterator[str]:
-    losses = [each.term for stage in stages for goal in stage.goals.values() for each in as_goal(goal)]
+    losses = [
+        each.term for stage in stages for objective in stage.objectives.values() for each in as_objective(objective)
+    ]
     seen: dict[int, str] = {}
     for term in losses:
         loss = term.loss
@@ -117,8 +119,8 @@ def _used_twice(stages: Sequence[Stage]) -> Iterator[str]:
             seen[id(loss)] = term.label
 
 
-def _before_rehearsal(stage: Stage, facts: Facts) -> Iterator[str]:
-    for net, goal in stage.goals.items():
+def _before_rehearsal(stage: Stage, facts: BuildContext) -> Iterator[str]:
+    for net, objective in stage.objectives.items():
         if not isinstance(net.module, nn.Module):
             yield f"net {net.name!r} is a plain callable: it can teach, but not be trained"
         elif not any(parameter.requires_grad for parameter in net.module.parameters()):
@@ -130,11 +132,11 @@ def _before_rehearsal(stage: Stage, facts: Facts) -> Iterator[str]:
                 for key, value in net.module.state_dict().items()
                 if not isinstance(value, Tensor)
             )
-        labels = Counter(each.term.label for each in as_goal(goal))
+        labels = Counter(each.term.label for each in as_objective(objective))
         for label, count in labels.items():
             if count > 1:
                 yield f"{count} terms are called {label!r}; tell them apart with label='...'"
-        for each in as_goal(goal):
+        for each in as_objective(objective):
             found = term_problems(net, each.term, stage, facts)
             yield from (f"term {each.term.label!r}: {problem}" for problem in found)
 
@@ -144,7 +146,7 @@ def _training(stage: Stage) -> Iterator[str]:
     training = stage.training
     named = [
         (f"{net.name}.{path}", each)
-        for net in stage.goals
+        for net in stage.objectives
         for path, each in net.network.named_parameters()
         if each.requires_grad
     ]
@@ -156,27 +158,27 @@ def _training(stage: Stage) -> Iterator[str]:
         yield str(error)
 
 
-def term_problems(net: Net[Any], term: Term, stage: Stage, facts: Facts) -> Iterator[str]:
+def term_problems(net: Net[Any], term: Term, stage: Stage, facts: BuildContext) -> Iterator[str]:
     """Say what is wrong with a term of a net's goal in this stage, for all that can be seen without running it."""
     yield from _needs(term.loss, facts)
     if isinstance(term, Match):
         yield from _match(net, term, stage, facts)
 
 
-def _match(net: Net[Any], match: Match, stage: Stage, facts: Facts) -> Iterator[str]:
+def _match(net: Net[Any], match: Match, stage: Stage, facts: BuildContext) -> Iterator[str]:
     source = match.source
-    if source is net or source in stage.goals:
+    if source is net or source in stage.objectives:
         yield (
             f"net {source.name!r} is in training in this stage, so it cannot be matched as a frozen teacher; match "
             f"what it says at this step, Peer(net), what it said in its last epoch, Past(net), or its average, Ema(net)"
         )
-    for member in source.members if isinstance(source, Panel) else ():
-        if member in stage.goals:
+    for member in source.members if isinstance(source, Teachers) else ():
+        if member in stage.objectives:
             yield (
                 f"net {member.name!r} is in training in this stage, so it has no place in a Panel of frozen teachers; "
                 "match Peer(net) in a term of its own"
             )
-    if isinstance(source, Past | Ema | Peer) and source.net not in stage.goals:
+    if isinstance(source, Past | Ema | Peer) and source.net not in stage.objectives:
         yield (
             f"{source.name!r} is of a net that is not trained in this stage; match the net itself, or train it here too"
         )
@@ -199,7 +201,7 @@ def _target_taps(match: Match) -> Iterator[str]:
     elif isinstance(source, Ema | Peer):
         for tap in taps:
             yield from _belongs(tap.module, source.net, "target")
-    elif isinstance(source, Panel) and taps:
+    elif isinstance(source, Teachers) and taps:
         if len(taps) != len(source.members):
             yield f"a Panel of {len(source.members)} nets takes as many taps as target, one of each; got {len(taps)}"
         for tap, member in zip(taps, source.members, strict=False):
@@ -213,7 +215,7 @@ def _belongs(module: nn.Module, net: Net[Any], side: str) -> Iterator[str]:
         yield f"the {side} tap sits on a {type(module).__name__} that is not a part of net {net.name!r}"
 
 
-def _needs(loss: Any, facts: Facts) -> Iterator[str]:
+def _needs(loss: Any, facts: BuildContext) -> Iterator[str]:
     needs = needs_of(loss)
     if "ids" in needs and not facts.ids:
         yield "it needs sample ids, and a DataLoader of your own has none; pass its Dataset instead"

@@ -12,7 +12,7 @@ from typing import Any
 
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.errors import RunFolderError, did_you_mean, first_line
-from kdkit.metrics import Scored
+from kdkit.metrics import MetricResult
 from kdkit.metrics.per_class import Reported
 from kdkit.utils.files import to_json, write
 
@@ -122,7 +122,7 @@ class RunFolder:
         """Return the folder of a stage, counted from 1."""
         return StageFolder(self.path / f"{index + 1}-{name}", self.writes)
 
-    def save_scores(self, reported_on: str, scores: Mapping[str, Mapping[str, Scored]]) -> None:
+    def save_scores(self, reported_on: str, scores: Mapping[str, Mapping[str, MetricResult]]) -> None:
         """Keep the scores of every net, and the split they were reported on; one that is not finite is null."""
         if not self.writes:
             return
@@ -149,7 +149,7 @@ def new_path(name: str) -> Path:
     return path
 
 
-def _told(scored: Scored) -> dict[str, Any]:
+def _told(scored: MetricResult) -> dict[str, Any]:
     """Return a score as JSON has it; intervals only where they were asked for."""
     told = asdict(scored)
     return told if scored.interval is not None else {key: told[key] for key in ("value", "by_class", "note")}

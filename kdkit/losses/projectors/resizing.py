@@ -30,7 +30,7 @@ def resize(features: Tensor, positions: tuple[int, ...]) -> Tensor:
 def meet(student: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return both with as many positions as the smaller has, in each dimension: the larger is averaged to it.
 
-    Both (batch, channels, *positions); channels may differ. Tokens are laid out as the map they meet, and positions
+    Both (batch, channels, *positions); channels may differ. PerToken are laid out as the map they meet, and positions
     averaged away for a vector. Raises RecipeError where tokens cannot be laid out so.
     """
     if 2 in (student.ndim, target.ndim):

@@ -1,6 +1,6 @@
 """Turn the terms of a step into gradients: by their sum, by weights that are learned, or by surgery."""
 
-from kdkit.recipe.balancing.base import Balance, Balancer, Trained, WeightedSum
+from kdkit.recipe.balancing.base import Balance, Balancer, TrainedParameters, WeightedSum
 from kdkit.recipe.balancing.gradients import inner_products, jacobian
 from kdkit.recipe.balancing.gradnorm import GradNorm
 from kdkit.recipe.balancing.surgery import CAGrad, PCGrad
@@ -12,7 +12,7 @@ __all__ = [
     "CAGrad",
     "GradNorm",
     "PCGrad",
-    "Trained",
+    "TrainedParameters",
     "UncertaintyWeighting",
     "WeightedSum",
     "inner_products",

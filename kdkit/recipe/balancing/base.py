@@ -13,7 +13,7 @@ Scale = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
+class TrainedParameters:
     """What a stage trains: the labels of its terms, the parameters of each net, and those of losses.
 
     A parameter stands in one place only: that of two nets with the first of them, that of a net and a loss with the
@@ -25,13 +25,13 @@ class Trained:
     losses: tuple[nn.Parameter, ...] = ()
 
     @property
-    def learners(self) -> tuple[nn.Parameter, ...]:
+    def students(self) -> tuple[nn.Parameter, ...]:
         """The parameters of all nets."""
         return tuple(each for net in self.nets for each in net)
 
     def vector(self, value: float) -> Tensor:
         """Return this value for each term, (terms,), where the nets are, in float32 or better."""
-        first = self.learners[0]
+        first = self.students[0]
         dtype = torch.promote_types(first.dtype, torch.float32)
         return torch.full((len(self.labels),), value, device=first.device, dtype=dtype)
 
@@ -68,7 +68,7 @@ class Balance(Protocol):
     One that differentiates each term apart has `each_gradient = True`, and is refused in a run that compiles.
     """
 
-    def build(self, trained: Trained) -> Balancer:
+    def build(self, trained: TrainedParameters) -> Balancer:
         """Return the balancer of a stage. Raises RecipeError where it does not fit what the stage trains."""
         ...
 
@@ -86,7 +86,7 @@ def weighted_terms(terms: Mapping[str, Tensor], weights: Mapping[str, float], sc
 class WeightedSum:
     """The plain weighted sum of the terms, as the goal says."""
 
-    def build(self, trained: Trained) -> "WeightedSum":
+    def build(self, trained: TrainedParameters) -> "WeightedSum":
         """Return itself: there is nothing to learn."""
         return self
 

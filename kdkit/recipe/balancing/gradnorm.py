@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
-from kdkit.recipe.balancing.base import Balancer, Scale, Trained, WeightedSum, weighted_terms
+from kdkit.recipe.balancing.base import Balancer, Scale, TrainedParameters, WeightedSum, weighted_terms
 from kdkit.recipe.balancing.gradients import each_gradient, rows
 from kdkit.recipe.optim import Optimizer
 from kdkit.utils.collectives import averaged
@@ -48,14 +48,14 @@ class GradNorm:
         if not isinstance(self.optimizer, Optimizer):
             raise RecipeError(f"optimizer is Optimizer(torch.optim.Adam, lr=...) or the like; got {self.optimizer!r}")
 
-    def build(self, trained: Trained) -> Balancer:
+    def build(self, trained: TrainedParameters) -> Balancer:
         """Return it at work. Raises RecipeError for a layer of which the stage trains nothing."""
         return Factors(self, trained, self._shared(trained))
 
-    def _shared(self, trained: Trained) -> tuple[nn.Parameter, ...]:
+    def _shared(self, trained: TrainedParameters) -> tuple[nn.Parameter, ...]:
         if self.layer is None:
-            return trained.learners
-        known = {id(each) for each in trained.learners}
+            return trained.students
+        known = {id(each) for each in trained.students}
         shared = tuple(each for each in self.layer.parameters() if id(each) in known)
         if not shared:
             raise RecipeError(
@@ -68,7 +68,7 @@ class GradNorm:
 class Factors:
     """The factor of each term, (terms,), with the losses that ratios are taken to."""
 
-    def __init__(self, options: GradNorm, trained: Trained, shared: tuple[nn.Parameter, ...]) -> None:
+    def __init__(self, options: GradNorm, trained: TrainedParameters, shared: tuple[nn.Parameter, ...]) -> None:
         self._alpha = options.alpha
         self._labels = trained.labels
         self._shared = shared

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
-from kdkit.recipe.balancing.base import Balancer, Scale, Trained, WeightedSum, weighted_terms
+from kdkit.recipe.balancing.base import Balancer, Scale, TrainedParameters, WeightedSum, weighted_terms
 from kdkit.recipe.balancing.gradients import Gradients, each_gradient, inner_products, rows
 from kdkit.utils.collectives import averaged, several
 
@@ -42,9 +42,9 @@ class Surgery:
 
     averages = True  # over the processes of a run
 
-    def __init__(self, trained: Trained, rule: Rule) -> None:
+    def __init__(self, trained: TrainedParameters, rule: Rule) -> None:
         self._nets = trained.nets
-        self._parameters = [*trained.learners, *trained.losses]
+        self._parameters = [*trained.students, *trained.losses]
         self._rule = rule
 
     def __call__(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Scale) -> None:
@@ -107,7 +107,7 @@ class PCGrad:
 
     each_gradient = True
 
-    def build(self, trained: Trained) -> Balancer:
+    def build(self, trained: TrainedParameters) -> Balancer:
         """Return it at work."""
         return Surgery(trained, Projection())
 
@@ -160,7 +160,7 @@ class CAGrad:
         if isinstance(self.c, bool) or not isinstance(self.c, int | float) or not 0 <= self.c < 1:
             raise RecipeError(f"c of CAGrad is a number from 0, the weighted sum, to below 1; got {self.c!r}")
 
-    def build(self, trained: Trained) -> Balancer:
+    def build(self, trained: TrainedParameters) -> Balancer:
         """Return it at work."""
         return Surgery(trained, ConflictAverse(self.c))
 

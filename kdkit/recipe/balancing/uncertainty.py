@@ -8,7 +8,7 @@ from operator import add
 import torch
 from torch import Tensor, nn
 
-from kdkit.recipe.balancing.base import Balancer, Scale, Trained, WeightedSum, weighted_terms
+from kdkit.recipe.balancing.base import Balancer, Scale, TrainedParameters, WeightedSum, weighted_terms
 from kdkit.utils.collectives import averaged
 
 
@@ -22,7 +22,7 @@ class UncertaintyWeighting:
     log variances, under the name "balance.log_variances". Source: Kendall et al. 2018, arXiv:1705.07115, section 3.2.
     """
 
-    def build(self, trained: Trained) -> Balancer:
+    def build(self, trained: TrainedParameters) -> Balancer:
         """Return it at work."""
         return LogVariances(trained) if len(trained.labels) > 1 else WeightedSum()
 
@@ -30,7 +30,7 @@ class UncertaintyWeighting:
 class LogVariances(nn.Module):
     """The log variance of each term, (terms,)."""
 
-    def __init__(self, trained: Trained) -> None:
+    def __init__(self, trained: TrainedParameters) -> None:
         super().__init__()
         self._places = {label: place for place, label in enumerate(trained.labels)}
         self.log_variances = nn.Parameter(trained.vector(0.0))

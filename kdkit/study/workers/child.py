@@ -9,7 +9,7 @@ from typing import IO
 
 import torch
 
-from kdkit.study.workers.job import Work
+from kdkit.study.workers.job import Job
 from kdkit.study.workers.pickling import Told, packed_error
 from kdkit.utils.memory import keep_freed_memory
 
@@ -20,28 +20,28 @@ def main() -> None:
     coming, going = _pipes()
     keep_freed_memory()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    cells: SimpleQueue[bytes] = SimpleQueue()
-    threading.Thread(target=_listen, args=(coming, cells), daemon=True).start()
+    trials: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_listen, args=(coming, trials), daemon=True).start()
     while True:
-        pickle.dump(answer(cells.get()), going)
+        pickle.dump(answer(trials.get()), going)
         going.flush()
 
 
 def answer(data: bytes) -> tuple[float, Told | None]:
     """Run a cell; return its seconds, and the error that it failed with as another process can read it."""
     try:
-        work: Work = pickle.loads(data)
+        work: Job = pickle.loads(data)
     except Exception as error:  # the recipe's file may raise whatever code may
         return 0.0, packed_error(error)
     ended = work.do()
     return ended.seconds, None if ended.error is None else packed_error(ended.error)
 
 
-def _listen(coming: IO[bytes], cells: SimpleQueue[bytes]) -> None:
+def _listen(coming: IO[bytes], trials: SimpleQueue[bytes]) -> None:
     """Take cells as they come; end this process when the study's has, so that no cell is run by nobody's order."""
     try:
         while True:
-            cells.put(pickle.load(coming))
+            trials.put(pickle.load(coming))
     except BaseException:
         os._exit(1)
 

@@ -18,7 +18,7 @@ CELL = "cell.json"  # written last, so that a cell with it is finished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
+class JobResult:
     """How a cell ended. seconds: of this go. error: why it failed."""
 
     seconds: float = 0.0
@@ -26,7 +26,7 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class Job:
     """One cell to be run, or some stages of a run. folder: its own. given: what its recipe is called with."""
 
     name: str
@@ -35,20 +35,20 @@ class Work:
     given: Mapping[str, Any]
     origin: Origin
     options: RunOptions
-    watchers: Sequence[object] = ()
+    callbacks: Sequence[object] = ()
 
-    def do(self) -> Ended:
+    def do(self) -> JobResult:
         """Run it, or go on with it, and mark it as finished; whatever it raises is told and not raised."""
         began = time.perf_counter()
         try:
             options = replace(self.options, out=self.folder, resume=started(self.folder))
-            run(lambda: self.recipe(**self.given), options, watchers=self.watchers, origin=self.origin)
+            run(lambda: self.recipe(**self.given), options, callbacks=self.callbacks, origin=self.origin)
         except Exception as error:  # whatever a recipe raises must not cost the other cells
-            return Ended(seconds=time.perf_counter() - began, error=error)
+            return JobResult(seconds=time.perf_counter() - began, error=error)
         seconds = time.perf_counter() - began
         if options.only is None:
             write(self.folder / CELL, json.dumps({"seconds": seconds}))
-        return Ended(seconds=seconds)
+        return JobResult(seconds=seconds)
 
 
 class Workers(Protocol):
@@ -59,11 +59,11 @@ class Workers(Protocol):
         """Whether another cell may be begun."""
         ...
 
-    def begin(self, work: Work) -> None:
+    def begin(self, work: Job) -> None:
         """Begin a cell. Raises KdkitError where it cannot be brought to a worker."""
         ...
 
-    def next_ended(self) -> tuple[str, Ended]:
+    def next_ended(self) -> tuple[str, JobResult]:
         """Wait until one of those that were begun has ended; return its name and how it ended."""
         ...
 
@@ -72,22 +72,22 @@ class Workers(Protocol):
         ...
 
 
-class Here:
+class InProcess:
     """This process, one cell at a time."""
 
     def __init__(self) -> None:
-        self._begun: list[Work] = []
+        self._begun: list[Job] = []
 
     @property
     def room(self) -> bool:
         """Whether nothing was begun."""
         return not self._begun
 
-    def begin(self, work: Work) -> None:
+    def begin(self, work: Job) -> None:
         """Keep it for `next_ended`."""
         self._begun.append(work)
 
-    def next_ended(self) -> tuple[str, Ended]:
+    def next_ended(self) -> tuple[str, JobResult]:
         """Run what was begun."""
         work = self._begun.pop()
         return work.name, work.do()

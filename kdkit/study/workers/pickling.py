@@ -48,9 +48,9 @@ def packed(thing: object, what: str) -> bytes:
     return stream.getvalue()
 
 
-def require_packable(watchers: Sequence[object]) -> None:
+def require_packable(callbacks: Sequence[object]) -> None:
     """Raise RecipeError for a watcher that cannot be brought to another process."""
-    for each in watchers:
+    for each in callbacks:
         packed(each, f"watcher {type(each).__name__}")
 
 

@@ -14,7 +14,7 @@ from typing import IO, Any, cast
 import torch
 
 from kdkit.errors import RecipeError, WorkerError
-from kdkit.study.workers.job import Ended, Work
+from kdkit.study.workers.job import Job, JobResult
 from kdkit.study.workers.pickling import packed, unpacked_error
 
 # -P: the folder that one stands in is looked in only where this process does so too.
@@ -36,14 +36,14 @@ class Processes:
         self.threads = max(1, min(torch.get_num_threads(), _cores() // jobs))
         self._free: list[_Child] = []
         self._busy: dict[str, tuple[_Child, Thread]] = {}
-        self._ended: SimpleQueue[tuple[str, Ended]] = SimpleQueue()
+        self._ended: SimpleQueue[tuple[str, JobResult]] = SimpleQueue()
 
     @property
     def room(self) -> bool:
         """Whether a process is free, or may be started."""
         return len(self._busy) < self.jobs
 
-    def begin(self, work: Work) -> None:
+    def begin(self, work: Job) -> None:
         """Hand a cell to a process. Raises RecipeError where it cannot be brought there."""
         data = packed(work, f"cell {work.name!r}")
         self._free = [child for child in self._free if child.alive]
@@ -52,7 +52,7 @@ class Processes:
         self._busy[work.name] = child, thread
         thread.start()
 
-    def next_ended(self) -> tuple[str, Ended]:
+    def next_ended(self) -> tuple[str, JobResult]:
         """Wait until one of those that were begun has ended."""
         name, ended = self._ended.get()
         child, _thread = self._busy.pop(name)
@@ -76,11 +76,11 @@ class Processes:
         """Have a cell run by a child, and keep how it ended for `next_ended`."""
         answer = child.ask(data)
         if answer is None:
-            ended = Ended(error=WorkerError(child.died()))
+            ended = JobResult(error=WorkerError(child.died()))
             child.close()
         else:
             seconds, error = answer
-            ended = Ended(seconds=seconds, error=None if error is None else unpacked_error(error))
+            ended = JobResult(seconds=seconds, error=None if error is None else unpacked_error(error))
         self._ended.put((name, ended))
 
 

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from kdkit.errors import RecipeError, WorkerError, first_line
 from kdkit.study.workers.environment import conditions, difference
-from kdkit.study.workers.job import Ended, Work
+from kdkit.study.workers.job import Job, JobResult
 from kdkit.study.workers.pickling import packed, unpacked_error
 from kdkit.study.workers.remote import Place, run_there
 
@@ -46,7 +46,7 @@ class Cluster:
                 raise RecipeError(f"{name} of a cluster is a number of at least {least}; got {value!r}")
 
 
-class Machines:
+class RayWorkers:
     """The machines of a cluster that can take a cell, found fit for a study in this folder.
 
     files: of recipes, which must be the same everywhere.
@@ -69,7 +69,7 @@ class Machines:
             self.close()
             raise
 
-    def begin(self, work: Work) -> None:
+    def begin(self, work: Job) -> None:
         """Put a cell in the queue. Raises RecipeError where it cannot be brought to another machine."""
         data = packed(work, f"cell {work.name!r}")
         chosen = self._ray.remote(
@@ -79,18 +79,18 @@ class Machines:
         task = chosen(run_there).remote(work.name, data, place, self._here, self._cluster.cpus)
         self._running[task] = work.name
 
-    def next_ended(self) -> tuple[str, Ended]:
+    def next_ended(self) -> tuple[str, JobResult]:
         """Wait until one of those that were begun has ended, here or there."""
         (task, *_), _rest = self._ray.wait(list(self._running), num_returns=1)
         name = self._running.pop(task)
         try:
             seconds, error = self._ray.get(task)
         except self._ray.exceptions.RayTaskError as error:  # the machine could not even begin
-            return name, Ended(error=WorkerError(str(error).strip().splitlines()[-1]))
+            return name, JobResult(error=WorkerError(str(error).strip().splitlines()[-1]))
         except self._ray.exceptions.RayError as lost:
             said = f"its process or machine was lost in each of {self._cluster.retries + 1} tries: {first_line(lost)}"
-            return name, Ended(error=WorkerError(f"{said}; ask for the same again to go on from its last epoch"))
-        return name, Ended(seconds=seconds, error=None if error is None else unpacked_error(error))
+            return name, JobResult(error=WorkerError(f"{said}; ask for the same again to go on from its last epoch"))
+        return name, JobResult(seconds=seconds, error=None if error is None else unpacked_error(error))
 
     def close(self) -> None:
         """Stop what is still running, and leave the cluster as it was found."""

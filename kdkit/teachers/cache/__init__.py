@@ -1,31 +1,31 @@
 """What a frozen teacher said about each draw of a sample, kept so that it is asked once."""
 
 from kdkit.teachers.cache.audit import SAMPLES, Audit
-from kdkit.teachers.cache.cached import Recorded
-from kdkit.teachers.cache.codec import Form, Part
-from kdkit.teachers.cache.entry import Kept, Place
-from kdkit.teachers.cache.folder import AnswersFolder
+from kdkit.teachers.cache.cached import CachedTeacher
+from kdkit.teachers.cache.codec import Codec, Part
+from kdkit.teachers.cache.entry import EntryInfo, EntrySpec
+from kdkit.teachers.cache.folder import CacheFolder
 from kdkit.teachers.cache.key import Key, facts_of_data, key_of
-from kdkit.teachers.cache.probe import Trial, tried
+from kdkit.teachers.cache.probe import Probe, probe
 from kdkit.teachers.cache.settings import Answers
-from kdkit.teachers.cache.store import Found, Heard, Store
+from kdkit.teachers.cache.store import Lookup, NewOutputs, Store
 
 __all__ = [
     "SAMPLES",
     "Answers",
-    "AnswersFolder",
     "Audit",
-    "Form",
-    "Found",
-    "Heard",
-    "Kept",
+    "CacheFolder",
+    "CachedTeacher",
+    "Codec",
+    "EntryInfo",
+    "EntrySpec",
     "Key",
+    "Lookup",
+    "NewOutputs",
     "Part",
-    "Place",
-    "Recorded",
+    "Probe",
     "Store",
-    "Trial",
     "facts_of_data",
     "key_of",
-    "tried",
+    "probe",
 ]

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from kdkit.data.batch import Batch
-from kdkit.errors import AnswersError
-from kdkit.teachers.base import Respondent
-from kdkit.teachers.cache.codec import Form, apart
-from kdkit.utils.randomness import own_randomness
+from kdkit.errors import CacheError
+from kdkit.teachers.base import TeacherSession
+from kdkit.teachers.cache.codec import Codec, apart
+from kdkit.utils.randomness import preserve_rng_state
 
 SAMPLES = 4  # that are asked for at a time
 
@@ -21,7 +21,7 @@ class Audit:
     remedy: what to do, for the error.
     """
 
-    def __init__(self, whose: str, asked: Respondent, form: Form, share: float) -> None:
+    def __init__(self, whose: str, asked: TeacherSession, form: Codec, share: float) -> None:
         self.whose, self.share = whose, share
         self.rounding, self.remedy = form.rounding, ""
         self._asked, self._form = asked, form
@@ -39,15 +39,15 @@ class Audit:
         self.require_same(batch.rows(rows), [each[rows] for each in parts])
 
     def require_same(self, batch: Batch, parts: Sequence[Tensor]) -> None:
-        """Ask for a batch. Raises AnswersError where the recorded parts are more than rounding away from the answer."""
-        with own_randomness():
+        """Ask for a batch. Raises CacheError where the recorded parts are more than rounding away from the answer."""
+        with preserve_rng_state():
             answer = self._asked.ask(batch)
         distance = apart(self._form.compared(answer, parts))
         if bool((distance <= self.rounding).all()):
             return
         worst = int(distance.argmax())
         sample = "" if batch.ids is None else f" of sample {int(batch.ids[worst])} (draw {batch.draw})"
-        raise AnswersError(
+        raise CacheError(
             f"{self.whose} does not say what is recorded of it: the answer{sample} is {float(distance[worst]):.2g} of "
             f"the largest figure away, where rounding makes at most {self.rounding:.2g}; its code, its data or the "
             f"files were changed in a way that kdkit does not see: {self.remedy}"

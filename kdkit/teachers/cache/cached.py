@@ -8,29 +8,29 @@ from torch import Tensor
 
 from kdkit.data.batch import Batch
 from kdkit.errors import first_line
-from kdkit.nets.taps import Tapping
-from kdkit.teachers.base import Answer, Respondent
+from kdkit.nets.taps import TapLike
+from kdkit.teachers.base import TeacherOutput, TeacherSession
 from kdkit.teachers.cache.audit import Audit
-from kdkit.teachers.cache.codec import Form
-from kdkit.teachers.cache.store import Found, Heard, Store
+from kdkit.teachers.cache.codec import Codec
+from kdkit.teachers.cache.store import Lookup, NewOutputs, Store
 from kdkit.utils import collectives
 
 
-class Recorded(Respondent):
+class CachedTeacher(TeacherSession):
     """Answers for a net that is asked, as that one would; nobody who asks can tell the two apart.
 
     form: how answers are kept, and given from the first time on. store: where; None where they are only brought into
     that form. audit: what looks after recorded ones.
     """
 
-    def __init__(self, asked: Respondent, form: Form, store: Store | None, audit: Audit) -> None:
+    def __init__(self, asked: TeacherSession, form: Codec, store: Store | None, audit: Audit) -> None:
         self.asked = asked
         self.form = form
         self.store = store
         self.audit = audit
-        self._heard: list[Heard] = []  # since the last epoch, for the other processes of the run
+        self._heard: list[NewOutputs] = []  # since the last epoch, for the other processes of the run
 
-    def ask(self, batch: Batch) -> Answer:
+    def ask(self, batch: Batch) -> TeacherOutput:
         """Return what it says of this batch, having asked for those samples that were not recorded."""
         found = self._find(batch)
         if found is None or self.store is None:
@@ -41,7 +41,7 @@ class Recorded(Respondent):
         self.audit.look(batch, parts)
         return self.form.answer(parts, batch.labels.device)
 
-    def rehearse(self, batch: Batch) -> Sequence[Tapping]:
+    def rehearse(self, batch: Batch) -> Sequence[TapLike]:
         """Let the net answer once."""
         return self.asked.rehearse(batch)
 
@@ -86,16 +86,16 @@ class Recorded(Respondent):
         finally:
             self.asked.close()
 
-    def _find(self, batch: Batch) -> Found | None:
+    def _find(self, batch: Batch) -> Lookup | None:
         ids = batch.ids if batch.ids_on_cpu is None else batch.ids_on_cpu
         if self.store is None or ids is None or batch.draw is None:
             return None
         return self.store.find(ids, batch.draw)
 
-    def _formed(self, answer: Answer, batch: Batch) -> Answer:
+    def _formed(self, answer: TeacherOutput, batch: Batch) -> TeacherOutput:
         return self.form.answer(self.form.packed(answer), batch.labels.device)
 
-    def _completed(self, batch: Batch, found: Found, known: Tensor, store: Store) -> Answer:
+    def _completed(self, batch: Batch, found: Lookup, known: Tensor, store: Store) -> TeacherOutput:
         """Ask for what is missing, record it where this process may, and return the whole."""
         missing = known.logical_not().nonzero().flatten()
         parts = self.form.packed(self.asked.ask(batch if len(missing) == len(batch) else batch.rows(missing)))
@@ -108,12 +108,12 @@ class Recorded(Respondent):
             return self._given_up(first_line(error), batch)
         if collectives.several():
             kept = tuple(each.clone() for each in parts)  # a loss may change its target in place
-            self._heard.append(Heard(found.draw, store.ids[found.rows[missing]], kept))
+            self._heard.append(NewOutputs(found.draw, store.ids[found.rows[missing]], kept))
         if len(missing) < len(batch):
             parts = tuple(each.index_copy(0, missing, new) for each, new in zip(store.read(found), parts, strict=True))
         return self.form.answer(parts, batch.labels.device)
 
-    def _given_up(self, reason: str, batch: Batch) -> Answer:
+    def _given_up(self, reason: str, batch: Batch) -> TeacherOutput:
         """Ask at every step from this one on, as if nothing had been recorded."""
         self._give_up(reason)
         return self._formed(self.asked.ask(batch), batch)

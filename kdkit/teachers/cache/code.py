@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kdkit.errors import AnswersError
+from kdkit.errors import CacheError
 
 _PICKLING = ("__reduce_ex__", "__reduce__", "__getstate__", "__getnewargs__", "__getnewargs_ex__")
 
@@ -54,27 +54,27 @@ def members(kind: type) -> Iterator[tuple[str, Any]]:
 
 def enclosed(function: types.FunctionType) -> list[Any]:
     """Return what a function has from the functions around it; None for what is not there yet."""
-    return [_content(cell) for cell in function.__closure__ or ()]
+    return [_content(trial) for trial in function.__closure__ or ()]
 
 
 def attributes(value: Any, where: str) -> Any:
     """Return what an object holds: its attributes, and how it would be pickled where its type has a say in that.
 
-    Raises AnswersError for what lives outside Python, such as a lock.
+    Raises CacheError for what lives outside Python, such as a lock.
     """
     slots = [name for kind in type(value).__mro__ for name in _slots(kind) if hasattr(value, name)]
     own = {name: getattr(value, name) for name in slots}, dict(getattr(value, "__dict__", {}))
     try:
         pickled = value.__reduce_ex__(2)  # fails where a type keeps something in C and says nothing of it
     except Exception as error:  # whatever a stranger's type raises
-        raise AnswersError(f"{where} is a {type(value).__qualname__}, whose content cannot be told") from error
+        raise CacheError(f"{where} is a {type(value).__qualname__}, whose content cannot be told") from error
     plain = all(getattr(type(value), name, None) is getattr(object, name, None) for name in _PICKLING)
     return own if plain and (slots or hasattr(value, "__dict__")) else (own, pickled)
 
 
-def _content(cell: types.CellType) -> Any:
+def _content(trial: types.CellType) -> Any:
     try:
-        return cell.cell_contents
+        return trial.cell_contents
     except ValueError:
         return None
 

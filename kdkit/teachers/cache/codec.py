@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdkit.errors import AnswersError
-from kdkit.teachers.base import Answer
+from kdkit.errors import CacheError
+from kdkit.teachers.base import TeacherOutput
 from kdkit.teachers.cache.settings import Answers
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -29,13 +29,13 @@ class Part:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-class Form:
+class Codec:
     """Turns answers into parts that are kept, and parts into answers; made for a net from one of its answers.
 
-    Raises AnswersError for outputs of which the largest cannot be taken.
+    Raises CacheError for outputs of which the largest cannot be taken.
     """
 
-    def __init__(self, settings: Answers, answer: Answer) -> None:
+    def __init__(self, settings: Answers, answer: TeacherOutput) -> None:
         tensors = (answer.output, *answer.features)
         self._given = tuple(each.dtype for each in tensors)
         wanted = None if settings.dtype is None else _DTYPES[settings.dtype]
@@ -46,7 +46,7 @@ class Form:
         self._top = settings.top
         self._classes = answer.output.shape[-1]
         if self._top is not None and (answer.output.ndim != 2 or not floats[0]):
-            raise AnswersError(f"top is of outputs (batch, classes); it gives {tuple(answer.output.shape)}")
+            raise CacheError(f"top is of outputs (batch, classes); it gives {tuple(answer.output.shape)}")
         if self._top is not None and self._top >= self._classes:
             self._top = None  # all of them are kept
         self._plain = self._top is None and self._kept == self._given
@@ -60,7 +60,7 @@ class Form:
         """How far equal answers may lie apart in this form, as a share of the largest."""
         return max(4 * torch.finfo(each).eps if each in _HALF else 1e-5 for each in self._kept)
 
-    def packed(self, answer: Answer) -> tuple[Tensor, ...]:
+    def packed(self, answer: TeacherOutput) -> tuple[Tensor, ...]:
         """Return the parts of an answer, on the CPU, a row for each sample."""
         kept = [
             each.detach().to("cpu", dtype, copy=False).contiguous()
@@ -68,10 +68,10 @@ class Form:
         ]
         return tuple(kept) if self._top is None else (*self._of_largest(answer.output, self._top), *kept[1:])
 
-    def answer(self, parts: Sequence[Tensor], device: torch.device) -> Answer:
+    def answer(self, parts: Sequence[Tensor], device: torch.device) -> TeacherOutput:
         """Return the answer that parts make, on a device."""
         if self._plain and device.type == "cpu":
-            return Answer(parts[0], tuple(parts[1:]))
+            return TeacherOutput(parts[0], tuple(parts[1:]))
         moved = [each.to(device, non_blocking=True) for each in parts]
         if self._top is not None:
             largest, classes, *features = moved
@@ -79,9 +79,9 @@ class Form:
         output, *features = (
             each if each.dtype == given else each.to(given) for each, given in zip(moved, self._given, strict=True)
         )
-        return Answer(output, tuple(features))
+        return TeacherOutput(output, tuple(features))
 
-    def compared(self, answer: Answer, kept: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    def compared(self, answer: TeacherOutput, kept: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Return what is to be equal up to rounding where an answer is given again: the kept part, and what it is now.
 
         Of the largest outputs the kept classes are compared, since two that are nearly equal may change places.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from kdkit.errors import AnswersError
+from kdkit.errors import CacheError
 from kdkit.teachers.cache.code import attributes, enclosed, library, members
 from kdkit.teachers.cache.references import of_ones_own, referred, searches
 
@@ -46,14 +46,14 @@ class Digest:
         self._held: list[object] = []  # so that no id is given to another object meanwhile
 
     def add(self, value: object, where: str) -> "Digest":
-        """Take in a value. Raises AnswersError, which names the place, for one whose content cannot be told."""
+        """Take in a value. Raises CacheError, which names the place, for one whose content cannot be told."""
         if isinstance(value, _PLAIN) and not isinstance(value, enum.Enum):
             self._say(type(value).__name__, repr(value))
             if library(type(value).__module__) is not None:
                 return self
         self._held.append(value)
         if len(self._held) > _MOST:
-            raise AnswersError(f"{where} leads to more than {_MOST:,} values")
+            raise CacheError(f"{where} leads to more than {_MOST:,} values")
         if not isinstance(value, _CONSTANT):
             if id(value) in self._seen:
                 self._say("again", str(self._seen[id(value)]))
@@ -73,7 +73,7 @@ class Digest:
 
     def _made_of(self, value: Any, where: str) -> None:
         if name := searches(value):
-            raise AnswersError(f"{where} is {name}, by which it may find anything; give it the values instead")
+            raise CacheError(f"{where} is {name}, by which it may find anything; give it the values instead")
         if isinstance(value, Tensor):
             self._tensor(value, where)
         elif isinstance(value, np.ndarray):
@@ -95,7 +95,7 @@ class Digest:
 
     def _tensor(self, value: Tensor, where: str) -> None:
         if value.layout is not torch.strided or value.is_quantized or value.device.type == "meta":
-            raise AnswersError(f"{where} is a tensor of which the bytes cannot be read")
+            raise CacheError(f"{where} is a tensor of which the bytes cannot be read")
         content = value.detach().cpu().contiguous().resolve_conj().resolve_neg()
         self._say("tensor", str(value.dtype), str(tuple(value.shape)))
         self._hash.update(content.reshape(-1).view(torch.uint8).numpy().data if content.numel() else b"")
@@ -161,8 +161,8 @@ class Digest:
             self._say(value.__module__, value.__qualname__, library(value.__module__) or "")
         else:
             self.add(value.__code__, where)
-            cells = [None if of_ones_own(each) else each for each in enclosed(value)]  # what is taken from it counts
-            self.add((value.__defaults__, value.__kwdefaults__, cells, vars(value)), where)
+            trials = [None if of_ones_own(each) else each for each in enclosed(value)]  # what is taken from it counts
+            self.add((value.__defaults__, value.__kwdefaults__, trials, vars(value)), where)
             for name, each in referred(value):
                 self._say(name)
                 self.add(each, f"{where}: {name}")
@@ -172,7 +172,7 @@ class Digest:
         home = getattr(value, "__module__", None) or "builtins"
         package = library(home)
         if package is None:
-            raise AnswersError(f"{where} is compiled code of no installed package, {home}.{value.__qualname__}")
+            raise CacheError(f"{where} is compiled code of no installed package, {home}.{value.__qualname__}")
         self._say(home, value.__qualname__, package)
         owner = getattr(value, "__self__", None)
         if not isinstance(owner, types.ModuleType) and type(owner).__name__ != "PyCapsule":  # of functions of libraries
@@ -191,7 +191,7 @@ class Digest:
             self._say("logger", value.name)
         elif isinstance(value, types.ModuleType):
             if of_ones_own(value):
-                raise AnswersError(
+                raise CacheError(
                     f"{where} is the module {value.__name__}, from which anything may be taken; give it the functions "
                     "and values instead"
                 )
@@ -214,7 +214,7 @@ def _own_attributes(member: enum.Enum) -> dict[str, Any]:
 
 
 def _hooks(module: nn.Module, where: str) -> list[Any]:
-    """Return torch's own hooks on a module, as of its weight_norm. Raises AnswersError where a user's are on it.
+    """Return torch's own hooks on a module, as of its weight_norm. Raises CacheError where a user's are on it.
 
     Open taps of kdkit change nothing.
     """
@@ -226,5 +226,5 @@ def _hooks(module: nn.Module, where: str) -> list[Any]:
             kept.append(hook)
         elif home != "kdkit.nets.taps":
             name = getattr(hook, "__qualname__", type(hook).__qualname__)
-            raise AnswersError(f"{where} has a hook of its own on it ({name}), which may do anything")
+            raise CacheError(f"{where} has a hook of its own on it ({name}), which may do anything")
     return kept

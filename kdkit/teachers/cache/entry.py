@@ -17,12 +17,12 @@ from kdkit.utils.files import write
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
+class EntryInfo:
     """What stands in one place: whose answers, how many rows (samples times draws) are known, bytes, and last use."""
 
     path: Path
     net: str
-    sees: str
+    view: str
     data: str
     known: int
     rows: int
@@ -32,7 +32,7 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class EntrySpec:
     """What is to be kept in one place. ids: (samples,) int64. asked: how many rows the coming stage may add."""
 
     net: str
@@ -48,7 +48,7 @@ class Place:
         return self.asked * sum(part.bytes for part in self.parts)
 
 
-def create(at: Path, place: Place) -> None:
+def create(at: Path, place: EntrySpec) -> None:
     """Make the files of a place, which take no room until they are written to; last, what says that it is whole."""
     (at / "uses").mkdir(parents=True)
     content = place.ids.sort().values.contiguous().numpy().tobytes()
@@ -60,17 +60,17 @@ def create(at: Path, place: Place) -> None:
     write(at / META, json.dumps(_meta(place), indent=2))
 
 
-def _sizes(place: Place) -> dict[str, int]:
+def _sizes(place: EntrySpec) -> dict[str, int]:
     rows = place.draws * len(place.ids)
     return {**{part.name: rows * part.bytes for part in place.parts}, KNOWN: rows}
 
 
-def _meta(place: Place) -> dict[str, Any]:
+def _meta(place: EntrySpec) -> dict[str, Any]:
     parts = [{**asdict(part), "shape": list(part.shape), "dtype": str(part.dtype)} for part in place.parts]
     return {"net": place.net, "parts": parts, "made": time.strftime("%Y-%m-%d %H:%M:%S"), "key": place.key.facts}
 
 
-def fits(at: Path, place: Place) -> bool:
+def fits(at: Path, place: EntrySpec) -> bool:
     """Whether a place is whole and of this form."""
     try:
         meta = json.loads((at / META).read_text())
@@ -95,7 +95,7 @@ def in_use(at: Path) -> bool:
     return False
 
 
-def kept_in(at: Path) -> Kept | None:
+def kept_in(at: Path) -> EntryInfo | None:
     """Return what is kept in a place, None where that cannot be told: one that is not whole is of no use."""
     try:
         meta = json.loads((at / META).read_text())
@@ -104,12 +104,12 @@ def kept_in(at: Path) -> Kept | None:
         used = (at / USED).stat().st_mtime
         planned = int((at / USED).read_text() or 0)
         net, facts = str(meta["net"]), meta["key"]
-        sees, data = str(facts["sees"]["key"]), str(facts["data"]["fingerprint"])
+        view, data = str(facts["view"]["key"]), str(facts["data"]["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     taken = sum(getattr(each, "st_blocks", each.st_size // 512) * 512 for each in files)
     opened = in_use(at)
-    return Kept(
-        path=at, net=net, sees=sees, data=data, known=known.count(1), rows=len(known),
+    return EntryInfo(
+        path=at, net=net, view=view, data=data, known=known.count(1), rows=len(known),
         bytes=max(taken, planned) if opened else taken, used=used, open=opened,
     )  # fmt: skip

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from kdkit.errors import AnswersError, did_you_mean, first_line
-from kdkit.teachers.cache.entry import Kept, Place, create, fits, in_use, kept_in
+from kdkit.errors import CacheError, did_you_mean, first_line
+from kdkit.teachers.cache.entry import EntryInfo, EntrySpec, create, fits, in_use, kept_in
 from kdkit.teachers.cache.store import USED, Store
 
 _DIGITS = 64  # of a sha256, by which places are called
@@ -17,20 +17,20 @@ _WAIT = 30.0  # seconds for another process to open or delete something
 _SPARE = 2**28  # bytes that stay free on the disk
 
 
-class AnswersFolder:
+class CacheFolder:
     """Places by digest. limit: bytes, above which the places that were not used for longest are given up."""
 
     def __init__(self, path: Path, limit: float = math.inf) -> None:
         self.path, self.limit = path, limit
 
-    def open(self, place: Place) -> Store:
-        """Return the store of a place, made where it is not there. Raises AnswersError where there is no room."""
+    def open(self, place: EntrySpec) -> Store:
+        """Return the store of a place, made where it is not there. Raises CacheError where there is no room."""
         at = self.path / place.key.digest
         try:
             with self._alone():
                 if at.exists() and not fits(at, place):
                     if in_use(at):
-                        raise AnswersError(f"{at} is damaged, and another process uses it")
+                        raise CacheError(f"{at} is damaged, and another process uses it")
                     shutil.rmtree(at)
                 self._make_room(at, place.planned)
                 if not at.exists():
@@ -38,27 +38,27 @@ class AnswersFolder:
                 (at / USED).write_text(str(place.planned))
                 return Store(at, place.parts, len(place.ids), place.draws)
         except (OSError, RuntimeError) as error:  # torch raises a RuntimeError where a file cannot be mapped
-            raise AnswersError(f"{self.path} cannot be written: {first_line(error)}") from error
+            raise CacheError(f"{self.path} cannot be written: {first_line(error)}") from error
 
-    def kept(self) -> list[Kept]:
-        """Return what is there, the last used first. Raises AnswersError where there is no such folder."""
+    def kept(self) -> list[EntryInfo]:
+        """Return what is there, the last used first. Raises CacheError where there is no such folder."""
         with self._there():
             return self._kept()
 
-    def delete(self, name: str) -> list[Kept]:
+    def delete(self, name: str) -> list[EntryInfo]:
         """Delete the places of a net by its name, by how their digest begins, or "all"; return them.
 
-        Raises AnswersError where none has this name, or one of them is in use; then nothing is deleted.
+        Raises CacheError where none has this name, or one of them is in use; then nothing is deleted.
         """
         with self._there():
             return self._delete(name, self._kept())
 
-    def shrink(self, most: int) -> list[Kept]:
+    def shrink(self, most: int) -> list[EntryInfo]:
         """Delete the places that were not used for longest until at most so many bytes are left; return them."""
         with self._there():
             return self._shrink(most, self._kept())
 
-    def _kept(self) -> list[Kept]:
+    def _kept(self) -> list[EntryInfo]:
         """Return what is there, once what is broken is cleared away; only ever called by one process at a time."""
         found = []
         for each in self.path.iterdir():
@@ -70,19 +70,19 @@ class AnswersFolder:
                     shutil.rmtree(each)
         return sorted(found, key=lambda each: -each.used)
 
-    def _delete(self, name: str, kept: Sequence[Kept]) -> list[Kept]:
+    def _delete(self, name: str, kept: Sequence[EntryInfo]) -> list[EntryInfo]:
         chosen = [each for each in kept if name in ("all", each.net) or (name and each.path.name.startswith(name))]
         if not chosen and name != "all":
             hint = did_you_mean(name, {each.net for each in kept})
-            raise AnswersError(f"nothing in {self.path} is called {name!r}; {hint}")
+            raise CacheError(f"nothing in {self.path} is called {name!r}; {hint}")
         for each in chosen:
             if each.open:
-                raise AnswersError(f"the answers of {each.net!r} in {each.path} are in use; wait for the run to end")
+                raise CacheError(f"the answers of {each.net!r} in {each.path} are in use; wait for the run to end")
         for each in chosen:
             shutil.rmtree(each.path)
         return chosen
 
-    def _shrink(self, most: float, kept: Sequence[Kept]) -> list[Kept]:
+    def _shrink(self, most: float, kept: Sequence[EntryInfo]) -> list[EntryInfo]:
         total, given_up = sum(each.bytes for each in kept), []
         for each in sorted(kept, key=lambda each: each.used):
             if total > most and not each.open:
@@ -92,7 +92,7 @@ class AnswersFolder:
         return given_up
 
     def _make_room(self, at: Path, planned: int) -> None:
-        """Give up other places for a coming one. Raises AnswersError where that is not enough."""
+        """Give up other places for a coming one. Raises CacheError where that is not enough."""
         kept = self._kept()
         own = next((each.bytes for each in kept if each.path == at), 0)
         others = [each for each in kept if each.path != at]
@@ -100,25 +100,25 @@ class AnswersFolder:
         bound = f"held to {_said(self.limit)} (--answers-size)"
         needed = f"its answers take {_said(wanted)}"
         if wanted > self.limit:
-            raise AnswersError(f"{needed}, and {self.path} is {bound}")
+            raise CacheError(f"{needed}, and {self.path} is {bound}")
         self._shrink(self.limit - wanted, others)
         left = sum(each.bytes for each in others if each.path.exists())
         if left + wanted > self.limit:
-            raise AnswersError(f"{needed}, and other runs fill {self.path}, {bound}")
+            raise CacheError(f"{needed}, and other runs fill {self.path}, {bound}")
         free = shutil.disk_usage(self.path).free - _SPARE
         if planned - own > free:
-            raise AnswersError(f"{needed}, and the disk of {self.path} has {_said(max(free, 0))} left")
+            raise CacheError(f"{needed}, and the disk of {self.path} has {_said(max(free, 0))} left")
 
     @contextmanager
     def _there(self) -> Iterator[None]:
-        """Hold a folder that exists. Raises AnswersError where it does not, or may not be written to."""
+        """Hold a folder that exists. Raises CacheError where it does not, or may not be written to."""
         if not self.path.is_dir():
-            raise AnswersError(f"there is no folder {self.path}; name one of recorded answers, such as runs/answers")
+            raise CacheError(f"there is no folder {self.path}; name one of recorded answers, such as runs/answers")
         try:
             with self._alone():
                 yield
         except OSError as error:
-            raise AnswersError(f"{self.path} cannot be looked through: {first_line(error)}") from error
+            raise CacheError(f"{self.path} cannot be looked through: {first_line(error)}") from error
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -127,7 +127,7 @@ class AnswersFolder:
             with FileLock(self.path / ".lock", timeout=_WAIT):
                 yield
         except Timeout as error:
-            raise AnswersError(f"another process holds {self.path} for more than {_WAIT:.0f} s") from error
+            raise CacheError(f"another process holds {self.path} for more than {_WAIT:.0f} s") from error
 
 
 def _said(amount: float) -> str:

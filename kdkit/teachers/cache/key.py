@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdkit.data.dataset import Data, Stream
-from kdkit.errors import AnswersError, first_line
+from kdkit.data.dataset import Data, LoaderSplit
+from kdkit.errors import CacheError, first_line
 from kdkit.nets.net import Net
-from kdkit.nets.taps import AttentionTap, Tap, Tapping
+from kdkit.nets.taps import AttentionTap, Tap, TapLike
 from kdkit.teachers.cache.digest import Digest
 
 FORMAT = 2  # of the files and the key: goes up whenever they are written otherwise
-_OF_NETS = ("name", "module", "sees", "element", "classes", "version", "trained")
+_OF_NETS = ("name", "module", "view", "element", "classes", "version", "trained")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,38 +32,38 @@ class Key:
         return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
 
 
-def key_of(net: Net[Any], taps: Sequence[Tapping], *, data: Mapping[str, Any], how: Mapping[str, Any]) -> Key:
+def key_of(net: Net[Any], taps: Sequence[TapLike], *, data: Mapping[str, Any], how: Mapping[str, Any]) -> Key:
     """Return the key of what a net says, while it is open for a stage.
 
     data: see `facts_of_data`. how: what else the figures depend on, as the precision of the run.
-    Raises AnswersError, whose text is the reason, where something cannot be told apart from what it was.
+    Raises CacheError, whose text is the reason, where something cannot be told apart from what it was.
     """
     try:
         return Key(
             {
                 "format": FORMAT,
                 "net": _facts_of_net(net),
-                "sees": {"key": str(net.sees.key), "digest": Digest().add(net.sees, "what it sees").hexdigest()},
+                "view": {"key": str(net.view.key), "digest": Digest().add(net.view, "what it sees").hexdigest()},
                 "taps": [_facts_of_tap(net, tap) for tap in taps],
                 "data": dict(data),
                 "how": {**how, **_surroundings(str(how.get("device", "cpu")))},
             }
         )
-    except AnswersError:
+    except CacheError:
         raise
     except Exception as error:  # a stranger's module or view may raise anything when it is looked at
-        raise AnswersError(f"it cannot be looked at ({type(error).__name__}: {first_line(error)})") from error
+        raise CacheError(f"it cannot be looked at ({type(error).__name__}: {first_line(error)})") from error
 
 
 def facts_of_data(data: Data) -> dict[str, Any]:
-    """Return what answers depend on in the data. Raises AnswersError where its samples cannot be told apart."""
-    if isinstance(data.train, Stream):
-        raise AnswersError("the data comes from a loader, whose samples have no ids")
+    """Return what answers depend on in the data. Raises CacheError where its samples cannot be told apart."""
+    if isinstance(data.train, LoaderSplit):
+        raise CacheError("the data comes from a loader, whose samples have no ids")
     if data.draws is None:
-        raise AnswersError("the data's randomness is its own, so that no sample need come again")
+        raise CacheError("the data's randomness is its own, so that no sample need come again")
     ids = torch.as_tensor(data.train.ids)
     if len(torch.unique(ids)) < len(ids):
-        raise AnswersError("the ids of the training split are not different from each other")
+        raise CacheError("the ids of the training split are not different from each other")
     return {
         "fingerprint": str(data.fingerprint),
         "classes": list(data.classes),
@@ -102,13 +102,13 @@ def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [*named.items(), *((name, value) for name, value in module.state_dict().items() if name not in named)]
 
 
-def _facts_of_tap(net: Net[Any], tap: Tapping) -> dict[str, Any]:
+def _facts_of_tap(net: Net[Any], tap: TapLike) -> dict[str, Any]:
     kind = type(tap)
     if kind not in (Tap, AttentionTap):
-        raise AnswersError(f"a tap of it is a {kind.__name__}, of which kdkit does not know what it takes")
+        raise CacheError(f"a tap of it is a {kind.__name__}, of which kdkit does not know what it takes")
     path = next((name for name, module in net.network.named_modules() if module is tap.module), None)
     if path is None:
-        raise AnswersError(f"a tap of it sits on a {type(tap.module).__name__} that is no part of its module")
+        raise CacheError(f"a tap of it sits on a {type(tap.module).__name__} that is no part of its module")
     if not isinstance(tap, Tap):
         return {"kind": kind.__name__, "path": path}
     element = tap.element if isinstance(tap.element, (int, str)) else None

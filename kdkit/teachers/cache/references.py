@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, TypeGuard
 
-from kdkit.errors import AnswersError
+from kdkit.errors import CacheError
 from kdkit.teachers.cache.code import enclosed, installed, library
 
 _SEARCHES: dict[str, dict[str, Any]] = {  # what finds values that no code names, by module and name
@@ -31,7 +31,7 @@ _GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 def referred(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     """Give what a function refers to, by name: globals, what it imports as it runs, and what it takes from modules.
 
-    A module of one's own counts by what is taken from it, down its submodules. Raises AnswersError where one is handed
+    A module of one's own counts by what is taken from it, down its submodules. Raises CacheError where one is handed
     on, since anything may be taken from it then, where one would be loaded only later, and where values are found by
     names that no code tells, as in `os.environ`.
     """
@@ -81,7 +81,7 @@ def _taken(
             while of_ones_own(value):
                 if not is_last or code[step].opname not in _ATTRIBUTE:
                     named = value.__name__
-                    raise AnswersError(
+                    raise CacheError(
                         f"{where} hands on the module {named}, from which anything may be taken; hand on the functions "
                         "and values instead"
                     )
@@ -93,7 +93,7 @@ def _taken(
 
 
 def _require_named(codes: list[list[dis.Instruction]], function: types.FunctionType) -> None:
-    """Raise AnswersError where code takes from Python itself what finds values by names that are no code."""
+    """Raise CacheError where code takes from Python itself what finds values by names that are no code."""
     held = {**function.__globals__, **dict(zip(function.__code__.co_freevars, enclosed(function), strict=True))}
     modules = {name: value.__name__ for name, value in held.items() if isinstance(value, types.ModuleType)}
     for code in codes:
@@ -108,7 +108,7 @@ def _require_named(codes: list[list[dis.Instruction]], function: types.FunctionT
                 modules[_stored(code, place)] = each.argval.partition(".")[0]
             for module, name in found:
                 if name in _SEARCHES.get(module, {}):
-                    raise AnswersError(
+                    raise CacheError(
                         f"{function.__qualname__} uses {searches(_SEARCHES[module][name])}, by which it may find "
                         "anything; give it the values instead"
                     )
@@ -157,7 +157,7 @@ def _loaded_as(name: str, where: str) -> types.ModuleType | str | None:
         return None
     version = installed(top, file)
     if version is None:
-        raise AnswersError(f"{where} imports {name}, which is not loaded yet; import it at the top of the file")
+        raise CacheError(f"{where} imports {name}, which is not loaded yet; import it at the top of the file")
     return version
 
 

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from kdkit.errors import RecipeError
 
-Kept = Literal["fp16", "fp32"]
+EntryInfo = Literal["fp16", "fp32"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,12 +23,12 @@ class Answers:
     Raises RecipeError for values out of range.
     """
 
-    dtype: Kept | None = None
+    dtype: EntryInfo | None = None
     top: int | None = None
     audit: float = 0.0005
 
     def __post_init__(self) -> None:
-        if self.dtype is not None and self.dtype not in get_args(Kept):
+        if self.dtype is not None and self.dtype not in get_args(EntryInfo):
             raise RecipeError(f"answers are kept as 'fp16', 'fp32' or, with None, as they are; got {self.dtype!r}")
         if self.top is not None and (isinstance(self.top, bool) or not isinstance(self.top, int) or self.top < 1):
             raise RecipeError(f"top is how many outputs of each sample are kept, at least 1, or None; got {self.top!r}")

@@ -20,7 +20,7 @@ _SECONDS = 5.0  # between two flushes at least
 _PAUSES = 100  # for how many times as long as a flush took there is none, so that a slow disk does not hold up training
 
 
-class Found(NamedTuple):
+class Lookup(NamedTuple):
     """Where samples stand in a store: rows (samples,), and which are known in this draw, (samples,) bool; None: all."""
 
     draw: int
@@ -28,7 +28,7 @@ class Found(NamedTuple):
     known: Tensor | None
 
 
-class Heard(NamedTuple):
+class NewOutputs(NamedTuple):
     """What a teacher said of samples, (samples,) int64 ids, in one draw: a tensor (samples, ...) for each part."""
 
     draw: int
@@ -61,18 +61,18 @@ class Store:
         self._whole: set[int] = set()
         self.look_again()
 
-    def find(self, ids: Tensor, draw: int) -> Found | None:
+    def find(self, ids: Tensor, draw: int) -> Lookup | None:
         """Return where samples stand, (samples,) ids; None where the store has no place for them."""
         ids = ids.to("cpu", torch.int64).contiguous()
         rows = torch.searchsorted(self.ids, ids)
         if not 0 <= draw < self.draws or not torch.equal(self._after.index_select(0, rows), ids):
             return None
         if draw in self._whole:
-            return Found(draw, rows, None)
+            return Lookup(draw, rows, None)
         known = self.known[draw].index_select(0, rows)
-        return Found(draw, rows, None if bool(known.all()) else known)
+        return Lookup(draw, rows, None if bool(known.all()) else known)
 
-    def read(self, found: Found) -> tuple[Tensor, ...]:
+    def read(self, found: Lookup) -> tuple[Tensor, ...]:
         """Return the rows of each part, as copies; what is not known is 0."""
         return tuple([each.index_select(0, found.rows) for each in self._by_draw[found.draw]])
 
@@ -89,7 +89,7 @@ class Store:
         if time.monotonic() - self._flushed > self._pause:
             self.flush()
 
-    def take(self, heard: Heard) -> None:
+    def take(self, heard: NewOutputs) -> None:
         """Record what another process was told, where this one writes, but for what is known here already."""
         found = self.find(heard.ids, heard.draw) if self.writes else None
         if found is None or found.known is None:

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
-from kdkit import Batch, DataError, Stream
+from kdkit import Batch, DataError, LoaderSplit
 from kdkit.data.batch import as_targets, moved
 from kdkit.data.loading import batches, shuffled, training_order
-from kdkit.utils.randomness import seed_from
+from kdkit.utils.randomness import derive_seed
 from tests.helpers.tiny import tiny_data
 
 META = torch.device("meta")
@@ -20,10 +20,10 @@ Pair = namedtuple("Pair", "left right")
 
 
 def test_seeds_stay_what_they_are():
-    assert seed_from(0) == 3980143261097177850
-    assert seed_from(1, 2) == 4775233734956296224
-    assert seed_from(2, 1) == 1689874118103579988
-    assert seed_from(0, 0, 0) == 4635879678023765015
+    assert derive_seed(0) == 3980143261097177850
+    assert derive_seed(1, 2) == 4775233734956296224
+    assert derive_seed(2, 1) == 1689874118103579988
+    assert derive_seed(0, 0, 0) == 4635879678023765015
 
 
 def test_orders_stay_what_they_are():
@@ -33,13 +33,13 @@ def test_orders_stay_what_they_are():
 
 @given(st.lists(st.integers(-(2**70), 2**70), max_size=4))
 def test_any_seed_is_one_that_torch_takes(numbers):
-    seed = seed_from(*numbers)
+    seed = derive_seed(*numbers)
     assert 0 <= seed < 2**63
     torch.Generator().manual_seed(seed)
 
 
 def test_near_seeds_do_not_meet():
-    assert len({seed_from(seed, epoch) for seed in range(50) for epoch in range(50)}) == 2500
+    assert len({derive_seed(seed, epoch) for seed in range(50) for epoch in range(50)}) == 2500
 
 
 @given(st.integers(0, 40), st.integers(0, 9), st.integers(0, 9))
@@ -65,7 +65,7 @@ def test_a_last_batch_of_a_single_sample_is_left_out_of_training(rows, size, kep
 
 def test_a_loader_of_ones_own_keeps_its_order():
     loader = DataLoader(TensorDataset(torch.arange(6.0), torch.arange(6)), batch_size=4)
-    stream = Stream(loader)
+    stream = LoaderSplit(loader)
     assert training_order(stream, 2, 0, 0) is None
     assert batches(stream, 2) is stream
     assert [batch.labels.tolist() for batch in stream] == [[0, 1, 2, 3], [4, 5]]
@@ -157,7 +157,7 @@ def test_indicator_columns_become_floats_and_class_indices_stay():
 
 
 def test_an_order_and_the_dropout_of_its_epoch_draw_different_numbers():
-    torch.manual_seed(seed_from(3, 5))
+    torch.manual_seed(derive_seed(3, 5))
     assert torch.randperm(50).tolist() != shuffled(50, seed=3, epoch=5).tolist()
 
 
@@ -197,4 +197,4 @@ def test_what_is_not_in_the_memory_of_the_host_is_not_pinned(monkeypatch):
 @pytest.mark.parametrize("item", [{"inputs": 1, "labels": 2}, (1, 2, 3)], ids=["a dict", "a triple"])
 def test_a_loader_that_yields_no_pairs_is_refused_at_any_split(item):
     with pytest.raises(DataError, match=r"yields pairs \(inputs, labels\); got a"):
-        next(iter(Stream([item])))
+        next(iter(LoaderSplit([item])))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from kdkit import DataError, Stream, TorchData
+from kdkit import DataError, LoaderSplit, TorchData
 from tests.helpers.tiny import samples, tiny_data
 
 
@@ -143,7 +143,7 @@ def test_the_randomness_of_another_dataset_is_unknown_unless_it_is_promised():
 def test_a_loader_keeps_its_own_batches_and_nothing_is_promised():
     loader = DataLoader(samples(), batch_size=3)
     data = TorchData(loader, samples(), classes=["a", "b", "c"], draws=1)
-    assert isinstance(data.train, Stream)
+    assert isinstance(data.train, LoaderSplit)
     assert data.draws is None
     assert data.test is None
     assert [len(batch) for batch in data.train] == [3, 3, 2]

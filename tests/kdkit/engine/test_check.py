@@ -29,8 +29,8 @@ def the_problem(recipe):
 def test_a_sound_recipe_has_no_problem_and_shows_its_comparisons():
     teacher, student = tiny_net("teacher", trained=True, hidden=7), tiny_net("student")
     features = Match(teacher, Hint(), student=Tap(student.module.hidden), target=Tap(teacher.module.hidden))
-    goal = 0.3 * plain_goal() + CosineRamp(end=0.7) * Match(teacher, SoftTargets()) + features
-    plan = check(one_stage(student, goal))
+    objective = 0.3 * plain_goal() + CosineRamp(end=0.7) * Match(teacher, SoftTargets()) + features
+    plan = check(one_stage(student, objective))
     plan.require()
     truth, soft, hint = plan.comparisons[0]
     assert (truth.label, truth.source, truth.weight) == ("truth", None, (0.3, 0.3))
@@ -71,8 +71,8 @@ def test_two_nets_trained_together_cannot_teach_each_other_frozen():
 
 def test_two_terms_of_one_label_are_found():
     teacher, student = taught()
-    goal = Match(teacher, SoftTargets()) + Match(teacher, SoftTargets(temperature=2))
-    assert "2 terms are called 'teacher/soft_targets'" in the_problem(one_stage(student, goal))
+    objective = Match(teacher, SoftTargets()) + Match(teacher, SoftTargets(temperature=2))
+    assert "2 terms are called 'teacher/soft_targets'" in the_problem(one_stage(student, objective))
 
 
 def test_two_nets_of_one_name_are_found():
@@ -234,8 +234,8 @@ def test_one_loss_with_weights_in_two_terms_is_found():
     teacher, student = tiny_net("teacher", trained=True, hidden=7), tiny_net("student")
     hint = Hint()
     taps = {"student": Tap(student.module.hidden), "target": Tap(teacher.module.hidden)}
-    goal = Match(teacher, hint, **taps) + Match(teacher, hint, **taps, label="again")
-    problems = check(one_stage(student, goal)).problems
+    objective = Match(teacher, hint, **taps) + Match(teacher, hint, **taps, label="again")
+    problems = check(one_stage(student, objective)).problems
     assert any("terms 'teacher/hint' and 'again' share one Hint" in problem for problem in problems)
 
 
@@ -281,8 +281,8 @@ def test_nets_that_share_no_class_with_the_data_are_found_and_left_without_hooks
     teacher = tiny_net("teacher", trained=True)
     student = tiny_net("student", classes=["x", "y", "z"])
     taps = {"student": Tap(student.module.hidden), "target": Tap(teacher.module.hidden)}
-    goal = plain_goal() + Match(teacher, nn.MSELoss(), **taps)
-    assert "net 'student' and the data share no class" in the_problem(one_stage(student, goal))
+    objective = plain_goal() + Match(teacher, nn.MSELoss(), **taps)
+    assert "net 'student' and the data share no class" in the_problem(one_stage(student, objective))
     assert hooks_of(student.module) == hooks_of(teacher.module) == 0
 
 
@@ -366,10 +366,10 @@ def test_looking_changes_no_net(sound, training):
         net.module.train(training)
         net.module.norm.train(not training)
     taps = {"student": Tap(student.module.act, "input"), "target": Tap(teacher.module.act, "input")}
-    goal = plain_goal() + Match(teacher, Hint(), **taps) + (0 if sound else Truth(cut, label="cut"))
+    objective = plain_goal() + Match(teacher, Hint(), **taps) + (0 if sound else Truth(cut, label="cut"))
     states = [state_of(teacher.module), state_of(student.module)]
     random = torch.get_rng_state()
-    assert bool(check(one_stage(student, goal)).problems) is not sound
+    assert bool(check(one_stage(student, objective)).problems) is not sound
     assert same_state(states[0], state_of(teacher.module))
     assert same_state(states[1], state_of(student.module))
     assert torch.equal(torch.get_rng_state(), random)

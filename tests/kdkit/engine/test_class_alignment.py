@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from kdkit import RecipeError
-from kdkit.engine.class_alignment import Compared, SharedClasses, shared
+from kdkit.engine.class_alignment import ClassAlignment, TermInputs, shared
 
 
 def compared(student, target=None, labels=(0, 1, 2), answers=(), ids=(5, 6, 7)):
-    return Compared(student, target, torch.tensor(labels), torch.tensor(ids), answers)
+    return TermInputs(student, target, torch.tensor(labels), torch.tensor(ids), answers)
 
 
 def cut(student=(0, 2), targets=(), outputs=False, labels=None, task="multiclass"):
-    return SharedClasses(student=student, targets=targets, outputs=outputs, labels=labels, task=task)
+    return ClassAlignment(student=student, targets=targets, outputs=outputs, labels=labels, task=task)
 
 
 def test_the_same_classes_need_nothing():
@@ -47,7 +47,7 @@ def test_columns_are_cut_and_brought_into_one_order():
 def test_features_are_left_as_they_are():
     student, target = torch.ones(3, 4), torch.ones(3, 5)
     found = cut(student=None, targets=((1,),), labels=(0, 1, 2), task="multilabel")(
-        Compared(student, target, torch.eye(3), None, (torch.ones(3, 2),))
+        TermInputs(student, target, torch.eye(3), None, (torch.ones(3, 2),))
     )
     assert found.student is student
     assert found.target is target
@@ -56,7 +56,7 @@ def test_features_are_left_as_they_are():
 
 def test_columns_of_labels_are_cut_where_each_sample_has_several():
     labels = torch.tensor([[1.0, 0, 1], [0, 1, 0]])
-    found = cut(labels=(2, 0), task="multilabel")(Compared(torch.ones(2, 3), None, labels, None, ()))
+    found = cut(labels=(2, 0), task="multilabel")(TermInputs(torch.ones(2, 3), None, labels, None, ()))
     assert found.labels.tolist() == [[1, 1], [0, 0]]
 
 

@@ -7,17 +7,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit import Batch, Facts, Match, Stage, Tap, Training
+from kdkit import Batch, BuildContext, Match, Stage, Tap, Training
 from kdkit.engine.check.dry_run import Rehearsal
 from kdkit.losses import Hint, SoftTargets
 from tests.helpers.tiny import hooks_of, plain_goal, state_of, tiny_net
 
-FACTS = Facts(classes=("a", "b", "c"), task="multiclass", samples=8, ids=True)
+FACTS = BuildContext(classes=("a", "b", "c"), task="multiclass", samples=8, ids=True)
 BATCH = Batch(torch.randn(2, 4), torch.tensor([0, 1]), torch.arange(2))
 
 
-def opened(goal, student, facts=FACTS):
-    return Rehearsal(Stage({student: goal}, Training(epochs=1)), facts, BATCH)
+def opened(objective, student, facts=FACTS):
+    return Rehearsal(Stage({student: objective}, Training(epochs=1)), facts, BATCH)
 
 
 def taps(student, teacher):

@@ -5,16 +5,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit import Batch, Facts, LinearRamp, Match, Net, RecipeError, Stage, Tap, Training, Truth
-from kdkit.engine.module import Lesson
+from kdkit import Batch, BuildContext, LinearRamp, Match, Net, RecipeError, Stage, Tap, Training, Truth
+from kdkit.engine.module import DistillationModule
 from kdkit.losses import Hint, SoftTargets
-from kdkit.recipe.objective import as_goal
+from kdkit.recipe.objective import as_objective
 from kdkit.teachers import Frozen, ask
 from tests.helpers.tiny import Mlp, hooks_of, plain_goal, state_of, tiny_net
 
 NAMES = ("a", "b", "c")
-FACTS = Facts(classes=NAMES, task="multiclass", samples=8, ids=True)
-MULTILABEL = Facts(classes=NAMES, task="multilabel", samples=8, ids=True)
+FACTS = BuildContext(classes=NAMES, task="multiclass", samples=8, ids=True)
+MULTILABEL = BuildContext(classes=NAMES, task="multilabel", samples=8, ids=True)
 TRAINING = Training(epochs=1)
 
 
@@ -23,8 +23,8 @@ def batch(labels=(0, 1, 2, 0)):
     return Batch(torch.randn(len(labels), 4), labels, torch.arange(len(labels)))
 
 
-def lesson_of(goals, facts=FACTS):
-    return Lesson(Stage(goals, TRAINING), facts)
+def lesson_of(objectives, facts=FACTS):
+    return DistillationModule(Stage(objectives, TRAINING), facts)
 
 
 def answers_of(lesson_stage, given):
@@ -38,7 +38,7 @@ def answers_of(lesson_stage, given):
 def test_terms_are_unweighted_and_stand_under_their_labels():
     teacher, student, given = tiny_net("teacher", trained=True), tiny_net("student", seed=1), batch()
     stage = Stage({student: 0.3 * plain_goal() + LinearRamp(end=2) * Match(teacher, SoftTargets())}, TRAINING)
-    lesson, answers = Lesson(stage, FACTS).eval(), answers_of(stage, given)
+    lesson, answers = DistillationModule(stage, FACTS).eval(), answers_of(stage, given)
     terms = lesson(given, answers)
     assert list(terms) == ["truth", "teacher/soft_targets"]
     torch.testing.assert_close(terms["truth"], F.cross_entropy(student(given), given.labels))
@@ -60,7 +60,7 @@ def test_teacher_gets_no_gradient_and_no_other_statistics():
     before = state_of(teacher.module)["tensors"]
     hint = Match(teacher, nn.MSELoss(), student=Tap(student.module.hidden), target=Tap(teacher.module.hidden))
     stage = Stage({student: Match(teacher, SoftTargets()) + hint}, TRAINING)
-    terms = Lesson(stage, FACTS)(given, answers_of(stage, given))
+    terms = DistillationModule(stage, FACTS)(given, answers_of(stage, given))
     sum(terms.values()).backward()
     assert all(parameter.grad is None for parameter in teacher.module.parameters())
     assert all(parameter.grad is not None for parameter in student.module.parameters())
@@ -92,7 +92,7 @@ def test_a_side_of_several_taps_is_a_tuple():
     ours, theirs = student.module, teacher.module
     match = Match(teacher, several, student=(Tap(ours.hidden), Tap(ours.head)), target=(Tap(theirs.head),))
     stage = Stage({student: match}, TRAINING)
-    Lesson(stage, FACTS)(given, answers_of(stage, given))
+    DistillationModule(stage, FACTS)(given, answers_of(stage, given))
     assert [tuple(each.shape) for each in seen[0]] == [(4, 5), (4, 3)]
     assert [tuple(each.shape) for each in seen[1]] == [(4, 3)]
 
@@ -100,7 +100,7 @@ def test_a_side_of_several_taps_is_a_tuple():
 def test_a_feature_may_be_matched_to_outputs():
     teacher, student, given = tiny_net("teacher", trained=True), tiny_net("student"), batch()
     stage = Stage({student: Match(teacher, nn.MSELoss(), student=Tap(student.module.head))}, TRAINING)
-    lesson = Lesson(stage, FACTS).eval()
+    lesson = DistillationModule(stage, FACTS).eval()
     teacher.module.eval()
     value = lesson(given, answers_of(stage, given))["teacher/mse_loss"]
     torch.testing.assert_close(value, F.mse_loss(student(given), teacher(given)))
@@ -159,7 +159,7 @@ def test_a_teacher_of_other_classes_is_compared_on_the_shared_ones():
     teacher = Net("teacher", nn.Linear(4, 4), classes=["x", "c", "b", "y"], trained=True)
     student, given = Net("student", nn.Linear(4, 3)), batch()
     stage = Stage({student: Match(teacher, SoftTargets())}, TRAINING)
-    value = Lesson(stage, FACTS)(given, answers_of(stage, given))["teacher/soft_targets"]
+    value = DistillationModule(stage, FACTS)(given, answers_of(stage, given))["teacher/soft_targets"]
     expected = SoftTargets()(student(given)[:, [1, 2]], teacher(given)[:, [2, 1]])
     torch.testing.assert_close(value, expected)
 
@@ -170,7 +170,7 @@ def test_classes_are_of_no_matter_for_features():
     taps = {"student": Tap(student.module.hidden), "target": Tap(teacher.module.hidden)}
     stage = Stage({student: Match(teacher, nn.MSELoss(), **taps)}, TRAINING)
     given = batch()
-    assert Lesson(stage, FACTS)(given, answers_of(stage, given))["teacher/mse_loss"] > 0
+    assert DistillationModule(stage, FACTS)(given, answers_of(stage, given))["teacher/mse_loss"] > 0
 
 
 def test_a_lesson_that_cannot_be_made_leaves_no_hook():
@@ -186,7 +186,7 @@ def test_what_was_heard_of_one_batch_is_not_taken_for_the_next():
     teacher, student = tiny_net("teacher", trained=True), tiny_net("student", seed=1)
     taps = {"student": Tap(student.module.hidden), "target": Tap(teacher.module.hidden)}
     stage = Stage({student: Match(teacher, nn.MSELoss(), **taps)}, TRAINING)
-    lesson = Lesson(stage, FACTS).eval()
+    lesson = DistillationModule(stage, FACTS).eval()
     first, second = batch(), batch()
     lesson(first, answers_of(stage, first))
     value = lesson(second, answers_of(stage, second))["teacher/mse_loss"]
@@ -197,4 +197,4 @@ def test_what_was_heard_of_one_batch_is_not_taken_for_the_next():
 
 
 def test_a_goal_of_a_single_term_is_a_lesson_too():
-    assert list(lesson_of({tiny_net("student"): as_goal(plain_goal())})(batch(), {})) == ["truth"]
+    assert list(lesson_of({tiny_net("student"): as_objective(plain_goal())})(batch(), {})) == ["truth"]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from kdkit import DataError, KdkitError, Net, Predictions, Stream, TorchData
+from kdkit import DataError, KdkitError, LoaderSplit, Net, Predictions, TorchData
 from kdkit.data.loading import batches
 from kdkit.engine import predict
 from kdkit.engine.predict import Predictor, scored
@@ -69,7 +69,7 @@ def test_a_loader_of_ones_own_has_no_ids():
 
 
 def test_there_is_nothing_to_predict_in_an_empty_split():
-    empty = Stream(DataLoader(samples(rows=0), batch_size=2))
+    empty = LoaderSplit(DataLoader(samples(rows=0), batch_size=2))
     with pytest.raises(DataError, match="the split is empty"):
         predictor(tiny_data()).predict(tiny_net("net"), empty, batch_size=2)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdkit import Predictions, Scored
+from kdkit import MetricResult, Predictions
 from kdkit.engine.storage.run_folder import RunFolder, new_path
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.errors import RunFolderError
@@ -156,9 +156,9 @@ def test_a_run_whose_record_is_broken_cannot_be_gone_on_with(tmp_path, record):
 
 
 def test_where_a_function_lies_in_memory_makes_no_other_run(tmp_path):
-    told = "Training(learning_rate=LearningRate(LambdaLR, lr_lambda=<function falling at 0x{}>))"
+    told = "Training(learning_rate=LRSchedule(LambdaLR, lr_lambda=<function falling at 0x{}>))"
     one, other = (
-        {"trainings": [told.format(at)], "nets": {"net": {"sees": f"<Mine object at 0x{at}>"}}}
+        {"trainings": [told.format(at)], "nets": {"net": {"view": f"<Mine object at 0x{at}>"}}}
         for at in ("7f01ab", "7fff00")
     )
     RunFolder.create(tmp_path / "run", {**RUN, **one}, None)
@@ -167,7 +167,7 @@ def test_where_a_function_lies_in_memory_makes_no_other_run(tmp_path):
 
 def test_scores_are_kept_by_net_and_name(tmp_path):
     folder = RunFolder.create(tmp_path / "run", RUN, None)
-    folder.save_scores("test", {"student": {"macro_f1": Scored(value=0.5, by_class={"a": 0.5}, note="n")}})
+    folder.save_scores("test", {"student": {"macro_f1": MetricResult(value=0.5, by_class={"a": 0.5}, note="n")}})
     kept = json.loads((folder.path / "scores.json").read_text())
     assert kept["reported_on"] == "test"
     assert kept["scores"]["student"]["macro_f1"] == {"value": 0.5, "by_class": {"a": 0.5}, "note": "n"}
@@ -184,7 +184,7 @@ def strict(text):
 
 def test_a_score_that_is_no_number_is_null(tmp_path):
     folder = RunFolder.create(tmp_path / "run", RUN, None)
-    folder.save_scores("test", {"student": {"auc": Scored(value=math.nan, by_class={"a": math.inf, "b": 0.5})}})
+    folder.save_scores("test", {"student": {"auc": MetricResult(value=math.nan, by_class={"a": math.inf, "b": 0.5})}})
     kept = strict((folder.path / "scores.json").read_text())["scores"]["student"]["auc"]
     assert kept == {"value": None, "by_class": {"a": None, "b": 0.5}, "note": ""}
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit import Facts, RecipeError
+from kdkit import BuildContext, RecipeError
 from kdkit.losses import Cosine, Hint, PerLabelSoftTargets, SoftTargets, asked_by, loss_name, needs_of
 from kdkit.losses.projectors import Projector
 
-FACTS = Facts(classes=("a", "b"), task="multiclass", samples=4, ids=True)
+FACTS = BuildContext(classes=("a", "b"), task="multiclass", samples=4, ids=True)
 SOFT = [SoftTargets, PerLabelSoftTargets]
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit import Facts, RecipeError
+from kdkit import BuildContext, RecipeError
 from kdkit.losses import (
     DIST,
     DKD,
@@ -21,10 +21,10 @@ from kdkit.losses import (
     Hint,
     LogitMSE,
     LogitStandardisation,
+    PerToken,
     ReverseKL,
     SecondHead,
     SoftTargets,
-    Tokens,
     needs_of,
 )
 
@@ -194,14 +194,14 @@ def test_tokens_are_compared_where_they_have_a_label():
     labels = torch.tensor([[1, -100, 2], [-100, -100, 0]])
     rows = [(0, 0), (0, 2), (1, 2)]
     kept, theirs = (torch.stack([each[row] for row in rows]) for each in (student, target))
-    torch.testing.assert_close(Tokens(ReverseKL())(student, target, labels=labels), ReverseKL()(kept, theirs))
+    torch.testing.assert_close(PerToken(ReverseKL())(student, target, labels=labels), ReverseKL()(kept, theirs))
     expected = DKD()(kept, theirs, labels=torch.tensor([1, 2, 0]))
-    torch.testing.assert_close(Tokens(DKD())(student, target, labels=labels), expected)
+    torch.testing.assert_close(PerToken(DKD())(student, target, labels=labels), expected)
 
 
 def test_a_batch_in_which_no_token_has_a_label_gives_zero_and_a_gradient_of_zero():
     student = torch.randn(2, 3, 5, requires_grad=True)
-    value = Tokens(ReverseKL())(student, torch.randn(2, 3, 5), labels=torch.full((2, 3), -100))
+    value = PerToken(ReverseKL())(student, torch.randn(2, 3, 5), labels=torch.full((2, 3), -100))
     value.backward()
     assert value == 0
     assert not student.grad.any()
@@ -209,10 +209,10 @@ def test_a_batch_in_which_no_token_has_a_label_gives_zero_and_a_gradient_of_zero
 
 def test_tokens_refuse_labels_of_another_shape_and_losses_with_weights():
     with pytest.raises(RecipeError, match=r"a label for every token, of shape \(2, 3\); got \(2,\)"):
-        Tokens(ReverseKL())(torch.randn(2, 3, 5), torch.randn(2, 3, 5), labels=torch.zeros(2))
+        PerToken(ReverseKL())(torch.randn(2, 3, 5), torch.randn(2, 3, 5), labels=torch.zeros(2))
     for loss in (Hint(), PSKD(), "kl"):
-        with pytest.raises(RecipeError, match="Tokens takes a loss on outputs"):
-            Tokens(loss)
+        with pytest.raises(RecipeError, match="PerToken takes a loss on outputs"):
+            PerToken(loss)
 
 
 def test_hard_targets_see_what_the_teacher_decides_and_not_how_sure_it_is():
@@ -223,7 +223,7 @@ def test_hard_targets_see_what_the_teacher_decides_and_not_how_sure_it_is():
 
 @pytest.mark.parametrize("shape", [(4, 6), (4, 6, 7), (4, 6, 3, 2)])
 def test_a_second_head_is_made_for_the_features_and_trained(shape):
-    facts = Facts(classes=tuple("abcde"), task="multiclass", samples=4, ids=True)
+    facts = BuildContext(classes=tuple("abcde"), task="multiclass", samples=4, ids=True)
     loss, features, target = SecondHead(SoftTargets()), torch.randn(shape), torch.randn(4, 5)
     loss.build((features.shape,), (target.shape,), facts, None)
     loss(features, target).backward()
@@ -234,7 +234,7 @@ def test_a_second_head_is_made_for_the_features_and_trained(shape):
 
 
 def test_a_second_head_refuses_what_it_cannot_take():
-    facts = Facts(classes=("a", "b"), task="multiclass", samples=4, ids=True)
+    facts = BuildContext(classes=("a", "b"), task="multiclass", samples=4, ids=True)
     shape = torch.Size((4, 6))
     with pytest.raises(RecipeError, match="one tap of the student and the teacher's outputs"):
         SecondHead().build((shape, shape), (shape,), facts, None)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from kdkit import Facts, RecipeError, shelf
+from kdkit import BuildContext, RecipeError, registry
 from kdkit.losses import asked_by, catalog, loss_name
 
 try_some = settings(max_examples=80, derandomize=True, deadline=None, database=None)
@@ -20,7 +20,7 @@ LOSSES += [loss_name(make) for make in (*catalog.ON_RELATIONS, *catalog.ON_FEATU
 PER_LABEL = [*map(loss_name, catalog.PER_LABEL)]
 ON_OUTPUTS = [each for each in LOSSES[: LOSSES.index("rkd")] if each != "second_head"]
 OPTIONS = {"crd": {"negatives": 16, "width": 4}, "sem_ckd": {"width": 4}}  # fewer numbers
-HELPS = r"Hint\(\)|SecondHead\(\)|Tokens\(|a projector maps|cannot be laid out|tap a layer before"
+HELPS = r"Hint\(\)|SecondHead\(\)|PerToken\(|a projector maps|cannot be laid out|tap a layer before"
 HELPS += "|needs two; got one|compares taps in pairs"
 
 SIZES, CHANNELS, POSITIONS = st.integers(1, 6), st.integers(1, 9), st.lists(st.integers(1, 7), max_size=3)
@@ -65,11 +65,11 @@ def filled(shape, fill, generator):
 
 def built(name, student, target):
     """Return a new loss of the shelf, built for a batch of four of tuples of taps."""
-    loss = shelf("losses")[name](**OPTIONS.get(name, {}))
+    loss = registry("losses")[name](**OPTIONS.get(name, {}))
     classes, channels = student[0].shape[1], target[0].shape[1]
     if hasattr(loss, "build"):
         task = "multilabel" if name in PER_LABEL else "multiclass"
-        facts = Facts(classes=tuple(map(str, range(classes))), task=task, samples=12, ids=True)
+        facts = BuildContext(classes=tuple(map(str, range(classes))), task=task, samples=12, ids=True)
         teacher = nn.Sequential(nn.Linear(channels, channels), nn.BatchNorm1d(channels)).eval()
         loss.build(
             *(tuple(torch.Size((4, *each.shape[1:])) for each in side) for side in (student, target)), facts, teacher
@@ -185,7 +185,7 @@ def test_a_batch_shown_twice_weighs_as_much_as_once(name, given):
 
 @pytest.mark.parametrize("name", [each for each in OF_PROBABILITIES if each not in ("reverse_kl", "generalised_jsd")])
 def test_tokens_are_not_taken_for_classes(name):
-    with pytest.raises(RecipeError, match=r"compares outputs \(batch, classes\); got \(2, 4, 3\); Tokens\(loss\)"):
+    with pytest.raises(RecipeError, match=r"compares outputs \(batch, classes\); got \(2, 4, 3\); PerToken\(loss\)"):
         value(name, torch.zeros(2, 4, 3), torch.zeros(2, 4, 3), torch.zeros(2, dtype=torch.int64))
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from kdkit import RecipeError, shelf
-from kdkit.losses import CRD, OFD, SRRL, HardTargets, SecondHead, SoftTargets, Tokens
+from kdkit import RecipeError, registry
+from kdkit.losses import CRD, OFD, SRRL, HardTargets, PerToken, SecondHead, SoftTargets
 from kdkit.losses.projectors import KINDS, MLP, Bottleneck, Fusion, make_projector
 
 NO_NUMBER = (math.nan, math.inf, -math.inf, "1", True, [1], torch.ones(2))
@@ -28,7 +28,7 @@ AT_MOST_ZERO = {(OFD, "margin")}
 
 def wrong_options():
     """Yield what makes each loss on the shelf of kdkit, an option and a value that it must not take."""
-    for name, make in shelf("losses").items():
+    for name, make in registry("losses").items():
         if not inspect.unwrap(make).__module__.startswith("kdkit.losses"):
             continue
         hints = typing.get_type_hints(make.__init__ if isinstance(make, type) else make)
@@ -50,8 +50,8 @@ def test_a_wrong_option_of_a_loss_is_refused_when_it_is_made(make, option, value
 
 def test_the_options_of_every_loss_are_tried():
     tried = {str(each.id).split("-")[0] for each in wrong_options()}
-    without = {name for name, make in shelf("losses").items() if not inspect.signature(make).parameters}
-    assert tried | without >= set(shelf("losses"))
+    without = {name for name, make in registry("losses").items() if not inspect.signature(make).parameters}
+    assert tried | without >= set(registry("losses"))
     assert len(tried) >= 30
 
 
@@ -81,10 +81,10 @@ def test_a_projector_says_which_shapes_it_brings_together(kind, shapes):
 @pytest.mark.parametrize("wrong", [1.0, True, None, "pad"])
 def test_the_label_of_tokens_left_out_is_a_whole_number(wrong):
     with pytest.raises(RecipeError, match="ignore is the whole number"):
-        Tokens(SoftTargets(), ignore=wrong)
+        PerToken(SoftTargets(), ignore=wrong)
 
 
-@pytest.mark.parametrize("make", [Tokens, SecondHead])
+@pytest.mark.parametrize("make", [PerToken, SecondHead])
 @pytest.mark.parametrize("wrong", ["kl", SoftTargets, CRD(), 1])
 def test_a_loss_within_a_loss_is_one_on_outputs(make, wrong):
     with pytest.raises(RecipeError, match="takes a loss on outputs"):

@@ -4,8 +4,19 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from kdkit import Predictions, RecipeError, Score, Scored
-from kdkit.metrics import F1, R2, Accuracy, Brier, CalibrationError, Interval, MacroAUPRC, MacroAUROC, MacroF1, MicroF1
+from kdkit import Metric, MetricResult, Predictions, RecipeError
+from kdkit.metrics import (
+    F1,
+    R2,
+    Accuracy,
+    BootstrapInterval,
+    Brier,
+    CalibrationError,
+    MacroAUPRC,
+    MacroAUROC,
+    MacroF1,
+    MicroF1,
+)
 from kdkit.metrics.bootstrap import Resampling, draw, resample
 from kdkit_ecg.labels import scored_classes
 from kdkit_ecg.metrics import ChallengeMetric
@@ -97,7 +108,7 @@ def test_calibration_keeps_the_bins_of_the_split():
 def test_the_figure_is_the_scores_own_and_lies_within():
     test, select = multilabel(), multilabel(1)
     plain = MacroF1().fit(select).score(test)
-    scored = Interval(MacroF1(), resamples=200).fit(select).score(test)
+    scored = BootstrapInterval(MacroF1(), resamples=200).fit(select).score(test)
     assert (scored.value, scored.by_class) == (plain.value, plain.by_class)
     assert scored.interval[0] < scored.value < scored.interval[1]
     assert set(scored.intervals_by_class) == set(scored.by_class)
@@ -106,7 +117,9 @@ def test_the_figure_is_the_scores_own_and_lies_within():
 
 def test_the_same_seed_gives_the_same_interval_and_another_gives_another():
     test = multilabel()
-    once, again, other = (Interval(MacroAUROC(), resamples=50, seed=seed).score(test).interval for seed in (0, 0, 1))
+    once, again, other = (
+        BootstrapInterval(MacroAUROC(), resamples=50, seed=seed).score(test).interval for seed in (0, 0, 1)
+    )
     assert once == again != other
 
 
@@ -136,7 +149,8 @@ def test_samples_that_say_the_same_thing_fourfold_are_no_more_certain():
     )
     taken_apart = Predictions(labels=fourfold.labels, outputs=fourfold.outputs, classes=CLASSES)
     known, honest, blind = (
-        np.diff(Interval(MicroF1(), resamples=400).score(each).interval)[0] for each in (single, fourfold, taken_apart)
+        np.diff(BootstrapInterval(MicroF1(), resamples=400).score(each).interval)[0]
+        for each in (single, fourfold, taken_apart)
     )
     assert honest == pytest.approx(known, rel=0.01)
     assert blind == pytest.approx(known / 2, rel=0.25)
@@ -149,7 +163,7 @@ def test_intervals_hold_the_true_figure_as_often_as_they_claim():
     for _ in range(400):
         right = (random.random(150) < 0.7).astype(int)
         test = Predictions(labels=np.zeros(150, int), outputs=np.eye(2)[1 - right], classes=("a", "b"))
-        low, high = Interval(Accuracy(), resamples=300, level=0.9).score(test).interval
+        low, high = BootstrapInterval(Accuracy(), resamples=300, level=0.9).score(test).interval
         held += low <= 0.7 <= high
     assert 0.86 <= held / 400 <= 0.94
 
@@ -161,7 +175,7 @@ def test_the_area_under_the_curve_is_held_as_often_as_claimed():
     for _ in range(150):
         labels = (np.arange(200) < 60).astype(float)[:, None]
         test = Predictions(labels=labels, outputs=labels + random.normal(size=(200, 1)), classes=("a",))
-        low, high = Interval(MacroAUROC(), resamples=200).score(test).interval
+        low, high = BootstrapInterval(MacroAUROC(), resamples=200).score(test).interval
         held += low <= 0.7602499 <= high
     assert 0.90 <= held / 150 <= 0.99
 
@@ -170,8 +184,8 @@ def test_any_score_can_have_an_interval():
     random = np.random.default_rng(0)
     labels = random.normal(size=(40, 2))
     test = Predictions(labels=labels, outputs=labels + random.normal(0, 0.5, (40, 2)), classes=("x", "y"))
-    score = Interval(R2(), resamples=50)
-    assert isinstance(score, Score)
+    score = BootstrapInterval(R2(), resamples=50)
+    assert isinstance(score, Metric)
     scored = score.fit(test).score(test)
     assert scored.interval[0] < scored.value < scored.interval[1]
 
@@ -181,21 +195,21 @@ def test_a_class_that_some_resamples_lack_is_left_out_of_those():
     labels = np.zeros_like(test.labels)
     labels[0, 0] = labels[1:12, 1] = 1
     rare = Predictions(labels=labels, outputs=test.outputs, classes=CLASSES)
-    scored = Interval(MacroAUPRC(), resamples=100).score(rare)
+    scored = BootstrapInterval(MacroAUPRC(), resamples=100).score(rare)
     assert set(scored.intervals_by_class) == set(CLASSES[:2])
     assert np.isfinite(list(scored.intervals_by_class.values())).all()
 
 
 def test_a_score_without_any_figure_has_an_interval_without_bounds():
     empty = Predictions(labels=np.zeros((4, 3)), outputs=np.zeros((4, 3)), classes=("a", "b", "c"))
-    scored = Interval(MacroAUPRC(), resamples=10).score(empty)
+    scored = BootstrapInterval(MacroAUPRC(), resamples=10).score(empty)
     assert np.isnan([scored.value, *scored.interval]).all()
 
 
 def test_an_interval_takes_the_name_and_the_direction_of_its_score():
-    assert Interval(MacroF1()).name == "macro_f1"
-    assert Interval(Brier()).lower_is_better
-    assert not Interval(MacroF1()).lower_is_better
+    assert BootstrapInterval(MacroF1()).name == "macro_f1"
+    assert BootstrapInterval(Brier()).lower_is_better
+    assert not BootstrapInterval(MacroF1()).lower_is_better
 
 
 @pytest.mark.parametrize(
@@ -204,14 +218,14 @@ def test_an_interval_takes_the_name_and_the_direction_of_its_score():
         ({"resamples": 1}, "2 or more"),
         ({"level": 95}, "between 0 and 1"),
         ({"of": MacroAUROC}, "takes a score"),
-        ({"of": Interval(MacroAUROC())}, "the score itself"),
+        ({"of": BootstrapInterval(MacroAUROC())}, "the score itself"),
     ],
 )
 def test_what_makes_no_interval_is_refused(options, message):
     with pytest.raises(RecipeError, match=message):
-        Interval(**{"of": MacroAUROC(), **options})
+        BootstrapInterval(**{"of": MacroAUROC(), **options})
 
 
 def test_a_figure_has_no_interval_unless_it_was_asked_for():
-    assert Scored(value=0.5).interval is None
+    assert MetricResult(value=0.5).interval is None
     assert MacroF1().score(multilabel()).interval is None

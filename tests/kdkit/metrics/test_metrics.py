@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, r2_score, recall_score, roc_auc_score
 
-from kdkit import DataError, Predictions, Score
+from kdkit import DataError, Metric, Predictions
 from kdkit.metrics import F1, R2, Accuracy, MacroAUPRC, MacroAUROC, MacroF1, MicroF1, default_scores
 
 CLASSES = ("a", "b", "c")
@@ -137,5 +137,5 @@ def test_outputs_that_are_no_numbers_cannot_be_ranked(score):
 def test_every_task_has_scores_with_names_of_their_own(task):
     scores = default_scores(task)
     assert scores
-    assert all(isinstance(score, Score) for score in scores)
+    assert all(isinstance(score, Metric) for score in scores)
     assert len({score.name for score in scores}) == len(scores)

@@ -50,7 +50,7 @@ def test_a_net_counts_its_parameters_and_not_its_buffers():
 def test_a_net_answers_what_it_sees():
     seen = []
     view = Images(mean=(0.5,), std=(0.5,))
-    net = Net("eye", lambda inputs: seen.append(inputs) or inputs, version="1", sees=view)
+    net = Net("eye", lambda inputs: seen.append(inputs) or inputs, version="1", view=view)
     net(Batch(torch.ones(2, 1, 2, 2), torch.zeros(2)))
     torch.testing.assert_close(seen[0], torch.ones(2, 1, 2, 2))
 

@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from kdkit import AttentionTap, RecipeError, Tap, stage_tap
-from kdkit.nets.taps import Listening, Tapping
+from kdkit import AttentionTap, RecipeError, Tap, timm_tap
+from kdkit.nets.taps import OpenTaps, TapLike
 from tests.helpers.tiny import Mlp, hooks_of
 
 
 def heard(module, tap, *args, **kwargs):
     """Return what a tap hears in the second pass, as in a run: the first one is the rehearsal."""
-    with Listening([tap]) as listening:
+    with OpenTaps([tap]) as listening:
         module(*args, **kwargs)
         listening.keep_copies()
         listening.clear()
@@ -145,7 +145,7 @@ def test_the_last_run_counts_where_a_module_runs_twice():
 def test_a_tap_that_did_not_fire_is_named():
     net = Mlp()
     idle = Tap(nn.Conv1d(1, 1, 1))
-    with Listening([Tap(net.head), idle]) as listening:
+    with OpenTaps([Tap(net.head), idle]) as listening:
         net(torch.randn(2, 4))
         assert listening.silent() == [idle]
         with pytest.raises(RecipeError, match="the tap on Conv1d never fired"):
@@ -155,7 +155,7 @@ def test_a_tap_that_did_not_fire_is_named():
 def test_what_was_heard_is_forgotten_before_the_next_pass():
     net = Mlp()
     tap = Tap(net.head)
-    with Listening([tap]) as listening:
+    with OpenTaps([tap]) as listening:
         net(torch.randn(2, 4))
         listening.clear()
         assert listening.silent() == [tap]
@@ -163,7 +163,7 @@ def test_what_was_heard_is_forgotten_before_the_next_pass():
 
 def test_closing_leaves_no_hook_also_after_an_exception():
     net = Mlp()
-    with contextlib.suppress(ZeroDivisionError), Listening([Tap(net.head), Tap(net.act, "input")]):
+    with contextlib.suppress(ZeroDivisionError), OpenTaps([Tap(net.head), Tap(net.act, "input")]):
         assert hooks_of(net) == 2
         raise ZeroDivisionError
     assert hooks_of(net) == 0
@@ -178,14 +178,14 @@ def test_taps_that_cannot_all_be_opened_leave_no_hook():
 
     net = Mlp()
     with pytest.raises(RecipeError, match="no"):
-        Listening([Tap(net.head), Broken()])
+        OpenTaps([Tap(net.head), Broken()])
     assert hooks_of(net) == 0
 
 
 def test_hooks_of_the_users_own_stay():
     net, calls = Mlp(), []
     net.head.register_forward_hook(lambda *_: calls.append(1))
-    with Listening([Tap(net.head)]):
+    with OpenTaps([Tap(net.head)]):
         net(torch.randn(2, 4))
     net(torch.randn(2, 4))
     assert len(calls) == 2
@@ -195,7 +195,7 @@ def test_hooks_of_the_users_own_stay():
 def test_two_stages_may_listen_to_the_same_module():
     net, inputs = Mlp().eval(), torch.randn(2, 4)
     tap = Tap(net.head)
-    first, second = Listening([tap]), Listening([tap])
+    first, second = OpenTaps([tap]), OpenTaps([tap])
     output = net(inputs)
     assert first[tap] is output
     assert second[tap] is output
@@ -208,14 +208,14 @@ def test_two_stages_may_listen_to_the_same_module():
 
 def test_the_same_tap_twice_is_one_hook():
     net = Mlp()
-    with Listening([Tap(net.head), Tap(net.head), Tap(net.head, "input")]) as listening:
+    with OpenTaps([Tap(net.head), Tap(net.head), Tap(net.head, "input")]) as listening:
         assert len(listening.taps) == hooks_of(net) == 2
 
 
 def test_a_net_says_the_same_with_a_tap_as_without():
     net, inputs = Mlp().eval(), torch.randn(2, 4)
     expected = net(inputs)
-    with Listening([Tap(net.norm), Tap(net.act, "input"), Tap(net.head)]) as listening:
+    with OpenTaps([Tap(net.norm), Tap(net.act, "input"), Tap(net.head)]) as listening:
         net(inputs)
         listening.keep_copies()
         assert torch.equal(net(inputs), expected)
@@ -254,7 +254,7 @@ def test_an_attention_tap_hears_the_map_and_restores_the_fused_kernel(fused):
 
 def test_an_attention_tap_restores_the_fused_kernel_after_an_exception():
     layer = Attention()
-    with contextlib.suppress(ZeroDivisionError), Listening([AttentionTap(layer)]):
+    with contextlib.suppress(ZeroDivisionError), OpenTaps([AttentionTap(layer)]):
         assert not layer.fused_attn
         raise ZeroDivisionError
     assert layer.fused_attn is True
@@ -274,22 +274,22 @@ def staged(fmt="NCHW"):
 
 def test_a_stage_is_found_by_its_number():
     model = staged()
-    assert stage_tap(model, 0).module is model[0]
-    assert stage_tap(model, -1).module is model[1]
-    assert stage_tap(staged("NHWC"), 1).channels_last
+    assert timm_tap(model, 0).module is model[0]
+    assert timm_tap(model, -1).module is model[1]
+    assert timm_tap(staged("NHWC"), 1).channels_last
 
 
 @pytest.mark.parametrize("index", [2, -3])
 def test_a_stage_that_is_not_there_is_refused(index):
     with pytest.raises(RecipeError, match="has stages 0 to 1"):
-        stage_tap(staged(), index)
+        timm_tap(staged(), index)
 
 
 def test_a_model_that_does_not_tell_its_stages_is_refused():
     with pytest.raises(RecipeError, match="is it a timm model"):
-        stage_tap(Mlp(), 0)
+        timm_tap(Mlp(), 0)
 
 
 def test_a_tap_of_ones_own_needs_a_module_and_attach():
-    assert isinstance(Tap(nn.Identity()), Tapping)
-    assert not isinstance(nn.Identity(), Tapping)
+    assert isinstance(Tap(nn.Identity()), TapLike)
+    assert not isinstance(nn.Identity(), TapLike)

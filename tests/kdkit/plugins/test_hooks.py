@@ -7,7 +7,7 @@ import pytest
 
 from kdkit.plugins import events, hooks
 from kdkit.plugins.manager import Plugins
-from kdkit.plugins.registry import SHELVES
+from kdkit.plugins.registry import REGISTRIES
 
 PAGE = Path(__file__).parents[3] / "docs" / "plugins.md"
 HOOKS = {name: each for name, each in vars(hooks).items() if hasattr(each, "kdkit_spec")}
@@ -18,7 +18,7 @@ def test_there_is_a_hook_for_each_shelf_for_commands_and_for_each_event():
         name for name, each in vars(events).items() if inspect.isclass(each) and name.endswith(("Started", "Ended"))
     ]
     watching = {"".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)[1:] for name in told}
-    assert set(HOOKS) == {f"register_{kind}" for kind in SHELVES} | {"register_commands"} | watching
+    assert set(HOOKS) == {f"register_{kind}" for kind in REGISTRIES} | {"register_commands"} | watching
 
 
 @pytest.mark.parametrize("name", HOOKS)

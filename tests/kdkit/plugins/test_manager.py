@@ -7,8 +7,8 @@ import pytest
 from kdkit import hookimpl
 from kdkit.errors import PluginError
 from kdkit.plugins import manager
-from kdkit.plugins.manager import Plugins, installed, shelf
-from kdkit.plugins.registry import SHELVES
+from kdkit.plugins.manager import Plugins, installed, registry
+from kdkit.plugins.registry import REGISTRIES
 
 
 def my_loss(student, target):
@@ -24,8 +24,8 @@ class Losses:
 def test_a_plugin_puts_a_loss_on_the_shelf():
     mine = Plugins()
     mine.add(Losses(), "mine")
-    assert mine.shelf("losses")["my_loss"] is my_loss
-    assert mine.shelf("losses").plugin("my_loss") == "mine"
+    assert mine.registry("losses")["my_loss"] is my_loss
+    assert mine.registry("losses").plugin("my_loss") == "mine"
 
 
 def test_a_hook_may_take_no_arguments():
@@ -36,17 +36,17 @@ def test_a_hook_may_take_no_arguments():
 
     mine = Plugins()
     mine.add(Silent(), "mine")
-    assert len(mine.shelf("losses")) == 0
+    assert len(mine.registry("losses")) == 0
     assert Silent.called
 
 
 def test_shelves_are_filled_again_when_a_plugin_comes_or_goes():
     mine, plugin = Plugins(), Losses()
-    assert "my_loss" not in mine.shelf("losses")
+    assert "my_loss" not in mine.registry("losses")
     mine.add(plugin, "mine")
-    assert "my_loss" in mine.shelf("losses")
+    assert "my_loss" in mine.registry("losses")
     mine.remove(plugin)
-    assert "my_loss" not in mine.shelf("losses")
+    assert "my_loss" not in mine.registry("losses")
     mine.remove(plugin)
 
 
@@ -54,7 +54,7 @@ def test_adding_a_plugin_twice_is_adding_it_once():
     mine, plugin = Plugins(), Losses()
     mine.add(plugin, "mine")
     mine.add(plugin, "again")
-    assert mine.shelf("losses").plugin("my_loss") == "mine"
+    assert mine.registry("losses").plugin("my_loss") == "mine"
 
 
 def test_a_misspelt_hook_is_refused_by_name_and_not_kept():
@@ -67,7 +67,7 @@ def test_a_misspelt_hook_is_refused_by_name_and_not_kept():
     with pytest.raises(PluginError, match=r"has a hook 'register_loses'.*did you mean 'register_losses'"):
         mine.add(Misspelt(), "mine")
     mine.add(Losses(), "sound")
-    assert list(mine.shelf("losses")) == ["my_loss"]
+    assert list(mine.registry("losses")) == ["my_loss"]
 
 
 def test_a_hook_with_an_argument_that_is_not_given_is_refused():
@@ -91,7 +91,7 @@ def test_a_hook_that_raises_is_named_with_its_plugin():
     mine = Plugins()
     mine.add(Broken(), "mine")
     with pytest.raises(PluginError, match=r"plugin 'mine'.*no module named 'nowhere'"):
-        mine.shelf("losses")
+        mine.registry("losses")
 
 
 def test_two_plugins_with_one_name_on_a_shelf_are_refused():
@@ -104,18 +104,18 @@ def test_two_plugins_with_one_name_on_a_shelf_are_refused():
     mine.add(Losses(), "first")
     mine.add(Other(), "second")
     with pytest.raises(PluginError, match=r"plugin 'second'.*plugin 'first' already has"):
-        mine.shelf("losses")
+        mine.registry("losses")
 
 
 def test_a_shelf_that_is_not_there_is_answered_with_the_nearest():
     with pytest.raises(PluginError, match="'loss' is not a shelf; did you mean 'losses'"):
-        shelf("loss")
+        registry("loss")
 
 
 def test_what_kdkit_ships_comes_through_the_same_door():
     for kind in ("losses", "taps", "schedules", "ramps", "models", "datasets", "scores"):
-        assert any(shelf(kind).plugin(name) == "kdkit" for name in shelf(kind)), kind
-    assert set(SHELVES) == {"losses", "taps", "schedules", "ramps", "models", "datasets", "scores"}
+        assert any(registry(kind).plugin(name) == "kdkit" for name in registry(kind)), kind
+    assert set(REGISTRIES) == {"losses", "taps", "schedules", "ramps", "models", "datasets", "scores"}
 
 
 def test_watchers_of_a_run_are_not_watchers_of_the_next():
@@ -133,7 +133,7 @@ def test_watchers_of_a_run_are_not_watchers_of_the_next():
 
 
 def test_extending_keeps_what_was_there():
-    assert set(installed().extended([Losses()]).shelf("losses")) == {*shelf("losses"), "my_loss"}
+    assert set(installed().extended([Losses()]).registry("losses")) == {*registry("losses"), "my_loss"}
 
 
 def test_one_class_may_watch_twice():
@@ -158,7 +158,7 @@ def found(monkeypatch, *points):
 
 
 def test_installed_plugins_are_found_by_their_entry_points(monkeypatch):
-    assert "my_loss" in found(monkeypatch, point("mine", Losses)).shelf("losses")
+    assert "my_loss" in found(monkeypatch, point("mine", Losses)).registry("losses")
 
 
 def broken():
@@ -170,8 +170,8 @@ def test_a_plugin_that_cannot_be_imported_is_one_warning(monkeypatch):
         kept = found(monkeypatch, point("broken", broken), point("mine", Losses))
     assert len(caught) == 1
     assert "second line" not in str(caught[0].message)
-    assert "my_loss" in kept.shelf("losses")
-    assert "soft_targets" in kept.shelf("losses")
+    assert "my_loss" in kept.registry("losses")
+    assert "soft_targets" in kept.registry("losses")
 
 
 def test_an_installed_plugin_that_does_not_fit_is_one_warning(monkeypatch):

@@ -18,7 +18,7 @@ PROCESS = """
 import json, os, sys
 import torch
 from torch import distributed, nn
-from kdkit.recipe.balancing import GradNorm, PCGrad, Trained, UncertaintyWeighting
+from kdkit.recipe.balancing import GradNorm, PCGrad, TrainedParameters, UncertaintyWeighting
 from kdkit.recipe.optim import Optimizer
 
 class Plain:  # one of torch's would import its compiler, which takes seconds
@@ -39,7 +39,7 @@ for balance in (PCGrad(), GradNorm(optimizer=Optimizer(Plain, lr=0.1)), Uncertai
     shared, head = (nn.Parameter(torch.tensor(each, dtype=torch.float64)) for each in ([1.0, 1.0], [2.0]))
     mine = torch.tensor([[1.0, 0.5 * rank], [-1.0 - rank, 1.0]], dtype=torch.float64)
     terms = {"one": (shared * mine[0]).sum() + (3 + rank) * head.sum(), "other": (shared * mine[1]).sum() + 5}
-    balancer = balance.build(Trained(labels=("one", "other"), nets=((shared, head),)))
+    balancer = balance.build(TrainedParameters(labels=("one", "other"), nets=((shared, head),)))
     balancer(terms, {"one": 1.0, "other": 1.0}, lambda total: total)
     found = [getattr(balancer, name, None) for name in ("factors", "log_variances")]
     learned = [each for each in found if each is not None]

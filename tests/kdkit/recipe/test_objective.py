@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from kdkit import Goal, LinearRamp, Match, Net, RecipeError, Tap, Truth
+from kdkit import LinearRamp, Match, Net, Objective, RecipeError, Tap, Truth
 from kdkit.losses import SoftTargets
-from kdkit.recipe.objective import as_goal, taps_of
+from kdkit.recipe.objective import as_objective, taps_of
 
 TEACHER = Net("teacher", nn.Linear(2, 2), trained=True)
 ASSISTANT = Net("assistant", nn.Linear(2, 2), trained=True)
@@ -21,25 +21,25 @@ OTHER = Match(ASSISTANT, SoftTargets())
 
 
 def test_a_goal_reads_as_the_formula_of_the_paper():
-    goal = 0.3 * TRUTH + 0.7 * (0.6 * SOFT + 0.4 * OTHER)
-    assert goal.weights(0) == pytest.approx(
+    objective = 0.3 * TRUTH + 0.7 * (0.6 * SOFT + 0.4 * OTHER)
+    assert objective.weights(0) == pytest.approx(
         {"truth": 0.3, "teacher/soft_targets": 0.42, "assistant/soft_targets": 0.28}
     )
 
 
 def test_factors_may_stand_on_either_side_and_nest():
-    goal = ((TRUTH * 2) * 3 + SOFT) * 5
-    assert goal.weights(0) == {"truth": 30, "teacher/soft_targets": 5}
+    objective = ((TRUTH * 2) * 3 + SOFT) * 5
+    assert objective.weights(0) == {"truth": 30, "teacher/soft_targets": 5}
 
 
 def test_a_term_alone_weighs_one():
-    assert as_goal(TRUTH).weights(0) == {"truth": 1}
+    assert as_objective(TRUTH).weights(0) == {"truth": 1}
 
 
 def test_a_list_of_terms_can_be_summed():
-    goal = sum(0.5 * term for term in (TRUTH, SOFT, OTHER))
-    assert isinstance(goal, Goal)
-    assert list(goal.weights(0).values()) == [0.5, 0.5, 0.5]
+    objective = sum(0.5 * term for term in (TRUTH, SOFT, OTHER))
+    assert isinstance(objective, Objective)
+    assert list(objective.weights(0).values()) == [0.5, 0.5, 0.5]
 
 
 def test_terms_keep_the_order_they_are_written_in():
@@ -55,17 +55,17 @@ def test_arithmetic_leaves_its_parts_as_they_were():
 
 @given(st.lists(st.floats(0, 10), max_size=4), st.floats(0, 1))
 def test_the_weight_of_a_term_is_the_product_of_its_factors(factors, progress):
-    goal = as_goal(TRUTH)
+    objective = as_objective(TRUTH)
     for factor in factors:
-        goal = factor * goal
-    assert goal.weights(progress)["truth"] == pytest.approx(math.prod(factors))
+        objective = factor * objective
+    assert objective.weights(progress)["truth"] == pytest.approx(math.prod(factors))
 
 
 def test_a_ramp_is_a_factor_that_changes_with_progress():
-    goal = LinearRamp(end=4) * (0.5 * TRUTH) + SOFT
-    assert goal.weights(0)["truth"] == 0
-    assert goal.weights(0.5)["truth"] == 1
-    assert goal.weights(1)["truth"] == 2
+    objective = LinearRamp(end=4) * (0.5 * TRUTH) + SOFT
+    assert objective.weights(0)["truth"] == 0
+    assert objective.weights(0.5)["truth"] == 1
+    assert objective.weights(1)["truth"] == 2
 
 
 def test_a_plain_function_of_progress_is_a_ramp():
@@ -104,7 +104,7 @@ def test_only_terms_can_be_added(other):
     with pytest.raises(RecipeError, match="a goal is a sum of"):
         TRUTH + other
     with pytest.raises(RecipeError, match="a goal is a sum of"):
-        as_goal(other)
+        as_objective(other)
 
 
 @pytest.mark.parametrize("make", [Truth, lambda loss: Match(TEACHER, loss)])

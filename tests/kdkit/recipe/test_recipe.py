@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from kdkit import Goal, Match, Recipe, RecipeError, Stage, Stages, Tap, Training
+from kdkit import Match, Objective, Recipe, RecipeError, Stage, Stages, Tap, Training
 from kdkit.losses import SoftTargets
 from kdkit.metrics import Accuracy, MacroF1
 from kdkit.recipe.recipe import nets_of
@@ -24,11 +24,11 @@ def test_a_stage_is_named_after_the_nets_it_trains():
 
 def test_a_single_term_is_a_goal():
     net = tiny_net("net")
-    assert isinstance(Stage({net: plain_goal()}, TRAINING).goals[net], Goal)
+    assert isinstance(Stage({net: plain_goal()}, TRAINING).objectives[net], Objective)
 
 
 @pytest.mark.parametrize(
-    ("goals", "training", "said"),
+    ("objectives", "training", "said"),
     [
         ({}, TRAINING, "a stage takes its goals by net"),
         ([plain_goal()], TRAINING, "a stage takes its goals by net"),
@@ -37,23 +37,23 @@ def test_a_single_term_is_a_goal():
         ({tiny_net("net"): plain_goal()}, 90, "a stage needs a Training; got int"),
     ],
 )
-def test_a_stage_that_makes_no_sense_is_refused(goals, training, said):
+def test_a_stage_that_makes_no_sense_is_refused(objectives, training, said):
     with pytest.raises(RecipeError, match=said):
-        Stage(goals, training)
+        Stage(objectives, training)
 
 
 def test_the_taps_of_a_source_are_gathered_once_over_all_terms():
     teacher, other, student = tiny_net("teacher"), tiny_net("other"), tiny_net("student")
     head, hidden = Tap(teacher.module.head), Tap(teacher.module.hidden)
     side = Tap(student.module.head)
-    goal = (
+    objective = (
         guided(teacher)
         + guided(teacher, student=side, target=head)
         + guided(teacher, student=(side, side), target=(head, hidden))
         + guided(other)
         + plain_goal()
     )
-    stage = Stage({student: goal}, TRAINING)
+    stage = Stage({student: objective}, TRAINING)
     assert stage.sources == {teacher: (head, hidden), other: ()}
     assert len(stage.matches) == 4
 

@@ -4,17 +4,17 @@ import pytest
 from torch import nn
 
 from kdkit import (
-    Guiding,
+    Guidance,
     Level,
     Match,
     MultiLevel,
-    Panel,
     Parallel,
     RecipeError,
     Sequential,
     Stage,
     Stages,
     Tap,
+    Teachers,
     Training,
 )
 from kdkit.losses import Hint, SoftTargets
@@ -33,7 +33,7 @@ def nets(**trained):
 
 def plan(schedule):
     """Return who learns in each stage, with the weight of each term."""
-    return [(stage.name, next(iter(stage.goals.values())).weights(0)) for stage in schedule.stages()]
+    return [(stage.name, next(iter(stage.objectives.values())).weights(0)) for stage in schedule.stages()]
 
 
 def test_parallel_trains_teachers_alone_and_the_student_from_all():
@@ -76,7 +76,7 @@ def test_the_net_that_teaches_is_the_one_that_was_trained(schedule):
     *_, last = schedule(*nets(), **options()).stages()
     stages = schedule(*(given := nets()), **options()).stages()
     assert {source for stage in stages for source in stage.sources} <= set(given)
-    assert len(last.goals) == 1
+    assert len(last.objectives) == 1
 
 
 @pytest.mark.parametrize("schedule", [Parallel, Sequential, MultiLevel])
@@ -136,7 +136,9 @@ def test_a_level_may_have_its_own_training_and_balance():
     first, second = Parallel(Level(teacher, training=own), Level(student, balance=0.9), **options()).stages()
     assert first.training is own
     assert second.training is TRAINING
-    assert next(iter(second.goals.values())).weights(0) == pytest.approx({"truth": 0.9, "teacher/soft_targets": 0.1})
+    assert next(iter(second.objectives.values())).weights(0) == pytest.approx(
+        {"truth": 0.9, "teacher/soft_targets": 0.1}
+    )
 
 
 def test_a_balance_of_a_level_is_validated_too():
@@ -159,14 +161,14 @@ def test_a_match_of_ones_own_replaces_the_guide():
 
     teacher, student = tiny_net("teacher"), tiny_net("student")
     _, last = Parallel(teacher, student, **options(guide=None, match=match, balance=0.2)).stages()
-    weights = next(iter(last.goals.values())).weights(0)
+    weights = next(iter(last.objectives.values())).weights(0)
     assert weights == pytest.approx({"truth": 0.2, "teacher/soft_targets": 0.4, "teacher/hint": 0.4})
 
 
 def test_guiding_can_be_used_alone():
     teacher, student = tiny_net("teacher"), tiny_net("student")
-    stage = Guiding(**options()).stage(Level(student), [teacher])
-    assert next(iter(stage.goals.values())).weights(0) == {"truth": 0.5, "teacher/soft_targets": 0.5}
+    stage = Guidance(**options()).stage(Level(student), [teacher])
+    assert next(iter(stage.objectives.values())).weights(0) == {"truth": 0.5, "teacher/soft_targets": 0.5}
 
 
 def test_stages_by_hand_come_as_they_were_given():
@@ -206,8 +208,8 @@ def test_shares_of_a_net_without_teachers_are_refused():
 def test_teachers_may_be_weighed_by_themselves(weights):
     teacher, assistant, student = nets()
     *_, last = MultiLevel(teacher, assistant, Level(student, shares=weights), **options()).stages()
-    truth, guided = last.goals[student]
-    assert guided.term.source == Panel(teacher, assistant)
+    truth, guided = last.objectives[student]
+    assert guided.term.source == Teachers(teacher, assistant)
     assert guided.term.loss.weights == weights
     assert guided.weight(0.0) == pytest.approx(0.5)
     assert truth.weight(0.0) == pytest.approx(0.5)

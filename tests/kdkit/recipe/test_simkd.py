@@ -140,9 +140,9 @@ def test_a_copy_of_it_is_a_net_of_its_own():
 
 def test_what_a_net_sees_beside_its_first_input_goes_to_the_head():
     large, small = SEResNet(width=4), LRHNet(leads=3, width=4)
-    teacher = Net("teacher", large, sees=Leads(12), trained=True)
+    teacher = Net("teacher", large, view=Leads(12), trained=True)
     simkd = SimKD(small.body(), large.head(), given=(16, 25), wanted=(32, 4))
-    student = Net("student", simkd, sees=Leads(3))
+    student = Net("student", simkd, view=Leads(3))
     records = Synthetic(train=8, select=4, test=4, length=100)
     recipe = Recipe(data=records, schedule=Stages(stage(student, simkd.match(teacher, Tap(large.group4)))))
     kdkit.run(recipe, device="cpu")

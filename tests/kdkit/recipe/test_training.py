@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from kdkit import AverageWeights, LearningRate, Match, Optimizer, RecipeError, Tap, Training, run
+from kdkit import AverageWeights, LRSchedule, Match, Optimizer, RecipeError, Tap, Training, run
 from kdkit.losses import Hint
 from tests.helpers.tiny import one_stage, plain_goal, tiny_net
 
@@ -55,7 +55,7 @@ def rates(schedule, steps, optimizer=None):
         ({"clip": True}, "clip is the largest norm"),
         ({"keep": "first"}, "keep is 'best' or 'last'"),
         ({"optimizer": torch.optim.Adam}, "optimizer is Optimizer"),
-        ({"learning_rate": 0.1}, "learning_rate is LearningRate"),
+        ({"learning_rate": 0.1}, "learning_rate is LRSchedule"),
         ({"average": 0.999}, "average is AverageWeights"),
     ],
 )
@@ -196,32 +196,32 @@ def test_an_optimizer_that_computes_the_loss_again_is_refused(make):
 
 
 def test_a_schedule_is_made_of_its_class_and_options():
-    schedule = LearningRate(StepLR, step_size=2, gamma=0.5)
+    schedule = LRSchedule(StepLR, step_size=2, gamma=0.5)
     assert rates(schedule, 4) == [1, 1, 0.5, 0.5]
 
 
 @pytest.mark.parametrize(("each", "length"), [("epoch", 4), ("update", 8)])
 def test_the_length_of_a_schedule_is_that_of_the_stage_in_its_own_unit(each, length):
-    made = LearningRate(CosineAnnealingLR, each=each).build(sgd(), epochs=4, updates=8)
+    made = LRSchedule(CosineAnnealingLR, each=each).build(sgd(), epochs=4, updates=8)
     assert made.T_max == length
-    assert LearningRate(OneCycleLR, each=each, max_lr=1.0).build(sgd(), epochs=4, updates=8).total_steps == length
+    assert LRSchedule(OneCycleLR, each=each, max_lr=1.0).build(sgd(), epochs=4, updates=8).total_steps == length
 
 
 def test_a_length_of_ones_own_is_kept():
-    assert LearningRate(CosineAnnealingLR, T_max=3).build(sgd(), epochs=4, updates=8).T_max == 3
-    assert rates(LearningRate(LinearLR, start_factor=0.5, total_iters=1), 3) == [0.5, 1, 1]
+    assert LRSchedule(CosineAnnealingLR, T_max=3).build(sgd(), epochs=4, updates=8).T_max == 3
+    assert rates(LRSchedule(LinearLR, start_factor=0.5, total_iters=1), 3) == [0.5, 1, 1]
 
 
 @pytest.mark.parametrize("make", [ConstantLR, LinearLR, PolynomialLR])
 def test_a_length_that_torch_has_a_default_for_is_torchs_own(make):
-    assert make(sgd()).total_iters == LearningRate(make).build(sgd(), epochs=40, updates=80).total_iters == 5
+    assert make(sgd()).total_iters == LRSchedule(make).build(sgd(), epochs=40, updates=80).total_iters == 5
 
 
 def test_a_length_that_a_schedule_of_ones_own_requires_is_that_of_the_stage():
     def ramp(optimizer, total_iters):
         return LinearLR(optimizer, total_iters=total_iters)
 
-    assert LearningRate(ramp).build(sgd(), epochs=4, updates=8).total_iters == 4
+    assert LRSchedule(ramp).build(sgd(), epochs=4, updates=8).total_iters == 4
 
 
 @pytest.mark.parametrize(
@@ -235,12 +235,12 @@ def test_a_length_that_a_schedule_of_ones_own_requires_is_that_of_the_stage():
 )
 def test_a_schedule_that_makes_no_sense_is_refused(make, options, said):
     with pytest.raises(RecipeError, match=said):
-        LearningRate(make, **options)
+        LRSchedule(make, **options)
 
 
 def test_a_schedule_that_lacks_an_option_is_a_recipe_error():
-    with pytest.raises(RecipeError, match=r"LearningRate\(StepLR, each='epoch'\) cannot be made: .*step_size"):
-        LearningRate(StepLR).build(sgd(), epochs=1, updates=1)
+    with pytest.raises(RecipeError, match=r"LRSchedule\(StepLR, each='epoch'\) cannot be made: .*step_size"):
+        LRSchedule(StepLR).build(sgd(), epochs=1, updates=1)
 
 
 def test_optimizers_and_schedules_are_made_by_timms_names():
@@ -248,15 +248,15 @@ def test_optimizers_and_schedules_are_made_by_timms_names():
     with pytest.raises(RecipeError, match="timm has no optimizer 'lambb'; did you mean 'lamb'"):
         Optimizer("lambb").build(named())
     with pytest.raises(RecipeError, match="nonsense"):
-        LearningRate("nonsense").build(sgd(), epochs=4, updates=8)
-    by_epoch = rates(LearningRate("cosine"), 5)
+        LRSchedule("nonsense").build(sgd(), epochs=4, updates=8)
+    by_epoch = rates(LRSchedule("cosine"), 5)
     assert by_epoch[0] == pytest.approx(1)
     assert by_epoch == sorted(by_epoch, reverse=True)
     assert by_epoch[-1] == pytest.approx(0, abs=1e-6)
-    by_update = rates(LearningRate("cosine", each="update"), 9)
+    by_update = rates(LRSchedule("cosine", each="update"), 9)
     assert by_update[4] == pytest.approx(0.5)
     assert by_update[-1] == pytest.approx(0, abs=1e-6)
-    first = LearningRate("cosine")
+    first = LRSchedule("cosine")
     before, after = sgd(), sgd()
     stopped, resumed = (first.build(each, epochs=4, updates=8) for each in (before, after))
     stopped.step()
@@ -292,7 +292,7 @@ def test_an_average_follows_weights_and_buffers_slowly():
         (Optimizer(torch.optim.Adam, lr=0.1), "Optimizer(Adam, lr=0.1)"),
         (Optimizer("lamb", lr=0.1), "Optimizer('lamb', lr=0.1)"),
         (Optimizer("lamb", lr=0.1, groups=by_dimension), "Optimizer('lamb', lr=0.1, groups=by_dimension)"),
-        (LearningRate(StepLR, step_size=2), "LearningRate(StepLR, each='epoch', step_size=2)"),
+        (LRSchedule(StepLR, step_size=2), "LRSchedule(StepLR, each='epoch', step_size=2)"),
     ],
 )
 def test_a_training_is_written_down_as_it_was_written(made, text):

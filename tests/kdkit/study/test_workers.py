@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from kdkit import Cell, Outcome, RecipeError, RunOptions
+from kdkit import RecipeError, RunOptions, Trial, TrialResult
 from kdkit.engine.run_record import Origin
 from kdkit.errors import CheckError, WorkerError
 from kdkit.plugins.recipe_file import load_file
-from kdkit.study.scheduler import spread
-from kdkit.study.workers import Ended, Here, Work
+from kdkit.study.scheduler import run_trials
+from kdkit.study.workers import InProcess, Job, JobResult
 from kdkit.study.workers.pickling import packed, packed_error, unpacked_error
 
 FILE = '''
@@ -86,35 +86,35 @@ class Slow:
     def room(self) -> bool:
         return len(self.running) < self.most
 
-    def begin(self, work: Work) -> None:
+    def begin(self, work: Job) -> None:
         self.running.append(work.name)
         self.begun.append(work.name)
 
-    def next_ended(self) -> tuple[str, Ended]:
+    def next_ended(self) -> tuple[str, JobResult]:
         name = next(each for each in self.order if each in self.running)
         self.running.remove(name)
-        return name, Ended(error=ValueError() if name.startswith("bad") else None)
+        return name, JobResult(error=ValueError() if name.startswith("bad") else None)
 
     def close(self) -> None: ...
 
 
-def cells(text: str) -> list[Cell]:
+def trials(text: str) -> list[Trial]:
     """Cells written as `name` or `name<need,need`."""
     made = []
     for name, _, needs in (each.partition("<") for each in text.split()):
-        made.append(Cell(name=name, recipe=print, needs={"folders": tuple(needs.split(","))} if needs else {}))
+        made.append(Trial(name=name, recipe=print, needs={"folders": tuple(needs.split(","))} if needs else {}))
     return made
 
 
-def made(cell: Cell) -> Work | Outcome:
-    if cell.name.startswith("skip"):
-        return Outcome(cell=cell, state="skipped")
-    where = Path(cell.name)
-    return Work(name=cell.name, folder=where, recipe=print, given={}, origin=Origin(), options=RunOptions())
+def made(trial: Trial) -> Job | TrialResult:
+    if trial.name.startswith("skip"):
+        return TrialResult(trial=trial, state="skipped")
+    where = Path(trial.name)
+    return Job(name=trial.name, folder=where, recipe=print, given={}, origin=Origin(), options=RunOptions())
 
 
 def run(text: str, workers: Slow) -> str:
-    return " ".join(f"{each.cell.name}:{each.state}" for each in spread(cells(text), made, workers))
+    return " ".join(f"{each.trial.name}:{each.state}" for each in run_trials(trials(text), made, workers))
 
 
 def test_a_cell_is_begun_as_soon_as_what_it_needs_is_ready_and_no_sooner():
@@ -149,9 +149,9 @@ def test_a_cell_that_cannot_be_begun_fails_alone():
 
 
 def test_this_process_runs_one_cell_at_a_time():
-    here = Here()
+    here = InProcess()
     assert here.room
-    here.begin(made(cells("a")[0]))
+    here.begin(made(trials("a")[0]))
     assert not here.room
     name, ended = here.next_ended()
     assert name == "a"

@@ -9,28 +9,28 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 from torch.utils.data import DataLoader
 
 from kdkit import (
-    Answer,
     Batch,
+    BuildContext,
     Ema,
-    Facts,
     Match,
     Net,
-    Panel,
     Past,
     Peer,
     Recipe,
     RecipeError,
-    Respondent,
     Stage,
     Stages,
     Tap,
+    TeacherOutput,
+    Teachers,
+    TeacherSession,
     TorchData,
     Training,
     check,
     run,
 )
 from kdkit.engine.check.dry_run import Rehearsal
-from kdkit.engine.module import Lesson
+from kdkit.engine.module import DistillationModule
 from kdkit.errors import CheckError
 from kdkit.losses import (
     CC,
@@ -42,19 +42,19 @@ from kdkit.losses import (
     PSKD,
     RKD,
     SRRL,
-    FromEach,
     GeneralisedJSD,
     HardTargets,
     Hint,
     LogitStandardisation,
     PerLabelSoftTargets,
+    PerTeacher,
     SoftTargets,
 )
 from kdkit.losses.multi_teacher import confidence
 from kdkit.teachers import opened
 from tests.helpers.tiny import hooks_of, one_stage, plain_goal, samples, tiny_data, tiny_net
 
-FACTS = Facts(classes=("a", "b", "c"), task="multiclass", samples=8, ids=True)
+FACTS = BuildContext(classes=("a", "b", "c"), task="multiclass", samples=8, ids=True)
 
 
 def batch(*ids, inputs=None):
@@ -62,8 +62,8 @@ def batch(*ids, inputs=None):
     return Batch(torch.randn(len(ids), 4) if inputs is None else inputs, ids % 3, ids)
 
 
-def rehearsed(goals, given=None, facts=FACTS):
-    rehearsal = Rehearsal(Stage(goals, Training(epochs=1)), facts, given or batch())
+def rehearsed(objectives, given=None, facts=FACTS):
+    rehearsal = Rehearsal(Stage(objectives, Training(epochs=1)), facts, given or batch())
     assert rehearsal.problems == []
     return rehearsal
 
@@ -135,9 +135,9 @@ def test_ps_kd_in_the_engine_learns_from_the_epoch_before():
         return (student - target).square().mean()
 
     student = tiny_net("student")
-    goal = plain_goal() + Match(Past(student), watching)
+    objective = plain_goal() + Match(Past(student), watching)
     data = tiny_data()
-    run(one_stage(student, goal, data, epochs=2, batch_size=8), device="cpu")
+    run(one_stage(student, objective, data, epochs=2, batch_size=8), device="cpu")
     # checked and opened twice each, then one batch an epoch
     (first, first_target), (second, second_target) = seen[-2:]
     torch.testing.assert_close(first_target, first)
@@ -155,9 +155,9 @@ def test_a_past_needs_ids():
 
 def test_a_past_that_is_too_large_is_refused_before_the_first_step():
     student = tiny_net("student")
-    goal = plain_goal() + Match(Past(student, memory_limit=1e-5), SoftTargets())
+    objective = plain_goal() + Match(Past(student, memory_limit=1e-5), SoftTargets())
     with pytest.raises(CheckError, match="'past of student' for 8 samples of 3 outputs would take"):
-        run(one_stage(student, goal), device="cpu")
+        run(one_stage(student, objective), device="cpu")
 
 
 def test_a_past_has_no_features():
@@ -231,8 +231,8 @@ def test_a_mean_teacher_teaches_in_the_engine_and_is_no_part_of_the_student():
     student = tiny_net("student")
     keys = set(student.module.state_dict())
     taps = {"student": Tap(student.module.hidden), "target": Tap(student.module.hidden)}
-    goal = plain_goal() + Match(Ema(student), SoftTargets()) + Match(Ema(student), Hint(), **taps)
-    result = run(one_stage(student, goal, epochs=2), device="cpu")
+    objective = plain_goal() + Match(Ema(student), SoftTargets()) + Match(Ema(student), Hint(), **taps)
+    result = run(one_stage(student, objective, epochs=2), device="cpu")
     assert set(result.nets) == {"student"}
     assert set(student.module.state_dict()) == keys
     assert hooks_of(student.module) == 0
@@ -245,8 +245,8 @@ def test_a_mean_teacher_teaches_in_the_engine_and_is_no_part_of_the_student():
 def test_peers_are_fixed_targets_of_this_step():
     one, two, given = tiny_net("one"), tiny_net("two", seed=1), batch()
     mutual = SoftTargets.mutual()
-    goals = {one: plain_goal() + Match(Peer(two), mutual), two: plain_goal() + Match(Peer(one), mutual)}
-    lesson = Lesson(Stage(goals, Training(epochs=1)), FACTS).eval()
+    objectives = {one: plain_goal() + Match(Peer(two), mutual), two: plain_goal() + Match(Peer(one), mutual)}
+    lesson = DistillationModule(Stage(objectives, Training(epochs=1)), FACTS).eval()
     terms = lesson(given, {})
     ours, theirs = one(given), two(given)
     torch.testing.assert_close(terms["one: peer two/soft_targets"], mutual(ours, theirs))
@@ -258,8 +258,8 @@ def test_peers_are_fixed_targets_of_this_step():
 def test_two_nets_teach_each_other_in_one_stage():
     one, two = tiny_net("one"), tiny_net("two", seed=1)
     mutual = SoftTargets.mutual()
-    goals = {one: plain_goal() + Match(Peer(two), mutual), two: plain_goal() + Match(Peer(one), mutual)}
-    recipe = Recipe(data=tiny_data(), schedule=Stages(Stage(goals, Training(epochs=2, batch_size=4))))
+    objectives = {one: plain_goal() + Match(Peer(two), mutual), two: plain_goal() + Match(Peer(one), mutual)}
+    recipe = Recipe(data=tiny_data(), schedule=Stages(Stage(objectives, Training(epochs=2, batch_size=4))))
     result = run(recipe, device="cpu")
     assert set(result.scores) == {"one", "two"}
     assert "two: peer one/soft_targets" in result.history["one+two"][0]["terms"]
@@ -312,7 +312,7 @@ def test_the_net_itself_is_not_its_own_frozen_teacher():
     assert "Past(net)" in problem
 
 
-@pytest.mark.parametrize("source", [Past, Ema, Peer, Panel])
+@pytest.mark.parametrize("source", [Past, Ema, Peer, Teachers])
 def test_a_source_is_made_of_nets(source):
     with pytest.raises(RecipeError, match=f"{source.__name__} takes a Net; got a Linear"):
         source(nn.Linear(1, 1))
@@ -335,8 +335,8 @@ def panel(**options):
     return first, second
 
 
-def value_of(goals, given, facts=FACTS):
-    rehearsal = rehearsed(goals, given, facts)
+def value_of(objectives, given, facts=FACTS):
+    rehearsal = rehearsed(objectives, given, facts)
     rehearsal.lesson.eval()
     (value,) = terms_of(rehearsal, given).values()
     rehearsal.close()
@@ -345,7 +345,7 @@ def value_of(goals, given, facts=FACTS):
 
 def test_a_panel_is_matched_teacher_by_teacher_with_fixed_shares():
     (first, second), student, given = panel(), tiny_net("student"), batch()
-    value = value_of({student: Match(Panel(first, second), FromEach(SoftTargets(), weights=(0.6, 0.4)))}, given)
+    value = value_of({student: Match(Teachers(first, second), PerTeacher(SoftTargets(), weights=(0.6, 0.4)))}, given)
     student.module.eval()
     soft, said = SoftTargets(), student(given)
     torch.testing.assert_close(value, 0.6 * soft(said, first(given)) + 0.4 * soft(said, second(given)))
@@ -355,10 +355,10 @@ def test_a_panel_is_matched_teacher_by_teacher_with_fixed_shares():
 def test_a_teacher_counts_by_how_well_it_says_each_label(task):
     (first, second), student, given = panel(), tiny_net("student"), batch()
     loss = SoftTargets() if task == "multiclass" else PerLabelSoftTargets()
-    facts = FACTS if task == "multiclass" else Facts(classes=FACTS.classes, task=task, samples=8, ids=True)
+    facts = FACTS if task == "multiclass" else BuildContext(classes=FACTS.classes, task=task, samples=8, ids=True)
     if task == "multilabel":
         given = Batch(given.inputs, F.one_hot(given.labels, 3).float(), given.ids)
-    value = value_of({student: Match(Panel(first, second), FromEach(loss, weights="confidence"))}, given, facts)
+    value = value_of({student: Match(Teachers(first, second), PerTeacher(loss, weights="confidence"))}, given, facts)
     student.module.eval()
     expected = 0.0
     for row in range(4):
@@ -388,8 +388,8 @@ def test_a_features_panel_has_a_projector_for_each_teacher_also_by_confidence():
     student = tiny_net("student")
     taps = {"student": Tap(student.module.hidden), "target": (Tap(first.module.hidden), Tap(second.module.hidden))}
     for weights in ("equal", "confidence", "learned"):
-        loss = FromEach(Hint(projector="always"), weights=weights)
-        rehearsal = rehearsed({student: Match(Panel(first, second), loss, **taps)})
+        loss = PerTeacher(Hint(projector="always"), weights=weights)
+        rehearsal = rehearsed({student: Match(Teachers(first, second), loss, **taps)})
         (comparison,) = rehearsal.comparisons
         learned = 2 if weights == "learned" else 0
         assert comparison.parameters == 5 * 5 + 5 + 5 * 7 + 7 + learned
@@ -406,8 +406,8 @@ def test_confidence_takes_no_loss_in_which_samples_depend_on_each_other(make):
         "student": Tap(student.module.hidden),
         "target": tuple(Tap(each.module.hidden) for each in (first, second)),
     }
-    goal = plain_goal() + Match(Panel(first, second), FromEach(make(), weights="confidence"), **sides)
-    (problem,) = check(one_stage(student, goal)).problems
+    objective = plain_goal() + Match(Teachers(first, second), PerTeacher(make(), weights="confidence"), **sides)
+    (problem,) = check(one_stage(student, objective)).problems
     assert f"in {type(make()).__name__} the samples of a batch depend on each other" in problem
 
 
@@ -417,29 +417,29 @@ def test_confidence_takes_several_teachers_not_several_layers_of_one():
         side: (Tap(net.module.hidden), Tap(net.module.head))
         for side, net in (("student", student), ("target", teacher))
     }
-    goal = plain_goal() + Match(teacher, FromEach(Hint(), weights="confidence"), **sides)
-    (problem,) = check(one_stage(student, goal)).problems
+    objective = plain_goal() + Match(teacher, PerTeacher(Hint(), weights="confidence"), **sides)
+    (problem,) = check(one_stage(student, objective)).problems
     assert "weighs the teachers of a Panel, and this is one teacher" in problem
 
 
 def test_confidence_takes_no_regression():
     (first, second), student = panel(), tiny_net("student")
-    goal = Match(Panel(first, second), FromEach(nn.MSELoss(), weights="confidence"))
-    (problem,) = check(one_stage(student, goal, tiny_data("regression"))).problems
+    objective = Match(Teachers(first, second), PerTeacher(nn.MSELoss(), weights="confidence"))
+    (problem,) = check(one_stage(student, objective, tiny_data("regression"))).problems
     assert "this data is regression; take weights='equal', 'learned' or shares" in problem
 
 
 @pytest.mark.parametrize("make", [DKD, NKD, LogitStandardisation, HardTargets, lambda: nn.MSELoss(), GeneralisedJSD])
 def test_confidence_takes_losses_that_are_a_mean_over_samples(make):
     (first, second), student = panel(), tiny_net("student")
-    goal = plain_goal() + Match(Panel(first, second), FromEach(make(), weights="confidence"))
-    assert not check(one_stage(student, goal)).problems
+    objective = plain_goal() + Match(Teachers(first, second), PerTeacher(make(), weights="confidence"))
+    assert not check(one_stage(student, objective)).problems
 
 
 def test_learned_weights_find_the_size_of_each_loss():
     (first, second), student, given = panel(), tiny_net("student"), batch()
-    loss = FromEach(SoftTargets(), weights="learned")
-    rehearsal = rehearsed({student: Match(Panel(first, second), loss)})
+    loss = PerTeacher(SoftTargets(), weights="learned")
+    rehearsal = rehearsed({student: Match(Teachers(first, second), loss)})
     rehearsal.lesson.eval()
     optimizer = torch.optim.SGD([loss.log_variances], lr=0.5)
     for _ in range(300):
@@ -460,9 +460,9 @@ def test_teachers_of_a_panel_see_each_their_own_inputs():
             return (batch.inputs[:, :2],), {}
 
     torch.manual_seed(0)
-    narrow = Net("narrow", nn.Linear(2, 3), sees=First(), trained=True)
+    narrow = Net("narrow", nn.Linear(2, 3), view=First(), trained=True)
     wide, student, given = Net("wide", nn.Linear(4, 3), trained=True), tiny_net("student"), batch()
-    value = value_of({student: Match(Panel(narrow, wide), FromEach(SoftTargets(), weights=(0.5, 0.5)))}, given)
+    value = value_of({student: Match(Teachers(narrow, wide), PerTeacher(SoftTargets(), weights=(0.5, 0.5)))}, given)
     student.module.eval()
     said = student(given)
     expected = (
@@ -474,7 +474,7 @@ def test_teachers_of_a_panel_see_each_their_own_inputs():
 def test_a_panel_is_compared_on_the_classes_that_all_share():
     first = Net("first", nn.Linear(4, 3), classes=["c", "b", "x"], trained=True)
     second, student, given = Net("second", nn.Linear(4, 3), trained=True), tiny_net("student"), batch()
-    value = value_of({student: Match(Panel(first, second), FromEach(SoftTargets()))}, given)
+    value = value_of({student: Match(Teachers(first, second), PerTeacher(SoftTargets()))}, given)
     student.module.eval()
     said = student(given)[:, [1, 2]]
     expected = SoftTargets()(said, first(given)[:, [1, 0]]) + SoftTargets()(said, second(given)[:, [1, 2]])
@@ -484,46 +484,46 @@ def test_a_panel_is_compared_on_the_classes_that_all_share():
 @pytest.mark.parametrize("weights", ["best", (0.5, 0.6), (1.5, -0.5), (), 0.5, (float("nan"), 1.0)])
 def test_weights_of_teachers_are_shares_or_a_known_word(weights):
     with pytest.raises(RecipeError, match=r"weights are shares|shares of teachers"):
-        FromEach(SoftTargets(), weights=weights)
+        PerTeacher(SoftTargets(), weights=weights)
 
 
 def test_a_panel_takes_at_least_two_nets_each_once():
     first, second = panel()
     for members in ((), (first,), (first, first)):
         with pytest.raises(RecipeError, match="at least two nets, each once"):
-            Panel(*members)
-    assert Panel(first, second) == Panel(first, second)
-    assert Panel(first, second).name == "first and second"
+            Teachers(*members)
+    assert Teachers(first, second) == Teachers(first, second)
+    assert Teachers(first, second).name == "first and second"
 
 
 def test_a_net_in_training_has_no_place_in_a_panel():
     student, peer, teacher = tiny_net("student"), tiny_net("peer"), tiny_net("teacher", trained=True)
-    goals = {student: plain_goal() + Match(Panel(teacher, peer), FromEach(SoftTargets())), peer: plain_goal()}
-    (problem,) = check(Recipe(data=tiny_data(), schedule=Stages(Stage(goals, Training(epochs=1))))).problems
+    objectives = {student: plain_goal() + Match(Teachers(teacher, peer), PerTeacher(SoftTargets())), peer: plain_goal()}
+    (problem,) = check(Recipe(data=tiny_data(), schedule=Stages(Stage(objectives, Training(epochs=1))))).problems
     assert "net 'peer' is in training in this stage, so it has no place in a Panel" in problem
 
 
 def test_a_panel_takes_a_tap_of_each_of_its_nets():
     (first, second), student = panel(), tiny_net("student")
     sides = {"student": Tap(student.module.hidden), "target": (Tap(second.module.hidden), Tap(first.module.hidden))}
-    problems = check(one_stage(student, Match(Panel(first, second), FromEach(Hint()), **sides))).problems
+    problems = check(one_stage(student, Match(Teachers(first, second), PerTeacher(Hint()), **sides))).problems
     assert sum("is not a part of net" in problem for problem in problems) == 2
     sides["target"] = (Tap(first.module.hidden),)
-    problems = check(one_stage(student, Match(Panel(first, second), FromEach(Hint()), **sides))).problems
+    problems = check(one_stage(student, Match(Teachers(first, second), PerTeacher(Hint()), **sides))).problems
     assert any("takes as many taps as target, one of each; got 1" in problem for problem in problems)
 
 
 def test_a_loss_for_one_teacher_is_refused_for_a_panel():
     (first, second), student = panel(), tiny_net("student")
-    (problem,) = check(one_stage(student, Match(Panel(first, second), SoftTargets()))).problems
-    assert "a Panel gives a tuple, of which FromEach(SoftTargets(" in problem
-    problems = check(one_stage(student, Match(first, FromEach(SoftTargets())))).problems
-    assert any("Match(Panel(first, second), FromEach(...))" in problem for problem in problems)
+    (problem,) = check(one_stage(student, Match(Teachers(first, second), SoftTargets()))).problems
+    assert "a Panel gives a tuple, of which PerTeacher(SoftTargets(" in problem
+    problems = check(one_stage(student, Match(first, PerTeacher(SoftTargets())))).problems
+    assert any("Match(Panel(first, second), PerTeacher(...))" in problem for problem in problems)
 
 
 def test_an_untrained_member_of_a_panel_is_found():
     first, second = tiny_net("first", trained=True), tiny_net("second")
-    problems = check(one_stage(tiny_net("student"), Match(Panel(first, second), FromEach(SoftTargets())))).problems
+    problems = check(one_stage(tiny_net("student"), Match(Teachers(first, second), PerTeacher(SoftTargets())))).problems
     assert any("net 'second' teaches but is neither trained" in problem for problem in problems)
 
 
@@ -549,7 +549,7 @@ def test_labels_are_cut_to_the_classes_of_a_teacher_that_knows_fewer():
 
 def test_labels_of_several_classes_are_cut_by_column():
     teacher = tiny_net("teacher", outputs=2, trained=True, classes=["c", "b"])
-    facts = Facts(classes=FACTS.classes, task="multilabel", samples=8, ids=True)
+    facts = BuildContext(classes=FACTS.classes, task="multilabel", samples=8, ids=True)
     given = Batch(torch.randn(4, 4), torch.eye(4)[:, :3], torch.arange(4))
 
     def asking(student, target, *, labels):
@@ -574,14 +574,14 @@ def test_features_are_compared_with_all_labels_whatever_the_teacher_knows():
 # A source of one's own
 
 
-class Constant(Respondent):
+class Constant(TeacherSession):
     """Says the same of every sample, and counts what it is told."""
 
     def __init__(self):
         self.told = []
 
     def ask(self, batch):
-        return Answer(torch.ones(len(batch), 3))
+        return TeacherOutput(torch.ones(len(batch), 3))
 
     def observe(self, batch, outputs):
         self.told.append(sorted(outputs))
@@ -615,7 +615,7 @@ def test_a_source_of_ones_own_is_asked_and_told():
     assert source.respondents[-1].told == [*step, *step, "epoch"]
 
 
-class Answering(Respondent):
+class Answering(TeacherSession):
     """Answers with what a function makes of the batch."""
 
     def __init__(self, make):
@@ -638,11 +638,11 @@ ZEROS = torch.zeros(4, 3)
     [
         (ZEROS, "'mine' answers with Answer(output, features, known); got a Tensor"),
         (
-            Answer(ZEROS, known=torch.zeros(4)),
+            TeacherOutput(ZEROS, known=torch.zeros(4)),
             "True or False for each sample, (4,) of torch.bool; got (4,) of torch.float",
         ),
-        (Answer(ZEROS, known=torch.zeros(2, dtype=torch.bool)), "got (2,) of torch.bool"),
-        (Answer(torch.zeros(4, 5), known=torch.zeros(4, dtype=torch.bool)), "the shape (4, 3); got (4, 5)"),
+        (TeacherOutput(ZEROS, known=torch.zeros(2, dtype=torch.bool)), "got (2,) of torch.bool"),
+        (TeacherOutput(torch.zeros(4, 5), known=torch.zeros(4, dtype=torch.bool)), "the shape (4, 3); got (4, 5)"),
     ],
 )
 def test_an_answer_of_ones_own_that_does_not_fit_is_refused(answer, said):
@@ -651,9 +651,9 @@ def test_an_answer_of_ones_own_that_does_not_fit_is_refused(answer, said):
 
 
 def test_a_source_of_ones_own_answers_for_every_tap():
-    (problem,) = answered_by(lambda batch: Answer(ZEROS), Tap(nn.Linear(4, 5)))
+    (problem,) = answered_by(lambda batch: TeacherOutput(ZEROS), Tap(nn.Linear(4, 5)))
     assert "a feature for each of 1 taps that its terms ask for; got 0" in problem
-    (problem,) = answered_by(lambda batch: Answer(ZEROS, (ZEROS,), torch.ones(4) > 0), Tap(nn.Linear(4, 5)))
+    (problem,) = answered_by(lambda batch: TeacherOutput(ZEROS, (ZEROS,), torch.ones(4) > 0), Tap(nn.Linear(4, 5)))
     assert "may leave outputs unknown, but no features" in problem
 
 
@@ -684,7 +684,9 @@ def test_a_source_without_a_hash_is_refused():
 
 def test_what_is_not_known_moves_none_of_two_nets_that_match_one_source():
     one, two, source = tiny_net("one"), tiny_net("two", seed=1), Mine()
-    source.open = lambda taps, facts: Answering(lambda batch: Answer(ZEROS, known=torch.zeros(4, dtype=torch.bool)))
+    source.open = lambda taps, facts: Answering(
+        lambda batch: TeacherOutput(ZEROS, known=torch.zeros(4, dtype=torch.bool))
+    )
     rehearsal = rehearsed({net: plain_goal() + Match(source, nn.MSELoss()) for net in (one, two)})
     terms = terms_of(rehearsal, batch())
     assert terms["one: mine/mse_loss"].item() == terms["two: mine/mse_loss"].item() == 0
@@ -701,7 +703,7 @@ def test_a_view_that_fails_is_named():
         def __repr__(self):
             return "Failing()"
 
-    teacher = tiny_net("teacher", trained=True, sees=Failing())
+    teacher = tiny_net("teacher", trained=True, view=Failing())
     (problem,) = check(one_stage(tiny_net("student"), plain_goal() + Match(teacher, SoftTargets()))).problems
     assert "net 'teacher' cannot be shown a batch by Failing(): KeyError: 'lead'" in problem
 

@@ -107,8 +107,8 @@ def test_a_failed_check_leaves_the_module_without_hooks():
     assert hooks_of(module) == 0
 
 
-def stage(net, goal=None, name=""):
-    return Stage({net: goal or plain_goal()}, Training(epochs=1), name)
+def stage(net, objective=None, name=""):
+    return Stage({net: objective or plain_goal()}, Training(epochs=1), name)
 
 
 def test_a_sound_schedule_passes():

@@ -130,7 +130,7 @@ def test_this_machine_has_some_memory_left():
 
 
 def test_a_loss_that_remembers_too_much_is_found_before_the_first_step(machine):
-    goal = Match(tiny_net("teacher", trained=True), CRD(width=4, negatives=4, samples=10**5))
-    (problem,) = check(one_stage(tiny_net("student"), goal)).problems
+    objective = Match(tiny_net("teacher", trained=True), CRD(width=4, negatives=4, samples=10**5))
+    (problem,) = check(one_stage(tiny_net("student"), objective)).problems
     assert "CRD(width=4) for 100000 samples" in problem
     assert "would take 6 MB, but cpu has 3 MB left; embed in a smaller width" in problem

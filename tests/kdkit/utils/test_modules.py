@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdkit.utils.modules import evaluating
+from kdkit.utils.modules import eval_mode
 from tests.helpers.tiny import tiny_net
 
 
@@ -13,7 +13,7 @@ def test_every_part_evaluates_and_gets_its_own_mode_back_also_after_an_error():
     seen = []
 
     def evaluated():
-        with evaluating(module):
+        with eval_mode(module):
             seen.extend(each.training for each in module.modules())
             raise KeyError
 
@@ -25,5 +25,5 @@ def test_every_part_evaluates_and_gets_its_own_mode_back_also_after_an_error():
 
 
 def test_what_has_no_mode_is_left_alone():
-    with evaluating(len):
+    with eval_mode(len):
         pass

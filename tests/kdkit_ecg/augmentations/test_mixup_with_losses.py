@@ -12,10 +12,10 @@ from kdkit_ecg import GaussianNoise, Leads, LRHNet, Mixup, Synthetic
 
 def recipe(loss):
     data = Synthetic(train=8, select=8, test=8, length=128, draws=4, augment=(GaussianNoise(), Mixup(1.0)))
-    teacher = Net("teacher", LRHNet(leads=12, width=8), sees=Leads(12), trained=True)
-    student = Net("student", LRHNet(leads=2, width=8), sees=Leads(2))
-    goal = 0.5 * Truth(BCEWithLogitsLoss()) + 0.5 * Match(teacher, loss)
-    return Recipe(data=data, schedule=Stages(Stage({student: goal}, Training(epochs=1, batch_size=4))))
+    teacher = Net("teacher", LRHNet(leads=12, width=8), view=Leads(12), trained=True)
+    student = Net("student", LRHNet(leads=2, width=8), view=Leads(2))
+    objective = 0.5 * Truth(BCEWithLogitsLoss()) + 0.5 * Match(teacher, loss)
+    return Recipe(data=data, schedule=Stages(Stage({student: objective}, Training(epochs=1, batch_size=4))))
 
 
 @pytest.mark.parametrize("loss", [DKD(), NKD()])

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 
 from kdkit_ecg.simulator.heart_sampler import healthy_heart
-from kdkit_ecg.simulator.randomness import Dice
+from kdkit_ecg.simulator.randomness import RandomRange
 
 
 @pytest.mark.parametrize("difficulty", [0, 0.5, 1])
 def test_a_healthy_heart_is_within_every_normal_limit_at_any_difficulty(difficulty):
-    dice = Dice(np.random.default_rng(0), difficulty)
+    dice = RandomRange(np.random.default_rng(0), difficulty)
     for _ in range(300):
         heart = healthy_heart(dice)
         assert 60 < heart.rate < 100
@@ -22,6 +22,6 @@ def test_a_healthy_heart_is_within_every_normal_limit_at_any_difficulty(difficul
 
 
 def test_no_two_healthy_hearts_are_alike():
-    dice = Dice(np.random.default_rng(0), 0.5)
+    dice = RandomRange(np.random.default_rng(0), 0.5)
     first, second = healthy_heart(dice), healthy_heart(dice)
     assert all(getattr(first, name) != getattr(second, name) for name in ("rate", "pr", "qrs", "qtc", "p", "t"))

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 
 from kdkit_ecg.simulator.noise import electrode_noise
-from kdkit_ecg.simulator.randomness import Dice
+from kdkit_ecg.simulator.randomness import RandomRange
 
 
 def noise(rate, difficulty, seed=0):
     times = np.arange(int(10 * rate)) / rate
-    return electrode_noise(times, rate, Dice(np.random.default_rng(seed), difficulty))
+    return electrode_noise(times, rate, RandomRange(np.random.default_rng(seed), difficulty))
 
 
 def test_noise_is_on_each_independent_lead_and_grows_with_the_difficulty():

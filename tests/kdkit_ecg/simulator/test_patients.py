@@ -5,14 +5,14 @@ import pytest
 
 from kdkit_ecg.labels import scored_classes
 from kdkit_ecg.simulator.patients import Patient, draw_patient
-from kdkit_ecg.simulator.randomness import Dice
+from kdkit_ecg.simulator.randomness import RandomRange
 
 RHYTHMS = {"NSR", "SB", "STach", "SA", "AF", "AFL", "Brady", "PR"}
 
 
 @pytest.fixture(scope="module")
 def patients():
-    source = Dice(np.random.default_rng(0), 0.5)
+    source = RandomRange(np.random.default_rng(0), 0.5)
     return [draw_patient(source) for _ in range(3000)]
 
 

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from kdkit_ecg.simulator.randomness import Dice
+from kdkit_ecg.simulator.randomness import RandomRange
 
 
 def dice(difficulty):
-    return Dice(np.random.default_rng(0), difficulty)
+    return RandomRange(np.random.default_rng(0), difficulty)
 
 
 @pytest.mark.parametrize(("difficulty", "low", "high"), [(0, 1, 2), (0.5, 2, 4), (1, 3, 6)])

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from kdkit_ecg.simulator.heart_sampler import healthy_heart
-from kdkit_ecg.simulator.randomness import Dice
+from kdkit_ecg.simulator.randomness import RandomRange
 from kdkit_ecg.simulator.rhythm import atrial_activity, beats
 
 
 def dice(seed):
-    return Dice(np.random.default_rng(seed), 0.0)
+    return RandomRange(np.random.default_rng(seed), 0.0)
 
 
 def heart(seed=0, **changes):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from kdkit import Net
-from kdkit.errors import AnswersError
+from kdkit.errors import CacheError
 from kdkit.teachers.cache import facts_of_data, key_of
 from kdkit.teachers.cache.digest import Digest
 from tests.helpers.tiny import tiny_data
@@ -91,14 +91,14 @@ HELD = {
 
 @pytest.mark.parametrize("source", HELD.values(), ids=HELD)
 def test_a_module_that_is_held_as_a_value_is_refused(source, helped):
-    with pytest.raises(AnswersError, match=r"the module own_\w+(.ops)?, from which anything may be taken; "):
+    with pytest.raises(CacheError, match=r"the module own_\w+(.ops)?, from which anything may be taken; "):
         helped(source, 2)
 
 
 def test_what_is_imported_late_is_refused_until_it_is_loaded_and_what_is_nowhere_counts_as_that(helped):
     helped(WAYS["of a module"], 2)
     del sys.modules["own_helper"]
-    with pytest.raises(AnswersError, match="imports own_helper, which is not loaded yet; import it at the top"):
+    with pytest.raises(CacheError, match="imports own_helper, which is not loaded yet; import it at the top"):
         key(made(WAYS["imported late"]))
     assert key(made(FORWARD + "        import nowhere_at_all\n"))
 
@@ -118,7 +118,7 @@ SEARCHES = {
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_what_finds_values_that_no_code_names_is_refused(name):
-    with pytest.raises(AnswersError, match=rf"{name}, by which it may find anything; give it the values instead"):
+    with pytest.raises(CacheError, match=rf"{name}, by which it may find anything; give it the values instead"):
         key(made(SEARCHES[name]))
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from kdkit import Answer, Answers, RecipeError
-from kdkit.errors import AnswersError
-from kdkit.teachers.cache import Form
+from kdkit import Answers, RecipeError, TeacherOutput
+from kdkit.errors import CacheError
+from kdkit.teachers.cache import Codec
 from kdkit.teachers.cache.codec import apart
 
 CPU = torch.device("cpu")
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 def answer(dtype=torch.float32, seed=0):
     torch.manual_seed(seed)
     output = torch.randn(4, 6, dtype=torch.float64)
-    return Answer(output.to(dtype), (torch.randn(4, 3, 5, dtype=torch.float64).to(dtype).movedim(-1, 1),))
+    return TeacherOutput(output.to(dtype), (torch.randn(4, 3, 5, dtype=torch.float64).to(dtype).movedim(-1, 1),))
 
 
 def again(form, given):
@@ -24,7 +24,7 @@ def again(form, given):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_by_default_answers_are_kept_to_the_bit(dtype):
     given = answer(dtype)
-    form = Form(Answers(), given)
+    form = Codec(Answers(), given)
     back = again(form, given)
     assert torch.equal(back.output, given.output)
     assert torch.equal(back.features[0], given.features[0])
@@ -34,7 +34,7 @@ def test_by_default_answers_are_kept_to_the_bit(dtype):
 
 def test_half_precision_takes_half_the_bytes_and_is_given_as_before():
     given = answer()
-    form = Form(Answers(dtype="fp16"), given)
+    form = Codec(Answers(dtype="fp16"), given)
     assert [part.bytes for part in form.parts] == [12, 30]
     back = again(form, given)
     assert back.output.dtype == torch.float32
@@ -45,7 +45,7 @@ def test_half_precision_takes_half_the_bytes_and_is_given_as_before():
 
 def test_the_largest_outputs_keep_their_probabilities_and_the_others_share_the_rest():
     given = answer()
-    form = Form(Answers(top=2), given)
+    form = Codec(Answers(top=2), given)
     back = again(form, given)
     exact, kept = given.output.softmax(1), back.output.softmax(1)
     largest = exact.topk(2).indices
@@ -60,12 +60,12 @@ def test_the_largest_outputs_keep_their_probabilities_and_the_others_share_the_r
 
 def test_all_outputs_are_kept_where_the_largest_are_all():
     given = answer()
-    assert torch.equal(again(Form(Answers(top=6), given), given).output, given.output)
+    assert torch.equal(again(Codec(Answers(top=6), given), given).output, given.output)
 
 
 def test_the_largest_are_of_one_row_of_classes():
-    with pytest.raises(AnswersError, match="top is of outputs"):
-        Form(Answers(top=1), Answer(torch.zeros(4, 2, 3)))
+    with pytest.raises(CacheError, match="top is of outputs"):
+        Codec(Answers(top=1), TeacherOutput(torch.zeros(4, 2, 3)))
 
 
 def test_two_answers_are_as_far_apart_as_their_worst_figure():
@@ -80,9 +80,9 @@ def test_two_answers_are_as_far_apart_as_their_worst_figure():
 def test_nearly_equal_outputs_may_change_places_in_an_audit():
     given = answer()
     given.output[0, :2] = torch.tensor([3.0, 3.0 - 1e-7])
-    form = Form(Answers(top=1), given)
+    form = Codec(Answers(top=1), given)
     kept = form.packed(given)
-    other = Answer(given.output.clone(), given.features)
+    other = TeacherOutput(given.output.clone(), given.features)
     other.output[0, :2] = torch.tensor([3.0 - 1e-7, 3.0])
     assert apart(form.compared(other, kept)).max() < 1e-6
 

@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
-from kdkit.errors import AnswersError
-from kdkit.teachers.cache import AnswersFolder, Heard, Key, Part, Place
+from kdkit.errors import CacheError
+from kdkit.teachers.cache import CacheFolder, EntrySpec, Key, NewOutputs, Part
 from kdkit.teachers.cache.store import KNOWN
 
 IDS = torch.tensor([30, 10, 20, 50, 40])
@@ -18,12 +18,12 @@ OUTPUT = (Part("output", (3,), torch.float32),)
 
 
 def place(net="teacher", *, parts=OUTPUT, draws=2, ids=IDS, **facts):
-    facts = {"sees": {"key": "inputs"}, "data": {"fingerprint": "abc"}, "net": net, **facts}
-    return Place(net=net, key=Key(facts), parts=parts, ids=ids, draws=draws, asked=draws * len(ids))
+    facts = {"view": {"key": "inputs"}, "data": {"fingerprint": "abc"}, "net": net, **facts}
+    return EntrySpec(net=net, key=Key(facts), parts=parts, ids=ids, draws=draws, asked=draws * len(ids))
 
 
 def folder(tmp_path, limit=10**9):
-    return AnswersFolder(tmp_path / "answers", limit)
+    return CacheFolder(tmp_path / "answers", limit)
 
 
 def record(store, ids, draw=0, seed=0):
@@ -73,7 +73,7 @@ def test_what_other_processes_were_told_is_taken_where_it_is_not_known_yet(tmp_p
     store, reader = (folder(tmp_path).open(place()) for _ in range(2))
     (known,) = record(store, [40, 10], draw=1)
     other = torch.full((2, *known.shape[1:]), 7.0, dtype=known.dtype)
-    heard = Heard(1, torch.tensor([10, 20]), (other,))
+    heard = NewOutputs(1, torch.tensor([10, 20]), (other,))
     store.take(heard)
     (read,) = store.read(store.find(torch.tensor([40, 10, 20]), 1))
     assert torch.equal(read, torch.cat([known, other[1:]]))  # the first answer stays
@@ -146,9 +146,9 @@ def test_the_longest_unused_is_given_up_for_what_comes(tmp_path):
 def test_nothing_in_use_is_given_up(tmp_path):
     row = Part("output", (50_000,), torch.float32)
     store = folder(tmp_path).open(place("first", parts=(row,), draws=1))
-    with pytest.raises(AnswersError, match="other runs fill"):
+    with pytest.raises(CacheError, match="other runs fill"):
         folder(tmp_path, limit=1_500_000).open(place("second", parts=(row,), draws=1))
-    with pytest.raises(AnswersError, match="are in use"):
+    with pytest.raises(CacheError, match="are in use"):
         folder(tmp_path).delete("all")
     assert folder(tmp_path).shrink(0) == []
     record(store, [10])
@@ -160,10 +160,10 @@ def test_nothing_in_use_is_given_up(tmp_path):
 def test_what_would_never_fit_is_refused_and_nothing_is_given_up_for_it(tmp_path, monkeypatch):
     filled(folder(tmp_path), place("first"))
     large = place("large", parts=(Part("output", (10**6,), torch.float32),))
-    with pytest.raises(AnswersError, match=r"take 40 MB, and .* is held to 20 MB \(--answers-size\)"):
+    with pytest.raises(CacheError, match=r"take 40 MB, and .* is held to 20 MB \(--answers-size\)"):
         folder(tmp_path, limit=20 * 10**6).open(large)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 2**28 + 10))
-    with pytest.raises(AnswersError, match=r"the disk of .* has 1e-05 MB left"):
+    with pytest.raises(CacheError, match=r"the disk of .* has 1e-05 MB left"):
         folder(tmp_path).open(large)
     assert [each.net for each in folder(tmp_path).kept()] == ["first"]
 
@@ -208,17 +208,17 @@ def test_a_full_disk_is_an_error_and_leaves_nothing_known(tmp_path):
 def test_places_are_deleted_by_net_and_by_the_beginning_of_their_name(tmp_path):
     for net in ("teacher", "assistant"):
         filled(folder(tmp_path), place(net))
-    with pytest.raises(AnswersError, match="did you mean 'teacher'"):
+    with pytest.raises(CacheError, match="did you mean 'teacher'"):
         folder(tmp_path).delete("teachr")
     assert [each.net for each in folder(tmp_path).delete("teacher")] == ["teacher"]
     (left,) = folder(tmp_path).kept()
     assert [each.net for each in folder(tmp_path).delete(left.path.name[:12])] == ["assistant"]
     assert folder(tmp_path).delete("all") == []
-    with pytest.raises(AnswersError, match="there is no folder"):
-        AnswersFolder(tmp_path / "elsewhere").kept()
+    with pytest.raises(CacheError, match="there is no folder"):
+        CacheFolder(tmp_path / "elsewhere").kept()
 
 
 def test_a_folder_that_cannot_be_written_is_refused_with_the_reason(tmp_path):
     (tmp_path / "answers").write_text("a file")
-    with pytest.raises(AnswersError, match="cannot be written"):
+    with pytest.raises(CacheError, match="cannot be written"):
         folder(tmp_path).open(place())

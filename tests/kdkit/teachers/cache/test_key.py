@@ -11,7 +11,7 @@ from torch import nn
 
 from kdkit import Batch, Images, Inputs, Net, Tap
 from kdkit.data.torch_data import TorchData
-from kdkit.errors import AnswersError
+from kdkit.errors import CacheError
 from kdkit.teachers.cache import facts_of_data, key_of
 from kdkit.teachers.cache.digest import Digest
 from tests.helpers.tiny import Mlp, samples, tiny_data
@@ -46,7 +46,7 @@ class Shown:
 
 def teacher():
     torch.manual_seed(0)
-    return Net("teacher", Teacher(), sees=Shown())
+    return Net("teacher", Teacher(), view=Shown())
 
 
 def key(net, taps=(), data=DATA, **how):
@@ -117,7 +117,7 @@ def test_what_a_teacher_sees_and_gives_is_in_the_key():
     net = teacher()
     views = [Inputs(), Shown(), Shown(by=2.0), Shown(key="other"), Images(), Images(mean=(0.5,))]
     elements = [None, 0, "logits", lambda value: value[0], lambda value: value[1]]
-    nets = [Net("teacher", net.module, sees=sees) for sees in views]
+    nets = [Net("teacher", net.module, view=view) for view in views]
     nets += [Net("teacher", net.module, element=each) for each in elements[1:]]
     nets += [Net("teacher", net.module, classes=each) for each in (("a", "b", "c"), ("b", "a", "c"))]
     keys = [key(each) for each in nets]
@@ -166,15 +166,15 @@ def test_every_sample_in_memory_is_in_the_facts_of_the_data():
 
 def test_data_that_cannot_be_told_apart_is_refused():
     stream = TorchData(torch.utils.data.DataLoader(samples(), 4), samples(seed=1))
-    with pytest.raises(AnswersError, match="have no ids"):
+    with pytest.raises(CacheError, match="have no ids"):
         facts_of_data(stream)
     data = tiny_data()
     data.draws = None
-    with pytest.raises(AnswersError, match="randomness is its own"):
+    with pytest.raises(CacheError, match="randomness is its own"):
         facts_of_data(data)
     twice = tiny_data()
     twice.train.ids = torch.zeros(8, dtype=torch.int64)
-    with pytest.raises(AnswersError, match="not different"):
+    with pytest.raises(CacheError, match="not different"):
         facts_of_data(twice)
 
 
@@ -189,13 +189,13 @@ def test_what_cannot_be_keyed_is_refused_with_the_reason():
     hooked, locked = teacher(), teacher()
     hooked.module.head.register_forward_hook(lambda *_: None)
     locked.module.guard = threading.Lock()
-    with pytest.raises(AnswersError, match=r"Teacher.head has a hook of its own"):
+    with pytest.raises(CacheError, match=r"Teacher.head has a hook of its own"):
         key(hooked)
-    with pytest.raises(AnswersError, match=r"Teacher.guard is a lock"):
+    with pytest.raises(CacheError, match=r"Teacher.guard is a lock"):
         key(locked)
-    with pytest.raises(AnswersError, match="a tap of it is a Strange"):
+    with pytest.raises(CacheError, match="a tap of it is a Strange"):
         key(teacher(), (Strange(nn.Linear(1, 1)),))
-    with pytest.raises(AnswersError, match="no part of its module"):
+    with pytest.raises(CacheError, match="no part of its module"):
         key(teacher(), (Tap(nn.Linear(1, 1)),))
 
 
@@ -227,4 +227,4 @@ def test_values_that_contain_themselves_and_shared_ones_have_a_digest():
 
 def test_parameters_of_a_view_that_is_replaced_are_seen():
     view = Shown()
-    assert key(Net("t", Mlp().eval(), sees=view)) != key(Net("t", Mlp().eval(), sees=replace(view, by=3.0)))
+    assert key(Net("t", Mlp().eval(), view=view)) != key(Net("t", Mlp().eval(), view=replace(view, by=3.0)))

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit import Batch, Net, Tap
-from kdkit.errors import AnswersError
+from kdkit.errors import CacheError
 from kdkit.teachers import Frozen
-from kdkit.teachers.cache import tried
+from kdkit.teachers.cache import probe
 from tests.helpers.tiny import Mlp
 
 
@@ -24,7 +24,7 @@ def batch(samples=4, **changes):
 def trial(module, given=None, taps=()):
     frozen = Frozen(Net("teacher", module, version="1"), taps)
     try:
-        return tried(frozen, given or batch(), autocast=False)
+        return probe(frozen, given or batch(), autocast=False)
     finally:
         frozen.close()
 
@@ -62,7 +62,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("module", "reason"), REFUSED.values(), ids=REFUSED)
 def test_a_teacher_that_cannot_be_asked_once_is_refused(module, reason):
-    with pytest.raises(AnswersError, match=reason):
+    with pytest.raises(CacheError, match=reason):
         trial(module)
 
 
@@ -82,13 +82,13 @@ def test_a_tap_that_hands_out_no_rows_is_refused():
             return inputs + self.middle(inputs.mean(0))
 
     module = Odd()
-    with pytest.raises(AnswersError, match="no row for each sample"):
+    with pytest.raises(CacheError, match="no row for each sample"):
         trial(module, taps=(Tap(module.middle),))
 
 
 @pytest.mark.parametrize("changes", [{"ids": None}, {"draw": None}])
 def test_batches_without_ids_or_draws_are_refused(changes):
-    with pytest.raises(AnswersError, match="no ids, or do not say which draw"):
+    with pytest.raises(CacheError, match="no ids, or do not say which draw"):
         trial(Mlp(), batch(**changes))
 
 
@@ -98,7 +98,7 @@ def test_a_trial_leaves_the_random_states_as_they_were():
     np.random.seed(3)
     given = batch()
     before = torch.get_rng_state()
-    with pytest.raises(AnswersError):
+    with pytest.raises(CacheError):
         trial(lambda x: x + torch.rand(1), given)
     assert torch.equal(before, torch.get_rng_state())
     trial(Mlp().eval(), given)
