@@ -86,7 +86,7 @@ def intervals(year):
     labels, _, logits = records(year)
     test = Predictions(labels=labels.astype(np.float32), outputs=logits, classes=scored_classes(year).names)
     for score in (MacroAUPRC(), MacroAUROC(), ChallengeMetric(year)):
-        _, seconds = timed(BootstrapInterval(score).score, test)
+        _, seconds = timed(BootstrapInterval(score).compute, test)
         print(f"{year}, interval of {score.name}, 1000 resamples: {seconds:.2f} s")
 
 

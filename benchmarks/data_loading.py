@@ -172,12 +172,12 @@ def show_reading(folder, rounds, scratch):
         batch = split.batch(rows, number)
         seconds = time.perf_counter() - began
         steps.append((seconds, step_seconds(net, optimizer, batch)))
-    fetched, stepped = (statistics.median(each) for each in zip(*steps[1:], strict=True))
+    fetched, on_step = (statistics.median(each) for each in zip(*steps[1:], strict=True))
     print(
-        f"a batch of {BATCH} x 12 x {LENGTH}: {fetched * 1e3:.1f} ms of input to {stepped * 1e3:.0f} ms of LRH-Net's ",
+        f"a batch of {BATCH} x 12 x {LENGTH}: {fetched * 1e3:.1f} ms of input to {on_step * 1e3:.0f} ms of LRH-Net's ",
         end="",
     )
-    print(f"step, {fetched / stepped:.1%}")
+    print(f"step, {fetched / on_step:.1%}")
 
 
 def show_memory(scratch, seconds):

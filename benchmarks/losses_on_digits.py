@@ -68,7 +68,7 @@ def taught(seed):
         return Recipe(data=zoo.digits(TEACHER_SAMPLES), schedule=Stages(stage))
 
     result = kdkit.run(recipe, seed=seed, device="cpu")
-    return result.student.network.state_dict(), result.scores["teacher"]["accuracy"].value
+    return result.student.network.state_dict(), result.metrics["teacher"]["accuracy"].value
 
 
 def learned(name, seed, weights, epochs):
@@ -81,7 +81,7 @@ def learned(name, seed, weights, epochs):
         objectives = zoo.student_goals(name, "digits", teacher)
         return Recipe(data=zoo.digits(STUDENT_SAMPLES), schedule=Stages(Stage(objectives, training(epochs))))
 
-    return kdkit.run(recipe, seed=seed, device="cpu").scores["student"]["accuracy"].value
+    return kdkit.run(recipe, seed=seed, device="cpu").metrics["student"]["accuracy"].value
 
 
 def training(epochs):

@@ -124,7 +124,7 @@ def heard_by(module, taps):
     return heard
 
 
-def by_kdkit(case, inputs, labels, callbacks=(), answers="off"):
+def by_kdkit(case, inputs, labels, callbacks=(), teacher_cache="off"):
     """Return the seconds per step of the same through kdkit, its own epochs' clock; the teacher is asked every step."""
     module, learner = case.nets()
     teacher, student = kdkit.Net("teacher", module, trained=True), kdkit.Net("student", learner)
@@ -136,7 +136,7 @@ def by_kdkit(case, inputs, labels, callbacks=(), answers="off"):
     training = kdkit.Training(epochs=EPOCHS, batch_size=case.batch, optimizer=optimizer)
     data = kdkit.TorchData(TensorDataset(inputs, labels), TensorDataset(inputs[:64], labels[:64]))
     recipe = kdkit.Recipe(data=data, schedule=kdkit.Stages(kdkit.Stage({student: objective}, training)))
-    history = kdkit.run(recipe, answers=answers, callbacks=callbacks).history["student"]
+    history = kdkit.run(recipe, teacher_cache=teacher_cache, callbacks=callbacks).history["student"]
     return min(epoch["seconds"] for epoch in history) / (case.samples // case.batch)
 
 

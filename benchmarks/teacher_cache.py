@@ -26,7 +26,7 @@ import kdkit
 from kdkit import Match, Net, Recipe, Stage, Stages, Training, Truth
 from kdkit.losses import SoftTargets
 from kdkit.teachers import Frozen
-from kdkit.teachers.cache import Answers
+from kdkit.teachers.cache import CacheSettings
 from kdkit_ecg import GaussianNoise, Leads, LRHNet, Scaling, SEResNet, Synthetic
 
 NAMES = ("labels only", "recorded", "asked at every step")
@@ -71,7 +71,12 @@ def recipe(given, *, taught):
         guided = sum(share * Match(each, SoftTargets()) for share, each in zip((0.6, 0.4), teachers, strict=True))
         objective = 0.3 * objective + 0.7 * guided
     changes = (Scaling(), GaussianNoise()) if given.draws > 1 else ()
-    sizes = {"train": given.batch * given.batches, "select": given.batch, "test": given.batch, "length": given.length}
+    sizes = {
+        "train": given.batch * given.batches,
+        "validation": given.batch,
+        "test": given.batch,
+        "length": given.length,
+    }
     data = Synthetic(**sizes, draws=given.draws, augment=changes)
     training = Training(epochs=given.epochs, batch_size=given.batch)
     return Recipe(data=data, schedule=Stages(Stage({student: objective}, training)))
@@ -157,13 +162,13 @@ def measured(given):
         clock.begin()
         try:
             answers = "auto" if name == NAMES[1] else "off"
-            kdkit.run(made[name], device="cpu", answers=answers, callbacks=[clock])
+            kdkit.run(made[name], device="cpu", teacher_cache=answers, callbacks=[clock])
         finally:
             turns.give(leaving=True)
 
     made = {name: recipe(given, taught=name != NAMES[0]) for name in NAMES}
     for each in made.values():
-        each.data.train, each.data.select  # noqa: B018  # simulated on first use
+        each.data.train, each.data.validation  # noqa: B018  # simulated on first use
     Frozen.ask = timed
     threads = [threading.Thread(target=one, args=(name,), name=name) for name in NAMES]
     for thread in threads:
@@ -190,7 +195,7 @@ def main():
     once = 2 * given.batches * given.draws  # two teachers
     asks = sum(sum(asking[:once]) for _, asking in rounds)  # the first about each draw
     later = {name: [each for one, _ in rounds for each in one[name]["later"]] for name in NAMES}
-    opened = {name: sum(sum(one[name]["opening"]) for one, _ in rounds) for name in NAMES}
+    open_teacher = {name: sum(sum(one[name]["opening"]) for one, _ in rounds) for name in NAMES}
     learned = {name: sum(sum(one[name]["first"] + one[name]["later"]) for one, _ in rounds) for name in NAMES}
     labels, recorded, every = NAMES
     median = {name: statistics.median(each) * 1e3 for name, each in later.items()}
@@ -200,13 +205,15 @@ def main():
     print(f"step that asks: {paired_bootstrap(later[every], later[recorded]):.2f}x one that reads")
     whole = learned[labels] + asks
     print(f"all steps of a stage that records: {learned[recorded] / whole:.3f}x labels only and first-time asks")
-    opening = opened[recorded] - opened[labels]
+    opening = open_teacher[recorded] - open_teacher[labels]
     print(f"with its opening too, where teachers are tried: {(learned[recorded] + opening) / whole:.3f}x")
     print(f"all steps of a stage that asks: {learned[every] / learned[recorded]:.2f}x one that records")
     load = ", ".join(f"{each:.2f}" for each in os.getloadavg())
     sizes = f"{given.batch} x {given.leads} x {given.length}, {given.batches} batches, {given.epochs} epochs"
     sizes += f", draws: {given.draws}"
-    print(f"{sizes}, {given.rounds} rounds; audit of {Answers().audit:.2%} of the answers; torch {torch.__version__},")
+    print(
+        f"{sizes}, {given.rounds} rounds; audit of {CacheSettings().audit:.2%} of the answers; torch {torch.__version__},"
+    )
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.machine()}, load {load}")
 
 

@@ -82,7 +82,7 @@ def by_authors(records, given):
             with torch.no_grad():
                 guides = teacher(signal, person), assistant(signal[:, few], person)
             output = student(signal[:, few], person)
-            parts = [softened(output, guide) for guide in guides]
+            parts = [softened(output, kd_loss) for kd_loss in guides]
             loss = 0.3 * truth(output, labels) + 0.7 * (0.6 * parts[0] + 0.4 * parts[1])
             optimizer.zero_grad()
             loss.backward()
@@ -91,10 +91,10 @@ def by_authors(records, given):
     return seconds
 
 
-def softened(output, guide):
+def softened(output, kd_loss):
     """Return the divergence of softened outputs, (batch, classes) each, without the factor T²."""
     return nn.functional.kl_div(
-        (output / TEMPERATURE).log_softmax(1), (guide / TEMPERATURE).softmax(1), reduction="batchmean"
+        (output / TEMPERATURE).log_softmax(1), (kd_loss / TEMPERATURE).softmax(1), reduction="batchmean"
     )
 
 
@@ -111,7 +111,7 @@ def by_kdkit(folder, given):
     stage = kdkit.Stage({student: 0.3 * kdkit.Truth(nn.BCEWithLogitsLoss()) + 0.7 * guides}, training)
     clock = Clock()
     recipe = kdkit.Recipe(
-        data=challenge(folder, given), schedule=kdkit.Stages(stage), scores=(kdkit.metrics.MacroF1(),)
+        data=challenge(folder, given), schedule=kdkit.Stages(stage), metrics=(kdkit.metrics.MacroF1(),)
     )
     result = kdkit.run(recipe, callbacks=[clock], device="cpu")
     return clock.first, [epoch["seconds"] for epoch in result.history["student"]]

@@ -104,12 +104,12 @@ def require_same_work(inputs, labels):
     """Raise SystemExit where torchdistill's student is another than that of the same steps by hand."""
     _, theirs = by_torchdistill(inputs, labels, meters=False)
     teacher, ours = CASE.nets()
-    truth, guide = torch.nn.CrossEntropyLoss(), kdkit.losses.SoftTargets(temperature=4.0)
+    truth, kd_loss = torch.nn.CrossEntropyLoss(), kdkit.losses.SoftTargets(temperature=4.0)
     optimizer = torch.optim.Adam(ours.parameters(), lr=1e-3)
     for epoch in range(EPOCHS):
         for x, y, _ in gathered(inputs, labels, epoch):
             output = ours(x)
-            loss = 0.5 * truth(output, y) + 0.5 * guide(output, teacher(x).detach())
+            loss = 0.5 * truth(output, y) + 0.5 * kd_loss(output, teacher(x).detach())
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

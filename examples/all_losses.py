@@ -137,7 +137,7 @@ def recipe(
     """
     teacher = large(data)
     lesson = Stage(student_goals(loss, data, teacher, weight), training(epochs))
-    first = [Stage({teacher.net: truth(data)}, training(epochs))] if teacher.net in lesson.sources else []
+    first = [Stage({teacher.net: truth(data)}, training(epochs))] if teacher.net in lesson.teachers else []
     return Recipe(data=digits(samples) if data == "digits" else ecg(samples), schedule=Stages(*first, lesson))
 
 
@@ -195,8 +195,8 @@ def truth(data: Task) -> Truth:
 
 def training(epochs: int) -> Training:
     """Return how each stage is trained."""
-    rate = LRSchedule(OneCycleLR, each="update", max_lr=5e-3)
-    return Training(epochs=epochs, batch_size=32, optimizer=Optimizer(AdamW, lr=5e-3), learning_rate=rate)
+    rate = LRSchedule(OneCycleLR, interval="update", max_lr=5e-3)
+    return Training(epochs=epochs, batch_size=32, optimizer=Optimizer(AdamW, lr=5e-3), lr_schedule=rate)
 
 
 def large(data: Task) -> At:
@@ -261,10 +261,10 @@ def digits(samples: int) -> TorchData:
     pixels, labels = load_digits(return_X_y=True)
     images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
     everything = TensorDataset(images, torch.tensor(labels))
-    first, select, test = random_split(everything, (1000, 197, 600), torch.Generator().manual_seed(0))
-    return TorchData(Subset(first, range(samples)), select, test, classes=list("0123456789"))
+    first, validation, test = random_split(everything, (1000, 197, 600), torch.Generator().manual_seed(0))
+    return TorchData(Subset(first, range(samples)), validation, test, classes=list("0123456789"))
 
 
 def ecg(samples: int) -> Synthetic:
     """Return so many simulated records to learn from, a quarter as many to choose the epoch on, half to report on."""
-    return Synthetic(train=samples, select=max(1, samples // 4), test=max(1, samples // 2), length=500)
+    return Synthetic(train=samples, validation=max(1, samples // 4), test=max(1, samples // 2), length=500)

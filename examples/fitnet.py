@@ -31,7 +31,7 @@ def recipe(leads: int = 3, records: int = 640, epochs: int = 10, hint: float = 1
     objective = CosineRamp(start=hint, end=0.0, until=0.5) * middle + LinearRamp(start=0.1, until=0.3) * knowledge
     training = Training(epochs=epochs, batch_size=32, optimizer=Optimizer(Adam, lr=3e-3))
     return Recipe(
-        data=Synthetic(train=records, select=records // 4, test=records // 2, length=500),
-        scores=(MacroAUROC(), MacroAUPRC()),
+        data=Synthetic(train=records, validation=records // 4, test=records // 2, length=500),
+        metrics=(MacroAUROC(), MacroAUPRC()),
         schedule=Stages(Stage({teacher: truth}, training), Stage({student: objective}, training)),
     )

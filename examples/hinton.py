@@ -22,7 +22,7 @@ def mlp(width: int, dropout: float = 0.0) -> Sequential:
     return Sequential(Linear(64, width), ReLU(), Dropout(dropout), Linear(width, 10))
 
 
-def recipe(temperature: float = 4.0, balance: float = 0.3, epochs: int = 30) -> Recipe:
+def recipe(temperature: float = 4.0, label_weight: float = 0.3, epochs: int = 30) -> Recipe:
     """Return the experiment: 500 digits to learn from, 297 to choose the epoch on, 1000 to report on.
 
     temperature: how soft the teacher's answers are made. balance: the share of the labels. epochs: of each stage.
@@ -38,8 +38,8 @@ def recipe(temperature: float = 4.0, balance: float = 0.3, epochs: int = 30) -> 
             Net("teacher", mlp(512, dropout=0.5)),
             Net("student", mlp(16)),
             truth=Truth(CrossEntropyLoss()),
-            guide=SoftTargets(temperature=temperature),
-            balance=balance,
+            kd_loss=SoftTargets(temperature=temperature),
+            label_weight=label_weight,
             training=Training(epochs=epochs, batch_size=32, optimizer=Optimizer(Adam, lr=5e-3)),
         ),
     )

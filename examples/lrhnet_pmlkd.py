@@ -42,22 +42,22 @@ def recipe(
     """
     epochs = epochs if epochs is not None else 90 if data else 12
     width = width if width is not None else 64 if data else 16
-    simulated = Synthetic(train=records, select=records // 5, test=2 * records // 5)
+    simulated = Synthetic(train=records, validation=records // 5, test=2 * records // 5)
     return Recipe(
         data=Challenge2020(data, strict=strict, fold=fold, folds=folds) if data else simulated,
-        scores=(ChallengeMetric(2020), MacroAUPRC(), MacroF1()),
+        metrics=(ChallengeMetric(2020), MacroAUPRC(), MacroF1()),
         schedule=Parallel(
             Net("teacher", SEResNet(leads=12, width=width), view=Leads(12)),
             Net("assistant", SEResNet(leads=leads, width=width), view=Leads(leads)),
-            Level(Net("student", LRHNet(leads=leads), view=Leads(leads)), shares=(0.6, 0.4)),
+            Level(Net("student", LRHNet(leads=leads), view=Leads(leads)), teacher_weights=(0.6, 0.4)),
             truth=Truth(BCEWithLogitsLoss()),
-            guide=SoftTargets(temperature=2.0),
-            balance=0.3,
+            kd_loss=SoftTargets(temperature=2.0),
+            label_weight=0.3,
             training=Training(
                 epochs=epochs,
                 optimizer=Optimizer(Adam, weight_decay=1e-5),
-                learning_rate=LRSchedule(OneCycleLR, each="update", max_lr=1e-2),
-                by="macro_auprc",
+                lr_schedule=LRSchedule(OneCycleLR, interval="update", max_lr=1e-2),
+                monitor="macro_auprc",
             ),
         ),
     )

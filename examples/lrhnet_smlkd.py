@@ -51,22 +51,22 @@ def recipe(
     student = Net("student", LRHNet(leads=leads, preset=preset), view=Leads(leads))
     challenge = Challenge2020.paper if paper else Challenge2020
     steps = LRSchedule(MultiStepLR, milestones=[max(1, epoch * epochs // 90) for epoch in (20, 40, 70)])
-    simulated = Synthetic(train=records, select=records // 5, test=2 * records // 5)
+    simulated = Synthetic(train=records, validation=records // 5, test=2 * records // 5)
     return Recipe(
         data=challenge(data, strict=strict, fold=fold, folds=folds) if data else simulated,
-        scores=(ChallengeMetric(2020, add_highest=paper), MacroAUPRC(), MacroF1()),
+        metrics=(ChallengeMetric(2020, add_highest=paper), MacroAUPRC(), MacroF1()),
         schedule=MultiLevel(
             teacher,
             assistant,
-            Level(student, shares=(0.6, 0.4)),
+            Level(student, teacher_weights=(0.6, 0.4)),
             truth=Truth(BCEWithLogitsLoss()),
-            guide=SoftTargets(temperature=7.0, t_squared=False) if paper else SoftTargets(temperature=2.0),
-            balance=0.3,
+            kd_loss=SoftTargets(temperature=7.0, t_squared=False) if paper else SoftTargets(temperature=2.0),
+            label_weight=0.3,
             training=Training(
                 epochs=epochs,
                 optimizer=Optimizer(Adam, lr=3e-3, weight_decay=1e-5),  # one cycle sets a rate of its own
-                learning_rate=steps if paper else LRSchedule(OneCycleLR, each="update", max_lr=1e-2),
-                by="challenge_metric" if paper else "macro_auprc",
+                lr_schedule=steps if paper else LRSchedule(OneCycleLR, interval="update", max_lr=1e-2),
+                monitor="challenge_metric" if paper else "macro_auprc",
             ),
         ),
     )

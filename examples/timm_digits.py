@@ -47,11 +47,11 @@ def recipe(
             Net("student", small, view=Images(mean=(0.3,), std=(0.4,), size=(32, 32))),
             truth=Truth(CrossEntropyLoss()),
             match=match,
-            balance=0.3,
+            label_weight=0.3,
             training=Training(
                 epochs=epochs,
                 optimizer=kdkit.Optimizer(AdamW, lr=3e-3),
-                learning_rate=kdkit.LRSchedule(OneCycleLR, max_lr=3e-3, each="update"),
+                lr_schedule=kdkit.LRSchedule(OneCycleLR, max_lr=3e-3, interval="update"),
             ),
         ),
     )

@@ -60,6 +60,6 @@ from .teachers import Peer as Peer
 from .teachers import TeacherOutput as TeacherOutput
 from .teachers import Teachers as Teachers
 from .teachers import TeacherSession as TeacherSession
-from .teachers.cache import Answers as Answers
+from .teachers.cache import CacheSettings as CacheSettings
 
 __version__: str

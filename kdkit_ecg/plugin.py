@@ -27,7 +27,7 @@ def register_datasets(register: Register) -> None:
 
 
 @hookimpl
-def register_scores(register: Register) -> None:
+def register_metrics(register: Register) -> None:
     """The challenge metric."""
     from kdkit_ecg.metrics import ChallengeMetric  # imports torch
 

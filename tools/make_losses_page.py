@@ -32,7 +32,7 @@ NEEDS = {
     "labels": "labels",
     "ids": "ids",
     "progress": "progress",
-    "answers": "all teachers' answers",
+    "teacher_outputs": "all teachers' answers",
 }
 
 

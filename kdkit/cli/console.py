@@ -77,8 +77,8 @@ class ConsoleCallback:
         terms = "  ".join(f"{escape(label)} {_figure(value)}" for label, value in event.terms.items())
         star = " *" if event.best else ""
         self.console.print(
-            f"   epoch {event.epoch + 1:>3}  {terms}  [dim]select[/dim] {escape(event.score_name)} "
-            f"{_figure(event.score)}{star}  [dim]{event.seconds:.1f} s[/dim]",
+            f"   epoch {event.epoch + 1:>3}  {terms}  [dim]validation[/dim] {escape(event.monitor)} "
+            f"{_figure(event.monitor_value)}{star}  [dim]{event.seconds:.1f} s[/dim]",
             soft_wrap=True,
         )
 
@@ -89,8 +89,13 @@ class ConsoleCallback:
         if event.error is not None:
             return
         self.console.print()
-        self.console.print(score_table(event))
-        notes = {(net, scored.note) for net, each in event.scores.items() for scored in each.values() if scored.note}
+        self.console.print(metrics_table(event))
+        notes = {
+            (net, compute_metrics.note)
+            for net, each in event.metrics.items()
+            for compute_metrics in each.values()
+            if compute_metrics.note
+        }
         for note in sorted({note for _, note in notes}):
             self.console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
         if event.folder is not None:
@@ -107,25 +112,25 @@ class ConsoleCallback:
         self._progress, self._task = None, None
 
 
-def score_table(event: RunEnded) -> Table:
+def metrics_table(event: RunEnded) -> Table:
     """Return a row for each net: its parameters and its scores."""
     table = Table(title=f"Scores on {event.reported_on} ({event.seconds:.0f} s in all)", title_justify="left")
     table.add_column("net")
     table.add_column("parameters", justify="right")
-    names = list(dict.fromkeys(name for each in event.scores.values() for name in each))
+    names = list(dict.fromkeys(name for each in event.metrics.values() for name in each))
     for name in names:
         table.add_column(escape(name), justify="right")
-    for net, scores in event.scores.items():
-        figures = [_with_interval(scores[name]) if name in scores else "-" for name in names]
+    for net, metrics in event.metrics.items():
+        figures = [_with_interval(metrics[name]) if name in metrics else "-" for name in names]
         table.add_row(escape(net), f"{event.parameters[net]:,}", *figures)
     return table
 
 
-def _with_interval(scored: MetricResult) -> str:
-    if scored.interval is None:
-        return _figure(scored.value)
-    low, high = scored.interval
-    return f"{_figure(scored.value)} ({_figure(low)} to {_figure(high)})"
+def _with_interval(compute_metrics: MetricResult) -> str:
+    if compute_metrics.interval is None:
+        return _figure(compute_metrics.value)
+    low, high = compute_metrics.interval
+    return f"{_figure(compute_metrics.value)} ({_figure(low)} to {_figure(high)})"
 
 
 def _figure(value: float) -> str:

@@ -96,14 +96,14 @@ def cli() -> None:
     help="Record norms and cosines of the terms' gradients at every N-th update; 0 for never.",
 )
 @click.option(
-    "--answers",
+    "--teacher-cache",
     default="auto",
     show_default=True,
     metavar="auto|off|DIR",
     help="Where it is recorded what frozen teachers say; auto: `answers` beside the run folder.",
 )
 @click.option(
-    "--answers-size",
+    "--teacher-cache-size",
     type=click.FloatRange(min=0, min_open=True),
     default=20.0,
     show_default=True,
@@ -142,8 +142,8 @@ def run(ctx: click.Context, /, **options: Any) -> None:
         seed=options["seed"],
         compile=options["compile_"],
         gradients=options["gradients"],
-        answers=options["answers"],
-        answers_size=options["answers_size"],
+        teacher_cache=options["teacher_cache"],
+        teacher_cache_size=options["teacher_cache_size"],
     )
     callbacks = [] if options["quiet"] else [ConsoleCallback(console_for_people())]
     origin = Origin(file=file.path, options=own)
@@ -217,7 +217,7 @@ def classes(folder: Path, net: str | None, resamples: int) -> None:
     for each in nets_of_run(folder) if net is None else (net,):
         reported = read_reported(folder, each)
         rows = class_table(reported, resamples=resamples)
-        split = "select" if reported.test is None else "test"
+        split = "validation" if reported.test is None else "test"
         console.print(table_of(rows, f"{each}, on {split}"))
         if reported.test is None:
             console.print("note: there is no test split: thresholds were chosen on these very samples", style="yellow")
@@ -247,22 +247,22 @@ def bench(name: str | None, args: tuple[str, ...]) -> int:
 
 
 @cli.command()
-@click.argument("folder", required=False, default="runs/answers", type=click.Path(path_type=Path))
+@click.argument("folder", required=False, default="runs/teacher_cache", type=click.Path(path_type=Path))
 @click.option("--delete", metavar="NAME|all", help="Delete those of a net, or that begin so in the list, or all.")
 @click.option("--keep", type=click.FloatRange(min=0), metavar="GB", help="Delete the longest unused down to this size.")
-def answers(folder: Path, delete: str | None, keep: float | None) -> None:
+def cache(folder: Path, delete: str | None, keep: float | None) -> None:
     """List what teachers said in earlier runs, recorded in FOLDER, or delete some of it.
 
-    FOLDER is runs/answers where it is not given.
+    FOLDER is runs/teacher_cache where it is not given.
     """
     from kdkit.cli.console import console_for_people
-    from kdkit.cli.teacher_cache import show_answers
+    from kdkit.cli.teacher_cache import show_cache
     from kdkit.teachers.cache import CacheFolder  # these import torch, which --help does without
 
     console, place = console_for_people(), CacheFolder(folder)
     gone = place.delete(delete) if delete is not None else []
     gone += place.shrink(int(keep * 10**9)) if keep is not None else []
-    show_answers(console, folder, place.kept(), gone)
+    show_cache(console, folder, place.kept(), gone)
 
 
 def _run_at_once(

@@ -12,7 +12,7 @@ def table_of(rows: tuple[ClassRow, ...], title: str) -> Table:
     """Return a line per class; thresholds are shown as probabilities."""
     table = Table(title=escape(title), title_justify="left")
     table.add_column("class")
-    for heading in ("train", "select", "test", "threshold", *FIGURES):
+    for heading in ("train", "validation", "test", "threshold", *FIGURES):
         table.add_column(heading, justify="right")
     for row in rows:
         counts = ["-" if count is None else f"{count:,}" for count in row.positives.values()]

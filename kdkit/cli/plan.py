@@ -50,7 +50,7 @@ def _nets(plan: Plan) -> Table:
     for net in plan.nets:
         stage = next((stage for stage in plan.stages if net in stage.objectives), None)
         terms = as_objective(stage.objectives[net]) if stage is not None else ()
-        names = dict.fromkeys(each.term.source.name for each in terms if isinstance(each.term, Match))
+        names = dict.fromkeys(each.term.teacher.name for each in terms if isinstance(each.term, Match))
         teachers = ", ".join(names)
         learns = "comes trained" if stage is None else f"labels, {teachers}" if teachers else "labels"
         module = getattr(net.module, "__name__", None) or type(net.module).__name__
@@ -61,7 +61,7 @@ def _nets(plan: Plan) -> Table:
 def _line(comparison: TermSummary) -> str:
     start, end = comparison.weight
     weight = f"{start:g}" if start == end else f"{start:g} to {end:g}"
-    target = comparison.target if comparison.source is None else f"{comparison.source} {comparison.target}"
+    target = comparison.target if comparison.teacher is None else f"{comparison.teacher} {comparison.target}"
     projector = f", trains {comparison.parameters:,} parameters of its own" if comparison.parameters else ""
     return (
         f"{weight} x [bold]{escape(comparison.label)}[/bold]: "

@@ -11,7 +11,7 @@ from rich.table import Table
 from kdkit.teachers.cache import EntryInfo
 
 
-def show_answers(console: Console, folder: Path, kept: Sequence[EntryInfo], gone: Sequence[EntryInfo]) -> None:
+def show_cache(console: Console, folder: Path, kept: Sequence[EntryInfo], gone: Sequence[EntryInfo]) -> None:
     """Write a row for each teacher and use that is recorded, and how much was deleted."""
     if gone:
         size = _size(sum(each.bytes for each in gone))

@@ -69,7 +69,7 @@ class Data(Protocol):
         ...
 
     @property
-    def select(self) -> "Split | LoaderSplit":
+    def validation(self) -> "Split | LoaderSplit":
         """What epochs and thresholds are chosen on."""
         ...
 

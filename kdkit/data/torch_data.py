@@ -29,7 +29,7 @@ class TorchData:
     def __init__(
         self,
         train: Yours,
-        select: Yours,
+        validation: Yours,
         test: Yours | None = None,
         *,
         classes: Sequence[str] | None = None,
@@ -40,7 +40,7 @@ class TorchData:
             raise DataError(
                 f"classes is a list of names; got the text {classes!r}: pass [{classes!r}], or list(...) of it"
             )
-        given = {"train": train, "select": select, "test": test}
+        given = {"train": train, "validation": validation, "test": test}
         self._splits: dict[str, DatasetSplit | LoaderStream] = {}
         first = 0
         for name, one in given.items():
@@ -67,9 +67,9 @@ class TorchData:
         return self._splits["train"]
 
     @property
-    def select(self) -> Split | LoaderSplit:
+    def validation(self) -> Split | LoaderSplit:
         """What epochs and thresholds are chosen on."""
-        return self._splits["select"]
+        return self._splits["validation"]
 
     @property
     def test(self) -> Split | LoaderSplit | None:

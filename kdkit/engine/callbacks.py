@@ -27,11 +27,11 @@ class Callbacks:
 
     def tell(self, hook: str, event: Any) -> None:
         """Tell everybody who has this hook."""
-        listening = self._listening(hook)
-        if not listening:
+        open_taps = self._listening(hook)
+        if not open_taps:
             return
         state = torch.get_rng_state()
-        for each in listening:
+        for each in open_taps:
             try:
                 each.function(*([event] if each.argnames else []))
             except Exception as error:  # whatever a stranger's watcher raises must not cost the run

@@ -23,7 +23,7 @@ class TermInputs(NamedTuple):
     target: Sided | None
     labels: Tensor
     ids: Tensor | None
-    answers: tuple[Tensor, ...]
+    teacher_outputs: tuple[Tensor, ...]
 
 
 def shared(sides: Sequence[Sequence[str]], what: str) -> tuple[Positions, ...] | None:
@@ -68,17 +68,17 @@ class ClassAlignment(nn.Module):
 
     def forward(self, given: TermInputs) -> TermInputs:
         """Return the shared columns of outputs, answers and labels, and the rows of which the class is shared."""
-        student, target, labels, ids, answers = given
+        student, target, labels, ids, teacher_outputs = given
         if isinstance(self.student, Tensor):
             student = _only(student).index_select(1, self.student)
         if self.outputs and target is not None:
             cut = tuple(columns(each) for columns, each in zip(self.targets, _several(target), strict=True))
             target = cut if isinstance(target, tuple) else cut[0]
-        answers = tuple(columns(each) for columns, each in zip(self.targets, answers, strict=False))
+        teacher_outputs = tuple(columns(each) for columns, each in zip(self.targets, teacher_outputs, strict=False))
         if not isinstance(self.labels, Tensor):
-            return TermInputs(student, target, labels, ids, answers)
+            return TermInputs(student, target, labels, ids, teacher_outputs)
         if not self.rows:
-            return TermInputs(student, target, labels.index_select(1, self.labels), ids, answers)
+            return TermInputs(student, target, labels.index_select(1, self.labels), ids, teacher_outputs)
         matches = labels.unsqueeze(1) == self.labels
         known = matches.any(1)
         return TermInputs(
@@ -86,7 +86,7 @@ class ClassAlignment(nn.Module):
             None if target is None else _rows(target, known),
             matches.int().argmax(1)[known],
             None if ids is None else ids[known],
-            tuple(each[known] for each in answers),
+            tuple(each[known] for each in teacher_outputs),
         )
 
 

@@ -31,11 +31,11 @@ def distill(
     teacher: nn.Module | Net[Any] | Sequence[nn.Module | Net[Any]],
     student: nn.Module | Net[Any],
     train: Yours,
-    valid: Yours,
+    validation: Yours,
     test: Yours | None = None,
     *,
-    guide: Loss | None = None,
-    balance: float = 0.5,
+    kd_loss: Loss | None = None,
+    label_weight: float = 0.5,
     training: Training | None = None,
     classes: Sequence[str] | None = None,
     **options: Any,
@@ -57,7 +57,7 @@ def distill(
         for name, each in zip(called, nets, strict=True)
     ]
     names = classes if classes is not None else _classes(pupil, train)
-    data = TorchData(train, valid, test, classes=names)
+    data = TorchData(train, validation, test, classes=names)
     guides: dict[Task, Loss] = {
         "multiclass": SoftTargets(),
         "multilabel": PerLabelSoftTargets(),
@@ -67,8 +67,8 @@ def distill(
         *masters,
         pupil,
         truth=Truth(_TRUTHS[data.task]()),
-        guide=guide if guide is not None else guides[data.task],
-        balance=balance,
+        kd_loss=kd_loss if kd_loss is not None else guides[data.task],
+        label_weight=label_weight,
         training=training or Training(epochs=10),
     )
     return run(Recipe(data=data, schedule=schedule, name="distill"), **options)

@@ -71,7 +71,7 @@ def restarted() -> bool:
 
 def own_device(device: torch.device) -> torch.device:
     """Return this process's own device of a kind: of several GPUs the one that torchrun's LOCAL_RANK says."""
-    if not collectives.several():
+    if not collectives.is_distributed():
         return device
     if device.type == "mps":  # which no group can talk over
         return torch.device("cpu")
@@ -83,31 +83,31 @@ def own_device(device: torch.device) -> torch.device:
 
 def require_shareable(data: Data, batch_sizes: Iterable[int]) -> None:
     """Raise where the work of a run cannot be shared out among its processes."""
-    if not collectives.several():
+    if not collectives.is_distributed():
         return
-    if len(set(collectives.exchanged([(data.fingerprint, getattr(data, "train_digest", None))]))) > 1:
+    if len(set(collectives.all_gather_objects([(data.fingerprint, getattr(data, "train_digest", None))]))) > 1:
         raise DataError(
             "the processes of this run have different data, so that one may learn from what another is scored on; "
             "make it inside of recipe(), where randomness is seeded, or split it with a generator of its own seed"
         )
-    if any(isinstance(split, LoaderSplit) for split in (data.train, data.select, data.test)):
+    if any(isinstance(split, LoaderSplit) for split in (data.train, data.validation, data.test)):
         raise DataError(
-            f"{collectives.count()} processes share out the rows of a split, and a DataLoader of your own has an order "
+            f"{collectives.world_size()} processes share out the rows of a split, and a DataLoader of your own has an order "
             "of its own; pass its Dataset instead"
         )
     small = min(batch_sizes)
-    if small < 2 * collectives.count():
+    if small < 2 * collectives.world_size():
         raise RecipeError(
-            f"a batch of {small} cannot be shared out among {collectives.count()} processes, since each takes at least "
+            f"a batch of {small} cannot be shared out among {collectives.world_size()} processes, since each takes at least "
             "two samples, which batch norm needs; take fewer processes or a larger batch_size"
         )
 
 
 def notices(modules: Iterable[nn.Module]) -> Iterator[str]:
     """Say what a reader of the figures must know of a run in several processes."""
-    if not collectives.several():
+    if not collectives.is_distributed():
         return
-    yield f"{collectives.count()} processes share out each batch; a loss that relates samples sees the part of its own"
+    yield f"{collectives.world_size()} processes share out each batch; a loss that relates samples sees the part of its own"
     if any(_takes_statistics(part) for module in modules for part in module.modules()):
         yield "batch norm takes its statistics from each process's part of a batch"
 
@@ -121,10 +121,10 @@ class DistributedModule:
 
     def __init__(self, lesson: nn.Module, *, averages: bool, compiled: bool) -> None:
         self._parallel: DistributedDataParallel | None = None
-        collectives.agree_on_buffers([lesson])
-        if collectives.several() and averages:
-            collectives.agree_on_parameters(lesson)
-        elif collectives.several():
+        collectives.sync_buffers([lesson])
+        if collectives.is_distributed() and averages:
+            collectives.sync_parameters(lesson)
+        elif collectives.is_distributed():
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", _OLD_NAME)
                 self._parallel = DistributedDataParallel(lesson, broadcast_buffers=False, find_unused_parameters=True)
@@ -148,7 +148,7 @@ class DistributedModule:
 
 def weight_of(mine: int, whole: int) -> float:
     """Return what the mean over this process's part of a batch counts for in the mean over processes: 1 where equal."""
-    return 1.0 if mine == whole else mine * collectives.count() / whole
+    return 1.0 if mine == whole else mine * collectives.world_size() / whole
 
 
 def _takes_statistics(part: nn.Module) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from kdkit.utils.collectives import summed
+from kdkit.utils.collectives import all_reduce_sum
 
 
 class RunningMeans:
@@ -31,7 +31,7 @@ class RunningMeans:
     def values(self, device: torch.device) -> dict[str, float]:
         """Return the mean of each label over all processes, which meet on `device`; empty if nothing was added."""
         self._flush()
-        *totals, samples = summed([*self._totals, self._samples], device)
+        *totals, samples = all_reduce_sum([*self._totals, self._samples], device)
         return {label: total / samples for label, total in zip(self._labels, totals, strict=True)}
 
     def _flush(self) -> None:

@@ -17,7 +17,7 @@ from kdkit.losses.features import Sided
 from kdkit.nets.taps import OpenTaps, TapLike
 from kdkit.recipe.objective import as_objective, taps_of
 from kdkit.recipe.recipe import Stage
-from kdkit.teachers import Answers, Peer, TeacherOutput
+from kdkit.teachers import Peer, TeacherOutput, TeacherOutputs
 
 
 class DistillationModule(nn.Module):
@@ -36,11 +36,11 @@ class DistillationModule(nn.Module):
         self.observed = True
         self.said: dict[str, Tensor] = {}
         self.nets = nn.ModuleList(net.network for net in self.students)
-        self.listening = OpenTaps(_own_taps(stage))
-        self.peers = tuple({match.source for match in stage.matches if isinstance(match.source, Peer)})
+        self.open_taps = OpenTaps(_own_taps(stage))
+        self.peers = tuple({match.teacher for match in stage.matches if isinstance(match.teacher, Peer)})
         try:
             self.lines = tuple(
-                bind_term(net, each, stage, self.listening.taps, facts)
+                bind_term(net, each, stage, self.open_taps.taps, facts)
                 for net, objective in stage.objectives.items()
                 for each in as_objective(objective)
             )
@@ -51,9 +51,9 @@ class DistillationModule(nn.Module):
         self.shared = nn.ModuleList(line.shared for line in self.lines if line.shared is not None)
         self.register_buffer("progress", torch.zeros(()), persistent=False)
 
-    def forward(self, batch: Batch, answers: Answers) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, teacher_outputs: TeacherOutputs) -> dict[str, Tensor]:
         """Return the unweighted value of every term, by label."""
-        heard = self.heard(batch, answers)
+        heard = self.heard(batch, teacher_outputs)
         if self.observed:
             self.said = {net.name: heard[net.name].output.detach() for net in self.students}
         return {line.label: self.value(line, batch, heard) for line in self.lines}
@@ -71,42 +71,44 @@ class DistillationModule(nn.Module):
         """Return the weight of every term at this progress of the stage, in [0, 1]."""
         return {line.label: line.weighted.weight(progress) for line in self.lines}
 
-    def heard(self, batch: Batch, answers: Answers) -> dict[str, TeacherOutput]:
+    def heard(self, batch: Batch, teacher_outputs: TeacherOutputs) -> dict[str, TeacherOutput]:
         """Run the nets in training, and return what everybody says of a batch, by name: they, their peers, the asked.
 
         The features of those in training are all that the lesson listens to.
         """
-        self.listening.clear()
+        self.open_taps.clear()
         outputs = {net.name: net(batch) for net in self.students}
-        features = self.listening.take()
-        heard = {**answers}
+        features = self.open_taps.take()
+        heard = {**teacher_outputs}
         for name, output in outputs.items():
             heard[name] = TeacherOutput(output, features)
         for peer in self.peers:
             heard[peer.name] = TeacherOutput(outputs[peer.net.name].detach(), tuple(each.detach() for each in features))
         return heard
 
-    def value(self, line: BoundTerm, batch: Batch, heard: Answers) -> Tensor:
+    def value(self, line: BoundTerm, batch: Batch, heard: TeacherOutputs) -> Tensor:
         """Return the unweighted value of one term."""
         if line.plain:  # the most common term by far, and a step of a small net is a few microseconds long
             target = batch.labels if line.target is None else line.target.of(heard)
             return line.loss(line.student.of(heard), target)
         return self.compare(line, self.compared(line, batch, heard))
 
-    def compared(self, line: BoundTerm, batch: Batch, heard: Answers) -> TermInputs:
+    def compared(self, line: BoundTerm, batch: Batch, heard: TeacherOutputs) -> TermInputs:
         """Return what a term compares: both sides and what is known beside, cut down to the classes they share.
 
         Where a source knows nothing of a sample, what the net that learns from it says now stands for its answer.
         """
         now = heard[line.student_net.name].output
-        partly = {name: _completed(name, heard[name], now) for name in line.sources if heard[name].known is not None}
+        partly = {name: _completed(name, heard[name], now) for name in line.teachers if heard[name].known is not None}
         heard = {**heard, **partly} if partly else heard
         given = TermInputs(
             student=line.student.of(heard),
             target=None if line.target is None else line.target.of(heard),
             labels=batch.labels,
             ids=batch.ids,
-            answers=tuple(heard[name].output for name in line.sources) if "answers" in line.asks else (),
+            teacher_outputs=tuple(heard[name].output for name in line.teachers)
+            if "teacher_outputs" in line.asks
+            else (),
         )
         return given if line.shared is None else line.shared(given)
 
@@ -121,12 +123,17 @@ class DistillationModule(nn.Module):
         """Return what the loss of a term asks for by keyword."""
         if not line.asks:
             return {}
-        known = {"labels": given.labels, "ids": given.ids, "progress": self.progress, "answers": given.answers}
+        known = {
+            "labels": given.labels,
+            "ids": given.ids,
+            "progress": self.progress,
+            "teacher_outputs": given.teacher_outputs,
+        }
         return {name: value for name, value in known.items() if name in line.asks}
 
     def close(self) -> None:
         """Take the taps away again."""
-        self.listening.close()
+        self.open_taps.close()
 
 
 def _completed(name: str, answer: TeacherOutput, now: Tensor) -> TeacherOutput:
@@ -146,15 +153,19 @@ def _own_taps(stage: Stage) -> Iterator[TapLike]:
     """Give the taps on the nets in training: those of students, and those on peers."""
     for match in stage.matches:
         yield from taps_of(match.student)
-        if isinstance(match.source, Peer):
+        if isinstance(match.teacher, Peer):
             yield from taps_of(match.target)
 
 
 def build_losses(
-    lesson: DistillationModule, batch: Batch, answers: Answers, facts: BuildContext, teachers: Mapping[str, Any]
+    lesson: DistillationModule,
+    batch: Batch,
+    teacher_outputs: TeacherOutputs,
+    facts: BuildContext,
+    teachers: Mapping[str, Any],
 ) -> list[str]:
     """Build every loss that has to know shapes, from one forward pass; return what went wrong, term by term."""
-    heard = lesson.heard(batch, answers)
+    heard = lesson.heard(batch, teacher_outputs)
     problems = []
     for line in lesson.lines:
         build = getattr(line.loss, "build", None)
@@ -162,7 +173,7 @@ def build_losses(
             continue
         given = lesson.compared(line, batch, heard)
         target = given.labels if given.target is None else given.target
-        found = tuple(teachers.get(name) for name in line.sources)
+        found = tuple(teachers.get(name) for name in line.teachers)
         teacher = found if len(found) > 1 else next(iter(found), None)
         known = replace(facts, tapped=tuple(tap.module for tap in taps_of(getattr(line.weighted.term, "target", None))))
         try:

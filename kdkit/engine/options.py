@@ -10,7 +10,7 @@ import torch
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.utils.devices import Precision, autocast, find_device
 
-ANSWERS = "answers"  # the folder beside run folders in which they are recorded
+TEACHER_CACHE = "teacher_cache"  # the folder beside run folders in which they are recorded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +35,8 @@ class RunOptions:
     seed: int = 0
     compile: bool = False
     gradients: int = 0
-    answers: Literal["auto", "off"] | Path = "auto"
-    answers_size: float = 20.0
+    teacher_cache: Literal["auto", "off"] | Path = "auto"
+    teacher_cache_size: float = 20.0
     resume: bool = False
     only: tuple[str, ...] | None = None
 
@@ -48,7 +48,7 @@ class RunOptions:
             )
         if isinstance(self.out, str):
             object.__setattr__(self, "out", Path(self.out))
-        self._require_answers()
+        self._require_teacher_cache()
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise RecipeError(f"a seed is a whole number of at least 0; got {self.seed!r}")
         if isinstance(self.gradients, bool) or not isinstance(self.gradients, int) or self.gradients < 0:
@@ -62,27 +62,29 @@ class RunOptions:
         if self.resume and self.out is None:
             raise RecipeError("to resume, say which run folder to go on with: --out FOLDER, or out=FOLDER in Python")
 
-    def answers_folder(self) -> Path:
+    def teacher_cache_folder(self) -> Path:
         """Return where answers are recorded. Raises RecipeError where no folder is named."""
-        if isinstance(self.answers, Path):
-            return self.answers
-        if self.out is None or self.answers == "off":
-            raise RecipeError("answers are recorded in no lasting folder; name one: answers=FOLDER")
-        name = ANSWERS if self.out.name != ANSWERS else f"recorded-{ANSWERS}"  # the run itself may be called so
+        if isinstance(self.teacher_cache, Path):
+            return self.teacher_cache
+        if self.out is None or self.teacher_cache == "off":
+            raise RecipeError("answers are recorded in no lasting folder; name one: teacher_cache=FOLDER")
+        name = (
+            TEACHER_CACHE if self.out.name != TEACHER_CACHE else f"recorded-{TEACHER_CACHE}"
+        )  # the run itself may be called so
         return self.out.parent / name
 
     def torch_device(self) -> torch.device:
         """Return the device. Raises RecipeError where it is not there."""
         return find_device(self.device)
 
-    def _require_answers(self) -> None:
-        if self.answers not in ("auto", "off"):
-            if not self.answers or not isinstance(self.answers, str | Path):
-                raise RecipeError(f"answers is 'auto', 'off' or a folder; got {self.answers!r}")
-            object.__setattr__(self, "answers", Path(self.answers))
-        size = self.answers_size
+    def _require_teacher_cache(self) -> None:
+        if self.teacher_cache not in ("auto", "off"):
+            if not self.teacher_cache or not isinstance(self.teacher_cache, str | Path):
+                raise RecipeError(f"teacher_cache is 'auto', 'off' or a folder; got {self.teacher_cache!r}")
+            object.__setattr__(self, "teacher_cache", Path(self.teacher_cache))
+        size = self.teacher_cache_size
         if isinstance(size, bool) or not isinstance(size, float | int) or not 0 < size < float("inf"):
-            raise RecipeError(f"answers_size is a number of gigabytes above 0; got {size!r}")
+            raise RecipeError(f"teacher_cache_size is a number of gigabytes above 0; got {size!r}")
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """Return the context that forward passes run in."""

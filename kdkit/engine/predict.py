@@ -17,7 +17,7 @@ from kdkit.engine.class_alignment import shared
 from kdkit.errors import DataError, KdkitError
 from kdkit.metrics import Metric, MetricResult, Predictions
 from kdkit.nets.net import Net
-from kdkit.utils.collectives import count, gathered, number, several
+from kdkit.utils.collectives import all_gather, is_distributed, rank, world_size
 from kdkit.utils.modules import eval_mode
 
 
@@ -70,7 +70,7 @@ class Predictor:
     def _whole(self, parts: list[NDArray[Any]], *, whole: bool) -> NDArray[Any]:
         """Return the rows of all batches, and those of the other processes where each had rows of its own."""
         rows: NDArray[Any] = np.concatenate(parts)
-        return rows if whole else gathered(torch.from_numpy(rows).to(self.device)).cpu().numpy()
+        return rows if whole else all_gather(torch.from_numpy(rows).to(self.device)).cpu().numpy()
 
     def _shared(self, net: Net[Any], said: Predictions) -> Predictions:
         """Cut down to the classes that the net shares with the data."""
@@ -106,9 +106,9 @@ class _Part:
 
 def _own(split: Split | LoaderSplit) -> Split | LoaderSplit:
     """Return what this one of several processes predicts of a split: itself, or a part of its rows."""
-    if not several() or isinstance(split, LoaderSplit) or len(split) < count():
+    if not is_distributed() or isinstance(split, LoaderSplit) or len(split) < world_size():
         return split
-    return _Part(split, torch.tensor_split(torch.arange(len(split)), count())[number()])
+    return _Part(split, torch.tensor_split(torch.arange(len(split)), world_size())[rank()])
 
 
 def _groups(split: Split | LoaderSplit) -> NDArray[np.int64] | None:
@@ -134,6 +134,6 @@ def _require_finite(net: Net[Any], said: Predictions) -> None:
         )
 
 
-def scored(scores: Sequence[Metric], select: Predictions, test: Predictions) -> dict[str, MetricResult]:
+def compute_metrics(metrics: Sequence[Metric], validation: Predictions, test: Predictions) -> dict[str, MetricResult]:
     """Return every score: what is to be chosen is chosen on `select`, what is reported comes from `test`."""
-    return {score.name: score.fit(select).score(test) for score in scores}
+    return {metric.name: metric.fit(validation).compute(test) for metric in metrics}

@@ -13,7 +13,7 @@ from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.check.check import check
 from kdkit.engine.check.static import require_uncompiled
 from kdkit.engine.options import RunOptions
-from kdkit.engine.predict import Predictor, scored
+from kdkit.engine.predict import Predictor, compute_metrics
 from kdkit.engine.run_record import Origin, name_of, notices, record_of
 from kdkit.engine.storage.run_folder import RunFolder, started
 from kdkit.engine.storage.stage_folder import StageFolder
@@ -35,10 +35,10 @@ class Result:
 
     student: the net that was trained last.
     history: for each stage, a dict per epoch with the means of its terms and its score on the selection split.
-    reported_on: the split the scores come from: "test", or "select" where the data has no test split.
+    reported_on: the split the scores come from: "test", or "validation" where the data has no test split.
     """
 
-    scores: Mapping[str, Mapping[str, MetricResult]]
+    metrics: Mapping[str, Mapping[str, MetricResult]]
     nets: Mapping[str, Net[Any]]
     student: Net[Any]
     history: Mapping[str, Sequence[Mapping[str, Any]]]
@@ -73,9 +73,9 @@ def _seeded(
 ) -> Result:
     device = distributed.own_device(options.torch_device())
     if options.out is not None:
-        if collectives.number() == 0:
+        if collectives.rank() == 0:
             RunFolder.require_usable(options.out, resume=options.resume)  # before any data is prepared
-        collectives.agreed(None)  # the others look at nothing that the first one writes by then
+        collectives.broadcast(None)  # the others look at nothing that the first one writes by then
     seed_everything(options.seed)
     if not isinstance(recipe, Recipe):
         recipe = _made(recipe)
@@ -91,7 +91,7 @@ def _seeded(
         options=options,
         device=device,
         predictor=Predictor(recipe.data, device, lambda: options.autocast(device)),
-        callbacks=Callbacks(installed().extended(callbacks), speaks=collectives.number() == 0 and options.only is None),
+        callbacks=Callbacks(installed().extended(callbacks), speaks=collectives.rank() == 0 and options.only is None),
         recording=TeacherCaching(recipe, plan.stages, options, device),
     )
     folder = _folder(place, origin)
@@ -104,7 +104,7 @@ def _seeded(
         place.callbacks.tell("run_ended", _ended(place, {}, time.perf_counter() - began, error))
         raise
     place.recording.close(ended=options.only is None)
-    place.callbacks.tell("run_ended", _ended(place, result.scores, time.perf_counter() - began))
+    place.callbacks.tell("run_ended", _ended(place, result.metrics, time.perf_counter() - began))
     return result
 
 
@@ -129,14 +129,14 @@ def _run(place: RunContext, folder: RunFolder | None, origin: Origin) -> Result:
         at = None if folder is None else folder.stage(index, stage.name)
         if _has_its_turn(place, stage, at, history):
             history[stage.name] = StageTrainer(place, index, stage, at).train()
-    scores: dict[str, dict[str, MetricResult]] = {}
+    metrics: dict[str, dict[str, MetricResult]] = {}
     for net in place.plan.nets if place.options.only is None else ():
         if net not in place.plan.foreign:
-            scores[net.name] = _score(place, folder, net)
+            metrics[net.name] = _score(place, folder, net)
             if folder is not None:
-                folder.save_scores(_reported_on(place), scores)
+                folder.save_metrics(_reported_on(place), metrics)
     return Result(
-        scores=scores,
+        metrics=metrics,
         nets={net.name: net for net in place.plan.nets},
         student=list(stages[-1].objectives)[-1],
         history=history,
@@ -172,21 +172,21 @@ def _score(place: RunContext, folder: RunFolder | None, net: Net[Any]) -> dict[s
         ),
         (place.plan.stages[-1].training.batch_size, (-1, net.name)),
     )
-    select = place.predictor.predict(net, data.select, batch_size=size)
-    test = select if data.test is None else place.predictor.predict(net, data.test, batch_size=size)
+    validation = place.predictor.predict(net, data.validation, batch_size=size)
+    test = validation if data.test is None else place.predictor.predict(net, data.test, batch_size=size)
     if folder is not None:
         stage_folder = folder.stage(*at)
-        stage_folder.save_predictions(net.name, "select", select)
+        stage_folder.save_predictions(net.name, "validation", validation)
         if data.test is not None:
             stage_folder.save_predictions(net.name, "test", test)
-    return scored(place.recipe.scores, select, test)
+    return compute_metrics(place.recipe.metrics, validation, test)
 
 
 def _folder(place: RunContext, origin: Origin) -> RunFolder | None:
     options = place.options
     if options.out is None:
         return None
-    if collectives.number() > 0:
+    if collectives.rank() > 0:
         return RunFolder(options.out, writes=False)
     record = record_of(place, origin)
     if options.resume:
@@ -196,12 +196,12 @@ def _folder(place: RunContext, origin: Origin) -> RunFolder | None:
 
 def _ended(
     place: RunContext,
-    scores: Mapping[str, Mapping[str, MetricResult]],
+    metrics: Mapping[str, Mapping[str, MetricResult]],
     seconds: float,
     error: BaseException | None = None,
 ) -> RunEnded:
     return RunEnded(
-        scores={net: dict(each) for net, each in scores.items()},
+        metrics={net: dict(each) for net, each in metrics.items()},
         parameters={net.name: net.parameters for net in place.plan.nets},
         reported_on=_reported_on(place),
         folder=place.options.out,
@@ -211,7 +211,7 @@ def _ended(
 
 
 def _reported_on(place: RunContext) -> str:
-    return "select" if place.recipe.data.test is None else "test"
+    return "validation" if place.recipe.data.test is None else "test"
 
 
 def _made(function: Callable[[], Recipe]) -> Recipe:
@@ -227,9 +227,9 @@ def _made(function: Callable[[], Recipe]) -> Recipe:
 def _agreed(options: RunOptions) -> RunOptions:
     """Return the options with the folder that the first process chose, gone on with where it was started anew."""
     resume = options.resume
-    if options.out is not None and not resume and distributed.restarted() and collectives.number() == 0:
+    if options.out is not None and not resume and distributed.restarted() and collectives.rank() == 0:
         resume = started(options.out)
-    out, resume = collectives.agreed((options.out, resume))
+    out, resume = collectives.broadcast((options.out, resume))
     return replace(options, out=out, resume=resume)
 
 

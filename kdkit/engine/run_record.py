@@ -35,15 +35,15 @@ def name_of(recipe: Recipe, origin: Origin) -> str:
 def record_of(place: RunContext, origin: Origin) -> dict[str, Any]:
     """Return what `run.json` holds, by which a run that goes on with a folder is known to be the same."""
     options, data = place.options, place.recipe.data
-    source = None if origin.file is None else origin.file.read_bytes()
+    teacher = None if origin.file is None else origin.file.read_bytes()
     return {
         "recipe": name_of(place.recipe, origin),
-        "recipe_sha256": None if source is None else hashlib.sha256(source).hexdigest(),
+        "recipe_sha256": None if teacher is None else hashlib.sha256(teacher).hexdigest(),
         "options": {key: str(value) for key, value in (origin.options or {}).items()},
         "seed": options.seed,
         "device": str(place.device),
         "precision": options.precision,
-        "processes": collectives.count(),
+        "processes": collectives.world_size(),
         "data": data.fingerprint,
         "draws": data.draws,
         "stages": [stage.name for stage in place.plan.stages],
@@ -56,7 +56,7 @@ def record_of(place: RunContext, origin: Origin) -> dict[str, Any]:
         "trainings": [
             repr(replace(stage.training, workers=stage.training.workers or 0)) for stage in place.plan.stages
         ],
-        "answers": place.recipe.answers.form,
+        "teacher_cache": place.recipe.teacher_cache.form,
         "versions": {"kdkit": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
 

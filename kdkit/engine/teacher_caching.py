@@ -49,18 +49,18 @@ class TeacherCaching:
 
     def notices(self) -> Iterator[str]:
         """Say why nothing is recorded in this run, or for this run alone, where that lies in its data."""
-        if self.options.answers == "off" or not any(_frozen(stage) for stage in self.stages):
+        if self.options.teacher_cache == "off" or not any(_frozen(stage) for stage in self.stages):
             return
         try:
             self._facts()
         except CacheError as error:
             yield f"teachers are asked at every step: {error}"
             return
-        if not self._whole() and (self.options.out is not None or self.options.answers != "auto"):
+        if not self._whole() and (self.options.out is not None or self.options.teacher_cache != "auto"):
             yield "what teachers answer is recorded for this run alone, since kdkit cannot see all of the data"
 
     def begin(
-        self, stage: Stage, respondents: MutableMapping[str, TeacherSession], lesson: nn.Module, batch: Batch
+        self, stage: Stage, sessions: MutableMapping[str, TeacherSession], lesson: nn.Module, batch: Batch
     ) -> list[str]:
         """Put recorded answers in the place of nets that answer, and say which of them are not recorded, and why.
 
@@ -69,14 +69,14 @@ class TeacherCaching:
         """
         notices = []
         for net in _frozen(stage):
-            asked = respondents[net.name]
+            asked = sessions[net.name]
             with self.options.autocast(self.device):
                 try:
                     recorded = _together(self._recorded(net, stage, asked, lesson, batch))
                 except CacheError as error:
                     notices.append(f"net {net.name!r} is asked at every step: {error}")
                     recorded = _together(None)
-                respondents[net.name] = recorded or self._formed(net, asked, batch)
+                sessions[net.name] = recorded or self._formed(net, asked, batch)
                 if recorded is not None:
                     self._look_after(recorded)
         return notices
@@ -98,51 +98,51 @@ class TeacherCaching:
             return None
         _require_apart(net, lesson)
         trial = probe(asked, batch, autocast=self.options.precision != "fp32")
-        form = Codec(self.recipe.answers, trial.answer)
+        form = Codec(self.recipe.teacher_cache, trial.answer)
         store = self._opened(net, stage, form, split)
         audit = self._audit(net, asked, form)
         audit.rounding = max(audit.rounding, 10 * trial.rounding, self._least_rounding())
         audit.remedy = (
-            f"delete them (kdkit answers {store.path.parent} --delete {store.path.name[:12]}), or run without "
-            "(--answers off)"
+            f"delete them (kdkit cache {store.path.parent} --delete {store.path.name[:12]}), or run without "
+            "(--teacher-cache off)"
         )
         return CachedTeacher(asked, form, store, audit)
 
     def _opened(self, net: Net[Any], stage: Stage, form: Codec, split: Split) -> Store:
         facts, ids = self._facts(), torch.as_tensor(split.ids).to("cpu", torch.int64)
-        how = {"precision": self.options.precision, "device": self.device.type, "form": self.recipe.answers.form}
+        how = {"precision": self.options.precision, "device": self.device.type, "form": self.recipe.teacher_cache.form}
         place = EntrySpec(
             net=net.name,
-            key=key_of(net, stage.sources[net], data=facts, how=how),
+            key=key_of(net, stage.teachers[net], data=facts, how=how),
             parts=form.parts,
             ids=ids,
             draws=facts["draws"],
             asked=min(facts["draws"], stage.training.epochs) * len(ids),
         )
-        return CacheFolder(self._folder(), int(self.options.answers_size * _GIGABYTE)).open(place)
+        return CacheFolder(self._folder(), int(self.options.teacher_cache_size * _GIGABYTE)).open(place)
 
     def _of_use(self, net: Net[Any], stage: Stage) -> bool:
         """Whether anybody may ask again for what is recorded. Raises CacheError where fewer draws would help."""
-        draws, taps, chosen = self._facts()["draws"], stage.sources[net], self.options.answers
-        twice = stage.training.epochs > draws or sum(each.sources.get(net) == taps for each in self.stages) > 1
+        draws, taps, chosen = self._facts()["draws"], stage.teachers[net], self.options.teacher_cache
+        twice = stage.training.epochs > draws or sum(each.teachers.get(net) == taps for each in self.stages) > 1
         if twice or not (self._alone() or (taps and chosen == "auto")):
             return True
         if draws > 1:
             raise CacheError(
                 f"in {stage.training.epochs} epochs of {draws} draws nothing is asked twice; fewer draws, or a folder "
-                "that other runs share (--answers DIR), would change that"
+                "that other runs share (--teacher-cache DIR), would change that"
             )
         return False
 
     def _formed(self, net: Net[Any], asked: TeacherSession, batch: Batch) -> TeacherSession:
         """Return answers in the form that the recipe wants also where they are not recorded."""
-        if self.recipe.answers.form is None:
+        if self.recipe.teacher_cache.form is None:
             return asked
-        form = Codec(self.recipe.answers, asked.ask(batch))
+        form = Codec(self.recipe.teacher_cache, asked.ask(batch))
         return CachedTeacher(asked, form, None, self._audit(net, asked, form))
 
     def _audit(self, net: Net[Any], asked: TeacherSession, form: Codec) -> Audit:
-        return Audit(f"net {net.name!r}", asked, form, self.recipe.answers.audit)
+        return Audit(f"net {net.name!r}", asked, form, self.recipe.teacher_cache.audit)
 
     def _look_after(self, recorded: CachedTeacher) -> None:
         """Ask again for a few samples of those that an earlier stage or run recorded."""
@@ -181,12 +181,14 @@ class TeacherCaching:
     def _split(self) -> Split | None:
         """Return the training split, None where no answers about it are recorded."""
         train = self.recipe.data.train
-        off = self.options.answers == "off" or isinstance(train, LoaderSplit) or isinstance(self._told, CacheError)
+        off = (
+            self.options.teacher_cache == "off" or isinstance(train, LoaderSplit) or isinstance(self._told, CacheError)
+        )
         return None if off or isinstance(train, LoaderSplit) else train
 
     def _alone(self) -> bool:
         """Whether what is recorded is of use to this run alone."""
-        return not self._whole() or (self.options.answers == "auto" and self.options.out is None)
+        return not self._whole() or (self.options.teacher_cache == "auto" and self.options.out is None)
 
     def _whole(self) -> bool:
         """Whether the key of recorded answers changes with every sample: see `Data`."""
@@ -195,10 +197,10 @@ class TeacherCaching:
     def _folder(self) -> Path:
         if self._alone():
             if self._temporary is None:
-                own = None if self.options.out is None else self.options.out / "answers"
-                self._temporary = own or Path(tempfile.mkdtemp(prefix="kdkit-answers-"))
+                own = None if self.options.out is None else self.options.out / "teacher_cache"
+                self._temporary = own or Path(tempfile.mkdtemp(prefix="kdkit-teacher-cache-"))
             return self._temporary
-        return self.options.answers_folder()
+        return self.options.teacher_cache_folder()
 
     def _least_rounding(self) -> float:
         if self.options.precision != "fp32":
@@ -211,12 +213,12 @@ class TeacherCaching:
 
 def _frozen(stage: Stage) -> list[Net[Any]]:
     """Return the nets that teach in a stage and are not trained in it."""
-    return [source for source in stage.sources if isinstance(source, Net) and source not in stage.objectives]
+    return [teacher for teacher in stage.teachers if isinstance(teacher, Net) and teacher not in stage.objectives]
 
 
 def _together(recorded: CachedTeacher | None) -> CachedTeacher | None:
     """Return it where every process of the run has one too: what one was told, it hands to the others."""
-    if all(collectives.exchanged([recorded is not None])):
+    if all(collectives.all_gather_objects([recorded is not None])):
         return recorded
     if recorded is not None and recorded.store is not None:
         recorded.store.close()

@@ -11,8 +11,8 @@ from kdkit.losses.features import Sided
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
 from kdkit.recipe.objective import Match, Taps, Weighted, taps_of
-from kdkit.recipe.recipe import Stage, asked_for
-from kdkit.teachers import Answers, Peer, TeacherOutput, Teachers
+from kdkit.recipe.recipe import Stage, teachers_of
+from kdkit.teachers import Peer, TeacherOutput, TeacherOutputs, Teachers
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class TensorRef:
     places: tuple[tuple[str, int | None], ...]
     several: bool = False
 
-    def of(self, heard: Answers) -> Sided:
+    def of(self, heard: TeacherOutputs) -> Sided:
         """Return the tensor, or the tuple of them."""
         if self.several:
             return tuple(_found(heard[who], tap) for who, tap in self.places)
@@ -49,14 +49,14 @@ class BoundTerm:
     loss: Loss
     student: TensorRef
     target: TensorRef | None
-    sources: tuple[str, ...]
+    teachers: tuple[str, ...]
     asks: frozenset[str]
     shared: ClassAlignment | None
     plain: bool
 
 
 def bind_term(
-    net: Net[Any], weighted: Weighted, stage: Stage, listening: tuple[TapLike, ...], facts: BuildContext
+    net: Net[Any], weighted: Weighted, stage: Stage, open_taps: tuple[TapLike, ...], facts: BuildContext
 ) -> BoundTerm:
     """Make a term of a net's goal ready. listening: the taps that are open on the nets in training.
 
@@ -64,8 +64,8 @@ def bind_term(
     """
     term = weighted.term
     match = term if isinstance(term, Match) else None
-    student = _side(net.name, None if match is None else match.student, listening)
-    target = None if match is None else _target(match, stage, listening)
+    student = _side(net.name, None if match is None else match.student, open_taps)
+    target = None if match is None else _target(match, stage, open_taps)
     asks = asked_by(term.loss)
     members = () if match is None else _members(match)
     cut = _shared(net, match, (student, target), asks, facts)
@@ -76,7 +76,7 @@ def bind_term(
         loss=term.loss,
         student=student,
         target=target,
-        sources=tuple(each.name for each in members),
+        teachers=tuple(each.name for each in members),
         asks=asks,
         shared=cut,
         plain=cut is None and not asks and all(isinstance(each, Net | Peer) for each in members),  # who know everything
@@ -87,25 +87,25 @@ def _found(answer: TeacherOutput, tap: int | None) -> Tensor:
     return answer.output if tap is None else answer.features[tap]
 
 
-def _side(who: str, taps: Taps, listening: tuple[TapLike, ...]) -> TensorRef:
+def _side(who: str, taps: Taps, open_taps: tuple[TapLike, ...]) -> TensorRef:
     if taps is None:
         return TensorRef(((who, None),))
-    return TensorRef(tuple((who, listening.index(tap)) for tap in taps_of(taps)), several=isinstance(taps, tuple))
+    return TensorRef(tuple((who, open_taps.index(tap)) for tap in taps_of(taps)), several=isinstance(taps, tuple))
 
 
-def _target(match: Match, stage: Stage, listening: tuple[TapLike, ...]) -> TensorRef:
-    if isinstance(match.source, Peer):
-        return _side(match.source.name, match.target, listening)
-    if not isinstance(match.source, Teachers):
-        return _side(match.source.name, match.target, stage.sources[match.source])
+def _target(match: Match, stage: Stage, open_taps: tuple[TapLike, ...]) -> TensorRef:
+    if isinstance(match.teacher, Peer):
+        return _side(match.teacher.name, match.target, open_taps)
+    if not isinstance(match.teacher, Teachers):
+        return _side(match.teacher.name, match.target, stage.teachers[match.teacher])
     if match.target is None:
-        return TensorRef(tuple((net.name, None) for net in match.source.members), several=True)
-    asked = asked_for(match).items()
-    return TensorRef(tuple((net.name, stage.sources[net].index(tap)) for net, (tap,) in asked), several=True)
+        return TensorRef(tuple((net.name, None) for net in match.teacher.members), several=True)
+    asked = teachers_of(match).items()
+    return TensorRef(tuple((net.name, stage.teachers[net].index(tap)) for net, (tap,) in asked), several=True)
 
 
 def _members(match: Match) -> tuple[Any, ...]:
-    return match.source.members if isinstance(match.source, Teachers) else (match.source,)
+    return match.teacher.members if isinstance(match.teacher, Teachers) else (match.teacher,)
 
 
 def _shared(
@@ -120,7 +120,7 @@ def _shared(
         return None
     student, target = sides
     outputs = target is not None and target.outputs
-    members = _members(match) if match is not None and (outputs or "answers" in asks) else ()
+    members = _members(match) if match is not None and (outputs or "teacher_outputs" in asks) else ()
     about_labels = match is None or "labels" in asks
     names = [net] if student.outputs else []
     of = {each.name: tuple(getattr(each, "classes", None) or facts.classes) for each in (*names, *members)}

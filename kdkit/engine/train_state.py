@@ -14,7 +14,7 @@ from kdkit.errors import RecipeError
 from kdkit.recipe.balancing import Balancer, TrainedParameters
 from kdkit.recipe.training import Training
 from kdkit.teachers import TeacherSession
-from kdkit.utils.collectives import agree_on_buffers
+from kdkit.utils.collectives import sync_buffers
 
 
 class TrainState:
@@ -27,7 +27,7 @@ class TrainState:
         self,
         training: Training,
         lesson: DistillationModule,
-        respondents: Mapping[str, TeacherSession],
+        sessions: Mapping[str, TeacherSession],
         averages: Mapping[str, Any],
         *,
         batches: int,
@@ -35,20 +35,20 @@ class TrainState:
     ) -> None:
         self.training = training
         self.lesson = lesson
-        self.respondents = respondents
-        self._observers = [each for each in respondents.values() if type(each).observe is not TeacherSession.observe]
+        self.sessions = sessions
+        self._observers = [each for each in sessions.values() if type(each).observe is not TeacherSession.observe]
         lesson.observed = bool(self._observers)
         self.averages = averages
         self.updates = 0
-        self.updates_per_epoch = math.ceil(batches / training.accumulate)
+        self.updates_per_epoch = math.ceil(batches / training.accumulate_steps)
         self.total = training.epochs * self.updates_per_epoch
         self.balancer = balancer_of(training, lesson)
         named = [*_trained(lesson), *learned_by(self.balancer)]
         self.parameters = [parameter for _, parameter in named]
         self.optimizer = training.optimizer.build(named)
-        rate = training.learning_rate
+        rate = training.lr_schedule
         self.rate = None if rate is None else rate.build(self.optimizer, epochs=training.epochs, updates=self.total)
-        self._rate_each = rate.each if rate is not None else "epoch"
+        self._lr_interval = rate.interval if rate is not None else "epoch"
         self.figures: GradientFigures | None = None
         self.scaler = torch.amp.GradScaler(lesson.progress.device.type) if scaler else None
         self._constant = all(not callable(f) for line in lesson.lines for f in line.weighted.factors)
@@ -66,7 +66,7 @@ class TrainState:
             self._weights = self.lesson.weights(self.progress)
         return self._weights
 
-    def balance(self, terms: Mapping[str, Tensor], micro_batches: int, weight: float = 1.0) -> None:
+    def backward(self, terms: Mapping[str, Tensor], micro_batches: int, weight: float = 1.0) -> None:
         """Add the gradients of this micro-batch, one of so many to the coming update.
 
         weight: what its terms count for in the mean over processes, of which one may have a larger part of a batch.
@@ -85,19 +85,19 @@ class TrainState:
 
     def step(self) -> None:
         """Update the weights from the gathered gradients."""
-        agree_on_buffers(self.lesson.nets)
+        sync_buffers(self.lesson.nets)
         if self.figures is not None:
             self.figures.close()
-        stepped = True
+        on_step = True
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        if self.training.clip is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.training.clip)
+        if self.training.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm)
         if self.scaler is not None:
             before = self.scaler.get_scale()
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            stepped = self.scaler.get_scale() >= before  # gradients overflowed: the update was left out
+            on_step = self.scaler.get_scale() >= before  # gradients overflowed: the update was left out
         else:
             self.optimizer.step()
         for parameter in self.parameters:  # as the optimizer's own zero_grad does, at a tenth of its price
@@ -105,12 +105,12 @@ class TrainState:
         self.updates += 1
         if self._asks_progress:
             self.lesson.progress.fill_(self.progress)
-        if stepped and self.rate is not None and self._rate_each == "update":
+        if on_step and self.rate is not None and self._lr_interval == "update":
             self.rate.step()
         for net in self.lesson.students if self.averages else ():
             self.averages[net.name].update_parameters(net.network)
-        for each in self.respondents.values():
-            each.stepped()
+        for each in self.sessions.values():
+            each.on_step()
 
     def observe(self, batch: Batch) -> None:
         """Tell those who are matched what the nets said of this batch."""
@@ -126,22 +126,22 @@ class TrainState:
         """Return the means of these figures since the last time, None where there are none."""
         return None if self.figures is None else self.figures.take()
 
-    def end_epoch(self) -> None:
+    def on_epoch_end(self) -> None:
         """Advance what goes by epochs."""
-        for each in self.respondents.values():
-            each.end_epoch()
-        if self.rate is not None and self._rate_each == "epoch":
+        for each in self.sessions.values():
+            each.on_epoch_end()
+        if self.rate is not None and self._lr_interval == "epoch":
             self.rate.step()
 
     def module(self, name: str) -> nn.Module:
         """Return what a net is judged and kept by: the average of its weights where there is one."""
-        average = self.averages.get(name)
+        ema = self.averages.get(name)
         net = next(net for net in self.lesson.students if net.name == name)
-        module: nn.Module = net.network if average is None else average.module
+        module: nn.Module = net.network if ema is None else ema.module
         return module
 
     @property
-    def learning_rate(self) -> float:
+    def lr(self) -> float:
         """The learning rate of the first group of parameters, as of now."""
         return float(self.optimizer.param_groups[0]["lr"])
 
@@ -149,11 +149,11 @@ class TrainState:
         """Return all that changes."""
         return {
             "lesson": self.lesson.state_dict(),
-            "respondents": {name: each.state_dict() for name, each in self.respondents.items()},
+            "respondents": {name: each.state_dict() for name, each in self.sessions.items()},
             "optimizer": self.optimizer.state_dict(),
             "rate": None if self.rate is None else self.rate.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
-            "averages": {name: average.state_dict() for name, average in self.averages.items()},
+            "averages": {name: ema.state_dict() for name, ema in self.averages.items()},
             "balancer": self.balancer.state_dict(),
             "updates": self.updates,
         }
@@ -161,15 +161,15 @@ class TrainState:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
         self.lesson.load_state_dict(state["lesson"])
-        for name, each in self.respondents.items():
+        for name, each in self.sessions.items():
             each.load_state_dict(state["respondents"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.rate is not None:
             self.rate.load_state_dict(state["rate"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
-        for name, average in self.averages.items():
-            average.load_state_dict(state["averages"][name])
+        for name, ema in self.averages.items():
+            ema.load_state_dict(state["averages"][name])
         self.balancer.load_state_dict(state["balancer"])
         self.updates = state["updates"]
         self.lesson.progress.fill_(self.progress)
@@ -185,10 +185,10 @@ def _trained(lesson: DistillationModule) -> Iterator[tuple[str, nn.Parameter]]:
 
 def balancer_of(training: Training, lesson: DistillationModule) -> Balancer:
     """Return the balancer of a stage. Raises RecipeError where it does not fit, or is none."""
-    made = training.balance.build(trained_by(lesson))
+    made = training.balancing.build(trained_by(lesson))
     if not isinstance(made, Balancer):
         raise RecipeError(
-            f"build of {training.balance!r} returns a Balancer, which is called with terms, weights and a scale, and "
+            f"build of {training.balancing!r} returns a Balancer, which is called with terms, weights and a scale, and "
             f"has state_dict and load_state_dict; it returned {made!r}"
         )
     return made

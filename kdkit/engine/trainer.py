@@ -24,7 +24,7 @@ from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.train_state import TrainState
 from kdkit.errors import CheckError, DataError, KdkitError
-from kdkit.metrics import Metric, bare, better
+from kdkit.metrics import Metric, better, without_interval
 from kdkit.plugins.events import EpochEnded, Figures, StageStarted, StepEnded
 from kdkit.recipe.recipe import Recipe, Stage
 from kdkit.teachers import ask
@@ -52,7 +52,7 @@ class BestCheckpoint:
     """The epoch that is kept so far, and the weights that it left."""
 
     epoch: int = -1
-    score: float = -math.inf
+    value: float = -math.inf
     weights: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
@@ -82,7 +82,7 @@ class StageTrainer:
             net.network.eval()
             net.trained = True
         if self.folder is not None and not self.folder.finished:
-            self.folder.finish({"kept_epoch": self.kept.epoch, "score": self.kept.score, "epochs": len(self.history)})
+            self.folder.finish({"kept_epoch": self.kept.epoch, "score": self.kept.value, "epochs": len(self.history)})
         return self.history
 
     def _learn(self) -> None:
@@ -112,12 +112,12 @@ class StageTrainer:
 
     def _seed(self, epoch: int) -> None:
         """Begin an epoch as it begins after an interruption; each process drops out what it draws itself."""
-        number = collectives.number()
+        number = collectives.rank()
         seed_everything(derive_seed(self.seed, epoch, number) if number else derive_seed(self.seed, epoch))
 
     def _epoch(self, epoch: int, lesson: DistributedModule, rehearsal: Rehearsal, work: TrainState) -> dict[str, float]:
         """Learn from every batch once, and return the mean of each term."""
-        place, accumulate = self.place, self.training.accumulate
+        place, accumulate_steps = self.place, self.training.accumulate_steps
         loader = self._batches(epoch)
         last = len(loader) - 1
         means = RunningMeans()
@@ -126,15 +126,15 @@ class StageTrainer:
         work.lesson.train()
         for index, batch in enumerate(loader):
             batch = batch.to(place.device)
-            group, ends = index - index % accumulate, (index + 1) % accumulate == 0 or index == last
+            group, ends = index - index % accumulate_steps, (index + 1) % accumulate_steps == 0 or index == last
             weight, samples = self._share(index, len(batch))
             with lesson.update(ends=ends):
                 with precision:
-                    answers = ask(rehearsal.respondents, batch)
-                    terms = lesson(batch, answers)
+                    teacher_outputs = ask(rehearsal.sessions, batch)
+                    terms = lesson(batch, teacher_outputs)
                 if index > last:
                     raise DataError(f"the training data promised {last + 1} batches an epoch, and gave more")
-                work.balance(terms, min(accumulate, last + 1 - group), weight)
+                work.backward(terms, min(accumulate_steps, last + 1 - group), weight)
             if ends:
                 work.step()
             work.observe(batch)
@@ -145,7 +145,7 @@ class StageTrainer:
                 place.callbacks.tell("step_ended", event)
         if means.steps <= last:
             raise DataError(f"the training data promised {last + 1} batches an epoch, and gave {means.steps}")
-        work.end_epoch()
+        work.on_epoch_end()
         learned = means.values(place.device)
         self._require_finite(learned, epoch)
         return learned
@@ -157,15 +157,15 @@ class StageTrainer:
         for net in self.stage.objectives:
             said = self.place.predictor.predict(
                 net,
-                self.place.recipe.data.select,
+                self.place.recipe.data.validation,
                 batch_size=self.training.batch_size,
                 module=work.module(net.name),
                 workers=self.training.workers,
             )
-            values.append(score.fit(said).score(said).value)
-        work.lesson.listening.clear()
-        value = collectives.agreed(sum(values) / len(values))
-        best = self.kept.epoch < 0 or self.training.keep == "last" or better(score, value, self.kept.score)
+            values.append(score.fit(said).compute(said).value)
+        work.lesson.open_taps.clear()
+        value = collectives.broadcast(sum(values) / len(values))
+        best = self.kept.epoch < 0 or self.training.keep == "last" or better(score, value, self.kept.value)
         if best:
             weights = {net.name: _copied(work.module(net.name).state_dict()) for net in self.stage.objectives}
             self.kept = BestCheckpoint(epoch, value, weights)
@@ -179,18 +179,20 @@ class StageTrainer:
                 epoch=epoch,
                 terms=terms,
                 weights=dict(work.weights()),
-                score_name=score.name,
-                score=value,
+                monitor=score.name,
+                monitor_value=value,
                 best=best,
                 seconds=seconds,
-                learning_rate=work.learning_rate,
+                learning_rate=work.lr,
                 gradients=copy.deepcopy(gradients),  # what watchers do to it must not reach the history
             ),
         )
 
     def _score(self) -> Metric:
-        scores = {score.name: score for score in self.place.recipe.scores}
-        return bare(scores[self.training.by] if self.training.by is not None else self.place.recipe.scores[0])
+        metrics = {score.name: score for score in self.place.recipe.metrics}
+        return without_interval(
+            metrics[self.training.monitor] if self.training.monitor is not None else self.place.recipe.metrics[0]
+        )
 
     def _batches(self, epoch: int) -> Batches:
         data, size = self.place.recipe.data, self.training.batch_size
@@ -203,33 +205,33 @@ class StageTrainer:
             draw=draw,
             workers=self.training.workers,
             pin=self.place.device.type == "cuda",
-            part=(collectives.number(), collectives.count()),
+            part=(collectives.rank(), collectives.world_size()),
         )
 
     def _share(self, index: int, mine: int) -> tuple[float, float]:
         """Return what this process's part of a batch counts for, and the samples that its terms stand for."""
-        if not collectives.several():
+        if not collectives.is_distributed():
             return 1.0, mine
         whole = min(self.training.batch_size, len(self.place.recipe.data.train) - index * self.training.batch_size)
         weight = weight_of(mine, whole)
-        return weight, whole * weight / collectives.count()
+        return weight, whole * weight / collectives.world_size()
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[tuple[Rehearsal, TrainState]]:
         """Open the stage: averages first, then taps and losses, then the optimizer; close it whatever happens."""
-        average = self.training.average
-        averages = {} if average is None else {net.name: average.build(net.network) for net in self.stage.objectives}
+        ema = self.training.ema
+        averages = {} if ema is None else {net.name: ema.build(net.network) for net in self.stage.objectives}
         batch = tiny_batch(self.place.recipe.data, self.training.batch_size).to(self.place.device)
         rehearsal = Rehearsal(self.stage, self.place.plan.facts, batch, self.place.options.precision)
         try:
             if rehearsal.problems or rehearsal.lesson is None:
                 raise CheckError(f"stage {self.stage.name!r}: {problem}" for problem in rehearsal.problems)
-            self.notices = self.place.recording.begin(self.stage, rehearsal.respondents, rehearsal.lesson, batch)
+            self.notices = self.place.recording.begin(self.stage, rehearsal.sessions, rehearsal.lesson, batch)
             scaler = self.place.options.precision == "fp16"
             work = TrainState(
                 self.training,
                 rehearsal.lesson,
-                rehearsal.respondents,
+                rehearsal.sessions,
                 averages,
                 batches=len(self._batches(0)),
                 scaler=scaler,
@@ -257,7 +259,7 @@ class StageTrainer:
             for name, weights in self.kept.weights.items():
                 self.folder.save_weights(name, weights)
         self.folder.save_history(self.history)
-        kept = {"epoch": self.kept.epoch, "score": self.kept.score}
+        kept = {"epoch": self.kept.epoch, "score": self.kept.value}
         self.folder.save_state({"work": work.state_dict(), "history": self.history, "kept": kept})
 
     def _require_finite(self, means: Mapping[str, float], epoch: int) -> None:

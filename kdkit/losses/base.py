@@ -14,7 +14,7 @@ from kdkit.data.dataset import Task
 Loss = Callable[..., Tensor]
 Asked = frozenset[str]
 
-ASKABLE = ("labels", "ids", "progress", "answers")
+ASKABLE = ("labels", "ids", "progress", "teacher_outputs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

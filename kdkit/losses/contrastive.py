@@ -19,7 +19,7 @@ from kdkit.losses.validation import (
     validate_share,
     validate_temperature,
 )
-from kdkit.utils.collectives import averaged, gathered
+from kdkit.utils.collectives import all_gather, all_reduce_mean
 from kdkit.utils.memory import require
 
 Against = Literal["auto", "classes", "samples"]
@@ -112,7 +112,7 @@ class CRD(nn.Module):
 
     def forward(self, student: Tensor, target: Tensor, *, ids: Tensor, labels: Tensor) -> Tensor:
         """Return the contrast, lower the better a sample is told from others; remember the batch if in training."""
-        everybody = gathered(ids) if self.training else ids
+        everybody = all_gather(ids) if self.training else ids
         rows = self.rows(everybody, remember=self.training)
         rows = rows if everybody is ids else self.rows(ids, remember=False)
         loss = self.contrast(student, target, torch.cat([rows[:, None], self._negatives(rows, student, labels)], 1))
@@ -151,7 +151,7 @@ class CRD(nn.Module):
         if not self.training:
             classes = self.classes.index_put((rows,), labels)
         else:
-            classes = self.classes.index_put((gathered(rows),), gathered(labels))
+            classes = self.classes.index_put((all_gather(rows),), all_gather(labels))
             self.classes.copy_(classes)
         return rows_of_other_classes(rows, classes, self.negatives, self.asked)
 
@@ -165,7 +165,7 @@ class CRD(nn.Module):
             known = self.log_normalisers[which]
             normaliser = torch.where(known.isinf(), first.to(known.dtype), known)
             if self.training:
-                normaliser = averaged(normaliser)
+                normaliser = all_reduce_mean(normaliser)
                 self.log_normalisers[which] = normaliser
         share = scores - normaliser.to(scores.dtype)
         noise = (rows.shape[1] - 1) / len(memory)
@@ -176,7 +176,7 @@ class CRD(nn.Module):
 
     def _remember(self, vectors: Tensor, rows: Tensor) -> None:
         """Mix vectors (2, batch, width) into their rows of both memories, on every rank those of all of them."""
-        vectors, rows = gathered(vectors.transpose(0, 1)).transpose(0, 1), gathered(rows)
+        vectors, rows = all_gather(vectors.transpose(0, 1)).transpose(0, 1), all_gather(rows)
         kept = self.memories[:, rows]
         mixed = direction(self.momentum * kept + (1 - self.momentum) * vectors.to(kept.dtype), dim=2)
         self.memories[:, rows] = mixed

@@ -19,14 +19,14 @@ from kdkit.losses.validation import is_number
 _TRIED = 4  # samples
 
 
-def confidence(answers: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+def confidence(teacher_outputs: tuple[Tensor, ...], labels: Tensor) -> Tensor:
     """Return how much each teacher counts for each sample, (batch, teachers), which sum to 1 over the teachers.
 
     answers: (batch, classes) logits of each. labels: (batch,) classes, or (batch, classes) in [0, 1], whose binary
     cross-entropies are averaged.
     """
-    errors = torch.stack([_errors(answer.float(), labels) for answer in answers], 1)
-    return (1 - errors.softmax(1)) / (len(answers) - 1)
+    errors = torch.stack([_errors(answer.float(), labels) for answer in teacher_outputs], 1)
+    return (1 - errors.softmax(1)) / (len(teacher_outputs) - 1)
 
 
 def by_sample(loss: Any, student: Tensor, target: Tensor, asked: dict[str, Any]) -> Tensor:
@@ -78,7 +78,7 @@ def _made_up(student: torch.Size, target: torch.Size, facts: BuildContext) -> di
         "labels": torch.zeros(_TRIED, dtype=torch.int64) if hard else torch.zeros(_TRIED, *student[1:]),
         "ids": torch.arange(_TRIED),
         "progress": torch.tensor(0.5),
-        "answers": (torch.zeros(_TRIED, *target[1:]),),
+        "teacher_outputs": (torch.zeros(_TRIED, *target[1:]),),
     }
 
 
@@ -91,10 +91,12 @@ def _slope(call: Any, sides: tuple[Tensor, ...], beside: dict[str, Any]) -> Tens
     return slope[0]
 
 
-def _errors(answers: Tensor, labels: Tensor) -> Tensor:
+def _errors(teacher_outputs: Tensor, labels: Tensor) -> Tensor:
     if labels.ndim == 1:
-        return F.cross_entropy(answers, labels, reduction="none")
-    return F.binary_cross_entropy_with_logits(answers, labels.to(answers.dtype), reduction="none").mean(1)
+        return F.cross_entropy(teacher_outputs, labels, reduction="none")
+    return F.binary_cross_entropy_with_logits(teacher_outputs, labels.to(teacher_outputs.dtype), reduction="none").mean(
+        1
+    )
 
 
 TeacherWeighting = Literal["equal", "confidence", "learned"]
@@ -126,7 +128,7 @@ class PerTeacher(nn.Module):
         self.weights = _validated(weights)
         self.log_variances = nn.Parameter(torch.zeros(0)) if weights == "learned" else None
         self._asked = asked_by(loss)
-        self.asks = self._asked | ({"labels", "answers"} if weights == "confidence" else frozenset())
+        self.asks = self._asked | ({"labels", "teacher_outputs"} if weights == "confidence" else frozenset())
         self.needs = needs_of(loss)
 
     def build(self, student: Shapes, target: Shapes, facts: BuildContext, teacher: Any) -> None:
@@ -187,7 +189,7 @@ class PerTeacher(nn.Module):
         asked = {name: beside[name] for name in self._asked}
         losses: list[Any] = list(self._copies) or [*self._loss] * len(sides)
         if self.weights == "confidence":
-            counts = confidence(beside["answers"], beside["labels"]).unbind(1)
+            counts = confidence(beside["teacher_outputs"], beside["labels"]).unbind(1)
             values = [
                 (count * by_sample(loss, one, other, asked)).mean()
                 for loss, (one, other), count in zip(losses, sides, counts, strict=True)

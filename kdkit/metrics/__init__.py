@@ -1,10 +1,10 @@
 """The shelf of scores: how well a net does, with thresholds fitted on one split and figures reported on another."""
 
 from kdkit.metrics.base import Metric, MetricResult, Predictions, better, lower_is_better, true_classes
-from kdkit.metrics.bootstrap import BootstrapInterval, Resampled, bare
+from kdkit.metrics.bootstrap import BootstrapInterval, Resampled, without_interval
 from kdkit.metrics.calibration import Brier, CalibrationError
 from kdkit.metrics.classification import F1, Accuracy, MacroF1, MicroF1
-from kdkit.metrics.defaults import default_scores
+from kdkit.metrics.defaults import default_metrics
 from kdkit.metrics.paired import Difference, SplitPredictions, paired_bootstrap, paired_t_interval
 from kdkit.metrics.ranking import MacroAUPRC, MacroAUROC
 from kdkit.metrics.regression import R2
@@ -31,11 +31,11 @@ __all__ = [
     "SplitPredictions",
     "Thresholds",
     "YoudenJ",
-    "bare",
     "better",
-    "default_scores",
+    "default_metrics",
     "lower_is_better",
     "paired_bootstrap",
     "paired_t_interval",
     "true_classes",
+    "without_interval",
 ]

@@ -65,11 +65,11 @@ class Metric(Protocol):
         """The name in tables; unique in a recipe."""
         ...
 
-    def fit(self, select: Predictions) -> Self:
+    def fit(self, validation: Predictions) -> Self:
         """Choose what has to be chosen (thresholds) on the selection split."""
         ...
 
-    def score(self, test: Predictions) -> MetricResult:
+    def compute(self, test: Predictions) -> MetricResult:
         """Report on another split; classes without positives are named in the note."""
         ...
 

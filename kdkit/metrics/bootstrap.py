@@ -44,9 +44,11 @@ def resample(score: Metric, test: Predictions, counts: Counts) -> Resampled:
     """Return the score of each resample; a score that is not `Resampling` is asked once for each."""
     if isinstance(score, Resampling):
         return score.resampled(test, counts)
-    scored = [score.score(test.rows(np.repeat(np.arange(len(test)), column))) for column in counts.T.astype(np.int64)]
-    by_class = [[each.by_class.get(name, np.nan) for each in scored] for name in test.classes]
-    return Resampled(np.array([each.value for each in scored]), np.array(by_class, dtype=np.float64))
+    compute_metrics = [
+        score.compute(test.rows(np.repeat(np.arange(len(test)), column))) for column in counts.T.astype(np.int64)
+    ]
+    by_class = [[each.by_class.get(name, np.nan) for each in compute_metrics] for name in test.classes]
+    return Resampled(np.array([each.value for each in compute_metrics]), np.array(by_class, dtype=np.float64))
 
 
 def draw(test: Predictions, resamples: int, seed: int) -> Iterator[Counts]:
@@ -131,13 +133,13 @@ class BootstrapInterval:
         """As the score has it."""
         return lower_is_better(self.of)
 
-    def fit(self, select: Predictions) -> Self:
+    def fit(self, validation: Predictions) -> Self:
         """Choose what the score has to choose."""
-        return replace(self, of=self.of.fit(select))
+        return replace(self, of=self.of.fit(validation))
 
-    def score(self, test: Predictions) -> MetricResult:
+    def compute(self, test: Predictions) -> MetricResult:
         """Return what the score says, with intervals; a resample in which it is undefined is left out."""
-        plain = self.of.score(test)
+        plain = self.of.compute(test)
         drawn = [resample(self.of, test, counts) for counts in draw(test, self.resamples, self.seed)]
         values = np.concatenate([each.values for each in drawn])
         figures = np.concatenate([each.by_class for each in drawn], axis=1)
@@ -156,6 +158,6 @@ class BootstrapInterval:
         )
 
 
-def bare(score: Metric) -> Metric:
+def without_interval(score: Metric) -> Metric:
     """Return the score without its interval, which takes a thousand times as long."""
     return score.of if isinstance(score, BootstrapInterval) else score

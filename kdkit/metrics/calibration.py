@@ -39,11 +39,11 @@ class CalibrationError:
         """The name in tables."""
         return "calibration_error" if self.bins == "equal_width" else f"calibration_error_{self.bins}"
 
-    def fit(self, select: Predictions) -> Self:
+    def fit(self, validation: Predictions) -> Self:
         """There is nothing to choose."""
         return self
 
-    def score(self, test: Predictions) -> MetricResult:
+    def compute(self, test: Predictions) -> MetricResult:
         """Return the error, and each class's own where a sample may have several."""
         return _scored(self.resampled(test, once(test)), test)
 
@@ -84,11 +84,11 @@ class Brier:
         """The name in tables."""
         return "brier"
 
-    def fit(self, select: Predictions) -> Self:
+    def fit(self, validation: Predictions) -> Self:
         """There is nothing to choose."""
         return self
 
-    def score(self, test: Predictions) -> MetricResult:
+    def compute(self, test: Predictions) -> MetricResult:
         """Return the error, and what each class has in it."""
         return _scored(self.resampled(test, once(test)), test)
 

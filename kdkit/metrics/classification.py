@@ -22,11 +22,11 @@ class Accuracy:
         """The name in tables."""
         return "accuracy"
 
-    def fit(self, select: Predictions) -> Self:
+    def fit(self, validation: Predictions) -> Self:
         """There is nothing to choose."""
         return self
 
-    def score(self, test: Predictions) -> MetricResult:
+    def compute(self, test: Predictions) -> MetricResult:
         """Return the share, and each class's recall."""
         values, by_class = self.resampled(test, once(test))
         recalls = defined(test, by_class[:, 0])
@@ -66,13 +66,13 @@ class F1:
         chosen = "" if isinstance(self.thresholds_by, BestF1) else f"_{self.thresholds_by.name}"
         return f"{self.average}_f1{chosen}"
 
-    def fit(self, select: Predictions) -> Self:
+    def fit(self, validation: Predictions) -> Self:
         """Return the score with the thresholds that are chosen on this split."""
-        if select.labels.ndim == 1:
+        if validation.labels.ndim == 1:
             return self
-        return replace(self, thresholds=self.thresholds_by.choose(select))
+        return replace(self, thresholds=self.thresholds_by.choose(validation))
 
-    def score(self, test: Predictions) -> MetricResult:
+    def compute(self, test: Predictions) -> MetricResult:
         """Return the mean, each class's own, and which classes had no positives."""
         values, figures = self.resampled(test, once(test))
         by_class = defined(test, figures[:, 0])

@@ -7,7 +7,7 @@ from kdkit.metrics.ranking import MacroAUPRC
 from kdkit.metrics.regression import R2
 
 
-def default_scores(task: Task) -> tuple[Metric, ...]:
+def default_metrics(task: Task) -> tuple[Metric, ...]:
     """Return the scores that fit the task."""
     if task == "multiclass":
         return (Accuracy(), MacroF1())

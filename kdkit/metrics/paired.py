@@ -9,7 +9,7 @@ import numpy as np
 
 from kdkit.errors import DataError
 from kdkit.metrics.base import Floats, Metric, Predictions, lower_is_better
-from kdkit.metrics.bootstrap import Counts, bare, bounds, draw, require_bootstrap, require_level, resample
+from kdkit.metrics.bootstrap import Counts, bounds, draw, require_bootstrap, require_level, resample, without_interval
 
 Verdict = Literal["better", "worse", "not distinguishable"]
 
@@ -17,7 +17,7 @@ Verdict = Literal["better", "worse", "not distinguishable"]
 class SplitPredictions(NamedTuple):
     """What one net said about the selection split, which thresholds are chosen on, and about the test split."""
 
-    select: Predictions
+    validation: Predictions
     test: Predictions
 
 
@@ -62,7 +62,7 @@ def paired_bootstrap(
     are given.
     """
     require_bootstrap(resamples, level)
-    score = bare(score)
+    score = without_interval(score)
     pairs = _runs(one, other)
     test = pairs[0][0].test
     for pair in pairs:
@@ -131,9 +131,9 @@ class _Pair:
     """What two nets scored, each with thresholds from its own selection split."""
 
     def __init__(self, score: Metric, one: SplitPredictions, other: SplitPredictions) -> None:
-        self._scores = [score.fit(each.select) for each in (one, other)]
+        self._scores = [score.fit(each.validation) for each in (one, other)]
         self._tests = [one.test, other.test]
-        ours, theirs = (each.score(test).value for each, test in zip(self._scores, self._tests, strict=True))
+        ours, theirs = (each.compute(test).value for each, test in zip(self._scores, self._tests, strict=True))
         self.plain = ours - theirs
 
     def resampled(self, counts: Counts) -> Floats:

@@ -33,7 +33,7 @@ class ClassRow:
 class Reported:
     """What a finished run kept of one net: what it said of each split, and the training positives where known."""
 
-    select: Predictions
+    validation: Predictions
     test: Predictions | None
     train: Mapping[str, int] | None
 
@@ -45,14 +45,16 @@ def class_table(
 
     Thresholds are chosen on the selection split, for each class's best F1 if not told otherwise. Intervals hold 95 %.
     """
-    select, test = reported.select, reported.test if reported.test is not None else reported.select
-    thresholds = None if select.labels.ndim == 1 else (thresholds_by or BestF1()).choose(select)
-    scores: dict[str, Metric] = {name: _Decided(name, thresholds) for name in FIGURES[:3]}
-    scores |= {"auroc": MacroAUROC(), "auprc": MacroAUPRC()}
-    scored = {name: BootstrapInterval(score, resamples=resamples).score(test) for name, score in scores.items()}
+    validation, test = reported.validation, reported.test if reported.test is not None else reported.validation
+    thresholds = None if validation.labels.ndim == 1 else (thresholds_by or BestF1()).choose(validation)
+    metrics: dict[str, Metric] = {name: _Decided(name, thresholds) for name in FIGURES[:3]}
+    metrics |= {"auroc": MacroAUROC(), "auprc": MacroAUPRC()}
+    compute_metrics = {
+        name: BootstrapInterval(score, resamples=resamples).compute(test) for name, score in metrics.items()
+    }
     counts = {
         "train": reported.train or {},
-        "select": _positives(select),
+        "validation": _positives(validation),
         "test": _positives(reported.test) if reported.test is not None else {},
     }
     return tuple(
@@ -60,9 +62,11 @@ def class_table(
             name=name,
             positives={split: each.get(name) for split, each in counts.items()},
             threshold=None if thresholds is None else thresholds[column],
-            figures={figure: each.by_class[name] for figure, each in scored.items() if name in each.by_class},
+            figures={figure: each.by_class[name] for figure, each in compute_metrics.items() if name in each.by_class},
             intervals={
-                figure: each.intervals_by_class[name] for figure, each in scored.items() if name in each.by_class
+                figure: each.intervals_by_class[name]
+                for figure, each in compute_metrics.items()
+                if name in each.by_class
             },
         )
         for column, name in enumerate(test.classes)
@@ -76,10 +80,10 @@ class _Decided:
     name: str
     thresholds: tuple[float, ...] | None
 
-    def fit(self, select: Predictions) -> Self:
+    def fit(self, validation: Predictions) -> Self:
         return replace(self)
 
-    def score(self, test: Predictions) -> MetricResult:
+    def compute(self, test: Predictions) -> MetricResult:
         values, by_class = self.resampled(test, once(test))
         return MetricResult(value=float(values[0]), by_class=defined(test, by_class[:, 0]))
 

@@ -21,11 +21,11 @@ class MacroAUPRC:
         """The name in tables."""
         return "macro_auprc"
 
-    def fit(self, select: Predictions) -> Self:
+    def fit(self, validation: Predictions) -> Self:
         """There is nothing to choose: it ranks."""
         return self
 
-    def score(self, test: Predictions) -> MetricResult:
+    def compute(self, test: Predictions) -> MetricResult:
         """Return the mean, each class's own, and which classes had no positives."""
         return _scored(self.resampled(test, once(test)), test, "no positives")
 
@@ -43,11 +43,11 @@ class MacroAUROC:
         """The name in tables."""
         return "macro_auroc"
 
-    def fit(self, select: Predictions) -> Self:
+    def fit(self, validation: Predictions) -> Self:
         """There is nothing to choose: it ranks."""
         return self
 
-    def score(self, test: Predictions) -> MetricResult:
+    def compute(self, test: Predictions) -> MetricResult:
         """Return the mean, each class's own, and which classes are undefined."""
         return _scored(self.resampled(test, once(test)), test, "no positives, or no negatives")
 

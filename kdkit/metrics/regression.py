@@ -15,11 +15,11 @@ class R2:
         """The name in tables."""
         return "r2"
 
-    def fit(self, select: Predictions) -> Self:
+    def fit(self, validation: Predictions) -> Self:
         """There is nothing to choose."""
         return self
 
-    def score(self, test: Predictions) -> MetricResult:
+    def compute(self, test: Predictions) -> MetricResult:
         """Return the coefficient."""
         from sklearn.metrics import r2_score  # scikit-learn takes a second to import
 

@@ -23,7 +23,7 @@ class Thresholds(Protocol):
         """What a score that uses it adds to its name."""
         ...
 
-    def choose(self, select: Predictions) -> tuple[float, ...]:
+    def choose(self, validation: Predictions) -> tuple[float, ...]:
         """Return a threshold for each class, from the selection split."""
         ...
 
@@ -43,9 +43,9 @@ class BestF1:
         """The name in a score's name."""
         return "best_f1"
 
-    def choose(self, select: Predictions) -> tuple[float, ...]:
+    def choose(self, validation: Predictions) -> tuple[float, ...]:
         """Return the thresholds; a class without positives is never said."""
-        return _by_class(best_f1_threshold, select)
+        return _by_class(best_f1_threshold, validation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,9 @@ class YoudenJ:
         """The name in a score's name."""
         return "youden_j"
 
-    def choose(self, select: Predictions) -> tuple[float, ...]:
+    def choose(self, validation: Predictions) -> tuple[float, ...]:
         """Return the thresholds; a class without positives is never said, one without negatives always."""
-        return _by_class(best_j_threshold, select)
+        return _by_class(best_j_threshold, validation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +73,13 @@ class FixedThresholds:
         """The name in a score's name."""
         return "fixed"
 
-    def choose(self, select: Predictions) -> tuple[float, ...]:
+    def choose(self, validation: Predictions) -> tuple[float, ...]:
         """Return them, one per class. Raises RecipeError where there are not as many as classes."""
         if not isinstance(self.logits, tuple):
-            return (float(self.logits),) * len(select.classes)
-        if len(self.logits) != len(select.classes):
+            return (float(self.logits),) * len(validation.classes)
+        if len(self.logits) != len(validation.classes):
             raise RecipeError(
-                f"FixedThresholds has {len(self.logits)} thresholds for {len(select.classes)} classes; give one per "
+                f"FixedThresholds has {len(self.logits)} thresholds for {len(validation.classes)} classes; give one per "
                 "class, or one number for all"
             )
         return self.logits
@@ -118,7 +118,8 @@ def _best_cut(labels: NDArray[Any], outputs: NDArray[Any], merit: Merit) -> floa
     return float((ranked[last] + ranked[last + 1]) / 2) if last + 1 < len(ranked) else float(ranked[last])
 
 
-def _by_class(threshold: Callable[[NDArray[Any], NDArray[Any]], float], select: Predictions) -> tuple[float, ...]:
+def _by_class(threshold: Callable[[NDArray[Any], NDArray[Any]], float], validation: Predictions) -> tuple[float, ...]:
     return tuple(
-        threshold(select.labels[:, column], select.outputs[:, column]) for column in range(len(select.classes))
+        threshold(validation.labels[:, column], validation.outputs[:, column])
+        for column in range(len(validation.classes))
     )

@@ -146,9 +146,9 @@ class OpenTaps:
 
     def __getitem__(self, tap: TapLike) -> Tensor:
         """Return what a tap heard. Raises RecipeError if its module did not run."""
-        return self.heard(self.taps.index(tap))
+        return self.captured(self.taps.index(tap))
 
-    def heard(self, index: int) -> Tensor:
+    def captured(self, index: int) -> Tensor:
         """Return what the tap of this index heard. Raises RecipeError where that is nothing, or a packed tensor."""
         found = self._heard.get(index)
         if found is None:
@@ -164,11 +164,11 @@ class OpenTaps:
         """Return what every tap heard, in order, and forget it: no feature outlives its step, and each begins alike."""
         if not self.taps:
             return ()
-        features = tuple(self.heard(index) for index in range(len(self.taps)))
+        features = tuple(self.captured(index) for index in range(len(self.taps)))
         self.clear()
         return features
 
-    def silent(self) -> list[TapLike]:
+    def unfired(self) -> list[TapLike]:
         """Return the taps that did not fire since the last `clear`."""
         return [tap for index, tap in enumerate(self.taps) if index not in self._heard]
 
@@ -176,7 +176,7 @@ class OpenTaps:
         """Forget what was heard, before the next forward pass."""
         self._heard.clear()
 
-    def keep_copies(self) -> None:
+    def copy_if_modified(self) -> None:
         """Hand out copies where the network changed a tapped tensor in place, after a pass that was not compiled."""
         for index, tensor in self._heard.items():
             if tensor._version != self._versions[index]:

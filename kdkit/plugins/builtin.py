@@ -68,7 +68,7 @@ def register_datasets(register: Register) -> None:
 
 
 @hookimpl
-def register_scores(register: Register) -> None:
+def register_metrics(register: Register) -> None:
     """The scores of kdkit/scores."""
     from kdkit import metrics  # imports torch
 

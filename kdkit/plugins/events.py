@@ -79,8 +79,8 @@ class EpochEnded:
     epoch: int
     terms: Mapping[str, float]
     weights: Mapping[str, float]
-    score_name: str
-    score: float
+    monitor: str
+    monitor_value: float
     best: bool
     seconds: float
     learning_rate: float
@@ -91,7 +91,7 @@ class EpochEnded:
 class RunEnded:
     """A run ended: with scores by net and score name, or with the error that stopped it."""
 
-    scores: Mapping[str, Mapping[str, MetricResult]]
+    metrics: Mapping[str, Mapping[str, MetricResult]]
     parameters: Mapping[str, int]
     reported_on: str
     folder: Path | None

@@ -48,7 +48,7 @@ def register_datasets(register: Register) -> None:
 
 
 @hookspec
-def register_scores(register: Register) -> None:
+def register_metrics(register: Register) -> None:
     """Put scores on the shelf: options -> Score."""
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from kdkit.errors import PluginError, RecipeError, did_you_mean
 
-REGISTRIES = ("losses", "taps", "schedules", "ramps", "models", "datasets", "scores")
+REGISTRIES = ("losses", "taps", "schedules", "ramps", "models", "datasets", "metrics")
 
 
 @dataclass(frozen=True, slots=True)

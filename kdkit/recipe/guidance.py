@@ -27,14 +27,14 @@ class Level:
 
     net: Net[Any]
     training: Training | None = None
-    shares: tuple[float, ...] | TeacherWeighting | None = None
-    balance: float | None = None
+    teacher_weights: tuple[float, ...] | TeacherWeighting | None = None
+    label_weight: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.net, Net):
             raise RecipeError(f"a level takes a Net; got a {type(self.net).__name__}")
-        if self.shares is not None and not isinstance(self.shares, Sequence):
-            raise RecipeError(f"shares are a number for each teacher, such as (0.6, 0.4); got {self.shares!r}")
+        if self.teacher_weights is not None and not isinstance(self.teacher_weights, Sequence):
+            raise RecipeError(f"shares are a number for each teacher, such as (0.6, 0.4); got {self.teacher_weights!r}")
 
 
 class GuidingOptions(TypedDict, total=False):
@@ -42,9 +42,9 @@ class GuidingOptions(TypedDict, total=False):
 
     truth: Required[Truth]
     training: Required[Training]
-    guide: Loss | None
+    kd_loss: Loss | None
     match: Callable[[Net[Any], Net[Any]], Objective | Term] | None
-    balance: float
+    label_weight: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,55 +58,57 @@ class Guidance:
 
     truth: Truth
     training: Training
-    guide: Loss | None = None
+    kd_loss: Loss | None = None
     match: Callable[[Net[Any], Net[Any]], Objective | Term] | None = None
-    balance: float = 0.5
+    label_weight: float = 0.5
 
     def __post_init__(self) -> None:
         if not isinstance(self.truth, Truth):
             raise RecipeError(f"truth is Truth(loss); got a {type(self.truth).__name__}")
-        if (self.guide is None) == (self.match is None):
-            raise RecipeError("a schedule takes either guide=loss or match=function(net, teacher)")
-        _validate_balance(self.balance)
+        if (self.kd_loss is None) == (self.match is None):
+            raise RecipeError("a schedule takes either kd_loss=loss or match=function(net, teacher)")
+        _validate_balance(self.label_weight)
 
     def stage(self, level: Level, teachers: Sequence[Net[Any]]) -> Stage:
         """Return the stage in which this level's net learns from the labels and from these teachers."""
         training = level.training or self.training
         if not teachers:
-            if level.shares is not None or level.balance is not None:
+            if level.teacher_weights is not None or level.label_weight is not None:
                 raise RecipeError(f"net {level.net.name!r} has no teacher, so it takes neither shares nor a balance")
             return Stage({level.net: self.truth}, training)
-        balance = self.balance if level.balance is None else level.balance
-        _validate_balance(balance)
-        shares = level.shares
-        if isinstance(shares, str):
-            guided = self._together(level.net, teachers, shares)
+        label_weight = self.label_weight if level.label_weight is None else level.label_weight
+        _validate_balance(label_weight)
+        teacher_weights = level.teacher_weights
+        if isinstance(teacher_weights, str):
+            guided = self._together(level.net, teachers, teacher_weights)
         else:
-            guided = self._apart(level.net, teachers, shares or (1 / len(teachers),) * len(teachers))
-        return Stage({level.net: balance * self.truth + (1 - balance) * guided}, training)
+            guided = self._apart(level.net, teachers, teacher_weights or (1 / len(teachers),) * len(teachers))
+        return Stage({level.net: label_weight * self.truth + (1 - label_weight) * guided}, training)
 
-    def _apart(self, net: Net[Any], teachers: Sequence[Net[Any]], shares: tuple[float, ...]) -> Objective:
+    def _apart(self, net: Net[Any], teachers: Sequence[Net[Any]], teacher_weights: tuple[float, ...]) -> Objective:
         """Return a term or more for each teacher, with its share."""
-        _validate_shares(net, teachers, shares)
-        guided = [share * self._match(net, teacher) for share, teacher in zip(shares, teachers, strict=True) if share]
+        _validate_shares(net, teachers, teacher_weights)
+        guided = [
+            share * self._match(net, teacher) for share, teacher in zip(teacher_weights, teachers, strict=True) if share
+        ]
         return Objective(tuple(each for one in guided for each in one))
 
     def _together(self, net: Net[Any], teachers: Sequence[Net[Any]], weights: TeacherWeighting) -> Objective:
         """Return one term for all teachers, which weighs them by itself."""
-        if self.guide is None:
+        if self.kd_loss is None:
             raise RecipeError(
-                f"net {net.name!r} weighs its teachers by shares={weights!r}, which takes guide=loss; in a match of "
+                f"net {net.name!r} weighs its teachers by teacher_weights={weights!r}, which takes kd_loss=loss; in a match of "
                 "your own, write Match(Panel(...), PerTeacher(loss, weights=...))"
             )
         if len(teachers) < 2:
             return self._match(net, teachers[0])
-        return as_objective(Match(Teachers(*teachers), PerTeacher(copy.deepcopy(self.guide), weights=weights)))
+        return as_objective(Match(Teachers(*teachers), PerTeacher(copy.deepcopy(self.kd_loss), weights=weights)))
 
     def _match(self, net: Net[Any], teacher: Net[Any]) -> Objective:
         if self.match is not None:
             return as_objective(self.match(net, teacher))
-        guide = copy.deepcopy(self.guide) if isinstance(self.guide, nn.Module) else self.guide
-        return as_objective(Match(teacher, guide))  # type: ignore[arg-type]  # not None: see __post_init__
+        kd_loss = copy.deepcopy(self.kd_loss) if isinstance(self.kd_loss, nn.Module) else self.kd_loss
+        return as_objective(Match(teacher, kd_loss))  # type: ignore[arg-type]  # not None: see __post_init__
 
 
 def guiding_of(options: GuidingOptions) -> Guidance:
@@ -131,16 +133,18 @@ def levels_of(nets: Sequence[Net[Any] | Level], least: int, schedule: str) -> tu
     return levels
 
 
-def _validate_balance(balance: float) -> None:
-    if not 0 <= balance <= 1:
-        raise RecipeError(f"balance is the share of the truth, in [0, 1]; got {balance!r}")
+def _validate_balance(label_weight: float) -> None:
+    if not 0 <= label_weight <= 1:
+        raise RecipeError(f"label_weight is the share of the truth, in [0, 1]; got {label_weight!r}")
 
 
-def _validate_shares(net: Net[Any], teachers: Sequence[Net[Any]], shares: tuple[float, ...]) -> None:
-    if len(shares) != len(teachers):
+def _validate_shares(net: Net[Any], teachers: Sequence[Net[Any]], teacher_weights: tuple[float, ...]) -> None:
+    if len(teacher_weights) != len(teachers):
         raise RecipeError(
             f"net {net.name!r} learns from {len(teachers)} ({', '.join(each.name for each in teachers)}), so it "
-            f"takes as many shares; got {shares}"
+            f"takes as many shares; got {teacher_weights}"
         )
-    if not all(math.isfinite(share) and share >= 0 for share in shares) or not math.isclose(sum(shares), 1):
-        raise RecipeError(f"the shares of net {net.name!r} are at least 0 and sum to 1; got {shares}")
+    if not all(math.isfinite(share) and share >= 0 for share in teacher_weights) or not math.isclose(
+        sum(teacher_weights), 1
+    ):
+        raise RecipeError(f"the shares of net {net.name!r} are at least 0 and sum to 1; got {teacher_weights}")

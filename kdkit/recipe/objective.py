@@ -9,7 +9,7 @@ from kdkit.errors import RecipeError
 from kdkit.losses import Loss, loss_name
 from kdkit.nets.taps import TapLike
 from kdkit.recipe.ramps import Ramp
-from kdkit.teachers.base import Source
+from kdkit.teachers.base import Teacher
 
 Factor = float | Ramp
 Taps = TapLike | tuple[TapLike, ...] | None
@@ -62,20 +62,20 @@ class Match(_Sum):
     label: names the term in tables; "<source>/<loss>" where empty.
     """
 
-    source: Source
+    teacher: Teacher
     loss: Loss
     student: Taps = field(default=None, kw_only=True)
     target: Taps = field(default=None, kw_only=True)
     label: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.source, Source) or not isinstance(self.source.name, str):
-            raise RecipeError(f"Match takes first what to match, such as a Net; got {type(self.source).__name__}")
+        if not isinstance(self.teacher, Teacher) or not isinstance(self.teacher.name, str):
+            raise RecipeError(f"Match takes first what to match, such as a Net; got {type(self.teacher).__name__}")
         try:
-            hash(self.source)
+            hash(self.teacher)
         except TypeError as error:
             raise RecipeError(
-                f"a source is the key of what it answers, so it takes a hash; {self.source.name!r} has none ({error}): "
+                f"a source is the key of what it answers, so it takes a hash; {self.teacher.name!r} has none ({error}): "
                 "write @dataclass(frozen=True), or a plain class"
             ) from error
         _validate_loss(self.loss)
@@ -86,7 +86,7 @@ class Match(_Sum):
                         f"the {side} side of a Match is a tap, such as Tap(net.module.layer3); got {type(tap).__name__}"
                     )
         if not self.label:
-            object.__setattr__(self, "label", f"{self.source.name}/{loss_name(self.loss)}")
+            object.__setattr__(self, "label", f"{self.teacher.name}/{loss_name(self.loss)}")
 
     def weighted(self) -> "tuple[Weighted, ...]":
         """Return itself, as a goal of one term."""

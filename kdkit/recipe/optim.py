@@ -77,7 +77,7 @@ class Optimizer:
         """Return the optimizer of these parameters. Raises RecipeError where it refuses its options or groups."""
         named = list(named)
         try:
-            parameters = [each for _, each in named] if self.groups is None else _grouped(self.groups, named)
+            parameters = [interval for _, interval in named] if self.groups is None else _grouped(self.groups, named)
             if isinstance(self.make, str):
                 return _timm_optimizer(self.make, parameters, self.options)
             return self.make(parameters, **_fused(self.make, parameters, self.options), **self.options)
@@ -100,56 +100,59 @@ class LRSchedule:
     stage, in the same unit. So ConstantLR, LinearLR and PolynomialLR keep torch's 5 steps unless total_iters is given.
     """
 
-    __slots__ = ("each", "make", "options")
+    __slots__ = ("interval", "make", "options")
 
     def __init__(
-        self, make: Callable[..., LRScheduler] | str, *, each: Literal["epoch", "update"] = "epoch", **options: Any
+        self, make: Callable[..., LRScheduler] | str, *, interval: Literal["epoch", "update"] = "epoch", **options: Any
     ) -> None:
-        if each not in ("epoch", "update"):
-            raise RecipeError(f"a learning-rate schedule advances each 'epoch' or each 'update'; got {each!r}")
+        if interval not in ("epoch", "update"):
+            raise RecipeError(f"a learning-rate schedule advances each 'epoch' or each 'update'; got {interval!r}")
         if make in ("plateau", ReduceLROnPlateau):
             raise RecipeError("a plateau schedule waits for a figure, and kdkit's advance by the clock; choose another")
         if not isinstance(make, str):
             _fits(make, options, skip=1)
         self.make = make
-        self.each = each
+        self.interval = interval
         self.options = options
 
     def build(self, optimizer: TorchOptimizer, *, epochs: int, updates: int) -> Scheduler:
         """Return the schedule of this optimizer over a stage of so many epochs and updates."""
         try:
             if isinstance(self.make, str):
-                return _TimmScheduler(self.make, optimizer, self.options, epochs, updates, self.each)
+                return _TimmScheduler(self.make, optimizer, self.options, epochs, updates, self.interval)
             known = inspect.signature(self.make).parameters
-            length = epochs if self.each == "epoch" else updates
+            length = epochs if self.interval == "epoch" else updates
             lengths = [known[key] for key in ("T_max", "total_steps", "total_iters") if key in known]
-            filled = {each.name: length for each in lengths if each.default in (each.empty, None)}
+            filled = {interval.name: length for interval in lengths if interval.default in (interval.empty, None)}
             return self.make(optimizer, **{**filled, **self.options})
         except (ValueError, TypeError) as error:
             raise RecipeError(f"{self} cannot be made: {error}") from error
 
     def __repr__(self) -> str:
-        return _called("LRSchedule", self.make, {"each": self.each, **self.options})
+        return _called("LRSchedule", self.make, {"interval": self.interval, **self.options})
 
 
 def _fused(
     make: Callable[..., TorchOptimizer], parameters: Sequence[nn.Parameter | dict[str, Any]], options: dict[str, Any]
 ) -> dict[str, bool]:
     """Return the option of a fused step where it is the better one; SGD gains little, and learns sparsely without."""
-    groups = [each if isinstance(each, dict) else {"params": [each]} for each in parameters]
+    groups = [interval if isinstance(interval, dict) else {"params": [interval]} for interval in parameters]
     chosen = {"fused", "foreach", "capturable", "differentiable"} & {*options}.union(*groups)
     rates = [options.get("lr"), *(group.get("lr") for group in groups)]
     if make not in (Adam, AdamW) or chosen or any(isinstance(rate, Tensor) for rate in rates):
         return {}
-    held = [each for group in groups for each in group["params"]]
-    fits = all(isinstance(each, Tensor) and each.device.type == "cpu" and each.is_floating_point() for each in held)
+    held = [interval for group in groups for interval in group["params"]]
+    fits = all(
+        isinstance(interval, Tensor) and interval.device.type == "cpu" and interval.is_floating_point()
+        for interval in held
+    )
     return {"fused": True} if fits else {}
 
 
 def _grouped(groups: Groups, named: Sequence[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
     """Return the groups, which have to hold every parameter: what is in none would silently not be trained."""
     made = [{**group, "params": list(group["params"])} for group in _as_groups(groups(named))]
-    held = {id(each) for group in made for each in group["params"]}
+    held = {id(interval) for group in made for interval in group["params"]}
     left = [name for name, parameter in named if id(parameter) not in held]
     if left:
         raise ValueError(f"its groups leave out {len(left)} of {len(named)} parameters, {left[0]!r} first")
@@ -191,7 +194,7 @@ def _timm_optimizer(
 ) -> TorchOptimizer:
     from timm.optim import create_optimizer_v2, list_optimizers  # type: ignore[attr-defined]  # late: takes seconds
 
-    known = [str(each) for each in list_optimizers()]
+    known = [str(interval) for interval in list_optimizers()]
     if name not in known:
         raise RecipeError(f"timm has no optimizer {name!r}; {did_you_mean(name, known)}")
     made: TorchOptimizer = create_optimizer_v2(parameters, opt=name, **options)
@@ -202,16 +205,16 @@ class _TimmScheduler:
     """One of timm's schedules behind torch's `step()`."""
 
     def __init__(
-        self, name: str, optimizer: TorchOptimizer, options: dict[str, Any], epochs: int, updates: int, each: str
+        self, name: str, optimizer: TorchOptimizer, options: dict[str, Any], epochs: int, updates: int, interval: str
     ) -> None:
         from timm.scheduler import create_scheduler_v2  # type: ignore[attr-defined]  # late: takes seconds
 
-        self._each = each
+        self._each = interval
         self._count = 0
         self._inner, _ = create_scheduler_v2(
             optimizer,
             sched=name,
-            step_on_epochs=each == "epoch",
+            step_on_epochs=interval == "epoch",
             updates_per_epoch=max(1, updates // epochs),
             **{"num_epochs": epochs, **options},
         )

@@ -9,14 +9,14 @@ from torch import nn
 
 from kdkit.data.dataset import Data
 from kdkit.errors import RecipeError
-from kdkit.metrics import Metric, default_scores
+from kdkit.metrics import Metric, default_metrics
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
 from kdkit.recipe.objective import Match, Objective, Term, as_objective, taps_of
 from kdkit.recipe.training import Training
 from kdkit.teachers import Ema, Past, Peer
-from kdkit.teachers.base import Source
-from kdkit.teachers.cache import Answers
+from kdkit.teachers.base import Teacher
+from kdkit.teachers.cache import CacheSettings
 from kdkit.teachers.ensemble import Teachers
 
 _OF_A_NET = (Ema, Past, Peer)  # sources of which it is known that they ask a net of their own stage, and nobody else
@@ -52,13 +52,13 @@ class Stage:
         return tuple(term for term in terms if isinstance(term, Match))
 
     @property
-    def sources(self) -> Mapping[Source, tuple[TapLike, ...]]:
+    def teachers(self) -> Mapping[Teacher, tuple[TapLike, ...]]:
         """What is asked in this stage, and the taps that are open on each while it answers."""
-        taps: dict[Source, dict[TapLike, None]] = {}
+        taps: dict[Teacher, dict[TapLike, None]] = {}
         for match in self.matches:
-            for source, theirs in asked_for(match).items():
-                taps.setdefault(source, {}).update(dict.fromkeys(theirs))
-        return {source: tuple(each) for source, each in taps.items()}
+            for teacher, theirs in teachers_of(match).items():
+                taps.setdefault(teacher, {}).update(dict.fromkeys(theirs))
+        return {teacher: tuple(each) for teacher, each in taps.items()}
 
 
 @runtime_checkable
@@ -81,9 +81,9 @@ class Recipe:
 
     data: Data
     schedule: Schedule
-    scores: tuple[Metric, ...] = ()
+    metrics: tuple[Metric, ...] = ()
     name: str = ""
-    answers: Answers = field(default_factory=Answers)
+    teacher_cache: CacheSettings = field(default_factory=CacheSettings)
     _used: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -94,16 +94,16 @@ class Recipe:
             )
         if not isinstance(self.schedule, Schedule):
             raise RecipeError(f"schedule has a stages() method; got {type(self.schedule).__name__}")
-        if not isinstance(self.answers, Answers):
-            raise RecipeError(f"answers is Answers(dtype=..., top=..., audit=...); got {self.answers!r}")
-        if not isinstance(self.scores, Sequence) or isinstance(self.scores, str):
-            raise RecipeError(f"scores is a tuple of scores, such as (MacroF1(),); got {self.scores!r}")
-        object.__setattr__(self, "scores", tuple(self.scores) or default_scores(self.data.task))
-        for score in self.scores:
+        if not isinstance(self.teacher_cache, CacheSettings):
+            raise RecipeError(f"answers is Answers(dtype=..., top=..., audit=...); got {self.teacher_cache!r}")
+        if not isinstance(self.metrics, Sequence) or isinstance(self.metrics, str):
+            raise RecipeError(f"scores is a tuple of scores, such as (MacroF1(),); got {self.metrics!r}")
+        object.__setattr__(self, "metrics", tuple(self.metrics) or default_metrics(self.data.task))
+        for score in self.metrics:
             if isinstance(score, type) or not isinstance(score, Metric):
                 hint = f"the class {score.__name__}; did you forget its ()?" if isinstance(score, type) else repr(score)
                 raise RecipeError(f"a score has a name, fit and score; got {hint}")
-        names = [score.name for score in self.scores]
+        names = [score.name for score in self.metrics]
         if len(set(names)) < len(names):
             raise RecipeError(f"two scores have the same name: {', '.join(sorted(names))}")
 
@@ -122,7 +122,7 @@ class Recipe:
 
 def _is_data(data: object) -> bool:
     """Whether it has all that a Data has. It is not asked for it: a split may take minutes to read."""
-    members = ("classes", "task", "draws", "fingerprint", "train", "select", "test")
+    members = ("classes", "task", "draws", "fingerprint", "train", "validation", "test")
     absent = object()
     return all(inspect.getattr_static(data, member, absent) is not absent for member in members)
 
@@ -131,7 +131,7 @@ def nets_of(stages: Sequence[Stage]) -> tuple[Net[Any], ...]:
     """Return every net that teaches or learns, each once, in order of appearance."""
     nets: dict[Net[Any], None] = {}
     for stage in stages:
-        nets.update(dict.fromkeys(source for source in stage.sources if isinstance(source, Net)))
+        nets.update(dict.fromkeys(teacher for teacher in stage.teachers if isinstance(teacher, Net)))
         nets.update(dict.fromkeys(stage.objectives))
     return tuple(nets)
 
@@ -143,8 +143,8 @@ def needs_of(stages: Sequence[Stage]) -> dict[str, tuple[str, ...]]:
     one's own or a plain callable asks cannot be seen, so a stage with one keeps its place.
     """
     trained = [_parts(stage.objectives) for stage in stages]
-    used = [trained[place] | _parts(stage.sources) | _parts_of_losses(stage) for place, stage in enumerate(stages)]
-    kept = [any(map(_is_opaque, stage.sources)) for stage in stages]
+    used = [trained[place] | _parts(stage.teachers) | _parts_of_losses(stage) for place, stage in enumerate(stages)]
+    kept = [any(map(_is_opaque, stage.teachers)) for stage in stages]
     return {
         stage.name: tuple(
             stages[earlier].name
@@ -155,9 +155,9 @@ def needs_of(stages: Sequence[Stage]) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _is_opaque(source: Source) -> bool:
+def _is_opaque(teacher: Teacher) -> bool:
     """Whether it cannot be seen what a source asks."""
-    return not isinstance(source.module, nn.Module) if isinstance(source, Net) else not isinstance(source, _OF_A_NET)
+    return not isinstance(teacher.module, nn.Module) if isinstance(teacher, Net) else not isinstance(teacher, _OF_A_NET)
 
 
 def _parts(matched: Iterable[object]) -> set[int]:
@@ -177,16 +177,16 @@ def _parts_of(module: object) -> set[int]:
     return {id(part) for kind in (module.modules, module.parameters, module.buffers) for part in kind()}
 
 
-def asked_for(match: Match) -> Mapping[Source, tuple[TapLike, ...]]:
+def teachers_of(match: Match) -> Mapping[Teacher, tuple[TapLike, ...]]:
     """Return who is asked for what a term matches, and the taps that are open on each while it answers.
 
     Of a Panel each member is asked, with the tap in its place. Nobody is asked for a Peer, which the lesson itself
     knows.
     """
     taps = taps_of(match.target)
-    if isinstance(match.source, Peer):
+    if isinstance(match.teacher, Peer):
         return {}
-    if not isinstance(match.source, Teachers):
-        return {match.source: taps}
-    members = match.source.members
+    if not isinstance(match.teacher, Teachers):
+        return {match.teacher: taps}
+    members = match.teacher.members
     return {net: taps[place : place + 1] for place, net in enumerate(members)}

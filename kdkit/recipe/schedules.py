@@ -16,9 +16,9 @@ class Parallel:
     2022, sec. 3). The options are those of `Guidance`.
     """
 
-    def __init__(self, *nets: Net[Any] | Level, **guiding: Unpack[GuidingOptions]) -> None:
+    def __init__(self, *nets: Net[Any] | Level, **guidance: Unpack[GuidingOptions]) -> None:
         self._levels = levels_of(nets, 2, "Parallel")
-        self._guiding = guiding_of(guiding)
+        self._guiding = guiding_of(guidance)
 
     def stages(self) -> Sequence[Stage]:
         """Return a stage for each untrained teacher, then the student's."""
@@ -34,9 +34,9 @@ class Sequential:
     distillation (Mirzadeh et al. 2020). The options are those of `Guidance`.
     """
 
-    def __init__(self, *nets: Net[Any] | Level, **guiding: Unpack[GuidingOptions]) -> None:
+    def __init__(self, *nets: Net[Any] | Level, **guidance: Unpack[GuidingOptions]) -> None:
         self._levels = levels_of(nets, 2, "Sequential")
-        self._guiding = guiding_of(guiding)
+        self._guiding = guiding_of(guidance)
 
     def stages(self) -> Sequence[Stage]:
         """Return a stage for each net that does not come trained, and for the last one in any case."""
@@ -55,9 +55,9 @@ class MultiLevel:
     three nets (Chauhan et al. 2022, sec. 3). The options are those of `Guidance`.
     """
 
-    def __init__(self, *nets: Net[Any] | Level, **guiding: Unpack[GuidingOptions]) -> None:
+    def __init__(self, *nets: Net[Any] | Level, **guidance: Unpack[GuidingOptions]) -> None:
         self._levels = levels_of(nets, 2, "MultiLevel")
-        self._guiding = guiding_of(guiding)
+        self._guiding = guiding_of(guidance)
 
     def stages(self) -> Sequence[Stage]:
         """Return a stage for each net that does not come trained, and for the last one in any case."""

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdkit.errors import RecipeError
-from kdkit.recipe.balancing import Balance, WeightedSum
+from kdkit.recipe.balancing import Balancing, WeightedSum
 from kdkit.recipe.optim import LRSchedule, Optimizer
 
 
@@ -51,35 +51,39 @@ class Training:
     epochs: int
     batch_size: int = 64
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(torch.optim.Adam, lr=1e-3))
-    learning_rate: LRSchedule | None = None
-    accumulate: int = 1
-    clip: float | None = None
-    balance: Balance = field(default_factory=WeightedSum)
+    lr_schedule: LRSchedule | None = None
+    accumulate_steps: int = 1
+    max_grad_norm: float | None = None
+    balancing: Balancing = field(default_factory=WeightedSum)
     keep: Literal["best", "last"] = "best"
-    by: str | None = None
-    average: AverageWeights | None = None
+    monitor: str | None = None
+    ema: AverageWeights | None = None
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("workers", 0)):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate_steps", 1), ("workers", 0)):
             value = getattr(self, name)
             if name == "workers" and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise RecipeError(f"{name} is a whole number of at least {least}; got {value!r}")
-        if self.clip is not None and not (_is_number(self.clip) and math.isfinite(self.clip) and self.clip > 0):
-            raise RecipeError(f"clip is the largest norm of the gradient, a number above 0; got {self.clip!r}")
+        if self.max_grad_norm is not None and not (
+            _is_number(self.max_grad_norm) and math.isfinite(self.max_grad_norm) and self.max_grad_norm > 0
+        ):
+            raise RecipeError(
+                f"max_grad_norm is the largest norm of the gradient, a number above 0; got {self.max_grad_norm!r}"
+            )
         if self.keep not in ("best", "last"):
             raise RecipeError(f"keep is 'best' or 'last'; got {self.keep!r}")
         if not isinstance(self.optimizer, Optimizer):
             raise RecipeError(f"optimizer is Optimizer(torch.optim.Adam, lr=...) or the like; got {self.optimizer!r}")
-        if not isinstance(self.average, AverageWeights | None):
-            raise RecipeError(f"average is AverageWeights(decay=...) or None; got {self.average!r}")
-        if not isinstance(self.learning_rate, LRSchedule | None):
-            raise RecipeError(f"learning_rate is LRSchedule(torch_class, ...) or None; got {self.learning_rate!r}")
-        if isinstance(self.balance, type) or not isinstance(self.balance, Balance):
-            made = isinstance(self.balance, type)
-            came = f"the class {self.balance.__name__}; did you forget its ()?" if made else repr(self.balance)
+        if not isinstance(self.ema, AverageWeights | None):
+            raise RecipeError(f"average is AverageWeights(decay=...) or None; got {self.ema!r}")
+        if not isinstance(self.lr_schedule, LRSchedule | None):
+            raise RecipeError(f"learning_rate is LRSchedule(torch_class, ...) or None; got {self.lr_schedule!r}")
+        if isinstance(self.balancing, type) or not isinstance(self.balancing, Balancing):
+            made = isinstance(self.balancing, type)
+            came = f"the class {self.balancing.__name__}; did you forget its ()?" if made else repr(self.balancing)
             raise RecipeError(f"balance is WeightedSum(), PCGrad() or another object with build(trained); got {came}")
 
 

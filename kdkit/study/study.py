@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from kdkit.engine.options import ANSWERS, RunOptions
+from kdkit.engine.options import TEACHER_CACHE, RunOptions
 from kdkit.engine.run_record import Origin
 from kdkit.engine.storage.run_folder import RUN, read_reported
 from kdkit.errors import RecipeError, RunFolderError, did_you_mean
@@ -50,7 +50,7 @@ class Study:
         for trial in self.trials:
             if trial.name in known:
                 raise RecipeError(f"two cells of the study have the name {trial.name!r}")
-            if trial.name == ANSWERS:
+            if trial.name == TEACHER_CACHE:
                 raise RecipeError(f"no cell is called {trial.name!r}: the folder of that name holds recorded answers")
             for name in trial.needed:
                 if name not in known:
@@ -97,22 +97,22 @@ class Study:
         """Whether a cell is done."""
         return (self.path(name) / CELL).is_file()
 
-    def scores(self, name: str) -> dict[str, dict[str, MetricResult]]:
+    def metrics(self, name: str) -> dict[str, dict[str, MetricResult]]:
         """Return the scores of a finished cell, by net and score; NaN where there is no figure.
 
         Raises RunFolderError where they cannot be read.
         """
-        file = self.path(name) / "scores.json"
+        file = self.path(name) / "metrics.json"
         try:
-            nets = json.loads(file.read_text())["scores"]
-            return {net: {score: _scored(told) for score, told in scores.items()} for net, scores in nets.items()}
+            nets = json.loads(file.read_text())["metrics"]
+            return {net: {score: _scored(told) for score, told in metrics.items()} for net, metrics in nets.items()}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunFolderError(f"{file} cannot be read ({error}); delete {file.parent} to run that again") from error
 
     def said(self, name: str, net: str) -> SplitPredictions:
         """Return what a net of a finished cell said. Raises RunFolderError where it is not there."""
         reported = read_reported(self.path(name), net)
-        return SplitPredictions(reported.select, reported.select if reported.test is None else reported.test)
+        return SplitPredictions(reported.validation, reported.validation if reported.test is None else reported.test)
 
     def _workers(self, jobs: int, cluster: Cluster | None) -> Workers:
         if cluster is None:

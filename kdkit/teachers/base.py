@@ -12,7 +12,7 @@ from kdkit.nets.taps import TapLike
 
 
 @runtime_checkable
-class Source(Protocol):
+class Teacher(Protocol):
     """What can be matched. A Net answers frozen: in eval mode, without gradients."""
 
     @property
@@ -33,7 +33,7 @@ class TeacherOutput(NamedTuple):
     known: Tensor | None = None
 
 
-Answers = Mapping[str, TeacherOutput]
+TeacherOutputs = Mapping[str, TeacherOutput]
 
 
 def require_output(name: str, answer: object, batch: Batch, taps: Sequence[TapLike]) -> None:
@@ -67,17 +67,17 @@ class TeacherSession:
         """Return what it says of this batch."""
         raise NotImplementedError
 
-    def rehearse(self, batch: Batch) -> Sequence[TapLike]:
+    def dry_run(self, batch: Batch) -> Sequence[TapLike]:
         """Answer once for a tiny batch, to see what it needs, and return the taps that did not fire."""
         return ()
 
     def observe(self, batch: Batch, outputs: Mapping[str, Tensor]) -> None:
         """Be told what the nets in training said of this batch, (batch, classes) by name of the net."""
 
-    def stepped(self) -> None:
+    def on_step(self) -> None:
         """Be told that the weights were updated."""
 
-    def end_epoch(self) -> None:
+    def on_epoch_end(self) -> None:
         """Be told that an epoch is over."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -91,6 +91,6 @@ class TeacherSession:
         """Leave everything as it was."""
 
 
-def ask(respondents: Mapping[str, TeacherSession], batch: Batch) -> dict[str, TeacherOutput]:
+def ask(sessions: Mapping[str, TeacherSession], batch: Batch) -> dict[str, TeacherOutput]:
     """Return every source's answer to this batch, by name."""
-    return {name: each.ask(batch) for name, each in respondents.items()}
+    return {name: each.ask(batch) for name, each in sessions.items()}

@@ -55,28 +55,28 @@ class Ema:
 class _Averaging(TeacherSession):
     """Holds the average and answers for it. Made before the net's own taps are open, which a copy would carry."""
 
-    def __init__(self, source: Ema, taps: Sequence[TapLike]) -> None:
-        self._source = source
-        self._network = source.net.network
-        self._average = _copied(source.net)
+    def __init__(self, teacher: Ema, taps: Sequence[TapLike]) -> None:
+        self._source = teacher
+        self._network = teacher.net.network
+        self._average = _copied(teacher.net)
         pairs = zip(self._network.modules(), self._average.modules(), strict=True)
         parts: dict[int, Any] = {id(module): part for module, part in pairs}
         moved = [copy.deepcopy(tap, dict(parts)) for tap in taps]  # the same tap, on the part of the average
-        net = source.net
-        view = source.view if source.view is not None else net.view
-        self._frozen = Frozen(Net(source.name, self._average, view=view, element=net.element), moved)
+        net = teacher.net
+        view = teacher.view if teacher.view is not None else net.view
+        self._frozen = Frozen(Net(teacher.name, self._average, view=view, element=net.element), moved)
         self._updates = 0
 
     def ask(self, batch: Batch) -> TeacherOutput:
         """Return what the average says of this batch."""
         return self._frozen.ask(batch)
 
-    def rehearse(self, batch: Batch) -> Sequence[TapLike]:
+    def dry_run(self, batch: Batch) -> Sequence[TapLike]:
         """Answer once, and return the taps that did not fire."""
-        return self._frozen.rehearse(batch)
+        return self._frozen.dry_run(batch)
 
     @torch.no_grad()
-    def stepped(self) -> None:
+    def on_step(self) -> None:
         """Move the average towards the new weights."""
         self._updates += 1
         kept = min(self._source.decay, 1 - 1 / (self._updates + 1))

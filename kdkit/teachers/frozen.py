@@ -11,38 +11,38 @@ from kdkit.errors import KdkitError, RecipeError, first_line
 from kdkit.losses import BuildContext
 from kdkit.nets.net import Net
 from kdkit.nets.taps import OpenTaps, TapLike
-from kdkit.teachers.base import Source, TeacherOutput, TeacherSession
+from kdkit.teachers.base import Teacher, TeacherOutput, TeacherSession
 from kdkit.utils.modules import eval_mode
 
 
-def opened(source: Source, taps: Sequence[TapLike], facts: BuildContext) -> TeacherSession:
+def open_teacher(teacher: Teacher, taps: Sequence[TapLike], facts: BuildContext) -> TeacherSession:
     """Return who answers for a source: a Net is frozen, and any other opens itself.
 
     Raises RecipeError for one that has no `open(taps, facts)`, or whose `open` does not return a Respondent.
     """
-    if isinstance(source, Net):
-        return Frozen(source, taps)
-    open_itself = getattr(source, "open", None)
+    if isinstance(teacher, Net):
+        return Frozen(teacher, taps)
+    open_itself = getattr(teacher, "open", None)
     if open_itself is None:
         raise RecipeError(
-            f"{source.name!r} is a {type(source).__name__}, which cannot be matched; expected a Net, or a source with "
+            f"{teacher.name!r} is a {type(teacher).__name__}, which cannot be matched; expected a Net, or a source with "
             "open(taps, facts) that returns a Respondent"
         )
     try:
-        respondent = open_itself(taps, facts)
+        session = open_itself(taps, facts)
     except KdkitError:
         raise
     except Exception as error:  # a stranger's source may raise anything
         raise RecipeError(
-            f"{source.name!r} cannot be opened: open(taps, facts) of {type(source).__name__} raises "
+            f"{teacher.name!r} cannot be opened: open(taps, facts) of {type(teacher).__name__} raises "
             f"{type(error).__name__}: {first_line(error)}"
         ) from error
-    if not isinstance(respondent, TeacherSession):
+    if not isinstance(session, TeacherSession):
         raise RecipeError(
-            f"{source.name!r} cannot be asked: open(taps, facts) returns a Respondent, and that of "
-            f"{type(source).__name__} returned {respondent!r}"
+            f"{teacher.name!r} cannot be asked: open(taps, facts) returns a Respondent, and that of "
+            f"{type(teacher).__name__} returned {session!r}"
         )
-    return respondent
+    return session
 
 
 class Frozen(TeacherSession):
@@ -62,12 +62,12 @@ class Frozen(TeacherSession):
         return TeacherOutput(output, self._listening.take())
 
     @torch.no_grad()
-    def rehearse(self, batch: Batch) -> Sequence[TapLike]:
+    def dry_run(self, batch: Batch) -> Sequence[TapLike]:
         """Answer once, note which tapped tensors are changed in place, and return the taps that did not fire."""
         self._listening.clear()
         self.net(batch)
-        self._listening.keep_copies()
-        return self._listening.silent()
+        self._listening.copy_if_modified()
+        return self._listening.unfired()
 
     def close(self) -> None:
         """Take the taps away and give every module its mode back."""

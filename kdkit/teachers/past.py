@@ -17,7 +17,7 @@ from kdkit.nets.taps import TapLike
 from kdkit.teachers.base import TeacherOutput, TeacherSession
 from kdkit.teachers.peer import require_net
 from kdkit.utils import memory
-from kdkit.utils.collectives import gathered
+from kdkit.utils.collectives import all_gather
 
 _MEGABYTE = 2**20
 
@@ -64,8 +64,8 @@ class Past:
 class _Remembering(TeacherSession):
     """Two tables by sample: what was said in earlier epochs, and what is said in this one."""
 
-    def __init__(self, source: Past, samples: int) -> None:
-        self._source = source
+    def __init__(self, teacher: Past, samples: int) -> None:
+        self._source = teacher
         self._rows = Rows(samples)
         self._last, self._now = torch.zeros(0), torch.zeros(0)
         self._known, self._said = torch.zeros(2, samples, dtype=torch.bool)
@@ -77,7 +77,7 @@ class _Remembering(TeacherSession):
         return TeacherOutput(self._last[rows], known=known)
 
     @torch.no_grad()
-    def rehearse(self, batch: Batch) -> Sequence[TapLike]:
+    def dry_run(self, batch: Batch) -> Sequence[TapLike]:
         """Make the tables for outputs of this shape. Raises RecipeError where they would be too large."""
         output = self._source.net(batch)
         samples = len(self._known)
@@ -98,13 +98,13 @@ class _Remembering(TeacherSession):
     @torch.no_grad()
     def observe(self, batch: Batch, outputs: Mapping[str, Tensor]) -> None:
         """Remember what the net said of this batch, on every rank what it said on all of them."""
-        ids = gathered(_ids(batch))
-        said = gathered(outputs[self._source.net.name].to(self._now.dtype))
+        ids = all_gather(_ids(batch))
+        said = all_gather(outputs[self._source.net.name].to(self._now.dtype))
         rows = self._rows(ids, remember=True)
         self._now[rows] = said
         self._said[rows] = True
 
-    def end_epoch(self) -> None:
+    def on_epoch_end(self) -> None:
         """Turn the page: what was said in this epoch is the past of the next."""
         self._last = torch.where(self._said.view(-1, *(1 for _ in self._now.shape[1:])), self._now, self._last)
         self._known |= self._said

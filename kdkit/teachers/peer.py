@@ -32,7 +32,7 @@ class Peer:
         return self.net.classes
 
 
-def require_net(net: object, source: object) -> None:
+def require_net(net: object, teacher: object) -> None:
     """Raise RecipeError unless a source is made of a Net."""
     if not isinstance(net, Net):
-        raise RecipeError(f"{type(source).__name__} takes a Net; got a {type(net).__name__}")
+        raise RecipeError(f"{type(teacher).__name__} takes a Net; got a {type(net).__name__}")

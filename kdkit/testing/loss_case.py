@@ -125,7 +125,7 @@ class Trial:
             "labels": given.labels,
             "ids": torch.arange(len(given.student[0])),
             "progress": torch.tensor(0.5),
-            "answers": given.target,
+            "teacher_outputs": given.target,
         }
         return {name: known[name] for name in asked_by(loss)}
 

@@ -26,7 +26,7 @@ def check_schedule(make_schedule: Callable[[], Schedule]) -> None:
             raise ContractError(f"{name} gives {what} of the same name: {', '.join(sorted(names))}")
     trained = {net for net in nets_of(stages) if net.trained}
     for stage in stages:
-        for source in stage.sources:
+        for source in stage.teachers:
             if isinstance(source, Net) and source not in trained:
                 raise ContractError(
                     f"in stage {stage.name!r} of {name} net {source.name!r} teaches, but nobody trained it before"

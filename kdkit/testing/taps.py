@@ -31,16 +31,16 @@ def check_tap(make_tap: Callable[[nn.Module], TapLike], module: nn.Module, examp
         raise ContractError(f"{name} sits on a {type(tap.module).__name__} that is no part of the module")
     with eval_mode(module), torch.random.fork_rng():
         before, hooks = module(*args, **kwargs), _hooks(module)
-        with OpenTaps([tap]) as listening:
+        with OpenTaps([tap]) as open_taps:
             for _ in range(2):
-                listening.clear()
+                open_taps.clear()
                 try:
                     during = module(*args, **kwargs)
                 except Exception as error:
                     raise ContractError(f"the module raises {type(error).__name__} with {name}: {error}") from error
-                if listening.silent():
+                if open_taps.unfired():
                     raise ContractError(f"{name} does not fire when the module runs")
-                heard = listening[tap]
+                heard = open_taps[tap]
                 if _tensors(during)[0].requires_grad and not heard.requires_grad:
                     raise ContractError(f"{name} gives a tensor that no gradient flows through")
                 if not _same(before, during):

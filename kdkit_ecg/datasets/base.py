@@ -122,9 +122,9 @@ class RecordingDataset(ABC):
         return self._split("train", window="random", augment=self.augment)
 
     @property
-    def select(self) -> SignalSplit:
+    def validation(self) -> SignalSplit:
         """What thresholds and epochs are chosen on; the test split itself with selection="test"."""
-        return self._split("select", window=self.crop)
+        return self._split("validation", window=self.crop)
 
     @property
     def test(self) -> SignalSplit:
@@ -191,7 +191,7 @@ class RecordingDataset(ABC):
         where = self.store
         return None if where is None else Store(folders=self._folders, preparation=self._preparation, where=where)
 
-    def _split(self, name: Literal["train", "select", "test"], **options: Any) -> SignalSplit:
+    def _split(self, name: Literal["train", "validation", "test"], **options: Any) -> SignalSplit:
         records, splits, _ = self._read
         rows: NDArray[np.int64] = getattr(splits, name)
         if not len(rows):

@@ -180,11 +180,11 @@ class FoldedDataset(RecordingDataset):
         if self.shares is not None:
             alone = self.grouping == "record"
             names = [f"record {header.name}" if alone else self._groups[header.name] for header in headers]
-            train, select, test = split_by_patient(names, self.seed, self.shares)
-            return Splits(train, test if self.selection == "test" else select, test)
+            train, validation, test = split_by_patient(names, self.seed, self.shares)
+            return Splits(train, test if self.selection == "test" else validation, test)
         folds = [self._folds.places[header.name].fold for header in headers]
         following = (self.fold + 1) % self._folds.k
-        return splits_of(folds, test=self.fold, select=following, selection=self.selection)
+        return splits_of(folds, test=self.fold, validation=following, selection=self.selection)
 
     def _nobody_named(self) -> bool:
         """Whether there is nothing that could name a patient."""

@@ -99,4 +99,4 @@ class PTBXL(RecordingDataset):
     def _splits(self, headers: Sequence[Header]) -> Splits:
         folds = [self._rows[header.name].fold for header in headers]
         before = FOLDS if self.fold == 1 else self.fold - 1
-        return splits_of(folds, test=self.fold, select=before, selection=self.selection)
+        return splits_of(folds, test=self.fold, validation=before, selection=self.selection)

@@ -18,20 +18,20 @@ class Splits(NamedTuple):
     """The rows of each split, (rows,) int64 in order; none is in two of them, save that select may be test itself."""
 
     train: Rows
-    select: Rows
+    validation: Rows
     test: Rows
 
     def lacking(self, labels: Tensor, classes: Sequence[str]) -> Iterator[str]:
         """Say which classes a split has no positive of: what is not in train is not learned, or else not scored."""
         for name, rows in zip(self._fields, self, strict=True):
-            if len(rows) and not (name == "select" and self.select is self.test):
+            if len(rows) and not (name == "validation" and self.validation is self.test):
                 none = ~labels[torch.from_numpy(rows)].any(0)
                 names = [each for each, lacks in zip(classes, none.tolist(), strict=True) if lacks]
                 if names:
                     yield f"  no positive in {name}: {', '.join(names)}"
 
 
-def splits_of(folds: Sequence[int], *, test: int, select: int, selection: Selection) -> Splits:
+def splits_of(folds: Sequence[int], *, test: int, validation: int, selection: Selection) -> Splits:
     """Return the rows whose fold is `test`, those whose fold is `select`, and all others to learn from.
 
     selection: "separate", or "test" to choose on what is reported; then the fold `select` is learned from too.
@@ -41,6 +41,6 @@ def splits_of(folds: Sequence[int], *, test: int, select: int, selection: Select
     tested = np.flatnonzero(given == test)
     if selection == "test":
         return Splits(np.flatnonzero(given != test), tested, tested)
-    if select == test:
+    if validation == test:
         raise RecipeError(f"thresholds are chosen on a fold of their own, but it is fold {test} that is reported on")
-    return Splits(np.flatnonzero((given != test) & (given != select)), np.flatnonzero(given == select), tested)
+    return Splits(np.flatnonzero((given != test) & (given != validation)), np.flatnonzero(given == validation), tested)

@@ -23,7 +23,11 @@ Scaling = Literal["zscore", "raw"]
 
 VERSION = 1  # of the simulator: goes up whenever any signal changes, and the fingerprint with it
 
-_FIRST = {"train": 0, "select": 1_000_000_000, "test": 2_000_000_000}  # so that no size moves another split's records
+_FIRST = {
+    "train": 0,
+    "validation": 1_000_000_000,
+    "test": 2_000_000_000,
+}  # so that no size moves another split's records
 
 
 class Synthetic:
@@ -47,7 +51,7 @@ class Synthetic:
         self,
         *,
         train: int = 1280,
-        select: int = 256,
+        validation: int = 256,
         test: int = 512,
         rate: float = 100,
         length: int = 1000,
@@ -58,7 +62,7 @@ class Synthetic:
         augment: Augmentations = (),
         classes: Sequence[str] | None = None,
     ) -> None:
-        self.sizes = {"train": train, "select": select, "test": test}
+        self.sizes = {"train": train, "validation": validation, "test": test}
         for name, number in {**self.sizes, "length": length, "draws": draws}.items():
             _check_count(name, number)
         if not (math.isfinite(rate) and rate > 0):
@@ -92,9 +96,9 @@ class Synthetic:
         return self._split("train", spare=self.length // 10 if self.draws > 1 else 0, augment=self.augment)
 
     @cached_property
-    def select(self) -> SignalSplit:
+    def validation(self) -> SignalSplit:
         """The records to choose epochs and thresholds on."""
-        return self._split("select")
+        return self._split("validation")
 
     @cached_property
     def test(self) -> SignalSplit:

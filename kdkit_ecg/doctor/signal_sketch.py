@@ -33,9 +33,9 @@ def sketch_of(samples: Samples, leads: Sequence[str], invalid: NDArray[np.bool_]
 
 def standardised(samples: Samples, invalid: NDArray[np.bool_]) -> Floats:
     """Return each lead with mean 0 and standard deviation 1; flat leads and invalid samples are 0."""
-    valid = np.maximum(1, (~invalid).sum(axis=1, keepdims=True))
-    centred = np.where(invalid, 0, samples - np.where(invalid, 0, samples).sum(axis=1, keepdims=True) / valid)
-    deviation = np.sqrt((centred**2).sum(axis=1, keepdims=True) / valid)
+    validation = np.maximum(1, (~invalid).sum(axis=1, keepdims=True))
+    centred = np.where(invalid, 0, samples - np.where(invalid, 0, samples).sum(axis=1, keepdims=True) / validation)
+    deviation = np.sqrt((centred**2).sum(axis=1, keepdims=True) / validation)
     scaled: Floats = centred / np.where(deviation > 0, deviation, 1)
     return scaled
 

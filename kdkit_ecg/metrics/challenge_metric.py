@@ -53,13 +53,13 @@ class ChallengeMetric:
         """Its name in reports."""
         return "challenge_metric" if self.thresholds_by is None else f"challenge_metric_{self.thresholds_by.name}"
 
-    def fit(self, select: Predictions) -> Self:
+    def fit(self, validation: Predictions) -> Self:
         """Return one with the thresholds that are chosen on `select`."""
-        require_classes(select, self.year)
+        require_classes(validation, self.year)
         chooser = self.thresholds_by or BestChallengeMetric(self.year, add_highest=self.add_highest)
-        return replace(self, thresholds=chooser.choose(select))
+        return replace(self, thresholds=chooser.choose(validation))
 
-    def score(self, test: Predictions) -> MetricResult:
+    def compute(self, test: Predictions) -> MetricResult:
         """Return the metric; the note names classes without positives, and says where it is 0 by definition."""
         worth = self._worth(test)
         without = [name for column, name in enumerate(test.classes) if not worth.truth[:, column].any()]
@@ -110,13 +110,17 @@ class BestChallengeMetric:
         """The name in a score's name."""
         return "best_challenge_metric"
 
-    def choose(self, select: Predictions) -> tuple[float, ...]:
+    def choose(self, validation: Predictions) -> tuple[float, ...]:
         """Return a logit for each class. Raises RecipeError where the classes are not those of the year."""
-        require_classes(select, self.year)
-        logits = sure_of_highest(select.outputs) if self.add_highest else np.asarray(select.outputs, dtype=np.float64)
-        worth = Worth(np.asarray(select.labels, dtype=bool), self.year)
+        require_classes(validation, self.year)
+        logits = (
+            sure_of_highest(validation.outputs)
+            if self.add_highest
+            else np.asarray(validation.outputs, dtype=np.float64)
+        )
+        worth = Worth(np.asarray(validation.labels, dtype=bool), self.year)
         common = max(CANDIDATES, key=lambda each: (worth.earned(logits >= each).sum(), -abs(each)))
-        thresholds = np.full(len(select.classes), common)
+        thresholds = np.full(len(validation.classes), common)
         for _ in range(SWEEPS):
             for column in range(len(thresholds)):
                 thresholds[column] = _refined(worth, logits, thresholds, column)

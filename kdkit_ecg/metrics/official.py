@@ -111,7 +111,7 @@ def official_figures(labels: NDArray[Any], answers: NDArray[Any], outputs: NDArr
     """Return the figures; labels and answers (records, classes) of 0 and 1, outputs (records, classes) any scores."""
     truth, said = np.asarray(labels, dtype=bool), np.asarray(answers, dtype=bool)
     test = Predictions(labels=truth, outputs=np.asarray(outputs), classes=scored_classes(year).names)
-    auroc, auprc = MacroAUROC().score(test), MacroAUPRC().score(test)
+    auroc, auprc = MacroAUROC().compute(test), MacroAUPRC().compute(test)
     f1 = _f_measures(truth, said, np.ones(len(truth)), 1.0)
     shares = 1 / np.maximum(1, truth.sum(1))
     hits, extra, missed = _errors(truth, said, shares)
@@ -152,5 +152,5 @@ def _mean(figures: Floats) -> float:
     return float(known.mean()) if len(known) else float("nan")
 
 
-def _row(scored: MetricResult, test: Predictions) -> Floats:
-    return np.array([scored.by_class.get(name, np.nan) for name in test.classes])
+def _row(compute_metrics: MetricResult, test: Predictions) -> Floats:
+    return np.array([compute_metrics.by_class.get(name, np.nan) for name in test.classes])

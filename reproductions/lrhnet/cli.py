@@ -116,7 +116,7 @@ def line(study: Study, outcome: TrialResult) -> str:
     if outcome.error is not None:
         kind = "" if isinstance(outcome.error, KdkitError) else f"{type(outcome.error).__name__}: "
         return f"{name} {outcome.state}: {kind}{' '.join(str(outcome.error).splitlines()[:2])}"
-    figure = 100 * study.scores(name)[outcome.trial.options["row"]][CM].value
+    figure = 100 * study.metrics(name)[outcome.trial.options["row"]][CM].value
     seconds = f" in {outcome.seconds:.0f} s" if outcome.state == "done" else ""
     return f"{name} {outcome.state}{seconds}, challenge metric {figure:.2f}"
 
@@ -127,7 +127,7 @@ def keep_sizes(study: Study, trial: Trial) -> None:
     if options["fold"] not in sizes:
         data = records(options["data"], options["size"], options["preset"], options["fold"], options["folds"])
         sizes[options["fold"]] = [
-            len(split) for split in (data.train, data.select, data.test) if isinstance(split, Sized)
+            len(split) for split in (data.train, data.validation, data.test) if isinstance(split, Sized)
         ]
         (study.folder / SIZES_FILE).write_text(json.dumps(sizes))
 

@@ -41,7 +41,7 @@ def difference(
 
 def value(study: Study, place: Place, score: str) -> float:
     """Return a score of a net."""
-    return study.scores(place.trial)[place.net][score].value
+    return study.metrics(place.trial)[place.net][score].value
 
 
 def metric(shared: Mapping[str, Any]) -> ChallengeMetric:

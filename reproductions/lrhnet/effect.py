@@ -45,7 +45,7 @@ def figures_of(study: Study, seeds: Sequence[int], protocol: Protocol) -> Figure
     nets = [("teacher", leads) for leads in (12, *LEADS)] + list(product(ROWS, LEADS))
     return {
         (row, leads, score): {
-            seed: 100 * study.scores(name(row, leads, seed, protocol))[row][score].value for seed in seeds
+            seed: 100 * study.metrics(name(row, leads, seed, protocol))[row][score].value for seed in seeds
         }
         for (row, leads), score in product(nets, SCORES)
     }

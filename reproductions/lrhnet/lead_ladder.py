@@ -141,7 +141,7 @@ def _diseases(study: Study, places: Mapping[Run, Place]) -> dict[str, float]:
     """Return the AUPRC x100 of each disease, mean over the runs whose test fold has positives of it."""
     found: dict[str, list[float]] = {}
     for place in places.values():
-        for disease, figure in study.scores(place.trial)[place.net]["macro_auprc"].by_class.items():
+        for disease, figure in study.metrics(place.trial)[place.net]["macro_auprc"].by_class.items():
             found.setdefault(disease, []).append(100 * figure)
     return {disease: fmean(figures) for disease, figures in found.items()}
 

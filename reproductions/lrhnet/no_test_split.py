@@ -45,6 +45,6 @@ class Untested:
         return self._data.train
 
     @property
-    def select(self) -> Split | LoaderSplit:
+    def validation(self) -> Split | LoaderSplit:
         """What epochs are chosen on, and reported on too."""
-        return self._data.select
+        return self._data.validation

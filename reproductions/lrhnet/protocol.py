@@ -24,8 +24,8 @@ class Protocol:
 
     epochs: int
     augment: Augment
-    guide: Guide = "softmax-2"
-    balance: float = 0.3
+    kd_loss: Guide = "softmax-2"
+    label_weight: float = 0.3
 
     @property
     def unguided(self) -> "Protocol":
@@ -35,13 +35,13 @@ class Protocol:
     @property
     def name(self) -> str:
         """What names a cell's folder."""
-        return f"{self.epochs}-{self.augment}-{self.guide}-{round(100 * self.balance)}"
+        return f"{self.epochs}-{self.augment}-{self.kd_loss}-{round(100 * self.label_weight)}"
 
 
 START = Protocol(epochs=8, augment="none")  # of which each step changes what it tunes
 CHOSEN = {  # by lrhnet_effect.py tune
-    "simulated": Protocol(epochs=16, augment="light", guide="softmax-7-plain", balance=0.1),
-    "recorded": Protocol(epochs=24, augment="light", guide="softmax-7-plain", balance=0.6),
+    "simulated": Protocol(epochs=16, augment="light", kd_loss="softmax-7-plain", label_weight=0.1),
+    "recorded": Protocol(epochs=24, augment="light", kd_loss="softmax-7-plain", label_weight=0.6),
 }
 
 
@@ -68,8 +68,8 @@ def steps(data: Path | None) -> tuple[Step, ...]:
     budgets = product((12, 24) if data else (8, 16), ("none", "light"))
     return (
         Step("budget", "alone", [{"epochs": epochs, "augment": augment} for epochs, augment in budgets]),
-        Step("loss", "kd", [{"guide": guide} for guide in GUIDES]),
-        Step("balance", "kd", [{"balance": balance} for balance in (0.1, 0.3, 0.6)]),
+        Step("loss", "kd", [{"kd_loss": kd_loss} for kd_loss in GUIDES]),
+        Step("label_weight", "kd", [{"label_weight": label_weight} for label_weight in (0.1, 0.3, 0.6)]),
     )
 
 

@@ -101,8 +101,8 @@ def recipe(
     fold: int = 0,
     folds: Path | None = None,
     epochs: int | None = None,
-    guide: Guide | None = None,
-    balance: float = 0.3,
+    kd_loss: Guide | None = None,
+    label_weight: float = 0.3,
     augment: Augment = "none",
     train: int | None = None,
     untested: bool = False,
@@ -119,7 +119,7 @@ def recipe(
     fold: the one to report on; simulated records are other ones in each fold.
     folds: a file of folds; five are made of the records where not given.
     epochs: those of the size where not given.
-    guide: the loss against teachers; the preset's where not given.
+    kd_loss: the loss against teachers; the preset's where not given.
     balance: the share of the labels where there are teachers.
     augment: whether training samples change with the draw.
     train: how many simulated records there are to learn from; those of the size where not given.
@@ -137,16 +137,18 @@ def recipe(
     ]
     net = network(row, leads, sizes, preset)
     training = trained(epochs or sizes.epochs, sizes.batch, preset)
-    soft = GUIDES[guide or ("softmax-7-plain" if preset == "paper" else "softmax-2")]
+    soft = GUIDES[kd_loss or ("softmax-7-plain" if preset == "paper" else "softmax-2")]
     read = records(data, size, preset, fold, folds, augment, train)
     return Recipe(
         data=Untested(read) if untested else read,
-        scores=(ChallengeMetric(2020, add_highest=preset == "paper"), MacroF1(), MicroF1(), MacroAUPRC()),
-        schedule=schedule(row, net, masters, training, soft, balance),
+        metrics=(ChallengeMetric(2020, add_highest=preset == "paper"), MacroF1(), MicroF1(), MacroAUPRC()),
+        schedule=schedule(row, net, masters, training, soft, label_weight),
     )
 
 
-def schedule(row: Row, net: Net[Any], masters: list[Net[Any]], training: Training, guide: Loss, balance: float) -> Any:
+def schedule(
+    row: Row, net: Net[Any], masters: list[Net[Any]], training: Training, kd_loss: Loss, label_weight: float
+) -> Any:
     """Return how this row's net learns. The weights of FitNet, PS-KD and cross-layer are those of the notebooks."""
     truth = Truth(BCEWithLogitsLoss())
     if row == "pskd":
@@ -156,7 +158,7 @@ def schedule(row: Row, net: Net[Any], masters: list[Net[Any]], training: Trainin
     teacher, own = masters[0].module, net.module
     if row == "fitnet":
         hint = Match(masters[0], Hint(), student=Tap(own.pool), target=Tap(teacher.pool))
-        return Stages(Stage({net: 0.3 * truth + 0.35 * Match(masters[0], guide) + 0.35 * hint}, training))
+        return Stages(Stage({net: 0.3 * truth + 0.35 * Match(masters[0], kd_loss) + 0.35 * hint}, training))
     if row == "cross_layer":
         ours = tuple(map(Tap, (own.block1, own.block2, own.block3)))
         theirs = tuple(map(Tap, (teacher.group2, teacher.group3, teacher.group4)))
@@ -164,7 +166,14 @@ def schedule(row: Row, net: Net[Any], masters: list[Net[Any]], training: Trainin
         soft = Match(masters[0], SoftTargets(temperature=4.0))
         return Stages(Stage({net: truth + soft + 40.0 * layers}, training))
     shares = (0.6, 0.4) if len(masters) == 2 else None  # the paper's, which has no more than two teachers
-    return MultiLevel(*masters, Level(net, shares=shares), truth=truth, guide=guide, balance=balance, training=training)
+    return MultiLevel(
+        *masters,
+        Level(net, teacher_weights=shares),
+        truth=truth,
+        kd_loss=kd_loss,
+        label_weight=label_weight,
+        training=training,
+    )
 
 
 def network(row: Row, leads: int, size: Size, preset: Preset) -> Net[Any]:
@@ -183,8 +192,8 @@ def trained(epochs: int, batch: int, preset: Preset) -> Training:
         epochs=epochs,
         batch_size=batch,
         optimizer=Optimizer(Adam, lr=3e-3, weight_decay=1e-5),  # one cycle sets a rate of its own
-        learning_rate=steps if preset == "paper" else LRSchedule(OneCycleLR, each="update", max_lr=1e-2),
-        by="macro_auprc",
+        lr_schedule=steps if preset == "paper" else LRSchedule(OneCycleLR, interval="update", max_lr=1e-2),
+        monitor="macro_auprc",
     )
 
 
@@ -203,7 +212,7 @@ def records(
     if folder is None:
         count = sizes.records
         shape: dict[str, Any] = {"rate": 100, "length": min(sizes.length, 1000), "seed": fold, **changes}
-        return Synthetic(train=train or count, select=max(1, count // 5), test=max(1, 2 * count // 5), **shape)
+        return Synthetic(train=train or count, validation=max(1, count // 5), test=max(1, 2 * count // 5), **shape)
     challenge = Challenge2020.paper if preset == "paper" else Challenge2020
     return challenge(folder, rate=sizes.rate, length=sizes.length, fold=fold, folds=folds, **changes)
 

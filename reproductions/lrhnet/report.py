@@ -71,8 +71,8 @@ def cautions(runs: Sequence[Run], shared: Mapping[str, Any], sizes: Mapping[int,
             "repeat the paper, and does not say which method is better."
         )
     told += [
-        f"Fold {fold}: {learned:,} records to learn from, {select:,} to choose on, {test:,} to report on."
-        for fold, (learned, select, test) in sorted(sizes.items())
+        f"Fold {fold}: {learned:,} records to learn from, {validation:,} to choose on, {test:,} to report on."
+        for fold, (learned, validation, test) in sorted(sizes.items())
         if fold in {at.fold for at in runs}
     ]
     told.append(

@@ -24,7 +24,7 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TermInputs:
+class Comparison:
     """One row against another at the same leads, x100. pairs: what the interval rests on, runs or records."""
 
     row: str
@@ -59,12 +59,12 @@ class Results:
         if figure is None or figure.sd is not None:
             return None if figure is None else (figure.mean, (figure.sd or 0.0,) * 2, "sd over runs")
         (place,) = self._places[row, leads].values()
-        select, test = self.study.said(*place)
-        interval = BootstrapInterval(metric(self.grid.shared)).fit(select).score(test).interval or (0.0, 0.0)
+        validation, test = self.study.said(*place)
+        interval = BootstrapInterval(metric(self.grid.shared)).fit(validation).compute(test).interval or (0.0, 0.0)
         down, up = (abs(100 * bound - figure.mean) for bound in interval)
         return figure.mean, (down, up), "95 % interval over the test records of one run"
 
-    def comparisons(self) -> Sequence[TermInputs]:
+    def comparisons(self) -> Sequence[Comparison]:
         """Return each row of students against LRH-Net alone and against vanilla KD."""
         rows = [row for row in self.grid.rows if row in ("kd", "fitnet", "pskd", "cross_layer", *MULTILEVEL)]
         found = [
@@ -77,9 +77,9 @@ class Results:
         ]
         return [each for each in found if each is not None]
 
-    def _compared(self, row: str, against: str, leads: int, score: str) -> TermInputs | None:
+    def _compared(self, row: str, against: str, leads: int, score: str) -> Comparison | None:
         one, other = (self._places.get((each, leads), {}) for each in (row, against))
         found = difference(self.study, one, other, score, self.grid.shared)
         if found is None:
             return None
-        return TermInputs(row=row, against=against, leads=leads, score=score, difference=found[0], pairs=found[1])
+        return Comparison(row=row, against=against, leads=leads, score=score, difference=found[0], pairs=found[1])

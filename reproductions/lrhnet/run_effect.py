@@ -100,8 +100,8 @@ def run(study: Study, jobs: int) -> None:
 def described(protocol: Protocol) -> str:
     """Return the protocol in words."""
     return (
-        f"{protocol.epochs} epochs, augmentation {protocol.augment}, guide {protocol.guide}, "
-        f"{protocol.balance:g} of the loss from labels"
+        f"{protocol.epochs} epochs, augmentation {protocol.augment}, kd_loss {protocol.kd_loss}, "
+        f"{protocol.label_weight:g} of the loss from labels"
     )
 
 

@@ -67,18 +67,18 @@ def main(**given: Any) -> None:
     sys.exit(0 if len(ready) == len(study.trials) else 1)
 
 
-def write_report(scores: Sequence[Point], apart: Sequence[Gap], folder: Path, opening: Sequence[str]) -> None:
+def write_report(metrics: Sequence[Point], apart: Sequence[Gap], folder: Path, opening: Sequence[str]) -> None:
     """Write the page, the tables as CSV and the plots."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "ladder.csv").write_text(csv_scores(scores))
+    (folder / "ladder.csv").write_text(csv_scores(metrics))
     (folder / "gaps.csv").write_text(csv_gaps(apart))
     for score in ("challenge_metric", "macro_auprc"):
-        lines(by_rungs(scores, score), ("rungs that teach", f"{SCORES[score]} x100"), folder / f"score-{score}")
+        lines(by_rungs(metrics, score), ("rungs that teach", f"{SCORES[score]} x100"), folder / f"score-{score}")
     lines(by_hardness(apart), ("rungs that teach", "mean gap to the first rung, AUPRC x100"), folder / "gaps")
     parts = [
         *opening,
         "LRH-Net after learning from so many rungs of a ladder, x100, on the test fold.",
-        score_table(scores),
+        metrics_table(metrics),
         "![challenge metric](score-challenge_metric.svg)\n\n![macro AUPRC](score-macro_auprc.svg)",
         "## Each disease's gap to its teacher",
         "AUPRC x100 of the first rung, less that of the student after 0, 1, 2 ... rungs; the hardest for the first "
@@ -90,12 +90,12 @@ def write_report(scores: Sequence[Point], apart: Sequence[Gap], folder: Path, op
     (folder / "ladder.md").write_text("\n\n".join(parts) + "\n")
 
 
-def csv_scores(scores: Sequence[Point]) -> str:
+def csv_scores(metrics: Sequence[Point]) -> str:
     """Return a line for each score of each student, x100."""
     heads = ("ladder", "leads", "rungs", "score", "mean", "sd", "runs", "verdict_against_none")
     return as_csv(
         heads,
-        [(dashed(each.ladder), *each[1:7], each.against[0].verdict if each.against else None) for each in scores],
+        [(dashed(each.ladder), *each[1:7], each.against[0].verdict if each.against else None) for each in metrics],
     )
 
 
@@ -115,11 +115,11 @@ def name(of: Point | Gap) -> str:
     return f"{dashed(of.ladder)}, student of {of.leads}"
 
 
-def score_table(scores: Sequence[Point]) -> str:
+def metrics_table(metrics: Sequence[Point]) -> str:
     """Return a row for each ladder and number of rungs."""
     heads = ["ladder", "rungs", *SCORES.values(), "against none, challenge metric"]
     body = []
-    for _, group in groupby(scores, lambda each: (each.ladder, each.leads, each.rungs)):
+    for _, group in groupby(metrics, lambda each: (each.ladder, each.leads, each.rungs)):
         each = list(group)
         against = each[0].against
         told = f"{against[0].value:+.2f}, {against[0].verdict} ({against[1]})" if against else "-"
@@ -142,10 +142,10 @@ def gap_table(apart: Sequence[Gap]) -> str:
     return markdown(heads, body)
 
 
-def by_rungs(scores: Sequence[Point], score: str) -> dict[str, list[tuple[int, float, float]]]:
+def by_rungs(metrics: Sequence[Point], score: str) -> dict[str, list[tuple[int, float, float]]]:
     """Return what is plotted of a score: by ladder (rungs, mean, sd)."""
     found: dict[str, list[tuple[int, float, float]]] = {}
-    for each in scores:
+    for each in metrics:
         if each.score == score:
             found.setdefault(name(each), []).append((each.rungs, each.mean, each.sd or 0.0))
     return found

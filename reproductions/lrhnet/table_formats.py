@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from reproductions.lrhnet.grid import TITLES
 from reproductions.lrhnet.model_costs import Cost
 from reproductions.lrhnet.paper_results import SCORES, TABLES, published
-from reproductions.lrhnet.results import Results, TermInputs
+from reproductions.lrhnet.results import Comparison, Results
 
 NOTHING = "-"
 
@@ -42,7 +42,7 @@ def latex_tables(results: Results) -> str:
     return "\n\n".join(_latex_table(results, table, rows) for table, rows in _tables(results)) + "\n"
 
 
-def markdown_verdicts(compared: Sequence[TermInputs]) -> str:
+def markdown_verdicts(compared: Sequence[Comparison]) -> str:
     """Return a line for each comparison."""
     body = [
         [
@@ -60,7 +60,7 @@ def markdown_verdicts(compared: Sequence[TermInputs]) -> str:
     return markdown(["model", "against", "leads", "score", "difference", "95 % interval", "over", "verdict"], body)
 
 
-def csv_verdicts(compared: Sequence[TermInputs]) -> str:
+def csv_verdicts(compared: Sequence[Comparison]) -> str:
     """Return a line for each comparison, x100."""
     heads = ("model", "against", "leads", "score", "difference", "low", "high", "over", "verdict")
     lines = []

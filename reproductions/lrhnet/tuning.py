@@ -10,7 +10,7 @@ from reproductions.lrhnet.protocol import LEADS, START, TUNING_SEEDS, Protocol, 
 from reproductions.lrhnet.recipe import GUIDED
 from reproductions.lrhnet.table_formats import as_csv, markdown
 
-SETTINGS = ("epochs", "augment", "guide", "balance")
+SETTINGS = ("epochs", "augment", "kd_loss", "label_weight")
 SCORE = "macro_auprc"  # which needs no threshold
 
 
@@ -54,7 +54,7 @@ def tuning_cells(step: Step, candidates: Sequence[Protocol], data: Path | None) 
 def values(study: Study, step: Step, protocol: Protocol) -> dict[tuple[int, int], float]:
     """Return a candidate's scores, x100, by (leads, seed)."""
     return {
-        (leads, seed): 100 * study.scores(name(step.row, leads, seed, protocol))[step.row][SCORE].value
+        (leads, seed): 100 * study.metrics(name(step.row, leads, seed, protocol))[step.row][SCORE].value
         for leads in LEADS
         for seed in TUNING_SEEDS
     }

@@ -172,8 +172,8 @@ class Attention(nn.Module):
         tokens = tokens @ self.weight
         if self.fused_attn:
             return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
-        scores = tokens @ tokens.transpose(1, 2) / math.sqrt(tokens.shape[-1])
-        return self.attn_drop(scores.softmax(-1)) @ tokens
+        metrics = tokens @ tokens.transpose(1, 2) / math.sqrt(tokens.shape[-1])
+        return self.attn_drop(metrics.softmax(-1)) @ tokens
 
 
 def staged():
@@ -201,7 +201,7 @@ def nets():
 
 
 def guided(make):
-    options = {"truth": Truth(nn.CrossEntropyLoss()), "guide": SoftTargets(), "training": Training(epochs=1)}
+    options = {"truth": Truth(nn.CrossEntropyLoss()), "kd_loss": SoftTargets(), "training": Training(epochs=1)}
     return lambda: make(*nets(), **options)
 
 
@@ -262,7 +262,7 @@ def tensors():
 # What makes the data; or why it cannot be made without a download.
 DATASETS = {
     "torch": lambda make: make(tensors(), tensors(), tensors()),
-    "synthetic_ecg": lambda make: make(train=6, select=3, test=3, length=200),
+    "synthetic_ecg": lambda make: make(train=6, validation=3, test=3, length=200),
     "challenge_2020": "needs recordings: see the tests of its reader",
     "challenge_2021": "needs recordings: see the tests of its reader",
     "ptb_xl": "needs recordings: see the tests of its reader",
@@ -279,7 +279,7 @@ def test_datasets_show_the_same_samples_each_time_under_ids_of_their_own(name):
     assert data.task in ("multiclass", "multilabel", "regression")
     assert len(set(data.classes)) == len(data.classes) > 0
     assert data.fingerprint == data.fingerprint
-    splits = [split for split in (data.train, data.select, data.test) if not isinstance(split, LoaderSplit)]
+    splits = [split for split in (data.train, data.validation, data.test) if not isinstance(split, LoaderSplit)]
     ids = torch.cat([split.ids for split in splits])
     assert ids.dtype == torch.int64
     assert len(ids.unique()) == len(ids)
@@ -337,17 +337,17 @@ SCORES = {
 }
 
 
-@pytest.mark.parametrize("name", names("scores"))
-def test_scores_rise_and_errors_fall_with_being_right_and_leave_themselves_as_they_were(name):
-    made = registry("scores")[name]()
-    labels, right, classes = case(SCORES, "scores", name)(np.random.default_rng(0))
+@pytest.mark.parametrize("name", names("metrics"))
+def test_metrics_rise_and_errors_fall_with_being_right_and_leave_themselves_as_they_were(name):
+    made = registry("metrics")[name]()
+    labels, right, classes = case(SCORES, "metrics", name)(np.random.default_rng(0))
     assert isinstance(made, Metric)
     figures = []
     for noise in (0.0, 3.0, 30.0):
         outputs = right + noise * np.random.default_rng(1).normal(size=right.shape)
         said = Predictions(labels=labels, outputs=outputs, classes=classes)
         before = repr(made)
-        figures.append(made.fit(said).score(said).value)
+        figures.append(made.fit(said).compute(said).value)
         assert repr(made) == before
     best = 0 if lower_is_better(made) else 1
     assert figures[0] == pytest.approx(best, abs=0.02 if lower_is_better(made) else 1e-6)  # 4 is a logit short of sure
@@ -355,6 +355,6 @@ def test_scores_rise_and_errors_fall_with_being_right_and_leave_themselves_as_th
     assert better(made, figures[1], figures[2])
 
 
-def test_every_shelf_has_a_contract():
+def test_every_registry_has_a_contract():
     tested = {name.removeprefix("test_").split("_")[0] for name in globals() if name.startswith("test_")}
     assert set(REGISTRIES) <= tested

@@ -50,7 +50,7 @@ def truth() -> Truth:
 def three(schedule: Any = Parallel, **changes: Any) -> Recipe:
     """A recipe of three nets, whose student is narrower than its teachers."""
     nets = Net("teacher", Small(12)), Net("assistant", Small(8)), Net("student", Small(4))
-    how: dict[str, Any] = {"truth": truth(), "guide": SoftTargets(), "training": training()}
+    how: dict[str, Any] = {"truth": truth(), "kd_loss": SoftTargets(), "training": training()}
     return Recipe(data=data(), schedule=schedule(*nets, **{**how, **changes}))
 
 

@@ -39,7 +39,7 @@ class Drawn:
 
     def __init__(self, draws: int | None = 1, *, noise: float = 0.5, rows: int = ROWS) -> None:
         self.draws, self.fingerprint = draws, f"drawn-{draws}-{noise}"
-        self.train, self.select, self.test = Rows(0, rows, noise), Rows(100, 12, noise), None
+        self.train, self.validation, self.test = Rows(0, rows, noise), Rows(100, 12, noise), None
 
 
 def net(width: int, seed: int, name: str, **options: Any) -> Net[Any]:

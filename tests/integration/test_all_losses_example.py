@@ -29,7 +29,7 @@ HARD = {"dkd", "nkd", "pskd"}  # they need one class per sample
 FOR_DIGITS = [name for name in zoo.NAMES if name not in {"per_label_dkd", "per_label_pskd"}]
 ON_FEATURES = [name for name, (compared, _) in zoo.LOSSES.items() if compared != zoo.OUTPUTS]
 FOR_ECG = [*zoo.PER_LABEL, *ON_FEATURES, "simkd", "mean_teacher"]
-RECORDS = Synthetic(train=12, select=4, test=4, length=500)
+RECORDS = Synthetic(train=12, validation=4, test=4, length=500)
 
 
 def drawn(count, seed):

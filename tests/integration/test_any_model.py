@@ -71,7 +71,7 @@ def signals() -> TorchData:
 def distilled(student: Net[Any], objective: Objective | Term, data: TorchData, *, epochs: int = 1) -> Result:
     """Run one stage, and see that its terms are figures, that the student moved and that its teachers did not."""
     stage = Stage({student: objective}, Training(epochs=epochs, batch_size=4, keep="last"))
-    teachers = [source for source in stage.sources if isinstance(source, Net) and isinstance(source.module, nn.Module)]
+    teachers = [source for source in stage.teachers if isinstance(source, Net) and isinstance(source.module, nn.Module)]
     before = {net: copy.deepcopy(net.network.state_dict()) for net in [student, *teachers]}
     modes = {net: net.network.training for net in teachers}
     result = kdkit.run(Recipe(data=data, schedule=Stages(stage)), device="cpu")
@@ -346,10 +346,10 @@ def test_the_tokens_of_a_timm_vit_teach_the_maps_of_a_cnn(images):
     distilled(
         student, Truth(cross_entropy) + Match(teacher, hint, student=Tap(student.module.conv), target=tokens), images
     )
-    with torch.no_grad(), OpenTaps([Tap(student.module.conv), tokens]) as listening:
+    with torch.no_grad(), OpenTaps([Tap(student.module.conv), tokens]) as open_taps:
         batch = images.train.batch(torch.arange(2), 0)
         student(batch), teacher(batch)
-        mine, theirs = listening.take()
+        mine, theirs = open_taps.take()
         assert mine.shape == (2, 6, 8, 8)
         assert theirs.shape == (2, 64, 2, 2)
         assert hint.projector(mine).shape == theirs.shape
@@ -358,9 +358,9 @@ def test_the_tokens_of_a_timm_vit_teach_the_maps_of_a_cnn(images):
 def test_tokens_with_channels_last_become_channels_second(images):
     module = vit().eval()
     plain, moved = Tap(module.blocks[0]), Tap(module.blocks[0], channels_last=True)
-    with torch.no_grad(), OpenTaps([plain, moved]) as listening:
+    with torch.no_grad(), OpenTaps([plain, moved]) as open_taps:
         module(torch.rand(2, 3, SIDE, SIDE))
-        tokens, features = listening.take()
+        tokens, features = open_taps.take()
     assert tokens.shape == (2, 5, 64)
     torch.testing.assert_close(features, tokens.transpose(1, 2), rtol=0, atol=0)
 
@@ -406,9 +406,9 @@ STAGED: dict[str, Mapping[str, Any]] = {
 @pytest.mark.parametrize("index", [0, -1])
 def test_a_stage_of_a_timm_model_gives_its_channels_second(name, index):
     module = timm.create_model(name, num_classes=CLASSES, **STAGED[name]).eval()
-    with torch.no_grad(), OpenTaps([timm_tap(module, index)]) as listening:
+    with torch.no_grad(), OpenTaps([timm_tap(module, index)]) as open_taps:
         module(torch.rand(2, 3, SIDE, SIDE))
-        (feature,) = listening.take()
+        (feature,) = open_taps.take()
     assert feature.shape[1] == list(module.feature_info)[index]["num_chs"]
 
 
@@ -543,9 +543,9 @@ class Twice(nn.Module):
 def test_of_a_module_that_runs_twice_the_last_time_counts(signals):
     module = Twice()
     signal = torch.randn(2, 2, 16)
-    with torch.no_grad(), OpenTaps([Tap(module.block), Tap(module.block, "input")]) as listening:
+    with torch.no_grad(), OpenTaps([Tap(module.block), Tap(module.block, "input")]) as open_taps:
         module(signal)
-        output, given = listening.take()
+        output, given = open_taps.take()
         first = module.activation(module.block(signal))
         torch.testing.assert_close(given, first)
         torch.testing.assert_close(output, module.block(first))
@@ -645,12 +645,12 @@ def test_a_transformer_encoder_is_heard_in_eval_mode_where_its_fast_path_would_s
     signal = torch.randn(2, 2, 16)
     with torch.no_grad():
         plain = module(signal)
-        with OpenTaps([Tap(module.get_submodule(place))]) as listening:
+        with OpenTaps([Tap(module.get_submodule(place))]) as open_taps:
             tapped = module(signal)
-            (fast,) = listening.take()
-    with OpenTaps([Tap(module.get_submodule(place))]) as listening:
+            (fast,) = open_taps.take()
+    with OpenTaps([Tap(module.get_submodule(place))]) as open_taps:
         module(signal)  # gradients switch the fast path off
-        (slow,) = listening.take()
+        (slow,) = open_taps.take()
     torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(tapped, plain, rtol=1e-4, atol=1e-5)
 
@@ -708,9 +708,9 @@ def test_the_output_and_the_map_of_torchs_own_attention_are_heard_in_both_modes(
         terms += Match(teacher, Hint(), student=sides[0], target=sides[1], label=label)
     distilled(student, terms, signals)
     module = teacher.module.eval()
-    with torch.no_grad(), OpenTaps([Tap(module.attention, element=1)]) as listening:
+    with torch.no_grad(), OpenTaps([Tap(module.attention, element=1)]) as open_taps:
         teacher(Batch(torch.randn(2, 2, 16), torch.zeros(2)))
-        (weights,) = listening.take()
+        (weights,) = open_taps.take()
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 16))
 
 

@@ -58,7 +58,7 @@ def recipe(balance: Any = None, *, objective: Any = None, **changes: Any) -> Rec
     objective = objective or truth() + 0.7 * Match(teacher, SoftTargets()) + LinearRamp(start=0, end=1) * hint
     made = balance(student) if inspect.isfunction(balance) else balance
     changes = {"epochs": 3, "optimizer": Optimizer(Adam, lr=0.01), **changes}
-    how = training(**changes, **({} if made is None else {"balance": made}))
+    how = training(**changes, **({} if made is None else {"balancing": made}))
     return Recipe(data=data(), schedule=Stages(Stage({student: objective}, how)))
 
 
@@ -81,7 +81,7 @@ class Stop:
 @pytest.mark.parametrize("name", BALANCES)
 def test_a_run_gone_on_with_ends_in_the_same_bits(name, tmp_path):
     def made() -> Recipe:
-        return recipe(BALANCES[name](), accumulate=2, batch_size=6, clip=1.0)
+        return recipe(BALANCES[name](), accumulate_steps=2, batch_size=6, max_grad_norm=1.0)
 
     kdkit.run(made, device="cpu", out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -103,8 +103,8 @@ def test_each_balance_learns_something_else_and_the_same_each_time(name):
 
 def test_the_weighted_sum_is_the_default():
     assert same(weights(recipe), weights(lambda: recipe(WeightedSum())))
-    assert Training(epochs=1).balance == WeightedSum()
-    assert "balance=PCGrad()" in repr(Training(epochs=1, balance=PCGrad()))  # what a run folder compares
+    assert Training(epochs=1).balancing == WeightedSum()
+    assert "balancing=PCGrad()" in repr(Training(epochs=1, balancing=PCGrad()))  # what a run folder compares
 
 
 @pytest.mark.parametrize("name", BALANCES)
@@ -128,7 +128,7 @@ def test_a_stage_of_several_nets_is_balanced(name):
         torch.manual_seed(0)
         teacher, one, two = Net("teacher", Small(8), trained=True), Net("one", Small(4)), Net("two", Small(6))
         objectives = {net: truth() + Match(teacher, SoftTargets()) for net in (one, two)}
-        return Recipe(data=data(), schedule=Stages(Stage(objectives, training(balance=BALANCES[name]()))))
+        return Recipe(data=data(), schedule=Stages(Stage(objectives, training(balancing=BALANCES[name]()))))
 
     before = [each.module.state_dict() for each in made().schedule.stages()[0].objectives]
     result = kdkit.run(made, device="cpu")
@@ -194,7 +194,7 @@ class Halving:
 
 def test_a_balancer_of_ones_own_sets_the_gradients_and_is_gone_on_with(tmp_path):
     halving = Halving()
-    assert isinstance(halving, kdkit.recipe.balancing.Balance)
+    assert isinstance(halving, kdkit.recipe.balancing.Balancing)
     halved = weights(lambda: recipe(halving, epochs=1, optimizer=Optimizer(SGD, lr=0.2)))
     assert isinstance(halving.made[-1], Balancer)
     assert [each.count for each in halving.made] == [1, 4]  # the check's, then the stage's
@@ -221,7 +221,7 @@ def test_a_balancer_of_ones_own_sets_the_gradients_and_is_gone_on_with(tmp_path)
 )
 def test_what_cannot_balance_is_refused(wrong, said):
     with pytest.raises(RecipeError, match=said):
-        Training(epochs=1, balance=wrong)
+        Training(epochs=1, balancing=wrong)
 
 
 def hinted(teacher: Net[Any], student: Net[Any]) -> Any:
@@ -312,7 +312,7 @@ class Listener:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_looking_at_gradients_changes_no_bit(balance, precision):
     def made() -> Recipe:
-        return recipe(balance, accumulate=2, batch_size=5, clip=1.0)
+        return recipe(balance, accumulate_steps=2, batch_size=5, max_grad_norm=1.0)
 
     plain, looked = (
         kdkit.run(made, device="cpu", precision=precision, gradients=every, callbacks=[Listener()]) for every in (0, 1)
@@ -329,17 +329,17 @@ def test_figures_are_those_of_autograd_by_hand(accumulate):
     torch.manual_seed(0)
     teacher, student = nn.Linear(6, 3), nn.Linear(6, 3)
     inputs, labels = samples(16).tensors
-    truth_, guide = nn.CrossEntropyLoss(), SoftTargets()
+    truth_, kd_loss = nn.CrossEntropyLoss(), SoftTargets()
     output = student(inputs)
     by_hand = [
         torch.cat(
             [each.reshape(-1) for each in torch.autograd.grad(term, list(student.parameters()), retain_graph=True)]
         )
-        for term in (0.3 * truth_(output, labels), 0.7 * guide(output, teacher(inputs).detach()))
+        for term in (0.3 * truth_(output, labels), 0.7 * kd_loss(output, teacher(inputs).detach()))
     ]
     nets = Net("teacher", teacher, trained=True), Net("student", student)
-    objective = 0.3 * truth() + 0.7 * Match(nets[0], guide)
-    how = training(epochs=1, batch_size=16 // accumulate, accumulate=accumulate)
+    objective = 0.3 * truth() + 0.7 * Match(nets[0], kd_loss)
+    how = training(epochs=1, batch_size=16 // accumulate, accumulate_steps=accumulate)
     made = Recipe(data=TorchData(samples(16), samples(6, 1)), schedule=Stages(Stage({nets[1]: objective}, how)))
     listener = Listener()
     result = kdkit.run(made, device="cpu", gradients=1, callbacks=[listener])

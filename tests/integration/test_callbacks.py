@@ -97,14 +97,14 @@ def test_a_source_may_keep_what_it_is_told_of_each_batch():
         def observe(self, batch, outputs):
             kept.append(outputs)
 
-    class Source:
+    class Teacher:
         name = "keeper"
 
         def open(self, taps, facts):
             return Keeping()
 
     net = kdkit.Net("student", Small(4))
-    objective = truth() + kdkit.Match(Source(), kdkit.losses.SoftTargets())
+    objective = truth() + kdkit.Match(Teacher(), kdkit.losses.SoftTargets())
     kdkit.run(kdkit.Recipe(data=data(), schedule=kdkit.Stages(kdkit.Stage({net: objective}, training()))), device="cpu")
     first, second = kept[:2]
     assert not torch.equal(first["student"], second["student"])

@@ -211,7 +211,7 @@ EXPERIMENTS = {
     "two nets of one name": (
         """
         return Recipe(data=given(), schedule=Sequential(
-            Net("s", Wide()), Net("s", Wide()), truth=truth(), guide=SoftTargets(), training=Training(epochs=1)))
+            Net("s", Wide()), Net("s", Wide()), truth=truth(), kd_loss=SoftTargets(), training=Training(epochs=1)))
         """,
         ["2 nets are called 's'"],
     ),
@@ -254,7 +254,7 @@ EXPERIMENTS = {
     "a loss that is a class": ("""Truth(nn.CrossEntropyLoss)""", ["did you forget its ()?"]),
     "a score that is not there": (
         """
-        return taught({Net("s", Wide()): truth()}, Training(epochs=1, by="acuracy"))
+        return taught({Net("s", Wide()): truth()}, Training(epochs=1, monitor="acuracy"))
         """,
         ["'acuracy'", "did you mean 'accuracy'"],
     ),
@@ -584,7 +584,7 @@ MARKED = """
 
         objective = Truth(nn.CrossEntropyLoss(), label="[/x]") + Match(teacher, SoftTargets(), label="[kd] :x:")
         schedule = Stages(Stage({student: objective}, Training(epochs=1, batch_size=8)))
-        return Recipe(data=given(), schedule=schedule, scores=(Listed(),), name="[b]mine[/b]")
+        return Recipe(data=given(), schedule=schedule, metrics=(Listed(),), name="[b]mine[/b]")
 """
 
 
@@ -596,7 +596,7 @@ def test_names_in_brackets_show_as_they_are(kdkit_here, written):
     assert "1 x [kd] :x:: " in said.out
     said = kdkit_here("run", path, "--out", "run")
     assert said.code == 0, said
-    for word in ("[b]mine[/b]: student", "[/x] ", "[kd] :x: ", "select [/score] ", " [/score] ┃"):
+    for word in ("[b]mine[/b]: student", "[/x] ", "[kd] :x: ", "validation [/score] ", " [/score] ┃"):
         assert word in said.out, said.out
 
 
@@ -627,7 +627,7 @@ def test_run_prints_a_line_an_epoch_and_a_table_and_keeps_all_in_a_folder(kdkit_
     (run,) = (tmp_path / "runs").glob("mine-*")
     assert run.name.startswith("mine-")
     assert str(run.relative_to(tmp_path)) in said.out
-    assert {"recipe.py", "run.json", "scores.json", "1-teacher", "2-student"} <= {each.name for each in run.iterdir()}
+    assert {"recipe.py", "run.json", "metrics.json", "1-teacher", "2-student"} <= {each.name for each in run.iterdir()}
     record = json.loads((run / "run.json").read_text())
     assert (record["options"], record["seed"], record["device"]) == ({"epochs": "2"}, 5, "cpu")
     assert len((run / "2-student" / "history.jsonl").read_text().splitlines()) == 2

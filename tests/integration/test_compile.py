@@ -119,7 +119,7 @@ def leads() -> tuple[Stage, Data]:
     truth = Truth(nn.BCEWithLogitsLoss())
     return (
         Stage({student: truth + Match(teacher, PerLabelSoftTargets()) + 0.5 * hint}, training()),
-        Synthetic(train=ROWS, select=8, test=8, length=128),
+        Synthetic(train=ROWS, validation=8, test=8, length=128),
     )
 
 
@@ -137,7 +137,7 @@ CASES: dict[str, Callable[[], tuple[Stage, Data]]] = {
 
 
 @pytest.fixture(params=CASES)
-def opened(request: pytest.FixtureRequest) -> Iterator[tuple[Rehearsal, Data]]:
+def open_teacher(request: pytest.FixtureRequest) -> Iterator[tuple[Rehearsal, Data]]:
     stage, data = CASES[request.param]()
     rehearsal = Rehearsal(stage, facts_of(data), data.train.batch(torch.arange(2), 0))
     assert rehearsal.problems == []
@@ -157,19 +157,19 @@ def values(rehearsal: Rehearsal, lesson: Any, data: Data) -> list[Tensor]:
     for epoch in range(2):
         module.train()
         for batch in chunks(data, epoch):
-            terms = lesson(batch, ask(rehearsal.respondents, batch))
+            terms = lesson(batch, ask(rehearsal.sessions, batch))
             sum(terms.values()).backward()
             found += [*terms.values(), *(each.grad for each in module.parameters() if each.grad is not None)]
             module.zero_grad()
         module.students[0].network.eval()
         with torch.no_grad():
             found.append(module.students[0](batch))
-        module.listening.clear()
+        module.open_taps.clear()
     return [each.detach().clone() for each in found]
 
 
-def test_a_lesson_is_compiled_for_whole_batches_and_for_ragged_ones_without_a_break_and_says_the_same(opened):
-    rehearsal, data = opened
+def test_a_lesson_is_compiled_for_whole_batches_and_for_ragged_ones_without_a_break_and_says_the_same(open_teacher):
+    rehearsal, data = open_teacher
     before = copy.deepcopy(rehearsal.lesson.state_dict())
     wanted = values(rehearsal, rehearsal.lesson, data)
     rehearsal.lesson.load_state_dict(before)
@@ -182,9 +182,9 @@ def test_a_lesson_is_compiled_for_whole_batches_and_for_ragged_ones_without_a_br
         values(rehearsal, lesson, data)
 
 
-@pytest.mark.parametrize("opened", ["tensor", "dict"], indirect=True)
-def test_a_lesson_whose_gradients_are_compiled_too_says_the_same(opened):
-    rehearsal, data = opened
+@pytest.mark.parametrize("open_teacher", ["tensor", "dict"], indirect=True)
+def test_a_lesson_whose_gradients_are_compiled_too_says_the_same(open_teacher):
+    rehearsal, data = open_teacher
     before = copy.deepcopy(rehearsal.lesson.state_dict())
     wanted = values(rehearsal, rehearsal.lesson, data)
     rehearsal.lesson.load_state_dict(before)
@@ -197,9 +197,9 @@ def agree(got: list[Tensor], wanted: list[Tensor], rtol: float = 1e-4, atol: flo
         torch.testing.assert_close(mine, theirs, rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("opened", ["tensor", "named tuple"], indirect=True)
-def test_a_compiled_lesson_hears_the_features_of_the_plain_one(opened):
-    rehearsal, data = opened
+@pytest.mark.parametrize("open_teacher", ["tensor", "named tuple"], indirect=True)
+def test_a_compiled_lesson_hears_the_features_of_the_plain_one(open_teacher):
+    rehearsal, data = open_teacher
     heard: list[tuple[Tensor, Tensor]] = []
     line = next(line for line in rehearsal.lesson.lines if isinstance(line.loss, Hint))
 
@@ -207,7 +207,7 @@ def test_a_compiled_lesson_hears_the_features_of_the_plain_one(opened):
         heard.append((sides[0].detach().clone(), sides[1].clone()))
 
     batch = next(chunks(data, 0))
-    answers = ask(rehearsal.respondents, batch)
+    answers = ask(rehearsal.sessions, batch)
     rehearsal.lesson.eval()  # so that running statistics stand still
     line.loss.register_forward_pre_hook(note)
     rehearsal.lesson(batch, answers)
@@ -219,14 +219,14 @@ def test_a_compiled_lesson_hears_the_features_of_the_plain_one(opened):
         assert (student < 0).any()  # not what the in-place ReLU made of it
 
 
-@pytest.mark.parametrize("opened", ["tensor", "tuple"], indirect=True)
-def test_no_feature_outlives_its_step(opened):
-    rehearsal, data = opened
+@pytest.mark.parametrize("open_teacher", ["tensor", "tuple"], indirect=True)
+def test_no_feature_outlives_its_step(open_teacher):
+    rehearsal, data = open_teacher
     for lesson in (rehearsal.lesson, torch.compile(rehearsal.lesson, backend="eager")):
         batch = next(chunks(data, 0))
-        lesson(batch, ask(rehearsal.respondents, batch))
-        taps = rehearsal.lesson.listening
-        assert taps.silent() == list(taps.taps)
+        lesson(batch, ask(rehearsal.sessions, batch))
+        taps = rehearsal.lesson.open_taps
+        assert taps.unfired() == list(taps.taps)
 
 
 def asking(student: Tensor, target: Tensor, *, labels: Tensor, ids: Tensor, progress: Tensor) -> Tensor:
@@ -238,14 +238,14 @@ def asking(student: Tensor, target: Tensor, *, labels: Tensor, ids: Tensor, prog
 def test_a_loss_that_asks_for_labels_ids_and_progress_is_compiled_once_while_progress_moves():
     stage, data = plain()
     (student,) = stage.objectives
-    (teacher,) = stage.sources
+    (teacher,) = stage.teachers
     rehearsal = Rehearsal(
         Stage({student: 1.0 * Match(teacher, asking)}, training()), facts_of(data), next(chunks(data, 0))
     )
     graphs = Graphs()
     lesson = torch.compile(rehearsal.lesson, backend=graphs, fullgraph=True)
     batch = next(chunks(data, 0))
-    answers = ask(rehearsal.respondents, batch)
+    answers = ask(rehearsal.sessions, batch)
     found = []
     rehearsal.lesson.eval()
     for progress in (0.0, 0.25, 1.0):

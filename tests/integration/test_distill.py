@@ -57,11 +57,11 @@ def test_a_student_learns_and_its_teacher_stays_as_it_is(task, wrap):
     torch.manual_seed(0)
     teacher, student = net(16), net(8)
     before = copied(teacher)
-    train, valid = (WRAPPED[wrap](given(task, count, seed)) for count, seed in ((96, 0), (48, 1)))
+    train, validation = (WRAPPED[wrap](given(task, count, seed)) for count, seed in ((96, 0), (48, 1)))
     training = Training(epochs=8, batch_size=16, optimizer=kdkit.Optimizer(torch.optim.Adam, lr=0.03))
-    result = kdkit.distill(teacher, student, train, valid, balance=0.9, training=training, device="cpu")
+    result = kdkit.distill(teacher, student, train, validation, label_weight=0.9, training=training, device="cpu")
     name, least = SCORED[task]
-    assert result.scores["student"][name].value > least
+    assert result.metrics["student"][name].value > least
     assert same(before, teacher.state_dict())
     assert teacher.training
     assert result.student.module is student
@@ -79,10 +79,10 @@ def test_plain_distillation_takes_ten_lines():
         from kdkit import distill
 
         inputs, labels = torch.randn(64, 4), torch.randint(0, 3, (64,))
-        train, valid = TensorDataset(inputs[:48], labels[:48]), TensorDataset(inputs[48:], labels[48:])
+        train, validation = TensorDataset(inputs[:48], labels[:48]), TensorDataset(inputs[48:], labels[48:])
         teacher, student = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
-        result = distill(teacher, student, train, valid, device="cpu")
-        return result.scores["student"]["accuracy"].value
+        result = distill(teacher, student, train, validation, device="cpu")
+        return result.metrics["student"]["accuracy"].value
 
     lines = [line for line in inspect.getsource(users_code).splitlines()[1:] if line.strip()]
     assert len(lines) <= 10
@@ -97,7 +97,7 @@ def test_a_student_learns_from_several_teachers(named):
     data = given("multiclass", 48, 0), given("multiclass", 24, 1)
     result = kdkit.distill(teachers, net(8), *data, training=Training(epochs=1), device="cpu")
     assert len(result.history["student"][0]["terms"]) == 3
-    assert len(result.scores) == 3
+    assert len(result.metrics) == 3
     assert all(same(one, each.state_dict()) for one, each in zip(before, masters, strict=True))
 
 
@@ -105,7 +105,7 @@ def test_a_test_split_is_what_is_reported_on():
     data = [given("multiclass", 24, seed) for seed in range(3)]
     with_test = kdkit.distill(net(8), net(4), *data, training=Training(epochs=1), device="cpu")
     without = kdkit.distill(net(8), net(4), *data[:2], training=Training(epochs=1), device="cpu")
-    assert (with_test.reported_on, without.reported_on) == ("test", "select")
+    assert (with_test.reported_on, without.reported_on) == ("test", "validation")
 
 
 def test_a_guide_of_ones_own_replaces_the_usual_one():
@@ -113,14 +113,14 @@ def test_a_guide_of_ones_own_replaces_the_usual_one():
         return nn.functional.l1_loss(student, target)
 
     data = given("multiclass", 24, 0), given("multiclass", 24, 1)
-    result = kdkit.distill(net(8), net(4), *data, guide=mine, training=Training(epochs=1), device="cpu")
+    result = kdkit.distill(net(8), net(4), *data, kd_loss=mine, training=Training(epochs=1), device="cpu")
     assert "teacher/mine" in result.history["student"][0]["terms"]
 
 
 def test_mistakes_are_told():
     data = given("multiclass", 24, 0), given("multiclass", 24, 1)
-    with pytest.raises(RecipeError, match="balance"):
-        kdkit.distill(net(8), net(4), *data, balance=3.0, device="cpu")
+    with pytest.raises(RecipeError, match="label_weight"):
+        kdkit.distill(net(8), net(4), *data, label_weight=3.0, device="cpu")
     with pytest.raises(RecipeError, match="epochs"):
         kdkit.distill(net(8), net(4), *data, epochs=3, device="cpu")
     with pytest.raises(DataError, match="empty"):
@@ -130,8 +130,10 @@ def test_mistakes_are_told():
 
 
 def test_a_list_of_samples_is_data():
-    train, valid = list(given("multiclass", 24, 0)), list(given("multiclass", 24, 1))
-    assert kdkit.distill(net(8), net(4), train, valid, training=Training(epochs=1), device="cpu").scores["student"]
+    train, validation = list(given("multiclass", 24, 0)), list(given("multiclass", 24, 1))
+    assert kdkit.distill(net(8), net(4), train, validation, training=Training(epochs=1), device="cpu").metrics[
+        "student"
+    ]
 
 
 def test_a_net_that_is_given_untrained_is_trained_first():
@@ -158,7 +160,7 @@ def test_the_classes_of_a_dataset_name_as_many_outputs():
     for each in data:
         each.classes = ["cat", "dog", "emu"]
     result = kdkit.distill(net(8), net(4), *data, training=Training(epochs=1), device="cpu")
-    assert set(result.scores["student"]["accuracy"].by_class) <= {"cat", "dog", "emu"}
+    assert set(result.metrics["student"]["accuracy"].by_class) <= {"cat", "dog", "emu"}
 
 
 def test_a_text_of_classes_is_refused():

@@ -15,20 +15,20 @@ import torch
 from torch import distributed, nn
 
 from kdkit import Batch, BuildContext, Net, Past
-from kdkit.utils.collectives import averaged, gathered
-from kdkit.teachers import opened
+from kdkit.utils.collectives import all_gather, all_reduce_mean
+from kdkit.teachers import open_teacher
 
 number, folder = int(sys.argv[1]), sys.argv[2]
 distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
 net = Net("student", nn.Linear(2, 3))
-respondent = opened(Past(net), (), BuildContext(classes=("a", "b", "c"), task="multiclass", samples=8, ids=True))
+session = open_teacher(Past(net), (), BuildContext(classes=("a", "b", "c"), task="multiclass", samples=8, ids=True))
 ids = torch.arange(3) if number == 0 else torch.tensor([5, 4])
 batch = Batch(torch.zeros(len(ids), 2), ids % 3, ids)
-respondent.rehearse(batch)
-respondent.observe(batch, {"student": ids[:, None] + torch.zeros(1, 3)})
-respondent.end_epoch()
-answer = respondent.ask(Batch(torch.zeros(8, 2), torch.zeros(8, dtype=torch.int64), torch.arange(8)))
-told = {"gathered": gathered(ids), "averaged": averaged(torch.tensor([float(number), 4.0]))}
+session.dry_run(batch)
+session.observe(batch, {"student": ids[:, None] + torch.zeros(1, 3)})
+session.on_epoch_end()
+answer = session.ask(Batch(torch.zeros(8, 2), torch.zeros(8, dtype=torch.int64), torch.arange(8)))
+told = {"gathered": all_gather(ids), "averaged": all_reduce_mean(torch.tensor([float(number), 4.0]))}
 torch.save({"output": answer.output[:, 0], "known": answer.known, **told}, f"{folder}/{number}.pt")
 distributed.destroy_process_group()
 """
@@ -117,7 +117,7 @@ def gradients(rows, wrap):
     rehearsal = Rehearsal(Stage({student: objective}, Training(epochs=1)), facts, batch)
     assert not rehearsal.problems, rehearsal.problems
     lesson = wrap(rehearsal.lesson)  # held until after the backward pass, in which it averages
-    sum(lesson(batch, ask(rehearsal.respondents, batch)).values()).backward()
+    sum(lesson(batch, ask(rehearsal.sessions, batch)).values()).backward()
     return {name: parameter.grad for name, parameter in rehearsal.lesson.named_parameters()}
 
 

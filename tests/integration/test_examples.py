@@ -30,9 +30,9 @@ def test_every_example_has_tiny_settings_and_every_setting_an_example():
 def test_an_example_runs(name, kdkit_here, tmp_path):
     said = kdkit_here("run", EXAMPLES / f"{name}.py", *TINY[name], "--device", "cpu", "--out", "run")
     assert said.code == 0, said.err
-    table = json.loads((tmp_path / "run" / "scores.json").read_text())
-    assert len(table["scores"]) >= 2
-    assert all(scores for scores in table["scores"].values())
+    table = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert len(table["metrics"]) >= 2
+    assert all(metrics for metrics in table["metrics"].values())
     assert "Scores on" in said.out
 
 

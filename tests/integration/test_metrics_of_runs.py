@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 import kdkit
 from kdkit import MetricResult, Net, Recipe, Stage, Stages, TorchData, Truth
-from kdkit.cli.console import score_table
+from kdkit.cli.console import metrics_table
 from kdkit.metrics import Accuracy, BootstrapInterval, Brier, MacroAUROC, MacroF1
 from kdkit.plugins.events import RunEnded
 from tests.helpers.stages import Small, samples, training, truth
@@ -24,15 +24,15 @@ def alone(net, terms=None, **changes):
     return Stages(Stage({net: terms or truth()}, training(**changes)))
 
 
-def single(scores, **changes):
+def single(metrics, **changes):
     data = TorchData(samples(32), samples(24, 1), samples(24, 2), classes=CLASSES)
-    return Recipe(data=data, schedule=alone(Net("student", Small(4)), **changes), scores=scores)
+    return Recipe(data=data, schedule=alone(Net("student", Small(4)), **changes), metrics=metrics)
 
 
 @pytest.mark.parametrize("by", [None, "brier"])
 def test_of_an_error_the_epoch_with_the_least_is_kept(by):
-    scores = (Brier(), Accuracy()) if by is None else (Accuracy(), Brier())
-    result = kdkit.run(lambda: single(scores, epochs=6, by=by))
+    metrics = (Brier(), Accuracy()) if by is None else (Accuracy(), Brier())
+    result = kdkit.run(lambda: single(metrics, epochs=6, monitor=by))
     epochs = result.history["student"]
     figures = [epoch["brier"] for epoch in epochs]
     kept = [epoch["epoch"] for epoch in epochs if epoch["kept"]]
@@ -43,20 +43,20 @@ def test_of_an_error_the_epoch_with_the_least_is_kept(by):
 
 def test_an_interval_is_reported_at_the_end_and_not_every_epoch(monkeypatch):
     asked = []
-    score = BootstrapInterval.score
-    monkeypatch.setattr(BootstrapInterval, "score", lambda self, test: asked.append(len(test)) or score(self, test))
+    score = BootstrapInterval.compute
+    monkeypatch.setattr(BootstrapInterval, "compute", lambda self, test: asked.append(len(test)) or score(self, test))
     recipe = single((BootstrapInterval(MacroF1(), resamples=50),), epochs=3)
     result = kdkit.run(recipe)
-    scored = result.scores["student"]["macro_f1"]
-    assert scored.interval[0] <= scored.value <= scored.interval[1]
+    compute_metrics = result.metrics["student"]["macro_f1"]
+    assert compute_metrics.interval[0] <= compute_metrics.value <= compute_metrics.interval[1]
     assert asked.count(24) == 1  # what is checked before is smaller
     assert "macro_f1" in result.history["student"][0]
 
 
 def test_the_table_of_a_run_shows_an_interval_beside_its_figure():
-    scores = {"auc": MetricResult(value=0.8, interval=(0.75, 0.846)), "f1": MetricResult(value=0.5)}
-    event = RunEnded(scores={"net": scores}, parameters={"net": 3}, reported_on="test", folder=None, seconds=1.0)
-    trials = [next(iter(column.cells)) for column in score_table(event).columns]
+    metrics = {"auc": MetricResult(value=0.8, interval=(0.75, 0.846)), "f1": MetricResult(value=0.5)}
+    event = RunEnded(metrics={"net": metrics}, parameters={"net": 3}, reported_on="test", folder=None, seconds=1.0)
+    trials = [next(iter(column.cells)) for column in metrics_table(event).columns]
     assert trials == ["net", "3", "0.8000 (0.7500 to 0.8460)", "0.5000"]
 
 
@@ -68,12 +68,12 @@ class Remembering:
     told: list
     name = "macro_f1"
 
-    def fit(self, select):
-        return replace(self, of=self.of.fit(select))
+    def fit(self, validation):
+        return replace(self, of=self.of.fit(validation))
 
-    def score(self, test):
+    def compute(self, test):
         self.told.append((len(test), self.of.thresholds))
-        return self.of.score(test)
+        return self.of.compute(test)
 
 
 def several(count, first, permuted=None):
@@ -96,13 +96,13 @@ def test_permuted_test_labels_leave_every_threshold_the_same_bits():
             return Recipe(
                 data=TorchData(several(40, 0), several(30, 1), several(26, 2, permuted), classes=CLASSES),
                 schedule=alone(Net("student", Small(4)), Truth(nn.BCEWithLogitsLoss())),
-                scores=(Remembering(MacroF1(), told),),
+                metrics=(Remembering(MacroF1(), told),),
             )
 
         result = kdkit.run(recipe)
         (used,) = [used for count, used in told if count == 26]
         thresholds.append(np.array(used).tobytes())
-        figures.append(result.scores["student"]["macro_f1"].value)
+        figures.append(result.metrics["student"]["macro_f1"].value)
     assert thresholds[0] == thresholds[1]
     assert figures[0] != figures[1]
 
@@ -128,18 +128,18 @@ def test_groups_and_training_positives_reach_the_run_folder_and_its_table(tmp_pa
 
     class Data:
         classes, task, draws, fingerprint = plain.classes, plain.task, plain.draws, "grouped"
-        train, select, test = (
-            Grouped(each, torch.arange(len(each)) // 2) for each in (plain.train, plain.select, plain.test)
+        train, validation, test = (
+            Grouped(each, torch.arange(len(each)) // 2) for each in (plain.train, plain.validation, plain.test)
         )
 
     out = tmp_path / "out"
     recipe = Recipe(
-        data=Data(), schedule=alone(Net("student", Small(4))), scores=(BootstrapInterval(MacroAUROC(), resamples=20),)
+        data=Data(), schedule=alone(Net("student", Small(4))), metrics=(BootstrapInterval(MacroAUROC(), resamples=20),)
     )
     result = kdkit.run(recipe, out=out)
-    assert "20 resamples of groups (patients)" in result.scores["student"]["macro_auroc"].note
-    kept = json.loads((out / "scores.json").read_text())["scores"]["student"]["macro_auroc"]
-    assert kept["interval"] == list(result.scores["student"]["macro_auroc"].interval)
+    assert "20 resamples of groups (patients)" in result.metrics["student"]["macro_auroc"].note
+    kept = json.loads((out / "metrics.json").read_text())["metrics"]["student"]["macro_auroc"]
+    assert kept["interval"] == list(result.metrics["student"]["macro_auroc"].interval)
     assert set(kept["intervals_by_class"]) == set(CLASSES)
     said = kdkit_here("classes", out, "--resamples", 20)
     assert said.code == 0, said.err

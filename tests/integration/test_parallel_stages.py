@@ -65,7 +65,7 @@ def recipe(rate: float = 0.1) -> Recipe:
             *nets,
             Net("student", nn.Linear(6, 3)),
             truth=Truth(nn.CrossEntropyLoss()),
-            guide=SoftTargets(),
+            kd_loss=SoftTargets(),
             training=Training(epochs=3, batch_size=8),
         ),
     )
@@ -76,7 +76,7 @@ def digest(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.suffix in (".safetensors", ".py") or path.name in ("scores.json", "stage.json")
+        if path.suffix in (".safetensors", ".py") or path.name in ("metrics.json", "stage.json")
     }
 
 
@@ -123,7 +123,7 @@ def test_what_cannot_be_run_at_once_is_refused_before_anything_is_written(kdkit_
 
 def stages_of(schedule: type, *nets: Net[nn.Module]) -> list[Stage]:
     training = Training(epochs=1)
-    guided = {"truth": Truth(nn.CrossEntropyLoss()), "guide": SoftTargets(), "training": training}
+    guided = {"truth": Truth(nn.CrossEntropyLoss()), "kd_loss": SoftTargets(), "training": training}
     return list(schedule(*nets, **guided).stages())
 
 
@@ -187,7 +187,7 @@ import kdkit
 @kdkit.hookimpl
 def run_ended(event):
     with open("ended", "a") as file:
-        print(sorted(event.scores), file=file)
+        print(sorted(event.metrics), file=file)
 """
     (tmp_path / "mine.py").write_text(RECIPE + callback)
     assert kdkit_process("run", "mine.py", "--out", "run", "--jobs", "2", "--seed", "0").code == 0
@@ -208,6 +208,6 @@ def test_a_stage_alone_is_refused_where_what_it_needs_is_not_there(kdkit_here, t
     with pytest.raises(kdkit.errors.RunFolderError, match="'student' needs stage 'first', which is not finished"):
         kdkit.run(lambda: file.make({}), out=tmp_path / "run", only=("student",))
     result = kdkit.run(lambda: file.make({}), out=tmp_path / "run", only=("first",), resume=True)
-    assert result.scores == {}
+    assert result.metrics == {}
     assert json.loads((tmp_path / "run" / "1-first" / "stage.json").read_text())["epochs"] == 3
     assert not (tmp_path / "run" / "2-second").exists()

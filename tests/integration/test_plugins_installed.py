@@ -24,8 +24,8 @@ RECIPE = """
 
     def recipe(plugin: bool = True) -> Recipe:
         nets = Net("teacher", nn.Linear(6, 3)), Net("student", nn.Sequential(nn.Dropout(), nn.Linear(6, 3)))
-        guide = kdkit.registry("losses")["distance"] if plugin else nn.L1Loss()
-        how = {"truth": Truth(nn.CrossEntropyLoss()), "guide": guide, "training": Training(epochs=2, batch_size=8)}
+        kd_loss = kdkit.registry("losses")["distance"] if plugin else nn.L1Loss()
+        how = {"truth": Truth(nn.CrossEntropyLoss()), "kd_loss": kd_loss, "training": Training(epochs=2, batch_size=8)}
         return Recipe(
             data=TorchData(samples(16, 0), samples(9, 1), samples(9, 2), classes=("a", "b", "c")),
             schedule=kdkit.registry("schedules")["pair"](*nets, **how),
@@ -77,9 +77,9 @@ def test_a_plugin_adds_a_loss_a_schedule_and_a_watcher_to_a_real_run(site, mine,
     ended = next(line for line in lines if line["told"] == "epoch_ended" and line["stage"] == "student")
     for label in ("truth", "teacher/distance"):
         assert ended["terms"][label] == pytest.approx((steps[0]["terms"][label] + steps[1]["terms"][label]) / 2)
-    scores = json.loads((tmp_path / "run" / "scores.json").read_text())["scores"]
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]
     assert lines[-1]["error"] is None
-    assert lines[-1]["scores"]["student"]["accuracy"] == scores["student"]["accuracy"]["value"]
+    assert lines[-1]["metrics"]["student"]["accuracy"] == metrics["student"]["accuracy"]["value"]
 
     quiet = kdkit_process(
         "run", mine, "--no-plugin", "--out", "unwatched", "--seed", 7, "--device", "cpu", PYTHONPATH=site["good"]

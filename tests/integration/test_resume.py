@@ -74,7 +74,7 @@ def recipe(kind: Literal["plain", "one_cycle", "timm", "average"] = "plain", epo
     teacher, student = Net("teacher", Small(8)), Net("student", Small(4))
     rates: dict[str, Any] = {
         "plain": LRSchedule(MultiStepLR, milestones=[1, 3], gamma=0.3),
-        "one_cycle": LRSchedule(OneCycleLR, each="update", max_lr=0.1),
+        "one_cycle": LRSchedule(OneCycleLR, interval="update", max_lr=0.1),
         "timm": LRSchedule("cosine", warmup_epochs=1, warmup_lr=0.001),
         "average": None,
     }
@@ -82,9 +82,9 @@ def recipe(kind: Literal["plain", "one_cycle", "timm", "average"] = "plain", epo
         epochs=epochs,
         batch_size=8,
         optimizer=Optimizer(SGD, lr=0.05, momentum=0.9) if kind == "plain" else Optimizer(Adam, lr=0.02),
-        learning_rate=rates[kind],
-        average=AverageWeights(decay=0.8) if kind == "average" else None,
-        accumulate=2 if kind == "one_cycle" else 1,
+        lr_schedule=rates[kind],
+        ema=AverageWeights(decay=0.8) if kind == "average" else None,
+        accumulate_steps=2 if kind == "one_cycle" else 1,
         keep="best" if kind == "plain" else "last",
     )
 
@@ -139,12 +139,12 @@ def kept(run: Path) -> dict[str, object]:
         for path in sorted(run.rglob("history.jsonl"))
         for line in path.read_text().splitlines()
     ]
-    return {"tensors": tensors, "history": lines, "scores": json.loads((run / "scores.json").read_text())}
+    return {"tensors": tensors, "history": lines, "metrics": json.loads((run / "metrics.json").read_text())}
 
 
 def assert_same(one: dict[str, object], other: dict[str, object]) -> None:
     assert one["history"] == other["history"]
-    assert one["scores"] == other["scores"]
+    assert one["metrics"] == other["metrics"]
     first, second = one["tensors"], other["tensors"]
     assert isinstance(first, dict)
     assert isinstance(second, dict)
@@ -173,7 +173,7 @@ def folder(tmp_path):
 def test_a_killed_run_goes_on_to_the_same_bits(options, folder, finish):
     stop(folder, signal.SIGKILL, "--out", "cut", *options)
     assert (folder / "cut" / "1-teacher" / "stage.json").exists()
-    assert not (folder / "cut" / "scores.json").exists()
+    assert not (folder / "cut" / "metrics.json").exists()
     state = torch.load(folder / "cut" / "2-student" / "state.pt", weights_only=True)
     assert any("projector" in key for key in state["work"]["lesson"])
     assert len(state["history"]) == 2
@@ -215,7 +215,7 @@ def test_a_run_stopped_by_the_keyboard_says_how_to_go_on(folder, finish):
 
 def test_a_run_that_differs_is_not_gone_on_with(folder, finish):
     assert finish("--out", "run").code == 0
-    scores = (folder / "run" / "scores.json").read_bytes()
+    metrics = (folder / "run" / "metrics.json").read_bytes()
     for changed, word in (
         (("--seed", 1), "seed"),
         (("--epochs", 9), "options"),
@@ -230,14 +230,14 @@ def test_a_run_that_differs_is_not_gone_on_with(folder, finish):
     said = finish("--out", "run", "--resume")
     assert said.code == 2
     assert "differs in its recipe" in said.err
-    assert (folder / "run" / "scores.json").read_bytes() == scores
+    assert (folder / "run" / "metrics.json").read_bytes() == metrics
 
 
 def test_a_run_of_the_library_whose_training_differs_is_not_gone_on_with(tmp_path):
     options = {"out": tmp_path / "run", "device": "cpu"}
     kdkit.run(three(training=training(epochs=1)), **options)
     with pytest.raises(RunFolderError, match="differs in its trainings"):
-        kdkit.run(three(training=training(epochs=1, clip=1.0)), **options, resume=True)
+        kdkit.run(three(training=training(epochs=1, max_grad_norm=1.0)), **options, resume=True)
     kdkit.run(three(training=training(epochs=1)), **options, resume=True)
 
 

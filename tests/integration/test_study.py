@@ -89,7 +89,7 @@ def recipe(width: int = 4, teacher: Path | None = None, teachers: tuple[Path, ..
     once = training(epochs=1)
     if not masters:
         return Recipe(data=data(), schedule=Stages(Stage({net: truth()}, once)))
-    schedule = Parallel(*masters, net, truth=truth(), guide=SoftTargets(), training=once)
+    schedule = Parallel(*masters, net, truth=truth(), kd_loss=SoftTargets(), training=once)
     return Recipe(data=data(), schedule=schedule)
 
 
@@ -114,9 +114,9 @@ def bits(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_a_cell_that_is_done_is_skipped_and_a_new_one_is_run(tmp_path):
     assert states(Study(tmp_path, pair()[:1])) == {"big": "done"}
-    before = (tmp_path / "big" / "scores.json").stat().st_mtime_ns
+    before = (tmp_path / "big" / "metrics.json").stat().st_mtime_ns
     assert states(Study(tmp_path, pair())) == {"big": "skipped", "small": "done"}
-    assert (tmp_path / "big" / "scores.json").stat().st_mtime_ns == before
+    assert (tmp_path / "big" / "metrics.json").stat().st_mtime_ns == before
 
 
 def test_scores_and_answers_of_a_cell_are_read_from_its_folder(tmp_path):
@@ -124,11 +124,11 @@ def test_scores_and_answers_of_a_cell_are_read_from_its_folder(tmp_path):
     assert not study.finished("big")
     states(study)
     assert study.finished("big")
-    assert 0 <= study.scores("big")["net"]["accuracy"].value <= 1
+    assert 0 <= study.metrics("big")["net"]["accuracy"].value <= 1
     said = study.said("big", "net")
-    assert (len(said.select), len(said.test)) == (24, 24)
+    assert (len(said.validation), len(said.test)) == (24, 24)
     with pytest.raises(RunFolderError, match="delete"):
-        study.scores("small")
+        study.metrics("small")
 
 
 def test_a_cell_may_need_several(tmp_path):
@@ -238,10 +238,10 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("cells", "said"),
+    ("trials", "said"),
     [
         (lambda: [pair()[0], pair()[0]], "two cells"),
-        (lambda: [replace(pair()[0], name="answers")], "holds recorded answers"),
+        (lambda: [replace(pair()[0], name="teacher_cache")], "holds recorded answers"),
         (lambda: pair()[1:], "needs 'big' before it"),
         (lambda: [Trial(name="a/b", recipe=recipe)], "a cell's name"),
     ],

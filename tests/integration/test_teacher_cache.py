@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import kdkit
-from kdkit import Answers, MultiLevel, RecipeError, TorchData
+from kdkit import CacheSettings, MultiLevel, RecipeError, TorchData
 from kdkit.errors import CacheError, CheckError
 from kdkit.teachers.cache import CacheFolder
 from tests.helpers.stages import copied, same, samples, three, told, training
@@ -59,7 +59,7 @@ def test_a_teacher_is_asked_in_the_first_epoch_alone(taps, asked, tmp_path):
 
 
 def test_figures_are_those_of_asking_at_every_step_up_to_rounding(asked):
-    recorded, asked_each = run(taught(taps=True)), run(taught(taps=True), answers="off")
+    recorded, asked_each = run(taught(taps=True)), run(taught(taps=True), teacher_cache="off")
     assert asked.samples() == ROWS * 4
     for key, value in recorded[0].items():
         assert torch.allclose(value, asked_each[0][key], rtol=1e-5, atol=1e-5), key
@@ -84,7 +84,7 @@ def test_stages_and_seeds_share_what_one_teacher_said(asked, tmp_path):
 
 def test_only_what_is_missing_is_asked_for(asked, tmp_path):
     run(taught(epochs=1), out=tmp_path / "first")
-    folder = next(each for each in (tmp_path / "answers").iterdir() if each.is_dir())
+    folder = next(each for each in (tmp_path / "teacher_cache").iterdir() if each.is_dir())
     known = bytearray((folder / "known").read_bytes())
     known[::2] = bytes(len(known[::2]))  # as if every second one had never been asked for
     (folder / "known").write_bytes(known)
@@ -92,7 +92,7 @@ def test_only_what_is_missing_is_asked_for(asked, tmp_path):
     exact = run(taught(epochs=3), out=tmp_path / "second")
     told_of = sum(size for _, size in asked.calls) - 4 * 4 - 4  # but for rehearsals, the trial and the audit
     assert 0 < told_of <= ROWS // 2 + 8
-    whole = run(taught(epochs=3), answers="off")
+    whole = run(taught(epochs=3), teacher_cache="off")
     assert torch.allclose(exact[0]["head.weight"], whole[0]["head.weight"], atol=1e-5)
 
 
@@ -102,7 +102,7 @@ OTHERS = {
     "fewer samples": {"data": lambda: Drawn(rows=16)},
     "another draw": {"data": lambda: Drawn(2)},
     "other classes": {"teacher": lambda: net(12, 1, "teacher", trained=True, classes=("a", "c", "b"))},
-    "another form": {"answers": lambda: Answers(dtype="fp16")},
+    "another form": {"teacher_cache": lambda: CacheSettings(dtype="fp16")},
 }
 
 
@@ -113,7 +113,7 @@ def test_what_is_another_never_meets_an_old_answer(changes, asked, tmp_path):
     other = taught(**{name: make() for name, make in changes.items()})
     kdkit.run(other, out=tmp_path / "second", **CPU)
     assert asked.samples() == len(other.data.train) * (other.data.draws or 1)
-    assert len(CacheFolder(tmp_path / "answers").kept()) == 2
+    assert len(CacheFolder(tmp_path / "teacher_cache").kept()) == 2
 
 
 def test_a_view_of_other_code_never_meets_an_old_answer(asked, tmp_path):
@@ -133,12 +133,14 @@ def test_a_view_of_other_code_never_meets_an_old_answer(asked, tmp_path):
         assert asked.samples() == (ROWS if count < 2 else 0)
 
 
-@pytest.mark.parametrize("answers", [Answers(dtype="fp16"), Answers(top=1), Answers(dtype="fp16", top=2)])
-def test_a_lossy_form_gives_the_same_figures_whether_it_is_recorded_or_not(answers, asked, tmp_path):
-    recorded = run(taught(answers=answers), out=tmp_path / "first")
+@pytest.mark.parametrize(
+    "teacher_cache", [CacheSettings(dtype="fp16"), CacheSettings(top=1), CacheSettings(dtype="fp16", top=2)]
+)
+def test_a_lossy_form_gives_the_same_figures_whether_it_is_recorded_or_not(teacher_cache, asked, tmp_path):
+    recorded = run(taught(teacher_cache=teacher_cache), out=tmp_path / "first")
     assert asked.samples() == ROWS
-    again = run(taught(answers=answers), out=tmp_path / "second")
-    unrecorded = run(taught(answers=answers, epochs=3), answers="off")
+    again = run(taught(teacher_cache=teacher_cache), out=tmp_path / "second")
+    unrecorded = run(taught(teacher_cache=teacher_cache, epochs=3), teacher_cache="off")
     exact = run(taught())
     assert same(recorded[0], again[0])
     assert torch.allclose(recorded[0]["head.weight"], unrecorded[0]["head.weight"], atol=2e-3)
@@ -182,7 +184,7 @@ def test_a_loader_says_why_nothing_is_recorded():
     stream = TorchData(DataLoader(samples(24), 8), samples(12, 1), samples(12, 1), classes=("a", "b", "c"))
     _, _, notices = run(taught(data=stream))
     assert any("have no ids" in notice for notice in notices)
-    assert run(taught(), answers="off")[2] == []
+    assert run(taught(), teacher_cache="off")[2] == []
 
 
 def test_a_run_that_no_other_shares_keeps_nothing_and_one_with_a_folder_does(asked, tmp_path, monkeypatch):
@@ -190,15 +192,15 @@ def test_a_run_that_no_other_shares_keeps_nothing_and_one_with_a_folder_does(ask
     (tmp_path / "temporary").mkdir()
     run(taught())
     assert list((tmp_path / "temporary").iterdir()) == []
-    run(taught(draws=3), answers=tmp_path / "mine")  # for later runs, although nothing is asked twice in this one
+    run(taught(draws=3), teacher_cache=tmp_path / "mine")  # for later runs, although nothing is asked twice in this one
     asked.calls.clear()
-    run(taught(draws=3), answers=tmp_path / "mine")
+    run(taught(draws=3), teacher_cache=tmp_path / "mine")
     assert asked.samples() == 0
 
 
 def test_where_there_is_no_room_the_reason_is_said(asked, tmp_path):
-    _, _, notices = run(taught(), out=tmp_path / "run", answers_size=1e-8)
-    assert "(--answers-size)" in notices[0]
+    _, _, notices = run(taught(), out=tmp_path / "run", teacher_cache_size=1e-8)
+    assert "(--teacher-cache-size)" in notices[0]
     assert asked.samples() == 3 * ROWS
 
 
@@ -223,7 +225,7 @@ def test_answers_about_data_that_cannot_be_seen_whole_are_of_one_run(asked, tmp_
         _, _, notices = run(taught(data=data()), out=tmp_path / name)
         assert asked.samples() == ROWS
         assert "for this run alone" in notices[0]
-        assert not (tmp_path / name / "answers").exists()
+        assert not (tmp_path / name / "teacher_cache").exists()
 
 
 def test_a_stage_that_shares_a_part_with_its_teacher_is_not_recorded(asked):
@@ -246,11 +248,11 @@ def spoiled(folder: Path) -> None:
 
 def test_an_audit_stops_a_run_whose_recorded_answers_are_not_the_teachers(tmp_path):
     kdkit.run(taught(), out=tmp_path / "first", **CPU)
-    spoiled(tmp_path / "answers")
+    spoiled(tmp_path / "teacher_cache")
     with pytest.raises(CacheError, match=r"'teacher' does not say what is recorded.*--delete [0-9a-f]{12}\)"):
         kdkit.run(taught(), out=tmp_path / "second", **CPU)
-    kdkit.run(taught(), out=tmp_path / "third", answers="off", **CPU)
-    kdkit.run(taught(answers=Answers(audit=0)), out=tmp_path / "fourth", **CPU)
+    kdkit.run(taught(), out=tmp_path / "third", teacher_cache="off", **CPU)
+    kdkit.run(taught(teacher_cache=CacheSettings(audit=0)), out=tmp_path / "fourth", **CPU)
 
 
 def test_an_audit_stops_a_run_whose_teacher_is_tampered_with_while_it_goes_on():
@@ -263,16 +265,18 @@ def test_an_audit_stops_a_run_whose_teacher_is_tampered_with_while_it_goes_on():
                 teacher.module.head.bias += 0.1
 
     with pytest.raises(CacheError, match="of the largest figure away"):
-        kdkit.run(taught(teacher=teacher, answers=Answers(audit=0.5)), callbacks=[Tamperer()], **CPU)
+        kdkit.run(taught(teacher=teacher, teacher_cache=CacheSettings(audit=0.5)), callbacks=[Tamperer()], **CPU)
 
 
 def test_audits_ask_for_their_share_and_no_more(asked):
-    run(taught(epochs=101, answers=Answers(audit=0.02)))
+    run(taught(epochs=101, teacher_cache=CacheSettings(audit=0.02)))
     assert sum(size for _, size in asked.calls if size == 4) == pytest.approx(ROWS * 100 * 0.02, abs=4 + 4 * 4 + 8)
 
 
 def test_an_audit_does_not_move_a_figure():
-    assert same(run(taught(answers=Answers(audit=1.0)))[0], run(taught(answers=Answers(audit=0)))[0])
+    assert same(
+        run(taught(teacher_cache=CacheSettings(audit=1.0)))[0], run(taught(teacher_cache=CacheSettings(audit=0)))[0]
+    )
 
 
 def test_a_full_disk_ends_the_recording_and_not_the_run(asked, monkeypatch):
@@ -283,7 +287,7 @@ def test_a_full_disk_ends_the_recording_and_not_the_run(asked, monkeypatch):
     with pytest.warns(UserWarning, match="asked at every step from now on: .*No space left"):
         recorded = run(taught())
     assert asked.samples() == 3 * ROWS + 8  # the first batch twice
-    assert same(recorded[0], run(taught(), answers="off")[0])
+    assert same(recorded[0], run(taught(), teacher_cache="off")[0])
 
 
 def test_batches_that_say_nothing_of_their_samples_are_asked_for(asked):
@@ -309,19 +313,19 @@ def test_the_largest_outputs_are_kept_of_one_class_per_sample_only():
     class Several(Drawn):
         task = "multilabel"
 
-    recipe = taught(data=Several(), answers=Answers(top=1), scores=(kdkit.metrics.MacroF1(),))
+    recipe = taught(data=Several(), teacher_cache=CacheSettings(top=1), metrics=(kdkit.metrics.MacroF1(),))
     assert any("cut to their 1 largest" in problem for problem in kdkit.check(recipe).problems)
     with pytest.raises(RecipeError, match=r"answers is Answers\("):
-        taught(answers="fp16")
+        taught(teacher_cache="fp16")
     with pytest.raises(CheckError, match="cut to their 1 largest"):
-        kdkit.run(taught(data=Several(), answers=Answers(top=1), scores=(kdkit.metrics.MacroF1(),)), **CPU)
+        kdkit.run(taught(data=Several(), teacher_cache=CacheSettings(top=1), metrics=(kdkit.metrics.MacroF1(),)), **CPU)
 
 
 def test_a_run_whose_form_differs_is_not_gone_on_with(tmp_path):
     kdkit.run(taught(epochs=1), out=tmp_path / "run", **CPU)
-    with pytest.raises(kdkit.errors.RunFolderError, match="differs in its answers"):
-        kdkit.run(taught(epochs=1, answers=Answers(top=1)), out=tmp_path / "run", resume=True, **CPU)
-    kdkit.run(taught(epochs=1, answers=Answers(audit=0.5)), out=tmp_path / "run", resume=True, **CPU)
+    with pytest.raises(kdkit.errors.RunFolderError, match="differs in its teacher cache"):
+        kdkit.run(taught(epochs=1, teacher_cache=CacheSettings(top=1)), out=tmp_path / "run", resume=True, **CPU)
+    kdkit.run(taught(epochs=1, teacher_cache=CacheSettings(audit=0.5)), out=tmp_path / "run", resume=True, **CPU)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -344,7 +348,7 @@ def test_a_folder_that_is_deleted_under_a_run_costs_it_nothing(asked, tmp_path):
     class Deleter:
         @kdkit.hookimpl
         def epoch_ended(self, event):
-            shutil.rmtree(tmp_path / "answers", ignore_errors=True)
+            shutil.rmtree(tmp_path / "teacher_cache", ignore_errors=True)
 
     kdkit.run(taught(), out=tmp_path / "run", callbacks=[Deleter()], **CPU)
     assert asked.samples() == ROWS
@@ -374,10 +378,10 @@ def test_a_run_whose_data_cannot_be_seen_whole_goes_on_to_the_same_bits(tmp_path
 
     with pytest.raises(KeyboardInterrupt):
         kdkit.run(taught(data=data()), out=tmp_path / "cut", callbacks=[Stopper()], **CPU)
-    assert (tmp_path / "cut" / "answers").exists()
+    assert (tmp_path / "cut" / "teacher_cache").exists()
     cut = run(taught(data=data()), out=tmp_path / "cut", resume=True)
     assert same(cut[0], run(taught(data=data()), out=tmp_path / "whole")[0])
-    assert not (tmp_path / "cut" / "answers").exists()
+    assert not (tmp_path / "cut" / "teacher_cache").exists()
 
 
 def test_the_members_of_a_panel_are_recorded_and_a_past_is_not(asked):
@@ -404,7 +408,7 @@ def test_a_teacher_that_is_trained_further_is_asked_again(asked, tmp_path):
     ]
     kdkit.run(kdkit.Recipe(data=Drawn(), schedule=kdkit.Stages(*stages)), out=tmp_path / "run", **CPU)
     assert asked.samples() == 2 * ROWS
-    assert len(CacheFolder(tmp_path / "answers").kept()) == 2
+    assert len(CacheFolder(tmp_path / "teacher_cache").kept()) == 2
 
 
 def test_ids_of_another_type_or_layout_are_found(asked):

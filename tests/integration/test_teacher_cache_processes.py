@@ -131,7 +131,7 @@ def asked(folder: Path, who: str) -> int:
 
 def known_rows(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Return which rows are known on the disk, and what stands in all of them."""
-    (place,) = (each.parent for each in (folder / "runs" / "answers").glob("*/meta.json"))
+    (place,) = (each.parent for each in (folder / "runs" / "teacher_cache").glob("*/meta.json"))
     known = torch.frombuffer(bytearray((place / "known").read_bytes()), dtype=torch.uint8).bool()
     return known, torch.frombuffer(bytearray((place / "output").read_bytes()), dtype=torch.float32).view(32, 3)
 
@@ -174,30 +174,30 @@ def test_a_process_that_is_killed_leaves_no_row_without_its_data(folder, begin, 
 
 def test_answers_are_listed_and_deleted_by_the_command(kdkit_here, here):
     here("one")
-    said = kdkit_here("answers")
+    said = kdkit_here("cache")
     assert said.code == 0, said.err
     assert re.search(r"teacher\W+inputs.*32 of 32", said.out)
-    assert kdkit_here("answers", "runs/answers", "--keep", 1).out == said.out
-    wrong = kdkit_here("answers", "--delete", "teachr")
+    assert kdkit_here("cache", "runs/teacher_cache", "--keep", 1).out == said.out
+    wrong = kdkit_here("cache", "--delete", "teachr")
     assert (wrong.code, "did you mean 'teacher'" in wrong.err) == (2, True)
-    deleted = kdkit_here("answers", "--delete", "teacher")
+    deleted = kdkit_here("cache", "--delete", "teacher")
     assert "deleted 1 of them" in deleted.out
-    assert "no answers are recorded in runs/answers" in deleted.out
-    nowhere = kdkit_here("answers", "elsewhere")
+    assert "no answers are recorded in runs/teacher_cache" in deleted.out
+    nowhere = kdkit_here("cache", "elsewhere")
     assert (nowhere.code, "there is no folder elsewhere" in nowhere.err) == (2, True)
 
 
 def test_the_command_says_where_answers_are_recorded_or_that_they_are_not(kdkit_here, here, folder):
-    here("one", "--answers", "off")
-    assert not (folder / "runs" / "answers").exists()
-    here("two", "--answers", "shared", "--answers-size", 0.5)
-    assert "32 of 32" in kdkit_here("answers", "shared").out
-    assert kdkit_here("answers", "shared", "--keep", 0).out.count("no answers") == 1
-    refused = kdkit_here("run", "mine.py", "--answers-size", 0, "--out", "runs/three")
+    here("one", "--teacher-cache", "off")
+    assert not (folder / "runs" / "teacher_cache").exists()
+    here("two", "--teacher-cache", "shared", "--teacher-cache-size", 0.5)
+    assert "32 of 32" in kdkit_here("cache", "shared").out
+    assert kdkit_here("cache", "shared", "--keep", 0).out.count("no answers") == 1
+    refused = kdkit_here("run", "mine.py", "--teacher-cache-size", 0, "--out", "runs/three")
     assert refused.code == 2
-    assert "answers-size" in refused.err
+    assert "teacher-cache-size" in refused.err
 
 
 def test_a_run_called_answers_keeps_them_elsewhere(kdkit_here, here):
-    here("answers")
-    assert "32 of 32" in kdkit_here("answers", "runs/recorded-answers").out
+    here("teacher_cache")
+    assert "32 of 32" in kdkit_here("cache", "runs/recorded-teacher_cache").out

@@ -80,11 +80,11 @@ def steps(make, wrap):
     for _ in range(2):
         for rows in torch.arange(32).split(8):
             batch = data().train.batch(rows, 0)
-            found += lesson(batch, ask(rehearsal.respondents, batch)).values()
-            for each in rehearsal.respondents.values():
+            found += lesson(batch, ask(rehearsal.sessions, batch)).values()
+            for each in rehearsal.sessions.values():
                 each.observe(batch, rehearsal.lesson.said)
-        for each in rehearsal.respondents.values():
-            each.end_epoch()
+        for each in rehearsal.sessions.values():
+            each.on_epoch_end()
     rehearsal.close()
     return torch.stack(found).detach()
 

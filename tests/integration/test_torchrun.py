@@ -98,19 +98,19 @@ import kdkit
 import recipe_file
 from kdkit import AverageWeights, Optimizer
 from kdkit.recipe.balancing import CAGrad, GradNorm, PCGrad, UncertaintyWeighting
-from kdkit.utils.collectives import agree_on_buffers
+from kdkit.utils.collectives import sync_buffers
 
 number, folder = int(sys.argv[1]), Path(sys.argv[2])
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
 WAYS = {
     "sum": {},
-    "accumulated": {"accumulate": 3, "clip": 0.5},
-    "averaged": {"average": AverageWeights(decay=0.9)},
-    "uncertainty": {"balance": UncertaintyWeighting()},
-    "gradnorm": {"balance": GradNorm()},
-    "pcgrad": {"balance": PCGrad()},
-    "cagrad": {"balance": CAGrad(), "accumulate": 2},
+    "accumulated": {"accumulate_steps": 3, "max_grad_norm": 0.5},
+    "averaged": {"ema": AverageWeights(decay=0.9)},
+    "uncertainty": {"balancing": UncertaintyWeighting()},
+    "gradnorm": {"balancing": GradNorm()},
+    "pcgrad": {"balancing": PCGrad()},
+    "cagrad": {"balancing": CAGrad(), "accumulate_steps": 2},
     "workers": {"workers": 1, "epochs": 1},
 }
 SINGLE = {"adam": {"optimizer": Optimizer(torch.optim.Adam, lr=0.01)}}
@@ -121,8 +121,8 @@ def ended(name, out=None, **how):
     result = kdkit.run(lambda: recipe_file.recipe(**how), device="cpu", out=out, gradients=2)
     figures = ("terms", "accuracy", "kept", "gradients")
     epochs = [{key: epoch[key] for key in figures} for epoch in result.history["student"]]
-    scores = {net: {name: each.value for name, each in scores.items()} for net, scores in result.scores.items()}
-    return {"weights": result.student.module.state_dict(), "epochs": epochs, "scores": scores}
+    metrics = {net: {name: each.value for name, each in metrics.items()} for net, metrics in result.metrics.items()}
+    return {"weights": result.student.module.state_dict(), "epochs": epochs, "metrics": metrics}
 
 
 def all_ways(out=None):
@@ -143,7 +143,7 @@ net.running_mean.fill_(number)
 net.num_batches_tracked.fill_(number + 7)
 net.register_buffer("mask", torch.tensor([-torch.inf, number]))
 net.register_buffer("switch", torch.tensor([True, number == 0]))
-agree_on_buffers([net])
+sync_buffers([net])
 torch.save((whole, all_ways(folder / "run"), dict(net.named_buffers())), folder / f"{number}.pt")
 distributed.destroy_process_group()
 """
@@ -174,7 +174,7 @@ def test_two_processes_give_the_weights_and_figures_of_one(ended, way):
         for figures in ("norms", "cosines"):  # not of what is rounding alone at first, a past and an average
             told = [{k: v for k, v in each["gradients"][figures].items() if " of " not in k} for each in (mine, theirs)]
             assert told[0] == pytest.approx(told[1], rel=1e-6)
-    assert first[way]["scores"] == whole[way]["scores"]
+    assert first[way]["metrics"] == whole[way]["metrics"]
 
 
 @pytest.mark.parametrize("way", [*WAYS, "adam", "norm"])
@@ -183,7 +183,7 @@ def test_both_processes_end_in_the_same_bits(ended, way):
     assert first[way]["weights"].keys() == second[way]["weights"].keys()
     for key, value in first[way]["weights"].items():
         assert torch.equal(second[way]["weights"][key], value), key
-    assert first[way]["scores"] == second[way]["scores"]
+    assert first[way]["metrics"] == second[way]["metrics"]
     assert first[way]["epochs"] == second[way]["epochs"]
 
 
@@ -248,9 +248,9 @@ def halving(student, target):
 
 def ended(out, epochs):
     def recipe():
-        module, student = Teacher(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)), nn.Linear(6, 3)
-        teacher, student = Net("teacher", module, trained=True), Net("student", student)
-        hint = Match(teacher, kdkit.losses.Hint(), student=Tap(student), target=Tap(module[0]))
+        module, small = Teacher(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)), nn.Linear(6, 3)
+        teacher, student = Net("teacher", module, trained=True), Net("student", small)
+        hint = Match(teacher, kdkit.losses.Hint(), student=Tap(small), target=Tap(module[0]))
         objective = Match(teacher, SoftTargets()) + hint
         objective = objective + Match(teacher, halving)
         optimizer = kdkit.Optimizer(torch.optim.SGD, lr=0.1)
@@ -348,7 +348,7 @@ def test_a_run_goes_on_after_one_of_its_processes_was_killed(tmp_path):
     assert (tmp_path / "lost").exists()
     assert "going on after epoch 2" in done.stdout
     assert done.stdout.count("Scores on test") == 1
-    assert set(json.loads((tmp_path / "run" / "scores.json").read_text())["scores"]) == {"student", "teacher"}
+    assert set(json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]) == {"student", "teacher"}
     assert len((tmp_path / "run" / "1-student" / "history.jsonl").read_text().splitlines()) == 4
 
 
@@ -359,14 +359,14 @@ from pathlib import Path
 import kdkit
 import recipe_file
 from kdkit.engine.distributed import joined
-from kdkit.utils.collectives import agreed, number, several
+from kdkit.utils.collectives import broadcast, is_distributed, rank
 
 for turn in range(2):
     with joined(), joined():
-        assert several()
-        assert agreed(number() + turn) == turn
+        assert is_distributed()
+        assert broadcast(rank() + turn) == turn
         kdkit.run(lambda: recipe_file.recipe(epochs=1), device="cpu")
-    assert not several()
+    assert not is_distributed()
     left = [name.read_text() for name in Path("/proc/self/task").glob("*/comm")]  # none where there is no /proc
     assert not [name for name in left if "gloo" in name], left
 """

@@ -75,10 +75,10 @@ class Listed:
 
     name = "listed"
 
-    def fit(self, select: Any) -> "Listed":
+    def fit(self, validation: Any) -> "Listed":
         return self
 
-    def score(self, test: Any) -> MetricResult:
+    def compute(self, test: Any) -> MetricResult:
         return MetricResult(value=next(self.values, 0.0))
 
 
@@ -94,9 +94,9 @@ def alone(
 ) -> Recipe:
     """A recipe of one net that learns from labels."""
     net = net or Net("student", Small(4))
-    scores = changes.pop("scores", ())
+    metrics = changes.pop("metrics", ())
     return Recipe(
-        data=given or data(), schedule=Stages(Stage({net: objective or truth()}, training(**changes))), scores=scores
+        data=given or data(), schedule=Stages(Stage({net: objective or truth()}, training(**changes))), metrics=metrics
     )
 
 
@@ -111,7 +111,7 @@ def weights(recipe: Any, **options: Any) -> dict[str, dict[str, Tensor]]:
 def test_same_seed_gives_the_same_bits_and_another_seed_does_not(schedule):
     first, again, other = (kdkit.run(lambda: three(schedule), device="cpu", seed=seed) for seed in (3, 3, 4))
     assert told(first.history) == told(again.history)
-    assert first.scores == again.scores
+    assert first.metrics == again.metrics
     for name in ("teacher", "assistant", "student"):
         assert same(first.nets[name].module.state_dict(), again.nets[name].module.state_dict())
         assert not same(first.nets[name].module.state_dict(), other.nets[name].module.state_dict())
@@ -131,13 +131,13 @@ def test_an_epoch_does_not_depend_on_what_a_watcher_is_shown():
 
         @hookimpl
         def run_ended(self, event: Any) -> None:
-            if isinstance(event.scores, dict):
-                event.scores.clear()
+            if isinstance(event.metrics, dict):
+                event.metrics.clear()
 
     plain = kdkit.run(three, device="cpu")
     watched = kdkit.run(three, device="cpu", callbacks=[Meddler()])
     assert told(plain.history) == told(watched.history)
-    assert plain.scores == watched.scores
+    assert plain.metrics == watched.metrics
     assert same(plain.student.module.state_dict(), watched.student.module.state_dict())
 
 
@@ -172,7 +172,7 @@ def test_the_net_trained_in_one_stage_is_the_object_that_teaches_in_the_next():
         return nn.functional.mse_loss(student_out, target)
 
     recipe = Recipe(
-        data=data(), schedule=Sequential(teacher, student, truth=truth(), guide=watching, training=training())
+        data=data(), schedule=Sequential(teacher, student, truth=truth(), kd_loss=watching, training=training())
     )
     before = copied(teacher.module)
     result = kdkit.run(recipe, device="cpu")
@@ -191,7 +191,7 @@ def test_a_teachers_buffers_and_modes_are_left_alone_while_it_teaches():
     before = copied(teacher.module)
     recipe = Recipe(
         data=data(),
-        schedule=Parallel(teacher, Net("student", Small(4)), truth=truth(), guide=SoftTargets(), training=training()),
+        schedule=Parallel(teacher, Net("student", Small(4)), truth=truth(), kd_loss=SoftTargets(), training=training()),
     )
     kdkit.run(recipe, device="cpu")
     assert same(before, teacher.module.state_dict())
@@ -224,8 +224,8 @@ def test_hooks_are_gone_after_a_run_and_after_an_error():
 def test_a_level_has_its_own_training_shares_and_balance():
     def recipe() -> Recipe:
         nets = Net("teacher", Small(8)), Net("assistant", Small(6)), Net("student", Small(4))
-        level = Level(nets[2], training=training(epochs=1), shares=(0.75, 0.25), balance=0.2)
-        how = {"truth": truth(), "guide": SoftTargets(), "training": training(epochs=2)}
+        level = Level(nets[2], training=training(epochs=1), teacher_weights=(0.75, 0.25), label_weight=0.2)
+        how = {"truth": truth(), "kd_loss": SoftTargets(), "training": training(epochs=2)}
         return Recipe(data=data(), schedule=MultiLevel(nets[0], nets[1], level, **how))
 
     listener = Listener()
@@ -299,7 +299,7 @@ class Snapshots:
 def test_the_best_or_the_last_epoch_is_kept(keep, kept):
     net = Net("student", Small(4))
     snapshots = Snapshots(net.module)
-    recipe = alone(net, epochs=4, keep=keep, scores=(Listed(CHECK, 0.1, 0.9, 0.2, 0.9),))
+    recipe = alone(net, epochs=4, keep=keep, metrics=(Listed(CHECK, 0.1, 0.9, 0.2, 0.9),))
     result = kdkit.run(recipe, device="cpu", callbacks=[snapshots])
     assert same(net.module.state_dict(), snapshots.seen[kept])
     assert sum(same(net.module.state_dict(), each) for each in snapshots.seen) == 1
@@ -310,7 +310,7 @@ def test_the_best_or_the_last_epoch_is_kept(keep, kept):
 def test_the_score_named_by_decides():
     net = Net("student", Small(4))
     snapshots = Snapshots(net.module)
-    recipe = alone(net, epochs=3, by="listed", scores=(kdkit.metrics.Accuracy(), Listed(CHECK, 0.1, 0.2, 0.0)))
+    recipe = alone(net, epochs=3, monitor="listed", metrics=(kdkit.metrics.Accuracy(), Listed(CHECK, 0.1, 0.2, 0.0)))
     kdkit.run(recipe, device="cpu", callbacks=[snapshots])
     assert same(net.module.state_dict(), snapshots.seen[1])
 
@@ -318,7 +318,7 @@ def test_the_score_named_by_decides():
 def test_an_epoch_without_a_score_gives_way_to_one_that_has_one():
     net = Net("student", Small(4))
     snapshots = Snapshots(net.module)
-    recipe = alone(net, epochs=3, scores=(Listed(CHECK, math.nan, 0.5, math.nan),))
+    recipe = alone(net, epochs=3, metrics=(Listed(CHECK, math.nan, 0.5, math.nan),))
     kdkit.run(recipe, device="cpu", callbacks=[snapshots])
     assert same(net.module.state_dict(), snapshots.seen[1])
 
@@ -332,7 +332,7 @@ def test_two_micro_batches_of_eight_are_one_batch_of_sixteen():
 
     def recipe(size: int, accumulate: int) -> Recipe:
         net = Net("student", copy.deepcopy(start))
-        return alone(net, epochs=3, batch_size=size, accumulate=accumulate, optimizer=Optimizer(SGD, lr=0.1))
+        return alone(net, epochs=3, batch_size=size, accumulate_steps=accumulate, optimizer=Optimizer(SGD, lr=0.1))
 
     whole, parts = weights(recipe(16, 1))["student"], weights(recipe(8, 2))["student"]
     assert not same(whole, start.state_dict())
@@ -347,7 +347,7 @@ def test_the_last_group_of_micro_batches_may_be_short():
 
     def recipe(size: int, accumulate: int) -> Recipe:
         net = Net("student", copy.deepcopy(start))
-        how = {"batch_size": size, "accumulate": accumulate, "optimizer": Optimizer(SGD, lr=0.1)}
+        how = {"batch_size": size, "accumulate_steps": accumulate, "optimizer": Optimizer(SGD, lr=0.1)}
         return alone(net, given=given, epochs=1, **how)
 
     whole, parts = weights(recipe(16, 1))["student"], weights(recipe(8, 2))["student"]
@@ -360,7 +360,9 @@ def test_clip_limits_how_far_an_update_goes():
 
     def moved(clip: float | None) -> float:
         net = Net("student", copy.deepcopy(start))
-        kdkit.run(alone(net, epochs=1, batch_size=32, clip=clip, optimizer=Optimizer(SGD, lr=1.0)), device="cpu")
+        kdkit.run(
+            alone(net, epochs=1, batch_size=32, max_grad_norm=clip, optimizer=Optimizer(SGD, lr=1.0)), device="cpu"
+        )
         pairs = zip(net.module.parameters(), start.parameters(), strict=True)
         return float(sum((after - before).detach().square().sum() for after, before in pairs) ** 0.5)
 
@@ -372,12 +374,12 @@ def test_the_average_of_the_weights_is_what_is_judged_and_kept():
     start, said = Small(4, dropout=0.0), []
 
     class Kept(Listed):
-        def score(self, test: Any) -> MetricResult:
+        def compute(self, test: Any) -> MetricResult:
             said.append(test.outputs.copy())
             return MetricResult(value=float(len(said)))
 
     def recipe(average: AverageWeights | None) -> Recipe:
-        return alone(Net("student", copy.deepcopy(start)), epochs=2, average=average, scores=(Kept(),))
+        return alone(Net("student", copy.deepcopy(start)), epochs=2, ema=average, metrics=(Kept(),))
 
     plain = kdkit.run(recipe(None), device="cpu").student.module
     said.clear()
@@ -396,7 +398,7 @@ def test_the_average_is_that_of_torch():
     net = Net("student", copy.deepcopy(start))
     given = TorchData(inputs, samples(24, 1), classes=("a", "b", "c"))
     how = {"epochs": 3, "batch_size": 32, "optimizer": Optimizer(SGD, lr=0.1), "keep": "last"}
-    kdkit.run(alone(net, given=given, average=AverageWeights(decay=0.5), **how), device="cpu")
+    kdkit.run(alone(net, given=given, ema=AverageWeights(decay=0.5), **how), device="cpu")
     module, expected = copy.deepcopy(start), None
     optimizer = SGD(module.parameters(), lr=0.1)
     for _ in range(3):
@@ -413,16 +415,18 @@ def test_half_precision_trains_on_cpu(precision):
     teacher, student = Net("teacher", Small(8)), Net("student", Small(4))
     kinds = []
 
-    def guide(student: Tensor, target: Tensor) -> Tensor:
+    def kd_loss(student: Tensor, target: Tensor) -> Tensor:
         kinds.append((student.dtype, target.dtype))
         return nn.functional.mse_loss(student, target)
 
-    schedule = Sequential(teacher, student, truth=truth(), guide=guide, training=training(epochs=12, clip=1.0))
+    schedule = Sequential(
+        teacher, student, truth=truth(), kd_loss=kd_loss, training=training(epochs=12, max_grad_norm=1.0)
+    )
     result = kdkit.run(Recipe(data=data(), schedule=schedule), device="cpu", precision=precision)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     assert kinds[-1] == (half, half)
     assert student.module.head.weight.dtype == torch.float32
-    assert result.scores["student"]["accuracy"].value > 0.5
+    assert result.metrics["student"]["accuracy"].value > 0.5
     first, last = (result.history["student"][index]["terms"]["truth"] for index in (0, -1))
     assert last < first
 
@@ -526,7 +530,7 @@ def test_a_loss_that_is_no_number_any_more_stops_the_run_and_says_where():
 def test_a_learning_rate_by_epoch_changes_after_epochs():
     listener = Listener()
     rate = LRSchedule(MultiStepLR, milestones=[2, 3], gamma=0.1)
-    kdkit.run(alone(epochs=4, learning_rate=rate), device="cpu", callbacks=[listener])
+    kdkit.run(alone(epochs=4, lr_schedule=rate), device="cpu", callbacks=[listener])
     assert [epoch.learning_rate for epoch in listener.epochs] == pytest.approx([0.1, 0.01, 0.001, 0.001])
 
 
@@ -538,8 +542,8 @@ def test_a_learning_rate_by_update_changes_after_updates():
             rates.append(self.param_groups[0]["lr"])
             return super().step(*args, **kwargs)
 
-    rate = LRSchedule(OneCycleLR, each="update", max_lr=0.5)
-    recipe = alone(epochs=3, learning_rate=rate, optimizer=Optimizer(Noting, lr=0.1, momentum=0.9))
+    rate = LRSchedule(OneCycleLR, interval="update", max_lr=0.5)
+    recipe = alone(epochs=3, lr_schedule=rate, optimizer=Optimizer(Noting, lr=0.1, momentum=0.9))
     kdkit.run(recipe, device="cpu")
     module = nn.Linear(1, 1)
     expected = SGD(module.parameters(), lr=0.1, momentum=0.9)
@@ -555,8 +559,8 @@ def test_a_learning_rate_by_update_changes_after_updates():
 @pytest.mark.parametrize("each", ["epoch", "update"])
 def test_timms_cosine_goes_from_the_rate_to_almost_nothing(each):
     listener = Listener()
-    rate = LRSchedule("cosine", each=each)
-    kdkit.run(alone(epochs=4, learning_rate=rate), device="cpu", callbacks=[listener])
+    rate = LRSchedule("cosine", interval=each)
+    kdkit.run(alone(epochs=4, lr_schedule=rate), device="cpu", callbacks=[listener])
     rates = [epoch.learning_rate for epoch in listener.epochs]
     wanted = [0.05 * (1 + math.cos(math.pi * epoch / 4)) for epoch in (1, 2, 3)]
     assert rates[:3] == pytest.approx(wanted, abs=1e-6)
@@ -582,7 +586,7 @@ def test_a_learning_rate_that_cannot_work_is_refused_before_the_first_step(rate)
     make, options = rate
     with pytest.raises(KdkitError, match=r"plateau|cosinee|MultiStepLR|OneCycleLR"):
         kdkit.run(
-            lambda: three(Sequential, training=training(learning_rate=LRSchedule(make, **options))),
+            lambda: three(Sequential, training=training(lr_schedule=LRSchedule(make, **options))),
             device="cpu",
             callbacks=[listener],
         )
@@ -625,7 +629,7 @@ def test_options_are_given_once():
 
 def test_a_run_folder_may_be_named_by_a_string(tmp_path):
     result = kdkit.run(alone(), device="cpu", out=str(tmp_path / "run"))
-    assert (tmp_path / "run" / "scores.json").exists()
+    assert (tmp_path / "run" / "metrics.json").exists()
     assert result.folder == tmp_path / "run"
 
 
@@ -683,8 +687,8 @@ def test_a_loader_of_ones_own_keeps_its_order_and_size():
     listener = Listener()
     result = kdkit.run(alone(given=given, objective=Truth(noting), epochs=6), device="cpu", callbacks=[listener])
     assert sizes[-3:] == [12, 12, 6]
-    assert result.reported_on == "select"
-    assert result.scores["student"]["accuracy"].value > 0.5
+    assert result.reported_on == "validation"
+    assert result.metrics["student"]["accuracy"].value > 0.5
     assert any("randomness" in notice for notice in listener.runs[0].notices)
 
 

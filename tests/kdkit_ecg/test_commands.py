@@ -23,7 +23,7 @@ def test_folds_are_written_and_a_run_names_them(tree, tmp_path, capsys):
     assert "all: 4 + 4 + 4 = 12" in capsys.readouterr().out
     assert Folds.read(out).k == 3
     data = Challenge2020(tree, folds=out, fold=2, length=64)
-    assert [len(split) for split in (data.train, data.select, data.test)] == [4, 4, 4]
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [4, 4, 4]
 
 
 def test_records_that_have_a_fold_stay_where_they_are(tree, tmp_path):

@@ -26,9 +26,9 @@ def written(folder, case):
 
 
 def test_every_valid_header_is_read_with_its_values(cases, tmp_path):
-    valid = [case for case in cases if case["verdict"] == "valid"]
-    assert len(valid) == 42
-    for case in valid:
+    validation = [case for case in cases if case["verdict"] == "valid"]
+    assert len(validation) == 42
+    for case in validation:
         agree(read_header(written(tmp_path, case)), case["expected"], case["case"])
 
 
@@ -72,8 +72,8 @@ def agree(header, expected, case):
     assert np.allclose(person_vector(header.age, header.sex), expected["age_sex_vector"]), case
     for year in (2020, 2021):
         classes = scored_classes(year)
-        scored = {classes.codes[column] for column in np.flatnonzero(classes.row(header.codes))}
-        assert scored == {codes.split("|")[0] for codes in expected[f"scored_{year}"]}, case
+        compute_metrics = {classes.codes[column] for column in np.flatnonzero(classes.row(header.codes))}
+        assert compute_metrics == {codes.split("|")[0] for codes in expected[f"scored_{year}"]}, case
 
 
 @pytest.mark.parametrize(

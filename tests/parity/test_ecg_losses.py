@@ -146,6 +146,6 @@ def test_a_class_is_given_above_its_threshold_or_where_it_is_the_highest(shared,
     outputs = torch.logit(torch.from_numpy(probabilities)).numpy()
     said = Predictions(labels=labels, outputs=outputs, classes=scored_classes(2020).names)
     fixed = FixedThresholds(tuple(torch.logit(torch.from_numpy(thresholds)).tolist()))
-    value = ChallengeMetric(2020, add_highest=True, thresholds_by=fixed).fit(said).score(said).value
+    value = ChallengeMetric(2020, add_highest=True, thresholds_by=fixed).fit(said).compute(said).value
     # Where saying "normal" of all is as good as the truth, the 2020 scorer gives NaN; that of 2021, like ours, 0
     assert value == pytest.approx(entry["metric"] or 0.0, rel=1e-9)

@@ -25,7 +25,7 @@ def lrhnet():
         patch.setattr(protocol, "TRAIN", 24)
         few = (
             protocol.Step("budget", "alone", [{"epochs": 1}, {"epochs": 2}]),
-            protocol.Step("loss", "kd", [{"guide": "softmax-2"}, {"guide": "per-label-1"}]),
+            protocol.Step("loss", "kd", [{"kd_loss": "softmax-2"}, {"kd_loss": "per-label-1"}]),
         )
         patch.setattr(tuning, "steps", lambda data: few)
         patch.setitem(protocol.CHOSEN, "simulated", protocol.Protocol(1, "light", "per-label-1", 0.5))
@@ -67,7 +67,7 @@ def test_tuning_asks_no_net_about_a_test_record(tuned):
     runs = [file.parent for file in folder.glob("*/run.json")]
     assert len(runs) >= 16  # two budgets and two losses, two leads and two seeds, and their teachers
     for run in runs:
-        assert json.loads((run / "scores.json").read_text())["reported_on"] == "select"
+        assert json.loads((run / "metrics.json").read_text())["reported_on"] == "validation"
         assert not list(run.rglob("predictions-*-test.safetensors"))
 
 
@@ -79,8 +79,8 @@ def test_each_step_of_the_tuning_takes_the_best_mean(tuned):
         for step in ("budget", "loss")
     }
     assert {each["epochs"] for each in table if each["step"] == "loss"} == {best["budget"]["epochs"]}
-    assert f"guide='{best['loss']['guide']}'" in said
-    assert f"guide {best['loss']['guide']}" in (folder / "tuning.md").read_text()
+    assert f"kd_loss='{best['loss']['kd_loss']}'" in said
+    assert f"kd_loss {best['loss']['kd_loss']}" in (folder / "tuning.md").read_text()
 
 
 def test_every_row_is_asked_from_every_seed_by_the_protocol_chosen(asked, lrhnet):
@@ -95,7 +95,7 @@ def test_every_row_is_asked_from_every_seed_by_the_protocol_chosen(asked, lrhnet
 
 def test_differences_are_those_of_the_scores_pair_by_pair(asked):
     folder, _ = asked
-    scores = {
+    metrics = {
         (each["model"], each["leads"], each["score"], each["seed"]): float(each["value"])
         for each in lines(folder / "scores.csv")
     }
@@ -103,8 +103,8 @@ def test_differences_are_those_of_the_scores_pair_by_pair(asked):
     assert len(found) == 3 * 2 * 5  # scores, leads, pairs of rows
     for each in found:
         pairs = [
-            scores[each["model"], each["leads"], each["score"], seed]
-            - scores[each["against"], each["leads"], each["score"], seed]
+            metrics[each["model"], each["leads"], each["score"], seed]
+            - metrics[each["against"], each["leads"], each["score"], seed]
             for seed in ("7", "8")
         ]
         assert float(each["difference"]) == pytest.approx(sum(pairs) / 2, abs=2e-4)

@@ -225,7 +225,7 @@ class Told:
     def __init__(self, figures):
         self.figures = figures
 
-    def scores(self, name):
+    def metrics(self, name):
         return {"net": {"macro_f1": MetricResult(value=self.figures[name])}}
 
 

@@ -37,7 +37,7 @@ def check(recipe: Recipe, device: torch.device | str = "cpu", precision: Precisi
             rehearsal = Rehearsal(stage, facts, batch, precision)
             found, shown = rehearsal.problems, tuple(rehearsal.comparisons)
             if not found and rehearsal.lesson is not None:
-                found = [*tried(stage.training, rehearsal.lesson, rehearsal.respondents, batch, precision)]
+                found = [*tried(stage.training, rehearsal.lesson, rehearsal.sessions, batch, precision)]
             rehearsal.close()
             foreign.update(rehearsal.foreign)
         problems += [f"stage {stage.name!r}: {problem}" for problem in found]

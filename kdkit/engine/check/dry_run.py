@@ -22,10 +22,10 @@ from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
 from kdkit.recipe.balancing import WeightedSum
 from kdkit.recipe.objective import Match
-from kdkit.recipe.recipe import Stage, asked_for
+from kdkit.recipe.recipe import Stage, teachers_of
 from kdkit.recipe.training import Training
-from kdkit.teachers import Peer, TeacherOutput, Teachers, TeacherSession, ask, opened, require_output
-from kdkit.teachers.base import Source
+from kdkit.teachers import Peer, TeacherOutput, Teachers, TeacherSession, ask, open_teacher, require_output
+from kdkit.teachers.base import Teacher
 from kdkit.utils.devices import Precision, autocast
 from kdkit.utils.modules import preserve_buffers
 
@@ -33,7 +33,7 @@ from kdkit.utils.modules import preserve_buffers
 def tried(
     training: Training,
     lesson: DistillationModule,
-    respondents: Mapping[str, TeacherSession],
+    sessions: Mapping[str, TeacherSession],
     batch: Batch,
     precision: Precision = "fp32",
 ) -> Iterator[str]:
@@ -41,12 +41,12 @@ def tried(
 
     The optimizer is made too where it has to train a part of the balancer, which its groups may have left out.
     """
-    if type(training.balance) is WeightedSum:
+    if type(training.balancing) is WeightedSum:
         return
     try:
         with _unchanged_lesson(lesson):
             with autocast(precision, batch.labels.device):
-                terms = lesson(batch, ask(respondents, batch))
+                terms = lesson(batch, ask(sessions, batch))
             balancer = balancer_of(training, lesson)
             balancer(terms, dict.fromkeys(terms, 1.0), _as_it_is)
             learned = [*learned_by(balancer)]
@@ -55,7 +55,7 @@ def tried(
     except KdkitError as error:
         yield str(error)
     except Exception as error:  # a stranger's balancer may raise anything
-        yield f"{training.balance!r} cannot balance this stage: {type(error).__name__}: {error}"
+        yield f"{training.balancing!r} cannot balance this stage: {type(error).__name__}: {error}"
 
 
 def _named(lesson: DistillationModule) -> Iterator[tuple[str, nn.Parameter]]:
@@ -82,7 +82,7 @@ def _unchanged_lesson(lesson: DistillationModule) -> Iterator[None]:
         try:
             yield
         finally:
-            lesson.listening.clear()
+            lesson.open_taps.clear()
             for parameter, gradient in gradients:
                 parameter.grad = gradient
             for module, training in modes.items():
@@ -102,11 +102,11 @@ class Rehearsal:
         self.problems: list[str] = []
         self.comparisons: list[TermSummary] = []
         self.foreign: list[Net[Any]] = []
-        self.respondents: dict[str, TeacherSession] = {}
+        self.sessions: dict[str, TeacherSession] = {}
         self.lesson: DistillationModule | None = None
         try:
-            for source, taps in stage.sources.items():
-                self.respondents[source.name] = opened(source, taps, facts)
+            for teacher, taps in stage.teachers.items():
+                self.sessions[teacher.name] = open_teacher(teacher, taps, facts)
             self.lesson = DistillationModule(stage, facts).to(batch.labels.device)
             with _unchanged(self.lesson), autocast(precision, batch.labels.device):
                 self._run(self.lesson, facts, batch)
@@ -120,18 +120,18 @@ class Rehearsal:
         """Take every tap away and give the teachers their modes back."""
         if self.lesson is not None:
             self.lesson.close()
-        for each in self.respondents.values():
+        for each in self.sessions.values():
             each.close()
 
     def _run(self, lesson: DistillationModule, facts: BuildContext, batch: Batch) -> None:
-        answers = {source.name: self._answer(source, batch) for source in self.stage.sources}
+        teacher_outputs = {teacher.name: self._answer(teacher, batch) for teacher in self.stage.teachers}
         outputs = {net.name: self._output(net, batch) for net in lesson.students}
-        lesson.listening.keep_copies()
+        lesson.open_taps.copy_if_modified()
         for net in (each for each in lesson.students if outputs[each.name] is not None):  # else a problem already
             modules = set(net.network.modules())
-            self._silent(net.name, [tap for tap in lesson.listening.silent() if tap.module in modules])
-        complete = {name: answer for name, answer in answers.items() if answer is not None}
-        if self.problems or len(complete) < len(answers) or any(output is None for output in outputs.values()):
+            self._silent(net.name, [tap for tap in lesson.open_taps.unfired() if tap.module in modules])
+        complete = {name: answer for name, answer in teacher_outputs.items() if answer is not None}
+        if self.problems or len(complete) < len(teacher_outputs) or any(output is None for output in outputs.values()):
             return
         for net in lesson.students:
             self._classes(net, outputs[net.name], facts)
@@ -139,33 +139,33 @@ class Rehearsal:
             with torch.no_grad():
                 self._classes(net, self._output(net, batch), facts)
         for match in self.stage.matches:
-            for source in asked_for(match) if match.student is None and match.target is None else ():
-                if isinstance(source, Net):
-                    self._classes(source, complete[source.name].output, facts)
-        for source in self.stage.sources:
-            if isinstance(source, Net) and not _can_be_scored(source, complete[source.name].output, batch, facts):
-                self.foreign.append(source)
+            for teacher in teachers_of(match) if match.student is None and match.target is None else ():
+                if isinstance(teacher, Net):
+                    self._classes(teacher, complete[teacher.name].output, facts)
+        for teacher in self.stage.teachers:
+            if isinstance(teacher, Net) and not _can_be_scored(teacher, complete[teacher.name].output, batch, facts):
+                self.foreign.append(teacher)
         lesson.train()
-        lesson.listening.clear()
-        teachers = {source.name: getattr(source, "module", None) for source in self.stage.sources}
+        lesson.open_taps.clear()
+        teachers = {teacher.name: getattr(teacher, "module", None) for teacher in self.stage.teachers}
         self.problems += build_losses(lesson, batch, complete, facts, teachers)
         self.problems += _trained_teachers(lesson, teachers)
         if not self.problems:
             self._compare(lesson, batch, complete)
 
-    def _answer(self, source: Source, batch: Batch) -> TeacherOutput | None:
-        each = self.respondents[source.name]
+    def _answer(self, teacher: Teacher, batch: Batch) -> TeacherOutput | None:
+        each = self.sessions[teacher.name]
         try:
-            self._silent(source.name, each.rehearse(batch))
+            self._silent(teacher.name, each.dry_run(batch))
             if self.problems:
                 return None
             answer = each.ask(batch)
-            require_output(source.name, answer, batch, self.stage.sources[source])
+            require_output(teacher.name, answer, batch, self.stage.teachers[teacher])
             return answer
         except KdkitError as error:
             self.problems.append(str(error))
         except Exception as error:
-            self.problems.append(_cannot_take(source, batch, error))
+            self.problems.append(_cannot_take(teacher, batch, error))
         return None
 
     def _output(self, net: Net[Any], batch: Batch) -> Tensor | None:
@@ -193,8 +193,8 @@ class Rehearsal:
                 "give it as many outputs, or say which classes they are with Net(..., classes=...)"
             )
 
-    def _compare(self, lesson: DistillationModule, batch: Batch, answers: Mapping[str, TeacherOutput]) -> None:
-        heard = lesson.heard(batch, answers)
+    def _compare(self, lesson: DistillationModule, batch: Batch, teacher_outputs: Mapping[str, TeacherOutput]) -> None:
+        heard = lesson.heard(batch, teacher_outputs)
         for line in lesson.lines:
             given = lesson.compared(line, batch, heard)
             problem = problem_of(line, given, lesson.asked(line, given))
@@ -236,16 +236,16 @@ def _unchanged(lesson: DistillationModule) -> Iterator[None]:
                 module.training = training
 
 
-def _cannot_take(source: Source, batch: Batch, error: Exception) -> str:
+def _cannot_take(teacher: Teacher, batch: Batch, error: Exception) -> str:
     said = f"{type(error).__name__}: {first_line(error)}"
-    if not isinstance(source, Net):
-        return f"{source.name!r} cannot answer a batch: {said}"
+    if not isinstance(teacher, Net):
+        return f"{teacher.name!r} cannot answer a batch: {said}"
     try:
-        args, kwargs = source.view(batch)
+        args, kwargs = teacher.view(batch)
     except Exception:  # the view itself, which may be a stranger's
-        return f"net {source.name!r} cannot be shown a batch by {source.view!r}: {said}"
+        return f"net {teacher.name!r} cannot be shown a batch by {teacher.view!r}: {said}"
     shown = ", ".join(str(tuple(each.shape)) for each in (*args, *kwargs.values()) if isinstance(each, Tensor))
-    return f"net {source.name!r} cannot take what it sees ({shown}): {said}"
+    return f"net {teacher.name!r} cannot take what it sees ({shown}): {said}"
 
 
 def problem_of(line: BoundTerm, given: TermInputs, asked: Mapping[str, Any]) -> str | None:
@@ -285,12 +285,12 @@ def problem_of(line: BoundTerm, given: TermInputs, asked: Mapping[str, Any]) -> 
 
 def _of_panel(line: BoundTerm) -> bool:
     term = line.weighted.term
-    return isinstance(term, Match) and isinstance(term.source, Teachers)
+    return isinstance(term, Match) and isinstance(term.teacher, Teachers)
 
 
 def _of_itself(line: BoundTerm) -> bool:
     term = line.weighted.term
-    return isinstance(term, Match) and isinstance(term.source, Peer) and term.source.net is line.student_net
+    return isinstance(term, Match) and isinstance(term.teacher, Peer) and term.teacher.net is line.student_net
 
 
 def _moves(value: Tensor, student: Sided) -> bool:

@@ -26,7 +26,7 @@ class TermSummary:
     loss: str
     weight: tuple[float, float]
     student_net: str
-    source: str | None
+    teacher: str | None
     student: str
     target: str
     parameters: int
@@ -67,11 +67,11 @@ def compared(line: BoundTerm, given: TermInputs) -> TermSummary:
         loss=_said(line.loss),
         weight=(line.weighted.weight(0.0), line.weighted.weight(1.0)),
         student_net=line.student_net.name,
-        source=None if match is None else match.source.name,
+        teacher=None if match is None else match.teacher.name,
         student=_side(None if match is None else match.student, given.student, [line.student_net]),
         target=f"labels {_shape(given.labels)}"
         if match is None or given.target is None
-        else _side(match.target, given.target, _nets(match.source)),
+        else _side(match.target, given.target, _nets(match.teacher)),
         parameters=sum(parameter.numel() for parameter in trained),
     )
 
@@ -83,11 +83,11 @@ def _side(taps: Any, value: Sided, nets: Sequence[Net[Any]]) -> str:
     return f"{', '.join(_where(tap, nets) for tap in taps_of(taps))} {_shape(value)}"
 
 
-def _nets(source: Any) -> tuple[Net[Any], ...]:
+def _nets(teacher: Any) -> tuple[Net[Any], ...]:
     """Return the nets whose layers may be tapped for a source: itself, its members, or the one it is made of."""
-    if isinstance(source, Teachers):
-        return source.members
-    net = source if isinstance(source, Net) else getattr(source, "net", None)
+    if isinstance(teacher, Teachers):
+        return teacher.members
+    net = teacher if isinstance(teacher, Net) else getattr(teacher, "net", None)
     return (net,) if isinstance(net, Net) else ()
 
 

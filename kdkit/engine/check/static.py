@@ -22,9 +22,9 @@ from kdkit.teachers import Ema, Past, Peer, Teachers
 def require_uncompiled(stages: Iterable[Stage]) -> None:
     """Raise RecipeError for a balance that a compiled lesson cannot serve: it has one backward pass for all terms."""
     for stage in stages:
-        if getattr(stage.training.balance, "each_gradient", False):
+        if getattr(stage.training.balancing, "each_gradient", False):
             raise RecipeError(
-                f"stage {stage.name!r}: {type(stage.training.balance).__name__} differentiates each term apart, which "
+                f"stage {stage.name!r}: {type(stage.training.balancing).__name__} differentiates each term apart, which "
                 "a compiled lesson does not allow; run without compile, or balance by WeightedSum or "
                 "UncertaintyWeighting"
             )
@@ -44,19 +44,19 @@ def _across_stages(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[str]:
         if count > 1:
             yield f"{count} stages are called {name!r}; give each a name of its own: Stage(..., name=...)"
     trained: set[Net[Any]] = {net for net in nets_of(stages) if net.trained}
-    scores = [score.name for score in recipe.scores]
+    metrics = [score.name for score in recipe.metrics]
     for stage in stages:
-        for source in stage.sources:
-            if isinstance(source, Net) and source not in trained and source not in stage.objectives:
+        for teacher in stage.teachers:
+            if isinstance(teacher, Net) and teacher not in trained and teacher not in stage.objectives:
                 yield (
-                    f"stage {stage.name!r}: net {source.name!r} teaches but is neither trained in an earlier stage nor "
+                    f"stage {stage.name!r}: net {teacher.name!r} teaches but is neither trained in an earlier stage nor "
                     "given weights; pass Net(..., weights=FILE), or trained=True if its module is as it should be"
                 )
         trained |= set(stage.objectives)
-        if stage.training.by is not None and stage.training.by not in scores:
+        if stage.training.monitor is not None and stage.training.monitor not in metrics:
             yield (
-                f"stage {stage.name!r}: {stage.training.by!r} is not among the recipe's scores; "
-                f"{did_you_mean(stage.training.by, scores)}"
+                f"stage {stage.name!r}: {stage.training.monitor!r} is not among the recipe's scores; "
+                f"{did_you_mean(stage.training.monitor, metrics)}"
             )
     yield from _used_twice(stages)
 
@@ -67,7 +67,7 @@ def _same_names(stages: Sequence[Stage]) -> Iterator[str]:
         if count > 1:
             yield f"{count} nets are called {name!r}; give each a name of its own"
     for stage in stages:
-        matched = {*nets_of([stage]), *(match.source for match in stage.matches)}
+        matched = {*nets_of([stage]), *(match.teacher for match in stage.matches)}
         for name, count in Counter(each.name for each in matched).items():
             if count > 1 and any(each.name == name and not isinstance(each, Net) for each in matched):
                 yield (
@@ -84,11 +84,11 @@ def _scores(recipe: Recipe) -> Iterator[str]:
     right = np.arange(len(outputs)) % len(classes)
     labels: NDArray[Any] = right if recipe.data.task == "multiclass" else np.eye(len(classes))[right]
     said = Predictions(labels=labels, outputs=outputs, classes=classes)
-    for score in recipe.scores:
+    for score in recipe.metrics:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # made-up answers may be odd ones
-                score.fit(said).score(said)
+                score.fit(said).compute(said)
         except KdkitError as error:
             yield f"score {score.name!r}: {error}"
         except Exception as error:  # a stranger's score may raise anything
@@ -96,9 +96,9 @@ def _scores(recipe: Recipe) -> Iterator[str]:
 
 
 def _answers(recipe: Recipe) -> Iterator[str]:
-    if recipe.answers.top is not None and recipe.data.task != "multiclass":
+    if recipe.teacher_cache.top is not None and recipe.data.task != "multiclass":
         yield (
-            f"answers are cut to their {recipe.answers.top} largest outputs where labels are one class per sample, and "
+            f"answers are cut to their {recipe.teacher_cache.top} largest outputs where labels are one class per sample, and "
             f"this data is {recipe.data.task}; leave out Answers(top=...)"
         )
 
@@ -152,8 +152,8 @@ def _training(stage: Stage) -> Iterator[str]:
     ]
     try:
         optimizer = training.optimizer.build(named)
-        if training.learning_rate is not None:
-            training.learning_rate.build(optimizer, epochs=training.epochs, updates=training.epochs)
+        if training.lr_schedule is not None:
+            training.lr_schedule.build(optimizer, epochs=training.epochs, updates=training.epochs)
     except KdkitError as error:
         yield str(error)
 
@@ -166,45 +166,45 @@ def term_problems(net: Net[Any], term: Term, stage: Stage, facts: BuildContext) 
 
 
 def _match(net: Net[Any], match: Match, stage: Stage, facts: BuildContext) -> Iterator[str]:
-    source = match.source
-    if source is net or source in stage.objectives:
+    teacher = match.teacher
+    if teacher is net or teacher in stage.objectives:
         yield (
-            f"net {source.name!r} is in training in this stage, so it cannot be matched as a frozen teacher; match "
+            f"net {teacher.name!r} is in training in this stage, so it cannot be matched as a frozen teacher; match "
             f"what it says at this step, Peer(net), what it said in its last epoch, Past(net), or its average, Ema(net)"
         )
-    for member in source.members if isinstance(source, Teachers) else ():
+    for member in teacher.members if isinstance(teacher, Teachers) else ():
         if member in stage.objectives:
             yield (
                 f"net {member.name!r} is in training in this stage, so it has no place in a Panel of frozen teachers; "
                 "match Peer(net) in a term of its own"
             )
-    if isinstance(source, Past | Ema | Peer) and source.net not in stage.objectives:
+    if isinstance(teacher, Past | Ema | Peer) and teacher.net not in stage.objectives:
         yield (
-            f"{source.name!r} is of a net that is not trained in this stage; match the net itself, or train it here too"
+            f"{teacher.name!r} is of a net that is not trained in this stage; match the net itself, or train it here too"
         )
-    if isinstance(source, Past) and source.net is not net:
-        yield f"{source.name!r} can be matched by net {source.net.name!r} alone; match Peer(net) or Ema(net) instead"
-    if isinstance(source, Past) and not facts.ids:
-        yield f"{source.name!r} needs sample ids, and a DataLoader of your own has none; pass its Dataset instead"
+    if isinstance(teacher, Past) and teacher.net is not net:
+        yield f"{teacher.name!r} can be matched by net {teacher.net.name!r} alone; match Peer(net) or Ema(net) instead"
+    if isinstance(teacher, Past) and not facts.ids:
+        yield f"{teacher.name!r} needs sample ids, and a DataLoader of your own has none; pass its Dataset instead"
     yield from _target_taps(match)
     for tap in taps_of(match.student):
         yield from _belongs(tap.module, net, "student")
 
 
 def _target_taps(match: Match) -> Iterator[str]:
-    taps, source = taps_of(match.target), match.source
-    if isinstance(source, Past) and taps:
-        yield f"{source.name!r} remembers outputs only; match it without target=..."
-    elif isinstance(source, Net):
+    taps, teacher = taps_of(match.target), match.teacher
+    if isinstance(teacher, Past) and taps:
+        yield f"{teacher.name!r} remembers outputs only; match it without target=..."
+    elif isinstance(teacher, Net):
         for tap in taps:
-            yield from _belongs(tap.module, source, "target")
-    elif isinstance(source, Ema | Peer):
+            yield from _belongs(tap.module, teacher, "target")
+    elif isinstance(teacher, Ema | Peer):
         for tap in taps:
-            yield from _belongs(tap.module, source.net, "target")
-    elif isinstance(source, Teachers) and taps:
-        if len(taps) != len(source.members):
-            yield f"a Panel of {len(source.members)} nets takes as many taps as target, one of each; got {len(taps)}"
-        for tap, member in zip(taps, source.members, strict=False):
+            yield from _belongs(tap.module, teacher.net, "target")
+    elif isinstance(teacher, Teachers) and taps:
+        if len(taps) != len(teacher.members):
+            yield f"a Panel of {len(teacher.members)} nets takes as many taps as target, one of each; got {len(taps)}"
+        for tap, member in zip(taps, teacher.members, strict=False):
             yield from _belongs(tap.module, member, "target")
 
 

@@ -21,14 +21,14 @@ def read_reported(folder: Path, net: str) -> Reported:
     """Return what a run folder holds of a net. Raises RunFolderError where it is none, or does not know the net."""
     run = _run(folder)
     stages: dict[str, Path] = {}  # a net that was trained in several stages is as the last one left it
-    for file in sorted(folder.glob("*/predictions-*-select.safetensors"), key=_number):
-        stages[file.name.removeprefix("predictions-").removesuffix("-select.safetensors")] = file.parent
+    for file in sorted(folder.glob("*/predictions-*-validation.safetensors"), key=_number):
+        stages[file.name.removeprefix("predictions-").removesuffix("-validation.safetensors")] = file.parent
     if net not in stages:
         raise RunFolderError(f"{folder} holds no predictions of {net!r}; {did_you_mean(net, list(stages))}")
     stage = StageFolder(stages[net])
     there = (stage.path / f"predictions-{net}-test.safetensors").exists()
     return Reported(
-        select=stage.load_predictions(net, "select"),
+        validation=stage.load_predictions(net, "validation"),
         test=stage.load_predictions(net, "test") if there else None,
         train=run.get("positives"),
     )
@@ -37,7 +37,7 @@ def read_reported(folder: Path, net: str) -> Reported:
 def nets_of_run(folder: Path) -> tuple[str, ...]:
     """Return the nets that a run scored. Raises RunFolderError where the folder holds no finished run."""
     try:
-        return tuple(json.loads((folder / "scores.json").read_text())["scores"])
+        return tuple(json.loads((folder / "metrics.json").read_text())["metrics"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(
             f"{folder} holds no scores of a run ({first_line(error)}); give a finished run's"
@@ -61,7 +61,7 @@ def _run(folder: Path) -> dict[str, Any]:
 
 
 RUN = "run.json"
-COMPARED = ("recipe_sha256", "options", "seed", "precision", "data", "stages", "nets", "trainings", "answers")
+COMPARED = ("recipe_sha256", "options", "seed", "precision", "data", "stages", "nets", "trainings", "teacher_cache")
 HINTS = {
     "data": " (data that is made at random outside recipe() is other data each time: make it inside, where the seed is "
     "set, or from a generator with a seed of its own)",
@@ -122,12 +122,15 @@ class RunFolder:
         """Return the folder of a stage, counted from 1."""
         return StageFolder(self.path / f"{index + 1}-{name}", self.writes)
 
-    def save_scores(self, reported_on: str, scores: Mapping[str, Mapping[str, MetricResult]]) -> None:
+    def save_metrics(self, reported_on: str, metrics: Mapping[str, Mapping[str, MetricResult]]) -> None:
         """Keep the scores of every net, and the split they were reported on; one that is not finite is null."""
         if not self.writes:
             return
-        table = {net: {name: _told(scored) for name, scored in each.items()} for net, each in scores.items()}
-        write(self.path / "scores.json", to_json({"reported_on": reported_on, "scores": table}, indent=2))
+        table = {
+            net: {name: _told(compute_metrics) for name, compute_metrics in each.items()}
+            for net, each in metrics.items()
+        }
+        write(self.path / "metrics.json", to_json({"reported_on": reported_on, "metrics": table}, indent=2))
 
 
 def started(path: Path) -> bool:
@@ -149,10 +152,10 @@ def new_path(name: str) -> Path:
     return path
 
 
-def _told(scored: MetricResult) -> dict[str, Any]:
+def _told(compute_metrics: MetricResult) -> dict[str, Any]:
     """Return a score as JSON has it; intervals only where they were asked for."""
-    told = asdict(scored)
-    return told if scored.interval is not None else {key: told[key] for key in ("value", "by_class", "note")}
+    told = asdict(compute_metrics)
+    return told if compute_metrics.interval is not None else {key: told[key] for key in ("value", "by_class", "note")}
 
 
 def _record(path: Path) -> dict[str, Any]:

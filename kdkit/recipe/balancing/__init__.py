@@ -1,14 +1,14 @@
 """Turn the terms of a step into gradients: by their sum, by weights that are learned, or by surgery."""
 
-from kdkit.recipe.balancing.base import Balance, Balancer, TrainedParameters, WeightedSum
+from kdkit.recipe.balancing.base import Balancer, Balancing, TrainedParameters, WeightedSum
 from kdkit.recipe.balancing.gradients import inner_products, jacobian
 from kdkit.recipe.balancing.gradnorm import GradNorm
 from kdkit.recipe.balancing.surgery import CAGrad, PCGrad
 from kdkit.recipe.balancing.uncertainty import UncertaintyWeighting
 
 __all__ = [
-    "Balance",
     "Balancer",
+    "Balancing",
     "CAGrad",
     "GradNorm",
     "PCGrad",

@@ -62,7 +62,7 @@ class Balancer(Protocol):
 
 
 @runtime_checkable
-class Balance(Protocol):
+class Balancing(Protocol):
     """A way of balancing as a recipe says it; one object may serve several stages.
 
     One that differentiates each term apart has `each_gradient = True`, and is refused in a run that compiles.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kdkit.utils.collectives import averaged
+from kdkit.utils.collectives import all_reduce_mean
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -39,7 +39,7 @@ def rows(gradients: Sequence[Gradients], parameters: Sequence[nn.Parameter]) -> 
     matrix = parameters[0].new_empty((len(gradients), size), dtype=dtype, requires_grad=False)
     for row, each in zip(matrix, gradients, strict=True):
         torch.cat([_or_zeros(*pair).reshape(-1) for pair in zip(each, parameters, strict=True)], out=row)
-    return averaged(matrix)
+    return all_reduce_mean(matrix)
 
 
 def inner_products(jacobian: Tensor) -> Tensor:

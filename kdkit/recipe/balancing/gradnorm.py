@@ -12,7 +12,7 @@ from kdkit.errors import RecipeError
 from kdkit.recipe.balancing.base import Balancer, Scale, TrainedParameters, WeightedSum, weighted_terms
 from kdkit.recipe.balancing.gradients import each_gradient, rows
 from kdkit.recipe.optim import Optimizer
-from kdkit.utils.collectives import averaged
+from kdkit.utils.collectives import all_reduce_mean
 
 _LEAST = 1e-3  # the least factor, which an optimizer's step could otherwise take below 0
 
@@ -96,7 +96,7 @@ class Factors:
         total.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
         norms = rows(found, self._shared).norm(dim=1) / scale(torch.ones_like(now[0]))
         losses = torch.stack([terms[label].detach() for label in weighted])
-        self._learn(places, norms.to(now), averaged(losses.to(now)))
+        self._learn(places, norms.to(now), all_reduce_mean(losses.to(now)))
 
     def _places(self, labels: tuple[str, ...]) -> Tensor:
         """Return where these terms stand, (terms,), brought to the device once: that has to wait for it."""
@@ -120,10 +120,10 @@ class Factors:
         slope[places] = torch.where(sound, (mine - target).sign() * norms, 0.0)
         self.factors.grad = slope
         self._optimizer.step()
-        stepped = self.factors[places].clamp(min=_LEAST)
-        stepped = stepped * (len(places) / stepped.sum())
+        on_step = self.factors[places].clamp(min=_LEAST)
+        on_step = on_step * (len(places) / on_step.sum())
         after = before.clone()
-        after[places] = torch.where(sound, stepped, before[places])
+        after[places] = torch.where(sound, on_step, before[places])
         self.factors.copy_(after)
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdkit.errors import RecipeError
 from kdkit.recipe.balancing.base import Balancer, Scale, TrainedParameters, WeightedSum, weighted_terms
 from kdkit.recipe.balancing.gradients import Gradients, each_gradient, inner_products, rows
-from kdkit.utils.collectives import averaged, several
+from kdkit.utils.collectives import all_reduce_mean, is_distributed
 
 
 class Rule(Protocol):
@@ -50,7 +50,9 @@ class Surgery:
     def __call__(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Scale) -> None:
         """Add the combined gradients."""
         weighted = weighted_terms(terms, weights, scale)
-        if len(weighted) < 2 and not several():  # among several processes what follows averages, as the sum does not
+        if (
+            len(weighted) < 2 and not is_distributed()
+        ):  # among several processes what follows averages, as the sum does not
             WeightedSum()(terms, weights, scale)
             return
         found = each_gradient(list(weighted.values()), self._parameters, keep=False)
@@ -89,7 +91,7 @@ def _add_sum(parameter: nn.Parameter, gradients: Sequence[Tensor | None]) -> Non
     there = [each for each in gradients if each is not None]
     if there:
         total = there[0].clone() if len(there) == 1 else torch.stack(there).sum(0)  # autograd may hand out a view
-        _add(parameter, averaged(total))
+        _add(parameter, all_reduce_mean(total))
 
 
 def _add(parameter: nn.Parameter, gradient: Tensor) -> None:

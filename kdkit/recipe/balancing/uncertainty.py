@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.recipe.balancing.base import Balancer, Scale, TrainedParameters, WeightedSum, weighted_terms
-from kdkit.utils.collectives import averaged
+from kdkit.utils.collectives import all_reduce_mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,4 +45,4 @@ class LogVariances(nn.Module):
         total = reduce(add, (torch.exp(-logs[label]) * term + logs[label] / 2 for label, term in weighted.items()))
         scale(total).backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
         if self.log_variances.grad is not None:
-            self.log_variances.grad = averaged(self.log_variances.grad)
+            self.log_variances.grad = all_reduce_mean(self.log_variances.grad)

@@ -7,14 +7,14 @@ from kdkit.teachers.cache.entry import EntryInfo, EntrySpec
 from kdkit.teachers.cache.folder import CacheFolder
 from kdkit.teachers.cache.key import Key, facts_of_data, key_of
 from kdkit.teachers.cache.probe import Probe, probe
-from kdkit.teachers.cache.settings import Answers
+from kdkit.teachers.cache.settings import CacheSettings
 from kdkit.teachers.cache.store import Lookup, NewOutputs, Store
 
 __all__ = [
     "SAMPLES",
-    "Answers",
     "Audit",
     "CacheFolder",
+    "CacheSettings",
     "CachedTeacher",
     "Codec",
     "EntryInfo",

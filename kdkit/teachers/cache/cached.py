@@ -41,22 +41,22 @@ class CachedTeacher(TeacherSession):
         self.audit.look(batch, parts)
         return self.form.answer(parts, batch.labels.device)
 
-    def rehearse(self, batch: Batch) -> Sequence[TapLike]:
+    def dry_run(self, batch: Batch) -> Sequence[TapLike]:
         """Let the net answer once."""
-        return self.asked.rehearse(batch)
+        return self.asked.dry_run(batch)
 
     def observe(self, batch: Batch, outputs: Mapping[str, Tensor]) -> None:
         """Tell the net what those in training said."""
         self.asked.observe(batch, outputs)
 
-    def stepped(self) -> None:
+    def on_step(self) -> None:
         """Tell the net that the weights were updated."""
-        self.asked.stepped()
+        self.asked.on_step()
 
-    def end_epoch(self) -> None:
+    def on_epoch_end(self) -> None:
         """Put what was recorded on the disk, and take up what other processes did: of this run, or of another."""
-        self.asked.end_epoch()
-        heard, self._heard = collectives.exchanged(self._heard) if collectives.several() else [], []
+        self.asked.on_epoch_end()
+        heard, self._heard = collectives.all_gather_objects(self._heard) if collectives.is_distributed() else [], []
         if self.store is not None:
             try:
                 for each in heard:
@@ -64,7 +64,7 @@ class CachedTeacher(TeacherSession):
                 self.store.flush()
             except OSError as error:
                 self._give_up(first_line(error))
-        collectives.wait()  # for those of this run that write
+        collectives.barrier()  # for those of this run that write
         if self.store is not None:
             self.store.look_again()
 
@@ -106,7 +106,7 @@ class CachedTeacher(TeacherSession):
                 store.write(found.draw, found.rows[missing], parts)
         except OSError as error:
             return self._given_up(first_line(error), batch)
-        if collectives.several():
+        if collectives.is_distributed():
             kept = tuple(each.clone() for each in parts)  # a loss may change its target in place
             self._heard.append(NewOutputs(found.draw, store.ids[found.rows[missing]], kept))
         if len(missing) < len(batch):

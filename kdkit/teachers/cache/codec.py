@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdkit.errors import CacheError
 from kdkit.teachers.base import TeacherOutput
-from kdkit.teachers.cache.settings import Answers
+from kdkit.teachers.cache.settings import CacheSettings
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 _HALF = (torch.float16, torch.bfloat16)
@@ -35,7 +35,7 @@ class Codec:
     Raises CacheError for outputs of which the largest cannot be taken.
     """
 
-    def __init__(self, settings: Answers, answer: TeacherOutput) -> None:
+    def __init__(self, settings: CacheSettings, answer: TeacherOutput) -> None:
         tensors = (answer.output, *answer.features)
         self._given = tuple(each.dtype for each in tensors)
         wanted = None if settings.dtype is None else _DTYPES[settings.dtype]

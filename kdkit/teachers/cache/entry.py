@@ -108,8 +108,8 @@ def kept_in(at: Path) -> EntryInfo | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     taken = sum(getattr(each, "st_blocks", each.st_size // 512) * 512 for each in files)
-    opened = in_use(at)
+    open_teacher = in_use(at)
     return EntryInfo(
         path=at, net=net, view=view, data=data, known=known.count(1), rows=len(known),
-        bytes=max(taken, planned) if opened else taken, used=used, open=opened,
+        bytes=max(taken, planned) if open_teacher else taken, used=used, open=open_teacher,
     )  # fmt: skip

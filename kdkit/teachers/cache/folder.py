@@ -97,7 +97,7 @@ class CacheFolder:
         own = next((each.bytes for each in kept if each.path == at), 0)
         others = [each for each in kept if each.path != at]
         wanted = max(own, planned)
-        bound = f"held to {_said(self.limit)} (--answers-size)"
+        bound = f"held to {_said(self.limit)} (--teacher-cache-size)"
         needed = f"its answers take {_said(wanted)}"
         if wanted > self.limit:
             raise CacheError(f"{needed}, and {self.path} is {bound}")
@@ -113,7 +113,7 @@ class CacheFolder:
     def _there(self) -> Iterator[None]:
         """Hold a folder that exists. Raises CacheError where it does not, or may not be written to."""
         if not self.path.is_dir():
-            raise CacheError(f"there is no folder {self.path}; name one of recorded answers, such as runs/answers")
+            raise CacheError(f"there is no folder {self.path}; name one of recorded answers, such as runs/teacher_cache")
         try:
             with self._alone():
                 yield

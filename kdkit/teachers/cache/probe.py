@@ -24,7 +24,7 @@ class Probe:
     rounding: float
 
 
-def probe(respondent: TeacherSession, batch: Batch, *, autocast: bool) -> Probe:
+def probe(session: TeacherSession, batch: Batch, *, autocast: bool) -> Probe:
     """Ask for a batch twice, and for its halves turned round, and leave all random states as they were.
 
     Raises CacheError, whose text is the reason, where answers cannot be kept by sample.
@@ -33,8 +33,8 @@ def probe(respondent: TeacherSession, batch: Batch, *, autocast: bool) -> Probe:
         raise CacheError("its batches have no ids, or do not say which draw they are")
     with preserve_rng_state():
         before = _random()
-        first = _whole(respondent.ask(batch), len(batch))
-        again = respondent.ask(batch)
+        first = _whole(session.ask(batch), len(batch))
+        again = session.ask(batch)
         if not all(torch.equal(one, other) for one, other in zip(before, _random(), strict=True)):
             raise CacheError("it draws random numbers as it answers")
         worst = 0.05 if autocast else max(_MOST.get(each.dtype, _MOST_ELSE) for each in tensors_of(first))
@@ -42,7 +42,7 @@ def probe(respondent: TeacherSession, batch: Batch, *, autocast: bool) -> Probe:
         if len(batch) == 1:
             return Probe(first, 0.0)
         turned = _turned(len(batch))
-        parts = [_part(respondent, batch, rows) for rows in turned]
+        parts = [_part(session, batch, rows) for rows in turned]
     halves = TeacherOutput(*_joined([each.output for each in parts]), _features(parts))
     order = torch.cat(turned).to(first.output.device)
     whole = TeacherOutput(first.output[order], tuple(each[order] for each in first.features))
@@ -69,9 +69,9 @@ def _turned(samples: int) -> list[Tensor]:
     return [torch.arange(middle).flip(0), torch.arange(middle, samples).flip(0)]
 
 
-def _part(respondent: TeacherSession, batch: Batch, rows: Tensor) -> TeacherOutput:
+def _part(session: TeacherSession, batch: Batch, rows: Tensor) -> TeacherOutput:
     try:
-        return _whole(respondent.ask(batch.rows(rows)), len(rows))
+        return _whole(session.ask(batch.rows(rows)), len(rows))
     except CacheError:
         raise
     except Exception as error:  # a stranger's net may ask for batches of one size

@@ -9,7 +9,7 @@ EntryInfo = Literal["fp16", "fp32"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answers:
+class CacheSettings:
     """How what frozen teachers say is kept; as it is by default, so that nothing but the asking is saved.
 
     dtype: "fp16" or "fp32", of outputs and features; None for what the teacher gives.

@@ -27,7 +27,7 @@ def listed(label, rows=4):
 
 def test_ids_are_unique_over_all_splits():
     data = tiny_data()
-    ids = torch.cat([split.ids for split in (data.train, data.select, data.test)])
+    ids = torch.cat([split.ids for split in (data.train, data.validation, data.test)])
     assert ids.dtype == torch.int64
     assert len(ids.unique()) == len(ids) == 20
 
@@ -178,9 +178,9 @@ def test_what_is_no_data_is_refused(train, said):
         TorchData(train, samples(), classes=["a", "b", "c"])
 
 
-@pytest.mark.parametrize("name", ["select", "test"])
+@pytest.mark.parametrize("name", ["validation", "test"])
 def test_every_split_must_hold_something(name):
-    splits = {"select": samples(), "test": samples(), name: samples(rows=0)}
+    splits = {"validation": samples(), "test": samples(), name: samples(rows=0)}
     with pytest.raises(DataError, match=f"the {name} data is empty"):
         TorchData(samples(), **splits, classes=["a", "b", "c"])
 
@@ -230,7 +230,7 @@ WRAPS = [
 def test_a_label_beyond_the_classes_is_refused_before_a_loss_meets_it(make, wrap, wrong, row):
     data = wrap(make(0, wrong, 1))
     with pytest.raises(
-        DataError, match=rf"a label of the select data is {wrong} \(row {row}\), and there are 3 classes"
+        DataError, match=rf"a label of the validation data is {wrong} \(row {row}\), and there are 3 classes"
     ):
         TorchData(samples(), data, classes=["a", "b", "c"])
 
@@ -244,7 +244,7 @@ def test_a_label_beyond_the_classes_that_cannot_be_seen_before_is_refused_as_it_
     with pytest.raises(DataError, match=said):
         data.train.batch(torch.arange(4), 0)
     with pytest.raises(DataError, match=said):
-        list(data.select)
+        list(data.validation)
 
 
 def test_labels_that_a_subset_leaves_out_may_be_beyond_the_classes():
@@ -281,9 +281,9 @@ def test_the_classes_of_a_dataset_are_read_where_none_are_named(wrap):
 
 
 def test_splits_whose_classes_differ_are_refused():
-    train, select = with_targets(0, 1, classes=["cat", "dog"]), with_targets(0, 1, classes=["cat", "emu"])
-    with pytest.raises(DataError, match="train data are cat, dog, and those of the select data cat, emu"):
-        TorchData(train, select)
+    train, validation = with_targets(0, 1, classes=["cat", "dog"]), with_targets(0, 1, classes=["cat", "emu"])
+    with pytest.raises(DataError, match="train data are cat, dog, and those of the validation data cat, emu"):
+        TorchData(train, validation)
 
 
 def test_names_that_do_not_fit_the_columns_are_passed_over():

@@ -33,7 +33,7 @@ def test_a_sound_recipe_has_no_problem_and_shows_its_comparisons():
     plan = check(one_stage(student, objective))
     plan.require()
     truth, soft, hint = plan.comparisons[0]
-    assert (truth.label, truth.source, truth.weight) == ("truth", None, (0.3, 0.3))
+    assert (truth.label, truth.teacher, truth.weight) == ("truth", None, (0.3, 0.3))
     assert soft.weight == (0.0, 0.7)
     assert soft.student == "outputs (4, 3)"
     assert (hint.student, hint.target) == ("hidden (4, 5)", "hidden (4, 7)")
@@ -54,7 +54,7 @@ def test_a_net_that_teaches_before_its_own_stage_is_found():
 
 
 def test_a_net_trained_in_an_earlier_stage_may_teach():
-    schedule = Parallel(tiny_net("t"), tiny_net("s"), truth=plain_goal(), guide=SoftTargets(), training=TRAINING)
+    schedule = Parallel(tiny_net("t"), tiny_net("s"), truth=plain_goal(), kd_loss=SoftTargets(), training=TRAINING)
     check(Recipe(data=tiny_data(), schedule=schedule)).require()
 
 
@@ -263,7 +263,7 @@ def test_a_teacher_of_features_may_have_other_classes_and_is_not_scored(classes)
     recipe = one_stage(student, plain_goal() + Match(teacher, Hint(), **taps))
     assert check(recipe).problems == ()
     assert check(recipe).foreign == {teacher}
-    assert list(run(recipe, device="cpu").scores) == ["student"]
+    assert list(run(recipe, device="cpu").metrics) == ["student"]
 
 
 def test_a_teacher_of_features_of_the_same_classes_is_scored():
@@ -287,7 +287,7 @@ def test_nets_that_share_no_class_with_the_data_are_found_and_left_without_hooks
 
 
 def test_a_score_that_is_not_in_the_recipe_is_answered_with_the_nearest():
-    problem = the_problem(one_stage(tiny_net("student"), plain_goal(), by="acuracy"))
+    problem = the_problem(one_stage(tiny_net("student"), plain_goal(), monitor="acuracy"))
     assert "'acuracy' is not among the recipe's scores; did you mean 'accuracy'?" in problem
 
 
@@ -328,7 +328,7 @@ def test_something_that_has_a_name_but_no_answers_is_found():
 
 def test_several_problems_are_shown_at_once():
     teacher = tiny_net("teacher")
-    first = Stage({tiny_net("one", outputs=5): plain_goal()}, Training(epochs=1, by="nothing"))
+    first = Stage({tiny_net("one", outputs=5): plain_goal()}, Training(epochs=1, monitor="nothing"))
     second = Stage({tiny_net("two"): Match(teacher, SoftTargets()) + Truth(cut)}, TRAINING)
     plan = check(Recipe(data=tiny_data(), schedule=Stages(first, second)))
     with pytest.raises(CheckError, match="4 problems found") as caught:
@@ -413,7 +413,7 @@ def test_a_teacher_that_shares_its_module_with_the_student_is_found():
 
 def test_a_score_that_does_not_fit_the_data_is_found_before_the_first_step():
     recipe = one_stage(tiny_net("student"), plain_goal())
-    unfit = Recipe(data=recipe.data, schedule=recipe.schedule, scores=(Accuracy(), R2()))
+    unfit = Recipe(data=recipe.data, schedule=recipe.schedule, metrics=(Accuracy(), R2()))
     assert "score 'r2' cannot score this data (multiclass)" in the_problem(unfit)
 
 

@@ -7,8 +7,8 @@ from kdkit import RecipeError
 from kdkit.engine.class_alignment import ClassAlignment, TermInputs, shared
 
 
-def compared(student, target=None, labels=(0, 1, 2), answers=(), ids=(5, 6, 7)):
-    return TermInputs(student, target, torch.tensor(labels), torch.tensor(ids), answers)
+def compared(student, target=None, labels=(0, 1, 2), teacher_outputs=(), ids=(5, 6, 7)):
+    return TermInputs(student, target, torch.tensor(labels), torch.tensor(ids), teacher_outputs)
 
 
 def cut(student=(0, 2), targets=(), outputs=False, labels=None, task="multiclass"):
@@ -51,7 +51,7 @@ def test_features_are_left_as_they_are():
     )
     assert found.student is student
     assert found.target is target
-    assert found.answers[0].shape == (3, 1)
+    assert found.teacher_outputs[0].shape == (3, 1)
 
 
 def test_columns_of_labels_are_cut_where_each_sample_has_several():
@@ -62,11 +62,11 @@ def test_columns_of_labels_are_cut_where_each_sample_has_several():
 
 def test_rows_of_a_class_that_is_not_shared_are_dropped_everywhere():
     outputs = torch.arange(9.0).view(3, 3)
-    given = compared(outputs, (outputs, 2 * outputs), answers=(outputs, 2 * outputs))
+    given = compared(outputs, (outputs, 2 * outputs), teacher_outputs=(outputs, 2 * outputs))
     found = cut(targets=((0, 2), (1, 2)), outputs=True, labels=(2, 0))(given)
     assert found.student.tolist() == [[0, 2], [6, 8]]
     assert [each.tolist() for each in found.target] == [[[0, 2], [6, 8]], [[2, 4], [14, 16]]]
-    assert [each.tolist() for each in found.answers] == [each.tolist() for each in found.target]
+    assert [each.tolist() for each in found.teacher_outputs] == [each.tolist() for each in found.target]
     assert found.labels.tolist() == [1, 0]
     assert found.labels.dtype == torch.int64
     assert found.ids.tolist() == [5, 7]

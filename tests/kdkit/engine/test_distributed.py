@@ -15,9 +15,9 @@ from tests.helpers.tiny import samples, tiny_data
 @pytest.fixture
 def two(monkeypatch):
     """Make this process the second of two, as far as nothing is told between them."""
-    monkeypatch.setattr(collectives, "several", lambda: True)
-    monkeypatch.setattr(collectives, "count", lambda: 2)
-    monkeypatch.setattr(collectives, "exchanged", lambda values: [*values, *values])
+    monkeypatch.setattr(collectives, "is_distributed", lambda: True)
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
+    monkeypatch.setattr(collectives, "all_gather_objects", lambda values: [*values, *values])
 
 
 @pytest.mark.parametrize(("size", "parts"), [(8, [4, 4]), (7, [4, 3]), (4, [2, 2]), (3, [3, 3]), (1, [1, 1])])

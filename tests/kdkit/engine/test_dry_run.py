@@ -16,7 +16,7 @@ FACTS = BuildContext(classes=("a", "b", "c"), task="multiclass", samples=8, ids=
 BATCH = Batch(torch.randn(2, 4), torch.tensor([0, 1]), torch.arange(2))
 
 
-def opened(objective, student, facts=FACTS):
+def open_teacher(objective, student, facts=FACTS):
     return Rehearsal(Stage({student: objective}, Training(epochs=1)), facts, BATCH)
 
 
@@ -26,10 +26,10 @@ def taps(student, teacher):
 
 def test_a_rehearsal_leaves_an_open_lesson_whose_losses_are_built():
     teacher, student = tiny_net("teacher", trained=True, hidden=7), tiny_net("student")
-    rehearsal = opened(Match(teacher, Hint(), **taps(student, teacher)), student)
+    rehearsal = open_teacher(Match(teacher, Hint(), **taps(student, teacher)), student)
     assert rehearsal.problems == []
     assert rehearsal.comparisons[0].parameters == 5 * 7 + 7
-    answers = {name: each.ask(BATCH) for name, each in rehearsal.respondents.items()}
+    answers = {name: each.ask(BATCH) for name, each in rehearsal.sessions.items()}
     assert rehearsal.lesson(BATCH, answers)["teacher/hint"] > 0
     assert hooks_of(student.module) == hooks_of(teacher.module) == 1
     rehearsal.close()
@@ -39,7 +39,7 @@ def test_a_rehearsal_leaves_an_open_lesson_whose_losses_are_built():
 def test_a_teacher_is_frozen_while_the_stage_is_open():
     teacher, student = tiny_net("teacher", trained=True), tiny_net("student")
     teacher.module.train()
-    rehearsal = opened(Match(teacher, SoftTargets()), student)
+    rehearsal = open_teacher(Match(teacher, SoftTargets()), student)
     assert not any(module.training for module in teacher.module.modules())
     rehearsal.close()
     assert all(module.training for module in teacher.module.modules())
@@ -52,7 +52,7 @@ def test_an_interruption_leaves_no_hook():
     teacher, student = tiny_net("teacher", trained=True), tiny_net("student")
     teacher.module.train()
     with pytest.raises(KeyboardInterrupt):
-        opened(Match(teacher, interrupted, **taps(student, teacher)), student)
+        open_teacher(Match(teacher, interrupted, **taps(student, teacher)), student)
     assert hooks_of(student.module) == hooks_of(teacher.module) == 0
     assert teacher.module.training
 
@@ -72,7 +72,7 @@ class Remembering(nn.Module):
 
 def test_the_memory_of_a_loss_is_empty_when_the_stage_begins():
     teacher, student, loss = tiny_net("teacher", trained=True), tiny_net("student"), Remembering()
-    rehearsal = opened(Match(teacher, loss), student)
+    rehearsal = open_teacher(Match(teacher, loss), student)
     rehearsal.close()
     assert rehearsal.problems == []
     assert loss.seen.item() == 0
@@ -94,7 +94,7 @@ def test_a_loss_is_built_with_shapes_facts_and_the_teacher():
         "student": (Tap(student.module.hidden), Tap(student.module.head)),
         "target": (Tap(teacher.module.hidden),),
     }
-    opened(Match(teacher, Building(), **sides), student).close()
+    open_teacher(Match(teacher, Building(), **sides), student).close()
     assert seen == {
         "student": ((2, 5), (2, 3)),
         "target": ((2, 7),),
@@ -106,8 +106,8 @@ def test_a_loss_is_built_with_shapes_facts_and_the_teacher():
 def test_taps_on_changed_tensors_hand_out_copies_after_a_rehearsal():
     teacher, student = tiny_net("teacher", trained=True), tiny_net("student", seed=1)
     sides = {"student": Tap(student.module.act, "input"), "target": Tap(teacher.module.norm)}
-    rehearsal = opened(Match(teacher, nn.MSELoss(), **sides), student)
-    answers = {"teacher": rehearsal.respondents["teacher"].ask(BATCH)}
+    rehearsal = open_teacher(Match(teacher, nn.MSELoss(), **sides), student)
+    answers = {"teacher": rehearsal.sessions["teacher"].ask(BATCH)}
     rehearsal.lesson.eval()
     value = rehearsal.lesson(BATCH, answers)["teacher/mse_loss"]
     rehearsal.close()
@@ -123,7 +123,7 @@ def test_a_rehearsal_sees_the_student_as_it_is_trained_and_leaves_its_statistics
     modes = []
     student.module.norm.register_forward_pre_hook(lambda module, _args: modes.append(module.training))
     before = state_of(student.module)
-    opened(plain_goal(), student).close()
+    open_teacher(plain_goal(), student).close()
     assert True in modes
     assert torch.equal(student.module.norm.running_mean, before["tensors"]["norm.running_mean"])
     assert state_of(student.module)["modes"] == before["modes"]

@@ -28,9 +28,9 @@ def lesson_of(objectives, facts=FACTS):
 
 
 def answers_of(lesson_stage, given):
-    respondents = {source.name: Frozen(source, taps) for source, taps in lesson_stage.sources.items()}
-    answers = ask(respondents, given)
-    for each in respondents.values():
+    sessions = {source.name: Frozen(source, taps) for source, taps in lesson_stage.teachers.items()}
+    answers = ask(sessions, given)
+    for each in sessions.values():
         each.close()
     return answers
 

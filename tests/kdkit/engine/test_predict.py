@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from kdkit import DataError, KdkitError, LoaderSplit, Net, Predictions, TorchData
 from kdkit.data.loading import batches
 from kdkit.engine import predict
-from kdkit.engine.predict import Predictor, scored
+from kdkit.engine.predict import Predictor, compute_metrics
 from kdkit.metrics import Accuracy, MacroF1
 from tests.helpers.tiny import same_state, samples, state_of, tiny_data, tiny_net
 
@@ -23,12 +23,12 @@ def predictor(data):
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_every_sample_is_predicted_once_in_order_whatever_the_batch(batch_size):
     data, net = tiny_data(), tiny_net("net")
-    said = predictor(data).predict(net, data.select, batch_size=batch_size)
+    said = predictor(data).predict(net, data.validation, batch_size=batch_size)
     inputs, labels = samples(rows=6, seed=1).tensors
     net.module.eval()
     np.testing.assert_allclose(said.outputs, net.module(inputs).detach().numpy(), rtol=1e-5)
     assert said.labels.tolist() == labels.tolist()
-    assert said.ids.tolist() == data.select.ids.tolist()
+    assert said.ids.tolist() == data.validation.ids.tolist()
     assert said.classes == ("a", "b", "c")
 
 
@@ -50,20 +50,20 @@ def test_a_net_that_cannot_predict_gets_its_mode_back():
 
 def test_another_module_may_speak_for_the_net():
     data, net, other = tiny_data(), tiny_net("net"), tiny_net("other", seed=5)
-    said = predictor(data).predict(net, data.select, batch_size=4, module=other.module)
-    expected = predictor(data).predict(other, data.select, batch_size=4)
+    said = predictor(data).predict(net, data.validation, batch_size=4, module=other.module)
+    expected = predictor(data).predict(other, data.validation, batch_size=4)
     assert np.array_equal(said.outputs, expected.outputs)
 
 
 def test_a_plain_callable_predicts_too():
     data = tiny_data()
-    said = predictor(data).predict(Net("api", lambda x: x[:, :3], version="1"), data.select, batch_size=4)
+    said = predictor(data).predict(Net("api", lambda x: x[:, :3], version="1"), data.validation, batch_size=4)
     assert said.outputs.shape == (6, 3)
 
 
 def test_a_loader_of_ones_own_has_no_ids():
     data = TorchData(samples(), DataLoader(samples(rows=6), batch_size=4), classes=["a", "b", "c"])
-    said = predictor(data).predict(tiny_net("net"), data.select, batch_size=2)
+    said = predictor(data).predict(tiny_net("net"), data.validation, batch_size=2)
     assert said.ids is None
     assert len(said.outputs) == 6
 
@@ -77,8 +77,8 @@ def test_there_is_nothing_to_predict_in_an_empty_split():
 def test_multilabel_columns_that_the_net_does_not_know_are_left_out():
     data = tiny_data("multilabel")
     net = Net("net", nn.Linear(4, 3), classes=["c", "x", "a"])
-    said = predictor(data).predict(net, data.select, batch_size=4)
-    everything = predictor(data).predict(Net("all", net.module), data.select, batch_size=4)
+    said = predictor(data).predict(net, data.validation, batch_size=4)
+    everything = predictor(data).predict(Net("all", net.module), data.validation, batch_size=4)
     assert said.classes == ("c", "a")
     assert np.array_equal(said.labels, everything.labels[:, [2, 0]])
     assert np.array_equal(said.outputs, everything.outputs[:, [0, 2]])
@@ -87,11 +87,11 @@ def test_multilabel_columns_that_the_net_does_not_know_are_left_out():
 def test_multiclass_rows_that_the_net_does_not_know_are_left_out():
     data = tiny_data()
     net = Net("net", nn.Linear(4, 2), classes=["c", "a"])
-    said = predictor(data).predict(net, data.select, batch_size=4)
+    said = predictor(data).predict(net, data.validation, batch_size=4)
     known = np.array([0, 2, 3, 5])  # labels are 0 1 2 0 1 2
     assert said.classes == ("c", "a")
     assert said.labels.tolist() == [1, 0, 1, 0]
-    assert said.ids.tolist() == data.select.ids[known].tolist()
+    assert said.ids.tolist() == data.validation.ids[known].tolist()
     assert said.outputs.shape == (4, 2)
 
 
@@ -104,7 +104,7 @@ def test_outputs_that_are_not_finite_are_refused_by_the_name_of_their_net(broken
 
     data = tiny_data()
     with pytest.raises(KdkitError, match=r"net 'api' gives outputs that are not finite numbers, for 2 of 6 samples"):
-        predictor(data).predict(Net("api", api, version="1"), data.select, batch_size=3)
+        predictor(data).predict(Net("api", api, version="1"), data.validation, batch_size=3)
 
 
 def test_workers_and_pinning_are_passed_on(monkeypatch):
@@ -116,25 +116,25 @@ def test_workers_and_pinning_are_passed_on(monkeypatch):
 
     monkeypatch.setattr(predict, "batches", counted)
     data = tiny_data()
-    predictor(data).predict(tiny_net("net"), data.select, batch_size=4, workers=3)
+    predictor(data).predict(tiny_net("net"), data.validation, batch_size=4, workers=3)
     assert asked == [{"workers": 3, "pin": False}]
 
 
 def test_half_precision_is_reported_in_single():
     data = tiny_data()
     half = Predictor(data, torch.device("cpu"), lambda: torch.autocast("cpu", torch.bfloat16))
-    assert half.predict(tiny_net("net"), data.select, batch_size=4).outputs.dtype == np.float32
+    assert half.predict(tiny_net("net"), data.validation, batch_size=4).outputs.dtype == np.float32
 
 
 def test_thresholds_come_from_one_split_and_figures_from_the_other():
     def split(outputs):
         return Predictions(labels=np.array([[0.0], [1.0]]), outputs=np.array(outputs), classes=("a",))
 
-    select, test = split([[5.0], [6.0]]), split([[4.0], [7.0]])
-    table = scored((MacroF1(),), select, test)
+    validation, test = split([[5.0], [6.0]]), split([[4.0], [7.0]])
+    table = compute_metrics((MacroF1(),), validation, test)
     assert table["macro_f1"].value == 1
-    assert MacroF1().score(test).value < 1
-    assert list(scored((Accuracy(), MacroF1()), *(_multiclass(),) * 2)) == ["accuracy", "macro_f1"]
+    assert MacroF1().compute(test).value < 1
+    assert list(compute_metrics((Accuracy(), MacroF1()), *(_multiclass(),) * 2)) == ["accuracy", "macro_f1"]
 
 
 def _multiclass():
@@ -153,10 +153,10 @@ class Grouped:
 
 def test_groups_of_a_split_come_with_its_predictions():
     data = tiny_data()
-    said = predictor(data).predict(tiny_net("net"), Grouped(data.select, torch.arange(6) // 2), batch_size=4)
+    said = predictor(data).predict(tiny_net("net"), Grouped(data.validation, torch.arange(6) // 2), batch_size=4)
     assert said.groups.tolist() == [0, 0, 1, 1, 2, 2]
     some = predictor(data).predict(
-        Net("two", nn.Linear(4, 2), classes=("a", "c")), Grouped(data.select, torch.arange(6)), batch_size=4
+        Net("two", nn.Linear(4, 2), classes=("a", "c")), Grouped(data.validation, torch.arange(6)), batch_size=4
     )
     assert some.groups.tolist() == [row for row, label in enumerate(said.labels) if label != 1]
 
@@ -165,4 +165,4 @@ def test_groups_of_a_split_come_with_its_predictions():
 def test_groups_that_are_no_number_per_row_are_refused(groups):
     data = tiny_data()
     with pytest.raises(DataError, match="one per row"):
-        predictor(data).predict(tiny_net("net"), Grouped(data.select, groups), batch_size=4)
+        predictor(data).predict(tiny_net("net"), Grouped(data.validation, groups), batch_size=4)

@@ -167,10 +167,10 @@ def test_where_a_function_lies_in_memory_makes_no_other_run(tmp_path):
 
 def test_scores_are_kept_by_net_and_name(tmp_path):
     folder = RunFolder.create(tmp_path / "run", RUN, None)
-    folder.save_scores("test", {"student": {"macro_f1": MetricResult(value=0.5, by_class={"a": 0.5}, note="n")}})
-    kept = json.loads((folder.path / "scores.json").read_text())
+    folder.save_metrics("test", {"student": {"macro_f1": MetricResult(value=0.5, by_class={"a": 0.5}, note="n")}})
+    kept = json.loads((folder.path / "metrics.json").read_text())
     assert kept["reported_on"] == "test"
-    assert kept["scores"]["student"]["macro_f1"] == {"value": 0.5, "by_class": {"a": 0.5}, "note": "n"}
+    assert kept["metrics"]["student"]["macro_f1"] == {"value": 0.5, "by_class": {"a": 0.5}, "note": "n"}
 
 
 def strict(text):
@@ -184,8 +184,8 @@ def strict(text):
 
 def test_a_score_that_is_no_number_is_null(tmp_path):
     folder = RunFolder.create(tmp_path / "run", RUN, None)
-    folder.save_scores("test", {"student": {"auc": MetricResult(value=math.nan, by_class={"a": math.inf, "b": 0.5})}})
-    kept = strict((folder.path / "scores.json").read_text())["scores"]["student"]["auc"]
+    folder.save_metrics("test", {"student": {"auc": MetricResult(value=math.nan, by_class={"a": math.inf, "b": 0.5})}})
+    kept = strict((folder.path / "metrics.json").read_text())["metrics"]["student"]["auc"]
     assert kept == {"value": None, "by_class": {"a": None, "b": 0.5}, "note": ""}
 
 

@@ -195,4 +195,4 @@ def recipe(loss, *, samples):
     match = Match(teacher, loss, student=Tap(student.module[1]), target=Tap(teacher.module[1]))
     rows = torch.utils.data.TensorDataset(torch.randn(samples, 4), 2 - torch.arange(samples) % 3)
     data = TorchData(rows, rows, rows)
-    return Recipe(data=data, scores=(), schedule=Stages(Stage({student: match}, Training(epochs=1))))
+    return Recipe(data=data, metrics=(), schedule=Stages(Stage({student: match}, Training(epochs=1))))

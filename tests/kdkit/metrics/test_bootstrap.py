@@ -45,11 +45,11 @@ def plainly(score):
     class Plain:
         name = "plain"
 
-        def fit(self, select):
+        def fit(self, validation):
             return self
 
-        def score(self, test):
-            return score.score(test)
+        def compute(self, test):
+            return score.compute(test)
 
     return Plain()
 
@@ -106,19 +106,19 @@ def test_calibration_keeps_the_bins_of_the_split():
 
 
 def test_the_figure_is_the_scores_own_and_lies_within():
-    test, select = multilabel(), multilabel(1)
-    plain = MacroF1().fit(select).score(test)
-    scored = BootstrapInterval(MacroF1(), resamples=200).fit(select).score(test)
-    assert (scored.value, scored.by_class) == (plain.value, plain.by_class)
-    assert scored.interval[0] < scored.value < scored.interval[1]
-    assert set(scored.intervals_by_class) == set(scored.by_class)
-    assert "95%, percentiles of 200 resamples of samples" in scored.note
+    test, validation = multilabel(), multilabel(1)
+    plain = MacroF1().fit(validation).compute(test)
+    compute_metrics = BootstrapInterval(MacroF1(), resamples=200).fit(validation).compute(test)
+    assert (compute_metrics.value, compute_metrics.by_class) == (plain.value, plain.by_class)
+    assert compute_metrics.interval[0] < compute_metrics.value < compute_metrics.interval[1]
+    assert set(compute_metrics.intervals_by_class) == set(compute_metrics.by_class)
+    assert "95%, percentiles of 200 resamples of samples" in compute_metrics.note
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_gives_another():
     test = multilabel()
     once, again, other = (
-        BootstrapInterval(MacroAUROC(), resamples=50, seed=seed).score(test).interval for seed in (0, 0, 1)
+        BootstrapInterval(MacroAUROC(), resamples=50, seed=seed).compute(test).interval for seed in (0, 0, 1)
     )
     assert once == again != other
 
@@ -149,7 +149,7 @@ def test_samples_that_say_the_same_thing_fourfold_are_no_more_certain():
     )
     taken_apart = Predictions(labels=fourfold.labels, outputs=fourfold.outputs, classes=CLASSES)
     known, honest, blind = (
-        np.diff(BootstrapInterval(MicroF1(), resamples=400).score(each).interval)[0]
+        np.diff(BootstrapInterval(MicroF1(), resamples=400).compute(each).interval)[0]
         for each in (single, fourfold, taken_apart)
     )
     assert honest == pytest.approx(known, rel=0.01)
@@ -163,7 +163,7 @@ def test_intervals_hold_the_true_figure_as_often_as_they_claim():
     for _ in range(400):
         right = (random.random(150) < 0.7).astype(int)
         test = Predictions(labels=np.zeros(150, int), outputs=np.eye(2)[1 - right], classes=("a", "b"))
-        low, high = BootstrapInterval(Accuracy(), resamples=300, level=0.9).score(test).interval
+        low, high = BootstrapInterval(Accuracy(), resamples=300, level=0.9).compute(test).interval
         held += low <= 0.7 <= high
     assert 0.86 <= held / 400 <= 0.94
 
@@ -175,7 +175,7 @@ def test_the_area_under_the_curve_is_held_as_often_as_claimed():
     for _ in range(150):
         labels = (np.arange(200) < 60).astype(float)[:, None]
         test = Predictions(labels=labels, outputs=labels + random.normal(size=(200, 1)), classes=("a",))
-        low, high = BootstrapInterval(MacroAUROC(), resamples=200).score(test).interval
+        low, high = BootstrapInterval(MacroAUROC(), resamples=200).compute(test).interval
         held += low <= 0.7602499 <= high
     assert 0.90 <= held / 150 <= 0.99
 
@@ -186,8 +186,8 @@ def test_any_score_can_have_an_interval():
     test = Predictions(labels=labels, outputs=labels + random.normal(0, 0.5, (40, 2)), classes=("x", "y"))
     score = BootstrapInterval(R2(), resamples=50)
     assert isinstance(score, Metric)
-    scored = score.fit(test).score(test)
-    assert scored.interval[0] < scored.value < scored.interval[1]
+    compute_metrics = score.fit(test).compute(test)
+    assert compute_metrics.interval[0] < compute_metrics.value < compute_metrics.interval[1]
 
 
 def test_a_class_that_some_resamples_lack_is_left_out_of_those():
@@ -195,15 +195,15 @@ def test_a_class_that_some_resamples_lack_is_left_out_of_those():
     labels = np.zeros_like(test.labels)
     labels[0, 0] = labels[1:12, 1] = 1
     rare = Predictions(labels=labels, outputs=test.outputs, classes=CLASSES)
-    scored = BootstrapInterval(MacroAUPRC(), resamples=100).score(rare)
-    assert set(scored.intervals_by_class) == set(CLASSES[:2])
-    assert np.isfinite(list(scored.intervals_by_class.values())).all()
+    compute_metrics = BootstrapInterval(MacroAUPRC(), resamples=100).compute(rare)
+    assert set(compute_metrics.intervals_by_class) == set(CLASSES[:2])
+    assert np.isfinite(list(compute_metrics.intervals_by_class.values())).all()
 
 
 def test_a_score_without_any_figure_has_an_interval_without_bounds():
     empty = Predictions(labels=np.zeros((4, 3)), outputs=np.zeros((4, 3)), classes=("a", "b", "c"))
-    scored = BootstrapInterval(MacroAUPRC(), resamples=10).score(empty)
-    assert np.isnan([scored.value, *scored.interval]).all()
+    compute_metrics = BootstrapInterval(MacroAUPRC(), resamples=10).compute(empty)
+    assert np.isnan([compute_metrics.value, *compute_metrics.interval]).all()
 
 
 def test_an_interval_takes_the_name_and_the_direction_of_its_score():
@@ -228,4 +228,4 @@ def test_what_makes_no_interval_is_refused(options, message):
 
 def test_a_figure_has_no_interval_unless_it_was_asked_for():
     assert MetricResult(value=0.5).interval is None
-    assert MacroF1().score(multilabel()).interval is None
+    assert MacroF1().compute(multilabel()).interval is None

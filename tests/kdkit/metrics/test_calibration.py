@@ -46,13 +46,13 @@ def sigmoid(logits):
 @pytest.mark.parametrize("bins", ["equal_width", "equal_mass"])
 def test_the_error_of_each_class_is_that_of_its_bins(bins):
     test = multilabel(calibrated=False)
-    scored = CalibrationError(bins, count=10).score(test)
+    compute_metrics = CalibrationError(bins, count=10).compute(test)
     for column, name in enumerate(test.classes):
         probabilities = sigmoid(test.outputs[:, column])
         edges = np.linspace(0, 1, 11)
         edges = edges if bins == "equal_width" else np.quantile(probabilities, edges)
-        assert scored.by_class[name] == pytest.approx(by_bins(probabilities, test.labels[:, column], edges))
-    assert scored.value == pytest.approx(np.mean(list(scored.by_class.values())))
+        assert compute_metrics.by_class[name] == pytest.approx(by_bins(probabilities, test.labels[:, column], edges))
+    assert compute_metrics.value == pytest.approx(np.mean(list(compute_metrics.by_class.values())))
 
 
 def test_of_classes_that_exclude_each_other_it_is_the_gap_between_confidence_and_accuracy():
@@ -60,39 +60,39 @@ def test_of_classes_that_exclude_each_other_it_is_the_gap_between_confidence_and
     raised = np.exp(test.outputs)
     confidence = (raised / raised.sum(1, keepdims=True)).max(1)
     right = test.outputs.argmax(1) == test.labels
-    scored = CalibrationError(count=10).score(test)
-    assert scored.value == pytest.approx(by_bins(confidence, right, np.linspace(0, 1, 11)))
-    assert scored.by_class == {}
-    alone = abs(confidence.mean() - Accuracy().score(test).value)
-    assert CalibrationError(count=1).score(test).value == pytest.approx(alone)
+    compute_metrics = CalibrationError(count=10).compute(test)
+    assert compute_metrics.value == pytest.approx(by_bins(confidence, right, np.linspace(0, 1, 11)))
+    assert compute_metrics.by_class == {}
+    alone = abs(confidence.mean() - Accuracy().compute(test).value)
+    assert CalibrationError(count=1).compute(test).value == pytest.approx(alone)
 
 
 @pytest.mark.parametrize("bins", ["equal_width", "equal_mass"])
 def test_true_probabilities_are_calibrated_and_bold_ones_are_not(bins):
-    assert CalibrationError(bins).score(multilabel()).value < 0.03
-    assert CalibrationError(bins).score(multilabel(calibrated=False)).value > 0.1
+    assert CalibrationError(bins).compute(multilabel()).value < 0.03
+    assert CalibrationError(bins).compute(multilabel(calibrated=False)).value > 0.1
 
 
 def test_bins_of_equal_mass_hold_equal_probabilities_together():
     test = multilabel()
     same = Predictions(labels=test.labels, outputs=np.full(test.outputs.shape, logit(0.9)), classes=test.classes)
     expected = np.abs(0.9 - test.labels.mean(0)).mean()
-    assert CalibrationError("equal_mass").score(same).value == pytest.approx(expected)
+    assert CalibrationError("equal_mass").compute(same).value == pytest.approx(expected)
 
 
 def test_brier_is_the_mean_square_of_each_class():
     test = multilabel()
-    scored = Brier().score(test)
+    compute_metrics = Brier().compute(test)
     for column, name in enumerate(test.classes):
         expected = brier_score_loss(test.labels[:, column], sigmoid(test.outputs[:, column].astype(float)))
-        assert scored.by_class[name] == pytest.approx(expected)
-    assert scored.value == pytest.approx(np.mean(list(scored.by_class.values())))
+        assert compute_metrics.by_class[name] == pytest.approx(expected)
+    assert compute_metrics.value == pytest.approx(np.mean(list(compute_metrics.by_class.values())))
 
 
 def test_brier_of_classes_that_exclude_each_other_is_summed_over_them():
     sure = np.array([[100.0, 0], [100.0, 0]])
     test = Predictions(labels=np.array([0, 1]), outputs=sure, classes=("a", "b"))
-    assert Brier().score(test).value == pytest.approx(1.0)  # one right, one wrong in both classes
+    assert Brier().compute(test).value == pytest.approx(1.0)  # one right, one wrong in both classes
 
 
 @pytest.mark.parametrize("score", [CalibrationError(), Brier()])
@@ -100,16 +100,16 @@ def test_a_class_without_positives_is_counted_and_named(score):
     test = multilabel()
     labels = test.labels.copy()
     labels[:, 2] = 0
-    scored = score.score(Predictions(labels=labels, outputs=test.outputs, classes=test.classes))
-    assert scored.note == "no positives: c"
-    assert scored.value == pytest.approx(np.mean([scored.by_class[name] for name in "abc"]))
+    compute_metrics = score.compute(Predictions(labels=labels, outputs=test.outputs, classes=test.classes))
+    assert compute_metrics.note == "no positives: c"
+    assert compute_metrics.value == pytest.approx(np.mean([compute_metrics.by_class[name] for name in "abc"]))
 
 
 @pytest.mark.parametrize("score", [CalibrationError(), Brier()])
 def test_outputs_that_are_no_numbers_make_no_probabilities(score):
     broken = Predictions(labels=np.eye(3), outputs=np.full((3, 3), np.nan), classes=("a", "b", "c"))
     with pytest.raises(DataError, match="did training diverge"):
-        score.score(broken)
+        score.compute(broken)
 
 
 def test_of_an_error_the_lower_figure_is_better():

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, r2_score, recall_score, roc_auc_score
 
 from kdkit import DataError, Metric, Predictions
-from kdkit.metrics import F1, R2, Accuracy, MacroAUPRC, MacroAUROC, MacroF1, MicroF1, default_scores
+from kdkit.metrics import F1, R2, Accuracy, MacroAUPRC, MacroAUROC, MacroF1, MicroF1, default_metrics
 
 CLASSES = ("a", "b", "c")
 
@@ -29,27 +29,27 @@ def multiclass(seed=0, rows=60):
 def test_f1_is_that_of_scikit_learn(average):
     test = multilabel()
     expected = f1_score(test.labels, test.outputs >= 0, average=average)
-    assert F1(average).score(test).value == pytest.approx(expected)
+    assert F1(average).compute(test).value == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("average", ["macro", "micro"])
 def test_f1_of_classes_that_exclude_each_other_is_that_of_scikit_learn(average):
     test = multiclass()
     expected = f1_score(test.labels, test.outputs.argmax(1), average=average)
-    assert F1(average).fit(test).score(test).value == pytest.approx(expected)
+    assert F1(average).fit(test).compute(test).value == pytest.approx(expected)
 
 
 def test_f1_by_class_is_that_of_scikit_learn():
     test = multilabel()
     expected = f1_score(test.labels, test.outputs >= 0, average=None)
-    assert list(MacroF1().score(test).by_class.values()) == pytest.approx(list(expected))
+    assert list(MacroF1().compute(test).by_class.values()) == pytest.approx(list(expected))
 
 
 def test_thresholds_are_fitted_on_one_split_and_used_on_the_other():
-    select, test = multilabel(0), multilabel(1)
-    fitted = MacroF1().fit(select)
+    validation, test = multilabel(0), multilabel(1)
+    fitted = MacroF1().fit(validation)
     expected = f1_score(test.labels, test.outputs >= np.array(fitted.thresholds), average="macro")
-    assert fitted.score(test).value == pytest.approx(expected)
+    assert fitted.compute(test).value == pytest.approx(expected)
 
 
 def test_fitting_leaves_the_score_as_it_was():
@@ -59,36 +59,36 @@ def test_fitting_leaves_the_score_as_it_was():
 
 
 def test_fitted_thresholds_are_never_worse_on_their_own_split():
-    select = multilabel()
-    assert MacroF1().fit(select).score(select).value >= MacroF1().score(select).value
+    validation = multilabel()
+    assert MacroF1().fit(validation).compute(validation).value >= MacroF1().compute(validation).value
 
 
 def test_accuracy_is_that_of_scikit_learn_with_recalls_by_class():
     test = multiclass()
-    scored = Accuracy().fit(test).score(test)
+    compute_metrics = Accuracy().fit(test).compute(test)
     said = test.outputs.argmax(1)
-    assert scored.value == pytest.approx(accuracy_score(test.labels, said))
-    assert list(scored.by_class.values()) == pytest.approx(list(recall_score(test.labels, said, average=None)))
+    assert compute_metrics.value == pytest.approx(accuracy_score(test.labels, said))
+    assert list(compute_metrics.by_class.values()) == pytest.approx(list(recall_score(test.labels, said, average=None)))
 
 
 @pytest.mark.parametrize(("score", "measure"), [(MacroAUPRC(), average_precision_score), (MacroAUROC(), roc_auc_score)])
 def test_ranking_scores_are_those_of_scikit_learn(score, measure):
     test = multilabel()
-    assert score.fit(test).score(test).value == pytest.approx(measure(test.labels, test.outputs, average="macro"))
+    assert score.fit(test).compute(test).value == pytest.approx(measure(test.labels, test.outputs, average="macro"))
 
 
 @pytest.mark.parametrize("score", [MacroAUPRC(), MacroAUROC()])
 def test_ranking_scores_do_not_see_an_increasing_change_of_the_outputs(score):
     test = multilabel()
     changed = Predictions(labels=test.labels, outputs=np.exp(test.outputs), classes=CLASSES)
-    assert score.score(changed).value == pytest.approx(score.score(test).value)
+    assert score.compute(changed).value == pytest.approx(score.compute(test).value)
 
 
 def test_r2_is_that_of_scikit_learn():
     random = np.random.default_rng(0)
     labels, outputs = random.normal(size=(20, 2)), random.normal(size=(20, 2))
     test = Predictions(labels=labels, outputs=outputs, classes=("x", "y"))
-    assert R2().fit(test).score(test).value == pytest.approx(r2_score(labels, outputs))
+    assert R2().fit(test).compute(test).value == pytest.approx(r2_score(labels, outputs))
 
 
 def without_positives_of_c():
@@ -100,9 +100,11 @@ def without_positives_of_c():
 
 @pytest.mark.parametrize("score", [MacroAUPRC(), MacroAUROC(), MacroF1()])
 def test_a_class_without_positives_is_named_and_not_averaged_in(score):
-    scored = score.score(without_positives_of_c())
-    assert scored.note.endswith(": c")
-    assert scored.value == pytest.approx(np.mean([scored.by_class["a"], scored.by_class["b"]]))
+    compute_metrics = score.compute(without_positives_of_c())
+    assert compute_metrics.note.endswith(": c")
+    assert compute_metrics.value == pytest.approx(
+        np.mean([compute_metrics.by_class["a"], compute_metrics.by_class["b"]])
+    )
 
 
 def test_a_class_without_negatives_has_no_roc_curve_but_a_precision():
@@ -110,32 +112,32 @@ def test_a_class_without_negatives_has_no_roc_curve_but_a_precision():
     labels = test.labels.copy()
     labels[:, 1] = 1
     test = Predictions(labels=labels, outputs=test.outputs, classes=CLASSES)
-    assert "b" in MacroAUROC().score(test).note
-    assert MacroAUPRC().score(test).by_class["b"] == pytest.approx(1)
+    assert "b" in MacroAUROC().compute(test).note
+    assert MacroAUPRC().compute(test).by_class["b"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("score", [MacroAUPRC(), MacroAUROC(), MacroF1()])
 def test_no_class_at_all_makes_no_figure(score):
     empty = Predictions(labels=np.zeros((4, 3)), outputs=np.zeros((4, 3)), classes=CLASSES)
-    assert math.isnan(score.score(empty).value)
+    assert math.isnan(score.compute(empty).value)
 
 
 def test_micro_f1_counts_answers_for_classes_without_positives_as_wrong():
     test = without_positives_of_c()
     expected = f1_score(test.labels, test.outputs >= 0, average="micro", zero_division=0)
-    assert MicroF1().score(test).value == pytest.approx(expected)
+    assert MicroF1().compute(test).value == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("score", [MacroAUPRC(), MacroAUROC()])
 def test_outputs_that_are_no_numbers_cannot_be_ranked(score):
     broken = Predictions(labels=np.eye(3), outputs=np.full((3, 3), np.nan), classes=CLASSES)
     with pytest.raises(DataError, match="did training diverge"):
-        score.score(broken)
+        score.compute(broken)
 
 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression"])
 def test_every_task_has_scores_with_names_of_their_own(task):
-    scores = default_scores(task)
-    assert scores
-    assert all(isinstance(score, Metric) for score in scores)
-    assert len({score.name for score in scores}) == len(scores)
+    metrics = default_metrics(task)
+    assert metrics
+    assert all(isinstance(score, Metric) for score in metrics)
+    assert len({score.name for score in metrics}) == len(metrics)

@@ -97,13 +97,13 @@ def test_each_net_has_thresholds_from_its_own_selection_split():
 def test_pairing_is_narrower_than_two_intervals_where_nets_err_alike():
     one, other = said(1.0), said(1.0, own=98)
     difference = paired_bootstrap(MacroAUROC(), one, other, resamples=300)
-    alone = BootstrapInterval(MacroAUROC(), resamples=300).score(one.test).interval
+    alone = BootstrapInterval(MacroAUROC(), resamples=300).compute(one.test).interval
     assert np.diff(difference.interval)[0] < 0.6 * np.diff(alone)[0]
 
 
 def test_answers_about_other_samples_are_not_compared():
     one = said(1.0)
-    other = SplitPredictions(one.select, multilabel(1.0, 5))
+    other = SplitPredictions(one.validation, multilabel(1.0, 5))
     with pytest.raises(DataError, match="other samples"):
         paired_bootstrap(MacroAUROC(), one, other)
     fewer = changed(
@@ -128,11 +128,11 @@ def test_a_level_that_is_no_share_is_refused():
 
 
 def test_groups_count_as_pairs():
-    select, test = said(1.0)
+    validation, test = said(1.0)
     grouped = replace(test, groups=np.arange(300) // 3)
     assert (
         paired_bootstrap(
-            MacroAUROC(), SplitPredictions(select, grouped), SplitPredictions(select, grouped), resamples=10
+            MacroAUROC(), SplitPredictions(validation, grouped), SplitPredictions(validation, grouped), resamples=10
         ).pairs
         == 100
     )

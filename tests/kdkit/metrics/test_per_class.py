@@ -33,7 +33,7 @@ def said(seed, rows=120):
 
 @pytest.fixture(scope="module")
 def reported():
-    return Reported(select=said(0), test=said(1), train={"a": 7, "b": 8, "c": 0})
+    return Reported(validation=said(0), test=said(1), train={"a": 7, "b": 8, "c": 0})
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +45,12 @@ def test_every_class_has_a_row_with_its_positives_in_each_split(rows, reported):
     assert [row.name for row in rows] == list(CLASSES)
     for column, row in enumerate(rows):
         assert row.positives["train"] == reported.train[row.name]
-        assert row.positives["select"] == reported.select.labels[:, column].sum()
+        assert row.positives["validation"] == reported.validation.labels[:, column].sum()
         assert row.positives["test"] == reported.test.labels[:, column].sum()
 
 
 def test_figures_are_those_of_scikit_learn_at_the_thresholds_of_the_selection_split(rows, reported):
-    thresholds = MacroF1().fit(reported.select).thresholds
+    thresholds = MacroF1().fit(reported.validation).thresholds
     for column, row in enumerate(rows[:2]):
         truth, outputs = reported.test.labels[:, column], reported.test.outputs[:, column]
         assert row.threshold == thresholds[column]
@@ -68,7 +68,7 @@ def test_figures_are_those_of_scikit_learn_at_the_thresholds_of_the_selection_sp
 
 
 def test_a_class_without_positives_keeps_its_row_and_has_no_figures(rows):
-    assert rows[2].positives == {"train": 0, "select": 75, "test": 0}
+    assert rows[2].positives == {"train": 0, "validation": 75, "test": 0}
     assert rows[2].figures == {}
 
 
@@ -78,7 +78,7 @@ def test_test_labels_move_no_threshold(reported):
         outputs=reported.test.outputs,
         classes=CLASSES,
     )
-    other = class_table(Reported(select=reported.select, test=permuted, train=None), resamples=2)
+    other = class_table(Reported(validation=reported.validation, test=permuted, train=None), resamples=2)
     assert [row.threshold for row in other] == [row.threshold for row in class_table(reported, resamples=2)]
     assert other[0].figures != class_table(reported, resamples=2)[0].figures
 
@@ -91,21 +91,21 @@ def test_thresholds_may_be_chosen_otherwise(reported):
 def test_classes_that_exclude_each_other_have_no_threshold():
     labels = np.arange(30) % 3
     right = Predictions(labels=labels, outputs=np.eye(3)[labels], classes=CLASSES)
-    table = class_table(Reported(select=right, test=None, train=None), resamples=2)
+    table = class_table(Reported(validation=right, test=None, train=None), resamples=2)
     assert all(row.threshold is None and row.figures["f1"] == 1 for row in table)
-    assert table[0].positives == {"train": None, "select": 10, "test": None}
+    assert table[0].positives == {"train": None, "validation": 10, "test": None}
 
 
 def test_a_run_folder_tells_what_its_nets_said(tmp_path):
     folder = RunFolder.create(tmp_path / "run", {"positives": {"a": 7}}, None)
     for stage, seed in ((1, 0), (9, 1), (10, 0)):  # the last of its stages counts, the tenth after the ninth
-        folder.stage(stage, "net").save_predictions("net", "select", said(seed))
+        folder.stage(stage, "net").save_predictions("net", "validation", said(seed))
     folder.stage(10, "net").save_predictions("net", "test", said(1))
-    folder.save_scores("test", {"net": {}})
+    folder.save_metrics("test", {"net": {}})
     assert nets_of_run(folder.path) == ("net",)
     told = read_reported(folder.path, "net")
     assert told.train == {"a": 7}
-    for ours, theirs in ((told.select, said(0)), (told.test, said(1))):
+    for ours, theirs in ((told.validation, said(0)), (told.test, said(1))):
         assert ours.classes == CLASSES
         for name in ("labels", "outputs", "ids", "groups"):
             assert np.array_equal(getattr(ours, name), getattr(theirs, name))
@@ -117,17 +117,17 @@ def test_what_a_run_folder_does_not_hold_is_said(tmp_path):
     with pytest.raises(RunFolderError, match="holds no run"):
         read_reported(tmp_path, "net")
     folder = RunFolder.create(tmp_path / "run", {}, None)
-    folder.stage(0, "net").save_predictions("net", "select", said(0))
+    folder.stage(0, "net").save_predictions("net", "validation", said(0))
     with pytest.raises(RunFolderError, match="did you mean 'net'"):
         read_reported(folder.path, "nett")
 
 
 def test_a_damaged_file_of_predictions_is_named(tmp_path):
     folder = RunFolder.create(tmp_path / "run", {}, None)
-    folder.stage(0, "net").save_predictions("net", "select", said(0))
+    folder.stage(0, "net").save_predictions("net", "validation", said(0))
     (file,) = folder.path.glob("*/*.safetensors")
     file.write_bytes(b"{}")
-    with pytest.raises(RunFolderError, match="predictions-net-select"):
+    with pytest.raises(RunFolderError, match="predictions-net-validation"):
         read_reported(folder.path, "net")
 
 
@@ -146,7 +146,7 @@ def test_a_threshold_is_shown_as_a_probability_and_infinity_as_never():
     labels[:2, 0] = 1
     outputs = np.array([[2.0, 0], [2.0, 0], [-2.0, 0], [-2.0, 0]])
     silent = Predictions(labels=labels, outputs=outputs, classes=("there", "never"))
-    rows = class_table(Reported(select=silent, test=None, train=None), resamples=2)
+    rows = class_table(Reported(validation=silent, test=None, train=None), resamples=2)
     assert [row.threshold for row in rows] == [0.0, math.inf]
     column = table_of(rows, "t").columns[4]
     assert list(column.cells) == ["0.500", "never"]

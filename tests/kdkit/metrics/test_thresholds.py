@@ -75,14 +75,14 @@ IDS = [score.name for score in SCORES]
 @pytest.mark.parametrize("score", SCORES, ids=IDS)
 def test_permuting_the_test_labels_moves_no_threshold(score):
     """Each split has a score of its own on the same fitted thresholds, which stay the same bits."""
-    select, test = said(0), said(1)
+    validation, test = said(0), said(1)
     permuted = np.random.default_rng(2).permutation(test.labels)
     other = Predictions(labels=permuted, outputs=test.outputs, classes=NAMES)
     figures, thresholds = [], []
     for each in (test, other):
-        fitted = score.fit(select)
+        fitted = score.fit(validation)
         before = np.array(fitted.thresholds).tobytes()
-        figures.append(fitted.score(each).value)
+        figures.append(fitted.compute(each).value)
         assert np.array(fitted.thresholds).tobytes() == before
         thresholds.append(before)
     assert thresholds[0] == thresholds[1]
@@ -91,18 +91,19 @@ def test_permuting_the_test_labels_moves_no_threshold(score):
 
 @pytest.mark.parametrize("score", [each for each in SCORES if "fixed" not in each.name])
 def test_permuting_the_selection_labels_does_move_them(score):
-    select = said(0)
-    permuted = np.random.default_rng(2).permutation(select.labels)
-    other = Predictions(labels=permuted, outputs=select.outputs, classes=NAMES)
-    assert score.fit(select).thresholds != score.fit(other).thresholds
+    validation = said(0)
+    permuted = np.random.default_rng(2).permutation(validation.labels)
+    other = Predictions(labels=permuted, outputs=validation.outputs, classes=NAMES)
+    assert score.fit(validation).thresholds != score.fit(other).thresholds
 
 
 def test_each_choice_is_best_by_its_own_measure():
-    select = said(0)
+    validation = said(0)
     ways = {"f1": BestF1(), "challenge": BestChallengeMetric(2020), "j": YoudenJ()}
-    f1 = {name: MacroF1(thresholds_by=way).fit(select).score(select).value for name, way in ways.items()}
+    f1 = {name: MacroF1(thresholds_by=way).fit(validation).compute(validation).value for name, way in ways.items()}
     metric = {
-        name: ChallengeMetric(2020, thresholds_by=way).fit(select).score(select).value for name, way in ways.items()
+        name: ChallengeMetric(2020, thresholds_by=way).fit(validation).compute(validation).value
+        for name, way in ways.items()
     }
     assert max(f1, key=f1.get) == "f1"
     assert max(metric, key=metric.get) == "challenge"
@@ -120,12 +121,12 @@ def test_every_way_is_one_of_thresholds(way):
 
 
 def test_fixed_thresholds_are_one_for_all_or_one_per_class():
-    select = said(0)
-    assert FixedThresholds(0.5).choose(select) == (0.5,) * len(NAMES)
+    validation = said(0)
+    assert FixedThresholds(0.5).choose(validation) == (0.5,) * len(NAMES)
     each = tuple(np.linspace(-1, 1, len(NAMES)).tolist())
-    assert FixedThresholds(each).choose(select) == each
+    assert FixedThresholds(each).choose(validation) == each
     with pytest.raises(RecipeError, match="2 thresholds for 24 classes"):
-        FixedThresholds((0.1, 0.2)).choose(select)
+        FixedThresholds((0.1, 0.2)).choose(validation)
 
 
 @pytest.mark.parametrize("given", [YoudenJ, 0.5, "youden_j"])

@@ -15,12 +15,12 @@ from tests.helpers.tiny import Mlp, hooks_of
 
 def heard(module, tap, *args, **kwargs):
     """Return what a tap hears in the second pass, as in a run: the first one is the rehearsal."""
-    with OpenTaps([tap]) as listening:
+    with OpenTaps([tap]) as open_taps:
         module(*args, **kwargs)
-        listening.keep_copies()
-        listening.clear()
+        open_taps.copy_if_modified()
+        open_taps.clear()
         module(*args, **kwargs)
-        return listening[tap]
+        return open_taps[tap]
 
 
 class Wrapped(nn.Module):
@@ -145,20 +145,20 @@ def test_the_last_run_counts_where_a_module_runs_twice():
 def test_a_tap_that_did_not_fire_is_named():
     net = Mlp()
     idle = Tap(nn.Conv1d(1, 1, 1))
-    with OpenTaps([Tap(net.head), idle]) as listening:
+    with OpenTaps([Tap(net.head), idle]) as open_taps:
         net(torch.randn(2, 4))
-        assert listening.silent() == [idle]
+        assert open_taps.unfired() == [idle]
         with pytest.raises(RecipeError, match="the tap on Conv1d never fired"):
-            _ = listening[idle]
+            _ = open_taps[idle]
 
 
 def test_what_was_heard_is_forgotten_before_the_next_pass():
     net = Mlp()
     tap = Tap(net.head)
-    with OpenTaps([tap]) as listening:
+    with OpenTaps([tap]) as open_taps:
         net(torch.randn(2, 4))
-        listening.clear()
-        assert listening.silent() == [tap]
+        open_taps.clear()
+        assert open_taps.unfired() == [tap]
 
 
 def test_closing_leaves_no_hook_also_after_an_exception():
@@ -208,16 +208,16 @@ def test_two_stages_may_listen_to_the_same_module():
 
 def test_the_same_tap_twice_is_one_hook():
     net = Mlp()
-    with OpenTaps([Tap(net.head), Tap(net.head), Tap(net.head, "input")]) as listening:
-        assert len(listening.taps) == hooks_of(net) == 2
+    with OpenTaps([Tap(net.head), Tap(net.head), Tap(net.head, "input")]) as open_taps:
+        assert len(open_taps.taps) == hooks_of(net) == 2
 
 
 def test_a_net_says_the_same_with_a_tap_as_without():
     net, inputs = Mlp().eval(), torch.randn(2, 4)
     expected = net(inputs)
-    with OpenTaps([Tap(net.norm), Tap(net.act, "input"), Tap(net.head)]) as listening:
+    with OpenTaps([Tap(net.norm), Tap(net.act, "input"), Tap(net.head)]) as open_taps:
         net(inputs)
-        listening.keep_copies()
+        open_taps.copy_if_modified()
         assert torch.equal(net(inputs), expected)
 
 

@@ -113,9 +113,9 @@ def test_a_shelf_that_is_not_there_is_answered_with_the_nearest():
 
 
 def test_what_kdkit_ships_comes_through_the_same_door():
-    for kind in ("losses", "taps", "schedules", "ramps", "models", "datasets", "scores"):
+    for kind in ("losses", "taps", "schedules", "ramps", "models", "datasets", "metrics"):
         assert any(registry(kind).plugin(name) == "kdkit" for name in registry(kind)), kind
-    assert set(REGISTRIES) == {"losses", "taps", "schedules", "ramps", "models", "datasets", "scores"}
+    assert set(REGISTRIES) == {"losses", "taps", "schedules", "ramps", "models", "datasets", "metrics"}
 
 
 def test_watchers_of_a_run_are_not_watchers_of_the_next():

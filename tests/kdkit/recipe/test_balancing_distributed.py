@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kdkit.recipe.balancing import GradNorm, PCGrad, UncertaintyWeighting
-from kdkit.utils.collectives import averaged
+from kdkit.utils.collectives import all_reduce_mean
 from tests.helpers.balancing import numbers, ones, plain, trained
 
 ROOT = Path(__file__).parents[3]
@@ -94,4 +94,4 @@ def test_what_is_learned_is_the_same_on_each_process(said):
 
 def test_one_process_has_its_own_gradients():
     mine = torch.ones(2)
-    assert averaged(mine) is mine
+    assert all_reduce_mean(mine) is mine

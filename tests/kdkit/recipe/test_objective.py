@@ -132,7 +132,7 @@ def test_what_is_no_tap_is_refused_with_its_side(side, tap):
 
 def test_a_label_of_ones_own_replaces_source_and_loss():
     assert SOFT.label == "teacher/soft_targets"
-    assert Match(TEACHER, SoftTargets(), label="guide").label == "guide"
+    assert Match(TEACHER, SoftTargets(), label="kd_loss").label == "kd_loss"
 
 
 def test_a_side_has_no_tap_one_or_several():

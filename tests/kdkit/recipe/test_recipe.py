@@ -54,7 +54,7 @@ def test_the_taps_of_a_source_are_gathered_once_over_all_terms():
         + plain_goal()
     )
     stage = Stage({student: objective}, TRAINING)
-    assert stage.sources == {teacher: (head, hidden), other: ()}
+    assert stage.teachers == {teacher: (head, hidden), other: ()}
     assert len(stage.matches) == 4
 
 
@@ -77,9 +77,9 @@ def recipe(**changes):
     [
         ({"data": [1, 2]}, "data is a Data.*got list"),
         ({"schedule": Stage({tiny_net("net"): plain_goal()}, TRAINING)}, "schedule has a stages"),
-        ({"scores": ("accuracy",)}, "a score has a name, fit and score; got 'accuracy'"),
-        ({"scores": (Accuracy,)}, "the class Accuracy; did you forget"),
-        ({"scores": (MacroF1(), MacroF1())}, "two scores have the same name: macro_f1"),
+        ({"metrics": ("accuracy",)}, "a score has a name, fit and score; got 'accuracy'"),
+        ({"metrics": (Accuracy,)}, "the class Accuracy; did you forget"),
+        ({"metrics": (MacroF1(), MacroF1())}, "two scores have the same name: macro_f1"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(changes, said):
@@ -89,14 +89,14 @@ def test_a_recipe_that_makes_no_sense_is_refused(changes, said):
 
 def test_a_single_score_is_a_recipe_error_and_no_crash():
     with pytest.raises(RecipeError, match="scores is a tuple"):
-        recipe(scores=MacroF1())
+        recipe(metrics=MacroF1())
 
 
 @pytest.mark.parametrize(
     ("task", "first"), [("multiclass", "accuracy"), ("multilabel", "macro_auprc"), ("regression", "r2")]
 )
 def test_a_recipe_without_scores_has_those_of_its_task(task, first):
-    assert recipe(data=tiny_data(task)).scores[0].name == first
+    assert recipe(data=tiny_data(task)).metrics[0].name == first
 
 
 def test_a_recipe_is_made_without_reading_the_data():
@@ -107,9 +107,9 @@ def test_a_recipe_is_made_without_reading_the_data():
         def train(self):
             raise AssertionError("read")
 
-        select = test = fingerprint = train
+        validation = test = fingerprint = train
 
-    assert recipe(data=Unread()).scores
+    assert recipe(data=Unread()).metrics
 
 
 def test_a_recipe_runs_once():

@@ -24,7 +24,7 @@ TRAINING = Training(epochs=1)
 
 
 def options(**changes):
-    return {"truth": plain_goal(), "guide": SoftTargets(), "training": TRAINING, **changes}
+    return {"truth": plain_goal(), "kd_loss": SoftTargets(), "training": TRAINING, **changes}
 
 
 def nets(**trained):
@@ -37,14 +37,14 @@ def plan(schedule):
 
 
 def test_parallel_trains_teachers_alone_and_the_student_from_all():
-    alone, also_alone, (name, weights) = plan(Parallel(*nets(), **options(balance=0.3)))
+    alone, also_alone, (name, weights) = plan(Parallel(*nets(), **options(label_weight=0.3)))
     assert (alone, also_alone) == (("teacher", {"truth": 1}), ("assistant", {"truth": 1}))
     assert name == "student"
     assert weights == pytest.approx({"truth": 0.3, "teacher/soft_targets": 0.35, "assistant/soft_targets": 0.35})
 
 
 def test_sequential_trains_each_from_the_one_before():
-    first, second, third = plan(Sequential(*nets(), **options(balance=0.4)))
+    first, second, third = plan(Sequential(*nets(), **options(label_weight=0.4)))
     assert first == ("teacher", {"truth": 1})
     assert second[1] == pytest.approx({"truth": 0.4, "teacher/soft_targets": 0.6})
     assert third[1] == pytest.approx({"truth": 0.4, "assistant/soft_targets": 0.6})
@@ -52,7 +52,7 @@ def test_sequential_trains_each_from_the_one_before():
 
 def test_multi_level_trains_each_from_all_above():
     teacher, assistant, student = nets()
-    schedule = MultiLevel(teacher, assistant, Level(student, shares=(0.6, 0.4)), **options(balance=0.3))
+    schedule = MultiLevel(teacher, assistant, Level(student, teacher_weights=(0.6, 0.4)), **options(label_weight=0.3))
     first, second, third = plan(schedule)
     assert first == ("teacher", {"truth": 1})
     assert second[1] == pytest.approx({"truth": 0.3, "teacher/soft_targets": 0.7})
@@ -75,7 +75,7 @@ def test_the_student_is_trained_also_where_it_comes_trained(schedule):
 def test_the_net_that_teaches_is_the_one_that_was_trained(schedule):
     *_, last = schedule(*nets(), **options()).stages()
     stages = schedule(*(given := nets()), **options()).stages()
-    assert {source for stage in stages for source in stage.sources} <= set(given)
+    assert {source for stage in stages for source in stage.teachers} <= set(given)
     assert len(last.objectives) == 1
 
 
@@ -97,11 +97,11 @@ def test_nets_that_make_no_schedule_are_refused(schedule, make, said):
     ("changes", "said"),
     [
         ({"truth": nn.CrossEntropyLoss()}, r"truth is Truth\(loss\)"),
-        ({"guide": None}, "either guide=loss or match=function"),
-        ({"match": lambda net, teacher: None}, "either guide=loss or match=function"),
-        ({"balance": 1.1}, "balance is the share of the truth"),
-        ({"balance": float("nan")}, "balance is the share of the truth"),
-        ({"guide": SoftTargets}, "did you forget its"),
+        ({"kd_loss": None}, "either kd_loss=loss or match=function"),
+        ({"match": lambda net, teacher: None}, "either kd_loss=loss or match=function"),
+        ({"label_weight": 1.1}, "label_weight is the share of the truth"),
+        ({"label_weight": float("nan")}, "label_weight is the share of the truth"),
+        ({"kd_loss": SoftTargets}, "did you forget its"),
     ],
 )
 def test_guiding_that_makes_no_sense_is_refused(changes, said):
@@ -121,19 +121,19 @@ def test_guiding_that_makes_no_sense_is_refused(changes, said):
 def test_shares_are_one_a_teacher_and_sum_to_one(shares, said):
     teacher, assistant, student = nets()
     with pytest.raises(RecipeError, match=said):
-        Parallel(teacher, assistant, Level(student, shares=shares), **options()).stages()
+        Parallel(teacher, assistant, Level(student, teacher_weights=shares), **options()).stages()
 
 
 def test_a_teacher_with_no_share_is_not_asked():
     teacher, assistant, student = nets()
-    *_, last = Parallel(teacher, assistant, Level(student, shares=(0, 1)), **options()).stages()
-    assert list(last.sources) == [assistant]
+    *_, last = Parallel(teacher, assistant, Level(student, teacher_weights=(0, 1)), **options()).stages()
+    assert list(last.teachers) == [assistant]
 
 
 def test_a_level_may_have_its_own_training_and_balance():
     teacher, student = tiny_net("teacher"), tiny_net("student")
     own = Training(epochs=7)
-    first, second = Parallel(Level(teacher, training=own), Level(student, balance=0.9), **options()).stages()
+    first, second = Parallel(Level(teacher, training=own), Level(student, label_weight=0.9), **options()).stages()
     assert first.training is own
     assert second.training is TRAINING
     assert next(iter(second.objectives.values())).weights(0) == pytest.approx(
@@ -143,15 +143,15 @@ def test_a_level_may_have_its_own_training_and_balance():
 
 def test_a_balance_of_a_level_is_validated_too():
     teacher, student = tiny_net("teacher"), tiny_net("student")
-    with pytest.raises(RecipeError, match="balance is"):
-        Parallel(teacher, Level(student, balance=2), **options()).stages()
+    with pytest.raises(RecipeError, match="label_weight is"):
+        Parallel(teacher, Level(student, label_weight=2), **options()).stages()
 
 
 def test_a_guide_with_weights_is_copied_for_each_teacher():
-    guide = Hint()
-    *_, last = Parallel(*nets(), **options(guide=guide)).stages()
+    kd_loss = Hint()
+    *_, last = Parallel(*nets(), **options(kd_loss=kd_loss)).stages()
     losses = [match.loss for match in last.matches]
-    assert len({id(loss) for loss in [guide, *losses]}) == 3
+    assert len({id(loss) for loss in [kd_loss, *losses]}) == 3
 
 
 def test_a_match_of_ones_own_replaces_the_guide():
@@ -160,7 +160,7 @@ def test_a_match_of_ones_own_replaces_the_guide():
         return 0.5 * Match(teacher, SoftTargets()) + 0.5 * features
 
     teacher, student = tiny_net("teacher"), tiny_net("student")
-    _, last = Parallel(teacher, student, **options(guide=None, match=match, balance=0.2)).stages()
+    _, last = Parallel(teacher, student, **options(kd_loss=None, match=match, label_weight=0.2)).stages()
     weights = next(iter(last.objectives.values())).weights(0)
     assert weights == pytest.approx({"truth": 0.2, "teacher/soft_targets": 0.4, "teacher/hint": 0.4})
 
@@ -184,46 +184,46 @@ def test_stages_by_hand_are_stages(given):
 
 
 def test_a_misspelt_option_is_answered_with_the_nearest():
-    with pytest.raises(RecipeError, match="did you mean 'balance'"):
-        Parallel(*nets(), **options(ballance=0.3))
+    with pytest.raises(RecipeError, match="did you mean 'label_weight'"):
+        Parallel(*nets(), **options(label_wight=0.3))
 
 
 def test_a_missing_option_is_named():
     with pytest.raises(RecipeError, match="training="):
-        Parallel(*nets(), truth=plain_goal(), guide=SoftTargets())
+        Parallel(*nets(), truth=plain_goal(), kd_loss=SoftTargets())
 
 
 def test_a_share_alone_is_refused():
     with pytest.raises(RecipeError, match=r"a number for each teacher, such as \(0.6, 0.4\); got 0.5"):
-        Level(nets()[-1], shares=0.5)
+        Level(nets()[-1], teacher_weights=0.5)
 
 
 def test_shares_of_a_net_without_teachers_are_refused():
     teacher, student = nets()[:2]
     with pytest.raises(RecipeError, match="has no teacher"):
-        Sequential(Level(teacher, shares=(1.0,)), student, **options()).stages()
+        Sequential(Level(teacher, teacher_weights=(1.0,)), student, **options()).stages()
 
 
 @pytest.mark.parametrize("weights", ["confidence", "learned"])
 def test_teachers_may_be_weighed_by_themselves(weights):
     teacher, assistant, student = nets()
-    *_, last = MultiLevel(teacher, assistant, Level(student, shares=weights), **options()).stages()
+    *_, last = MultiLevel(teacher, assistant, Level(student, teacher_weights=weights), **options()).stages()
     truth, guided = last.objectives[student]
-    assert guided.term.source == Teachers(teacher, assistant)
+    assert guided.term.teacher == Teachers(teacher, assistant)
     assert guided.term.loss.weights == weights
     assert guided.weight(0.0) == pytest.approx(0.5)
     assert truth.weight(0.0) == pytest.approx(0.5)
-    assert set(last.sources) == {teacher, assistant}
+    assert set(last.teachers) == {teacher, assistant}
 
 
 def test_teachers_that_are_weighed_by_themselves_take_a_guide():
-    given = options(guide=None, match=lambda net, teacher: Match(teacher, SoftTargets()))
+    given = options(kd_loss=None, match=lambda net, teacher: Match(teacher, SoftTargets()))
     teacher, assistant, student = nets()
-    with pytest.raises(RecipeError, match="takes guide=loss"):
-        MultiLevel(teacher, assistant, Level(student, shares="learned"), **given).stages()
+    with pytest.raises(RecipeError, match="takes kd_loss=loss"):
+        MultiLevel(teacher, assistant, Level(student, teacher_weights="learned"), **given).stages()
 
 
 def test_an_unknown_way_to_weigh_teachers_is_refused():
     teacher, assistant, student = nets()
     with pytest.raises(RecipeError, match="equal, confidence, learned; got 'best'"):
-        MultiLevel(teacher, assistant, Level(student, shares="best"), **options()).stages()
+        MultiLevel(teacher, assistant, Level(student, teacher_weights="best"), **options()).stages()

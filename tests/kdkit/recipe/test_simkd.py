@@ -143,7 +143,7 @@ def test_what_a_net_sees_beside_its_first_input_goes_to_the_head():
     teacher = Net("teacher", large, view=Leads(12), trained=True)
     simkd = SimKD(small.body(), large.head(), given=(16, 25), wanted=(32, 4))
     student = Net("student", simkd, view=Leads(3))
-    records = Synthetic(train=8, select=4, test=4, length=100)
+    records = Synthetic(train=8, validation=4, test=4, length=100)
     recipe = Recipe(data=records, schedule=Stages(stage(student, simkd.match(teacher, Tap(large.group4)))))
     kdkit.run(recipe, device="cpu")
     signal, simkd = torch.randn(2, 3, 100), simkd.eval()

@@ -47,16 +47,16 @@ def rates(schedule, steps, optimizer=None):
         ({"epochs": 1.5}, "epochs is a whole number"),
         ({"epochs": True}, "epochs is a whole number"),
         ({"batch_size": 0}, "batch_size is a whole number"),
-        ({"accumulate": 0}, "accumulate is a whole number"),
+        ({"accumulate_steps": 0}, "accumulate_steps is a whole number"),
         ({"workers": -1}, "workers is a whole number of at least 0"),
-        ({"clip": 0}, "clip is the largest norm"),
-        ({"clip": float("nan")}, "clip is the largest norm"),
-        ({"clip": "1"}, "clip is the largest norm of the gradient, a number above 0; got '1'"),
-        ({"clip": True}, "clip is the largest norm"),
+        ({"max_grad_norm": 0}, "max_grad_norm is the largest norm"),
+        ({"max_grad_norm": float("nan")}, "max_grad_norm is the largest norm"),
+        ({"max_grad_norm": "1"}, "max_grad_norm is the largest norm of the gradient, a number above 0; got '1'"),
+        ({"max_grad_norm": True}, "max_grad_norm is the largest norm"),
         ({"keep": "first"}, "keep is 'best' or 'last'"),
         ({"optimizer": torch.optim.Adam}, "optimizer is Optimizer"),
-        ({"learning_rate": 0.1}, "learning_rate is LRSchedule"),
-        ({"average": 0.999}, "average is AverageWeights"),
+        ({"lr_schedule": 0.1}, "learning_rate is LRSchedule"),
+        ({"ema": 0.999}, "average is AverageWeights"),
     ],
 )
 def test_a_training_that_makes_no_sense_is_refused(wrong, said):
@@ -202,9 +202,9 @@ def test_a_schedule_is_made_of_its_class_and_options():
 
 @pytest.mark.parametrize(("each", "length"), [("epoch", 4), ("update", 8)])
 def test_the_length_of_a_schedule_is_that_of_the_stage_in_its_own_unit(each, length):
-    made = LRSchedule(CosineAnnealingLR, each=each).build(sgd(), epochs=4, updates=8)
+    made = LRSchedule(CosineAnnealingLR, interval=each).build(sgd(), epochs=4, updates=8)
     assert made.T_max == length
-    assert LRSchedule(OneCycleLR, each=each, max_lr=1.0).build(sgd(), epochs=4, updates=8).total_steps == length
+    assert LRSchedule(OneCycleLR, interval=each, max_lr=1.0).build(sgd(), epochs=4, updates=8).total_steps == length
 
 
 def test_a_length_of_ones_own_is_kept():
@@ -227,7 +227,7 @@ def test_a_length_that_a_schedule_of_ones_own_requires_is_that_of_the_stage():
 @pytest.mark.parametrize(
     ("make", "options", "said"),
     [
-        (StepLR, {"each": "step", "step_size": 1}, "got 'step'"),
+        (StepLR, {"interval": "step", "step_size": 1}, "got 'step'"),
         (StepLR, {"step": 1}, "StepLR has no option 'step'"),
         (ReduceLROnPlateau, {}, "plateau"),
         ("plateau", {}, "plateau"),
@@ -239,7 +239,7 @@ def test_a_schedule_that_makes_no_sense_is_refused(make, options, said):
 
 
 def test_a_schedule_that_lacks_an_option_is_a_recipe_error():
-    with pytest.raises(RecipeError, match=r"LRSchedule\(StepLR, each='epoch'\) cannot be made: .*step_size"):
+    with pytest.raises(RecipeError, match=r"LRSchedule\(StepLR, interval='epoch'\) cannot be made: .*step_size"):
         LRSchedule(StepLR).build(sgd(), epochs=1, updates=1)
 
 
@@ -253,7 +253,7 @@ def test_optimizers_and_schedules_are_made_by_timms_names():
     assert by_epoch[0] == pytest.approx(1)
     assert by_epoch == sorted(by_epoch, reverse=True)
     assert by_epoch[-1] == pytest.approx(0, abs=1e-6)
-    by_update = rates(LRSchedule("cosine", each="update"), 9)
+    by_update = rates(LRSchedule("cosine", interval="update"), 9)
     assert by_update[4] == pytest.approx(0.5)
     assert by_update[-1] == pytest.approx(0, abs=1e-6)
     first = LRSchedule("cosine")
@@ -292,7 +292,7 @@ def test_an_average_follows_weights_and_buffers_slowly():
         (Optimizer(torch.optim.Adam, lr=0.1), "Optimizer(Adam, lr=0.1)"),
         (Optimizer("lamb", lr=0.1), "Optimizer('lamb', lr=0.1)"),
         (Optimizer("lamb", lr=0.1, groups=by_dimension), "Optimizer('lamb', lr=0.1, groups=by_dimension)"),
-        (LRSchedule(StepLR, step_size=2), "LRSchedule(StepLR, each='epoch', step_size=2)"),
+        (LRSchedule(StepLR, step_size=2), "LRSchedule(StepLR, interval='epoch', step_size=2)"),
     ],
 )
 def test_a_training_is_written_down_as_it_was_written(made, text):

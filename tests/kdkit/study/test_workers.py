@@ -212,8 +212,8 @@ def test_what_has_no_name_at_the_top_of_a_file_is_refused(tmp_path):
     def other():
         return None
 
-    with (tmp_path / "file").open("w") as opened:
-        for each in (local, other, lambda: None, opened):
+    with (tmp_path / "file").open("w") as open_teacher:
+        for each in (local, other, lambda: None, open_teacher):
             with pytest.raises(RecipeError, match="cannot be brought to another process"):
                 packed(each, "it")
 

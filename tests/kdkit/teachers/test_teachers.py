@@ -51,7 +51,7 @@ from kdkit.losses import (
     SoftTargets,
 )
 from kdkit.losses.multi_teacher import confidence
-from kdkit.teachers import opened
+from kdkit.teachers import open_teacher
 from tests.helpers.tiny import hooks_of, one_stage, plain_goal, samples, tiny_data, tiny_net
 
 FACTS = BuildContext(classes=("a", "b", "c"), task="multiclass", samples=8, ids=True)
@@ -69,7 +69,7 @@ def rehearsed(objectives, given=None, facts=FACTS):
 
 
 def terms_of(rehearsal, given):
-    answers = {name: each.ask(given) for name, each in rehearsal.respondents.items()}
+    answers = {name: each.ask(given) for name, each in rehearsal.sessions.items()}
     return rehearsal.lesson(given, answers)
 
 
@@ -78,29 +78,29 @@ def terms_of(rehearsal, given):
 
 def test_a_past_is_what_the_net_said_in_the_epoch_before():
     student = tiny_net("student")
-    respondent = opened(Past(student), (), FACTS)
-    respondent.rehearse(batch())
+    session = open_teacher(Past(student), (), FACTS)
+    session.dry_run(batch())
     first, second = torch.randn(4, 3), torch.randn(4, 3)
-    respondent.observe(batch(3, 2, 1, 0), {"student": first})
-    assert not respondent.ask(batch()).known.any()
-    respondent.end_epoch()
-    respondent.observe(batch(), {"student": second})
-    answer = respondent.ask(batch(0, 5, 3))
+    session.observe(batch(3, 2, 1, 0), {"student": first})
+    assert not session.ask(batch()).known.any()
+    session.on_epoch_end()
+    session.observe(batch(), {"student": second})
+    answer = session.ask(batch(0, 5, 3))
     assert answer.known.tolist() == [True, False, True]
     torch.testing.assert_close(answer.output[[0, 2]], first[[3, 0]])
-    respondent.end_epoch()
-    torch.testing.assert_close(respondent.ask(batch()).output, second)
+    session.on_epoch_end()
+    torch.testing.assert_close(session.ask(batch()).output, second)
 
 
 def test_a_sample_that_was_left_out_of_an_epoch_keeps_its_older_past():
-    respondent = opened(Past(tiny_net("student")), (), FACTS)
-    respondent.rehearse(batch())
+    session = open_teacher(Past(tiny_net("student")), (), FACTS)
+    session.dry_run(batch())
     said = torch.randn(4, 3)
-    respondent.observe(batch(), {"student": said})
-    respondent.end_epoch()
-    respondent.observe(batch(0), {"student": torch.zeros(1, 3)})
-    respondent.end_epoch()
-    answer = respondent.ask(batch())
+    session.observe(batch(), {"student": said})
+    session.on_epoch_end()
+    session.observe(batch(0), {"student": torch.zeros(1, 3)})
+    session.on_epoch_end()
+    answer = session.ask(batch())
     assert answer.known.all()
     torch.testing.assert_close(answer.output, torch.cat([torch.zeros(1, 3), said[1:]]))
 
@@ -173,21 +173,21 @@ def test_a_past_has_no_features():
 def test_an_average_follows_the_net_by_its_decay():
     student, given = tiny_net("student"), batch()
     before = {key: value.clone() for key, value in student.module.state_dict().items()}
-    respondent = opened(Ema(student, decay=0.9), (), FACTS)
+    session = open_teacher(Ema(student, decay=0.9), (), FACTS)
     with torch.no_grad():
         for parameter in student.module.parameters():
             parameter.add_(1)
-    respondent.stepped()  # keeps 1 - 1/2 of the old weights, and not yet 0.9
-    average = respondent.state_dict()["average"]
+    session.on_step()  # keeps 1 - 1/2 of the old weights, and not yet 0.9
+    average = session.state_dict()["average"]
     torch.testing.assert_close(average["head.weight"], before["head.weight"] + 0.5)
     for _ in range(20):
-        respondent.stepped()
+        session.on_step()
     kept = 0.5
     for update in range(2, 22):
         kept *= min(0.9, 1 - 1 / (update + 1))
-    torch.testing.assert_close(respondent.state_dict()["average"]["head.weight"], before["head.weight"] + 1 - kept)
-    assert not respondent.ask(given).output.requires_grad
-    respondent.close()
+    torch.testing.assert_close(session.state_dict()["average"]["head.weight"], before["head.weight"] + 1 - kept)
+    assert not session.ask(given).output.requires_grad
+    session.close()
 
 
 def test_tied_weights_move_once_an_update():
@@ -195,12 +195,12 @@ def test_tied_weights_move_once_an_update():
     last.weight = first.weight
     student = Net("student", nn.Sequential(first, nn.ReLU(), last, nn.Linear(4, 3)))
     before = first.weight.detach().clone()
-    respondent = opened(Ema(student, decay=0.9), (), FACTS)
+    session = open_teacher(Ema(student, decay=0.9), (), FACTS)
     with torch.no_grad():
         first.weight.add_(1)
-    respondent.stepped()
-    torch.testing.assert_close(respondent.state_dict()["average"]["2.weight"], before + 0.5)
-    respondent.close()
+    session.on_step()
+    torch.testing.assert_close(session.state_dict()["average"]["2.weight"], before + 0.5)
+    session.close()
 
 
 def test_a_net_that_cannot_be_copied_has_no_average():
@@ -218,13 +218,13 @@ def test_a_net_that_cannot_be_copied_has_no_average():
 def test_taps_on_the_net_are_put_on_its_average():
     student, given = tiny_net("student"), batch()
     tap = Tap(student.module.hidden)
-    respondent = opened(Ema(student), (tap,), FACTS)
+    session = open_teacher(Ema(student), (tap,), FACTS)
     assert hooks_of(student.module) == 0
     with torch.no_grad():
         student.module.hidden.weight.zero_()
-    (feature,) = respondent.ask(given).features
+    (feature,) = session.ask(given).features
     assert feature.abs().sum() > 0
-    respondent.close()
+    session.close()
 
 
 def test_a_mean_teacher_teaches_in_the_engine_and_is_no_part_of_the_student():
@@ -261,7 +261,7 @@ def test_two_nets_teach_each_other_in_one_stage():
     objectives = {one: plain_goal() + Match(Peer(two), mutual), two: plain_goal() + Match(Peer(one), mutual)}
     recipe = Recipe(data=tiny_data(), schedule=Stages(Stage(objectives, Training(epochs=2, batch_size=4))))
     result = run(recipe, device="cpu")
-    assert set(result.scores) == {"one", "two"}
+    assert set(result.metrics) == {"one", "two"}
     assert "two: peer one/soft_targets" in result.history["one+two"][0]["terms"]
 
 
@@ -586,10 +586,10 @@ class Constant(TeacherSession):
     def observe(self, batch, outputs):
         self.told.append(sorted(outputs))
 
-    def stepped(self):
+    def on_step(self):
         self.told.append("stepped")
 
-    def end_epoch(self):
+    def on_epoch_end(self):
         self.told.append("epoch")
 
 
@@ -599,12 +599,12 @@ class Mine:
     name = "mine"
 
     def __init__(self):
-        self.respondents = []
+        self.sessions = []
 
     def open(self, taps, facts):
         assert facts.batch_size == 4
-        self.respondents.append(Constant())
-        return self.respondents[-1]
+        self.sessions.append(Constant())
+        return self.sessions[-1]
 
 
 def test_a_source_of_ones_own_is_asked_and_told():
@@ -612,7 +612,7 @@ def test_a_source_of_ones_own_is_asked_and_told():
     result = run(one_stage(student, plain_goal() + Match(source, SoftTargets())), device="cpu")
     assert result.history["student"][0]["terms"]["mine/soft_targets"] > 0
     step = ["stepped", ["student"]]
-    assert source.respondents[-1].told == [*step, *step, "epoch"]
+    assert source.sessions[-1].told == [*step, *step, "epoch"]
 
 
 class Answering(TeacherSession):

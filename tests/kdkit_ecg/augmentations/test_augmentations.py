@@ -183,7 +183,7 @@ def test_options_that_make_no_sense_are_refused(make, said):
 @pytest.mark.parametrize("augmentation", [*EVERY, Mixup()], ids=lambda each: type(each).__name__)
 def test_what_teachers_answer_about_signals_that_it_changed_can_be_recorded(augmentation):
     changed, plain = (
-        facts_of_data(Synthetic(train=2, select=1, test=1, length=200, draws=2, augment=augment))
+        facts_of_data(Synthetic(train=2, validation=1, test=1, length=200, draws=2, augment=augment))
         for augment in ((augmentation,), ())
     )
     assert changed["augment"] != plain["augment"]
@@ -195,6 +195,8 @@ def test_answers_about_signals_that_an_augmentation_of_other_code_changed_are_ke
     def facts(factor):
         space = {"dataclass": dataclass, "__name__": "recipe"}
         exec(f"{source}        return {factor} * signal\n", space)
-        return facts_of_data(Synthetic(train=2, select=1, test=1, length=200, draws=2, augment=(space["Louder"](),)))
+        return facts_of_data(
+            Synthetic(train=2, validation=1, test=1, length=200, draws=2, augment=(space["Louder"](),))
+        )
 
     assert facts(2) == facts(2) != facts(3)

@@ -11,7 +11,7 @@ from kdkit_ecg import GaussianNoise, Leads, LRHNet, Mixup, Synthetic
 
 
 def recipe(loss):
-    data = Synthetic(train=8, select=8, test=8, length=128, draws=4, augment=(GaussianNoise(), Mixup(1.0)))
+    data = Synthetic(train=8, validation=8, test=8, length=128, draws=4, augment=(GaussianNoise(), Mixup(1.0)))
     teacher = Net("teacher", LRHNet(leads=12, width=8), view=Leads(12), trained=True)
     student = Net("student", LRHNet(leads=2, width=8), view=Leads(2))
     objective = 0.5 * Truth(BCEWithLogitsLoss()) + 0.5 * Match(teacher, loss)

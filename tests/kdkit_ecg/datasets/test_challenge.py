@@ -48,7 +48,7 @@ def small(folder, **options):
 
 def test_splits_hold_every_record_once_and_no_patient_twice(tree):
     data = small(tree)
-    splits = [set(split.ids.tolist()) for split in (data.train, data.select, data.test)]
+    splits = [set(split.ids.tolist()) for split in (data.train, data.validation, data.test)]
     assert sum(map(len, splits)) == len(set.union(*splits)) == 40
     ids = small(
         tree, shares=(1.0, 0.0, 0.0)
@@ -131,11 +131,11 @@ def test_strict_is_content_where_nothing_is_left_out(tree):
 
 
 def test_the_summary_names_the_classes_that_a_split_has_no_positive_of(tree, tmp_path):
-    train, select, test = small(tree).summary.splitlines()[1:]
+    train, validation, test = small(tree).summary.splitlines()[1:]
     assert train.startswith("  no positive in train: IAVB, ")
     assert (", AF," in train, ", NSR," in train, ", PR," in train) == (False, False, True)
-    assert (select[:24], test[:22]) == ("  no positive in select:", "  no positive in test:")
-    assert "in select" not in Challenge2020.paper(tree, length=256).summary
+    assert (validation[:28], test[:22]) == ("  no positive in validation:", "  no positive in test:")
+    assert "in validation" not in Challenge2020.paper(tree, length=256).summary
     write(tmp_path, "C1", codes="164889003")
     only = Challenge2020(tmp_path, length=256, shares=(1.0, 0.0, 0.0)).summary.splitlines()
     assert len(only) == 2
@@ -153,7 +153,7 @@ def test_a_record_in_the_folder_of_its_database_goes_before_one_nearer_to_the_ro
 @pytest.mark.parametrize(("selection", "shared"), [("separate", False), ("test", True)])
 def test_the_selection_split_is_its_own_or_the_test_split_with_a_notice(tree, selection, shared):
     data = small(tree, selection=selection)
-    assert (data.select.ids.tolist() == data.test.ids.tolist()) is shared
+    assert (data.validation.ids.tolist() == data.test.ids.tolist()) is shared
     assert bool(data.notices) is shared
 
 
@@ -263,7 +263,7 @@ def test_too_few_records_for_a_split_are_an_error_however_often_one_asks(tmp_pat
         data = small(tmp_path, **options)
         for _ in range(2):
             with pytest.raises(DataError, match=said):
-                _ = (data.train, data.select, data.test)
+                _ = (data.train, data.validation, data.test)
 
 
 @pytest.mark.parametrize(

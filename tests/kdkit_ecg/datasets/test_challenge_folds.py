@@ -52,28 +52,28 @@ def persons_of(data, split):
 
 
 def three(data):
-    return data.train, data.select, data.test
+    return data.train, data.validation, data.test
 
 
 @pytest.mark.parametrize("fold", range(5))
 def test_no_record_person_or_signal_is_in_two_splits(folders, fold):
     data = Challenge2020(folders, fold=fold, **FAST)
     for what in (lambda split: set(split.ids.tolist()), signals_of, lambda split: persons_of(data, split)):
-        train, select, test = map(what, three(data))
+        train, validation, test = map(what, three(data))
         assert train
-        assert select
+        assert validation
         assert test
-        assert not train & select
+        assert not train & validation
         assert not train & test
-        assert not select & test
+        assert not validation & test
     assert sum(map(len, three(data))) == 42
 
 
 @pytest.mark.parametrize("fold", range(5))
 def test_the_paper_mixes_selection_and_test_and_says_so_but_nothing_with_train(folders, fold):
     data = Challenge2020.paper(folders, fold=fold, length=128)
-    train, select, test = (set(split.ids.tolist()) for split in three(data))
-    assert select == test
+    train, validation, test = (set(split.ids.tolist()) for split in three(data))
+    assert validation == test
     assert not train & test
     assert not signals_of(data.train) & signals_of(data.test)
     assert len(train) + len(test) == 42
@@ -93,7 +93,7 @@ def test_every_record_is_reported_on_in_one_fold_and_chosen_on_in_the_one_before
     tested = [each for data in splits for each in data.test.ids.tolist()]
     assert len(tested) == len(set(tested)) == 42
     for fold in range(5):
-        assert splits[fold].select.ids.tolist() == splits[(fold + 1) % 5].test.ids.tolist()
+        assert splits[fold].validation.ids.tolist() == splits[(fold + 1) % 5].test.ids.tolist()
 
 
 def test_a_file_makes_the_same_splits_as_the_folder_itself(folders, tmp_path):

@@ -83,22 +83,22 @@ def test_fold_ten_is_reported_on_nine_is_chosen_on_and_the_others_are_learned_fr
     names = [header.name for header in data._found[0]]
     folds = {number: 1 + number % 10 for number in range(1, 21)}
     splits = {}
-    for name in ("train", "select", "test"):
+    for name in ("train", "validation", "test"):
         ids = set(getattr(data, name).ids.tolist())
         found = [each for each, id in zip(names, data._read[0].ids.tolist(), strict=True) if id in ids]
         splits[name] = {folds[int(each[2:])] for each in found}
-    assert splits == {"train": set(range(1, 9)), "select": {9}, "test": {10}}
-    assert len(data.train) + len(data.select) + len(data.test) == 20
+    assert splits == {"train": set(range(1, 9)), "validation": {9}, "test": {10}}
+    assert len(data.train) + len(data.validation) + len(data.test) == 20
 
 
 @pytest.mark.parametrize("fold", [1, 5, 10])
 def test_another_fold_may_be_reported_on_and_nothing_is_mixed(folder, fold):
     data = PTBXL(folder, labels="all", fold=fold)
-    train, select, test = (set(split.ids.tolist()) for split in (data.train, data.select, data.test))
-    assert len(train) + len(select) + len(test) == len(train | select | test) == 20
+    train, validation, test = (set(split.ids.tolist()) for split in (data.train, data.validation, data.test))
+    assert len(train) + len(validation) + len(test) == len(train | validation | test) == 20
     assert test != {*PTBXL(folder, labels="all", fold=2).test.ids.tolist()}
     same = PTBXL(folder, labels="all", fold=fold, selection="test")
-    assert same.select.ids.tolist() == same.test.ids.tolist()
+    assert same.validation.ids.tolist() == same.test.ids.tolist()
     assert not set(same.train.ids.tolist()) & test
     assert "too good" in same.notices[0]
 

@@ -82,23 +82,23 @@ PROGRAM = """
 import hashlib
 from kdkit_ecg import CutOut, GaussianNoise, Mixup, Synthetic, TimeWarp
 augment = (GaussianNoise(), TimeWarp(), CutOut(), Mixup())
-data = Synthetic(train=4, select=1, test=1, length=300, draws=3, augment=augment)
+data = Synthetic(train=4, validation=1, test=1, length=300, draws=3, augment=augment)
 print(data.fingerprint, hashlib.sha256(data.train.batch([2, 0], 1).inputs.signal.numpy().tobytes()).hexdigest())
 """
 
 
 def test_another_process_shows_the_same():
     augment = (GaussianNoise(), TimeWarp(), CutOut(), Mixup())
-    data = Synthetic(train=4, select=1, test=1, length=300, draws=3, augment=augment)
+    data = Synthetic(train=4, validation=1, test=1, length=300, draws=3, augment=augment)
     ours = hashlib.sha256(data.train.batch([2, 0], 1).inputs.signal.numpy().tobytes()).hexdigest()
     there = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=60)
     assert there.stdout.split() == [data.fingerprint, ours]
 
 
 def test_only_training_is_augmented_and_the_fingerprint_says_so():
-    sizes = {"train": 4, "select": 3, "test": 3, "length": 300, "draws": 3}
+    sizes = {"train": 4, "validation": 3, "test": 3, "length": 300, "draws": 3}
     plain, ours = Synthetic(**sizes), Synthetic(**sizes, augment=(GaussianNoise(),))
-    for name in ("select", "test"):
+    for name in ("validation", "test"):
         one, other = (bits(getattr(data, name).batch([0, 1, 2], 1)) for data in (plain, ours))
         assert one == other
     assert bits(plain.train.batch([0], 1)) != bits(ours.train.batch([0], 1))

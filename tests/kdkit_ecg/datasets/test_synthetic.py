@@ -10,7 +10,7 @@ from kdkit import KdkitError
 from kdkit_ecg.datasets.synthetic import VERSION, Synthetic
 from kdkit_ecg.labels import scored_classes
 
-SMALL = {"train": 6, "select": 4, "test": 5, "length": 300}
+SMALL = {"train": 6, "validation": 4, "test": 5, "length": 300}
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def data():
 
 
 def everything(data):
-    return [split.batch(range(len(split)), 0) for split in (data.train, data.select, data.test)]
+    return [split.batch(range(len(split)), 0) for split in (data.train, data.validation, data.test)]
 
 
 def test_it_is_data_for_kdkit(data):
@@ -34,7 +34,7 @@ def test_it_is_data_for_kdkit(data):
 
 
 def test_ids_are_unique_over_the_splits(data):
-    ids = torch.cat([data.train.ids, data.select.ids, data.test.ids])
+    ids = torch.cat([data.train.ids, data.validation.ids, data.test.ids])
     assert ids.dtype == torch.int64
     assert len(ids.unique()) == 15
 
@@ -49,7 +49,7 @@ def test_default_splits_have_positives_of_every_class():
 
 
 def test_person_vector_is_valid():
-    person = Synthetic(train=300, select=1, test=1, length=10).train.person
+    person = Synthetic(train=300, validation=1, test=1, length=10).train.person
     age, age_known, female, male, sex_known = person.T
     assert set(person[:, 1:].unique().tolist()) == {0, 1}
     assert (age[age_known == 0] == 0).all()
@@ -119,7 +119,7 @@ def test_fingerprint_changes_with_every_option_that_changes_a_sample():
     ("wrong", "said"),
     [
         ({"train": 0}, "train is a whole number of 1 or more, but it is 0"),
-        ({"select": -1}, "select is a whole number"),
+        ({"validation": -1}, "validation is a whole number"),
         ({"test": 1.5}, "test is a whole number"),
         ({"length": 0}, "length is a whole number"),
         ({"draws": 0}, "draws is a whole number"),

@@ -40,7 +40,7 @@ def test_many_records_score_as_they_do_a_few_at_a_time(monkeypatch):
     whole = challenge_metric(said.labels, said.outputs > 0, 2020)
     monkeypatch.setattr("kdkit_ecg.metrics.official._AT_ONCE", 7)
     assert challenge_metric(said.labels, said.outputs > 0, 2020) == pytest.approx(whole, abs=1e-12)
-    assert ChallengeMetric(2020).score(said).value == pytest.approx(whole, abs=1e-12)
+    assert ChallengeMetric(2020).compute(said).value == pytest.approx(whole, abs=1e-12)
 
 
 @pytest.mark.parametrize("labels", [one_hot([PLACE] * 3), np.zeros((3, 24)), np.zeros((0, 24))])
@@ -53,47 +53,47 @@ def test_fitting_raises_the_metric_and_leaves_the_score_as_it_was():
     fitted = score.fit(predictions())
     assert score.thresholds == ()
     assert len(fitted.thresholds) == len(CLASSES)
-    assert fitted.score(predictions()).value > score.score(predictions()).value + 0.02
-    assert fitted.score(predictions(seed=1)).value > score.score(predictions(seed=1)).value
+    assert fitted.compute(predictions()).value > score.compute(predictions()).value + 0.02
+    assert fitted.compute(predictions(seed=1)).value > score.compute(predictions(seed=1)).value
 
 
 def test_no_single_threshold_can_be_bettered_by_much():
     fitted = ChallengeMetric(2020).fit(predictions())
-    best = fitted.score(predictions()).value
+    best = fitted.compute(predictions()).value
     for column in range(0, len(CLASSES), 5):
         for other in np.linspace(0.05, 0.95, 10):
             changed = list(fitted.thresholds)
             changed[column] = float(np.log(other / (1 - other)))
-            assert ChallengeMetric(2020, thresholds=tuple(changed)).score(predictions()).value <= best + 1e-3
+            assert ChallengeMetric(2020, thresholds=tuple(changed)).compute(predictions()).value <= best + 1e-3
 
 
 def test_thresholds_suit_nets_of_any_boldness():
-    bold = ChallengeMetric(2020).fit(predictions(shift=3)).score(predictions(shift=3)).value
-    timid = ChallengeMetric(2020).fit(predictions(shift=-4)).score(predictions(shift=-4)).value
+    bold = ChallengeMetric(2020).fit(predictions(shift=3)).compute(predictions(shift=3)).value
+    timid = ChallengeMetric(2020).fit(predictions(shift=-4)).compute(predictions(shift=-4)).value
     assert bold == pytest.approx(timid, abs=0.01)
 
 
 def test_adding_the_highest_class_answers_every_record():
     labels = one_hot([0, 1, 2])
     silent = Predictions(labels=labels, outputs=labels - 9, classes=CLASSES.names)
-    assert ChallengeMetric(2020).score(silent).value < 0.5
-    assert ChallengeMetric(2020, add_highest=True).score(silent).value == pytest.approx(1)
-    assert ChallengeMetric(2020, add_highest=True).fit(silent).score(silent).value == pytest.approx(1)
+    assert ChallengeMetric(2020).compute(silent).value < 0.5
+    assert ChallengeMetric(2020, add_highest=True).compute(silent).value == pytest.approx(1)
+    assert ChallengeMetric(2020, add_highest=True).fit(silent).compute(silent).value == pytest.approx(1)
 
 
 def test_saturated_outputs_are_scored():
     labels = one_hot([0, 1, PLACE])
     sure = Predictions(labels=labels, outputs=1e6 * (labels - 0.5), classes=CLASSES.names)
-    assert ChallengeMetric(2020).fit(sure).score(sure).value == pytest.approx(1)
+    assert ChallengeMetric(2020).fit(sure).compute(sure).value == pytest.approx(1)
 
 
 def test_classes_without_positives_are_named_in_the_note():
     labels = one_hot([0, PLACE])
-    note = ChallengeMetric(2020).score(Predictions(labels=labels, outputs=labels, classes=CLASSES.names)).note
+    note = ChallengeMetric(2020).compute(Predictions(labels=labels, outputs=labels, classes=CLASSES.names)).note
     assert "AF" in note
     assert "NSR" not in note
     normal = Predictions(labels=one_hot([PLACE]), outputs=one_hot([PLACE]), classes=CLASSES.names)
-    assert "0 by definition" in ChallengeMetric(2020).score(normal).note
+    assert "0 by definition" in ChallengeMetric(2020).compute(normal).note
 
 
 def test_other_classes_than_those_of_the_year_are_refused():

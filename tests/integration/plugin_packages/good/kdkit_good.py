@@ -33,13 +33,15 @@ def register_schedules(register: Register) -> None:
     class Pair:
         """A teacher alone, then a student with it."""
 
-        def __init__(self, teacher: Net[Any], student: Net[Any], truth: Truth, guide: Any, training: Training) -> None:
+        def __init__(
+            self, teacher: Net[Any], student: Net[Any], truth: Truth, kd_loss: Any, training: Training
+        ) -> None:
             self.nets = teacher, student
-            self.truth, self.guide, self.training = truth, guide, training
+            self.truth, self.kd_loss, self.training = truth, kd_loss, training
 
         def stages(self) -> Sequence[Stage]:
             teacher, student = self.nets
-            guided = self.truth + Match(teacher, self.guide)
+            guided = self.truth + Match(teacher, self.kd_loss)
             return [Stage({teacher: self.truth}, self.training), Stage({student: guided}, self.training)]
 
     register("pair", Pair)
@@ -83,11 +85,14 @@ def step_ended(event: Any) -> None:
 @hookimpl
 def epoch_ended(event: Any) -> None:
     """Write a line."""
-    write(told="epoch_ended", stage=event.stage, epoch=event.epoch, terms=dict(event.terms), score=event.score)
+    write(told="epoch_ended", stage=event.stage, epoch=event.epoch, terms=dict(event.terms), score=event.monitor_value)
 
 
 @hookimpl
 def run_ended(event: Any) -> None:
     """Write a line."""
-    scores = {net: {name: scored.value for name, scored in each.items()} for net, each in event.scores.items()}
-    write(told="run_ended", scores=scores, error=None if event.error is None else str(event.error))
+    metrics = {
+        net: {name: compute_metrics.value for name, compute_metrics in each.items()}
+        for net, each in event.metrics.items()
+    }
+    write(told="run_ended", metrics=metrics, error=None if event.error is None else str(event.error))

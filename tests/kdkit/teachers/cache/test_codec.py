@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kdkit import Answers, RecipeError, TeacherOutput
+from kdkit import CacheSettings, RecipeError, TeacherOutput
 from kdkit.errors import CacheError
 from kdkit.teachers.cache import Codec
 from kdkit.teachers.cache.codec import apart
@@ -24,7 +24,7 @@ def again(form, given):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_by_default_answers_are_kept_to_the_bit(dtype):
     given = answer(dtype)
-    form = Codec(Answers(), given)
+    form = Codec(CacheSettings(), given)
     back = again(form, given)
     assert torch.equal(back.output, given.output)
     assert torch.equal(back.features[0], given.features[0])
@@ -34,7 +34,7 @@ def test_by_default_answers_are_kept_to_the_bit(dtype):
 
 def test_half_precision_takes_half_the_bytes_and_is_given_as_before():
     given = answer()
-    form = Codec(Answers(dtype="fp16"), given)
+    form = Codec(CacheSettings(dtype="fp16"), given)
     assert [part.bytes for part in form.parts] == [12, 30]
     back = again(form, given)
     assert back.output.dtype == torch.float32
@@ -45,7 +45,7 @@ def test_half_precision_takes_half_the_bytes_and_is_given_as_before():
 
 def test_the_largest_outputs_keep_their_probabilities_and_the_others_share_the_rest():
     given = answer()
-    form = Codec(Answers(top=2), given)
+    form = Codec(CacheSettings(top=2), given)
     back = again(form, given)
     exact, kept = given.output.softmax(1), back.output.softmax(1)
     largest = exact.topk(2).indices
@@ -60,12 +60,12 @@ def test_the_largest_outputs_keep_their_probabilities_and_the_others_share_the_r
 
 def test_all_outputs_are_kept_where_the_largest_are_all():
     given = answer()
-    assert torch.equal(again(Codec(Answers(top=6), given), given).output, given.output)
+    assert torch.equal(again(Codec(CacheSettings(top=6), given), given).output, given.output)
 
 
 def test_the_largest_are_of_one_row_of_classes():
     with pytest.raises(CacheError, match="top is of outputs"):
-        Codec(Answers(top=1), TeacherOutput(torch.zeros(4, 2, 3)))
+        Codec(CacheSettings(top=1), TeacherOutput(torch.zeros(4, 2, 3)))
 
 
 def test_two_answers_are_as_far_apart_as_their_worst_figure():
@@ -80,7 +80,7 @@ def test_two_answers_are_as_far_apart_as_their_worst_figure():
 def test_nearly_equal_outputs_may_change_places_in_an_audit():
     given = answer()
     given.output[0, :2] = torch.tensor([3.0, 3.0 - 1e-7])
-    form = Codec(Answers(top=1), given)
+    form = Codec(CacheSettings(top=1), given)
     kept = form.packed(given)
     other = TeacherOutput(given.output.clone(), given.features)
     other.output[0, :2] = torch.tensor([3.0 - 1e-7, 3.0])
@@ -99,9 +99,9 @@ def test_nearly_equal_outputs_may_change_places_in_an_audit():
 )
 def test_settings_out_of_range_are_refused(options, words):
     with pytest.raises(RecipeError, match=words):
-        Answers(**options)
+        CacheSettings(**options)
 
 
 def test_only_what_moves_figures_is_in_the_form():
-    assert Answers(audit=0.5).form is None
-    assert Answers(dtype="fp16").form != Answers(top=3).form
+    assert CacheSettings(audit=0.5).form is None
+    assert CacheSettings(dtype="fp16").form != CacheSettings(top=3).form

@@ -23,7 +23,7 @@ def place(net="teacher", *, parts=OUTPUT, draws=2, ids=IDS, **facts):
 
 
 def folder(tmp_path, limit=10**9):
-    return CacheFolder(tmp_path / "answers", limit)
+    return CacheFolder(tmp_path / "teacher_cache", limit)
 
 
 def record(store, ids, draw=0, seed=0):
@@ -47,15 +47,17 @@ def test_what_is_read_is_what_was_written_to_the_bit(dtype, tmp_path):
     where = place(parts=(Part("output", (3,), dtype), Part("feature-0", (2, 4), dtype), Part("feature-1", (), dtype)))
     store = folder(tmp_path).open(where)
     written = record(store, [40, 10], draw=1)
-    for opened in (store, folder(tmp_path).open(where)):
-        if opened is not store:
-            assert opened.find(torch.tensor([40, 10]), 1).known is not None  # not before the other one has flushed
+    for open_teacher in (store, folder(tmp_path).open(where)):
+        if open_teacher is not store:
+            assert (
+                open_teacher.find(torch.tensor([40, 10]), 1).known is not None
+            )  # not before the other one has flushed
             store.flush()
-            opened.look_again()
-        found = opened.find(torch.tensor([40, 10]), 1)
+            open_teacher.look_again()
+        found = open_teacher.find(torch.tensor([40, 10]), 1)
         assert found.known is None
-        assert all(torch.equal(one, other) for one, other in zip(opened.read(found), written, strict=True))
-        opened.close()
+        assert all(torch.equal(one, other) for one, other in zip(open_teacher.read(found), written, strict=True))
+        open_teacher.close()
 
 
 def test_only_the_draw_that_was_recorded_is_known(tmp_path):
@@ -160,7 +162,7 @@ def test_nothing_in_use_is_given_up(tmp_path):
 def test_what_would_never_fit_is_refused_and_nothing_is_given_up_for_it(tmp_path, monkeypatch):
     filled(folder(tmp_path), place("first"))
     large = place("large", parts=(Part("output", (10**6,), torch.float32),))
-    with pytest.raises(CacheError, match=r"take 40 MB, and .* is held to 20 MB \(--answers-size\)"):
+    with pytest.raises(CacheError, match=r"take 40 MB, and .* is held to 20 MB \(--teacher-cache-size\)"):
         folder(tmp_path, limit=20 * 10**6).open(large)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 2**28 + 10))
     with pytest.raises(CacheError, match=r"the disk of .* has 1e-05 MB left"):
@@ -180,7 +182,7 @@ def test_a_damaged_place_is_made_anew(damage, tmp_path):
 
 
 def test_what_a_process_left_that_was_stopped_while_it_made_a_place_is_cleared_away(tmp_path):
-    left = tmp_path / "answers" / ("0" * 64)
+    left = tmp_path / "teacher_cache" / ("0" * 64)
     (left / "uses").mkdir(parents=True)
     (left / "ids").write_bytes(b"")
     assert folder(tmp_path).kept() == []
@@ -219,6 +221,6 @@ def test_places_are_deleted_by_net_and_by_the_beginning_of_their_name(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_refused_with_the_reason(tmp_path):
-    (tmp_path / "answers").write_text("a file")
+    (tmp_path / "teacher_cache").write_text("a file")
     with pytest.raises(CacheError, match="cannot be written"):
         folder(tmp_path).open(place())

@@ -15,10 +15,10 @@ def test_every_row_is_in_one_split():
 
 
 def test_no_patient_is_in_two_splits():
-    train, select, test = ({PATIENTS[row] for row in rows} for rows in split_by_patient(PATIENTS, seed=0))
-    assert not train & select
+    train, validation, test = ({PATIENTS[row] for row in rows} for rows in split_by_patient(PATIENTS, seed=0))
+    assert not train & validation
     assert not train & test
-    assert not select & test
+    assert not validation & test
 
 
 def test_shares_are_met_on_average():
@@ -38,8 +38,8 @@ def test_another_seed_makes_other_splits():
 
 
 def test_a_share_of_zero_is_an_empty_split():
-    train, select, test = split_by_patient(PATIENTS, 0, (0.8, 0.0, 0.2))
-    assert len(select) == 0
+    train, validation, test = split_by_patient(PATIENTS, 0, (0.8, 0.0, 0.2))
+    assert len(validation) == 0
     assert len(train) + len(test) == len(PATIENTS)
 
 
