@@ -26,7 +26,7 @@ from rich.table import Table
 from scipy import stats
 
 import kdkit
-from kdkit import Recipe, Stage, Stages
+from kdkit import Recipe, Stage
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import all_losses as zoo
@@ -65,7 +65,7 @@ def taught(seed):
 
     def recipe():
         stage = Stage({zoo.large("digits").net: zoo.truth("digits")}, training(TEACHER_EPOCHS))
-        return Recipe(data=zoo.digits(TEACHER_SAMPLES), schedule=Stages(stage))
+        return Recipe(data=zoo.digits(TEACHER_SAMPLES), schedule=[stage])
 
     result = kdkit.run(recipe, seed=seed, device="cpu")
     return result.student.network.state_dict(), result.metrics["teacher"]["accuracy"].value
@@ -79,7 +79,7 @@ def learned(name, seed, weights, epochs):
         teacher.net.network.load_state_dict(weights)
         teacher.net.trained = True
         objectives = zoo.student_goals(name, "digits", teacher)
-        return Recipe(data=zoo.digits(STUDENT_SAMPLES), schedule=Stages(Stage(objectives, training(epochs))))
+        return Recipe(data=zoo.digits(STUDENT_SAMPLES), schedule=[Stage(objectives, training(epochs))])
 
     return kdkit.run(recipe, seed=seed, device="cpu").metrics["student"]["accuracy"].value
 

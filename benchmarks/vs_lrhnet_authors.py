@@ -110,9 +110,7 @@ def by_kdkit(folder, given):
     training = kdkit.Training(epochs=given.epochs, batch_size=BATCH, optimizer=adam)
     stage = kdkit.Stage({student: 0.3 * kdkit.Truth(nn.BCEWithLogitsLoss()) + 0.7 * guides}, training)
     clock = Clock()
-    recipe = kdkit.Recipe(
-        data=challenge(folder, given), schedule=kdkit.Stages(stage), metrics=(kdkit.metrics.MacroF1(),)
-    )
+    recipe = kdkit.Recipe(data=challenge(folder, given), schedule=[stage], metrics=(kdkit.metrics.MacroF1(),))
     result = kdkit.run(recipe, callbacks=[clock], device="cpu")
     return clock.first, [epoch["seconds"] for epoch in result.history["student"]]
 

@@ -34,7 +34,6 @@ from kdkit import (
     RecipeError,
     SimKD,
     Stage,
-    Stages,
     Tap,
     TorchData,
     Training,
@@ -138,7 +137,7 @@ def recipe(
     teacher = large(data)
     lesson = Stage(student_goals(loss, data, teacher, weight), training(epochs))
     first = [Stage({teacher.net: truth(data)}, training(epochs))] if teacher.net in lesson.teachers else []
-    return Recipe(data=digits(samples) if data == "digits" else ecg(samples), schedule=Stages(*first, lesson))
+    return Recipe(data=digits(samples) if data == "digits" else ecg(samples), schedule=[*first, lesson])
 
 
 def student_goals(loss: str, data: Task, teacher: At, weight: float | None = None) -> dict[Net[Any], Any]:

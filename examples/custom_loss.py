@@ -14,7 +14,7 @@ from torch.optim import Adam
 from torch.utils.data import TensorDataset, random_split
 
 import kdkit
-from kdkit import Match, Net, Optimizer, Recipe, Stage, Stages, TorchData, Training, Truth
+from kdkit import Match, Net, Optimizer, Recipe, Stage, TorchData, Training, Truth
 from kdkit.losses import SoftTargets
 
 
@@ -45,5 +45,5 @@ def recipe(weight: float = 0.5, epochs: int = 30) -> Recipe:
     training = Training(epochs=epochs, batch_size=32, optimizer=Optimizer(Adam, lr=5e-3))
     return Recipe(
         data=TorchData(*split, classes=list("0123456789")),
-        schedule=Stages(Stage({teacher: truth}, training), Stage({student: objective}, training)),
+        schedule=[Stage({teacher: truth}, training), Stage({student: objective}, training)],
     )

@@ -11,7 +11,7 @@ records are simulated.
 from torch.nn import BCEWithLogitsLoss
 from torch.optim import Adam
 
-from kdkit import CosineRamp, LinearRamp, Match, Net, Optimizer, Recipe, Stage, Stages, Tap, Training, Truth
+from kdkit import CosineRamp, LinearRamp, Match, Net, Optimizer, Recipe, Stage, Tap, Training, Truth
 from kdkit.losses import Hint, PerLabelSoftTargets
 from kdkit.metrics import MacroAUPRC, MacroAUROC
 from kdkit_ecg import Leads, LRHNet, SEResNet, Synthetic
@@ -33,5 +33,5 @@ def recipe(leads: int = 3, records: int = 640, epochs: int = 10, hint: float = 1
     return Recipe(
         data=Synthetic(train=records, validation=records // 4, test=records // 2, length=500),
         metrics=(MacroAUROC(), MacroAUPRC()),
-        schedule=Stages(Stage({teacher: truth}, training), Stage({student: objective}, training)),
+        schedule=[Stage({teacher: truth}, training), Stage({student: objective}, training)],
     )

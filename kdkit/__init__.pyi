@@ -47,7 +47,6 @@ from .recipe.recipe import Stage as Stage
 from .recipe.schedules import MultiLevel as MultiLevel
 from .recipe.schedules import Parallel as Parallel
 from .recipe.schedules import Sequential as Sequential
-from .recipe.schedules import Stages as Stages
 from .recipe.simkd import SimKD as SimKD
 from .recipe.training import AverageWeights as AverageWeights
 from .recipe.training import Training as Training

@@ -138,7 +138,7 @@ class TeacherCaching:
         """Return answers in the form that the recipe wants also where they are not recorded."""
         if self.recipe.teacher_cache.form is None:
             return asked
-        form = Codec(self.recipe.teacher_cache, asked.ask(batch))
+        form = Codec(self.recipe.teacher_cache, asked(batch))
         return CachedTeacher(asked, form, None, self._audit(net, asked, form))
 
     def _audit(self, net: Net[Any], asked: TeacherSession, form: Codec) -> Audit:

@@ -27,7 +27,7 @@ from kdkit.errors import CheckError, DataError, KdkitError
 from kdkit.metrics import Metric, better, without_interval
 from kdkit.plugins.events import EpochEnded, Figures, StageStarted, StepEnded
 from kdkit.recipe.recipe import Recipe, Stage
-from kdkit.teachers import ask
+from kdkit.teachers import run_teachers
 from kdkit.utils import collectives
 from kdkit.utils.randomness import derive_seed, seed_everything
 
@@ -130,7 +130,7 @@ class StageTrainer:
             weight, samples = self._share(index, len(batch))
             with lesson.update(ends=ends):
                 with precision:
-                    teacher_outputs = ask(rehearsal.sessions, batch)
+                    teacher_outputs = run_teachers(rehearsal.sessions, batch)
                     terms = lesson(batch, teacher_outputs)
                 if index > last:
                     raise DataError(f"the training data promised {last + 1} batches an epoch, and gave more")

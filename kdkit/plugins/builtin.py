@@ -39,7 +39,6 @@ def register_schedules(register: Register) -> None:
     register("parallel", schedules.Parallel)
     register("sequential", schedules.Sequential)
     register("multi_level", schedules.MultiLevel)
-    register("stages", schedules.Stages)
 
 
 @hookimpl

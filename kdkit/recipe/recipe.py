@@ -80,7 +80,7 @@ class Recipe:
     """
 
     data: Data
-    schedule: Schedule
+    schedule: Schedule | Sequence[Stage]
     metrics: tuple[Metric, ...] = ()
     name: str = ""
     teacher_cache: CacheSettings = field(default_factory=CacheSettings)
@@ -92,8 +92,7 @@ class Recipe:
                 f"data is a Data, such as TorchData(train, select) or one of your own with classes, task, draws, "
                 f"fingerprint, train, select and test; got {type(self.data).__name__}"
             )
-        if not isinstance(self.schedule, Schedule):
-            raise RecipeError(f"schedule has a stages() method; got {type(self.schedule).__name__}")
+        _validate_schedule(self.schedule)
         if not isinstance(self.teacher_cache, CacheSettings):
             raise RecipeError(f"answers is Answers(dtype=..., top=..., audit=...); got {self.teacher_cache!r}")
         if not isinstance(self.metrics, Sequence) or isinstance(self.metrics, str):
@@ -107,6 +106,11 @@ class Recipe:
         if len(set(names)) < len(names):
             raise RecipeError(f"two scores have the same name: {', '.join(sorted(names))}")
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages in the order they run."""
+        return tuple(self.schedule.stages() if isinstance(self.schedule, Schedule) else self.schedule)
+
     def use(self) -> None:
         """Mark the recipe as run."""
         self._used.append(True)
@@ -118,6 +122,18 @@ class Recipe:
                 "this Recipe has run already, and its nets are trained; make it anew by calling the recipe function, "
                 "or pass the function itself to kdkit.run"
             )
+
+
+def _validate_schedule(schedule: object) -> None:
+    if isinstance(schedule, Schedule):
+        return
+    if not isinstance(schedule, Sequence) or isinstance(schedule, str):
+        raise RecipeError(
+            f"schedule must be a list of stages or an object with a stages() method; got {type(schedule).__name__}"
+        )
+    for stage in schedule:
+        if not isinstance(stage, Stage):
+            raise RecipeError(f"a schedule is a list of Stage(...); got a {type(stage).__name__} in it")
 
 
 def _is_data(data: object) -> bool:

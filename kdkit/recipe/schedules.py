@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, Unpack
 
-from kdkit.errors import RecipeError
 from kdkit.nets.net import Net
 from kdkit.recipe.guidance import GuidingOptions, Level, guiding_of, levels_of
 from kdkit.recipe.recipe import Stage
@@ -67,16 +66,3 @@ class MultiLevel:
             for index, level in enumerate(self._levels)
             if level is self._levels[-1] or not level.net.trained
         ]
-
-
-class Stages:
-    """These stages, in this order."""
-
-    def __init__(self, *stages: Stage) -> None:
-        if not stages or not all(isinstance(stage, Stage) for stage in stages):
-            raise RecipeError("Stages takes one Stage after the other: Stages(Stage({net: goal}, training), ...)")
-        self._stages = stages
-
-    def stages(self) -> Sequence[Stage]:
-        """Return them."""
-        return self._stages

@@ -39,7 +39,7 @@ def run_at_once(
     workers, origin, out = Processes(jobs), Origin(file=file.path, options=given), options.out
     with preserve_rng_state():
         seed_everything(options.seed)
-        stages = tuple(file.make(given).schedule.stages())
+        stages = file.make(given).stages
     run(lambda: file.make(given), replace(options, only=()), origin=origin)  # checks all, and makes the folder
     options = replace(options, resume=True)
 

@@ -1,6 +1,6 @@
 """What can be matched beside the labels: other nets, a net's own past or average, its peers, several teachers."""
 
-from kdkit.teachers.base import TeacherOutput, TeacherOutputs, TeacherSession, ask, require_output
+from kdkit.teachers.base import TeacherOutput, TeacherOutputs, TeacherSession, require_output, run_teachers
 from kdkit.teachers.ema import Ema
 from kdkit.teachers.ensemble import Teachers
 from kdkit.teachers.frozen import Frozen, open_teacher
@@ -16,7 +16,7 @@ __all__ = [
     "TeacherOutputs",
     "TeacherSession",
     "Teachers",
-    "ask",
     "open_teacher",
     "require_output",
+    "run_teachers",
 ]

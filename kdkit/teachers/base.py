@@ -63,7 +63,7 @@ class TeacherSession:
     In each step it is asked, then observes; after an update and an epoch it is told so. Only `ask` has to be written.
     """
 
-    def ask(self, batch: Batch) -> TeacherOutput:
+    def __call__(self, batch: Batch) -> TeacherOutput:
         """Return what it says of this batch."""
         raise NotImplementedError
 
@@ -91,6 +91,6 @@ class TeacherSession:
         """Leave everything as it was."""
 
 
-def ask(sessions: Mapping[str, TeacherSession], batch: Batch) -> dict[str, TeacherOutput]:
+def run_teachers(sessions: Mapping[str, TeacherSession], batch: Batch) -> dict[str, TeacherOutput]:
     """Return every source's answer to this batch, by name."""
-    return {name: each.ask(batch) for name, each in sessions.items()}
+    return {name: each(batch) for name, each in sessions.items()}

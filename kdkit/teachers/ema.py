@@ -67,9 +67,9 @@ class _Averaging(TeacherSession):
         self._frozen = Frozen(Net(teacher.name, self._average, view=view, element=net.element), moved)
         self._updates = 0
 
-    def ask(self, batch: Batch) -> TeacherOutput:
+    def __call__(self, batch: Batch) -> TeacherOutput:
         """Return what the average says of this batch."""
-        return self._frozen.ask(batch)
+        return self._frozen(batch)
 
     def dry_run(self, batch: Batch) -> Sequence[TapLike]:
         """Answer once, and return the taps that did not fire."""

@@ -55,7 +55,7 @@ class Frozen(TeacherSession):
         self._open.enter_context(eval_mode(net.module))
 
     @torch.no_grad()
-    def ask(self, batch: Batch) -> TeacherOutput:
+    def __call__(self, batch: Batch) -> TeacherOutput:
         """Return what it says of this batch."""
         self._listening.clear()
         output = self.net(batch)

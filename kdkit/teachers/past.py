@@ -70,7 +70,7 @@ class _Remembering(TeacherSession):
         self._last, self._now = torch.zeros(0), torch.zeros(0)
         self._known, self._said = torch.zeros(2, samples, dtype=torch.bool)
 
-    def ask(self, batch: Batch) -> TeacherOutput:
+    def __call__(self, batch: Batch) -> TeacherOutput:
         """Return the past outputs of these samples, and of which there are any."""
         rows = self._rows(_ids(batch), remember=False)
         known = self._known[rows] & (self._rows.known[rows] == batch.ids)

@@ -15,9 +15,9 @@ def check_schedule(make_schedule: Callable[[], Schedule]) -> None:
     """
     schedule = make_schedule()
     name = type(schedule).__name__
-    if not isinstance(schedule, Schedule):
+    if not isinstance(schedule, Schedule | list | tuple):
         raise ContractError(f"{name} is not a schedule: it has no stages()")
-    stages = list(schedule.stages())
+    stages = list(schedule.stages() if isinstance(schedule, Schedule) else schedule)
     if not stages or not all(isinstance(stage, Stage) for stage in stages):
         given = ", ".join(type(stage).__name__ for stage in stages)
         raise ContractError(f"{name} gives stages, at least one; got {given or 'none'}")

@@ -28,7 +28,6 @@ from kdkit import (
     Recipe,
     RecipeError,
     Stage,
-    Stages,
     Tap,
     Training,
     Truth,
@@ -152,19 +151,19 @@ def schedule(
     """Return how this row's net learns. The weights of FitNet, PS-KD and cross-layer are those of the notebooks."""
     truth = Truth(BCEWithLogitsLoss())
     if row == "pskd":
-        return Stages(Stage({net: 1.0 * Match(Past(net), PerLabelPSKD(alpha=0.8, epochs=training.epochs))}, training))
+        return [Stage({net: 1.0 * Match(Past(net), PerLabelPSKD(alpha=0.8, epochs=training.epochs))}, training)]
     if not masters:
-        return Stages(Stage({net: truth}, training))
+        return [Stage({net: truth}, training)]
     teacher, own = masters[0].module, net.module
     if row == "fitnet":
         hint = Match(masters[0], Hint(), student=Tap(own.pool), target=Tap(teacher.pool))
-        return Stages(Stage({net: 0.3 * truth + 0.35 * Match(masters[0], kd_loss) + 0.35 * hint}, training))
+        return [Stage({net: 0.3 * truth + 0.35 * Match(masters[0], kd_loss) + 0.35 * hint}, training)]
     if row == "cross_layer":
         ours = tuple(map(Tap, (own.block1, own.block2, own.block3)))
         theirs = tuple(map(Tap, (teacher.group2, teacher.group3, teacher.group4)))
         layers = Match(masters[0], SemCKD(), student=ours, target=theirs)
         soft = Match(masters[0], SoftTargets(temperature=4.0))
-        return Stages(Stage({net: truth + soft + 40.0 * layers}, training))
+        return [Stage({net: truth + soft + 40.0 * layers}, training)]
     shares = (0.6, 0.4) if len(masters) == 2 else None  # the paper's, which has no more than two teachers
     return MultiLevel(
         *masters,

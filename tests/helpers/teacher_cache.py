@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdkit import Batch, Match, Net, Recipe, Stage, Stages, Tap
+from kdkit import Batch, Match, Net, Recipe, Stage, Tap
 from kdkit.losses import Hint, SoftTargets
 from kdkit.teachers import Frozen
 
@@ -59,7 +59,7 @@ def taught(
             teacher, Hint(), student=Tap(student.module.norm), target=Tap(teacher.module.norm)
         )
     stage = Stage({student: objective}, training(epochs=epochs, **changes.pop("training", {})))
-    return Recipe(**{"data": Drawn(draws), "schedule": Stages(stage), **changes})
+    return Recipe(**{"data": Drawn(draws), "schedule": [stage], **changes})
 
 
 class Asked:
@@ -67,13 +67,13 @@ class Asked:
 
     def __init__(self, monkeypatch: Any, batch: int = 8) -> None:
         self.calls: list[tuple[str, int]] = []
-        original = Frozen.ask
+        original = Frozen.__call__
 
         def ask(frozen: Frozen, given: Batch) -> Any:
             self.calls.append((frozen.net.name, len(given)))
             return original(frozen, given)
 
-        monkeypatch.setattr(Frozen, "ask", ask)
+        monkeypatch.setattr(Frozen, "__call__", ask)
         self.batch = batch
 
     def samples(self, name: str = "teacher") -> int:

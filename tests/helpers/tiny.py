@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from kdkit import Net, Recipe, Stage, Stages, TorchData, Training, Truth
+from kdkit import Net, Recipe, Stage, TorchData, Training, Truth
 
 FEATURES, CLASSES = 4, 3
 
@@ -47,7 +47,7 @@ def tiny_net(name, *, outputs=CLASSES, hidden=5, seed=0, **options):
 def one_stage(net, objective, data=None, **training):
     """Return a recipe that trains one net toward one goal."""
     training = {"epochs": 1, "batch_size": 4, **training}
-    return Recipe(data=data or tiny_data(), schedule=Stages(Stage({net: objective}, Training(**training))))
+    return Recipe(data=data or tiny_data(), schedule=[Stage({net: objective}, Training(**training))])
 
 
 def plain_goal():

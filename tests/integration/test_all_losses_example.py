@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import Recipe, RecipeError, Stage, Stages, TorchData, Training, hookimpl
+from kdkit import Recipe, RecipeError, Stage, TorchData, Training, hookimpl
 from kdkit.plugins.manager import installed
 from kdkit_ecg import Synthetic
 from tests.helpers.command_line import ROOT
@@ -45,7 +45,7 @@ def recipe(name, data, epochs=2):
     teacher = zoo.large(data)
     teacher.net.trained = True
     stage = Stage(zoo.student_goals(name, data, teacher), Training(epochs=epochs, batch_size=6, keep="last"))
-    return Recipe(data=DIGITS if data == "digits" else RECORDS, schedule=Stages(stage))
+    return Recipe(data=DIGITS if data == "digits" else RECORDS, schedule=[stage])
 
 
 class Stop:
@@ -87,7 +87,7 @@ def test_a_run_gone_on_with_ends_in_the_same_bits_and_leaves_the_student_alone(n
     state = torch.load(next(cut.glob("1-*/state.pt")), weights_only=True)["work"]
     kdkit.run(function, device="cpu", out=cut, resume=True)
 
-    (stage,) = made[1].schedule.stages()
+    (stage,) = made[1].stages
     losses = [each.term.loss for objective in stage.objectives.values() for each in objective]
     of_losses = [loss.state_dict() for loss in losses if isinstance(loss, nn.Module)]
     saved = [value for key, value in state["lesson"].items() if key.startswith("losses.")]
@@ -150,12 +150,12 @@ def test_a_loss_of_ones_own_plugin_compares_outputs():
 
 def test_a_weight_of_ones_own_takes_the_place_of_the_tables():
     taught = zoo.recipe("hint", weight=7.0)
-    ((_, objective),) = taught.schedule.stages()[-1].objectives.items()
+    ((_, objective),) = taught.stages[-1].objectives.items()
     assert objective.weights(0.0) == {"truth": 1, "teacher/hint": 7.0}
 
 
 def test_sem_ckd_on_ecgs_is_the_recipe_of_lrh_net():
-    ((_, objective),) = zoo.recipe("sem_ckd", "ecg", samples=8).schedule.stages()[-1].objectives.items()
+    ((_, objective),) = zoo.recipe("sem_ckd", "ecg", samples=8).stages[-1].objectives.items()
     assert objective.weights(0.0) == {"teacher/soft_targets": 1, "truth": 1, "teacher/sem_ckd": 40.0}
     soft = next(each.term.loss for each in objective if each.term.label == "teacher/soft_targets")
     assert (soft.temperature, soft.t_squared) == (4.0, True)
@@ -163,5 +163,5 @@ def test_sem_ckd_on_ecgs_is_the_recipe_of_lrh_net():
 
 @pytest.mark.parametrize("name", ["hint", "simkd"])
 def test_a_teacher_is_trained_first_where_one_is_asked(name):
-    assert [stage.name for stage in zoo.recipe(name).schedule.stages()] == ["teacher", "student"]
-    assert [stage.name for stage in zoo.recipe("none").schedule.stages()] == ["student"]
+    assert [stage.name for stage in zoo.recipe(name).stages] == ["teacher", "student"]
+    assert [stage.name for stage in zoo.recipe("none").stages] == ["student"]

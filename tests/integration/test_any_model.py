@@ -24,7 +24,6 @@ from kdkit import (
     RecipeError,
     Result,
     Stage,
-    Stages,
     Tap,
     TorchData,
     Training,
@@ -74,7 +73,7 @@ def distilled(student: Net[Any], objective: Objective | Term, data: TorchData, *
     teachers = [source for source in stage.teachers if isinstance(source, Net) and isinstance(source.module, nn.Module)]
     before = {net: copy.deepcopy(net.network.state_dict()) for net in [student, *teachers]}
     modes = {net: net.network.training for net in teachers}
-    result = kdkit.run(Recipe(data=data, schedule=Stages(stage)), device="cpu")
+    result = kdkit.run(Recipe(data=data, schedule=[stage]), device="cpu")
     terms = result.history[stage.name][-1]["terms"]
     assert terms
     assert all(math.isfinite(value) for value in terms.values())
@@ -224,9 +223,7 @@ def test_an_element_is_for_when_there_are_several_so_that_one_tensor_in_eval_mod
 
 def test_a_network_that_only_fails_in_eval_mode_is_refused_before_the_first_step(signals):
     student = Net("student", OnlyInTraining(more_in_training=False))
-    plan = kdkit.check(
-        Recipe(data=signals, schedule=Stages(Stage({student: Truth(cross_entropy)}, Training(epochs=1))))
-    )
+    plan = kdkit.check(Recipe(data=signals, schedule=[Stage({student: Truth(cross_entropy)}, Training(epochs=1))]))
     assert any("gives a tuple of 2 where one tensor was expected" in problem for problem in plan.problems)
     assert student.module.training
 
@@ -497,7 +494,7 @@ def test_a_plain_callable_can_be_neither_tapped_nor_trained(signals):
         distilled(student, 1.0 * Match(api, Hint(), student=Tap(student.module.conv), target=stranger), signals)
     stage = Stage({api: Truth(cross_entropy)}, Training(epochs=1))
     with pytest.raises(CheckError, match="can teach, but not be trained"):
-        kdkit.run(Recipe(data=signals, schedule=Stages(stage)), device="cpu")
+        kdkit.run(Recipe(data=signals, schedule=[stage]), device="cpu")
     with pytest.raises(RecipeError, match="it can teach, but not be trained or tapped"):
         _ = api.network
 

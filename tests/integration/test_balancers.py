@@ -21,7 +21,6 @@ from kdkit import (
     Recipe,
     RecipeError,
     Stage,
-    Stages,
     Tap,
     TorchData,
     Training,
@@ -59,7 +58,7 @@ def recipe(balance: Any = None, *, objective: Any = None, **changes: Any) -> Rec
     made = balance(student) if inspect.isfunction(balance) else balance
     changes = {"epochs": 3, "optimizer": Optimizer(Adam, lr=0.01), **changes}
     how = training(**changes, **({} if made is None else {"balancing": made}))
-    return Recipe(data=data(), schedule=Stages(Stage({student: objective}, how)))
+    return Recipe(data=data(), schedule=[Stage({student: objective}, how)])
 
 
 def weights(made: Callable[[], Recipe], **options: Any) -> dict[str, Tensor]:
@@ -128,9 +127,9 @@ def test_a_stage_of_several_nets_is_balanced(name):
         torch.manual_seed(0)
         teacher, one, two = Net("teacher", Small(8), trained=True), Net("one", Small(4)), Net("two", Small(6))
         objectives = {net: truth() + Match(teacher, SoftTargets()) for net in (one, two)}
-        return Recipe(data=data(), schedule=Stages(Stage(objectives, training(balancing=BALANCES[name]()))))
+        return Recipe(data=data(), schedule=[Stage(objectives, training(balancing=BALANCES[name]()))])
 
-    before = [each.module.state_dict() for each in made().schedule.stages()[0].objectives]
+    before = [each.module.state_dict() for each in made().stages[0].objectives]
     result = kdkit.run(made, device="cpu")
     assert len(result.history["one+two"][0]["terms"]) == 4
     assert not any(
@@ -272,7 +271,7 @@ def test_a_layer_that_all_terms_reach_is_taken():
 @pytest.mark.parametrize("name", BALANCES)
 def test_a_check_leaves_no_trace(name):
     made = recipe(BALANCES[name]())
-    net = next(iter(made.schedule.stages()[0].objectives))
+    net = next(iter(made.stages[0].objectives))
     before = {key: value.clone() for key, value in net.module.state_dict().items()}
     random = torch.get_rng_state()
     plan = kdkit.check(made)
@@ -340,7 +339,7 @@ def test_figures_are_those_of_autograd_by_hand(accumulate):
     nets = Net("teacher", teacher, trained=True), Net("student", student)
     objective = 0.3 * truth() + 0.7 * Match(nets[0], kd_loss)
     how = training(epochs=1, batch_size=16 // accumulate, accumulate_steps=accumulate)
-    made = Recipe(data=TorchData(samples(16), samples(6, 1)), schedule=Stages(Stage({nets[1]: objective}, how)))
+    made = Recipe(data=TorchData(samples(16), samples(6, 1)), schedule=[Stage({nets[1]: objective}, how)])
     listener = Listener()
     result = kdkit.run(made, device="cpu", gradients=1, callbacks=[listener])
     found = result.history["student"][0]["gradients"]
@@ -388,13 +387,13 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from kdkit import Net, Recipe, Stage, Stages, TorchData, Training, Truth
+from kdkit import Net, Recipe, Stage, TorchData, Training, Truth
 
 
 def recipe() -> Recipe:
     samples = TensorDataset(torch.randn(8, 4), torch.arange(8) % 2)
     stage = Stage({Net("net", nn.Linear(4, 2)): Truth(nn.CrossEntropyLoss())}, Training(epochs=1, batch_size=4))
-    return Recipe(data=TorchData(samples, samples), schedule=Stages(stage))
+    return Recipe(data=TorchData(samples, samples), schedule=[stage])
 '''
 
 

@@ -91,7 +91,7 @@ def test_a_source_may_keep_what_it_is_told_of_each_batch():
     kept = []
 
     class Keeping(kdkit.TeacherSession):
-        def ask(self, batch):
+        def __call__(self, batch):
             return kdkit.TeacherOutput(torch.zeros(len(batch), 3))
 
         def observe(self, batch, outputs):
@@ -105,7 +105,7 @@ def test_a_source_may_keep_what_it_is_told_of_each_batch():
 
     net = kdkit.Net("student", Small(4))
     objective = truth() + kdkit.Match(Teacher(), kdkit.losses.SoftTargets())
-    kdkit.run(kdkit.Recipe(data=data(), schedule=kdkit.Stages(kdkit.Stage({net: objective}, training()))), device="cpu")
+    kdkit.run(kdkit.Recipe(data=data(), schedule=[kdkit.Stage({net: objective}, training())]), device="cpu")
     first, second = kept[:2]
     assert not torch.equal(first["student"], second["student"])
     assert not first["student"].requires_grad

@@ -22,7 +22,7 @@ PARTS = """
     from torch import nn
     import kdkit
     from kdkit import *
-    from kdkit import Net, Recipe, Stage, Stages, Match, Truth, Tap, Training
+    from kdkit import Net, Recipe, Stage, Match, Truth, Tap, Training
     from kdkit.losses import SoftTargets, Hint
     from torch.utils.data import TensorDataset
 
@@ -46,7 +46,7 @@ PARTS = """
         return Truth(nn.CrossEntropyLoss())
 
     def taught(match, training=None):
-        return Recipe(data=given(), schedule=Stages(Stage(match, training or Training(epochs=1, batch_size=8))))
+        return Recipe(data=given(), schedule=[Stage(match, training or Training(epochs=1, batch_size=8))])
 """
 
 GOOD = """
@@ -565,7 +565,7 @@ def test_workers_that_are_spawned_find_what_the_file_defines(kdkit_process, writ
             training = Training(epochs=1, batch_size=3, workers=1)
             return Recipe(
                 data=TorchData(Mine(), Mine(), classes=("a", "b", "c")),
-                schedule=Stages(Stage({Net("s", Wide()): truth()}, training)),
+                schedule=[Stage({Net("s", Wide()): truth()}, training)],
             )
         """,
         "recipes/mine.py",
@@ -583,7 +583,7 @@ MARKED = """
             name = "[/score]"
 
         objective = Truth(nn.CrossEntropyLoss(), label="[/x]") + Match(teacher, SoftTargets(), label="[kd] :x:")
-        schedule = Stages(Stage({student: objective}, Training(epochs=1, batch_size=8)))
+        schedule = [Stage({student: objective}, Training(epochs=1, batch_size=8))]
         return Recipe(data=given(), schedule=schedule, metrics=(Listed(),), name="[b]mine[/b]")
 """
 

@@ -34,7 +34,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import Trial, Match, Net, Recipe, RunOptions, Stage, Stages, Study, TorchData, Training, Truth
+from kdkit import Trial, Match, Net, Recipe, RunOptions, Stage, Study, TorchData, Training, Truth
 from kdkit.losses import SoftTargets
 from kdkit.study.workers import conditions
 
@@ -51,7 +51,7 @@ def recipe(width=8, teachers=()):
         objective = 0.5 * objective + 0.5 * Match(master, SoftTargets())
     return Recipe(
         data=TorchData(samples(24, 0), samples(12, 1), samples(12, 2)),
-        schedule=Stages(Stage({Net("net", net(width)): objective}, Training(epochs=4, batch_size=8))),
+        schedule=[Stage({Net("net", net(width)): objective}, Training(epochs=4, batch_size=8))],
     )
 
 

@@ -12,12 +12,12 @@ from torch._dynamo.utils import counters
 from torch.utils.data import Dataset, TensorDataset
 
 import kdkit
-from kdkit import Batch, CosineRamp, Match, Net, Recipe, Stage, Stages, Tap, TorchData, Training, Truth
+from kdkit import Batch, CosineRamp, Match, Net, Recipe, Stage, Tap, TorchData, Training, Truth
 from kdkit.data.dataset import Data
 from kdkit.engine.check.dry_run import Rehearsal
 from kdkit.engine.open_stage import facts_of
 from kdkit.losses import Hint, PerLabelSoftTargets, SoftTargets
-from kdkit.teachers import ask
+from kdkit.teachers import run_teachers
 from kdkit_ecg import Leads, LRHNet, SEResNet, Synthetic
 
 CLASSES = 3
@@ -157,7 +157,7 @@ def values(rehearsal: Rehearsal, lesson: Any, data: Data) -> list[Tensor]:
     for epoch in range(2):
         module.train()
         for batch in chunks(data, epoch):
-            terms = lesson(batch, ask(rehearsal.sessions, batch))
+            terms = lesson(batch, run_teachers(rehearsal.sessions, batch))
             sum(terms.values()).backward()
             found += [*terms.values(), *(each.grad for each in module.parameters() if each.grad is not None)]
             module.zero_grad()
@@ -207,7 +207,7 @@ def test_a_compiled_lesson_hears_the_features_of_the_plain_one(open_teacher):
         heard.append((sides[0].detach().clone(), sides[1].clone()))
 
     batch = next(chunks(data, 0))
-    answers = ask(rehearsal.sessions, batch)
+    answers = run_teachers(rehearsal.sessions, batch)
     rehearsal.lesson.eval()  # so that running statistics stand still
     line.loss.register_forward_pre_hook(note)
     rehearsal.lesson(batch, answers)
@@ -224,7 +224,7 @@ def test_no_feature_outlives_its_step(open_teacher):
     rehearsal, data = open_teacher
     for lesson in (rehearsal.lesson, torch.compile(rehearsal.lesson, backend="eager")):
         batch = next(chunks(data, 0))
-        lesson(batch, ask(rehearsal.sessions, batch))
+        lesson(batch, run_teachers(rehearsal.sessions, batch))
         taps = rehearsal.lesson.open_taps
         assert taps.unfired() == list(taps.taps)
 
@@ -245,7 +245,7 @@ def test_a_loss_that_asks_for_labels_ids_and_progress_is_compiled_once_while_pro
     graphs = Graphs()
     lesson = torch.compile(rehearsal.lesson, backend=graphs, fullgraph=True)
     batch = next(chunks(data, 0))
-    answers = ask(rehearsal.sessions, batch)
+    answers = run_teachers(rehearsal.sessions, batch)
     found = []
     rehearsal.lesson.eval()
     for progress in (0.0, 0.25, 1.0):
@@ -268,7 +268,7 @@ def test_a_run_that_compiles_gives_the_history_of_one_that_does_not(monkeypatch)
 
     def recipe() -> Recipe:
         stage, data = plain()
-        return Recipe(data=data, schedule=Stages(stage))
+        return Recipe(data=data, schedule=[stage])
 
     runs = [kdkit.run(recipe, device="cpu", seed=3, compile=each) for each in (False, True)]
     assert [graphs.count for graphs in compiled] == [2]

@@ -27,7 +27,7 @@ batch = Batch(torch.zeros(len(ids), 2), ids % 3, ids)
 session.dry_run(batch)
 session.observe(batch, {"student": ids[:, None] + torch.zeros(1, 3)})
 session.on_epoch_end()
-answer = session.ask(Batch(torch.zeros(8, 2), torch.zeros(8, dtype=torch.int64), torch.arange(8)))
+answer = session(Batch(torch.zeros(8, 2), torch.zeros(8, dtype=torch.int64), torch.arange(8)))
 told = {"gathered": all_gather(ids), "averaged": all_reduce_mean(torch.tensor([float(number), 4.0]))}
 torch.save({"output": answer.output[:, 0], "known": answer.known, **told}, f"{folder}/{number}.pt")
 distributed.destroy_process_group()
@@ -99,7 +99,7 @@ import kdkit
 from kdkit import Batch, BuildContext, Match, Net, Stage, Tap, Training, Truth
 from kdkit.losses import Hint
 from kdkit.engine.check.dry_run import Rehearsal
-from kdkit.teachers import ask
+from kdkit.teachers import run_teachers
 
 number, folder = int(sys.argv[1]), sys.argv[2]
 facts = BuildContext(classes=("a", "b", "c"), task="multiclass", samples=8, ids=True)
@@ -117,7 +117,7 @@ def gradients(rows, wrap):
     rehearsal = Rehearsal(Stage({student: objective}, Training(epochs=1)), facts, batch)
     assert not rehearsal.problems, rehearsal.problems
     lesson = wrap(rehearsal.lesson)  # held until after the backward pass, in which it averages
-    sum(lesson(batch, ask(rehearsal.sessions, batch)).values()).backward()
+    sum(lesson(batch, run_teachers(rehearsal.sessions, batch)).values()).backward()
     return {name: parameter.grad for name, parameter in rehearsal.lesson.named_parameters()}
 
 

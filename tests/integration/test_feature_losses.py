@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import Match, Net, Recipe, Stage, Stages, Tap, TorchData, Training, Truth, hookimpl
+from kdkit import Match, Net, Recipe, Stage, Tap, TorchData, Training, Truth, hookimpl
 from kdkit.losses import (
     CRD,
     CWD,
@@ -82,7 +82,7 @@ def recipe(name, epochs=3, student_width=2):
     matched = Match(teacher, make(teacher), student=taps(student, *layers), target=taps(teacher, *layers))
     objective = Truth(nn.CrossEntropyLoss()) + matched
     data = TorchData(samples(20, 0), samples(6, 1), samples(6, 2), classes=("a", "b", "c"))
-    return Recipe(data=data, schedule=Stages(Stage({student: objective}, Training(epochs=epochs, batch_size=8))))
+    return Recipe(data=data, schedule=[Stage({student: objective}, Training(epochs=epochs, batch_size=8))])
 
 
 class Stop:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import MetricResult, Net, Recipe, Stage, Stages, TorchData, Truth
+from kdkit import MetricResult, Net, Recipe, Stage, TorchData, Truth
 from kdkit.cli.console import metrics_table
 from kdkit.metrics import Accuracy, BootstrapInterval, Brier, MacroAUROC, MacroF1
 from kdkit.plugins.events import RunEnded
@@ -21,7 +21,7 @@ CLASSES = ("a", "b", "c")
 
 def alone(net, terms=None, **changes):
     """Return the schedule that trains one net without a teacher."""
-    return Stages(Stage({net: terms or truth()}, training(**changes)))
+    return [Stage({net: terms or truth()}, training(**changes))]
 
 
 def single(metrics, **changes):

@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from kdkit import Net, Parallel, Recipe, RecipeError, RunOptions, Stage, Stages, Study, Trial, hookimpl
+from kdkit import Net, Parallel, Recipe, RecipeError, RunOptions, Stage, Study, Trial, hookimpl
 from kdkit.errors import RunFolderError
 from kdkit.losses import SoftTargets
 from tests.helpers.command_line import environment
@@ -36,7 +36,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import Trial, Match, Net, Recipe, RunOptions, Stage, Stages, Study, TorchData, Training, Truth
+from kdkit import Trial, Match, Net, Recipe, RunOptions, Stage, Study, TorchData, Training, Truth
 from kdkit.losses import SoftTargets
 
 
@@ -54,7 +54,7 @@ def recipe(width, teacher=None):
         objective = 0.5 * objective + 0.5 * Match(master, SoftTargets())
     return Recipe(
         data=TorchData(samples(24, 0), samples(12, 1), samples(12, 2)),
-        schedule=Stages(Stage({net: objective}, Training(epochs=4, batch_size=8))),
+        schedule=[Stage({net: objective}, Training(epochs=4, batch_size=8))],
     )
 
 
@@ -88,7 +88,7 @@ def recipe(width: int = 4, teacher: Path | None = None, teachers: tuple[Path, ..
     ]
     once = training(epochs=1)
     if not masters:
-        return Recipe(data=data(), schedule=Stages(Stage({net: truth()}, once)))
+        return Recipe(data=data(), schedule=[Stage({net: truth()}, once)])
     schedule = Parallel(*masters, net, truth=truth(), kd_loss=SoftTargets(), training=once)
     return Recipe(data=data(), schedule=schedule)
 

@@ -35,7 +35,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import Trial, Match, Net, Recipe, RunOptions, Stage, Stages, Study, TorchData, Training, Truth
+from kdkit import Trial, Match, Net, Recipe, RunOptions, Stage, Study, TorchData, Training, Truth
 from kdkit.losses import SoftTargets
 
 
@@ -81,7 +81,7 @@ def recipe(width=8, teachers=(), wrong=None, here=None):
 def made(net, objective):
     return Recipe(
         data=TorchData(samples(24, 0), samples(12, 1), samples(12, 2)),
-        schedule=Stages(Stage({net: objective}, Training(epochs=4, batch_size=8))),
+        schedule=[Stage({net: objective}, Training(epochs=4, batch_size=8))],
     )
 
 

@@ -233,7 +233,7 @@ def test_a_stage_that_shares_a_part_with_its_teacher_is_not_recorded(asked):
     teacher.module.head.requires_grad_(False)
     student.module.head = teacher.module.head
     objective = kdkit.Match(teacher, kdkit.losses.SoftTargets())
-    recipe = kdkit.Recipe(data=Drawn(), schedule=kdkit.Stages(kdkit.Stage({student: objective}, training(epochs=3))))
+    recipe = kdkit.Recipe(data=Drawn(), schedule=[kdkit.Stage({student: objective}, training(epochs=3))])
     _, _, notices = run(recipe)
     assert "it shares a Linear with what is trained" in notices[0]
     assert asked.samples() == 3 * ROWS
@@ -392,7 +392,7 @@ def test_the_members_of_a_panel_are_recorded_and_a_past_is_not(asked):
     )
     past = 0.1 * kdkit.Match(kdkit.Past(student), kdkit.losses.PSKD())
     stage = kdkit.Stage({student: panel + past}, training(epochs=3))
-    first = run(kdkit.Recipe(data=Drawn(), schedule=kdkit.Stages(stage)))
+    first = run(kdkit.Recipe(data=Drawn(), schedule=[stage]))
     assert first[2] == []
     assert asked.samples("teacher") == ROWS
     asked.calls.clear()
@@ -406,7 +406,7 @@ def test_a_teacher_that_is_trained_further_is_asked_again(asked, tmp_path):
         kdkit.Stage({teacher: kdkit.Truth(nn.CrossEntropyLoss())}, training(epochs=1)),
         kdkit.Stage({student: match}, training(epochs=2), name="after"),
     ]
-    kdkit.run(kdkit.Recipe(data=Drawn(), schedule=kdkit.Stages(*stages)), out=tmp_path / "run", **CPU)
+    kdkit.run(kdkit.Recipe(data=Drawn(), schedule=[*stages]), out=tmp_path / "run", **CPU)
     assert asked.samples() == 2 * ROWS
     assert len(CacheFolder(tmp_path / "teacher_cache").kept()) == 2
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import Match, Net, Recipe, Stage, Stages, TorchData, Training
+from kdkit import Match, Net, Recipe, Stage, TorchData, Training
 from kdkit.losses import SoftTargets
 from kdkit.teachers.cache import store
 
@@ -59,7 +59,7 @@ def recipe() -> Recipe:
     student, source = Net("student", nn.Linear(6, 3)), Net("teacher", teacher, version="1")
     return Recipe(
         data=TorchData(samples(32, 0), samples(6, 1), classes=("a", "b", "c")),
-        schedule=Stages(Stage({student: Match(source, SoftTargets())}, Training(epochs=3, batch_size=8))),
+        schedule=[Stage({student: Match(source, SoftTargets())}, Training(epochs=3, batch_size=8))],
     )
 '''
 BATCHES = 4  # in an epoch

@@ -6,11 +6,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import kdkit
-from kdkit import Ema, Match, Net, Past, Peer, Recipe, Stage, Stages, Tap, Teachers, hookimpl
+from kdkit import Ema, Match, Net, Past, Peer, Recipe, Stage, Tap, Teachers, hookimpl
 from kdkit.engine.check.dry_run import Rehearsal
 from kdkit.engine.open_stage import facts_of
 from kdkit.losses import OFD, PSKD, PerTeacher, SoftTargets
-from kdkit.teachers import ask
+from kdkit.teachers import run_teachers
 from tests.helpers.stages import Small, data, same, training, truth
 
 
@@ -44,7 +44,7 @@ def by_confidence():
 
 def recipe(make):
     torch.manual_seed(0)
-    return Recipe(data=data(), schedule=Stages(Stage(make(), training(epochs=4))))
+    return Recipe(data=data(), schedule=[Stage(make(), training(epochs=4))])
 
 
 class Stop:
@@ -72,7 +72,7 @@ def test_a_run_gone_on_with_ends_in_the_same_bits(make, tmp_path):
 
 def steps(make, wrap):
     """Return the terms of two short epochs of a lesson, compiled or not."""
-    stage = recipe(make).schedule.stages()[0]
+    stage = recipe(make).stages[0]
     rehearsal = Rehearsal(stage, facts_of(data()), data().train.batch(torch.arange(8), 0))
     lesson = wrap(rehearsal.lesson)
     rehearsal.lesson.eval()
@@ -80,7 +80,7 @@ def steps(make, wrap):
     for _ in range(2):
         for rows in torch.arange(32).split(8):
             batch = data().train.batch(rows, 0)
-            found += lesson(batch, ask(rehearsal.sessions, batch)).values()
+            found += lesson(batch, run_teachers(rehearsal.sessions, batch)).values()
             for each in rehearsal.sessions.values():
                 each.observe(batch, rehearsal.lesson.said)
         for each in rehearsal.sessions.values():
@@ -112,5 +112,5 @@ def test_the_margins_of_ofd_are_those_of_the_batch_norm_that_is_tapped():
     loss = OFD()
     sides = {"student": Tap(student.module.second), "target": Tap(teacher.module.second)}
     objective = truth() + Match(teacher, loss, **sides)
-    kdkit.check(Recipe(data=data(), schedule=Stages(Stage({student: objective}, training())))).require()
+    kdkit.check(Recipe(data=data(), schedule=[Stage({student: objective}, training())])).require()
     assert (loss.margins < -2).all()

@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import Ema, Match, Net, Optimizer, Past, Recipe, Stage, Stages, Tap, TorchData, Training
+from kdkit import Ema, Match, Net, Optimizer, Past, Recipe, Stage, Tap, TorchData, Training
 from kdkit.losses import Hint, SoftTargets
 from kdkit import Truth
 
@@ -67,7 +67,7 @@ def recipe(
     how = {"epochs": epochs, "batch_size": 16, "optimizer": Optimizer(torch.optim.SGD, lr=0.1, momentum=0.9)}
     own = int(os.environ["RANK"]) if apart else 0
     data = TorchData(samples(count, own), samples(25, 1), samples(24, 2), classes=("a", "b", "c"))
-    return Recipe(data=data, schedule=Stages(Stage({student: objective}, Training(**{**how, **options}))))
+    return Recipe(data=data, schedule=[Stage({student: objective}, Training(**{**how, **options}))])
 
 
 class Meeting:
@@ -221,7 +221,7 @@ from torch import distributed, nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import Match, Net, Stage, Stages, Tap, TorchData, Training
+from kdkit import Match, Net, Stage, Tap, TorchData, Training
 from kdkit.losses import SoftTargets
 
 number, folder = int(sys.argv[1]), Path(sys.argv[2])
@@ -255,7 +255,7 @@ def ended(out, epochs):
         objective = objective + Match(teacher, halving)
         optimizer = kdkit.Optimizer(torch.optim.SGD, lr=0.1)
         stage = Stage({student: objective}, Training(epochs=epochs, batch_size=16, optimizer=optimizer))
-        return kdkit.Recipe(data=TorchData(samples(64), samples(12)), schedule=Stages(stage))
+        return kdkit.Recipe(data=TorchData(samples(64), samples(12)), schedule=[stage])
 
     Teacher.asked = 0
     result = kdkit.run(recipe, device="cpu", out=out)

@@ -30,7 +30,6 @@ from kdkit import (
     RecipeError,
     Sequential,
     Stage,
-    Stages,
     Tap,
     TorchData,
     Truth,
@@ -96,7 +95,7 @@ def alone(
     net = net or Net("student", Small(4))
     metrics = changes.pop("metrics", ())
     return Recipe(
-        data=given or data(), schedule=Stages(Stage({net: objective or truth()}, training(**changes))), metrics=metrics
+        data=given or data(), schedule=[Stage({net: objective or truth()}, training(**changes))], metrics=metrics
     )
 
 
@@ -212,7 +211,7 @@ def test_hooks_are_gone_after_a_run_and_after_an_error():
     for loss in (Hint(), broken):
         teacher, student = Net("teacher", Small(8), trained=True), Net("student", Small(4))
         match = Match(teacher, loss, student=Tap(student.module.body), target=Tap(teacher.module.body))
-        recipe = Recipe(data=data(), schedule=Stages(Stage({student: truth() + match}, training())))
+        recipe = Recipe(data=data(), schedule=[Stage({student: truth() + match}, training())])
         if loss is broken:
             with pytest.raises(RuntimeError, match="broken on purpose"):
                 kdkit.run(recipe, device="cpu")
@@ -237,11 +236,11 @@ def test_a_level_has_its_own_training_shares_and_balance():
 
 def test_a_net_trained_twice_is_the_student_and_its_predictions_lie_in_its_last_stage(tmp_path):
     student, other = Net("student", Small(4)), Net("other", Small(4))
-    stages = Stages(
+    stages = [
         Stage({student: truth()}, training(epochs=1), name="first"),
         Stage({other: truth()}, training(epochs=1)),
         Stage({student: truth()}, training(epochs=1), name="second"),
-    )
+    ]
     result = kdkit.run(Recipe(data=data(), schedule=stages), device="cpu", out=tmp_path / "run")
     assert result.student is student
     assert (tmp_path / "run" / "3-second" / "predictions-student-test.safetensors").exists()
@@ -250,7 +249,7 @@ def test_a_net_trained_twice_is_the_student_and_its_predictions_lie_in_its_last_
 
 def test_two_nets_can_be_trained_in_one_stage():
     one, two = Net("one", Small(4)), Net("two", Small(6))
-    recipe = Recipe(data=data(), schedule=Stages(Stage({one: truth(), two: truth()}, training())))
+    recipe = Recipe(data=data(), schedule=[Stage({one: truth(), two: truth()}, training())])
     before = copied(one.module), copied(two.module)
     result = kdkit.run(recipe, device="cpu")
     assert set(result.history["one+two"][0]["terms"]) == {"one: truth", "two: truth"}
@@ -263,9 +262,7 @@ def test_a_net_and_a_term_may_have_the_name_of_a_method(name):
     teacher = Net("teacher", Small(8), trained=True)
     student = Net(name, Small(4))
     objective = truth() + Match(teacher, nn.MSELoss(), label=name)
-    result = kdkit.run(
-        Recipe(data=data(), schedule=Stages(Stage({student: objective}, training(epochs=1)))), device="cpu"
-    )
+    result = kdkit.run(Recipe(data=data(), schedule=[Stage({student: objective}, training(epochs=1))]), device="cpu")
     assert set(result.history[name][0]["terms"]) == {"truth", name}
 
 
@@ -435,7 +432,7 @@ def test_ramps_follow_the_progress_of_the_stage():
     teacher, student = Net("teacher", Small(8), trained=True), Net("student", Small(4))
     objective = LinearRamp(start=1.0, end=0.0) * truth() + LinearRamp() * Match(teacher, SoftTargets())
     listener = Listener()
-    recipe = Recipe(data=data(), schedule=Stages(Stage({student: objective}, training(epochs=4))))
+    recipe = Recipe(data=data(), schedule=[Stage({student: objective}, training(epochs=4))])
     kdkit.run(recipe, device="cpu", callbacks=[listener])
     shares = [(epoch.weights["truth"], epoch.weights["teacher/soft_targets"]) for epoch in listener.epochs]
     assert shares == [(0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0.0, 1.0)]
@@ -448,7 +445,7 @@ def test_a_ramp_that_is_zero_for_now_moves_nothing():
     def after(factor: Any) -> dict[str, Tensor]:
         student = Net("student", copy.deepcopy(start))
         objective = truth() + factor * Match(teacher, SoftTargets())
-        recipe = Recipe(data=data(), schedule=Stages(Stage({student: objective}, training(epochs=1, keep="last"))))
+        recipe = Recipe(data=data(), schedule=[Stage({student: objective}, training(epochs=1, keep="last"))])
         return weights(recipe)["student"]
 
     never_yet = LinearRamp(after=0.99, until=1.0)  # the last update is made at progress 0.75
@@ -468,7 +465,7 @@ def test_a_loss_gets_the_labels_ids_and_progress_that_it_asks_for():
         seen.append((labels.clone(), ids.clone(), float(progress)))
         return nn.functional.mse_loss(student, target)
 
-    recipe = Recipe(data=given, schedule=Stages(Stage({student: truth() + Match(teacher, curious)}, training())))
+    recipe = Recipe(data=given, schedule=[Stage({student: truth() + Match(teacher, curious)}, training())])
     kdkit.run(recipe, device="cpu")
     steps = seen[-8:]
     labels = samples(32).tensors[1]
@@ -483,7 +480,7 @@ def test_a_loss_with_weights_is_trained_and_saved_but_is_no_part_of_the_net(tmp_
     seen = []
     hint.register_forward_hook(lambda module, *_: seen.append(copied(module)))
     match = Match(teacher, hint, student=Tap(student.module.body), target=Tap(teacher.module.body))
-    recipe = Recipe(data=data(), schedule=Stages(Stage({student: truth() + match}, training())))
+    recipe = Recipe(data=data(), schedule=[Stage({student: truth() + match}, training())])
     keys = set(student.module.state_dict())
     states = []
 
@@ -517,7 +514,7 @@ def test_a_loss_that_is_no_number_any_more_stops_the_run_and_says_where():
         return nn.functional.mse_loss(student, target) * (math.inf if progress > 0.5 else 1.0)
 
     listener = Listener()
-    recipe = Recipe(data=data(), schedule=Stages(Stage({student: truth() + Match(teacher, bursting)}, training())))
+    recipe = Recipe(data=data(), schedule=[Stage({student: truth() + Match(teacher, bursting)}, training())])
     with pytest.raises(KdkitError, match=r"stage 'student':.*'teacher/bursting'.*epoch 2.*learning rate"):
         kdkit.run(recipe, device="cpu", callbacks=[listener])
     assert isinstance(listener.ended[0].error, KdkitError)
@@ -597,7 +594,7 @@ def test_options_of_the_last_stage_are_refused_before_the_first_one_runs():
     listener = Listener()
     one, two = Net("one", Small(4)), Net("two", Small(4))
     wrong = training(optimizer=Optimizer(SGD, lr=-1.0))
-    recipe = Recipe(data=data(), schedule=Stages(Stage({one: truth()}, training()), Stage({two: truth()}, wrong)))
+    recipe = Recipe(data=data(), schedule=[Stage({one: truth()}, training()), Stage({two: truth()}, wrong)])
     with pytest.raises(kdkit.errors.CheckError, match=r"stage 'two'.*learning rate"):
         kdkit.run(recipe, device="cpu", callbacks=[listener])
     assert not listener.runs
@@ -642,7 +639,7 @@ def test_nothing_is_written_without_a_folder(tmp_path, monkeypatch):
 def test_a_failed_check_writes_nothing(tmp_path):
     teacher = Net("teacher", Small(8))
     recipe = Recipe(
-        data=data(), schedule=Stages(Stage({Net("student", Small(4)): Match(teacher, SoftTargets())}, training()))
+        data=data(), schedule=[Stage({Net("student", Small(4)): Match(teacher, SoftTargets())}, training())]
     )
     with pytest.raises(kdkit.errors.CheckError, match="neither trained in an earlier stage nor given weights"):
         kdkit.run(recipe, device="cpu", out=tmp_path / "run")
@@ -783,6 +780,6 @@ def test_a_loader_that_gives_other_than_it_promises_stops_the_run(length):
             return length
 
     given = TorchData(Loader(samples(32), batch_size=8), samples(24, 1), classes=("a", "b", "c"))
-    recipe = Recipe(data=given, schedule=Stages(Stage({Net("student", Small(4)): truth()}, training())))
+    recipe = Recipe(data=given, schedule=[Stage({Net("student", Small(4)): truth()}, training())])
     with pytest.raises(DataError, match=rf"promised {length} batches an epoch, and gave (more|4)"):
         kdkit.run(recipe, device="cpu")

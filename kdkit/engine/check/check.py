@@ -21,7 +21,7 @@ def check(recipe: Recipe, device: torch.device | str = "cpu", precision: Precisi
 
     Raises only where the data cannot be read or the schedule gives no stages; all else stands in `problems`.
     """
-    stages = tuple(recipe.schedule.stages())
+    stages = recipe.stages
     facts = facts_of(recipe.data)
     problems = [*_same_classes(recipe.data), *_across_stages(recipe, stages), *_scores(recipe), *_answers(recipe)]
     comparisons = []

@@ -24,7 +24,7 @@ from kdkit.recipe.balancing import WeightedSum
 from kdkit.recipe.objective import Match
 from kdkit.recipe.recipe import Stage, teachers_of
 from kdkit.recipe.training import Training
-from kdkit.teachers import Peer, TeacherOutput, Teachers, TeacherSession, ask, open_teacher, require_output
+from kdkit.teachers import Peer, TeacherOutput, Teachers, TeacherSession, open_teacher, require_output, run_teachers
 from kdkit.teachers.base import Teacher
 from kdkit.utils.devices import Precision, autocast
 from kdkit.utils.modules import preserve_buffers
@@ -46,7 +46,7 @@ def tried(
     try:
         with _unchanged_lesson(lesson):
             with autocast(precision, batch.labels.device):
-                terms = lesson(batch, ask(sessions, batch))
+                terms = lesson(batch, run_teachers(sessions, batch))
             balancer = balancer_of(training, lesson)
             balancer(terms, dict.fromkeys(terms, 1.0), _as_it_is)
             learned = [*learned_by(balancer)]
@@ -159,7 +159,7 @@ class Rehearsal:
             self._silent(teacher.name, each.dry_run(batch))
             if self.problems:
                 return None
-            answer = each.ask(batch)
+            answer = each(batch)
             require_output(teacher.name, answer, batch, self.stage.teachers[teacher])
             return answer
         except KdkitError as error:

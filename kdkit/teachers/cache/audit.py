@@ -41,7 +41,7 @@ class Audit:
     def require_same(self, batch: Batch, parts: Sequence[Tensor]) -> None:
         """Ask for a batch. Raises CacheError where the recorded parts are more than rounding away from the answer."""
         with preserve_rng_state():
-            answer = self._asked.ask(batch)
+            answer = self._asked(batch)
         distance = apart(self._form.compared(answer, parts))
         if bool((distance <= self.rounding).all()):
             return

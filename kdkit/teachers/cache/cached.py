@@ -30,11 +30,11 @@ class CachedTeacher(TeacherSession):
         self.audit = audit
         self._heard: list[NewOutputs] = []  # since the last epoch, for the other processes of the run
 
-    def ask(self, batch: Batch) -> TeacherOutput:
+    def __call__(self, batch: Batch) -> TeacherOutput:
         """Return what it says of this batch, having asked for those samples that were not recorded."""
         found = self._find(batch)
         if found is None or self.store is None:
-            return self._formed(self.asked.ask(batch), batch)
+            return self._formed(self.asked(batch), batch)
         if found.known is not None:
             return self._completed(batch, found, found.known, self.store)
         parts = self.store.read(found)
@@ -98,7 +98,7 @@ class CachedTeacher(TeacherSession):
     def _completed(self, batch: Batch, found: Lookup, known: Tensor, store: Store) -> TeacherOutput:
         """Ask for what is missing, record it where this process may, and return the whole."""
         missing = known.logical_not().nonzero().flatten()
-        parts = self.form.packed(self.asked.ask(batch if len(missing) == len(batch) else batch.rows(missing)))
+        parts = self.form.packed(self.asked(batch if len(missing) == len(batch) else batch.rows(missing)))
         if [(tuple(each.shape[1:]), each.dtype) for each in parts] != [(p.shape, p.dtype) for p in store.parts]:
             return self._given_up("its answers have another shape or dtype than before", batch)
         try:
@@ -116,7 +116,7 @@ class CachedTeacher(TeacherSession):
     def _given_up(self, reason: str, batch: Batch) -> TeacherOutput:
         """Ask at every step from this one on, as if nothing had been recorded."""
         self._give_up(reason)
-        return self._formed(self.asked.ask(batch), batch)
+        return self._formed(self.asked(batch), batch)
 
     def _give_up(self, reason: str) -> None:
         store, self.store = self.store, None

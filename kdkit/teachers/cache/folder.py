@@ -113,7 +113,9 @@ class CacheFolder:
     def _there(self) -> Iterator[None]:
         """Hold a folder that exists. Raises CacheError where it does not, or may not be written to."""
         if not self.path.is_dir():
-            raise CacheError(f"there is no folder {self.path}; name one of recorded answers, such as runs/teacher_cache")
+            raise CacheError(
+                f"there is no folder {self.path}; name one of recorded answers, such as runs/teacher_cache"
+            )
         try:
             with self._alone():
                 yield

@@ -33,8 +33,8 @@ def probe(session: TeacherSession, batch: Batch, *, autocast: bool) -> Probe:
         raise CacheError("its batches have no ids, or do not say which draw they are")
     with preserve_rng_state():
         before = _random()
-        first = _whole(session.ask(batch), len(batch))
-        again = session.ask(batch)
+        first = _whole(session(batch), len(batch))
+        again = session(batch)
         if not all(torch.equal(one, other) for one, other in zip(before, _random(), strict=True)):
             raise CacheError("it draws random numbers as it answers")
         worst = 0.05 if autocast else max(_MOST.get(each.dtype, _MOST_ELSE) for each in tensors_of(first))
@@ -71,7 +71,7 @@ def _turned(samples: int) -> list[Tensor]:
 
 def _part(session: TeacherSession, batch: Batch, rows: Tensor) -> TeacherOutput:
     try:
-        return _whole(session.ask(batch.rows(rows)), len(rows))
+        return _whole(session(batch.rows(rows)), len(rows))
     except CacheError:
         raise
     except Exception as error:  # a stranger's net may ask for batches of one size

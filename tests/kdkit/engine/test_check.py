@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 from torch.utils.data import DataLoader
 
-from kdkit import CosineRamp, Match, Net, Parallel, Recipe, Stage, Stages, Tap, TorchData, Training, Truth, check, run
+from kdkit import CosineRamp, Match, Net, Parallel, Recipe, Stage, Tap, TorchData, Training, Truth, check, run
 from kdkit.errors import CheckError
 from kdkit.losses import Hint, SoftTargets
 from kdkit.metrics import R2, Accuracy
@@ -49,7 +49,7 @@ def test_a_net_that_teaches_untrained_is_found():
 
 def test_a_net_that_teaches_before_its_own_stage_is_found():
     teacher, student = tiny_net("teacher"), tiny_net("student")
-    stages = Stages(Stage({student: Match(teacher, SoftTargets())}, TRAINING), Stage({teacher: plain_goal()}, TRAINING))
+    stages = [Stage({student: Match(teacher, SoftTargets())}, TRAINING), Stage({teacher: plain_goal()}, TRAINING)]
     assert "neither trained in an earlier stage" in the_problem(Recipe(data=tiny_data(), schedule=stages))
 
 
@@ -66,7 +66,7 @@ def test_a_net_matched_to_itself_is_found():
 def test_two_nets_trained_together_cannot_teach_each_other_frozen():
     one, two = tiny_net("one", trained=True), tiny_net("two", trained=True)
     stage = Stage({one: plain_goal() + Match(two, SoftTargets()), two: plain_goal()}, TRAINING)
-    assert "net 'two' is in training in this stage" in the_problem(Recipe(data=tiny_data(), schedule=Stages(stage)))
+    assert "net 'two' is in training in this stage" in the_problem(Recipe(data=tiny_data(), schedule=[stage]))
 
 
 def test_two_terms_of_one_label_are_found():
@@ -83,7 +83,7 @@ def test_two_nets_of_one_name_are_found():
 
 def test_two_stages_of_one_name_are_found():
     student = tiny_net("student")
-    stages = Stages(Stage({student: plain_goal()}, TRAINING), Stage({student: plain_goal()}, TRAINING))
+    stages = [Stage({student: plain_goal()}, TRAINING), Stage({student: plain_goal()}, TRAINING)]
     assert "2 stages are called 'student'" in the_problem(Recipe(data=tiny_data(), schedule=stages))
 
 
@@ -123,7 +123,7 @@ def test_a_silent_tap_is_told_of_the_right_one_of_two_students():
     teacher, one, two = tiny_net("teacher", trained=True), tiny_net("one"), tiny_net("two")
     two.module.idle = nn.Conv1d(1, 1, 1)
     match = Match(teacher, Hint(), student=Tap(two.module.idle), target=Tap(teacher.module.hidden))
-    recipe = Recipe(data=tiny_data(), schedule=Stages(Stage({one: plain_goal(), two: match}, TRAINING)))
+    recipe = Recipe(data=tiny_data(), schedule=[Stage({one: plain_goal(), two: match}, TRAINING)])
     assert "of net 'two' never fired" in the_problem(recipe)
 
 
@@ -330,7 +330,7 @@ def test_several_problems_are_shown_at_once():
     teacher = tiny_net("teacher")
     first = Stage({tiny_net("one", outputs=5): plain_goal()}, Training(epochs=1, monitor="nothing"))
     second = Stage({tiny_net("two"): Match(teacher, SoftTargets()) + Truth(cut)}, TRAINING)
-    plan = check(Recipe(data=tiny_data(), schedule=Stages(first, second)))
+    plan = check(Recipe(data=tiny_data(), schedule=[first, second]))
     with pytest.raises(CheckError, match="4 problems found") as caught:
         plan.require()
     text = str(caught.value)

@@ -29,7 +29,7 @@ def test_a_rehearsal_leaves_an_open_lesson_whose_losses_are_built():
     rehearsal = open_teacher(Match(teacher, Hint(), **taps(student, teacher)), student)
     assert rehearsal.problems == []
     assert rehearsal.comparisons[0].parameters == 5 * 7 + 7
-    answers = {name: each.ask(BATCH) for name, each in rehearsal.sessions.items()}
+    answers = {name: each(BATCH) for name, each in rehearsal.sessions.items()}
     assert rehearsal.lesson(BATCH, answers)["teacher/hint"] > 0
     assert hooks_of(student.module) == hooks_of(teacher.module) == 1
     rehearsal.close()
@@ -107,7 +107,7 @@ def test_taps_on_changed_tensors_hand_out_copies_after_a_rehearsal():
     teacher, student = tiny_net("teacher", trained=True), tiny_net("student", seed=1)
     sides = {"student": Tap(student.module.act, "input"), "target": Tap(teacher.module.norm)}
     rehearsal = open_teacher(Match(teacher, nn.MSELoss(), **sides), student)
-    answers = {"teacher": rehearsal.sessions["teacher"].ask(BATCH)}
+    answers = {"teacher": rehearsal.sessions["teacher"](BATCH)}
     rehearsal.lesson.eval()
     value = rehearsal.lesson(BATCH, answers)["teacher/mse_loss"]
     rehearsal.close()

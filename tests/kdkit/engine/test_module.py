@@ -9,7 +9,7 @@ from kdkit import Batch, BuildContext, LinearRamp, Match, Net, RecipeError, Stag
 from kdkit.engine.module import DistillationModule
 from kdkit.losses import Hint, SoftTargets
 from kdkit.recipe.objective import as_objective
-from kdkit.teachers import Frozen, ask
+from kdkit.teachers import Frozen, run_teachers
 from tests.helpers.tiny import Mlp, hooks_of, plain_goal, state_of, tiny_net
 
 NAMES = ("a", "b", "c")
@@ -29,7 +29,7 @@ def lesson_of(objectives, facts=FACTS):
 
 def answers_of(lesson_stage, given):
     sessions = {source.name: Frozen(source, taps) for source, taps in lesson_stage.teachers.items()}
-    answers = ask(sessions, given)
+    answers = run_teachers(sessions, given)
     for each in sessions.values():
         each.close()
     return answers
@@ -75,7 +75,7 @@ def test_a_teacher_gets_the_mode_back_that_each_of_its_parts_had():
     before = state_of(teacher.module)
     frozen = Frozen(teacher, [Tap(teacher.module.head)])
     assert not any(module.training for module in teacher.module.modules())
-    frozen.ask(batch())
+    frozen(batch())
     frozen.close()
     assert state_of(teacher.module)["modes"] == before["modes"]
     assert hooks_of(teacher.module) == 0

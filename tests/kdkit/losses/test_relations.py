@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from kdkit import Match, Net, Recipe, RecipeError, Stage, Stages, Tap, TorchData, Training, check
+from kdkit import Match, Net, Recipe, RecipeError, Stage, Tap, TorchData, Training, check
 from kdkit.losses import CC, CKA, PKT, RKD, SP, AdjacentCC, Cosine
 
 OF_ANY_SHAPES = [RKD(), RKD(normalise=True), SP(), PKT(), CC(), CKA(), CKA(unbiased=True)]
@@ -195,4 +195,4 @@ def recipe(loss, *, samples):
     match = Match(teacher, loss, student=Tap(student.module[1]), target=Tap(teacher.module[1]))
     rows = torch.utils.data.TensorDataset(torch.randn(samples, 4), 2 - torch.arange(samples) % 3)
     data = TorchData(rows, rows, rows)
-    return Recipe(data=data, metrics=(), schedule=Stages(Stage({student: match}, Training(epochs=1))))
+    return Recipe(data=data, metrics=(), schedule=[Stage({student: match}, Training(epochs=1))])

@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from kdkit import Match, Objective, Recipe, RecipeError, Stage, Stages, Tap, Training
+from kdkit import Match, Objective, Recipe, RecipeError, Stage, Tap, Training
 from kdkit.losses import SoftTargets
 from kdkit.metrics import Accuracy, MacroF1
 from kdkit.recipe.recipe import nets_of
@@ -68,7 +68,7 @@ def test_nets_come_once_each_teachers_before_those_they_teach():
 
 
 def recipe(**changes):
-    parts = {"data": tiny_data(), "schedule": Stages(Stage({tiny_net("net"): plain_goal()}, TRAINING))}
+    parts = {"data": tiny_data(), "schedule": [Stage({tiny_net("net"): plain_goal()}, TRAINING)]}
     return Recipe(**{**parts, **changes})
 
 
@@ -76,7 +76,7 @@ def recipe(**changes):
     ("changes", "said"),
     [
         ({"data": [1, 2]}, "data is a Data.*got list"),
-        ({"schedule": Stage({tiny_net("net"): plain_goal()}, TRAINING)}, "schedule has a stages"),
+        ({"schedule": Stage({tiny_net("net"): plain_goal()}, TRAINING)}, "schedule must be a list of stages"),
         ({"metrics": ("accuracy",)}, "a score has a name, fit and score; got 'accuracy'"),
         ({"metrics": (Accuracy,)}, "the class Accuracy; did you forget"),
         ({"metrics": (MacroF1(), MacroF1())}, "two scores have the same name: macro_f1"),

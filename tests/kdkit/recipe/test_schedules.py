@@ -9,16 +9,16 @@ from kdkit import (
     Match,
     MultiLevel,
     Parallel,
+    Recipe,
     RecipeError,
     Sequential,
     Stage,
-    Stages,
     Tap,
     Teachers,
     Training,
 )
 from kdkit.losses import Hint, SoftTargets
-from tests.helpers.tiny import plain_goal, tiny_net
+from tests.helpers.tiny import plain_goal, tiny_data, tiny_net
 
 TRAINING = Training(epochs=1)
 
@@ -171,16 +171,16 @@ def test_guiding_can_be_used_alone():
     assert next(iter(stage.objectives.values())).weights(0) == {"truth": 0.5, "teacher/soft_targets": 0.5}
 
 
-def test_stages_by_hand_come_as_they_were_given():
+def test_a_list_of_stages_is_a_schedule():
     one = Stage({tiny_net("one"): plain_goal()}, TRAINING)
     two = Stage({tiny_net("two"): plain_goal()}, TRAINING)
-    assert list(Stages(one, two).stages()) == [one, two]
+    assert Recipe(data=tiny_data(), schedule=[one, two]).stages == (one, two)
 
 
-@pytest.mark.parametrize("given", [(), ("first",), ([Stage({tiny_net("x"): plain_goal()}, TRAINING)],)])
-def test_stages_by_hand_are_stages(given):
-    with pytest.raises(RecipeError, match="Stages takes one Stage after the other"):
-        Stages(*given)
+@pytest.mark.parametrize("schedule", [("first",), [[Stage({tiny_net("x"): plain_goal()}, TRAINING)]], "first", 3])
+def test_a_schedule_of_anything_else_is_refused(schedule):
+    with pytest.raises(RecipeError, match=r"a schedule is a list of Stage\(...\)|schedule must be a list of stages"):
+        Recipe(data=tiny_data(), schedule=schedule)
 
 
 def test_a_misspelt_option_is_answered_with_the_nearest():

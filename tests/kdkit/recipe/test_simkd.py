@@ -10,7 +10,7 @@ from torch.optim import SGD
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import Match, Net, Optimizer, Recipe, RecipeError, SimKD, Stage, Stages, Tap, TorchData, Training, Truth
+from kdkit import Match, Net, Optimizer, Recipe, RecipeError, SimKD, Stage, Tap, TorchData, Training, Truth
 from kdkit_ecg import Leads, LRHNet, SEResNet, Synthetic
 
 CONVOLUTIONS = {1: (nn.Conv1d, nn.AdaptiveAvgPool1d), 2: (nn.Conv2d, nn.AdaptiveAvgPool2d)}
@@ -63,7 +63,7 @@ def test_the_body_and_the_projector_learn_and_the_head_stays_the_teachers(dimens
     student = Net("student", reusing(teacher.module, dimensions))
     before, taught = state(student.module), state(teacher.module)
     term = student.module.match(teacher, Tap(teacher.module.body))
-    result = kdkit.run(Recipe(data=data(dimensions), schedule=Stages(stage(student, term))), device="cpu")
+    result = kdkit.run(Recipe(data=data(dimensions), schedule=[stage(student, term)]), device="cpu")
     after = state(student.module)
     epochs = result.history["student"]
     assert epochs[1]["terms"]["teacher/simkd"] < epochs[0]["terms"]["teacher/simkd"]
@@ -77,7 +77,7 @@ def test_a_plain_mean_squared_error_trains_it_too():
     teacher = Net("teacher", Whole(), trained=True)
     student = Net("student", reusing(teacher.module))
     ends = {"student": Tap(student.module.projector), "target": Tap(teacher.module.body)}
-    recipe = Recipe(data=data(), schedule=Stages(stage(student, Match(teacher, nn.MSELoss(), **ends))))
+    recipe = Recipe(data=data(), schedule=[stage(student, Match(teacher, nn.MSELoss(), **ends))])
     assert not kdkit.check(recipe).problems
     torch.manual_seed(0)
     one, other = torch.randn(2, 6, 4, 4), torch.randn(2, 6, 4, 4)
@@ -89,7 +89,7 @@ def test_the_head_of_a_teacher_that_is_trained_first_is_the_trained_one():
     student = Net("student", reusing(teacher.module))
     untrained = state(student.module.head)
     term = student.module.match(teacher, Tap(teacher.module.body))
-    stages = Stages(stage(teacher, Truth(nn.CrossEntropyLoss())), stage(student, term))
+    stages = [stage(teacher, Truth(nn.CrossEntropyLoss())), stage(student, term)]
     kdkit.run(Recipe(data=data(), schedule=stages), device="cpu")
     assert same(state(student.module.head), state(teacher.module.head))
     assert not same(state(student.module.head), untrained)
@@ -101,7 +101,7 @@ def test_the_head_is_in_eval_mode_and_without_gradients_while_the_body_trains():
     student.head[3].register_forward_hook(lambda module, *_: head_modes.append(module.training))
     net, source = Net("student", student), Net("teacher", teacher, trained=True)
     truth = Truth(nn.CrossEntropyLoss())  # so that a gradient flows through the head
-    recipe = Recipe(data=data(), schedule=Stages(stage(net, student.match(source, Tap(teacher.body)), truth)))
+    recipe = Recipe(data=data(), schedule=[stage(net, student.match(source, Tap(teacher.body)), truth)])
     kdkit.run(recipe, device="cpu")
     assert head_modes
     assert not any(head_modes)
@@ -113,7 +113,7 @@ def test_it_is_saved_whole_and_loads_into_another_of_its_form(tmp_path):
     teacher = Net("teacher", Whole(), trained=True)
     student = Net("student", reusing(teacher.module))
     term = student.module.match(teacher, Tap(teacher.module.body))
-    kdkit.run(Recipe(data=data(), schedule=Stages(stage(student, term))), device="cpu", out=tmp_path / "run")
+    kdkit.run(Recipe(data=data(), schedule=[stage(student, term)]), device="cpu", out=tmp_path / "run")
     path = next((tmp_path / "run").glob("*-student/weights.safetensors"))
     assert {key.split(".")[0] for key in load_file(path)} == {"body", "projector", "head"}
     again = Net("student", reusing(Whole()), weights=path)
@@ -144,7 +144,7 @@ def test_what_a_net_sees_beside_its_first_input_goes_to_the_head():
     simkd = SimKD(small.body(), large.head(), given=(16, 25), wanted=(32, 4))
     student = Net("student", simkd, view=Leads(3))
     records = Synthetic(train=8, validation=4, test=4, length=100)
-    recipe = Recipe(data=records, schedule=Stages(stage(student, simkd.match(teacher, Tap(large.group4)))))
+    recipe = Recipe(data=records, schedule=[stage(student, simkd.match(teacher, Tap(large.group4)))])
     kdkit.run(recipe, device="cpu")
     signal, simkd = torch.randn(2, 3, 100), simkd.eval()
     old, young = (simkd(signal, torch.tensor([[age, 1.0, 1, 0, 1]] * 2)) for age in (0.9, 0.1))
@@ -160,7 +160,7 @@ def test_body_and_head_of_an_ecg_net_are_the_whole_net(net):
 
 def problems(student, teacher, target):
     net = Net("student", student)
-    schedule = Stages(stage(net, student.match(Net("teacher", teacher, trained=True), target)))
+    schedule = [stage(net, student.match(Net("teacher", teacher, trained=True), target))]
     return " ".join(kdkit.check(Recipe(data=data(), schedule=schedule)).problems)
 
 
@@ -186,7 +186,7 @@ def test_a_body_that_gives_other_features_than_said_is_one_problem():
     teacher = Net("teacher", Whole(), trained=True)
     student = Net("student", SimKD(body(), teacher.module.head, given=(5, 8, 8), wanted=(6, 4, 4)))
     term = student.module.match(teacher, Tap(teacher.module.body))
-    (problem,) = kdkit.check(Recipe(data=data(), schedule=Stages(stage(student, term)))).problems
+    (problem,) = kdkit.check(Recipe(data=data(), schedule=[stage(student, term)])).problems
     assert "gives features of (4, 8, 8) where given=(5, 8, 8)" in problem
 
 
@@ -202,7 +202,7 @@ def test_a_reused_head_is_matched_by_one_tap():
     teacher = Net("teacher", Whole(), trained=True)
     student = Net("student", reusing(teacher.module))
     term = student.module.match(teacher, (Tap(teacher.module.body), Tap(teacher.module.head[4])))
-    (problem,) = kdkit.check(Recipe(data=data(), schedule=Stages(stage(student, term)))).problems
+    (problem,) = kdkit.check(Recipe(data=data(), schedule=[stage(student, term)])).problems
     assert "SimKD takes one tap on each side; got 2" in problem
 
 

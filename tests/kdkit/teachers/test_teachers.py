@@ -19,7 +19,6 @@ from kdkit import (
     Recipe,
     RecipeError,
     Stage,
-    Stages,
     Tap,
     TeacherOutput,
     Teachers,
@@ -69,7 +68,7 @@ def rehearsed(objectives, given=None, facts=FACTS):
 
 
 def terms_of(rehearsal, given):
-    answers = {name: each.ask(given) for name, each in rehearsal.sessions.items()}
+    answers = {name: each(given) for name, each in rehearsal.sessions.items()}
     return rehearsal.lesson(given, answers)
 
 
@@ -82,14 +81,14 @@ def test_a_past_is_what_the_net_said_in_the_epoch_before():
     session.dry_run(batch())
     first, second = torch.randn(4, 3), torch.randn(4, 3)
     session.observe(batch(3, 2, 1, 0), {"student": first})
-    assert not session.ask(batch()).known.any()
+    assert not session(batch()).known.any()
     session.on_epoch_end()
     session.observe(batch(), {"student": second})
-    answer = session.ask(batch(0, 5, 3))
+    answer = session(batch(0, 5, 3))
     assert answer.known.tolist() == [True, False, True]
     torch.testing.assert_close(answer.output[[0, 2]], first[[3, 0]])
     session.on_epoch_end()
-    torch.testing.assert_close(session.ask(batch()).output, second)
+    torch.testing.assert_close(session(batch()).output, second)
 
 
 def test_a_sample_that_was_left_out_of_an_epoch_keeps_its_older_past():
@@ -100,7 +99,7 @@ def test_a_sample_that_was_left_out_of_an_epoch_keeps_its_older_past():
     session.on_epoch_end()
     session.observe(batch(0), {"student": torch.zeros(1, 3)})
     session.on_epoch_end()
-    answer = session.ask(batch())
+    answer = session(batch())
     assert answer.known.all()
     torch.testing.assert_close(answer.output, torch.cat([torch.zeros(1, 3), said[1:]]))
 
@@ -186,7 +185,7 @@ def test_an_average_follows_the_net_by_its_decay():
     for update in range(2, 22):
         kept *= min(0.9, 1 - 1 / (update + 1))
     torch.testing.assert_close(session.state_dict()["average"]["head.weight"], before["head.weight"] + 1 - kept)
-    assert not session.ask(given).output.requires_grad
+    assert not session(given).output.requires_grad
     session.close()
 
 
@@ -222,7 +221,7 @@ def test_taps_on_the_net_are_put_on_its_average():
     assert hooks_of(student.module) == 0
     with torch.no_grad():
         student.module.hidden.weight.zero_()
-    (feature,) = session.ask(given).features
+    (feature,) = session(given).features
     assert feature.abs().sum() > 0
     session.close()
 
@@ -259,7 +258,7 @@ def test_two_nets_teach_each_other_in_one_stage():
     one, two = tiny_net("one"), tiny_net("two", seed=1)
     mutual = SoftTargets.mutual()
     objectives = {one: plain_goal() + Match(Peer(two), mutual), two: plain_goal() + Match(Peer(one), mutual)}
-    recipe = Recipe(data=tiny_data(), schedule=Stages(Stage(objectives, Training(epochs=2, batch_size=4))))
+    recipe = Recipe(data=tiny_data(), schedule=[Stage(objectives, Training(epochs=2, batch_size=4))])
     result = run(recipe, device="cpu")
     assert set(result.metrics) == {"one", "two"}
     assert "two: peer one/soft_targets" in result.history["one+two"][0]["terms"]
@@ -295,7 +294,7 @@ def test_two_averages_of_a_net_are_found_in_one_stage_and_allowed_in_two():
     (problem,) = check(one_stage(student, plain_goal() + slow + fast)).problems
     assert "stage 'student': 2 things that are matched are called 'average of student'" in problem
     stages = [Stage({student: plain_goal() + each}, Training(epochs=1), name=each.label) for each in (slow, fast)]
-    assert not check(Recipe(data=tiny_data(), schedule=Stages(*stages))).problems
+    assert not check(Recipe(data=tiny_data(), schedule=[*stages])).problems
 
 
 @pytest.mark.parametrize("source", [Past, Ema, Peer])
@@ -499,7 +498,7 @@ def test_a_panel_takes_at_least_two_nets_each_once():
 def test_a_net_in_training_has_no_place_in_a_panel():
     student, peer, teacher = tiny_net("student"), tiny_net("peer"), tiny_net("teacher", trained=True)
     objectives = {student: plain_goal() + Match(Teachers(teacher, peer), PerTeacher(SoftTargets())), peer: plain_goal()}
-    (problem,) = check(Recipe(data=tiny_data(), schedule=Stages(Stage(objectives, Training(epochs=1))))).problems
+    (problem,) = check(Recipe(data=tiny_data(), schedule=[Stage(objectives, Training(epochs=1))])).problems
     assert "net 'peer' is in training in this stage, so it has no place in a Panel" in problem
 
 
@@ -580,7 +579,7 @@ class Constant(TeacherSession):
     def __init__(self):
         self.told = []
 
-    def ask(self, batch):
+    def __call__(self, batch):
         return TeacherOutput(torch.ones(len(batch), 3))
 
     def observe(self, batch, outputs):
@@ -619,7 +618,10 @@ class Answering(TeacherSession):
     """Answers with what a function makes of the batch."""
 
     def __init__(self, make):
-        self.ask = make
+        self.make = make
+
+    def __call__(self, batch):
+        return self.make(batch)
 
 
 def answered_by(make, taps=None):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdkit import KdkitError, Match, Net, Stage, Stages, Tap, Training, Truth
+from kdkit import KdkitError, Match, Net, Stage, Tap, Training, Truth
 from kdkit.errors import ContractError
 from kdkit.losses import SoftTargets
 from kdkit.testing import check_loss, check_schedule, check_tap
@@ -113,7 +113,7 @@ def stage(net, objective=None, name=""):
 
 def test_a_sound_schedule_passes():
     teacher, student = tiny_net("teacher"), tiny_net("student")
-    check_schedule(lambda: Stages(stage(teacher), stage(student, guided_by(teacher))))
+    check_schedule(lambda: [stage(teacher), stage(student, guided_by(teacher))])
 
 
 def guided_by(teacher):

@@ -5,7 +5,7 @@ import math
 import pytest
 from torch.nn import BCEWithLogitsLoss
 
-from kdkit import Match, Net, Recipe, Stage, Stages, Training, Truth, check, run
+from kdkit import Match, Net, Recipe, Stage, Training, Truth, check, run
 from kdkit.losses import DKD, NKD, PerLabelDKD, PerLabelSoftTargets
 from kdkit_ecg import GaussianNoise, Leads, LRHNet, Mixup, Synthetic
 
@@ -15,7 +15,7 @@ def recipe(loss):
     teacher = Net("teacher", LRHNet(leads=12, width=8), view=Leads(12), trained=True)
     student = Net("student", LRHNet(leads=2, width=8), view=Leads(2))
     objective = 0.5 * Truth(BCEWithLogitsLoss()) + 0.5 * Match(teacher, loss)
-    return Recipe(data=data, schedule=Stages(Stage({student: objective}, Training(epochs=1, batch_size=4))))
+    return Recipe(data=data, schedule=[Stage({student: objective}, Training(epochs=1, batch_size=4))])
 
 
 @pytest.mark.parametrize("loss", [DKD(), NKD()])
