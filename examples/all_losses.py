@@ -231,8 +231,8 @@ def reusing(data: Task, teacher: At) -> Net[SimKD]:
     whole = teacher.net.module
     if data == "digits":
         body, head = timm(**NARROW, num_classes=0, global_pool=""), nn.Sequential(whole.global_pool, whole.fc)
-        return Net("student", SimKD(body, head, given=(16, 4, 4), wanted=(96, 4, 4)), view=PIXELS)
-    simkd = SimKD(LRHNet(leads=3).body(), whole.head(), given=(64, 125), wanted=(128, 16))
+        return Net("student", SimKD(body, head, student_shape=(16, 4, 4), teacher_shape=(96, 4, 4)), view=PIXELS)
+    simkd = SimKD(LRHNet(leads=3).body(), whole.head(), student_shape=(64, 125), teacher_shape=(128, 16))
     return Net("student", simkd, view=Leads(3))
 
 

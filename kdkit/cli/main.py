@@ -128,14 +128,14 @@ def run(ctx: click.Context, /, **options: Any) -> None:
     from kdkit.engine.options import RunOptions
     from kdkit.engine.run import run as run_recipe
     from kdkit.engine.run_record import Origin
-    from kdkit.engine.storage.run_folder import new_path
+    from kdkit.engine.storage.run_folder import default_path
     from kdkit.utils.memory import keep_freed_memory
 
     file = file_of(ctx)
     own = chosen(file, options)
     _require_lasting(options["out"])
     settings = RunOptions(
-        out=options["out"] or (None if options["resume"] else new_path(file.path.stem)),
+        out=options["out"] or (None if options["resume"] else default_path(file.path.stem)),
         resume=options["resume"],
         device=options["device"],
         precision=options["precision"],

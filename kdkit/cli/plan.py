@@ -14,7 +14,7 @@ from kdkit.recipe.objective import Match, as_objective
 def show_plan(plan: Plan, console: Console) -> None:
     """Print the nets, then each stage with who learns what from whom."""
     console.print(_nets(plan))
-    for index, (stage, comparisons) in enumerate(zip(plan.stages, plan.comparisons, strict=True)):
+    for index, (stage, comparisons) in enumerate(zip(plan.stages, plan.terms, strict=True)):
         training = stage.training
         tree = Tree(
             f"[bold]{index + 1}. {escape(stage.name)}[/bold]  {training.epochs} epochs of batches of "

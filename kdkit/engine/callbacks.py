@@ -1,4 +1,4 @@
-"""Tell watchers how a run goes, and keep them from changing it: by what they draw, or by failing."""
+"""Call the callbacks of a run, without letting them change it by drawing random numbers or by failing."""
 
 import warnings
 from typing import Any
@@ -9,43 +9,48 @@ from kdkit.plugins.manager import Plugins
 
 
 class Callbacks:
-    """The watching hooks of a run's plugins, in pluggy's order: those that came last are told first.
+    """The callback hooks of a run's plugins, in pluggy's order: the plugin that was registered last is called first.
 
-    The random state is the same after they were told as before. One that raises is dropped, with a warning.
-    speaks: whether anybody is told at all; of several processes the first one speaks.
+    The random state of torch is restored after each call. A callback that raises is dropped, with a warning.
+    enabled: False to call none; of several ranks, only the first one calls callbacks.
     """
 
-    def __init__(self, plugins: Plugins, *, speaks: bool = True) -> None:
+    def __init__(self, plugins: Plugins, *, enabled: bool = True) -> None:
         self._hook = plugins.hook
-        self._speaks = speaks
+        self._enabled = enabled
         self._dropped: set[str] = set()
-        self._known: dict[str, list[Any]] = {}
+        self._listeners: dict[str, list[Any]] = {}  # hook implementations by hook, cached for the training loop
 
-    def watch(self, hook: str) -> bool:
-        """Whether anybody is to be told through this hook."""
-        return bool(self._listening(hook))
+    def has_listeners(self, hook: str) -> bool:
+        """Whether any callback implements this hook."""
+        return bool(self._implementations(hook))
 
-    def tell(self, hook: str, event: Any) -> None:
-        """Tell everybody who has this hook."""
-        open_taps = self._listening(hook)
-        if not open_taps:
+    def call(self, hook: str, event: Any) -> None:
+        """Call every callback that implements this hook."""
+        implementations = self._implementations(hook)
+        if not implementations:
             return
         state = torch.get_rng_state()
-        for each in open_taps:
+        for implementation in implementations:
             try:
-                each.function(*([event] if each.argnames else []))
-            except Exception as error:  # whatever a stranger's watcher raises must not cost the run
-                self._dropped.add(each.plugin_name)
-                self._known.clear()
+                implementation.function(*([event] if implementation.argnames else []))
+            except Exception as error:  # an error of a user-defined callback must not end the run
+                self._dropped.add(implementation.plugin_name)
+                self._listeners.clear()
                 warnings.warn(
-                    f"watcher {each.plugin_name!r} is dropped, since its {hook} raised {type(error).__name__}: {error}",
+                    f"callback {implementation.plugin_name!r} is dropped, because its {hook} raised "
+                    f"{type(error).__name__}: {error}",
                     RuntimeWarning,
                     stacklevel=2,
                 )
         torch.set_rng_state(state)
 
-    def _listening(self, hook: str) -> list[Any]:
-        if hook not in self._known:
-            implementations = getattr(self._hook, hook).get_hookimpls() if self._speaks else []
-            self._known[hook] = [each for each in reversed(implementations) if each.plugin_name not in self._dropped]
-        return self._known[hook]
+    def _implementations(self, hook: str) -> list[Any]:
+        if hook not in self._listeners:
+            implementations = getattr(self._hook, hook).get_hookimpls() if self._enabled else []
+            self._listeners[hook] = [
+                implementation
+                for implementation in reversed(implementations)
+                if implementation.plugin_name not in self._dropped
+            ]
+        return self._listeners[hook]

@@ -1,4 +1,4 @@
-"""Bring lists of classes together: what one side lacks is left out, never filled with zeros."""
+"""Align lists of classes: classes that one side lacks are dropped, never filled with zeros."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,9 +14,9 @@ Positions = tuple[int, ...]
 
 
 class TermInputs(NamedTuple):
-    """What a term compares, and what its loss may ask for beside: target is None where the labels are the target.
+    """Everything the loss of a term may be called with. target: None if the labels are the target.
 
-    answers: the outputs of everyone that is matched.
+    teacher_outputs: the output of every matched teacher.
     """
 
     student: Sided
@@ -26,28 +26,29 @@ class TermInputs(NamedTuple):
     teacher_outputs: tuple[Tensor, ...]
 
 
-def shared(sides: Sequence[Sequence[str]], what: str) -> tuple[Positions, ...] | None:
-    """Return where each side has the classes that all share, or None where all are the same.
+def shared_classes(sides: Sequence[Sequence[str]], description: str) -> tuple[Positions, ...] | None:
+    """Return, for each side, the positions of the classes that all sides share, or None if all sides are equal.
 
-    They come in the order of the first side. Raises RecipeError where no class is shared.
+    Classes keep the order of the first side. Raises RecipeError, which names the sides by `description`, if no class is
+    shared.
     """
-    first, *others = map(tuple, sides)
-    if all(other == first for other in others):
+    first, *rest = map(tuple, sides)
+    if all(side == first for side in rest):
         return None
-    names = [name for name in first if all(name in other for other in others)]
+    names = [name for name in first if all(name in side for side in rest)]
     if not names:
-        against = " against ".join(f"{', '.join(each[:5])} ..." for each in (first, *others))
-        raise RecipeError(f"{what} share no class: {against}")
-    return tuple(tuple(side.index(name) for name in names) for side in (first, *others))
+        against = " against ".join(f"{', '.join(side[:5])} ..." for side in (first, *rest))
+        raise RecipeError(f"{description} share no class: {against}")
+    return tuple(tuple(side.index(name) for name in names) for side in (first, *rest))
 
 
 class ClassAlignment(nn.Module):
-    """Cut a comparison down to the classes that all its sides share.
+    """Reduce the inputs of a term to the classes that all its sides share.
 
-    student: positions among the student's classes; None where it is compared by features. targets: for each that is
-    matched, empty where outputs are of no matter. outputs: whether the targets are the outputs. labels: positions
-    among the data's classes; None where the labels are of no matter. Of labels that are one class per sample, samples
-    of a class that is not shared are left out. The positions are buffers, which move with the net and are not saved.
+    student: positions among the student's classes; None if the student side is features. targets: positions for each
+    teacher, empty if teacher outputs are not used. target_is_output: whether the target side is teacher outputs.
+    labels: positions among the data's classes; None if the labels are not used.
+    If labels are class indices, samples whose class is not shared are dropped.
     """
 
     def __init__(
@@ -55,66 +56,57 @@ class ClassAlignment(nn.Module):
         *,
         student: Positions | None,
         targets: tuple[Positions, ...],
-        outputs: bool,
+        target_is_output: bool,
         labels: Positions | None,
         task: Task,
     ) -> None:
         super().__init__()
-        self.outputs = outputs
-        self.rows = task == "multiclass" and labels is not None
-        self.register_buffer("student", _buffer(student), persistent=False)
-        self.register_buffer("labels", _buffer(labels), persistent=False)
-        self.targets = nn.ModuleList(_Columns(each) for each in targets)
+        self.target_is_output = target_is_output
+        self.drops_samples = task == "multiclass" and labels is not None
+        # Buffers, so that the positions move with the module to its device; they are not part of a checkpoint.
+        self.register_buffer("student", None if student is None else torch.tensor(student), persistent=False)
+        self.register_buffer("labels", None if labels is None else torch.tensor(labels), persistent=False)
+        self.targets = nn.ModuleList(_Columns(positions) for positions in targets)
 
-    def forward(self, given: TermInputs) -> TermInputs:
-        """Return the shared columns of outputs, answers and labels, and the rows of which the class is shared."""
-        student, target, labels, ids, teacher_outputs = given
+    def forward(self, inputs: TermInputs) -> TermInputs:
+        """Return the inputs with the shared columns only, and without samples whose class is not shared."""
+        student, target, labels, ids, teacher_outputs = inputs
         if isinstance(self.student, Tensor):
-            student = _only(student).index_select(1, self.student)
-        if self.outputs and target is not None:
-            cut = tuple(columns(each) for columns, each in zip(self.targets, _several(target), strict=True))
-            target = cut if isinstance(target, tuple) else cut[0]
-        teacher_outputs = tuple(columns(each) for columns, each in zip(self.targets, teacher_outputs, strict=False))
+            output = student[0] if isinstance(student, tuple) else student
+            student = output.index_select(1, self.student)
+        if self.target_is_output and target is not None:
+            sides = target if isinstance(target, tuple) else (target,)
+            columns = tuple(select(side) for select, side in zip(self.targets, sides, strict=True))
+            target = columns if isinstance(target, tuple) else columns[0]
+        # Empty unless the loss takes them, although `targets` may be there for the target side.
+        teacher_outputs = tuple(select(output) for select, output in zip(self.targets, teacher_outputs, strict=False))
         if not isinstance(self.labels, Tensor):
             return TermInputs(student, target, labels, ids, teacher_outputs)
-        if not self.rows:
+        if not self.drops_samples:
             return TermInputs(student, target, labels.index_select(1, self.labels), ids, teacher_outputs)
-        matches = labels.unsqueeze(1) == self.labels
-        known = matches.any(1)
+        matches = labels.unsqueeze(1) == self.labels  # (batch, shared classes)
+        shared = matches.any(1)
         return TermInputs(
-            _rows(student, known),
-            None if target is None else _rows(target, known),
-            matches.int().argmax(1)[known],
-            None if ids is None else ids[known],
-            tuple(each[known] for each in teacher_outputs),
+            _select_rows(student, shared),
+            None if target is None else _select_rows(target, shared),
+            matches.int().argmax(1)[shared],
+            None if ids is None else ids[shared],
+            tuple(output[shared] for output in teacher_outputs),
         )
 
 
 class _Columns(nn.Module):
-    """The shared columns of one who is matched."""
+    """Select the shared columns of one teacher's output: (batch, classes) -> (batch, shared)."""
 
     positions: Tensor
 
     def __init__(self, positions: Positions) -> None:
         super().__init__()
-        self.register_buffer("positions", _buffer(positions), persistent=False)
+        self.register_buffer("positions", torch.tensor(positions), persistent=False)
 
     def forward(self, outputs: Tensor) -> Tensor:
-        """(batch, classes) -> (batch, shared)."""
         return outputs.index_select(1, self.positions)
 
 
-def _buffer(positions: Positions | None) -> Tensor | None:
-    return None if positions is None else torch.tensor(positions)
-
-
-def _only(side: Sided) -> Tensor:
-    return side[0] if isinstance(side, tuple) else side
-
-
-def _several(side: Sided) -> tuple[Tensor, ...]:
-    return side if isinstance(side, tuple) else (side,)
-
-
-def _rows(side: Sided, known: Tensor) -> Sided:
-    return tuple(each[known] for each in side) if isinstance(side, tuple) else side[known]
+def _select_rows(side: Sided, rows: Tensor) -> Sided:
+    return tuple(tensor[rows] for tensor in side) if isinstance(side, tuple) else side[rows]

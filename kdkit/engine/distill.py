@@ -1,6 +1,6 @@
-"""Distillation in one call, for one's own networks on one's own torch data."""
+"""Distillation in one call, for users' own networks and torch data."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,9 +20,14 @@ from kdkit.recipe.schedules import Parallel
 from kdkit.recipe.training import Training
 from kdkit.utils.modules import eval_mode
 
-_TRUTHS: dict[Task, type[nn.Module]] = {
+_LABEL_LOSSES: dict[Task, type[nn.Module]] = {
     "multiclass": nn.CrossEntropyLoss,
     "multilabel": nn.BCEWithLogitsLoss,
+    "regression": nn.MSELoss,
+}
+_KD_LOSSES: dict[Task, Callable[[], Loss]] = {
+    "multiclass": SoftTargets,
+    "multilabel": PerLabelSoftTargets,
     "regression": nn.MSELoss,
 }
 
@@ -40,34 +45,31 @@ def distill(
     classes: Sequence[str] | None = None,
     **options: Any,
 ) -> Result:
-    """Train a student on labels and on a trained teacher, or several, and return the scores of all.
+    """Train a student on labels and on one or several trained teachers, and return the metrics of all.
 
-    train, valid, test: torch Datasets or DataLoaders that yield `(inputs, labels)`; see TorchData. valid is what epochs
-    are chosen on, and what is reported on where there is no test.
-    guide: the loss against a teacher's outputs; by the data's task SoftTargets(), PerLabelSoftTargets() or MSELoss().
-    balance: the share of the labels' own loss, in [0, 1]. training: 10 epochs of Adam where None.
-    classes: their names; where None the training data's own, as ImageFolder has them, if the student has as many
-    outputs, and else numbers, as many as it has outputs. options: those of `kdkit.run`.
+    train, validation, test: torch Datasets or DataLoaders that yield `(inputs, labels)`; see TorchData. Epochs are
+    chosen on `validation`; metrics are computed on `test`, or on `validation` if there is none.
+    kd_loss: the loss against a teacher's outputs; SoftTargets(), PerLabelSoftTargets() or MSELoss(), depending on the
+    task, if None. label_weight: the weight of the loss on the labels, in [0, 1]; the teachers share the rest.
+    training: 10 epochs of Adam if None.
+    classes: their names. If None, the names that the training data has, as ImageFolder does, or else numbers: as many
+    as the student has outputs. options: those of `kdkit.run`.
     """
-    pupil = student if isinstance(student, Net) else Net("student", student)
-    nets = tuple(teacher) if isinstance(teacher, Sequence) else (teacher,)
-    called = ["teacher"] if len(nets) == 1 else [f"teacher {count}" for count in range(1, len(nets) + 1)]
-    masters = [
-        each if isinstance(each, Net) else Net(name, each, trained=True)
-        for name, each in zip(called, nets, strict=True)
+    student_net = student if isinstance(student, Net) else Net("student", student)
+    modules = tuple(teacher) if isinstance(teacher, Sequence) else (teacher,)
+    names = ["teacher"] if len(modules) == 1 else [f"teacher {count}" for count in range(1, len(modules) + 1)]
+    teachers = [
+        module if isinstance(module, Net) else Net(name, module, trained=True)
+        for name, module in zip(names, modules, strict=True)
     ]
-    names = classes if classes is not None else _classes(pupil, train)
-    data = TorchData(train, validation, test, classes=names)
-    guides: dict[Task, Loss] = {
-        "multiclass": SoftTargets(),
-        "multilabel": PerLabelSoftTargets(),
-        "regression": nn.MSELoss(),
-    }
+    if classes is None:
+        classes = _classes(student_net, train)
+    data = TorchData(train, validation, test, classes=classes)
     schedule = Parallel(
-        *masters,
-        pupil,
-        truth=Truth(_TRUTHS[data.task]()),
-        kd_loss=kd_loss if kd_loss is not None else guides[data.task],
+        *teachers,
+        student_net,
+        truth=Truth(_LABEL_LOSSES[data.task]()),
+        kd_loss=kd_loss if kd_loss is not None else _KD_LOSSES[data.task](),
         label_weight=label_weight,
         training=training or Training(epochs=10),
     )
@@ -75,22 +77,21 @@ def distill(
 
 
 def _classes(net: Net[Any], train: Yours) -> Sequence[str] | None:
-    """Name the classes after a net's outputs; None where the net fails, which `check` is left to report."""
+    """Return a class name per output of the network, or None if it fails here, which `check` reports later."""
     batch = first_batch("train", train)
     try:
-        count = _outputs(net, batch)
+        count = _count_outputs(net, batch)
     except KdkitError:
         raise
-    except Exception:  # a stranger's net raises what it will, and may yet run on the device of the run
+    except Exception:  # a network may raise anything, and may still run on the device of the run
         return None
-    named = class_names(train)
-    return named if named is not None and len(named) == count else [str(index) for index in range(count)]
+    names = class_names(train)
+    return names if names is not None and len(names) == count else [str(index) for index in range(count)]
 
 
 @torch.no_grad()
-def _outputs(net: Net[Any], batch: Batch) -> int:
-    """Count a net's outputs on its own device, leaving it in its mode."""
+def _count_outputs(net: Net[Any], batch: Batch) -> int:
     with eval_mode(net.network):
-        first = next(net.network.parameters(), None)
-        output = net(batch if first is None else batch.to(first.device))
+        parameter = next(net.network.parameters(), None)
+        output = net(batch if parameter is None else batch.to(parameter.device))
     return output.shape[-1] if output.ndim > 1 else 1

@@ -1,4 +1,4 @@
-"""Run as one of several processes that torchrun started: join them, share out the work, and end together."""
+"""Run on several ranks: join the process group of torchrun, divide each batch, average gradients, and end together."""
 
 import os
 import time
@@ -16,46 +16,48 @@ from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.errors import DataError, KdkitError, RecipeError, RemoteRankError, first_line
 from kdkit.utils import collectives
 
-_PATIENCE = timedelta(minutes=30)  # how long a process waits for another that says nothing
-_LETTING_GO = 0.1  # seconds
+_TIMEOUT = timedelta(minutes=30)  # of a collective, after which a silent rank counts as lost
+_THREADS_END = 0.1  # seconds
+# Warnings of DistributedDataParallel that do not apply, by their text, since they have no class of their own.
 _ALWAYS_USED = "find_unused_parameters=True was specified in DDP constructor, but did not find any unused parameters"
-_OLD_NAME = "`broadcast_buffers` is deprecated"  # since torch 2.14; what replaces it is not in torch 2.7
-_NOTHING = nullcontext()
+_OLD_NAME = "`broadcast_buffers` is deprecated"  # since torch 2.14; its replacement is not in torch 2.7
+_NO_CONTEXT = nullcontext()
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Join the other processes of torchrun, if it started several and no group is there yet; leave them at the end.
+    """Join the process group of torchrun, unless there is one rank or a group already; leave it at the end.
 
-    An error leaves as it is in the process that had it first, and as SaidElsewhereError in the others. Raises
-    KdkitError where another process was lost.
+    An error propagates unchanged on the rank that raised it first, and as RemoteRankError on the others. Raises
+    KdkitError if another rank was lost.
     """
     if not launched() or int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
         yield
         return
-    from torch.distributed.distributed_c10d import PrefixStore  # late: a torch may be built without
+    from torch.distributed.distributed_c10d import PrefixStore  # late: torch may be built without distributed
     from torch.distributed.rendezvous import rendezvous
 
-    _share_cores()
-    store, rank, world = next(iter(rendezvous("env://", timeout=_PATIENCE)))
-    turn = store.add(f"kdkit-{rank}", 1)  # a program may join several times, each with words of its own
-    own = PrefixStore(f"kdkit-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{turn}", store)
-    distributed.init_process_group(store=own, rank=rank, world_size=world, timeout=_PATIENCE)
-    told = PrefixStore("told", own)
+    _divide_cores()
+    store, rank, world = next(iter(rendezvous("env://", timeout=_TIMEOUT)))
+    # A program may join several times, and torchrun may restart it: each group needs keys that no other one used.
+    turn = store.add(f"kdkit-{rank}", 1)
+    group_store = PrefixStore(f"kdkit-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{turn}", store)
+    distributed.init_process_group(store=group_store, rank=rank, world_size=world, timeout=_TIMEOUT)
+    error_store = PrefixStore("errors", group_store)
     try:
         yield
     except Exception as error:
-        if _was_told(told):
-            raise RemoteRankError("another process of this run has an error, and says which") from error
-        if _of_the_group(error):
+        if _failed_elsewhere(error_store):
+            raise RemoteRankError("another process of this run failed; its error message is above") from error
+        if _is_group_error(error):
             raise KdkitError(
-                f"another process of this run was lost, or did not answer for {_PATIENCE.total_seconds() / 60:.0f} "
-                f"minutes ({first_line(error)}); `torchrun --max-restarts=1 ...` with --out goes on after such a loss"
+                f"another process of this run was lost, or did not respond for {_TIMEOUT.total_seconds() / 60:.0f} "
+                f"minutes ({first_line(error)}); `torchrun --max-restarts=1 ...` with --out resumes after such a loss"
             ) from error
         raise
-    # The group's threads let go of the last message's tensors for which they need Python's lock; older torch waits for
-    # those threads with the lock in its hand, for ever if they are late.
-    time.sleep(_LETTING_GO)
+    # The threads of the group release the tensors of the last message, for which they need Python's lock. Older
+    # versions of torch wait for these threads while they hold the lock: without the pause they might wait forever.
+    time.sleep(_THREADS_END)
     distributed.destroy_process_group()
 
 
@@ -65,15 +67,15 @@ def launched() -> bool:
 
 
 def restarted() -> bool:
-    """Whether torchrun started this process in place of one that was lost."""
+    """Whether torchrun restarted this process after one was lost."""
     return launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
-def own_device(device: torch.device) -> torch.device:
-    """Return this process's own device of a kind: of several GPUs the one that torchrun's LOCAL_RANK says."""
+def rank_device(device: torch.device) -> torch.device:
+    """Return the device of this rank: if there are several GPUs, the one of torchrun's LOCAL_RANK."""
     if not collectives.is_distributed():
         return device
-    if device.type == "mps":  # which no group can talk over
+    if device.type == "mps":  # no backend of torch.distributed supports it
         return torch.device("cpu")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -81,98 +83,103 @@ def own_device(device: torch.device) -> torch.device:
     return device
 
 
-def require_shareable(data: Data, batch_sizes: Iterable[int]) -> None:
-    """Raise where the work of a run cannot be shared out among its processes."""
+def require_divisible(data: Data, batch_sizes: Iterable[int]) -> None:
+    """Raise DataError or RecipeError if the batches of a run cannot be divided among its ranks."""
     if not collectives.is_distributed():
         return
-    if len(set(collectives.all_gather_objects([(data.fingerprint, getattr(data, "train_digest", None))]))) > 1:
+    ranks = collectives.world_size()
+    fingerprints = collectives.all_gather_objects([(data.fingerprint, getattr(data, "train_digest", None))])
+    if len(set(fingerprints)) > 1:
         raise DataError(
-            "the processes of this run have different data, so that one may learn from what another is scored on; "
-            "make it inside of recipe(), where randomness is seeded, or split it with a generator of its own seed"
+            "the processes of this run have different data, so the training data of one may be the test data of "
+            "another; create the data inside recipe(), where random numbers are seeded, or split it with a seeded "
+            "generator"
         )
     if any(isinstance(split, LoaderSplit) for split in (data.train, data.validation, data.test)):
         raise DataError(
-            f"{collectives.world_size()} processes share out the rows of a split, and a DataLoader of your own has an order "
-            "of its own; pass its Dataset instead"
+            f"{ranks} processes divide the rows of a split, but a user-defined DataLoader has its own order; pass its "
+            "Dataset instead"
         )
-    small = min(batch_sizes)
-    if small < 2 * collectives.world_size():
+    smallest = min(batch_sizes)
+    if smallest < 2 * ranks:
         raise RecipeError(
-            f"a batch of {small} cannot be shared out among {collectives.world_size()} processes, since each takes at least "
-            "two samples, which batch norm needs; take fewer processes or a larger batch_size"
+            f"a batch of {smallest} cannot be divided among {ranks} processes, because each needs at least two samples "
+            "for batch norm; use fewer processes or a larger batch_size"
         )
 
 
 def notices(modules: Iterable[nn.Module]) -> Iterator[str]:
-    """Say what a reader of the figures must know of a run in several processes."""
+    """Yield the facts that a reader of the results of several ranks has to know."""
     if not collectives.is_distributed():
         return
-    yield f"{collectives.world_size()} processes share out each batch; a loss that relates samples sees the part of its own"
-    if any(_takes_statistics(part) for module in modules for part in module.modules()):
-        yield "batch norm takes its statistics from each process's part of a batch"
+    yield f"{collectives.world_size()} processes divide each batch; a loss that relates samples sees one part of it"
+    if any(_has_batch_statistics(part) for module in modules for part in module.modules()):
+        yield "batch norm computes its statistics from each process's part of a batch"
 
 
 class DistributedModule:
-    """A lesson as it is called in each step, whose gradients DistributedDataParallel averages over the processes.
+    """The module of a stage as the training loop calls it: compiled if requested, with gradients averaged over ranks.
 
-    Of one process, and of a balancer that averages gradients itself, it is the lesson as it is. Terms that the labels
-    or the weights leave out reach no parameter, so it has to look for unused ones in each step.
+    On a single rank, and for a balancer that averages gradients itself, there is no DistributedDataParallel.
     """
 
-    def __init__(self, lesson: nn.Module, *, averages: bool, compiled: bool) -> None:
+    def __init__(self, module: nn.Module, *, averages: bool, compiled: bool) -> None:
         self._parallel: DistributedDataParallel | None = None
-        collectives.sync_buffers([lesson])
+        collectives.sync_buffers([module])
         if collectives.is_distributed() and averages:
-            collectives.sync_parameters(lesson)
+            collectives.sync_parameters(module)
         elif collectives.is_distributed():
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", _OLD_NAME)
-                self._parallel = DistributedDataParallel(lesson, broadcast_buffers=False, find_unused_parameters=True)
-        called: Callable[..., Any] = lesson if self._parallel is None else self._parallel
-        self._called: Callable[..., Any] = torch.compile(called) if compiled else called
+                # A term whose weight is 0, or that has no label in this batch, reaches no parameter: some may be
+                # unused.
+                self._parallel = DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
+        forward: Callable[..., Any] = module if self._parallel is None else self._parallel
+        self._forward: Callable[..., Any] = torch.compile(forward) if compiled else forward
 
-    def __call__(self, *given: Any) -> dict[str, Tensor]:
-        """Return the terms."""
+    def __call__(self, *inputs: Any) -> dict[str, Tensor]:
+        """Return the terms by label."""
         if self._parallel is None:
-            terms: dict[str, Tensor] = self._called(*given)
+            terms: dict[str, Tensor] = self._forward(*inputs)
             return terms
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", _ALWAYS_USED)
-            found: dict[str, Tensor] = self._called(*given)
-        return found
+            terms = self._forward(*inputs)
+        return terms
 
     def update(self, *, ends: bool) -> AbstractContextManager[Any]:
-        """Return the context of a micro-batch: gradients are averaged in the last one of an update only."""
-        return _NOTHING if ends or self._parallel is None else self._parallel.no_sync()
+        """Return the context of a micro-batch: only in the last one of an update are gradients averaged over ranks."""
+        return _NO_CONTEXT if ends or self._parallel is None else self._parallel.no_sync()
 
 
-def weight_of(mine: int, whole: int) -> float:
-    """Return what the mean over this process's part of a batch counts for in the mean over processes: 1 where equal."""
-    return 1.0 if mine == whole else mine * collectives.world_size() / whole
+def rank_weight(part: int, whole: int) -> float:
+    """Return the weight of the mean over this rank's `part` samples in the mean over ranks: 1 if all are equal."""
+    return 1.0 if part == whole else part * collectives.world_size() / whole
 
 
-def _takes_statistics(part: nn.Module) -> bool:
-    """Whether it is a batch norm of each process's own; not one that is frozen, which a lesson keeps in eval mode."""
-    own = isinstance(part, nn.modules.batchnorm._BatchNorm) and not isinstance(part, nn.SyncBatchNorm)
-    parameters = list(part.parameters()) if own else []
-    return own and (not parameters or any(each.requires_grad for each in parameters))
+def _has_batch_statistics(part: nn.Module) -> bool:
+    """Whether a module is a batch norm in training mode, and not one that synchronizes or is frozen."""
+    if not isinstance(part, nn.modules.batchnorm._BatchNorm) or isinstance(part, nn.SyncBatchNorm):
+        return False
+    parameters = list(part.parameters())
+    return not parameters or any(parameter.requires_grad for parameter in parameters)
 
 
-def _share_cores() -> None:
-    """Give each process of this machine as many threads as there are cores for it, unless somebody chose."""
-    if os.environ.get("OMP_NUM_THREADS", "1") != "1":  # torchrun itself sets 1, whatever there is
+def _divide_cores() -> None:
+    """Divide the cores of this machine among its ranks, unless OMP_NUM_THREADS is set by the user."""
+    if os.environ.get("OMP_NUM_THREADS", "1") != "1":  # torchrun itself sets 1, however many cores there are
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def _was_told(store: Any) -> bool:
-    """Whether another process had its error before this one, which is noted with that."""
-    with suppress(RuntimeError):  # the store went with the process that kept it
-        return bool(store.add("errors", 1) > 1)
+def _failed_elsewhere(store: Any) -> bool:
+    """Whether another rank raised its error before this one; notes the error of this rank as well."""
+    with suppress(RuntimeError):  # the store ends with the process that holds it
+        return bool(store.add("count", 1) > 1)
     return False
 
 
-def _of_the_group(error: Exception) -> bool:
-    """Whether it is what a group raises when a process is gone, which gloo tells by its text alone."""
+def _is_group_error(error: Exception) -> bool:
+    """Whether a process group raised this error because a rank is lost; gloo has no class for it."""
     return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

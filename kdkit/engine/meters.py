@@ -1,4 +1,4 @@
-"""Means of terms over an epoch, without waiting for the device at every step."""
+"""Means of the terms over an epoch, without waiting for the device at every step."""
 
 from collections.abc import Mapping
 
@@ -9,38 +9,38 @@ from kdkit.utils.collectives import all_reduce_sum
 
 
 class RunningMeans:
-    """Gathers scalars by label, each weighted by the samples it stands for."""
+    """Means of scalars by label, weighted by the number of samples that each value stands for."""
 
-    _FLUSH = 256  # steps between two sums, so that few small tensors are kept
+    _FLUSH = 256  # steps between two transfers to the CPU, so that few small tensors stay in memory
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[list[Tensor], float]] = []
+        self._pending: list[tuple[list[Tensor], float]] = []
         self._labels: tuple[str, ...] = ()
         self._totals: list[float] = []
         self._samples = 0.0
         self.steps = 0
 
     def add(self, terms: Mapping[str, Tensor], samples: float) -> None:
-        """Add the terms of a step, each () and without a graph, which stand for so many samples."""
+        """Add the detached scalar terms of a step."""
         self.steps += 1
         self._labels = self._labels or tuple(terms)
-        self._waiting.append(([*terms.values()], samples))
-        if len(self._waiting) == self._FLUSH:
+        self._pending.append(([*terms.values()], samples))
+        if len(self._pending) == self._FLUSH:
             self._flush()
 
     def values(self, device: torch.device) -> dict[str, float]:
-        """Return the mean of each label over all processes, which meet on `device`; empty if nothing was added."""
+        """Return the mean of each label over all ranks, reduced on `device`; empty if nothing was added."""
         self._flush()
         *totals, samples = all_reduce_sum([*self._totals, self._samples], device)
         return {label: total / samples for label, total in zip(self._labels, totals, strict=True)}
 
     def _flush(self) -> None:
-        if not self._waiting:
+        if not self._pending:
             return
-        terms = torch.stack([term for terms, _ in self._waiting for term in terms])
-        steps = terms.view(len(self._waiting), -1).double().cpu()  # (steps, labels)
-        samples = torch.tensor([count for _, count in self._waiting], dtype=torch.float64)
+        terms = torch.stack([term for terms, _ in self._pending for term in terms])
+        steps = terms.view(len(self._pending), -1).double().cpu()  # (steps, labels)
+        samples = torch.tensor([count for _, count in self._pending], dtype=torch.float64)
         sums = (steps * samples[:, None]).sum(0).tolist()
         self._totals = [total + more for total, more in zip(self._totals or [0.0] * len(sums), sums, strict=True)]
         self._samples += float(samples.sum())
-        self._waiting.clear()
+        self._pending.clear()

@@ -1,4 +1,4 @@
-"""A stage made runnable: the nets in training and their losses as one module, batch and answers in, terms out."""
+"""The module that a stage trains: its students and their losses, called once per batch."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -21,174 +21,171 @@ from kdkit.teachers import Peer, TeacherOutput, TeacherOutputs
 
 
 class DistillationModule(nn.Module):
-    """The nets in training and their losses: the one module that is compiled.
+    """The students of a stage and their losses, as the one module that is compiled and wrapped by DDP.
 
-    Terms are returned unweighted, under their labels; in a stage of several nets "net: label".
-    said: what the nets said of the last batch, (batch, classes) by name, without a gradient; empty where not observed.
+    Called with a batch and the teacher outputs, it returns the unweighted value of every term by label, "net: label" if
+    the stage trains several networks.
+    student_outputs: the outputs of the last batch, (batch, classes) by name, detached; kept if `track_outputs` is set.
     """
 
     progress: Tensor
 
-    def __init__(self, stage: Stage, facts: BuildContext) -> None:
+    def __init__(self, stage: Stage, context: BuildContext) -> None:
         super().__init__()
         self.students = tuple(stage.objectives)
-        self.task: Task = facts.task
-        self.observed = True
-        self.said: dict[str, Tensor] = {}
+        self.task: Task = context.task
+        self.track_outputs = True
+        self.student_outputs: dict[str, Tensor] = {}
         self.nets = nn.ModuleList(net.network for net in self.students)
-        self.open_taps = OpenTaps(_own_taps(stage))
+        self.open_taps = OpenTaps(_student_taps(stage))
         self.peers = tuple({match.teacher for match in stage.matches if isinstance(match.teacher, Peer)})
         try:
-            self.lines = tuple(
-                bind_term(net, each, stage, self.open_taps.taps, facts)
+            self.terms = tuple(
+                bind_term(net, weighted, stage, self.open_taps.taps, context)
                 for net, objective in stage.objectives.items()
-                for each in as_objective(objective)
+                for weighted in as_objective(objective)
             )
         except BaseException:
             self.close()
             raise
-        self.losses = nn.ModuleList(line.loss for line in self.lines if isinstance(line.loss, nn.Module))
-        self.shared = nn.ModuleList(line.shared for line in self.lines if line.shared is not None)
+        self.losses = nn.ModuleList(term.loss for term in self.terms if isinstance(term.loss, nn.Module))
+        self.alignments = nn.ModuleList(term.alignment for term in self.terms if term.alignment is not None)
         self.register_buffer("progress", torch.zeros(()), persistent=False)
 
     def forward(self, batch: Batch, teacher_outputs: TeacherOutputs) -> dict[str, Tensor]:
-        """Return the unweighted value of every term, by label."""
-        heard = self.heard(batch, teacher_outputs)
-        if self.observed:
-            self.said = {net.name: heard[net.name].output.detach() for net in self.students}
-        return {line.label: self.value(line, batch, heard) for line in self.lines}
+        """Run the students and return the unweighted value of every term, by label."""
+        outputs = self.run_students(batch, teacher_outputs)
+        if self.track_outputs:
+            self.student_outputs = {net.name: outputs[net.name].output.detach() for net in self.students}
+        return {term.label: self.term_loss(term, batch, outputs) for term in self.terms}
 
     def train(self, mode: bool = True) -> Self:
-        """Switch to training mode, but for parts of which nothing is trained: a frozen batch norm must not drift."""
+        """Set training mode, except for submodules without trainable parameters: a frozen batch norm must not drift."""
         super().train(mode)
         for module in self.nets.modules() if mode else ():
             parameters = list(module.parameters())
-            if parameters and not any(each.requires_grad for each in parameters):
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
                 module.eval()
         return self
 
     def weights(self, progress: float) -> dict[str, float]:
         """Return the weight of every term at this progress of the stage, in [0, 1]."""
-        return {line.label: line.weighted.weight(progress) for line in self.lines}
+        return {term.label: term.weighted.weight(progress) for term in self.terms}
 
-    def heard(self, batch: Batch, teacher_outputs: TeacherOutputs) -> dict[str, TeacherOutput]:
-        """Run the nets in training, and return what everybody says of a batch, by name: they, their peers, the asked.
-
-        The features of those in training are all that the lesson listens to.
-        """
+    def run_students(self, batch: Batch, teacher_outputs: TeacherOutputs) -> dict[str, TeacherOutput]:
+        """Run the students, and return the outputs and features of all networks by name: students, peers, teachers."""
         self.open_taps.clear()
-        outputs = {net.name: net(batch) for net in self.students}
+        student_outputs = {net.name: net(batch) for net in self.students}
         features = self.open_taps.take()
-        heard = {**teacher_outputs}
-        for name, output in outputs.items():
-            heard[name] = TeacherOutput(output, features)
+        outputs = {**teacher_outputs}
+        for name, output in student_outputs.items():
+            outputs[name] = TeacherOutput(output, features)
         for peer in self.peers:
-            heard[peer.name] = TeacherOutput(outputs[peer.net.name].detach(), tuple(each.detach() for each in features))
-        return heard
+            # A peer is a teacher: it gets no gradient from the network that matches it.
+            detached = tuple(feature.detach() for feature in features)
+            outputs[peer.name] = TeacherOutput(student_outputs[peer.net.name].detach(), detached)
+        return outputs
 
-    def value(self, line: BoundTerm, batch: Batch, heard: TeacherOutputs) -> Tensor:
+    def term_loss(self, term: BoundTerm, batch: Batch, outputs: TeacherOutputs) -> Tensor:
         """Return the unweighted value of one term."""
-        if line.plain:  # the most common term by far, and a step of a small net is a few microseconds long
-            target = batch.labels if line.target is None else line.target.of(heard)
-            return line.loss(line.student.of(heard), target)
-        return self.compare(line, self.compared(line, batch, heard))
+        if term.direct:  # the most common kind by far; a step of a small network takes microseconds
+            target = batch.labels if term.target is None else term.target.resolve(outputs)
+            return term.loss(term.student.resolve(outputs), target)
+        return self.apply_loss(term, self.gather_inputs(term, batch, outputs))
 
-    def compared(self, line: BoundTerm, batch: Batch, heard: TeacherOutputs) -> TermInputs:
-        """Return what a term compares: both sides and what is known beside, cut down to the classes they share.
+    def gather_inputs(self, term: BoundTerm, batch: Batch, outputs: TeacherOutputs) -> TermInputs:
+        """Return the inputs of a term's loss, reduced to the classes that its sides share.
 
-        Where a source knows nothing of a sample, what the net that learns from it says now stands for its answer.
+        Samples the teacher has no output for use the student's own detached output, so they contribute no gradient.
         """
-        now = heard[line.student_net.name].output
-        partly = {name: _completed(name, heard[name], now) for name in line.teachers if heard[name].known is not None}
-        heard = {**heard, **partly} if partly else heard
-        given = TermInputs(
-            student=line.student.of(heard),
-            target=None if line.target is None else line.target.of(heard),
+        student_output = outputs[term.student_net.name].output
+        incomplete = [name for name in term.teachers if outputs[name].mask is not None]
+        if incomplete:
+            outputs = {**outputs, **{name: _fill(name, outputs[name], student_output) for name in incomplete}}
+        passes_outputs = "teacher_outputs" in term.extra_kwargs
+        inputs = TermInputs(
+            student=term.student.resolve(outputs),
+            target=None if term.target is None else term.target.resolve(outputs),
             labels=batch.labels,
             ids=batch.ids,
-            teacher_outputs=tuple(heard[name].output for name in line.teachers)
-            if "teacher_outputs" in line.asks
-            else (),
+            teacher_outputs=tuple(outputs[name].output for name in term.teachers) if passes_outputs else (),
         )
-        return given if line.shared is None else line.shared(given)
+        return inputs if term.alignment is None else term.alignment(inputs)
 
-    def compare(self, line: BoundTerm, given: TermInputs) -> Tensor:
-        """Return the unweighted value of one term from what it compares."""
-        target = given.labels if given.target is None else given.target
-        if line.shared is not None and not len(_first(given.student)):
-            return _first(given.student).sum() * 0.0  # nobody's class is known
-        return line.loss(given.student, target, **self.asked(line, given))
+    def apply_loss(self, term: BoundTerm, inputs: TermInputs) -> Tensor:
+        """Return the unweighted value of one term from its inputs."""
+        target = inputs.labels if inputs.target is None else inputs.target
+        if term.alignment is not None:
+            student = inputs.student[0] if isinstance(inputs.student, tuple) else inputs.student
+            if not len(student):  # no sample of the batch has a shared class
+                return student.sum() * 0.0
+        return term.loss(inputs.student, target, **self.loss_kwargs(term, inputs))
 
-    def asked(self, line: BoundTerm, given: TermInputs) -> dict[str, Any]:
-        """Return what the loss of a term asks for by keyword."""
-        if not line.asks:
+    def loss_kwargs(self, term: BoundTerm, inputs: TermInputs) -> dict[str, Any]:
+        """Return the extra keyword arguments of a term's loss."""
+        if not term.extra_kwargs:
             return {}
-        known = {
-            "labels": given.labels,
-            "ids": given.ids,
+        values = {
+            "labels": inputs.labels,
+            "ids": inputs.ids,
             "progress": self.progress,
-            "teacher_outputs": given.teacher_outputs,
+            "teacher_outputs": inputs.teacher_outputs,
         }
-        return {name: value for name, value in known.items() if name in line.asks}
+        return {name: value for name, value in values.items() if name in term.extra_kwargs}
+
+    def build_losses(
+        self, batch: Batch, teacher_outputs: TeacherOutputs, context: BuildContext, teachers: Mapping[str, Any]
+    ) -> list[str]:
+        """Build every loss that has to know shapes, such as one with a projector. Returns the problems, term by term.
+
+        teachers: the module of each teacher by name, for losses that reuse a part of it.
+        """
+        outputs = self.run_students(batch, teacher_outputs)
+        problems = []
+        for term in self.terms:
+            build = getattr(term.loss, "build", None)
+            if build is None:
+                continue
+            inputs = self.gather_inputs(term, batch, outputs)
+            target = inputs.labels if inputs.target is None else inputs.target
+            modules = tuple(teachers.get(name) for name in term.teachers)
+            teacher = modules if len(modules) > 1 else next(iter(modules), None)
+            tapped = tuple(tap.module for tap in taps_of(getattr(term.weighted.term, "target", None)))
+            try:
+                build(_shapes(inputs.student), _shapes(target), replace(context, tapped=tapped), teacher)
+            except RecipeError as error:
+                problems.append(f"term {term.label!r}: {error}")
+            except Exception as error:  # a user-defined loss may raise anything
+                problems.append(f"term {term.label!r}: its build raises {type(error).__name__}: {error}")
+        self.to(batch.labels.device)  # losses create their parameters on the CPU
+        return problems
 
     def close(self) -> None:
-        """Take the taps away again."""
+        """Remove the taps."""
         self.open_taps.close()
 
 
-def _completed(name: str, answer: TeacherOutput, now: Tensor) -> TeacherOutput:
-    """Return an answer in which what is said now stands for what is not known."""
-    if answer.known is None:
-        return answer
-    if answer.output.shape != now.shape:
-        raise RecipeError(
-            f"what {name!r} does not know is filled in with what the net says now, so its answer has the shape "
-            f"{tuple(now.shape)}; got {tuple(answer.output.shape)}"
-        )
-    known = answer.known.view(-1, *(1 for _ in now.shape[1:]))
-    return TeacherOutput(torch.where(known, answer.output.to(now.dtype), now.detach()), answer.features)
-
-
-def _own_taps(stage: Stage) -> Iterator[TapLike]:
-    """Give the taps on the nets in training: those of students, and those on peers."""
+def _student_taps(stage: Stage) -> Iterator[TapLike]:
+    """Yield the taps on networks in training: student sides, and targets that are peers."""
     for match in stage.matches:
         yield from taps_of(match.student)
         if isinstance(match.teacher, Peer):
             yield from taps_of(match.target)
 
 
-def build_losses(
-    lesson: DistillationModule,
-    batch: Batch,
-    teacher_outputs: TeacherOutputs,
-    facts: BuildContext,
-    teachers: Mapping[str, Any],
-) -> list[str]:
-    """Build every loss that has to know shapes, from one forward pass; return what went wrong, term by term."""
-    heard = lesson.heard(batch, teacher_outputs)
-    problems = []
-    for line in lesson.lines:
-        build = getattr(line.loss, "build", None)
-        if build is None:
-            continue
-        given = lesson.compared(line, batch, heard)
-        target = given.labels if given.target is None else given.target
-        found = tuple(teachers.get(name) for name in line.teachers)
-        teacher = found if len(found) > 1 else next(iter(found), None)
-        known = replace(facts, tapped=tuple(tap.module for tap in taps_of(getattr(line.weighted.term, "target", None))))
-        try:
-            build(_shapes(given.student), _shapes(target), known, teacher)
-        except RecipeError as error:
-            problems.append(f"term {line.label!r}: {error}")
-        except Exception as error:  # a stranger's loss may raise anything
-            problems.append(f"term {line.label!r}: its build raises {type(error).__name__}: {error}")
-    lesson.to(batch.labels.device)
-    return problems
+def _fill(name: str, teacher: TeacherOutput, student_output: Tensor) -> TeacherOutput:
+    """Replace the rows a teacher has no output for by the student's own output."""
+    if teacher.mask is None:
+        return teacher
+    if teacher.output.shape != student_output.shape:
+        raise RecipeError(
+            f"{name!r} has no output for some samples, which are filled in from the student, so its outputs must have "
+            f"the shape {tuple(student_output.shape)}; got {tuple(teacher.output.shape)}"
+        )
+    mask = teacher.mask.view(-1, *(1 for _ in student_output.shape[1:]))  # (batch, 1, ...)
+    output = torch.where(mask, teacher.output.to(student_output.dtype), student_output.detach())
+    return TeacherOutput(output, teacher.features)
 
 
 def _shapes(side: Sided) -> tuple[torch.Size, ...]:
-    return tuple(each.shape for each in side) if isinstance(side, tuple) else (side.shape,)
-
-
-def _first(side: Sided) -> Tensor:
-    return side[0] if isinstance(side, tuple) else side
+    return tuple(tensor.shape for tensor in side) if isinstance(side, tuple) else (side.shape,)

@@ -1,27 +1,78 @@
-"""An open stage: its teachers and its module."""
+"""A stage that is ready to run: a session for each of its teachers, and the module that is trained."""
+
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
 
 import torch
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit
+from kdkit.engine.module import DistillationModule
 from kdkit.losses import BuildContext
+from kdkit.recipe.recipe import Stage
+from kdkit.teachers import TeacherOutput, TeacherSession, open_teacher
 
 
-def facts_of(data: Data) -> BuildContext:
-    """Return what losses may know of the data."""
+class OpenStage:
+    """The teachers and the module of a stage while it runs. Close it, or use it as a context manager.
+
+    Closing removes every tap and restores the mode of the teachers. Raises RecipeError if a teacher cannot be opened or
+    a term does not fit its networks.
+    """
+
+    module: DistillationModule
+
+    def __init__(self, stage: Stage, context: BuildContext, device: torch.device) -> None:
+        self.stage = stage
+        self.context = replace(context, batch_size=stage.training.batch_size)
+        self.sessions: dict[str, TeacherSession] = {}
+        try:
+            for teacher, taps in stage.teachers.items():
+                self.sessions[teacher.name] = open_teacher(teacher, taps, self.context)
+            self.module = DistillationModule(stage, self.context).to(device)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def teachers(self, batch: Batch) -> dict[str, TeacherOutput]:
+        """Return the output of every teacher for this batch, by name: computed, or read from the teacher cache."""
+        return {name: session(batch) for name, session in self.sessions.items()}
+
+    def close(self) -> None:
+        """Remove every tap and restore the mode of the teachers."""
+        module = getattr(self, "module", None)  # None if a teacher could not be opened
+        if module is not None:
+            module.close()
+        for session in self.sessions.values():
+            session.close()
+
+
+def build_context(data: Data) -> BuildContext:
+    """Return the facts about the data that losses and teachers may depend on."""
     train = data.train
-    streamed = isinstance(train, LoaderSplit)
+    has_ids = not isinstance(train, LoaderSplit)  # a DataLoader of the user yields batches without sample ids
     return BuildContext(
-        classes=tuple(data.classes), task=data.task, samples=None if streamed else len(train), ids=not streamed
+        classes=tuple(data.classes), task=data.task, samples=len(train) if has_ids else None, ids=has_ids
     )
 
 
 def tiny_batch(data: Data, batch_size: int) -> Batch:
-    """Return four samples of the training split, one where a batch is one; or the first batch of a user's loader.
+    """Return four samples of the training split for a dry run, or the first batch of a user's DataLoader.
 
-    Of two samples some relations between samples are constant; in data of fewer than four the last one is repeated.
+    If the batch size is 1, or the split has one sample, it is a single sample. If the split has fewer than four
+    samples, the last one is repeated. Four, because some relations between samples are constant for two.
     """
     train = data.train
     if isinstance(train, LoaderSplit):
         return next(iter(train))
-    return train.batch(torch.arange(4 if batch_size > 1 and len(train) > 1 else 1).clamp(max=len(train) - 1), 0)
+    rows = torch.arange(4 if batch_size > 1 and len(train) > 1 else 1).clamp(max=len(train) - 1)
+    return train.batch(rows, 0)

@@ -1,4 +1,4 @@
-"""What a net says about a whole split, and how well that scores."""
+"""Predict a whole split with a network, and compute the metrics of its predictions."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit, Split
 from kdkit.data.loading import batches
-from kdkit.engine.class_alignment import shared
+from kdkit.engine.class_alignment import shared_classes
 from kdkit.errors import DataError, KdkitError
 from kdkit.metrics import Metric, MetricResult, Predictions
 from kdkit.nets.net import Net
@@ -22,7 +22,7 @@ from kdkit.utils.modules import eval_mode
 
 
 class Predictor:
-    """Runs nets over splits of one data set, on one device and in one precision."""
+    """Predicts splits of one data set, on one device and in one precision."""
 
     def __init__(self, data: Data, device: torch.device, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
         self.data = data
@@ -39,54 +39,62 @@ class Predictor:
         module: nn.Module | None = None,
         workers: int | None = 0,
     ) -> Predictions:
-        """Return what a net says in eval mode, or what `module` says in its place.
+        """Run `net` (or `module`, e.g. its EMA) in eval mode over `split` and return its predictions.
 
-        workers: processes that fetch the batches; 0 fetches them in this one; None chooses.
-        Raises DataError where the split is empty, KdkitError where an output is not a finite number.
+        workers: processes that fetch batches; 0 fetches them in this process, None chooses.
+        Several ranks predict a part of the rows each, and all return the whole.
+        Raises DataError if the split is empty, and KdkitError if an output is not a finite number.
         """
-        speaker = module if module is not None else net.module
-        own = _own(split)
+        network = module if module is not None else net.module
+        part = _rank_part(split)
         outputs, labels, ids = [], [], []
-        with eval_mode(speaker):
-            for batch in batches(own, batch_size, workers=workers, pin=self.device.type == "cuda"):
+        with eval_mode(network):
+            for batch in batches(part, batch_size, workers=workers, pin=self.device.type == "cuda"):
                 with self.autocast():
-                    output = net.through(speaker, batch.to(self.device))
+                    output = net.through(network, batch.to(self.device))
                 outputs.append(output.float().cpu().numpy())
                 labels.append(batch.labels.cpu().numpy())
                 ids.append(None if batch.ids is None else batch.ids.cpu().numpy())
         if not outputs:
             raise DataError("there is nothing to predict: the split is empty")
-        known = None if any(each is None for each in ids) else [each for each in ids if each is not None]
-        said = Predictions(
-            labels=self._whole(labels, whole=own is split),
-            outputs=self._whole(outputs, whole=own is split),
+        is_whole = part is split
+        all_ids = [rows for rows in ids if rows is not None]
+        predictions = Predictions(
+            labels=self._gather(labels, is_whole=is_whole),
+            outputs=self._gather(outputs, is_whole=is_whole),
             classes=self.data.classes,
-            ids=None if known is None else self._whole(known, whole=own is split),
+            # A user-defined DataLoader may have ids in none of its batches, or not in all.
+            ids=self._gather(all_ids, is_whole=is_whole) if len(all_ids) == len(ids) else None,
             groups=_groups(split),
         )
-        _require_finite(net, said)
-        return self._shared(net, said)
+        _require_finite(net, predictions)
+        return self._to_shared_classes(net, predictions)
 
-    def _whole(self, parts: list[NDArray[Any]], *, whole: bool) -> NDArray[Any]:
-        """Return the rows of all batches, and those of the other processes where each had rows of its own."""
+    def _gather(self, parts: list[NDArray[Any]], *, is_whole: bool) -> NDArray[Any]:
+        """Concatenate the rows of all batches, and of all ranks if each predicted a part."""
         rows: NDArray[Any] = np.concatenate(parts)
-        return rows if whole else all_gather(torch.from_numpy(rows).to(self.device)).cpu().numpy()
+        return rows if is_whole else all_gather(torch.from_numpy(rows).to(self.device)).cpu().numpy()
 
-    def _shared(self, net: Net[Any], said: Predictions) -> Predictions:
-        """Cut down to the classes that the net shares with the data."""
+    def _to_shared_classes(self, net: Net[Any], predictions: Predictions) -> Predictions:
+        """Keep the classes that the network and the data share, and the samples of these classes."""
         positions = None
         if self.data.task != "regression" and net.classes is not None:
-            positions = shared((net.classes, self.data.classes), f"net {net.name!r} and the data")
+            positions = shared_classes((net.classes, self.data.classes), f"net {net.name!r} and the data")
         if positions is None:
-            return said
-        theirs, ours = positions
-        classes = tuple(self.data.classes[index] for index in ours)
-        outputs = said.outputs[:, list(theirs)]
+            return predictions
+        net_positions, data_positions = positions
+        classes = tuple(self.data.classes[index] for index in data_positions)
+        outputs = predictions.outputs[:, list(net_positions)]
         if self.data.task == "multilabel":
-            return replace(said, labels=said.labels[:, list(ours)], outputs=outputs, classes=classes)
-        matches = said.labels[:, None] == np.asarray(ours)
-        known = matches.any(1)
-        return replace(said, labels=matches.argmax(1), outputs=outputs, classes=classes).rows(known)
+            labels = predictions.labels[:, list(data_positions)]
+            return replace(predictions, labels=labels, outputs=outputs, classes=classes)
+        matches = predictions.labels[:, None] == np.asarray(data_positions)  # (samples, shared classes)
+        return replace(predictions, labels=matches.argmax(1), outputs=outputs, classes=classes).rows(matches.any(1))
+
+
+def compute_metrics(metrics: Sequence[Metric], validation: Predictions, test: Predictions) -> dict[str, MetricResult]:
+    """Return every metric by name: thresholds are fitted on `validation`, results are computed on `test`."""
+    return {metric.name: metric.fit(validation).compute(test) for metric in metrics}
 
 
 class _Part:
@@ -104,36 +112,31 @@ class _Part:
         return self.split.batch(self.rows[rows], draw)
 
 
-def _own(split: Split | LoaderSplit) -> Split | LoaderSplit:
-    """Return what this one of several processes predicts of a split: itself, or a part of its rows."""
+def _rank_part(split: Split | LoaderSplit) -> Split | LoaderSplit:
+    """Return the rows that this rank predicts: a part, or the whole split if it cannot be divided."""
     if not is_distributed() or isinstance(split, LoaderSplit) or len(split) < world_size():
         return split
     return _Part(split, torch.tensor_split(torch.arange(len(split)), world_size())[rank()])
 
 
 def _groups(split: Split | LoaderSplit) -> NDArray[np.int64] | None:
-    """Return which samples belong together, where the split knows it. Raises DataError where they are no row each."""
+    """Return the group of each row, such as its patient, or None. Raises DataError if there is not one per row."""
     groups = getattr(split, "groups", None)
     if groups is None:
         return None
-    known = torch.as_tensor(groups).cpu().numpy()
-    if known.shape != (len(split),) or known.dtype.kind not in "iu":
+    array = torch.as_tensor(groups).cpu().numpy()
+    if array.shape != (len(split),) or array.dtype.kind not in "iu":
         raise DataError(
-            f"groups of a split are whole numbers, one per row: ({len(split)},); got {known.dtype} {known.shape}"
+            f"groups of a split must be integers, one per row: ({len(split)},); got {array.dtype} {array.shape}"
         )
-    return known.astype(np.int64)
+    return array.astype(np.int64)
 
 
-def _require_finite(net: Net[Any], said: Predictions) -> None:
-    """Raise KdkitError for NaN or infinity, of which argmax and thresholds would make figures that look plausible."""
-    finite = np.isfinite(said.outputs).reshape(len(said.outputs), -1).all(1)
+def _require_finite(net: Net[Any], predictions: Predictions) -> None:
+    """Raise KdkitError for NaN or infinity, which argmax and thresholds would turn into plausible metrics."""
+    finite = np.isfinite(predictions.outputs).reshape(len(predictions.outputs), -1).all(1)
     if not finite.all():
         raise KdkitError(
-            f"net {net.name!r} gives outputs that are not finite numbers, for {(~finite).sum()} of {len(finite)} "
-            "samples; a lower learning rate, Training(clip=...), or another precision may help"
+            f"net {net.name!r} has outputs that are not finite numbers, for {(~finite).sum()} of {len(finite)} "
+            "samples; a lower learning rate, Training(max_grad_norm=...), or another precision may help"
         )
-
-
-def compute_metrics(metrics: Sequence[Metric], validation: Predictions, test: Predictions) -> dict[str, MetricResult]:
-    """Return every score: what is to be chosen is chosen on `select`, what is reported comes from `test`."""
-    return {metric.name: metric.fit(validation).compute(test) for metric in metrics}

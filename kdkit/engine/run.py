@@ -1,4 +1,4 @@
-"""Run a recipe from its check to its table of scores."""
+"""Run a recipe: check it, train its stages, and compute the metrics of every network."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +11,11 @@ from torch import nn
 from kdkit.engine import distributed
 from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.check.check import check
-from kdkit.engine.check.static import require_uncompiled
+from kdkit.engine.check.static import require_compilable
 from kdkit.engine.options import RunOptions
 from kdkit.engine.predict import Predictor, compute_metrics
-from kdkit.engine.run_record import Origin, name_of, notices, record_of
-from kdkit.engine.storage.run_folder import RunFolder, started
+from kdkit.engine.run_record import Origin, notices, run_name, run_record
+from kdkit.engine.storage.run_folder import RunFolder, can_resume
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.trainer import RunContext, StageTrainer
@@ -24,18 +24,19 @@ from kdkit.metrics import MetricResult
 from kdkit.nets.net import Net
 from kdkit.plugins.events import RunEnded, RunStarted
 from kdkit.plugins.manager import installed
-from kdkit.recipe.recipe import Recipe, Stage, needs_of
+from kdkit.recipe.recipe import Recipe, Stage, stage_dependencies
 from kdkit.utils import collectives
 from kdkit.utils.randomness import preserve_rng_state, seed_everything
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What came of a run: scores by net and score name, the nets themselves, and where its files are.
+    """The result of a run.
 
-    student: the net that was trained last.
-    history: for each stage, a dict per epoch with the means of its terms and its score on the selection split.
-    reported_on: the split the scores come from: "test", or "validation" where the data has no test split.
+    metrics: by network and name of the metric. nets: the trained networks by name. student: the one trained last.
+    history: for each stage, an entry per epoch with the means of its terms and the monitored metric.
+    reported_on: the split of the metrics: "test", or "validation" if the data has no test split.
+    folder: the run folder, or None.
     """
 
     metrics: Mapping[str, Mapping[str, MetricResult]]
@@ -52,193 +53,195 @@ def run(
     *,
     callbacks: Sequence[object] = (),
     origin: Origin | None = None,
-    **given: Any,
+    **fields: Any,
 ) -> Result:
-    """Run a recipe, or the recipe that a function returns once the seed is set.
+    """Run a recipe, or the recipe that a function returns after the seed is set.
 
-    options, or its fields by keyword: see RunOptions. watchers: objects with watching hooks, beside those of installed
-    plugins. The random states of Python, numpy and torch are the same afterwards as before. Of several processes, those
-    that torchrun started or those of a process group that is there, each does its part; the first one tells watchers
-    and keeps the run folder. One that torchrun started anew goes on with its folder.
-    Raises CheckError before the first step, and before anything is written, where anything is wrong.
+    options: a RunOptions, or pass its fields by keyword. callbacks: objects with callback hooks, in addition to those
+    of installed plugins. The random states of Python, numpy and torch are restored at the end.
+
+    Under torchrun, or if a process group is initialized, the ranks share the work; only the first one calls callbacks
+    and writes the run folder. A rank that torchrun restarted resumes from that folder.
+
+    Raises CheckError before the first step, and before anything is written, if the recipe has problems.
     """
-    options = _options(options, given)
+    options = _run_options(options, fields)
     with distributed.joined(), preserve_rng_state():
-        options = _agreed(options)
-        return _seeded(recipe, options, callbacks, origin or Origin())
+        options = _agree_on_folder(options)
+        return _run(recipe, options, callbacks, origin or Origin())
 
 
-def _seeded(
+def _run(
     recipe: Recipe | Callable[[], Recipe], options: RunOptions, callbacks: Sequence[object], origin: Origin
 ) -> Result:
-    device = distributed.own_device(options.torch_device())
+    device = distributed.rank_device(options.torch_device())
     if options.out is not None:
         if collectives.rank() == 0:
             RunFolder.require_usable(options.out, resume=options.resume)  # before any data is prepared
-        collectives.broadcast(None)  # the others look at nothing that the first one writes by then
+        collectives.broadcast(None)  # other ranks wait, so that none sees what the first one writes later
     seed_everything(options.seed)
     if not isinstance(recipe, Recipe):
-        recipe = _made(recipe)
+        recipe = _call_recipe(recipe)
     recipe.require_unused()
     plan = check(recipe, device, options.precision)
     plan.require()
-    distributed.require_shareable(recipe.data, [stage.training.batch_size for stage in plan.stages])
+    distributed.require_divisible(recipe.data, [stage.training.batch_size for stage in plan.stages])
     if options.compile:
-        require_uncompiled(plan.stages)
-    place = RunContext(
+        require_compilable(plan.stages)
+    reports = collectives.rank() == 0 and options.only is None
+    ctx = RunContext(
         recipe=recipe,
         plan=plan,
         options=options,
         device=device,
         predictor=Predictor(recipe.data, device, lambda: options.autocast(device)),
-        callbacks=Callbacks(installed().extended(callbacks), speaks=collectives.rank() == 0 and options.only is None),
-        recording=TeacherCaching(recipe, plan.stages, options, device),
+        callbacks=Callbacks(installed().extended(callbacks), enabled=reports),
+        teacher_caching=TeacherCaching(recipe, plan.stages, options, device),
     )
-    folder = _folder(place, origin)
-    recipe.use()
+    folder = _open_folder(ctx, origin)
+    recipe.mark_used()
     began = time.perf_counter()
     try:
-        result = _run(place, folder, origin)
+        result = _train_and_evaluate(ctx, folder, origin)
     except BaseException as error:
-        place.recording.close(ended=False)
-        place.callbacks.tell("run_ended", _ended(place, {}, time.perf_counter() - began, error))
+        ctx.teacher_caching.close(ended=False)
+        ctx.callbacks.call("run_ended", _run_ended(ctx, {}, time.perf_counter() - began, error))
         raise
-    place.recording.close(ended=options.only is None)
-    place.callbacks.tell("run_ended", _ended(place, result.metrics, time.perf_counter() - began))
+    ctx.teacher_caching.close(ended=options.only is None)
+    ctx.callbacks.call("run_ended", _run_ended(ctx, result.metrics, time.perf_counter() - began))
     return result
 
 
-def _run(place: RunContext, folder: RunFolder | None, origin: Origin) -> Result:
-    stages = place.plan.stages
-    place.callbacks.tell(
-        "run_started",
-        RunStarted(
-            recipe=name_of(place.recipe, origin),
-            stages=tuple(stage.name for stage in stages),
-            device=str(place.device),
-            seed=place.options.seed,
-            folder=place.options.out,
-            notices=(*notices(place.recipe, place.plan), *place.recording.notices()),
-        ),
+def _train_and_evaluate(ctx: RunContext, folder: RunFolder | None, origin: Origin) -> Result:
+    stages = ctx.plan.stages
+    event = RunStarted(
+        recipe=run_name(ctx.recipe, origin),
+        stages=tuple(stage.name for stage in stages),
+        device=str(ctx.device),
+        seed=ctx.options.seed,
+        folder=ctx.options.out,
+        notices=(*notices(ctx.recipe, ctx.plan), *ctx.teacher_caching.notices()),
     )
-    for net in place.plan.nets:
+    ctx.callbacks.call("run_started", event)
+    for net in ctx.plan.nets:
         if isinstance(net.module, nn.Module):
-            net.module.to(place.device)
+            net.module.to(ctx.device)
     history: dict[str, Sequence[Mapping[str, Any]]] = {}
     for index, stage in enumerate(stages):
-        at = None if folder is None else folder.stage(index, stage.name)
-        if _has_its_turn(place, stage, at, history):
-            history[stage.name] = StageTrainer(place, index, stage, at).train()
+        stage_folder = None if folder is None else folder.stage(index, stage.name)
+        if _is_selected(ctx, stage, stage_folder, history):
+            history[stage.name] = StageTrainer(ctx, index, stage, stage_folder).train()
     metrics: dict[str, dict[str, MetricResult]] = {}
-    for net in place.plan.nets if place.options.only is None else ():
-        if net not in place.plan.foreign:
-            metrics[net.name] = _score(place, folder, net)
-            if folder is not None:
-                folder.save_metrics(_reported_on(place), metrics)
+    for net in ctx.plan.nets if ctx.options.only is None else ():
+        if net not in ctx.plan.feature_teachers:
+            metrics[net.name] = _evaluate(ctx, folder, net)
+            if folder is not None:  # after each network, so that a run that fails later keeps what it has
+                folder.save_metrics(_reported_split(ctx), metrics)
     return Result(
         metrics=metrics,
-        nets={net.name: net for net in place.plan.nets},
+        nets={net.name: net for net in ctx.plan.nets},
         student=list(stages[-1].objectives)[-1],
         history=history,
-        reported_on=_reported_on(place),
-        folder=place.options.out,
+        reported_on=_reported_split(ctx),
+        folder=ctx.options.out,
     )
 
 
-def _has_its_turn(place: RunContext, stage: Stage, at: StageFolder | None, over: Mapping[str, Any]) -> bool:
-    """Whether a stage is to be trained, or taken up as it ended; over: the stages that are.
+def _is_selected(ctx: RunContext, stage: Stage, folder: StageFolder | None, finished: Mapping[str, Any]) -> bool:
+    """Whether to train a stage, or to load it if it is finished; RunOptions(only=...) may leave it to another process.
 
-    Raises RunFolderError where what it needs is not there.
+    finished: the stages before that are. Raises RunFolderError if the stage needs one that is not.
     """
-    only = place.options.only
-    if only is None or at is None or at.finished:
+    only = ctx.options.only
+    if only is None or folder is None or folder.finished:
         return True
-    missing = [name for name in needs_of(place.plan.stages)[stage.name] if name not in over]
+    missing = [name for name in stage_dependencies(ctx.plan.stages)[stage.name] if name not in finished]
     if stage.name in only and missing:
         raise RunFolderError(
-            f"stage {stage.name!r} needs stage {missing[0]!r}, which is not finished in {at.path.parent}"
+            f"stage {stage.name!r} needs stage {missing[0]!r}, which is not finished in {folder.path.parent}"
         )
     return stage.name in only
 
 
-def _score(place: RunContext, folder: RunFolder | None, net: Net[Any]) -> dict[str, MetricResult]:
-    """Score a net: what is to be chosen on the selection split, what is reported on the test split."""
-    data = place.recipe.data
-    size, at = next(
+def _evaluate(ctx: RunContext, folder: RunFolder | None, net: Net[Any]) -> dict[str, MetricResult]:
+    """Predict the validation and test splits, save the predictions, and return the metrics of a network."""
+    data = ctx.recipe.data
+    # The last stage that trains the network holds its files; one that is only a teacher gets a folder "0-<name>".
+    index, name, batch_size = next(
         (
-            (stage.training.batch_size, (index, stage.name))
-            for index, stage in reversed(list(enumerate(place.plan.stages)))
+            (index, stage.name, stage.training.batch_size)
+            for index, stage in reversed(list(enumerate(ctx.plan.stages)))
             if net in stage.objectives
         ),
-        (place.plan.stages[-1].training.batch_size, (-1, net.name)),
+        (-1, net.name, ctx.plan.stages[-1].training.batch_size),
     )
-    validation = place.predictor.predict(net, data.validation, batch_size=size)
-    test = validation if data.test is None else place.predictor.predict(net, data.test, batch_size=size)
+    validation = ctx.predictor.predict(net, data.validation, batch_size=batch_size)
+    test = validation if data.test is None else ctx.predictor.predict(net, data.test, batch_size=batch_size)
     if folder is not None:
-        stage_folder = folder.stage(*at)
+        stage_folder = folder.stage(index, name)
         stage_folder.save_predictions(net.name, "validation", validation)
         if data.test is not None:
             stage_folder.save_predictions(net.name, "test", test)
-    return compute_metrics(place.recipe.metrics, validation, test)
+    return compute_metrics(ctx.recipe.metrics, validation, test)
 
 
-def _folder(place: RunContext, origin: Origin) -> RunFolder | None:
-    options = place.options
+def _open_folder(ctx: RunContext, origin: Origin) -> RunFolder | None:
+    options = ctx.options
     if options.out is None:
         return None
     if collectives.rank() > 0:
         return RunFolder(options.out, writes=False)
-    record = record_of(place, origin)
+    record = run_record(ctx, origin)
     if options.resume:
         return RunFolder.reopen(options.out, record)
     return RunFolder.create(options.out, record, origin.file)
 
 
-def _ended(
-    place: RunContext,
+def _run_ended(
+    ctx: RunContext,
     metrics: Mapping[str, Mapping[str, MetricResult]],
     seconds: float,
     error: BaseException | None = None,
 ) -> RunEnded:
     return RunEnded(
-        metrics={net: dict(each) for net, each in metrics.items()},
-        parameters={net.name: net.parameters for net in place.plan.nets},
-        reported_on=_reported_on(place),
-        folder=place.options.out,
+        metrics={net: dict(results) for net, results in metrics.items()},
+        parameters={net.name: net.parameters for net in ctx.plan.nets},
+        reported_on=_reported_split(ctx),
+        folder=ctx.options.out,
         seconds=seconds,
         error=error,
     )
 
 
-def _reported_on(place: RunContext) -> str:
-    return "validation" if place.recipe.data.test is None else "test"
+def _reported_split(ctx: RunContext) -> str:
+    return "validation" if ctx.recipe.data.test is None else "test"
 
 
-def _made(function: Callable[[], Recipe]) -> Recipe:
-    made = function() if callable(function) else function
-    if not isinstance(made, Recipe):
+def _call_recipe(function: Callable[[], Recipe]) -> Recipe:
+    recipe = function() if callable(function) else function
+    if not isinstance(recipe, Recipe):
         raise RecipeError(
-            f"run takes a kdkit.Recipe, or a function that returns one; got a {type(made).__name__}; "
-            "a recipe file is run with `kdkit run FILE`"
+            f"run takes a kdkit.Recipe, or a function that returns one; got a {type(recipe).__name__}; "
+            "to run a recipe file, use `kdkit run FILE`"
         )
-    return made
+    return recipe
 
 
-def _agreed(options: RunOptions) -> RunOptions:
-    """Return the options with the folder that the first process chose, gone on with where it was started anew."""
+def _agree_on_folder(options: RunOptions) -> RunOptions:
+    """Return the options with the run folder of the first rank, which is resumed if torchrun restarted the ranks."""
     resume = options.resume
     if options.out is not None and not resume and distributed.restarted() and collectives.rank() == 0:
-        resume = started(options.out)
+        resume = can_resume(options.out)
     out, resume = collectives.broadcast((options.out, resume))
     return replace(options, out=out, resume=resume)
 
 
-def _options(options: RunOptions | None, given: Mapping[str, Any]) -> RunOptions:
+def _run_options(options: RunOptions | None, fields: Mapping[str, Any]) -> RunOptions:
     if options is not None:
-        if given:
-            raise RecipeError(f"options are given as RunOptions or by keyword; got RunOptions and {', '.join(given)}")
+        if fields:
+            raise RecipeError(f"pass a RunOptions or its fields by keyword, not both; got {', '.join(fields)} as well")
         return options
     try:
-        return RunOptions(**given)
+        return RunOptions(**fields)
     except TypeError as error:
         raise RecipeError(f"run takes the fields of RunOptions by keyword: {error}") from error

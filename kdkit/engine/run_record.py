@@ -1,4 +1,4 @@
-"""What is said of where a run's figures come from: its recipe, options, data, nets and versions."""
+"""The record of a run, `run.json`: everything its results depend on, by which a resumed run is recognized."""
 
 import hashlib
 import platform
@@ -21,63 +21,63 @@ from kdkit.utils import collectives
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where a recipe came from: the file that is copied into the run folder, and the options it was called with."""
+    """The source of a recipe. file: copied into the run folder. options: the arguments the recipe was called with."""
 
     file: Path | None = None
     options: Mapping[str, Any] | None = None
 
 
-def name_of(recipe: Recipe, origin: Origin) -> str:
-    """Return what a run is called: the recipe's own name, or that of its file."""
+def run_name(recipe: Recipe, origin: Origin) -> str:
+    """Return the name of a run: the recipe's own name, or the name of its file."""
     return recipe.name or ("recipe" if origin.file is None else origin.file.stem)
 
 
-def record_of(place: RunContext, origin: Origin) -> dict[str, Any]:
-    """Return what `run.json` holds, by which a run that goes on with a folder is known to be the same."""
-    options, data = place.options, place.recipe.data
-    teacher = None if origin.file is None else origin.file.read_bytes()
+def run_record(ctx: RunContext, origin: Origin) -> dict[str, Any]:
+    """Return the contents of `run.json`."""
+    options, data = ctx.options, ctx.recipe.data
+    source = None if origin.file is None else origin.file.read_bytes()
     return {
-        "recipe": name_of(place.recipe, origin),
-        "recipe_sha256": None if teacher is None else hashlib.sha256(teacher).hexdigest(),
+        "recipe": run_name(ctx.recipe, origin),
+        "recipe_sha256": None if source is None else hashlib.sha256(source).hexdigest(),
         "options": {key: str(value) for key, value in (origin.options or {}).items()},
         "seed": options.seed,
-        "device": str(place.device),
+        "device": str(ctx.device),
         "precision": options.precision,
         "processes": collectives.world_size(),
         "data": data.fingerprint,
         "draws": data.draws,
-        "stages": [stage.name for stage in place.plan.stages],
+        "stages": [stage.name for stage in ctx.plan.stages],
         "positives": _positives(data),
         "nets": {
             net.name: {"parameters": net.parameters, "view": net.view.key, "version": net.version}
-            for net in place.plan.nets
+            for net in ctx.plan.nets
         },
-        # Workers that are chosen are 0 here: a run may go on beside another device, and one from before they were.
-        "trainings": [
-            repr(replace(stage.training, workers=stage.training.workers or 0)) for stage in place.plan.stages
-        ],
-        "teacher_cache": place.recipe.teacher_cache.form,
+        # workers=None is recorded as 0: it chooses a number by the device, and a run may resume on another device.
+        "trainings": [repr(replace(stage.training, workers=stage.training.workers or 0)) for stage in ctx.plan.stages],
+        "teacher_cache": ctx.recipe.teacher_cache.form,
         "versions": {"kdkit": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
 
 
 def notices(recipe: Recipe, plan: Plan) -> Iterator[str]:
-    """Say what a reader of the figures must know: of the data, and of what kdkit cannot promise for it."""
+    """Yield the facts that a reader of the results has to know: about the data, and about what is not reproducible."""
     data = recipe.data
     yield from str(getattr(data, "summary", "")).splitlines()
     yield from getattr(data, "notices", ())
     if data.draws is None:
-        yield "the data's randomness is its own, so runs repeat exactly only if it does"
-    for name in sorted(net.name for net in plan.foreign):
-        yield f"net {name!r} is not scored: its outputs are not about the data's classes"
-    students = [net.network for stage in plan.stages for net in stage.objectives]
-    yield from distributed.notices(students)
+        yield "the data draws its own random numbers, so runs repeat exactly only if the data does"
+    for name in sorted(net.name for net in plan.feature_teachers):
+        yield f"net {name!r} has no metrics: its outputs are not about the data's classes"
+    yield from distributed.notices([net.network for stage in plan.stages for net in stage.objectives])
     if data.test is None:
-        yield "there is no test split: scores are reported on the split that epochs and thresholds are chosen on"
+        yield (
+            "there is no test split: metrics are computed on the validation split, on which epochs and thresholds are "
+            "chosen"
+        )
 
 
 def _positives(data: Data) -> dict[str, int] | None:
-    """Return how many training samples each class has, where that is known without fetching them."""
+    """Return the number of training samples of each class, or None if that is unknown without fetching them."""
     labels = getattr(data.train, "labels", None)
     if not isinstance(labels, torch.Tensor) or data.task == "regression":
         return None
@@ -85,5 +85,5 @@ def _positives(data: Data) -> dict[str, int] | None:
     if tuple(labels.shape) != shape:
         return None
     rows = labels.cpu().numpy()
-    truth = true_classes(Predictions(labels=rows, outputs=rows, classes=tuple(data.classes)))
-    return dict(zip(data.classes, truth.sum(0).tolist(), strict=True))
+    positive = true_classes(Predictions(labels=rows, outputs=rows, classes=tuple(data.classes)))
+    return dict(zip(data.classes, positive.sum(0).tolist(), strict=True))

@@ -1,11 +1,12 @@
-"""A term made ready: what is compared to what, of whom, and on which classes."""
+"""Bind the terms of an objective to the networks and taps of a stage."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from kdkit.engine.class_alignment import ClassAlignment, shared
+from kdkit.engine.class_alignment import ClassAlignment, shared_classes
 from kdkit.losses import BuildContext, Loss, asked_by
 from kdkit.losses.features import Sided
 from kdkit.nets.net import Net
@@ -13,34 +14,42 @@ from kdkit.nets.taps import TapLike
 from kdkit.recipe.objective import Match, Taps, Weighted, taps_of
 from kdkit.recipe.recipe import Stage, teachers_of
 from kdkit.teachers import Peer, TeacherOutput, TeacherOutputs, Teachers
+from kdkit.teachers.base import Teacher
+
+THE_DATA = "the data"  # stands for the data set among the names of networks in error messages
 
 
 @dataclass(frozen=True, slots=True)
 class TensorRef:
-    """Where one side of a term comes from: of whom, and which of its taps, or its outputs where that is None."""
+    """Points to one side of a term: for each network, by name, the index of a tap, or None for its output.
 
-    places: tuple[tuple[str, int | None], ...]
-    several: bool = False
+    is_tuple: the side is a tuple of tensors, also if it has a single element.
+    """
 
-    def of(self, heard: TeacherOutputs) -> Sided:
-        """Return the tensor, or the tuple of them."""
-        if self.several:
-            return tuple(_found(heard[who], tap) for who, tap in self.places)
-        (who, tap), *_ = self.places
-        return _found(heard[who], tap)
+    entries: tuple[tuple[str, int | None], ...]
+    is_tuple: bool = False
+
+    def resolve(self, outputs: TeacherOutputs) -> Sided:
+        """Return the tensor, or the tuple of tensors."""
+        if self.is_tuple:
+            return tuple(_tensor(outputs[name], tap) for name, tap in self.entries)
+        name, tap = self.entries[0]
+        return _tensor(outputs[name], tap)
 
     @property
-    def outputs(self) -> bool:
-        """Whether it is outputs, which are about classes, and not features."""
-        return all(tap is None for _, tap in self.places)
+    def is_output(self) -> bool:
+        """Whether every tensor is a network output, which has a column per class, and none a feature."""
+        return all(tap is None for _, tap in self.entries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoundTerm:
-    """A term made ready: what is compared to what, and what its loss asks for beside.
+    """A term of an objective with the networks and taps that it compares.
 
-    target: None where the labels are the target. sources: who is matched, by name. plain: its loss takes the two sides
-    as they are, with nothing to ask for beside, to fill in, or to cut down to shared classes.
+    target: None if the labels are the target. teachers: the names of the matched networks. extra_kwargs: the keyword
+    arguments of the loss, such as "labels". alignment: None if both sides have the same classes.
+    direct: the loss takes both sides as they are: it has no extra arguments, no outputs have to be filled in, and no
+    classes have to be aligned.
     """
 
     label: str
@@ -50,25 +59,27 @@ class BoundTerm:
     student: TensorRef
     target: TensorRef | None
     teachers: tuple[str, ...]
-    asks: frozenset[str]
-    shared: ClassAlignment | None
-    plain: bool
+    extra_kwargs: frozenset[str]
+    alignment: ClassAlignment | None
+    direct: bool
 
 
 def bind_term(
-    net: Net[Any], weighted: Weighted, stage: Stage, open_taps: tuple[TapLike, ...], facts: BuildContext
+    net: Net[Any], weighted: Weighted, stage: Stage, open_taps: tuple[TapLike, ...], context: BuildContext
 ) -> BoundTerm:
-    """Make a term of a net's goal ready. listening: the taps that are open on the nets in training.
+    """Bind a term of the objective of `net`. open_taps: all taps on the networks in training, in the order of features.
 
-    Raises RecipeError where the sides share no class.
+    Raises RecipeError if the sides have no class in common.
     """
     term = weighted.term
     match = term if isinstance(term, Match) else None
-    student = _side(net.name, None if match is None else match.student, open_taps)
+    student = _refer(net.name, None if match is None else match.student, open_taps)
     target = None if match is None else _target(match, stage, open_taps)
-    asks = asked_by(term.loss)
-    members = () if match is None else _members(match)
-    cut = _shared(net, match, (student, target), asks, facts)
+    extra_kwargs = asked_by(term.loss)
+    members = () if match is None else _members(match.teacher)
+    alignment = _align(net, match, (student, target), extra_kwargs, context)
+    # A Net and a Peer have an output for every sample; other teachers may leave some out.
+    complete = all(isinstance(member, Net | Peer) for member in members)
     return BoundTerm(
         label=term.label if len(stage.objectives) == 1 else f"{net.name}: {term.label}",
         weighted=weighted,
@@ -76,67 +87,74 @@ def bind_term(
         loss=term.loss,
         student=student,
         target=target,
-        teachers=tuple(each.name for each in members),
-        asks=asks,
-        shared=cut,
-        plain=cut is None and not asks and all(isinstance(each, Net | Peer) for each in members),  # who know everything
+        teachers=tuple(member.name for member in members),
+        extra_kwargs=extra_kwargs,
+        alignment=alignment,
+        direct=alignment is None and not extra_kwargs and complete,
     )
 
 
-def _found(answer: TeacherOutput, tap: int | None) -> Tensor:
-    return answer.output if tap is None else answer.features[tap]
+def _tensor(output: TeacherOutput, tap: int | None) -> Tensor:
+    return output.output if tap is None else output.features[tap]
 
 
-def _side(who: str, taps: Taps, open_taps: tuple[TapLike, ...]) -> TensorRef:
+def _members(teacher: Teacher) -> tuple[Teacher, ...]:
+    return teacher.members if isinstance(teacher, Teachers) else (teacher,)
+
+
+def _refer(name: str, taps: Taps, open_taps: tuple[TapLike, ...]) -> TensorRef:
     if taps is None:
-        return TensorRef(((who, None),))
-    return TensorRef(tuple((who, open_taps.index(tap)) for tap in taps_of(taps)), several=isinstance(taps, tuple))
+        return TensorRef(((name, None),))
+    return TensorRef(tuple((name, open_taps.index(tap)) for tap in taps_of(taps)), is_tuple=isinstance(taps, tuple))
 
 
 def _target(match: Match, stage: Stage, open_taps: tuple[TapLike, ...]) -> TensorRef:
-    if isinstance(match.teacher, Peer):
-        return _side(match.teacher.name, match.target, open_taps)
-    if not isinstance(match.teacher, Teachers):
-        return _side(match.teacher.name, match.target, stage.teachers[match.teacher])
+    teacher = match.teacher
+    if isinstance(teacher, Peer):
+        return _refer(teacher.name, match.target, open_taps)  # a peer is in training, as the student is
+    if not isinstance(teacher, Teachers):
+        return _refer(teacher.name, match.target, stage.teachers[teacher])
     if match.target is None:
-        return TensorRef(tuple((net.name, None) for net in match.teacher.members), several=True)
-    asked = teachers_of(match).items()
-    return TensorRef(tuple((net.name, stage.teachers[net].index(tap)) for net, (tap,) in asked), several=True)
+        return TensorRef(tuple((net.name, None) for net in teacher.members), is_tuple=True)
+    tapped = teachers_of(match).items()
+    return TensorRef(tuple((net.name, stage.teachers[net].index(tap)) for net, (tap,) in tapped), is_tuple=True)
 
 
-def _members(match: Match) -> tuple[Any, ...]:
-    return match.teacher.members if isinstance(match.teacher, Teachers) else (match.teacher,)
-
-
-def _shared(
+def _align(
     net: Net[Any],
     match: Match | None,
     sides: tuple[TensorRef, TensorRef | None],
-    asks: frozenset[str],
-    facts: BuildContext,
+    extra_kwargs: frozenset[str],
+    context: BuildContext,
 ) -> ClassAlignment | None:
-    """Return how a comparison is cut to the classes that all its sides share; None where there is nothing to cut."""
-    if facts.task == "regression":
+    """Return how the sides are reduced to the classes they share, or None if there is nothing to reduce."""
+    if context.task == "regression":
         return None
     student, target = sides
-    outputs = target is not None and target.outputs
-    members = _members(match) if match is not None and (outputs or "teacher_outputs" in asks) else ()
-    about_labels = match is None or "labels" in asks
-    names = [net] if student.outputs else []
-    of = {each.name: tuple(getattr(each, "classes", None) or facts.classes) for each in (*names, *members)}
-    if not of:
+    target_is_output = target is not None and target.is_output
+    uses_teacher_outputs = target_is_output or "teacher_outputs" in extra_kwargs
+    members = _members(match.teacher) if match is not None and uses_teacher_outputs else ()
+    uses_labels = match is None or "labels" in extra_kwargs
+    classes: dict[str, tuple[str, ...]] = {}
+    for side in (*([net] if student.is_output else []), *members):
+        classes[side.name] = tuple(getattr(side, "classes", None) or context.classes)
+    if not classes:
         return None
-    if about_labels:
-        of["the data"] = facts.classes
-    what = " and ".join(name if name == "the data" else repr(name) for name in of)
-    positions = shared(tuple(of.values()), f"net {what}" if len(of) < 3 else f"nets {what}")
+    if uses_labels:
+        classes[THE_DATA] = context.classes
+    positions = shared_classes(tuple(classes.values()), _describe_sides(classes))
     if positions is None:
         return None
-    at = dict(zip(of, positions, strict=True))
+    indices = dict(zip(classes, positions, strict=True))
     return ClassAlignment(
-        student=at[net.name] if student.outputs else None,
-        targets=tuple(at[each.name] for each in members),
-        outputs=outputs,
-        labels=at.get("the data") if about_labels else None,
-        task=facts.task,
+        student=indices[net.name] if student.is_output else None,
+        targets=tuple(indices[member.name] for member in members),
+        target_is_output=target_is_output,
+        labels=indices.get(THE_DATA) if uses_labels else None,
+        task=context.task,
     )
+
+
+def _describe_sides(classes: Mapping[str, tuple[str, ...]]) -> str:
+    names = " and ".join(name if name == THE_DATA else repr(name) for name in classes)
+    return f"net {names}" if len(classes) < 3 else f"nets {names}"

@@ -1,4 +1,4 @@
-"""Everything that a stage updates and checkpoints."""
+"""Everything a stage updates and checkpoints: optimizer, LR schedule, scaler, EMA, loss balancer, teacher sessions."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch
-from kdkit.engine.gradient_stats import GradientFigures, Gradients
+from kdkit.engine.gradient_stats import Gradients, GradientStats
 from kdkit.engine.module import DistillationModule
 from kdkit.errors import RecipeError
 from kdkit.recipe.balancing import Balancer, TrainedParameters
@@ -18,15 +18,17 @@ from kdkit.utils.collectives import sync_buffers
 
 
 class TrainState:
-    """The optimizer and what goes with it: learning rate, gradient scaler, averages, balancer, and the clock.
+    """The state of a stage in training. `state_dict` returns all of it that changes.
 
-    averages are made before taps are opened, since a copy of a module would carry its hooks.
+    averages: the EMA of each network by name, if the stage has one. They are created before taps are opened, since a
+    copy of a module would carry its hooks.
+    updates: how many times the optimizer has stepped.
     """
 
     def __init__(
         self,
         training: Training,
-        lesson: DistillationModule,
+        module: DistillationModule,
         sessions: Mapping[str, TeacherSession],
         averages: Mapping[str, Any],
         *,
@@ -34,183 +36,194 @@ class TrainState:
         scaler: bool,
     ) -> None:
         self.training = training
-        self.lesson = lesson
+        self.module = module
         self.sessions = sessions
-        self._observers = [each for each in sessions.values() if type(each).observe is not TeacherSession.observe]
-        lesson.observed = bool(self._observers)
         self.averages = averages
+        # Only sessions that override `observe` are called after a batch, and student outputs are kept for them only.
+        self._observers = [
+            session for session in sessions.values() if type(session).observe is not TeacherSession.observe
+        ]
+        module.track_outputs = bool(self._observers)
         self.updates = 0
-        self.updates_per_epoch = math.ceil(batches / training.accumulate_steps)
-        self.total = training.epochs * self.updates_per_epoch
-        self.balancer = balancer_of(training, lesson)
-        named = [*_trained(lesson), *learned_by(self.balancer)]
+        self.total_updates = training.epochs * math.ceil(batches / training.accumulate_steps)
+        self.balancer = build_balancer(training, module)
+        named = [*named_trainable_parameters(module), *balancer_parameters(self.balancer)]
         self.parameters = [parameter for _, parameter in named]
         self.optimizer = training.optimizer.build(named)
-        rate = training.lr_schedule
-        self.rate = None if rate is None else rate.build(self.optimizer, epochs=training.epochs, updates=self.total)
-        self._lr_interval = rate.interval if rate is not None else "epoch"
-        self.figures: GradientFigures | None = None
-        self.scaler = torch.amp.GradScaler(lesson.progress.device.type) if scaler else None
-        self._constant = all(not callable(f) for line in lesson.lines for f in line.weighted.factors)
-        self._weights = lesson.weights(0.0)
-        self._asks_progress = any("progress" in line.asks for line in lesson.lines)
+        schedule = training.lr_schedule
+        self.lr_scheduler = (
+            None
+            if schedule is None
+            else schedule.build(self.optimizer, epochs=training.epochs, updates=self.total_updates)
+        )
+        self._lr_interval = "epoch" if schedule is None else schedule.interval
+        self.gradient_stats: GradientStats | None = None
+        self.scaler = torch.amp.GradScaler(module.progress.device.type) if scaler else None
+        self._constant_weights = not any(callable(factor) for term in module.terms for factor in term.weighted.factors)
+        self._weights = module.weights(0.0)
+        self._uses_progress = any("progress" in term.extra_kwargs for term in module.terms)
 
     @property
     def progress(self) -> float:
-        """How far the stage is, in optimizer updates: 0 before the first, 1 after the last."""
-        return self.updates / self.total
+        """The share of optimizer updates that are done: 0 before the first one, 1 after the last."""
+        return self.updates / self.total_updates
+
+    @property
+    def lr(self) -> float:
+        """The current learning rate of the first parameter group."""
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def weights(self) -> Mapping[str, float]:
-        """Return the weights of the terms as of now."""
-        if not self._constant:
-            self._weights = self.lesson.weights(self.progress)
+        """Return the current weight of each term."""
+        if not self._constant_weights:
+            self._weights = self.module.weights(self.progress)
         return self._weights
 
-    def backward(self, terms: Mapping[str, Tensor], micro_batches: int, weight: float = 1.0) -> None:
-        """Add the gradients of this micro-batch, one of so many to the coming update.
+    def backward(self, losses: Mapping[str, Tensor], micro_batches: int, rank_weight: float = 1.0) -> None:
+        """Add the gradients of a micro-batch, of which the coming update has `micro_batches`.
 
-        weight: what its terms count for in the mean over processes, of which one may have a larger part of a batch.
+        rank_weight: the weight of these losses in the mean over ranks, whose parts of a batch may differ in size.
         """
-        scaler = self.scaler
-        if weight != 1.0:
-            terms = {label: term * weight for label, term in terms.items()}
+        if rank_weight != 1.0:
+            losses = {label: loss * rank_weight for label, loss in losses.items()}
 
         def scale(total: Tensor) -> Tensor:
-            shared = total if micro_batches == 1 else total / micro_batches
-            return shared if scaler is None else scaler.scale(shared)
+            mean = total if micro_batches == 1 else total / micro_batches
+            return mean if self.scaler is None else self.scaler.scale(mean)
 
-        if self.figures is not None and self.figures.due(self.updates):
-            self.figures.add(terms, self.weights(), scale)
-        self.balancer(terms, self.weights(), scale)
+        if self.gradient_stats is not None and self.gradient_stats.due(self.updates):
+            self.gradient_stats.add(losses, self.weights(), scale)
+        self.balancer(losses, self.weights(), scale)
 
-    def step(self) -> None:
-        """Update the weights from the gathered gradients."""
-        sync_buffers(self.lesson.nets)
-        if self.figures is not None:
-            self.figures.close()
-        on_step = True
+    def optimizer_step(self) -> None:
+        """Update the weights from the accumulated gradients, and everything that follows the weights."""
+        sync_buffers(self.module.nets)
+        if self.gradient_stats is not None:
+            self.gradient_stats.close()
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         if self.training.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm)
-        if self.scaler is not None:
-            before = self.scaler.get_scale()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            on_step = self.scaler.get_scale() >= before  # gradients overflowed: the update was left out
-        else:
-            self.optimizer.step()
-        for parameter in self.parameters:  # as the optimizer's own zero_grad does, at a tenth of its price
+        updated = self._step_optimizer()
+        # The same as optimizer.zero_grad(), which costs ten times as much for small networks.
+        for parameter in self.parameters:
             parameter.grad = None
         self.updates += 1
-        if self._asks_progress:
-            self.lesson.progress.fill_(self.progress)
-        if on_step and self.rate is not None and self._lr_interval == "update":
-            self.rate.step()
-        for net in self.lesson.students if self.averages else ():
+        if self._uses_progress:
+            self.module.progress.fill_(self.progress)
+        if updated and self.lr_scheduler is not None and self._lr_interval == "update":
+            self.lr_scheduler.step()
+        for net in self.module.students if self.averages else ():
             self.averages[net.name].update_parameters(net.network)
-        for each in self.sessions.values():
-            each.on_step()
+        for session in self.sessions.values():
+            session.on_step()
 
     def observe(self, batch: Batch) -> None:
-        """Tell those who are matched what the nets said of this batch."""
-        for each in self._observers:
-            each.observe(batch, self.lesson.said)
-
-    def look_at_gradients(self, every: int) -> None:
-        """Record figures of gradients at every so many updates from now on; never where 0."""
-        trained = trained_by(self.lesson)
-        self.figures = GradientFigures(every, trained.labels, trained.students) if every else None
-
-    def gradients(self) -> Gradients | None:
-        """Return the means of these figures since the last time, None where there are none."""
-        return None if self.figures is None else self.figures.take()
+        """Pass the student outputs of this batch to the teachers that learn from them."""
+        for session in self._observers:
+            session.observe(batch, self.module.student_outputs)
 
     def on_epoch_end(self) -> None:
-        """Advance what goes by epochs."""
-        for each in self.sessions.values():
-            each.on_epoch_end()
-        if self.rate is not None and self._lr_interval == "epoch":
-            self.rate.step()
+        """Advance teachers and an LR schedule that changes per epoch."""
+        for session in self.sessions.values():
+            session.on_epoch_end()
+        if self.lr_scheduler is not None and self._lr_interval == "epoch":
+            self.lr_scheduler.step()
 
-    def module(self, name: str) -> nn.Module:
-        """Return what a net is judged and kept by: the average of its weights where there is one."""
-        ema = self.averages.get(name)
-        net = next(net for net in self.lesson.students if net.name == name)
-        module: nn.Module = net.network if ema is None else ema.module
+    def track_gradients(self, every: int) -> None:
+        """Record the norms and cosines of the terms' gradients at every n-th update; 0 disables it."""
+        trained = trained_parameters(self.module)
+        self.gradient_stats = GradientStats(every, trained.labels, trained.students) if every else None
+
+    def gradients(self) -> Gradients | None:
+        """Return the means of the recorded gradient statistics since the last call, or None if there are none."""
+        return None if self.gradient_stats is None else self.gradient_stats.take()
+
+    def validated_module(self, name: str) -> nn.Module:
+        """Return the module of a network that is validated and checkpointed: its EMA if it has one."""
+        average = self.averages.get(name)
+        net = next(net for net in self.module.students if net.name == name)
+        module: nn.Module = net.network if average is None else average.module
         return module
 
-    @property
-    def lr(self) -> float:
-        """The learning rate of the first group of parameters, as of now."""
-        return float(self.optimizer.param_groups[0]["lr"])
-
     def state_dict(self) -> dict[str, Any]:
-        """Return all that changes."""
+        """Return everything that changes."""
         return {
-            "lesson": self.lesson.state_dict(),
-            "respondents": {name: each.state_dict() for name, each in self.sessions.items()},
+            "module": self.module.state_dict(),
+            "sessions": {name: session.state_dict() for name, session in self.sessions.items()},
             "optimizer": self.optimizer.state_dict(),
-            "rate": None if self.rate is None else self.rate.state_dict(),
+            "lr_scheduler": None if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
-            "averages": {name: ema.state_dict() for name, ema in self.averages.items()},
+            "averages": {name: average.state_dict() for name, average in self.averages.items()},
             "balancer": self.balancer.state_dict(),
             "updates": self.updates,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
-        self.lesson.load_state_dict(state["lesson"])
-        for name, each in self.sessions.items():
-            each.load_state_dict(state["respondents"][name])
+        """Restore a saved state."""
+        self.module.load_state_dict(state["module"])
+        for name, session in self.sessions.items():
+            session.load_state_dict(state["sessions"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.rate is not None:
-            self.rate.load_state_dict(state["rate"])
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
-        for name, ema in self.averages.items():
-            ema.load_state_dict(state["averages"][name])
+        for name, average in self.averages.items():
+            average.load_state_dict(state["averages"][name])
         self.balancer.load_state_dict(state["balancer"])
         self.updates = state["updates"]
-        self.lesson.progress.fill_(self.progress)
+        self.module.progress.fill_(self.progress)
+
+    def _step_optimizer(self) -> bool:
+        """Step the optimizer; return False if the gradient scaler skipped the update."""
+        if self.scaler is None:
+            self.optimizer.step()
+            return True
+        before = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return self.scaler.get_scale() >= before  # the scale is reduced if a gradient was not finite
 
 
-def _trained(lesson: DistillationModule) -> Iterator[tuple[str, nn.Parameter]]:
-    """Give what is trained, under the names of its nets and not of their places in the lesson."""
-    for path, parameter in lesson.named_parameters():
-        part, index, *rest = path.split(".")
-        if parameter.requires_grad:
-            yield ".".join([lesson.students[int(index)].name, *rest]) if part == "nets" else path, parameter
-
-
-def balancer_of(training: Training, lesson: DistillationModule) -> Balancer:
-    """Return the balancer of a stage. Raises RecipeError where it does not fit, or is none."""
-    made = training.balancing.build(trained_by(lesson))
-    if not isinstance(made, Balancer):
+def build_balancer(training: Training, module: DistillationModule) -> Balancer:
+    """Return the balancer of a stage. Raises RecipeError if it does not fit, or is none."""
+    balancer = training.balancing.build(trained_parameters(module))
+    if not isinstance(balancer, Balancer):
         raise RecipeError(
-            f"build of {training.balancing!r} returns a Balancer, which is called with terms, weights and a scale, and "
-            f"has state_dict and load_state_dict; it returned {made!r}"
+            f"build of {training.balancing!r} must return a Balancer, which is called with losses, weights and a "
+            f"scale, and has state_dict and load_state_dict; it returned {balancer!r}"
         )
-    return made
+    return balancer
 
 
-def trained_by(lesson: DistillationModule) -> TrainedParameters:
-    """Return what a lesson trains, each parameter in one place."""
+def trained_parameters(module: DistillationModule) -> TrainedParameters:
+    """Return the trainable parameters of a stage; a shared parameter counts for the first network that has it."""
     seen: set[int] = set()
     return TrainedParameters(
-        labels=tuple(line.label for line in lesson.lines),
-        nets=tuple(_new(net.network.parameters(), seen) for net in lesson.students),
-        losses=_new(lesson.losses.parameters(), seen),
+        labels=tuple(term.label for term in module.terms),
+        nets=tuple(_unseen(net.network.parameters(), seen) for net in module.students),
+        losses=_unseen(module.losses.parameters(), seen),
     )
 
 
-def learned_by(balancer: Balancer) -> Iterator[tuple[str, nn.Parameter]]:
-    """Give what a balancer with weights of its own has trained by the stage's optimizer, by name."""
+def named_trainable_parameters(module: DistillationModule) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the trainable parameters: "student.head.weight" for a network, "losses.0.projector.weight" for a loss."""
+    for path, parameter in module.named_parameters():
+        part, index, *rest = path.split(".")
+        if parameter.requires_grad:
+            yield ".".join([module.students[int(index)].name, *rest]) if part == "nets" else path, parameter
+
+
+def balancer_parameters(balancer: Balancer) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters of a balancer that the optimizer of the stage trains, by name."""
     if isinstance(balancer, nn.Module):
-        yield from ((f"balance.{name}", each) for name, each in balancer.named_parameters() if each.requires_grad)
+        for name, parameter in balancer.named_parameters():
+            if parameter.requires_grad:
+                yield f"balance.{name}", parameter
 
 
-def _new(parameters: Iterable[nn.Parameter], seen: set[int]) -> tuple[nn.Parameter, ...]:
-    fresh = [each for each in parameters if each.requires_grad and id(each) not in seen]
-    seen.update(id(each) for each in fresh)
-    return tuple(fresh)
+def _unseen(parameters: Iterable[nn.Parameter], seen: set[int]) -> tuple[nn.Parameter, ...]:
+    unseen = [parameter for parameter in parameters if parameter.requires_grad and id(parameter) not in seen]
+    seen.update(id(parameter) for parameter in unseen)
+    return tuple(unseen)

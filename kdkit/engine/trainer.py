@@ -1,4 +1,4 @@
-"""The one loop: a stage, epoch by epoch and batch by batch. Ask the teachers, learn, judge, keep the best."""
+"""The training loop: one stage, epoch by epoch and batch by batch."""
 
 import contextlib
 import copy
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from kdkit.data.loading import Batches, batches, training_order
 from kdkit.engine.callbacks import Callbacks
-from kdkit.engine.check.dry_run import Rehearsal
+from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.plan import Plan
-from kdkit.engine.distributed import DistributedModule, weight_of
+from kdkit.engine.distributed import DistributedModule, rank_weight
 from kdkit.engine.meters import RunningMeans
-from kdkit.engine.open_stage import tiny_batch
+from kdkit.engine.open_stage import OpenStage, tiny_batch
 from kdkit.engine.options import RunOptions
 from kdkit.engine.predict import Predictor
 from kdkit.engine.storage.stage_folder import StageFolder
@@ -27,7 +27,6 @@ from kdkit.errors import CheckError, DataError, KdkitError
 from kdkit.metrics import Metric, better, without_interval
 from kdkit.plugins.events import EpochEnded, Figures, StageStarted, StepEnded
 from kdkit.recipe.recipe import Recipe, Stage
-from kdkit.teachers import run_teachers
 from kdkit.utils import collectives
 from kdkit.utils.randomness import derive_seed, seed_everything
 
@@ -36,7 +35,7 @@ History = list[dict[str, Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunContext:
-    """What every stage of a run shares."""
+    """What all stages of a run share."""
 
     recipe: Recipe
     plan: Plan
@@ -44,12 +43,12 @@ class RunContext:
     device: torch.device
     predictor: Predictor
     callbacks: Callbacks
-    recording: TeacherCaching
+    teacher_caching: TeacherCaching
 
 
 @dataclass(slots=True)
 class BestCheckpoint:
-    """The epoch that is kept so far, and the weights that it left."""
+    """The epoch with the best value of the monitored metric so far, and the weights of its networks."""
 
     epoch: int = -1
     value: float = -math.inf
@@ -57,219 +56,244 @@ class BestCheckpoint:
 
 
 class StageTrainer:
-    """One stage at work. `folder` is where it is kept, None for nowhere."""
+    """Trains one stage, and resumes it from the checkpoint in `folder`. folder: None to keep nothing on disk."""
 
-    def __init__(self, place: RunContext, index: int, stage: Stage, folder: StageFolder | None) -> None:
-        self.place = place
+    def __init__(self, ctx: RunContext, index: int, stage: Stage, folder: StageFolder | None) -> None:
+        self.ctx = ctx
         self.stage = stage
         self.training = stage.training
         self.index = index
         self.folder = folder
-        self.seed = derive_seed(place.options.seed, index)
-        self.kept = BestCheckpoint()
+        self.seed = derive_seed(ctx.options.seed, index)
+        self.best = BestCheckpoint()
         self.history: History = []
         self.notices: list[str] = []
 
     def train(self) -> History:
-        """Train to the last epoch, leave the kept weights in the nets, and return a line of history per epoch."""
-        if self.folder is not None and self.folder.finished:
-            self.kept.weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.objectives}
+        """Train all epochs, load the best weights into the networks, and return the history, one entry per epoch.
+
+        A stage that is finished already is loaded from its folder.
+        """
+        finished = self.folder is not None and self.folder.finished
+        if self.folder is not None and finished:
+            self.best.weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.objectives}
             self.history = self.folder.load_history()
         else:
-            self._learn()
+            self._train()
         for net in self.stage.objectives:
-            net.network.load_state_dict(self.kept.weights[net.name])
+            net.network.load_state_dict(self.best.weights[net.name])
             net.network.eval()
             net.trained = True
-        if self.folder is not None and not self.folder.finished:
-            self.folder.finish({"kept_epoch": self.kept.epoch, "score": self.kept.value, "epochs": len(self.history)})
+        if self.folder is not None and not finished:
+            summary = {"best_epoch": self.best.epoch, "value": self.best.value, "epochs": len(self.history)}
+            self.folder.finish(summary)
         return self.history
 
-    def _learn(self) -> None:
+    def _train(self) -> None:
         seed_everything(self.seed)
-        with self._opened() as (rehearsal, work):
-            self._go_on(work)
+        with self._open() as (stage, state):
+            self._resume(state)
             first = len(self.history)
-            self.place.callbacks.tell(
-                "stage_started",
-                StageStarted(
-                    index=self.index,
-                    name=self.stage.name,
-                    epoch=first,
-                    epochs=self.training.epochs,
-                    batches=len(self._batches(first)),
-                    notices=tuple(self.notices),
-                ),
-            )
-            averages = getattr(work.balancer, "averages", False)
-            lesson = DistributedModule(work.lesson, averages=averages, compiled=self.place.options.compile)
+            self._report_start(first)
+            averages = getattr(state.balancer, "averages", False)
+            module = DistributedModule(stage.module, averages=averages, compiled=self.ctx.options.compile)
             for epoch in range(first, self.training.epochs):
-                self._seed(epoch)
+                self._seed_epoch(epoch)
                 began = time.perf_counter()
-                terms = self._epoch(epoch, lesson, rehearsal, work)
-                self._judge(epoch, terms, work, time.perf_counter() - began)
-                self._save(work)
+                means = self._train_epoch(epoch, module, stage, state)
+                self._validate(epoch, means, state, time.perf_counter() - began)
+                self._save_checkpoint(state)
 
-    def _seed(self, epoch: int) -> None:
-        """Begin an epoch as it begins after an interruption; each process drops out what it draws itself."""
-        number = collectives.rank()
-        seed_everything(derive_seed(self.seed, epoch, number) if number else derive_seed(self.seed, epoch))
-
-    def _epoch(self, epoch: int, lesson: DistributedModule, rehearsal: Rehearsal, work: TrainState) -> dict[str, float]:
-        """Learn from every batch once, and return the mean of each term."""
-        place, accumulate_steps = self.place, self.training.accumulate_steps
-        loader = self._batches(epoch)
+    def _train_epoch(
+        self, epoch: int, module: DistributedModule, stage: OpenStage, state: TrainState
+    ) -> dict[str, float]:
+        """Train on every batch once, and return the mean of each term."""
+        accumulate_steps = self.training.accumulate_steps
+        loader = self._loader(epoch)
         last = len(loader) - 1
         means = RunningMeans()
-        watched = place.callbacks.watch("step_ended")
-        precision = place.options.autocast(place.device)
-        work.lesson.train()
+        report_steps = self.ctx.callbacks.has_listeners("step_ended")
+        autocast = self.ctx.options.autocast(self.ctx.device)
+        stage.module.train()
         for index, batch in enumerate(loader):
-            batch = batch.to(place.device)
-            group, ends = index - index % accumulate_steps, (index + 1) % accumulate_steps == 0 or index == last
-            weight, samples = self._share(index, len(batch))
-            with lesson.update(ends=ends):
-                with precision:
-                    teacher_outputs = run_teachers(rehearsal.sessions, batch)
-                    terms = lesson(batch, teacher_outputs)
+            batch = batch.to(self.ctx.device)
+            # The last update of an epoch may have fewer micro-batches than the others.
+            first_of_update = index - index % accumulate_steps
+            ends_update = (index + 1) % accumulate_steps == 0 or index == last
+            weight, samples = self._rank_share(index, len(batch))
+            with module.update(ends=ends_update):
+                with autocast:
+                    teacher_outputs = stage.teachers(batch)  # computed, or read from the teacher cache
+                    losses = module(batch, teacher_outputs)  # {term: unweighted value}
                 if index > last:
-                    raise DataError(f"the training data promised {last + 1} batches an epoch, and gave more")
-                work.backward(terms, min(accumulate_steps, last + 1 - group), weight)
-            if ends:
-                work.step()
-            work.observe(batch)
-            values = {label: term.detach() for label, term in terms.items()}
+                    raise DataError(f"the training data has more batches than its length, {last + 1} per epoch")
+                state.backward(losses, min(accumulate_steps, last + 1 - first_of_update), weight)
+            if ends_update:
+                state.optimizer_step()
+            state.observe(batch)
+            values = {label: loss.detach() for label, loss in losses.items()}
             means.add(values, samples)
-            if watched:
+            if report_steps:
                 event = StepEnded(stage=self.stage.name, epoch=epoch, batch=index, terms=Figures(values))
-                place.callbacks.tell("step_ended", event)
+                self.ctx.callbacks.call("step_ended", event)
         if means.steps <= last:
-            raise DataError(f"the training data promised {last + 1} batches an epoch, and gave {means.steps}")
-        work.on_epoch_end()
-        learned = means.values(place.device)
-        self._require_finite(learned, epoch)
-        return learned
+            raise DataError(f"the training data has length {last + 1} in batches per epoch, but gave {means.steps}")
+        state.on_epoch_end()
+        term_means = means.values(self.ctx.device)
+        self._require_finite(term_means, epoch)
+        return term_means
 
-    def _judge(self, epoch: int, terms: Mapping[str, float], work: TrainState, seconds: float) -> None:
-        """Score the nets on the selection split, keep them if they are the best so far, and tell watchers."""
-        score = self._score()
+    def _validate(self, epoch: int, terms: Mapping[str, float], state: TrainState, seconds: float) -> None:
+        """Compute the monitored metric on the validation split, keep the best weights, and call the callbacks."""
+        metric = self._monitored_metric()
         values = []
         for net in self.stage.objectives:
-            said = self.place.predictor.predict(
+            predictions = self.ctx.predictor.predict(
                 net,
-                self.place.recipe.data.validation,
+                self.ctx.recipe.data.validation,
                 batch_size=self.training.batch_size,
-                module=work.module(net.name),
+                module=state.validated_module(net.name),
                 workers=self.training.workers,
             )
-            values.append(score.fit(said).compute(said).value)
-        work.lesson.open_taps.clear()
+            # Thresholds are fitted on the split that they are evaluated on: only the order of epochs matters here.
+            values.append(metric.fit(predictions).compute(predictions).value)
+        state.module.open_taps.clear()
+        # Ranks see the same predictions, but must agree to the bit on which epoch is best.
         value = collectives.broadcast(sum(values) / len(values))
-        best = self.kept.epoch < 0 or self.training.keep == "last" or better(score, value, self.kept.value)
-        if best:
-            weights = {net.name: _copied(work.module(net.name).state_dict()) for net in self.stage.objectives}
-            self.kept = BestCheckpoint(epoch, value, weights)
-        line = {"epoch": epoch, "terms": dict(terms), score.name: value, "kept": best, "seconds": round(seconds, 3)}
-        gradients = work.gradients()
-        self.history.append(line if gradients is None else {**line, "gradients": gradients})
-        self.place.callbacks.tell(
+        is_best = self.best.epoch < 0 or self.training.keep == "last" or better(metric, value, self.best.value)
+        if is_best:
+            weights = {
+                net.name: _to_cpu(state.validated_module(net.name).state_dict()) for net in self.stage.objectives
+            }
+            self.best = BestCheckpoint(epoch, value, weights)
+        entry = {
+            "epoch": epoch,
+            "terms": dict(terms),
+            metric.name: value,
+            "best": is_best,
+            "seconds": round(seconds, 3),
+        }
+        gradients = state.gradients()
+        self.history.append(entry if gradients is None else {**entry, "gradients": gradients})
+        self.ctx.callbacks.call(
             "epoch_ended",
             EpochEnded(
                 stage=self.stage.name,
                 epoch=epoch,
                 terms=terms,
-                weights=dict(work.weights()),
-                monitor=score.name,
+                weights=dict(state.weights()),
+                monitor=metric.name,
                 monitor_value=value,
-                best=best,
+                best=is_best,
                 seconds=seconds,
-                learning_rate=work.lr,
-                gradients=copy.deepcopy(gradients),  # what watchers do to it must not reach the history
+                learning_rate=state.lr,
+                gradients=copy.deepcopy(gradients),  # a callback must not change the history
             ),
         )
 
-    def _score(self) -> Metric:
-        metrics = {score.name: score for score in self.place.recipe.metrics}
-        return without_interval(
-            metrics[self.training.monitor] if self.training.monitor is not None else self.place.recipe.metrics[0]
-        )
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[tuple[OpenStage, TrainState]]:
+        """Open the stage and create its state; close it at the end, also after an error."""
+        # Before the taps are opened: a copy of a module would carry their hooks.
+        ema = self.training.ema
+        averages = {} if ema is None else {net.name: ema.build(net.network) for net in self.stage.objectives}
+        options = self.ctx.options
+        batch = tiny_batch(self.ctx.recipe.data, self.training.batch_size).to(self.ctx.device)
+        try:
+            stage = OpenStage(self.stage, self.ctx.plan.context, self.ctx.device)
+        except KdkitError as error:
+            raise CheckError([f"stage {self.stage.name!r}: {error}"]) from error
+        with stage:
+            problems = dry_run(stage, batch, options.precision).problems
+            if problems:
+                raise CheckError(f"stage {self.stage.name!r}: {problem}" for problem in problems)
+            # The optimizer comes last, since it takes the parameters of the losses that the dry run built.
+            self.notices = self.ctx.teacher_caching.begin(self.stage, stage.sessions, stage.module, batch)
+            state = TrainState(
+                self.training,
+                stage.module,
+                stage.sessions,
+                averages,
+                batches=len(self._loader(0)),
+                scaler=options.precision == "fp16",
+            )
+            state.track_gradients(options.gradients)
+            yield stage, state
 
-    def _batches(self, epoch: int) -> Batches:
-        data, size = self.place.recipe.data, self.training.batch_size
-        draw = None if data.draws is None else epoch % data.draws
-        order = training_order(data.train, size, self.seed, epoch)
+    def _resume(self, state: TrainState) -> None:
+        """Load the checkpoint of the last finished epoch, if there is one."""
+        checkpoint = self.folder.load_state() if self.folder is not None else None
+        if checkpoint is None or self.folder is None:
+            return
+        with self.folder.reading(self.folder.state):
+            state.load_state_dict(checkpoint["train_state"])
+        self.history = checkpoint["history"]
+        weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.objectives}
+        self.best = BestCheckpoint(checkpoint["best"]["epoch"], checkpoint["best"]["value"], weights)
+
+    def _save_checkpoint(self, state: TrainState) -> None:
+        if self.folder is None:
+            return
+        # The state is written last: a run that is killed before resumes from the epoch before.
+        if self.history[-1]["best"]:
+            for name, weights in self.best.weights.items():
+                self.folder.save_weights(name, weights)
+        self.folder.save_history(self.history)
+        best = {"epoch": self.best.epoch, "value": self.best.value}
+        self.folder.save_state({"train_state": state.state_dict(), "history": self.history, "best": best})
+
+    def _report_start(self, epoch: int) -> None:
+        event = StageStarted(
+            index=self.index,
+            name=self.stage.name,
+            epoch=epoch,
+            epochs=self.training.epochs,
+            batches=len(self._loader(epoch)),
+            notices=tuple(self.notices),
+        )
+        self.ctx.callbacks.call("stage_started", event)
+
+    def _seed_epoch(self, epoch: int) -> None:
+        """Seed an epoch, so that it is the same after a resume; each rank draws its own dropout masks."""
+        rank = collectives.rank()
+        seed_everything(derive_seed(self.seed, epoch, rank) if rank else derive_seed(self.seed, epoch))
+
+    def _loader(self, epoch: int) -> Batches:
+        data, batch_size = self.ctx.recipe.data, self.training.batch_size
         return batches(
             data.train,
-            size,
-            order=order,
-            draw=draw,
+            batch_size,
+            order=training_order(data.train, batch_size, self.seed, epoch),
+            draw=None if data.draws is None else epoch % data.draws,
             workers=self.training.workers,
-            pin=self.place.device.type == "cuda",
+            pin=self.ctx.device.type == "cuda",
             part=(collectives.rank(), collectives.world_size()),
         )
 
-    def _share(self, index: int, mine: int) -> tuple[float, float]:
-        """Return what this process's part of a batch counts for, and the samples that its terms stand for."""
+    def _rank_share(self, index: int, samples: int) -> tuple[float, float]:
+        """Return the weight of this rank's part of a batch, and the number of samples that its losses stand for."""
         if not collectives.is_distributed():
-            return 1.0, mine
-        whole = min(self.training.batch_size, len(self.place.recipe.data.train) - index * self.training.batch_size)
-        weight = weight_of(mine, whole)
+            return 1.0, samples
+        batch_size = self.training.batch_size
+        whole = min(batch_size, len(self.ctx.recipe.data.train) - index * batch_size)
+        weight = rank_weight(samples, whole)
         return weight, whole * weight / collectives.world_size()
 
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[tuple[Rehearsal, TrainState]]:
-        """Open the stage: averages first, then taps and losses, then the optimizer; close it whatever happens."""
-        ema = self.training.ema
-        averages = {} if ema is None else {net.name: ema.build(net.network) for net in self.stage.objectives}
-        batch = tiny_batch(self.place.recipe.data, self.training.batch_size).to(self.place.device)
-        rehearsal = Rehearsal(self.stage, self.place.plan.facts, batch, self.place.options.precision)
-        try:
-            if rehearsal.problems or rehearsal.lesson is None:
-                raise CheckError(f"stage {self.stage.name!r}: {problem}" for problem in rehearsal.problems)
-            self.notices = self.place.recording.begin(self.stage, rehearsal.sessions, rehearsal.lesson, batch)
-            scaler = self.place.options.precision == "fp16"
-            work = TrainState(
-                self.training,
-                rehearsal.lesson,
-                rehearsal.sessions,
-                averages,
-                batches=len(self._batches(0)),
-                scaler=scaler,
-            )
-            work.look_at_gradients(self.place.options.gradients)
-            yield rehearsal, work
-        finally:
-            rehearsal.close()
-
-    def _go_on(self, work: TrainState) -> None:
-        """Take up the stage where its folder says it was left."""
-        state = self.folder.load_state() if self.folder is not None else None
-        if state is None or self.folder is None:
-            return
-        with self.folder.reading(self.folder.state):
-            work.load_state_dict(state["work"])
-        self.history = state["history"]
-        weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.objectives}
-        self.kept = BestCheckpoint(state["kept"]["epoch"], state["kept"]["score"], weights)
-
-    def _save(self, work: TrainState) -> None:
-        if self.folder is None:
-            return
-        if self.history[-1]["kept"]:
-            for name, weights in self.kept.weights.items():
-                self.folder.save_weights(name, weights)
-        self.folder.save_history(self.history)
-        kept = {"epoch": self.kept.epoch, "score": self.kept.value}
-        self.folder.save_state({"work": work.state_dict(), "history": self.history, "kept": kept})
+    def _monitored_metric(self) -> Metric:
+        metrics = {metric.name: metric for metric in self.ctx.recipe.metrics}
+        monitor = self.training.monitor
+        # An interval takes a thousand times as long as its metric, and does not change which epoch is best.
+        return without_interval(self.ctx.recipe.metrics[0] if monitor is None else metrics[monitor])
 
     def _require_finite(self, means: Mapping[str, float], epoch: int) -> None:
-        broken = [label for label, mean in means.items() if not math.isfinite(mean)]
-        if broken:
+        labels = [label for label, mean in means.items() if not math.isfinite(mean)]
+        if labels:
+            names = ", ".join(map(repr, labels))
             raise KdkitError(
-                f"stage {self.stage.name!r}: {', '.join(map(repr, broken))} stopped being a finite number in epoch "
-                f"{epoch + 1}; a lower learning rate, Training(clip=...), or another precision may help"
+                f"stage {self.stage.name!r}: {names} is not a finite number in epoch {epoch + 1}; a lower learning "
+                "rate, Training(max_grad_norm=...), or another precision may help"
             )
 
 
-def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _to_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.detach().cpu().clone() for key, value in state.items()}

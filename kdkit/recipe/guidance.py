@@ -1,4 +1,4 @@
-"""How one net learns from several: the labels, a guide, the balance between them, and each teacher's share."""
+"""The objective of a network in a schedule: the labels, the teachers, and the weights between them."""
 
 import copy
 import math
@@ -19,10 +19,10 @@ from kdkit.teachers import Teachers
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A net of a schedule, with what is different for it: its training, its teachers' shares, its balance.
+    """A network of a schedule, with the options that differ for it.
 
-    shares: of its teachers in their order, equal ones where None; or "confidence" or "learned", as `PerTeacher` weighs
-    the teachers of a Panel by the guide.
+    teacher_weights: a number for each of its teachers, which sum to 1; equal ones if None. Or "confidence" or
+    "learned", with which `PerTeacher` weights the teachers per sample. label_weight: see `Guidance`.
     """
 
     net: Net[Any]
@@ -34,11 +34,13 @@ class Level:
         if not isinstance(self.net, Net):
             raise RecipeError(f"a level takes a Net; got a {type(self.net).__name__}")
         if self.teacher_weights is not None and not isinstance(self.teacher_weights, Sequence):
-            raise RecipeError(f"shares are a number for each teacher, such as (0.6, 0.4); got {self.teacher_weights!r}")
+            raise RecipeError(
+                f"teacher_weights must be a number for each teacher, such as (0.6, 0.4); got {self.teacher_weights!r}"
+            )
 
 
-class GuidingOptions(TypedDict, total=False):
-    """The options of `Guidance`, as every schedule takes them."""
+class GuidanceOptions(TypedDict, total=False):
+    """The fields of `Guidance` as keyword arguments of a schedule."""
 
     truth: Required[Truth]
     training: Required[Training]
@@ -49,11 +51,11 @@ class GuidingOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guidance:
-    """The goal of a net that learns from teachers: balance * truth + (1 - balance) * sum of share * guide.
+    """The objective `label_weight * truth + (1 - label_weight) * sum of teacher_weight * kd_loss`.
 
-    truth: what is learned from the labels. guide: the loss against a teacher's outputs; one with weights of its own is
-    copied for each teacher. match: instead of a guide, a function of (net, teacher) that returns any goal, taps and
-    all. balance: the share of the truth, in [0, 1]. A net without teachers learns from the truth alone.
+    truth: the term of the labels. kd_loss: the loss against a teacher's outputs; a loss with parameters is copied for
+    each teacher. match: instead of kd_loss, a function of (net, teacher) that returns any objective, for example one
+    with taps. label_weight: the weight of the labels, in [0, 1]. A network without teachers learns from `truth` only.
     """
 
     truth: Truth
@@ -64,41 +66,42 @@ class Guidance:
 
     def __post_init__(self) -> None:
         if not isinstance(self.truth, Truth):
-            raise RecipeError(f"truth is Truth(loss); got a {type(self.truth).__name__}")
+            raise RecipeError(f"truth must be Truth(loss); got a {type(self.truth).__name__}")
         if (self.kd_loss is None) == (self.match is None):
             raise RecipeError("a schedule takes either kd_loss=loss or match=function(net, teacher)")
-        _validate_balance(self.label_weight)
+        _validate_label_weight(self.label_weight)
 
     def stage(self, level: Level, teachers: Sequence[Net[Any]]) -> Stage:
-        """Return the stage in which this level's net learns from the labels and from these teachers."""
+        """Return the stage in which the network of this level learns from the labels and from these teachers."""
         training = level.training or self.training
         if not teachers:
             if level.teacher_weights is not None or level.label_weight is not None:
-                raise RecipeError(f"net {level.net.name!r} has no teacher, so it takes neither shares nor a balance")
+                raise RecipeError(
+                    f"net {level.net.name!r} has no teacher, so it takes neither teacher_weights nor label_weight"
+                )
             return Stage({level.net: self.truth}, training)
         label_weight = self.label_weight if level.label_weight is None else level.label_weight
-        _validate_balance(label_weight)
-        teacher_weights = level.teacher_weights
-        if isinstance(teacher_weights, str):
-            guided = self._together(level.net, teachers, teacher_weights)
+        _validate_label_weight(label_weight)
+        weights = level.teacher_weights
+        if isinstance(weights, str):
+            distillation = self._weighted_per_sample(level.net, teachers, weights)
         else:
-            guided = self._apart(level.net, teachers, teacher_weights or (1 / len(teachers),) * len(teachers))
-        return Stage({level.net: label_weight * self.truth + (1 - label_weight) * guided}, training)
+            weights = weights or (1 / len(teachers),) * len(teachers)
+            _validate_teacher_weights(level.net, teachers, weights)
+            parts = [
+                weight * self._match(level.net, teacher)
+                for weight, teacher in zip(weights, teachers, strict=True)
+                if weight  # a teacher with weight 0 does not run
+            ]
+            distillation = Objective(tuple(term for part in parts for term in part))
+        return Stage({level.net: label_weight * self.truth + (1 - label_weight) * distillation}, training)
 
-    def _apart(self, net: Net[Any], teachers: Sequence[Net[Any]], teacher_weights: tuple[float, ...]) -> Objective:
-        """Return a term or more for each teacher, with its share."""
-        _validate_shares(net, teachers, teacher_weights)
-        guided = [
-            share * self._match(net, teacher) for share, teacher in zip(teacher_weights, teachers, strict=True) if share
-        ]
-        return Objective(tuple(each for one in guided for each in one))
-
-    def _together(self, net: Net[Any], teachers: Sequence[Net[Any]], weights: TeacherWeighting) -> Objective:
-        """Return one term for all teachers, which weighs them by itself."""
+    def _weighted_per_sample(self, net: Net[Any], teachers: Sequence[Net[Any]], weights: TeacherWeighting) -> Objective:
+        """Return one term for all teachers, which weights them per sample."""
         if self.kd_loss is None:
             raise RecipeError(
-                f"net {net.name!r} weighs its teachers by teacher_weights={weights!r}, which takes kd_loss=loss; in a match of "
-                "your own, write Match(Panel(...), PerTeacher(loss, weights=...))"
+                f"net {net.name!r} has teacher_weights={weights!r}, which needs kd_loss=loss; in a user-defined match, "
+                "write Match(Teachers(...), PerTeacher(loss, weights=...))"
             )
         if len(teachers) < 2:
             return self._match(net, teachers[0])
@@ -111,21 +114,21 @@ class Guidance:
         return as_objective(Match(teacher, kd_loss))  # type: ignore[arg-type]  # not None: see __post_init__
 
 
-def guiding_of(options: GuidingOptions) -> Guidance:
-    """Return the guiding with these options. Raises RecipeError for one that does not exist or is missing."""
-    known = [each.name for each in fields(Guidance)]
-    unknown = [name for name in options if name not in known]
+def build_guidance(options: GuidanceOptions) -> Guidance:
+    """Return a Guidance with these options. Raises RecipeError if one is unknown or missing."""
+    names = [field.name for field in fields(Guidance)]
+    unknown = [name for name in options if name not in names]
     if unknown:
-        raise RecipeError(f"a schedule has no option {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
-    missing = [name for name in sorted(GuidingOptions.__required_keys__) if name not in options]
+        raise RecipeError(f"a schedule has no option {unknown[0]!r}; {did_you_mean(unknown[0], names)}")
+    missing = [name for name in sorted(GuidanceOptions.__required_keys__) if name not in options]
     if missing:
-        raise RecipeError(f"a schedule takes {' and '.join(f'{name}=...' for name in missing)} too")
+        raise RecipeError(f"a schedule also needs {' and '.join(f'{name}=...' for name in missing)}")
     return Guidance(**options)
 
 
-def levels_of(nets: Sequence[Net[Any] | Level], least: int, schedule: str) -> tuple[Level, ...]:
-    """Return nets as levels. Raises RecipeError for fewer than `least`, or for a net that comes twice."""
-    levels = tuple(each if isinstance(each, Level) else Level(each) for each in nets)
+def as_levels(nets: Sequence[Net[Any] | Level], least: int, schedule: str) -> tuple[Level, ...]:
+    """Return networks as levels. Raises RecipeError for fewer than `least` networks, or for a duplicate."""
+    levels = tuple(net if isinstance(net, Level) else Level(net) for net in nets)
     if len(levels) < least:
         raise RecipeError(f"{schedule} takes at least {least} nets, the student last; got {len(levels)}")
     if len({level.net for level in levels}) < len(levels):
@@ -133,18 +136,17 @@ def levels_of(nets: Sequence[Net[Any] | Level], least: int, schedule: str) -> tu
     return levels
 
 
-def _validate_balance(label_weight: float) -> None:
+def _validate_label_weight(label_weight: float) -> None:
     if not 0 <= label_weight <= 1:
-        raise RecipeError(f"label_weight is the share of the truth, in [0, 1]; got {label_weight!r}")
+        raise RecipeError(f"label_weight is the weight of the labels, in [0, 1]; got {label_weight!r}")
 
 
-def _validate_shares(net: Net[Any], teachers: Sequence[Net[Any]], teacher_weights: tuple[float, ...]) -> None:
-    if len(teacher_weights) != len(teachers):
+def _validate_teacher_weights(net: Net[Any], teachers: Sequence[Net[Any]], weights: tuple[float, ...]) -> None:
+    if len(weights) != len(teachers):
+        names = ", ".join(teacher.name for teacher in teachers)
         raise RecipeError(
-            f"net {net.name!r} learns from {len(teachers)} ({', '.join(each.name for each in teachers)}), so it "
-            f"takes as many shares; got {teacher_weights}"
+            f"net {net.name!r} has {len(teachers)} teachers ({names}), so it takes {len(teachers)} teacher_weights; "
+            f"got {weights}"
         )
-    if not all(math.isfinite(share) and share >= 0 for share in teacher_weights) or not math.isclose(
-        sum(teacher_weights), 1
-    ):
-        raise RecipeError(f"the shares of net {net.name!r} are at least 0 and sum to 1; got {teacher_weights}")
+    if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not math.isclose(sum(weights), 1):
+        raise RecipeError(f"the teacher_weights of net {net.name!r} must be at least 0 and sum to 1; got {weights}")

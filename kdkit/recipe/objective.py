@@ -1,4 +1,4 @@
-"""What a net learns, written as a paper writes it: `0.3 * Truth(bce) + 0.7 * Match(teacher, soft_targets)`."""
+"""The objective of a network, written as in a paper: `0.3 * Truth(bce) + 0.7 * Match(teacher, soft_targets)`."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -16,32 +16,33 @@ Taps = TapLike | tuple[TapLike, ...] | None
 
 
 class _Sum:
-    """The arithmetic of goals: they add up, and take a number or a ramp as a factor."""
+    """The arithmetic of objectives: terms are added, and multiplied by a number or a ramp."""
 
     __slots__ = ()
 
     def weighted(self) -> "tuple[Weighted, ...]":
+        """Return the terms with their factors."""
         raise NotImplementedError
 
     def __add__(self, other: "_Sum | int") -> "Objective":
-        if other == 0:  # where sum() starts
+        if other == 0:  # the start value of sum()
             return Objective(self.weighted())
         if not isinstance(other, _Sum):
-            raise RecipeError(f"a goal is a sum of Truth(...) and Match(...) terms; got {other!r} in it")
+            raise RecipeError(f"an objective is a sum of Truth(...) and Match(...) terms; got {other!r} in it")
         return Objective(self.weighted() + other.weighted())
 
     __radd__ = __add__
 
     def __mul__(self, factor: Factor) -> "Objective":
-        _validate(factor)
-        return Objective(tuple(Weighted(each.term, (*each.factors, factor)) for each in self.weighted()))
+        _validate_factor(factor)
+        return Objective(tuple(Weighted(part.term, (*part.factors, factor)) for part in self.weighted()))
 
     __rmul__ = __mul__
 
 
 @dataclass(frozen=True, slots=True)
 class Truth(_Sum):
-    """Learn from the labels: `loss(outputs, labels)`. label names the term in tables."""
+    """Learn from the labels (ground truth): `loss(outputs, labels)`. label: the name of the term in tables."""
 
     loss: Loss
     label: str = "truth"
@@ -50,16 +51,16 @@ class Truth(_Sum):
         _validate_loss(self.loss)
 
     def weighted(self) -> "tuple[Weighted, ...]":
-        """Return itself, as a goal of one term."""
+        """Return this term."""
         return (Weighted(self),)
 
 
 @dataclass(frozen=True, slots=True)
 class Match(_Sum):
-    """Learn from a source: `loss(student side, target side)`.
+    """Learn from a teacher: `loss(student side, target side)`.
 
-    student, target: the tap, or the tuple of taps, to compare on either side; the outputs where None.
-    label: names the term in tables; "<source>/<loss>" where empty.
+    student, target: the tap or tuple of taps to compare on either side; None for the outputs.
+    label: the name of the term in tables; "<teacher>/<loss>" if empty.
     """
 
     teacher: Teacher
@@ -70,26 +71,27 @@ class Match(_Sum):
 
     def __post_init__(self) -> None:
         if not isinstance(self.teacher, Teacher) or not isinstance(self.teacher.name, str):
-            raise RecipeError(f"Match takes first what to match, such as a Net; got {type(self.teacher).__name__}")
+            raise RecipeError(f"Match takes a teacher first, such as a Net; got {type(self.teacher).__name__}")
         try:
             hash(self.teacher)
         except TypeError as error:
             raise RecipeError(
-                f"a source is the key of what it answers, so it takes a hash; {self.teacher.name!r} has none ({error}): "
-                "write @dataclass(frozen=True), or a plain class"
+                f"a teacher must be hashable, because its outputs are stored by teacher; {self.teacher.name!r} is not "
+                f"({error}): use @dataclass(frozen=True), or a plain class"
             ) from error
         _validate_loss(self.loss)
         for side in ("student", "target"):
             for tap in taps_of(getattr(self, side)):
                 if not isinstance(tap, TapLike):
                     raise RecipeError(
-                        f"the {side} side of a Match is a tap, such as Tap(net.module.layer3); got {type(tap).__name__}"
+                        f"the {side} side of a Match must be a tap, such as Tap(net.module.layer3); got "
+                        f"{type(tap).__name__}"
                     )
         if not self.label:
             object.__setattr__(self, "label", f"{self.teacher.name}/{loss_name(self.loss)}")
 
     def weighted(self) -> "tuple[Weighted, ...]":
-        """Return itself, as a goal of one term."""
+        """Return this term."""
         return (Weighted(self),)
 
 
@@ -98,13 +100,13 @@ Term = Truth | Match
 
 @dataclass(frozen=True, slots=True)
 class Weighted:
-    """A term and the factors before it."""
+    """A term with its factors."""
 
     term: Term
     factors: tuple[Factor, ...] = ()
 
     def weight(self, progress: float) -> float:
-        """Return the product of the factors at this progress of the stage."""
+        """Return the product of the factors at this progress of the stage, in [0, 1]."""
         return math.prod(factor(progress) if callable(factor) else factor for factor in self.factors)
 
 
@@ -122,39 +124,44 @@ class Objective(_Sum):
         return iter(self.terms)
 
     def weights(self, progress: float) -> Mapping[str, float]:
-        """Return the weight of each term, by label, at this progress of the stage."""
-        return {each.term.label: each.weight(progress) for each in self.terms}
+        """Return the weight of each term by label, at this progress of the stage."""
+        return {weighted.term.label: weighted.weight(progress) for weighted in self.terms}
 
 
 def as_objective(objective: "Objective | Term") -> Objective:
-    """Return a goal, also of a single term. Raises RecipeError for anything else."""
+    """Return an Objective, also for a single term. Raises RecipeError for anything else."""
     if not isinstance(objective, _Sum):
-        raise RecipeError(f"a goal is a sum of Truth(...) and Match(...) terms; got {type(objective).__name__}")
+        raise RecipeError(f"an objective is a sum of Truth(...) and Match(...) terms; got {type(objective).__name__}")
     return Objective(objective.weighted())
 
 
 def taps_of(side: Any) -> tuple[TapLike, ...]:
-    """Return the taps of one side of a match: none, one or several."""
+    """Return the taps of one side of a match as a tuple; empty for None."""
     if side is None:
         return ()
     return side if isinstance(side, tuple) else (side,)
 
 
-def _validate(factor: Any) -> None:
+def _validate_factor(factor: Any) -> None:
     if isinstance(factor, type):
-        raise RecipeError(f"a ramp is made before it is a factor; did you forget the () of {factor.__name__}?")
+        raise RecipeError(
+            f"a factor must be a number or a ramp, not a class; did you forget the () of {factor.__name__}?"
+        )
     if callable(factor):
+        # A ramp may be user-defined: try it over the whole stage now, not in the middle of a run.
         for progress in (step / 100 for step in range(101)):
             value = factor(progress)
             if not isinstance(value, float | int) or not math.isfinite(value) or value < 0:
-                raise RecipeError(f"a ramp gives finite factors of at least 0; {factor!r} gives {value} at {progress}")
+                raise RecipeError(
+                    f"a ramp must return finite factors of at least 0; {factor!r} returns {value} at {progress}"
+                )
     elif isinstance(factor, bool) or not isinstance(factor, float | int):
-        raise RecipeError(f"the weight of a term is a number or a ramp; got {type(factor).__name__}")
+        raise RecipeError(f"the weight of a term must be a number or a ramp; got {type(factor).__name__}")
     elif not math.isfinite(factor) or factor < 0:
-        raise RecipeError(f"the weight of a term is finite and at least 0; got {factor!r}")
+        raise RecipeError(f"the weight of a term must be finite and at least 0; got {factor!r}")
 
 
 def _validate_loss(loss: Any) -> None:
     if isinstance(loss, type) or not callable(loss):
-        what = f"the class {loss.__name__}; did you forget its ()?" if isinstance(loss, type) else repr(loss)
-        raise RecipeError(f"a loss is called with (student, target) and returns a scalar; got {what}")
+        got = f"the class {loss.__name__}; did you forget its ()?" if isinstance(loss, type) else repr(loss)
+        raise RecipeError(f"a loss must be callable with (student, target) and return a scalar; got {got}")

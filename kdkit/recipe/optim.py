@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules, torch's by class and timm's by name, made when a stage begins."""
+"""Optimizers and learning-rate schedules: torch's by class, timm's by name, created when a stage starts."""
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
@@ -14,18 +14,18 @@ from kdkit.errors import RecipeError, did_you_mean
 
 
 class Scheduler(Protocol):
-    """A learning-rate schedule at work."""
+    """A learning-rate scheduler of a running stage."""
 
     def step(self) -> None:
-        """Advance by one."""
+        """Advance by one interval."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where it stands."""
+        """Return its state."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where it stood."""
+        """Restore a saved state."""
         ...
 
 
@@ -36,25 +36,25 @@ Groups = Callable[[Named], Iterable[dict[str, Any]]]
 class Optimizer:
     """An optimizer by class, `Optimizer(torch.optim.Adam, lr=3e-3)`, or by timm's name, `Optimizer("lamb", lr=3e-3)`.
 
-    groups: makes torch's parameter groups of the named parameters, each with options of its own. A name is the net's
-    and the path in its module, "student.head.weight"; parameters of losses are "losses.0.projector.weight" or the like,
-    and `check` leaves them out. All are in one group where None. Here norms and biases do not decay, and a backbone
-    learns slowly:
+    groups: a function that returns torch's parameter groups from the named parameters; all are in one group if None. A
+    name is that of the network and the path in its module, "student.head.weight"; parameters of losses are called
+    "losses.0.projector.weight" or similar. Here norms and biases have no weight decay, and the backbone a lower rate:
 
         def groups(named):
-            backbone = [each for name, each in named if name.startswith("student.backbone.")]
-            others = [each for name, each in named if not name.startswith("student.backbone.")]
+            backbone = [param for name, param in named if name.startswith("student.backbone.")]
+            rest = [param for name, param in named if not name.startswith("student.backbone.")]
             return [
                 {"params": backbone, "lr": 1e-4},
-                {"params": [each for each in others if each.ndim > 1]},
-                {"params": [each for each in others if each.ndim <= 1], "weight_decay": 0.0},
+                {"params": [param for param in rest if param.ndim > 1]},
+                {"params": [param for param in rest if param.ndim <= 1], "weight_decay": 0.0},
             ]
 
         Optimizer(torch.optim.AdamW, lr=1e-3, weight_decay=0.05, groups=groups)
 
-    Adam and AdamW take torch's fused step on a CPU, unless the options choose another: the same formula in one pass
-    over each parameter. timm is imported when the optimizer is made: it costs seconds. Raises RecipeError for options
-    that it does not have, and for an optimizer that has to compute the loss again (LBFGS), which no step here can.
+    Adam and AdamW use torch's fused step on a CPU, unless the options choose another: the same formula in one pass over
+    each parameter. timm is imported when the optimizer is created, because the import takes seconds. Raises RecipeError
+    for an unknown option, and for an optimizer that computes the loss again within a step (LBFGS), which is not
+    supported.
     """
 
     __slots__ = ("groups", "make", "options")
@@ -63,41 +63,42 @@ class Optimizer:
         self, make: Callable[..., TorchOptimizer] | str, *, groups: Groups | None = None, **options: Any
     ) -> None:
         if isinstance(make, str):
-            _without_modules(options)
+            _refuse_module_options(options)
         else:
-            _fits(make, options, skip=1)
-            _steps_alone(make)
+            _validate_options(make, options)
+            _refuse_closures(make)
         if groups is not None and not callable(groups):
-            raise RecipeError(f"groups is a function of the named parameters, or None; got {groups!r}")
+            raise RecipeError(f"groups must be a function of the named parameters, or None; got {groups!r}")
         self.make = make
         self.groups = groups
         self.options = options
 
     def build(self, named: Named) -> TorchOptimizer:
-        """Return the optimizer of these parameters. Raises RecipeError where it refuses its options or groups."""
+        """Return the optimizer of these parameters. Raises RecipeError if it refuses its options or groups."""
         named = list(named)
         try:
-            parameters = [interval for _, interval in named] if self.groups is None else _grouped(self.groups, named)
+            parameters = [parameter for _, parameter in named] if self.groups is None else _group(self.groups, named)
             if isinstance(self.make, str):
                 return _timm_optimizer(self.make, parameters, self.options)
-            return self.make(parameters, **_fused(self.make, parameters, self.options), **self.options)
+            return self.make(parameters, **_fused_option(self.make, parameters, self.options), **self.options)
         except (ValueError, TypeError) as error:
-            raise RecipeError(f"{self} cannot be made: {error}") from error
+            raise RecipeError(f"{self} cannot be created: {error}") from error
 
     def __repr__(self) -> str:
-        said = _called("Optimizer", self.make, self.options)
+        text = _describe("Optimizer", self.make, self.options)
         if self.groups is None:
-            return said
-        name = getattr(self.groups, "__name__", type(self.groups).__name__)  # its repr has an address, new in each run
-        return f"{said[:-1]}, groups={name})"
+            return text
+        # The repr of a function has its address, which differs in each process; a resumed run compares this text.
+        name = getattr(self.groups, "__name__", type(self.groups).__name__)
+        return f"{text[:-1]}, groups={name})"
 
 
 class LRSchedule:
     """A learning-rate schedule by class, or by timm's name ("cosine", "step", ...).
 
-    each: whether it advances after every "epoch" or every optimizer "update". A length (`T_max`, `total_steps`,
-    `total_iters`; timm's `num_epochs`) that is not given, and that the schedule has no default for, is that of the
-    stage, in the same unit. So ConstantLR, LinearLR and PolynomialLR keep torch's 5 steps unless total_iters is given.
+    interval: whether it advances after every "epoch" or every optimizer "update". A length (`T_max`, `total_steps`,
+    `total_iters`; timm's `num_epochs`) that is not passed, and for which the schedule has no default, is the length of
+    the stage in that unit. So ConstantLR, LinearLR and PolynomialLR keep torch's 5 steps unless total_iters is passed.
     """
 
     __slots__ = ("interval", "make", "options")
@@ -106,77 +107,53 @@ class LRSchedule:
         self, make: Callable[..., LRScheduler] | str, *, interval: Literal["epoch", "update"] = "epoch", **options: Any
     ) -> None:
         if interval not in ("epoch", "update"):
-            raise RecipeError(f"a learning-rate schedule advances each 'epoch' or each 'update'; got {interval!r}")
+            raise RecipeError(f"the interval of an LRSchedule must be 'epoch' or 'update'; got {interval!r}")
         if make in ("plateau", ReduceLROnPlateau):
-            raise RecipeError("a plateau schedule waits for a figure, and kdkit's advance by the clock; choose another")
+            raise RecipeError("a plateau schedule depends on a metric, which is not supported; choose another schedule")
         if not isinstance(make, str):
-            _fits(make, options, skip=1)
+            _validate_options(make, options)
         self.make = make
         self.interval = interval
         self.options = options
 
     def build(self, optimizer: TorchOptimizer, *, epochs: int, updates: int) -> Scheduler:
-        """Return the schedule of this optimizer over a stage of so many epochs and updates."""
+        """Return the scheduler of an optimizer for a stage of this length. Raises RecipeError for wrong options."""
         try:
             if isinstance(self.make, str):
                 return _TimmScheduler(self.make, optimizer, self.options, epochs, updates, self.interval)
-            known = inspect.signature(self.make).parameters
+            parameters = inspect.signature(self.make).parameters
             length = epochs if self.interval == "epoch" else updates
-            lengths = [known[key] for key in ("T_max", "total_steps", "total_iters") if key in known]
-            filled = {interval.name: length for interval in lengths if interval.default in (interval.empty, None)}
-            return self.make(optimizer, **{**filled, **self.options})
+            lengths = [parameters[name] for name in ("T_max", "total_steps", "total_iters") if name in parameters]
+            defaults = {option.name: length for option in lengths if option.default in (option.empty, None)}
+            return self.make(optimizer, **{**defaults, **self.options})
         except (ValueError, TypeError) as error:
-            raise RecipeError(f"{self} cannot be made: {error}") from error
+            raise RecipeError(f"{self} cannot be created: {error}") from error
 
     def __repr__(self) -> str:
-        return _called("LRSchedule", self.make, {"interval": self.interval, **self.options})
+        return _describe("LRSchedule", self.make, {"interval": self.interval, **self.options})
 
 
-def _fused(
-    make: Callable[..., TorchOptimizer], parameters: Sequence[nn.Parameter | dict[str, Any]], options: dict[str, Any]
-) -> dict[str, bool]:
-    """Return the option of a fused step where it is the better one; SGD gains little, and learns sparsely without."""
-    groups = [interval if isinstance(interval, dict) else {"params": [interval]} for interval in parameters]
-    chosen = {"fused", "foreach", "capturable", "differentiable"} & {*options}.union(*groups)
-    rates = [options.get("lr"), *(group.get("lr") for group in groups)]
-    if make not in (Adam, AdamW) or chosen or any(isinstance(rate, Tensor) for rate in rates):
-        return {}
-    held = [interval for group in groups for interval in group["params"]]
-    fits = all(
-        isinstance(interval, Tensor) and interval.device.type == "cpu" and interval.is_floating_point()
-        for interval in held
-    )
-    return {"fused": True} if fits else {}
+def _validate_options(make: Callable[..., Any], options: dict[str, Any]) -> None:
+    """Raise RecipeError for an option that `make` does not have. Its first parameter is passed by `build`."""
+    parameters = inspect.signature(make).parameters
+    names = list(parameters)[1:]
+    unknown = [name for name in options if name not in names]
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if unknown and not takes_any:
+        raise RecipeError(f"{make.__name__} has no option {unknown[0]!r}; {did_you_mean(unknown[0], names)}")
 
 
-def _grouped(groups: Groups, named: Sequence[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
-    """Return the groups, which have to hold every parameter: what is in none would silently not be trained."""
-    made = [{**group, "params": list(group["params"])} for group in _as_groups(groups(named))]
-    held = {id(interval) for group in made for interval in group["params"]}
-    left = [name for name, parameter in named if id(parameter) not in held]
-    if left:
-        raise ValueError(f"its groups leave out {len(left)} of {len(named)} parameters, {left[0]!r} first")
-    return made
-
-
-def _as_groups(made: Any) -> list[dict[str, Any]]:
-    listed = list(made) if isinstance(made, Iterable) else [made]
-    if not all(isinstance(group, dict) and "params" in group for group in listed):
-        raise ValueError("its groups are dicts with 'params', and the options that differ in that group")
-    return listed
-
-
-def _without_modules(options: dict[str, Any]) -> None:
-    """Refuse what timm reads off a module: its optimizer is given parameters, and would pass over it in silence."""
-    for key in ("layer_decay", "param_group_fn"):
-        if options.get(key) is not None:
+def _refuse_module_options(options: dict[str, Any]) -> None:
+    # timm reads these off a module. It gets parameters here, and would ignore them without a warning.
+    for name in ("layer_decay", "param_group_fn"):
+        if options.get(name) is not None:
             raise RecipeError(
-                f"timm's {key} needs a whole model, and an optimizer here is given the parameters of a stage; make "
-                "groups by name with Optimizer(..., groups=...)"
+                f"timm's {name} needs a whole model, but an optimizer gets the parameters of a stage; create groups by "
+                "name with Optimizer(..., groups=...)"
             )
 
 
-def _steps_alone(make: Callable[..., Any]) -> None:
+def _refuse_closures(make: Callable[..., Any]) -> None:
     while isinstance(make, partial):
         make = make.func
     step = getattr(make, "step", None)
@@ -184,9 +161,39 @@ def _steps_alone(make: Callable[..., Any]) -> None:
     if closure is not None and closure.default is closure.empty:
         name = getattr(make, "__name__", repr(make))
         raise RecipeError(
-            f"{name} has to compute the loss again within a step (a closure), which a stage does not do; "
-            "choose an optimizer whose step() needs nothing, such as torch.optim.Adam"
+            f"{name} computes the loss again within a step (a closure), which is not supported; choose an optimizer "
+            "whose step() needs no argument, such as torch.optim.Adam"
         )
+
+
+def _group(groups: Groups, named: Sequence[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+    """Return the groups. Raises ValueError if a parameter is in none: it would not be trained, without a warning."""
+    result = groups(named)
+    listed = list(result) if isinstance(result, Iterable) else [result]
+    if not all(isinstance(group, dict) and "params" in group for group in listed):
+        raise ValueError("its groups must be dicts with 'params', and the options that differ in that group")
+    listed = [{**group, "params": list(group["params"])} for group in listed]
+    grouped = {id(parameter) for group in listed for parameter in group["params"]}
+    missing = [name for name, parameter in named if id(parameter) not in grouped]
+    if missing:
+        raise ValueError(f"its groups leave out {len(missing)} of {len(named)} parameters, {missing[0]!r} first")
+    return listed
+
+
+def _fused_option(
+    make: Callable[..., TorchOptimizer], parameters: Sequence[nn.Parameter | dict[str, Any]], options: dict[str, Any]
+) -> dict[str, bool]:
+    """Return the option of the fused step if it applies: not for SGD, which gains little and may be sparse."""
+    groups = [entry if isinstance(entry, dict) else {"params": [entry]} for entry in parameters]
+    chosen = {"fused", "foreach", "capturable", "differentiable"} & {*options}.union(*groups)
+    rates = [options.get("lr"), *(group.get("lr") for group in groups)]
+    if make not in (Adam, AdamW) or chosen or any(isinstance(rate, Tensor) for rate in rates):
+        return {}
+    tensors = [tensor for group in groups for tensor in group["params"]]
+    applies = all(
+        isinstance(tensor, Tensor) and tensor.device.type == "cpu" and tensor.is_floating_point() for tensor in tensors
+    )
+    return {"fused": True} if applies else {}
 
 
 def _timm_optimizer(
@@ -194,55 +201,48 @@ def _timm_optimizer(
 ) -> TorchOptimizer:
     from timm.optim import create_optimizer_v2, list_optimizers  # type: ignore[attr-defined]  # late: takes seconds
 
-    known = [str(interval) for interval in list_optimizers()]
-    if name not in known:
-        raise RecipeError(f"timm has no optimizer {name!r}; {did_you_mean(name, known)}")
-    made: TorchOptimizer = create_optimizer_v2(parameters, opt=name, **options)
-    return made
+    names = [str(known_name) for known_name in list_optimizers()]
+    if name not in names:
+        raise RecipeError(f"timm has no optimizer {name!r}; {did_you_mean(name, names)}")
+    optimizer: TorchOptimizer = create_optimizer_v2(parameters, opt=name, **options)
+    return optimizer
 
 
 class _TimmScheduler:
-    """One of timm's schedules behind torch's `step()`."""
+    """A scheduler of timm behind torch's `step()`."""
 
     def __init__(
         self, name: str, optimizer: TorchOptimizer, options: dict[str, Any], epochs: int, updates: int, interval: str
     ) -> None:
         from timm.scheduler import create_scheduler_v2  # type: ignore[attr-defined]  # late: takes seconds
 
-        self._each = interval
+        self._interval = interval
         self._count = 0
-        self._inner, _ = create_scheduler_v2(
+        self._scheduler, _ = create_scheduler_v2(
             optimizer,
             sched=name,
             step_on_epochs=interval == "epoch",
             updates_per_epoch=max(1, updates // epochs),
             **{"num_epochs": epochs, **options},
         )
-        if self._inner is None:
+        if self._scheduler is None:
             raise RecipeError(f"timm has no learning-rate schedule {name!r}")
 
     def step(self) -> None:
         self._count += 1
-        if self._each == "epoch":
-            self._inner.step(self._count)
+        if self._interval == "epoch":
+            self._scheduler.step(self._count)
         else:
-            self._inner.step_update(self._count)
+            self._scheduler.step_update(self._count)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"count": self._count, "inner": self._inner.state_dict()}
+        return {"count": self._count, "scheduler": self._scheduler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._count = state["count"]
-        self._inner.load_state_dict(state["inner"])
+        self._scheduler.load_state_dict(state["scheduler"])
 
 
-def _fits(make: Callable[..., Any], options: dict[str, Any], *, skip: int) -> None:
-    known = list(inspect.signature(make).parameters)[skip:]
-    unknown = [key for key in options if key not in known]
-    if unknown and not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(make).parameters.values()):
-        raise RecipeError(f"{make.__name__} has no option {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
-
-
-def _called(name: str, make: Callable[..., Any] | str, options: dict[str, Any]) -> str:
-    what = repr(make) if isinstance(make, str) else getattr(make, "__name__", repr(make))
-    return f"{name}({', '.join([what, *(f'{key}={value!r}' for key, value in options.items())])})"
+def _describe(name: str, make: Callable[..., Any] | str, options: dict[str, Any]) -> str:
+    first = repr(make) if isinstance(make, str) else getattr(make, "__name__", repr(make))
+    return f"{name}({', '.join([first, *(f'{option}={value!r}' for option, value in options.items())])})"

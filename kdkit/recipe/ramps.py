@@ -1,4 +1,4 @@
-"""Weights that change as training goes on: progress in [0, 1] -> factor."""
+"""Ramps: factors of terms that change during a stage. A ramp is a function of progress in [0, 1] -> factor."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ Ramp = Callable[[float], float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearRamp:
-    """From `start` to `end` in a straight line between two points of progress, level before and after.
+    """Change linearly from `start` to `end` between two points of progress, and stay constant before and after.
 
     Progress counts optimizer updates: 0 before the first one of a stage, 1 after its last.
     """
@@ -26,12 +26,12 @@ class LinearRamp:
 
     def __call__(self, progress: float) -> float:
         """Return the factor at this progress."""
-        return self.start + (self.end - self.start) * _share(progress, self.after, self.until)
+        return self.start + (self.end - self.start) * _fraction(progress, self.after, self.until)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CosineRamp:
-    """From `start` to `end` along half a cosine between two points of progress, level before and after."""
+    """Change from `start` to `end` along half a cosine between two points of progress; constant before and after."""
 
     start: float = 0.0
     end: float = 1.0
@@ -43,16 +43,16 @@ class CosineRamp:
 
     def __call__(self, progress: float) -> float:
         """Return the factor at this progress."""
-        share = _share(progress, self.after, self.until)
-        return self.start + (self.end - self.start) * (1 - math.cos(math.pi * share)) / 2
+        fraction = _fraction(progress, self.after, self.until)
+        return self.start + (self.end - self.start) * (1 - math.cos(math.pi * fraction)) / 2
 
 
-def _share(progress: float, after: float, until: float) -> float:
+def _fraction(progress: float, after: float, until: float) -> float:
     return min(1.0, max(0.0, (progress - after) / (until - after)))
 
 
 def _validate(start: float, end: float, after: float, until: float) -> None:
     if not (math.isfinite(start) and math.isfinite(end)) or min(start, end) < 0:
-        raise RecipeError(f"a ramp goes between finite factors of at least 0; got {start} to {end}")
+        raise RecipeError(f"a ramp must change between finite factors of at least 0; got {start} to {end}")
     if not 0 <= after < until <= 1:
-        raise RecipeError(f"a ramp lies within 0 <= after < until <= 1; got after={after}, until={until}")
+        raise RecipeError(f"a ramp must have 0 <= after < until <= 1; got after={after}, until={until}")

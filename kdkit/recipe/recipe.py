@@ -1,4 +1,4 @@
-"""The whole experiment as Python objects: data, who learns from whom and how, and what is measured."""
+"""Recipes: the whole experiment as Python objects, from the data to the metrics."""
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,17 +14,16 @@ from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
 from kdkit.recipe.objective import Match, Objective, Term, as_objective, taps_of
 from kdkit.recipe.training import Training
-from kdkit.teachers import Ema, Past, Peer
-from kdkit.teachers.base import Teacher
+from kdkit.teachers import Ema, Past, Peer, Teacher, Teachers
 from kdkit.teachers.cache import CacheSettings
-from kdkit.teachers.ensemble import Teachers
-
-_OF_A_NET = (Ema, Past, Peer)  # sources of which it is known that they ask a net of their own stage, and nobody else
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Which nets are trained together (mostly one), each toward its goal, and how."""
+    """The networks that are trained together, usually one, with their objectives and the training options.
+
+    name: the names of the networks if empty; the folder of the stage is named after it.
+    """
 
     objectives: Mapping[Net[Any], Objective | Term]
     training: Training
@@ -32,38 +31,41 @@ class Stage:
 
     def __post_init__(self) -> None:
         if not isinstance(self.objectives, Mapping) or not self.objectives:
-            raise RecipeError("a stage takes its goals by net: Stage({student: 0.3 * Truth(...) + ...}, training)")
+            raise RecipeError(
+                "a stage takes an objective for each net: Stage({student: 0.3 * Truth(...) + ...}, training)"
+            )
         for net in self.objectives:
             if not isinstance(net, Net):
                 raise RecipeError(f"a stage trains nets; got a {type(net).__name__}")
         if not isinstance(self.training, Training):
             raise RecipeError(f"a stage needs a Training; got {type(self.training).__name__}")
-        object.__setattr__(
-            self, "objectives", {net: as_objective(objective) for net, objective in self.objectives.items()}
-        )
+        objectives = {net: as_objective(objective) for net, objective in self.objectives.items()}
+        object.__setattr__(self, "objectives", objectives)
         object.__setattr__(self, "name", self.name or "+".join(net.name for net in self.objectives))
         if not all(letter.isalnum() or letter in "-_ +" for letter in self.name):
-            raise RecipeError(f"a stage's name is made of letters, digits, '-', '_', '+' and spaces; got {self.name!r}")
+            raise RecipeError(
+                f"the name of a stage may have letters, digits, '-', '_', '+' and spaces; got {self.name!r}"
+            )
 
     @property
     def matches(self) -> tuple[Match, ...]:
-        """All terms that learn from a source."""
-        terms = [each.term for objective in self.objectives.values() for each in as_objective(objective)]
+        """All terms that match a teacher."""
+        terms = [weighted.term for objective in self.objectives.values() for weighted in as_objective(objective)]
         return tuple(term for term in terms if isinstance(term, Match))
 
     @property
     def teachers(self) -> Mapping[Teacher, tuple[TapLike, ...]]:
-        """What is asked in this stage, and the taps that are open on each while it answers."""
-        taps: dict[Teacher, dict[TapLike, None]] = {}
+        """The teachers of this stage that run on their own, each with the taps of all terms on it."""
+        taps: dict[Teacher, dict[TapLike, None]] = {}  # the inner dict is an ordered set
         for match in self.matches:
-            for teacher, theirs in teachers_of(match).items():
-                taps.setdefault(teacher, {}).update(dict.fromkeys(theirs))
-        return {teacher: tuple(each) for teacher, each in taps.items()}
+            for teacher, teacher_taps in teachers_of(match).items():
+                taps.setdefault(teacher, {}).update(dict.fromkeys(teacher_taps))
+        return {teacher: tuple(teacher_taps) for teacher, teacher_taps in taps.items()}
 
 
 @runtime_checkable
 class Schedule(Protocol):
-    """Who learns from whom, and when: turns nets and a way of guiding into stages."""
+    """Decides which network learns from which, and when: an object that returns stages."""
 
     def stages(self) -> Sequence[Stage]:
         """Return the stages in the order they run."""
@@ -72,11 +74,12 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """An experiment. It holds live nets, so it runs once.
+    """An experiment. It holds live networks, so it runs once.
 
-    data: a Data. schedule: a Schedule. scores: what is measured; the first one decides which epoch is kept, unless a
-    Training says otherwise. The default ones fit the data's task. name: for tables; the recipe file's where empty.
-    answers: how what frozen teachers say is kept; exactly as it is by default.
+    data: a Data. schedule: a list of stages, or a Schedule such as `MultiLevel`.
+    metrics: the first one decides which epoch is kept, unless Training(monitor=...) names another. The default ones
+    depend on the data's task. name: for tables; the name of the recipe file if empty.
+    teacher_cache: how outputs of frozen teachers are cached; exactly by default.
     """
 
     data: Data
@@ -89,29 +92,33 @@ class Recipe:
     def __post_init__(self) -> None:
         if not _is_data(self.data):
             raise RecipeError(
-                f"data is a Data, such as TorchData(train, select) or one of your own with classes, task, draws, "
-                f"fingerprint, train, select and test; got {type(self.data).__name__}"
+                f"data must be a Data, such as TorchData(train, validation) or a user-defined one with classes, task, "
+                f"draws, fingerprint, train, validation and test; got {type(self.data).__name__}"
             )
         _validate_schedule(self.schedule)
         if not isinstance(self.teacher_cache, CacheSettings):
-            raise RecipeError(f"answers is Answers(dtype=..., top=..., audit=...); got {self.teacher_cache!r}")
+            raise RecipeError(
+                f"teacher_cache must be CacheSettings(dtype=..., top=..., audit=...); got {self.teacher_cache!r}"
+            )
         if not isinstance(self.metrics, Sequence) or isinstance(self.metrics, str):
-            raise RecipeError(f"scores is a tuple of scores, such as (MacroF1(),); got {self.metrics!r}")
+            raise RecipeError(f"metrics must be a tuple of metrics, such as (MacroF1(),); got {self.metrics!r}")
         object.__setattr__(self, "metrics", tuple(self.metrics) or default_metrics(self.data.task))
-        for score in self.metrics:
-            if isinstance(score, type) or not isinstance(score, Metric):
-                hint = f"the class {score.__name__}; did you forget its ()?" if isinstance(score, type) else repr(score)
-                raise RecipeError(f"a score has a name, fit and score; got {hint}")
-        names = [score.name for score in self.metrics]
+        for metric in self.metrics:
+            if isinstance(metric, type) or not isinstance(metric, Metric):
+                got = (
+                    f"the class {metric.__name__}; did you forget its ()?" if isinstance(metric, type) else repr(metric)
+                )
+                raise RecipeError(f"a metric must have a name, fit and compute; got {got}")
+        names = [metric.name for metric in self.metrics]
         if len(set(names)) < len(names):
-            raise RecipeError(f"two scores have the same name: {', '.join(sorted(names))}")
+            raise RecipeError(f"two metrics have the same name: {', '.join(sorted(names))}")
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages in the order they run."""
         return tuple(self.schedule.stages() if isinstance(self.schedule, Schedule) else self.schedule)
 
-    def use(self) -> None:
+    def mark_used(self) -> None:
         """Mark the recipe as run."""
         self._used.append(True)
 
@@ -119,9 +126,82 @@ class Recipe:
         """Raise RecipeError if the recipe has run."""
         if self._used:
             raise RecipeError(
-                "this Recipe has run already, and its nets are trained; make it anew by calling the recipe function, "
-                "or pass the function itself to kdkit.run"
+                "this Recipe has run already, and its nets are trained; create a new one by calling the recipe "
+                "function, or pass the function itself to kdkit.run"
             )
+
+
+def nets_of(stages: Sequence[Stage]) -> tuple[Net[Any], ...]:
+    """Return every network that teaches or is trained, without duplicates, in order of appearance."""
+    nets: dict[Net[Any], None] = {}
+    for stage in stages:
+        nets.update(dict.fromkeys(teacher for teacher in stage.teachers if isinstance(teacher, Net)))
+        nets.update(dict.fromkeys(stage.objectives))
+    return tuple(nets)
+
+
+def teachers_of(match: Match) -> Mapping[Teacher, tuple[TapLike, ...]]:
+    """Return the teachers of a term that run on their own, and its taps on each.
+
+    Each member of `Teachers` runs with the tap at its position. A Peer does not run: it is a student of the stage.
+    """
+    taps = taps_of(match.target)
+    if isinstance(match.teacher, Peer):
+        return {}
+    if not isinstance(match.teacher, Teachers):
+        return {match.teacher: taps}
+    return {net: taps[index : index + 1] for index, net in enumerate(match.teacher.members)}
+
+
+def stage_dependencies(stages: Sequence[Stage]) -> dict[str, tuple[str, ...]]:
+    """Return, for each stage by name, the earlier stages that must finish before it starts.
+
+    A stage depends on one that trains a module it trains or runs, or that runs a module it trains. The modules that a
+    user-defined teacher or a plain callable runs are unknown, so a stage with one depends on all before it.
+    """
+    trained = [_parts(stage.objectives) for stage in stages]
+    used = [parts | _parts(stage.teachers) | _loss_parts(stage) for parts, stage in zip(trained, stages, strict=True)]
+    opaque = [any(map(_is_opaque, stage.teachers)) for stage in stages]
+
+    def depends(stage: int, earlier: int) -> bool:
+        shares_modules = trained[earlier] & used[stage] or used[earlier] & trained[stage]
+        return opaque[stage] or opaque[earlier] or bool(shares_modules)
+
+    return {
+        stage.name: tuple(stages[earlier].name for earlier in range(index) if depends(index, earlier))
+        for index, stage in enumerate(stages)
+    }
+
+
+def _is_opaque(teacher: Teacher) -> bool:
+    """Whether the modules that a teacher runs are unknown."""
+    if isinstance(teacher, Net):
+        return not isinstance(teacher.module, nn.Module)
+    return not isinstance(teacher, Ema | Past | Peer)  # which run a network of their own stage only
+
+
+def _parts(nets: Iterable[object]) -> set[int]:
+    """Return the identities of the modules, parameters and buffers of networks."""
+    return {part for net in nets if isinstance(net, Net) for part in _module_parts(net.module)}
+
+
+def _loss_parts(stage: Stage) -> set[int]:
+    # A loss may hold a part of a teacher, such as its classifier.
+    losses = [weighted.term.loss for objective in stage.objectives.values() for weighted in as_objective(objective)]
+    return {part for loss in losses for part in _module_parts(loss)}
+
+
+def _module_parts(module: object) -> set[int]:
+    if not isinstance(module, nn.Module):
+        return set()
+    return {id(part) for kind in (module.modules, module.parameters, module.buffers) for part in kind()}
+
+
+def _is_data(data: object) -> bool:
+    """Whether an object has the members of a Data. They are not read: a split may take minutes to load."""
+    members = ("classes", "task", "draws", "fingerprint", "train", "validation", "test")
+    absent = object()
+    return all(inspect.getattr_static(data, member, absent) is not absent for member in members)
 
 
 def _validate_schedule(schedule: object) -> None:
@@ -134,75 +214,3 @@ def _validate_schedule(schedule: object) -> None:
     for stage in schedule:
         if not isinstance(stage, Stage):
             raise RecipeError(f"a schedule is a list of Stage(...); got a {type(stage).__name__} in it")
-
-
-def _is_data(data: object) -> bool:
-    """Whether it has all that a Data has. It is not asked for it: a split may take minutes to read."""
-    members = ("classes", "task", "draws", "fingerprint", "train", "validation", "test")
-    absent = object()
-    return all(inspect.getattr_static(data, member, absent) is not absent for member in members)
-
-
-def nets_of(stages: Sequence[Stage]) -> tuple[Net[Any], ...]:
-    """Return every net that teaches or learns, each once, in order of appearance."""
-    nets: dict[Net[Any], None] = {}
-    for stage in stages:
-        nets.update(dict.fromkeys(teacher for teacher in stage.teachers if isinstance(teacher, Net)))
-        nets.update(dict.fromkeys(stage.objectives))
-    return tuple(nets)
-
-
-def needs_of(stages: Sequence[Stage]) -> dict[str, tuple[str, ...]]:
-    """Return for each stage, by name, those before it that must be over when it begins.
-
-    They are those that train a part of what it trains or asks, or that ask a part of what it trains. What a source of
-    one's own or a plain callable asks cannot be seen, so a stage with one keeps its place.
-    """
-    trained = [_parts(stage.objectives) for stage in stages]
-    used = [trained[place] | _parts(stage.teachers) | _parts_of_losses(stage) for place, stage in enumerate(stages)]
-    kept = [any(map(_is_opaque, stage.teachers)) for stage in stages]
-    return {
-        stage.name: tuple(
-            stages[earlier].name
-            for earlier in range(place)
-            if kept[place] or kept[earlier] or trained[earlier] & used[place] or used[earlier] & trained[place]
-        )
-        for place, stage in enumerate(stages)
-    }
-
-
-def _is_opaque(teacher: Teacher) -> bool:
-    """Whether it cannot be seen what a source asks."""
-    return not isinstance(teacher.module, nn.Module) if isinstance(teacher, Net) else not isinstance(teacher, _OF_A_NET)
-
-
-def _parts(matched: Iterable[object]) -> set[int]:
-    """Return the identities of modules, parameters and buffers of nets."""
-    return {part for each in matched if isinstance(each, Net) for part in _parts_of(each.module)}
-
-
-def _parts_of_losses(stage: Stage) -> set[int]:
-    """Return those of the losses, some of which hold a part of a teacher."""
-    losses = [each.term.loss for objective in stage.objectives.values() for each in as_objective(objective)]
-    return {part for loss in losses for part in _parts_of(loss)}
-
-
-def _parts_of(module: object) -> set[int]:
-    if not isinstance(module, nn.Module):
-        return set()
-    return {id(part) for kind in (module.modules, module.parameters, module.buffers) for part in kind()}
-
-
-def teachers_of(match: Match) -> Mapping[Teacher, tuple[TapLike, ...]]:
-    """Return who is asked for what a term matches, and the taps that are open on each while it answers.
-
-    Of a Panel each member is asked, with the tap in its place. Nobody is asked for a Peer, which the lesson itself
-    knows.
-    """
-    taps = taps_of(match.target)
-    if isinstance(match.teacher, Peer):
-        return {}
-    if not isinstance(match.teacher, Teachers):
-        return {match.teacher: taps}
-    members = match.teacher.members
-    return {net: taps[place : place + 1] for place, net in enumerate(members)}

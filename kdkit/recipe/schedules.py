@@ -1,68 +1,68 @@
-"""The schedules: parallel, sequential and multi-level."""
+"""Schedules: parallel, sequential and multi-level distillation. A list of stages is a schedule too."""
 
 from collections.abc import Sequence
 from typing import Any, Unpack
 
 from kdkit.nets.net import Net
-from kdkit.recipe.guidance import GuidingOptions, Level, guiding_of, levels_of
+from kdkit.recipe.guidance import GuidanceOptions, Level, as_levels, build_guidance
 from kdkit.recipe.recipe import Stage
 
 
 class Parallel:
-    """Every net but the last learns from the labels alone, and the last one, the student, from all of them.
+    """Every network but the last learns from the labels only; the last one, the student, learns from all of them.
 
-    Nets that come trained have no stage of their own. P-MLKD of LRH-Net is a Parallel of three nets (Chauhan et al.
-    2022, sec. 3). The options are those of `Guidance`.
+    Networks that are trained already have no stage. P-MLKD of LRH-Net is a Parallel of three networks (Chauhan et al.
+    2022, sec. 3). The options are the fields of `Guidance`.
     """
 
-    def __init__(self, *nets: Net[Any] | Level, **guidance: Unpack[GuidingOptions]) -> None:
-        self._levels = levels_of(nets, 2, "Parallel")
-        self._guiding = guiding_of(guidance)
+    def __init__(self, *nets: Net[Any] | Level, **options: Unpack[GuidanceOptions]) -> None:
+        self._levels = as_levels(nets, 2, "Parallel")
+        self._guidance = build_guidance(options)
 
     def stages(self) -> Sequence[Stage]:
-        """Return a stage for each untrained teacher, then the student's."""
+        """Return a stage for each untrained teacher, then the stage of the student."""
         *teachers, student = self._levels
-        alone = [self._guiding.stage(level, ()) for level in teachers if not level.net.trained]
-        return [*alone, self._guiding.stage(student, [level.net for level in teachers])]
+        alone = [self._guidance.stage(level, ()) for level in teachers if not level.net.trained]
+        return [*alone, self._guidance.stage(student, [level.net for level in teachers])]
 
 
 class Sequential:
-    """The first net learns from the labels alone, and each other one from the labels and the net before it.
+    """The first network learns from the labels only, and each other one from the labels and the network before it.
 
-    A first net that comes trained has no stage. With a middle-sized net in between this is teacher-assistant
-    distillation (Mirzadeh et al. 2020). The options are those of `Guidance`.
+    A first network that is trained already has no stage. With a network of medium size in between this is
+    teacher-assistant distillation (Mirzadeh et al. 2020). The options are the fields of `Guidance`.
     """
 
-    def __init__(self, *nets: Net[Any] | Level, **guidance: Unpack[GuidingOptions]) -> None:
-        self._levels = levels_of(nets, 2, "Sequential")
-        self._guiding = guiding_of(guidance)
+    def __init__(self, *nets: Net[Any] | Level, **options: Unpack[GuidanceOptions]) -> None:
+        self._levels = as_levels(nets, 2, "Sequential")
+        self._guidance = build_guidance(options)
 
     def stages(self) -> Sequence[Stage]:
-        """Return a stage for each net that does not come trained, and for the last one in any case."""
-        before = [(), *((level.net,) for level in self._levels)]
+        """Return a stage for each network that is not trained yet, and for the last one in any case."""
+        teachers = [(), *((level.net,) for level in self._levels)]
         return [
-            self._guiding.stage(level, teachers)
-            for level, teachers in zip(self._levels, before, strict=False)
+            self._guidance.stage(level, level_teachers)
+            for level, level_teachers in zip(self._levels, teachers, strict=False)
             if level is self._levels[-1] or not level.net.trained
         ]
 
 
 class MultiLevel:
-    """The first net learns from the labels alone, and each other one from the labels and from all nets before it.
+    """The first network learns from the labels only, and each other one from the labels and all networks before it.
 
-    Shares stand in the order of the nets. Nets that come trained have no stage. S-MLKD of LRH-Net is a MultiLevel of
-    three nets (Chauhan et al. 2022, sec. 3). The options are those of `Guidance`.
+    Teacher weights are in the order of the networks. Networks that are trained already have no stage. S-MLKD of LRH-Net
+    is a MultiLevel of three networks (Chauhan et al. 2022, sec. 3). The options are the fields of `Guidance`.
     """
 
-    def __init__(self, *nets: Net[Any] | Level, **guidance: Unpack[GuidingOptions]) -> None:
-        self._levels = levels_of(nets, 2, "MultiLevel")
-        self._guiding = guiding_of(guidance)
+    def __init__(self, *nets: Net[Any] | Level, **options: Unpack[GuidanceOptions]) -> None:
+        self._levels = as_levels(nets, 2, "MultiLevel")
+        self._guidance = build_guidance(options)
 
     def stages(self) -> Sequence[Stage]:
-        """Return a stage for each net that does not come trained, and for the last one in any case."""
+        """Return a stage for each network that is not trained yet, and for the last one in any case."""
         nets = [level.net for level in self._levels]
         return [
-            self._guiding.stage(level, nets[:index])
+            self._guidance.stage(level, nets[:index])
             for index, level in enumerate(self._levels)
             if level is self._levels[-1] or not level.net.trained
         ]

@@ -1,4 +1,4 @@
-"""Reuse a teacher's head on a student's body, with a projector between, as one net that is deployed whole (SimKD)."""
+"""SimKD: a student's body with a copy of the teacher's head and a projector between them, deployed as one network."""
 
 import copy
 from collections.abc import Sequence
@@ -22,88 +22,92 @@ Shape = tuple[int, ...]
 class SimKD(nn.Module):
     """A student's body, a trained projector to the teacher's last map, and a frozen copy of the teacher's head.
 
-    body: inputs -> features. head: the teacher's pooling and classifier, features -> (batch, classes); what a net is
-    given beside its first input goes to the head. given, wanted: the shapes of the body's features and of the
-    teacher's, (channels, *positions). width: channels in the middle of the projector; half the teacher's by default.
-    `match` makes the term that it learns by; labels are not needed. Raises RecipeError for shapes that cannot meet.
+    body: inputs -> features. head: the teacher's pooling and classifier, features -> (batch, classes); inputs after the
+    first one are passed to the head.
+    student_shape, teacher_shape: the shapes of one sample's features, (channels, *positions), of the body and of the
+    teacher. width: channels in the middle of the projector; half the teacher's by default.
+    `match` returns the term that trains it; labels are not needed. Raises RecipeError if the projector cannot map one
+    shape to the other.
     Chen et al. 2022, "Knowledge Distillation with the Reused Teacher Classifier", arXiv:2203.14001.
     """
 
     def __init__(
-        self, body: nn.Module, head: nn.Module, *, given: Shape, wanted: Shape, width: int | None = None
+        self, body: nn.Module, head: nn.Module, *, student_shape: Shape, teacher_shape: Shape, width: int | None = None
     ) -> None:
         super().__init__()
         for name, part in (("body", body), ("head", head)):
             if not isinstance(part, nn.Module):
-                raise RecipeError(f"the {name} of SimKD is an nn.Module; got a {type(part).__name__}")
-        self.given = _shape("given", given)
-        wanted = _shape("wanted", wanted)
+                raise RecipeError(f"the {name} of SimKD must be an nn.Module; got a {type(part).__name__}")
+        self.student_shape = _validate_shape("student_shape", student_shape)
+        teacher_shape = _validate_shape("teacher_shape", teacher_shape)
         self.body = body
-        self.projector = Bottleneck(torch.Size((1, *given)), torch.Size((1, *wanted)), width=width)
+        self.projector = Bottleneck(torch.Size((1, *student_shape)), torch.Size((1, *teacher_shape)), width=width)
         self.head = copy.deepcopy(head).requires_grad_(False).eval()
-        self._reused = (head,)  # in a tuple, so that the teacher's weights are not taken for the student's
+        self._reused = (head,)  # in a tuple, so that it is not a submodule
 
-    def forward(self, inputs: Tensor, *beside: Any) -> Tensor:
-        """Return the outputs, (batch, classes). Raises RecipeError where the body gives other channels than said."""
+    def forward(self, inputs: Tensor, *head_inputs: Any) -> Tensor:
+        """Return the outputs, (batch, classes). Raises RecipeError if the features do not fit `student_shape`."""
         features = self.body(inputs)
-        if features.ndim != len(self.given) + 1 or features.shape[1] != self.given[0]:
+        if features.ndim != len(self.student_shape) + 1 or features.shape[1] != self.student_shape[0]:
             raise RecipeError(
-                f"the body of SimKD gives features of {tuple(features.shape[1:])} where given={self.given}; give it "
-                "the shape of one sample, (channels, *positions), before any pooling"
+                f"the body of SimKD returns features of shape {tuple(features.shape[1:])}, expected "
+                f"{self.student_shape}; set student_shape to the shape of one sample, (channels, *positions), before "
+                "any pooling"
             )
-        outputs: Tensor = self.head(self.projector(features), *beside)
+        outputs: Tensor = self.head(self.projector(features), *head_inputs)
         return outputs
 
     def match(self, teacher: Net[Any], target: TapLike) -> Match:
-        """Return the term that it is trained by, to the features that the teacher's head is given.
+        """Return the term that trains it. target: the tap on the features that the teacher's head takes.
 
-        Mean squared error over all entries. The head is copied anew as training begins: by then the teacher of an
-        earlier stage is trained.
+        Mean squared error over all entries. The head is copied again when training starts, because a teacher of an
+        earlier stage is trained by then.
         """
         loss = _ToReusedHead(self)
         return Match(teacher, loss, student=Tap(self.projector), target=target, label=f"{teacher.name}/simkd")
 
     def copy_head(self) -> None:
-        """Take the weights of the teacher's head as they are now."""
+        """Copy the current weights of the teacher's head."""
         self.head.load_state_dict(self._reused[0].state_dict())
 
 
-def _shape(name: str, shape: object) -> Shape:
-    """Return the shape of one sample's features. Raises RecipeError for anything else."""
+def _validate_shape(name: str, shape: object) -> Shape:
     sizes = tuple(shape) if isinstance(shape, Sequence) else ()
     if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise RecipeError(f"{name} of SimKD is the shape of one sample's features, such as (64, 8, 8); got {shape!r}")
+        raise RecipeError(
+            f"{name} of SimKD must be the shape of one sample's features, such as (64, 8, 8); got {shape!r}"
+        )
     return sizes
 
 
 class _ToReusedHead(nn.Module):
-    """Squared error between projected features and the teacher's; as training begins, the teacher's head is copied."""
+    """Squared error between projected features and the teacher's. Copies the teacher's head when training starts."""
 
     def __init__(self, student: SimKD) -> None:
         super().__init__()
-        self._student = (student,)  # in a tuple: the student's weights are not the loss's
+        self._student = (student,)  # in a tuple, so that it is not a submodule
 
     def build(
         self,
         student: tuple[torch.Size, ...],
         target: tuple[torch.Size, ...],
-        facts: BuildContext,
+        context: BuildContext,
         teacher: nn.Module | None,
     ) -> None:
-        """Raise RecipeError where the projector does not give what the teacher's head is given."""
+        """Raise RecipeError unless the projector returns features of the teacher's shape."""
         projected, features = student[0], one(target, self._student[0])
         if projected[1:] != features[1:]:
             raise RecipeError(
-                f"the projector gives features of {tuple(projected[1:])}, but those of the teacher are "
-                f"{tuple(features[1:])}; write SimKD(..., wanted={tuple(features[1:])})"
+                f"the projector returns features of shape {tuple(projected[1:])}, but the teacher's have shape "
+                f"{tuple(features[1:])}; write SimKD(..., teacher_shape={tuple(features[1:])})"
             )
 
     def train(self, mode: bool = True) -> Self:
-        """Copy the head before each epoch: not in `build`, since a rehearsal puts a net's buffers back."""
+        """Copy the head before each epoch. `build` would be too early: a dry run restores the buffers of networks."""
         if mode:
             self._student[0].copy_head()
         return super().train(mode)
 
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the error, least (0) where the projected features are the teacher's."""
+        """Return the mean squared error; 0 if the projected features equal the teacher's."""
         return F.mse_loss(student, target)

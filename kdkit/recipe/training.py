@@ -1,4 +1,4 @@
-"""How a stage is trained: epochs, optimizer, learning rate, balance, averaging, and which epoch is kept."""
+"""The training options of a stage: epochs, optimizer, LR schedule, balancing, EMA, and which epoch is kept."""
 
 import math
 from dataclasses import dataclass, field
@@ -16,36 +16,36 @@ from kdkit.recipe.optim import LRSchedule, Optimizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AverageWeights:
-    """Keep an exponential moving average of the weights and buffers, and validate and keep that (torch's EMA).
+    """Validate and keep an exponential moving average of the weights and buffers (torch's AveragedModel).
 
-    decay: the share of the old average that is kept at each update.
+    decay: the share of the old average at each update.
     """
 
     decay: float = 0.999
 
     def __post_init__(self) -> None:
         if not (_is_number(self.decay) and 0 < self.decay < 1):
-            raise RecipeError(f"the decay of an average lies between 0 and 1; got {self.decay!r}")
+            raise RecipeError(f"the decay of an average must be between 0 and 1; got {self.decay!r}")
 
     def build(self, module: nn.Module) -> AveragedModel:
-        """Return the average of this module, equal to it as yet."""
+        """Return the average of a module, which is equal to it at first."""
         return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """How the nets of a stage are trained.
+    """How the networks of a stage are trained.
 
-    batch_size: samples in a micro-batch, of all processes together. A last batch of a single sample is left out, since
-    batch norm cannot take it.
-    accumulate: micro-batches to an optimizer update; losses that relate samples see the micro-batch.
-    clip: largest norm of the gradient, over all that is trained; None leaves it.
-    balance: how terms become gradients: their WeightedSum, or UncertaintyWeighting, GradNorm, CAGrad or PCGrad.
-    keep: the weights of the "best" epoch on the selection split, by the score named `by` (the recipe's first one
-    where None), or of the "last" one.
-    average: keep a moving average of the weights instead of the weights.
-    workers: processes that fetch batches; 0 fetches them in this one. None chooses: some beside a GPU, where the data
-    say that it is worth it, and none on the CPU, where they would take the net's time. No number depends on it.
+    batch_size: samples per micro-batch, of all ranks together. A last batch of a single sample is dropped, because
+    batch norm needs two.
+    accumulate_steps: micro-batches per optimizer update; losses that relate samples see one micro-batch.
+    max_grad_norm: clip the norm of the gradient over all trained parameters; None does not clip.
+    balancing: how terms become gradients: WeightedSum, UncertaintyWeighting, GradNorm, CAGrad or PCGrad.
+    keep: the weights of the "best" epoch by the metric `monitor` on the validation split (the recipe's first metric if
+    None), or of the "last" epoch.
+    ema: validate and keep a moving average of the weights instead of the weights.
+    workers: processes that fetch batches; 0 fetches them in this process. None chooses: some with a GPU, if the data
+    recommends it, and none on the CPU, which the network needs. Results do not depend on it.
     """
 
     epochs: int
@@ -66,25 +66,30 @@ class Training:
             if name == "workers" and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise RecipeError(f"{name} is a whole number of at least {least}; got {value!r}")
-        if self.max_grad_norm is not None and not (
-            _is_number(self.max_grad_norm) and math.isfinite(self.max_grad_norm) and self.max_grad_norm > 0
-        ):
-            raise RecipeError(
-                f"max_grad_norm is the largest norm of the gradient, a number above 0; got {self.max_grad_norm!r}"
-            )
+                raise RecipeError(f"{name} must be an integer of at least {least}; got {value!r}")
+        norm = self.max_grad_norm
+        if norm is not None and not (_is_number(norm) and math.isfinite(norm) and norm > 0):
+            raise RecipeError(f"max_grad_norm must be a number above 0, or None; got {norm!r}")
         if self.keep not in ("best", "last"):
-            raise RecipeError(f"keep is 'best' or 'last'; got {self.keep!r}")
+            raise RecipeError(f"keep must be 'best' or 'last'; got {self.keep!r}")
         if not isinstance(self.optimizer, Optimizer):
-            raise RecipeError(f"optimizer is Optimizer(torch.optim.Adam, lr=...) or the like; got {self.optimizer!r}")
+            raise RecipeError(
+                f"optimizer must be Optimizer(torch.optim.Adam, lr=...) or similar; got {self.optimizer!r}"
+            )
         if not isinstance(self.ema, AverageWeights | None):
-            raise RecipeError(f"average is AverageWeights(decay=...) or None; got {self.ema!r}")
+            raise RecipeError(f"ema must be AverageWeights(decay=...) or None; got {self.ema!r}")
         if not isinstance(self.lr_schedule, LRSchedule | None):
-            raise RecipeError(f"learning_rate is LRSchedule(torch_class, ...) or None; got {self.lr_schedule!r}")
-        if isinstance(self.balancing, type) or not isinstance(self.balancing, Balancing):
-            made = isinstance(self.balancing, type)
-            came = f"the class {self.balancing.__name__}; did you forget its ()?" if made else repr(self.balancing)
-            raise RecipeError(f"balance is WeightedSum(), PCGrad() or another object with build(trained); got {came}")
+            raise RecipeError(f"lr_schedule must be LRSchedule(torch_class, ...) or None; got {self.lr_schedule!r}")
+        if isinstance(self.balancing, type):
+            raise RecipeError(
+                f"balancing must be an object such as PCGrad(); got the class {self.balancing.__name__}; did you "
+                "forget its ()?"
+            )
+        if not isinstance(self.balancing, Balancing):
+            raise RecipeError(
+                "balancing must be WeightedSum(), PCGrad() or another object with build(trained); got "
+                f"{self.balancing!r}"
+            )
 
 
 def _is_number(value: object) -> bool:

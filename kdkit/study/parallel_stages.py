@@ -11,7 +11,7 @@ from kdkit.engine.run_record import Origin
 from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.errors import RecipeError
 from kdkit.plugins.recipe_file import RecipeFile
-from kdkit.recipe.recipe import Stage, needs_of
+from kdkit.recipe.recipe import Stage, stage_dependencies
 from kdkit.study.workers import Job, Processes
 from kdkit.utils.randomness import preserve_rng_state, seed_everything
 
@@ -58,7 +58,7 @@ class _Open:
     """The stages that are not over, and what each of them needs."""
 
     def __init__(self, stages: Sequence[Stage], over: set[str]) -> None:
-        self.needs: Needs = needs_of(stages)
+        self.needs: Needs = stage_dependencies(stages)
         self._all_needs: dict[str, set[str]] = {}
         for name, needs in self.needs.items():  # of stages in their order, so what is before them is known
             self._all_needs[name] = {each for need in needs for each in (need, *self._all_needs[need])}

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from kdkit.engine.options import TEACHER_CACHE, RunOptions
 from kdkit.engine.run_record import Origin
-from kdkit.engine.storage.run_folder import RUN, read_reported
+from kdkit.engine.storage.run_folder import RECORD, read_reported
 from kdkit.errors import RecipeError, RunFolderError, did_you_mean
 from kdkit.metrics import MetricResult, SplitPredictions
 from kdkit.recipe.recipe import Recipe
@@ -171,7 +171,7 @@ class Study:
     def _require_same(self, trial: Trial, options: RunOptions) -> None:
         """Raise RunFolderError where a finished cell was another run, as far as no data must be read to know it."""
         path, origin = self.path(trial.name), self._origin(trial)
-        before = json.loads((path / RUN).read_text())
+        before = json.loads((path / RECORD).read_text())
         now: dict[str, Any] = {
             "recipe_sha256": None if origin.file is None else hashlib.sha256(origin.file.read_bytes()).hexdigest(),
             "options": {key: str(value) for key, value in (origin.options or {}).items()},

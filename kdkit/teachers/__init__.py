@@ -1,6 +1,6 @@
-"""What can be matched beside the labels: other nets, a net's own past or average, its peers, several teachers."""
+"""Teachers: frozen networks, the past output or the average of a network in training, peers, and several together."""
 
-from kdkit.teachers.base import TeacherOutput, TeacherOutputs, TeacherSession, require_output, run_teachers
+from kdkit.teachers.base import Teacher, TeacherOutput, TeacherOutputs, TeacherSession, require_output
 from kdkit.teachers.ema import Ema
 from kdkit.teachers.ensemble import Teachers
 from kdkit.teachers.frozen import Frozen, open_teacher
@@ -12,11 +12,11 @@ __all__ = [
     "Frozen",
     "Past",
     "Peer",
+    "Teacher",
     "TeacherOutput",
     "TeacherOutputs",
     "TeacherSession",
     "Teachers",
     "open_teacher",
     "require_output",
-    "run_teachers",
 ]

@@ -1,4 +1,4 @@
-"""Ask those who are matched: what they say of a batch, and what they are told of it after."""
+"""The interfaces of teachers: what a term matches, the session it opens in a stage, and the outputs it returns."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -13,7 +13,10 @@ from kdkit.nets.taps import TapLike
 
 @runtime_checkable
 class Teacher(Protocol):
-    """What can be matched. A Net answers frozen: in eval mode, without gradients."""
+    """Anything a term can match. A Net is frozen: it runs in eval mode and without gradients.
+
+    A user-defined teacher also has `open(taps, context)`, which returns a TeacherSession, and is hashable.
+    """
 
     @property
     def name(self) -> str:
@@ -22,75 +25,68 @@ class Teacher(Protocol):
 
 
 class TeacherOutput(NamedTuple):
-    """What a source says of a batch: outputs (batch, classes), and a feature for each tap, in their order.
+    """The output of a teacher for a batch, (batch, classes), and a feature for each tap, in the order of the taps.
 
-    known: (batch,) bool, whether it has outputs for each sample; None where it has for all. What it does not know is
-    put in by the lesson: what the net that learns from it says now, which moves nothing. Features are always known.
+    mask: (batch,) bool, True for samples the teacher has an output for; None if it has one for every sample. Other
+    samples use the student's own detached output, so they contribute no gradient. Features are never masked.
     """
 
     output: Tensor
     features: tuple[Tensor, ...] = ()
-    known: Tensor | None = None
+    mask: Tensor | None = None
 
 
 TeacherOutputs = Mapping[str, TeacherOutput]
 
 
-def require_output(name: str, answer: object, batch: Batch, taps: Sequence[TapLike]) -> None:
-    """Raise RecipeError unless this is an Answer to a batch, with a feature for each tap."""
-    if not isinstance(answer, TeacherOutput):
-        raise RecipeError(f"{name!r} answers with Answer(output, features, known); got a {type(answer).__name__}")
-    if len(answer.features) != len(taps):
-        raise RecipeError(
-            f"{name!r} answers with a feature for each of {len(taps)} taps that its terms ask for; got "
-            f"{len(answer.features)}"
-        )
-    known = answer.known
-    if known is not None and taps:
-        raise RecipeError(
-            f"{name!r} may leave outputs unknown, but no features; answer with known=None where it is tapped"
-        )
-    if known is not None and (known.dtype != torch.bool or known.shape != (len(batch),)):
-        raise RecipeError(
-            f"what {name!r} knows is True or False for each sample, ({len(batch)},) of torch.bool; got "
-            f"{tuple(known.shape)} of {known.dtype}"
-        )
-
-
 class TeacherSession:
-    """A source made ready for a stage. What it learns or remembers is in its state dict.
+    """A teacher that is open in a stage: called once per batch. Only `__call__` has to be implemented.
 
-    In each step it is asked, then observes; after an update and an epoch it is told so. Only `ask` has to be written.
+    In each step a session is called, then `observe`, and `on_step` after an optimizer update. Whatever it learns or
+    stores during training belongs in its state dict, which is part of the checkpoint.
     """
 
     def __call__(self, batch: Batch) -> TeacherOutput:
-        """Return what it says of this batch."""
+        """Return the output for this batch."""
         raise NotImplementedError
 
     def dry_run(self, batch: Batch) -> Sequence[TapLike]:
-        """Answer once for a tiny batch, to see what it needs, and return the taps that did not fire."""
+        """Run once on a tiny batch, allocate memory if needed, and return the taps that did not fire."""
         return ()
 
     def observe(self, batch: Batch, outputs: Mapping[str, Tensor]) -> None:
-        """Be told what the nets in training said of this batch, (batch, classes) by name of the net."""
+        """Receive the detached outputs of the students for this batch, (batch, classes) by name of the network."""
 
     def on_step(self) -> None:
-        """Be told that the weights were updated."""
+        """Called after each optimizer update."""
 
     def on_epoch_end(self) -> None:
-        """Be told that an epoch is over."""
+        """Called after each epoch."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that changes."""
+        """Return everything that changes during training."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Restore a saved state."""
 
     def close(self) -> None:
-        """Leave everything as it was."""
+        """Remove taps and restore modes."""
 
 
-def run_teachers(sessions: Mapping[str, TeacherSession], batch: Batch) -> dict[str, TeacherOutput]:
-    """Return every source's answer to this batch, by name."""
-    return {name: each(batch) for name, each in sessions.items()}
+def require_output(name: str, output: object, batch: Batch, taps: Sequence[TapLike]) -> None:
+    """Raise RecipeError unless `output` is a TeacherOutput that fits the batch and has a feature for each tap."""
+    if not isinstance(output, TeacherOutput):
+        raise RecipeError(f"{name!r} must return TeacherOutput(output, features, mask); got a {type(output).__name__}")
+    if len(output.features) != len(taps):
+        raise RecipeError(
+            f"{name!r} must return a feature for each of the {len(taps)} taps of its terms; got {len(output.features)}"
+        )
+    mask = output.mask
+    if mask is not None and taps:
+        raise RecipeError(f"{name!r} may mask outputs, but not features; return mask=None if it is tapped")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != (len(batch),)):
+        raise RecipeError(
+            f"the mask of {name!r} must be True or False for each sample, ({len(batch)},) of torch.bool; got "
+            f"{tuple(mask.shape)} of {mask.dtype}"
+        )

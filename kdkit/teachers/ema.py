@@ -1,4 +1,4 @@
-"""The moving average of a net in training, which teaches it: mean teacher."""
+"""The moving average of a network in training as its teacher: mean teacher."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -21,11 +21,12 @@ from kdkit.teachers.peer import require_net
 
 @dataclass(frozen=True, slots=True)
 class Ema:
-    """The exponential moving average of a net's weights and buffers while it is trained (Tarvainen and Valpola 2017).
+    """The exponential moving average of a network's weights and buffers during training (Tarvainen and Valpola 2017).
 
-    It answers in eval mode. decay: the share of the old average that is kept at each update; after few updates less,
-    1 - 1 / (updates + 1), so that the first weights are soon forgotten. sees: what it is shown, where that differs
-    from what the net is shown. Taps on the net's own layers are put on those of the average.
+    It runs in eval mode.
+    decay: the share of the old average at each update. It is smaller at first, 1 - 1 / (updates + 1), so that the
+    initial weights are soon forgotten. view: the inputs of the average, if they differ from those of the network. Taps
+    on the network's own layers are moved to the layers of the average.
     """
 
     net: Net[Any]
@@ -35,82 +36,79 @@ class Ema:
     def __post_init__(self) -> None:
         require_net(self.net, self)
         if isinstance(self.decay, bool) or not isinstance(self.decay, float | int) or not 0 < self.decay < 1:
-            raise RecipeError(f"the decay of an average lies between 0 and 1; got {self.decay!r}")
+            raise RecipeError(f"the decay of an average must be between 0 and 1; got {self.decay!r}")
 
     @property
     def name(self) -> str:
-        """What it is called in terms and tables."""
+        """The name in terms and tables."""
         return f"average of {self.net.name}"
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """The classes of its outputs, where they differ from the data's."""
+        """The classes of its outputs, if they differ from the data's."""
         return self.net.classes
 
-    def open(self, taps: Sequence[TapLike], facts: BuildContext) -> TeacherSession:
-        """Return the average, equal to the net as yet."""
-        return _Averaging(self, taps)
+    def open(self, taps: Sequence[TapLike], context: BuildContext) -> TeacherSession:
+        """Return a session with a copy of the network, which is equal to it at first."""
+        return _EmaSession(self, taps)
 
 
-class _Averaging(TeacherSession):
-    """Holds the average and answers for it. Made before the net's own taps are open, which a copy would carry."""
+class _EmaSession(TeacherSession):
+    """Updates and runs the average. It is opened before the taps of the network, whose hooks a copy would carry."""
 
     def __init__(self, teacher: Ema, taps: Sequence[TapLike]) -> None:
-        self._source = teacher
-        self._network = teacher.net.network
-        self._average = _copied(teacher.net)
-        pairs = zip(self._network.modules(), self._average.modules(), strict=True)
-        parts: dict[int, Any] = {id(module): part for module, part in pairs}
-        moved = [copy.deepcopy(tap, dict(parts)) for tap in taps]  # the same tap, on the part of the average
         net = teacher.net
+        self._decay = teacher.decay
+        self._network = net.network
+        self._average = _copy_network(net)
+        # A deep copy of a tap with this memo refers to the copies of the modules instead of the modules.
+        pairs = zip(self._network.modules(), self._average.modules(), strict=True)
+        memo: dict[int, Any] = {id(module): part for module, part in pairs}
+        moved_taps = [copy.deepcopy(tap, dict(memo)) for tap in taps]
         view = teacher.view if teacher.view is not None else net.view
-        self._frozen = Frozen(Net(teacher.name, self._average, view=view, element=net.element), moved)
+        self._frozen = Frozen(Net(teacher.name, self._average, view=view, element=net.element), moved_taps)
         self._updates = 0
 
     def __call__(self, batch: Batch) -> TeacherOutput:
-        """Return what the average says of this batch."""
         return self._frozen(batch)
 
     def dry_run(self, batch: Batch) -> Sequence[TapLike]:
-        """Answer once, and return the taps that did not fire."""
         return self._frozen.dry_run(batch)
 
     @torch.no_grad()
     def on_step(self) -> None:
         """Move the average towards the new weights."""
         self._updates += 1
-        kept = min(self._source.decay, 1 - 1 / (self._updates + 1))
-        now = self._network.state_dict(keep_vars=True)
+        decay = min(self._decay, 1 - 1 / (self._updates + 1))
+        current = self._network.state_dict(keep_vars=True)
         averages = self._average.state_dict(keep_vars=True)
-        keys = {id(average): key for key, average in averages.items()}  # tied weights have several keys, and move once
+        # Tied weights have several keys in a state dict, and must move once.
+        keys = {id(average): key for key, average in averages.items()}
         for key in keys.values():
             average = averages[key]
             if average.is_floating_point() or average.is_complex():
-                average.lerp_(now[key].to(average.dtype), 1 - kept)
-            else:
-                average.copy_(now[key])
+                average.lerp_(current[key].to(average.dtype), 1 - decay)
+            else:  # counters of batch norm, and masks
+                average.copy_(current[key])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the average, and how often it moved."""
         return {"average": self._average.state_dict(), "updates": self._updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
         self._average.load_state_dict(state["average"])
         self._updates = state["updates"]
 
     def close(self) -> None:
-        """Take the taps away."""
         self._frozen.close()
 
 
-def _copied(net: Net[Any]) -> nn.Module:
-    """Return a copy of a net's module that is not trained. Raises RecipeError where it cannot be copied."""
+def _copy_network(net: Net[Any]) -> nn.Module:
+    """Return a frozen copy of a network. Raises RecipeError if it cannot be copied."""
     try:
         return copy.deepcopy(net.network).requires_grad_(False)
-    except Exception as error:  # a stranger's module may hold anything
+    except Exception as error:  # a user-defined module may hold objects that cannot be copied
         raise RecipeError(
-            f"net {net.name!r} cannot be copied, as its average has to be; keep no computed tensors, files or locks in "
-            "its modules, and take weight_norm from torch.nn.utils.parametrizations "
+            f"net {net.name!r} cannot be copied, which its average needs; do not store computed tensors, files or "
+            "locks in its modules, and use weight_norm of torch.nn.utils.parametrizations "
             f"({type(error).__name__}: {first_line(error)})"
         ) from error

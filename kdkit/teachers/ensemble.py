@@ -1,4 +1,4 @@
-"""Several teachers, matched together by one loss."""
+"""Several teachers that one term matches together."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,24 +10,24 @@ from kdkit.teachers.peer import require_net
 
 @dataclass(frozen=True, slots=True, init=False)
 class Teachers:
-    """Several teachers that one term matches together: the target is a tuple, one answer for each of them.
+    """Several frozen networks that one term matches together: the target is a tuple with an output of each.
 
-    Each sees what its own view shows it. With taps, target=(tap of the first, tap of the second, ...). The loss is one
-    that takes a tuple, such as `PerTeacher`, which weighs the teachers for each sample. Where their classes differ, those
-    that all share are compared.
+    Each network uses its own view. With taps, target=(tap on the first, tap on the second, ...). The loss takes a
+    tuple, such as `PerTeacher`, which weights the teachers per sample. If their classes differ, the classes that all of
+    them share are compared.
     """
 
     members: tuple[Net[Any], ...]
 
     def __init__(self, *members: Net[Any]) -> None:
-        for each in members:
-            require_net(each, self)
+        for member in members:
+            require_net(member, self)
         if len(set(members)) < max(len(members), 2):
-            given = ", ".join(each.name for each in members) or "none"
-            raise RecipeError(f"a Panel takes at least two nets, each once; got {given}")
+            names = ", ".join(member.name for member in members) or "none"
+            raise RecipeError(f"Teachers(...) takes at least two different nets; got {names}")
         object.__setattr__(self, "members", members)
 
     @property
     def name(self) -> str:
-        """What it is called in terms and tables."""
-        return " and ".join(each.name for each in self.members)
+        """The name in terms and tables."""
+        return " and ".join(member.name for member in self.members)

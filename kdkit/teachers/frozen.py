@@ -1,4 +1,4 @@
-"""A frozen teacher, and how a teacher is opened."""
+"""Open a teacher for a stage; a network becomes a frozen teacher: in eval mode, and without gradients."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,61 +15,61 @@ from kdkit.teachers.base import Teacher, TeacherOutput, TeacherSession
 from kdkit.utils.modules import eval_mode
 
 
-def open_teacher(teacher: Teacher, taps: Sequence[TapLike], facts: BuildContext) -> TeacherSession:
-    """Return who answers for a source: a Net is frozen, and any other opens itself.
+def open_teacher(teacher: Teacher, taps: Sequence[TapLike], context: BuildContext) -> TeacherSession:
+    """Return the session of a teacher: a frozen network, or whatever its `open` returns.
 
-    Raises RecipeError for one that has no `open(taps, facts)`, or whose `open` does not return a Respondent.
+    Raises RecipeError if it has no `open(taps, context)`, or if `open` fails or does not return a TeacherSession.
     """
     if isinstance(teacher, Net):
         return Frozen(teacher, taps)
-    open_itself = getattr(teacher, "open", None)
-    if open_itself is None:
+    open_method = getattr(teacher, "open", None)
+    if open_method is None:
         raise RecipeError(
-            f"{teacher.name!r} is a {type(teacher).__name__}, which cannot be matched; expected a Net, or a source with "
-            "open(taps, facts) that returns a Respondent"
+            f"{teacher.name!r} is a {type(teacher).__name__}, which cannot be matched; expected a Net, or a teacher "
+            "with open(taps, context) that returns a TeacherSession"
         )
     try:
-        session = open_itself(taps, facts)
+        session = open_method(taps, context)
     except KdkitError:
         raise
-    except Exception as error:  # a stranger's source may raise anything
+    except Exception as error:  # a user-defined teacher may raise anything
         raise RecipeError(
-            f"{teacher.name!r} cannot be opened: open(taps, facts) of {type(teacher).__name__} raises "
+            f"{teacher.name!r} cannot be opened: open(taps, context) of {type(teacher).__name__} raises "
             f"{type(error).__name__}: {first_line(error)}"
         ) from error
     if not isinstance(session, TeacherSession):
         raise RecipeError(
-            f"{teacher.name!r} cannot be asked: open(taps, facts) returns a Respondent, and that of "
-            f"{type(teacher).__name__} returned {session!r}"
+            f"{teacher.name!r} cannot be used: open(taps, context) of {type(teacher).__name__} must return a "
+            f"TeacherSession; it returned {session!r}"
         )
     return session
 
 
 class Frozen(TeacherSession):
-    """A net that answers in eval mode and without gradients, and is left in the mode it was in."""
+    """A network in eval mode and without gradients. Closing it restores the mode of every submodule."""
 
     def __init__(self, net: Net[Any], taps: Sequence[TapLike]) -> None:
         self.net = net
-        self._listening = OpenTaps(taps)
-        self._open = ExitStack()
-        self._open.enter_context(eval_mode(net.module))
+        self._open_taps = OpenTaps(taps)
+        self._resources = ExitStack()
+        self._resources.enter_context(eval_mode(net.module))
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> TeacherOutput:
-        """Return what it says of this batch."""
-        self._listening.clear()
+        """Return the output and the features for this batch."""
+        self._open_taps.clear()
         output = self.net(batch)
-        return TeacherOutput(output, self._listening.take())
+        return TeacherOutput(output, self._open_taps.take())
 
     @torch.no_grad()
     def dry_run(self, batch: Batch) -> Sequence[TapLike]:
-        """Answer once, note which tapped tensors are changed in place, and return the taps that did not fire."""
-        self._listening.clear()
+        """Run once, note which tapped tensors are modified in place, and return the taps that did not fire."""
+        self._open_taps.clear()
         self.net(batch)
-        self._listening.copy_if_modified()
-        return self._listening.unfired()
+        self._open_taps.copy_if_modified()
+        return self._open_taps.unfired()
 
     def close(self) -> None:
-        """Take the taps away and give every module its mode back."""
-        self._listening.close()
-        self._open.close()
+        """Remove the taps and restore the mode of every submodule."""
+        self._open_taps.close()
+        self._resources.close()

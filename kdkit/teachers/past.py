@@ -1,4 +1,4 @@
-"""What a net in training said of each sample in its last epoch (PS-KD)."""
+"""The outputs of a network in its last epoch as its teacher (PS-KD)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,11 +24,12 @@ _MEGABYTE = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """What a net in training said of each sample when it last saw it in an earlier epoch (PS-KD, Kim et al. 2021).
+    """The output of a network in training for each sample, from the last epoch it saw the sample in (PS-KD).
 
-    Outputs only, kept by sample id in two tables of 4 bytes a number, one that is read and one that is written during
-    an epoch, and saved with the run. A sample that has no past yet, as all in the first epoch, is answered with what
-    the net says now, which moves nothing. memory_limit: of both tables, in MB; None for what the device has left.
+    Kim et al. 2021. Outputs only, stored by sample id in two tables of 4 bytes per value, one that is read and one that
+    is written during an epoch, which are part of the checkpoint. Samples without a past output, as all in the first
+    epoch, contribute no gradient.
+    memory_limit: of both tables, in MB; None for the available memory of the device.
     """
 
     net: Net[Any]
@@ -41,87 +42,88 @@ class Past:
 
     @property
     def name(self) -> str:
-        """What it is called in terms and tables."""
+        """The name in terms and tables."""
         return f"past of {self.net.name}"
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """The classes of its outputs, where they differ from the data's."""
+        """The classes of its outputs, if they differ from the data's."""
         return self.net.classes
 
-    def open(self, taps: Sequence[TapLike], facts: BuildContext) -> TeacherSession:
-        """Return the memory, empty as yet. Raises RecipeError for taps, or for data that has no ids."""
+    def open(self, taps: Sequence[TapLike], context: BuildContext) -> TeacherSession:
+        """Return a session with empty tables. Raises RecipeError if there are taps, or the data has no sample ids."""
         if taps:
-            raise RecipeError(f"{self.name!r} remembers outputs only; match it without target=...")
-        if facts.samples is None or not facts.ids:
+            raise RecipeError(f"{self.name!r} has outputs only, no features; match it without target=...")
+        if context.samples is None or not context.ids:
             raise RecipeError(
-                f"{self.name!r} remembers samples by their ids, and a DataLoader of your own has none; pass its "
-                "Dataset instead"
+                f"{self.name!r} stores outputs by sample id, and a user-defined DataLoader has none; pass its Dataset "
+                "instead"
             )
-        return _Remembering(self, facts.samples)
+        return _PastSession(self, context.samples)
 
 
-class _Remembering(TeacherSession):
-    """Two tables by sample: what was said in earlier epochs, and what is said in this one."""
+class _PastSession(TeacherSession):
+    """Two tables by sample, (samples, classes): outputs of earlier epochs, and of the current one."""
 
     def __init__(self, teacher: Past, samples: int) -> None:
-        self._source = teacher
+        self._teacher = teacher
         self._rows = Rows(samples)
-        self._last, self._now = torch.zeros(0), torch.zeros(0)
-        self._known, self._said = torch.zeros(2, samples, dtype=torch.bool)
+        self._past, self._current = torch.zeros(0), torch.zeros(0)  # allocated in the dry run, when shapes are known
+        self._has_past, self._has_current = torch.zeros(2, samples, dtype=torch.bool)
 
     def __call__(self, batch: Batch) -> TeacherOutput:
-        """Return the past outputs of these samples, and of which there are any."""
+        """Return the past outputs of these samples, and the mask of those that have one."""
         rows = self._rows(_ids(batch), remember=False)
-        known = self._known[rows] & (self._rows.known[rows] == batch.ids)
-        return TeacherOutput(self._last[rows], known=known)
+        # A row may belong to another sample if this one was never stored.
+        mask = self._has_past[rows] & (self._rows.known[rows] == batch.ids)
+        return TeacherOutput(self._past[rows], mask=mask)
 
     @torch.no_grad()
     def dry_run(self, batch: Batch) -> Sequence[TapLike]:
-        """Make the tables for outputs of this shape. Raises RecipeError where they would be too large."""
-        output = self._source.net(batch)
-        samples = len(self._known)
-        limit = self._source.memory_limit
+        """Allocate the tables. Raises RecipeError if they do not fit into memory."""
+        teacher = self._teacher
+        output = teacher.net(batch)
+        samples = len(self._has_past)
         memory.require(
             2 * 4 * samples * output[0].numel(),
-            f"{self._source.name!r} for {samples} samples of {output[0].numel()} outputs",
+            f"{teacher.name!r} for {samples} samples of {output[0].numel()} outputs",
             output.device,
-            limit=None if limit is None else int(limit * _MEGABYTE),
-            remedy="learn from fewer samples, or raise its memory_limit where there is room",
+            limit=None if teacher.memory_limit is None else int(teacher.memory_limit * _MEGABYTE),
+            remedy="train on fewer samples, or raise its memory_limit if the device has more memory",
         )
-        self._last = output.new_zeros(samples, *output.shape[1:], dtype=torch.float32)
-        self._now = torch.zeros_like(self._last)
-        self._known, self._said = self._known.to(output.device), self._said.to(output.device)
+        self._past = output.new_zeros(samples, *output.shape[1:], dtype=torch.float32)
+        self._current = torch.zeros_like(self._past)
+        self._has_past, self._has_current = self._has_past.to(output.device), self._has_current.to(output.device)
         self._rows.to(output.device)
         return ()
 
     @torch.no_grad()
     def observe(self, batch: Batch, outputs: Mapping[str, Tensor]) -> None:
-        """Remember what the net said of this batch, on every rank what it said on all of them."""
+        """Store the outputs of this batch; every rank stores the outputs of all ranks."""
         ids = all_gather(_ids(batch))
-        said = all_gather(outputs[self._source.net.name].to(self._now.dtype))
+        current = all_gather(outputs[self._teacher.net.name].to(self._current.dtype))
         rows = self._rows(ids, remember=True)
-        self._now[rows] = said
-        self._said[rows] = True
+        self._current[rows] = current
+        self._has_current[rows] = True
 
     def on_epoch_end(self) -> None:
-        """Turn the page: what was said in this epoch is the past of the next."""
-        self._last = torch.where(self._said.view(-1, *(1 for _ in self._now.shape[1:])), self._now, self._last)
-        self._known |= self._said
-        self._said.zero_()
+        """Make the outputs of this epoch the past of the next one; a sample without one keeps its older output."""
+        has_current = self._has_current.view(-1, *(1 for _ in self._current.shape[1:]))
+        self._past = torch.where(has_current, self._current, self._past)
+        self._has_past |= self._has_current
+        self._has_current.zero_()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the table that is read, as it is between two epochs."""
-        return {"rows": self._rows.state_dict(), "last": self._last, "known": self._known}
+        """Return the table that is read; checkpoints are written between epochs, when the other one is empty."""
+        return {"rows": self._rows.state_dict(), "past": self._past, "has_past": self._has_past}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
         self._rows.load_state_dict(state["rows"])
-        self._last.copy_(state["last"])
-        self._known.copy_(state["known"])
+        self._past.copy_(state["past"])
+        self._has_past.copy_(state["has_past"])
 
 
 def _ids(batch: Batch) -> Tensor:
     if batch.ids is None:
-        raise RecipeError("the past is kept by sample id, and this batch has none")
+        raise RecipeError("past outputs are stored by sample id, and this batch has none")
     return batch.ids

@@ -1,4 +1,4 @@
-"""What another net in training says at this very step."""
+"""The current output of another network in training as a teacher: mutual learning."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +9,11 @@ from kdkit.nets.net import Net
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """What a net in training says at this step, as a fixed target: mutual learning (DML, Zhang et al. 2018).
+    """The detached output of a network in training at the same step: mutual learning (DML, Zhang et al. 2018).
 
-    Two nets of one stage that match each other's Peer teach each other; both see the other's outputs from before the
-    update, as public code has it, where the paper updates one after the other. A net may also match its own Peer by
-    taps, so that its deep layers teach its shallow ones.
+    Two networks of one stage that match each other's Peer teach each other. Both use outputs from before the update, as
+    the public code of the paper does; the paper itself updates one network after the other. A network may also match
+    its own Peer by taps, so that its deep layers teach its shallow ones.
     """
 
     net: Net[Any]
@@ -23,16 +23,16 @@ class Peer:
 
     @property
     def name(self) -> str:
-        """What it is called in terms and tables."""
+        """The name in terms and tables."""
         return f"peer {self.net.name}"
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """The classes of its outputs, where they differ from the data's."""
+        """The classes of its outputs, if they differ from the data's."""
         return self.net.classes
 
 
 def require_net(net: object, teacher: object) -> None:
-    """Raise RecipeError unless a source is made of a Net."""
+    """Raise RecipeError unless `net`, of which a teacher is created, is a Net."""
     if not isinstance(net, Net):
         raise RecipeError(f"{type(teacher).__name__} takes a Net; got a {type(net).__name__}")

@@ -15,7 +15,7 @@ import kdkit
 from kdkit import Batch, CosineRamp, Match, Net, Recipe, Stage, Tap, TorchData, Training, Truth
 from kdkit.data.dataset import Data
 from kdkit.engine.check.dry_run import Rehearsal
-from kdkit.engine.open_stage import facts_of
+from kdkit.engine.open_stage import build_context
 from kdkit.losses import Hint, PerLabelSoftTargets, SoftTargets
 from kdkit.teachers import run_teachers
 from kdkit_ecg import Leads, LRHNet, SEResNet, Synthetic
@@ -139,7 +139,7 @@ CASES: dict[str, Callable[[], tuple[Stage, Data]]] = {
 @pytest.fixture(params=CASES)
 def open_teacher(request: pytest.FixtureRequest) -> Iterator[tuple[Rehearsal, Data]]:
     stage, data = CASES[request.param]()
-    rehearsal = Rehearsal(stage, facts_of(data), data.train.batch(torch.arange(2), 0))
+    rehearsal = Rehearsal(stage, build_context(data), data.train.batch(torch.arange(2), 0))
     assert rehearsal.problems == []
     yield rehearsal, data
     rehearsal.close()
@@ -240,7 +240,7 @@ def test_a_loss_that_asks_for_labels_ids_and_progress_is_compiled_once_while_pro
     (student,) = stage.objectives
     (teacher,) = stage.teachers
     rehearsal = Rehearsal(
-        Stage({student: 1.0 * Match(teacher, asking)}, training()), facts_of(data), next(chunks(data, 0))
+        Stage({student: 1.0 * Match(teacher, asking)}, training()), build_context(data), next(chunks(data, 0))
     )
     graphs = Graphs()
     lesson = torch.compile(rehearsal.lesson, backend=graphs, fullgraph=True)
@@ -279,7 +279,7 @@ def test_a_run_that_compiles_gives_the_history_of_one_that_does_not(monkeypatch)
 @pytest.mark.slow
 def test_the_default_backend_gives_the_terms_and_gradients_of_the_plain_lesson():
     stage, data = plain()
-    rehearsal = Rehearsal(stage, facts_of(data), next(chunks(data, 0)))
+    rehearsal = Rehearsal(stage, build_context(data), next(chunks(data, 0)))
     before = copy.deepcopy(rehearsal.lesson.state_dict())
     wanted = values(rehearsal, rehearsal.lesson, data)
     rehearsal.lesson.load_state_dict(before)

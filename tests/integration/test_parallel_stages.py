@@ -22,7 +22,7 @@ from kdkit import (
 )
 from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.losses import Hint, SoftTargets
-from kdkit.recipe.recipe import needs_of
+from kdkit.recipe.recipe import stage_dependencies
 from kdkit.study.parallel_stages import _Open
 
 RECIPE = '''
@@ -129,8 +129,8 @@ def stages_of(schedule: type, *nets: Net[nn.Module]) -> list[Stage]:
 
 def test_a_stage_needs_those_that_train_what_it_asks():
     nets = [Net(name, nn.Linear(2, 2)) for name in "abc"]
-    assert needs_of(stages_of(Parallel, *nets)) == {"a": (), "b": (), "c": ("a", "b")}
-    assert needs_of(stages_of(MultiLevel, *nets)) == {"a": (), "b": ("a",), "c": ("a", "b")}
+    assert stage_dependencies(stages_of(Parallel, *nets)) == {"a": (), "b": (), "c": ("a", "b")}
+    assert stage_dependencies(stages_of(MultiLevel, *nets)) == {"a": (), "b": ("a",), "c": ("a", "b")}
 
 
 def test_a_stage_needs_those_it_shares_a_trained_part_with():
@@ -138,7 +138,7 @@ def test_a_stage_needs_those_it_shares_a_trained_part_with():
     one, other = Net("one", nn.Sequential(body, nn.Linear(2, 2))), Net("other", nn.Sequential(body, nn.Linear(2, 2)))
     stranger = Net("stranger", nn.Linear(2, 2))
     stages = [Stage({net: truth}, training) for net in (one, stranger, other)]
-    assert needs_of(stages) == {"one": (), "stranger": (), "other": ("one",)}
+    assert stage_dependencies(stages) == {"one": (), "stranger": (), "other": ("one",)}
 
 
 def test_a_net_is_not_trained_before_those_who_ask_it_as_it_was():
@@ -149,7 +149,7 @@ def test_a_net_is_not_trained_before_those_who_ask_it_as_it_was():
     )
     asks = Stage({student: Match(teacher, Hint(), student=Tap(student.module), target=Tap(teacher.module))}, training)
     trains = Stage({teacher: Truth(nn.CrossEntropyLoss())}, training)
-    assert needs_of([asks, trains]) == {"student": (), "teacher": ("student",)}
+    assert stage_dependencies([asks, trains]) == {"student": (), "teacher": ("student",)}
 
 
 class Wrapping:
@@ -171,7 +171,7 @@ def test_a_stage_whose_teacher_cannot_be_looked_into_keeps_its_place():
             Stage({student: Match(hidden, SoftTargets())}, training),
             Stage({last: truth}, training),
         ]
-        assert needs_of(stages) == {"teacher": (), "student": ("teacher",), "last": ("student",)}
+        assert stage_dependencies(stages) == {"teacher": (), "student": ("teacher",), "last": ("student",)}
 
 
 def test_many_stages_of_one_net_are_planned_in_no_time():

@@ -200,4 +200,4 @@ def test_the_command_says_where_answers_are_recorded_or_that_they_are_not(kdkit_
 
 def test_a_run_called_answers_keeps_them_elsewhere(kdkit_here, here):
     here("teacher_cache")
-    assert "32 of 32" in kdkit_here("cache", "runs/recorded-teacher_cache").out
+    assert "32 of 32" in kdkit_here("cache", "runs/shared-teacher_cache").out

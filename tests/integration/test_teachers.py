@@ -8,7 +8,7 @@ from torch import nn
 import kdkit
 from kdkit import Ema, Match, Net, Past, Peer, Recipe, Stage, Tap, Teachers, hookimpl
 from kdkit.engine.check.dry_run import Rehearsal
-from kdkit.engine.open_stage import facts_of
+from kdkit.engine.open_stage import build_context
 from kdkit.losses import OFD, PSKD, PerTeacher, SoftTargets
 from kdkit.teachers import run_teachers
 from tests.helpers.stages import Small, data, same, training, truth
@@ -73,7 +73,7 @@ def test_a_run_gone_on_with_ends_in_the_same_bits(make, tmp_path):
 def steps(make, wrap):
     """Return the terms of two short epochs of a lesson, compiled or not."""
     stage = recipe(make).stages[0]
-    rehearsal = Rehearsal(stage, facts_of(data()), data().train.batch(torch.arange(8), 0))
+    rehearsal = Rehearsal(stage, build_context(data()), data().train.batch(torch.arange(8), 0))
     lesson = wrap(rehearsal.lesson)
     rehearsal.lesson.eval()
     found = []

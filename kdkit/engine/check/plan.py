@@ -1,4 +1,4 @@
-"""The plan of a recipe: its stages, terms and problems."""
+"""The plan of a recipe: its stages, what each term compares, and every problem."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from kdkit.teachers import Teachers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TermSummary:
-    """A term as it will be computed: what meets what, in which shapes, and what is trained to bring them together."""
+    """A term as it will be computed: its two sides with their shapes, and the parameters of its loss."""
 
     label: str
     loss: str
@@ -34,21 +34,22 @@ class TermSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """An experiment as it would run, and every problem that stands in its way.
+    """A recipe as it would run, and every problem that prevents it.
 
-    comparisons: for each stage, its terms with their shapes; empty for a stage that could not be rehearsed.
-    foreign: teachers of features alone, whose outputs are not about the data's classes; they cannot be scored.
+    terms: the summaries of each stage's terms; empty for a stage whose dry run failed.
+    feature_teachers: networks that are matched by features only, and whose outputs are not about the data's classes.
+    They have no metrics.
     """
 
     stages: tuple[Stage, ...]
-    comparisons: tuple[tuple[TermSummary, ...], ...]
+    terms: tuple[tuple[TermSummary, ...], ...]
     problems: tuple[str, ...]
-    facts: BuildContext
-    foreign: frozenset[Net[Any]] = frozenset()
+    context: BuildContext
+    feature_teachers: frozenset[Net[Any]] = frozenset()
 
     @property
     def nets(self) -> tuple[Net[Any], ...]:
-        """Every net that teaches or learns."""
+        """Every network that teaches or is trained."""
         return nets_of(self.stages)
 
     def require(self) -> None:
@@ -57,53 +58,57 @@ class Plan:
             raise CheckError(self.problems)
 
 
-def compared(line: BoundTerm, given: TermInputs) -> TermSummary:
-    """Return a term as it will be computed, from what it compared on a tiny batch."""
-    term = line.weighted.term
-    match = term if isinstance(term, Match) else None
-    trained = line.loss.parameters() if isinstance(line.loss, nn.Module) else ()
+def summarize(term: BoundTerm, inputs: TermInputs) -> TermSummary:
+    """Return the summary of a term from its inputs for a tiny batch."""
+    match = term.weighted.term if isinstance(term.weighted.term, Match) else None
+    if match is None or inputs.target is None:
+        target = f"labels {describe_shape(inputs.labels)}"
+    else:
+        target = _describe_side(match.target, inputs.target, _tappable_nets(match.teacher))
     return TermSummary(
-        label=line.label,
-        loss=_said(line.loss),
-        weight=(line.weighted.weight(0.0), line.weighted.weight(1.0)),
-        student_net=line.student_net.name,
+        label=term.label,
+        loss=describe_loss(term.loss),
+        weight=(term.weighted.weight(0.0), term.weighted.weight(1.0)),
+        student_net=term.student_net.name,
         teacher=None if match is None else match.teacher.name,
-        student=_side(None if match is None else match.student, given.student, [line.student_net]),
-        target=f"labels {_shape(given.labels)}"
-        if match is None or given.target is None
-        else _side(match.target, given.target, _nets(match.teacher)),
-        parameters=sum(parameter.numel() for parameter in trained),
+        student=_describe_side(None if match is None else match.student, inputs.student, [term.student_net]),
+        target=target,
+        parameters=sum(parameter.numel() for parameter in term.loss.parameters())
+        if isinstance(term.loss, nn.Module)
+        else 0,
     )
 
 
-def _side(taps: Any, value: Sided, nets: Sequence[Net[Any]]) -> str:
-    """Return what one side is, in words: outputs, or the tapped layers of these nets, with shapes."""
-    if taps is None:
-        return f"outputs {_shape(value)}"
-    return f"{', '.join(_where(tap, nets) for tap in taps_of(taps))} {_shape(value)}"
+def describe_shape(side: Sided) -> str:
+    """Return the shape of a tensor, or the shapes of a tuple of tensors."""
+    return " ".join(str(tuple(tensor.shape)) for tensor in (side if isinstance(side, tuple) else (side,)))
 
 
-def _nets(teacher: Any) -> tuple[Net[Any], ...]:
-    """Return the nets whose layers may be tapped for a source: itself, its members, or the one it is made of."""
-    if isinstance(teacher, Teachers):
-        return teacher.members
-    net = teacher if isinstance(teacher, Net) else getattr(teacher, "net", None)
-    return (net,) if isinstance(net, Net) else ()
-
-
-def _where(tap: TapLike, nets: Sequence[Net[Any]]) -> str:
-    named = (named for net in nets for named in net.network.named_modules())
-    name = next((name for name, module in named if module is tap.module), "?")
-    at = getattr(tap, "at", type(tap).__name__)
-    return name if at == "output" else f"{at} of {name}"
-
-
-def _shape(side: Sided) -> str:
-    return " ".join(str(tuple(each.shape)) for each in side) if isinstance(side, tuple) else str(tuple(side.shape))
-
-
-def _said(loss: Any) -> str:
+def describe_loss(loss: Any) -> str:
+    """Return the name of a loss, with the options of a module."""
     if isinstance(loss, nn.Module):
         options = loss.extra_repr()
         return f"{type(loss).__name__}({options})" if options else type(loss).__name__
     return getattr(loss, "__name__", None) or repr(loss)
+
+
+def _describe_side(taps: Any, value: Sided, nets: Sequence[Net[Any]]) -> str:
+    if taps is None:
+        return f"outputs {describe_shape(value)}"
+    return f"{', '.join(_describe_tap(tap, nets) for tap in taps_of(taps))} {describe_shape(value)}"
+
+
+def _describe_tap(tap: TapLike, nets: Sequence[Net[Any]]) -> str:
+    """Return the path of the tapped module in its network, such as "layer3.0", with the kind of the tap."""
+    modules = (named for net in nets for named in net.network.named_modules())
+    path = next((path for path, module in modules if module is tap.module), "?")
+    kind = getattr(tap, "at", type(tap).__name__)
+    return path if kind == "output" else f"{kind} of {path}"
+
+
+def _tappable_nets(teacher: Any) -> tuple[Net[Any], ...]:
+    """Return the networks whose layers may be tapped for a teacher: its members, itself, or the one it is made from."""
+    if isinstance(teacher, Teachers):
+        return teacher.members
+    net = teacher if isinstance(teacher, Net) else getattr(teacher, "net", None)
+    return (net,) if isinstance(net, Net) else ()

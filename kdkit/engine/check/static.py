@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kdkit.data.dataset import Data
 from kdkit.errors import KdkitError, RecipeError, did_you_mean
 from kdkit.losses import BuildContext, needs_of
 from kdkit.metrics import Predictions
@@ -18,137 +17,151 @@ from kdkit.recipe.objective import Match, Term, as_objective, taps_of
 from kdkit.recipe.recipe import Recipe, Stage, nets_of
 from kdkit.teachers import Ema, Past, Peer, Teachers
 
+Problems = Iterator[str]
 
-def require_uncompiled(stages: Iterable[Stage]) -> None:
-    """Raise RecipeError for a balance that a compiled lesson cannot serve: it has one backward pass for all terms."""
+
+def recipe_problems(recipe: Recipe, stages: Sequence[Stage]) -> Problems:
+    """Yield the problems of a recipe as a whole: names, the order of stages, metrics, and cache settings."""
+    for name, count in Counter(recipe.data.classes).items():
+        if count > 1:
+            yield f"{count} classes of the data are called {name!r}, but a table of classes needs distinct names"
+    if not stages:
+        yield f"{type(recipe.schedule).__name__} gives no stages: there is nothing to train"
+    yield from _duplicate_names(stages)
+    yield from _untrained_teachers(stages)
+    yield from _unknown_monitors(recipe, stages)
+    yield from _shared_losses(stages)
+    yield from _metric_problems(recipe)
+    if recipe.teacher_cache.top is not None and recipe.data.task != "multiclass":
+        yield (
+            f"CacheSettings(top={recipe.teacher_cache.top}) keeps the largest outputs of each sample, which needs one "
+            f"class per sample, and this data is {recipe.data.task}; leave out top"
+        )
+
+
+def stage_problems(stage: Stage, context: BuildContext) -> Problems:
+    """Yield the problems of one stage: its networks, its terms, and its optimizer."""
+    problems = [*_net_and_term_problems(stage, context)]
+    # An optimizer of networks without trainable parameters would raise as well, with a message that helps less.
+    yield from problems or _optimizer_problems(stage)
+
+
+def require_compilable(stages: Iterable[Stage]) -> None:
+    """Raise RecipeError if a stage balances by the gradient of each term, which a compiled module does not have."""
     for stage in stages:
-        if getattr(stage.training.balancing, "each_gradient", False):
+        balancing = stage.training.balancing
+        if getattr(balancing, "each_gradient", False):
             raise RecipeError(
-                f"stage {stage.name!r}: {type(stage.training.balancing).__name__} differentiates each term apart, which "
-                "a compiled lesson does not allow; run without compile, or balance by WeightedSum or "
+                f"stage {stage.name!r}: {type(balancing).__name__} needs the gradient of each term, but a compiled "
+                "module has one backward pass for all terms; run without compile, or balance by WeightedSum or "
                 "UncertaintyWeighting"
             )
 
 
-def _same_classes(data: Data) -> Iterator[str]:
-    for name, count in Counter(data.classes).items():
+def _duplicate_names(stages: Sequence[Stage]) -> Problems:
+    # Files are named after networks and stages, so these are unique in a recipe; other teachers only in their stage.
+    for name, count in Counter(net.name for net in nets_of(stages)).items():
         if count > 1:
-            yield f"{count} classes of the data are called {name!r}, of which a table could show one only"
-
-
-def _across_stages(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[str]:
-    if not stages:
-        yield f"{type(recipe.schedule).__name__} gives no stages: there is nothing to train"
-    yield from _same_names(stages)
+            yield f"{count} nets are called {name!r}; give each net a unique name"
+    for stage in stages:
+        matched = {*nets_of([stage]), *(match.teacher for match in stage.matches)}
+        for name, count in Counter(teacher.name for teacher in matched).items():
+            if count > 1 and any(teacher.name == name and not isinstance(teacher, Net) for teacher in matched):
+                yield (
+                    f"stage {stage.name!r}: {count} different teachers are called {name!r}, for example with different "
+                    "options; use the same object in each term, or give them unique names"
+                )
     for name, count in Counter(stage.name for stage in stages).items():
         if count > 1:
-            yield f"{count} stages are called {name!r}; give each a name of its own: Stage(..., name=...)"
+            yield f"{count} stages are called {name!r}; give each stage a unique name: Stage(..., name=...)"
+
+
+def _untrained_teachers(stages: Sequence[Stage]) -> Problems:
     trained: set[Net[Any]] = {net for net in nets_of(stages) if net.trained}
-    metrics = [score.name for score in recipe.metrics]
     for stage in stages:
         for teacher in stage.teachers:
             if isinstance(teacher, Net) and teacher not in trained and teacher not in stage.objectives:
                 yield (
-                    f"stage {stage.name!r}: net {teacher.name!r} teaches but is neither trained in an earlier stage nor "
-                    "given weights; pass Net(..., weights=FILE), or trained=True if its module is as it should be"
+                    f"stage {stage.name!r}: net {teacher.name!r} teaches, but it is not trained in an earlier stage "
+                    "and has no weights; pass Net(..., weights=FILE), or trained=True if its module is trained already"
                 )
         trained |= set(stage.objectives)
-        if stage.training.monitor is not None and stage.training.monitor not in metrics:
-            yield (
-                f"stage {stage.name!r}: {stage.training.monitor!r} is not among the recipe's scores; "
-                f"{did_you_mean(stage.training.monitor, metrics)}"
-            )
-    yield from _used_twice(stages)
 
 
-def _same_names(stages: Sequence[Stage]) -> Iterator[str]:
-    """Nets have names in files, so of a whole recipe; other sources have theirs in a stage."""
-    for name, count in Counter(net.name for net in nets_of(stages)).items():
-        if count > 1:
-            yield f"{count} nets are called {name!r}; give each a name of its own"
+def _unknown_monitors(recipe: Recipe, stages: Sequence[Stage]) -> Problems:
+    names = [metric.name for metric in recipe.metrics]
     for stage in stages:
-        matched = {*nets_of([stage]), *(match.teacher for match in stage.matches)}
-        for name, count in Counter(each.name for each in matched).items():
-            if count > 1 and any(each.name == name and not isinstance(each, Net) for each in matched):
+        monitor = stage.training.monitor
+        if monitor is not None and monitor not in names:
+            yield f"stage {stage.name!r}: {monitor!r} is not among the recipe's metrics; {did_you_mean(monitor, names)}"
+
+
+def _shared_losses(stages: Sequence[Stage]) -> Problems:
+    labels: dict[int, str] = {}  # of the first term that uses a loss, by identity of the loss
+    for term in (
+        weighted.term
+        for stage in stages
+        for objective in stage.objectives.values()
+        for weighted in as_objective(objective)
+    ):
+        loss = term.loss
+        if isinstance(loss, nn.Module) and (hasattr(loss, "build") or any(True for _ in loss.parameters())):
+            if id(loss) in labels:
                 yield (
-                    f"stage {stage.name!r}: {count} things that are matched are called {name!r}, such as one of other "
-                    "options; match the same one in each term, or name them apart"
+                    f"terms {labels[id(loss)]!r} and {term.label!r} share one {type(loss).__name__}, which has "
+                    "parameters; create one for each term"
                 )
+            labels[id(loss)] = term.label
 
 
-def _scores(recipe: Recipe) -> Iterator[str]:
-    """Score made-up answers, so that a score that does not fit the data is refused before hours of training."""
+def _metric_problems(recipe: Recipe) -> Problems:
+    """Compute every metric for random outputs, so that one that does not fit the data is refused before training."""
     classes = tuple(recipe.data.classes)
     random = np.random.default_rng(0)
     outputs = random.standard_normal((2 * len(classes) + 2, len(classes)))
-    right = np.arange(len(outputs)) % len(classes)
-    labels: NDArray[Any] = right if recipe.data.task == "multiclass" else np.eye(len(classes))[right]
-    said = Predictions(labels=labels, outputs=outputs, classes=classes)
-    for score in recipe.metrics:
+    targets = np.arange(len(outputs)) % len(classes)
+    labels: NDArray[Any] = targets if recipe.data.task == "multiclass" else np.eye(len(classes))[targets]
+    predictions = Predictions(labels=labels, outputs=outputs, classes=classes)
+    for metric in recipe.metrics:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # made-up answers may be odd ones
-                score.fit(said).compute(said)
+                warnings.simplefilter("ignore")  # random outputs may be degenerate, real ones need not be
+                metric.fit(predictions).compute(predictions)
         except KdkitError as error:
-            yield f"score {score.name!r}: {error}"
-        except Exception as error:  # a stranger's score may raise anything
-            yield f"score {score.name!r} cannot score this data ({recipe.data.task}): {type(error).__name__}: {error}"
+            yield f"metric {metric.name!r}: {error}"
+        except Exception as error:  # a user-defined metric may raise anything
+            yield f"metric {metric.name!r} does not fit this data ({recipe.data.task}): {type(error).__name__}: {error}"
 
 
-def _answers(recipe: Recipe) -> Iterator[str]:
-    if recipe.teacher_cache.top is not None and recipe.data.task != "multiclass":
-        yield (
-            f"answers are cut to their {recipe.teacher_cache.top} largest outputs where labels are one class per sample, and "
-            f"this data is {recipe.data.task}; leave out Answers(top=...)"
-        )
-
-
-def _used_twice(stages: Sequence[Stage]) -> Iterator[str]:
-    losses = [
-        each.term for stage in stages for objective in stage.objectives.values() for each in as_objective(objective)
-    ]
-    seen: dict[int, str] = {}
-    for term in losses:
-        loss = term.loss
-        if isinstance(loss, nn.Module) and (hasattr(loss, "build") or any(True for _ in loss.parameters())):
-            if id(loss) in seen:
-                yield (
-                    f"terms {seen[id(loss)]!r} and {term.label!r} share one {type(loss).__name__}, which has weights; "
-                    "give each its own"
-                )
-            seen[id(loss)] = term.label
-
-
-def _before_rehearsal(stage: Stage, facts: BuildContext) -> Iterator[str]:
+def _net_and_term_problems(stage: Stage, context: BuildContext) -> Problems:
     for net, objective in stage.objectives.items():
         if not isinstance(net.module, nn.Module):
             yield f"net {net.name!r} is a plain callable: it can teach, but not be trained"
         elif not any(parameter.requires_grad for parameter in net.module.parameters()):
             yield f"net {net.name!r} has nothing to train: none of its parameters requires a gradient"
         else:
-            yield from (
-                f"net {net.name!r} keeps {key!r}, a {type(value).__name__}, in its state_dict(), of which a run folder "
-                "holds tensors alone; leave out get_extra_state, or return a tensor"
-                for key, value in net.module.state_dict().items()
-                if not isinstance(value, Tensor)
-            )
-        labels = Counter(each.term.label for each in as_objective(objective))
-        for label, count in labels.items():
+            for key, value in net.module.state_dict().items():
+                if not isinstance(value, Tensor):
+                    yield (
+                        f"net {net.name!r} has {key!r}, a {type(value).__name__}, in its state_dict(), but a run "
+                        "folder stores tensors only; remove get_extra_state, or return a tensor"
+                    )
+        for label, count in Counter(weighted.term.label for weighted in as_objective(objective)).items():
             if count > 1:
-                yield f"{count} terms are called {label!r}; tell them apart with label='...'"
-        for each in as_objective(objective):
-            found = term_problems(net, each.term, stage, facts)
-            yield from (f"term {each.term.label!r}: {problem}" for problem in found)
+                yield f"{count} terms are called {label!r}; distinguish them with label='...'"
+        for weighted in as_objective(objective):
+            for problem in _term_problems(net, weighted.term, stage, context):
+                yield f"term {weighted.term.label!r}: {problem}"
 
 
-def _training(stage: Stage) -> Iterator[str]:
-    """Make the optimizer and its schedule once, so that the last stage's options are refused before the first runs."""
+def _optimizer_problems(stage: Stage) -> Problems:
+    """Create the optimizer and its schedule, so that wrong options of the last stage show before the first one runs."""
     training = stage.training
     named = [
-        (f"{net.name}.{path}", each)
+        (f"{net.name}.{path}", parameter)
         for net in stage.objectives
-        for path, each in net.network.named_parameters()
-        if each.requires_grad
+        for path, parameter in net.network.named_parameters()
+        if parameter.requires_grad
     ]
     try:
         optimizer = training.optimizer.build(named)
@@ -158,66 +171,66 @@ def _training(stage: Stage) -> Iterator[str]:
         yield str(error)
 
 
-def term_problems(net: Net[Any], term: Term, stage: Stage, facts: BuildContext) -> Iterator[str]:
-    """Say what is wrong with a term of a net's goal in this stage, for all that can be seen without running it."""
-    yield from _needs(term.loss, facts)
+def _term_problems(net: Net[Any], term: Term, stage: Stage, context: BuildContext) -> Problems:
+    requirements = needs_of(term.loss)
+    if "ids" in requirements and not context.ids:
+        yield "it needs sample ids, and a user-defined DataLoader has none; pass its Dataset instead"
+    if "hard_labels" in requirements and context.task != "multiclass":
+        yield (
+            f"it needs one class per sample, and this data is {context.task}; use a loss that does not, such as one of "
+            "the PerLabel... losses"
+        )
     if isinstance(term, Match):
-        yield from _match(net, term, stage, facts)
+        yield from _teacher_problems(net, term, stage, context)
+        yield from _target_tap_problems(term)
+        for tap in taps_of(term.student):
+            yield from _foreign_tap(tap.module, net, "student")
 
 
-def _match(net: Net[Any], match: Match, stage: Stage, facts: BuildContext) -> Iterator[str]:
+def _teacher_problems(net: Net[Any], match: Match, stage: Stage, context: BuildContext) -> Problems:
     teacher = match.teacher
     if teacher is net or teacher in stage.objectives:
         yield (
-            f"net {teacher.name!r} is in training in this stage, so it cannot be matched as a frozen teacher; match "
-            f"what it says at this step, Peer(net), what it said in its last epoch, Past(net), or its average, Ema(net)"
+            f"net {teacher.name!r} is trained in this stage, so it cannot be matched as a frozen teacher; match its "
+            "output at this step, Peer(net), its output in the last epoch, Past(net), or its average, Ema(net)"
         )
     for member in teacher.members if isinstance(teacher, Teachers) else ():
         if member in stage.objectives:
             yield (
-                f"net {member.name!r} is in training in this stage, so it has no place in a Panel of frozen teachers; "
-                "match Peer(net) in a term of its own"
+                f"net {member.name!r} is trained in this stage, so it cannot be one of the frozen Teachers(...); match "
+                "Peer(net) in a separate term"
             )
     if isinstance(teacher, Past | Ema | Peer) and teacher.net not in stage.objectives:
         yield (
-            f"{teacher.name!r} is of a net that is not trained in this stage; match the net itself, or train it here too"
+            f"{teacher.name!r} needs a net that is trained in this stage, and {teacher.net.name!r} is not; match the "
+            "net itself, or train it here too"
         )
     if isinstance(teacher, Past) and teacher.net is not net:
-        yield f"{teacher.name!r} can be matched by net {teacher.net.name!r} alone; match Peer(net) or Ema(net) instead"
-    if isinstance(teacher, Past) and not facts.ids:
-        yield f"{teacher.name!r} needs sample ids, and a DataLoader of your own has none; pass its Dataset instead"
-    yield from _target_taps(match)
-    for tap in taps_of(match.student):
-        yield from _belongs(tap.module, net, "student")
+        yield f"only net {teacher.net.name!r} can match {teacher.name!r}; use Peer(net) or Ema(net) instead"
+    if isinstance(teacher, Past) and not context.ids:
+        yield f"{teacher.name!r} needs sample ids, and a user-defined DataLoader has none; pass its Dataset instead"
 
 
-def _target_taps(match: Match) -> Iterator[str]:
+def _target_tap_problems(match: Match) -> Problems:
     taps, teacher = taps_of(match.target), match.teacher
     if isinstance(teacher, Past) and taps:
-        yield f"{teacher.name!r} remembers outputs only; match it without target=..."
-    elif isinstance(teacher, Net):
-        for tap in taps:
-            yield from _belongs(tap.module, teacher, "target")
-    elif isinstance(teacher, Ema | Peer):
-        for tap in taps:
-            yield from _belongs(tap.module, teacher.net, "target")
+        yield f"{teacher.name!r} has outputs only, no features; match it without target=..."
     elif isinstance(teacher, Teachers) and taps:
         if len(taps) != len(teacher.members):
-            yield f"a Panel of {len(teacher.members)} nets takes as many taps as target, one of each; got {len(taps)}"
+            yield (
+                f"Teachers(...) of {len(teacher.members)} nets takes a tuple of as many taps as target, one on each "
+                f"net; got {len(taps)}"
+            )
         for tap, member in zip(taps, teacher.members, strict=False):
-            yield from _belongs(tap.module, member, "target")
+            yield from _foreign_tap(tap.module, member, "target")
+    elif isinstance(teacher, Net | Ema | Peer):
+        net = teacher if isinstance(teacher, Net) else teacher.net
+        for tap in taps:
+            yield from _foreign_tap(tap.module, net, "target")
 
 
-def _belongs(module: nn.Module, net: Net[Any], side: str) -> Iterator[str]:
+def _foreign_tap(module: nn.Module, net: Net[Any], side: str) -> Problems:
     if not isinstance(net.module, nn.Module):
         yield f"net {net.name!r} is a plain callable, which cannot be tapped"
-    elif all(module is not each for each in net.module.modules()):
-        yield f"the {side} tap sits on a {type(module).__name__} that is not a part of net {net.name!r}"
-
-
-def _needs(loss: Any, facts: BuildContext) -> Iterator[str]:
-    needs = needs_of(loss)
-    if "ids" in needs and not facts.ids:
-        yield "it needs sample ids, and a DataLoader of your own has none; pass its Dataset instead"
-    if "hard_labels" in needs and facts.task != "multiclass":
-        yield f"it needs one class per sample, and this data is {facts.task}; take one that does not, as PerLabel... do"
+    elif all(module is not part for part in net.module.modules()):
+        yield f"the {side} tap is on a {type(module).__name__} that is not a part of net {net.name!r}"

@@ -1,4 +1,4 @@
-"""What a run leaves on disk, and when it can be gone on with."""
+"""The folder of a run: the files a run writes, and the checks for resuming it."""
 
 import json
 import os
@@ -10,140 +10,94 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from kdkit.engine.storage.stage_folder import StageFolder
+from kdkit.engine.storage.stage_folder import FORMAT, StageFolder, require_format
 from kdkit.errors import RunFolderError, did_you_mean, first_line
 from kdkit.metrics import MetricResult
 from kdkit.metrics.per_class import Reported
 from kdkit.utils.files import to_json, write
 
+RECORD = "run.json"
+METRICS = "metrics.json"
 
-def read_reported(folder: Path, net: str) -> Reported:
-    """Return what a run folder holds of a net. Raises RunFolderError where it is none, or does not know the net."""
-    run = _run(folder)
-    stages: dict[str, Path] = {}  # a net that was trained in several stages is as the last one left it
-    for file in sorted(folder.glob("*/predictions-*-validation.safetensors"), key=_number):
-        stages[file.name.removeprefix("predictions-").removesuffix("-validation.safetensors")] = file.parent
-    if net not in stages:
-        raise RunFolderError(f"{folder} holds no predictions of {net!r}; {did_you_mean(net, list(stages))}")
-    stage = StageFolder(stages[net])
-    there = (stage.path / f"predictions-{net}-test.safetensors").exists()
-    return Reported(
-        validation=stage.load_predictions(net, "validation"),
-        test=stage.load_predictions(net, "test") if there else None,
-        train=run.get("positives"),
-    )
-
-
-def nets_of_run(folder: Path) -> tuple[str, ...]:
-    """Return the nets that a run scored. Raises RunFolderError where the folder holds no finished run."""
-    try:
-        return tuple(json.loads((folder / "metrics.json").read_text())["metrics"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunFolderError(
-            f"{folder} holds no scores of a run ({first_line(error)}); give a finished run's"
-        ) from error
-
-
-def _number(file: Path) -> int:
-    """Return the number of the stage that a file belongs to; 0 where its folder has none."""
-    number = file.parent.name.split("-", 1)[0]
-    return int(number) if number.isdecimal() else 0
-
-
-def _run(folder: Path) -> dict[str, Any]:
-    try:
-        run: dict[str, Any] = json.loads((folder / "run.json").read_text())
-        return run
-    except (OSError, ValueError) as error:
-        raise RunFolderError(
-            f"{folder} holds no run ({first_line(error)}); give the folder of a finished run"
-        ) from error
-
-
-RUN = "run.json"
-COMPARED = ("recipe_sha256", "options", "seed", "precision", "data", "stages", "nets", "trainings", "teacher_cache")
-HINTS = {
-    "data": " (data that is made at random outside recipe() is other data each time: make it inside, where the seed is "
-    "set, or from a generator with a seed of its own)",
+# A run is resumed only if all of these are the same; device, processes and versions may differ.
+_MUST_MATCH = ("recipe_sha256", "options", "seed", "precision", "data", "stages", "nets", "trainings", "teacher_cache")
+_HINTS = {
+    "data": " (random data that is created outside recipe() differs each time: create it inside, where random numbers "
+    "are seeded, or use a seeded generator)",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """The folder of one run. writes: whether anything is kept in it; of several processes the first one writes."""
+    """The folder of one run. writes: False on all ranks but the first one, which then write nothing."""
 
     path: Path
     writes: bool = True
 
     @classmethod
-    def create(cls, path: Path, run: Mapping[str, Any], recipe: Path | None) -> "RunFolder":
-        """Make a new run folder. Raises RunFolderError where something is already there."""
+    def create(cls, path: Path, record: Mapping[str, Any], recipe: Path | None) -> "RunFolder":
+        """Create a run folder. Raises RunFolderError if the path exists and is not an empty folder."""
         cls.require_usable(path, resume=False)
         try:
             if recipe is not None:
                 write(path / "recipe.py", recipe.read_bytes())
-            write(path / RUN, json.dumps(run, indent=2, default=str))
+            write(path / RECORD, json.dumps({"format": FORMAT, **record}, indent=2, default=str))
         except OSError as error:
             raise _unwritable(path, error) from error
         return cls(path)
 
     @classmethod
-    def reopen(cls, path: Path, run: Mapping[str, Any]) -> "RunFolder":
-        """Open the folder of a run to go on with it. Raises RunFolderError where it is another run's."""
-        before, now = _record(path), json.loads(json.dumps(run, default=str))
-        for key in COMPARED:
-            if _lasting(before.get(key)) != _lasting(now.get(key)):
+    def reopen(cls, path: Path, record: Mapping[str, Any]) -> "RunFolder":
+        """Open the folder of a run to resume it. Raises RunFolderError if it is the folder of another run."""
+        before, now = _read_record(path), json.loads(json.dumps(record, default=str))
+        for key in _MUST_MATCH:
+            if _without_addresses(before.get(key)) != _without_addresses(now.get(key)):
                 raise RunFolderError(
-                    f"{path} holds a run that differs in its {key.replace('_', ' ')}: it had {before.get(key)!r}, "
-                    f"this one has {now.get(key)!r}; choose another folder, or call it as before{HINTS.get(key, '')}"
+                    f"{path} holds a run with a different {key.replace('_', ' ')}: expected {before.get(key)!r}, "
+                    f"got {now.get(key)!r}; choose another folder, or run it with the same one{_HINTS.get(key, '')}"
                 )
         return cls(path)
 
     @staticmethod
     def require_usable(path: Path, *, resume: bool) -> None:
-        """Raise the RunFolderError that making this folder, or going on with its run, would end in; write nothing."""
+        """Raise the RunFolderError that creating or resuming this folder would raise, without writing anything."""
         if resume:
-            _record(path)
+            _read_record(path)
             return
         try:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                if (path / RUN).exists():
+                if (path / RECORD).exists():
                     raise RunFolderError(
-                        f"{path} already holds a run; go on with it (--resume, or resume=True) or choose another folder"
+                        f"{path} already holds a run; resume it (--resume, or resume=True) or choose another folder"
                     )
-                raise RunFolderError(
-                    f"{path} exists and is not a run folder; choose another, or one that does not exist"
-                )
+                raise RunFolderError(f"{path} exists and is not a run folder; choose a path that does not exist")
             _require_writable(path)
-        except (OSError, ValueError) as error:  # ValueError for a null character
+        except (OSError, ValueError) as error:  # ValueError if the path has a null character
             raise _unwritable(path, error) from error
 
     def stage(self, index: int, name: str) -> StageFolder:
-        """Return the folder of a stage, counted from 1."""
+        """Return the folder of a stage. index: from 0; the folder's name counts from 1."""
         return StageFolder(self.path / f"{index + 1}-{name}", self.writes)
 
     def save_metrics(self, reported_on: str, metrics: Mapping[str, Mapping[str, MetricResult]]) -> None:
-        """Keep the scores of every net, and the split they were reported on; one that is not finite is null."""
+        """Save the metrics of every network, and their split; a value that is not finite becomes null."""
         if not self.writes:
             return
-        table = {
-            net: {name: _told(compute_metrics) for name, compute_metrics in each.items()}
-            for net, each in metrics.items()
-        }
-        write(self.path / "metrics.json", to_json({"reported_on": reported_on, "metrics": table}, indent=2))
+        table = {net: {name: _as_json(result) for name, result in results.items()} for net, results in metrics.items()}
+        write(self.path / METRICS, to_json({"reported_on": reported_on, "metrics": table}, indent=2))
 
 
-def started(path: Path) -> bool:
-    """Whether there is a run to go on with; removes what is left of one that was stopped before it wrote its record."""
-    if (path / RUN).is_file():
+def can_resume(path: Path) -> bool:
+    """Whether there is a run to resume; removes the files of one that was killed before it wrote its record."""
+    if (path / RECORD).is_file():
         return True
-    for file in (path / "recipe.py", *path.glob(".recipe.py.*"), *path.glob(f".{RUN}.*")):
+    for file in (path / "recipe.py", *path.glob(".recipe.py.*"), *path.glob(f".{RECORD}.*")):
         file.unlink(missing_ok=True)
     return False
 
 
-def new_path(name: str) -> Path:
-    """Return where a run goes that says nothing of it: runs/<name>-<time>, not there yet."""
+def default_path(name: str) -> Path:
+    """Return a path for a run without `out`: runs/<name>-<time>, which does not exist yet."""
     stem = f"{name}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     path, count = Path("runs") / stem, 1
     while path.exists():
@@ -152,31 +106,66 @@ def new_path(name: str) -> Path:
     return path
 
 
-def _told(compute_metrics: MetricResult) -> dict[str, Any]:
-    """Return a score as JSON has it; intervals only where they were asked for."""
-    told = asdict(compute_metrics)
-    return told if compute_metrics.interval is not None else {key: told[key] for key in ("value", "by_class", "note")}
+def read_reported(folder: Path, net: str) -> Reported:
+    """Return the predictions of a network in a run folder. Raises RunFolderError if there is no such run or network."""
+    record = _read_record(folder)
+    stages: dict[str, Path] = {}  # a network that several stages trained is reported as the last one left it
+    for file in sorted(folder.glob("*/predictions-*-validation.safetensors"), key=_stage_number):
+        stages[file.name.removeprefix("predictions-").removesuffix("-validation.safetensors")] = file.parent
+    if net not in stages:
+        raise RunFolderError(f"{folder} holds no predictions of {net!r}; {did_you_mean(net, list(stages))}")
+    stage = StageFolder(stages[net])
+    has_test = (stage.path / f"predictions-{net}-test.safetensors").exists()
+    return Reported(
+        validation=stage.load_predictions(net, "validation"),
+        test=stage.load_predictions(net, "test") if has_test else None,
+        train=record.get("positives"),
+    )
 
 
-def _record(path: Path) -> dict[str, Any]:
-    """Return what a run says of itself. Raises RunFolderError where there is no run, or none that can be read."""
-    file = path / RUN
+def nets_of_run(folder: Path) -> tuple[str, ...]:
+    """Return the networks that have metrics. Raises RunFolderError if the folder holds no finished run."""
+    _read_record(folder)
+    try:
+        return tuple(json.loads((folder / METRICS).read_text())["metrics"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(
+            f"{folder} holds no metrics ({first_line(error)}); pass the folder of a finished run"
+        ) from error
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """Return `run.json`. Raises RunFolderError if there is no run, or it cannot be read, or its format is another."""
+    file = path / RECORD
     try:
         if not file.is_file():
-            raise RunFolderError(f"{path} holds no run to go on with: there is no {RUN} in it")
+            raise RunFolderError(f"{path} holds no run: there is no {RECORD} in it")
         record = json.loads(file.read_text())
         if not isinstance(record, dict):
             raise ValueError(f"it holds a {type(record).__name__}, not an object")
     except (OSError, ValueError) as error:
         raise RunFolderError(
-            f"{file} cannot be read, so the run cannot be gone on with: {first_line(error)}; "
-            "choose another folder (--out FOLDER, or out=FOLDER)"
+            f"{file} cannot be read: {first_line(error)}; choose another folder (--out FOLDER, or out=FOLDER)"
         ) from error
+    require_format(record, file)
     return record
 
 
+def _stage_number(file: Path) -> int:
+    """Return the number of the stage that a file belongs to, or 0 if its folder has none."""
+    number = file.parent.name.split("-", 1)[0]
+    return int(number) if number.isdecimal() else 0
+
+
+def _as_json(result: MetricResult) -> dict[str, Any]:
+    fields = asdict(result)
+    if result.interval is None:  # only a BootstrapInterval has one
+        return {key: fields[key] for key in ("value", "by_class", "note")}
+    return fields
+
+
 def _require_writable(path: Path) -> None:
-    """Raise OSError where the folders from the nearest existing one to this path cannot be made."""
+    """Raise OSError if this path cannot be created; creates nothing."""
     missing = []
     while not path.exists() and path != path.parent:
         missing.append(path.name)
@@ -187,7 +176,7 @@ def _require_writable(path: Path) -> None:
         raise PermissionError(f"{path} may not be written to")
     for name in missing:
         with suppress(FileNotFoundError):
-            (path / name).lstat()  # raises where the name is too long
+            (path / name).lstat()  # raises OSError if the name is too long
 
 
 def _unwritable(path: Path, error: Exception) -> RunFolderError:
@@ -196,10 +185,10 @@ def _unwritable(path: Path, error: Exception) -> RunFolderError:
     )
 
 
-def _lasting(value: Any) -> Any:
-    """Leave out where in memory a function lies, which its repr tells and which is another in each process."""
+def _without_addresses(value: Any) -> Any:
+    """Remove memory addresses, such as in the repr of a function, which differ from process to process."""
     if isinstance(value, list):
-        return [_lasting(each) for each in value]
+        return [_without_addresses(item) for item in value]
     if isinstance(value, dict):
-        return {key: _lasting(each) for key, each in value.items()}
+        return {key: _without_addresses(item) for key, item in value.items()}
     return re.sub(r" at 0x[0-9a-fA-F]+", "", value) if isinstance(value, str) else value

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from kdkit.engine.options import RunOptions
 from kdkit.engine.run import run
 from kdkit.engine.run_record import Origin
-from kdkit.engine.storage.run_folder import started
+from kdkit.engine.storage.run_folder import can_resume
 from kdkit.recipe.recipe import Recipe
 from kdkit.utils.files import write
 
@@ -41,7 +41,7 @@ class Job:
         """Run it, or go on with it, and mark it as finished; whatever it raises is told and not raised."""
         began = time.perf_counter()
         try:
-            options = replace(self.options, out=self.folder, resume=started(self.folder))
+            options = replace(self.options, out=self.folder, resume=can_resume(self.folder))
             run(lambda: self.recipe(**self.given), options, callbacks=self.callbacks, origin=self.origin)
         except Exception as error:  # whatever a recipe raises must not cost the other cells
             return JobResult(seconds=time.perf_counter() - began, error=error)

@@ -57,7 +57,7 @@ def tensors_of(answer: TeacherOutput) -> tuple[Tensor, ...]:
 
 def _whole(answer: TeacherOutput, samples: int) -> TeacherOutput:
     """Return an answer that has a row for each sample, or raise CacheError."""
-    if answer.known is not None or not all(
+    if answer.mask is not None or not all(
         each.ndim and len(each) == samples and each.layout is torch.strided for each in tensors_of(answer)
     ):
         raise CacheError("what it gives has no row for each sample")

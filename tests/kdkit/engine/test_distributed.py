@@ -43,20 +43,20 @@ def test_processes_fetch_different_rows_which_are_together_those_of_one():
 def test_the_mean_over_processes_of_weighted_means_is_that_of_the_batch(two, parts, whole):
     values = torch.arange(float(whole))
     own = [values, values] if parts[0] == whole else values.split(parts)
-    weighted = [part.mean() * distributed.weight_of(len(part), whole) for part in own]
+    weighted = [part.mean() * distributed.rank_weight(len(part), whole) for part in own]
     assert sum(weighted) / 2 == pytest.approx(values.mean())
 
 
 def test_a_loader_of_ones_own_cannot_be_shared_out(two):
     data = TorchData(DataLoader(samples()), samples(), classes=["a", "b", "c"])
     with pytest.raises(DataError, match="pass its Dataset instead"):
-        distributed.require_shareable(data, [8])
+        distributed.require_divisible(data, [8])
 
 
 def test_a_batch_too_small_for_all_processes_is_refused(two):
-    distributed.require_shareable(tiny_data(), [8, 4])
+    distributed.require_divisible(tiny_data(), [8, 4])
     with pytest.raises(RecipeError, match="a batch of 3 cannot be shared out among 2 processes"):
-        distributed.require_shareable(tiny_data(), [8, 3])
+        distributed.require_divisible(tiny_data(), [8, 3])
 
 
 def test_frozen_batch_norm_is_not_warned_of(two):

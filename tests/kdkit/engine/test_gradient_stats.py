@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kdkit.engine.gradient_stats import GradientFigures, norms_and_cosines
+from kdkit.engine.gradient_stats import GradientStats, norms_and_cosines
 from kdkit.recipe.balancing import inner_products, jacobian
 from tests.helpers.balancing import linear, numbers, ones, plain, vectors
 
@@ -28,7 +28,7 @@ def test_a_jacobian_has_a_row_for_each_term_and_zeros_where_it_does_not_reach():
 
 def figures_of(parameter, parts, weights=None, every=1, scale=plain):
     """Return the figures of updates, each of several micro-batches of gradients."""
-    figures = GradientFigures(every, ("term0", "term1"), [parameter])
+    figures = GradientStats(every, ("term0", "term1"), [parameter])
     for update, micro_batches in enumerate(parts):
         count = len(micro_batches)
         for gradients in micro_batches:
@@ -74,7 +74,7 @@ def test_what_is_not_finite_is_left_out_of_the_mean():
 
 
 def test_figures_are_taken_once():
-    figures = GradientFigures(1, ("term0",), [])
+    figures = GradientStats(1, ("term0",), [])
     assert figures.take() is None
     figures.close()
     assert figures.take() is None

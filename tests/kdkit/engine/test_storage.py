@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from kdkit import MetricResult, Predictions
-from kdkit.engine.storage.run_folder import RunFolder, new_path
+from kdkit.engine.storage.run_folder import RunFolder, default_path
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.errors import RunFolderError
 from kdkit.utils.files import write
@@ -312,8 +312,8 @@ def test_predictions_are_plain_arrays_with_ids_where_there_are_any(tmp_path, ids
 
 def test_a_new_run_gets_a_path_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first = new_path("recipe")
+    first = default_path("recipe")
     assert first.parts[0] == "runs"
     assert first.name.startswith("recipe-")
     first.mkdir(parents=True)
-    assert not new_path("recipe").exists()
+    assert not default_path("recipe").exists()

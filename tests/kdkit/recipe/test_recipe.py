@@ -114,7 +114,7 @@ def test_a_recipe_is_made_without_reading_the_data():
 
 def test_a_recipe_runs_once():
     made = recipe()
-    made.use()
+    made.mark_used()
     with pytest.raises(RecipeError, match="has run already"):
         made.require_unused()
     recipe().require_unused()

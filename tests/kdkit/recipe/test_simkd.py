@@ -34,7 +34,9 @@ def body(dimensions=2):
 
 
 def reusing(teacher, dimensions=2):
-    return SimKD(body(dimensions), teacher.head, given=(4, *[8] * dimensions), wanted=(6, *[4] * dimensions))
+    return SimKD(
+        body(dimensions), teacher.head, student_shape=(4, *[8] * dimensions), teacher_shape=(6, *[4] * dimensions)
+    )
 
 
 def data(dimensions=2):
@@ -141,7 +143,7 @@ def test_a_copy_of_it_is_a_net_of_its_own():
 def test_what_a_net_sees_beside_its_first_input_goes_to_the_head():
     large, small = SEResNet(width=4), LRHNet(leads=3, width=4)
     teacher = Net("teacher", large, view=Leads(12), trained=True)
-    simkd = SimKD(small.body(), large.head(), given=(16, 25), wanted=(32, 4))
+    simkd = SimKD(small.body(), large.head(), student_shape=(16, 25), teacher_shape=(32, 4))
     student = Net("student", simkd, view=Leads(3))
     records = Synthetic(train=8, validation=4, test=4, length=100)
     recipe = Recipe(data=records, schedule=[stage(student, simkd.match(teacher, Tap(large.group4)))])
@@ -166,25 +168,25 @@ def problems(student, teacher, target):
 
 def test_a_body_of_other_channels_than_said_is_refused_before_the_first_step():
     teacher = Whole()
-    student = SimKD(body(), teacher.head, given=(5, 8, 8), wanted=(6, 4, 4))
+    student = SimKD(body(), teacher.head, student_shape=(5, 8, 8), teacher_shape=(6, 4, 4))
     assert "gives features of (4, 8, 8) where given=(5, 8, 8)" in problems(student, teacher, Tap(teacher.body))
 
 
 def test_a_projector_to_another_shape_than_the_teachers_is_refused_before_the_first_step():
     teacher = Whole()
-    student = SimKD(body(), teacher.head, given=(4, 8, 8), wanted=(6, 2, 2))
-    assert "write SimKD(..., wanted=(6, 4, 4))" in problems(student, teacher, Tap(teacher.body))
+    student = SimKD(body(), teacher.head, student_shape=(4, 8, 8), teacher_shape=(6, 2, 2))
+    assert "write SimKD(..., teacher_shape=(6, 4, 4))" in problems(student, teacher, Tap(teacher.body))
 
 
 def test_a_head_that_cannot_take_what_is_projected_is_refused_before_the_first_step():
     teacher = Whole()
-    student = SimKD(body(), teacher.head, given=(4, 8, 8), wanted=(7, 4, 4))
+    student = SimKD(body(), teacher.head, student_shape=(4, 8, 8), teacher_shape=(7, 4, 4))
     assert "net 'student' cannot take what it sees" in problems(student, teacher, Tap(teacher.body))
 
 
 def test_a_body_that_gives_other_features_than_said_is_one_problem():
     teacher = Net("teacher", Whole(), trained=True)
-    student = Net("student", SimKD(body(), teacher.module.head, given=(5, 8, 8), wanted=(6, 4, 4)))
+    student = Net("student", SimKD(body(), teacher.module.head, student_shape=(5, 8, 8), teacher_shape=(6, 4, 4)))
     term = student.module.match(teacher, Tap(teacher.module.body))
     (problem,) = kdkit.check(Recipe(data=data(), schedule=[stage(student, term)])).problems
     assert "gives features of (4, 8, 8) where given=(5, 8, 8)" in problem
