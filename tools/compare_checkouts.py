@@ -1,6 +1,6 @@
 """Compare the losses of the examples in two checkouts, bit for bit: `python tools/compare_checkouts.py OLD NEW`.
 
-Every example runs in both checkouts with seed 0 on one thread, each with its own cache. The terms of every epoch and the
+Every example runs in both checkouts with seed 0 on one thread, with its own cache. The terms of every epoch and the
 weights of every stage must be equal. A refactoring must not move them; a change that does says so in CHANGELOG.md.
 
     git worktree add ../old main

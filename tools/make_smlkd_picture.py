@@ -52,8 +52,8 @@ def draw_networks(axes: "plt.Axes", parameters: dict[str, int]) -> None:
         axes.text(x + width / 2, y + height / 2, text, color="white", ha="center", va="center", fontsize=10)
     arrows = [
         ((0.35, 0.72), (0.64, 0.72), "0.7"),  # teacher to assistant
-        ((0.18, 0.56), (0.38, 0.32), "0.7 × 0.6"),  # teacher to student
-        ((0.82, 0.56), (0.61, 0.32), "0.7 × 0.4"),  # assistant to student
+        ((0.18, 0.56), (0.38, 0.32), "0.7 x 0.6"),  # teacher to student
+        ((0.82, 0.56), (0.61, 0.32), "0.7 x 0.4"),  # assistant to student
     ]
     for start, end, weight in arrows:
         style = {"arrowstyle": "-|>", "color": "#555555", "lw": 1.6, "shrinkA": 0, "shrinkB": 0}
@@ -63,7 +63,7 @@ def draw_networks(axes: "plt.Axes", parameters: dict[str, int]) -> None:
     axes.text(
         0.02,
         0.95,
-        "weights of the distillation losses; 0.3 × the loss on the labels is added",
+        "weights of the distillation losses; 0.3 x the loss on the labels is added",
         fontsize=9,
         color="#555555",
     )
