@@ -5,18 +5,16 @@ from typing import Any
 
 import torch
 
-from kdkit.plugins.manager import Plugins
-
 
 class Callbacks:
     """The callback hooks of a run's plugins, in pluggy's order: the plugin that was registered last is called first.
 
     The random state of torch is restored after each call. A callback that raises is dropped, with a warning.
-    enabled: False to call none; of several ranks, only the first one calls callbacks.
+    hook: the hooks of a plugin manager. enabled: False to call none; of several ranks, only the first one calls callbacks.
     """
 
-    def __init__(self, plugins: Plugins, *, enabled: bool = True) -> None:
-        self._hook = plugins.hook
+    def __init__(self, hook: Any, *, enabled: bool = True) -> None:
+        self._hook = hook
         self._enabled = enabled
         self._dropped: set[str] = set()
         self._listeners: dict[str, list[Any]] = {}  # hook implementations by hook, cached for the training loop

@@ -95,7 +95,7 @@ def _run(
         options=options,
         device=device,
         predictor=Predictor(recipe.data, device, lambda: options.autocast(device)),
-        callbacks=Callbacks(installed().extended(callbacks), enabled=reports),
+        callbacks=Callbacks(installed().extended(callbacks).hook, enabled=reports),
         teacher_caching=TeacherCaching(recipe, plan.stages, options, device),
     )
     folder = _open_folder(ctx, origin)
@@ -191,7 +191,7 @@ def _open_folder(ctx: RunContext, origin: Origin) -> RunFolder | None:
         return None
     if collectives.rank() > 0:
         return RunFolder(options.out, writes=False)
-    record = run_record(ctx, origin)
+    record = run_record(ctx.recipe, ctx.plan, options, ctx.device, origin)
     if options.resume:
         return RunFolder.reopen(options.out, record)
     return RunFolder.create(options.out, record, origin.file)

@@ -13,7 +13,7 @@ from kdkit import __version__
 from kdkit.data.dataset import Data
 from kdkit.engine import distributed
 from kdkit.engine.check.plan import Plan
-from kdkit.engine.trainer import RunContext
+from kdkit.engine.options import RunOptions
 from kdkit.metrics import Predictions, true_classes
 from kdkit.recipe.recipe import Recipe
 from kdkit.utils import collectives
@@ -32,29 +32,28 @@ def run_name(recipe: Recipe, origin: Origin) -> str:
     return recipe.name or ("recipe" if origin.file is None else origin.file.stem)
 
 
-def run_record(ctx: RunContext, origin: Origin) -> dict[str, Any]:
+def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.device, origin: Origin) -> dict[str, Any]:
     """Return the contents of `run.json`."""
-    options, data = ctx.options, ctx.recipe.data
+    data = recipe.data
     source = None if origin.file is None else origin.file.read_bytes()
     return {
-        "recipe": run_name(ctx.recipe, origin),
+        "recipe": run_name(recipe, origin),
         "recipe_sha256": None if source is None else hashlib.sha256(source).hexdigest(),
         "options": {key: str(value) for key, value in (origin.options or {}).items()},
         "seed": options.seed,
-        "device": str(ctx.device),
+        "device": str(device),
         "precision": options.precision,
         "processes": collectives.world_size(),
         "data": data.fingerprint,
         "draws": data.draws,
-        "stages": [stage.name for stage in ctx.plan.stages],
+        "stages": [stage.name for stage in plan.stages],
         "positives": _positives(data),
         "nets": {
-            net.name: {"parameters": net.parameters, "view": net.view.key, "version": net.version}
-            for net in ctx.plan.nets
+            net.name: {"parameters": net.parameters, "view": net.view.key, "version": net.version} for net in plan.nets
         },
         # workers=None is recorded as 0: it chooses a number by the device, and a run may resume on another device.
-        "trainings": [repr(replace(stage.training, workers=stage.training.workers or 0)) for stage in ctx.plan.stages],
-        "teacher_cache": ctx.recipe.teacher_cache.form,
+        "trainings": [repr(replace(stage.training, workers=stage.training.workers or 0)) for stage in plan.stages],
+        "teacher_cache": recipe.teacher_cache.form,
         "versions": {"kdkit": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
 
