@@ -10,7 +10,8 @@ class Callbacks:
     """The callback hooks of a run's plugins, in pluggy's order: the plugin that was registered last is called first.
 
     The random state of torch is restored after each call. A callback that raises is dropped, with a warning.
-    hook: the hooks of a plugin manager. enabled: False to call none; of several ranks, only the first one calls callbacks.
+    hook: the hooks of a plugin manager. enabled: False to call none; of several ranks, only the first one calls
+    callbacks.
     """
 
     def __init__(self, hook: Any, *, enabled: bool = True) -> None:
