@@ -46,7 +46,7 @@ class Predictor:
         Raises DataError if the split is empty, and KdkitError if an output is not a finite number.
         """
         network = module if module is not None else net.module
-        part = _rank_part(split)
+        part = _Part.of_rank(split)
         outputs, labels, ids = [], [], []
         with eval_mode(network):
             for batch in batches(part, batch_size, workers=workers, pin=self.device.type == "cuda"):
@@ -108,15 +108,15 @@ class _Part:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @classmethod
+    def of_rank(cls, split: Split | LoaderSplit) -> "Split | LoaderSplit":
+        """Return the rows that this rank predicts: a part, or the whole split if it cannot be divided."""
+        if not is_distributed() or isinstance(split, LoaderSplit) or len(split) < world_size():
+            return split
+        return cls(split, torch.tensor_split(torch.arange(len(split)), world_size())[rank()])
+
     def batch(self, rows: Tensor, draw: int) -> Batch:
         return self.split.batch(self.rows[rows], draw)
-
-
-def _rank_part(split: Split | LoaderSplit) -> Split | LoaderSplit:
-    """Return the rows that this rank predicts: a part, or the whole split if it cannot be divided."""
-    if not is_distributed() or isinstance(split, LoaderSplit) or len(split) < world_size():
-        return split
-    return _Part(split, torch.tensor_split(torch.arange(len(split)), world_size())[rank()])
 
 
 def _groups(split: Split | LoaderSplit) -> NDArray[np.int64] | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from kdkit.engine import distributed
@@ -65,156 +66,164 @@ def run(
 
     Raises CheckError before the first step, and before anything is written, if the recipe has problems.
     """
-    options = _run_options(options, fields)
+    if options is None:
+        try:
+            options = RunOptions(**fields)
+        except TypeError as error:
+            raise RecipeError(f"run takes the fields of RunOptions by keyword: {error}") from error
+    elif fields:
+        raise RecipeError(f"pass a RunOptions or its fields by keyword, not both; got {', '.join(fields)} as well")
     with distributed.joined(), preserve_rng_state():
         options = _agree_on_folder(options)
-        return _run(recipe, options, callbacks, origin or Origin())
+        device = distributed.rank_device(options.torch_device())
+        if options.out is not None:
+            if collectives.rank() == 0:
+                RunFolder.require_usable(options.out, resume=options.resume)  # before any data is prepared
+            collectives.broadcast(None)  # other ranks wait, so that none sees what the first one writes later
+        # Networks are created in recipe(), so their initial weights depend on this seed.
+        seed_everything(options.seed)
+        if not isinstance(recipe, Recipe):
+            recipe = _call_recipe(recipe)
+        recipe.require_unused()
+        return _Run(recipe, options, device, callbacks, origin or Origin()).execute()
 
 
-def _run(
-    recipe: Recipe | Callable[[], Recipe], options: RunOptions, callbacks: Sequence[object], origin: Origin
-) -> Result:
-    device = distributed.rank_device(options.torch_device())
-    if options.out is not None:
-        if collectives.rank() == 0:
-            RunFolder.require_usable(options.out, resume=options.resume)  # before any data is prepared
-        collectives.broadcast(None)  # other ranks wait, so that none sees what the first one writes later
-    seed_everything(options.seed)
-    if not isinstance(recipe, Recipe):
-        recipe = _call_recipe(recipe)
-    recipe.require_unused()
-    plan = check(recipe, device, options.precision)
-    plan.require()
-    distributed.require_divisible(recipe.data, [stage.training.batch_size for stage in plan.stages])
-    if options.compile:
-        require_compilable(plan.stages)
-    reports = collectives.rank() == 0 and options.only is None
-    ctx = RunContext(
-        recipe=recipe,
-        plan=plan,
-        options=options,
-        device=device,
-        predictor=Predictor(recipe.data, device, lambda: options.autocast(device)),
-        callbacks=Callbacks(installed().extended(callbacks).hook, enabled=reports),
-        teacher_caching=TeacherCaching(recipe, plan.stages, options, device),
-    )
-    folder = _open_folder(ctx, origin)
-    recipe.mark_used()
-    began = time.perf_counter()
-    try:
-        result = _train_and_evaluate(ctx, folder, origin)
-    except BaseException as error:
-        ctx.teacher_caching.close(ended=False)
-        ctx.callbacks.call("run_ended", _run_ended(ctx, {}, time.perf_counter() - began, error))
-        raise
-    ctx.teacher_caching.close(ended=options.only is None)
-    ctx.callbacks.call("run_ended", _run_ended(ctx, result.metrics, time.perf_counter() - began))
-    return result
+class _Run:
+    """A run of a recipe on one rank: everything is checked when it is created, and `execute` trains."""
 
-
-def _train_and_evaluate(ctx: RunContext, folder: RunFolder | None, origin: Origin) -> Result:
-    stages = ctx.plan.stages
-    event = RunStarted(
-        recipe=run_name(ctx.recipe, origin),
-        stages=tuple(stage.name for stage in stages),
-        device=str(ctx.device),
-        seed=ctx.options.seed,
-        folder=ctx.options.out,
-        notices=(*notices(ctx.recipe, ctx.plan), *ctx.teacher_caching.notices()),
-    )
-    ctx.callbacks.call("run_started", event)
-    for net in ctx.plan.nets:
-        if isinstance(net.module, nn.Module):
-            net.module.to(ctx.device)
-    history: dict[str, Sequence[Mapping[str, Any]]] = {}
-    for index, stage in enumerate(stages):
-        stage_folder = None if folder is None else folder.stage(index, stage.name)
-        if _is_selected(ctx, stage, stage_folder, history):
-            history[stage.name] = StageTrainer(ctx, index, stage, stage_folder).train()
-    metrics: dict[str, dict[str, MetricResult]] = {}
-    for net in ctx.plan.nets if ctx.options.only is None else ():
-        if net not in ctx.plan.feature_teachers:
-            metrics[net.name] = _evaluate(ctx, folder, net)
-            if folder is not None:  # after each network, so that a run that fails later keeps what it has
-                folder.save_metrics(_reported_split(ctx), metrics)
-    return Result(
-        metrics=metrics,
-        nets={net.name: net for net in ctx.plan.nets},
-        student=list(stages[-1].objectives)[-1],
-        history=history,
-        reported_on=_reported_split(ctx),
-        folder=ctx.options.out,
-    )
-
-
-def _is_selected(ctx: RunContext, stage: Stage, folder: StageFolder | None, finished: Mapping[str, Any]) -> bool:
-    """Whether to train a stage, or to load it if it is finished; RunOptions(only=...) may leave it to another process.
-
-    finished: the stages before that are. Raises RunFolderError if the stage needs one that is not.
-    """
-    only = ctx.options.only
-    if only is None or folder is None or folder.finished:
-        return True
-    missing = [name for name in stage_dependencies(ctx.plan.stages)[stage.name] if name not in finished]
-    if stage.name in only and missing:
-        raise RunFolderError(
-            f"stage {stage.name!r} needs stage {missing[0]!r}, which is not finished in {folder.path.parent}"
+    def __init__(
+        self, recipe: Recipe, options: RunOptions, device: torch.device, callbacks: Sequence[object], origin: Origin
+    ) -> None:
+        plan = check(recipe, device, options.precision)
+        plan.require()
+        distributed.require_divisible(recipe.data, [stage.training.batch_size for stage in plan.stages])
+        if options.compile:
+            require_compilable(plan.stages)
+        # A process that trains some stages for another one leaves the reports to that one.
+        reports = collectives.rank() == 0 and options.only is None
+        self.ctx = RunContext(
+            recipe=recipe,
+            plan=plan,
+            options=options,
+            device=device,
+            predictor=Predictor(recipe.data, device, lambda: options.autocast(device)),
+            callbacks=Callbacks(installed().extended(callbacks).hook, enabled=reports),
+            teacher_caching=TeacherCaching(recipe, plan.stages, options, device),
         )
-    return stage.name in only
+        self.origin = origin
+        self.folder = self._open_folder()
+        self.reported_on = "validation" if recipe.data.test is None else "test"
 
+    def execute(self) -> Result:
+        """Train and evaluate; call run_ended at the end, also after an error."""
+        ctx = self.ctx
+        ctx.recipe.mark_used()
+        began = time.perf_counter()
+        try:
+            result = self._train_and_evaluate()
+        except BaseException as error:
+            ctx.teacher_caching.close(ended=False)
+            ctx.callbacks.call("run_ended", self._ended(time.perf_counter() - began, error=error))
+            raise
+        ctx.teacher_caching.close(ended=ctx.options.only is None)
+        ctx.callbacks.call("run_ended", self._ended(time.perf_counter() - began, result.metrics))
+        return result
 
-def _evaluate(ctx: RunContext, folder: RunFolder | None, net: Net[Any]) -> dict[str, MetricResult]:
-    """Predict the validation and test splits, save the predictions, and return the metrics of a network."""
-    data = ctx.recipe.data
-    # The last stage that trains the network holds its files; one that is only a teacher gets a folder "0-<name>".
-    index, name, batch_size = next(
-        (
-            (index, stage.name, stage.training.batch_size)
-            for index, stage in reversed(list(enumerate(ctx.plan.stages)))
-            if net in stage.objectives
-        ),
-        (-1, net.name, ctx.plan.stages[-1].training.batch_size),
-    )
-    validation = ctx.predictor.predict(net, data.validation, batch_size=batch_size)
-    test = validation if data.test is None else ctx.predictor.predict(net, data.test, batch_size=batch_size)
-    if folder is not None:
-        stage_folder = folder.stage(index, name)
-        stage_folder.save_predictions(net.name, "validation", validation)
-        if data.test is not None:
-            stage_folder.save_predictions(net.name, "test", test)
-    return compute_metrics(ctx.recipe.metrics, validation, test)
+    def _train_and_evaluate(self) -> Result:
+        ctx, stages = self.ctx, self.ctx.plan.stages
+        event = RunStarted(
+            recipe=run_name(ctx.recipe, self.origin),
+            stages=tuple(stage.name for stage in stages),
+            device=str(ctx.device),
+            seed=ctx.options.seed,
+            folder=ctx.options.out,
+            notices=(*notices(ctx.recipe, ctx.plan), *ctx.teacher_caching.notices()),
+        )
+        ctx.callbacks.call("run_started", event)
+        for net in ctx.plan.nets:
+            if isinstance(net.module, nn.Module):
+                net.module.to(ctx.device)
+        history: dict[str, Sequence[Mapping[str, Any]]] = {}
+        for index, stage in enumerate(stages):
+            folder = None if self.folder is None else self.folder.stage(index, stage.name)
+            if self._is_selected(stage, folder, history):
+                history[stage.name] = StageTrainer(ctx, index, stage, folder).train()
+        metrics: dict[str, dict[str, MetricResult]] = {}
+        for net in ctx.plan.nets if ctx.options.only is None else ():
+            if net not in ctx.plan.feature_teachers:
+                metrics[net.name] = self._evaluate(net)
+                if self.folder is not None:  # after each network, so that a run that fails later keeps what it has
+                    self.folder.save_metrics(self.reported_on, metrics)
+        return Result(
+            metrics=metrics,
+            nets={net.name: net for net in ctx.plan.nets},
+            student=list(stages[-1].objectives)[-1],
+            history=history,
+            reported_on=self.reported_on,
+            folder=ctx.options.out,
+        )
 
+    def _is_selected(self, stage: Stage, folder: StageFolder | None, finished: Mapping[str, Any]) -> bool:
+        """Whether to train a stage, or load it if it is finished; RunOptions(only=...) may leave it to another process.
 
-def _open_folder(ctx: RunContext, origin: Origin) -> RunFolder | None:
-    options = ctx.options
-    if options.out is None:
-        return None
-    if collectives.rank() > 0:
-        return RunFolder(options.out, writes=False)
-    record = run_record(ctx.recipe, ctx.plan, options, ctx.device, origin)
-    if options.resume:
-        return RunFolder.reopen(options.out, record)
-    return RunFolder.create(options.out, record, origin.file)
+        finished: the stages before that are. Raises RunFolderError if the stage needs one that is not.
+        """
+        only = self.ctx.options.only
+        if only is None or folder is None or folder.finished:
+            return True
+        missing = [name for name in stage_dependencies(self.ctx.plan.stages)[stage.name] if name not in finished]
+        if stage.name in only and missing:
+            raise RunFolderError(
+                f"stage {stage.name!r} needs stage {missing[0]!r}, which is not finished in {folder.path.parent}"
+            )
+        return stage.name in only
 
+    def _evaluate(self, net: Net[Any]) -> dict[str, MetricResult]:
+        """Predict the validation and test splits, save the predictions, and return the metrics of a network."""
+        ctx, data = self.ctx, self.ctx.recipe.data
+        # The last stage that trains the network holds its files; one that is only a teacher gets a folder "0-<name>".
+        index, name, batch_size = next(
+            (
+                (index, stage.name, stage.training.batch_size)
+                for index, stage in reversed(list(enumerate(ctx.plan.stages)))
+                if net in stage.objectives
+            ),
+            (-1, net.name, ctx.plan.stages[-1].training.batch_size),
+        )
+        validation = ctx.predictor.predict(net, data.validation, batch_size=batch_size)
+        test = validation if data.test is None else ctx.predictor.predict(net, data.test, batch_size=batch_size)
+        if self.folder is not None:
+            folder = self.folder.stage(index, name)
+            folder.save_predictions(net.name, "validation", validation)
+            if data.test is not None:
+                folder.save_predictions(net.name, "test", test)
+        return compute_metrics(ctx.recipe.metrics, validation, test)
 
-def _run_ended(
-    ctx: RunContext,
-    metrics: Mapping[str, Mapping[str, MetricResult]],
-    seconds: float,
-    error: BaseException | None = None,
-) -> RunEnded:
-    return RunEnded(
-        metrics={net: dict(results) for net, results in metrics.items()},
-        parameters={net.name: net.parameters for net in ctx.plan.nets},
-        reported_on=_reported_split(ctx),
-        folder=ctx.options.out,
-        seconds=seconds,
-        error=error,
-    )
+    def _open_folder(self) -> RunFolder | None:
+        ctx, options = self.ctx, self.ctx.options
+        if options.out is None:
+            return None
+        if collectives.rank() > 0:
+            return RunFolder(options.out, writes=False)
+        record = run_record(ctx.recipe, ctx.plan, options, ctx.device, self.origin)
+        if options.resume:
+            return RunFolder.reopen(options.out, record)
+        return RunFolder.create(options.out, record, self.origin.file)
 
-
-def _reported_split(ctx: RunContext) -> str:
-    return "validation" if ctx.recipe.data.test is None else "test"
+    def _ended(
+        self,
+        seconds: float,
+        metrics: Mapping[str, Mapping[str, MetricResult]] | None = None,
+        error: BaseException | None = None,
+    ) -> RunEnded:
+        return RunEnded(
+            metrics={net: dict(results) for net, results in (metrics or {}).items()},
+            parameters={net.name: net.parameters for net in self.ctx.plan.nets},
+            reported_on=self.reported_on,
+            folder=self.ctx.options.out,
+            seconds=seconds,
+            error=error,
+        )
 
 
 def _call_recipe(function: Callable[[], Recipe]) -> Recipe:
@@ -234,14 +243,3 @@ def _agree_on_folder(options: RunOptions) -> RunOptions:
         resume = can_resume(options.out)
     out, resume = collectives.broadcast((options.out, resume))
     return replace(options, out=out, resume=resume)
-
-
-def _run_options(options: RunOptions | None, fields: Mapping[str, Any]) -> RunOptions:
-    if options is not None:
-        if fields:
-            raise RecipeError(f"pass a RunOptions or its fields by keyword, not both; got {', '.join(fields)} as well")
-        return options
-    try:
-        return RunOptions(**fields)
-    except TypeError as error:
-        raise RecipeError(f"run takes the fields of RunOptions by keyword: {error}") from error

@@ -1,6 +1,5 @@
 """Bind the terms of an objective to the networks and taps of a stage."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,7 +141,8 @@ def _align(
         return None
     if uses_labels:
         classes[THE_DATA] = context.classes
-    positions = shared_classes(tuple(classes.values()), _describe_sides(classes))
+    names = " and ".join(name if name == THE_DATA else repr(name) for name in classes)
+    positions = shared_classes(tuple(classes.values()), f"net {names}" if len(classes) < 3 else f"nets {names}")
     if positions is None:
         return None
     indices = dict(zip(classes, positions, strict=True))
@@ -153,8 +153,3 @@ def _align(
         labels=indices.get(THE_DATA) if uses_labels else None,
         task=context.task,
     )
-
-
-def _describe_sides(classes: Mapping[str, tuple[str, ...]]) -> str:
-    names = " and ".join(name if name == THE_DATA else repr(name) for name in classes)
-    return f"net {names}" if len(classes) < 3 else f"nets {names}"

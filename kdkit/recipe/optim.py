@@ -77,10 +77,12 @@ class Optimizer:
         """Return the optimizer of these parameters. Raises RecipeError if it refuses its options or groups."""
         named = list(named)
         try:
-            parameters = [parameter for _, parameter in named] if self.groups is None else _group(self.groups, named)
+            parameters: list[Any] = [parameter for _, parameter in named]
+            if self.groups is not None:
+                parameters = self._grouped(named, self.groups)
             if isinstance(self.make, str):
-                return _timm_optimizer(self.make, parameters, self.options)
-            return self.make(parameters, **_fused_option(self.make, parameters, self.options), **self.options)
+                return self._timm_optimizer(self.make, parameters)
+            return self.make(parameters, **self._fused_option(parameters), **self.options)
         except (ValueError, TypeError) as error:
             raise RecipeError(f"{self} cannot be created: {error}") from error
 
@@ -91,6 +93,43 @@ class Optimizer:
         # The repr of a function has its address, which differs in each process; a resumed run compares this text.
         name = getattr(self.groups, "__name__", type(self.groups).__name__)
         return f"{text[:-1]}, groups={name})"
+
+    def _grouped(self, named: Sequence[tuple[str, nn.Parameter]], groups: Groups) -> list[dict[str, Any]]:
+        """Return the groups. Raises ValueError if a parameter is in none: it would not be trained, without a "
+        "warning."""
+        result = groups(named)
+        listed = list(result) if isinstance(result, Iterable) else [result]
+        if not all(isinstance(group, dict) and "params" in group for group in listed):
+            raise ValueError("its groups must be dicts with 'params', and the options that differ in that group")
+        listed = [{**group, "params": list(group["params"])} for group in listed]
+        grouped = {id(parameter) for group in listed for parameter in group["params"]}
+        missing = [name for name, parameter in named if id(parameter) not in grouped]
+        if missing:
+            raise ValueError(f"its groups leave out {len(missing)} of {len(named)} parameters, {missing[0]!r} first")
+        return listed
+
+    def _fused_option(self, parameters: Sequence[nn.Parameter | dict[str, Any]]) -> dict[str, bool]:
+        """Return the option of the fused step if it applies: not for SGD, which gains little and may be sparse."""
+        groups = [entry if isinstance(entry, dict) else {"params": [entry]} for entry in parameters]
+        chosen = {"fused", "foreach", "capturable", "differentiable"} & {*self.options}.union(*groups)
+        rates = [self.options.get("lr"), *(group.get("lr") for group in groups)]
+        if self.make not in (Adam, AdamW) or chosen or any(isinstance(rate, Tensor) for rate in rates):
+            return {}
+        tensors = [tensor for group in groups for tensor in group["params"]]
+        applies = all(
+            isinstance(tensor, Tensor) and tensor.device.type == "cpu" and tensor.is_floating_point()
+            for tensor in tensors
+        )
+        return {"fused": True} if applies else {}
+
+    def _timm_optimizer(self, name: str, parameters: list[Any]) -> TorchOptimizer:
+        from timm.optim import create_optimizer_v2, list_optimizers  # type: ignore[attr-defined]  # late: takes seconds
+
+        names = [str(known_name) for known_name in list_optimizers()]
+        if name not in names:
+            raise RecipeError(f"timm has no optimizer {name!r}; {did_you_mean(name, names)}")
+        optimizer: TorchOptimizer = create_optimizer_v2(parameters, opt=name, **self.options)
+        return optimizer
 
 
 class LRSchedule:
@@ -164,48 +203,6 @@ def _refuse_closures(make: Callable[..., Any]) -> None:
             f"{name} computes the loss again within a step (a closure), which is not supported; choose an optimizer "
             "whose step() needs no argument, such as torch.optim.Adam"
         )
-
-
-def _group(groups: Groups, named: Sequence[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
-    """Return the groups. Raises ValueError if a parameter is in none: it would not be trained, without a warning."""
-    result = groups(named)
-    listed = list(result) if isinstance(result, Iterable) else [result]
-    if not all(isinstance(group, dict) and "params" in group for group in listed):
-        raise ValueError("its groups must be dicts with 'params', and the options that differ in that group")
-    listed = [{**group, "params": list(group["params"])} for group in listed]
-    grouped = {id(parameter) for group in listed for parameter in group["params"]}
-    missing = [name for name, parameter in named if id(parameter) not in grouped]
-    if missing:
-        raise ValueError(f"its groups leave out {len(missing)} of {len(named)} parameters, {missing[0]!r} first")
-    return listed
-
-
-def _fused_option(
-    make: Callable[..., TorchOptimizer], parameters: Sequence[nn.Parameter | dict[str, Any]], options: dict[str, Any]
-) -> dict[str, bool]:
-    """Return the option of the fused step if it applies: not for SGD, which gains little and may be sparse."""
-    groups = [entry if isinstance(entry, dict) else {"params": [entry]} for entry in parameters]
-    chosen = {"fused", "foreach", "capturable", "differentiable"} & {*options}.union(*groups)
-    rates = [options.get("lr"), *(group.get("lr") for group in groups)]
-    if make not in (Adam, AdamW) or chosen or any(isinstance(rate, Tensor) for rate in rates):
-        return {}
-    tensors = [tensor for group in groups for tensor in group["params"]]
-    applies = all(
-        isinstance(tensor, Tensor) and tensor.device.type == "cpu" and tensor.is_floating_point() for tensor in tensors
-    )
-    return {"fused": True} if applies else {}
-
-
-def _timm_optimizer(
-    name: str, parameters: list[nn.Parameter] | list[dict[str, Any]], options: dict[str, Any]
-) -> TorchOptimizer:
-    from timm.optim import create_optimizer_v2, list_optimizers  # type: ignore[attr-defined]  # late: takes seconds
-
-    names = [str(known_name) for known_name in list_optimizers()]
-    if name not in names:
-        raise RecipeError(f"timm has no optimizer {name!r}; {did_you_mean(name, names)}")
-    optimizer: TorchOptimizer = create_optimizer_v2(parameters, opt=name, **options)
-    return optimizer
 
 
 class _TimmScheduler:

@@ -57,7 +57,7 @@ def dry_run(stage: OpenStage, batch: Batch, precision: Precision = "fp32", *, ba
         except KdkitError as error:
             report.problems.append(str(error))
     if balance and not report.problems:
-        report.problems += _balancing_problems(stage, batch, precision)
+        run.check_balancing(precision)
     return report
 
 
@@ -94,9 +94,28 @@ class _DryRun:
         self.module.open_taps.clear()
         modules = {teacher.name: getattr(teacher, "module", None) for teacher in teachers}
         self.problems += self.module.build_losses(self.batch, complete, self.context, modules)
-        self.problems += _trained_teachers(self.module, modules)
+        self._check_frozen(modules)
         if not self.problems:
             self._check_terms(complete)
+
+    def check_balancing(self, precision: Precision) -> None:
+        """Compute the gradients of one step with every weight 1, and create the optimizer if it trains the balancer."""
+        training, module = self.stage.stage.training, self.module
+        if type(training.balancing) is WeightedSum:
+            return  # the sum of finite terms with gradients cannot fail
+        try:
+            with _preserve(module, [module]):
+                with autocast(precision, self.batch.labels.device):
+                    losses = module(self.batch, self.stage.teachers(self.batch))
+                balancer = build_balancer(training, module)
+                balancer(losses, dict.fromkeys(losses, 1.0), lambda total: total)
+                parameters = [*balancer_parameters(balancer)]
+                if parameters:  # parameter groups of the user may leave them out
+                    training.optimizer.build([*named_trainable_parameters(module), *parameters])
+        except KdkitError as error:
+            self.problems.append(str(error))
+        except Exception as error:  # a user-defined balancer may raise anything
+            self.problems.append(f"{training.balancing!r} fails in this stage: {type(error).__name__}: {error}")
 
     def _run_teacher(self, teacher: Teacher) -> TeacherOutput | None:
         session = self.stage.sessions[teacher.name]
@@ -161,6 +180,16 @@ class _DryRun:
         classes = net.classes or self.context.classes
         return output.shape[1:] == (len(classes),) and not set(classes).isdisjoint(self.context.classes)
 
+    def _check_frozen(self, teachers: Mapping[str, Any]) -> None:
+        """Check that no student and no loss shares trainable parameters with a teacher."""
+        trained = {id(parameter) for parameter in self.module.parameters() if parameter.requires_grad}
+        for name, teacher in teachers.items():
+            if isinstance(teacher, nn.Module) and any(id(parameter) in trained for parameter in teacher.parameters()):
+                self.problems.append(
+                    f"net {name!r} teaches, but a student or a loss shares parameters with it, which would be trained; "
+                    "give it a copy (copy.deepcopy), or freeze those parameters with requires_grad_(False)"
+                )
+
     def _check_terms(self, teacher_outputs: Mapping[str, TeacherOutput]) -> None:
         outputs = self.module.run_students(self.batch, teacher_outputs)
         for term in self.module.terms:
@@ -178,6 +207,11 @@ def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any])
     target = inputs.labels if inputs.target is None else inputs.target
     shapes = f"student {describe_shape(inputs.student)} and target {describe_shape(target)}"
     loss, student = describe_loss(term.loss), repr(term.student_net.name)
+    # A loss that is zero for a noisy student as well is zero for every student.
+    if isinstance(inputs.student, tuple):
+        noisy_student: Sided = tuple(tensor + torch.randn_like(tensor) for tensor in inputs.student)
+    else:
+        noisy_student = inputs.student + torch.randn_like(inputs.student)
     try:
         # A loss with a memory bank updates its buffers when it is called.
         with (
@@ -186,7 +220,7 @@ def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any])
         ):
             warnings.simplefilter("always")
             value = term.loss(inputs.student, target, **kwargs)
-            noisy = term.loss(_add_noise(inputs.student), target, **kwargs)
+            noisy = term.loss(noisy_student, target, **kwargs)
     except KdkitError as error:
         return str(error)
     except Exception as error:  # the loss may be user-defined, and its sides may not fit it
@@ -207,37 +241,6 @@ def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any])
     if value == 0 and noisy == 0:
         return f"{loss} is always zero, whatever net {student} returns"
     return None
-
-
-def _balancing_problems(stage: OpenStage, batch: Batch, precision: Precision) -> Iterator[str]:
-    """Compute the gradients of one step with every weight 1, and create the optimizer if it trains the balancer too."""
-    training, module = stage.stage.training, stage.module
-    if type(training.balancing) is WeightedSum:
-        return  # the sum of finite terms with gradients cannot fail
-    try:
-        with _preserve(module, [module]):
-            with autocast(precision, batch.labels.device):
-                losses = module(batch, stage.teachers(batch))
-            balancer = build_balancer(training, module)
-            balancer(losses, dict.fromkeys(losses, 1.0), lambda total: total)
-            parameters = [*balancer_parameters(balancer)]
-            if parameters:  # parameter groups of the user may leave them out
-                training.optimizer.build([*named_trainable_parameters(module), *parameters])
-    except KdkitError as error:
-        yield str(error)
-    except Exception as error:  # a user-defined balancer may raise anything
-        yield f"{training.balancing!r} fails in this stage: {type(error).__name__}: {error}"
-
-
-def _trained_teachers(module: DistillationModule, teachers: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the teachers that would be trained, because a student or a loss shares parameters with them."""
-    trained = {id(parameter) for parameter in module.parameters() if parameter.requires_grad}
-    for name, teacher in teachers.items():
-        if isinstance(teacher, nn.Module) and any(id(parameter) in trained for parameter in teacher.parameters()):
-            yield (
-                f"net {name!r} teaches, but a student or a loss shares parameters with it, which would be trained; "
-                "give it a copy (copy.deepcopy), or freeze those parameters with requires_grad_(False)"
-            )
 
 
 @contextmanager
@@ -285,9 +288,3 @@ def _has_gradient(value: Tensor, student: Sided) -> bool:
     sides = [side for side in (student if isinstance(student, tuple) else (student,)) if side.requires_grad]
     gradients = torch.autograd.grad(value, sides, retain_graph=True, allow_unused=True) if sides else ()
     return any(gradient is not None and gradient.abs().max() > 1e-6 for gradient in gradients)
-
-
-def _add_noise(side: Sided) -> Sided:
-    if isinstance(side, tuple):
-        return tuple(tensor + torch.randn_like(tensor) for tensor in side)
-    return side + torch.randn_like(side)

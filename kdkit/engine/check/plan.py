@@ -64,7 +64,7 @@ def summarize(term: BoundTerm, inputs: TermInputs) -> TermSummary:
     if match is None or inputs.target is None:
         target = f"labels {describe_shape(inputs.labels)}"
     else:
-        target = _describe_side(match.target, inputs.target, _tappable_nets(match.teacher))
+        target = _describe_side(match.target, inputs.target, _nets_of(match.teacher))
     return TermSummary(
         label=term.label,
         loss=describe_loss(term.loss),
@@ -92,13 +92,7 @@ def describe_loss(loss: Any) -> str:
     return getattr(loss, "__name__", None) or repr(loss)
 
 
-def _describe_side(taps: Any, value: Sided, nets: Sequence[Net[Any]]) -> str:
-    if taps is None:
-        return f"outputs {describe_shape(value)}"
-    return f"{', '.join(_describe_tap(tap, nets) for tap in taps_of(taps))} {describe_shape(value)}"
-
-
-def _describe_tap(tap: TapLike, nets: Sequence[Net[Any]]) -> str:
+def describe_tap(tap: TapLike, nets: Sequence[Net[Any]]) -> str:
     """Return the path of the tapped module in its network, such as "layer3.0", with the kind of the tap."""
     modules = (named for net in nets for named in net.network.named_modules())
     path = next((path for path, module in modules if module is tap.module), "?")
@@ -106,7 +100,13 @@ def _describe_tap(tap: TapLike, nets: Sequence[Net[Any]]) -> str:
     return path if kind == "output" else f"{kind} of {path}"
 
 
-def _tappable_nets(teacher: Any) -> tuple[Net[Any], ...]:
+def _describe_side(taps: Any, value: Sided, nets: Sequence[Net[Any]]) -> str:
+    if taps is None:
+        return f"outputs {describe_shape(value)}"
+    return f"{', '.join(describe_tap(tap, nets) for tap in taps_of(taps))} {describe_shape(value)}"
+
+
+def _nets_of(teacher: Any) -> tuple[Net[Any], ...]:
     """Return the networks whose layers may be tapped for a teacher: its members, itself, or the one it is made from."""
     if isinstance(teacher, Teachers):
         return teacher.members

@@ -22,28 +22,12 @@ Problems = Iterator[str]
 
 def recipe_problems(recipe: Recipe, stages: Sequence[Stage]) -> Problems:
     """Yield the problems of a recipe as a whole: names, the order of stages, metrics, and cache settings."""
-    for name, count in Counter(recipe.data.classes).items():
-        if count > 1:
-            yield f"{count} classes of the data are called {name!r}, but a table of classes needs distinct names"
-    if not stages:
-        yield f"{type(recipe.schedule).__name__} gives no stages: there is nothing to train"
-    yield from _duplicate_names(stages)
-    yield from _untrained_teachers(stages)
-    yield from _unknown_monitors(recipe, stages)
-    yield from _shared_losses(stages)
-    yield from _metric_problems(recipe)
-    if recipe.teacher_cache.top is not None and recipe.data.task != "multiclass":
-        yield (
-            f"CacheSettings(top={recipe.teacher_cache.top}) keeps the largest outputs of each sample, which needs one "
-            f"class per sample, and this data is {recipe.data.task}; leave out top"
-        )
+    return _RecipeChecks(recipe, stages).problems()
 
 
 def stage_problems(stage: Stage, context: BuildContext) -> Problems:
     """Yield the problems of one stage: its networks, its terms, and its optimizer."""
-    problems = [*_net_and_term_problems(stage, context)]
-    # An optimizer of networks without trainable parameters would raise as well, with a message that helps less.
-    yield from problems or _optimizer_problems(stage)
+    return _StageChecks(stage, context).problems()
 
 
 def require_compilable(stages: Iterable[Stage]) -> None:
@@ -58,157 +42,192 @@ def require_compilable(stages: Iterable[Stage]) -> None:
             )
 
 
-def _duplicate_names(stages: Sequence[Stage]) -> Problems:
-    # Files are named after networks and stages, so these are unique in a recipe; other teachers only in their stage.
-    for name, count in Counter(net.name for net in nets_of(stages)).items():
-        if count > 1:
-            yield f"{count} nets are called {name!r}; give each net a unique name"
-    for stage in stages:
-        matched = {*nets_of([stage]), *(match.teacher for match in stage.matches)}
-        for name, count in Counter(teacher.name for teacher in matched).items():
-            if count > 1 and any(teacher.name == name and not isinstance(teacher, Net) for teacher in matched):
-                yield (
-                    f"stage {stage.name!r}: {count} different teachers are called {name!r}, for example with different "
-                    "options; use the same object in each term, or give them unique names"
-                )
-    for name, count in Counter(stage.name for stage in stages).items():
-        if count > 1:
-            yield f"{count} stages are called {name!r}; give each stage a unique name: Stage(..., name=...)"
+class _RecipeChecks:
+    """The checks of a recipe as a whole. Each method yields the problems of one kind."""
 
+    def __init__(self, recipe: Recipe, stages: Sequence[Stage]) -> None:
+        self.recipe = recipe
+        self.stages = stages
 
-def _untrained_teachers(stages: Sequence[Stage]) -> Problems:
-    trained: set[Net[Any]] = {net for net in nets_of(stages) if net.trained}
-    for stage in stages:
-        for teacher in stage.teachers:
-            if isinstance(teacher, Net) and teacher not in trained and teacher not in stage.objectives:
-                yield (
-                    f"stage {stage.name!r}: net {teacher.name!r} teaches, but it is not trained in an earlier stage "
-                    "and has no weights; pass Net(..., weights=FILE), or trained=True if its module is trained already"
-                )
-        trained |= set(stage.objectives)
-
-
-def _unknown_monitors(recipe: Recipe, stages: Sequence[Stage]) -> Problems:
-    names = [metric.name for metric in recipe.metrics]
-    for stage in stages:
-        monitor = stage.training.monitor
-        if monitor is not None and monitor not in names:
-            yield f"stage {stage.name!r}: {monitor!r} is not among the recipe's metrics; {did_you_mean(monitor, names)}"
-
-
-def _shared_losses(stages: Sequence[Stage]) -> Problems:
-    labels: dict[int, str] = {}  # of the first term that uses a loss, by identity of the loss
-    for term in (
-        weighted.term
-        for stage in stages
-        for objective in stage.objectives.values()
-        for weighted in as_objective(objective)
-    ):
-        loss = term.loss
-        if isinstance(loss, nn.Module) and (hasattr(loss, "build") or any(True for _ in loss.parameters())):
-            if id(loss) in labels:
-                yield (
-                    f"terms {labels[id(loss)]!r} and {term.label!r} share one {type(loss).__name__}, which has "
-                    "parameters; create one for each term"
-                )
-            labels[id(loss)] = term.label
-
-
-def _metric_problems(recipe: Recipe) -> Problems:
-    """Compute every metric for random outputs, so that one that does not fit the data is refused before training."""
-    classes = tuple(recipe.data.classes)
-    random = np.random.default_rng(0)
-    outputs = random.standard_normal((2 * len(classes) + 2, len(classes)))
-    targets = np.arange(len(outputs)) % len(classes)
-    labels: NDArray[Any] = targets if recipe.data.task == "multiclass" else np.eye(len(classes))[targets]
-    predictions = Predictions(labels=labels, outputs=outputs, classes=classes)
-    for metric in recipe.metrics:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # random outputs may be degenerate, real ones need not be
-                metric.fit(predictions).compute(predictions)
-        except KdkitError as error:
-            yield f"metric {metric.name!r}: {error}"
-        except Exception as error:  # a user-defined metric may raise anything
-            yield f"metric {metric.name!r} does not fit this data ({recipe.data.task}): {type(error).__name__}: {error}"
-
-
-def _net_and_term_problems(stage: Stage, context: BuildContext) -> Problems:
-    for net, objective in stage.objectives.items():
-        if not isinstance(net.module, nn.Module):
-            yield f"net {net.name!r} is a plain callable: it can teach, but not be trained"
-        elif not any(parameter.requires_grad for parameter in net.module.parameters()):
-            yield f"net {net.name!r} has nothing to train: none of its parameters requires a gradient"
-        else:
-            for key, value in net.module.state_dict().items():
-                if not isinstance(value, Tensor):
-                    yield (
-                        f"net {net.name!r} has {key!r}, a {type(value).__name__}, in its state_dict(), but a run "
-                        "folder stores tensors only; remove get_extra_state, or return a tensor"
-                    )
-        for label, count in Counter(weighted.term.label for weighted in as_objective(objective)).items():
+    def problems(self) -> Problems:
+        """Yield all problems."""
+        data = self.recipe.data
+        for name, count in Counter(data.classes).items():
             if count > 1:
-                yield f"{count} terms are called {label!r}; distinguish them with label='...'"
-        for weighted in as_objective(objective):
-            for problem in _term_problems(net, weighted.term, stage, context):
-                yield f"term {weighted.term.label!r}: {problem}"
-
-
-def _optimizer_problems(stage: Stage) -> Problems:
-    """Create the optimizer and its schedule, so that wrong options of the last stage show before the first one runs."""
-    training = stage.training
-    named = [
-        (f"{net.name}.{path}", parameter)
-        for net in stage.objectives
-        for path, parameter in net.network.named_parameters()
-        if parameter.requires_grad
-    ]
-    try:
-        optimizer = training.optimizer.build(named)
-        if training.lr_schedule is not None:
-            training.lr_schedule.build(optimizer, epochs=training.epochs, updates=training.epochs)
-    except KdkitError as error:
-        yield str(error)
-
-
-def _term_problems(net: Net[Any], term: Term, stage: Stage, context: BuildContext) -> Problems:
-    requirements = needs_of(term.loss)
-    if "ids" in requirements and not context.ids:
-        yield "it needs sample ids, and a user-defined DataLoader has none; pass its Dataset instead"
-    if "hard_labels" in requirements and context.task != "multiclass":
-        yield (
-            f"it needs one class per sample, and this data is {context.task}; use a loss that does not, such as one of "
-            "the PerLabel... losses"
-        )
-    if isinstance(term, Match):
-        yield from _teacher_problems(net, term, stage, context)
-        yield from _target_tap_problems(term)
-        for tap in taps_of(term.student):
-            yield from _foreign_tap(tap.module, net, "student")
-
-
-def _teacher_problems(net: Net[Any], match: Match, stage: Stage, context: BuildContext) -> Problems:
-    teacher = match.teacher
-    if teacher is net or teacher in stage.objectives:
-        yield (
-            f"net {teacher.name!r} is trained in this stage, so it cannot be matched as a frozen teacher; match its "
-            "output at this step, Peer(net), its output in the last epoch, Past(net), or its average, Ema(net)"
-        )
-    for member in teacher.members if isinstance(teacher, Teachers) else ():
-        if member in stage.objectives:
+                yield f"{count} classes of the data are called {name!r}, but a table of classes needs distinct names"
+        if not self.stages:
+            yield f"{type(self.recipe.schedule).__name__} gives no stages: there is nothing to train"
+        yield from self._duplicate_names()
+        yield from self._untrained_teachers()
+        yield from self._unknown_monitors()
+        yield from self._shared_losses()
+        yield from self._metric_problems()
+        top = self.recipe.teacher_cache.top
+        if top is not None and data.task != "multiclass":
             yield (
-                f"net {member.name!r} is trained in this stage, so it cannot be one of the frozen Teachers(...); match "
-                "Peer(net) in a separate term"
+                f"CacheSettings(top={top}) keeps the largest outputs of each sample, which needs one class per sample, "
+                f"and this data is {data.task}; leave out top"
             )
-    if isinstance(teacher, Past | Ema | Peer) and teacher.net not in stage.objectives:
-        yield (
-            f"{teacher.name!r} needs a net that is trained in this stage, and {teacher.net.name!r} is not; match the "
-            "net itself, or train it here too"
-        )
-    if isinstance(teacher, Past) and teacher.net is not net:
-        yield f"only net {teacher.net.name!r} can match {teacher.name!r}; use Peer(net) or Ema(net) instead"
-    if isinstance(teacher, Past) and not context.ids:
-        yield f"{teacher.name!r} needs sample ids, and a user-defined DataLoader has none; pass its Dataset instead"
+
+    def _duplicate_names(self) -> Problems:
+        # Files are named after networks and stages, so these are unique in a recipe; other teachers only in their
+        # stage.
+        for name, count in Counter(net.name for net in nets_of(self.stages)).items():
+            if count > 1:
+                yield f"{count} nets are called {name!r}; give each net a unique name"
+        for stage in self.stages:
+            matched = {*nets_of([stage]), *(match.teacher for match in stage.matches)}
+            for name, count in Counter(teacher.name for teacher in matched).items():
+                if count > 1 and any(teacher.name == name and not isinstance(teacher, Net) for teacher in matched):
+                    yield (
+                        f"stage {stage.name!r}: {count} different teachers are called {name!r}, for example with "
+                        "different options; use the same object in each term, or give them unique names"
+                    )
+        for name, count in Counter(stage.name for stage in self.stages).items():
+            if count > 1:
+                yield f"{count} stages are called {name!r}; give each stage a unique name: Stage(..., name=...)"
+
+    def _untrained_teachers(self) -> Problems:
+        trained: set[Net[Any]] = {net for net in nets_of(self.stages) if net.trained}
+        for stage in self.stages:
+            for teacher in stage.teachers:
+                if isinstance(teacher, Net) and teacher not in trained and teacher not in stage.objectives:
+                    yield (
+                        f"stage {stage.name!r}: net {teacher.name!r} teaches, but it is not trained in an earlier "
+                        "stage and has no weights; pass Net(..., weights=FILE), or trained=True if its module is "
+                        "trained already"
+                    )
+            trained |= set(stage.objectives)
+
+    def _unknown_monitors(self) -> Problems:
+        names = [metric.name for metric in self.recipe.metrics]
+        for stage in self.stages:
+            monitor = stage.training.monitor
+            if monitor is not None and monitor not in names:
+                hint = did_you_mean(monitor, names)
+                yield f"stage {stage.name!r}: {monitor!r} is not among the recipe's metrics; {hint}"
+
+    def _shared_losses(self) -> Problems:
+        labels: dict[int, str] = {}  # of the first term that uses a loss, by identity of the loss
+        objectives = [objective for stage in self.stages for objective in stage.objectives.values()]
+        for term in (weighted.term for objective in objectives for weighted in as_objective(objective)):
+            loss = term.loss
+            if isinstance(loss, nn.Module) and (hasattr(loss, "build") or any(True for _ in loss.parameters())):
+                if id(loss) in labels:
+                    yield (
+                        f"terms {labels[id(loss)]!r} and {term.label!r} share one {type(loss).__name__}, which has "
+                        "parameters; create one for each term"
+                    )
+                labels[id(loss)] = term.label
+
+    def _metric_problems(self) -> Problems:
+        """Compute every metric for random outputs, so that one that does not fit the data is refused before "
+        "training."""
+        classes = tuple(self.recipe.data.classes)
+        random = np.random.default_rng(0)
+        outputs = random.standard_normal((2 * len(classes) + 2, len(classes)))
+        targets = np.arange(len(outputs)) % len(classes)
+        labels: NDArray[Any] = targets if self.recipe.data.task == "multiclass" else np.eye(len(classes))[targets]
+        predictions = Predictions(labels=labels, outputs=outputs, classes=classes)
+        for metric in self.recipe.metrics:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # random outputs may be degenerate, real ones need not be
+                    metric.fit(predictions).compute(predictions)
+            except KdkitError as error:
+                yield f"metric {metric.name!r}: {error}"
+            except Exception as error:  # a user-defined metric may raise anything
+                reason = f"{type(error).__name__}: {error}"
+                yield f"metric {metric.name!r} does not fit this data ({self.recipe.data.task}): {reason}"
+
+
+class _StageChecks:
+    """The checks of one stage. Each method yields the problems of one kind."""
+
+    def __init__(self, stage: Stage, context: BuildContext) -> None:
+        self.stage = stage
+        self.context = context
+
+    def problems(self) -> Problems:
+        """Yield all problems."""
+        problems = [*self._net_and_term_problems()]
+        # An optimizer of networks without trainable parameters would raise as well, with a message that helps less.
+        yield from problems or self._optimizer_problems()
+
+    def _net_and_term_problems(self) -> Problems:
+        for net, objective in self.stage.objectives.items():
+            if not isinstance(net.module, nn.Module):
+                yield f"net {net.name!r} is a plain callable: it can teach, but not be trained"
+            elif not any(parameter.requires_grad for parameter in net.module.parameters()):
+                yield f"net {net.name!r} has nothing to train: none of its parameters requires a gradient"
+            else:
+                for key, value in net.module.state_dict().items():
+                    if not isinstance(value, Tensor):
+                        yield (
+                            f"net {net.name!r} has {key!r}, a {type(value).__name__}, in its state_dict(), but a run "
+                            "folder stores tensors only; remove get_extra_state, or return a tensor"
+                        )
+            for label, count in Counter(weighted.term.label for weighted in as_objective(objective)).items():
+                if count > 1:
+                    yield f"{count} terms are called {label!r}; distinguish them with label='...'"
+            for weighted in as_objective(objective):
+                for problem in self._term_problems(net, weighted.term):
+                    yield f"term {weighted.term.label!r}: {problem}"
+
+    def _optimizer_problems(self) -> Problems:
+        """Create the optimizer and its schedule, so that wrong options of the last stage show before the first one "
+        "runs."""
+        training = self.stage.training
+        named = [
+            (f"{net.name}.{path}", parameter)
+            for net in self.stage.objectives
+            for path, parameter in net.network.named_parameters()
+            if parameter.requires_grad
+        ]
+        try:
+            optimizer = training.optimizer.build(named)
+            if training.lr_schedule is not None:
+                training.lr_schedule.build(optimizer, epochs=training.epochs, updates=training.epochs)
+        except KdkitError as error:
+            yield str(error)
+
+    def _term_problems(self, net: Net[Any], term: Term) -> Problems:
+        requirements = needs_of(term.loss)
+        if "ids" in requirements and not self.context.ids:
+            yield "it needs sample ids, and a user-defined DataLoader has none; pass its Dataset instead"
+        if "hard_labels" in requirements and self.context.task != "multiclass":
+            yield (
+                f"it needs one class per sample, and this data is {self.context.task}; use a loss that does not, such "
+                "as one of the PerLabel... losses"
+            )
+        if isinstance(term, Match):
+            yield from self._teacher_problems(net, term)
+            yield from _target_tap_problems(term)
+            for tap in taps_of(term.student):
+                yield from _foreign_tap(tap.module, net, "student")
+
+    def _teacher_problems(self, net: Net[Any], match: Match) -> Problems:
+        teacher = match.teacher
+        if teacher is net or teacher in self.stage.objectives:
+            yield (
+                f"net {teacher.name!r} is trained in this stage, so it cannot be matched as a frozen teacher; match "
+                "its output at this step, Peer(net), its output in the last epoch, Past(net), or its average, Ema(net)"
+            )
+        for member in teacher.members if isinstance(teacher, Teachers) else ():
+            if member in self.stage.objectives:
+                yield (
+                    f"net {member.name!r} is trained in this stage, so it cannot be one of the frozen Teachers(...); "
+                    "match Peer(net) in a separate term"
+                )
+        if isinstance(teacher, Past | Ema | Peer) and teacher.net not in self.stage.objectives:
+            yield (
+                f"{teacher.name!r} needs a net that is trained in this stage, and {teacher.net.name!r} is not; match "
+                "the net itself, or train it here too"
+            )
+        if isinstance(teacher, Past) and teacher.net is not net:
+            yield f"only net {teacher.net.name!r} can match {teacher.name!r}; use Peer(net) or Ema(net) instead"
+        if isinstance(teacher, Past) and not self.context.ids:
+            yield f"{teacher.name!r} needs sample ids, and a user-defined DataLoader has none; pass its Dataset instead"
 
 
 def _target_tap_problems(match: Match) -> Problems:
