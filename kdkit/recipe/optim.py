@@ -95,8 +95,7 @@ class Optimizer:
         return f"{text[:-1]}, groups={name})"
 
     def _grouped(self, named: Sequence[tuple[str, nn.Parameter]], groups: Groups) -> list[dict[str, Any]]:
-        """Return the groups. Raises ValueError if a parameter is in none: it would not be trained, without a "
-        "warning."""
+        """Return the groups. Raises ValueError if a parameter is in none: it would silently not be trained."""
         result = groups(named)
         listed = list(result) if isinstance(result, Iterable) else [result]
         if not all(isinstance(group, dict) and "params" in group for group in listed):

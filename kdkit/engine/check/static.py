@@ -121,8 +121,7 @@ class _RecipeChecks:
                 labels[id(loss)] = term.label
 
     def _metric_problems(self) -> Problems:
-        """Compute every metric for random outputs, so that one that does not fit the data is refused before "
-        "training."""
+        """Compute every metric for random outputs, so that one that does not fit is refused before training."""
         classes = tuple(self.recipe.data.classes)
         random = np.random.default_rng(0)
         outputs = random.standard_normal((2 * len(classes) + 2, len(classes)))
@@ -175,8 +174,7 @@ class _StageChecks:
                     yield f"term {weighted.term.label!r}: {problem}"
 
     def _optimizer_problems(self) -> Problems:
-        """Create the optimizer and its schedule, so that wrong options of the last stage show before the first one "
-        "runs."""
+        """Create the optimizer and its schedule: wrong options of the last stage must show before the first runs."""
         training = self.stage.training
         named = [
             (f"{net.name}.{path}", parameter)
