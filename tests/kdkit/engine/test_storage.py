@@ -150,14 +150,14 @@ def test_a_run_can_be_resumed_on_another_device(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 1}, "holds a run with a different seed: expected 0, got 1"),
-        ({"data": "y"}, "with a different data: expected 'x', got 'y'"),
-        ({"options": {"leads": "2"}}, "with a different options: "),
-        ({"recipe_sha256": "def"}, "with a different recipe sha256: "),
-        ({"stages": ["s", "t"]}, "with a different stages: "),
-        ({"precision": "bf16"}, "with a different precision: "),
-        ({"nets": {"student": {"parameters": 3}}}, "with a different nets: "),
-        ({"trainings": ["Training(epochs=3)"]}, "with a different trainings: "),
+        ({"seed": 1}, "holds a run that differs in its seed: expected 0, got 1"),
+        ({"data": "y"}, "differs in its data: expected 'x', got 'y'"),
+        ({"options": {"leads": "2"}}, "differs in its options: "),
+        ({"recipe_sha256": "def"}, "differs in its recipe sha256: "),
+        ({"stages": ["s", "t"]}, "differs in its stages: "),
+        ({"precision": "bf16"}, "differs in its precision: "),
+        ({"nets": {"student": {"parameters": 3}}}, "differs in its nets: "),
+        ({"trainings": ["Training(epochs=3)"]}, "differs in its trainings: "),
         ({"data": "y"}, r"random data that is created outside recipe\(\)"),
     ],
 )
