@@ -62,7 +62,7 @@ def test_a_teacher_that_is_trained_in_a_later_stage_is_a_problem():
 
 def test_a_net_that_is_trained_in_an_earlier_stage_can_teach():
     schedule = Parallel(tiny_net("t"), tiny_net("s"), truth=plain_goal(), kd_loss=SoftTargets(), training=TRAINING)
-    check(Recipe(data=tiny_data(), schedule=schedule)).require()
+    check(Recipe(data=tiny_data(), schedule=schedule)).require()  # raises CheckError if there is a problem
 
 
 def test_a_net_that_is_matched_to_itself_is_a_problem():
@@ -208,6 +208,7 @@ def test_a_loss_that_cannot_train_the_student_is_a_problem(loss, message):
 def test_a_loss_that_is_zero_only_at_first_is_valid():
     teacher = tiny_net("teacher", trained=True)
     student = Net("student", Mlp())
+    # Equal weights: the loss is zero now, but not for a student with noise added.
     student.module.load_state_dict(teacher.module.state_dict())
     teacher.module.train()
 
@@ -244,7 +245,7 @@ def test_a_loss_that_needs_one_class_per_sample_is_a_problem_with_multilabel_dat
 
 def test_a_loss_with_parameters_in_two_terms_is_a_problem():
     teacher, student = tiny_net("teacher", trained=True, hidden=7), tiny_net("student")
-    hint, taps = Hint(), hidden_taps(student, teacher)
+    hint, taps = Hint(), hidden_taps(student, teacher)  # 5 to 7 features, so it has a projector
     objective = Match(teacher, hint, **taps) + Match(teacher, hint, **taps, label="again")
     problems = check(one_stage(student, objective)).problems
     assert any("terms 'teacher/hint' and 'again' share one Hint" in problem for problem in problems)
@@ -330,6 +331,7 @@ def test_a_teacher_that_fails_for_its_inputs_is_a_problem():
 def test_a_net_without_trainable_parameters_is_a_problem():
     student = tiny_net("student")
     student.module.requires_grad_(False)
+    # One problem: that its optimizer cannot be created is not reported as well.
     assert "has nothing to train" in only_problem(one_stage(student, plain_goal()))
 
 
@@ -339,6 +341,7 @@ def test_a_plain_callable_cannot_be_trained():
 
 
 def test_a_plain_callable_can_teach_but_not_be_tapped():
+    # A plain callable stands for a model behind an interface, such as a web service.
     api, student = Net("api", lambda inputs: inputs[:, :3], version="1"), tiny_net("student")
     check(one_stage(student, Match(api, SoftTargets()))).require()
     tapped = Match(api, nn.MSELoss(), student=Tap(student.module.hidden), target=Tap(student.module.hidden))
@@ -397,6 +400,7 @@ def test_a_state_dict_with_more_than_tensors_is_a_problem():
 
 def test_several_problems_are_reported_together():
     teacher = tiny_net("teacher")
+    # Two problems of the recipe and one of each stage.
     first = Stage({tiny_net("one", outputs=5): plain_goal()}, Training(epochs=1, monitor="nothing"))
     second = Stage({tiny_net("two"): Match(teacher, SoftTargets()) + Truth(detached)}, TRAINING)
     plan = check(Recipe(data=tiny_data(), schedule=[first, second]))
@@ -415,6 +419,7 @@ def test_several_problems_are_reported_together():
 @pytest.mark.parametrize("name", ["half", "double", "type", "train", "keys", "forward"])
 def test_a_net_or_a_term_may_have_the_name_of_a_module_method(name):
     teacher, student = tiny_net("t", trained=True, hidden=7), tiny_net(name)
+    # nn.Module refuses a submodule with the name of a method, so these names cannot be keys of a ModuleDict.
     match = Match(teacher, Hint(), **hidden_taps(student, teacher), label=name)
     check(one_stage(student, plain_goal() + match)).require()
 
@@ -457,6 +462,7 @@ def test_a_second_check_has_the_same_summaries():
 
 
 def test_data_of_a_single_sample_can_be_checked():
+    # The tiny batch is then a single sample, so the network has no batch norm.
     data = TorchData(samples(rows=1), samples(rows=3), classes=["a", "b", "c"])
     student = Net("student", nn.Linear(4, 3))
     check(one_stage(student, plain_goal(), data)).require()

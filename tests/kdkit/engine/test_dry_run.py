@@ -69,6 +69,7 @@ def test_the_memory_of_a_loss_is_empty_after_a_dry_run():
     teacher, student, loss = tiny_net("teacher", trained=True), tiny_net("student"), MemoryLoss()
     with opened(stage_of(Match(teacher, loss), student), CONTEXT, BATCH):
         pass
+    # The dry run called the loss, and restored its buffers.
     assert loss.calls.item() == 0
     assert not loss.mean.any()
 

@@ -53,7 +53,7 @@ def test_labels_of_terms_start_with_the_net_if_a_stage_trains_several():
     first, second = tiny_net("one"), tiny_net("two", seed=1)
     terms = module_of({first: plain_goal(), second: plain_goal()})(random_batch(), {})
     assert list(terms) == ["one: truth", "two: truth"]
-    assert terms["one: truth"] != terms["two: truth"]
+    assert terms["one: truth"] != terms["two: truth"]  # the networks have different weights
 
 
 def test_a_frozen_teacher_gets_no_gradient_and_keeps_its_statistics():
@@ -181,6 +181,7 @@ def test_a_module_that_cannot_be_created_leaves_no_hook():
     taps = {"student": Tap(student.module.hidden), "target": Tap(teacher.module.hidden)}
     with pytest.raises(RecipeError, match="share no class"):
         module_of({student: Match(teacher, nn.MSELoss(), **taps) + plain_goal()})
+    # The taps are opened before the terms are bound, and one term cannot be bound.
     assert hooks_of(student.module) == 0
 
 

@@ -65,7 +65,7 @@ def test_a_plain_callable_can_predict():
 def test_predictions_for_a_user_defined_loader_have_no_ids():
     data = TorchData(samples(), DataLoader(samples(rows=6), batch_size=4), classes=["a", "b", "c"])
     predictions = predictor(data).predict(tiny_net("net"), data.validation, batch_size=2)
-    assert predictions.ids is None
+    assert predictions.ids is None  # a batch of a user-defined loader is (inputs, labels)
     assert len(predictions.outputs) == 6
 
 

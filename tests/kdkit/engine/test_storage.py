@@ -53,7 +53,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, mon
 
     write(tmp_path / "file", "old")
     target = {"fsync": "os.fsync", "replace": "pathlib.Path.replace"}[failing]
-    monkeypatch.setattr(target, fail)
+    monkeypatch.setattr(target, fail)  # before the new content is on disk, or before it has the name
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "old"
@@ -242,6 +242,7 @@ def test_loaded_weights_are_equal_to_the_saved_ones(tmp_path):
 
 
 def test_weights_that_share_memory_are_saved_twice(tmp_path):
+    # safetensors refuses tensors that share memory, such as tied weights.
     shared = torch.ones(4)
     stage = StageFolder(tmp_path / "1-net")
     stage.save_weights("net", {"a": shared, "b": shared})
@@ -249,6 +250,7 @@ def test_weights_that_share_memory_are_saved_twice(tmp_path):
 
 
 def test_each_net_of_a_stage_has_its_weights_file(tmp_path):
+    # Only a stage that is named after its one network saves it as weights.safetensors.
     stage = StageFolder(tmp_path / "1-one+two")
     for name, value in (("one", 1.0), ("two", 2.0)):
         stage.save_weights(name, {"w": torch.tensor(value)})

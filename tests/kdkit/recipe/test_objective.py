@@ -28,7 +28,7 @@ def test_an_objective_is_written_as_the_formula_of_the_paper():
 
 
 def test_factors_may_be_on_either_side_and_nested():
-    objective = ((TRUTH * 2) * 3 + MATCH) * 5
+    objective = ((TRUTH * 2) * 3 + MATCH) * 5  # 2 * 3 * 5 and 5
     assert objective.weights(0) == {"truth": 30, "teacher/soft_targets": 5}
 
 
@@ -37,7 +37,7 @@ def test_a_single_term_has_weight_one():
 
 
 def test_terms_can_be_added_with_sum():
-    objective = sum(0.5 * term for term in (TRUTH, MATCH, SECOND_MATCH))
+    objective = sum(0.5 * term for term in (TRUTH, MATCH, SECOND_MATCH))  # sum() starts with 0 + term
     assert isinstance(objective, Objective)
     assert list(objective.weights(0).values()) == [0.5, 0.5, 0.5]
 

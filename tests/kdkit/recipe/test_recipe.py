@@ -63,6 +63,7 @@ def test_the_taps_on_a_teacher_are_collected_over_all_terms_without_duplicates()
         + plain_goal()
     )
     stage = Stage({student: objective}, TRAINING)
+    # In order of appearance; the index of a tap here is the index of its feature in a TeacherOutput.
     assert stage.teachers == {teacher: (head, hidden), assistant: ()}
     assert len(stage.matches) == 4
 
@@ -110,6 +111,7 @@ def test_creating_a_recipe_does_not_read_the_data():
     class UnreadableData:
         classes, task, draws = ("a",), "multiclass", 1
 
+        # Loading a split may take minutes.
         @property
         def train(self):
             raise AssertionError("the data was read")

@@ -49,7 +49,7 @@ def test_sequential_trains_each_net_from_the_one_before():
     first, second, third = weights_by_stage(Sequential(*three_nets(), **options(label_weight=0.4)))
     assert first == ("teacher", {"truth": 1})
     assert second[1] == pytest.approx({"truth": 0.4, "teacher/soft_targets": 0.6})
-    assert third[1] == pytest.approx({"truth": 0.4, "assistant/soft_targets": 0.6})
+    assert third[1] == pytest.approx({"truth": 0.4, "assistant/soft_targets": 0.6})  # not from the teacher
 
 
 def test_multi_level_trains_each_net_from_all_before():
@@ -105,6 +105,7 @@ def test_invalid_nets_of_a_schedule_are_refused(schedule_class, select, message)
         ({"match": lambda net, teacher: None}, "either kd_loss=loss or match=function"),
         ({"label_weight": 1.1}, r"label_weight is the weight of the labels, in \[0, 1\]; got 1\.1"),
         ({"label_weight": float("nan")}, r"label_weight is the weight of the labels, in \[0, 1\]; got nan"),
+        # The class instead of an instance is found when a term is created from it.
         ({"kd_loss": SoftTargets}, "did you forget its"),
     ],
 )
@@ -144,6 +145,7 @@ def test_teacher_weights_must_be_a_number_per_teacher_and_sum_to_one(weights, me
 def test_a_teacher_with_weight_zero_does_not_run():
     teacher, assistant, student = three_nets()
     *_, last = Parallel(teacher, assistant, Level(student, teacher_weights=(0, 1)), **options()).stages()
+    # Its term is left out, since a forward pass for nothing costs time.
     assert list(last.teachers) == [assistant]
 
 
@@ -207,6 +209,7 @@ def test_teachers_may_be_weighted_per_sample_or_by_learned_weights(weights):
     teacher, assistant, student = three_nets()
     *_, last = MultiLevel(teacher, assistant, Level(student, teacher_weights=weights), **options()).stages()
     truth, distillation = last.objectives[student]
+    # One term for both teachers: their weights depend on the sample, or are parameters of the loss.
     assert distillation.term.teacher == Teachers(teacher, assistant)
     assert distillation.term.loss.weights == weights
     assert distillation.weight(0.0) == pytest.approx(0.5)

@@ -77,6 +77,7 @@ def test_body_and_projector_are_trained_and_the_head_stays_that_of_the_teacher(d
     epochs = result.history["student"]
     assert epochs[1]["terms"]["teacher/simkd"] < epochs[0]["terms"]["teacher/simkd"]
     assert equal_states(copy_state(student.module.head), copy_state(teacher.module.head))
+    # The student has no loss on labels: the gradient comes from the features only.
     for key in ("body.0.weight", "projector.first.weight", "projector.last.weight"):
         assert not torch.equal(before[key], after[key])
     assert equal_states(teacher_before, copy_state(teacher.module))
@@ -98,7 +99,7 @@ def test_the_loss_is_the_mean_squared_error():
 def test_the_head_of_a_teacher_of_an_earlier_stage_is_copied_after_that_stage():
     teacher = Net("teacher", TeacherNet())
     student = Net("student", simkd_of(teacher.module))
-    untrained = copy_state(student.module.head)
+    untrained = copy_state(student.module.head)  # SimKD copies the head when it is created, before any training
     term = student.module.match(teacher, Tap(teacher.module.body))
     stages = [stage_of(teacher, Truth(nn.CrossEntropyLoss())), stage_of(student, term)]
     kdkit.run(Recipe(data=image_data(), schedule=stages), device="cpu")
@@ -132,6 +133,7 @@ def test_weights_are_saved_whole_and_can_be_loaded_into_a_network_of_the_same_sh
     kdkit.run(recipe, device="cpu", out=tmp_path / "run")
     path = next((tmp_path / "run").glob("*-student/weights.safetensors"))
     assert {key.split(".")[0] for key in load_file(path)} == {"body", "projector", "head"}
+    # The head of the new network is that of another teacher until the weights are loaded.
     loaded = Net("student", simkd_of(TeacherNet()), weights=path)
     inputs = torch.randn(3, 1, 8, 8)
     assert torch.equal(loaded.module.eval()(inputs), student.module.eval()(inputs))
@@ -149,6 +151,7 @@ def test_the_head_is_a_copy_that_does_not_follow_the_teacher():
 
 
 def test_a_deep_copy_has_the_same_outputs():
+    # A run copies networks, for example for an EMA.
     student = simkd_of(TeacherNet()).eval()
     inputs = torch.randn(2, 1, 8, 8)
     assert torch.equal(copy.deepcopy(student)(inputs), student(inputs))
@@ -201,6 +204,7 @@ def test_a_projector_to_a_different_shape_than_the_teachers_is_a_problem():
 
 def test_a_head_that_does_not_accept_the_projected_features_is_a_problem():
     teacher = TeacherNet()
+    # The head of the teacher takes 6 channels.
     simkd = SimKD(student_body(), teacher.head, student_shape=(4, 8, 8), teacher_shape=(7, 4, 4))
     problems = problems_of(simkd, teacher, Tap(teacher.body))
     assert "net 'student' fails for its inputs ((4, 1, 8, 8)): " in " ".join(problems)

@@ -1,4 +1,4 @@
-"""Training options: what is refused, and how optimizers, LR schedules and averages of weights are created."""
+"""Training options: their validation, and how optimizers, LR schedules and averages of weights are created."""
 
 import copy
 import functools
@@ -46,6 +46,7 @@ def learning_rates(schedule, steps):
     [
         ({"epochs": 0}, "epochs must be an integer of at least 1; got 0"),
         ({"epochs": 1.5}, r"epochs must be an integer of at least 1; got 1\.5"),
+        # A bool is an int in Python.
         ({"epochs": True}, "epochs must be an integer of at least 1; got True"),
         ({"batch_size": 0}, "batch_size must be an integer of at least 1; got 0"),
         ({"accumulate_steps": 0}, "accumulate_steps must be an integer of at least 1; got 0"),
@@ -66,6 +67,7 @@ def test_invalid_training_options_are_refused(option, message):
 
 
 def test_the_default_optimizer_is_created_for_each_training():
+    # A shared default would be a mutable default argument.
     assert Training(epochs=1).optimizer is not Training(epochs=1).optimizer
 
 
@@ -98,7 +100,7 @@ def test_an_optimizer_may_be_a_function_of_the_parameters():
     sgd_with_momentum = functools.partial(torch.optim.SGD, momentum=0.5)
     optimizer = Optimizer(sgd_with_momentum, lr=0.1)
     assert optimizer.build(named_parameters()).param_groups[0]["momentum"] == 0.5
-    assert "lr=0.1" in repr(optimizer)
+    assert "lr=0.1" in repr(optimizer)  # a partial has no __name__, so its own repr is used
 
 
 def by_dimension(named):
@@ -109,6 +111,7 @@ def by_dimension(named):
     ]
 
 
+# Once by torch's class and once by timm's name.
 @pytest.mark.parametrize("make", [torch.optim.AdamW, "adamw"])
 def test_parameter_groups_may_have_different_options(make):
     optimizer = Optimizer(make, lr=0.1, weight_decay=0.3, groups=by_dimension).build(named_parameters())
@@ -121,6 +124,7 @@ def test_parameter_groups_may_have_different_options(make):
     ("groups", "message"),
     [
         (lambda named: by_dimension(named)[:1], r"leave out 1 of 2 parameters, 'net\.norm\.bias' first"),
+        # torch itself refuses a parameter in two groups.
         (lambda named: [*by_dimension(named), *by_dimension(named)], "more than one parameter group"),
         (lambda named: [parameter for _, parameter in named], "its groups must be dicts with 'params'"),
         (lambda named: None, "its groups must be dicts with 'params'"),
@@ -184,10 +188,12 @@ def test_the_fused_step_on_a_cpu_has_the_result_of_the_plain_one(make, groups):
     fused_parameters, plain_parameters = named_parameters(), named_parameters()
     fused = Optimizer(make, lr=0.1, weight_decay=0.3, groups=groups).build(fused_parameters)
     plain = Optimizer(make, lr=0.1, weight_decay=0.3, groups=groups, fused=False).build(plain_parameters)
+    # Without this, the comparison below would hold for two plain steps too.
     assert all(group["fused"] for group in fused.param_groups)
     assert not any(group["fused"] for group in plain.param_groups)
     results = zip(step_times(fused, fused_parameters, 9), step_times(plain, plain_parameters, 9), strict=True)
     for actual, expected in results:
+        # The fused kernel may round differently.
         torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-7)
 
 
@@ -225,6 +231,7 @@ def test_a_state_of_a_plain_step_is_resumed_with_a_plain_step():
     fused.load_state_dict(copy.deepcopy(plain.state_dict()))  # the groups in the state include fused=False
     results = zip(step_times(fused, fused_parameters, 4), step_times(plain, plain_parameters, 4), strict=True)
     for actual, expected in results:
+        # Equal to the bit: the resumed optimizer uses the plain step, as its state was computed with it.
         torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
@@ -233,7 +240,7 @@ def test_a_state_of_a_plain_step_is_resumed_with_a_plain_step():
 
 def test_a_schedule_is_created_from_its_class_and_options():
     schedule = LRSchedule(StepLR, step_size=2, gamma=0.5)
-    assert learning_rates(schedule, 4) == [1, 1, 0.5, 0.5]
+    assert learning_rates(schedule, 4) == [1, 1, 0.5, 0.5]  # exact: halving does not round
 
 
 @pytest.mark.parametrize(("interval", "length"), [("epoch", 4), ("update", 8)])
@@ -294,7 +301,7 @@ def test_optimizers_and_schedules_of_timm_are_created_by_name():
     assert by_epoch == sorted(by_epoch, reverse=True)
     assert by_epoch[-1] == pytest.approx(0, abs=1e-6)
     by_update = learning_rates(LRSchedule("cosine", interval="update"), 9)
-    assert by_update[4] == pytest.approx(0.5)
+    assert by_update[4] == pytest.approx(0.5)  # a cosine has its mean at half its length
     assert by_update[-1] == pytest.approx(0, abs=1e-6)
 
 
@@ -305,6 +312,7 @@ def test_a_schedule_of_timm_can_be_resumed():
     resumed = schedule.build(resumed_optimizer, epochs=4, updates=8)
     scheduler.step()
     scheduler.step()
+    # timm's schedulers take the number of the step, so the count has to be a part of the state.
     resumed.load_state_dict(scheduler.state_dict())
     scheduler.step()
     resumed.step()

@@ -173,6 +173,7 @@ def test_a_past_needs_sample_ids():
 
 def test_a_past_that_does_not_fit_into_memory_is_refused_before_the_first_step():
     student = tiny_net("student")
+    # The limit is in MB, and the two tables take 2 * 8 * 3 * 4 bytes.
     objective = plain_goal() + Match(Past(student, memory_limit=1e-5), SoftTargets())
     with pytest.raises(CheckError, match="'past of student' for 8 samples of 3 outputs would take"):
         run(one_stage(student, objective), device="cpu")
@@ -246,7 +247,7 @@ def test_taps_on_the_net_are_moved_to_its_average():
     student, batch = tiny_net("student"), batch_of()
     tap = Tap(student.module.hidden)
     session = open_teacher(Ema(student), (tap,), CONTEXT)
-    assert hooks_of(student.module) == 0
+    assert hooks_of(student.module) == 0  # the network itself is not tapped
     with torch.no_grad():
         student.module.hidden.weight.zero_()  # of the network, not of its average
     (feature,) = session(batch).features
@@ -273,6 +274,7 @@ def test_two_averages_of_a_net_are_allowed_in_two_stages_but_not_in_one():
     )
     (problem,) = problems_of(student, plain_goal() + slow + fast)
     assert "stage 'student': 2 different teachers are called 'average of student'" in problem
+    # Names of teachers other than networks are unique within a stage only.
     stages = [Stage({student: plain_goal() + term}, TRAINING, name=term.label) for term in (slow, fast)]
     assert not check(Recipe(data=tiny_data(), schedule=[*stages])).problems
 
@@ -307,6 +309,7 @@ def test_peers_are_detached_targets_of_the_same_step():
 
 def test_two_nets_of_one_stage_can_teach_each_other():
     first, second = tiny_net("one"), tiny_net("two", seed=1)
+    # Deep mutual learning (Zhang et al. 2018): a stage that trains both.
     objectives = mutual_objectives(first, second, SoftTargets.mutual())
     recipe = Recipe(data=tiny_data(), schedule=[Stage(objectives, Training(epochs=2, batch_size=4))])
     result = run(recipe, device="cpu")
@@ -324,6 +327,7 @@ def test_a_deep_layer_can_teach_a_shallow_one_of_the_same_net():
         hidden = student.module.hidden(batch.inputs)
         torch.testing.assert_close(value, F.mse_loss(hidden, student.module.norm(hidden)))
         value.backward()
+        # The target side is detached: the deeper layer is not trained by its own teaching.
         assert student.module.norm.weight.grad is None
         assert student.module.hidden.weight.grad.abs().sum() > 0
 
@@ -580,7 +584,7 @@ def test_labels_are_reduced_to_the_classes_of_a_teacher_with_fewer():
     torch.testing.assert_close(student_side, student.module.eval()(batch.inputs)[[1, 2]][:, [1, 2]])
     torch.testing.assert_close(target_side, teacher(batch)[[1, 2]][:, [1, 0]])
     assert labels.tolist() == [0, 1]
-    assert ids.tolist() == [1, 2]
+    assert ids.tolist() == [1, 2]  # the samples of class a are dropped
 
 
 def test_columns_of_multilabel_labels_are_reduced_to_the_classes_of_a_teacher():
