@@ -14,7 +14,7 @@ Gradients = dict[str, dict[str, float]]
 class GradientStats:
     """Means over an epoch of the norms and cosines of the weighted terms' gradients at the networks in training.
 
-    every: the number of updates from one that is recorded to the next. The gradient of an update is the mean over its
+    every: record every n-th update, starting with the first. The gradient of an update is the mean over its
     micro-batches. Values that are not finite, such as the cosine of a zero gradient, are left out of the mean.
     """
 
@@ -31,7 +31,10 @@ class GradientStats:
         return update % self._every == 0
 
     def add(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Callable[[Tensor], Tensor]) -> None:
-        """Add the gradients of a micro-batch, and keep its graph. scale: as for a balancer."""
+        """Add the gradients of a micro-batch, and retain its graph, which the balancer still needs.
+
+        scale: the function that a balancer applies to a loss before its backward pass.
+        """
         weighted = [scale(terms[label] * weights[label]) for label in self._labels]
         gradients = jacobian(weighted, self._parameters, keep=True)  # (terms, parameters)
         factor = scale(torch.ones((), device=gradients.device))

@@ -30,7 +30,8 @@ class OpenStage:
         try:
             for teacher, taps in stage.teachers.items():
                 self.sessions[teacher.name] = open_teacher(teacher, taps, self.context)
-            self.module = DistillationModule(stage, self.context).to(device)
+            self.module = DistillationModule(stage, self.context)
+            self.module.to(device)  # after it is assigned: if this fails, `close` must remove its taps
         except BaseException:
             self.close()
             raise

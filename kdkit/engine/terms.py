@@ -66,8 +66,9 @@ class BoundTerm:
 def bind_term(
     net: Net[Any], weighted: Weighted, stage: Stage, open_taps: tuple[TapLike, ...], context: BuildContext
 ) -> BoundTerm:
-    """Bind a term of the objective of `net`. open_taps: all taps on the networks in training, in the order of features.
+    """Bind a term of the objective of `net`.
 
+    open_taps: all taps on the networks in training; a tap has the same index here as its feature in a TeacherOutput.
     Raises RecipeError if the sides have no class in common.
     """
     term = weighted.term

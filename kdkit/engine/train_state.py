@@ -80,8 +80,9 @@ class TrainState:
         return self._weights
 
     def backward(self, losses: Mapping[str, Tensor], micro_batches: int, rank_weight: float = 1.0) -> None:
-        """Add the gradients of a micro-batch, of which the coming update has `micro_batches`.
+        """Add the gradients of a micro-batch to those of the current update.
 
+        micro_batches: the number of micro-batches in this update; losses are averaged over them.
         rank_weight: the weight of these losses in the mean over ranks, whose parts of a batch may differ in size.
         """
         if rank_weight != 1.0:

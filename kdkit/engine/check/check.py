@@ -46,7 +46,7 @@ def check(recipe: Recipe, device: torch.device | str = "cpu", precision: Precisi
     return Plan(
         stages=stages,
         terms=tuple(terms),
-        problems=tuple(dict.fromkeys(problems)),  # the same problem may show in several stages
+        problems=tuple(dict.fromkeys(problems)),  # outputs are checked in training and in eval mode
         context=context,
         feature_teachers=frozenset(feature_teachers),
     )

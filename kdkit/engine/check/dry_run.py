@@ -50,7 +50,7 @@ def dry_run(stage: OpenStage, batch: Batch, precision: Precision = "fp32", *, ba
     """
     report = DryRunReport()
     run = _DryRun(stage, batch, report)
-    # Losses are built here, so only the buffers of the networks are restored: theirs have just been set.
+    # The buffers of losses are not restored, because the dry run creates them.
     with autocast(precision, batch.labels.device), _preserve(stage.module, stage.module.nets):
         try:
             run.execute()

@@ -53,8 +53,8 @@ class RunFolder:
         for key in _MUST_MATCH:
             if _without_addresses(before.get(key)) != _without_addresses(now.get(key)):
                 raise RunFolderError(
-                    f"{path} holds a run with a different {key.replace('_', ' ')}: expected {before.get(key)!r}, "
-                    f"got {now.get(key)!r}; choose another folder, or run it with the same one{_HINTS.get(key, '')}"
+                    f"{path} holds a run that differs in its {key.replace('_', ' ')}: expected {before.get(key)!r}, "
+                    f"got {now.get(key)!r}; choose another folder, or resume it as it was started{_HINTS.get(key, '')}"
                 )
         return cls(path)
 

@@ -1,4 +1,4 @@
-"""Checking: every problem is found before the first step, all at once, and nothing is changed by looking."""
+"""A recipe is checked: all problems show before the first step, and no network is changed."""
 
 import pytest
 import torch
@@ -15,141 +15,153 @@ from tests.helpers.tiny import Mlp, hooks_of, one_stage, plain_goal, same_state,
 TRAINING = Training(epochs=1, batch_size=4)
 
 
-def taught(**options):
-    """Return a trained teacher and a student."""
-    return tiny_net("teacher", trained=True, **options), tiny_net("student", seed=1)
+def teacher_and_student():
+    """Return a trained teacher and an untrained student."""
+    return tiny_net("teacher", trained=True), tiny_net("student", seed=1)
 
 
-def the_problem(recipe):
-    """Return the only problem of a recipe."""
+def hidden_taps(student, teacher):
+    return {"student": Tap(student.module.hidden), "target": Tap(teacher.module.hidden)}
+
+
+def only_problem(recipe):
+    """Return the problem of a recipe that has exactly one."""
     (problem,) = check(recipe).problems
     return problem
 
 
-def test_a_sound_recipe_has_no_problem_and_shows_its_comparisons():
+def test_the_plan_of_a_valid_recipe_has_a_summary_of_each_term():
     teacher, student = tiny_net("teacher", trained=True, hidden=7), tiny_net("student")
-    features = Match(teacher, Hint(), student=Tap(student.module.hidden), target=Tap(teacher.module.hidden))
+    features = Match(teacher, Hint(), **hidden_taps(student, teacher))
     objective = 0.3 * plain_goal() + CosineRamp(end=0.7) * Match(teacher, SoftTargets()) + features
     plan = check(one_stage(student, objective))
     plan.require()
-    truth, soft, hint = plan.comparisons[0]
+    truth, soft, hint = plan.terms[0]
     assert (truth.label, truth.teacher, truth.weight) == ("truth", None, (0.3, 0.3))
     assert soft.weight == (0.0, 0.7)
     assert soft.student == "outputs (4, 3)"
     assert (hint.student, hint.target) == ("hidden (4, 5)", "hidden (4, 7)")
-    assert hint.parameters == 5 * 7 + 7
+    assert hint.parameters == 5 * 7 + 7  # weight and bias of the projector
     assert plan.nets == (teacher, student)
 
 
-def test_a_net_that_teaches_untrained_is_found():
+# Teachers, names and stages
+
+
+def test_an_untrained_teacher_is_a_problem():
     teacher, student = tiny_net("teacher"), tiny_net("student")
-    problem = the_problem(one_stage(student, Match(teacher, SoftTargets())))
-    assert "stage 'student': net 'teacher' teaches but is neither trained" in problem
+    problem = only_problem(one_stage(student, Match(teacher, SoftTargets())))
+    assert "stage 'student': net 'teacher' teaches, but it is not trained in an earlier stage" in problem
 
 
-def test_a_net_that_teaches_before_its_own_stage_is_found():
+def test_a_teacher_that_is_trained_in_a_later_stage_is_a_problem():
     teacher, student = tiny_net("teacher"), tiny_net("student")
     stages = [Stage({student: Match(teacher, SoftTargets())}, TRAINING), Stage({teacher: plain_goal()}, TRAINING)]
-    assert "neither trained in an earlier stage" in the_problem(Recipe(data=tiny_data(), schedule=stages))
+    assert "is not trained in an earlier stage" in only_problem(Recipe(data=tiny_data(), schedule=stages))
 
 
-def test_a_net_trained_in_an_earlier_stage_may_teach():
+def test_a_net_that_is_trained_in_an_earlier_stage_can_teach():
     schedule = Parallel(tiny_net("t"), tiny_net("s"), truth=plain_goal(), kd_loss=SoftTargets(), training=TRAINING)
-    check(Recipe(data=tiny_data(), schedule=schedule)).require()
+    check(Recipe(data=tiny_data(), schedule=schedule)).require()  # raises CheckError if there is a problem
 
 
-def test_a_net_matched_to_itself_is_found():
+def test_a_net_that_is_matched_to_itself_is_a_problem():
     student = tiny_net("student", trained=True)
-    assert "is in training in this stage" in the_problem(one_stage(student, Match(student, SoftTargets())))
+    problem = only_problem(one_stage(student, Match(student, SoftTargets())))
+    assert "net 'student' is trained in this stage, so it cannot be matched as a frozen teacher" in problem
 
 
-def test_two_nets_trained_together_cannot_teach_each_other_frozen():
-    one, two = tiny_net("one", trained=True), tiny_net("two", trained=True)
-    stage = Stage({one: plain_goal() + Match(two, SoftTargets()), two: plain_goal()}, TRAINING)
-    assert "net 'two' is in training in this stage" in the_problem(Recipe(data=tiny_data(), schedule=[stage]))
+def test_two_nets_of_one_stage_cannot_be_frozen_teachers_of_each_other():
+    first, second = tiny_net("one", trained=True), tiny_net("two", trained=True)
+    stage = Stage({first: plain_goal() + Match(second, SoftTargets()), second: plain_goal()}, TRAINING)
+    problem = only_problem(Recipe(data=tiny_data(), schedule=[stage]))
+    assert "net 'two' is trained in this stage, so it cannot be matched as a frozen teacher" in problem
 
 
-def test_two_terms_of_one_label_are_found():
-    teacher, student = taught()
+def test_two_terms_with_the_same_label_are_a_problem():
+    teacher, student = teacher_and_student()
     objective = Match(teacher, SoftTargets()) + Match(teacher, SoftTargets(temperature=2))
-    assert "2 terms are called 'teacher/soft_targets'" in the_problem(one_stage(student, objective))
+    assert "2 terms are called 'teacher/soft_targets'" in only_problem(one_stage(student, objective))
 
 
-def test_two_nets_of_one_name_are_found():
+def test_two_nets_with_the_same_name_are_a_problem():
     teacher, student = tiny_net("net", trained=True), tiny_net("net")
     problems = check(one_stage(student, Match(teacher, SoftTargets()))).problems
     assert any("2 nets are called 'net'" in problem for problem in problems)
 
 
-def test_two_stages_of_one_name_are_found():
+def test_two_stages_with_the_same_name_are_a_problem():
     student = tiny_net("student")
     stages = [Stage({student: plain_goal()}, TRAINING), Stage({student: plain_goal()}, TRAINING)]
-    assert "2 stages are called 'student'" in the_problem(Recipe(data=tiny_data(), schedule=stages))
+    assert "2 stages are called 'student'" in only_problem(Recipe(data=tiny_data(), schedule=stages))
 
 
-def test_two_classes_of_one_name_are_found():
+def test_two_classes_with_the_same_name_are_a_problem():
     recipe = one_stage(tiny_net("student"), plain_goal(), tiny_data(classes=["a", "b", "a"]))
-    assert "2 classes of the data are called 'a'" in the_problem(recipe)
+    assert "2 classes of the data are called 'a'" in only_problem(recipe)
 
 
-def test_a_schedule_without_stages_is_found():
-    class Nothing:
+def test_a_schedule_without_stages_is_a_problem():
+    class EmptySchedule:
         def stages(self):
             return []
 
-    assert "Nothing gives no stages" in the_problem(Recipe(data=tiny_data(), schedule=Nothing()))
+    assert "EmptySchedule gives no stages" in only_problem(Recipe(data=tiny_data(), schedule=EmptySchedule()))
+
+
+# Taps and shapes
 
 
 @pytest.mark.parametrize("side", ["student", "target"])
-def test_a_tap_of_another_net_is_found(side):
-    teacher, student = taught()
-    taps = {"student": Tap(student.module.hidden), "target": Tap(teacher.module.hidden), side: Tap(Mlp().hidden)}
-    problem = the_problem(one_stage(student, Match(teacher, Hint(), **taps)))
-    assert f"the {side} tap sits on a Linear that is not a part of net" in problem
+def test_a_tap_on_another_net_is_a_problem(side):
+    teacher, student = teacher_and_student()
+    taps = {**hidden_taps(student, teacher), side: Tap(Mlp().hidden)}
+    problem = only_problem(one_stage(student, Match(teacher, Hint(), **taps)))
+    assert f"the {side} tap is on a Linear that is not a part of net" in problem
 
 
 @pytest.mark.parametrize("side", ["student", "target"])
-def test_a_tap_that_never_fires_is_found_with_its_net(side):
-    teacher, student = taught()
-    nets = {"student": student, "target": teacher}
-    nets[side].module.idle = nn.Conv1d(1, 1, 1)
-    taps = {"student": Tap(student.module.hidden), "target": Tap(teacher.module.hidden)}
-    taps[side] = Tap(nets[side].module.idle)
-    problem = the_problem(one_stage(student, Match(teacher, Hint(), **taps)))
-    assert f"the tap on Conv1d of net {nets[side].name!r} never fired" in problem
+def test_a_tap_that_never_fires_is_a_problem_of_its_net(side):
+    teacher, student = teacher_and_student()
+    net = {"student": student, "target": teacher}[side]
+    net.module.idle = nn.Conv1d(1, 1, 1)  # forward does not call it
+    taps = {**hidden_taps(student, teacher), side: Tap(net.module.idle)}
+    problem = only_problem(one_stage(student, Match(teacher, Hint(), **taps)))
+    assert f"the tap on Conv1d of net {net.name!r} never fired" in problem
 
 
-def test_a_silent_tap_is_told_of_the_right_one_of_two_students():
-    teacher, one, two = tiny_net("teacher", trained=True), tiny_net("one"), tiny_net("two")
-    two.module.idle = nn.Conv1d(1, 1, 1)
-    match = Match(teacher, Hint(), student=Tap(two.module.idle), target=Tap(teacher.module.hidden))
-    recipe = Recipe(data=tiny_data(), schedule=[Stage({one: plain_goal(), two: match}, TRAINING)])
-    assert "of net 'two' never fired" in the_problem(recipe)
+def test_a_tap_that_never_fires_is_reported_for_the_right_one_of_two_students():
+    teacher, first, second = tiny_net("teacher", trained=True), tiny_net("one"), tiny_net("two")
+    second.module.idle = nn.Conv1d(1, 1, 1)
+    match = Match(teacher, Hint(), student=Tap(second.module.idle), target=Tap(teacher.module.hidden))
+    recipe = Recipe(data=tiny_data(), schedule=[Stage({first: plain_goal(), second: match}, TRAINING)])
+    assert "of net 'two' never fired" in only_problem(recipe)
 
 
-def test_shapes_that_cannot_meet_are_found():
+def test_features_that_need_a_projector_are_a_problem_without_one():
     teacher, student = tiny_net("teacher", trained=True, hidden=7), tiny_net("student")
-    taps = {"student": Tap(student.module.hidden), "target": Tap(teacher.module.hidden)}
-    problem = the_problem(one_stage(student, Match(teacher, Hint(projector="never"), **taps)))
+    match = Match(teacher, Hint(projector="never"), **hidden_taps(student, teacher))
+    problem = only_problem(one_stage(student, match))
     assert "term 'teacher/hint': features of (5,) cannot meet (7,) without a projector" in problem
 
 
-def test_shapes_that_a_plain_loss_cannot_take_are_found():
+def test_shapes_that_a_user_defined_loss_does_not_accept_are_a_problem():
     teacher, student = tiny_net("teacher", trained=True, hidden=7), tiny_net("student")
-    taps = {"student": Tap(student.module.hidden), "target": Tap(teacher.module.hidden)}
 
     def difference(student, target):
         return (student - target).square().mean()
 
-    problem = the_problem(one_stage(student, Match(teacher, difference, **taps)))
-    assert "student (4, 5) and target (4, 7) cannot meet in difference" in problem
+    problem = only_problem(one_stage(student, Match(teacher, difference, **hidden_taps(student, teacher))))
+    assert "difference does not accept student (4, 5) and target (4, 7): " in problem
 
 
-def test_shapes_that_would_be_broadcast_are_found():
+def test_shapes_that_would_be_broadcast_are_a_problem():
     teacher, student = tiny_net("teacher", trained=True, hidden=1), tiny_net("student")
-    taps = {"student": Tap(student.module.hidden), "target": Tap(teacher.module.hidden)}
-    problem = the_problem(one_stage(student, Match(teacher, nn.MSELoss(), **taps)))
-    assert "student (4, 5) and target (4, 1) are of different shapes and would be broadcast" in problem
+    problem = only_problem(one_stage(student, Match(teacher, nn.MSELoss(), **hidden_taps(student, teacher))))
+    assert "student (4, 5) and target (4, 1) have different shapes and would be broadcast" in problem
+
+
+# Losses
 
 
 def unreduced(student, target):
@@ -160,15 +172,15 @@ def number(student, target):
     return 0.5
 
 
-def cut(student, target):
+def detached(student, target):
     return F.cross_entropy(student.detach(), target)
 
 
-def nothing(student, target):
+def zero(student, target):
     return (student * 0).sum()
 
 
-def broken(student, target):
+def not_a_number(student, target):
     return F.cross_entropy(student, target) * float("nan")
 
 
@@ -177,25 +189,26 @@ def raising(student, target):
 
 
 @pytest.mark.parametrize(
-    ("loss", "said"),
+    ("loss", "message"),
     [
-        (unreduced, "unreduced gives a tensor (4,) where a scalar was expected"),
-        (number, "number gives a float where a scalar was expected"),
-        (cut, "cut moves nothing: no gradient flows from it to net 'student'"),
-        (nothing, "nothing is constantly zero"),
-        (broken, "broken is nan at the first step"),
-        (raising, "cannot meet in raising: not today"),
+        (unreduced, "unreduced must return a scalar; got a tensor (4,)"),
+        (number, "number must return a scalar; got a float"),
+        (detached, "detached has no effect: it has no gradient for net 'student'"),
+        (zero, "zero is always zero, whatever net 'student' returns"),
+        (not_a_number, "not_a_number is nan at the first step"),
+        (raising, "raising does not accept student (4, 3) and target (4,): not today"),
     ],
 )
-def test_a_loss_that_cannot_teach_is_found(loss, said):
-    problem = the_problem(one_stage(tiny_net("student"), Truth(loss)))
+def test_a_loss_that_cannot_train_the_student_is_a_problem(loss, message):
+    problem = only_problem(one_stage(tiny_net("student"), Truth(loss)))
     assert problem.startswith("stage 'student': term 'truth': ")
-    assert said in problem
+    assert message in problem
 
 
-def test_a_loss_that_is_zero_only_at_first_is_sound():
+def test_a_loss_that_is_zero_only_at_first_is_valid():
     teacher = tiny_net("teacher", trained=True)
     student = Net("student", Mlp())
+    # Equal weights: the loss is zero now, but not for a student with noise added.
     student.module.load_state_dict(teacher.module.state_dict())
     teacher.module.train()
 
@@ -205,7 +218,7 @@ def test_a_loss_that_is_zero_only_at_first_is_sound():
     check(one_stage(student, Match(teacher, same) + plain_goal())).require()
 
 
-def needing(*needs):
+def loss_with_needs(*needs):
     def loss(student, target):
         return F.cross_entropy(student, target) if target.ndim == 1 else F.mse_loss(student, target)
 
@@ -213,140 +226,206 @@ def needing(*needs):
     return loss
 
 
-def by_id(student, target, *, ids):
+def loss_with_ids(student, target, *, ids):
     return F.cross_entropy(student, target)
 
 
-@pytest.mark.parametrize("loss", [by_id, needing("ids")])
-def test_a_loss_that_needs_ids_is_found_on_a_loader_of_ones_own(loss):
+@pytest.mark.parametrize("loss", [loss_with_ids, loss_with_needs("ids")])
+def test_a_loss_that_needs_ids_is_a_problem_with_a_user_defined_loader(loss):
     loader = DataLoader(samples(), batch_size=4)
-    streamed = TorchData(loader, samples(), classes=["a", "b", "c"])
-    assert "it needs sample ids" in the_problem(one_stage(tiny_net("student"), Truth(loss), streamed))
-    check(one_stage(tiny_net("student"), Truth(loss))).require()
+    data = TorchData(loader, samples(), classes=["a", "b", "c"])
+    assert "it needs sample ids" in only_problem(one_stage(tiny_net("student"), Truth(loss), data))
+    check(one_stage(tiny_net("student"), Truth(loss))).require()  # a Dataset has ids
 
 
-def test_a_loss_that_needs_one_class_a_sample_is_found_on_multilabel_data():
-    recipe = one_stage(tiny_net("student"), Truth(needing("hard_labels")), tiny_data("multilabel"))
-    assert "it needs one class per sample, and this data is multilabel" in the_problem(recipe)
+def test_a_loss_that_needs_one_class_per_sample_is_a_problem_with_multilabel_data():
+    recipe = one_stage(tiny_net("student"), Truth(loss_with_needs("hard_labels")), tiny_data("multilabel"))
+    assert "it needs one class per sample, and this data is multilabel" in only_problem(recipe)
 
 
-def test_one_loss_with_weights_in_two_terms_is_found():
+def test_a_loss_with_parameters_in_two_terms_is_a_problem():
     teacher, student = tiny_net("teacher", trained=True, hidden=7), tiny_net("student")
-    hint = Hint()
-    taps = {"student": Tap(student.module.hidden), "target": Tap(teacher.module.hidden)}
+    hint, taps = Hint(), hidden_taps(student, teacher)  # 5 to 7 features, so it has a projector
     objective = Match(teacher, hint, **taps) + Match(teacher, hint, **taps, label="again")
     problems = check(one_stage(student, objective)).problems
     assert any("terms 'teacher/hint' and 'again' share one Hint" in problem for problem in problems)
 
 
-def test_one_loss_without_weights_in_two_terms_is_sound():
-    teacher, student = taught()
+def test_a_loss_without_parameters_may_be_in_two_terms():
+    teacher, student = teacher_and_student()
     mse = nn.MSELoss()
     check(one_stage(student, Match(teacher, mse) + Match(teacher, mse, label="again"))).require()
 
 
-def test_a_wrong_count_of_classes_is_found():
-    problem = the_problem(one_stage(tiny_net("student", outputs=5), plain_goal()))
-    assert "net 'student' gives outputs of (5,) where the data's classes are 3" in problem
+# Classes
 
 
-def test_a_teacher_with_a_wrong_count_of_classes_is_found():
+def test_a_student_with_a_wrong_number_of_outputs_is_a_problem():
+    problem = only_problem(one_stage(tiny_net("student", outputs=5), plain_goal()))
+    assert "net 'student' has outputs of shape (batch, 5), but the data's 3 classes need (batch, 3)" in problem
+
+
+def test_a_teacher_with_a_wrong_number_of_outputs_is_a_problem():
     teacher = tiny_net("teacher", outputs=1, trained=True)
-    problem = the_problem(one_stage(tiny_net("student"), Match(teacher, SoftTargets())))
-    assert "net 'teacher' gives outputs of (1,) where the data's classes are 3" in problem
+    problem = only_problem(one_stage(tiny_net("student"), Match(teacher, SoftTargets())))
+    assert "net 'teacher' has outputs of shape (batch, 1), but the data's 3 classes need (batch, 3)" in problem
 
 
 @pytest.mark.parametrize("classes", [None, ["u", "v", "w", "x", "y", "z", "o"]])
-def test_a_teacher_of_features_may_have_other_classes_and_is_not_scored(classes):
+def test_a_teacher_of_features_may_have_different_classes_and_then_has_no_metrics(classes):
     teacher, student = tiny_net("teacher", outputs=7, trained=True, classes=classes), tiny_net("student")
-    taps = {"student": Tap(student.module.hidden), "target": Tap(teacher.module.hidden)}
-    recipe = one_stage(student, plain_goal() + Match(teacher, Hint(), **taps))
+    recipe = one_stage(student, plain_goal() + Match(teacher, Hint(), **hidden_taps(student, teacher)))
     assert check(recipe).problems == ()
-    assert check(recipe).foreign == {teacher}
+    assert check(recipe).feature_teachers == {teacher}
     assert list(run(recipe, device="cpu").metrics) == ["student"]
 
 
-def test_a_teacher_of_features_of_the_same_classes_is_scored():
+def test_a_teacher_of_features_with_the_classes_of_the_data_has_metrics():
     teacher, student = tiny_net("teacher", trained=True), tiny_net("student")
-    taps = {"student": Tap(student.module.hidden), "target": Tap(teacher.module.hidden)}
-    assert not check(one_stage(student, plain_goal() + Match(teacher, Hint(), **taps))).foreign
+    objective = plain_goal() + Match(teacher, Hint(), **hidden_taps(student, teacher))
+    assert not check(one_stage(student, objective)).feature_teachers
 
 
-def test_a_wrong_count_of_classes_of_ones_own_is_found():
+def test_a_net_with_a_wrong_number_of_outputs_for_its_classes_is_a_problem():
     student = tiny_net("student", outputs=5, classes=["a", "x"])
-    assert "where its classes are 2" in the_problem(one_stage(student, plain_goal()))
+    problem = only_problem(one_stage(student, plain_goal()))
+    assert "has outputs of shape (batch, 5), but its 2 classes need (batch, 2)" in problem
 
 
-def test_nets_that_share_no_class_with_the_data_are_found_and_left_without_hooks():
+def test_a_net_without_a_class_of_the_data_is_a_problem_and_no_hook_remains():
     teacher = tiny_net("teacher", trained=True)
     student = tiny_net("student", classes=["x", "y", "z"])
-    taps = {"student": Tap(student.module.hidden), "target": Tap(teacher.module.hidden)}
-    objective = plain_goal() + Match(teacher, nn.MSELoss(), **taps)
-    assert "net 'student' and the data share no class" in the_problem(one_stage(student, objective))
+    objective = plain_goal() + Match(teacher, nn.MSELoss(), **hidden_taps(student, teacher))
+    assert "net 'student' and the data share no class" in only_problem(one_stage(student, objective))
     assert hooks_of(student.module) == hooks_of(teacher.module) == 0
 
 
-def test_a_score_that_is_not_in_the_recipe_is_answered_with_the_nearest():
-    problem = the_problem(one_stage(tiny_net("student"), plain_goal(), monitor="acuracy"))
-    assert "'acuracy' is not among the recipe's scores; did you mean 'accuracy'?" in problem
+# Metrics
 
 
-def test_a_net_that_cannot_take_what_it_sees_is_found():
+def test_an_unknown_monitor_is_a_problem_with_the_nearest_name():
+    problem = only_problem(one_stage(tiny_net("student"), plain_goal(), monitor="acuracy"))
+    assert "'acuracy' is not among the recipe's metrics; did you mean 'accuracy'?" in problem
+
+
+def test_a_metric_that_does_not_fit_the_data_is_a_problem():
+    recipe = one_stage(tiny_net("student"), plain_goal())
+    unfit = Recipe(data=recipe.data, schedule=recipe.schedule, metrics=(Accuracy(), R2()))
+    assert "metric 'r2' does not fit this data (multiclass)" in only_problem(unfit)
+
+
+# Networks
+
+
+def test_a_student_that_fails_for_its_inputs_is_a_problem():
     student = Net("student", nn.Linear(9, 3))
-    assert "net 'student' cannot take what it sees ((4, 4))" in the_problem(one_stage(student, plain_goal()))
+    assert "net 'student' fails for its inputs ((4, 4)): " in only_problem(one_stage(student, plain_goal()))
 
 
-def test_a_teacher_that_cannot_take_what_it_sees_is_found():
+def test_a_teacher_that_fails_for_its_inputs_is_a_problem():
     teacher = Net("teacher", nn.Linear(9, 3), trained=True)
-    assert "net 'teacher' cannot take" in the_problem(one_stage(tiny_net("student"), Match(teacher, SoftTargets())))
+    problem = only_problem(one_stage(tiny_net("student"), Match(teacher, SoftTargets())))
+    assert "net 'teacher' fails for its inputs ((4, 4)): " in problem
 
 
-def test_a_net_with_nothing_to_train_is_found():
+def test_a_net_without_trainable_parameters_is_a_problem():
     student = tiny_net("student")
     student.module.requires_grad_(False)
-    assert "has nothing to train" in the_problem(one_stage(student, plain_goal()))
+    # One problem: that its optimizer cannot be created is not reported as well.
+    assert "has nothing to train" in only_problem(one_stage(student, plain_goal()))
 
 
 def test_a_plain_callable_cannot_be_trained():
     api = Net("api", lambda inputs: inputs[:, :3], version="1")
-    assert "it can teach, but not be trained" in the_problem(one_stage(api, plain_goal()))
+    assert "it can teach, but not be trained" in only_problem(one_stage(api, plain_goal()))
 
 
 def test_a_plain_callable_can_teach_but_not_be_tapped():
+    # A plain callable stands for a model behind an interface, such as a web service.
     api, student = Net("api", lambda inputs: inputs[:, :3], version="1"), tiny_net("student")
     check(one_stage(student, Match(api, SoftTargets()))).require()
     tapped = Match(api, nn.MSELoss(), student=Tap(student.module.hidden), target=Tap(student.module.hidden))
-    assert "net 'api' is a plain callable, which cannot be tapped" in the_problem(one_stage(student, tapped))
+    assert "net 'api' is a plain callable, which cannot be tapped" in only_problem(one_stage(student, tapped))
 
 
-def test_something_that_has_a_name_but_no_answers_is_found():
-    class Stranger:
-        name = "stranger"
+def test_an_object_with_a_name_but_without_open_is_a_problem_as_a_teacher():
+    class Named:
+        name = "named"
 
-    assert "cannot be matched" in the_problem(one_stage(tiny_net("student"), Match(Stranger(), SoftTargets())))
+    problem = only_problem(one_stage(tiny_net("student"), Match(Named(), SoftTargets())))
+    assert "'named' is a Named, which cannot be matched" in problem
 
 
-def test_several_problems_are_shown_at_once():
+class TeacherHeadLoss(nn.Module):
+    """A loss with a submodule of the teacher, whose parameters would be trained with the loss."""
+
+    def build(self, student, target, context, teacher):
+        self.head = teacher.head
+
+    def forward(self, student, target):
+        return F.mse_loss(student, target)
+
+
+def test_a_loss_that_would_train_a_part_of_the_teacher_is_a_problem():
+    teacher, student = teacher_and_student()
+    assert "net 'teacher' teaches, but a student or a loss shares parameters with it" in only_problem(
+        one_stage(student, Match(teacher, TeacherHeadLoss()))
+    )
+
+
+def test_a_teacher_that_shares_its_module_with_the_student_is_a_problem():
+    student = tiny_net("student")
+    teacher = Net("teacher", student.module, trained=True)
+    problem = only_problem(one_stage(student, plain_goal() + Match(teacher, SoftTargets())))
+    assert "a student or a loss shares parameters with it, which would be trained" in problem
+
+
+def test_a_batch_size_of_one_is_checked_with_one_sample():
+    problem = only_problem(one_stage(tiny_net("student"), plain_goal(), batch_size=1))
+    assert "net 'student' fails for its inputs ((1, 4)): " in problem
+    assert "more than 1 value per channel" in problem  # from the batch norm in training mode
+
+
+def test_a_state_dict_with_more_than_tensors_is_a_problem():
+    class Versioned(nn.Linear):
+        def get_extra_state(self):
+            return {"version": 1}
+
+    problem = only_problem(one_stage(Net("student", Versioned(4, 3)), plain_goal()))
+    assert "net 'student' has '_extra_state', a dict, in its state_dict()" in problem
+
+
+# The check as a whole
+
+
+def test_several_problems_are_reported_together():
     teacher = tiny_net("teacher")
+    # Two problems of the recipe and one of each stage.
     first = Stage({tiny_net("one", outputs=5): plain_goal()}, Training(epochs=1, monitor="nothing"))
-    second = Stage({tiny_net("two"): Match(teacher, SoftTargets()) + Truth(cut)}, TRAINING)
+    second = Stage({tiny_net("two"): Match(teacher, SoftTargets()) + Truth(detached)}, TRAINING)
     plan = check(Recipe(data=tiny_data(), schedule=[first, second]))
     with pytest.raises(CheckError, match="4 problems found") as caught:
         plan.require()
     text = str(caught.value)
-    for said in ("'nothing' is not among", "gives outputs of (5,)", "net 'teacher' teaches", "cut moves nothing"):
-        assert said in text
+    for message in (
+        "'nothing' is not among",
+        "has outputs of shape (batch, 5)",
+        "net 'teacher' teaches",
+        "detached has no effect",
+    ):
+        assert message in text
 
 
 @pytest.mark.parametrize("name", ["half", "double", "type", "train", "keys", "forward"])
-def test_a_net_or_a_term_may_have_the_name_of_a_method(name):
+def test_a_net_or_a_term_may_have_the_name_of_a_module_method(name):
     teacher, student = tiny_net("t", trained=True, hidden=7), tiny_net(name)
-    taps = {"student": Tap(student.module.hidden), "target": Tap(teacher.module.hidden)}
-    check(one_stage(student, plain_goal() + Match(teacher, Hint(), **taps, label=name))).require()
+    # nn.Module refuses a submodule with the name of a method, so these names cannot be keys of a ModuleDict.
+    match = Match(teacher, Hint(), **hidden_taps(student, teacher), label=name)
+    check(one_stage(student, plain_goal() + match)).require()
 
 
-class Moody(Mlp):
-    """A net with dropout, and with a buffer that it assigns anew at each run."""
+class StatefulMlp(Mlp):
+    """A network with dropout, which draws random numbers, and with a buffer that every forward pass replaces."""
 
     def __init__(self):
         super().__init__()
@@ -358,75 +437,32 @@ class Moody(Mlp):
         return super().forward(self.drop(inputs))
 
 
-@pytest.mark.parametrize("sound", [True, False])
+@pytest.mark.parametrize("valid", [True, False])
 @pytest.mark.parametrize("training", [True, False])
-def test_looking_changes_no_net(sound, training):
-    teacher, student = Net("teacher", Mlp(hidden=7), trained=True), Net("student", Moody())
+def test_a_check_changes_no_net_and_no_random_state(valid, training):
+    teacher, student = Net("teacher", Mlp(hidden=7), trained=True), Net("student", StatefulMlp())
     for net in (teacher, student):
         net.module.train(training)
-        net.module.norm.train(not training)
+        net.module.norm.train(not training)  # a mode that differs from that of its parent
     taps = {"student": Tap(student.module.act, "input"), "target": Tap(teacher.module.act, "input")}
-    objective = plain_goal() + Match(teacher, Hint(), **taps) + (0 if sound else Truth(cut, label="cut"))
+    invalid_term = Truth(detached, label="detached")
+    objective = plain_goal() + Match(teacher, Hint(), **taps) + (0 if valid else invalid_term)
     states = [state_of(teacher.module), state_of(student.module)]
-    random = torch.get_rng_state()
-    assert bool(check(one_stage(student, objective)).problems) is not sound
+    random_state = torch.get_rng_state()
+    assert bool(check(one_stage(student, objective)).problems) is not valid
     assert same_state(states[0], state_of(teacher.module))
     assert same_state(states[1], state_of(student.module))
-    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(torch.get_rng_state(), random_state)
 
 
-def test_looking_twice_shows_the_same():
+def test_a_second_check_has_the_same_summaries():
     teacher, student = tiny_net("teacher", trained=True, hidden=7), tiny_net("student")
-    taps = {"student": Tap(student.module.hidden), "target": Tap(teacher.module.hidden)}
-    recipe = one_stage(student, plain_goal() + Match(teacher, Hint(), **taps))
-    assert check(recipe).comparisons == check(recipe).comparisons
+    recipe = one_stage(student, plain_goal() + Match(teacher, Hint(), **hidden_taps(student, teacher)))
+    assert check(recipe).terms == check(recipe).terms
 
 
 def test_data_of_a_single_sample_can_be_checked():
+    # The tiny batch is then a single sample, so the network has no batch norm.
     data = TorchData(samples(rows=1), samples(rows=3), classes=["a", "b", "c"])
     student = Net("student", nn.Linear(4, 3))
     check(one_stage(student, plain_goal(), data)).require()
-
-
-class Holding(nn.Module):
-    """Keeps a part of the teacher it is built with."""
-
-    def build(self, student, target, facts, teacher):
-        self.head = teacher.head
-
-    def forward(self, student, target):
-        return F.mse_loss(student, target)
-
-
-def test_a_loss_that_would_train_a_part_of_the_teacher_is_found():
-    teacher, student = taught()
-    assert "net 'teacher' teaches, but a learner or a loss holds a part" in the_problem(
-        one_stage(student, Match(teacher, Holding()))
-    )
-
-
-def test_a_teacher_that_shares_its_module_with_the_student_is_found():
-    student = tiny_net("student")
-    teacher = Net("teacher", student.module, trained=True)
-    assert "holds a part of it" in the_problem(one_stage(student, plain_goal() + Match(teacher, SoftTargets())))
-
-
-def test_a_score_that_does_not_fit_the_data_is_found_before_the_first_step():
-    recipe = one_stage(tiny_net("student"), plain_goal())
-    unfit = Recipe(data=recipe.data, schedule=recipe.schedule, metrics=(Accuracy(), R2()))
-    assert "score 'r2' cannot score this data (multiclass)" in the_problem(unfit)
-
-
-def test_a_batch_of_one_is_rehearsed_as_one():
-    problem = the_problem(one_stage(tiny_net("student"), plain_goal(), batch_size=1))
-    assert "net 'student' cannot take what it sees" in problem
-    assert "more than 1 value per channel" in problem
-
-
-def test_a_net_that_keeps_more_than_tensors_is_found():
-    class Versioned(nn.Linear):
-        def get_extra_state(self):
-            return {"version": 1}
-
-    problem = the_problem(one_stage(Net("student", Versioned(4, 3)), plain_goal()))
-    assert "net 'student' keeps '_extra_state', a dict, in its state_dict()" in problem

@@ -1,4 +1,4 @@
-"""What one of several processes has to do, and what cannot be shared out among them."""
+"""A batch is divided among ranks, and runs that cannot be divided are refused."""
 
 import pytest
 import torch
@@ -13,65 +13,67 @@ from tests.helpers.tiny import samples, tiny_data
 
 
 @pytest.fixture
-def two(monkeypatch):
-    """Make this process the second of two, as far as nothing is told between them."""
+def two_ranks(monkeypatch):
+    """Make this process believe that it is one of two ranks, whose data are equal."""
     monkeypatch.setattr(collectives, "is_distributed", lambda: True)
     monkeypatch.setattr(collectives, "world_size", lambda: 2)
     monkeypatch.setattr(collectives, "all_gather_objects", lambda values: [*values, *values])
 
 
-@pytest.mark.parametrize(("size", "parts"), [(8, [4, 4]), (7, [4, 3]), (4, [2, 2]), (3, [3, 3]), (1, [1, 1])])
-def test_a_batch_is_shared_out_where_each_process_has_two_samples(size, parts):
+@pytest.mark.parametrize(("size", "sizes"), [(8, [4, 4]), (7, [4, 3]), (4, [2, 2]), (3, [3, 3]), (1, [1, 1])])
+def test_a_batch_is_divided_if_each_rank_gets_two_samples(size, sizes):
     rows = torch.arange(size)
-    shares = [own_part(rows, (number, 2)) for number in range(2)]
-    assert [len(each) for each in shares] == parts
-    whole = rows if sum(parts) == size else torch.cat([rows, rows])
-    assert torch.equal(torch.cat(shares), whole)
+    parts = [own_part(rows, (rank, 2)) for rank in range(2)]
+    assert [len(part) for part in parts] == sizes
+    # A smaller batch is not divided: every rank computes all of it.
+    expected = rows if sum(sizes) == size else torch.cat([rows, rows])
+    assert torch.equal(torch.cat(parts), expected)
 
 
-def test_processes_fetch_different_rows_which_are_together_those_of_one():
+def test_ranks_fetch_different_rows_that_together_are_the_batch_of_one_rank():
     split = tiny_data(rows=22).train
     order = torch.randperm(22, generator=torch.Generator().manual_seed(0))
-    wholes = [batch.ids for batch in batches(split, 8, order=order)]
-    parts = [[batch.ids for batch in batches(split, 8, order=order, part=(number, 3))] for number in range(3)]
-    assert [len(ids) for ids in parts[2]] == [2, 2, 2]
-    for index, whole in enumerate(wholes):
-        assert torch.equal(torch.cat([each[index] for each in parts]), whole)
+    whole_ids = [batch.ids for batch in batches(split, 8, order=order)]
+    ids_by_rank = [[batch.ids for batch in batches(split, 8, order=order, part=(rank, 3))] for rank in range(3)]
+    assert [len(ids) for ids in ids_by_rank[2]] == [2, 2, 2]
+    for index, ids in enumerate(whole_ids):
+        assert torch.equal(torch.cat([rank_ids[index] for rank_ids in ids_by_rank]), ids)
 
 
-@pytest.mark.parametrize(("parts", "whole"), [((4, 4), 8), ((4, 3), 7), ((3, 3), 3)])
-def test_the_mean_over_processes_of_weighted_means_is_that_of_the_batch(two, parts, whole):
+@pytest.mark.parametrize(("sizes", "whole"), [((4, 4), 8), ((4, 3), 7), ((3, 3), 3)])
+def test_the_weighted_mean_over_ranks_is_the_mean_over_the_batch(two_ranks, sizes, whole):
     values = torch.arange(float(whole))
-    own = [values, values] if parts[0] == whole else values.split(parts)
-    weighted = [part.mean() * distributed.rank_weight(len(part), whole) for part in own]
+    parts = [values, values] if sizes[0] == whole else values.split(sizes)
+    weighted = [part.mean() * distributed.rank_weight(len(part), whole) for part in parts]
+    # DistributedDataParallel takes the plain mean over ranks.
     assert sum(weighted) / 2 == pytest.approx(values.mean())
 
 
-def test_a_loader_of_ones_own_cannot_be_shared_out(two):
+def test_a_user_defined_loader_cannot_be_divided(two_ranks):
     data = TorchData(DataLoader(samples()), samples(), classes=["a", "b", "c"])
     with pytest.raises(DataError, match="pass its Dataset instead"):
         distributed.require_divisible(data, [8])
 
 
-def test_a_batch_too_small_for_all_processes_is_refused(two):
+def test_a_batch_that_is_too_small_for_all_ranks_is_refused(two_ranks):
     distributed.require_divisible(tiny_data(), [8, 4])
-    with pytest.raises(RecipeError, match="a batch of 3 cannot be shared out among 2 processes"):
+    with pytest.raises(RecipeError, match="a batch of 3 cannot be divided among 2 processes"):
         distributed.require_divisible(tiny_data(), [8, 3])
 
 
-def test_frozen_batch_norm_is_not_warned_of(two):
+def test_the_notice_about_batch_norm_is_left_out_if_it_is_frozen(two_ranks):
     norm = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     assert len([*distributed.notices([norm])]) == 2
     norm.requires_grad_(False)
     assert len([*distributed.notices([norm])]) == 1
 
 
-@pytest.mark.parametrize(("chosen", "threads"), [("1", 3), (None, 3), ("2", None)])
-def test_cores_are_shared_among_the_processes_of_a_machine_unless_somebody_chose(monkeypatch, chosen, threads):
-    set_to = []
-    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+@pytest.mark.parametrize(("variable", "threads"), [("1", 3), (None, 3), ("2", None)])
+def test_the_cores_of_a_machine_are_divided_among_its_ranks_unless_the_user_set_threads(monkeypatch, variable, threads):
+    calls = []
+    monkeypatch.setattr(torch, "set_num_threads", calls.append)
     monkeypatch.setattr(distributed.os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    monkeypatch.delenv("OMP_NUM_THREADS") if chosen is None else monkeypatch.setenv("OMP_NUM_THREADS", chosen)
-    distributed._share_cores()
-    assert set_to == ([] if threads is None else [threads])
+    monkeypatch.delenv("OMP_NUM_THREADS") if variable is None else monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    distributed._divide_cores()
+    assert calls == ([] if threads is None else [threads])

@@ -1,4 +1,4 @@
-"""Norms and cosines of gradients, as means over the updates that are looked at."""
+"""Norms and cosines of the terms' gradients, as means over the recorded updates."""
 
 import math
 
@@ -16,65 +16,71 @@ def test_norms_and_cosines_are_those_of_the_gradients():
     assert cosines.tolist() == pytest.approx([0.0, -1.0, 0.0])
 
 
-def test_a_jacobian_has_a_row_for_each_term_and_zeros_where_it_does_not_reach():
-    one, other = numbers(1.0, 2.0), numbers(3.0)
-    terms = [(one**2).sum(), one.sum() * other.sum(), torch.tensor(1.0)]
-    found = jacobian(terms, [one, other], keep=True)
-    torch.testing.assert_close(found, vectors([2.0, 4.0, 0.0], [3.0, 3.0, 3.0], [0.0, 0.0, 0.0]))
-    torch.testing.assert_close(inner_products(found), found @ found.T)
-    sum(terms).backward()  # the graph was kept
-    assert one.grad is not None
+def test_a_jacobian_has_a_row_per_term_and_zeros_for_unused_parameters():
+    first, second = numbers(1.0, 2.0), numbers(3.0)
+    # The last term is a constant, without a graph.
+    terms = [(first**2).sum(), first.sum() * second.sum(), torch.tensor(1.0)]
+    gradients = jacobian(terms, [first, second], keep=True)  # (terms, parameters)
+    torch.testing.assert_close(gradients, vectors([2.0, 4.0, 0.0], [3.0, 3.0, 3.0], [0.0, 0.0, 0.0]))
+    torch.testing.assert_close(inner_products(gradients), gradients @ gradients.T)
+    sum(terms).backward()  # raises if keep=True did not retain the graph
+    assert first.grad is not None
 
 
-def figures_of(parameter, parts, weights=None, every=1, scale=plain):
-    """Return the figures of updates, each of several micro-batches of gradients."""
-    figures = GradientStats(every, ("term0", "term1"), [parameter])
-    for update, micro_batches in enumerate(parts):
+def gradient_stats(parameter, updates, weights=None, every=1, scale=plain):
+    """Return the statistics of updates. Each update is a list of micro-batches, each micro-batch a row per term."""
+    stats = GradientStats(every, ("term0", "term1"), [parameter])
+    for update, micro_batches in enumerate(updates):
         count = len(micro_batches)
         for gradients in micro_batches:
             terms = linear(parameter, gradients)
-            if figures.due(update):
-                figures.add(terms, weights or ones(terms), lambda total, count=count: scale(total / count))
-        figures.close()
-    return figures.take()
+            if stats.due(update):
+                stats.add(terms, weights or ones(terms), lambda total, count=count: scale(total / count))
+        stats.close()
+    return stats.take()
 
 
+# Gradients of the two terms in a micro-batch. Their norms are 5 and 2, 1 and 6, 5 and 2.
 A, B, C = vectors([3.0, 4.0], [0.0, 2.0]), vectors([1.0, 0.0], [-6.0, 0.0]), vectors([5.0, 0.0], [0.0, 2.0])
 
 
-def test_figures_are_means_over_updates():
-    found = figures_of(numbers(0.0, 0.0), [[A], [B]])
-    assert found["norms"] == pytest.approx({"term0": 3.0, "term1": 4.0})
-    assert found["cosines"] == pytest.approx({"term0 | term1": (0.8 - 1) / 2})
+def test_statistics_are_means_over_updates():
+    stats = gradient_stats(numbers(0.0, 0.0), [[A], [B]])
+    assert stats["norms"] == pytest.approx({"term0": 3.0, "term1": 4.0})
+    assert stats["cosines"] == pytest.approx({"term0 | term1": (0.8 - 1) / 2})
 
 
-def test_only_every_so_many_updates_are_looked_at():
-    assert figures_of(numbers(0.0, 0.0), [[A], [B], [C]], every=2)["norms"] == pytest.approx({"term0": 5, "term1": 2})
+def test_only_every_nth_update_is_recorded():
+    assert gradient_stats(numbers(0.0, 0.0), [[A], [B], [C]], every=2)["norms"] == pytest.approx(
+        {"term0": 5, "term1": 2}
+    )
 
 
 def test_the_gradient_of_an_update_is_the_mean_over_its_micro_batches():
-    found = figures_of(numbers(0.0, 0.0), [[A, C]])
-    assert found["norms"]["term0"] == pytest.approx(math.hypot(4.0, 2.0))
-    assert found["cosines"]["term0 | term1"] == pytest.approx(2 / math.hypot(4.0, 2.0))
+    stats = gradient_stats(numbers(0.0, 0.0), [[A, C]])
+    assert stats["norms"]["term0"] == pytest.approx(math.hypot(4.0, 2.0))
+    assert stats["cosines"]["term0 | term1"] == pytest.approx(2 / math.hypot(4.0, 2.0))
 
 
-def test_weights_count_and_scales_do_not():
-    found = figures_of(numbers(0.0, 0.0), [[A, A]], {"term0": 0.5, "term1": 3.0}, scale=lambda total: total * 1024)
-    assert found["norms"] == pytest.approx({"term0": 2.5, "term1": 6.0})
-    assert found["cosines"] == pytest.approx({"term0 | term1": 0.8})
+def test_norms_include_the_weights_but_not_the_scale():
+    weights = {"term0": 0.5, "term1": 3.0}
+    stats = gradient_stats(numbers(0.0, 0.0), [[A, A]], weights, scale=lambda total: total * 1024)
+    assert stats["norms"] == pytest.approx({"term0": 2.5, "term1": 6.0})
+    assert stats["cosines"] == pytest.approx({"term0 | term1": 0.8})
 
 
-def test_what_is_not_finite_is_left_out_of_the_mean():
-    overflowed = vectors([math.inf, 0.0], [0.0, 0.0])
-    found = figures_of(numbers(0.0, 0.0), [[A], [overflowed]])
-    assert found["norms"] == pytest.approx({"term0": 5.0, "term1": 1.0})
-    assert found["cosines"] == pytest.approx({"term0 | term1": 0.8})
-    nothing = figures_of(numbers(0.0, 0.0), [[overflowed]])
-    assert math.isnan(nothing["cosines"]["term0 | term1"])
+def test_values_that_are_not_finite_are_left_out_of_the_mean():
+    overflow = vectors([math.inf, 0.0], [0.0, 0.0])
+    stats = gradient_stats(numbers(0.0, 0.0), [[A], [overflow]])
+    assert stats["norms"] == pytest.approx({"term0": 5.0, "term1": 1.0})
+    assert stats["cosines"] == pytest.approx({"term0 | term1": 0.8})
+    # Without any finite value, the mean is NaN.
+    only_overflow = gradient_stats(numbers(0.0, 0.0), [[overflow]])
+    assert math.isnan(only_overflow["cosines"]["term0 | term1"])
 
 
-def test_figures_are_taken_once():
-    figures = GradientStats(1, ("term0",), [])
-    assert figures.take() is None
-    figures.close()
-    assert figures.take() is None
+def test_statistics_can_be_taken_once():
+    stats = GradientStats(1, ("term0",), [])
+    assert stats.take() is None
+    stats.close()
+    assert stats.take() is None

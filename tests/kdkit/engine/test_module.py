@@ -1,4 +1,4 @@
-"""A stage made runnable: what meets what, and what gradients reach."""
+"""The module of a stage: which tensors its terms compare, and which parameters get a gradient."""
 
 import pytest
 import torch
@@ -9,58 +9,60 @@ from kdkit import Batch, BuildContext, LinearRamp, Match, Net, RecipeError, Stag
 from kdkit.engine.module import DistillationModule
 from kdkit.losses import Hint, SoftTargets
 from kdkit.recipe.objective import as_objective
-from kdkit.teachers import Frozen, run_teachers
+from kdkit.teachers import Frozen
 from tests.helpers.tiny import Mlp, hooks_of, plain_goal, state_of, tiny_net
 
 NAMES = ("a", "b", "c")
-FACTS = BuildContext(classes=NAMES, task="multiclass", samples=8, ids=True)
+CONTEXT = BuildContext(classes=NAMES, task="multiclass", samples=8, ids=True)
 MULTILABEL = BuildContext(classes=NAMES, task="multilabel", samples=8, ids=True)
 TRAINING = Training(epochs=1)
 
 
-def batch(labels=(0, 1, 2, 0)):
+def random_batch(labels=(0, 1, 2, 0)):
     labels = torch.tensor(labels)
     return Batch(torch.randn(len(labels), 4), labels, torch.arange(len(labels)))
 
 
-def lesson_of(objectives, facts=FACTS):
-    return DistillationModule(Stage(objectives, TRAINING), facts)
+def module_of(objectives, context=CONTEXT):
+    return DistillationModule(Stage(objectives, TRAINING), context)
 
 
-def answers_of(lesson_stage, given):
-    sessions = {source.name: Frozen(source, taps) for source, taps in lesson_stage.teachers.items()}
-    answers = run_teachers(sessions, given)
-    for each in sessions.values():
-        each.close()
-    return answers
+def run_teachers(stage, batch):
+    """Return the outputs of the frozen teachers of a stage, by name."""
+    sessions = {teacher.name: Frozen(teacher, taps) for teacher, taps in stage.teachers.items()}
+    outputs = {name: session(batch) for name, session in sessions.items()}
+    for session in sessions.values():
+        session.close()
+    return outputs
 
 
-def test_terms_are_unweighted_and_stand_under_their_labels():
-    teacher, student, given = tiny_net("teacher", trained=True), tiny_net("student", seed=1), batch()
+def test_terms_are_unweighted_and_have_the_labels_of_the_objective():
+    teacher, student, batch = tiny_net("teacher", trained=True), tiny_net("student", seed=1), random_batch()
     stage = Stage({student: 0.3 * plain_goal() + LinearRamp(end=2) * Match(teacher, SoftTargets())}, TRAINING)
-    lesson, answers = DistillationModule(stage, FACTS).eval(), answers_of(stage, given)
-    terms = lesson(given, answers)
+    # In eval mode, since the student runs again below and dropout or batch statistics would differ.
+    module, teacher_outputs = DistillationModule(stage, CONTEXT).eval(), run_teachers(stage, batch)
+    terms = module(batch, teacher_outputs)
     assert list(terms) == ["truth", "teacher/soft_targets"]
-    torch.testing.assert_close(terms["truth"], F.cross_entropy(student(given), given.labels))
+    torch.testing.assert_close(terms["truth"], F.cross_entropy(student(batch), batch.labels))
     teacher.module.eval()
-    torch.testing.assert_close(terms["teacher/soft_targets"], SoftTargets()(student(given), teacher(given)))
-    assert lesson.weights(0.5) == {"truth": 0.3, "teacher/soft_targets": 1.0}
+    torch.testing.assert_close(terms["teacher/soft_targets"], SoftTargets()(student(batch), teacher(batch)))
+    assert module.weights(0.5) == {"truth": 0.3, "teacher/soft_targets": 1.0}
 
 
-def test_terms_of_several_nets_are_told_apart_by_the_net():
-    one, two = tiny_net("one"), tiny_net("two", seed=1)
-    terms = lesson_of({one: plain_goal(), two: plain_goal()})(batch(), {})
+def test_labels_of_terms_start_with_the_net_if_a_stage_trains_several():
+    first, second = tiny_net("one"), tiny_net("two", seed=1)
+    terms = module_of({first: plain_goal(), second: plain_goal()})(random_batch(), {})
     assert list(terms) == ["one: truth", "two: truth"]
-    assert terms["one: truth"] != terms["two: truth"]
+    assert terms["one: truth"] != terms["two: truth"]  # the networks have different weights
 
 
-def test_teacher_gets_no_gradient_and_no_other_statistics():
-    teacher, student, given = tiny_net("teacher"), tiny_net("student", seed=1), batch()
+def test_a_frozen_teacher_gets_no_gradient_and_keeps_its_statistics():
+    teacher, student, batch = tiny_net("teacher"), tiny_net("student", seed=1), random_batch()
     teacher.module.train()
     before = state_of(teacher.module)["tensors"]
     hint = Match(teacher, nn.MSELoss(), student=Tap(student.module.hidden), target=Tap(teacher.module.hidden))
     stage = Stage({student: Match(teacher, SoftTargets()) + hint}, TRAINING)
-    terms = DistillationModule(stage, FACTS)(given, answers_of(stage, given))
+    terms = DistillationModule(stage, CONTEXT)(batch, run_teachers(stage, batch))
     sum(terms.values()).backward()
     assert all(parameter.grad is None for parameter in teacher.module.parameters())
     assert all(parameter.grad is not None for parameter in student.module.parameters())
@@ -68,133 +70,134 @@ def test_teacher_gets_no_gradient_and_no_other_statistics():
     assert teacher.module.training
 
 
-def test_a_teacher_gets_the_mode_back_that_each_of_its_parts_had():
+def test_closing_a_frozen_teacher_restores_the_mode_of_every_submodule():
     teacher = tiny_net("teacher")
     teacher.module.train()
-    teacher.module.norm.eval()
+    teacher.module.norm.eval()  # a mode that differs from that of its parent
     before = state_of(teacher.module)
     frozen = Frozen(teacher, [Tap(teacher.module.head)])
     assert not any(module.training for module in teacher.module.modules())
-    frozen(batch())
+    frozen(random_batch())
     frozen.close()
     assert state_of(teacher.module)["modes"] == before["modes"]
     assert hooks_of(teacher.module) == 0
 
 
 def test_a_side_of_several_taps_is_a_tuple():
-    seen = []
+    sides = []
 
-    def several(student, target):
-        seen.extend([student, target])
+    def record_sides(student, target):
+        sides.extend([student, target])
         return student[0].mean()
 
-    teacher, student, given = tiny_net("teacher", trained=True), tiny_net("student"), batch()
-    ours, theirs = student.module, teacher.module
-    match = Match(teacher, several, student=(Tap(ours.hidden), Tap(ours.head)), target=(Tap(theirs.head),))
+    teacher, student, batch = tiny_net("teacher", trained=True), tiny_net("student"), random_batch()
+    student_taps = (Tap(student.module.hidden), Tap(student.module.head))
+    match = Match(teacher, record_sides, student=student_taps, target=(Tap(teacher.module.head),))
     stage = Stage({student: match}, TRAINING)
-    DistillationModule(stage, FACTS)(given, answers_of(stage, given))
-    assert [tuple(each.shape) for each in seen[0]] == [(4, 5), (4, 3)]
-    assert [tuple(each.shape) for each in seen[1]] == [(4, 3)]
+    DistillationModule(stage, CONTEXT)(batch, run_teachers(stage, batch))
+    assert [tuple(tensor.shape) for tensor in sides[0]] == [(4, 5), (4, 3)]
+    assert [tuple(tensor.shape) for tensor in sides[1]] == [(4, 3)]  # a tuple, although of a single tap
 
 
 def test_a_feature_may_be_matched_to_outputs():
-    teacher, student, given = tiny_net("teacher", trained=True), tiny_net("student"), batch()
+    teacher, student, batch = tiny_net("teacher", trained=True), tiny_net("student"), random_batch()
     stage = Stage({student: Match(teacher, nn.MSELoss(), student=Tap(student.module.head))}, TRAINING)
-    lesson = DistillationModule(stage, FACTS).eval()
+    module = DistillationModule(stage, CONTEXT).eval()
     teacher.module.eval()
-    value = lesson(given, answers_of(stage, given))["teacher/mse_loss"]
-    torch.testing.assert_close(value, F.mse_loss(student(given), teacher(given)))
+    value = module(batch, run_teachers(stage, batch))["teacher/mse_loss"]
+    torch.testing.assert_close(value, F.mse_loss(student(batch), teacher(batch)))
 
 
-def test_a_loss_is_given_what_it_asks_for():
-    seen = {}
+def test_a_loss_gets_the_keyword_arguments_of_its_signature():
+    received = {}
 
-    def asking(student, target, *, labels, ids, progress):
-        seen.update(labels=labels, ids=ids, progress=progress.item())
+    def loss(student, target, *, labels, ids, progress):
+        received.update(labels=labels, ids=ids, progress=progress.item())
         return student.sum()
 
-    given = batch()
-    lesson = lesson_of({tiny_net("student"): Truth(asking)})
-    lesson.progress.fill_(0.25)
-    lesson(given, {})
-    assert seen == {"labels": given.labels, "ids": given.ids, "progress": 0.25}
+    batch = random_batch()
+    module = module_of({tiny_net("student"): Truth(loss)})
+    module.progress.fill_(0.25)
+    module(batch, {})
+    assert received == {"labels": batch.labels, "ids": batch.ids, "progress": 0.25}
 
 
-def test_weights_of_losses_are_trained_but_are_no_part_of_the_net():
+def test_parameters_of_losses_are_trained_but_are_not_part_of_the_net():
     teacher, student = tiny_net("teacher", trained=True, hidden=7), tiny_net("student")
     hint = Hint(projector="always")
-    hint.build((torch.Size((2, 5)),), (torch.Size((2, 7)),), FACTS, None)
+    hint.build((torch.Size((2, 5)),), (torch.Size((2, 7)),), CONTEXT, None)
     match = Match(teacher, hint, student=Tap(student.module.hidden), target=Tap(teacher.module.hidden))
-    lesson = lesson_of({student: match})
-    trained = {id(parameter) for parameter in lesson.parameters()}
+    module = module_of({student: match})
+    trained = {id(parameter) for parameter in module.parameters()}
     assert {id(parameter) for parameter in hint.parameters()} <= trained
     assert trained.isdisjoint(id(parameter) for parameter in teacher.module.parameters())
-    assert len(trained) == len(list(student.module.parameters())) + 2
+    assert len(trained) == len(list(student.module.parameters())) + 2  # weight and bias of the projector
 
 
-def test_multilabel_columns_that_a_net_does_not_know_are_left_out():
+def test_multilabel_columns_of_classes_that_a_net_lacks_are_dropped():
     student = Net("student", nn.Linear(4, 2), classes=["c", "a"])
-    given = Batch(torch.randn(3, 4), torch.tensor([[1.0, 0, 0], [0, 1, 1], [0, 0, 0]]))
-    value = lesson_of({student: Truth(nn.BCEWithLogitsLoss())}, MULTILABEL)(given, {})["truth"]
-    expected = F.binary_cross_entropy_with_logits(student(given), given.labels[:, [2, 0]])
+    batch = Batch(torch.randn(3, 4), torch.tensor([[1.0, 0, 0], [0, 1, 1], [0, 0, 0]]))
+    value = module_of({student: Truth(nn.BCEWithLogitsLoss())}, MULTILABEL)(batch, {})["truth"]
+    expected = F.binary_cross_entropy_with_logits(student(batch), batch.labels[:, [2, 0]])
     torch.testing.assert_close(value, expected)
 
 
-def test_multiclass_rows_that_a_net_does_not_know_are_left_out():
+def test_multiclass_samples_of_classes_that_a_net_lacks_are_dropped():
     student = Net("student", nn.Linear(4, 2), classes=["c", "a"])
-    given = batch((0, 1, 2, 1))
-    value = lesson_of({student: plain_goal()})(given, {})["truth"]
-    torch.testing.assert_close(value, F.cross_entropy(student(given)[[0, 2]], torch.tensor([1, 0])))
+    batch = random_batch((0, 1, 2, 1))  # a, b, c, b: the net has no "b"
+    value = module_of({student: plain_goal()})(batch, {})["truth"]
+    torch.testing.assert_close(value, F.cross_entropy(student(batch)[[0, 2]], torch.tensor([1, 0])))
 
 
-def test_a_batch_of_unknown_classes_only_teaches_nothing_and_is_finite():
+def test_a_batch_without_a_shared_class_has_a_finite_loss_without_effect():
     student = Net("student", nn.Linear(4, 2), classes=["c", "a"])
-    value = lesson_of({student: plain_goal()})(batch((1, 1)), {})["truth"]
+    value = module_of({student: plain_goal()})(random_batch((1, 1)), {})["truth"]
     value.backward()
     assert value.item() == 0
     assert not student.module.weight.grad.any()
 
 
-def test_a_teacher_of_other_classes_is_compared_on_the_shared_ones():
+def test_a_teacher_with_different_classes_is_compared_on_the_shared_ones():
     teacher = Net("teacher", nn.Linear(4, 4), classes=["x", "c", "b", "y"], trained=True)
-    student, given = Net("student", nn.Linear(4, 3)), batch()
+    student, batch = Net("student", nn.Linear(4, 3)), random_batch()
     stage = Stage({student: Match(teacher, SoftTargets())}, TRAINING)
-    value = DistillationModule(stage, FACTS)(given, answers_of(stage, given))["teacher/soft_targets"]
-    expected = SoftTargets()(student(given)[:, [1, 2]], teacher(given)[:, [2, 1]])
+    value = DistillationModule(stage, CONTEXT)(batch, run_teachers(stage, batch))["teacher/soft_targets"]
+    expected = SoftTargets()(student(batch)[:, [1, 2]], teacher(batch)[:, [2, 1]])  # b, c
     torch.testing.assert_close(value, expected)
 
 
-def test_classes_are_of_no_matter_for_features():
+def test_features_are_compared_whatever_the_classes_are():
     teacher = Net("teacher", Mlp(outputs=2), classes=["x", "y"], trained=True)
     student = tiny_net("student")
     taps = {"student": Tap(student.module.hidden), "target": Tap(teacher.module.hidden)}
     stage = Stage({student: Match(teacher, nn.MSELoss(), **taps)}, TRAINING)
-    given = batch()
-    assert DistillationModule(stage, FACTS)(given, answers_of(stage, given))["teacher/mse_loss"] > 0
+    batch = random_batch()
+    assert DistillationModule(stage, CONTEXT)(batch, run_teachers(stage, batch))["teacher/mse_loss"] > 0
 
 
-def test_a_lesson_that_cannot_be_made_leaves_no_hook():
+def test_a_module_that_cannot_be_created_leaves_no_hook():
     teacher = tiny_net("teacher", trained=True)
     student = tiny_net("student", classes=["x", "y", "z"])
     taps = {"student": Tap(student.module.hidden), "target": Tap(teacher.module.hidden)}
     with pytest.raises(RecipeError, match="share no class"):
-        lesson_of({student: Match(teacher, nn.MSELoss(), **taps) + plain_goal()})
+        module_of({student: Match(teacher, nn.MSELoss(), **taps) + plain_goal()})
+    # The taps are opened before the terms are bound, and one term cannot be bound.
     assert hooks_of(student.module) == 0
 
 
-def test_what_was_heard_of_one_batch_is_not_taken_for_the_next():
+def test_captured_features_of_one_batch_are_not_used_for_the_next():
     teacher, student = tiny_net("teacher", trained=True), tiny_net("student", seed=1)
     taps = {"student": Tap(student.module.hidden), "target": Tap(teacher.module.hidden)}
     stage = Stage({student: Match(teacher, nn.MSELoss(), **taps)}, TRAINING)
-    lesson = DistillationModule(stage, FACTS).eval()
-    first, second = batch(), batch()
-    lesson(first, answers_of(stage, first))
-    value = lesson(second, answers_of(stage, second))["teacher/mse_loss"]
+    module = DistillationModule(stage, CONTEXT).eval()
+    first, second = random_batch(), random_batch()
+    module(first, run_teachers(stage, first))
+    value = module(second, run_teachers(stage, second))["teacher/mse_loss"]
     expected = F.mse_loss(student.module.hidden(second.inputs), teacher.module.hidden(second.inputs))
     torch.testing.assert_close(value, expected)
-    lesson.close()
+    module.close()
     assert hooks_of(student.module) == 0
 
 
-def test_a_goal_of_a_single_term_is_a_lesson_too():
-    assert list(lesson_of({tiny_net("student"): as_objective(plain_goal())})(batch(), {})) == ["truth"]
+def test_an_objective_may_have_a_single_term():
+    assert list(module_of({tiny_net("student"): as_objective(plain_goal())})(random_batch(), {})) == ["truth"]

@@ -1,4 +1,4 @@
-"""Where, in which precision and from which seed."""
+"""The options of a run: device, precision and seed."""
 
 import random
 
@@ -12,21 +12,21 @@ from kdkit.utils.randomness import seed_everything
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("option", "message"),
     [
-        ({"precision": "bf15"}, "did you mean 'bf16'"),
-        ({"seed": -1}, "a seed is a whole number"),
-        ({"seed": 1.5}, "a seed is a whole number"),
-        ({"seed": 2**63}, "a seed is a whole number"),
-        ({"resume": True}, "which run folder to go on with: --out FOLDER, or out=FOLDER in Python"),
+        ({"precision": "bf15"}, "precision must be one of fp32, bf16, fp16; got 'bf15'; did you mean 'bf16'"),
+        ({"seed": -1}, "seed must be an integer of at least 0; got -1"),
+        ({"seed": 1.5}, r"seed must be an integer of at least 0; got 1\.5"),
+        ({"seed": 2**63}, "seed must be an integer of at least 0; got 9223372036854775808"),  # torch takes 63 bits
+        ({"resume": True}, "to resume, name the run folder: --out FOLDER, or out=FOLDER in Python"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(wrong, said):
-    with pytest.raises(RecipeError, match=said):
-        RunOptions(**wrong)
+def test_invalid_options_are_refused(option, message):
+    with pytest.raises(RecipeError, match=message):
+        RunOptions(**option)
 
 
-def test_the_cpu_is_always_there():
+def test_the_cpu_is_always_available():
     assert find_device("cpu") == torch.device("cpu")
     assert RunOptions(device="cpu").torch_device() == torch.device("cpu")
 
@@ -36,35 +36,36 @@ def test_auto_is_a_device_that_can_compute():
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "nonsense", "", "cpu:x"])
-def test_a_device_that_is_not_there_is_refused_with_those_that_are(name):
+def test_an_unavailable_device_is_refused_with_the_available_ones(name):
     with pytest.raises(RecipeError, match=r"is not there \(there are: cpu"):
         find_device(name)
 
 
-def test_nothing_can_be_computed_on_meta():
+def test_the_meta_device_is_refused():
+    # torch accepts it, but its tensors have no values.
     with pytest.raises(RecipeError, match="meta"):
         find_device("meta")
 
 
-@pytest.mark.parametrize(("precision", "kind"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_forward_passes_run_in_the_precision_asked_for(precision, kind):
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_forward_passes_run_in_the_chosen_precision(precision, dtype):
     cpu = torch.device("cpu")
     with RunOptions(precision=precision).autocast(cpu):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == kind
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
-def test_a_seed_sets_every_random_state():
-    def drawn():
+def test_seed_everything_sets_the_random_states_of_python_numpy_and_torch():
+    def draw():
         return random.random(), np.random.random(), torch.rand(1).item()
 
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
-        seed_everything(2**40 + 3)  # more than numpy's global state takes
-        first = drawn()
+        seed_everything(2**40 + 3)  # numpy's global state takes seeds of 32 bits only
+        first = draw()
         seed_everything(2**40 + 3)
-        assert drawn() == first
+        assert draw() == first
         seed_everything(4)
-        assert all(one != other for one, other in zip(drawn(), first, strict=True))
+        assert all(value != before for value, before in zip(draw(), first, strict=True))
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])

@@ -1,4 +1,4 @@
-"""What a net says about a whole split."""
+"""The predictions of a network for a whole split, and the metrics of them."""
 
 import contextlib
 
@@ -21,128 +21,127 @@ def predictor(data):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_every_sample_is_predicted_once_in_order_whatever_the_batch(batch_size):
+def test_every_sample_is_predicted_once_and_in_order_for_any_batch_size(batch_size):
     data, net = tiny_data(), tiny_net("net")
-    said = predictor(data).predict(net, data.validation, batch_size=batch_size)
-    inputs, labels = samples(rows=6, seed=1).tensors
+    predictions = predictor(data).predict(net, data.validation, batch_size=batch_size)
+    inputs, labels = samples(rows=6, seed=1).tensors  # the validation split of tiny_data
     net.module.eval()
-    np.testing.assert_allclose(said.outputs, net.module(inputs).detach().numpy(), rtol=1e-5)
-    assert said.labels.tolist() == labels.tolist()
-    assert said.ids.tolist() == data.validation.ids.tolist()
-    assert said.classes == ("a", "b", "c")
+    np.testing.assert_allclose(predictions.outputs, net.module(inputs).detach().numpy(), rtol=1e-5)
+    assert predictions.labels.tolist() == labels.tolist()
+    assert predictions.ids.tolist() == data.validation.ids.tolist()
+    assert predictions.classes == ("a", "b", "c")
 
 
-def test_predicting_leaves_the_net_as_it_was():
+def test_predicting_does_not_change_the_net():
     data, net = tiny_data(), tiny_net("net")
     net.module.train()
-    net.module.norm.eval()
+    net.module.norm.eval()  # a mode that differs from that of its parent
     before = state_of(net.module)
     predictor(data).predict(net, data.test, batch_size=4)
     assert same_state(before, state_of(net.module))
 
 
-def test_a_net_that_cannot_predict_gets_its_mode_back():
+def test_the_mode_of_a_net_is_restored_if_it_fails():
     data, net = tiny_data(), Net("net", nn.Linear(9, 3))
     with pytest.raises(RuntimeError):
         predictor(data).predict(net, data.test, batch_size=4)
     assert net.module.training
 
 
-def test_another_module_may_speak_for_the_net():
-    data, net, other = tiny_data(), tiny_net("net"), tiny_net("other", seed=5)
-    said = predictor(data).predict(net, data.validation, batch_size=4, module=other.module)
-    expected = predictor(data).predict(other, data.validation, batch_size=4)
-    assert np.array_equal(said.outputs, expected.outputs)
+def test_another_module_can_predict_for_the_net():
+    data, net, average = tiny_data(), tiny_net("net"), tiny_net("average", seed=5)
+    predictions = predictor(data).predict(net, data.validation, batch_size=4, module=average.module)
+    expected = predictor(data).predict(average, data.validation, batch_size=4)
+    assert np.array_equal(predictions.outputs, expected.outputs)
 
 
-def test_a_plain_callable_predicts_too():
+def test_a_plain_callable_can_predict():
     data = tiny_data()
-    said = predictor(data).predict(Net("api", lambda x: x[:, :3], version="1"), data.validation, batch_size=4)
-    assert said.outputs.shape == (6, 3)
+    api = Net("api", lambda inputs: inputs[:, :3], version="1")
+    predictions = predictor(data).predict(api, data.validation, batch_size=4)
+    assert predictions.outputs.shape == (6, 3)
 
 
-def test_a_loader_of_ones_own_has_no_ids():
+def test_predictions_for_a_user_defined_loader_have_no_ids():
     data = TorchData(samples(), DataLoader(samples(rows=6), batch_size=4), classes=["a", "b", "c"])
-    said = predictor(data).predict(tiny_net("net"), data.validation, batch_size=2)
-    assert said.ids is None
-    assert len(said.outputs) == 6
+    predictions = predictor(data).predict(tiny_net("net"), data.validation, batch_size=2)
+    assert predictions.ids is None  # a batch of a user-defined loader is (inputs, labels)
+    assert len(predictions.outputs) == 6
 
 
-def test_there_is_nothing_to_predict_in_an_empty_split():
+def test_an_empty_split_is_refused():
     empty = LoaderSplit(DataLoader(samples(rows=0), batch_size=2))
-    with pytest.raises(DataError, match="the split is empty"):
+    with pytest.raises(DataError, match="there is nothing to predict: the split is empty"):
         predictor(tiny_data()).predict(tiny_net("net"), empty, batch_size=2)
 
 
-def test_multilabel_columns_that_the_net_does_not_know_are_left_out():
+def test_multilabel_columns_of_classes_that_the_net_lacks_are_dropped():
     data = tiny_data("multilabel")
     net = Net("net", nn.Linear(4, 3), classes=["c", "x", "a"])
-    said = predictor(data).predict(net, data.validation, batch_size=4)
-    everything = predictor(data).predict(Net("all", net.module), data.validation, batch_size=4)
-    assert said.classes == ("c", "a")
-    assert np.array_equal(said.labels, everything.labels[:, [2, 0]])
-    assert np.array_equal(said.outputs, everything.outputs[:, [0, 2]])
+    predictions = predictor(data).predict(net, data.validation, batch_size=4)
+    all_classes = predictor(data).predict(Net("all", net.module), data.validation, batch_size=4)
+    assert predictions.classes == ("c", "a")
+    assert np.array_equal(predictions.labels, all_classes.labels[:, [2, 0]])
+    assert np.array_equal(predictions.outputs, all_classes.outputs[:, [0, 2]])
 
 
-def test_multiclass_rows_that_the_net_does_not_know_are_left_out():
+def test_multiclass_samples_of_classes_that_the_net_lacks_are_dropped():
     data = tiny_data()
     net = Net("net", nn.Linear(4, 2), classes=["c", "a"])
-    said = predictor(data).predict(net, data.validation, batch_size=4)
-    known = np.array([0, 2, 3, 5])  # labels are 0 1 2 0 1 2
-    assert said.classes == ("c", "a")
-    assert said.labels.tolist() == [1, 0, 1, 0]
-    assert said.ids.tolist() == data.validation.ids[known].tolist()
-    assert said.outputs.shape == (4, 2)
+    predictions = predictor(data).predict(net, data.validation, batch_size=4)
+    rows = np.array([0, 2, 3, 5])  # labels are 0 1 2 0 1 2, and the net has no class "b"
+    assert predictions.classes == ("c", "a")
+    assert predictions.labels.tolist() == [1, 0, 1, 0]
+    assert predictions.ids.tolist() == data.validation.ids[rows].tolist()
+    assert predictions.outputs.shape == (4, 2)
 
 
-@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
-def test_outputs_that_are_not_finite_are_refused_by_the_name_of_their_net(broken):
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_outputs_that_are_not_finite_are_refused_with_the_name_of_the_net(value):
     def api(inputs):
         outputs = inputs[:, :3].clone()
-        outputs[0, 1] = broken
+        outputs[0, 1] = value  # once in each of the two batches
         return outputs
 
     data = tiny_data()
-    with pytest.raises(KdkitError, match=r"net 'api' gives outputs that are not finite numbers, for 2 of 6 samples"):
+    with pytest.raises(KdkitError, match=r"net 'api' has outputs that are not finite numbers, for 2 of 6 samples"):
         predictor(data).predict(Net("api", api, version="1"), data.validation, batch_size=3)
 
 
-def test_workers_and_pinning_are_passed_on(monkeypatch):
-    asked = []
+def test_workers_and_pinned_memory_are_passed_to_the_loader(monkeypatch):
+    options = []
 
-    def counted(*args, **kwargs):
-        asked.append(kwargs)
+    def record_options(*args, **kwargs):
+        options.append(kwargs)
         return batches(*args)
 
-    monkeypatch.setattr(predict, "batches", counted)
+    monkeypatch.setattr(predict, "batches", record_options)
     data = tiny_data()
     predictor(data).predict(tiny_net("net"), data.validation, batch_size=4, workers=3)
-    assert asked == [{"workers": 3, "pin": False}]
+    assert options == [{"workers": 3, "pin": False}]
 
 
-def test_half_precision_is_reported_in_single():
+def test_outputs_are_float32_under_autocast():
     data = tiny_data()
     half = Predictor(data, torch.device("cpu"), lambda: torch.autocast("cpu", torch.bfloat16))
     assert half.predict(tiny_net("net"), data.validation, batch_size=4).outputs.dtype == np.float32
 
 
-def test_thresholds_come_from_one_split_and_figures_from_the_other():
+def test_thresholds_are_fitted_on_validation_and_metrics_are_computed_on_test():
     def split(outputs):
         return Predictions(labels=np.array([[0.0], [1.0]]), outputs=np.array(outputs), classes=("a",))
 
+    # The threshold of validation, between 5 and 6, separates the test split; the default one, at 0, does not.
     validation, test = split([[5.0], [6.0]]), split([[4.0], [7.0]])
-    table = compute_metrics((MacroF1(),), validation, test)
-    assert table["macro_f1"].value == 1
+    results = compute_metrics((MacroF1(),), validation, test)
+    assert results["macro_f1"].value == 1
     assert MacroF1().compute(test).value < 1
-    assert list(compute_metrics((Accuracy(), MacroF1()), *(_multiclass(),) * 2)) == ["accuracy", "macro_f1"]
-
-
-def _multiclass():
-    return Predictions(labels=np.array([0, 1]), outputs=np.eye(2), classes=("a", "b"))
+    multiclass = Predictions(labels=np.array([0, 1]), outputs=np.eye(2), classes=("a", "b"))
+    assert list(compute_metrics((Accuracy(), MacroF1()), multiclass, multiclass)) == ["accuracy", "macro_f1"]
 
 
 class Grouped:
-    """A split that says which of its samples belong together."""
+    """A split whose samples belong to groups, such as patients."""
 
     def __init__(self, split, groups):
         self.ids, self.batch, self.groups, self.rows = split.ids, split.batch, groups, len(split)
@@ -151,18 +150,19 @@ class Grouped:
         return self.rows
 
 
-def test_groups_of_a_split_come_with_its_predictions():
+def test_predictions_have_the_groups_of_their_split():
     data = tiny_data()
-    said = predictor(data).predict(tiny_net("net"), Grouped(data.validation, torch.arange(6) // 2), batch_size=4)
-    assert said.groups.tolist() == [0, 0, 1, 1, 2, 2]
-    some = predictor(data).predict(
-        Net("two", nn.Linear(4, 2), classes=("a", "c")), Grouped(data.validation, torch.arange(6)), batch_size=4
-    )
-    assert some.groups.tolist() == [row for row, label in enumerate(said.labels) if label != 1]
+    grouped = Grouped(data.validation, torch.arange(6) // 2)
+    predictions = predictor(data).predict(tiny_net("net"), grouped, batch_size=4)
+    assert predictions.groups.tolist() == [0, 0, 1, 1, 2, 2]
+    # If samples are dropped, because the net lacks class "b", their groups are dropped too.
+    two_classes = Net("two", nn.Linear(4, 2), classes=("a", "c"))
+    reduced = predictor(data).predict(two_classes, Grouped(data.validation, torch.arange(6)), batch_size=4)
+    assert reduced.groups.tolist() == [row for row, label in enumerate(predictions.labels) if label != 1]
 
 
 @pytest.mark.parametrize("groups", [torch.arange(5), torch.rand(6), torch.zeros(6, 1, dtype=torch.int64)])
-def test_groups_that_are_no_number_per_row_are_refused(groups):
+def test_groups_must_be_an_integer_per_row(groups):
     data = tiny_data()
-    with pytest.raises(DataError, match="one per row"):
+    with pytest.raises(DataError, match=r"groups of a split must be integers, one per row: \(6,\); got "):
         predictor(data).predict(tiny_net("net"), Grouped(data.validation, groups), batch_size=4)

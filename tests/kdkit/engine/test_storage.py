@@ -1,4 +1,4 @@
-"""A run on disk: each file whole or not at all, and a folder that belongs to one run."""
+"""A run folder: every file is written whole or not at all, and a folder is resumed only by the run it belongs to."""
 
 import json
 import math
@@ -9,27 +9,38 @@ import torch
 from safetensors.torch import load_file
 
 from kdkit import MetricResult, Predictions
-from kdkit.engine.storage.run_folder import RunFolder, default_path
-from kdkit.engine.storage.stage_folder import StageFolder
+from kdkit.engine.storage.run_folder import RunFolder, default_path, nets_of_run, read_reported
+from kdkit.engine.storage.stage_folder import FORMAT, StageFolder, require_format
 from kdkit.errors import RunFolderError
 from kdkit.utils.files import write
 
-RUN = {"recipe_sha256": "abc", "options": {"leads": "3"}, "seed": 0, "precision": "fp32", "data": "x", "stages": ["s"]}
+RECORD = {
+    "recipe_sha256": "abc",
+    "options": {"leads": "3"},
+    "seed": 0,
+    "precision": "fp32",
+    "data": "x",
+    "stages": ["s"],
+}
+STATE = {"train_state": {}, "history": [], "best": {}}
 
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+# Files
+
+
 @pytest.mark.parametrize("content", ["text with ü", b"bytes\0"])
-def test_a_file_is_written_with_the_folders_above_it(tmp_path, content):
+def test_writing_a_file_creates_the_folders_above_it(tmp_path, content):
     path = tmp_path / "a" / "b" / "file"
     write(path, content)
     assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
     assert names(path.parent) == ["file"]
 
 
-def test_a_file_is_replaced_whole(tmp_path):
+def test_writing_a_file_again_replaces_all_of_it(tmp_path):
     write(tmp_path / "file", "a long first text")
     write(tmp_path / "file", "short")
     assert (tmp_path / "file").read_text() == "short"
@@ -42,73 +53,76 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, mon
 
     write(tmp_path / "file", "old")
     target = {"fsync": "os.fsync", "replace": "pathlib.Path.replace"}[failing]
-    monkeypatch.setattr(target, fail)
+    monkeypatch.setattr(target, fail)  # before the new content is on disk, or before it has the name
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "old"
     assert names(tmp_path) == ["file"]
 
 
-def test_a_new_run_keeps_what_it_is_and_a_copy_of_its_recipe(tmp_path):
+# Creating a run folder
+
+
+def test_a_new_run_folder_holds_its_record_and_a_copy_of_the_recipe(tmp_path):
     recipe = tmp_path / "mine.py"
     recipe.write_text("def recipe(): ...\n")
-    folder = RunFolder.create(tmp_path / "run", RUN, recipe)
-    assert json.loads((folder.path / "run.json").read_text()) == RUN
+    folder = RunFolder.create(tmp_path / "run", RECORD, recipe)
+    assert json.loads((folder.path / "run.json").read_text()) == {"format": FORMAT, **RECORD}
     assert (folder.path / "recipe.py").read_text() == recipe.read_text()
 
 
-def test_a_run_without_a_file_has_no_copy(tmp_path):
-    assert names(RunFolder.create(tmp_path / "run", RUN, None).path) == ["run.json"]
+def test_a_run_without_a_recipe_file_has_no_copy_of_it(tmp_path):
+    assert names(RunFolder.create(tmp_path / "run", RECORD, None).path) == ["run.json"]
 
 
-def test_an_empty_folder_may_become_a_run(tmp_path):
-    RunFolder.create(tmp_path, RUN, None)
+def test_an_empty_folder_can_become_a_run_folder(tmp_path):
+    RunFolder.create(tmp_path, RECORD, None)
 
 
-def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path):
-    RunFolder.create(tmp_path / "run", RUN, None)
-    with pytest.raises(RunFolderError, match="already holds a run; go on with it"):
-        RunFolder.create(tmp_path / "run", RUN, None)
+def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
+    RunFolder.create(tmp_path / "run", RECORD, None)
+    with pytest.raises(RunFolderError, match=r"already holds a run; resume it \(--resume, or resume=True\)"):
+        RunFolder.create(tmp_path / "run", RECORD, None)
 
 
-def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
+def test_a_folder_that_holds_other_files_is_refused_and_unchanged(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RunFolderError, match="exists and is not a run folder"):
-        RunFolder.create(tmp_path, RUN, None)
+        RunFolder.create(tmp_path, RECORD, None)
     assert names(tmp_path) == ["thesis.tex"]
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "message"),
     [
         ("file", "exists and is not a run folder"),
         ("file/run", "cannot be written"),
         ("file/a/run", "file is a file"),
-        ("x" * 300, "cannot be written"),
+        ("x" * 300, "cannot be written"),  # file systems allow names of 255 bytes
         ("new/" + "x" * 300, "cannot be written"),
         ("null\0", "cannot be written"),
     ],
 )
-def test_a_path_that_cannot_become_a_folder_is_refused_and_nothing_is_written(tmp_path, path, said):
+def test_a_path_that_cannot_become_a_folder_is_refused_before_anything_is_written(tmp_path, path, message):
     (tmp_path / "file").write_text("x")
     for attempt in (
-        lambda: RunFolder.create(tmp_path / path, RUN, None),
+        lambda: RunFolder.create(tmp_path / path, RECORD, None),
         lambda: RunFolder.require_usable(tmp_path / path, resume=False),
     ):
-        with pytest.raises(RunFolderError, match=said):
+        with pytest.raises(RunFolderError, match=message):
             attempt()
     with pytest.raises(RunFolderError):
-        RunFolder.reopen(tmp_path / path, RUN)
+        RunFolder.reopen(tmp_path / path, RECORD)
     assert (tmp_path / "file").read_text() == "x"
     assert names(tmp_path) == ["file"]
 
 
-def test_whether_a_folder_can_be_used_is_known_before_anything_is_written(tmp_path):
+def test_require_usable_checks_a_folder_and_writes_nothing(tmp_path):
     RunFolder.require_usable(tmp_path / "new" / "run", resume=False)
-    with pytest.raises(RunFolderError, match="holds no run to go on with"):
+    with pytest.raises(RunFolderError, match=r"holds no run: there is no run\.json in it"):
         RunFolder.require_usable(tmp_path / "new", resume=True)
     assert names(tmp_path) == []
-    RunFolder.create(tmp_path / "run", RUN, None)
+    RunFolder.create(tmp_path / "run", RECORD, None)
     RunFolder.require_usable(tmp_path / "run", resume=True)
     with pytest.raises(RunFolderError, match="already holds a run"):
         RunFolder.require_usable(tmp_path / "run", resume=False)
@@ -116,80 +130,99 @@ def test_whether_a_folder_can_be_used_is_known_before_anything_is_written(tmp_pa
         RunFolder.require_usable(tmp_path, resume=False)
 
 
-def test_a_run_can_be_gone_on_with(tmp_path):
-    RunFolder.create(tmp_path / "run", {**RUN, "device": "cpu"}, None)
-    assert RunFolder.reopen(tmp_path / "run", {**RUN, "device": "cuda"}).path == tmp_path / "run"
+def test_the_default_path_does_not_exist_yet(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = default_path("recipe")
+    assert first.parts[0] == "runs"
+    assert first.name.startswith("recipe-")
+    first.mkdir(parents=True)
+    assert not default_path("recipe").exists()  # also within the same second
+
+
+# Resuming a run
+
+
+def test_a_run_can_be_resumed_on_another_device(tmp_path):
+    RunFolder.create(tmp_path / "run", {**RECORD, "device": "cpu"}, None)
+    assert RunFolder.reopen(tmp_path / "run", {**RECORD, "device": "cuda"}).path == tmp_path / "run"
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changes", "message"),
     [
-        ({"seed": 1}, "differs in its seed: it had 0, this one has 1"),
-        ({"data": "y"}, "differs in its data"),
-        ({"options": {"leads": "2"}}, "differs in its options"),
-        ({"recipe_sha256": "def"}, "differs in its recipe sha256"),
-        ({"stages": ["s", "t"]}, "differs in its stages"),
-        ({"precision": "bf16"}, "differs in its precision"),
-        ({"nets": {"student": {"parameters": 3}}}, "differs in its nets"),
-        ({"trainings": ["Training(epochs=3)"]}, "differs in its trainings"),
-        ({"data": "y"}, r"data that is made at random outside recipe\(\)"),
+        ({"seed": 1}, "holds a run that differs in its seed: expected 0, got 1"),
+        ({"data": "y"}, "differs in its data: expected 'x', got 'y'"),
+        ({"options": {"leads": "2"}}, "differs in its options: "),
+        ({"recipe_sha256": "def"}, "differs in its recipe sha256: "),
+        ({"stages": ["s", "t"]}, "differs in its stages: "),
+        ({"precision": "bf16"}, "differs in its precision: "),
+        ({"nets": {"student": {"parameters": 3}}}, "differs in its nets: "),
+        ({"trainings": ["Training(epochs=3)"]}, "differs in its trainings: "),
+        ({"data": "y"}, r"random data that is created outside recipe\(\)"),
     ],
 )
-def test_another_run_cannot_be_gone_on_with(tmp_path, changed, said):
-    RunFolder.create(tmp_path / "run", RUN, None)
-    with pytest.raises(RunFolderError, match=said):
-        RunFolder.reopen(tmp_path / "run", {**RUN, **changed})
+def test_a_folder_of_a_different_run_cannot_be_resumed(tmp_path, changes, message):
+    RunFolder.create(tmp_path / "run", RECORD, None)
+    with pytest.raises(RunFolderError, match=message):
+        RunFolder.reopen(tmp_path / "run", {**RECORD, **changes})
 
 
-def test_a_folder_without_a_run_cannot_be_gone_on_with(tmp_path):
+def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
     with pytest.raises(RunFolderError, match=r"there is no run\.json in it"):
-        RunFolder.reopen(tmp_path, RUN)
+        RunFolder.reopen(tmp_path, RECORD)
 
 
-@pytest.mark.parametrize("record", [b"{", b"[]", b"null", b"", b"\xff"])
-def test_a_run_whose_record_is_broken_cannot_be_gone_on_with(tmp_path, record):
-    (tmp_path / "run.json").write_bytes(record)
+@pytest.mark.parametrize("content", [b"{", b"[]", b"null", b"", b"\xff"])
+def test_a_run_with_a_damaged_record_cannot_be_resumed(tmp_path, content):
+    (tmp_path / "run.json").write_bytes(content)
     with pytest.raises(RunFolderError, match=r"run\.json cannot be read.*choose another folder"):
-        RunFolder.reopen(tmp_path, RUN)
+        RunFolder.reopen(tmp_path, RECORD)
     with pytest.raises(RunFolderError, match=r"run\.json cannot be read"):
         RunFolder.require_usable(tmp_path, resume=True)
 
 
-def test_where_a_function_lies_in_memory_makes_no_other_run(tmp_path):
-    told = "Training(learning_rate=LRSchedule(LambdaLR, lr_lambda=<function falling at 0x{}>))"
-    one, other = (
-        {"trainings": [told.format(at)], "nets": {"net": {"view": f"<Mine object at 0x{at}>"}}}
-        for at in ("7f01ab", "7fff00")
+def test_a_memory_address_in_a_record_does_not_make_a_different_run(tmp_path):
+    training = "Training(lr_schedule=LRSchedule(LambdaLR, lr_lambda=<function falling at 0x{}>))"
+    first, second = (
+        {"trainings": [training.format(address)], "nets": {"net": {"view": f"<Mine object at 0x{address}>"}}}
+        for address in ("7f01ab", "7fff00")
     )
-    RunFolder.create(tmp_path / "run", {**RUN, **one}, None)
-    RunFolder.reopen(tmp_path / "run", {**RUN, **other})
+    RunFolder.create(tmp_path / "run", {**RECORD, **first}, None)
+    RunFolder.reopen(tmp_path / "run", {**RECORD, **second})
 
 
-def test_scores_are_kept_by_net_and_name(tmp_path):
-    folder = RunFolder.create(tmp_path / "run", RUN, None)
+# Metrics
+
+
+def test_metrics_are_saved_by_net_and_name(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", RECORD, None)
     folder.save_metrics("test", {"student": {"macro_f1": MetricResult(value=0.5, by_class={"a": 0.5}, note="n")}})
-    kept = json.loads((folder.path / "metrics.json").read_text())
-    assert kept["reported_on"] == "test"
-    assert kept["metrics"]["student"]["macro_f1"] == {"value": 0.5, "by_class": {"a": 0.5}, "note": "n"}
+    saved = json.loads((folder.path / "metrics.json").read_text())
+    assert saved["reported_on"] == "test"
+    assert saved["metrics"]["student"]["macro_f1"] == {"value": 0.5, "by_class": {"a": 0.5}, "note": "n"}
+    assert nets_of_run(folder.path) == ("student",)
 
 
-def strict(text):
-    """Read JSON as the standard has it, without NaN and infinities."""
+def strict_json(text):
+    """Parse standard JSON, which has no NaN and no infinity. Raises ValueError for either."""
 
-    def refuse(word):
-        raise ValueError(word)
+    def refuse(constant):
+        raise ValueError(constant)
 
     return json.loads(text, parse_constant=refuse)
 
 
-def test_a_score_that_is_no_number_is_null(tmp_path):
-    folder = RunFolder.create(tmp_path / "run", RUN, None)
+def test_a_metric_that_is_not_finite_is_saved_as_null(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", RECORD, None)
     folder.save_metrics("test", {"student": {"auc": MetricResult(value=math.nan, by_class={"a": math.inf, "b": 0.5})}})
-    kept = strict((folder.path / "metrics.json").read_text())["metrics"]["student"]["auc"]
-    assert kept == {"value": None, "by_class": {"a": None, "b": 0.5}, "note": ""}
+    saved = strict_json((folder.path / "metrics.json").read_text())["metrics"]["student"]["auc"]
+    assert saved == {"value": None, "by_class": {"a": None, "b": 0.5}, "note": ""}
 
 
-def test_stages_have_folders_in_their_order(tmp_path):
+# The folder of a stage
+
+
+def test_stage_folders_are_numbered_in_the_order_of_the_stages(tmp_path):
     folder = RunFolder(tmp_path)
     assert [folder.stage(index, name).path.name for index, name in enumerate(["teacher", "student"])] == [
         "1-teacher",
@@ -197,8 +230,9 @@ def test_stages_have_folders_in_their_order(tmp_path):
     ]
 
 
-def test_weights_come_back_as_they_were(tmp_path):
+def test_loaded_weights_are_equal_to_the_saved_ones(tmp_path):
     stage = StageFolder(tmp_path / "1-net")
+    # A transposed view is not contiguous, which safetensors itself refuses.
     weights = {"w": torch.randn(3, 4).t(), "n": torch.tensor(3), "p": torch.nn.Parameter(torch.ones(2))}
     stage.save_weights("net", weights)
     loaded = stage.load_weights("net")
@@ -207,56 +241,75 @@ def test_weights_come_back_as_they_were(tmp_path):
     assert names(stage.path) == ["weights.safetensors"]
 
 
-def test_weights_that_share_memory_are_kept_apart(tmp_path):
+def test_weights_that_share_memory_are_saved_twice(tmp_path):
+    # safetensors refuses tensors that share memory, such as tied weights.
     shared = torch.ones(4)
     stage = StageFolder(tmp_path / "1-net")
     stage.save_weights("net", {"a": shared, "b": shared})
     assert stage.load_weights("net")["b"].tolist() == [1, 1, 1, 1]
 
 
-def test_nets_of_one_stage_have_files_of_their_own(tmp_path):
+def test_each_net_of_a_stage_has_its_weights_file(tmp_path):
+    # Only a stage that is named after its one network saves it as weights.safetensors.
     stage = StageFolder(tmp_path / "1-one+two")
     for name, value in (("one", 1.0), ("two", 2.0)):
         stage.save_weights(name, {"w": torch.tensor(value)})
     assert [stage.load_weights(name)["w"].item() for name in ("one", "two")] == [1, 2]
 
 
-def test_state_comes_back_until_the_stage_is_finished(tmp_path):
+def test_a_checkpoint_can_be_loaded_until_the_stage_is_finished(tmp_path):
     stage = StageFolder(tmp_path / "1-net")
     assert stage.load_state() is None
-    stage.save_state({**STATE, "work": {"updates": 3, "rate": {"count": 1}, "moments": torch.ones(2)}})
-    assert stage.load_state()["work"]["updates"] == 3
+    train_state = {"updates": 3, "lr_scheduler": {"count": 1}, "moments": torch.ones(2)}
+    stage.save_state({**STATE, "train_state": train_state})
+    assert stage.load_state()["train_state"]["updates"] == 3
     assert not stage.finished
-    stage.finish({"kept_epoch": 1, "score": math.nan})
+    stage.finish({"best_epoch": 1, "value": math.nan})
     assert stage.finished
     assert stage.load_state() is None
-    assert strict((stage.path / "stage.json").read_text()) == {"kept_epoch": 1, "score": None}
+    assert strict_json((stage.path / "stage.json").read_text()) == {"best_epoch": 1, "value": None}
 
 
-def test_history_is_a_line_of_json_an_epoch(tmp_path):
+def test_the_history_has_a_line_of_json_per_epoch(tmp_path):
     stage = StageFolder(tmp_path / "1-net")
-    epochs = [{"epoch": 0, "terms": {"truth": 0.5}, "score": 0.25}, {"epoch": 1}]
+    epochs = [{"epoch": 0, "terms": {"truth": 0.5}, "accuracy": 0.25}, {"epoch": 1}]
     stage.save_history(epochs)
     assert len((stage.path / "history.jsonl").read_text().splitlines()) == 2
     assert stage.load_history() == epochs
 
 
-def test_a_figure_that_is_no_number_is_null_in_the_history_and_read_as_nan(tmp_path):
+def test_a_value_that_is_not_finite_is_null_in_the_history_and_loaded_as_nan(tmp_path):
     stage = StageFolder(tmp_path / "1-net")
-    stage.save_history([{"epoch": 0, "score": math.nan, "terms": {"truth": math.inf}}])
-    assert strict((stage.path / "history.jsonl").read_text()) == {"epoch": 0, "score": None, "terms": {"truth": None}}
+    stage.save_history([{"epoch": 0, "accuracy": math.nan, "terms": {"truth": math.inf}}])
+    assert strict_json((stage.path / "history.jsonl").read_text()) == {
+        "epoch": 0,
+        "accuracy": None,
+        "terms": {"truth": None},
+    }
     (epoch,) = stage.load_history()
-    assert math.isnan(epoch["score"])
+    assert math.isnan(epoch["accuracy"])
     assert math.isnan(epoch["terms"]["truth"])
 
 
-STATE = {"work": {}, "history": [], "kept": {}}
+@pytest.mark.parametrize("ids", [None, np.array([7, 5])])
+def test_predictions_are_saved_as_plain_arrays_with_ids_if_the_data_has_them(tmp_path, ids):
+    stage = StageFolder(tmp_path / "1-net")
+    predictions = Predictions(labels=np.array([1, 0]), outputs=np.eye(3)[:2].T[:2], classes=("a", "b"), ids=ids)
+    stage.save_predictions("net", "test", predictions)
+    saved = load_file(stage.path / "predictions-net-test.safetensors")
+    assert ("ids" in saved) == (ids is not None)
+    assert ids is None or saved["ids"].tolist() == [7, 5]
+    assert saved["labels"].tolist() == [1, 0]
+    assert np.array_equal(saved["outputs"].numpy(), predictions.outputs)
 
 
-def whole(stage):
-    """A stage with every file that a run reads again."""
+# Damaged files
+
+
+def write_all_files(stage):
+    """Save every file of a stage that a resumed run reads, and return the stage."""
     stage.save_weights("net", {"w": torch.ones(3)})
-    stage.save_state({**STATE, "work": {"w": torch.ones(30)}})
+    stage.save_state({**STATE, "train_state": {"w": torch.ones(30)}})
     stage.save_history([{"epoch": 0}])
     return stage
 
@@ -270,50 +323,137 @@ READERS = {
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "garbage", "foreign"])
 @pytest.mark.parametrize("name", READERS)
-def test_a_damaged_file_is_named_with_what_to_do(tmp_path, name, damage):
-    stage = whole(StageFolder(tmp_path / "1-net"))
+def test_the_error_of_a_damaged_file_names_it_and_the_remedy(tmp_path, name, damage):
+    stage = write_all_files(StageFolder(tmp_path / "1-net"))
     file = stage.path / name
     if damage == "missing":
         file.unlink()
     elif damage == "foreign" and name == "state.pt":
-        torch.save({"epoch": 3, "model": {}}, file)
+        torch.save({"format": FORMAT, "epoch": 3, "model": {}}, file)  # a checkpoint of another program
     else:
         content = file.read_bytes()
-        broken = {"empty": b"{" if name == "history.jsonl" else b"", "truncated": content[: len(content) // 2]}
-        file.write_bytes(broken.get(damage, b"[1, 2]\n"))
-    if (name, damage) == ("state.pt", "missing"):  # the stage was never begun
+        # An empty history is valid: it has no epochs.
+        damaged = {"empty": b"{" if name == "history.jsonl" else b"", "truncated": content[: len(content) // 2]}
+        file.write_bytes(damaged.get(damage, b"[1, 2]\n"))
+    if (name, damage) == ("state.pt", "missing"):  # the stage has not started
         assert stage.load_state() is None
         return
     with pytest.raises(RunFolderError) as caught:
         READERS[name](stage)
-    for said in (str(file), f"delete the folder {stage.path} to train that stage again", "--out FOLDER, or out=FOLDER"):
-        assert said in str(caught.value)
+    remedies = (f"delete the folder {stage.path} to train that stage again", "--out FOLDER, or out=FOLDER")
+    for part in (str(file), *remedies):
+        assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("made", [torch.ones(2), [1], 3, None])
-def test_a_state_that_is_something_else_is_refused(tmp_path, made):
-    stage = whole(StageFolder(tmp_path / "1-net"))
-    torch.save(made, stage.path / "state.pt")
+@pytest.mark.parametrize("content", [torch.ones(2), [1], 3, None])
+def test_a_checkpoint_that_is_not_a_mapping_is_refused(tmp_path, content):
+    stage = write_all_files(StageFolder(tmp_path / "1-net"))
+    torch.save(content, stage.path / "state.pt")
     with pytest.raises(RunFolderError, match=r"state\.pt is missing or damaged"):
         stage.load_state()
 
 
-@pytest.mark.parametrize("ids", [None, np.array([7, 5])])
-def test_predictions_are_plain_arrays_with_ids_where_there_are_any(tmp_path, ids):
-    stage = StageFolder(tmp_path / "1-net")
-    said = Predictions(labels=np.array([1, 0]), outputs=np.eye(3)[:2].T[:2], classes=("a", "b"), ids=ids)
-    stage.save_predictions("net", "test", said)
-    kept = load_file(stage.path / "predictions-net-test.safetensors")
-    assert ("ids" in kept) == (ids is not None)
-    assert ids is None or kept["ids"].tolist() == [7, 5]
-    assert kept["labels"].tolist() == [1, 0]
-    assert np.array_equal(kept["outputs"].numpy(), said.outputs)
+# Files of the first format, which had no "format" key
 
 
-def test_a_new_run_gets_a_path_that_is_not_there(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    first = default_path("recipe")
-    assert first.parts[0] == "runs"
-    assert first.name.startswith("recipe-")
-    first.mkdir(parents=True)
-    assert not default_path("recipe").exists()
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def old_run(tmp_path):
+    """A run folder as the first format had it: a record without a format, metrics, and a checkpoint of a stage."""
+    run = tmp_path / "old"
+    (run / "1-net").mkdir(parents=True)
+    (run / "run.json").write_text(json.dumps(RECORD))
+    (run / "metrics.json").write_text(json.dumps({"reported_on": "test", "scores": {"net": {}}}))
+    predictions = Predictions(labels=np.array([1, 0]), outputs=np.eye(2), classes=("a", "b"))
+    StageFolder(run / "1-net").save_predictions("net", "validation", predictions)
+    torch.save({"work": {}, "history": [], "kept": {}}, run / "1-net" / "state.pt")
+    return run
+
+
+def old_format_message(file, version=1):
+    """Return the whole sentence, as a test compares it to the word."""
+    return (
+        f"{file} has format {version}, and this version of kdkit reads format {FORMAT}; start the run again in another "
+        "folder (--out FOLDER, or out=FOLDER)"
+    )
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda run: RunFolder.reopen(run, RECORD),
+        lambda run: RunFolder.require_usable(run, resume=True),
+        nets_of_run,
+        lambda run: read_reported(run, "net"),
+    ],
+    ids=["reopen", "require_usable", "nets_of_run", "read_reported"],
+)
+def test_a_run_folder_of_the_first_format_is_refused_and_unchanged(old_run, read):
+    before = contents(old_run)
+    with pytest.raises(RunFolderError) as caught:
+        read(old_run)
+    assert str(caught.value) == old_format_message(old_run / "run.json")
+    assert contents(old_run) == before
+
+
+def test_a_checkpoint_of_the_first_format_is_refused_as_old_and_not_as_damaged(old_run):
+    before = contents(old_run)
+    with pytest.raises(RunFolderError) as caught:
+        StageFolder(old_run / "1-net").load_state()
+    assert str(caught.value) == old_format_message(old_run / "1-net" / "state.pt")
+    assert contents(old_run) == before
+
+
+@pytest.mark.parametrize("version", [0, 1, FORMAT + 1, None, str(FORMAT)])
+def test_every_other_format_is_refused_by_its_number(tmp_path, version):
+    with pytest.raises(RunFolderError) as caught:
+        require_format({"format": version}, tmp_path / "run.json")
+    assert str(caught.value) == old_format_message(tmp_path / "run.json", version)
+    require_format({"format": FORMAT}, tmp_path / "run.json")
+
+
+RECIPE = '''
+"""A recipe that leaves a file when it is called."""
+
+from pathlib import Path
+
+from tests.helpers.tiny import one_stage, plain_goal, tiny_net
+
+
+def recipe():
+    Path("called").touch()
+    return one_stage(tiny_net("net"), plain_goal())
+'''
+
+
+def test_resuming_a_run_of_the_first_format_exits_with_2_and_changes_nothing(old_run, kdkit_here, tmp_path):
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    before = contents(tmp_path)
+    result = kdkit_here("run", "recipe.py", "--out", str(old_run), "--resume", "--device", "cpu")
+    assert result.code == 2
+    assert old_format_message(old_run / "run.json") in " ".join(result.err.split())
+    # No file is changed or added, and the recipe, which may load data for minutes, is not called.
+    assert contents(tmp_path) == before
+
+
+def test_resuming_a_stage_of_the_first_format_exits_with_2_and_changes_nothing(kdkit_here, tmp_path):
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    assert kdkit_here("run", "recipe.py", "--out", "run", "--device", "cpu").code == 0
+    # The record is of the current format, but the stage is not finished and its checkpoint is old.
+    stage = tmp_path / "run" / "1-net"
+    (stage / "stage.json").unlink()
+    torch.save({"work": {}, "history": [], "kept": {}}, stage / "state.pt")
+    before = contents(tmp_path)
+    result = kdkit_here("run", "recipe.py", "--out", "run", "--resume", "--device", "cpu")
+    assert result.code == 2
+    assert old_format_message("run/1-net/state.pt") in " ".join(result.err.split())
+    assert contents(tmp_path) == before
+
+
+def test_the_class_table_of_a_run_of_the_first_format_exits_with_2(old_run, kdkit_here):
+    result = kdkit_here("classes", old_run)
+    assert result.code == 2
+    assert old_format_message(old_run / "run.json") in " ".join(result.err.split())

@@ -1,4 +1,4 @@
-"""Goals: the arithmetic of terms and weights."""
+"""Objectives: the arithmetic of terms and weights."""
 
 import math
 
@@ -16,41 +16,41 @@ from kdkit.recipe.objective import as_objective, taps_of
 TEACHER = Net("teacher", nn.Linear(2, 2), trained=True)
 ASSISTANT = Net("assistant", nn.Linear(2, 2), trained=True)
 TRUTH = Truth(nn.CrossEntropyLoss())
-SOFT = Match(TEACHER, SoftTargets())
-OTHER = Match(ASSISTANT, SoftTargets())
+MATCH = Match(TEACHER, SoftTargets())
+SECOND_MATCH = Match(ASSISTANT, SoftTargets())
 
 
-def test_a_goal_reads_as_the_formula_of_the_paper():
-    objective = 0.3 * TRUTH + 0.7 * (0.6 * SOFT + 0.4 * OTHER)
+def test_an_objective_is_written_as_the_formula_of_the_paper():
+    objective = 0.3 * TRUTH + 0.7 * (0.6 * MATCH + 0.4 * SECOND_MATCH)
     assert objective.weights(0) == pytest.approx(
         {"truth": 0.3, "teacher/soft_targets": 0.42, "assistant/soft_targets": 0.28}
     )
 
 
-def test_factors_may_stand_on_either_side_and_nest():
-    objective = ((TRUTH * 2) * 3 + SOFT) * 5
+def test_factors_may_be_on_either_side_and_nested():
+    objective = ((TRUTH * 2) * 3 + MATCH) * 5  # 2 * 3 * 5 and 5
     assert objective.weights(0) == {"truth": 30, "teacher/soft_targets": 5}
 
 
-def test_a_term_alone_weighs_one():
+def test_a_single_term_has_weight_one():
     assert as_objective(TRUTH).weights(0) == {"truth": 1}
 
 
-def test_a_list_of_terms_can_be_summed():
-    objective = sum(0.5 * term for term in (TRUTH, SOFT, OTHER))
+def test_terms_can_be_added_with_sum():
+    objective = sum(0.5 * term for term in (TRUTH, MATCH, SECOND_MATCH))  # sum() starts with 0 + term
     assert isinstance(objective, Objective)
     assert list(objective.weights(0).values()) == [0.5, 0.5, 0.5]
 
 
 def test_terms_keep_the_order_they_are_written_in():
-    assert [each.term for each in SOFT + TRUTH + OTHER] == [SOFT, TRUTH, OTHER]
-    assert [each.term for each in SOFT + (TRUTH + OTHER)] == [SOFT, TRUTH, OTHER]
+    assert [weighted.term for weighted in MATCH + TRUTH + SECOND_MATCH] == [MATCH, TRUTH, SECOND_MATCH]
+    assert [weighted.term for weighted in MATCH + (TRUTH + SECOND_MATCH)] == [MATCH, TRUTH, SECOND_MATCH]
 
 
-def test_arithmetic_leaves_its_parts_as_they_were():
-    part = 0.5 * TRUTH
-    _ = 2 * part + SOFT
-    assert part.weights(0) == {"truth": 0.5}
+def test_arithmetic_does_not_change_its_operands():
+    operand = 0.5 * TRUTH
+    _ = 2 * operand + MATCH
+    assert operand.weights(0) == {"truth": 0.5}
 
 
 @given(st.lists(st.floats(0, 10), max_size=4), st.floats(0, 1))
@@ -62,7 +62,7 @@ def test_the_weight_of_a_term_is_the_product_of_its_factors(factors, progress):
 
 
 def test_a_ramp_is_a_factor_that_changes_with_progress():
-    objective = LinearRamp(end=4) * (0.5 * TRUTH) + SOFT
+    objective = LinearRamp(end=4) * (0.5 * TRUTH) + MATCH
     assert objective.weights(0)["truth"] == 0
     assert objective.weights(0.5)["truth"] == 1
     assert objective.weights(1)["truth"] == 2
@@ -72,70 +72,84 @@ def test_a_plain_function_of_progress_is_a_ramp():
     assert (TRUTH * (lambda progress: 1 - progress)).weights(0.25) == {"truth": 0.75}
 
 
-def test_numpys_own_floats_are_numbers():
+def test_a_numpy_float_is_a_number():
     assert (np.float64(0.5) * TRUTH).weights(0) == {"truth": 0.5}
 
 
 @pytest.mark.parametrize(
-    "factor", [-0.1, float("nan"), float("inf"), True, False, "0.5", None, torch.tensor(0.5), TRUTH]
+    ("factor", "message"),
+    [
+        (-0.1, "the weight of a term must be finite and at least 0; got -0.1"),
+        (float("nan"), "the weight of a term must be finite and at least 0; got nan"),
+        (float("inf"), "the weight of a term must be finite and at least 0; got inf"),
+        (True, "the weight of a term must be a number or a ramp; got bool"),
+        (False, "the weight of a term must be a number or a ramp; got bool"),
+        ("0.5", "the weight of a term must be a number or a ramp; got str"),
+        (None, "the weight of a term must be a number or a ramp; got NoneType"),
+        (torch.tensor(0.5), "the weight of a term must be a number or a ramp; got Tensor"),
+        (TRUTH, "the weight of a term must be a number or a ramp; got Truth"),
+    ],
 )
-def test_a_weight_that_is_no_number_of_at_least_zero_is_refused(factor):
-    with pytest.raises(RecipeError, match=r"weight of a term|a ramp"):
+def test_an_invalid_weight_is_refused(factor, message):
+    with pytest.raises(RecipeError) as caught:
         TRUTH * factor
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(
-    "ramp",
+    ("ramp", "message"),
     [
-        lambda progress: -progress,
-        lambda progress: -1.0 if 0.2 < progress < 0.3 else 1.0,
-        lambda progress: float("nan"),
-        lambda progress: None,
-        LinearRamp,
+        (lambda progress: -progress, "a ramp must return finite factors of at least 0; .* returns -0.01 at 0.01"),
+        # Negative for a while only: the whole stage is tried.
+        (lambda progress: -1.0 if 0.2 < progress < 0.3 else 1.0, "returns -1.0 at 0.21"),
+        (lambda progress: float("nan"), "returns nan at 0.0"),
+        (lambda progress: None, "returns None at 0.0"),
+        (LinearRamp, r"a factor must be a number or a ramp, not a class; did you forget the \(\) of LinearRamp"),
     ],
 )
-def test_a_ramp_that_gives_no_factor_is_refused(ramp):
-    with pytest.raises(RecipeError, match="a ramp"):
+def test_an_invalid_ramp_is_refused(ramp, message):
+    with pytest.raises(RecipeError, match=message):
         TRUTH * ramp
 
 
-@pytest.mark.parametrize("other", [1, "x", nn.MSELoss(), None, TEACHER])
-def test_only_terms_can_be_added(other):
-    with pytest.raises(RecipeError, match="a goal is a sum of"):
-        TRUTH + other
-    with pytest.raises(RecipeError, match="a goal is a sum of"):
-        as_objective(other)
+@pytest.mark.parametrize("operand", [1, "x", nn.MSELoss(), None, TEACHER])
+def test_only_terms_can_be_added(operand):
+    message = r"an objective is a sum of Truth\(\.\.\.\) and Match\(\.\.\.\) terms; got "
+    with pytest.raises(RecipeError, match=message):
+        TRUTH + operand
+    with pytest.raises(RecipeError, match=message):
+        as_objective(operand)
 
 
-@pytest.mark.parametrize("make", [Truth, lambda loss: Match(TEACHER, loss)])
+@pytest.mark.parametrize("term_of", [Truth, lambda loss: Match(TEACHER, loss)])
 @pytest.mark.parametrize(
-    ("loss", "said"), [(nn.MSELoss, "did you forget its ()?"), ("kl", "got 'kl'"), (None, "got None")]
+    ("loss", "message"), [(nn.MSELoss, "did you forget its ()?"), ("kl", "got 'kl'"), (None, "got None")]
 )
-def test_what_is_no_loss_is_refused(make, loss, said):
+def test_an_object_that_is_not_a_loss_is_refused(term_of, loss, message):
     with pytest.raises(RecipeError) as caught:
-        make(loss)
-    assert said in str(caught.value)
+        term_of(loss)
+    assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("source", [nn.Linear(1, 1), "teacher", None, SoftTargets()])
-def test_what_has_no_name_cannot_be_matched(source):
-    with pytest.raises(RecipeError, match="Match takes first what to match"):
-        Match(source, SoftTargets())
+@pytest.mark.parametrize("teacher", [nn.Linear(1, 1), "teacher", None, SoftTargets()])
+def test_an_object_without_a_name_cannot_be_matched(teacher):
+    with pytest.raises(RecipeError, match=f"Match takes a teacher first, such as a Net; got {type(teacher).__name__}"):
+        Match(teacher, SoftTargets())
 
 
 @pytest.mark.parametrize("side", ["student", "target"])
 @pytest.mark.parametrize("tap", ["layer3", nn.Linear(1, 1), (Tap(nn.Identity()), "x")])
-def test_what_is_no_tap_is_refused_with_its_side(side, tap):
-    with pytest.raises(RecipeError, match=f"the {side} side of a Match is a tap"):
+def test_an_object_that_is_not_a_tap_is_refused_with_its_side(side, tap):
+    with pytest.raises(RecipeError, match=f"the {side} side of a Match must be a tap"):
         Match(TEACHER, nn.MSELoss(), **{side: tap})
 
 
-def test_a_label_of_ones_own_replaces_source_and_loss():
-    assert SOFT.label == "teacher/soft_targets"
+def test_the_default_label_names_teacher_and_loss_and_can_be_replaced():
+    assert MATCH.label == "teacher/soft_targets"
     assert Match(TEACHER, SoftTargets(), label="kd_loss").label == "kd_loss"
 
 
-def test_a_side_has_no_tap_one_or_several():
+def test_a_side_has_no_tap_one_tap_or_several():
     tap = Tap(nn.Identity())
     assert taps_of(None) == ()
     assert taps_of(tap) == (tap,)

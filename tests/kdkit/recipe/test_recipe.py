@@ -1,4 +1,4 @@
-"""Stages and recipes: validated where they are made."""
+"""Stages and recipes: validated when they are created."""
 
 import pytest
 from torch import nn
@@ -12,109 +12,118 @@ from tests.helpers.tiny import plain_goal, tiny_data, tiny_net
 TRAINING = Training(epochs=1)
 
 
-def guided(teacher, **taps):
+def match_of(teacher, **taps):
     return Match(teacher, nn.MSELoss() if taps else SoftTargets(), **taps)
 
 
-def test_a_stage_is_named_after_the_nets_it_trains():
-    one, two = tiny_net("one"), tiny_net("two")
-    assert Stage({one: plain_goal(), two: plain_goal()}, TRAINING).name == "one+two"
-    assert Stage({one: plain_goal()}, TRAINING, "warm up").name == "warm up"
+def recipe_with(**changes):
+    """Return a recipe of one stage, with some of its arguments changed."""
+    arguments = {"data": tiny_data(), "schedule": [Stage({tiny_net("net"): plain_goal()}, TRAINING)]}
+    return Recipe(**{**arguments, **changes})
 
 
-def test_a_single_term_is_a_goal():
+# Stages
+
+
+def test_the_name_of_a_stage_is_that_of_the_nets_it_trains():
+    first, second = tiny_net("one"), tiny_net("two")
+    assert Stage({first: plain_goal(), second: plain_goal()}, TRAINING).name == "one+two"
+    assert Stage({first: plain_goal()}, TRAINING, "warm up").name == "warm up"
+
+
+def test_a_single_term_becomes_an_objective():
     net = tiny_net("net")
     assert isinstance(Stage({net: plain_goal()}, TRAINING).objectives[net], Objective)
 
 
 @pytest.mark.parametrize(
-    ("objectives", "training", "said"),
+    ("objectives", "training", "message"),
     [
-        ({}, TRAINING, "a stage takes its goals by net"),
-        ([plain_goal()], TRAINING, "a stage takes its goals by net"),
+        ({}, TRAINING, "a stage takes an objective for each net"),
+        ([plain_goal()], TRAINING, "a stage takes an objective for each net"),
         ({"student": plain_goal()}, TRAINING, "a stage trains nets; got a str"),
-        ({tiny_net("net"): nn.MSELoss()}, TRAINING, "a goal is a sum of"),
+        ({tiny_net("net"): nn.MSELoss()}, TRAINING, r"an objective is a sum of Truth\(\.\.\.\) .*; got MSELoss"),
         ({tiny_net("net"): plain_goal()}, 90, "a stage needs a Training; got int"),
     ],
 )
-def test_a_stage_that_makes_no_sense_is_refused(objectives, training, said):
-    with pytest.raises(RecipeError, match=said):
+def test_invalid_arguments_of_a_stage_are_refused(objectives, training, message):
+    with pytest.raises(RecipeError, match=message):
         Stage(objectives, training)
 
 
-def test_the_taps_of_a_source_are_gathered_once_over_all_terms():
-    teacher, other, student = tiny_net("teacher"), tiny_net("other"), tiny_net("student")
+def test_the_taps_on_a_teacher_are_collected_over_all_terms_without_duplicates():
+    teacher, assistant, student = tiny_net("teacher"), tiny_net("assistant"), tiny_net("student")
     head, hidden = Tap(teacher.module.head), Tap(teacher.module.hidden)
-    side = Tap(student.module.head)
+    student_tap = Tap(student.module.head)
     objective = (
-        guided(teacher)
-        + guided(teacher, student=side, target=head)
-        + guided(teacher, student=(side, side), target=(head, hidden))
-        + guided(other)
+        match_of(teacher)
+        + match_of(teacher, student=student_tap, target=head)
+        + match_of(teacher, student=(student_tap, student_tap), target=(head, hidden))
+        + match_of(assistant)
         + plain_goal()
     )
     stage = Stage({student: objective}, TRAINING)
-    assert stage.teachers == {teacher: (head, hidden), other: ()}
+    # In order of appearance; the index of a tap here is the index of its feature in a TeacherOutput.
+    assert stage.teachers == {teacher: (head, hidden), assistant: ()}
     assert len(stage.matches) == 4
 
 
-def test_nets_come_once_each_teachers_before_those_they_teach():
+def test_nets_are_listed_once_and_teachers_before_their_students():
     teacher, student = tiny_net("teacher", trained=True), tiny_net("student")
     stages = [
-        Stage({student: guided(teacher)}, TRAINING),
+        Stage({student: match_of(teacher)}, TRAINING),
         Stage({student: plain_goal()}, TRAINING, "again"),
     ]
     assert nets_of(stages) == (teacher, student)
 
 
-def recipe(**changes):
-    parts = {"data": tiny_data(), "schedule": [Stage({tiny_net("net"): plain_goal()}, TRAINING)]}
-    return Recipe(**{**parts, **changes})
+# Recipes
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"data": [1, 2]}, "data is a Data.*got list"),
+        ({"data": [1, 2]}, "data must be a Data, such as TorchData.*got list"),
         ({"schedule": Stage({tiny_net("net"): plain_goal()}, TRAINING)}, "schedule must be a list of stages"),
-        ({"metrics": ("accuracy",)}, "a score has a name, fit and score; got 'accuracy'"),
+        ({"metrics": ("accuracy",)}, "a metric must have a name, fit and compute; got 'accuracy'"),
         ({"metrics": (Accuracy,)}, "the class Accuracy; did you forget"),
-        ({"metrics": (MacroF1(), MacroF1())}, "two scores have the same name: macro_f1"),
+        ({"metrics": (MacroF1(), MacroF1())}, "two metrics have the same name: macro_f1"),
     ],
 )
-def test_a_recipe_that_makes_no_sense_is_refused(changes, said):
-    with pytest.raises(RecipeError, match=said):
-        recipe(**changes)
+def test_invalid_arguments_of_a_recipe_are_refused(changes, message):
+    with pytest.raises(RecipeError, match=message):
+        recipe_with(**changes)
 
 
-def test_a_single_score_is_a_recipe_error_and_no_crash():
-    with pytest.raises(RecipeError, match="scores is a tuple"):
-        recipe(metrics=MacroF1())
+def test_a_metric_that_is_not_in_a_tuple_is_refused_as_a_recipe_error():
+    with pytest.raises(RecipeError, match=r"metrics must be a tuple of metrics, such as \(MacroF1\(\),\)"):
+        recipe_with(metrics=MacroF1())
 
 
 @pytest.mark.parametrize(
     ("task", "first"), [("multiclass", "accuracy"), ("multilabel", "macro_auprc"), ("regression", "r2")]
 )
-def test_a_recipe_without_scores_has_those_of_its_task(task, first):
-    assert recipe(data=tiny_data(task)).metrics[0].name == first
+def test_the_default_metrics_are_those_of_the_task(task, first):
+    assert recipe_with(data=tiny_data(task)).metrics[0].name == first
 
 
-def test_a_recipe_is_made_without_reading_the_data():
-    class Unread:
+def test_creating_a_recipe_does_not_read_the_data():
+    class UnreadableData:
         classes, task, draws = ("a",), "multiclass", 1
 
+        # Loading a split may take minutes.
         @property
         def train(self):
-            raise AssertionError("read")
+            raise AssertionError("the data was read")
 
         validation = test = fingerprint = train
 
-    assert recipe(data=Unread()).metrics
+    assert recipe_with(data=UnreadableData()).metrics
 
 
-def test_a_recipe_runs_once():
-    made = recipe()
-    made.mark_used()
+def test_a_recipe_can_run_once():
+    recipe = recipe_with()
+    recipe.mark_used()
     with pytest.raises(RecipeError, match="has run already"):
-        made.require_unused()
-    recipe().require_unused()
+        recipe.require_unused()
+    recipe_with().require_unused()
