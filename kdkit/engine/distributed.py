@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.errors import DataError, KdkitError, RecipeError, RemoteRankError, first_line
 from kdkit.utils import collectives
+from kdkit.utils.devices import usable_cores
 
 _PATIENCE = timedelta(minutes=30)  # how long a process waits for another that says nothing
 _LETTING_GO = 0.1  # seconds
@@ -162,8 +163,7 @@ def _share_cores() -> None:
     """Give each process of this machine as many threads as there are cores for it, unless somebody chose."""
     if os.environ.get("OMP_NUM_THREADS", "1") != "1":  # torchrun itself sets 1, whatever there is
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def _was_told(store: Any) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kdkit.errors import RunFolderError, first_line
 from kdkit.metrics import Predictions
-from kdkit.utils.files import _with_nan, to_json, write
+from kdkit.utils.files import nulls_to_nan, to_json, write
 
 HISTORY = "history.jsonl"
 STATE = ("work", "history", "kept")
@@ -72,7 +72,7 @@ class StageFolder:
     def load_history(self) -> list[dict[str, Any]]:
         """Return what was kept of the epochs, NaN for null. Raises RunFolderError where it is missing or damaged."""
         with self.reading(self.path / HISTORY) as path:
-            epochs = [_with_nan(json.loads(line)) for line in path.read_text().splitlines()]
+            epochs = [nulls_to_nan(json.loads(line)) for line in path.read_text().splitlines()]
             if not all(isinstance(epoch, dict) for epoch in epochs):
                 raise ValueError("each of its lines is a JSON object")
         return epochs

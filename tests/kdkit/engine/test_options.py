@@ -36,8 +36,8 @@ def test_auto_is_a_device_that_can_compute():
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "nonsense", "", "cpu:x"])
-def test_a_device_that_is_not_there_is_refused_with_those_that_are(name):
-    with pytest.raises(RecipeError, match=r"is not there \(there are: cpu"):
+def test_an_unavailable_device_is_refused_with_the_available_ones(name):
+    with pytest.raises(RecipeError, match=r"is not available \(there are: cpu"):
         find_device(name)
 
 
