@@ -86,7 +86,7 @@ def require_shareable(data: Data, batch_sizes: Iterable[int]) -> None:
     """Raise where the work of a run cannot be shared out among its processes."""
     if not collectives.is_distributed():
         return
-    if len(set(collectives.all_gather_objects([(data.fingerprint, getattr(data, "train_digest", None))]))) > 1:
+    if len(set(collectives.all_gather_objects([(data.fingerprint, data.train_digest)]))) > 1:
         raise DataError(
             "the processes of this run have different data, so that one may learn from what another is scored on; "
             "make it inside of recipe(), where randomness is seeded, or split it with a generator of its own seed"

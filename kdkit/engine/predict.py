@@ -89,7 +89,7 @@ class Predictor:
         return replace(said, labels=matches.argmax(1), outputs=outputs, classes=classes).rows(known)
 
 
-class _Part:
+class _Part(Split):
     """Some rows of a split, as a split."""
 
     def __init__(self, split: Split, rows: Tensor) -> None:
@@ -113,7 +113,7 @@ def _own(split: Split | LoaderSplit) -> Split | LoaderSplit:
 
 def _groups(split: Split | LoaderSplit) -> NDArray[np.int64] | None:
     """Return which samples belong together, where the split knows it. Raises DataError where they are no row each."""
-    groups = getattr(split, "groups", None)
+    groups = None if isinstance(split, LoaderSplit) else split.groups
     if groups is None:
         return None
     known = torch.as_tensor(groups).cpu().numpy()

@@ -205,7 +205,7 @@ class StageTrainer:
             draw=draw,
             workers=self.training.workers,
             pin=self.place.device.type == "cuda",
-            part=(collectives.rank(), collectives.world_size()),
+            shard=(collectives.rank(), collectives.world_size()),
         )
 
     def _share(self, index: int, mine: int) -> tuple[float, float]:

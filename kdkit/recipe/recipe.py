@@ -1,13 +1,12 @@
 """The whole experiment as Python objects: data, who learns from whom and how, and what is measured."""
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from kdkit.data.dataset import Data
+from kdkit.data.dataset import Data, missing_members
 from kdkit.errors import RecipeError
 from kdkit.metrics import Metric, default_metrics
 from kdkit.nets.net import Net
@@ -87,10 +86,10 @@ class Recipe:
     _used: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not _is_data(self.data):
+        if missing := missing_members(self.data, Data):
             raise RecipeError(
-                f"data is a Data, such as TorchData(train, select) or one of your own with classes, task, draws, "
-                f"fingerprint, train, select and test; got {type(self.data).__name__}"
+                "data is a TorchData(train, validation) or another subclass of kdkit.Data; got a "
+                f"{type(self.data).__name__}, which lacks {', '.join(missing)}"
             )
         _validate_schedule(self.schedule)
         if not isinstance(self.teacher_cache, CacheSettings):
@@ -134,13 +133,6 @@ def _validate_schedule(schedule: object) -> None:
     for stage in schedule:
         if not isinstance(stage, Stage):
             raise RecipeError(f"a schedule is a list of Stage(...); got a {type(stage).__name__} in it")
-
-
-def _is_data(data: object) -> bool:
-    """Whether it has all that a Data has. It is not asked for it: a split may take minutes to read."""
-    members = ("classes", "task", "draws", "fingerprint", "train", "validation", "test")
-    absent = object()
-    return all(inspect.getattr_static(data, member, absent) is not absent for member in members)
 
 
 def nets_of(stages: Sequence[Stage]) -> tuple[Net[Any], ...]:

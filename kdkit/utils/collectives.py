@@ -100,32 +100,29 @@ def sync_buffers(modules: Iterable[nn.Module]) -> None:
     Sends one message for each dtype, however many buffers there are.
     """
     # Called after every optimizer update. The check comes before torch.no_grad, which costs ten times as much.
-    if is_distributed():
-        _sync_buffers(modules)
-
-
-@torch.no_grad()
-def _sync_buffers(modules: Iterable[nn.Module]) -> None:
-    averaged: set[int] = set()
-    by_dtype: dict[torch.dtype, dict[int, Tensor]] = {}  # keyed by identity: a shared buffer is sent once
-    for submodule in (submodule for module in modules for submodule in module.modules()):
-        for name, buffer in submodule.named_buffers(recurse=False):
-            by_dtype.setdefault(buffer.dtype, {})[id(buffer)] = buffer
-            if name in ("running_mean", "running_var"):
-                averaged.add(id(buffer))
-    for dtype, buffers in by_dtype.items():
-        sent_dtype = torch.uint8 if dtype == torch.bool else dtype  # bool has no sum
-        # A sum over the ranks yields both kinds: ranks contribute 1 / world_size each, or rank 0 alone contributes.
-        contributions = [
-            buffer / world_size()
-            if key in averaged
-            else buffer.to(sent_dtype)
-            if rank() == 0
-            else torch.zeros_like(buffer, dtype=sent_dtype)
-            for key, buffer in buffers.items()
-        ]
-        flat = torch.cat([contribution.reshape(-1) for contribution in contributions])
-        distributed.all_reduce(flat)
-        sizes = [contribution.numel() for contribution in contributions]
-        for buffer, reduced in zip(buffers.values(), torch.split(flat, sizes), strict=True):
-            buffer.copy_(reduced.view_as(buffer))
+    if not is_distributed():
+        return
+    with torch.no_grad():
+        averaged: set[int] = set()
+        by_dtype: dict[torch.dtype, dict[int, Tensor]] = {}  # keyed by identity: a shared buffer is sent once
+        for submodule in (submodule for module in modules for submodule in module.modules()):
+            for name, buffer in submodule.named_buffers(recurse=False):
+                by_dtype.setdefault(buffer.dtype, {})[id(buffer)] = buffer
+                if name in ("running_mean", "running_var"):
+                    averaged.add(id(buffer))
+        for dtype, buffers in by_dtype.items():
+            sent_dtype = torch.uint8 if dtype == torch.bool else dtype  # bool has no sum
+            # A sum over the ranks yields both kinds: ranks contribute 1 / world_size each, or rank 0 alone contributes.
+            contributions = [
+                buffer / world_size()
+                if key in averaged
+                else buffer.to(sent_dtype)
+                if rank() == 0
+                else torch.zeros_like(buffer, dtype=sent_dtype)
+                for key, buffer in buffers.items()
+            ]
+            flat = torch.cat([contribution.reshape(-1) for contribution in contributions])
+            distributed.all_reduce(flat)
+            sizes = [contribution.numel() for contribution in contributions]
+            for buffer, reduced in zip(buffers.values(), torch.split(flat, sizes), strict=True):
+                buffer.copy_(reduced.view_as(buffer))

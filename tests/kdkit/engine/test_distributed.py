@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from kdkit import DataError, RecipeError, TorchData
-from kdkit.data.loading import batches, own_part
+from kdkit.data.loading import batches, shard_rows
 from kdkit.engine import distributed
 from kdkit.utils import collectives
 from tests.helpers.tiny import samples, tiny_data
@@ -23,7 +23,7 @@ def two(monkeypatch):
 @pytest.mark.parametrize(("size", "parts"), [(8, [4, 4]), (7, [4, 3]), (4, [2, 2]), (3, [3, 3]), (1, [1, 1])])
 def test_a_batch_is_shared_out_where_each_process_has_two_samples(size, parts):
     rows = torch.arange(size)
-    shares = [own_part(rows, (number, 2)) for number in range(2)]
+    shares = [shard_rows(rows, (number, 2)) for number in range(2)]
     assert [len(each) for each in shares] == parts
     whole = rows if sum(parts) == size else torch.cat([rows, rows])
     assert torch.equal(torch.cat(shares), whole)
@@ -33,7 +33,7 @@ def test_processes_fetch_different_rows_which_are_together_those_of_one():
     split = tiny_data(rows=22).train
     order = torch.randperm(22, generator=torch.Generator().manual_seed(0))
     wholes = [batch.ids for batch in batches(split, 8, order=order)]
-    parts = [[batch.ids for batch in batches(split, 8, order=order, part=(number, 3))] for number in range(3)]
+    parts = [[batch.ids for batch in batches(split, 8, order=order, shard=(number, 3))] for number in range(3)]
     assert [len(ids) for ids in parts[2]] == [2, 2, 2]
     for index, whole in enumerate(wholes):
         assert torch.equal(torch.cat([each[index] for each in parts]), whole)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from kdkit import DataError, KdkitError, LoaderSplit, Net, Predictions, TorchData
+from kdkit import DataError, KdkitError, LoaderSplit, Net, Predictions, Split, TorchData
 from kdkit.data.loading import batches
 from kdkit.engine import predict
 from kdkit.engine.predict import Predictor, compute_metrics
@@ -141,7 +141,7 @@ def _multiclass():
     return Predictions(labels=np.array([0, 1]), outputs=np.eye(2), classes=("a", "b"))
 
 
-class Grouped:
+class Grouped(Split):
     """A split that says which of its samples belong together."""
 
     def __init__(self, split, groups):

@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from kdkit import Match, Objective, Recipe, RecipeError, Stage, Tap, Training
+from kdkit import Data, Match, Objective, Recipe, RecipeError, Stage, Tap, Training
 from kdkit.losses import SoftTargets
 from kdkit.metrics import Accuracy, MacroF1
 from kdkit.recipe.recipe import nets_of
@@ -75,7 +75,7 @@ def recipe(**changes):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"data": [1, 2]}, "data is a Data.*got list"),
+        ({"data": [1, 2]}, "data is a TorchData.*got a list, which lacks classes, task"),
         ({"schedule": Stage({tiny_net("net"): plain_goal()}, TRAINING)}, "schedule must be a list of stages"),
         ({"metrics": ("accuracy",)}, "a score has a name, fit and score; got 'accuracy'"),
         ({"metrics": (Accuracy,)}, "the class Accuracy; did you forget"),
@@ -100,7 +100,7 @@ def test_a_recipe_without_scores_has_those_of_its_task(task, first):
 
 
 def test_a_recipe_is_made_without_reading_the_data():
-    class Unread:
+    class Unread(Data):
         classes, task, draws = ("a",), "multiclass", 1
 
         @property
