@@ -116,14 +116,14 @@ class TorchData(Data):
     def _default_classes(self, labels: Tensor) -> tuple[str, ...]:
         """Return the class names of the datasets; otherwise numbers, by label columns or up to the largest label."""
         columns = labels.shape[1] if labels.ndim > 1 else 1
-        all_names = {split: class_names(dataset) for split, dataset in self._splits.items()}
-        names = {split: classes for split, classes in all_names.items() if classes is not None}
+        all_names = {name: class_names(split) for name, split in self._splits.items()}
+        names = {name: classes for name, classes in all_names.items() if classes is not None}
         # A single label column may belong to a dataset with two names, absent and present, so its names are not used.
         if "train" in names and (self.task == "multiclass" or len(names["train"]) == columns != 1):
-            for split, classes in names.items():
+            for name, classes in names.items():
                 if classes != names["train"]:
                     raise DataError(
-                        f"the classes of the train data are {', '.join(names['train'])}, and those of the {split} data "
+                        f"the classes of the train data are {', '.join(names['train'])}, and those of the {name} data "
                         f"{', '.join(classes)}: the same label would mean two things"
                     )
             return names["train"]
