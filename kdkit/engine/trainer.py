@@ -24,7 +24,7 @@ from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.train_state import TrainState
 from kdkit.errors import CheckError, DataError, KdkitError
-from kdkit.metrics import Metric, better, without_interval
+from kdkit.metrics import Metric, is_better, without_interval
 from kdkit.plugins.events import EpochEnded, Figures, StageStarted, StepEnded
 from kdkit.recipe.recipe import Recipe, Stage
 from kdkit.teachers import run_teachers
@@ -165,7 +165,7 @@ class StageTrainer:
             values.append(score.fit(said).compute(said).value)
         work.lesson.open_taps.clear()
         value = collectives.broadcast(sum(values) / len(values))
-        best = self.kept.epoch < 0 or self.training.keep == "last" or better(score, value, self.kept.value)
+        best = self.kept.epoch < 0 or self.training.keep == "last" or is_better(score, value, self.kept.value)
         if best:
             weights = {net.name: _copied(work.module(net.name).state_dict()) for net in self.stage.objectives}
             self.kept = BestCheckpoint(epoch, value, weights)

@@ -13,11 +13,11 @@ from typing import Any
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.errors import RunFolderError, did_you_mean, first_line
 from kdkit.metrics import MetricResult
-from kdkit.metrics.per_class import Reported
+from kdkit.metrics.per_class import NetReport
 from kdkit.utils.files import to_json, write
 
 
-def read_reported(folder: Path, net: str) -> Reported:
+def read_reported(folder: Path, net: str) -> NetReport:
     """Return what a run folder holds of a net. Raises RunFolderError where it is none, or does not know the net."""
     run = _run(folder)
     stages: dict[str, Path] = {}  # a net that was trained in several stages is as the last one left it
@@ -27,7 +27,7 @@ def read_reported(folder: Path, net: str) -> Reported:
         raise RunFolderError(f"{folder} holds no predictions of {net!r}; {did_you_mean(net, list(stages))}")
     stage = StageFolder(stages[net])
     there = (stage.path / f"predictions-{net}-test.safetensors").exists()
-    return Reported(
+    return NetReport(
         validation=stage.load_predictions(net, "validation"),
         test=stage.load_predictions(net, "test") if there else None,
         train=run.get("positives"),
