@@ -33,7 +33,7 @@ class GradientFigures:
     def add(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Callable[[Tensor], Tensor]) -> None:
         """Add the gradients of a micro-batch, and keep its graph; `scale` as a balancer is given it."""
         weighted = [scale(terms[label] * weights[label]) for label in self._labels]
-        gradients = jacobian(weighted, self._parameters, keep=True)
+        gradients = jacobian(weighted, self._parameters, retain_graph=True)
         factor = scale(torch.ones((), device=gradients.device))
         if self._gathered is not None:
             gradients, factor = self._gathered[0] + gradients, self._gathered[1] + factor

@@ -189,7 +189,7 @@ def balancer_of(training: Training, lesson: DistillationModule) -> Balancer:
     if not isinstance(made, Balancer):
         raise RecipeError(
             f"build of {training.balancing!r} returns a Balancer, which is called with terms, weights and a scale, and "
-            f"has state_dict and load_state_dict; it returned {made!r}"
+            f"has state_dict, load_state_dict and averages_across_ranks; it returned {made!r}"
         )
     return made
 

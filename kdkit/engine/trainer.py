@@ -101,8 +101,9 @@ class StageTrainer:
                     notices=tuple(self.notices),
                 ),
             )
-            averages = getattr(work.balancer, "averages", False)
-            lesson = DistributedModule(work.lesson, averages=averages, compiled=self.place.options.compile)
+            lesson = DistributedModule(
+                work.lesson, averages=work.balancer.averages_across_ranks, compiled=self.place.options.compile
+            )
             for epoch in range(first, self.training.epochs):
                 self._seed(epoch)
                 began = time.perf_counter()

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kdkit.errors import RecipeError
+from kdkit.errors import RecipeError, describe
 from kdkit.losses import Loss, loss_name
 from kdkit.nets.taps import TapLike
 from kdkit.recipe.ramps import Ramp
@@ -142,7 +142,7 @@ def taps_of(side: Any) -> tuple[TapLike, ...]:
 
 def _validate(factor: Any) -> None:
     if isinstance(factor, type):
-        raise RecipeError(f"a ramp is made before it is a factor; did you forget the () of {factor.__name__}?")
+        raise RecipeError(f"the weight of a term is a number or a ramp; got {describe(factor)}")
     if callable(factor):
         for progress in (step / 100 for step in range(101)):
             value = factor(progress)
@@ -156,5 +156,4 @@ def _validate(factor: Any) -> None:
 
 def _validate_loss(loss: Any) -> None:
     if isinstance(loss, type) or not callable(loss):
-        what = f"the class {loss.__name__}; did you forget its ()?" if isinstance(loss, type) else repr(loss)
-        raise RecipeError(f"a loss is called with (student, target) and returns a scalar; got {what}")
+        raise RecipeError(f"a loss is called with (student, target) and returns a scalar; got {describe(loss)}")

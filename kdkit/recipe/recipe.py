@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 
 from kdkit.data.dataset import Data, missing_members
-from kdkit.errors import RecipeError
+from kdkit.errors import RecipeError, describe
 from kdkit.metrics import Metric, default_metrics
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
@@ -99,8 +99,7 @@ class Recipe:
         object.__setattr__(self, "metrics", tuple(self.metrics) or default_metrics(self.data.task))
         for score in self.metrics:
             if isinstance(score, type) or not isinstance(score, Metric):
-                hint = f"the class {score.__name__}; did you forget its ()?" if isinstance(score, type) else repr(score)
-                raise RecipeError(f"a score has a name, fit and score; got {hint}")
+                raise RecipeError(f"a metric has a name, fit and compute; got {describe(score)}")
         names = [score.name for score in self.metrics]
         if len(set(names)) < len(names):
             raise RecipeError(f"two scores have the same name: {', '.join(sorted(names))}")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from kdkit.errors import RecipeError
+from kdkit.errors import RecipeError, describe
 from kdkit.recipe.balancing import Balancing, WeightedSum
 from kdkit.recipe.optim import LRSchedule, Optimizer
 
@@ -82,9 +82,10 @@ class Training:
         if not isinstance(self.lr_schedule, LRSchedule | None):
             raise RecipeError(f"learning_rate is LRSchedule(torch_class, ...) or None; got {self.lr_schedule!r}")
         if isinstance(self.balancing, type) or not isinstance(self.balancing, Balancing):
-            made = isinstance(self.balancing, type)
-            came = f"the class {self.balancing.__name__}; did you forget its ()?" if made else repr(self.balancing)
-            raise RecipeError(f"balance is WeightedSum(), PCGrad() or another object with build(trained); got {came}")
+            raise RecipeError(
+                "balancing is WeightedSum(), PCGrad() or another subclass of Balancing with build(trained); "
+                f"got {describe(self.balancing)}"
+            )
 
 
 def _is_number(value: object) -> bool:

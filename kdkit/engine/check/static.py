@@ -22,11 +22,10 @@ from kdkit.teachers import Ema, Past, Peer, Teachers
 def require_uncompiled(stages: Iterable[Stage]) -> None:
     """Raise RecipeError for a balance that a compiled lesson cannot serve: it has one backward pass for all terms."""
     for stage in stages:
-        if getattr(stage.training.balancing, "each_gradient", False):
+        if stage.training.balancing.needs_separate_gradients:
             raise RecipeError(
-                f"stage {stage.name!r}: {type(stage.training.balancing).__name__} differentiates each term apart, which "
-                "a compiled lesson does not allow; run without compile, or balance by WeightedSum or "
-                "UncertaintyWeighting"
+                f"stage {stage.name!r}: {type(stage.training.balancing).__name__} differentiates each term separately, "
+                "which a compiled stage does not allow; run without compile, or use WeightedSum or UncertaintyWeighting"
             )
 
 

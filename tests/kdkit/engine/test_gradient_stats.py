@@ -19,7 +19,7 @@ def test_norms_and_cosines_are_those_of_the_gradients():
 def test_a_jacobian_has_a_row_for_each_term_and_zeros_where_it_does_not_reach():
     one, other = numbers(1.0, 2.0), numbers(3.0)
     terms = [(one**2).sum(), one.sum() * other.sum(), torch.tensor(1.0)]
-    found = jacobian(terms, [one, other], keep=True)
+    found = jacobian(terms, [one, other], retain_graph=True)
     torch.testing.assert_close(found, vectors([2.0, 4.0, 0.0], [3.0, 3.0, 3.0], [0.0, 0.0, 0.0]))
     torch.testing.assert_close(inner_products(found), found @ found.T)
     sum(terms).backward()  # the graph was kept

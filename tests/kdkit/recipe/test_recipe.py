@@ -77,7 +77,7 @@ def recipe(**changes):
     [
         ({"data": [1, 2]}, "data is a TorchData.*got a list, which lacks classes, task"),
         ({"schedule": Stage({tiny_net("net"): plain_goal()}, TRAINING)}, "schedule must be a list of stages"),
-        ({"metrics": ("accuracy",)}, "a score has a name, fit and score; got 'accuracy'"),
+        ({"metrics": ("accuracy",)}, "a metric has a name, fit and compute; got 'accuracy'"),
         ({"metrics": (Accuracy,)}, "the class Accuracy; did you forget"),
         ({"metrics": (MacroF1(), MacroF1())}, "two scores have the same name: macro_f1"),
     ],
