@@ -143,7 +143,7 @@ class Data:
 
 
 def missing_members(value: object, base: type[Data] | type[Split]) -> list[str]:
-    """Return the public members of a base class that an object lacks: it need not be a subclass, but complete.
+    """Return the public members of a base class that an object lacks; one with all of them need not be a subclass.
 
     Properties are not evaluated, since reading a split may take minutes.
     """

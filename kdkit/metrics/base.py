@@ -82,7 +82,7 @@ def lower_is_better(metric: Metric) -> bool:
 
 def is_better(metric: Metric, value: float, reference: float) -> bool:
     """Return whether a value of this metric is better than a reference value; NaN is worse than any number."""
-    if math.isnan(value) or math.isnan(reference):
+    if math.isnan(value) or math.isnan(reference):  # a comparison with NaN would always be False
         return not math.isnan(value)
     return value < reference if lower_is_better(metric) else value > reference
 
@@ -92,7 +92,7 @@ def true_classes(predictions: Predictions) -> Bools:
     if predictions.labels.ndim == 1:
         one_hot: Bools = np.eye(len(predictions.classes), dtype=bool)[predictions.labels.astype(np.int64)]
         return one_hot
-    truth: Bools = predictions.labels > 0.5
+    truth: Bools = predictions.labels > 0.5  # labels may be floats
     return truth
 
 

@@ -36,6 +36,7 @@ class BootstrapInterval:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        # A class has name, fit and compute too, so isinstance would accept the class without ().
         if isinstance(self.metric, type) or not isinstance(self.metric, Metric):
             example = "BootstrapInterval(MacroAUPRC())"
             raise RecipeError(f"BootstrapInterval takes a metric, such as {example}; got {describe(self.metric)}")
@@ -66,7 +67,7 @@ class BootstrapInterval:
         intervals = {
             name: percentile_interval(row, self.level)
             for name, row in zip(test.classes, by_class, strict=True)
-            if name in result.by_class
+            if name in result.by_class  # a class without a value has no interval
         }
         units = "samples" if test.groups is None else "groups (patients)"
         notes = [result.note, f"intervals: {self.level:.0%}, percentiles of {self.resamples} resamples of {units}"]
@@ -107,6 +108,7 @@ def resample(metric: Metric, test: Predictions, counts: Counts) -> Resampled:
     if isinstance(metric, Resampling):
         return metric.resampled(test, counts)
     indices = np.arange(len(test))
+    # the slow way: a copy of the split in which each row is repeated as often as it was drawn
     results = [metric.compute(test.rows(np.repeat(indices, column))) for column in counts.T.astype(np.int64)]
     by_class = [[result.by_class.get(name, np.nan) for result in results] for name in test.classes]
     return Resampled(np.array([result.value for result in results]), np.array(by_class, dtype=np.float64))
@@ -150,6 +152,7 @@ def percentile_interval(values: Floats, level: float) -> tuple[float, float]:
     defined = values[~np.isnan(values)]
     if not len(defined):
         return float("nan"), float("nan")
+    # the same share of resamples is left out at either end
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

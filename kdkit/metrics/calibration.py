@@ -79,6 +79,7 @@ class CalibrationError:
         edges = np.linspace(0, 1, self.count + 1)
         if self.bins == "equal_mass":
             edges = np.quantile(probabilities, edges)
+        # the inner edges only, so that 0 and 1 are in the first and in the last bin
         bins = np.searchsorted(edges[1:-1], probabilities, side="right")
         return csr_matrix((probabilities - truth, (bins, np.arange(len(bins)))), shape=(self.count, len(bins)))
 
@@ -128,6 +129,7 @@ def _probabilities(test: Predictions) -> Floats:
 
 
 def _result(resampled: Resampled, test: Predictions) -> MetricResult:
+    # Values of classes without positives are defined here, but the reader has to know of them.
     positives = true_classes(test).sum(0).tolist()
     present = [name for name, count in zip(test.classes, positives, strict=True) if count]
     return MetricResult(

@@ -44,8 +44,9 @@ class Accuracy:
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the accuracy and the recalls of each resample."""
-        is_right = test.outputs.argmax(1) == test.labels
+        is_right = test.outputs.argmax(1) == test.labels  # (samples,)
         truth = true_classes(test)
+        # the accuracy among the samples of a class is its recall
         recalls = ratio(_counted(truth & is_right[:, None], counts), _counted(truth, counts))
         return Resampled(_counted(is_right[:, None], counts)[0] / counts.sum(0, dtype=np.float64), recalls)
 
@@ -97,6 +98,7 @@ class F1:
         by_class = np.where(positives > 0, 2 * hits / np.maximum(1, total), np.nan)
         if self.average == "macro":
             return Resampled(mean_over_classes(by_class), by_class)
+        # micro: classes without positives count, with their false positives
         return Resampled(2 * hits.sum(0) / np.maximum(1, total.sum(0)), by_class)
 
 

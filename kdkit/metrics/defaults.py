@@ -12,5 +12,6 @@ def default_metrics(task: Task) -> tuple[Metric, ...]:
     if task == "multiclass":
         return (Accuracy(), MacroF1())
     if task == "multilabel":
+        # the first one needs no thresholds, so that the choice of the epoch does not depend on them
         return (MacroAUPRC(), MacroF1(), MicroF1())
     return (R2(),)

@@ -72,7 +72,7 @@ def paired_bootstrap(
     Raises DataError if the samples or classes differ, or the number of runs; RecipeError for options out of range.
     """
     validate_bootstrap(resamples, level)
-    metric = without_interval(metric)
+    metric = without_interval(metric)  # an interval for each resample would take hours
     candidates, baselines = _as_list(candidate), _as_list(baseline)
     if len(candidates) != len(baselines) or not candidates:
         raise DataError(f"runs are compared in pairs, one at least; got {len(candidates)} and {len(baselines)}")
@@ -81,6 +81,7 @@ def paired_bootstrap(
         for expected, predictions in zip(reference, run, strict=True):
             _require_same_samples(expected, predictions)
     pairs = [_Pair(metric, *pair) for pair in zip(candidates, baselines, strict=True)]
+    # a list with an array for each chunk of resamples; every run sees the same counts
     differences = [
         sum(pair.resampled(counts) for pair in pairs) / len(pairs)
         for counts in draw_counts(reference.test, resamples, seed)
@@ -142,6 +143,7 @@ class _Pair:
     """A metric of two runs, each with thresholds from its validation split."""
 
     def __init__(self, metric: Metric, candidate: SplitPredictions, baseline: SplitPredictions) -> None:
+        # each run has separate thresholds, since outputs of two nets may have different scales
         self._metrics = [metric.fit(run.validation) for run in (candidate, baseline)]
         self._tests = [candidate.test, baseline.test]
         left, right = (fitted.compute(test).value for fitted, test in zip(self._metrics, self._tests, strict=True))

@@ -59,7 +59,9 @@ def class_table(
     """
     validation, test = report.validation, report.test if report.test is not None else report.validation
     thresholds = None if validation.labels.ndim == 1 else (thresholds_by or BestF1()).choose(validation)
-    metrics: dict[str, Metric] = {name: _ThresholdMetric(name, thresholds) for name in FIGURES[:3]}
+    metrics: dict[str, Metric] = {
+        name: _ThresholdMetric(name, thresholds) for name in FIGURES[:3]
+    }  # depend on thresholds
     metrics |= {"auroc": MacroAUROC(), "auprc": MacroAUPRC()}
     results = {name: BootstrapInterval(metric, resamples=resamples).compute(test) for name, metric in metrics.items()}
     positives: dict[str, Mapping[str, int]] = {

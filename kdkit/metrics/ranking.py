@@ -106,7 +106,7 @@ def _resampled(
 
 
 def _ranking(truth: Bools, outputs: NDArray[Any], tie_share: float) -> _Ranking:
-    order = np.argsort(-outputs)
+    order = np.argsort(-outputs)  # the order inside a tie does not matter: shares treat it as a whole
     ranked, is_positive = outputs[order], truth[order]
     starts_tie = np.ones(len(order), dtype=bool)  # whether the output differs from the one before
     starts_tie[1:] = ranked[1:] != ranked[:-1]

@@ -81,6 +81,7 @@ class FixedThresholds:
 
 def validate_thresholds(thresholds_by: object) -> None:
     """Raise RecipeError unless the object is a rule that chooses thresholds."""
+    # A class has name and choose too, so isinstance would accept the class without ().
     if isinstance(thresholds_by, type) or not isinstance(thresholds_by, Thresholds):
         raise RecipeError(
             f"thresholds_by is a rule that chooses thresholds, such as BestF1() or YoudenJ(); got "
@@ -120,6 +121,7 @@ def _best_threshold(labels: NDArray[Any], outputs: NDArray[Any], criterion: Crit
     values = criterion(hits, np.arange(1.0, len(ranked) + 1), positives, len(ranked))
     values[:-1][ranked[:-1] == ranked[1:]] = -np.inf  # no threshold separates equal outputs
     last = int(values.argmax())
+    # after the last sample there is no next output, and every sample is predicted
     return float((ranked[last] + ranked[last + 1]) / 2) if last + 1 < len(ranked) else float(ranked[last])
 
 

@@ -162,7 +162,7 @@ class OpenTaps:
         self._captured.clear()
 
     def copy_if_modified(self) -> None:
-        """Capture copies from now on where the network modified a captured tensor in place; call it after one pass.
+        """Capture copies from now on for taps whose captured tensor was modified in place; call it after a first pass.
 
         That pass must not be compiled.
         """

@@ -38,7 +38,7 @@ class TrainedParameters:
 
 @runtime_checkable
 class Balancer(Protocol):
-    """Base class of a balancer, which computes the gradients of a step from the terms. A stage has one of its own.
+    """Base class of a balancer, which computes the gradients of a step from the terms. It serves one stage.
 
     If it is an `nn.Module`, the optimizer of the stage trains its parameters, under names that begin with "balance.".
 

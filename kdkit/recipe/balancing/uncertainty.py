@@ -17,7 +17,7 @@ class UncertaintyWeighting(Balancing):
     """Minimise the sum of exp(-s) * term + s / 2 over the terms, with a learned log variance s per term, initially 0.
 
     Terms are regarded as negative log-likelihoods, so they have to stay above 0; for a squared error use half of it.
-    Terms are multiplied by the weights of the objective first, which therefore only set where learning starts: s
+    Terms are multiplied by the weights of the objective first, which therefore only set the start of learning: s
     converges to log(2 * weight * term). A term of weight 0 has no effect, and a single term is not weighted. The
     optimizer of the stage trains the log variances, under the name "balance.log_variances".
     Source: Kendall et al. 2018, arXiv:1705.07115, section 3.2.

@@ -20,6 +20,7 @@ Pair = namedtuple("Pair", "left right")
 
 
 def test_derived_seeds_never_change():
+    # recorded values: a change would change the results of every run
     assert derive_seed(0) == 3980143261097177850
     assert derive_seed(1, 2) == 4775233734956296224
     assert derive_seed(2, 1) == 1689874118103579988
@@ -35,10 +36,11 @@ def test_orders_never_change():
 def test_torch_accepts_any_derived_seed(numbers):
     seed = derive_seed(*numbers)
     assert 0 <= seed < 2**63
-    torch.Generator().manual_seed(seed)
+    torch.Generator().manual_seed(seed)  # raises for a seed that does not fit
 
 
 def test_neighbouring_seeds_and_epochs_derive_different_seeds():
+    # a sum of seed and epoch would give the same seed for (0, 1) and (1, 0)
     assert len({derive_seed(seed, epoch) for seed in range(50) for epoch in range(50)}) == 2500
 
 
@@ -200,12 +202,12 @@ def test_indicator_columns_become_floats_and_class_indices_stay():
 
 
 def test_the_order_and_the_dropout_of_an_epoch_draw_different_numbers():
-    torch.manual_seed(derive_seed(3, 5))
+    torch.manual_seed(derive_seed(3, 5))  # as the trainer seeds epoch 5, before its dropout
     assert torch.randperm(50).tolist() != shuffled(50, seed=3, epoch=5).tolist()
 
 
 def test_batches_are_pinned_only_on_request(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # torch pins memory only then
     split = tiny_data().train
     assert not isinstance(batches(split, 4), DataLoader)
     assert batches(split, 4, pin=True).pin_memory
@@ -231,7 +233,7 @@ def test_tensors_on_a_device_are_not_pinned(monkeypatch):
     batch = Batch({"a": device, "b": (host, device)}, device, ids=device).pin_memory()
     assert pinned == [host]
     assert batch.inputs["b"][1] is device
-    Batch(host, host, ids=host).pin_memory()
+    Batch(host, host, ids=host).pin_memory()  # inputs, labels and ids
     assert len(pinned) == 4
 
 

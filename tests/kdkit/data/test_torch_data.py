@@ -104,7 +104,7 @@ class Noisy(Subset):
         inputs, labels = super().__getitem__(row)
         return inputs + torch.randn(inputs.shape), labels
 
-    def __getitems__(self, rows):
+    def __getitems__(self, rows):  # Subset would read the dataset directly
         return [self[row] for row in rows]
 
 
@@ -130,7 +130,7 @@ def test_the_train_digest_changes_if_samples_are_changed_in_place():
     data = TorchData(samples(), samples())
     before = data.train_digest
     assert data.train_digest == before
-    data.train.dataset.tensors[0][5] += 1
+    data.train.dataset.tensors[0][5] += 1  # neither the first nor the last row, which the fingerprint sees
     assert data.train_digest != before
 
 
@@ -247,7 +247,7 @@ def test_a_hidden_label_beyond_the_classes_is_refused_when_it_is_read(wrong):
 
 
 def test_labels_outside_a_subset_may_be_beyond_the_classes():
-    assert len(TorchData(Subset(labelled(0, 1, 9), [0, 1]), samples()).classes) == 3
+    assert len(TorchData(Subset(labelled(0, 1, 9), [0, 1]), samples()).classes) == 3  # samples() has 0 to 2
     TorchData(Subset(labelled(0, 9, 1), [0, 2]), samples(), classes=["a", "b", "c"])
 
 
@@ -287,7 +287,7 @@ def test_splits_whose_classes_differ_are_refused():
 
 def test_class_names_are_ignored_if_the_label_columns_are_not_as_many():
     dataset = samples("multilabel")
-    dataset.classes = ["only", "two"]
+    dataset.classes = ["only", "two"]  # the labels have three columns
     assert TorchData(dataset, dataset).classes == ("0", "1", "2")
     dataset.classes = ["x", "y", "z"]
     assert TorchData(dataset, dataset).classes == ("x", "y", "z")

@@ -28,7 +28,7 @@ def multiclass(seed=0, rows=60):
 @pytest.mark.parametrize("average", ["macro", "micro"])
 def test_f1_is_that_of_scikit_learn(average):
     test = multilabel()
-    expected = f1_score(test.labels, test.outputs >= 0, average=average)
+    expected = f1_score(test.labels, test.outputs >= 0, average=average)  # a threshold of 0 before fitting
     assert F1(average).compute(test).value == pytest.approx(expected)
 
 
@@ -110,7 +110,7 @@ def test_a_class_without_positives_is_named_and_not_averaged_in(metric):
 def test_a_class_without_negatives_has_no_roc_curve_but_a_precision():
     test = multilabel()
     labels = test.labels.copy()
-    labels[:, 1] = 1
+    labels[:, 1] = 1  # without negatives there is no false positive rate
     test = Predictions(labels=labels, outputs=test.outputs, classes=CLASSES)
     assert "b" in MacroAUROC().compute(test).note
     assert MacroAUPRC().compute(test).by_class["b"] == pytest.approx(1)

@@ -117,7 +117,7 @@ def test_weights_that_do_not_fit_change_nothing_and_name_the_keys(tmp_path, chan
         Net("teacher", module, weights=tmp_path / "w.pt")
     assert message in str(caught.value)
     assert "do not fit net 'teacher'" in str(caught.value)
-    assert all(torch.equal(module.state_dict()[key], value) for key, value in before.items())
+    assert all(torch.equal(module.state_dict()[key], value) for key, value in before.items())  # nothing was loaded
 
 
 def test_a_missing_weights_file_is_named():
@@ -134,6 +134,7 @@ def test_a_file_without_weights_is_refused(tmp_path, name, content):
 
 
 def test_a_pickled_module_is_never_unpickled(tmp_path):
+    # unpickling a module runs code from the file
     torch.save(Mlp(), tmp_path / "whole.pt")
     with pytest.raises(RecipeError, match="cannot be read"):
         Net("teacher", Mlp(), weights=tmp_path / "whole.pt")

@@ -50,7 +50,7 @@ def test_a_tap_captures_the_input_of_a_module():
 def test_the_input_of_an_in_place_relu_is_the_true_pre_activation(layer, at, training):
     net, inputs = Mlp().train(training), torch.randn(6, 4)
     expected = net.norm(net.hidden(inputs))
-    assert (expected < 0).any()
+    assert (expected < 0).any()  # otherwise the ReLU would change nothing
     torch.testing.assert_close(captured(net, Tap(getattr(net, layer), at), inputs), expected)
 
 
@@ -164,7 +164,7 @@ def test_clear_drops_the_captured_tensors():
 def test_no_hook_is_left_after_an_exception():
     net = Mlp()
     with contextlib.suppress(ZeroDivisionError), OpenTaps([Tap(net.head), Tap(net.act, "input")]):
-        assert hooks_of(net) == 2
+        assert hooks_of(net) == 2  # the hooks are attached inside
         raise ZeroDivisionError
     assert hooks_of(net) == 0
 
@@ -249,7 +249,7 @@ def test_an_attention_tap_captures_the_map_and_restores_the_fused_kernel(fused):
     layer, tokens = Attention(), torch.randn(2, 4, 3)
     layer.fused_attn = fused
     attention = captured(layer, AttentionTap(layer), tokens)
-    torch.testing.assert_close(attention.sum(-1), torch.ones(2, 4))
+    torch.testing.assert_close(attention.sum(-1), torch.ones(2, 4))  # rows of a softmax
     assert layer.fused_attn is fused
     assert hooks_of(layer) == 0
 
