@@ -20,7 +20,7 @@ Task = Literal["multiclass", "multilabel", "regression"]
 class Split:
     """Base class of a split: samples that are read by row. A sample is a pure function of (seed, id, draw).
 
-    A subclass defines `ids`, `__len__` and `batch`; the other members have defaults.
+    A subclass defines `ids` and `batch`; the other members have defaults.
     """
 
     @cached_property
