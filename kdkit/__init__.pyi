@@ -26,7 +26,7 @@ from .metrics import Predictions as Predictions
 from .nets.net import Net as Net
 from .nets.taps import AttentionTap as AttentionTap
 from .nets.taps import Tap as Tap
-from .nets.taps import timm_tap as timm_tap
+from .nets.timm import timm_tap as timm_tap
 from .nets.views import Images as Images
 from .nets.views import Inputs as Inputs
 from .nets.views import View as View

@@ -1,74 +1,78 @@
-"""Every error that kdkit raises on purpose: what was expected, what came, and what to do."""
+"""Every deliberate error of kdkit. Its message says what was expected, what it got, and what to do."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class KdkitError(Exception):
-    """Something a user can put right. The command line prints it without a traceback and exits with 2."""
+    """An error that the user can fix. The command line prints it without a traceback and exits with status 2."""
 
 
 class RecipeError(KdkitError):
-    """A recipe file, its options or the objects it is made of do not make an experiment."""
+    """A recipe file, an option or an object of a recipe is invalid."""
 
 
 class DataError(KdkitError):
-    """Data that is missing, empty or unreadable."""
+    """Data is missing, empty, unreadable or of the wrong form."""
 
 
 class PluginError(KdkitError):
-    """A plugin that does not fit the hooks, or puts a name on a shelf twice."""
+    """A plugin does not match the hook specifications, or registers a name twice."""
 
 
 class RunFolderError(KdkitError):
-    """A run folder that cannot be written, or cannot be gone on with."""
+    """A run folder cannot be written, or the run in it cannot be resumed."""
 
 
 class RemoteRankError(KdkitError):
-    """An error that another process of this run has too, or has caused; the command line leaves it to that one."""
+    """Another rank of this run raised an error, which that rank prints; the command line prints nothing here."""
 
 
 class ContractError(KdkitError):
-    """A loss, a tap or a schedule that does not hold what every one of them must: see `kdkit.testing`."""
+    """A loss, a tap or a schedule breaks a rule that `kdkit.testing` checks for all of them."""
 
 
 class WorkerError(KdkitError):
-    """A process or a machine that cells are run by: it is not there, is not fit for it, or ended before its cell."""
+    """A worker process or machine is not available, does not suit the trial, or ended before its trial."""
 
 
 class BenchmarkError(KdkitError):
-    """A benchmark that does not exist, or benchmarks asked for outside a checkout."""
+    """A benchmark does not exist, or a benchmark was requested outside a checkout of kdkit."""
 
 
 class CacheError(KdkitError):
-    """Recorded answers that cannot be kept, or that are not what their teacher says."""
+    """Teacher outputs cannot be cached, or cached ones differ from the outputs of the live teacher."""
 
 
 class CheckError(KdkitError):
-    """All that is wrong with an experiment, found before its first step."""
+    """All problems of an experiment that were found before its first step."""
 
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = tuple(problems)
         count = len(self.problems)
         title = "1 problem" if count == 1 else f"{count} problems"
-        super().__init__(
-            "\n".join([f"{title} found before the first step:", *(f"  - {each}" for each in self.problems)])
-        )
+        lines = [f"{title} found before the first step:", *(f"  - {problem}" for problem in self.problems)]
+        super().__init__("\n".join(lines))
 
     def __reduce__(self) -> tuple[type["CheckError"], tuple[tuple[str, ...]]]:
-        """Say what it is made of, so that another process can be told of it."""
+        """Pickle the problems: `Exception` would pickle the message, and pass it to `__init__` as the problems."""
         return type(self), (self.problems,)
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or its name."""
+    """Return the first line of an error message, or the name of its class if it has no message."""
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
+def describe(value: object) -> str:
+    """Return a text for an error message: the repr of a value, or for a class a hint that it was not called."""
+    return f"the class {value.__name__}; did you forget its ()?" if isinstance(value, type) else repr(value)
+
+
 def did_you_mean(wrong: str, names: Iterable[str]) -> str:
-    """Return what to say about a wrong name: the nearest right one, or all of them when none is near."""
+    """Return a hint for an unknown name: the most similar valid name, or all valid names if none is similar."""
     names = sorted(names)
-    near = get_close_matches(wrong, names, n=1, cutoff=0.6)
-    if near:
-        return f"did you mean {near[0]!r}?"
+    matches = get_close_matches(wrong, names, n=1, cutoff=0.6)  # 0.6 is difflib's default: typing errors pass
+    if matches:
+        return f"did you mean {matches[0]!r}?"
     return f"there are: {', '.join(names)}" if names else "there are none"

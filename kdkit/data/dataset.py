@@ -1,7 +1,9 @@
-"""The interfaces of a data set and its splits."""
+"""The base classes of a data set and its splits."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from inspect import getattr_static
+from typing import Any, Literal, NoReturn
 
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -11,76 +13,52 @@ from kdkit.errors import DataError
 
 Task = Literal["multiclass", "multilabel", "regression"]
 
+# The members of Split and Data are `cached_property`s, so a subclass may define a member in any form: as a property, as
+# a class attribute, as a dataclass field, or by assignment in __init__, which a plain property would refuse.
 
-class Split(Protocol):
-    """Samples that can be fetched by row. A sample is a pure function of (seed, id, draw).
 
-    It may have `groups`, (rows,) int64, the same number for samples that are not independent, such as records of one
-    patient, which intervals of scores then draw together; `labels`, (rows, ...), so that they need not be fetched to be
-    counted; and `parallel = True`, where batches take time and other processes may fetch them, so that they do beside
-    a GPU.
+class Split:
+    """Base class of a split: samples that are read by row. A sample is a pure function of (seed, id, draw).
+
+    A subclass defines `ids` and `batch`; the other members have defaults.
     """
 
-    @property
+    @cached_property
     def ids(self) -> Tensor:
         """(rows,) int64, unique per sample over all splits."""
-        ...
+        _raise_undefined(self, "ids")
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.ids)
 
     def batch(self, rows: Tensor, draw: int) -> Batch:
-        """Return the samples in these rows, (samples,) int64, in this order and in this draw of their augmentation."""
-        ...
+        """Return the samples in these rows, (samples,) int64, in this order and this draw of their augmentation."""
+        _raise_undefined(self, "batch(rows, draw)")
 
+    @cached_property
+    def labels(self) -> Tensor | None:
+        """The labels of all rows, (rows, ...); None, the default, if only `batch` returns them.
 
-class Data(Protocol):
-    """The samples of an experiment: what is learned from, chosen on and reported on.
+        kdkit counts the positives of the training split from them, and would not read every sample for that.
+        """
+        return None
 
-    It may have a `summary`, a text that says what was read and what was left out, and `notices`, lines that a reader
-    of its figures must know. Both are read when a run begins, after its splits. Where its fingerprint does not change
-    with each training sample, it has a `train_digest` that does, or that is None where not all of them can be seen.
-    Where code of the user's own changes its training samples, it has this in `augment`, such as a tuple of callables,
-    so that recorded answers depend on that code too.
-    """
+    @cached_property
+    def groups(self) -> Tensor | None:
+        """(rows,) int64, equal for dependent samples, such as the records of one patient; None, the default, if none.
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names, in the order of the label columns (or of the class indices)."""
-        ...
+        Bootstrap intervals of metrics resample whole groups.
+        """
+        return None
 
-    @property
-    def task(self) -> Task:
-        """What the labels are: see Batch."""
-        ...
-
-    @property
-    def draws(self) -> int | None:
-        """How many deterministic augmentations each sample has; None where their randomness is unknown."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """A text that changes whenever any sample does."""
-        ...
-
-    @property
-    def train(self) -> "Split | LoaderSplit":
-        """What is learned from."""
-        ...
-
-    @property
-    def validation(self) -> "Split | LoaderSplit":
-        """What epochs and thresholds are chosen on."""
-        ...
-
-    @property
-    def test(self) -> "Split | LoaderSplit | None":
-        """What is reported on; None to report on `select`."""
-        ...
+    @cached_property
+    def parallel(self) -> bool:
+        """Whether reading a batch takes long enough to start worker processes for it next to a GPU; default False."""
+        return False
 
 
 class LoaderSplit:
-    """Batches from a DataLoader of the user's own, in the order and with the randomness it has."""
+    """A split that is the batches of a user-defined DataLoader, in the order and with the randomness of the loader."""
 
     def __init__(self, loader: "DataLoader[Any]") -> None:
         self.loader = loader
@@ -89,10 +67,90 @@ class LoaderSplit:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        for given in self.loader:
-            if isinstance(given, Mapping) or len(given) != 2:
+        for pair in self.loader:
+            # A mapping of two keys would unpack too, but into its keys.
+            if isinstance(pair, Mapping) or len(pair) != 2:
                 raise DataError(
-                    f"a DataLoader yields pairs (inputs, labels); got a {type(given).__name__} of {len(given)}"
+                    f"a DataLoader yields pairs (inputs, labels); got a {type(pair).__name__} of {len(pair)}"
                 )
-            inputs, labels = given
+            inputs, labels = pair
             yield Batch(inputs, as_targets(labels))
+
+
+class Data:
+    """Base class of the data of an experiment: a training, a validation and a test split.
+
+    A subclass defines the members from `classes` to `test`; those from `summary` on have defaults.
+    """
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the label columns or of the class indices."""
+        _raise_undefined(self, "classes")
+
+    @cached_property
+    def task(self) -> Task:
+        """The kind of the labels, "multiclass", "multilabel" or "regression"; see `Batch`."""
+        _raise_undefined(self, "task")
+
+    @cached_property
+    def draws(self) -> int | None:
+        """How many deterministic augmentations each sample has; None if their randomness is unknown."""
+        _raise_undefined(self, "draws")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A text that changes whenever any sample changes."""
+        _raise_undefined(self, "fingerprint")
+
+    @cached_property
+    def train(self) -> Split | LoaderSplit:
+        """The split that nets are trained on."""
+        _raise_undefined(self, "train")
+
+    @cached_property
+    def validation(self) -> Split | LoaderSplit:
+        """The split that the best epoch and thresholds are chosen on."""
+        _raise_undefined(self, "validation")
+
+    @cached_property
+    def test(self) -> Split | LoaderSplit | None:
+        """The split that metrics are reported on; None to report them on `validation`."""
+        _raise_undefined(self, "test")
+
+    @cached_property
+    def summary(self) -> str:
+        """A text on which samples were read and which were excluded; read after the splits, when a run begins."""
+        return ""
+
+    @cached_property
+    def notices(self) -> Sequence[str]:
+        """Lines that a reader of the metrics must know; read after the splits, when a run begins."""
+        return ()
+
+    @cached_property
+    def train_digest(self) -> str | None:
+        """A text that changes with each training sample, which the teacher cache uses if `fingerprint` does not.
+
+        None if not all training samples can be seen.
+        """
+        return ""
+
+    @cached_property
+    def augment(self) -> Any:
+        """User code that changes training samples, such as a tuple of callables; the cache key depends on it."""
+        return None
+
+
+def missing_members(value: object, base: type[Data] | type[Split]) -> list[str]:
+    """Return the public members of a base class that an object lacks; one with all of them need not be a subclass.
+
+    Properties are not evaluated, since reading a split may take minutes.
+    """
+    absent = object()
+    members = [name for name in vars(base) if not name.startswith("_")]
+    return [name for name in members if getattr_static(value, name, absent) is absent]
+
+
+def _raise_undefined(value: object, member: str) -> NoReturn:
+    raise DataError(f"{type(value).__name__} does not define {member}, which its base class in kdkit requires")

@@ -1,6 +1,5 @@
 """Load a split in batches, in a deterministic order."""
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -9,17 +8,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import LoaderSplit, Split
+from kdkit.data.dataset import LoaderSplit, Split, missing_members
+from kdkit.errors import DataError
+from kdkit.utils.devices import usable_cores
 from kdkit.utils.randomness import derive_seed
 
-Part = tuple[int, int]  # which of so many processes
-_ORDER, _LOADER = 1, 2  # what a seed is for: no two of them draw the same numbers
+Shard = tuple[int, int]  # (rank, world size)
 
-WORKERS = 4  # at most, where their number is chosen: so many copy batches faster than any net takes them
+# What a derived seed is for. Two purposes must not share a seed, or they would draw the same numbers.
+_ORDER = 1
+
+MAX_WORKERS = 4  # of an automatic choice: four processes load batches faster than most nets consume them
 
 
 class Batches(Protocol):
-    """Batches one after the other, as many as its length says."""
+    """An iterable of batches that knows its length."""
 
     def __len__(self) -> int: ...
 
@@ -34,39 +37,46 @@ def batches(
     draw: int | None = 0,
     workers: int | None = 0,
     pin: bool = False,
-    part: Part = (0, 1),
-) -> "Batches":
-    """Return the split's batches, `size` samples each, in row order or in `order` ((rows,) int64).
+    shard: Shard = (0, 1),
+) -> Batches:
+    """Return the batches of a split, `size` samples each, in row order or in `order`, (rows,) int64.
 
-    part: of each batch, what falls to one process (see `own_part`).
-    workers: processes that fetch them; 0 fetches them in this one; None chooses. pin: put them in page-locked memory,
-    from which they are copied to a GPU without waiting.
+    workers: processes that load batches; 0 loads them in this process; None chooses a number.
+    pin: whether to put batches in pinned memory, from which copies to a GPU are asynchronous.
+    shard: (rank, world size); of each batch, load only the rows of this rank (see `shard_rows`).
     """
     if isinstance(split, LoaderSplit):
         return split
-    workers = _helpful(split, pin) if workers is None else workers
+    if missing := missing_members(split, Split):
+        raise DataError(f"a split is a subclass of kdkit.Split; {type(split).__name__} lacks {', '.join(missing)}")
+    if workers is None:
+        # On a CPU workers would take time from the net; next to a GPU, one core is left to this process.
+        workers = min(MAX_WORKERS, usable_cores() - 1) if pin and split.parallel else 0
     rows = order if order is not None else torch.arange(len(split))
-    wholes = torch.split(rows, size)
-    fetched = _Fetched(split, wholes if part == (0, 1) else [own_part(each, part) for each in wholes], draw or 0)
+    rows_of_batches = torch.split(rows, size)  # the last one may be smaller
+    if shard != (0, 1):
+        rows_of_batches = tuple(shard_rows(batch_rows, shard) for batch_rows in rows_of_batches)
+    dataset = _BatchDataset(split, rows_of_batches, draw or 0)
     if workers == 0 and not pin:
-        return fetched  # a DataLoader would add its own cost to every step
-    own = torch.Generator().manual_seed(torch.initial_seed())  # a loader draws a number, which dropout must not miss
-    return DataLoader(fetched, batch_size=None, num_workers=workers, pin_memory=pin, generator=own)
+        return dataset  # a DataLoader would add its overhead to every step
+    # A DataLoader draws a base seed when it is iterated. From the global generator, that would shift the dropout masks.
+    generator = torch.Generator().manual_seed(torch.initial_seed())
+    return DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=pin, generator=generator)
 
 
-def own_part(rows: Tensor, part: Part) -> Tensor:
-    """Return the rows of a batch that fall to one process, as many for each but for one more of the first.
+def shard_rows(rows: Tensor, shard: Shard) -> Tensor:
+    """Return the rows of a batch that one rank loads; the counts of two ranks differ by at most one.
 
-    Where a process would have fewer than two, which batch norm cannot take, each has all of them.
+    If a rank would have fewer than two rows, which batch norm cannot train on, every rank loads the whole batch.
     """
-    number, count = part
-    return rows if len(rows) < 2 * count else torch.tensor_split(rows, count)[number]
+    rank, world_size = shard
+    return rows if len(rows) < 2 * world_size else torch.tensor_split(rows, world_size)[rank]
 
 
 def training_order(split: Split | LoaderSplit, batch_size: int, seed: int, epoch: int) -> Tensor | None:
-    """Return the order of a training epoch; None where a user's own loader has its own.
+    """Return the order of a training epoch, (rows,) int64; None for a LoaderSplit, which has its own order.
 
-    A last batch of a single sample is left out, since batch norm cannot take it.
+    A last batch of a single sample is dropped, since batch norm cannot train on it.
     """
     if isinstance(split, LoaderSplit):
         return None
@@ -75,33 +85,25 @@ def training_order(split: Split | LoaderSplit, batch_size: int, seed: int, epoch
 
 
 def shuffled(rows: int, seed: int, epoch: int) -> Tensor:
-    """Return the order of an epoch, (rows,) int64: a function of (seed, epoch) and of nothing else."""
-    own = derive_seed(seed, epoch, _ORDER)  # not the seed of the epoch's dropout, or both would draw the same numbers
-    return torch.randperm(rows, generator=torch.Generator().manual_seed(own))
+    """Return a permutation of the rows, (rows,) int64, that depends on (seed, epoch) alone."""
+    order_seed = derive_seed(seed, epoch, _ORDER)  # (seed, epoch) alone seeds the epoch's dropout
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(order_seed))
 
 
-def _helpful(split: Split, pin: bool) -> int:
-    """Return how many processes to fetch batches with: those that would not take the CPU from the net."""
-    if not (pin and getattr(split, "parallel", False)):
-        return 0
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(WORKERS, processors - 1)
+class _BatchDataset(Dataset[Batch]):
+    """A split as a dataset whose items are whole batches, so that a DataLoader's workers load a batch at a time."""
 
-
-class _Fetched(Dataset[Batch]):
-    """A split seen as a list of whole batches, so that a DataLoader's workers fetch a batch at a time."""
-
-    def __init__(self, split: Split, rows: Sequence[Tensor], draw: int) -> None:
+    def __init__(self, split: Split, rows_of_batches: Sequence[Tensor], draw: int) -> None:
         self.split = split
-        self.rows = rows
+        self.rows_of_batches = rows_of_batches
         self.draw = draw
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.rows_of_batches)
 
     def __getitem__(self, index: int) -> Batch:
-        return self.split.batch(self.rows[index], self.draw)
+        return self.split.batch(self.rows_of_batches[index], self.draw)  # batch_size=None: an item is a batch
 
     def __iter__(self) -> Iterator[Batch]:
-        for rows in self.rows:
+        for rows in self.rows_of_batches:
             yield self.split.batch(rows, self.draw)

@@ -1,4 +1,4 @@
-"""Data of one's own: any torch Dataset or DataLoader that yields `(inputs, labels)`."""
+"""The data of an experiment from any torch Dataset or DataLoader that yields `(inputs, labels)`."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,77 +8,89 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 
-from kdkit.data.dataset import LoaderSplit, Split, Task
-from kdkit.data.torch_splits import DatasetSplit, LoaderStream, Yours, first_batch, is_plain, pair_of, split_of
+from kdkit.data.dataset import Data, LoaderSplit, Split, Task
+from kdkit.data.torch_splits import (
+    CheckedLoaderSplit,
+    DatasetOrLoader,
+    DatasetSplit,
+    as_pair,
+    as_split,
+    first_batch,
+    is_plain,
+)
 from kdkit.errors import DataError
 
 
-class TorchData:
-    """An experiment's data from torch Datasets or DataLoaders that yield `(inputs, labels)`.
+class TorchData(Data):
+    """The data of an experiment from torch Datasets or DataLoaders that yield `(inputs, labels)`.
 
-    inputs keep their type: what comes from numpy as float64 has to be made float32 for a net of float32.
-    labels: int64 class indices (multiclass), floats of 0 and 1 by class (multilabel), or other floats (regression).
-    classes: their names; where None the `classes` of the dataset, as ImageFolder has them, or else their numbers.
-    select: what epochs and thresholds are chosen on; test: what is reported on, `select` again where there is none.
-    draws: 1 promises that a sample is always the same; None, the default but for a TensorDataset, that it may be not.
+    Inputs keep their dtype: convert float64 arrays of numpy to float32 for a float32 network.
+    Labels are int64 class indices (multiclass), floats of 0 and 1 by class (multilabel), or other floats (regression).
+
+    train: the data that nets are trained on. validation: chooses the best epoch and thresholds. test: metrics are
+    reported on it; None to report them on `validation`.
+    classes: names of the classes; if None, the `classes` attribute of the dataset, which ImageFolder has, or numbers.
+    task: the kind of the labels; if None, derived from the first batch.
+    draws: 1 promises that a sample never changes; None, the default except for a TensorDataset, that it may.
+
     A DataLoader keeps its own order, batch size and randomness, and its samples have no ids.
-    Raises DataError for splits that are empty, iterable only, or not of this form, and for labels beyond the classes
-    where they can be seen without reading every sample (TensorDataset, `targets`, a Subset of these).
+    Raises DataError for splits that are empty, iterable-style or of another form, and for labels beyond the classes if
+    they are visible without reading every sample (TensorDataset, an attribute `targets`, and a Subset of these).
     """
 
     def __init__(
         self,
-        train: Yours,
-        validation: Yours,
-        test: Yours | None = None,
+        train: DatasetOrLoader,
+        validation: DatasetOrLoader,
+        test: DatasetOrLoader | None = None,
         *,
         classes: Sequence[str] | None = None,
         task: Task | None = None,
         draws: int | None = None,
     ) -> None:
-        if isinstance(classes, str):
+        if isinstance(classes, str):  # a str is a sequence of letters
             raise DataError(
                 f"classes is a list of names; got the text {classes!r}: pass [{classes!r}], or list(...) of it"
             )
-        given = {"train": train, "validation": validation, "test": test}
-        self._splits: dict[str, DatasetSplit | LoaderStream] = {}
-        first = 0
-        for name, one in given.items():
-            if one is None:
-                continue
-            self._splits[name] = split = split_of(name, one, first)
-            first += len(split)
-        fixed = all(_is_fixed(one) for one in given.values() if one is not None)
-        streamed = any(isinstance(one, LoaderSplit) for one in self._splits.values())
         if draws not in (None, 1):
             raise DataError(f"draws is 1, for samples that are always the same, or None; got {draws!r}")
-        self.draws = None if streamed else draws or (1 if fixed else None)
+        datasets = {"train": train, "validation": validation}
+        if test is not None:
+            datasets["test"] = test
+        self._splits: dict[str, DatasetSplit | CheckedLoaderSplit] = {}
+        first_id = 0  # ids are unique over all splits
+        for name, dataset in datasets.items():
+            self._splits[name] = split = as_split(name, dataset, first_id)
+            first_id += len(split)
+        all_fixed = all(map(_is_fixed, datasets.values()))
+        has_loader = any(isinstance(split, LoaderSplit) for split in self._splits.values())
+        self.draws = None if has_loader else draws or (1 if all_fixed else None)
         labels = first_batch("train", self._splits["train"]).labels
-        self.task: Task = task or _task(labels)
-        self.classes = tuple(classes) if classes is not None else self._named(labels)
+        self.task: Task = task or _task_of(labels)
+        self.classes = tuple(classes) if classes is not None else self._default_classes(labels)
         if self.task == "multiclass":
             for name, split in self._splits.items():
-                if not _require_known(name, split, len(self.classes)):
-                    split.classes = len(self.classes)
+                if not _require_labels_in_range(name, split, len(self.classes)):
+                    split.class_count = len(self.classes)  # labels that cannot be seen now are checked batch by batch
 
     @property
     def train(self) -> Split | LoaderSplit:
-        """What is learned from."""
+        """The split that nets are trained on."""
         return self._splits["train"]
 
     @property
     def validation(self) -> Split | LoaderSplit:
-        """What epochs and thresholds are chosen on."""
+        """The split that the best epoch and thresholds are chosen on."""
         return self._splits["validation"]
 
     @property
     def test(self) -> Split | LoaderSplit | None:
-        """What is reported on."""
+        """The split that metrics are reported on; None to report them on `validation`."""
         return self._splits.get("test")
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the sizes and of the first and last samples: kdkit cannot see more of a stranger's data."""
+        """A digest of the sizes, the classes, and the first and last samples; reading all samples could take hours."""
         digest = hashlib.sha256()
         for name, split in self._splits.items():
             digest.update(f"{name}:{len(split)}:{self.classes}".encode())
@@ -90,130 +102,126 @@ class TorchData:
 
     @property
     def train_digest(self) -> str | None:
-        """A digest of every training sample as it is now, for recorded answers; None where not all are in memory."""
+        """A digest of all training samples in their present state; None if they are not all in memory."""
         split = self.train
-        if isinstance(split, LoaderSplit) or not _is_fixed(split.dataset if isinstance(split, DatasetSplit) else None):
+        if not isinstance(split, DatasetSplit) or not _is_fixed(split.dataset):
             return None
         digest = hashlib.sha256()
-        for rows in torch.split(torch.arange(len(split)), 1024):
+        for rows in torch.split(torch.arange(len(split)), 1024):  # a copy of 1024 samples at a time
             batch = split.batch(rows, 0)
             for content in _bytes((batch.inputs, batch.labels)):
                 digest.update(content)
         return digest.hexdigest()
 
-    def _named(self, labels: Tensor) -> tuple[str, ...]:
-        """Take the dataset's names of the classes; else number them, by label columns or by the largest index."""
+    def _default_classes(self, labels: Tensor) -> tuple[str, ...]:
+        """Return the class names of the datasets; otherwise numbers, by label columns or up to the largest label."""
         columns = labels.shape[1] if labels.ndim > 1 else 1
-        names = {name: found for name, split in self._splits.items() if (found := class_names(split)) is not None}
+        all_names = {name: class_names(split) for name, split in self._splits.items()}
+        names = {name: classes for name, classes in all_names.items() if classes is not None}
+        # A single label column may belong to a dataset with two names, absent and present, so its names are not used.
         if "train" in names and (self.task == "multiclass" or len(names["train"]) == columns != 1):
-            for name, found in names.items():
-                if found != names["train"]:
+            for name, classes in names.items():
+                if classes != names["train"]:
                     raise DataError(
                         f"the classes of the train data are {', '.join(names['train'])}, and those of the {name} data "
-                        f"{', '.join(found)}: the same label would mean two things"
+                        f"{', '.join(classes)}: the same label would mean two things"
                     )
             return names["train"]
         if self.task != "multiclass":
             return tuple(str(index) for index in range(columns))
-        largest = max(_largest_label(split) for split in self._splits.values())
+        largest = 0
+        for split in self._splits.values():
+            visible = _visible_labels(_dataset_of(split))
+            if visible is None:
+                dataset = type(_dataset_of(split)).__name__
+                raise DataError(
+                    f"how many classes a {dataset} has cannot be seen without reading it all; "
+                    "name them: TorchData(..., classes=[...])"
+                )
+            largest = max(largest, int(visible.max()))
         return tuple(str(index) for index in range(largest + 1))
 
 
-def class_names(one: Yours | Split | LoaderSplit) -> tuple[str, ...] | None:
-    """Return the `classes` of a dataset, looked for through every Subset and DataLoader; None where it has none."""
-    dataset = _dataset(one)
+def class_names(data: DatasetOrLoader | Split | LoaderSplit) -> tuple[str, ...] | None:
+    """Return the `classes` attribute of the dataset inside any Subset and DataLoader; None if it has none."""
+    dataset = _dataset_of(data)
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     names = getattr(dataset, "classes", None)
-    if not isinstance(names, (list, tuple)) or not names or not all(isinstance(each, str) for each in names):
+    if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) for name in names):
         return None
     return tuple(names)
 
 
-def _task(labels: Tensor) -> Task:
+def _task_of(labels: Tensor) -> Task:
     if labels.dtype == torch.bool and labels.ndim == 1:
         raise DataError(
             "the labels are bool, one a sample; make them int64 for two classes that exclude each other "
-            "(labels.long()), or (samples, 1) for one class that is there or not (labels.unsqueeze(1))"
+            "(labels.long()), or (samples, 1) for one class that is present or not (labels.unsqueeze(1))"
         )
-    if not labels.is_floating_point():
+    if not labels.is_floating_point():  # integer labels in columns are multi-hot
         return "multiclass" if labels.ndim == 1 else "multilabel"
     return "multilabel" if labels.ndim == 2 and bool(((labels == 0) | (labels == 1)).all()) else "regression"
 
 
-def _largest_label(split: Split | LoaderSplit) -> int:
-    known = _labels(_dataset(split))
-    if known is None:
-        raise DataError(
-            f"how many classes a {type(_dataset(split)).__name__} has cannot be seen without reading it all; "
-            "name them: TorchData(..., classes=[...])"
-        )
-    return int(known.max())
-
-
-def _require_known(name: str, split: Split | LoaderSplit, classes: int) -> bool:
-    """Return whether all labels can be seen. Raises DataError where one of these is beyond the classes."""
-    dataset = _dataset(split)
-    known = _labels(dataset)
-    if known is None or known.is_floating_point() or (isinstance(split, LoaderSplit) and not _plain(split.loader)):
+def _require_labels_in_range(name: str, split: Split | LoaderSplit, class_count: int) -> bool:
+    """Return whether all labels are visible. Raises DataError if one of these is beyond the classes."""
+    dataset = _dataset_of(split)
+    labels = _visible_labels(dataset)
+    if labels is None or labels.is_floating_point():
         return False
-    for row in (int(known.argmin()), int(known.argmax())):
-        if not 0 <= known[row] < classes:
-            _, label = pair_of(dataset[row])  # what is yielded counts: a dataset may change its targets on the way
-            if not 0 <= int(label) < classes:
+    if isinstance(split, LoaderSplit) and split.loader.collate_fn is not default_collate:
+        return False  # user code may change the labels of the dataset
+    for row in (int(labels.argmin()), int(labels.argmax())):
+        if not 0 <= labels[row] < class_count:
+            _, label = as_pair(dataset[row])  # the yielded label counts: a dataset may remap its `targets`
+            if not 0 <= int(label) < class_count:
                 raise DataError(
-                    f"a label of the {name} data is {int(label)} (row {row}), and there are {classes} classes, "
-                    f"numbered 0 to {classes - 1}"
+                    f"a label of the {name} data is {int(label)} (row {row}), and there are {class_count} classes, "
+                    f"numbered 0 to {class_count - 1}"
                 )
     return True
 
 
-def _plain(loader: DataLoader[Any]) -> bool:
-    """Whether what a loader yields is what its dataset holds."""
-    return loader.collate_fn is default_collate
+def _dataset_of(data: DatasetOrLoader | Split | LoaderSplit) -> Any:
+    dataset = data.loader if isinstance(data, LoaderSplit) else data
+    return dataset.dataset if isinstance(dataset, DataLoader | DatasetSplit) else dataset
 
 
-def _dataset(one: Yours | Split | LoaderSplit) -> Any:
-    loader = one.loader if isinstance(one, LoaderSplit) else one
-    if isinstance(loader, DataLoader):
-        return loader.dataset
-    return loader.dataset if isinstance(loader, DatasetSplit) else loader
-
-
-def _labels(dataset: Any) -> Tensor | None:
-    """Return the labels, (samples,), where they are known without reading a sample."""
+def _visible_labels(dataset: Any) -> Tensor | None:
+    """Return the labels, (samples,), if they can be seen without reading samples; otherwise None."""
     if is_plain(dataset, Subset):
-        known = _labels(dataset.dataset)
-        return None if known is None else known[torch.as_tensor(list(dataset.indices), dtype=torch.int64)]
+        labels = _visible_labels(dataset.dataset)
+        return None if labels is None else labels[torch.as_tensor(list(dataset.indices), dtype=torch.int64)]
     if is_plain(dataset, TensorDataset):
-        known = dataset.tensors[1] if len(dataset.tensors) == 2 else None
+        targets = dataset.tensors[1] if len(dataset.tensors) == 2 else None
     else:
-        known = getattr(dataset, "targets", None)
-    if known is None or getattr(dataset, "target_transform", None) is not None:
+        targets = getattr(dataset, "targets", None)  # the convention of torchvision's datasets
+    if targets is None or getattr(dataset, "target_transform", None) is not None:
         return None
     try:
-        labels = torch.as_tensor(known)
-    except (TypeError, ValueError, RuntimeError):
+        labels = torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError):  # `targets` of user code may hold anything, such as names or boxes
         return None
     return labels if labels.ndim == 1 and len(labels) else None
 
 
+def _is_fixed(dataset: object) -> bool:
+    """Return whether the samples are known to be always the same: a TensorDataset, or a Subset of one."""
+    while is_plain(dataset, Subset):
+        dataset = dataset.dataset
+    return is_plain(dataset, TensorDataset)
+
+
 def _bytes(value: Any) -> Iterator[bytes]:
-    """Give the type, shape and bytes of every tensor in a tensor, tuple, list or dict, and the keys of a dict."""
+    """Yield dtype, shape and content of every tensor in a tensor, tuple, list or dict, and the keys of a dict."""
     if isinstance(value, Tensor):
-        yield f"{value.dtype}{tuple(value.shape)}".encode()
+        yield f"{value.dtype}{tuple(value.shape)}".encode()  # two tensors of other shapes may have the same content
         yield value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
     elif isinstance(value, Mapping):
-        for key, each in value.items():
+        for key, item in value.items():
             yield repr(key).encode()
-            yield from _bytes(each)
+            yield from _bytes(item)
     elif isinstance(value, (tuple, list)):
-        for each in value:
-            yield from _bytes(each)
-
-
-def _is_fixed(one: object) -> bool:
-    """Whether it is known that samples are always the same."""
-    while is_plain(one, Subset):
-        one = one.dataset
-    return is_plain(one, TensorDataset)
+        for item in value:
+            yield from _bytes(item)

@@ -9,7 +9,7 @@ from torch import nn
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Task
 from kdkit.data.torch_data import TorchData, class_names
-from kdkit.data.torch_splits import Yours, first_batch
+from kdkit.data.torch_splits import DatasetOrLoader, first_batch
 from kdkit.engine.run import Result, run
 from kdkit.errors import KdkitError
 from kdkit.losses import Loss, PerLabelSoftTargets, SoftTargets
@@ -35,9 +35,9 @@ _KD_LOSSES: dict[Task, Callable[[], Loss]] = {
 def distill(
     teacher: nn.Module | Net[Any] | Sequence[nn.Module | Net[Any]],
     student: nn.Module | Net[Any],
-    train: Yours,
-    validation: Yours,
-    test: Yours | None = None,
+    train: DatasetOrLoader,
+    validation: DatasetOrLoader,
+    test: DatasetOrLoader | None = None,
     *,
     kd_loss: Loss | None = None,
     label_weight: float = 0.5,
@@ -76,7 +76,7 @@ def distill(
     return run(Recipe(data=data, schedule=schedule, name="distill"), **options)
 
 
-def _classes(net: Net[Any], train: Yours) -> Sequence[str] | None:
+def _classes(net: Net[Any], train: DatasetOrLoader) -> Sequence[str] | None:
     """Return a class name per output of the network, or None if it fails here, which `check` reports later."""
     batch = first_batch("train", train)
     try:

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.errors import DataError, KdkitError, RecipeError, RemoteRankError, first_line
 from kdkit.utils import collectives
+from kdkit.utils.devices import usable_cores
 
 _TIMEOUT = timedelta(minutes=30)  # of a collective, after which a silent rank counts as lost
 _THREADS_END = 0.1  # seconds
@@ -88,7 +89,7 @@ def require_divisible(data: Data, batch_sizes: Iterable[int]) -> None:
     if not collectives.is_distributed():
         return
     ranks = collectives.world_size()
-    fingerprints = collectives.all_gather_objects([(data.fingerprint, getattr(data, "train_digest", None))])
+    fingerprints = collectives.all_gather_objects([(data.fingerprint, data.train_digest)])
     if len(set(fingerprints)) > 1:
         raise DataError(
             "the processes of this run have different data, so the training data of one may be the test data of "
@@ -169,8 +170,7 @@ def _divide_cores() -> None:
     """Divide the cores of this machine among its ranks, unless OMP_NUM_THREADS is set by the user."""
     if os.environ.get("OMP_NUM_THREADS", "1") != "1":  # torchrun itself sets 1, however many cores there are
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def _failed_elsewhere(store: Any) -> bool:

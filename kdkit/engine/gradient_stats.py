@@ -36,7 +36,7 @@ class GradientStats:
         scale: the function that a balancer applies to a loss before its backward pass.
         """
         weighted = [scale(terms[label] * weights[label]) for label in self._labels]
-        gradients = jacobian(weighted, self._parameters, keep=True)  # (terms, parameters)
+        gradients = jacobian(weighted, self._parameters, retain_graph=True)  # (terms, parameters)
         factor = scale(torch.ones((), device=gradients.device))
         if self._accumulated is not None:
             gradients, factor = self._accumulated[0] + gradients, self._accumulated[1] + factor

@@ -97,7 +97,7 @@ def compute_metrics(metrics: Sequence[Metric], validation: Predictions, test: Pr
     return {metric.name: metric.fit(validation).compute(test) for metric in metrics}
 
 
-class _Part:
+class _Part(Split):
     """Some rows of a split, as a split."""
 
     def __init__(self, split: Split, rows: Tensor) -> None:
@@ -121,7 +121,7 @@ class _Part:
 
 def _groups(split: Split | LoaderSplit) -> NDArray[np.int64] | None:
     """Return the group of each row, such as its patient, or None. Raises DataError if there is not one per row."""
-    groups = getattr(split, "groups", None)
+    groups = None if isinstance(split, LoaderSplit) else split.groups
     if groups is None:
         return None
     array = torch.as_tensor(groups).cpu().numpy()

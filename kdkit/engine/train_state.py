@@ -193,7 +193,7 @@ def build_balancer(training: Training, module: DistillationModule) -> Balancer:
     if not isinstance(balancer, Balancer):
         raise RecipeError(
             f"build of {training.balancing!r} must return a Balancer, which is called with losses, weights and a "
-            f"scale, and has state_dict and load_state_dict; it returned {balancer!r}"
+            f"scale, and has state_dict, load_state_dict and averages_across_ranks; it returned {balancer!r}"
         )
     return balancer
 

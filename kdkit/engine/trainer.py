@@ -24,7 +24,7 @@ from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.train_state import TrainState
 from kdkit.errors import CheckError, DataError, KdkitError
-from kdkit.metrics import Metric, better, without_interval
+from kdkit.metrics import Metric, is_better, without_interval
 from kdkit.plugins.events import EpochEnded, Figures, StageStarted, StepEnded
 from kdkit.recipe.recipe import Recipe, Stage
 from kdkit.utils import collectives
@@ -95,7 +95,7 @@ class StageTrainer:
             self._resume(state)
             first = len(self.history)
             self._report_start(first)
-            averages = getattr(state.balancer, "averages", False)
+            averages = state.balancer.averages_across_ranks
             module = DistributedModule(stage.module, averages=averages, compiled=self.ctx.options.compile)
             for epoch in range(first, self.training.epochs):
                 self._seed_epoch(epoch)
@@ -160,7 +160,7 @@ class StageTrainer:
         state.module.open_taps.clear()
         # Ranks see the same predictions, but must agree to the bit on which epoch is best.
         value = collectives.broadcast(sum(values) / len(values))
-        is_best = self.best.epoch < 0 or self.training.keep == "last" or better(metric, value, self.best.value)
+        is_best = self.best.epoch < 0 or self.training.keep == "last" or is_better(metric, value, self.best.value)
         if is_best:
             weights = {
                 net.name: _to_cpu(state.validated_module(net.name).state_dict()) for net in self.stage.objectives
@@ -267,7 +267,7 @@ class StageTrainer:
             draw=None if data.draws is None else epoch % data.draws,
             workers=self.training.workers,
             pin=self.ctx.device.type == "cuda",
-            part=(collectives.rank(), collectives.world_size()),
+            shard=(collectives.rank(), collectives.world_size()),
         )
 
     def _rank_share(self, index: int, samples: int) -> tuple[float, float]:

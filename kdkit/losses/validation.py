@@ -1,13 +1,18 @@
 """What losses hold their options and their labels to, each refused with a RecipeError that says what was expected."""
 
-import math
-from numbers import Real
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from kdkit.errors import RecipeError
+from kdkit.utils.validation import is_number as is_number
+from kdkit.utils.validation import validate_above_zero as validate_above_zero
+from kdkit.utils.validation import validate_at_least_zero as validate_at_least_zero
+from kdkit.utils.validation import validate_choice as validate_choice
+from kdkit.utils.validation import validate_count as validate_count
+from kdkit.utils.validation import validate_share as validate_share
+from kdkit.utils.validation import validate_switches as validate_switches
 
 Reduction = Literal["batchmean", "mean"]
 
@@ -17,43 +22,9 @@ def validate_reduction(reduction: str) -> None:
     validate_choice("reduction", reduction, Reduction)
 
 
-def validate_choice(name: str, given: str, choices: object) -> None:
-    """Raise RecipeError unless a value is one of a Literal's."""
-    allowed = get_args(choices)
-    if given not in allowed:
-        raise RecipeError(f"{name} is {' or '.join(map(repr, allowed))}; got {given!r}")
-
-
 def validate_temperature(temperature: float) -> None:
     """Raise RecipeError unless the temperature is a finite number above 0."""
     validate_above_zero("a temperature", temperature)
-
-
-def validate_above_zero(name: str, given: float) -> None:
-    """Raise RecipeError unless a number is finite and above 0."""
-    if not is_number(given) or given <= 0:
-        raise RecipeError(f"{name} is a finite number above 0; got {given!r}")
-
-
-def validate_at_least_zero(name: str, given: float) -> None:
-    """Raise RecipeError unless a number is finite and at least 0."""
-    if not is_number(given) or given < 0:
-        raise RecipeError(f"{name} is a finite number of at least 0; got {given!r}")
-
-
-def validate_count(name: str, given: int | None, *, optional: bool = False) -> None:
-    """Raise RecipeError unless a number is whole and at least 1, or None where it is optional."""
-    if given is None and optional:
-        return
-    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-        raise RecipeError(f"{name} is a whole number of at least 1{' or None' if optional else ''}; got {given!r}")
-
-
-def validate_switches(**switches: bool) -> None:
-    """Raise RecipeError unless each is True or False: text, such as "no", would count as True."""
-    for name, given in switches.items():
-        if not isinstance(given, bool):
-            raise RecipeError(f"{name} is True or False; got {given!r}")
 
 
 def validate_weights(**weights: float) -> None:
@@ -63,17 +34,6 @@ def validate_weights(**weights: float) -> None:
             raise RecipeError(f"{name} is a weight, a finite number of at least 0; got {weight!r}")
     if not any(weights.values()):
         raise RecipeError(f"{' and '.join(weights)} are all 0, so there is nothing to learn; give one a weight above 0")
-
-
-def validate_share(name: str, share: float, *, below_one: bool = False) -> None:
-    """Raise RecipeError unless a number lies in [0, 1], or in [0, 1) where it is to be below one."""
-    if not is_number(share) or not 0 <= share <= 1 or (below_one and share == 1):
-        raise RecipeError(f"{name} is a share, in [0, 1{')' if below_one else ']'}; got {share!r}")
-
-
-def is_number(given: object) -> bool:
-    """Whether something is a finite real number, such as numpy's are too; True and False are none."""
-    return isinstance(given, Real) and not isinstance(given, bool) and math.isfinite(given)
 
 
 def one_class_each(labels: Tensor, student: Tensor, loss: object) -> Tensor:

@@ -1,6 +1,6 @@
-"""The shelf of scores: how well a net does, with thresholds fitted on one split and figures reported on another."""
+"""Metrics, with thresholds fitted on one split and computed on another."""
 
-from kdkit.metrics.base import Metric, MetricResult, Predictions, better, lower_is_better, true_classes
+from kdkit.metrics.base import Metric, MetricResult, Predictions, is_better, lower_is_better, true_classes
 from kdkit.metrics.bootstrap import BootstrapInterval, Resampled, without_interval
 from kdkit.metrics.calibration import Brier, CalibrationError
 from kdkit.metrics.classification import F1, Accuracy, MacroF1, MicroF1
@@ -31,8 +31,8 @@ __all__ = [
     "SplitPredictions",
     "Thresholds",
     "YoudenJ",
-    "better",
     "default_metrics",
+    "is_better",
     "lower_is_better",
     "paired_bootstrap",
     "paired_t_interval",

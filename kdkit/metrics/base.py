@@ -1,4 +1,4 @@
-"""What a score is: thresholds fitted on one split, a figure reported on another, and which figure is better."""
+"""The interface of a metric: thresholds are fitted on one split, and the metric is computed on another."""
 
 import math
 from collections.abc import Container, Mapping
@@ -14,9 +14,10 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
-    """What a net said about a split: ids (n,) or None, labels (n,) or (n, classes), outputs (n, classes) logits.
+    """The outputs of a net for a split, with the labels.
 
-    groups: (n,), the same number for samples that are not independent, such as those of one patient; None if unknown.
+    labels: (samples,) class indices, or (samples, classes) of 0 and 1. outputs: (samples, classes) logits.
+    ids: (samples,), or None. groups: (samples,), equal for dependent samples, such as those of one patient, or None.
     """
 
     labels: NDArray[Any]
@@ -29,7 +30,7 @@ class Predictions:
         return len(self.outputs)
 
     def rows(self, rows: NDArray[Any]) -> "Predictions":
-        """Return these samples, by index or by a mask."""
+        """Return the samples at these rows, an index or a mask."""
         return Predictions(
             labels=self.labels[rows],
             outputs=self.outputs[rows],
@@ -41,9 +42,9 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricResult:
-    """A figure, the same by class where it has classes, and what a reader must know of it.
+    """The value of a metric, its value by class if it has one, and a note for readers.
 
-    interval: (low, high) of the figure, None where none was asked for; intervals_by_class likewise.
+    interval: (low, high) of the value, None without a `BootstrapInterval`; intervals_by_class likewise.
     """
 
     value: float
@@ -55,9 +56,9 @@ class MetricResult:
 
 @runtime_checkable
 class Metric(Protocol):
-    """A figure of merit; greater is better, unless the score has `lower_is_better = True`.
+    """A metric; higher is better, unless it has an attribute `lower_is_better = True`.
 
-    `fit` returns one with its thresholds set, and leaves `self` as it was.
+    `fit` returns a copy with thresholds, and leaves `self` unchanged.
     """
 
     @property
@@ -66,50 +67,57 @@ class Metric(Protocol):
         ...
 
     def fit(self, validation: Predictions) -> Self:
-        """Choose what has to be chosen (thresholds) on the selection split."""
+        """Return the metric with its thresholds, if it has any, chosen on the validation split."""
         ...
 
     def compute(self, test: Predictions) -> MetricResult:
-        """Report on another split; classes without positives are named in the note."""
+        """Return the metric of another split; the note names classes without positives."""
         ...
 
 
-def lower_is_better(score: Metric) -> bool:
-    """Whether the score is an error, so that the lowest figure is the best."""
-    return bool(getattr(score, "lower_is_better", False))
+def lower_is_better(metric: Metric) -> bool:
+    """Return whether the metric is an error, so that its lowest value is the best."""
+    return bool(getattr(metric, "lower_is_better", False))
 
 
-def better(score: Metric, value: float, than: float) -> bool:
-    """Whether one figure of this score is better than another; NaN is worse than any figure."""
-    if math.isnan(value) or math.isnan(than):
+def is_better(metric: Metric, value: float, reference: float) -> bool:
+    """Return whether a value of this metric is better than a reference value; NaN is worse than any number."""
+    if math.isnan(value) or math.isnan(reference):  # a comparison with NaN would always be False
         return not math.isnan(value)
-    return value < than if lower_is_better(score) else value > than
+    return value < reference if lower_is_better(metric) else value > reference
 
 
-def true_classes(of: Predictions) -> Bools:
-    """Return what is true, (n, classes), for classes that exclude each other and for those that do not."""
-    if of.labels.ndim == 1:
-        hot: Bools = np.eye(len(of.classes), dtype=bool)[of.labels.astype(np.int64)]
-        return hot
-    truth: Bools = of.labels > 0.5
+def true_classes(predictions: Predictions) -> Bools:
+    """Return the labels as a mask, (samples, classes), for multiclass and for multilabel."""
+    if predictions.labels.ndim == 1:
+        one_hot: Bools = np.eye(len(predictions.classes), dtype=bool)[predictions.labels.astype(np.int64)]
+        return one_hot
+    truth: Bools = predictions.labels > 0.5  # labels may be floats
     return truth
 
 
-def defined(test: Predictions, figures: NDArray[Any]) -> dict[str, float]:
-    """Return the figures by class, (classes,), leaving out those that are NaN: undefined on this split."""
-    return {name: float(each) for name, each in zip(test.classes, figures, strict=True) if not math.isnan(each)}
+def defined_by_class(test: Predictions, values: NDArray[Any]) -> dict[str, float]:
+    """Return values, (classes,), by class name, without those that are NaN: undefined on this split."""
+    return {name: float(value) for name, value in zip(test.classes, values, strict=True) if not math.isnan(value)}
 
 
-def mean_of(figures: NDArray[Any]) -> Floats:
-    """Return the mean over the classes that are defined, (classes, resamples) -> (resamples,); NaN where none is."""
-    known = ~np.isnan(figures)
-    totals = np.where(known, figures, 0.0).sum(0)
-    counts = known.sum(0)
+def mean_over_classes(values: NDArray[Any]) -> Floats:
+    """Return the mean over the classes with a value, (classes, resamples) -> (resamples,); NaN if there are none."""
+    is_defined = ~np.isnan(values)
+    totals = np.where(is_defined, values, 0.0).sum(0)
+    counts = is_defined.sum(0)
+    # divide with `where` rather than nanmean, which warns about empty slices
     means: Floats = np.divide(totals, counts, out=np.full(len(totals), np.nan), where=counts > 0)
     return means
 
 
-def without(test: Predictions, there: Container[str], lacking: str = "no positives") -> str:
-    """Return the note that names the classes that are not there, with the reason."""
-    left_out = [name for name in test.classes if name not in there]
-    return f"{lacking}: {', '.join(left_out)}" if left_out else ""
+def ratio(part: Floats, whole: Floats) -> Floats:
+    """Return part / whole elementwise, NaN where the whole is 0."""
+    quotients: Floats = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    return quotients
+
+
+def note_on_missing(test: Predictions, present: Container[str], reason: str = "no positives") -> str:
+    """Return a note that names the classes that are not present, with the reason; empty if all are."""
+    missing = [name for name in test.classes if name not in present]
+    return f"{reason}: {', '.join(missing)}" if missing else ""

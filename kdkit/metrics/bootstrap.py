@@ -7,17 +7,85 @@ from typing import NamedTuple, Protocol, Self, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from kdkit.errors import RecipeError
+from kdkit.errors import RecipeError, describe
 from kdkit.metrics.base import Floats, Metric, MetricResult, Predictions, lower_is_better
+from kdkit.utils.validation import validate_count
 
 Counts = NDArray[np.float32]
 
-_HELD = 32_000_000  # counts held at a time: 128 MB
-_BLOCK = 64  # resamples whose sums stay in a processor's cache
+_CHUNK = 32_000_000  # counts in memory at a time: 128 MB of float32
+_BLOCK = 64  # resamples at a time, so that their sums stay in the cache of a processor
+
+
+@dataclass(frozen=True, slots=True)
+class BootstrapInterval:
+    """A metric with a bootstrap interval: BootstrapInterval(MacroAUPRC()).
+
+    The percentile method (Efron & Tibshirani 1993, chapter 13). Samples of the split are drawn with replacement, or
+    whole groups, such as patients, if the predictions have groups. Thresholds are not fitted again and nothing is
+    trained again, so the interval reflects the choice of the test samples, not of the seed.
+    metric: the metric without an interval. resamples: their number. level: the share of the resamples inside the
+    interval. seed: of the draws; all nets share it, so that they are compared on the same resamples.
+    Raises RecipeError for options out of range.
+    """
+
+    metric: Metric
+    _: KW_ONLY
+    resamples: int = 1000
+    level: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        # A class has name, fit and compute too, so isinstance would accept the class without ().
+        if isinstance(self.metric, type) or not isinstance(self.metric, Metric):
+            example = "BootstrapInterval(MacroAUPRC())"
+            raise RecipeError(f"BootstrapInterval takes a metric, such as {example}; got {describe(self.metric)}")
+        if isinstance(self.metric, BootstrapInterval):
+            raise RecipeError("BootstrapInterval takes a metric that has no interval yet; pass the metric inside it")
+        validate_bootstrap(self.resamples, self.level)
+
+    @property
+    def name(self) -> str:
+        """The name of the metric."""
+        return self.metric.name
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether lower values of the metric are better."""
+        return lower_is_better(self.metric)
+
+    def fit(self, validation: Predictions) -> Self:
+        """Return the interval of the metric fitted on the validation split."""
+        return replace(self, metric=self.metric.fit(validation))
+
+    def compute(self, test: Predictions) -> MetricResult:
+        """Return the result of the metric with intervals; resamples in which it is undefined are left out."""
+        result = self.metric.compute(test)
+        chunks = [resample(self.metric, test, counts) for counts in draw_counts(test, self.resamples, self.seed)]
+        values = np.concatenate([chunk.values for chunk in chunks])
+        by_class = np.concatenate([chunk.by_class for chunk in chunks], axis=1)  # (classes, resamples)
+        intervals = {
+            name: percentile_interval(row, self.level)
+            for name, row in zip(test.classes, by_class, strict=True)
+            if name in result.by_class  # a class without a value has no interval
+        }
+        units = "samples" if test.groups is None else "groups (patients)"
+        notes = [result.note, f"intervals: {self.level:.0%}, percentiles of {self.resamples} resamples of {units}"]
+        return replace(
+            result,
+            interval=percentile_interval(values, self.level),
+            intervals_by_class=intervals,
+            note="; ".join(filter(None, notes)),
+        )
+
+
+def without_interval(metric: Metric) -> Metric:
+    """Return the metric without its interval, which takes about a thousand times as long to compute."""
+    return metric.metric if isinstance(metric, BootstrapInterval) else metric
 
 
 class Resampled(NamedTuple):
-    """The figure of each resample, (resamples,), and by class, (classes, resamples); NaN where undefined."""
+    """The metric of each resample, (resamples,), and by class, (classes, resamples); NaN if undefined."""
 
     values: Floats
     by_class: Floats
@@ -25,139 +93,77 @@ class Resampled(NamedTuple):
 
 @runtime_checkable
 class Resampling(Protocol):
-    """A score that can weigh samples, so that a thousand resamples take a second."""
+    """A metric that supports sample weights, so that a thousand resamples take a second."""
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
-        """Return the figures when each sample stands in the split as often as it was drawn.
+        """Return the metric of each resample; `counts`, (samples, resamples), is how often it contains each sample.
 
-        counts: (n, resamples), whole numbers as float32.
+        Counts are whole numbers as float32.
         """
         ...
 
 
-def once(test: Predictions) -> Counts:
-    """Return the counts of the split as it is: every sample once, (n, 1)."""
+def resample(metric: Metric, test: Predictions, counts: Counts) -> Resampled:
+    """Return the metric of each resample; a metric that is not `Resampling` is computed once for each of them."""
+    if isinstance(metric, Resampling):
+        return metric.resampled(test, counts)
+    indices = np.arange(len(test))
+    # the slow way: a copy of the split in which each row is repeated as often as it was drawn
+    results = [metric.compute(test.rows(np.repeat(indices, column))) for column in counts.T.astype(np.int64)]
+    by_class = [[result.by_class.get(name, np.nan) for result in results] for name in test.classes]
+    return Resampled(np.array([result.value for result in results]), np.array(by_class, dtype=np.float64))
+
+
+def unit_counts(test: Predictions) -> Counts:
+    """Return the counts of the split itself, (samples, 1): every sample once."""
     return np.ones((len(test), 1), dtype=np.float32)
 
 
-def resample(score: Metric, test: Predictions, counts: Counts) -> Resampled:
-    """Return the score of each resample; a score that is not `Resampling` is asked once for each."""
-    if isinstance(score, Resampling):
-        return score.resampled(test, counts)
-    compute_metrics = [
-        score.compute(test.rows(np.repeat(np.arange(len(test)), column))) for column in counts.T.astype(np.int64)
-    ]
-    by_class = [[each.by_class.get(name, np.nan) for each in compute_metrics] for name in test.classes]
-    return Resampled(np.array([each.value for each in compute_metrics]), np.array(by_class, dtype=np.float64))
+def draw_counts(test: Predictions, resamples: int, seed: int) -> Iterator[Counts]:
+    """Yield how often each sample is drawn in each resample, (samples, part of the resamples), in chunks.
 
-
-def draw(test: Predictions, resamples: int, seed: int) -> Iterator[Counts]:
-    """Yield how often each sample is drawn in each resample, (n, some of the resamples), as many draws as there are.
-
-    Where the groups of samples are known, whole groups are drawn. The counts depend on the seed and the split alone.
+    If the samples have groups, whole groups are drawn. The counts depend on the seed and on the split alone.
     """
-    units, unit = len(test), None
+    units, unit_of_sample = len(test), None
     if test.groups is not None:
-        known, unit = np.unique(test.groups, return_inverse=True)
-        units = len(known)
+        groups, unit_of_sample = np.unique(test.groups, return_inverse=True)
+        units = len(groups)
     if not units:
         raise RecipeError("an empty split cannot be resampled")
     random = np.random.default_rng(seed)
-    held = max(1, _HELD // len(test))
-    for first in range(0, resamples, held):
-        counts = np.empty((len(test), min(held, resamples - first)), dtype=np.float32)
+    chunk = max(1, _CHUNK // len(test))
+    for first in range(0, resamples, chunk):
+        counts = np.empty((len(test), min(chunk, resamples - first)), dtype=np.float32)
+        # One draw per resample, so that the counts do not depend on the size of a chunk.
         for column in range(counts.shape[1]):
             drawn = np.bincount(random.integers(0, units, units), minlength=units)
-            counts[:, column] = drawn if unit is None else drawn[unit]
+            counts[:, column] = drawn if unit_of_sample is None else drawn[unit_of_sample]
         yield counts
 
 
-def blocks(counts: Counts) -> Iterator[Counts]:
-    """Yield the counts of a few resamples at a time, (n, some): many small sums are faster than few great ones."""
+def count_blocks(counts: Counts) -> Iterator[Counts]:
+    """Yield the counts of a few resamples at a time: many small sums are faster than a few large ones."""
     for first in range(0, counts.shape[1], _BLOCK):
         yield np.ascontiguousarray(counts[:, first : first + _BLOCK])
 
 
-def bounds(figures: Floats, level: float) -> tuple[float, float]:
-    """Return the percentile interval of resampled figures; those that are undefined are left out."""
-    known = figures[~np.isnan(figures)]
-    if not len(known):
+def percentile_interval(values: Floats, level: float) -> tuple[float, float]:
+    """Return the interval that contains the share `level` of the resampled values, without those that are NaN."""
+    defined = values[~np.isnan(values)]
+    if not len(defined):
         return float("nan"), float("nan")
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    # the same share of resamples is left out at either end
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def require_bootstrap(resamples: int, level: float) -> None:
-    """Raise RecipeError where no interval can be made of these."""
-    if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 2:
-        raise RecipeError(f"resamples is a whole number of 2 or more, such as 1000; got {resamples!r}")
-    require_level(level)
+def validate_bootstrap(resamples: int, level: float) -> None:
+    """Raise RecipeError unless there are at least two resamples and the level is valid."""
+    validate_count("resamples", resamples, least=2)
+    validate_level(level)
 
 
-def require_level(level: float) -> None:
-    """Raise RecipeError where this is no share of figures that an interval can hold."""
+def validate_level(level: float) -> None:
+    """Raise RecipeError unless the level lies between 0 and 1."""
     if not 0 < level < 1:
         raise RecipeError(f"level lies between 0 and 1, such as 0.95; got {level!r}")
-
-
-@dataclass(frozen=True, slots=True)
-class BootstrapInterval:
-    """The same score, and a bootstrap interval of it: Interval(MacroAUPRC()).
-
-    The percentile method (Efron & Tibshirani 1993, chapter 13): samples of the split are drawn anew with replacement,
-    whole patients where Predictions has groups. Thresholds are not drawn anew, and nothing is trained again: the
-    interval tells of the split that was reported on, not of other seeds.
-    level: the share of resamples within. seed: of the draws, the same for every net, so that nets are compared alike.
-    """
-
-    of: Metric
-    _: KW_ONLY
-    resamples: int = 1000
-    level: float = 0.95
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if isinstance(self.of, type) or not isinstance(self.of, Metric):
-            raise RecipeError(f"Interval takes a score, such as Interval(MacroAUPRC()); got {self.of!r}")
-        if isinstance(self.of, BootstrapInterval):
-            raise RecipeError("an interval has no interval of its own; give Interval the score itself")
-        require_bootstrap(self.resamples, self.level)
-
-    @property
-    def name(self) -> str:
-        """The name of the score."""
-        return self.of.name
-
-    @property
-    def lower_is_better(self) -> bool:
-        """As the score has it."""
-        return lower_is_better(self.of)
-
-    def fit(self, validation: Predictions) -> Self:
-        """Choose what the score has to choose."""
-        return replace(self, of=self.of.fit(validation))
-
-    def compute(self, test: Predictions) -> MetricResult:
-        """Return what the score says, with intervals; a resample in which it is undefined is left out."""
-        plain = self.of.compute(test)
-        drawn = [resample(self.of, test, counts) for counts in draw(test, self.resamples, self.seed)]
-        values = np.concatenate([each.values for each in drawn])
-        figures = np.concatenate([each.by_class for each in drawn], axis=1)
-        by_class = {
-            name: bounds(row, self.level)
-            for name, row in zip(test.classes, figures, strict=True)
-            if name in plain.by_class
-        }
-        units = "samples" if test.groups is None else "groups (patients)"
-        notes = [plain.note, f"intervals: {self.level:.0%}, percentiles of {self.resamples} resamples of {units}"]
-        return replace(
-            plain,
-            interval=bounds(values, self.level),
-            intervals_by_class=by_class,
-            note="; ".join(filter(None, notes)),
-        )
-
-
-def without_interval(score: Metric) -> Metric:
-    """Return the score without its interval, which takes a thousand times as long."""
-    return score.of if isinstance(score, BootstrapInterval) else score

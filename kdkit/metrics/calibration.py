@@ -1,14 +1,22 @@
-"""Scores of probabilities: whether what is said with 80 % is true 80 times of 100."""
+"""Metrics of probabilities: whether predictions with a probability of 80 % are right 80 times out of 100."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 
 from kdkit.errors import DataError, RecipeError, did_you_mean
-from kdkit.metrics.base import Bools, Floats, MetricResult, Predictions, defined, true_classes, without
-from kdkit.metrics.bootstrap import Counts, Resampled, blocks, once
+from kdkit.metrics.base import (
+    Bools,
+    Floats,
+    MetricResult,
+    Predictions,
+    defined_by_class,
+    note_on_missing,
+    true_classes,
+)
+from kdkit.metrics.bootstrap import Counts, Resampled, count_blocks, unit_counts
+from kdkit.utils.validation import validate_count
 
 Bins = Literal["equal_width", "equal_mass"]
 
@@ -17,11 +25,12 @@ Bins = Literal["equal_width", "equal_mass"]
 class CalibrationError:
     """Expected calibration error, in [0, 1]; lower is better.
 
-    The mean over bins, by their share of the samples, of |mean probability - share that is true|. Multilabel: of each
-    class's sigmoid, and their mean; a class without positives counts, since what was said of it was wrong. Multiclass:
-    of the greatest softmax and whether it is right (Guo et al. 2017, equation 3).
-    bins: of equal width, or "equal_mass", which rare classes need (Nixon et al. 2019). Equal probabilities
-    share a bin. In resamples the bins stay those of the split.
+    The mean of |mean probability - share of positives| over bins, weighted by their shares of the samples. Multilabel:
+    of the sigmoid of each class, averaged over classes, including classes without positives, whose probabilities are
+    wrong too. Multiclass: of the largest softmax probability and whether its class is right (Guo et al. 2017,
+    equation 3).
+    bins: "equal_width", or "equal_mass", which rare classes need (Nixon et al. 2019). Equal probabilities share a bin.
+    count: the number of bins. Resamples use the bins of the split.
     """
 
     bins: Bins = "equal_width"
@@ -30,9 +39,8 @@ class CalibrationError:
 
     def __post_init__(self) -> None:
         if self.bins not in get_args(Bins):
-            raise RecipeError(f"bins={self.bins!r} is not known; {did_you_mean(str(self.bins), get_args(Bins))}")
-        if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 1:
-            raise RecipeError(f"count is a whole number of bins, 1 or more, such as 15; got {self.count!r}")
+            raise RecipeError(f"bins={self.bins!r} does not exist; {did_you_mean(str(self.bins), get_args(Bins))}")
+        validate_count("count, the number of bins,", self.count)
 
     @property
     def name(self) -> str:
@@ -40,41 +48,48 @@ class CalibrationError:
         return "calibration_error" if self.bins == "equal_width" else f"calibration_error_{self.bins}"
 
     def fit(self, validation: Predictions) -> Self:
-        """There is nothing to choose."""
+        """Return self, which has no thresholds."""
         return self
 
     def compute(self, test: Predictions) -> MetricResult:
-        """Return the error, and each class's own where a sample may have several."""
-        return _scored(self.resampled(test, once(test)), test)
+        """Return the error; for multilabel also by class."""
+        return _result(self.resampled(test, unit_counts(test)), test)
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the error of each resample."""
         probabilities, truth = _probabilities(test), true_classes(test)
         if test.labels.ndim == 1:
-            right = test.outputs.argmax(1) == test.labels
-            probabilities, truth = probabilities.max(1, keepdims=True), right[:, None]
-        excesses = [self._excess(*column) for column in zip(probabilities.T, truth.T, strict=True)]
-        errors = np.concatenate([_errors(excesses, some.astype(np.float64)) for some in blocks(counts)], axis=1)
+            # a single column: the confidence of the predicted class, and whether it is right
+            is_right = test.outputs.argmax(1) == test.labels
+            probabilities, truth = probabilities.max(1, keepdims=True), is_right[:, None]
+        excesses = [self._excess_by_bin(*column) for column in zip(probabilities.T, truth.T, strict=True)]
+        # The share of a bin times its gap is |the sum of its excess| / the number of samples.
+        blocks = [block.astype(np.float64) for block in count_blocks(counts)]
+        errors = np.concatenate(
+            [np.stack([np.abs(excess @ block).sum(0) for excess in excesses]) / block.sum(0) for block in blocks],
+            axis=1,
+        )  # (columns, resamples)
         undefined = np.full((len(test.classes), errors.shape[1]), np.nan)
         return Resampled(errors.mean(0), undefined if test.labels.ndim == 1 else errors)
 
-    def _excess(self, probabilities: Floats, truth: Bools) -> Any:
-        """Return the sparse (bins, n) of how much more was said of each sample than was true."""
-        from scipy.sparse import csr_matrix  # scipy.sparse takes a while to import
+    def _excess_by_bin(self, probabilities: Floats, truth: Bools) -> Any:
+        """Return a sparse (bins, samples) matrix of probability - truth."""
+        from scipy.sparse import csr_matrix  # late: scipy.sparse takes a while to import
 
         edges = np.linspace(0, 1, self.count + 1)
         if self.bins == "equal_mass":
             edges = np.quantile(probabilities, edges)
+        # the inner edges only, so that 0 and 1 are in the first and in the last bin
         bins = np.searchsorted(edges[1:-1], probabilities, side="right")
         return csr_matrix((probabilities - truth, (bins, np.arange(len(bins)))), shape=(self.count, len(bins)))
 
 
 @dataclass(frozen=True, slots=True)
 class Brier:
-    """Mean squared error of probabilities; lower is better (Brier 1950).
+    """Brier score, the mean squared error of probabilities; lower is better (Brier 1950).
 
-    Multilabel: of each class's sigmoid, and their mean, in [0, 1]. Multiclass: of the softmax, summed over the classes,
-    in [0, 2].
+    Multilabel: of the sigmoid of each class, averaged over classes, in [0, 1]. Multiclass: of the softmax, summed over
+    classes, in [0, 2].
     """
 
     lower_is_better: ClassVar[bool] = True
@@ -85,45 +100,40 @@ class Brier:
         return "brier"
 
     def fit(self, validation: Predictions) -> Self:
-        """There is nothing to choose."""
+        """Return self, which has no thresholds."""
         return self
 
     def compute(self, test: Predictions) -> MetricResult:
-        """Return the error, and what each class has in it."""
-        return _scored(self.resampled(test, once(test)), test)
+        """Return the error, also by class."""
+        return _result(self.resampled(test, unit_counts(test)), test)
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the error of each resample."""
         squares = (_probabilities(test) - true_classes(test)) ** 2
-        by_class = squares.T @ counts / counts.sum(0, dtype=np.float64)
+        by_class = squares.T @ counts / counts.sum(0, dtype=np.float64)  # (classes, resamples)
         return Resampled(by_class.sum(0) if test.labels.ndim == 1 else by_class.mean(0), by_class)
 
 
 def _probabilities(test: Predictions) -> Floats:
-    """Return (n, classes): the softmax of classes that exclude each other, else the sigmoid."""
+    """Return the softmax for multiclass, and the sigmoid for multilabel, (samples, classes)."""
     logits = np.asarray(test.outputs, dtype=np.float64)
     if not np.isfinite(logits).all():
         raise DataError("outputs that are not finite make no probabilities; did training diverge?")
     probabilities: Floats
     if test.labels.ndim == 1:
-        raised = np.exp(logits - logits.max(1, keepdims=True))
-        probabilities = raised / raised.sum(1, keepdims=True)
+        exponentials = np.exp(logits - logits.max(1, keepdims=True))  # exp of large logits would overflow
+        probabilities = exponentials / exponentials.sum(1, keepdims=True)
     else:
-        probabilities = 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
+        probabilities = 1 / (1 + np.exp(-np.clip(logits, -500, 500)))  # exp(709) is the largest float64
     return probabilities
 
 
-def _scored(resampled: Resampled, test: Predictions) -> MetricResult:
+def _result(resampled: Resampled, test: Predictions) -> MetricResult:
+    # Values of classes without positives are defined here, but the reader has to know of them.
     positives = true_classes(test).sum(0).tolist()
-    there = [name for name, count in zip(test.classes, positives, strict=True) if count]
+    present = [name for name, count in zip(test.classes, positives, strict=True) if count]
     return MetricResult(
         value=float(resampled.values[0]),
-        by_class=defined(test, resampled.by_class[:, 0]),
-        note=without(test, there),
+        by_class=defined_by_class(test, resampled.by_class[:, 0]),
+        note=note_on_missing(test, present),
     )
-
-
-def _errors(excesses: Sequence[Any], counts: Floats) -> Floats:
-    """Return (columns, resamples). A bin's share times its gap is |the sum of its excess| over all samples."""
-    errors: Floats = np.stack([np.abs(each @ counts).sum(0) for each in excesses]) / counts.sum(0)
-    return errors

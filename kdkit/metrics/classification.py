@@ -1,4 +1,4 @@
-"""Scores of answers: what is said, against what is true."""
+"""Metrics of predicted classes against true classes."""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self, get_args
@@ -6,16 +6,26 @@ from typing import Literal, Self, get_args
 import numpy as np
 
 from kdkit.errors import RecipeError, did_you_mean
-from kdkit.metrics.base import Bools, Floats, MetricResult, Predictions, defined, mean_of, true_classes, without
-from kdkit.metrics.bootstrap import Counts, Resampled, once
-from kdkit.metrics.thresholds import BestF1, Thresholds, require_thresholds
+from kdkit.metrics.base import (
+    Bools,
+    Floats,
+    MetricResult,
+    Predictions,
+    defined_by_class,
+    mean_over_classes,
+    note_on_missing,
+    ratio,
+    true_classes,
+)
+from kdkit.metrics.bootstrap import Counts, Resampled, unit_counts
+from kdkit.metrics.thresholds import BestF1, Thresholds, validate_thresholds
 
 Average = Literal["macro", "micro"]
 
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Share of the samples whose greatest output is their class: multiclass, in [0, 1]."""
+    """The share of samples whose largest output is that of their class: multiclass, in [0, 1]."""
 
     @property
     def name(self) -> str:
@@ -23,30 +33,32 @@ class Accuracy:
         return "accuracy"
 
     def fit(self, validation: Predictions) -> Self:
-        """There is nothing to choose."""
+        """Return self, which has no thresholds."""
         return self
 
     def compute(self, test: Predictions) -> MetricResult:
-        """Return the share, and each class's recall."""
-        values, by_class = self.resampled(test, once(test))
-        recalls = defined(test, by_class[:, 0])
-        return MetricResult(value=float(values[0]), by_class=recalls, note=without(test, recalls))
+        """Return the accuracy, and the recall of each class."""
+        values, by_class = self.resampled(test, unit_counts(test))
+        recalls = defined_by_class(test, by_class[:, 0])
+        return MetricResult(value=float(values[0]), by_class=recalls, note=note_on_missing(test, recalls))
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
-        """Return the share and the recalls of each resample."""
-        right = test.outputs.argmax(1) == test.labels
+        """Return the accuracy and the recalls of each resample."""
+        is_right = test.outputs.argmax(1) == test.labels  # (samples,)
         truth = true_classes(test)
-        recalls = share(_counted(truth & right[:, None], counts), _counted(truth, counts))
-        return Resampled(_counted(right[:, None], counts)[0] / counts.sum(0, dtype=np.float64), recalls)
+        # the accuracy among the samples of a class is its recall
+        recalls = ratio(_counted(truth & is_right[:, None], counts), _counted(truth, counts))
+        return Resampled(_counted(is_right[:, None], counts)[0] / counts.sum(0, dtype=np.float64), recalls)
 
 
 @dataclass(frozen=True, slots=True)
 class F1:
-    """F1 over classes: "macro" is the mean of each class's, "micro" that of all decisions together, in [0, 1].
+    """F1 score: "macro" is the mean over classes, "micro" that of all decisions together, in [0, 1].
 
-    Multilabel: a class is said where its output is at least its threshold, which `fit` chooses on the selection split
-    (0, a probability of one half, before): thresholds_by says how, for the best F1 of that class if not told otherwise.
-    Multiclass: the greatest output is said.
+    Multilabel: a class is predicted if its logit is at least its threshold. `fit` chooses the thresholds on the
+    validation split; before, they are 0, a probability of one half. Multiclass: the class with the largest output is
+    predicted.
+    thresholds_by: how thresholds are chosen; by default for the best F1 of each class.
     """
 
     average: Average = "macro"
@@ -56,70 +68,64 @@ class F1:
     def __post_init__(self) -> None:
         if self.average not in get_args(Average):
             raise RecipeError(
-                f"average={self.average!r} is not known; {did_you_mean(str(self.average), get_args(Average))}"
+                f"average={self.average!r} does not exist; {did_you_mean(str(self.average), get_args(Average))}"
             )
-        require_thresholds(self.thresholds_by)
+        validate_thresholds(self.thresholds_by)
 
     @property
     def name(self) -> str:
         """The name in tables."""
-        chosen = "" if isinstance(self.thresholds_by, BestF1) else f"_{self.thresholds_by.name}"
-        return f"{self.average}_f1{chosen}"
+        chosen_by = "" if isinstance(self.thresholds_by, BestF1) else f"_{self.thresholds_by.name}"
+        return f"{self.average}_f1{chosen_by}"
 
     def fit(self, validation: Predictions) -> Self:
-        """Return the score with the thresholds that are chosen on this split."""
+        """Return the metric with thresholds chosen on the validation split; unchanged for multiclass."""
         if validation.labels.ndim == 1:
             return self
         return replace(self, thresholds=self.thresholds_by.choose(validation))
 
     def compute(self, test: Predictions) -> MetricResult:
-        """Return the mean, each class's own, and which classes had no positives."""
-        values, figures = self.resampled(test, once(test))
-        by_class = defined(test, figures[:, 0])
-        return MetricResult(value=float(values[0]), by_class=by_class, note=without(test, by_class))
+        """Return F1, also by class; the note names classes without positives."""
+        values, scores = self.resampled(test, unit_counts(test))
+        by_class = defined_by_class(test, scores[:, 0])
+        return MetricResult(value=float(values[0]), by_class=by_class, note=note_on_missing(test, by_class))
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
-        """Return F1 of each resample; the thresholds stay."""
-        hits, said_count, true_count = confusions(test, self.thresholds, counts)
-        both = said_count + true_count
-        by_class = np.where(true_count > 0, 2 * hits / np.maximum(1, both), np.nan)
+        """Return F1 of each resample, at the same thresholds."""
+        hits, predicted, positives = confusion_counts(test, self.thresholds, counts)
+        total = predicted + positives
+        # F1 = 2 TP / (2 TP + FP + FN); a class without positives has none
+        by_class = np.where(positives > 0, 2 * hits / np.maximum(1, total), np.nan)
         if self.average == "macro":
-            return Resampled(mean_of(by_class), by_class)
-        return Resampled(2 * hits.sum(0) / np.maximum(1, both.sum(0)), by_class)
+            return Resampled(mean_over_classes(by_class), by_class)
+        # micro: classes without positives count, with their false positives
+        return Resampled(2 * hits.sum(0) / np.maximum(1, total.sum(0)), by_class)
 
 
-def MacroF1(*, thresholds_by: Thresholds | None = None) -> F1:  # noqa: N802  # reads as the class it is a setting of
-    """Return F1 as the mean of each class's."""
+def MacroF1(*, thresholds_by: Thresholds | None = None) -> F1:  # noqa: N802  # a preset of the class F1
+    """Return F1 averaged over classes."""
     return F1("macro", thresholds_by=thresholds_by or BestF1())
 
 
-def MicroF1(*, thresholds_by: Thresholds | None = None) -> F1:  # noqa: N802  # reads as the class it is a setting of
+def MicroF1(*, thresholds_by: Thresholds | None = None) -> F1:  # noqa: N802  # a preset of the class F1
     """Return F1 of all decisions together."""
     return F1("micro", thresholds_by=thresholds_by or BestF1())
 
 
-def confusions(
+def confusion_counts(
     test: Predictions, thresholds: tuple[float, ...] | None, counts: Counts
 ) -> tuple[Floats, Floats, Floats]:
-    """Return how often each class is rightly said, said, and true in each resample, (classes, resamples) each."""
+    """Return true positives, predicted positives and positives in each resample, (classes, resamples) each."""
     truth = true_classes(test)
     if test.labels.ndim == 1:
-        said: Bools = np.eye(len(test.classes), dtype=bool)[test.outputs.argmax(1)]
+        predicted: Bools = np.eye(len(test.classes), dtype=bool)[test.outputs.argmax(1)]
     else:
-        said = test.outputs >= np.asarray(thresholds if thresholds is not None else 0.0)
-    return _counted(truth & said, counts), _counted(said, counts), _counted(truth, counts)
+        predicted = test.outputs >= np.asarray(thresholds if thresholds is not None else 0.0)
+    return _counted(truth & predicted, counts), _counted(predicted, counts), _counted(truth, counts)
 
 
-def share(part: Floats, whole: Floats) -> Floats:
-    """Return part / whole, NaN of nothing."""
-    shares: Floats = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
-    return shares
-
-
-def _counted(which: Bools, counts: Counts) -> Floats:
-    """Return how many samples each column holds in each resample, (n, columns) -> (columns, resamples).
-
-    Whole numbers below 2**24 are exact in float32, whatever the order of the sum.
-    """
-    totals: Floats = (which.T.astype(np.float32) @ counts).astype(np.float64)
+def _counted(mask: Bools, counts: Counts) -> Floats:
+    """Return how many samples each column selects in each resample, (samples, columns) -> (columns, resamples)."""
+    # Whole numbers below 2**24 are exact in float32, so the result does not depend on the order of the sum.
+    totals: Floats = (mask.T.astype(np.float32) @ counts).astype(np.float64)
     return totals

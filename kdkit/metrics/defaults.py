@@ -1,4 +1,4 @@
-"""The scores of a recipe that names none."""
+"""The metrics of a recipe that names none."""
 
 from kdkit.data.dataset import Task
 from kdkit.metrics.base import Metric
@@ -8,9 +8,10 @@ from kdkit.metrics.regression import R2
 
 
 def default_metrics(task: Task) -> tuple[Metric, ...]:
-    """Return the scores that fit the task."""
+    """Return the metrics of the task; the first one chooses the best epoch."""
     if task == "multiclass":
         return (Accuracy(), MacroF1())
     if task == "multilabel":
+        # the first one needs no thresholds, so that the choice of the epoch does not depend on them
         return (MacroAUPRC(), MacroF1(), MicroF1())
     return (R2(),)

@@ -1,4 +1,4 @@
-"""Whether one net is better than another: paired differences, their intervals, and the verdict these allow."""
+"""Compare two nets: paired differences of a metric, their intervals, and the verdict that these allow."""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -9,23 +9,34 @@ import numpy as np
 
 from kdkit.errors import DataError
 from kdkit.metrics.base import Floats, Metric, Predictions, lower_is_better
-from kdkit.metrics.bootstrap import Counts, bounds, draw, require_bootstrap, require_level, resample, without_interval
+from kdkit.metrics.bootstrap import (
+    Counts,
+    draw_counts,
+    percentile_interval,
+    resample,
+    validate_bootstrap,
+    validate_level,
+    without_interval,
+)
 
 Verdict = Literal["better", "worse", "not distinguishable"]
 
 
 class SplitPredictions(NamedTuple):
-    """What one net said about the selection split, which thresholds are chosen on, and about the test split."""
+    """The predictions of a net for the validation split, on which thresholds are chosen, and for the test split."""
 
     validation: Predictions
     test: Predictions
 
 
+Runs = SplitPredictions | Sequence[SplitPredictions]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """The figure of one less that of the other, and its interval.
+    """A metric of a candidate minus that of a baseline, with an interval.
 
-    pairs: how many runs, or samples or groups of samples, it rests on. lower_is_better: of the score.
+    pairs: the number of runs, samples or groups of samples that it is based on. lower_is_better: for the metric.
     """
 
     value: float
@@ -36,123 +47,126 @@ class Difference:
 
     @property
     def verdict(self) -> Verdict:
-        """What is known of the one against the other; an interval that holds 0 leaves both signs open."""
+        """Whether the candidate is better than the baseline; undecided if the interval contains 0 or has no bounds."""
         low, high = self.interval
-        if not (low > 0 or high < 0):
+        if not (low > 0 or high < 0):  # also true for NaN
             return "not distinguishable"
         return "better" if (low > 0) != self.lower_is_better else "worse"
 
 
 def paired_bootstrap(
-    score: Metric,
-    one: SplitPredictions | Sequence[SplitPredictions],
-    other: SplitPredictions | Sequence[SplitPredictions],
+    metric: Metric,
+    candidate: Runs,
+    baseline: Runs,
     *,
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
 ) -> Difference:
-    """Return how much better one net scores on the samples of one test split, by paired bootstrap.
+    """Return the difference of a metric between two nets on the same test samples, with a paired bootstrap interval.
 
-    one, other: what each said; or what its runs said, in the order that pairs them, of which the mean is compared.
-    Each run's thresholds are chosen on its own answers to the selection split. Every resample, of whole groups where
-    they are known, is scored for all, and the interval holds the middle `level` of the differences. It tells of other
-    samples, not of other seeds: for these see paired_runs.
-    Raises DataError where the nets were not asked about the same samples in the same order, or not as many runs of each
-    are given.
+    candidate, baseline: the predictions of each net, or of several runs of each in the same order, whose mean
+    difference is returned. Thresholds of each run are chosen on its validation split. All runs are scored on the same
+    resamples, of whole groups if the samples have groups. The interval contains the share `level` of the resampled
+    differences. It reflects the choice of the test samples, not of the seed; for seeds see `paired_t_interval`.
+    Raises DataError if the samples or classes differ, or the number of runs; RecipeError for options out of range.
     """
-    require_bootstrap(resamples, level)
-    score = without_interval(score)
-    pairs = _runs(one, other)
-    test = pairs[0][0].test
-    for pair in pairs:
-        _require_same(pairs[0][0], *pair)
-    runs = [_Pair(score, *pair) for pair in pairs]
-    differences = [sum(run.resampled(counts) for run in runs) / len(runs) for counts in draw(test, resamples, seed)]
+    validate_bootstrap(resamples, level)
+    metric = without_interval(metric)  # an interval for each resample would take hours
+    candidates, baselines = _as_list(candidate), _as_list(baseline)
+    if len(candidates) != len(baselines) or not candidates:
+        raise DataError(f"runs are compared in pairs, one at least; got {len(candidates)} and {len(baselines)}")
+    reference = candidates[0]
+    for run in [*candidates, *baselines]:
+        for expected, predictions in zip(reference, run, strict=True):
+            _require_same_samples(expected, predictions)
+    pairs = [_Pair(metric, *pair) for pair in zip(candidates, baselines, strict=True)]
+    # a list with an array for each chunk of resamples; every run sees the same counts
+    differences = [
+        sum(pair.resampled(counts) for pair in pairs) / len(pairs)
+        for counts in draw_counts(reference.test, resamples, seed)
+    ]
+    groups = reference.test.groups
     return Difference(
-        value=sum(run.plain for run in runs) / len(runs),
-        interval=bounds(np.concatenate(differences), level),
+        value=sum(pair.difference for pair in pairs) / len(pairs),
+        interval=percentile_interval(np.concatenate(differences), level),
         level=level,
-        pairs=len(test) if test.groups is None else len(np.unique(test.groups)),
-        lower_is_better=lower_is_better(score),
+        pairs=len(reference.test) if groups is None else len(np.unique(groups)),
+        lower_is_better=lower_is_better(metric),
     )
 
 
 def paired_t_interval(
-    one: Mapping[Hashable, float],
-    other: Mapping[Hashable, float],
+    candidate: Mapping[Hashable, float],
+    baseline: Mapping[Hashable, float],
     *,
     level: float = 0.95,
     lower_is_better: bool = False,
     overlap: float = 0.0,
 ) -> Difference:
-    """Return how much better one way of training scores over seeds and folds, with Student's t interval.
+    """Return the mean difference of a metric between two methods over seeds and folds, with Student's t interval.
 
-    one, other: figures by run, the key being what pairs them: a seed, or (seed, fold).
-    overlap: test samples per training sample, 1/4 for five folds, where runs are folds of one data set: they share most
-    of what they learn from, and without the correction of Nadeau & Bengio (2003) the interval is too narrow.
-    Raises DataError where the runs are not the same, fewer than two, or without a figure; RecipeError for a level that
-    is none.
+    candidate, baseline: values by run; the key, such as a seed or (seed, fold), pairs the runs.
+    overlap: test samples per training sample, 1/4 for five folds, if runs are folds of one data set. Their training
+    sets overlap, and without the correction of Nadeau & Bengio (2003) the interval would be too narrow.
+    Raises DataError if the keys differ, for fewer than two runs, and for NaN; RecipeError for an invalid level.
     """
-    if set(one) != set(other):
-        odd = sorted(map(str, set(one) ^ set(other)))
-        raise DataError(f"runs are compared in pairs, and these stand alone: {', '.join(odd)}; run both ways for each")
-    require_level(level)
-    differences = np.array([one[run] - other[run] for run in one], dtype=np.float64)
+    if set(candidate) != set(baseline):
+        unpaired = sorted(map(str, set(candidate) ^ set(baseline)))
+        raise DataError(
+            f"runs are compared in pairs, and these have no counterpart: {', '.join(unpaired)}; "
+            "run both methods for each"
+        )
+    validate_level(level)
+    differences = np.array([candidate[run] - baseline[run] for run in candidate], dtype=np.float64)
     if len(differences) < 2:
         raise DataError(f"an interval over runs needs 2 pairs or more, better 5; got {len(differences)}")
     if not np.isfinite(differences).all():
-        raise DataError("a run without a figure (NaN) cannot be compared; leave its pair out and say so")
-    from scipy.stats import t  # scipy.stats takes a second to import
+        raise DataError("a run without a value (NaN) cannot be compared; leave its pair out and report that")
+    from scipy.stats import t  # late: scipy.stats takes a second to import
 
     count = len(differences)
+    # Nadeau & Bengio's corrected variance of the mean: (1 / runs + test / train) times the sample variance
     error = math.sqrt(differences.var(ddof=1) * (1 / count + overlap))
-    reach = float(t.ppf((1 + level) / 2, count - 1)) * error
+    margin = float(t.ppf((1 + level) / 2, count - 1)) * error
     value = float(differences.mean())
     return Difference(
         value=value,
-        interval=(value - reach, value + reach),
+        interval=(value - margin, value + margin),
         level=level,
         pairs=count,
         lower_is_better=lower_is_better,
     )
 
 
-def _runs(
-    one: SplitPredictions | Sequence[SplitPredictions], other: SplitPredictions | Sequence[SplitPredictions]
-) -> list[tuple[SplitPredictions, SplitPredictions]]:
-    ours, theirs = ([each] if isinstance(each, SplitPredictions) else list(each) for each in (one, other))
-    if len(ours) != len(theirs) or not ours:
-        raise DataError(f"runs are compared in pairs, one at least; got {len(ours)} and {len(theirs)}")
-    return list(zip(ours, theirs, strict=True))
-
-
 class _Pair:
-    """What two nets scored, each with thresholds from its own selection split."""
+    """A metric of two runs, each with thresholds from its validation split."""
 
-    def __init__(self, score: Metric, one: SplitPredictions, other: SplitPredictions) -> None:
-        self._scores = [score.fit(each.validation) for each in (one, other)]
-        self._tests = [one.test, other.test]
-        ours, theirs = (each.compute(test).value for each, test in zip(self._scores, self._tests, strict=True))
-        self.plain = ours - theirs
+    def __init__(self, metric: Metric, candidate: SplitPredictions, baseline: SplitPredictions) -> None:
+        # each run has separate thresholds, since outputs of two nets may have different scales
+        self._metrics = [metric.fit(run.validation) for run in (candidate, baseline)]
+        self._tests = [candidate.test, baseline.test]
+        left, right = (fitted.compute(test).value for fitted, test in zip(self._metrics, self._tests, strict=True))
+        self.difference = left - right
 
     def resampled(self, counts: Counts) -> Floats:
-        """Return the difference in each resample."""
-        ours, theirs = (
-            resample(each, test, counts).values for each, test in zip(self._scores, self._tests, strict=True)
+        """Return the difference in each resample, (resamples,)."""
+        left, right = (
+            resample(fitted, test, counts).values for fitted, test in zip(self._metrics, self._tests, strict=True)
         )
-        return ours - theirs
+        return left - right
 
 
-def _require_same(first: SplitPredictions, *others: SplitPredictions) -> None:
-    for said in others:
-        for one, other in zip(first, said, strict=True):
-            _require_same_samples(one, other)
+def _as_list(runs: Runs) -> list[SplitPredictions]:
+    # SplitPredictions is a tuple, and so a sequence itself
+    return [runs] if isinstance(runs, SplitPredictions) else list(runs)
 
 
-def _require_same_samples(one: Predictions, other: Predictions) -> None:
-    if one.classes != other.classes:
-        raise DataError(f"the nets know other classes: {', '.join(one.classes)} and {', '.join(other.classes)}")
-    ids = one.ids is None or other.ids is None or np.array_equal(one.ids, other.ids)
-    if not (ids and np.array_equal(one.labels, other.labels)):
-        raise DataError("the nets were asked about other samples; compare what they say of one split, in one order")
+def _require_same_samples(expected: Predictions, predictions: Predictions) -> None:
+    if expected.classes != predictions.classes:
+        raise DataError(
+            f"the nets have different classes: {', '.join(expected.classes)} and {', '.join(predictions.classes)}"
+        )
+    same_ids = expected.ids is None or predictions.ids is None or np.array_equal(expected.ids, predictions.ids)
+    if not (same_ids and np.array_equal(expected.labels, predictions.labels)):
+        raise DataError("the nets have predictions for different samples; compare them on one split, in one order")

@@ -1,14 +1,22 @@
-"""How a net does class by class: positives, thresholds, and every figure with its interval, from what it said."""
+"""A table of the classes of a net: positives, thresholds, and metrics with intervals, computed from predictions."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
 
-from kdkit.metrics.base import Metric, MetricResult, Predictions, defined, mean_of, true_classes
-from kdkit.metrics.bootstrap import BootstrapInterval, Counts, Resampled, once
-from kdkit.metrics.classification import confusions, share
+from kdkit.metrics.base import (
+    Metric,
+    MetricResult,
+    Predictions,
+    defined_by_class,
+    mean_over_classes,
+    ratio,
+    true_classes,
+)
+from kdkit.metrics.bootstrap import BootstrapInterval, Counts, Resampled, unit_counts
+from kdkit.metrics.classification import confusion_counts
 from kdkit.metrics.ranking import MacroAUPRC, MacroAUROC
 from kdkit.metrics.thresholds import BestF1, Thresholds
 
@@ -17,9 +25,9 @@ FIGURES = ("precision", "recall", "f1", "auroc", "auprc")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassRow:
-    """One class. positives: by split, None where that is not known. threshold: a logit, None where there is none.
+    """The row of a class. positives: by split, None if unknown. threshold: a logit, None for multiclass.
 
-    figures: those of FIGURES that are defined on the test split, and intervals of the same names.
+    figures: the values of those FIGURES that are defined on the test split, and their intervals by the same names.
     """
 
     name: str
@@ -30,8 +38,11 @@ class ClassRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reported:
-    """What a finished run kept of one net: what it said of each split, and the training positives where known."""
+class NetReport:
+    """The saved predictions of a net of a finished run.
+
+    train: the number of positives of each class in the training split, None if unknown.
+    """
 
     validation: Predictions
     test: Predictions | None
@@ -39,34 +50,33 @@ class Reported:
 
 
 def class_table(
-    reported: Reported, *, thresholds_by: Thresholds | None = None, resamples: int = 1000
+    report: NetReport, *, thresholds_by: Thresholds | None = None, resamples: int = 1000
 ) -> tuple[ClassRow, ...]:
-    """Return a row per class, classes without positives too: what cannot be figured is missing from its figures.
+    """Return a row for each class, computed on the test split, or on the validation split if there is no test split.
 
-    Thresholds are chosen on the selection split, for each class's best F1 if not told otherwise. Intervals hold 95 %.
+    A class without positives has a row too, without figures. thresholds_by: chooses thresholds on the validation
+    split; by default for the best F1 of each class. Intervals have a level of 95 %.
     """
-    validation, test = reported.validation, reported.test if reported.test is not None else reported.validation
+    validation, test = report.validation, report.test if report.test is not None else report.validation
     thresholds = None if validation.labels.ndim == 1 else (thresholds_by or BestF1()).choose(validation)
-    metrics: dict[str, Metric] = {name: _Decided(name, thresholds) for name in FIGURES[:3]}
+    metrics: dict[str, Metric] = {
+        name: _ThresholdMetric(name, thresholds) for name in FIGURES[:3]
+    }  # depend on thresholds
     metrics |= {"auroc": MacroAUROC(), "auprc": MacroAUPRC()}
-    compute_metrics = {
-        name: BootstrapInterval(score, resamples=resamples).compute(test) for name, score in metrics.items()
-    }
-    counts = {
-        "train": reported.train or {},
+    results = {name: BootstrapInterval(metric, resamples=resamples).compute(test) for name, metric in metrics.items()}
+    positives: dict[str, Mapping[str, int]] = {
+        "train": report.train or {},
         "validation": _positives(validation),
-        "test": _positives(reported.test) if reported.test is not None else {},
+        "test": _positives(report.test) if report.test is not None else {},
     }
     return tuple(
         ClassRow(
             name=name,
-            positives={split: each.get(name) for split, each in counts.items()},
+            positives={split: counts.get(name) for split, counts in positives.items()},
             threshold=None if thresholds is None else thresholds[column],
-            figures={figure: each.by_class[name] for figure, each in compute_metrics.items() if name in each.by_class},
+            figures={figure: result.by_class[name] for figure, result in results.items() if name in result.by_class},
             intervals={
-                figure: each.intervals_by_class[name]
-                for figure, each in compute_metrics.items()
-                if name in each.by_class
+                figure: result.intervals_by_class[name] for figure, result in results.items() if name in result.by_class
             },
         )
         for column, name in enumerate(test.classes)
@@ -74,26 +84,29 @@ def class_table(
 
 
 @dataclass(frozen=True, slots=True)
-class _Decided:
-    """Precision, recall or F1 of each class, at thresholds that are given."""
+class _ThresholdMetric:
+    """Precision, recall or F1 of each class, at thresholds that are chosen already."""
 
     name: str
     thresholds: tuple[float, ...] | None
 
     def fit(self, validation: Predictions) -> Self:
-        return replace(self)
+        return self
 
     def compute(self, test: Predictions) -> MetricResult:
-        values, by_class = self.resampled(test, once(test))
-        return MetricResult(value=float(values[0]), by_class=defined(test, by_class[:, 0]))
+        values, by_class = self.resampled(test, unit_counts(test))
+        return MetricResult(value=float(values[0]), by_class=defined_by_class(test, by_class[:, 0]))
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
-        hits, said, true = confusions(test, self.thresholds, counts)
-        part, whole = {"precision": (hits, said), "recall": (hits, true), "f1": (2 * hits, said + true)}[self.name]
-        by_class = np.where(true > 0, share(part, whole), np.nan)
-        return Resampled(mean_of(by_class), by_class)
+        hits, predicted, positives = confusion_counts(test, self.thresholds, counts)
+        part, whole = {
+            "precision": (hits, predicted),
+            "recall": (hits, positives),
+            "f1": (2 * hits, predicted + positives),
+        }[self.name]
+        by_class = np.where(positives > 0, ratio(part, whole), np.nan)  # as F1 in a recipe: none without positives
+        return Resampled(mean_over_classes(by_class), by_class)
 
 
-def _positives(of: Predictions) -> dict[str, int]:
-    counts: Sequence[int] = true_classes(of).sum(0).tolist()
-    return dict(zip(of.classes, counts, strict=True))
+def _positives(predictions: Predictions) -> dict[str, int]:
+    return dict(zip(predictions.classes, true_classes(predictions).sum(0).tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""Scores of the order that outputs put samples in: areas under the ROC and the precision-recall curve."""
+"""Metrics of the order of the outputs: areas under the ROC and the precision-recall curve."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,13 +8,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit.errors import DataError
-from kdkit.metrics.base import Bools, Floats, MetricResult, Predictions, defined, mean_of, true_classes, without
-from kdkit.metrics.bootstrap import Counts, Resampled, blocks, once
+from kdkit.metrics.base import (
+    Bools,
+    Floats,
+    MetricResult,
+    Predictions,
+    defined_by_class,
+    mean_over_classes,
+    note_on_missing,
+    ratio,
+    true_classes,
+)
+from kdkit.metrics.bootstrap import Counts, Resampled, count_blocks, unit_counts
 
 
 @dataclass(frozen=True, slots=True)
 class MacroAUPRC:
-    """Average precision, mean over the classes with positives, in [0, 1] (scikit-learn's average_precision_score)."""
+    """Average precision, averaged over the classes with positives, in [0, 1].
+
+    Defined as scikit-learn's average_precision_score.
+    """
 
     @property
     def name(self) -> str:
@@ -22,21 +35,24 @@ class MacroAUPRC:
         return "macro_auprc"
 
     def fit(self, validation: Predictions) -> Self:
-        """There is nothing to choose: it ranks."""
+        """Return self, which has no thresholds."""
         return self
 
     def compute(self, test: Predictions) -> MetricResult:
-        """Return the mean, each class's own, and which classes had no positives."""
-        return _scored(self.resampled(test, once(test)), test, "no positives")
+        """Return the mean, also by class; the note names classes without positives."""
+        return _result(self.resampled(test, unit_counts(test)), test, "no positives")
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the average precision of each resample."""
-        return _measured(test, counts, tied=1.0, measure=_average_precision)
+        return _resampled(test, counts, tie_share=1.0, area=_average_precision)
 
 
 @dataclass(frozen=True, slots=True)
 class MacroAUROC:
-    """Area under the ROC curve, mean over the classes with positives and negatives, in [0, 1]; ties count one half."""
+    """Area under the ROC curve, averaged over the classes with positives and negatives, in [0, 1].
+
+    A tie between a positive and a negative counts one half.
+    """
 
     @property
     def name(self) -> str:
@@ -44,97 +60,99 @@ class MacroAUROC:
         return "macro_auroc"
 
     def fit(self, validation: Predictions) -> Self:
-        """There is nothing to choose: it ranks."""
+        """Return self, which has no thresholds."""
         return self
 
     def compute(self, test: Predictions) -> MetricResult:
-        """Return the mean, each class's own, and which classes are undefined."""
-        return _scored(self.resampled(test, once(test)), test, "no positives, or no negatives")
+        """Return the mean, also by class; the note names classes for which the area is undefined."""
+        return _result(self.resampled(test, unit_counts(test)), test, "no positives, or no negatives")
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the area of each resample."""
-        return _measured(test, counts, tied=0.5, measure=_roc_area)
+        return _resampled(test, counts, tie_share=0.5, area=_roc_area)
 
 
 class _Ranking(NamedTuple):
-    """A class at each output that one of its positives has, the greatest first: sparse sums of the samples' counts.
+    """The samples of a class, sorted by output, as two sparse matrices that sum the counts of a resample.
 
-    hits: positives at the output, (outputs, n). between: negatives from the output before on, (outputs + 1, n), those
-    at an output by their share. Sums are whole or half numbers below 2**23, so float32 holds them exactly.
+    A level is an output that at least one positive has; level 0 is the largest.
+    hits: (levels, samples) -> the positives at each level.
+    between: (levels + 1, samples) -> the negatives below the level before and not below this one; of the negatives at
+    a level, `tie_share` count for this level, and the rest for the next one.
     """
 
     hits: Any
     between: Any
 
 
-def _measured(test: Predictions, counts: Counts, tied: float, measure: Callable[[Counts, Counts], Floats]) -> Resampled:
-    """Return a measure of (hits, negatives between), each (resamples, outputs); tied: what a tie counts as passed."""
+def _resampled(
+    test: Predictions, counts: Counts, tie_share: float, area: Callable[[Counts, Counts], Floats]
+) -> Resampled:
+    """Return the area of each resample. tie_share: how much a negative counts that ties with a positive."""
     if not np.isfinite(test.outputs).all():
         raise DataError("outputs that are not finite cannot be ranked; did training diverge?")
     truth = true_classes(test)
-    rankings = [_ranking(truth[:, column], test.outputs[:, column], tied) for column in range(len(test.classes))]
+    rankings = [_ranking(truth[:, column], test.outputs[:, column], tie_share) for column in range(len(test.classes))]
+    # Sorting once and summing the counts of resamples replaces a sort for each resample. The sums are whole or half
+    # numbers below 2**23, which float32 represents exactly.
     by_class = np.concatenate(
         [
-            np.stack([measure(_sums(each.hits, some), _sums(each.between, some)) for each in rankings])
-            for some in blocks(counts)
+            np.stack([area(_sums(ranking.hits, block), _sums(ranking.between, block)) for ranking in rankings])
+            for block in count_blocks(counts)
         ],
         axis=1,
     )
-    return Resampled(mean_of(by_class), by_class)
+    return Resampled(mean_over_classes(by_class), by_class)
 
 
-def _ranking(truth: Bools, outputs: NDArray[Any], tied: float) -> _Ranking:
-    """Sort, and find which negatives lie between two outputs of positives, which are mostly few."""
-    order = np.argsort(-outputs)
-    ranked, positive = outputs[order], truth[order]
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = ranked[1:] != ranked[:-1]
-    output = np.cumsum(first) - 1  # which different output each sample has
-    at = (np.bincount(output, weights=positive) > 0)[output]  # whether a positive has it too
-    place = np.cumsum(first & at) - at  # how many outputs of positives lie above
-    late = at & ~positive  # the rest of these counts from the next output on
-    samples = np.concatenate([order[~positive], order[late]])
-    places = np.concatenate([place[~positive], place[late] + 1])
-    shares = np.concatenate([np.where(late, tied, 1.0)[~positive], np.full(late.sum(), 1 - tied)])
-    found, size = int((first & at).sum()), len(order)
+def _ranking(truth: Bools, outputs: NDArray[Any], tie_share: float) -> _Ranking:
+    order = np.argsort(-outputs)  # the order inside a tie does not matter: shares treat it as a whole
+    ranked, is_positive = outputs[order], truth[order]
+    starts_tie = np.ones(len(order), dtype=bool)  # whether the output differs from the one before
+    starts_tie[1:] = ranked[1:] != ranked[:-1]
+    tie = np.cumsum(starts_tie) - 1  # the index of the sample's output among the distinct outputs
+    at_level = (np.bincount(tie, weights=is_positive) > 0)[tie]  # whether a positive has the same output
+    level = np.cumsum(starts_tie & at_level) - at_level  # how many levels lie above the sample
+    levels, samples = int((starts_tie & at_level).sum()), len(order)
+    tied = at_level & ~is_positive  # negatives that tie with a positive also count for the next level
+    negatives = np.concatenate([order[~is_positive], order[tied]])
+    levels_of_negatives = np.concatenate([level[~is_positive], level[tied] + 1])
+    shares = np.concatenate([np.where(tied, tie_share, 1.0)[~is_positive], np.full(tied.sum(), 1 - tie_share)])
     return _Ranking(
-        hits=_summing(order[positive], place[positive], np.ones(positive.sum()), (found, size)),
-        between=_summing(samples, places, shares, (found + 1, size)),
+        hits=_sum_matrix(order[is_positive], level[is_positive], np.ones(is_positive.sum()), (levels, samples)),
+        between=_sum_matrix(negatives, levels_of_negatives, shares, (levels + 1, samples)),
     )
 
 
-def _summing(samples: NDArray[np.int64], places: NDArray[np.int64], shares: Floats, shape: tuple[int, int]) -> Any:
-    """Return the sparse matrix that adds the counts of samples, each times its share, to places."""
-    from scipy.sparse import csr_matrix  # scipy.sparse takes a while to import
+def _sum_matrix(samples: NDArray[np.int64], levels: NDArray[np.int64], shares: Floats, shape: tuple[int, int]) -> Any:
+    """Return the sparse matrix that adds the count of each sample, times its share, to its level."""
+    from scipy.sparse import csr_matrix  # late: scipy.sparse takes a while to import
 
-    return csr_matrix((shares.astype(np.float32), (places, samples)), shape=shape)
+    return csr_matrix((shares.astype(np.float32), (levels, samples)), shape=shape)
 
 
-def _sums(summing: Any, counts: Counts) -> Counts:
-    return np.ascontiguousarray((summing @ counts).T)
+def _sums(sum_matrix: Any, counts: Counts) -> Counts:
+    return np.ascontiguousarray((sum_matrix @ counts).T)  # (resamples, levels): the areas sum along rows
 
 
 def _average_precision(hits: Counts, between: Counts) -> Floats:
-    """Mean over the positives of the precision at their output, (resamples,)."""
-    found = np.cumsum(hits, axis=1)
-    said = found + np.cumsum(between[:, :-1], axis=1)
-    weighted = hits * (found.astype(np.float64) / np.maximum(said, 1))
-    return _over(weighted.sum(1), hits.sum(1, dtype=np.float64))
+    """Return the mean over the positives of the precision at their output, (resamples,)."""
+    true_positives = np.cumsum(hits, axis=1)
+    predicted = true_positives + np.cumsum(between[:, :-1], axis=1)
+    weighted = hits * (true_positives.astype(np.float64) / np.maximum(predicted, 1))
+    return ratio(weighted.sum(1), hits.sum(1, dtype=np.float64))
 
 
 def _roc_area(hits: Counts, between: Counts) -> Floats:
-    """Share of the pairs of a positive and a negative that are in order, ties one half, (resamples,)."""
+    """Return the share of pairs of a positive and a negative that are in the right order, (resamples,)."""
     positives, negatives = hits.sum(1, dtype=np.float64), between.sum(1, dtype=np.float64)
-    passed = np.cumsum(between[:, :-1], axis=1)
-    out_of_order = np.einsum("rk,rk->r", hits, passed, dtype=np.float64)
-    return _over(positives * negatives - out_of_order, positives * negatives)
+    negatives_above = np.cumsum(between[:, :-1], axis=1)
+    wrong_pairs = np.einsum("rk,rk->r", hits, negatives_above, dtype=np.float64)
+    return ratio(positives * negatives - wrong_pairs, positives * negatives)
 
 
-def _over(part: Floats, whole: Floats) -> Floats:
-    shares: Floats = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
-    return shares
-
-
-def _scored(resampled: Resampled, test: Predictions, lacking: str) -> MetricResult:
-    by_class = defined(test, resampled.by_class[:, 0])
-    return MetricResult(value=float(resampled.values[0]), by_class=by_class, note=without(test, by_class, lacking))
+def _result(resampled: Resampled, test: Predictions, reason: str) -> MetricResult:
+    by_class = defined_by_class(test, resampled.by_class[:, 0])
+    return MetricResult(
+        value=float(resampled.values[0]), by_class=by_class, note=note_on_missing(test, by_class, reason)
+    )

@@ -1,4 +1,4 @@
-"""Scores of numbers against numbers."""
+"""Metrics of predicted numbers against true numbers."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -8,7 +8,7 @@ from kdkit.metrics.base import MetricResult, Predictions
 
 @dataclass(frozen=True, slots=True)
 class R2:
-    """Coefficient of determination, mean over the columns: regression, at most 1."""
+    """Coefficient of determination, averaged over the output columns: regression, at most 1."""
 
     @property
     def name(self) -> str:
@@ -16,11 +16,11 @@ class R2:
         return "r2"
 
     def fit(self, validation: Predictions) -> Self:
-        """There is nothing to choose."""
+        """Return self, which has no thresholds."""
         return self
 
     def compute(self, test: Predictions) -> MetricResult:
         """Return the coefficient."""
-        from sklearn.metrics import r2_score  # scikit-learn takes a second to import
+        from sklearn.metrics import r2_score  # late: scikit-learn takes a second to import
 
         return MetricResult(value=float(r2_score(test.labels, test.outputs)))

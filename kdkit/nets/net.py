@@ -1,4 +1,4 @@
-"""A participant: a network under a name, and what it sees of a batch."""
+"""A network under a name, with a view that selects its inputs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,24 +9,25 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch
-from kdkit.errors import RecipeError, did_you_mean
-from kdkit.nets.views import Element, Inputs, View, picked
+from kdkit.errors import RecipeError, did_you_mean, first_line
+from kdkit.nets.views import Element, Inputs, View, pick_tensor
 
 M = TypeVar("M", bound=Callable[..., Any], covariant=True)
 
 
 class Net(Generic[M]):
-    """A network that teaches, learns, or does first one and then the other.
+    """A network that is a teacher, a student, or first a student and then a teacher.
 
     name: unique in a recipe; it names folders, terms and rows of tables.
-    module: an `nn.Module`, or for a teacher behind an API any callable, which then needs a `version`.
-    sees: what it is shown of a batch.
-    element: which part of what it returns are its outputs, (batch, classes), whenever it returns more than a tensor.
-    classes: their names, where they differ from the data's. What one side lacks is left out of a comparison.
-    weights: a .safetensors file, or a torch file of a plain state dict, loaded at once.
-    trained: says that the module already carries trained weights, so that it may teach without a stage of its own.
+    module: an `nn.Module`; for a teacher behind an API any callable, which then needs a `version`.
+    view: turns a batch into the arguments of the module; `Inputs()` if None.
+    element: selects the outputs, (batch, classes), if the module returns more than one tensor.
+    classes: the names of its outputs, if they differ from the classes of the data. Terms compare shared classes only.
+    weights: a .safetensors file, or a torch file with a plain state dict, loaded immediately.
+    trained: whether the module already has trained weights, so that it may teach without being trained in a stage.
+    version: for a plain callable, a text that changes whenever its outputs do.
 
-    Raises RecipeError where these do not fit together.
+    Raises RecipeError if the arguments do not fit together.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Net(Generic[M]):
         trained: bool = False,
         version: str | None = None,
     ) -> None:
+        # The name becomes a folder, so it must not contain separators or "..".
         if not name or not all(letter.isalnum() or letter in "-_ +" for letter in name):
             raise RecipeError(f"a net's name is made of letters, digits, '-', '_', '+' and spaces; got {name!r}")
         if not callable(module):
@@ -48,28 +50,35 @@ class Net(Generic[M]):
         if not isinstance(module, nn.Module) and version is None:
             raise RecipeError(
                 f"net {name!r} is a plain callable, whose weights kdkit cannot see; give it a version='...' "
-                "that changes whenever its answers do"
+                "that changes whenever its outputs do"
             )
+        if classes is not None:
+            repeated = sorted({label for label in classes if list(classes).count(label) > 1})
+            if not classes:
+                raise RecipeError(f"the classes of net {name!r} are names, at least one; got none")
+            if repeated:
+                raise RecipeError(f"the classes of net {name!r} are distinct names; got {repeated} more than once")
         self.name = name
         self.module = module
         self.view: View = view if view is not None else Inputs()
         self.element = element
-        self.classes = None if classes is None else _distinct(name, tuple(classes))
+        self.classes = None if classes is None else tuple(classes)
         self.version = version
+        # a plain callable cannot be trained, so it can only be a teacher
         self.trained = trained or weights is not None or not isinstance(module, nn.Module)
         if weights is not None:
             load_weights(self, Path(weights))
 
     @property
     def network(self) -> nn.Module:
-        """The module, where there is one. Raises RecipeError for a plain callable."""
+        """The module as an `nn.Module`. Raises RecipeError for a plain callable."""
         if not isinstance(self.module, nn.Module):
             raise RecipeError(f"net {self.name!r} is a plain callable: it can teach, but not be trained or tapped")
         return self.module
 
     @property
     def parameters(self) -> int:
-        """How many numbers its parameters hold, frozen ones too; 0 for a plain callable."""
+        """The number of elements of all parameters, frozen ones included; 0 for a plain callable."""
         module = self.module
         return sum(p.numel() for p in module.parameters()) if isinstance(module, nn.Module) else 0
 
@@ -78,60 +87,54 @@ class Net(Generic[M]):
         return self.through(self.module, batch)
 
     def through(self, module: Callable[..., Any], batch: Batch) -> Tensor:
-        """Return what another module of the same form would say in its place, such as an average of its weights."""
+        """Return the outputs of another module of the same form, such as the EMA of this one, (batch, classes)."""
         args, kwargs = self.view(batch)
-        said = module(*args, **kwargs)
-        if self.element is None and isinstance(said, Tensor):
-            return said
-        return picked(said, self.element, f"net {self.name!r}")
+        output = module(*args, **kwargs)
+        if self.element is None and isinstance(output, Tensor):  # the usual case, in every step
+            return output
+        return pick_tensor(output, self.element, f"net {self.name!r}")
 
     def __repr__(self) -> str:
         return f"Net({self.name!r}, {type(self.module).__name__})"
 
 
 def load_weights(net: "Net[Any]", path: Path) -> None:
-    """Load a file of weights into a net, whole or not at all. Raises RecipeError where it does not fit."""
-    state = _read_state(net.name, path)
+    """Load a file of weights into a net. Raises RecipeError, and loads nothing, unless all keys and shapes match."""
+    state = _read_state_dict(net.name, path)
     expected = net.network.state_dict()
     missing = sorted(expected.keys() - state.keys())
-    unknown = sorted(state.keys() - expected.keys())
-    misfits = [key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape]
+    unexpected = sorted(state.keys() - expected.keys())
+    mismatched = sorted(key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape)
     problems = []
     if missing:
-        problems.append(f"lacks {_some(missing)}")
-    if unknown:
-        problems.append(f"has {_some(unknown)}, which the net does not ({did_you_mean(unknown[0], expected)})")
-    for key in sorted(misfits)[:3]:
+        problems.append(f"lacks {_first_three(missing)}")
+    if unexpected:
+        hint = did_you_mean(unexpected[0], expected)
+        problems.append(f"has {_first_three(unexpected)}, which the net does not ({hint})")
+    for key in mismatched[:3]:
         problems.append(f"has {key!r} of shape {tuple(state[key].shape)}, not {tuple(expected[key].shape)}")
     if problems:
         raise RecipeError(f"the weights in {path} do not fit net {net.name!r}: the file {'; it '.join(problems)}")
     net.network.load_state_dict(dict(state))
 
 
-def _read_state(name: str, path: Path) -> Mapping[str, Tensor]:
+def _read_state_dict(name: str, path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise RecipeError(f"the weights of net {name!r} should be in {path}, but there is no such file")
     try:
+        # weights_only: a pickle could run any code
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever a stranger's bytes lead it to: KeyError, IndexError, ...
+    except Exception as error:  # for arbitrary bytes torch raises almost any error: KeyError, IndexError, ...
+        reason = first_line(error) if str(error) else "it is empty"
         raise RecipeError(
             f"the weights of net {name!r} in {path} cannot be read: expected .safetensors or a torch file "
-            f"holding nothing but a state dict ({(str(error) or 'it is empty').splitlines()[0]})"
+            f"holding nothing but a state dict ({reason})"
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise RecipeError(f"{path} holds no plain state dict (name -> tensor) for net {name!r}")
     return state
 
 
-def _distinct(name: str, classes: tuple[str, ...]) -> tuple[str, ...]:
-    repeated = sorted({each for each in classes if classes.count(each) > 1})
-    if not classes:
-        raise RecipeError(f"the classes of net {name!r} are names, at least one; got none")
-    if repeated:
-        raise RecipeError(f"the classes of net {name!r} are distinct names; got {repeated} more than once")
-    return classes
-
-
-def _some(names: Sequence[str]) -> str:
+def _first_three(names: Sequence[str]) -> str:
     shown = ", ".join(map(repr, names[:3]))
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

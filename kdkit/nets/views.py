@@ -1,4 +1,4 @@
-"""What a net sees of a batch, so that a teacher and its student may see different things."""
+"""Views turn a batch into the arguments of a network, so that a teacher and its student may see different inputs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,29 +16,29 @@ Element = int | str | Callable[[Any], Tensor] | None
 
 @runtime_checkable
 class View(Protocol):
-    """Turns a batch into a net's arguments. Frozen and picklable; `key` tells all that it does."""
+    """Turns a batch into the arguments of a network. It is frozen and picklable, and `key` describes it completely."""
 
     @property
     def key(self) -> str:
-        """All that it does, in words."""
+        """A text that differs between views that return different arguments."""
         ...
 
     def __call__(self, batch: Batch) -> Call:
-        """Return the net's arguments and keywords."""
+        """Return the positional and the keyword arguments of the network."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The inputs as they are: a tensor is the one argument, a tuple the arguments, a dict the keywords."""
+    """The inputs unchanged: a tensor is the only argument, a tuple or list the arguments, a dict the keywords."""
 
     @property
     def key(self) -> str:
-        """The same for every batch: nothing is changed."""
+        """A constant, since this view has no options."""
         return "inputs"
 
     def __call__(self, batch: Batch) -> Call:
-        """Return the net's arguments and keywords."""
+        """Return the positional and the keyword arguments of the network."""
         if isinstance(batch.inputs, Tensor):
             return (batch.inputs,), {}
         if isinstance(batch.inputs, Mapping):
@@ -50,9 +50,10 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Images:
-    """Images in 0..1, (batch, channels, height, width), normalised by channel and, if asked, resized.
+    """Images in 0..1, (batch, channels, height, width), normalised by channel and optionally resized.
 
-    size: height and width that the net expects, reached by bilinear interpolation with anti-aliasing; None keeps them.
+    size: the height and width that the network expects, reached by bilinear interpolation with anti-aliasing before
+    normalisation; None keeps the size.
     """
 
     mean: tuple[float, ...] = (0.0,)
@@ -66,54 +67,53 @@ class Images:
             )
 
     @classmethod
-    def of(cls, module: nn.Module, *, resize: bool = False) -> "Images":
-        """Return the normalisation that a timm model was trained with."""
+    def from_timm(cls, module: nn.Module, *, resize: bool = False) -> "Images":
+        """Return the normalisation that a timm model was trained with; `resize` also resizes to its input size."""
         config = getattr(module, "pretrained_cfg", None)
         if not config:
-            raise RecipeError(f"{type(module).__name__} says nothing of its normalisation; is it a timm model?")
-        size = tuple(config["input_size"][1:]) if resize else None
+            raise RecipeError(
+                f"{type(module).__name__} has no pretrained_cfg with a normalisation; is it a timm model?"
+            )
+        size = tuple(config["input_size"][1:]) if resize else None  # input_size is (channels, height, width)
         return cls(mean=tuple(config["mean"]), std=tuple(config["std"]), size=size)
 
     @property
     def key(self) -> str:
-        """All that is done to an image, in words."""
+        """All options as text."""
         return f"images:mean={self.mean},std={self.std},size={self.size}"
 
     def __call__(self, batch: Batch) -> Call:
-        """Return the normalised images as the one argument."""
+        """Return the normalised images as the only argument."""
         images = batch.inputs
         if self.size is not None and images.shape[-2:] != self.size:
             images = nn.functional.interpolate(images, self.size, mode="bilinear", antialias=True)
-        shape = (1, -1, 1, 1)
+        shape = (1, -1, 1, 1)  # (batch, channels, height, width)
         mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device).view(shape)
         std = torch.tensor(self.std, dtype=images.dtype, device=images.device).view(shape)
         return ((images - mean) / std,), {}
 
 
-def picked(value: Any, element: Element, what: str) -> Tensor:
-    """Return one tensor of what a module returned; `what` names the module in errors.
+def pick_tensor(value: Any, element: Element, source: str) -> Tensor:
+    """Return one tensor of a module's output. Raises RecipeError if `element` selects none.
 
-    A lone tensor is taken whole, also where an index or a key is given: some models return more only while they train.
+    element: an index, a key or attribute, or a function; None if the value is a tensor. source: names the module in
+    error messages.
     """
     if callable(element):
         value = element(value)
-    elif element is not None and not isinstance(value, Tensor):
-        value = _element(value, element, what)
+    elif element is not None and not isinstance(value, Tensor):  # some models return several tensors only in training
+        try:
+            # a name is a key of a dict, or an attribute of a namedtuple, a dataclass or an output of transformers
+            is_attribute = isinstance(element, str) and not isinstance(value, Mapping)
+            value = getattr(value, str(element)) if is_attribute else value[element]
+        except (LookupError, TypeError, AttributeError):
+            raise RecipeError(f"{source} gives {_describe(value)}, which has no element {element!r}") from None
     if not isinstance(value, Tensor):
         raise RecipeError(
-            f"{what} gives {_describe(value)} where one tensor was expected; say which with element=..., "
+            f"{source} gives {_describe(value)}, but one tensor was expected; select it with element=..., "
             "an index, a key or a function"
         )
     return value
-
-
-def _element(value: Any, element: int | str, what: str) -> Any:
-    try:
-        if isinstance(element, str) and not isinstance(value, Mapping):
-            return getattr(value, element)
-        return value[element]
-    except (LookupError, TypeError, AttributeError):
-        raise RecipeError(f"{what} gives {_describe(value)}, which has no element {element!r}") from None
 
 
 def _describe(value: Any) -> str:

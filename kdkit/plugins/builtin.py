@@ -22,11 +22,11 @@ def register_losses(register: Register) -> None:
 @hookimpl
 def register_taps(register: Register) -> None:
     """The taps of kdkit/taps.py."""
-    from kdkit.nets import taps  # imports torch
+    from kdkit.nets import taps, timm  # imports torch
 
     register("layer", taps.Tap)
     register("attention", taps.AttentionTap)
-    register("timm", taps.timm_tap)
+    register("timm", timm.timm_tap)
 
 
 @hookimpl

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kdkit.errors import RecipeError
+from kdkit.errors import RecipeError, describe
 from kdkit.losses import Loss, loss_name
 from kdkit.nets.taps import TapLike
 from kdkit.recipe.ramps import Ramp
@@ -144,9 +144,7 @@ def taps_of(side: Any) -> tuple[TapLike, ...]:
 
 def _validate_factor(factor: Any) -> None:
     if isinstance(factor, type):
-        raise RecipeError(
-            f"a factor must be a number or a ramp, not a class; did you forget the () of {factor.__name__}?"
-        )
+        raise RecipeError(f"the weight of a term must be a number or a ramp; got {describe(factor)}")
     if callable(factor):
         # A ramp may be user-defined: try it over the whole stage now, not in the middle of a run.
         for progress in (step / 100 for step in range(101)):
@@ -163,5 +161,4 @@ def _validate_factor(factor: Any) -> None:
 
 def _validate_loss(loss: Any) -> None:
     if isinstance(loss, type) or not callable(loss):
-        got = f"the class {loss.__name__}; did you forget its ()?" if isinstance(loss, type) else repr(loss)
-        raise RecipeError(f"a loss must be callable with (student, target) and return a scalar; got {got}")
+        raise RecipeError(f"a loss must be callable with (student, target) and return a scalar; got {describe(loss)}")

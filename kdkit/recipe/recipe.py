@@ -1,14 +1,13 @@
 """Recipes: the whole experiment as Python objects, from the data to the metrics."""
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from kdkit.data.dataset import Data
-from kdkit.errors import RecipeError
+from kdkit.data.dataset import Data, missing_members
+from kdkit.errors import RecipeError, describe
 from kdkit.metrics import Metric, default_metrics
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
@@ -90,10 +89,10 @@ class Recipe:
     _used: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not _is_data(self.data):
+        if missing := missing_members(self.data, Data):
             raise RecipeError(
-                f"data must be a Data, such as TorchData(train, validation) or a user-defined one with classes, task, "
-                f"draws, fingerprint, train, validation and test; got {type(self.data).__name__}"
+                "data must be a TorchData(train, validation) or another subclass of kdkit.Data; got a "
+                f"{type(self.data).__name__}, which lacks {', '.join(missing)}"
             )
         _validate_schedule(self.schedule)
         if not isinstance(self.teacher_cache, CacheSettings):
@@ -105,10 +104,7 @@ class Recipe:
         object.__setattr__(self, "metrics", tuple(self.metrics) or default_metrics(self.data.task))
         for metric in self.metrics:
             if isinstance(metric, type) or not isinstance(metric, Metric):
-                got = (
-                    f"the class {metric.__name__}; did you forget its ()?" if isinstance(metric, type) else repr(metric)
-                )
-                raise RecipeError(f"a metric must have a name, fit and compute; got {got}")
+                raise RecipeError(f"a metric must have a name, fit and compute; got {describe(metric)}")
         names = [metric.name for metric in self.metrics]
         if len(set(names)) < len(names):
             raise RecipeError(f"two metrics have the same name: {', '.join(sorted(names))}")
@@ -195,13 +191,6 @@ def _module_parts(module: object) -> set[int]:
     if not isinstance(module, nn.Module):
         return set()
     return {id(part) for kind in (module.modules, module.parameters, module.buffers) for part in kind()}
-
-
-def _is_data(data: object) -> bool:
-    """Whether an object has the members of a Data. They are not read: a split may take minutes to load."""
-    members = ("classes", "task", "draws", "fingerprint", "train", "validation", "test")
-    absent = object()
-    return all(inspect.getattr_static(data, member, absent) is not absent for member in members)
 
 
 def _validate_schedule(schedule: object) -> None:

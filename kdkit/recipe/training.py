@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from kdkit.errors import RecipeError
+from kdkit.errors import RecipeError, describe
 from kdkit.recipe.balancing import Balancing, WeightedSum
 from kdkit.recipe.optim import LRSchedule, Optimizer
 
@@ -80,15 +80,10 @@ class Training:
             raise RecipeError(f"ema must be AverageWeights(decay=...) or None; got {self.ema!r}")
         if not isinstance(self.lr_schedule, LRSchedule | None):
             raise RecipeError(f"lr_schedule must be LRSchedule(torch_class, ...) or None; got {self.lr_schedule!r}")
-        if isinstance(self.balancing, type):
+        if isinstance(self.balancing, type) or not isinstance(self.balancing, Balancing):
             raise RecipeError(
-                f"balancing must be an object such as PCGrad(); got the class {self.balancing.__name__}; did you "
-                "forget its ()?"
-            )
-        if not isinstance(self.balancing, Balancing):
-            raise RecipeError(
-                "balancing must be WeightedSum(), PCGrad() or another object with build(trained); got "
-                f"{self.balancing!r}"
+                "balancing must be WeightedSum(), PCGrad() or another subclass of Balancing with build(trained); "
+                f"got {describe(self.balancing)}"
             )
 
 

@@ -26,7 +26,7 @@ def check_tap(make_tap: Callable[[nn.Module], TapLike], module: nn.Module, examp
     tap = make_tap(module)
     name = type(tap).__name__
     if not isinstance(tap, TapLike):
-        raise ContractError(f"{name} is not a tap: it needs a module and attach(put)")
+        raise ContractError(f"{name} is not a tap: it needs a module and attach(capture)")
     if all(tap.module is not each for each in module.modules()):
         raise ContractError(f"{name} sits on a {type(tap.module).__name__} that is no part of the module")
     with eval_mode(module), torch.random.fork_rng():

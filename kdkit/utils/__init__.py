@@ -1,1 +1,1 @@
-"""Utilities without a floor of their own, one file for each thing."""
+"""Devices, files, memory, randomness, collectives and validation."""

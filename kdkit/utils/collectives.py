@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other, where there are several."""
+"""Collectives over the ranks of a run. In a run of one process they return their input."""
 
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
@@ -7,36 +7,37 @@ import torch
 from torch import Tensor, distributed, nn
 
 if distributed.is_available():
-    # What DDP imports takes a group that is there for a default argument: its threads would outlive it, and may abort
-    # the process at its exit. So it is imported before there is one.
+    # DDP imports this module, whose default arguments capture the default process group if one exists. The threads of
+    # that group would then outlive it and may abort the process at exit. So import it before a group is created.
     import torch.distributed.nn
 
 T = TypeVar("T")
 
 
 def is_distributed() -> bool:
-    """Whether this run has several processes."""
+    """Return whether this run has more than one rank."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def world_size() -> int:
-    """Return how many processes this run has."""
+    """Return the number of ranks."""
     return distributed.get_world_size() if is_distributed() else 1
 
 
 def rank() -> int:
-    """Return which of them this one is, from 0: the one that writes and speaks."""
+    """Return the rank of this process. Rank 0 writes the run folder and prints."""
     return distributed.get_rank() if is_distributed() else 0
 
 
 def all_gather(rows: Tensor) -> Tensor:
-    """Return the rows of all processes, (all rows, ...), in the order of their ranks; each may give another count."""
+    """Return the rows of all ranks in rank order, (rows, ...) -> (all rows, ...); ranks may have different counts."""
     if not is_distributed():
         return rows
-    counts = [torch.zeros_like(_count(rows)) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(counts, _count(rows))
-    sizes = [int(world_size) for world_size in counts]
-    padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.zeros_like(count) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(counts, count)
+    sizes = [int(size) for size in counts]
+    padded = rows.new_zeros(max(sizes), *rows.shape[1:])  # all_gather needs one shape on all ranks
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in sizes]
     distributed.all_gather(parts, padded)
@@ -44,16 +45,16 @@ def all_gather(rows: Tensor) -> Tensor:
 
 
 def all_gather_objects(values: Sequence[T]) -> list[T]:
-    """Return what all processes give, in the order of their ranks: anything that can be pickled, any number of each."""
+    """Return the values of all ranks in rank order; they must pickle, and ranks may have different counts."""
     if not is_distributed():
         return [*values]
-    told: list[Sequence[T]] = [()] * world_size()
-    distributed.all_gather_object(told, [*values])
-    return [value for each in told for value in each]
+    gathered: list[Sequence[T]] = [()] * world_size()
+    distributed.all_gather_object(gathered, [*values])
+    return [value for rank_values in gathered for value in rank_values]
 
 
 def all_reduce_mean(values: Tensor) -> Tensor:
-    """Return the mean over all processes, of the same shape."""
+    """Return the mean over all ranks, of the same shape."""
     if not is_distributed():
         return values
     total = values.clone()
@@ -62,7 +63,7 @@ def all_reduce_mean(values: Tensor) -> Tensor:
 
 
 def all_reduce_sum(values: Sequence[float], device: torch.device) -> list[float]:
-    """Return the sums over all processes, computed on `device`."""
+    """Return the sums over all ranks, computed on `device`."""
     if not is_distributed():
         return [*values]
     total = torch.tensor(values, dtype=torch.float64, device=device)
@@ -72,62 +73,56 @@ def all_reduce_sum(values: Sequence[float], device: torch.device) -> list[float]
 
 
 def barrier() -> None:
-    """Wait until every process has come here."""
+    """Wait until every rank has called this."""
     if is_distributed():
         distributed.barrier()
 
 
 def broadcast(value: T) -> T:
-    """Return what the first process has, a plain value; so that all decide alike."""
+    """Return the value of rank 0, so that all ranks decide alike; it must pickle."""
     if not is_distributed():
         return value
-    told = [value]
-    distributed.broadcast_object_list(told, src=0)
-    return told[0]
-
-
-def sync_buffers(modules: Iterable[nn.Module]) -> None:
-    """Give these modules the same buffers in every process: the mean of running statistics, else those of the first.
-
-    One message for each type of number, however many buffers there are.
-    """
-    if is_distributed():  # asked after every update, and torch's switch of gradients costs ten times as much as asking
-        _agree(modules)
+    values = [value]
+    distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 @torch.no_grad()
 def sync_parameters(module: nn.Module) -> None:
-    """Give a module the parameters of the first process."""
+    """Give a module the parameters of rank 0."""
     for parameter in module.parameters() if is_distributed() else ():
         distributed.broadcast(parameter, src=0)
 
 
-@torch.no_grad()
-def _agree(modules: Iterable[nn.Module]) -> None:
-    means: set[int] = set()
-    found: dict[torch.dtype, dict[int, Tensor]] = {}
-    for module in (inner for each in modules for inner in each.modules()):
-        for name, buffer in module.named_buffers(recurse=False):
-            found.setdefault(buffer.dtype, {})[id(buffer)] = buffer
-            if name in ("running_mean", "running_var"):
-                means.add(id(buffer))
-    for dtype, buffers in found.items():
-        sent = torch.uint8 if dtype == torch.bool else dtype
-        shares = [
-            each / world_size()
-            if key in means
-            else each.to(sent)
-            if rank() == 0
-            else torch.zeros_like(each, dtype=sent)
-            for key, each in buffers.items()
-        ]
-        flat = torch.cat([each.reshape(-1) for each in shares])
-        distributed.all_reduce(flat)
-        for buffer, agreed_on in zip(
-            buffers.values(), torch.split(flat, [each.numel() for each in shares]), strict=True
-        ):
-            buffer.copy_(agreed_on.view_as(buffer))
+def sync_buffers(modules: Iterable[nn.Module]) -> None:
+    """Give modules the same buffers on all ranks: the mean of running statistics, and the others of rank 0.
 
-
-def _count(rows: Tensor) -> Tensor:
-    return torch.tensor([len(rows)], device=rows.device)
+    Sends one message for each dtype, however many buffers there are.
+    """
+    # Called after every optimizer update. The check comes before torch.no_grad, which costs ten times as much.
+    if not is_distributed():
+        return
+    with torch.no_grad():
+        averaged: set[int] = set()
+        by_dtype: dict[torch.dtype, dict[int, Tensor]] = {}  # keyed by identity: a shared buffer is sent once
+        for submodule in (submodule for module in modules for submodule in module.modules()):
+            for name, buffer in submodule.named_buffers(recurse=False):
+                by_dtype.setdefault(buffer.dtype, {})[id(buffer)] = buffer
+                if name in ("running_mean", "running_var"):
+                    averaged.add(id(buffer))
+        for dtype, buffers in by_dtype.items():
+            sent_dtype = torch.uint8 if dtype == torch.bool else dtype  # bool has no sum
+            # A sum over the ranks yields both kinds: ranks contribute 1 / world_size each, or rank 0 alone contributes.
+            contributions = [
+                buffer / world_size()
+                if key in averaged
+                else buffer.to(sent_dtype)
+                if rank() == 0
+                else torch.zeros_like(buffer, dtype=sent_dtype)
+                for key, buffer in buffers.items()
+            ]
+            flat = torch.cat([contribution.reshape(-1) for contribution in contributions])
+            distributed.all_reduce(flat)
+            sizes = [contribution.numel() for contribution in contributions]
+            for buffer, reduced in zip(buffers.values(), torch.split(flat, sizes), strict=True):
+                buffer.copy_(reduced.view_as(buffer))

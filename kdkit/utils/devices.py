@@ -1,11 +1,12 @@
-"""Choose a device and a precision."""
+"""Choose a device and a precision, and count the CPU cores of this process."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 
-from kdkit.errors import RecipeError
+from kdkit.errors import RecipeError, first_line
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -13,25 +14,32 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    """Return the context that forward passes run in, in this precision on this device."""
+    """Return the context in which forward passes of this precision run on the device."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=_AUTOCAST[precision])
 
 
 def find_device(name: str) -> torch.device:
-    """Return a device by name. Raises RecipeError where it is not there."""
+    """Return the device of this name; "auto" is the first of CUDA, MPS and CPU. Raises RecipeError if unavailable."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device)  # torch.device accepts "cuda:7" on any machine; only an allocation tests it
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-        reason = str(error).splitlines()[0]
-        raise RecipeError(f"device {name!r} is not there (there are: {', '.join(there)}): {reason}") from error
+        available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        raise RecipeError(
+            f"device {name!r} is not available (there are: {', '.join(available)}): {first_line(error)}"
+        ) from error
     if device.type == "meta":
         raise RecipeError("nothing can be computed on device 'meta'; choose 'cpu' or an accelerator")
     return device
+
+
+def usable_cores() -> int:
+    """Return the number of CPU cores that this process may use, which in a container or under Slurm may be few."""
+    # The affinity mask counts the cores that the scheduler grants; macOS and Windows have no such call.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

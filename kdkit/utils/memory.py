@@ -1,4 +1,4 @@
-"""How much memory is available, and how it is kept between steps."""
+"""Check how much memory is available, and let malloc keep freed memory between training steps."""
 
 import ctypes
 import os
@@ -9,93 +9,103 @@ import torch
 
 from kdkit.errors import RecipeError
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as glibc's malloc.h numbers them
-_KEPT = 2**30  # bytes: more than the features of most layers
-_OLDER = 2**25  # the most that older versions of glibc take
-_CHOSEN = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_")
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
+_KEPT_BYTES = 2**30  # more than the features of most layers
+_KEPT_BYTES_OLD_GLIBC = 2**25  # the largest M_MMAP_THRESHOLD that older versions of glibc accept
+_MALLOC_VARIABLES = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_")
 
 
 def keep_freed_memory() -> bool:
-    """Have malloc keep up to 1 GiB of what this process frees, and return whether it does from now on.
+    """Let malloc keep up to 1 GiB of the memory that this process frees, and return whether that was set.
 
-    The features of a layer are megabytes, and in each step the system would map, clear and take back every page of
-    them: a tenth of a training step on a CPU. It holds for the rest of the process, so only a process of kdkit's own
-    asks for it. Nothing is done without glibc, or where somebody chose by malloc's environment variables.
+    The features of a layer take megabytes. By default the system maps, clears and reclaims every page of them in each
+    step, which takes a tenth of a training step on a CPU. The setting lasts until the process ends, so kdkit calls this
+    only in processes that it starts itself. Returns False without glibc, or if malloc's environment variables are set.
     """
-    if sys.platform != "linux" or any(os.environ.get(name) for name in _CHOSEN):
+    if sys.platform != "linux" or any(os.environ.get(name) for name in _MALLOC_VARIABLES):
         return False
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
         return False
-    # In this order: to set the other alone ends glibc's own adapting, and every large tensor would be mapped anew.
-    mapped = any(libc.mallopt(_MMAP_THRESHOLD, size) for size in (_KEPT, _OLDER))
-    return mapped and bool(libc.mallopt(_TRIM_THRESHOLD, _KEPT))
+    # In this order: setting only the trim threshold turns glibc's dynamic mmap threshold off, and then every large
+    # tensor would be mapped again.
+    mapped = any(libc.mallopt(_MMAP_THRESHOLD, size) for size in (_KEPT_BYTES, _KEPT_BYTES_OLD_GLIBC))
+    return mapped and bool(libc.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES))
 
 
-_MEGABYTE = 2**20
-_CONTAINER = Path("/sys/fs/cgroup")  # what a container may use, where it runs in one (cgroup v2)
-_MEMORY = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")  # the limits of a container (cgroup v2)
+_MEMINFO = Path("/proc/meminfo")
 
 
 def require(
     needed: int,
-    what: str,
+    subject: str,
     device: torch.device | str = "cpu",
     *,
     limit: int | None = None,
     remedy: str = "make it smaller, or free memory",
 ) -> None:
-    """Raise RecipeError where so many bytes are above the limit, or above what the device has left where it is None.
+    """Raise RecipeError if `needed` bytes exceed the limit, or the available memory of the device if limit is None.
 
-    what, remedy: the subject of the message, as "the memories of CRD", and what to do. Where the system does not say
-    how much is left, nothing is refused.
+    subject, remedy: the start of the message, such as "the memories of CRD", and how to fix it. Does nothing if the
+    system does not report its available memory.
     """
-    left = available(device) if limit is None else limit
-    if left is not None and needed > left:
-        bound = f"{torch.device(device)} has {_said(left)} left" if limit is None else f"the limit is {_said(limit)}"
-        raise RecipeError(f"{what} would take {_said(needed)}, but {bound}; {remedy}")
+    bound = available(device) if limit is None else limit
+    if bound is not None and needed > bound:
+        shown = format_bytes(bound, base=1024)
+        reason = f"{torch.device(device)} has {shown} left" if limit is None else f"the limit is {shown}"
+        raise RecipeError(f"{subject} would take {format_bytes(needed, base=1024)}, but {reason}; {remedy}")
 
 
 def available(device: torch.device | str = "cpu") -> int | None:
-    """Return how many bytes are left on a device, those included that torch or the system only keeps for later.
+    """Return the available bytes of a device, with those that torch or the system only caches; None if unknown.
 
-    A device that is neither a CPU nor a CUDA one is taken to share the machine's memory. None where the system does
-    not say.
+    A device other than CPU and CUDA is assumed to share the memory of the machine.
     """
     device = torch.device(device)
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
-    left = [each for each in (_machine(), _container()) if each is not None]
-    return min(left) if left else None
+        # torch's caching allocator holds these bytes, but hands them out again before it asks the driver for more
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    bounds = [size for size in (_available_on_machine(), _available_in_container()) if size is not None]
+    return min(bounds) if bounds else None
 
 
-def _machine() -> int | None:
-    """Return what the system could give out; its page cache counts where it says so, which sysconf does not."""
+def format_bytes(count: float, *, base: int = 1000) -> str:
+    """Return a number of bytes as text with three significant digits, such as "1.5 GB".
+
+    base: the factor from unit to unit: 1000 for files, 1024 for memory, as torch and nvidia-smi count it.
+    """
+    units = ["B", "kB", "MB", "GB"]
+    while count >= base and len(units) > 1:
+        count /= base
+        units.pop(0)
+    digits = f"{count:.0f}" if count >= 99.95 else f"{count:.3g}"  # from 100 on, .3g could switch to "1e+03"
+    return f"{digits} {units[0]}"
+
+
+def _available_on_machine() -> int | None:
+    # MemAvailable includes the page cache, which the system gives up on demand. sysconf counts free pages only, so it
+    # is the fallback for systems without /proc.
     try:
-        told = _figures(_MEMORY)["MemAvailable:"]
+        return _read_numbers(_MEMINFO)["MemAvailable:"] * 1024  # the file counts in kB of 1024 bytes
     except (OSError, KeyError, ValueError):
         names = getattr(os, "sysconf_names", {})  # Windows has none
         pages = next((name for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES") if name in names), None)
         return None if pages is None else os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
-    return told * 1024
 
 
-def _container() -> int | None:
+def _available_in_container() -> int | None:
     try:
-        limit = int((_CONTAINER / "memory.max").read_text())  # "max" where there is none
-        used = int((_CONTAINER / "memory.current").read_text())
-        return max(limit - used + _figures(_CONTAINER / "memory.stat")["inactive_file"], 0)
+        limit = int((_CGROUP / "memory.max").read_text())  # "max", a ValueError, if there is no limit
+        used = int((_CGROUP / "memory.current").read_text())
+        # memory.current includes the page cache; its inactive part can be reclaimed
+        return max(limit - used + _read_numbers(_CGROUP / "memory.stat")["inactive_file"], 0)
     except (OSError, KeyError, ValueError):
         return None
 
 
-def _figures(path: Path) -> dict[str, int]:
-    """Return the numbers of a file with a name and a number on each line."""
+def _read_numbers(path: Path) -> dict[str, int]:
+    """Return the numbers of a file that has a name, a number and perhaps a unit on each line."""
     lines = (line.split() for line in path.read_text().splitlines())
     return {name: int(number) for name, number, *_unit in lines}
-
-
-def _said(amount: int) -> str:
-    megabytes = amount / _MEGABYTE
-    return f"{megabytes:.0f} MB" if megabytes >= 1 or not amount else f"{megabytes:.2g} MB"

@@ -1,4 +1,4 @@
-"""Run a network for a while, and leave its modes and its buffers as they were."""
+"""Run a network temporarily, and restore its modes and its buffers."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,36 +9,38 @@ from torch import nn
 
 @contextmanager
 def eval_mode(module: object) -> Iterator[None]:
-    """Put a module in eval mode; give each of its parts its own mode back at the end, also after an error.
+    """Put a module in eval mode, and restore the mode of every submodule at the end, also after an error.
 
-    What is not an `nn.Module`, such as a teacher behind an API, has no mode and is left alone.
+    An object that is not an `nn.Module`, such as a teacher behind an API, has no mode and is left unchanged.
     """
     if not isinstance(module, nn.Module):
         yield
         return
-    modes = {each: each.training for each in module.modules()}
+    # module.train() would set one mode for all submodules; user code may keep some, such as batch norms, in eval mode.
+    modes = {submodule: submodule.training for submodule in module.modules()}
     module.eval()
     try:
         yield
     finally:
-        for each, training in modes.items():
-            each.training = training
+        for submodule, training in modes.items():
+            submodule.training = training
 
 
 @contextmanager
 def preserve_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Leave every buffer as it was, also one that a module fills in place or assigns anew as it runs."""
-    kept = [
-        (module, name, buffer, None if buffer is None else buffer.clone())
-        for each in modules
-        for module in each.modules()
-        for name, buffer in module._buffers.items()
+    """Restore every buffer at the end, both buffers that are filled in place and those that are replaced."""
+    # `_buffers` rather than `named_buffers`, which skips buffers that are None and may be assigned meanwhile.
+    saved = [
+        (submodule, name, buffer, None if buffer is None else buffer.clone())
+        for module in modules
+        for submodule in module.modules()
+        for name, buffer in submodule._buffers.items()
     ]
     try:
         yield
     finally:
-        for module, name, buffer, before in kept:
-            module._buffers[name] = buffer
-            if buffer is not None and before is not None:
+        for submodule, name, buffer, values in saved:
+            submodule._buffers[name] = buffer
+            if buffer is not None and values is not None:
                 with torch.no_grad():
-                    buffer.copy_(before)
+                    buffer.copy_(values)

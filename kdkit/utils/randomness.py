@@ -9,30 +9,31 @@ import torch
 
 
 def derive_seed(*numbers: int) -> int:
-    """Return a 63-bit seed made of several numbers, so that (1, 2) and (2, 1) differ."""
+    """Return a 63-bit seed that depends on every number and on their order."""
+    # One round of splitmix64 for each number (Steele et al. 2014). Sums or products of seeds would collide.
     mixed = 0x9E3779B97F4A7C15
-    for number in numbers:  # splitmix64, one round per number
+    for number in numbers:
         mixed = (mixed ^ (number & 0xFFFFFFFFFFFFFFFF)) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
         mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
         mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
         mixed ^= mixed >> 31
-    return mixed >> 1
+    return mixed >> 1  # torch takes seeds as signed 64-bit integers
 
 
 @contextmanager
 def preserve_rng_state() -> Iterator[None]:
-    """Leave the random states of Python, numpy and torch as they were, whatever is seeded inside."""
-    python, numpy = random.getstate(), np.random.get_state()
+    """Restore the random states of Python, numpy and torch at the end, whatever is seeded inside."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             yield
         finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
 
 
 def seed_everything(seed: int) -> None:
-    """Set the random states of Python, numpy and torch."""
+    """Seed the global random states of Python, numpy and torch."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # the global state that users' own code reads
+    np.random.seed(seed % 2**32)  # numpy takes 32 bits; user code may read this global state
     torch.manual_seed(seed)

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from kdkit import DataError, RecipeError, Task
+from kdkit import Data, DataError, RecipeError, Task
 from kdkit.errors import did_you_mean
 from kdkit_ecg.augmentations import check_augmentations
 from kdkit_ecg.datasets.exclusions import ExcludedRecords
@@ -30,7 +30,7 @@ Folder = str | Path
 
 # Without slots, since cached_property keeps what it found in the instance's __dict__.
 @dataclass(frozen=True, eq=False)
-class RecordingDataset(ABC):
+class RecordingDataset(Data, ABC):
     """Recordings as kdkit's Data. A data set of its own says what it found and which rows make a split."""
 
     folder: Folder | Sequence[Folder]

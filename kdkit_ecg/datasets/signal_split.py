@@ -1,7 +1,7 @@
 """Signals handed out in windows of one length, changed from draw to draw where training asks it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdkit import Batch
+from kdkit import Batch, Split
 from kdkit.utils.randomness import derive_seed
 from kdkit_ecg.augmentations import Augmentation, Mixup
 
@@ -30,7 +30,7 @@ class Ecg(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SignalSplit:
+class SignalSplit(Split):
     """Records as a split: each sample is a window of `length` samples, a pure function of (seed, id, draw).
 
     signals: one float32 (12, time) array per record, in memory or mapped, times may differ; rate in Hz.
@@ -42,8 +42,8 @@ class SignalSplit:
 
     signals: Sequence[NDArray[np.float32]]
     person: Tensor
-    labels: Tensor
-    ids: Tensor
+    labels: Tensor = field()  # field(): otherwise the default would be the property of Split
+    ids: Tensor = field()
     length: int
     rate: float
     window: Window

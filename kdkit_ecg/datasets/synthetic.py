@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kdkit import RecipeError, Task
+from kdkit import Data, RecipeError, Task
 from kdkit.errors import did_you_mean
 from kdkit_ecg.augmentations import check_augmentations
 from kdkit_ecg.datasets.signal_split import Augmentations, SignalSplit
@@ -30,7 +30,7 @@ _FIRST = {
 }  # so that no size moves another split's records
 
 
-class Synthetic:
+class Synthetic(Data):
     """Simulated records as kdkit's Data: multi-label, signal (batch, 12, length) float32, person (batch, 5).
 
     train, select, test: how many records each split has. A record is a pure function of (seed, id), whatever the
@@ -74,7 +74,7 @@ class Synthetic:
         check_augmentations(augment, draws)
         self.classes = _checked_classes(classes)
         self.augment = augment
-        self.draws = draws
+        self.draws: int = draws
         self.length = length
         self.scaling = scaling
         self.simulator = Simulator(seed=seed, rate=float(rate), length=length, difficulty=float(difficulty))

@@ -3,7 +3,7 @@
 from kdkit import Data, LoaderSplit, Split, Task
 
 
-class Untested:
+class Untested(Data):
     """The same data without its test split: scores are those of the records that epochs are chosen on."""
 
     test: None = None
@@ -35,7 +35,7 @@ class Untested:
     def notices(self) -> tuple[str, ...]:
         """What a reader of the figures must know."""
         return (
-            *getattr(self._data, "notices", ()),
+            *self._data.notices,
             "no net is asked about the test split: scores are of the selection split",
         )
 

@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 from kdkit import Data, LoaderSplit, Metric, Net, Predictions, RecipeError, Stage, Training, Truth, registry
 from kdkit.errors import ContractError
 from kdkit.losses import SoftTargets
-from kdkit.metrics import better, lower_is_better
+from kdkit.metrics import is_better, lower_is_better
 from kdkit.plugins.registry import REGISTRIES
 from kdkit.testing import check_loss, check_schedule, check_tap
 
@@ -351,8 +351,8 @@ def test_metrics_rise_and_errors_fall_with_being_right_and_leave_themselves_as_t
         assert repr(made) == before
     best = 0 if lower_is_better(made) else 1
     assert figures[0] == pytest.approx(best, abs=0.02 if lower_is_better(made) else 1e-6)  # 4 is a logit short of sure
-    assert better(made, figures[0], figures[1])
-    assert better(made, figures[1], figures[2])
+    assert is_better(made, figures[0], figures[1])
+    assert is_better(made, figures[1], figures[2])
 
 
 def test_every_registry_has_a_contract():

@@ -1,4 +1,4 @@
-"""A stage of made-up terms with known gradients, in float64."""
+"""Terms with known gradients, in float64, for tests of balancers."""
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ def vectors(*rows):
 
 
 def linear(parameter, gradients, values=None):
-    """Terms whose gradients on a parameter are the given rows, and which have the given values."""
+    """Return terms whose gradients on a parameter are these rows, and whose values are `values`."""
     terms = {}
     for index, gradient in enumerate(gradients):
         term = (parameter * gradient).sum()

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdkit import Batch, Match, Net, Recipe, Stage, Tap
+from kdkit import Batch, Data, Match, Net, Recipe, Split, Stage, Tap
 from kdkit.losses import Hint, SoftTargets
 from kdkit.teachers import Frozen
 
@@ -14,7 +14,7 @@ from .stages import Small, training, truth
 ROWS = 24
 
 
-class Rows:
+class Rows(Split):
     """Points whose noise is another in each draw."""
 
     def __init__(self, first: int, rows: int, noise: float) -> None:
@@ -31,7 +31,7 @@ class Rows:
         return Batch(torch.eye(3, 6)[labels] + self.noise * noise, labels, ids, draw)
 
 
-class Drawn:
+class Drawn(Data):
     """Data of as many draws as wanted."""
 
     classes: tuple[str, ...] = ("a", "b", "c")

@@ -195,7 +195,7 @@ def test_a_network_that_returns_more_than_a_tensor_teaches_and_learns_by_its_ele
 
 def test_a_network_that_returns_more_than_a_tensor_is_refused_without_an_element(signals):
     student = Net("student", Returning(FORMS["dict"][0]))
-    with pytest.raises(CheckError, match="gives a dict with 'logits', 'rest' where one tensor was expected"):
+    with pytest.raises(CheckError, match="gives a dict with 'logits', 'rest', but one tensor was expected"):
         distilled(student, Truth(cross_entropy), signals)
 
 
@@ -224,7 +224,7 @@ def test_an_element_is_for_when_there_are_several_so_that_one_tensor_in_eval_mod
 def test_a_network_that_only_fails_in_eval_mode_is_refused_before_the_first_step(signals):
     student = Net("student", OnlyInTraining(more_in_training=False))
     plan = kdkit.check(Recipe(data=signals, schedule=[Stage({student: Truth(cross_entropy)}, Training(epochs=1))]))
-    assert any("gives a tuple of 2 where one tensor was expected" in problem for problem in plan.problems)
+    assert any("gives a tuple of 2, but one tensor was expected" in problem for problem in plan.problems)
     assert student.module.training
 
 
@@ -303,7 +303,7 @@ class Seeing(nn.Module):
 
 def test_a_teacher_from_timm_and_its_student_each_see_their_own_normalisation_and_size(images):
     tiny = timm.create_model("test_efficientnet", num_classes=CLASSES)
-    view = Images.of(tiny)
+    view = Images.from_timm(tiny)
     large = Images(mean=view.mean, std=view.std, size=(48, 40))
     teacher = Net("teacher", Seeing(tiny), view=large, trained=True)
     student = Net("student", Seeing(Conv2d()), view=Images(mean=(0.5,) * 3, std=(0.25,) * 3))
@@ -321,7 +321,7 @@ def test_a_teacher_from_timm_and_its_student_each_see_their_own_normalisation_an
 
 def test_images_of_a_timm_model_resize_to_the_size_it_was_trained_with(images):
     tiny = timm.create_model("test_resnet", num_classes=CLASSES)
-    net = Net("teacher", Seeing(tiny), view=Images.of(tiny, resize=True), trained=True)
+    net = Net("teacher", Seeing(tiny), view=Images.from_timm(tiny, resize=True), trained=True)
     said(net, images)
     assert net.module.seen.shape[-2:] == tuple(tiny.pretrained_cfg["input_size"][1:])
 
@@ -413,7 +413,7 @@ def test_a_stage_of_a_timm_model_gives_its_channels_second(name, index):
 def test_a_stage_of_a_timm_model_teaches_a_student_of_another_width(name, images):
     teacher = Net("teacher", timm.create_model(name, num_classes=CLASSES, **STAGED[name]), trained=True)
     small = timm.create_model("test_efficientnet", num_classes=CLASSES)
-    student = Net("student", small, view=Images.of(small))
+    student = Net("student", small, view=Images.from_timm(small))
     hint = Hint()
     match = Match(teacher, hint, student=timm_tap(student.module, 1), target=timm_tap(teacher.module, 1))
     distilled(student, Truth(cross_entropy) + match, images)
@@ -450,7 +450,7 @@ def test_the_token_of_the_distilled_deit_does_not_touch_the_head_of_the_labels(i
 
 
 def test_the_distilled_deit_is_refused_without_an_element(images):
-    with pytest.raises(CheckError, match="tuple of 2 where one tensor was expected"):
+    with pytest.raises(CheckError, match="tuple of 2, but one tensor was expected"):
         distilled(Net("student", distilled_deit()), Truth(cross_entropy), images)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import MetricResult, Net, Recipe, Stage, TorchData, Truth
+from kdkit import Data, MetricResult, Net, Recipe, Split, Stage, TorchData, Truth
 from kdkit.cli.console import metrics_table
 from kdkit.metrics import Accuracy, BootstrapInterval, Brier, MacroAUROC, MacroF1
 from kdkit.plugins.events import RunEnded
@@ -107,7 +107,7 @@ def test_permuted_test_labels_leave_every_threshold_the_same_bits():
     assert figures[0] != figures[1]
 
 
-class Grouped:
+class Grouped(Split):
     """A split that knows which of its samples belong together, and its labels."""
 
     def __init__(self, split, groups):
@@ -126,16 +126,15 @@ class Grouped:
 def test_groups_and_training_positives_reach_the_run_folder_and_its_table(tmp_path, kdkit_here):
     plain = TorchData(samples(32), samples(24, 1), samples(24, 2), classes=CLASSES)
 
-    class Data:
+    class GroupedData(Data):
         classes, task, draws, fingerprint = plain.classes, plain.task, plain.draws, "grouped"
         train, validation, test = (
             Grouped(each, torch.arange(len(each)) // 2) for each in (plain.train, plain.validation, plain.test)
         )
 
     out = tmp_path / "out"
-    recipe = Recipe(
-        data=Data(), schedule=alone(Net("student", Small(4))), metrics=(BootstrapInterval(MacroAUROC(), resamples=20),)
-    )
+    metrics = (BootstrapInterval(MacroAUROC(), resamples=20),)
+    recipe = Recipe(data=GroupedData(), schedule=alone(Net("student", Small(4))), metrics=metrics)
     result = kdkit.run(recipe, out=out)
     assert "20 resamples of groups (patients)" in result.metrics["student"]["macro_auroc"].note
     kept = json.loads((out / "metrics.json").read_text())["metrics"]["student"]["macro_auroc"]

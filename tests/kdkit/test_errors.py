@@ -1,34 +1,53 @@
-"""Errors: what they say, and that one class catches them all."""
+"""Tests of the error classes and of the texts that error messages share."""
+
+import pickle
 
 import pytest
 
 from kdkit import errors
-from kdkit.errors import CheckError, KdkitError, did_you_mean
+from kdkit.errors import CheckError, KdkitError, describe, did_you_mean, first_line
 
 
 def test_one_class_catches_every_error_of_kdkit():
-    raised = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, Exception)]
-    assert len(raised) > 4
-    assert all(issubclass(each, KdkitError) for each in raised)
+    classes = [item for item in vars(errors).values() if isinstance(item, type) and issubclass(item, Exception)]
+    assert len(classes) > 4
+    assert all(issubclass(cls, KdkitError) for cls in classes)
 
 
-def test_a_check_error_shows_every_problem_on_a_line_of_its_own():
+def test_a_check_error_shows_each_problem_on_its_own_line():
     error = CheckError(["the first", "the second"])
     assert error.problems == ("the first", "the second")
     assert str(error).splitlines() == ["2 problems found before the first step:", "  - the first", "  - the second"]
 
 
-def test_a_check_error_counts_a_single_problem_as_one():
+def test_a_check_error_has_a_singular_title_for_one_problem():
     assert str(CheckError(iter(["only"]))).startswith("1 problem found")
 
 
+def test_a_check_error_survives_pickling():
+    error = pickle.loads(pickle.dumps(CheckError(["the first", "the second"])))
+    assert error.problems == ("the first", "the second")
+
+
 @pytest.mark.parametrize(
-    ("wrong", "names", "said"),
+    ("error", "line"), [(ValueError("a\nb"), "a"), (ValueError(), "ValueError"), (KeyError(), "KeyError")]
+)
+def test_the_first_line_of_an_error_is_its_message_or_its_class(error, line):
+    assert first_line(error) == line
+
+
+def test_a_class_is_described_with_a_hint_to_call_it_and_a_value_by_its_repr():
+    assert describe(dict) == "the class dict; did you forget its ()?"
+    assert describe("text") == "'text'"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "names", "hint"),
     [
         ("soft_target", ["hint", "soft_targets"], "did you mean 'soft_targets'?"),
         ("zzz", ["hint", "cosine"], "there are: cosine, hint"),
         ("zzz", [], "there are none"),
     ],
 )
-def test_a_wrong_name_is_answered_with_the_nearest_or_with_all(wrong, names, said):
-    assert did_you_mean(wrong, iter(names)) == said
+def test_the_hint_for_an_unknown_name_is_the_nearest_name_or_all_names(wrong, names, hint):
+    assert did_you_mean(wrong, iter(names)) == hint

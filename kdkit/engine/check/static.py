@@ -34,7 +34,7 @@ def require_compilable(stages: Iterable[Stage]) -> None:
     """Raise RecipeError if a stage balances by the gradient of each term, which a compiled module does not have."""
     for stage in stages:
         balancing = stage.training.balancing
-        if getattr(balancing, "each_gradient", False):
+        if balancing.needs_separate_gradients:
             raise RecipeError(
                 f"stage {stage.name!r}: {type(balancing).__name__} needs the gradient of each term, but a compiled "
                 "module has one backward pass for all terms; run without compile, or balance by WeightedSum or "

@@ -13,7 +13,7 @@ from typing import Any
 from kdkit.engine.storage.stage_folder import FORMAT, StageFolder, require_format
 from kdkit.errors import RunFolderError, did_you_mean, first_line
 from kdkit.metrics import MetricResult
-from kdkit.metrics.per_class import Reported
+from kdkit.metrics.per_class import NetReport
 from kdkit.utils.files import to_json, write
 
 RECORD = "run.json"
@@ -106,7 +106,7 @@ def default_path(name: str) -> Path:
     return path
 
 
-def read_reported(folder: Path, net: str) -> Reported:
+def read_reported(folder: Path, net: str) -> NetReport:
     """Return the predictions of a network in a run folder. Raises RunFolderError if there is no such run or network."""
     record = _read_record(folder)
     stages: dict[str, Path] = {}  # a network that several stages trained is reported as the last one left it
@@ -116,7 +116,7 @@ def read_reported(folder: Path, net: str) -> Reported:
         raise RunFolderError(f"{folder} holds no predictions of {net!r}; {did_you_mean(net, list(stages))}")
     stage = StageFolder(stages[net])
     has_test = (stage.path / f"predictions-{net}-test.safetensors").exists()
-    return Reported(
+    return NetReport(
         validation=stage.load_predictions(net, "validation"),
         test=stage.load_predictions(net, "test") if has_test else None,
         train=record.get("positives"),

@@ -1,4 +1,4 @@
-"""Turn the terms of a step into gradients: by their sum, by weights that are learned, or by surgery."""
+"""Compute the gradients of a step from its terms: by their weighted sum, by learned weights, or by gradient surgery."""
 
 from kdkit.recipe.balancing.base import Balancer, Balancing, TrainedParameters, WeightedSum
 from kdkit.recipe.balancing.gradients import inner_products, jacobian

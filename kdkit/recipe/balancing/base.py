@@ -14,10 +14,10 @@ Scale = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedParameters:
-    """What a stage trains: the labels of its terms, the parameters of each net, and those of losses.
+    """The trained parameters of a stage, with the labels of its terms.
 
-    A parameter stands in one place only: that of two nets with the first of them, that of a net and a loss with the
-    net.
+    labels: of the terms, in order. nets: the parameters of each net. losses: the parameters of the losses.
+    Each parameter is listed once: one that two nets share with the first of them, one of a net and a loss with the net.
     """
 
     labels: tuple[str, ...]
@@ -27,54 +27,61 @@ class TrainedParameters:
     @property
     def students(self) -> tuple[nn.Parameter, ...]:
         """The parameters of all nets."""
-        return tuple(each for net in self.nets for each in net)
+        return tuple(parameter for net in self.nets for parameter in net)
 
     def vector(self, value: float) -> Tensor:
-        """Return this value for each term, (terms,), where the nets are, in float32 or better."""
+        """Return a tensor of this value for each term, (terms,), on the device of the nets."""
         first = self.students[0]
-        dtype = torch.promote_types(first.dtype, torch.float32)
+        dtype = torch.promote_types(first.dtype, torch.float32)  # half precision is too coarse for factors
         return torch.full((len(self.labels),), value, device=first.device, dtype=dtype)
 
 
 @runtime_checkable
 class Balancer(Protocol):
-    """Sets the gradients of a step. What it learns or remembers is in its state dict.
+    """Base class of a balancer, which computes the gradients of a step from the terms. It serves one stage.
 
-    One that is an `nn.Module` has its parameters trained by the optimizer of the stage, under names that begin with
-    "balance.". In several processes gradients are averaged as a backward pass leaves them; one that does without such a
-    pass averages them itself (`kdkit.utils.collectives.averaged`) and has `averages = True`.
+    If it is an `nn.Module`, the optimizer of the stage trains its parameters, under names that begin with "balance.".
+
+    averages_across_ranks: in a distributed run, DistributedDataParallel averages the gradients during a backward pass
+    through the loss. A balancer without such a pass averages them itself, with
+    `kdkit.utils.collectives.all_reduce_mean`, and sets this to True.
     """
 
-    def __call__(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Scale) -> None:
-        """Add gradients to those that are there, from unweighted terms, their weights, and `scale`.
+    averages_across_ranks: bool = False
 
-        scale: multiplies what is differentiated, for half precision and accumulation.
+    def __call__(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Scale) -> None:
+        """Add gradients to the `.grad` of the parameters, given the unweighted terms and their weights.
+
+        scale: multiplies a loss before it is differentiated, for half precision and gradient accumulation.
         """
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what it has learned, in tensors and plain values."""
+        """Return the learned state, as tensors and plain values."""
         ...
 
     def load_state_dict(self, state: dict[str, Any], /) -> Any:
-        """Go on from what it had learned."""
+        """Load a learned state, to resume from it."""
         ...
 
 
 @runtime_checkable
 class Balancing(Protocol):
-    """A way of balancing as a recipe says it; one object may serve several stages.
+    """Base class of a balancing method as a recipe configures it. One object may serve several stages.
 
-    One that differentiates each term apart has `each_gradient = True`, and is refused in a run that compiles.
+    needs_separate_gradients: whether its balancer differentiates each term separately. A compiled stage has one
+    backward pass for all terms, so a run that compiles refuses such a method.
     """
 
+    needs_separate_gradients: bool = False
+
     def build(self, trained: TrainedParameters) -> Balancer:
-        """Return the balancer of a stage. Raises RecipeError where it does not fit what the stage trains."""
+        """Return the balancer of a stage. Raises RecipeError if the method does not fit the trained parameters."""
         ...
 
 
 def weighted_terms(terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Scale) -> dict[str, Tensor]:
-    """Return the weighted, scaled terms that have a say in this step: of another weight than 0, and with a graph."""
+    """Return the weighted and scaled terms that contribute gradients: of nonzero weight, and with a graph."""
     return {
         label: scale(term * weights[label])
         for label, term in terms.items()
@@ -83,11 +90,11 @@ def weighted_terms(terms: Mapping[str, Tensor], weights: Mapping[str, float], sc
 
 
 @dataclass(frozen=True, slots=True)
-class WeightedSum:
-    """The plain weighted sum of the terms, as the goal says."""
+class WeightedSum(Balancing, Balancer):
+    """The weighted sum of the terms, with the weights of the objective."""
 
     def build(self, trained: TrainedParameters) -> "WeightedSum":
-        """Return itself: there is nothing to learn."""
+        """Return self, which has no state."""
         return self
 
     def __call__(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Scale) -> None:
@@ -96,8 +103,8 @@ class WeightedSum:
         scale(total).backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing is learned."""
+        """Return an empty dict, since there is no state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Nothing is learned."""
+        """Do nothing, since there is no state."""

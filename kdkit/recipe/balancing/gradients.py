@@ -1,4 +1,4 @@
-"""The gradient of each term of a step on its own, the same on every process of a distributed run."""
+"""The separate gradients of the terms of a step, averaged over the ranks of a distributed run."""
 
 from collections.abc import Sequence
 
@@ -7,45 +7,47 @@ from torch import Tensor, nn
 
 from kdkit.utils.collectives import all_reduce_mean
 
-Gradients = tuple[Tensor | None, ...]
+Gradients = tuple[Tensor | None, ...]  # of one term, on each parameter; None if the term does not reach it
 
 
-def each_gradient(terms: Sequence[Tensor], parameters: Sequence[nn.Parameter], *, keep: bool) -> list[Gradients]:
-    """Return each term's gradient on each parameter, None where it does not reach it; keep the graph if told to."""
-    last = len(terms) - 1
+def separate_gradients(
+    terms: Sequence[Tensor], parameters: Sequence[nn.Parameter], *, retain_graph: bool
+) -> list[Gradients]:
+    """Return the gradient of each term on each parameter, None if the term does not reach the parameter."""
+    last = len(terms) - 1  # the graph has to last until the last term
     return [
-        torch.autograd.grad(term, parameters, retain_graph=keep or index < last, allow_unused=True)
+        torch.autograd.grad(term, parameters, retain_graph=retain_graph or index < last, allow_unused=True)
         for index, term in enumerate(terms)
     ]
 
 
-def jacobian(terms: Sequence[Tensor], parameters: Sequence[nn.Parameter], *, keep: bool) -> Tensor:
-    """Return the gradients of terms as rows, (terms, numbers in parameters), in float32 or better.
+def jacobian(terms: Sequence[Tensor], parameters: Sequence[nn.Parameter], *, retain_graph: bool) -> Tensor:
+    """Return the gradients of the terms as rows, (terms, elements of the parameters), in float32 or better.
 
-    keep: whether the graph is needed after. A term without a graph has a row of zeros.
+    A term without a graph has a row of zeros.
     """
-    graphs = [term for term in terms if term.requires_grad]
-    found = iter(each_gradient(graphs, parameters, keep=keep))
-    nothing: Gradients = (None,) * len(parameters)
-    return rows([next(found) if term.requires_grad else nothing for term in terms], parameters)
+    with_graph = [term for term in terms if term.requires_grad]
+    gradients = iter(separate_gradients(with_graph, parameters, retain_graph=retain_graph))
+    no_gradients: Gradients = (None,) * len(parameters)
+    return stack_gradients([next(gradients) if term.requires_grad else no_gradients for term in terms], parameters)
 
 
-def rows(gradients: Sequence[Gradients], parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Return gradients as rows, (terms, numbers in parameters): zeros where there is none, averaged over processes."""
+def stack_gradients(gradients: Sequence[Gradients], parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Return gradients as rows, (terms, elements of the parameters), averaged over the ranks; zeros for None."""
     dtype = torch.float32
     for parameter in parameters:
         dtype = torch.promote_types(dtype, parameter.dtype)
     size = sum(parameter.numel() for parameter in parameters)
     matrix = parameters[0].new_empty((len(gradients), size), dtype=dtype, requires_grad=False)
-    for row, each in zip(matrix, gradients, strict=True):
-        torch.cat([_or_zeros(*pair).reshape(-1) for pair in zip(each, parameters, strict=True)], out=row)
+    for row, term_gradients in zip(matrix, gradients, strict=True):
+        parts = [
+            (torch.zeros_like(parameter) if gradient is None else gradient).reshape(-1)
+            for gradient, parameter in zip(term_gradients, parameters, strict=True)
+        ]
+        torch.cat(parts, out=row)
     return all_reduce_mean(matrix)
 
 
 def inner_products(jacobian: Tensor) -> Tensor:
-    """Return the inner product of each two rows, (terms, terms)."""
+    """Return the inner products of all pairs of rows, (terms, elements) -> (terms, terms)."""
     return jacobian @ jacobian.T
-
-
-def _or_zeros(gradient: Tensor | None, parameter: nn.Parameter) -> Tensor:
-    return torch.zeros_like(parameter) if gradient is None else gradient

@@ -1,4 +1,4 @@
-"""Gradient surgery: PCGrad and CAGrad."""
+"""Gradient surgery, which combines the gradients of the terms: PCGrad and CAGrad."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,36 +11,81 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
-from kdkit.recipe.balancing.base import Balancer, Scale, TrainedParameters, WeightedSum, weighted_terms
-from kdkit.recipe.balancing.gradients import Gradients, each_gradient, inner_products, rows
+from kdkit.recipe.balancing.base import Balancer, Balancing, Scale, TrainedParameters, WeightedSum, weighted_terms
+from kdkit.recipe.balancing.gradients import Gradients, inner_products, separate_gradients, stack_gradients
 from kdkit.utils.collectives import all_reduce_mean, is_distributed
+from kdkit.utils.validation import is_number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PCGrad(Balancing):
+    """Project the gradient of each term onto the normal planes of the gradients it conflicts with, then add them up.
+
+    Two gradients conflict if their inner product is negative. Each gradient is projected in a random order of the
+    others, drawn again in each step, onto the normal planes of the original gradients. Terms are multiplied by the
+    weights of the objective first; without conflicts the result is the weighted sum. See `Surgery` for which
+    parameters are combined. Source: Yu et al. 2020, arXiv:2001.06782, Algorithm 1.
+    """
+
+    needs_separate_gradients = True
+
+    def build(self, trained: TrainedParameters) -> Balancer:
+        """Return the balancer of a stage."""
+        return Surgery(trained, Projection())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CAGrad(Balancing):
+    """Find the direction near the weighted sum of the gradients that improves the worst-off term most.
+
+    The direction differs from the sum by at most c times the norm of the sum.
+    c: in [0, 1); 0 is the weighted sum, and below 1 CAGrad converges to a minimum of the weighted sum.
+
+    Terms are multiplied by the weights of the objective first. The g_0 of the paper is the mean of the gradients and
+    this one their sum, which changes only the length of the result, by the number of terms. Each step waits for the
+    device once: the dual problem is solved on the CPU, from the inner product of each pair of terms. See `Surgery` for
+    which parameters are combined. Raises RecipeError for c out of range.
+    Source: Liu et al. 2021, arXiv:2110.14048, Algorithm 1.
+    """
+
+    c: float = 0.5
+
+    needs_separate_gradients = True
+
+    def __post_init__(self) -> None:
+        if not is_number(self.c) or not 0 <= self.c < 1:
+            raise RecipeError(f"c of CAGrad is a number from 0, the weighted sum, to below 1; got {self.c!r}")
+
+    def build(self, trained: TrainedParameters) -> Balancer:
+        """Return the balancer of a stage."""
+        return Surgery(trained, ConflictAverse(self.c))
 
 
 class Rule(Protocol):
-    """How much of each term's gradient goes into the combined one."""
+    """How much of the gradient of each term goes into the combined gradient."""
 
     def coefficients(self, products: Tensor) -> Tensor:
-        """Return a coefficient for each term, (terms,), from their gradients' inner products, (terms, terms)."""
+        """Return a coefficient per term, (terms,), from the inner products of their gradients, (terms, terms)."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what it remembers."""
+        """Return the state."""
         ...
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Go on from what it remembered."""
+        """Load a state."""
         ...
 
 
-class Surgery:
-    """Sets gradients by a rule, for each net on its own.
+class Surgery(Balancer):
+    """Combines the gradients of the terms by a rule, for each net separately.
 
-    Of a net, the parameters that at least two terms reach are combined as one vector. Those that one term reaches get
-    that term's weighted gradient, and those of losses the sum. Terms of weight 0 or without a graph are left out; where
-    fewer than two are left, they are summed as goals say. Costs a backward pass for each term.
+    The parameters of a net that at least two terms reach are combined as one vector. Parameters that one term reaches
+    get the weighted gradient of that term, and parameters of losses the sum over terms. Terms of weight 0 or without a
+    graph are left out. If fewer than two remain, the result is their weighted sum. Takes a backward pass for each term.
     """
 
-    averages = True  # over the processes of a run
+    averages_across_ranks = True
 
     def __init__(self, trained: TrainedParameters, rule: Rule) -> None:
         self._nets = trained.nets
@@ -50,168 +95,123 @@ class Surgery:
     def __call__(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Scale) -> None:
         """Add the combined gradients."""
         weighted = weighted_terms(terms, weights, scale)
-        if (
-            len(weighted) < 2 and not is_distributed()
-        ):  # among several processes what follows averages, as the sum does not
+        # In a distributed run the code below averages gradients over the ranks, which WeightedSum would not.
+        if len(weighted) < 2 and not is_distributed():
             WeightedSum()(terms, weights, scale)
             return
-        found = each_gradient(list(weighted.values()), self._parameters, keep=False)
-        begin = 0
+        gradients = separate_gradients(list(weighted.values()), self._parameters, retain_graph=False)
+        first = 0
         for net in self._nets:
-            self._combine(net, [each[begin : begin + len(net)] for each in found])
-            begin += len(net)
-        for place, parameter in enumerate(self._parameters[begin:], begin):
-            _add_sum(parameter, [each[place] for each in found])
+            last = first + len(net)
+            self._combine(net, [term_gradients[first:last] for term_gradients in gradients])
+            first = last
+        for index, parameter in enumerate(self._parameters[first:], first):  # the parameters of losses
+            _add_sum(parameter, [term_gradients[index] for term_gradients in gradients])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the rule remembers."""
+        """Return the state of the rule."""
         return self._rule.state_dict()
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Go on from what the rule remembered."""
+        """Load a state of the rule."""
         self._rule.load_state_dict(state)
 
-    def _combine(self, net: Sequence[nn.Parameter], found: Sequence[Gradients]) -> None:
-        shared = [place for place in range(len(net)) if sum(each[place] is not None for each in found) > 1]
-        for place in sorted({*range(len(net))} - {*shared}):
-            _add_sum(net[place], [each[place] for each in found])
+    def _combine(self, net: Sequence[nn.Parameter], gradients: Sequence[Gradients]) -> None:
+        """Add the combined gradients of one net; `gradients` are those of each term on its parameters."""
+        columns = [[term_gradients[index] for term_gradients in gradients] for index in range(len(net))]
+        shared = [index for index, column in enumerate(columns) if sum(grad is not None for grad in column) > 1]
+        for index in sorted({*range(len(net))} - {*shared}):
+            _add_sum(net[index], columns[index])
         if not shared:
             return
-        parameters = [net[place] for place in shared]
-        picked = [tuple(each[place] for place in shared) for each in found]
-        gradients = rows([each for each in picked if any(one is not None for one in each)], parameters)
-        coefficients = self._rule.coefficients(inner_products(gradients))
-        combined = gradients.mul_(coefficients.to(gradients)[:, None]).sum(0)
+        parameters = [net[index] for index in shared]
+        selected = [tuple(term_gradients[index] for index in shared) for term_gradients in gradients]
+        selected = [term_gradients for term_gradients in selected if any(grad is not None for grad in term_gradients)]
+        matrix = stack_gradients(selected, parameters)  # (terms, elements of the shared parameters)
+        coefficients = self._rule.coefficients(inner_products(matrix))
+        combined = matrix.mul_(coefficients.to(matrix)[:, None]).sum(0)
         sizes = [parameter.numel() for parameter in parameters]
         for parameter, gradient in zip(parameters, torch.split(combined, sizes), strict=True):
             _add(parameter, gradient.view_as(parameter).to(parameter.dtype))
 
 
-def _add_sum(parameter: nn.Parameter, gradients: Sequence[Tensor | None]) -> None:
-    there = [each for each in gradients if each is not None]
-    if there:
-        total = there[0].clone() if len(there) == 1 else torch.stack(there).sum(0)  # autograd may hand out a view
-        _add(parameter, all_reduce_mean(total))
-
-
-def _add(parameter: nn.Parameter, gradient: Tensor) -> None:
-    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PCGrad:
-    """Project the gradient of each term onto the normal plane of every other that it conflicts with, then add up.
-
-    Two gradients conflict where their inner product is below 0. The others are met in an order drawn anew in each step;
-    projections are onto the gradients as they came. Goal weights multiply the terms before. Where nothing conflicts it
-    is the weighted sum. See `Surgery` for what is combined. Source: Yu et al. 2020, arXiv:2001.06782, Algorithm 1.
-    """
-
-    each_gradient = True
-
-    def build(self, trained: TrainedParameters) -> Balancer:
-        """Return it at work."""
-        return Surgery(trained, Projection())
-
-
 class Projection:
-    """The rule of PCGrad. Orders come from a state of their own: processes of one seed draw the same ones."""
+    """The rule of PCGrad. Its random state is seeded like torch's, so that all ranks draw the same orders."""
 
     def __init__(self) -> None:
         self._random = torch.Generator().manual_seed(torch.initial_seed())
 
     def coefficients(self, products: Tensor) -> Tensor:
-        """Return what of each gradient is left after all projections."""
+        """Return the coefficients of the sum of the projected gradients."""
+        # A projected gradient is a combination of the original ones, so it is computed as a vector of coefficients.
         count = len(products)
         units = torch.eye(count, dtype=products.dtype, device=products.device)
-        left = torch.zeros_like(products[0])
+        total = torch.zeros_like(products[0])
         for index in range(count):
-            mine = units[index]
-            for other in torch.randperm(count, generator=self._random).tolist():
-                if other != index:
-                    along = mine @ products[other]
-                    share = torch.where(along < 0, along / products[other, other], 0.0)
-                    mine = mine - units[other] * share
-            left = left + mine
-        return left
+            projected = units[index]
+            for conflicting in torch.randperm(count, generator=self._random).tolist():
+                if conflicting != index:
+                    product = projected @ products[conflicting]
+                    share = torch.where(product < 0, product / products[conflicting, conflicting], 0.0)
+                    projected = projected - units[conflicting] * share
+            total = total + projected
+        return total
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where its random numbers stand."""
+        """Return the random state."""
         return {"random": self._random.get_state()}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Draw the orders that would have come next."""
+        """Load a random state, so that the next orders are the same."""
         self._random.set_state(state["random"])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CAGrad:
-    """The direction within c times the norm of the weighted sum around it that helps the worst-off term most.
-
-    c: from 0, the weighted sum, to below 1, where the weighted sum still converges. Goal weights multiply the terms
-    before. The paper's g_0 is the mean of the gradients and this one their sum, which changes the length only, by the
-    count of the terms. Each step waits once for the device: the dual is solved on the host, over a number for each two
-    terms. See `Surgery` for what is combined. Source: Liu et al. 2021, arXiv:2110.14048, Algorithm 1.
-    """
-
-    c: float = 0.5
-
-    each_gradient = True
-
-    def __post_init__(self) -> None:
-        if isinstance(self.c, bool) or not isinstance(self.c, int | float) or not 0 <= self.c < 1:
-            raise RecipeError(f"c of CAGrad is a number from 0, the weighted sum, to below 1; got {self.c!r}")
-
-    def build(self, trained: TrainedParameters) -> Balancer:
-        """Return it at work."""
-        return Surgery(trained, ConflictAverse(self.c))
-
-
 class ConflictAverse:
-    """The rule of CAGrad, d = g_0 + c |g_0| g_w / |g_w|, where w solves the dual."""
+    """The rule of CAGrad, d = g_0 + c |g_0| g_w / |g_w|, in which w solves the dual problem."""
 
     def __init__(self, c: float) -> None:
         self._c = c
 
     def coefficients(self, products: Tensor) -> Tensor:
-        """Return 1 for the sum, and beside it what the direction of g_w has of each term."""
+        """Return 1 for g_0, plus the coefficients of the direction of g_w."""
         ones = torch.ones_like(products[0])
-        found = products.double().cpu().numpy()
-        size = float(found.trace())
-        if self._c == 0 or not math.isfinite(size) or size <= 0:  # not finite: half precision leaves this step out
+        matrix = products.double().cpu().numpy()
+        trace = float(matrix.trace())
+        # In half precision gradients may overflow; then the gradient scaler skips this step.
+        if self._c == 0 or not math.isfinite(trace) or trace <= 0:
             return ones
-        shares = solve_dual(found / size, self._c)
-        length = math.sqrt(max(float(shares @ found @ shares), 0.0))
-        if (
-            length**2 <= torch.finfo(products.dtype).eps * size
-        ):  # the terms pull against each other: no direction helps all of them
+        shares = solve_dual(matrix / trace, self._c)
+        norm = math.sqrt(max(float(shares @ matrix @ shares), 0.0))  # |g_w|
+        # If g_w vanishes, the gradients oppose each other and no direction improves all terms.
+        if norm**2 <= torch.finfo(products.dtype).eps * trace:
             return ones
-        more = self._c * math.sqrt(max(float(found.sum()), 0.0)) / length
-        return ones + torch.from_numpy(more * shares).to(products)
+        factor = self._c * math.sqrt(max(float(matrix.sum()), 0.0)) / norm  # c |g_0| / |g_w|
+        return ones + torch.from_numpy(factor * shares).to(products)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing is remembered."""
+        """Return an empty dict, since there is no state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Nothing is remembered."""
+        """Do nothing, since there is no state."""
 
 
 def solve_dual(products: NDArray[np.float64], c: float) -> NDArray[np.float64]:
-    """Return the shares w of the simplex, (terms,), that make g_w . g_0 + c |g_0| |g_w| least."""
-    from scipy.optimize import minimize  # late: takes a while, and most recipes do without
+    """Return the w on the simplex, (terms,), that minimises g_w . g_0 + c |g_0| |g_w| (Algorithm 1)."""
+    from scipy.optimize import minimize  # late: it takes a while to import, and most recipes do not need it
 
     count = len(products)
-    along = products.sum(1)
-    reach = c * math.sqrt(max(float(along.sum()), 0.0))
+    products_with_sum = products.sum(1)  # g_i . g_0
+    radius = c * math.sqrt(max(float(products_with_sum.sum()), 0.0))  # c |g_0|
 
-    def value_and_slope(shares: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        turned = products @ shares
-        length = math.sqrt(max(float(shares @ turned), 0.0) + 1e-20)  # smooth where g_w vanishes
-        return float(shares @ along) + reach * length, along + reach * turned / length
+    def value_and_gradient(shares: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        products_with_mean = products @ shares
+        norm = math.sqrt(max(float(shares @ products_with_mean), 0.0) + 1e-20)  # the norm has no gradient at g_w = 0
+        value = float(shares @ products_with_sum) + radius * norm
+        return value, products_with_sum + radius * products_with_mean / norm
 
-    solved = minimize(
-        value_and_slope,
+    solution = minimize(
+        value_and_gradient,
         np.full(count, 1 / count),
         jac=True,
         method="SLSQP",
@@ -219,6 +219,18 @@ def solve_dual(products: NDArray[np.float64], c: float) -> NDArray[np.float64]:
         constraints={"type": "eq", "fun": lambda shares: shares.sum() - 1, "jac": np.ones_like},
         options={"ftol": 1e-14, "maxiter": 200},
     )
-    shares: NDArray[np.float64] = np.clip(solved.x, 0.0, None)
+    shares: NDArray[np.float64] = np.clip(solution.x, 0.0, None)  # SLSQP satisfies constraints up to rounding
     shares /= shares.sum()
     return shares
+
+
+def _add_sum(parameter: nn.Parameter, gradients: Sequence[Tensor | None]) -> None:
+    defined = [gradient for gradient in gradients if gradient is not None]
+    if defined:
+        # A single gradient is copied, since autograd may return a view of another tensor.
+        total = defined[0].clone() if len(defined) == 1 else torch.stack(defined).sum(0)
+        _add(parameter, all_reduce_mean(total))
+
+
+def _add(parameter: nn.Parameter, gradient: Tensor) -> None:
+    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient

@@ -1,4 +1,4 @@
-"""Weigh terms by how uncertain each is, which is learned (homoscedastic uncertainty)."""
+"""Weight terms by their learned homoscedastic uncertainty."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,31 +8,34 @@ from operator import add
 import torch
 from torch import Tensor, nn
 
-from kdkit.recipe.balancing.base import Balancer, Scale, TrainedParameters, WeightedSum, weighted_terms
+from kdkit.recipe.balancing.base import Balancer, Balancing, Scale, TrainedParameters, WeightedSum, weighted_terms
 from kdkit.utils.collectives import all_reduce_mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UncertaintyWeighting:
-    """The sum of exp(-s) * term + s / 2 over the terms, each s = log variance learned and at first 0.
+class UncertaintyWeighting(Balancing):
+    """Minimise the sum of exp(-s) * term + s / 2 over the terms, with a learned log variance s per term, initially 0.
 
-    Terms are taken as negative log-likelihoods, so they have to stay above 0; a squared error is one at half its value.
-    Goal weights multiply the terms before, so what they fix is where learning starts: s goes to log(2 * weight * term).
-    A term has no say while its weight is 0; the one term of a stage is not weighed. The stage's optimizer trains the
-    log variances, under the name "balance.log_variances". Source: Kendall et al. 2018, arXiv:1705.07115, section 3.2.
+    Terms are regarded as negative log-likelihoods, so they have to stay above 0; for a squared error use half of it.
+    Terms are multiplied by the weights of the objective first, which therefore only set the start of learning: s
+    converges to log(2 * weight * term). A term of weight 0 has no effect, and a single term is not weighted. The
+    optimizer of the stage trains the log variances, under the name "balance.log_variances".
+    Source: Kendall et al. 2018, arXiv:1705.07115, section 3.2.
     """
 
     def build(self, trained: TrainedParameters) -> Balancer:
-        """Return it at work."""
+        """Return the balancer of a stage."""
         return LogVariances(trained) if len(trained.labels) > 1 else WeightedSum()
 
 
 class LogVariances(nn.Module):
-    """The log variance of each term, (terms,)."""
+    """The balancer of `UncertaintyWeighting`, with the log variance of each term, (terms,)."""
+
+    averages_across_ranks = False
 
     def __init__(self, trained: TrainedParameters) -> None:
         super().__init__()
-        self._places = {label: place for place, label in enumerate(trained.labels)}
+        self._indices = {label: index for index, label in enumerate(trained.labels)}
         self.log_variances = nn.Parameter(trained.vector(0.0))
 
     def forward(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Scale) -> None:
@@ -41,8 +44,9 @@ class LogVariances(nn.Module):
         if not weighted:
             WeightedSum()(terms, weights, scale)
             return
-        logs = {label: self.log_variances[self._places[label]] for label in weighted}
+        logs = {label: self.log_variances[self._indices[label]] for label in weighted}
         total = reduce(add, (torch.exp(-logs[label]) * term + logs[label] / 2 for label, term in weighted.items()))
         scale(total).backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
+        # DistributedDataParallel wraps the nets only, so it does not average the gradients of the log variances.
         if self.log_variances.grad is not None:
             self.log_variances.grad = all_reduce_mean(self.log_variances.grad)

@@ -16,6 +16,7 @@ import torch
 from kdkit.errors import RecipeError, WorkerError
 from kdkit.study.workers.job import Job, JobResult
 from kdkit.study.workers.pickling import packed, unpacked_error
+from kdkit.utils.devices import usable_cores
 
 # -P: the folder that one stands in is looked in only where this process does so too.
 COMMAND = ("-P", "-c", "from kdkit.study.workers.child import main; main()")
@@ -33,7 +34,7 @@ class Processes:
         if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
             raise RecipeError(f"jobs is how many cells are run at once, a whole number of at least 1; got {jobs!r}")
         self.jobs = jobs
-        self.threads = max(1, min(torch.get_num_threads(), _cores() // jobs))
+        self.threads = max(1, min(torch.get_num_threads(), usable_cores() // jobs))
         self._free: list[_Child] = []
         self._busy: dict[str, tuple[_Child, Thread]] = {}
         self._ended: SimpleQueue[tuple[str, JobResult]] = SimpleQueue()
@@ -141,10 +142,3 @@ class _Child:
 def _path() -> list[str]:
     """Return where this process looks for modules, as another one is told."""
     return [str(Path(each).resolve()) for each in sys.path]
-
-
-def _cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not everywhere
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -67,11 +67,11 @@ def facts_of_data(data: Data) -> dict[str, Any]:
     return {
         "fingerprint": str(data.fingerprint),
         "classes": list(data.classes),
-        "train_digest": getattr(data, "train_digest", ""),
+        "train_digest": data.train_digest,
         "samples": len(ids),
         "draws": data.draws,
         "ids": Digest().add(ids.sort().values, "ids").hexdigest(),
-        "augment": Digest().add(getattr(data, "augment", None), "the data's augment").hexdigest(),
+        "augment": Digest().add(data.augment, "the data's augment").hexdigest(),
     }
 
 

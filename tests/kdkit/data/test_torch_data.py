@@ -1,4 +1,4 @@
-"""Data of one's own: what it is taken for, and what is refused."""
+"""Tests of data from torch Datasets and DataLoaders: how it is read, and which data is refused."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests.helpers.tiny import samples, tiny_data
 
 
 class Listed(Dataset):
-    """Samples in a list, as a user's own Dataset has them."""
+    """A user-defined map-style Dataset: samples in a list."""
 
     def __init__(self, pairs):
         self.pairs = pairs
@@ -35,7 +35,7 @@ def test_ids_are_unique_over_all_splits():
 @pytest.mark.parametrize(
     "wrap", [lambda data: data, lambda data: Subset(data, range(len(data))), lambda data: Listed(list(data))]
 )
-def test_rows_come_in_the_order_asked_for_whatever_the_dataset(wrap):
+def test_rows_come_in_the_requested_order_from_any_dataset(wrap):
     plain = samples()
     split = TorchData(wrap(plain), samples(), classes=["a", "b", "c"]).train
     batch = split.batch(torch.tensor([3, 0, 3]), 0)
@@ -53,44 +53,44 @@ def test_rows_come_in_the_order_asked_for_whatever_the_dataset(wrap):
         (torch.randn(4), "regression", ("0",)),
     ],
 )
-def test_the_task_and_the_classes_are_read_off_the_labels(labels, task, classes):
+def test_the_task_and_the_classes_are_derived_from_the_labels(labels, task, classes):
     dataset = TensorDataset(torch.zeros(4, 2), labels)
     data = TorchData(dataset, dataset)
     assert data.task == task
     assert data.classes == classes
 
 
-def test_the_largest_class_of_any_split_counts():
+def test_the_largest_label_of_any_split_sets_the_number_of_classes():
     def labelled(*labels):
         return TensorDataset(torch.zeros(len(labels), 2), torch.tensor(labels))
 
     assert len(TorchData(labelled(0, 1), labelled(0, 4), labelled(2)).classes) == 5
 
 
-def test_what_was_said_of_the_data_is_kept():
+def test_a_given_task_and_given_classes_are_not_derived():
     data = TorchData(samples("regression"), samples("regression"), task="multilabel", classes=["x", "y", "z"])
     assert data.task == "multilabel"
     assert data.classes == ("x", "y", "z")
 
 
-def test_classes_that_cannot_be_seen_are_asked_for():
+def test_classes_that_cannot_be_seen_have_to_be_named():
     with pytest.raises(DataError, match=r"name them: TorchData\(\.\.\., classes="):
         TorchData(listed(lambda row: row % 2), listed(lambda row: row % 2))
 
 
-def test_targets_of_a_dataset_tell_its_classes():
+def test_the_targets_of_a_dataset_set_the_number_of_classes():
     dataset = listed(lambda row: row % 3)
     dataset.targets = [0, 1, 2, 0]
     assert len(TorchData(dataset, dataset).classes) == 3
 
 
-def test_a_tensor_dataset_always_shows_a_sample_in_the_same_way():
+def test_a_tensor_dataset_has_one_draw():
     assert tiny_data().draws == 1
     assert TorchData(Subset(samples(), [0, 1]), samples(), classes=["a", "b", "c"]).draws == 1
 
 
 class Shifted(TensorDataset):
-    """Changes what it holds on the way, as one that augments does."""
+    """Changes samples when they are read, as an augmentation does."""
 
     def __getitem__(self, row):
         inputs, labels = super().__getitem__(row)
@@ -98,17 +98,17 @@ class Shifted(TensorDataset):
 
 
 class Noisy(Subset):
-    """Draws noise at each look."""
+    """Adds new noise at each access."""
 
     def __getitem__(self, row):
         inputs, labels = super().__getitem__(row)
         return inputs + torch.randn(inputs.shape), labels
 
-    def __getitems__(self, rows):
+    def __getitems__(self, rows):  # Subset would read the dataset directly
         return [self[row] for row in rows]
 
 
-def test_a_dataset_that_inherits_from_torchs_shows_what_it_yields_and_promises_nothing():
+def test_a_subclass_of_tensor_dataset_is_read_by_its_getitem_and_has_no_known_draws():
     shifted = Shifted(*samples().tensors)
     data = TorchData(shifted, samples(), classes=["a", "b", "c"])
     assert torch.equal(data.train.batch(torch.tensor([2]), 0).inputs, samples().tensors[0][[2]] + 1)
@@ -121,26 +121,26 @@ def test_a_dataset_that_inherits_from_torchs_shows_what_it_yields_and_promises_n
 @pytest.mark.parametrize("change", [lambda x: x.unsqueeze(1), lambda x: x.view(torch.int32), lambda x: x + 1])
 def test_the_digests_change_with_the_shape_type_and_content_of_the_samples(change):
     inputs, labels = samples().tensors
-    plain, changed = (TorchData(TensorDataset(each, labels), samples()) for each in (inputs, change(inputs)))
+    plain, changed = (TorchData(TensorDataset(x, labels), samples()) for x in (inputs, change(inputs)))
     assert plain.fingerprint != changed.fingerprint
     assert plain.train_digest != changed.train_digest
 
 
-def test_samples_that_are_changed_in_place_have_another_digest():
+def test_the_train_digest_changes_if_samples_are_changed_in_place():
     data = TorchData(samples(), samples())
     before = data.train_digest
     assert data.train_digest == before
-    data.train.dataset.tensors[0][5] += 1
+    data.train.dataset.tensors[0][5] += 1  # neither the first nor the last row, which the fingerprint sees
     assert data.train_digest != before
 
 
-def test_the_randomness_of_another_dataset_is_unknown_unless_it_is_promised():
+def test_other_datasets_have_no_known_draws_unless_promised():
     dataset = listed(lambda row: row % 2)
     assert TorchData(dataset, dataset, classes=["a", "b"]).draws is None
     assert TorchData(dataset, dataset, classes=["a", "b"], draws=1).draws == 1
 
 
-def test_a_loader_keeps_its_own_batches_and_nothing_is_promised():
+def test_a_loader_keeps_its_batches_and_has_no_known_draws():
     loader = DataLoader(samples(), batch_size=3)
     data = TorchData(loader, samples(), classes=["a", "b", "c"], draws=1)
     assert isinstance(data.train, LoaderSplit)
@@ -155,7 +155,7 @@ class Endless(IterableDataset):
 
 
 @pytest.mark.parametrize(
-    ("train", "said"),
+    ("train", "message"),
     [
         (TensorDataset(torch.zeros(0, 2), torch.zeros(0)), "the train data is empty"),
         (DataLoader(TensorDataset(torch.zeros(0, 2), torch.zeros(0))), "the train data is empty"),
@@ -173,33 +173,32 @@ class Endless(IterableDataset):
         (DataLoader(Listed([{"x": torch.zeros(2), "y": 0}] * 3)), "a sample is a dict with 'x', 'y'; expected a pair"),
     ],
 )
-def test_what_is_no_data_is_refused(train, said):
-    with pytest.raises(DataError, match=said):
+def test_data_of_another_form_is_refused(train, message):
+    with pytest.raises(DataError, match=message):
         TorchData(train, samples(), classes=["a", "b", "c"])
 
 
 @pytest.mark.parametrize("name", ["validation", "test"])
-def test_every_split_must_hold_something(name):
+def test_no_split_may_be_empty(name):
     splits = {"validation": samples(), "test": samples(), name: samples(rows=0)}
     with pytest.raises(DataError, match=f"the {name} data is empty"):
         TorchData(samples(), **splits, classes=["a", "b", "c"])
 
 
 def test_the_fingerprint_changes_with_the_samples_and_the_classes():
-    data = tiny_data().fingerprint
-    assert data == tiny_data().fingerprint
-    assert data != tiny_data(rows=9).fingerprint
-    assert data != tiny_data(classes=["a", "b", "x"]).fingerprint
-    other = TensorDataset(samples().tensors[0] + 1, samples().tensors[1])
-    assert (
-        data != TorchData(other, samples(rows=6, seed=1), samples(rows=6, seed=2), classes=["a", "b", "c"]).fingerprint
-    )
+    fingerprint = tiny_data().fingerprint
+    assert fingerprint == tiny_data().fingerprint
+    assert fingerprint != tiny_data(rows=9).fingerprint
+    assert fingerprint != tiny_data(classes=["a", "b", "x"]).fingerprint
+    train = TensorDataset(samples().tensors[0] + 1, samples().tensors[1])
+    changed = TorchData(train, samples(rows=6, seed=1), samples(rows=6, seed=2), classes=["a", "b", "c"])
+    assert fingerprint != changed.fingerprint
 
 
 @pytest.mark.parametrize(
     "change", [lambda x: {"x": x}, lambda x: (x, x), lambda x: x.bfloat16(), lambda x: [{"deep": x}]]
 )
-def test_inputs_of_any_form_have_a_fingerprint_that_changes_with_them(change):
+def test_the_fingerprint_changes_with_inputs_of_any_form(change):
     def data(shift):
         pairs = [(change(torch.full((2,), float(row + shift))), row % 2) for row in range(4)]
         return TorchData(Listed(pairs), Listed(pairs), classes=["a", "b"], draws=1)
@@ -227,7 +226,7 @@ WRAPS = [
 @pytest.mark.parametrize("wrap", WRAPS)
 @pytest.mark.parametrize("make", [labelled, with_targets])
 @pytest.mark.parametrize(("wrong", "row"), [(3, 1), (-1, 1)])
-def test_a_label_beyond_the_classes_is_refused_before_a_loss_meets_it(make, wrap, wrong, row):
+def test_a_label_beyond_the_classes_is_refused_before_training(make, wrap, wrong, row):
     data = wrap(make(0, wrong, 1))
     with pytest.raises(
         DataError, match=rf"a label of the validation data is {wrong} \(row {row}\), and there are 3 classes"
@@ -236,45 +235,45 @@ def test_a_label_beyond_the_classes_is_refused_before_a_loss_meets_it(make, wrap
 
 
 @pytest.mark.parametrize("wrong", [3, -1])
-def test_a_label_beyond_the_classes_that_cannot_be_seen_before_is_refused_as_it_comes(wrong):
+def test_a_hidden_label_beyond_the_classes_is_refused_when_it_is_read(wrong):
     hidden = listed(lambda row: wrong if row == 3 else row % 3)
     data = TorchData(hidden, DataLoader(hidden, batch_size=2), samples(), classes=["a", "b", "c"])
     assert data.train.batch(torch.arange(3), 0).labels.tolist() == [0, 1, 2]
-    said = f"a label is {wrong}, and there are 3 classes, numbered 0 to 2"
-    with pytest.raises(DataError, match=said):
+    message = f"a label is {wrong}, and there are 3 classes, numbered 0 to 2"
+    with pytest.raises(DataError, match=message):
         data.train.batch(torch.arange(4), 0)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         list(data.validation)
 
 
-def test_labels_that_a_subset_leaves_out_may_be_beyond_the_classes():
-    assert len(TorchData(Subset(labelled(0, 1, 9), [0, 1]), samples()).classes) == 3
+def test_labels_outside_a_subset_may_be_beyond_the_classes():
+    assert len(TorchData(Subset(labelled(0, 1, 9), [0, 1]), samples()).classes) == 3  # samples() has 0 to 2
     TorchData(Subset(labelled(0, 9, 1), [0, 2]), samples(), classes=["a", "b", "c"])
 
 
-def test_what_a_dataset_yields_counts_and_not_the_targets_that_it_changes():
-    changed = listed(lambda row: row % 2)
-    changed.targets = [5, 6, 7, 8]
-    TorchData(changed, changed, classes=["a", "b"])
-    moved = with_targets(4, 5, target_transform=lambda label: label - 4)
+def test_the_yielded_labels_count_and_not_the_targets_of_the_dataset():
+    remapped = listed(lambda row: row % 2)
+    remapped.targets = [5, 6, 7, 8]
+    TorchData(remapped, remapped, classes=["a", "b"])
+    transformed = with_targets(4, 5, target_transform=lambda label: label - 4)
     with pytest.raises(DataError, match="name them"):
-        TorchData(moved, moved)
+        TorchData(transformed, transformed)
 
 
-def test_targets_that_are_no_class_indices_are_passed_over():
+def test_targets_that_are_no_class_indices_are_ignored():
     for targets in (["cat", "dog"], [{"box": 1}], [[0, 1], [1, 0]], []):
         dataset = listed(lambda row: row % 2)
         dataset.targets = targets
         TorchData(dataset, dataset, classes=["a", "b"])
 
 
-def test_a_text_is_no_list_of_classes():
+def test_a_text_is_not_accepted_as_a_list_of_classes():
     with pytest.raises(DataError, match=r"classes is a list of names; got the text 'abc': pass \['abc'\]"):
         TorchData(samples(), samples(), classes="abc")
 
 
 @pytest.mark.parametrize("wrap", WRAPS)
-def test_the_classes_of_a_dataset_are_read_where_none_are_named(wrap):
+def test_the_class_names_of_a_dataset_are_used_if_none_are_given(wrap):
     folder = wrap(with_targets(0, 1, 0, classes=["cat", "dog"]))
     assert TorchData(folder, folder).classes == ("cat", "dog")
     assert TorchData(folder, folder, classes=["x", "y"]).classes == ("x", "y")
@@ -286,9 +285,9 @@ def test_splits_whose_classes_differ_are_refused():
         TorchData(train, validation)
 
 
-def test_names_that_do_not_fit_the_columns_are_passed_over():
+def test_class_names_are_ignored_if_the_label_columns_are_not_as_many():
     dataset = samples("multilabel")
-    dataset.classes = ["only", "two"]
+    dataset.classes = ["only", "two"]  # the labels have three columns
     assert TorchData(dataset, dataset).classes == ("0", "1", "2")
     dataset.classes = ["x", "y", "z"]
     assert TorchData(dataset, dataset).classes == ("x", "y", "z")

@@ -20,10 +20,10 @@ def test_a_jacobian_has_a_row_per_term_and_zeros_for_unused_parameters():
     first, second = numbers(1.0, 2.0), numbers(3.0)
     # The last term is a constant, without a graph.
     terms = [(first**2).sum(), first.sum() * second.sum(), torch.tensor(1.0)]
-    gradients = jacobian(terms, [first, second], keep=True)  # (terms, parameters)
+    gradients = jacobian(terms, [first, second], retain_graph=True)  # (terms, parameters)
     torch.testing.assert_close(gradients, vectors([2.0, 4.0, 0.0], [3.0, 3.0, 3.0], [0.0, 0.0, 0.0]))
     torch.testing.assert_close(inner_products(gradients), gradients @ gradients.T)
-    sum(terms).backward()  # raises if keep=True did not retain the graph
+    sum(terms).backward()  # raises if retain_graph=True did not retain the graph
     assert first.grad is not None
 
 

@@ -37,7 +37,7 @@ def test_auto_is_a_device_that_can_compute():
 
 @pytest.mark.parametrize("name", ["cuda:99", "nonsense", "", "cpu:x"])
 def test_an_unavailable_device_is_refused_with_the_available_ones(name):
-    with pytest.raises(RecipeError, match=r"is not there \(there are: cpu"):
+    with pytest.raises(RecipeError, match=r"is not available \(there are: cpu"):
         find_device(name)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from kdkit import DataError, KdkitError, LoaderSplit, Net, Predictions, TorchData
+from kdkit import DataError, KdkitError, LoaderSplit, Net, Predictions, Split, TorchData
 from kdkit.data.loading import batches
 from kdkit.engine import predict
 from kdkit.engine.predict import Predictor, compute_metrics
@@ -140,7 +140,7 @@ def test_thresholds_are_fitted_on_validation_and_metrics_are_computed_on_test():
     assert list(compute_metrics((Accuracy(), MacroF1()), multiclass, multiclass)) == ["accuracy", "macro_f1"]
 
 
-class Grouped:
+class Grouped(Split):
     """A split whose samples belong to groups, such as patients."""
 
     def __init__(self, split, groups):

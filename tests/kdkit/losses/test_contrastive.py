@@ -159,7 +159,7 @@ def test_ids_are_needed_and_a_class_each_where_asked_for():
 
 def test_a_memory_too_large_is_refused_before_it_is_made():
     facts = replace(FACTS, samples=10**12)
-    with pytest.raises(RecipeError, match=r"for 1000000000000 samples, .* would take 1953125000 MB, but cpu has"):
+    with pytest.raises(RecipeError, match=r"for 1000000000000 samples, .* would take 1907349 GB, but cpu has"):
         built(CRD(), *sides(), facts=facts)
 
 
@@ -168,7 +168,7 @@ def test_memories_are_held_to_a_limit_of_ones_own_where_there_is_one(monkeypatch
     with pytest.raises(RecipeError, match=r"would take 20 MB, but the limit is 19 MB; embed in a smaller width"):
         built(CRD(memory_limit=19, samples=2**20 // 100, width=125), *sides())
     assert built(CRD(memory_limit=1), *sides()).memories.shape == (2, 12, 128)
-    with pytest.raises(RecipeError, match="but cpu has 0 MB left"):
+    with pytest.raises(RecipeError, match="but cpu has 0 B left"):
         built(CRD(), *sides())
 
 

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: the fast way is the plain one, coverage is what it claims, groups are drawn whole."""
+"""Tests of bootstrap intervals: fast resampling equals slow resampling, coverage is nominal, groups are drawn whole."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from kdkit.metrics import (
     MacroF1,
     MicroF1,
 )
-from kdkit.metrics.bootstrap import Resampling, draw, resample
+from kdkit.metrics.bootstrap import Resampling, draw_counts, resample
 from kdkit_ecg.labels import scored_classes
 from kdkit_ecg.metrics import ChallengeMetric
 
@@ -39,174 +39,177 @@ def multiclass(rows=80):
     )
 
 
-def plainly(score):
-    """Return the same score without its fast way."""
+def without_resampled(metric):
+    """Return the metric without its fast `resampled`."""
 
-    class Plain:
-        name = "plain"
+    class Slow:
+        name = "slow"
 
         def fit(self, validation):
             return self
 
         def compute(self, test):
-            return score.compute(test)
+            return metric.compute(test)
 
-    return Plain()
+    return Slow()
 
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize(
-    "score",
+    "metric",
     [MacroAUPRC(), MacroAUROC(), MacroF1(), MicroF1(), Brier(), ChallengeMetric(2020)],
-    ids=lambda each: each.name,
+    ids=lambda metric: metric.name,
 )
-def test_resamples_by_counts_are_those_by_rows(score, ties):
+def test_resampling_by_counts_equals_resampling_by_rows(metric, ties):
     test = multilabel(ties=ties)
-    score = score.fit(multilabel(1, ties=ties))
-    counts = next(draw(test, 30, seed=0))
-    assert isinstance(score, Resampling)
-    fast, slow = resample(score, test, counts), resample(plainly(score), test, counts)
+    metric = metric.fit(multilabel(1, ties=ties))
+    counts = next(draw_counts(test, 30, seed=0))
+    assert isinstance(metric, Resampling)
+    fast, slow = resample(metric, test, counts), resample(without_resampled(metric), test, counts)
     np.testing.assert_allclose(fast.values, slow.values, rtol=0, atol=1e-12)
     np.testing.assert_allclose(fast.by_class, slow.by_class, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("score", [Accuracy(), MacroF1(), MacroAUROC(), Brier()], ids=lambda each: each.name)
-def test_resamples_of_classes_that_exclude_each_other_are_those_by_rows(score):
+@pytest.mark.parametrize("metric", [Accuracy(), MacroF1(), MacroAUROC(), Brier()], ids=lambda metric: metric.name)
+def test_multiclass_resampling_by_counts_equals_resampling_by_rows(metric):
     test = multiclass()
-    counts = next(draw(test, 30, seed=0))
-    fast, slow = resample(score, test, counts), resample(plainly(score), test, counts)
+    counts = next(draw_counts(test, 30, seed=0))
+    fast, slow = resample(metric, test, counts), resample(without_resampled(metric), test, counts)
     np.testing.assert_allclose(fast.values, slow.values, rtol=0, atol=1e-12)
     np.testing.assert_allclose(fast.by_class, slow.by_class, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
-    ("score", "measure"),
+    ("metric", "measure"),
     [
         (MacroAUPRC(), average_precision_score),
         (MacroAUROC(), roc_auc_score),
         (F1(), lambda truth, outputs: f1_score(truth, outputs >= 0)),
     ],
 )
-def test_a_resample_scores_as_scikit_learn_scores_its_rows(score, measure):
+def test_the_metric_of_a_resample_is_that_of_scikit_learn(metric, measure):
     test = multilabel(rows=150, ties=True)
-    counts = next(draw(test, 5, seed=3))
-    ours = resample(score, test, counts).by_class
+    counts = next(draw_counts(test, 5, seed=3))
+    by_class = resample(metric, test, counts).by_class
     for number, column in enumerate(counts.T.astype(int)):
         rows = np.repeat(np.arange(len(test)), column)
-        for place in range(4):
-            expected = measure(test.labels[rows, place], test.outputs[rows, place])
-            assert ours[place, number] == pytest.approx(expected, abs=1e-12)
+        for label in range(4):
+            expected = measure(test.labels[rows, label], test.outputs[rows, label])
+            assert by_class[label, number] == pytest.approx(expected, abs=1e-12)
 
 
-def test_calibration_keeps_the_bins_of_the_split():
+def test_calibration_uses_the_bins_of_the_split():
     test = multilabel()
-    counts = next(draw(test, 20, seed=0))
-    fast, slow = (resample(each, test, counts) for each in (CalibrationError(), plainly(CalibrationError())))
+    counts = next(draw_counts(test, 20, seed=0))
+    fast, slow = (
+        resample(metric, test, counts) for metric in (CalibrationError(), without_resampled(CalibrationError()))
+    )
     np.testing.assert_allclose(fast.values, slow.values, atol=1e-12)  # bins of equal width never move
 
 
-def test_the_figure_is_the_scores_own_and_lies_within():
+def test_the_value_is_that_of_the_metric_and_lies_in_the_interval():
     test, validation = multilabel(), multilabel(1)
     plain = MacroF1().fit(validation).compute(test)
-    compute_metrics = BootstrapInterval(MacroF1(), resamples=200).fit(validation).compute(test)
-    assert (compute_metrics.value, compute_metrics.by_class) == (plain.value, plain.by_class)
-    assert compute_metrics.interval[0] < compute_metrics.value < compute_metrics.interval[1]
-    assert set(compute_metrics.intervals_by_class) == set(compute_metrics.by_class)
-    assert "95%, percentiles of 200 resamples of samples" in compute_metrics.note
+    result = BootstrapInterval(MacroF1(), resamples=200).fit(validation).compute(test)
+    assert (result.value, result.by_class) == (plain.value, plain.by_class)
+    assert result.interval[0] < result.value < result.interval[1]
+    assert set(result.intervals_by_class) == set(result.by_class)
+    assert "95%, percentiles of 200 resamples of samples" in result.note
 
 
-def test_the_same_seed_gives_the_same_interval_and_another_gives_another():
+def test_the_interval_depends_on_the_seed():
     test = multilabel()
-    once, again, other = (
+    first, repeated, different = (
         BootstrapInterval(MacroAUROC(), resamples=50, seed=seed).compute(test).interval for seed in (0, 0, 1)
     )
-    assert once == again != other
+    assert first == repeated != different
 
 
-def test_draws_do_not_depend_on_how_many_are_held_at_a_time(monkeypatch):
+def test_counts_do_not_depend_on_the_size_of_a_chunk(monkeypatch):
     test = multilabel()
-    together = np.concatenate(list(draw(test, 20, seed=0)), axis=1)
-    monkeypatch.setattr("kdkit.metrics.bootstrap._HELD", 7 * len(test))
-    apart = list(draw(test, 20, seed=0))
-    assert [each.shape[1] for each in apart] == [7, 7, 6]
-    assert np.array_equal(np.concatenate(apart, axis=1), together)
+    together = np.concatenate(list(draw_counts(test, 20, seed=0)), axis=1)
+    monkeypatch.setattr("kdkit.metrics.bootstrap._CHUNK", 7 * len(test))
+    chunks = list(draw_counts(test, 20, seed=0))
+    assert [chunk.shape[1] for chunk in chunks] == [7, 7, 6]
+    assert np.array_equal(np.concatenate(chunks, axis=1), together)
     assert (together.sum(0) == len(test)).all()
 
 
 def test_groups_are_drawn_whole():
     groups = np.repeat(np.arange(20), 4)[np.random.default_rng(0).permutation(80)]
-    counts = next(draw(multilabel(groups=groups), 10, seed=0))
+    counts = next(draw_counts(multilabel(groups=groups), 10, seed=0))
     for group in range(20):
         assert (counts[groups == group] == counts[groups == group][0]).all()
     assert (counts.sum(0) == 80).all()
 
 
-def test_samples_that_say_the_same_thing_fourfold_are_no_more_certain():
+def test_repeated_samples_do_not_narrow_the_interval_if_they_are_grouped():
     single = multilabel(rows=60)
     rows = np.repeat(np.arange(60), 4)
     fourfold = Predictions(
         labels=single.labels[rows], outputs=single.outputs[rows], classes=CLASSES, groups=rows.astype(np.int64)
     )
-    taken_apart = Predictions(labels=fourfold.labels, outputs=fourfold.outputs, classes=CLASSES)
-    known, honest, blind = (
-        np.diff(BootstrapInterval(MicroF1(), resamples=400).compute(each).interval)[0]
-        for each in (single, fourfold, taken_apart)
+    ungrouped = Predictions(labels=fourfold.labels, outputs=fourfold.outputs, classes=CLASSES)
+    expected, width, width_ungrouped = (
+        np.diff(BootstrapInterval(MicroF1(), resamples=400).compute(test).interval)[0]
+        for test in (single, fourfold, ungrouped)
     )
-    assert honest == pytest.approx(known, rel=0.01)
-    assert blind == pytest.approx(known / 2, rel=0.25)
+    assert width == pytest.approx(expected, rel=0.01)
+    # four times as many independent samples would halve the interval
+    assert width_ungrouped == pytest.approx(expected / 2, rel=0.25)
 
 
-def test_intervals_hold_the_true_figure_as_often_as_they_claim():
-    """Accuracy of a net that is right 70 times of 100: over 400 splits, 90 % of the 90 % intervals hold 0.7."""
+def test_intervals_of_accuracy_have_nominal_coverage():
+    """A net is right 70 times out of 100: over 400 splits, 90 % of the 90 % intervals contain 0.7."""
     random = np.random.default_rng(0)
-    held = 0
+    covered = 0
     for _ in range(400):
-        right = (random.random(150) < 0.7).astype(int)
-        test = Predictions(labels=np.zeros(150, int), outputs=np.eye(2)[1 - right], classes=("a", "b"))
+        is_right = (random.random(150) < 0.7).astype(int)
+        test = Predictions(labels=np.zeros(150, int), outputs=np.eye(2)[1 - is_right], classes=("a", "b"))
         low, high = BootstrapInterval(Accuracy(), resamples=300, level=0.9).compute(test).interval
-        held += low <= 0.7 <= high
-    assert 0.86 <= held / 400 <= 0.94
+        covered += low <= 0.7 <= high
+    assert 0.86 <= covered / 400 <= 0.94  # 0.9 plus or minus 2.7 standard errors
 
 
-def test_the_area_under_the_curve_is_held_as_often_as_claimed():
-    """Outputs of positives lie one standard deviation higher, so the area is Phi(1 / sqrt 2)."""
+def test_intervals_of_the_roc_area_have_nominal_coverage():
+    """Outputs of positives are one standard deviation larger, so the area is Phi(1 / sqrt 2)."""
     random = np.random.default_rng(1)
-    held = 0
+    covered = 0
     for _ in range(150):
         labels = (np.arange(200) < 60).astype(float)[:, None]
         test = Predictions(labels=labels, outputs=labels + random.normal(size=(200, 1)), classes=("a",))
         low, high = BootstrapInterval(MacroAUROC(), resamples=200).compute(test).interval
-        held += low <= 0.7602499 <= high
-    assert 0.90 <= held / 150 <= 0.99
+        covered += low <= 0.7602499 <= high
+    assert 0.90 <= covered / 150 <= 0.99
 
 
-def test_any_score_can_have_an_interval():
+def test_any_metric_can_have_an_interval():
     random = np.random.default_rng(0)
     labels = random.normal(size=(40, 2))
     test = Predictions(labels=labels, outputs=labels + random.normal(0, 0.5, (40, 2)), classes=("x", "y"))
-    score = BootstrapInterval(R2(), resamples=50)
-    assert isinstance(score, Metric)
-    compute_metrics = score.fit(test).compute(test)
-    assert compute_metrics.interval[0] < compute_metrics.value < compute_metrics.interval[1]
+    metric = BootstrapInterval(R2(), resamples=50)
+    assert isinstance(metric, Metric)
+    result = metric.fit(test).compute(test)
+    assert result.interval[0] < result.value < result.interval[1]
 
 
-def test_a_class_that_some_resamples_lack_is_left_out_of_those():
+def test_a_class_is_left_out_of_resamples_without_positives():
     test = multilabel(rows=30)
     labels = np.zeros_like(test.labels)
     labels[0, 0] = labels[1:12, 1] = 1
     rare = Predictions(labels=labels, outputs=test.outputs, classes=CLASSES)
-    compute_metrics = BootstrapInterval(MacroAUPRC(), resamples=100).compute(rare)
-    assert set(compute_metrics.intervals_by_class) == set(CLASSES[:2])
-    assert np.isfinite(list(compute_metrics.intervals_by_class.values())).all()
+    result = BootstrapInterval(MacroAUPRC(), resamples=100).compute(rare)
+    assert set(result.intervals_by_class) == set(CLASSES[:2])
+    assert np.isfinite(list(result.intervals_by_class.values())).all()
 
 
-def test_a_score_without_any_figure_has_an_interval_without_bounds():
+def test_an_undefined_metric_has_an_interval_without_bounds():
     empty = Predictions(labels=np.zeros((4, 3)), outputs=np.zeros((4, 3)), classes=("a", "b", "c"))
-    compute_metrics = BootstrapInterval(MacroAUPRC(), resamples=10).compute(empty)
-    assert np.isnan([compute_metrics.value, *compute_metrics.interval]).all()
+    result = BootstrapInterval(MacroAUPRC(), resamples=10).compute(empty)
+    assert np.isnan([result.value, *result.interval]).all()
 
 
-def test_an_interval_takes_the_name_and_the_direction_of_its_score():
+def test_an_interval_has_the_name_and_the_direction_of_its_metric():
     assert BootstrapInterval(MacroF1()).name == "macro_f1"
     assert BootstrapInterval(Brier()).lower_is_better
     assert not BootstrapInterval(MacroF1()).lower_is_better
@@ -215,17 +218,17 @@ def test_an_interval_takes_the_name_and_the_direction_of_its_score():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"resamples": 1}, "2 or more"),
+        ({"resamples": 1}, "at least 2"),
         ({"level": 95}, "between 0 and 1"),
-        ({"of": MacroAUROC}, "takes a score"),
-        ({"of": BootstrapInterval(MacroAUROC())}, "the score itself"),
+        ({"metric": MacroAUROC}, "the class MacroAUROC; did you forget"),
+        ({"metric": BootstrapInterval(MacroAUROC())}, "has no interval yet"),
     ],
 )
-def test_what_makes_no_interval_is_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(RecipeError, match=message):
-        BootstrapInterval(**{"of": MacroAUROC(), **options})
+        BootstrapInterval(**{"metric": MacroAUROC(), **options})
 
 
-def test_a_figure_has_no_interval_unless_it_was_asked_for():
+def test_a_result_has_no_interval_by_default():
     assert MetricResult(value=0.5).interval is None
     assert MacroF1().compute(multilabel()).interval is None

@@ -1,4 +1,4 @@
-"""Scores: thresholds fitted on one split, figures reported on another, against scikit-learn and brute force."""
+"""Tests of metrics against scikit-learn, with thresholds fitted on one split and used on another."""
 
 import math
 
@@ -28,12 +28,12 @@ def multiclass(seed=0, rows=60):
 @pytest.mark.parametrize("average", ["macro", "micro"])
 def test_f1_is_that_of_scikit_learn(average):
     test = multilabel()
-    expected = f1_score(test.labels, test.outputs >= 0, average=average)
+    expected = f1_score(test.labels, test.outputs >= 0, average=average)  # a threshold of 0 before fitting
     assert F1(average).compute(test).value == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("average", ["macro", "micro"])
-def test_f1_of_classes_that_exclude_each_other_is_that_of_scikit_learn(average):
+def test_multiclass_f1_is_that_of_scikit_learn(average):
     test = multiclass()
     expected = f1_score(test.labels, test.outputs.argmax(1), average=average)
     assert F1(average).fit(test).compute(test).value == pytest.approx(expected)
@@ -45,43 +45,45 @@ def test_f1_by_class_is_that_of_scikit_learn():
     assert list(MacroF1().compute(test).by_class.values()) == pytest.approx(list(expected))
 
 
-def test_thresholds_are_fitted_on_one_split_and_used_on_the_other():
+def test_thresholds_are_fitted_on_one_split_and_used_on_another():
     validation, test = multilabel(0), multilabel(1)
     fitted = MacroF1().fit(validation)
     expected = f1_score(test.labels, test.outputs >= np.array(fitted.thresholds), average="macro")
     assert fitted.compute(test).value == pytest.approx(expected)
 
 
-def test_fitting_leaves_the_score_as_it_was():
-    score = MacroF1()
-    assert score.fit(multilabel()) is not score
-    assert score == MacroF1()
+def test_fitting_leaves_the_metric_unchanged():
+    metric = MacroF1()
+    assert metric.fit(multilabel()) is not metric
+    assert metric == MacroF1()
 
 
-def test_fitted_thresholds_are_never_worse_on_their_own_split():
+def test_fitted_thresholds_are_never_worse_on_the_split_they_were_fitted_on():
     validation = multilabel()
     assert MacroF1().fit(validation).compute(validation).value >= MacroF1().compute(validation).value
 
 
 def test_accuracy_is_that_of_scikit_learn_with_recalls_by_class():
     test = multiclass()
-    compute_metrics = Accuracy().fit(test).compute(test)
-    said = test.outputs.argmax(1)
-    assert compute_metrics.value == pytest.approx(accuracy_score(test.labels, said))
-    assert list(compute_metrics.by_class.values()) == pytest.approx(list(recall_score(test.labels, said, average=None)))
+    result = Accuracy().fit(test).compute(test)
+    predicted = test.outputs.argmax(1)
+    assert result.value == pytest.approx(accuracy_score(test.labels, predicted))
+    assert list(result.by_class.values()) == pytest.approx(list(recall_score(test.labels, predicted, average=None)))
 
 
-@pytest.mark.parametrize(("score", "measure"), [(MacroAUPRC(), average_precision_score), (MacroAUROC(), roc_auc_score)])
-def test_ranking_scores_are_those_of_scikit_learn(score, measure):
+@pytest.mark.parametrize(
+    ("metric", "measure"), [(MacroAUPRC(), average_precision_score), (MacroAUROC(), roc_auc_score)]
+)
+def test_ranking_metrics_are_those_of_scikit_learn(metric, measure):
     test = multilabel()
-    assert score.fit(test).compute(test).value == pytest.approx(measure(test.labels, test.outputs, average="macro"))
+    assert metric.fit(test).compute(test).value == pytest.approx(measure(test.labels, test.outputs, average="macro"))
 
 
-@pytest.mark.parametrize("score", [MacroAUPRC(), MacroAUROC()])
-def test_ranking_scores_do_not_see_an_increasing_change_of_the_outputs(score):
+@pytest.mark.parametrize("metric", [MacroAUPRC(), MacroAUROC()])
+def test_ranking_metrics_are_invariant_to_an_increasing_transformation(metric):
     test = multilabel()
     changed = Predictions(labels=test.labels, outputs=np.exp(test.outputs), classes=CLASSES)
-    assert score.compute(changed).value == pytest.approx(score.compute(test).value)
+    assert metric.compute(changed).value == pytest.approx(metric.compute(test).value)
 
 
 def test_r2_is_that_of_scikit_learn():
@@ -98,46 +100,44 @@ def without_positives_of_c():
     return Predictions(labels=labels, outputs=test.outputs, classes=CLASSES)
 
 
-@pytest.mark.parametrize("score", [MacroAUPRC(), MacroAUROC(), MacroF1()])
-def test_a_class_without_positives_is_named_and_not_averaged_in(score):
-    compute_metrics = score.compute(without_positives_of_c())
-    assert compute_metrics.note.endswith(": c")
-    assert compute_metrics.value == pytest.approx(
-        np.mean([compute_metrics.by_class["a"], compute_metrics.by_class["b"]])
-    )
+@pytest.mark.parametrize("metric", [MacroAUPRC(), MacroAUROC(), MacroF1()])
+def test_a_class_without_positives_is_named_and_not_averaged_in(metric):
+    result = metric.compute(without_positives_of_c())
+    assert result.note.endswith(": c")
+    assert result.value == pytest.approx(np.mean([result.by_class["a"], result.by_class["b"]]))
 
 
 def test_a_class_without_negatives_has_no_roc_curve_but_a_precision():
     test = multilabel()
     labels = test.labels.copy()
-    labels[:, 1] = 1
+    labels[:, 1] = 1  # without negatives there is no false positive rate
     test = Predictions(labels=labels, outputs=test.outputs, classes=CLASSES)
     assert "b" in MacroAUROC().compute(test).note
     assert MacroAUPRC().compute(test).by_class["b"] == pytest.approx(1)
 
 
-@pytest.mark.parametrize("score", [MacroAUPRC(), MacroAUROC(), MacroF1()])
-def test_no_class_at_all_makes_no_figure(score):
+@pytest.mark.parametrize("metric", [MacroAUPRC(), MacroAUROC(), MacroF1()])
+def test_a_metric_without_any_positives_is_nan(metric):
     empty = Predictions(labels=np.zeros((4, 3)), outputs=np.zeros((4, 3)), classes=CLASSES)
-    assert math.isnan(score.compute(empty).value)
+    assert math.isnan(metric.compute(empty).value)
 
 
-def test_micro_f1_counts_answers_for_classes_without_positives_as_wrong():
+def test_micro_f1_counts_predictions_of_classes_without_positives_as_wrong():
     test = without_positives_of_c()
     expected = f1_score(test.labels, test.outputs >= 0, average="micro", zero_division=0)
     assert MicroF1().compute(test).value == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("score", [MacroAUPRC(), MacroAUROC()])
-def test_outputs_that_are_no_numbers_cannot_be_ranked(score):
+@pytest.mark.parametrize("metric", [MacroAUPRC(), MacroAUROC()])
+def test_outputs_that_are_not_finite_cannot_be_ranked(metric):
     broken = Predictions(labels=np.eye(3), outputs=np.full((3, 3), np.nan), classes=CLASSES)
     with pytest.raises(DataError, match="did training diverge"):
-        score.compute(broken)
+        metric.compute(broken)
 
 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression"])
-def test_every_task_has_scores_with_names_of_their_own(task):
+def test_every_task_has_default_metrics_with_distinct_names(task):
     metrics = default_metrics(task)
     assert metrics
-    assert all(isinstance(score, Metric) for score in metrics)
-    assert len({score.name for score in metrics}) == len(metrics)
+    assert all(isinstance(metric, Metric) for metric in metrics)
+    assert len({metric.name for metric in metrics}) == len(metrics)

@@ -1,4 +1,4 @@
-"""Which of two nets is better: pairs, intervals and verdicts."""
+"""Tests of comparing two nets: pairs, intervals and verdicts."""
 
 from dataclasses import replace
 
@@ -19,30 +19,30 @@ from kdkit.metrics import (
 )
 
 
-def multilabel(skill, seed, rows=300, own=None):
-    """Return what a net of some skill says of the samples that `seed` makes; `own` makes it err in its own way too."""
+def multilabel(skill, seed, rows=300, run_seed=None):
+    """Return predictions of a net for the samples of `seed`; `run_seed` adds errors that only this run makes."""
     random = np.random.default_rng(seed)
     labels = (random.random((rows, 2)) < 0.3).astype(float)
     noise = random.normal(0, 1, labels.shape)
-    if own is not None:
-        noise += np.random.default_rng(own).normal(0, 0.3, labels.shape)
+    if run_seed is not None:
+        noise += np.random.default_rng(run_seed).normal(0, 0.3, labels.shape)
     return Predictions(labels=labels, outputs=skill * labels + noise, classes=("a", "b"), ids=np.arange(rows))
 
 
-def said(skill, own=None):
-    return SplitPredictions(multilabel(skill, 0, own=own), multilabel(skill, 1, own=own))
+def run(skill, run_seed=None):
+    return SplitPredictions(multilabel(skill, 0, run_seed=run_seed), multilabel(skill, 1, run_seed=run_seed))
 
 
-def changed(one, **changes):
+def changed(predictions, **changes):
     return SplitPredictions(
-        *(replace(each, **{name: change(each) for name, change in changes.items()}) for each in one)
+        *(replace(split, **{name: change(split) for name, change in changes.items()}) for split in predictions)
     )
 
 
-@pytest.mark.parametrize("score", [MacroAUROC(), MacroF1()])
-def test_a_better_net_is_found_better_and_the_other_worse(score):
-    good, bad = said(2.0), said(1.0)
-    forth, back = paired_bootstrap(score, good, bad, resamples=200), paired_bootstrap(score, bad, good, resamples=200)
+@pytest.mark.parametrize("metric", [MacroAUROC(), MacroF1()])
+def test_a_better_net_is_better_and_the_comparison_is_antisymmetric(metric):
+    good, bad = run(2.0), run(1.0)
+    forth, back = paired_bootstrap(metric, good, bad, resamples=200), paired_bootstrap(metric, bad, good, resamples=200)
     assert forth.verdict == "better"
     assert back.verdict == "worse"
     assert forth.value == pytest.approx(-back.value)
@@ -50,85 +50,86 @@ def test_a_better_net_is_found_better_and_the_other_worse(score):
     assert forth.pairs == 300
 
 
-def test_a_net_is_not_distinguishable_from_itself_nor_from_its_like():
-    assert paired_bootstrap(MacroAUROC(), said(1.0), said(1.0), resamples=50).interval == (0.0, 0.0)
-    assert paired_bootstrap(MacroAUROC(), said(1.0), said(1.0), resamples=50).verdict == "not distinguishable"
+def test_a_net_is_not_distinguishable_from_itself_or_from_an_equally_good_one():
+    assert paired_bootstrap(MacroAUROC(), run(1.0), run(1.0), resamples=50).interval == (0.0, 0.0)
+    assert paired_bootstrap(MacroAUROC(), run(1.0), run(1.0), resamples=50).verdict == "not distinguishable"
     assert (
-        paired_bootstrap(MacroAUROC(), said(1.0, own=98), said(1.0, own=99), resamples=200).verdict
+        paired_bootstrap(MacroAUROC(), run(1.0, run_seed=98), run(1.0, run_seed=99), resamples=200).verdict
         == "not distinguishable"
     )
 
 
-def test_of_several_runs_the_means_are_compared_on_the_same_resamples():
-    ours, theirs = [said(2.0, own=each) for each in (1, 2, 3)], [said(1.0, own=each) for each in (4, 5, 6)]
-    several = paired_bootstrap(MacroAUROC(), ours, theirs, resamples=200)
-    single = [
-        paired_bootstrap(MacroAUROC(), one, other, resamples=200) for one, other in zip(ours, theirs, strict=True)
-    ]
-    assert several.value == pytest.approx(np.mean([each.value for each in single]))
-    widths = [each.interval[1] - each.interval[0] for each in single]
-    assert several.interval[1] - several.interval[0] < np.mean(widths)  # what a run errs by itself is averaged out
+def test_the_means_of_several_runs_are_compared_on_the_same_resamples():
+    good, bad = [run(2.0, run_seed=seed) for seed in (1, 2, 3)], [run(1.0, run_seed=seed) for seed in (4, 5, 6)]
+    several = paired_bootstrap(MacroAUROC(), good, bad, resamples=200)
+    single = [paired_bootstrap(MacroAUROC(), *pair, resamples=200) for pair in zip(good, bad, strict=True)]
+    assert several.value == pytest.approx(np.mean([difference.value for difference in single]))
+    widths = [difference.interval[1] - difference.interval[0] for difference in single]
+    assert several.interval[1] - several.interval[0] < np.mean(widths)  # the errors of single runs average out
     assert several.pairs == 300
-    assert paired_bootstrap(MacroAUROC(), ours[:1], theirs[:1], resamples=200) == single[0]
+    assert paired_bootstrap(MacroAUROC(), good[:1], bad[:1], resamples=200) == single[0]
 
 
 def test_runs_that_are_no_pairs_are_refused():
     with pytest.raises(DataError, match="got 2 and 1"):
-        paired_bootstrap(MacroAUROC(), [said(1.0)] * 2, said(1.0))
+        paired_bootstrap(MacroAUROC(), [run(1.0)] * 2, run(1.0))
     with pytest.raises(DataError, match="got 0 and 0"):
         paired_bootstrap(MacroAUROC(), [], [])
-    strange = changed(said(1.0), ids=lambda each: each.ids + 1)
-    with pytest.raises(DataError, match="other samples"):
-        paired_bootstrap(MacroAUROC(), [said(1.0)] * 2, [said(1.0), strange])
+    shifted = changed(run(1.0), ids=lambda split: split.ids + 1)
+    with pytest.raises(DataError, match="predictions for different samples"):
+        paired_bootstrap(MacroAUROC(), [run(1.0)] * 2, [run(1.0), shifted])
 
 
-def test_of_an_error_the_net_with_less_of_it_is_better():
-    sure = changed(said(1.0), outputs=lambda each: 9 * each.labels - 4)
-    difference = paired_bootstrap(Brier(), sure, said(1.0), resamples=100)
+def test_the_net_with_the_lower_error_is_better():
+    nearly_right = changed(run(1.0), outputs=lambda split: 9 * split.labels - 4)
+    difference = paired_bootstrap(Brier(), nearly_right, run(1.0), resamples=100)
     assert difference.value < 0
     assert difference.verdict == "better"
 
 
-def test_each_net_has_thresholds_from_its_own_selection_split():
-    shifted = changed(said(2.0), outputs=lambda each: each.outputs + 5)
-    assert paired_bootstrap(MacroF1(), shifted, said(2.0), resamples=50).value == pytest.approx(0)
+def test_each_net_has_thresholds_from_its_validation_split():
+    shifted = changed(run(2.0), outputs=lambda split: split.outputs + 5)
+    assert paired_bootstrap(MacroF1(), shifted, run(2.0), resamples=50).value == pytest.approx(0)
 
 
-def test_pairing_is_narrower_than_two_intervals_where_nets_err_alike():
-    one, other = said(1.0), said(1.0, own=98)
-    difference = paired_bootstrap(MacroAUROC(), one, other, resamples=300)
-    alone = BootstrapInterval(MacroAUROC(), resamples=300).compute(one.test).interval
-    assert np.diff(difference.interval)[0] < 0.6 * np.diff(alone)[0]
+def test_a_paired_interval_is_narrower_if_nets_make_similar_errors():
+    net, similar = run(1.0), run(1.0, run_seed=98)
+    difference = paired_bootstrap(MacroAUROC(), net, similar, resamples=300)
+    unpaired = BootstrapInterval(MacroAUROC(), resamples=300).compute(net.test).interval
+    assert np.diff(difference.interval)[0] < 0.6 * np.diff(unpaired)[0]
 
 
-def test_answers_about_other_samples_are_not_compared():
-    one = said(1.0)
-    other = SplitPredictions(one.validation, multilabel(1.0, 5))
-    with pytest.raises(DataError, match="other samples"):
-        paired_bootstrap(MacroAUROC(), one, other)
+def test_predictions_for_different_samples_are_not_compared():
+    net = run(1.0)
+    other_samples = SplitPredictions(net.validation, multilabel(1.0, 5))
+    with pytest.raises(DataError, match="predictions for different samples"):
+        paired_bootstrap(MacroAUROC(), net, other_samples)
     fewer = changed(
-        one, labels=lambda each: each.labels[:, :1], outputs=lambda each: each.outputs[:, :1], classes=lambda _: ("a",)
+        net,
+        labels=lambda split: split.labels[:, :1],
+        outputs=lambda split: split.outputs[:, :1],
+        classes=lambda _: ("a",),
     )
-    with pytest.raises(DataError, match="other classes"):
-        paired_bootstrap(MacroAUROC(), one, fewer)
+    with pytest.raises(DataError, match="different classes: a, b and a"):
+        paired_bootstrap(MacroAUROC(), net, fewer)
 
 
-def test_a_score_with_an_interval_is_compared_without_it():
-    pair = said(2.0), said(1.0)
+def test_a_metric_with_an_interval_is_compared_without_it():
+    pair = run(2.0), run(1.0)
     assert paired_bootstrap(BootstrapInterval(MacroAUROC()), *pair, resamples=50) == paired_bootstrap(
         MacroAUROC(), *pair, resamples=50
     )
 
 
-def test_a_level_that_is_no_share_is_refused():
+def test_a_level_beyond_one_is_refused():
     with pytest.raises(RecipeError, match="between 0 and 1"):
         paired_t_interval(RUNS, RUNS, level=95)
     with pytest.raises(RecipeError, match="between 0 and 1"):
-        paired_bootstrap(MacroAUROC(), said(1.0), said(2.0), level=95)
+        paired_bootstrap(MacroAUROC(), run(1.0), run(2.0), level=95)
 
 
 def test_groups_count_as_pairs():
-    validation, test = said(1.0)
+    validation, test = run(1.0)
     grouped = replace(test, groups=np.arange(300) // 3)
     assert (
         paired_bootstrap(
@@ -143,46 +144,46 @@ RUNS = {(seed, fold): 0.5 + 0.01 * seed + 0.02 * fold for seed in range(3) for f
 
 def test_runs_are_compared_with_students_interval():
     noise = np.random.default_rng(0).normal(0, 0.01, len(RUNS))
-    other = {run: value - 0.02 + extra for (run, value), extra in zip(RUNS.items(), noise, strict=True)}
-    difference = paired_t_interval(RUNS, dict(reversed(other.items())))
-    expected = ttest_rel(list(RUNS.values()), list(other.values())).confidence_interval(0.95)
+    baseline = {run: value - 0.02 + extra for (run, value), extra in zip(RUNS.items(), noise, strict=True)}
+    difference = paired_t_interval(RUNS, dict(reversed(baseline.items())))
+    expected = ttest_rel(list(RUNS.values()), list(baseline.values())).confidence_interval(0.95)
     assert difference.interval == pytest.approx((expected.low, expected.high))
     assert difference.pairs == 6
     assert difference.verdict == "better"
-    assert paired_t_interval(RUNS, other, lower_is_better=True).verdict == "worse"
+    assert paired_t_interval(RUNS, baseline, lower_is_better=True).verdict == "worse"
 
 
-def test_runs_that_learn_from_overlapping_folds_are_less_certain():
-    other = {run: value - 0.01 * (run[0] + 1) for run, value in RUNS.items()}
-    plain, corrected = paired_t_interval(RUNS, other), paired_t_interval(RUNS, other, overlap=1 / 4)
-    widths = [np.diff(each.interval)[0] for each in (plain, corrected)]
+def test_overlapping_folds_widen_the_interval():
+    baseline = {run: value - 0.01 * (run[0] + 1) for run, value in RUNS.items()}
+    plain, corrected = paired_t_interval(RUNS, baseline), paired_t_interval(RUNS, baseline, overlap=1 / 4)
+    widths = [np.diff(difference.interval)[0] for difference in (plain, corrected)]
     assert widths[1] / widths[0] == pytest.approx(np.sqrt((1 / 6 + 1 / 4) / (1 / 6)))
 
 
-def test_the_interval_over_seeds_holds_the_truth_as_often_as_it_claims():
+def test_the_interval_over_seeds_has_nominal_coverage():
     random = np.random.default_rng(0)
-    held = 0
+    covered = 0
     for _ in range(500):
         shared, extra = random.normal(0, 1, 5), random.normal(0.3, 0.5, 5)
         low, high = paired_t_interval(dict(enumerate(shared + extra)), dict(enumerate(shared)), level=0.9).interval
-        held += low <= 0.3 <= high
-    assert 0.86 <= held / 500 <= 0.94
+        covered += low <= 0.3 <= high
+    assert 0.86 <= covered / 500 <= 0.94
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "message"),
+    ("candidate", "baseline", "message"),
     [
-        ({0: 0.5, 1: 0.6}, {0: 0.5, 2: 0.6}, "stand alone: 1, 2"),
+        ({0: 0.5, 1: 0.6}, {0: 0.5, 2: 0.6}, "no counterpart: 1, 2"),
         ({0: 0.5}, {0: 0.4}, "2 pairs or more"),
         ({0: 0.5, 1: float("nan")}, {0: 0.5, 1: 0.6}, "NaN"),
     ],
 )
-def test_runs_that_make_no_pairs_are_refused(one, other, message):
+def test_runs_that_cannot_be_paired_are_refused(candidate, baseline, message):
     with pytest.raises(DataError, match=message):
-        paired_t_interval(one, other)
+        paired_t_interval(candidate, baseline)
 
 
-def test_a_difference_whose_interval_has_no_bounds_is_no_verdict():
+def test_an_interval_without_bounds_gives_no_verdict():
     empty = Predictions(labels=np.zeros((4, 2)), outputs=np.zeros((4, 2)), classes=("a", "b"))
     difference = paired_bootstrap(
         MacroAUROC(), SplitPredictions(empty, empty), SplitPredictions(empty, empty), resamples=10
@@ -190,7 +191,7 @@ def test_a_difference_whose_interval_has_no_bounds_is_no_verdict():
     assert difference.verdict == "not distinguishable"
 
 
-def test_classes_that_exclude_each_other_are_compared_too():
+def test_multiclass_predictions_can_be_compared():
     labels = np.arange(60) % 3
     right = Predictions(labels=labels, outputs=np.eye(3)[labels], classes=("a", "b", "c"))
     wrong = replace(right, outputs=np.eye(3)[(labels + 1) % 3])

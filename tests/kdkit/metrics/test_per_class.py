@@ -1,4 +1,4 @@
-"""The table of a net class by class."""
+"""Tests of the table of a net class by class."""
 
 import json
 import math
@@ -13,15 +13,15 @@ from kdkit.cli.per_class import table_of
 from kdkit.engine.storage.run_folder import RunFolder, nets_of_run, read_reported
 from kdkit.errors import RunFolderError
 from kdkit.metrics import FixedThresholds, MacroF1
-from kdkit.metrics.per_class import FIGURES, Reported, class_table
+from kdkit.metrics.per_class import FIGURES, NetReport, class_table
 
 CLASSES = ("a", "b", "c")
 
 
-def said(seed, rows=120):
+def predictions(seed, rows=120):
     random = np.random.default_rng(seed)
     labels = (random.random((rows, 3)) < (0.2, 0.5, 0.7)).astype(np.float32)
-    labels[:, 2] *= seed == 0  # no positive of c in the test split
+    labels[:, 2] *= seed == 0  # the test split has no positives of c
     return Predictions(
         labels=labels,
         outputs=(2 * labels - 1 + random.normal(0, 1, labels.shape)).astype(np.float32),
@@ -33,7 +33,7 @@ def said(seed, rows=120):
 
 @pytest.fixture(scope="module")
 def reported():
-    return Reported(validation=said(0), test=said(1), train={"a": 7, "b": 8, "c": 0})
+    return NetReport(validation=predictions(0), test=predictions(1), train={"a": 7, "b": 8, "c": 0})
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +49,16 @@ def test_every_class_has_a_row_with_its_positives_in_each_split(rows, reported):
         assert row.positives["test"] == reported.test.labels[:, column].sum()
 
 
-def test_figures_are_those_of_scikit_learn_at_the_thresholds_of_the_selection_split(rows, reported):
+def test_figures_are_those_of_scikit_learn_at_thresholds_of_the_validation_split(rows, reported):
     thresholds = MacroF1().fit(reported.validation).thresholds
     for column, row in enumerate(rows[:2]):
         truth, outputs = reported.test.labels[:, column], reported.test.outputs[:, column]
         assert row.threshold == thresholds[column]
-        answers = outputs >= row.threshold
+        predicted = outputs >= row.threshold
         expected = {
-            "precision": precision_score(truth, answers),
-            "recall": recall_score(truth, answers),
-            "f1": f1_score(truth, answers),
+            "precision": precision_score(truth, predicted),
+            "recall": recall_score(truth, predicted),
+            "f1": f1_score(truth, predicted),
             "auroc": roc_auc_score(truth, outputs),
             "auprc": average_precision_score(truth, outputs),
         }
@@ -67,71 +67,71 @@ def test_figures_are_those_of_scikit_learn_at_the_thresholds_of_the_selection_sp
             assert low < row.figures[name] < high
 
 
-def test_a_class_without_positives_keeps_its_row_and_has_no_figures(rows):
+def test_a_class_without_positives_has_a_row_without_figures(rows):
     assert rows[2].positives == {"train": 0, "validation": 75, "test": 0}
     assert rows[2].figures == {}
 
 
-def test_test_labels_move_no_threshold(reported):
+def test_test_labels_do_not_change_thresholds(reported):
     permuted = Predictions(
         labels=np.random.default_rng(5).permutation(reported.test.labels),
         outputs=reported.test.outputs,
         classes=CLASSES,
     )
-    other = class_table(Reported(validation=reported.validation, test=permuted, train=None), resamples=2)
-    assert [row.threshold for row in other] == [row.threshold for row in class_table(reported, resamples=2)]
-    assert other[0].figures != class_table(reported, resamples=2)[0].figures
+    table = class_table(NetReport(validation=reported.validation, test=permuted, train=None), resamples=2)
+    assert [row.threshold for row in table] == [row.threshold for row in class_table(reported, resamples=2)]
+    assert table[0].figures != class_table(reported, resamples=2)[0].figures
 
 
-def test_thresholds_may_be_chosen_otherwise(reported):
+def test_another_rule_may_choose_the_thresholds(reported):
     table = class_table(reported, thresholds_by=FixedThresholds(1.5), resamples=2)
     assert [row.threshold for row in table] == [1.5] * 3
 
 
-def test_classes_that_exclude_each_other_have_no_threshold():
+def test_multiclass_has_no_thresholds():
     labels = np.arange(30) % 3
-    right = Predictions(labels=labels, outputs=np.eye(3)[labels], classes=CLASSES)
-    table = class_table(Reported(validation=right, test=None, train=None), resamples=2)
+    perfect = Predictions(labels=labels, outputs=np.eye(3)[labels], classes=CLASSES)
+    table = class_table(NetReport(validation=perfect, test=None, train=None), resamples=2)
     assert all(row.threshold is None and row.figures["f1"] == 1 for row in table)
     assert table[0].positives == {"train": None, "validation": 10, "test": None}
 
 
-def test_a_run_folder_tells_what_its_nets_said(tmp_path):
+def test_the_predictions_of_a_net_are_read_from_its_run_folder(tmp_path):
     folder = RunFolder.create(tmp_path / "run", {"positives": {"a": 7}}, None)
-    for stage, seed in ((1, 0), (9, 1), (10, 0)):  # the last of its stages counts, the tenth after the ninth
-        folder.stage(stage, "net").save_predictions("net", "validation", said(seed))
-    folder.stage(10, "net").save_predictions("net", "test", said(1))
+    for stage, seed in ((1, 0), (9, 1), (10, 0)):  # the last stage of a net counts, and 10 is after 9
+        folder.stage(stage, "net").save_predictions("net", "validation", predictions(seed))
+    folder.stage(10, "net").save_predictions("net", "test", predictions(1))
     folder.save_metrics("test", {"net": {}})
     assert nets_of_run(folder.path) == ("net",)
-    told = read_reported(folder.path, "net")
-    assert told.train == {"a": 7}
-    for ours, theirs in ((told.validation, said(0)), (told.test, said(1))):
-        assert ours.classes == CLASSES
+    report = read_reported(folder.path, "net")
+    assert report.train == {"a": 7}
+    for loaded, saved in ((report.validation, predictions(0)), (report.test, predictions(1))):
+        assert loaded.classes == CLASSES
         for name in ("labels", "outputs", "ids", "groups"):
-            assert np.array_equal(getattr(ours, name), getattr(theirs, name))
+            assert np.array_equal(getattr(loaded, name), getattr(saved, name))
 
 
-def test_what_a_run_folder_does_not_hold_is_said(tmp_path):
-    with pytest.raises(RunFolderError, match="holds no scores"):
+def test_a_run_folder_without_the_predictions_is_refused(tmp_path):
+    with pytest.raises(RunFolderError, match="holds no run"):
         nets_of_run(tmp_path)
     with pytest.raises(RunFolderError, match="holds no run"):
         read_reported(tmp_path, "net")
     folder = RunFolder.create(tmp_path / "run", {}, None)
-    folder.stage(0, "net").save_predictions("net", "validation", said(0))
+    folder.stage(0, "net").save_predictions("net", "validation", predictions(0))
     with pytest.raises(RunFolderError, match="did you mean 'net'"):
         read_reported(folder.path, "nett")
 
 
 def test_a_damaged_file_of_predictions_is_named(tmp_path):
     folder = RunFolder.create(tmp_path / "run", {}, None)
-    folder.stage(0, "net").save_predictions("net", "validation", said(0))
+    folder.stage(0, "net").save_predictions("net", "validation", predictions(0))
     (file,) = folder.path.glob("*/*.safetensors")
     file.write_bytes(b"{}")
     with pytest.raises(RunFolderError, match="predictions-net-validation"):
         read_reported(folder.path, "net")
 
 
-def test_the_printed_table_shows_every_class_and_a_dash_for_what_is_not_there(rows):
+def test_the_printed_table_shows_a_dash_for_undefined_figures(rows):
     console = Console(width=200)
     with console.capture() as capture:
         console.print(table_of(rows, "net, on test"))
@@ -145,13 +145,13 @@ def test_a_threshold_is_shown_as_a_probability_and_infinity_as_never():
     labels = np.zeros((4, 2))
     labels[:2, 0] = 1
     outputs = np.array([[2.0, 0], [2.0, 0], [-2.0, 0], [-2.0, 0]])
-    silent = Predictions(labels=labels, outputs=outputs, classes=("there", "never"))
-    rows = class_table(Reported(validation=silent, test=None, train=None), resamples=2)
+    two_classes = Predictions(labels=labels, outputs=outputs, classes=("present", "never"))
+    rows = class_table(NetReport(validation=two_classes, test=None, train=None), resamples=2)
     assert [row.threshold for row in rows] == [0.0, math.inf]
     column = table_of(rows, "t").columns[4]
     assert list(column.cells) == ["0.500", "never"]
 
 
-def test_positives_of_a_run_are_json(tmp_path):
+def test_positives_of_a_run_are_saved_as_json(tmp_path):
     folder = RunFolder.create(tmp_path / "run", {"positives": {"a": 7}}, None)
     assert json.loads((folder.path / "run.json").read_text())["positives"] == {"a": 7}

@@ -1,4 +1,4 @@
-"""Thresholds: chosen on the selection split alone, against brute force."""
+"""Tests of thresholds: chosen on the validation split alone, and compared with brute force."""
 
 import math
 
@@ -16,24 +16,24 @@ from kdkit_ecg.metrics import BestChallengeMetric, ChallengeMetric
 NAMES = scored_classes(2020).names
 
 
-def said(seed, rows=200):
+def predictions(seed, rows=200):
     random = np.random.default_rng(seed)
     labels = (random.random((rows, len(NAMES))) < 0.15).astype(np.float32)
     return Predictions(labels=labels, outputs=2 * labels - 1 + random.normal(0, 1, labels.shape), classes=NAMES)
 
 
 def f1_at(labels, outputs, threshold):
-    found = outputs >= threshold
-    return 2 * (found & labels).sum() / (found.sum() + labels.sum())
+    predicted = outputs >= threshold
+    return 2 * (predicted & labels).sum() / (predicted.sum() + labels.sum())
 
 
 def j_at(labels, outputs, threshold):
-    found = outputs >= threshold
-    sensitivity, silence = found[labels].mean(), ~found[~labels]
-    return sensitivity + (silence.mean() if len(silence) else 1) - 1  # without negatives none is wrongly said
+    predicted = outputs >= threshold
+    sensitivity, true_negatives = predicted[labels].mean(), ~predicted[~labels]
+    return sensitivity + (true_negatives.mean() if len(true_negatives) else 1) - 1  # specificity is 1 without negatives
 
 
-# Few values, so that many outputs are equal.
+# Few distinct values, so that many outputs are equal.
 OUTPUTS = st.floats(-4, 4, width=16) | st.sampled_from([-1.0, 0.0, 0.5])
 
 
@@ -41,12 +41,12 @@ OUTPUTS = st.floats(-4, 4, width=16) | st.sampled_from([-1.0, 0.0, 0.5])
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), OUTPUTS), min_size=1, max_size=12))
 def test_no_threshold_is_better_than_the_chosen_one(best, at, pairs):
-    labels, outputs = (np.array(each) for each in zip(*pairs, strict=True))
+    labels, outputs = (np.array(column) for column in zip(*pairs, strict=True))
     chosen = best(labels.astype(np.float32), outputs.astype(np.float32))
     if not labels.any():
         assert chosen == math.inf
         return
-    assert at(labels, outputs, chosen) == pytest.approx(max(at(labels, outputs, each) for each in outputs))
+    assert at(labels, outputs, chosen) == pytest.approx(max(at(labels, outputs, output) for output in outputs))
 
 
 def test_a_threshold_lies_in_the_middle_between_two_outputs():
@@ -55,11 +55,11 @@ def test_a_threshold_lies_in_the_middle_between_two_outputs():
 
 
 @pytest.mark.parametrize("best", [best_f1_threshold, best_j_threshold])
-def test_a_class_that_is_always_there_is_always_said(best):
+def test_a_class_without_negatives_is_always_predicted(best):
     assert best(np.ones(3), np.array([2.0, -1.0, 5.0])) == -1.0
 
 
-SCORES = [
+METRICS = [
     MacroF1(),
     MicroF1(thresholds_by=YoudenJ()),
     MacroF1(thresholds_by=BestChallengeMetric(2020)),
@@ -69,70 +69,70 @@ SCORES = [
     ChallengeMetric(2020, thresholds_by=BestF1()),
     ChallengeMetric(2020, thresholds_by=YoudenJ()),
 ]
-IDS = [score.name for score in SCORES]
+IDS = [metric.name for metric in METRICS]
 
 
-@pytest.mark.parametrize("score", SCORES, ids=IDS)
-def test_permuting_the_test_labels_moves_no_threshold(score):
-    """Each split has a score of its own on the same fitted thresholds, which stay the same bits."""
-    validation, test = said(0), said(1)
+@pytest.mark.parametrize("metric", METRICS, ids=IDS)
+def test_permuting_the_test_labels_does_not_change_thresholds(metric):
+    """The value changes, but the fitted thresholds stay the same to the bit."""
+    validation, test = predictions(0), predictions(1)
     permuted = np.random.default_rng(2).permutation(test.labels)
-    other = Predictions(labels=permuted, outputs=test.outputs, classes=NAMES)
-    figures, thresholds = [], []
-    for each in (test, other):
-        fitted = score.fit(validation)
+    shuffled = Predictions(labels=permuted, outputs=test.outputs, classes=NAMES)
+    values, thresholds = [], []
+    for split in (test, shuffled):
+        fitted = metric.fit(validation)
         before = np.array(fitted.thresholds).tobytes()
-        figures.append(fitted.compute(each).value)
+        values.append(fitted.compute(split).value)
         assert np.array(fitted.thresholds).tobytes() == before
         thresholds.append(before)
     assert thresholds[0] == thresholds[1]
-    assert figures[0] > figures[1]
+    assert values[0] > values[1]
 
 
-@pytest.mark.parametrize("score", [each for each in SCORES if "fixed" not in each.name])
-def test_permuting_the_selection_labels_does_move_them(score):
-    validation = said(0)
+@pytest.mark.parametrize("metric", [metric for metric in METRICS if "fixed" not in metric.name])
+def test_permuting_the_validation_labels_changes_thresholds(metric):
+    validation = predictions(0)
     permuted = np.random.default_rng(2).permutation(validation.labels)
-    other = Predictions(labels=permuted, outputs=validation.outputs, classes=NAMES)
-    assert score.fit(validation).thresholds != score.fit(other).thresholds
+    shuffled = Predictions(labels=permuted, outputs=validation.outputs, classes=NAMES)
+    assert metric.fit(validation).thresholds != metric.fit(shuffled).thresholds
 
 
-def test_each_choice_is_best_by_its_own_measure():
-    validation = said(0)
-    ways = {"f1": BestF1(), "challenge": BestChallengeMetric(2020), "j": YoudenJ()}
-    f1 = {name: MacroF1(thresholds_by=way).fit(validation).compute(validation).value for name, way in ways.items()}
-    metric = {
-        name: ChallengeMetric(2020, thresholds_by=way).fit(validation).compute(validation).value
-        for name, way in ways.items()
+def test_each_rule_is_the_best_by_its_criterion():
+    validation = predictions(0)
+    rules = {"f1": BestF1(), "challenge": BestChallengeMetric(2020), "j": YoudenJ()}
+    f1 = {name: MacroF1(thresholds_by=rule).fit(validation).compute(validation).value for name, rule in rules.items()}
+    challenge = {
+        name: ChallengeMetric(2020, thresholds_by=rule).fit(validation).compute(validation).value
+        for name, rule in rules.items()
     }
     assert max(f1, key=f1.get) == "f1"
-    assert max(metric, key=metric.get) == "challenge"
+    assert max(challenge, key=challenge.get) == "challenge"
 
 
-def test_scores_at_other_thresholds_have_names_of_their_own():
-    assert len(set(IDS)) == len(IDS) - 1  # add_highest is no other choice of thresholds
+def test_metrics_with_other_rules_have_distinct_names():
+    assert len(set(IDS)) == len(IDS) - 1  # add_highest does not change the rule
     assert MacroF1(thresholds_by=YoudenJ()).name == "macro_f1_youden_j"
 
 
-@pytest.mark.parametrize("way", [BestF1(), YoudenJ(), FixedThresholds(), BestChallengeMetric()])
-def test_every_way_is_one_of_thresholds(way):
-    assert isinstance(way, Thresholds)
-    assert len(way.choose(said(0))) == len(NAMES)
+@pytest.mark.parametrize("rule", [BestF1(), YoudenJ(), FixedThresholds(), BestChallengeMetric()])
+def test_every_rule_chooses_one_threshold_per_class(rule):
+    assert isinstance(rule, Thresholds)
+    assert len(rule.choose(predictions(0))) == len(NAMES)
 
 
 def test_fixed_thresholds_are_one_for_all_or_one_per_class():
-    validation = said(0)
+    validation = predictions(0)
     assert FixedThresholds(0.5).choose(validation) == (0.5,) * len(NAMES)
-    each = tuple(np.linspace(-1, 1, len(NAMES)).tolist())
-    assert FixedThresholds(each).choose(validation) == each
+    logits = tuple(np.linspace(-1, 1, len(NAMES)).tolist())
+    assert FixedThresholds(logits).choose(validation) == logits
     with pytest.raises(RecipeError, match="2 thresholds for 24 classes"):
         FixedThresholds((0.1, 0.2)).choose(validation)
 
 
-@pytest.mark.parametrize("given", [YoudenJ, 0.5, "youden_j"])
-def test_what_chooses_no_thresholds_is_refused(given):
+@pytest.mark.parametrize("rule", [YoudenJ, 0.5, "youden_j"])
+def test_an_object_that_chooses_no_thresholds_is_refused(rule):
     with pytest.raises(RecipeError, match="such as BestF1"):
-        MacroF1(thresholds_by=given)
+        MacroF1(thresholds_by=rule)
 
 
 def test_an_average_that_does_not_exist_is_refused():

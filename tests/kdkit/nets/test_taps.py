@@ -1,4 +1,4 @@
-"""Taps: they take the true tensor out of a layer, and leave the layer as it was."""
+"""Tests of taps: they capture the right tensor, and leave the layer as it was."""
 
 import contextlib
 
@@ -13,8 +13,8 @@ from kdkit.nets.taps import OpenTaps, TapLike
 from tests.helpers.tiny import Mlp, hooks_of
 
 
-def heard(module, tap, *args, **kwargs):
-    """Return what a tap hears in the second pass, as in a run: the first one is the rehearsal."""
+def captured(module, tap, *args, **kwargs):
+    """Return the tensor that a tap captures in the second pass; as in a run, the first pass is the dry run."""
     with OpenTaps([tap]) as open_taps:
         module(*args, **kwargs)
         open_taps.copy_if_modified()
@@ -24,7 +24,7 @@ def heard(module, tap, *args, **kwargs):
 
 
 class Wrapped(nn.Module):
-    """A module that says something of a form of its own."""
+    """A module with an output of any form."""
 
     def __init__(self, form):
         super().__init__()
@@ -35,14 +35,14 @@ class Wrapped(nn.Module):
         return self.form(self.inner(inputs))
 
 
-def test_a_tap_takes_what_a_module_gives():
+def test_a_tap_captures_the_output_of_a_module():
     net, inputs = Mlp().eval(), torch.randn(2, 4)
-    assert torch.equal(heard(net, Tap(net.hidden), inputs), net.hidden(inputs))
+    assert torch.equal(captured(net, Tap(net.hidden), inputs), net.hidden(inputs))
 
 
-def test_a_tap_takes_what_a_module_is_given():
+def test_a_tap_captures_the_input_of_a_module():
     net, inputs = Mlp().eval(), torch.randn(2, 4)
-    assert torch.equal(heard(net, Tap(net.norm, "input"), inputs), net.hidden(inputs))
+    assert torch.equal(captured(net, Tap(net.norm, "input"), inputs), net.hidden(inputs))
 
 
 @pytest.mark.parametrize(("layer", "at"), [("act", "input"), ("norm", "output")])
@@ -50,22 +50,22 @@ def test_a_tap_takes_what_a_module_is_given():
 def test_the_input_of_an_in_place_relu_is_the_true_pre_activation(layer, at, training):
     net, inputs = Mlp().train(training), torch.randn(6, 4)
     expected = net.norm(net.hidden(inputs))
-    assert (expected < 0).any()
-    torch.testing.assert_close(heard(net, Tap(getattr(net, layer), at), inputs), expected)
+    assert (expected < 0).any()  # otherwise the ReLU would change nothing
+    torch.testing.assert_close(captured(net, Tap(getattr(net, layer), at), inputs), expected)
 
 
 def test_gradients_flow_through_a_pre_activation_as_without_a_tap():
     net, inputs = Mlp().eval(), torch.randn(6, 4)
-    pre = heard(net, Tap(net.act, "input"), inputs)
-    (gradient,) = torch.autograd.grad(pre.square().sum(), net.hidden.weight)
+    pre_activation = captured(net, Tap(net.act, "input"), inputs)
+    (gradient,) = torch.autograd.grad(pre_activation.square().sum(), net.hidden.weight)
     (expected,) = torch.autograd.grad(net.norm(net.hidden(inputs)).square().sum(), net.hidden.weight)
     torch.testing.assert_close(gradient, expected)
 
 
-def test_a_tensor_that_nobody_changes_is_handed_out_without_a_copy():
-    net, seen = Mlp(), []
-    net.head.register_forward_hook(lambda _module, _args, output: seen.append(output))
-    assert heard(net, Tap(net.head), torch.randn(3, 4)) is seen[-1]
+def test_a_tensor_that_is_not_modified_is_captured_without_a_copy():
+    net, outputs = Mlp(), []
+    net.head.register_forward_hook(lambda _module, _args, output: outputs.append(output))
+    assert captured(net, Tap(net.head), torch.randn(3, 4)) is outputs[-1]
 
 
 @pytest.mark.parametrize(
@@ -79,16 +79,16 @@ def test_a_tensor_that_nobody_changes_is_handed_out_without_a_copy():
 )
 def test_one_tensor_of_several_is_picked_by_element(form, element):
     module, inputs = Wrapped(form), torch.randn(2, 4)
-    assert torch.equal(heard(module, Tap(module, element=element), inputs), module.inner(inputs))
+    assert torch.equal(captured(module, Tap(module, element=element), inputs), module.inner(inputs))
 
 
-def test_a_tap_on_several_tensors_without_an_element_says_what_there_is():
+def test_several_tensors_without_an_element_are_described():
     module = Wrapped(lambda x: {"logits": x})
     with pytest.raises(RecipeError, match="the output of Wrapped gives a dict with 'logits'"):
-        heard(module, Tap(module), torch.randn(2, 4))
+        captured(module, Tap(module), torch.randn(2, 4))
 
 
-class Two(nn.Module):
+class TwoInputs(nn.Module):
     def forward(self, values, mask=None):
         return values if mask is None else values * mask
 
@@ -109,27 +109,27 @@ VALUES, MASK = torch.randn(2, 3), torch.ones(2, 3)
         (None, (VALUES,), {"mask": MASK}, VALUES),
     ],
 )
-def test_an_input_is_found_by_place_or_by_keyword(element, args, kwargs, expected):
-    module = Two()
-    assert heard(module, Tap(module, "input", element), *args, **kwargs) is expected
+def test_an_input_is_selected_by_position_or_by_keyword(element, args, kwargs, expected):
+    module = TwoInputs()
+    assert captured(module, Tap(module, "input", element), *args, **kwargs) is expected
 
 
 @given(st.lists(st.integers(1, 4), min_size=2, max_size=5))
-def test_channels_last_moves_the_channels_to_the_second_place(shape):
+def test_channels_last_moves_the_channels_to_the_second_dimension(shape):
     module = nn.Identity()
     tensor = torch.randn(shape)
-    got = heard(module, Tap(module, channels_last=True), tensor)
-    assert got.shape == (shape[0], shape[-1], *shape[1:-1])
-    assert torch.equal(got.movedim(1, -1), tensor)
+    feature = captured(module, Tap(module, channels_last=True), tensor)
+    assert feature.shape == (shape[0], shape[-1], *shape[1:-1])
+    assert torch.equal(feature.movedim(1, -1), tensor)
 
 
-def test_a_copy_is_kept_also_where_channels_are_moved():
+def test_a_modified_tensor_is_copied_also_if_channels_are_moved():
     net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True))
     inputs = torch.randn(2, 5, 3)
-    torch.testing.assert_close(heard(net, Tap(net[0], channels_last=True), inputs), net[0](inputs).movedim(-1, 1))
+    torch.testing.assert_close(captured(net, Tap(net[0], channels_last=True), inputs), net[0](inputs).movedim(-1, 1))
 
 
-def test_the_last_run_counts_where_a_module_runs_twice():
+def test_the_last_run_is_captured_if_a_module_runs_twice():
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
@@ -139,10 +139,10 @@ def test_the_last_run_counts_where_a_module_runs_twice():
             return self.inner(self.inner(inputs))
 
     net, inputs = Twice(), torch.randn(2, 3)
-    assert torch.equal(heard(net, Tap(net.inner), inputs), net(inputs))
+    assert torch.equal(captured(net, Tap(net.inner), inputs), net(inputs))
 
 
-def test_a_tap_that_did_not_fire_is_named():
+def test_a_tap_that_did_not_fire_is_reported():
     net = Mlp()
     idle = Tap(nn.Conv1d(1, 1, 1))
     with OpenTaps([Tap(net.head), idle]) as open_taps:
@@ -152,7 +152,7 @@ def test_a_tap_that_did_not_fire_is_named():
             _ = open_taps[idle]
 
 
-def test_what_was_heard_is_forgotten_before_the_next_pass():
+def test_clear_drops_the_captured_tensors():
     net = Mlp()
     tap = Tap(net.head)
     with OpenTaps([tap]) as open_taps:
@@ -161,19 +161,19 @@ def test_what_was_heard_is_forgotten_before_the_next_pass():
         assert open_taps.unfired() == [tap]
 
 
-def test_closing_leaves_no_hook_also_after_an_exception():
+def test_no_hook_is_left_after_an_exception():
     net = Mlp()
     with contextlib.suppress(ZeroDivisionError), OpenTaps([Tap(net.head), Tap(net.act, "input")]):
-        assert hooks_of(net) == 2
+        assert hooks_of(net) == 2  # the hooks are attached inside
         raise ZeroDivisionError
     assert hooks_of(net) == 0
 
 
-def test_taps_that_cannot_all_be_opened_leave_no_hook():
+def test_no_hook_is_left_if_one_tap_cannot_be_attached():
     class Broken:
         module = nn.Identity()
 
-        def attach(self, put):
+        def attach(self, capture):
             raise RecipeError("no")
 
     net = Mlp()
@@ -182,7 +182,7 @@ def test_taps_that_cannot_all_be_opened_leave_no_hook():
     assert hooks_of(net) == 0
 
 
-def test_hooks_of_the_users_own_stay():
+def test_hooks_of_user_code_stay():
     net, calls = Mlp(), []
     net.head.register_forward_hook(lambda *_: calls.append(1))
     with OpenTaps([Tap(net.head)]):
@@ -192,7 +192,7 @@ def test_hooks_of_the_users_own_stay():
     assert hooks_of(net) == 1
 
 
-def test_two_stages_may_listen_to_the_same_module():
+def test_two_stages_may_tap_the_same_module():
     net, inputs = Mlp().eval(), torch.randn(2, 4)
     tap = Tap(net.head)
     first, second = OpenTaps([tap]), OpenTaps([tap])
@@ -200,19 +200,19 @@ def test_two_stages_may_listen_to_the_same_module():
     assert first[tap] is output
     assert second[tap] is output
     first.close()
-    again = net(inputs)
-    assert second[tap] is again
+    output = net(inputs)
+    assert second[tap] is output
     second.close()
     assert hooks_of(net) == 0
 
 
-def test_the_same_tap_twice_is_one_hook():
+def test_equal_taps_share_a_hook():
     net = Mlp()
     with OpenTaps([Tap(net.head), Tap(net.head), Tap(net.head, "input")]) as open_taps:
         assert len(open_taps.taps) == hooks_of(net) == 2
 
 
-def test_a_net_says_the_same_with_a_tap_as_without():
+def test_taps_do_not_change_the_output_of_a_net():
     net, inputs = Mlp().eval(), torch.randn(2, 4)
     expected = net(inputs)
     with OpenTaps([Tap(net.norm), Tap(net.act, "input"), Tap(net.head)]) as open_taps:
@@ -221,14 +221,16 @@ def test_a_net_says_the_same_with_a_tap_as_without():
         assert torch.equal(net(inputs), expected)
 
 
-@pytest.mark.parametrize(("wrong", "said"), [(("layer3",), "got a str"), ((nn.Identity(), "outptu"), "got 'outptu'")])
-def test_a_tap_sits_on_a_module_at_its_input_or_output(wrong, said):
-    with pytest.raises(RecipeError, match=said):
-        Tap(*wrong)
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(("layer3",), "got a str"), ((nn.Identity(), "outptu"), "got 'outptu'")]
+)
+def test_a_tap_sits_on_a_module_at_its_input_or_output(arguments, message):
+    with pytest.raises(RecipeError, match=message):
+        Tap(*arguments)
 
 
 class Attention(nn.Module):
-    """What an attention tap relies on in timm's attention layers."""
+    """The members of timm's attention layers that an attention tap relies on."""
 
     def __init__(self):
         super().__init__()
@@ -243,11 +245,11 @@ class Attention(nn.Module):
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_an_attention_tap_hears_the_map_and_restores_the_fused_kernel(fused):
+def test_an_attention_tap_captures_the_map_and_restores_the_fused_kernel(fused):
     layer, tokens = Attention(), torch.randn(2, 4, 3)
     layer.fused_attn = fused
-    attention = heard(layer, AttentionTap(layer), tokens)
-    torch.testing.assert_close(attention.sum(-1), torch.ones(2, 4))
+    attention = captured(layer, AttentionTap(layer), tokens)
+    torch.testing.assert_close(attention.sum(-1), torch.ones(2, 4))  # rows of a softmax
     assert layer.fused_attn is fused
     assert hooks_of(layer) == 0
 
@@ -260,36 +262,36 @@ def test_an_attention_tap_restores_the_fused_kernel_after_an_exception():
     assert layer.fused_attn is True
 
 
-def test_an_attention_tap_refuses_what_is_no_attention_layer():
+def test_an_attention_tap_refuses_other_layers():
     with pytest.raises(RecipeError, match="got a Linear"):
         AttentionTap(nn.Linear(1, 1))
 
 
-def staged(fmt="NCHW"):
+def model_with_stages(fmt="NCHW"):
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model.feature_info = [{"module": "0"}, {"module": "1"}]
     model.output_fmt = fmt
     return model
 
 
-def test_a_stage_is_found_by_its_number():
-    model = staged()
+def test_a_stage_is_selected_by_its_number():
+    model = model_with_stages()
     assert timm_tap(model, 0).module is model[0]
     assert timm_tap(model, -1).module is model[1]
-    assert timm_tap(staged("NHWC"), 1).channels_last
+    assert timm_tap(model_with_stages("NHWC"), 1).channels_last
 
 
 @pytest.mark.parametrize("index", [2, -3])
-def test_a_stage_that_is_not_there_is_refused(index):
+def test_a_stage_beyond_the_last_is_refused(index):
     with pytest.raises(RecipeError, match="has stages 0 to 1"):
-        timm_tap(staged(), index)
+        timm_tap(model_with_stages(), index)
 
 
-def test_a_model_that_does_not_tell_its_stages_is_refused():
+def test_a_model_without_feature_info_is_refused():
     with pytest.raises(RecipeError, match="is it a timm model"):
         timm_tap(Mlp(), 0)
 
 
-def test_a_tap_of_ones_own_needs_a_module_and_attach():
+def test_the_interface_of_a_tap_is_a_module_and_attach():
     assert isinstance(Tap(nn.Identity()), TapLike)
     assert not isinstance(nn.Identity(), TapLike)

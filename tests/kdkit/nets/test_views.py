@@ -1,4 +1,4 @@
-"""What a net sees of a batch, and picking one tensor of what it says."""
+"""Tests of views, and of picking one tensor from the output of a module."""
 
 import pickle
 from collections import namedtuple
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kdkit import Batch, Images, Inputs, RecipeError, View
-from kdkit.nets.views import picked
+from kdkit.nets.views import pick_tensor
 
 Pair = namedtuple("Pair", "left right")
 LABELS = torch.zeros(2)
@@ -35,47 +35,47 @@ def test_inputs_become_arguments_or_keywords_by_their_form(inputs, count, keywor
 
 
 @pytest.mark.parametrize("view", [Inputs(), Images(mean=(0.5,), std=(0.2,), size=(4, 4))])
-def test_views_can_be_pickled_compared_and_told_apart_by_key(view):
-    again = pickle.loads(pickle.dumps(view))
+def test_views_can_be_pickled_and_compared(view):
+    restored = pickle.loads(pickle.dumps(view))
     assert isinstance(view, View)
-    assert again == view
-    assert again.key == view.key
+    assert restored == view
+    assert restored.key == view.key
 
 
-def test_the_key_of_images_changes_with_all_that_changes_them():
+def test_the_key_of_images_changes_with_every_option():
     views = [Images(), Images(mean=(0.5,)), Images(std=(0.5,)), Images(size=(2, 2))]
     assert len({view.key for view in views}) == len(views)
 
 
 def test_images_are_normalised_by_channel():
     images = torch.rand(2, 3, 4, 5)
-    (seen,), _ = Images(mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 4.0))(batch(images))
+    (normalised,), _ = Images(mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 4.0))(batch(images))
     for channel, (mean, std) in enumerate([(0.1, 1.0), (0.2, 2.0), (0.3, 4.0)]):
-        torch.testing.assert_close(seen[:, channel], (images[:, channel] - mean) / std)
+        torch.testing.assert_close(normalised[:, channel], (images[:, channel] - mean) / std)
 
 
 def test_images_are_resized_before_they_are_normalised():
-    (seen,), _ = Images(mean=(1.0,), std=(0.5,), size=(2, 3))(batch(torch.ones(2, 1, 8, 8)))
-    assert seen.shape == (2, 1, 2, 3)
-    torch.testing.assert_close(seen, torch.zeros_like(seen))
+    (normalised,), _ = Images(mean=(1.0,), std=(0.5,), size=(2, 3))(batch(torch.ones(2, 1, 8, 8)))
+    assert normalised.shape == (2, 1, 2, 3)
+    torch.testing.assert_close(normalised, torch.zeros_like(normalised))
 
 
 @pytest.mark.parametrize("options", [{"std": (0.0,)}, {"std": (-1.0,)}, {"mean": (0.0, 0.0)}])
-def test_images_refuse_deviations_that_cannot_divide(options):
+def test_images_need_a_positive_deviation_for_each_mean(options):
     with pytest.raises(RecipeError, match="as many standard deviations"):
         Images(**options)
 
 
-def test_images_take_the_normalisation_that_a_timm_model_names():
+def test_images_take_the_normalisation_of_a_timm_model():
     model = nn.Identity()
     model.pretrained_cfg = {"mean": (0.4, 0.4, 0.4), "std": (0.2, 0.2, 0.2), "input_size": (3, 8, 9)}
-    assert Images.of(model) == Images(mean=(0.4,) * 3, std=(0.2,) * 3)
-    assert Images.of(model, resize=True).size == (8, 9)
+    assert Images.from_timm(model) == Images(mean=(0.4,) * 3, std=(0.2,) * 3)
+    assert Images.from_timm(model, resize=True).size == (8, 9)
 
 
-def test_images_refuse_a_model_that_names_no_normalisation():
+def test_a_model_without_a_normalisation_is_refused():
     with pytest.raises(RecipeError, match="is it a timm model"):
-        Images.of(nn.Linear(1, 1))
+        Images.from_timm(nn.Linear(1, 1))
 
 
 OUTPUT = torch.arange(3.0)
@@ -95,13 +95,13 @@ OUTPUT = torch.arange(3.0)
     ],
 )
 def test_one_tensor_is_picked_by_index_key_attribute_or_function(value, element):
-    assert picked(value, element, "it") is OUTPUT
+    assert pick_tensor(value, element, "it") is OUTPUT
 
 
 @pytest.mark.parametrize(
-    ("value", "element", "said"),
+    ("value", "element", "message"),
     [
-        ((OUTPUT, OUTPUT), None, "it gives a tuple of 2 where one tensor was expected"),
+        ((OUTPUT, OUTPUT), None, "it gives a tuple of 2, but one tensor was expected"),
         ({"a": 1}, None, "it gives a dict with 'a'"),
         ((OUTPUT,), 3, "it gives a tuple of 1, which has no element 3"),
         ({"a": OUTPUT}, "b", "it gives a dict with 'a', which has no element 'b'"),
@@ -109,7 +109,7 @@ def test_one_tensor_is_picked_by_index_key_attribute_or_function(value, element)
         ("text", None, "it gives a str"),
     ],
 )
-def test_what_cannot_be_picked_is_described(value, element, said):
+def test_an_output_without_the_element_is_described(value, element, message):
     with pytest.raises(RecipeError) as caught:
-        picked(value, element, "it")
-    assert said in str(caught.value)
+        pick_tensor(value, element, "it")
+    assert message in str(caught.value)

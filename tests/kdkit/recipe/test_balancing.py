@@ -1,9 +1,9 @@
-"""The weighted sum of terms."""
+"""Tests of the weighted sum of terms, and of the defaults of the base classes."""
 
 import pytest
 import torch
 
-from kdkit.recipe.balancing import WeightedSum
+from kdkit.recipe.balancing import Balancer, Balancing, CAGrad, GradNorm, PCGrad, UncertaintyWeighting, WeightedSum
 
 
 def terms_of(weight):
@@ -16,7 +16,7 @@ def test_gradients_are_those_of_the_weighted_sum():
     torch.testing.assert_close(weight.grad, 0.3 * 2 + 0.7 * 2 * weight.detach())
 
 
-def test_a_single_term_of_weight_one_is_taken_as_it_is():
+def test_a_single_term_of_weight_one_is_not_changed():
     weight = torch.tensor([1.0, 3.0], requires_grad=True)
     scaled = []
     term = (weight**2).sum()
@@ -38,12 +38,36 @@ def test_gradients_of_several_micro_batches_add_up():
     assert weight.grad.item() == pytest.approx(1)
 
 
-def test_a_term_of_weight_zero_moves_nothing():
+def test_a_term_of_weight_zero_contributes_no_gradient():
     weight = torch.tensor([1.0], requires_grad=True)
     WeightedSum()(terms_of(weight), {"truth": 1.0, "teacher": 0.0}, lambda total: total)
     assert weight.grad.item() == 2
 
 
-def test_the_sum_remembers_nothing():
+def test_the_sum_has_no_state():
     assert WeightedSum().state_dict() == {}
     WeightedSum().load_state_dict({})
+
+
+def test_optional_members_have_defaults():
+    class Method(Balancing):
+        def build(self, trained):
+            return Custom()
+
+    class Custom(Balancer):
+        def __call__(self, terms, weights, scale):
+            pass
+
+    assert Method().needs_separate_gradients is False
+    assert Method().build(None).averages_across_ranks is False
+    assert isinstance(Method(), Balancing)
+    assert isinstance(Custom(), Balancer)
+
+
+@pytest.mark.parametrize(
+    ("method", "separate"),
+    [(WeightedSum(), False), (UncertaintyWeighting(), False), (GradNorm(), True), (PCGrad(), True), (CAGrad(), True)],
+)
+def test_methods_declare_whether_they_need_separate_gradients(method, separate):
+    assert isinstance(method, Balancing)
+    assert method.needs_separate_gradients is separate

@@ -104,7 +104,10 @@ def test_an_invalid_weight_is_refused(factor, message):
         (lambda progress: -1.0 if 0.2 < progress < 0.3 else 1.0, "returns -1.0 at 0.21"),
         (lambda progress: float("nan"), "returns nan at 0.0"),
         (lambda progress: None, "returns None at 0.0"),
-        (LinearRamp, r"a factor must be a number or a ramp, not a class; did you forget the \(\) of LinearRamp"),
+        (
+            LinearRamp,
+            r"the weight of a term must be a number or a ramp; got the class LinearRamp; did you forget its \(\)",
+        ),
     ],
 )
 def test_an_invalid_ramp_is_refused(ramp, message):

@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from kdkit import Match, Objective, Recipe, RecipeError, Stage, Tap, Training
+from kdkit import Data, Match, Objective, Recipe, RecipeError, Stage, Tap, Training
 from kdkit.losses import SoftTargets
 from kdkit.metrics import Accuracy, MacroF1
 from kdkit.recipe.recipe import nets_of
@@ -83,7 +83,7 @@ def test_nets_are_listed_once_and_teachers_before_their_students():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": [1, 2]}, "data must be a Data, such as TorchData.*got list"),
+        ({"data": [1, 2]}, r"data must be a TorchData\(.*got a list, which lacks classes"),
         ({"schedule": Stage({tiny_net("net"): plain_goal()}, TRAINING)}, "schedule must be a list of stages"),
         ({"metrics": ("accuracy",)}, "a metric must have a name, fit and compute; got 'accuracy'"),
         ({"metrics": (Accuracy,)}, "the class Accuracy; did you forget"),
@@ -108,7 +108,7 @@ def test_the_default_metrics_are_those_of_the_task(task, first):
 
 
 def test_creating_a_recipe_does_not_read_the_data():
-    class UnreadableData:
+    class UnreadableData(Data):
         classes, task, draws = ("a",), "multiclass", 1
 
         # Loading a split may take minutes.

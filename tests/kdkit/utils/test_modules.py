@@ -1,4 +1,4 @@
-"""A network in eval mode for a while."""
+"""Tests of running a network in eval mode temporarily."""
 
 import pytest
 
@@ -6,24 +6,24 @@ from kdkit.utils.modules import eval_mode
 from tests.helpers.tiny import tiny_net
 
 
-def test_every_part_evaluates_and_gets_its_own_mode_back_also_after_an_error():
+def test_every_submodule_is_in_eval_mode_and_gets_its_mode_back_after_an_error():
     module = tiny_net("net").module.train()
     module.norm.eval()
-    before = [each.training for each in module.modules()]
-    seen = []
+    before = [submodule.training for submodule in module.modules()]
+    inside = []
 
-    def evaluated():
+    def fail_in_eval_mode():
         with eval_mode(module):
-            seen.extend(each.training for each in module.modules())
+            inside.extend(submodule.training for submodule in module.modules())
             raise KeyError
 
     with pytest.raises(KeyError):
-        evaluated()
-    assert seen
-    assert not any(seen)
-    assert [each.training for each in module.modules()] == before
+        fail_in_eval_mode()
+    assert inside
+    assert not any(inside)
+    assert [submodule.training for submodule in module.modules()] == before
 
 
-def test_what_has_no_mode_is_left_alone():
+def test_an_object_without_a_mode_is_left_unchanged():
     with eval_mode(len):
         pass

@@ -1,0 +1,58 @@
+"""Validate the options of a recipe; each function raises RecipeError with the expected and the actual value."""
+
+import math
+from numbers import Real
+from typing import TypeGuard, get_args
+
+from kdkit.errors import RecipeError
+
+
+def validate_choice(name: str, value: object, choices: object) -> None:
+    """Raise RecipeError unless the value is one of the values of a Literal type."""
+    allowed = get_args(choices)
+    if value not in allowed:
+        raise RecipeError(f"{name} is {' or '.join(map(repr, allowed))}; got {value!r}")
+
+
+def validate_above_zero(name: str, value: object) -> None:
+    """Raise RecipeError unless the value is a finite number above 0."""
+    if not is_number(value) or value <= 0:
+        raise RecipeError(f"{name} is a finite number above 0; got {value!r}")
+
+
+def validate_at_least_zero(name: str, value: object) -> None:
+    """Raise RecipeError unless the value is a finite number of at least 0."""
+    if not is_number(value) or value < 0:
+        raise RecipeError(f"{name} is a finite number of at least 0; got {value!r}")
+
+
+def validate_count(name: str, value: object, *, least: int = 1, optional: bool = False) -> None:
+    """Raise RecipeError unless the value is a whole number of at least `least`, or None if it is optional."""
+    if value is None and optional:
+        return
+    if not is_whole_number(value) or value < least:
+        alternative = " or None" if optional else ""
+        raise RecipeError(f"{name} is a whole number of at least {least}{alternative}; got {value!r}")
+
+
+def validate_share(name: str, value: object, *, below_one: bool = False) -> None:
+    """Raise RecipeError unless the value is a number in [0, 1], or in [0, 1) if `below_one`."""
+    if not is_number(value) or not 0 <= value <= 1 or (below_one and value == 1):
+        raise RecipeError(f"{name} is a share, in [0, 1{')' if below_one else ']'}; got {value!r}")
+
+
+def validate_switches(**switches: object) -> None:
+    """Raise RecipeError unless every value is True or False: a text such as "no" would count as True."""
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise RecipeError(f"{name} is True or False; got {value!r}")
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether the value is a finite real number, numpy's included; False for True and False."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_whole_number(value: object) -> TypeGuard[int]:
+    """Return whether the value is an int; False for True and False, which Python counts as ints."""
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,60 @@
+"""Tests of the checks that options of a recipe share."""
+
+import math
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from kdkit.errors import RecipeError
+from kdkit.utils import validation
+from kdkit.utils.validation import is_number, is_whole_number
+
+
+@pytest.mark.parametrize("value", [1, 0.5, np.float32(2), np.int64(3)])
+def test_finite_real_numbers_are_numbers(value):
+    assert is_number(value)
+
+
+@pytest.mark.parametrize("value", [True, math.nan, math.inf, "1", None, 1j])
+def test_other_values_are_no_numbers(value):
+    assert not is_number(value)
+
+
+def test_an_int_is_a_whole_number_and_a_bool_or_a_float_is_none():
+    assert is_whole_number(0)
+    assert not is_whole_number(True)
+    assert not is_whole_number(1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "options", "text"),
+    [
+        ("validate_above_zero", 0, {}, "x is a finite number above 0; got 0"),
+        ("validate_at_least_zero", -1, {}, "x is a finite number of at least 0; got -1"),
+        ("validate_count", 0, {}, "x is a whole number of at least 1; got 0"),
+        ("validate_count", None, {}, "x is a whole number of at least 1; got None"),
+        ("validate_count", 1, {"least": 2, "optional": True}, "x is a whole number of at least 2 or None; got 1"),
+        ("validate_share", 1.5, {}, r"x is a share, in \[0, 1\]; got 1.5"),
+        ("validate_share", 1, {"below_one": True}, r"x is a share, in \[0, 1\); got 1"),
+        ("validate_choice", "c", {"choices": Literal["a", "b"]}, "x is 'a' or 'b'; got 'c'"),
+    ],
+)
+def test_an_invalid_value_raises_with_the_expected_and_the_actual_value(name, value, options, text):
+    with pytest.raises(RecipeError, match=f"^{text}$"):
+        getattr(validation, name)("x", value, **options)
+
+
+def test_valid_values_pass():
+    validation.validate_above_zero("x", 1e-9)
+    validation.validate_at_least_zero("x", 0)
+    validation.validate_count("x", None, optional=True)
+    validation.validate_count("x", 0, least=0)
+    validation.validate_share("x", 1)
+    validation.validate_choice("x", "a", Literal["a", "b"])
+    validation.validate_switches(x=True)
+
+
+def test_a_text_is_no_switch():
+    with pytest.raises(RecipeError, match=r"^deep is True or False; got 'no'$"):
+        validation.validate_switches(deep="no")
