@@ -75,7 +75,8 @@ def read_header(path: Path) -> Header:
     """Read a .hea file. Raises DataError, which names the file and the expected value, if it is malformed.
 
     The age is None if it is outside 0 to 120 years (PTB-XL writes 300 for ages over 89) or if two ages differ.
-    Diagnoses that are not codes (the first release wrote "RBBB") are skipped. A gain of 0, "not calibrated", is an error.
+    Diagnoses that are not codes (the first release wrote "RBBB") are skipped. A gain of 0, "not calibrated", is an
+    error.
     """
     try:
         return _parse_header(path, _decode(path.read_bytes()))

@@ -32,7 +32,7 @@ class StoreFolder:
     preparation: dict[str, Any]
 
     @classmethod
-    def of(cls, location: StoreLocation, folders: Sequence[Path], preparation: Preparation) -> "StoreFolder":
+    def locate(cls, location: StoreLocation, folders: Sequence[Path], preparation: Preparation) -> "StoreFolder":
         """Return the store of the records in these folders with this preparation. Reads and writes nothing."""
         sources = tuple(str(folder.resolve()) for folder in folders)
         options = {"version": VERSION, **asdict(preparation)}

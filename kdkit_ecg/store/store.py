@@ -53,7 +53,7 @@ class SignalStore:
     @property
     def folder(self) -> StoreFolder:
         """The folder of the store."""
-        return StoreFolder.of(self.location, self.folders, self.preparation)
+        return StoreFolder.locate(self.location, self.folders, self.preparation)
 
     def prepare(self, headers: Sequence[Header], *, verify: bool = False) -> StoredRows:
         """Return the index rows of these records. Records that the store lacks are prepared first.
