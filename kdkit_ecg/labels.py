@@ -80,10 +80,6 @@ def is_snomed_code(text: str) -> bool:
         digit = int(character)
         for _ in range(position % 8):  # the permutation has order 8
             digit = _VERHOEFF_PERMUTATION[digit]
-        product = _dihedral_product(product, digit)
+        rotation = (product + digit if product < 5 else product - digit) % 5
+        product = rotation if (product < 5) == (digit < 5) else rotation + 5
     return product == 0
-
-
-def _dihedral_product(first: int, second: int) -> int:
-    rotation = (first + second if first < 5 else first - second) % 5
-    return rotation if (first < 5) == (second < 5) else rotation + 5

@@ -61,6 +61,7 @@ class RecordingDataset(ABC):
         check_augmentations(self.augment, self.draws)
         if not isinstance(self.store, str | Path | None):
             raise RecipeError(f"store must be a folder, 'auto' for the user's cache, or None, got {self.store!r}")
+        # Folders are checked at once, their content only when a split is used.
         for folder in self._folders:
             if not folder.is_dir():
                 raise DataError(f"the folder {folder} does not exist; expected one that contains the records")
@@ -106,6 +107,7 @@ class RecordingDataset(ABC):
         options.update(asdict(self._preparation))  # rate and band as floats
         digest = hashlib.blake2b(repr((VERSION, type(self).__name__, sorted(options.items()))).encode(), digest_size=16)
         for header in self._selected[0]:
+            # Sizes, not times of change: a copy of the folder on another machine has the same fingerprint.
             sizes = [header.path.with_name(name).stat().st_size for name in header.files]
             person = (header.name, header.age, header.sex, header.codes)
             # The bytes count in addition to the parsed fields, as the file may have been replaced since it was read.
@@ -182,6 +184,7 @@ class RecordingDataset(ABC):
             raise DataError(f"strict=True, but records are missing from {self._folder_names}:\n{summary}")
         if not headers:
             raise DataError(f"no record in {self._folder_names} can be used:\n{summary}")
+        # After reading, as records with unreadable or duplicate signals are no longer in the list.
         splits = self._split_rows(headers)
         records = label_records(headers, signals, self._label_encoder, [self._person(header) for header in headers])
         return records, splits, "\n".join([summary, *splits.missing_classes(records.labels, self.classes)])

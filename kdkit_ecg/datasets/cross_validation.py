@@ -104,6 +104,7 @@ class FoldedDataset(RecordingDataset):
         for header in self._usable[0]:
             person = self._persons[header.name]
             record_itself = f"record {header.name}"  # the person of a record without a known patient
+            # Records merged by a duplicate signal may share a person that is named after one of them.
             patient = "" if person == record_itself and sizes[person] == 1 else person
             group = person if self.grouping == "patient" else record_itself
             members[header.name] = FoldMember(database_of(header, self._patient_table), patient, group)
@@ -140,6 +141,7 @@ class FoldedDataset(RecordingDataset):
         for header in headers:
             if header.name not in entries:
                 excluded.add(ExclusionReason.NO_FOLD, header.path)
+        # Folds from a file may divide patients; folds made here by patient never do.
         if self.grouping == "patient":
             require_undivided_persons(selected, self._persons, self._folds)
         return selected, excluded
@@ -197,9 +199,10 @@ class FoldedDataset(RecordingDataset):
             by_record = self.grouping == "record"
             groups = [f"record {header.name}" if by_record else self._persons[header.name] for header in headers]
             train, validation, test = split_by_patient(groups, self.seed, self.shares)
+            # The same array object as test, so that its missing classes are not listed twice.
             return Splits(train, test if self.validation_split == "test" else validation, test)
         folds = [self._folds.entries[header.name].fold for header in headers]
-        next_fold = (self.fold + 1) % self._folds.k
+        next_fold = (self.fold + 1) % self._folds.k  # every fold is the validation fold of one test fold
         return splits_of_folds(folds, test=self.fold, validation=next_fold, validation_split=self.validation_split)
 
 
@@ -217,11 +220,13 @@ def fold_records(
     records and patients stay in their fold; the result also contains those of its records that are not members.
     Raises DataError if `keep` has another number of folds, or one group in two of them.
     """
-    fixed = _fixed_groups(keep, members, k) if keep else {}
+    if keep and keep.k != k:
+        raise DataError(f"the existing folds are {keep.k}, but {k} were requested; give k={keep.k}")
+    fixed = keep.folds_of_groups({record: member.group for record, member in members.items()}) if keep else {}
     groups = [member.group for member in members.values()]
     databases = [member.database for member in members.values()]
     folds = stratified_folds(labels, groups, databases, k=k, seed=int(provenance["seed"]), fixed=fixed)
-    entries = dict(keep.entries) if keep else {}
+    entries = dict(keep.entries) if keep else {}  # also those of records that were not found this time
     for (record, member), fold in zip(members.items(), folds.tolist(), strict=True):
         entries[record] = FoldEntry(member.database, member.patient, fold)
     return Folds(entries=entries, k=k, provenance=provenance)
@@ -239,19 +244,3 @@ def require_undivided_persons(headers: Sequence[Header], persons: Mapping[str, s
             "tested on patients that it was trained on. Make folds by patient (kdkit_ecg.make_folds), or use "
             "grouping='record' to accept this"
         )
-
-
-def _fixed_groups(keep: Folds, members: Mapping[str, FoldMember], k: int) -> dict[str, int]:
-    """Return group -> the fold that it has in `keep`."""
-    if keep.k != k:
-        raise DataError(f"the existing folds are {keep.k}, but {k} were requested; give k={keep.k}")
-    fold_of_patient = {entry.patient: entry.fold for entry in keep.entries.values() if entry.patient}
-    fixed: dict[str, int] = {}
-    for record, member in members.items():
-        # A new record of a patient with a fold goes there too.
-        fold = keep.entries[record].fold if record in keep.entries else fold_of_patient.get(member.group)
-        if fold is not None and fixed.setdefault(member.group, fold) != fold:
-            raise DataError(
-                f"the existing folds have {member.group} in folds {fixed[member.group]} and {fold}; make new folds"
-            )
-    return fixed

@@ -32,6 +32,7 @@ class ExcludedRecords:
 
     def add(self, reason: ExclusionReason, path: Path) -> None:
         """Exclude the record with this .hea file."""
+        # Relative to its root, so that the summary is the same wherever the folders are.
         root = next((folder for folder in self.folders if path.is_relative_to(folder)), path.parent)
         self.records.setdefault(reason, []).append(path.relative_to(root).with_suffix("").as_posix())
 

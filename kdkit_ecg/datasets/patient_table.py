@@ -27,7 +27,15 @@ def read_patient_table(folders: Sequence[Path]) -> PatientTable:
 
 
 def _read_file(path: Path, rows: dict[str, Mapping[str, str]], sources: dict[str, str]) -> None:
-    table = csv.reader(io.StringIO(_decode(path), newline=""))
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")  # spreadsheets write a byte order mark
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}, line {line}, is not UTF-8 ({error.reason}); save the table as CSV in UTF-8"
+        ) from error
+    table = csv.reader(io.StringIO(text, newline=""))
     try:
         columns = [cell.strip() for cell in next(table, [])]
         if not {"record", "patient"} <= set(columns):
@@ -39,6 +47,7 @@ def _read_file(path: Path, rows: dict[str, Mapping[str, str]], sources: dict[str
             values = {column: row.get(column, "") for column in ("patient", "database")}
             if not record:
                 continue
+            # Two equal rows are harmless. Two different ones would make the splits depend on their order.
             if rows.setdefault(record, values) != values:
                 raise DataError(
                     f"{path}, line {table.line_num}: record {record} has {_description(values)}, but "
@@ -47,17 +56,6 @@ def _read_file(path: Path, rows: dict[str, Mapping[str, str]], sources: dict[str
             sources.setdefault(record, f"line {table.line_num} of {path}")
     except csv.Error as error:
         raise DataError(f"{path}, line {table.line_num}, cannot be parsed as CSV: {error}") from error
-
-
-def _decode(path: Path) -> str:
-    raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8-sig")  # spreadsheets write a byte order mark
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}, line {line}, is not UTF-8 ({error.reason}); save the table as CSV in UTF-8"
-        ) from error
 
 
 def _description(row: Mapping[str, str]) -> str:

@@ -5,7 +5,7 @@ import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,23 @@ class DatabaseRow(NamedTuple):
     file_100_hz: str
     file_500_hz: str
 
+    @classmethod
+    def parse(cls, row: Mapping[str, str]) -> Self:
+        """Return a row from the texts in its columns. Raises ValueError or SyntaxError."""
+        sexes: dict[str, Sex] = {"0": "male", "1": "female"}
+        statements = ast.literal_eval(row["scp_codes"])  # the column contains the repr of a dict
+        if not isinstance(statements, dict):
+            raise ValueError(f"expected scp_codes in the form {{'NORM': 100.0}}, got {row['scp_codes']!r}")
+        return cls(
+            patient=row["patient_id"].removesuffix(".0"),  # pandas writes integers as floats if one of them is missing
+            age=parse_age(row["age"]),
+            sex=sexes.get(row["sex"].removesuffix(".0")),
+            codes=tuple(map(str, statements)),  # without their likelihoods, of which 0 means "not known"
+            fold=int(float(row["strat_fold"])),
+            file_100_hz=row["filename_lr"],
+            file_500_hz=row["filename_hr"],
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statements:
@@ -50,6 +67,7 @@ def read_statements(path: Path, labels: Labels) -> Statements:
     for row in _read_table(path, ("diagnostic", "form", "rhythm", "diagnostic_class", "diagnostic_subclass")):
         code = row[next(iter(row))]  # the first column has no name
         kind = "diagnostic" if labels in _AGGREGATED else labels
+        # A statement may be of several kinds, each with a column of 1.0 or nothing.
         if labels == "all" or row[kind] not in ("", "0", "0.0"):
             name = row[_AGGREGATED[labels]] if labels in _AGGREGATED else code
             if name:
@@ -65,26 +83,10 @@ def read_database(path: Path) -> dict[str, DatabaseRow]:
     rows: dict[str, DatabaseRow] = {}
     for row in _read_table(path, required):
         try:
-            rows[f"HR{int(row['ecg_id']):05}"] = _parse_row(row)
+            rows[f"HR{int(row['ecg_id']):05}"] = DatabaseRow.parse(row)
         except (ValueError, SyntaxError) as error:
             raise DataError(f"{path}, the record with ecg_id {row['ecg_id']!r}, cannot be read: {error}") from error
     return rows
-
-
-def _parse_row(row: Mapping[str, str]) -> DatabaseRow:
-    sexes: dict[str, Sex] = {"0": "male", "1": "female"}
-    statements = ast.literal_eval(row["scp_codes"])
-    if not isinstance(statements, dict):
-        raise ValueError(f"expected scp_codes in the form {{'NORM': 100.0}}, got {row['scp_codes']!r}")
-    return DatabaseRow(
-        patient=row["patient_id"].removesuffix(".0"),  # pandas writes integers as floats if one of them is missing
-        age=parse_age(row["age"]),
-        sex=sexes.get(row["sex"].removesuffix(".0")),
-        codes=tuple(map(str, statements)),
-        fold=int(float(row["strat_fold"])),
-        file_100_hz=row["filename_lr"],
-        file_500_hz=row["filename_hr"],
-    )
 
 
 def _read_table(path: Path, required: Iterable[str]) -> Iterable[dict[str, str]]:

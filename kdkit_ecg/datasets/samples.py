@@ -49,6 +49,7 @@ def label_records(
     headers: Sequence[Header], signals: Sequence[NDArray[np.float32]], encoder: LabelEncoder, persons: Sequence[str]
 ) -> LabelledRecords:
     """Return the records as rows in the given order; persons: an identifier of the person of each record."""
+    # Consecutive numbers for the persons; only their equality matters.
     unique, groups = np.unique(persons, return_inverse=True)
     return LabelledRecords(
         signals=signals,

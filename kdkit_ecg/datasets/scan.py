@@ -59,7 +59,7 @@ def find_records(
             else:
                 by_name.setdefault(header.name, []).append(header)
     selected = []
-    for name in sorted(by_name):
+    for name in sorted(by_name):  # sorted, so that rows do not depend on the order of the file system
         database = table.get(name, {}).get("database")
         # Paths are unique, so the comparison of two tuples never reaches the headers.
         ranked = sorted(

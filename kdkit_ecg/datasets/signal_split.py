@@ -83,7 +83,7 @@ class SignalSplit:
         """Write the window of a record to `window`, (12, length)."""
         signal = self.signals[row]
         spare = signal.shape[1] - self.length  # negative if the record is shorter than the window
-        offset = self._offset(row, draw, abs(spare))
+        offset = self._offset(row, draw, abs(spare))  # of the window in the record, or of the record in the window
         if spare >= 0:
             window[:] = self._augmented(signal[:, offset : offset + self.length], row, draw)
         else:

@@ -64,7 +64,7 @@ def duplicate_signals(headers: Sequence[Header]) -> list[list[str]]:
     """
     candidates: dict[object, list[Header]] = defaultdict(list)
     for header in headers:
-        checks = sorted(zip(header.leads, header.checks, strict=True))
+        checks = sorted(zip(header.leads, header.checks, strict=True))  # in any order of the leads
         candidates[header.rate, header.samples, tuple(checks)].append(header)
     names_by_content: dict[bytes, list[str]] = defaultdict(list)
     for header in [header for group in candidates.values() if len(group) > 1 for header in group]:

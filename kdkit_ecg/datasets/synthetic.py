@@ -111,6 +111,7 @@ class Synthetic:
         simulator = replace(self.simulator, length=self.length + spare)
         ids = range(_FIRST_ID[name], _FIRST_ID[name] + self.sizes[name])
         signals, persons, labels = [], [], []
+        # One record at a time: a record must not depend on those simulated before it.
         for id in ids:
             record = simulator.record(id)
             signal = record.signal if self.scaling == "raw" else zscore(record.signal)

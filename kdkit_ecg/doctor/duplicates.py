@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,23 @@ class ComparedSignal(NamedTuple):
     samples: Samples
     in_mv: NDArray[np.float32]
     invalid_value: int | None
+
+    @classmethod
+    def read(cls, folder: Path, path: str) -> Self:
+        """Read the signal of the record with this path below the folder, without suffix."""
+        header = read_header(folder / f"{path}.hea")
+        order = np.argsort(header.leads)
+        gains, baselines = (np.array(values)[order, None] for values in (header.gains, header.baselines))  # (leads, 1)
+        samples = read_samples(header)[order]  # (leads, time)
+        in_mv = ((samples - baselines) / gains).astype(np.float32)
+        return cls(samples, in_mv, INVALID.get(lead_formats(header)[0].format))
+
+    def compare(self, candidate: Self) -> Reason | None:
+        """Return in which way another signal duplicates this one, sample by sample; None if it does not."""
+        if np.array_equal(self.in_mv, candidate.in_mv):
+            return Reason.DUPLICATE
+        smallest = correlation(self.samples, candidate.samples, (self.invalid_value, candidate.invalid_value))
+        return Reason.SCALED_DUPLICATE if smallest >= MIN_CORRELATION else None
 
 
 def mark_duplicate_names(folder: Path, records: Sequence[RecordReport]) -> None:
@@ -51,30 +68,13 @@ def mark_duplicate_signals(folder: Path, records: Sequence[RecordReport]) -> Non
     ordered = sorted(records, key=lambda record: (record.bad, record.name, *_depth_and_path(record)))
     rank = {record.path: position for position, record in enumerate(ordered)}
     # Pairs are sorted by their first record, so a cache of two signals reads that record once for all of its pairs.
-    read = lru_cache(maxsize=2)(partial(_read_signal, folder))
+    read = lru_cache(maxsize=2)(partial(ComparedSignal.read, folder))
     marked: set[str] = set()
     for first, second in sorted(near_pairs(ordered), key=lambda pair: [rank[record.path] for record in pair]):
-        reason = _compare(read(first.path), read(second.path)) if second.path not in marked else None
+        reason = read(first.path).compare(read(second.path)) if second.path not in marked else None
         if reason:
             second.add(reason, first.path)
             marked.add(second.path)
-
-
-def _compare(first: ComparedSignal, second: ComparedSignal) -> Reason | None:
-    """Return in which way two signals are duplicates, compared sample by sample; None if they are not."""
-    if np.array_equal(first.in_mv, second.in_mv):
-        return Reason.DUPLICATE
-    smallest = correlation(first.samples, second.samples, (first.invalid_value, second.invalid_value))
-    return Reason.SCALED_DUPLICATE if smallest >= MIN_CORRELATION else None
-
-
-def _read_signal(folder: Path, path: str) -> ComparedSignal:
-    header = read_header(folder / f"{path}.hea")
-    order = np.argsort(header.leads)
-    gains, baselines = (np.array(values)[order, None] for values in (header.gains, header.baselines))
-    samples = read_samples(header)[order]  # (leads, time)
-    in_mv = ((samples - baselines) / gains).astype(np.float32)
-    return ComparedSignal(samples, in_mv, INVALID.get(lead_formats(header)[0].format))
 
 
 def _depth_and_path(record: RecordReport) -> tuple[int, str]:

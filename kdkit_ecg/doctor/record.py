@@ -33,7 +33,14 @@ def examine(folder: Path, path: Path) -> RecordReport:
     record.name, record.rate, record.samples = header.name, header.rate, header.samples
     record.leads, record.age, record.sex, record.codes = header.leads, header.age, header.sex, header.codes
     _examine_person_and_codes(record, header)
-    _examine_leads_and_units(record, header)
+    absent = [lead for lead in LEADS if lead not in header.leads]
+    if absent:
+        record.add(Reason.LEADS, f"without {', '.join(absent)}")
+    implausible = sorted({gain for gain in header.gains if not GAINS[0] <= abs(gain) <= GAINS[1]})
+    if header.normalised:  # a gain per standard deviation has no plausible range
+        record.add(Reason.UNITS)
+    elif implausible:
+        record.add(Reason.GAIN, f"{', '.join(f'{gain:g}' for gain in implausible)} steps per mV")
     missing = missing_files(header)
     if missing:
         record.add(Reason.NO_SIGNAL, ", ".join(missing))
@@ -65,15 +72,3 @@ def _examine_person_and_codes(record: RecordReport, header: Header) -> None:
         record.add(Reason.NO_CODE, ", ".join(invalid))
     if not any(scored_classes(year).row(header.codes).any() for year in (2020, 2021)):
         record.add(Reason.CODES, ", ".join(header.codes) or "no code at all")
-
-
-def _examine_leads_and_units(record: RecordReport, header: Header) -> None:
-    missing = [lead for lead in LEADS if lead not in header.leads]
-    if missing:
-        record.add(Reason.LEADS, f"without {', '.join(missing)}")
-    if header.normalised:  # a gain per standard deviation has no plausible range
-        record.add(Reason.UNITS)
-        return
-    implausible = sorted({gain for gain in header.gains if not GAINS[0] <= abs(gain) <= GAINS[1]})
-    if implausible:
-        record.add(Reason.GAIN, f"{', '.join(f'{gain:g}' for gain in implausible)} steps per mV")

@@ -19,7 +19,14 @@ def print_survey(survey: Survey, console: Console, *, all_names: bool) -> None:
     """Print databases, classes, and each reason with its first records, or with all records and their details."""
     console.print(_database_table(survey))
     for year in get_args(Year):
-        console.print(_class_table(survey, year))
+        table = Table(title=f"Classes of {year}, in records that are not bad", title_justify="left")
+        table.add_column("class")
+        table.add_column("records", justify="right")
+        table.add_column("of which in", overflow="fold")
+        for name, counts in _class_counts(survey, year).items():
+            by_database = ", ".join(f"{database} {count}" for database, count in counts.most_common())
+            table.add_row(name, str(counts.total()), by_database)
+        console.print(table)
     for title, bad in (("Bad", True), ("Odd", False)):
         reasons = [reason for reason in Reason if reason.bad == bad and _records_with(survey, reason)]
         if reasons:
@@ -90,17 +97,6 @@ def _statistics(records: Sequence[RecordReport]) -> dict[str, Any]:
         "age_implausible": sum(record.implausible_age for record in readable),
         "sex_missing": sum(record.sex is None for record in readable),
     }
-
-
-def _class_table(survey: Survey, year: Year) -> Table:
-    table = Table(title=f"Classes of {year}, in records that are not bad", title_justify="left")
-    table.add_column("class")
-    table.add_column("records", justify="right")
-    table.add_column("of which in", overflow="fold")
-    for name, counts in _class_counts(survey, year).items():
-        by_database = ", ".join(f"{database} {count}" for database, count in counts.most_common())
-        table.add_row(name, str(counts.total()), by_database)
-    return table
 
 
 def _class_counts(survey: Survey, year: Year) -> dict[str, Counter[str]]:

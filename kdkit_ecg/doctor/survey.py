@@ -44,7 +44,14 @@ def survey(folder: Path, jobs: int, on_start: Callable[[int], None], on_record: 
             f"no .hea, .mat or .dat file in {folder} or its subfolders; expected a folder with a fetched release"
         )
     on_start(len(paths))
-    records = _examine_all(folder, paths, jobs, on_record)
+    examine_one = partial(examine, folder)
+    in_this_process = jobs == 1 or len(paths) <= MIN_RECORDS
+    results = ((path, examine_one(path)) for path in paths)  # lazy: unused if there are processes
+    reports = {}
+    for path, report in results if in_this_process else run_in_processes(examine_one, paths, jobs):
+        reports[path] = report
+        on_record()
+    records = [reports[path] for path in paths]  # sorted again, since processes finish in any order
     records += _signals_without_header(folder, paths, signals)
     mark_duplicate_names(folder, records)
     mark_duplicate_signals(folder, records)
@@ -53,17 +60,6 @@ def survey(folder: Path, jobs: int, on_start: Callable[[int], None], on_record: 
         records=tuple(sorted(records, key=lambda record: record.path)),
         unfinished=sum(1 for _ in folder.rglob("*.part")),
     )
-
-
-def _examine_all(folder: Path, paths: Sequence[Path], jobs: int, on_record: Callable[[], None]) -> list[RecordReport]:
-    examine_one = partial(examine, folder)
-    in_this_process = jobs == 1 or len(paths) <= MIN_RECORDS
-    results = ((path, examine_one(path)) for path in paths)  # lazy: unused if there are processes
-    reports = {}
-    for path, report in results if in_this_process else run_in_processes(examine_one, paths, jobs):
-        reports[path] = report
-        on_record()
-    return [reports[path] for path in paths]  # processes finish in any order
 
 
 def _signals_without_header(folder: Path, paths: Sequence[Path], signals: Sequence[Path]) -> Iterator[RecordReport]:

@@ -23,6 +23,12 @@ class ReleaseFile:
     path: str
     sum: str
 
+    @property
+    def names(self) -> list[str]:
+        """The texts that a pattern may match: the path, and path and name of each folder above the file."""
+        folders = [folder for folder in PurePosixPath(self.path).parents if folder.parts]
+        return [self.path, *(folder.as_posix() for folder in folders), *(folder.name for folder in folders)]
+
     def below(self, folder: Path) -> Path:
         """Return the path of the finished file."""
         return folder.joinpath(*self.path.split("/"))
@@ -70,12 +76,12 @@ def select_files(files: Sequence[ReleaseFile], only: Sequence[str]) -> list[Rele
         return list(files)
     selected: set[ReleaseFile] = set()
     for pattern in only:
-        matching = {file for file in files if any(fnmatchcase(name, pattern.strip("/")) for name in _names(file.path))}
+        matching = {file for file in files if any(fnmatchcase(name, pattern.strip("/")) for name in file.names)}
         if not matching:
             folders = {PurePosixPath(file.path).parent.as_posix() for file in files} - {"."}
             raise DataError(f"--only {pattern!r} matches no file in the list; {did_you_mean(pattern, folders)}")
         selected |= matching
-    return [file for file in files if file in selected]
+    return [file for file in files if file in selected]  # in the order of the list
 
 
 def _is_safe(path: str) -> bool:
@@ -86,9 +92,3 @@ def _is_safe(path: str) -> bool:
     )
     # A backslash or a colon could leave the folder on Windows.
     return not unsafe and not re.search(r"[\\:\x00-\x1f\x7f]", path) and path != LIST_FILE
-
-
-def _names(path: str) -> list[str]:
-    """Return the texts that a pattern may match: the path, and path and name of each folder above it."""
-    folders = [folder for folder in PurePosixPath(path).parents if folder.parts]
-    return [path, *(folder.as_posix() for folder in folders), *(folder.name for folder in folders)]

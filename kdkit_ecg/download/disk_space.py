@@ -33,8 +33,15 @@ def expected_size(session: requests.Session, base: str, files: Sequence[ReleaseF
     samples = {kind: generator.sample(members, min(SAMPLE, len(members))) for kind, members in kinds.items()}
     sizes: dict[ReleaseFile, int] = {}
     all_samples = [file for sample in samples.values() for file in sample]
-    for file, size in run_in_threads(lambda file: _request_size(session, base, file), all_samples, jobs, Event()):
-        if isinstance(size, int):  # not an exception, nor None
+
+    def request_size(file: ReleaseFile) -> int | None:
+        response = session.head(address(base, file), allow_redirects=True, timeout=TIMEOUT)
+        length = response.headers.get("Content-Length", "")
+        return int(length) if response.ok and length.isdecimal() else None
+
+    for file, size in run_in_threads(request_size, all_samples, jobs, Event()):
+        # An estimate is not worth retries: a failed request, whose result is an exception, counts as no size.
+        if isinstance(size, int):
             sizes[file] = size
     total, complete = 0.0, True
     for kind, sample in samples.items():
@@ -53,12 +60,3 @@ def require_space(folder: Path, size: int, files: int) -> None:
             f"{files:,} files of about {format_bytes(size)} need {format_bytes(needed)} on the disk, but {folder} has "
             f"{format_bytes(free)} free; free some space, use a folder on another disk, or select files with --only"
         )
-
-
-def _request_size(session: requests.Session, base: str, file: ReleaseFile) -> int | None:
-    try:
-        response = session.head(address(base, file), allow_redirects=True, timeout=TIMEOUT)
-    except requests.RequestException:
-        return None
-    length = response.headers.get("Content-Length", "")
-    return int(length) if response.ok and length.isdecimal() else None

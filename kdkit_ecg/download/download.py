@@ -1,8 +1,7 @@
 """Download a release into a folder: read the list, verify existing files, check the space, and fetch in parallel."""
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
@@ -51,11 +50,14 @@ def fetch(request: DownloadRequest, console: Console) -> DownloadReport:
         raise DataError(f"expected an address such as https://physionet.org/..., got {request.base!r}")
     request = replace(request, base=request.base.rstrip("/") + "/")
     try:
-        with _open_session(request.jobs) as session:
+        with requests.Session() as session:
+            session.headers.update(UNCOMPRESSED)
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, HTTPAdapter(pool_maxsize=request.jobs))  # one connection per thread
             source = request.base + LIST_FILE
             text = fetch_text(session, source)
             files = select_files(parse_list(text, source), request.only)
-            require_same_release(request.folder, text)
+            require_same_release(request.folder, text)  # before anything is written
             if request.dry_run:
                 return _fetch_missing(request, files, session, console)
             request.folder.mkdir(parents=True, exist_ok=True)
@@ -63,15 +65,6 @@ def fetch(request: DownloadRequest, console: Console) -> DownloadReport:
                 return _fetch_missing(request, files, session, console, text)
     except OSError as error:
         raise DataError(f"{request.folder} cannot be written: {error}") from error
-
-
-@contextmanager
-def _open_session(jobs: int) -> Iterator[requests.Session]:
-    with requests.Session() as session:
-        session.headers.update(UNCOMPRESSED)
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, HTTPAdapter(pool_maxsize=jobs))  # one connection per thread
-        yield session
 
 
 def _fetch_missing(
@@ -130,7 +123,7 @@ def _transfer_all(
 
     def fetch_one(file: ReleaseFile) -> None:
         transfer.fetch(file)
-        verified_files.add(file)
+        verified_files.add(file)  # before the next file, so that an interruption loses nothing
 
     with progress:
         for file, result in run_in_threads(fetch_one, missing, request.jobs, stop):

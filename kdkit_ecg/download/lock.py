@@ -27,6 +27,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 def require_same_release(folder: Path, text: str) -> None:
     """Raise DataError if the folder contains the list of another release than `text`."""
     path = folder / LIST_FILE
+    # Compared by words: line ends may have been converted.
     if path.is_file() and path.read_text(encoding="utf-8", errors="replace").split() != text.split():
         raise DataError(f"{path} is the list of another release; use a separate folder, or delete that file")
 

@@ -43,7 +43,7 @@ class DownloadProgress:
 
     def add_bytes(self, count: int) -> None:
         """Count bytes that were received, or, if negative, discarded."""
-        self._progress.advance(self._task, count)
+        self._progress.advance(self._task, count)  # rich updates under a lock
 
     def add_file(self) -> None:
         """Count a file that was fetched or failed."""

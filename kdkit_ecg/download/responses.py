@@ -60,7 +60,7 @@ def fetch_text(session: requests.Session, source: str) -> str:
             if response.ok:
                 return response.content.decode("utf-8")
             problem = _describe_status(response)
-            if response.status_code not in _RETRY_STATUS:
+            if response.status_code not in _RETRY_STATUS:  # e.g. 404: the address is wrong
                 break
             backoff.pause_all(min(MAX_RETRY_AFTER, retry_after_seconds(response.headers.get("Retry-After"))))
         except (requests.RequestException, UnicodeDecodeError) as error:

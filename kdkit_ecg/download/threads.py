@@ -24,7 +24,19 @@ def run_in_threads(
     finished: Queue[tuple[Item, Result | Exception]] = Queue()
     for item in items:
         waiting.put(item)
-    threads = [Thread(target=_work, args=(function, waiting, finished, stop), daemon=True) for _ in range(jobs)]
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                item = waiting.get_nowait()
+            except Empty:
+                return
+            try:
+                finished.put((item, function(item)))
+            except Exception as error:  # returned to the caller, who decides what to do with it
+                finished.put((item, error))
+
+    threads = [Thread(target=work, daemon=True) for _ in range(jobs)]
     for thread in threads:
         thread.start()
     complete = False
@@ -38,20 +50,3 @@ def run_in_threads(
         deadline = monotonic() + GRACE
         for thread in threads:
             thread.join(max(0.0, deadline - monotonic()))
-
-
-def _work(
-    function: Callable[[Item], Result],
-    waiting: SimpleQueue[Item],
-    finished: Queue[tuple[Item, Result | Exception]],
-    stop: Event,
-) -> None:
-    while not stop.is_set():
-        try:
-            item = waiting.get_nowait()
-        except Empty:
-            return
-        try:
-            finished.put((item, function(item)))
-        except Exception as error:  # returned to the caller, who decides what to do with it
-            finished.put((item, error))

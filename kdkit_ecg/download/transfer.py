@@ -57,6 +57,7 @@ class Transfer:
                 if file_checksum(part) != file.sum:
                     self._discard(part)
                     raise TransferError("its bytes do not match the checksum in the list, in two downloads")
+            # Only now does the file have its own name, so a file with that name is complete.
             part.replace(file.below(self.folder))
         except OSError as error:
             if error.errno in _DISK_FULL:
@@ -91,7 +92,8 @@ class Transfer:
                     raise RetryLater("the .part file is longer than the file")
                 return
             check_response(response, self.backoff)
-            resumes = response.status_code == 206 and _starts_at(response, start)
+            content_range = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+            resumes = response.status_code == 206 and content_range is not None and int(content_range[1]) == start
             if start and not resumes:  # a server without ranges sends the whole file
                 self._discard(part)
             if response.status_code == 206 and not resumes:
@@ -112,12 +114,7 @@ class Transfer:
 
 def address(base: str, file: ReleaseFile) -> str:
     """Return the address of a file."""
-    return base + quote(file.path)
-
-
-def _starts_at(response: requests.Response, start: int) -> bool:
-    match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    return match is not None and int(match[1]) == start
+    return base + quote(file.path)  # names may contain spaces
 
 
 def _size(part: Path) -> int:

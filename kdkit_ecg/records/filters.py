@@ -43,7 +43,7 @@ def resample_linear(signal: Signal, rate: float, to: float) -> Signal:
     time = signal.shape[1]
     length = int(time * ratio)
     source = np.linspace(0, time, time) / rate
-    target = np.linspace(0, length, length) / to
+    target = np.linspace(0, length, length) / to  # not arange: the step is length / (length - 1) samples
     return np.stack([np.interp(target, source, lead) for lead in signal]).astype(signal.dtype)
 
 
@@ -79,6 +79,7 @@ def rate_ratio(rate: float, to: float) -> Fraction:
     """
     if not (0 < rate < math.inf and 0 < to < math.inf):
         raise DataError(f"expected finite rates above 0 Hz, got {rate:g} and {to:g}")
+    # Through str: the Fraction of a float would have a denominator of a power of two.
     ratio = (Fraction(str(to)) / Fraction(str(rate))).limit_denominator(MAX_RATIO)
     if not 0 < ratio <= MAX_RATIO:
         raise DataError(

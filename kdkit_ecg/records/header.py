@@ -79,7 +79,7 @@ def read_header(path: Path) -> Header:
     error.
     """
     try:
-        return _parse_header(path, _decode(path.read_bytes()))
+        return _parse_header(path)
     except (DataError, OSError) as error:
         raise DataError(f"{path} is not a readable header: {error}") from error
 
@@ -93,16 +93,14 @@ def parse_age(text: str) -> float | None:
     return years if math.isfinite(years) and 0 <= years <= 120 else None
 
 
-def _decode(raw: bytes) -> str:
+def _parse_header(path: Path) -> Header:
+    raw = path.read_bytes()
     if b"\0" in raw:
         raise DataError("expected text, got binary data")
     try:
-        return raw.decode("utf-8")
+        text = raw.decode("utf-8")
     except UnicodeDecodeError:
-        return raw.decode("latin-1")  # some releases write a micro sign as one byte
-
-
-def _parse_header(path: Path, text: str) -> Header:
+        text = raw.decode("latin-1")  # some releases write a micro sign as one byte
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     record_line, *signal_lines = [line for line in lines if not line.startswith("#")] or [""]
     name, count, rate, samples = _parse_record_line(record_line)
@@ -111,11 +109,15 @@ def _parse_header(path: Path, text: str) -> Header:
             f"expected a line for each of the {count} leads in the first line, got {len(signal_lines)} lines"
         )
     signals = [_parse_signal_line(line) for line in signal_lines]
+    # Leads outside the twelve keep their case, but two names that differ only in case are one lead.
     leads = tuple(_STANDARD_CASE.get(signal["lead"].lower(), signal["lead"]) for signal in signals)
     if len({lead.lower() for lead in leads}) < count:
         raise DataError(f"expected every lead once, got {', '.join(leads)}")
     units = tuple((signal["unit"] or "").lower() for signal in signals)
-    comments = _parse_comments([line for line in lines if line.startswith("#")])
+    # The Challenges append comments such as "#Age: 74", whose case and spaces differ between releases.
+    comments: dict[str, list[str]] = {}
+    for match in filter(None, map(_COMMENT_LINE.match, lines)):
+        comments.setdefault(match["key"].lower(), []).append(match["value"].strip())
     codes = [code.strip() for value in comments.get("dx", []) for code in value.split(",")]
     sexes: dict[str, Sex] = {"f": "female", "female": "female", "m": "male", "male": "male"}
     return Header(
@@ -124,6 +126,7 @@ def _parse_header(path: Path, text: str) -> Header:
         rate=rate,
         samples=samples,
         leads=leads,
+        # The leads of most records are in one file, which is listed once.
         files=tuple(dict.fromkeys(signal["file"] for signal in signals)),
         gains=tuple(float(signal["gain"]) / UNITS[unit] for signal, unit in zip(signals, units, strict=True)),
         # WFDB: a missing baseline is the ADC zero of the lead.
@@ -161,13 +164,6 @@ def _parse_signal_line(line: str) -> dict[str, str]:
     if (match["unit"] or "").lower() not in UNITS:
         raise DataError(f"{match['unit']!r} is not a supported unit; expected mV, uV, V or NU")
     return match.groupdict()
-
-
-def _parse_comments(lines: list[str]) -> dict[str, list[str]]:
-    comments: dict[str, list[str]] = {}
-    for match in filter(None, map(_COMMENT_LINE.match, lines)):
-        comments.setdefault(match["key"].lower(), []).append(match["value"].strip())
-    return comments
 
 
 def _unanimous(values: list[T | None]) -> T | None:

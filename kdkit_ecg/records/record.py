@@ -118,7 +118,7 @@ def _interpolate_invalid(signal: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return (leads, time) with NaN interpolated over time, in place."""
     for lead in signal:
         invalid = np.isnan(lead)
-        if invalid.all():
+        if invalid.all():  # no sample to interpolate from
             lead[:] = 0
         elif invalid.any():
             times = np.arange(len(lead))

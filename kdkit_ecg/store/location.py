@@ -79,8 +79,22 @@ class StoreFolder:
 
 
 def stores_folder(location: StoreLocation = "auto") -> Path:
-    """Return the folder that contains the stores: `location`, or `signals` in the cache folder of kdkit if "auto"."""
-    return _cache_folder() / "signals" if location == "auto" else Path(location)
+    """Return the folder that contains the stores: `location`, or a folder in the cache of the user if "auto".
+
+    The cache is $KDKIT_CACHE, or `kdkit` in the cache folder of the operating system.
+    """
+    if location != "auto":
+        return Path(location)
+    from_environment = os.environ.get("KDKIT_CACHE")
+    if from_environment:
+        cache = Path(from_environment)
+    elif sys.platform == "win32":
+        cache = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "kdkit" / "Cache"
+    elif sys.platform == "darwin":
+        cache = Path.home() / "Library" / "Caches" / "kdkit"
+    else:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdkit"
+    return cache / "signals"
 
 
 def stores_in(folder: Path) -> Iterator[StoreFolder]:
@@ -92,15 +106,3 @@ def stores_in(folder: Path) -> Iterator[StoreFolder]:
         except (OSError, ValueError, KeyError, TypeError):
             sources, preparation = ("unreadable",), {}  # listed all the same, so that it can be deleted
         yield StoreFolder(path=path.parent, sources=sources, preparation=preparation)
-
-
-def _cache_folder() -> Path:
-    """Return $KDKIT_CACHE, or `kdkit` in the cache folder of the operating system."""
-    from_environment = os.environ.get("KDKIT_CACHE")
-    if from_environment:
-        return Path(from_environment)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "kdkit" / "Cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "kdkit"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdkit"

@@ -67,6 +67,20 @@ class Folds:
                 rows.setdefault(name, [0] * self.k)[entry.fold] += 1
         return "\n".join(f"{name}: {' + '.join(map(str, counts))} = {sum(counts)}" for name, counts in rows.items())
 
+    def folds_of_groups(self, group_of_record: Mapping[str, str]) -> dict[str, int]:
+        """Return the groups that have a fold already -> this fold, because of one of their records or their patient.
+
+        group_of_record: record -> group. Raises DataError if a group is in two folds.
+        """
+        fold_of_patient = {entry.patient: entry.fold for entry in self.entries.values() if entry.patient}
+        folds: dict[str, int] = {}
+        for record, group in group_of_record.items():
+            # A group is named after its patient, so a new record of a patient with a fold goes there too.
+            fold = self.entries[record].fold if record in self.entries else fold_of_patient.get(group)
+            if fold is not None and folds.setdefault(group, fold) != fold:
+                raise DataError(f"the existing folds have {group} in folds {folds[group]} and {fold}; make new folds")
+        return folds
+
     def write(self, path: str | Path) -> None:
         """Write a CSV of record, database, patient and fold, below a line with format, provenance and fingerprint."""
         metadata = {"format": FORMAT, "folds": self.k, **self.provenance, "fingerprint": self.fingerprint}

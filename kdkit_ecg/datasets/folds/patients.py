@@ -61,7 +61,7 @@ class _MergedNames:
     def merge(self, first: str, second: str) -> None:
         representatives = {self.representative(first), self.representative(second)}
         root, *merged = sorted(representatives, key=lambda name: (name.startswith("record "), name))
-        for name in merged:
+        for name in merged:  # empty if both names are in one set already
             self.parent[name] = root
 
     def representative(self, name: str) -> str:

@@ -82,7 +82,9 @@ def test_a_file_of_format_1_is_refused_and_can_be_read_without_its_first_line(tm
     first_line = "# kdkit folds version=1 k=2 seed=3 grouping=patient fingerprint=79d37ab43eba6a92\n"
     table = "record,database,patient,fold\nA1,cpsc,P1,0\nA2,cpsc,,1\n"
     path.write_text(first_line + table)
-    with pytest.raises(DataError, match=r"expected format 2, got format 1; make the folds again .* delete the first line"):
+    with pytest.raises(
+        DataError, match=r"expected format 2, got format 1; make the folds again .* delete the first line"
+    ):
         Folds.read(path)
     path.write_text(table)
     assert Folds.read(path).entries == {"A1": FoldEntry("cpsc", "P1", 0), "A2": FoldEntry("cpsc", "", 1)}
