@@ -29,7 +29,7 @@ def wave(seed=0, time=1000):
     """Return (12, time) integers that rise and fall smoothly like a signal in uV."""
     generator = np.random.default_rng(seed)
     rough = generator.normal(0, 1, (12, time + 20)).cumsum(axis=1)
-    rough = rough[:, 20:] - rough[:, :-20]
+    rough = rough[:, 20:] - rough[:, :-20]  # without slow drift
     return (rough * 1000 / np.ptp(rough, axis=1, keepdims=True)).round().astype(np.int64)
 
 
@@ -166,7 +166,7 @@ def test_a_good_record_has_no_finding(age, tmp_path):
 
 def test_one_short_plateau_at_the_highest_value_is_not_clipping(tmp_path):
     samples = wave()
-    samples[1, 200:240] = 2500
+    samples[1, 200:240] = 2500  # 80 ms at 500 Hz
     write(tmp_path, samples=samples)
     (record,) = examine_all(tmp_path)
     assert record.findings == []
@@ -175,7 +175,7 @@ def test_one_short_plateau_at_the_highest_value_is_not_clipping(tmp_path):
 def test_a_signal_belongs_to_the_header_that_names_it(tmp_path):
     path = write(tmp_path)
     path.with_suffix(".mat").rename(tmp_path / "other.mat")
-    edit("R1.mat", "other.mat")(path)
+    edit("R1.mat", "other.mat")(path)  # the header names a file that does not have its own name
     (record,) = examine_all(tmp_path)
     assert record.findings == []
 
@@ -224,7 +224,7 @@ def test_different_signals_are_not_duplicates(tmp_path):
     for seed in range(40):
         write(tmp_path, f"A{seed}", wave(seed))
     mirrored = wave(0)
-    mirrored[5] = -mirrored[5]
+    mirrored[5] = -mirrored[5]  # one lead with a correlation of -1 is enough
     write(tmp_path, "B0", mirrored)
     write(tmp_path, "B1", np.roll(wave(1), 10, axis=1))
     assert [record.path for record in examine_all(tmp_path) if record.findings] == []

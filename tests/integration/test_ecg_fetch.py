@@ -122,6 +122,7 @@ def test_a_server_that_ignores_ranges_starts_the_file_again(fetched, release, tm
 
 
 def test_a_server_that_sends_another_range_starts_the_file_again(fetched, release, tmp_path):
+    # The wrong range discards the .part, and wrong bytes cause one more download.
     release.faults[BIG] = [disconnect(300_000), send_another_range, corrupt]
     assert fetched().code == 0
     assert release.gets(BIG) == ["", "bytes=300000-", "", ""]
@@ -174,7 +175,7 @@ def test_files_missing_on_the_server_are_named_at_the_end(fetched, release, tmp_
 
 
 def test_a_wait_requested_by_the_server_is_respected(fetched, release, tmp_path):
-    release.faults[BIG] = [refuse(429, Retry_After="1"), refuse(503)]
+    release.faults[BIG] = [refuse(429, Retry_After="1"), refuse(503)]  # seconds
     start = time.monotonic()
     assert fetched().code == 0
     assert time.monotonic() - start >= 1
@@ -299,6 +300,7 @@ def test_a_disk_that_becomes_full_ends_the_run_and_keeps_the_fetched_files(fetch
             raise OSError(errno.ENOSPC, "No space left on device")
         original(self, file, part)
 
+    # One thread, so that the small files before BIG in the list are fetched first.
     with monkeypatch.context() as patched:
         patched.setattr(transfer.Transfer, "_request", raise_disk_full)
         result = fetched("--jobs", "1")
@@ -329,7 +331,7 @@ def test_two_processes_do_not_write_to_one_folder(fetched, release, tmp_path):
 
 @pytest.mark.parametrize(("ending", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
 def test_an_interrupted_process_is_resumed(ending, code, kdkit_here, release, tmp_path):
-    release.always[BIG] = send_slowly(100_000, 0.5)
+    release.always[BIG] = send_slowly(100_000, 0.5)  # takes about 4 s, in which the process is ended
     options = ["ecg", "fetch", "challenge-2020", "data", "--base-url", release.url]
     process = subprocess.Popen(
         [sys.executable, "-m", "kdkit", *options], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True

@@ -84,12 +84,13 @@ def test_prepared_records_are_kept_when_the_command_is_ended_and_it_can_resume(f
     path = data(folder, tmp_path)._store.folder.path
     process = start_preparation(folder, tmp_path, "--jobs", str(jobs))
     wait_for_rows(path)
-    process.send_signal(ending)
+    process.send_signal(ending)  # between two chunks or inside one
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0
     assert ("all prepared records are kept" in err) is (ending == signal.SIGINT)
     assert "Traceback" not in err
     deadline = time.monotonic() + 20
+    # A killed command closes the pipes of its workers, which then end.
     while workers_of(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert workers_of(process.pid) == []

@@ -52,6 +52,7 @@ def test_person_and_keywords_pass_unchanged():
 def test_neighbouring_leads_are_not_copied(leads):
     ecg = batch()
     (signal, _), _ = Leads(leads)(ecg)
+    # A slice is a view of the same memory.
     assert signal.untyped_storage().data_ptr() == ecg.inputs.signal.untyped_storage().data_ptr()
 
 

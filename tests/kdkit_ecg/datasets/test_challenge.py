@@ -17,7 +17,7 @@ RHYTHMS = ("426783006", "164889003", "427084000")
 
 def write_challenge_record(folder, name, *, codes="426783006", leads=LEADS, time=600, units="mV", noise=None, rate=500):
     folder.mkdir(parents=True, exist_ok=True)
-    noise = sum(name.encode()) if noise is None else noise
+    noise = sum(name.encode()) if noise is None else noise  # a seed, different for each name by default
     wfdb.wrsamp(
         name,
         fs=rate,
@@ -39,7 +39,7 @@ def tree(tmp_path_factory):
         write_challenge_record(
             folder / "a" / f"g{number % 2}", f"A{number:04}", codes=RHYTHMS[number % 3], noise=number
         )
-    rows = [f"A{number:04},P{number // 2}" for number in range(40)]
+    rows = [f"A{number:04},P{number // 2}" for number in range(40)]  # two records of each patient
     (folder / "records.csv").write_text("\n".join(["record,patient", *rows]))
     return folder
 
@@ -70,6 +70,7 @@ def test_a_batch_contains_windows_persons_labels_and_ids(tree):
 
 
 def test_creating_the_data_and_naming_its_classes_reads_no_file(tree, monkeypatch):
+    # Calling either of them would raise a TypeError.
     monkeypatch.setattr(module, "find_records", None)
     monkeypatch.setattr(base, "read_signals", None)
     data = small_dataset(tree)
@@ -99,15 +100,16 @@ def test_records_that_cannot_be_used_are_excluded_by_reason(tree, tmp_path):
     write_challenge_record(folder / "b", "B1", leads=LEADS[:2])
     write_challenge_record(folder / "b", "B2", codes="428750005")
     write_challenge_record(folder / "b", "B3", units="NU")
-    write_challenge_record(folder / "b", "B4", noise=7)
+    write_challenge_record(folder / "b", "B4", noise=7)  # the signal of A0007
     write_challenge_record(folder / "b", "B5")
     (folder / "b" / "B5.dat").unlink()
     write_challenge_record(folder / "b", "B6")
     (folder / "b" / "B6.dat").write_bytes(b"short")
     (folder / "b" / "B7.hea").write_text("<html>")
-    write_challenge_record(folder / "b", "B8", rate=80)
+    write_challenge_record(folder / "b", "B8", rate=80)  # too low for a band up to 47 Hz
     (folder / "b" / "B9.mat").write_bytes(b"")
     write_challenge_record(folder / "copies" / "of" / "others", "A0000", leads=LEADS, time=500)
+    # The reasons are listed in the order in which they are checked.
     summary = small_dataset(folder).summary
     assert [line for line in summary.splitlines() if "no positive" not in line] == [
         "40 of 50 records read",
@@ -163,6 +165,7 @@ def test_the_paper_protocol_has_the_options_of_its_authors(tree):
     assert (data.resampling, data.scaling, data.band, data.crop) == ("linear", "raw", None, "random")
     assert len(data.train) + len(data.test) == 40
     assert len(data.notices) == 2
+    # The signals are noise with a deviation of 0.3 mV, which raw scaling keeps.
     assert data.test.batch([0], 0).inputs.signal.std() == pytest.approx(0.3, abs=0.1)
 
 
@@ -268,7 +271,7 @@ def test_too_few_records_for_a_split_are_an_error_on_every_access(tmp_path):
         ({"shares": (0.7, 0.1, 0.2)}, "split has no record"),
     ):
         data = small_dataset(tmp_path, **options)
-        for _ in range(2):
+        for _ in range(2):  # a cached property must not keep half a result
             with pytest.raises(DataError, match=message):
                 _ = (data.train, data.validation, data.test)
 

@@ -12,6 +12,7 @@ from kdkit_ecg.datasets.samples import record_ids
 from kdkit_ecg.datasets.signals import duplicate_signals
 from tests.helpers.wfdb_files import write_record
 
+# No filters, so that preparing the records takes no time.
 FAST = {"length": 128, "band": None, "scaling": "raw"}
 RHYTHMS = ("426783006", "164889003", "427084000")
 
@@ -69,7 +70,7 @@ def test_no_record_person_or_signal_is_in_two_splits(folders, fold):
         assert not train & validation
         assert not train & test
         assert not validation & test
-    assert sum(map(len, splits_of(data))) == 42
+    assert sum(map(len, splits_of(data))) == 42  # of 43 records, as B90 repeats a signal
 
 
 @pytest.mark.parametrize("fold", range(5))
@@ -171,6 +172,7 @@ def test_existing_folds_that_divide_a_person_found_by_a_duplicate_signal_are_ref
 def test_records_with_the_same_signal_are_found_by_their_headers(folders):
     data = Challenge2020(folders, **FAST)
     assert duplicate_signals(data._selected[0]) == [["A0", "B90"]]
+    # B90 is of P11 in the table, so all records of P11 have the person of A0.
     assert data._persons["A0"] == data._persons["B90"] == data._persons["B11"]
     assert "the signal of another record: b/B90" in data.summary
 

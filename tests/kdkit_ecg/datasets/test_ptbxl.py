@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
     for number in range(1, 21):
         signal = np.random.default_rng(number).normal(0, 0.3, (12, 1000)).round(3)
         write_signal(folder, number, signal, 100)
-        write_signal(folder, number, np.repeat(signal, 5, axis=1), 500)
+        write_signal(folder, number, np.repeat(signal, 5, axis=1), 500)  # the 100 Hz signal, held
     return folder
 
 
@@ -66,6 +66,7 @@ def test_statements_become_classes_whatever_their_likelihood(folder):
 
 def test_ages_above_89_and_missing_values_are_unknown(folder):
     data = PTBXL(folder, labels="all")
+    # age/100, age known, female, male, sex known
     assert labels_of(data, 1)[1] == [0, 0, 1, 0, 1]
     assert labels_of(data, 2)[1] == [0, 0, 0, 0, 0]
     assert labels_of(data, 3)[1] == pytest.approx([0.19, 1, 0, 1, 1])

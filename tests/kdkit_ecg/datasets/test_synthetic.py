@@ -43,6 +43,7 @@ def test_ids_are_unique_over_the_splits(data):
 
 def test_default_splits_have_positives_of_every_class():
     patient = Synthetic().simulator.patient
+    # The first ids and default sizes of train, validation and test.
     for first, size in ((0, 1280), (1_000_000_000, 256), (2_000_000_000, 512)):
         findings = [patient(first + row).findings for row in range(size)]
         shares = [np.mean([name in record for record in findings]) for name in scored_classes(2020).names]

@@ -15,7 +15,7 @@ def prepare_record(folder, *, old="", new="", **options):
     """Prepare a record of 300 samples at 500 Hz, with `old` replaced by `new` in its header."""
     write_record(folder, "A1")
     path = folder / "A1.hea"
-    path.write_text(path.read_text().replace(old, new, 1))
+    path.write_text(path.read_text().replace(old, new, 1))  # replaces nothing if both are empty
     options = {"rate": 257, "band": None, "resampling": "polyphase", "scaling": "zscore", **options}
     header, preparation_of_test = read_header(path), Preparation(**options)
     return preparation_of_test.prepare(header), preparation_of_test.expected_samples(header)

@@ -79,6 +79,7 @@ def test_normalised_units_are_flagged(tmp_path):
 
 def test_invalid_samples_are_interpolated_linearly(tmp_path):
     signal = wave(LEADS)
+    # wfdb writes NaN as the invalid value of the format.
     signal[100:103, 0] = np.nan
     signal[:10, 1] = np.nan
     signal[:, 2] = np.nan

@@ -28,7 +28,7 @@ NUMBER = 12
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("written")
     for number in range(NUMBER):
-        noise = number % 11
+        noise = number % 11  # the last record has the signal of the first
         write_record(folder / "a", f"A{number:02}", codes=RHYTHMS[number % 3], noise=noise, time=300 + noise % 2)
     write_record(folder / "b", "B1", noise=50, rate=80)
     write_record(folder / "b", "B2", noise=51)
@@ -127,7 +127,7 @@ def test_only_new_and_changed_records_are_prepared(folder, monkeypatch):
     prepared = record_preparations(monkeypatch)
     write_record(folder / "a", "A12", noise=99)
     write_record(folder / "a", "A03", noise=98)
-    os.utime(folder / "a" / "A05.dat", ns=(1, 1))
+    os.utime(folder / "a" / "A05.dat", ns=(1, 1))  # same bytes, other time: prepared again to be safe
     after = dict(zip(data(folder).train.ids.tolist(), signals(data(folder)), strict=True))
     assert sorted(prepared) == ["A03", "A05", "A12"]
     assert len(after) == len(before) + 1
@@ -240,7 +240,7 @@ def test_a_transient_fault_is_not_stored(folder, monkeypatch):
 
 
 def test_a_full_disk_is_an_error_before_any_record_is_prepared(folder, monkeypatch):
-    monkeypatch.setattr(store, "free_space", lambda path: 50_000)
+    monkeypatch.setattr(store, "free_space", lambda path: 50_000)  # bytes, about half of what is needed
     prepared = record_preparations(monkeypatch)
     with pytest.raises(
         DataError, match=r"14 prepared records need 9\d kB, but .* has 50 kB free; free some space .*store=None"
@@ -299,6 +299,7 @@ def test_records_prepared_before_the_disk_is_full_are_kept(folder, monkeypatch):
     monkeypatch.setattr(build, "_append_signal", original)
     prepared = record_preparations(monkeypatch)
     assert signals(data(folder)) == signals(data(folder, store=None))
+    # store=None prepares all records; the store prepared some of them before the disk was full.
     assert 0 < len(prepared) - (NUMBER + 2) < NUMBER + 2
 
 
@@ -310,7 +311,7 @@ def test_a_folder_that_cannot_be_written_is_named(folder, tmp_path):
 
 def test_a_complete_store_is_read_while_another_process_writes(folder):
     clean = signals(data(folder))
-    with FileLock(path_of(data(folder)) / LOCK):
+    with FileLock(path_of(data(folder)) / LOCK):  # would block a run that takes the lock
         assert signals(data(folder)) == clean
 
 

@@ -49,12 +49,13 @@ def test_no_more_processes_are_started_than_there_are_items(monkeypatch):
         return original(function)
 
     monkeypatch.setattr(processes, "_Worker", counting_worker)
-    assert list(run_in_processes(len, ["a"], 256)) == [("a", 1)]
+    assert list(run_in_processes(len, ["a"], 256)) == [("a", 1)]  # starts one process
     assert list(run_in_processes(len, [], 256)) == []
     assert len(started) == 1
 
 
 def test_closing_the_generator_early_ends_the_processes():
+    # Items of 60 s are queued when the generator is closed.
     results = run_in_processes(time.sleep, [0.0] * 3 + [60.0] * 3, 1)
     start = time.monotonic()
     next(results)
