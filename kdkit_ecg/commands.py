@@ -121,7 +121,7 @@ def doctor(ctx: click.Context, folder: Path, jobs: int, json_file: Path | None, 
     help="Folds file whose records stay in their fold.",
 )
 @click.option("-k", type=click.IntRange(min=3), default=5, show_default=True, help="Number of folds.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the folds.")
 @_normalised_units
 def folds(folders: tuple[Path, ...], out: Path, year: str, keep: Path | None, **options: Any) -> None:
     """Make stratified folds of the records in one or several DIRs, by patient, and write them to a file.
@@ -195,7 +195,7 @@ def _make_dataset(dataset: str, folders: tuple[Path, ...], options: dict[str, An
 
 
 @ecg.command()
-@click.argument("names", metavar="NAME...", nargs=-1)
+@click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option("--delete", is_flag=True, help="Delete the named stores.")
 @click.option("--all", "all_stores", is_flag=True, help="With --delete: delete all stores.")
 @_store_location
