@@ -23,8 +23,8 @@ import torch
 from kdkit_ecg import Challenge2020, LRHNet
 from kdkit_ecg.datasets.signal_split import SignalSplit
 from kdkit_ecg.records.header import read_header
-from kdkit_ecg.store import Mapped, StoredSignals
-from kdkit_ecg.store.index import INDEX, ROW, SIGNALS, row_of
+from kdkit_ecg.store import MappedSignals, SignalFile
+from kdkit_ecg.store.index import INDEX, ROW, SIGNALS, make_row
 
 BATCH, LENGTH, RATE, STEPS, ITEMS = 64, 4096, 257, 6, 64
 SIZES = (1_000, 10_000, 100_000)
@@ -39,7 +39,7 @@ def one_pass(folder, processes):
     """Return how many records were prepared into an empty store, and the seconds that it took, imports among them."""
     with tempfile.TemporaryDirectory() as scratch:
         data = challenge(folder, Path(scratch))
-        _ = data._found  # headers are read with and without a store
+        _ = data._selected  # headers are read with and without a store
         began = time.perf_counter()
         before = os.times()
         count = data.prepare(processes=processes)[1]
@@ -93,7 +93,7 @@ def write_store(folder, count, time_):
         for number in range(count):
             file.write(signals[number % 256].data)
             key = number.to_bytes(16, "big")
-            index.write(row_of(key, key, number * each, signals[number % 256], ""))
+            index.write(make_row(key, key, number * each, signals[number % 256], ""))
 
 
 def resident():
@@ -106,7 +106,7 @@ def memory(folder, count, held):
     """Return by how much resident memory grew to its peak in an epoch over a store, or over arrays that are held."""
     before = resident()
     rows = np.fromfile(Path(folder) / INDEX, dtype=ROW)
-    signals = StoredSignals(Mapped(Path(folder), rows))
+    signals = MappedSignals(SignalFile(Path(folder), rows))
     split = SignalSplit(
         signals=[signal.copy() for signal in signals] if held else signals,
         person=torch.zeros(count, 5),
@@ -150,7 +150,7 @@ def show_reading(folder, rounds, scratch):
     """Compare an epoch from the store with preparing each record when it is asked for, and with a student's step."""
     data = challenge(folder, scratch)
     split = data.train
-    paths = [header.path for header in data._found[0]]
+    paths = [header.path for header in data._selected[0]]
     item_seconds(data, paths[:2])  # imports
     first = epoch_seconds(split, 0)
     pairs = [

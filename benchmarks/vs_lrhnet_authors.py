@@ -143,7 +143,7 @@ def write_records(folder, count):
 
 def challenge(folder, given):
     """Return the records as the authors prepare them, four fifths of them to learn from."""
-    return Challenge2020.paper(folder, length=given.length, shares=(0.8, 0.1, 0.1), selection="separate")
+    return Challenge2020.paper(folder, length=given.length, shares=(0.8, 0.1, 0.1), validation_split="separate")
 
 
 def input_seconds(records, split):

@@ -1,4 +1,4 @@
-"""The public names of kdkit_ecg. `__init__.py` reads this file, and imports a name when it is first used."""
+"""Public names of kdkit_ecg. `__init__.py` reads this file, and imports each name on first use."""
 
 from .augmentations import Augmentation as Augmentation
 from .augmentations import BaselineWander as BaselineWander
@@ -16,9 +16,9 @@ from .datasets import Challenge2021 as Challenge2021
 from .datasets import Synthetic as Synthetic
 from .datasets import make_folds as make_folds
 from .datasets.folds import Folds as Folds
-from .leads import Leads as Leads
 from .metrics import BestChallengeMetric as BestChallengeMetric
 from .metrics import ChallengeMetric as ChallengeMetric
 from .models import CNN1d as CNN1d
 from .models import LRHNet as LRHNet
 from .models import SEResNet as SEResNet
+from .views import Leads as Leads

@@ -1,8 +1,9 @@
-"""The commands `kdkit ecg fetch`, `kdkit ecg doctor` and `kdkit ecg folds`, beside those of the store."""
+"""The commands `kdkit ecg fetch`, `doctor`, `folds`, `prepare` and `store`."""
 
 import json
-import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -10,199 +11,221 @@ from rich.console import Console
 
 from kdkit import DataError
 from kdkit.errors import did_you_mean
-from kdkit_ecg.download.releases import RELEASES
+from kdkit_ecg.utils.processes import usable_cores
 
-# What the commands do is imported when one of them runs: it takes requests or torch, which `kdkit --help` does without.
+# Each command imports its implementation when it runs: requests and torch would slow down `kdkit --help`.
 
+# A published version never changes, so files from an earlier run can be verified with its list of checksums.
+RELEASES: Mapping[str, str] = MappingProxyType(
+    {
+        "challenge-2020": "https://physionet.org/files/challenge-2020/1.0.2/",
+        "challenge-2021": "https://physionet.org/files/challenge-2021/1.0.3/",
+        "ptb-xl": "https://physionet.org/files/ptb-xl/1.0.3/",
+    }
+)
 
-def _processors() -> int:
-    return os.cpu_count() or 1
+# Options and arguments that several commands share.
+_NEW_FOLDER = click.Path(path_type=Path, file_okay=False)
+_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_folders = click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=_FOLDER)
+_normalised_units = click.option(
+    "--normalised-units", is_flag=True, help="Include records in standard deviations (NU)."
+)
+_store_location = click.option(
+    "--store", "location", metavar="DIR", type=_NEW_FOLDER, help="Folder of the stores; default: the user's cache."
+)
 
 
 @click.group()
 def ecg() -> None:
-    """ECG data: fetch a release, see what is in a folder, part its records in folds, and prepare them."""
+    """ECG data: fetch a release, examine a folder, make folds, and prepare records."""
 
 
 @ecg.command()
 @click.argument("release", type=click.Choice([*RELEASES]))
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--jobs", type=click.IntRange(1, 64), default=8, show_default=True, help="Files at a time.")
+@click.argument("folder", metavar="DIR", type=_NEW_FOLDER)
+@click.option("--jobs", type=click.IntRange(1, 64), default=8, show_default=True, help="Number of files at a time.")
 @click.option(
-    "--only", multiple=True, help="A folder, or a pattern of paths such as '*/georgia/*.hea'; may be repeated."
+    "--only", multiple=True, help="A folder, or a pattern of paths such as '*/georgia/*.hea'. May be repeated."
 )
-@click.option("--base-url", "base", metavar="URL", help="A mirror: the address that has SHA256SUMS.txt.")
-@click.option("--verify", is_flag=True, help="Read again all that is there, also what was found right before.")
-@click.option("--dry-run", is_flag=True, help="Say how many files and bytes it would be, and write nothing.")
-def fetch(release: str, base: str | None, dry_run: bool, **options: Any) -> None:
-    """Fetch a release of PhysioNet into DIR, checked against its SHA-256 sums.
+@click.option("--base-url", metavar="URL", help="Address of a mirror, the folder with SHA256SUMS.txt.")
+@click.option("--verify", is_flag=True, help="Read all existing files again, including those verified before.")
+@click.option("--dry-run", is_flag=True, help="Print the number of files and bytes to fetch, and write nothing.")
+def fetch(release: str, base_url: str | None, dry_run: bool, **options: Any) -> None:
+    """Fetch a release from PhysioNet into DIR and verify its SHA-256 checksums.
 
-    Run the same command again to go on, to try what failed, or to find out whether all is there and right.
+    Run the same command again to resume it, to retry failed files, or to check that all files are correct.
     """
-    from kdkit_ecg.download import DownloadRequest, failures
+    from kdkit_ecg.download import DownloadRequest
     from kdkit_ecg.download import fetch as fetch_release
 
     console = _console()
+    request = DownloadRequest(base=base_url or RELEASES[release], dry_run=dry_run, **options)
     try:
-        fetched = fetch_release(DownloadRequest(base=base or RELEASES[release], dry_run=dry_run, **options), console)
+        report = fetch_release(request, console)
     except KeyboardInterrupt:
-        click.echo("\nwhat came is kept; run the same command again to go on", err=True)
+        click.echo("\nall fetched files are kept; run the same command again to resume", err=True)
         raise
     if not dry_run:
-        console.print(fetched.told, soft_wrap=True)
-    if fetched.failed:
-        raise DataError(failures(fetched))
+        console.print(report.summary, soft_wrap=True)
+    if report.failed:
+        raise DataError(report.failures)
 
 
 @ecg.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("folder", metavar="DIR", type=_FOLDER)
 @click.option(
-    "--jobs", type=click.IntRange(min=1), default=_processors, show_default="one per processor", help="Processes."
+    "--jobs", type=click.IntRange(min=1), default=usable_cores, show_default="usable cores", help="Number of processes."
 )
-@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write all of it there too.")
-@click.option("--all", "all_names", is_flag=True, help="Name every record with what was found, not the first few.")
+@click.option("--json", "json_file", type=_FILE, help="Also write the whole report to this JSON file.")
+@click.option("--all", "all_names", is_flag=True, help="Name every record with a finding, not only the first few.")
 @click.pass_context
 def doctor(ctx: click.Context, folder: Path, jobs: int, json_file: Path | None, all_names: bool) -> None:
-    """Read every record in DIR: what is there, how many of each class, what is bad and what is odd.
+    """Read every record in DIR, and report the number in each class, bad records and odd records.
 
-    The exit code is 0 where no record is bad, 1 where any is: the loaders leave it out, or its signal is damaged.
+    The exit code is 1 if any record is bad, which means that the loaders exclude it or that its signal is damaged.
+    Otherwise it is 0.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from kdkit_ecg.doctor import as_json, show, survey
+    from kdkit_ecg.doctor import print_survey, survey, survey_to_json
 
     console = _console()
     columns = (TextColumn("records"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("")
-        found = survey(folder, jobs, lambda total: progress.update(task, total=total), lambda: progress.advance(task))
+        result = survey(folder, jobs, lambda total: progress.update(task, total=total), lambda: progress.advance(task))
     if json_file is not None:
         try:
-            json_file.write_text(json.dumps(as_json(found), indent=1) + "\n", encoding="utf-8")
+            json_file.write_text(json.dumps(survey_to_json(result), indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             raise DataError(f"{json_file} cannot be written: {error.strerror}") from error
-    show(found, console, all_names=all_names)
-    ctx.exit(1 if found.bad else 0)
+    print_survey(result, console, all_names=all_names)
+    ctx.exit(1 if result.bad else 0)
 
 
 @ecg.command()
-@click.argument(
-    "folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False)
+@_folders
+@click.option("--out", required=True, type=_FILE, help="CSV file to write.")
+@click.option(
+    "--year",
+    type=click.Choice(["2020", "2021"]),
+    default="2020",
+    show_default=True,
+    help="Challenge whose classes are stratified.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The CSV file to write.")
-@click.option("--year", type=click.Choice(["2020", "2021"]), default="2020", show_default=True, help="Whose classes.")
-@click.option("--keep", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Folds in which to stay.")
-@click.option("-k", type=click.IntRange(min=3), default=5, show_default=True, help="How many.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--normalised-units", is_flag=True, help="Also take records in standard deviations (NU).")
+@click.option(
+    "--keep",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Folds file whose records stay in their fold.",
+)
+@click.option("-k", type=click.IntRange(min=3), default=5, show_default=True, help="Number of folds.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the folds.")
+@_normalised_units
 def folds(folders: tuple[Path, ...], out: Path, year: str, keep: Path | None, **options: Any) -> None:
-    """Part the records of one DIR or several in stratified folds, patients whole, and write them to a file.
+    """Make stratified folds of the records in one or several DIRs, by patient, and write them to a file.
 
-    A run names the file: Challenge2020(DIR, folds=FILE, fold=0), so that two people train on the same records.
+    Use the file with Challenge2020(DIR, folds=FILE, fold=0), so that different runs train on the same records.
     """
     from kdkit_ecg.datasets import make_folds
 
-    made = make_folds(list(folders), year=2020 if year == "2020" else 2021, keep=keep, **options)
+    new_folds = make_folds(list(folders), year=2020 if year == "2020" else 2021, keep=keep, **options)
     try:
-        made.write(out)
+        new_folds.write(out)
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error.strerror}") from error
-    _console().print(f"{made.summary}\nwritten: {out}")
-
-
-def _console() -> Console:
-    """Return a console as wide as the terminal; where there is none, wide enough for tables to keep their form."""
-    console = Console(highlight=False, emoji=False, markup=False)
-    return console if console.is_terminal else Console(highlight=False, emoji=False, markup=False, width=120)
-
-
-# What the commands do is imported when one of them runs: data sets take torch, which `kdkit --help` does without.
-
-_FOLDER = click.Path(path_type=Path, file_okay=False)
-_STORE = click.option("--store", "where", metavar="DIR", type=_FOLDER, help="Where stores are, if not in the cache.")
+    _console().print(f"{new_folds.summary}\nwritten: {out}")
 
 
 @ecg.command()
-@click.argument(
-    "folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False)
-)
+@_folders
 @click.option(
     "--as",
-    "kind",
+    "dataset",
     type=click.Choice(["challenge-2020", "challenge-2021", "ptb-xl"]),
     default="challenge-2020",
     show_default=True,
-    help="What the records are read as.",
+    help="Data set that the records belong to.",
 )
-@click.option("--paper", is_flag=True, help="As LRH-Net's authors prepare them (Challenge2020.paper).")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Hz; the data set's own if not given.")
-@click.option("--band", nargs=2, type=float, help="Low and high in Hz; 0.5 47 if not given.")
-@click.option("--no-band", is_flag=True, help="No band-pass.")
-@click.option("--scaling", type=click.Choice(["zscore", "raw"]), help="zscore if not given.")
-@click.option("--resampling", type=click.Choice(["polyphase", "linear"]), help="polyphase if not given.")
-@click.option("--normalised-units", is_flag=True, help="Also take records in standard deviations (NU).")
-@click.option("--jobs", type=click.IntRange(1, 256), help="Processes; chosen by the processors if not given.")
-@click.option("--verify", is_flag=True, help="Read all that is there, and prepare anew what is damaged.")
-@_STORE
-def prepare(kind: str, folders: tuple[Path, ...], where: Path | None, jobs: int | None, **options: Any) -> None:
-    """Prepare the records of one DIR or several, so that runs on them need not; run it again to go on.
+@click.option("--paper", is_flag=True, help="Prepare as the authors of LRH-Net do (Challenge2020.paper).")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Hz; default: that of the data set.")
+@click.option("--band", nargs=2, type=float, help="Lowest and highest Hz; default: 0.5 47.")
+@click.option("--no-band", is_flag=True, help="No band-pass filter.")
+@click.option("--scaling", type=click.Choice(["zscore", "raw"]), help="Default: zscore.")
+@click.option("--resampling", type=click.Choice(["polyphase", "linear"]), help="Default: polyphase.")
+@_normalised_units
+@click.option("--jobs", type=click.IntRange(1, 256), help="Number of processes; default: chosen by the usable cores.")
+@click.option("--verify", is_flag=True, help="Read the whole store, and prepare damaged records again.")
+@_store_location
+def prepare(dataset: str, folders: tuple[Path, ...], location: Path | None, **options: Any) -> None:
+    """Prepare the records in one or several DIRs before the first run. Run it again to resume.
 
-    Give the DIRs and options that the run has: another rate, band, scaling or resampling is another store.
+    Use the DIRs and options of the run: another rate, band, scaling or resampling is another store.
     """
-    verify = options.pop("verify")
-    data = _data(kind, folders, {**options, "store": where or "auto"})
+    jobs, verify = options.pop("jobs"), options.pop("verify")
+    data = _make_dataset(dataset, folders, {**options, "store": location or "auto"})
     try:
-        store, came = data.prepare(processes=jobs, verify=verify)
+        store_folder, prepared = data.prepare(processes=jobs, verify=verify)
     except KeyboardInterrupt:
-        click.echo("\nwhat is prepared is kept; run the same command again to go on", err=True)
+        click.echo("\nall prepared records are kept; run the same command again to resume", err=True)
         raise
     click.echo(data.summary)
-    click.echo(f"{came:,} prepared now, in {store}")
+    click.echo(f"{prepared:,} records prepared now, in {store_folder}")
+
+
+def _make_dataset(dataset: str, folders: tuple[Path, ...], options: dict[str, Any]) -> Any:
+    """Return the data set that a run would use with these options, with all records in one split."""
+    from kdkit_ecg.datasets import PTBXL, Challenge2020, Challenge2021
+
+    paper, no_band, normalised_units = (options.pop(name) for name in ("paper", "no_band", "normalised_units"))
+    # Options that are not given keep the default of the data set.
+    options = {name: value for name, value in options.items() if value is not None}
+    if no_band and options.get("band"):
+        raise click.UsageError("--band and --no-band exclude each other; give one of the two")
+    if no_band:
+        options["band"] = None
+    if dataset == "ptb-xl":
+        if paper or normalised_units:
+            raise click.UsageError("--paper and --normalised-units are options of the Challenges, not of ptb-xl")
+        return PTBXL(folders, **options)
+    challenge = Challenge2020 if dataset == "challenge-2020" else Challenge2021
+    create = challenge.paper if paper else challenge
+    return create(folders, shares=(1.0, 0.0, 0.0), normalised_units=normalised_units, **options)  # type: ignore[arg-type]  # several
 
 
 @ecg.command()
-@click.argument("names", metavar="NAME...", nargs=-1)
-@click.option("--delete", "deleting", is_flag=True, help="Delete those named.")
-@click.option("--all", "everything", is_flag=True, help="With --delete: all of them.")
-@_STORE
-def store(names: tuple[str, ...], deleting: bool, everything: bool, where: Path | None) -> None:
-    """List the stores of prepared signals, or delete some: a run that needs one makes it anew."""
-    from kdkit_ecg.store import delete, records_in, size_of, stores_folder, stores_in
-    from kdkit_ecg.utils.disk import shown
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.option("--delete", is_flag=True, help="Delete the named stores.")
+@click.option("--all", "all_stores", is_flag=True, help="With --delete: delete all stores.")
+@_store_location
+def store(names: tuple[str, ...], delete: bool, all_stores: bool, location: Path | None) -> None:
+    """List the stores of prepared signals, or delete some. A run that needs a deleted store prepares it again."""
+    from kdkit_ecg.store import stores_folder, stores_in
+    from kdkit_ecg.utils.files import format_bytes
 
-    folder = stores_folder(where or "auto")
-    places = {place.path.name: place for place in stores_in(folder)}
+    folder = stores_folder(location or "auto")
+    stores = {store.path.name: store for store in stores_in(folder)}
     for name in names:
-        if name not in places:
-            raise DataError(f"{folder} has no store {name!r}; {did_you_mean(name, places)}")
-    if deleting != bool(names or everything):
-        raise click.UsageError("give --delete and the names of stores, or --delete --all; nothing of it lists them")
-    for name in places if everything else names:
-        delete(places[name])
-        click.echo(f"deleted {name}")
-    if deleting:
+        if name not in stores:
+            raise DataError(f"{folder} has no store {name!r}; {did_you_mean(name, stores)}")
+    if delete != bool(names or all_stores):
+        raise click.UsageError(
+            "give --delete with names of stores or with --all; without any of these, stores are listed"
+        )
+    if delete:
+        for name in stores if all_stores else names:
+            stores[name].delete()
+            click.echo(f"deleted {name}")
         return
-    for name, place in places.items():
-        told = ", ".join(f"{key} {value}" for key, value in place.preparation.items())
-        click.echo(f"{name}  {records_in(place):,} records, {shown(size_of(place))}\n  of {', '.join(place.sources)}")
-        click.echo(f"  {told}")
-    click.echo(f"{len(places)} in {folder}")
+    for name, entry in stores.items():
+        preparation = ", ".join(f"{option} {value}" for option, value in entry.preparation.items())
+        click.echo(f"{name}  {entry.record_count:,} records, {format_bytes(entry.size)}")
+        click.echo(f"  of {', '.join(entry.sources)}\n  {preparation}")
+    click.echo(f"{len(stores)} in {folder}")
 
 
-def _data(kind: str, folders: tuple[Path, ...], options: dict[str, Any]) -> Any:
-    """Return the data set that a run would make with these options, all records in one split."""
-    from kdkit_ecg.datasets import PTBXL, Challenge2020, Challenge2021
-
-    paper, bandless, units = (options.pop(name) for name in ("paper", "no_band", "normalised_units"))
-    options = {name: value for name, value in options.items() if value is not None}
-    if bandless and options.get("band"):
-        raise click.UsageError("--band and --no-band exclude each other: give one of the two")
-    if bandless:
-        options["band"] = None
-    if kind == "ptb-xl":
-        if paper or units:
-            raise click.UsageError("--paper and --normalised-units are for the Challenges")
-        return PTBXL(folders, **options)
-    challenge = Challenge2020 if kind == "challenge-2020" else Challenge2021
-    make = challenge.paper if paper else challenge
-    return make(folders, shares=(1.0, 0.0, 0.0), normalised_units=units, **options)  # type: ignore[arg-type]  # several
+def _console() -> Console:
+    """Return a console as wide as the terminal, or 120 columns wide without one, so that tables are not squeezed."""
+    console = Console(highlight=False, emoji=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, emoji=False, markup=False, width=120)

@@ -1,4 +1,4 @@
-"""SNOMED CT codes as the scored classes of the PhysioNet/CinC Challenges 2020 and 2021."""
+"""Map SNOMED CT codes to the scored classes of the PhysioNet/CinC Challenges 2020 and 2021."""
 
 import csv
 from collections.abc import Iterable, Mapping
@@ -15,14 +15,17 @@ from kdkit import RecipeError
 
 Year = Literal[2020, 2021]
 
-NORMAL = "426783006"  # sinus rhythm, the class the challenge metric measures from
+NORMAL = "426783006"  # sinus rhythm, the reference class of the challenge metric
+
+# Permutation of the Verhoeff check digit (SNOMED CT Release File Specification, "Check-digit").
+_VERHOEFF_PERMUTATION = (1, 5, 7, 6, 2, 8, 3, 0, 9, 4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classes:
-    """The scored classes of one year, in the order of the official scorer's table.
+    """The scored classes of one year, in the order of the table of the official scorer.
 
-    codes: the SNOMED CT code that stands for each class, the first of those merged into it.
+    codes: the SNOMED CT code of each class, which is the first of the equivalent codes merged into it.
     names: its abbreviation, such as "AF". columns: every scored code -> the column of its class.
     """
 
@@ -32,7 +35,7 @@ class Classes:
     columns: Mapping[str, int]
 
     def row(self, codes: Iterable[str]) -> NDArray[np.float32]:
-        """Return (classes,) float32 of 0 and 1; codes that are not scored add nothing."""
+        """Return the labels of a record with these codes, (classes,) float32 of 0 and 1. Unscored codes are ignored."""
         labels = np.zeros(len(self.codes), dtype=np.float32)
         labels[[self.columns[code] for code in codes if code in self.columns]] = 1
         return labels
@@ -43,15 +46,16 @@ class Classes:
 
 @cache
 def scored_classes(year: Year) -> Classes:
-    """Return the 24 classes of 2020 or the 26 of 2021, equivalent codes merged. Other years raise RecipeError."""
+    """Return the 24 classes of 2020 or the 26 of 2021, equivalent codes merged. Raises RecipeError for other years."""
     if year not in (2020, 2021):
-        raise RecipeError(f"the scored classes of 2020 and of 2021 are known, not those of {year}")
+        raise RecipeError(f"expected the year of a Challenge with scored classes, 2020 or 2021, got {year}")
     rows = [row for row in csv.DictReader(table("classes.csv")) if row[f"column_{year}"]]
     columns = {row["snomed_ct"]: int(row[f"column_{year}"]) for row in rows}
-    first: dict[int, dict[str, str]] = {}
+    # Several codes share a column if they are scored as one class. The first one in the file names the class.
+    first_rows: dict[int, dict[str, str]] = {}
     for row in rows:
-        first.setdefault(columns[row["snomed_ct"]], row)
-    ordered = [first[column] for column in sorted(first)]
+        first_rows.setdefault(columns[row["snomed_ct"]], row)
+    ordered = [first_rows[column] for column in sorted(first_rows)]
     return Classes(
         year=year,
         codes=tuple(row["snomed_ct"] for row in ordered),
@@ -63,3 +67,19 @@ def scored_classes(year: Year) -> Classes:
 def table(name: str) -> list[str]:
     """Return the lines of a table in kdkit_ecg/data."""
     return Path(__file__).with_name("data").joinpath(name).read_text(encoding="utf-8").splitlines()
+
+
+def is_snomed_code(text: str) -> bool:
+    """Return whether a text is a SNOMED CT identifier: 6 to 18 digits, the first not 0, the last a check digit."""
+    if not (text.isascii() and text.isdecimal() and 6 <= len(text) <= 18) or text[0] == "0":
+        return False
+    # Verhoeff's algorithm multiplies in the dihedral group of a pentagon: digits 0 to 4 are rotations, 5 to 9
+    # reflections. Each digit is first permuted as often as its position from the right.
+    product = 0
+    for position, character in enumerate(reversed(text)):
+        digit = int(character)
+        for _ in range(position % 8):  # the permutation has order 8
+            digit = _VERHOEFF_PERMUTATION[digit]
+        rotation = (product + digit if product < 5 else product - digit) % 5
+        product = rotation if (product < 5) == (digit < 5) else rotation + 5
+    return product == 0

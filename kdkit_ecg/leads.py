@@ -1,19 +1,14 @@
-"""Views of an ECG batch by lead: what a net that has only some of the twelve leads gets to see."""
+"""Name the twelve leads of an ECG and the reduced lead sets of the Challenges, without importing torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
 
 from kdkit import RecipeError
 from kdkit.errors import did_you_mean
 
-if TYPE_CHECKING:  # for readers and type checkers only: it needs torch, which headers and the doctor do without
-    from kdkit import Batch
-
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 
-# The sets of the 2021 challenge; one lead is I, which a watch takes.
+# The lead sets of the 2021 Challenge, and lead I alone, which a smartwatch records.
 LEAD_SETS: Mapping[int, tuple[str, ...]] = MappingProxyType(
     {
         12: LEADS,
@@ -26,82 +21,30 @@ LEAD_SETS: Mapping[int, tuple[str, ...]] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, slots=True, init=False, repr=False)
-class Leads:
-    """View of the leads named, or of a set of LEAD_SETS: signal (N, 12, T) -> (N, leads, T), person (N, 5) as it is.
+def lead_names(leads: int | tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names in a lead set of `LEAD_SETS`, or the given names in their standard case.
 
-    names: the leads in the order in which they are seen. Case does not matter where they are given.
-
-    Raises RecipeError for a number without a set, and for names that are unknown, repeated or none.
+    Raises RecipeError for a number without a set, and for names that are unknown, repeated or missing.
     """
-
-    names: tuple[str, ...]
-    _runs: tuple[tuple[int, int], ...] = field(compare=False)
-
-    def __init__(self, leads: int | tuple[str, ...]) -> None:
-        names = _numbered(leads) if isinstance(leads, int) else _canonical(leads)
-        object.__setattr__(self, "names", names)
-        object.__setattr__(self, "_runs", _runs([LEADS.index(name) for name in names]))
-
-    @property
-    def key(self) -> str:
-        """All that it sees, e.g. "leads:I,II"."""
-        return f"leads:{','.join(self.names)}"
-
-    def __call__(self, batch: "Batch") -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return ((signal (N, leads, T), person (N, 5)), {}). One run of neighbouring leads is not copied."""
-        import torch  # the names of the leads are read by much that needs no torch
-
-        signal, person = batch.inputs
-        if signal.shape[1] != len(LEADS):
-            raise RecipeError(f"Leads chooses among {len(LEADS)} leads, but the signal has {signal.shape[1]}")
-        # Slices, unlike an index, need not be kept on each device, and torch.compile sees through them.
-        seen = [signal[:, start:stop] for start, stop in self._runs]
-        return (seen[0] if len(seen) == 1 else torch.cat(seen, dim=1), person), {}
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __repr__(self) -> str:
-        return f"Leads({self.names!r})"
-
-
-def _numbered(count: int) -> tuple[str, ...]:
-    if count not in LEAD_SETS:
-        nearest = min(LEAD_SETS, key=lambda known: abs(known - count))
-        known = ", ".join(map(str, sorted(LEAD_SETS)))
-        raise RecipeError(
-            f"there is a set of {known} leads, but none of {count}; did you mean {nearest}? "
-            "Leads(('I', 'V5')) takes any others by name"
-        )
-    return LEAD_SETS[count]
-
-
-def _canonical(given: tuple[str, ...]) -> tuple[str, ...]:
-    if isinstance(given, str) or not given:
-        raise RecipeError(f"Leads takes a number or a tuple of one name or more, such as ('I', 'II'), not {given!r}")
-    known = {name.lower(): name for name in LEADS}
-    unknown = [name for name in given if str(name).lower() not in known]
+    if isinstance(leads, int):
+        if leads not in LEAD_SETS:
+            nearest = min(LEAD_SETS, key=lambda size: abs(size - leads))
+            sizes = ", ".join(map(str, sorted(LEAD_SETS)))
+            raise RecipeError(
+                f"expected the size of a lead set ({sizes}), got {leads}; did you mean {nearest}? "
+                "Leads(('I', 'V5')) selects any leads by name"
+            )
+        return LEAD_SETS[leads]
+    if isinstance(leads, str) or not leads:
+        raise RecipeError(f"Leads expects a number or a non-empty tuple of names, such as ('I', 'II'), got {leads!r}")
+    standard_case = {name.lower(): name for name in LEADS}
+    unknown = [name for name in leads if str(name).lower() not in standard_case]
     if unknown:
-        raise RecipeError(f"{unknown[0]!r} is not a lead; {did_you_mean(_cased(str(unknown[0])), LEADS)}")
-    names = tuple(known[name.lower()] for name in given)
-    repeated = [name for place, name in enumerate(names) if name in names[:place]]
+        # In the case of the leads, so that the nearest name is found by its letters and not by their case.
+        cased = str(unknown[0]).upper().replace("AV", "aV")
+        raise RecipeError(f"{unknown[0]!r} is not a lead; {did_you_mean(cased, LEADS)}")
+    names = tuple(standard_case[name.lower()] for name in leads)
+    repeated = [name for position, name in enumerate(names) if name in names[:position]]
     if repeated:
-        raise RecipeError(f"each lead is seen once, but {repeated[0]!r} comes again in {given!r}; leave it out there")
+        raise RecipeError(f"expected every lead once, got {repeated[0]!r} twice in {leads!r}; remove one of them")
     return names
-
-
-def _cased(wrong: str) -> str:
-    """Write a wrong name as the leads are written, so that its letters are compared and not its case."""
-    return wrong.upper().replace("AV", "aV")
-
-
-def _runs(places: list[int]) -> tuple[tuple[int, int], ...]:
-    """Return (start, stop) of each stretch of neighbouring places, in order."""
-    runs: list[tuple[int, int]] = []
-    for place in places:
-        if runs and runs[-1][1] == place:
-            runs[-1] = (runs[-1][0], place + 1)
-        else:
-            runs.append((place, place + 1))
-    return tuple(runs)

@@ -1,14 +1,16 @@
-"""What kdkit_ecg puts on kdkit's shelves."""
+"""Register the networks, data sets, metric and commands of kdkit_ecg with kdkit."""
 
 import click
 
 from kdkit import Register, hookimpl
 
+# Every import of a hook is late: kdkit loads this module for `kdkit --help`, which must not wait for torch.
+
 
 @hookimpl
 def register_models(register: Register) -> None:
-    """The student, the teacher and the baseline of LRH-Net."""
-    from kdkit_ecg import models  # imports torch
+    """Register the student, teacher and baseline networks of LRH-Net."""
+    from kdkit_ecg import models
 
     register("lrhnet", models.LRHNet)
     register("se_resnet", models.SEResNet)
@@ -17,8 +19,8 @@ def register_models(register: Register) -> None:
 
 @hookimpl
 def register_datasets(register: Register) -> None:
-    """Recorded and simulated ECGs."""
-    from kdkit_ecg import datasets  # imports torch
+    """Register the data sets of recorded and simulated ECGs."""
+    from kdkit_ecg import datasets
 
     register("challenge_2020", datasets.Challenge2020)
     register("challenge_2021", datasets.Challenge2021)
@@ -28,15 +30,15 @@ def register_datasets(register: Register) -> None:
 
 @hookimpl
 def register_metrics(register: Register) -> None:
-    """The challenge metric."""
-    from kdkit_ecg.metrics import ChallengeMetric  # imports torch
+    """Register the challenge metric."""
+    from kdkit_ecg.metrics import ChallengeMetric
 
     register("challenge_metric", ChallengeMetric)
 
 
 @hookimpl
 def register_commands(cli: click.Group) -> None:
-    """`kdkit ecg` with its commands."""
+    """Add `kdkit ecg` and its commands."""
     from kdkit_ecg.commands import ecg
 
     cli.add_command(ecg)

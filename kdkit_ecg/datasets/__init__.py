@@ -1,4 +1,4 @@
-"""The data sets of kdkit_ecg."""
+"""Data sets of recorded and simulated ECGs."""
 
 from kdkit_ecg.datasets.challenge import Challenge2020, Challenge2021, make_folds
 from kdkit_ecg.datasets.ptbxl import PTBXL

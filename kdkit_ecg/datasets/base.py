@@ -1,4 +1,4 @@
-"""What data from recordings have in common: how a record becomes a sample, and which split it is in."""
+"""Base class of the data sets made of recordings: options, splits, fingerprint and summary."""
 
 import hashlib
 import math
@@ -16,22 +16,22 @@ from kdkit import Data, DataError, RecipeError, Task
 from kdkit.errors import did_you_mean
 from kdkit_ecg.augmentations import check_augmentations
 from kdkit_ecg.datasets.exclusions import ExcludedRecords
-from kdkit_ecg.datasets.samples import Prepared, prepared
-from kdkit_ecg.datasets.scan import Columns
+from kdkit_ecg.datasets.samples import LabelledRecords, label_records
+from kdkit_ecg.datasets.scan import LabelEncoder
 from kdkit_ecg.datasets.signal_split import Augmentations, SignalSplit, Window
 from kdkit_ecg.datasets.signals import read_signals
-from kdkit_ecg.datasets.splits import Selection, Splits
+from kdkit_ecg.datasets.splits import Splits, ValidationSplit
 from kdkit_ecg.records.header import Header
 from kdkit_ecg.records.preparation import VERSION, Preparation, Resampling, Scaling
-from kdkit_ecg.store import Store, Where
+from kdkit_ecg.store import SignalStore, StoreLocation
 
 Folder = str | Path
 
 
-# Without slots, since cached_property keeps what it found in the instance's __dict__.
+# No slots: cached_property stores its value in the __dict__ of the instance.
 @dataclass(frozen=True, eq=False)
 class RecordingDataset(Data, ABC):
-    """Recordings as kdkit's Data. A data set of its own says what it found and which rows make a split."""
+    """Recordings as data for kdkit. A subclass finds the records and assigns them to splits."""
 
     folder: Folder | Sequence[Folder]
     _: KW_ONLY
@@ -41,38 +41,45 @@ class RecordingDataset(Data, ABC):
     resampling: Resampling = "polyphase"
     scaling: Scaling = "zscore"
     crop: Window = "centre"
-    selection: Selection = "separate"
+    validation_split: ValidationSplit = "separate"
     augment: Augmentations = ()
     draws: int = 10
     seed: int = 0
     strict: bool = False
-    store: Where | None = "auto"
+    store: StoreLocation | None = "auto"
 
     def __post_init__(self) -> None:
-        for option, kind in self._choices().items():
-            given = getattr(self, option)
-            if given not in get_args(kind):
-                raise RecipeError(f"{option}={given!r} is not known; {did_you_mean(str(given), get_args(kind))}")
+        for option, choices in self._choices().items():
+            value = getattr(self, option)
+            if value not in get_args(choices):
+                raise RecipeError(f"{option}={value!r} is not an option; {did_you_mean(str(value), get_args(choices))}")
         if not (0 < self.rate < math.inf and self.length > 0 and self.draws > 0):
-            told = f"{self.rate}, {self.length} and {self.draws}"
-            raise RecipeError(f"rate, length and draws are finite and above 0, not {told}")
+            values = f"{self.rate}, {self.length} and {self.draws}"
+            raise RecipeError(f"rate, length and draws must be finite and above 0, got {values}")
         if self.band and not 0 < self.band[0] < self.band[1]:
-            raise RecipeError(f"band is (low, high) in Hz with 0 < low < high, or None, not {self.band}")
+            raise RecipeError(f"band must be (low, high) in Hz with 0 < low < high, or None, got {self.band}")
         check_augmentations(self.augment, self.draws)
         if not isinstance(self.store, str | Path | None):
-            raise RecipeError(f"store is a folder, 'auto' for one in the user's cache, or None, not {self.store!r}")
+            raise RecipeError(f"store must be a folder, 'auto' for the user's cache, or None, got {self.store!r}")
+        # Folders are checked at once, their content only when a split is used.
         for folder in self._folders:
             if not folder.is_dir():
-                raise DataError(f"there is no folder {folder}; give the one that holds the records")
+                raise DataError(f"the folder {folder} does not exist; expected one that contains the records")
 
     @classmethod
     def _choices(cls) -> Mapping[str, Any]:
-        return {"resampling": Resampling, "scaling": Scaling, "crop": Window, "selection": Selection}
+        """Return the Literal type of each option that has a fixed set of values."""
+        return {
+            "resampling": Resampling,
+            "scaling": Scaling,
+            "crop": Window,
+            "validation_split": ValidationSplit,
+        }
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Their names, in the order of the label columns."""
-        return self._columns.names
+        """Names of the classes, in the order of the label columns."""
+        return self._label_encoder.names
 
     @property
     def task(self) -> Task:
@@ -81,105 +88,109 @@ class RecordingDataset(Data, ABC):
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What a reader of the results must know of the options, and once the records were found of these."""
-        if self.selection == "test":
-            return ("thresholds and the best epoch are chosen on the test split: its scores are too good",)
+        """Warnings to print with the results: about the options, and about the records once these were found."""
+        if self.validation_split == "test":
+            return ("thresholds and the best epoch are chosen on the test split, so its metrics are too optimistic",)
         return ()
 
     @property
     def summary(self) -> str:
-        """How many records were read, a line for each reason why others were not, and classes that a split lacks."""
-        return self._read[2]
+        """How many records were read, how many were excluded for each reason, and classes missing from a split."""
+        return self._loaded[2]
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes with any header, signal file's size, label, split or option; reads headers, but no signal."""
-        apart = ("folder", "strict", "folds", "store")
-        options = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in apart}
+        """A digest of every header, size of a signal file, label, split and option. Reads headers, but no signal."""
+        # Options that change no sample. Folds count by the fold of each record, see _split_key.
+        ignored = ("folder", "strict", "folds", "store")
+        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ignored}
         options.update(asdict(self._preparation))  # rate and band as floats
         digest = hashlib.blake2b(repr((VERSION, type(self).__name__, sorted(options.items()))).encode(), digest_size=16)
-        for header in self._found[0]:
+        for header in self._selected[0]:
+            # Sizes, not times of change: a copy of the folder on another machine has the same fingerprint.
             sizes = [header.path.with_name(name).stat().st_size for name in header.files]
             person = (header.name, header.age, header.sex, header.codes)
-            told = (*person, header.of_signal, sizes, header.path.read_bytes())  # which may be another file by now
-            digest.update(repr((told, self._place(header))).encode())
+            # The bytes count in addition to the parsed fields, as the file may have been replaced since it was read.
+            record = (*person, header.signal_fields, sizes, header.path.read_bytes())
+            digest.update(repr((record, self._split_key(header))).encode())
         return digest.hexdigest()
 
     def prepare(self, *, processes: int | None = None, verify: bool = False) -> tuple[Path, int]:
-        """Prepare the records that the store lacks; return where it is, and how many these were.
+        """Prepare the records that are missing from the store; return the folder of the store and their number.
 
-        processes: how many prepare; chosen where None. verify: read all that is there, and make anew what is damaged.
-        Raises RecipeError where store is None.
+        processes: that prepare records; chosen automatically if None. verify: read the whole store, and prepare damaged
+        records again. Raises RecipeError if `store` is None.
         """
         if self._store is None:
-            raise RecipeError("with store=None there is nowhere to keep what is prepared")
+            raise RecipeError("with store=None, prepared records cannot be stored; use store='auto' or a folder")
         store = replace(self._store, processes=processes)
-        return store.place.path, store.filled(self._found[0], verify=verify).came
+        return store.folder.path, store.prepare(self._selected[0], verify=verify).prepared
 
     @property
     def train(self) -> SignalSplit:
-        """What is learned from: a window of each record at random, moving and changing with the draw."""
+        """The training split: random windows of the records, augmented, different in each draw."""
         return self._split("train", window="random", augment=self.augment)
 
     @property
     def validation(self) -> SignalSplit:
-        """What thresholds and epochs are chosen on; the test split itself with selection="test"."""
+        """The split on which thresholds and epochs are chosen; equal to `test` if validation_split="test"."""
         return self._split("validation", window=self.crop)
 
     @property
     def test(self) -> SignalSplit:
-        """What is reported on."""
+        """The split on which results are reported."""
         return self._split("test", window=self.crop)
 
     @property
     def _folders(self) -> tuple[Path, ...]:
         several = isinstance(self.folder, Sequence) and not isinstance(self.folder, str)
-        return tuple(map(Path, self.folder if several else [self.folder]))  # type: ignore[arg-type]  # narrowed
+        return tuple(map(Path, self.folder if several else [self.folder]))  # type: ignore[arg-type]  # narrowed above
 
     @property
     @abstractmethod
-    def _columns(self) -> Columns:
-        """The classes."""
+    def _label_encoder(self) -> LabelEncoder:
+        """The classes, and the label row of a record."""
 
     @property
     @abstractmethod
-    def _found(self) -> tuple[list[Header], ExcludedRecords]:
-        """The headers of the records to read, and what was left out; a cached_property."""
+    def _selected(self) -> tuple[list[Header], ExcludedRecords]:
+        """The headers of the records to read, and the excluded records; a cached_property."""
 
     @abstractmethod
-    def _place(self, header: Header) -> object:
-        """Return what the record's split depends on beside the options, for the fingerprint."""
+    def _split_key(self, header: Header) -> object:
+        """Return the data that decides the split of a record in addition to the options, for the fingerprint."""
 
     @abstractmethod
-    def _splits(self, headers: Sequence[Header]) -> Splits:
+    def _split_rows(self, headers: Sequence[Header]) -> Splits:
         """Return the rows of each split."""
 
     @abstractmethod
     def _person(self, header: Header) -> str:
-        """Return who the record is of, as far as that is known; else what is said of no other record."""
+        """Return an identifier of the person; unique to this record if the person is unknown."""
 
-    def _absent(self) -> Sequence[str]:
-        """Return lines for the summary on records that should be there and are not."""
+    def _missing_records(self) -> Sequence[str]:
+        """Return lines for the summary about expected records that were not found."""
         return ()
 
     @cached_property
-    def _read(self) -> tuple[Prepared, Splits, str]:
+    def _loaded(self) -> tuple[LabelledRecords, Splits, str]:
         """The records, the rows of each split, and the summary."""
-        headers, unfit = self._found
-        left = unfit.copy()  # so that asking again, after an error, does not count the same records twice
-        headers, signals = read_signals(headers, self._preparation, left, self._store)
-        absent = self._absent()
-        summary = "\n".join([left.summary(len(headers)), *absent])
-        if self.strict and (left.records or absent):
-            raise DataError(f"strict=True, and records are missing from {self._where}:\n{summary}")
+        headers, excluded_before = self._selected
+        excluded = excluded_before.copy()  # a second access after an error must not count a record twice
+        headers, signals = read_signals(headers, self._preparation, excluded, self._store)
+        missing = self._missing_records()
+        summary = "\n".join([excluded.summary(len(headers)), *missing])
+        if self.strict and (excluded.records or missing):
+            raise DataError(f"strict=True, but records are missing from {self._folder_names}:\n{summary}")
         if not headers:
-            raise DataError(f"no record in {self._where} can be learned from:\n{summary}")
-        splits = self._splits(headers)
-        records = prepared(headers, signals, self._columns, [self._person(header) for header in headers])
-        return records, splits, "\n".join([summary, *splits.lacking(records.labels, self.classes)])
+            raise DataError(f"no record in {self._folder_names} can be used:\n{summary}")
+        # After reading, as records with unreadable or duplicate signals are no longer in the list.
+        splits = self._split_rows(headers)
+        records = label_records(headers, signals, self._label_encoder, [self._person(header) for header in headers])
+        return records, splits, "\n".join([summary, *splits.missing_classes(records.labels, self.classes)])
 
     @property
-    def _where(self) -> str:
+    def _folder_names(self) -> str:
         return " and ".join(map(str, self._folders))
 
     @property
@@ -187,16 +198,17 @@ class RecordingDataset(Data, ABC):
         return Preparation(rate=self.rate, band=self.band, resampling=self.resampling, scaling=self.scaling)
 
     @property
-    def _store(self) -> Store | None:
-        where = self.store
-        return None if where is None else Store(folders=self._folders, preparation=self._preparation, where=where)
+    def _store(self) -> SignalStore | None:
+        if self.store is None:
+            return None
+        return SignalStore(folders=self._folders, preparation=self._preparation, location=self.store)
 
     def _split(self, name: Literal["train", "validation", "test"], **options: Any) -> SignalSplit:
-        records, splits, _ = self._read
+        records, splits, _ = self._loaded
         rows: NDArray[np.int64] = getattr(splits, name)
         if not len(rows):
             raise DataError(
-                f"no record falls in the {name} split: {len(records.ids)} records are too few for these folds or "
-                "shares, or its share is 0"
+                f"the {name} split has no record: {len(records.ids)} records are too few for these folds or shares, or "
+                "its share is 0"
             )
         return records.split(rows, length=self.length, rate=self.rate, seed=self.seed, **options)

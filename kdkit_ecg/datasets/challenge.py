@@ -1,4 +1,4 @@
-"""The PhysioNet/CinC Challenges of 2020 and 2021 as data, from the folders of a release as they come."""
+"""The PhysioNet/CinC Challenges of 2020 and 2021 as data sets, read from the folders of a release."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -12,19 +12,20 @@ from kdkit_ecg.datasets.base import Folder
 from kdkit_ecg.datasets.cross_validation import FOLDS, FoldedDataset
 from kdkit_ecg.datasets.exclusions import ExcludedRecords
 from kdkit_ecg.datasets.folds import Folds
-from kdkit_ecg.datasets.patient_table import Rows, read_rows
-from kdkit_ecg.datasets.scan import Columns, find
+from kdkit_ecg.datasets.patient_table import PatientTable, read_patient_table
+from kdkit_ecg.datasets.scan import LabelEncoder, find_records
 from kdkit_ecg.labels import Year, scored_classes
 from kdkit_ecg.records.header import Header
 
-# What LRH-Net's authors do where it moves numbers: folds by record, thresholds tuned on the fold that is reported.
+# The choices of the authors of LRH-Net that change numbers. Folds by record and thresholds chosen on the test fold are
+# leaks, which are here to reproduce the paper.
 PAPER: Mapping[str, Any] = MappingProxyType(
     {
         "resampling": "linear",
         "band": None,
         "scaling": "raw",
         "crop": "random",
-        "selection": "test",
+        "validation_split": "test",
         "grouping": "record",
     }
 )
@@ -39,7 +40,7 @@ class _Challenge(FoldedDataset):
 
     @classmethod
     def paper(cls, folder: Path, **options: Any) -> Self:
-        """Return the data as LRH-Net's authors prepare it (PAPER), with these options changed."""
+        """Return the data as the authors of LRH-Net prepare it (PAPER), with these options changed."""
         return cls(folder, **{**PAPER, **options})
 
     @property
@@ -47,40 +48,44 @@ class _Challenge(FoldedDataset):
         return str(self.year)
 
     @property
-    def _columns(self) -> Columns:
+    def _label_encoder(self) -> LabelEncoder:
         return scored_classes(self.year)
 
     @cached_property
-    def _rows(self) -> Rows:
-        return read_rows(self._folders)
+    def _patient_table(self) -> PatientTable:
+        return read_patient_table(self._folders)
 
     @cached_property
-    def _fit(self) -> tuple[list[Header], ExcludedRecords]:
-        """The headers that can be learned from, whether they have a fold or not."""
-        left = ExcludedRecords(self._folders)
-        headers = find(self._columns, self._rows, left, normalised_units=self.normalised_units)
-        named = any(header.name in self._rows for header in headers)
-        if self.grouping == "patient" and self._rows and headers and not named:
+    def _usable(self) -> tuple[list[Header], ExcludedRecords]:
+        excluded = ExcludedRecords(self._folders)
+        table = self._patient_table
+        headers = find_records(self._label_encoder, table, excluded, normalised_units=self.normalised_units)
+        # A table without any of the records has wrong names, and every patient would silently be split.
+        if self.grouping == "patient" and table and headers and not any(header.name in table for header in headers):
             raise DataError(
-                f"records.csv in {self._where} lists {len(self._rows)} records, {next(iter(self._rows))!r} first, and "
-                f"none of them is among the {len(headers)} found, {headers[0].name!r} first; its column "
-                "record holds the names that stand in the headers"
+                f"records.csv in {self._folder_names} lists {len(table)} records, the first one {next(iter(table))!r}, "
+                f"but none of the {len(headers)} records found, the first one {headers[0].name!r}; its column record "
+                "must contain the names in the headers"
             )
-        return headers, left
+        return headers, excluded
 
 
 class Challenge2020(_Challenge):
-    """Challenge 2020, 24 classes: twelve leads, (12, length) samples at `rate` Hz, read when a split is asked for.
+    """Challenge 2020, 24 classes: twelve leads, (12, length) samples at `rate` Hz, read on the first use of a split.
 
-    folder: any tree of .hea headers with their .mat or .dat signals, or several. A records.csv at a root may name each
-    record's patient (columns record and patient, and database where a name comes twice); else each is its own patient.
-    band: Hz, applied at the record's own rate, or None. scaling: "zscore" per lead, or "raw" mV. resampling, crop,
-    selection, grouping: as PAPER has them or corrected. augment: what changes training samples with the draw.
-    folds: a file of folds (Folds), or how many to make of the records found, 5 by default; test is `fold`, select the
-    next one, train the others. shares: of train, select and test instead, by chance alone.
-    normalised_units: also take records in standard deviations (NU). strict: raise DataError where any is left out.
-    draws: how many windows of a record training sees. seed: of the splits and the windows.
-    store: where prepared signals are kept, a folder or the user's cache; None prepares anew and holds all in memory.
+    folder: one or several trees of .hea headers with their .mat or .dat signals. A records.csv at a root may contain
+    the patient of each record (columns record and patient, and database if a name occurs twice). Without a patient, a
+    record is a patient of its own.
+    band: Hz, applied at the rate of the record, or None. scaling: "zscore" per lead, or "raw" mV. resampling, crop,
+    grouping: see PAPER. augment: augmentations of training samples, different in each draw.
+    validation_split: "separate", or "test" to choose thresholds and epochs on the test split, which is a leak.
+    folds: a file of folds (Folds), or the number of folds to make of the records, 5 by default. Fold number `fold` is
+    the test split, the next one the validation split, the others the train split. shares: of the records in train,
+    validation and test instead, drawn at random.
+    normalised_units: include records in standard deviations (NU). strict: raise DataError if any record is excluded.
+    draws: number of different windows of a record during training. seed: of the splits and the windows.
+    store: the folder that contains the stores of prepared signals, "auto" for the user's cache, or None to prepare the
+    records in every run and hold them in memory.
 
     Raises DataError for a folder without records, RecipeError for options that do not exist.
     """
@@ -103,11 +108,12 @@ def make_folds(
     keep: Folds | str | Path | None = None,
     **options: Any,
 ) -> Folds:
-    """Return multi-label stratified folds of the records in one or several folders; `.write(path)` puts them in a file.
+    """Return multi-label stratified folds of the records in one or several folders; `.write(path)` saves them.
 
-    k: how many. year: of the Challenge whose classes are evened out. keep: folds, or a file of them, whose records and
-    patients stay where they are. options: others of Challenge2020, such as grouping="record", normalised_units=True.
+    k: number of folds. year: of the Challenge whose classes are stratified. keep: folds, or a file of them, whose
+    records and patients keep their fold. options: of Challenge2020, such as grouping="record", normalised_units=True.
     """
     challenge = Challenge2020 if year == 2020 else Challenge2021
-    kept = keep if keep is None or isinstance(keep, Folds) else Folds.read(keep)
-    return challenge(folder, folds=k, seed=seed, selection="test", **options).made_folds(kept)
+    existing = keep if keep is None or isinstance(keep, Folds) else Folds.read(keep)
+    # Two folds are allowed here, so the validation split must not need one of its own.
+    return challenge(folder, folds=k, seed=seed, validation_split="test", **options).make_folds(existing)

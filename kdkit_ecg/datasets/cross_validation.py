@@ -1,4 +1,4 @@
-"""Recordings that are shared out in folds, made here or named by a file, or by chance."""
+"""Recordings split by folds, which are made here or read from a file, or split at random."""
 
 from abc import abstractmethod
 from collections import Counter
@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 
 from kdkit import DataError, RecipeError
 from kdkit_ecg.datasets.base import RecordingDataset
-from kdkit_ecg.datasets.exclusions import ExcludedRecords, Reason, few
-from kdkit_ecg.datasets.folds import Folds, Place, people, split_by_patient, stratified_folds
-from kdkit_ecg.datasets.patient_table import Rows
+from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason, first_names
+from kdkit_ecg.datasets.folds import FoldEntry, Folds, assign_persons, split_by_patient, stratified_folds
+from kdkit_ecg.datasets.patient_table import PatientTable
 from kdkit_ecg.datasets.scan import database_of
-from kdkit_ecg.datasets.signals import twins
-from kdkit_ecg.datasets.splits import Splits, splits_of
+from kdkit_ecg.datasets.signals import duplicate_signals
+from kdkit_ecg.datasets.splits import Splits, splits_of_folds
 from kdkit_ecg.records.header import Header
 
 
 class FoldMember(NamedTuple):
-    """Where a record comes from, who it is of ("" where nobody knows), and what stays in one fold with it."""
+    """The database and patient of a record ("" if unknown), and the group whose records stay in one fold."""
 
     database: str
     patient: str
@@ -32,12 +32,12 @@ class FoldMember(NamedTuple):
 
 Grouping = Literal["patient", "record"]
 
-FOLDS = 5  # where neither folds nor shares are given, as the paper has them
+FOLDS = 5  # the default, as in the paper of LRH-Net
 
 
 @dataclass(frozen=True, eq=False)
 class FoldedDataset(RecordingDataset):
-    """Recordings in folds. A data set of its own says which records fit, and reads the table of their patients."""
+    """Recordings in folds. A subclass finds the usable records and reads the table of their patients."""
 
     _: KW_ONLY
     folds: int | str | Path | Folds | None = None
@@ -48,12 +48,16 @@ class FoldedDataset(RecordingDataset):
     def __post_init__(self) -> None:
         RecordingDataset.__post_init__(self)
         if self.shares is not None and self.folds is not None:
-            raise RecipeError("splits are made of folds or by shares: give one of the two")
-        fewest = 2 if self.selection == "test" else 3  # to report on, to choose on, to learn from
-        if isinstance(self.folds, int) and self.folds < fewest:
-            raise RecipeError(f"selection={self.selection!r} takes {fewest} folds or more, not {self.folds}")
+            raise RecipeError("folds and shares exclude each other; give one of the two")
+        minimum = 2 if self.validation_split == "test" else 3  # test, train, and a separate validation fold
+        if isinstance(self.folds, int) and self.folds < minimum:
+            raise RecipeError(
+                f"validation_split={self.validation_split!r} needs {minimum} folds or more, got {self.folds}"
+            )
         if isinstance(self.folds, (str, Path)) and not Path(self.folds).is_file():
-            raise DataError(f"there is no folds file {self.folds}; kdkit_ecg.make_folds(folder).write(file) makes one")
+            raise DataError(
+                f"the folds file {self.folds} does not exist; kdkit_ecg.make_folds(folder).write(file) creates one"
+            )
 
     @classmethod
     def _choices(cls) -> Mapping[str, Any]:
@@ -61,135 +65,145 @@ class FoldedDataset(RecordingDataset):
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What a reader of the results must know of the options, and once the records were found of these."""
+        """Warnings to print with the results: about the options, and about the records once these were found."""
         notices = list(super().notices)
-        found = self._found[0] if "_found" in vars(self) else []  # so that asking reads no file
-        strangers = sum(not self._patient(header) for header in found)
+        # Only if the records were found already: notices must not read any file.
+        headers = self._selected[0] if "_selected" in vars(self) else []
+        unknown = sum(not self._patient(header) for header in headers)
         if self.grouping == "record":
-            notices.append("folds are by record: a patient may be in several splits")
-        elif self._nobody_named():
-            notices.append("there is no records.csv to name the patients: each record counts as its own patient")
-        elif strangers:
+            notices.append("folds are by record, so a patient may be in several splits")
+        elif not self._has_patient_names():
+            notices.append("there is no records.csv with patients, so each record counts as a patient of its own")
+        elif unknown:
             notices.append(
-                f"no patient is named for {strangers} of {len(found)} records: each of those counts as its own patient"
+                f"the patient of {unknown} of {len(headers)} records is unknown; each counts as a patient of its own"
             )
-        if found and self._absent():
-            notices.append(f"{self._absent()[0].strip()}: scores are not those of the whole")
+        if headers and self._missing_records():
+            notices.append(f"{self._missing_records()[0].strip()}; metrics are not those of all records")
         return tuple(notices)
 
-    def made_folds(self, keep: Folds | None = None) -> Folds:
-        """Return the folds of the records found, as many as `folds` says; those in `keep` stay where they are."""
+    def make_folds(self, keep: Folds | None = None) -> Folds:
+        """Return `folds` folds of the usable records. Records in `keep` stay in their fold."""
         k = self.folds if isinstance(self.folds, int) else FOLDS
-        headers, left = self._fit
-        members = self._members()
+        headers, excluded = self._usable
+        members = self._fold_members()
         groups = {member.group for member in members.values()}
         if len(groups) < k and keep is None:
             raise DataError(
-                f"{len(groups)} patients in {self._where} cannot fill {k} folds; give fewer folds, or shares:\n"
-                f"{left.summary(len(headers))}"
+                f"{len(groups)} patients in {self._folder_names} are too few for {k} folds; use fewer folds, or "
+                f"shares:\n{excluded.summary(len(headers))}"
             )
-        made = {"seed": str(self.seed), "year": self._year, "grouping": self.grouping}
-        labels = np.stack([self._columns.row(header.codes) for header in headers])
-        return fold_records(members, labels, k=k, made=made, keep=keep)
+        provenance = {"seed": str(self.seed), "year": self._year, "grouping": self.grouping}
+        labels = np.stack([self._label_encoder.row(header.codes) for header in headers])  # (records, classes)
+        return fold_records(members, labels, k=k, provenance=provenance, keep=keep)
 
-    def _members(self) -> dict[str, FoldMember]:
-        """Return what the folds must know of each record, by its name."""
-        sizes = Counter(self._groups.values())
+    def _fold_members(self) -> dict[str, FoldMember]:
+        """Return the database, patient and group of each usable record, by its name."""
+        sizes = Counter(self._persons.values())
         members = {}
-        for header in self._fit[0]:
-            person = self._groups[header.name]
-            alone = f"record {header.name}"
-            patient = "" if person == alone and sizes[person] == 1 else person
-            group = person if self.grouping == "patient" else alone
-            members[header.name] = FoldMember(database_of(header, self._rows), patient, group)
+        for header in self._usable[0]:
+            person = self._persons[header.name]
+            record_itself = f"record {header.name}"  # the person of a record without a known patient
+            # Records merged by a duplicate signal may share a person that is named after one of them.
+            patient = "" if person == record_itself and sizes[person] == 1 else person
+            group = person if self.grouping == "patient" else record_itself
+            members[header.name] = FoldMember(database_of(header, self._patient_table), patient, group)
         return members
 
     @property
     @abstractmethod
-    def _fit(self) -> tuple[list[Header], ExcludedRecords]:
-        """The headers that can be learned from, whether they have a fold or not; a cached_property."""
+    def _usable(self) -> tuple[list[Header], ExcludedRecords]:
+        """The headers of the usable records, with or without a fold, and the excluded ones; a cached_property."""
 
     @property
     @abstractmethod
-    def _rows(self) -> Rows:
-        """What a table says of the records; a cached_property."""
+    def _patient_table(self) -> PatientTable:
+        """Patient and database of records, by name; a cached_property."""
 
     @property
     @abstractmethod
     def _year(self) -> str:
-        """The year of the classes, to be told with the folds."""
+        """The year of the classes, which a folds file contains."""
 
     @cached_property
-    def _found(self) -> tuple[list[Header], ExcludedRecords]:
-        headers, fit = self._fit
-        left = fit.copy()
+    def _selected(self) -> tuple[list[Header], ExcludedRecords]:
+        headers, excluded_before = self._usable
+        excluded = excluded_before.copy()
         if self.shares is not None or not headers:
-            return headers, left
-        placed = self._folds.places
-        if headers and not any(header.name in placed for header in headers):
+            return headers, excluded
+        entries = self._folds.entries
+        selected = [header for header in headers if header.name in entries]
+        if not selected:
             raise DataError(
-                f"none of the {len(placed)} records of the folds file, {next(iter(placed))!r} first, is among the "
-                f"{len(headers)} found in {self._where}, {headers[0].name!r} first"
+                f"none of the {len(entries)} records in the folds file, the first one {next(iter(entries))!r}, is "
+                f"among the {len(headers)} found in {self._folder_names}, the first one {headers[0].name!r}"
             )
         for header in headers:
-            if header.name not in placed:
-                left.add(Reason.FOLD, header.path)
-        found = [header for header in headers if header.name in placed]
+            if header.name not in entries:
+                excluded.add(ExclusionReason.NO_FOLD, header.path)
+        # Folds from a file may divide patients; folds made here by patient never do.
         if self.grouping == "patient":
-            require_whole(found, self._groups, self._folds)
-        return found, left
+            require_undivided_persons(selected, self._persons, self._folds)
+        return selected, excluded
 
     @cached_property
     def _folds(self) -> Folds:
         folds = Folds.read(self.folds) if isinstance(self.folds, (str, Path)) else self.folds
-        folds = folds if isinstance(folds, Folds) else self.made_folds()
+        folds = folds if isinstance(folds, Folds) else self.make_folds()
         if not 0 <= self.fold < folds.k:
-            raise RecipeError(f"fold is the one to report on, 0 to {folds.k - 1}, not {self.fold}")
-        if folds.k < 3 and self.selection == "separate":
-            raise RecipeError("two folds leave none to learn from beside those to choose and to report on")
+            raise RecipeError(f"fold is the number of the test fold, 0 to {folds.k - 1}, got {self.fold}")
+        if folds.k < 3 and self.validation_split == "separate":
+            raise RecipeError("with two folds and a separate validation split, no fold is left for training")
         return folds
 
     @cached_property
-    def _groups(self) -> dict[str, str]:
-        """The person of each record, by its name."""
-        headers = self._fit[0]
-        return people(headers, {header.name: self._patient(header) for header in headers}, twins(headers))
+    def _persons(self) -> dict[str, str]:
+        """The person of each usable record, by its name."""
+        headers = self._usable[0]
+        patients = {header.name: self._patient(header) for header in headers}
+        return assign_persons(headers, patients, duplicate_signals(headers))
 
     def _person(self, header: Header) -> str:
-        return self._groups[header.name]
+        return self._persons[header.name]
 
     def _patient(self, header: Header) -> str:
-        """Return who the record is of, as the table or else the folds file says; "" where neither does."""
-        told = self._rows.get(header.name, {}).get("patient", "")
-        given = isinstance(self.folds, (str, Path, Folds)) and header.name in self._folds.places
-        return told or (self._folds.places[header.name].patient if given else "")
+        """Return the patient of a record in records.csv, otherwise in the folds file, otherwise ""."""
+        in_table = self._patient_table.get(header.name, {}).get("patient", "")
+        from_folds = self._has_given_folds and header.name in self._folds.entries
+        return in_table or (self._folds.entries[header.name].patient if from_folds else "")
 
-    def _place(self, header: Header) -> object:
+    @property
+    def _has_given_folds(self) -> bool:
+        """Whether the folds come from a file or object, and are not made here from `_persons`."""
+        return isinstance(self.folds, (str, Path, Folds))
+
+    def _has_patient_names(self) -> bool:
+        """Return whether there is a source of patients: a records.csv, or a folds file with patients."""
+        in_folds = self._has_given_folds and any(entry.patient for entry in self._folds.entries.values())
+        return in_folds or any((folder / "records.csv").is_file() for folder in self._folders)
+
+    def _split_key(self, header: Header) -> object:
         if self.shares is None:
-            return self._folds.places[header.name].fold
+            return self._folds.entries[header.name].fold
         return self._patient(header) if self.grouping == "patient" else ""
 
-    def _absent(self) -> Sequence[str]:
-        if self.shares is not None or not self._found[0]:
+    def _missing_records(self) -> Sequence[str]:
+        if self.shares is not None or not self._selected[0]:
             return ()
-        here = {header.name for header in self._found[0]}
-        gone = [record for record in self._folds.places if record not in here]
-        return [f"  {len(gone)} records of the folds file are not here: {few(gone)}"] if gone else []
+        present = {header.name for header in self._selected[0]}
+        missing = [record for record in self._folds.entries if record not in present]
+        return [f"  {len(missing)} records of the folds file were not found: {first_names(missing)}"] if missing else []
 
-    def _splits(self, headers: Sequence[Header]) -> Splits:
+    def _split_rows(self, headers: Sequence[Header]) -> Splits:
         if self.shares is not None:
-            alone = self.grouping == "record"
-            names = [f"record {header.name}" if alone else self._groups[header.name] for header in headers]
-            train, validation, test = split_by_patient(names, self.seed, self.shares)
-            return Splits(train, test if self.selection == "test" else validation, test)
-        folds = [self._folds.places[header.name].fold for header in headers]
-        following = (self.fold + 1) % self._folds.k
-        return splits_of(folds, test=self.fold, validation=following, selection=self.selection)
-
-    def _nobody_named(self) -> bool:
-        """Whether there is nothing that could name a patient."""
-        given = isinstance(self.folds, (str, Path, Folds)) and any(row.patient for row in self._folds.places.values())
-        return not given and not any((folder / "records.csv").is_file() for folder in self._folders)
+            by_record = self.grouping == "record"
+            groups = [f"record {header.name}" if by_record else self._persons[header.name] for header in headers]
+            train, validation, test = split_by_patient(groups, self.seed, self.shares)
+            # The same array object as test, so that its missing classes are not listed twice.
+            return Splits(train, test if self.validation_split == "test" else validation, test)
+        folds = [self._folds.entries[header.name].fold for header in headers]
+        next_fold = (self.fold + 1) % self._folds.k  # every fold is the validation fold of one test fold
+        return splits_of_folds(folds, test=self.fold, validation=next_fold, validation_split=self.validation_split)
 
 
 def fold_records(
@@ -197,46 +211,36 @@ def fold_records(
     labels: NDArray[np.floating[Any]],
     *,
     k: int,
-    made: Mapping[str, str],
+    provenance: Mapping[str, str],
     keep: Folds | None = None,
 ) -> Folds:
-    """Return k folds of the records, groups whole, stratified by class and database.
+    """Return k folds of the records, stratified by class and database, with each group in one fold.
 
-    labels: (records, classes) of 0 and 1. made: how, with `seed` among it. keep: folds whose records, and whose
-    patients, stay where they are, records that are not among the members too.
-    Raises DataError where `keep` has another number of folds, or one group in two of them.
+    labels: (records, classes) of 0 and 1. provenance: how the folds are made, with the key `seed`. keep: folds whose
+    records and patients stay in their fold; the result also contains those of its records that are not members.
+    Raises DataError if `keep` has another number of folds, or one group in two of them.
     """
-    kept = _kept(keep, members, k) if keep else {}
+    if keep and keep.k != k:
+        raise DataError(f"the existing folds are {keep.k}, but {k} were requested; give k={keep.k}")
+    fixed = keep.folds_of_groups({record: member.group for record, member in members.items()}) if keep else {}
     groups = [member.group for member in members.values()]
     databases = [member.database for member in members.values()]
-    folds = stratified_folds(labels, groups, databases, k=k, seed=int(made["seed"]), kept=kept)
-    places = dict(keep.places) if keep else {}
+    folds = stratified_folds(labels, groups, databases, k=k, seed=int(provenance["seed"]), fixed=fixed)
+    entries = dict(keep.entries) if keep else {}  # also those of records that were not found this time
     for (record, member), fold in zip(members.items(), folds.tolist(), strict=True):
-        places[record] = Place(member.database, member.patient, fold)
-    return Folds(places=places, k=k, made=made)
+        entries[record] = FoldEntry(member.database, member.patient, fold)
+    return Folds(entries=entries, k=k, provenance=provenance)
 
 
-def require_whole(headers: Sequence[Header], groups: Mapping[str, str], folds: Folds) -> None:
-    """Raise DataError where one person's records are in two folds."""
-    seen: dict[str, set[int]] = {}
+def require_undivided_persons(headers: Sequence[Header], persons: Mapping[str, str], folds: Folds) -> None:
+    """Raise DataError if records of one person are in two folds."""
+    folds_of_person: dict[str, set[int]] = {}
     for header in headers:
-        seen.setdefault(groups[header.name], set()).add(folds.places[header.name].fold)
-    parted = [person for person, of in seen.items() if len(of) > 1]
-    if parted:
+        folds_of_person.setdefault(persons[header.name], set()).add(folds.entries[header.name].fold)
+    divided = [person for person, used_folds in folds_of_person.items() if len(used_folds) > 1]
+    if divided:
         raise DataError(
-            f"the folds part {len(parted)} patients, {few(parted)}: a network would be tested on people it learned "
-            "from. Make folds that know the patients (kdkit_ecg.make_folds), or take grouping='record' to accept this"
+            f"{len(divided)} patients have records in several folds, {first_names(divided)}, so a network would be "
+            "tested on patients that it was trained on. Make folds by patient (kdkit_ecg.make_folds), or use "
+            "grouping='record' to accept this"
         )
-
-
-def _kept(keep: Folds, members: Mapping[str, FoldMember], k: int) -> dict[str, int]:
-    """Return group -> the fold it is in already."""
-    if keep.k != k:
-        raise DataError(f"there are {keep.k} folds to keep, and {k} are to be made; give k={keep.k}")
-    patients = {place.patient: place.fold for place in keep.places.values() if place.patient}
-    kept: dict[str, int] = {}
-    for record, member in members.items():
-        known = keep.places[record].fold if record in keep.places else patients.get(member.group)
-        if known is not None and kept.setdefault(member.group, known) != known:
-            raise DataError(f"the folds to keep have {member.group} in {kept[member.group]} and {known}; make new ones")
-    return kept

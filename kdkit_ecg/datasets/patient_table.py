@@ -1,4 +1,4 @@
-"""Read records.csv, the table that says of which patient each record is."""
+"""Read records.csv, the table with the patient of each record."""
 
 import csv
 import io
@@ -8,56 +8,55 @@ from pathlib import Path
 
 from kdkit import DataError
 
-Rows = Mapping[str, Mapping[str, str]]
+PatientTable = Mapping[str, Mapping[str, str]]  # record -> {"patient": ..., "database": ...}
 
 
-def read_rows(folders: Sequence[Path]) -> Rows:
-    """Return the rows of records.csv at the root of each folder, by record; none where there is no such file.
+def read_patient_table(folders: Sequence[Path]) -> PatientTable:
+    """Return the rows of records.csv at the root of each folder, by record; empty if there is no such file.
 
-    Its columns record and patient must be there; database, the folder a record belongs in, may be. A record is written
-    with or without its .hea, .mat or .dat. Raises DataError, which names the file and the line, for what cannot be read
-    and for two rows that say different things of one record.
+    The columns record and patient are required; database, the folder that contains the record, is optional. A record
+    may be written with the suffix .hea, .mat or .dat. Raises DataError, which names the file and the line, for a file
+    that cannot be read and for two rows that differ about one record.
     """
     rows: dict[str, Mapping[str, str]] = {}
-    places: dict[str, str] = {}
+    sources: dict[str, str] = {}  # record -> the line and file of its row, for error messages
     for path in [folder / "records.csv" for folder in folders]:
         if path.is_file():
-            _read(path, rows, places)
+            _read_file(path, rows, sources)
     return rows
 
 
-def _read(path: Path, rows: dict[str, Mapping[str, str]], places: dict[str, str]) -> None:
-    table = csv.reader(io.StringIO(_decoded(path), newline=""))
-    try:
-        columns = [trial.strip() for trial in next(table, [])]
-        if not {"record", "patient"} <= set(columns):
-            raise DataError(f"{path} needs the columns record and patient, but has {', '.join(columns)}")
-        for trials in table:
-            row = dict(zip(columns, (trial.strip() for trial in trials), strict=False))
-            name = re.sub(r"\.(hea|mat|dat)$", "", row.get("record", ""))
-            known = {column: row.get(column, "") for column in ("patient", "database")}
-            if not name:
-                continue
-            if rows.setdefault(name, known) != known:
-                raise DataError(
-                    f"{path}, line {table.line_num}: record {name} is {_told(known)}, but {_told(rows[name])} in "
-                    f"{places[name]}; leave the one row that is right"
-                )
-            places.setdefault(name, f"line {table.line_num} of {path}")
-    except csv.Error as error:
-        raise DataError(f"{path}, line {table.line_num}, is no line of a table: {error}") from error
-
-
-def _decoded(path: Path) -> str:
+def _read_file(path: Path, rows: dict[str, Mapping[str, str]], sources: dict[str, str]) -> None:
     raw = path.read_bytes()
     try:
-        return raw.decode("utf-8-sig")  # spreadsheets put a mark at the beginning
+        text = raw.decode("utf-8-sig")  # spreadsheets write a byte order mark
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise DataError(
             f"{path}, line {line}, is not UTF-8 ({error.reason}); save the table as CSV in UTF-8"
         ) from error
+    table = csv.reader(io.StringIO(text, newline=""))
+    try:
+        columns = [cell.strip() for cell in next(table, [])]
+        if not {"record", "patient"} <= set(columns):
+            raise DataError(f"{path} needs the columns record and patient, but has {', '.join(columns)}")
+        for cells in table:
+            # Not strict: spreadsheets drop empty cells at the end of a line.
+            row = dict(zip(columns, (cell.strip() for cell in cells), strict=False))
+            record = re.sub(r"\.(hea|mat|dat)$", "", row.get("record", ""))
+            values = {column: row.get(column, "") for column in ("patient", "database")}
+            if not record:
+                continue
+            # Two equal rows are harmless. Two different ones would make the splits depend on their order.
+            if rows.setdefault(record, values) != values:
+                raise DataError(
+                    f"{path}, line {table.line_num}: record {record} has {_description(values)}, but "
+                    f"{_description(rows[record])} in {sources[record]}; remove the wrong row"
+                )
+            sources.setdefault(record, f"line {table.line_num} of {path}")
+    except csv.Error as error:
+        raise DataError(f"{path}, line {table.line_num}, cannot be parsed as CSV: {error}") from error
 
 
-def _told(row: Mapping[str, str]) -> str:
-    return f"of patient {row['patient']!r}" + (f" in {row['database']!r}" if row["database"] else "")
+def _description(row: Mapping[str, str]) -> str:
+    return f"patient {row['patient']!r}" + (f" in database {row['database']!r}" if row["database"] else "")

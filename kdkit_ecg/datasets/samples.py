@@ -1,4 +1,4 @@
-"""Records once they are read: signals, who they are of, labels and ids, row by row."""
+"""Hold the records of a data set in memory: signals, persons, labels and ids, in rows."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdkit import DataError
-from kdkit_ecg.datasets.scan import Columns
+from kdkit_ecg.datasets.scan import LabelEncoder
 from kdkit_ecg.datasets.signal_split import SignalSplit
 from kdkit_ecg.records.header import Header
 from kdkit_ecg.records.record import person_vector
-from kdkit_ecg.store import StoredSignals
+from kdkit_ecg.store import MappedSignals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Prepared:
+class LabelledRecords:
     """signals: float32 (12, time) each; person (records, 5); labels (records, classes); ids, groups (records,) int64.
 
-    groups: the same number for records of one patient; None where each is of another.
+    groups: the same number for records of one patient; None if no patient has two records.
     """
 
     signals: Sequence[NDArray[np.float32]]
@@ -32,10 +32,11 @@ class Prepared:
     groups: Tensor | None
 
     def split(self, rows: NDArray[np.int64], **options: Any) -> SignalSplit:
-        """Return these rows as a split with these options of SignalSplit; the signals are shared, not copied."""
+        """Return these rows as a split with these options of SignalSplit. The signals are shared, not copied."""
         index, signals = torch.from_numpy(rows), self.signals
         return SignalSplit(
-            signals=signals.part(rows) if isinstance(signals, StoredSignals) else [signals[row] for row in rows],
+            # Mapped signals stay mapped; a list of them would read every signal.
+            signals=signals.select(rows) if isinstance(signals, MappedSignals) else [signals[row] for row in rows],
             person=self.person[index],
             labels=self.labels[index],
             ids=self.ids[index],
@@ -44,24 +45,25 @@ class Prepared:
         )
 
 
-def prepared(
-    headers: Sequence[Header], signals: Sequence[NDArray[np.float32]], classes: Columns, people: Sequence[str]
-) -> Prepared:
-    """Return the records as rows, in the order in which they come; people: who each record is of."""
-    known, groups = np.unique(people, return_inverse=True)
-    return Prepared(
+def label_records(
+    headers: Sequence[Header], signals: Sequence[NDArray[np.float32]], encoder: LabelEncoder, persons: Sequence[str]
+) -> LabelledRecords:
+    """Return the records as rows in the given order; persons: an identifier of the person of each record."""
+    # Consecutive numbers for the persons; only their equality matters.
+    unique, groups = np.unique(persons, return_inverse=True)
+    return LabelledRecords(
         signals=signals,
         person=torch.from_numpy(np.stack([person_vector(header.age, header.sex) for header in headers])),
-        labels=torch.from_numpy(np.stack([classes.row(header.codes) for header in headers])),
-        ids=_ids([header.name for header in headers]),
-        groups=None if len(known) == len(people) else torch.from_numpy(groups),
+        labels=torch.from_numpy(np.stack([encoder.row(header.codes) for header in headers])),
+        ids=record_ids([header.name for header in headers]),
+        groups=None if len(unique) == len(persons) else torch.from_numpy(groups),
     )
 
 
-def _ids(names: Sequence[str]) -> Tensor:
-    """Return (records,) int64, each a function of the name alone, so that it stays when records join or go."""
+def record_ids(names: Sequence[str]) -> Tensor:
+    """Return (records,) int64 ids. Each depends on the name alone, so it stays when records are added or removed."""
     digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
-    ids = [int.from_bytes(digest, "big") >> 1 for digest in digests]
+    ids = [int.from_bytes(digest, "big") >> 1 for digest in digests]  # 63 bits, so that int64 is not negative
     if len(set(ids)) < len(ids):
-        raise DataError("two record names make the same id; rename one of them")
+        raise DataError("two record names have the same id; rename one of the records")
     return torch.tensor(ids)

@@ -1,99 +1,104 @@
-"""Find the records in folder trees, and keep those that can be learned from, each once."""
+"""Find the records in folder trees, and select one of each name that can be used."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError
-from kdkit_ecg.datasets.exclusions import ExcludedRecords, Reason
-from kdkit_ecg.datasets.patient_table import Rows
+from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
+from kdkit_ecg.datasets.patient_table import PatientTable
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.header import Header, read_header
 from kdkit_ecg.records.record import missing_files
 
-# Folders between a database and its records: the Challenges pack a thousand records in each of g1, g2 and so on.
-_PACKED = re.compile(r"g\d+|training")
+# Folders that are not named after a database: the Challenges put a thousand records each into g1, g2 and so on.
+_NOT_A_DATABASE = re.compile(r"g\d+|training")
 
 
-class Columns(Protocol):
-    """The classes of a data set, and which of them a record's codes mean."""
+class LabelEncoder(Protocol):
+    """The classes of a data set, and the labels of a record with some codes."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Their names, in the order of the label columns."""
+        """Names of the classes, in the order of the label columns."""
         ...
 
     def row(self, codes: Iterable[str]) -> NDArray[np.float32]:
-        """Return (classes,) float32 of 0 and 1; codes that are of no class add nothing."""
+        """Return (classes,) float32 of 0 and 1. Codes without a class are ignored."""
         ...
 
 
-def find(classes: Columns, rows: Rows, left: ExcludedRecords, *, normalised_units: bool) -> list[Header]:
-    """Return the headers of the records to read, by name, and note in `left` what is left out; reads no signal.
+def find_records(
+    encoder: LabelEncoder, table: PatientTable, excluded: ExcludedRecords, *, normalised_units: bool
+) -> list[Header]:
+    """Return the headers of the usable records in `excluded.folders`, sorted by name. Reads no signal.
 
-    Of records with one name, the one kept stands in the folder of its database as `rows` has it, or else in the folder
-    given first, or else nearest to the root, or else first by path: so a release's own record goes before a copy.
+    Records that cannot be used are added to `excluded`. Of records with one name, the first in this order is used: the
+    one in the folder of its database in `table`, in the folder that was given first, nearest to the root, first by
+    path. Thus the record of a release is preferred to a copy of it.
     """
-    named: dict[str, list[Header]] = {}
-    order: dict[Path, tuple[int, int]] = {}
-    for place, folder in enumerate(left.folders):
-        for path in _headers(folder, left):
-            if path in order:  # one folder may lie within another
+    by_name: dict[str, list[Header]] = {}
+    rank: dict[Path, tuple[int, int]] = {}  # (position of the root folder, depth below it)
+    for position, folder in enumerate(excluded.folders):
+        for path in _header_paths(folder, excluded):
+            if path in rank:  # one of the folders is inside another
                 continue
-            order[path] = (place, len(path.relative_to(folder).parts))
+            rank[path] = (position, len(path.relative_to(folder).parts))
             try:
                 header = read_header(path)
             except DataError:
-                left.add(Reason.HEADER, path)
+                excluded.add(ExclusionReason.HEADER, path)
                 continue
-            reason = unfit(header, classes, normalised_units=normalised_units)
+            reason = exclusion_reason(header, encoder, normalised_units=normalised_units)
             if reason:
-                left.add(reason, path)
+                excluded.add(reason, path)
             else:
-                named.setdefault(header.name, []).append(header)
-    kept = []
-    for name in sorted(named):
-        home = rows.get(name, {}).get("database")
-        ranked = sorted(((home not in each.path.parts[:-1], order[each.path], each.path), each) for each in named[name])
-        kept.append(ranked[0][1])
-        for _, other in ranked[1:]:
-            left.add(Reason.NAME, other.path)
-    return kept
-
-
-def unfit(header: Header, classes: Columns, *, normalised_units: bool) -> Reason | None:
-    """Return why a record cannot be learned from, as far as its header says; None where it can."""
-    if missing_files(header):
-        return Reason.NO_SIGNAL
-    if not set(LEADS) <= set(header.leads):
-        return Reason.LEADS
-    if header.normalised and not normalised_units:
-        return Reason.UNITS
-    return None if classes.row(header.codes).any() else Reason.CODES
-
-
-def database_of(header: Header, rows: Rows) -> str:
-    """Return the database of a record: as `rows` has it, or else the folder that it came in."""
-    named: Mapping[str, Any] = rows.get(header.name, {})
-    parents: Sequence[str] = header.path.absolute().parts[:-1]
-    folders = [part for part in parents if not _PACKED.fullmatch(part)]
-    return named.get("database") or (folders[-1] if folders else "")
-
-
-def _headers(folder: Path, left: ExcludedRecords) -> list[Path]:
-    """Return the .hea files, and note in `left` the .mat files that have none, as of the CPSC's own release."""
-    paths = sorted(folder.rglob("*.hea"))
-    described = set(paths)
-    bare = [path for path in sorted(folder.rglob("*.mat")) if path.with_suffix(".hea") not in described]
-    if not paths:
-        raise DataError(
-            f"no .hea file in {folder} or below ({len(bare)} .mat files); expected the folders of a Challenge release "
-            "as they come, with a header A0001.hea and a signal A0001.mat for each record"
+                by_name.setdefault(header.name, []).append(header)
+    selected = []
+    for name in sorted(by_name):  # sorted, so that rows do not depend on the order of the file system
+        database = table.get(name, {}).get("database")
+        # Paths are unique, so the comparison of two tuples never reaches the headers.
+        ranked = sorted(
+            (database not in header.path.parts[:-1], rank[header.path], header.path, header) for header in by_name[name]
         )
-    for path in bare:
-        left.add(Reason.BARE, path)
-    return paths
+        selected.append(ranked[0][-1])
+        for *_, header in ranked[1:]:
+            excluded.add(ExclusionReason.NAME, header.path)
+    return selected
+
+
+def exclusion_reason(header: Header, encoder: LabelEncoder, *, normalised_units: bool) -> ExclusionReason | None:
+    """Return why a record cannot be used according to its header; None if it can."""
+    if missing_files(header):
+        return ExclusionReason.NO_SIGNAL
+    if not set(LEADS) <= set(header.leads):
+        return ExclusionReason.LEADS
+    if header.normalised and not normalised_units:
+        return ExclusionReason.UNITS
+    return None if encoder.row(header.codes).any() else ExclusionReason.CODES
+
+
+def database_of(header: Header, table: PatientTable) -> str:
+    """Return the database of a record in `table`, otherwise the name of the nearest folder named after a database."""
+    parents: Sequence[str] = header.path.absolute().parts[:-1]
+    folders = [part for part in parents if not _NOT_A_DATABASE.fullmatch(part)]
+    return table.get(header.name, {}).get("database") or (folders[-1] if folders else "")
+
+
+def _header_paths(folder: Path, excluded: ExcludedRecords) -> list[Path]:
+    """Return the .hea files, and exclude .mat files that have none, as in the original release of CPSC."""
+    headers = sorted(folder.rglob("*.hea"))
+    described = set(headers)
+    without_header = [path for path in sorted(folder.rglob("*.mat")) if path.with_suffix(".hea") not in described]
+    if not headers:
+        raise DataError(
+            f"no .hea file in {folder} or its subfolders ({len(without_header)} .mat files); expected the folders of a "
+            "Challenge release, with a header A0001.hea and a signal A0001.mat for each record"
+        )
+    for path in without_header:
+        excluded.add(ExclusionReason.NO_HEADER, path)
+    return headers

@@ -1,4 +1,4 @@
-"""Signals handed out in windows of one length, changed from draw to draw where training asks it."""
+"""Cut signals into windows of one length, augmented and different in each draw during training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,13 +16,15 @@ from kdkit_ecg.augmentations import Augmentation, Mixup
 Window = Literal["random", "centre"]
 Augmentations = tuple[Augmentation | Mixup, ...]
 
-_CHANGE, _PARTNER, _SHARE = 1, 2, 3  # what a seed is for, beside the window: no two of them draw the same numbers
+# Part of the seeds for augmentation, mixup partner and mixup share, so that none of them draws the same numbers as
+# another one or as the window, whose seed has no such part.
+_AUGMENTATION, _PARTNER, _SHARE = 1, 2, 3
 
 
 class Ecg(NamedTuple):
-    """What a net may see of a record: signal (batch, 12, time), person (batch, 5).
+    """The inputs of a network: signal (batch, 12, time), person (batch, 5).
 
-    person is age/100, age known, female, male, sex known; what is not known is 0.
+    person is age/100, age known, female, male, sex known. Unknown values are 0.
     """
 
     signal: Tensor
@@ -31,13 +33,14 @@ class Ecg(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SignalSplit(Split):
-    """Records as a split: each sample is a window of `length` samples, a pure function of (seed, id, draw).
+    """Records as a split of kdkit. Each sample is a window of `length` samples, a pure function of (seed, id, draw).
 
-    signals: one float32 (12, time) array per record, in memory or mapped, times may differ; rate in Hz.
+    signals: one float32 (12, time) array per record, in memory or mapped, with any times. rate in Hz.
     person: (records, 5) float32. labels: (records, classes) float32 of 0 and 1. ids: (records,) int64.
-    window: "random" moves the window (or, in a record too short, the zero padding) with the draw; "centre" does not.
-    groups: (records,) int64, the same number for records of one patient; None where each is of another.
-    augment: what else changes with the draw, one after the other, within the record and not in its padding.
+    window: "random" moves the window (or the zero padding of a record that is too short) in each draw; "centre" does
+    not.
+    groups: (records,) int64, the same number for records of one patient; None if no patient has two records.
+    augment: applied in order to the signal in the window, not to the padding, differently in each draw.
     """
 
     signals: Sequence[NDArray[np.float32]]
@@ -51,58 +54,60 @@ class SignalSplit(Split):
     augment: Augmentations = ()
     groups: Tensor | None = None
 
-    parallel: ClassVar[bool] = True  # batches may be fetched by other processes, which on a GPU's side is worth it
+    parallel: ClassVar[bool] = True  # worker processes may fetch batches, which pays off next to a GPU
 
     def __len__(self) -> int:
         return len(self.signals)
 
     def batch(self, rows: Tensor | Sequence[int], draw: int) -> Batch:
-        """Return the windows of these records, signal (rows, 12, length), in this draw."""
+        """Return the windows of these records in this draw, signal (rows, 12, length)."""
         index = torch.as_tensor(rows)
         windows, person, labels = self._windows(index, draw), self.person[index], self.labels[index]
         if self.augment and isinstance(self.augment[-1], Mixup):
-            own, partners = self._mixing(self.augment[-1], index, draw)
-            windows = own[:, None, None] * windows + (1 - own[:, None, None]) * self._windows(partners, draw)
-            person = own[:, None] * person + (1 - own[:, None]) * self.person[partners]
-            labels = own[:, None] * labels + (1 - own[:, None]) * self.labels[partners]
+            shares, partners = self._mixup(self.augment[-1], index, draw)
+            # Mixup (Zhang et al. 2018): share * sample + (1 - share) * partner, for signal, person and labels alike.
+            windows = shares[:, None, None] * windows + (1 - shares[:, None, None]) * self._windows(partners, draw)
+            person = shares[:, None] * person + (1 - shares[:, None]) * self.person[partners]
+            labels = shares[:, None] * labels + (1 - shares[:, None]) * self.labels[partners]
         return Batch(Ecg(windows, person), labels, self.ids[index], draw)
 
     def _windows(self, index: Tensor, draw: int) -> Tensor:
         leads = self.signals[int(index[0])].shape[0]
-        # Each window is copied once, into memory that is not cleared before: as fast as one gather, for any lengths.
+        # Each window is copied once, into uninitialised memory: as fast as one gather, and for records of any length.
         windows = np.empty((len(index), leads, self.length), dtype=np.float32)
-        for place, row in enumerate(index.tolist()):
-            self._fill(windows[place], row, draw)
+        for position, row in enumerate(index.tolist()):
+            self._fill(windows[position], row, draw)
         return torch.from_numpy(windows)
 
     def _fill(self, window: NDArray[np.float32], row: int, draw: int) -> None:
+        """Write the window of a record to `window`, (12, length)."""
         signal = self.signals[row]
-        spare = signal.shape[1] - self.length  # negative: the record is shorter than the window
-        offset = self._offset(row, draw, abs(spare))
+        spare = signal.shape[1] - self.length  # negative if the record is shorter than the window
+        offset = self._offset(row, draw, abs(spare))  # of the window in the record, or of the record in the window
         if spare >= 0:
-            window[:] = self._changed(signal[:, offset : offset + self.length], row, draw)
+            window[:] = self._augmented(signal[:, offset : offset + self.length], row, draw)
         else:
             end = offset + signal.shape[1]
             window[:, :offset] = 0
-            window[:, offset:end] = self._changed(signal, row, draw)
+            window[:, offset:end] = self._augmented(signal, row, draw)
             window[:, end:] = 0
 
-    def _changed(self, signal: NDArray[np.float32], row: int, draw: int) -> NDArray[np.float32]:
-        for place, change in enumerate(self.augment):
-            if not isinstance(change, Mixup):
-                signal = change(signal, self.rate, self._generator(row, draw, _CHANGE, place))
+    def _augmented(self, signal: NDArray[np.float32], row: int, draw: int) -> NDArray[np.float32]:
+        for position, augmentation in enumerate(self.augment):
+            if not isinstance(augmentation, Mixup):
+                signal = augmentation(signal, self.rate, self._generator(row, draw, _AUGMENTATION, position))
         return signal
 
-    def _mixing(self, mixup: Mixup, index: Tensor, draw: int) -> tuple[Tensor, Tensor]:
-        """Return the share that each sample keeps, (rows,) float32, and the rows of their partners, (rows,) int64."""
-        own = [mixup.share(self._generator(row, draw, _SHARE)) for row in index.tolist()]
+    def _mixup(self, mixup: Mixup, index: Tensor, draw: int) -> tuple[Tensor, Tensor]:
+        """Return the share of each sample in its mixture, (rows,) float32, and the partner rows, (rows,) int64."""
+        shares = [mixup.share(self._generator(row, draw, _SHARE)) for row in index.tolist()]
         partners = [derive_seed(self.seed, int(self.ids[row]), draw, _PARTNER) % len(self) for row in index.tolist()]
-        return torch.tensor(own, dtype=torch.float32), torch.tensor(partners)
+        return torch.tensor(shares, dtype=torch.float32), torch.tensor(partners)
 
-    def _generator(self, row: int, draw: int, *use: int) -> np.random.Generator:
-        return np.random.default_rng(derive_seed(self.seed, int(self.ids[row]), draw, *use))
+    def _generator(self, row: int, draw: int, *purpose: int) -> np.random.Generator:
+        return np.random.default_rng(derive_seed(self.seed, int(self.ids[row]), draw, *purpose))
 
-    def _offset(self, row: int, draw: int, most: int) -> int:
+    def _offset(self, row: int, draw: int, maximum: int) -> int:
         if self.window == "centre":
-            return most // 2
-        return derive_seed(self.seed, int(self.ids[row]), draw) % (most + 1)
+            return maximum // 2
+        return derive_seed(self.seed, int(self.ids[row]), draw) % (maximum + 1)

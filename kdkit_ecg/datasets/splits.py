@@ -1,4 +1,4 @@
-"""The rows of the train, select and test splits, and what they lack."""
+"""Rows of the train, validation and test splits, and the classes that a split lacks."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
@@ -11,36 +11,38 @@ from torch import Tensor
 from kdkit import RecipeError
 
 Rows = NDArray[np.int64]
-Selection = Literal["separate", "test"]
+ValidationSplit = Literal["separate", "test"]
 
 
 class Splits(NamedTuple):
-    """The rows of each split, (rows,) int64 in order; none is in two of them, save that select may be test itself."""
+    """The rows of each split, (rows,) int64, ascending. The splits are disjoint, unless validation is test itself."""
 
     train: Rows
     validation: Rows
     test: Rows
 
-    def lacking(self, labels: Tensor, classes: Sequence[str]) -> Iterator[str]:
-        """Say which classes a split has no positive of: what is not in train is not learned, or else not scored."""
+    def missing_classes(self, labels: Tensor, classes: Sequence[str]) -> Iterator[str]:
+        """Yield a line for each split with the classes that have no positive in it; labels: (records, classes)."""
         for name, rows in zip(self._fields, self, strict=True):
+            # An empty split is an error when it is used; a shared one is listed as test.
             if len(rows) and not (name == "validation" and self.validation is self.test):
-                none = ~labels[torch.from_numpy(rows)].any(0)
-                names = [each for each, lacks in zip(classes, none.tolist(), strict=True) if lacks]
+                absent = ~labels[torch.from_numpy(rows)].any(0)  # (classes,)
+                names = [label for label, is_absent in zip(classes, absent.tolist(), strict=True) if is_absent]
                 if names:
                     yield f"  no positive in {name}: {', '.join(names)}"
 
 
-def splits_of(folds: Sequence[int], *, test: int, validation: int, selection: Selection) -> Splits:
-    """Return the rows whose fold is `test`, those whose fold is `select`, and all others to learn from.
+def splits_of_folds(folds: Sequence[int], *, test: int, validation: int, validation_split: ValidationSplit) -> Splits:
+    """Return the rows of fold number `test`, those of fold number `validation`, and all others for training.
 
-    selection: "separate", or "test" to choose on what is reported; then the fold `select` is learned from too.
-    Raises RecipeError where test and select are one fold though selection is "separate".
+    validation_split: "separate", or "test" to validate on the test fold; the fold `validation` is then used for
+    training. Raises RecipeError if test and validation are the same fold although validation_split is "separate".
     """
-    given = np.asarray(folds)
-    tested = np.flatnonzero(given == test)
-    if selection == "test":
-        return Splits(np.flatnonzero(given != test), tested, tested)
+    fold_of_row = np.asarray(folds)
+    test_rows = np.flatnonzero(fold_of_row == test)
+    if validation_split == "test":
+        return Splits(np.flatnonzero(fold_of_row != test), test_rows, test_rows)
     if validation == test:
-        raise RecipeError(f"thresholds are chosen on a fold of their own, but it is fold {test} that is reported on")
-    return Splits(np.flatnonzero((given != test) & (given != validation)), np.flatnonzero(given == validation), tested)
+        raise RecipeError(f"the validation fold must differ from the test fold, got {test} for both")
+    validation_rows = np.flatnonzero(fold_of_row == validation)
+    return Splits(np.flatnonzero((fold_of_row != test) & (fold_of_row != validation)), validation_rows, test_rows)

@@ -1,4 +1,4 @@
-"""Data without a download: simulated twelve-lead ECGs that show the 24 classes of the 2020 challenge."""
+"""A data set without a download: simulated twelve-lead ECGs that show the 24 classes of the 2020 Challenge."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,6 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from kdkit import Data, RecipeError, Task
 from kdkit.errors import did_you_mean
@@ -17,32 +16,33 @@ from kdkit_ecg.augmentations import check_augmentations
 from kdkit_ecg.datasets.signal_split import Augmentations, SignalSplit
 from kdkit_ecg.labels import scored_classes
 from kdkit_ecg.records.filters import zscore
-from kdkit_ecg.simulator import Record, Simulator
+from kdkit_ecg.simulator import Simulator
 
 Scaling = Literal["zscore", "raw"]
 
-VERSION = 1  # of the simulator: goes up whenever any signal changes, and the fingerprint with it
+VERSION = 1  # of the simulator; increase it if any signal changes, as the fingerprint depends on it
 
-_FIRST = {
+# Far apart, so that the size of one split never changes the records of another.
+_FIRST_ID = {
     "train": 0,
     "validation": 1_000_000_000,
     "test": 2_000_000_000,
-}  # so that no size moves another split's records
+}
 
 
 class Synthetic(Data):
-    """Simulated records as kdkit's Data: multi-label, signal (batch, 12, length) float32, person (batch, 5).
+    """Simulated records as data for kdkit: multi-label, signal (batch, 12, length) float32, person (batch, 5).
 
-    train, select, test: how many records each split has. A record is a pure function of (seed, id), whatever the
-    sizes, and of the next three. rate: Hz. length: samples; 10 s or so are needed for each finding to show.
+    train, validation, test: number of records in each split. A record is a pure function of (seed, id) and of the next
+    three options, whatever the sizes. rate: Hz. length: samples; about 10 s are needed for all findings to appear.
     difficulty: 0 (clear findings, little noise) to 1 (findings at their thresholds, much noise).
-    augment: what changes training samples with the draw, such as (LeadDropout(), Mixup()).
-    draws: above 1, train records are a tenth longer, and the window moves with the draw.
-    scaling: "raw" is mV; "zscore" gives each lead mean 0 and variance 1. The default differs from that of recorded
-    data: a z-score takes the amplitude away that LQRSV is about, and here there are no recorders' gains to even out.
-    classes: names of the 2020 challenge in the order wanted for the columns; all 24 by default.
+    augment: augmentations of training samples in each draw, such as (LeadDropout(), Mixup()).
+    draws: if above 1, training records are a tenth longer, and the window moves in each draw.
+    scaling: "raw" is mV; "zscore" scales each lead to mean 0 and variance 1. The default differs from that of recorded
+    data: a z-score removes the amplitude that defines LQRSV, and simulated signals have no recorder gains to equalise.
+    classes: names of classes of the 2020 Challenge, in the order of the label columns; all 24 by default.
 
-    Raises RecipeError for an option that is out of range, and for a class that is unknown, repeated or none.
+    Raises RecipeError for an option out of range, and for classes that are unknown, repeated or missing.
     """
 
     task: Task = "multilabel"
@@ -63,16 +63,17 @@ class Synthetic(Data):
         classes: Sequence[str] | None = None,
     ) -> None:
         self.sizes = {"train": train, "validation": validation, "test": test}
-        for name, number in {**self.sizes, "length": length, "draws": draws}.items():
-            _check_count(name, number)
+        for name, count in {**self.sizes, "length": length, "draws": draws}.items():
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise RecipeError(f"{name} must be a whole number of 1 or more, got {count!r}")
         if not (math.isfinite(rate) and rate > 0):
-            raise RecipeError(f"rate is in Hz and above 0, but it is {rate}; try rate=100")
+            raise RecipeError(f"rate must be in Hz and above 0, got {rate}; try rate=100")
         if not 0 <= difficulty <= 1:
-            raise RecipeError(f"difficulty goes from 0 (clear) to 1 (borderline and noisy), but it is {difficulty}")
+            raise RecipeError(f"difficulty must be from 0 (clear) to 1 (borderline and noisy), got {difficulty}")
         if scaling not in get_args(Scaling):
             raise RecipeError(f"scaling {scaling!r} is unknown; {did_you_mean(str(scaling), get_args(Scaling))}")
         check_augmentations(augment, draws)
-        self.classes = _checked_classes(classes)
+        self.classes = _check_classes(classes)
         self.augment = augment
         self.draws: int = draws
         self.length = length
@@ -81,39 +82,42 @@ class Synthetic(Data):
 
     @property
     def fingerprint(self) -> str:
-        """A digest of all that the samples depend on."""
-        facts = (VERSION, self.simulator, self.sizes, self.draws, self.scaling, self.classes, self.augment)
-        return f"synthetic-{sha256(repr(facts).encode()).hexdigest()[:16]}"
+        """A digest of everything that the samples depend on."""
+        settings = (VERSION, self.simulator, self.sizes, self.draws, self.scaling, self.classes, self.augment)
+        return f"synthetic-{sha256(repr(settings).encode()).hexdigest()[:16]}"
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What a reader of the results must know."""
-        return ("the records are simulated: scores compare methods, and say nothing about patients",)
+        """Warnings to print with the results."""
+        return ("the records are simulated, so metrics compare methods and are no evidence about patients",)
 
     @cached_property
     def train(self) -> SignalSplit:
-        """The records to learn from; made on first use, as are those of the other splits."""
+        """The training split. Its records are simulated on first use, like those of the other splits."""
         return self._split("train", spare=self.length // 10 if self.draws > 1 else 0, augment=self.augment)
 
     @cached_property
     def validation(self) -> SignalSplit:
-        """The records to choose epochs and thresholds on."""
+        """The split on which epochs and thresholds are chosen."""
         return self._split("validation")
 
     @cached_property
     def test(self) -> SignalSplit:
-        """The records to report on."""
+        """The split on which results are reported."""
         return self._split("test")
 
     def _split(self, name: str, spare: int = 0, augment: Augmentations = ()) -> SignalSplit:
+        """Simulate the records of a split, `spare` samples longer than the window."""
         simulator = replace(self.simulator, length=self.length + spare)
-        ids = range(_FIRST[name], _FIRST[name] + self.sizes[name])
+        ids = range(_FIRST_ID[name], _FIRST_ID[name] + self.sizes[name])
         signals, persons, labels = [], [], []
+        # One record at a time: a record must not depend on those simulated before it.
         for id in ids:
             record = simulator.record(id)
-            signals.append(self._scaled(record))
+            signal = record.signal if self.scaling == "raw" else zscore(record.signal)
+            signals.append(signal.astype(np.float32))
             persons.append(record.patient.vector())
-            labels.append([float(each in record.patient.findings) for each in self.classes])
+            labels.append([float(label in record.patient.findings) for label in self.classes])
         return SignalSplit(
             signals=signals,
             person=torch.tensor(persons),
@@ -126,22 +130,13 @@ class Synthetic(Data):
             augment=augment,
         )
 
-    def _scaled(self, record: Record) -> NDArray[np.float32]:
-        signal = record.signal if self.scaling == "raw" else zscore(record.signal)
-        return signal.astype(np.float32)
 
-
-def _check_count(name: str, number: int) -> None:
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise RecipeError(f"{name} is a whole number of 1 or more, but it is {number!r}")
-
-
-def _checked_classes(classes: Sequence[str] | None) -> tuple[str, ...]:
-    known = scored_classes(2020).names
-    chosen = known if classes is None else tuple(classes)
+def _check_classes(classes: Sequence[str] | None) -> tuple[str, ...]:
+    scored = scored_classes(2020).names
+    chosen = scored if classes is None else tuple(classes)
     for name in chosen:
-        if name not in known:
-            raise RecipeError(f"{name!r} is not a class of the 2020 challenge; {did_you_mean(name, known)}")
+        if name not in scored:
+            raise RecipeError(f"{name!r} is not a class of the 2020 Challenge; {did_you_mean(name, scored)}")
     if len(set(chosen)) < max(1, len(chosen)):
-        raise RecipeError(f"classes are one or more different names, but they are {list(chosen)}")
+        raise RecipeError(f"classes must be one or more different names, got {list(chosen)}")
     return chosen

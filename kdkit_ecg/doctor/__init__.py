@@ -1,6 +1,6 @@
-"""Examine every record in a folder: what is there, what is bad, and what is odd."""
+"""Examine every record in a folder, and report what is unusable and what is unusual."""
 
-from kdkit_ecg.doctor.report import as_json, show
+from kdkit_ecg.doctor.report import print_survey, survey_to_json
 from kdkit_ecg.doctor.survey import Survey, survey
 
-__all__ = ["Survey", "as_json", "show", "survey"]
+__all__ = ["Survey", "print_survey", "survey", "survey_to_json"]

@@ -1,4 +1,4 @@
-"""Hold records against each other: names and signals that are there more than once."""
+"""Compare records with each other to find names and signals that occur more than once."""
 
 import csv
 import re
@@ -7,77 +7,82 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdkit_ecg.doctor.findings import Reason, RecordReport
-from kdkit_ecg.doctor.samples import INVALID, Samples, read_samples, stored
-from kdkit_ecg.doctor.signal_sketch import SAME, near_pairs, similarity
+from kdkit_ecg.doctor.samples import INVALID, Samples, lead_formats, read_samples
+from kdkit_ecg.doctor.signal_sketch import MIN_CORRELATION, correlation, near_pairs
 from kdkit_ecg.records.header import read_header
 
 
-class Read(NamedTuple):
-    """A signal, its leads by name: in steps of the converter, in mV, and the value that marks an invalid sample."""
+class ComparedSignal(NamedTuple):
+    """A signal with leads sorted by name: in converter steps, in mV, and the value of an invalid sample."""
 
     samples: Samples
     in_mv: NDArray[np.float32]
-    mark: int | None
+    invalid_value: int | None
+
+    @classmethod
+    def read(cls, folder: Path, path: str) -> Self:
+        """Read the signal of the record with this path below the folder, without suffix."""
+        header = read_header(folder / f"{path}.hea")
+        order = np.argsort(header.leads)
+        gains, baselines = (np.array(values)[order, None] for values in (header.gains, header.baselines))  # (leads, 1)
+        samples = read_samples(header)[order]  # (leads, time)
+        in_mv = ((samples - baselines) / gains).astype(np.float32)
+        return cls(samples, in_mv, INVALID.get(lead_formats(header)[0].format))
+
+    def compare(self, candidate: Self) -> Reason | None:
+        """Return in which way another signal duplicates this one, sample by sample; None if it does not."""
+        if np.array_equal(self.in_mv, candidate.in_mv):
+            return Reason.DUPLICATE
+        smallest = correlation(self.samples, candidate.samples, (self.invalid_value, candidate.invalid_value))
+        return Reason.SCALED_DUPLICATE if smallest >= MIN_CORRELATION else None
 
 
-def mark_names(folder: Path, records: Sequence[RecordReport]) -> None:
-    """Mark all records of one name but the one that the loaders keep: that of its database, nearest to the root."""
-    databases = _databases(folder)
-    named: dict[str, list[RecordReport]] = defaultdict(list)
-    for each in records:
-        if each.name:
-            named[each.name].append(each)
-    for name, group in named.items():
-        kept, *others = sorted(
+def mark_duplicate_names(folder: Path, records: Sequence[RecordReport]) -> None:
+    """Mark all records with one name but the one that the loaders use: in its database's folder, or else top-most."""
+    databases = _read_databases(folder)
+    by_name: dict[str, list[RecordReport]] = defaultdict(list)
+    for record in records:
+        if record.name:
+            by_name[record.name].append(record)
+    for name, group in by_name.items():
+        used, *duplicates = sorted(
             group,
-            key=lambda each: (each.bad, databases.get(name) not in PurePath(each.path).parent.parts, *_place(each)),
+            key=lambda record: (
+                record.bad,
+                databases.get(name) not in PurePath(record.path).parent.parts,
+                *_depth_and_path(record),
+            ),
         )
-        for other in others:
-            other.add(Reason.NAME, kept.path)
+        for record in duplicates:
+            record.add(Reason.NAME, used.path)
 
 
-def mark_twins(folder: Path, records: Sequence[RecordReport]) -> None:
-    """Mark all records of one signal but the first by name among those that are not bad."""
-    ordered = sorted(records, key=lambda each: (each.bad, each.name, *_place(each)))
-    rank = {each.path: place for place, each in enumerate(ordered)}
-    read = lru_cache(maxsize=2)(partial(_read, folder))  # pairs come ordered by the record that is kept
+def mark_duplicate_signals(folder: Path, records: Sequence[RecordReport]) -> None:
+    """Mark all records with one signal but the first by name among those that are not bad."""
+    ordered = sorted(records, key=lambda record: (record.bad, record.name, *_depth_and_path(record)))
+    rank = {record.path: position for position, record in enumerate(ordered)}
+    # Pairs are sorted by their first record, so a cache of two signals reads that record once for all of its pairs.
+    read = lru_cache(maxsize=2)(partial(ComparedSignal.read, folder))
     marked: set[str] = set()
-    for kept, other in sorted(near_pairs(ordered), key=lambda pair: [rank[each.path] for each in pair]):
-        reason = _compared(read(kept.path), read(other.path)) if other.path not in marked else None
+    for first, second in sorted(near_pairs(ordered), key=lambda pair: [rank[record.path] for record in pair]):
+        reason = read(first.path).compare(read(second.path)) if second.path not in marked else None
         if reason:
-            other.add(reason, kept.path)
-            marked.add(other.path)
+            second.add(reason, first.path)
+            marked.add(second.path)
 
 
-def _compared(one: Read, other: Read) -> Reason | None:
-    """Return how two signals are the same, compared sample by sample."""
-    if np.array_equal(one.in_mv, other.in_mv):
-        return Reason.TWIN
-    alike = similarity(one.samples, other.samples, (one.mark, other.mark))
-    return Reason.SCALED_TWIN if alike >= SAME else None
-
-
-def _read(folder: Path, path: str) -> Read:
-    header = read_header(folder / f"{path}.hea")
-    order = np.argsort(header.leads)
-    gains, baselines = (np.array(each)[order, None] for each in (header.gains, header.baselines))
-    samples = read_samples(header)[order]
-    in_mv = ((samples - baselines) / gains).astype(np.float32)
-    return Read(samples, in_mv, INVALID.get(stored(header)[0].format))
-
-
-def _place(record: RecordReport) -> tuple[int, str]:
+def _depth_and_path(record: RecordReport) -> tuple[int, str]:
     return record.path.count("/"), record.path
 
 
-def _databases(folder: Path) -> dict[str, str]:
-    """Return the database of each record that records.csv gives one, as far as it can be read."""
+def _read_databases(folder: Path) -> dict[str, str]:
+    """Return record -> database from records.csv, as far as the file can be read."""
     path = folder / "records.csv"
     if not path.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""Name all that can be wrong with a record, and whether it is then bad or only odd."""
+"""List the possible findings about a record, and hold those of one record."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,40 +10,40 @@ from kdkit_ecg.records.header import Sex
 
 
 class Reason(StrEnum):
-    """What was found. Bad: the loaders leave the record out, or its signal is of no use. Odd: it is usable."""
+    """A kind of finding. Bad: the loaders exclude the record, or its signal is useless. Odd: the record is usable."""
 
     HEADER = "unreadable header"
     NO_SIGNAL = "no signal file"
-    NO_HEADER = "a signal that no header names"
-    LEADS = "not all of the twelve leads"
+    NO_HEADER = "a signal without a header"
+    LEADS = "missing leads of the twelve"
     UNITS = "normalised units (NU), not mV"
     CODES = "no code that 2020 or 2021 scores"
-    SHAPE = "a signal of another shape than its header says"
+    SHAPE = "a signal with another shape than in the header"
     SIGNAL = "unreadable signal"
-    CHECKSUM = "samples that do not add up to the header's checksum"
+    CHECKSUM = "samples that do not match the checksum in the header"
     EMPTY = "no lead with a signal"
     NAME = "the name of another record"
-    TWIN = "the signal of another record"
-    SCALED_TWIN = "the signal of another record but for gain, offset or rounding"
+    DUPLICATE = "the signal of another record"
+    SCALED_DUPLICATE = "the signal of another record except for gain, offset or rounding"
     FLAT = "flat leads"
-    INVALID = "samples marked invalid"
+    INVALID = "samples marked as invalid"
     CLIPPED = "clipped leads"
-    GAIN = "an absurd gain"
-    AMPLITUDE = "an absurd amplitude"
-    LONGER = "more samples in the file than the header says"
-    AGE = "an absurd age"
-    REPEATED = "a code more than once"
-    NO_CODE = "a diagnosis that is no SNOMED CT code"
+    GAIN = "an implausible gain"
+    AMPLITUDE = "an implausible amplitude"
+    LONGER = "more samples in the file than in the header"
+    AGE = "an implausible age"
+    REPEATED = "a repeated code"
+    NO_CODE = "a diagnosis that is not a SNOMED CT code"
 
     @property
     def bad(self) -> bool:
-        """Whether a record is bad for it."""
+        """Whether this finding makes a record bad."""
         return self not in _ODD
 
 
 _ODD = frozenset(
     {
-        Reason.SCALED_TWIN,
+        Reason.SCALED_DUPLICATE,
         Reason.FLAT,
         Reason.INVALID,
         Reason.CLIPPED,
@@ -59,7 +59,7 @@ _ODD = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A reason, and what exactly was found."""
+    """The kind of a finding, and its details in this record."""
 
     reason: Reason
     detail: str = ""
@@ -67,10 +67,11 @@ class Finding:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class RecordReport:
-    """What is kept of a record: about a kilobyte, so that a survey of any size fits in memory.
+    """The findings and header fields of a record, about a kilobyte, so that a survey of any size fits in memory.
 
-    path: of its header below the folder, without suffix. rate in Hz, age in years; absurd_age: one is given that
-    cannot be. sketch: see sketch.py, None where there is no signal to compare.
+    path: of the header below the folder, without suffix. database: the folder without shards. rate in Hz, age in years.
+    implausible_age: the header contains an age that cannot be right. sketch: see signal_sketch.py; None if there is no
+    signal to compare.
     """
 
     path: str
@@ -81,7 +82,7 @@ class RecordReport:
     samples: int = 0
     leads: tuple[str, ...] = ()
     age: float | None = None
-    absurd_age: bool = False
+    implausible_age: bool = False
     sex: Sex | None = None
     codes: tuple[str, ...] = ()
     sketch: NDArray[np.float32] | None = None
@@ -89,8 +90,13 @@ class RecordReport:
     @property
     def bad(self) -> bool:
         """Whether any finding is bad."""
-        return any(each.reason.bad for each in self.findings)
+        return any(finding.reason.bad for finding in self.findings)
+
+    @property
+    def odd(self) -> bool:
+        """Whether there are findings, and none of them is bad."""
+        return bool(self.findings) and not self.bad
 
     def add(self, reason: Reason, detail: str = "") -> None:
-        """Note a finding."""
+        """Add a finding."""
         self.findings.append(Finding(reason, detail))

@@ -1,4 +1,4 @@
-"""Tell what a survey found: tables for people, JSON for machines."""
+"""Report a survey: as tables on the console, and as JSON."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,134 +12,140 @@ from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.survey import Survey
 from kdkit_ecg.labels import Year, scored_classes
 
-FIRST = 3  # names that a summary gives for each reason
+MAX_NAMES = 3  # records that are named for each reason, unless all are requested
 
 
-def show(found: Survey, console: Console, *, all_names: bool) -> None:
-    """Write databases, classes, and every reason with its first records, or with all of them and the details."""
-    console.print(_databases(found))
+def print_survey(survey: Survey, console: Console, *, all_names: bool) -> None:
+    """Print databases, classes, and each reason with its first records, or with all records and their details."""
+    console.print(_database_table(survey))
     for year in get_args(Year):
-        console.print(_classes(found, year))
+        table = Table(title=f"Classes of {year}, in records that are not bad", title_justify="left")
+        table.add_column("class")
+        table.add_column("records", justify="right")
+        table.add_column("of which in", overflow="fold")
+        for name, counts in _class_counts(survey, year).items():
+            by_database = ", ".join(f"{database} {count}" for database, count in counts.most_common())
+            table.add_row(name, str(counts.total()), by_database)
+        console.print(table)
     for title, bad in (("Bad", True), ("Odd", False)):
-        reasons = [each for each in Reason if each.bad == bad and _having(found, each)]
+        reasons = [reason for reason in Reason if reason.bad == bad and _records_with(survey, reason)]
         if reasons:
             console.print(f"{title}:")
         for reason in reasons:
-            for line in _reason(found, reason, all_names=all_names):
+            for line in _reason_lines(survey, reason, all_names=all_names):
                 console.print(line, soft_wrap=True)
-    if found.unfinished:
-        console.print(f"{found.unfinished} unfinished .part files: run kdkit ecg fetch again to go on with them")
-    odd = sum(bool(each.findings) and not each.bad for each in found.records)
-    console.print(f"{len(found.records):,} records: {found.bad:,} bad, {odd:,} odd", soft_wrap=True)
+    if survey.unfinished:
+        console.print(f"{survey.unfinished} unfinished .part files: run kdkit ecg fetch again to resume them")
+    odd = sum(record.odd for record in survey.records)
+    console.print(f"{len(survey.records):,} records: {survey.bad:,} bad, {odd:,} odd", soft_wrap=True)
 
 
-def as_json(found: Survey) -> dict[str, Any]:
-    """Return all of it: folder, databases, classes by year, codes, and every record with its findings."""
+def survey_to_json(survey: Survey) -> dict[str, Any]:
+    """Return the whole survey: folder, databases, classes by year, codes, and every record with its findings."""
     return {
-        "folder": str(found.folder),
-        "unfinished": found.unfinished,
-        "databases": {name: _figures(records) for name, records in _by_database(found).items()},
+        "folder": str(survey.folder),
+        "unfinished": survey.unfinished,
+        "databases": {name: _statistics(records) for name, records in _by_database(survey).items()},
         "classes": {
-            str(year): {name: dict(counts) for name, counts in _counts(found, year).items()} for year in get_args(Year)
+            str(year): {name: dict(counts) for name, counts in _class_counts(survey, year).items()}
+            for year in get_args(Year)
         },
-        "codes": dict(Counter(code for each in found.records for code in each.codes).most_common()),
+        "codes": dict(Counter(code for record in survey.records for code in record.codes).most_common()),
         "records": [
             {
-                "record": each.path,
-                "database": each.database,
-                "bad": each.bad,
+                "record": record.path,
+                "database": record.database,
+                "bad": record.bad,
                 "findings": [
-                    {"reason": str(one.reason), "bad": one.reason.bad, "detail": one.detail} for one in each.findings
+                    {"reason": str(finding.reason), "bad": finding.reason.bad, "detail": finding.detail}
+                    for finding in record.findings
                 ],
             }
-            for each in found.records
+            for record in survey.records
         ],
     }
 
 
-def _databases(found: Survey) -> Table:
-    table = Table(title=f"Records in {found.folder}", title_justify="left")
+def _database_table(survey: Survey) -> Table:
+    table = Table(title=f"Records in {survey.folder}", title_justify="left")
     table.add_column("folder", overflow="fold")
     for column in ("records", "bad", "odd", "hours", "Hz", "seconds (median)", "leads", "no age", "no sex"):
         table.add_column(column, justify="right")
-    for name, records in _by_database(found).items():
-        row = _figures(records)
-        trials = [row["records"], row["bad"], row["odd"], f"{row['hours']:.1f}"]
-        trials += [_listed(row["rates"]), _range(row["seconds"]), _listed(row["leads"])]
-        absurd = f" + {row['age_absurd']} absurd" if row["age_absurd"] else ""
-        table.add_row(name, *map(str, trials), f"{row['age_missing']}{absurd}", str(row["sex_missing"]))
+    for name, records in _by_database(survey).items():
+        row = _statistics(records)
+        cells = [row["records"], row["bad"], row["odd"], f"{row['hours']:.1f}"]
+        cells += [_format_list(row["rates"]), _format_range(row["seconds"]), _format_list(row["leads"])]
+        implausible = f" + {row['age_implausible']} implausible" if row["age_implausible"] else ""
+        table.add_row(name, *map(str, cells), f"{row['age_missing']}{implausible}", str(row["sex_missing"]))
     return table
 
 
-def _figures(records: Sequence[RecordReport]) -> dict[str, Any]:
-    """Return the figures of a database; those of headers are of the records whose header can be read."""
-    read = [each for each in records if each.rate]
-    seconds = [each.samples / each.rate for each in read]
+def _statistics(records: Sequence[RecordReport]) -> dict[str, Any]:
+    """Return the statistics of a database. Those of header fields are over the records with a readable header."""
+    readable = [record for record in records if record.rate]
+    seconds = [record.samples / record.rate for record in readable]
     return {
         "records": len(records),
-        "bad": sum(each.bad for each in records),
-        "odd": sum(bool(each.findings) and not each.bad for each in records),
+        "bad": sum(record.bad for record in records),
+        "odd": sum(record.odd for record in records),
         "hours": sum(seconds) / 3600,
-        "rates": sorted({each.rate for each in read}),
-        "seconds": [float(figure) for figure in np.percentile(seconds, (0, 50, 100))] if seconds else [],
-        "leads": sorted({len(each.leads) for each in read}),
-        "age_missing": sum(each.age is None and not each.absurd_age for each in read),
-        "age_absurd": sum(each.absurd_age for each in read),
-        "sex_missing": sum(each.sex is None for each in read),
+        "rates": sorted({record.rate for record in readable}),
+        # minimum, median and maximum
+        "seconds": [float(percentile) for percentile in np.percentile(seconds, (0, 50, 100))] if seconds else [],
+        "leads": sorted({len(record.leads) for record in readable}),
+        "age_missing": sum(record.age is None and not record.implausible_age for record in readable),
+        "age_implausible": sum(record.implausible_age for record in readable),
+        "sex_missing": sum(record.sex is None for record in readable),
     }
 
 
-def _classes(found: Survey, year: Year) -> Table:
-    table = Table(title=f"Classes of {year}, in records that are not bad", title_justify="left")
-    table.add_column("class")
-    table.add_column("records", justify="right")
-    table.add_column("of which in", overflow="fold")
-    for name, counts in _counts(found, year).items():
-        where = ", ".join(f"{database} {count}" for database, count in counts.most_common())
-        table.add_row(name, str(counts.total()), where)
-    return table
-
-
-def _counts(found: Survey, year: Year) -> dict[str, Counter[str]]:
-    """Return by class how many records that are not bad have it, by database."""
+def _class_counts(survey: Survey, year: Year) -> dict[str, Counter[str]]:
+    """Return class -> database -> the number of records with that class that are not bad."""
     classes = scored_classes(year)
     counts: dict[str, Counter[str]] = {name: Counter() for name in classes.names}
-    for each in found.records:
-        if not each.bad:
-            for column in {classes.columns[code] for code in each.codes if code in classes.columns}:
-                counts[classes.names[column]][each.database] += 1
+    for record in survey.records:
+        if not record.bad:
+            # A set of columns: two equivalent codes are one class of the record.
+            for column in {classes.columns[code] for code in record.codes if code in classes.columns}:
+                counts[classes.names[column]][record.database] += 1
     return counts
 
 
-def _reason(found: Survey, reason: Reason, *, all_names: bool) -> Iterator[str]:
-    having = _having(found, reason)
-    shown = having if all_names else having[:FIRST]
-    details = [f"{path} ({detail})" if detail else path for path, detail in shown]
+def _reason_lines(survey: Survey, reason: Reason, *, all_names: bool) -> Iterator[str]:
+    records = _records_with(survey, reason)
+    named = records if all_names else records[:MAX_NAMES]
+    descriptions = [f"{path} ({detail})" if detail else path for path, detail in named]
     if all_names:
-        yield f"  {len(having):,} {reason}:"
-        yield from (f"    {each}" for each in details)
+        yield f"  {len(records):,} {reason}:"
+        yield from (f"    {description}" for description in descriptions)
     else:
-        more = ", ..." if len(having) > FIRST else ""
-        yield f"  {len(having):,} {reason}: {', '.join(details)}{more}"
+        more = ", ..." if len(records) > MAX_NAMES else ""
+        yield f"  {len(records):,} {reason}: {', '.join(descriptions)}{more}"
 
 
-def _having(found: Survey, reason: Reason) -> list[tuple[str, str]]:
-    return [(each.path, one.detail) for each in found.records for one in each.findings if one.reason == reason]
+def _records_with(survey: Survey, reason: Reason) -> list[tuple[str, str]]:
+    """Return path and detail of the records with a finding of this kind."""
+    return [
+        (record.path, finding.detail)
+        for record in survey.records
+        for finding in record.findings
+        if finding.reason == reason
+    ]
 
 
-def _by_database(found: Survey) -> dict[str, list[RecordReport]]:
+def _by_database(survey: Survey) -> dict[str, list[RecordReport]]:
     databases: dict[str, list[RecordReport]] = {}
-    for each in sorted(found.records, key=lambda each: each.database):
-        databases.setdefault(each.database, []).append(each)
+    for record in sorted(survey.records, key=lambda record: record.database):
+        databases.setdefault(record.database, []).append(record)
     return databases
 
 
-def _listed(figures: Sequence[float]) -> str:
-    return ", ".join(f"{each:g}" for each in figures) or "-"
+def _format_list(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values) or "-"
 
 
-def _range(figures: Sequence[float]) -> str:
-    if not figures:
+def _format_range(values: Sequence[float]) -> str:
+    if not values:
         return "-"
-    low, middle, high = figures
-    return f"{low:g}" if low == high else f"{low:.4g} to {high:.4g} ({middle:.3g})"
+    low, median, high = values
+    return f"{low:g}" if low == high else f"{low:.4g} to {high:.4g} ({median:.3g})"

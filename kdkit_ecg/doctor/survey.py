@@ -1,4 +1,4 @@
-"""Examine all records in a folder, in several processes, and then hold them against each other."""
+"""Examine all records in a folder, in several processes, and then compare them with each other."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -6,20 +6,20 @@ from functools import partial
 from pathlib import Path, PurePath
 
 from kdkit import DataError
-from kdkit_ecg.doctor.duplicates import mark_names, mark_twins
+from kdkit_ecg.doctor.duplicates import mark_duplicate_names, mark_duplicate_signals
 from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.record import examine
-from kdkit_ecg.records.database import database_of
 from kdkit_ecg.records.header import read_header
-from kdkit_ecg.utils.processes import in_processes
+from kdkit_ecg.utils.files import unsharded_folder
+from kdkit_ecg.utils.processes import run_in_processes
 
-SIGNALS = (".mat", ".dat")
-FEW = 8  # records for which no process is started
+SIGNAL_SUFFIXES = (".mat", ".dat")
+MIN_RECORDS = 8  # up to this number, records are examined without starting processes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """What was found in a folder: every record, by path, and files that a broken-off fetch left behind."""
+    """All records in a folder, sorted by path, and the number of files left by an interrupted fetch."""
 
     folder: Path
     records: tuple[RecordReport, ...]
@@ -28,58 +28,54 @@ class Survey:
     @property
     def bad(self) -> int:
         """The number of bad records."""
-        return sum(each.bad for each in self.records)
+        return sum(record.bad for record in self.records)
 
 
-def survey(folder: Path, jobs: int, begun: Callable[[int], None], examined: Callable[[], None]) -> Survey:
-    """Examine every record in a folder tree; `begun` is told how many there are, `examined` of each.
+def survey(folder: Path, jobs: int, on_start: Callable[[int], None], on_record: Callable[[], None]) -> Survey:
+    """Examine every record in a folder tree with `jobs` processes.
 
-    Raises DataError where there is neither a header nor a signal.
+    on_start is called with the number of records, on_record after each of them.
+    Raises DataError if there is neither a header nor a signal.
     """
     paths = sorted(folder.rglob("*.hea"))
-    signals = sorted(path for suffix in SIGNALS for path in folder.rglob(f"*{suffix}"))
+    signals = sorted(path for suffix in SIGNAL_SUFFIXES for path in folder.rglob(f"*{suffix}"))
     if not paths and not signals:
         raise DataError(
-            f"no .hea, .mat or .dat file in {folder} or below; give the folder that a release was fetched to"
+            f"no .hea, .mat or .dat file in {folder} or its subfolders; expected a folder with a fetched release"
         )
-    begun(len(paths))
-    records = _examined(folder, paths, jobs, examined)
-    records += _without_header(folder, paths, signals)
-    mark_names(folder, records)
-    mark_twins(folder, records)
+    on_start(len(paths))
+    examine_one = partial(examine, folder)
+    in_this_process = jobs == 1 or len(paths) <= MIN_RECORDS
+    results = ((path, examine_one(path)) for path in paths)  # lazy: unused if there are processes
+    reports = {}
+    for path, report in results if in_this_process else run_in_processes(examine_one, paths, jobs):
+        reports[path] = report
+        on_record()
+    records = [reports[path] for path in paths]  # sorted again, since processes finish in any order
+    records += _signals_without_header(folder, paths, signals)
+    mark_duplicate_names(folder, records)
+    mark_duplicate_signals(folder, records)
     return Survey(
         folder=folder,
-        records=tuple(sorted(records, key=lambda each: each.path)),
+        records=tuple(sorted(records, key=lambda record: record.path)),
         unfinished=sum(1 for _ in folder.rglob("*.part")),
     )
 
 
-def _examined(folder: Path, paths: Sequence[Path], jobs: int, examined: Callable[[], None]) -> list[RecordReport]:
-    work = partial(examine, folder)
-    few = jobs == 1 or len(paths) <= FEW
-    found = {}
-    for path, record in ((path, work(path)) for path in paths) if few else in_processes(work, paths, jobs):
-        found[path] = record
-        examined()
-    return [found[path] for path in paths]
-
-
-def _without_header(folder: Path, paths: Sequence[Path], signals: Sequence[Path]) -> Iterator[RecordReport]:
-    """Yield a record for each signal file that belongs to none: it has no header beside it, and none names it."""
+def _signals_without_header(folder: Path, paths: Sequence[Path], signals: Sequence[Path]) -> Iterator[RecordReport]:
+    """Yield a report for each signal file that no header names, and that has no header with its own name."""
     headers = {path.with_suffix("") for path in paths}
-    named = {place for path in paths for place in _files(path)}
+    named_by_header: set[Path] = set()
+    for path in paths:
+        try:
+            named_by_header.update(path.with_name(name) for name in read_header(path).files)
+        except DataError:
+            continue  # an unreadable header names no files
     for path in signals:
-        if path.with_suffix("") not in headers and path not in named:
+        if path.with_suffix("") not in headers and path not in named_by_header:
             relative = path.relative_to(folder)
             record = RecordReport(
-                path=relative.with_suffix("").as_posix(), database=database_of(PurePath(relative)), findings=[]
+                path=relative.with_suffix("").as_posix(), database=unsharded_folder(PurePath(relative)), findings=[]
             )
             record.add(Reason.NO_HEADER, path.name)
             yield record
-
-
-def _files(path: Path) -> list[Path]:
-    try:
-        return [path.with_name(name) for name in read_header(path).files]
-    except DataError:
-        return []

@@ -1,26 +1,29 @@
-"""Examine the signal of one record: its files, its checksums, and every lead."""
+"""Examine the signal of one record: file sizes, checksums, and every lead."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError
 from kdkit_ecg.doctor.findings import Reason, RecordReport
-from kdkit_ecg.doctor.samples import INVALID, Samples, Stored, read_samples, stored
+from kdkit_ecg.doctor.samples import INVALID, LeadFormat, Samples, lead_formats, read_samples
 from kdkit_ecg.doctor.signal_sketch import sketch_of
 from kdkit_ecg.records.header import Header
 
-AMPLITUDES = (0.1, 10.0)  # mV from the lowest to the highest sample, of the lead in the middle
-PLATEAU = 0.02  # s at a lead's own highest or lowest value that no wave takes
-LONG_PLATEAU = 0.1  # s, of which one is enough; of shorter ones there are two or more
-FAR = 1.0  # mV from the lead's median, so that a quiet baseline is no plateau
+AMPLITUDES = (0.1, 10.0)  # mV between the lowest and the highest sample; the median of the leads is compared
+PLATEAU = 0.02  # s at the extreme value of a lead: longer than the peak of any wave
+LONG_PLATEAU = 0.1  # s; one of these means clipping, or two of PLATEAU
+MIN_EXCURSION = 1.0  # mV from the median of the lead, so that a quiet baseline does not count as a plateau
+
+_MATLAB_HEADER = 24  # bytes before the samples of a version 4 .mat file with a variable "val"
+_NEVER = 1 << 40  # larger than any sample, for formats without an invalid value
 
 
 def examine_signal(record: RecordReport, header: Header) -> None:
-    """Add to the record what is found of its signal, whose files are there, and its sketch."""
-    places = stored(header)
-    mismatch = _shape(record, header, places)
+    """Add the findings about a signal, whose files must exist, and its sketch to the record."""
+    formats = lead_formats(header)
+    mismatch = _compare_sizes(record, header, formats)
     try:
-        samples = read_samples(header)
+        samples = read_samples(header)  # (leads, time)
     except DataError as error:
         record.add(Reason.SHAPE if mismatch else Reason.SIGNAL, mismatch or str(error))
         return
@@ -28,77 +31,74 @@ def examine_signal(record: RecordReport, header: Header) -> None:
         record.add(Reason.SHAPE, mismatch)
     wrong = [
         lead
-        for lead, place, total in zip(header.leads, places, samples.sum(axis=1).tolist(), strict=True)
-        if (total - place.checksum) % (1 << 16)
+        for lead, stored, total in zip(header.leads, formats, samples.sum(axis=1).tolist(), strict=True)
+        if (total - stored.checksum) % (1 << 16)  # WFDB: the sum of the samples as a 16-bit number
     ]
     if wrong:
         record.add(Reason.CHECKSUM, ", ".join(wrong))
-    marks = np.array([[INVALID.get(place.format, 1 << 40)] for place in places])
-    invalid = samples == marks
+    invalid_values = np.array([[INVALID.get(stored.format, _NEVER)] for stored in formats])
+    invalid = samples == invalid_values
     if invalid.any():
-        record.add(Reason.INVALID, ", ".join([f"{lead} {count}" for lead, count in _counted(header, invalid)]))
+        counts = zip(header.leads, invalid.sum(axis=1).tolist(), strict=True)
+        record.add(Reason.INVALID, ", ".join([f"{lead} {count}" for lead, count in counts if count]))
     record.sketch = sketch_of(samples, header.leads, invalid)
-    _shapes(record, header, samples, invalid)
+    _examine_leads(record, header, samples, invalid)
 
 
-def _shape(record: RecordReport, header: Header, places: list[Stored]) -> str:
-    """Return how the files differ in leads or samples from the header, as far as their sizes tell."""
+def _compare_sizes(record: RecordReport, header: Header, formats: list[LeadFormat]) -> str:
+    """Return how the signal files differ from the header in leads or samples, judged by their sizes; "" if not."""
     for file in header.files:
-        here = [place for place in places if place.file == file]
+        leads = [stored for stored in formats if stored.file == file]
         path = header.path.with_name(file)
-        if path.suffix == ".mat" and here[0].offset == 24:
-            rows, columns = (
-                np.fromfile(path, dtype="<i4", count=3)[1:].tolist() if path.stat().st_size >= 24 else (0, 0)
-            )
-            if rows != len(here):
-                return f"{file} holds {rows} leads of {columns} samples, not {len(here)} of {header.samples}"
-        if any(place.format != "16" for place in here):
+        if path.suffix == ".mat" and leads[0].offset == _MATLAB_HEADER:
+            complete = path.stat().st_size >= _MATLAB_HEADER
+            rows, columns = np.fromfile(path, dtype="<i4", count=3)[1:].tolist() if complete else (0, 0)
+            if rows != len(leads):
+                return f"{file} holds {rows} leads of {columns} samples, not {len(leads)} of {header.samples}"
+        if any(stored.format != "16" for stored in leads):  # other formats have no fixed size per sample
             continue
-        there = (path.stat().st_size - here[0].offset) / (2 * len(here))
-        if there < header.samples:
-            return f"{file} has {max(0, int(there))} samples a lead, not {header.samples}"
-        if there > header.samples:
-            record.add(Reason.LONGER, f"{there:g} a lead, not {header.samples}")
+        samples = (path.stat().st_size - leads[0].offset) / (2 * len(leads))
+        if samples < header.samples:
+            return f"{file} has {max(0, int(samples))} samples per lead, not {header.samples}"
+        if samples > header.samples:
+            record.add(Reason.LONGER, f"{samples:g} per lead, not {header.samples}")
     return ""
 
 
-def _shapes(record: RecordReport, header: Header, samples: Samples, invalid: NDArray[np.bool_]) -> None:
-    """Look for leads that are flat, clipped, or absurdly large or small."""
+def _examine_leads(record: RecordReport, header: Header, samples: Samples, invalid: NDArray[np.bool_]) -> None:
+    """Find leads that are flat, clipped, or implausibly large or small."""
     highest = np.where(invalid, np.iinfo(np.int64).min, samples).max(axis=1)
     lowest = np.where(invalid, np.iinfo(np.int64).max, samples).min(axis=1)
-    flat = highest <= lowest
+    flat = highest <= lowest  # (leads,); also true for a lead without a valid sample
     if flat.all():
         record.add(Reason.EMPTY)
         return
     if flat.any():
-        record.add(Reason.FLAT, ", ".join([lead for lead, dead in zip(header.leads, flat, strict=True) if dead]))
-    if header.normalised:
+        record.add(Reason.FLAT, ", ".join([lead for lead, is_flat in zip(header.leads, flat, strict=True) if is_flat]))
+    if header.normalised:  # amplitudes are not in mV
         return
     gains = np.abs(header.gains)
     clipped = [
-        lead
-        for place, lead in enumerate(header.leads)
-        if not flat[place] and _is_clipped(samples[place][~invalid[place]], gains[place], header.rate)
+        name
+        for lead, name in enumerate(header.leads)
+        if not flat[lead] and _is_clipped(samples[lead][~invalid[lead]], gains[lead], header.rate)
     ]
     if clipped:
         record.add(Reason.CLIPPED, ", ".join(clipped))
-    middle = float(np.median(((highest - lowest) / gains)[~flat]))
-    if not AMPLITUDES[0] <= middle <= AMPLITUDES[1]:
-        record.add(Reason.AMPLITUDE, f"{middle:.3g} mV from the lowest to the highest sample")
+    amplitude = float(np.median(((highest - lowest) / gains)[~flat]))
+    if not AMPLITUDES[0] <= amplitude <= AMPLITUDES[1]:
+        record.add(Reason.AMPLITUDE, f"{amplitude:.3g} mV between the lowest and the highest sample")
 
 
 def _is_clipped(lead: NDArray[np.int64], gain: float, rate: float) -> bool:
-    """Return whether the lead stays at its highest or lowest value as no wave does."""
+    """Return whether the lead stays at its highest or lowest value for longer than any wave does."""
     median = np.median(lead)
     for extreme in (lead.max(), lead.min()):
-        if abs(extreme - median) < FAR * gain:
+        if abs(extreme - median) < MIN_EXCURSION * gain:
             continue
+        # Starts and ends of the plateaus alternate among the changes of this 0/1 sequence.
         edges = np.flatnonzero(np.diff(np.concatenate(([0], (lead == extreme).astype(np.int8), [0]))))
-        lengths = (edges[1::2] - edges[::2]) / rate
-        if (lengths >= LONG_PLATEAU).any() or (lengths >= PLATEAU).sum() > 1:
+        seconds = (edges[1::2] - edges[::2]) / rate
+        if (seconds >= LONG_PLATEAU).any() or (seconds >= PLATEAU).sum() > 1:
             return True
     return False
-
-
-def _counted(header: Header, invalid: NDArray[np.bool_]) -> list[tuple[str, int]]:
-    return [(lead, count) for lead, count in zip(header.leads, invalid.sum(axis=1).tolist(), strict=True) if count]

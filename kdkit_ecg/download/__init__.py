@@ -1,6 +1,6 @@
-"""Fetch a release of PhysioNet file by file, checked against its list of sums."""
+"""Download a release from PhysioNet file by file, verified with its list of checksums."""
 
 from kdkit_ecg.download.download import DownloadRequest, fetch
-from kdkit_ecg.download.report import DownloadReport, failures
+from kdkit_ecg.download.report import DownloadReport
 
-__all__ = ["DownloadReport", "DownloadRequest", "failures", "fetch"]
+__all__ = ["DownloadReport", "DownloadRequest", "fetch"]

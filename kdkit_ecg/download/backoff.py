@@ -1,4 +1,8 @@
-"""Decide how long to wait before a server is asked again."""
+"""Decide how long to wait before the next request to a server.
+
+urllib3.util.Retry does not fit: its waits cannot be interrupted and hold back one request instead of all threads, and a
+response that breaks off in the middle of a file is not retried.
+"""
 
 import random
 from dataclasses import dataclass, field
@@ -7,50 +11,50 @@ from email.utils import parsedate_to_datetime
 from threading import Event, Lock
 from time import monotonic
 
-TRIES = 6  # in a row without a new byte
-FIRST = 1.0  # s before the second try, doubled for each one after
-LONGEST = 60.0  # s of back-off
-ASKED = 600.0  # s that a server may ask for with Retry-After; a longer wait is the person's to decide
+MAX_TRIES = 6  # in a row without a new byte
+FIRST_WAIT = 1.0  # s before the second try, doubled before each further one
+MAX_WAIT = 60.0  # s between two tries
+MAX_RETRY_AFTER = 600.0  # s that a Retry-After header may request; for a longer wait, the user has to decide
 
 
-class Stopped(Exception):  # noqa: N818 -- nothing is wrong: the run ends, and the threads with it
-    """The run was stopped while this thread was at work."""
+class Stopped(Exception):  # noqa: N818 -- not an error: the run ends, and its threads with it
+    """The run was stopped while this thread was working."""
 
 
 @dataclass(slots=True)
 class Backoff:
-    """Back-off with jitter for one file, and a pause for all files where a server asks for one."""
+    """Exponential back-off with jitter for one file, and a pause for all files if the server requests one."""
 
     stop: Event
-    _not_before: float = 0.0
+    _resume_at: float = 0.0
     _lock: Lock = field(default_factory=Lock)
 
-    def wait_turn(self) -> None:
-        """Return when the server may be asked. Raises Stopped."""
-        self._sleep(self._not_before - monotonic())
+    def wait_for_pause(self) -> None:
+        """Return when no pause is in effect. Raises Stopped."""
+        self._sleep(self._resume_at - monotonic())
 
-    def wait_after(self, tries: int) -> None:
-        """Return when a file that failed this many times in a row may be tried again. Raises Stopped."""
-        # Jitter, so that threads that failed together do not come back together.
-        self._sleep(min(LONGEST, FIRST * 2 ** (tries - 1)) * random.uniform(0.5, 1))
+    def wait_after_failure(self, tries: int) -> None:
+        """Return when a file that failed this many times in a row may be requested again. Raises Stopped."""
+        # Jitter, so that threads that failed at the same time do not all retry at the same time.
+        self._sleep(min(MAX_WAIT, FIRST_WAIT * 2 ** (tries - 1)) * random.uniform(0.5, 1))
 
-    def pause(self, seconds: float) -> None:
-        """Keep all files waiting for this long."""
+    def pause_all(self, seconds: float) -> None:
+        """Hold back the requests for all files for this time."""
         with self._lock:
-            self._not_before = max(self._not_before, monotonic() + seconds)
+            self._resume_at = max(self._resume_at, monotonic() + seconds)
 
     def _sleep(self, seconds: float) -> None:
         if self.stop.wait(max(0.0, seconds)):
             raise Stopped
 
 
-def asked_wait(value: str | None) -> float:
-    """Return the seconds that a Retry-After header asks for, in its form as a number or as a date; 0 for neither."""
-    if value is None:
+def retry_after_seconds(header: str | None) -> float:
+    """Return the seconds in a Retry-After header, which contains a number or a date; 0 if it contains neither."""
+    if header is None:
         return 0.0
-    if value.strip().isdecimal():
-        return float(value)
+    if header.strip().isdecimal():
+        return float(header)
     try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+        return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
     except (TypeError, ValueError):
         return 0.0

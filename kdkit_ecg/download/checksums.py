@@ -1,4 +1,4 @@
-"""Read the list of a release, SHA256SUMS.txt: which files there are, and what their bytes must be."""
+"""Read SHA256SUMS.txt, the list of the files of a release with their checksums."""
 
 import re
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ from pathlib import Path, PurePosixPath
 from kdkit import DataError
 from kdkit.errors import did_you_mean
 
-LIST = "SHA256SUMS.txt"
-PART = ".part"  # what an unfinished file is called
-OWN = ".kdkit-fetch"  # what the names of fetch's own files begin with
+LIST_FILE = "SHA256SUMS.txt"
+PART_SUFFIX = ".part"  # of an unfinished file
+OWN_PREFIX = ".kdkit-fetch"  # of the files that fetch creates for itself
 
 _LINE = re.compile(r"(?P<sum>[0-9a-fA-F]{64})[ \t]+\*?(?P<path>\S.*)")
 
@@ -23,21 +23,27 @@ class ReleaseFile:
     path: str
     sum: str
 
+    @property
+    def names(self) -> list[str]:
+        """The texts that a pattern may match: the path, and path and name of each folder above the file."""
+        folders = [folder for folder in PurePosixPath(self.path).parents if folder.parts]
+        return [self.path, *(folder.as_posix() for folder in folders), *(folder.name for folder in folders)]
+
     def below(self, folder: Path) -> Path:
-        """Return where it goes."""
+        """Return the path of the finished file."""
         return folder.joinpath(*self.path.split("/"))
 
     def part(self, folder: Path) -> Path:
-        """Return where it goes until it is whole and right."""
-        place = self.below(folder)
-        return place.with_name(place.name + PART)
+        """Return the path of the file until it is complete and verified."""
+        path = self.below(folder)
+        return path.with_name(path.name + PART_SUFFIX)
 
 
-def read_list(text: str, source: str) -> list[ReleaseFile]:
-    """Return the files of a list, by path; `source` is where it came from.
+def parse_list(text: str, source: str) -> list[ReleaseFile]:
+    """Return the files in a list, sorted by path; `source` is its address, for error messages.
 
-    Raises DataError for a line that is no sum and path, for two sums of one path, and for a path that would leave the
-    folder or that fetch keeps for itself.
+    Raises DataError for a line without a checksum and a path, for two checksums of one path, and for a path that is
+    outside the folder or reserved for fetch.
     """
     sums: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
@@ -46,43 +52,43 @@ def read_list(text: str, source: str) -> list[ReleaseFile]:
         match = _LINE.fullmatch(line.strip())
         if not match:
             raise DataError(
-                f"{source}, line {number}: expected a SHA-256 and a path, but it is {line[:60]!r}; is this the list?"
+                f"{source}, line {number}: expected a SHA-256 and a path, got {line[:60]!r}; is the address right?"
             )
         path = match["path"].removeprefix("./")
-        if not _stays(path):
-            raise DataError(f"{source}, line {number}: {path!r} would leave the folder; nothing of it is fetched")
+        if not _is_safe(path):
+            raise DataError(
+                f"{source}, line {number}: {path!r} is outside the folder or a reserved name; no file is fetched"
+            )
         if sums.setdefault(path, match["sum"].lower()) != match["sum"].lower():
-            raise DataError(f"{source}, line {number}: {path!r} is listed twice with two sums")
+            raise DataError(f"{source}, line {number}: {path!r} is listed twice with different checksums")
     if not sums:
         raise DataError(f"{source} lists no file; is the address right?")
     return [ReleaseFile(path, sums[path]) for path in sorted(sums)]
 
 
-def choose(files: Sequence[ReleaseFile], only: Sequence[str]) -> list[ReleaseFile]:
-    """Return the files that any of the patterns names, all where there are none.
+def select_files(files: Sequence[ReleaseFile], only: Sequence[str]) -> list[ReleaseFile]:
+    """Return the files that match any of the patterns, or all files if there is no pattern.
 
-    A pattern (with *, ? and [...]) names a file by its path, or all files in a folder by the folder's path or name.
-    Raises DataError for a pattern that names none.
+    A pattern (with *, ? and [...]) matches the path of a file, or the path or name of a folder that contains it.
+    Raises DataError for a pattern that matches no file.
     """
     if not only:
         return list(files)
-    chosen: set[ReleaseFile] = set()
+    selected: set[ReleaseFile] = set()
     for pattern in only:
-        named = {each for each in files if any(fnmatchcase(name, pattern.strip("/")) for name in _names(each.path))}
-        if not named:
-            folders = {PurePosixPath(each.path).parent.as_posix() for each in files} - {"."}
-            raise DataError(f"--only {pattern!r} names no file of the list; {did_you_mean(pattern, folders)}")
-        chosen |= named
-    return [each for each in files if each in chosen]
+        matching = {file for file in files if any(fnmatchcase(name, pattern.strip("/")) for name in file.names)}
+        if not matching:
+            folders = {PurePosixPath(file.path).parent.as_posix() for file in files} - {"."}
+            raise DataError(f"--only {pattern!r} matches no file in the list; {did_you_mean(pattern, folders)}")
+        selected |= matching
+    return [file for file in files if file in selected]  # in the order of the list
 
 
-def _stays(path: str) -> bool:
-    """Return whether the path stays in the folder on any system, and is not a name that fetch needs."""
+def _is_safe(path: str) -> bool:
+    """Return whether the path is inside the folder on any operating system, and not a name that fetch uses."""
     parts = path.split("/")
-    strange = any(not part or part in (".", "..") or part.startswith(OWN) or part.endswith(PART) for part in parts)
-    return not strange and not re.search(r"[\\:\x00-\x1f\x7f]", path) and path != LIST
-
-
-def _names(path: str) -> list[str]:
-    folders = [each for each in PurePosixPath(path).parents if each.parts]
-    return [path, *(each.as_posix() for each in folders), *(each.name for each in folders)]
+    unsafe = any(
+        not part or part in (".", "..") or part.startswith(OWN_PREFIX) or part.endswith(PART_SUFFIX) for part in parts
+    )
+    # A backslash or a colon could leave the folder on Windows.
+    return not unsafe and not re.search(r"[\\:\x00-\x1f\x7f]", path) and path != LIST_FILE

@@ -1,8 +1,7 @@
-"""Fetch a release into a folder: list, look, ask for room, fetch in parallel, and tell what failed."""
+"""Download a release into a folder: read the list, verify existing files, check the space, and fetch in parallel."""
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
@@ -14,23 +13,24 @@ from rich.console import Console
 
 from kdkit import DataError
 from kdkit_ecg.download.backoff import Backoff
-from kdkit_ecg.download.checksums import LIST, ReleaseFile, choose, read_list
+from kdkit_ecg.download.checksums import LIST_FILE, ReleaseFile, parse_list, select_files
 from kdkit_ecg.download.disk_space import expected_size, require_space
-from kdkit_ecg.download.lock import alone_in, require_same_release, write_list
-from kdkit_ecg.download.progress import Bars
+from kdkit_ecg.download.lock import lock_folder, require_same_release, write_list
+from kdkit_ecg.download.progress import DownloadProgress
 from kdkit_ecg.download.report import DownloadReport
-from kdkit_ecg.download.responses import PLAIN, TransferError, UnreachableError, fetch_text
-from kdkit_ecg.download.threads import in_parallel
+from kdkit_ecg.download.responses import UNCOMPRESSED, TransferError, UnreachableError, fetch_text
+from kdkit_ecg.download.threads import run_in_threads
 from kdkit_ecg.download.transfer import Transfer
-from kdkit_ecg.download.verified_files import VerifiedFiles, sum_of
-from kdkit_ecg.utils.disk import free_space, shown
+from kdkit_ecg.download.verified_files import VerifiedFiles, file_checksum
+from kdkit_ecg.utils.files import format_bytes, free_space
 
-GIVE_UP = 20  # files in a row that the server did not give: it is gone, and the other hundred thousand are not tried
+# Files in a row that the server failed to send: then it is down, and a hundred thousand more requests are pointless.
+MAX_UNREACHABLE = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DownloadRequest:
-    """What is fetched where: `base` is the address that the list's paths are below, `only` patterns of paths."""
+    """base: the address that the paths in the list are relative to. only: patterns of paths. jobs: files at a time."""
 
     base: str
     folder: Path
@@ -40,102 +40,108 @@ class DownloadRequest:
     dry_run: bool = False
 
 
-def fetch(order: DownloadRequest, console: Console) -> DownloadReport:
-    """Fetch what the order says and is not there yet, and tell the console.
+def fetch(request: DownloadRequest, console: Console) -> DownloadReport:
+    """Fetch the requested files that the folder lacks, and print the progress to the console.
 
-    Raises DataError where nothing can be fetched at all: no list, a list that leaves the folder, no room, another
-    fetch at work in the folder, a server that is gone. Files that failed one by one are in what is returned.
+    Raises DataError if no file can be fetched: there is no list, the list contains unsafe paths, the disk is too full,
+    another process is fetching into the folder, or the server is down. The report contains files that failed singly.
     """
-    if not re.match("https?://.", order.base):
-        raise DataError(f"a release is fetched from an address such as https://physionet.org/..., not {order.base!r}")
-    order = replace(order, base=order.base.rstrip("/") + "/")
+    if not re.match("https?://.", request.base):
+        raise DataError(f"expected an address such as https://physionet.org/..., got {request.base!r}")
+    request = replace(request, base=request.base.rstrip("/") + "/")
     try:
-        return _claimed(order, console)
+        with requests.Session() as session:
+            session.headers.update(UNCOMPRESSED)
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, HTTPAdapter(pool_maxsize=request.jobs))  # one connection per thread
+            source = request.base + LIST_FILE
+            text = fetch_text(session, source)
+            files = select_files(parse_list(text, source), request.only)
+            require_same_release(request.folder, text)  # before anything is written
+            if request.dry_run:
+                return _fetch_missing(request, files, session, console)
+            request.folder.mkdir(parents=True, exist_ok=True)
+            with lock_folder(request.folder):
+                return _fetch_missing(request, files, session, console, text)
     except OSError as error:
-        raise DataError(f"{order.folder} cannot be written: {error}") from error
+        raise DataError(f"{request.folder} cannot be written: {error}") from error
 
 
-def _claimed(order: DownloadRequest, console: Console) -> DownloadReport:
-    with _session(order.jobs) as session:
-        source = order.base + LIST
-        text = fetch_text(session, source)
-        files = choose(read_list(text, source), order.only)
-        require_same_release(order.folder, text)
-        if order.dry_run:
-            return _fetch(order, files, session, console)
-        order.folder.mkdir(parents=True, exist_ok=True)
-        with alone_in(order.folder):
-            return _fetch(order, files, session, console, text)
-
-
-def _fetch(
-    order: DownloadRequest, files: Sequence[ReleaseFile], session: requests.Session, console: Console, text: str = ""
+def _fetch_missing(
+    request: DownloadRequest, files: Sequence[ReleaseFile], session: requests.Session, console: Console, text: str = ""
 ) -> DownloadReport:
-    missing = _missing(order, files, console)
-    there = len(files) - len(missing)
-    begun = sum(part.stat().st_size for file in missing if (part := file.part(order.folder)).is_file())
-    size, known = expected_size(session, order.base, missing, order.jobs)
+    """Fetch the files that are missing or wrong; `text` is the list, to be saved in the folder."""
+    missing = _find_missing(request, files, console)
+    present = len(files) - len(missing)
+    # Bytes of interrupted downloads count as done in the progress bar.
+    resumed = sum(part.stat().st_size for file in missing if (part := file.part(request.folder)).is_file())
+    size, complete = expected_size(session, request.base, missing, request.jobs)
     console.print(
-        f"{len(files):,} files in the list, {there:,} there and right, {len(missing):,} to fetch: "
-        f"{'about' if known else 'size not known, at least'} {shown(max(0, size - begun))}; "
-        f"{shown(free_space(order.folder))} free",
+        f"{len(files):,} files in the list, {present:,} already correct, {len(missing):,} to fetch: "
+        f"{'about' if complete else 'unknown size, at least'} {format_bytes(max(0, size - resumed))}; "
+        f"{format_bytes(free_space(request.folder))} free",
         soft_wrap=True,
     )
-    if order.dry_run:
-        return DownloadReport(there=there, came=0, size=0, seconds=0.0, failed={})
-    require_space(order.folder, max(0, size - begun), len(missing))
-    write_list(order.folder, text)
-    return _transferred(order, missing, there, session, Bars(console, len(missing), size if known else None, begun))
+    if request.dry_run:
+        return DownloadReport(present=present, fetched=0, size=0, seconds=0.0, failed={})
+    require_space(request.folder, max(0, size - resumed), len(missing))
+    write_list(request.folder, text)
+    progress = DownloadProgress(console, len(missing), size if complete else None, resumed)
+    return _transfer_all(request, missing, present, session, progress)
 
 
-def _transferred(
-    order: DownloadRequest, missing: Sequence[ReleaseFile], there: int, session: requests.Session, bars: Bars
+def _find_missing(request: DownloadRequest, files: Sequence[ReleaseFile], console: Console) -> list[ReleaseFile]:
+    """Return the files that do not exist or have wrong bytes, and remember those that are correct."""
+    verified_files = VerifiedFiles(request.folder)
+    correct = set() if request.verify else {file for file in files if verified_files.contains(file)}
+    unverified = [file for file in files if file not in correct and file.below(request.folder).is_file()]
+    if unverified:
+        console.print(f"verifying {len(unverified):,} existing files")
+    checksums = run_in_threads(
+        lambda file: file_checksum(file.below(request.folder)), unverified, request.jobs, Event()
+    )
+    for file, checksum in checksums:  # an exception, if a file cannot be read, differs from any checksum
+        if checksum == file.sum:
+            correct.add(file)
+            if not request.dry_run:
+                verified_files.add(file)
+    return [file for file in files if file not in correct]
+
+
+def _transfer_all(
+    request: DownloadRequest,
+    missing: Sequence[ReleaseFile],
+    present: int,
+    session: requests.Session,
+    progress: DownloadProgress,
 ) -> DownloadReport:
-    began, stop, failed, in_a_row = monotonic(), Event(), dict[str, str](), 0
-    ledger = VerifiedFiles(order.folder)
-    transfer = Transfer(session=session, base=order.base, folder=order.folder, patience=Backoff(stop), moved=bars.moved)
+    start, stop, failed, unreachable = monotonic(), Event(), dict[str, str](), 0
+    verified_files = VerifiedFiles(request.folder)
+    transfer = Transfer(
+        session=session, base=request.base, folder=request.folder, backoff=Backoff(stop), on_bytes=progress.add_bytes
+    )
 
-    def one(file: ReleaseFile) -> None:
+    def fetch_one(file: ReleaseFile) -> None:
         transfer.fetch(file)
-        ledger.add(file)
+        verified_files.add(file)  # before the next file, so that an interruption loses nothing
 
-    with bars:
-        for file, result in in_parallel(one, missing, order.jobs, stop):
-            bars.ended()
+    with progress:
+        for file, result in run_in_threads(fetch_one, missing, request.jobs, stop):
+            progress.add_file()
             if isinstance(result, Exception) and not isinstance(result, TransferError):
                 raise result
             if isinstance(result, TransferError):
                 failed[file.path] = str(result)
-            in_a_row = in_a_row + 1 if isinstance(result, UnreachableError) else 0
-            if in_a_row >= GIVE_UP:
+            unreachable = unreachable + 1 if isinstance(result, UnreachableError) else 0
+            if unreachable >= MAX_UNREACHABLE:
                 raise DataError(
-                    f"the server failed {GIVE_UP} files in a row, the last with: {result}; what came is kept, so run "
-                    "the same command again later"
+                    f"{MAX_UNREACHABLE} files in a row could not be fetched, the last one because {result}; all "
+                    "fetched files are kept, so run the same command again later"
                 )
     return DownloadReport(
-        there=there, came=len(missing) - len(failed), size=bars.bytes, seconds=monotonic() - began, failed=failed
+        present=present,
+        fetched=len(missing) - len(failed),
+        size=progress.bytes,
+        seconds=monotonic() - start,
+        failed=failed,
     )
-
-
-def _missing(order: DownloadRequest, files: Sequence[ReleaseFile], console: Console) -> list[ReleaseFile]:
-    """Return the files that are not there, or are not right; notes in the ledger which are."""
-    ledger = VerifiedFiles(order.folder)
-    known = set() if order.verify else {file for file in files if ledger.knows(file)}
-    unsure = [file for file in files if file not in known and file.below(order.folder).is_file()]
-    if unsure:
-        console.print(f"reading {len(unsure):,} files that are there")
-    for file, result in in_parallel(lambda each: sum_of(each.below(order.folder)), unsure, order.jobs, Event()):
-        if result == file.sum:
-            known.add(file)
-            if not order.dry_run:
-                ledger.add(file)
-    return [file for file in files if file not in known]
-
-
-@contextmanager
-def _session(jobs: int) -> Iterator[requests.Session]:
-    with requests.Session() as session:
-        session.headers.update(PLAIN)
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, HTTPAdapter(pool_maxsize=jobs))
-        yield session

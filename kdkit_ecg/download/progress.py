@@ -1,4 +1,4 @@
-"""Show how a fetch goes: files, bytes, speed and the time that is left."""
+"""Show the progress of a download: files, bytes, speed and remaining time."""
 
 from types import TracebackType
 from typing import Self
@@ -14,16 +14,16 @@ from rich.progress import (
 )
 
 
-class Bars:
-    """A bar over bytes on a terminal, and nothing elsewhere. `size` in bytes, None where it is not known.
+class DownloadProgress:
+    """A progress bar over bytes, shown on a terminal only. Any thread may update it.
 
-    Any thread may tell it.
+    size: total bytes, None if unknown. resumed: bytes that exist from an earlier run.
     """
 
-    def __init__(self, console: Console, files: int, size: int | None, begun: int) -> None:
+    def __init__(self, console: Console, files: int, size: int | None, resumed: int) -> None:
         self._files = files
-        self._ended = 0
-        self._begun = begun
+        self._finished = 0
+        self._resumed = resumed
         self._progress = Progress(
             TextColumn("{task.fields[files]}"),
             BarColumn(),
@@ -34,21 +34,21 @@ class Bars:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task("", total=size, completed=begun, files=self._told())
+        self._task = self._progress.add_task("", total=size, completed=resumed, files=self._file_count())
 
     @property
     def bytes(self) -> int:
-        """Return how many bytes came."""
-        return round(self._progress.tasks[0].completed) - self._begun
+        """The number of bytes fetched in this run."""
+        return round(self._progress.tasks[0].completed) - self._resumed
 
-    def moved(self, count: int) -> None:
-        """Be told of bytes that came, or, below 0, that are lost again."""
-        self._progress.advance(self._task, count)
+    def add_bytes(self, count: int) -> None:
+        """Count bytes that were received, or, if negative, discarded."""
+        self._progress.advance(self._task, count)  # rich updates under a lock
 
-    def ended(self) -> None:
-        """Be told that a file came or failed."""
-        self._ended += 1
-        self._progress.update(self._task, files=self._told())
+    def add_file(self) -> None:
+        """Count a file that was fetched or failed."""
+        self._finished += 1
+        self._progress.update(self._task, files=self._file_count())
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -59,5 +59,5 @@ class Bars:
     ) -> None:
         self._progress.stop()
 
-    def _told(self) -> str:
-        return f"{self._ended:,} of {self._files:,} files"
+    def _file_count(self) -> str:
+        return f"{self._finished:,} of {self._files:,} files"

@@ -1,36 +1,42 @@
-"""Say how a fetch went."""
+"""Summarise a finished download."""
 
 from dataclasses import dataclass
 
-from kdkit_ecg.utils.disk import shown
+from kdkit_ecg.utils.files import format_bytes
 
-TOLD = 10  # failures that are told one by one
+MAX_NAMES = 10  # failed files that are named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DownloadReport:
-    """How it went: numbers of files and of bytes, seconds, and why files failed by path."""
+    """Result of a download. present and fetched: numbers of files. size: bytes fetched. failed: path -> reason."""
 
-    there: int
-    came: int
+    present: int
+    fetched: int
     size: int
     seconds: float
     failed: dict[str, str]
 
     @property
-    def told(self) -> str:
-        """What to say of it."""
-        speed = f", {shown(self.size / self.seconds)}/s" if self.size > 0 and self.seconds >= 1 else ""
-        files = "1 file" if self.came == 1 else f"{self.came:,} files"
-        return f"{files} came, {shown(self.size)} in {self.seconds:.0f} s{speed}; {self.there:,} were there"
+    def summary(self) -> str:
+        """One line about the files and bytes that were fetched."""
+        # The speed of a download of less than a second is meaningless.
+        speed = f", {format_bytes(self.size / self.seconds)}/s" if self.size > 0 and self.seconds >= 1 else ""
+        return (
+            f"{_count_files(self.fetched)} fetched, {format_bytes(self.size)} in {self.seconds:.0f} s{speed}; "
+            f"{self.present:,} were already correct"
+        )
+
+    @property
+    def failures(self) -> str:
+        """The error message about the files that failed."""
+        lines = [f"  {path}: {reason}" for path, reason in list(self.failed.items())[:MAX_NAMES]]
+        if len(self.failed) > MAX_NAMES:
+            lines.append(f"  and {len(self.failed) - MAX_NAMES:,} more")
+        title = f"{_count_files(len(self.failed))} could not be fetched:"
+        advice = "all fetched files are kept; run the same command again to retry these"
+        return "\n".join([title, *lines, advice])
 
 
-def failures(fetched: DownloadReport) -> str:
-    """Return what to say of the files that failed."""
-    lines = [f"  {path}: {why}" for path, why in list(fetched.failed.items())[:TOLD]]
-    if len(fetched.failed) > TOLD:
-        lines.append(f"  and {len(fetched.failed) - TOLD:,} more")
-    count = "1 file" if len(fetched.failed) == 1 else f"{len(fetched.failed):,} files"
-    return "\n".join(
-        [f"{count} could not be fetched:", *lines, "everything else is kept; run the same command again to try these"]
-    )
+def _count_files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count:,} files"

@@ -1,4 +1,4 @@
-"""Judge what a server answers: it is the file, ask again, or give up."""
+"""Interpret the response of a server: it is the file, the request should be retried, or the file cannot be fetched."""
 
 from threading import Event
 
@@ -6,73 +6,78 @@ import requests
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from kdkit import DataError
-from kdkit_ecg.download.backoff import ASKED, TRIES, Backoff, asked_wait
+from kdkit_ecg.download.backoff import MAX_RETRY_AFTER, MAX_TRIES, Backoff, retry_after_seconds
 
-TIMEOUT = (15.0, 60.0)  # s to connect, and between two pieces
+TIMEOUT = (15.0, 60.0)  # s to connect, and between two pieces of data
 
-# Sums are of the bytes as they are, and so are ranges: nothing may be compressed on the way.
-PLAIN = {"Accept-Encoding": "identity"}
+# Checksums and ranges refer to the file itself, so the server must not compress it.
+UNCOMPRESSED = {"Accept-Encoding": "identity"}
 
-_AGAIN = {408, 425, 429, 500, 502, 503, 504}
+_RETRY_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
 
 class TransferError(DataError):
-    """A file that could not be fetched, and why."""
+    """A file could not be fetched."""
 
 
 class UnreachableError(TransferError):
-    """A file that the server did not give, though it was asked often enough."""
+    """The server did not send a file in any of several tries."""
 
 
 class DiskFullError(DataError):
-    """No file can be written any more."""
+    """The disk is full or read-only, so no other file can be written either."""
 
 
-class AskAgain(Exception):  # noqa: N818 -- no error yet: the next try may do
-    """An answer that may be another one later."""
+class RetryLater(Exception):  # noqa: N818 -- not an error yet: the next try may succeed
+    """A response after which the same request should be repeated."""
 
 
-def judge(response: requests.Response, patience: Backoff) -> None:
-    """Return where the answer is the file or a range of it.
+def check_response(response: requests.Response, backoff: Backoff) -> None:
+    """Return if the response contains the file or a range of it.
 
-    Raises AskAgain, having made all files wait as long as the server asks, and TransferError where that is of no use.
+    Raises RetryLater if the request may be repeated; all files then wait for as long as the server requests. Raises
+    TransferError if it should not be repeated.
     """
     if response.status_code in (200, 206):
         return
-    said = f"the server answers {response.status_code} {response.reason}"
-    if response.status_code not in _AGAIN:
-        raise TransferError(said)
-    seconds = asked_wait(response.headers.get("Retry-After"))
-    if seconds > ASKED:
-        raise UnreachableError(f"{said} and asks to come back in {seconds:.0f} s")
-    patience.pause(seconds)
-    raise AskAgain(said)
+    problem = _describe_status(response)
+    if response.status_code not in _RETRY_STATUS:
+        raise TransferError(problem)
+    seconds = retry_after_seconds(response.headers.get("Retry-After"))
+    if seconds > MAX_RETRY_AFTER:
+        raise UnreachableError(f"{problem} and requests a wait of {seconds:.0f} s")
+    backoff.pause_all(seconds)
+    raise RetryLater(problem)
 
 
 def fetch_text(session: requests.Session, source: str) -> str:
-    """Return a text of the server, which is tried as often as a file. Raises DataError."""
-    patience = Backoff(Event())
-    for tries in range(1, TRIES + 1):
-        patience.wait_turn()
+    """Return a text from the server, with the same number of tries as for a file. Raises DataError."""
+    backoff = Backoff(Event())
+    for tries in range(1, MAX_TRIES + 1):
+        backoff.wait_for_pause()
         try:
-            answer = session.get(source, timeout=TIMEOUT)
-            if answer.ok:
-                return answer.content.decode("utf-8")
-            problem = f"the server answers {answer.status_code} {answer.reason}"
-            if answer.status_code not in _AGAIN:
+            response = session.get(source, timeout=TIMEOUT)
+            if response.ok:
+                return response.content.decode("utf-8")
+            problem = _describe_status(response)
+            if response.status_code not in _RETRY_STATUS:  # e.g. 404: the address is wrong
                 break
-            patience.pause(min(ASKED, asked_wait(answer.headers.get("Retry-After"))))
+            backoff.pause_all(min(MAX_RETRY_AFTER, retry_after_seconds(response.headers.get("Retry-After"))))
         except (requests.RequestException, UnicodeDecodeError) as error:
-            problem = said(error)
-        if tries < TRIES:
-            patience.wait_after(tries)
-    raise DataError(f"{source} cannot be fetched: {problem}; is the address right, and is there a connection?")
+            problem = describe_failure(error)
+        if tries < MAX_TRIES:
+            backoff.wait_after_failure(tries)
+    raise DataError(f"{source} cannot be fetched: {problem}; check the address and the connection")
 
 
-def said(error: Exception) -> str:
-    """Return what to say of a try that failed."""
+def describe_failure(error: Exception) -> str:
+    """Return a short description of a failed request."""
     if isinstance(error, requests.Timeout | ReadTimeoutError):
-        return "the server did not answer in time"
+        return "the server did not respond in time"
     if isinstance(error, requests.RequestException | HTTPError):
-        return "the connection failed or was cut"
+        return "the connection failed or was interrupted"
     return str(error)
+
+
+def _describe_status(response: requests.Response) -> str:
+    return f"the server responds with {response.status_code} {response.reason}"

@@ -1,4 +1,4 @@
-"""Do one thing to many items in threads, and stop at once when told to."""
+"""Apply one function to many items in threads that can be stopped at once."""
 
 from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, Queue, SimpleQueue
@@ -9,49 +9,44 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-GRACE = 2.0  # s that threads get to come to an end; one that waits for a server is then left behind
+GRACE = 2.0  # s for the threads to finish; a thread that still waits for a server is then abandoned
 
 
-def in_parallel(
-    work: Callable[[Item], Result], items: Sequence[Item], jobs: int, stop: Event
+def run_in_threads(
+    function: Callable[[Item], Result], items: Sequence[Item], jobs: int, stop: Event
 ) -> Iterator[tuple[Item, Result | Exception]]:
-    """Yield each item with what `work` returns or raises, as they are done, with `jobs` at work at once.
+    """Yield each item with the result or the exception of `function`, in the order in which they finish.
 
-    `stop` is set when the caller leaves early, so that `work` may look at it. The threads are daemons: an interrupt
-    ends the program also while a server keeps one waiting.
+    `stop` is set if the generator is closed early, so that `function` can check it. The threads are daemons: Ctrl-C
+    ends the program even if a server keeps a thread waiting, which a ThreadPoolExecutor would not allow.
     """
     waiting: SimpleQueue[Item] = SimpleQueue()
-    done: Queue[tuple[Item, Result | Exception]] = Queue()
+    finished: Queue[tuple[Item, Result | Exception]] = Queue()
     for item in items:
         waiting.put(item)
-    threads = [Thread(target=_keep_at, args=(work, waiting, done, stop), daemon=True) for _ in range(jobs)]
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                item = waiting.get_nowait()
+            except Empty:
+                return
+            try:
+                finished.put((item, function(item)))
+            except Exception as error:  # returned to the caller, who decides what to do with it
+                finished.put((item, error))
+
+    threads = [Thread(target=work, daemon=True) for _ in range(jobs)]
     for thread in threads:
         thread.start()
-    finished = False
+    complete = False
     try:
         for _ in items:
-            yield done.get()
-        finished = True
+            yield finished.get()
+        complete = True
     finally:
-        if not finished:
+        if not complete:
             stop.set()
-        until = monotonic() + GRACE
+        deadline = monotonic() + GRACE
         for thread in threads:
-            thread.join(max(0.0, until - monotonic()))
-
-
-def _keep_at(
-    work: Callable[[Item], Result],
-    waiting: SimpleQueue[Item],
-    done: Queue[tuple[Item, Result | Exception]],
-    stop: Event,
-) -> None:
-    while not stop.is_set():
-        try:
-            item = waiting.get_nowait()
-        except Empty:
-            return
-        try:
-            done.put((item, work(item)))
-        except Exception as error:  # handed to whoever asked, who knows what to do with it
-            done.put((item, error))
+            thread.join(max(0.0, deadline - monotonic()))

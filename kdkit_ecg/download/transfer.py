@@ -1,4 +1,4 @@
-"""Fetch one file: resumed, tried again, checked, and under its own name only when it is right."""
+"""Fetch one file: resume it, retry, verify its checksum, and rename it only when it is correct."""
 
 import errno
 import re
@@ -10,105 +10,111 @@ from urllib.parse import quote
 import requests
 from urllib3.exceptions import HTTPError
 
-from kdkit_ecg.download.backoff import TRIES, Backoff, Stopped
+from kdkit_ecg.download.backoff import MAX_TRIES, Backoff, Stopped
 from kdkit_ecg.download.checksums import ReleaseFile
-from kdkit_ecg.download.responses import TIMEOUT, AskAgain, DiskFullError, TransferError, UnreachableError, judge, said
-from kdkit_ecg.download.verified_files import sum_of
+from kdkit_ecg.download.responses import (
+    TIMEOUT,
+    DiskFullError,
+    RetryLater,
+    TransferError,
+    UnreachableError,
+    check_response,
+    describe_failure,
+)
+from kdkit_ecg.download.verified_files import file_checksum
 
-PIECE = 1 << 16  # bytes
+CHUNK = 1 << 16  # bytes
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transfer:
-    """Fetches files from below `base` to below `folder`; `moved` is told of bytes as they come, or are lost again."""
+    """Fetches files below the address `base` into `folder`.
+
+    on_bytes is called with the number of bytes received, or, if negative, discarded.
+    """
 
     session: requests.Session
     base: str
     folder: Path
-    patience: Backoff
-    moved: Callable[[int], None]
+    backoff: Backoff
+    on_bytes: Callable[[int], None]
 
     def fetch(self, file: ReleaseFile) -> None:
-        """Fetch one file. What is there of its .part is gone on with, and left where this ends early.
+        """Fetch one file. An existing .part file is resumed, and stays if this call is interrupted.
 
-        Raises TransferError, which says why, DiskFullError, and Stopped.
+        Raises TransferError with the reason, DiskFullError, and Stopped.
         """
         part = file.part(self.folder)
         try:
             part.parent.mkdir(parents=True, exist_ok=True)
-            self._whole(file, part)
-            if sum_of(part) != file.sum:
-                # Perhaps an older .part, perhaps a bad line: once more from the beginning.
-                self._lose(part)
-                self._whole(file, part)
-                if sum_of(part) != file.sum:
-                    self._lose(part)
-                    raise TransferError("its bytes are not those of the list, twice")
+            self._complete(file, part)
+            if file_checksum(part) != file.sum:
+                # The .part file may be of an older file, or bytes were damaged on the way: start again once.
+                self._discard(part)
+                self._complete(file, part)
+                if file_checksum(part) != file.sum:
+                    self._discard(part)
+                    raise TransferError("its bytes do not match the checksum in the list, in two downloads")
+            # Only now does the file have its own name, so a file with that name is complete.
             part.replace(file.below(self.folder))
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in _DISK_FULL:
                 raise DiskFullError(
-                    f"{part} cannot be written: {error.strerror}; make room and run the same command again"
+                    f"{part} cannot be written: {error.strerror}; free some space and run the same command again"
                 ) from error
             raise TransferError(f"cannot be written: {error.strerror or error}") from error
 
-    def _whole(self, file: ReleaseFile, part: Path) -> None:
-        """Bring the .part to its end, however many tries it takes while each brings new bytes."""
+    def _complete(self, file: ReleaseFile, part: Path) -> None:
+        """Request the file until the .part is complete. Only tries without a new byte count towards MAX_TRIES."""
         tries = 0
         while True:
-            self.patience.wait_turn()
-            before = _size(part)
+            self.backoff.wait_for_pause()
+            size_before = _size(part)
             try:
-                self._piece(file, part)
+                self._request(file, part)
                 return
-            except (requests.RequestException, HTTPError, AskAgain) as error:
-                tries = 1 if _size(part) > before else tries + 1
-                if tries >= TRIES:
-                    raise UnreachableError(f"{said(error)}, {TRIES} times") from error
-            self.patience.wait_after(tries)
+            except (requests.RequestException, HTTPError, RetryLater) as error:
+                tries = 1 if _size(part) > size_before else tries + 1
+                if tries >= MAX_TRIES:
+                    raise UnreachableError(f"{describe_failure(error)}, {MAX_TRIES} times") from error
+            self.backoff.wait_after_failure(tries)
 
-    def _piece(self, file: ReleaseFile, part: Path) -> None:
-        """Ask once, and write what comes; returns when the file is whole."""
+    def _request(self, file: ReleaseFile, part: Path) -> None:
+        """Send one request and append its bytes to the .part. Returns when the file is complete."""
         start = _size(part)
         headers = {"Range": f"bytes={start}-"} if start else {}
         with self.session.get(address(self.base, file), headers=headers, stream=True, timeout=TIMEOUT) as response:
-            if response.status_code == 416:  # nothing is left to come, or the .part is longer than the file
-                self._settle(response, part, start)
+            if response.status_code == 416:  # no bytes remain, or the .part is longer than the file
+                if response.headers.get("Content-Range", f"bytes */{start}") != f"bytes */{start}":
+                    self._discard(part)
+                    raise RetryLater("the .part file is longer than the file")
                 return
-            judge(response, self.patience)
-            going_on = response.status_code == 206 and _starts_at(response, start)
-            if start and not going_on:
-                self._lose(part)
-            if response.status_code == 206 and not going_on:
-                raise AskAgain("the server sent another range than it was asked for")
-            with part.open("ab" if going_on else "wb") as out:
-                # read1 hands out what has come; read would wait for a whole piece and lose it where the line is cut.
-                while piece := response.raw.read1(PIECE):
-                    out.write(piece)
-                    self.moved(len(piece))
-                    if self.patience.stop.is_set():
+            check_response(response, self.backoff)
+            content_range = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+            resumes = response.status_code == 206 and content_range is not None and int(content_range[1]) == start
+            if start and not resumes:  # a server without ranges sends the whole file
+                self._discard(part)
+            if response.status_code == 206 and not resumes:
+                raise RetryLater("the server sent another range than the requested one")
+            with part.open("ab" if resumes else "wb") as out:
+                # read1 returns the bytes received so far; read waits for a full chunk, and loses it if the connection
+                # breaks.
+                while chunk := response.raw.read1(CHUNK):
+                    out.write(chunk)
+                    self.on_bytes(len(chunk))
+                    if self.backoff.stop.is_set():
                         raise Stopped
 
-    def _settle(self, response: requests.Response, part: Path, start: int) -> None:
-        if response.headers.get("Content-Range", f"bytes */{start}") != f"bytes */{start}":
-            self._lose(part)
-            raise AskAgain("what was there is longer than the file")
-
-    def _lose(self, part: Path) -> None:
-        self.moved(-_size(part))
+    def _discard(self, part: Path) -> None:
+        self.on_bytes(-_size(part))
         part.unlink(missing_ok=True)
 
 
 def address(base: str, file: ReleaseFile) -> str:
-    """Return where a file is fetched from."""
-    return base + quote(file.path)
-
-
-def _starts_at(response: requests.Response, start: int) -> bool:
-    match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    return match is not None and int(match[1]) == start
+    """Return the address of a file."""
+    return base + quote(file.path)  # names may contain spaces
 
 
 def _size(part: Path) -> int:

@@ -1,1 +1,1 @@
-"""Read and prepare WFDB records."""
+"""Read WFDB records, and prepare their signals for training."""

@@ -1,4 +1,4 @@
-"""Make of a record the signal that is learned from: band, rate and scale."""
+"""Prepare the signal of a record for training: band-pass filter, resampling and scaling."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,37 +10,38 @@ from numpy.typing import NDArray
 
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS
-from kdkit_ecg.records.filters import bandpass, ratio_of, resample, resample_linear, zscore
+from kdkit_ecg.records.filters import bandpass, rate_ratio, resample, resample_linear, zscore
 from kdkit_ecg.records.header import Header
-from kdkit_ecg.records.record import Record, missing_files, read_record
+from kdkit_ecg.records.record import WfdbRecord, missing_files, read_record
 
 Resampling = Literal["polyphase", "linear"]
 Scaling = Literal["zscore", "raw"]
 Fault = Literal["signal", "rate"]
 
-VERSION = 2  # part of the fingerprint and of a store's name: it goes up when the same options make other samples
+VERSION = 2  # of the preparation; increase it if the same options give other samples (fingerprints and stores use it)
 
 
-class TrialResult(NamedTuple):
-    """What came of preparing a record, whatever it was.
+class PreparedSignal(NamedTuple):
+    """The prepared signal of a record, or the fault that prevents one.
 
-    content: 16 bytes, the same for records with the same twelve leads; b"" where they cannot be read.
-    signal: float32 (12, time); None where there is a fault: "signal" that cannot be read, "rate" that the band or the
-    resampling cannot take.
-    passing: the fault may be gone another time, as when a file may not be opened or memory is short.
+    content: 16-byte hash of the twelve leads as they were read; b"" if they cannot be read.
+    signal: float32 (12, time); None if there is a fault.
+    fault: "signal" if the signal cannot be read, "rate" if the band-pass or the resampling cannot handle its rate.
+    transient: the fault may disappear, e.g. if a file could not be opened or memory was short.
     """
 
     content: bytes
     signal: NDArray[np.float32] | None
     fault: Fault | None = None
-    passing: bool = False
+    transient: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preparation:
-    """rate in Hz. band: (low, high) in Hz, applied at the record's own rate, or None. Others as Challenge2020.
+    """Options of the preparation. rate in Hz. band: (low, high) in Hz, applied at the rate of the record, or None.
 
-    Rate and band are held as floats, however they came, so that what is prepared in one way has one name.
+    resampling and scaling: see Challenge2020. Rate and band are converted to float, so that equal options always have
+    the same name in the store.
     """
 
     rate: float
@@ -52,47 +53,52 @@ class Preparation:
         object.__setattr__(self, "rate", float(self.rate))
         object.__setattr__(self, "band", tuple(map(float, self.band)) if self.band else None)
 
-    def prepare(self, header: Header) -> TrialResult:
-        """Read a record and prepare it; raises nothing for whatever is wrong with it."""
+    def prepare(self, header: Header) -> PreparedSignal:
+        """Read and prepare a record. A record that cannot be prepared gives a fault and not an exception."""
         try:
             record = read_record(header)
         except (DataError, OSError, MemoryError) as error:
-            passing = isinstance(error.__cause__ or error, OSError | MemoryError)
-            passing = passing or not header.path.is_file() or bool(missing_files(header))
-            return TrialResult(b"", None, "signal", passing)
-        content = content_of(record)
+            transient = isinstance(error.__cause__ or error, OSError | MemoryError)
+            # The files may have been deleted or replaced since the header was read.
+            transient = transient or not header.path.is_file() or bool(missing_files(header))
+            return PreparedSignal(b"", None, "signal", transient)
+        content = content_hash(record)
         if not np.isfinite(record.signal[: len(LEADS)]).all():
-            return TrialResult(content, None, "signal")
+            return PreparedSignal(content, None, "signal")
         try:
             with np.errstate(divide="raise", over="raise", invalid="raise"):
-                return TrialResult(content, self.shaped(record))
+                return PreparedSignal(content, self.transform(record))
         except MemoryError:
-            return TrialResult(content, None, "rate", passing=True)
-        except (DataError, ArithmeticError, ValueError):  # scipy's filters raise what their arithmetic meets
-            return TrialResult(content, None, "rate")
+            return PreparedSignal(content, None, "rate", transient=True)
+        except (DataError, ArithmeticError, ValueError):  # scipy's filters raise any of these for an extreme rate
+            return PreparedSignal(content, None, "rate")
 
-    def prepare_all(self, headers: Sequence[Header]) -> list[TrialResult]:
-        """Prepare some records."""
+    def prepare_all(self, headers: Sequence[Header]) -> list[PreparedSignal]:
+        """Prepare several records."""
         return [self.prepare(header) for header in headers]
 
-    def shaped(self, record: Record) -> NDArray[np.float32]:
-        """Return the signal, (12, time); raises DataError where band or resampling does not fit its rate."""
+    def transform(self, record: WfdbRecord) -> NDArray[np.float32]:
+        """Return the prepared signal, (12, time). Raises DataError if band or resampling does not fit the rate."""
         signal: NDArray[np.floating[Any]] = record.signal[: len(LEADS)].astype(np.float64)
+        # Filter before resampling: the band is relative to the true rate.
         if self.band:
             signal = bandpass(signal, record.rate, *self.band)
-        change = resample if self.resampling == "polyphase" else resample_linear
-        signal = change(signal, record.rate, self.rate)
+        change_rate = resample if self.resampling == "polyphase" else resample_linear
+        signal = change_rate(signal, record.rate, self.rate)
         if not (signal.size and np.isfinite(signal).all()):
-            raise DataError(f"nothing of use is left of a record at {record.rate:g} Hz when it is at {self.rate:g} Hz")
+            raise DataError(
+                f"no finite sample is left of a record at {record.rate:g} Hz after resampling to {self.rate:g} Hz"
+            )
         return np.ascontiguousarray(zscore(signal) if self.scaling == "zscore" else signal, dtype=np.float32)
 
-    def expected_time(self, header: Header) -> int:
-        """Return about how many samples a lead will have; 0 where the rate is a fault. Reads no signal.
+    def expected_samples(self, header: Header) -> int:
+        """Return an upper estimate of the samples per lead after preparation, 0 if the rate is a fault.
 
-        A header may promise anything, so more than a bit a sample is not believed of its files.
+        Reads no signal. A header may contain any number of samples, so the estimate is limited by the size of the
+        signal files, at one bit per sample.
         """
         try:
-            ratio = ratio_of(header.rate, self.rate)
+            ratio = rate_ratio(header.rate, self.rate)
         except DataError:
             return 0
         if self.band and self.band[1] >= header.rate / 2:
@@ -101,6 +107,6 @@ class Preparation:
         return int(min(header.samples, bits // len(header.leads)) * ratio) + 1
 
 
-def content_of(record: Record) -> bytes:
-    """Return 16 bytes that are the same for records with the same twelve leads, sample by sample."""
+def content_hash(record: WfdbRecord) -> bytes:
+    """Return a 16-byte hash that is equal for records with equal samples in the twelve leads."""
     return hashlib.blake2b(record.signal[: len(LEADS)].tobytes(), digest_size=16).digest()

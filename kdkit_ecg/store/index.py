@@ -1,4 +1,4 @@
-"""The index of a store: which record lies where among the signals, a row of fixed size for each."""
+"""Read and write the index of a store: a row of fixed size for each record, with the position of its signal."""
 
 import os
 import zlib
@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 INDEX, SIGNALS, LOCK = "index.bin", "signals.f32", ".lock"
 
 LEADS = 12
-SAMPLE = 4  # bytes of a float32
-FAULTS = ("", "signal", "rate")  # what a row's fault means, by number
+SAMPLE_BYTES = 4  # of a float32
+FAULTS = ("", "signal", "rate")  # a row has the position of its fault in this tuple
 
-# key: of the source files. content: of the twelve leads as they were read, by which twins are known. offset: bytes into
-# the signals. time: samples per lead. sum: CRC-32 of the record's bytes. check: CRC-32 of the row before it.
+# key: hash of the source files. content: hash of the twelve leads before preparation, which finds duplicate signals.
+# offset: in bytes, into the file of signals. time: samples per lead. sum: CRC-32 of the signal. check: CRC-32 of the
+# other fields of the row.
 ROW = np.dtype(
     [
         ("key", "V16"),
@@ -32,19 +33,19 @@ ROW = np.dtype(
 Rows = NDArray[np.void]
 
 
-def row_of(key: bytes, content: bytes, offset: int, signal: NDArray[np.float32] | None, fault: str) -> bytes:
-    """Return a row as it stands in the file."""
+def make_row(key: bytes, content: bytes, offset: int, signal: NDArray[np.float32] | None, fault: str) -> bytes:
+    """Return the bytes of a row in the index file."""
     time, total = (0, 0) if signal is None else (signal.shape[1], zlib.crc32(np.ascontiguousarray(signal, "<f4").data))
     row = np.array([(key, content, offset, time, total, FAULTS.index(fault), 0)], dtype=ROW)
-    row["check"] = _check(row.tobytes())
+    row["check"] = _row_checksum(row.tobytes())
     return row.tobytes()
 
 
 def read_rows(folder: Path) -> tuple[Rows, int]:
-    """Return the good rows of a store, the last one of each key, and how many rows of the file are not good.
+    """Return the valid rows of a store, the last one of each key, and the number of invalid rows in the file.
 
-    Good is a row that is whole and whose signal lies within the file of signals. A last row that is not whole yet is
-    none. No file is no rows.
+    A row is valid if its checksum is correct and its signal lies within the file of signals. A last row that was not
+    written completely is invalid. A missing file has no rows.
     """
     try:
         raw = (folder / INDEX).read_bytes()
@@ -52,42 +53,39 @@ def read_rows(folder: Path) -> tuple[Rows, int]:
         return np.zeros(0, ROW), 0
     size = (folder / SIGNALS).stat().st_size if (folder / SIGNALS).is_file() else 0
     rows: Rows = np.frombuffer(raw[: len(raw) // ROW.itemsize * ROW.itemsize], dtype=ROW)
-    whole = [_check(raw[at : at + ROW.itemsize]) == row for at, row in _checks(rows)]
-    ends = rows["offset"] + bytes_of(rows["time"])
-    fit = np.array(whole, dtype=bool) & (ends <= size) & (rows["fault"] < len(FAULTS))
-    return _last(rows[fit]), int((~fit).sum()) + bool(len(raw) % ROW.itemsize)
+    starts = range(0, rows.nbytes, ROW.itemsize)
+    intact = [
+        _row_checksum(raw[start : start + ROW.itemsize]) == checksum
+        for start, checksum in zip(starts, rows["check"].tolist(), strict=True)
+    ]
+    ends = rows["offset"] + signal_bytes(rows["time"])
+    valid = np.array(intact, dtype=bool) & (ends <= size) & (rows["fault"] < len(FAULTS))
+    # Later rows replace earlier ones of the same key. The dict keeps the last position of each.
+    last_rows = {key: row for row, key in enumerate(rows[valid]["key"].tolist())}
+    return rows[valid][sorted(last_rows.values())], int((~valid).sum()) + bool(len(raw) % ROW.itemsize)
 
 
 def write_rows(folder: Path, rows: Rows) -> None:
-    """Write the index anew, whole or not at all."""
-    new = folder / f".{INDEX}.new"
-    with new.open("wb") as file:
+    """Replace the index atomically."""
+    unfinished = folder / f".{INDEX}.new"
+    with unfinished.open("wb") as file:
         file.write(rows.tobytes())
         file.flush()
         os.fsync(file.fileno())
-    new.replace(folder / INDEX)
+    unfinished.replace(folder / INDEX)
 
 
-def without(folder: Path, keys: Iterable[bytes]) -> None:
-    """Take the records with these keys out of the index, so that they are prepared anew; it must be locked."""
-    gone = list(keys)
+def remove_rows(folder: Path, keys: Iterable[bytes]) -> None:
+    """Remove the records with these keys from the index, so that they are prepared again. The store must be locked."""
+    removed = list(keys)
     rows = read_rows(folder)[0]
-    write_rows(folder, rows[[key not in gone for key in rows["key"].tolist()]])
+    write_rows(folder, rows[[key not in removed for key in rows["key"].tolist()]])
 
 
-def bytes_of(time: Any) -> Any:
-    """Return how many bytes a signal of this many samples per lead takes."""
-    return np.asarray(time, dtype=np.uint64) * np.uint64(LEADS * SAMPLE)
+def signal_bytes(time: Any) -> Any:
+    """Return the size in bytes of signals with this many samples per lead."""
+    return np.asarray(time, dtype=np.uint64) * np.uint64(LEADS * SAMPLE_BYTES)
 
 
-def _checks(rows: Rows) -> Iterable[tuple[int, int]]:
-    return zip(range(0, rows.nbytes, ROW.itemsize), rows["check"].tolist(), strict=True)
-
-
-def _check(row: bytes) -> int:
-    return zlib.crc32(row[: ROW.fields["check"][1]])  # type: ignore[index]  # it has fields
-
-
-def _last(rows: Rows) -> Rows:
-    places = {key: place for place, key in enumerate(rows["key"].tolist())}
-    return rows[sorted(places.values())]
+def _row_checksum(row: bytes) -> int:
+    return zlib.crc32(row[: ROW.fields["check"][1]])  # type: ignore[index]  # fields is not None: ROW is structured

@@ -1,4 +1,4 @@
-"""Where stores are kept: in the user's cache, in one folder that can be found and deleted."""
+"""Locate, list and delete stores: folders in the user's cache, one per set of records and preparation."""
 
 import hashlib
 import json
@@ -17,84 +17,92 @@ from kdkit import DataError
 from kdkit_ecg.records.preparation import VERSION, Preparation
 from kdkit_ecg.store.index import LOCK, read_rows
 
-FORMAT = 2  # of the files of a store and of its keys: another one is another store
-ABOUT = "store.json"  # by which a folder is known to be a store
+FORMAT = 2  # of the files and keys of a store; part of its name, so another format is another store
+METADATA = "store.json"  # the file that marks a folder as a store
 
-Where = Path | str | Literal["auto"]
+StoreLocation = Path | str | Literal["auto"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """A folder that is a store, whether it is there already: records of `sources`, prepared in one way."""
+class StoreFolder:
+    """The folder of a store, which need not exist yet: the records of `sources`, prepared in one way."""
 
     path: Path
     sources: tuple[str, ...]
     preparation: dict[str, Any]
 
-    def claim(self) -> None:
-        """Make the folder. Raises OSError where that cannot be."""
+    @classmethod
+    def locate(cls, location: StoreLocation, folders: Sequence[Path], preparation: Preparation) -> "StoreFolder":
+        """Return the store of the records in these folders with this preparation. Reads and writes nothing."""
+        sources = tuple(str(folder.resolve()) for folder in folders)
+        options = {"version": VERSION, **asdict(preparation)}
+        digest = hashlib.blake2b(repr((FORMAT, sources, sorted(options.items()))).encode(), digest_size=6).hexdigest()
+        # The digest identifies the store. The name in front of it is for the user.
+        name = re.sub(r"[^-\w.]+", "-", folders[0].resolve().name) or "root"
+        return cls(path=stores_folder(location) / f"{name}-{digest}", sources=sources, preparation=options)
+
+    @property
+    def size(self) -> int:
+        """The size of the store in bytes."""
+        return sum(file.stat().st_size for file in self.path.iterdir() if file.is_file())
+
+    @property
+    def record_count(self) -> int:
+        """The number of records in the store, including those with a fault."""
+        return len(read_rows(self.path)[0])
+
+    def create(self) -> None:
+        """Create the folder if it does not exist. Raises OSError if that is not possible."""
         self.path.mkdir(parents=True, exist_ok=True)
-        about = {"format": FORMAT, "sources": self.sources, "preparation": self.preparation}
-        if not (self.path / ABOUT).is_file():
-            new = self.path / f".{ABOUT}.{os.getpid()}"
-            new.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-            new.replace(self.path / ABOUT)
+        metadata = {"format": FORMAT, "sources": self.sources, "preparation": self.preparation}
+        if not (self.path / METADATA).is_file():
+            # Several processes may create the store at the same time, so each writes a file with its own name.
+            unfinished = self.path / f".{METADATA}.{os.getpid()}"
+            unfinished.write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
+            unfinished.replace(self.path / METADATA)
 
+    def delete(self) -> None:
+        """Delete the store. Runs that have mapped it are not affected.
 
-def cache_folder() -> Path:
-    """Return $KDKIT_CACHE, or else `kdkit` in the folder that the system has for what can be made again."""
-    named = os.environ.get("KDKIT_CACHE")
-    if named:
-        return Path(named)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "kdkit" / "Cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "kdkit"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdkit"
-
-
-def stores_folder(where: Where = "auto") -> Path:
-    """Return the folder that holds the stores."""
-    return cache_folder() / "signals" if where == "auto" else Path(where)
-
-
-def place_of(where: Where, folders: Sequence[Path], preparation: Preparation) -> Place:
-    """Return the store of the records in these folders, prepared in this way; asks and writes nothing."""
-    sources = tuple(str(folder.resolve()) for folder in folders)
-    told = {"version": VERSION, **asdict(preparation)}
-    digest = hashlib.blake2b(repr((FORMAT, sources, sorted(told.items()))).encode(), digest_size=6).hexdigest()
-    name = re.sub(r"[^-\w.]+", "-", folders[0].resolve().name) or "root"
-    return Place(path=stores_folder(where) / f"{name}-{digest}", sources=sources, preparation=told)
-
-
-def stores_in(folder: Path) -> Iterator[Place]:
-    """Yield the stores in a folder, by name; what is no store is passed over."""
-    for about in sorted(folder.glob(f"*/{ABOUT}")):
+        Raises DataError if another process is writing to it, or if it cannot be deleted.
+        """
         try:
-            told = json.loads(about.read_text(encoding="utf-8"))
-            yield Place(path=about.parent, sources=tuple(told["sources"]), preparation=dict(told["preparation"]))
+            with FileLock(self.path / LOCK, timeout=0):
+                # The lock is held on its file, so that one is deleted with the folder, after the lock is released.
+                for file in [path for path in self.path.iterdir() if path.name != LOCK]:
+                    file.unlink()
+            shutil.rmtree(self.path)
+        except Timeout as error:
+            raise DataError(f"another process is writing to {self.path}; wait for it, or stop it") from error
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be deleted: {error.strerror or error}") from error
+
+
+def stores_folder(location: StoreLocation = "auto") -> Path:
+    """Return the folder that contains the stores: `location`, or a folder in the cache of the user if "auto".
+
+    The cache is $KDKIT_CACHE, or `kdkit` in the cache folder of the operating system.
+    """
+    if location != "auto":
+        return Path(location)
+    from_environment = os.environ.get("KDKIT_CACHE")
+    if from_environment:
+        cache = Path(from_environment)
+    elif sys.platform == "win32":
+        cache = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "kdkit" / "Cache"
+    elif sys.platform == "darwin":
+        cache = Path.home() / "Library" / "Caches" / "kdkit"
+    else:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdkit"
+    return cache / "signals"
+
+
+def stores_in(folder: Path) -> Iterator[StoreFolder]:
+    """Yield the stores in a folder, sorted by name. Other folders are skipped."""
+    for path in sorted(folder.glob(f"*/{METADATA}")):
+        try:
+            metadata = json.loads(path.read_text(encoding="utf-8"))
+            sources, preparation = tuple(metadata["sources"]), dict(metadata["preparation"])
         except (OSError, ValueError, KeyError, TypeError):
-            yield Place(path=about.parent, sources=("unreadable",), preparation={})
-
-
-def size_of(place: Place) -> int:
-    """Return how many bytes a store takes."""
-    return sum(file.stat().st_size for file in place.path.iterdir() if file.is_file())
-
-
-def records_in(place: Place) -> int:
-    """Return how many records a store has, bad ones too."""
-    return len(read_rows(place.path)[0])
-
-
-def delete(place: Place) -> None:
-    """Delete a store; runs that have it open go on. Raises DataError where it is just written, or cannot be deleted."""
-    try:
-        with FileLock(place.path / LOCK, timeout=0):
-            for file in [each for each in place.path.iterdir() if each.name != LOCK]:
-                file.unlink()
-        shutil.rmtree(place.path)
-    except Timeout as error:
-        raise DataError(f"{place.path} is just written by another process; wait for it, or stop it") from error
-    except OSError as error:
-        raise DataError(f"{place.path} cannot be deleted: {error.strerror or error}") from error
+            sources, preparation = ("unreadable",), {}  # listed all the same, so that it can be deleted
+        yield StoreFolder(path=path.parent, sources=sources, preparation=preparation)

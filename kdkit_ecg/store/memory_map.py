@@ -1,4 +1,4 @@
-"""Signals of a store as a sequence of arrays, mapped from the file and not held in memory."""
+"""Read the signals of a store as arrays that are mapped from the file and not held in memory."""
 
 import mmap
 import zlib
@@ -11,86 +11,89 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from kdkit import DataError
-from kdkit_ecg.store.index import LEADS, LOCK, SAMPLE, SIGNALS, Rows, bytes_of, without
+from kdkit_ecg.store.index import LEADS, LOCK, SAMPLE_BYTES, SIGNALS, Rows, remove_rows, signal_bytes
 
 Signal = NDArray[np.float32]
 
 
-class StoredSignals(Sequence[Signal]):
-    """float32 (12, time) each, read-only views of the mapped file; a copy by pickle maps it again.
+class MappedSignals(Sequence[Signal]):
+    """Signals of a store, float32 (12, time) each, as read-only views of the mapped file.
 
-    The first time that a record is asked for, by this process or by one that it forked, its bytes are held against
-    their sum: DataError where they are not those that were written.
+    Pickling stores the path and not the samples; the copy maps the file again. The checksum of a signal is verified on
+    its first access, once for this process and the processes forked from it. Raises DataError if it does not match.
     """
 
-    def __init__(self, mapped: "Mapped", places: NDArray[np.int64] | None = None) -> None:
-        self.mapped = mapped
-        self.places = np.arange(len(mapped.rows)) if places is None else places
+    def __init__(self, file: "SignalFile", rows: NDArray[np.int64] | None = None) -> None:
+        self.file = file
+        self.rows = np.arange(len(file.rows)) if rows is None else rows  # (records,) positions in file.rows
 
-    def part(self, rows: NDArray[np.int64]) -> "StoredSignals":
-        """Return these signals in this order, of the same mapped file."""
-        return StoredSignals(self.mapped, self.places[rows])
+    def select(self, records: NDArray[np.int64]) -> "MappedSignals":
+        """Return these signals in this order, from the same mapped file."""
+        return MappedSignals(self.file, self.rows[records])
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.rows)
 
     @overload
-    def __getitem__(self, row: int) -> Signal: ...
+    def __getitem__(self, record: int) -> Signal: ...
     @overload
-    def __getitem__(self, row: slice) -> "StoredSignals": ...
-    def __getitem__(self, row: int | slice) -> "Signal | StoredSignals":
-        if isinstance(row, slice):
-            return StoredSignals(self.mapped, self.places[row])
-        return self.mapped.signal(int(self.places[row]))
+    def __getitem__(self, record: slice) -> "MappedSignals": ...
+    def __getitem__(self, record: int | slice) -> "Signal | MappedSignals":
+        if isinstance(record, slice):
+            return MappedSignals(self.file, self.rows[record])
+        return self.file.signal(int(self.rows[record]))
 
 
-class Mapped:
-    """The file of signals of a store, and these rows of its index."""
+class SignalFile:
+    """The mapped signal file of a store, and rows of its index."""
 
     def __init__(self, folder: Path, rows: Rows) -> None:
         self.folder = folder
         self.rows = rows
-        self._first = (rows["offset"] // SAMPLE).astype(np.int64)
-        self._time = rows["time"].astype(np.int64)
-        end = int((rows["offset"] + bytes_of(rows["time"])).max(initial=0)) // SAMPLE
-        self._samples = _mapped(folder / SIGNALS, end)
-        # Shared with processes that are forked, so that a loader's workers need not each look again in each epoch.
-        self._sound = np.frombuffer(mmap.mmap(-1, max(1, len(rows))), dtype=bool)
+        self._starts = (rows["offset"] // SAMPLE_BYTES).astype(np.int64)
+        self._times = rows["time"].astype(np.int64)
+        end = int((rows["offset"] + signal_bytes(rows["time"])).max(initial=0)) // SAMPLE_BYTES
+        self._samples = _map_samples(folder / SIGNALS, end)
+        # Anonymous shared memory: the workers of a DataLoader are forked in every epoch, and must not verify again.
+        self._verified = np.frombuffer(mmap.mmap(-1, max(1, len(rows))), dtype=bool)
 
-    def signal(self, place: int) -> Signal:
-        """Return the signal of a row, float32 (12, time); DataError where its bytes are not those that were written."""
-        if not self.is_sound(place):
-            raise self._damaged(place)
-        return self._view(place)
+    def signal(self, row: int) -> Signal:
+        """Return the signal of a row, float32 (12, time). Raises DataError if its checksum does not match."""
+        if not self.is_intact(row):
+            raise self._damage_error(row)
+        return self._view(row)
 
-    def is_sound(self, place: int) -> bool:
-        """Whether the bytes of a row are those that were written; reads them once."""
-        if not self._sound[place]:
-            self._sound[place] = zlib.crc32(self._view(place).data) == self.rows["sum"][place]
-        return bool(self._sound[place])
+    def is_intact(self, row: int) -> bool:
+        """Return whether the bytes of a signal match its checksum. They are read once."""
+        if not self._verified[row]:
+            self._verified[row] = zlib.crc32(self._view(row).data) == self.rows["sum"][row]
+        return bool(self._verified[row])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Mapped, (self.folder, self.rows)
+        return SignalFile, (self.folder, self.rows)
 
-    def _view(self, place: int) -> Signal:
-        first, time = self._first[place], self._time[place]
-        return self._samples[first : first + LEADS * time].reshape(LEADS, time)
+    def _view(self, row: int) -> Signal:
+        start, time = self._starts[row], self._times[row]
+        return self._samples[start : start + LEADS * time].reshape(LEADS, time)
 
-    def _damaged(self, place: int) -> DataError:
+    def _damage_error(self, row: int) -> DataError:
+        """Remove a damaged record from the store if possible, and return the error to raise."""
         try:
             with FileLock(self.folder / LOCK, timeout=1):
-                without(self.folder, [self.rows["key"][place].tobytes()])
-            cure = "it was taken out of the store, so run the same again, and it is prepared anew"
+                remove_rows(self.folder, [self.rows["key"][row].tobytes()])
+            advice = "it was removed from the store, so run the same command again to prepare it again"
         except (OSError, Timeout):
-            cure = "delete that folder, or ask for the data with store=None"
-        return DataError(f"a record in {self.folder} is damaged, its bytes are not those that were written; {cure}")
+            advice = "delete that folder, or use store=None"
+        return DataError(f"a record in {self.folder} is damaged, its bytes do not match their checksum; {advice}")
 
 
-def _mapped(file: Path, samples: int) -> Signal:
-    if not samples:
+def _map_samples(file: Path, samples: int) -> Signal:
+    if not samples:  # an empty file cannot be mapped
         return np.zeros(0, np.float32)
     try:
-        # As a plain array: to slice a memmap takes several times as long.
+        # As a plain array: slicing a memmap takes several times as long.
         return np.memmap(file, dtype="<f4", mode="r", shape=(samples,)).view(np.ndarray)
     except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read: {error}; was it deleted just now? Run the same again") from error
+        raise DataError(
+            f"{file} cannot be read: {error}; it may have been deleted just now, so run the same command again"
+        ) from error

@@ -1,4 +1,4 @@
-"""A store of prepared signals: which records are there, and one pass that prepares those that are not."""
+"""Look up prepared records in a store, and prepare the ones that it lacks."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -14,122 +14,134 @@ from rich.console import Console
 from kdkit import DataError
 from kdkit_ecg.records.header import Header
 from kdkit_ecg.records.preparation import Preparation
-from kdkit_ecg.store.build import fill
-from kdkit_ecg.store.index import LOCK, ROW, Rows, bytes_of, read_rows, row_of, without, write_rows
-from kdkit_ecg.store.location import Place, Where, place_of
-from kdkit_ecg.store.memory_map import Mapped
-from kdkit_ecg.utils.disk import free_space, shown
+from kdkit_ecg.store.build import append_records
+from kdkit_ecg.store.index import LOCK, ROW, Rows, make_row, read_rows, remove_rows, signal_bytes, write_rows
+from kdkit_ecg.store.location import StoreFolder, StoreLocation
+from kdkit_ecg.store.memory_map import SignalFile
+from kdkit_ecg.utils.files import format_bytes, free_space
 
-_OR_ELSE = (
-    "name another folder with KDKIT_CACHE or store=, or take store=None, which prepares in each run and holds all in "
-    "memory"
+_ALTERNATIVES = (
+    "choose another folder with KDKIT_CACHE or store=, or use store=None, which prepares the records in every run and "
+    "holds all signals in memory"
 )
 
+# Records whose files cannot be read share this key, and its row is part of every lookup.
+_UNREADABLE_KEY = bytes(16)
+_UNREADABLE_ROW: Rows = np.frombuffer(make_row(_UNREADABLE_KEY, b"", 0, None, "signal"), dtype=ROW)
 
-class Filled(NamedTuple):
-    """rows: of the index, one for each record that was asked for, in that order. came: how many were prepared now."""
+
+class StoredRows(NamedTuple):
+    """rows: index rows of the requested records, in their order. prepared: how many records were prepared for them."""
 
     rows: Rows
-    came: int
+    prepared: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Store:
-    """Where the records of some folders are kept, prepared in one way.
+class SignalStore:
+    """The prepared signals of the records in some folders, with one preparation.
 
-    processes: how many prepare; chosen by the processors and by what there is to do where None.
+    location: the folder that contains the stores, or "auto" for the user's cache.
+    processes: that prepare records; if None, the number depends on the cores and on the number of records.
     """
 
     folders: tuple[Path, ...]
     preparation: Preparation
-    where: Where = "auto"
+    location: StoreLocation = "auto"
     processes: int | None = None
 
     @property
-    def place(self) -> Place:
-        """The folder that it is."""
-        return place_of(self.where, self.folders, self.preparation)
+    def folder(self) -> StoreFolder:
+        """The folder of the store."""
+        return StoreFolder.locate(self.location, self.folders, self.preparation)
 
-    def filled(self, headers: Sequence[Header], *, verify: bool = False) -> Filled:
-        """Return the rows of these records, of which those that are not there are prepared first.
+    def prepare(self, headers: Sequence[Header], *, verify: bool = False) -> StoredRows:
+        """Return the index rows of these records. Records that the store lacks are prepared first.
 
-        One process at a time prepares, and another one waits for it; where all is there, nothing is locked or written.
-        verify: read all that is there, and prepare anew what is damaged.
-        Raises DataError where the folder cannot be written, or the disk lacks the room.
+        Only one process prepares at a time; others wait for it. If no record is missing, the store is neither locked
+        nor written. verify: read all signals, and prepare damaged ones again.
+        Raises DataError if the folder cannot be written, or if the disk is too full.
         """
         try:
-            return self._filled(headers, verify=verify)
-        except (OSError, NotImplementedError) as error:  # the latter where a file system has no locks
+            return self._find_or_prepare(headers, verify=verify)
+        except (OSError, NotImplementedError) as error:  # filelock raises the latter on a file system without locks
             reason = getattr(error, "strerror", None) or error
-            raise DataError(f"prepared records cannot be kept in {self.place.path}: {reason}; {_OR_ELSE}") from error
+            raise DataError(
+                f"prepared records cannot be stored in {self.folder.path}: {reason}; {_ALTERNATIVES}"
+            ) from error
 
-    def _filled(self, headers: Sequence[Header], *, verify: bool) -> Filled:
+    def _find_or_prepare(self, headers: Sequence[Header], *, verify: bool) -> StoredRows:
         keys = [self._key(header) for header in headers]
-        rows, came = self._known(), 0
-        if verify or not set(keys) <= _places(rows).keys():
-            with self._writing():
-                self._mend(verify=verify)
-                known = _places(self._known())
-                missing = {key: header for key, header in zip(keys, headers, strict=True) if key not in known}
-                passing = self._prepare(missing)
-            rows, came = np.concatenate([self._known(), passing]), len(missing)
-        places = _places(rows)
-        if not set(keys) <= places.keys():
-            raise DataError(f"{self.place.path} was changed while records were prepared; run the same again")
-        return Filled(rows[[places[key] for key in keys]], came)
+        rows, prepared = self._read_rows(), 0
+        if verify or not set(keys) <= _row_by_key(rows).keys():
+            with self._lock():
+                self._remove_invalid(verify=verify)
+                # Read again under the lock: another process may have prepared the records in the meantime.
+                stored = _row_by_key(self._read_rows())
+                missing = {key: header for key, header in zip(keys, headers, strict=True) if key not in stored}
+                not_stored = self._prepare_missing(missing)
+            rows, prepared = np.concatenate([self._read_rows(), not_stored]), len(missing)
+        row_by_key = _row_by_key(rows)
+        if not set(keys) <= row_by_key.keys():
+            raise DataError(f"{self.folder.path} was changed during the preparation; run the same command again")
+        return StoredRows(rows[[row_by_key[key] for key in keys]], prepared)
 
-    def _known(self) -> Rows:
-        return np.concatenate([_UNREADABLE, read_rows(self.place.path)[0]])
+    def _read_rows(self) -> Rows:
+        return np.concatenate([_UNREADABLE_ROW, read_rows(self.folder.path)[0]])
 
-    def _prepare(self, missing: dict[bytes, Header]) -> Rows:
-        """Prepare these records; return the rows of those that are not kept."""
-        times = [self.preparation.expected_time(header) for header in missing.values()]
-        needed, free = int(bytes_of(times).sum()) + len(missing) * ROW.itemsize, free_space(self.place.path)
+    def _prepare_missing(self, missing: dict[bytes, Header]) -> Rows:
+        """Prepare these records, and return the rows of those that were not stored."""
+        times = [self.preparation.expected_samples(header) for header in missing.values()]
+        needed = int(signal_bytes(times).sum()) + len(missing) * ROW.itemsize
+        free = free_space(self.folder.path)
         if needed > free:
             raise DataError(
-                f"{len(missing):,} prepared records need {shown(needed)}, but {self.place.path} has {shown(free)} "
-                f"free; make room (`kdkit ecg store` shows what is kept), {_OR_ELSE}"
+                f"{len(missing):,} prepared records need {format_bytes(needed)}, but {self.folder.path} has "
+                f"{format_bytes(free)} free; free some space (`kdkit ecg store` lists the stores), {_ALTERNATIVES}"
             )
-        return fill(self.place.path, missing, self.preparation, self.processes, self._key)
+        return append_records(self.folder.path, missing, self.preparation, self.processes, self._key)
 
-    def _mend(self, *, verify: bool) -> None:
-        """Leave nothing in the index that is not good; it must be locked."""
-        rows, bad = read_rows(self.place.path)
-        if bad:
-            write_rows(self.place.path, rows)
+    def _remove_invalid(self, *, verify: bool) -> None:
+        """Remove invalid rows from the index, and damaged signals if `verify`. The store must be locked."""
+        path = self.folder.path
+        rows, invalid = read_rows(path)
+        if invalid:
+            write_rows(path, rows)
         if verify:
-            mapped = Mapped(self.place.path, rows)
-            damaged = [key for at, key in enumerate(rows["key"].tolist()) if not mapped.is_sound(at)]
+            file = SignalFile(path, rows)
+            damaged = [key for row, key in enumerate(rows["key"].tolist()) if not file.is_intact(row)]
             if damaged:
-                without(self.place.path, damaged)
+                remove_rows(path, damaged)
 
     def _key(self, header: Header) -> bytes:
-        """Return what changes with the header and the signal files of a record; _NONE where they cannot be read.
+        """Return a hash of the header and the state of the signal files, _UNREADABLE_KEY if they cannot be read.
 
-        The header is in it as it was read and as it is now: its file may have been replaced since, and wfdb reads it
-        anew for gains and formats.
+        The hash covers the header as it was parsed and as it is on disk now: the file may have been replaced since, and
+        wfdb reads gains and formats from it again.
         """
-        roots = [place for place, folder in enumerate(self.folders) if header.path.is_relative_to(folder)]
+        roots = [number for number, folder in enumerate(self.folders) if header.path.is_relative_to(folder)]
         root = self.folders[roots[0]] if roots else header.path.parent
         try:
             states = [header.path.with_name(name).stat() for name in header.files]
-            told = header.path.read_bytes()
+            header_bytes = header.path.read_bytes()
         except OSError:
-            return _NONE
-        files = [(name, each.st_size, each.st_mtime_ns) for name, each in zip(header.files, states, strict=True)]
+            return _UNREADABLE_KEY
+        # Size and time of change stand for the content of a signal file, which is too large to hash in every run.
+        files = [(name, state.st_size, state.st_mtime_ns) for name, state in zip(header.files, states, strict=True)]
         name = header.path.relative_to(root).as_posix()
-        return hashlib.blake2b(repr((roots[:1], name, header.of_signal, told, files)).encode(), digest_size=16).digest()
+        identity = (roots[:1], name, header.signal_fields, header_bytes, files)
+        return hashlib.blake2b(repr(identity).encode(), digest_size=16).digest()
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        place = self.place
-        place.claim()
-        lock = FileLock(place.path / LOCK)
+    def _lock(self) -> Iterator[None]:
+        folder = self.folder
+        folder.create()
+        lock = FileLock(folder.path / LOCK)
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            told = f"another process prepares the same records in {place.path}; waiting for it"
-            Console(stderr=True).print(told, soft_wrap=True, markup=False, highlight=False)
+            message = f"another process is preparing the same records in {folder.path}; waiting for it"
+            Console(stderr=True).print(message, soft_wrap=True, markup=False, highlight=False)
             lock.acquire()
         try:
             yield
@@ -137,9 +149,5 @@ class Store:
             lock.release()
 
 
-_NONE = bytes(16)
-_UNREADABLE: Rows = np.frombuffer(row_of(_NONE, b"", 0, None, "signal"), dtype=ROW)
-
-
-def _places(rows: Rows) -> dict[bytes, int]:
-    return {key: place for place, key in enumerate(rows["key"].tolist())}
+def _row_by_key(rows: Rows) -> dict[bytes, int]:
+    return {key: row for row, key in enumerate(rows["key"].tolist())}

@@ -1,1 +1,1 @@
-"""Worker processes and disk sizes."""
+"""Worker processes, folder names and disk sizes."""

@@ -1,7 +1,7 @@
-"""Do one thing to many items in processes of their own, which never run the caller's main file.
+"""Apply one function to many items in worker processes that never import the main script of the caller.
 
-multiprocessing imports the main file anew in each process, so that a script without `if __name__ == "__main__"`, or
-one that came through stdin, cannot ask for data. These processes are started with what they need and nothing else.
+multiprocessing imports the main script in every process it starts. A script without `if __name__ == "__main__"`, or one
+read from stdin, could then not prepare data. The processes here receive only the search path, the function and items.
 """
 
 import os
@@ -20,12 +20,14 @@ from kdkit import DataError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-AHEAD = 3  # items for each process that may wait or be done: results must not pile up where they are taken slowly
+# Items per process that may be queued or finished. Without a bound, results pile up if the caller reads them slowly.
+QUEUED_PER_PROCESS = 3
 
-# One thread each: as many processes as cores, each with as many threads, would get in each other's way.
-_ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}
+# There are as many processes as cores, so more than one thread in each would oversubscribe the cores.
+_ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}
 
-_BEGIN = """
+# The program of a worker: the search path has to be set before kdkit_ecg can be imported.
+_WORKER_PROGRAM = """
 import pickle, sys
 sys.path[:] = pickle.load(sys.stdin.buffer)
 from kdkit_ecg.utils.processes import serve
@@ -33,79 +35,86 @@ serve()
 """
 
 
-def processors() -> int:
-    """Return how many processors this process may use."""
+def usable_cores() -> int:
+    """Return how many cores this process may use. CPU affinity counts, if the system has it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_processes(
-    work: Callable[[Item], Result], items: Sequence[Item], processes: int
+def run_in_processes(
+    function: Callable[[Item], Result], items: Sequence[Item], processes: int
 ) -> Iterator[tuple[Item, Result]]:
-    """Yield each item with what `work` returns of it, as they are done; `work` and the items are pickled.
+    """Yield each item with the result of `function`, in the order in which they finish.
 
-    processes: how many at most; no more are started than there are items.
-    The processes end when the caller leaves, however it leaves, and do not hear Ctrl-C themselves.
-    Raises what `work` raises, and DataError where a process is ended from outside.
+    `function`, items and results are pickled. At most `processes` are started, and no more than there are items. They
+    end when the generator is closed for any reason, and they ignore Ctrl-C.
+    Raises the exceptions of `function`, and DataError if a process is killed from outside.
     """
-    workers = [_Worker(work) for _ in range(min(processes, len(items)))]
+    workers = [_Worker(function) for _ in range(min(processes, len(items)))]
     idle: SimpleQueue[_Worker[Item, Result]] = SimpleQueue()
     for worker in workers:
         idle.put(worker)
 
-    def ask(item: Item) -> tuple[Item, Result]:
+    def run_on_idle_worker(item: Item) -> tuple[Item, Result]:
         worker = idle.get()
         try:
-            return item, worker.ask(item)
+            return item, worker.run(item)
         finally:
             idle.put(worker)
 
+    # A thread per process only waits for its pipe, so the GIL does not matter here.
     threads = ThreadPoolExecutor(processes)
     try:
-        asked: set[Future[tuple[Item, Result]]] = set()
+        pending: set[Future[tuple[Item, Result]]] = set()
         for item in items:
-            asked.add(threads.submit(ask, item))
-            if len(asked) >= processes * AHEAD:
-                done, asked = wait(asked, return_when=FIRST_COMPLETED)
-                yield from (each.result() for each in done)
-        while asked:
-            done, asked = wait(asked, return_when=FIRST_COMPLETED)
-            yield from (each.result() for each in done)
+            pending.add(threads.submit(run_on_idle_worker, item))
+            if len(pending) >= processes * QUEUED_PER_PROCESS:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        while pending:
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
     finally:
         for worker in workers:
-            worker.kill()  # so that no thread waits for an answer any more
+            worker.kill()  # closes the pipe, which ends any thread that waits for a result
         threads.shutdown(cancel_futures=True)
         for worker in workers:
             worker.close()
 
 
 class _Worker(Generic[Item, Result]):
-    """A process that answers each item with what `work` returns of it."""
+    """A process that applies `function` to one item at a time."""
 
-    def __init__(self, work: Callable[[Item], Result]) -> None:
+    def __init__(self, function: Callable[[Item], Result]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _BEGIN],  # a struct.py where one stands is not Python's
+            [
+                sys.executable,
+                "-P",
+                "-c",
+                _WORKER_PROGRAM,
+            ],  # -P: a struct.py in the current folder must not shadow Python's
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **_ONE_THREAD},
-            process_group=None if sys.platform == "win32" else 0,  # Ctrl-C reaches the group in front
+            process_group=None if sys.platform == "win32" else 0,  # Ctrl-C reaches the foreground group only
         )
-        self._asked, self._answers = cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)
-        self._first = pickle.dumps(sys.path) + pickle.dumps(work)
+        self._requests, self._results = cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)
+        self._setup = pickle.dumps(sys.path) + pickle.dumps(function)
 
-    def ask(self, item: Item) -> Result:
+    def run(self, item: Item) -> Result:
         try:
-            self._asked.write(self._first + pickle.dumps(item))
-            self._asked.flush()
-            self._first = b""
-            went_well, answer = pickle.load(self._answers)
+            # The setup goes along with the first item, so that all processes start at the same time.
+            self._requests.write(self._setup + pickle.dumps(item))
+            self._requests.flush()
+            self._setup = b""
+            succeeded, outcome = pickle.load(self._results)
         except (EOFError, OSError, pickle.UnpicklingError) as error:
             raise DataError(
-                "a process that read records was ended from outside, perhaps since memory is short; run the same "
-                "again, with fewer --jobs where it comes again"
+                "a process that read records was killed from outside, perhaps because memory is short; run the same "
+                "command again, with fewer --jobs if it is killed again"
             ) from error
-        if not went_well:
-            raise answer
-        result: Result = answer
+        if not succeeded:
+            raise outcome
+        result: Result = outcome
         return result
 
     def kill(self) -> None:
@@ -113,25 +122,25 @@ class _Worker(Generic[Item, Result]):
         self._process.wait()
 
     def close(self) -> None:
-        for pipe in (self._asked, self._answers):
-            with suppress(OSError):  # what was not sent before the end cannot be
+        for pipe in (self._requests, self._results):
+            with suppress(OSError):  # closing flushes, which fails if an item was written but not sent
                 pipe.close()
 
 
 def serve() -> None:
-    """Answer until there is nothing more to read, which is also when the caller was killed."""
+    """Run the loop of a worker process: read items from stdin until it is closed, and write results to stdout."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever prints, prints elsewhere
+    results = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # anything that the function prints goes to stderr and does not mix with the results
     try:
-        work: Callable[[Any], Any] = pickle.load(sys.stdin.buffer)
+        function: Callable[[Any], Any] = pickle.load(sys.stdin.buffer)
         while True:
             item = pickle.load(sys.stdin.buffer)
             try:
-                answer = (True, work(item))
+                outcome = (True, function(item))
             except Exception as error:
-                answer = (False, error)
-            answers.write(pickle.dumps(answer, protocol=pickle.HIGHEST_PROTOCOL))
-            answers.flush()
-    except (EOFError, BrokenPipeError):
+                outcome = (False, error)
+            results.write(pickle.dumps(outcome, protocol=pickle.HIGHEST_PROTOCOL))
+            results.flush()
+    except (EOFError, BrokenPipeError):  # the caller finished, or was killed
         return

@@ -1,4 +1,4 @@
-"""The table of differences between the paper's protocol and ours says what the options are."""
+"""The table of docs/ecg.md on the protocol of the LRH-Net paper agrees with the options in the code."""
 
 import re
 from ast import literal_eval
@@ -16,16 +16,16 @@ ROWS = re.findall(r"^\|[^|]*\| `(\w+)\((\w+)=\)` \| `([^`]*)` \| `([^`]*)` \|$",
 
 
 @pytest.mark.parametrize(("name", "option", "default", "paper"), ROWS, ids=[".".join(row[:2]) for row in ROWS])
-def test_each_difference_is_an_option_with_the_default_and_the_paper_s_value(name, option, default, paper):
+def test_each_row_has_the_default_and_the_paper_value_of_its_option(name, option, default, paper):
     owner = getattr(kdkit_ecg, name, None) or getattr(kdkit.losses, name)
     assert signature(owner).parameters[option].default == literal_eval(default)
     assert literal_eval(default) != literal_eval(paper)
     if name == "Challenge2020":
         assert PAPER[option] == literal_eval(paper)
     else:
-        owner(**{option: literal_eval(paper)})  # the value is one that the option takes
+        owner(**{option: literal_eval(paper)})  # the option accepts the value
 
 
-def test_the_table_has_all_that_the_paper_does_to_the_data():
+def test_the_table_contains_every_option_of_the_paper_protocol():
     assert {option for name, option, *_ in ROWS if name == "Challenge2020"} == set(PAPER)
     assert len(ROWS) == len(PAPER) + 3

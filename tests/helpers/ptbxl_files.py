@@ -1,4 +1,4 @@
-"""A folder in the layout of PTB-XL, with its two tables, for tests that read it."""
+"""Write a folder in the layout of PTB-XL, with its two tables, for tests."""
 
 import csv
 
@@ -33,9 +33,8 @@ DIAGNOSTIC = {
     ("STTC", "ISCA"): "ISCAL ISCAS ISCLA ISCAN",
     ("STTC", "ISCI"): "ISCIN ISCIL",
 }
-FORM = (
-    "NDT NST_ DIG LNGQT ABQRS PVC STD_ VCLVH QWAVE LOWT NT_ PAC LPR INVT LVOLT HVOLT TAB_ STE_ PRC(S)"  # some are both
-)
+# Some of these are diagnostic too.
+FORM = "NDT NST_ DIG LNGQT ABQRS PVC STD_ VCLVH QWAVE LOWT NT_ PAC LPR INVT LVOLT HVOLT TAB_ STE_ PRC(S)"
 RHYTHM = "SR AFIB STACH SARRH SBRAD PACE SVARR BIGU AFLT SVTAC PSVT TRIGU"
 
 COLUMNS = (
@@ -47,18 +46,18 @@ COLUMNS = (
 
 
 def write_statements(folder):
-    """Write scp_statements.csv as it is published: its first column has no name."""
-    classes = {code: of for of, codes in DIAGNOSTIC.items() for code in codes.split()}
+    """Write scp_statements.csv in the published form, in which the first column has no name."""
+    classes = {code: class_and_subclass for class_and_subclass, codes in DIAGNOSTIC.items() for code in codes.split()}
     with (folder / "scp_statements.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["", "description", "diagnostic", "form", "rhythm", "diagnostic_class", "diagnostic_subclass"])
         for code in dict.fromkeys([*classes, *FORM.split(), *RHYTHM.split()]):
-            flags = ["1.0" if code in of else "" for of in (classes, FORM.split(), RHYTHM.split())]
-            table.writerow([code, f"what {code} is, in words", *flags, *classes.get(code, ("", ""))])
+            flags = ["1.0" if code in kind else "" for kind in (classes, FORM.split(), RHYTHM.split())]
+            table.writerow([code, f"description of {code}", *flags, *classes.get(code, ("", ""))])
 
 
 def write_database(folder, rows):
-    """Write ptbxl_database.csv; each row holds at least ecg_id, patient_id, age, sex, scp_codes and strat_fold."""
+    """Write ptbxl_database.csv; each row needs at least ecg_id, patient_id, age, sex, scp_codes and strat_fold."""
     with (folder / "ptbxl_database.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, COLUMNS.split())
         table.writeheader()
@@ -72,10 +71,10 @@ def write_database(folder, rows):
 
 
 def write_signal(folder, number, signal, rate):
-    """Write a record of (12, time) in mV as records100 or records500 have it, leads in capitals."""
+    """Write a record of (12, time) in mV in the form of records100 or records500, with lead names in capitals."""
     name = f"{number:05}"
-    packed = folder / f"records{rate}" / f"{name[:2]}000"
-    packed.mkdir(parents=True, exist_ok=True)
+    record_folder = folder / f"records{rate}" / f"{name[:2]}000"
+    record_folder.mkdir(parents=True, exist_ok=True)
     wfdb.wrsamp(
         f"{name}_{'lr' if rate == 100 else 'hr'}",
         fs=rate,
@@ -85,5 +84,5 @@ def write_signal(folder, number, signal, rate):
         fmt=["16"] * 12,
         adc_gain=[1000.0] * 12,
         baseline=[0] * 12,
-        write_dir=str(packed),
+        write_dir=str(record_folder),
     )

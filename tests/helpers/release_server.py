@@ -1,4 +1,4 @@
-"""A small release on a real local server, which does to single requests what servers and lines do wrong."""
+"""Serve a small release on a local HTTP server, with faults of servers and connections on single requests."""
 
 import hashlib
 import threading
@@ -10,8 +10,8 @@ from time import sleep
 Fault = Callable[["Handler", bytes], None]
 
 
-class Release(ThreadingHTTPServer):
-    """Serves `files`; the faults of a path are used up one a GET, and the last one stays if it is in `always`."""
+class ReleaseServer(ThreadingHTTPServer):
+    """Serves `files`. Each GET uses up one fault of its path in `faults`, after which the one in `always` applies."""
 
     daemon_threads = True
 
@@ -20,10 +20,10 @@ class Release(ThreadingHTTPServer):
         self.files = dict(files)
         self.faults: dict[str, list[Fault]] = defaultdict(list)
         self.always: dict[str, Fault] = {}
-        self.asked: list[tuple[str, str, str]] = []  # method, path, range
-        self.ranges = True
-        self.heads = True
-        self.listed = "".join(f"{hashlib.sha256(body).hexdigest()} {path}\n" for path, body in files.items())
+        self.requests: list[tuple[str, str, str]] = []  # method, path, range
+        self.supports_ranges = True
+        self.supports_head = True
+        self.list_text = "".join(f"{hashlib.sha256(body).hexdigest()} {path}\n" for path, body in files.items())
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     @property
@@ -31,51 +31,51 @@ class Release(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/files/tiny/1.0.0/"
 
     def gets(self, path: str) -> list[str]:
-        """Return the ranges that were asked for of a file, in order."""
-        return [span for method, asked, span in self.asked if (method, asked) == ("GET", path)]
+        """Return the ranges requested of a file, in order."""
+        return [span for method, requested, span in self.requests if (method, requested) == ("GET", path)]
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing of clients that left."""
+        """Print nothing about clients that disconnected."""
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: Release
+    server: ReleaseServer
 
     def log_message(self, *args: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def do_HEAD(self) -> None:
         body = self._body()
-        if body is None or not self.server.heads:
-            self.answer(404 if body is None else 405, b"")
+        if body is None or not self.server.supports_head:
+            self.respond(404 if body is None else 405, b"")
         else:
-            self.answer(200, b"", {"Content-Length": str(len(body))})
+            self.respond(200, b"", {"Content-Length": str(len(body))})
 
     def do_GET(self) -> None:
         path, body = self._path(), self._body()
         faults = self.server.faults[path]
         fault = faults.pop(0) if faults else self.server.always.get(path)
         if body is None:
-            self.answer(404, b"not here")
+            self.respond(404, b"not here")
         elif fault is not None:
             fault(self, body)
         else:
             self.send(body)
 
     def send(self, body: bytes) -> None:
-        """Send the file, or the range that was asked for."""
+        """Send the file, or the requested range of it."""
         span = self.headers.get("Range")
-        if span is None or not self.server.ranges:
-            self.answer(200, body)
+        if span is None or not self.server.supports_ranges:
+            self.respond(200, body)
             return
         start = int(span.removeprefix("bytes=").removesuffix("-"))
         if start >= len(body):
-            self.answer(416, b"", {"Content-Range": f"bytes */{len(body)}"})
+            self.respond(416, b"", {"Content-Range": f"bytes */{len(body)}"})
         else:
-            self.answer(206, body[start:], {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"})
+            self.respond(206, body[start:], {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"})
 
-    def answer(self, code: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+    def respond(self, code: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(code)
         for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
             self.send_header(key, value)
@@ -88,15 +88,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes | None:
         path = self._path()
-        self.server.asked.append((self.command, path, self.headers.get("Range", "")))
-        return self.server.listed.encode() if path == "SHA256SUMS.txt" else self.server.files.get(path)
+        self.server.requests.append((self.command, path, self.headers.get("Range", "")))
+        return self.server.list_text.encode() if path == "SHA256SUMS.txt" else self.server.files.get(path)
 
 
-def drop(after: int) -> Fault:
-    """Send so many bytes of what was promised and close the connection."""
+def disconnect(after: int) -> Fault:
+    """Close the connection after this number of bytes, fewer than in the Content-Length."""
 
     def fault(handler: Handler, body: bytes) -> None:
-        span = handler.headers.get("Range") if handler.server.ranges else None
+        span = handler.headers.get("Range") if handler.server.supports_ranges else None
         start = int(span.removeprefix("bytes=").removesuffix("-")) if span else 0
         handler.send_response(206 if span else 200)
         handler.send_header("Content-Length", str(len(body) - start))
@@ -109,24 +109,24 @@ def drop(after: int) -> Fault:
     return fault
 
 
-def wrong(handler: Handler, body: bytes) -> None:
-    """Send as many bytes, but others."""
+def corrupt(handler: Handler, body: bytes) -> None:
+    """Send the right number of wrong bytes."""
     handler.send(bytes(byte ^ 1 for byte in body))
 
 
-def another_range(handler: Handler, body: bytes) -> None:
-    """Send a range that was not asked for."""
-    handler.answer(206, body[7:], {"Content-Range": f"bytes 7-{len(body) - 1}/{len(body)}"})
+def send_another_range(handler: Handler, body: bytes) -> None:
+    """Send a range that was not requested."""
+    handler.respond(206, body[7:], {"Content-Range": f"bytes 7-{len(body) - 1}/{len(body)}"})
 
 
 def refuse(code: int, **headers: str) -> Fault:
-    """Answer with an error."""
-    named = {key.replace("_", "-"): value for key, value in headers.items()}
-    return lambda handler, _: handler.answer(code, b"no", named)
+    """Respond with an error status."""
+    header_fields = {key.replace("_", "-"): value for key, value in headers.items()}
+    return lambda handler, _: handler.respond(code, b"no", header_fields)
 
 
-def slowly(piece: int, pause: float) -> Fault:
-    """Send so many bytes at a time, with a pause in s after each."""
+def send_slowly(piece: int, pause: float) -> Fault:
+    """Send this number of bytes at a time, with a pause in s after each."""
 
     def fault(handler: Handler, body: bytes) -> None:
         handler.send_response(200)

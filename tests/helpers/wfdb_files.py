@@ -1,4 +1,4 @@
-"""Records as WFDB files, for tests that read them."""
+"""Write WFDB records for tests."""
 
 import numpy as np
 import wfdb
@@ -7,7 +7,7 @@ from kdkit_ecg.leads import LEADS
 
 
 def write_record(folder, name, *, codes="426783006", noise=0, age=50, sex="Male", time=300, rate=500):
-    """Write a header and its signal; `noise` makes the signal: the same number, the same samples."""
+    """Write a header and its signal. `noise` is the seed of the samples: equal seeds give equal signals."""
     folder.mkdir(parents=True, exist_ok=True)
     wfdb.wrsamp(
         name,

@@ -1,4 +1,4 @@
-"""`kdkit ecg fetch` against a real server that drops, lies, refuses and dawdles."""
+"""`kdkit ecg fetch` against a local server that interrupts, corrupts, refuses and delays responses."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from kdkit_ecg.download import backoff, disk_space, download, transfer
 from tests.helpers.command_line import environment
-from tests.helpers.release_server import Release, another_range, drop, refuse, slowly, wrong
+from tests.helpers.release_server import ReleaseServer, corrupt, disconnect, refuse, send_another_range, send_slowly
 
 BIG = "training/georgia/g1/E00001.mat"
 FILES = {
@@ -28,10 +28,10 @@ FILES = {
 
 
 @pytest.fixture
-def release(monkeypatch) -> Iterator[Release]:
-    monkeypatch.setattr(backoff, "FIRST", 0.001)
+def release(monkeypatch) -> Iterator[ReleaseServer]:
+    monkeypatch.setattr(backoff, "FIRST_WAIT", 0.001)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with Release(FILES) as server:
+    with ReleaseServer(FILES) as server:
         yield server
         server.shutdown()
 
@@ -42,205 +42,206 @@ def fetched(kdkit_here, release):
     return lambda *options: kdkit_here("ecg", "fetch", "challenge-2020", "data", "--base-url", release.url, *options)
 
 
-def there(folder) -> dict[str, bytes]:
-    """Return all files but those that fetch keeps for itself."""
+def release_files(folder) -> dict[str, bytes]:
+    """Return all files except those that fetch creates for itself."""
     paths = [path for path in folder.rglob("*") if path.is_file()]
-    named = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-    return {name: body for name, body in named.items() if not name.startswith(".kdkit-fetch")}
+    contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    return {name: body for name, body in contents.items() if not name.startswith(".kdkit-fetch")}
 
 
-def whole(folder, release) -> bool:
-    return there(folder) == {**FILES, "SHA256SUMS.txt": release.listed.encode()}
+def is_complete(folder, release) -> bool:
+    return release_files(folder) == {**FILES, "SHA256SUMS.txt": release.list_text.encode()}
 
 
-def test_a_release_comes_as_it_is_listed(fetched, release, tmp_path):
-    said = fetched()
-    assert said.code == 0, said
-    assert whole(tmp_path / "data", release)
-    assert "7 files in the list, 0 there and right, 7 to fetch: about 775 kB" in said.out
-    assert "7 files came" in said.out
+def test_a_release_is_fetched_as_listed(fetched, release, tmp_path):
+    result = fetched()
+    assert result.code == 0, result
+    assert is_complete(tmp_path / "data", release)
+    assert "7 files in the list, 0 already correct, 7 to fetch: about 775 kB" in result.out
+    assert "7 files fetched" in result.out
 
 
-def test_a_second_run_asks_for_nothing_and_reads_nothing(fetched, release, monkeypatch):
+def test_a_second_run_requests_and_reads_no_file(fetched, release, monkeypatch):
     fetched()
-    release.asked.clear()
-    monkeypatch.setattr(download, "sum_of", lambda path: pytest.fail(f"{path} was read"))
-    said = fetched()
-    assert (said.code, "0 files came" in said.out) == (0, True)
-    assert [path for _, path, _ in release.asked] == ["SHA256SUMS.txt"]
+    release.requests.clear()
+    monkeypatch.setattr(download, "file_checksum", lambda path: pytest.fail(f"{path} was read"))
+    result = fetched()
+    assert (result.code, "0 files fetched" in result.out) == (0, True)
+    assert [path for _, path, _ in release.requests] == ["SHA256SUMS.txt"]
 
 
-def test_a_file_that_changed_comes_again(fetched, release, tmp_path):
+def test_changed_and_deleted_files_are_fetched_again(fetched, release, tmp_path):
     fetched()
     (tmp_path / "data" / BIG).write_bytes(b"short")
     (tmp_path / "data" / "LICENSE.txt").unlink()
-    said = fetched()
-    assert "2 files came" in said.out
-    assert whole(tmp_path / "data", release)
+    result = fetched()
+    assert "2 files fetched" in result.out
+    assert is_complete(tmp_path / "data", release)
 
 
-def test_verify_finds_damage_that_size_and_time_hide(fetched, release, tmp_path):
+def test_verify_finds_damage_that_changes_neither_size_nor_time(fetched, release, tmp_path):
     fetched()
     path = tmp_path / "data" / BIG
     state = path.stat()
     path.write_bytes(FILES[BIG][::-1])
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
-    assert "0 files came" in fetched().out
-    assert "1 file came" in fetched("--verify").out
-    assert whole(tmp_path / "data", release)
+    assert "0 files fetched" in fetched().out
+    assert "1 file fetched" in fetched("--verify").out
+    assert is_complete(tmp_path / "data", release)
 
 
-def test_what_is_there_without_a_ledger_is_read_and_kept(fetched, release, tmp_path):
+def test_existing_files_without_the_table_of_verified_files_are_read_and_kept(fetched, release, tmp_path):
     fetched()
     (tmp_path / "data" / ".kdkit-fetch.tsv").write_bytes(b"damaged\t\xff\n")
-    release.asked.clear()
-    assert "7 there and right" in fetched().out
+    release.requests.clear()
+    assert "7 already correct" in fetched().out
     assert not release.gets(BIG)
 
 
-def test_a_cut_connection_is_gone_on_with(fetched, release, tmp_path):
-    release.faults[BIG] = [drop(300_000), drop(0), drop(300_000)]
-    said = fetched()
-    assert said.code == 0, said
-    assert whole(tmp_path / "data", release)
+def test_an_interrupted_connection_is_resumed(fetched, release, tmp_path):
+    release.faults[BIG] = [disconnect(300_000), disconnect(0), disconnect(300_000)]
+    result = fetched()
+    assert result.code == 0, result
+    assert is_complete(tmp_path / "data", release)
     assert release.gets(BIG) == ["", "bytes=300000-", "bytes=300000-", "bytes=600000-"]
 
 
-def test_more_cuts_than_tries_do_no_harm_while_bytes_come(fetched, release, tmp_path):
-    release.faults[BIG] = [drop(50_000)] * (2 * backoff.TRIES)
+def test_more_interruptions_than_tries_are_allowed_while_bytes_arrive(fetched, release, tmp_path):
+    release.faults[BIG] = [disconnect(50_000)] * (2 * backoff.MAX_TRIES)
     assert fetched().code == 0
-    assert whole(tmp_path / "data", release)
+    assert is_complete(tmp_path / "data", release)
 
 
 def test_a_server_that_ignores_ranges_starts_the_file_again(fetched, release, tmp_path):
-    release.ranges = False
-    release.faults[BIG] = [drop(300_000)]
-    said = fetched()
-    assert said.code == 0
-    assert "7 files came, 775 kB" in said.out  # what was lost does not count
-    assert whole(tmp_path / "data", release)
+    release.supports_ranges = False
+    release.faults[BIG] = [disconnect(300_000)]
+    result = fetched()
+    assert result.code == 0
+    assert "7 files fetched, 775 kB" in result.out  # discarded bytes do not count
+    assert is_complete(tmp_path / "data", release)
 
 
 def test_a_server_that_sends_another_range_starts_the_file_again(fetched, release, tmp_path):
-    release.faults[BIG] = [drop(300_000), another_range, wrong]
+    # The wrong range discards the .part, and wrong bytes cause one more download.
+    release.faults[BIG] = [disconnect(300_000), send_another_range, corrupt]
     assert fetched().code == 0
     assert release.gets(BIG) == ["", "bytes=300000-", "", ""]
-    assert whole(tmp_path / "data", release)
+    assert is_complete(tmp_path / "data", release)
 
 
-def test_a_part_that_is_whole_is_taken_as_it_is(fetched, release, tmp_path):
+def test_a_complete_part_file_is_used(fetched, release, tmp_path):
     part = tmp_path / "data" / f"{BIG}.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(FILES[BIG])
     assert fetched().code == 0
     assert release.gets(BIG) == [f"bytes={len(FILES[BIG])}-"]
-    assert whole(tmp_path / "data", release)
+    assert is_complete(tmp_path / "data", release)
 
 
-@pytest.mark.parametrize("left", [b"x" * 1000, b"x" * 2_000_000], ids=["wrong", "too long"])
-def test_a_part_of_something_else_is_begun_again(left, fetched, release, tmp_path):
+@pytest.mark.parametrize("content", [b"x" * 1000, b"x" * 2_000_000], ids=["wrong", "too long"])
+def test_a_part_file_with_other_bytes_is_discarded(content, fetched, release, tmp_path):
     part = tmp_path / "data" / f"{BIG}.part"
     part.parent.mkdir(parents=True)
-    part.write_bytes(left)
+    part.write_bytes(content)
     assert fetched().code == 0
-    assert whole(tmp_path / "data", release)
+    assert is_complete(tmp_path / "data", release)
 
 
 def test_wrong_bytes_are_fetched_again_once(fetched, release, tmp_path):
-    release.faults[BIG] = [wrong]
+    release.faults[BIG] = [corrupt]
     assert fetched().code == 0
-    assert whole(tmp_path / "data", release)
+    assert is_complete(tmp_path / "data", release)
     assert release.gets(BIG) == ["", ""]
 
 
-def test_bytes_that_stay_wrong_are_named_and_all_others_are_kept(fetched, release, tmp_path):
-    release.always[BIG] = wrong
-    said = fetched()
-    assert said.code == 2
-    assert f"{BIG}: its bytes are not those of the list, twice" in said.err
-    assert "run the same command again" in said.err
-    assert there(tmp_path / "data").keys() == {*FILES, "SHA256SUMS.txt"} - {BIG}
+def test_a_file_with_wrong_bytes_twice_is_named_and_all_others_are_kept(fetched, release, tmp_path):
+    release.always[BIG] = corrupt
+    result = fetched()
+    assert result.code == 2
+    assert f"{BIG}: its bytes do not match the checksum in the list, in two downloads" in result.err
+    assert "run the same command again" in result.err
+    assert release_files(tmp_path / "data").keys() == {*FILES, "SHA256SUMS.txt"} - {BIG}
 
 
-def test_files_that_are_not_on_the_server_are_named_at_the_end(fetched, release, tmp_path):
+def test_files_missing_on_the_server_are_named_at_the_end(fetched, release, tmp_path):
     del release.files[BIG]
-    said = fetched()
-    assert said.code == 2
-    assert f"1 file could not be fetched:\n  {BIG}: the server answers 404 Not Found" in said.err
+    result = fetched()
+    assert result.code == 2
+    assert f"1 file could not be fetched:\n  {BIG}: the server responds with 404 Not Found" in result.err
     assert len(release.gets(BIG)) == 1
     release.files.update(FILES)
     assert fetched().code == 0
-    assert whole(tmp_path / "data", release)
+    assert is_complete(tmp_path / "data", release)
 
 
-def test_a_busy_server_gets_the_time_it_asks_for(fetched, release, tmp_path):
-    release.faults[BIG] = [refuse(429, Retry_After="1"), refuse(503)]
-    began = time.monotonic()
+def test_a_wait_requested_by_the_server_is_respected(fetched, release, tmp_path):
+    release.faults[BIG] = [refuse(429, Retry_After="1"), refuse(503)]  # seconds
+    start = time.monotonic()
     assert fetched().code == 0
-    assert time.monotonic() - began >= 1
-    assert whole(tmp_path / "data", release)
+    assert time.monotonic() - start >= 1
+    assert is_complete(tmp_path / "data", release)
 
 
-def test_a_server_that_asks_for_hours_is_not_waited_for(fetched, release):
+def test_a_requested_wait_of_hours_is_an_error(fetched, release):
     release.always[BIG] = refuse(503, Retry_After="7200")
-    said = fetched()
-    assert said.code == 2
-    assert "503 Service Unavailable and asks to come back in 7200 s" in said.err
+    result = fetched()
+    assert result.code == 2
+    assert "503 Service Unavailable and requests a wait of 7200 s" in result.err
 
 
-def test_a_server_that_never_gets_well_is_given_up(fetched, release):
+def test_a_server_that_always_fails_is_given_up(fetched, release):
     release.always[BIG] = refuse(500)
-    said = fetched()
-    assert said.code == 2
-    assert f"{BIG}: the server answers 500 Internal Server Error, {backoff.TRIES} times" in said.err
-    assert len(release.gets(BIG)) == backoff.TRIES
+    result = fetched()
+    assert result.code == 2
+    assert f"{BIG}: the server responds with 500 Internal Server Error, {backoff.MAX_TRIES} times" in result.err
+    assert len(release.gets(BIG)) == backoff.MAX_TRIES
 
 
-def test_a_server_that_is_gone_ends_the_run(fetched, release, monkeypatch, tmp_path):
-    monkeypatch.setattr(download, "GIVE_UP", 3)
+def test_a_server_that_is_down_ends_the_run(fetched, release, monkeypatch, tmp_path):
+    monkeypatch.setattr(download, "MAX_UNREACHABLE", 3)
     release.always.update(dict.fromkeys(FILES, refuse(502)))
-    said = fetched("--jobs", "1")
-    assert said.code == 2
-    assert "the server failed 3 files in a row, the last with: the server answers 502" in said.err
-    assert len({path for method, path, _ in release.asked if method == "GET"}) < 1 + len(FILES)
+    result = fetched("--jobs", "1")
+    assert result.code == 2
+    assert "3 files in a row could not be fetched, the last one because the server responds with 502" in result.err
+    assert len({path for method, path, _ in release.requests if method == "GET"}) < 1 + len(FILES)
 
 
-def test_no_server_is_told_without_a_trace(kdkit_here, tmp_path, monkeypatch):
-    monkeypatch.setattr(backoff, "FIRST", 0.001)
-    said = kdkit_here("ecg", "fetch", "ptb-xl", "data", "--base-url", "http://127.0.0.1:1/")
-    assert said.code == 2
-    assert "http://127.0.0.1:1/SHA256SUMS.txt cannot be fetched" in said.err
+def test_a_missing_server_is_an_error_without_a_traceback(kdkit_here, tmp_path, monkeypatch):
+    monkeypatch.setattr(backoff, "FIRST_WAIT", 0.001)
+    result = kdkit_here("ecg", "fetch", "ptb-xl", "data", "--base-url", "http://127.0.0.1:1/")
+    assert result.code == 2
+    assert "http://127.0.0.1:1/SHA256SUMS.txt cannot be fetched" in result.err
     assert not (tmp_path / "data").exists()
 
 
-def test_an_address_or_a_folder_that_cannot_be_is_told_without_a_trace(kdkit_here, fetched, release, tmp_path):
-    said = kdkit_here("ecg", "fetch", "ptb-xl", "data", "--base-url", "physionet.org/files/ptb-xl")
-    assert (said.code, "not 'physionet.org/files/ptb-xl'" in said.err) == (2, True)
+def test_an_impossible_address_or_folder_is_an_error_without_a_traceback(kdkit_here, fetched, release, tmp_path):
+    result = kdkit_here("ecg", "fetch", "ptb-xl", "data", "--base-url", "physionet.org/files/ptb-xl")
+    assert (result.code, "got 'physionet.org/files/ptb-xl'" in result.err) == (2, True)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "SHA256SUMS.txt").mkdir()
-    said = fetched()
-    assert (said.code, "error: data cannot be written" in said.err) == (2, True)
+    result = fetched()
+    assert (result.code, "error: data cannot be written" in result.err) == (2, True)
 
 
 @pytest.mark.parametrize(
-    ("listed", "words"),
+    ("list_text", "message"),
     [
-        ("<html><body>Log in</body></html>", "line 1: expected a SHA-256 and a path, but it is '<html>"),
+        ("<html><body>Log in</body></html>", "line 1: expected a SHA-256 and a path, got '<html>"),
         ("", "lists no file"),
-        (f"{'0' * 64} ../../etc/passwd", "'../../etc/passwd' would leave the folder"),
-        (f"{'0' * 64} /etc/passwd", "would leave the folder"),
-        (f"{'0' * 64} a/../../b", "would leave the folder"),
-        (f"{'0' * 64} C:\\windows", "would leave the folder"),
-        (f"{'0' * 64} training//a", "would leave the folder"),
-        (f"{'0' * 64} .kdkit-fetch.tsv", "would leave the folder"),
-        (f"{'0' * 64} a\n{'1' * 64} a", "line 2: 'a' is listed twice with two sums"),
+        (f"{'0' * 64} ../../etc/passwd", "'../../etc/passwd' is outside the folder or a reserved name"),
+        (f"{'0' * 64} /etc/passwd", "is outside the folder or a reserved name"),
+        (f"{'0' * 64} a/../../b", "is outside the folder or a reserved name"),
+        (f"{'0' * 64} C:\\windows", "is outside the folder or a reserved name"),
+        (f"{'0' * 64} training//a", "is outside the folder or a reserved name"),
+        (f"{'0' * 64} .kdkit-fetch.tsv", "is outside the folder or a reserved name"),
+        (f"{'0' * 64} a\n{'1' * 64} a", "line 2: 'a' is listed twice with different checksums"),
     ],
 )
-def test_a_list_that_cannot_be_trusted_is_refused(listed, words, fetched, release, tmp_path):
-    release.listed = listed
-    said = fetched()
-    assert said.code == 2
-    assert words in said.err
+def test_an_invalid_or_unsafe_list_is_refused(list_text, message, fetched, release, tmp_path):
+    release.list_text = list_text
+    result = fetched()
+    assert result.code == 2
+    assert message in result.err
     assert not list(tmp_path.iterdir())
 
 
@@ -254,106 +255,107 @@ def test_a_list_that_cannot_be_trusted_is_refused(listed, words, fetched, releas
         (["*/georgia/*.hea", "LICENSE.txt"], 2),
     ],
 )
-def test_only_takes_folders_and_patterns(only, files, fetched):
-    said = fetched(*(word for each in only for word in ("--only", each)))
-    assert f"{files} files in the list" in said.out
-    assert f"{files} files came" in said.out
+def test_only_accepts_folders_and_patterns(only, files, fetched):
+    result = fetched(*(argument for pattern in only for argument in ("--only", pattern)))
+    assert f"{files} files in the list" in result.out
+    assert f"{files} files fetched" in result.out
 
 
-def test_only_names_what_is_near_to_a_mistake(fetched, tmp_path):
-    said = fetched("--only", "training/cpsc_2018/g2")
-    assert said.code == 2
-    assert "did you mean 'training/cpsc_2018/g1'" in said.err
+def test_a_wrong_only_is_refused_with_the_nearest_folder(fetched, tmp_path):
+    result = fetched("--only", "training/cpsc_2018/g2")
+    assert result.code == 2
+    assert "did you mean 'training/cpsc_2018/g1'" in result.err
     assert not (tmp_path / "data").exists()
 
 
-def test_a_dry_run_writes_nothing_and_asks_for_no_file(fetched, release, tmp_path):
-    said = fetched("--dry-run")
-    assert said.code == 0
-    assert "7 to fetch: about 775 kB" in said.out
+def test_a_dry_run_writes_nothing_and_requests_no_file(fetched, release, tmp_path):
+    result = fetched("--dry-run")
+    assert result.code == 0
+    assert "7 to fetch: about 775 kB" in result.out
     assert not (tmp_path / "data").exists()
-    assert {path for method, path, _ in release.asked if method == "GET"} == {"SHA256SUMS.txt"}
+    assert {path for method, path, _ in release.requests if method == "GET"} == {"SHA256SUMS.txt"}
 
 
-def test_a_disk_without_room_is_found_out_before_anything_is_written(fetched, release, monkeypatch, tmp_path):
+def test_a_full_disk_is_an_error_before_any_file_is_written(fetched, release, monkeypatch, tmp_path):
     monkeypatch.setattr(disk_space, "free_space", lambda folder: 700_000)
-    said = fetched()
-    assert said.code == 2
-    assert "has 700 kB free; make room, give a folder on another disk, or take a part with --only" in said.err
-    assert not there(tmp_path / "data")
+    result = fetched()
+    assert result.code == 2
+    assert "has 700 kB free; free some space, use a folder on another disk, or select files with --only" in result.err
+    assert not release_files(tmp_path / "data")
 
 
-def test_a_server_that_tells_no_sizes_is_still_fetched_from(fetched, release, tmp_path):
-    release.heads = False
-    said = fetched()
-    assert said.code == 0
-    assert "size not known" in said.out
-    assert whole(tmp_path / "data", release)
+def test_a_server_without_sizes_can_be_used(fetched, release, tmp_path):
+    release.supports_head = False
+    result = fetched()
+    assert result.code == 0
+    assert "unknown size" in result.out
+    assert is_complete(tmp_path / "data", release)
 
 
-def test_a_disk_that_gets_full_ends_the_run_and_keeps_what_came(fetched, release, monkeypatch, tmp_path):
-    asked = transfer.Transfer._piece
+def test_a_disk_that_becomes_full_ends_the_run_and_keeps_the_fetched_files(fetched, release, monkeypatch, tmp_path):
+    original = transfer.Transfer._request
 
-    def full(self, file, part):
+    def raise_disk_full(self, file, part):
         if file.path == BIG:
             raise OSError(errno.ENOSPC, "No space left on device")
-        asked(self, file, part)
+        original(self, file, part)
 
+    # One thread, so that the small files before BIG in the list are fetched first.
     with monkeypatch.context() as patched:
-        patched.setattr(transfer.Transfer, "_piece", full)
-        said = fetched("--jobs", "1")
-    assert said.code == 2
-    assert f"{BIG}.part cannot be written: No space left on device" in said.err
+        patched.setattr(transfer.Transfer, "_request", raise_disk_full)
+        result = fetched("--jobs", "1")
+    assert result.code == 2
+    assert f"{BIG}.part cannot be written: No space left on device" in result.err
     assert (tmp_path / "data" / "LICENSE.txt").read_bytes() == FILES["LICENSE.txt"]
     assert fetched().code == 0
-    assert whole(tmp_path / "data", release)
+    assert is_complete(tmp_path / "data", release)
     assert release.gets("LICENSE.txt") == [""]
 
 
 def test_two_releases_do_not_share_a_folder(fetched, release):
     fetched()
-    release.listed = f"{'0' * 64} other\n"
-    said = fetched()
-    assert said.code == 2
-    assert "the list of another release" in said.err
+    release.list_text = f"{'0' * 64} other\n"
+    result = fetched()
+    assert result.code == 2
+    assert "the list of another release" in result.err
 
 
 def test_two_processes_do_not_write_to_one_folder(fetched, release, tmp_path):
     (tmp_path / "data").mkdir()
     with FileLock(tmp_path / "data" / ".kdkit-fetch.lock"):
-        said = fetched()
-    assert said.code == 2
-    assert "another kdkit ecg fetch is at work in data" in said.err
+        result = fetched()
+    assert result.code == 2
+    assert "another kdkit ecg fetch is running in data" in result.err
     assert fetched().code == 0
 
 
-@pytest.mark.parametrize(("sign", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
-def test_a_process_that_was_ended_is_gone_on_with(sign, code, kdkit_here, release, tmp_path):
-    release.always[BIG] = slowly(100_000, 0.5)
+@pytest.mark.parametrize(("ending", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_an_interrupted_process_is_resumed(ending, code, kdkit_here, release, tmp_path):
+    release.always[BIG] = send_slowly(100_000, 0.5)  # takes about 4 s, in which the process is ended
     options = ["ecg", "fetch", "challenge-2020", "data", "--base-url", release.url]
     process = subprocess.Popen(
         [sys.executable, "-m", "kdkit", *options], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
     )
     part = tmp_path / "data" / f"{BIG}.part"
-    until = time.monotonic() + 30
-    while not (part.is_file() and part.stat().st_size > 0) and time.monotonic() < until:
+    deadline = time.monotonic() + 30
+    while not (part.is_file() and part.stat().st_size > 0) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert "another kdkit ecg fetch is at work" in kdkit_here(*options).err
-    process.send_signal(sign)
-    said = process.communicate(timeout=20)[1]
-    assert process.returncode == code, said
-    assert ("run the same command again to go on" in said) == (sign == signal.SIGINT)
-    begun = part.stat().st_size
-    assert 0 < begun < len(FILES[BIG])
+    assert "another kdkit ecg fetch is running" in kdkit_here(*options).err
+    process.send_signal(ending)
+    error_output = process.communicate(timeout=20)[1]
+    assert process.returncode == code, error_output
+    assert ("run the same command again to resume" in error_output) == (ending == signal.SIGINT)
+    received = part.stat().st_size
+    assert 0 < received < len(FILES[BIG])
     assert not (tmp_path / "data" / BIG).exists()
     del release.always[BIG]
     assert kdkit_here(*options).code == 0
-    assert release.gets(BIG)[-1] == f"bytes={begun}-"
-    assert whole(tmp_path / "data", release)
+    assert release.gets(BIG)[-1] == f"bytes={received}-"
+    assert is_complete(tmp_path / "data", release)
 
 
-def test_help_names_both_commands(kdkit_here):
-    said = kdkit_here("ecg", "--help")
-    assert said.code == 0
-    assert "fetch" in said.out
-    assert "doctor" in said.out
+def test_help_lists_fetch_and_doctor(kdkit_here):
+    result = kdkit_here("ecg", "--help")
+    assert result.code == 0
+    assert "fetch" in result.out
+    assert "doctor" in result.out

@@ -1,4 +1,4 @@
-"""`kdkit ecg prepare` and `kdkit ecg store`: killed, interrupted, twice at once, listed and deleted."""
+"""`kdkit ecg prepare` and `store`: killed, interrupted, two at the same time, listed and deleted."""
 
 import os
 import re
@@ -21,24 +21,24 @@ NUMBER = 80
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Records of 6 s at 500 Hz, enough of them to be interrupted in."""
+    """Records of 6 s at 500 Hz, enough of them to interrupt their preparation."""
     folder = tmp_path_factory.mktemp("many")
     for number in range(NUMBER):
         name = f"R{number:03}"
         samples = np.random.default_rng(number).integers(-1000, 1000, (3000, 12)).astype("<i2")
-        lines = [f"{name}.dat 16 1000/mV 16 0 {samples[0, at]} 0 0 {lead}" for at, lead in enumerate(LEADS)]
+        lines = [f"{name}.dat 16 1000/mV 16 0 {samples[0, column]} 0 0 {lead}" for column, lead in enumerate(LEADS)]
         header = [f"{name} 12 500 3000", *lines, "#Age: 50", "#Sex: Male", "#Dx: 426783006", ""]
         (folder / f"{name}.hea").write_text("\n".join(header))
         (folder / f"{name}.dat").write_bytes(samples.tobytes())
     return folder
 
 
-def data(folder, where):
-    return Challenge2020(folder, shares=(1.0, 0.0, 0.0), store=where)
+def data(folder, store):
+    return Challenge2020(folder, shares=(1.0, 0.0, 0.0), store=store)
 
 
-def samples(of):
-    return [signal.tobytes() for signal in of.train.signals]
+def samples(dataset):
+    return [signal.tobytes() for signal in dataset.train.signals]
 
 
 @pytest.fixture(scope="module")
@@ -46,67 +46,68 @@ def clean(folder):
     return samples(data(folder, None))
 
 
-def begin(folder, where, *more):
-    command = [sys.executable, "-m", "kdkit", "ecg", "prepare", str(folder), "--store", str(where), *more]
+def start_preparation(folder, store, *more):
+    command = [sys.executable, "-m", "kdkit", "ecg", "prepare", str(folder), "--store", str(store), *more]
     return subprocess.Popen(
         command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
 
 
-def some_rows(path, least=8):
-    """Wait until there are some rows."""
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
+def wait_for_rows(path, least=8):
+    """Wait until the index has some rows."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
         if (path / INDEX).is_file() and (path / INDEX).stat().st_size >= least * ROW.itemsize:
             return
         time.sleep(0.005)
-    raise AssertionError("nothing was prepared")
+    raise AssertionError("no record was prepared")
 
 
-def came(said):
-    return int(re.search(r"^(\d+) prepared now", said, flags=re.MULTILINE)[1])
+def prepared_count(output):
+    return int(re.search(r"^(\d+) records prepared now", output, flags=re.MULTILINE)[1])
 
 
 def workers_of(session):
-    """Return the processes that are still there of those that a command started: they have its session."""
-    found = []
+    """Return the running processes that a command started, which have its session."""
+    workers = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             if os.getsid(int(entry.name)) == session:
-                found.append(int(entry.name))
+                workers.append(int(entry.name))
         except ProcessLookupError:
             continue
-    return found
+    return workers
 
 
-@pytest.mark.parametrize(("how", "jobs"), [(signal.SIGKILL, 2), (signal.SIGINT, 1)])
-def test_what_is_prepared_is_kept_when_the_pass_is_ended_and_it_goes_on(folder, clean, tmp_path, how, jobs):
-    path = data(folder, tmp_path)._store.place.path
-    process = begin(folder, tmp_path, "--jobs", str(jobs))
-    some_rows(path)
-    process.send_signal(how)
+@pytest.mark.parametrize(("ending", "jobs"), [(signal.SIGKILL, 2), (signal.SIGINT, 1)])
+def test_prepared_records_are_kept_when_the_command_is_ended_and_it_can_resume(folder, clean, tmp_path, ending, jobs):
+    path = data(folder, tmp_path)._store.folder.path
+    process = start_preparation(folder, tmp_path, "--jobs", str(jobs))
+    wait_for_rows(path)
+    process.send_signal(ending)  # between two chunks or inside one
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert ("what is prepared is kept" in err) is (how == signal.SIGINT)
+    assert ("all prepared records are kept" in err) is (ending == signal.SIGINT)
     assert "Traceback" not in err
-    until = time.monotonic() + 20
-    while workers_of(process.pid) and time.monotonic() < until:
+    deadline = time.monotonic() + 20
+    # A killed command closes the pipes of its workers, which then end.
+    while workers_of(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert workers_of(process.pid) == []
-    kept = len(read_rows(path)[0])
-    assert 8 <= kept < NUMBER
-    assert data(folder, tmp_path).prepare(processes=1) == (path, NUMBER - kept)
+    stored = len(read_rows(path)[0])
+    assert 8 <= stored < NUMBER
+    assert data(folder, tmp_path).prepare(processes=1) == (path, NUMBER - stored)
     assert samples(data(folder, tmp_path)) == clean
 
 
-def test_of_two_at_once_one_prepares_and_the_other_waits(folder, clean, tmp_path):
-    path = data(folder, tmp_path)._store.place.path
-    first = begin(folder, tmp_path, "--jobs", "1")
-    some_rows(path, least=1)
-    second = begin(folder, tmp_path, "--jobs", "1")
-    said = [each.communicate(timeout=120) for each in (first, second)]
+def test_of_two_commands_at_the_same_time_one_prepares_and_the_other_waits(folder, clean, tmp_path):
+    path = data(folder, tmp_path)._store.folder.path
+    first = start_preparation(folder, tmp_path, "--jobs", "1")
+    wait_for_rows(path, least=1)
+    second = start_preparation(folder, tmp_path, "--jobs", "1")
+    outputs = [process.communicate(timeout=120)[0] for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0]
-    assert sorted(came(out) for out, _ in said) == [0, NUMBER]
+    assert sorted(map(prepared_count, outputs)) == [0, NUMBER]
     assert len(read_rows(path)[0]) == NUMBER
     assert (path / INDEX).stat().st_size == NUMBER * ROW.itemsize
     assert samples(data(folder, tmp_path)) == clean
@@ -114,16 +115,16 @@ def test_of_two_at_once_one_prepares_and_the_other_waits(folder, clean, tmp_path
 
 SCRIPT = """
 from kdkit_ecg import Challenge2020
-print(Challenge2020({folder!r}, shares=(1.0, 0.0, 0.0), store={where!r}).prepare(processes=2)[1])
+print(Challenge2020({folder!r}, shares=(1.0, 0.0, 0.0), store={store!r}).prepare(processes=2)[1])
 """
 
 
-def test_a_script_that_guards_nothing_and_has_no_file_prepares_in_processes(folder, tmp_path):
-    script = SCRIPT.format(folder=str(folder), where=str(tmp_path))
-    said = subprocess.run(
+def test_a_script_without_main_guard_from_stdin_prepares_in_processes(folder, tmp_path):
+    script = SCRIPT.format(folder=str(folder), store=str(tmp_path))
+    process = subprocess.run(
         [sys.executable, "-"], input=script, env=environment(), capture_output=True, text=True, timeout=120, check=True
     )
-    assert (said.stdout, said.stderr) == (f"{NUMBER}\n", "")
+    assert (process.stdout, process.stderr) == (f"{NUMBER}\n", "")
 
 
 def test_stores_are_listed_and_deleted_by_name(folder, tmp_path, kdkit_here):
@@ -131,28 +132,28 @@ def test_stores_are_listed_and_deleted_by_name(folder, tmp_path, kdkit_here):
     few.mkdir()
     for file in folder.glob("R00[0-3].*"):
         (few / file.name).symlink_to(file)
-    where = ("--store", tmp_path / "stores")
-    assert kdkit_here("ecg", "store", *where).out == f"0 in {tmp_path / 'stores'}\n"
+    location = ("--store", tmp_path / "stores")
+    assert kdkit_here("ecg", "store", *location).out == f"0 in {tmp_path / 'stores'}\n"
     for options in ((), ("--paper",), ("--rate", 100, "--no-band", "--as", "challenge-2021")):
-        said = kdkit_here("ecg", "prepare", few, *where, *options)
-        assert (said.code, came(said.out)) == (0, 4), said
-        assert said.out.startswith("4 of 4 records read")
-    assert came(kdkit_here("ecg", "prepare", few, *where, "--verify").out) == 0
-    listed = kdkit_here("ecg", "store", *where).out
+        result = kdkit_here("ecg", "prepare", few, *location, *options)
+        assert (result.code, prepared_count(result.out)) == (0, 4), result
+        assert result.out.startswith("4 of 4 records read")
+    assert prepared_count(kdkit_here("ecg", "prepare", few, *location, "--verify").out) == 0
+    listed = kdkit_here("ecg", "store", *location).out
     assert listed.count(f"of {few}") == 3
     assert "4 records, " in listed
     assert "rate 100.0, band None, resampling polyphase, scaling zscore" in listed
-    name = data(few, tmp_path / "stores")._store.place.path.name
-    assert "did you mean" in kdkit_here("ecg", "store", *where, "--delete", name[:-1]).err
-    assert kdkit_here("ecg", "store", *where, name).code == 2
-    assert kdkit_here("ecg", "store", *where, "--delete").code == 2
-    assert kdkit_here("ecg", "store", *where, "--delete", name).out == f"deleted {name}\n"
-    assert name not in kdkit_here("ecg", "store", *where).out
-    assert kdkit_here("ecg", "store", *where, "--delete", "--all").code == 0
+    name = data(few, tmp_path / "stores")._store.folder.path.name
+    assert "did you mean" in kdkit_here("ecg", "store", *location, "--delete", name[:-1]).err
+    assert kdkit_here("ecg", "store", *location, name).code == 2
+    assert kdkit_here("ecg", "store", *location, "--delete").code == 2
+    assert kdkit_here("ecg", "store", *location, "--delete", name).out == f"deleted {name}\n"
+    assert name not in kdkit_here("ecg", "store", *location).out
+    assert kdkit_here("ecg", "store", *location, "--delete", "--all").code == 0
     assert list((tmp_path / "stores").iterdir()) == []
 
 
-def test_a_run_finds_what_was_prepared_for_it(folder, tmp_path, kdkit_here, monkeypatch):
+def test_a_run_uses_the_records_prepared_for_it(folder, tmp_path, kdkit_here, monkeypatch):
     monkeypatch.setenv("KDKIT_CACHE", str(tmp_path / "cache"))
     assert kdkit_here("ecg", "prepare", folder).code == 0
     assert Challenge2020(folder, fold=1).prepare()[1] == 0
@@ -161,13 +162,13 @@ def test_a_run_finds_what_was_prepared_for_it(folder, tmp_path, kdkit_here, monk
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        (("--rate", "inf"), "rate, length and draws are finite and above 0, not inf"),
+        (("--rate", "inf"), "rate, length and draws must be finite and above 0, got inf"),
         (("--no-band", "--band", 1, 40), "--band and --no-band exclude each other"),
     ],
 )
-def test_options_that_cannot_be_are_refused_and_leave_no_store(folder, tmp_path, kdkit_here, options, told):
-    said = kdkit_here("ecg", "prepare", folder, "--store", tmp_path / "stores", *options)
-    assert (said.code, told in said.err) == (2, True), said
+def test_impossible_options_are_refused_and_create_no_store(folder, tmp_path, kdkit_here, options, message):
+    result = kdkit_here("ecg", "prepare", folder, "--store", tmp_path / "stores", *options)
+    assert (result.code, message in result.err) == (2, True), result
     assert not (tmp_path / "stores").exists()

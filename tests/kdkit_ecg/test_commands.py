@@ -1,4 +1,4 @@
-"""The command that parts records in folds; those that fetch and examine have tests of their own."""
+"""`kdkit ecg folds` writes a folds file; the other commands are tested in tests/integration."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def tree(tmp_path):
     return folder
 
 
-def test_folds_are_written_and_a_run_names_them(tree, tmp_path, capsys):
+def test_folds_are_written_and_used_by_a_data_set(tree, tmp_path, capsys):
     out = tmp_path / "folds.csv"
     assert call(["ecg", "folds", str(tree), "--out", str(out), "-k", "3", "--seed", "1"]) == 0
     assert "all: 4 + 4 + 4 = 12" in capsys.readouterr().out
@@ -26,12 +26,12 @@ def test_folds_are_written_and_a_run_names_them(tree, tmp_path, capsys):
     assert [len(split) for split in (data.train, data.validation, data.test)] == [4, 4, 4]
 
 
-def test_records_that_have_a_fold_stay_where_they_are(tree, tmp_path):
+def test_records_with_a_fold_stay_in_it(tree, tmp_path):
     first, second = tmp_path / "first.csv", tmp_path / "second.csv"
     assert call(["ecg", "folds", str(tree), "--out", str(first), "-k", "3"]) == 0
     write_record(tree, "A0099", noise=99)
     assert call(["ecg", "folds", str(tree), "--out", str(second), "-k", "3", "--keep", str(first)]) == 0
-    before, after = Folds.read(first).places, Folds.read(second).places
+    before, after = Folds.read(first).entries, Folds.read(second).entries
     assert before.items() <= after.items()
     assert after.keys() - before.keys() == {"A0099"}
 

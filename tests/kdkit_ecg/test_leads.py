@@ -1,4 +1,4 @@
-"""A view by lead shows the leads that its names say, and refuses what is no lead."""
+"""`Leads` selects leads by number or name, and refuses names that are not leads."""
 
 import pickle
 
@@ -7,7 +7,8 @@ import torch
 
 from kdkit import Batch, RecipeError
 from kdkit_ecg.datasets.signal_split import Ecg
-from kdkit_ecg.leads import LEAD_SETS, LEADS, Leads
+from kdkit_ecg.leads import LEAD_SETS, LEADS
+from kdkit_ecg.views import Leads
 
 
 def batch(leads=12):
@@ -15,7 +16,8 @@ def batch(leads=12):
     return Batch(Ecg(signal, torch.rand(2, 5)), torch.zeros(2, 3))
 
 
-def places(view):
+def selected_channels(view):
+    # Every sample of `batch` is the number of its channel.
     (signal, _), _ = view(batch())
     return signal[0, :, 0].int().tolist()
 
@@ -24,45 +26,46 @@ def places(view):
     ("count", "expected"),
     [(12, list(range(12))), (6, [0, 1, 2, 3, 4, 5]), (4, [0, 1, 2, 7]), (3, [0, 1, 7]), (2, [0, 1]), (1, [0])],
 )
-def test_sets_show_their_leads(count, expected):
-    assert places(Leads(count)) == expected
+def test_lead_sets_select_their_leads(count, expected):
+    assert selected_channels(Leads(count)) == expected
     assert len(Leads(count)) == count
     assert Leads(count).names == LEAD_SETS[count]
 
 
-def test_names_are_seen_in_the_order_given():
-    assert places(Leads(("V6", "II", "I", "aVR"))) == [11, 1, 0, 3]
+def test_channels_have_the_order_of_the_names():
+    assert selected_channels(Leads(("V6", "II", "I", "aVR"))) == [11, 1, 0, 3]
 
 
-def test_every_lead_is_found_by_its_name():
-    assert [places(Leads((name,))) for name in LEADS] == [[place] for place in range(12)]
+def test_every_lead_can_be_selected_by_name():
+    assert [selected_channels(Leads((name,))) for name in LEADS] == [[channel] for channel in range(12)]
 
 
 def test_person_and_keywords_pass_unchanged():
-    given = batch()
-    (signal, person), keywords = Leads(3)(given)
+    ecg = batch()
+    (signal, person), keywords = Leads(3)(ecg)
     assert signal.shape == (2, 3, 7)
-    assert person is given.inputs.person
+    assert person is ecg.inputs.person
     assert keywords == {}
 
 
 @pytest.mark.parametrize("leads", [12, 6, 2, 1, ("V1", "V2", "V3")])
 def test_neighbouring_leads_are_not_copied(leads):
-    given = batch()
-    (signal, _), _ = Leads(leads)(given)
-    assert signal.untyped_storage().data_ptr() == given.inputs.signal.untyped_storage().data_ptr()
+    ecg = batch()
+    (signal, _), _ = Leads(leads)(ecg)
+    # A slice is a view of the same memory.
+    assert signal.untyped_storage().data_ptr() == ecg.inputs.signal.untyped_storage().data_ptr()
 
 
-def test_case_does_not_matter_where_names_are_given():
+def test_names_are_accepted_in_any_case():
     assert Leads(("i", "AVR", "avl", "v2")).names == ("I", "aVR", "aVL", "V2")
 
 
-def test_key_tells_all_that_is_seen():
+def test_key_contains_all_leads():
     assert Leads(2).key == "leads:I,II"
     assert Leads(("II", "I")).key == "leads:II,I"
 
 
-def test_views_are_equal_by_what_they_show():
+def test_views_with_the_same_leads_are_equal():
     assert Leads(2) == Leads(("i", "ii"))
     assert hash(Leads(2)) == hash(Leads(("I", "II")))
     assert Leads(("II", "I")) != Leads(2)
@@ -72,23 +75,24 @@ def test_views_are_equal_by_what_they_show():
 def test_views_survive_pickling():
     view = pickle.loads(pickle.dumps(Leads(3)))
     assert view == Leads(3)
-    assert places(view) == [0, 1, 7]
+    assert selected_channels(view) == [0, 1, 7]
 
 
-def test_views_do_not_change():
+def test_views_are_immutable():
     with pytest.raises(AttributeError):
         Leads(2).names = ("I",)
     assert not hasattr(Leads(2), "__dict__")
 
 
-def test_shown_form_builds_the_same_view():
+def test_repr_creates_an_equal_view():
     assert eval(repr(Leads(3)), {"Leads": Leads}) == Leads(3)
 
 
 @pytest.mark.parametrize(("count", "nearest"), [(77, 12), (5, "(4|6)"), (0, 1), (-1, 1)])
 def test_number_without_a_set_is_refused_with_the_nearest(count, nearest):
     with pytest.raises(
-        RecipeError, match=f"set of 1, 2, 3, 4, 6, 12 leads, but none of {count}; did you mean {nearest}"
+        RecipeError,
+        match=f"expected the size of a lead set \\(1, 2, 3, 4, 6, 12\\), got {count}; did you mean {nearest}",
     ):
         Leads(count)
 
@@ -99,29 +103,29 @@ def test_unknown_name_is_refused_with_the_nearest(wrong, nearest):
         Leads(("I", wrong))
 
 
-def test_name_like_no_lead_is_refused_with_all_of_them():
+def test_a_name_unlike_any_lead_is_refused_with_all_of_them():
     with pytest.raises(RecipeError, match="'chest' is not a lead; there are: I, II"):
         Leads(("chest",))
 
 
 def test_repeated_name_is_refused():
-    with pytest.raises(RecipeError, match="'II' comes again"):
+    with pytest.raises(RecipeError, match="expected every lead once, got 'II' twice"):
         Leads(("I", "II", "ii"))
 
 
-@pytest.mark.parametrize("nothing", [(), "II", (2,)])
-def test_what_is_no_tuple_of_names_is_refused(nothing):
-    with pytest.raises(RecipeError, match=r"Leads takes|is not a lead"):
-        Leads(nothing)
+@pytest.mark.parametrize("leads", [(), "II", (2,)])
+def test_anything_but_a_tuple_of_names_is_refused(leads):
+    with pytest.raises(RecipeError, match=r"Leads expects|is not a lead"):
+        Leads(leads)
 
 
 def test_signal_without_twelve_leads_is_refused():
-    with pytest.raises(RecipeError, match="among 12 leads, but the signal has 8"):
+    with pytest.raises(RecipeError, match="expects a signal with 12 leads, got one with 8"):
         Leads(2)(batch(leads=8))
 
 
 @pytest.mark.parametrize("leads", [2, 3, ("V6", "I")])
 def test_views_compile_as_one_graph(leads):
     view = Leads(leads)
-    compiled = torch.compile(lambda given: view(given)[0][0] * 2, backend="eager", fullgraph=True)
+    compiled = torch.compile(lambda inputs: view(inputs)[0][0] * 2, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(batch()), view(batch())[0][0] * 2)

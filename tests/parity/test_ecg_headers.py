@@ -1,4 +1,4 @@
-"""Headers in every dialect are read as the golden cases have it, or refused."""
+"""Headers in every dialect are read with the golden values, or refused."""
 
 import json
 
@@ -10,7 +10,7 @@ from kdkit_ecg.labels import scored_classes
 from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.record import person_vector, read_record
 
-# Where the golden set leaves a choice: a gain of 0 is refused.
+# Cases in which the golden set allows a choice, and this reader refuses the header: a gain of 0.
 REFUSED = {"gain_zero"}
 
 
@@ -19,30 +19,30 @@ def cases(shared):
     return json.loads((shared / "golden" / "ecg" / "headers.json").read_text())["cases"]
 
 
-def written(folder, case):
+def write_header(folder, case):
     path = folder / f"{case['case']}.hea"
     path.write_bytes(case["text"].encode())
     return path
 
 
 def test_every_valid_header_is_read_with_its_values(cases, tmp_path):
-    validation = [case for case in cases if case["verdict"] == "valid"]
-    assert len(validation) == 42
-    for case in validation:
-        agree(read_header(written(tmp_path, case)), case["expected"], case["case"])
+    valid = [case for case in cases if case["verdict"] == "valid"]
+    assert len(valid) == 42
+    for case in valid:
+        assert_header_equals(read_header(write_header(tmp_path, case)), case["expected"], case["case"])
 
 
-def test_every_malformed_header_is_refused_by_name(cases, tmp_path):
+def test_every_malformed_header_is_refused_with_its_name(cases, tmp_path):
     malformed = [case for case in cases if case["verdict"] == "error"]
     assert len(malformed) == 17
     for case in malformed:
         with pytest.raises(DataError, match=case["case"]):
-            read_header(written(tmp_path, case))
+            read_header(write_header(tmp_path, case))
 
 
-def test_where_there_is_a_choice_ours_is_among_those_accepted(cases, tmp_path):
+def test_values_that_are_a_choice_are_among_the_accepted_ones(cases, tmp_path):
     for case in [case for case in cases if case["verdict"] == "judgement"]:
-        path = written(tmp_path, case)
+        path = write_header(tmp_path, case)
         if case["case"] in REFUSED:
             with pytest.raises(DataError, match="gain of 0"):
                 read_header(path)
@@ -53,10 +53,10 @@ def test_where_there_is_a_choice_ours_is_among_those_accepted(cases, tmp_path):
         assert all(ours[key] in accepted[key] for key in ours.keys() & accepted.keys()), case["case"]
         expected = {**case["expected"], **{key: ours[key] for key in ours.keys() & accepted.keys()}}
         expected["age_sex_vector"] = person_vector(header.age, header.sex).tolist()
-        agree(header, expected, case["case"])
+        assert_header_equals(header, expected, case["case"])
 
 
-def agree(header, expected, case):
+def assert_header_equals(header, expected, case):
     ours = {
         "record": header.name,
         "fs": header.rate,
@@ -72,8 +72,8 @@ def agree(header, expected, case):
     assert np.allclose(person_vector(header.age, header.sex), expected["age_sex_vector"]), case
     for year in (2020, 2021):
         classes = scored_classes(year)
-        compute_metrics = {classes.codes[column] for column in np.flatnonzero(classes.row(header.codes))}
-        assert compute_metrics == {codes.split("|")[0] for codes in expected[f"scored_{year}"]}, case
+        scored = {classes.codes[column] for column in np.flatnonzero(classes.row(header.codes))}
+        assert scored == {codes.split("|")[0] for codes in expected[f"scored_{year}"]}, case
 
 
 @pytest.mark.parametrize(
@@ -90,14 +90,14 @@ def agree(header, expected, case):
     ],
 )
 def test_files_of_every_release_are_read(shared, variant, record, leads):
-    read = read_record(shared / "ecg" / "header_variants" / variant / f"{record}.hea")
-    assert read.name == record
-    assert read.signal.shape[0] == leads
-    assert np.isfinite(read.signal).all()
-    assert read.signal.any(axis=1).all()
+    loaded = read_record(shared / "ecg" / "header_variants" / variant / f"{record}.hea")
+    assert loaded.name == record
+    assert loaded.signal.shape[0] == leads
+    assert np.isfinite(loaded.signal).all()
+    assert loaded.signal.any(axis=1).all()
 
 
-def test_a_record_is_in_mv_as_its_gain_says(shared):
+def test_a_signal_is_converted_to_mv_with_its_gain(shared):
     golden = np.load(shared / "golden" / "ecg" / "preprocess.npz")
     record = read_record(shared / "ecg" / "georgia" / "E07509.hea")
     steps = golden["E07509/adc"] - golden["E07509/baseline"][:, None]

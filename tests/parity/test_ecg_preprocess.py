@@ -1,4 +1,4 @@
-"""Rate, band and scale equal the golden numbers, the authors' way of resampling included."""
+"""Resampling, band-pass and z-score equal the golden numbers, including the resampling of the LRH-Net authors."""
 
 import json
 
@@ -19,7 +19,7 @@ def facts(shared):
 
 
 def authors_filter(steps, rate):
-    # Cut-offs made for 500 Hz, used at 257 Hz, as a sound filter of the same band.
+    # The authors use cut-offs for 500 Hz at 257 Hz. This is a stable filter with the resulting band.
     return zscore(bandpass(resample_linear(steps, rate, 257), 257, 0.001 * 257 / 500, 47 * 257 / 500))
 
 
@@ -45,7 +45,7 @@ def test_signals_equal_the_golden_ones(golden, facts, kind):
         mv = (steps - golden[f"{name}/baseline"][:, None]) / golden[f"{name}/gain_per_mV"][:, None]
         ours = change(steps, mv, record["fs"])
         middle = ours.shape[1] // 2
-        found = {
+        statistics = {
             "length": ours.shape[1],
             "mean": ours.mean(axis=1),
             "std": ours.std(axis=1),
@@ -53,18 +53,18 @@ def test_signals_equal_the_golden_ones(golden, facts, kind):
             "middle64": ours[:2, middle : middle + 64],
             "last16": ours[:2, -16:],
         }
-        for part, value in found.items():
+        for part, value in statistics.items():
             assert np.allclose(value, golden[f"{name}/{kind}/{part}"], **tolerance), (name, part)
 
 
-def test_lengths_are_those_of_the_table(facts):
+def test_lengths_equal_those_of_the_golden_table(facts):
     for rate, time, linear, polyphase in facts["length_table"]["rows"]:
         signal = np.zeros((1, time))
         assert resample_linear(signal, rate, 257).shape[1] == linear
         assert resample(signal, rate, 257).shape[1] == polyphase
 
 
-def test_tones_beyond_half_the_rate_vanish_and_others_stay(facts):
+def test_tones_above_half_the_rate_are_removed_and_others_kept(facts):
     for rate, hertz, samples, before, *_ in facts["alias_test"]["rows"]:
         tone = np.sin(2 * np.pi * hertz * np.arange(samples) / rate)[None]
         after = float(np.sqrt((resample(tone, rate, 257)[:, 300:-300] ** 2).mean()))

@@ -1,8 +1,8 @@
-"""Which records are learned from, chosen on and reported on, so that no patient is in two of these."""
+"""Assign records to folds and splits so that no patient is in two of them."""
 
-from kdkit_ecg.datasets.folds.folds_file import Folds, Place
-from kdkit_ecg.datasets.folds.patients import people
-from kdkit_ecg.datasets.folds.random_split import fraction, split_by_patient
+from kdkit_ecg.datasets.folds.folds_file import FoldEntry, Folds
+from kdkit_ecg.datasets.folds.patients import assign_persons
+from kdkit_ecg.datasets.folds.random_split import hash_fraction, split_by_patient
 from kdkit_ecg.datasets.folds.stratified import stratified_folds
 
-__all__ = ["Folds", "Place", "fraction", "people", "split_by_patient", "stratified_folds"]
+__all__ = ["FoldEntry", "Folds", "assign_persons", "hash_fraction", "split_by_patient", "stratified_folds"]

@@ -1,4 +1,4 @@
-"""Folds in a file that a run names, so that two people learn from and report on the same records."""
+"""Save folds in a file, so that different runs train and test on the same records."""
 
 import csv
 import hashlib
@@ -12,12 +12,12 @@ from typing import NamedTuple, Self
 
 from kdkit import DataError
 
-VERSION = "1"
+FORMAT = "2"  # of the first line of the file; format 1 had the keys `version` and `k` for `format` and `folds`
 _COLUMNS = ("record", "database", "patient", "fold")
 
 
-class Place(NamedTuple):
-    """Where a record comes from, who it is of ("" where nobody knows), and the fold it is in, from 0."""
+class FoldEntry(NamedTuple):
+    """The database and patient of a record ("" if unknown), and its fold, counted from 0."""
 
     database: str
     patient: str
@@ -26,102 +26,126 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Folds:
-    """The fold of every record, and how these were made.
+    """The fold of every record.
 
-    places: record -> Place. k: how many folds. made: what is told of their making, such as seed and grouping.
+    entries: record -> FoldEntry. k: number of folds. provenance: how they were made, such as seed and grouping.
     Raises DataError for a fold that is not between 0 and k - 1, and for a fold without a record.
     """
 
-    places: Mapping[str, Place]
+    entries: Mapping[str, FoldEntry]
     k: int
-    made: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        used = {place.fold for place in self.places.values()}
+        used = {entry.fold for entry in self.entries.values()}
         if used != set(range(self.k)):
-            raise DataError(f"{self.k} folds are numbered 0 to {self.k - 1}, each with a record, not {sorted(used)}")
+            raise DataError(
+                f"expected {self.k} folds numbered 0 to {self.k - 1}, each with a record, got the folds {sorted(used)}"
+            )
 
     @property
     def fingerprint(self) -> str:
-        """A digest of which record is in which fold."""
-        told = "\n".join(f"{record} {place.fold}" for record, place in sorted(self.places.items()))
-        return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
+        """A digest of the fold of each record."""
+        lines = "\n".join(f"{record} {entry.fold}" for record, entry in sorted(self.entries.items()))
+        return hashlib.blake2b(lines.encode(), digest_size=8).hexdigest()
 
     @property
-    def parted(self) -> dict[str, list[int]]:
-        """The patients who are in several folds, each with these folds."""
+    def divided_patients(self) -> dict[str, list[int]]:
+        """The patients with records in several folds -> these folds."""
         folds: dict[str, set[int]] = {}
-        for place in self.places.values():
-            if place.patient:
-                folds.setdefault(place.patient, set()).add(place.fold)
+        for entry in self.entries.values():
+            if entry.patient:
+                folds.setdefault(entry.patient, set()).add(entry.fold)
         return {patient: sorted(in_folds) for patient, in_folds in folds.items() if len(in_folds) > 1}
 
     @property
     def summary(self) -> str:
-        """How many records each fold has, in all and of each database."""
+        """The number of records in each fold, in total and for each database."""
         rows = {"all": [0] * self.k}
-        for place in sorted(self.places.values()):
-            for name in ("all", place.database or "no database"):
-                rows.setdefault(name, [0] * self.k)[place.fold] += 1
+        for entry in sorted(self.entries.values()):
+            for name in ("all", entry.database or "no database"):
+                rows.setdefault(name, [0] * self.k)[entry.fold] += 1
         return "\n".join(f"{name}: {' + '.join(map(str, counts))} = {sum(counts)}" for name, counts in rows.items())
 
+    def folds_of_groups(self, group_of_record: Mapping[str, str]) -> dict[str, int]:
+        """Return the groups that have a fold already -> this fold, because of one of their records or their patient.
+
+        group_of_record: record -> group. Raises DataError if a group is in two folds.
+        """
+        fold_of_patient = {entry.patient: entry.fold for entry in self.entries.values() if entry.patient}
+        folds: dict[str, int] = {}
+        for record, group in group_of_record.items():
+            # A group is named after its patient, so a new record of a patient with a fold goes there too.
+            fold = self.entries[record].fold if record in self.entries else fold_of_patient.get(group)
+            if fold is not None and folds.setdefault(group, fold) != fold:
+                raise DataError(f"the existing folds have {group} in folds {folds[group]} and {fold}; make new folds")
+        return folds
+
     def write(self, path: str | Path) -> None:
-        """Write a CSV of record, database, patient and fold, after a line that says how they were made."""
-        told = {"version": VERSION, "k": self.k, **self.made, "fingerprint": self.fingerprint}
+        """Write a CSV of record, database, patient and fold, below a line with format, provenance and fingerprint."""
+        metadata = {"format": FORMAT, "folds": self.k, **self.provenance, "fingerprint": self.fingerprint}
         text = io.StringIO()
-        text.write(f"# kdkit folds {' '.join(f'{key}={value}' for key, value in told.items())}\n")
+        text.write(f"# kdkit folds {' '.join(f'{key}={value}' for key, value in metadata.items())}\n")
         table = csv.writer(text, lineterminator="\n")
         table.writerow(_COLUMNS)
-        table.writerows((record, *place) for record, place in sorted(self.places.items()))
+        table.writerows((record, *entry) for record, entry in sorted(self.entries.items()))
         path = Path(path)
+        # Through a second file: a run that reads the folds at the same time sees the old file or the new one.
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         unfinished.write_text(text.getvalue(), encoding="utf-8")
         unfinished.replace(path)
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Read such a file, or any CSV with the columns record and fold.
+        """Read a folds file, or any CSV with the columns record and fold.
 
-        Raises DataError, which names the file, where it cannot be read, says two things of a record, or was changed
-        since it was written.
+        Raises DataError, which names the file, if it cannot be read, has another format, contains two folds of one
+        record, or was changed since it was written.
         """
         try:
-            return cls._parsed(Path(path).read_text(encoding="utf-8-sig"))
+            return cls._parse(Path(path).read_text(encoding="utf-8-sig"))
         except (DataError, OSError, UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"{path} holds no folds: {error}") from error
+            raise DataError(f"{path} is not a folds file: {error}") from error
 
     @classmethod
-    def _parsed(cls, text: str) -> Self:
-        told, table = _parts(text)
-        places: dict[str, Place] = {}
-        for row in table:
+    def _parse(cls, text: str) -> Self:
+        metadata, rows = _parse_lines(text)
+        entries: dict[str, FoldEntry] = {}
+        for row in rows:
             record = row["record"]
             if not row["fold"].isdecimal():
-                raise DataError(f"the fold of record {record} is a number from 0, not {row['fold']!r}")
-            place = Place(row.get("database", ""), row.get("patient", ""), int(row["fold"]))
-            if places.setdefault(record, place) != place:
-                raise DataError(f"record {record} is in it twice, in folds {places[record].fold} and {place.fold}")
-        if told.get("version", VERSION) != VERSION:
-            raise DataError(f"it is of version {told['version']}, and this kdkit reads version {VERSION}")
-        known = {key: value for key, value in told.items() if key not in ("version", "k", "fingerprint")}
-        k = told.get("k", str(1 + max((place.fold for place in places.values()), default=0)))
-        folds = cls(places=places, k=int(k) if k.isdecimal() else 0, made=known)
-        if told.get("fingerprint", folds.fingerprint) != folds.fingerprint:
+                raise DataError(f"the fold of record {record} must be a number from 0, got {row['fold']!r}")
+            entry = FoldEntry(row.get("database", ""), row.get("patient", ""), int(row["fold"]))
+            if entries.setdefault(record, entry) != entry:
+                raise DataError(f"record {record} occurs twice, in folds {entries[record].fold} and {entry.fold}")
+        k = metadata.get("folds", str(1 + max((entry.fold for entry in entries.values()), default=0)))
+        provenance = {key: value for key, value in metadata.items() if key not in ("format", "folds", "fingerprint")}
+        folds = cls(entries=entries, k=int(k) if k.isdecimal() else 0, provenance=provenance)
+        if metadata.get("fingerprint", folds.fingerprint) != folds.fingerprint:
             raise DataError(
-                f"its records make the fingerprint {folds.fingerprint}, and its first line says {told['fingerprint']}: "
-                "it was changed since; where that is right, delete the first line"
+                f"its records have the fingerprint {folds.fingerprint}, but its first line has "
+                f"{metadata['fingerprint']}, so it was changed since it was written; if the change is right, delete "
+                "the first line"
             )
         return folds
 
 
-def _parts(text: str) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """Return what the first line tells and the rows of the table below it."""
-    first, _, rest = text.partition("\n")
-    told: dict[str, str] = {}
-    if first.startswith(("#", '"#')):  # a spreadsheet may quote it, and fill its line with commas
-        told = dict(re.findall(r"(\w+)=([^\s,\"]+)", first))
-        text = rest
+def _parse_lines(text: str) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """Return the metadata in the first line, if there is any, and the rows of the table below it."""
+    first_line, _, remainder = text.partition("\n")
+    metadata: dict[str, str] = {}
+    if first_line.startswith(("#", '"#')):  # a spreadsheet may quote the line, and append commas to it
+        metadata = dict(re.findall(r"(\w+)=([^\s,\"]+)", first_line))
+        text = remainder
+        found_format = metadata.get("format", metadata.get("version", FORMAT))
+        if "version" in metadata or found_format != FORMAT:
+            raise DataError(
+                f"expected format {FORMAT}, got format {found_format}; make the folds again with `kdkit ecg folds`, or "
+                "delete the first line to read the file as a plain table"
+            )
     table = csv.DictReader(io.StringIO(text, newline=""))
     if not {"record", "fold"} <= set(table.fieldnames or ()):
-        raise DataError(f"it needs the columns record and fold, but has {', '.join(table.fieldnames or ('none',))}")
-    return told, [{column: (value or "").strip() for column, value in row.items() if column} for row in table]
+        raise DataError(
+            f"it needs the columns record and fold, but has {', '.join(table.fieldnames or ('no columns',))}"
+        )
+    return metadata, [{column: (cell or "").strip() for column, cell in row.items() if column} for row in table]

@@ -1,4 +1,4 @@
-"""Who a record is of, as far as anyone can tell: what might be one person stays together."""
+"""Decide which records belong to one person, so that they can be assigned to the same fold."""
 
 import re
 from collections import defaultdict
@@ -7,61 +7,64 @@ from itertools import pairwise
 
 from kdkit_ecg.records.header import Header
 
-# Records of the PTB Diagnostic database come patient by patient, at most seven of one (its own index of records), and
-# the Challenge numbers them on without naming the patients.
-_PTB = re.compile(r"S(\d{4})")
-_AT_MOST = 7
+# The index of the PTB Diagnostic database lists its records patient by patient, at most seven of each. The Challenge
+# numbers them in this order without naming the patients.
+_PTB_NAME = re.compile(r"S(\d{4})")
+_PTB_RECORDS_PER_PATIENT = 7
 
 
-def people(headers: Sequence[Header], named: Mapping[str, str], twins: Iterable[Sequence[str]] = ()) -> dict[str, str]:
-    """Return a person for every record, by its name.
+def assign_persons(
+    headers: Sequence[Header], patients: Mapping[str, str], duplicates: Iterable[Sequence[str]] = ()
+) -> dict[str, str]:
+    """Return a person for every record, by the name of the record.
 
-    named: record -> patient, where known; a record that is not named is of a person of its own.
-    twins: names of records with one signal, who are one person whatever they are named.
+    patients: record -> patient, if known; otherwise the record has a person of its own, "record NAME".
+    duplicates: lists of names of records with the same signal, which belong to one person whatever `patients` contains.
 
-    Records S0001 and so on of PTB, of neighbouring numbers, one age and one sex, count as one person too: to keep two
-    patients together costs nothing, and to part one spoils the test.
+    Records S0001 and so on of PTB with neighbouring numbers, the same age and the same sex also count as one person:
+    two patients in one fold do no harm, but one patient in two folds invalidates the test.
     """
-    joined = _Joined()
+    persons = _MergedNames()
     for header in headers:
-        joined.join(f"record {header.name}", named.get(header.name) or f"record {header.name}")
-    for first, *others in twins:
-        for other in others:
-            joined.join(f"record {first}", f"record {other}")
+        persons.merge(f"record {header.name}", patients.get(header.name) or f"record {header.name}")
+    for first, *others in duplicates:
+        for name in others:
+            persons.merge(f"record {first}", f"record {name}")
     for first_name, second_name in _ptb_neighbours(headers):
-        joined.join(f"record {first_name}", f"record {second_name}")
-    return {header.name: joined.first(f"record {header.name}") for header in headers}
+        persons.merge(f"record {first_name}", f"record {second_name}")
+    return {header.name: persons.representative(f"record {header.name}") for header in headers}
 
 
 def _ptb_neighbours(headers: Iterable[Header]) -> Iterable[tuple[str, str]]:
-    """Give pairs of records of PTB that may be of one person, each with the next one that looks alike."""
-    alike: dict[tuple[float, str], list[tuple[int, str]]] = defaultdict(list)
+    """Yield pairs of PTB records that may be of one person: consecutive ones with the same age and sex."""
+    by_age_and_sex: dict[tuple[float, str], list[tuple[int, str]]] = defaultdict(list)
     for header in headers:
-        numbered = _PTB.fullmatch(header.name)
-        if numbered and header.age is not None and header.sex:
-            alike[header.age, header.sex].append((int(numbered[1]), header.name))
-    for each in alike.values():
-        each.sort()
-        for (number, name), (following, next_name) in pairwise(each):
-            if following - number < _AT_MOST:
+        match = _PTB_NAME.fullmatch(header.name)
+        if match and header.age is not None and header.sex:
+            by_age_and_sex[header.age, header.sex].append((int(match[1]), header.name))
+    for numbered_names in by_age_and_sex.values():
+        numbered_names.sort()
+        for (number, name), (next_number, next_name) in pairwise(numbered_names):
+            if next_number - number < _PTB_RECORDS_PER_PATIENT:
                 yield name, next_name
 
 
-class _Joined:
-    """Names in sets that grow together; each set is known by the first of its names that is a patient's, or its first.
+class _MergedNames:
+    """Disjoint sets of names (union-find), each represented by its first patient, or by its first record.
 
-    So a person is called what the table calls them, as long as it calls them anything.
+    So a person has the name in the table of patients, if there is one.
     """
 
     def __init__(self) -> None:
-        self.above: dict[str, str] = {}
+        self.parent: dict[str, str] = {}
 
-    def join(self, one: str, other: str) -> None:
-        tops = sorted({self.first(one), self.first(other)}, key=lambda name: (name.startswith("record "), name))
-        for top in tops[1:]:
-            self.above[top] = tops[0]
+    def merge(self, first: str, second: str) -> None:
+        representatives = {self.representative(first), self.representative(second)}
+        root, *merged = sorted(representatives, key=lambda name: (name.startswith("record "), name))
+        for name in merged:  # empty if both names are in one set already
+            self.parent[name] = root
 
-    def first(self, name: str) -> str:
-        while name in self.above:
-            name = self.above[name]
+    def representative(self, name: str) -> str:
+        while name in self.parent:
+            name = self.parent[name]
         return name

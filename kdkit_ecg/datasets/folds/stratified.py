@@ -1,4 +1,4 @@
-"""Folds in which every class, every database and every class of a database has its share, patients whole."""
+"""Make folds with equal shares of every class, every database and every class of a database, by patient."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import RecipeError
-from kdkit_ecg.datasets.folds.random_split import fraction
+from kdkit_ecg.datasets.folds.random_split import hash_fraction
 
-# Ours, since scikit-learn's StratifiedGroupKFold takes one class per record, and the packages that stratify by several
-# (iterative-stratification, scikit-multilearn) keep no groups whole.
+# Implemented here because the StratifiedGroupKFold of scikit-learn supports only one class per record, and the packages
+# that stratify by several classes (iterative-stratification, scikit-multilearn) do not support groups.
 
 Counts = NDArray[np.float64]
 
-_PASSES = 5  # over all groups once they are placed, to move those that would now go elsewhere
+_PASSES = 5  # over all groups after the first assignment, to move those that fit better into another fold
 
 
 def stratified_folds(
@@ -24,81 +24,92 @@ def stratified_folds(
     *,
     k: int = 5,
     seed: int = 0,
-    kept: Mapping[str, int] | None = None,
+    fixed: Mapping[str, int] | None = None,
 ) -> NDArray[np.int64]:
     """Return the fold of each record, 0 to k - 1: labels (records, classes) of 0 and 1 -> (records,).
 
-    groups: what stays together, the patient of each record. strata: the database of each record.
-    kept: group -> the fold that it is known to be in; only others are placed, around these.
+    groups: the patient of each record; a group is never divided. strata: the database of each record.
+    fixed: group -> its fold. Only the other groups are assigned, given these.
 
-    Greedy, after the iterative stratification of Sechidis et al. (2011), section 3.1: groups with the rarest class
-    first, and of these the largest; each goes where what it has is scarcest so far, and may move once all are placed. A
-    function of (seed, names and labels), whatever the order of the records. Further records move others, unless `kept`
-    holds these. Raises RecipeError for fewer than two folds, and for a kept fold that is not among them.
+    Greedy, after the iterative stratification of Sechidis et al. (2011), section 3.1: groups with the rarest class come
+    first, the largest of them first. Each goes to the fold that has the least of its classes so far, and may move after
+    all are assigned. The result is a function of (seed, names and labels) and not of the order of the records.
+    Additional records may move existing ones, unless `fixed` contains these. Raises RecipeError for fewer than two
+    folds, and for a fixed fold that does not exist.
     """
     if k < 2:
-        raise RecipeError(f"there are two folds or more, not {k}")
+        raise RecipeError(f"k must be two folds or more, got {k}")
     names = sorted(set(groups))
-    row = {name: place for place, name in enumerate(names)}
-    of_record = np.array([row[group] for group in groups], dtype=np.int64)
-    features = _features(np.asarray(labels, dtype=np.float64), strata, groups)
-    has = np.zeros((len(names), features.shape[1]))
-    np.add.at(has, of_record, features)
-    known = {row[name]: fold for name, fold in (kept or {}).items() if name in row}
-    if not all(0 <= fold < k for fold in known.values()):
-        raise RecipeError(f"kept names folds beyond the {k} there are, 0 to {k - 1}; take k as it was for those")
-    return _placed(has, names, known, k, seed)[of_record]
+    group_index = {name: index for index, name in enumerate(names)}
+    group_of_record = np.array([group_index[group] for group in groups], dtype=np.int64)
+    features = _record_features(np.asarray(labels, dtype=np.float64), strata, groups)  # (records, features)
+    counts = np.zeros((len(names), features.shape[1]))  # (groups, features)
+    np.add.at(counts, group_of_record, features)
+    fixed_folds = {group_index[name]: fold for name, fold in (fixed or {}).items() if name in group_index}
+    if not all(0 <= fold < k for fold in fixed_folds.values()):
+        raise RecipeError(f"fixed contains folds other than 0 to {k - 1}; use the k with which they were made")
+    return _assign_groups(counts, names, fixed_folds, k, seed)[group_of_record]
 
 
-def _features(labels: Counts, strata: Sequence[str], groups: Sequence[str]) -> Counts:
-    """Return what is counted of each record: its stratum, its classes, its classes within the stratum, and itself."""
-    of: dict[str, list[str]] = {}
+def _record_features(labels: Counts, strata: Sequence[str], groups: Sequence[str]) -> Counts:
+    """Return the features to balance, (records, features): stratum, classes, classes within the stratum, and 1."""
+    groups_of_stratum: dict[str, list[str]] = {}
     for group, stratum in zip(groups, strata, strict=True):
-        of.setdefault(stratum, []).append(group)
-    # In the order of their groups, so that it does not matter what somebody calls the folder of a database.
-    order = sorted(of, key=lambda stratum: sorted(of[stratum]))
-    within = np.array([[each == stratum for stratum in order] for each in strata], dtype=np.float64)
-    pairs = within[:, :, None] * labels[:, None, :]
-    # A class is counted twice as a whole, for it is scored over all databases, and once within its own.
-    features = np.hstack([within, labels, labels, pairs.reshape(len(labels), -1), np.ones((len(labels), 1))])
-    counted: Counts = features[:, features.any(axis=0)]
-    return counted
+        groups_of_stratum.setdefault(stratum, []).append(group)
+    # Ordered by their groups, so that the folds do not depend on the name of the folder of a database.
+    order = sorted(groups_of_stratum, key=lambda stratum: sorted(groups_of_stratum[stratum]))
+    in_stratum = np.array([[name == stratum for stratum in order] for name in strata], dtype=np.float64)
+    class_in_stratum = in_stratum[:, :, None] * labels[:, None, :]  # (records, strata, classes)
+    # A class counts twice over all databases, since it is scored over all of them, and once within its own.
+    columns = [in_stratum, labels, labels, class_in_stratum.reshape(len(labels), -1), np.ones((len(labels), 1))]
+    features = np.hstack(columns)
+    used: Counts = features[:, features.any(axis=0)]  # a column of zeros would give a share of 0 / 0 below
+    return used
 
 
-def _placed(has: Counts, names: Sequence[str], known: Mapping[int, int], k: int, seed: int) -> NDArray[np.int64]:
-    totals = has.sum(axis=0)
-    weighted = has / totals
+def _assign_groups(
+    counts: Counts, names: Sequence[str], fixed: Mapping[int, int], k: int, seed: int
+) -> NDArray[np.int64]:
+    """Return the fold of each group: counts (groups, features) -> (groups,)."""
+    totals = counts.sum(axis=0)
+    shares = counts / totals
     folds = np.full(len(names), -1)
-    filled = np.zeros((k, has.shape[1]))
-    for group, fold in known.items():
+    fold_counts = np.zeros((k, counts.shape[1]))
+    for group, fold in fixed.items():
         folds[group] = fold
-        filled[fold] += has[group]
-    order = [group for group in _order(has, totals, names, seed) if group not in known]
+        fold_counts[fold] += counts[group]
+    order = [group for group in _assignment_order(counts, totals, names, seed) if group not in fixed]
     for _ in range(1 + _PASSES):
         moved = False
         for group in order:
-            before = folds[group]
-            if before >= 0:
-                filled[before] -= has[group]
-            # The share of each class that a fold has already, summed over what the group would add to it: so a rare
-            # class, of which one record is a large share, decides before a common one.
-            excess = np.round(filled @ weighted[group], 9)
+            previous = folds[group]
+            if previous >= 0:
+                fold_counts[previous] -= counts[group]
+            # The counts of each fold, weighted with the share of each feature that this group has. A rare class, of
+            # which one record is a large share, outweighs a common one. Rounded, so that ties do not depend on the
+            # order of the sum.
+            excess = np.round(fold_counts @ shares[group], 9)  # (k,)
             best = np.flatnonzero(excess == excess.min()).tolist()
-            if before not in best:
-                folds[group] = min(best, key=lambda fold: fraction(seed, f"{names[group]} {fold}"))
+            if previous not in best:
+                folds[group] = min(best, key=lambda fold: hash_fraction(seed, f"{names[group]} {fold}"))
                 moved = True
-            filled[folds[group]] += has[group]
+            fold_counts[folds[group]] += counts[group]
         if not moved:
             break
     return folds
 
 
-def _order(has: Counts, totals: Counts, names: Sequence[str], seed: int) -> list[int]:
-    """Return the groups, rarest class first, then the largest, then by chance."""
-    sizes = has.sum(axis=1)
-    rare = np.where(has > 0, totals, np.inf)
-    rarest = rare.argmin(axis=1)
+def _assignment_order(counts: Counts, totals: Counts, names: Sequence[str], seed: int) -> list[int]:
+    """Return the groups with the rarest feature first, then the largest, then in pseudo-random order."""
+    sizes = counts.sum(axis=1)
+    feature_totals = np.where(counts > 0, totals, np.inf)
+    rarest = feature_totals.argmin(axis=1)
     return sorted(
         range(len(names)),
-        key=lambda group: (rare[group, rarest[group]], rarest[group], -sizes[group], fraction(seed, names[group])),
+        key=lambda group: (
+            feature_totals[group, rarest[group]],
+            rarest[group],
+            -sizes[group],
+            hash_fraction(seed, names[group]),
+        ),
     )

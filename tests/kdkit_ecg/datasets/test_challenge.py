@@ -1,4 +1,4 @@
-"""A folder of Challenge records as data."""
+"""Challenge2020 and Challenge2021 read a folder of records, and exclude those that cannot be used."""
 
 import shutil
 
@@ -15,9 +15,9 @@ from kdkit_ecg.leads import LEADS
 RHYTHMS = ("426783006", "164889003", "427084000")
 
 
-def write(folder, name, *, codes="426783006", leads=LEADS, time=600, units="mV", noise=None, rate=500):
+def write_challenge_record(folder, name, *, codes="426783006", leads=LEADS, time=600, units="mV", noise=None, rate=500):
     folder.mkdir(parents=True, exist_ok=True)
-    noise = sum(name.encode()) if noise is None else noise
+    noise = sum(name.encode()) if noise is None else noise  # a seed, different for each name by default
     wfdb.wrsamp(
         name,
         fs=rate,
@@ -36,29 +36,30 @@ def write(folder, name, *, codes="426783006", leads=LEADS, time=600, units="mV",
 def tree(tmp_path_factory):
     folder = tmp_path_factory.mktemp("challenge")
     for number in range(40):
-        write(folder / "a" / f"g{number % 2}", f"A{number:04}", codes=RHYTHMS[number % 3], noise=number)
-    rows = [f"A{number:04},P{number // 2}" for number in range(40)]
+        write_challenge_record(
+            folder / "a" / f"g{number % 2}", f"A{number:04}", codes=RHYTHMS[number % 3], noise=number
+        )
+    rows = [f"A{number:04},P{number // 2}" for number in range(40)]  # two records of each patient
     (folder / "records.csv").write_text("\n".join(["record,patient", *rows]))
     return folder
 
 
-def small(folder, **options):
+def small_dataset(folder, **options):
     return Challenge2020(folder, length=256, **options)
 
 
-def test_splits_hold_every_record_once_and_no_patient_twice(tree):
-    data = small(tree)
+def test_splits_contain_every_record_once_and_never_divide_a_patient(tree):
+    data = small_dataset(tree)
     splits = [set(split.ids.tolist()) for split in (data.train, data.validation, data.test)]
     assert sum(map(len, splits)) == len(set.union(*splits)) == 40
-    ids = small(
-        tree, shares=(1.0, 0.0, 0.0)
-    ).train.ids.tolist()  # by name, so that the two records of a patient are neighbours
+    # Sorted by name, so the two records of a patient are neighbours.
+    ids = small_dataset(tree, shares=(1.0, 0.0, 0.0)).train.ids.tolist()
     for first, second in zip(ids[::2], ids[1::2], strict=True):
         assert any({first, second} <= split for split in splits)
 
 
-def test_a_batch_is_windows_people_labels_and_ids(tree):
-    data = small(tree)
+def test_a_batch_contains_windows_persons_labels_and_ids(tree):
+    data = small_dataset(tree)
     batch = data.train.batch([0, 2], draw=1)
     assert batch.inputs.signal.shape == (2, 12, 256)
     assert batch.inputs.signal.dtype == torch.float32
@@ -68,141 +69,144 @@ def test_a_batch_is_windows_people_labels_and_ids(tree):
     assert batch.ids.dtype == torch.int64
 
 
-def test_building_the_data_and_naming_its_classes_reads_nothing(tree, monkeypatch):
-    monkeypatch.setattr(module, "find", None)
+def test_creating_the_data_and_naming_its_classes_reads_no_file(tree, monkeypatch):
+    # Calling either of them would raise a TypeError.
+    monkeypatch.setattr(module, "find_records", None)
     monkeypatch.setattr(base, "read_signals", None)
-    data = small(tree)
+    data = small_dataset(tree)
     assert data.classes[:2] == ("IAVB", "AF")
     assert (data.task, data.draws, data.notices) == ("multilabel", 10, ())
 
 
-def test_the_fingerprint_reads_no_signal_and_follows_files_patients_and_options(tree, tmp_path, monkeypatch):
+def test_the_fingerprint_reads_no_signal_and_depends_on_files_patients_and_options(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(base, "read_signals", None)
     copy = tmp_path / "copy"
     shutil.copytree(tree, copy)
-    first = small(tree).fingerprint
-    assert small(copy).fingerprint == first
-    assert small(tree, scaling="raw").fingerprint != first
+    first = small_dataset(tree).fingerprint
+    assert small_dataset(copy).fingerprint == first
+    assert small_dataset(tree, scaling="raw").fingerprint != first
     assert Challenge2021(tree, length=256).fingerprint != first
     header = next(copy.rglob("A0001.hea"))
     header.write_text(header.read_text().replace("Age: 50", "Age: 51"))
-    changed = small(copy).fingerprint
+    changed = small_dataset(copy).fingerprint
     assert changed != first
     (copy / "records.csv").unlink()
-    assert small(copy).fingerprint not in (first, changed)
+    assert small_dataset(copy).fingerprint not in (first, changed)
 
 
-def test_records_that_do_not_fit_are_left_out_by_reason(tree, tmp_path):
+def test_records_that_cannot_be_used_are_excluded_by_reason(tree, tmp_path):
     folder = tmp_path / "odd"
     shutil.copytree(tree, folder)
-    write(folder / "b", "B1", leads=LEADS[:2])
-    write(folder / "b", "B2", codes="428750005")
-    write(folder / "b", "B3", units="NU")
-    write(folder / "b", "B4", noise=7)
-    write(folder / "b", "B5")
+    write_challenge_record(folder / "b", "B1", leads=LEADS[:2])
+    write_challenge_record(folder / "b", "B2", codes="428750005")
+    write_challenge_record(folder / "b", "B3", units="NU")
+    write_challenge_record(folder / "b", "B4", noise=7)  # the signal of A0007
+    write_challenge_record(folder / "b", "B5")
     (folder / "b" / "B5.dat").unlink()
-    write(folder / "b", "B6")
+    write_challenge_record(folder / "b", "B6")
     (folder / "b" / "B6.dat").write_bytes(b"short")
     (folder / "b" / "B7.hea").write_text("<html>")
-    write(folder / "b", "B8", rate=80)
+    write_challenge_record(folder / "b", "B8", rate=80)  # too low for a band up to 47 Hz
     (folder / "b" / "B9.mat").write_bytes(b"")
-    write(folder / "copies" / "of" / "others", "A0000", leads=LEADS, time=500)
-    summary = small(folder).summary
+    write_challenge_record(folder / "copies" / "of" / "others", "A0000", leads=LEADS, time=500)
+    # The reasons are listed in the order in which they are checked.
+    summary = small_dataset(folder).summary
     assert [line for line in summary.splitlines() if "no positive" not in line] == [
         "40 of 50 records read",
-        "  1 left out, no header beside the signal: b/B9",
-        "  1 left out, unreadable header: b/B7",
-        "  1 left out, no signal file: b/B5",
-        "  1 left out, fewer than 12 leads: b/B1",
-        "  1 left out, normalised units, not mV (normalised_units=True takes them): b/B3",
-        "  1 left out, no scored code: b/B2",
-        "  1 left out, the name of another record: copies/of/others/A0000",
-        "  1 left out, a rate that the band-pass or the resampling cannot take: b/B8",
-        "  1 left out, unreadable signal: b/B6",
-        "  1 left out, the signal of another record: b/B4",
+        "  1 excluded, no header next to the signal: b/B9",
+        "  1 excluded, unreadable header: b/B7",
+        "  1 excluded, no signal file: b/B5",
+        "  1 excluded, fewer than 12 leads: b/B1",
+        "  1 excluded, normalised units, not mV (normalised_units=True includes them): b/B3",
+        "  1 excluded, no scored code: b/B2",
+        "  1 excluded, the name of another record: copies/of/others/A0000",
+        "  1 excluded, a rate that the band-pass or the resampling cannot handle: b/B8",
+        "  1 excluded, unreadable signal: b/B6",
+        "  1 excluded, the signal of another record: b/B4",
     ]
     with pytest.raises(DataError, match="no scored code: b/B2"):
-        _ = small(folder, strict=True).train
-    assert "41 of 50" in small(folder, normalised_units=True).summary
+        _ = small_dataset(folder, strict=True).train
+    assert "41 of 50" in small_dataset(folder, normalised_units=True).summary
 
 
-def test_strict_is_content_where_nothing_is_left_out(tree):
-    assert small(tree, strict=True).summary.startswith("40 of 40 records read")
+def test_strict_accepts_a_folder_without_excluded_records(tree):
+    assert small_dataset(tree, strict=True).summary.startswith("40 of 40 records read")
 
 
-def test_the_summary_names_the_classes_that_a_split_has_no_positive_of(tree, tmp_path):
-    train, validation, test = small(tree).summary.splitlines()[1:]
+def test_the_summary_names_the_classes_without_a_positive_in_a_split(tree, tmp_path):
+    train, validation, test = small_dataset(tree).summary.splitlines()[1:]
     assert train.startswith("  no positive in train: IAVB, ")
     assert (", AF," in train, ", NSR," in train, ", PR," in train) == (False, False, True)
     assert (validation[:28], test[:22]) == ("  no positive in validation:", "  no positive in test:")
     assert "in validation" not in Challenge2020.paper(tree, length=256).summary
-    write(tmp_path, "C1", codes="164889003")
+    write_challenge_record(tmp_path, "C1", codes="164889003")
     only = Challenge2020(tmp_path, length=256, shares=(1.0, 0.0, 0.0)).summary.splitlines()
     assert len(only) == 2
     assert "NSR" in only[1]
 
 
-def test_a_record_in_the_folder_of_its_database_goes_before_one_nearer_to_the_root(tree, tmp_path):
+def test_a_record_in_the_folder_of_its_database_is_preferred_to_one_nearer_to_the_root(tree, tmp_path):
     folder = tmp_path / "named"
-    write(folder / "x", "C1", noise=1, time=700)
-    write(folder / "deep" / "ptb", "C1", noise=2)
+    write_challenge_record(folder / "x", "C1", noise=1, time=700)
+    write_challenge_record(folder / "deep" / "ptb", "C1", noise=2)
     (folder / "records.csv").write_text("record,patient,database\nC1,P1,ptb\n")
-    assert "the name of another record: x/C1" in small(folder, shares=(1.0, 0.0, 0.0)).summary
+    assert "the name of another record: x/C1" in small_dataset(folder, shares=(1.0, 0.0, 0.0)).summary
 
 
-@pytest.mark.parametrize(("selection", "shared"), [("separate", False), ("test", True)])
-def test_the_selection_split_is_its_own_or_the_test_split_with_a_notice(tree, selection, shared):
-    data = small(tree, selection=selection)
+@pytest.mark.parametrize(("validation_split", "shared"), [("separate", False), ("test", True)])
+def test_the_validation_split_is_separate_or_the_test_split_with_a_notice(tree, validation_split, shared):
+    data = small_dataset(tree, validation_split=validation_split)
     assert (data.validation.ids.tolist() == data.test.ids.tolist()) is shared
     assert bool(data.notices) is shared
 
 
-def test_the_paper_repeats_what_its_authors_did(tree):
+def test_the_paper_protocol_has_the_options_of_its_authors(tree):
     data = Challenge2020.paper(tree, length=256, seed=3)
     assert (data.resampling, data.scaling, data.band, data.crop) == ("linear", "raw", None, "random")
     assert len(data.train) + len(data.test) == 40
     assert len(data.notices) == 2
+    # The signals are noise with a deviation of 0.3 mV, which raw scaling keeps.
     assert data.test.batch([0], 0).inputs.signal.std() == pytest.approx(0.3, abs=0.1)
 
 
-def test_without_a_table_each_record_is_its_own_patient_and_a_notice_says_so(tree, tmp_path):
+def test_without_a_table_each_record_is_a_patient_of_its_own_with_a_notice(tree, tmp_path):
     folder = tmp_path / "bare"
     shutil.copytree(tree / "a", folder)
-    data = small(folder)
-    assert "its own patient" in data.notices[0]
+    data = small_dataset(folder)
+    assert "each record counts as a patient of its own" in data.notices[0]
     assert len(data.train) > 20
 
 
 @pytest.mark.parametrize("rate", [0, -1, float("inf"), float("nan")])
-def test_a_rate_that_is_none_is_refused_at_once(tree, rate):
-    with pytest.raises(RecipeError, match="rate, length and draws are finite and above 0"):
-        small(tree, rate=rate)
+def test_an_impossible_rate_is_refused_at_once(tree, rate):
+    with pytest.raises(RecipeError, match="rate, length and draws must be finite and above 0"):
+        small_dataset(tree, rate=rate)
 
 
-def test_a_folder_without_headers_says_what_was_expected(tmp_path):
+def test_a_folder_without_headers_is_refused_with_the_expected_content(tmp_path):
     (tmp_path / "A0001.mat").write_bytes(b"")
     with pytest.raises(DataError, match=r"no \.hea file .* \(1 \.mat files\); expected"):
-        _ = small(tmp_path).train
+        _ = small_dataset(tmp_path).train
 
 
 def test_a_folder_that_does_not_exist_is_refused_at_once(tmp_path):
-    with pytest.raises(DataError, match="there is no folder"):
-        small(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        small_dataset(tmp_path / "nowhere")
 
 
 def test_a_table_without_its_columns_is_refused(tree, tmp_path):
-    write(tmp_path, "C1")
+    write_challenge_record(tmp_path, "C1")
     (tmp_path / "records.csv").write_text("name,who\nC1,P1\n")
     with pytest.raises(DataError, match="needs the columns record and patient, but has name, who"):
-        _ = small(tmp_path).train
+        _ = small_dataset(tmp_path).train
 
 
 TABLE = "record,patient,database\n"
 
 
-def with_table(folder, content):
+def dataset_with_table(folder, content):
     for name in ("C1", "C2", "C3"):
-        write(folder, name)
+        write_challenge_record(folder, name)
     (folder / "records.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     return Challenge2020(folder, length=256, shares=(1.0, 0.0, 0.0))
 
@@ -216,53 +220,59 @@ def with_table(folder, content):
         'patient,record,more\n"P1","C1",x,y\nP1,C2\nP1,C2\nP2,C3\n',
     ],
 )
-def test_a_table_is_read_however_a_spreadsheet_wrote_it(tmp_path, content):
-    data = with_table(tmp_path, content)
+def test_tables_written_by_spreadsheets_are_read(tmp_path, content):
+    data = dataset_with_table(tmp_path, content)
     assert len(data.train) == 3
-    assert [data._patient(header) for header in data._found[0]] == ["P1", "P1", "P2"]
+    assert [data._patient(header) for header in data._selected[0]] == ["P1", "P1", "P2"]
     assert data.notices == ()
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"record,patient\nC1,P1\nC2,M\xfcller\n", r"records\.csv, line 3, is not UTF-8"),
         ("record,patient\n".encode("utf-16"), r"records\.csv, line 1, is not UTF-8"),
         (
             TABLE + "C1,P1,\nC2,P1,\nC1.hea,P2,\n",
-            r"line 4: record C1 is of patient 'P2', but of patient 'P1' in line 2",
+            r"line 4: record C1 has patient 'P2', but patient 'P1' in line 2",
         ),
-        (TABLE + "C1,P1,a\nC1,P1,b\n", r"line 3: record C1 is of patient 'P1' in 'b', but of patient 'P1' in 'a'"),
-        (TABLE + "/data/C1,P1,\nC9,P2,\n", r"lists 2 records, '/data/C1' first, and none of them is among the 3 found"),
+        (
+            TABLE + "C1,P1,a\nC1,P1,b\n",
+            r"line 3: record C1 has patient 'P1' in database 'b', but patient 'P1' in database 'a'",
+        ),
+        (
+            TABLE + "/data/C1,P1,\nC9,P2,\n",
+            r"lists 2 records, the first one '/data/C1', but none of the 3 records found",
+        ),
         (b"", "needs the columns record and patient"),
     ],
 )
-def test_a_table_that_says_nothing_certain_is_refused(tmp_path, content, said):
-    with pytest.raises(DataError, match=said):
-        _ = with_table(tmp_path, content).train
+def test_a_table_that_is_wrong_or_ambiguous_is_refused(tmp_path, content, message):
+    with pytest.raises(DataError, match=message):
+        _ = dataset_with_table(tmp_path, content).train
 
 
-def test_records_that_the_table_does_not_list_are_counted_once_they_were_found(tmp_path):
-    data = with_table(tmp_path, TABLE + "C1,P1,\nC2,,\n")
+def test_records_without_a_patient_in_the_table_are_counted_after_they_were_found(tmp_path):
+    data = dataset_with_table(tmp_path, TABLE + "C1,P1,\nC2,,\n")
     assert data.notices == ()
     assert len(data.train) == 3
-    assert data.notices == ("no patient is named for 2 of 3 records: each of those counts as its own patient",)
+    assert data.notices == ("the patient of 2 of 3 records is unknown; each counts as a patient of its own",)
 
 
-def test_a_table_of_other_records_does_not_matter_where_folds_are_by_record(tmp_path):
-    with_table(tmp_path, TABLE + "C9,P2,\n")
+def test_a_table_of_other_records_is_ignored_if_folds_are_by_record(tmp_path):
+    dataset_with_table(tmp_path, TABLE + "C9,P2,\n")
     assert len(Challenge2020(tmp_path, length=256, shares=(1.0, 0.0, 0.0), grouping="record").train) == 3
 
 
-def test_too_few_records_for_a_split_are_an_error_however_often_one_asks(tmp_path):
-    write(tmp_path, "C1")
-    for options, said in (
-        ({}, "1 patients in .* cannot fill 5 folds"),
-        ({"shares": (0.7, 0.1, 0.2)}, "no record falls"),
+def test_too_few_records_for_a_split_are_an_error_on_every_access(tmp_path):
+    write_challenge_record(tmp_path, "C1")
+    for options, message in (
+        ({}, "1 patients in .* are too few for 5 folds"),
+        ({"shares": (0.7, 0.1, 0.2)}, "split has no record"),
     ):
-        data = small(tmp_path, **options)
-        for _ in range(2):
-            with pytest.raises(DataError, match=said):
+        data = small_dataset(tmp_path, **options)
+        for _ in range(2):  # a cached property must not keep half a result
+            with pytest.raises(DataError, match=message):
                 _ = (data.train, data.validation, data.test)
 
 
@@ -270,17 +280,17 @@ def test_too_few_records_for_a_split_are_an_error_however_often_one_asks(tmp_pat
     ("options", "message"),
     [
         ({"scaling": "zscores"}, "did you mean 'zscore'"),
-        ({"selection": "tests"}, "did you mean 'test'"),
+        ({"validation_split": "tests"}, "did you mean 'test'"),
         ({"band": (40, 1)}, "low < high"),
         ({"length": 0}, "above 0"),
     ],
 )
-def test_options_that_do_not_exist_get_the_nearest_that_does(tree, options, message):
+def test_unknown_option_values_are_refused_with_the_nearest_one(tree, options, message):
     with pytest.raises(RecipeError, match=message):
         Challenge2020(tree, **options)
 
 
-CHOSEN = {
+REAL_RECORDS = {
     "cpsc_2018": ("A0101", "A0001"),
     "cpsc_2018_extra": ("Q0048",),
     "georgia": ("E00001", "E00009"),
@@ -292,8 +302,8 @@ CHOSEN = {
 }
 
 
-def test_real_records_of_every_kind_are_read_or_left_out_with_their_reason(shared, tmp_path):
-    for folder, names in CHOSEN.items():
+def test_real_records_of_every_kind_are_read_or_excluded_with_their_reason(shared, tmp_path):
+    for folder, names in REAL_RECORDS.items():
         for path in [path for name in names for path in (shared / "ecg" / folder).glob(f"{name}.*")]:
             target = tmp_path / folder / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -309,12 +319,12 @@ def test_real_records_of_every_kind_are_read_or_left_out_with_their_reason(share
     assert torch.isfinite(signal).all()
 
 
-def test_records_of_one_patient_are_one_group_of_their_split(tree, tmp_path):
-    split = small(tree, shares=(1.0, 0.0, 0.0)).train
+def test_records_of_one_patient_are_one_group_in_their_split(tree, tmp_path):
+    split = small_dataset(tree, shares=(1.0, 0.0, 0.0)).train
     assert len(split.groups.unique()) == 20
     by_name = {int(id): int(group) for id, group in zip(split.ids, split.groups, strict=True)}
     assert len(by_name) == 40
-    nameless = tmp_path / "copy"
-    shutil.copytree(tree, nameless)
-    (nameless / "records.csv").unlink()
-    assert small(nameless, shares=(1.0, 0.0, 0.0)).train.groups is None
+    without_table = tmp_path / "copy"
+    shutil.copytree(tree, without_table)
+    (without_table / "records.csv").unlink()
+    assert small_dataset(without_table, shares=(1.0, 0.0, 0.0)).train.groups is None

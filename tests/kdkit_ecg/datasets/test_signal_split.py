@@ -1,4 +1,4 @@
-"""A sample of a split is a pure function of (seed, id, draw), augmented or not."""
+"""A sample of a split is a pure function of (seed, id, draw), with and without augmentations."""
 
 import hashlib
 import pickle
@@ -16,47 +16,50 @@ from kdkit_ecg import Synthetic
 from kdkit_ecg.augmentations import BaselineWander, CutOut, GaussianNoise, LeadDropout, Mixup, Scaling, TimeWarp
 from kdkit_ecg.datasets.signal_split import SignalSplit
 
-EVERY = (LeadDropout(0.2), GaussianNoise(), BaselineWander(), Scaling(), TimeWarp(), CutOut(0.2), Mixup())
+ALL_AUGMENTATIONS = (LeadDropout(0.2), GaussianNoise(), BaselineWander(), Scaling(), TimeWarp(), CutOut(0.2), Mixup())
 
 
 def split(times=(400, 500, 260, 300), **options):
-    chance = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     return SignalSplit(
-        signals=[chance.normal(0, 0.3, (12, time)).astype(np.float32) for time in times],
-        person=torch.from_numpy(chance.random((len(times), 5)).astype(np.float32)),
+        signals=[generator.normal(0, 0.3, (12, time)).astype(np.float32) for time in times],
+        person=torch.from_numpy(generator.random((len(times), 5)).astype(np.float32)),
         labels=torch.eye(len(times)),
         ids=torch.arange(100, 100 + len(times)),
-        **{"length": 300, "rate": 100.0, "window": "random", "augment": EVERY, **options},
+        **{"length": 300, "rate": 100.0, "window": "random", "augment": ALL_AUGMENTATIONS, **options},
     )
 
 
-def bits(batch):
+def bytes_of(batch):
+    """Return the bytes of signal, person and labels of each sample."""
     tensors = (batch.inputs.signal, batch.inputs.person, batch.labels)
     return [tuple(tensor[row].numpy().tobytes() for tensor in tensors) for row in range(len(batch))]
 
 
 def test_a_sample_is_the_same_in_any_order_and_batch():
     ours = split()
-    together = bits(ours.batch([0, 1, 2, 3], 4))
-    assert bits(ours.batch([3, 1], 4)) == [together[3], together[1]]
-    assert [bits(ours.batch([row], 4))[0] for row in range(4)] == together
+    together = bytes_of(ours.batch([0, 1, 2, 3], 4))
+    assert bytes_of(ours.batch([3, 1], 4)) == [together[3], together[1]]
+    assert [bytes_of(ours.batch([row], 4))[0] for row in range(4)] == together
 
 
-def test_each_draw_and_each_seed_shows_another():
+def test_draws_and_seeds_give_different_samples():
     ours = split()
-    seen = {sample for draw in range(5) for sample in bits(ours.batch([0, 1, 2, 3], draw))}
-    assert len(seen) == 20
-    assert bits(replace(ours, seed=1).batch([0], 0)) != bits(ours.batch([0], 0))
+    samples = {sample for draw in range(5) for sample in bytes_of(ours.batch([0, 1, 2, 3], draw))}
+    assert len(samples) == 20
+    assert bytes_of(replace(ours, seed=1).batch([0], 0)) != bytes_of(ours.batch([0], 0))
 
 
-def test_the_signals_themselves_stay_as_they_are():
+def test_the_signals_of_the_split_are_not_modified():
     ours = split()
     before = [signal.copy() for signal in ours.signals]
     ours.batch([0, 1, 2, 3], 0)
-    assert all(np.array_equal(one, other) for one, other in zip(before, ours.signals, strict=True))
+    assert all(np.array_equal(*pair) for pair in zip(before, ours.signals, strict=True))
 
 
-class Rows(Dataset):
+class SampleBytes(Dataset):
+    """The samples of a split in draw 2, as bytes."""
+
     def __init__(self, split):
         self.split = split
 
@@ -64,18 +67,18 @@ class Rows(Dataset):
         return len(self.split)
 
     def __getitem__(self, row):
-        return bits(self.split.batch([row], 2))[0]
+        return bytes_of(self.split.batch([row], 2))[0]
 
 
-def test_a_copy_by_pickle_shows_the_same_as_workers_that_are_spawned_have_it():
+def test_a_pickled_split_gives_the_same_samples():
     ours = split()
-    assert bits(pickle.loads(pickle.dumps(ours)).batch([1, 2], 3)) == bits(ours.batch([1, 2], 3))
+    assert bytes_of(pickle.loads(pickle.dumps(ours)).batch([1, 2], 3)) == bytes_of(ours.batch([1, 2], 3))
 
 
-def test_worker_processes_show_the_same():
+def test_worker_processes_give_the_same_samples():
     ours = split()
-    loader = DataLoader(Rows(ours), batch_size=None, num_workers=2, multiprocessing_context="fork")
-    assert [tuple(each) for each in loader] == bits(ours.batch([0, 1, 2, 3], 2))
+    loader = DataLoader(SampleBytes(ours), batch_size=None, num_workers=2, multiprocessing_context="fork")
+    assert [tuple(sample) for sample in loader] == bytes_of(ours.batch([0, 1, 2, 3], 2))
 
 
 PROGRAM = """
@@ -87,23 +90,23 @@ print(data.fingerprint, hashlib.sha256(data.train.batch([2, 0], 1).inputs.signal
 """
 
 
-def test_another_process_shows_the_same():
+def test_another_process_gives_the_same_samples():
     augment = (GaussianNoise(), TimeWarp(), CutOut(), Mixup())
     data = Synthetic(train=4, validation=1, test=1, length=300, draws=3, augment=augment)
     ours = hashlib.sha256(data.train.batch([2, 0], 1).inputs.signal.numpy().tobytes()).hexdigest()
-    there = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=60)
-    assert there.stdout.split() == [data.fingerprint, ours]
+    process = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=60)
+    assert process.stdout.split() == [data.fingerprint, ours]
 
 
-def test_only_training_is_augmented_and_the_fingerprint_says_so():
+def test_only_training_is_augmented_and_the_fingerprint_depends_on_the_augmentation():
     sizes = {"train": 4, "validation": 3, "test": 3, "length": 300, "draws": 3}
-    plain, ours = Synthetic(**sizes), Synthetic(**sizes, augment=(GaussianNoise(),))
+    plain, noisy = Synthetic(**sizes), Synthetic(**sizes, augment=(GaussianNoise(),))
     for name in ("validation", "test"):
-        one, other = (bits(getattr(data, name).batch([0, 1, 2], 1)) for data in (plain, ours))
-        assert one == other
-    assert bits(plain.train.batch([0], 1)) != bits(ours.train.batch([0], 1))
-    other = Synthetic(**sizes, augment=(GaussianNoise(5.0),))
-    assert len({plain.fingerprint, ours.fingerprint, other.fingerprint}) == 3
+        without_noise, with_noise = (bytes_of(getattr(data, name).batch([0, 1, 2], 1)) for data in (plain, noisy))
+        assert without_noise == with_noise
+    assert bytes_of(plain.train.batch([0], 1)) != bytes_of(noisy.train.batch([0], 1))
+    noisier = Synthetic(**sizes, augment=(GaussianNoise(5.0),))
+    assert len({plain.fingerprint, noisy.fingerprint, noisier.fingerprint}) == 3
 
 
 def test_padding_stays_zero():
@@ -112,15 +115,16 @@ def test_padding_stays_zero():
     assert [int(row.any(dim=0).sum()) for row in signal] == [100, 120]
 
 
-def test_what_the_memory_of_a_batch_held_before_does_not_show(monkeypatch):
+def test_uninitialised_memory_never_reaches_a_batch(monkeypatch):
     ours = split(times=(100, 300, 120, 400), augment=())
-    clean = [bits(ours.batch([0, 1, 2, 3], draw)) for draw in range(3)]
+    clean = [bytes_of(ours.batch([0, 1, 2, 3], draw)) for draw in range(3)]
+    # Every window must be written completely, padding included.
     monkeypatch.setattr("numpy.empty", lambda shape, dtype=float: np.full(shape, np.nan, dtype))
-    assert [bits(ours.batch([0, 1, 2, 3], draw)) for draw in range(3)] == clean
+    assert [bytes_of(ours.batch([0, 1, 2, 3], draw)) for draw in range(3)] == clean
     assert torch.isfinite(ours.batch([0, 1, 2, 3], 0).inputs.signal).all()
 
 
-def test_mixup_mixes_signal_person_and_labels_in_one_share_with_another_record_of_the_split():
+def test_mixup_mixes_signal_person_and_labels_with_one_share():
     ours = split(augment=(Mixup(1.0),))
     plain = replace(ours, augment=()).batch([0, 1, 2, 3], 0)
     mixed = ours.batch([0, 1, 2, 3], 0)
@@ -128,8 +132,8 @@ def test_mixup_mixes_signal_person_and_labels_in_one_share_with_another_record_o
     assert torch.allclose(mixed.labels.sum(dim=1), torch.ones(4))
     assert ((mixed.labels > 0) & (mixed.labels < 1)).any()
     for row in range(4):
-        own = mixed.labels[row, row]
-        assert own >= 0.5
+        # The labels are one-hot, so a row of mixed labels contains the share of each record.
+        assert mixed.labels[row, row] >= 0.5
         assert torch.allclose(
             mixed.inputs.signal[row], torch.einsum("r,rlt->lt", mixed.labels[row], plain.inputs.signal)
         )

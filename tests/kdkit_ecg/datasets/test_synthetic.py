@@ -1,3 +1,5 @@
+"""Synthetic simulates the same records for the same options, with plausible classes and leads."""
+
 import subprocess
 import sys
 from hashlib import sha256
@@ -18,11 +20,11 @@ def data():
     return Synthetic(**SMALL)
 
 
-def everything(data):
+def all_batches(data):
     return [split.batch(range(len(split)), 0) for split in (data.train, data.validation, data.test)]
 
 
-def test_it_is_data_for_kdkit(data):
+def test_it_has_the_interface_of_a_kdkit_data_set(data):
     assert (data.task, data.draws) == ("multilabel", 1)
     assert "simulated" in data.notices[0]
     assert data.classes == scored_classes(2020).names
@@ -41,9 +43,10 @@ def test_ids_are_unique_over_the_splits(data):
 
 def test_default_splits_have_positives_of_every_class():
     patient = Synthetic().simulator.patient
+    # The first ids and default sizes of train, validation and test.
     for first, size in ((0, 1280), (1_000_000_000, 256), (2_000_000_000, 512)):
-        found = [patient(first + row).findings for row in range(size)]
-        shares = [np.mean([name in each for each in found]) for name in scored_classes(2020).names]
+        findings = [patient(first + row).findings for row in range(size)]
+        shares = [np.mean([name in record for record in findings]) for name in scored_classes(2020).names]
         assert min(shares) > 0.02
         assert 0.05 < np.mean(shares) < 0.15
 
@@ -72,12 +75,12 @@ def test_another_process_makes_the_same_records(data):
         f"split = Synthetic(**{SMALL}).test;"
         "print(sha256(split.batch(range(5), 0).inputs.signal.numpy().tobytes()).hexdigest())"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert said == sha256(data.test.batch(range(5), 0).inputs.signal.numpy().tobytes()).hexdigest()
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert output == sha256(data.test.batch(range(5), 0).inputs.signal.numpy().tobytes()).hexdigest()
 
 
-def test_float32_leads_keep_einthovens_law_to_rounding(data):
-    for batch in everything(data):
+def test_float32_leads_satisfy_einthovens_law_up_to_rounding(data):
+    for batch in all_batches(data):
         first, second, third, avr, avl, avf = batch.inputs.signal[:, :6].unbind(1)
         assert torch.allclose(third, second - first, atol=1e-6)
         assert torch.allclose(avr, -(first + second) / 2, atol=1e-6)
@@ -85,7 +88,7 @@ def test_float32_leads_keep_einthovens_law_to_rounding(data):
         assert torch.allclose(avf, second - first / 2, atol=1e-6)
 
 
-def test_zscore_scaling_evens_out_each_lead():
+def test_zscore_scaling_gives_each_lead_mean_0_and_deviation_1():
     signal = Synthetic(**SMALL, scaling="zscore").train.batch([0, 1], 0).inputs.signal
     assert torch.allclose(signal.mean(dim=2), torch.zeros(2, 12), atol=1e-5)
     assert torch.allclose(signal.std(dim=2, correction=0), torch.ones(2, 12), atol=1e-4)
@@ -93,14 +96,14 @@ def test_zscore_scaling_evens_out_each_lead():
 
 def test_draws_move_the_window_of_train_records_only():
     data = Synthetic(**SMALL, draws=3)
-    first, again, other = (data.train.batch([0, 1], draw).inputs.signal for draw in (0, 0, 1))
+    first, repeated, second = (data.train.batch([0, 1], draw).inputs.signal for draw in (0, 0, 1))
     assert first.shape == (2, 12, 300)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+    assert torch.equal(first, repeated)
+    assert not torch.equal(first, second)
     assert torch.equal(data.test.batch([0], 0).inputs.signal, data.test.batch([0], 1).inputs.signal)
 
 
-def test_classes_choose_columns_in_their_order(data):
+def test_classes_select_columns_in_their_order(data):
     chosen = Synthetic(**SMALL, classes=("SB", "AF"))
     columns = [data.classes.index(name) for name in ("SB", "AF")]
     assert chosen.classes == ("SB", "AF")
@@ -116,30 +119,30 @@ def test_fingerprint_changes_with_every_option_that_changes_a_sample():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("option", "message"),
     [
-        ({"train": 0}, "train is a whole number of 1 or more, but it is 0"),
-        ({"validation": -1}, "validation is a whole number"),
-        ({"test": 1.5}, "test is a whole number"),
-        ({"length": 0}, "length is a whole number"),
-        ({"draws": 0}, "draws is a whole number"),
-        ({"rate": 0}, "rate is in Hz and above 0"),
-        ({"rate": float("nan")}, "rate is in Hz and above 0"),
-        ({"difficulty": 2}, "difficulty goes from 0"),
-        ({"difficulty": float("nan")}, "difficulty goes from 0"),
+        ({"train": 0}, "train must be a whole number of 1 or more, got 0"),
+        ({"validation": -1}, "validation must be a whole number"),
+        ({"test": 1.5}, "test must be a whole number"),
+        ({"length": 0}, "length must be a whole number"),
+        ({"draws": 0}, "draws must be a whole number"),
+        ({"rate": 0}, "rate must be in Hz and above 0"),
+        ({"rate": float("nan")}, "rate must be in Hz and above 0"),
+        ({"difficulty": 2}, "difficulty must be from 0"),
+        ({"difficulty": float("nan")}, "difficulty must be from 0"),
         ({"scaling": "zscores"}, "did you mean 'zscore'"),
         ({"classes": ("AFIB",)}, "'AFIB' is not a class"),
-        ({"classes": ("AF", "AF")}, "classes are one or more different names"),
-        ({"classes": ()}, "classes are one or more different names"),
+        ({"classes": ("AF", "AF")}, "classes must be one or more different names"),
+        ({"classes": ()}, "classes must be one or more different names"),
     ],
 )
-def test_a_wrong_option_is_refused_by_what_would_be_right(wrong, said):
-    with pytest.raises(KdkitError, match=said):
-        Synthetic(**wrong)
+def test_a_wrong_option_is_refused_with_the_expected_value(option, message):
+    with pytest.raises(KdkitError, match=message):
+        Synthetic(**option)
 
 
-def test_signals_are_those_of_this_version():
-    # Where this fails, VERSION has to go up: answers kept on disk are about other signals.
+def test_signals_have_not_changed_since_this_version():
+    # If this fails, VERSION must be increased: cached teacher outputs belong to other signals.
     assert VERSION == 1
     record = Synthetic().simulator.record(7)
     assert record.patient.findings == {"LPR", "NSR", "PVC"}

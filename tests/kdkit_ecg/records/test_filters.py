@@ -1,4 +1,4 @@
-"""Rate, band and scale of signals."""
+"""Resampling, band-pass filter and z-score of signals."""
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ def tone(hertz, rate, seconds=10):
 
 
 def rms(signal):
+    # Without 300 samples at each end, which the filters distort.
     return float(np.sqrt((signal[:, 300:-300] ** 2).mean()))
 
 
@@ -23,7 +24,7 @@ def test_resampling_keeps_the_duration_at_any_rate(rate):
 
 
 @pytest.mark.parametrize("change", [resample, resample_linear])
-def test_a_signal_at_the_right_rate_is_left_as_it_is(change):
+def test_a_signal_at_the_requested_rate_is_unchanged(change):
     signal = tone(5, 257)
     assert np.array_equal(change(signal, 257, 257.0), signal)
 
@@ -36,7 +37,7 @@ def test_tones_above_half_the_new_rate_vanish_unless_resampled_linearly():
 
 @pytest.mark.parametrize("rate", [0, -500, float("nan"), float("inf")])
 def test_a_rate_that_is_not_above_zero_is_refused(rate):
-    with pytest.raises(DataError, match="above 0 Hz"):
+    with pytest.raises(DataError, match="expected finite rates above 0 Hz"):
         resample(tone(5, 500), rate, 257)
 
 
@@ -47,13 +48,13 @@ def test_rates_that_are_too_far_apart_are_refused(change, rate, to):
         change(tone(5, 500), rate, to)
 
 
-def test_band_pass_keeps_the_band_without_shift_and_drops_the_rest():
+def test_band_pass_keeps_the_band_without_delay_and_removes_the_rest():
     inside = tone(10, 500)
     mixed = 3 + inside + tone(150, 500)
     assert np.allclose(bandpass(mixed, 500, 0.5, 47)[:, 1000:-1000], inside[:, 1000:-1000], atol=0.05)
 
 
-def test_band_pass_takes_signals_shorter_than_its_padding():
+def test_band_pass_accepts_signals_shorter_than_its_padding():
     assert bandpass(np.ones((12, 5)), 500, 0.5, 47).shape == (12, 5)
 
 
@@ -63,7 +64,7 @@ def test_a_band_that_does_not_fit_the_rate_is_refused(band):
         bandpass(tone(5, 100), 100, *band)
 
 
-def test_z_scores_have_mean_zero_and_deviation_one_by_lead():
+def test_z_scores_have_mean_0_and_deviation_1_in_each_lead():
     signal = np.random.default_rng(0).normal([[5], [-2]], [[3], [0.01]], (2, 1000)).astype(np.float32)
     scaled = zscore(signal)
     assert scaled.dtype == np.float32

@@ -1,4 +1,4 @@
-"""Headers are read strictly: what is malformed is refused and not guessed."""
+"""Headers are read strictly: a malformed field is an error and never replaced by a default."""
 
 import pytest
 
@@ -24,36 +24,36 @@ def header(tmp_path):
     return read
 
 
-def test_a_header_says_what_the_signal_is_and_whose(header):
-    read = header(GOOD)
-    assert (read.name, read.rate, read.samples, read.leads) == ("R1", 500.0, 5000, ("I", "II"))
-    assert (read.gains, read.baselines, read.files) == ((1000.0, 1000.0), (0, 5), ("R1.mat",))
-    assert (read.age, read.sex, read.codes) == (74.0, "female", ("426783006", "164889003"))
-    assert not read.normalised
+def test_a_header_describes_the_signal_and_the_person(header):
+    parsed = header(GOOD)
+    assert (parsed.name, parsed.rate, parsed.samples, parsed.leads) == ("R1", 500.0, 5000, ("I", "II"))
+    assert (parsed.gains, parsed.baselines, parsed.files) == ((1000.0, 1000.0), (0, 5), ("R1.mat",))
+    assert (parsed.age, parsed.sex, parsed.codes) == (74.0, "female", ("426783006", "164889003"))
+    assert not parsed.normalised
 
 
-def test_a_micro_volt_gain_counts_steps_per_millivolt(header):
+def test_a_gain_per_microvolt_becomes_steps_per_millivolt(header):
     assert header(GOOD.replace("1000/mV", "1/uV")).gains == (1000.0, 1000.0)
 
 
-def test_abbreviations_are_no_codes(header):
+def test_abbreviations_are_not_codes(header):
     assert header(GOOD.replace("426783006", "RBBB")).codes == ("164889003",)
 
 
 @pytest.mark.parametrize(
     ("right", "wrong", "message"),
     [
-        ("R1 2", "R1 3", "promises 3 leads, but 2 lines follow"),
+        ("R1 2", "R1 3", "a line for each of the 3 leads in the first line, got 2 lines"),
         ("R1 2", "R1/4 2", "several segments"),
-        ("R1 2", "R1 two", "number of leads is a whole number"),
-        (" 500 ", " fast ", "rate is a number of Hz above 0, not 'fast'"),
-        (" 500 ", " 0 ", "rate is a number of Hz above 0"),
-        ("5000", "-5000", "number of samples is a whole number"),
-        ("1000/mV", "loud/mV", "a line is"),
+        ("R1 2", "R1 two", "number of leads must be a whole number"),
+        (" 500 ", " fast ", "rate must be a number of Hz above 0, got 'fast'"),
+        (" 500 ", " 0 ", "rate must be a number of Hz above 0"),
+        ("5000", "-5000", "number of samples must be a whole number"),
+        ("1000/mV", "loud/mV", "got the line"),
         ("1000/mV", "0/mV", "gain of 0"),
-        ("1000/mV", "1000/furlong", "'furlong' is not a unit"),
-        ("0 II", "0 i", "each lead is named once"),
-        ("0 II", "0 ", "a line is"),
+        ("1000/mV", "1000/furlong", "'furlong' is not a supported unit"),
+        ("0 II", "0 i", "expected every lead once"),
+        ("0 II", "0 ", "got the line"),
         ("R1 2 500 5000", "<html>", "first line"),
         ("Age", "\0", "binary"),
     ],
@@ -64,6 +64,6 @@ def test_a_malformed_field_is_refused_with_the_name_of_the_file(header, right, w
     assert message in str(caught.value)
 
 
-def test_a_header_that_is_not_there_is_refused(tmp_path):
+def test_a_header_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"R9\.hea is not a readable header"):
         read_header(tmp_path / "R9.hea")

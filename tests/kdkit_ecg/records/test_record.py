@@ -1,4 +1,4 @@
-"""WFDB records, written here and read back."""
+"""WFDB records written by wfdb are read back with signal, leads, person and codes."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def wave(leads, time=1000):
     return np.random.default_rng(len(leads)).normal(0, 0.5, (time, len(leads))).round(3)
 
 
-def write(folder, name="R1", *, leads=LEADS, signal=None, units="mV", comments=COMMENTS, fmt="16"):
+def write_with_wfdb(folder, name="R1", *, leads=LEADS, signal=None, units="mV", comments=COMMENTS, fmt="16"):
     signal = wave(leads) if signal is None else signal
     per_unit = {"mV": 1000.0, "uV": 1.0, "NU": 1000.0}[units]
     wfdb.wrsamp(
@@ -34,8 +34,8 @@ def write(folder, name="R1", *, leads=LEADS, signal=None, units="mV", comments=C
     return folder / f"{name}.hea"
 
 
-def test_a_record_is_float32_mv_with_who_and_what(tmp_path):
-    record = read_record(write(tmp_path))
+def test_a_record_has_a_float32_signal_in_mv_with_person_and_codes(tmp_path):
+    record = read_record(write_with_wfdb(tmp_path))
     assert record.signal.dtype == np.float32
     assert np.allclose(record.signal, wave(LEADS).T, atol=1e-6)
     assert (record.name, record.rate, record.leads) == ("R1", 500, LEADS)
@@ -43,9 +43,9 @@ def test_a_record_is_float32_mv_with_who_and_what(tmp_path):
     assert np.allclose(record.person, [0.61, 1, 1, 0, 1])
 
 
-def test_leads_come_in_their_order_whatever_order_and_case_the_header_has(tmp_path):
+def test_leads_are_sorted_whatever_order_and_case_the_header_has(tmp_path):
     mixed = ("V6", "AVF", "i", "v1", "ii", "iii", "avr", "AVL", "V2", "V5", "V4", "V3", "vx")
-    record = read_record(write(tmp_path, leads=mixed))
+    record = read_record(write_with_wfdb(tmp_path, leads=mixed))
     assert record.leads == (*LEADS, "vx")
     assert np.allclose(record.signal[0], wave(mixed)[:, 2], atol=1e-6)
     assert np.allclose(record.signal[12], wave(mixed)[:, 12], atol=1e-6)
@@ -53,19 +53,19 @@ def test_leads_come_in_their_order_whatever_order_and_case_the_header_has(tmp_pa
 
 @pytest.mark.parametrize("leads", [("II", "I"), ("V2", "II", "I"), LEADS[:6]])
 def test_records_with_fewer_leads_are_read(tmp_path, leads):
-    record = read_record(write(tmp_path, leads=leads))
+    record = read_record(write_with_wfdb(tmp_path, leads=leads))
     assert record.leads == tuple(sorted(leads, key=LEADS.index))
     assert record.signal.shape == (len(leads), 1000)
 
 
 def test_microvolts_become_millivolts(tmp_path):
-    path = write(tmp_path, signal=wave(LEADS) * 1000, units="uV")
+    path = write_with_wfdb(tmp_path, signal=wave(LEADS) * 1000, units="uV")
     assert np.allclose(read_record(path).signal, wave(LEADS).T, atol=1e-3)
     assert read_header(path).gains == (1000.0,) * 12
 
 
 def test_a_micro_sign_in_any_encoding_means_microvolts(tmp_path):
-    path = write(tmp_path, signal=wave(LEADS) * 1000, units="uV")
+    path = write_with_wfdb(tmp_path, signal=wave(LEADS) * 1000, units="uV")
     text = path.read_text(encoding="ascii").replace("/uV", "/\u00b5V")
     for encoding in ("utf-8", "latin-1"):
         path.write_text(text, encoding=encoding)
@@ -73,27 +73,28 @@ def test_a_micro_sign_in_any_encoding_means_microvolts(tmp_path):
 
 
 def test_normalised_units_are_flagged(tmp_path):
-    assert read_record(write(tmp_path, units="NU")).normalised
-    assert not read_record(write(tmp_path, "R2")).normalised
+    assert read_record(write_with_wfdb(tmp_path, units="NU")).normalised
+    assert not read_record(write_with_wfdb(tmp_path, "R2")).normalised
 
 
-def test_invalid_samples_are_bridged_by_a_straight_line(tmp_path):
+def test_invalid_samples_are_interpolated_linearly(tmp_path):
     signal = wave(LEADS)
+    # wfdb writes NaN as the invalid value of the format.
     signal[100:103, 0] = np.nan
     signal[:10, 1] = np.nan
     signal[:, 2] = np.nan
-    read = read_record(write(tmp_path, signal=signal)).signal
-    assert np.allclose(read[0, 99:104], np.linspace(signal[99, 0], signal[103, 0], 5), atol=1e-6)
-    assert np.allclose(read[1, :10], signal[10, 1], atol=1e-6)
-    assert not read[2].any()
+    interpolated = read_record(write_with_wfdb(tmp_path, signal=signal)).signal
+    assert np.allclose(interpolated[0, 99:104], np.linspace(signal[99, 0], signal[103, 0], 5), atol=1e-6)
+    assert np.allclose(interpolated[1, :10], signal[10, 1], atol=1e-6)
+    assert not interpolated[2].any()
 
 
-def test_other_formats_than_16_bits_are_read(tmp_path):
-    assert np.allclose(read_record(write(tmp_path, fmt="24")).signal, wave(LEADS).T, atol=1e-6)
+def test_formats_other_than_16_bits_are_read(tmp_path):
+    assert np.allclose(read_record(write_with_wfdb(tmp_path, fmt="24")).signal, wave(LEADS).T, atol=1e-6)
 
 
 def test_a_record_name_with_a_suffix_is_read_like_one_without(tmp_path):
-    path = write(tmp_path)
+    path = write_with_wfdb(tmp_path)
     path.write_text(path.read_text().replace("R1 12", "R1.mat 12", 1))
     record = read_record(path)
     assert record.name == "R1"
@@ -101,37 +102,37 @@ def test_a_record_name_with_a_suffix_is_read_like_one_without(tmp_path):
 
 
 def test_a_header_agrees_with_wfdb(tmp_path):
-    path = write(tmp_path)
+    path = write_with_wfdb(tmp_path)
     ours, theirs = read_header(path), wfdb.rdheader(str(path.with_suffix("")))
     assert (ours.rate, ours.samples, list(ours.leads)) == (theirs.fs, theirs.sig_len, theirs.sig_name)
     assert (list(ours.gains), list(ours.baselines)) == (theirs.adc_gain, theirs.baseline)
 
 
 def test_a_missing_signal_file_is_named(tmp_path):
-    path = write(tmp_path)
+    path = write_with_wfdb(tmp_path)
     path.with_suffix(".dat").unlink()
     with pytest.raises(DataError, match=r"R1\.hea names the signal file R1\.dat"):
         read_record(path)
 
 
 def test_a_signal_file_cut_short_is_refused(tmp_path):
-    path = write(tmp_path)
-    whole = path.with_suffix(".dat").read_bytes()
-    path.with_suffix(".dat").write_bytes(whole[: len(whole) // 2])
+    path = write_with_wfdb(tmp_path)
+    complete = path.with_suffix(".dat").read_bytes()
+    path.with_suffix(".dat").write_bytes(complete[: len(complete) // 2])
     with pytest.raises(DataError, match=r"R1\.hea"):
         read_record(path)
 
 
 def test_an_unknown_unit_is_refused(tmp_path):
-    path = write(tmp_path)
+    path = write_with_wfdb(tmp_path)
     path.write_text(path.read_text().replace("/mV", "/mmHg"))
-    with pytest.raises(DataError, match="'mmHg' is not a unit of voltage"):
+    with pytest.raises(DataError, match="'mmHg' is not a supported unit"):
         read_record(path)
 
 
 @pytest.mark.parametrize("comments", [["Age: 300"], ["Age: -1"], ["Age: NaN"], ["Age: 33", "Age: 36"], ["Sex: ?"]])
-def test_what_cannot_be_true_is_unknown(tmp_path, comments):
-    record = read_record(write(tmp_path, comments=comments))
+def test_impossible_and_contradictory_values_are_unknown(tmp_path, comments):
+    record = read_record(write_with_wfdb(tmp_path, comments=comments))
     assert record.age is None
     assert record.sex is None
     assert not record.person.any()

@@ -1,4 +1,4 @@
-"""A store holds what was prepared, finds what is damaged, and changes no sample."""
+"""A store holds prepared signals, detects damage, and never changes a sample."""
 
 import multiprocessing
 import os
@@ -17,7 +17,7 @@ from kdkit_ecg.records import preparation
 from kdkit_ecg.records.preparation import Preparation
 from kdkit_ecg.store import build, store, stores_folder
 from kdkit_ecg.store.index import INDEX, LOCK, ROW, SIGNALS, read_rows
-from kdkit_ecg.store.location import ABOUT
+from kdkit_ecg.store.location import METADATA
 from tests.helpers.wfdb_files import write_record
 
 RHYTHMS = ("426783006", "164889003", "427084000")
@@ -28,7 +28,7 @@ NUMBER = 12
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("written")
     for number in range(NUMBER):
-        noise = number % 11
+        noise = number % 11  # the last record has the signal of the first
         write_record(folder / "a", f"A{number:02}", codes=RHYTHMS[number % 3], noise=noise, time=300 + noise % 2)
     write_record(folder / "b", "B1", noise=50, rate=80)
     write_record(folder / "b", "B2", noise=51)
@@ -39,7 +39,7 @@ def written(tmp_path_factory):
 
 @pytest.fixture
 def folder(written, tmp_path):
-    """Twelve records of two lengths, the last of them the signal of the first, and three bad ones."""
+    """Twelve records of two lengths, the last with the signal of the first, and three that cannot be used."""
     return shutil.copytree(written, tmp_path / "records")
 
 
@@ -47,27 +47,28 @@ def data(folder, **options):
     return Challenge2020(folder, length=128, shares=(1.0, 0.0, 0.0), **options)
 
 
-def signals(of):
-    return [signal.tobytes() for signal in of.train.signals]
+def signals(dataset):
+    return [signal.tobytes() for signal in dataset.train.signals]
 
 
-def path_of(of):
-    return of._store.place.path
+def path_of(dataset):
+    return dataset._store.folder.path
 
 
-def never(monkeypatch):
+def forbid_preparation(monkeypatch):
     def prepare(self, header):
         raise AssertionError(f"{header.name} was prepared again")
 
     monkeypatch.setattr(Preparation, "prepare", prepare)
 
 
-def counted(monkeypatch):
-    prepared, really = [], Preparation.prepare
+def record_preparations(monkeypatch):
+    """Return a list to which the name of every prepared record is appended."""
+    prepared, original = [], Preparation.prepare
 
     def prepare(self, header):
         prepared.append(header.name)
-        return really(self, header)
+        return original(self, header)
 
     monkeypatch.setattr(Preparation, "prepare", prepare)
     return prepared
@@ -77,68 +78,68 @@ def counted(monkeypatch):
 def test_samples_summary_and_fingerprint_are_the_same_with_a_store_and_without(folder, options):
     ours, theirs = data(folder, **options), data(folder, store=None, **options)
     assert signals(ours) == signals(theirs)
-    one, other = (each.train.batch(range(len(each.train)), 3) for each in (ours, theirs))
-    assert one.inputs.signal.equal(other.inputs.signal)
-    assert one.ids.equal(other.ids)
+    our_batch, their_batch = (dataset.train.batch(range(len(dataset.train)), 3) for dataset in (ours, theirs))
+    assert our_batch.inputs.signal.equal(their_batch.inputs.signal)
+    assert our_batch.ids.equal(their_batch.ids)
     assert (ours.summary, ours.fingerprint) == (theirs.summary, theirs.fingerprint)
 
 
-def test_a_second_run_reads_no_signal_and_says_the_same_of_bad_records(folder, monkeypatch):
+def test_a_second_run_reads_no_signal_and_has_the_same_summary(folder, monkeypatch):
     first = data(folder)
-    told, samples = first.summary, signals(first)
-    for bad in (
-        "a rate that the band-pass or the resampling cannot take: b/B1",
+    summary, samples = first.summary, signals(first)
+    for excluded in (
+        "a rate that the band-pass or the resampling cannot handle: b/B1",
         "unreadable signal: b/B2",
         "the signal of another record: a/A11",
     ):
-        assert f"1 left out, {bad}" in told
-    never(monkeypatch)
-    assert data(folder).summary == told
+        assert f"1 excluded, {excluded}" in summary
+    forbid_preparation(monkeypatch)
+    assert data(folder).summary == summary
     assert signals(data(folder)) == samples
     with pytest.raises(DataError, match="strict=True"):
         _ = data(folder, strict=True).train
 
 
-def test_processes_prepare_the_same_bits(folder):
-    one, two = data(folder, store=folder.parent / "one"), data(folder, store=folder.parent / "two")
-    one.prepare(processes=1)
-    assert two.prepare(processes=2) == (path_of(two), NUMBER + 2)
-    assert signals(one) == signals(two)
+def test_worker_processes_prepare_the_same_bits(folder):
+    single, double = data(folder, store=folder.parent / "single"), data(folder, store=folder.parent / "double")
+    single.prepare(processes=1)
+    assert double.prepare(processes=2) == (path_of(double), NUMBER + 2)
+    assert signals(single) == signals(double)
 
 
-def test_no_more_processes_are_started_than_have_something_to_do(folder, monkeypatch):
-    asked = []
+def test_no_more_processes_are_started_than_there_are_chunks(folder, monkeypatch):
+    requested = []
 
-    def in_processes(work, chunks, jobs):
-        asked.append(jobs)
-        return ((chunk, work(chunk)) for chunk in chunks)
+    def run_in_this_process(function, chunks, jobs):
+        requested.append(jobs)
+        return ((chunk, function(chunk)) for chunk in chunks)
 
-    monkeypatch.setattr(build, "in_processes", in_processes)
+    monkeypatch.setattr(build, "run_in_processes", run_in_this_process)
     data(folder).prepare(processes=256)
-    assert asked == [-(-(NUMBER + 2) // build.CHUNK)]
+    assert requested == [-(-(NUMBER + 2) // build.CHUNK)]
     write_record(folder / "a", "A12", noise=99)
     assert data(folder).prepare(processes=256)[1] == 1
-    assert len(asked) == 1
+    assert len(requested) == 1
 
 
-def test_only_what_is_new_or_changed_is_prepared(folder, monkeypatch):
+def test_only_new_and_changed_records_are_prepared(folder, monkeypatch):
     before = dict(zip(data(folder).train.ids.tolist(), signals(data(folder)), strict=True))
-    prepared = counted(monkeypatch)
+    prepared = record_preparations(monkeypatch)
     write_record(folder / "a", "A12", noise=99)
     write_record(folder / "a", "A03", noise=98)
-    os.utime(folder / "a" / "A05.dat", ns=(1, 1))
+    os.utime(folder / "a" / "A05.dat", ns=(1, 1))  # same bytes, other time: prepared again to be safe
     after = dict(zip(data(folder).train.ids.tolist(), signals(data(folder)), strict=True))
     assert sorted(prepared) == ["A03", "A05", "A12"]
     assert len(after) == len(before) + 1
     assert sum(after[id] != before[id] for id in before) == 1
 
 
-def test_another_way_to_prepare_is_another_store_and_another_view_of_the_same_is_not(folder):
-    places = {
+def test_another_preparation_is_another_store_and_other_options_share_it(folder):
+    names = {
         path_of(data(folder, **options)).name
         for options in ({}, {"rate": 100}, {"band": None}, {"scaling": "raw"}, {"resampling": "linear"})
     }
-    assert len(places) == 5
+    assert len(names) == 5
     assert path_of(data(folder, seed=3, draws=2, crop="random")) == path_of(data(folder))
     link = folder.parent / "link"
     link.symlink_to(folder)
@@ -152,176 +153,176 @@ def test_a_new_version_of_the_preparation_is_another_store(folder, monkeypatch):
     assert base.VERSION == preparation.VERSION
 
 
-def flip(file, place):
+def flip_bit(file, offset):
     raw = bytearray(file.read_bytes())
-    raw[place] ^= 16
+    raw[offset] ^= 16
     file.write_bytes(raw)
 
 
-def test_a_damaged_signal_is_said_and_made_anew_the_next_time(folder, monkeypatch):
+def test_a_damaged_signal_is_an_error_and_prepared_again_by_the_next_run(folder, monkeypatch):
     clean = signals(data(folder))
-    place = path_of(data(folder))
-    rows = read_rows(place)[0]
-    flip(place / SIGNALS, int(rows["offset"][4]) + 777)
-    with pytest.raises(DataError, match=r"damaged, its bytes are not those .* run the same again"):
+    path = path_of(data(folder))
+    rows = read_rows(path)[0]
+    flip_bit(path / SIGNALS, int(rows["offset"][4]) + 777)
+    with pytest.raises(
+        DataError, match=r"damaged, its bytes do not match their checksum; .* run the same command again"
+    ):
         signals(data(folder))
-    prepared = counted(monkeypatch)
+    prepared = record_preparations(monkeypatch)
     assert signals(data(folder)) == clean
     assert len(prepared) == 1
 
 
-def test_verify_makes_anew_whatever_is_damaged(folder, monkeypatch):
+def test_verify_prepares_damaged_records_again(folder, monkeypatch):
     clean = signals(data(folder))
     rows = read_rows(path_of(data(folder)))[0]
     for row in (1, 6):
-        flip(path_of(data(folder)) / SIGNALS, int(rows["offset"][row]))
-    prepared = counted(monkeypatch)
+        flip_bit(path_of(data(folder)) / SIGNALS, int(rows["offset"][row]))
+    prepared = record_preparations(monkeypatch)
     assert data(folder).prepare(verify=True)[1] == len(prepared) == 2
     assert data(folder).prepare(verify=True)[1] == 0
     assert signals(data(folder)) == clean
 
 
-@pytest.mark.parametrize("kept", [0, 1, 100, 20_000])
-def test_a_file_of_signals_that_was_cut_is_filled_again(folder, kept):
+@pytest.mark.parametrize("size", [0, 1, 100, 20_000])
+def test_a_truncated_file_of_signals_is_completed(folder, size):
     clean = signals(data(folder))
     file = path_of(data(folder)) / SIGNALS
-    os.truncate(file, kept)
-    assert signals(data(folder)) == clean
+    os.truncate(file, size)
+    assert signals(data(folder)) == clean  # prepared again
     assert signals(data(folder)) == clean
 
 
-@pytest.mark.parametrize("kept", [0, 5, ROW.itemsize, 3 * ROW.itemsize + 7])
-def test_an_index_that_was_cut_is_filled_again(folder, kept):
+@pytest.mark.parametrize("size", [0, 5, ROW.itemsize, 3 * ROW.itemsize + 7])
+def test_a_truncated_index_is_completed(folder, size):
     clean = signals(data(folder))
-    os.truncate(path_of(data(folder)) / INDEX, kept)
+    os.truncate(path_of(data(folder)) / INDEX, size)
     assert signals(data(folder)) == clean
     assert read_rows(path_of(data(folder)))[1] == 0
 
 
-def test_no_flipped_bit_of_the_index_is_believed(folder, monkeypatch):
+def test_a_flipped_bit_in_the_index_changes_no_sample(folder, monkeypatch):
     clean = signals(data(folder))
     index = path_of(data(folder)) / INDEX
-    whole = index.read_bytes()
-    dice = np.random.default_rng(0)
-    for place in dice.choice(len(whole), 12, replace=False):
-        flip(index, int(place))
+    complete = index.read_bytes()
+    generator = np.random.default_rng(0)
+    for offset in generator.choice(len(complete), 12, replace=False):
+        flip_bit(index, int(offset))
         assert signals(data(folder)) == clean
-        index.write_bytes(whole)
+        index.write_bytes(complete)
 
 
-@pytest.mark.parametrize("lost", [INDEX, SIGNALS, ABOUT, None])
-def test_files_that_are_gone_are_made_anew(folder, lost):
-    clean, place = signals(data(folder)), path_of(data(folder))
-    if lost is None:
-        shutil.rmtree(place)
+@pytest.mark.parametrize("deleted", [INDEX, SIGNALS, METADATA, None])
+def test_deleted_files_are_created_again(folder, deleted):
+    clean, path = signals(data(folder)), path_of(data(folder))
+    if deleted is None:  # the whole folder
+        shutil.rmtree(path)
     else:
-        (place / lost).unlink()
+        (path / deleted).unlink()
     assert signals(data(folder)) == clean
-    assert read_rows(place)[1] == 0
+    assert read_rows(path)[1] == 0
     data(folder).prepare(verify=True)
-    assert (place / ABOUT).is_file()
+    assert (path / METADATA).is_file()
 
 
-def test_a_fault_that_may_pass_is_not_kept(folder, monkeypatch):
-    really = preparation.read_record
+def test_a_transient_fault_is_not_stored(folder, monkeypatch):
+    original = preparation.read_record
 
-    def busy(header):
-        try:
-            raise PermissionError("busy")
-        except PermissionError as error:
-            raise DataError("cannot be read") from error
+    def read_record(header):
+        if header.name == "A07":
+            raise DataError("cannot be read") from PermissionError("busy")
+        return original(header)
 
-    monkeypatch.setattr(
-        preparation, "read_record", lambda header: busy(header) if header.name == "A07" else really(header)
-    )
-    assert "2 left out, unreadable signal: a/A07, b/B2" in data(folder).summary
-    monkeypatch.setattr(preparation, "read_record", really)
-    assert "1 left out, unreadable signal: b/B2" in data(folder).summary
+    monkeypatch.setattr(preparation, "read_record", read_record)
+    assert "2 excluded, unreadable signal: a/A07, b/B2" in data(folder).summary
+    monkeypatch.setattr(preparation, "read_record", original)
+    assert "1 excluded, unreadable signal: b/B2" in data(folder).summary
 
 
-def test_a_disk_without_room_is_said_before_anything_is_prepared(folder, monkeypatch):
-    monkeypatch.setattr(store, "free_space", lambda path: 50_000)
-    prepared = counted(monkeypatch)
+def test_a_full_disk_is_an_error_before_any_record_is_prepared(folder, monkeypatch):
+    monkeypatch.setattr(store, "free_space", lambda path: 50_000)  # bytes, about half of what is needed
+    prepared = record_preparations(monkeypatch)
     with pytest.raises(
-        DataError, match=r"14 prepared records need 9\d kB, but .* has 50 kB free; make room .*store=None"
+        DataError, match=r"14 prepared records need 9\d kB, but .* has 50 kB free; free some space .*store=None"
     ):
         _ = data(folder).train
     assert not prepared
     assert len(data(folder, store=None).train) == NUMBER - 1
 
 
-def test_a_header_that_promises_too_much_or_has_no_room_for_the_band_is_no_reason_to_ask_for_room(folder):
+def test_headers_with_impossible_lengths_or_rates_need_no_disk_space(folder):
     for name, old, new in (("A04", " 500 300\n", " 500 999999999999\n"), ("B1", " 80 300\n", " 0.0001 300\n")):
         path = next(folder.rglob(f"{name}.hea"))
         assert old in path.read_text()
         path.write_text(path.read_text().replace(old, new, 1))
     assert "unreadable signal: a/A04, b/B2" in data(folder).summary
-    assert "a rate that the band-pass or the resampling cannot take: b/B1" in data(folder).summary
+    assert "a rate that the band-pass or the resampling cannot handle: b/B1" in data(folder).summary
 
 
 @pytest.mark.parametrize("band", [(0.5, 47.0), None])
 @pytest.mark.parametrize("resampling", ["polyphase", "linear"])
-def test_no_rate_of_a_header_ends_the_pass(folder, band, resampling):
+def test_no_rate_in_a_header_interrupts_the_preparation(folder, band, resampling):
     for number, rate in enumerate(("5000000000", ".00000000000000000001", "9" * 400)):
         write_record(folder / "a", f"X{number}", noise=60 + number)
         path = folder / "a" / f"X{number}.hea"
         path.write_text(path.read_text().replace(" 500 ", f" {rate} ", 1))
     options = {"band": band, "resampling": resampling}
-    told = data(folder, **options).summary
+    summary = data(folder, **options).summary
     low = ["b/B1"] if band else []
     faults = ", ".join([*low, "a/X0", "a/X1"])
-    assert f"{len(low) + 2} left out, a rate that the band-pass or the resampling cannot take: {faults}" in told
-    assert "2 left out, unreadable signal: b/B2, a/X2" in told  # wfdb takes no number of 400 digits
-    assert data(folder, **options).summary == told == data(folder, store=None, **options).summary
+    assert f"{len(low) + 2} excluded, a rate that the band-pass or the resampling cannot handle: {faults}" in summary
+    assert "2 excluded, unreadable signal: b/B2, a/X2" in summary  # wfdb rejects a number of 400 digits
+    assert data(folder, **options).summary == summary == data(folder, store=None, **options).summary
 
 
-def test_a_file_system_without_locks_is_said(folder, monkeypatch):
+def test_a_file_system_without_locks_is_an_error(folder, monkeypatch):
     def acquire(self, **options):
         raise NotImplementedError("FileSystem does not appear to support flock")
 
     monkeypatch.setattr(FileLock, "acquire", acquire)
-    with pytest.raises(DataError, match="does not appear to support flock; name another folder"):
+    with pytest.raises(DataError, match="does not appear to support flock; choose another folder"):
         _ = data(folder).train
 
 
-def test_a_disk_that_fills_up_keeps_what_is_prepared(folder, monkeypatch):
-    really, rows = build._append, []
+def test_records_prepared_before_the_disk_is_full_are_kept(folder, monkeypatch):
+    original, rows = build._append_signal, []
 
     def append(*args):
         if len(rows) == 6:
             raise OSError(28, "No space left on device")
-        rows.append(really(*args))
+        rows.append(original(*args))
         return rows[-1]
 
-    monkeypatch.setattr(build, "_append", append)
-    with pytest.raises(DataError, match=r"cannot be kept in .*: No space left on device; name another folder"):
+    monkeypatch.setattr(build, "_append_signal", append)
+    with pytest.raises(DataError, match=r"cannot be stored in .*: No space left on device; choose another folder"):
         _ = data(folder).train
-    monkeypatch.setattr(build, "_append", really)
-    prepared = counted(monkeypatch)
+    monkeypatch.setattr(build, "_append_signal", original)
+    prepared = record_preparations(monkeypatch)
     assert signals(data(folder)) == signals(data(folder, store=None))
+    # store=None prepares all records; the store prepared some of them before the disk was full.
     assert 0 < len(prepared) - (NUMBER + 2) < NUMBER + 2
 
 
 def test_a_folder_that_cannot_be_written_is_named(folder, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"cannot be kept in .*file/records-.*KDKIT_CACHE or store=, or"):
+    with pytest.raises(DataError, match=r"cannot be stored in .*file/records-.*KDKIT_CACHE or store=, or"):
         _ = data(folder, store=tmp_path / "file").train
 
 
-def test_a_store_that_is_complete_is_read_while_another_process_writes(folder):
+def test_a_complete_store_is_read_while_another_process_writes(folder):
     clean = signals(data(folder))
-    with FileLock(path_of(data(folder)) / LOCK):
+    with FileLock(path_of(data(folder)) / LOCK):  # would block a run that takes the lock
         assert signals(data(folder)) == clean
 
 
-def test_a_store_that_is_complete_may_be_read_only(folder):
-    clean, place = signals(data(folder)), path_of(data(folder))
-    before = {file.name: file.stat().st_mtime_ns for file in place.iterdir()}
+def test_a_complete_store_is_not_written(folder):
+    clean, path = signals(data(folder)), path_of(data(folder))
+    before = {file.name: file.stat().st_mtime_ns for file in path.iterdir()}
     assert signals(data(folder)) == clean
-    assert {file.name: file.stat().st_mtime_ns for file in place.iterdir()} == before
+    assert {file.name: file.stat().st_mtime_ns for file in path.iterdir()} == before
 
 
-def test_a_copy_by_pickle_maps_the_file_and_holds_no_signal(folder):
+def test_a_pickled_split_maps_the_file_and_contains_no_signal(folder):
     split = data(folder).train
     copied = pickle.dumps(split.signals)
     assert len(copied) < 0.1 * sum(signal.nbytes for signal in split.signals)
@@ -329,7 +330,9 @@ def test_a_copy_by_pickle_maps_the_file_and_holds_no_signal(folder):
     assert [signal.tobytes() for signal in split.signals[2:4]] == signals(data(folder))[2:4]
 
 
-class Rows(Dataset):
+class SampleBytes(Dataset):
+    """The samples of a split in draw 2, as bytes."""
+
     def __init__(self, split):
         self.split = split
 
@@ -340,28 +343,28 @@ class Rows(Dataset):
         return self.split.batch([row], 2).inputs.signal.numpy().tobytes()
 
 
-def test_worker_processes_show_the_same_and_look_at_each_record_once(folder):
+def test_worker_processes_give_the_same_samples_and_share_the_verified_records(folder):
     split = data(folder).train
-    loader = DataLoader(Rows(split), batch_size=None, num_workers=1, multiprocessing_context="fork")
+    loader = DataLoader(SampleBytes(split), batch_size=None, num_workers=1, multiprocessing_context="fork")
     theirs = list(loader)
-    assert split.signals.mapped._sound[split.signals.places].all()
-    assert theirs == [Rows(split)[row] for row in range(len(split))]
+    assert split.signals.file._verified[split.signals.rows].all()
+    assert theirs == [SampleBytes(split)[row] for row in range(len(split))]
     assert multiprocessing.active_children() == []
 
 
-def test_signals_of_a_store_cannot_be_written(folder):
+def test_signals_of_a_store_are_read_only(folder):
     with pytest.raises(ValueError, match="read-only"):
         data(folder).train.signals[0][:] = 0
 
 
-def test_without_a_store_there_is_nothing_to_prepare_ahead(folder):
-    with pytest.raises(RecipeError, match="store=None there is nowhere"):
+def test_without_a_store_prepare_is_an_error(folder):
+    with pytest.raises(RecipeError, match="with store=None, prepared records cannot be stored"):
         data(folder, store=None).prepare()
-    with pytest.raises(RecipeError, match=r"store is a folder, 'auto' .* not True"):
+    with pytest.raises(RecipeError, match=r"store must be a folder, 'auto' .* got True"):
         data(folder, store=True)
 
 
-def test_stores_are_where_the_environment_says(monkeypatch, tmp_path):
+def test_the_folder_of_the_stores_depends_on_the_environment(monkeypatch, tmp_path):
     assert str(stores_folder()).startswith(os.environ["KDKIT_CACHE"])
     monkeypatch.delenv("KDKIT_CACHE")
     monkeypatch.setattr("sys.platform", "linux")

@@ -1,4 +1,4 @@
-"""Patients are shared out among splits."""
+"""Patients are assigned to splits at random, and independently of each other."""
 
 import numpy as np
 import pytest
@@ -21,16 +21,16 @@ def test_no_patient_is_in_two_splits():
     assert not validation & test
 
 
-def test_shares_are_met_on_average():
+def test_shares_are_reached_on_average():
     parts = [len(rows) / len(PATIENTS) for rows in split_by_patient(PATIENTS, seed=1)]
     assert np.allclose(parts, (0.7, 0.15, 0.15), atol=0.05)
 
 
-def test_adding_records_moves_no_patient():
+def test_additional_records_move_no_patient():
     few = split_by_patient(PATIENTS[:900], seed=0)
     many = split_by_patient(PATIENTS, seed=0)
-    for some, more in zip(few, many, strict=True):
-        assert some.tolist() == [row for row in more.tolist() if row < 900]
+    for rows_of_few, rows_of_many in zip(few, many, strict=True):
+        assert rows_of_few.tolist() == [row for row in rows_of_many.tolist() if row < 900]
 
 
 def test_another_seed_makes_other_splits():
@@ -44,6 +44,6 @@ def test_a_share_of_zero_is_an_empty_split():
 
 
 @pytest.mark.parametrize("shares", [(0.7, 0.1, 0.1), (1.2, -0.1, -0.1)])
-def test_shares_that_are_not_parts_of_a_whole_are_refused(shares):
-    with pytest.raises(RecipeError, match="parts of a whole"):
+def test_shares_that_are_negative_or_do_not_add_up_to_1_are_refused(shares):
+    with pytest.raises(RecipeError, match="must be at least 0 and add up to 1"):
         split_by_patient(PATIENTS, 0, shares)

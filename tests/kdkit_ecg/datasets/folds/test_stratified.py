@@ -1,4 +1,4 @@
-"""Folds share out every class and database, and keep groups whole."""
+"""Folds have equal shares of every class and database, and never divide a group."""
 
 import numpy as np
 import pytest
@@ -8,15 +8,15 @@ from kdkit_ecg.datasets.folds import stratified_folds
 
 
 def cohort(records=600, seed=0):
-    chance = np.random.default_rng(seed)
-    labels = (chance.random((records, 6)) < [0.5, 0.2, 0.1, 0.05, 0.02, 0.01]).astype(float)
-    groups = [f"P{number}" for number in chance.integers(0, 2 * records // 3, records)]
-    strata = [("big", "small")[number] for number in (chance.random(records) < 0.2).astype(int)]
+    generator = np.random.default_rng(seed)
+    labels = (generator.random((records, 6)) < [0.5, 0.2, 0.1, 0.05, 0.02, 0.01]).astype(float)
+    groups = [f"P{number}" for number in generator.integers(0, 2 * records // 3, records)]
+    strata = [("big", "small")[number] for number in (generator.random(records) < 0.2).astype(int)]
     return labels, groups, strata
 
 
-def per_fold(folds, what, k=5):
-    return np.stack([what[folds == fold].sum(axis=0) for fold in range(k)])
+def sum_per_fold(folds, counts, k=5):
+    return np.stack([counts[folds == fold].sum(axis=0) for fold in range(k)])
 
 
 def test_every_class_of_every_stratum_has_its_share_in_every_fold():
@@ -24,19 +24,19 @@ def test_every_class_of_every_stratum_has_its_share_in_every_fold():
     folds = stratified_folds(labels, groups, strata)
     for stratum in ("big", "small"):
         within = labels * (np.array(strata) == stratum)[:, None]
-        counts = per_fold(folds, within)
+        counts = sum_per_fold(folds, within)
         assert np.abs(counts - within.sum(axis=0) / 5).max() < 3
     assert np.ptp(np.bincount(folds)) <= 3
 
 
-def test_groups_are_whole():
+def test_groups_are_not_divided():
     labels, groups, strata = cohort()
     folds = stratified_folds(labels, groups, strata)
     for group in set(groups):
-        assert len({fold for fold, of in zip(folds.tolist(), groups, strict=True) if of == group}) == 1
+        assert len({fold for fold, name in zip(folds.tolist(), groups, strict=True) if name == group}) == 1
 
 
-def test_folds_do_not_depend_on_the_order_of_the_records_nor_on_what_a_stratum_is_called():
+def test_folds_do_not_depend_on_the_order_of_the_records_or_the_names_of_the_strata():
     labels, groups, strata = cohort()
     folds = stratified_folds(labels, groups, strata)
     order = np.random.default_rng(1).permutation(len(folds))
@@ -50,27 +50,27 @@ def test_another_seed_makes_other_folds():
     assert (stratified_folds(labels, groups, strata, seed=1) != stratified_folds(labels, groups, strata)).mean() > 0.5
 
 
-def test_kept_groups_stay_and_the_new_ones_even_the_classes_out():
+def test_fixed_groups_stay_and_new_groups_balance_the_classes():
     labels, groups, strata = cohort()
     few = stratified_folds(labels[:400], groups[:400], strata[:400])
-    kept = dict(zip(groups[:400], few.tolist(), strict=True))
-    folds = stratified_folds(labels, groups, strata, kept=kept)
+    fixed = dict(zip(groups[:400], few.tolist(), strict=True))
+    folds = stratified_folds(labels, groups, strata, fixed=fixed)
     assert folds[:400].tolist() == few.tolist()
-    # Records that join a patient who is in a fold go there too, so the shares are met less closely.
-    assert np.abs(per_fold(folds, labels) - labels.sum(axis=0) / 5).max() < 6
+    # New records of a patient with a fold go to that fold, so the shares are less exact.
+    assert np.abs(sum_per_fold(folds, labels) - labels.sum(axis=0) / 5).max() < 6
 
 
 def test_a_rare_class_is_in_as_many_folds_as_it_has_records():
     labels = np.zeros((100, 2))
     labels[:, 0] = 1
     labels[:4, 1] = 1
-    folds = stratified_folds(labels, [f"P{row}" for row in range(100)], ["one"] * 100)
+    folds = stratified_folds(labels, [f"P{row}" for row in range(100)], ["stratum"] * 100)
     assert len(set(folds[:4].tolist())) == 4
 
 
-def test_one_fold_and_kept_folds_that_are_not_there_are_refused():
+def test_one_fold_and_fixed_folds_that_do_not_exist_are_refused():
     labels, groups, strata = cohort(20)
-    with pytest.raises(RecipeError, match="two folds or more, not 1"):
+    with pytest.raises(RecipeError, match="two folds or more, got 1"):
         stratified_folds(labels, groups, strata, k=1)
-    with pytest.raises(RecipeError, match="beyond the 5 there are"):
-        stratified_folds(labels, groups, strata, kept={groups[0]: 5})
+    with pytest.raises(RecipeError, match="folds other than 0 to 4"):
+        stratified_folds(labels, groups, strata, fixed={groups[0]: 5})

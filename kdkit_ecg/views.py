@@ -1,0 +1,59 @@
+"""Select the leads of a batch that a network receives, so that teacher and student may use different leads."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from kdkit import Batch, RecipeError
+from kdkit_ecg.leads import LEADS, lead_names
+
+
+@dataclass(frozen=True, slots=True, init=False, repr=False)
+class Leads:
+    """View that selects leads: signal (N, 12, T) -> (N, leads, T); person (N, 5) is passed unchanged.
+
+    leads: the size of a set in LEAD_SETS, or a tuple of names in any case. The order of the names is the order of the
+    channels.
+
+    Raises RecipeError for a number without a set, and for names that are unknown, repeated or missing.
+    """
+
+    names: tuple[str, ...]
+    _slices: tuple[tuple[int, int], ...] = field(compare=False)
+
+    def __init__(self, leads: int | tuple[str, ...]) -> None:
+        names = lead_names(leads)
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "_slices", _neighbouring_slices([LEADS.index(name) for name in names]))
+
+    @property
+    def key(self) -> str:
+        """The identity of the view in the keys of the teacher cache, e.g. "leads:I,II"."""
+        return f"leads:{','.join(self.names)}"
+
+    def __call__(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return ((signal (N, leads, T), person (N, 5)), {}). A single range of neighbouring leads is not copied."""
+        signal, person = batch.inputs
+        if signal.shape[1] != len(LEADS):
+            raise RecipeError(f"Leads expects a signal with {len(LEADS)} leads, got one with {signal.shape[1]}")
+        # Slices need no index tensor on each device, and torch.compile traces them without a graph break.
+        parts = [signal[:, start:stop] for start, stop in self._slices]  # each (N, stop - start, T)
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), person), {}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        return f"Leads({self.names!r})"
+
+
+def _neighbouring_slices(channels: list[int]) -> tuple[tuple[int, int], ...]:
+    """Return (start, stop) of each range of consecutive channels, in order."""
+    slices: list[tuple[int, int]] = []
+    for channel in channels:
+        if slices and slices[-1][1] == channel:
+            slices[-1] = (slices[-1][0], channel + 1)
+        else:
+            slices.append((channel, channel + 1))
+    return tuple(slices)
