@@ -166,8 +166,8 @@ def plain_layer(layer):
     elif isinstance(layer, BatchNorm1d):
         made = nn.BatchNorm1d(layer.num_features)
     made.load_state_dict(layer.state_dict())
-    if isinstance(layer, Conv1d) and layer.sides != (layer.padding[0], layer.padding[0]):
-        return nn.Sequential(nn.ConstantPad1d(layer.sides, 0.0), made)
+    if isinstance(layer, Conv1d) and layer.pads != (layer.padding[0], layer.padding[0]):
+        return nn.Sequential(nn.ConstantPad1d(layer.pads, 0.0), made)
     return made
 
 

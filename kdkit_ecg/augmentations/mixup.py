@@ -23,5 +23,6 @@ class Mixup:
 
     def share(self, generator: np.random.Generator) -> float:
         """Return the weight of the sample itself, from 0.5 to 1; its partner has the rest."""
+        # The distribution is symmetric, so the sample and its partner may be exchanged.
         drawn = float(generator.beta(self.alpha, self.alpha))
         return max(drawn, 1 - drawn)

@@ -35,6 +35,7 @@ class TimeWarp:
             return signal
         speeds = generator.uniform(1 - self.share, 1 + self.share, self.knots)
         speed = np.interp(np.arange(last) + 0.5, np.linspace(0, last, self.knots), speeds)
+        # Time at each sample, (time,): the integral of the speed between the samples.
         elapsed = np.concatenate([[0.0], np.cumsum(speed)])
         return interpolate(signal, elapsed * (last / elapsed[-1]))  # scaled so that the last sample stays the last
 
