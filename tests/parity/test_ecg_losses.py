@@ -1,4 +1,4 @@
-"""The losses that LRH-Net's authors compare with (FitNet, cross-layer, PS-KD) and their decision rule have their numbers."""
+"""The losses of LRH-Net's baselines (FitNet, cross-layer, PS-KD) and its decision rule have the authors' numbers."""
 
 import json
 from functools import cache
@@ -78,7 +78,7 @@ def features_of(arrays, prefix):
 
 
 def with_authors_weights(arrays, student, target, precision):
-    """Return the loss with the authors' weights: embeddings of similarities, and a regressor for every pair of layers."""
+    """Return the loss with the authors' weights: embeddings of similarities, and a regressor per pair of layers."""
     width = len(arrays["state/query_weight0.linear2.bias"])
     loss = SemCKD(batch_size=len(student[0]), width=width)
     context = BuildContext(classes=(), task="multilabel", samples=len(student[0]), ids=True)
@@ -117,7 +117,7 @@ def test_ps_kd_mixes_labels_with_the_previous_epochs_outputs(shared, case, preci
     arrays = arrays_of(shared, "pskd", case, precision)
     labels, past = arrays["labels"].to(precision), arrays["previous_probabilities"]
     logits = arrays["student_logits"].requires_grad_()
-    # The notebook multiplies its share in every epoch, so it shrinks; in the first epoch its past outputs are the labels.
+    # The notebook multiplies its share in every epoch, so it shrinks. In its first epoch, past outputs are the labels.
     share = entry["alpha_notebook_compounding"] if entry["epoch"] else 0.0
     progress = torch.tensor(1.0, dtype=precision)
     loss = PerLabelPSKD(alpha=share, past="probabilities")(logits, past, labels=labels, progress=progress)
