@@ -1,13 +1,12 @@
-"""What a step of kdkit costs over a hand-written loop: where nothing else takes time, and in a net of many taps.
+"""Measure the overhead of a step of kdkit over a hand-written loop, in the smallest network and in one with many taps.
 
     python benchmarks/step_overhead.py [step] [console] [taps] [import]
 
-Both loops train the same model on the same batches in the same order, with a teacher asked every step. They are run in
-turns, first the one and then the other; given are the median over rounds of what kdkit's turn took more, with an
-interval that holds it in 95 of 100 such calls, and the least of each, which other work on the machine moves less.
-`step` is a net of one layer; `console` the same with the bar of a terminal on; `taps` a small convolutional net (four
-layers of 8 to 32 channels on 32 x 32 images, a teacher twice as wide) with 8 taps and 6 terms; `import` compares the
-import of kdkit with that of torch.
+Both loops train the same model on the same batches in the same order, and run the teacher at every step. They run
+alternately. Printed are the median over rounds of the additional time, with a 95 % interval, and the difference of the
+minima, which other work on the machine affects less. `step` is a network of one layer; `console` the same with the
+progress bar of a terminal; `taps` a small convolutional network (four layers of 8 to 32 channels on 32 x 32 images, a
+teacher twice as wide) with 8 taps and 6 terms; `import` compares the import of kdkit with that of torch.
 """
 
 import os
@@ -31,7 +30,7 @@ EPOCHS, IMPORTS = 3, 9
 
 
 class OneLayer:
-    """A net of one layer, taught by soft targets."""
+    """A network of one layer that learns from soft targets."""
 
     samples, batch, taps, rounds = 12_800, 64, (), 41
 
@@ -45,8 +44,8 @@ class OneLayer:
         torch.manual_seed(0)
         return nn.Linear(16, 4), nn.Linear(16, 4)
 
-    def guides(self):
-        """Return each loss on a teacher, the tapped layer (None for the outputs), and its weight."""
+    def kd_terms(self):
+        """Return each loss against the teacher, the tapped layer (None for the outputs), and its weight."""
         return [(kdkit.losses.SoftTargets(temperature=4.0), None, 0.5)]
 
 
@@ -66,7 +65,7 @@ class Convolutional(OneLayer):
         return self.net(16), self.net(8)
 
     def net(self, width):
-        """Return a net of four layers and a head."""
+        """Return a network of four layers and a head."""
         widths = [3, width, 2 * width, 4 * width, 4 * width]
         layers = []
         for index, (before, after) in enumerate(pairwise(widths)):
@@ -74,8 +73,8 @@ class Convolutional(OneLayer):
             layers += [conv, nn.BatchNorm2d(after), nn.ReLU()]
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10))
 
-    def guides(self):
-        """Return each loss on a teacher, the tapped layer (None for the outputs), and its weight."""
+    def kd_terms(self):
+        """Return each loss against the teacher, the tapped layer (None for the outputs), and its weight."""
         soft = kdkit.losses.SoftTargets(temperature=4.0)
         features = [kdkit.losses.AttentionTransfer(), kdkit.losses.Hint(), kdkit.losses.Hint(), kdkit.losses.SP()]
         return [(soft, None, 0.5), *((loss, tap, 0.1) for loss, tap in zip(features, self.taps, strict=True))]
@@ -85,53 +84,58 @@ def by_hand(case, inputs, labels):
     """Return the seconds per step of the plainest loop that does the same work."""
     teacher, student = case.nets()
     teacher.eval()
-    truth, guides = nn.CrossEntropyLoss(), case.guides()
-    theirs, ours = heard_by(teacher, case.taps), heard_by(student, case.taps)
+    truth, kd_terms = nn.CrossEntropyLoss(), case.kd_terms()
+    teacher_features, student_features = tapped(teacher, case.taps), tapped(student, case.taps)
     with torch.no_grad():
-        teacher(inputs[:4]), student.eval()(inputs[:4])
+        teacher(inputs[:4]), student.eval()(inputs[:4])  # for the shapes of the features
     trained = [*student.parameters()]
-    for loss, tap, _ in guides:
+    for loss, tap, _ in kd_terms:
         if hasattr(loss, "build"):
-            facts = kdkit.BuildContext(classes=("a",), task="multiclass", samples=case.samples, ids=True)
-            loss.build((ours[tap].shape,), (theirs[tap].shape,), facts, teacher)
+            context = kdkit.BuildContext(classes=("a",), task="multiclass", samples=case.samples, ids=True)
+            loss.build((student_features[tap].shape,), (teacher_features[tap].shape,), context, teacher)
             trained += loss.parameters()
     optimizer = torch.optim.Adam(trained, lr=1e-3, fused=True)  # as kdkit chooses on a CPU
     seconds = []
     for epoch in range(EPOCHS):
         order = torch.randperm(case.samples, generator=torch.Generator().manual_seed(epoch))
         student.train()
-        began = time.perf_counter()
+        start = time.perf_counter()
         for rows in order.split(case.batch):
             x, y = inputs[rows], labels[rows]
             with torch.no_grad():
-                answer = teacher(x)
+                target = teacher(x)
             output = student(x)
             total = 0.5 * truth(output, y)
-            for loss, tap, weight in guides:
-                total = total + weight * (loss(output, answer) if tap is None else loss(ours[tap], theirs[tap]))
+            for loss, tap, weight in kd_terms:
+                sides = (output, target) if tap is None else (student_features[tap], teacher_features[tap])
+                total = total + weight * loss(*sides)
             total.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     return min(seconds) / (case.samples // case.batch)
 
 
-def heard_by(module, taps):
-    """Return a dict that holds what each of these layers gave last."""
-    heard = {}
+def tapped(module, taps):
+    """Return a dict with the latest output of each of these layers."""
+    features = {}
     for tap in taps:
-        module[tap].register_forward_hook(lambda _module, _args, output, tap=tap: heard.update({tap: output}))
-    return heard
+        module[tap].register_forward_hook(lambda _module, _args, output, tap=tap: features.update({tap: output}))
+    return features
 
 
 def by_kdkit(case, inputs, labels, callbacks=(), teacher_cache="off"):
-    """Return the seconds per step of the same through kdkit, its own epochs' clock; the teacher is asked every step."""
-    module, learner = case.nets()
-    teacher, student = kdkit.Net("teacher", module, trained=True), kdkit.Net("student", learner)
+    """Return the seconds per step in kdkit, by the time of its epochs; by default the teacher runs at every step."""
+    teacher_module, student_module = case.nets()
+    teacher, student = kdkit.Net("teacher", teacher_module, trained=True), kdkit.Net("student", student_module)
     objective = 0.5 * kdkit.Truth(nn.CrossEntropyLoss())
-    for number, (loss, tap, weight) in enumerate(case.guides()):
-        sides = {} if tap is None else {"student": kdkit.Tap(learner[tap]), "target": kdkit.Tap(module[tap])}
-        objective = objective + weight * kdkit.Match(teacher, loss, label=f"guide {number}", **sides)
+    for number, (loss, tap, weight) in enumerate(case.kd_terms()):
+        taps = (
+            {"student": kdkit.Tap(student_module[tap]), "target": kdkit.Tap(teacher_module[tap])}
+            if tap is not None
+            else {}
+        )
+        objective = objective + weight * kdkit.Match(teacher, loss, label=f"term {number}", **taps)
     optimizer = kdkit.Optimizer(torch.optim.Adam, lr=1e-3)
     training = kdkit.Training(epochs=EPOCHS, batch_size=case.batch, optimizer=optimizer)
     data = kdkit.TorchData(TensorDataset(inputs, labels), TensorDataset(inputs[:64], labels[:64]))
@@ -141,58 +145,62 @@ def by_kdkit(case, inputs, labels, callbacks=(), teacher_cache="off"):
 
 
 def with_console(case, inputs, labels):
-    """Return the seconds per step with the bar of a terminal on, which is written to a file."""
+    """Return the seconds per step with the progress bar of a terminal, written to a file."""
     with tempfile.TemporaryFile("w") as file:
         return by_kdkit(case, inputs, labels, [ConsoleCallback(Console(file=file, force_terminal=True))])
 
 
-def compared(name, case, measured):
-    """Print what a step costs in turns by hand and by kdkit."""
+def compare(name, case, kdkit_loop):
+    """Print the time of a step by hand and in kdkit."""
     inputs, labels = case.data()
-    ways, pairs = (by_hand, measured), []
+    loops, pairs = (by_hand, kdkit_loop), []
     for number in range(case.rounds + 1):
-        order = ways if number % 2 else ways[::-1]
-        took = {way: way(case, inputs, labels) * 1e3 for way in order}
-        pairs.append([took[way] for way in ways])
-    hand, ours = zip(*pairs[1:], strict=True)  # the first turn warms up
-    more = sorted(mine - plain for plain, mine in zip(hand, ours, strict=True))
-    off = round(0.98 * len(more) ** 0.5)
-    low, high = more[len(more) // 2 - off], more[len(more) // 2 + off]
-    ratio = statistics.median(mine / plain for plain, mine in zip(hand, ours, strict=True))
+        order = loops if number % 2 else loops[::-1]  # neither loop is always the first
+        milliseconds = {loop: loop(case, inputs, labels) * 1e3 for loop in order}
+        pairs.append([milliseconds[loop] for loop in loops])
+    hand, ours = zip(*pairs[1:], strict=True)  # the first round warms up
+    more = sorted(kdkit_time - plain for plain, kdkit_time in zip(hand, ours, strict=True))
+    # The 95 % interval of a median by order statistics: the number below it is binomial, with sd sqrt(n) / 2.
+    offset = round(0.98 * len(more) ** 0.5)
+    low, high = more[len(more) // 2 - offset], more[len(more) // 2 + offset]
+    ratio = statistics.median(kdkit_time / plain for plain, kdkit_time in zip(hand, ours, strict=True))
     print(
         f"{name}: by hand {statistics.median(hand):.3f} ms; kdkit {statistics.median(more):+.3f} ms "
-        f"({low:+.3f} to {high:+.3f}), {ratio:.3f}x; least of each {min(ours) - min(hand):+.3f} ms, "
+        f"({low:+.3f} to {high:+.3f}), {ratio:.3f}x; minima {min(ours) - min(hand):+.3f} ms, "
         f"{min(ours) / min(hand):.3f}x; {len(more)} rounds"
     )
 
 
 def import_seconds(statement):
-    """Return how long a fresh interpreter takes for a statement, its own start left out."""
+    """Return the seconds of a statement in a fresh interpreter, without its start."""
     code = f"import time; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
 def imports():
-    """Print how the import of kdkit compares with that of torch."""
-    face = "import kdkit; [getattr(kdkit, name) for name in kdkit.__all__]"
-    statements = ("import torch", "import kdkit, torch", face)
-    rounds = [[import_seconds(each) for each in statements] for _ in range(IMPORTS)]
-    base, bare, whole = (statistics.median(each) for each in zip(*rounds, strict=True))
-    print(f"import torch {base:.2f} s; with kdkit {bare / base:.2f}x; with every name of its face {whole / base:.2f}x")
+    """Compare the import of kdkit with that of torch."""
+    all_names = "import kdkit; [getattr(kdkit, name) for name in kdkit.__all__]"
+    statements = ("import torch", "import kdkit, torch", all_names)
+    rounds = [[import_seconds(statement) for statement in statements] for _ in range(IMPORTS)]
+    base, bare, whole = (statistics.median(seconds) for seconds in zip(*rounds, strict=True))
+    print(f"import torch {base:.2f} s; with kdkit {bare / base:.2f}x; with every public name {whole / base:.2f}x")
 
 
 def main():
-    """Measure what is asked for, or all, and print ratios."""
+    """Run the named measurements, or all, and print ratios."""
     torch.set_num_threads(1)
     measures = {
-        "step": lambda: compared("one layer", OneLayer(), by_kdkit),
-        "console": lambda: compared("one layer, console on", OneLayer(), with_console),
-        "taps": lambda: compared("8 taps, 6 terms", Convolutional(), by_kdkit),
+        "step": lambda: compare("one layer", OneLayer(), by_kdkit),
+        "console": lambda: compare("one layer, console on", OneLayer(), with_console),
+        "taps": lambda: compare("8 taps, 6 terms", Convolutional(), by_kdkit),
         "import": imports,
     }
-    for name in sys.argv[1:] or measures:
+    names = sys.argv[1:] or list(measures)
+    if not set(names) <= set(measures):
+        raise SystemExit(__doc__)
+    for name in names:
         measures[name]()
-    load = ", ".join(f"{each:.2f}" for each in os.getloadavg())
+    load = ", ".join(f"{load:.2f}" for load in os.getloadavg())
     print(f"torch {torch.__version__}, {os.cpu_count()} cores, {platform.machine()}, load {load}")
 
 

@@ -1,8 +1,8 @@
-"""Every loss on the shelf, by name: the same student learns from the same teacher, by the labels and one term more.
+"""Every registered loss by its name: the same student with the same teacher, trained on the labels and one more term.
 
-What tells one loss from the next is what it compares; the table below says that, and how the term is weighted. Digits
-are learned by two of timm's networks, simulated ECGs by a SEResNet that sees twelve leads and an LRH-Net that sees
-three. A loss of your own plugin is found by its name too, and compares outputs.
+LOSSES lists what each loss compares and the weight of its term. Digits are learned by two networks of timm; simulated
+ECGs by an SEResNet that sees twelve leads and an LRHNet that sees three. A loss that another plugin registers can be
+named as well, and compares outputs.
 
     kdkit run examples/all_losses.py --loss crd
     kdkit run examples/all_losses.py --loss sem_ckd --data ecg
@@ -43,7 +43,7 @@ from kdkit.losses import PerLabelSoftTargets, SoftTargets
 from kdkit_ecg import Leads, LRHNet, SEResNet, Synthetic
 
 Task = Literal["digits", "ecg"]
-Sides = tuple[str, str]  # where the student is tapped, and where the teacher; see At
+Sides = tuple[str, str]  # names of the taps on the student and on the teacher; see TappedNet
 
 OUTPUTS: Sides = ("outputs", "outputs")
 VECTOR: Sides = ("vector", "vector")
@@ -51,8 +51,8 @@ LAST: Sides = ("last", "last")
 BEFORE: Sides = ("before", "before")
 MAPS: Sides = ("maps", "maps")
 
-# What a loss compares, and its weight beside labels of weight 1: that of the scripts of RepDistiller (R), SimKD (S) or
-# mdistiller (M) where these have it, else 1, with the loss's own options, which are those of its paper or its code.
+# What a loss compares, and its weight next to labels of weight 1. Weights are those of the scripts of RepDistiller (R),
+# SimKD (S) or mdistiller (M) if these have the loss, else 1. Options are the loss's defaults, from its paper or code.
 LOSSES: dict[str, tuple[Sides, float]] = {
     "soft_targets": (OUTPUTS, 9.0),  # R, M: 0.9 and 0.1
     "soft_targets_deit": (OUTPUTS, 1.0),
@@ -69,14 +69,14 @@ LOSSES: dict[str, tuple[Sides, float]] = {
     "per_label_hard_targets": (OUTPUTS, 1.0),
     "per_label_dkd": (OUTPUTS, 1.0),
     "per_label_dist": (OUTPUTS, 1.0),
-    "second_head": (("last", "outputs"), 1.0),  # the head is a part of the loss
+    "second_head": (("last", "outputs"), 1.0),  # the loss contains the head
     "rkd": (VECTOR, 1.0),  # R
     "sp": (LAST, 3000.0),  # R
     "pkt": (VECTOR, 30000.0),  # R
     "cc": (VECTOR, 1.0),
     "cka": (VECTOR, 1.0),
     "crd": (VECTOR, 0.8),  # R
-    "srrl": (VECTOR, 1.0),  # S; what the classifier is given
+    "srrl": (VECTOR, 1.0),  # S; the input of the classifier
     "hint": (LAST, 100.0),  # R
     "cosine": (LAST, 1.0),
     "square_head": (LAST, 1.0),
@@ -88,35 +88,36 @@ LOSSES: dict[str, tuple[Sides, float]] = {
     "mgd": (LAST, 1.0),
     "ofd": (BEFORE, 1.0),
     "review_kd": (MAPS, 1.0),
-    "sem_ckd": (MAPS, 400.0),  # S, with soft targets of weight 1 beside it
-    # These have no projector, and of these two nets only the outputs are of one shape
+    "sem_ckd": (MAPS, 400.0),  # S, with soft targets of weight 1 in addition
+    # These have no projector, and only the outputs of these two networks have the same shape.
     "adjacent_cc": (OUTPUTS, 0.02),  # R
     "patient_kd": (OUTPUTS, 100.0),  # its paper searches 10 to 1000
     "hcl": (OUTPUTS, 1.0),
 }
 
-ALONE = ("pskd", "per_label_pskd", "soft_targets_mutual", "mean_teacher", "none")  # from no teacher; see below
-NAMES = (*LOSSES, *ALONE, "simkd")
+# These need no separately trained teacher, see `objectives_without_teacher`; "none" is the labels alone.
+WITHOUT_TEACHER = ("pskd", "per_label_pskd", "soft_targets_mutual", "mean_teacher", "none")
+NAMES = (*LOSSES, *WITHOUT_TEACHER, "simkd")
 PER_LABEL = [name for name in NAMES if name.startswith("per_label_")]
 PIXELS = Images(mean=(0.3,), std=(0.4,), size=(32, 32))
-NARROW = {"channels": (8, 8, 8, 16), "stem_width": 4}
+NARROW = {"channels": (8, 8, 8, 16), "stem_width": 4}  # options of timm's test_resnet for the student
 
 
 @dataclass(frozen=True, kw_only=True)
-class At:
-    """A net, and where it is tapped."""
+class TappedNet:
+    """A network, and the layers at which losses compare it."""
 
     net: Net[Any]
-    vector: Tap  # what its last layers are given, (batch, channels)
-    before: Tap  # its last map, before the ReLU
-    norm: nn.Module  # the batch norm of its last layer, from which OFD takes the margins
+    vector: Tap  # the input of its last layer, (batch, channels)
+    before: Tap  # its last map before the ReLU, (batch, channels, positions...)
+    norm: nn.Module  # the batch norm before that ReLU, from which OFD computes the margins
     maps: tuple[Tap, ...]  # (batch, channels, positions...), from shallow to deep
 
-    def taps(self, where: str) -> Tap | tuple[Tap, ...] | None:
-        """Return the tap or the taps of this name; outputs need none."""
-        if where == "outputs":
+    def taps(self, name: str) -> Tap | tuple[Tap, ...] | None:
+        """Return the tap or the taps of this name; None for the outputs, which need no tap."""
+        if name == "outputs":
             return None
-        return self.maps[-1] if where == "last" else getattr(self, where)
+        return self.maps[-1] if name == "last" else getattr(self, name)
 
 
 def recipe(
@@ -128,82 +129,86 @@ def recipe(
 ) -> Recipe:
     """Return the experiment.
 
-    loss: a name on the shelf of losses; or simkd, mean_teacher, or none for the labels alone.
-    data: what is learned.
-    weight: of the loss, beside labels of weight 1; that of the table in this file where not given.
-    epochs: of each stage.
-    samples: how many there are to learn from; at most 1000 digits.
+    loss: name of a registered loss; or simkd, mean_teacher, or none for the labels alone.
+    data: what to learn.
+    weight: weight of the loss, next to labels of weight 1; by default that of LOSSES in this file.
+    epochs: number of epochs of each stage.
+    samples: number of training samples; at most 1000 digits.
     """
-    teacher = large(data)
-    lesson = Stage(student_goals(loss, data, teacher, weight), training(epochs))
-    first = [Stage({teacher.net: truth(data)}, training(epochs))] if teacher.net in lesson.teachers else []
-    return Recipe(data=digits(samples) if data == "digits" else ecg(samples), schedule=[*first, lesson])
+    teacher = teacher_net(data)
+    student_stage = Stage(student_objectives(loss, data, teacher, weight), training(epochs))
+    stages = [student_stage]
+    if teacher.net in student_stage.teachers:
+        stages.insert(0, Stage({teacher.net: label_term(data)}, training(epochs)))
+    return Recipe(data=digits(samples) if data == "digits" else ecgs(samples), schedule=stages)
 
 
-def student_goals(loss: str, data: Task, teacher: At, weight: float | None = None) -> dict[Net[Any], Any]:
-    """Return who is trained in the last stage, and toward what."""
-    compared, usual = LOSSES.get(loss, (OUTPUTS, 1.0))
-    usual = 40.0 if (loss, data) == ("sem_ckd", "ecg") else usual  # as in LRH-Net, arXiv:2204.08000
-    weight = usual if weight is None else weight
+def student_objectives(loss: str, data: Task, teacher: TappedNet, weight: float | None = None) -> dict[Net[Any], Any]:
+    """Return the networks that the last stage trains, with their objectives."""
+    sides, default = LOSSES.get(loss, (OUTPUTS, 1.0))
+    if (loss, data) == ("sem_ckd", "ecg"):
+        default = 40.0  # as in LRH-Net, arXiv:2204.08000
+    weight = default if weight is None else weight
     if loss == "simkd":
-        net = reusing(data, teacher)
+        net = simkd_student(data, teacher)
         return {net: weight * net.module.match(teacher.net, teacher.maps[-1])}
-    if loss in ALONE:
-        return without_teacher(loss, data, weight)
-    student = small(data)
-    ours, theirs = student.taps(compared[0]), teacher.taps(compared[1])
-    term = Match(teacher.net, made(loss, data, teacher), student=ours, target=theirs)
-    soft = [Match(teacher.net, SoftTargets(temperature=4.0))] if loss == "sem_ckd" else []
-    return {student.net: sum(soft, truth(data) + weight * term)}
+    if loss in WITHOUT_TEACHER:
+        return objectives_without_teacher(loss, data, weight)
+    student = student_net(data)
+    student_taps, teacher_taps = student.taps(sides[0]), teacher.taps(sides[1])
+    term = Match(teacher.net, build_loss(loss, data, teacher), student=student_taps, target=teacher_taps)
+    soft_targets = [Match(teacher.net, SoftTargets(temperature=4.0))] if loss == "sem_ckd" else []
+    return {student.net: sum(soft_targets, label_term(data) + weight * term)}
 
 
-def without_teacher(loss: str, data: Task, weight: float) -> dict[Net[Any], Any]:
-    """Return the goals of a student that learns from the labels, from itself or from one of its kind."""
-    net = small(data).net
+def objectives_without_teacher(loss: str, data: Task, weight: float) -> dict[Net[Any], Any]:
+    """Return the objectives of students that learn from the labels, from themselves or from each other."""
+    net = student_net(data).net
     if loss == "none":
-        return {net: truth(data)}
+        return {net: label_term(data)}
     if loss == "mean_teacher":
-        soft = SoftTargets.mutual() if data == "digits" else PerLabelSoftTargets()
-        return {net: truth(data) + weight * Match(Ema(net, decay=0.99), soft)}
+        soft_targets = SoftTargets.mutual() if data == "digits" else PerLabelSoftTargets()
+        return {net: label_term(data) + weight * Match(Ema(net, decay=0.99), soft_targets)}
     if loss == "soft_targets_mutual":
-        peer = small(data, "peer").net
+        peer = student_net(data, "peer").net
         pairs = ((peer, net), (net, peer))
-        return {one: truth(data) + weight * Match(Peer(other), made(loss, data)) for one, other in pairs}
-    return {net: weight * Match(Past(net), made(loss, data))}  # pskd: the labels are in it
+        return {net: label_term(data) + weight * Match(Peer(teacher), build_loss(loss, data)) for net, teacher in pairs}
+    return {net: weight * Match(Past(net), build_loss(loss, data))}  # pskd, which includes the labels
 
 
-def made(name: str, data: Task, teacher: At | None = None) -> Loss:
-    """Return the loss of this name, with the options that it cannot do without here."""
+def build_loss(name: str, data: Task, teacher: TappedNet | None = None) -> Loss:
+    """Return the loss of this name, with the options that it requires here."""
     options: dict[str, dict[str, Any]] = {
         "crd": {"negatives": 512},  # its authors' 16384 are for 50,000 samples
         "ofd": {"norm": teacher.norm if teacher else None},
     }
     loss: Loss = kdkit.registry("losses")[name](**options.get(name, {}))
     if data == "ecg" and "hard_labels" in getattr(loss, "needs", ()):
-        instead = [each for each in PER_LABEL if each == f"per_label_{name}"] or PER_LABEL
+        alternatives = [per_label for per_label in PER_LABEL if per_label == f"per_label_{name}"] or PER_LABEL
         raise RecipeError(
-            f"{name!r} needs one class per sample, and a record has several labels; take --loss {' or '.join(instead)}"
+            f"{name!r} needs one class per sample, and a record has several labels; "
+            f"take --loss {' or '.join(alternatives)}"
         )
     return loss
 
 
-def truth(data: Task) -> Truth:
-    """Return what is learned from the labels: one class of ten, or an answer for each of 24."""
+def label_term(data: Task) -> Truth:
+    """Return the term of the labels: one of ten classes, or each of 24 labels."""
     return Truth(nn.CrossEntropyLoss() if data == "digits" else nn.BCEWithLogitsLoss())
 
 
 def training(epochs: int) -> Training:
-    """Return how each stage is trained."""
-    rate = LRSchedule(OneCycleLR, interval="update", max_lr=5e-3)
-    return Training(epochs=epochs, batch_size=32, optimizer=Optimizer(AdamW, lr=5e-3), lr_schedule=rate)
+    """Return the optimizer and the schedule of all stages."""
+    lr_schedule = LRSchedule(OneCycleLR, interval="update", max_lr=5e-3)
+    return Training(epochs=epochs, batch_size=32, optimizer=Optimizer(AdamW, lr=5e-3), lr_schedule=lr_schedule)
 
 
-def large(data: Task) -> At:
+def teacher_net(data: Task) -> TappedNet:
     """Return the teacher: 373,370 parameters for digits, 558,884 for ECGs."""
     if data == "digits":
-        return resnet("teacher")
+        return tapped_resnet("teacher")
     net = SEResNet(width=16)
-    return At(
+    return TappedNet(
         net=Net("teacher", net, view=Leads(12)),
         vector=Tap(net.classifier, "input"),
         before=Tap(net.group4.block2.activation, "input"),
@@ -212,12 +217,12 @@ def large(data: Task) -> At:
     )
 
 
-def small(data: Task, name: str = "student") -> At:
-    """Return the student: 11,950 parameters for digits, 83,364 for ECGs."""
+def student_net(data: Task, name: str = "student") -> TappedNet:
+    """Return a student: 11,950 parameters for digits, 83,364 for ECGs."""
     if data == "digits":
-        return resnet(name, **NARROW)
+        return tapped_resnet(name, **NARROW)
     net = LRHNet(leads=3)
-    return At(
+    return TappedNet(
         net=Net(name, net, view=Leads(3)),
         vector=Tap(net.hidden, "input"),
         before=Tap(net.block3.activation, "input"),
@@ -226,20 +231,21 @@ def small(data: Task, name: str = "student") -> At:
     )
 
 
-def reusing(data: Task, teacher: At) -> Net[SimKD]:
-    """Return the student's body under the teacher's head; the shapes are those that `kdkit check` shows."""
-    whole = teacher.net.module
+def simkd_student(data: Task, teacher: TappedNet) -> Net[SimKD]:
+    """Return the student's body with the teacher's head; `kdkit check` shows the shapes of both."""
+    module = teacher.net.module
     if data == "digits":
-        body, head = timm(**NARROW, num_classes=0, global_pool=""), nn.Sequential(whole.global_pool, whole.fc)
+        body = timm_resnet(**NARROW, num_classes=0, global_pool="")
+        head = nn.Sequential(module.global_pool, module.fc)
         return Net("student", SimKD(body, head, student_shape=(16, 4, 4), teacher_shape=(96, 4, 4)), view=PIXELS)
-    simkd = SimKD(LRHNet(leads=3).body(), whole.head(), student_shape=(64, 125), teacher_shape=(128, 16))
+    simkd = SimKD(LRHNet(leads=3).body(), module.head(), student_shape=(64, 125), teacher_shape=(128, 16))
     return Net("student", simkd, view=Leads(3))
 
 
-def resnet(name: str, **narrower: Any) -> At:
-    """Return one of timm's for digits, whose last maps keep 4 x 4 positions."""
-    net = timm(num_classes=10, **narrower)
-    return At(
+def tapped_resnet(name: str, **options: Any) -> TappedNet:
+    """Return timm's small ResNet for digits, whose last maps have 4 x 4 positions."""
+    net = timm_resnet(num_classes=10, **options)
+    return TappedNet(
         net=Net(name, net, view=PIXELS),
         vector=Tap(net.fc, "input"),
         before=Tap(net.layer4[-1].act2, "input"),
@@ -248,22 +254,22 @@ def resnet(name: str, **narrower: Any) -> At:
     )
 
 
-def timm(**options: Any) -> Any:
-    """Return timm's small network, with these options of its own."""
+def timm_resnet(**options: Any) -> Any:
+    """Return timm's small ResNet; options: as in timm."""
     return kdkit.registry("models")["timm"]("test_resnet", in_chans=1, output_stride=8, **options)
 
 
 def digits(samples: int) -> TorchData:
-    """Return so many digits to learn from, 197 to choose the epoch on, and 600 to report on."""
+    """Return this many digits for training, 197 for validation, and 600 for testing."""
     if not 1 <= samples <= 1000:
-        raise RecipeError(f"there are 1 to 1000 digits to learn from; got --samples {samples}")
+        raise RecipeError(f"there are 1 to 1000 digits to train on; got --samples {samples}")
     pixels, labels = load_digits(return_X_y=True)
-    images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
-    everything = TensorDataset(images, torch.tensor(labels))
-    first, validation, test = random_split(everything, (1000, 197, 600), torch.Generator().manual_seed(0))
-    return TorchData(Subset(first, range(samples)), validation, test, classes=list("0123456789"))
+    images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16  # (samples, 1, 8, 8), from 0 to 1
+    dataset = TensorDataset(images, torch.tensor(labels))
+    train, validation, test = random_split(dataset, (1000, 197, 600), torch.Generator().manual_seed(0))
+    return TorchData(Subset(train, range(samples)), validation, test, classes=list("0123456789"))
 
 
-def ecg(samples: int) -> Synthetic:
-    """Return so many simulated records to learn from, a quarter as many to choose the epoch on, half to report on."""
+def ecgs(samples: int) -> Synthetic:
+    """Return this many simulated records for training, a quarter as many for validation, and half for testing."""
     return Synthetic(train=samples, validation=max(1, samples // 4), test=max(1, samples // 2), length=500)

@@ -1,10 +1,10 @@
-"""Plain knowledge distillation (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network").
+"""Knowledge distillation (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", arXiv:1503.02531).
 
-A wide network learns handwritten digits from their labels; a narrow one learns them from the labels and from what the
-wide one thinks of every digit. This is the shortest complete recipe: read it first.
+A wide network learns handwritten digits from their labels. A narrow network then learns from the labels and from the
+outputs of the wide one. This is the shortest complete recipe, and the place to start.
 
     kdkit run examples/hinton.py
-    kdkit run examples/hinton.py --balance 1    (labels alone, which do as well on data this easy)
+    kdkit run examples/hinton.py --label-weight 1    (no distillation, which is as good on data this easy)
 """
 
 import torch
@@ -17,29 +17,37 @@ from kdkit import Net, Optimizer, Parallel, Recipe, TorchData, Training, Truth
 from kdkit.losses import SoftTargets
 
 
-def mlp(width: int, dropout: float = 0.0) -> Sequential:
-    """Return a network of one hidden layer: 64 pixels -> 10 digits."""
-    return Sequential(Linear(64, width), ReLU(), Dropout(dropout), Linear(width, 10))
-
-
 def recipe(temperature: float = 4.0, label_weight: float = 0.3, epochs: int = 30) -> Recipe:
-    """Return the experiment: 500 digits to learn from, 297 to choose the epoch on, 1000 to report on.
+    """Return the experiment. Its parameters are options of the command.
 
-    temperature: how soft the teacher's answers are made. balance: the share of the labels. epochs: of each stage.
+    temperature: divides the logits of teacher and student; higher values soften the targets.
+    label_weight: weight of the labels; the teacher has the rest to 1.
+    epochs: number of epochs, the same for teacher and student.
     """
-    digits, labels = load_digits(return_X_y=True)
-    pixels = torch.tensor(digits, dtype=torch.float32) / 16
-    split = random_split(
-        TensorDataset(pixels, torch.tensor(labels)), (500, 297, 1000), torch.Generator().manual_seed(0)
-    )
+    teacher = Net("teacher", mlp(512, dropout=0.5))
+    student = Net("student", mlp(16))
     return Recipe(
-        data=TorchData(*split, classes=list("0123456789")),
+        data=digits(),
+        # First the teacher is trained on the labels alone, then the student on both.
         schedule=Parallel(
-            Net("teacher", mlp(512, dropout=0.5)),
-            Net("student", mlp(16)),
+            teacher,
+            student,
             truth=Truth(CrossEntropyLoss()),
             kd_loss=SoftTargets(temperature=temperature),
             label_weight=label_weight,
             training=Training(epochs=epochs, batch_size=32, optimizer=Optimizer(Adam, lr=5e-3)),
         ),
     )
+
+
+def mlp(width: int, dropout: float = 0.0) -> Sequential:
+    """Return a network with one hidden layer: (batch, 64) pixels -> (batch, 10) logits."""
+    return Sequential(Linear(64, width), ReLU(), Dropout(dropout), Linear(width, 10))
+
+
+def digits() -> TorchData:
+    """Return 500 digits for training, 297 for validation (to choose the best epoch), and 1000 for testing."""
+    pixels, labels = load_digits(return_X_y=True)
+    samples = TensorDataset(torch.tensor(pixels, dtype=torch.float32) / 16, torch.tensor(labels))  # pixels are 0 to 16
+    splits = random_split(samples, (500, 297, 1000), torch.Generator().manual_seed(0))
+    return TorchData(*splits, classes=list("0123456789"))

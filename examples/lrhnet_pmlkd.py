@@ -1,7 +1,8 @@
-"""Parallel multi-level distillation of LRH-Net (Chauhan et al. 2022, arXiv:2204.08000).
+"""Parallel multi-level distillation of LRH-Net (P-MLKD, Chauhan et al. 2022, arXiv:2204.08000).
 
-A teacher that sees all twelve leads and an assistant that sees as few as the student does learn apart from each other,
-and both teach the student. Without --data the records are simulated, and the sizes small enough for a laptop.
+The student sees few leads of an ECG. A teacher that sees all twelve leads and an assistant that sees the student's
+leads are trained independently, and both teach the student. By default the records are simulated and the networks small
+enough for a laptop.
 
     kdkit run examples/lrhnet_pmlkd.py
     kdkit run examples/lrhnet_pmlkd.py --leads 2 --data path/to/challenge-2020
@@ -31,14 +32,14 @@ def recipe(
 ) -> Recipe:
     """Return the experiment.
 
-    leads: how many the assistant and the student see: 12, 6, 4, 3, 2 or 1.
-    data: a folder of Challenge records; simulated ones where not given.
-    epochs: of each stage; 12 where not given, with --data the paper's 90.
-    width: of the teachers; 16 where not given, with --data the paper's 64.
-    records: how many simulated records there are to learn from.
+    leads: number of leads the assistant and the student see: 12, 6, 4, 3, 2 or 1.
+    data: a folder of Challenge records; by default the records are simulated.
+    epochs: number of epochs of each stage; by default 12, with --data the paper's 90.
+    width: width of the teacher and the assistant; by default 16, with --data the paper's 64.
+    records: number of simulated training records.
     strict: refuse bad records instead of leaving them out.
-    fold: of the records, the one to report on.
-    folds: a file of folds; five are made of the records where not given.
+    fold: the fold to test on.
+    folds: a file of folds; by default the records are divided into five.
     """
     epochs = epochs if epochs is not None else 90 if data else 12
     width = width if width is not None else 64 if data else 16
@@ -46,6 +47,7 @@ def recipe(
     return Recipe(
         data=Challenge2020(data, strict=strict, fold=fold, folds=folds) if data else simulated,
         metrics=(ChallengeMetric(2020), MacroAUPRC(), MacroF1()),
+        # All networks but the last are trained on the labels alone: `--jobs 2` trains them at the same time.
         schedule=Parallel(
             Net("teacher", SEResNet(leads=12, width=width), view=Leads(12)),
             Net("assistant", SEResNet(leads=leads, width=width), view=Leads(leads)),

@@ -1,7 +1,7 @@
-"""One of timm's networks teaches a smaller one to read digits, by its outputs and by a stage in its middle.
+"""Two networks of timm: the student matches the teacher's outputs and the features of a middle stage.
 
-Teacher and student see the same digits in other sizes and other normalisations. Their stages differ in shape, so the
-hint trains a projector between them, which is no part of the student afterwards. It takes a minute.
+Teacher and student see the same digits at different sizes and with different normalisations. Their features differ in
+shape, so the hint trains a projector between them, which is not part of the final student. A run takes about a minute.
 
     kdkit run examples/timm_digits.py
     kdkit run examples/timm_digits.py --teacher test_convnext --student test_efficientnet --hint 0
@@ -26,23 +26,28 @@ def recipe(
 ) -> kdkit.Recipe:
     """Return the experiment.
 
-    teacher, student: networks by timm's names. hint: the weight of the hint. epochs: of each stage.
+    teacher: name of the teacher in timm.
+    student: name of the student in timm.
+    hint: weight of the hint.
+    epochs: number of epochs of each stage.
     """
     timm = kdkit.registry("models")["timm"]
     large = timm(teacher, num_classes=10, in_chans=1)
     small = timm(student, num_classes=10, in_chans=1)
     digits, labels = load_digits(return_X_y=True)
-    images = torch.tensor(digits, dtype=torch.float32).view(-1, 1, 8, 8) / 16
+    images = torch.tensor(digits, dtype=torch.float32).view(-1, 1, 8, 8) / 16  # (samples, 1, 8, 8), from 0 to 1
     samples = TensorDataset(images, torch.tensor(labels))
-    split = random_split(samples, (1000, 297, 500), torch.Generator().manual_seed(0))
+    splits = random_split(samples, (1000, 297, 500), torch.Generator().manual_seed(0))
 
     def match(net: Net[Any], teacher: Net[Any]) -> kdkit.Objective:
+        # Stage 2 of either network, found by timm's own names.
         middle = Match(teacher, Hint(), student=timm_tap(net.network, 2), target=timm_tap(teacher.network, 2))
         return Match(teacher, SoftTargets()) + hint * middle
 
     return kdkit.Recipe(
-        data=TorchData(*split, classes=list("0123456789")),
+        data=TorchData(*splits, classes=list("0123456789")),
         schedule=Parallel(
+            # A view resizes and normalises the images for one network only.
             Net("teacher", large, view=Images(mean=(0.5,), std=(0.5,), size=(48, 48))),
             Net("student", small, view=Images(mean=(0.3,), std=(0.4,), size=(32, 32))),
             truth=Truth(CrossEntropyLoss()),

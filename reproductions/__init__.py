@@ -1,1 +1,1 @@
-"""Studies that reproduce the results of papers."""
+"""Reproductions of the results of papers, run from the root of the repository."""

@@ -1,7 +1,7 @@
-"""Change what training sees of a signal from draw to draw, as recorders, electrodes and hearts would.
+"""Augment ECG signals during training, as recorders, electrodes and hearts would change them.
 
-Each is a pure function of (signal, rate, generator), and the generator one of (seed, id, draw): so a teacher and its
-student see the same change, in whatever order and process, and an answer about it can be kept.
+An augmentation is a pure function of (signal, rate, generator), and the generator is a function of (seed, id, draw). So
+a teacher and its student see the same augmented signal, in any order and process, and teacher outputs can be cached.
 """
 
 from kdkit_ecg.augmentations.amplitude import CutOut, LeadDropout, Scaling

@@ -1,16 +1,15 @@
-"""Take leads or a stretch of time away, or change the gain."""
+"""Set leads or a stretch of time to 0, or change the gain."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from kdkit import RecipeError
-from kdkit_ecg.augmentations.base import Signal, check_range, check_share, check_size, single
+from kdkit_ecg.augmentations.base import Signal, as_float32, check_positive, check_range, check_share
 
 
 @dataclass(frozen=True, slots=True)
 class LeadDropout:
-    """Leads fall off: each is 0 with this probability, but never all of them."""
+    """Set each lead to 0 with this probability, as if it had come off; at least one lead stays."""
 
     probability: float = 0.1
 
@@ -18,23 +17,24 @@ class LeadDropout:
         check_share("probability", self.probability)
 
     def __call__(self, signal: Signal, rate: float, generator: np.random.Generator) -> Signal:
-        """Return the signal with the leads that stayed on."""
+        """Return the signal with the dropped leads at 0."""
         off = generator.random(len(signal)) < self.probability
+        # One lead is drawn in any case, and comes back only if all are off: the number of draws is always the same.
         off[generator.integers(len(signal))] &= not off.all()
         return np.where(off[:, None], np.float32(0), signal)
 
 
 @dataclass(frozen=True, slots=True)
 class CutOut:
-    """A stretch of up to `seconds` is 0 in all leads, as where a recorder lost contact."""
+    """Set a stretch of up to `seconds` to 0 in all leads, as if the recorder had lost contact."""
 
     seconds: float = 1.0
 
     def __post_init__(self) -> None:
-        check_size(self.seconds)
+        check_positive("seconds", self.seconds)
 
     def __call__(self, signal: Signal, rate: float, generator: np.random.Generator) -> Signal:
-        """Return the signal without the stretch."""
+        """Return the signal with the stretch at 0."""
         time = signal.shape[1]
         length = min(time, round(generator.uniform(0, self.seconds) * rate))
         start = generator.integers(time - length + 1)
@@ -45,16 +45,16 @@ class CutOut:
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """Another gain: all leads times one factor between `low` and `high`, so that their ratios, the axis, stay."""
+    """Multiply all leads by one factor between `low` and `high`, so that their ratios, and the axis, stay the same."""
 
     low: float = 0.8
     high: float = 1.25
 
     def __post_init__(self) -> None:
-        check_range("a factor", self.low, self.high)
-        if self.low <= 0:
-            raise RecipeError(f"a factor is above 0, but low is {self.low}")
+        check_range("the factor", self.low, self.high)
+        check_positive("low", self.low)
 
     def __call__(self, signal: Signal, rate: float, generator: np.random.Generator) -> Signal:
-        """Return the signal times the factor; halving is as likely as doubling."""
-        return single(signal * np.exp(generator.uniform(np.log(self.low), np.log(self.high))))
+        """Return the signal times the factor."""
+        # Uniform in the logarithm: halving is as likely as doubling.
+        return as_float32(signal * np.exp(generator.uniform(np.log(self.low), np.log(self.high))))

@@ -1,4 +1,4 @@
-"""What an augmentation is, and what its options are held to."""
+"""Define the interface of an augmentation, and check its options."""
 
 from typing import Any, Protocol
 
@@ -11,31 +11,31 @@ Signal = NDArray[np.float32]
 
 
 class Augmentation(Protocol):
-    """Something that changes a signal: a frozen dataclass, so that its repr tells all that it does."""
+    """A change of a signal: a frozen dataclass, because its repr must contain all its options."""
 
     def __call__(self, signal: Signal, rate: float, generator: np.random.Generator) -> Signal:
-        """Return another signal of this shape, (leads, time) float32, and leave this one as it is; rate in Hz."""
+        """Return a new signal of the same shape, (leads, time) float32, without writing to the input; rate in Hz."""
         ...
 
 
-def single(signal: NDArray[Any]) -> Signal:
-    """Return the signal in float32."""
+def as_float32(signal: NDArray[Any]) -> Signal:
+    """Return the signal in float32, the type of all signals."""
     return signal.astype(np.float32)
 
 
 def check_share(name: str, share: float) -> None:
-    """Raise RecipeError for a number outside 0 to 1."""
+    """Raise RecipeError unless the number is between 0 and 1; both are included."""
     if not 0 <= share <= 1:
-        raise RecipeError(f"{name} is a share from 0 to 1, not {share}")
+        raise RecipeError(f"expected {name} between 0 and 1; got {share}")
 
 
-def check_range(what: str, low: float, high: float) -> None:
-    """Raise RecipeError where low is above high."""
+def check_range(quantity: str, low: float, high: float) -> None:
+    """Raise RecipeError unless low <= high; NaN is refused too."""
     if not low <= high:
-        raise RecipeError(f"{what} lies between low and high, not {low} and {high}")
+        raise RecipeError(f"expected low <= high for {quantity}; got {low} and {high}")
 
 
-def check_size(size: float) -> None:
-    """Raise RecipeError for a number that is not above 0."""
-    if not size > 0:
-        raise RecipeError(f"a size, length or alpha is above 0, not {size}")
+def check_positive(name: str, number: float) -> None:
+    """Raise RecipeError unless the number is above 0; NaN is refused too."""
+    if not number > 0:
+        raise RecipeError(f"expected {name} above 0; got {number}")

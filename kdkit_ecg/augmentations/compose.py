@@ -1,4 +1,4 @@
-"""Put augmentations together: one after the other, some only sometimes."""
+"""Apply an augmentation in some draws only, and check a sequence of augmentations."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from kdkit_ecg.augmentations.mixup import Mixup
 
 @dataclass(frozen=True, slots=True)
 class Sometimes:
-    """Another augmentation, in this share of the draws."""
+    """Apply another augmentation with this probability."""
 
     augmentation: Augmentation
     probability: float = 0.5
@@ -21,20 +21,24 @@ class Sometimes:
         check_share("probability", self.probability)
 
     def __call__(self, signal: Signal, rate: float, generator: np.random.Generator) -> Signal:
-        """Return the signal changed, or as it is."""
+        """Return the augmented signal, or the input itself."""
         return self.augmentation(signal, rate, generator) if generator.random() < self.probability else signal
 
 
 def check_augmentations(augment: tuple[Any, ...], draws: int) -> None:
-    """Raise RecipeError for what is no augmentation, says not what it does, comes after Mixup, or has one draw only."""
+    """Raise RecipeError unless `augment` is a tuple of augmentations, with Mixup last if at all.
+
+    Also raises it if the repr of an augmentation hides its options, or if there is only one draw.
+    """
     if not isinstance(augment, tuple):
-        raise RecipeError(f"augment is a tuple, such as (LeadDropout(), Mixup()), not {augment!r}")
+        raise RecipeError(f"expected a tuple for augment, such as (LeadDropout(), Mixup()); got {augment!r}")
     if augment and draws == 1:
-        raise RecipeError("augmentations change with the draw, and there is one; give draws=10, say")
-    for place, each in enumerate(augment):
-        if isinstance(each, type) or not (callable(each) or isinstance(each, Mixup)):
-            raise RecipeError(f"{each!r} is no augmentation; pass an object such as LeadDropout(0.1)")
-        if " at 0x" in repr(each):  # an address: the fingerprint of the data would change from run to run
-            raise RecipeError(f"the repr of {each!r} does not tell what it does; make it a frozen dataclass")
-        if isinstance(each, Mixup) and place + 1 < len(augment):
-            raise RecipeError("Mixup mixes samples that are changed already: put it last in augment")
+        raise RecipeError("augmentations differ from draw to draw, but there is one; give draws=10, for example")
+    for position, augmentation in enumerate(augment, 1):
+        if isinstance(augmentation, type) or not (callable(augmentation) or isinstance(augmentation, Mixup)):
+            raise RecipeError(f"{augmentation!r} is not an augmentation; pass an object such as LeadDropout(0.1)")
+        # A repr with an address would change the fingerprint of the data from run to run.
+        if " at 0x" in repr(augmentation):
+            raise RecipeError(f"the repr of {augmentation!r} does not show its options; make it a frozen dataclass")
+        if isinstance(augmentation, Mixup) and position < len(augment):
+            raise RecipeError("Mixup mixes samples that are augmented already; put it last in augment")

@@ -1,4 +1,4 @@
-"""Let time run a little faster here and slower there."""
+"""Stretch and compress time along a signal."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ from kdkit_ecg.augmentations.base import Signal
 
 @dataclass(frozen=True, slots=True)
 class TimeWarp:
-    """Time runs up to `share` faster or slower here and there, and the signal begins and ends where it did.
+    """Let time run up to `share` faster or slower along the signal; its first and last samples stay in place.
 
-    knots: where its speed is drawn, evenly spaced; linear between. All leads are warped alike, by cubic interpolation.
-    It stretches intervals: a PR or QT time, or a rate, near its threshold may cross it while the label stays, so keep
-    the share small where classes rest on them (IAVB, LPR, LQT, Brady, STach). QRS complexes are stretched too, which
-    a faster heart's are not.
+    knots: the number of evenly spaced points at which the speed is drawn; it is linear between them.
+    All leads are warped alike, by cubic interpolation. Intervals are stretched, so a PR or QT time, or a rate, near its
+    threshold may cross it while the label stays: keep `share` small for the classes that depend on them (IAVB, LPR,
+    LQT, Brady, STach). QRS complexes are stretched too, unlike those of a heart that beats faster.
     """
 
     share: float = 0.05
@@ -24,7 +24,9 @@ class TimeWarp:
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 0.5 or self.knots < 2:
-            raise RecipeError(f"TimeWarp takes 0 < share < 0.5 and two knots or more, not {self.share}, {self.knots}")
+            raise RecipeError(
+                f"expected 0 < share < 0.5 and at least two knots for TimeWarp; got {self.share} and {self.knots}"
+            )
 
     def __call__(self, signal: Signal, rate: float, generator: np.random.Generator) -> Signal:
         """Return the signal warped."""
@@ -33,15 +35,17 @@ class TimeWarp:
             return signal
         speeds = generator.uniform(1 - self.share, 1 + self.share, self.knots)
         speed = np.interp(np.arange(last) + 0.5, np.linspace(0, last, self.knots), speeds)
-        reached = np.concatenate([[0.0], np.cumsum(speed)])
-        return _at(signal, reached * (last / reached[-1]))
+        # Time at each sample, (time,): the integral of the speed between the samples.
+        elapsed = np.concatenate([[0.0], np.cumsum(speed)])
+        return interpolate(signal, elapsed * (last / elapsed[-1]))  # scaled so that the last sample stays the last
 
 
-def _at(signal: Signal, times: NDArray[np.float64]) -> Signal:
+def interpolate(signal: Signal, times: NDArray[np.float64]) -> Signal:
     """Return the signal at these times, in samples: cubic convolution (Keys 1981, a = -1/2), ends repeated."""
     before = np.floor(times).astype(np.int64)
     part = times - before
     last = signal.shape[1] - 1
+    # The kernel's weights of the samples at before - 1, before, before + 1 and before + 2.
     weights = (
         ((2 - part) * part - 1) * part / 2,
         ((3 * part - 5) * part * part + 2) / 2,

@@ -1,4 +1,7 @@
-"""The challenge metric of PhysioNet/CinC 2020 and 2021: answers weighed by how alike the treatment would be."""
+"""The challenge metric of PhysioNet/CinC 2020 and 2021, and the other figures that the official scorers print.
+
+A predicted class earns a reward for each true class, and more the more similar the treatments of the two are.
+"""
 
 from dataclasses import dataclass
 from functools import cache
@@ -14,84 +17,85 @@ from kdkit_ecg.labels import NORMAL, Year, scored_classes, table
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-_AT_ONCE = 4096  # records whose tables stay in a processor's cache: twice as fast as all at once
+_CHUNK = 4096  # records whose arrays fit a processor's cache: twice as fast as all records at once
 
 
 def challenge_metric(labels: NDArray[Any], outputs: NDArray[Any], year: Year) -> float:
-    """Return the official score: 1 for all right, 0 for calling everybody normal, below 0 for worse.
+    """Return the official score: 1 for correct outputs, 0 for normal in every record, below 0 for worse.
 
-    labels, outputs: (records, classes) of 0 and 1, classes in the order of scored_classes(year). An answer earns its
-    weight in the table, shared among all classes that are true or answered in the record. 0.0 where being right
-    scores no more than calling everybody normal. Source: Perez Alday et al. 2020; Reyna et al. 2021.
+    labels, outputs: (records, classes) of 0 and 1, classes in the order of scored_classes(year). The reward of a
+    predicted class is divided by the number of classes that are true or predicted in the record. Returns 0.0 if correct
+    outputs earn no more than normal in every record.
+    Source: Perez Alday et al. 2020; Reyna et al. 2021.
     """
-    truth, answers = np.asarray(labels, dtype=bool), np.asarray(outputs, dtype=bool)
+    truth, predicted = np.asarray(labels, dtype=bool), np.asarray(outputs, dtype=bool)
     sums = np.zeros(3)
-    for first in range(0, len(truth), _AT_ONCE):
-        rows = slice(first, first + _AT_ONCE)
-        worth = Worth(truth[rows], year)
-        sums += worth.earned(answers[rows]).sum(), worth.inactive.sum(), worth.right.sum()
-    return float(scaled(*sums))
+    for first in range(0, len(truth), _CHUNK):
+        rows = slice(first, first + _CHUNK)
+        rewards = Rewards(truth[rows], year)
+        sums += rewards.observed(predicted[rows]).sum(), rewards.inactive.sum(), rewards.correct.sum()
+    return float(normalised_score(*sums))
 
 
-def scaled(earned: Any, inactive: Any, right: Any) -> Floats:
-    """Return sums of what was earned as the metric, elementwise: 0 for calling everybody normal, 1 for being right."""
-    span = np.asarray(right - inactive)
-    metric: Floats = np.divide(earned - inactive, span, out=np.zeros(span.shape), where=span != 0)
-    return metric
+def normalised_score(observed: Any, inactive: Any, correct: Any) -> Floats:
+    """Return the score of summed rewards, elementwise: 0 for those of the inactive outputs, 1 for the correct ones."""
+    span = np.asarray(correct - inactive)
+    score: Floats = np.divide(observed - inactive, span, out=np.zeros(span.shape), where=span != 0)
+    return score
 
 
-class Worth:
-    """What answers to records would earn. truth: (records, classes)."""
+class Rewards:
+    """The rewards of outputs for records with these true classes, (records, classes)."""
 
     def __init__(self, truth: Bools, year: Year) -> None:
         self.truth = truth
-        self.by_class: Floats = truth.astype(np.float64) @ weights(year)  # what each answer earns before it is shared
+        # (records, classes): the reward of predicting each class, before it is divided.
+        self.by_class: Floats = truth.astype(np.float64) @ reward_matrix(year)
         self._normal = scored_classes(year).codes.index(NORMAL)
 
-    def earned(self, answers: Bools) -> Floats:
-        """Return what each record earns, shared among its true or answered classes, (records,)."""
-        return _row_sums(self.by_class * answers) / np.maximum(1, _row_sums(self.truth | answers))
+    def observed(self, predicted: Bools) -> Floats:
+        """Return the reward of each record for these predicted classes, (records,)."""
+        return _row_sums(self.by_class * predicted) / np.maximum(1, _row_sums(self.truth | predicted))
 
     @property
-    def right(self) -> Floats:
-        """What each record earns when its answers are right, (records,)."""
-        return self.earned(self.truth)
+    def correct(self) -> Floats:
+        """The reward of each record for its true classes, (records,)."""
+        return self.observed(self.truth)
 
     @property
     def inactive(self) -> Floats:
-        """What each record earns when everybody is called normal, (records,)."""
+        """The reward of each record for normal alone, (records,), the official scorer's inactive classifier."""
         return self.by_class[:, self._normal] / (_row_sums(self.truth) + ~self.truth[:, self._normal])
 
 
 @cache
-def weights(year: Year) -> Floats:
-    """Return (classes, classes): rows what is true, columns what is answered."""
+def reward_matrix(year: Year) -> Floats:
+    """Return the rewards (classes, classes): a row for each true class, a column for each predicted one."""
     header, *rows = table("weights.csv")
-    figures = np.array([[float(trial) for trial in row.split(",")] for row in rows])
-    places = [header.split(",").index(_listed(code)) for code in scored_classes(year).codes]
-    return figures[np.ix_(places, places)]
+    rewards = np.array([[float(reward) for reward in row.split(",")] for row in rows])
+    # The table is that of 2021, which merges some classes of 2020: it lists the code that stands for the merged class.
+    merged = scored_classes(2021)
+    listed = [merged.codes[merged.columns[code]] for code in scored_classes(year).codes]
+    indices = [header.split(",").index(code) for code in listed]
+    return rewards[np.ix_(indices, indices)]
 
 
-def _listed(code: str) -> str:
-    """Return the code that stands for this one in the table of weights, that of 2021."""
-    wide = scored_classes(2021)
-    return wide.codes[wide.columns[code]]
-
-
-def _row_sums(table: NDArray[Any]) -> Floats:
-    """Return the sum of each row; along rows this short a product with ones is five times as fast as sum."""
-    sums: Floats = table.astype(np.float64, copy=False) @ np.ones(table.shape[1])
+def _row_sums(rows: NDArray[Any]) -> Floats:
+    # For rows this short, a product with ones is five times as fast as sum.
+    sums: Floats = rows.astype(np.float64, copy=False) @ np.ones(rows.shape[1])
     return sums
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfficialFigures:
-    """Figures as the official scorers define them; NaN where one is undefined, which a macro mean leaves out.
+    """Figures as the official scorers define them; NaN if undefined, and then left out of a macro mean.
 
-    accuracy: share of the records with every class right. f_measure: the macro mean of F1, in which, other than in
-    kdkit's F1, a class without positives counts as 0 once it is answered. f2_measure, g2_measure: F-beta and G-beta of
-    2020, beta 2, each record weighing 1 / max(1, its true classes). *_by_class: (classes,). modified_confusion:
-    (classes, classes), rows what is true; each record's ones are shared among its true or answered classes.
+    accuracy: share of the records with every class correct.
+    f_measure: macro mean of F1. Unlike in kdkit's F1, a class without positives counts as 0 once it is predicted.
+    f2_measure, g2_measure: F-beta and G-beta of 2020 with beta 2; a record weighs 1 / max(1, its true classes).
+    *_by_class: (classes,).
+    modified_confusion: (classes, classes), a row for each true class; a record's counts are divided by the number of
+    its classes that are true or predicted.
     """
 
     auroc: float
@@ -107,50 +111,54 @@ class OfficialFigures:
     modified_confusion: Floats
 
 
-def official_figures(labels: NDArray[Any], answers: NDArray[Any], outputs: NDArray[Any], year: Year) -> OfficialFigures:
-    """Return the figures; labels and answers (records, classes) of 0 and 1, outputs (records, classes) any scores."""
-    truth, said = np.asarray(labels, dtype=bool), np.asarray(answers, dtype=bool)
+def official_figures(
+    labels: NDArray[Any], binary_outputs: NDArray[Any], outputs: NDArray[Any], year: Year
+) -> OfficialFigures:
+    """Return the figures; all (records, classes): labels and binary_outputs of 0 and 1, outputs any scores."""
+    truth, predicted = np.asarray(labels, dtype=bool), np.asarray(binary_outputs, dtype=bool)
     test = Predictions(labels=truth, outputs=np.asarray(outputs), classes=scored_classes(year).names)
     auroc, auprc = MacroAUROC().compute(test), MacroAUPRC().compute(test)
-    f1 = _f_measures(truth, said, np.ones(len(truth)), 1.0)
-    shares = 1 / np.maximum(1, truth.sum(1))
-    hits, extra, missed = _errors(truth, said, shares)
-    both = 1 / np.maximum(1, (truth | said).sum(1))
+    f1 = _f_measures(truth, predicted, np.ones(len(truth)), 1.0)
+    weights = 1 / np.maximum(1, truth.sum(1))
+    hits, extra, missed = _weighted_counts(truth, predicted, weights)
+    inverse_sizes = 1 / np.maximum(1, (truth | predicted).sum(1))  # of the union of true and predicted classes
     return OfficialFigures(
         auroc=auroc.value,
         auprc=auprc.value,
-        accuracy=float((truth == said).all(1).mean()) if len(truth) else float("nan"),
-        f_measure=_mean(f1),
-        f2_measure=_mean(_f_measures(truth, said, shares, 2.0)),
-        g2_measure=_mean(_over(hits, hits + extra + 2 * missed)),
-        challenge_metric=challenge_metric(truth, said, year),
-        auroc_by_class=_row(auroc, test),
-        auprc_by_class=_row(auprc, test),
+        accuracy=float((truth == predicted).all(1).mean()) if len(truth) else float("nan"),
+        f_measure=_macro_mean(f1),
+        f2_measure=_macro_mean(_f_measures(truth, predicted, weights, 2.0)),
+        g2_measure=_macro_mean(_ratio(hits, hits + extra + 2 * missed)),
+        challenge_metric=challenge_metric(truth, predicted, year),
+        auroc_by_class=_by_class(auroc, test),
+        auprc_by_class=_by_class(auprc, test),
         f_measure_by_class=f1,
-        modified_confusion=truth.T.astype(np.float64) @ (said * both[:, None]),
+        modified_confusion=truth.T.astype(np.float64) @ (predicted * inverse_sizes[:, None]),
     )
 
 
-def _f_measures(truth: Bools, said: Bools, shares: Floats, beta: float) -> Floats:
-    """Return F-beta by class, (classes,), each record weighing its share."""
-    hits, extra, missed = _errors(truth, said, shares)
-    return _over((1 + beta**2) * hits, (1 + beta**2) * hits + extra + beta**2 * missed)
+def _f_measures(truth: Bools, predicted: Bools, weights: Floats, beta: float) -> Floats:
+    """Return F-beta by class, (classes,); weights: of each record."""
+    hits, extra, missed = _weighted_counts(truth, predicted, weights)
+    return _ratio((1 + beta**2) * hits, (1 + beta**2) * hits + extra + beta**2 * missed)
 
 
-def _errors(truth: Bools, said: Bools, shares: Floats) -> tuple[Floats, Floats, Floats]:
-    """Return true positives, false positives and false negatives by class, (classes,), each record by its share."""
-    return shares @ (truth & said), shares @ (said & ~truth), shares @ (truth & ~said)
+def _weighted_counts(truth: Bools, predicted: Bools, weights: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return true positives, false positives and false negatives by class, (classes,) each; weights: of each record."""
+    return weights @ (truth & predicted), weights @ (predicted & ~truth), weights @ (truth & ~predicted)
 
 
-def _over(part: Floats, whole: Floats) -> Floats:
-    shares: Floats = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
-    return shares
+def _ratio(part: Floats, total: Floats) -> Floats:
+    """Return part / total elementwise; NaN if the total is 0."""
+    ratios: Floats = np.divide(part, total, out=np.full(part.shape, np.nan), where=total > 0)
+    return ratios
 
 
-def _mean(figures: Floats) -> float:
-    known = figures[~np.isnan(figures)]
-    return float(known.mean()) if len(known) else float("nan")
+def _macro_mean(by_class: Floats) -> float:
+    """Return the mean over the classes that are not NaN; NaN if there are none."""
+    defined = by_class[~np.isnan(by_class)]
+    return float(defined.mean()) if len(defined) else float("nan")
 
 
-def _row(compute_metrics: MetricResult, test: Predictions) -> Floats:
-    return np.array([compute_metrics.by_class.get(name, np.nan) for name in test.classes])
+def _by_class(result: MetricResult, test: Predictions) -> Floats:
+    return np.array([result.by_class.get(name, np.nan) for name in test.classes])

@@ -1,4 +1,4 @@
-"""The nets of the paper: a large teacher, a small student, and a plain baseline."""
+"""The networks of the LRH-Net paper: a large teacher, a small student, and a plain baseline."""
 
 from kdkit_ecg.models.cnn1d import CNN1d
 from kdkit_ecg.models.lrhnet import LRHNet

@@ -1,4 +1,4 @@
-"""The pieces that the ECG nets share: squeeze-excite, pooling, and the checks of their arguments."""
+"""Layers that the ECG networks share (squeeze-excite, pooling, the head), and the checks of their arguments."""
 
 from typing import Literal, get_args
 
@@ -16,9 +16,9 @@ PERSON_FEATURES = 10
 
 
 class SqueezeExcite(nn.Module):
-    """Channels weighed by what they hold over all time (Hu et al., 2018, arXiv:1709.01507, section 3).
+    """Weight each channel by a function of all channels' means over time.
 
-    Its two linear layers have no bias.
+    Its two linear layers have no bias. Source: Hu et al., 2018, arXiv:1709.01507, section 3.
     """
 
     def __init__(self, channels: int, reduction: int) -> None:
@@ -29,9 +29,9 @@ class SqueezeExcite(nn.Module):
         self.excite = nn.Linear(hidden, channels, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Weigh (N, channels, T) -> (N, channels, T), each channel by a number between 0 and 1."""
+        """Map (N, channels, T) -> (N, channels, T); the weights are between 0 and 1."""
         weights: Tensor = torch.sigmoid(self.excite(self.activation(self.squeeze(mean_over_time(features)))))
-        return features * weights.unsqueeze(-1)
+        return features * weights.unsqueeze(-1)  # (N, channels, 1), the same at all times
 
 
 class MeanOverTime(nn.Module):
@@ -43,7 +43,7 @@ class MeanOverTime(nn.Module):
 
 
 class Head(nn.Module):
-    """What makes logits of a net's last features and of who the patient is; made of the net's own layers.
+    """The part of a network from the pool to the logits, which SimKD reuses. It shares the network's layers.
 
     pool: (N, C, T) -> (N, C). person: (N, 5) -> (N, P). layers: (N, P + C) -> (N, classes).
     """
@@ -56,27 +56,26 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor, person: Tensor) -> Tensor:
         """Map features (N, C, T), person (N, 5) -> logits (N, classes)."""
-        logits: Tensor = self.layers(joined(self.person(person), self.pool(features)))
+        logits: Tensor = self.layers(join_person(self.person(person), self.pool(features)))
         return logits
 
 
-def joined(person: Tensor, pooled: Tensor) -> Tensor:
-    """Return what the last layers see, the person first: (N, P), (N, C) -> (N, P + C)."""
-    return torch.cat((person, pooled), dim=1)
+def join_person(person: Tensor, pooled: Tensor) -> Tensor:
+    """Concatenate (N, P), (N, C) -> (N, P + C), the input of the last layers."""
+    return torch.cat((person, pooled), dim=1)  # the person first, as in the authors' code
 
 
 def check_sizes(**sizes: int) -> None:
-    """Raise RecipeError unless each size is a whole number of at least 1."""
+    """Raise RecipeError unless each size is an integer of at least 1."""
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 1:
-            raise RecipeError(f"{name} must be a whole number of at least 1, not {size!r}")
+            raise RecipeError(f"{name} must be an integer of at least 1, not {size!r}")
 
 
-def check_share(**shares: float) -> None:
-    """Raise RecipeError unless each share is at least 0 and below 1."""
-    for name, share in shares.items():
-        if not 0 <= share < 1:
-            raise RecipeError(f"{name} must be at least 0 and below 1, not {share!r}")
+def check_dropout(dropout: float) -> None:
+    """Raise RecipeError unless the dropout is at least 0 and below 1; NaN is refused too."""
+    if not 0 <= dropout < 1:
+        raise RecipeError(f"dropout must be at least 0 and below 1, not {dropout!r}")
 
 
 def check_preset(preset: str) -> None:

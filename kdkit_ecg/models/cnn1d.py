@@ -1,23 +1,31 @@
-"""CNN1d, the baseline: four plain convolutions, to tell what the student's design is worth."""
+"""CNN1d, the baseline of the LRH-Net paper: four plain convolutions, to measure what the student's design gains."""
 
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from kdkit_ecg.models.blocks import PERSON, PERSON_FEATURES, Preset, check_preset, check_share, check_sizes, joined
+from kdkit_ecg.models.blocks import (
+    PERSON,
+    PERSON_FEATURES,
+    Preset,
+    check_dropout,
+    check_preset,
+    check_sizes,
+    join_person,
+)
 
 PADDING = 3
-SHORTEST = 98  # with fewer samples the first stage has nothing left to pool
+SHORTEST = 98  # samples; fewer leave too few positions for the last max pool
 
 
 class CNN1d(nn.Module):
-    """Four plain convolutions, for signals of any length; below 98 samples, zeros are added at the end.
+    """Four plain convolutions, for signals of any length; signals below 98 samples are padded with zeros at the end.
 
     width: channels of the first stage; the others have twice, twice and four times as many.
-    preset: "paper" drops logits, as the authors do; "corrected" drops what the last layer sees.
-    dropout: the share that is dropped in training.
+    preset: "paper" applies dropout to the logits, as the authors do; "corrected" to the input of the last layer.
+    dropout: the probability in training.
 
-    To tap: `stage1` to `stage4` (N, channels, time); `pool` (N, 4 width); the input of `dropout` in "corrected", of
-    `classifier` in "paper" (N, 10 + 4 width). A stage's pre-activation is the input of its `activation`.
+    To tap: `stage1` to `stage4` (N, channels, time); `pool` (N, 4 width); (N, 10 + 4 width) as the input of `dropout`
+    in "corrected", of `classifier` in "paper". A stage's pre-activation is the input of its `activation`.
 
     Raises RecipeError for a size below 1, a dropout outside [0, 1) or an unknown preset.
     Source: the baseline of Chauhan et al., 2022, arXiv:2204.08000.
@@ -34,7 +42,7 @@ class CNN1d(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(leads=leads, classes=classes, width=width)
-        check_share(dropout=dropout)
+        check_dropout(dropout)
         check_preset(preset)
         self.drops_logits = preset == "paper"
         self.stage1 = Stage(leads, width, kernel=80, stride=8)
@@ -51,9 +59,9 @@ class CNN1d(nn.Module):
         if signal.shape[-1] < SHORTEST:
             signal = pad(signal, (0, SHORTEST - signal.shape[-1]))
         features = self.stage4(self.stage3(self.stage2(self.stage1(signal))))
-        both = joined(self.person(person), self.pool(features))
+        joined = join_person(self.person(person), self.pool(features))  # (N, 10 + 4 width)
         logits: Tensor = (
-            self.dropout(self.classifier(both)) if self.drops_logits else self.classifier(self.dropout(both))
+            self.dropout(self.classifier(joined)) if self.drops_logits else self.classifier(self.dropout(joined))
         )
         return logits
 
@@ -63,6 +71,7 @@ class Stage(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int = 1) -> None:
         super().__init__()
+        # No bias: the norm that follows would subtract it.
         self.conv = nn.Conv1d(inputs, outputs, kernel, stride, PADDING, bias=False)
         self.norm = nn.BatchNorm1d(outputs)
         self.max_pool = nn.MaxPool1d(4)
@@ -75,10 +84,10 @@ class Stage(nn.Module):
 
 
 class MeanOverPairs(nn.Module):
-    """Global average pool over whole pairs: the last of an odd number of positions is left out.
+    """Global average pool over whole pairs: if the number of positions is odd, the last one is left out.
 
-    The authors average one pair, the first, and so take 2,146 to 6,241 samples (2 or 3 positions). Pairs agree with
-    them there and go on beyond.
+    The authors average the first pair only, and so support 2,146 to 6,241 samples (2 or 3 positions). Within this range
+    the result is the same; other lengths are supported as well.
     """
 
     def forward(self, features: Tensor) -> Tensor:

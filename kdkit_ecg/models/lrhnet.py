@@ -1,4 +1,4 @@
-"""LRH-Net, the small student: three residual blocks that find heart conditions in an ECG."""
+"""LRH-Net, the small student: three residual blocks that detect heart conditions in an ECG."""
 
 from collections import OrderedDict
 
@@ -13,7 +13,7 @@ from kdkit_ecg.models.blocks import (
     SqueezeExcite,
     check_preset,
     check_sizes,
-    joined,
+    join_person,
 )
 from kdkit_ecg.models.channels_last import BatchNorm1d, Conv1d, SameConv1d
 
@@ -24,8 +24,8 @@ class LRHNet(nn.Module):
     """LRH-Net, for signals of any length.
 
     width: channels of the stem and of the first block; the others have twice and four times as many.
-    preset: "paper" leaves out the ReLU between the last two linear layers, as the authors' code does; their figure
-        shows it, and "corrected" has it.
+    preset: "paper" leaves out the ReLU between the last two linear layers, as the authors' code does; "corrected" has
+        it, as in their figure.
 
     To tap: `stem` (N, width, T); `block1` (N, width, T), `block2` (N, 2 width, T/2) and `block3` (N, 4 width, T/4),
     lengths rounded up; `pool` (N, 4 width). A block's pre-activation is the input of its `activation`.
@@ -51,17 +51,18 @@ class LRHNet(nn.Module):
     def forward(self, signal: Tensor, person: Tensor) -> Tensor:
         """Map signal (N, leads, T), person (N, 5) -> logits (N, classes), for any T >= 1."""
         features = self.block3(self.block2(self.block1(self.stem(signal))))
-        hidden = self.hidden(joined(self.person(person), self.pool(features)))
+        # (N, 10 + 4 width) -> (N, 8 width)
+        hidden = self.hidden(join_person(self.person(person), self.pool(features)))
         logits: Tensor = self.classifier(self.hidden_activation(hidden))
         return logits
 
     def body(self) -> nn.Sequential:
-        """Return its layers before the pool: signal (N, leads, T) -> (N, 4 width, T/4), rounded up."""
+        """Return the layers before the pool: signal (N, leads, T) -> (N, 4 width, T/4), rounded up."""
         layers = (("stem", self.stem), ("block1", self.block1), ("block2", self.block2), ("block3", self.block3))
         return nn.Sequential(OrderedDict(layers))
 
     def head(self) -> Head:
-        """Return its layers from the pool on: features (N, 4 width, T), person (N, 5) -> logits (N, classes)."""
+        """Return the layers from the pool on: features (N, 4 width, T), person (N, 5) -> logits (N, classes)."""
         return Head(self.pool, self.person, nn.Sequential(self.hidden, self.hidden_activation, self.classifier))
 
 
@@ -80,24 +81,25 @@ class Stem(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block whose norms follow the ReLUs."""
+    """Residual block with the norms after the ReLUs, unlike ResNet's."""
 
     def __init__(self, inputs: int, outputs: int, *, stride: int = 1) -> None:
         super().__init__()
-        # The authors pad a strided convolution with 3 and 3 zeros. The fourth on the right is read only where T is
-        # odd: there it gives the one output more that the shortcut has.
+        # The authors pad a strided convolution with 3 and 3 zeros. The fourth zero on the right has an effect only if T
+        # is odd: it adds one output, so that the length is that of the shortcut.
         self.conv1 = SameConv1d(inputs, outputs, KERNEL, stride)
         self.inner_activation = nn.ReLU()
         self.norm1 = BatchNorm1d(outputs)
         self.conv2 = SameConv1d(outputs, outputs, KERNEL)
         self.squeeze_excite = SqueezeExcite(outputs, reduction=8)
-        same = inputs == outputs and stride == 1
-        self.shortcut = nn.Identity() if same else Conv1d(inputs, outputs, 1, stride)
+        same_shape = inputs == outputs and stride == 1
+        self.shortcut = nn.Identity() if same_shape else Conv1d(inputs, outputs, 1, stride)
         self.activation = nn.ReLU()
         self.norm2 = BatchNorm1d(outputs)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, inputs, T) -> (N, outputs, ceil(T / stride))."""
+        # ReLUs are not in place: a tap on the input of `activation` must see the pre-activation.
         main = self.norm1(self.inner_activation(self.conv1(features)))
         main = self.squeeze_excite(self.conv2(main))
         out: Tensor = self.norm2(self.activation(main + self.shortcut(features)))

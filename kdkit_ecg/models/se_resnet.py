@@ -1,4 +1,4 @@
-"""SE-ResNet, the large teacher: eighteen layers of residual blocks with squeeze-excite."""
+"""SE-ResNet, the large teacher: residual blocks with squeeze-excite, 18 layers in all."""
 
 from collections import OrderedDict
 
@@ -10,9 +10,9 @@ from kdkit_ecg.models.blocks import (
     Head,
     MeanOverTime,
     SqueezeExcite,
-    check_share,
+    check_dropout,
     check_sizes,
-    joined,
+    join_person,
 )
 
 KERNEL = 7
@@ -22,7 +22,7 @@ class SEResNet(nn.Module):
     """SE-ResNet of 18 layers, for signals of any length.
 
     width: channels of the stem and of the first group; each further group has twice as many.
-    dropout: share of the values that each block drops between its two convolutions.
+    dropout: the probability, between the two convolutions of each block.
 
     To tap: `stem` (N, width, T/2); `max_pool` and `group1` (N, width, T/4); `group2` (N, 2 width, T/8); `group3`
     (N, 4 width, T/16); `group4` (N, 8 width, T/32), lengths rounded up; `pool` (N, 8 width). A group's pre-activation
@@ -35,7 +35,8 @@ class SEResNet(nn.Module):
     def __init__(self, leads: int = 12, classes: int = 24, *, width: int = 64, dropout: float = 0.2) -> None:
         super().__init__()
         check_sizes(leads=leads, classes=classes, width=width)
-        check_share(dropout=dropout)
+        check_dropout(dropout)
+        # Eighteen layers: the stem, eight blocks of two convolutions, and the classifier.
         self.stem = Stem(leads, width)
         self.max_pool = nn.MaxPool1d(3, stride=2, padding=1)
         self.group1 = Group(width, width, stride=1, dropout=dropout)
@@ -45,24 +46,26 @@ class SEResNet(nn.Module):
         self.pool = MeanOverTime()
         self.person = nn.Linear(PERSON, PERSON_FEATURES)
         self.classifier = nn.Linear(PERSON_FEATURES + 8 * width, classes)
+        # He initialisation (He et al., 2015, section 2.2) by fan-out, as in torchvision's ResNet.
         for module in self.modules():
             if isinstance(module, nn.Conv1d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, signal: Tensor, person: Tensor) -> Tensor:
         """Map signal (N, leads, T), person (N, 5) -> logits (N, classes), for any T >= 1."""
+        # The time axis: T/2 after the stem, T/4 after the pool and group 1, then halved by each group.
         features = self.group1(self.max_pool(self.stem(signal)))
         features = self.group4(self.group3(self.group2(features)))
-        logits: Tensor = self.classifier(joined(self.person(person), self.pool(features)))
+        logits: Tensor = self.classifier(join_person(self.person(person), self.pool(features)))
         return logits
 
     def body(self) -> nn.Sequential:
-        """Return its layers before the pool: signal (N, leads, T) -> (N, 8 width, T/32), rounded up."""
+        """Return the layers before the pool: signal (N, leads, T) -> (N, 8 width, T/32), rounded up."""
         groups = [(f"group{number}", getattr(self, f"group{number}")) for number in (1, 2, 3, 4)]
         return nn.Sequential(OrderedDict([("stem", self.stem), ("max_pool", self.max_pool), *groups]))
 
     def head(self) -> Head:
-        """Return its layers from the pool on: features (N, 8 width, T), person (N, 5) -> logits (N, classes)."""
+        """Return the layers from the pool on: features (N, 8 width, T), person (N, 5) -> logits (N, classes)."""
         return Head(self.pool, self.person, self.classifier)
 
 
@@ -100,6 +103,7 @@ class Block(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, *, stride: int, dropout: float) -> None:
         super().__init__()
+        # No biases: the norms that follow would subtract them.
         self.conv1 = nn.Conv1d(inputs, outputs, KERNEL, stride, padding=KERNEL // 2, bias=False)
         self.norm1 = nn.BatchNorm1d(outputs)
         self.inner_activation = nn.ReLU()
@@ -107,12 +111,13 @@ class Block(nn.Module):
         self.conv2 = nn.Conv1d(outputs, outputs, KERNEL, padding=KERNEL // 2, bias=False)
         self.norm2 = nn.BatchNorm1d(outputs)
         self.squeeze_excite = SqueezeExcite(outputs, reduction=16)
-        same = inputs == outputs and stride == 1
-        self.shortcut = nn.Identity() if same else Shortcut(inputs, outputs, stride)
+        same_shape = inputs == outputs and stride == 1
+        self.shortcut = nn.Identity() if same_shape else Shortcut(inputs, outputs, stride)
         self.activation = nn.ReLU()
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, inputs, T) -> (N, outputs, ceil(T / stride))."""
+        # ReLUs are not in place: a tap on the input of `activation` must see the pre-activation.
         main = self.inner_activation(self.norm1(self.conv1(features)))
         main = self.norm2(self.conv2(self.dropout(main)))
         out: Tensor = self.activation(self.squeeze_excite(main) + self.shortcut(features))
@@ -120,7 +125,7 @@ class Block(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """What brings a block's input to the shape of its output."""
+    """Strided 1 x 1 convolution and norm, for blocks that change the shape."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

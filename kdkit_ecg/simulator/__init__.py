@@ -1,7 +1,7 @@
-"""Twelve-lead ECGs made by a model of the heart, each finding by its textbook criterion."""
+"""Simulate twelve-lead ECGs with a model of the heart, each finding by its textbook criterion."""
 
-from kdkit_ecg.simulator.findings import CONDITIONS
+from kdkit_ecg.simulator.findings import FINDINGS
 from kdkit_ecg.simulator.patients import Patient
 from kdkit_ecg.simulator.simulator import Record, Simulator
 
-__all__ = ["CONDITIONS", "Patient", "Record", "Simulator"]
+__all__ = ["FINDINGS", "Patient", "Record", "Simulator"]

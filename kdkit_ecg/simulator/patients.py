@@ -1,11 +1,11 @@
-"""Draw who a record is of, and which findings go together in one person."""
+"""Sample the patient of a record, and the findings that occur together in one person."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from kdkit_ecg.simulator.randomness import RandomRange
+from kdkit_ecg.simulator.randomness import RangeSampler
 
 Choices = Mapping[tuple[str, ...], float]
 
@@ -19,7 +19,7 @@ class Patient:
     female: bool | None
 
     def vector(self) -> tuple[float, float, float, float, float]:
-        """Return age/100, age known, female, male, sex known; what is not known is 0."""
+        """Return age/100, age known, female, male, sex known; entries of an unknown age or sex are 0."""
         age = (0.0, 0.0) if self.age is None else (self.age / 100, 1.0)
         sex = (0.0, 0.0, 0.0) if self.female is None else (float(self.female), float(not self.female), 1.0)
         return (*age, *sex)
@@ -27,27 +27,28 @@ class Patient:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Findings of which a person has at most one choice.
+    """Alternative findings, of which a person has at most one choice.
 
-    needs: one of these must have been found before. bars: none of these may have been.
+    requires: one of these must have been drawn before. excludes: none of these may have been.
     """
 
     choices: Choices
-    needs: frozenset[str] = frozenset()
-    bars: frozenset[str] = frozenset()
+    requires: frozenset[str] = frozenset()
+    excludes: frozenset[str] = frozenset()
 
-    def open_to(self, found: set[str]) -> bool:
-        """Say whether a person with these findings may have one of the group."""
-        return (not self.needs or not self.needs.isdisjoint(found)) and self.bars.isdisjoint(found)
+    def allows(self, findings: set[str]) -> bool:
+        """Return whether a person with these findings may have one of the group."""
+        required = not self.requires or not self.requires.isdisjoint(findings)
+        return required and self.excludes.isdisjoint(findings)
 
 
 _SLOW_SINUS = frozenset({"NSR", "SB", "SA"})
 _WIDE = frozenset({"LBBB", "CRBBB", "NSIVCB", "PR"})
 
-# How labels go together follows the challenge's databases. Sinus rhythm (NSR) is said beside other findings, and SB,
-# STach and SA stand in its place. Brady is any other slow rhythm (slow fibrillation, junctional escape), and now and
-# then said beside SB. A long PR is called IAVB, LPR or both, by the reader's habit alone. LAnFB implies LAD. A paced
-# QRS, and for T and Q any wide one, is not read further, since its changes are secondary.
+# The combinations follow the challenge's databases. Sinus rhythm (NSR) is annotated next to other findings; SB, STach
+# and SA replace it. Brady is any other slow rhythm (slow fibrillation, junctional escape), and is sometimes annotated
+# next to SB. A long PR is annotated as IAVB, LPR or both, depending on the reader alone. LAnFB implies LAD. A paced QRS
+# is not interpreted further, nor are T and Q of any wide QRS, because their changes are secondary.
 GROUPS = (
     Group(
         choices={
@@ -64,13 +65,13 @@ GROUPS = (
             ("PR",): 0.08,
         }
     ),
-    Group(choices={("IAVB",): 0.06, ("LPR",): 0.05, ("IAVB", "LPR"): 0.09}, needs=_SLOW_SINUS),
+    Group(choices={("IAVB",): 0.06, ("LPR",): 0.05, ("IAVB", "LPR"): 0.09}, requires=_SLOW_SINUS),
     Group(
         choices={("PAC",): 0.14, ("PVC",): 0.1, ("PAC", "PVC"): 0.03},
-        needs=frozenset({"NSR", "SB"}),
-        bars=frozenset({"SA"}),
+        requires=frozenset({"NSR", "SB"}),
+        excludes=frozenset({"SA"}),
     ),
-    Group(choices={("PVC",): 0.15}, needs=frozenset({"AF", "Brady"}), bars=frozenset({"SB"})),
+    Group(choices={("PVC",): 0.15}, requires=frozenset({"AF", "Brady"}), excludes=frozenset({"SB"})),
     Group(
         choices={
             ("CRBBB",): 0.07,
@@ -80,35 +81,36 @@ GROUPS = (
             ("NSIVCB",): 0.08,
             ("LAnFB", "LAD"): 0.06,
         },
-        bars=frozenset({"PR"}),
+        excludes=frozenset({"PR"}),
     ),
-    Group(choices={("LAD",): 0.1}, bars=frozenset({"LAnFB", "PR"})),
-    Group(choices={("RAD",): 0.12}, bars=frozenset({"LAnFB", "LAD", "LBBB", "CRBBB", "IRBBB", "PR"})),
-    Group(choices={("LQRSV",): 0.09}, bars=frozenset({"LBBB", "PR"})),
-    Group(choices={("QAb",): 0.18}, bars=_WIDE | {"IRBBB", "LAnFB", "LAD", "RAD"}),
-    Group(choices={("TAb",): 0.14, ("TInv",): 0.13}, bars=_WIDE | {"AFL"}),
-    Group(choices={("LQT",): 0.16}, needs=_SLOW_SINUS, bars=frozenset({"IAVB", "LPR"})),
+    Group(choices={("LAD",): 0.1}, excludes=frozenset({"LAnFB", "PR"})),
+    Group(choices={("RAD",): 0.12}, excludes=frozenset({"LAnFB", "LAD", "LBBB", "CRBBB", "IRBBB", "PR"})),
+    Group(choices={("LQRSV",): 0.09}, excludes=frozenset({"LBBB", "PR"})),
+    Group(choices={("QAb",): 0.18}, excludes=_WIDE | {"IRBBB", "LAnFB", "LAD", "RAD"}),
+    Group(choices={("TAb",): 0.14, ("TInv",): 0.13}, excludes=_WIDE | {"AFL"}),
+    Group(choices={("LQT",): 0.16}, requires=_SLOW_SINUS, excludes=frozenset({"IAVB", "LPR"})),
 )
 
 # Years by which a finding shifts the mean age of those who have it, from 54.
-_AGEING = {"AF": 12, "AFL": 9, "PR": 16, "LBBB": 10, "CRBBB": 9, "LAnFB": 8, "IAVB": 7, "QAb": 6, "PVC": 5}
-_YOUTH = {"SA": -14, "IRBBB": -10, "RAD": -9, "NSR": -4, "STach": -3}
-# How much likelier a woman, in parts of 1, from one half.
+_OLDER = {"AF": 12, "AFL": 9, "PR": 16, "LBBB": 10, "CRBBB": 9, "LAnFB": 8, "IAVB": 7, "QAb": 6, "PVC": 5}
+_YOUNGER = {"SA": -14, "IRBBB": -10, "RAD": -9, "NSR": -4, "STach": -3}
+# Added to the probability of one half that a person is female.
 _FEMALE = {"LQT": 0.12, "TAb": 0.1, "TInv": 0.06, "STach": 0.05, "SB": -0.1, "IRBBB": -0.12, "QAb": -0.1, "AFL": -0.1}
 
 
-def draw_patient(dice: RandomRange) -> Patient:
-    """Draw a person's findings, age and sex; about one age in 20 and one sex in 30 is unknown."""
-    found: set[str] = set()
+def sample_patient(sampler: RangeSampler) -> Patient:
+    """Return a person's findings, age and sex; about one age in 20 and one sex in 30 is unknown."""
+    findings: set[str] = set()
     for group in GROUPS:
-        drawn = dice.pick(group.choices)  # also where the group is closed, so that the numbers drawn stay in step
-        if group.open_to(found):
-            found.update(drawn)
-    shift = sum((_AGEING | _YOUTH).get(finding, 0) for finding in found)
-    age = float(np.clip(np.round(54 + shift + 15 * dice.random.standard_normal()), 18, 95))
-    female = dice.chance(0.5 + sum(_FEMALE.get(finding, 0.0) for finding in found))
+        # Drawn even if the group is excluded, so that every person uses as many random numbers.
+        choice = sampler.choose(group.choices)
+        if group.allows(findings):
+            findings.update(choice)
+    shift = sum((_OLDER | _YOUNGER).get(finding, 0) for finding in findings)
+    age = float(np.clip(np.round(54 + shift + 15 * sampler.generator.standard_normal()), 18, 95))
+    female = sampler.chance(0.5 + sum(_FEMALE.get(finding, 0.0) for finding in findings))
     return Patient(
-        findings=frozenset(found),
-        age=None if dice.chance(0.05) else age,
-        female=None if dice.chance(0.03) else female,
+        findings=frozenset(findings),
+        age=None if sampler.chance(0.05) else age,
+        female=None if sampler.chance(0.03) else female,
     )

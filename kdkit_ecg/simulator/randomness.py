@@ -1,4 +1,4 @@
-"""Draw the random numbers of one record, from ranges that move from easy to hard."""
+"""Sample the random quantities of one record from ranges that depend on the difficulty."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,35 +9,38 @@ Range = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class RandomRange:
-    """A source of chance, and how difficult to be: 0 keeps far from every threshold, 1 goes close to it."""
+class RangeSampler:
+    """A random generator with a difficulty: at 0 findings are far from every threshold, at 1 close to it.
 
-    random: np.random.Generator
+    The order of the calls is part of a record's definition: one more draw changes all later ones.
+    """
+
+    generator: np.random.Generator
     difficulty: float
 
     def within(self, *, easy: Range, hard: Range) -> float:
-        """Return a number between the two ranges' bounds, interpolated at the difficulty."""
+        """Return a uniform number from a range between `easy` (difficulty 0) and `hard` (difficulty 1)."""
         low = easy[0] + (hard[0] - easy[0]) * self.difficulty
         high = easy[1] + (hard[1] - easy[1]) * self.difficulty
-        return low + (high - low) * self.random.random()
+        return self.uniform(low, high)
 
-    def between(self, low: float, high: float) -> float:
-        """Return a number between two bounds that the difficulty does not move."""
-        return low + (high - low) * self.random.random()
+    def uniform(self, low: float, high: float) -> float:
+        """Return a uniform number from a range that does not depend on the difficulty."""
+        return low + (high - low) * self.generator.random()
 
-    def jitter(self, run_trials: float) -> float:
-        """Return a positive factor around 1 whose logarithm has this standard deviation."""
-        return float(np.exp(run_trials * self.random.standard_normal()))
+    def jitter(self, sigma: float) -> float:
+        """Return a log-normal factor with median 1; sigma: the standard deviation of its logarithm."""
+        return float(np.exp(sigma * self.generator.standard_normal()))
 
     def chance(self, probability: float) -> bool:
-        """Return True this often."""
-        return self.random.random() < probability
+        """Return True with this probability."""
+        return self.generator.random() < probability
 
-    def pick(self, choices: Mapping[tuple[str, ...], float]) -> tuple[str, ...]:
-        """Return one of the choices, or () as often as their probabilities fall short of 1."""
-        left = self.random.random()
+    def choose(self, choices: Mapping[tuple[str, ...], float]) -> tuple[str, ...]:
+        """Return one of the choices by their probabilities, or () with the probability that remains to 1."""
+        remaining = self.generator.random()
         for choice, probability in choices.items():
-            left -= probability
-            if left < 0:
+            remaining -= probability
+            if remaining < 0:
                 return choice
         return ()

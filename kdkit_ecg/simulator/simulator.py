@@ -1,20 +1,21 @@
-"""Make record number `id` of a simulated clinic: who, what is found, and the signal that shows it."""
+"""Simulate record number `id`: its patient, the findings, and a signal that shows them."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from kdkit.utils.randomness import derive_seed
-from kdkit_ecg.simulator.findings import CONDITIONS
+from kdkit_ecg.simulator.findings import FINDINGS
 from kdkit_ecg.simulator.heart import Heart, Waves
 from kdkit_ecg.simulator.heart_sampler import healthy_heart
-from kdkit_ecg.simulator.lead_projection import FIELD, Array, twelve_leads
+from kdkit_ecg.simulator.lead_projection import LEAD_FIELD, Array, twelve_leads
 from kdkit_ecg.simulator.noise import electrode_noise
-from kdkit_ecg.simulator.patients import Patient, draw_patient
-from kdkit_ecg.simulator.randomness import RandomRange
-from kdkit_ecg.simulator.rhythm import Beats, atrial_activity, beats
+from kdkit_ecg.simulator.patients import Patient, sample_patient
+from kdkit_ecg.simulator.randomness import RangeSampler
+from kdkit_ecg.simulator.rhythm import Beats, atrial_activity, sample_beats
 
-_PERSON, _HEART, _RHYTHM, _NOISE = range(4)
+# Independent random streams of one record, so that drawing a patient alone gives the same patient.
+_PATIENT, _HEART, _RHYTHM, _NOISE = range(4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +30,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulator:
-    """A clinic whose record `id` is a pure function of (seed, id), whatever was made before it.
+    """A simulated clinic whose record `id` is a pure function of (seed, id), in whatever order records are made.
 
     rate: Hz. length: samples. difficulty: 0 (clear findings, little noise) to 1 (borderline findings, much noise).
-    At another rate or difficulty the same persons come with the same findings.
+    At another rate or difficulty the patients and their findings stay the same.
     """
 
     seed: int
@@ -41,41 +42,43 @@ class Simulator:
     difficulty: float
 
     def patient(self, id: int) -> Patient:
-        """Return who comes and what will be found, without making the signal."""
-        return draw_patient(self._dice(id, _PERSON))
+        """Return the patient of this record and the findings, without the cost of a signal."""
+        return sample_patient(self._sampler(id, _PATIENT))
 
     def record(self, id: int) -> Record:
         """Return the record of this number."""
         patient = self.patient(id)
-        heart = heart_with(patient.findings, self._dice(id, _HEART))
+        heart = heart_with(patient.findings, self._sampler(id, _HEART))
         times = np.arange(self.length) / self.rate
-        dice = self._dice(id, _RHYTHM)
-        beating = beats(heart, self.length / self.rate, dice)
-        clean = FIELD @ (_beating(heart, beating, times, self.rate) + atrial_activity(heart, times, dice))
-        noise = electrode_noise(times, self.rate, self._dice(id, _NOISE))
-        # Leads are derived from electrodes, noise and all, so Einthoven's law holds for what is measured, too.
-        return Record(signal=twelve_leads(clean + noise), clean=twelve_leads(clean), patient=patient, beats=beating)
+        sampler = self._sampler(id, _RHYTHM)
+        beats = sample_beats(heart, self.length / self.rate, sampler)
+        vectors = beat_waves(heart, beats, times, self.rate) + atrial_activity(heart, times, sampler)  # (3, time)
+        clean = LEAD_FIELD @ vectors  # (8, time)
+        noise = electrode_noise(times, self.rate, self._sampler(id, _NOISE))
+        # The other leads are derived from the noisy ones, so Einthoven's law holds for the measured signal, too.
+        return Record(signal=twelve_leads(clean + noise), clean=twelve_leads(clean), patient=patient, beats=beats)
 
-    def _dice(self, id: int, what: int) -> RandomRange:
-        return RandomRange(np.random.default_rng(derive_seed(self.seed, id, what)), self.difficulty)
+    def _sampler(self, id: int, stream: int) -> RangeSampler:
+        return RangeSampler(np.random.default_rng(derive_seed(self.seed, id, stream)), self.difficulty)
 
 
-def heart_with(findings: frozenset[str], dice: RandomRange) -> Heart:
-    """Return a healthy heart, changed by each of the findings in turn."""
-    heart = healthy_heart(dice)
-    for name, condition in CONDITIONS.items():
+def heart_with(findings: frozenset[str], sampler: RangeSampler) -> Heart:
+    """Return a healthy heart, changed by each of the findings in the order of FINDINGS."""
+    heart = healthy_heart(sampler)
+    for name, change in FINDINGS.items():
         if name in findings:
-            heart = condition(heart, dice)
+            heart = change(heart, sampler)
     return heart
 
 
-def _beating(heart: Heart, beating: Beats, times: Array, rate: float) -> Array:
+def beat_waves(heart: Heart, beats: Beats, times: Array, rate: float) -> Array:
+    """Return the vector of all beats with their pacing spikes, (3, time) in mV."""
     total = np.zeros((3, len(times)))
     for kind in ("usual", *heart.early):
-        total += heart.beat(kind).repeated(beating.of(kind), times)
+        total += heart.beat(kind).repeated(beats.onsets_of(kind), times)
     if heart.spike > 0:
-        # A spike lasts under 2 ms: drawn half a sample wide at least, as a recorder's filter would, it is never missed.
+        # A spike lasts under 2 ms. At least half a sample wide, as after a recorder's filter, it is never missed.
         width = np.array([max(0.001, 0.5 / rate)])
         spike = Waves(np.array([-0.02]), width, width, heart.spike * np.array([[0.5, 0.7, 0.4]]))
-        total += spike.repeated(beating.onsets, times)
+        total += spike.repeated(beats.onsets, times)
     return total

@@ -1,1 +1,1 @@
-"""The experiments of LRH-Net's paper as cells of a study, and how their results are set beside the paper's."""
+"""The experiments of the LRH-Net paper (Chauhan et al. 2022, arXiv:2204.08000), and its published results."""

@@ -1,8 +1,8 @@
-"""What the commands that run a study of LRH-Net have in common: their options, a line per cell, and an estimate."""
+"""Shared by the commands that run a study of LRH-Net: their options, the progress of trials, and a time estimate."""
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,152 +14,172 @@ from kdkit import KdkitError, RunOptions, Study, Trial, TrialResult
 from reproductions.lrhnet.comparisons import CM
 from reproductions.lrhnet.grid import Run
 from reproductions.lrhnet.plots import require_matplotlib
-from reproductions.lrhnet.recipe import SIZES, records
+from reproductions.lrhnet.recipe import SIZES, DataOptions, read_data
 from reproductions.lrhnet.time_estimate import seconds
 
-SIZES_FILE = "records.json"
-ELSEWHERE = ("out", "report", "threads", "jobs", "device", "dry_run")  # options that move no figure
+SPLIT_SIZES = "records.json"
+NOT_IN_COMMAND = ("out", "report", "threads", "jobs", "device", "dry_run")  # options that do not affect results
+
+FILE = click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path)
+FOLDER = click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path)
+ANY_PATH = click.Path(path_type=Path)
 
 
-def several(kind: Callable[[str], Any]) -> Callable[..., tuple[Any, ...] | None]:
-    """Return what makes values of one word with commas in it, each once."""
+def comma_separated(convert: Callable[[str], Any]) -> Callable[..., tuple[Any, ...] | None]:
+    """Return an option callback that splits a value at its commas and drops duplicates."""
 
     def read(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[Any, ...] | None:
         try:
-            return None if value is None else tuple(dict.fromkeys(kind(each.strip()) for each in value.split(",")))
+            return None if value is None else tuple(dict.fromkeys(convert(word.strip()) for word in value.split(",")))
         except ValueError as error:
             raise click.BadParameter(f"expected values with commas, such as 0,1,2; got {value!r}") from error
 
     return read
 
 
-def use_threads(_ctx: click.Context, _param: click.Parameter, value: int | None) -> int | None:
-    """Let torch take so many threads."""
+def set_threads(_ctx: click.Context, _param: click.Parameter, value: int | None) -> int | None:
+    """Set the number of torch's threads, as an option callback."""
     if value is not None:
         torch.set_num_threads(value)
     return value
 
 
-FILE = click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path)
-FOLDER = click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path)
-ANY = click.Path(path_type=Path)
-JOBS = click.option(
-    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Nets trained at once, each in a process."
+# Options of all three commands.
+DATA = click.option("--data", type=FOLDER, help="A folder of Challenge records; by default they are simulated.")
+OUT = click.option("--out", type=ANY_PATH, default=Path("results"), show_default=True, help="The folder of all trials.")
+THREADS = click.option(
+    "--threads", type=click.IntRange(min=1), callback=set_threads, help="Threads of torch; by default its own choice."
 )
+JOBS = click.option(
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Trials at once, each in a process."
+)
+# Options of the tables and of the ladders.
 OPTIONS = (
-    click.option("--data", type=FOLDER, help="Of Challenge records; simulated ones if not given."),
-    click.option("--out", type=ANY, default=Path("results"), show_default=True, help="The folder of all cells."),
-    click.option("--report", type=ANY, help="Where tables and plots go; --out if not given."),
+    DATA,
+    OUT,
+    click.option("--report", type=ANY_PATH, help="The folder of tables and plots; by default --out."),
     click.option("--quick", is_flag=True, help="--size quick --folds 0 --seeds 0, unless these are given too."),
-    click.option("--size", type=click.Choice(list(SIZES)), help="Of nets and signals; full if not given."),
-    click.option("--folds", callback=several(int), help="To report on, one after another; 0,1,2,3,4 if not given."),
-    click.option("--seeds", callback=several(int), help="0,1,2 if not given."),
-    click.option("--folds-file", type=FILE, help="Of kdkit_ecg.make_folds; five folds are made if not given."),
-    click.option("--epochs", type=click.IntRange(min=1), help="Of each net; those of the size if not given."),
+    click.option("--size", type=click.Choice(list(SIZES)), help="Of networks and signals; by default full."),
+    click.option("--folds", callback=comma_separated(int), help="Folds to test on; by default 0,1,2,3,4."),
+    click.option("--seeds", callback=comma_separated(int), help="By default 0,1,2."),
+    click.option("--folds-file", type=FILE, help="From kdkit_ecg.make_folds; by default there are five folds."),
+    click.option("--epochs", type=click.IntRange(min=1), help="Of each network; by default those of the size."),
     click.option("--preset", type=click.Choice(["corrected", "paper"]), default="corrected", show_default=True),
     click.option("--device", default="cpu", show_default=True),
-    click.option(
-        "--threads",
-        type=click.IntRange(min=1),
-        callback=use_threads,
-        help="Of torch; as many as it takes if not given.",
-    ),
+    THREADS,
     JOBS,
-    click.option("--dry-run", is_flag=True, help="List the cells and about how long they take, and run nothing."),
+    click.option("--dry-run", is_flag=True, help="List the trials and about how long they take, and run none."),
 )
 
 
-def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of every study of LRH-Net."""
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
+def add_options(*options: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that adds options to a command, in this order."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):  # the last decorator is applied first
+            command = option(command)
+        return command
+
+    return decorate
 
 
-def shared_by(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that all cells have."""
+def shared_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the recipe that all trials have."""
     return {
-        "data": given["data"],
-        "size": given["size"] or ("quick" if given["quick"] else "full"),
-        "preset": given["preset"],
-        "folds": given["folds_file"],
-        "epochs": given["epochs"],
+        "data": options["data"],
+        "size": options["size"] or ("quick" if options["quick"] else "full"),
+        "preset": options["preset"],
+        "folds": options["folds_file"],
+        "epochs": options["epochs"],
     }
 
 
-def runs_of(given: Mapping[str, Any]) -> tuple[Run, ...]:
+def runs_of(options: Mapping[str, Any]) -> tuple[Run, ...]:
     """Return every fold with every seed."""
-    folds = given["folds"] or ((0,) if given["quick"] else (0, 1, 2, 3, 4))
-    seeds = given["seeds"] or ((0,) if given["quick"] else (0, 1, 2))
-    return tuple(Run(*each) for each in product(folds, seeds))
+    folds = options["folds"] or ((0,) if options["quick"] else (0, 1, 2, 3, 4))
+    seeds = options["seeds"] or ((0,) if options["quick"] else (0, 1, 2))
+    return tuple(Run(fold, seed) for fold, seed in product(folds, seeds))
 
 
-def run(study: Study, given: Mapping[str, Any]) -> frozenset[str]:
-    """Run the cells with a line for each, and return the names of those that are done, now or before."""
+def run_study(study: Study, options: Mapping[str, Any]) -> frozenset[str]:
+    """Run the trials and return the names of those that are finished, in this call or before."""
     require_matplotlib()
-    began, trained, count = time.perf_counter(), 0, len(study.trials)
     ready = set()
-    for place, outcome in enumerate(study.run(RunOptions(device=given["device"]), jobs=given["jobs"]), 1):
-        trained += outcome.state == "done"
-        spent = time.perf_counter() - began
-        left = f", about {spent / trained * (count - place) / 60:.0f} min left" if trained and place < count else ""
-        click.echo(f"[{place}/{count}] {line(study, outcome)}{left}")
-        if outcome.error is None:
-            ready.add(outcome.trial.name)
-            keep_sizes(study, outcome.trial)
+    for result in results_with_progress(study, RunOptions(device=options["device"]), options["jobs"]):
+        if result.error is None:
+            ready.add(result.trial.name)
+            save_split_sizes(study, result.trial)
     return frozenset(ready)
 
 
-def line(study: Study, outcome: TrialResult) -> str:
-    """Return what came of a cell, in a line."""
-    name = outcome.trial.name
-    if outcome.error is not None:
-        kind = "" if isinstance(outcome.error, KdkitError) else f"{type(outcome.error).__name__}: "
-        return f"{name} {outcome.state}: {kind}{' '.join(str(outcome.error).splitlines()[:2])}"
-    figure = 100 * study.metrics(name)[outcome.trial.options["row"]][CM].value
-    seconds = f" in {outcome.seconds:.0f} s" if outcome.state == "done" else ""
-    return f"{name} {outcome.state}{seconds}, challenge metric {figure:.2f}"
+def results_with_progress(study: Study, options: RunOptions | None, jobs: int) -> Iterator[TrialResult]:
+    """Run the trials of a study, and print a line for each with the time that remains."""
+    start, trained, count = time.perf_counter(), 0, len(study.trials)
+    for number, result in enumerate(study.run(options, jobs=jobs), 1):
+        trained += result.state == "done"  # skipped ones take no time, so they are not in the mean
+        per_trial = (time.perf_counter() - start) / max(1, trained)
+        remaining = f", about {per_trial * (count - number) / 60:.0f} min left" if trained and number < count else ""
+        click.echo(f"[{number}/{count}] {summary_line(study, result)}{remaining}")
+        yield result
 
 
-def keep_sizes(study: Study, trial: Trial) -> None:
-    """Keep how many records the fold of a cell has; they are read for it only where the file was lost."""
-    sizes, options = kept_sizes(study), trial.options
+def summary_line(study: Study, result: TrialResult) -> str:
+    """Return the result of a trial in one line: its challenge metric, or its error."""
+    name = result.trial.name
+    if result.error is not None:
+        # kdkit's own messages are clear without the name of the class.
+        kind = "" if isinstance(result.error, KdkitError) else f"{type(result.error).__name__}: "
+        return f"{name} {result.state}: {kind}{' '.join(str(result.error).splitlines()[:2])}"
+    metric = 100 * study.metrics(name)[result.trial.options["row"]][CM].value
+    duration = f" in {result.seconds:.0f} s" if result.state == "done" else ""
+    return f"{name} {result.state}{duration}, challenge metric {metric:.2f}"
+
+
+def save_split_sizes(study: Study, trial: Trial) -> None:
+    """Save the number of records in each split of a trial's fold; the records are read only if they are unknown."""
+    sizes, options = load_split_sizes(study), trial.options
     if options["fold"] not in sizes:
-        data = records(options["data"], options["size"], options["preset"], options["fold"], options["folds"])
-        sizes[options["fold"]] = [
-            len(split) for split in (data.train, data.validation, data.test) if isinstance(split, Sized)
-        ]
-        (study.folder / SIZES_FILE).write_text(json.dumps(sizes))
+        arguments = (options[key] for key in ("data", "size", "preset", "fold", "folds"))
+        data = read_data(DataOptions(*arguments))
+        splits = (data.train, data.validation, data.test)
+        sizes[options["fold"]] = [len(split) for split in splits if isinstance(split, Sized)]
+        (study.folder / SPLIT_SIZES).write_text(json.dumps(sizes))
 
 
-def kept_sizes(study: Study) -> dict[int, list[int]]:
-    """Return how many records each fold has to learn from, to choose on and to report on, as far as they were read."""
-    file = study.folder / SIZES_FILE
+def load_split_sizes(study: Study) -> dict[int, list[int]]:
+    """Return the saved numbers of records for training, validation and testing, by fold."""
+    file = study.folder / SPLIT_SIZES
     return {int(fold): counts for fold, counts in json.loads(file.read_text()).items()} if file.exists() else {}
 
 
-def list_cells(study: Study, data: Path | None) -> None:
-    """Print each cell that is not done, and about how long all take."""
-    open_cells = [trial for trial in study.trials if not study.finished(trial.name)]
-    for trial in open_cells:
+def list_trials(study: Study, data: Path | None) -> None:
+    """Print each trial that is not finished, and about how long all of them take."""
+    unfinished = [trial for trial in study.trials if not study.finished(trial.name)]
+    for trial in unfinished:
         click.echo(f"{trial.name}  after {', '.join(trial.needed) or 'nothing'}")
     options = study.trials[0].options
+    # Of real records, three of five folds at most: those without a scored class are left out later.
     headers = sum(1 for _ in data.rglob("*.hea")) if data else 0
-    learned = headers * 3 // 5 if data else SIZES[options["size"]].records  # three of five folds
-    hours = seconds(open_cells, learned) / 3600
+    records = headers * 3 // 5 if data else SIZES[options["size"]].records
+    hours = seconds(unfinished, records) / 3600
     click.echo(
-        f"{len(open_cells)} of {len(study.trials)} cells to train, from {learned:,} records or fewer: about {hours:.1f} "
+        f"{len(unfinished)} of {len(study.trials)} trials to train, on at most {records:,} records: about {hours:.1f} "
         f"hours on this machine, with {torch.get_num_threads()} threads of its CPU"
     )
 
 
-def command(main: click.Command, script: str, given: Mapping[str, Any]) -> str:
-    """Return the command that makes the same anywhere: DIR stands for the folder of records."""
+def command_line(main: click.Command, script: str, options: Mapping[str, Any]) -> str:
+    """Return the command with all options that affect results; DIR stands for the folder of records."""
     words = ["python", "-m", f"reproductions.lrhnet.{Path(script).stem}"]
-    default = {option.name: option.default for option in main.params}
-    for name, value in given.items():
-        told = ",".join(map(str, value)) if isinstance(value, tuple) else "DIR" if name == "data" and value else value
-        if name in ELSEWHERE or told in (None, False, default[name]):
+    defaults = {option.name: option.default for option in main.params}
+    for name, value in options.items():
+        if isinstance(value, tuple):
+            value = ",".join(map(str, value))
+        elif name == "data" and value:
+            value = "DIR"
+        if name in NOT_IN_COMMAND or value in (None, False, defaults[name]):
             continue
-        words += [f"--{name.replace('_', '-')}", *([] if told is True else [getattr(told, "name", str(told))])]
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not True:  # a flag has no value
+            words.append(getattr(value, "name", str(value)))  # of a path the name alone
     return " ".join(words)

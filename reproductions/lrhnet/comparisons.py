@@ -1,4 +1,4 @@
-"""Whether one kind of net is better than another: over runs with the same fold and seed, or over the records of one."""
+"""Compare two kinds of network: over pairs of runs, or over the test records of a single run."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
@@ -10,53 +10,65 @@ from kdkit_ecg import ChallengeMetric, Folds
 from reproductions.lrhnet.grid import Run
 
 CM = "challenge_metric"
-FOLDS = 5  # that Challenge2020 makes where no file of folds is given
+FOLDS = 5  # into which Challenge2020 divides the records if there is no file of folds
 
 
-class Place(NamedTuple):
-    """Where a net's results are: a cell of a study, and the name of the net."""
+class TrainedNet(NamedTuple):
+    """A network with results: the name of its trial, and its name there."""
 
     trial: str
     net: str
 
 
 def difference(
-    study: Study, one: Mapping[Run, Place], other: Mapping[Run, Place], score: str, shared: Mapping[str, Any]
+    study: Study,
+    nets: Mapping[Run, TrainedNet],
+    baselines: Mapping[Run, TrainedNet],
+    score: str,
+    shared: Mapping[str, Any],
 ) -> tuple[Difference, str] | None:
-    """Return how much better one is, x100, and what that rests on; None where nothing can be said.
+    """Return how much the score exceeds the baseline's, x100, and what the interval is over.
 
-    A single run is compared over the records of its test fold, by the challenge metric alone.
+    With a single common run, the test records are resampled, for the challenge metric alone. Returns None for other
+    scores of a single run, and if there is no common run.
     """
-    both = [at for at in one if at in other]
-    if len(both) > 1:
-        ours, theirs = (
-            dict[Hashable, float]({at: value(study, each[at], score) for at in both}) for each in (one, other)
+    runs = [run for run in nets if run in baselines]
+    if len(runs) > 1:
+        values, baseline_values = (
+            dict[Hashable, float]({run: score_of(study, trained[run], score) for run in runs})
+            for trained in (nets, baselines)
         )
-        return _x100(paired_t_interval(ours, theirs, overlap=overlap(both, shared))), f"{len(both)} runs"
-    if not both or score != CM:
+        return times_100(paired_t_interval(values, baseline_values, overlap=overlap(runs, shared))), f"{len(runs)} runs"
+    if not runs or score != CM:
         return None
-    said = [study.said(*each[both[0]]) for each in (one, other)]
-    return _x100(paired_bootstrap(metric(shared), *said)), f"{len(said[0].test)} records of one run"
+    predictions = [study.said(*trained[runs[0]]) for trained in (nets, baselines)]
+    bootstrap = paired_bootstrap(challenge_metric(shared), *predictions)
+    return times_100(bootstrap), f"{len(predictions[0].test)} records of one run"
 
 
-def value(study: Study, place: Place, score: str) -> float:
-    """Return a score of a net."""
-    return study.metrics(place.trial)[place.net][score].value
+def score_of(study: Study, trained: TrainedNet, score: str) -> float:
+    """Return a score of a network."""
+    return study.metrics(trained.trial)[trained.net][score].value
 
 
-def metric(shared: Mapping[str, Any]) -> ChallengeMetric:
-    """Return the challenge metric as the cells have it."""
+def challenge_metric(shared: Mapping[str, Any]) -> ChallengeMetric:
+    """Return the challenge metric as the trials compute it."""
     return ChallengeMetric(2020, add_highest=shared["preset"] == "paper")
 
 
 def overlap(runs: Sequence[Run], shared: Mapping[str, Any]) -> float:
-    """Return what paired_runs asks for: a fold of those learned from; 0 where runs share no records but by seed."""
-    if len({at.fold for at in runs}) < 2 or not shared["data"]:
+    """Return the argument of paired_t_interval: the size of a test fold relative to the training records.
+
+    Returns 0 if runs differ by seed only, and for simulated records, which folds do not share.
+    """
+    if len({run.fold for run in runs}) < 2 or not shared["data"]:
         return 0.0
     folds = Folds.read(shared["folds"]).k if shared["folds"] else FOLDS
+    # The corrected protocol has a validation fold in addition to the test fold; the paper validates on the test fold.
     return 1 / (folds - (1 if shared["preset"] == "paper" else 2))
 
 
-def _x100(plain: Difference) -> Difference:
-    low, high = plain.interval
-    return replace(plain, value=100 * plain.value, interval=(100 * low, 100 * high))
+def times_100(result: Difference) -> Difference:
+    """Return a difference and its interval in points."""
+    low, high = result.interval
+    return replace(result, value=100 * result.value, interval=(100 * low, 100 * high))

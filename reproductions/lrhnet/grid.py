@@ -1,4 +1,4 @@
-"""Which cells make LRH-Net's tables: each row, set of leads, fold and seed once, after the teachers that it needs."""
+"""The trials of LRH-Net's tables: one for each row, number of leads, fold and seed, after those of its teachers."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from kdkit import RecipeError, Trial
 from kdkit.errors import did_you_mean
-from reproductions.lrhnet.recipe import GUIDED, recipe
+from reproductions.lrhnet.recipe import TAUGHT_ROWS, recipe
 
 TITLES = {
     "teacher": "SE-ResNet",
@@ -20,11 +20,11 @@ TITLES = {
     "smlkd": "+ S-MLKD",
     "pmlkd": "+ P-MLKD",
 }
-MULTILEVEL = ("smlkd", "pmlkd")  # which need fewer leads than their teacher's twelve
+MULTILEVEL = ("smlkd", "pmlkd")  # for students with fewer leads than the teacher's twelve
 
 
 class Run(NamedTuple):
-    """What pairs cells of different rows: they were trained on the same fold from the same seed."""
+    """A fold and a seed: trials of different rows are compared in pairs of the same run."""
 
     fold: int
     seed: int
@@ -32,9 +32,9 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """Which part of the tables is asked for; `shared` are the options that all cells have.
+    """A part of the tables; shared: the options that all trials have.
 
-    Raises RecipeError for a row that does not exist, or where nothing is asked for.
+    Raises RecipeError for a row that does not exist, or if there is no row, number of leads or run.
     """
 
     rows: Sequence[str]
@@ -47,35 +47,40 @@ class Grid:
             if row not in TITLES:
                 raise RecipeError(f"{row!r} is not a row of the tables; {did_you_mean(row, TITLES)}")
         if not (self.rows and self.leads and self.runs):
-            raise RecipeError("name at least one row, set of leads, fold and seed")
+            raise RecipeError("name at least one row, number of leads, fold and seed")
 
     def trials(self) -> tuple[Trial, ...]:
-        """Return the cells in their order: what teaches first, and fold by fold."""
-        found: dict[str, Trial] = {}
-        for at in self.runs:
+        """Return the trials in order: run by run, and teachers before their students."""
+        trials: dict[str, Trial] = {}  # by name, since rows share teachers
+        for run in self.runs:
             for leads, row in product(self.leads, self.rows):
                 if not (leads == 12 and row in MULTILEVEL):
-                    found.update((trial.name, trial) for trial in self._with_teachers(row, leads, at))
-        return tuple(found.values())
+                    trials.update((trial.name, trial) for trial in self._with_teachers(row, leads, run))
+        return tuple(trials.values())
 
-    def _with_teachers(self, row: str, leads: int, at: Run) -> Iterable[Trial]:
+    def _with_teachers(self, row: str, leads: int, run: Run) -> Iterable[Trial]:
         teachers = teachers_of(row, leads)
-        for each, count in teachers:
-            yield from self._with_teachers(each, count, at)
-        rungs = tuple(count for _, count in teachers)
-        options = {"row": row, "leads": leads, "rungs": rungs, "fold": at.fold, **self.shared}
-        needs = {"teachers": tuple(name_of(each, count, at) for each, count in teachers)}
-        yield Trial(name=name_of(row, leads, at), recipe=recipe, options=options, needs=needs, seed=at.seed)
+        for teacher_row, teacher_leads in teachers:
+            yield from self._with_teachers(teacher_row, teacher_leads, run)
+        options = {
+            "row": row,
+            "leads": leads,
+            "teacher_leads": tuple(teacher_leads for _, teacher_leads in teachers),
+            "fold": run.fold,
+            **self.shared,
+        }
+        needs = {"teachers": tuple(trial_name(*teacher, run) for teacher in teachers)}
+        yield Trial(name=trial_name(row, leads, run), recipe=recipe, options=options, needs=needs, seed=run.seed)
 
 
 def teachers_of(row: str, leads: int) -> tuple[tuple[str, int], ...]:
-    """Return the row and the leads of each teacher, the one of twelve leads first."""
-    if row not in GUIDED:
+    """Return the row and the leads of each teacher, starting with the one of twelve leads."""
+    if row not in TAUGHT_ROWS:
         return ()
     second = {"smlkd": "assistant", "pmlkd": "teacher"}.get(row)
     return (("teacher", 12), *([(second, leads)] if second else []))
 
 
-def name_of(row: str, leads: int, at: Run) -> str:
-    """Return the name of a cell."""
-    return f"{row}-{leads}-fold{at.fold}-seed{at.seed}"
+def trial_name(row: str, leads: int, run: Run) -> str:
+    """Return the name of a trial."""
+    return f"{row}-{leads}-fold{run.fold}-seed{run.seed}"

@@ -1,4 +1,7 @@
-"""Ladders of lead sets: each rung is a SE-ResNet that learns from all rungs above it, and LRH-Net from all of them."""
+"""Ladders of lead sets, whose rungs teach LRH-Net: each rung is an SE-ResNet that learns from all rungs above it.
+
+The trials of all rungs and students, and their results: scores by number of rungs, and each disease's gap to the rungs.
+"""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,20 +11,20 @@ from typing import Any, NamedTuple
 from kdkit import RecipeError, Study, Trial
 from kdkit.metrics import Difference
 from kdkit_ecg import Leads
-from reproductions.lrhnet.comparisons import CM, Place, difference, value
+from reproductions.lrhnet.comparisons import CM, TrainedNet, difference, score_of
 from reproductions.lrhnet.grid import Run
 from reproductions.lrhnet.recipe import recipe
 
-Rungs = tuple[int, ...]
+Rungs = tuple[int, ...]  # the leads of each rung, from the top
 SCORES = {CM: "challenge metric", "macro_auprc": "macro AUPRC", "macro_f1": "macro-F1", "micro_f1": "micro-F1"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ladders:
-    """The students to train: of each ladder, one with so many leads that learns from none, one, two ... of its rungs.
+    """The students to train: for each ladder, one that learns from no rung, one from the first, one from two ...
 
-    leads: of the students; those of each ladder's last rung where None. Rungs with fewer leads do not teach them.
-    Raises RecipeError for a rung that is no set of leads, and for rungs that do not go down.
+    leads: of the students; None for those of each ladder's last rung. Rungs with fewer leads do not teach a student.
+    Raises RecipeError for a number of leads without a lead set, and for rungs that do not go down.
     """
 
     ladders: Sequence[Rungs]
@@ -32,42 +35,44 @@ class Ladders:
     def __post_init__(self) -> None:
         for rungs in self.ladders:
             if list(rungs) != sorted(set(rungs), reverse=True):
-                raise RecipeError(f"a ladder goes down, such as 12-6-3; got {'-'.join(map(str, rungs))}")
+                raise RecipeError(f"a ladder goes down, such as 12-6-3; got {dashed(rungs)}")
         for count in (*(count for rungs in self.ladders for count in rungs), *(self.leads or ())):
-            Leads(count)  # refuses a number without a set
+            Leads(count)  # raises RecipeError for a number without a lead set
 
     def students(self) -> Iterator[tuple[Rungs, int, tuple[Rungs, ...]]]:
-        """Yield each ladder as far as its student can learn from it, the student's leads, and the beginnings of it."""
+        """Yield the rungs that can teach a student, the student's leads, and the rungs of each of its trials."""
         for ladder in self.ladders:
             for leads in self.leads or ladder[-1:]:
                 rungs = tuple(count for count in ladder if count >= leads)
                 yield rungs, leads, tuple(rungs[:count] for count in range(len(rungs) + 1))
 
     def trials(self) -> tuple[Trial, ...]:
-        """Return the cells in their order: every rung before those below it, each once, fold by fold."""
-        found: dict[str, Trial] = {}
-        for at in self.runs:
-            for rungs, leads, beginnings in self.students():
-                chains = [self._rung(rungs[: place + 1], at) for place in range(len(rungs))]
-                students = [self._student(leads, beginning, at) for beginning in beginnings]
-                found.update((trial.name, trial) for trial in (*chains, *students))
-        return tuple(found.values())
+        """Return the trials in order: run by run, and every rung before those below it."""
+        trials: dict[str, Trial] = {}  # by name, since ladders share rungs
+        for run in self.runs:
+            for rungs, leads, taught_by in self.students():
+                rung_trials = [self._rung_trial(rungs[: index + 1], run) for index in range(len(rungs))]
+                student_trials = [self._student_trial(leads, teachers, run) for teachers in taught_by]
+                trials.update((trial.name, trial) for trial in (*rung_trials, *student_trials))
+        return tuple(trials.values())
 
-    def _rung(self, chain: Rungs, at: Run) -> Trial:
-        return self._cell("assistant" if len(chain) > 1 else "teacher", chain[-1], chain[:-1], at)
+    def _rung_trial(self, chain: Rungs, run: Run) -> Trial:
+        return self._trial(rung_net(chain, run), chain[-1], chain[:-1], run)
 
-    def _student(self, leads: int, rungs: Rungs, at: Run) -> Trial:
-        return self._cell("smlkd" if rungs else "alone", leads, rungs, at)
+    def _student_trial(self, leads: int, rungs: Rungs, run: Run) -> Trial:
+        return self._trial(student_net(leads, rungs, run), leads, rungs, run)
 
-    def _cell(self, row: str, leads: int, rungs: Rungs, at: Run) -> Trial:
-        teachers = tuple(rung_name(rungs[: place + 1], at) for place in range(len(rungs)))
-        name = student_name(leads, rungs, at) if row in ("smlkd", "alone") else rung_name((*rungs, leads), at)
-        options = {"row": row, "leads": leads, "rungs": rungs, "fold": at.fold, **self.shared}
-        return Trial(name=name, recipe=recipe, options=options, needs={"teachers": teachers}, seed=at.seed)
+    def _trial(self, net: TrainedNet, leads: int, rungs: Rungs, run: Run) -> Trial:
+        teachers = tuple(rung_net(rungs[: index + 1], run).trial for index in range(len(rungs)))
+        options = {"row": net.net, "leads": leads, "teacher_leads": rungs, "fold": run.fold, **self.shared}
+        return Trial(name=net.trial, recipe=recipe, options=options, needs={"teachers": teachers}, seed=run.seed)
 
 
 class Point(NamedTuple):
-    """A score of students that learned from so many rungs, x100. against: those that had none, and over what."""
+    """A score of students that learned from this many rungs, x100, over runs.
+
+    against_none: the difference to students that learned from none, and what its interval is over.
+    """
 
     ladder: Rungs
     leads: int
@@ -76,11 +81,11 @@ class Point(NamedTuple):
     mean: float
     sd: float | None
     runs: int
-    against: tuple[Difference, str] | None
+    against_none: tuple[Difference, str] | None
 
 
 class Gap(NamedTuple):
-    """The AUPRC x100 of one disease: of a student, and of its teachers. top: the first rung, nearest: the last."""
+    """The AUPRC of one disease, x100: of a student, and of the top and the nearest of its rungs."""
 
     ladder: Rungs
     leads: int
@@ -94,58 +99,62 @@ class Gap(NamedTuple):
 
 def points(study: Study, ladders: Ladders, ready: Collection[str]) -> Iterator[Point]:
     """Yield the scores of all students that are ready."""
-    for rungs, leads, beginnings in ladders.students():
-        alone = _students(ladders, leads, (), ready)
-        for count, beginning in enumerate(beginnings):
-            places = _students(ladders, leads, beginning, ready)
-            for score in SCORES if places else ():
-                values = [100 * value(study, place, score) for place in places.values()]
-                against = difference(study, places, alone, score, ladders.shared) if count else None
+    for rungs, leads, taught_by in ladders.students():
+        without_rungs = _ready_students(ladders, leads, (), ready)
+        for count, teachers in enumerate(taught_by):
+            students = _ready_students(ladders, leads, teachers, ready)
+            for score in SCORES if students else ():
+                values = [100 * score_of(study, student, score) for student in students.values()]
+                against_none = difference(study, students, without_rungs, score, ladders.shared) if count else None
                 sd = stdev(values) if len(values) > 1 else None
-                yield Point(rungs, leads, count, score, fmean(values), sd, len(values), against)
+                yield Point(rungs, leads, count, score, fmean(values), sd, len(values), against_none)
 
 
 def gaps(study: Study, ladders: Ladders, ready: Collection[str]) -> Iterator[Gap]:
-    """Yield the gap of each disease with positives, mean over runs; a student of no rung is held beside the first."""
-    for rungs, leads, beginnings in ladders.students():
-        for count, beginning in enumerate(beginnings):
-            places = _students(ladders, leads, beginning, ready)
-            tops = _diseases(study, {at: _rung_place(rungs[:1], at) for at in places}) if places else {}
-            near = _diseases(study, {at: _rung_place(beginning or rungs[:1], at) for at in places})
-            positives = [_positives(study, place) for place in places.values()]
-            for disease, student in _diseases(study, places).items():
-                mean = fmean(each[disease] for each in positives)
-                yield Gap(rungs, leads, count, disease, mean, student, tops[disease], near[disease])
+    """Yield the gap of each disease with positives, mean over runs; that of a student of no rung is to the top one."""
+    for rungs, leads, taught_by in ladders.students():
+        for count, teachers in enumerate(taught_by):
+            students = _ready_students(ladders, leads, teachers, ready)
+            top = _auprc_by_disease(study, [rung_net(rungs[:1], run) for run in students])
+            nearest = _auprc_by_disease(study, [rung_net(teachers or rungs[:1], run) for run in students])
+            positives = [_positives(study, student) for student in students.values()]
+            for disease, auprc in _auprc_by_disease(study, list(students.values())).items():
+                mean = fmean(counts[disease] for counts in positives)
+                yield Gap(rungs, leads, count, disease, mean, auprc, top[disease], nearest[disease])
 
 
-def rung_name(chain: Rungs, at: Run) -> str:
-    """Return the name of the cell of a chain's last rung."""
-    return f"rung-{'-'.join(map(str, chain))}-fold{at.fold}-seed{at.seed}"
+def rung_net(chain: Rungs, run: Run) -> TrainedNet:
+    """Return the trial and the network of a chain's last rung."""
+    return TrainedNet(
+        f"rung-{dashed(chain)}-fold{run.fold}-seed{run.seed}", "assistant" if len(chain) > 1 else "teacher"
+    )
 
 
-def student_name(leads: int, rungs: Rungs, at: Run) -> str:
-    """Return the name of the cell of a student."""
-    return f"student-{leads}-of-{'-'.join(map(str, rungs)) or 'none'}-fold{at.fold}-seed{at.seed}"
+def student_net(leads: int, rungs: Rungs, run: Run) -> TrainedNet:
+    """Return the trial and the network of a student."""
+    name = f"student-{leads}-of-{dashed(rungs) or 'none'}-fold{run.fold}-seed{run.seed}"
+    return TrainedNet(name, "smlkd" if rungs else "alone")
 
 
-def _students(ladders: Ladders, leads: int, rungs: Rungs, ready: Collection[str]) -> dict[Run, Place]:
-    places = {at: Place(student_name(leads, rungs, at), "smlkd" if rungs else "alone") for at in ladders.runs}
-    return {at: place for at, place in places.items() if place.trial in ready}
+def dashed(rungs: Rungs) -> str:
+    """Return a ladder as it is written on the command line, such as 12-6-3."""
+    return "-".join(map(str, rungs))
 
 
-def _rung_place(chain: Rungs, at: Run) -> Place:
-    return Place(rung_name(chain, at), "assistant" if len(chain) > 1 else "teacher")
+def _ready_students(ladders: Ladders, leads: int, rungs: Rungs, ready: Collection[str]) -> dict[Run, TrainedNet]:
+    students = {run: student_net(leads, rungs, run) for run in ladders.runs}
+    return {run: student for run, student in students.items() if student.trial in ready}
 
 
-def _diseases(study: Study, places: Mapping[Run, Place]) -> dict[str, float]:
+def _auprc_by_disease(study: Study, nets: Sequence[TrainedNet]) -> dict[str, float]:
     """Return the AUPRC x100 of each disease, mean over the runs whose test fold has positives of it."""
-    found: dict[str, list[float]] = {}
-    for place in places.values():
-        for disease, figure in study.metrics(place.trial)[place.net]["macro_auprc"].by_class.items():
-            found.setdefault(disease, []).append(100 * figure)
-    return {disease: fmean(figures) for disease, figures in found.items()}
+    values: dict[str, list[float]] = {}
+    for net in nets:
+        for disease, auprc in study.metrics(net.trial)[net.net]["macro_auprc"].by_class.items():
+            values.setdefault(disease, []).append(100 * auprc)
+    return {disease: fmean(figures) for disease, figures in values.items()}
 
 
-def _positives(study: Study, place: Place) -> dict[str, float]:
-    test = study.said(*place).test
+def _positives(study: Study, net: TrainedNet) -> dict[str, float]:
+    test = study.said(*net).test
     return dict(zip(test.classes, (test.labels > 0.5).sum(0).tolist(), strict=True))

@@ -1,10 +1,10 @@
-"""Data without its test records, so that what is tuned on it has not seen them."""
+"""Data without its test split, so that hyperparameters can be tuned without test records."""
 
 from kdkit import Data, LoaderSplit, Split, Task
 
 
-class Untested(Data):
-    """The same data without its test split: scores are those of the records that epochs are chosen on."""
+class WithoutTestSplit(Data):
+    """The same data without its test split: metrics are computed on the validation split."""
 
     test: None = None
 
@@ -18,33 +18,33 @@ class Untested(Data):
 
     @property
     def task(self) -> Task:
-        """What the labels are."""
+        """The kind of labels."""
         return self._data.task
 
     @property
     def draws(self) -> int | None:
-        """How many augmentations each sample has."""
+        """The number of augmented versions of each sample."""
         return self._data.draws
 
     @property
     def fingerprint(self) -> str:
-        """That of the data, and that it is untested."""
-        return f"{self._data.fingerprint}, untested"
+        """The fingerprint of the data, marked as being without a test split."""
+        return f"{self._data.fingerprint}, without test split"
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What a reader of the figures must know."""
+        """The notices of the data, and one about the missing test split."""
         return (
             *self._data.notices,
-            "no net is asked about the test split: scores are of the selection split",
+            "no test record is used: metrics are those of the validation split",
         )
 
     @property
     def train(self) -> Split | LoaderSplit:
-        """What is learned from."""
+        """The split to learn from."""
         return self._data.train
 
     @property
     def validation(self) -> Split | LoaderSplit:
-        """What epochs are chosen on, and reported on too."""
+        """The split to choose epochs on, and to compute metrics on."""
         return self._data.validation

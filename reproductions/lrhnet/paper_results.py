@@ -1,4 +1,4 @@
-"""The figures of LRH-Net's paper (Chauhan et al. 2022, arXiv:2204.08000), x100, to stand beside those of a study."""
+"""The published results of LRH-Net (Chauhan et al. 2022, arXiv:2204.08000), x100, to compare with those of a study."""
 
 SCORES = {"challenge_metric": "CM", "macro_f1": "macro-F1", "micro_f1": "micro-F1"}
 TABLES = {  # the rows of each
@@ -7,8 +7,8 @@ TABLES = {  # the rows of each
     "Table 3: multi-level distillation": ("alone", "kd", "smlkd", "pmlkd"),
 }
 
-_LEADS = {"teacher": (12, 3, 2), "smlkd": (3, 2), "pmlkd": (3, 2)}
-_FIGURES = {
+_LEADS = {"teacher": (12, 3, 2), "smlkd": (3, 2), "pmlkd": (3, 2)}  # (12, 3, 2) for all other rows
+_RESULTS = {  # by row: a tuple for each of SCORES, with a number for each of its leads
     "teacher": ((67.43, 65.37, 63.34), (63.63, 61.14, 61.14), (76.65, 75.42, 74.86)),
     "cnn1d": ((58.66, 56.92, 55.87), (54.65, 53.35, 52.11), (69.5, 67.64, 67.16)),
     "alone": ((60.46, 58.49, 56.66), (56.42, 54.86, 53.61), (72.76, 71.33, 70.21)),
@@ -19,7 +19,7 @@ _FIGURES = {
     "smlkd": ((60.39, 58.36), (56.38, 52.68), (73.44, 71.43)),
     "pmlkd": ((60.36, 58.43), (56.31, 53.92), (72.51, 72.66)),
 }
-PARAMETERS = {  # of the authors' code, by kind of net and leads
+PARAMETERS = {  # of the authors' code, by kind of network and leads
     "SE-ResNet": {12: 8_837_060, 6: 8_831_300, 4: 8_829_380, 3: 8_828_420, 2: 8_827_460},
     "1D-CNN": {12: 1_055_300, 6: 993_860, 3: 963_140, 2: 952_900},
     "LRH-Net": {12: 84_516, 6: 83_748, 4: 83_492, 3: 83_364, 2: 83_236},
@@ -27,7 +27,7 @@ PARAMETERS = {  # of the authors' code, by kind of net and leads
 
 
 def published(row: str, leads: int, score: str) -> float | None:
-    """Return the paper's figure, x100, where it has one."""
-    by_score = dict(zip(SCORES, _FIGURES[row], strict=True))
+    """Return the paper's result, x100; None if it has none."""
+    by_score = dict(zip(SCORES, _RESULTS[row], strict=True))
     by_leads = dict(zip(_LEADS.get(row, (12, 3, 2)), by_score.get(score, ()), strict=False))
     return by_leads.get(leads)

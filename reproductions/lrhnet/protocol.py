@@ -1,4 +1,4 @@
-"""How LRH-Net is trained where it is asked whether distillation helps: what is tuned, what was chosen, which seeds."""
+"""The protocol of the study of distillation's effect: the tuning steps, the chosen hyperparameters, and the seeds."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -8,48 +8,50 @@ from typing import Any
 
 from kdkit import Trial
 from reproductions.lrhnet.grid import teachers_of
-from reproductions.lrhnet.recipe import GUIDED, GUIDES, Augment, Guide, recipe
+from reproductions.lrhnet.recipe import KD_LOSSES, TAUGHT_ROWS, Augment, KDLoss, recipe
 
 LEADS = (3, 2)
 ROWS = ("alone", "kd", "pmlkd", "smlkd")
 TUNING_SEEDS = (100, 101)
-SEEDS = {"simulated": tuple(range(200, 210)), "recorded": tuple(range(200, 205))}  # no seed of the tuning among them
+SEEDS = {"simulated": tuple(range(200, 210)), "real": tuple(range(200, 205))}  # without the seeds of the tuning
 SIZE = "quick"
-TRAIN = 640  # simulated records to learn from, as many as a study on two cores allows
+TRAIN = 640  # simulated training records, as many as a study on two cores allows
 
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """What every row shares; guide and balance are those of rows with teachers. epochs: of each net."""
+    """The hyperparameters that all rows share; kd_loss and label_weight are those of rows with teachers.
+
+    epochs: of each network.
+    """
 
     epochs: int
     augment: Augment
-    kd_loss: Guide = "softmax-2"
+    kd_loss: KDLoss = "softmax-2"
     label_weight: float = 0.3
 
-    @property
-    def unguided(self) -> "Protocol":
-        """The protocol as a net without teachers knows it."""
-        return Protocol(self.epochs, self.augment)
+    def for_row(self, row: str) -> "Protocol":
+        """Return the protocol without the hyperparameters that do not affect this row, so that trials are shared."""
+        return self if row in TAUGHT_ROWS else Protocol(self.epochs, self.augment)
 
     @property
     def name(self) -> str:
-        """What names a cell's folder."""
+        """The part of a trial's name."""
         return f"{self.epochs}-{self.augment}-{self.kd_loss}-{round(100 * self.label_weight)}"
 
 
-START = Protocol(epochs=8, augment="none")  # of which each step changes what it tunes
-CHOSEN = {  # by lrhnet_effect.py tune
+START = Protocol(epochs=8, augment="none")  # each tuning step changes some of it
+CHOSEN = {  # by `run_effect tune`
     "simulated": Protocol(epochs=16, augment="light", kd_loss="softmax-7-plain", label_weight=0.1),
-    "recorded": Protocol(epochs=24, augment="light", kd_loss="softmax-7-plain", label_weight=0.6),
+    "real": Protocol(epochs=24, augment="light", kd_loss="softmax-7-plain", label_weight=0.6),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of the tuning: what is varied, and the row whose selection scores choose."""
+    """One step of the tuning: values of some hyperparameters, and the row whose validation scores choose."""
 
-    what: str
+    name: str
     row: str
     values: Sequence[Mapping[str, Any]]
 
@@ -60,48 +62,46 @@ class Step:
 
 
 def steps(data: Path | None) -> tuple[Step, ...]:
-    """Return the steps of the tuning, each of which begins with what the one before chose.
+    """Return the steps of the tuning, each of which starts from the choice of the previous one.
 
-    Budget and augmentation are tuned for the net alone, so that it is no straw man; loss and balance for vanilla KD, so
-    that no multi-level row is favoured.
+    Budget and augmentation are tuned for the network alone, so that it is a fair baseline; the loss and the label
+    weight for vanilla KD, so that no multi-level row is favoured.
     """
     budgets = product((12, 24) if data else (8, 16), ("none", "light"))
     return (
         Step("budget", "alone", [{"epochs": epochs, "augment": augment} for epochs, augment in budgets]),
-        Step("loss", "kd", [{"kd_loss": kd_loss} for kd_loss in GUIDES]),
+        Step("loss", "kd", [{"kd_loss": kd_loss} for kd_loss in KD_LOSSES]),
         Step("label_weight", "kd", [{"label_weight": label_weight} for label_weight in (0.1, 0.3, 0.6)]),
     )
 
 
 def kind(data: Path | None) -> str:
-    """Return which records these are."""
-    return "recorded" if data else "simulated"
+    """Return the kind of the records, a key of CHOSEN and SEEDS."""
+    return "real" if data else "simulated"
 
 
 def trials(
-    row: str, leads: int, seed: int, protocol: Protocol, data: Path | None, *, untested: bool = False
+    row: str, leads: int, seed: int, protocol: Protocol, data: Path | None, *, without_test: bool = False
 ) -> Iterator[Trial]:
-    """Yield a net's cell after those of its teachers. Simulated records are other ones for each seed."""
-    own = protocol if row in GUIDED else protocol.unguided
+    """Yield a network's trial after those of its teachers. Simulated records differ by seed."""
     teachers = teachers_of(row, leads)
-    for each, count in teachers:
-        yield from trials(each, count, seed, protocol, data, untested=untested)
+    for teacher_row, teacher_leads in teachers:
+        yield from trials(teacher_row, teacher_leads, seed, protocol, data, without_test=without_test)
     options = {
         "row": row,
         "leads": leads,
-        "rungs": tuple(count for _, count in teachers),
+        "teacher_leads": tuple(teacher_leads for _, teacher_leads in teachers),
         "data": data,
         "size": SIZE,
         "fold": 0 if data else seed,
         "train": None if data else TRAIN,
-        "untested": untested,
-        **asdict(own),
+        "without_test": without_test,
+        **asdict(protocol.for_row(row)),
     }
-    needs = {"teachers": tuple(name(*each, seed, protocol) for each in teachers)}
-    yield Trial(name=name(row, leads, seed, protocol), recipe=recipe, options=options, needs=needs, seed=seed)
+    needs = {"teachers": tuple(trial_name(*teacher, seed, protocol) for teacher in teachers)}
+    yield Trial(name=trial_name(row, leads, seed, protocol), recipe=recipe, options=options, needs=needs, seed=seed)
 
 
-def name(row: str, leads: int, seed: int, protocol: Protocol) -> str:
-    """Return the name of a cell."""
-    own = protocol if row in GUIDED else protocol.unguided
-    return f"{row}-{leads}-{own.name}-seed{seed}"
+def trial_name(row: str, leads: int, seed: int, protocol: Protocol) -> str:
+    """Return the name of a trial."""
+    return f"{row}-{leads}-{protocol.for_row(row).name}-seed{seed}"

@@ -1,4 +1,4 @@
-"""What came of a study of LRH-Net: means over runs, and whether one row is better than another."""
+"""The results of a study of LRH-Net's tables: means over runs, and comparisons of rows."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -7,16 +7,16 @@ from statistics import fmean, stdev
 
 from kdkit import Study
 from kdkit.metrics import BootstrapInterval, Difference
-from reproductions.lrhnet.comparisons import CM, Place, difference, metric, value
-from reproductions.lrhnet.grid import MULTILEVEL, Grid, Run, name_of
+from reproductions.lrhnet.comparisons import CM, TrainedNet, challenge_metric, difference, score_of
+from reproductions.lrhnet.grid import MULTILEVEL, Grid, Run, trial_name
 from reproductions.lrhnet.paper_results import SCORES
 
-AGAINST = ("alone", "kd")
+BASELINES = ("alone", "kd")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """The mean of a score over runs, x100; sd is None for one run."""
+class MeanScore:
+    """The mean of a score over runs, x100; sd is None for a single run."""
 
     mean: float
     sd: float | None
@@ -24,11 +24,21 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorBar:
+    """A bar of Figure 4, x100, with the lengths of its error bar downwards and upwards."""
+
+    mean: float
+    down: float
+    up: float
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One row against another at the same leads, x100. pairs: what the interval rests on, runs or records."""
+    """One row against a baseline at the same leads, x100. pairs: the runs or records that the interval is over."""
 
     row: str
-    against: str
+    baseline: str
     leads: int
     score: str
     difference: Difference
@@ -36,50 +46,53 @@ class Comparison:
 
 
 class Results:
-    """The cells of a study that are `ready`, read once; one that is finished but was refused is another's."""
+    """The results of the trials in `ready`. A finished trial that is not in it was refused for other options."""
 
     def __init__(self, study: Study, grid: Grid, ready: Collection[str]) -> None:
         self.study, self.grid = study, grid
-        self._places: dict[tuple[str, int], dict[Run, Place]] = {}
+        self._nets: dict[tuple[str, int], dict[Run, TrainedNet]] = {}  # by row and leads, then by run
         for row, leads in product(grid.rows, grid.leads):
-            places = {at: Place(name_of(row, leads, at), row) for at in grid.runs}
-            self._places[row, leads] = {at: place for at, place in places.items() if place.trial in ready}
+            nets = {run: TrainedNet(trial_name(row, leads, run), row) for run in grid.runs}
+            self._nets[row, leads] = {run: net for run, net in nets.items() if net.trial in ready}
 
-    def figure(self, row: str, leads: int, score: str) -> Figure | None:
-        """Return a row's figure at these leads; None where no run of it is finished."""
-        places = self._places.get((row, leads), {}).values()
-        values = [100 * value(self.study, place, score) for place in places]
+    def score(self, row: str, leads: int, score: str) -> MeanScore | None:
+        """Return a row's score at these leads; None if no run of it is finished."""
+        nets = self._nets.get((row, leads), {}).values()
+        values = [100 * score_of(self.study, net, score) for net in nets]
         if not values:
             return None
-        return Figure(mean=fmean(values), sd=stdev(values) if len(values) > 1 else None, runs=len(values))
+        return MeanScore(mean=fmean(values), sd=stdev(values) if len(values) > 1 else None, runs=len(values))
 
-    def bar(self, row: str, leads: int) -> tuple[float, tuple[float, float], str] | None:
-        """Return the challenge metric x100, (how far its error bar goes down, up), and what the bar says."""
-        figure = self.figure(row, leads, CM)
-        if figure is None or figure.sd is not None:
-            return None if figure is None else (figure.mean, (figure.sd or 0.0,) * 2, "sd over runs")
-        (place,) = self._places[row, leads].values()
-        validation, test = self.study.said(*place)
-        interval = BootstrapInterval(metric(self.grid.shared)).fit(validation).compute(test).interval or (0.0, 0.0)
-        down, up = (abs(100 * bound - figure.mean) for bound in interval)
-        return figure.mean, (down, up), "95 % interval over the test records of one run"
+    def bar(self, row: str, leads: int) -> ErrorBar | None:
+        """Return the challenge metric with its error bar; None if no run is finished."""
+        score = self.score(row, leads, CM)
+        if score is None:
+            return None
+        if score.sd is not None:
+            return ErrorBar(mean=score.mean, down=score.sd, up=score.sd, meaning="sd over runs")
+        (net,) = self._nets[row, leads].values()
+        validation, test = self.study.said(*net)
+        metric = BootstrapInterval(challenge_metric(self.grid.shared)).fit(validation)
+        interval = metric.compute(test).interval or (0.0, 0.0)
+        down, up = (abs(100 * bound - score.mean) for bound in interval)
+        return ErrorBar(mean=score.mean, down=down, up=up, meaning="95 % interval over the test records of one run")
 
     def comparisons(self) -> Sequence[Comparison]:
         """Return each row of students against LRH-Net alone and against vanilla KD."""
         rows = [row for row in self.grid.rows if row in ("kd", "fitnet", "pskd", "cross_layer", *MULTILEVEL)]
-        found = [
-            self._compared(row, against, leads, score)
+        comparisons = [
+            self._comparison(row, baseline, leads, score)
             for score in SCORES
             for leads in self.grid.leads
             for row in rows
-            for against in AGAINST
-            if row != against
+            for baseline in BASELINES
+            if row != baseline
         ]
-        return [each for each in found if each is not None]
+        return [comparison for comparison in comparisons if comparison is not None]
 
-    def _compared(self, row: str, against: str, leads: int, score: str) -> Comparison | None:
-        one, other = (self._places.get((each, leads), {}) for each in (row, against))
-        found = difference(self.study, one, other, score, self.grid.shared)
-        if found is None:
+    def _comparison(self, row: str, baseline: str, leads: int, score: str) -> Comparison | None:
+        nets, baselines = (self._nets.get((name, leads), {}) for name in (row, baseline))
+        result = difference(self.study, nets, baselines, score, self.grid.shared)
+        if result is None:
             return None
-        return Comparison(row=row, against=against, leads=leads, score=score, difference=found[0], pairs=found[1])
+        return Comparison(row=row, baseline=baseline, leads=leads, score=score, difference=result[0], pairs=result[1])

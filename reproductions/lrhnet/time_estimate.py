@@ -1,4 +1,4 @@
-"""How long a study takes, from a step of each kind of cell timed on this machine."""
+"""Estimate how long a study takes, from one step of each kind of trial on this machine."""
 
 import math
 import time
@@ -11,35 +11,36 @@ import torch
 from kdkit import Trial
 from reproductions.lrhnet.recipe import SIZES, network
 
-OVERHEAD = 6.0  # s for checking, scoring and writing a cell
-VALIDATION = 1.3  # epochs also ask about the selection split
+OVERHEAD = 6.0  # s per trial, for checks, metrics and files
+VALIDATION = 1.3  # factor for the forward passes on the validation split, one in each epoch
 
 
 def seconds(trials: Sequence[Trial], records: int) -> float:
-    """Return about how many seconds these cells take, each learning from so many records."""
-    return sum(OVERHEAD + _training(trial.options, records) for trial in trials)
-
-
-def _training(options: Any, records: int) -> float:
-    size = SIZES[options["size"]]
-    updates = math.ceil(records / size.batch) * (options["epochs"] or size.epochs)
-    own = _step(options["row"], options["leads"], options["size"], learning=True)
-    asked = sum(_step("teacher", leads, options["size"], learning=False) for leads in options["rungs"])
-    return VALIDATION * updates * (own + asked)
+    """Return about how many seconds these trials take; records: of the training split."""
+    total = 0.0
+    for trial in trials:
+        options, size = trial.options, SIZES[trial.options["size"]]
+        updates = math.ceil(records / size.batch) * (options["epochs"] or size.epochs)
+        step = step_seconds(options["row"], options["leads"], options["size"], training=True)
+        # Teachers run forward only.
+        for leads in options["teacher_leads"]:
+            step += step_seconds("teacher", leads, options["size"], training=False)
+        total += OVERHEAD + VALIDATION * updates * step
+    return total
 
 
 @lru_cache
-def _step(row: Any, leads: int, size: str, *, learning: bool) -> float:
-    """Return the time of a batch, in s: forward, and backward where it is learned from."""
+def step_seconds(row: Any, leads: int, size: str, *, training: bool) -> float:
+    """Return the time of a batch, in s: forward, and backward if it is a training step; the fastest of three."""
     sizes = SIZES[size]
     net = network(row, leads, sizes, "corrected").network
-    given = torch.randn(sizes.batch, leads, sizes.length), torch.zeros(sizes.batch, 5)
+    inputs = torch.randn(sizes.batch, leads, sizes.length), torch.zeros(sizes.batch, 5)
     times = []
     for _ in range(3):
-        began = time.perf_counter()
-        with torch.set_grad_enabled(learning):
-            outputs = net(*given)
-        if learning:
+        start = time.perf_counter()
+        with torch.set_grad_enabled(training):
+            outputs = net(*inputs)
+        if training:
             outputs.sum().backward()
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     return min(times)

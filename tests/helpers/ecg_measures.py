@@ -1,4 +1,4 @@
-"""Read an ECG as a cardiologist would: each of the 24 criteria, measured on samples and on QRS onsets alone."""
+"""Measure an ECG as a cardiologist would, from its samples and its QRS onsets, to verify the criteria of findings."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,12 +8,12 @@ import numpy as np
 I, II, III, AVR, AVL, AVF, V1, V2, V3, V4, V5, V6 = range(12)  # noqa: E741 - the lead's name
 INDEPENDENT = [I, II, V1, V2, V3, V4, V5, V6]
 TERRITORIES = ((II, III, AVF), (I, AVL, V5, V6), (V1, V2, V3, V4))
-BEFORE = 0.4  # s that a cut-out beat begins before its QRS onset
+BEFORE = 0.4  # s from the start of a cut-out beat to its QRS onset
 
 
 @dataclass(frozen=True)
 class Strip:
-    """signal: (12, time) in mV. onsets: s, of all QRS, where it is cut into beats."""
+    """signal: (12, time) in mV. onsets: s, of all QRS, at which it is cut into beats."""
 
     signal: np.ndarray
     rate: float
@@ -21,19 +21,19 @@ class Strip:
 
     @cached_property
     def peaks(self):
-        """R peaks in s, found where the leads change fastest."""
+        """R peaks in s: the points of fastest change, at least 220 ms apart."""
         box = np.ones(int(0.012 * self.rate)) / int(0.012 * self.rate)
         smooth = [np.convolve(lead, box, mode="valid") for lead in self.signal[INDEPENDENT]]
         steep = np.square(np.diff(smooth, axis=1)).sum(axis=0)
         box = np.ones(int(0.08 * self.rate))
         energy = np.convolve(steep, box / len(box), mode="same")
-        found = []
-        for place in np.argsort(-energy):
-            if energy[place] < 0.12 * energy.max():
+        peaks = []
+        for sample in np.argsort(-energy):
+            if energy[sample] < 0.12 * energy.max():
                 break
-            if all(abs(place - other) > 0.22 * self.rate for other in found):
-                found.append(place)
-        return np.sort(found) / self.rate
+            if all(abs(sample - peak) > 0.22 * self.rate for peak in peaks):
+                peaks.append(sample)
+        return np.sort(peaks) / self.rate
 
     @cached_property
     def intervals(self):
@@ -44,57 +44,59 @@ class Strip:
         return 60 / np.mean(self.intervals)
 
     @cached_property
-    def whole(self):
-        """The onsets of beats of which all is in the strip, and of those before and after."""
+    def complete(self):
+        """Indices of the beats that are, with their neighbours, inside the strip."""
         end = self.signal.shape[1] / self.rate
-        return [place for place, onset in enumerate(self.onsets) if 1.0 < onset < end - 1.0]
+        return [index for index, onset in enumerate(self.onsets) if 1.0 < onset < end - 1.0]
 
-    def early(self):
-        """Places of the beats that come early, by the time since the one before."""
+    def premature(self):
+        """Indices of the beats that come early, by the time since the previous beat."""
         gaps = np.diff(self.onsets)
         usual = np.median(gaps)
-        return [place for place in self.whole if gaps[place - 1] < 0.82 * usual]
+        return [index for index in self.complete if gaps[index - 1] < 0.82 * usual]
 
-    def alike_before_qrs(self):
-        """Mean correlation, from beat to beat, of what stands in lead II where a P wave would."""
-        seen = np.corrcoef([self.cut(place).span(-0.2, -0.03)[II] for place in self.whole])
-        return (seen.sum() - len(seen)) / (seen.size - len(seen))
+    def p_wave_correlation(self):
+        """Mean correlation, from beat to beat, of the part of lead II in which a P wave would be."""
+        correlations = np.corrcoef([self.cut(index).span(-0.2, -0.03)[II] for index in self.complete])
+        # Without the diagonal, which is 1.
+        return (correlations.sum() - len(correlations)) / (correlations.size - len(correlations))
 
-    def cut(self, place):
-        start = round((self.onsets[place] - BEFORE) * self.rate)
+    def cut(self, index):
+        start = round((self.onsets[index] - BEFORE) * self.rate)
         return Beat(self.signal[:, start : start + int((BEFORE + 0.6) * self.rate)], self.rate)
 
     @cached_property
     def beat(self):
         """The median of the usual beats."""
-        odd = set(self.early())
-        odd |= {place + 1 for place in odd}
-        return Beat(np.median([self.cut(place).leads for place in self.whole if place not in odd], axis=0), self.rate)
+        unusual = set(self.premature())
+        unusual |= {index + 1 for index in unusual}  # the beat after a pause
+        usual = [self.cut(index).leads for index in self.complete if index not in unusual]
+        return Beat(np.median(usual, axis=0), self.rate)
 
 
 class Beat:
-    """leads: (12, time) in mV, from BEFORE its QRS onset on; level just before the QRS."""
+    """leads: (12, time) in mV, from BEFORE its QRS onset; shifted to 0 just before the QRS."""
 
     def __init__(self, leads, rate):
         self.rate = rate
-        level = leads[:, self._at(-0.04, rate) : self._at(-0.025, rate)].mean(axis=1, keepdims=True)
+        level = leads[:, self._sample(-0.04, rate) : self._sample(-0.025, rate)].mean(axis=1, keepdims=True)
         self.leads = leads - level
 
     @staticmethod
-    def _at(seconds, rate):
+    def _sample(seconds, rate):
         return round((BEFORE + seconds) * rate)
 
     def span(self, start, stop):
-        return self.leads[:, self._at(start, self.rate) : self._at(stop, self.rate)]
+        return self.leads[:, self._sample(start, self.rate) : self._sample(stop, self.rate)]
 
     @cached_property
     def edges(self):
-        """QRS onset and end, s: where the leads' common size rises over and falls under 5 % of its peak.
+        """QRS onset and end, s: the points at which the RMS over leads rises over and falls under 5 % of its peak.
 
-        It may fall under it for 12 ms in between, where a force is the opposite of the one before.
+        It may be under 5 % for 12 ms in between, when a force is the opposite of the previous one.
         """
         size = np.sqrt(np.mean(np.square(self.leads[INDEPENDENT]), axis=0))
-        start, stop = self._at(0, self.rate), self._at(0.22, self.rate)
+        start, stop = self._sample(0, self.rate), self._sample(0.22, self.rate)
         peak = start + int(np.argmax(size[start:stop]))
         above = np.flatnonzero(size > 0.05 * size[peak])
         runs = np.split(above, np.flatnonzero(np.diff(above) > 0.012 * self.rate) + 1)
@@ -109,9 +111,9 @@ class Beat:
     def qrs(self):
         return self.span(*self.edges)
 
-    def qrs_like(self, other):
-        """All leads in one row, over the time in which the other beat has its QRS."""
-        return self.span(*other.edges)[INDEPENDENT].ravel()
+    def qrs_window_of(self, beat):
+        """The independent leads in one row, over the time of another beat's QRS."""
+        return self.span(*beat.edges)[INDEPENDENT].ravel()
 
     @property
     def axis(self):
@@ -120,15 +122,16 @@ class Beat:
 
     @property
     def p(self):
-        """Height of the P wave in lead II (mV), and its onset before the QRS (s); height 0 where nothing stands out."""
-        seen = self.span(-0.35, -0.02)[II]
-        seen = seen - np.linspace(seen[:10].mean(), seen[-10:].mean(), len(seen))
-        top = int(np.argmax(np.abs(seen)))
-        size = np.abs(self.span(-0.35, -0.02)[II])
+        """Height of the P wave in lead II (mV), and its onset before the QRS (s)."""
+        before_qrs = self.span(-0.35, -0.02)[II]
+        # A slope would move the top, so it is removed to locate it.
+        slope = np.linspace(before_qrs[:10].mean(), before_qrs[-10:].mean(), len(before_qrs))
+        top = int(np.argmax(np.abs(before_qrs - slope)))
+        size = np.abs(before_qrs)
         first = top
         while first > 0 and size[first] > 0.14 * size[top]:
             first -= 1
-        return float(self.span(-0.35, -0.02)[II][top]), 0.35 - first / self.rate
+        return float(before_qrs[top]), 0.35 - first / self.rate
 
     @property
     def pr(self):
@@ -137,34 +140,34 @@ class Beat:
     @property
     def t(self):
         """(12,) the largest value after the QRS, with its sign, mV."""
-        seen = self.span(self.edges[1] + 0.03, 0.5)
-        return np.take_along_axis(seen, np.abs(seen).argmax(axis=1)[:, None], axis=1)[:, 0]
+        after_qrs = self.span(self.edges[1] + 0.03, 0.5)
+        return np.take_along_axis(after_qrs, np.abs(after_qrs).argmax(axis=1)[:, None], axis=1)[:, 0]
 
     @property
     def qt(self):
-        """From the QRS onset to where the steepest tangent of the largest T wave meets the baseline, s."""
+        """From the QRS onset to the point at which the steepest tangent of the largest T wave meets the baseline, s."""
         lead = int(np.argmax(np.abs(self.t)))
         start = self.edges[1] + 0.03
-        seen = self.span(start, 0.6)[lead] * np.sign(self.t[lead])
-        top = int(np.argmax(seen))
-        fall = np.diff(np.convolve(seen, np.ones(9) / 9, mode="same"))[top : top + int(0.15 * self.rate)]
+        t_wave = self.span(start, 0.6)[lead] * np.sign(self.t[lead])
+        top = int(np.argmax(t_wave))
+        fall = np.diff(np.convolve(t_wave, np.ones(9) / 9, mode="same"))[top : top + int(0.15 * self.rate)]
         steep = int(np.argmin(fall))
-        return start + (top + steep + seen[top + steep] / -fall[steep]) / self.rate - self.edges[0]
+        return start + (top + steep + t_wave[top + steep] / -fall[steep]) / self.rate - self.edges[0]
 
     def first_wave(self, lead):
         """Sign, width (s) and height (mV) of the first deflection of a lead's QRS over 0.03 mV."""
         values = self.qrs[lead]
-        begun = np.flatnonzero(np.abs(values) > 0.03)
-        if not len(begun):
+        above = np.flatnonzero(np.abs(values) > 0.03)
+        if not len(above):
             return 0, 0.0, 0.0
-        sign = np.sign(values[begun[0]])
-        turned = np.flatnonzero(values[begun[0] :] * sign < 0)
-        end = begun[0] + turned[0] if len(turned) else len(values)
+        sign = np.sign(values[above[0]])
+        opposite = np.flatnonzero(values[above[0] :] * sign < 0)
+        end = above[0] + opposite[0] if len(opposite) else len(values)
         return int(sign), end / self.rate, float(np.abs(values[:end]).max())
 
 
 def bumps(values, depth):
-    """Return the signs of a curve's successive turning points that stand out by this depth from each other."""
+    """Return the signs of a curve's successive turning points that differ by at least this depth."""
     turns, low, high, rising = [], values[0], values[0], 0
     for value in values:
         low, high = min(low, value), max(high, value)
@@ -182,6 +185,7 @@ def saw_tooth(strip):
     times = np.arange(strip.signal.shape[1]) / strip.rate
     since = times - strip.onsets[np.searchsorted(strip.onsets, times, side="right") - 1]
     until = strip.onsets[np.minimum(np.searchsorted(strip.onsets, times), len(strip.onsets) - 1)] - times
+    # Outside QRS and T; at a fast rate outside QRS alone, or nothing would be left.
     quiet = (since > 0.3) & (until > 0.02) if np.median(np.diff(strip.onsets)) > 0.5 else since > 0.12
     best = (0.0, 0.0)
     for hertz in np.arange(4, 10, 0.05):

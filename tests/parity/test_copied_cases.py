@@ -1,4 +1,4 @@
-"""A few golden cases stand in tests/golden, so that formulas and nets are held to numbers without the shared folder."""
+"""A few golden cases are copied to tests/golden, to check formulas and networks without the shared folder."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from .golden import PRECISIONS, arrays_of, compare, index
-from .test_ecg_models import TOLERANCE, answer, assert_close
+from .test_ecg_models import TOLERANCE, assert_close, outputs_of
 from .test_losses import LOSSES
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -32,15 +32,15 @@ def test_value_and_gradient_are_those_of_a_copied_case(case, precision):
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["float64", "float32"])
 @pytest.mark.parametrize("name", ["lrhnet", "seresnet18", "cnn1d"])
 def test_logits_are_those_of_a_copied_case(name, dtype):
-    logits, _, _ = answer((name, 2, 4096), dtype)
+    logits, _, _ = outputs_of((name, 2, 4096), dtype)
     assert_close(logits, torch.tensor(NETS[f"{name}_2lead_4096"], dtype=torch.float64), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
-def test_a_copy_says_what_the_shared_case_says(shared, case):
-    (original,) = (each for each in index(shared)["cases"] if each["name"] == case["name"])
-    wanted = arrays_of(shared, original)
+def test_a_copy_equals_the_shared_case(shared, case):
+    (original,) = (entry for entry in index(shared)["cases"] if entry["name"] == case["name"])
+    shared_arrays = arrays_of(shared, original)
     assert {name: array.tolist() for name, array in copied_arrays(case).items()} == {
-        name: array.tolist() for name, array in wanted.items()
+        name: array.tolist() for name, array in shared_arrays.items()
     }
     assert (case["hyper"], case["tolerance"]) == (original["hyper"], original["tolerance"])

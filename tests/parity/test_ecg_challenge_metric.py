@@ -1,4 +1,4 @@
-"""The challenge metric, and all else that the official scorers print, equal their figures, edge rules and all."""
+"""The challenge metric and all other figures equal those of the official scorers, edge cases included."""
 
 import json
 
@@ -22,22 +22,22 @@ def test_every_case_has_every_official_figure(golden, year):
     arrays = np.load(golden / f"challenge_metric_{year}.npz")
     cases = {key.split("/")[0] for key in arrays.files if "/" in key}
     assert len(cases) == 23
-    compared = 0
+    comparisons = 0
     for case in cases:
-        labels, answers, scores = (arrays[f"{case}/{name}"] for name in ("labels", "binary", "scores"))
-        ours = official_figures(labels, answers, scores, year)
-        assert challenge_metric(labels, answers, year) == ours.challenge_metric
+        labels, binary_outputs, scores = (arrays[f"{case}/{name}"] for name in ("labels", "binary", "scores"))
+        figures = official_figures(labels, binary_outputs, scores, year)
+        assert challenge_metric(labels, binary_outputs, year) == figures.challenge_metric
         for key in arrays.files:
             if key.startswith(f"{case}/expected/"):
                 name = key.rsplit("/", 1)[1]
-                figure = getattr(ours, NAMES.get(name, name))
+                figure = getattr(figures, NAMES.get(name, name))
                 np.testing.assert_allclose(figure, arrays[key], rtol=0, atol=1e-9, equal_nan=True, err_msg=key)
-                compared += 1
-    assert compared == 23 * (11 if year == 2020 else 9)
+                comparisons += 1
+    assert comparisons == 23 * (11 if year == 2020 else 9)
 
 
 @YEARS
-def test_classes_stand_in_the_official_order(golden, year):
+def test_classes_are_in_the_official_order(golden, year):
     official = np.load(golden / f"challenge_metric_{year}.npz")["class_codes"].tolist()
     assert [codes.split("|")[0] for codes in official] == list(scored_classes(year).codes)
     equivalent = np.load(golden / "challenge_weights.npz")[f"equivalent_{year}"].tolist()
@@ -50,8 +50,9 @@ def test_whole_output_files_have_the_official_labels_and_figures(golden):
         year = int(case["challenge"])
         labels = np.stack([scored_classes(year).row(record["dx"]) for record in case["records"]])
         assert np.array_equal(labels, np.array(case["expected_labels"]))
-        answers, scores = np.array(case["expected_binary"]), np.array(case["expected_scores"])
-        ours = official_figures(labels, answers, scores, year)
+        binary_outputs, scores = np.array(case["expected_binary"]), np.array(case["expected_scores"])
+        figures = official_figures(labels, binary_outputs, scores, year)
         for name, expected in case["expected"].items():
-            known = np.array(expected, dtype=np.float64)  # None becomes NaN
-            np.testing.assert_allclose(getattr(ours, NAMES.get(name, name)), known, rtol=0, atol=1e-9, err_msg=name)
+            figure = getattr(figures, NAMES.get(name, name))
+            expected_figure = np.array(expected, dtype=np.float64)  # None becomes NaN
+            np.testing.assert_allclose(figure, expected_figure, rtol=0, atol=1e-9, err_msg=name)

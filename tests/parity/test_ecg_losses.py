@@ -1,4 +1,4 @@
-"""What LRH-Net's authors learn by beside multi-level distillation (FitNet, cross-layer, PS-KD), and how they decide."""
+"""The losses of LRH-Net's baselines (FitNet, cross-layer, PS-KD) and its decision rule have the authors' numbers."""
 
 import json
 from functools import cache
@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F  # noqa: N812  # the name in torch's docs
 
 from kdkit import BuildContext, Predictions
 from kdkit.losses import PerLabelPSKD, SemCKD, SoftTargets
@@ -19,26 +19,27 @@ in_both = pytest.mark.parametrize(("precision", "rtol"), PRECISIONS, ids=["fp64"
 
 
 @cache
-def told(shared):
+def golden(shared):
     return json.loads((shared / "golden/ecg/losses.json").read_text())
 
 
 def arrays_of(shared, kind, case, precision):
     with np.load(shared / "golden/ecg/losses.npz", allow_pickle=False) as file:
         prefix = f"{kind}/{case}/"
-        found = {key.removeprefix(prefix): torch.from_numpy(file[key]) for key in file.files if key.startswith(prefix)}
-    return {key: each.to(precision) if each.is_floating_point() else each for key, each in found.items()}
+        keys = [key for key in file.files if key.startswith(prefix)]
+        arrays = {key.removeprefix(prefix): torch.from_numpy(file[key]) for key in keys}
+    return {key: array.to(precision) if array.is_floating_point() else array for key, array in arrays.items()}
 
 
-def agrees(value, expected, gradients, rtol):
+def assert_value_and_gradients(value, expected, gradients, rtol):
     assert value.item() == pytest.approx(expected.item(), rel=rtol)
-    for gradient, wanted in gradients:
-        assert (gradient - wanted).abs().max() <= rtol * wanted.abs().max()
+    for gradient, expected_gradient in gradients:
+        assert (gradient - expected_gradient).abs().max() <= rtol * expected_gradient.abs().max()
 
 
 @in_both
 @pytest.mark.parametrize("case", ["typical", "single_record"])
-def test_fitnet_as_coded_is_soft_targets_between_projected_features(shared, case, precision, rtol):
+def test_the_authors_fitnet_is_soft_targets_between_projected_features(shared, case, precision, rtol):
     arrays = arrays_of(shared, "fitnet", case, precision)
     logits, feature = (arrays[name].requires_grad_() for name in ("student_logits", "student_feature"))
     soft = SoftTargets(temperature=7.0, t_squared=False)
@@ -46,60 +47,64 @@ def test_fitnet_as_coded_is_soft_targets_between_projected_features(shared, case
     loss = 0.3 * hard + 0.35 * soft(feature, arrays["projected_teacher_feature"])
     loss = loss + 0.35 * soft(logits, arrays["teacher_logits"])
     gradients = torch.autograd.grad(loss, [logits, feature])
-    agrees(loss, arrays["loss"], zip(gradients, (arrays["grad_logits"], arrays["grad_feature"]), strict=True), rtol)
+    assert_value_and_gradients(
+        loss, arrays["loss"], zip(gradients, (arrays["grad_logits"], arrays["grad_feature"]), strict=True), rtol
+    )
 
 
 @in_both
 @pytest.mark.parametrize("case", ["small", "reference_like_lengths"])
-def test_cross_layer_distillation_is_the_authors(shared, case, precision, rtol):
+def test_cross_layer_distillation_has_the_authors_value_and_gradients(shared, case, precision, rtol):
     arrays = arrays_of(shared, "semckd", case, precision)
-    ours, theirs = (layers(arrays, f"{side}_feature") for side in ("student", "teacher"))
-    cross = trained(arrays, ours, theirs, precision)
+    student, teacher = (features_of(arrays, f"{side}_feature") for side in ("student", "teacher"))
+    cross = with_authors_weights(arrays, student, teacher, precision)
     logits = arrays["student_logits"].requires_grad_()
-    for each in ours:
-        each.requires_grad_()
-    term = cross(ours, theirs)
+    for feature in student:
+        feature.requires_grad_()
+    term = cross(student, teacher)
     hard = F.binary_cross_entropy_with_logits(logits, arrays["labels"].to(precision))
     loss = hard + SoftTargets(temperature=4.0)(logits, arrays["teacher_logits"]) + 40 * term
     assert term.item() == pytest.approx(arrays["semckd_term"].item(), rel=rtol)
-    torch.testing.assert_close(cross.attend(ours, theirs), arrays["attention"], rtol=rtol * 10, atol=rtol)
-    wanted = [arrays["grad_logits"], *(arrays[f"grad_student_feature{place}"] for place in range(len(ours)))]
-    gradients = torch.autograd.grad(loss, [logits, *ours])
-    agrees(loss, arrays["loss"], zip(gradients, wanted, strict=True), rtol if precision is torch.float64 else 1e-4)
+    torch.testing.assert_close(cross.attend(student, teacher), arrays["attention"], rtol=rtol * 10, atol=rtol)
+    expected = [arrays["grad_logits"], *(arrays[f"grad_student_feature{index}"] for index in range(len(student)))]
+    gradients = torch.autograd.grad(loss, [logits, *student])
+    assert_value_and_gradients(
+        loss, arrays["loss"], zip(gradients, expected, strict=True), rtol if precision is torch.float64 else 1e-4
+    )
 
 
-def layers(arrays, prefix):
-    return tuple(arrays[f"{prefix}{place}"] for place in range(sum(name.startswith(prefix) for name in arrays)))
+def features_of(arrays, prefix):
+    return tuple(arrays[f"{prefix}{index}"] for index in range(sum(name.startswith(prefix) for name in arrays)))
 
 
-def trained(arrays, student, target, precision):
-    """Return the loss with the authors' weights: embeddings of similarities, and a regressor for every pair."""
+def with_authors_weights(arrays, student, target, precision):
+    """Return the loss with the authors' weights: embeddings of similarities, and a regressor per pair of layers."""
     width = len(arrays["state/query_weight0.linear2.bias"])
     loss = SemCKD(batch_size=len(student[0]), width=width)
-    facts = BuildContext(classes=(), task="multilabel", samples=len(student[0]), ids=True)
-    loss.build(tuple(each.shape for each in student), tuple(each.shape for each in target), facts, None)
+    context = BuildContext(classes=(), task="multilabel", samples=len(student[0]), ids=True)
+    shapes = (tuple(feature.shape for feature in features) for features in (student, target))
+    loss.build(*shapes, context, None)
     state = {}
-    for ours, theirs, count in (("queries", "query", len(student)), ("keys", "key", len(target))):
+    for name, author_name, count in (("queries", "query", len(student)), ("keys", "key", len(target))):
         for layer in range(count):
-            for place, linear in ((0, "linear1"), (2, "linear2")):
+            for index, linear in ((0, "linear1"), (2, "linear2")):
                 for kind in ("weight", "bias"):
-                    state[f"{ours}.{layer}.{place}.{kind}"] = arrays[f"state/{theirs}_weight{layer}.{linear}.{kind}"]
+                    key = f"state/{author_name}_weight{layer}.{linear}.{kind}"
+                    state[f"{name}.{layer}.{index}.{kind}"] = arrays[key]
     parts = {"first": 0, "first_norm": 1, "middle": 3, "middle_norm": 4, "last": 6}
-    for place, (one, other) in enumerate((one, other) for one in range(len(student)) for other in range(len(target))):
+    pairs = [(row, column) for row in range(len(student)) for column in range(len(target))]
+    for index, (row, column) in enumerate(pairs):
         for part, number in parts.items():
             for kind in ("weight", "bias"):
-                key = f"state/regressor{one}{other}.regressor.{number}.{kind}"
+                key = f"state/regressor{row}{column}.regressor.{number}.{kind}"
                 if key in arrays:
-                    state[f"projectors.{place}.{part}.{kind}"] = arrays[key]
+                    state[f"projectors.{index}.{part}.{kind}"] = arrays[key]
     loss = loss.to(precision).train()
-    own = loss.state_dict()
-    for place in range(len(loss.projectors)):
-        state[f"projectors.{place}.last.bias"] = torch.zeros_like(
-            own[f"projectors.{place}.last.bias"]
-        )  # theirs has none
-    missing, unexpected = loss.load_state_dict(
-        {key: each.reshape(own[key].shape) for key, each in state.items()}, False
-    )
+    initial = loss.state_dict()
+    for index in range(len(loss.projectors)):  # the authors' last layer has no bias
+        state[f"projectors.{index}.last.bias"] = torch.zeros_like(initial[f"projectors.{index}.last.bias"])
+    reshaped = {key: value.reshape(initial[key].shape) for key, value in state.items()}
+    missing, unexpected = loss.load_state_dict(reshaped, strict=False)
     assert not unexpected
     assert all("running" in key or "num_batches" in key for key in missing)
     return loss
@@ -107,28 +112,28 @@ def trained(arrays, student, target, precision):
 
 @in_both
 @pytest.mark.parametrize("case", ["epoch0_of_5", "epoch1_of_5", "epoch4_of_5", "epoch0_of_90", "epoch45_of_90"])
-def test_ps_kd_mixes_labels_with_the_last_epoch(shared, case, precision, rtol):
-    (entry,) = (each for each in told(shared)["pskd"] if each["case"] == case)
+def test_ps_kd_mixes_labels_with_the_previous_epochs_outputs(shared, case, precision, rtol):
+    (entry,) = (entry for entry in golden(shared)["pskd"] if entry["case"] == case)
     arrays = arrays_of(shared, "pskd", case, precision)
     labels, past = arrays["labels"].to(precision), arrays["previous_probabilities"]
     logits = arrays["student_logits"].requires_grad_()
-    # The notebook's share is multiplied anew each epoch, so it shrinks; its past of the first epoch is the labels.
+    # The notebook multiplies its share in every epoch, so it shrinks. In its first epoch, past outputs are the labels.
     share = entry["alpha_notebook_compounding"] if entry["epoch"] else 0.0
     progress = torch.tensor(1.0, dtype=precision)
     loss = PerLabelPSKD(alpha=share, past="probabilities")(logits, past, labels=labels, progress=progress)
     torch.testing.assert_close((1 - share) * labels + share * past, arrays["soft_targets"], rtol=rtol, atol=rtol)
     (gradient,) = torch.autograd.grad(loss, [logits])
-    agrees(loss, arrays["loss"], [(gradient, arrays["grad_logits"])], rtol)
+    assert_value_and_gradients(loss, arrays["loss"], [(gradient, arrays["grad_logits"])], rtol)
 
 
 def test_the_share_of_the_past_grows_linearly_with_epochs(shared):
-    for entry in told(shared)["pskd"]:
+    for entry in golden(shared)["pskd"]:
         epoch, epochs = entry["epoch"], entry["max_epoch"]
         loss = PerLabelPSKD(alpha=0.8, epochs=epochs, past="probabilities")
-        logits, past, labels = (torch.full((1, 1), each, dtype=torch.float64) for each in (0.0, 1.0, 0.0))
+        logits, past, labels = (torch.full((1, 1), value, dtype=torch.float64) for value in (0.0, 1.0, 0.0))
         logits.requires_grad_()
         value = loss(logits, past, labels=labels, progress=torch.tensor(epoch / epochs, dtype=torch.float64))
-        (gradient,) = torch.autograd.grad(value, [logits])  # sigmoid(0) less the mix of label 0 and past 1
+        (gradient,) = torch.autograd.grad(value, [logits])  # sigmoid(0) - the mix of label 0 and past 1
         assert 0.5 - gradient.item() == pytest.approx(entry["alpha_linear_schedule_own"], rel=1e-6)
 
 
@@ -136,16 +141,16 @@ def test_the_share_of_the_past_grows_linearly_with_epochs(shared):
     "case",
     ["threshold_0.5", "per_class_thresholds", "nothing_over_threshold", "all_over_threshold", "only_normal_labels"],
 )
-def test_a_class_is_given_above_its_threshold_or_where_it_is_the_highest(shared, case):
-    (entry,) = (each for each in told(shared)["decision_rule"]["cases"] if each["case"] == case)
+def test_a_class_is_predicted_above_its_threshold_or_if_it_is_the_highest(shared, case):
+    (entry,) = (entry for entry in golden(shared)["decision_rule"]["cases"] if entry["case"] == case)
     arrays = arrays_of(shared, "decision", case, torch.float64)
-    order = [told(shared)["decision_rule"]["class_order_sorted"].index(code) for code in scored_classes(2020).codes]
+    order = [golden(shared)["decision_rule"]["class_order_sorted"].index(code) for code in scored_classes(2020).codes]
     labels, probabilities, thresholds = (
         arrays[name].numpy()[..., order] for name in ("labels", "probabilities", "thresholds")
     )
     outputs = torch.logit(torch.from_numpy(probabilities)).numpy()
-    said = Predictions(labels=labels, outputs=outputs, classes=scored_classes(2020).names)
+    predictions = Predictions(labels=labels, outputs=outputs, classes=scored_classes(2020).names)
     fixed = FixedThresholds(tuple(torch.logit(torch.from_numpy(thresholds)).tolist()))
-    value = ChallengeMetric(2020, add_highest=True, thresholds_by=fixed).fit(said).compute(said).value
-    # Where saying "normal" of all is as good as the truth, the 2020 scorer gives NaN; that of 2021, like ours, 0
+    value = ChallengeMetric(2020, add_highest=True, thresholds_by=fixed).fit(predictions).compute(predictions).value
+    # If normal for every record scores as much as the truth, the 2020 scorer returns NaN; that of 2021, and kdkit, 0.
     assert value == pytest.approx(entry["metric"] or 0.0, rel=1e-9)

@@ -1,4 +1,4 @@
-"""The ECG nets give the numbers of the authors' code, filled with the same weights."""
+"""The ECG networks have the numbers of the authors' code, for the same weights."""
 
 import json
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ each_dtype = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float64", "
 @every_case
 @each_dtype
 def test_logits_are_those_of_the_reference(shared: Path, case, dtype):
-    logits, _, _ = answer(case, dtype)
+    logits, _, _ = outputs_of(case, dtype)
     expected = arrays(shared)["{}_{}lead_{}/".format(*case) + f"logits_{str(dtype).removeprefix('torch.')}"]
     assert_close(logits, expected, TOLERANCE[dtype])
 
@@ -36,7 +36,7 @@ def test_logits_are_those_of_the_reference(shared: Path, case, dtype):
 @every_case
 @each_dtype
 def test_features_are_those_of_the_reference(shared: Path, case, dtype):
-    _, after, before = answer(case, dtype)
+    _, after, before = outputs_of(case, dtype)
     expected = golden(shared)["models"][case[0]]["{}_{}lead_{}".format(*case)]
     assert_summaries(after, expected["features_post_activation"], TOLERANCE[dtype])
     assert_summaries(before, expected["features_pre_activation"], TOLERANCE[dtype])
@@ -44,7 +44,7 @@ def test_features_are_those_of_the_reference(shared: Path, case, dtype):
 
 @pytest.mark.parametrize("leads", [12, 2])
 @each_dtype
-def test_stored_students_answer_as_recorded(shared: Path, leads, dtype):
+def test_stored_students_have_the_recorded_logits(shared: Path, leads, dtype):
     stored = np.load(shared / "golden" / "ecg" / f"lrhnet_{leads}lead_stored.npz")
     expected = golden(shared)["models"]["lrhnet"][f"stored_{leads}lead"]
     net = LRHNet(leads, preset="paper")
@@ -59,7 +59,7 @@ def test_stored_students_answer_as_recorded(shared: Path, leads, dtype):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("leads", [12, 2])
-def test_weights_stand_in_the_order_of_the_reference(shared: Path, name, leads):
+def test_weights_are_in_the_order_of_the_reference(shared: Path, name, leads):
     expected = golden(shared)["models"][name]
     state = filled(build(name, leads), number=11).state_dict()
     order = expected[f"state_dict_{leads}lead"]
@@ -76,7 +76,7 @@ def test_weights_stand_in_the_order_of_the_reference(shared: Path, name, leads):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("leads", [12, 6, 3, 2])
-def test_parameters_and_operations_are_counted_alike(shared: Path, name, leads):
+def test_parameters_and_operations_are_those_of_the_reference(shared: Path, name, leads):
     expected = golden(shared)["models"][name]["leads"][str(leads)]
     with torch.device("meta"):
         net = build(name, leads)
@@ -87,14 +87,14 @@ def test_parameters_and_operations_are_counted_alike(shared: Path, name, leads):
 
 
 @pytest.mark.parametrize("name", ["lrhnet", "seresnet18"])
-def test_every_length_works_that_the_reference_takes_and_those_it_does_not(shared: Path, name):
+def test_all_lengths_work_including_those_the_reference_refuses(shared: Path, name):
     net = build(name, 2)
     for length, _ in golden(shared)["models"][name]["length_works"]:
         with torch.inference_mode():
             assert net(torch.zeros(1, 2, length), torch.zeros(1, 5)).isfinite().all()
 
 
-def test_baseline_pools_the_first_pair_wherever_the_reference_works(shared: Path):
+def test_the_baseline_pools_the_first_pair_for_all_lengths_of_the_reference(shared: Path):
     net = build("cnn1d", 2)
     shortest, longest = golden(shared)["models"]["cnn1d"]["length_works_range"]
     for length in (shortest, 3000, longest):
@@ -106,15 +106,15 @@ def test_baseline_pools_the_first_pair_wherever_the_reference_works(shared: Path
 
 
 @each_dtype
-def test_five_steps_of_distillation_move_the_student_as_recorded(
+def test_five_steps_of_distillation_have_the_recorded_losses_gradients_and_weights(
     shared: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ):
-    # The reference ran with plain kernels in float32: one ReLU of the first step stands within rounding of zero, and
-    # oneDNN's kernels put it on the other side, after which steps drift apart by up to 3e-3.
+    # The reference ran with plain kernels in float32. One ReLU input of the first step is within rounding of zero, and
+    # has the other sign with oneDNN's kernels, after which the steps differ by up to 3e-3.
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", dtype is torch.float64)
     recorded = golden(shared)["train_steps"]
     net = filled(LRHNet(2, preset="paper"), number=12).to(dtype)
-    keys = ours(shared, net)
+    keys = names_by_reference(shared, net)
     later = 1e-7 if dtype is torch.float64 else 1e-3
     for number, (step, expected) in enumerate(zip(steps(shared, net), recorded["steps"], strict=True)):
         tolerance = later if number or dtype is torch.float64 else 1e-4
@@ -128,7 +128,7 @@ def test_five_steps_of_distillation_move_the_student_as_recorded(
         assert_summary(net.state_dict()[keys[name]], value, later)
 
 
-def test_five_steps_keep_the_recorded_losses_on_the_fastest_float32_kernels(shared: Path):
+def test_five_steps_with_the_fastest_float32_kernels_have_the_recorded_losses(shared: Path):
     net = filled(LRHNet(2, preset="paper"), number=12)
     for number, (step, expected) in enumerate(
         zip(steps(shared, net), golden(shared)["train_steps"]["steps"], strict=True)
@@ -137,20 +137,20 @@ def test_five_steps_keep_the_recorded_losses_on_the_fastest_float32_kernels(shar
             assert_close(value, expected[name], 1e-3 if number else 1e-4)
 
 
-def test_first_training_logits_are_those_recorded(shared: Path):
+def test_the_first_training_logits_are_the_recorded_ones(shared: Path):
     net = filled(LRHNet(2, preset="paper"), number=12).double().train()
     logits = net(inputs(4, 2, 512, number=12).double(), torch.tensor(PERSONS).double())
     assert_close(logits, arrays(shared)["train_step/logits_step0"], 1e-8)
 
 
-def ours(shared: Path, net: nn.Module) -> dict[str, str]:
-    """Our name of each of the reference's tensors in a 2-lead student."""
+def names_by_reference(shared: Path, net: nn.Module) -> dict[str, str]:
+    """Return the name in kdkit of each of the reference's tensors in a 2-lead student."""
     names = [key for key, _, _ in golden(shared)["models"]["lrhnet"]["state_dict_2lead"]]
     return dict(zip(names, net.state_dict(), strict=True))
 
 
 def steps(shared: Path, net: nn.Module) -> Iterator[dict[str, dict[str, Tensor]]]:
-    """Train as recorded, in the net's own type, and yield the loss's terms and the gradients' norms of each step."""
+    """Train as recorded, in the dtype of the network, and yield the terms and the gradient norms of each step."""
     dtype = next(net.parameters()).dtype
     batch = inputs(4, 2, 512, number=12).to(dtype), torch.tensor(PERSONS).to(dtype)
     labels, teacher = (torch.from_numpy(arrays(shared)[f"train_step/{key}"]) for key in ("labels", "teacher_logits"))
@@ -164,7 +164,7 @@ def steps(shared: Path, net: nn.Module) -> Iterator[dict[str, dict[str, Tensor]]
 
 
 def distillation(logits: Tensor, labels: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-    """The authors' vanilla distillation, at T = 7 and without its square."""
+    """Return the terms of the authors' vanilla distillation, at T = 7 and without its square."""
     bce = binary_cross_entropy_with_logits(logits, labels)
     kl = kl_div((logits / 7).log_softmax(1), (teacher / 7).softmax(1), reduction="batchmean")
     return {"bce": bce, "kl": kl, "loss": 0.3 * bce + 0.7 * kl}
@@ -182,7 +182,7 @@ def arrays(shared: Path) -> dict[str, np.ndarray]:
 
 
 @cache
-def answer(case: tuple[str, int, int], dtype: torch.dtype) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def outputs_of(case: tuple[str, int, int], dtype: torch.dtype) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     name, leads, length = case
     net = filled(build(name, leads), number=11)
     return tapped(net, name, inputs(2, leads, length, number=11), torch.tensor(PERSONS[:2]), dtype)
@@ -196,7 +196,7 @@ def build(name: str, leads: int) -> nn.Module:
 
 
 def tapped(net: Any, name: str, signal: Tensor, person: Tensor, dtype: torch.dtype) -> tuple[Tensor, list, list]:
-    """Return the logits, the features after the activations, and the same before them, where they have any."""
+    """Return the logits, the features after the activations, and those before them (the same if there is no ReLU)."""
     net.to(dtype).eval()
     if name == "lrhnet":
         after = [net.stem, net.block1, net.block2, net.block3, net.pool]
@@ -204,26 +204,28 @@ def tapped(net: Any, name: str, signal: Tensor, person: Tensor, dtype: torch.dty
     elif name == "seresnet18":
         groups = [net.group1, net.group2, net.group3, net.group4]
         after = [net.stem, net.max_pool, *groups, net.pool]
-        before = {place: group.block2 for place, group in enumerate(groups, 2)}
+        before = {index: group.block2 for index, group in enumerate(groups, 2)}
     else:
         after = [net.stage1, net.stage2, net.stage3, net.stage4, net.pool]
         before = dict(enumerate(after[:4]))
-    outputs, given = {}, {}
-    for place, module in enumerate(after):
-        module.register_forward_hook(lambda _, args, output, place=place: outputs.update({place: output}))
-    for place, module in before.items():
-        module.activation.register_forward_hook(lambda _, args, output, place=place: given.update({place: args[0]}))
-    if name == "cnn1d":
-        place = len(after)
-        net.classifier.register_forward_hook(lambda _, args, output: outputs.update({place: args[0]}))
+    outputs, pre_activations = {}, {}
+    for index, module in enumerate(after):
+        module.register_forward_hook(lambda _, args, output, index=index: outputs.update({index: output}))
+    for index, module in before.items():
+        module.activation.register_forward_hook(
+            lambda _, args, output, index=index: pre_activations.update({index: args[0]})
+        )
+    if name == "cnn1d":  # the reference lists the classifier's input as the last feature
+        last = len(after)
+        net.classifier.register_forward_hook(lambda _, args, output: outputs.update({last: args[0]}))
     with torch.inference_mode():
         logits = net(signal.to(dtype), person.to(dtype))
-    features = [outputs[place] for place in sorted(outputs)]
-    return logits, features, [given.get(place, feature) for place, feature in enumerate(features)]
+    features = [outputs[index] for index in sorted(outputs)]
+    return logits, features, [pre_activations.get(index, feature) for index, feature in enumerate(features)]
 
 
 def multiply_adds(net: nn.Module, leads: int, length: int) -> int:
-    """Multiply-adds of convolutions and linear layers for one record, biases left out."""
+    """Return the multiply-adds of convolutions and linear layers for one record, without biases."""
     counts = []
 
     def count(module: Any, _: Any, output: Tensor) -> None:
@@ -238,17 +240,19 @@ def multiply_adds(net: nn.Module, leads: int, length: int) -> int:
 
 
 def filled(net: nn.Module, number: int) -> nn.Module:
-    """Give every weight the value that the golden formula has for its place in the state dict."""
+    """Set every weight by the golden formula of its index in the state dict."""
     state = net.state_dict()
-    net.load_state_dict({key: torch.from_numpy(value(key, n, state[key], number)) for n, key in enumerate(state)})
+    values = {key: filled_value(key, index, state[key], number) for index, key in enumerate(state)}
+    net.load_state_dict({key: torch.from_numpy(array) for key, array in values.items()})
     return net
 
 
-def value(key: str, n: int, tensor: Tensor, number: int) -> np.ndarray:
+def filled_value(key: str, index: int, tensor: Tensor, number: int) -> np.ndarray:
+    """Return the value of one tensor; number: the seed of the golden formula."""
     kind = key.rpartition(".")[2]
     if kind == "num_batches_tracked":
         return np.array(100)
-    v = noise(n, tensor.numel(), number).reshape(tensor.shape)
+    v = noise(index, tensor.numel(), number).reshape(tensor.shape)
     if kind == "weight" and tensor.ndim > 1:
         v = v * np.sqrt(6 / tensor[0].numel())
     else:
@@ -257,12 +261,14 @@ def value(key: str, n: int, tensor: Tensor, number: int) -> np.ndarray:
 
 
 def noise(n: int, size: int, number: int) -> np.ndarray:
+    """Return reproducible numbers from -1 to 1, by integer arithmetic that is exact on every machine."""
     j = np.arange(size, dtype=np.int64)
     q = (1234567891 * (j * j % PRIME) + 987654321 * j + 1000000007 * (n + 1) + 1618033989 * number) % PRIME
     return 2 * q / PRIME - 1
 
 
 def inputs(batch: int, leads: int, length: int, number: int) -> Tensor:
+    """Return a signal (batch, leads, length): two sines and noise, as in the reference's script."""
     b, c = np.arange(batch)[:, None, None], np.arange(leads)[None, :, None]
     t = np.arange(length)
     slow = 0.8 * np.sin(2 * np.pi * (1.1 + 0.13 * c + 0.07 * b) * t / 257 + 0.4 * c)
@@ -280,14 +286,14 @@ def assert_summary(tensor: Tensor, expected: dict[str, Any], tolerance: float) -
     exact = tensor.double()
     flat = exact.flatten()
     assert list(tensor.shape) == expected["shape"]
-    mine = [exact.mean(), exact.std(correction=0), exact.min(), exact.max(), exact.norm()]
-    assert_close(torch.stack(mine), [expected[key] for key in ("mean", "std", "min", "max", "l2")], tolerance)
-    places = [i * (len(flat) - 1) // 15 for i in range(16)]
-    assert_close(flat[places], expected["samples"], tolerance)
+    statistics = [exact.mean(), exact.std(correction=0), exact.min(), exact.max(), exact.norm()]
+    assert_close(torch.stack(statistics), [expected[key] for key in ("mean", "std", "min", "max", "l2")], tolerance)
+    indices = [i * (len(flat) - 1) // 15 for i in range(16)]
+    assert_close(flat[indices], expected["samples"], tolerance)
 
 
-def assert_close(mine: Tensor, expected: Any, tolerance: float) -> None:
-    """Within a tolerance relative to 1 + |value|."""
+def assert_close(tensor: Tensor, expected: Any, tolerance: float) -> None:
+    """Assert that errors are within a tolerance relative to 1 + |value|."""
     expected = np.asarray(expected, dtype=np.float64)
-    error = np.abs(mine.detach().double().numpy() - expected) / (1 + np.abs(expected))
+    error = np.abs(tensor.detach().double().numpy() - expected) / (1 + np.abs(expected))
     assert error.max() <= tolerance

@@ -1,4 +1,4 @@
-"""Augmentations are pure functions of (signal, rate, generator), and each changes what it says."""
+"""Augmentations are pure functions of (signal, rate, generator), and each has the effect that its docstring states."""
 
 from dataclasses import dataclass
 
@@ -37,95 +37,99 @@ EVERY = [
 
 @pytest.fixture(scope="module")
 def signal():
-    """A simulated record in mV, which no augmentation may write to."""
-    made = Simulator(seed=0, rate=RATE, length=2500, difficulty=0.2).record(3).signal.astype(np.float32)
-    made.flags.writeable = False
-    return made
+    """A simulated record in mV, read-only: an augmentation that writes to its input fails."""
+    record = Simulator(seed=0, rate=RATE, length=2500, difficulty=0.2).record(3).signal.astype(np.float32)
+    record.flags.writeable = False
+    return record
 
 
-def changed(augmentation, signal, seed=0, rate=RATE):
+def augmented(augmentation, signal, seed=0, rate=RATE):
     return augmentation(signal, rate, np.random.default_rng(seed))
 
 
-@pytest.mark.parametrize("augmentation", EVERY, ids=lambda each: type(each).__name__)
-def test_the_same_generator_makes_the_same_bits_and_another_other_ones(augmentation, signal):
-    first, again = (changed(augmentation, signal, seed=1) for _ in range(2))
+@pytest.mark.parametrize("augmentation", EVERY, ids=lambda augmentation: type(augmentation).__name__)
+def test_a_signal_depends_on_the_generator_alone(augmentation, signal):
+    first, second = (augmented(augmentation, signal, seed=1) for _ in range(2))
     assert first.shape == signal.shape
     assert first.dtype == np.float32
     assert np.isfinite(first).all()
-    assert first.tobytes() == again.tobytes() != changed(augmentation, signal, seed=2).tobytes()
+    assert first.tobytes() == second.tobytes() != augmented(augmentation, signal, seed=2).tobytes()
 
 
-@pytest.mark.parametrize("augmentation", EVERY, ids=lambda each: type(each).__name__)
-def test_a_signal_in_mv_stays_one(augmentation, signal):
+@pytest.mark.parametrize("augmentation", EVERY, ids=lambda augmentation: type(augmentation).__name__)
+def test_a_signal_in_mv_stays_in_the_range_of_ecgs(augmentation, signal):
     for seed in range(20):
-        ours = changed(augmentation, signal, seed)
-        assert np.abs(ours).max() < 1.5 * np.abs(signal).max() + 1
-        assert np.abs(ours - signal).mean() < np.abs(signal).mean() + 0.5
+        output = augmented(augmentation, signal, seed)
+        assert np.abs(output).max() < 1.5 * np.abs(signal).max() + 1
+        assert np.abs(output - signal).mean() < np.abs(signal).mean() + 0.5
 
 
-@pytest.mark.parametrize("augmentation", EVERY, ids=lambda each: type(each).__name__)
-def test_its_repr_tells_all_that_it_does(augmentation, signal):
-    again = eval(repr(augmentation))
-    assert again == augmentation
-    assert changed(again, signal).tobytes() == changed(augmentation, signal).tobytes()
+@pytest.mark.parametrize("augmentation", EVERY, ids=lambda augmentation: type(augmentation).__name__)
+def test_the_repr_makes_the_same_augmentation_again(augmentation, signal):
+    rebuilt = eval(repr(augmentation))
+    assert rebuilt == augmentation
+    assert augmented(rebuilt, signal).tobytes() == augmented(augmentation, signal).tobytes()
 
 
 @pytest.mark.parametrize("augmentation", [BaselineWander(), PowerLine(), Scaling(), TimeWarp(), CutOut()])
-def test_what_leads_have_to_do_with_each_other_stays(augmentation, signal):
-    ours = changed(augmentation, signal).astype(float)
-    assert np.allclose(ours[2], ours[1] - ours[0], atol=1e-5)
-    assert np.allclose(ours[3], -(ours[0] + ours[1]) / 2, atol=1e-5)
-    assert np.allclose(ours[5], ours[1] - ours[0] / 2, atol=1e-5)
+def test_leads_keep_einthovens_and_goldbergers_laws(augmentation, signal):
+    output = augmented(augmentation, signal).astype(float)
+    assert np.allclose(output[2], output[1] - output[0], atol=1e-5)
+    assert np.allclose(output[3], -(output[0] + output[1]) / 2, atol=1e-5)
+    assert np.allclose(output[5], output[1] - output[0] / 2, atol=1e-5)
 
 
-def test_leads_fall_off_as_often_as_said_and_never_all(signal):
-    off = np.stack([~changed(LeadDropout(0.3), signal, seed).any(axis=1) for seed in range(400)])
+def test_leads_are_dropped_with_the_given_probability_but_never_all_of_them(signal):
+    off = np.stack([~augmented(LeadDropout(0.3), signal, seed).any(axis=1) for seed in range(400)])
     assert off.mean() == pytest.approx(0.3, abs=0.03)
-    assert not np.stack([~changed(LeadDropout(1.0), signal, seed).any(axis=1) for seed in range(20)]).all(axis=1).any()
-    kept = changed(LeadDropout(0.3), signal)
-    stays = kept.any(axis=1)
-    assert np.array_equal(kept[stays], signal[stays])
+    assert (
+        not np.stack([~augmented(LeadDropout(1.0), signal, seed).any(axis=1) for seed in range(20)]).all(axis=1).any()
+    )
+    dropped = augmented(LeadDropout(0.3), signal)
+    stays = dropped.any(axis=1)
+    assert np.array_equal(dropped[stays], signal[stays])
 
 
 @pytest.mark.parametrize("decibels", [6.0, 20.0])
-def test_noise_has_the_ratio_asked_for_in_each_lead(decibels, signal):
-    noise = changed(GaussianNoise(decibels, decibels), signal) - signal
+def test_white_noise_has_the_given_ratio_in_each_lead(decibels, signal):
+    noise = augmented(GaussianNoise(decibels, decibels), signal) - signal
     ratio = 10 * np.log10(signal.var(axis=1) / noise.var(axis=1))
     assert np.allclose(ratio, decibels, atol=0.5)
-    assert not changed(GaussianNoise(), np.zeros((12, 100), np.float32)).any()
+    assert not augmented(GaussianNoise(), np.zeros((12, 100), np.float32)).any()
 
 
-def test_wander_is_slow_and_of_the_size_asked_for(signal):
-    drifts = [changed(BaselineWander(0.1), signal, seed) - signal for seed in range(50)]
+def test_wander_is_slow_and_has_the_given_size(signal):
+    drifts = [augmented(BaselineWander(0.1), signal, seed) - signal for seed in range(50)]
     spectrum = np.mean([np.abs(np.fft.rfft(drift * np.hanning(2500), axis=1)) ** 2 for drift in drifts], axis=(0, 1))
     assert spectrum[: int(1.0 * 10)].sum() > 0.999 * spectrum.sum()  # below 1 Hz: 10 s make bins of 0.1 Hz
     assert 0.03 < np.sqrt(np.mean(np.square(drifts))) < 0.12
 
 
-def test_the_hum_is_at_the_mains_frequency(signal):
-    hum = changed(PowerLine(hertz=(50.0,)), signal) - signal
+def test_a_hum_has_the_frequency_of_the_mains(signal):
+    hum = augmented(PowerLine(hertz=(50.0,)), signal) - signal
     assert (np.abs(np.fft.rfft(hum, axis=1)).argmax(axis=1) == 500).all()
-    with pytest.raises(RecipeError, match="a hum of 60 Hz does not show at 100 Hz"):
-        changed(PowerLine(), signal, rate=100.0)
+    with pytest.raises(RecipeError, match="a hum of 60 Hz cannot be sampled at 100 Hz"):
+        augmented(PowerLine(), signal, rate=100.0)
 
 
-def test_a_gain_is_one_factor_for_all_leads(signal):
-    factors = [float(changed(Scaling(0.5, 2.0), signal, seed)[1, 7] / signal[1, 7]) for seed in range(200)]
+def test_scaling_uses_one_factor_for_all_leads(signal):
+    # Lead II, at a sample that is not zero.
+    factors = [float(augmented(Scaling(0.5, 2.0), signal, seed)[1, 7] / signal[1, 7]) for seed in range(200)]
     assert 0.5 <= min(factors) < 0.6
     assert 1.7 < max(factors) <= 2
     assert np.mean(np.array(factors) > 1) == pytest.approx(0.5, abs=0.1)
-    ours = changed(Scaling(0.5, 2.0), signal, seed=0)
-    assert np.allclose(ours, factors[0] * signal, rtol=1e-4, atol=1e-6)
+    output = augmented(Scaling(0.5, 2.0), signal, seed=0)
+    assert np.allclose(output, factors[0] * signal, rtol=1e-4, atol=1e-6)
 
 
-def test_a_warp_moves_beats_by_its_share_and_keeps_their_height_and_the_ends(signal):
+def test_a_warp_moves_beats_by_at_most_its_share_and_keeps_their_height_and_the_ends(signal):
     times = np.arange(2500) / RATE
     pulses = np.exp(-0.5 * ((times[:, None] - np.arange(1, 10)) / 0.03) ** 2).sum(axis=1)
     train = np.tile(pulses, (12, 1)).astype(np.float32)
     moved = []
     for seed in range(20):
-        warped = changed(TimeWarp(0.1), train, seed)[0]
+        warped = augmented(TimeWarp(0.1), train, seed)[0]
+        # Local maxima above half the height of a pulse.
         peaks = np.flatnonzero((warped[1:-1] > warped[:-2]) & (warped[1:-1] >= warped[2:]) & (warped[1:-1] > 0.5)) + 1
         assert len(peaks) == 9
         assert warped[peaks].min() > 0.97
@@ -134,62 +138,64 @@ def test_a_warp_moves_beats_by_its_share_and_keeps_their_height_and_the_ends(sig
     assert 0.02 < max(moved) < 0.21
 
 
-def test_a_warp_of_next_to_nothing_leaves_the_signal(signal):
-    assert np.allclose(changed(TimeWarp(1e-7), signal), signal, atol=1e-3)
+def test_a_warp_by_a_tiny_share_keeps_the_signal(signal):
+    assert np.allclose(augmented(TimeWarp(1e-7), signal), signal, atol=1e-3)
 
 
-def test_a_stretch_is_cut_out_of_all_leads_at_once(signal):
-    ours = changed(CutOut(1.0), signal + np.float32(10))
-    gone = ~ours.any(axis=0)
-    assert 0 < gone.sum() <= RATE
-    assert np.ptp(np.flatnonzero(gone)) == gone.sum() - 1
-    assert (ours[:, ~gone] == signal[:, ~gone] + np.float32(10)).all()
+def test_cut_out_sets_one_stretch_to_zero_in_all_leads(signal):
+    # An offset of 10 mV, so that no sample of the signal itself is 0.
+    output = augmented(CutOut(1.0), signal + np.float32(10))
+    cut = ~output.any(axis=0)
+    assert 0 < cut.sum() <= RATE
+    assert np.ptp(np.flatnonzero(cut)) == cut.sum() - 1
+    assert (output[:, ~cut] == signal[:, ~cut] + np.float32(10)).all()
 
 
-def test_sometimes_is_as_often_as_said(signal):
-    same = [changed(Sometimes(Scaling(), 0.25), signal, seed) is signal for seed in range(400)]
+def test_sometimes_applies_an_augmentation_with_the_given_probability(signal):
+    same = [augmented(Sometimes(Scaling(), 0.25), signal, seed) is signal for seed in range(400)]
     assert np.mean(same) == pytest.approx(0.75, abs=0.06)
 
 
-def test_mixup_keeps_the_larger_share():
+def test_mixup_gives_the_sample_itself_the_larger_share():
     shares = [Mixup(0.4).share(np.random.default_rng(seed)) for seed in range(300)]
     assert 0.5 <= min(shares) < 0.6
     assert max(shares) > 0.999
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
-        (lambda: LeadDropout(1.5), "a share from 0 to 1, not 1.5"),
-        (lambda: GaussianNoise(30, 10), "between low and high, not 30 and 10"),
-        (lambda: Scaling(-1, 1), "a factor is above 0"),
-        (lambda: TimeWarp(0.6), "TimeWarp takes 0 < share < 0.5"),
+        (lambda: LeadDropout(1.5), "expected probability between 0 and 1; got 1.5"),
+        (lambda: GaussianNoise(30, 10), "expected low <= high for the signal-to-noise ratio in dB; got 30 and 10"),
+        (lambda: Scaling(-1, 1), "expected low above 0; got -1"),
+        (lambda: TimeWarp(0.6), "expected 0 < share < 0.5 and at least two knots for TimeWarp; got 0.6"),
         (lambda: PowerLine(hertz=()), "frequencies of mains"),
-        (lambda: CutOut(0), "above 0, not 0"),
-        (lambda: Mixup(0), "above 0, not 0"),
-        (lambda: Sometimes(CutOut(), -0.1), "a share from 0 to 1"),
-        (lambda: check_augmentations([CutOut()], 10), "augment is a tuple"),
+        (lambda: CutOut(0), "expected seconds above 0; got 0"),
+        (lambda: Mixup(0), "expected alpha above 0; got 0"),
+        (lambda: Sometimes(CutOut(), -0.1), "expected probability between 0 and 1; got -0.1"),
+        (lambda: check_augmentations([CutOut()], 10), "expected a tuple for augment"),
         (lambda: check_augmentations((CutOut,), 10), "pass an object"),
-        (lambda: check_augmentations((3,), 10), "3 is no augmentation"),
+        (lambda: check_augmentations((3,), 10), "3 is not an augmentation"),
         (lambda: check_augmentations((Mixup(), CutOut()), 10), "put it last"),
-        (lambda: check_augmentations((lambda signal, rate, generator: signal,), 10), "does not tell what it does"),
+        (lambda: check_augmentations((lambda signal, rate, generator: signal,), 10), "does not show its options"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(make, said):
-    with pytest.raises(RecipeError, match=said):
+def test_invalid_options_are_refused(make, message):
+    with pytest.raises(RecipeError, match=message):
         make()
 
 
-@pytest.mark.parametrize("augmentation", [*EVERY, Mixup()], ids=lambda each: type(each).__name__)
-def test_what_teachers_answer_about_signals_that_it_changed_can_be_recorded(augmentation):
-    changed, plain = (
+@pytest.mark.parametrize("augmentation", [*EVERY, Mixup()], ids=lambda augmentation: type(augmentation).__name__)
+def test_the_cache_key_depends_on_the_augmentation(augmentation):
+    with_augmentation, plain = (
         facts_of_data(Synthetic(train=2, validation=1, test=1, length=200, draws=2, augment=augment))
         for augment in ((augmentation,), ())
     )
-    assert changed["augment"] != plain["augment"]
+    assert with_augmentation["augment"] != plain["augment"]
 
 
-def test_answers_about_signals_that_an_augmentation_of_other_code_changed_are_kept_apart():
+def test_the_cache_key_depends_on_the_code_of_a_user_defined_augmentation():
+    # The same class name and repr, but another factor inside the code.
     source = "@dataclass(frozen=True)\nclass Louder:\n    def __call__(self, signal, rate, generator):\n"
 
     def facts(factor):

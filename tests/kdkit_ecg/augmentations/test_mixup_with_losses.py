@@ -1,4 +1,4 @@
-"""Mixed labels reach the losses that can take them, and the check refuses those that cannot."""
+"""Losses per label accept mixed labels, and the check refuses losses for one class per sample."""
 
 import math
 
@@ -24,6 +24,6 @@ def test_losses_for_one_class_per_sample_are_refused(loss):
 
 
 @pytest.mark.parametrize("loss", [PerLabelDKD(), PerLabelSoftTargets()])
-def test_losses_per_label_learn_from_mixed_labels(loss):
+def test_losses_per_label_train_on_mixed_labels(loss):
     (epochs,) = run(recipe(loss)).history.values()
     assert all(math.isfinite(value) for value in epochs[0]["terms"].values())

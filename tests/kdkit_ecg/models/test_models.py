@@ -1,4 +1,4 @@
-"""The ECG nets have the sizes of the paper, take any signal, and can be tapped at every stage."""
+"""The ECG networks have the sizes of the paper, accept signals of any length, and can be tapped at every stage."""
 
 import pytest
 import torch
@@ -15,9 +15,9 @@ PARAMETERS = {
     CNN1d: {12: 1_055_300, 6: 993_860, 3: 963_140, 2: 952_900},
     LRHNet: {12: 84_516, 6: 83_748, 4: 83_492, 3: 83_364, 2: 83_236},
 }
-CELLS = [(net, leads, count) for net, row in PARAMETERS.items() for leads, count in row.items()]
+SIZES = [(net, leads, count) for net, row in PARAMETERS.items() for leads, count in row.items()]
 
-each_net = pytest.mark.parametrize("kind", NETS, ids=lambda kind: kind.__name__)
+every_network = pytest.mark.parametrize("kind", NETS, ids=lambda kind: kind.__name__)
 
 
 def narrow(kind, leads=2, classes=3, **options):
@@ -31,8 +31,9 @@ def batch(length, leads=2, size=2):
     return signal, torch.rand(size, 5, generator=generator)
 
 
-@pytest.mark.parametrize(("kind", "leads", "count"), CELLS)
-def test_parameters_are_as_many_as_in_the_table(kind, leads, count):
+@pytest.mark.parametrize(("kind", "leads", "count"), SIZES)
+def test_networks_have_the_papers_number_of_parameters(kind, leads, count):
+    # On the meta device, weights take no memory and no time.
     with torch.device("meta"):
         net = kind(leads)
     assert sum(parameter.numel() for parameter in net.parameters()) == count
@@ -45,8 +46,8 @@ def test_presets_have_the_same_weights(kind, preset):
     assert {key: value.shape for key, value in narrow(kind, preset=preset).state_dict().items()} == keys
 
 
-@each_net
-def test_nets_take_any_length(kind):
+@every_network
+def test_networks_accept_any_length(kind):
     net = narrow(kind).eval()
     with torch.inference_mode():
         for length in [1, 2, 3, 5, 17, 64, 97, 98, 99, *range(100, 1004, 43), 1000, 1001, 1002, 1003]:
@@ -56,21 +57,21 @@ def test_nets_take_any_length(kind):
 
 
 @pytest.mark.parametrize("length", [101, 1003])
-@each_net
-def test_nets_learn_from_odd_lengths(kind, length):
+@every_network
+def test_odd_lengths_have_finite_gradients(kind, length):
     net = narrow(kind)
     net(*batch(length)).square().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in net.parameters())
 
 
 @pytest.mark.parametrize(("length", "halves"), [(100, (50, 25)), (101, (51, 26)), (102, (51, 26)), (103, (52, 26))])
-def test_student_halves_lengths_rounded_up(length, halves):
+def test_the_student_halves_lengths_and_rounds_up(length, halves):
     net = narrow(LRHNet)
     first = net.block2(net.stem(batch(length)[0]))
     assert (first.shape[-1], net.block3(first).shape[-1]) == halves
 
 
-def test_student_sees_the_last_sample_of_an_odd_signal():
+def test_the_last_sample_of_an_odd_signal_affects_the_student():
     net = narrow(LRHNet).eval()
     signal, person = batch(101)
     changed = signal.clone()
@@ -78,7 +79,7 @@ def test_student_sees_the_last_sample_of_an_odd_signal():
     assert not torch.allclose(net(signal, person), net(changed, person))
 
 
-def test_baseline_fills_short_signals_up_with_zeros():
+def test_the_baseline_pads_short_signals_with_zeros():
     net = narrow(CNN1d).eval()
     signal, person = batch(60)
     filled = torch.cat((signal, torch.zeros(2, 2, 38)), dim=-1)
@@ -86,13 +87,13 @@ def test_baseline_fills_short_signals_up_with_zeros():
 
 
 @pytest.mark.parametrize("width", [1, 3, 7, 20])
-@each_net
-def test_nets_take_any_width(kind, width):
+@every_network
+def test_networks_accept_any_width(kind, width):
     net = kind(3, 5, width=width).eval()
     assert net(*batch(120, leads=3)).shape == (2, 5)
 
 
-@each_net
+@every_network
 def test_gradients_reach_every_parameter(kind):
     net = narrow(kind)
     for module in net.modules():
@@ -103,47 +104,47 @@ def test_gradients_reach_every_parameter(kind):
     assert unreached == []
 
 
-@each_net
-def test_person_moves_the_answer(kind):
+@every_network
+def test_the_person_affects_the_logits(kind):
     net = narrow(kind).eval()
     signal, person = batch(200)
     assert not torch.allclose(net(signal, person), net(signal, 1 - person))
 
 
-@each_net
-@pytest.mark.parametrize("wrong", [{"leads": 0}, {"leads": -1}, {"classes": 0}, {"width": 0}, {"width": 1.5}])
-def test_impossible_sizes_are_refused_by_name(kind, wrong):
-    (name,) = wrong
-    with pytest.raises(KdkitError, match=f"{name} must be a whole number of at least 1"):
-        kind(**wrong)
+@every_network
+@pytest.mark.parametrize("option", [{"leads": 0}, {"leads": -1}, {"classes": 0}, {"width": 0}, {"width": 1.5}])
+def test_invalid_sizes_are_refused_by_name(kind, option):
+    (name,) = option
+    with pytest.raises(KdkitError, match=f"{name} must be an integer of at least 1"):
+        kind(**option)
 
 
 @pytest.mark.parametrize("kind", [SEResNet, CNN1d])
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan")])
-def test_impossible_dropout_is_refused(kind, dropout):
+def test_an_invalid_dropout_is_refused(kind, dropout):
     with pytest.raises(KdkitError, match="dropout must be at least 0 and below 1"):
         kind(dropout=dropout)
 
 
 @pytest.mark.parametrize("kind", [LRHNet, CNN1d])
-def test_unknown_preset_is_refused_with_the_nearest(kind):
+def test_an_unknown_preset_is_refused_with_the_nearest_name(kind):
     with pytest.raises(KdkitError, match="'papr' is not a preset; did you mean 'paper'"):
         kind(preset="papr")
 
 
-def test_corrected_student_has_the_relu_that_the_paper_preset_leaves_out():
+def test_the_corrected_student_has_the_relu_that_the_paper_preset_leaves_out():
     corrected = narrow(LRHNet).eval()
     paper = narrow(LRHNet, preset="paper").eval()
     paper.load_state_dict(corrected.state_dict())
-    seen = []
+    inputs = []
     for net in (corrected, paper):
-        net.classifier.register_forward_hook(lambda _, args, output: seen.append(args[0]))
+        net.classifier.register_forward_hook(lambda _, args, output: inputs.append(args[0]))
         net(*batch(100))
-    assert seen[1].min() < 0
-    torch.testing.assert_close(seen[0], seen[1].relu(), rtol=0, atol=0)
+    assert inputs[1].min() < 0
+    torch.testing.assert_close(inputs[0], inputs[1].relu(), rtol=0, atol=0)
 
 
-def test_baseline_drops_logits_in_the_paper_preset_only():
+def test_the_baseline_applies_dropout_to_logits_in_the_paper_preset_only():
     signal, person = batch(400, size=64)
     dropped = {
         preset: (narrow(CNN1d, preset=preset).train()(signal, person) == 0).float().mean().item()
@@ -153,13 +154,13 @@ def test_baseline_drops_logits_in_the_paper_preset_only():
     assert dropped["paper"] == pytest.approx(0.6, abs=0.15)
 
 
-@each_net
+@every_network
 def test_no_activation_works_in_place(kind):
     assert not any(module.inplace for module in narrow(kind).modules() if isinstance(module, (nn.ReLU, nn.Dropout)))
 
 
-@each_net
-def test_activations_run_once_each(kind):
+@every_network
+def test_every_activation_runs_exactly_once(kind):
     net = narrow(kind).eval()
     runs = []
     activations = [module for module in net.modules() if isinstance(module, nn.ReLU)]
@@ -183,29 +184,29 @@ STAGES = [
 @pytest.mark.parametrize(("kind", "stages", "shapes"), STAGES)
 def test_every_stage_can_be_tapped_by_name(kind, stages, shapes):
     net = narrow(kind).eval()
-    taken = []
+    shapes_seen = []
     for stage in stages:
-        getattr(net, stage).register_forward_hook(lambda _, __, output: taken.append(tuple(output.shape[1:])))
+        getattr(net, stage).register_forward_hook(lambda _, __, output: shapes_seen.append(tuple(output.shape[1:])))
     net(*batch(200))
-    assert taken == shapes
+    assert shapes_seen == shapes
 
 
 @pytest.mark.parametrize(
     ("kind", "path"),
     [(LRHNet, "block3.activation"), (SEResNet, "group4.block2.activation"), (CNN1d, "stage1.activation")],
 )
-def test_pre_activation_is_what_enters_the_activation(kind, path):
+def test_the_input_of_an_activation_is_the_pre_activation(kind, path):
     net = narrow(kind).eval()
-    taken = []
-    net.get_submodule(path).register_forward_hook(lambda _, args, output: taken.extend((args[0], output)))
+    tensors = []
+    net.get_submodule(path).register_forward_hook(lambda _, args, output: tensors.extend((args[0], output)))
     net(*batch(400))
-    before, after = taken
+    before, after = tensors
     assert before.min() < 0
     assert torch.equal(before.relu(), after)
 
 
-@each_net
-def test_nets_compile_as_one_graph(kind):
+@every_network
+def test_networks_compile_to_one_graph(kind):
     net = narrow(kind).eval()
     compiled = torch.compile(net, backend="eager", fullgraph=True)
     with torch.inference_mode():

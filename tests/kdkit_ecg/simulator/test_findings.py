@@ -1,14 +1,13 @@
-"""Each finding is seen on the samples of the records that have it, and not on those of a healthy heart."""
+"""Each finding meets its criterion in the signals of its records, and in none of a healthy heart."""
 
 import numpy as np
 import pytest
 
 from kdkit_ecg.labels import scored_classes
-from kdkit_ecg.simulator import CONDITIONS, Simulator
+from kdkit_ecg.simulator import FINDINGS, Simulator
 from tests.helpers.ecg_measures import AVF, AVL, II, III, TERRITORIES, V1, V6, I, Strip, bumps, saw_tooth
 
 CLEAR = Simulator(seed=11, rate=500, length=5000, difficulty=0)
-HARD = Simulator(seed=11, rate=500, length=5000, difficulty=1)
 
 
 def regular(strip):
@@ -21,7 +20,7 @@ def upright_p(strip):
 
 def af(strip):
     irregular = np.std(strip.intervals) / np.mean(strip.intervals) > 0.1
-    return irregular and np.ptp(np.diff(strip.intervals)) > 0.2 and strip.alike_before_qrs() < 0.5
+    return irregular and np.ptp(np.diff(strip.intervals)) > 0.2 and strip.p_wave_correlation() < 0.5
 
 
 def afl(strip):
@@ -32,31 +31,34 @@ def afl(strip):
 
 def pacing(strip):
     jump = np.abs(np.diff(strip.signal[V6]))
-    spans = [np.round((strip.onsets[place] + (-0.03, -0.01)) * strip.rate).astype(int) for place in strip.whole]
+    # A spike precedes the QRS by 20 ms.
+    spans = [np.round((strip.onsets[index] + (-0.03, -0.01)) * strip.rate).astype(int) for index in strip.complete]
     return all(jump[start:stop].max() > 0.1 for start, stop in spans) and strip.beat.width > 0.12
 
 
 def pac(strip):
+    # A narrow early beat of the usual shape, a negative P in lead II, and less than a compensatory pause.
     gaps = np.diff(strip.onsets)
     usual = np.median(gaps)
     return any(
-        strip.cut(place).width < 0.12 + 0.06 * (strip.beat.width > 0.11)
-        and np.corrcoef(strip.cut(place).qrs_like(strip.beat), strip.beat.qrs_like(strip.beat))[0, 1] > 0.95
-        and strip.cut(place).span(-0.12, -0.03)[II].min() < -0.03
-        and gaps[place - 1] + gaps[place] < 1.97 * usual
-        for place in strip.early()
+        strip.cut(index).width < 0.12 + 0.06 * (strip.beat.width > 0.11)
+        and np.corrcoef(strip.cut(index).qrs_window_of(strip.beat), strip.beat.qrs_window_of(strip.beat))[0, 1] > 0.95
+        and strip.cut(index).span(-0.12, -0.03)[II].min() < -0.03
+        and gaps[index - 1] + gaps[index] < 1.97 * usual
+        for index in strip.premature()
     )
 
 
 def pvc(strip):
+    # A wide early beat of another shape, no P wave in lead II, and a compensatory pause.
     gaps = np.diff(strip.onsets)
     usual = np.median(gaps)
     return any(
-        strip.cut(place).width >= 0.12
-        and np.corrcoef(strip.cut(place).qrs_like(strip.beat), strip.beat.qrs_like(strip.beat))[0, 1] < 0.95
-        and np.ptp(strip.cut(place).span(-0.1, -0.03)[II]) < 0.05
-        and abs(gaps[place - 1] + gaps[place] - 2 * usual) < 0.08
-        for place in strip.early()
+        strip.cut(index).width >= 0.12
+        and np.corrcoef(strip.cut(index).qrs_window_of(strip.beat), strip.beat.qrs_window_of(strip.beat))[0, 1] < 0.95
+        and np.ptp(strip.cut(index).span(-0.1, -0.03)[II]) < 0.05
+        and abs(gaps[index - 1] + gaps[index] - 2 * usual) < 0.08
+        for index in strip.premature()
     )
 
 
@@ -84,8 +86,7 @@ def lbbb(strip):
 
 
 def nsivcb(strip):
-    spiked = pacing(strip)
-    return strip.beat.width > 0.11 and not (r_s_r(strip) or lbbb(strip) or spiked)
+    return strip.beat.width > 0.11 and not (r_s_r(strip) or lbbb(strip) or pacing(strip))
 
 
 def lanfb(strip):
@@ -114,8 +115,8 @@ def long_qt(strip):
 
 def abnormal_t(strip):
     flat = np.abs(strip.beat.t) < 0.1 * np.ptp(strip.beat.qrs, axis=1)
-    seen = strip.beat.span(strip.beat.edges[1] + 0.03, 0.5)
-    both = (seen.max(axis=1) > 0.04) & (seen.min(axis=1) < -0.04)
+    after_qrs = strip.beat.span(strip.beat.edges[1] + 0.03, 0.5)
+    both = (after_qrs.max(axis=1) > 0.04) & (after_qrs.min(axis=1) < -0.04)
     return flat.sum() >= 8 or both.sum() >= 5
 
 
@@ -123,7 +124,7 @@ def inverted_t(strip):
     return any(np.sum(strip.beat.t[list(leads)] < -0.1) >= 2 for leads in (*TERRITORIES[:2], (7, 8, 9)))
 
 
-# Finding -> how it is recognised, and findings beside which it cannot be measured this way.
+# Finding -> its criterion, and the findings that make this measurement impossible.
 FLUTTERS = {"AF", "AFL"}
 EARLY = {"PAC", "PVC"}
 CRITERIA = {
@@ -154,15 +155,16 @@ CRITERIA = {
 }
 
 
-def strip_of(number, simulator=CLEAR):
-    record = simulator.record(number)
-    return Strip(record.signal, simulator.rate, record.beats.onsets)
+def strip_of(number):
+    record = CLEAR.record(number)
+    return Strip(record.signal, CLEAR.rate, record.beats.onsets)
 
 
-def having(finding, count):
-    beside = CRITERIA[finding][1]
-    findings = ((number, CLEAR.patient(number).findings) for number in range(3000))
-    return [number for number, found in findings if finding in found and beside.isdisjoint(found)][:count]
+def records_with(finding, count):
+    """Return the numbers of the first records with this finding in which it can be measured."""
+    masked_by = CRITERIA[finding][1]
+    patients = ((number, CLEAR.patient(number).findings) for number in range(3000))
+    return [number for number, findings in patients if finding in findings and masked_by.isdisjoint(findings)][:count]
 
 
 @pytest.fixture(scope="module")
@@ -171,18 +173,18 @@ def healthy_strips():
     return [strip_of(number) for number in numbers]
 
 
-def test_every_class_of_2020_has_a_condition_and_a_criterion():
-    assert set(CONDITIONS) == set(scored_classes(2020).names) == set(CRITERIA)
+def test_every_class_of_2020_has_a_function_and_a_criterion():
+    assert set(FINDINGS) == set(scored_classes(2020).names) == set(CRITERIA)
 
 
 @pytest.mark.parametrize("finding", CRITERIA)
-def test_criterion_is_met_where_the_finding_is(finding):
+def test_a_record_with_the_finding_meets_its_criterion(finding):
     criterion = CRITERIA[finding][0]
-    missed = [number for number in having(finding, 6) if not criterion(strip_of(number))]
+    missed = [number for number in records_with(finding, 6) if not criterion(strip_of(number))]
     assert not missed, [(number, sorted(CLEAR.patient(number).findings)) for number in missed]
 
 
 @pytest.mark.parametrize("finding", [name for name in CRITERIA if name != "NSR"])
-def test_criterion_is_not_met_by_healthy_hearts(finding, healthy_strips):
+def test_a_healthy_heart_does_not_meet_the_criterion(finding, healthy_strips):
     assert len(healthy_strips) == 5
     assert not any(CRITERIA[finding][0](strip) for strip in healthy_strips)

@@ -1,15 +1,17 @@
+"""Healthy hearts are within all normal limits, and differ from each other."""
+
 import numpy as np
 import pytest
 
 from kdkit_ecg.simulator.heart_sampler import healthy_heart
-from kdkit_ecg.simulator.randomness import RandomRange
+from kdkit_ecg.simulator.randomness import RangeSampler
 
 
 @pytest.mark.parametrize("difficulty", [0, 0.5, 1])
 def test_a_healthy_heart_is_within_every_normal_limit_at_any_difficulty(difficulty):
-    dice = RandomRange(np.random.default_rng(0), difficulty)
+    sampler = RangeSampler(np.random.default_rng(0), difficulty)
     for _ in range(300):
-        heart = healthy_heart(dice)
+        heart = healthy_heart(sampler)
         assert 60 < heart.rate < 100
         assert heart.swing < 0.12
         assert 0.12 < heart.pr < 0.2
@@ -21,7 +23,7 @@ def test_a_healthy_heart_is_within_every_normal_limit_at_any_difficulty(difficul
         assert heart.atria == "sinus"
 
 
-def test_no_two_healthy_hearts_are_alike():
-    dice = RandomRange(np.random.default_rng(0), 0.5)
-    first, second = healthy_heart(dice), healthy_heart(dice)
+def test_two_healthy_hearts_differ():
+    sampler = RangeSampler(np.random.default_rng(0), 0.5)
+    first, second = healthy_heart(sampler), healthy_heart(sampler)
     assert all(getattr(first, name) != getattr(second, name) for name in ("rate", "pr", "qrs", "qtc", "p", "t"))

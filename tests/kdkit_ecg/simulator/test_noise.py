@@ -1,13 +1,15 @@
+"""Noise grows with the difficulty, and does not depend on the sampling rate otherwise."""
+
 import numpy as np
 import pytest
 
 from kdkit_ecg.simulator.noise import electrode_noise
-from kdkit_ecg.simulator.randomness import RandomRange
+from kdkit_ecg.simulator.randomness import RangeSampler
 
 
 def noise(rate, difficulty, seed=0):
     times = np.arange(int(10 * rate)) / rate
-    return electrode_noise(times, rate, RandomRange(np.random.default_rng(seed), difficulty))
+    return electrode_noise(times, rate, RangeSampler(np.random.default_rng(seed), difficulty))
 
 
 def test_noise_is_on_each_independent_lead_and_grows_with_the_difficulty():
@@ -18,7 +20,8 @@ def test_noise_is_on_each_independent_lead_and_grows_with_the_difficulty():
 
 
 def test_muscle_noise_has_the_same_power_per_hz_at_any_rate():
-    def density(rate):  # between 20 and 45 Hz, beside the mains
+    def density(rate):
+        # Between 20 and 45 Hz, away from the mains.
         power = np.zeros(0)
         for seed in range(20):
             spectrum = np.square(np.abs(np.fft.rfft(noise(rate, 1, seed), axis=1))) / rate**2
@@ -29,7 +32,7 @@ def test_muscle_noise_has_the_same_power_per_hz_at_any_rate():
     assert density(500) == pytest.approx(density(100), rel=0.5)
 
 
-def test_mains_show_only_where_the_rate_lets_them_through():
+def test_the_hum_is_present_only_if_the_rate_can_show_it():
     def peak(rate, hertz):
         loudest = 0.0
         for seed in range(10):
@@ -39,4 +42,4 @@ def test_mains_show_only_where_the_rate_lets_them_through():
 
     assert peak(500, 50) > 5
     assert peak(500, 60) > 5
-    assert peak(100, 40) < 5  # where 60 Hz would fold to
+    assert peak(100, 40) < 5  # the alias of 60 Hz

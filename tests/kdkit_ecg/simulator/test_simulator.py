@@ -1,3 +1,5 @@
+"""Records follow the laws of the leads, and depend on the seed and the id alone."""
+
 import numpy as np
 import pytest
 
@@ -16,13 +18,14 @@ def test_leads_keep_einthovens_and_goldbergers_laws_with_and_without_noise():
             np.testing.assert_allclose(avf, second - first / 2, atol=1e-12)
 
 
-def test_the_same_person_comes_at_any_rate_and_difficulty():
-    other = Simulator(seed=3, rate=257, length=300, difficulty=0)
-    assert all(HARD.patient(number) == other.patient(number) for number in range(50))
+def test_patients_do_not_depend_on_the_rate_and_the_difficulty():
+    easy = Simulator(seed=3, rate=257, length=300, difficulty=0)
+    assert all(HARD.patient(number) == easy.patient(number) for number in range(50))
 
 
 @pytest.mark.parametrize("rate", [257, 500])
-def test_a_rate_only_samples_the_same_heart_more_finely(rate):
+def test_a_higher_rate_samples_the_same_heart_more_finely(rate):
+    # A pacing spike is narrower than a sample at 100 Hz, so paced records differ by more.
     numbers = [number for number in range(100) if "PR" not in HARD.patient(number).findings][:10]
     fine = Simulator(seed=3, rate=rate, length=10 * rate, difficulty=1)
     for number in numbers:
@@ -32,7 +35,7 @@ def test_a_rate_only_samples_the_same_heart_more_finely(rate):
         assert np.abs(slow - sampled)[:, :990].max() < 0.06
 
 
-def test_pacing_spikes_show_at_100_hz():
+def test_pacing_spikes_are_visible_at_100_hz():
     for number in [number for number in range(200) if "PR" in HARD.patient(number).findings][:6]:
         easy = Simulator(seed=3, rate=100, length=1000, difficulty=0).record(number)
         spikes = np.round((easy.beats.onsets - 0.02) * 100).astype(int)
@@ -42,7 +45,7 @@ def test_pacing_spikes_show_at_100_hz():
 
 
 @pytest.mark.parametrize("length", [1, 7, 250, 3000])
-def test_any_length_makes_a_finite_record(length):
+def test_a_record_of_any_length_is_finite(length):
     short = Simulator(seed=3, rate=100, length=length, difficulty=0.5)
     for number in range(40):
         signal = short.record(number).signal
