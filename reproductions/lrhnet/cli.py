@@ -100,7 +100,7 @@ def run(study: Study, given: Mapping[str, Any]) -> frozenset[str]:
     began, trained, count = time.perf_counter(), 0, len(study.trials)
     ready = set()
     for place, outcome in enumerate(study.run(RunOptions(device=given["device"]), jobs=given["jobs"]), 1):
-        trained += outcome.state == "done"
+        trained += outcome.state == "finished"
         spent = time.perf_counter() - began
         left = f", about {spent / trained * (count - place) / 60:.0f} min left" if trained and place < count else ""
         click.echo(f"[{place}/{count}] {line(study, outcome)}{left}")
@@ -117,7 +117,7 @@ def line(study: Study, outcome: TrialResult) -> str:
         kind = "" if isinstance(outcome.error, KdkitError) else f"{type(outcome.error).__name__}: "
         return f"{name} {outcome.state}: {kind}{' '.join(str(outcome.error).splitlines()[:2])}"
     figure = 100 * study.metrics(name)[outcome.trial.options["row"]][CM].value
-    seconds = f" in {outcome.seconds:.0f} s" if outcome.state == "done" else ""
+    seconds = f" in {outcome.seconds:.0f} s" if outcome.state == "finished" else ""
     return f"{name} {outcome.state}{seconds}, challenge metric {figure:.2f}"
 
 
@@ -142,7 +142,7 @@ def list_cells(study: Study, data: Path | None) -> None:
     """Print each cell that is not done, and about how long all take."""
     open_cells = [trial for trial in study.trials if not study.finished(trial.name)]
     for trial in open_cells:
-        click.echo(f"{trial.name}  after {', '.join(trial.needed) or 'nothing'}")
+        click.echo(f"{trial.name}  after {', '.join(trial.dependencies) or 'nothing'}")
     options = study.trials[0].options
     headers = sum(1 for _ in data.rglob("*.hea")) if data else 0
     learned = headers * 3 // 5 if data else SIZES[options["size"]].records  # three of five folds

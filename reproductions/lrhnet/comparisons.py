@@ -35,7 +35,7 @@ def difference(
         return _x100(paired_t_interval(ours, theirs, overlap=overlap(both, shared))), f"{len(both)} runs"
     if not both or score != CM:
         return None
-    said = [study.said(*each[both[0]]) for each in (one, other)]
+    said = [study.predictions(*each[both[0]]) for each in (one, other)]
     return _x100(paired_bootstrap(metric(shared), *said)), f"{len(said[0].test)} records of one run"
 
 

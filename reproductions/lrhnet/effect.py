@@ -64,7 +64,7 @@ def with_patients(effects: Sequence[Effect], study: Study, seeds: Sequence[int],
     """Return the effects with an interval over the test records too, of the mean over seeds."""
 
     def said(row: str, leads: int) -> list[SplitPredictions]:
-        return [study.said(name(row, leads, seed, protocol), row) for seed in seeds]
+        return [study.predictions(name(row, leads, seed, protocol), row) for seed in seeds]
 
     found = []
     for each in effects:

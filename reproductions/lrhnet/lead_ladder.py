@@ -147,5 +147,5 @@ def _diseases(study: Study, places: Mapping[Run, Place]) -> dict[str, float]:
 
 
 def _positives(study: Study, place: Place) -> dict[str, float]:
-    test = study.said(*place).test
+    test = study.predictions(*place).test
     return dict(zip(test.classes, (test.labels > 0.5).sum(0).tolist(), strict=True))

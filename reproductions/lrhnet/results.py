@@ -59,7 +59,7 @@ class Results:
         if figure is None or figure.sd is not None:
             return None if figure is None else (figure.mean, (figure.sd or 0.0,) * 2, "sd over runs")
         (place,) = self._places[row, leads].values()
-        validation, test = self.study.said(*place)
+        validation, test = self.study.predictions(*place)
         interval = BootstrapInterval(metric(self.grid.shared)).fit(validation).compute(test).interval or (0.0, 0.0)
         down, up = (abs(100 * bound - figure.mean) for bound in interval)
         return figure.mean, (down, up), "95 % interval over the test records of one run"

@@ -90,7 +90,7 @@ def run(study: Study, jobs: int) -> None:
     """Run the cells with a line for each. Raises ClickException at the first that fails."""
     began, trained, count = time.perf_counter(), 0, len(study.trials)
     for place, outcome in enumerate(study.run(jobs=jobs), 1):
-        trained += outcome.state == "done"
+        trained += outcome.state == "finished"
         left = (time.perf_counter() - began) / trained * (count - place) / 60 if trained else 0.0
         click.echo(f"[{place}/{count}] {line(study, outcome)}, about {left:.0f} min left")
         if outcome.error is not None:

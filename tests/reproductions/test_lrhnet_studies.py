@@ -46,7 +46,7 @@ def test_every_row_is_trained_and_a_teacher_once(tables):
     told = [line.split()[1] for line in said.splitlines() if line.startswith("[")]
     assert sorted(told) == sorted(["teacher-12-fold0-seed0", *(f"{row}-3-fold0-seed0" for row in (*ROWS, "assistant"))])
     assert told.index("assistant-3-fold0-seed0") < told.index("smlkd-3-fold0-seed0")
-    assert all((folder / name / "cell.json").exists() for name in told)
+    assert all((folder / name / "trial.json").exists() for name in told)
 
 
 def test_a_second_call_trains_nothing_and_tells_the_same(tables):
