@@ -20,7 +20,7 @@ needs_ray = pytest.mark.skipif(
 )
 
 SCRIPT = '''
-"""Trials on a cluster of two machines with a CPU each, which the script starts. First attempts at two trials are lost."""
+"""Trials on a cluster of two machines with a CPU each, which the script starts. First attempts at two are lost."""
 
 import os
 import signal

@@ -33,7 +33,7 @@ def test_an_example_runs(name, kdkit_here, tmp_path):
     table = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert len(table["metrics"]) >= 2
     assert all(metrics for metrics in table["metrics"].values())
-    assert "Scores on" in said.out
+    assert "Metrics on" in said.out
 
 
 @pytest.mark.parametrize("name", TINY)
