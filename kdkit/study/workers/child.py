@@ -23,7 +23,7 @@ def main() -> None:
     jobs: SimpleQueue[bytes] = SimpleQueue()
 
     def receive() -> None:
-        # In a thread of its own, to notice the end of the parent while a job runs: without a parent it must not go on.
+        # In a separate thread, to notice the end of the parent while a job runs, which must then stop too.
         try:
             while True:
                 jobs.put(pickle.load(incoming))

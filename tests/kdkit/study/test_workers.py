@@ -7,6 +7,8 @@ from functools import partial, wraps
 from pathlib import Path
 
 import pytest
+import torch
+from filelock import FileLock
 
 from kdkit import RecipeError, RunOptions, Trial, TrialResult
 from kdkit.engine.run_record import Origin
@@ -14,7 +16,9 @@ from kdkit.errors import CheckError, WorkerError
 from kdkit.plugins.recipe_file import load_file
 from kdkit.study.scheduler import run_trials
 from kdkit.study.workers import InProcess, Job, JobResult
+from kdkit.study.workers.environment import environment_of
 from kdkit.study.workers.pickling import pack_error, pickle_object, unpack_error
+from kdkit.study.workers.remote import StudyLocation, run_remote
 
 FILE = '''
 """A file that belongs to no package."""
@@ -253,3 +257,27 @@ def test_unpacking_an_error_imports_no_file(module, tmp_path):
     forget(tmp_path)
     assert isinstance(unpack_error(packed), WorkerError)
     assert "of_no_package" not in sys.modules
+
+
+def test_a_remote_trial_waits_for_the_lock_of_a_lost_machine_and_fails_if_it_is_not_released(tmp_path, monkeypatch):
+    monkeypatch.setattr("kdkit.study.workers.remote.LOCK_TIMEOUT", 0.1)
+    monkeypatch.chdir(tmp_path)
+    token = tmp_path / "token"
+    token.write_text("random")
+    local = environment_of([], token)
+    location = StudyLocation(import_path=(), working_directory=tmp_path, token=token, files=())
+    with FileLock(tmp_path / ".one.lock"):
+        seconds, error = run_remote("one", b"", location, local, torch.get_num_threads())
+    assert seconds == 0
+    assert error.message == "another process still runs trial 'one'; try again later"
+
+
+def test_a_remote_machine_that_differs_refuses_a_trial(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    token = tmp_path / "token"
+    token.write_text("random")
+    local = {**environment_of([], token), "torch": "0.0"}
+    location = StudyLocation(import_path=(), working_directory=tmp_path, token=token, files=())
+    _seconds, error = run_remote("one", b"", location, local, torch.get_num_threads())
+    assert "has torch" in error.message
+    assert "install the same version" in error.message
