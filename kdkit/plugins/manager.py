@@ -73,7 +73,7 @@ class Plugins:
         for name, plugin in self.manager.list_name_plugin():
             extended.add(plugin, name)
         for plugin in plugins:
-            # The id tells two callbacks of one class apart.
+            # With the id, so that two callbacks of one class have different names.
             extended.add(plugin, f"{type(plugin).__name__}-{id(plugin)}")
         return extended
 

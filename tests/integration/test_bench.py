@@ -30,7 +30,7 @@ def test_benchmarks_are_listed_with_their_descriptions(kdkit_here):
     result = kdkit_here("bench")
     assert result.code == 0
     assert {line.split()[0] for line in result.out.splitlines()} == {path.stem for path in SCRIPTS}
-    assert all(len(line.split()) > 5 for line in result.out.splitlines())
+    assert all(len(line.split()) > 5 for line in result.out.splitlines())  # a name and a sentence
 
 
 def test_a_benchmark_is_run_with_its_arguments_and_its_exit_code_is_returned(checkout, capfd):

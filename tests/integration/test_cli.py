@@ -89,7 +89,7 @@ def assert_refused(result: CommandResult, *words: str) -> None:
         assert word in result.err, f"{word!r} is not in: {result.err}"
 
 
-# Recipe files that cannot be read
+# Recipe files that cannot be read: the text of the file, and words of the error
 
 FILES = {
     "no recipe function": ("x = 1", ["no function recipe()"]),
@@ -141,7 +141,7 @@ FILES |= {
 @pytest.mark.parametrize("case", FILES)
 def test_a_file_without_a_valid_recipe_is_refused(case, command, kdkit_here, write_recipe, tmp_path):
     text, words = FILES[case]
-    path = write_recipe(text, "bad.py", shared=False)
+    path = write_recipe(text, "bad.py", shared=False)  # alone, so that line numbers are those of the text
     before = files_in(tmp_path)
     assert_refused(kdkit_here(command, path), *words)
     assert files_in(tmp_path) == before
@@ -169,7 +169,7 @@ def test_a_path_that_is_not_a_python_file_is_refused(kdkit_here, tmp_path):
     assert_refused(kdkit_here("list", "nowhere.py"), "no such recipe file")
 
 
-# Recipes with problems
+# Recipes with problems: the body of recipe(), and words of the error
 
 EXPERIMENTS = {
     "a tap that never fires": (
@@ -307,7 +307,7 @@ def test_all_problems_are_reported_at_once(kdkit_here, write_recipe):
     assert_refused(result, "3 problems found", "neither trained", "not a part of net 's'", "2 terms are called")
 
 
-# Options that are not valid
+# Options that are not valid: arguments after the file, and words of the error
 
 OPTIONS = {
     "unknown": (["--epoch", "3"], ["--epoch", "--epochs"]),
@@ -330,7 +330,7 @@ OPTIONS = {
     "resuming a folder that does not exist": (["--resume", "--out", "nowhere"], ["nowhere holds no run to go on with"]),
     "two files": (["other.py"], ["unexpected extra argument"]),
 }
-if torch.cuda.is_available():
+if torch.cuda.is_available():  # then "cuda" is a valid device
     del OPTIONS["cuda"]
 
 
@@ -498,6 +498,7 @@ def test_a_file_can_be_read_twice_in_one_process(kdkit_here, write_recipe):
 
 def test_a_value_that_ends_in_py_is_not_mistaken_for_the_file(kdkit_here, write_recipe):
     path = write_recipe("def recipe(script: str = ''): raise RuntimeError(script)", shared=False)
+    # `--script` is not known before the file is read, so the path that exists is taken for the file.
     assert_refused(kdkit_here("run", "--script", "other.py", path), "RuntimeError: other.py")
     assert_refused(kdkit_here("run", path, "--script", "other.py"), "RuntimeError: other.py")
     assert_refused(kdkit_here("run", "--script", "other.py", "nowhere.py"), "no such recipe file")
@@ -535,7 +536,7 @@ def test_a_file_with_the_name_of_another_module_does_not_hide_it(name, write_rec
     path = write_recipe("def recipe(): ...", name, shared=False)
     file = read_recipe_file(path)
     assert file.module.__name__ == f"kdkit_recipe_{path.stem}"
-    assert str(tmp_path) not in sys.path
+    assert str(tmp_path) not in sys.path  # where `import json` would find this file
     if path.stem.isidentifier():
         assert Path(str(importlib.import_module(path.stem).__file__)) != path
 
@@ -680,7 +681,7 @@ def test_python_m_kdkit_runs_the_command_line(kdkit_process, write_recipe):
     assert result.code == 0, result
     assert "no problems found" in result.out
     script = Path(sys.executable).with_name("kdkit")
-    if script.exists():
+    if script.exists():  # if kdkit is installed, and not only on the path
         done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True, env=environment())
         assert done.stdout == kdkit_process("--version").out
 

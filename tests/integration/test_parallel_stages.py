@@ -106,7 +106,7 @@ def test_a_killed_process_is_reported_and_its_stage_can_be_resumed(kdkit_process
     assert "Traceback" not in killed.err
     state = RunFolder(tmp_path / "two" / "run").stage(1, "second").load_state()
     assert state is not None
-    assert len(state["history"]) == 1
+    assert len(state["history"]) == 1  # of the first epoch; the process died in the second
     resumed = kdkit_process(*command, "--resume")
     assert (sequential.code, resumed.code) == (0, 0), resumed.err
     assert read_files(tmp_path / "one" / "run") == read_files(tmp_path / "two" / "run")
@@ -116,7 +116,7 @@ def test_an_invalid_parallel_run_is_refused_before_anything_is_written(kdkit_her
     (tmp_path / "mine.py").write_text(RECIPE)
     wrong_option = kdkit_here("run", "mine.py", "--rate", "fast", "--out", "run", "--jobs", "2")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
-    monkeypatch.setattr("kdkit.engine.distributed.launched", lambda: False)
+    monkeypatch.setattr("kdkit.engine.distributed.launched", lambda: False)  # there are no other processes to join
     under_torchrun = kdkit_here("run", "mine.py", "--out", "run", "--jobs", "2")
     assert (wrong_option.code, under_torchrun.code) == (2, 2)
     assert "leave out --jobs, or torchrun" in under_torchrun.err

@@ -117,7 +117,7 @@ def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_a_finished_trial_is_skipped_and_a_new_one_is_run(tmp_path):
     assert run_states(Study(tmp_path, pair()[:1])) == {"big": "finished"}
-    before = (tmp_path / "big" / "metrics.json").stat().st_mtime_ns
+    before = (tmp_path / "big" / "metrics.json").stat().st_mtime_ns  # a second run would write the file again
     assert run_states(Study(tmp_path, pair())) == {"big": "skipped", "small": "finished"}
     assert (tmp_path / "big" / "metrics.json").stat().st_mtime_ns == before
 
@@ -184,7 +184,7 @@ def test_an_interrupted_trial_fails_if_it_would_be_another_run_now(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         list(Study(tmp_path, pair()[:1]).run(CPU, callbacks=[Interrupt()]))
     changed = Trial(name="big", recipe=recipe, options={"width": 6})
-    (result,) = Study(tmp_path, [changed]).run(CPU)
+    (result,) = Study(tmp_path, [changed]).run(CPU)  # has no trial.json yet, so `kdkit.run` compares it
     assert result.state == "failed"
     assert "differs in its options" in str(result.error)
     assert run_states(Study(tmp_path, pair()[:1])) == {"big": "finished"}
@@ -201,11 +201,13 @@ def test_a_student_of_a_retrained_teacher_fails(tmp_path):
     # In reverse order, so that each folder is empty when it is removed.
     for file in sorted((tmp_path / "big").rglob("*"), reverse=True):
         file.rmdir() if file.is_dir() else file.unlink()
+    # Another seed gives other weights, whose digest is not the one in the student's run.json.
     assert run_states(Study(tmp_path, pair(seed=5))) == {"big": "finished", "small": "failed"}
 
 
 def test_a_recipe_without_a_file_is_compared_by_its_options(tmp_path):
     def trial(width: int) -> Trial:
+        # A partial has no source file, unlike a function.
         return Trial(name="partial", recipe=partial(recipe, width=6), options={"width": width})
 
     assert run_states(Study(tmp_path, [trial(8)])) == {"partial": "finished"}
@@ -269,7 +271,7 @@ def test_a_killed_study_resumes_bit_for_bit(tmp_path):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
+    os.kill(process.pid, signal.SIGKILL)  # in the third of four epochs
     process.wait(30)
     (tmp_path / "wait").unlink()
     assert (tmp_path / "killed" / "big" / "1-net" / "state.pt").exists()

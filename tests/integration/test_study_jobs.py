@@ -160,7 +160,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | Non
 
 def is_alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
+        os.kill(pid, 0)  # sends nothing, but fails if there is no such process
     except ProcessLookupError:
         return False
     return True
@@ -205,7 +205,7 @@ def test_a_failure_in_one_process_stops_no_other_trial(tmp_path, recipes):
     assert "top level of a file" in str(errors["local"])
     pid, threads = (tmp_path / "report").read_text().split()
     assert int(pid) != os.getpid()
-    assert threads == "1"
+    assert threads == "1"  # of OMP_NUM_THREADS in conftest.py
     wait_for(lambda: not is_alive(int(pid)))
 
 
@@ -259,6 +259,7 @@ def test_trials_of_killed_processes_can_be_resumed(tmp_path, recipes, reference)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has signals without a name")
 def test_the_error_after_a_signal_without_a_name_has_its_number(tmp_path, recipes):
+    # A real-time signal, whose default action ends the process.
     results = run_two_and_signal_both(36, tmp_path, recipes)
     assert all("signal 36" in str(result.error) for result in results)
 
@@ -285,6 +286,7 @@ def test_a_recipe_file_with_a_hook_is_a_plugin_in_every_process(tmp_path, script
 @pytest.mark.slow
 def test_a_script_that_runs_its_study_on_import_fails_with_advice(tmp_path):
     script = tmp_path / "unguarded.py"
+    # Each child imports the script to find the recipe, and must not run the study again.
     unguarded = SCRIPT.replace('if __name__ == "__main__":', "if True:").replace("sys.argv[1]", '"study"')
     script.write_text(unguarded.replace("int(sys.argv[2])", "2"))
     done = subprocess.run(

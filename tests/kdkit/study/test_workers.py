@@ -171,7 +171,7 @@ def test_functions_and_classes_of_any_file_can_be_unpickled_in_another_process(m
     data = pickle_object(value, "it")
     assert pickle.loads(data) is value
     forget(tmp_path)
-    reloaded = pickle.loads(data)
+    reloaded = pickle.loads(data)  # imports the file again
     assert reloaded is not value
     assert reloaded.__qualname__ == value.__qualname__
     assert reloaded.__module__ == "of_no_package"
@@ -187,6 +187,7 @@ def test_objects_made_of_such_functions_and_classes_can_be_unpickled_too(module,
 
 
 def test_a_function_of_the_main_script_is_found_by_its_file(module, tmp_path, monkeypatch):
+    # As in the process of `python of_no_package.py`, where the module has the name "__main__" and no spec.
     monkeypatch.setattr(module, "__spec__", None)
     monkeypatch.setitem(sys.modules, "__main__", module)
     monkeypatch.setattr(module.recipe, "__module__", "__main__")
@@ -251,10 +252,11 @@ def test_errors_become_a_worker_error_with_their_message_if_they_cannot_be_recre
     assert str(unpack_error(pack_error(unpicklable))).startswith("ValueError: <function")
 
 
-def test_unpacking_an_error_imports_no_file(module, tmp_path):
-    packed = pack_error(type("Mine", (Exception,), {"__module__": "of_no_package"})("a message"))
-    module.Mine = None
-    forget(tmp_path)
+def test_unpacking_an_error_imports_no_file(module):
+    module.Mine = type("Mine", (Exception,), {"__module__": "of_no_package"})
+    packed = pack_error(module.Mine("a message"))
+    assert packed.pickled
+    sys.modules.pop("of_no_package")  # its folder stays in sys.path, where plain pickle would import it from
     assert isinstance(unpack_error(packed), WorkerError)
     assert "of_no_package" not in sys.modules
 
