@@ -1,4 +1,4 @@
-"""`python -m kdkit` is `kdkit`."""
+"""Run the command line with `python -m kdkit`."""
 
 from kdkit.cli.main import main
 

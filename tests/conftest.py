@@ -1,4 +1,4 @@
-"""Fixtures of every test: the shared folder, a cache of its own, fresh plugins, and the command line."""
+"""Fixtures of all tests: the shared folder, a separate cache, new plugins for each test, and the command line."""
 
 import os
 import signal
@@ -11,67 +11,67 @@ import pytest
 
 from kdkit.cli.main import call
 from kdkit.plugins.manager import installed
-from tests.helpers.command_line import Said, environment
+from tests.helpers.command_line import CommandResult, environment
 
-# Before torch is imported, here or in a process that a test starts: on nets this small threads cost more than they do.
+# Before torch is imported, here and in child processes: on nets this small, threads cost more than they gain.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# What a shell's `&` starts is deaf to Ctrl-C, and so would be the processes that tests stop by it.
+# A shell starts background jobs (`&`) with SIGINT ignored, which child processes inherit. Some tests interrupt theirs.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real records and golden numbers that KDKIT_SHARED names; tests that need it skip without."""
-    named = os.environ.get("KDKIT_SHARED")
-    if not named:
+    """The folder of real records and golden numbers that KDKIT_SHARED names; tests that need it are skipped without."""
+    value = os.environ.get("KDKIT_SHARED")
+    if not value:
         pytest.skip("KDKIT_SHARED does not name the folder of real records and golden numbers")
-    folder = Path(named)
+    folder = Path(value)
     if not folder.is_dir():
-        pytest.fail(f"KDKIT_SHARED names {folder}, which is not there")
+        pytest.fail(f"KDKIT_SHARED names {folder}, which does not exist")
     return folder
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test, and no process that one starts, reads or writes what the user keeps."""
+def _separate_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep tests, and the processes that they start, away from the cache of the user."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
 
 @pytest.fixture(autouse=True)
-def _fresh_plugins() -> Iterator[None]:
-    """A recipe file is a plugin from when it is read, which the next test should not notice."""
+def _new_plugins() -> Iterator[None]:
+    """Forget the recipe files that a test read, since each of them is a plugin of the whole process."""
     installed.cache_clear()
     yield
     installed.cache_clear()
 
 
 @pytest.fixture
-def kdkit_here(capsys, tmp_path, monkeypatch) -> Callable[..., Said]:
-    """Run the command line in this process, in a folder of its own."""
+def kdkit_here(capsys, tmp_path, monkeypatch) -> Callable[..., CommandResult]:
+    """Run the command line in this process, in a new folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
 
-    def run(*args: object) -> Said:
-        code = call([str(each) for each in args])
+    def run(*args: object) -> CommandResult:
+        code = call([str(arg) for arg in args])
         out, err = capsys.readouterr()
-        return Said(code, out, err)
+        return CommandResult(code, out, err)
 
     return run
 
 
 @pytest.fixture
-def kdkit_process(tmp_path) -> Callable[..., Said]:
-    """Run the command line in a process of its own, in a folder of its own."""
+def kdkit_process(tmp_path) -> Callable[..., CommandResult]:
+    """Run the command line in a child process, in a new folder. Keyword arguments are environment variables."""
 
-    def run(*args: object, **env: str) -> Said:
-        command = [sys.executable, "-m", "kdkit", *(str(each) for each in args)]
+    def run(*args: object, **env: str) -> CommandResult:
+        command = [sys.executable, "-m", "kdkit", *(str(arg) for arg in args)]
         done = subprocess.run(
             command, cwd=tmp_path, env=environment(**env), capture_output=True, text=True, timeout=120, check=False
         )
-        return Said(done.returncode, done.stdout, done.stderr)
+        return CommandResult(done.returncode, done.stdout, done.stderr)
 
     return run

@@ -1,4 +1,4 @@
-"""Find the benchmarks of a checkout, say what each measures, and run one."""
+"""Find the benchmarks of a checkout, describe each, and run one."""
 
 import ast
 import subprocess
@@ -12,28 +12,28 @@ ROOT = Path(__file__).parents[2]
 
 
 def benchmarks(root: Path = ROOT) -> dict[str, str]:
-    """Return what each benchmark measures, by name. Raises BenchmarkError outside a checkout."""
+    """Return the description of each benchmark by name. Raises BenchmarkError outside a checkout."""
     folder = root / "benchmarks"
+    # An installed kdkit lies in site-packages, where a folder "benchmarks" would be another package's.
     if not (root / "pyproject.toml").is_file() or not folder.is_dir():
         raise BenchmarkError(
             f"benchmarks are part of a checkout, and kdkit is installed in {root} without them; clone the repository "
             "and install it with `pip install -e .`"
         )
-    return {path.stem: _first_line(path) for path in sorted(folder.glob("*.py"))}
+    descriptions = {}
+    for path in sorted(folder.glob("*.py")):
+        # Parsed and not imported, since a benchmark would run, and some need packages of the extra `bench`.
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        descriptions[path.stem] = docstring.partition("\n\n")[0].replace("\n", " ")
+    return descriptions
 
 
 def bench(name: str, args: Sequence[str], root: Path = ROOT) -> int:
-    """Run a benchmark with these arguments and return its exit code. Raises BenchmarkError for one that is not there.
+    """Run a benchmark with these arguments and return its exit code. Raises BenchmarkError if there is none.
 
-    It runs as a script of its own, as its docstring says, so that nothing that is imported here is in its way.
+    It runs as a script in a new process, so that modules and settings of this one do not affect its times.
     """
-    known = benchmarks(root)
-    if name not in known:
-        raise BenchmarkError(f"there is no benchmark {name!r}; {did_you_mean(name, known)}")
+    names = benchmarks(root)
+    if name not in names:
+        raise BenchmarkError(f"there is no benchmark {name!r}; {did_you_mean(name, names)}")
     return subprocess.run([sys.executable, str(root / "benchmarks" / f"{name}.py"), *args], check=False).returncode
-
-
-def _first_line(path: Path) -> str:
-    """Return the first sentence of a script, without running it."""
-    said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return said.partition("\n\n")[0].replace("\n", " ")

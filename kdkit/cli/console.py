@@ -1,54 +1,48 @@
-"""Tell a person how a run goes: a line an epoch, a bar a stage, and a table of scores at the end."""
+"""Print the progress of a run: a progress bar per stage, a line per epoch, and a table of metrics at the end."""
 
 import math
 import time
+from collections.abc import Iterable
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from kdkit.metrics import MetricResult
-from kdkit.plugins.events import EpochEnded, RunEnded, RunStarted, StageStarted, StepEnded
+from kdkit.plugins.events import EpochEnded, ReportedMetric, RunEnded, RunStarted, StageStarted, StepEnded
 from kdkit.plugins.hooks import hookimpl
 
-
-def console_for_people() -> Console:
-    """Return a console as wide as the terminal; where there is none, wide enough for tables to keep their form."""
-    console = Console(highlight=False, emoji=False)  # a label such as ":x:" shows as it is
-    return console if console.is_terminal else Console(highlight=False, emoji=False, width=120)
-
-
-_PAUSE = 0.2  # seconds between two moves of the bar, which would else cost more than the step of a small net
+# Seconds between two updates of the progress bar. An update at each step would cost more than the step of a small net.
+_BAR_INTERVAL = 0.2
 
 
 class ConsoleCallback:
-    """Writes to a rich console. The bar shows on a terminal only; elsewhere there is a line an epoch."""
+    """Prints to a rich console. The progress bar is shown on a terminal only; a line per epoch is always printed."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._steps, self._moved = 0, 0.0  # steps that the bar does not show yet, and when it was moved last
+        self._pending_steps = 0  # steps that the bar does not show yet
+        self._last_update = 0.0
 
     @hookimpl
     def run_started(self, event: RunStarted) -> None:
-        """Say what is run, and all that a reader of its figures must know."""
+        """Print the recipe, its stages and the notices."""
+        # `escape` because names of recipes, stages and terms may contain square brackets, which are markup to rich.
         self.console.print(
             f"[bold]{escape(event.recipe)}[/bold]: {escape(' -> '.join(event.stages))}  "
             f"(device {escape(event.device)}, seed {event.seed})"
         )
-        for notice in event.notices:
-            self.console.print(f"note: {notice}", style="yellow", markup=False, soft_wrap=True)
+        self._print_notes(event.notices)
 
     @hookimpl
     def stage_started(self, event: StageStarted) -> None:
-        """Begin a bar."""
-        self._stop()
-        going_on = f", going on after epoch {event.epoch}" if event.epoch else ""
-        self.console.print(f"\n[bold]{event.index + 1}. {escape(event.name)}[/bold]: {event.epochs} epochs{going_on}")
-        for notice in event.notices:
-            self.console.print(f"note: {notice}", style="yellow", markup=False, soft_wrap=True)
+        """Print the stage and start its progress bar."""
+        self._stop_bar()
+        resumed = f", resumed after epoch {event.epoch}" if event.epoch else ""
+        self.console.print(f"\n[bold]{event.index + 1}. {escape(event.name)}[/bold]: {event.epochs} epochs{resumed}")
+        self._print_notes(event.notices)
         if self.console.is_terminal:
             self._progress = Progress(
                 TextColumn("   {task.description}"),
@@ -57,7 +51,7 @@ class ConsoleCallback:
                 TimeElapsedColumn(),
                 console=self.console,
                 transient=True,
-                refresh_per_second=1 / _PAUSE,
+                refresh_per_second=1 / _BAR_INTERVAL,
             )
             total = event.batches * (event.epochs - event.epoch)
             self._task = self._progress.add_task("batches", total=total)
@@ -65,75 +59,76 @@ class ConsoleCallback:
 
     @hookimpl
     def step_ended(self, event: StepEnded) -> None:
-        """Move the bar; no figure is read, since that may wait for the device."""
-        self._steps += 1
-        if time.monotonic() - self._moved >= _PAUSE:
-            self._move()
+        """Advance the progress bar. Reads no term, since that would wait for the device."""
+        self._pending_steps += 1
+        if time.monotonic() - self._last_update >= _BAR_INTERVAL:
+            self._update_bar()
 
     @hookimpl
     def epoch_ended(self, event: EpochEnded) -> None:
-        """Write a line."""
-        self._move()
-        terms = "  ".join(f"{escape(label)} {_figure(value)}" for label, value in event.terms.items())
+        """Print the terms and the monitored metric; a star marks the best epoch so far."""
+        self._update_bar()
+        terms = "  ".join(f"{escape(label)} {_number(value)}" for label, value in event.terms.items())
         star = " *" if event.best else ""
         self.console.print(
             f"   epoch {event.epoch + 1:>3}  {terms}  [dim]validation[/dim] {escape(event.monitor)} "
-            f"{_figure(event.monitor_value)}{star}  [dim]{event.seconds:.1f} s[/dim]",
-            soft_wrap=True,
+            f"{_number(event.monitor_value)}{star}  [dim]{event.seconds:.1f} s[/dim]",
+            soft_wrap=True,  # a line that a log file keeps whole
         )
 
     @hookimpl
     def run_ended(self, event: RunEnded) -> None:
-        """Write the table of scores, and where the run is kept."""
-        self._stop()
+        """Print the table of metrics, their notes and the run folder. Prints nothing after an error."""
+        self._stop_bar()
         if event.error is not None:
             return
         self.console.print()
         self.console.print(metrics_table(event))
-        notes = {
-            (net, compute_metrics.note)
-            for net, each in event.metrics.items()
-            for compute_metrics in each.values()
-            if compute_metrics.note
-        }
-        for note in sorted({note for _, note in notes}):
-            self.console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+        # Several nets often have the same note, such as classes without positives.
+        self._print_notes(
+            sorted({result.note for results in event.metrics.values() for result in results.values() if result.note})
+        )
         if event.folder is not None:
-            self.console.print(f"kept in {event.folder}", markup=False, soft_wrap=True)
+            self.console.print(f"saved to {event.folder}", markup=False, soft_wrap=True)
 
-    def _move(self) -> None:
+    def _print_notes(self, notes: Iterable[str]) -> None:
+        for note in notes:
+            self.console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+
+    def _update_bar(self) -> None:
         if self._progress is not None and self._task is not None:
-            self._progress.advance(self._task, self._steps)
-        self._steps, self._moved = 0, time.monotonic()
+            self._progress.advance(self._task, self._pending_steps)
+        self._pending_steps, self._last_update = 0, time.monotonic()
 
-    def _stop(self) -> None:
+    def _stop_bar(self) -> None:
         if self._progress is not None:
             self._progress.stop()
         self._progress, self._task = None, None
 
 
 def metrics_table(event: RunEnded) -> Table:
-    """Return a row for each net: its parameters and its scores."""
-    table = Table(title=f"Scores on {event.reported_on} ({event.seconds:.0f} s in all)", title_justify="left")
+    """Return a table with a row for each net: its parameters and its metrics."""
+    table = Table(title=f"Metrics on {event.reported_on} ({event.seconds:.0f} s in all)", title_justify="left")
     table.add_column("net")
     table.add_column("parameters", justify="right")
-    names = list(dict.fromkeys(name for each in event.metrics.values() for name in each))
+    # Nets may have different metrics; a dict keeps the order of the first net that has each.
+    names = list(dict.fromkeys(name for results in event.metrics.values() for name in results))
     for name in names:
         table.add_column(escape(name), justify="right")
-    for net, metrics in event.metrics.items():
-        figures = [_with_interval(metrics[name]) if name in metrics else "-" for name in names]
-        table.add_row(escape(net), f"{event.parameters[net]:,}", *figures)
+    for net, results in event.metrics.items():
+        values = [_with_interval(results[name]) if name in results else "-" for name in names]
+        table.add_row(escape(net), f"{event.parameters[net]:,}", *values)
     return table
 
 
-def _with_interval(compute_metrics: MetricResult) -> str:
-    if compute_metrics.interval is None:
-        return _figure(compute_metrics.value)
-    low, high = compute_metrics.interval
-    return f"{_figure(compute_metrics.value)} ({_figure(low)} to {_figure(high)})"
+def _with_interval(result: ReportedMetric) -> str:
+    if result.interval is None:
+        return _number(result.value)
+    low, high = result.interval
+    return f"{_number(result.value)} ({_number(low)} to {_number(high)})"
 
 
-def _figure(value: float) -> str:
+def _number(value: float) -> str:
     if math.isnan(value):
         return "-"
     return f"{value:.4f}" if abs(value) < 100 else f"{value:.4g}"

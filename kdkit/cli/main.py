@@ -1,9 +1,8 @@
-"""The command line: run, check, list and bench, and what plugins add."""
+"""The command line: the commands of kdkit, and those that plugins add."""
 
 import os
 import sys
 import warnings
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,25 +10,34 @@ from typing import Any
 import click
 
 from kdkit import __version__
-from kdkit.cli.recipe_command import RecipeCommand, chosen, file_of
+from kdkit.cli import bench as benchmark_scripts
+from kdkit.cli.recipe_command import RecipeCommand, file_of, recipe_options
 from kdkit.errors import KdkitError, RemoteRankError, RunFolderError
-from kdkit.plugins.manager import Plugins, installed
-from kdkit.plugins.recipe_file import RecipeFile, read_recipe_file
+from kdkit.plugins.manager import installed
+from kdkit.plugins.recipe_file import read_recipe_file
+
+# Commands import most modules when they are called: these import torch, which takes seconds, and `kdkit --help` does
+# not need it.
+
+PATH = click.Path(path_type=Path)
 
 
 def main() -> None:
-    """Run the command line. A KdkitError is printed without a traceback, and the exit code is 2."""
+    """Run the command line and exit with its exit code."""
     sys.exit(call(sys.argv[1:]))
 
 
 def call(args: list[str]) -> int:
-    """Run the command line with these arguments and return its exit code."""
+    """Run the command line with these arguments and return its exit code.
+
+    The exit code is 2 for a KdkitError, which is printed without a traceback, and 130 for Ctrl-C.
+    """
     try:
-        with _together():
-            _add_commands(_plugins())
+        with _process_group():
+            add_plugin_commands()
             code = cli.main(args, prog_name="kdkit", standalone_mode=False)
             return code if isinstance(code, int) else 0
-    except RemoteRankError:
+    except RemoteRankError:  # the process that had the error prints it
         return 2
     except KdkitError as error:
         click.echo(f"error: {error}", err=True)
@@ -39,36 +47,31 @@ def call(args: list[str]) -> int:
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("stopped", err=True)
-        return 130
+        return 130  # 128 + SIGINT, as shells have it
 
 
-def _together() -> AbstractContextManager[None]:
-    """Return the context of one of several processes that torchrun started, so that an error is said once."""
+def _process_group() -> AbstractContextManager[None]:
+    """Return the process group of torchrun as a context, so that one process prints an error of several."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return nullcontext()
-    from kdkit.engine.distributed import joined  # imports torch, which --help does without
+    from kdkit.engine.distributed import joined
 
     return joined()
 
 
-def _plugins() -> Plugins:
-    """Return the plugins, having said in a line each which of them are left out."""
+def add_plugin_commands() -> None:
+    """Load the plugins and let each add its commands. One that fails costs a line of warning and its own commands."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         plugins = installed()
-    for each in caught:
-        click.echo(f"warning: {each.message}", err=True)
-    return plugins
-
-
-def _add_commands(plugins: Plugins) -> None:
-    """Let every plugin add its commands; one that fails is a line of warning, and its commands are missing."""
-    for each in plugins.hook.register_commands.get_hookimpls():
+    for warning in caught:
+        click.echo(f"warning: {warning.message}", err=True)
+    for hook in plugins.hook.register_commands.get_hookimpls():
         try:
-            each.function(*([cli] if each.argnames else []))
-        except Exception as error:  # whatever a stranger's plugin raises must not cost everybody's commands
+            hook.function(*([cli] if hook.argnames else []))
+        except Exception as error:  # the other commands must still work
             click.echo(
-                f"warning: plugin {each.plugin_name!r} could not add its commands: {type(error).__name__}: {error}",
+                f"warning: plugin {hook.plugin_name!r} could not add its commands: {type(error).__name__}: {error}",
                 err=True,
             )
 
@@ -76,31 +79,31 @@ def _add_commands(plugins: Plugins) -> None:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="kdkit")
 def cli() -> None:
-    """Knowledge distillation: who learns what from whom, in one readable loop."""
+    """Knowledge distillation in PyTorch: check, run and compare recipes."""
 
 
 @cli.command(cls=RecipeCommand)
 @click.argument("file")
-@click.option("--out", type=click.Path(path_type=Path), help="The run folder; runs/<recipe>-<time> if not given.")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out, from its last epoch.")
+@click.option("--out", type=PATH, help="Run folder; runs/<recipe>-<time> if not given.")
+@click.option("--resume", is_flag=True, help="Resume the run in --out from its last epoch.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
 @click.option("--precision", default="fp32", show_default=True, help="fp32, bf16 or fp16 (autocast).")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Where all randomness starts.")
-@click.option("--compile", "compile_", is_flag=True, help="Compile each lesson with torch.compile.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random numbers.")
+@click.option("--compile", is_flag=True, help="Compile the forward pass of each stage with torch.compile.")
 @click.option(
     "--gradients",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
     metavar="N",
-    help="Record norms and cosines of the terms' gradients at every N-th update; 0 for never.",
+    help="Record gradient norms and cosines of the terms every N updates; 0 for never.",
 )
 @click.option(
     "--teacher-cache",
     default="auto",
     show_default=True,
     metavar="auto|off|DIR",
-    help="Where it is recorded what frozen teachers say; auto: `answers` beside the run folder.",
+    help="Folder of cached teacher outputs; auto: teacher_cache next to the run folder.",
 )
 @click.option(
     "--teacher-cache-size",
@@ -108,176 +111,175 @@ def cli() -> None:
     default=20.0,
     show_default=True,
     metavar="GB",
-    help="How large that folder may get.",
+    help="Maximum size of the teacher cache.",
 )
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Stages trained at once, where they need not wait for each other, each in a process.",
+    help="Number of processes that train independent stages in parallel.",
 )
-@click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing except errors.")
 @click.pass_context
 def run(ctx: click.Context, /, **options: Any) -> None:
-    """Run the recipe in FILE: train its stages, then score every net.
+    """Run the recipe in FILE: train its stages, then evaluate every net.
 
     The parameters of its recipe() are options too: `kdkit run FILE --help` lists them.
     """
-    from kdkit.cli.console import ConsoleCallback, console_for_people  # these import torch, which --help does without
+    from kdkit.cli.console import ConsoleCallback
     from kdkit.engine.options import RunOptions
     from kdkit.engine.run import run as run_recipe
     from kdkit.engine.run_record import Origin
     from kdkit.engine.storage.run_folder import default_path
+    from kdkit.study.parallel_stages import run_parallel_stages
+    from kdkit.utils.console import make_console
     from kdkit.utils.memory import keep_freed_memory
 
-    file = file_of(ctx)
-    own = chosen(file, options)
-    _require_lasting(options["out"])
+    file, out, jobs = file_of(ctx), options["out"], options["jobs"]
+    arguments = recipe_options(file, options)
+    if out is None and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        # The name of the default folder contains the time, so a restarted process would not find it again.
+        raise RunFolderError("a run that torchrun may restart needs a run folder to resume from: add --out FOLDER")
+    if jobs > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise KdkitError("torchrun divides each stage among its processes; leave out --jobs, or torchrun")
     settings = RunOptions(
-        out=options["out"] or (None if options["resume"] else default_path(file.path.stem)),
+        out=out or (None if options["resume"] else default_path(file.path.stem)),
         resume=options["resume"],
         device=options["device"],
         precision=options["precision"],
         seed=options["seed"],
-        compile=options["compile_"],
+        compile=options["compile"],
         gradients=options["gradients"],
         teacher_cache=options["teacher_cache"],
         teacher_cache_size=options["teacher_cache_size"],
     )
-    callbacks = [] if options["quiet"] else [ConsoleCallback(console_for_people())]
-    origin = Origin(file=file.path, options=own)
-    keep_freed_memory()
+    quiet = options["quiet"]
+    callbacks = [] if quiet else [ConsoleCallback(make_console())]
+    keep_freed_memory()  # process-wide, which only the owner of the process may decide: not in `kdkit.run`
     try:
-        if options["jobs"] > 1:
-            _run_at_once(file, own, settings, options, callbacks)
+        if jobs == 1:
+            origin = Origin(file=file.path, options=arguments)
+            run_recipe(lambda: file.make(arguments), settings, callbacks=callbacks, origin=origin)
         else:
-            run_recipe(lambda: file.make(own), settings, callbacks=callbacks, origin=origin)
+            log = (lambda _line: None) if quiet else (lambda line: click.echo(line, err=True))
+            run_parallel_stages(file, arguments, settings, jobs=jobs, callbacks=callbacks, log=log)
     except KeyboardInterrupt:
         if settings.out is not None and settings.out.exists():
-            click.echo(f"\nto go on from the last epoch, add: --out {settings.out} --resume", err=True)
+            click.echo(f"\nto resume from the last epoch, add: --out {settings.out} --resume", err=True)
         raise
 
 
 @cli.command(cls=RecipeCommand)
 @click.argument("file")
-@click.option("--device", default="cpu", show_default=True, help="Where the tiny forward pass runs.")
+@click.option("--device", default="cpu", show_default=True, help="Device of the forward pass.")
 @click.option("--precision", default="fp32", show_default=True, help="fp32, bf16 or fp16 (autocast).")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Where all randomness starts.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random numbers.")
 @click.pass_context
 def check(ctx: click.Context, /, **options: Any) -> None:
-    """Check the recipe in FILE and show its plan: nothing is trained.
+    """Check the recipe in FILE and print its plan, without training.
 
-    Every net sees two samples once. Shown are who learns what from whom, every tap with its shape, the parameters of
-    nets and projectors, and every problem at once.
+    Every net runs once on two samples. The plan shows which net learns from which teacher, every tap with its shape,
+    the parameters of nets and projectors, and all problems at once.
     """
-    from kdkit.cli.console import console_for_people
     from kdkit.cli.plan import show_plan
-    from kdkit.engine.check.check import check as check_recipe  # these import torch, which --help does without
+    from kdkit.engine.check.check import check as check_recipe
     from kdkit.engine.options import RunOptions
+    from kdkit.utils.console import make_console
     from kdkit.utils.randomness import seed_everything
 
     file = file_of(ctx)
     settings = RunOptions(device=options["device"], precision=options["precision"], seed=options["seed"])
     device = settings.torch_device()
-    seed_everything(settings.seed)
-    plan = check_recipe(file.make(chosen(file, options)), device, precision=settings.precision)
-    show_plan(plan, console_for_people())
+    seed_everything(settings.seed)  # recipe() is called with the random numbers of a run
+    plan = check_recipe(file.make(recipe_options(file, options)), device, precision=settings.precision)
+    show_plan(plan, make_console())
     plan.require()
 
 
 @cli.command("list")
-@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.argument("file", required=False, type=PATH)
 def list_(file: Path | None) -> None:
-    """List every shelf, and the plugin that each thing came from; with FILE, also what that recipe file adds."""
-    from kdkit.cli.console import console_for_people  # these import torch, which --help does without
-    from kdkit.cli.plan import show_shelves
+    """List everything that is registered, and the plugin that registered it.
+
+    With FILE, the list includes what that recipe file registers.
+    """
+    from kdkit.cli.plan import show_registries
+    from kdkit.utils.console import make_console
 
     if file is not None:
         read_recipe_file(file)
-    show_shelves(installed(), console_for_people())
+    show_registries(installed(), make_console())
 
 
 @cli.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--net", help="Only this net; every net that was scored if not given.")
-@click.option("--resamples", type=click.IntRange(min=2), default=1000, show_default=True, help="Of each interval.")
+@click.argument("folder", type=PATH)
+@click.option("--net", help="Only this net; every evaluated net if not given.")
+@click.option(
+    "--resamples",
+    type=click.IntRange(min=2),
+    default=1000,
+    show_default=True,
+    help="Bootstrap resamples of each interval.",
+)
 def classes(folder: Path, net: str | None, resamples: int) -> None:
-    """Show how the nets of the run in FOLDER do, class by class.
+    """Print the metrics of each class for the run in FOLDER.
 
-    Shown are the positives in each split, the threshold with the best F1 on the selection split, and precision, recall,
-    F1, AUROC and AUPRC with intervals of 95 %. Classes without positives stand there too.
+    The table has the positives in each split, the threshold with the best F1 on the validation split, and precision,
+    recall, F1, AUROC and AUPRC with 95 % intervals. It includes classes without positives.
     """
-    from kdkit.cli.console import console_for_people  # these import torch, which --help does without
     from kdkit.cli.per_class import table_of
     from kdkit.engine.storage.run_folder import nets_of_run, read_reported
     from kdkit.metrics.per_class import class_table
+    from kdkit.utils.console import make_console
 
-    console = console_for_people()
-    for each in nets_of_run(folder) if net is None else (net,):
-        reported = read_reported(folder, each)
+    console = make_console()
+    for name in nets_of_run(folder) if net is None else (net,):
+        reported = read_reported(folder, name)
         rows = class_table(reported, resamples=resamples)
         split = "validation" if reported.test is None else "test"
-        console.print(table_of(rows, f"{each}, on {split}"))
+        console.print(table_of(rows, f"{name}, on {split}"))
         if reported.test is None:
-            console.print("note: there is no test split: thresholds were chosen on these very samples", style="yellow")
-        lacking = ", ".join(row.name for row in rows if not row.figures)
-        if lacking:
-            console.print(f"note: no positives in {split}: {lacking}", style="yellow", markup=False, soft_wrap=True)
+            # Metrics on the split that selected the thresholds are too high.
+            console.print("note: there is no test split: thresholds were chosen on the same samples", style="yellow")
+        missing = ", ".join(row.name for row in rows if not row.figures)
+        if missing:
+            console.print(f"note: no positives in {split}: {missing}", style="yellow", markup=False, soft_wrap=True)
 
 
-@cli.command(context_settings={"ignore_unknown_options": True})
+@cli.command(context_settings={"ignore_unknown_options": True})  # they are the benchmark's
 @click.argument("name", required=False)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def bench(name: str | None, args: tuple[str, ...]) -> int:
-    """List the benchmarks of this checkout, or run the one called NAME: `kdkit bench NAME -- ARGS`.
+    """List the benchmarks of this checkout, or run one: `kdkit bench NAME -- ARGS`.
 
-    Each compares two or more things side by side and prints ratios and the machine's load.
+    Each benchmark compares two or more programs side by side and prints ratios and the load of the machine.
     """
-    from kdkit.cli.bench import bench as run_benchmark  # not loaded with every command
-    from kdkit.cli.bench import benchmarks
-
     if name is not None:
-        return run_benchmark(name, args)
-    known = benchmarks()
-    width = max(map(len, known))
-    for each, measured in known.items():
-        click.echo(f"{each:{width}}  {measured}")
+        return benchmark_scripts.bench(name, args)
+    descriptions = benchmark_scripts.benchmarks()
+    width = max(map(len, descriptions))
+    for benchmark, description in descriptions.items():
+        click.echo(f"{benchmark:{width}}  {description}")
     return 0
 
 
 @cli.command()
-@click.argument("folder", required=False, default="runs/teacher_cache", type=click.Path(path_type=Path))
-@click.option("--delete", metavar="NAME|all", help="Delete those of a net, or that begin so in the list, or all.")
-@click.option("--keep", type=click.FloatRange(min=0), metavar="GB", help="Delete the longest unused down to this size.")
+@click.argument("folder", required=False, default="runs/teacher_cache", type=PATH)
+@click.option("--delete", metavar="NAME|all", help="Delete entries by net, by the start of their name, or all.")
+@click.option(
+    "--keep", type=click.FloatRange(min=0), metavar="GB", help="Delete the least recently used above this size."
+)
 def cache(folder: Path, delete: str | None, keep: float | None) -> None:
-    """List what teachers said in earlier runs, recorded in FOLDER, or delete some of it.
+    """List the cached teacher outputs in FOLDER, or delete some of them.
 
-    FOLDER is runs/teacher_cache where it is not given.
+    FOLDER is runs/teacher_cache if it is not given.
     """
-    from kdkit.cli.console import console_for_people
     from kdkit.cli.teacher_cache import show_cache
-    from kdkit.teachers.cache import CacheFolder  # these import torch, which --help does without
+    from kdkit.teachers.cache import CacheFolder
+    from kdkit.utils.console import make_console
 
-    console, place = console_for_people(), CacheFolder(folder)
-    gone = place.delete(delete) if delete is not None else []
-    gone += place.shrink(int(keep * 10**9)) if keep is not None else []
-    show_cache(console, folder, place.kept(), gone)
-
-
-def _run_at_once(
-    file: RecipeFile, own: Mapping[str, Any], settings: Any, options: Mapping[str, Any], callbacks: list[Any]
-) -> None:
-    """Run a recipe file in several processes of which each trains a stage."""
-    from kdkit.study.parallel_stages import run_at_once
-
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        raise KdkitError("torchrun shares out each stage among its processes; leave out --jobs, or torchrun")
-    say = (lambda _line: None) if options["quiet"] else (lambda line: click.echo(line, err=True))
-    run_at_once(file, own, settings, jobs=options["jobs"], callbacks=callbacks, say=say)
-
-
-def _require_lasting(out: Path | None) -> None:
-    """Raise RunFolderError where a run that torchrun may start anew would not know its own folder again."""
-    if out is None and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
-        raise RunFolderError("a run that torchrun may start anew says where it is kept, to go on there: --out FOLDER")
+    cache_folder = CacheFolder(folder)
+    deleted = cache_folder.delete(delete) if delete is not None else []
+    deleted += cache_folder.shrink(int(keep * 10**9)) if keep is not None else []
+    show_cache(make_console(), folder, cache_folder.kept(), deleted)

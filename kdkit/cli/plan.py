@@ -1,4 +1,4 @@
-"""Show a plan and the shelves to a person, before anything runs."""
+"""Print the plan of a recipe for `kdkit check`, and the registries for `kdkit list`."""
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,59 +12,63 @@ from kdkit.recipe.objective import Match, as_objective
 
 
 def show_plan(plan: Plan, console: Console) -> None:
-    """Print the nets, then each stage with who learns what from whom."""
-    console.print(_nets(plan))
-    for index, (stage, comparisons) in enumerate(zip(plan.stages, plan.terms, strict=True)):
+    """Print the nets, and each stage with its terms: which net learns what from which teacher."""
+    console.print(nets_table(plan))
+    for index, (stage, terms) in enumerate(zip(plan.stages, plan.terms, strict=True)):
         training = stage.training
+        # Names and reprs are escaped, since their square brackets would be markup to rich.
         tree = Tree(
             f"[bold]{index + 1}. {escape(stage.name)}[/bold]  {training.epochs} epochs of batches of "
             f"{training.batch_size}, {escape(repr(training.optimizer))}, keeps the {training.keep} epoch"
         )
-        for comparison in comparisons:
-            tree.add(_line(comparison))
-        if not comparisons:
-            tree.add("[red]could not be rehearsed[/red]")
+        for term in terms:
+            tree.add(term_line(term))
+        if not terms:  # a stage with problems that prevent its dry run
+            tree.add("[red]no dry run, because of the problems below[/red]")
         console.print(tree)
     if not plan.problems:
         console.print("[green]no problems found[/green]")
 
 
-def show_shelves(plugins: Plugins, console: Console) -> None:
-    """Print every shelf: name, plugin, and the first sentence of what each thing says of itself."""
+def show_registries(plugins: Plugins, console: Console) -> None:
+    """Print a table for each registry: name, plugin, and the first line of each docstring."""
     for kind in REGISTRIES:
         registry = plugins.registry(kind)
         table = Table(title=kind, title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for column in ("name", "plugin", "what it is"):
+        for column in ("name", "plugin", "description"):
             table.add_column(column, overflow="fold")
         for name in registry:
-            text = (registry[name].__doc__ or "").strip().splitlines()
-            table.add_row(*map(escape, (name, registry.plugin(name), text[0] if text else "")))
+            docstring = (registry[name].__doc__ or "").strip().splitlines()
+            table.add_row(*map(escape, (name, registry.plugin(name), docstring[0] if docstring else "")))
         console.print(table)
         console.print()
 
 
-def _nets(plan: Plan) -> Table:
+def nets_table(plan: Plan) -> Table:
+    """Return a table with a row for each net: module, parameters, view, and what it learns from."""
     table = Table(title="Nets", title_justify="left", title_style="bold")
     for column in ("net", "module", "parameters", "view", "learns from"):
         table.add_column(column, justify="right" if column == "parameters" else "left", overflow="fold")
     for net in plan.nets:
+        # The first stage that trains the net; there is none for a teacher that is already trained.
         stage = next((stage for stage in plan.stages if net in stage.objectives), None)
         terms = as_objective(stage.objectives[net]) if stage is not None else ()
-        names = dict.fromkeys(each.term.teacher.name for each in terms if isinstance(each.term, Match))
-        teachers = ", ".join(names)
-        learns = "comes trained" if stage is None else f"labels, {teachers}" if teachers else "labels"
+        # A dict instead of a set, to list each teacher once and in the order of the terms.
+        teachers = dict.fromkeys(weighted.term.teacher.name for weighted in terms if isinstance(weighted.term, Match))
+        sources = "already trained" if stage is None else ", ".join(["labels", *teachers])
         module = getattr(net.module, "__name__", None) or type(net.module).__name__
-        table.add_row(*map(escape, (net.name, module, f"{net.parameters:,}", net.view.key, learns)))
+        table.add_row(*map(escape, (net.name, module, f"{net.parameters:,}", net.view.key, sources)))
     return table
 
 
-def _line(comparison: TermSummary) -> str:
-    start, end = comparison.weight
-    weight = f"{start:g}" if start == end else f"{start:g} to {end:g}"
-    target = comparison.target if comparison.teacher is None else f"{comparison.teacher} {comparison.target}"
-    projector = f", trains {comparison.parameters:,} parameters of its own" if comparison.parameters else ""
+def term_line(term: TermSummary) -> str:
+    """Return a term as markup: weight x label: the student's tensors <- the target's tensors by the loss."""
+    start, end = term.weight
+    weight = f"{start:g}" if start == end else f"{start:g} to {end:g}"  # the second form is that of a ramp
+    target = term.target if term.teacher is None else f"{term.teacher} {term.target}"
+    parameters = f", trains {term.parameters:,} parameters" if term.parameters else ""  # such as a projector's
     return (
-        f"{weight} x [bold]{escape(comparison.label)}[/bold]: "
-        + escape(f"{comparison.student} {comparison.student} <- {target} by {comparison.loss}")
-        + projector
+        f"{weight} x [bold]{escape(term.label)}[/bold]: "
+        + escape(f"{term.student_net} {term.student} <- {target} by {term.loss}")
+        + parameters
     )

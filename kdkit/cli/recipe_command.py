@@ -1,4 +1,4 @@
-"""A command on a recipe file, whose recipe() parameters become options of the command."""
+"""Make commands on a recipe file, which add the parameters of its recipe() to the options of the command."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,125 +9,134 @@ import click
 from kdkit.errors import KdkitError
 from kdkit.plugins.recipe_file import Parameter, RecipeFile, read_recipe_file
 
-_FILE = "kdkit.recipe_file"
+_FILE = "kdkit.recipe_file"  # key in click's `ctx.meta`
 
 
 class RecipeCommand(click.Command):
-    """A command on a recipe file, whose recipe() parameters become options of the command."""
+    """A command with an argument FILE, whose recipe() parameters become options of the command."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._own = list(self.params)
+        self._command_params = list(self.params)  # without those of a recipe
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the file first, then everything with the options that it brings."""
-        self.params = list(self._own)
-        path = self._file(args)
+        """Read the recipe file first, then parse the arguments with the options that it adds."""
+        self.params = list(self._command_params)  # a test may call one command several times
+        path = self._find_file(args)
         if path is not None:
             file = read_recipe_file(Path(path))
             ctx.meta[_FILE] = file
-            self.params += [_option(each) for each in self._brought(ctx, file)]
+            self._require_free_names(ctx, file)
+            self.params += [self._make_option(parameter) for parameter in file.parameters]
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the recipe's options before the command's."""
-        brought = [each for each in self.params if each not in self._own]
-        for title, params in (("Options of this recipe", brought), ("Options", [*self._own, *self._help(ctx)])):
-            rows = [row for each in params if (row := each.get_help_record(ctx)) is not None]
+        """List the options of the recipe before those of the command."""
+        help_option = self.get_help_option(ctx)
+        sections: dict[str, list[click.Parameter]] = {
+            "Options of this recipe": [param for param in self.params if param not in self._command_params],
+            "Options": [param for param in (*self._command_params, help_option) if isinstance(param, click.Option)],
+        }
+        for title, params in sections.items():
+            rows = [row for param in params if (row := param.get_help_record(ctx)) is not None]  # None: hidden
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Say what the command does, then what the recipe file says of itself."""
+        """Write the help text of the command, then the docstring of the recipe file."""
         super().format_help_text(ctx, formatter)
         file = ctx.meta.get(_FILE)
-        if isinstance(file, RecipeFile) and file.text:
+        if isinstance(file, RecipeFile) and file.description:
             formatter.write_paragraph()
             formatter.write(f"{file.path}:\n")
             with formatter.indentation():
-                for line in file.text.splitlines():
+                for line in file.description.splitlines():
                     formatter.write(f"  {line}\n" if line else "\n")
 
-    def _help(self, ctx: click.Context) -> list[click.Parameter]:
-        option = self.get_help_option(ctx)
-        return [] if option is None else [option]
-
-    def _file(self, args: list[str]) -> str | None:
-        valued = {
-            name for each in self._own if isinstance(each, click.Option) and not each.is_flag for name in each.opts
-        }
+    def _find_file(self, args: list[str]) -> str | None:
+        """Return the argument that is the recipe file, before click knows all options; None if there is none."""
+        options = [param for param in self._command_params if isinstance(param, click.Option)]
+        with_value = {flag for option in options if not option.is_flag for flag in option.opts}
         positional, skip = [], False
         for arg in args:
             if not skip and not arg.startswith("-"):
                 positional.append(arg)
-            skip = arg in valued and not skip
-        files = [each for each in positional if each.endswith(".py")] or positional
-        there = [each for each in files if Path(each).is_file()]  # of several, one may be the value of an option
-        return next(iter(there or files), None)
+            skip = arg in with_value and not skip
+        # A candidate may be the value of an option of the recipe, which is not known yet: prefer files that exist.
+        candidates = [arg for arg in positional if arg.endswith(".py")] or positional
+        existing = [arg for arg in candidates if Path(arg).is_file()]
+        return next(iter(existing or candidates), None)
 
-    def _brought(self, ctx: click.Context, file: RecipeFile) -> tuple[Parameter, ...]:
+    def _require_free_names(self, ctx: click.Context, file: RecipeFile) -> None:
+        """Raise KdkitError if a parameter of recipe() has the name of an option of any command on recipe files.
+
+        Any of them, so that a file which `kdkit check` accepts is not rejected by `kdkit run`.
+        """
         group = ctx.parent.command if ctx.parent is not None else None
         commands = group.commands.values() if isinstance(group, click.Group) else (self,)
-        readers = [each for each in commands if isinstance(each, RecipeCommand)]
-        taken = {each.strip("-") for reader in readers for one in reader._own for each in one.opts} | {"help"}
-        for each in file.parameters:
-            if each.name.replace("_", "-") in taken:
+        readers = [command for command in commands if isinstance(command, RecipeCommand)]
+        params = [param for reader in readers for param in reader._command_params]
+        taken = {flag.strip("-") for param in params for flag in param.opts} | {"help"}
+        for parameter in file.parameters:
+            if parameter.name.replace("_", "-") in taken:
                 raise KdkitError(
-                    f"{file.path}: parameter {each.name!r} of recipe() has the name of an option of "
+                    f"{file.path}: parameter {parameter.name!r} of recipe() has the name of an option of "
                     f"{' or '.join(f'`kdkit {reader.name}`' for reader in readers)}; choose another"
                 )
-        return file.parameters
+
+    @staticmethod
+    def _make_option(parameter: Parameter) -> click.Option:
+        """Return the option for a parameter of recipe()."""
+        name = parameter.name.replace("_", "-")
+        flags = f"--{name}/--no-{name}" if parameter.type is bool else f"--{name}"
+        kind: Any = parameter.type
+        if parameter.choices:
+            kind = click.Choice([str(choice) for choice in parameter.choices])
+            if not isinstance(parameter.choices[0], str):
+                kind = _LiteralType(parameter.choices)
+        elif parameter.type is Path:
+            kind = click.Path(path_type=Path)
+        default = {} if parameter.required else {"default": parameter.default}  # to click, None is a default too
+        return click.Option(
+            [flags, parameter.name],
+            type=kind,
+            required=parameter.required,
+            multiple=parameter.multiple,
+            help=parameter.help or None,
+            show_default=parameter.default is not None,
+            **default,
+        )
 
 
 def file_of(ctx: click.Context) -> RecipeFile:
-    """Return the recipe file that a command was called on."""
+    """Return the recipe file that a RecipeCommand was called on."""
     file: RecipeFile = ctx.meta[_FILE]
     return file
 
 
-def chosen(file: RecipeFile, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a command that are the recipe's, with values of the types that recipe() takes."""
-    return {each.name: _value(each, options[each.name]) for each in file.parameters}
+def recipe_options(file: RecipeFile, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those options of a command that are parameters of recipe(), with values of the types that it takes."""
+    values = {}
+    for parameter in file.parameters:
+        value = options[parameter.name]
+        if parameter.multiple:
+            # click gives () for an option that is missing, but the default of recipe() may be None.
+            value = tuple(value) if value or parameter.default is not None else None
+        values[parameter.name] = value
+    return values
 
 
-def _value(parameter: Parameter, value: Any) -> Any:
-    if not parameter.several:
-        return value
-    return tuple(value) if value or parameter.default is not None else None  # click gives () for what is not there
-
-
-def _option(parameter: Parameter) -> click.Option:
-    name = parameter.name.replace("_", "-")
-    flags = f"--{name}/--no-{name}" if parameter.type is bool else f"--{name}"
-    kind: Any = parameter.type
-    if parameter.choices:
-        kind = click.Choice([str(each) for each in parameter.choices])
-        if not isinstance(parameter.choices[0], str):
-            kind = _Literal(parameter.choices)
-    elif parameter.type is Path:
-        kind = click.Path(path_type=Path)
-    default = {} if parameter.required else {"default": parameter.default}  # to click, None is a default too
-    return click.Option(
-        [flags, parameter.name],
-        type=kind,
-        required=parameter.required,
-        multiple=parameter.several,
-        help=parameter.help or None,
-        show_default=parameter.default is not None,
-        **default,
-    )
-
-
-class _Literal(click.ParamType[Any]):
-    """One of a few values that are no strings, such as the lead counts 12, 6 and 3."""
+class _LiteralType(click.ParamType[Any]):
+    """The values of a Literal that are not strings, such as the numbers of leads 12, 6 and 3."""
 
     name = "choice"
 
     def __init__(self, choices: tuple[Any, ...]) -> None:
-        self.choices = {str(each): each for each in choices}
+        self.choices = {str(choice): choice for choice in choices}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the choice that is written like this value; fail with the list of choices otherwise."""
         if str(value) not in self.choices:
             self.fail(f"{value!r} is not one of {', '.join(self.choices)}", param, ctx)
         return self.choices[str(value)]

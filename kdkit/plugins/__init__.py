@@ -1,1 +1,1 @@
-"""Hooks, registries, and how plugins and recipe files are loaded."""
+"""Plugin hooks, registries, and the loading of plugins and recipe files."""

@@ -1,28 +1,25 @@
-"""What kdkit ships, as the first plugin: through the same door as everybody's."""
-
-from typing import TYPE_CHECKING
+"""The built-in plugin of kdkit. It uses the same hooks as any installed plugin."""
 
 from kdkit.plugins.hooks import Register, hookimpl
 
-if TYPE_CHECKING:  # for readers and type checkers only, as in hookspecs.py
-    pass
+# The imports are inside the hooks, since these modules import torch, which `kdkit --help` must not do.
 
 
 @hookimpl
 def register_losses(register: Register) -> None:
-    """The losses of kdkit/losses."""
-    from kdkit.losses import catalog, loss_name  # imports torch
+    """Register the losses of `kdkit.losses`."""
+    from kdkit.losses import catalog, loss_name
 
-    for make in (*catalog.ON_OUTPUTS, *catalog.PER_LABEL, *catalog.ON_RELATIONS, *catalog.ON_FEATURES):
-        register(loss_name(make), make)
-    for name, make in catalog.PRESETS.items():
-        register(name, make)
+    for factory in (*catalog.ON_OUTPUTS, *catalog.PER_LABEL, *catalog.ON_RELATIONS, *catalog.ON_FEATURES):
+        register(loss_name(factory), factory)
+    for name, factory in catalog.PRESETS.items():
+        register(name, factory)
 
 
 @hookimpl
 def register_taps(register: Register) -> None:
-    """The taps of kdkit/taps.py."""
-    from kdkit.nets import taps, timm  # imports torch
+    """Register the taps of `kdkit.nets.taps`."""
+    from kdkit.nets import taps, timm
 
     register("layer", taps.Tap)
     register("attention", taps.AttentionTap)
@@ -31,10 +28,8 @@ def register_taps(register: Register) -> None:
 
 @hookimpl
 def register_schedules(register: Register) -> None:
-    """The schedules of kdkit/schedules."""
-    # imports torch
-
-    from kdkit.recipe import schedules  # imports torch
+    """Register the schedules of `kdkit.recipe.schedules`."""
+    from kdkit.recipe import schedules
 
     register("parallel", schedules.Parallel)
     register("sequential", schedules.Sequential)
@@ -43,7 +38,7 @@ def register_schedules(register: Register) -> None:
 
 @hookimpl
 def register_ramps(register: Register) -> None:
-    """The ramps of kdkit/ramps.py."""
+    """Register the ramps of `kdkit.recipe.ramps`."""
     from kdkit.recipe import ramps
 
     register("linear", ramps.LinearRamp)
@@ -52,24 +47,24 @@ def register_ramps(register: Register) -> None:
 
 @hookimpl
 def register_models(register: Register) -> None:
-    """Every model of timm, by its name."""
-    from kdkit.nets.timm import create  # timm itself is imported when a model is made
+    """Register the models of timm, all under one name; the factory takes the name of the model."""
+    from kdkit.nets.timm import create  # imports timm itself only when it creates a model
 
     register("timm", create)
 
 
 @hookimpl
 def register_datasets(register: Register) -> None:
-    """Data of one's own, from torch."""
-    from kdkit.data.torch_data import TorchData  # imports torch
+    """Register data that is made of torch datasets or loaders."""
+    from kdkit.data.torch_data import TorchData
 
     register("torch", TorchData)
 
 
 @hookimpl
 def register_metrics(register: Register) -> None:
-    """The scores of kdkit/scores."""
-    from kdkit import metrics  # imports torch
+    """Register the metrics of `kdkit.metrics`."""
+    from kdkit import metrics
 
     register("accuracy", metrics.Accuracy)
     register("brier", metrics.Brier)

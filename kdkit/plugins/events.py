@@ -1,30 +1,60 @@
-"""What watchers are told: plain values about a run, never a live model."""
+"""The events that callbacks receive: plain values that describe a run, never a live model.
+
+`hooks.py` imports this module, and `kdkit --help` imports `hooks.py`. So no type here comes from torch, or from
+`kdkit.metrics`, which imports torch.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, SupportsFloat
 
-from torch import Tensor
 
-from kdkit.metrics import MetricResult
+class ReportedMetric(Protocol):
+    """The result of a metric, as `kdkit.MetricResult` has it; see there for the meaning of each attribute."""
+
+    @property
+    def value(self) -> float:
+        """The value on the reported split; NaN if it is undefined."""
+        ...
+
+    @property
+    def by_class(self) -> Mapping[str, float]:
+        """The value of each class, if the metric has one per class."""
+        ...
+
+    @property
+    def note(self) -> str:
+        """A warning about the value, such as classes without positives; empty if there is none."""
+        ...
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The (low, high) bounds of a confidence interval, or None if it was not computed."""
+        ...
+
+    @property
+    def intervals_by_class(self) -> Mapping[str, tuple[float, float]]:
+        """The (low, high) bounds of each class."""
+        ...
 
 
 class Figures(Mapping[str, float]):
-    """Named scalars that are read off their device only when somebody looks."""
+    """Named scalars that are copied from their device only when they are read."""
 
-    __slots__ = ("_tensors",)
+    __slots__ = ("_scalars",)
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = tensors
+    def __init__(self, scalars: Mapping[str, SupportsFloat]) -> None:
+        self._scalars = scalars  # usually tensors of no dimension
 
     def __getitem__(self, name: str) -> float:
-        return float(self._tensors[name])
+        return float(self._scalars[name])  # for a tensor on a GPU this waits until the device has computed it
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return iter(self._scalars)
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self._scalars)
 
     def __repr__(self) -> str:
         return repr(dict(self))
@@ -32,7 +62,10 @@ class Figures(Mapping[str, float]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted:
-    """A run begins. stages: their names in order. notices: what a reader of its figures must know."""
+    """A run starts.
+
+    stages: their names, in the order of training. notices: warnings that a reader of the results must know.
+    """
 
     recipe: str
     stages: tuple[str, ...]
@@ -44,9 +77,9 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageStarted:
-    """A stage begins, or goes on after an interruption at `epoch` (counted from 0).
+    """A stage starts, or resumes at `epoch` (counted from 0).
 
-    notices: which teachers are asked at every step although others are recorded, and why.
+    notices: the teachers that are called at every step although other teacher outputs are cached, and the reasons.
     """
 
     index: int
@@ -59,7 +92,10 @@ class StageStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepEnded:
-    """A batch was learned from. terms: the unweighted value of each; reading one may wait for the device."""
+    """The training step of a batch ended.
+
+    terms: the value of each term without its weight; to read one may wait for the device.
+    """
 
     stage: str
     epoch: int
@@ -69,10 +105,11 @@ class StepEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochEnded:
-    """An epoch ended. terms: their means over it. score: the figure that decides which epoch is kept.
+    """An epoch was trained and validated.
 
-    gradients: "norms" by label and "cosines" by "label | label", where the run's options ask for them and an update of
-    this epoch was looked at; means over these.
+    terms: the mean of each term over the epoch, without its weight. monitor, monitor_value: the metric on the
+    validation split that selects the best epoch. gradients: "norms" by label and "cosines" by "label | label", as means
+    over the updates of the epoch at which they were recorded; None if the run does not record them.
     """
 
     stage: str
@@ -89,9 +126,9 @@ class EpochEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnded:
-    """A run ended: with scores by net and score name, or with the error that stopped it."""
+    """A run ended, with its metrics by net and metric name, or with the error that stopped it."""
 
-    metrics: Mapping[str, Mapping[str, MetricResult]]
+    metrics: Mapping[str, Mapping[str, ReportedMetric]]
     parameters: Mapping[str, int]
     reported_on: str
     folder: Path | None

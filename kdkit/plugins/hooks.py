@@ -1,14 +1,16 @@
-"""Every place a plugin may join in. Write a function of the same name and arguments under `@kdkit.hookimpl`."""
+"""The hook specifications: every point at which a plugin can extend kdkit.
+
+A plugin implements a hook by a function of the same name that is decorated with `@kdkit.hookimpl`. The function may
+leave out arguments that it does not use.
+"""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import click
 import pluggy
 
-if TYPE_CHECKING:  # for readers and type checkers only: events.py needs torch, which `kdkit --help` does without
-    import click
-
-    from kdkit.plugins.events import EpochEnded, RunEnded, RunStarted, StageStarted, StepEnded
+from kdkit.plugins.events import EpochEnded, RunEnded, RunStarted, StageStarted, StepEnded
 
 hookspec = pluggy.HookspecMarker("kdkit")
 hookimpl = pluggy.HookimplMarker("kdkit")
@@ -16,68 +18,69 @@ hookimpl = pluggy.HookimplMarker("kdkit")
 Register = Callable[[str, Callable[..., Any]], None]
 
 
-# Shelves, filled before a recipe is read. Import what you register inside the function, so that listing stays fast.
+# Registration hooks, called before a recipe runs. Implementations import inside the function, so that `kdkit --help`
+# does not wait for torch.
 @hookspec
 def register_losses(register: Register) -> None:
-    """Put losses on the shelf: `(student, target) -> scalar`, or classes and functions that make one."""
+    """Register losses: functions `(student, target) -> scalar`, or classes and functions that create one."""
 
 
 @hookspec
 def register_taps(register: Register) -> None:
-    """Put taps on the shelf: `module -> tensor`."""
+    """Register taps: module -> tap, which captures a tensor while the module runs."""
 
 
 @hookspec
 def register_schedules(register: Register) -> None:
-    """Put schedules on the shelf: nets and a way of guiding -> stages."""
+    """Register schedules: nets and guidance -> an object whose `stages()` returns stages."""
 
 
 @hookspec
 def register_ramps(register: Register) -> None:
-    """Put ramps on the shelf: progress in [0, 1] -> factor."""
+    """Register ramps: options -> a function from progress in [0, 1] to a factor."""
 
 
 @hookspec
 def register_models(register: Register) -> None:
-    """Put networks on the shelf: options -> `nn.Module`."""
+    """Register models: options -> `nn.Module`."""
 
 
 @hookspec
 def register_datasets(register: Register) -> None:
-    """Put data sets on the shelf: options -> Data."""
+    """Register data sets: options -> `Data`."""
 
 
 @hookspec
 def register_metrics(register: Register) -> None:
-    """Put scores on the shelf: options -> Score."""
+    """Register metrics: options -> `Metric`."""
 
 
 @hookspec
-def register_commands(cli: "click.Group") -> None:
+def register_commands(cli: click.Group) -> None:
     """Add commands to the command line."""
 
 
-# Watching: what is returned is not looked at, and what is told are plain values.
+# Callback hooks. Return values are ignored. An event holds plain values, so that a callback cannot change the run.
 @hookspec
-def run_started(event: "RunStarted") -> None:
-    """Be told that a run begins."""
-
-
-@hookspec
-def stage_started(event: "StageStarted") -> None:
-    """Be told that a stage begins or goes on."""
+def run_started(event: RunStarted) -> None:
+    """Called when a run starts, after all checks."""
 
 
 @hookspec
-def step_ended(event: "StepEnded") -> None:
-    """Be told of every batch that was learned from."""
+def stage_started(event: StageStarted) -> None:
+    """Called when a stage starts or resumes."""
 
 
 @hookspec
-def epoch_ended(event: "EpochEnded") -> None:
-    """Be told of every epoch."""
+def step_ended(event: StepEnded) -> None:
+    """Called after the training step of each batch."""
 
 
 @hookspec
-def run_ended(event: "RunEnded") -> None:
-    """Be told that a run ended, also after an error."""
+def epoch_ended(event: EpochEnded) -> None:
+    """Called after each epoch, when it is validated."""
+
+
+@hookspec
+def run_ended(event: RunEnded) -> None:
+    """Called when a run ends, also after an error."""

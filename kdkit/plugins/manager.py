@@ -1,83 +1,118 @@
-"""Find plugins, refuse those that do not fit, and fill the shelves from them."""
+"""Find plugins, reject those that do not fit the hooks, and build the registries from the rest."""
 
 import warnings
 from collections.abc import Sequence
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Any
 
 import pluggy
 
-from kdkit.errors import KdkitError, PluginError, did_you_mean
+from kdkit.errors import KdkitError, PluginError, did_you_mean, first_line
 from kdkit.plugins import builtin, hooks
 from kdkit.plugins.registry import REGISTRIES, Registry
 
-GROUP = "kdkit"
+GROUP = "kdkit"  # the entry-point group, and pluggy's project name
+
+
+@cache
+def installed() -> "Plugins":
+    """Return the built-in plugin and all installed ones, which are found by their entry points once per process."""
+    plugins = Plugins()
+    plugins.add(builtin, "kdkit")
+    # Sorted, because the order of entry points depends on the file system.
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        try:
+            plugins.add(point.load(), point.name)
+        except Exception as error:  # the import of a broken package must not break every command
+            package = point.dist.name if point.dist is not None else point.value
+            warnings.warn(
+                f"plugin {point.name!r} of {package} is skipped, because it could not be loaded: {first_line(error)}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return plugins
+
+
+def registry(kind: str) -> Registry:
+    """Return a registry of the installed plugins: `kdkit.registry("losses")["soft_targets"](temperature=4)`.
+
+    Raises PluginError if there is no registry of this kind.
+    """
+    return installed().registry(kind)
 
 
 class Plugins:
-    """The plugins of one run: what kdkit ships, what is installed, and what a recipe file adds."""
+    """The plugins of one run: kdkit's own, the installed ones, and those of a recipe file and of callbacks."""
 
     def __init__(self) -> None:
         self.manager = pluggy.PluginManager(GROUP)
         self.manager.add_hookspecs(hooks)
-        self._shelves: dict[str, Registry] | None = None
+        self._registries: dict[str, Registry] | None = None  # built when first used, and after each change
 
     def add(self, plugin: object, name: str) -> None:
-        """Add a plugin: a module or an object with hooks. Raises PluginError for a hook that does not exist or fit."""
+        """Add a plugin: a module or an object with hooks.
+
+        Raises PluginError if one of its hooks does not exist or has other arguments.
+        """
         if self.manager.is_registered(plugin):
             return
         if self.manager.has_plugin(name):
-            raise PluginError(f"there is a plugin {name!r} already; give the other one another name")
+            raise PluginError(f"a plugin named {name!r} is already loaded; rename the second one")
         try:
             self.manager.register(plugin, name=name)
-            self.manager.check_pending()
+            self.manager.check_pending()  # rejects hooks that no specification has
         except pluggy.PluginValidationError as error:
             self.remove(plugin)
             raise PluginError(self._explain(error, plugin, name)) from error
-        self._shelves = None
+        self._registries = None
 
     def extended(self, plugins: Sequence[object]) -> "Plugins":
-        """Return these plugins and others, leaving this collection as it is."""
-        both = Plugins()
+        """Return a new collection of these plugins and the given ones."""
+        extended = Plugins()
         for name, plugin in self.manager.list_name_plugin():
-            both.add(plugin, name)
+            extended.add(plugin, name)
         for plugin in plugins:
-            both.add(plugin, f"{type(plugin).__name__}-{id(plugin)}")
-        return both
+            # With the id, so that two callbacks of one class have different names.
+            extended.add(plugin, f"{type(plugin).__name__}-{id(plugin)}")
+        return extended
 
     def remove(self, plugin: object) -> None:
-        """Take a plugin away again; one that is not there is no matter."""
+        """Remove a plugin, if it is there."""
         if self.manager.is_registered(plugin):
             self.manager.unregister(plugin)
-            self._shelves = None
+            self._registries = None
 
     def registry(self, kind: str) -> Registry:
-        """Return a shelf by kind: losses, taps, schedules, ramps, models, datasets or scores."""
+        """Return a registry by kind: losses, taps, schedules, ramps, models, datasets or metrics.
+
+        Raises PluginError if there is no such kind, or if a plugin fails to register.
+        """
         if kind not in REGISTRIES:
-            raise PluginError(f"{kind!r} is not a shelf; {did_you_mean(kind, REGISTRIES)}")
-        if self._shelves is None:
-            self._shelves = {each: self._filled(each) for each in REGISTRIES}
-        return self._shelves[kind]
+            raise PluginError(f"{kind!r} is not a registry; {did_you_mean(kind, REGISTRIES)}")
+        if self._registries is None:
+            self._registries = {kind: self._build_registry(kind) for kind in REGISTRIES}
+        return self._registries[kind]
 
     @property
     def hook(self) -> Any:
-        """Every hook, to be called by name with keyword arguments."""
+        """All hooks, to be called by name with keyword arguments."""
         return self.manager.hook
 
-    def _filled(self, kind: str) -> Registry:
+    def _build_registry(self, kind: str) -> Registry:
         registry = Registry(kind)
         hook = getattr(self.manager.hook, f"register_{kind}")
+        # Called one by one instead of through pluggy, so that each entry and each error is attributed to its plugin.
         for implementation in hook.get_hookimpls():  # in the order of registration, kdkit's own first
 
-            def register(name: str, make: Any, plugin: str = implementation.plugin_name) -> None:
-                registry.register(name, make, plugin=plugin)
+            def register(name: str, factory: Any, plugin: str = implementation.plugin_name) -> None:
+                registry.register(name, factory, plugin=plugin)
 
             try:
                 implementation.function(*([register] if implementation.argnames else []))
             except KdkitError:
                 raise
-            except Exception as error:
+            except Exception as error:  # a hook may raise anything, such as an ImportError
                 reason = f"{type(error).__name__}: {error}"
                 raise PluginError(
                     f"plugin {implementation.plugin_name!r} cannot register its {kind}: {reason}"
@@ -85,36 +120,10 @@ class Plugins:
         return registry
 
     def _explain(self, error: pluggy.PluginValidationError, plugin: object, name: str) -> str:
-        known = [each for each in vars(hooks) if hasattr(getattr(hooks, each), "kdkit_spec")]
-        for each in dir(plugin):
-            if self.manager.parse_hookimpl_opts(plugin, each) is not None and each not in known:
-                return f"plugin {name!r} has a hook {each!r}, which kdkit does not; {did_you_mean(each, known)}"
+        """Return why a plugin was rejected: an unknown hook with the nearest known one, or pluggy's own reason."""
+        names = [name for name, value in vars(hooks).items() if hasattr(value, "kdkit_spec")]
+        for attribute in dir(plugin):
+            if self.manager.parse_hookimpl_opts(plugin, attribute) is not None and attribute not in names:
+                hint = did_you_mean(attribute, names)
+                return f"plugin {name!r} implements {attribute!r}, which is not a hook of kdkit; {hint}"
         return f"plugin {name!r} does not fit: {str(error).strip()}"
-
-
-@cache
-def installed() -> Plugins:
-    """Return the plugins that kdkit ships and those installed beside it, found once by their entry points."""
-    plugins = Plugins()
-    plugins.add(builtin, "kdkit")
-    for point in sorted(entry_points(group=GROUP), key=lambda each: each.name):
-        _load(plugins, point)
-    return plugins
-
-
-def registry(kind: str) -> Registry:
-    """Return a shelf of what is installed: `kdkit.shelf("losses")["soft_targets"](temperature=4)`."""
-    return installed().registry(kind)
-
-
-def _load(plugins: Plugins, point: EntryPoint) -> None:
-    try:
-        plugins.add(point.load(), point.name)
-    except Exception as error:  # whatever a stranger's import raises is one warning, not the end
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        package = point.dist.name if point.dist is not None else point.value
-        warnings.warn(
-            f"plugin {point.name!r} of {package} is left out, since it could not be loaded: {reason}",
-            RuntimeWarning,
-            stacklevel=2,
-        )

@@ -1,4 +1,4 @@
-"""Read a recipe file: an ordinary Python file with a function recipe(), whose parameters are the command's options."""
+"""Read a recipe file: a Python file with a function recipe(), whose parameters become options of the command line."""
 
 import importlib.util
 import inspect
@@ -16,219 +16,219 @@ from typing import Any, Literal, get_args, get_origin
 from kdkit.errors import KdkitError, RecipeError, did_you_mean
 from kdkit.plugins.manager import installed
 
-SIMPLE = (int, float, str, bool, Path)
+# Functions that need torch import it late, since `kdkit --help` loads this module and does not load torch.
+
+SIMPLE = (int, float, str, bool, Path)  # the types that an option may have, in addition to Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """A parameter of recipe(): its type without None, whether it takes several values, its default, what it is for."""
+    """A parameter of recipe(), as an option needs it.
+
+    help: its description in the docstring of recipe(). type: of one value, without `| None`. multiple: whether the
+    parameter is a tuple or a list of such values. default: None if it is required.
+    """
 
     name: str
     help: str
     type: Any
-    several: bool
+    multiple: bool
     default: Any
     required: bool
 
     @property
     def choices(self) -> tuple[Any, ...]:
-        """The values of a Literal; none for other types."""
+        """The values of a Literal; empty for other types."""
         return get_args(self.type) if get_origin(self.type) is Literal else ()
 
 
 @dataclass(frozen=True, slots=True)
 class RecipeFile:
-    """A recipe file that has been read. It is a plugin too, so a hook in it is known from now on."""
+    """A recipe file that was read. It is also a plugin, so its hooks are active."""
 
     path: Path
     module: types.ModuleType
 
     @property
-    def text(self) -> str:
-        """What the file says of itself."""
+    def description(self) -> str:
+        """The docstring of the file; empty if there is none."""
         return inspect.getdoc(self.module) or ""
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
-        """The parameters of recipe(). Raises RecipeError for one that cannot be an option."""
+        """The parameters of recipe(). Raises RecipeError if one cannot be an option."""
         function = self.module.recipe
         try:
             hints = typing.get_type_hints(function)
-        except Exception as error:  # an annotation in quotes is evaluated, and may raise whatever code may
+        except Exception as error:  # evaluates annotations in quotes, which may raise anything
             reason = f"{type(error).__name__}: {error}"
             raise RecipeError(f"{self.path}: the type of a parameter of recipe() is unknown: {reason}") from error
-        signature = inspect.signature(function)
-        told = _told_of_parameters(inspect.getdoc(function) or "")
+        # Paragraphs of the docstring that begin with "name: " describe the parameters.
+        paragraphs = re.findall(r"^(\w+): (.+(?:\n(?!\w+: )\S.*)*)", inspect.getdoc(function) or "", flags=re.MULTILINE)
+        descriptions = {name: " ".join(text.split()) for name, text in paragraphs}
         return tuple(
-            _parameter(self.path, each, hints, told.get(each.name, "")) for each in signature.parameters.values()
+            self._parameter(parameter, hints, descriptions.get(parameter.name, ""))
+            for parameter in inspect.signature(function).parameters.values()
         )
 
     def make(self, options: Mapping[str, Any]) -> Any:
-        """Call recipe() with these options. Raises RecipeError if it raises or does not return a Recipe."""
-        from kdkit.recipe.recipe import Recipe  # imports torch, which --help does without
+        """Call recipe() with these options and return its Recipe.
 
-        unknown = [name for name in options if name not in {each.name for each in self.parameters}]
+        Raises RecipeError if recipe() has no such parameter, raises, or returns anything else.
+        """
+        from kdkit.recipe.recipe import Recipe
+
+        names = [parameter.name for parameter in self.parameters]
+        unknown = [name for name in options if name not in names]
         if unknown:
-            known = [each.name for each in self.parameters]
             raise RecipeError(
-                f"{self.path}: recipe() has no parameter {unknown[0]!r}; {did_you_mean(unknown[0], known)}"
+                f"{self.path}: recipe() has no parameter {unknown[0]!r}; {did_you_mean(unknown[0], names)}"
             )
-        with _told(self.path, "recipe() raises"):
-            made = self.module.recipe(**options)
-        if inspect.iscoroutine(made):
-            made.close()  # or Python would warn that nobody awaited it
-        if not isinstance(made, Recipe):
-            raise RecipeError(f"{self.path}: recipe() returns a {type(made).__name__}; expected a kdkit.Recipe")
-        return made
+        with recipe_errors(self.path, "recipe() raises"):
+            recipe = self.module.recipe(**options)
+        if inspect.iscoroutine(recipe):
+            recipe.close()  # otherwise Python warns that it was never awaited
+        if not isinstance(recipe, Recipe):
+            raise RecipeError(f"{self.path}: recipe() returns a {type(recipe).__name__}; expected a kdkit.Recipe")
+        return recipe
+
+    def _parameter(self, parameter: inspect.Parameter, hints: Mapping[str, Any], description: str) -> Parameter:
+        """Return one parameter of recipe(). Raises RecipeError if its kind or its type cannot be an option."""
+        name = parameter.name
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+            raise RecipeError(
+                f"{self.path}: recipe() takes named parameters with types, which are its options; got {parameter}"
+            )
+        if name not in hints:
+            raise RecipeError(
+                f"{self.path}: parameter {name!r} of recipe() has no type; write {name}: int = ... or the like"
+            )
+        kind, multiple = _value_type(hints[name])
+        literal = get_origin(kind) is Literal and len({type(value) for value in get_args(kind)}) == 1
+        if kind not in SIMPLE and not literal:
+            raise RecipeError(
+                f"{self.path}: parameter {name!r} of recipe() is a {hints[name]}; an option is int, float, str, bool, "
+                "Path, a Literal of one kind, one of these or None, or a tuple[...] of one"
+            )
+        required = parameter.default is parameter.empty
+        return Parameter(
+            name=name,
+            help=description,
+            type=kind,
+            multiple=multiple,
+            default=None if required else parameter.default,
+            required=required,
+        )
 
 
 def read_recipe_file(path: Path) -> RecipeFile:
-    """Read a recipe file and add it to the plugins. Raises RecipeError where it cannot be one.
+    """Read a recipe file and add it to the plugins. Raises RecipeError if it cannot be read or has no recipe().
 
-    The file is read before its options are known, so what its body draws at random, outside recipe(), follows a seed of
-    0 and not --seed. It becomes a module of its own name, and its folder stays where modules are looked for, so that
-    the workers that fetch batches can import what it defines; not so where that name is another module's.
+    The file is read before its options are parsed, so random numbers that its body draws outside of recipe() follow a
+    seed of 0 instead of --seed. The file becomes an importable module, so that the workers of a data loader can import
+    the classes that it defines. If its name is that of another module, it gets a different one instead.
     """
-    with _loading(path) as module:
+    with _import_file(path) as module:
         if not callable(getattr(module, "recipe", None)):
             functions = [name for name, value in vars(module).items() if inspect.isfunction(value)]
             hint = f"; {did_you_mean('recipe', functions)}" if functions else ""
             raise RecipeError(f"{path} has no function recipe(), which returns the Recipe to run{hint}")
-    plugins, plugin = installed(), path.name  # with its ending, so that a recipe may be called as a plugin is
-    plugins.remove(plugins.manager.get_plugin(plugin))
-    plugins.add(module, plugin)
+    # Named with its suffix: a recipe "ecg.py" does not conflict with the plugin "ecg".
+    plugins, plugin_name = installed(), path.name
+    plugins.remove(plugins.manager.get_plugin(plugin_name))  # of the same file, read before
+    plugins.add(module, plugin_name)
     return RecipeFile(path, module)
 
 
 def load_file(path: Path) -> types.ModuleType:
-    """Read a Python file as `read_recipe_file` does, but any file, and not as a plugin.
-
-    Raises RecipeError where it cannot be read.
-    """
-    with _loading(path) as module:
+    """Read any Python file as `read_recipe_file` does, but not as a plugin. Raises RecipeError if it cannot be read."""
+    with _import_file(path) as module:
         return module
 
 
 @contextmanager
-def _loading(path: Path) -> Iterator[types.ModuleType]:
-    """Read a file; what was changed for it is put back where this, or what is done with its module, fails."""
-    from kdkit.utils.randomness import seed_everything  # imports torch, which --help does without
+def recipe_errors(path: Path, activity: str) -> Iterator[None]:
+    """Raise exceptions of user code as RecipeError with the file and line.
+
+    activity: what runs the code, for the message, such as "recipe() raises". A KdkitError passes unchanged.
+    """
+    try:
+        yield
+    except KdkitError:
+        raise
+    except SystemExit as error:
+        raise RecipeError(f"{path}: {activity} SystemExit; a recipe file returns its Recipe") from error
+    except SyntaxError as error:
+        location = error.filename or path  # the file with the error may be one that the recipe imports
+        line = f", line {error.lineno}" if error.lineno else ""
+        message = ": ".join(filter(None, (error.msg, (error.text or "").strip())))
+        raise RecipeError(f"{location}{line}: {message}") from error
+    except Exception as error:
+        # The innermost line of the recipe file; the lines of libraries below it would not help the user.
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _same(Path(frame.filename), path)]
+        location = f"{path}, line {frames[-1].lineno}" if frames else path
+        raise RecipeError(f"{location}: {activity} {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _import_file(path: Path) -> Iterator[types.ModuleType]:
+    """Import a file. If this, or the body of the with-statement, fails, undo the changes to the import system.
+
+    The module is put into `sys.modules` and its folder first into `sys.path`, as Python does for a script. The folder
+    stays there only if the module has the name of the file: otherwise `import <stem>` must find the other module.
+    """
+    from kdkit.utils.randomness import seed_everything
 
     if not path.is_file():
         raise RecipeError(f"{path}: there is no such recipe file" if not path.is_dir() else f"{path} is a folder")
-    name = path.stem if _free(path) else f"kdkit_recipe_{path.stem}"
+    name = path.stem if _is_free(path) else f"kdkit_recipe_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise RecipeError(f"{path} is not a Python file; a recipe file ends in .py")
     module = importlib.util.module_from_spec(spec)
-    with _importable(module, path):
-        seed_everything(0)
-        with _told(path, "reading it raises"):
-            spec.loader.exec_module(module)
-        yield module
-
-
-def _free(path: Path) -> bool:
-    """Whether `import <stem>` finds this file or nothing, so that a module of this name is in nobody's way."""
-    there = sys.modules.get(path.stem)
-    if there is not None:
-        return _same(Path(getattr(there, "__file__", None) or "?"), path)
-    if not path.stem.isidentifier():
-        return False
-    try:
-        found = importlib.util.find_spec(path.stem)
-    except (ImportError, ValueError):
-        return False
-    return found is None or _same(Path(found.origin or "?"), path)
-
-
-@contextmanager
-def _importable(module: types.ModuleType, path: Path) -> Iterator[None]:
-    """Put a module among those imported and its folder first among those looked in, as Python does for a script.
-
-    If it fails all is put back. If it succeeds they stay, the folder only where the module has the file's own name:
-    else `import <stem>` is to find the other module.
-    """
-    name, folder = module.__name__, str(path.parent.resolve())
-    before = sys.modules.get(name)
-    sys.modules[name] = module
+    folder, previous = str(path.parent.resolve()), sys.modules.get(name)
+    sys.modules[name] = module  # before its code runs, since dataclasses and pickle look their module up there
     sys.path.insert(0, folder)
     try:
-        yield
+        seed_everything(0)
+        with recipe_errors(path, "reading it raises"):
+            spec.loader.exec_module(module)
+        yield module
     except BaseException:
         sys.path.remove(folder)
         sys.modules.pop(name, None)
-        sys.modules.update({} if before is None else {name: before})
+        sys.modules.update({} if previous is None else {name: previous})
         raise
     if name != path.stem or folder in sys.path[1:]:
         sys.path.remove(folder)
 
 
-class _told:  # noqa: N801  # reads as a word: `with _told(path, ...)`
-    """Turn whatever a user's code raises into a RecipeError that says where."""
-
-    def __init__(self, path: Path, doing: str) -> None:
-        self.path = path
-        self.doing = doing
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _kind: object, error: BaseException | None, trace: types.TracebackType | None) -> None:
-        if isinstance(error, SystemExit):
-            raise RecipeError(f"{self.path}: {self.doing} SystemExit; a recipe file returns its Recipe") from error
-        if error is None or not isinstance(error, Exception) or isinstance(error, KdkitError):
-            return
-        if isinstance(error, SyntaxError):
-            where = error.filename or self.path  # a helper's, where that is the one at fault
-            line = f", line {error.lineno}" if error.lineno else ""
-            said = ": ".join(filter(None, (error.msg, (error.text or "").strip())))
-            raise RecipeError(f"{where}{line}: {said}") from error
-        frames = [frame for frame in traceback.extract_tb(trace) if _same(Path(frame.filename), self.path)]
-        where = f"{self.path}, line {frames[-1].lineno}" if frames else str(self.path)
-        raise RecipeError(f"{where}: {self.doing} {type(error).__name__}: {error}") from error
+def _is_free(path: Path) -> bool:
+    """Whether `import <stem>` finds this file or nothing, so that the file may take its own name as a module."""
+    loaded = sys.modules.get(path.stem)
+    if loaded is not None:
+        return _same(Path(getattr(loaded, "__file__", None) or "?"), path)
+    if not path.stem.isidentifier():
+        return False
+    try:
+        spec = importlib.util.find_spec(path.stem)
+    except (ImportError, ValueError):
+        return False
+    return spec is None or _same(Path(spec.origin or "?"), path)
 
 
-def _told_of_parameters(text: str) -> dict[str, str]:
-    """Return what a docstring says of each parameter, in paragraphs that begin with "name: "."""
-    paragraphs = re.findall(r"^(\w+): (.+(?:\n(?!\w+: )\S.*)*)", text, flags=re.MULTILINE)
-    return {name: " ".join(said.split()) for name, said in paragraphs}
+def _same(first: Path, second: Path) -> bool:
+    return first.resolve() == second.resolve()
 
 
-def _same(one: Path, other: Path) -> bool:
-    return one.resolve() == other.resolve()
-
-
-def _parameter(path: Path, parameter: inspect.Parameter, hints: Mapping[str, Any], told: str) -> Parameter:
-    name = parameter.name
-    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
-        raise RecipeError(f"{path}: recipe() takes named parameters with types, which are its options; got {parameter}")
-    if name not in hints:
-        raise RecipeError(f"{path}: parameter {name!r} of recipe() has no type; write {name}: int = ... or the like")
-    kind, several = _unwrapped(hints[name])
-    if kind not in SIMPLE and not (get_origin(kind) is Literal and len({type(each) for each in get_args(kind)}) == 1):
-        raise RecipeError(
-            f"{path}: parameter {name!r} of recipe() is a {hints[name]}; an option is int, float, str, bool, Path, "
-            "a Literal of one kind, one of these or None, or a tuple[...] of one"
-        )
-    required = parameter.default is parameter.empty
-    return Parameter(
-        name=name,
-        help=told,
-        type=kind,
-        several=several,
-        default=None if required else parameter.default,
-        required=required,
-    )
-
-
-def _unwrapped(hint: Any) -> tuple[Any, bool]:
-    """Return the type without its `| None`, and without the tuple or list around it."""
+def _value_type(hint: Any) -> tuple[Any, bool]:
+    """Return the type of one value, without `| None`, tuple and list, and whether there may be several values."""
     if get_origin(hint) in (typing.Union, types.UnionType):
-        inner = [each for each in get_args(hint) if each is not type(None)]
-        if len(inner) != 1:
+        members = [member for member in get_args(hint) if member is not type(None)]
+        if len(members) != 1:
             return hint, False
-        hint = inner[0]
+        hint = members[0]
     if get_origin(hint) in (tuple, list):
-        inner = [each for each in get_args(hint) if each is not Ellipsis]
-        return (inner[0], True) if len(set(inner)) == 1 else (hint, False)
+        members = [member for member in get_args(hint) if member is not Ellipsis]
+        return (members[0], True) if len(set(members)) == 1 else (hint, False)
     return hint, False

@@ -1,4 +1,4 @@
-"""Shelves: names to things, and the plugin that each thing came from."""
+"""Registries: named objects of one kind, such as the losses, and the plugin that registered each."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -6,51 +6,58 @@ from typing import Any
 
 from kdkit.errors import PluginError, RecipeError, did_you_mean
 
+# Each kind has a hook `register_<kind>` in hooks.py.
 REGISTRIES = ("losses", "taps", "schedules", "ramps", "models", "datasets", "metrics")
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A thing on a shelf: what makes it, and the plugin that put it there."""
+    """A registered factory, and the plugin that registered it."""
 
-    make: Callable[..., Any]
+    factory: Callable[..., Any]
     plugin: str
 
 
 class Registry(Mapping[str, Callable[..., Any]]):
-    """Things of one kind by name, such as the losses. A wrong name is answered with the nearest right one."""
+    """Factories of one kind by name, in alphabetical order.
+
+    An unknown name raises RecipeError, which suggests the nearest known name.
+    """
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._entries: dict[str, Entry] = {}
 
-    def register(self, name: str, make: Callable[..., Any], *, plugin: str) -> None:
-        """Put a thing on the shelf. Raises PluginError for a name that is taken or a thing that makes nothing."""
+    def register(self, name: str, factory: Callable[..., Any], *, plugin: str) -> None:
+        """Register a factory under a name. Raises PluginError if the name is taken or the factory is not callable."""
         if not isinstance(name, str) or not name:
             raise PluginError(f"plugin {plugin!r} registers one of the {self.kind} under {name!r}; expected a name")
-        if not callable(make):
+        if not callable(factory):
             raise PluginError(
-                f"plugin {plugin!r} registers {name!r} among the {self.kind} with a {type(make).__name__}; "
-                "expected something to call"
+                f"plugin {plugin!r} registers {name!r} among the {self.kind} with a {type(factory).__name__}; "
+                "expected a callable"
             )
         taken = self._entries.get(name)
-        if taken is not None and taken.make is not make:
+        # A module that is loaded by two plugins registers the same object twice, which conflicts with nothing.
+        if taken is not None and taken.factory is not factory:
             raise PluginError(
                 f"plugin {plugin!r} registers {name!r} among the {self.kind}, but plugin {taken.plugin!r} already has; "
                 "choose another name"
             )
-        self._entries.setdefault(name, Entry(make, plugin))
+        self._entries.setdefault(name, Entry(factory, plugin))
 
     def plugin(self, name: str) -> str:
-        """Return which plugin put this thing here."""
+        """Return the name of the plugin that registered this entry."""
         return self._entries[name].plugin
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
         if name not in self._entries:
+            # No KeyError: a name in a recipe is the user's to correct.
             raise RecipeError(f"{name!r} is not among the {self.kind}; {did_you_mean(str(name), self._entries)}")
-        return self._entries[name].make
+        return self._entries[name].factory
 
     def __contains__(self, name: object) -> bool:
+        # Mapping's own version expects a KeyError from __getitem__.
         return name in self._entries
 
     def __iter__(self) -> Iterator[str]:

@@ -1,1 +1,1 @@
-"""Many runs: studies, trials and the processes that run them."""
+"""Studies: many runs in one folder, and the processes and machines that run them."""

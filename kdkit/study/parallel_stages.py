@@ -1,4 +1,4 @@
-"""Stages that do not need each other, trained at once: each in a process of its own, into the same run folder."""
+"""Train stages that do not depend on each other in parallel, each in a child process that writes to one run folder."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -15,84 +15,88 @@ from kdkit.recipe.recipe import Stage, stage_dependencies
 from kdkit.study.workers import Job, Processes
 from kdkit.utils.randomness import preserve_rng_state, seed_everything
 
-Needs = Mapping[str, Sequence[str]]
 
-
-def run_at_once(
+def run_parallel_stages(
     file: RecipeFile,
-    given: Mapping[str, Any],
+    arguments: Mapping[str, Any],
     options: RunOptions,
     *,
     jobs: int,
     callbacks: Sequence[object] = (),
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> Result:
-    """Run a recipe file with these options of its own, as `kdkit.run` does; stages that need not wait go at once.
+    """Run a recipe file as `kdkit.run` does, with up to `jobs` independent stages at the same time.
 
-    jobs: how many processes, each with its share of the cores. say: is told in a line what begins and ends in another
-    process, which watchers are not. Figures are those of one job with as many threads, but for the rounding of answers
-    that several stages ask one teacher for. What cannot go at once runs in this process.
-    Raises RecipeError without a run folder, and what went wrong in a process, whose stage can be gone on with.
+    arguments: keyword arguments of recipe(). log: is called with a line when a child process starts or ends a stage;
+    callbacks do not see those stages. Stages that depend on each other, and the evaluation, run in this process.
+    Results are those of one job with as many threads, except for the rounding of teacher outputs that several stages
+    compute.
+
+    Raises RecipeError if `options` has no run folder, and the error of a stage that fails, which can be resumed.
     """
     if options.out is None:
-        raise RecipeError("stages are trained at once in a run folder: --out FOLDER")
-    workers, origin, out = Processes(jobs), Origin(file=file.path, options=given), options.out
+        raise RecipeError("to train stages in parallel, choose a run folder: --out FOLDER")
+    workers, origin, folder = Processes(jobs), Origin(file=file.path, options=arguments), RunFolder(options.out)
     with preserve_rng_state():
         seed_everything(options.seed)
-        stages = file.make(given).stages
-    run(lambda: file.make(given), replace(options, only=()), origin=origin)  # checks all, and makes the folder
+        stages = file.make(arguments).stages
+    # A run of no stage: it checks the recipe and creates the run folder, before the child processes write to it.
+    run(lambda: file.make(arguments), replace(options, only=()), origin=origin)
     options = replace(options, resume=True)
+    finished = {stage.name for index, stage in enumerate(stages) if folder.stage(index, stage.name).finished}
+    pending = _PendingStages(stages, finished)
 
-    def work(name: str) -> Job:
-        alone = replace(options, only=(name,))
-        return Job(name=name, folder=out, recipe=file.module.recipe, given=given, origin=origin, options=alone)
+    def job_of(name: str) -> Job:
+        return Job(
+            name=name,
+            folder=folder.path,
+            recipe=file.module.recipe,
+            arguments=arguments,
+            origin=origin,
+            options=replace(options, only=(name,)),
+        )
 
-    folder = RunFolder(out)
-    over = {stage.name for index, stage in enumerate(stages) if folder.stage(index, stage.name).finished}
     with closing(workers):
-        _train(_Open(stages, over), workers, work, say)
-    return run(lambda: file.make(given), options, callbacks=callbacks, origin=origin)
+        # Until the remaining stages have only one order: they are trained here, where callbacks see them.
+        while pending.running or not pending.is_sequence:
+            for name in pending.ready:
+                # The stages that finished in this loop may have left a sequence.
+                if workers.has_room and (pending.running or not pending.is_sequence):
+                    workers.start(job_of(name))
+                    pending.running.add(name)
+                    log(f"stage {name}: training in a child process with {workers.threads} threads")
+            name, result = workers.next_result()
+            if result.error is not None:
+                raise result.error
+            pending.running.remove(name)
+            pending.finished.add(name)
+            log(f"stage {name}: finished in {result.seconds:.0f} s")
+    return run(lambda: file.make(arguments), options, callbacks=callbacks, origin=origin)
 
 
-class _Open:
-    """The stages that are not over, and what each of them needs."""
+class _PendingStages:
+    """The stages that are not finished, and the stages that each of them needs."""
 
-    def __init__(self, stages: Sequence[Stage], over: set[str]) -> None:
-        self.needs: Needs = stage_dependencies(stages)
-        self._all_needs: dict[str, set[str]] = {}
-        for name, needs in self.needs.items():  # of stages in their order, so what is before them is known
-            self._all_needs[name] = {each for need in needs for each in (need, *self._all_needs[need])}
-        self.over = over
-        self.begun: set[str] = set()
+    def __init__(self, stages: Sequence[Stage], finished: set[str]) -> None:
+        self.finished = finished
+        self.running: set[str] = set()
+        self._needs: Mapping[str, Sequence[str]] = stage_dependencies(stages)
+        self._all_needs: dict[str, set[str]] = {}  # with the needs of the needed stages
+        for name, needs in self._needs.items():  # a stage comes after those that it needs
+            self._all_needs[name] = {ancestor for need in needs for ancestor in (need, *self._all_needs[need])}
 
     @property
     def ready(self) -> list[str]:
-        """Those that may be begun, in their order."""
-        open_ = [name for name in self.needs if name not in self.over | self.begun]
-        return [name for name in open_ if self.over.issuperset(self.needs[name])]
+        """The stages that can be started, in their order."""
+        pending = [name for name in self._needs if name not in self.finished | self.running]
+        return [name for name in pending if self.finished.issuperset(self._needs[name])]
 
     @property
-    def in_turn(self) -> bool:
-        """Whether what is left has one order only, so that there is nothing to gain."""
-        before: set[str] = set()
-        for name in (each for each in self.needs if each not in self.over):
-            if not before.issubset(self._all_needs[name]):
+    def is_sequence(self) -> bool:
+        """Whether each unfinished stage needs all before it, so that no two could be trained at the same time."""
+        earlier: set[str] = set()
+        for name in (name for name in self._needs if name not in self.finished):
+            if not earlier.issubset(self._all_needs[name]):
                 return False
-            before.add(name)
+            earlier.add(name)
         return True
-
-
-def _train(stages: _Open, workers: Processes, work: Callable[[str], Job], say: Callable[[str], None]) -> None:
-    """Have stages trained as they become ready, until the rest is one after the other."""
-    while stages.begun or not stages.in_turn:
-        for name in stages.ready:
-            if workers.room and not (stages.in_turn and not stages.begun):
-                workers.begin(work(name))
-                stages.begun.add(name)
-                say(f"stage {name}: trained in a process of its own, with {workers.threads} threads")
-        name, ended = workers.next_ended()
-        if ended.error is not None:
-            raise ended.error
-        stages.begun.remove(name)
-        stages.over.add(name)
-        say(f"stage {name}: done in {ended.seconds:.0f} s")

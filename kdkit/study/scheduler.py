@@ -1,4 +1,4 @@
-"""Run each cell as soon as the cells that it needs are ready, as many at once as the workers take."""
+"""Start each trial as soon as the trials that it needs are finished, as many at once as the workers accept."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -8,52 +8,49 @@ from kdkit.study.workers.job import Job, Workers
 
 
 def run_trials(
-    trials: Sequence[Trial], made: Callable[[Trial], Job | TrialResult], workers: Workers
+    trials: Sequence[Trial], prepare: Callable[[Trial], Job | TrialResult], workers: Workers
 ) -> Iterator[TrialResult]:
-    """Yield what came of each cell as it ends; of those that are ready, the first in this order is begun first.
+    """Yield the result of each trial as it ends. Trials that could start at the same time start in the given order.
 
-    made: makes a cell ready to be run, or says what came of it where it need not or cannot be.
+    prepare: returns the job of a trial, or its result if the trial is not to be run.
     """
-    waiting, running = list(trials), dict[str, Trial]()
-    good: dict[str, bool] = {}  # of each cell that has ended, whether others may build on it
-    while waiting or running:
-        for trial in tuple(waiting):
-            outcome = _lost(trial, good)
-            if outcome is None and workers.room and all(good.get(name) for name in trial.needed):
-                outcome = _begun(trial, made(trial), workers)
-                if outcome is None:
-                    running[trial.name] = trial
-                    waiting.remove(trial)
-            if outcome is not None:
-                waiting.remove(trial)
-                good[trial.name] = outcome.error is None
-                yield outcome
+    pending, running = list(trials), dict[str, Trial]()
+    succeeded: dict[str, bool] = {}  # of each trial that ended: whether trials that need it may run
+
+    def start(trial: Trial) -> TrialResult | None:
+        """Start a trial. Return its result if it does not run."""
+        prepared = prepare(trial)
+        if isinstance(prepared, TrialResult):
+            return prepared
+        try:
+            workers.start(prepared)
+        except Exception as error:  # such as a recipe that cannot be pickled; the other trials still run
+            return TrialResult(trial=trial, state="failed", error=error)
+        running[trial.name] = trial
+        return None
+
+    while pending or running:
+        for trial in tuple(pending):
+            failed = next((name for name in trial.dependencies if succeeded.get(name) is False), None)
+            result = None
+            if failed is not None:
+                error = RunFolderError(f"it needs trial {failed!r}, which failed or is blocked")
+                result = TrialResult(trial=trial, state="blocked", error=error)
+            elif workers.has_room and all(succeeded.get(name) for name in trial.dependencies):
+                result = start(trial)
+            else:
+                continue
+            pending.remove(trial)
+            if result is not None:
+                # Recorded at once, so that trials later in this loop that need it may start or are blocked.
+                succeeded[trial.name] = result.error is None
+                yield result
         if running:
-            name, ended = workers.next_ended()
-            good[name] = ended.error is None
+            name, job_result = workers.next_result()
+            succeeded[name] = job_result.error is None
             yield TrialResult(
                 trial=running.pop(name),
-                state="done" if good[name] else "failed",
-                seconds=ended.seconds,
-                error=ended.error,
+                state="finished" if succeeded[name] else "failed",
+                seconds=job_result.seconds,
+                error=job_result.error,
             )
-
-
-def _lost(trial: Trial, good: dict[str, bool]) -> TrialResult | None:
-    """Return the outcome of a cell that needs one which came to nothing."""
-    for name in trial.needed:
-        if good.get(name) is False:
-            error = RunFolderError(f"it needs cell {name!r}, which is not ready")
-            return TrialResult(trial=trial, state="waiting", error=error)
-    return None
-
-
-def _begun(trial: Trial, made: Job | TrialResult, workers: Workers) -> TrialResult | None:
-    """Begin a cell; return what came of it where it is over before it has begun."""
-    if isinstance(made, TrialResult):
-        return made
-    try:
-        workers.begin(made)
-    except Exception as error:  # what cannot be pickled must not cost the other cells
-        return TrialResult(trial=trial, state="failed", error=error)
-    return None

@@ -1,10 +1,10 @@
-"""Many runs in one folder, each once: what is finished is skipped, and what was interrupted goes on."""
+"""Run many trials in one folder, each once: finished trials are skipped, and interrupted ones are resumed."""
 
 import hashlib
 import inspect
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -20,42 +20,43 @@ from kdkit.errors import RecipeError, RunFolderError, did_you_mean
 from kdkit.metrics import MetricResult, SplitPredictions
 from kdkit.recipe.recipe import Recipe
 from kdkit.study.scheduler import run_trials
-from kdkit.study.trial import Trial, TrialResult, listed
+from kdkit.study.trial import Trial, TrialResult, as_names
 from kdkit.study.workers import (
-    CELL,
+    TRIAL_FILE,
     Cluster,
     InProcess,
     Job,
     Processes,
     RayWorkers,
     Workers,
-    require_not_reading,
-    require_packable,
+    require_guarded_script,
+    require_picklable,
 )
 
-RUN_OPTIONS = ("seed", "precision")  # what else moves the figures of a finished cell
+COMPARED_OPTIONS = ("seed", "precision")  # the run options that a finished trial must share with a new run
 
 
 class Study:
-    """Runs in one folder, in the order given, each in a folder of its own.
+    """Trials in one folder, each in a subfolder of its name, in the given order.
 
-    Raises RecipeError where two cells have one name, or that of the folder of recorded answers, or where one needs a
-    cell that does not come before it.
+    Raises RecipeError if two trials have the same name, if one has the name of the folder of the teacher cache, or if
+    one needs a trial that is not before it.
     """
 
     def __init__(self, folder: str | Path, trials: Sequence[Trial]) -> None:
         self.folder, self.trials = Path(folder), tuple(trials)
         self._digests: dict[str, str] = {}
-        known: list[str] = []
+        names: list[str] = []
         for trial in self.trials:
-            if trial.name in known:
-                raise RecipeError(f"two cells of the study have the name {trial.name!r}")
+            if trial.name in names:
+                raise RecipeError(f"two trials of the study have the name {trial.name!r}; rename one")
             if trial.name == TEACHER_CACHE:
-                raise RecipeError(f"no cell is called {trial.name!r}: the folder of that name holds recorded answers")
-            for name in trial.needed:
-                if name not in known:
-                    raise RecipeError(f"cell {trial.name!r} needs {name!r} before it; {did_you_mean(name, known)}")
-            known.append(trial.name)
+                raise RecipeError(f"a trial cannot be named {trial.name!r}, which is the folder of the teacher cache")
+            for name in trial.dependencies:
+                # A trial needs earlier ones only, so there is no cycle.
+                if name not in names:
+                    raise RecipeError(f"trial {trial.name!r} needs {name!r} before it; {did_you_mean(name, names)}")
+            names.append(trial.name)
 
     def run(
         self,
@@ -65,52 +66,74 @@ class Study:
         jobs: int = 1,
         cluster: Cluster | None = None,
     ) -> Iterator[TrialResult]:
-        """Run what is not finished, and say after each cell what came of it; one that fails does not stop the others.
+        """Run the trials that are not finished, and yield the result of each trial. A failure does not stop the others.
 
-        options: as for `kdkit.run`; the folder, the seed and whether to resume are the study's to say. A finished cell
-        is refused, as failed, where its recipe file, its options, its seed, the precision or the weights of a cell that
-        it needs are others now; one that goes on is held to all that `kdkit.run(resume=True)` compares.
-        jobs: how many cells are run at once, each in a process with its share of the cores. Figures are those of one
-        job with as many threads, to the bit. cluster: machines to run them on instead. Either way a recipe is found by
-        its file and name, and watchers work where the cell is run, on copies of their own.
-        Raises RunFolderError where another process is at work in this folder, WorkerError where a cluster is not fit
-        for it, and RecipeError for watchers that cannot be copied.
+        options: as for `kdkit.run`, except that the study sets `out`, `seed` and `resume`.
+        jobs: how many trials run at once, each in a process with its share of the cores. Results are equal, bit for
+        bit, to those of one job with as many threads. cluster: run the trials on a Ray cluster instead. In both cases
+        the recipe must be at the top level of a file, and callbacks work on copies in the process of the trial.
+
+        A finished trial fails instead of being skipped if its recipe file, its options, its seed, the precision or the
+        weights of a trial that it needs have changed. An interrupted trial is compared as by `kdkit.run(resume=True)`.
+
+        Raises RunFolderError if another process runs a study in this folder, WorkerError if the cluster cannot run the
+        trials, and RecipeError if a callback cannot be pickled.
         """
-        require_not_reading()
+        require_guarded_script()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._digests.clear()
+        self._digests.clear()  # weights may have changed since the last call
         try:
             with FileLock(self.folder / ".lock", timeout=0):
                 workers = self._workers(jobs, cluster)
                 if not isinstance(workers, InProcess):
-                    require_packable(callbacks)
+                    require_picklable(callbacks)
+                prepare = partial(self._prepare, options or RunOptions(), callbacks)
                 with closing(workers):
-                    yield from run_trials(self.trials, partial(self._made, options or RunOptions(), callbacks), workers)
+                    yield from run_trials(self.trials, prepare, workers)
         except Timeout as error:
-            raise RunFolderError(f"another process is at work in {self.folder}; wait, or choose another one") from error
+            raise RunFolderError(
+                f"another process runs a study in {self.folder}; wait for it, or choose another folder"
+            ) from error
 
     def path(self, name: str) -> Path:
-        """Return the folder of a cell."""
+        """Return the folder of a trial."""
         return self.folder / name
 
     def finished(self, name: str) -> bool:
-        """Whether a cell is done."""
-        return (self.path(name) / CELL).is_file()
+        """Whether a trial is finished."""
+        return (self.path(name) / TRIAL_FILE).is_file()
 
     def metrics(self, name: str) -> dict[str, dict[str, MetricResult]]:
-        """Return the scores of a finished cell, by net and score; NaN where there is no figure.
+        """Return the metrics of a finished trial, by net and metric name; NaN for a value that is undefined.
 
-        Raises RunFolderError where they cannot be read.
+        Raises RunFolderError if they cannot be read.
         """
         file = self.path(name) / "metrics.json"
-        try:
-            nets = json.loads(file.read_text())["metrics"]
-            return {net: {score: _scored(told) for score, told in metrics.items()} for net, metrics in nets.items()}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunFolderError(f"{file} cannot be read ({error}); delete {file.parent} to run that again") from error
 
-    def said(self, name: str, net: str) -> SplitPredictions:
-        """Return what a net of a finished cell said. Raises RunFolderError where it is not there."""
+        def number(value: float | None) -> float:
+            return math.nan if value is None else value  # JSON has no NaN
+
+        try:
+            return {
+                net: {
+                    metric: MetricResult(
+                        value=number(result["value"]),
+                        by_class={class_: number(value) for class_, value in result["by_class"].items()},
+                        note=result["note"],
+                    )
+                    for metric, result in results.items()
+                }
+                for net, results in json.loads(file.read_text())["metrics"].items()
+            }
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunFolderError(f"{file} cannot be read ({error}); delete {file.parent} to run it again") from error
+
+    def predictions(self, name: str, net: str) -> SplitPredictions:
+        """Return the predictions of a net of a finished trial.
+
+        Without a test split, the predictions on the validation split stand for those on the test split. Raises
+        RunFolderError if there are none.
+        """
         reported = read_reported(self.path(name), net)
         return SplitPredictions(reported.validation, reported.validation if reported.test is None else reported.test)
 
@@ -118,49 +141,49 @@ class Study:
         if cluster is None:
             return InProcess() if jobs == 1 else Processes(jobs)
         if jobs != 1:
-            raise RecipeError("jobs are processes of this machine, a cluster has its own; give one of the two")
-        files = {_file(trial.recipe) for trial in self.trials if not self.finished(trial.name)}
+            raise RecipeError("jobs are processes of this machine, and a cluster has its own; use only one of the two")
+        files = {_source_file(trial.recipe) for trial in self.trials if not self.finished(trial.name)}
         return RayWorkers(cluster, self.folder, [file for file in files if file is not None])
 
-    def _made(self, options: RunOptions, callbacks: Sequence[object], trial: Trial) -> Job | TrialResult:
-        """Make a cell ready to be run, or say that it need not be run, or cannot be."""
+    def _prepare(self, options: RunOptions, callbacks: Sequence[object], trial: Trial) -> Job | TrialResult:
+        """Return the job of a trial, or its result if it was finished before or cannot be run."""
         path = self.path(trial.name)
         try:
             options = replace(options, out=path, seed=trial.seed, resume=False)
             if self.finished(trial.name):
-                self._require_same(trial, options)
+                self._require_unchanged(trial, options)
                 return TrialResult(trial=trial, state="skipped")
-            given, origin = self._given(trial), self._origin(trial)
-        except Exception as error:  # what is wrong with one cell must not cost the others
+            folders = {
+                parameter: self.path(names) if isinstance(names, str) else tuple(map(self.path, names))
+                for parameter, names in trial.needs.items()
+            }
+            origin = self._origin(trial)
+        except Exception as error:  # the other trials must still run
             return TrialResult(trial=trial, state="failed", error=error)
         return Job(
             name=trial.name,
             folder=path,
             recipe=trial.recipe,
-            given=given,
+            arguments={**trial.options, **folders},
             origin=origin,
             options=options,
             callbacks=callbacks,
         )
 
-    def _given(self, trial: Trial) -> dict[str, Any]:
-        """Return what the recipe is called with."""
-        folders = {
-            key: self.path(names) if isinstance(names, str) else tuple(map(self.path, names))
-            for key, names in trial.needs.items()
-        }
-        return {**trial.options, **folders}
-
     def _origin(self, trial: Trial) -> Origin:
-        """Return what is recorded of the recipe: what it needs by name and content, so that a study can be moved."""
+        """Return the recipe file and the options, as they are recorded in the run folder.
+
+        Trials that it needs are recorded by name and digest instead of by folder, so that a study can be moved.
+        """
         needs = {
-            key: ", ".join(f"{name} {self._digest(name)}" for name in listed(names))
-            for key, names in trial.needs.items()
+            parameter: ", ".join(f"{name} {self._digest(name)}" for name in as_names(names))
+            for parameter, names in trial.needs.items()
         }
-        return Origin(file=_file(trial.recipe), options={**trial.options, **needs})
+        return Origin(file=_source_file(trial.recipe), options={**trial.options, **needs})
 
     def _digest(self, name: str) -> str:
-        """Return a digest of the weights of a cell, which stay as they are once it is finished."""
+        """Return a digest of the weights of a finished trial."""
+        # Kept for the call of `run`: many students may need one teacher, and a finished trial does not change.
         if name not in self._digests:
             digest = hashlib.sha256()
             for file in sorted(self.path(name).rglob("weights*.safetensors")):
@@ -168,34 +191,30 @@ class Study:
             self._digests[name] = digest.hexdigest()[:16]
         return self._digests[name]
 
-    def _require_same(self, trial: Trial, options: RunOptions) -> None:
-        """Raise RunFolderError where a finished cell was another run, as far as no data must be read to know it."""
+    def _require_unchanged(self, trial: Trial, options: RunOptions) -> None:
+        """Raise RunFolderError if a finished trial differs from this one.
+
+        Compares only what is known without reading the data, so that a finished trial is skipped quickly.
+        """
         path, origin = self.path(trial.name), self._origin(trial)
-        before = json.loads((path / RECORD).read_text())
-        now: dict[str, Any] = {
+        recorded = json.loads((path / RECORD).read_text())
+        current: dict[str, Any] = {
             "recipe_sha256": None if origin.file is None else hashlib.sha256(origin.file.read_bytes()).hexdigest(),
             "options": {key: str(value) for key, value in (origin.options or {}).items()},
-            **{key: getattr(options, key) for key in RUN_OPTIONS},
+            **{key: getattr(options, key) for key in COMPARED_OPTIONS},
         }
-        for key, value in now.items():
-            if before.get(key) != value:
+        for key, value in current.items():
+            if recorded.get(key) != value:
                 raise RunFolderError(
                     f"{path} holds a finished run that differs in its {key.replace('_', ' ')}: it had "
-                    f"{before.get(key)!r}, this one has {value!r}; choose another folder, or delete that one"
+                    f"{recorded.get(key)!r}, this one has {value!r}; choose another folder, or delete that one"
                 )
 
 
-def _file(recipe: Callable[..., Recipe]) -> Path | None:
-    """Return the file that a recipe is written in, where there is one."""
+def _source_file(recipe: Callable[..., Recipe]) -> Path | None:
+    """Return the file that defines a recipe function; None if there is none, such as for a `functools.partial`."""
     try:
         file = inspect.getsourcefile(inspect.unwrap(recipe))
-    except TypeError:  # a callable that is no function
+    except TypeError:  # a callable that is not a function
         return None
     return Path(file) if file is not None and Path(file).is_file() else None
-
-
-def _scored(told: Mapping[str, Any]) -> MetricResult:
-    by_class = {name: math.nan if value is None else value for name, value in told["by_class"].items()}
-    return MetricResult(
-        value=math.nan if told["value"] is None else told["value"], by_class=by_class, note=told["note"]
-    )

@@ -1,4 +1,4 @@
-"""One run among many: what it is called, what makes its recipe, what it needs, and what came of it."""
+"""A trial, which is one run of a study, and its result."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,11 +12,11 @@ from kdkit.recipe.recipe import Recipe
 class Trial:
     """One run of a study.
 
-    name: of its folder. recipe: a function that returns a Recipe; options: what it is called with, recorded as text.
-    needs: cells that come before, by the parameter of `recipe` that is given their folders: a Path for a name, a tuple
-    of them for a tuple of names.
+    name: also the name of its folder. recipe: a function that returns a Recipe. options: keyword arguments of `recipe`,
+    recorded as text. needs: trials that must finish first; maps a parameter of `recipe` to the name of a trial, or to a
+    tuple of names. `recipe` gets their folders: a Path for a name, a tuple of Paths for a tuple.
 
-    Raises RecipeError for a name that can be no folder's.
+    Raises RecipeError if the name cannot be the name of a folder.
     """
 
     name: str
@@ -27,24 +27,28 @@ class Trial:
 
     def __post_init__(self) -> None:
         if not self.name or not all(letter.isalnum() or letter in "-_+" for letter in self.name):
-            raise RecipeError(f"a cell's name is made of letters, digits, '-', '_' and '+'; got {self.name!r}")
+            raise RecipeError(f"the name of a trial consists of letters, digits, '-', '_' and '+'; got {self.name!r}")
 
     @property
-    def needed(self) -> tuple[str, ...]:
-        """The names of all cells that it needs."""
-        return tuple(name for names in self.needs.values() for name in listed(names))
+    def dependencies(self) -> tuple[str, ...]:
+        """The names of all trials in `needs`."""
+        return tuple(name for names in self.needs.values() for name in as_names(names))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialResult:
-    """What came of a cell. seconds: of this go. error: why it failed, or why what it needs is not there."""
+    """The result of a trial.
+
+    state: "finished", "skipped" (it was finished before), "failed", or "blocked" (a trial in its `needs` failed or is
+    blocked). seconds: the time that it took now, without earlier attempts. error: why it failed or is blocked.
+    """
 
     trial: Trial
-    state: Literal["done", "skipped", "failed", "waiting"]
+    state: Literal["finished", "skipped", "failed", "blocked"]
     seconds: float = 0.0
     error: Exception | None = None
 
 
-def listed(names: str | tuple[str, ...]) -> tuple[str, ...]:
-    """Return one name or several as several."""
+def as_names(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Return a value of `Trial.needs` as a tuple of names."""
     return (names,) if isinstance(names, str) else names

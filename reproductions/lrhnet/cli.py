@@ -116,7 +116,7 @@ def results_with_progress(study: Study, options: RunOptions | None, jobs: int) -
     """Run the trials of a study, and print a line for each with the time that remains."""
     start, trained, count = time.perf_counter(), 0, len(study.trials)
     for number, result in enumerate(study.run(options, jobs=jobs), 1):
-        trained += result.state == "done"  # skipped ones take no time, so they are not in the mean
+        trained += result.state == "finished"  # skipped ones take no time, so they are not in the mean
         per_trial = (time.perf_counter() - start) / max(1, trained)
         remaining = f", about {per_trial * (count - number) / 60:.0f} min left" if trained and number < count else ""
         click.echo(f"[{number}/{count}] {summary_line(study, result)}{remaining}")
@@ -131,7 +131,7 @@ def summary_line(study: Study, result: TrialResult) -> str:
         kind = "" if isinstance(result.error, KdkitError) else f"{type(result.error).__name__}: "
         return f"{name} {result.state}: {kind}{' '.join(str(result.error).splitlines()[:2])}"
     metric = 100 * study.metrics(name)[result.trial.options["row"]][CM].value
-    duration = f" in {result.seconds:.0f} s" if result.state == "done" else ""
+    duration = f" in {result.seconds:.0f} s" if result.state == "finished" else ""
     return f"{name} {result.state}{duration}, challenge metric {metric:.2f}"
 
 
@@ -156,7 +156,7 @@ def list_trials(study: Study, data: Path | None) -> None:
     """Print each trial that is not finished, and about how long all of them take."""
     unfinished = [trial for trial in study.trials if not study.finished(trial.name)]
     for trial in unfinished:
-        click.echo(f"{trial.name}  after {', '.join(trial.needed) or 'nothing'}")
+        click.echo(f"{trial.name}  after {', '.join(trial.dependencies) or 'nothing'}")
     options = study.trials[0].options
     # Of real records, three of five folds at most: those without a scored class are left out later.
     headers = sum(1 for _ in data.rglob("*.hea")) if data else 0

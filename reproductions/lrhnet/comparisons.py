@@ -41,7 +41,7 @@ def difference(
         return times_100(paired_t_interval(values, baseline_values, overlap=overlap(runs, shared))), f"{len(runs)} runs"
     if not runs or score != CM:
         return None
-    predictions = [study.said(*trained[runs[0]]) for trained in (nets, baselines)]
+    predictions = [study.predictions(*trained[runs[0]]) for trained in (nets, baselines)]
     bootstrap = paired_bootstrap(challenge_metric(shared), *predictions)
     return times_100(bootstrap), f"{len(predictions[0].test)} records of one run"
 

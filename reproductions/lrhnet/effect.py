@@ -71,7 +71,7 @@ def with_patient_intervals(
     """Return the effects with an interval over the test records too, of the mean over seeds."""
 
     def predictions(row: str, leads: int) -> list[SplitPredictions]:
-        return [study.said(trial_name(row, leads, seed, protocol), row) for seed in seeds]
+        return [study.predictions(trial_name(row, leads, seed, protocol), row) for seed in seeds]
 
     results = []
     for effect in effects:

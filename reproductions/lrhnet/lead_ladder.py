@@ -156,5 +156,5 @@ def _auprc_by_disease(study: Study, nets: Sequence[TrainedNet]) -> dict[str, flo
 
 
 def _positives(study: Study, net: TrainedNet) -> dict[str, float]:
-    test = study.said(*net).test
+    test = study.predictions(*net).test
     return dict(zip(test.classes, (test.labels > 0.5).sum(0).tolist(), strict=True))

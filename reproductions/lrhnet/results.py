@@ -71,7 +71,7 @@ class Results:
         if score.sd is not None:
             return ErrorBar(mean=score.mean, down=score.sd, up=score.sd, meaning="sd over runs")
         (net,) = self._nets[row, leads].values()
-        validation, test = self.study.said(*net)
+        validation, test = self.study.predictions(*net)
         metric = BootstrapInterval(challenge_metric(self.grid.shared)).fit(validation)
         interval = metric.compute(test).interval or (0.0, 0.0)
         down, up = (abs(100 * bound - score.mean) for bound in interval)

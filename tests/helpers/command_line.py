@@ -1,4 +1,4 @@
-"""Run the command line in a process of its own, and read its result."""
+"""The result of a command in a test, and the environment of the processes that tests start."""
 
 import os
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a command answered."""
+class CommandResult:
+    """The exit code, stdout and stderr of a command."""
 
     code: int
     out: str
@@ -17,5 +17,10 @@ class Said:
 
 
 def environment(**more: str) -> dict[str, str]:
+    """Return the environment for a process that imports this checkout of kdkit.
+
+    more: further variables; a PYTHONPATH among them comes before the checkout.
+    """
     path = os.pathsep.join(filter(None, [more.pop("PYTHONPATH", ""), str(ROOT)]))
+    # A fixed width, since rich and click wrap their output to that of the terminal.
     return {**os.environ, "COLUMNS": "200", "PYTHONPATH": path, **more}

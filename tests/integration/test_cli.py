@@ -1,10 +1,10 @@
-"""The command line: what it takes, what it prints, and that every mistake is answered and leaves nothing behind."""
+"""Tests of the command line: options, output, and that every mistake is reported in one message and writes no file."""
 
 import importlib
 import json
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PosixPath, WindowsPath
 from textwrap import dedent
 
 import pytest
@@ -13,11 +13,11 @@ from torch import nn
 
 from kdkit import RecipeError
 from kdkit.plugins.recipe_file import read_recipe_file
-from tests.helpers.command_line import ROOT, environment
+from tests.helpers.command_line import ROOT, CommandResult, environment
 
 EXAMPLE = ROOT / "examples" / "lrhnet_smlkd.py"
 
-PARTS = """
+SHARED = """
     import torch
     from torch import nn
     import kdkit
@@ -31,7 +31,7 @@ PARTS = """
         labels = torch.arange(count) % 3
         return TensorDataset(torch.eye(3, 6)[labels] + 0.3 * torch.randn(count, 6), labels)
 
-    def given():
+    def tiny_data():
         with torch.random.fork_rng():
             return TorchData(tensors(24, 0), tensors(12, 1), tensors(12, 2), classes=("a", "b", "c"))
 
@@ -45,15 +45,15 @@ PARTS = """
     def truth():
         return Truth(nn.CrossEntropyLoss())
 
-    def taught(match, training=None):
-        return Recipe(data=given(), schedule=[Stage(match, training or Training(epochs=1, batch_size=8))])
+    def single_stage(objectives, training=None):
+        return Recipe(data=tiny_data(), schedule=[Stage(objectives, training or Training(epochs=1, batch_size=8))])
 """
 
 GOOD = """
     def recipe(epochs: int = 1) -> Recipe:
         teacher, student = Net("teacher", Wide(7)), Net("student", Wide(4))
         return Recipe(
-            data=given(),
+            data=tiny_data(),
             schedule=Sequential(
                 teacher, student, truth=truth(), training=Training(epochs=epochs, batch_size=8),
                 match=lambda net, master: Match(
@@ -65,52 +65,54 @@ GOOD = """
 
 
 @pytest.fixture
-def written(tmp_path):
-    """Write a recipe file: the parts that all share, and its own."""
+def write_recipe(tmp_path):
+    """Write a recipe file of a body, after the definitions that all recipes here share."""
 
-    def write(body: str, name: str = "mine.py", *, parts: bool = True) -> Path:
+    def write(body: str, name: str = "mine.py", *, shared: bool = True) -> Path:
         path = tmp_path / name
-        path.write_text((dedent(PARTS) if parts else "") + dedent(body))
+        path.write_text((dedent(SHARED) if shared else "") + dedent(body))
         return path
 
     return write
 
 
-def everything(folder: Path) -> set[str]:
+def files_in(folder: Path) -> set[str]:
+    """Return all files and folders below a folder, as relative paths."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if "__pycache__" not in path.parts}
 
 
-def refused(said, *words: str) -> None:
-    assert said.code == 2, said
-    assert "Traceback" not in said.err + said.out
+def assert_refused(result: CommandResult, *words: str) -> None:
+    """Assert that a command failed with exit code 2 and these words in its error, without a traceback."""
+    assert result.code == 2, result
+    assert "Traceback" not in result.err + result.out
     for word in words:
-        assert word in said.err, f"{word!r} is not in: {said.err}"
+        assert word in result.err, f"{word!r} is not in: {result.err}"
 
 
-# What is wrong with a file
+# Recipe files that cannot be read: the text of the file, and words of the error
 
 FILES = {
     "no recipe function": ("x = 1", ["no function recipe()"]),
     "a misspelt recipe function": ("def recipee(): ...", ["no function recipe()", "'recipee'"]),
     "a syntax error": ("x = 1\ndef recipe(:\n    pass", ["bad.py, line 2", "def recipe(:"]),
     "an error on import": ("x = 1\n\n1 / 0", ["bad.py, line 3", "ZeroDivisionError", "reading it raises"]),
-    "an import of what is not there": ("import no_such_package", ["bad.py, line 1", "no_such_package"]),
+    "an import of a missing package": ("import no_such_package", ["bad.py, line 1", "no_such_package"]),
     "an exit on import": ("import sys\nsys.exit(0)", ["SystemExit", "a recipe file returns its Recipe"]),
     "an error in recipe()": ("def recipe():\n    return {}['x']", ["bad.py, line 2", "recipe() raises KeyError"]),
-    "something else returned": ("def recipe():\n    return 3", ["returns a int", "kdkit.Recipe"]),
+    "another type returned": ("def recipe():\n    return 3", ["returns a int", "kdkit.Recipe"]),
     "nothing returned": ("def recipe():\n    ...", ["NoneType", "kdkit.Recipe"]),
     "a coroutine returned": ("async def recipe(): ...", ["returns a coroutine", "kdkit.Recipe"]),
-    "no text": ("x = 1\0", ["null bytes"]),
+    "a null byte in the text": ("x = 1\0", ["null bytes"]),
     "a parameter without a type": ("def recipe(width=3): ...", ["'width'", "no type", "width: int"]),
     "a parameter of another type": ("def recipe(net: object = None): ...", ["'net'", "int, float, str, bool, Path"]),
     "a parameter of two types": ("def recipe(n: int | str = 1): ...", ["'n'", "int, float, str, bool, Path"]),
     "a parameter of an unknown type": ("def recipe(n: 'Undefined' = 1): ...", ["type of a parameter", "Undefined"]),
-    "a parameter of a type that is no expression": ("def recipe(n: 'a number' = 1): ...", ["type of a parameter"]),
-    "a parameter of a type that nobody has": (
+    "a parameter of a type that is not an expression": ("def recipe(n: 'a number' = 1): ...", ["type of a parameter"]),
+    "a parameter of a type that torch does not have": (
         "import torch\ndef recipe(n: 'torch.Intt' = 1): ...",
         ["type of a parameter", "Intt"],
     ),
-    "a parameter of a type that cannot be": ("def recipe(n: '1 | 2 | int[3]' = 1): ...", ["type of a parameter"]),
+    "a parameter of an invalid type": ("def recipe(n: '1 | 2 | int[3]' = 1): ...", ["type of a parameter"]),
     "parameters without names": ("def recipe(*many: int): ...", ["named parameters", "*many"]),
     "a misspelt hook": (
         "import kdkit\n@kdkit.hookimpl\ndef epoch_end(event): ...\ndef recipe(): ...",
@@ -120,14 +122,15 @@ FILES = {
         "import kdkit\n@kdkit.hookimpl\ndef epoch_ended(epoch): ...\ndef recipe(): ...",
         ["'bad.py'", "epoch"],
     ),
-    "a misspelt name on a shelf": (
+    "a misspelt name of a loss": (
         "import kdkit\ndef recipe():\n    return kdkit.registry('losses')['soft_target']()",
         ["'soft_target' is not among the losses", "did you mean 'soft_targets'"],
     ),
-    "a misspelt shelf": ("import kdkit\ndef recipe():\n    kdkit.registry('loses')", ["'loses'", "'losses'"]),
+    "a misspelt registry": ("import kdkit\ndef recipe():\n    kdkit.registry('loses')", ["'loses'", "'losses'"]),
     "a misspelt name of kdkit": ("from kdkit import Netz\ndef recipe(): ...", ["bad.py, line 1", "Netz"]),
-    "bytes that are no text": ("\0\0", ["bad.py"]),
+    "a binary file": ("\0\0", ["bad.py"]),
 }
+# The options of `kdkit run` and `kdkit check`, which a recipe must not have.
 FILES |= {
     f"a parameter called {name}": (f"def recipe({name}: int = 3): ...", [f"'{name}'", "choose another"])
     for name in ("seed", "out", "device", "compile", "precision", "resume", "quiet", "help", "file")
@@ -136,81 +139,81 @@ FILES |= {
 
 @pytest.mark.parametrize("command", ["run", "check"])
 @pytest.mark.parametrize("case", FILES)
-def test_a_file_that_is_no_recipe_is_refused(case, command, kdkit_here, written, tmp_path):
+def test_a_file_without_a_valid_recipe_is_refused(case, command, kdkit_here, write_recipe, tmp_path):
     text, words = FILES[case]
-    path = written(text, "bad.py", parts=False)
-    before = everything(tmp_path)
-    refused(kdkit_here(command, path), *words)
-    assert everything(tmp_path) == before
+    path = write_recipe(text, "bad.py", shared=False)  # alone, so that line numbers are those of the text
+    before = files_in(tmp_path)
+    assert_refused(kdkit_here(command, path), *words)
+    assert files_in(tmp_path) == before
 
 
-def test_a_line_is_named_however_the_file_is(kdkit_here, written):
-    written("def recipe():\n    raise ValueError('of mine')", "bad.py", parts=False)
-    refused(kdkit_here("run", "bad.py"), "bad.py, line 2", "ValueError: of mine")
-    refused(kdkit_here("run", "./../" + Path.cwd().name + "/bad.py"), "line 2")
+def test_the_line_is_named_for_any_form_of_the_path(kdkit_here, write_recipe):
+    write_recipe("def recipe():\n    raise ValueError('of mine')", "bad.py", shared=False)
+    assert_refused(kdkit_here("run", "bad.py"), "bad.py, line 2", "ValueError: of mine")
+    assert_refused(kdkit_here("run", "./../" + Path.cwd().name + "/bad.py"), "line 2")
 
 
-def test_a_syntax_error_in_a_helper_names_the_helper(kdkit_here, written):
-    written("x = = 2", "helper_of_mine.py", parts=False)
-    path = written("\n\nimport helper_of_mine", "bad.py", parts=False)
-    refused(kdkit_here("run", path), "helper_of_mine.py, line 1", "x = = 2")
+def test_a_syntax_error_in_an_imported_file_names_that_file(kdkit_here, write_recipe):
+    write_recipe("x = = 2", "helper_of_mine.py", shared=False)
+    path = write_recipe("\n\nimport helper_of_mine", "bad.py", shared=False)
+    assert_refused(kdkit_here("run", path), "helper_of_mine.py, line 1", "x = = 2")
 
 
-def test_a_file_that_is_missing_or_a_folder_or_no_python_is_refused(kdkit_here, tmp_path):
-    refused(kdkit_here("run", "nowhere.py"), "nowhere.py", "no such recipe file")
-    refused(kdkit_here("run", tmp_path), "is a folder")
+def test_a_path_that_is_not_a_python_file_is_refused(kdkit_here, tmp_path):
+    assert_refused(kdkit_here("run", "nowhere.py"), "nowhere.py", "no such recipe file")
+    assert_refused(kdkit_here("run", tmp_path), "is a folder")
     (tmp_path / "notes.txt").write_text("x")
-    refused(kdkit_here("run", "notes.txt"), "a recipe file ends in .py")
-    refused(kdkit_here("run"), "Missing argument 'FILE'")
-    refused(kdkit_here("runn"), "No such command 'runn'")
-    refused(kdkit_here("list", "nowhere.py"), "no such recipe file")
+    assert_refused(kdkit_here("run", "notes.txt"), "a recipe file ends in .py")
+    assert_refused(kdkit_here("run"), "Missing argument 'FILE'")
+    assert_refused(kdkit_here("runn"), "No such command 'runn'")
+    assert_refused(kdkit_here("list", "nowhere.py"), "no such recipe file")
 
 
-# What is wrong with an experiment
+# Recipes with problems: the body of recipe(), and words of the error
 
 EXPERIMENTS = {
     "a tap that never fires": (
         """
         t, s = Net("t", Wide(), trained=True), Net("s", Wide())
-        return taught({s: Match(t, Hint(), student=Tap(s.module.idle), target=Tap(t.module.body))})
+        return single_stage({s: Match(t, Hint(), student=Tap(s.module.idle), target=Tap(t.module.body))})
         """,
         ["never fired", "net 's'", "tap one that does"],
     ),
     "a tap of another net": (
         """
         t, s = Net("t", Wide(), trained=True), Net("s", Wide())
-        return taught({s: Match(t, Hint(), student=Tap(t.module.body), target=Tap(t.module.body))})
+        return single_stage({s: Match(t, Hint(), student=Tap(t.module.body), target=Tap(t.module.body))})
         """,
         ["student tap", "not a part of net 's'"],
     ),
     "shapes that cannot meet": (
         """
         t, s = Net("t", Wide(7), trained=True), Net("s", Wide(4))
-        return taught({s: Match(t, nn.MSELoss(), student=Tap(s.module.body), target=Tap(t.module.body))})
+        return single_stage({s: Match(t, nn.MSELoss(), student=Tap(s.module.body), target=Tap(t.module.body))})
         """,
         ["(4, 4)", "(4, 7)"],
     ),
     "outputs that are not the classes": (
         """
-        return taught({Net("s", nn.Linear(6, 4)): truth()})
+        return single_stage({Net("s", nn.Linear(6, 4)): truth()})
         """,
         ["net 's' gives outputs of (4,)", "are 3"],
     ),
     "inputs that a net cannot take": (
         """
-        return taught({Net("s", nn.Linear(5, 3)): truth()})
+        return single_stage({Net("s", nn.Linear(5, 3)): truth()})
         """,
         ["net 's' cannot take what it sees", "(4, 6)"],
     ),
     "two terms of one name": (
         """
-        return taught({Net("s", Wide()): truth() + truth()})
+        return single_stage({Net("s", Wide()): truth() + truth()})
         """,
         ["2 terms are called 'truth'", "label="],
     ),
     "two nets of one name": (
         """
-        return Recipe(data=given(), schedule=Sequential(
+        return Recipe(data=tiny_data(), schedule=Sequential(
             Net("s", Wide()), Net("s", Wide()), truth=truth(), kd_loss=SoftTargets(), training=Training(epochs=1)))
         """,
         ["2 nets are called 's'"],
@@ -218,14 +221,14 @@ EXPERIMENTS = {
     "a net matched to itself": (
         """
         s = Net("s", Wide())
-        return taught({s: truth() + Match(s, SoftTargets())})
+        return single_stage({s: truth() + Match(s, SoftTargets())})
         """,
         ["net 's' is in training in this stage"],
     ),
     "an untrained teacher": (
         """
         t, s = Net("t", Wide()), Net("s", Wide())
-        return taught({s: truth() + Match(t, SoftTargets())})
+        return single_stage({s: truth() + Match(t, SoftTargets())})
         """,
         ["net 't' teaches but is neither trained", "weights=FILE"],
     ),
@@ -252,15 +255,16 @@ EXPERIMENTS = {
         ["other.safetensors cannot be read"],
     ),
     "a loss that is a class": ("""Truth(nn.CrossEntropyLoss)""", ["did you forget its ()?"]),
-    "a score that is not there": (
+    "an unknown metric": (
         """
-        return taught({Net("s", Wide()): truth()}, Training(epochs=1, monitor="acuracy"))
+        return single_stage({Net("s", Wide()): truth()}, Training(epochs=1, monitor="acuracy"))
         """,
         ["'acuracy'", "did you mean 'accuracy'"],
     ),
-    "an option that an optimizer has not": (
+    "an unknown option of an optimizer": (
         """
-        return taught({Net("s", Wide()): truth()}, Training(epochs=1, optimizer=Optimizer(torch.optim.Adam, lrr=1)))
+        optimizer = Optimizer(torch.optim.Adam, lrr=1)
+        return single_stage({Net("s", Wide()): truth()}, Training(epochs=1, optimizer=optimizer))
         """,
         ["Adam has no option 'lrr'", "did you mean 'lr'"],
     ),
@@ -277,33 +281,33 @@ EXPERIMENTS = {
 
 @pytest.mark.parametrize("command", ["run", "check"])
 @pytest.mark.parametrize("case", EXPERIMENTS)
-def test_an_experiment_that_cannot_be_is_refused(case, command, kdkit_here, written, tmp_path):
+def test_a_recipe_with_a_problem_is_refused(case, command, kdkit_here, write_recipe, tmp_path):
     body, words = EXPERIMENTS[case]
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     head = f"from pathlib import Path\nkdkit_test_folder = Path({str(elsewhere)!r})\n\ndef recipe():\n"
-    path = written("", "bad.py")
+    path = write_recipe("", "bad.py")
     path.write_text(path.read_text() + head + "".join(f"    {line}\n" for line in dedent(body).strip().splitlines()))
     out = ["--out", tmp_path / "out"] if command == "run" else []
-    refused(kdkit_here(command, path, *out), *words)
-    left = {each for each in everything(tmp_path) if not each.startswith("elsewhere")}
-    assert left == {"bad.py"}
+    assert_refused(kdkit_here(command, path, *out), *words)
+    written = {path for path in files_in(tmp_path) if not path.startswith("elsewhere")}
+    assert written == {"bad.py"}
 
 
-def test_all_problems_are_told_at_once(kdkit_here, written):
-    path = written(
+def test_all_problems_are_reported_at_once(kdkit_here, write_recipe):
+    path = write_recipe(
         """
         def recipe():
             t, s = Net("t", Wide()), Net("s", Wide())
             tap = Match(t, Hint(), student=Tap(t.module.body), target=Tap(t.module.body))
-            return taught({s: truth() + truth() + tap})
+            return single_stage({s: truth() + truth() + tap})
         """
     )
-    said = kdkit_here("check", path)
-    refused(said, "3 problems found", "neither trained", "not a part of net 's'", "2 terms are called")
+    result = kdkit_here("check", path)
+    assert_refused(result, "3 problems found", "neither trained", "not a part of net 's'", "2 terms are called")
 
 
-# What is wrong with options
+# Options that are not valid: arguments after the file, and words of the error
 
 OPTIONS = {
     "unknown": (["--epoch", "3"], ["--epoch", "--epochs"]),
@@ -312,8 +316,8 @@ OPTIONS = {
     "too small": (["--epochs", "-3"], ["epochs is a whole number of at least 1", "-3"]),
     "zero": (["--epochs", "0"], ["epochs is a whole number of at least 1", "got 0"]),
     "cuda": (["--device", "cuda"], ["'cuda' is not there", "cpu"]),
-    "a device that nobody has": (["--device", "foo"], ["'foo' is not there", "cpu"]),
-    "a device too many": (["--device", "cuda:99"], ["'cuda:99' is not there", "cpu"]),
+    "a device that does not exist": (["--device", "foo"], ["'foo' is not there", "cpu"]),
+    "a device index that does not exist": (["--device", "cuda:99"], ["'cuda:99' is not there", "cpu"]),
     "a device without memory": (["--device", "meta"], ["'meta'", "choose 'cpu'"]),
     "a device whose module is missing": (["--device", "hpu"], ["'hpu' is not there"]),
     "precision": (["--precision", "foo"], ["fp32, bf16, fp16", "'foo'"]),
@@ -323,23 +327,23 @@ OPTIONS = {
     "a seed too large": (["--seed", str(2**70)], ["seed"]),
     "a seed in words": (["--seed", "x"], ["'x' is not a valid integer"]),
     "resuming nothing": (["--resume"], ["to resume", "which run folder"]),
-    "resuming what is not there": (["--resume", "--out", "nowhere"], ["nowhere holds no run to go on with"]),
-    "one file too many": (["other.py"], ["unexpected extra argument"]),
+    "resuming a folder that does not exist": (["--resume", "--out", "nowhere"], ["nowhere holds no run to go on with"]),
+    "two files": (["other.py"], ["unexpected extra argument"]),
 }
-if torch.cuda.is_available():
+if torch.cuda.is_available():  # then "cuda" is a valid device
     del OPTIONS["cuda"]
 
 
 @pytest.mark.parametrize("case", OPTIONS)
-def test_an_option_that_cannot_be_is_refused(case, kdkit_here, written, tmp_path):
-    given, words = OPTIONS[case]
-    path = written(GOOD)
-    refused(kdkit_here("run", path, *given), *words)
-    assert everything(tmp_path) == {"mine.py"}
+def test_an_invalid_option_is_refused(case, kdkit_here, write_recipe, tmp_path):
+    options, words = OPTIONS[case]
+    path = write_recipe(GOOD)
+    assert_refused(kdkit_here("run", path, *options), *words)
+    assert files_in(tmp_path) == {"mine.py"}
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("options", "words"),
     [
         (["--leads", "77"], ["77"]),
         (["--epochs", "-3"], ["epochs", "-3"]),
@@ -350,31 +354,31 @@ def test_an_option_that_cannot_be_is_refused(case, kdkit_here, written, tmp_path
     ],
     ids=" ".join,
 )
-def test_the_first_example_refuses_what_it_cannot_do(given, words, kdkit_here, tmp_path):
+def test_the_first_example_refuses_invalid_options(options, words, kdkit_here, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "mine.txt").write_text("")
-    refused(kdkit_here("run", EXAMPLE, *given), *words)
-    assert everything(tmp_path) == {"empty", "mine.txt"}
+    assert_refused(kdkit_here("run", EXAMPLE, *options), *words)
+    assert files_in(tmp_path) == {"empty", "mine.txt"}
 
 
-def test_a_run_folder_is_never_written_over(kdkit_here, written, tmp_path):
-    path = written(GOOD)
+def test_a_run_folder_is_never_overwritten(kdkit_here, write_recipe, tmp_path):
+    path = write_recipe(GOOD)
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "thesis.txt").write_text("mine")
-    refused(kdkit_here("run", path, "--out", taken), "exists and is not a run folder", "choose another")
-    assert everything(taken) == {"thesis.txt"}
-    refused(kdkit_here("run", path, "--out", taken / "thesis.txt"), "exists and is not a run folder")
-    refused(kdkit_here("run", path, "--out", taken / "thesis.txt" / "below"), "cannot be written")
-    refused(kdkit_here("run", path, "--out", taken, "--resume"), "holds no run to go on with")
+    assert_refused(kdkit_here("run", path, "--out", taken), "exists and is not a run folder", "choose another")
+    assert files_in(taken) == {"thesis.txt"}
+    assert_refused(kdkit_here("run", path, "--out", taken / "thesis.txt"), "exists and is not a run folder")
+    assert_refused(kdkit_here("run", path, "--out", taken / "thesis.txt" / "below"), "cannot be written")
+    assert_refused(kdkit_here("run", path, "--out", taken, "--resume"), "holds no run to go on with")
     assert (taken / "thesis.txt").read_text() == "mine"
     assert kdkit_here("run", path, "--out", "run").code == 0
-    before = {each: (tmp_path / "run" / each).stat().st_mtime_ns for each in everything(tmp_path / "run")}
-    refused(kdkit_here("run", path, "--out", "run"), "already holds a run", "--resume")
-    assert before == {each: (tmp_path / "run" / each).stat().st_mtime_ns for each in everything(tmp_path / "run")}
+    before = {file: (tmp_path / "run" / file).stat().st_mtime_ns for file in files_in(tmp_path / "run")}
+    assert_refused(kdkit_here("run", path, "--out", "run"), "already holds a run", "--resume")
+    assert before == {file: (tmp_path / "run" / file).stat().st_mtime_ns for file in files_in(tmp_path / "run")}
 
 
-# What goes well
+# Commands that succeed
 
 TYPED = """
     import json
@@ -399,49 +403,47 @@ TYPED = """
         two_words: str = "",
     ) -> Recipe:
         '''An experiment.'''
-        with open("given.txt", "w") as file:
+        with open("arguments.txt", "w") as file:
             file.write(repr(locals() | {"file": None}))
         raise RuntimeError("that is all")
 """
 
 
-def typed(kdkit_here, written, *args):
-    path = written(TYPED)
-    before, after = args if len(args) == 2 and isinstance(args[0], list) else ([], list(args))
-    said = kdkit_here("run", *before, path, *after)
-    assert "that is all" in said.err, said
-    from pathlib import Path, PosixPath, WindowsPath
-
+def call_typed(kdkit_here, write_recipe, before=(), after=()):
+    """Run the recipe with options before and after its file, and return the arguments that recipe() got."""
+    path = write_recipe(TYPED)
+    result = kdkit_here("run", *before, path, *after)
+    assert "that is all" in result.err, result
     names = {"PosixPath": PosixPath, "WindowsPath": WindowsPath, "Path": Path}
-    return eval(Path("given.txt").read_text(), names)
+    return eval(Path("arguments.txt").read_text(), names)
 
 
-def test_defaults_arrive_as_they_are(kdkit_here, written):
-    given = typed(kdkit_here, written)
-    assert (given["whole"], given["part"], given["text"]) == (1, 0.5, "as it is")
-    assert (given["flag"], given["on"], given["either"]) == (False, True, None)
-    assert (given["word"], given["count"]) == ("red", 12)
-    assert (given["where"], given["somewhere"], given["maybe"]) == (Path("here"), None, None)
-    assert (given["many"], given["none_or_many"], tuple(given["several"])) == ((1, 2), None, ("x",))
+def test_recipe_gets_its_defaults_unchanged(kdkit_here, write_recipe):
+    arguments = call_typed(kdkit_here, write_recipe)
+    assert (arguments["whole"], arguments["part"], arguments["text"]) == (1, 0.5, "as it is")
+    assert (arguments["flag"], arguments["on"], arguments["either"]) == (False, True, None)
+    assert (arguments["word"], arguments["count"]) == ("red", 12)
+    assert (arguments["where"], arguments["somewhere"], arguments["maybe"]) == (Path("here"), None, None)
+    assert (arguments["many"], arguments["none_or_many"], tuple(arguments["several"])) == ((1, 2), None, ("x",))
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["options first", "file first"])
-def test_options_of_every_type_arrive(before, kdkit_here, written):
+@pytest.mark.parametrize("position", ["before", "after"])
+def test_recipe_gets_options_of_every_type(position, kdkit_here, write_recipe):
     options = ["--whole", "7", "--part", "2.5e-1", "--text=--odd", "--flag", "--no-on", "--where", "a/b"]
     options += ["--word", "green", "--count", "6", "--maybe", "0", "--somewhere", "c", "--either", "--many", "4"]
     options += ["--many", "5", "--none-or-many", "0.25", "--several", "y", "--several", "x", "--two-words", "w"]
-    given = typed(kdkit_here, written, *((options, []) if before else ([], options)))
-    assert (given["whole"], given["part"], given["text"]) == (7, 0.25, "--odd")
-    assert (given["flag"], given["on"], given["either"]) == (True, False, True)
-    assert (given["word"], given["count"]) == ("green", 6)
-    assert isinstance(given["count"], int)
-    assert (given["where"], given["somewhere"], given["maybe"]) == (Path("a/b"), Path("c"), 0)
-    assert (given["many"], given["none_or_many"], tuple(given["several"])) == ((4, 5), (0.25,), ("y", "x"))
-    assert given["two_words"] == "w"
+    arguments = call_typed(kdkit_here, write_recipe, **{position: options})
+    assert (arguments["whole"], arguments["part"], arguments["text"]) == (7, 0.25, "--odd")
+    assert (arguments["flag"], arguments["on"], arguments["either"]) == (True, False, True)
+    assert (arguments["word"], arguments["count"]) == ("green", 6)
+    assert isinstance(arguments["count"], int)
+    assert (arguments["where"], arguments["somewhere"], arguments["maybe"]) == (Path("a/b"), Path("c"), 0)
+    assert (arguments["many"], arguments["none_or_many"], tuple(arguments["several"])) == ((4, 5), (0.25,), ("y", "x"))
+    assert arguments["two_words"] == "w"
 
 
 @pytest.mark.parametrize(
-    ("given", "word"),
+    ("options", "word"),
     [
         ("--count 5", "12, 6, 3"),
         ("--word blue", "'red', 'green'"),
@@ -449,22 +451,22 @@ def test_options_of_every_type_arrive(before, kdkit_here, written):
         ("--part x", "float"),
     ],
 )
-def test_values_that_no_parameter_takes_are_refused(given, word, kdkit_here, written, tmp_path):
-    refused(kdkit_here("run", written(TYPED), *given.split()), word)
-    assert everything(tmp_path) == {"mine.py"}
+def test_values_of_a_wrong_type_are_refused(options, word, kdkit_here, write_recipe, tmp_path):
+    assert_refused(kdkit_here("run", write_recipe(TYPED), *options.split()), word)
+    assert files_in(tmp_path) == {"mine.py"}
 
 
-def test_a_parameter_without_default_must_be_given(kdkit_here, written):
-    path = written("def recipe(size: int): raise RuntimeError(size)", parts=False)
-    refused(kdkit_here("run", path), "--size")
-    refused(kdkit_here("run", path, "--size", 4), "RuntimeError: 4")
+def test_a_parameter_without_a_default_is_required(kdkit_here, write_recipe):
+    path = write_recipe("def recipe(size: int): raise RuntimeError(size)", shared=False)
+    assert_refused(kdkit_here("run", path), "--size")
+    assert_refused(kdkit_here("run", path, "--size", 4), "RuntimeError: 4")
 
 
-def test_the_help_of_a_file_lists_its_parameters_and_what_it_says(kdkit_here, written):
-    path = written(TYPED)
+def test_the_help_of_a_file_has_its_parameters_and_its_docstring(kdkit_here, write_recipe):
+    path = write_recipe(TYPED)
     path.write_text('"""Teach the small one.\n\nIn two steps.\n"""\n' + path.read_text())
-    said = kdkit_here("run", path, "--help")
-    assert said.code == 0
+    result = kdkit_here("run", path, "--help")
+    assert result.code == 0
     for word in (
         "Teach the small one.",
         "In two steps.",
@@ -477,32 +479,33 @@ def test_the_help_of_a_file_lists_its_parameters_and_what_it_says(kdkit_here, wr
         "[red|green]",
         "--seed INTEGER",
     ):
-        assert word in said.out, said.out
-    assert kdkit_here("run", "--help", path).out == said.out
+        assert word in result.out, result.out
+    assert kdkit_here("run", "--help", path).out == result.out
     assert "--whole" not in kdkit_here("run", "--help").out
 
 
 @pytest.mark.parametrize("name", ["ecg.py", "kdkit.py", "my recipe.v2.py"])
-def test_a_recipe_file_may_be_called_as_a_plugin_is(name, kdkit_here, written):
-    assert kdkit_here("check", written(GOOD, name)).code == 0
+def test_a_recipe_file_may_have_the_name_of_a_plugin(name, kdkit_here, write_recipe):
+    assert kdkit_here("check", write_recipe(GOOD, name)).code == 0
 
 
-def test_a_file_can_be_read_twice_in_one_process(kdkit_here, written):
-    path = written(GOOD)
+def test_a_file_can_be_read_twice_in_one_process(kdkit_here, write_recipe):
+    path = write_recipe(GOOD)
     for _ in range(2):
-        said = kdkit_here("check", path)
-        assert said.code == 0, said
+        result = kdkit_here("check", path)
+        assert result.code == 0, result
 
 
-def test_a_value_that_ends_in_py_is_not_taken_for_the_file(kdkit_here, written):
-    path = written("def recipe(script: str = ''): raise RuntimeError(script)", parts=False)
-    refused(kdkit_here("run", "--script", "other.py", path), "RuntimeError: other.py")
-    refused(kdkit_here("run", path, "--script", "other.py"), "RuntimeError: other.py")
-    refused(kdkit_here("run", "--script", "other.py", "nowhere.py"), "no such recipe file")
+def test_a_value_that_ends_in_py_is_not_mistaken_for_the_file(kdkit_here, write_recipe):
+    path = write_recipe("def recipe(script: str = ''): raise RuntimeError(script)", shared=False)
+    # `--script` is not known before the file is read, so the path that exists is taken for the file.
+    assert_refused(kdkit_here("run", "--script", "other.py", path), "RuntimeError: other.py")
+    assert_refused(kdkit_here("run", path, "--script", "other.py"), "RuntimeError: other.py")
+    assert_refused(kdkit_here("run", "--script", "other.py", "nowhere.py"), "no such recipe file")
 
 
-def test_what_a_file_draws_outside_recipe_is_the_same_each_time(kdkit_here, written):
-    path = written(
+def test_random_numbers_that_a_file_draws_outside_of_recipe_do_not_vary(kdkit_here, write_recipe):
+    path = write_recipe(
         """
         import random
         import numpy
@@ -511,45 +514,45 @@ def test_what_a_file_draws_outside_recipe_is_the_same_each_time(kdkit_here, writ
         def recipe():
             raise RuntimeError(drawn)
         """,
-        parts=False,
+        shared=False,
     )
     first = kdkit_here("run", path)
-    refused(first, "RuntimeError: (0.")
-    torch.rand(3)
+    assert_refused(first, "RuntimeError: (0.")
+    torch.rand(3)  # changes the random state of this process
     assert kdkit_here("run", path, "--seed", 7) == first
 
 
-def test_a_file_stays_importable_under_its_own_name_for_workers(written, tmp_path, monkeypatch):
+def test_a_file_stays_importable_by_its_name_for_data_loader_workers(write_recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
-    file = read_recipe_file(written("def recipe(): ...", "one_of_its_own.py", parts=False))
-    assert file.module.__name__ == "one_of_its_own"
-    assert importlib.import_module("one_of_its_own") is file.module
+    file = read_recipe_file(write_recipe("def recipe(): ...", "free_name.py", shared=False))
+    assert file.module.__name__ == "free_name"
+    assert importlib.import_module("free_name") is file.module
     assert str(tmp_path) in sys.path
 
 
 @pytest.mark.parametrize("name", ["wave.py", "json.py", "kdkit_ecg.py", "kdkit.py", "my recipe.v2.py"])
-def test_a_file_of_another_modules_name_is_not_in_its_way(name, written, tmp_path, monkeypatch):
+def test_a_file_with_the_name_of_another_module_does_not_hide_it(name, write_recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
-    path = written("def recipe(): ...", name, parts=False)
+    path = write_recipe("def recipe(): ...", name, shared=False)
     file = read_recipe_file(path)
     assert file.module.__name__ == f"kdkit_recipe_{path.stem}"
-    assert str(tmp_path) not in sys.path
+    assert str(tmp_path) not in sys.path  # where `import json` would find this file
     if path.stem.isidentifier():
         assert Path(str(importlib.import_module(path.stem).__file__)) != path
 
 
-def test_a_file_that_cannot_be_read_leaves_no_module_behind(written, tmp_path):
+def test_a_file_that_cannot_be_read_leaves_no_module(write_recipe, tmp_path):
     before = set(sys.modules), list(sys.path)
     with pytest.raises(RecipeError):
-        read_recipe_file(written("1 / 0", "broken_one.py", parts=False))
-    assert "broken_one" not in set(sys.modules) - before[0]
+        read_recipe_file(write_recipe("1 / 0", "broken_name.py", shared=False))
+    assert "broken_name" not in set(sys.modules) - before[0]
     assert sys.path == before[1]
 
 
 @pytest.mark.slow
-def test_workers_that_are_spawned_find_what_the_file_defines(kdkit_process, written, tmp_path):
-    (tmp_path / "recipes").mkdir()  # not where the command is called, which Python looks in anyhow
-    path = written(
+def test_spawned_data_loader_workers_import_the_recipe_file(kdkit_process, write_recipe, tmp_path):
+    (tmp_path / "recipes").mkdir()  # not the working directory, from which Python imports in any case
+    path = write_recipe(
         """
         import multiprocessing
         from torch.utils.data import Dataset
@@ -570,9 +573,9 @@ def test_workers_that_are_spawned_find_what_the_file_defines(kdkit_process, writ
         """,
         "recipes/mine.py",
     )
-    said = kdkit_process("run", path, "--device", "cpu", "--out", "run")
-    assert said.code == 0, said
-    assert "Scores on select" in said.out
+    result = kdkit_process("run", path, "--device", "cpu", "--out", "run")
+    assert result.code == 0, result
+    assert "Metrics on validation" in result.out
 
 
 MARKED = """
@@ -584,67 +587,71 @@ MARKED = """
 
         objective = Truth(nn.CrossEntropyLoss(), label="[/x]") + Match(teacher, SoftTargets(), label="[kd] :x:")
         schedule = [Stage({student: objective}, Training(epochs=1, batch_size=8))]
-        return Recipe(data=given(), schedule=schedule, metrics=(Listed(),), name="[b]mine[/b]")
+        return Recipe(data=tiny_data(), schedule=schedule, metrics=(Listed(),), name="[b]mine[/b]")
 """
 
 
-def test_names_in_brackets_show_as_they_are(kdkit_here, written):
-    path = written(MARKED)
-    said = kdkit_here("check", path)
-    assert said.code == 0, said
-    assert "1 x [/x]: " in said.out
-    assert "1 x [kd] :x:: " in said.out
-    said = kdkit_here("run", path, "--out", "run")
-    assert said.code == 0, said
+def test_names_with_brackets_are_printed_unchanged(kdkit_here, write_recipe):
+    path = write_recipe(MARKED)
+    result = kdkit_here("check", path)
+    assert result.code == 0, result
+    assert "1 x [/x]: " in result.out
+    assert "1 x [kd] :x:: " in result.out
+    result = kdkit_here("run", path, "--out", "run")
+    assert result.code == 0, result
     for word in ("[b]mine[/b]: student", "[/x] ", "[kd] :x: ", "validation [/score] ", " [/score] ┃"):
-        assert word in said.out, said.out
+        assert word in result.out, result.out
 
 
 @pytest.mark.parametrize(("precision", "code"), [("fp32", 0), ("bf16", 0), ("foo", 2)])
-def test_a_plan_is_checked_in_the_precision_of_the_run(precision, code, kdkit_here, written):
-    said = kdkit_here("check", written(GOOD), "--precision", precision)
-    assert said.code == code, said
-    assert code == 0 or "fp32, bf16, fp16" in said.err
+def test_a_plan_is_checked_in_the_precision_of_the_run(precision, code, kdkit_here, write_recipe):
+    result = kdkit_here("check", write_recipe(GOOD), "--precision", precision)
+    assert result.code == code, result
+    assert code == 0 or "fp32, bf16, fp16" in result.err
 
 
-def test_check_prints_the_plan_and_trains_nothing(kdkit_here, written, tmp_path):
-    said = kdkit_here("check", written(GOOD))
-    assert said.code == 0, said
+def test_check_prints_the_plan_without_training(kdkit_here, write_recipe, tmp_path):
+    result = kdkit_here("check", write_recipe(GOOD))
+    assert result.code == 0, result
     for word in ("1. teacher", "2. student", "labels, teacher", "body (4, 4)", "teacher body (4, 7)", "Hint"):
-        assert word in said.out, said.out
-    assert "trains 35 parameters of its own" in said.out
-    parameters = sum(each.numel() for each in [*nn.Linear(6, 7).parameters(), *nn.Linear(7, 3).parameters()]) + 6
-    assert str(parameters) in said.out
-    assert "no problems found" in said.out
-    assert everything(tmp_path) == {"mine.py"}
+        assert word in result.out, result.out
+    # The projector of the hint, from 4 to 7 channels: 4 x 7 weights and 7 biases.
+    assert "student body (4, 4) <- teacher body (4, 7) by Hint" in result.out
+    assert ", trains 35 parameters" in result.out
+    # Of the teacher: body and head, and "idle" of 2 x 2 weights and 2 biases.
+    modules = nn.Linear(6, 7), nn.Linear(7, 3)
+    parameters = sum(parameter.numel() for module in modules for parameter in module.parameters()) + 6
+    assert str(parameters) in result.out
+    assert "no problems found" in result.out
+    assert files_in(tmp_path) == {"mine.py"}
 
 
-def test_run_prints_a_line_an_epoch_and_a_table_and_keeps_all_in_a_folder(kdkit_here, written, tmp_path):
-    said = kdkit_here("run", written(GOOD), "--epochs", 2, "--seed", 5, "--device", "cpu")
-    assert said.code == 0, said
-    assert said.out.count("epoch   1") == said.out.count("epoch   2") == 2
-    assert "Scores on test" in said.out
+def test_run_prints_a_line_per_epoch_and_a_table_and_writes_a_run_folder(kdkit_here, write_recipe, tmp_path):
+    result = kdkit_here("run", write_recipe(GOOD), "--epochs", 2, "--seed", 5, "--device", "cpu")
+    assert result.code == 0, result
+    assert result.out.count("epoch   1") == result.out.count("epoch   2") == 2
+    assert "Metrics on test" in result.out
     (run,) = (tmp_path / "runs").glob("mine-*")
     assert run.name.startswith("mine-")
-    assert str(run.relative_to(tmp_path)) in said.out
-    assert {"recipe.py", "run.json", "metrics.json", "1-teacher", "2-student"} <= {each.name for each in run.iterdir()}
+    assert str(run.relative_to(tmp_path)) in result.out
+    assert {"recipe.py", "run.json", "metrics.json", "1-teacher", "2-student"} <= {file.name for file in run.iterdir()}
     record = json.loads((run / "run.json").read_text())
     assert (record["options"], record["seed"], record["device"]) == ({"epochs": "2"}, 5, "cpu")
     assert len((run / "2-student" / "history.jsonl").read_text().splitlines()) == 2
-    assert not [each for each in everything(run) if "/." in each or each.startswith(".")]
+    assert not [file for file in files_in(run) if "/." in file or file.startswith(".")]  # temporary files
 
 
-def test_quiet_prints_nothing(kdkit_here, written):
-    said = kdkit_here("run", written(GOOD), "--quiet", "--out", "run")
-    assert (said.code, said.out, said.err) == (0, "", "")
+def test_quiet_prints_nothing(kdkit_here, write_recipe):
+    result = kdkit_here("run", write_recipe(GOOD), "--quiet", "--out", "run")
+    assert (result.code, result.out, result.err) == (0, "", "")
 
 
-def test_list_names_the_plugin_of_each_thing(kdkit_here, written):
-    said = kdkit_here("list")
-    assert said.code == 0
-    rows = {line.split()[0]: line.split()[1] for line in said.out.splitlines() if len(line.split()) > 1}
+def test_list_names_the_plugin_of_each_entry(kdkit_here, write_recipe):
+    result = kdkit_here("list")
+    assert result.code == 0
+    rows = {line.split()[0]: line.split()[1] for line in result.out.splitlines() if len(line.split()) > 1}
     assert (rows["soft_targets"], rows["lrhnet"], rows["accuracy"]) == ("kdkit", "ecg", "kdkit")
-    path = written(
+    path = write_recipe(
         """
         @kdkit.hookimpl
         def register_losses(register):
@@ -655,8 +662,8 @@ def test_list_names_the_plugin_of_each_thing(kdkit_here, written):
     assert any(line.split()[:2] == ["of_mine", "mine.py"] for line in kdkit_here("list", path).out.splitlines())
 
 
-def test_a_plugin_file_with_a_taken_name_is_refused(kdkit_here, written):
-    path = written(
+def test_a_recipe_file_that_registers_a_taken_name_is_refused(kdkit_here, write_recipe):
+    path = write_recipe(
         """
         @kdkit.hookimpl
         def register_losses(register):
@@ -665,31 +672,31 @@ def test_a_plugin_file_with_a_taken_name_is_refused(kdkit_here, written):
             return kdkit.registry("losses")["hint"]
         """
     )
-    refused(kdkit_here("list", path), "'hint'", "'mine.py'", "'kdkit' already has", "choose another name")
-    refused(kdkit_here("run", path), "'hint'", "'mine.py'")
+    assert_refused(kdkit_here("list", path), "'hint'", "'mine.py'", "'kdkit' already has", "choose another name")
+    assert_refused(kdkit_here("run", path), "'hint'", "'mine.py'")
 
 
-def test_python_m_kdkit_is_kdkit(kdkit_process, written):
-    said = kdkit_process("check", written(GOOD))
-    assert said.code == 0, said
-    assert "no problems found" in said.out
+def test_python_m_kdkit_runs_the_command_line(kdkit_process, write_recipe):
+    result = kdkit_process("check", write_recipe(GOOD))
+    assert result.code == 0, result
+    assert "no problems found" in result.out
     script = Path(sys.executable).with_name("kdkit")
-    if script.exists():
+    if script.exists():  # if kdkit is installed, and not only on the path
         done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True, env=environment())
         assert done.stdout == kdkit_process("--version").out
 
 
-def test_a_mistake_in_a_process_of_its_own_exits_with_2(kdkit_process, written, tmp_path):
-    said = kdkit_process("run", written("def recipe():\n    return 3"))
-    refused(said, "error: ", "returns a int")
-    assert everything(tmp_path) == {"mine.py"}
+def test_a_mistake_exits_with_2_in_a_child_process(kdkit_process, write_recipe, tmp_path):
+    result = kdkit_process("run", write_recipe("def recipe():\n    return 3"))
+    assert_refused(result, "error: ", "returns a int")
+    assert files_in(tmp_path) == {"mine.py"}
 
 
 @pytest.mark.parametrize("args", [["--help"], ["--version"], ["run", "--help"], []], ids=" ".join)
-def test_help_does_without_torch(args):
+def test_help_does_not_import_torch(args):
     code = (
         f"import sys, kdkit.cli.main; kdkit.cli.main.call({args!r}); "
-        "print([each for each in ('torch', 'timm', 'sklearn', 'numpy') if each in sys.modules])"
+        "print([name for name in ('torch', 'timm', 'sklearn', 'numpy') if name in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment(), timeout=60

@@ -1,4 +1,4 @@
-"""A study on a real Ray cluster of two machines: killed workers and lost machines cost time and no figure."""
+"""Tests of studies on a Ray cluster of two machines: killed workers and lost machines do not change the results."""
 
 import importlib.util
 import subprocess
@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from kdkit import RecipeError, Study, Trial
 from kdkit.errors import WorkerError
 from kdkit.study.workers import Cluster
-from kdkit.study.workers.environment import SHARED, conditions, difference
+from kdkit.study.workers.environment import STUDY_FOLDER, difference, environment_of
 from tests.helpers.command_line import environment
 
 needs_ray = pytest.mark.skipif(
@@ -20,7 +20,7 @@ needs_ray = pytest.mark.skipif(
 )
 
 SCRIPT = '''
-"""Cells on a cluster that is made here: two machines with a CPU each, of which the first trials' are lost."""
+"""Trials on a cluster of two machines with a CPU each, which the script starts. First attempts at two are lost."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ from torch.utils.data import TensorDataset
 import kdkit
 from kdkit import Trial, Match, Net, Recipe, RunOptions, Stage, Study, TorchData, Training, Truth
 from kdkit.losses import SoftTargets
-from kdkit.study.workers import conditions
+from kdkit.study.workers import environment
 
 
 def samples(count, seed):
@@ -46,21 +46,21 @@ def samples(count, seed):
 
 def recipe(width=8, teachers=()):
     objective = Truth(nn.CrossEntropyLoss())
-    for place, folder in enumerate(teachers):
-        master = Net(f"master{place}", net(8), weights=folder / "1-net" / "weights.safetensors")
+    for index, folder in enumerate(teachers):
+        master = Net(f"master{index}", module(8), weights=folder / "1-net" / "weights.safetensors")
         objective = 0.5 * objective + 0.5 * Match(master, SoftTargets())
     return Recipe(
         data=TorchData(samples(24, 0), samples(12, 1), samples(12, 2)),
-        schedule=[Stage({Net("net", net(width)): objective}, Training(epochs=4, batch_size=8))],
+        schedule=[Stage({Net("net", module(width)): objective}, Training(epochs=4, batch_size=8))],
     )
 
 
-def net(width):
+def module(width):
     return nn.Sequential(nn.Linear(6, width), nn.Dropout(0.2), nn.ReLU(), nn.Linear(width, 3))
 
 
-class Waiting:
-    """Waits in the third epoch while a file says so, and keeps each epoch that is learned."""
+class Pause:
+    """Pauses in the third epoch while there is a file "wait", and logs each epoch that is trained."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -88,8 +88,8 @@ trials = [
 ]
 
 
-def lose(cluster, nodes, folder):
-    """Kill the process of one trial and the machine of the other, then let trials go on."""
+def lose_workers(cluster, nodes, folder):
+    """Kill the process of one trial and the machine of the other, then end the pause."""
     while len(list(folder.glob("waiting-*"))) < 2:
         time.sleep(0.05)
     pid, _node = (folder / "waiting-one").read_text().split()
@@ -99,16 +99,16 @@ def lose(cluster, nodes, folder):
     (folder / "wait").unlink()
 
 
-def require_refused_where_versions_differ(on, options):
-    right, conditions._version = conditions._version, lambda name: "0.0"
+def require_refused_if_versions_differ(ray_cluster, options):
+    version, environment._version = environment._version, lambda name: "0.0"
     try:
-        list(Study("there", trials[:1]).run(options, cluster=on))
+        list(Study("remote", trials[:1]).run(options, cluster=ray_cluster))
     except kdkit.errors.WorkerError as error:
         print("trial refused", error, flush=True)
-    conditions._version = right
+    environment._version = version
 
 
-def require_interruption_stops_workers(on, options, folder):
+def require_interruption_stops_workers(ray_cluster, options, folder):
     def interrupt():
         while len(list(folder.glob("waiting-*"))) < 2:
             time.sleep(0.05)
@@ -116,9 +116,9 @@ def require_interruption_stops_workers(on, options, folder):
 
     threading.Thread(target=interrupt, daemon=True).start()
     try:
-        list(Study("there", trials[:2]).run(options, callbacks=[Waiting(folder)], cluster=on))
+        list(Study("remote", trials[:2]).run(options, callbacks=[Pause(folder)], cluster=ray_cluster))
     except KeyboardInterrupt:
-        print("trial interrupted here", flush=True)
+        print("trial interrupted locally", flush=True)
     for file in folder.glob("waiting-*"):
         while Path("/proc", file.read_text().split()[0]).exists():
             time.sleep(0.05)
@@ -127,22 +127,23 @@ def require_interruption_stops_workers(on, options, folder):
 
 def main():
     options, folder = RunOptions(device="cpu"), Path.cwd()
-    if sys.argv[1] == "here":
-        outcomes = Study("here", trials[:3]).run(options)
+    if sys.argv[1] == "local":
+        results = Study("local", trials[:3]).run(options)
     else:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         from ray.cluster_utils import Cluster
 
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-        on = kdkit.study.workers.Cluster(address=cluster.address, retries=2)
-        require_refused_where_versions_differ(on, options)
+        ray_cluster = kdkit.study.workers.Cluster(address=cluster.address, retries=2)
+        require_refused_if_versions_differ(ray_cluster, options)
         (folder / "wait").touch()
-        require_interruption_stops_workers(on, options, folder)
-        threading.Thread(target=lose, args=(cluster, nodes, folder), daemon=True).start()
-        outcomes = Study("there", trials).run(options, callbacks=[Waiting(folder)], cluster=on)
-    for outcome in outcomes:
-        print("trial", outcome.trial.name, outcome.state, outcome.error or "", flush=True)  # Ray prints too
+        require_interruption_stops_workers(ray_cluster, options, folder)
+        threading.Thread(target=lose_workers, args=(cluster, nodes, folder), daemon=True).start()
+        results = Study("remote", trials).run(options, callbacks=[Pause(folder)], cluster=ray_cluster)
+    for result in results:
+        # With a first word by which the lines are found, since Ray prints too.
+        print("trial", result.trial.name, result.state, result.error or "", flush=True)
 
 
 if __name__ == "__main__":
@@ -150,7 +151,8 @@ if __name__ == "__main__":
 '''
 
 
-def bits(folder: Path) -> dict[str, torch.Tensor]:
+def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Return all tensors below a folder, by file and key."""
     return {
         f"{path.relative_to(folder)}:{key}": value
         for path in sorted(folder.rglob("*.safetensors"))
@@ -160,13 +162,13 @@ def bits(folder: Path) -> dict[str, torch.Tensor]:
 
 @needs_ray
 @pytest.mark.slow
-def test_cells_of_a_killed_worker_and_of_a_lost_machine_are_done_again_elsewhere_in_the_same_bits(tmp_path):
+def test_trials_of_a_killed_worker_and_of_a_lost_machine_are_rescheduled_and_end_in_the_same_bits(tmp_path):
     script = tmp_path / "grid.py"
     script.write_text(SCRIPT)
-    said = {}
-    for where in ("here", "there"):
+    states = {}
+    for mode in ("local", "remote"):
         done = subprocess.run(
-            [sys.executable, str(script), where],
+            [sys.executable, str(script), mode],
             cwd=tmp_path,
             env=environment(),
             capture_output=True,
@@ -175,26 +177,28 @@ def test_cells_of_a_killed_worker_and_of_a_lost_machine_are_done_again_elsewhere
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        lines = [line.split() for line in done.stdout.splitlines() if line.startswith("cell ")]
-        said[where] = {name: state for _, name, state, *_ in lines}
-    assert said["here"] == dict.fromkeys(("one", "two", "both"), "done")
-    assert said["there"] == {**said["here"], "local": "failed", "refused": "machine", "interrupted": "here"}
-    one, other = bits(tmp_path / "here"), bits(tmp_path / "there")
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[key], other[key]) for key in one)
+        lines = [line.split() for line in done.stdout.splitlines() if line.startswith("trial ")]
+        states[mode] = {name: state for _, name, state, *_ in lines}
+    assert states["local"] == dict.fromkeys(("one", "two", "both"), "finished")
+    # The script also prints "trial refused machine ..." and "trial interrupted locally".
+    expected = {**states["local"], "local": "failed", "refused": "machine", "interrupted": "locally"}
+    assert states["remote"] == expected
+    local, remote = load_tensors(tmp_path / "local"), load_tensors(tmp_path / "remote")
+    assert local.keys() == remote.keys()
+    assert all(torch.equal(local[key], remote[key]) for key in local)
     for trial in ("one", "two"):
-        learned = [line.split() for line in (tmp_path / f"epochs-{trial}").read_text().splitlines()]
-        assert [epoch for epoch, _ in learned] == ["0", "1", "2", "2", "2", "3"]  # of the third, two were lost
-        assert len({pid for _, pid in learned}) == 3
+        epochs = [line.split() for line in (tmp_path / f"epochs-{trial}").read_text().splitlines()]
+        assert [epoch for epoch, _ in epochs] == ["0", "1", "2", "2", "2", "3"]  # two attempts at the third were lost
+        assert len({pid for _, pid in epochs}) == 3
 
 
 @needs_ray
-def test_a_cluster_that_is_not_there_is_told_with_what_would_help(tmp_path):
+def test_the_error_for_an_unreachable_cluster_explains_how_to_start_one(tmp_path):
     with pytest.raises(WorkerError, match="ray start --head"):
         list(Study(tmp_path, [Trial(name="one", recipe=needs_ray)]).run(cluster=Cluster(address="127.0.0.1:1")))
 
 
-def test_without_ray_a_study_on_a_cluster_says_what_to_install(tmp_path, monkeypatch):
+def test_the_error_without_ray_explains_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(WorkerError, match=r"kdkit\[cluster\]"):
         list(Study(tmp_path, []).run(cluster=Cluster()))
@@ -217,21 +221,22 @@ def test_jobs_and_a_cluster_exclude_each_other(tmp_path):
         {"retries": True},
     ],
 )
-def test_what_no_cluster_has_is_refused(wrong):
+def test_options_that_are_not_valid_are_refused(wrong):
     with pytest.raises(RecipeError, match=next(iter(wrong))):
         Cluster(**wrong)
 
 
-def test_what_differs_on_another_machine_is_told_with_what_to_do(tmp_path):
+def test_a_difference_of_another_machine_is_reported_with_advice(tmp_path):
     token, recipe = tmp_path / "token", tmp_path / "recipe.py"
-    token.write_text("here")
+    token.write_text("random")
     recipe.write_text("one")
-    here = conditions([recipe], token)
-    assert difference(here, conditions([recipe], token)) is None
-    assert "has torch 1.0, and here it is" in difference(here, {**here, "torch": "1.0"})
-    assert "install the same version" in difference(here, {**here, "kdkit": "0.0 (other)"})
+    local = environment_of([recipe], token)
+    assert difference(local, environment_of([recipe], token)) is None
+    assert "has torch 1.0, and here it is" in difference(local, {**local, "torch": "1.0"})
+    assert "install the same version" in difference(local, {**local, "kdkit": "0.0 (other)"})
     recipe.write_text("two")
-    assert "share this file" in difference(here, conditions([recipe], token))
+    assert "share this file" in difference(local, environment_of([recipe], token))
     recipe.unlink()
-    assert str(recipe) in difference(here, conditions([recipe], token))
-    assert "study's folder" in difference({SHARED: here[SHARED]}, conditions([], tmp_path / "elsewhere"))
+    assert str(recipe) in difference(local, environment_of([recipe], token))
+    folder = difference({STUDY_FOLDER: local[STUDY_FOLDER]}, environment_of([], tmp_path / "elsewhere"))
+    assert "does not have the folder of this study" in folder

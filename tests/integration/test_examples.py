@@ -33,7 +33,7 @@ def test_an_example_runs(name, kdkit_here, tmp_path):
     report = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert len(report["metrics"]) >= 2
     assert all(metrics for metrics in report["metrics"].values())
-    assert "Scores on" in result.out
+    assert "Metrics on" in result.out
 
 
 @pytest.mark.parametrize("name", TINY)

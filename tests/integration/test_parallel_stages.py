@@ -1,4 +1,4 @@
-"""Stages that need not wait for each other are trained at once, and end in the bits of one after the other."""
+"""Tests of `kdkit run --jobs`: independent stages train in parallel, with the bits of a sequential run."""
 
 import json
 from pathlib import Path
@@ -23,10 +23,10 @@ from kdkit import (
 from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.losses import Hint, SoftTargets
 from kdkit.recipe.recipe import stage_dependencies
-from kdkit.study.parallel_stages import _Open
+from kdkit.study.parallel_stages import _PendingStages
 
 RECIPE = '''
-"""Two teachers that learn alone, and a student of both."""
+"""Two teachers that do not depend on each other, and a student of both."""
 
 import os
 import signal
@@ -41,13 +41,13 @@ from kdkit.losses import SoftTargets
 
 
 class Fatal(nn.Module):
-    "Ends its process in the second epoch, but once only."
+    "Kills its process once, in the second epoch, if there is a file kill, in which it counts batches."
 
     def forward(self, inputs):
-        lost = Path("lost")
-        if self.training and len(inputs) == 8 and lost.exists():
-            lost.write_text(lost.read_text() + ".")
-            if len(lost.read_text()) == 6:
+        counter = Path("kill")
+        if self.training and len(inputs) == 8 and counter.exists():
+            counter.write_text(counter.read_text() + ".")
+            if len(counter.read_text()) == 6:
                 os.kill(os.getpid(), signal.SIGKILL)
         return inputs
 
@@ -72,7 +72,8 @@ def recipe(rate: float = 0.1) -> Recipe:
 '''
 
 
-def digest(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
+    """Return the files of a run folder that must be equal in two equal runs."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
@@ -80,80 +81,82 @@ def digest(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_two_teachers_are_trained_in_two_processes_to_the_same_bits(kdkit_process, tmp_path):
+def test_two_teachers_train_in_two_processes_to_the_same_bits(kdkit_process, tmp_path):
     (tmp_path / "mine.py").write_text(RECIPE)
-    one = kdkit_process("run", "mine.py", "--device", "cpu", "--out", "one/run", "--quiet")
-    two = kdkit_process("run", "mine.py", "--device", "cpu", "--out", "two/run", "--jobs", "2")
-    assert (one.code, two.code) == (0, 0), two.err
+    sequential = kdkit_process("run", "mine.py", "--device", "cpu", "--out", "one/run", "--quiet")
+    parallel = kdkit_process("run", "mine.py", "--device", "cpu", "--out", "two/run", "--jobs", "2")
+    assert (sequential.code, parallel.code) == (0, 0), parallel.err
     for name in ("first", "second"):
-        assert f"stage {name}: trained in a process of its own" in two.err
-        assert f"stage {name}: done" in two.err
-    assert "stage student" not in two.err  # which waits for both, and is trained where it is watched
-    assert "3. student: 3 epochs" in two.out
-    assert digest(tmp_path / "one" / "run") == digest(tmp_path / "two" / "run")
+        assert f"stage {name}: training in a child process" in parallel.err
+        assert f"stage {name}: finished" in parallel.err
+    # The student needs both, so it trains in the main process, where the console shows it.
+    assert "stage student" not in parallel.err
+    assert "3. student: 3 epochs" in parallel.out
+    assert read_files(tmp_path / "one" / "run") == read_files(tmp_path / "two" / "run")
 
 
-def test_a_process_that_is_killed_is_said_and_its_stage_gone_on_with(kdkit_process, tmp_path):
+def test_a_killed_process_is_reported_and_its_stage_can_be_resumed(kdkit_process, tmp_path):
     (tmp_path / "mine.py").write_text(RECIPE)
-    whole = kdkit_process("run", "mine.py", "--device", "cpu", "--out", "one/run", "--quiet")
-    (tmp_path / "lost").touch()
-    call = ("run", "mine.py", "--device", "cpu", "--out", "two/run", "--jobs", "2")
-    killed = kdkit_process(*call)
+    sequential = kdkit_process("run", "mine.py", "--device", "cpu", "--out", "one/run", "--quiet")
+    (tmp_path / "kill").touch()
+    command = ("run", "mine.py", "--device", "cpu", "--out", "two/run", "--jobs", "2")
+    killed = kdkit_process(*command)
     assert killed.code == 2
     assert "SIGKILL" in killed.err
     assert "Traceback" not in killed.err
     state = RunFolder(tmp_path / "two" / "run").stage(1, "second").load_state()
     assert state is not None
-    assert len(state["history"]) == 1
-    again = kdkit_process(*call, "--resume")
-    assert (whole.code, again.code) == (0, 0), again.err
-    assert digest(tmp_path / "one" / "run") == digest(tmp_path / "two" / "run")
+    assert len(state["history"]) == 1  # of the first epoch; the process died in the second
+    resumed = kdkit_process(*command, "--resume")
+    assert (sequential.code, resumed.code) == (0, 0), resumed.err
+    assert read_files(tmp_path / "one" / "run") == read_files(tmp_path / "two" / "run")
 
 
-def test_what_cannot_be_run_at_once_is_refused_before_anything_is_written(kdkit_here, tmp_path, monkeypatch):
+def test_an_invalid_parallel_run_is_refused_before_anything_is_written(kdkit_here, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(RECIPE)
-    wrong = kdkit_here("run", "mine.py", "--rate", "fast", "--out", "run", "--jobs", "2")
+    wrong_option = kdkit_here("run", "mine.py", "--rate", "fast", "--out", "run", "--jobs", "2")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
-    monkeypatch.setattr("kdkit.engine.distributed.launched", lambda: False)
-    shared = kdkit_here("run", "mine.py", "--out", "run", "--jobs", "2")
-    assert (wrong.code, shared.code) == (2, 2)
-    assert "leave out --jobs, or torchrun" in shared.err
+    monkeypatch.setattr("kdkit.engine.distributed.launched", lambda: False)  # there are no other processes to join
+    under_torchrun = kdkit_here("run", "mine.py", "--out", "run", "--jobs", "2")
+    assert (wrong_option.code, under_torchrun.code) == (2, 2)
+    assert "leave out --jobs, or torchrun" in under_torchrun.err
     assert not (tmp_path / "run").exists()
 
 
 def stages_of(schedule: type, *nets: Net[nn.Module]) -> list[Stage]:
     training = Training(epochs=1)
-    guided = {"truth": Truth(nn.CrossEntropyLoss()), "kd_loss": SoftTargets(), "training": training}
-    return list(schedule(*nets, **guided).stages())
+    guidance = {"truth": Truth(nn.CrossEntropyLoss()), "kd_loss": SoftTargets(), "training": training}
+    return list(schedule(*nets, **guidance).stages())
 
 
-def test_a_stage_needs_those_that_train_what_it_asks():
+def test_a_stage_needs_the_stages_that_train_its_teachers():
     nets = [Net(name, nn.Linear(2, 2)) for name in "abc"]
     assert stage_dependencies(stages_of(Parallel, *nets)) == {"a": (), "b": (), "c": ("a", "b")}
     assert stage_dependencies(stages_of(MultiLevel, *nets)) == {"a": (), "b": ("a",), "c": ("a", "b")}
 
 
-def test_a_stage_needs_those_it_shares_a_trained_part_with():
+def test_a_stage_needs_earlier_stages_that_train_a_shared_module():
     body, training, truth = nn.Linear(2, 2), Training(epochs=1), Truth(nn.CrossEntropyLoss())
-    one, other = Net("one", nn.Sequential(body, nn.Linear(2, 2))), Net("other", nn.Sequential(body, nn.Linear(2, 2)))
-    stranger = Net("stranger", nn.Linear(2, 2))
-    stages = [Stage({net: truth}, training) for net in (one, stranger, other)]
-    assert stage_dependencies(stages) == {"one": (), "stranger": (), "other": ("one",)}
+    first, second = (Net(name, nn.Sequential(body, nn.Linear(2, 2))) for name in ("first", "second"))
+    unrelated = Net("unrelated", nn.Linear(2, 2))
+    stages = [Stage({net: truth}, training) for net in (first, unrelated, second)]
+    assert stage_dependencies(stages) == {"first": (), "unrelated": (), "second": ("first",)}
 
 
-def test_a_net_is_not_trained_before_those_who_ask_it_as_it_was():
+def test_a_teacher_is_not_retrained_before_the_stages_that_need_it_unchanged():
     teacher, student, training = (
         Net("teacher", nn.Linear(2, 2), trained=True),
         Net("student", nn.Linear(2, 2)),
         Training(epochs=1),
     )
-    asks = Stage({student: Match(teacher, Hint(), student=Tap(student.module), target=Tap(teacher.module))}, training)
-    trains = Stage({teacher: Truth(nn.CrossEntropyLoss())}, training)
-    assert stage_dependencies([asks, trains]) == {"student": (), "teacher": ("student",)}
+    match = Match(teacher, Hint(), student=Tap(student.module), target=Tap(teacher.module))
+    distillation = Stage({student: match}, training)
+    retraining = Stage({teacher: Truth(nn.CrossEntropyLoss())}, training)
+    assert stage_dependencies([distillation, retraining]) == {"student": (), "teacher": ("student",)}
 
 
-class Wrapping:
-    """A source of one's own that asks a net, which nobody can see."""
+class OpaqueTeacher:
+    """A user-defined teacher that calls a net, which kdkit cannot know."""
 
     def __init__(self, net: Net[nn.Module]) -> None:
         self.net, self.name = net, f"wrapped {net.name}"
@@ -162,25 +165,25 @@ class Wrapping:
         return self.net.open(taps, facts)
 
 
-def test_a_stage_whose_teacher_cannot_be_looked_into_keeps_its_place():
+def test_a_stage_with_an_opaque_teacher_keeps_its_position():
     training, truth = Training(epochs=1), Truth(nn.CrossEntropyLoss())
     teacher, student, last = (Net(name, nn.Linear(2, 2)) for name in ("teacher", "student", "last"))
-    for hidden in (Wrapping(teacher), Net("callable", lambda inputs: teacher.module(inputs), version="1")):
+    for opaque in (OpaqueTeacher(teacher), Net("callable", lambda inputs: teacher.module(inputs), version="1")):
         stages = [
             Stage({teacher: truth}, training),
-            Stage({student: Match(hidden, SoftTargets())}, training),
+            Stage({student: Match(opaque, SoftTargets())}, training),
             Stage({last: truth}, training),
         ]
         assert stage_dependencies(stages) == {"teacher": (), "student": ("teacher",), "last": ("student",)}
 
 
-def test_many_stages_of_one_net_are_planned_in_no_time():
+def test_sixty_stages_of_one_net_are_ordered_quickly():
     net, training = Net("net", nn.Linear(2, 2)), Training(epochs=1)
     stages = [Stage({net: Truth(nn.CrossEntropyLoss())}, training, name=str(number)) for number in range(60)]
-    assert _Open(stages, set()).in_turn
+    assert _PendingStages(stages, set()).is_sequence  # would not end if it tried every path from stage to stage
 
 
-def test_watchers_of_the_recipe_file_are_told_once_that_the_run_ended(kdkit_process, tmp_path):
+def test_callbacks_of_the_recipe_file_are_called_once_when_the_run_ends(kdkit_process, tmp_path):
     callback = """
 import kdkit
 
@@ -194,12 +197,12 @@ def run_ended(event):
     assert (tmp_path / "ended").read_text() == "['first', 'second', 'student']\n"
 
 
-def test_stages_alone_are_of_a_run_folder():
+def test_single_stages_need_a_run_folder():
     with pytest.raises(RecipeError, match="out=FOLDER"):
         RunOptions(only=("first",))
 
 
-def test_a_stage_alone_is_refused_where_what_it_needs_is_not_there(kdkit_here, tmp_path):
+def test_a_single_stage_is_refused_if_the_stages_that_it_needs_are_not_finished(kdkit_here, tmp_path):
     import kdkit
     from kdkit.plugins.recipe_file import read_recipe_file
 

@@ -182,7 +182,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(options, folder, finish):
 
     done = finish("--out", "cut", "--resume", *options)
     assert done.code == 0, done.err
-    assert "going on after epoch 2" in done.out
+    assert "resumed after epoch 2" in done.out
     went_on = (folder / "log.txt").read_text().splitlines()[len(cut_short) :]
     assert went_on == ["student 2", "student 3"]
 
@@ -199,7 +199,7 @@ def test_a_finished_run_trains_nothing_and_reports_the_same(folder, finish):
     weights = (folder / "run" / "2-student" / "weights.safetensors").stat().st_mtime_ns
     again = finish("--out", "run", "--resume")
     assert again.code == 0, again.err
-    assert "Scores on test" in again.out
+    assert "Metrics on test" in again.out
     assert (folder / "log.txt").read_text() == log
     assert_same(before, kept(folder / "run"))
     assert (folder / "run" / "2-student" / "weights.safetensors").stat().st_mtime_ns == weights

@@ -1,4 +1,4 @@
-"""A study runs each cell once, goes on after a kill in the same bits, and outlives a cell that fails."""
+"""Tests of studies: trials run once, resume bit for bit after a kill, and a trial that fails stops no other."""
 
 import json
 import os
@@ -23,8 +23,8 @@ from tests.helpers.stages import Small, data, training, truth
 
 CPU = RunOptions(device="cpu")
 
-RECIPE = '''
-"""A net that waits in its third epoch where a file asks for it, and a student of it."""
+SCRIPT = '''
+"""A study of a net and a student of it. A trial pauses in its third epoch if there is a file "wait"."""
 
 import sys
 import time
@@ -58,7 +58,7 @@ def recipe(width, teacher=None):
     )
 
 
-class Waiting:
+class Pause:
     @kdkit.hookimpl
     def epoch_ended(self, event):
         if Path("wait").exists() and event.epoch == 2:
@@ -71,40 +71,43 @@ trials = [
     Trial(name="small", recipe=recipe, options={"width": 4}, needs={"teacher": "big"}, seed=1),
 ]
 if __name__ == "__main__":
-    for outcome in Study(sys.argv[1], trials).run(RunOptions(device="cpu"), callbacks=[Waiting()]):
-        print(outcome.trial.name, outcome.state, outcome.error or "")
+    for result in Study(sys.argv[1], trials).run(RunOptions(device="cpu"), callbacks=[Pause()]):
+        print(result.trial.name, result.state, result.error or "")
 '''
 
 
 def recipe(width: int = 4, teacher: Path | None = None, teachers: tuple[Path, ...] = ()) -> Recipe:
-    """A net alone, or one that learns from a cell's."""
+    """A net alone, or a student of the nets of other trials."""
     if width < 0:
         raise ValueError("no width")
     net = Net("net", Small(width))
     folders = (*teachers, *([teacher] if teacher else []))
     masters = [
-        Net(f"master{place}", Small(8), weights=folder / "1-net" / "weights.safetensors")
-        for place, folder in enumerate(folders)
+        Net(f"master{index}", Small(8), weights=folder / "1-net" / "weights.safetensors")
+        for index, folder in enumerate(folders)
     ]
-    once = training(epochs=1)
+    one_epoch = training(epochs=1)
     if not masters:
-        return Recipe(data=data(), schedule=[Stage({net: truth()}, once)])
-    schedule = Parallel(*masters, net, truth=truth(), kd_loss=SoftTargets(), training=once)
+        return Recipe(data=data(), schedule=[Stage({net: truth()}, one_epoch)])
+    schedule = Parallel(*masters, net, truth=truth(), kd_loss=SoftTargets(), training=one_epoch)
     return Recipe(data=data(), schedule=schedule)
 
 
 def pair(width: int = 4, **teacher: int) -> list[Trial]:
+    """Return a teacher "big", with options of its Trial, and its student "small"."""
     return [
         Trial(name="big", recipe=recipe, options={"width": 8}, **teacher),
         Trial(name="small", recipe=recipe, options={"width": width}, needs={"teacher": "big"}),
     ]
 
 
-def states(study: Study, options: RunOptions = CPU) -> dict[str, str]:
-    return {outcome.trial.name: outcome.state for outcome in study.run(options)}
+def run_states(study: Study, options: RunOptions = CPU) -> dict[str, str]:
+    """Run a study and return the state of each trial."""
+    return {result.trial.name: result.state for result in study.run(options)}
 
 
-def bits(folder: Path) -> dict[str, torch.Tensor]:
+def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Return all tensors below a folder, by file and key."""
     return {
         f"{path.relative_to(folder)}:{key}": value
         for path in sorted(folder.rglob("*.safetensors"))
@@ -112,148 +115,151 @@ def bits(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def test_a_cell_that_is_done_is_skipped_and_a_new_one_is_run(tmp_path):
-    assert states(Study(tmp_path, pair()[:1])) == {"big": "done"}
-    before = (tmp_path / "big" / "metrics.json").stat().st_mtime_ns
-    assert states(Study(tmp_path, pair())) == {"big": "skipped", "small": "done"}
+def test_a_finished_trial_is_skipped_and_a_new_one_is_run(tmp_path):
+    assert run_states(Study(tmp_path, pair()[:1])) == {"big": "finished"}
+    before = (tmp_path / "big" / "metrics.json").stat().st_mtime_ns  # a second run would write the file again
+    assert run_states(Study(tmp_path, pair())) == {"big": "skipped", "small": "finished"}
     assert (tmp_path / "big" / "metrics.json").stat().st_mtime_ns == before
 
 
-def test_scores_and_answers_of_a_cell_are_read_from_its_folder(tmp_path):
+def test_metrics_and_predictions_of_a_trial_are_read_from_its_folder(tmp_path):
     study = Study(tmp_path, pair()[:1])
     assert not study.finished("big")
-    states(study)
+    run_states(study)
     assert study.finished("big")
     assert 0 <= study.metrics("big")["net"]["accuracy"].value <= 1
-    said = study.said("big", "net")
-    assert (len(said.validation), len(said.test)) == (24, 24)
+    predictions = study.predictions("big", "net")
+    assert (len(predictions.validation), len(predictions.test)) == (24, 24)
     with pytest.raises(RunFolderError, match="delete"):
         study.metrics("small")
 
 
-def test_a_cell_may_need_several(tmp_path):
+def test_a_trial_may_need_several_trials(tmp_path):
     trials = [
         Trial(name="one", recipe=recipe, options={"width": 8}),
         Trial(name="two", recipe=recipe, options={"width": 8}, seed=1),
         Trial(name="both", recipe=recipe, needs={"teachers": ("one", "two")}),
     ]
-    assert states(Study(tmp_path, trials))["both"] == "done"
-    told = json.loads((tmp_path / "both" / "run.json").read_text())["options"]["teachers"]
-    assert [each.split()[0] for each in told.split(", ")] == ["one", "two"]
+    assert run_states(Study(tmp_path, trials))["both"] == "finished"
+    recorded = json.loads((tmp_path / "both" / "run.json").read_text())["options"]["teachers"]
+    assert [need.split()[0] for need in recorded.split(", ")] == ["one", "two"]  # each is a name and a digest
 
 
-def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path):
+def test_a_failed_trial_is_reported_and_the_others_run(tmp_path):
     trials = [
         Trial(name="broken", recipe=recipe, options={"width": -1}),
         Trial(name="student", recipe=recipe, needs={"teacher": "broken"}),
         Trial(name="other", recipe=recipe),
     ]
-    outcomes = {outcome.trial.name: outcome for outcome in Study(tmp_path, trials).run(CPU)}
-    assert {name: outcome.state for name, outcome in outcomes.items()} == {
+    results = {result.trial.name: result for result in Study(tmp_path, trials).run(CPU)}
+    assert {name: result.state for name, result in results.items()} == {
         "broken": "failed",
-        "student": "waiting",
-        "other": "done",
+        "student": "blocked",
+        "other": "finished",
     }
-    assert "no width" in str(outcomes["broken"].error)
-    assert "'broken', which is not ready" in str(outcomes["student"].error)
+    assert "no width" in str(results["broken"].error)
+    assert "'broken', which failed" in str(results["student"].error)
 
 
 @pytest.mark.parametrize("change", ["options", "seed", "precision"])
-def test_a_finished_cell_is_refused_where_it_would_be_another_run_now(tmp_path, change):
-    states(Study(tmp_path, pair()[:1]))
-    again = {
+def test_a_finished_trial_fails_if_it_would_be_another_run_now(tmp_path, change):
+    run_states(Study(tmp_path, pair()[:1]))
+    changed = {
         "options": Trial(name="big", recipe=recipe, options={"width": 6}),
         "seed": Trial(name="big", recipe=recipe, options={"width": 8}, seed=3),
     }.get(change, pair()[0])
     options = RunOptions(device="cpu", precision="bf16") if change == "precision" else CPU
-    (outcome,) = Study(tmp_path, [again]).run(options)
-    assert outcome.state == "failed"
-    assert isinstance(outcome.error, RunFolderError)
-    assert change in str(outcome.error)
+    (result,) = Study(tmp_path, [changed]).run(options)
+    assert result.state == "failed"
+    assert isinstance(result.error, RunFolderError)
+    assert change in str(result.error)
 
 
-def test_a_cell_that_was_interrupted_is_refused_where_it_would_be_another_run_now(tmp_path):
-    class Interrupting:
+def test_an_interrupted_trial_fails_if_it_would_be_another_run_now(tmp_path):
+    class Interrupt:
         @hookimpl
         def epoch_ended(self, event):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(Study(tmp_path, pair()[:1]).run(CPU, callbacks=[Interrupting()]))
+        list(Study(tmp_path, pair()[:1]).run(CPU, callbacks=[Interrupt()]))
     changed = Trial(name="big", recipe=recipe, options={"width": 6})
-    (outcome,) = Study(tmp_path, [changed]).run(CPU)
-    assert outcome.state == "failed"
-    assert "differs in its options" in str(outcome.error)
-    assert states(Study(tmp_path, pair()[:1])) == {"big": "done"}
+    (result,) = Study(tmp_path, [changed]).run(CPU)  # has no trial.json yet, so `kdkit.run` compares it
+    assert result.state == "failed"
+    assert "differs in its options" in str(result.error)
+    assert run_states(Study(tmp_path, pair()[:1])) == {"big": "finished"}
 
 
-def test_a_student_waits_where_its_teacher_is_refused(tmp_path):
-    states(Study(tmp_path, pair()[:1]))
+def test_a_student_is_blocked_if_its_teacher_is_refused(tmp_path):
+    run_states(Study(tmp_path, pair()[:1]))
     trials = [Trial(name="big", recipe=recipe, options={"width": 6}), pair()[1]]
-    assert states(Study(tmp_path, trials)) == {"big": "failed", "small": "waiting"}
+    assert run_states(Study(tmp_path, trials)) == {"big": "failed", "small": "blocked"}
 
 
-def test_students_of_a_teacher_that_was_trained_anew_are_refused(tmp_path):
-    states(Study(tmp_path, pair()))
+def test_a_student_of_a_retrained_teacher_fails(tmp_path):
+    run_states(Study(tmp_path, pair()))
+    # In reverse order, so that each folder is empty when it is removed.
     for file in sorted((tmp_path / "big").rglob("*"), reverse=True):
         file.rmdir() if file.is_dir() else file.unlink()
-    assert states(Study(tmp_path, pair(seed=5))) == {"big": "done", "small": "failed"}
+    # Another seed gives other weights, whose digest is not the one in the student's run.json.
+    assert run_states(Study(tmp_path, pair(seed=5))) == {"big": "finished", "small": "failed"}
 
 
-def test_a_recipe_that_is_no_function_of_a_file_is_told_by_its_options(tmp_path):
+def test_a_recipe_without_a_file_is_compared_by_its_options(tmp_path):
     def trial(width: int) -> Trial:
+        # A partial has no source file, unlike a function.
         return Trial(name="partial", recipe=partial(recipe, width=6), options={"width": width})
 
-    assert states(Study(tmp_path, [trial(8)])) == {"partial": "done"}
+    assert run_states(Study(tmp_path, [trial(8)])) == {"partial": "finished"}
     assert not (tmp_path / "partial" / "recipe.py").exists()
-    assert states(Study(tmp_path, [trial(8)])) == {"partial": "skipped"}
-    assert states(Study(tmp_path, [trial(4)])) == {"partial": "failed"}
+    assert run_states(Study(tmp_path, [trial(8)])) == {"partial": "skipped"}
+    assert run_states(Study(tmp_path, [trial(4)])) == {"partial": "failed"}
 
 
 def test_a_study_can_be_moved(tmp_path):
-    states(Study(tmp_path / "here", pair()))
-    (tmp_path / "here").rename(tmp_path / "there")
-    assert states(Study(tmp_path / "there", pair())) == {"big": "skipped", "small": "skipped"}
+    run_states(Study(tmp_path / "old", pair()))
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert run_states(Study(tmp_path / "new", pair())) == {"big": "skipped", "small": "skipped"}
 
 
-def test_what_a_run_left_that_was_stopped_before_its_record_is_in_nobodys_way(tmp_path):
+def test_files_of_a_run_that_stopped_before_its_record_do_not_prevent_a_new_run(tmp_path):
     folder = tmp_path / "big"
     folder.mkdir()
     (folder / "recipe.py").write_text("half")
     (folder / ".run.json.x1").write_text("{")
-    assert states(Study(tmp_path, pair()[:1])) == {"big": "done"}
+    assert run_states(Study(tmp_path, pair()[:1])) == {"big": "finished"}
     assert not (folder / ".run.json.x1").exists()
 
 
-def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
+def test_a_folder_with_other_files_is_left_unchanged(tmp_path):
     (tmp_path / "big").mkdir()
     (tmp_path / "big" / "thesis.txt").write_text("mine")
-    assert states(Study(tmp_path, pair()[:1])) == {"big": "failed"}
+    assert run_states(Study(tmp_path, pair()[:1])) == {"big": "failed"}
     assert (tmp_path / "big" / "thesis.txt").read_text() == "mine"
 
 
-def test_two_processes_do_not_work_in_one_folder(tmp_path):
+def test_two_processes_do_not_run_a_study_in_one_folder(tmp_path):
     with FileLock(tmp_path / ".lock"), pytest.raises(RunFolderError, match="another process"):
-        states(Study(tmp_path, pair()))
+        run_states(Study(tmp_path, pair()))
 
 
 @pytest.mark.parametrize(
-    ("trials", "said"),
+    ("trials", "message"),
     [
-        (lambda: [pair()[0], pair()[0]], "two cells"),
-        (lambda: [replace(pair()[0], name="teacher_cache")], "holds recorded answers"),
+        (lambda: [pair()[0], pair()[0]], "two trials"),
+        (lambda: [replace(pair()[0], name="teacher_cache")], "folder of the teacher cache"),
         (lambda: pair()[1:], "needs 'big' before it"),
-        (lambda: [Trial(name="a/b", recipe=recipe)], "a cell's name"),
+        (lambda: [Trial(name="a/b", recipe=recipe)], "the name of a trial"),
     ],
 )
-def test_cells_that_make_no_study_are_refused(tmp_path, trials, said):
-    with pytest.raises(RecipeError, match=said):
+def test_trials_that_do_not_fit_together_are_refused(tmp_path, trials, message):
+    with pytest.raises(RecipeError, match=message):
         Study(tmp_path, trials())
 
 
-def test_a_killed_study_ends_in_the_same_bits(tmp_path):
+def test_a_killed_study_resumes_bit_for_bit(tmp_path):
     script = tmp_path / "study.py"
-    script.write_text(RECIPE)
+    script.write_text(SCRIPT)
 
     def command(folder: str) -> list[str]:
         return [sys.executable, str(script), folder]
@@ -265,7 +271,7 @@ def test_a_killed_study_ends_in_the_same_bits(tmp_path):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
+    os.kill(process.pid, signal.SIGKILL)  # in the third of four epochs
     process.wait(30)
     (tmp_path / "wait").unlink()
     assert (tmp_path / "killed" / "big" / "1-net" / "state.pt").exists()
@@ -273,7 +279,7 @@ def test_a_killed_study_ends_in_the_same_bits(tmp_path):
         done = subprocess.run(
             command(folder), cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True, timeout=120
         )
-        assert done.stdout.split() == ["big", "done", "small", "done"]
-    one, other = bits(tmp_path / "killed"), bits(tmp_path / "whole")
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[key], other[key]) for key in one)
+        assert done.stdout.split() == ["big", "finished", "small", "finished"]
+    killed, whole = load_tensors(tmp_path / "killed"), load_tensors(tmp_path / "whole")
+    assert killed.keys() == whole.keys()
+    assert all(torch.equal(killed[key], whole[key]) for key in killed)

@@ -1,4 +1,4 @@
-"""Cells that are run at once give the bits of cells that are run in turn, and a process that dies costs one of them."""
+"""Tests of studies in several processes: the same bits as in one, and a process that dies costs one trial only."""
 
 import os
 import signal
@@ -22,8 +22,8 @@ from tests.helpers.command_line import environment
 
 CPU = RunOptions(device="cpu")
 
-CELLS = '''
-"""Two teachers, a student of both, and trials that go wrong; one waits in its third epoch where a file asks for it."""
+SCRIPT = '''
+"""Two teachers, a student of both, and a recipe that fails on request. A trial pauses if there is a file "wait"."""
 
 import os
 import sys
@@ -39,15 +39,15 @@ from kdkit import Trial, Match, Net, Recipe, RunOptions, Stage, Study, TorchData
 from kdkit.losses import SoftTargets
 
 
-class Odd(Exception):
-    """An error that cannot be made again from what it says."""
+class TwoArguments(Exception):
+    """An error that pickle cannot recreate: its __init__ takes two arguments and passes on one."""
 
-    def __init__(self, one, two):
-        super().__init__(f"{one} and {two}")
+    def __init__(self, first, second):
+        super().__init__(f"{first} and {second}")
 
 
 class Width(int):
-    """An option of a class that only this file has."""
+    """An option of a class that only this file defines."""
 
 
 def samples(count, seed):
@@ -55,37 +55,37 @@ def samples(count, seed):
     return TensorDataset(inputs, inputs[:, :3].argmax(1))
 
 
-def net(width):
+def module(width):
     return nn.Sequential(nn.Linear(6, width), nn.Dropout(0.2), nn.ReLU(), nn.Linear(width, 3))
 
 
-def recipe(width=8, teachers=(), wrong=None, here=None):
+def recipe(width=8, teachers=(), failure=None, report=None):
     print("a recipe may print")
-    if wrong == "odd":
-        raise Odd("this", "that")
-    if wrong == "check":
-        return made(kdkit.Net("net", nn.Linear(5, 3)), Truth(nn.CrossEntropyLoss()))
-    if wrong == "killed":
+    if failure == "unpicklable":
+        raise TwoArguments("this", "that")
+    if failure == "check":
+        return train(kdkit.Net("net", nn.Linear(5, 3)), Truth(nn.CrossEntropyLoss()))
+    if failure == "killed":
         os.kill(os.getpid(), 9)
-    if wrong == "exit":
+    if failure == "exit":
         sys.exit(3)
-    if here is not None:
-        here.write_text(f"{os.getpid()} {torch.get_num_threads()}")
+    if report is not None:
+        report.write_text(f"{os.getpid()} {torch.get_num_threads()}")
     objective = Truth(nn.CrossEntropyLoss())
-    for place, folder in enumerate(teachers):
-        master = Net(f"master{place}", net(8), weights=folder / "1-net" / "weights.safetensors")
+    for index, folder in enumerate(teachers):
+        master = Net(f"master{index}", module(8), weights=folder / "1-net" / "weights.safetensors")
         objective = 0.5 * objective + 0.5 * Match(master, SoftTargets())
-    return made(Net("net", net(width)), objective)
+    return train(Net("net", module(width)), objective)
 
 
-def made(net, objective):
+def train(net, objective):
     return Recipe(
         data=TorchData(samples(24, 0), samples(12, 1), samples(12, 2)),
         schedule=[Stage({net: objective}, Training(epochs=4, batch_size=8))],
     )
 
 
-class Waiting:
+class Pause:
     def __init__(self, folder):
         self.folder = folder
 
@@ -102,37 +102,38 @@ trials = [
     Trial(name="both", recipe=recipe, options={"width": 4}, needs={"teachers": ("one", "two")}),
 ]
 if __name__ == "__main__":
-    callbacks = [Waiting(Path.cwd())]
-    for outcome in Study(sys.argv[1], trials).run(RunOptions(device="cpu"), callbacks=callbacks, jobs=int(sys.argv[2])):
-        print(outcome.trial.name, outcome.state, outcome.error or "", flush=True)
+    callbacks = [Pause(Path.cwd())]
+    for result in Study(sys.argv[1], trials).run(RunOptions(device="cpu"), callbacks=callbacks, jobs=int(sys.argv[2])):
+        print(result.trial.name, result.state, result.error or "", flush=True)
 '''
 
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("recipes") / "cells_of_a_file.py"
-    path.write_text(CELLS)
+    path = tmp_path_factory.mktemp("recipes") / "trials_of_a_script.py"
+    path.write_text(SCRIPT)
     return path
 
 
 @pytest.fixture(scope="module")
 def recipes(script):
-    """The file as a module that no package holds."""
+    """The script as a module that belongs to no package."""
     yield load_python(script)
-    sys.modules.pop("cells_of_a_file")
+    sys.modules.pop("trials_of_a_script")
     sys.path.remove(str(script.parent))
 
 
 @pytest.fixture(scope="module")
-def in_turn(tmp_path_factory, script) -> Path:
-    """The study run in one process, as figures should be."""
-    folder = tmp_path_factory.mktemp("in_turn")
+def reference(tmp_path_factory, script) -> Path:
+    """The folder of the study that was run in one process."""
+    folder = tmp_path_factory.mktemp("reference")
     command = [sys.executable, str(script), str(folder), "1"]
     subprocess.run(command, cwd=folder, env=environment(), check=True, timeout=120, stdout=subprocess.DEVNULL)
     return folder
 
 
-def bits(folder: Path) -> dict[str, torch.Tensor]:
+def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Return all tensors below a folder, by file and key."""
     return {
         f"{path.relative_to(folder)}:{key}": value
         for path in sorted(folder.rglob("*.safetensors"))
@@ -140,72 +141,76 @@ def bits(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def require_same_bits(one: Path, other: Path) -> None:
-    first, second = bits(one), bits(other)
-    assert first.keys() == second.keys()
-    assert len(first) > 10
-    assert all(torch.equal(first[key], second[key]) for key in first)
+def require_same_bits(first: Path, second: Path) -> None:
+    """Assert that two studies saved equal tensors."""
+    tensors, expected = load_tensors(first), load_tensors(second)
+    assert tensors.keys() == expected.keys()
+    assert len(tensors) > 10
+    assert all(torch.equal(tensors[key], expected[key]) for key in tensors)
 
 
-def wait_for(there: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
+    """Wait until a condition holds, and fail if the process ends before."""
     deadline = time.monotonic() + 90
-    while not there():
+    while not condition():
         assert process is None or process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
+        os.kill(pid, 0)  # sends nothing, but fails if there is no such process
     except ProcessLookupError:
         return False
     return True
 
 
-def test_cells_at_once_give_the_bits_of_cells_in_turn(tmp_path, recipes, in_turn):
-    outcomes = list(Study(tmp_path, recipes.trials).run(CPU, jobs=2))
-    assert {outcome.trial.name: outcome.state for outcome in outcomes} == dict.fromkeys(("one", "two", "both"), "done")
-    assert [each.trial for each in outcomes if each.trial.name == "one"] == [recipes.trials[0]]
-    assert outcomes[-1].trial.name == "both"
-    require_same_bits(tmp_path, in_turn)
-    again = list(Study(tmp_path, recipes.trials).run(CPU, jobs=2))
-    assert {outcome.state for outcome in again} == {"skipped"}
+def test_trials_in_two_processes_give_the_bits_of_trials_in_one(tmp_path, recipes, reference):
+    results = list(Study(tmp_path, recipes.trials).run(CPU, jobs=2))
+    expected = dict.fromkeys(("one", "two", "both"), "finished")
+    assert {result.trial.name: result.state for result in results} == expected
+    assert [result.trial for result in results if result.trial.name == "one"] == [recipes.trials[0]]
+    assert results[-1].trial.name == "both"
+    require_same_bits(tmp_path, reference)
+    repeated = list(Study(tmp_path, recipes.trials).run(CPU, jobs=2))
+    assert {result.state for result in repeated} == {"skipped"}
 
 
-def test_what_goes_wrong_in_one_process_costs_no_other_cell(tmp_path, recipes):
+def test_a_failure_in_one_process_stops_no_other_trial(tmp_path, recipes):
     recipe = recipes.recipe
 
-    def wrong(how: str) -> Trial:
-        return Trial(name=how, recipe=recipe, options={"wrong": how})
+    def failing(failure: str) -> Trial:
+        return Trial(name=failure, recipe=recipe, options={"failure": failure})
 
     trials = [
-        *map(wrong, ("killed", "exit", "odd", "check")),
+        *map(failing, ("killed", "exit", "unpicklable", "check")),
         Trial(name="student", recipe=recipe, needs={"teachers": ("killed",)}),
         Trial(name="local", recipe=lambda: recipe(), options={}),
-        Trial(name="good", recipe=recipe, options={"here": tmp_path / "here"}),
+        Trial(name="good", recipe=recipe, options={"report": tmp_path / "report"}),
     ]
-    outcomes = {outcome.trial.name: outcome for outcome in Study(tmp_path / "study", trials).run(CPU, jobs=2)}
-    failed = dict.fromkeys(("killed", "exit", "odd", "check", "local"), "failed")
-    assert {name: each.state for name, each in outcomes.items()} == {**failed, "student": "waiting", "good": "done"}
-    errors = {name: each.error for name, each in outcomes.items()}
+    results = {result.trial.name: result for result in Study(tmp_path / "study", trials).run(CPU, jobs=2)}
+    failed = dict.fromkeys(("killed", "exit", "unpicklable", "check", "local"), "failed")
+    expected = {**failed, "student": "blocked", "good": "finished"}
+    assert {name: result.state for name, result in results.items()} == expected
+    errors = {name: result.error for name, result in results.items()}
     assert isinstance(errors["killed"], WorkerError)
     assert "SIGKILL" in str(errors["killed"])
-    assert "go on from its last epoch" in str(errors["killed"])
+    assert "resume from its last epoch" in str(errors["killed"])
     assert "exit code 3" in str(errors["exit"])
-    assert "this and that" in str(errors["odd"])
+    assert "this and that" in str(errors["unpicklable"])
     assert isinstance(errors["check"], CheckError)
     assert any("Traceback" in note for note in errors["check"].__notes__)
     assert isinstance(errors["local"], RecipeError)
-    assert "top of a file" in str(errors["local"])
-    pid, threads = (tmp_path / "here").read_text().split()
+    assert "top level of a file" in str(errors["local"])
+    pid, threads = (tmp_path / "report").read_text().split()
     assert int(pid) != os.getpid()
-    assert threads == "1"
-    wait_for(lambda: not alive(int(pid)))
+    assert threads == "1"  # of OMP_NUM_THREADS in conftest.py
+    wait_for(lambda: not is_alive(int(pid)))
 
 
 @pytest.mark.parametrize("signal_sent", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
-def test_a_study_that_is_stopped_stops_its_processes_and_ends_in_the_same_bits(tmp_path, script, in_turn, signal_sent):
+def test_a_stopped_study_stops_its_processes_and_resumes_bit_for_bit(tmp_path, script, reference, signal_sent):
     command = [sys.executable, str(script), "study", "2"]
     (tmp_path / "wait").touch()
     process = subprocess.Popen(
@@ -215,71 +220,75 @@ def test_a_study_that_is_stopped_stops_its_processes_and_ends_in_the_same_bits(t
     children = [int(path.name.split("-")[1]) for path in tmp_path.glob("waiting-*")]
     os.kill(process.pid, signal_sent)
     process.wait(30)
-    wait_for(lambda: not any(map(alive, children)))
+    wait_for(lambda: not any(map(is_alive, children)))
     assert all((tmp_path / "study" / name / "1-net" / "state.pt").exists() for name in ("one", "two"))
     (tmp_path / "wait").unlink()
     done = subprocess.run(
         command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True, timeout=120
     )
-    assert sorted(done.stdout.split()) == sorted(["one", "done", "two", "done", "both", "done"])
-    assert "a recipe may print" in done.stderr
-    require_same_bits(tmp_path / "study", in_turn)
+    assert sorted(done.stdout.split()) == sorted(["one", "finished", "two", "finished", "both", "finished"])
+    assert "a recipe may print" in done.stderr  # not in stdout, which carries the results of trials
+    require_same_bits(tmp_path / "study", reference)
 
 
-def outcomes_of_two_that_end_by(signal_sent: int, tmp_path: Path, recipes) -> list[TrialResult]:
-    """Run two cells at once, and end the process of each by a signal."""
+def run_two_and_signal_both(signal_sent: int, tmp_path: Path, recipes) -> list[TrialResult]:
+    """Run two trials at once, send a signal to both processes, and return the results."""
     (tmp_path / "wait").touch()
     study = Study(tmp_path / "study", recipes.trials[:2])
 
-    def end_both() -> None:
+    def signal_both() -> None:
         wait_for(lambda: len(list(tmp_path.glob("waiting-*"))) == 2)
         (tmp_path / "wait").unlink()
         for path in tmp_path.glob("waiting-*"):
             os.kill(int(path.name.split("-")[1]), signal_sent)
 
-    thread = Thread(target=end_both)
+    thread = Thread(target=signal_both)
     thread.start()
-    outcomes = list(study.run(CPU, callbacks=[recipes.Waiting(tmp_path)], jobs=2))
+    results = list(study.run(CPU, callbacks=[recipes.Pause(tmp_path)], jobs=2))
     thread.join()
-    return outcomes
+    return results
 
 
 @pytest.mark.slow
-def test_processes_that_are_killed_leave_cells_to_go_on_with(tmp_path, recipes, in_turn):
-    outcomes = outcomes_of_two_that_end_by(signal.SIGKILL, tmp_path, recipes)
-    assert {outcome.state for outcome in outcomes} == {"failed"}
-    assert {outcome.state for outcome in Study(tmp_path / "study", recipes.trials).run(CPU, jobs=2)} == {"done"}
-    require_same_bits(tmp_path / "study", in_turn)
+def test_trials_of_killed_processes_can_be_resumed(tmp_path, recipes, reference):
+    results = run_two_and_signal_both(signal.SIGKILL, tmp_path, recipes)
+    assert {result.state for result in results} == {"failed"}
+    assert {result.state for result in Study(tmp_path / "study", recipes.trials).run(CPU, jobs=2)} == {"finished"}
+    require_same_bits(tmp_path / "study", reference)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="signals without a name are Linux's")
-def test_a_process_that_ends_by_a_signal_without_a_name_says_its_number(tmp_path, recipes):
-    outcomes = outcomes_of_two_that_end_by(36, tmp_path, recipes)
-    assert all("signal 36" in str(outcome.error) for outcome in outcomes)
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has signals without a name")
+def test_the_error_after_a_signal_without_a_name_has_its_number(tmp_path, recipes):
+    # A real-time signal, whose default action ends the process.
+    results = run_two_and_signal_both(36, tmp_path, recipes)
+    assert all("signal 36" in str(result.error) for result in results)
 
 
-def test_a_recipe_file_that_is_a_plugin_is_one_in_every_process(tmp_path, script):
+def test_a_recipe_file_with_a_hook_is_a_plugin_in_every_process(tmp_path, script):
     path = tmp_path / "with_a_hook.py"
+    loss, registered = "objective = Truth(nn.CrossEntropyLoss())", 'objective = Truth(registry("losses")["mine"]())'
+    assert SCRIPT.count(loss) == 1
     path.write_text(
-        CELLS.replace("import kdkit\n", "import kdkit\nfrom kdkit import hookimpl, registry\n", 1).replace(
-            "goal = Truth(nn.CrossEntropyLoss())", 'goal = Truth(shelf("losses")["mine"]())', 1
+        SCRIPT.replace("import kdkit\n", "import kdkit\nfrom kdkit import hookimpl, registry\n", 1).replace(
+            loss, registered, 1
         )
         + "\n\n@hookimpl\ndef register_losses(register):\n    register('mine', nn.CrossEntropyLoss)\n"
     )
     module = read_recipe_file(path).module
     try:
-        (outcome,) = Study(tmp_path / "study", module.trials[:1]).run(CPU, jobs=2)
-        assert outcome.state == "done", outcome.error
+        (result,) = Study(tmp_path / "study", module.trials[:1]).run(CPU, jobs=2)
+        assert result.state == "finished", result.error
     finally:
         sys.modules.pop("with_a_hook")
         sys.path.remove(str(tmp_path))
 
 
 @pytest.mark.slow
-def test_a_script_that_runs_its_study_as_it_is_read_is_told_what_to_do(tmp_path):
+def test_a_script_that_runs_its_study_on_import_fails_with_advice(tmp_path):
     script = tmp_path / "unguarded.py"
-    plain = CELLS.replace('if __name__ == "__main__":', "if True:").replace("sys.argv[1]", '"study"')
-    script.write_text(plain.replace("int(sys.argv[2])", "2"))
+    # Each child imports the script to find the recipe, and must not run the study again.
+    unguarded = SCRIPT.replace('if __name__ == "__main__":', "if True:").replace("sys.argv[1]", '"study"')
+    script.write_text(unguarded.replace("int(sys.argv[2])", "2"))
     done = subprocess.run(
         [sys.executable, str(script)],
         cwd=tmp_path,
@@ -289,17 +298,18 @@ def test_a_script_that_runs_its_study_as_it_is_read_is_told_what_to_do(tmp_path)
         timeout=120,
         check=False,
     )
-    assert done.stdout.count("failed") == 2
+    states = dict(line.split()[:2] for line in done.stdout.splitlines())
+    assert states == {"one": "failed", "two": "failed", "both": "blocked"}
     assert "if __name__ == '__main__'" in done.stdout
 
 
-def test_a_watcher_that_cannot_be_copied_is_refused_before_anything_runs(tmp_path, recipes):
-    class Mine:
+def test_a_callback_that_cannot_be_pickled_is_refused_before_anything_runs(tmp_path, recipes):
+    class Local:
         @hookimpl
         def epoch_ended(self, event): ...
 
-    with pytest.raises(RecipeError, match="watcher Mine cannot be brought to another process"):
-        list(Study(tmp_path, recipes.trials).run(CPU, callbacks=[Mine()], jobs=2))
+    with pytest.raises(RecipeError, match="callback Local cannot be sent to another process"):
+        list(Study(tmp_path, recipes.trials).run(CPU, callbacks=[Local()], jobs=2))
     assert not list(tmp_path.glob("*/run.json"))
 
 
@@ -309,6 +319,6 @@ def test_two_studies_do_not_run_jobs_in_one_folder(tmp_path, recipes):
 
 
 @pytest.mark.parametrize("jobs", [0, -1, 1.5, "2"])
-def test_a_number_of_jobs_that_is_none_is_refused(tmp_path, recipes, jobs):
+def test_a_number_of_jobs_that_is_not_valid_is_refused(tmp_path, recipes, jobs):
     with pytest.raises(RecipeError, match="whole number"):
         list(Study(tmp_path, recipes.trials).run(CPU, jobs=jobs))

@@ -346,8 +346,8 @@ def test_a_run_goes_on_after_one_of_its_processes_was_killed(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "lost").exists()
-    assert "going on after epoch 2" in done.stdout
-    assert done.stdout.count("Scores on test") == 1
+    assert "resumed after epoch 2" in done.stdout
+    assert done.stdout.count("Metrics on test") == 1
     assert set(json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]) == {"student", "teacher"}
     assert len((tmp_path / "run" / "1-student" / "history.jsonl").read_text().splitlines()) == 4
 

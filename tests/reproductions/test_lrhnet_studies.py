@@ -47,7 +47,7 @@ def test_every_row_is_trained_and_a_teacher_once(tables):
         ["teacher-12-fold0-seed0", *(f"{row}-3-fold0-seed0" for row in (*ROWS, "assistant"))]
     )
     assert trained.index("assistant-3-fold0-seed0") < trained.index("smlkd-3-fold0-seed0")
-    assert all((folder / name / "cell.json").exists() for name in trained)
+    assert all((folder / name / "trial.json").exists() for name in trained)
 
 
 def test_a_second_call_trains_nothing_and_writes_the_same_tables(tables):

@@ -1,12 +1,12 @@
-"""Where the cells of a study are run: in this process, in several beside it, or on the machines of a cluster."""
+"""Workers run the jobs of a study: in this process, in child processes, or on the machines of a Ray cluster."""
 
-from kdkit.study.workers.job import CELL, InProcess, Job, JobResult, Workers
-from kdkit.study.workers.pickling import require_not_reading, require_packable
+from kdkit.study.workers.job import TRIAL_FILE, InProcess, Job, JobResult, Workers
+from kdkit.study.workers.pickling import require_guarded_script, require_picklable
 from kdkit.study.workers.processes import Processes
 from kdkit.study.workers.ray import Cluster, RayWorkers
 
 __all__ = [
-    "CELL",
+    "TRIAL_FILE",
     "Cluster",
     "InProcess",
     "Job",
@@ -14,6 +14,6 @@ __all__ = [
     "Processes",
     "RayWorkers",
     "Workers",
-    "require_not_reading",
-    "require_packable",
+    "require_guarded_script",
+    "require_picklable",
 ]

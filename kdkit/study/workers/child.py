@@ -1,4 +1,4 @@
-"""The other side of `processes`: a process that runs one cell after another and says how each ended."""
+"""The child process of `processes.py`: runs one job after another, and sends back the result of each."""
 
 import os
 import pickle
@@ -10,47 +10,50 @@ from typing import IO
 import torch
 
 from kdkit.study.workers.job import Job
-from kdkit.study.workers.pickling import Told, packed_error
+from kdkit.study.workers.pickling import PackedError, pack_error
 from kdkit.utils.memory import keep_freed_memory
 
 
 def main() -> None:
-    """Run what comes in through stdin until nobody is there any more to send it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the study that is interrupted, and ends its children then
-    coming, going = _pipes()
+    """Run the jobs that arrive on stdin until the parent process closes it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which then ends its children
+    incoming, outgoing = _take_over_pipes()
     keep_freed_memory()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    trials: SimpleQueue[bytes] = SimpleQueue()
-    threading.Thread(target=_listen, args=(coming, trials), daemon=True).start()
+    jobs: SimpleQueue[bytes] = SimpleQueue()
+
+    def receive() -> None:
+        # In a separate thread, to notice the end of the parent while a job runs, which must then stop too.
+        try:
+            while True:
+                jobs.put(pickle.load(incoming))
+        except BaseException:
+            os._exit(1)
+
+    threading.Thread(target=receive, daemon=True).start()
     while True:
-        pickle.dump(answer(trials.get()), going)
-        going.flush()
+        pickle.dump(run_pickled(jobs.get()), outgoing)
+        outgoing.flush()
 
 
-def answer(data: bytes) -> tuple[float, Told | None]:
-    """Run a cell; return its seconds, and the error that it failed with as another process can read it."""
+def run_pickled(data: bytes) -> tuple[float, PackedError | None]:
+    """Run a pickled job. Return its seconds, and its error, if any, in a form that another process can read."""
     try:
-        work: Job = pickle.loads(data)
-    except Exception as error:  # the recipe's file may raise whatever code may
-        return 0.0, packed_error(error)
-    ended = work.do()
-    return ended.seconds, None if ended.error is None else packed_error(ended.error)
+        job: Job = pickle.loads(data)
+    except Exception as error:  # unpickling imports the file of the recipe, which may raise anything
+        return 0.0, pack_error(error)
+    result = job.run()
+    return result.seconds, None if result.error is None else pack_error(result.error)
 
 
-def _listen(coming: IO[bytes], trials: SimpleQueue[bytes]) -> None:
-    """Take cells as they come; end this process when the study's has, so that no cell is run by nobody's order."""
-    try:
-        while True:
-            trials.put(pickle.load(coming))
-    except BaseException:
-        os._exit(1)
+def _take_over_pipes() -> tuple[IO[bytes], IO[bytes]]:
+    """Return the pipes from and to the parent, and redirect stdin and stdout away from them.
 
-
-def _pipes() -> tuple[IO[bytes], IO[bytes]]:
-    """Return the pipes from and to the study, out of reach of what a recipe reads and prints."""
-    coming, going = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
+    A recipe that prints or reads input would otherwise write into the stream of pickles, or take jobs from it.
+    """
+    incoming, outgoing = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
     os.dup2(2, 1)
-    return coming, going
+    return incoming, outgoing

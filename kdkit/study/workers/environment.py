@@ -1,4 +1,4 @@
-"""What must be alike wherever the cells of a study are run, and in what two places differ."""
+"""Compare the software and files of two machines, which must be equal for trials to give equal results."""
 
 import hashlib
 import platform
@@ -8,35 +8,40 @@ from pathlib import Path
 
 import kdkit
 
-PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "timm", "safetensors")  # that figures or files pass through
-SHARED = "study folder"
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "timm", "safetensors")  # that affect results or files
+STUDY_FOLDER = "study folder"
 
-Conditions = Mapping[str, str]
+Environment = Mapping[str, str]  # versions and digests by package or file
 
 
-def conditions(files: Sequence[Path], token: Path) -> Conditions:
-    """Return versions, digests of kdkit's own code and of recipe files, and what `token` in the study's folder says."""
+def environment_of(files: Sequence[Path], token: Path) -> Environment:
+    """Return the versions and digests of this machine.
+
+    files: recipe files. token: a file in the study folder with random content, which another machine can read only if
+    it has the same folder.
+    """
     plugins = {point.dist.name for point in entry_points(group="kdkit") if point.dist is not None}
-    found = {"python": platform.python_version(), SHARED: _read(token).decode(errors="replace")}
-    found.update({name: _version(name) for name in sorted({*PACKAGES, *plugins} - {"kdkit"})})
-    found["kdkit"] = f"{kdkit.__version__} ({_digest(sorted(Path(kdkit.__file__).parent.rglob('*.py')))})"
-    found.update({str(file): _digest([file]) for file in files})
-    return found
+    environment = {"python": platform.python_version(), STUDY_FOLDER: _read(token).decode(errors="replace")}
+    environment.update({name: _version(name) for name in sorted({*PACKAGES, *plugins} - {"kdkit"})})
+    # The version of kdkit alone would not differ between two states of a checkout.
+    environment["kdkit"] = f"{kdkit.__version__} ({_digest(sorted(Path(kdkit.__file__).parent.rglob('*.py')))})"
+    environment.update({str(file): _digest([file]) for file in files})
+    return environment
 
 
-def difference(here: Conditions, there: Conditions) -> str | None:
-    """Return what is the matter with another place, in words; None where it is like this one."""
-    for what, value in here.items():
-        other = there.get(what, "none")
-        if other == value:
+def difference(local: Environment, remote: Environment) -> str | None:
+    """Return the first difference of a remote machine, as the end of a message; None if it is equal."""
+    for name, value in local.items():
+        remote_value = remote.get(name, "none")
+        if remote_value == value:
             continue
-        if what == SHARED:
+        if name == STUDY_FOLDER:
             return (
-                "does not see the study's folder as it is here; cells are run in one folder that all machines share, "
-                "at the same path"
+                "does not have the folder of this study; trials run in one folder that all machines share at the same "
+                "path"
             )
-        action = "copy or share this file" if Path(what).is_absolute() else "install the same version"
-        return f"has {what} {other}, and here it is {value}; {action}"
+        action = "copy or share this file" if Path(name).is_absolute() else "install the same version"
+        return f"has {name} {remote_value}, and here it is {value}; {action}"
     return None
 
 
@@ -57,5 +62,5 @@ def _digest(files: Sequence[Path]) -> str:
 def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
-    except OSError:
+    except OSError:  # a missing file is a difference like any other, and not an error
         return b"none"

@@ -1,4 +1,4 @@
-"""A cell made ready to be run anywhere: what its recipe is called with, where it writes, and what is recorded of it."""
+"""A job: a trial, or some stages of a run, with all that a worker needs to run it."""
 
 import json
 import time
@@ -14,12 +14,12 @@ from kdkit.engine.storage.run_folder import can_resume
 from kdkit.recipe.recipe import Recipe
 from kdkit.utils.files import write
 
-CELL = "cell.json"  # written last, so that a cell with it is finished
+TRIAL_FILE = "trial.json"  # written last, so a trial whose folder has it is finished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobResult:
-    """How a cell ended. seconds: of this go. error: why it failed."""
+    """The result of a job. seconds: the time that it took now, without earlier attempts. error: why it failed."""
 
     seconds: float = 0.0
     error: Exception | None = None
@@ -27,70 +27,77 @@ class JobResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One cell to be run, or some stages of a run. folder: its own. given: what its recipe is called with."""
+    """A trial, or some stages of a run.
+
+    folder: its run folder. recipe, arguments: a function that returns a Recipe, and its keyword arguments. origin: the
+    recipe file and the options, as they are recorded in the run folder.
+    """
 
     name: str
     folder: Path
     recipe: Callable[..., Recipe]
-    given: Mapping[str, Any]
+    arguments: Mapping[str, Any]
     origin: Origin
     options: RunOptions
     callbacks: Sequence[object] = ()
 
-    def do(self) -> JobResult:
-        """Run it, or go on with it, and mark it as finished; whatever it raises is told and not raised."""
-        began = time.perf_counter()
+    def run(self) -> JobResult:
+        """Run the job, or resume it if its folder holds an unfinished run. Returns an exception instead of raising it.
+
+        A whole run is then marked as finished; a job of some stages is not.
+        """
+        start = time.perf_counter()
         try:
             options = replace(self.options, out=self.folder, resume=can_resume(self.folder))
-            run(lambda: self.recipe(**self.given), options, callbacks=self.callbacks, origin=self.origin)
-        except Exception as error:  # whatever a recipe raises must not cost the other cells
-            return JobResult(seconds=time.perf_counter() - began, error=error)
-        seconds = time.perf_counter() - began
+            run(lambda: self.recipe(**self.arguments), options, callbacks=self.callbacks, origin=self.origin)
+        except Exception as error:  # a recipe may raise anything, and the other trials must still run
+            return JobResult(seconds=time.perf_counter() - start, error=error)
+        seconds = time.perf_counter() - start
         if options.only is None:
-            write(self.folder / CELL, json.dumps({"seconds": seconds}))
+            write(self.folder / TRIAL_FILE, json.dumps({"seconds": seconds}))
         return JobResult(seconds=seconds)
 
 
 class Workers(Protocol):
-    """Whoever runs cells."""
+    """Runs jobs, possibly several at once."""
 
     @property
-    def room(self) -> bool:
-        """Whether another cell may be begun."""
+    def has_room(self) -> bool:
+        """Whether another job can be started."""
         ...
 
-    def begin(self, work: Job) -> None:
-        """Begin a cell. Raises KdkitError where it cannot be brought to a worker."""
+    def start(self, job: Job) -> None:
+        """Start a job. Raises KdkitError if it cannot be sent to a worker."""
         ...
 
-    def next_ended(self) -> tuple[str, JobResult]:
-        """Wait until one of those that were begun has ended; return its name and how it ended."""
+    def next_result(self) -> tuple[str, JobResult]:
+        """Wait until one of the started jobs ends, and return its name and its result."""
         ...
 
     def close(self) -> None:
-        """Stop what is still running; the folders of its cells can be gone on with."""
+        """Stop the jobs that are still running; they can be resumed later."""
         ...
 
 
 class InProcess:
-    """This process, one cell at a time."""
+    """Runs one job at a time in this process."""
 
     def __init__(self) -> None:
-        self._begun: list[Job] = []
+        self._jobs: list[Job] = []
 
     @property
-    def room(self) -> bool:
-        """Whether nothing was begun."""
-        return not self._begun
+    def has_room(self) -> bool:
+        """Whether no job was started."""
+        return not self._jobs
 
-    def begin(self, work: Job) -> None:
-        """Keep it for `next_ended`."""
-        self._begun.append(work)
+    def start(self, job: Job) -> None:
+        """Remember the job. `next_result` runs it."""
+        self._jobs.append(job)
 
-    def next_ended(self) -> tuple[str, JobResult]:
-        """Run what was begun."""
-        work = self._begun.pop()
-        return work.name, work.do()
+    def next_result(self) -> tuple[str, JobResult]:
+        """Run the job that was started."""
+        job = self._jobs.pop()
+        return job.name, job.run()
 
     def close(self) -> None:
-        """Leave everything as it is."""
+        """Do nothing: no job runs outside of `next_result`."""

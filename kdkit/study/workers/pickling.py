@@ -1,4 +1,4 @@
-"""Bring what a cell needs to another process: functions and classes by their file and name, never by their code."""
+"""Pickle jobs and errors for another process. Functions and classes are pickled as a file and a name, not as code."""
 
 import importlib
 import importlib.util
@@ -13,137 +13,160 @@ from functools import cache, partial
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdkit.errors import RecipeError, WorkerError, first_line
 from kdkit.plugins.manager import installed
 from kdkit.plugins.recipe_file import load_file, read_recipe_file
 
 MAIN = "__main__"
-Told = tuple[bytes, str, str]
+
+# The file that this process imports in order to find a recipe; None otherwise.
+IMPORTING: ContextVar[Path | None] = ContextVar("IMPORTING", default=None)
 
 
-READING: ContextVar[Path | None] = ContextVar("READING", default=None)  # the file that is read to find a recipe
+class PackedError(NamedTuple):
+    """An exception for another process. pickled: empty if it cannot be pickled."""
+
+    pickled: bytes
+    message: str
+    trace: str
 
 
-def require_not_reading() -> None:
-    """Raise RecipeError where a file, as it is read for its cells, runs the study that they are of."""
-    if READING.get() is not None:
+def require_guarded_script() -> None:
+    """Raise RecipeError if a worker that imports a script for its recipes would run the study of that script again."""
+    if IMPORTING.get() is not None:
         raise RecipeError(
-            f"{READING.get()} runs a study as it is read, and each process that runs its cells must read it; put what "
-            "runs the study under `if __name__ == '__main__':`"
+            f"{IMPORTING.get()} runs a study when it is imported, and each process that runs its trials imports it; "
+            "move the code that runs the study below `if __name__ == '__main__':`"
         )
 
 
-def packed(thing: object, what: str) -> bytes:
-    """Pickle a thing. Raises RecipeError, which says what it is, where another process could not find all of it."""
+def pickle_object(value: object, description: str) -> bytes:
+    """Return a value as a pickle that `pickle.loads` reads in another process.
+
+    description: names the value in the error. Raises RecipeError if it holds a function or a class that another process
+    cannot find, or anything else that cannot be pickled.
+    """
     stream = io.BytesIO()
     try:
-        _Pickler(stream, protocol=pickle.HIGHEST_PROTOCOL).dump(thing)
+        _Pickler(stream, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise RecipeError(
-            f"{what} cannot be brought to another process: {first_line(error)}; functions and classes are found there "
-            "by their names at the top of a file, and all else is pickled"
+            f"{description} cannot be sent to another process: {first_line(error)}; functions and classes must be at "
+            "the top level of a file, where that process finds them by name, and all other values must be picklable"
         ) from error
     return stream.getvalue()
 
 
-def require_packable(callbacks: Sequence[object]) -> None:
-    """Raise RecipeError for a watcher that cannot be brought to another process."""
-    for each in callbacks:
-        packed(each, f"watcher {type(each).__name__}")
+def require_picklable(callbacks: Sequence[object]) -> None:
+    """Raise RecipeError if a callback cannot be sent to another process."""
+    for callback in callbacks:
+        pickle_object(callback, f"callback {type(callback).__name__}")
 
 
-def packed_error(error: BaseException) -> Told:
-    """Return an error as another process can read it: as it is where it can be pickled, and in words."""
+def pack_error(error: BaseException) -> PackedError:
+    """Return an exception in a form that another process can read: pickled if possible, and as text."""
     trace = "".join(traceback.format_exception(error))
     try:
-        return pickle.dumps(error), _said(error), trace
-    except Exception:  # a stranger's error may hold anything
-        return b"", _said(error), trace
+        pickled = pickle.dumps(error)
+    except Exception:  # the attributes of a user-defined error may be anything
+        pickled = b""
+    return PackedError(pickled, _message(error), trace)
 
 
-def unpacked_error(told: Told) -> Exception:
-    """Return the error again, or a WorkerError that says the same where this process cannot make it."""
-    data, said, trace = told
+def unpack_error(packed: PackedError) -> Exception:
+    """Return the exception again, or a WorkerError with its message if this process cannot recreate it."""
     error: object = None
-    with suppress(Exception):  # it may take other arguments than it keeps, or be of a class that only a recipe file has
-        error = _Known(io.BytesIO(data)).load()
-    if not isinstance(error, Exception) or _said(error) != said:
-        error = WorkerError(said)
-    error.add_note(f"In the process that ran the cell:\n{trace}")
+    # Fails if the class is one of a recipe file, or if its __init__ takes other arguments than it passes on.
+    with suppress(Exception):
+        error = _ErrorUnpickler(io.BytesIO(packed.pickled)).load()
+    if not isinstance(error, Exception) or _message(error) != packed.message:
+        error = WorkerError(packed.message)
+    error.add_note(f"In the process that ran the trial:\n{packed.trace}")
     return error
 
 
-class _Pickler(pickle.Pickler):
-    """Takes functions and classes by file and name, so that a script or a recipe file need be no installed module."""
+def find_object(file: str, module: str, name: str, *, is_plugin: bool = False) -> Any:
+    """Return a function or a class by its file, the module of that file, and its name in there.
 
-    def reducer_override(self, thing: Any) -> Any:
-        if not isinstance(thing, FunctionType | type):
+    Pickles call this function. Raises RecipeError if the file does not have the name.
+    """
+    reset = IMPORTING.set(Path(file))
+    try:
+        container = _import_file(Path(file), module, is_plugin=is_plugin)
+    finally:
+        IMPORTING.reset(reset)
+    value = _attribute(container, name)
+    if value is None:
+        raise RecipeError(f"{file} has no {name!r} any more; it changed after its trial was created")
+    return value
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles functions and classes as a file and a name, so that they may be in a script or a recipe file.
+
+    Plain pickle stores the name of the module only, which another process cannot import if it is not installed.
+    """
+
+    def reducer_override(self, value: Any) -> Any:
+        """Return how to find a function or a class again; NotImplemented leaves the value to plain pickle."""
+        if not isinstance(value, FunctionType | type):
             return NotImplemented
-        module = sys.modules.get(thing.__module__)
+        module = sys.modules.get(value.__module__)
         file = getattr(module, "__file__", None)
-        if thing.__module__ == MAIN and not str(file).endswith(".py"):  # pickle would take the other process's own main
-            raise pickle.PicklingError(f"{thing.__qualname__} stands in no file that ends in .py")
-        if module is None or file is None or not file.endswith(".py") or "<" in thing.__qualname__:
+        # Plain pickle would look the name up in the other process's own main module.
+        if value.__module__ == MAIN and not str(file).endswith(".py"):
+            raise pickle.PicklingError(f"{value.__qualname__} is not defined in a file that ends in .py")
+        # "<" is part of "<lambda>" and "<locals>", which have no name at the top level of the file.
+        if module is None or file is None or not file.endswith(".py") or "<" in value.__qualname__:
             return NotImplemented
-        if module.__name__.partition(".")[0] in _everywhere():
+        if module.__name__.partition(".")[0] in _importable_everywhere():
             return NotImplemented
-        if _named(module, thing.__qualname__) is not thing:  # pickle itself says so of what has another's name
+        if _attribute(module, value.__qualname__) is not value:  # plain pickle raises the error for it
             return NotImplemented
         spec = getattr(module, "__spec__", None)
-        name = spec.name if spec is not None else module.__name__
-        place = partial(found, str(Path(file).resolve()), name, is_plugin=installed().manager.is_registered(module))
-        return place, (thing.__qualname__,)
+        name = spec.name if spec is not None else module.__name__  # of `python -m package.script`: not "__main__"
+        is_plugin = installed().manager.is_registered(module)
+        return partial(find_object, str(Path(file).resolve()), name, is_plugin=is_plugin), (value.__qualname__,)
 
 
 @cache
-def _everywhere() -> frozenset[str]:
-    """Return the names under which any process finds what it imports: Python's own and what is installed."""
+def _importable_everywhere() -> frozenset[str]:
+    """Return the top-level names that every process can import: the standard library and installed packages."""
     return sys.stdlib_module_names | {"kdkit"} | packages_distributions().keys()
 
 
-class _Known(pickle.Unpickler):
-    """Takes only classes of modules that are imported here already: to read an error must run no file."""
+class _ErrorUnpickler(pickle.Unpickler):
+    """Uses only modules that are already imported, because reading an error must not run a user's file."""
 
     def find_class(self, module: str, name: str) -> Any:
+        """Return a class of a module that is already imported. Raises UnpicklingError otherwise."""
         if module not in sys.modules:
-            raise pickle.UnpicklingError(f"{module} is not imported here")
+            raise pickle.UnpicklingError(f"{module} is not imported in this process")
         return super().find_class(module, name)
 
 
-def found(file: str, module: str, name: str, *, is_plugin: bool = False) -> Any:
-    """Return a function or a class by its file, the module that file is, and its name in it.
-
-    Raises RecipeError where it is not there.
-    """
-    thing = _named(_module(Path(file), module, is_plugin=is_plugin), name)
-    if thing is None:
-        raise RecipeError(f"{file} has no {name!r} any more; it changed since its cell was made")
-    return thing
-
-
-def _named(thing: Any, name: str) -> Any:
-    """Return what a name with dots stands for in a module; None where there is nothing."""
+def _attribute(value: Any, name: str) -> Any:
+    """Return an attribute by a dotted name such as "Outer.Inner"; None if it does not exist."""
     for part in name.split("."):
-        thing = getattr(thing, part, None)
-    return thing
+        value = getattr(value, part, None)
+    return value
 
 
-def _module(path: Path, name: str, *, is_plugin: bool) -> ModuleType:
-    """Return the module that a file is: as it was imported here, by its name where that finds it, or read anew."""
-    reading = READING.set(path)
-    try:
-        return _read(path, name, is_plugin=is_plugin)
-    finally:
-        READING.reset(reading)
+def _import_file(path: Path, name: str, *, is_plugin: bool) -> ModuleType:
+    """Return the module of a file, so that classes compare equal to those that this process already has.
 
+    In this order: already imported under any of the names that it may have, as a recipe file, by its name, by its path.
+    """
 
-def _read(path: Path, name: str, *, is_plugin: bool) -> ModuleType:
-    for each in (name, path.stem, f"kdkit_recipe_{path.stem}"):
-        there = sys.modules.get(each)
-        if each != MAIN and there is not None and _is(getattr(there, "__file__", None), path):
-            return there
+    def is_path(file: str | None) -> bool:
+        return file is not None and Path(file).resolve() == path
+
+    for candidate in (name, path.stem, f"kdkit_recipe_{path.stem}"):  # the last is `read_recipe_file`'s second choice
+        module = sys.modules.get(candidate)
+        if candidate != MAIN and module is not None and is_path(getattr(module, "__file__", None)):
+            return module
     if is_plugin:
         return read_recipe_file(path).module
     if name != MAIN and name not in sys.modules:
@@ -151,16 +174,11 @@ def _read(path: Path, name: str, *, is_plugin: bool) -> ModuleType:
             spec = importlib.util.find_spec(name)
         except (ImportError, ValueError, AttributeError):
             spec = None
-        if spec is not None and _is(spec.origin, path):
+        if spec is not None and is_path(spec.origin):
             return importlib.import_module(name)
     return load_file(path)
 
 
-def _is(file: str | None, path: Path) -> bool:
-    return file is not None and Path(file).resolve() == path
-
-
-def _said(error: BaseException) -> str:
-    """Return what an error says, after its name where it is none of kdkit's."""
-    name = type(error).__name__
-    return str(error) if isinstance(error, WorkerError) else f"{name}: {error}"
+def _message(error: BaseException) -> str:
+    """Return the message of an error, after the name of its class unless it is a WorkerError."""
+    return str(error) if isinstance(error, WorkerError) else f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Several processes of this machine that run cells, each with its share of the cores."""
+"""Run jobs in several child processes of this machine, each with its share of the cores."""
 
 import os
 import pickle
@@ -15,130 +15,130 @@ import torch
 
 from kdkit.errors import RecipeError, WorkerError
 from kdkit.study.workers.job import Job, JobResult
-from kdkit.study.workers.pickling import packed, unpacked_error
+from kdkit.study.workers.pickling import pickle_object, unpack_error
 from kdkit.utils.devices import usable_cores
 
-# -P: the folder that one stands in is looked in only where this process does so too.
+# -P: do not put the working directory first in `sys.path`; the child gets the whole path of this process instead.
 COMMAND = ("-P", "-c", "from kdkit.study.workers.child import main; main()")
-PATIENCE = 10.0  # seconds from asking a process to end until it is made to
+TERMINATE_TIMEOUT = 10.0  # seconds from SIGTERM until SIGKILL
 
 
 class Processes:
-    """So many child processes, each started when it is first needed, and anew where one has died.
+    """Child processes that run `jobs` jobs at once.
 
-    A child runs one cell after another, with `threads` threads. It ignores SIGINT, and ends when this process does.
-    Raises RecipeError for a number of jobs that is none.
+    A process starts when it is first needed, runs one job after another with `threads` threads, and is replaced if it
+    dies. It ignores SIGINT, and ends when this process ends. Raises RecipeError if `jobs` is not a whole number of at
+    least 1.
     """
 
     def __init__(self, jobs: int) -> None:
         if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-            raise RecipeError(f"jobs is how many cells are run at once, a whole number of at least 1; got {jobs!r}")
+            raise RecipeError(f"jobs is how many trials run at once, a whole number of at least 1; got {jobs!r}")
         self.jobs = jobs
         self.threads = max(1, min(torch.get_num_threads(), usable_cores() // jobs))
         self._free: list[_Child] = []
         self._busy: dict[str, tuple[_Child, Thread]] = {}
-        self._ended: SimpleQueue[tuple[str, JobResult]] = SimpleQueue()
+        self._results: SimpleQueue[tuple[str, JobResult]] = SimpleQueue()
 
     @property
-    def room(self) -> bool:
-        """Whether a process is free, or may be started."""
+    def has_room(self) -> bool:
+        """Whether a process is free or can be started."""
         return len(self._busy) < self.jobs
 
-    def begin(self, work: Job) -> None:
-        """Hand a cell to a process. Raises RecipeError where it cannot be brought there."""
-        data = packed(work, f"cell {work.name!r}")
+    def start(self, job: Job) -> None:
+        """Send a job to a process. Raises RecipeError if it cannot be pickled."""
+        data = pickle_object(job, f"trial {job.name!r}")
         self._free = [child for child in self._free if child.alive]
         child = self._free.pop() if self._free else _Child(self.threads)
-        thread = Thread(target=self._serve, args=(child, work.name, data), daemon=True)
-        self._busy[work.name] = child, thread
+        # One thread per job waits for its result, so that `next_result` can wait for whichever comes first.
+        thread = Thread(target=self._run, args=(child, job.name, data), daemon=True)
+        self._busy[job.name] = child, thread
         thread.start()
 
-    def next_ended(self) -> tuple[str, JobResult]:
-        """Wait until one of those that were begun has ended."""
-        name, ended = self._ended.get()
+    def next_result(self) -> tuple[str, JobResult]:
+        """Wait until one of the started jobs ends."""
+        name, result = self._results.get()
         child, _thread = self._busy.pop(name)
         if child.alive:
             self._free.append(child)
-        return name, ended
+        return name, result
 
     def close(self) -> None:
-        """End all processes. All that they write is whole or not there, so that they need not be waited for."""
+        """End all processes. Files are written atomically, so a job may be stopped at any time."""
         for child in self._free:
             child.end()
             child.close()
+        # The pipes of a busy child belong to its thread, which closes them when the child has ended.
         for child, _thread in self._busy.values():
             child.end()
         for _child, thread in self._busy.values():
-            thread.join(PATIENCE)
+            thread.join(TERMINATE_TIMEOUT)
         self._free.clear()
         self._busy.clear()
 
-    def _serve(self, child: "_Child", name: str, data: bytes) -> None:
-        """Have a cell run by a child, and keep how it ended for `next_ended`."""
-        answer = child.ask(data)
-        if answer is None:
-            ended = JobResult(error=WorkerError(child.died()))
+    def _run(self, child: "_Child", name: str, data: bytes) -> None:
+        """Have a child run a job, and put the result into the queue for `next_result`."""
+        response = child.call(data)
+        if response is None:
+            result = JobResult(error=WorkerError(child.cause_of_death()))
             child.close()
         else:
-            seconds, error = answer
-            ended = JobResult(seconds=seconds, error=None if error is None else unpacked_error(error))
-        self._ended.put((name, ended))
+            seconds, error = response
+            result = JobResult(seconds=seconds, error=None if error is None else unpack_error(error))
+        self._results.put((name, result))
 
 
 class _Child:
-    """A process that answers with how a cell ended. Pickles go through its pipes, what a recipe prints to stderr."""
+    """A child process with pipes for pickles. What a recipe prints goes to stderr."""
 
     def __init__(self, threads: int) -> None:
-        # What sets threads is read as torch and numpy are imported, so that it must be there before.
-        more = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(_path())}
+        # The import of torch and numpy reads OMP_NUM_THREADS, so it must be set before the process starts.
+        path = os.pathsep.join(str(Path(folder).resolve()) for folder in sys.path)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
         self._process = subprocess.Popen(
-            [sys.executable, *COMMAND], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **more}
+            [sys.executable, *COMMAND], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )
-        self._to, self._from = cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)
+        self._input, self._output = cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)
 
     @property
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, data: bytes) -> Any:
-        """Send a cell and wait for the answer; None where the process ended first."""
+    def call(self, data: bytes) -> Any:
+        """Send a job and wait for its result: (seconds, packed error or None); None if the process ended first."""
         try:
-            pickle.dump(data, self._to)
-            self._to.flush()
-            return pickle.load(self._from)
-        except (EOFError, OSError, ValueError, pickle.UnpicklingError):
+            pickle.dump(data, self._input)
+            self._input.flush()
+            return pickle.load(self._output)
+        except (EOFError, OSError, ValueError, pickle.UnpicklingError):  # ValueError: the pipe is closed
             return None
 
     def end(self) -> int:
         """End the process and return its exit code."""
         self._process.terminate()
-        return self._waited()
+        return self._wait()
 
-    def died(self) -> str:
-        """Say how a process ended that no longer answers."""
-        code = self._waited()
-        again = "ask for the same again to go on from its last epoch"
+    def cause_of_death(self) -> str:
+        """Return a message about how the process ended."""
+        code = self._wait()
+        advice = "run it again to resume from its last epoch"
         if code >= 0:
-            return f"its process ended with exit code {code} before the cell was done; {again}"
+            return f"its process ended with exit code {code} before the trial was finished; {advice}"
+        # A negative exit code is a signal; real-time signals on Linux have no name.
         name = signal.Signals(-code).name if -code in [*signal.Signals] else f"signal {-code}"
-        memory = " (which the system sends where memory runs out)" if name == "SIGKILL" else ""
-        return f"its process was ended by {name}{memory} before the cell was done; {again}"
+        memory = " (which the system sends when memory runs out)" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{memory} before the trial was finished; {advice}"
 
-    def _waited(self) -> int:
-        """Wait until the process has ended, but not for ever."""
+    def close(self) -> None:
+        """Close the pipes of a process that has ended. To be called by the thread that uses them."""
+        for pipe in (self._input, self._output):
+            with suppress(OSError):  # data that could not be sent
+                pipe.close()
+
+    def _wait(self) -> int:
+        """Wait until the process has ended, and kill it after the timeout."""
         try:
-            return self._process.wait(PATIENCE)
+            return self._process.wait(TERMINATE_TIMEOUT)
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
-
-    def close(self) -> None:
-        """Close the pipes of a process that has ended; for the thread that reads them, since another would wait."""
-        for pipe in (self._to, self._from):
-            with suppress(OSError):  # what could not be sent
-                pipe.close()
-
-
-def _path() -> list[str]:
-    """Return where this process looks for modules, as another one is told."""
-    return [str(Path(each).resolve()) for each in sys.path]

@@ -1,4 +1,4 @@
-"""The other side of `cluster`: one cell, run on the machine that Ray chose for it."""
+"""The function that Ray calls on another machine of a cluster to run one trial there."""
 
 import os
 import socket
@@ -10,39 +10,43 @@ import torch
 from filelock import FileLock, Timeout
 
 from kdkit.errors import WorkerError
-from kdkit.study.workers.child import answer
-from kdkit.study.workers.environment import Conditions, conditions, difference
-from kdkit.study.workers.pickling import Told, packed_error
+from kdkit.study.workers.child import run_pickled
+from kdkit.study.workers.environment import Environment, difference, environment_of
+from kdkit.study.workers.pickling import PackedError, pack_error
 
-FENCE = 120.0  # seconds for a machine that was given up, and may still write, to be gone
+# Seconds to wait for the lock of a trial. Ray may give up a machine that is still running and writing for a while.
+LOCK_TIMEOUT = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where a study is asked for: where modules are looked for, the working folder, and what must be alike."""
+class StudyLocation:
+    """Where a study was started: `sys.path`, the working directory, and the files to compare between machines."""
 
-    path: tuple[str, ...]
-    folder: Path
+    import_path: tuple[str, ...]
+    working_directory: Path
     token: Path
     files: tuple[Path, ...]
 
 
-def run_there(name: str, data: bytes, place: Place, here: Conditions, threads: int) -> tuple[float, Told | None]:
-    """Run a cell on the machine that Ray chose; return its seconds and its error. Ray begins it again where it is lost.
+def run_remote(
+    name: str, data: bytes, location: StudyLocation, local: Environment, threads: int
+) -> tuple[float, PackedError | None]:
+    """Run the pickled job of a trial on this machine. Return its seconds, and its error if any.
 
-    A machine that joined later is held to the same conditions. One that was given up may not have noticed it yet, so a
-    cell is locked while it is at work.
+    local: the environment of the machine that started the study.
     """
-    sys.path.extend(each for each in place.path if each not in sys.path)
+    sys.path.extend(folder for folder in location.import_path if folder not in sys.path)
     try:
-        unlike = difference(here, conditions(place.files, place.token))
-        if unlike is not None:
-            raise WorkerError(f"machine {socket.gethostname()} {unlike}")
-        os.chdir(place.folder)
+        # Machines are checked before a study starts, but this one may have joined the cluster later.
+        mismatch = difference(local, environment_of(location.files, location.token))
+        if mismatch is not None:
+            raise WorkerError(f"machine {socket.gethostname()} {mismatch}")
+        os.chdir(location.working_directory)
         torch.set_num_threads(threads)
-        with FileLock(place.token.parent / f".{name}.lock", timeout=FENCE):
-            return answer(data)
+        # Ray restarts a trial whose machine was lost; the lock keeps that machine from writing at the same time.
+        with FileLock(location.token.parent / f".{name}.lock", timeout=LOCK_TIMEOUT):
+            return run_pickled(data)
+    except Timeout:  # before OSError, of which it is a subclass
+        return 0.0, pack_error(WorkerError(f"another process still runs trial {name!r}; try again later"))
     except (WorkerError, OSError) as error:
-        return 0.0, packed_error(error)
-    except Timeout:
-        return 0.0, packed_error(WorkerError(f"another process is still at work on cell {name!r}; ask again later"))
+        return 0.0, pack_error(error)

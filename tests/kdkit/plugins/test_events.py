@@ -1,35 +1,38 @@
-"""What watchers are told."""
+"""Tests of the events that callbacks receive."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from kdkit.plugins import events
 from kdkit.plugins.events import Figures, StepEnded
+from tests.helpers.command_line import environment
 
 
-class Counted(torch.Tensor):
-    """A tensor that counts how often it is read off its device."""
+class CountingTensor(torch.Tensor):
+    """A tensor that counts how often it is converted to a number, which on a GPU waits for the device."""
 
     reads = 0
 
     def __float__(self):
-        Counted.reads += 1
+        CountingTensor.reads += 1
         return super().__float__()
 
 
-def test_figures_are_read_only_when_somebody_looks():
-    figures = Figures({"truth": torch.tensor(1.5).as_subclass(Counted)})
-    Counted.reads = 0
+def test_figures_are_read_only_when_they_are_accessed():
+    figures = Figures({"truth": torch.tensor(1.5).as_subclass(CountingTensor)})
+    CountingTensor.reads = 0
     assert len(figures) == 1
     assert list(figures) == ["truth"]
-    assert Counted.reads == 0
+    assert CountingTensor.reads == 0
     assert figures["truth"] == 1.5
-    assert Counted.reads == 1
+    assert CountingTensor.reads == 1
 
 
-def test_figures_are_plain_numbers_by_name():
+def test_figures_are_python_floats_by_name():
     figures = Figures({"a": torch.tensor(1.0), "b": torch.tensor(2.0)})
     assert dict(figures) == {"a": 1.0, "b": 2.0}
     assert all(type(value) is float for value in figures.values())
@@ -38,15 +41,26 @@ def test_figures_are_plain_numbers_by_name():
         _ = figures["c"]
 
 
-def test_an_event_cannot_be_changed_by_who_is_told():
+def test_a_callback_cannot_change_an_event():
     event = StepEnded(stage="student", epoch=0, batch=1, terms={})
     with pytest.raises(dataclasses.FrozenInstanceError):
         event.epoch = 3
 
 
-def test_every_event_says_what_it_is():
-    told = [
-        each for each in vars(events).values() if dataclasses.is_dataclass(each) and each.__module__ == events.__name__
+def test_every_event_has_a_docstring():
+    classes = [
+        value
+        for value in vars(events).values()
+        if dataclasses.is_dataclass(value) and value.__module__ == events.__name__
     ]
-    assert {each.__name__ for each in told} == {"RunStarted", "StageStarted", "StepEnded", "EpochEnded", "RunEnded"}
-    assert all(each.__doc__ and not each.__doc__.startswith(f"{each.__name__}(") for each in told)
+    assert {cls.__name__ for cls in classes} == {"RunStarted", "StageStarted", "StepEnded", "EpochEnded", "RunEnded"}
+    # A dataclass without a docstring gets its signature as one.
+    assert all(cls.__doc__ and not cls.__doc__.startswith(f"{cls.__name__}(") for cls in classes)
+
+
+def test_hooks_and_events_are_imported_without_torch():
+    code = "import sys, kdkit.plugins.hooks; print('kdkit.plugins.events' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment(), timeout=60
+    )
+    assert done.stdout == "True False\n"

@@ -1,4 +1,4 @@
-"""Every place a plugin may join in: documented with its exact arguments, and called with them."""
+"""Tests that each hook is documented with its exact arguments, and is called with them."""
 
 import inspect
 from pathlib import Path
@@ -10,15 +10,16 @@ from kdkit.plugins.manager import Plugins
 from kdkit.plugins.registry import REGISTRIES
 
 PAGE = Path(__file__).parents[3] / "docs" / "plugins.md"
-HOOKS = {name: each for name, each in vars(hooks).items() if hasattr(each, "kdkit_spec")}
+HOOKS = {name: value for name, value in vars(hooks).items() if hasattr(value, "kdkit_spec")}
 
 
-def test_there_is_a_hook_for_each_shelf_for_commands_and_for_each_event():
-    told = [
-        name for name, each in vars(events).items() if inspect.isclass(each) and name.endswith(("Started", "Ended"))
+def test_there_is_a_hook_for_each_registry_for_commands_and_for_each_event():
+    names = [
+        name for name, value in vars(events).items() if inspect.isclass(value) and name.endswith(("Started", "Ended"))
     ]
-    watching = {"".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)[1:] for name in told}
-    assert set(HOOKS) == {f"register_{kind}" for kind in REGISTRIES} | {"register_commands"} | watching
+    # RunStarted -> run_started
+    callbacks = {"".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)[1:] for name in names}
+    assert set(HOOKS) == {f"register_{kind}" for kind in REGISTRIES} | {"register_commands"} | callbacks
 
 
 @pytest.mark.parametrize("name", HOOKS)
@@ -28,7 +29,7 @@ def test_a_hook_is_documented_with_its_exact_arguments(name):
 
 
 @pytest.mark.parametrize("name", HOOKS)
-def test_a_hook_says_what_it_is_for(name):
+def test_a_hook_has_a_docstring(name):
     assert inspect.getdoc(HOOKS[name]).endswith(".")
 
 
@@ -40,14 +41,16 @@ def test_every_field_of_an_event_is_documented(event):
 
 
 @pytest.mark.parametrize("name", HOOKS)
-def test_a_hook_gives_every_argument_that_it_documents(name):
+def test_a_hook_passes_every_argument_that_it_documents(name):
     arguments = tuple(inspect.signature(HOOKS[name]).parameters)
-    got = {}
-    written = f"def {name}(self, {', '.join(arguments)}):\n    got.update({', '.join(f'{a}={a}' for a in arguments)})"
-    space = {"got": got}
-    exec(written, space)
-    plugin = type("Plugin", (), {name: hooks.hookimpl(space[name])})()
-    mine = Plugins()
-    mine.add(plugin, "mine")
-    getattr(mine.hook, name)(**{argument: argument for argument in arguments})
-    assert got == {argument: argument for argument in arguments}
+    received = {}
+    # Write an implementation with exactly these arguments, which records them.
+    updates = ", ".join(f"{argument}={argument}" for argument in arguments)
+    code = f"def {name}(self, {', '.join(arguments)}):\n    received.update({updates})"
+    namespace = {"received": received}
+    exec(code, namespace)
+    plugin = type("Plugin", (), {name: hooks.hookimpl(namespace[name])})()
+    plugins = Plugins()
+    plugins.add(plugin, "mine")
+    getattr(plugins.hook, name)(**{argument: argument for argument in arguments})
+    assert received == {argument: argument for argument in arguments}

@@ -1,4 +1,4 @@
-"""Plugins: found, refused, and put on shelves."""
+"""Tests of the plugin manager: plugins are found, refused, and registered."""
 
 from types import SimpleNamespace
 
@@ -21,65 +21,72 @@ class Losses:
         register("my_loss", my_loss)
 
 
-def test_a_plugin_puts_a_loss_on_the_shelf():
-    mine = Plugins()
-    mine.add(Losses(), "mine")
-    assert mine.registry("losses")["my_loss"] is my_loss
-    assert mine.registry("losses").plugin("my_loss") == "mine"
+def test_a_plugin_registers_a_loss():
+    plugins = Plugins()
+    plugins.add(Losses(), "mine")
+    assert plugins.registry("losses")["my_loss"] is my_loss
+    assert plugins.registry("losses").plugin("my_loss") == "mine"
 
 
 def test_a_hook_may_take_no_arguments():
-    class Silent:
+    class NoArguments:
         @hookimpl
         def register_losses(self):
-            Silent.called = True
+            NoArguments.called = True
 
-    mine = Plugins()
-    mine.add(Silent(), "mine")
-    assert len(mine.registry("losses")) == 0
-    assert Silent.called
-
-
-def test_shelves_are_filled_again_when_a_plugin_comes_or_goes():
-    mine, plugin = Plugins(), Losses()
-    assert "my_loss" not in mine.registry("losses")
-    mine.add(plugin, "mine")
-    assert "my_loss" in mine.registry("losses")
-    mine.remove(plugin)
-    assert "my_loss" not in mine.registry("losses")
-    mine.remove(plugin)
+    plugins = Plugins()
+    plugins.add(NoArguments(), "mine")
+    assert len(plugins.registry("losses")) == 0
+    assert NoArguments.called
 
 
-def test_adding_a_plugin_twice_is_adding_it_once():
-    mine, plugin = Plugins(), Losses()
-    mine.add(plugin, "mine")
-    mine.add(plugin, "again")
-    assert mine.registry("losses").plugin("my_loss") == "mine"
+def test_registries_are_built_again_after_a_plugin_is_added_or_removed():
+    plugins, plugin = Plugins(), Losses()
+    assert "my_loss" not in plugins.registry("losses")
+    plugins.add(plugin, "mine")
+    assert "my_loss" in plugins.registry("losses")
+    plugins.remove(plugin)
+    assert "my_loss" not in plugins.registry("losses")
+    plugins.remove(plugin)  # a second time: no error
 
 
-def test_a_misspelt_hook_is_refused_by_name_and_not_kept():
+def test_a_plugin_that_is_added_twice_is_there_once():
+    plugins, plugin = Plugins(), Losses()
+    plugins.add(plugin, "mine")
+    plugins.add(plugin, "again")
+    assert plugins.registry("losses").plugin("my_loss") == "mine"
+
+
+def test_two_plugins_of_one_name_are_refused():
+    plugins = Plugins()
+    plugins.add(Losses(), "mine")
+    with pytest.raises(PluginError, match="a plugin named 'mine' is already loaded"):
+        plugins.add(Losses(), "mine")
+
+
+def test_a_misspelt_hook_is_refused_by_name_and_its_plugin_is_not_added():
     class Misspelt:
         @hookimpl
         def register_loses(self, register):
             """Never called."""
 
-    mine = Plugins()
-    with pytest.raises(PluginError, match=r"has a hook 'register_loses'.*did you mean 'register_losses'"):
-        mine.add(Misspelt(), "mine")
-    mine.add(Losses(), "sound")
-    assert list(mine.registry("losses")) == ["my_loss"]
+    plugins = Plugins()
+    with pytest.raises(PluginError, match=r"implements 'register_loses', .*did you mean 'register_losses'"):
+        plugins.add(Misspelt(), "mine")
+    plugins.add(Losses(), "valid")
+    assert list(plugins.registry("losses")) == ["my_loss"]
 
 
-def test_a_hook_with_an_argument_that_is_not_given_is_refused():
-    class Greedy:
+def test_a_hook_with_an_unknown_argument_is_refused():
+    class UnknownArgument:
         @hookimpl
         def epoch_ended(self, event, model):
             """Never called."""
 
-    mine = Plugins()
+    plugins = Plugins()
     with pytest.raises(PluginError, match=r"plugin 'mine' does not fit: (.|\n)*model"):
-        mine.add(Greedy(), "mine")
-    assert mine.manager.get_plugins() == set()
+        plugins.add(UnknownArgument(), "mine")
+    assert plugins.manager.get_plugins() == set()
 
 
 def test_a_hook_that_raises_is_named_with_its_plugin():
@@ -88,97 +95,98 @@ def test_a_hook_that_raises_is_named_with_its_plugin():
         def register_losses(self, register):
             raise ImportError("no module named 'nowhere'")
 
-    mine = Plugins()
-    mine.add(Broken(), "mine")
+    plugins = Plugins()
+    plugins.add(Broken(), "mine")
     with pytest.raises(PluginError, match=r"plugin 'mine'.*no module named 'nowhere'"):
-        mine.registry("losses")
+        plugins.registry("losses")
 
 
-def test_two_plugins_with_one_name_on_a_shelf_are_refused():
-    class Other:
+def test_two_plugins_that_register_the_same_name_are_refused():
+    class SameName:
         @hookimpl
         def register_losses(self, register):
             register("my_loss", max)
 
-    mine = Plugins()
-    mine.add(Losses(), "first")
-    mine.add(Other(), "second")
+    plugins = Plugins()
+    plugins.add(Losses(), "first")
+    plugins.add(SameName(), "second")
     with pytest.raises(PluginError, match=r"plugin 'second'.*plugin 'first' already has"):
-        mine.registry("losses")
+        plugins.registry("losses")
 
 
-def test_a_shelf_that_is_not_there_is_answered_with_the_nearest():
-    with pytest.raises(PluginError, match="'loss' is not a shelf; did you mean 'losses'"):
+def test_the_error_for_an_unknown_registry_suggests_the_nearest():
+    with pytest.raises(PluginError, match="'loss' is not a registry; did you mean 'losses'"):
         registry("loss")
 
 
-def test_what_kdkit_ships_comes_through_the_same_door():
+def test_the_built_in_plugin_registers_entries_of_every_kind():
     for kind in ("losses", "taps", "schedules", "ramps", "models", "datasets", "metrics"):
         assert any(registry(kind).plugin(name) == "kdkit" for name in registry(kind)), kind
     assert set(REGISTRIES) == {"losses", "taps", "schedules", "ramps", "models", "datasets", "metrics"}
 
 
-def test_watchers_of_a_run_are_not_watchers_of_the_next():
-    told = []
+class Recorder:
+    """A callback that records the events of one hook in a shared list."""
 
-    class Watcher:
-        @hookimpl
-        def run_started(self, event):
-            told.append(event)
+    def __init__(self, events):
+        self.events = events
 
-    with_watcher = installed().extended([Watcher()])
-    with_watcher.hook.run_started(event=1)
+    @hookimpl
+    def run_started(self, event):
+        self.events.append(event)
+
+
+def test_callbacks_of_one_run_are_not_called_in_the_next():
+    events = []
+    extended = installed().extended([Recorder(events)])
+    extended.hook.run_started(event=1)
     installed().hook.run_started(event=2)
-    assert told == [1]
+    assert events == [1]
 
 
-def test_extending_keeps_what_was_there():
+def test_extended_plugins_include_those_that_were_there_before():
     assert set(installed().extended([Losses()]).registry("losses")) == {*registry("losses"), "my_loss"}
 
 
-def test_one_class_may_watch_twice():
-    told = []
-
-    class Watcher:
-        @hookimpl
-        def run_started(self, event):
-            told.append(event)
-
-    installed().extended([Watcher(), Watcher()]).hook.run_started(event=1)
-    assert told == [1, 1]
+def test_two_callbacks_of_one_class_are_both_called():
+    events = []
+    installed().extended([Recorder(events), Recorder(events)]).hook.run_started(event=1)
+    assert events == [1, 1]
 
 
-def point(name, load):
+def entry_point(name, load):
     return SimpleNamespace(name=name, value="somewhere", dist=SimpleNamespace(name="a-package"), load=load)
 
 
-def found(monkeypatch, *points):
+def load_plugins(monkeypatch, *points):
+    """Return the installed plugins of an environment with exactly these entry points."""
     monkeypatch.setattr(manager, "entry_points", lambda group: list(points) if group == "kdkit" else [])
-    return installed.__wrapped__()
+    return installed.__wrapped__()  # without its cache
 
 
 def test_installed_plugins_are_found_by_their_entry_points(monkeypatch):
-    assert "my_loss" in found(monkeypatch, point("mine", Losses)).registry("losses")
+    assert "my_loss" in load_plugins(monkeypatch, entry_point("mine", Losses)).registry("losses")
 
 
-def broken():
+def raise_import_error():
     raise ImportError("no module named 'nowhere'\nand a second line")
 
 
-def test_a_plugin_that_cannot_be_imported_is_one_warning(monkeypatch):
-    with pytest.warns(RuntimeWarning, match="plugin 'broken' of a-package is left out.*'nowhere'") as caught:
-        kept = found(monkeypatch, point("broken", broken), point("mine", Losses))
+def test_a_plugin_that_cannot_be_imported_is_skipped_with_one_warning(monkeypatch):
+    points = entry_point("broken", raise_import_error), entry_point("mine", Losses)
+    with pytest.warns(RuntimeWarning, match="plugin 'broken' of a-package is skipped.*'nowhere'") as caught:
+        plugins = load_plugins(monkeypatch, *points)
     assert len(caught) == 1
     assert "second line" not in str(caught[0].message)
-    assert "my_loss" in kept.registry("losses")
-    assert "soft_targets" in kept.registry("losses")
+    assert "my_loss" in plugins.registry("losses")
+    assert "soft_targets" in plugins.registry("losses")
 
 
-def test_an_installed_plugin_that_does_not_fit_is_one_warning(monkeypatch):
+def test_an_installed_plugin_with_a_misspelt_hook_is_skipped_with_one_warning(monkeypatch):
     class Misspelt:
         @hookimpl
         def run_start(self, event):
             """Never called."""
 
     with pytest.warns(RuntimeWarning, match="did you mean 'run_started'"):
-        found(monkeypatch, point("misspelt", Misspelt))
+        load_plugins(monkeypatch, entry_point("misspelt", Misspelt))

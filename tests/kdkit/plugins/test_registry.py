@@ -1,4 +1,4 @@
-"""Shelves."""
+"""Tests of a registry: names, duplicates, and errors that suggest the nearest name."""
 
 import pytest
 
@@ -7,54 +7,55 @@ from kdkit.errors import PluginError
 from kdkit.plugins.registry import Registry
 
 
-def make():
+def create():
     return 1
 
 
 @pytest.fixture
 def registry():
     registry = Registry("losses")
-    registry.register("soft_targets", make, plugin="kdkit")
+    registry.register("soft_targets", create, plugin="kdkit")
     return registry
 
 
-def test_a_thing_is_found_by_its_name_with_the_plugin_it_came_from(registry):
-    assert registry["soft_targets"] is make
+def test_an_entry_is_found_by_its_name_with_its_plugin(registry):
+    assert registry["soft_targets"] is create
     assert registry.plugin("soft_targets") == "kdkit"
     assert "soft_targets" in registry
     assert len(registry) == 1
 
 
-def test_names_come_in_order(registry):
-    registry.register("cosine", make, plugin="kdkit")
+def test_names_are_sorted(registry):
+    registry.register("cosine", create, plugin="kdkit")
     assert list(registry) == ["cosine", "soft_targets"]
 
 
-def test_a_wrong_name_is_answered_with_the_nearest(registry):
+def test_the_error_for_an_unknown_name_suggests_the_nearest(registry):
     with pytest.raises(RecipeError) as caught:
         _ = registry["soft_target"]
     assert str(caught.value) == "'soft_target' is not among the losses; did you mean 'soft_targets'?"
 
 
-def test_a_name_is_taken_once_and_both_plugins_are_named(registry):
+def test_a_second_object_under_a_name_is_refused_and_both_plugins_are_named(registry):
     with pytest.raises(PluginError, match=r"plugin 'mine' registers 'soft_targets'.*plugin 'kdkit' already has"):
         registry.register("soft_targets", lambda: 2, plugin="mine")
-    assert registry["soft_targets"] is make
+    assert registry["soft_targets"] is create
 
 
-def test_the_same_thing_may_be_registered_again(registry):
-    registry.register("soft_targets", make, plugin="mine")
+def test_the_same_object_may_be_registered_again(registry):
+    registry.register("soft_targets", create, plugin="mine")
     assert registry.plugin("soft_targets") == "kdkit"
 
 
 @pytest.mark.parametrize(
-    ("name", "thing", "said"), [("", make, "expected a name"), (3, make, "expected a name"), ("x", 3, "with a int")]
+    ("name", "factory", "message"),
+    [("", create, "expected a name"), (3, create, "expected a name"), ("x", 3, "with a int; expected a callable")],
 )
-def test_what_cannot_stand_on_a_shelf_is_refused(registry, name, thing, said):
-    with pytest.raises(PluginError, match=said):
-        registry.register(name, thing, plugin="mine")
+def test_an_entry_without_a_name_or_a_callable_is_refused(registry, name, factory, message):
+    with pytest.raises(PluginError, match=message):
+        registry.register(name, factory, plugin="mine")
 
 
-def test_a_wrong_name_may_be_asked_for_politely(registry):
-    assert registry.get("soft_targets") is make
+def test_a_registry_has_the_methods_of_a_mapping(registry):
+    assert registry.get("soft_targets") is create
     assert "nothing" not in registry

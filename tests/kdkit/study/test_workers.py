@@ -1,4 +1,4 @@
-"""Cells are begun in their order as soon as they may be, and what they need finds its way to another process."""
+"""Tests of the scheduler, of the in-process worker, and of the pickles that jobs and errors travel in."""
 
 import enum
 import pickle
@@ -7,6 +7,8 @@ from functools import partial, wraps
 from pathlib import Path
 
 import pytest
+import torch
+from filelock import FileLock
 
 from kdkit import RecipeError, RunOptions, Trial, TrialResult
 from kdkit.engine.run_record import Origin
@@ -14,10 +16,12 @@ from kdkit.errors import CheckError, WorkerError
 from kdkit.plugins.recipe_file import load_file
 from kdkit.study.scheduler import run_trials
 from kdkit.study.workers import InProcess, Job, JobResult
-from kdkit.study.workers.pickling import packed, packed_error, unpacked_error
+from kdkit.study.workers.environment import environment_of
+from kdkit.study.workers.pickling import pack_error, pickle_object, unpack_error
+from kdkit.study.workers.remote import StudyLocation, run_remote
 
 FILE = '''
-"""A file that no package holds."""
+"""A file that belongs to no package."""
 
 import enum
 import functools
@@ -33,9 +37,9 @@ class Outer:
             self.value = value
 
 
-class Two(Exception):
-    def __init__(self, one, two):
-        super().__init__(f"{one} {two}")
+class TwoArguments(Exception):
+    def __init__(self, first, second):
+        super().__init__(f"{first} {second}")
 
 
 def recipe(width=1):
@@ -68,186 +72,214 @@ def module(tmp_path):
 
 
 def forget(folder: Path) -> None:
-    """Leave nothing of the file, as in a process that never read it."""
+    """Undo the import of the file, so that this process is like one that never imported it."""
     sys.modules.pop("of_no_package", None)
     if str(folder) in sys.path:
         sys.path.remove(str(folder))
 
 
-class Slow:
-    """Workers of a test: so many at once, ending in the order that it says."""
+class FakeWorkers:
+    """Workers that run nothing: `capacity` jobs at once, which end in a given order and fail if named "bad..."."""
 
-    def __init__(self, room: int, order: str) -> None:
-        self.most, self.order = room, order.split()
+    def __init__(self, capacity: int, order: str) -> None:
+        self.capacity, self.order = capacity, order.split()
         self.running: list[str] = []
-        self.begun: list[str] = []
+        self.started: list[str] = []
 
     @property
-    def room(self) -> bool:
-        return len(self.running) < self.most
+    def has_room(self) -> bool:
+        return len(self.running) < self.capacity
 
-    def begin(self, work: Job) -> None:
-        self.running.append(work.name)
-        self.begun.append(work.name)
+    def start(self, job: Job) -> None:
+        self.running.append(job.name)
+        self.started.append(job.name)
 
-    def next_ended(self) -> tuple[str, JobResult]:
-        name = next(each for each in self.order if each in self.running)
+    def next_result(self) -> tuple[str, JobResult]:
+        name = next(name for name in self.order if name in self.running)
         self.running.remove(name)
         return name, JobResult(error=ValueError() if name.startswith("bad") else None)
 
     def close(self) -> None: ...
 
 
-def trials(text: str) -> list[Trial]:
-    """Cells written as `name` or `name<need,need`."""
-    made = []
-    for name, _, needs in (each.partition("<") for each in text.split()):
-        made.append(Trial(name=name, recipe=print, needs={"folders": tuple(needs.split(","))} if needs else {}))
-    return made
+def parse_trials(text: str) -> list[Trial]:
+    """Return trials from a text of `name` and `name<need,need`."""
+    trials = []
+    for name, _, needs in (word.partition("<") for word in text.split()):
+        trials.append(Trial(name=name, recipe=print, needs={"folders": tuple(needs.split(","))} if needs else {}))
+    return trials
 
 
-def made(trial: Trial) -> Job | TrialResult:
+def prepare(trial: Trial) -> Job | TrialResult:
     if trial.name.startswith("skip"):
         return TrialResult(trial=trial, state="skipped")
-    where = Path(trial.name)
-    return Job(name=trial.name, folder=where, recipe=print, given={}, origin=Origin(), options=RunOptions())
+    folder = Path(trial.name)
+    return Job(name=trial.name, folder=folder, recipe=print, arguments={}, origin=Origin(), options=RunOptions())
 
 
-def run(text: str, workers: Slow) -> str:
-    return " ".join(f"{each.trial.name}:{each.state}" for each in run_trials(trials(text), made, workers))
+def run(text: str, workers: FakeWorkers) -> str:
+    results = run_trials(parse_trials(text), prepare, workers)
+    return " ".join(f"{result.trial.name}:{result.state}" for result in results)
 
 
-def test_a_cell_is_begun_as_soon_as_what_it_needs_is_ready_and_no_sooner():
-    workers = Slow(2, "b a d c")
-    assert run("a b c<a d<b", workers) == "b:done a:done d:done c:done"
-    assert workers.begun == ["a", "b", "d", "c"]
+def test_a_trial_starts_as_soon_as_its_needs_are_finished_and_not_earlier():
+    workers = FakeWorkers(2, "b a d c")
+    assert run("a b c<a d<b", workers) == "b:finished a:finished d:finished c:finished"
+    assert workers.started == ["a", "b", "d", "c"]
 
 
-def test_no_more_are_begun_than_there_is_room_for():
-    workers = Slow(1, "c b a")
-    assert run("a b c", workers) == "a:done b:done c:done"
+def test_no_more_trials_start_than_the_workers_have_room_for():
+    workers = FakeWorkers(1, "c b a")
+    assert run("a b c", workers) == "a:finished b:finished c:finished"
 
 
-def test_what_needs_a_cell_that_failed_waits_and_so_does_what_needs_that():
-    said = run("bad a<bad b<a c", Slow(3, "c bad"))
-    assert said == "c:done bad:failed a:waiting b:waiting"
+def test_trials_that_need_a_failed_trial_are_blocked_directly_and_indirectly():
+    states = run("bad a<bad b<a c", FakeWorkers(3, "c bad"))
+    assert states == "c:finished bad:failed a:blocked b:blocked"
 
 
-def test_what_is_skipped_takes_no_room_and_others_build_on_it():
-    workers = Slow(1, "a b")
-    assert run("skip1 a skip2 b<skip2", workers) == "skip1:skipped a:done skip2:skipped b:done"
+def test_a_skipped_trial_takes_no_room_and_is_a_met_need():
+    workers = FakeWorkers(1, "a b")
+    assert run("skip1 a skip2 b<skip2", workers) == "skip1:skipped a:finished skip2:skipped b:finished"
 
 
-def test_a_cell_that_cannot_be_begun_fails_alone():
-    class Refusing(Slow):
-        def begin(self, work):
-            if work.name == "a":
+def test_a_trial_that_cannot_be_started_fails_alone():
+    class RefusingWorkers(FakeWorkers):
+        def start(self, job):
+            if job.name == "a":
                 raise RecipeError("no")
-            super().begin(work)
+            super().start(job)
 
-    assert run("a b<a c", Refusing(2, "c")) == "a:failed b:waiting c:done"
+    assert run("a b<a c", RefusingWorkers(2, "c")) == "a:failed b:blocked c:finished"
 
 
-def test_this_process_runs_one_cell_at_a_time():
-    here = InProcess()
-    assert here.room
-    here.begin(made(trials("a")[0]))
-    assert not here.room
-    name, ended = here.next_ended()
+def test_this_process_runs_one_trial_at_a_time():
+    workers = InProcess()
+    assert workers.has_room
+    workers.start(prepare(parse_trials("a")[0]))
+    assert not workers.has_room
+    name, result = workers.next_result()
     assert name == "a"
-    assert isinstance(ended.error, RecipeError)  # print is no recipe
+    assert isinstance(result.error, RecipeError)  # `print` does not return a Recipe
 
 
 @pytest.mark.parametrize("name", ["recipe", "twice", "Outer", "Outer.Inner", "Colour"])
-def test_functions_and_classes_of_any_file_are_found_again_in_another_process(module, tmp_path, name):
-    thing = module
+def test_functions_and_classes_of_any_file_can_be_unpickled_in_another_process(module, tmp_path, name):
+    value = module
     for part in name.split("."):
-        thing = getattr(thing, part)
-    data = packed(thing, "it")
-    assert pickle.loads(data) is thing
+        value = getattr(value, part)
+    data = pickle_object(value, "it")
+    assert pickle.loads(data) is value
     forget(tmp_path)
-    again = pickle.loads(data)
-    assert again is not thing
-    assert again.__qualname__ == thing.__qualname__
-    assert again.__module__ == "of_no_package"
+    reloaded = pickle.loads(data)  # imports the file again
+    assert reloaded is not value
+    assert reloaded.__qualname__ == value.__qualname__
+    assert reloaded.__module__ == "of_no_package"
 
 
-def test_what_is_made_of_them_is_found_again_too(module, tmp_path):
-    thing = partial(module.recipe, width=module.Outer.Inner(module.Colour.RED)), module.Colour.RED
-    data = packed(thing, "it")
+def test_objects_made_of_such_functions_and_classes_can_be_unpickled_too(module, tmp_path):
+    value = partial(module.recipe, width=module.Outer.Inner(module.Colour.RED)), module.Colour.RED
+    data = pickle_object(value, "it")
     forget(tmp_path)
     call, colour = pickle.loads(data)
     assert call().value is colour
     assert isinstance(colour, enum.Enum)
 
 
-def test_the_main_script_is_found_by_its_file(module, tmp_path, monkeypatch):
+def test_a_function_of_the_main_script_is_found_by_its_file(module, tmp_path, monkeypatch):
+    # As in the process of `python of_no_package.py`, where the module has the name "__main__" and no spec.
     monkeypatch.setattr(module, "__spec__", None)
     monkeypatch.setitem(sys.modules, "__main__", module)
     monkeypatch.setattr(module.recipe, "__module__", "__main__")
     module.__name__ = "__main__"
-    data = packed(module.recipe, "it")
+    data = pickle_object(module.recipe, "it")
     module.__name__ = "of_no_package"
     forget(tmp_path)
     assert pickle.loads(data)(3) == 3
 
 
-def test_what_was_typed_in_is_refused_since_no_file_has_it(module, monkeypatch):
+def test_a_function_of_an_interactive_session_is_refused_because_no_file_has_it(module, monkeypatch):
     monkeypatch.setattr(module.recipe, "__module__", "__main__")
     monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
-    with pytest.raises(RecipeError, match="recipe stands in no file"):
-        packed(module.recipe, "it")
+    with pytest.raises(RecipeError, match="recipe is not defined in a file"):
+        pickle_object(module.recipe, "it")
 
 
-def test_a_function_under_another_ones_name_is_refused_and_not_mistaken(module):
-    with pytest.raises(RecipeError, match=r"cell 'a' cannot be brought.*top of a file"):
-        packed(module.decorated, "cell 'a'")
+def test_a_function_under_the_name_of_another_is_refused_and_not_mixed_up(module):
+    with pytest.raises(RecipeError, match=r"trial 'a' cannot be sent.*top level of a file"):
+        pickle_object(module.decorated, "trial 'a'")
 
 
-def test_what_has_no_name_at_the_top_of_a_file_is_refused(tmp_path):
+def test_values_without_a_name_at_the_top_level_of_a_file_are_refused(tmp_path):
     def local():
         return None
 
     @wraps(local)
-    def other():
+    def wrapped():
         return None
 
-    with (tmp_path / "file").open("w") as open_teacher:
-        for each in (local, other, lambda: None, open_teacher):
-            with pytest.raises(RecipeError, match="cannot be brought to another process"):
-                packed(each, "it")
+    with (tmp_path / "file").open("w") as open_file:
+        for value in (local, wrapped, lambda: None, open_file):
+            with pytest.raises(RecipeError, match="cannot be sent to another process"):
+                pickle_object(value, "it")
 
 
-def test_a_file_that_changed_since_is_told(module, tmp_path):
-    data = packed(module.recipe, "it")
+def test_a_file_that_lost_the_function_is_named_in_the_error(module, tmp_path):
+    data = pickle_object(module.recipe, "it")
     forget(tmp_path)
     (tmp_path / "of_no_package.py").write_text("")
     with pytest.raises(RecipeError, match="no 'recipe' any more"):
         pickle.loads(data)
 
 
-def test_errors_come_as_they_are_where_they_can(module):
-    problems = CheckError(["one", "two"])
-    problems.add_note("noted")
-    again = unpacked_error(packed_error(problems))
-    assert type(again) is CheckError
-    assert again.problems == ("one", "two")
-    assert "In the process that ran the cell" in again.__notes__[-1]
-    again = unpacked_error(packed_error(ZeroDivisionError("by hand")))
-    assert type(again) is ZeroDivisionError
+def test_errors_keep_their_class_if_they_can_be_pickled():
+    problems = CheckError(["first", "second"])
+    problems.add_note("a note")
+    error = unpack_error(pack_error(problems))
+    assert type(error) is CheckError
+    assert error.problems == ("first", "second")
+    assert "In the process that ran the trial" in error.__notes__[-1]
+    error = unpack_error(pack_error(ZeroDivisionError("by hand")))
+    assert type(error) is ZeroDivisionError
 
 
-def test_errors_come_in_words_where_they_cannot(module, tmp_path):
-    again = unpacked_error(packed_error(module.Two("this", "that")))
-    assert isinstance(again, WorkerError)
-    assert str(again) == "Two: this that"
-    unpickled = ValueError(lambda: None)
-    assert str(unpacked_error(packed_error(unpickled))).startswith("ValueError: <function")
+def test_errors_become_a_worker_error_with_their_message_if_they_cannot_be_recreated(module):
+    # Its __init__ takes two arguments, and pickle stores one.
+    error = unpack_error(pack_error(module.TwoArguments("this", "that")))
+    assert isinstance(error, WorkerError)
+    assert str(error) == "TwoArguments: this that"
+    unpicklable = ValueError(lambda: None)
+    assert str(unpack_error(pack_error(unpicklable))).startswith("ValueError: <function")
 
 
-def test_reading_an_error_runs_no_file(module, tmp_path):
-    told = packed_error(type("Mine", (Exception,), {"__module__": "of_no_package"})("said"))
-    module.Mine = None
-    forget(tmp_path)
-    assert isinstance(unpacked_error(told), WorkerError)
+def test_unpacking_an_error_imports_no_file(module):
+    module.Mine = type("Mine", (Exception,), {"__module__": "of_no_package"})
+    packed = pack_error(module.Mine("a message"))
+    assert packed.pickled
+    sys.modules.pop("of_no_package")  # its folder stays in sys.path, where plain pickle would import it from
+    assert isinstance(unpack_error(packed), WorkerError)
     assert "of_no_package" not in sys.modules
+
+
+def test_a_remote_trial_waits_for_the_lock_of_a_lost_machine_and_fails_if_it_is_not_released(tmp_path, monkeypatch):
+    monkeypatch.setattr("kdkit.study.workers.remote.LOCK_TIMEOUT", 0.1)
+    monkeypatch.chdir(tmp_path)
+    token = tmp_path / "token"
+    token.write_text("random")
+    local = environment_of([], token)
+    location = StudyLocation(import_path=(), working_directory=tmp_path, token=token, files=())
+    with FileLock(tmp_path / ".one.lock"):
+        seconds, error = run_remote("one", b"", location, local, torch.get_num_threads())
+    assert seconds == 0
+    assert error.message == "another process still runs trial 'one'; try again later"
+
+
+def test_a_remote_machine_that_differs_refuses_a_trial(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    token = tmp_path / "token"
+    token.write_text("random")
+    local = {**environment_of([], token), "torch": "0.0"}
+    location = StudyLocation(import_path=(), working_directory=tmp_path, token=token, files=())
+    _seconds, error = run_remote("one", b"", location, local, torch.get_num_threads())
+    assert "has torch" in error.message
+    assert "install the same version" in error.message

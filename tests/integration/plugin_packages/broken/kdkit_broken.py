@@ -1,3 +1,3 @@
-"""A plugin that needs what is not there."""
+"""A plugin whose import fails, because it needs a package that does not exist."""
 
-import a_package_that_nobody_has  # noqa: F401
+import a_package_that_does_not_exist  # noqa: F401

@@ -1,4 +1,4 @@
-"""A loss, a schedule, a watcher and a command of somebody else's."""
+"""A third-party plugin with a loss, a schedule, a command, and callbacks that write a log."""
 
 import json
 import os
@@ -15,7 +15,7 @@ Register = Callable[[str, Callable[..., Any]], None]
 
 @hookimpl
 def register_losses(register: Register) -> None:
-    """A distance of outputs."""
+    """Register a distance between outputs."""
     from torch.nn.functional import l1_loss
 
     def distance(student: Any, target: Any) -> Any:
@@ -27,7 +27,7 @@ def register_losses(register: Register) -> None:
 
 @hookimpl
 def register_schedules(register: Register) -> None:
-    """Two nets, one after the other."""
+    """Register a schedule of two nets, one after the other."""
     from kdkit import Match, Net, Stage, Training, Truth
 
     class Pair:
@@ -49,16 +49,17 @@ def register_schedules(register: Register) -> None:
 
 @hookimpl
 def register_commands(cli: click.Group) -> None:
-    """A greeting."""
+    """Add a command that greets."""
 
     @cli.command()
     @click.argument("name")
     def greet(name: str) -> None:
-        """Greet somebody."""
+        """Greet a person."""
         click.echo(f"hello, {name}")
 
 
 def write(**line: object) -> None:
+    """Append a line of JSON to the log, if the test names one."""
     if "KDKIT_GOOD_LOG" in os.environ:
         with Path(os.environ["KDKIT_GOOD_LOG"]).open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -66,33 +67,31 @@ def write(**line: object) -> None:
 
 @hookimpl
 def run_started(event: Any) -> None:
-    """Write a line."""
-    write(told="run_started", stages=event.stages, seed=event.seed)
+    """Log the event."""
+    write(hook="run_started", stages=event.stages, seed=event.seed)
 
 
 @hookimpl
 def stage_started(event: Any) -> None:
-    """Write a line."""
-    write(told="stage_started", index=event.index, name=event.name, epochs=event.epochs, batches=event.batches)
+    """Log the event."""
+    write(hook="stage_started", index=event.index, name=event.name, epochs=event.epochs, batches=event.batches)
 
 
 @hookimpl
 def step_ended(event: Any) -> None:
-    """Write a line."""
-    write(told="step_ended", stage=event.stage, epoch=event.epoch, batch=event.batch, terms=dict(event.terms))
+    """Log the event."""
+    write(hook="step_ended", stage=event.stage, epoch=event.epoch, batch=event.batch, terms=dict(event.terms))
 
 
 @hookimpl
 def epoch_ended(event: Any) -> None:
-    """Write a line."""
-    write(told="epoch_ended", stage=event.stage, epoch=event.epoch, terms=dict(event.terms), score=event.monitor_value)
+    """Log the event."""
+    terms, monitor_value = dict(event.terms), event.monitor_value
+    write(hook="epoch_ended", stage=event.stage, epoch=event.epoch, terms=terms, monitor_value=monitor_value)
 
 
 @hookimpl
 def run_ended(event: Any) -> None:
-    """Write a line."""
-    metrics = {
-        net: {name: compute_metrics.value for name, compute_metrics in each.items()}
-        for net, each in event.metrics.items()
-    }
-    write(told="run_ended", metrics=metrics, error=None if event.error is None else str(event.error))
+    """Log the event."""
+    metrics = {net: {name: result.value for name, result in results.items()} for net, results in event.metrics.items()}
+    write(hook="run_ended", metrics=metrics, error=None if event.error is None else str(event.error))

@@ -1,4 +1,4 @@
-"""A plugin with a hook of its own invention, beside one that is right."""
+"""A plugin with a misspelt hook next to a valid one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +8,10 @@ from kdkit import hookimpl
 
 @hookimpl
 def register_losses(register: Callable[[str, Callable[..., Any]], None]) -> None:
-    """A loss that must not appear, since its plugin is left out."""
+    """Register a loss that must not appear, since the whole plugin is skipped."""
     register("of_the_misspelt", lambda student, target: (student - target).mean())
 
 
 @hookimpl
 def register_loses(register: Callable[[str, Callable[..., Any]], None]) -> None:
-    """There is no such hook."""
+    """Implement a hook that does not exist."""

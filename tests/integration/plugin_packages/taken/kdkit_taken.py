@@ -1,4 +1,4 @@
-"""A plugin that takes a name of kdkit's own."""
+"""A plugin that registers a name which kdkit has registered before."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,5 +8,5 @@ from kdkit import hookimpl
 
 @hookimpl
 def register_losses(register: Callable[[str, Callable[..., Any]], None]) -> None:
-    """Another soft_targets."""
+    """Register a second soft_targets."""
     register("soft_targets", lambda student, target: (student - target).mean())
