@@ -1,4 +1,4 @@
-"""The challenge metric, and all else that the official scorers print, equal their figures, edge rules and all."""
+"""Compare the challenge metric, and all other figures of the official scorers, to their output, edge cases included."""
 
 import json
 
@@ -18,15 +18,15 @@ def golden(shared):
 
 
 @YEARS
-def test_every_case_has_every_official_figure(golden, year):
+def test_all_figures_of_all_cases_equal_the_official_ones(golden, year):
     arrays = np.load(golden / f"challenge_metric_{year}.npz")
     cases = {key.split("/")[0] for key in arrays.files if "/" in key}
     assert len(cases) == 23
     compared = 0
     for case in cases:
-        labels, answers, scores = (arrays[f"{case}/{name}"] for name in ("labels", "binary", "scores"))
-        ours = official_figures(labels, answers, scores, year)
-        assert challenge_metric(labels, answers, year) == ours.challenge_metric
+        labels, decisions, scores = (arrays[f"{case}/{name}"] for name in ("labels", "binary", "scores"))
+        ours = official_figures(labels, decisions, scores, year)
+        assert challenge_metric(labels, decisions, year) == ours.challenge_metric
         for key in arrays.files:
             if key.startswith(f"{case}/expected/"):
                 name = key.rsplit("/", 1)[1]
@@ -37,7 +37,7 @@ def test_every_case_has_every_official_figure(golden, year):
 
 
 @YEARS
-def test_classes_stand_in_the_official_order(golden, year):
+def test_classes_are_in_the_official_order(golden, year):
     official = np.load(golden / f"challenge_metric_{year}.npz")["class_codes"].tolist()
     assert [codes.split("|")[0] for codes in official] == list(scored_classes(year).codes)
     equivalent = np.load(golden / "challenge_weights.npz")[f"equivalent_{year}"].tolist()
@@ -45,13 +45,13 @@ def test_classes_stand_in_the_official_order(golden, year):
     assert all(columns[first] == columns[second] for first, second in equivalent)
 
 
-def test_whole_output_files_have_the_official_labels_and_figures(golden):
+def test_output_files_give_the_official_labels_and_figures(golden):
     for case in json.loads((golden / "challenge_files.json").read_text())["cases"]:
         year = int(case["challenge"])
         labels = np.stack([scored_classes(year).row(record["dx"]) for record in case["records"]])
         assert np.array_equal(labels, np.array(case["expected_labels"]))
-        answers, scores = np.array(case["expected_binary"]), np.array(case["expected_scores"])
-        ours = official_figures(labels, answers, scores, year)
+        decisions, scores = np.array(case["expected_binary"]), np.array(case["expected_scores"])
+        ours = official_figures(labels, decisions, scores, year)
         for name, expected in case["expected"].items():
-            known = np.array(expected, dtype=np.float64)  # None becomes NaN
-            np.testing.assert_allclose(getattr(ours, NAMES.get(name, name)), known, rtol=0, atol=1e-9, err_msg=name)
+            official = np.array(expected, dtype=np.float64)  # None becomes NaN
+            np.testing.assert_allclose(getattr(ours, NAMES.get(name, name)), official, rtol=0, atol=1e-9, err_msg=name)

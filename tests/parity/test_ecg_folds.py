@@ -1,4 +1,4 @@
-"""Folds of the golden label tables stay within the bounds that come with them."""
+"""Stratified folds of the golden label tables stay within the bounds of the golden files."""
 
 import json
 
@@ -16,19 +16,19 @@ def golden(shared):
 
 @pytest.mark.parametrize("name", ["raw", "ptbxl_zscored"])
 @pytest.mark.parametrize("by", ["patient", "record"])
-def test_every_class_is_shared_out_as_well_as_the_golden_bounds_ask(golden, name, by):
-    tables, facts = golden
+def test_every_class_is_distributed_within_the_golden_bounds(golden, name, by):
+    tables, statistics = golden
     labels = tables[f"{name}/labels_2020"].astype(float)
-    patients = [f"P{each}" for each in tables[f"{name}/patient_group"]]
-    groups = patients if by == "patient" else [str(each) for each in tables[f"{name}/record"]]
-    databases = [str(each) for each in tables[f"{name}/database_index"]]
+    patients = [f"P{group}" for group in tables[f"{name}/patient_group"]]
+    groups = patients if by == "patient" else [str(record) for record in tables[f"{name}/record"]]
+    databases = [str(index) for index in tables[f"{name}/database_index"]]
     ideal = labels.sum(axis=0) / 5
     if by == "patient":
-        # No fold can be nearer to its share than the patient with most records of a class lets it be.
-        largest = np.max([labels[np.array(patients) == each].sum(axis=0) for each in set(patients)], axis=0)
+        # The patient with the most records of a class bounds how close a fold can be to its share of the class.
+        largest = np.max([labels[np.array(patients) == patient].sum(axis=0) for patient in set(patients)], axis=0)
         bound = np.maximum.reduce([np.full(24, 3.0), 0.15 * ideal + 2, largest - ideal + 1e-9])
     else:
-        seen = facts[name]["stratified_5fold_max_deviation_seen"]
+        seen = statistics[name]["stratified_5fold_max_deviation_seen"]
         bound = np.array([max(2, seen[str(code)] + 1) for code in tables["class_2020"]])
     for seed in range(3):
         folds = stratified_folds(labels, groups, databases, seed=seed)

@@ -1,4 +1,4 @@
-"""Headers in every dialect are read as the golden cases have it, or refused."""
+"""Headers in all golden dialects are read with the expected values, or refused."""
 
 import json
 
@@ -10,7 +10,7 @@ from kdkit_ecg.labels import scored_classes
 from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.record import person_vector, read_record
 
-# Where the golden set leaves a choice: a gain of 0 is refused.
+# If the golden set allows several readings: a gain of 0 is refused.
 REFUSED = {"gain_zero"}
 
 
@@ -19,45 +19,45 @@ def cases(shared):
     return json.loads((shared / "golden" / "ecg" / "headers.json").read_text())["cases"]
 
 
-def written(folder, case):
+def write_header(folder, case):
     path = folder / f"{case['case']}.hea"
     path.write_bytes(case["text"].encode())
     return path
 
 
-def test_every_valid_header_is_read_with_its_values(cases, tmp_path):
-    validation = [case for case in cases if case["verdict"] == "valid"]
-    assert len(validation) == 42
-    for case in validation:
-        agree(read_header(written(tmp_path, case)), case["expected"], case["case"])
+def test_valid_headers_are_read_with_their_values(cases, tmp_path):
+    valid = [case for case in cases if case["verdict"] == "valid"]
+    assert len(valid) == 42
+    for case in valid:
+        assert_header(read_header(write_header(tmp_path, case)), case["expected"], case["case"])
 
 
-def test_every_malformed_header_is_refused_by_name(cases, tmp_path):
+def test_malformed_headers_are_refused_with_their_name(cases, tmp_path):
     malformed = [case for case in cases if case["verdict"] == "error"]
     assert len(malformed) == 17
     for case in malformed:
         with pytest.raises(DataError, match=case["case"]):
-            read_header(written(tmp_path, case))
+            read_header(write_header(tmp_path, case))
 
 
-def test_where_there_is_a_choice_ours_is_among_those_accepted(cases, tmp_path):
+def test_ambiguous_headers_are_read_in_one_of_the_accepted_ways(cases, tmp_path):
     for case in [case for case in cases if case["verdict"] == "judgement"]:
-        path = written(tmp_path, case)
+        path = write_header(tmp_path, case)
         if case["case"] in REFUSED:
             with pytest.raises(DataError, match="gain of 0"):
                 read_header(path)
             continue
         header = read_header(path)
         accepted = case["accept"]
-        ours = {"age_years": header.age, "codes": list(header.codes)}
-        assert all(ours[key] in accepted[key] for key in ours.keys() & accepted.keys()), case["case"]
-        expected = {**case["expected"], **{key: ours[key] for key in ours.keys() & accepted.keys()}}
+        parsed = {"age_years": header.age, "codes": list(header.codes)}
+        assert all(parsed[key] in accepted[key] for key in parsed.keys() & accepted.keys()), case["case"]
+        expected = {**case["expected"], **{key: parsed[key] for key in parsed.keys() & accepted.keys()}}
         expected["age_sex_vector"] = person_vector(header.age, header.sex).tolist()
-        agree(header, expected, case["case"])
+        assert_header(header, expected, case["case"])
 
 
-def agree(header, expected, case):
-    ours = {
+def assert_header(header, expected, case):
+    parsed = {
         "record": header.name,
         "fs": header.rate,
         "n_samples": header.samples,
@@ -66,14 +66,14 @@ def agree(header, expected, case):
         "sex": header.sex,
         "codes": list(header.codes),
     }
-    assert ours == {key: expected[key] for key in ours}, case
+    assert parsed == {key: expected[key] for key in parsed}, case
     assert set(header.gains) == {expected["gain_per_mV"]}, case
     assert set(header.baselines) == {expected["baseline"]}, case
     assert np.allclose(person_vector(header.age, header.sex), expected["age_sex_vector"]), case
     for year in (2020, 2021):
         classes = scored_classes(year)
-        compute_metrics = {classes.codes[column] for column in np.flatnonzero(classes.row(header.codes))}
-        assert compute_metrics == {codes.split("|")[0] for codes in expected[f"scored_{year}"]}, case
+        scored = {classes.codes[column] for column in np.flatnonzero(classes.row(header.codes))}
+        assert scored == {codes.split("|")[0] for codes in expected[f"scored_{year}"]}, case
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_files_of_every_release_are_read(shared, variant, record, leads):
     assert read.signal.any(axis=1).all()
 
 
-def test_a_record_is_in_mv_as_its_gain_says(shared):
+def test_a_record_is_in_mv_according_to_its_gain(shared):
     golden = np.load(shared / "golden" / "ecg" / "preprocess.npz")
     record = read_record(shared / "ecg" / "georgia" / "E07509.hea")
     steps = golden["E07509/adc"] - golden["E07509/baseline"][:, None]
