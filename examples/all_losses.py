@@ -179,7 +179,7 @@ def made(name: str, data: Task, teacher: At | None = None) -> Loss:
         "ofd": {"norm": teacher.norm if teacher else None},
     }
     loss: Loss = kdkit.registry("losses")[name](**options.get(name, {}))
-    if data == "ecg" and "hard_labels" in getattr(loss, "needs", ()):
+    if data == "ecg" and "hard_labels" in getattr(loss, "requires", ()):
         instead = [each for each in PER_LABEL if each == f"per_label_{name}"] or PER_LABEL
         raise RecipeError(
             f"{name!r} needs one class per sample, and a record has several labels; take --loss {' or '.join(instead)}"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kdkit.data.dataset import Task
 from kdkit.errors import RecipeError
-from kdkit.losses.features import Sided
+from kdkit.losses.features import TensorOrTuple
 
 Positions = tuple[int, ...]
 
@@ -19,8 +19,8 @@ class TermInputs(NamedTuple):
     answers: the outputs of everyone that is matched.
     """
 
-    student: Sided
-    target: Sided | None
+    student: TensorOrTuple
+    target: TensorOrTuple | None
     labels: Tensor
     ids: Tensor | None
     teacher_outputs: tuple[Tensor, ...]
@@ -108,13 +108,13 @@ def _buffer(positions: Positions | None) -> Tensor | None:
     return None if positions is None else torch.tensor(positions)
 
 
-def _only(side: Sided) -> Tensor:
+def _only(side: TensorOrTuple) -> Tensor:
     return side[0] if isinstance(side, tuple) else side
 
 
-def _several(side: Sided) -> tuple[Tensor, ...]:
+def _several(side: TensorOrTuple) -> tuple[Tensor, ...]:
     return side if isinstance(side, tuple) else (side,)
 
 
-def _rows(side: Sided, known: Tensor) -> Sided:
+def _rows(side: TensorOrTuple, known: Tensor) -> TensorOrTuple:
     return tuple(each[known] for each in side) if isinstance(side, tuple) else side[known]

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from kdkit.engine.class_alignment import ClassAlignment, shared
-from kdkit.losses import BuildContext, Loss, asked_by
-from kdkit.losses.features import Sided
+from kdkit.losses import BuildContext, Loss, extra_kwargs_of
+from kdkit.losses.features import TensorOrTuple
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
 from kdkit.recipe.objective import Match, Taps, Weighted, taps_of
@@ -22,7 +22,7 @@ class TensorRef:
     places: tuple[tuple[str, int | None], ...]
     several: bool = False
 
-    def of(self, heard: TeacherOutputs) -> Sided:
+    def of(self, heard: TeacherOutputs) -> TensorOrTuple:
         """Return the tensor, or the tuple of them."""
         if self.several:
             return tuple(_found(heard[who], tap) for who, tap in self.places)
@@ -66,7 +66,7 @@ def bind_term(
     match = term if isinstance(term, Match) else None
     student = _side(net.name, None if match is None else match.student, open_taps)
     target = None if match is None else _target(match, stage, open_taps)
-    asks = asked_by(term.loss)
+    asks = extra_kwargs_of(term.loss)
     members = () if match is None else _members(match)
     cut = _shared(net, match, (student, target), asks, facts)
     return BoundTerm(

@@ -10,7 +10,7 @@ from torch import Tensor
 from kdkit.data.batch import Batch
 from kdkit.errors import RecipeError
 from kdkit.losses import BuildContext
-from kdkit.losses.memory_bank import Rows
+from kdkit.losses.memory_bank import RowIndex
 from kdkit.losses.validation import validate_above_zero
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
@@ -66,14 +66,14 @@ class _Remembering(TeacherSession):
 
     def __init__(self, teacher: Past, samples: int) -> None:
         self._source = teacher
-        self._rows = Rows(samples)
+        self._rows = RowIndex(samples)
         self._last, self._now = torch.zeros(0), torch.zeros(0)
         self._known, self._said = torch.zeros(2, samples, dtype=torch.bool)
 
     def __call__(self, batch: Batch) -> TeacherOutput:
         """Return the past outputs of these samples, and of which there are any."""
         rows = self._rows(_ids(batch), remember=False)
-        known = self._known[rows] & (self._rows.known[rows] == batch.ids)
+        known = self._known[rows] & (self._rows.ids[rows] == batch.ids)
         return TeacherOutput(self._last[rows], known=known)
 
     @torch.no_grad()

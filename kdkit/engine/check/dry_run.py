@@ -17,7 +17,7 @@ from kdkit.engine.terms import BoundTerm
 from kdkit.engine.train_state import balancer_of, learned_by
 from kdkit.errors import KdkitError, first_line
 from kdkit.losses import BuildContext, PerTeacher
-from kdkit.losses.features import Sided
+from kdkit.losses.features import TensorOrTuple
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
 from kdkit.recipe.balancing import WeightedSum
@@ -293,14 +293,14 @@ def _of_itself(line: BoundTerm) -> bool:
     return isinstance(term, Match) and isinstance(term.teacher, Peer) and term.teacher.net is line.student_net
 
 
-def _moves(value: Tensor, student: Sided) -> bool:
+def _moves(value: Tensor, student: TensorOrTuple) -> bool:
     """Whether a loss has a slope at what the student says, but for rounding."""
     sides = [each for each in (student if isinstance(student, tuple) else (student,)) if each.requires_grad]
     slopes = torch.autograd.grad(value, sides, retain_graph=True, allow_unused=True) if sides else ()
     return any(slope is not None and slope.abs().max() > 1e-6 for slope in slopes)
 
 
-def _noisy(side: Sided) -> Sided:
+def _noisy(side: TensorOrTuple) -> TensorOrTuple:
     if isinstance(side, tuple):
         return tuple(each + torch.randn_like(each) for each in side)
     return side + torch.randn_like(side)

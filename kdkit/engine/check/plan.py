@@ -10,7 +10,7 @@ from kdkit.engine.class_alignment import TermInputs
 from kdkit.engine.terms import BoundTerm
 from kdkit.errors import CheckError
 from kdkit.losses import BuildContext
-from kdkit.losses.features import Sided
+from kdkit.losses.features import TensorOrTuple
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
 from kdkit.recipe.objective import Match, taps_of
@@ -76,7 +76,7 @@ def compared(line: BoundTerm, given: TermInputs) -> TermSummary:
     )
 
 
-def _side(taps: Any, value: Sided, nets: Sequence[Net[Any]]) -> str:
+def _side(taps: Any, value: TensorOrTuple, nets: Sequence[Net[Any]]) -> str:
     """Return what one side is, in words: outputs, or the tapped layers of these nets, with shapes."""
     if taps is None:
         return f"outputs {_shape(value)}"
@@ -98,7 +98,7 @@ def _where(tap: TapLike, nets: Sequence[Net[Any]]) -> str:
     return name if at == "output" else f"{at} of {name}"
 
 
-def _shape(side: Sided) -> str:
+def _shape(side: TensorOrTuple) -> str:
     return " ".join(str(tuple(each.shape)) for each in side) if isinstance(side, tuple) else str(tuple(side.shape))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdkit.data.dataset import Data
 from kdkit.errors import KdkitError, RecipeError, did_you_mean
-from kdkit.losses import BuildContext, needs_of
+from kdkit.losses import BuildContext, requirements_of
 from kdkit.metrics import Predictions
 from kdkit.nets.net import Net
 from kdkit.recipe.objective import Match, Term, as_objective, taps_of
@@ -216,7 +216,7 @@ def _belongs(module: nn.Module, net: Net[Any], side: str) -> Iterator[str]:
 
 
 def _needs(loss: Any, facts: BuildContext) -> Iterator[str]:
-    needs = needs_of(loss)
+    needs = requirements_of(loss)
     if "ids" in needs and not facts.ids:
         yield "it needs sample ids, and a DataLoader of your own has none; pass its Dataset instead"
     if "hard_labels" in needs and facts.task != "multiclass":

@@ -131,7 +131,7 @@ def test_shapes_that_cannot_meet_are_found():
     teacher, student = tiny_net("teacher", trained=True, hidden=7), tiny_net("student")
     taps = {"student": Tap(student.module.hidden), "target": Tap(teacher.module.hidden)}
     problem = the_problem(one_stage(student, Match(teacher, Hint(projector="never"), **taps)))
-    assert "term 'teacher/hint': features of (5,) cannot meet (7,) without a projector" in problem
+    assert "term 'teacher/hint': features of (5,) cannot be compared to (7,) without a projector" in problem
 
 
 def test_shapes_that_a_plain_loss_cannot_take_are_found():
@@ -209,7 +209,7 @@ def needing(*needs):
     def loss(student, target):
         return F.cross_entropy(student, target) if target.ndim == 1 else F.mse_loss(student, target)
 
-    loss.needs = needs
+    loss.requires = needs
     return loss
 
 

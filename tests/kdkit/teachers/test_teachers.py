@@ -49,7 +49,7 @@ from kdkit.losses import (
     PerTeacher,
     SoftTargets,
 )
-from kdkit.losses.multi_teacher import confidence
+from kdkit.losses.multi_teacher import teacher_confidence
 from kdkit.teachers import open_teacher
 from tests.helpers.tiny import hooks_of, one_stage, plain_goal, samples, tiny_data, tiny_net
 
@@ -376,7 +376,7 @@ def test_a_teacher_counts_by_how_well_it_says_each_label(task):
 def test_confidence_shares_sum_to_one_and_prefer_the_better_teacher():
     labels = torch.tensor([0, 1])
     right = F.one_hot(labels, 3) * 10.0
-    shares = confidence((right, -right, torch.zeros(2, 3)), labels)
+    shares = teacher_confidence((right, -right, torch.zeros(2, 3)), labels)
     torch.testing.assert_close(shares.sum(1), torch.ones(2))
     assert (shares[:, 0] > shares[:, 2]).all()
     assert (shares[:, 2] > shares[:, 1]).all()
@@ -418,14 +418,14 @@ def test_confidence_takes_several_teachers_not_several_layers_of_one():
     }
     objective = plain_goal() + Match(teacher, PerTeacher(Hint(), weights="confidence"), **sides)
     (problem,) = check(one_stage(student, objective)).problems
-    assert "weighs the teachers of a Panel, and this is one teacher" in problem
+    assert "weighs several Teachers; got one teacher" in problem
 
 
 def test_confidence_takes_no_regression():
     (first, second), student = panel(), tiny_net("student")
     objective = Match(Teachers(first, second), PerTeacher(nn.MSELoss(), weights="confidence"))
     (problem,) = check(one_stage(student, objective, tiny_data("regression"))).problems
-    assert "this data is regression; take weights='equal', 'learned' or shares" in problem
+    assert "the task of this data is regression; use weights='equal', 'learned' or a number per teacher" in problem
 
 
 @pytest.mark.parametrize("make", [DKD, NKD, LogitStandardisation, HardTargets, lambda: nn.MSELoss(), GeneralisedJSD])
@@ -482,7 +482,7 @@ def test_a_panel_is_compared_on_the_classes_that_all_share():
 
 @pytest.mark.parametrize("weights", ["best", (0.5, 0.6), (1.5, -0.5), (), 0.5, (float("nan"), 1.0)])
 def test_weights_of_teachers_are_shares_or_a_known_word(weights):
-    with pytest.raises(RecipeError, match=r"weights are shares|shares of teachers"):
+    with pytest.raises(RecipeError, match=r"weights are a number per teacher|weights of teachers are at least 0"):
         PerTeacher(SoftTargets(), weights=weights)
 
 
@@ -517,7 +517,7 @@ def test_a_loss_for_one_teacher_is_refused_for_a_panel():
     (problem,) = check(one_stage(student, Match(Teachers(first, second), SoftTargets()))).problems
     assert "a Panel gives a tuple, of which PerTeacher(SoftTargets(" in problem
     problems = check(one_stage(student, Match(first, PerTeacher(SoftTargets())))).problems
-    assert any("Match(Panel(first, second), PerTeacher(...))" in problem for problem in problems)
+    assert any("Match(Teachers(first, second), PerTeacher(...))" in problem for problem in problems)
 
 
 def test_an_untrained_member_of_a_panel_is_found():
