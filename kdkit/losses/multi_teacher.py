@@ -76,8 +76,8 @@ class PerTeacher(nn.Module):
         students = student * count if len(student) == 1 else student
         for index, copied in enumerate(self._copies):
             if isinstance(copied, BuildableLoss):
-                own_context = replace(context, tapped=context.tapped[index : index + 1])
-                copied.build((students[index],), (target[index],), own_context, teachers[index])
+                teacher_context = replace(context, tapped=context.tapped[index : index + 1])
+                copied.build((students[index],), (target[index],), teacher_context, teachers[index])
         if self.weights == "confidence":
             self._require_confidence(list(zip(students, target, strict=True)), context, teacher)
 

@@ -37,5 +37,5 @@ def trained(terms, *nets, losses=()):
 
 
 def plain(total):
-    """Return the total unchanged, in place of a gradient scaler."""
+    """Return the total unscaled, as in full precision without accumulation."""
     return total

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kdkit import BuildContext
-from kdkit.losses import extra_kwargs_of
+from kdkit.losses import BuildableLoss, extra_kwargs_of
 
 PRECISIONS = {torch.float64: "fp64", torch.float32: "fp32"}
 FOLDER = "golden/losses"
@@ -76,7 +76,7 @@ def compare(case, loss_or_runner, arrays, precision):
 def run_loss(loss, inputs, roles, precision):
     """Return the value of a loss for its two sides, a tensor or a tuple each, with the labels if it accepts them."""
     student, target = (side(inputs, roles, role) for role in ("student", "teacher"))
-    if hasattr(loss, "build"):
+    if isinstance(loss, BuildableLoss):
         context = BuildContext(classes=(), task="regression", samples=len(student), ids=True)
         loss.build(shapes(student), shapes(target), context, None)
         loss.to(precision)

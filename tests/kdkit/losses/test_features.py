@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kdkit import RecipeError
-from kdkit.losses import CWD, HCL, MGD, NST, PKD, VID, AttentionTransfer, Hint, PatientKD, SquareHead
+from kdkit.losses import CWD, HCL, MGD, NST, PKD, VID, AttentionTransfer, BuildableLoss, Hint, PatientKD, SquareHead
 from kdkit.losses.projectors import MLP, Bottleneck, Projector, Regressor
 from tests.helpers.losses import build_loss
 
@@ -181,8 +181,8 @@ def test_features_of_any_shapes_give_a_finite_loss(positions, student_channels, 
     student = torch.randn(batch, student_channels, *positions[0], requires_grad=True)
     target = torch.randn(batch, target_channels, *positions[1])
     loss = make()
-    assume(hasattr(loss, "build") or student.ndim > 2)
-    value = (build_loss(loss, student, target) if hasattr(loss, "build") else loss)(student, target)
+    assume(isinstance(loss, BuildableLoss) or student.ndim > 2)
+    value = (build_loss(loss, student, target) if isinstance(loss, BuildableLoss) else loss)(student, target)
     value.backward()
     assert value.isfinite()
     assert student.grad.isfinite().all()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kdkit import BuildContext, RecipeError, registry
-from kdkit.losses import catalog, extra_kwargs_of, loss_name
+from kdkit.losses import BuildableLoss, catalog, extra_kwargs_of, loss_name
 
 with_examples = settings(max_examples=80, derandomize=True, deadline=None, database=None)
 with_few_examples = settings(with_examples, max_examples=20)
@@ -67,7 +67,7 @@ def build_loss(name, student, target):
     """Return a new registered loss, built for a batch of four and these taps."""
     loss = registry("losses")[name](**OPTIONS.get(name, {}))
     classes, channels = student[0].shape[1], target[0].shape[1]
-    if hasattr(loss, "build"):
+    if isinstance(loss, BuildableLoss):
         task = "multilabel" if name in PER_LABEL else "multiclass"
         context = BuildContext(classes=tuple(map(str, range(classes))), task=task, samples=12, ids=True)
         teacher = nn.Sequential(nn.Linear(channels, channels), nn.BatchNorm1d(channels)).eval()
