@@ -45,14 +45,10 @@ class ProjectedLoss(nn.Module):
     def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: nn.Module | None) -> None:
         """Create the projector for these shapes. Raises RecipeError if it cannot map one to the other."""
         student_shape, target_shape = single_tap_shape(student, self), single_tap_shape(target, self)
-        differ = student_shape[1:] != target_shape[1:]
-        if differ and self.projector_mode == "never":
-            raise RecipeError(
-                f"features of {tuple(student_shape[1:])} cannot be compared to {tuple(target_shape[1:])} without a "
-                f"projector; use {type(self).__name__}(projector='auto')"
-            )
-        needs_projector = differ or self.projector_mode == "always"
-        self.projector = make_projector(self.kind, student_shape, target_shape) if needs_projector else nn.Identity()
+        if needs_projector(student_shape, target_shape, self.projector_mode, self):
+            self.projector = make_projector(self.kind, student_shape, target_shape)
+        else:
+            self.projector = nn.Identity()  # also replaces the projector of an earlier build
 
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the loss between the projected student and the target."""
@@ -70,6 +66,17 @@ def single_tap_shape(shapes: Shapes, loss: Any) -> torch.Size:
     if len(shapes[0]) < 2:
         raise RecipeError(f"{type(loss).__name__} compares (batch, channels, ...); got {tuple(shapes[0])}")
     return shapes[0]
+
+
+def needs_projector(student: torch.Size, target: torch.Size, mode: ProjectorMode, loss: Any) -> bool:
+    """Return whether to create a projector for these shapes. Raises RecipeError if they differ and mode is "never"."""
+    differ = student[1:] != target[1:]  # the batch size does not matter
+    if differ and mode == "never":
+        raise RecipeError(
+            f"features of {tuple(student[1:])} cannot be compared to {tuple(target[1:])} without a projector; "
+            f"use {type(loss).__name__}(projector='auto')"
+        )
+    return differ or mode == "always"
 
 
 def as_tuple(side: TensorOrTuple) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
-from kdkit.losses.features import Shapes, single_tap_shape, upcast_half
+from kdkit.losses.features import Shapes, needs_projector, single_tap_shape, upcast_half
 from kdkit.losses.projectors.factory import ProjectorMode, validate_projector_mode
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise
 from kdkit.losses.projectors.linear import fit_positions, target_positions
@@ -64,13 +64,7 @@ class OFD(nn.Module):
     def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: nn.Module | None) -> None:
         """Create the connector and compute the margins. Raises RecipeError without a norm, or if shapes do not fit."""
         student_shape, target_shape = single_tap_shape(student, self), single_tap_shape(target, self)
-        differ = student_shape[1:] != target_shape[1:]
-        if differ and self.projector_mode == "never":
-            raise RecipeError(
-                f"features of {tuple(student_shape[1:])} cannot be compared to {tuple(target_shape[1:])} without a "
-                "connector; use OFD(projector='always')"
-            )
-        needs_connector = differ or self.projector_mode == "always"
+        needs_connector = needs_projector(student_shape, target_shape, self.projector_mode, self)
         channels = target_shape[1]
         self.positions = target_positions(student_shape, target_shape) if needs_connector else None
         # the authors' connector: a convolution with a kernel of 1 and a batch norm

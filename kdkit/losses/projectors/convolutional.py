@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution, doubling, validate_width
+from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution, doubling
 from kdkit.losses.projectors.linear import fit_positions, target_positions
+from kdkit.losses.validation import validate_count
 
 LARGEST_KERNEL = 17
 
@@ -62,7 +63,7 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         self.positions = target_positions(input_shape, target_shape)
-        validate_width(width)
+        validate_count("the width of a projector", width, optional=True)
         width = width or max(target_shape[1] // 2, 1)
         self.first = Pointwise(input_shape[1], width, bias=False)
         self.first_norm = BatchNorm(width)

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution, validate_width
+from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution
 from kdkit.losses.projectors.linear import fit_positions, target_positions
+from kdkit.losses.validation import validate_count
 
 
 class Fusion(nn.Module):
@@ -19,7 +20,7 @@ class Fusion(nn.Module):
     def __init__(self, input_shape: torch.Size, target_shape: torch.Size, *, width: int, first: bool = False) -> None:
         super().__init__()
         self.positions = target_positions(input_shape, target_shape)
-        validate_width(width)
+        validate_count("the width of a projector", width)
         self.narrow = Pointwise(input_shape[1], width, bias=False)
         self.narrow_norm = BatchNorm(width)
         self.attention = None if first else Pointwise(2 * width, 2)

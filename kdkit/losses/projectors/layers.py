@@ -62,12 +62,6 @@ def doubling(dimensions: int, channels: tuple[int, int]) -> nn.Module:
     return _TRANSPOSED[dimensions](*channels, kernel_size=4, stride=2, padding=1)
 
 
-def validate_width(width: int | None) -> None:
-    """Raise RecipeError unless the width, in channels, is an integer of at least 1, or None."""
-    if width is not None and (isinstance(width, bool) or not isinstance(width, int) or width < 1):
-        raise RecipeError(f"the width of a projector is an integer of at least 1; got {width!r}")
-
-
 def _validate_dimensions(dimensions: int) -> None:
     if dimensions not in _CONVOLUTIONS:
         raise RecipeError(f"features have up to three dimensions of positions; got {dimensions}")

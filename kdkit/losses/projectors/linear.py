@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
-from kdkit.losses.projectors.layers import BatchNorm, Pointwise, validate_width
+from kdkit.losses.projectors.layers import BatchNorm, Pointwise
 from kdkit.losses.projectors.resizing import can_rearrange, rearrange_tokens, resize
+from kdkit.losses.validation import validate_count
 
 
 class Projector(nn.Module):
@@ -40,7 +41,7 @@ class MLP(nn.Module):
     def __init__(self, input_shape: torch.Size, target_shape: torch.Size, *, width: int | None = None) -> None:
         super().__init__()
         self.positions = target_positions(input_shape, target_shape)
-        validate_width(width)
+        validate_count("the width of a projector", width, optional=True)
         width = width or max(input_shape[1], target_shape[1])
         self.first = Pointwise(input_shape[1], width, bias=False)
         self.norm = BatchNorm(width)

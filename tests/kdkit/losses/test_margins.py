@@ -100,5 +100,5 @@ def test_invalid_options_are_refused(options, message):
 
 
 def test_never_refuses_shapes_that_differ():
-    with pytest.raises(RecipeError, match=r"use OFD\(projector='always'\)"):
+    with pytest.raises(RecipeError, match=r"use OFD\(projector='auto'\)"):
         build_loss(OFD(margin=0.0, projector="never"), torch.zeros(2, 3), torch.zeros(2, 5))
