@@ -98,11 +98,8 @@ VECTORS = [((5,), (3,))]
 POOLED = [((5, 6), (3,)), ((5, 4, 3), (3,))]
 CHANNELS = [((5, 6), (3, 6)), ((5, 4, 3), (3, 4, 3)), ((5, 2, 3, 2), (3, 2, 3, 2))]
 POSITIONS = [((5, 6), (5, 4)), ((5, 6), (3, 9)), ((5, 4, 3), (3, 2, 6))]
-TOKENS = [
-    ((5, 12), (3, 4, 3)),
-    ((5, 4, 3), (3, 12)),
-    ((5, 24), (3, 12, 8)),
-]  # tokens for a map of as many positions, and for a finer one
+# Tokens for a map of as many positions, and for a finer one.
+TOKENS = [((5, 12), (3, 4, 3)), ((5, 4, 3), (3, 12)), ((5, 24), (3, 12, 8))]
 ANY = VECTORS + POOLED + CHANNELS + POSITIONS + TOKENS
 WITH_POSITIONS = CHANNELS + POSITIONS + TOKENS
 SUPPORTED = {
@@ -361,9 +358,8 @@ def test_metrics_improve_with_correct_outputs_and_do_not_change_themselves(name)
         values.append(metric.fit(predictions).compute(predictions).value)
         assert repr(metric) == before
     best = 0 if lower_is_better(metric) else 1
-    assert values[0] == pytest.approx(
-        best, abs=0.02 if lower_is_better(metric) else 1e-6
-    )  # logits of +-4 are not fully confident
+    tolerance = 0.02 if lower_is_better(metric) else 1e-6  # logits of +-4 are not fully confident
+    assert values[0] == pytest.approx(best, abs=tolerance)
     assert better(metric, values[0], values[1])
     assert better(metric, values[1], values[2])
 
