@@ -39,7 +39,7 @@ from kdkit import (
     Training,
     Truth,
 )
-from kdkit.losses import PerLabelSoftTargets, SoftTargets
+from kdkit.losses import PerLabelSoftTargets, SoftTargets, requirements_of
 from kdkit_ecg import Leads, LRHNet, SEResNet, Synthetic
 
 Task = Literal["digits", "ecg"]
@@ -183,7 +183,7 @@ def build_loss(name: str, data: Task, teacher: TappedNet | None = None) -> Loss:
         "ofd": {"norm": teacher.norm if teacher else None},
     }
     loss: Loss = kdkit.registry("losses")[name](**options.get(name, {}))
-    if data == "ecg" and "hard_labels" in getattr(loss, "needs", ()):
+    if data == "ecg" and "hard_labels" in requirements_of(loss):
         alternatives = [per_label for per_label in PER_LABEL if per_label == f"per_label_{name}"] or PER_LABEL
         raise RecipeError(
             f"{name!r} needs one class per sample, and a record has several labels; "

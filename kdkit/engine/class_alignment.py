@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kdkit.data.dataset import Task
 from kdkit.errors import RecipeError
-from kdkit.losses.features import Sided
+from kdkit.losses.features import TensorOrTuple
 
 Positions = tuple[int, ...]
 
@@ -19,8 +19,8 @@ class TermInputs(NamedTuple):
     teacher_outputs: the output of every matched teacher.
     """
 
-    student: Sided
-    target: Sided | None
+    student: TensorOrTuple
+    target: TensorOrTuple | None
     labels: Tensor
     ids: Tensor | None
     teacher_outputs: tuple[Tensor, ...]
@@ -108,5 +108,5 @@ class _Columns(nn.Module):
         return outputs.index_select(1, self.positions)
 
 
-def _select_rows(side: Sided, rows: Tensor) -> Sided:
+def _select_rows(side: TensorOrTuple, rows: Tensor) -> TensorOrTuple:
     return tuple(tensor[rows] for tensor in side) if isinstance(side, tuple) else side[rows]

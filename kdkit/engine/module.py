@@ -13,7 +13,7 @@ from kdkit.engine.class_alignment import TermInputs
 from kdkit.engine.terms import BoundTerm, bind_term
 from kdkit.errors import RecipeError
 from kdkit.losses import BuildContext
-from kdkit.losses.features import Sided
+from kdkit.losses.features import TensorOrTuple
 from kdkit.nets.taps import OpenTaps, TapLike
 from kdkit.recipe.objective import as_objective, taps_of
 from kdkit.recipe.recipe import Stage
@@ -187,5 +187,5 @@ def _fill(name: str, teacher: TeacherOutput, student_output: Tensor) -> TeacherO
     return TeacherOutput(output, teacher.features)
 
 
-def _shapes(side: Sided) -> tuple[torch.Size, ...]:
+def _shapes(side: TensorOrTuple) -> tuple[torch.Size, ...]:
     return tuple(tensor.shape for tensor in side) if isinstance(side, tuple) else (side.shape,)

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from kdkit.engine.class_alignment import ClassAlignment, shared_classes
-from kdkit.losses import BuildContext, Loss, asked_by
-from kdkit.losses.features import Sided
+from kdkit.losses import BuildContext, Loss, extra_kwargs_of
+from kdkit.losses.features import TensorOrTuple
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
 from kdkit.recipe.objective import Match, Taps, Weighted, taps_of
@@ -28,7 +28,7 @@ class TensorRef:
     entries: tuple[tuple[str, int | None], ...]
     is_tuple: bool = False
 
-    def resolve(self, outputs: TeacherOutputs) -> Sided:
+    def resolve(self, outputs: TeacherOutputs) -> TensorOrTuple:
         """Return the tensor, or the tuple of tensors."""
         if self.is_tuple:
             return tuple(_tensor(outputs[name], tap) for name, tap in self.entries)
@@ -75,7 +75,7 @@ def bind_term(
     match = term if isinstance(term, Match) else None
     student = _refer(net.name, None if match is None else match.student, open_taps)
     target = None if match is None else _target(match, stage, open_taps)
-    extra_kwargs = asked_by(term.loss)
+    extra_kwargs = extra_kwargs_of(term.loss)
     members = () if match is None else _members(match.teacher)
     alignment = _align(net, match, (student, target), extra_kwargs, context)
     # A Net and a Peer have an output for every sample; other teachers may leave some out.

@@ -1,11 +1,21 @@
-"""The shelf of losses: `(student, target) -> scalar`.
+"""Distillation losses, `(student, target) -> scalar`.
 
-The docstring of each ends in its Formula, the Shapes it takes and its Source, of which `docs/losses.md` is made. There
-s and t are the student and the target, T the temperature, N the batch, C the classes or channels, ‖x‖ a length.
+Each docstring ends with the fields Formula, Shapes and Source, from which `tools/make_losses_page.py` writes
+docs/losses.md. In them s and t are the student and the target, T the temperature, N the batch size, C the number of
+classes or channels and ‖x‖ the Euclidean norm.
 """
 
 from kdkit.losses.attention import CWD, AttentionTransfer
-from kdkit.losses.base import BuildContext, Built, Loss, asked_by, loss_name, needs_of
+from kdkit.losses.base import (
+    LOSS_KWARGS,
+    BuildableLoss,
+    BuildContext,
+    Loss,
+    LossAttributes,
+    extra_kwargs_of,
+    loss_name,
+    requirements_of,
+)
 from kdkit.losses.contrastive import CRD
 from kdkit.losses.correlation import DIST, PerLabelDIST
 from kdkit.losses.cross_layer import HCL, ReviewKD, SemCKD
@@ -31,6 +41,7 @@ __all__ = [
     "DIST",
     "DKD",
     "HCL",
+    "LOSS_KWARGS",
     "MGD",
     "NKD",
     "NST",
@@ -45,7 +56,7 @@ __all__ = [
     "AdjacentCC",
     "AttentionTransfer",
     "BuildContext",
-    "Built",
+    "BuildableLoss",
     "Cosine",
     "GeneralisedJSD",
     "HardTargets",
@@ -53,6 +64,7 @@ __all__ = [
     "LogitMSE",
     "LogitStandardisation",
     "Loss",
+    "LossAttributes",
     "PatientKD",
     "PerLabelDIST",
     "PerLabelDKD",
@@ -68,7 +80,7 @@ __all__ = [
     "SoftTargets",
     "SquareHead",
     "TeacherWeighting",
-    "asked_by",
+    "extra_kwargs_of",
     "loss_name",
-    "needs_of",
+    "requirements_of",
 ]

@@ -1,14 +1,14 @@
-"""Losses between where a student and a teacher attend to: AT and CWD."""
+"""Losses that transfer spatial attention: which positions of a feature map are active (AT and CWD)."""
 
 from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.losses.features import Projected, direction, full, with_positions
-from kdkit.losses.logits import kl
-from kdkit.losses.projectors import meet
-from kdkit.losses.projectors.factory import Kind, When
+from kdkit.losses.features import ProjectedLoss, require_positions, unit_vectors, upcast_half
+from kdkit.losses.logits import kl_sum
+from kdkit.losses.projectors import match_positions
+from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode
 from kdkit.losses.validation import (
     Reduction,
     validate_above_zero,
@@ -20,11 +20,11 @@ from kdkit.losses.validation import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionTransfer:
-    """Squared distance between normalised attention maps: the mean over channels of |feature|**p (AT).
+    """Squared distance between normalised attention maps, the mean over channels of |feature|**p (AT).
 
-    Without unit. Channels may differ; where positions do, the larger are averaged to the smaller. reduction "mean"
-    averages over batch and positions, as public code does; "batchmean" sums over positions and averages over the batch,
-    the square of the paper's norm. p = 2 there.
+    Dimensionless. Channels may differ. If positions differ, the larger map is average-pooled to the smaller. reduction
+    "mean" averages over batch and positions, as public code does; "batchmean" sums over positions and averages over the
+    batch, the square of the paper's norm. The paper uses p = 2.
 
     Formula: mean (A(s) - A(t))², with A(x) = a / ‖a‖ for a = mean over channels of abs(x)^p
     Shapes: features (N, C, L), (N, C, H, W)
@@ -39,23 +39,26 @@ class AttentionTransfer:
         validate_reduction(self.reduction)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the distance, least (0) where both attend alike."""
-        student, target = meet(with_positions(full(student), self), with_positions(full(target), self))
-        ours, theirs = self.map(student), self.map(target)
-        loss = F.mse_loss(ours, theirs, reduction="sum")
-        return loss / (ours.numel() if self.reduction == "mean" else len(ours))
+        """Return the distance, 0 if both attention maps are equal."""
+        student, target = match_positions(
+            require_positions(upcast_half(student), self), require_positions(upcast_half(target), self)
+        )
+        student_map, target_map = self.attention_map(student), self.attention_map(target)
+        loss = F.mse_loss(student_map, target_map, reduction="sum")
+        return loss / (student_map.numel() if self.reduction == "mean" else len(student_map))
 
-    def map(self, features: Tensor) -> Tensor:
-        """Return the attention map, (batch, positions), of length 1."""
-        return direction(features.abs().pow(self.p).mean(1).flatten(1))
+    def attention_map(self, features: Tensor) -> Tensor:
+        """Return the attention map, (batch, positions), normalised to length 1."""
+        # the activation-based map of sec. 3.1; it has a sum over channels, whose factor the normalisation cancels
+        return unit_vectors(features.abs().pow(self.p).mean(1).flatten(1))
 
 
-class CWD(Projected):
-    """Kullback-Leibler divergence between where every channel of the teacher and of the student is active.
+class CWD(ProjectedLoss):
+    """Kullback-Leibler divergence between the spatial distributions of every channel (channel-wise distillation).
 
-    In nats, summed over positions, mean over batch and channels: a softmax over positions, softened by a temperature,
-    makes each channel a distribution. t_squared multiplies by temperature**2. The temperature of the authors' code is 1
-    by default. projector and kind are those of Hint.
+    In nats, summed over positions, mean over batch and channels. A softmax over positions, softened by a temperature,
+    makes each channel a distribution. t_squared multiplies by temperature**2. The default temperature of the authors'
+    code is 1. projector and kind are those of Hint.
 
     Formula: T²/(N C) · Σ p log(p / q), with p = softmax(t / T) and q = softmax(g(s) / T) over positions
     Shapes: features (N, C, L), (N, C, H, W)
@@ -67,8 +70,8 @@ class CWD(Projected):
         *,
         temperature: float = 4.0,
         t_squared: bool = True,
-        projector: When = "auto",
-        kind: Kind = "linear",
+        projector: ProjectorMode = "auto",
+        kind: ProjectorKind = "linear",
     ) -> None:
         super().__init__(projector=projector, kind=kind)
         validate_temperature(temperature)
@@ -76,11 +79,12 @@ class CWD(Projected):
         self.temperature = temperature
         self.t_squared = t_squared
 
-    def between(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the divergence, least (0) where every channel is spread alike."""
-        ours, theirs = (
-            F.log_softmax(with_positions(full(each), self).flatten(2) / self.temperature, dim=2)
-            for each in (student, target)
+    def compare(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the divergence, 0 if every channel has the same spatial distribution."""
+        # a softmax over the flattened positions of each channel: (batch, channels, positions)
+        student_log, target_log = (
+            F.log_softmax(require_positions(upcast_half(side), self).flatten(2) / self.temperature, dim=2)
+            for side in (student, target)
         )
-        loss = kl(theirs, ours) / (ours.shape[0] * ours.shape[1])
+        loss = kl_sum(target_log, student_log) / (student_log.shape[0] * student_log.shape[1])
         return loss * self.temperature**2 if self.t_squared else loss

@@ -1,27 +1,31 @@
-"""The one shape that every loss has: `(student, target) -> scalar`, labels and teachers being both just targets."""
+"""Define the interface of a loss: `(student, target) -> scalar`, with optional keyword arguments and a build step."""
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from kdkit.data.dataset import Task
 
+# A plain function, a dataclass with `__call__` or an nn.Module. Ground truth labels are a target like teacher outputs.
 Loss = Callable[..., Tensor]
-Asked = frozenset[str]
 
-ASKABLE = ("labels", "ids", "progress", "teacher_outputs")
+# The keyword arguments that a loss may accept besides (student, target). progress is the fraction of the stage that
+# has been trained, in [0, 1]; teacher_outputs is a tuple with the logits of each teacher.
+LOSS_KWARGS = ("labels", "ids", "progress", "teacher_outputs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildContext:
-    """What a loss may know when it is built: class names, task, training samples, whether ids exist, batch size.
+    """Information about the data and the target that a loss receives when it is built.
 
-    tapped: the modules that its target is tapped on, in the order of the taps.
+    classes: the class names. task: the kind of labels. samples: the number of training samples, None if it is not
+    known. ids: whether samples have ids. batch_size: that of the training. tapped: the modules that the target is
+    tapped on, in the order of the taps.
     """
 
     classes: tuple[str, ...]
@@ -32,49 +36,66 @@ class BuildContext:
     tapped: tuple[nn.Module, ...] = ()
 
 
-class Built(Protocol):
-    """A loss with weights or memory: an `nn.Module` that is built once the shapes are known, before the optimizer.
+class LossAttributes(Protocol):
+    """Optional attributes of a loss. The values here are the defaults of a loss that does not define them.
 
-    student, target: the shapes of what it will compare, one per tap. teacher: the module that answers, if there is one.
+    extra_kwargs: the names from LOSS_KWARGS that the loss accepts; by default they are read from its signature.
+    requires: what the loss cannot work without, in addition to its keyword arguments without a default: "ids", or
+    "hard_labels" (one class per sample).
     """
+
+    extra_kwargs: Collection[str] | None = None
+    requires: Collection[str] = ()
+
+
+@runtime_checkable
+class BuildableLoss(Protocol):
+    """A loss with weights or memory: an `nn.Module` that is built when its shapes are known, before the optimizer."""
 
     def build(
         self,
         student: tuple[torch.Size, ...],
         target: tuple[torch.Size, ...],
-        facts: BuildContext,
+        context: BuildContext,
         teacher: nn.Module | None,
     ) -> None:
-        """Make what the shapes call for. Raises RecipeError where they cannot meet."""
+        """Create the weights for these shapes, one shape per tap. Raises RecipeError if the shapes do not fit.
+
+        teacher: the module that computes the target, if there is one. A loss may be built more than once, so `build`
+        replaces the weights instead of adding to them.
+        """
         ...
 
 
 def loss_name(loss: Callable[..., Any]) -> str:
-    """Return what a loss, or what makes it, is called: soft_targets for SoftTargets(...), my_loss for a function."""
+    """Return the name of a loss or loss class in snake case: soft_targets for SoftTargets(...)."""
     name = getattr(loss, "__name__", None) or type(loss).__name__
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
-def asked_by(loss: Loss) -> Asked:
-    """Return which of labels, ids, progress and the teachers' answers a loss asks for by keyword, or says it `asks`."""
-    declared: Any = getattr(loss, "asks", None)
-    return frozenset(ASKABLE) & (_beside(loss).keys() if declared is None else frozenset(declared))
+def extra_kwargs_of(loss: Loss) -> frozenset[str]:
+    """Return the names from LOSS_KWARGS that a loss accepts, by its signature or its attribute `extra_kwargs`."""
+    declared: Any = getattr(loss, "extra_kwargs", LossAttributes.extra_kwargs)
+    return frozenset(LOSS_KWARGS) & (_extra_parameters(loss).keys() if declared is None else frozenset(declared))
 
 
-def needs_of(loss: Loss) -> Asked:
-    """Return what a loss cannot do without: what it asks for without a default, and what its `needs` say."""
-    parameters = _beside(loss)
-    required = {name for name in ASKABLE if name in parameters and parameters[name].default is inspect.Parameter.empty}
-    declared: Any = getattr(loss, "needs", ())
+def requirements_of(loss: Loss) -> frozenset[str]:
+    """Return what a loss cannot work without: its keyword arguments without a default, and its attribute `requires`."""
+    parameters = _extra_parameters(loss)
+    required = {
+        name for name in LOSS_KWARGS if name in parameters and parameters[name].default is inspect.Parameter.empty
+    }
+    declared: Any = getattr(loss, "requires", LossAttributes.requires)
     return frozenset(required) | frozenset(declared)
 
 
-def _beside(loss: Loss) -> dict[str, inspect.Parameter]:
-    """Return the parameters after the two sides, which may well be called `outputs` and `labels` themselves."""
+def _extra_parameters(loss: Loss) -> dict[str, inspect.Parameter]:
+    """Return the parameters after the student and the target."""
     call = loss.forward if isinstance(loss, nn.Module) else loss
     try:
         parameters = inspect.signature(call).parameters
-    except (TypeError, ValueError):  # a builtin says nothing of its arguments
+    except (TypeError, ValueError):  # builtins such as `max` have no signature
         return {}
-    sides = [name for name, each in parameters.items() if each.kind is not each.KEYWORD_ONLY][:2]
-    return {name: each for name, each in parameters.items() if name not in sides}
+    # The first two are the student and the target whatever their names: they may well be `outputs` and `labels`.
+    sides = [name for name, parameter in parameters.items() if parameter.kind is not parameter.KEYWORD_ONLY][:2]
+    return {name: parameter for name, parameter in parameters.items() if name not in sides}

@@ -1,4 +1,4 @@
-"""The losses that kdkit puts on its shelf, under the names that `loss_name` gives them, by what they compare."""
+"""The losses that kdkit registers, grouped by what they compare; `loss_name` gives their registered names."""
 
 from collections.abc import Callable
 
@@ -20,9 +20,10 @@ from kdkit.losses.srrl import SRRL
 from kdkit.losses.statistics import NST, PKD, PatientKD
 from kdkit.losses.variational import MGD, VID
 
-Makers = tuple[Callable[..., Loss], ...]
+LossClasses = tuple[Callable[..., Loss], ...]
 
-ON_OUTPUTS: Makers = (
+# Each group is a table of docs/losses.md, which tools/make_losses_page.py writes in this order.
+ON_OUTPUTS: LossClasses = (
     SoftTargets,
     HardTargets,
     SecondHead,
@@ -35,9 +36,11 @@ ON_OUTPUTS: Makers = (
     GeneralisedJSD,
     PSKD,
 )
-PER_LABEL: Makers = (PerLabelSoftTargets, PerLabelHardTargets, PerLabelDKD, PerLabelDIST, PerLabelPSKD)
-ON_RELATIONS: Makers = (RKD, SP, PKT, CC, AdjacentCC, CKA)
-ON_FEATURES: Makers = (
+# Multi-label forms, with a sigmoid per label.
+PER_LABEL: LossClasses = (PerLabelSoftTargets, PerLabelHardTargets, PerLabelDKD, PerLabelDIST, PerLabelPSKD)
+# Between the samples of a batch.
+ON_RELATIONS: LossClasses = (RKD, SP, PKT, CC, AdjacentCC, CKA)
+ON_FEATURES: LossClasses = (
     Hint,
     Cosine,
     SquareHead,
@@ -55,7 +58,7 @@ ON_FEATURES: Makers = (
     SRRL,
     CRD,
 )
-# The scales of other codes, under names of their own.
+# Soft targets at the scale of other public code, registered under separate names.
 PRESETS: dict[str, Callable[..., Loss]] = {
     "soft_targets_deit": SoftTargets.deit,
     "soft_targets_modelopt": SoftTargets.modelopt,

@@ -1,4 +1,4 @@
-"""Losses that tell a sample from others by what a student and a teacher remember of them (CRD)."""
+"""A contrastive loss against a memory bank of all training samples (CRD)."""
 
 import math
 from typing import Literal
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
-from kdkit.losses.features import Shapes, direction, full, one, without_autocast
-from kdkit.losses.memory_bank import Rows, other_rows, rows_of_other_classes
+from kdkit.losses.features import Shapes, single_tap_shape, unit_vectors, upcast_half, without_autocast
+from kdkit.losses.memory_bank import RowIndex, draw_rows, draw_rows_of_other_classes
 from kdkit.losses.projectors.resizing import resize
 from kdkit.losses.validation import (
-    one_class_each,
+    require_class_labels,
     validate_above_zero,
     validate_choice,
     validate_count,
@@ -22,24 +22,25 @@ from kdkit.losses.validation import (
 from kdkit.utils.collectives import all_gather, all_reduce_mean
 from kdkit.utils.memory import require
 
+# The samples that negatives are drawn from.
 Against = Literal["auto", "classes", "samples"]
 
-_EPS = 1e-7
+_EPS = 1e-7  # that of the authors' code, in the denominator of the critic
 _MEGABYTE = 2**20
 
 
 class CRD(nn.Module):
-    """Contrast of a sample, as one net sees it, with itself and others, as the other net remembers them (CRD).
+    """Contrast each net's embedding of a sample with the other net's memory of it and of other samples (CRD).
 
-    In nats, summed over one positive and `negatives`, mean over the batch, summed over both nets; positions are
-    averaged. Features are embedded by a trained map to `width` (None: as they are) and normalised. The memories hold a
-    vector of every training sample, by its id, as a mean that keeps the share `momentum` of what it held; `samples` is
-    how many, by default as many as the data trains on, and when more come the newest take the oldest's place. Negatives
-    are samples of other "classes", as in the paper, those not yet seen included, or any other "samples"; "auto" takes
-    classes where each sample has one. Which they are is a function of seed, sample and how often the loss was asked in
-    training. The two normalisers are estimated on the first batch. All of this is saved with the run. memory_limit: in
-    MB, of both memories and of the copy that a step makes of them; by default what the teacher's device and the machine
-    have left. The other values are those of the authors' code.
+    In nats, summed over one positive and `negatives`, mean over the batch, summed over both nets. Positions are
+    averaged. Features are embedded by a trained map to `width` (None: not embedded) and normalised. The two memories
+    hold a vector for every training sample, by its id: a moving average that keeps the share `momentum` of its old
+    value. `samples` is the number of rows, by default the number of training samples; if more samples come, they
+    replace the oldest. Negatives are samples of other "classes", as in the paper, unseen ones included, or any other
+    "samples"; "auto" uses classes if each sample has one. Negatives are a function of the seed, the sample and the
+    number of training steps so far. The two normalisers are estimated on the first batch. All of this is saved with the
+    run. memory_limit: in MB, for both memories and the copy that a step makes of them; by default the free memory of
+    the teacher's device and of the machine. The other defaults are those of the authors' code.
 
     Formula: -1/N · Σ (log(e_0 / (e_0 + c)) + Σ_k log(c / (e_k + c))) of both nets, with e_k = exp(x · m_k / T) / Z for
         the memory m_0 of the sample and m_k of others, and c = negatives / samples
@@ -49,7 +50,7 @@ class CRD(nn.Module):
 
     memories: Tensor
     log_normalisers: Tensor
-    asked: Tensor
+    steps: Tensor
     classes: Tensor
 
     def __init__(
@@ -76,107 +77,124 @@ class CRD(nn.Module):
         self.samples, self.memory_limit = samples, memory_limit
         self.against: Against = against
         self.by_class = False
-        self.needs = frozenset({"hard_labels"} if against == "classes" else ())
+        self.requires = frozenset({"hard_labels"} if against == "classes" else ())
         self.embeddings = nn.ModuleList()
-        self.rows = Rows(0)
+        self.rows = RowIndex(0)
+        # Index 0 is the student, 1 the teacher. memories: (2, samples, width). classes: (samples,), -1 if not seen yet.
         self.register_buffer("memories", torch.zeros(2, 0, 0))
         self.register_buffer("classes", torch.zeros(0, dtype=torch.int64))
-        self.register_buffer("log_normalisers", torch.full((2,), math.inf))
-        self.register_buffer("asked", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("log_normalisers", torch.full((2,), math.inf))  # inf: not estimated yet
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
-    def build(self, student: Shapes, target: Shapes, facts: BuildContext, teacher: nn.Module | None) -> None:
-        """Make the embeddings and empty memories. Raises RecipeError where these would be too large."""
-        ours, theirs = one(student, self)[1], one(target, self)[1]
-        samples = self.samples or facts.samples
+    def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: nn.Module | None) -> None:
+        """Create the embeddings and random memories. Raises RecipeError if there is too little memory for them."""
+        student_channels, target_channels = single_tap_shape(student, self)[1], single_tap_shape(target, self)[1]
+        samples = self.samples or context.samples
         if samples is None:
-            raise RecipeError("CRD remembers every sample, but the data does not say how many there are; CRD(samples=)")
-        if not facts.ids:
-            raise RecipeError("CRD remembers samples by their ids, but the data has none")
-        if self.width is None and ours != theirs:
             raise RecipeError(
-                f"features of {ours} and {theirs} channels cannot be contrasted as they are; CRD(width=128) embeds both"
+                "CRD remembers every sample, but the data does not define how many there are; set CRD(samples=)"
             )
-        width = self.width or ours
-        self.memories = torch.zeros(2, 0, 0)  # of an earlier build, which would count as memory that is taken
+        if not context.ids:
+            raise RecipeError("CRD remembers samples by their ids, but the data has none")
+        if self.width is None and student_channels != target_channels:
+            raise RecipeError(
+                f"features of {student_channels} and {target_channels} channels cannot be contrasted as they are; "
+                "CRD(width=128) embeds both"
+            )
+        width = self.width or student_channels
+        self.memories = torch.zeros(2, 0, 0)  # frees those of an earlier build before free memory is measured
         self._require_memory(samples, width, teacher)
         self.embeddings = nn.ModuleList(
-            nn.Identity() if self.width is None else nn.Linear(given, width) for given in (ours, theirs)
+            nn.Identity() if self.width is None else nn.Linear(channels, width)
+            for channels in (student_channels, target_channels)
         )
-        self.rows = Rows(samples)
-        run_trials = math.sqrt(3 / width)  # uniform within it has a length of about 1
-        self.memories = torch.empty(2, samples, width).uniform_(-run_trials, run_trials)
+        self.rows = RowIndex(samples)
+        bound = math.sqrt(3 / width)  # uniform numbers in [-bound, bound] give vectors of length about 1
+        self.memories = torch.empty(2, samples, width).uniform_(-bound, bound)
         self.log_normalisers = torch.full((2,), math.inf)
-        self.asked = torch.randint(2**40, ())  # counts from the run's seed
-        self.by_class = self.against == "classes" or (self.against == "auto" and facts.task == "multiclass")
+        self.steps = torch.randint(2**40, ())  # a random start, so that negatives depend on the run's seed
+        self.by_class = self.against == "classes" or (self.against == "auto" and context.task == "multiclass")
         self.classes = torch.full((samples,), -1)
 
     def forward(self, student: Tensor, target: Tensor, *, ids: Tensor, labels: Tensor) -> Tensor:
-        """Return the contrast, lower the better a sample is told from others; remember the batch if in training."""
-        everybody = all_gather(ids) if self.training else ids
-        rows = self.rows(everybody, remember=self.training)
-        rows = rows if everybody is ids else self.rows(ids, remember=False)
-        loss = self.contrast(student, target, torch.cat([rows[:, None], self._negatives(rows, student, labels)], 1))
+        """Return the loss, lower if samples are better distinguished; in training mode, update the memories."""
+        # in training all ranks assign rows for the ids of all ranks, so that their memories stay equal
+        all_ids = all_gather(ids) if self.training else ids
+        rows = self.rows(all_ids, remember=self.training)
+        rows = rows if all_ids is ids else self.rows(ids, remember=False)
+        # (batch, 1 + negatives), the sample's row first
+        loss = self.contrast(
+            student, target, torch.cat([rows[:, None], self._draw_negatives(rows, student, labels)], 1)
+        )
         if self.training:
-            self.asked += 1
+            self.steps += 1
         return loss
 
     def contrast(self, student: Tensor, target: Tensor, rows: Tensor) -> Tensor:
-        """Return the contrast with these rows of the memories, (batch, 1 + negatives), the sample's own row first."""
-        ours, theirs = (
-            direction(full(embed(resize(each, ()))))
-            for embed, each in zip(self.embeddings, (student, target), strict=True)
+        """Return the loss for these rows of the memories, (batch, 1 + negatives), the sample's row first."""
+        student, target = (
+            unit_vectors(upcast_half(embedding(resize(features, ()))))
+            for embedding, features in zip(self.embeddings, (student, target), strict=True)
         )
-        loss = self._told(0, ours, self.memories[1], rows) + self._told(1, theirs, self.memories[0], rows)
+        # each net's embedding is compared with the memory of the other net
+        student_loss = self._contrast_with_memory(0, student, self.memories[1], rows)
+        loss = student_loss + self._contrast_with_memory(1, target, self.memories[0], rows)
         if self.training:
             with torch.no_grad():
-                self._remember(torch.stack([ours, theirs]), rows[:, 0])
+                self._update_memories(torch.stack([student, target]), rows[:, 0])
         return loss
 
     def _require_memory(self, samples: int, width: int, teacher: nn.Module | None) -> None:
         limit = None if self.memory_limit is None else int(self.memory_limit * _MEGABYTE)
-        home = next((each.device for each in (teacher or nn.Identity()).parameters()), torch.device("cpu"))
-        for device in dict.fromkeys((torch.device("cpu"), home)):  # made in the one, moved to the other
+        parameters = teacher.parameters() if teacher is not None else iter(())
+        teacher_device = next((parameter.device for parameter in parameters), torch.device("cpu"))
+        # the memories are created on the CPU, then moved to the teacher's device
+        for device in dict.fromkeys((torch.device("cpu"), teacher_device)):
             require(
-                2 * 2 * 4 * samples * width,
+                2 * 2 * 4 * samples * width,  # two memories and their copies, in float32
                 f"CRD(width={width}) for {samples} samples, with the copy of its memories that a step makes,",
                 device,
                 limit=limit,
-                remedy="embed in a smaller width, remember fewer with CRD(samples=), or raise a memory_limit of yours",
+                remedy="use a smaller width, fewer rows with CRD(samples=), or a higher memory_limit",
             )
 
-    def _negatives(self, rows: Tensor, student: Tensor, labels: Tensor) -> Tensor:
+    def _draw_negatives(self, rows: Tensor, student: Tensor, labels: Tensor) -> Tensor:
         if not self.by_class:
-            return other_rows(rows, len(self.classes), self.negatives, self.asked)
-        labels = one_class_each(labels, student, self)
+            return draw_rows(rows, len(self.classes), self.negatives, self.steps)
+        labels = require_class_labels(labels, student, self)
         if not self.training:
             classes = self.classes.index_put((rows,), labels)
         else:
             classes = self.classes.index_put((all_gather(rows),), all_gather(labels))
             self.classes.copy_(classes)
-        return rows_of_other_classes(rows, classes, self.negatives, self.asked)
+        return draw_rows_of_other_classes(rows, classes, self.negatives, self.steps)
 
-    def _told(self, which: int, vectors: Tensor, memory: Tensor, rows: Tensor) -> Tensor:
-        """Return how well vectors tell their own row of the other net's memory from the rest, less being better."""
+    def _contrast_with_memory(self, net: int, vectors: Tensor, memory: Tensor, rows: Tensor) -> Tensor:
+        """Return the loss of one net's vectors against the other net's memory."""
         with without_autocast(vectors):
-            # a copy, since the memory changes before the backward pass; all products cost less than gathered rows
+            # The clone is needed since the memory changes before the backward pass. The product with all rows costs
+            # less than gathering (batch, 1 + negatives, width).
             scores = (vectors @ memory.clone().to(vectors.dtype).T).gather(1, rows) / self.temperature
         with torch.no_grad():
-            first = scores.logsumexp((0, 1)) - math.log(scores.numel()) + math.log(len(memory))
-            known = self.log_normalisers[which]
-            normaliser = torch.where(known.isinf(), first.to(known.dtype), known)
+            # Z = mean of exp(score) times the number of samples, estimated on the first batch only
+            estimate = scores.logsumexp((0, 1)) - math.log(scores.numel()) + math.log(len(memory))
+            stored = self.log_normalisers[net]
+            normaliser = torch.where(stored.isinf(), estimate.to(stored.dtype), stored)
             if self.training:
                 normaliser = all_reduce_mean(normaliser)
-                self.log_normalisers[which] = normaliser
-        share = scores - normaliser.to(scores.dtype)
-        noise = (rows.shape[1] - 1) / len(memory)
-        total = torch.logaddexp(share, share.new_tensor(math.log(noise + _EPS)))
-        positives = (share[:, 0] - total[:, 0]).sum()
-        negatives = (math.log(noise) - total[:, 1:]).sum()
+                self.log_normalisers[net] = normaliser
+        log_e = scores - normaliser.to(scores.dtype)
+        # The paper's critic is h = e / (e + c) with c = negatives / samples; all terms are computed as logarithms.
+        c = (rows.shape[1] - 1) / len(memory)
+        log_denominator = torch.logaddexp(log_e, log_e.new_tensor(math.log(c + _EPS)))
+        positives = (log_e[:, 0] - log_denominator[:, 0]).sum()  # log h
+        negatives = (math.log(c) - log_denominator[:, 1:]).sum()  # log (1 - h)
         return -(positives + negatives) / len(rows)
 
-    def _remember(self, vectors: Tensor, rows: Tensor) -> None:
-        """Mix vectors (2, batch, width) into their rows of both memories, on every rank those of all of them."""
+    def _update_memories(self, vectors: Tensor, rows: Tensor) -> None:
+        """Mix vectors (2, batch, width) into their rows of both memories; every rank mixes in those of all ranks."""
+        # all_gather concatenates along the first dimension, which has to be the batch
         vectors, rows = all_gather(vectors.transpose(0, 1)).transpose(0, 1), all_gather(rows)
-        kept = self.memories[:, rows]
-        mixed = direction(self.momentum * kept + (1 - self.momentum) * vectors.to(kept.dtype), dim=2)
+        old = self.memories[:, rows]
+        mixed = unit_vectors(self.momentum * old + (1 - self.momentum) * vectors.to(old.dtype), dim=2)
         self.memories[:, rows] = mixed

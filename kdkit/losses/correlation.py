@@ -1,14 +1,14 @@
-"""Losses that ask a student for its teacher's ranking and proportions, not for its probabilities."""
+"""Losses on the correlation of probabilities, which transfer the teacher's ranking instead of its values (DIST)."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kdkit.losses.features import full
+from kdkit.losses.features import upcast_half
 from kdkit.losses.validation import (
-    same_outputs,
-    several_classes,
+    require_same_outputs,
+    require_two_classes,
     validate_above_zero,
     validate_switches,
     validate_temperature,
@@ -17,8 +17,8 @@ from kdkit.losses.validation import (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Correlating:
-    """The options of DIST and of its per-label form."""
+class _CorrelationOptions:
+    """The options of DIST and of its multi-label form."""
 
     inter: float = 1.0
     intra: float = 1.0
@@ -34,13 +34,13 @@ class _Correlating:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DIST(_Correlating):
+class DIST(_CorrelationOptions):
     """One minus the correlation of probabilities, within samples and within classes.
 
-    Without unit; mean over rows and over columns, times temperature**2 where t_squared, as in the authors' code. inter
+    Dimensionless, mean over rows and over columns, times temperature**2 if t_squared, as in the authors' code. inter
     weighs the correlation within a sample, between classes; intra that within a class, between samples of the
-    (micro-)batch: the paper's beta and gamma. Two classes or more. A row or column without spread, such as each column
-    of a batch of one, counts as uncorrelated. eps is added to the product of the norms.
+    (micro-)batch: the paper's beta and gamma. Two classes or more. A constant row or column, such as each column of a
+    batch of one, counts as uncorrelated. eps is added to the product of the norms.
 
     Formula: T² · (inter (1 - mean over rows of corr(p, q)) + intra (1 - mean over columns of corr(p, q))), with p =
         softmax(t / T) and q = softmax(s / T)
@@ -49,19 +49,19 @@ class DIST(_Correlating):
     """
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the weighted sum, least (0) where all rows and columns correlate fully."""
-        same_outputs(student, target, self)
-        several_classes(student, self)
-        mine, theirs = ((full(each) / self.temperature).softmax(1) for each in (student, target))
-        return _uncorrelated(mine, theirs, self)
+        """Return the weighted sum, minimal (0) if all rows and columns are fully correlated."""
+        require_same_outputs(student, target, self)
+        require_two_classes(student, self)
+        student, target = ((upcast_half(side) / self.temperature).softmax(1) for side in (student, target))
+        return _correlation_loss(student, target, self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PerLabelDIST(_Correlating):
+class PerLabelDIST(_CorrelationOptions):
     """DIST between the probabilities of labels that do not exclude each other: a sigmoid in place of the softmax.
 
-    Unit, reduction and options as in DIST. inter then asks which labels a sample shows more than others, intra which
-    samples show a label more than others.
+    Unit, reduction and options as in DIST. inter then compares how a sample ranks its labels, intra how a label ranks
+    the samples.
 
     Formula: T² · (inter (1 - mean over rows of corr(p, q)) + intra (1 - mean over columns of corr(p, q))), with p =
         sigmoid(t / T) and q = sigmoid(s / T)
@@ -70,21 +70,24 @@ class PerLabelDIST(_Correlating):
     """
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the weighted sum, least (0) where all rows and columns correlate fully."""
-        same_outputs(student, target, self)
-        mine, theirs = ((full(each) / self.temperature).sigmoid() for each in (student, target))
-        return _uncorrelated(mine, theirs, self)
+        """Return the weighted sum, minimal (0) if all rows and columns are fully correlated."""
+        require_same_outputs(student, target, self)
+        student, target = ((upcast_half(side) / self.temperature).sigmoid() for side in (student, target))
+        return _correlation_loss(student, target, self)
 
 
-def _uncorrelated(student: Tensor, target: Tensor, options: _Correlating) -> Tensor:
-    """Return what is missing to full correlation of probabilities (batch, classes), by rows and by columns."""
+def _correlation_loss(student: Tensor, target: Tensor, options: _CorrelationOptions) -> Tensor:
+    """Return the weighted sum of one minus the mean correlation of rows and of columns, from (batch, classes)."""
     loss = student.new_zeros(())
+    # dim 1 correlates the classes of a sample (the paper's inter-class relation), dim 0 the samples of a class
     for weight, dim in ((options.inter, 1), (options.intra, 0)):
         loss = loss + weight * (1 - _correlation(student, target, dim, options.eps).mean())
     return loss * options.temperature**2 if options.t_squared else loss
 
 
 def _correlation(student: Tensor, target: Tensor, dim: int, eps: float) -> Tensor:
-    student, target = (each - each.mean(dim, keepdim=True) for each in (student, target))
+    """Return Pearson's correlation along a dimension, 0 if a side is constant."""
+    student, target = (side - side.mean(dim, keepdim=True) for side in (student, target))
     norms: Tensor = torch.linalg.vector_norm(student, dim=dim) * torch.linalg.vector_norm(target, dim=dim)
+    # eps avoids 0 / 0 for a constant row or column, whose covariance is 0 too
     return (student * target).sum(dim) / (norms + eps)

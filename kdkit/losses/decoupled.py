@@ -1,4 +1,4 @@
-"""Losses that take the class that is right apart from those that are not."""
+"""Losses that treat the correct class and the other classes separately (DKD, NKD and a multi-label form of DKD)."""
 
 from dataclasses import dataclass
 
@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.losses.features import full
-from kdkit.losses.logits import kl
+from kdkit.losses.features import upcast_half
+from kdkit.losses.logits import kl_sum
 from kdkit.losses.validation import (
-    one_answer_per_label,
-    one_class_each,
-    same_outputs,
-    several_classes,
+    require_class_labels,
+    require_label_matrix,
+    require_same_outputs,
+    require_two_classes,
     validate_switches,
     validate_temperature,
     validate_weights,
@@ -21,12 +21,12 @@ from kdkit.losses.validation import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DKD:
-    """Divergence about the right class, and apart from it that among the others (decoupled distillation).
+    """Divergence of correct against incorrect, plus that among the incorrect classes (decoupled distillation).
 
-    In nats, summed over classes, mean over the batch, times temperature**2 where t_squared. alpha weighs right against
-    not right, beta the others; the defaults are those of the authors' code. Two classes or more. Computed from logits
-    throughout, so it is exact where a probability underflows and the authors' code is infinite. PaddleSlim averages
-    over classes too.
+    In nats, summed over classes, mean over the batch, times temperature**2 if t_squared. alpha weighs the first term,
+    beta the second; the defaults are those of the authors' code. Two classes or more. Computed from logits throughout,
+    so it is exact if a probability underflows, for which the authors' code gives infinity. PaddleSlim averages over
+    classes too.
 
     Formula: T²/N · Σ (alpha KL(b_t ‖ b_s) + beta KL(r_t ‖ r_s)), with b = (p[y], 1 - p[y]) for p = softmax(z / T), and
         r = softmax(z / T) over the classes other than y
@@ -39,7 +39,7 @@ class DKD:
     temperature: float = 4.0
     t_squared: bool = True
 
-    needs = frozenset({"hard_labels"})
+    requires = frozenset({"hard_labels"})
 
     def __post_init__(self) -> None:
         validate_weights(alpha=self.alpha, beta=self.beta)
@@ -47,24 +47,26 @@ class DKD:
         validate_switches(t_squared=self.t_squared)
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
-        """Return the weighted sum, least (0) where both give the same probabilities."""
-        same_outputs(student, target, self)
-        labels = one_class_each(labels, student, self)
-        several_classes(student, self)
-        student, target = full(student), full(target)
-        right, others = _decoupled(student / self.temperature, labels)
-        their_right, their_others = _decoupled(target / self.temperature, labels)
-        loss = self.alpha * _divergence(right, their_right) + self.beta * _divergence(others, their_others)
+        """Return the weighted sum, minimal (0) if both give the same probabilities."""
+        require_same_outputs(student, target, self)
+        labels = require_class_labels(labels, student, self)
+        require_two_classes(student, self)
+        student, target = upcast_half(student), upcast_half(target)
+        student_binary, student_rest = _decouple(student / self.temperature, labels)
+        target_binary, target_rest = _decouple(target / self.temperature, labels)
+        # eq. 7: TCKD over (correct, incorrect) and NCKD over the incorrect classes
+        tckd, nckd = _divergence(student_binary, target_binary), _divergence(student_rest, target_rest)
+        loss = self.alpha * tckd + self.beta * nckd
         return loss * self.temperature**2 if self.t_squared else loss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NKD:
-    """Cross-entropy to the teacher at the right class, and to its share of each other class (normalised distillation).
+    """Cross-entropy with the teacher at the correct class, and over the other classes normalised (normalised KD).
 
-    In nats, mean over the batch. gamma and temperature concern the others, whose term is multiplied by temperature**2
-    where t_squared; the right class is never softened. The defaults are those of the authors' code. Two classes or
-    more. The cross-entropy to the labels is not in it: add Truth(...).
+    In nats, mean over the batch. gamma and temperature apply to the other classes, whose term is multiplied by
+    temperature**2 if t_squared; the correct class is never softened. The defaults are those of the authors' code. Two
+    classes or more. The cross-entropy with the labels is not included: add Truth(...).
 
     Formula: -1/N · Σ (p[y] log q[y] + gamma T² Σ r_t log r_s), with p = softmax(t), q = softmax(s) and r = softmax(z /
         T) over the classes other than y
@@ -76,7 +78,7 @@ class NKD:
     temperature: float = 1.0
     t_squared: bool = True
 
-    needs = frozenset({"hard_labels"})
+    requires = frozenset({"hard_labels"})
 
     def __post_init__(self) -> None:
         validate_weights(gamma=self.gamma)
@@ -84,27 +86,28 @@ class NKD:
         validate_switches(t_squared=self.t_squared)
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
-        """Return the sum of both; more than 0, for the teacher's entropy is in it."""
-        same_outputs(student, target, self)
-        labels = one_class_each(labels, student, self)
-        several_classes(student, self)
-        student, target = full(student), full(target)
-        right, sure = (F.log_softmax(each, 1).gather(1, labels[:, None]) for each in (student, target))
-        _, others = _decoupled(student / self.temperature, labels)
-        _, their_others = _decoupled(target / self.temperature, labels)
-        rest = (their_others.softmax(1) * F.log_softmax(others, 1)).sum(1).mean()
+        """Return the sum of both terms, which is above 0 since it includes the teacher's entropy."""
+        require_same_outputs(student, target, self)
+        labels = require_class_labels(labels, student, self)
+        require_two_classes(student, self)
+        student, target = upcast_half(student), upcast_half(target)
+        # log probabilities of the correct class, (batch, 1)
+        student_log, target_log = (F.log_softmax(side, 1).gather(1, labels[:, None]) for side in (student, target))
+        _, student_rest = _decouple(student / self.temperature, labels)
+        _, target_rest = _decouple(target / self.temperature, labels)
+        # the other classes are normalised to sum to 1, so that both distributions can become equal
+        rest = (target_rest.softmax(1) * F.log_softmax(student_rest, 1)).sum(1).mean()
         weight = self.gamma * (self.temperature**2 if self.t_squared else 1)
-        return -(sure.exp() * right).mean() - weight * rest
+        return -(target_log.exp() * student_log).mean() - weight * rest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PerLabelDKD:
-    """Divergence per label, that of the labels a sample has apart from that of those it has not (after DKD).
+    """Divergence per label, averaged separately over present and absent labels (after DKD).
 
-    Where every label is a question of its own, no class competes with another; what drowns is the few labels that are
-    there among the many that are not. In nats, times temperature**2 where t_squared. alpha weighs the mean over the
-    former, beta that over the latter. Labels may be mixed. Means are over the batch, so without any present label the
-    first is 0.
+    Multi-label classes do not compete with each other, but the few present labels are outnumbered by the absent ones.
+    In nats, times temperature**2 if t_squared. alpha weighs the mean over the present labels, beta that over the absent
+    ones. Labels may be mixed, in [0, 1]. Means are over the whole batch; the first is 0 if no label is present.
 
     Formula: T² · (alpha Σ y d / Σ y + beta Σ (1 - y) d / Σ (1 - y)), with d = KL(Bernoulli(sigmoid(t / T)) ‖
         Bernoulli(sigmoid(s / T)))
@@ -123,33 +126,35 @@ class PerLabelDKD:
         validate_switches(t_squared=self.t_squared)
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
-        """Return the weighted sum, least (0) where both give the same probabilities."""
-        same_outputs(student, target, self)
-        student, target = full(student), full(target)
-        present = one_answer_per_label(labels, student, self)
-        soft = target / self.temperature
-        sure = soft.sigmoid()
-        loss = F.binary_cross_entropy_with_logits(student / self.temperature, sure, reduction="none")
-        loss = loss - F.binary_cross_entropy_with_logits(soft, sure, reduction="none")
-        loss = self.alpha * _mean(loss, present) + self.beta * _mean(loss, 1 - present)
+        """Return the weighted sum, minimal (0) if both give the same probabilities."""
+        require_same_outputs(student, target, self)
+        student, target = upcast_half(student), upcast_half(target)
+        present = require_label_matrix(labels, student, self)
+        softened = target / self.temperature
+        probability = softened.sigmoid()
+        # KL = cross-entropy - entropy, both from logits, which stays finite if a sigmoid saturates
+        loss = F.binary_cross_entropy_with_logits(student / self.temperature, probability, reduction="none")
+        loss = loss - F.binary_cross_entropy_with_logits(softened, probability, reduction="none")
+        loss = self.alpha * _weighted_mean(loss, present) + self.beta * _weighted_mean(loss, 1 - present)
         return loss * self.temperature**2 if self.t_squared else loss
 
 
-def _decoupled(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits of right and not right, (batch, 2), and those of the other classes, (batch, classes - 1)."""
-    places = torch.arange(logits.shape[1] - 1, device=logits.device).expand(len(logits), -1)
-    others = logits.gather(1, places + (places >= labels[:, None]).long())
-    # log(1 - p) is never formed: not right has the logit that all others have together
-    right = torch.stack([logits.gather(1, labels[:, None])[:, 0], others.logsumexp(1)], dim=1)
-    return right, others
+def _decouple(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits of (correct, incorrect), (batch, 2), and of the other classes, (batch, classes - 1)."""
+    columns = torch.arange(logits.shape[1] - 1, device=logits.device).expand(len(logits), -1)
+    # the columns from the label on move up by one, which skips the label
+    rest = logits.gather(1, columns + (columns >= labels[:, None]).long())
+    # the logit of "incorrect" is a logsumexp, so that log(1 - p) is never computed
+    binary = torch.stack([logits.gather(1, labels[:, None])[:, 0], rest.logsumexp(1)], dim=1)
+    return binary, rest
 
 
 def _divergence(student: Tensor, target: Tensor) -> Tensor:
-    """Return KL(target || student) of logits (batch, options), mean over the batch."""
-    return kl(F.log_softmax(target, 1), F.log_softmax(student, 1)) / len(student)
+    """Return KL(target ‖ student) of logits (batch, options), mean over the batch."""
+    return kl_sum(F.log_softmax(target, 1), F.log_softmax(student, 1)) / len(student)
 
 
-def _mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Return the weighted mean; 0 where all weights are."""
+def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted mean, or 0 if all weights are 0."""
     total = weights.sum()
     return (values * weights).sum() / torch.where(total > 0, total, 1)

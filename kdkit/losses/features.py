@@ -1,4 +1,4 @@
-"""Shared parts of the losses on features."""
+"""Shared parts of the losses on features: checks of shapes, a base class with a projector, and normalisation."""
 
 from typing import Any
 
@@ -7,53 +7,60 @@ from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
-from kdkit.losses.projectors.factory import Kind, When, make_projector, validate_kind, validate_when
+from kdkit.losses.projectors.factory import (
+    ProjectorKind,
+    ProjectorMode,
+    make_projector,
+    validate_projector_kind,
+    validate_projector_mode,
+)
 
-Sided = Tensor | tuple[Tensor, ...]
+# The student's or the target's side of a loss: one tensor, or a tuple of one tensor per tap.
+TensorOrTuple = Tensor | tuple[Tensor, ...]
 
+# The shapes of one side, one per tap, each with the batch as its first dimension.
 Shapes = tuple[torch.Size, ...]
 
-SILENT = 1e-12  # where public code divides by this instead, whose gradient is 1e12
+# Norms up to this count as 0 and are not divided by. Public code divides by max(norm, 1e-12) or norm + 1e-12 instead,
+# which multiplies the gradient of a zero vector by 1e12.
+MIN_NORM = 1e-12
 
 
-class Projected(nn.Module):
-    """A loss between features of one shape, to which a projector that is trained with the student brings it.
+class ProjectedLoss(nn.Module):
+    """Base class of a loss between two features of one shape, with a projector for students of another shape.
 
-    projector: "auto" makes one where the shapes differ, "always" in any case, "never" refuses shapes that differ.
-    kind: "linear", "conv", "mlp" or "bottleneck"; see kdkit.projectors.
+    The projector is trained with the student and discarded after training. projector: "auto" makes one if the shapes
+    differ, "always" in any case, "never" raises RecipeError if the shapes differ. kind: "linear", "conv", "mlp" or
+    "bottleneck"; see kdkit.losses.projectors. Subclasses implement `compare`.
     """
 
-    def __init__(self, *, projector: When = "auto", kind: Kind = "linear") -> None:
+    def __init__(self, *, projector: ProjectorMode = "auto", kind: ProjectorKind = "linear") -> None:
         super().__init__()
-        validate_when(projector)
-        validate_kind(kind)
-        self.when = projector
+        validate_projector_mode(projector)
+        validate_projector_kind(kind)
+        self.projector_mode = projector
         self.kind = kind
         self.projector: nn.Module = nn.Identity()
 
-    def build(self, student: Shapes, target: Shapes, facts: BuildContext, teacher: nn.Module | None) -> None:
-        """Make the projector for these shapes. Raises RecipeError where they cannot meet."""
-        given, wanted = one(student, self), one(target, self)
-        differ = given[1:] != wanted[1:]
-        if differ and self.when == "never":
-            raise RecipeError(
-                f"features of {tuple(given[1:])} cannot meet {tuple(wanted[1:])} without a projector; "
-                f"{type(self).__name__}(projector='auto') makes one"
-            )
-        made = differ or self.when == "always"
-        self.projector = make_projector(self.kind, given, wanted) if made else nn.Identity()
+    def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: nn.Module | None) -> None:
+        """Create the projector for these shapes. Raises RecipeError if it cannot map one to the other."""
+        student_shape, target_shape = single_tap_shape(student, self), single_tap_shape(target, self)
+        if needs_projector(student_shape, target_shape, self.projector_mode, self):
+            self.projector = make_projector(self.kind, student_shape, target_shape)
+        else:
+            self.projector = nn.Identity()  # also replaces the projector of an earlier build
 
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return what is between the projected student and the target."""
-        return self.between(self.projector(student), target)
+        """Return the loss between the projected student and the target."""
+        return self.compare(self.projector(student), target)
 
-    def between(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of two features of one shape."""
+    def compare(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the loss between two features of one shape."""
         raise NotImplementedError
 
 
-def one(shapes: Shapes, loss: Any) -> torch.Size:
-    """Return the only shape. Raises RecipeError for several taps."""
+def single_tap_shape(shapes: Shapes, loss: Any) -> torch.Size:
+    """Return the shape of the only tap. Raises RecipeError for several taps, or if it has no channels."""
     if len(shapes) != 1:
         raise RecipeError(f"{type(loss).__name__} takes one tap on each side; got {len(shapes)}")
     if len(shapes[0]) < 2:
@@ -61,13 +68,24 @@ def one(shapes: Shapes, loss: Any) -> torch.Size:
     return shapes[0]
 
 
-def several(side: Sided) -> tuple[Tensor, ...]:
-    """Return a side as a tuple, also of a single tap."""
+def needs_projector(student: torch.Size, target: torch.Size, mode: ProjectorMode, loss: Any) -> bool:
+    """Return whether to create a projector for these shapes. Raises RecipeError if they differ and mode is "never"."""
+    differ = student[1:] != target[1:]  # the batch size does not matter
+    if differ and mode == "never":
+        raise RecipeError(
+            f"features of {tuple(student[1:])} cannot be compared to {tuple(target[1:])} without a projector; "
+            f"use {type(loss).__name__}(projector='auto')"
+        )
+    return differ or mode == "always"
+
+
+def as_tuple(side: TensorOrTuple) -> tuple[Tensor, ...]:
+    """Return a side as a tuple of one tensor per tap."""
     return side if isinstance(side, tuple) else (side,)
 
 
-def in_pairs(student: int, target: int, loss: Any) -> None:
-    """Raise RecipeError unless there are as many taps on one side as on the other."""
+def require_pairs(student: int, target: int, loss: Any) -> None:
+    """Raise RecipeError unless the student and the target have the same number of taps."""
     if student != target:
         raise RecipeError(
             f"{type(loss).__name__} compares taps in pairs, from shallow to deep; got {student} of the student and "
@@ -75,8 +93,8 @@ def in_pairs(student: int, target: int, loss: Any) -> None:
         )
 
 
-def with_positions(features: Tensor, loss: Any) -> Tensor:
-    """Return the features. Raises RecipeError where they are vectors, of which the loss says nothing."""
+def require_positions(features: Tensor, loss: Any) -> Tensor:
+    """Return the features. Raises RecipeError if they are vectors (batch, channels), without positions."""
     if features.ndim < 3:
         raise RecipeError(
             f"{type(loss).__name__} compares positions, so features are (batch, channels, positions...); "
@@ -85,45 +103,46 @@ def with_positions(features: Tensor, loss: Any) -> Tensor:
     return features
 
 
-def same_shape(student: Tensor, target: Tensor, loss: Any) -> None:
-    """Raise RecipeError for two shapes in a loss that has no projector of its own."""
+def require_same_features(student: Tensor, target: Tensor, loss: Any) -> None:
+    """Raise RecipeError unless both have one shape, for a loss without a projector."""
     if student.shape != target.shape:
         raise RecipeError(
             f"{type(loss).__name__} compares features of one shape; got {tuple(student.shape[1:])} and "
-            f"{tuple(target.shape[1:])}: Hint() brings such together with a linear projector"
+            f"{tuple(target.shape[1:])}: use Hint(), which has a linear projector"
         )
 
 
-def full(features: Tensor) -> Tensor:
-    """Return features in single precision at least, for sums and powers that half precision cannot hold."""
+def upcast_half(features: Tensor) -> Tensor:
+    """Return half-precision features in float32, and others unchanged."""
+    # fp16 overflows at 65504, which sums and powers reach soon; bf16 keeps 8 significant bits.
     return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
 
 
-def direction(vectors: Tensor, dim: int = 1) -> Tensor:
-    """Return vectors of length 1; those of length 0 stay as they are, and give a gradient that is finite."""
+def unit_vectors(vectors: Tensor, dim: int = 1) -> Tensor:
+    """Return vectors divided by their length along `dim`. Vectors of length 0 stay 0, with a finite gradient."""
     length = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
-    return vectors / torch.where(length > SILENT, length, 1.0)
+    return vectors / torch.where(length > MIN_NORM, length, 1.0)
 
 
-def vectors(features: Tensor) -> Tensor:
-    """Return (batch, numbers), in single precision at least: one vector for each sample."""
-    return full(features).flatten(1)
+def flatten_samples(features: Tensor) -> Tensor:
+    """Return one vector per sample, (batch, numbers), in float32 or better."""
+    return upcast_half(features).flatten(1)
 
 
-def scaled(samples: Tensor) -> Tensor:
-    """Return samples whose largest number is 1, for relations that do not see the scale.
+def rescale_by_max(samples: Tensor) -> Tensor:
+    """Return samples divided by their largest absolute value, for relations that do not depend on the scale.
 
-    Products of small numbers, and what is divided by these, would leave what a float holds.
+    Products of very small or very large numbers would otherwise underflow or overflow.
     """
-    size = samples.detach().abs().amax()
-    return samples / torch.where(size > SILENT, size, 1.0)
+    largest = samples.detach().abs().amax()
+    return samples / torch.where(largest > MIN_NORM, largest, 1.0)
 
 
-def products(samples: Tensor) -> Tensor:
-    """Return the inner products of all pairs, (batch, batch)."""
+def gram_matrix(samples: Tensor) -> Tensor:
+    """Return the inner products of all pairs of samples, (batch, batch)."""
     return samples @ samples.T
 
 
-def without_autocast(side: Sided) -> torch.autocast:
-    """Return the context in which products are computed in the precision of their factors."""
-    return torch.autocast(several(side)[0].device.type, enabled=False)
+def without_autocast(side: TensorOrTuple) -> torch.autocast:
+    """Return a context that disables autocast, so that matrix products keep the precision of their inputs."""
+    return torch.autocast(as_tuple(side)[0].device.type, enabled=False)

@@ -1,46 +1,46 @@
-"""Losses that pull a student's features to a teacher's, entry by entry, through a projector where shapes differ."""
+"""Squared errors between features, with a projector for students of another shape (FitNet and SquareHead)."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.losses.features import SILENT, Projected, full
+from kdkit.losses.features import MIN_NORM, ProjectedLoss, upcast_half
 
 
-class Hint(Projected):
-    """Mean squared error to a teacher's features, through a trained projector where shapes differ (FitNet).
+class Hint(ProjectedLoss):
+    """Mean squared error to the teacher's features, through a trained projector if shapes differ (FitNet).
 
-    In squared units of the feature, mean over all entries, where the paper has half the sum. The projector brings the
-    student to the teacher's shape, is trained with the student and is no part of it after. projector "auto" makes one
-    where the shapes differ, "always" in any case, "never" refuses shapes that differ. kind "linear" is a map over
+    In squared units of the feature, mean over all entries; the paper takes half the sum. The projector maps the student
+    to the teacher's shape. It is trained with the student and discarded after training. projector "auto" makes one if
+    the shapes differ, "always" in any case, "never" raises RecipeError if they differ. kind "linear" is a map over
     channels, "conv" the convolutional regressor of the paper with batch norm and ReLU, "bottleneck" the projector of
     SimKD (Chen et al. 2022, arXiv:2203.14001), "mlp" two maps over channels.
 
-    Formula: mean (g(s) - t)², with g a projector where shapes differ
+    Formula: mean (g(s) - t)², with g a projector if shapes differ
     Shapes: features (N, C), (N, C, L), (N, C, H, W)
     Source: Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", arXiv:1412.6550, eq. 3
     """
 
-    def between(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the error, least (0) where the projected features are the teacher's."""
+    def compare(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the error, minimal (0) if the projected features are the teacher's."""
         return F.mse_loss(student, target)
 
 
-class SquareHead(Projected):
-    """Squared error relative to the size of the teacher's features (SquareHead).
+class SquareHead(ProjectedLoss):
+    """Squared error relative to the squared norm of the teacher's features (SquareHead).
 
-    Without unit: both sums are over the whole batch, the teacher's counting as 1 where it is silent. projector and kind
-    are those of Hint.
+    Dimensionless; both sums are over the whole batch. A teacher whose features are all 0 counts as of norm 1. projector
+    and kind are those of Hint.
 
-    Formula: Σ (g(s) - t)² / Σ t², with g a projector where shapes differ
+    Formula: Σ (g(s) - t)² / Σ t², with g a projector if shapes differ
     Shapes: features (N, C), (N, C, L), (N, C, H, W)
     Source: Kurtic et al. 2023, "Sparse Fine-tuning for Inference Acceleration of Large Language Models",
         arXiv:2310.06927
     """
 
-    def between(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the ratio, least (0) where the projected features are the teacher's."""
-        student, target = full(student), full(target)
-        size = target.square().sum()
-        # a teacher that is silent has no size, and what is divided by nearly nothing is not finite
-        return (student - target).square().sum() / torch.where(size > SILENT**2, size, 1.0)
+    def compare(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the ratio, minimal (0) if the projected features are the teacher's."""
+        student, target = upcast_half(student), upcast_half(target)
+        squared_norm = target.square().sum()
+        # all-zero teacher features would divide by 0; the error then keeps its own scale
+        return (student - target).square().sum() / torch.where(squared_norm > MIN_NORM**2, squared_norm, 1.0)

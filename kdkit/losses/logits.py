@@ -1,4 +1,4 @@
-"""Losses on logits."""
+"""Losses on logits: divergences between softened probabilities, squared errors, and a wrapper for language models."""
 
 import math
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.errors import RecipeError
-from kdkit.losses.base import Loss, asked_by
-from kdkit.losses.features import full
+from kdkit.losses.base import BuildableLoss, Loss, extra_kwargs_of
+from kdkit.losses.features import upcast_half
 from kdkit.losses.validation import (
     Reduction,
-    same_outputs,
-    several_classes,
+    require_same_outputs,
+    require_two_classes,
     validate_above_zero,
     validate_reduction,
     validate_share,
@@ -23,21 +23,13 @@ from kdkit.losses.validation import (
 )
 
 
-def kl(of: Tensor, to: Tensor) -> Tensor:
-    """Return the sum of KL(of || to) over all rows, from log probabilities, in nats; gradients flow to both.
-
-    torch's own `kl_div` gives the same, but cannot be mapped over samples with `torch.func.vmap`.
-    """
-    return (of.exp() * (of - to)).sum()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoftTargets:
-    """Kullback-Leibler divergence of the softened teacher to the softened student: soft targets.
+    """Kullback-Leibler divergence from the softened student to the softened teacher: soft targets.
 
-    In nats. reduction "batchmean" sums over classes and averages over the batch; "mean" averages over both, which is
-    1/classes of it. t_squared multiplies by temperature**2, so that the gradient keeps its size when the temperature
-    changes; the authors of LRH-Net leave it out.
+    In nats. reduction "batchmean" sums over classes and averages over the batch; "mean" averages over both, a factor
+    1/classes. t_squared multiplies by temperature**2, so that the size of the gradient does not depend on the
+    temperature; the authors of LRH-Net leave it out.
 
     Formula: T²/N · Σ p log(p / q), with p = softmax(t / T) and q = softmax(s / T)
     Shapes: logits (N, C)
@@ -54,11 +46,12 @@ class SoftTargets:
         validate_switches(t_squared=self.t_squared)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the divergence, least (0) where both give the same probabilities."""
-        same_outputs(student, target, self)
-        student = F.log_softmax(full(student) / self.temperature, dim=1)
-        target = F.log_softmax(full(target) / self.temperature, dim=1)
-        loss = kl(target, student) / (student.numel() if self.reduction == "mean" else len(student))
+        """Return the divergence, minimal (0) if both give the same probabilities."""
+        require_same_outputs(student, target, self)
+        student = F.log_softmax(upcast_half(student) / self.temperature, dim=1)
+        target = F.log_softmax(upcast_half(target) / self.temperature, dim=1)
+        loss = _reduce(kl_sum(target, student), student, self.reduction)
+        # sec. 2: gradients of the soft targets scale as 1/T², which this factor compensates
         return loss * self.temperature**2 if self.t_squared else loss
 
     @classmethod
@@ -84,7 +77,7 @@ class SoftTargets:
 
     @classmethod
     def mutual(cls) -> Self:
-        """Return the divergence from a peer, without temperature, of deep mutual learning (DML).
+        """Return the divergence between peers of deep mutual learning (DML), without a temperature.
 
         Formula: 1/N · Σ p log(p / q), with p = softmax(t) and q = softmax(s)
         Shapes: logits (N, C)
@@ -95,11 +88,11 @@ class SoftTargets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitMSE:
-    """Mean squared error between logits, which keeps what a softmax loses: their offset.
+    """Mean squared error between logits, which unlike a softmax keeps their offset.
 
     In squared units of a logit. reduction "mean" averages over batch and classes; "batchmean" sums over classes and
     averages over the batch, twice the paper's. A temperature divides both sides, and t_squared undoes its effect on the
-    scale; TextBrewer divides and does not undo.
+    scale; TextBrewer divides and does not undo it.
 
     Formula: 1/(N C) · Σ ((s - t) / T)²
     Shapes: logits (N, C)
@@ -116,9 +109,9 @@ class LogitMSE:
         validate_switches(t_squared=self.t_squared)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the error, least (0) where the logits are equal."""
-        same_outputs(student, target, self)
-        loss = F.mse_loss(full(student) / self.temperature, full(target) / self.temperature)
+        """Return the error, minimal (0) if the logits are equal."""
+        require_same_outputs(student, target, self)
+        loss = F.mse_loss(upcast_half(student) / self.temperature, upcast_half(target) / self.temperature)
         if self.reduction == "batchmean":
             loss = loss * (student.numel() / len(student))
         return loss * self.temperature**2 if self.t_squared else loss
@@ -126,10 +119,10 @@ class LogitMSE:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitStandardisation:
-    """Soft targets between standardised logits, so that the student need not match their size.
+    """Soft targets between standardised logits, so that the student need not match the scale of the teacher's.
 
-    In nats; reduction and t_squared as in SoftTargets. Each row loses its mean and is divided by its deviation (of
-    classes - 1, as in the authors' code) plus eps. Two classes or more.
+    In nats; reduction and t_squared as in SoftTargets. The mean of each row is subtracted, and the row is divided by
+    its standard deviation (with classes - 1, as in the authors' code) plus eps. Two classes or more.
 
     Formula: T²/N · Σ p log(p / q), with p = softmax(z(t) / T), q = softmax(z(s) / T) and z(x) = (x - mean x) / (std x +
         eps)
@@ -149,24 +142,25 @@ class LogitStandardisation:
         validate_above_zero("eps", self.eps)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the divergence, least (0) where one row is the other, scaled and shifted."""
-        same_outputs(student, target, self)
-        several_classes(student, self)
+        """Return the divergence, minimal (0) if the rows are equal up to scale and offset."""
+        require_same_outputs(student, target, self)
+        require_two_classes(student, self)
         soft = SoftTargets(temperature=self.temperature, t_squared=self.t_squared, reduction=self.reduction)
-        return soft(self.standardised(full(student)), self.standardised(full(target)))
+        return soft(self.standardise(upcast_half(student)), self.standardise(upcast_half(target)))
 
-    def standardised(self, logits: Tensor) -> Tensor:
-        """Return logits (batch, classes) of mean 0 and deviation 1 in every row."""
+    def standardise(self, logits: Tensor) -> Tensor:
+        """Return logits (batch, classes) with mean 0 and standard deviation 1 in every row."""
         centred = logits - logits.mean(1, keepdim=True)
+        # the paper's Z-score, whose temperature is applied in the softmax; eps avoids 0 / 0 for a constant row
         return centred / (centred.std(1, keepdim=True) + self.eps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReverseKL:
-    """Kullback-Leibler divergence of the student to the teacher, which seeks a mode.
+    """Kullback-Leibler divergence from the teacher to the student, which is mode-seeking.
 
-    In nats. reduction "batchmean" sums over all but the batch and averages over it; "mean" averages over all entries.
-    t_squared multiplies by temperature**2; no public code that we know of does.
+    In nats. reduction "batchmean" sums over all other dimensions and averages over the batch; "mean" averages over all
+    entries. t_squared multiplies by temperature**2, which we know of no public code to do.
 
     Formula: 1/N · Σ q log(q / p), with p = softmax(t / T) and q = softmax(s / T)
     Shapes: logits (N, C), (N, tokens, C)
@@ -183,18 +177,19 @@ class ReverseKL:
         validate_switches(t_squared=self.t_squared)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the divergence, least (0) where both give the same probabilities."""
-        same_outputs(student, target, self, dense=True)
-        loss = kl(_log_probabilities(student, self.temperature), _log_probabilities(target, self.temperature))
-        return _reduced(loss, student, self.reduction) * (self.temperature**2 if self.t_squared else 1)
+        """Return the divergence, minimal (0) if both give the same probabilities."""
+        require_same_outputs(student, target, self, dense=True)
+        student_log, target_log = (_log_probabilities(side, self.temperature) for side in (student, target))
+        loss = kl_sum(student_log, target_log)
+        return _reduce(loss, student, self.reduction) * (self.temperature**2 if self.t_squared else 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneralisedJSD:
-    """Jensen-Shannon divergence, generalised by the share of each side in the mix (of GKD).
+    """Jensen-Shannon divergence, generalised by the weight of each side in the mixture (of GKD).
 
-    In nats; reduction and t_squared as in ReverseKL. Between, it goes to 0 with beta or 1 - beta; at the ends it is, by
-    convention, the whole KL(p ‖ q) for beta = 0 and KL(q ‖ p) for beta = 1. distillm writes lam = 1 - beta.
+    In nats; reduction and t_squared as in ReverseKL. It approaches 0 as beta approaches 0 or 1. By convention beta = 0
+    gives KL(p ‖ q) and beta = 1 gives KL(q ‖ p), both unscaled. distillm writes lam = 1 - beta.
     PerToken(GeneralisedJSD()) averages over the tokens that have a label.
 
     Formula: 1/N · Σ (beta KL(p ‖ m) + (1 - beta) KL(q ‖ m)), with p = softmax(t / T), q = softmax(s / T) and m = beta p
@@ -216,34 +211,27 @@ class GeneralisedJSD:
         validate_switches(t_squared=self.t_squared)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the divergence, least (0) where both give the same probabilities."""
-        same_outputs(student, target, self, dense=True)
-        mine, theirs = (_log_probabilities(each, self.temperature) for each in (student, target))
+        """Return the divergence, minimal (0) if both give the same probabilities."""
+        require_same_outputs(student, target, self, dense=True)
+        student_log, target_log = (_log_probabilities(side, self.temperature) for side in (student, target))
         if self.beta == 0:
-            loss = kl(theirs, mine)
+            loss = kl_sum(target_log, student_log)
         elif self.beta == 1:
-            loss = kl(mine, theirs)
+            loss = kl_sum(student_log, target_log)
         else:
-            mix = torch.logaddexp(math.log(self.beta) + theirs, math.log1p(-self.beta) + mine)
-            loss = self.beta * kl(theirs, mix) + (1 - self.beta) * kl(mine, mix)
-        return _reduced(loss, student, self.reduction) * (self.temperature**2 if self.t_squared else 1)
-
-
-def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
-    return F.log_softmax(full(logits) / temperature, dim=-1)
-
-
-def _reduced(loss: Tensor, student: Tensor, reduction: Reduction) -> Tensor:
-    return loss / (student.numel() if reduction == "mean" else len(student))
+            # log(beta p + (1 - beta) q) from log probabilities, so that probabilities cannot underflow
+            mixture = torch.logaddexp(math.log(self.beta) + target_log, math.log1p(-self.beta) + student_log)
+            loss = self.beta * kl_sum(target_log, mixture) + (1 - self.beta) * kl_sum(student_log, mixture)
+        return _reduce(loss, student, self.reduction) * (self.temperature**2 if self.t_squared else 1)
 
 
 @dataclass(frozen=True, slots=True)
 class PerToken:
-    """A loss on outputs, over the tokens that have a label, each as a sample.
+    """Apply a loss on outputs to the tokens that have a label, taking each token as a sample.
 
-    The unit and the reduction are those of `loss`, over (kept tokens, classes), as in trl; 0 where none is kept.
-    ignore: the label of tokens that are left out. loss: one without weights of its own; it is given the labels of the
-    kept tokens if it asks for them.
+    The unit and the reduction are those of `loss`, over (selected tokens, classes), as in trl; 0 if no token is
+    selected. ignore: the label of tokens that are left out. loss: one without weights; it receives the labels of the
+    selected tokens if it accepts labels.
 
     Formula: loss(s[k], t[k]), with k the tokens whose label is not `ignore`
     Shapes: logits (N, tokens, C); labels (N, tokens)
@@ -255,19 +243,37 @@ class PerToken:
 
     def __post_init__(self) -> None:
         if isinstance(self.ignore, bool) or not isinstance(self.ignore, int):
-            raise RecipeError(f"ignore is the whole number that stands for no label, such as -100; got {self.ignore!r}")
-        plain = callable(self.loss) and not isinstance(self.loss, type) and not hasattr(self.loss, "build")
-        if not plain or asked_by(self.loss) - {"labels"}:
+            raise RecipeError(f"ignore is the integer label of tokens to leave out, such as -100; got {self.ignore!r}")
+        weightless = callable(self.loss) and not isinstance(self.loss, type | BuildableLoss)
+        if not weightless or extra_kwargs_of(self.loss) - {"labels"}:
             raise RecipeError(f"PerToken takes a loss on outputs without weights, ids or progress; got {self.loss!r}")
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
-        """Return the loss over the kept tokens."""
+        """Return the loss over the selected tokens."""
         if labels.shape != student.shape[:-1]:
             raise RecipeError(
-                f"PerToken needs a label for every token, of shape {tuple(student.shape[:-1])}; got {tuple(labels.shape)}"
+                f"PerToken needs a label for every token, of shape {tuple(student.shape[:-1])}; got "
+                f"{tuple(labels.shape)}"
             )
-        kept = labels != self.ignore
-        if not kept.any():
-            return student.sum() * 0.0
-        asked = {"labels": labels[kept]} if asked_by(self.loss) else {}
-        return self.loss(student[kept], target[kept], **asked)
+        selected = labels != self.ignore
+        if not selected.any():
+            return student.sum() * 0.0  # keeps the graph, so that a backward pass works
+        # indexing by the mask flattens (batch, tokens, classes) to (selected tokens, classes)
+        kwargs = {"labels": labels[selected]} if extra_kwargs_of(self.loss) else {}
+        return self.loss(student[selected], target[selected], **kwargs)
+
+
+def kl_sum(first_log: Tensor, second_log: Tensor) -> Tensor:
+    """Return KL(first ‖ second) from log probabilities, in nats, summed over all rows; gradients flow to both.
+
+    torch's `kl_div` gives the same, but `torch.func.vmap` cannot map it over samples.
+    """
+    return (first_log.exp() * (first_log - second_log)).sum()
+
+
+def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
+    return F.log_softmax(upcast_half(logits) / temperature, dim=-1)
+
+
+def _reduce(loss: Tensor, student: Tensor, reduction: Reduction) -> Tensor:
+    return loss / (student.numel() if reduction == "mean" else len(student))

@@ -1,4 +1,4 @@
-"""Losses before the activation: only what would pass a margin ReLU is pulled to the teacher (OFD)."""
+"""A loss on features before the activation, with a margin instead of 0 for negative values (OFD)."""
 
 import math
 from typing import Any
@@ -8,29 +8,31 @@ from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
-from kdkit.losses.features import Shapes, full, one
-from kdkit.losses.projectors.factory import When, validate_when
+from kdkit.losses.features import Shapes, needs_projector, single_tap_shape, upcast_half
+from kdkit.losses.projectors.factory import ProjectorMode, validate_projector_mode
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise
-from kdkit.losses.projectors.linear import fitted, positions_of
+from kdkit.losses.projectors.linear import fit_positions, target_positions
 from kdkit.losses.validation import is_number, validate_above_zero
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
-_RARE = 0.001  # below this share of negative values the authors take three deviations for the margin
+# If the probability of a negative value is below this, the authors use -3 standard deviations as the margin.
+_MIN_NEGATIVE_PROBABILITY = 0.001
 
 
 class OFD(nn.Module):
-    """Partial squared error between features before their ReLU, to a teacher with a margin (OFD).
+    """Partial squared error between features before their ReLU, with a margin ReLU on the teacher (OFD).
 
-    `factor`, which is that of public code, times the sum over channels and positions, mean over the batch. Both sides
-    are the outputs of batch norms; a map over channels with a batch norm brings the student to the teacher's, after a
-    resize where positions differ. The teacher's values are cut at the margin, the mean of its channel's negative
-    values, which follows from the weight and bias of its batch norm; where that is negative and the student is below
-    it, there is no loss. norm: the teacher's batch norm, by default the one that is tapped, or else the only one of so
-    many channels. margin: the same for every channel of a teacher without. projector "never" compares features as they
-    are. Over several layers, the authors' code gives each half the weight of the next deeper one.
+    `factor`, as in public code, times the sum over channels and positions, mean over the batch. Both sides are outputs
+    of batch norms. A map over channels with a batch norm projects the student to the teacher's channels, after a resize
+    if positions differ. The teacher's values are clamped from below at the margin: the mean of the negative values of
+    their channel, which follows from the weight and bias of its batch norm. If the clamped target is negative and the
+    student is below it, the error is ignored. norm: the teacher's batch norm, by default the tapped one, or else the
+    only one with as many channels. margin: a fixed margin for all channels, for a teacher without batch norm. projector
+    "never" compares features as they are. Over several layers, the authors' code gives each layer half the weight of
+    the next deeper one.
 
-    Formula: factor/N · Σ w (g(s) - u)², with g the map, u = max(t, margin) and w = 1 where g(s) > u or t > 0, else 0
+    Formula: factor/N · Σ w (g(s) - u)², with g the map, u = max(t, margin) and w = 1 if g(s) > u or t > 0, else 0
     Shapes: features (N, C), (N, C, L), (N, C, H, W)
     Source: Heo et al. 2019, "A Comprehensive Overhaul of Feature Distillation", arXiv:1904.01866
     """
@@ -43,83 +45,81 @@ class OFD(nn.Module):
         *,
         margin: float | None = None,
         factor: float = 1e-3,
-        projector: When = "always",
+        projector: ProjectorMode = "always",
     ) -> None:
         super().__init__()
         validate_above_zero("factor", factor)
-        validate_when(projector)
+        validate_projector_mode(projector)
         if norm is not None and not isinstance(norm, Norm):
             raise RecipeError(f"norm is the teacher's batch norm before the ReLU; got a {type(norm).__name__}")
         if margin is not None and (not is_number(margin) or margin > 0):
             raise RecipeError(f"a margin is a finite number of at most 0; got {margin!r}")
-        self._norm = (norm,)  # in a tuple, so that the teacher's weights are not taken for the loss's
-        self.margin, self.factor, self.when = margin, factor, projector
+        self._norm = (norm,)  # a tuple hides the teacher's weights from self.parameters()
+        self.margin, self.factor, self.projector_mode = margin, factor, projector
         self.connector: nn.Module = nn.Identity()
         self.positions: tuple[int, ...] | None = None
-        self.register_buffer("margins", torch.zeros(0), persistent=False)  # they follow from the teacher
+        # (channels,), computed from the teacher at each build, so not saved with the loss
+        self.register_buffer("margins", torch.zeros(0), persistent=False)
 
-    def build(self, student: Shapes, target: Shapes, facts: BuildContext, teacher: nn.Module | None) -> None:
-        """Make the connector and read the margins. Raises RecipeError where there are none, or shapes cannot meet."""
-        given, wanted = one(student, self), one(target, self)
-        differ = given[1:] != wanted[1:]
-        if differ and self.when == "never":
-            raise RecipeError(
-                f"features of {tuple(given[1:])} cannot meet {tuple(wanted[1:])} without a connector; "
-                "OFD(projector='always') makes one"
-            )
-        made = differ or self.when == "always"
-        self.positions = positions_of(given, wanted) if made else None
-        connector = [Pointwise(given[1], wanted[1], bias=False), BatchNorm(wanted[1])] if made else []
+    def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: nn.Module | None) -> None:
+        """Create the connector and compute the margins. Raises RecipeError without a norm, or if shapes do not fit."""
+        student_shape, target_shape = single_tap_shape(student, self), single_tap_shape(target, self)
+        needs_connector = needs_projector(student_shape, target_shape, self.projector_mode, self)
+        channels = target_shape[1]
+        self.positions = target_positions(student_shape, target_shape) if needs_connector else None
+        # the authors' connector: a convolution with a kernel of 1 and a batch norm
+        connector = [Pointwise(student_shape[1], channels, bias=False), BatchNorm(channels)] if needs_connector else []
         self.connector = nn.Sequential(*connector)
-        self.margins = self._margins(wanted[1], facts, teacher)
+        self.margins = self._compute_margins(channels, context, teacher)
 
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the error, least (0) where the student has the teacher's values, or less where these are negative."""
+        """Return the error, minimal (0) if the student has the teacher's values, or lower ones below 0."""
         if self.positions is not None:
-            student = fitted(student, self.positions)
-        student, target = full(self.connector(student)), full(target)
+            student = fit_positions(student, self.positions)
+        student, target = upcast_half(self.connector(student)), upcast_half(target)
+        # margin ReLU: (channels,) -> (channels, 1, ...), which broadcasts over batch and positions
         target = torch.maximum(target, self.margins.to(target).reshape(-1, *(1 for _ in target.shape[2:])))
+        # partial L2 distance: a student below a target that is not positive is correct, since ReLU makes both 0
         counts = (student > target) | (target > 0)
         return self.factor * ((student - target).square() * counts).sum() / len(student)
 
-    def _margins(self, channels: int, facts: BuildContext, teacher: nn.Module | None) -> Tensor:
+    def _compute_margins(self, channels: int, context: BuildContext, teacher: nn.Module | None) -> Tensor:
         if self.margin is not None:
             return torch.full((channels,), self.margin)
-        norm: Any = self._norm[0] or _tapped_norm(facts) or _only_norm(teacher, channels)
+        (*_, tapped) = context.tapped or (None,)
+        norm: Any = self._norm[0] or (tapped if isinstance(tapped, Norm) else _only_norm(teacher, channels))
         if norm.weight is None or len(norm.weight) != channels:
             raise RecipeError(f"OFD's norm has no weights for the {channels} channels of the teacher's features")
-        return margins_of(norm.weight.detach(), norm.bias.detach())
+        return channel_margins(norm.weight.detach(), norm.bias.detach())
 
 
-def margins_of(weight: Tensor, bias: Tensor) -> Tensor:
-    """Return the mean of the negative values of Normal(bias, |weight|), (channels,), as OFD's margins.
+def channel_margins(weight: Tensor, bias: Tensor) -> Tensor:
+    """Return OFD's margins, (channels,): the mean of the negative values of Normal(bias, |weight|).
 
-    Where hardly any value is negative, -3 |weight|, which is what the authors take.
+    If hardly any value is negative, -3 |weight|, as in the authors' code.
     """
+    # a batch norm's outputs have mean `bias` and standard deviation |weight|; float64, since the tails are small
     deviation, mean = weight.double().abs(), bias.double()
     ratio = mean / deviation.clamp_min(torch.finfo(torch.float64).tiny)
-    share = torch.special.ndtr(-ratio)
+    negative_probability = torch.special.ndtr(-ratio)
     density = torch.exp(-0.5 * ratio.square()) / math.sqrt(2 * math.pi)
-    negative = mean - deviation * density / share.clamp_min(_RARE)
-    return torch.where(share > _RARE, negative, -3 * deviation).to(weight.dtype)
-
-
-def _tapped_norm(facts: BuildContext) -> nn.Module | None:
-    """Return the batch norm that the teacher is tapped on, where it is one."""
-    (*_, tapped) = facts.tapped or (None,)
-    return tapped if isinstance(tapped, Norm) else None
+    # mean of a normal distribution truncated to values below 0
+    margin = mean - deviation * density / negative_probability.clamp_min(_MIN_NEGATIVE_PROBABILITY)
+    return torch.where(negative_probability > _MIN_NEGATIVE_PROBABILITY, margin, -3 * deviation).to(weight.dtype)
 
 
 def _only_norm(teacher: nn.Module | None, channels: int) -> nn.Module:
-    found = [
+    """Return the teacher's batch norm with so many channels. Raises RecipeError unless there is exactly one."""
+    norms = [
         (name, module)
         for name, module in (teacher.named_modules() if teacher is not None else ())
         if isinstance(module, Norm) and module.num_features == channels
     ]
-    if len(found) == 1:
-        return found[0][1]
-    has = ", ".join(name for name, _ in found[:8]) or "none"
+    if len(norms) == 1:
+        return norms[0][1]
+    names = ", ".join(name for name, _ in norms[:8]) or "none"
     raise RecipeError(
-        f"OFD takes its margins from the teacher's batch norm before the tapped ReLU, but of {channels} channels the "
-        f"teacher has {len(found)} ({has}); say which with OFD(teacher.module.layer3.bn), or OFD(margin=-1.0) without"
+        "OFD computes its margins from the teacher's batch norm before the tapped ReLU, but the teacher has "
+        f"{len(norms)} batch norms of {channels} channels ({names}); pass one, OFD(teacher.module.layer3.bn), or a "
+        "fixed margin, OFD(margin=-1.0)"
     )

@@ -1,67 +1,77 @@
-"""Where a memory keeps what it knows of a sample, and which other samples it is asked about."""
+"""Bookkeeping of a memory bank: the row of each sample, and the random rows that it is contrasted with.
+
+Negatives are drawn by hashing instead of by a random generator: they are then the same on any device and after a
+resume, without a generator state to be saved.
+"""
 
 import torch
 from torch import Tensor, nn
 
-# Odd multipliers and shifts of a well-known mixing function (MurmurHash3's finaliser), as signed integers.
-_MIX = (-49064778989728563, -4265267296055464877)
-_STEP = 7046029254386353131
+# Odd multipliers of MurmurHash3's 64-bit finaliser, as signed integers.
+_MULTIPLIERS = (-49064778989728563, -4265267296055464877)
+_STEP = 7046029254386353131  # a large odd number, which spreads consecutive integers over 64 bits
 
 
-class Rows(nn.Module):
-    """A row for each sample id, given out in the order of coming; when there are no more, the oldest one's anew."""
+class RowIndex(nn.Module):
+    """Map sample ids to rows of a memory bank, in order of arrival; a full bank reuses the oldest row."""
 
-    known: Tensor
-    given: Tensor
+    ids: Tensor
+    assigned: Tensor
 
     def __init__(self, count: int) -> None:
         super().__init__()
-        self.register_buffer("known", torch.full((count,), torch.iinfo(torch.int64).min))
-        self.register_buffer("given", torch.zeros((), dtype=torch.int64))
+        # the id of each row, (count,); unused rows hold the smallest integer, which no sample has as its id
+        self.register_buffer("ids", torch.full((count,), torch.iinfo(torch.int64).min))
+        # how many rows were assigned so far, reused ones included
+        self.register_buffer("assigned", torch.zeros((), dtype=torch.int64))
 
     def forward(self, ids: Tensor, *, remember: bool) -> Tensor:
-        """Return the rows of these ids, (batch,); those not remembered have the rows that they would be given."""
-        ids = ids.to(self.known.device)
-        matches = self.known == ids[:, None]  # one pass without waiting for the device, as a sorted search needs
-        found, rows = matches.any(1), matches.int().argmax(1)
-        first = (ids == ids[:, None]).int().argmax(1)  # the same id twice in a batch has one row
-        new = ~found & (first == torch.arange(len(ids), device=ids.device))
-        fresh = (self.given + new.cumsum(0) - 1) % len(self.known)
-        rows = torch.where(found, rows, fresh[first])
+        """Return the rows of these ids, (batch,). New ids get a new row, which is stored only if `remember`."""
+        ids = ids.to(self.ids.device)
+        # (batch, count); a search in a sorted table would have to wait for the device
+        matches = self.ids == ids[:, None]
+        present, rows = matches.any(1), matches.int().argmax(1)
+        first = (ids == ids[:, None]).int().argmax(1)  # an id that occurs twice in a batch gets one row
+        new = ~present & (first == torch.arange(len(ids), device=ids.device))
+        fresh = (self.assigned + new.cumsum(0) - 1) % len(self.ids)
+        rows = torch.where(present, rows, fresh[first])
         if remember:
-            self.known[rows] = ids
-            self.given += new.sum()
+            self.ids[rows] = ids
+            self.assigned += new.sum()
         return rows
 
 
-def drawn(blocks: tuple[Tensor, Tensor], count: int, negatives: int, seeds: Tensor) -> Tensor:
-    """Return numbers below `count` outside of each sample's block, (batch, negatives), any of them as likely.
+def draw_rows(rows: Tensor, count: int, negatives: int, seed: Tensor) -> Tensor:
+    """Return rows below `count` other than the sample's, (batch, negatives), a function of the row and the seed."""
+    return _draw_outside((rows, rows + 1), count, negatives, rows * _STEP + seed)
 
-    blocks: where each begins and ends, both (batch,); of a block that leaves nothing, numbers from anywhere. Drawn by
-    mixing seeds, (batch,), with the places 0, 1, ...: the same on any device, with no generator to be saved.
+
+def draw_rows_of_other_classes(rows: Tensor, classes: Tensor, negatives: int, seed: Tensor) -> Tensor:
+    """Return rows of other classes than the sample's, (batch, negatives). classes: the class of every row."""
+    # sorted by class, the rows to exclude are one contiguous block
+    sorted_classes, order = classes.sort(stable=True)
+    excluded = classes[rows]
+    blocks = torch.searchsorted(sorted_classes, excluded), torch.searchsorted(sorted_classes, excluded, right=True)
+    return order[_draw_outside(blocks, len(classes), negatives, rows * _STEP + seed)]
+
+
+def _draw_outside(blocks: tuple[Tensor, Tensor], count: int, negatives: int, seeds: Tensor) -> Tensor:
+    """Return uniform numbers below `count` outside of each sample's block, (batch, negatives).
+
+    blocks: the begin and the end of each block, both (batch,). A block that covers all numbers is ignored. seeds:
+    (batch,); number k of a sample is a hash of its seed and k.
     """
-    begin, end = (each[:, None] for each in blocks)
+    begin, end = (bound[:, None] for bound in blocks)
     width = (end - begin) * (end - begin < count)
-    places = torch.arange(negatives, device=seeds.device)
-    numbers = _mixed(_mixed(_mixed(seeds))[:, None] + places * _STEP).remainder(count - width)
+    steps = torch.arange(negatives, device=seeds.device)
+    numbers = _mix_bits(_mix_bits(_mix_bits(seeds))[:, None] + steps * _STEP).remainder(count - width)
+    # numbers from the block on move up by its width, which skips the block
     return torch.where(numbers < begin, numbers, numbers + width)
 
 
-def other_rows(rows: Tensor, count: int, negatives: int, seed: Tensor) -> Tensor:
-    """Return rows other than a sample's own, (batch, negatives), below `count`: a function of row, place and seed."""
-    return drawn((rows, rows + 1), count, negatives, rows * _STEP + seed)
-
-
-def rows_of_other_classes(rows: Tensor, classes: Tensor, negatives: int, seed: Tensor) -> Tensor:
-    """Return rows whose class, among the classes of all rows, is not a sample's own, (batch, negatives)."""
-    ordered, order = classes.sort(stable=True)
-    own = classes[rows]
-    blocks = torch.searchsorted(ordered, own), torch.searchsorted(ordered, own, right=True)
-    return order[drawn(blocks, len(classes), negatives, rows * _STEP + seed)]
-
-
-def _mixed(numbers: Tensor) -> Tensor:
-    """Return 64-bit numbers in which every bit depends on every bit of what was given."""
-    for factor in _MIX:
+def _mix_bits(numbers: Tensor) -> Tensor:
+    """Return 64-bit hashes in which every bit depends on every bit of the input."""
+    for factor in _MULTIPLIERS:
+        # torch shifts signed integers arithmetically, so the copies of the sign bit are masked out
         numbers = (numbers ^ ((numbers >> 33) & 0x7FFFFFFF)) * factor
     return numbers ^ ((numbers >> 33) & 0x7FFFFFFF)

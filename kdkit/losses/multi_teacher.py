@@ -1,4 +1,4 @@
-"""Losses for several teachers."""
+"""Apply a loss to each of several teachers, weighted equally, by fixed weights, by confidence or by learned weights."""
 
 import copy
 import math
@@ -12,105 +12,24 @@ from torch.func import vmap
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.errors import RecipeError
-from kdkit.losses.base import BuildContext, Loss, asked_by, needs_of
-from kdkit.losses.features import Projected, Shapes, Sided, several
+from kdkit.losses.base import BuildableLoss, BuildContext, Loss, extra_kwargs_of, requirements_of
+from kdkit.losses.features import ProjectedLoss, Shapes, TensorOrTuple, as_tuple
 from kdkit.losses.validation import is_number
-
-_TRIED = 4  # samples
-
-
-def confidence(teacher_outputs: tuple[Tensor, ...], labels: Tensor) -> Tensor:
-    """Return how much each teacher counts for each sample, (batch, teachers), which sum to 1 over the teachers.
-
-    answers: (batch, classes) logits of each. labels: (batch,) classes, or (batch, classes) in [0, 1], whose binary
-    cross-entropies are averaged.
-    """
-    errors = torch.stack([_errors(answer.float(), labels) for answer in teacher_outputs], 1)
-    return (1 - errors.softmax(1)) / (len(teacher_outputs) - 1)
-
-
-def by_sample(loss: Any, student: Tensor, target: Tensor, asked: dict[str, Any]) -> Tensor:
-    """Return a loss for each sample by itself, (batch,). A projector sees the whole batch, as its norms need."""
-    if isinstance(loss, Projected):
-        student, loss = loss.projector(student), loss.between
-    names = [name for name in ("labels", "ids") if asked.get(name) is not None]
-    fixed = {name: value for name, value in asked.items() if name not in names}
-
-    def alone(one: Tensor, other: Tensor, *rows: Tensor) -> Tensor:
-        beside = {name: row[None] for name, row in zip(names, rows, strict=True)}
-        value: Tensor = loss(one[None], other[None], **beside, **fixed)
-        return value
-
-    rows = [asked[name] for name in names]
-    values: Tensor = vmap(alone, randomness="different")(student, target, *rows)
-    return values
-
-
-def require_apart(loss: Any, student: torch.Size, target: torch.Size, facts: BuildContext) -> None:
-    """Raise RecipeError for a loss whose slope at one sample depends on the others of its batch.
-
-    Tried on made-up sides of these shapes; a loss that fails on them is told of where it is computed in earnest.
-    """
-    trial = copy.deepcopy(loss)  # one that remembers must not remember this
-    call = trial.between if isinstance(trial, Projected) else trial
-    ours, theirs = (target if isinstance(trial, Projected) else student)[1:], target[1:]
-    asked = asked_by(loss)
-    try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            torch.manual_seed(0)
-            beside = {name: each for name, each in _made_up(student, target, facts).items() if name in asked}
-            one, others = ((torch.randn(_TRIED, *ours), torch.randn(_TRIED, *theirs)) for _ in range(2))
-            mixed = tuple(torch.cat([first[:1], other[1:]]) for first, other in zip(one, others, strict=True))
-            here, there = (_slope(call, sides, beside) for sides in (one, mixed))
-    except Exception:  # a stranger's loss may raise anything
-        return
-    if not torch.allclose(here, there, rtol=1e-3, atol=1e-3 * float(here.abs().max()), equal_nan=True):
-        raise RecipeError(
-            f"weights='confidence' weighs each sample by itself, but in {type(loss).__name__} the samples of a batch "
-            "depend on each other, by relations or a batch norm; take weights='equal', 'learned' or shares"
-        )
-
-
-def _made_up(student: torch.Size, target: torch.Size, facts: BuildContext) -> dict[str, Any]:
-    """Return what a loss may ask for beside its sides."""
-    hard = facts.task == "multiclass"
-    return {
-        "labels": torch.zeros(_TRIED, dtype=torch.int64) if hard else torch.zeros(_TRIED, *student[1:]),
-        "ids": torch.arange(_TRIED),
-        "progress": torch.tensor(0.5),
-        "teacher_outputs": (torch.zeros(_TRIED, *target[1:]),),
-    }
-
-
-def _slope(call: Any, sides: tuple[Tensor, ...], beside: dict[str, Any]) -> Tensor:
-    """Return the slope of a loss at the first sample, under the same random numbers each time."""
-    torch.manual_seed(0)
-    student, target = sides
-    student.requires_grad_()
-    (slope,) = torch.autograd.grad(call(student, target, **beside), student)
-    return slope[0]
-
-
-def _errors(teacher_outputs: Tensor, labels: Tensor) -> Tensor:
-    if labels.ndim == 1:
-        return F.cross_entropy(teacher_outputs, labels, reduction="none")
-    return F.binary_cross_entropy_with_logits(teacher_outputs, labels.to(teacher_outputs.dtype), reduction="none").mean(
-        1
-    )
-
 
 TeacherWeighting = Literal["equal", "confidence", "learned"]
 
+_PROBE_BATCH = 4  # samples of the random batches in `require_independent_samples`
+
 
 class PerTeacher(nn.Module):
-    """A loss against each teacher of a Panel, weighted teacher by teacher.
+    """Apply a loss to each of several teachers, and sum the values with a weight per teacher.
 
-    In the unit of the loss. The student's side is one tensor for all teachers, or a tuple of one for each; the target
-    is a tuple of one for each. Each teacher has a loss of its own, a copy, with its own projector where one is made.
-    weights: the shares of the teachers, such as (0.6, 0.4), or "equal"; "confidence" weighs them for each sample by how
-    well they say its label, (1 - softmax(cross-entropy)) / (teachers - 1), and takes a loss that is a mean over samples
-    (CA-MKD); "learned" trains a log variance v for each, exp(-v) * loss + v / 2, the mean over teachers, so that none
-    can be learned away.
+    In the unit of the loss. The student's side is one tensor for all teachers, or a tuple of one per teacher; the
+    target is a tuple of one per teacher. Each teacher has a copy of the loss, with its own projector if one is made.
+    weights: one number per teacher, such as (0.6, 0.4), or "equal"; "confidence" weighs the teachers for each sample by
+    the cross-entropy of their outputs with its label, (1 - softmax(cross-entropy)) / (teachers - 1), for a loss that is
+    a mean over samples (CA-MKD); "learned" trains a log variance v per teacher, exp(-v) * loss + v / 2, mean over
+    teachers, whose second term keeps the weights from vanishing.
 
     Formula: Σ w_i loss(s_i, t_i), with w_i the weight of teacher i
     Shapes: those of `loss`; a target of each teacher
@@ -123,91 +42,185 @@ class PerTeacher(nn.Module):
         super().__init__()
         if isinstance(loss, type) or not callable(loss):
             raise RecipeError(f"PerTeacher takes a loss, such as SoftTargets(); got {loss!r}")
-        self._loss = (loss,)  # in a tuple, so that it is not trained beside its copies
+        self._loss = (loss,)  # a tuple hides its weights from self.parameters(): only its copies are trained
         self._copies = nn.ModuleList()
-        self.weights = _validated(weights)
+        self.weights = _validated_weights(weights)
         self.log_variances = nn.Parameter(torch.zeros(0)) if weights == "learned" else None
-        self._asked = asked_by(loss)
-        self.asks = self._asked | ({"labels", "teacher_outputs"} if weights == "confidence" else frozenset())
-        self.needs = needs_of(loss)
+        self._loss_kwargs = extra_kwargs_of(loss)
+        # "confidence" reads the labels and the logits of all teachers, whatever the loss compares
+        self.extra_kwargs = self._loss_kwargs | (
+            {"labels", "teacher_outputs"} if weights == "confidence" else frozenset()
+        )
+        self.requires = requirements_of(loss)
 
-    def build(self, student: Shapes, target: Shapes, facts: BuildContext, teacher: Any) -> None:
-        """Make and build a loss for each teacher. teacher: the modules that answer, one for each.
+    def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: Any) -> None:
+        """Copy the loss for each teacher, and build the copies. teacher: a tuple of one module per teacher.
 
-        Raises RecipeError for teachers and shapes that do not fit, and for confidence in a loss that relates samples.
+        Raises RecipeError if the teachers or shapes do not fit, or for weights="confidence" if the loss of a sample
+        depends on other samples.
         """
         count = len(target)
         if count < 2 or len(student) not in (1, count):
             raise RecipeError(
-                f"PerTeacher compares one side of the student, or one for each teacher, with a Panel of teachers; got "
-                f"{len(student)} and {count}: Match(Panel(first, second), PerTeacher(...))"
+                "PerTeacher compares one tap of the student, or one per teacher, to the outputs of several teachers; "
+                f"got {len(student)} and {count}: use Match(Teachers(first, second), PerTeacher(...))"
             )
         if isinstance(self.weights, tuple) and len(self.weights) != count:
-            raise RecipeError(f"PerTeacher takes a weight for each of {count} teachers; got {self.weights}")
+            raise RecipeError(f"PerTeacher takes one weight for each of the {count} teachers; got {self.weights}")
         if self.log_variances is not None:
             self.log_variances = nn.Parameter(torch.zeros(count))
         (loss,) = self._loss
+        # a loss that is not a module has no state and is shared by all teachers
         self._copies = nn.ModuleList(copy.deepcopy(loss) for _ in target if isinstance(loss, nn.Module))
         teachers = teacher if isinstance(teacher, tuple) else (None,) * count
-        sides = student * count if len(student) == 1 else student
-        for place, each in enumerate(self._copies):
-            build: Any = getattr(each, "build", None)
-            if build is not None:
-                known = replace(facts, tapped=facts.tapped[place : place + 1])
-                build((sides[place],), (target[place],), known, teachers[place])
+        students = student * count if len(student) == 1 else student
+        for index, copied in enumerate(self._copies):
+            if isinstance(copied, BuildableLoss):
+                teacher_context = replace(context, tapped=context.tapped[index : index + 1])
+                copied.build((students[index],), (target[index],), teacher_context, teachers[index])
         if self.weights == "confidence":
-            self._require_confidence(list(zip(sides, target, strict=True)), facts, teacher)
+            self._require_confidence(list(zip(students, target, strict=True)), context, teacher)
 
-    def _require_confidence(
-        self, sides: list[tuple[torch.Size, torch.Size]], facts: BuildContext, teacher: Any
-    ) -> None:
-        """Raise RecipeError where there is no telling how well each teacher says each sample."""
-        instead = "take weights='equal', 'learned' or shares"
-        if facts.task == "regression":
-            raise RecipeError(
-                "weights='confidence' asks how well each teacher says the class or the labels, and this data is "
-                f"regression; {instead}"
-            )
-        if not isinstance(teacher, tuple):
-            raise RecipeError(
-                f"weights='confidence' weighs the teachers of a Panel, and this is one teacher; {instead}"
-            )
-        (loss,) = self._loss
-        losses: list[Any] = list(self._copies) or [loss] * len(sides)
-        for each, (ours, theirs) in zip(losses, sides, strict=True):
-            require_apart(each, ours, theirs, facts)
-
-    def extra_repr(self) -> str:
-        """Return what is asked of each teacher, for plans."""
-        (loss,) = self._loss
-        return f"{type(loss).__name__ if isinstance(loss, nn.Module) else loss!r}, weights={self.weights!r}"
-
-    def forward(self, student: Sided, target: tuple[Tensor, ...], **beside: Any) -> Tensor:
+    def forward(self, student: TensorOrTuple, target: tuple[Tensor, ...], **kwargs: Any) -> Tensor:
         """Return the weighted sum over teachers."""
-        ours = several(student)
-        sides = list(zip(ours * len(target) if len(ours) == 1 else ours, target, strict=True))
-        asked = {name: beside[name] for name in self._asked}
-        losses: list[Any] = list(self._copies) or [*self._loss] * len(sides)
+        students = as_tuple(student)
+        pairs = list(zip(students * len(target) if len(students) == 1 else students, target, strict=True))
+        loss_kwargs = {name: kwargs[name] for name in self._loss_kwargs}
+        losses = self._losses(len(pairs))
         if self.weights == "confidence":
-            counts = confidence(beside["teacher_outputs"], beside["labels"]).unbind(1)
+            # one weight per sample and teacher; unbind gives a (batch,) tensor per teacher
+            weights = teacher_confidence(kwargs["teacher_outputs"], kwargs["labels"]).unbind(1)
             values = [
-                (count * by_sample(loss, one, other, asked)).mean()
-                for loss, (one, other), count in zip(losses, sides, counts, strict=True)
+                (weight * per_sample_losses(loss, *pair, loss_kwargs)).mean()
+                for loss, pair, weight in zip(losses, pairs, weights, strict=True)
             ]
             return torch.stack(values).sum()
-        values = [loss(one, other, **asked) for loss, (one, other) in zip(losses, sides, strict=True)]
+        values = [loss(*pair, **loss_kwargs) for loss, pair in zip(losses, pairs, strict=True)]
         if self.log_variances is not None:
+            # Kendall et al. 2018: exp(-v) L + v / 2, with v = log sigma² for numerical stability
             return ((-self.log_variances).exp() * torch.stack(values) + self.log_variances / 2).mean()
         shares = self.weights if isinstance(self.weights, tuple) else (1 / len(values),) * len(values)
         return torch.stack([share * value for share, value in zip(shares, values, strict=True)]).sum()
 
+    def extra_repr(self) -> str:
+        """Return the loss and the weights, for the printed plan of a recipe."""
+        (loss,) = self._loss
+        return f"{type(loss).__name__ if isinstance(loss, nn.Module) else loss!r}, weights={self.weights!r}"
 
-def _validated(weights: Any) -> TeacherWeighting | tuple[float, ...]:
+    def _losses(self, count: int) -> list[Any]:
+        """Return one loss per teacher: the copies of a module, or the same plain function for all."""
+        return list(self._copies) or [*self._loss] * count
+
+    def _require_confidence(
+        self, shapes: list[tuple[torch.Size, torch.Size]], context: BuildContext, teacher: Any
+    ) -> None:
+        """Raise RecipeError if the confidence of the teachers or the losses of single samples are not defined."""
+        remedy = "use weights='equal', 'learned' or a number per teacher"
+        if context.task == "regression":
+            raise RecipeError(
+                "weights='confidence' compares the teachers' outputs to the class or the labels, but the task of this "
+                f"data is regression; {remedy}"
+            )
+        if not isinstance(teacher, tuple):
+            raise RecipeError(f"weights='confidence' weighs several Teachers; got one teacher; {remedy}")
+        for loss, (student, target) in zip(self._losses(len(shapes)), shapes, strict=True):
+            require_independent_samples(loss, student, target, context)
+
+
+def teacher_confidence(teacher_outputs: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+    """Return the weight of each teacher for each sample, (batch, teachers), which sum to 1 over the teachers.
+
+    teacher_outputs: (batch, classes) logits of each teacher. labels: (batch,) classes, or (batch, classes) in [0, 1],
+    whose binary cross-entropies are averaged.
+    """
+    errors = torch.stack([_cross_entropy_per_sample(outputs.float(), labels) for outputs in teacher_outputs], 1)
+    # CA-MKD's w = (1 - softmax(cross-entropy)) / (K - 1): the lower the error, the higher the weight
+    return (1 - errors.softmax(1)) / (len(teacher_outputs) - 1)
+
+
+def per_sample_losses(loss: Any, student: Tensor, target: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    """Return the loss of each sample by itself, (batch,). A projector gets the whole batch, for its batch norms."""
+    if isinstance(loss, ProjectedLoss):
+        student, loss = loss.projector(student), loss.compare
+    mapped_names = [name for name in ("labels", "ids") if kwargs.get(name) is not None]
+    shared = {name: value for name, value in kwargs.items() if name not in mapped_names}
+
+    def single_sample(student_row: Tensor, target_row: Tensor, *rows: Tensor) -> Tensor:
+        # vmap removes the batch dimension; the loss gets a batch of one
+        mapped = {name: row[None] for name, row in zip(mapped_names, rows, strict=True)}
+        value: Tensor = loss(student_row[None], target_row[None], **mapped, **shared)
+        return value
+
+    rows = [kwargs[name] for name in mapped_names]
+    values: Tensor = vmap(single_sample, randomness="different")(student, target, *rows)
+    return values
+
+
+def require_independent_samples(loss: Any, student: torch.Size, target: torch.Size, context: BuildContext) -> None:
+    """Raise RecipeError for a loss whose gradient at one sample depends on the other samples of its batch.
+
+    The loss is called on two random batches with the same first sample. If it raises there, nothing is reported: the
+    same error comes up when the loss is called in training.
+    """
+    probe = copy.deepcopy(loss)  # a loss with a memory must not store the random samples
+    call = probe.compare if isinstance(probe, ProjectedLoss) else probe
+    # `compare` gets the projected student, of the target's shape
+    student_shape, target_shape = (target if isinstance(probe, ProjectedLoss) else student)[1:], target[1:]
+    names = extra_kwargs_of(loss)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.manual_seed(0)
+            kwargs = {name: value for name, value in _probe_kwargs(student, target, context).items() if name in names}
+            first, second = (
+                (torch.randn(_PROBE_BATCH, *student_shape), torch.randn(_PROBE_BATCH, *target_shape)) for _ in range(2)
+            )
+            # the first sample of the first batch among the other samples of the second
+            mixed = tuple(torch.cat([a[:1], b[1:]]) for a, b in zip(first, second, strict=True))
+            gradient, mixed_gradient = (_first_sample_gradient(call, sides, kwargs) for sides in (first, mixed))
+    except Exception:  # a user-defined loss may raise anything
+        return
+    atol = 1e-3 * float(gradient.abs().max())
+    if not torch.allclose(gradient, mixed_gradient, rtol=1e-3, atol=atol, equal_nan=True):
+        raise RecipeError(
+            f"weights='confidence' weighs each sample by itself, but in {type(loss).__name__} the samples of a batch "
+            "depend on each other, by relations or a batch norm; use weights='equal', 'learned' or a number per teacher"
+        )
+
+
+def _cross_entropy_per_sample(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of each sample, (batch,); for multi-label labels, the mean over classes."""
+    if labels.ndim == 1:
+        return F.cross_entropy(outputs, labels, reduction="none")
+    return F.binary_cross_entropy_with_logits(outputs, labels.to(outputs.dtype), reduction="none").mean(1)
+
+
+def _probe_kwargs(student: torch.Size, target: torch.Size, context: BuildContext) -> dict[str, Any]:
+    """Return a value for each of LOSS_KWARGS."""
+    hard = context.task == "multiclass"
+    return {
+        "labels": torch.zeros(_PROBE_BATCH, dtype=torch.int64) if hard else torch.zeros(_PROBE_BATCH, *student[1:]),
+        "ids": torch.arange(_PROBE_BATCH),
+        "progress": torch.tensor(0.5),
+        "teacher_outputs": (torch.zeros(_PROBE_BATCH, *target[1:]),),
+    }
+
+
+def _first_sample_gradient(call: Any, sides: tuple[Tensor, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return the gradient of a loss to the first sample of the student's side."""
+    torch.manual_seed(0)  # so that a loss that draws random numbers draws the same for both batches
+    student, target = sides
+    student.requires_grad_()
+    (gradient,) = torch.autograd.grad(call(student, target, **kwargs), student)
+    return gradient[0]
+
+
+def _validated_weights(weights: Any) -> TeacherWeighting | tuple[float, ...]:
     if isinstance(weights, str):
         if weights not in get_args(TeacherWeighting):
-            raise RecipeError(f"weights are shares, or one of {', '.join(get_args(TeacherWeighting))}; got {weights!r}")
-        return weights  # type: ignore[return-value]  # one of them, as was just seen
+            names = ", ".join(get_args(TeacherWeighting))
+            raise RecipeError(f"weights are a number per teacher, or one of {names}; got {weights!r}")
+        return weights  # type: ignore[return-value]  # checked above to be one of the Literal's values
     shares = tuple(weights) if isinstance(weights, Sequence) else ()
     if not shares or not all(is_number(share) and share >= 0 for share in shares) or not math.isclose(sum(shares), 1):
-        raise RecipeError(f"the shares of teachers are at least 0 and sum to 1; got {weights!r}")
+        raise RecipeError(f"the weights of teachers are at least 0 and sum to 1; got {weights!r}")
     return shares

@@ -1,12 +1,18 @@
-"""Losses between the outputs of a student and of a teacher where each class is a question of its own."""
+"""Soft targets for multi-label classification: a divergence between the Bernoulli distributions of every label."""
 
 from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.losses.features import full
-from kdkit.losses.validation import Reduction, same_outputs, validate_reduction, validate_switches, validate_temperature
+from kdkit.losses.features import upcast_half
+from kdkit.losses.validation import (
+    Reduction,
+    require_same_outputs,
+    validate_reduction,
+    validate_switches,
+    validate_temperature,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,8 +21,8 @@ class PerLabelSoftTargets:
 
     The multi-label form of soft targets: a sigmoid per class keeps the teacher's absolute confidence, which a softmax
     over the classes loses. In nats. reduction "mean" averages over batch and classes, the scale of BCEWithLogitsLoss;
-    "batchmean" sums over classes and averages over the batch. entropy=True leaves the teacher's entropy in (the plain
-    cross-entropy: the same gradient, and a minimum above 0).
+    "batchmean" sums over classes and averages over the batch. entropy=True keeps the teacher's entropy, which gives the
+    plain cross-entropy: the same gradient, with a minimum above 0.
 
     Formula: T²/(N C) · Σ (p log(p / q) + (1 - p) log((1 - p) / (1 - q))), with p = sigmoid(t / T) and q = sigmoid(s /
         T)
@@ -35,12 +41,14 @@ class PerLabelSoftTargets:
         validate_switches(t_squared=self.t_squared, entropy=self.entropy)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the divergence, least (0, without the entropy) where both give the same probabilities."""
-        same_outputs(student, target, self, dense=True)
-        student, soft = full(student) / self.temperature, full(target) / self.temperature
-        probability = soft.sigmoid()
+        """Return the divergence, minimal (0, unless entropy=True) if both give the same probabilities."""
+        require_same_outputs(student, target, self, dense=True)
+        student, softened = upcast_half(student) / self.temperature, upcast_half(target) / self.temperature
+        probability = softened.sigmoid()
+        # computed from logits, which stays finite if a sigmoid saturates
         loss = F.binary_cross_entropy_with_logits(student, probability, reduction="sum")
         if not self.entropy:
-            loss = loss - F.binary_cross_entropy_with_logits(soft, probability, reduction="sum")
+            # KL = cross-entropy - entropy of the teacher
+            loss = loss - F.binary_cross_entropy_with_logits(softened, probability, reduction="sum")
         loss = loss / (student.numel() if self.reduction == "mean" else len(student))
         return loss * self.temperature**2 if self.t_squared else loss

@@ -1,7 +1,7 @@
-"""Losses on how the samples of a batch relate to each other, so that features of any two shapes can meet.
+"""Losses on the relations between the samples of a batch, which compare features of any two shapes.
 
-Each sample is flattened to one vector. The relations are those of the (micro-)batch that a step sees, computed in
-float32 or better also under autocast; a batch of one has none, and gives a constant without a gradient that moves.
+Each sample is flattened to one vector. The relations are those of the (micro-)batch of a step, computed in float32 or
+better, under autocast too. A batch of one sample has no relations: its loss is constant and its gradient 0.
 """
 
 import math
@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.losses.features import (
-    SILENT,
-    Sided,
-    in_pairs,
-    products,
-    same_shape,
-    scaled,
-    several,
-    vectors,
+    MIN_NORM,
+    TensorOrTuple,
+    as_tuple,
+    flatten_samples,
+    gram_matrix,
+    require_pairs,
+    require_same_features,
+    rescale_by_max,
     without_autocast,
 )
 from kdkit.losses.validation import validate_above_zero, validate_count, validate_switches, validate_weights
@@ -29,12 +29,12 @@ from kdkit.losses.validation import validate_above_zero, validate_count, validat
 class RKD:
     """Smooth L1 between distances of all pairs, and angles of all triples, of samples (relational distillation).
 
-    Without unit, mean over all batch**2 pairs and batch**3 triples. distance and angle weigh the two terms; the
-    defaults are those that RepDistiller and mdistiller take. normalise brings each sample to length 1 first, as mmrazor
-    does. At least three samples relate: of two, both terms are constant.
+    Dimensionless, mean over all batch**2 pairs and batch**3 triples. distance and angle weigh the two terms; the
+    defaults are those of RepDistiller and mdistiller. normalise scales each sample to length 1 first, as mmrazor does.
+    Needs at least three samples: for two, both terms are constant.
 
     Formula: distance · mean l(d_s - d_t) + angle · mean l(a_s - a_t), with l smooth L1, d_ij = ‖x_i - x_j‖ over their
-        mean where above 0, and a_ijk = cos(x_j - x_i, x_k - x_i)
+        mean above 0, and a_ijk = cos(x_j - x_i, x_k - x_i)
     Shapes: features (N, C), (N, C, L), (N, C, H, W); any on either side, each sample flattened
     Source: Park et al. 2019, "Relational Knowledge Distillation", arXiv:1904.05068, sec. 3.2
     """
@@ -48,52 +48,53 @@ class RKD:
         validate_switches(normalise=self.normalise)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the weighted sum, least (0) where the student's relations are the teacher's."""
+        """Return the weighted sum, minimal (0) if the student's relations are the teacher's."""
         with without_autocast(student):
-            sides = [vectors(each) for each in (student, target)]
+            sides = [flatten_samples(side) for side in (student, target)]
             if self.normalise:
-                sides = [F.normalize(each, dim=1) for each in sides]
-            apart = [_distances(each) for each in sides]
+                sides = [F.normalize(samples, dim=1) for samples in sides]
+            distances = [_distances(samples) for samples in sides]
             loss = student.new_zeros((), dtype=sides[0].dtype)
-            if self.distance:
-                mine, theirs = (_relative(each) for each in apart)
-                loss = loss + self.distance * F.smooth_l1_loss(mine, theirs)
-            if self.angle:
-                mine, theirs = (_angles(side, distances) for side, distances in zip(sides, apart, strict=True))
-                loss = loss + self.angle * F.smooth_l1_loss(mine, theirs)
+            if self.distance:  # sec. 3.2.1, distance-wise loss
+                student_relative, target_relative = (_relative(matrix) for matrix in distances)
+                loss = loss + self.distance * F.smooth_l1_loss(student_relative, target_relative)
+            if self.angle:  # sec. 3.2.2, angle-wise loss
+                student_angles, target_angles = (_angles(*pair) for pair in zip(sides, distances, strict=True))
+                loss = loss + self.angle * F.smooth_l1_loss(student_angles, target_angles)
         return loss
 
 
 @dataclass(frozen=True, slots=True)
 class SP:
-    """Squared error between the rows of similarities of each sample to all others (similarity-preserving distillation).
+    """Squared error between the similarities of each sample to all others (similarity-preserving distillation).
 
-    Without unit, sum over batch**2 pairs divided by batch**2, summed over the taps, of which there are as many on
-    either side.
+    Dimensionless, summed over batch**2 pairs and divided by batch**2, summed over the taps. Both sides have the same
+    number of taps.
 
-    Formula: 1/N² · ‖G_s - G_t‖², with G = X Xᵀ whose rows are brought to length 1
+    Formula: 1/N² · ‖G_s - G_t‖², with G = X Xᵀ whose rows are scaled to length 1
     Shapes: features (N, C), (N, C, L), (N, C, H, W); any on either side, each sample flattened
     Source: Tung and Mori 2019, "Similarity-Preserving Knowledge Distillation", arXiv:1907.09682
     """
 
-    def __call__(self, student: Sided, target: Sided) -> Tensor:
-        """Return the error, least (0) where the rows of similarities point the same way."""
+    def __call__(self, student: TensorOrTuple, target: TensorOrTuple) -> Tensor:
+        """Return the error, minimal (0) if the rows of similarities have the same direction."""
         with without_autocast(student):
-            mine, theirs = ([self.similarities(tap) for tap in several(side)] for side in (student, target))
-            in_pairs(len(mine), len(theirs), self)
-            return torch.stack([F.mse_loss(*pair) for pair in zip(mine, theirs, strict=True)]).sum()
+            students, targets = ([self.similarities(tap) for tap in as_tuple(side)] for side in (student, target))
+            require_pairs(len(students), len(targets), self)
+            return torch.stack([F.mse_loss(*pair) for pair in zip(students, targets, strict=True)]).sum()
 
     def similarities(self, features: Tensor) -> Tensor:
-        """Return each sample's similarities to all, (batch, batch), each row of length 1."""
-        return F.normalize(products(scaled(vectors(features))), dim=1)
+        """Return the similarities of each sample to all samples, (batch, batch), each row of length 1."""
+        # the rows are normalised, so the scale cancels and rescaling only prevents overflow and underflow
+        return F.normalize(gram_matrix(rescale_by_max(flatten_samples(features))), dim=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PKT:
     """Divergence between the probabilities that samples are neighbours (probabilistic knowledge transfer).
 
-    The kernel is the cosine's. In nats, mean over batch**2 pairs, each sample being its own neighbour too. eps is added
-    to probabilities (1e-7 in RepDistiller and mdistiller; 1e-6 elsewhere).
+    The kernel is the cosine's. In nats, mean over batch**2 pairs; each sample is its own neighbour too. eps is added to
+    probabilities (1e-7 in RepDistiller and mdistiller; 1e-6 elsewhere).
 
     Formula: 1/N² · Σ P_t log((P_t + eps) / (P_s + eps)), with P_ij = (1 + cos(x_i, x_j)) / 2, each row over its sum
     Shapes: features (N, C), (N, C, L), (N, C, H, W); any on either side, each sample flattened
@@ -107,15 +108,16 @@ class PKT:
         validate_above_zero("eps", self.eps)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the divergence, least (0) where the neighbours are the same."""
+        """Return the divergence, minimal (0) if the neighbour probabilities are equal."""
         with without_autocast(student):
-            mine, theirs = (self.neighbours(vectors(each)) for each in (student, target))
-            return (theirs * ((theirs + self.eps) / (mine + self.eps)).log()).mean()
+            student, target = (self.neighbours(flatten_samples(side)) for side in (student, target))
+            return (target * ((target + self.eps) / (student + self.eps)).log()).mean()
 
     def neighbours(self, samples: Tensor) -> Tensor:
-        """Return the probability of each sample's neighbours, (batch, batch), from vectors (batch, numbers)."""
+        """Return the neighbour probabilities of each sample, (batch, batch), from vectors (batch, numbers)."""
         lengths = torch.linalg.vector_norm(samples, dim=1, keepdim=True)
-        kernel = (products(samples / (lengths + self.eps)) + 1) / 2
+        # the cosine moved from [-1, 1] to [0, 1], so that it can be a probability
+        kernel = (gram_matrix(samples / (lengths + self.eps)) + 1) / 2
         return kernel / kernel.sum(1, keepdim=True)
 
 
@@ -123,8 +125,8 @@ class PKT:
 class CC:
     """Squared error between the correlations of all pairs under a Gaussian kernel (correlation congruence).
 
-    Without unit, mean over batch**2 pairs of samples brought to length 1. The kernel exp(-gamma ‖x - y‖²) is its Taylor
-    series around the right angle, up to that order.
+    Dimensionless, mean over batch**2 pairs of samples scaled to length 1. The kernel exp(-gamma ‖x - y‖²) is
+    approximated by its Taylor series around a cosine of 0, up to `order`.
 
     Formula: 1/N² · ‖K_s - K_t‖², with K_ij = exp(-2 gamma) Σ_k (2 gamma cos(x_i, x_j))^k / k!, k from 0 to order
     Shapes: features (N, C), (N, C, L), (N, C, H, W); any on either side, each sample flattened
@@ -139,25 +141,26 @@ class CC:
         validate_count("order", self.order)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the error, least (0) where all correlations are the same."""
+        """Return the error, minimal (0) if all correlations are equal."""
         with without_autocast(student):
-            mine, theirs = (self.correlations(vectors(each)) for each in (student, target))
-            return F.mse_loss(mine, theirs)
+            student, target = (self.correlations(flatten_samples(side)) for side in (student, target))
+            return F.mse_loss(student, target)
 
     def correlations(self, samples: Tensor) -> Tensor:
         """Return the correlation of each pair, (batch, batch), from vectors (batch, numbers)."""
-        cosines = products(F.normalize(samples, dim=1))
-        twice = 2 * self.gamma
-        terms = [twice**power / math.factorial(power) * cosines**power for power in range(self.order + 1)]
-        return math.exp(-twice) * torch.stack(terms).sum(0)
+        cosines = gram_matrix(F.normalize(samples, dim=1))
+        # for unit vectors ‖x - y‖² = 2 - 2 cos, so exp(-gamma ‖x - y‖²) = exp(-2 gamma) exp(2 gamma cos)
+        two_gamma = 2 * self.gamma
+        terms = [two_gamma**power / math.factorial(power) * cosines**power for power in range(self.order + 1)]
+        return math.exp(-two_gamma) * torch.stack(terms).sum(0)
 
 
 @dataclass(frozen=True, slots=True)
 class AdjacentCC:
-    """Products of the absolute errors of each two samples that follow each other: what RepDistiller and SemCKD call CC.
+    """Products of the absolute errors of successive samples, the loss that RepDistiller and SemCKD call CC.
 
-    Another quantity than the paper's, and not the same for another order of the batch. In squared units of the feature,
-    summed over the numbers of a sample, mean over the batch - 1 pairs.
+    It differs from the paper's loss, and depends on the order of the batch. In squared units of the feature, summed
+    over the numbers of a sample, mean over the batch - 1 pairs.
 
     Formula: 1/(N - 1) · Σ d_i · d_(i+1), with d = abs(s - t)
     Shapes: features (N, C), (N, C, L), (N, C, H, W); as many numbers on both sides
@@ -165,30 +168,35 @@ class AdjacentCC:
     """
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the mean product, least (0) where student and teacher are equal."""
+        """Return the mean product, minimal (0) if student and teacher are equal."""
         if student[0].numel() != target[0].numel():
-            same_shape(student, target, self)
-        errors = (vectors(student) - vectors(target)).abs()
+            require_same_features(student, target, self)
+        errors = (flatten_samples(student) - flatten_samples(target)).abs()
         return (errors[1:] * errors[:-1]).sum() / max(len(errors) - 1, 1)
 
 
 def _distances(samples: Tensor) -> Tensor:
-    """Return the distances of all pairs, (batch, batch), exact also where two samples nearly coincide."""
+    """Return the distances of all pairs, (batch, batch), exact even if two samples nearly coincide."""
+    # cdist's default for large batches uses ‖x‖² + ‖y‖² - 2 x·y, which cancels for samples that are close together
     return torch.cdist(samples, samples, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _relative(distances: Tensor) -> Tensor:
-    """Return distances in units of their mean over the pairs that are apart."""
-    apart = (distances > 0).sum().clamp(min=1)
-    mean = distances.sum() / apart
-    return distances / torch.where(mean > SILENT, mean, 1)
+    """Return distances divided by the mean of those above 0, mu of the paper's sec. 3.2.1."""
+    count = (distances > 0).sum().clamp(min=1)
+    mean = distances.sum() / count
+    return distances / torch.where(mean > MIN_NORM, mean, 1)
 
 
 def _angles(samples: Tensor, distances: Tensor) -> Tensor:
-    """Return the cosine at sample i between the directions to j and k, (batch, batch, batch); 0 where there is none."""
-    inner = products(samples - samples.mean(0))  # near the middle, differences of products keep their digits
-    own = inner.diagonal()
-    across = inner[None] - inner[:, :, None] - inner[:, None, :] + own[:, None, None]
-    sizes = distances[:, :, None] * distances[:, None, :]
-    known = sizes > SILENT**2
-    return (across / sizes.where(known, 1)).where(known, 0).clamp(-1, 1)
+    """Return the cosine at sample i between the directions to j and k, (batch, batch, batch), or 0 if undefined."""
+    # inner products instead of difference vectors, which would take (batch, batch, numbers); centring the samples
+    # keeps the precision of the differences of products below
+    inner = gram_matrix(samples - samples.mean(0))
+    squared_norms = inner.diagonal()
+    # (x_j - x_i) · (x_k - x_i) = x_j·x_k - x_i·x_j - x_i·x_k + x_i·x_i, indexed [i, j, k]
+    products = inner[None] - inner[:, :, None] - inner[:, None, :] + squared_norms[:, None, None]
+    lengths = distances[:, :, None] * distances[:, None, :]
+    # no angle if two samples coincide; the inner `where` keeps the gradient finite
+    defined = lengths > MIN_NORM**2
+    return (products / lengths.where(defined, 1)).where(defined, 0).clamp(-1, 1)

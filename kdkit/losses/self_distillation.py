@@ -1,4 +1,4 @@
-"""Losses to labels that a net's own past softens, more and more as it learns."""
+"""Cross-entropy with labels that are softened by the net's own earlier predictions (PS-KD)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,26 +6,28 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.losses.features import full
+from kdkit.losses.features import upcast_half
 from kdkit.losses.validation import (
-    one_answer_per_label,
-    one_class_each,
-    same_outputs,
+    require_class_labels,
+    require_label_matrix,
+    require_same_outputs,
     validate_choice,
     validate_count,
     validate_share,
 )
 
-Past = Literal["logits", "probabilities"]
+# The form of the past predictions, an option of both losses.
+PastForm = Literal["logits", "probabilities"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PSKD:
-    """Cross-entropy to the labels mixed with what the net said in its last epoch (progressive self-distillation).
+    """Cross-entropy with the labels mixed with the net's predictions of its last epoch (progressive self-distillation).
 
-    In nats, summed over classes, mean over the batch. alpha is the past's share at the end; it grows linearly with
-    progress, or, given the number of epochs, in their steps: alpha * (epoch + 1) / epochs, epochs from 0. past: what
-    the target holds, logits or probabilities. It stands for the labels and the past: there is no Truth(...) beside it.
+    In nats, summed over classes, mean over the batch. alpha is the weight of the past predictions at the end; it grows
+    linearly with progress, or in steps of an epoch, alpha * (epoch + 1) / epochs with epochs counted from 0, if the
+    number of epochs is set. past: whether the target holds logits or probabilities. The labels are included, so add no
+    Truth(...).
 
     Formula: -1/N · Σ ((1 - a) y + a p) log q, with p = softmax(t), q = softmax(s), y one-hot and a = alpha · progress
     Shapes: logits (N, C); labels (N,), progress in [0, 1]
@@ -34,26 +36,27 @@ class PSKD:
 
     alpha: float = 0.8
     epochs: int | None = None
-    past: Past = "logits"
+    past: PastForm = "logits"
 
-    needs = frozenset({"hard_labels"})
+    requires = frozenset({"hard_labels"})
 
     def __post_init__(self) -> None:
         _validate(self)
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor, progress: Tensor) -> Tensor:
-        """Return the cross-entropy; more than 0, for the mix has an entropy of its own."""
-        same_outputs(student, target, self)
-        student, target = full(student), full(target)
+        """Return the cross-entropy, which is above 0 since the mixed labels have an entropy."""
+        require_same_outputs(student, target, self)
+        student, target = upcast_half(student), upcast_half(target)
         past = target.softmax(1) if self.past == "logits" else target
-        truth = F.one_hot(one_class_each(labels, student, self), student.shape[1])
-        mix = truth + _share(self, progress) * (past - truth)
-        return -(mix * F.log_softmax(student, 1)).sum(1).mean()
+        truth = F.one_hot(require_class_labels(labels, student, self), student.shape[1])
+        # (1 - a) y + a p, the paper's softened targets
+        mixed = truth + _past_weight(self, progress) * (past - truth)
+        return -(mixed * F.log_softmax(student, 1)).sum(1).mean()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PerLabelPSKD:
-    """Binary cross-entropy to the labels mixed with what the net said in its last epoch: the multi-label form of PSKD.
+    """Binary cross-entropy with the labels mixed with the predictions of the last epoch: the multi-label form of PSKD.
 
     In nats, mean over batch and classes; options as in PSKD, with a sigmoid in place of the softmax.
 
@@ -65,30 +68,31 @@ class PerLabelPSKD:
 
     alpha: float = 0.8
     epochs: int | None = None
-    past: Past = "logits"
+    past: PastForm = "logits"
 
     def __post_init__(self) -> None:
         _validate(self)
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor, progress: Tensor) -> Tensor:
-        """Return the cross-entropy; more than 0, for the mix has an entropy of its own."""
-        same_outputs(student, target, self)
-        student, target = full(student), full(target)
+        """Return the cross-entropy, which is above 0 since the mixed labels have an entropy."""
+        require_same_outputs(student, target, self)
+        student, target = upcast_half(student), upcast_half(target)
         past = target.sigmoid() if self.past == "logits" else target
-        truth = one_answer_per_label(labels, student, self)
-        mix = truth + _share(self, progress) * (past - truth)
-        return F.binary_cross_entropy_with_logits(student, mix)
+        truth = require_label_matrix(labels, student, self)
+        mixed = truth + _past_weight(self, progress) * (past - truth)
+        return F.binary_cross_entropy_with_logits(student, mixed)
 
 
 def _validate(loss: PSKD | PerLabelPSKD) -> None:
     validate_share("alpha", loss.alpha)
-    validate_choice("past", loss.past, Past)
+    validate_choice("past", loss.past, PastForm)
     validate_count("epochs", loss.epochs, optional=True)
 
 
-def _share(loss: PSKD | PerLabelPSKD, progress: Tensor) -> Tensor:
-    """Return the past's share at this progress, a scalar."""
+def _past_weight(loss: PSKD | PerLabelPSKD, progress: Tensor) -> Tensor:
+    """Return the weight of the past predictions at this progress, a scalar."""
     if loss.epochs is not None:
-        # A whole number of epochs, kept as a float32 share of the stage, may come back a little less
+        # progress is float32, so epoch / epochs * epochs may come out just below the epoch; 1e-4 corrects that
         progress = ((progress * loss.epochs + 1e-4).floor() + 1).clamp(max=loss.epochs) / loss.epochs
+    # the paper's linear growth of alpha, alpha_t = alpha_T * t / T
     return loss.alpha * progress

@@ -1,4 +1,4 @@
-"""Losses that are one minus a similarity of features: of their directions, or of what a linear map can find in them."""
+"""Losses that are one minus a similarity of features: the cosine, and centred kernel alignment (CKA)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,33 +6,42 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.losses.features import Projected, full, products, scaled, vectors, without_autocast
-from kdkit.losses.projectors.factory import Kind, When
+from kdkit.losses.features import (
+    ProjectedLoss,
+    flatten_samples,
+    gram_matrix,
+    rescale_by_max,
+    upcast_half,
+    without_autocast,
+)
+from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode
 from kdkit.losses.validation import validate_choice, validate_switches
 
 Axis = Literal["all", "channels", "last"]
 
 
-class Cosine(Projected):
+class Cosine(ProjectedLoss):
     """One minus the cosine between features, or between outputs.
 
-    In [0, 2], mean over all vectors that are compared. axis says what a vector is: "all" flattens each sample to one;
+    In [0, 2], mean over all vectors that are compared. axis selects the vectors: "all" flattens each sample to one;
     "channels" takes one at each position of (batch, channels, ...); "last" takes one for each token of (batch, tokens,
     channels). projector and kind are those of Hint.
 
-    Formula: 1 - mean cos(g(s), t), with g a projector where shapes differ
+    Formula: 1 - mean cos(g(s), t), with g a projector if shapes differ
     Shapes: features (N, C), (N, C, L), (N, C, H, W); outputs too
     Source: Sanh et al. 2019, "DistilBERT, a distilled version of BERT", arXiv:1910.01108, sec. 2
     """
 
-    def __init__(self, *, projector: When = "auto", kind: Kind = "linear", axis: Axis = "all") -> None:
+    def __init__(
+        self, *, projector: ProjectorMode = "auto", kind: ProjectorKind = "linear", axis: Axis = "all"
+    ) -> None:
         super().__init__(projector=projector, kind=kind)
         validate_choice("axis", axis, Axis)
         self.axis: Axis = axis
 
-    def between(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the mean distance, least (0) where the directions are the same."""
-        student, target = full(student), full(target)
+    def compare(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the mean distance, minimal (0) if the directions are equal."""
+        student, target = upcast_half(student), upcast_half(target)
         if self.axis == "all":
             student, target = student.flatten(1), target.flatten(1)
         return (1 - F.cosine_similarity(student, target, dim=-1 if self.axis == "last" else 1)).mean()
@@ -42,10 +51,10 @@ class Cosine(Projected):
 class CKA:
     """One minus the linear centred kernel alignment of a batch.
 
-    Without unit. It does not see rotations or the scale of either side, and of two samples is always 0. unbiased takes
-    the estimator of HSIC without bias (Song et al. 2012), for small batches; it may leave [0, 1]. A batch with too
-    little to compare gives 1 without a gradient: one sample, or, unbiased, fewer than four or a similarity with itself
-    that is not above 0. It is that of the (micro-)batch, in float32 or better also under autocast.
+    Dimensionless. Invariant to rotations and to the scale of either side; always 0 for two samples. unbiased uses the
+    unbiased estimator of HSIC (Song et al. 2012), for small batches; the loss may then leave [0, 1]. Too small a batch
+    gives 1 without a gradient: one sample, or, if unbiased, fewer than four or a similarity with itself that is
+    not above 0. The batch is the (micro-)batch of a step, computed in float32 or better, under autocast too.
 
     Formula: 1 - ‖Yᵀ X‖² / (‖Xᵀ X‖ ‖Yᵀ Y‖), with X and Y the centred rows of s and t
     Shapes: features (N, C), (N, C, L), (N, C, H, W); any on either side, each sample flattened
@@ -58,23 +67,36 @@ class CKA:
         validate_switches(unbiased=self.unbiased)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the distance, least (0) where one side is the other, turned and scaled, when not unbiased."""
+        """Return the distance, minimal (0) if one side is the other, rotated and scaled, unless `unbiased`."""
         with without_autocast(student):
-            mine, theirs = (products(scaled(each - each.mean(0))) for each in (vectors(student), vectors(target)))
+            # kernels of the centred samples, (batch, batch); ‖Yᵀ X‖² is the inner product of two kernels
+            student_kernel, target_kernel = (
+                gram_matrix(rescale_by_max(samples - samples.mean(0)))
+                for samples in (flatten_samples(student), flatten_samples(target))
+            )
             if self.unbiased:
-                mine, theirs = (each - each.diagonal().diag() for each in (mine, theirs))
-            across, own, other = (self.hsic(*two) for two in ((mine, theirs), (mine, mine), (theirs, theirs)))
-            known = (own > 0) & (other > 0)
-            lengths = own.where(known, 1).sqrt() * other.where(known, 1).sqrt()
-            return 1 - across.where(known, 0) / lengths
+                # the unbiased estimator leaves out the similarity of a sample with itself
+                student_kernel, target_kernel = (
+                    kernel - kernel.diagonal().diag() for kernel in (student_kernel, target_kernel)
+                )
+            cross = self.hsic(student_kernel, target_kernel)
+            student_self, target_self = (
+                self.hsic(student_kernel, student_kernel),
+                self.hsic(target_kernel, target_kernel),
+            )
+            # an estimate of 0 or below has no square root; the inner `where` keeps its gradient finite
+            defined = (student_self > 0) & (target_self > 0)
+            norms = student_self.where(defined, 1).sqrt() * target_self.where(defined, 1).sqrt()
+            return 1 - cross.where(defined, 0) / norms
 
-    def hsic(self, one: Tensor, other: Tensor) -> Tensor:
-        """Return how far two kernels (batch, batch) depend on each other; a factor that cancels is left out."""
-        shared = (one * other).sum()
-        count = len(one)
+    def hsic(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the HSIC of two kernels (batch, batch), up to a factor that cancels in CKA."""
+        shared = (first * second).sum()
+        count = len(first)
         if not self.unbiased:
             return shared
-        if count < 4:
+        if count < 4:  # the estimator divides by batch - 3
             return shared * 0.0
-        means = one.sum() * other.sum() / ((count - 1) * (count - 2))
-        return shared + means - 2 * (one.sum(0) * other.sum(0)).sum() / (count - 2)
+        # HSIC_1 of Song et al. 2012
+        means = first.sum() * second.sum() / ((count - 1) * (count - 2))
+        return shared + means - 2 * (first.sum(0) * second.sum(0)).sum() / (count - 2)

@@ -1,4 +1,7 @@
-"""What losses hold their options and their labels to, each refused with a RecipeError that says what was expected."""
+"""Check the options of a loss (`validate_...`, at its creation) and its tensors (`require_...`, in a call).
+
+All raise RecipeError with the expected and the actual value.
+"""
 
 from typing import Literal
 
@@ -18,7 +21,7 @@ Reduction = Literal["batchmean", "mean"]
 
 
 def validate_reduction(reduction: str) -> None:
-    """Raise RecipeError for a reduction that is neither "batchmean" nor "mean"."""
+    """Raise RecipeError unless the reduction is "batchmean" or "mean"."""
     validate_choice("reduction", reduction, Reduction)
 
 
@@ -28,36 +31,36 @@ def validate_temperature(temperature: float) -> None:
 
 
 def validate_weights(**weights: float) -> None:
-    """Raise RecipeError unless each weight is finite and at least 0, and one of them above it."""
+    """Raise RecipeError unless all weights are finite and at least 0, and one of them is above 0."""
     for name, weight in weights.items():
         if not is_number(weight) or weight < 0:
             raise RecipeError(f"{name} is a weight, a finite number of at least 0; got {weight!r}")
     if not any(weights.values()):
-        raise RecipeError(f"{' and '.join(weights)} are all 0, so there is nothing to learn; give one a weight above 0")
+        raise RecipeError(f"{' and '.join(weights)} are all 0, so there is nothing to learn; set one weight above 0")
 
 
-def one_class_each(labels: Tensor, student: Tensor, loss: object) -> Tensor:
-    """Return the labels (batch,) of logits (batch, classes). Raises RecipeError where they are mixed or several."""
+def require_class_labels(labels: Tensor, student: Tensor, loss: object) -> Tensor:
+    """Return the class indices (batch,) as int64. Raises RecipeError for mixed labels or several per sample."""
     if labels.shape != student.shape[:1] or labels.is_floating_point():
         raise RecipeError(
-            f"{type(loss).__name__} needs one class per sample, labels ({len(student)},) of whole numbers; got "
-            f"{tuple(labels.shape)} of {labels.dtype}; for mixed or several labels take a PerLabel... loss"
+            f"{type(loss).__name__} needs one class per sample, integer labels of shape ({len(student)},); got "
+            f"{tuple(labels.shape)} of {labels.dtype}; for mixed or several labels use a PerLabel... loss"
         )
     return labels.to(torch.int64)
 
 
-def one_answer_per_label(labels: Tensor, student: Tensor, loss: object) -> Tensor:
+def require_label_matrix(labels: Tensor, student: Tensor, loss: object) -> Tensor:
     """Return the labels (batch, classes) in the student's precision. Raises RecipeError for any other shape."""
     if labels.shape != student.shape:
         raise RecipeError(
-            f"{type(loss).__name__} needs an answer in [0, 1] for every label, of the outputs' shape "
-            f"{tuple(student.shape)}; got {tuple(labels.shape)}; for one class each take the loss without PerLabel"
+            f"{type(loss).__name__} needs a value in [0, 1] for every label, of the outputs' shape "
+            f"{tuple(student.shape)}; got {tuple(labels.shape)}; for one class per sample use the loss without PerLabel"
         )
     return labels.to(student.dtype)
 
 
-def same_outputs(student: Tensor, target: Tensor, loss: object, *, dense: bool = False) -> None:
-    """Raise RecipeError unless both are outputs (batch, classes) of one shape, or, where dense, of more dimensions."""
+def require_same_outputs(student: Tensor, target: Tensor, loss: object, *, dense: bool = False) -> None:
+    """Raise RecipeError unless both are outputs (batch, classes) of one shape; `dense` allows more dimensions."""
     if student.ndim > 2 and not dense:
         raise RecipeError(
             f"{type(loss).__name__} compares outputs (batch, classes); got {tuple(student.shape)}; "
@@ -70,7 +73,7 @@ def same_outputs(student: Tensor, target: Tensor, loss: object, *, dense: bool =
         )
 
 
-def several_classes(student: Tensor, loss: object) -> None:
+def require_two_classes(student: Tensor, loss: object) -> None:
     """Raise RecipeError unless there are two classes or more."""
     if student.shape[1] < 2:
         raise RecipeError(f"{type(loss).__name__} compares classes with each other and needs two; got one")

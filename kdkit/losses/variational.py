@@ -1,4 +1,4 @@
-"""Losses that predict a teacher's features from a student's by a small network: VID and MGD."""
+"""Losses that predict the teacher's features from the student's with a small network (VID and MGD)."""
 
 import math
 from typing import Literal
@@ -9,8 +9,8 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
-from kdkit.losses.features import Projected, Shapes, full, one
-from kdkit.losses.projectors import Pointwise, convolution, meet
+from kdkit.losses.features import ProjectedLoss, Shapes, single_tap_shape, upcast_half
+from kdkit.losses.projectors import Pointwise, convolution, match_positions
 from kdkit.losses.validation import (
     Reduction,
     validate_above_zero,
@@ -24,11 +24,11 @@ Mask = Literal["channel", "position"]
 
 
 class VID(nn.Module):
-    """Negative log likelihood of a teacher's features under a Gaussian that the student's predict.
+    """Negative log likelihood of the teacher's features under a Gaussian that is predicted from the student's.
 
-    In nats without the constant, mean over all entries. Where positions differ, the larger are averaged to the smaller.
-    Three maps over channels, of `hidden` channels (as many as the teacher's by default) with ReLU between, predict the
-    mean; every channel has a trained variance, which starts at `variance`. The defaults are those of public code.
+    In nats without the constant, mean over all entries. If positions differ, the larger map is average-pooled to the
+    smaller. Three maps over channels, of `hidden` channels (by default the teacher's) with ReLU between them, predict
+    the mean; every channel has a trained variance, which starts at `variance`. The defaults are those of public code.
 
     Formula: 1/2 · mean ((t - m(s))² / v + log v), with m the prediction and v = softplus(scale) + eps of each channel
     Shapes: features (N, C), (N, C, L), (N, C, H, W)
@@ -41,44 +41,48 @@ class VID(nn.Module):
         validate_above_zero("eps", eps)
         validate_above_zero("variance", variance)
         if variance <= eps:
-            raise RecipeError(f"the variance to start from is above eps = {eps}; got {variance!r}")
+            raise RecipeError(f"the initial variance is above eps = {eps}; got {variance!r}")
         self.hidden, self.variance, self.eps = hidden, variance, eps
         self.mean: nn.Module = nn.Identity()
         self.scale = nn.Parameter(torch.empty(0))
 
-    def build(self, student: Shapes, target: Shapes, facts: BuildContext, teacher: nn.Module | None) -> None:
-        """Make what predicts. Raises RecipeError where the shapes cannot meet."""
-        given, wanted = one(student, self), one(target, self)
-        meet(torch.empty(given, device="meta"), torch.empty(wanted, device="meta"))
-        hidden = self.hidden or wanted[1]
+    def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: nn.Module | None) -> None:
+        """Create the network for the mean and the variances. Raises RecipeError if the shapes do not fit."""
+        student_shape, target_shape = single_tap_shape(student, self), single_tap_shape(target, self)
+        # meta tensors have no data: this only checks that positions can be matched
+        match_positions(torch.empty(student_shape, device="meta"), torch.empty(target_shape, device="meta"))
+        hidden = self.hidden or target_shape[1]
         self.mean = nn.Sequential(
-            Pointwise(given[1], hidden, bias=False),
+            Pointwise(student_shape[1], hidden, bias=False),
             nn.ReLU(),
             Pointwise(hidden, hidden, bias=False),
             nn.ReLU(),
-            Pointwise(hidden, wanted[1], bias=False),
+            Pointwise(hidden, target_shape[1], bias=False),
         )
-        above = self.variance - self.eps
-        self.scale = nn.Parameter(torch.full((wanted[1],), above + math.log(-math.expm1(-above))))  # softplus undone
+        softplus = self.variance - self.eps
+        # the inverse of softplus is log(exp(x) - 1) = x + log(1 - exp(-x)), which does not overflow
+        initial_scale = softplus + math.log(-math.expm1(-softplus))
+        self.scale = nn.Parameter(torch.full((target_shape[1],), initial_scale))
 
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the likelihood's negative, lower the better the teacher is predicted."""
-        student, target = meet(student, target)
-        mean, target = full(self.mean(student)), full(target)
+        """Return the negative log likelihood, lower for a better prediction of the teacher; it may be below 0."""
+        student, target = match_positions(student, target)
+        mean, target = upcast_half(self.mean(student)), upcast_half(target)
+        # (channels,) -> (channels, 1, ...), which broadcasts over batch and positions
         variance = (F.softplus(self.scale) + self.eps).reshape(-1, *(1 for _ in target.shape[2:]))
         return 0.5 * ((mean - target).square() / variance + variance.log()).mean()
 
 
-class MGD(Projected):
-    """Squared error of the teacher's features as generated from the student's with a part of these masked.
+class MGD(ProjectedLoss):
+    """Squared error between the teacher's features and features generated from the masked ones of the student (MGD).
 
     alpha times the sum over channels and positions, mean over the batch ("batchmean"), or alpha times the mean over all
-    entries ("mean", the scale of modelopt). Two convolutions of 3 with ReLU between generate; a linear projector comes
-    first where shapes differ. masked: the share of channels (as in the authors' classification code) or of positions
-    (as in their detection code) that is hidden, drawn anew at each step from torch's random numbers. mask "position"
-    needs positions. alpha and masked are those of the authors' classification code.
+    entries ("mean", the scale of modelopt). The generator is two convolutions with a kernel of 3 and a ReLU between
+    them; a linear projector comes first if shapes differ. masked: the share of channels (as in the authors'
+    classification code) or of positions (as in their detection code) that is masked, drawn from torch's random numbers
+    at each step. mask "position" needs positions. alpha and masked are those of the authors' classification code.
 
-    Formula: alpha/N · Σ (G(m · g(s)) - t)², with G the generator, m a random mask and g a projector where shapes differ
+    Formula: alpha/N · Σ (G(m · g(s)) - t)², with G the generator, m a random mask and g a projector if shapes differ
     Shapes: features (N, C), (N, C, L), (N, C, H, W)
     Source: Yang et al. 2022, "Masked Generative Distillation", arXiv:2205.01529
     """
@@ -99,10 +103,10 @@ class MGD(Projected):
         self.alpha, self.mask, self.masked, self.reduction = alpha, mask, masked, reduction
         self.generator: nn.Module = nn.Identity()
 
-    def build(self, student: Shapes, target: Shapes, facts: BuildContext, teacher: nn.Module | None) -> None:
-        """Make the projector and what generates. Raises RecipeError where shapes cannot meet."""
-        super().build(student, target, facts, teacher)
-        _batch, channels, *positions = one(target, self)
+    def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: nn.Module | None) -> None:
+        """Create the projector and the generator. Raises RecipeError if the shapes do not fit."""
+        super().build(student, target, context, teacher)
+        _batch, channels, *positions = single_tap_shape(target, self)
         if self.mask == "position" and not positions:
             raise RecipeError("MGD(mask='position') needs positions to mask; mask channels, or tap an earlier layer")
         self.generator = nn.Sequential(
@@ -111,15 +115,15 @@ class MGD(Projected):
             convolution(len(positions), (channels, channels), 3, padding=1),
         )
 
-    def between(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the error, least (0) where the teacher's features are generated."""
-        generated = full(self.generator(student * self.kept(student)))
-        loss = F.mse_loss(generated, full(target), reduction="sum")
+    def compare(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the error, minimal (0) if the generated features are the teacher's."""
+        generated = upcast_half(self.generator(student * self.draw_mask(student)))
+        loss = F.mse_loss(generated, upcast_half(target), reduction="sum")
         return self.alpha * loss / (target.numel() if self.reduction == "mean" else len(target))
 
-    def kept(self, features: Tensor) -> Tensor:
-        """Return a mask of 1 where features are kept and 0 where they are hidden, which broadcasts to them."""
+    def draw_mask(self, features: Tensor) -> Tensor:
+        """Return a random mask that broadcasts to the features: 0 for masked entries, 1 for all others."""
         batch, channels, *positions = features.shape
-        alone = [1] * len(positions)
-        shape = [batch, channels, *alone] if self.mask == "channel" else [batch, 1, *positions]
+        # one random number per channel, (batch, channels, 1, ...), or per position, (batch, 1, *positions)
+        shape = [batch, channels, *[1] * len(positions)] if self.mask == "channel" else [batch, 1, *positions]
         return (torch.rand(shape, device=features.device) >= self.masked).to(features.dtype)

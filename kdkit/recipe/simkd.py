@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 
 from kdkit.errors import RecipeError
 from kdkit.losses import BuildContext
-from kdkit.losses.features import one
+from kdkit.losses.features import single_tap_shape
 from kdkit.losses.projectors import Bottleneck
 from kdkit.nets.net import Net
 from kdkit.nets.taps import Tap, TapLike
@@ -95,7 +95,7 @@ class _ToReusedHead(nn.Module):
         teacher: nn.Module | None,
     ) -> None:
         """Raise RecipeError unless the projector returns features of the teacher's shape."""
-        projected, features = student[0], one(target, self._student[0])
+        projected, features = student[0], single_tap_shape(target, self._student[0])
         if projected[1:] != features[1:]:
             raise RecipeError(
                 f"the projector returns features of shape {tuple(projected[1:])}, but the teacher's have shape "

@@ -10,14 +10,14 @@ from torch import Tensor
 from kdkit.data.batch import Batch
 from kdkit.errors import RecipeError
 from kdkit.losses import BuildContext
-from kdkit.losses.memory_bank import Rows
-from kdkit.losses.validation import validate_above_zero
+from kdkit.losses.memory_bank import RowIndex
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
 from kdkit.teachers.base import TeacherOutput, TeacherSession
 from kdkit.teachers.peer import require_net
 from kdkit.utils import memory
 from kdkit.utils.collectives import all_gather
+from kdkit.utils.validation import validate_above_zero
 
 _MEGABYTE = 2**20
 
@@ -67,7 +67,7 @@ class _PastSession(TeacherSession):
 
     def __init__(self, teacher: Past, samples: int) -> None:
         self._teacher = teacher
-        self._rows = Rows(samples)
+        self._rows = RowIndex(samples)
         self._past, self._current = torch.zeros(0), torch.zeros(0)  # allocated in the dry run, when shapes are known
         self._has_past, self._has_current = torch.zeros(2, samples, dtype=torch.bool)
 
@@ -75,7 +75,7 @@ class _PastSession(TeacherSession):
         """Return the past outputs of these samples, and the mask of those that have one."""
         rows = self._rows(_ids(batch), remember=False)
         # A row may belong to another sample if this one was never stored.
-        mask = self._has_past[rows] & (self._rows.known[rows] == batch.ids)
+        mask = self._has_past[rows] & (self._rows.ids[rows] == batch.ids)
         return TeacherOutput(self._past[rows], mask=mask)
 
     @torch.no_grad()

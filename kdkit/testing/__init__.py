@@ -1,4 +1,4 @@
-"""What every plugin must hold: checks of a loss, a tap and a schedule, to be called in a plugin's own tests."""
+"""Contract checks for plugins: call them in the tests of a custom loss, tap or schedule."""
 
 from kdkit.testing.losses import check_loss
 from kdkit.testing.schedules import check_schedule

@@ -1,7 +1,7 @@
-"""A loss tried on both sides of a comparison, and what is wrong with what it says of them."""
+"""Call a loss on one pair of inputs, and turn failures into ContractErrors that name the loss and the inputs."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,135 +10,140 @@ from torch import Tensor, nn
 
 from kdkit.data.dataset import Task
 from kdkit.errors import ContractError
-from kdkit.losses import BuildContext, Loss, asked_by, loss_name
+from kdkit.losses import BuildableLoss, BuildContext, Loss, extra_kwargs_of, loss_name
 
-_SAMPLES = 12  # that the data trains on, of which a batch shows a few
+_TRAINING_SAMPLES = 12  # more than a batch holds, for losses that remember samples
+
+BOTH_SIDES = ("student", "target")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
-    """What a loss is given: both sides, one tensor per tap, the labels, and in words how it was made."""
+class LossInputs:
+    """The inputs of a loss: one tensor per tap on each side, and the labels.
+
+    tuples: whether the loss gets tuples of taps instead of single tensors. description: how the inputs were made, for
+    error messages.
+    """
 
     student: tuple[Tensor, ...]
     target: tuple[Tensor, ...]
     labels: Tensor
     tuples: bool = False
-    what: str = ""
+    description: str = ""
 
-    def changed(self, what: str, change: Callable[[Tensor], Tensor], sides: str = "student target") -> "Given":
-        """Return the same with one side changed, or both, tensor by tensor."""
+    def transform(
+        self, description: str, change: Callable[[Tensor], Tensor], sides: tuple[str, ...] = BOTH_SIDES
+    ) -> "LossInputs":
+        """Return copies of the inputs, with `change` applied to every tensor of these sides."""
         student, target = (
-            tuple(change(each.detach().clone()) if name in sides else each for each in side)
-            for name, side in (("student", self.student), ("target", self.target))
+            tuple(change(tensor.detach().clone()) if name in sides else tensor for tensor in side)
+            for name, side in zip(BOTH_SIDES, (self.student, self.target), strict=True)
         )
-        return replace(self, what=what, student=student, target=target)
+        return replace(self, description=description, student=student, target=target)
 
-    def rows(self, what: str, rows: Tensor) -> "Given":
-        """Return other rows of the same batch."""
-        student, target = (tuple(each[rows] for each in side) for side in (self.student, self.target))
-        return replace(self, what=what, student=student, target=target, labels=self.labels[rows])
+    def select_rows(self, description: str, rows: Tensor) -> "LossInputs":
+        """Return these rows of the batch."""
+        student, target = (tuple(tensor[rows] for tensor in side) for side in (self.student, self.target))
+        return replace(self, description=description, student=student, target=target, labels=self.labels[rows])
 
-    def equal(self) -> "Given":
-        """Return the student's side as the target's is."""
-        return replace(self, what="two equal sides", student=tuple(each.clone() for each in self.target))
+    def with_equal_sides(self) -> "LossInputs":
+        """Return inputs whose student is a copy of the target."""
+        student = tuple(tensor.clone() for tensor in self.target)
+        return replace(self, description="two equal sides", student=student)
 
     @property
-    def meets_itself(self) -> bool:
-        """Whether both sides are of the same shapes."""
-        return [each.shape for each in self.student] == [each.shape for each in self.target]
+    def same_shapes(self) -> bool:
+        """Whether both sides have the same shapes."""
+        return [tensor.shape for tensor in self.student] == [tensor.shape for tensor in self.target]
 
-    def sides(self) -> tuple[Any, Any]:
-        """Return both sides as a loss takes them: a tensor, or a tuple of several taps."""
+    def arguments(self) -> tuple[Any, Any]:
+        """Return the student and the target as a loss takes them: a tensor each, or a tuple of taps each."""
         return (self.student, self.target) if self.tuples else (self.student[0], self.target[0])
 
     def __str__(self) -> str:
-        said = [" ".join(str(tuple(each.shape)) for each in side) for side in (self.student, self.target)]
-        shapes = said[0] if self.meets_itself else f"{said[0]} and {said[1]}"
-        return f"{self.what + ' of ' if self.what else ''}{shapes}"
+        student, target = (
+            " ".join(str(tuple(tensor.shape)) for tensor in side) for side in (self.student, self.target)
+        )
+        shapes = student if self.same_shapes else f"{student} and {target}"
+        return f"{self.description + ' of ' if self.description else ''}{shapes}"
 
 
-class Trial:
-    """A loss that is made anew for each thing that is tried of it, and built for the shapes of the same batch."""
+class LossCase:
+    """A loss and a batch of inputs for it. Each check creates a new loss, built for the shapes of these inputs."""
 
-    def __init__(self, make_loss: Callable[[], Loss], given: Given, task: Task) -> None:
+    def __init__(self, make_loss: Callable[[], Loss], inputs: LossInputs, task: Task) -> None:
         self.make_loss = make_loss
-        self.given = given
+        self.inputs = inputs
         self.name = loss_name(make_loss())
-        classes = given.target[0].shape[1]
+        classes = inputs.target[0].shape[1]
         names = tuple(str(index) for index in range(classes))
-        batch = len(given.labels)
-        self.facts = BuildContext(classes=names, task=task, samples=_SAMPLES, ids=True, batch_size=batch)
+        self.context = BuildContext(
+            classes=names, task=task, samples=_TRAINING_SAMPLES, ids=True, batch_size=len(inputs.labels)
+        )
         torch.default_generator.manual_seed(0)
+        # with a Linear layer and a batch norm, for losses that read the teacher's classifier or its norm
         self.teacher = nn.Sequential(nn.Linear(classes, classes), nn.BatchNorm1d(classes)).eval()
 
-    def built(self, *, builds: int = 1) -> Loss:
-        """Return a new loss, built so many times, each time from the same seed, where it is to be built at all."""
+    def build_loss(self, *, builds: int = 1) -> Loss:
+        """Return a new loss. If it can be built, it is built this many times, always from the same seed."""
         loss = self.make_loss()
-        build = getattr(loss, "build", None)
-        shapes = [tuple(each.shape for each in side) for side in (self.given.student, self.given.target)]
-        for _ in range(builds if build is not None else 0):
+        student, target = (tuple(tensor.shape for tensor in side) for side in (self.inputs.student, self.inputs.target))
+        for _ in range(builds if isinstance(loss, BuildableLoss) else 0):
             torch.default_generator.manual_seed(1)
-            with self.blaming("its build"):
-                build(*shapes, self.facts, self.teacher)  # type: ignore[misc]  # it is not None here
+            with self.contract_errors("in build()"):
+                loss.build(student, target, self.context, self.teacher)  # type: ignore[attr-defined]  # see the range
         return loss
 
-    def value(self, given: Given, loss: Loss | None = None, *, autocast: torch.dtype | None = None) -> Tensor:
-        """Return what a loss says, a new one where it is None. Raises ContractError where that is no finite scalar."""
-        loss = self.built() if loss is None else loss
+    def value(self, inputs: LossInputs, loss: Loss | None = None, *, autocast: torch.dtype | None = None) -> Tensor:
+        """Return the value of a loss, by default of a new one. Raises ContractError unless it is a finite scalar."""
+        loss = self.build_loss() if loss is None else loss
         torch.default_generator.manual_seed(2)
         context: AbstractContextManager[Any] = torch.autocast("cpu", autocast) if autocast else nullcontext()
-        with self.blaming(str(given)), context:
-            value = loss(*given.sides(), **self._asked(loss, given))
-        said = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        self.require(isinstance(value, Tensor) and value.ndim == 0, given, f"gives {said}, not a scalar; reduce it")
-        self.require(bool(value.isfinite()), given, f"is {value.item()}, not a finite number")
+        with self.contract_errors(f"on {inputs}"), context:
+            value = loss(*inputs.arguments(), **self._loss_kwargs(loss, inputs))
+        if not isinstance(value, Tensor) or value.ndim != 0:
+            result = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise self.error(inputs, f"returns {result}, not a scalar; reduce it")
+        if not value.isfinite():
+            raise self.error(inputs, f"is {value.item()}, not a finite number")
         return value
 
-    def learned(self, given: Given, loss: Loss | None = None, *, autocast: torch.dtype | None = None) -> Tensor:
-        """Return the value after a backward pass. Raises ContractError where a gradient is missing or not finite.
+    def backward(self, inputs: LossInputs, loss: Loss | None = None, *, autocast: torch.dtype | None = None) -> Tensor:
+        """Return the value after a backward pass. Raises ContractError if a gradient is missing or not finite.
 
-        The gradients are those of the tensors of the student's side, which are leaves from then on.
+        The student's tensors become leaves, which hold the gradients.
         """
-        for each in given.student:
-            each.requires_grad_()
-        value = self.value(given, loss, autocast=autocast)
-        self.require(value.requires_grad, given, "gives a value without a gradient")
-        with self.blaming(f"{given}, in its backward pass,"):
+        for tensor in inputs.student:
+            tensor.requires_grad_()
+        value = self.value(inputs, loss, autocast=autocast)
+        if not value.requires_grad:
+            raise self.error(inputs, "returns a value without a gradient")
+        with self.contract_errors(f"on {inputs} in its backward pass"):
             value.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
-        for each in given.student:
-            self.require(each.grad is not None, given, "moves nothing: no gradient flows to the student")
-            finite = each.grad is not None and bool(each.grad.isfinite().all())
-            self.require(finite, given, "gives a gradient that is not finite")
+        for tensor in inputs.student:
+            if tensor.grad is None:
+                raise self.error(inputs, "gives the student no gradient")
+            if not tensor.grad.isfinite().all():
+                raise self.error(inputs, "gives a gradient that is not finite")
         return value.detach()
 
-    def require(self, holds: bool, on: "Given | str", otherwise: str) -> None:
-        """Raise ContractError where something does not hold."""
-        if not holds:
-            raise ContractError(f"{self.name} on {on} {otherwise}")
+    def error(self, inputs: LossInputs, problem: str) -> ContractError:
+        """Return the error that names the loss, its inputs and the problem."""
+        return ContractError(f"{self.name} on {inputs} {problem}")
 
-    def blaming(self, on: str) -> "_Blaming":
-        """Return the context in which an error of the loss is one of its contract."""
-        return _Blaming(f"{self.name} on {on}")
+    @contextmanager
+    def contract_errors(self, situation: str) -> Iterator[None]:
+        """Turn any exception of the loss into a ContractError that names the situation."""
+        try:
+            yield
+        except Exception as error:
+            raise ContractError(f"{self.name} {situation} raises {type(error).__name__}: {error}") from error
 
-    def _asked(self, loss: Loss, given: Given) -> dict[str, Any]:
-        known = {
-            "labels": given.labels,
-            "ids": torch.arange(len(given.student[0])),
+    def _loss_kwargs(self, loss: Loss, inputs: LossInputs) -> dict[str, Any]:
+        values = {
+            "labels": inputs.labels,
+            "ids": torch.arange(len(inputs.student[0])),
             "progress": torch.tensor(0.5),
-            "teacher_outputs": given.target,
+            "teacher_outputs": inputs.target,
         }
-        return {name: known[name] for name in asked_by(loss)}
-
-
-class _Blaming:
-    """Raise an error that a loss raises as a ContractError that says where."""
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, Exception):
-            raise ContractError(f"{self.where} raises {type(error).__name__}: {error}") from error
+        return {name: values[name] for name in extra_kwargs_of(loss)}

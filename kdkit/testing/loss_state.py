@@ -1,102 +1,119 @@
-"""What is tried of the state of a loss and of those it compares: who is moved, what is kept, what is saved."""
+"""Checks of gradients and state: which tensors a loss changes, and whether it can be rebuilt, saved and restored."""
 
 import copy
 
 import torch
 from torch import Tensor, nn
 
-from kdkit.losses import Loss
-from kdkit.testing.loss_case import Trial
+from kdkit.testing.loss_case import LossCase
 
 
-def moves_the_student_alone(trial: Trial) -> None:
-    """Each tap of the student has a gradient; both sides and the teacher are left as they were."""
-    before = copy.deepcopy(trial.teacher.state_dict())
-    given = trial.given.changed("", torch.clone)
-    loss = trial.built()
-    trial.learned(given, loss)
-    for index, each in enumerate(given.student):
-        where = f"tap {index} of the student" if given.tuples else "the student"
-        moved = each.grad is not None and bool(each.grad.any())
-        trial.require(moved, given, f"moves nothing: the gradient to {where} is zero")
-    for side in ("student", "target"):
-        same = all(
-            torch.equal(one.detach(), other)
-            for one, other in zip(getattr(given, side), getattr(trial.given, side), strict=True)
+def gradient_reaches_only_the_student(case: LossCase) -> None:
+    """Check that every tap of the student gets a gradient, and that inputs and teacher stay unchanged."""
+    before = copy.deepcopy(case.teacher.state_dict())
+    # a copy, so that the originals show whether the loss changes its inputs
+    inputs = case.inputs.transform("", torch.clone)
+    loss = case.build_loss()
+    case.backward(inputs, loss)
+    for index, tensor in enumerate(inputs.student):
+        if tensor.grad is None or not tensor.grad.any():
+            receiver = f"tap {index} of the student" if inputs.tuples else "the student"
+            raise case.error(inputs, f"gives a zero gradient to {receiver}")
+    for name, side, original in (
+        ("student", inputs.student, case.inputs.student),
+        ("target", inputs.target, case.inputs.target),
+    ):
+        if not all(torch.equal(tensor.detach(), copied) for tensor, copied in zip(side, original, strict=True)):
+            raise case.error(inputs, f"changes the {name}'s tensors in place")
+    with_gradient = [name for name, parameter in case.teacher.named_parameters() if parameter.grad is not None]
+    if with_gradient:
+        raise case.error(inputs, f"gives the teacher a gradient: {', '.join(with_gradient)}")
+    if not _equal_states(before, case.teacher.state_dict()):
+        raise case.error(inputs, "changes the state of the teacher that it is built with")
+    if case.teacher.training:
+        raise case.error(inputs, "takes the teacher out of eval mode")
+
+
+def trains_only_its_own_weights(case: LossCase) -> None:
+    """Check that none of the teacher's weights are parameters of the loss, and that all of its own get a gradient."""
+    loss = case.build_loss()
+    if not isinstance(loss, nn.Module):
+        return
+    case.backward(case.inputs.transform("", torch.clone), loss)
+    # by identity: a copy of the teacher's weights has equal values, and is allowed
+    teacher_names = {id(parameter): name for name, parameter in case.teacher.named_parameters()}
+    shared = [teacher_names[id(parameter)] for parameter in loss.parameters() if id(parameter) in teacher_names]
+    if shared:
+        raise case.error(
+            case.inputs,
+            f"has the teacher's {', '.join(shared)} among its parameters, which would be trained; keep a copy instead",
         )
-        trial.require(same, given, f"changes the {side}'s side in place")
-    moved_too = [name for name, parameter in trial.teacher.named_parameters() if parameter.grad is not None]
-    trial.require(not moved_too, given, f"moves the teacher: {', '.join(moved_too)} of it got a gradient")
-    trial.require(_same(before, trial.teacher.state_dict()), given, "changes the teacher that it is built with")
-    trial.require(not trial.teacher.training, given, "takes the teacher out of eval mode")
-    _trains_its_own_alone(trial, loss)
+    untrained = [
+        name for name, parameter in loss.named_parameters() if parameter.requires_grad and parameter.grad is None
+    ]
+    if untrained:
+        raise case.error(case.inputs, f"has weights without a gradient: {', '.join(untrained)}")
 
 
-def repeats(trial: Trial) -> None:
-    """The value is a function of the seed."""
-    first, again = (trial.value(trial.given) for _ in range(2))
-    same = torch.equal(first, again)
-    trial.require(same, trial.given, f"is not a function of its seed: {first.item()}, then {again.item()}")
+def is_deterministic(case: LossCase) -> None:
+    """Check that the value is a function of the seed."""
+    first, second = (case.value(case.inputs) for _ in range(2))
+    if not torch.equal(first, second):
+        raise case.error(case.inputs, f"is not deterministic for one seed: {first.item()}, then {second.item()}")
 
 
-def builds_again(trial: Trial) -> None:
-    """Built twice, as happens when a recipe is checked and then run, it is what it was."""
-    losses = [trial.built(builds=builds) for builds in (1, 2)]
-    ones, twos = (_count(each) for each in losses)
-    trial.require(ones == twos, trial.given, f"has {ones} parameters once it is built, and {twos} built again")
-    once, twice = (trial.value(trial.given, each) for each in losses)
-    same = torch.equal(once, twice)
-    trial.require(same, trial.given, f"is {once.item()} once it is built, and {twice.item()} built again")
+def can_be_rebuilt(case: LossCase) -> None:
+    """Check that a second build gives the same loss: a recipe builds it when it is checked and when it is run."""
+    losses = [case.build_loss(builds=builds) for builds in (1, 2)]
+    counts = [
+        sum(parameter.numel() for parameter in loss.parameters()) if isinstance(loss, nn.Module) else 0
+        for loss in losses
+    ]
+    if counts[0] != counts[1]:
+        problem = f"has {counts[0]} parameters after one build, and {counts[1]} after two builds"
+        raise case.error(case.inputs, problem)
+    once, twice = (case.value(case.inputs, loss) for loss in losses)
+    if not torch.equal(once, twice):
+        problem = f"is {once.item()} after one build, and {twice.item()} after two builds"
+        raise case.error(case.inputs, problem)
 
 
-def comes_back_from_its_state(trial: Trial) -> None:
-    """Saved after two steps and loaded into one that is new, it says the same, in training and in eval mode."""
-    loss, restored = trial.built(), trial.built()
+def restores_from_state_dict(case: LossCase) -> None:
+    """Check that a new loss with the state of a used one gives the same value, in training and in eval mode."""
+    loss, restored = case.build_loss(), case.build_loss()
     if not isinstance(loss, nn.Module) or not isinstance(restored, nn.Module):
         return
+    # two steps, since some losses initialise their state in the first
     for _ in range(2):
-        trial.value(trial.given, loss)
+        case.value(case.inputs, loss)
     with torch.no_grad():
-        for each in loss.parameters():
-            each.add_(torch.rand_like(each) / 10)  # as an optimizer would
-    with trial.blaming(f"{trial.given}, when its state is loaded,"):
+        for parameter in loss.parameters():
+            parameter.add_(torch.rand_like(parameter) / 10)  # stands for a step of an optimizer
+    with case.contract_errors(f"on {case.inputs} when its state_dict() is loaded"):
         restored.load_state_dict(copy.deepcopy(loss.state_dict()))
+    # eval mode first, since a call in training mode may change the state
     for mode in ("eval", "training"):
-        said, back = (trial.value(trial.given, each.train(mode == "training")) for each in (loss, restored))
-        same = torch.equal(said, back)
-        trial.require(
-            same,
-            trial.given,
-            f"is {said.item()}, but {back.item()} from its state_dict() in {mode} mode; save the rest",
+        value, restored_value = (
+            case.value(case.inputs, module.train(mode == "training")) for module in (loss, restored)
         )
+        if not torch.equal(value, restored_value):
+            raise case.error(
+                case.inputs,
+                f"is {value.item()}, but {restored_value.item()} after loading its state_dict() in {mode} mode; save "
+                "all of its state",
+            )
 
 
-def keeps_nothing_in_eval_mode(trial: Trial) -> None:
-    """What it remembers of the training is not changed by looking at it."""
-    loss = trial.built()
+def keeps_state_in_eval_mode(case: LossCase) -> None:
+    """Check that a call in eval mode does not change the state of the loss."""
+    loss = case.build_loss()
     if not isinstance(loss, nn.Module):
         return
     before = copy.deepcopy(loss.eval().state_dict())
-    trial.value(trial.given, loss)
-    same = _same(before, loss.state_dict())
-    trial.require(same, trial.given, "changes its state in eval mode; keep it as it is unless self.training")
+    case.value(case.inputs, loss)
+    if not _equal_states(before, loss.state_dict()):
+        raise case.error(case.inputs, "changes its state in eval mode; update it only if self.training")
 
 
-def _trains_its_own_alone(trial: Trial, loss: Loss) -> None:
-    if not isinstance(loss, nn.Module):
-        return
-    theirs = {id(each): name for name, each in trial.teacher.named_parameters()}
-    held = [theirs[id(each)] for each in loss.parameters() if id(each) in theirs]
-    trial.require(
-        not held, trial.given, f"holds {', '.join(held)} of the teacher, which would be trained with it; keep a copy"
-    )
-    idle = [name for name, each in loss.named_parameters() if each.requires_grad and each.grad is None]
-    trial.require(not idle, trial.given, f"has weights that nothing trains: {', '.join(idle)}")
-
-
-def _count(loss: Loss) -> int:
-    return sum(each.numel() for each in loss.parameters()) if isinstance(loss, nn.Module) else 0
-
-
-def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def _equal_states(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

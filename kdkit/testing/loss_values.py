@@ -1,17 +1,19 @@
-"""What is tried of the value of a loss and of its gradient: numbers at the edge, small batches, memory, precision."""
+"""Checks of values and gradients: extreme numbers, small batches, memory layouts and precisions."""
 
 from dataclasses import replace
 from functools import partial
 from itertools import product
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from kdkit.losses import Loss, asked_by
-from kdkit.testing.loss_case import Trial
+from kdkit.losses import extra_kwargs_of
+from kdkit.testing.loss_case import BOTH_SIDES, LossCase
 
 _SATURATED = 1e4
-# Of autocast, student and target: a net ends in half precision or, after some layers, in single; so does its teacher.
+_SHORT_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+# The precisions of autocast, the student and the target. A net's last layer may give half precision or, as a softmax
+# does under autocast, float32; so may the teacher's.
 _PRECISIONS = (
     (torch.bfloat16, torch.bfloat16, torch.bfloat16),
     (torch.bfloat16, torch.bfloat16, torch.float32),
@@ -19,114 +21,120 @@ _PRECISIONS = (
     (torch.bfloat16, torch.float32, torch.float32),
     (torch.float16, torch.float16, torch.float16),
 )
-_HALF_AS_EXACT = 2e-2  # bf16 has 8 significant bits, of which a layer and a mean leave about six
+_HALF_RTOL = 2e-2  # bf16 has 8 significant bits, of which about six are left after a layer and a mean
 
 
-def is_least_when_equal(trial: Trial) -> None:
-    """No target is better met than by itself."""
-    if not trial.given.meets_itself:
+def is_minimal_when_equal(case: LossCase) -> None:
+    """Check that no student has a lower value than one that equals the target."""
+    if not case.inputs.same_shapes:
         return
-    equal = trial.given.equal()
-    least = trial.value(equal)
+    equal = case.inputs.with_equal_sides()
+    least = case.value(equal)
     for distance in (1e-2, 1.0, 10.0):
         torch.default_generator.manual_seed(0)
-        noise = tuple(each + distance * torch.randn_like(each) for each in equal.student)
-        other = trial.value(replace(equal, what="", student=noise))
-        holds = bool(least <= other + 1e-6)
-        trial.require(holds, trial.given, f"is {least.item()} where both sides are equal, but {other.item()} apart")
+        student = tuple(tensor + distance * torch.randn_like(tensor) for tensor in equal.student)
+        value = case.value(replace(equal, description="", student=student))
+        if not least <= value + 1e-6:  # up to rounding
+            problem = f"is {least.item()} if both sides are equal, but {value.item()} if they differ"
+            raise case.error(case.inputs, problem)
 
 
-def takes_any_batch(trial: Trial) -> None:
-    """Built on one batch, it takes a batch of one, and one that is larger."""
-    trial.learned(trial.given.rows("a batch of one", torch.tensor([1])))
-    trial.learned(trial.given.rows("a batch of seven", torch.arange(7) % len(trial.given.labels)))
+def accepts_any_batch_size(case: LossCase) -> None:
+    """Check that a loss that was built for one batch size takes a batch of one, and a larger one."""
+    case.backward(case.inputs.select_rows("a batch of one", torch.tensor([1])))
+    case.backward(case.inputs.select_rows("a batch of seven", torch.arange(7) % len(case.inputs.labels)))
 
 
-def takes_any_memory(trial: Trial) -> None:
-    """The value is that of the numbers, however they lie in memory; channels are last where a tap moves them."""
-    plain = trial.value(trial.given)
-    for what, laid_out in (("memory that is not contiguous", _strided), ("memory with the channels last", _moved)):
-        value = trial.learned(trial.given.changed(what, laid_out))
-        close = torch.allclose(plain, value, rtol=1e-5, atol=1e-6)
-        trial.require(close, trial.given, f"is {value.item()} on {what}, and {plain.item()} on the same")
+def accepts_any_memory_layout(case: LossCase) -> None:
+    """Check that the value does not depend on strides; taps that move the channels give channels-last features."""
+    contiguous = case.value(case.inputs)
+    changes = {
+        "non-contiguous memory": _strided,
+        # (batch, channels, ...) whose memory is laid out as (batch, ..., channels)
+        "channels-last memory": lambda tensor: tensor.movedim(1, -1).contiguous().movedim(-1, 1),
+    }
+    for description, change in changes.items():
+        value = case.backward(case.inputs.transform(description, change))
+        if not torch.allclose(contiguous, value, rtol=1e-5, atol=1e-6):
+            problem = f"is {value.item()} in {description}, but {contiguous.item()} for the same numbers in contiguous"
+            raise case.error(case.inputs, f"{problem} memory")
 
 
-def takes_sides_without_spread(trial: Trial) -> None:
-    """Finite, with a finite gradient, where a norm, a deviation or a distance is zero."""
-    flat = {
-        "channels without spread": lambda each: each[:, :, *[slice(1)] * (each.ndim - 2)].expand_as(each).clone(),
-        "samples that are the same": lambda each: each[:1].expand_as(each).clone(),
+def accepts_constant_inputs(case: LossCase) -> None:
+    """Check that value and gradient are finite if a norm, a standard deviation or a distance is zero."""
+    changes = {
+        # the first position of each channel at all positions; without positions, the tensor itself
+        "constant channels": lambda tensor: tensor[:, :, *[slice(1)] * (tensor.ndim - 2)].expand_as(tensor).clone(),
+        "equal samples": lambda tensor: tensor[:1].expand_as(tensor).clone(),
         "zeros": torch.zeros_like,
         "ones": torch.ones_like,
     }
-    if trial.given.meets_itself:
-        trial.learned(trial.given.equal())
-    for (what, change), sides in product(flat.items(), ("student", "target", "student target")):
-        trial.learned(trial.given.changed(f"{what} ({sides.replace(' ', ' and ')})", change, sides))
+    if case.inputs.same_shapes:
+        case.backward(case.inputs.with_equal_sides())
+    for (description, change), sides in product(changes.items(), (("student",), ("target",), BOTH_SIDES)):
+        case.backward(case.inputs.transform(f"{description} ({' and '.join(sides)})", change, sides))
 
 
-def takes_saturated_logits(trial: Trial) -> None:
-    """Finite, with a finite gradient, on logits that are sure, whether they are right or wrong; also in half."""
-    given = trial.given.changed("", lambda each: each.sign() * _SATURATED)
-    sides = [given, given.changed("", torch.neg, "target")]
-    for each in (*sides, *([given.equal()] if given.meets_itself else ())):
-        trial.learned(each.changed(f"logits of +-{_SATURATED:g}", torch.clone))
-        for half in (torch.bfloat16, torch.float16):  # whose gradients may be beyond what fp16 holds
-            what = f"logits of +-{_SATURATED:g} in {_said(half)}"
-            trial.value(each.changed(what, partial(Tensor.to, dtype=half)), autocast=half)
+def accepts_saturated_logits(case: LossCase) -> None:
+    """Check that confident logits, right or wrong, give a finite value and gradient, and in half precision a value."""
+    # only the signs of the random logits are kept
+    agreeing = case.inputs.transform("", lambda tensor: tensor.sign() * _SATURATED)
+    batches = [agreeing, agreeing.transform("", torch.neg, ("target",))]
+    if agreeing.same_shapes:
+        batches.append(agreeing.with_equal_sides())
+    for inputs in batches:
+        case.backward(inputs.transform(f"logits of +-{_SATURATED:g}", torch.clone))
+        for half in (torch.bfloat16, torch.float16):  # the gradients may be beyond the range of fp16
+            description = f"logits of +-{_SATURATED:g} in {_SHORT_NAMES[half]}"
+            case.value(inputs.transform(description, partial(Tensor.to, dtype=half)), autocast=half)
 
 
-def takes_empty_classes(trial: Trial) -> None:
-    """Finite, with a finite gradient, where a class is nobody's or everybody's, if it asks for labels."""
-    if "labels" not in asked_by(trial.make_loss()):
+def accepts_missing_classes(case: LossCase) -> None:
+    """Check that a loss with labels is finite if a class has no samples in the batch, or all of them."""
+    if "labels" not in extra_kwargs_of(case.make_loss()):
         return
-    labels = trial.given.labels
-    if trial.facts.task == "multiclass":
-        empty = {"a class that is everybody's": torch.zeros_like(labels)}
+    labels = case.inputs.labels
+    if case.context.task == "multiclass":
+        variants = {"one class for all samples": torch.zeros_like(labels)}
     else:
         mixed = labels.clone()
+        # the first label is absent and the last one present in every sample
         mixed[:, 0], mixed[:, -1] = 0, 1
-        empty = {
-            "a label that is nobody's, and one that is everybody's": mixed,
+        variants = {
+            "one label always absent and one always present": mixed,
             "labels that are all 0": torch.zeros_like(labels),
             "labels that are all 1": torch.ones_like(labels),
         }
-    for what, given in empty.items():
-        trial.learned(replace(trial.given.changed(what, torch.clone), labels=given))
+    # all variants are legal labels, so the loss has to handle them; a mean over no samples would be NaN
+    for description, variant in variants.items():
+        case.backward(replace(case.inputs.transform(description, torch.clone), labels=variant))
 
 
-def takes_any_precision(trial: Trial) -> None:
-    """The same to 2 % under autocast in bf16 and fp16, and to 0.1 % in float64."""
-    for half, ours, theirs in _PRECISIONS:
-        what = f"{_said(half)} autocast ({_said(ours)} and {_said(theirs)})"
-        given = trial.given.changed(what, partial(Tensor.to, dtype=ours), "student")
-        given = given.changed(what, partial(Tensor.to, dtype=theirs), "target")
-        value = trial.learned(given, autocast=half)
-        full = trial.value(given.changed("", Tensor.float))
-        close = torch.allclose(value.float(), full, rtol=_HALF_AS_EXACT, atol=1e-3)
-        trial.require(close, given, f"is {value.item()}, but {full.item()} in float32 on the same; compute it there")
-    plain = trial.value(trial.given)
-    double = trial.learned(trial.given.changed("float64", Tensor.double), _doubled(trial.built()))
-    close = torch.allclose(plain.double(), double.double(), rtol=1e-3, atol=1e-5)
-    trial.require(close, trial.given, f"is {plain.item()}, but {double.item()} in float64; mind what cancels")
-
-
-def _doubled(loss: Loss) -> Loss:
-    return loss.double() if isinstance(loss, torch.nn.Module) else loss
+def accepts_any_precision(case: LossCase) -> None:
+    """Check that values agree to 2 % under autocast in bf16 and fp16, and to 0.1 % in float64."""
+    for half, student, target in _PRECISIONS:
+        description = f"{_SHORT_NAMES[half]} autocast ({_SHORT_NAMES[student]} and {_SHORT_NAMES[target]})"
+        inputs = case.inputs.transform(description, partial(Tensor.to, dtype=student), ("student",))
+        inputs = inputs.transform(description, partial(Tensor.to, dtype=target), ("target",))
+        value = case.backward(inputs, autocast=half)
+        # compared on the rounded inputs, so that only the precision of the computation counts
+        full = case.value(inputs.transform("", Tensor.float))
+        if not torch.allclose(value.float(), full, rtol=_HALF_RTOL, atol=1e-3):
+            problem = f"is {value.item()}, but {full.item()} in float32 for the same numbers; compute it in float32"
+            raise case.error(inputs, problem)
+    single = case.value(case.inputs)
+    loss = case.build_loss()
+    double_loss = loss.double() if isinstance(loss, nn.Module) else loss
+    double = case.backward(case.inputs.transform("float64", Tensor.double), double_loss)
+    if not torch.allclose(single.double(), double.double(), rtol=1e-3, atol=1e-5):
+        problem = f"is {single.item()}, but {double.item()} in float64; avoid differences of large numbers"
+        raise case.error(case.inputs, problem)
 
 
 def _strided(tensor: Tensor) -> Tensor:
     """Return the same numbers with a stride of two in every dimension."""
-    wide = tensor
+    # every number twice, of which the slices skip the second
+    repeated = tensor
     for dimension in range(tensor.ndim):
-        wide = wide.repeat_interleave(2, dimension)
-    return wide[(slice(None, None, 2),) * tensor.ndim]
-
-
-def _moved(tensor: Tensor) -> Tensor:
-    """Return (batch, channels, ...) that lies in memory as (batch, ..., channels)."""
-    return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-def _said(kind: torch.dtype) -> str:
-    return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(kind, "fp32")
+        repeated = repeated.repeat_interleave(2, dimension)
+    return repeated[(slice(None, None, 2),) * tensor.ndim]

@@ -1,4 +1,4 @@
-"""Check a loss: what it says of many shapes, at the edges of numbers, and what it leaves as it was."""
+"""Check that a loss keeps its contract: finite values and gradients for many inputs, and no side effects."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdkit.losses import Loss
 from kdkit.testing import loss_state, loss_values
-from kdkit.testing.loss_case import Given, Trial
+from kdkit.testing.loss_case import LossCase, LossInputs
 
 Shape = tuple[int, ...]
 
@@ -26,62 +26,60 @@ def check_loss(
     least_when_equal: bool = True,
     task: Literal["multiclass", "multilabel"] = "multiclass",
 ) -> None:
-    """Check a loss against frozen targets. Raises ContractError with the first thing that does not hold.
+    """Check a loss against frozen targets. Raises ContractError for the first check that fails.
 
-    make_loss: returns a new loss at each call; what it asks for (labels, ids, progress, answers) it is given.
-    on: "outputs" tries (batch, classes), and logits of +-1e4; "features" tries (batch, channels), (batch, channels,
-    length) and (batch, channels, height, width).
-    shapes: other shapes to try, without the batch, of both sides or as a pair of the student's and the target's.
-    layers: how many taps the tuples of the student and of the target hold, for a loss over several layers.
-    least_when_equal: whether no target is better met than by itself, as holds for most losses without weights.
-    task: what its labels are if it asks for them, a class for each sample or an answer for each label.
+    make_loss: returns a new loss at each call. The loss gets the keyword arguments that it accepts (labels, ids,
+    progress, teacher_outputs).
+    on: "outputs" checks (batch, classes), logits of +-1e4 included; "features" checks (batch, channels), (batch,
+    channels, length) and (batch, channels, height, width).
+    shapes: other shapes to check, without the batch: of both sides, or pairs of the student's and the target's.
+    layers: the number of taps in the tuples of the student and of the target, for a loss over several layers.
+    least_when_equal: whether the value is minimal if both sides are equal, as for most losses without weights.
+    task: the kind of labels for a loss that accepts them: a class per sample, or a value per label.
 
-    Held to: a finite scalar with a finite gradient, also of one sample, of sides that are equal or without any spread,
-    and of labels that are nobody's; the same to 2 % under autocast in bf16 and fp16; a gradient to the student, none
-    to the teacher that it may be built with, of which it holds no weights; both sides left as they were; the same value
-    for the same seed, for memory that is not contiguous, and if it is built again or restored from its state_dict();
-    no change of state in eval mode.
+    The value is a finite scalar with a finite gradient, for one sample, equal or constant sides, and missing classes
+    too. It agrees to 2 % under autocast in bf16 and fp16. The student gets a gradient; the teacher that the loss is
+    built with gets none, and none of its weights are parameters of the loss. Both sides stay unchanged. The value is
+    the same for the same seed, in non-contiguous memory, after a second build, and after restoring the state_dict().
+    The state does not change in eval mode.
     """
+    checks = [
+        loss_state.gradient_reaches_only_the_student,
+        loss_state.trains_only_its_own_weights,
+        loss_state.is_deterministic,
+        loss_state.can_be_rebuilt,
+        loss_state.restores_from_state_dict,
+        loss_state.keeps_state_in_eval_mode,
+        loss_values.accepts_any_memory_layout,
+        loss_values.accepts_any_batch_size,
+        loss_values.accepts_any_precision,
+        *([loss_values.is_minimal_when_equal] if least_when_equal else []),
+        loss_values.accepts_constant_inputs,
+        loss_values.accepts_missing_classes,
+        *([loss_values.accepts_saturated_logits] if on == "outputs" else []),
+    ]
+    # the checks seed torch's generator, whose state is restored at the end
     with torch.random.fork_rng(devices=[]):
         for shape in shapes if shapes is not None else _SHAPES[on]:
-            trial = Trial(make_loss, _given(shape, layers, task), task)
-            for check in _checks(on, least_when_equal=least_when_equal):
-                check(trial)
+            case = LossCase(make_loss, _random_inputs(shape, layers, task), task)
+            for check in checks:
+                check(case)
 
 
-def _checks(on: str, *, least_when_equal: bool) -> list[Callable[[Trial], None]]:
-    return [
-        loss_state.moves_the_student_alone,
-        loss_state.repeats,
-        loss_state.builds_again,
-        loss_state.comes_back_from_its_state,
-        loss_state.keeps_nothing_in_eval_mode,
-        loss_values.takes_any_memory,
-        loss_values.takes_any_batch,
-        loss_values.takes_any_precision,
-        *([loss_values.is_least_when_equal] if least_when_equal else []),
-        loss_values.takes_sides_without_spread,
-        loss_values.takes_empty_classes,
-        *([loss_values.takes_saturated_logits] if on == "outputs" else []),
-    ]
-
-
-def _given(shape: Any, layers: tuple[int, int] | None, task: str) -> Given:
-    """Return a batch of random sides of a shape or of a pair of shapes, with labels for the target's channels."""
-    student, target = shape if isinstance(shape[0], tuple) else (shape, shape)
+def _random_inputs(shape: Any, layers: tuple[int, int] | None, task: str) -> LossInputs:
+    """Return random inputs of a shape, or of a pair of shapes, with labels for the target's channels."""
+    student_shape, target_shape = shape if isinstance(shape[0], tuple) else (shape, shape)
     torch.default_generator.manual_seed(0)
-    counts = layers or (1, 1)
-    alike = len(student) == len(target)
-    sides = [
-        tuple(torch.randn(_BATCH, *_deeper(shape, layer, alike)) for layer in range(count))
-        for shape, count in zip((student, target), counts, strict=True)
-    ]
-    right = torch.arange(_BATCH) % target[0]
-    labels: Tensor = right if task == "multiclass" else torch.eye(target[0])[right]
-    return Given(student=sides[0], target=sides[1], labels=labels, tuples=layers is not None)
-
-
-def _deeper(shape: Shape, layer: int, alike: bool) -> Shape:
-    """Return the shape so many layers deeper: more channels, and half the positions if tokens need not meet a map."""
-    channels, *positions = shape
-    return (channels + layer, *(max(each >> layer, 1) if alike else each for each in positions))
+    # Each deeper layer has one more channel and half the positions. If one side is tokens and the other a map, the
+    # positions stay, since their numbers have to match.
+    halve = len(student_shape) == len(target_shape)
+    student, target = (
+        tuple(
+            torch.randn(_BATCH, channels + layer, *(max(extent >> layer * halve, 1) for extent in positions))
+            for layer in range(count)
+        )
+        for (channels, *positions), count in zip((student_shape, target_shape), layers or (1, 1), strict=True)
+    )
+    classes = torch.arange(_BATCH) % target_shape[0]
+    labels: Tensor = classes if task == "multiclass" else torch.eye(target_shape[0])[classes]
+    return LossInputs(student=student, target=target, labels=labels, tuples=layers is not None)

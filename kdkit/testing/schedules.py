@@ -1,4 +1,4 @@
-"""Check a schedule: the stages it gives, and that whoever teaches in one is trained by then."""
+"""Check that a schedule keeps its contract: it returns stages, in an order in which every teacher is trained first."""
 
 from collections.abc import Callable
 
@@ -8,10 +8,10 @@ from kdkit.recipe.recipe import Schedule, Stage, nets_of
 
 
 def check_schedule(make_schedule: Callable[[], Schedule]) -> None:
-    """Check a schedule. Raises ContractError with the first thing that does not hold.
+    """Check a schedule. Raises ContractError for the first check that fails.
 
-    Held to: it gives stages, at least one; nets and stages have names of their own; each net that teaches comes
-    trained or was trained in an earlier stage.
+    The schedule returns at least one stage. Nets and stages have unique names. Each net that is a teacher is already
+    trained, or is trained in an earlier stage.
     """
     schedule = make_schedule()
     name = type(schedule).__name__
@@ -19,16 +19,19 @@ def check_schedule(make_schedule: Callable[[], Schedule]) -> None:
         raise ContractError(f"{name} is not a schedule: it has no stages()")
     stages = list(schedule.stages() if isinstance(schedule, Schedule) else schedule)
     if not stages or not all(isinstance(stage, Stage) for stage in stages):
-        given = ", ".join(type(stage).__name__ for stage in stages)
-        raise ContractError(f"{name} gives stages, at least one; got {given or 'none'}")
-    for what, names in (("stages", [each.name for each in stages]), ("nets", [net.name for net in nets_of(stages)])):
+        types = ", ".join(type(stage).__name__ for stage in stages)
+        raise ContractError(f"{name} returns at least one Stage, and nothing else; got {types or 'none'}")
+    stage_names, net_names = [stage.name for stage in stages], [net.name for net in nets_of(stages)]
+    for kind, names in (("stages", stage_names), ("nets", net_names)):
         if len(set(names)) < len(names):
-            raise ContractError(f"{name} gives {what} of the same name: {', '.join(sorted(names))}")
+            raise ContractError(f"{name} returns {kind} of the same name: {', '.join(sorted(names))}")
     trained = {net for net in nets_of(stages) if net.trained}
     for stage in stages:
-        for source in stage.teachers:
-            if isinstance(source, Net) and source not in trained:
+        for teacher in stage.teachers:
+            # other teachers, such as Ema or Past, follow a net of the same stage
+            if isinstance(teacher, Net) and teacher not in trained:
                 raise ContractError(
-                    f"in stage {stage.name!r} of {name} net {source.name!r} teaches, but nobody trained it before"
+                    f"stage {stage.name!r} of {name} has net {teacher.name!r} as a teacher, but no earlier stage "
+                    "trains it"
                 )
         trained |= set(stage.objectives)

@@ -1,4 +1,4 @@
-"""Check a tap: what it hears, and that the module it sat on is left as it was."""
+"""Check that a tap keeps its contract: it captures a tensor at each pass, and leaves the module unchanged."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,24 +14,25 @@ from kdkit.utils.modules import eval_mode
 
 
 def check_tap(make_tap: Callable[[nn.Module], TapLike], module: nn.Module, example: Any) -> None:
-    """Check a tap on a module. Raises ContractError with the first thing that does not hold.
+    """Check a tap on a module. Raises ContractError for the first check that fails.
 
-    make_tap: puts the tap on the module or on a part of it. example: the module's inputs, as a batch would hold them:
-    a tensor, a tuple of arguments or a dict of keywords.
+    make_tap: returns a tap on the module or on a part of it. example: the module's inputs, as a batch would hold them:
+    a tensor, a tuple of arguments or a dict of keyword arguments.
 
-    Held to: it fires at each pass, with a tensor that gradients flow through; the module says the same with it as
-    without, while it is open and after; no hook is left behind.
+    The tap captures a tensor at each pass, and gradients flow through it. The module has the same output without the
+    tap, while it is open and after it is closed. No hook is left behind.
     """
     args, kwargs = Inputs()(Batch(example, torch.empty(0)))
     tap = make_tap(module)
     name = type(tap).__name__
     if not isinstance(tap, TapLike):
-        raise ContractError(f"{name} is not a tap: it needs a module and attach(capture)")
-    if all(tap.module is not each for each in module.modules()):
-        raise ContractError(f"{name} sits on a {type(tap.module).__name__} that is no part of the module")
+        raise ContractError(f"{name} is not a tap: it needs the attribute module and the method attach()")
+    if all(tap.module is not part for part in module.modules()):
+        raise ContractError(f"{name} is on a {type(tap.module).__name__} that is not a part of the module")
     with eval_mode(module), torch.random.fork_rng():
-        before, hooks = module(*args, **kwargs), _hooks(module)
+        before, hooks = module(*args, **kwargs), _hook_counts(module)
         with OpenTaps([tap]) as open_taps:
+            # twice, since a tap that fires only once would pass a single call
             for _ in range(2):
                 open_taps.clear()
                 try:
@@ -40,30 +41,31 @@ def check_tap(make_tap: Callable[[nn.Module], TapLike], module: nn.Module, examp
                     raise ContractError(f"the module raises {type(error).__name__} with {name}: {error}") from error
                 if open_taps.unfired():
                     raise ContractError(f"{name} does not fire when the module runs")
-                heard = open_taps[tap]
-                if _tensors(during)[0].requires_grad and not heard.requires_grad:
-                    raise ContractError(f"{name} gives a tensor that no gradient flows through")
-                if not _same(before, during):
-                    raise ContractError(f"the module says something else while {name} is open")
-        if _hooks(module) != hooks:
+                captured = open_taps[tap]
+                if _tensors(during)[0].requires_grad and not captured.requires_grad:
+                    raise ContractError(f"{name} captures a tensor that no gradient flows through")
+                # a tap may change how the module computes, as AttentionTap does, so equal only up to rounding
+                if not _close(before, during, rtol=1e-4, atol=1e-5):
+                    raise ContractError(f"the output of the module changes while {name} is open")
+        if _hook_counts(module) != hooks:
             raise ContractError(f"{name} leaves a hook behind when it is closed")
-        if not _same(before, module(*args, **kwargs), exactly=True):
-            raise ContractError(f"the module says something else after {name} was closed")
+        if not _close(before, module(*args, **kwargs), rtol=0.0, atol=0.0):
+            raise ContractError(f"the output of the module changes after {name} is closed")
 
 
-def _hooks(module: nn.Module) -> list[int]:
-    return [len(each._forward_hooks) + len(each._forward_pre_hooks) for each in module.modules()]
+def _hook_counts(module: nn.Module) -> list[int]:
+    """Return the number of forward hooks of every part of a module."""
+    return [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules()]
 
 
 def _tensors(value: Any) -> list[Tensor]:
+    """Return all tensors of a nested output, in order."""
     if isinstance(value, Tensor):
         return [value]
     items = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
     return [tensor for item in items for tensor in _tensors(item)]
 
 
-def _same(one: Any, other: Any, *, exactly: bool = False) -> bool:
-    """Whether two outputs are equal; up to rounding where a tap had the module compute in another way."""
-    pairs = zip(_tensors(one), _tensors(other), strict=True)
-    rtol, atol = (0.0, 0.0) if exactly else (1e-4, 1e-5)
-    return all(torch.allclose(first, second, rtol=rtol, atol=atol) for first, second in pairs)
+def _close(first: Any, second: Any, *, rtol: float, atol: float) -> bool:
+    pairs = zip(_tensors(first), _tensors(second), strict=True)
+    return all(torch.allclose(a, b, rtol=rtol, atol=atol) for a, b in pairs)

@@ -1,4 +1,4 @@
-"""Everything on every shelf holds its contract. What is put on a shelf needs a case here, or the suite fails."""
+"""Contract tests of everything that is registered. A new registered name needs a case here, or a test fails."""
 
 import math
 from functools import partial
@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 from kdkit import Data, LoaderSplit, Metric, Net, Predictions, RecipeError, Stage, Training, Truth, registry
 from kdkit.errors import ContractError
 from kdkit.losses import SoftTargets
-from kdkit.metrics import is_better, lower_is_better
+from kdkit.metrics import is_better
 from kdkit.plugins.registry import REGISTRIES
 from kdkit.testing import check_loss, check_schedule, check_tap
 
@@ -24,16 +24,16 @@ def names(kind):
 
 def case(cases, kind, name):
     if name not in cases:
-        pytest.fail(f"{name!r} is on the shelf of {kind}, but has no contract case in this file")
+        pytest.fail(f"{name!r} is registered in {kind}, but has no contract case in this file")
     return cases[name]
 
 
-# The options of check_loss, beside what makes the loss.
-NEVER_LEAST = {"least_when_equal": False}  # an entropy is left in, or the target is less sure than what it asks for
+# The options of check_loss for each loss.
+NEVER_LEAST = {"least_when_equal": False}  # the value includes an entropy, or the target is not confident enough
 PER_LABEL = {"task": "multilabel"}
 ON_FEATURES = {"on": "features"}
-ON_POSITIONS = {"on": "features", "shapes": [(5, 6), (5, 4, 3)]}  # features of vectors are refused
-WITH_WEIGHTS = {"least_when_equal": False}  # what they map is not met by itself
+ON_POSITIONS = {"on": "features", "shapes": [(5, 6), (5, 4, 3)]}  # vectors are refused
+WITH_WEIGHTS = {"least_when_equal": False}  # mapped features differ from the target even if both sides are equal
 LOSSES = {
     "soft_targets": {},
     "soft_targets_deit": {},
@@ -79,35 +79,37 @@ LOSSES = {
 }
 
 
-# Fewer of the numbers that only cost time.
+# Smaller options, to save time.
 SMALL = {"crd": {"negatives": 32, "width": 8}, "sem_ckd": {"width": 8}}
 
 
 def maker(name):
+    """Return a function that creates the registered loss with small options."""
     return partial(registry("losses")[name], **SMALL.get(name, {}))
 
 
 @pytest.mark.parametrize("name", names("losses"))
-def test_losses_hold(name):
+def test_losses_keep_their_contract(name):
     check_loss(maker(name), **case(LOSSES, "losses", name))
 
 
-# Pairs of a student's and a teacher's shapes, without the batch.
+# Pairs of a student's and a target's shapes, without the batch.
 VECTORS = [((5,), (3,))]
 POOLED = [((5, 6), (3,)), ((5, 4, 3), (3,))]
 CHANNELS = [((5, 6), (3, 6)), ((5, 4, 3), (3, 4, 3)), ((5, 2, 3, 2), (3, 2, 3, 2))]
 POSITIONS = [((5, 6), (5, 4)), ((5, 6), (3, 9)), ((5, 4, 3), (3, 2, 6))]
-TOKENS = [((5, 12), (3, 4, 3)), ((5, 4, 3), (3, 12)), ((5, 24), (3, 12, 8))]  # of a map, and those of one less fine
+# Tokens for a map of as many positions, and for a finer one.
+TOKENS = [((5, 12), (3, 4, 3)), ((5, 4, 3), (3, 12)), ((5, 24), (3, 12, 8))]
 ANY = VECTORS + POOLED + CHANNELS + POSITIONS + TOKENS
 WITH_POSITIONS = CHANNELS + POSITIONS + TOKENS
-MEETING = {
+SUPPORTED = {
     "second_head": VECTORS + POOLED,
     "rkd": [*ANY, ((5,), (3, 6))],
     "sp": [*ANY, ((5,), (3, 6))],
     "pkt": [*ANY, ((5,), (3, 6))],
     "cc": [*ANY, ((5,), (3, 6))],
     "cka": [*ANY, ((5,), (3, 6))],
-    "adjacent_cc": [((6, 2), (3, 4)), ((6, 2), (3, 2, 2))],  # of as many numbers
+    "adjacent_cc": [((6, 2), (3, 4)), ((6, 2), (3, 2, 2))],  # as many numbers on both sides
     "hint": ANY,
     "cosine": ANY,
     "square_head": ANY,
@@ -125,42 +127,47 @@ MEETING = {
 }
 
 
-def pairs(meeting):
-    every = [(name, pair) for name in names("losses") for pair in [*ANY, *MEETING.get(name, ())]]
-    return [each for each in dict.fromkeys(every) if (each[1] in MEETING.get(each[0], ())) == meeting]
+def pairs(*, supported):
+    """Return all combinations of a loss and a pair of shapes that the loss supports, or does not support."""
+    combinations = [(name, pair) for name in names("losses") for pair in [*ANY, *SUPPORTED.get(name, ())]]
+    return [
+        (name, pair) for name, pair in dict.fromkeys(combinations) if (pair in SUPPORTED.get(name, ())) == supported
+    ]
 
 
-@pytest.mark.parametrize(("name", "pair"), pairs(meeting=True))
-def test_losses_meet_targets_of_other_shapes(name, pair):
+@pytest.mark.parametrize(("name", "pair"), pairs(supported=True))
+def test_losses_keep_their_contract_on_supported_pairs_of_shapes(name, pair):
     check_loss(maker(name), **case(LOSSES, "losses", name) | {"shapes": [pair]})
 
 
-@pytest.mark.parametrize(("name", "pair"), pairs(meeting=False))
-def test_losses_that_cannot_meet_a_target_say_what_would_help(name, pair):
-    helps = r"Hint\(\)|SecondHead\(\)|PerToken\(loss\)|a projector maps|tap a layer before it is pooled"
-    with pytest.raises(ContractError, match=helps) as caught:
+@pytest.mark.parametrize(("name", "pair"), pairs(supported=False))
+def test_losses_suggest_a_remedy_for_unsupported_pairs_of_shapes(name, pair):
+    remedies = r"Hint\(\)|SecondHead\(\)|PerToken\(loss\)|a projector maps|tap a layer before it is pooled"
+    with pytest.raises(ContractError, match=remedies) as caught:
         check_loss(maker(name), **case(LOSSES, "losses", name) | {"shapes": [pair]})
     assert isinstance(caught.value.__cause__, RecipeError)
 
 
-# How many taps the student's and the teacher's tuples hold.
+# The numbers of taps in the student's and the target's tuples.
 LAYERS = {"sp": [(1, 1), (3, 3)], "patient_kd": [(3, 3)], "hcl": [(1, 1), (3, 3)], "review_kd": [(1, 1), (3, 3)]}
 LAYERS["sem_ckd"] = [(1, 1), (2, 3), (3, 2)]
 
 
-@pytest.mark.parametrize(("name", "layers"), [(name, each) for name, several in LAYERS.items() for each in several])
-def test_losses_over_several_layers_hold(name, layers):
+@pytest.mark.parametrize(
+    ("name", "layers"), [(name, layers) for name, variants in LAYERS.items() for layers in variants]
+)
+def test_losses_over_several_layers_keep_their_contract(name, layers):
     check_loss(maker(name), **case(LOSSES, "losses", name) | {"layers": layers})
 
 
 @pytest.mark.parametrize("pair", [((5, 6), (3, 9)), ((5, 4, 3), (3, 12)), ((5, 4, 3), (3,))])
-@pytest.mark.parametrize("name", [name for name in LAYERS if name in MEETING])
-def test_losses_over_several_layers_meet_targets_of_other_shapes(name, pair):
+@pytest.mark.parametrize("name", [name for name in LAYERS if name in SUPPORTED])
+def test_losses_over_several_layers_support_different_shapes(name, pair):
     check_loss(maker(name), **case(LOSSES, "losses", name) | {"layers": LAYERS[name][-1], "shapes": [pair]})
 
 
 class Attention(nn.Module):
-    """An attention layer with the attributes that timm's have."""
+    """An attention layer with the attributes of timm's."""
 
     def __init__(self):
         super().__init__()
@@ -172,35 +179,36 @@ class Attention(nn.Module):
         tokens = tokens @ self.weight
         if self.fused_attn:
             return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
-        metrics = tokens @ tokens.transpose(1, 2) / math.sqrt(tokens.shape[-1])
-        return self.attn_drop(metrics.softmax(-1)) @ tokens
+        scores = tokens @ tokens.transpose(1, 2) / math.sqrt(tokens.shape[-1])
+        return self.attn_drop(scores.softmax(-1)) @ tokens
 
 
-def staged():
+def timm_like():
+    """Return a module with the feature_info of a timm model."""
     model = nn.Sequential(nn.Conv1d(3, 4, 1), nn.ReLU(inplace=True))
     model.feature_info = [{"module": "0"}]
     return model
 
 
-# What makes the tap, the module it is put on, and an example of its inputs.
+# A function that adapts the registered tap, the module to tap, and an example of its inputs.
 TAPS = {
-    "layer": (lambda make: lambda model: make(model[0]), staged, torch.randn(2, 3, 5)),
+    "layer": (lambda make: lambda model: make(model[0]), timm_like, torch.randn(2, 3, 5)),
     "attention": (lambda make: make, Attention, torch.randn(2, 4, 3)),
-    "timm": (lambda make: lambda model: make(model, 0), staged, torch.randn(2, 3, 5)),
+    "timm": (lambda make: lambda model: make(model, 0), timm_like, torch.randn(2, 3, 5)),
 }
 
 
 @pytest.mark.parametrize("name", names("taps"))
-def test_taps_hold(name):
-    put, module, example = case(TAPS, "taps", name)
-    check_tap(put(registry("taps")[name]), module(), example)
+def test_taps_keep_their_contract(name):
+    tap_from, module, example = case(TAPS, "taps", name)
+    check_tap(tap_from(registry("taps")[name]), module(), example)
 
 
 def nets():
     return [Net(name, nn.Linear(4, 3)) for name in ("teacher", "assistant", "student")]
 
 
-def guided(make):
+def with_guidance(make):
     options = {"truth": Truth(nn.CrossEntropyLoss()), "kd_loss": SoftTargets(), "training": Training(epochs=1)}
     return lambda: make(*nets(), **options)
 
@@ -210,11 +218,11 @@ def by_hand(make):
     return lambda: make(*(Stage({net: truth}, Training(epochs=1)) for net in nets()))
 
 
-SCHEDULES = {"parallel": guided, "sequential": guided, "multi_level": guided, "stages": by_hand}
+SCHEDULES = {"parallel": with_guidance, "sequential": with_guidance, "multi_level": with_guidance, "stages": by_hand}
 
 
 @pytest.mark.parametrize("name", names("schedules"))
-def test_schedules_hold(name):
+def test_schedules_keep_their_contract(name):
     check_schedule(case(SCHEDULES, "schedules", name)(registry("schedules")[name]))
 
 
@@ -222,7 +230,7 @@ RAMPS = {"linear": {"end": 2.0, "after": 0.2}, "cosine": {"end": 2.0, "until": 0
 
 
 @pytest.mark.parametrize("name", names("ramps"))
-def test_ramps_are_steady_finite_and_never_negative(name):
+def test_ramps_are_continuous_finite_and_never_negative(name):
     ramp = registry("ramps")[name](**case(RAMPS, "ramps", name))
     values = [ramp(step / 100) for step in range(101)]
     assert all(math.isfinite(value) and value >= 0 for value in values)
@@ -230,7 +238,7 @@ def test_ramps_are_steady_finite_and_never_negative(name):
     assert values[0] != values[-1]
 
 
-# The options of the model, and the shapes of its inputs without the batch.
+# The options of each model, and the shapes of its inputs without the batch.
 MODELS = {
     "timm": ({"name": "test_resnet", "num_classes": 24}, [(3, 32, 32)]),
     "lrhnet": ({"leads": 2}, [(2, 256), (5,)]),
@@ -240,26 +248,26 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", names("models"))
-def test_models_give_an_output_for_each_class_and_learn(name):
+def test_models_have_an_output_per_class_and_train_all_weights(name):
     options, shapes = case(MODELS, "models", name)
     torch.manual_seed(0)
     model = registry("models")[name](**options)
     model(*(torch.randn(2, *shape) for shape in shapes)).square().mean().backward()
-    idle = [key for key, parameter in model.named_parameters() if parameter.grad is None]
-    assert not idle
+    untrained = [key for key, parameter in model.named_parameters() if parameter.grad is None]
+    assert not untrained
     model.eval()
     inputs = [torch.randn(3, *shape) for shape in shapes]
     outputs = model(*inputs)
     assert outputs.shape == (3, 24)
     assert torch.equal(outputs, model(*inputs))
-    torch.testing.assert_close(model(*(each[:1] for each in inputs)), outputs[:1], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(model(*(tensor[:1] for tensor in inputs)), outputs[:1], rtol=1e-3, atol=1e-4)
 
 
 def tensors():
     return TensorDataset(torch.randn(6, 4), torch.arange(6) % 3)
 
 
-# What makes the data; or why it cannot be made without a download.
+# A function that creates the data, or the reason why it needs a download.
 DATASETS = {
     "torch": lambda make: make(tensors(), tensors(), tensors()),
     "synthetic_ecg": lambda make: make(train=6, validation=3, test=3, length=200),
@@ -270,7 +278,7 @@ DATASETS = {
 
 
 @pytest.mark.parametrize("name", names("datasets"))
-def test_datasets_show_the_same_samples_each_time_under_ids_of_their_own(name):
+def test_datasets_return_the_same_samples_each_time_with_unique_ids(name):
     make = case(DATASETS, "datasets", name)
     if isinstance(make, str):
         pytest.skip(make)
@@ -285,16 +293,16 @@ def test_datasets_show_the_same_samples_each_time_under_ids_of_their_own(name):
     assert len(ids.unique()) == len(ids)
     for split in splits:
         rows = torch.tensor([len(split) - 1, 0])
-        first, again = (split.batch(rows, 0) for _ in range(2))
-        assert torch.equal(_flat(first.inputs), _flat(again.inputs))
+        first, second = (split.batch(rows, 0) for _ in range(2))
+        assert torch.equal(_flat(first.inputs), _flat(second.inputs))
         assert first.ids.tolist() == split.ids[rows].tolist()
-        alone = split.batch(rows[:1], 0)
-        assert torch.equal(_flat(alone.inputs), _flat(first.inputs)[:1])
-        assert torch.equal(alone.labels, first.labels[:1])
+        single = split.batch(rows[:1], 0)
+        assert torch.equal(_flat(single.inputs), _flat(first.inputs)[:1])
+        assert torch.equal(single.labels, first.labels[:1])
 
 
 def _flat(inputs):
-    """Return the tensors of the inputs side by side, (batch, numbers)."""
+    """Return all tensors of the inputs, flattened and concatenated: (batch, numbers)."""
     if isinstance(inputs, torch.Tensor):
         return inputs.flatten(1)
     values = inputs.values() if isinstance(inputs, dict) else inputs
@@ -323,8 +331,8 @@ def challenge(random):
     return labels, labels * 8 - 4, scored_classes(2020).names
 
 
-# Labels, outputs that are all right, and the names of the classes.
-SCORES = {
+# Functions that return labels, correct outputs and the class names.
+METRICS = {
     "accuracy": multiclass,
     "brier": multilabel,
     "calibration_error": multilabel,
@@ -338,21 +346,22 @@ SCORES = {
 
 
 @pytest.mark.parametrize("name", names("metrics"))
-def test_metrics_rise_and_errors_fall_with_being_right_and_leave_themselves_as_they_were(name):
-    made = registry("metrics")[name]()
-    labels, right, classes = case(SCORES, "metrics", name)(np.random.default_rng(0))
-    assert isinstance(made, Metric)
-    figures = []
+def test_metrics_improve_with_correct_outputs_and_do_not_change_themselves(name):
+    metric = registry("metrics")[name]()
+    labels, correct, classes = case(METRICS, "metrics", name)(np.random.default_rng(0))
+    assert isinstance(metric, Metric)
+    values = []
     for noise in (0.0, 3.0, 30.0):
-        outputs = right + noise * np.random.default_rng(1).normal(size=right.shape)
-        said = Predictions(labels=labels, outputs=outputs, classes=classes)
-        before = repr(made)
-        figures.append(made.fit(said).compute(said).value)
-        assert repr(made) == before
-    best = 0 if lower_is_better(made) else 1
-    assert figures[0] == pytest.approx(best, abs=0.02 if lower_is_better(made) else 1e-6)  # 4 is a logit short of sure
-    assert is_better(made, figures[0], figures[1])
-    assert is_better(made, figures[1], figures[2])
+        outputs = correct + noise * np.random.default_rng(1).normal(size=correct.shape)
+        predictions = Predictions(labels=labels, outputs=outputs, classes=classes)
+        before = repr(metric)
+        values.append(metric.fit(predictions).compute(predictions).value)
+        assert repr(metric) == before
+    best = 0 if lower_is_better(metric) else 1
+    tolerance = 0.02 if lower_is_better(metric) else 1e-6  # logits of +-4 are not fully confident
+    assert values[0] == pytest.approx(best, abs=tolerance)
+    assert is_better(metric, values[0], values[1])
+    assert is_better(metric, values[1], values[2])
 
 
 def test_every_registry_has_a_contract():

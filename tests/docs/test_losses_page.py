@@ -1,4 +1,4 @@
-"""The page of losses says what the losses say of themselves, and that is what holds."""
+"""docs/losses.md is up to date, and the shapes in the docstrings of the losses are those that they accept."""
 
 import functools
 import importlib.util
@@ -14,90 +14,95 @@ from kdkit import losses
 from kdkit.errors import KdkitError
 
 ROOT = Path(__file__).parents[2]
-SHELF = kdkit.registry("losses")
-SHIPPED = [name for name in SHELF if SHELF.plugin(name) == "kdkit"]
+REGISTERED = kdkit.registry("losses")
+BUILT_IN = [name for name in REGISTERED if REGISTERED.plugin(name) == "kdkit"]
 DIMENSIONS = {"(N, C)": 2, "(N, C, L)": 3, "(N, C, H, W)": 4}
 TOKENS = "(N, tokens, C)"
 
 
-def loaded(path):
-    """Return a file of the repository as a module, which no package holds."""
+def load_file(path):
+    """Import a file of the repository that is not in a package."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-table = loaded(ROOT / "tools/make_losses_page.py")
-contract = loaded(ROOT / "tests/contract/test_shelves.py")
+page_tool = load_file(ROOT / "tools/make_losses_page.py")
+contract = load_file(ROOT / "tests/contract/test_shelves.py")
 
 
-def test_the_page_is_what_the_losses_say():
-    page = table.PAGE.read_text(encoding="utf-8")
-    assert table.renewed(page) == page, "docs/losses.md is stale: python tools/make_losses_page.py writes it anew"
+def test_the_page_is_up_to_date():
+    text = page_tool.PAGE.read_text(encoding="utf-8")
+    assert page_tool.updated(text) == text, "docs/losses.md is stale: run python tools/make_losses_page.py"
 
 
-def test_all_that_kdkit_ships_is_in_a_group():
-    *grouped, _around = [set(makers) for _title, makers in table.groups()]
-    assert set.union(*grouped) == set(SHIPPED)
+def test_every_registered_loss_of_kdkit_is_in_a_group():
+    *grouped, _wrappers = [set(makers) for _title, makers in page_tool.groups()]
+    assert set.union(*grouped) == set(BUILT_IN)
 
 
 def test_a_page_without_its_mark_is_refused():
     with pytest.raises(KdkitError, match="put it back"):
-        table.renewed("# Losses\n")
+        page_tool.updated("# Losses\n")
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_every_loss_on_the_shelf_has_its_fields_and_its_row(name):
-    assert all(table.fields(SHELF[name]).values())
-    assert f"\n| `{name}`<br>" in table.PAGE.read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_registered_loss_has_its_fields_and_its_row(name):
+    assert all(page_tool.fields(REGISTERED[name]).values())
+    assert f"\n| `{name}`<br>" in page_tool.PAGE.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", [each for each in losses.__all__ if table.is_loss(getattr(losses, each))])
-def test_every_class_of_losses_cites_what_can_be_looked_up(name):
-    source = table.fields(getattr(losses, name))["Source"]
+@pytest.mark.parametrize("name", [name for name in losses.__all__ if page_tool.is_loss(getattr(losses, name))])
+def test_every_loss_class_cites_a_paper_or_public_code(name):
+    source = page_tool.fields(getattr(losses, name))["Source"]
     assert re.search(r"arXiv:\d{4}\.\d{4,5}\b|OpenReview:\w+|^public code: ", source)
-    assert f"`{name}`" in table.PAGE.read_text(encoding="utf-8")
+    assert f"`{name}`" in page_tool.PAGE.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_losses_state_the_dimensions_that_their_contract_tries(name, monkeypatch):
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_losses_state_the_dimensions_of_their_contract_tests(name, monkeypatch):
     seen = set()
-    loss = SHELF[name]()
+    loss = REGISTERED[name]()
     call = "forward" if isinstance(loss, nn.Module) else "__call__"
     original = getattr(type(loss), call)
 
     @functools.wraps(original)
-    def recorded(self, student, target, **beside):
+    def recorded_call(self, student, target, **kwargs):
         seen.update(tap.ndim for tap in (student if isinstance(student, tuple) else (student,)))
-        return original(self, student, target, **beside)
+        return original(self, student, target, **kwargs)
 
-    monkeypatch.setattr(type(loss), call, recorded)
+    monkeypatch.setattr(type(loss), call, recorded_call)
     kdkit.testing.check_loss(contract.maker(name), **contract.LOSSES[name])
-    stated = table.shapes(table.fields(SHELF[name]))
+    stated = page_tool.shapes(page_tool.fields(REGISTERED[name]))
     assert {DIMENSIONS[shape] for shape in stated if shape != TOKENS} == seen
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if TOKENS in table.shapes(table.fields(SHELF[name]))])
-def test_losses_that_state_tokens_hold_on_tokens(name):
-    kdkit.testing.check_loss(SHELF[name], shapes=[(6, 5)])
+@pytest.mark.parametrize(
+    "name", [name for name in BUILT_IN if TOKENS in page_tool.shapes(page_tool.fields(REGISTERED[name]))]
+)
+def test_losses_that_state_tokens_keep_their_contract_on_tokens(name):
+    kdkit.testing.check_loss(REGISTERED[name], shapes=[(6, 5)])
     student, target = torch.randn(2, 2, 3, 5)
-    shifted = torch.randn(2, 3, 1)  # a softmax over the classes of each token does not see it
-    torch.testing.assert_close(SHELF[name]()(student + shifted, target), SHELF[name]()(student, target))
+    shifted = torch.randn(2, 3, 1)  # a softmax over the classes of each token is invariant to it
+    torch.testing.assert_close(REGISTERED[name]()(student + shifted, target), REGISTERED[name]()(student, target))
 
 
-def documented(text):
+def class_with_docstring(text):
+    """Return a class with this docstring."""
     return type("Mine", (), {"__doc__": text})
 
 
-def test_a_field_goes_on_in_indented_lines():
-    made = documented("Mine.\n\n    Formula: s -\n        t\n    Shapes: (N, C); labels (N,)\n    Source: ours\n    ")
-    assert table.fields(made) == {"Formula": "s - t", "Shapes": "(N, C); labels (N,)", "Source": "ours"}
-    assert table.shapes(table.fields(made)) == ["(N, C)"]
+def test_a_field_continues_on_indented_lines():
+    loss_class = class_with_docstring(
+        "Mine.\n\n    Formula: s -\n        t\n    Shapes: (N, C); labels (N,)\n    Source: ours\n    "
+    )
+    assert page_tool.fields(loss_class) == {"Formula": "s - t", "Shapes": "(N, C); labels (N,)", "Source": "ours"}
+    assert page_tool.shapes(page_tool.fields(loss_class)) == ["(N, C)"]
 
 
-@pytest.mark.parametrize("missing", table.FIELDS)
-def test_a_loss_without_a_field_is_refused_by_name(missing):
-    kept = "\n".join(f"    {name}: something" for name in table.FIELDS if name != missing)
+@pytest.mark.parametrize("missing", page_tool.FIELDS)
+def test_a_missing_field_is_reported_with_the_name_of_the_loss(missing):
+    lines = "\n".join(f"    {name}: something" for name in page_tool.FIELDS if name != missing)
     with pytest.raises(KdkitError, match=f"Mine.*{missing} is missing"):
-        table.fields(documented(f"Mine.\n\n{kept}\n    "))
+        page_tool.fields(class_with_docstring(f"Mine.\n\n{lines}\n    "))

@@ -1,4 +1,4 @@
-"""From a golden case's options to kdkit's loss: losses on features of one layer or of several."""
+"""Create kdkit's loss from the options of a golden case: losses on features of one layer or of several."""
 
 import torch
 from torch import nn
@@ -21,23 +21,23 @@ from kdkit.losses import (
     SemCKD,
     SquareHead,
 )
-from kdkit.losses.cross_layer import apart, weighted
-from kdkit.losses.margins import margins_of
+from kdkit.losses.cross_layer import attention_weighted_mean, squared_error_per_sample
+from kdkit.losses.margins import channel_margins
 
 from .golden import Runner
 
 
-def ready(loss, student, target, facts=None, teacher=None):
-    """Build a loss for both sides, each one array or several, in their precision."""
+def prepare(loss, student, target, context=None, teacher=None):
+    """Return the loss, built for both sides, an array or a tuple of arrays each, in their precision."""
     student, target = (side if isinstance(side, tuple) else (side,) for side in (student, target))
     samples = len(student[0])
-    facts = facts or BuildContext(classes=(), task="regression", samples=samples, ids=True)
-    loss.build(tuple(each.shape for each in student), tuple(each.shape for each in target), facts, teacher)
+    context = context or BuildContext(classes=(), task="regression", samples=samples, ids=True)
+    loss.build(tuple(tap.shape for tap in student), tuple(tap.shape for tap in target), context, teacher)
     return loss.to(student[0].dtype)
 
 
 def load(module, arrays, names):
-    """Fill a module's weights and buffers from the arrays of a case; biases that it does not list are zero."""
+    """Copy the arrays of a case to a module's weights and buffers. Biases that the case does not list become zero."""
     state = dict(module.named_parameters()) | dict(module.named_buffers())
     with torch.no_grad():
         for ours, theirs in names.items():
@@ -48,17 +48,18 @@ def load(module, arrays, names):
 
 
 def with_norm(ours, theirs):
-    """Return the names of a batch norm's weights and statistics."""
+    """Return the names of a batch norm's weights and statistics, kdkit's to the case's."""
     pairs = {"weight": "weight", "bias": "bias", "running_mean": "mean", "running_var": "var"}
     return {f"{ours}.{mine}": f"{theirs}_{name}" for mine, name in pairs.items()}
 
 
 def sides(arrays, *prefixes):
-    """Return the arrays whose names begin with a prefix, one tuple per prefix, in the order of their names."""
+    """Return one tuple per prefix with the arrays whose names start with it, sorted by name."""
     return tuple(tuple(arrays[name] for name in sorted(arrays) if name.startswith(f"{prefix}_")) for prefix in prefixes)
 
 
-def mode(loss, hyper):
+def with_mode(loss, hyper):
+    """Return the loss in the batch norm mode of the case."""
     return loss.train("train" in hyper.get("bn_mode", "train"))
 
 
@@ -69,30 +70,30 @@ def hint(hyper):
         names |= with_norm("projector.norm", "bn")
 
     def run(arrays):
-        loss = ready(Hint(kind="conv" if "kernel" in hyper else "linear"), arrays["student"], arrays["teacher"])
+        loss = prepare(Hint(kind="conv" if "kernel" in hyper else "linear"), arrays["student"], arrays["teacher"])
         if not isinstance(loss.projector, nn.Identity):
             load(loss, arrays, names)
-        return mode(loss, hyper)(arrays["student"], arrays["teacher"])
+        return with_mode(loss, hyper)(arrays["student"], arrays["teacher"])
 
     return Runner(run)
 
 
 def simkd(hyper):
-    names = {f"projector.{part}.weight": f"w{place}" for place, part in enumerate(("first", "middle", "last"), 1)}
-    for place, part in enumerate(("first", "middle", "last"), 1):
-        names |= with_norm(f"projector.{part}_norm", f"bn{place}")
+    names = {f"projector.{part}.weight": f"w{index}" for index, part in enumerate(("first", "middle", "last"), 1)}
+    for index, part in enumerate(("first", "middle", "last"), 1):
+        names |= with_norm(f"projector.{part}_norm", f"bn{index}")
 
     def run(arrays):
-        loss = ready(Hint(projector="always", kind="bottleneck"), arrays["student"], arrays["teacher"])
+        loss = prepare(Hint(projector="always", kind="bottleneck"), arrays["student"], arrays["teacher"])
         load(loss, arrays, names)
-        return mode(loss, hyper)(arrays["student"], arrays["teacher"])
+        return with_mode(loss, hyper)(arrays["student"], arrays["teacher"])
 
     return Runner(run)
 
 
 def vid(hyper):
     def run(arrays):
-        loss = ready(VID(hidden=len(arrays["w1"]), eps=hyper["eps"]), arrays["student"], arrays["teacher"])
+        loss = prepare(VID(hidden=len(arrays["w1"]), eps=hyper["eps"]), arrays["student"], arrays["teacher"])
         names = {"mean.0.weight": "w1", "mean.2.weight": "w2", "mean.4.weight": "w3", "scale": "log_scale"}
         load(loss, arrays, names)
         return loss(arrays["student"], arrays["teacher"])
@@ -101,12 +102,14 @@ def vid(hyper):
 
 
 def mgd(hyper):
-    names = {f"generator.{place}.{kind}": f"gen{which}_{kind}" for which, place in ((1, 0), (2, 2)) for kind in WEIGHTS}
+    names = {
+        f"generator.{index}.{kind}": f"gen{number}_{kind}" for number, index in ((1, 0), (2, 2)) for kind in WEIGHTS
+    }
 
     def run(arrays):
         loss = MGD(alpha=hyper["alpha"], mask=hyper["mask_kind"])
-        loss = ready(loss, arrays["student"], arrays["teacher"])
-        loss.kept = lambda features: arrays["mask"]
+        loss = prepare(loss, arrays["student"], arrays["teacher"])
+        loss.draw_mask = lambda features: arrays["mask"]
         align = {f"projector.channels.{kind}": f"align_{kind}" for kind in WEIGHTS} if hyper["align"] else {}
         load(loss, arrays, names | align)
         return loss(arrays["student"], arrays["teacher"])
@@ -119,12 +122,12 @@ WEIGHTS = ("weight", "bias")
 
 def ofd(hyper):
     if "rare_branch_threshold" in hyper:
-        return Runner(margins)
+        return Runner(margins_only)
 
     def run(arrays):
         connects = "bn_mode" in hyper
         loss = OFD(margin=0.0, factor=hyper["extra_factor"], projector="always" if connects else "never")
-        loss = ready(loss, arrays["student"], arrays["teacher"])
+        loss = prepare(loss, arrays["student"], arrays["teacher"])
         names = {"margins": "margin"}
         load(
             loss,
@@ -136,9 +139,9 @@ def ofd(hyper):
     return Runner(run)
 
 
-def margins(arrays):
-    found = margins_of(arrays["bn_weight"], arrays["bn_bias"])
-    return (found * arrays["dummy"]).sum(), {"out_margins": found}
+def margins_only(arrays):
+    computed = channel_margins(arrays["bn_weight"], arrays["bn_bias"])
+    return (computed * arrays["dummy"]).sum(), {"out_margins": computed}
 
 
 def reviewkd(hyper):
@@ -149,9 +152,9 @@ def reviewkd(hyper):
     def run(arrays):
         depths = ("shallow", "deep")
         student, target = (tuple(arrays[f"{side}_{depth}"] for depth in depths) for side in ("student", "teacher"))
-        loss = ready(ReviewKD(width=hyper["mid_channels"], grids=grids), student, target)
-        for place, depth in enumerate(depths):
-            prefix, theirs = f"fusions.{place}", depth
+        loss = prepare(ReviewKD(width=hyper["mid_channels"], grids=grids), student, target)
+        for index, depth in enumerate(depths):
+            prefix, theirs = f"fusions.{index}", depth
             names = {
                 f"{prefix}.narrow.weight": f"{theirs}_conv1_weight",
                 f"{prefix}.widen.weight": f"{theirs}_conv2_weight",
@@ -162,7 +165,7 @@ def reviewkd(hyper):
             if depth != "deep":
                 names |= {f"{prefix}.attention.{kind}": f"{theirs}_att_{kind}" for kind in WEIGHTS}
             load(loss, arrays, names)
-        return mode(loss, hyper)(student, target)
+        return with_mode(loss, hyper)(student, target)
 
     return Runner(run)
 
@@ -173,22 +176,24 @@ def levels(arrays, count):
 
 def semckd(hyper):
     return Runner(
-        lambda arrays: attended(arrays, hyper) if "embedding_width" in hyper else given_attention(arrays, hyper)
+        lambda arrays: (
+            with_embeddings(arrays, hyper) if "embedding_width" in hyper else with_stored_attention(arrays, hyper)
+        )
     )
 
 
-def given_attention(arrays, hyper):
+def with_stored_attention(arrays, hyper):
     errors = [
         [
-            apart(arrays[f"student_{one}_{other}"], arrays[f"target_{one}_{other}"])
-            for other in range(hyper["teacher_layers"])
+            squared_error_per_sample(arrays[f"student_{i}_{j}"], arrays[f"target_{i}_{j}"])
+            for j in range(hyper["teacher_layers"])
         ]
-        for one in range(hyper["student_layers"])
+        for i in range(hyper["student_layers"])
     ]
-    return weighted(torch.stack([torch.stack(row, 1) for row in errors], 1), arrays["attention"])
+    return attention_weighted_mean(torch.stack([torch.stack(row, 1) for row in errors], 1), arrays["attention"])
 
 
-def attended(arrays, hyper):
+def with_embeddings(arrays, hyper):
     student, target = sides(arrays, "student", "teacher")
     loss = SemCKD(
         batch_size=len(student[0]),
@@ -196,12 +201,12 @@ def attended(arrays, hyper):
         temperature=hyper["attention_temperature"],
         projector="never",
     )
-    ready(loss, student, target)
+    prepare(loss, student, target)
     for ours, theirs, count in (("queries", "query", len(student)), ("keys", "key", len(target))):
         for layer in range(count):
             names = {
-                f"{ours}.{layer}.{place}.{kind}": f"{theirs}_{layer}_{kind[0]}{which}"
-                for which, place in ((1, 0), (2, 2))
+                f"{ours}.{layer}.{index}.{kind}": f"{theirs}_{layer}_{kind[0]}{number}"
+                for number, index in ((1, 0), (2, 2))
                 for kind in WEIGHTS
             }
             load(loss, arrays, names)
@@ -220,9 +225,9 @@ def srrl(hyper):
         load(classifier, arrays, {"weight": "cls_weight", "bias": "cls_bias"})
         target = (arrays["teacher"], arrays["teacher_logits"])
         loss = SRRL(classifier, feature=hyper["w_feature"], regression=hyper["w_regression"])
-        loss = ready(loss, arrays["student"], target)
+        loss = prepare(loss, arrays["student"], target)
         load(loss, arrays, {"connector.0.weight": "weight"} | with_norm("connector.1", "bn"))
-        return mode(loss, hyper)(arrays["student"], target)
+        return with_mode(loss, hyper)(arrays["student"], target)
 
     return Runner(run)
 
@@ -237,7 +242,7 @@ def crd(hyper):
             momentum=hyper["memory_momentum"],
             samples=hyper["n_data"],
         )
-        loss = ready(loss, arrays["student"], arrays["teacher"])
+        loss = prepare(loss, arrays["student"], arrays["teacher"])
         with torch.no_grad():
             loss.memories.copy_(torch.stack([arrays["memory_student"], arrays["memory_teacher"]]))
             if "Z" in arrays:
@@ -247,7 +252,7 @@ def crd(hyper):
             load(
                 loss,
                 arrays,
-                {f"embeddings.{place}.{kind}": f"embed_{side}_{kind}" for place, side in pairs for kind in WEIGHTS},
+                {f"embeddings.{index}.{kind}": f"embed_{side}_{kind}" for index, side in pairs for kind in WEIGHTS},
             )
         value = loss.contrast(arrays["student"], arrays["teacher"], arrays["contrast_index"])
         (student, teacher), (z_student, z_teacher) = loss.memories, loss.log_normalisers.exp()

@@ -1,4 +1,4 @@
-"""From a golden case's options to kdkit's loss: losses on outputs, and on relations between samples."""
+"""Create kdkit's loss from the options of a golden case: losses on outputs, and on relations between samples."""
 
 import torch
 from torch import nn
@@ -33,13 +33,13 @@ from kdkit.teachers import TeacherOutput
 from .golden import Runner
 
 
-def softened(make, **options):
-    """Return what makes a loss of a temperature, with or without its square as a factor."""
+def with_temperature(make, **options):
+    """Return a function that creates a loss with the temperature of a case, with or without its square as a factor."""
     return lambda hyper: make(temperature=hyper["temperature"], t_squared=hyper["multiply_T2"], **options)
 
 
 def logit_mse(hyper):
-    return softened(LogitMSE)(hyper) if hyper else LogitMSE()
+    return with_temperature(LogitMSE)(hyper) if hyper else LogitMSE()
 
 
 def hard_label(hyper):
@@ -52,7 +52,7 @@ def hard_label(hyper):
 
 
 class TwoHeads(nn.Module):
-    """A student that has said what it says at either head; the second can be tapped."""
+    """A student with fixed logits at both heads; the second can be tapped."""
 
     def __init__(self, first, second):
         super().__init__()
@@ -65,7 +65,7 @@ class TwoHeads(nn.Module):
 
 
 def deit(loss, alpha):
-    """Return DeiT's goal for a student of two heads, as a recipe writes it."""
+    """Return a Runner of DeiT's objective for a student with two heads, written as in a recipe."""
 
     def run(arrays):
         teacher = Net("teacher", nn.Identity(), trained=True)
@@ -73,12 +73,12 @@ def deit(loss, alpha):
         second = Tap(student.module.distilled)
         objective = (1 - alpha) * Truth(nn.CrossEntropyLoss()) + alpha * Match(teacher, loss, student=second)
         labels, outputs = arrays["labels"], arrays["teacher"]
-        facts = BuildContext(
+        context = BuildContext(
             classes=tuple(map(str, range(outputs.shape[1]))), task="multiclass", samples=len(labels), ids=True
         )
-        lesson = DistillationModule(Stage({student: objective}, Training(epochs=1)), facts)
-        terms = lesson(Batch(torch.empty(len(labels), 0), labels), {"teacher": TeacherOutput(outputs, ())})
-        weights = lesson.weights(0.0)
+        module = DistillationModule(Stage({student: objective}, Training(epochs=1)), context)
+        terms = module(Batch(torch.empty(len(labels), 0), labels), {"teacher": TeacherOutput(outputs, ())})
+        weights = module.weights(0.0)
         return sum(weights[label] * term for label, term in terms.items())
 
     return Runner(run)
@@ -99,11 +99,11 @@ def dist(hyper):
 
 
 def standardised(hyper):
-    return softened(LogitStandardisation, eps=hyper["eps"])(hyper)
+    return with_temperature(LogitStandardisation, eps=hyper["eps"])(hyper)
 
 
 def gjsd(hyper):
-    loss = softened(GeneralisedJSD, beta=hyper["beta"])(hyper)
+    loss = with_temperature(GeneralisedJSD, beta=hyper["beta"])(hyper)
 
     def run(arrays):
         student, teacher = arrays["student"], arrays["teacher"]
@@ -134,8 +134,8 @@ def dml(hyper):
         return loss
 
     def run(arrays):
-        one, other = arrays["student_1"], arrays["student_2"]
-        return loss(one, other.detach()) + loss(other, one.detach())
+        first, second = arrays["student_1"], arrays["student_2"]
+        return loss(first, second.detach()) + loss(second, first.detach())
 
     return Runner(run)
 
@@ -149,17 +149,17 @@ def cc(hyper):
 
 
 LOSSES = {
-    "kd": softened(SoftTargets),
-    "kl_no_t2": softened(SoftTargets),
+    "kd": with_temperature(SoftTargets),
+    "kl_no_t2": with_temperature(SoftTargets),
     "hard_label": hard_label,
-    "bce_kd": softened(PerLabelSoftTargets, entropy=True),
+    "bce_kd": with_temperature(PerLabelSoftTargets, entropy=True),
     "logit_mse": logit_mse,
     "dkd": dkd,
     "nkd": nkd,
     "dist": dist,
     "logit_standardization": standardised,
     "gjsd": gjsd,
-    "reverse_kl": softened(ReverseKL),
+    "reverse_kl": with_temperature(ReverseKL),
     "pskd": pskd,
     "dml": dml,
     "sp": lambda hyper: SP(),

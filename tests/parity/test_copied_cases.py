@@ -1,4 +1,4 @@
-"""A few golden cases are copied to tests/golden, to check formulas and networks without the shared folder."""
+"""Compare losses and nets to a few golden cases that are copied to tests/golden, for checkouts without the rest."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from .golden import PRECISIONS, arrays_of, compare, index
-from .test_ecg_models import TOLERANCE, assert_close, outputs_of
+from .golden import PRECISIONS, compare, index, load_arrays
+from .test_ecg_models import TOLERANCE, assert_close, run_net
 from .test_losses import LOSSES
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -24,23 +24,23 @@ def copied_arrays(case):
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=PRECISIONS.values())
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
-def test_value_and_gradient_are_those_of_a_copied_case(case, precision):
+def test_value_and_gradient_equal_a_copied_case(case, precision):
     torch.manual_seed(0)
     compare(case, LOSSES[case["loss"]](case["hyper"]), copied_arrays(case), precision)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["float64", "float32"])
 @pytest.mark.parametrize("name", ["lrhnet", "seresnet18", "cnn1d"])
-def test_logits_are_those_of_a_copied_case(name, dtype):
-    logits, _, _ = outputs_of((name, 2, 4096), dtype)
+def test_logits_equal_a_copied_case(name, dtype):
+    logits, _, _ = run_net((name, 2, 4096), dtype)
     assert_close(logits, torch.tensor(NETS[f"{name}_2lead_4096"], dtype=torch.float64), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
-def test_a_copy_equals_the_shared_case(shared, case):
+def test_a_copied_case_equals_the_shared_one(shared, case):
     (original,) = (entry for entry in index(shared)["cases"] if entry["name"] == case["name"])
-    shared_arrays = arrays_of(shared, original)
+    expected = load_arrays(shared, original)
     assert {name: array.tolist() for name, array in copied_arrays(case).items()} == {
-        name: array.tolist() for name, array in shared_arrays.items()
+        name: array.tolist() for name, array in expected.items()
     }
     assert (case["hyper"], case["tolerance"]) == (original["hyper"], original["tolerance"])

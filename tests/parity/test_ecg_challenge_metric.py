@@ -1,4 +1,4 @@
-"""The challenge metric and all other figures equal those of the official scorers, edge cases included."""
+"""Compare the challenge metric, and all other figures of the official scorers, to their output, edge cases included."""
 
 import json
 
@@ -18,22 +18,22 @@ def golden(shared):
 
 
 @YEARS
-def test_every_case_has_every_official_figure(golden, year):
+def test_all_figures_of_all_cases_equal_the_official_ones(golden, year):
     arrays = np.load(golden / f"challenge_metric_{year}.npz")
     cases = {key.split("/")[0] for key in arrays.files if "/" in key}
     assert len(cases) == 23
-    comparisons = 0
+    compared = 0
     for case in cases:
-        labels, binary_outputs, scores = (arrays[f"{case}/{name}"] for name in ("labels", "binary", "scores"))
-        figures = official_figures(labels, binary_outputs, scores, year)
-        assert challenge_metric(labels, binary_outputs, year) == figures.challenge_metric
+        labels, decisions, scores = (arrays[f"{case}/{name}"] for name in ("labels", "binary", "scores"))
+        ours = official_figures(labels, decisions, scores, year)
+        assert challenge_metric(labels, decisions, year) == ours.challenge_metric
         for key in arrays.files:
             if key.startswith(f"{case}/expected/"):
                 name = key.rsplit("/", 1)[1]
-                figure = getattr(figures, NAMES.get(name, name))
+                figure = getattr(ours, NAMES.get(name, name))
                 np.testing.assert_allclose(figure, arrays[key], rtol=0, atol=1e-9, equal_nan=True, err_msg=key)
-                comparisons += 1
-    assert comparisons == 23 * (11 if year == 2020 else 9)
+                compared += 1
+    assert compared == 23 * (11 if year == 2020 else 9)
 
 
 @YEARS
@@ -45,14 +45,13 @@ def test_classes_are_in_the_official_order(golden, year):
     assert all(columns[first] == columns[second] for first, second in equivalent)
 
 
-def test_whole_output_files_have_the_official_labels_and_figures(golden):
+def test_output_files_give_the_official_labels_and_figures(golden):
     for case in json.loads((golden / "challenge_files.json").read_text())["cases"]:
         year = int(case["challenge"])
         labels = np.stack([scored_classes(year).row(record["dx"]) for record in case["records"]])
         assert np.array_equal(labels, np.array(case["expected_labels"]))
-        binary_outputs, scores = np.array(case["expected_binary"]), np.array(case["expected_scores"])
-        figures = official_figures(labels, binary_outputs, scores, year)
+        decisions, scores = np.array(case["expected_binary"]), np.array(case["expected_scores"])
+        ours = official_figures(labels, decisions, scores, year)
         for name, expected in case["expected"].items():
-            figure = getattr(figures, NAMES.get(name, name))
-            expected_figure = np.array(expected, dtype=np.float64)  # None becomes NaN
-            np.testing.assert_allclose(figure, expected_figure, rtol=0, atol=1e-9, err_msg=name)
+            official = np.array(expected, dtype=np.float64)  # None becomes NaN
+            np.testing.assert_allclose(getattr(ours, NAMES.get(name, name)), official, rtol=0, atol=1e-9, err_msg=name)

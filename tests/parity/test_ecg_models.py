@@ -1,4 +1,4 @@
-"""The ECG networks have the numbers of the authors' code, for the same weights."""
+"""Compare the ECG nets to the authors' code with the same weights: logits, features, sizes and training steps."""
 
 import json
 from collections.abc import Iterator
@@ -21,37 +21,37 @@ NAMES = ("lrhnet", "seresnet18", "cnn1d")
 CASES = [(name, leads, 4096) for name in NAMES for leads in (12, 6, 3, 2)]
 CASES += [(name, leads, 5000) for name in NAMES for leads in (12, 2)]
 
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: "{}_{}lead_{}".format(*case))
-each_dtype = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float64", "float32"])
+with_cases = pytest.mark.parametrize("case", CASES, ids=lambda case: "{}_{}lead_{}".format(*case))
+with_dtypes = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float64", "float32"])
 
 
-@every_case
-@each_dtype
-def test_logits_are_those_of_the_reference(shared: Path, case, dtype):
-    logits, _, _ = outputs_of(case, dtype)
+@with_cases
+@with_dtypes
+def test_logits_equal_the_reference(shared: Path, case, dtype):
+    logits, _, _ = run_net(case, dtype)
     expected = arrays(shared)["{}_{}lead_{}/".format(*case) + f"logits_{str(dtype).removeprefix('torch.')}"]
     assert_close(logits, expected, TOLERANCE[dtype])
 
 
-@every_case
-@each_dtype
-def test_features_are_those_of_the_reference(shared: Path, case, dtype):
-    _, after, before = outputs_of(case, dtype)
+@with_cases
+@with_dtypes
+def test_features_equal_the_reference(shared: Path, case, dtype):
+    _, after, before = run_net(case, dtype)
     expected = golden(shared)["models"][case[0]]["{}_{}lead_{}".format(*case)]
     assert_summaries(after, expected["features_post_activation"], TOLERANCE[dtype])
     assert_summaries(before, expected["features_pre_activation"], TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("leads", [12, 2])
-@each_dtype
-def test_stored_students_have_the_recorded_logits(shared: Path, leads, dtype):
+@with_dtypes
+def test_stored_students_give_the_recorded_logits(shared: Path, leads, dtype):
     stored = np.load(shared / "golden" / "ecg" / f"lrhnet_{leads}lead_stored.npz")
     expected = golden(shared)["models"]["lrhnet"][f"stored_{leads}lead"]
     net = LRHNet(leads, preset="paper")
     values = [torch.from_numpy(stored[key]) for key in stored.files if key.startswith("state/")]
     net.load_state_dict(dict(zip(net.state_dict(), values, strict=True)))
     signal, person = (torch.from_numpy(stored[key]) for key in ("input", "age_sex"))
-    logits, after, before = tapped(net, "lrhnet", signal, person, dtype)
+    logits, after, before = run_with_hooks(net, "lrhnet", signal, person, dtype)
     assert_close(logits, stored["expected_logits"], TOLERANCE[dtype])
     assert_summaries(after, expected["features_post_activation"], TOLERANCE[dtype])
     assert_summaries(before, expected["features_pre_activation"], TOLERANCE[dtype])
@@ -61,7 +61,7 @@ def test_stored_students_have_the_recorded_logits(shared: Path, leads, dtype):
 @pytest.mark.parametrize("leads", [12, 2])
 def test_weights_are_in_the_order_of_the_reference(shared: Path, name, leads):
     expected = golden(shared)["models"][name]
-    state = filled(build(name, leads), number=11).state_dict()
+    state = fill_weights(build(name, leads), number=11).state_dict()
     order = expected[f"state_dict_{leads}lead"]
     kinds = [key.rpartition(".")[2] for key in state]
     assert kinds == [key.rpartition(".")[2] for key, _, _ in order]
@@ -76,7 +76,7 @@ def test_weights_are_in_the_order_of_the_reference(shared: Path, name, leads):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("leads", [12, 6, 3, 2])
-def test_parameters_and_operations_are_those_of_the_reference(shared: Path, name, leads):
+def test_numbers_of_parameters_and_operations_equal_the_reference(shared: Path, name, leads):
     expected = golden(shared)["models"][name]["leads"][str(leads)]
     with torch.device("meta"):
         net = build(name, leads)
@@ -87,14 +87,14 @@ def test_parameters_and_operations_are_those_of_the_reference(shared: Path, name
 
 
 @pytest.mark.parametrize("name", ["lrhnet", "seresnet18"])
-def test_all_lengths_work_including_those_the_reference_refuses(shared: Path, name):
+def test_all_lengths_work_those_that_the_reference_refuses_included(shared: Path, name):
     net = build(name, 2)
     for length, _ in golden(shared)["models"][name]["length_works"]:
         with torch.inference_mode():
             assert net(torch.zeros(1, 2, length), torch.zeros(1, 5)).isfinite().all()
 
 
-def test_the_baseline_pools_the_first_pair_for_all_lengths_of_the_reference(shared: Path):
+def test_the_baseline_pools_the_first_pair_at_every_length_of_the_reference(shared: Path):
     net = build("cnn1d", 2)
     shortest, longest = golden(shared)["models"]["cnn1d"]["length_works_range"]
     for length in (shortest, 3000, longest):
@@ -105,16 +105,16 @@ def test_the_baseline_pools_the_first_pair_for_all_lengths_of_the_reference(shar
             torch.testing.assert_close(net.pool(features), features[..., :2].mean(-1))
 
 
-@each_dtype
-def test_five_steps_of_distillation_have_the_recorded_losses_gradients_and_weights(
+@with_dtypes
+def test_five_steps_of_distillation_equal_the_recorded_ones(
     shared: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ):
-    # The reference ran with plain kernels in float32. One ReLU input of the first step is within rounding of zero, and
-    # has the other sign with oneDNN's kernels, after which the steps differ by up to 3e-3.
+    # The reference ran with plain kernels in float32: one ReLU input of the first step is zero up to rounding, and has
+    # the other sign with oneDNN's kernels, after which the steps diverge by up to 3e-3.
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", dtype is torch.float64)
     recorded = golden(shared)["train_steps"]
-    net = filled(LRHNet(2, preset="paper"), number=12).to(dtype)
-    keys = names_by_reference(shared, net)
+    net = fill_weights(LRHNet(2, preset="paper"), number=12).to(dtype)
+    keys = reference_names(shared, net)
     later = 1e-7 if dtype is torch.float64 else 1e-3
     for number, (step, expected) in enumerate(zip(steps(shared, net), recorded["steps"], strict=True)):
         tolerance = later if number or dtype is torch.float64 else 1e-4
@@ -128,8 +128,8 @@ def test_five_steps_of_distillation_have_the_recorded_losses_gradients_and_weigh
         assert_summary(net.state_dict()[keys[name]], value, later)
 
 
-def test_five_steps_with_the_fastest_float32_kernels_have_the_recorded_losses(shared: Path):
-    net = filled(LRHNet(2, preset="paper"), number=12)
+def test_five_steps_have_the_recorded_losses_with_the_fastest_float32_kernels(shared: Path):
+    net = fill_weights(LRHNet(2, preset="paper"), number=12)
     for number, (step, expected) in enumerate(
         zip(steps(shared, net), golden(shared)["train_steps"]["steps"], strict=True)
     ):
@@ -137,20 +137,20 @@ def test_five_steps_with_the_fastest_float32_kernels_have_the_recorded_losses(sh
             assert_close(value, expected[name], 1e-3 if number else 1e-4)
 
 
-def test_the_first_training_logits_are_the_recorded_ones(shared: Path):
-    net = filled(LRHNet(2, preset="paper"), number=12).double().train()
+def test_the_first_training_logits_equal_the_recorded_ones(shared: Path):
+    net = fill_weights(LRHNet(2, preset="paper"), number=12).double().train()
     logits = net(inputs(4, 2, 512, number=12).double(), torch.tensor(PERSONS).double())
     assert_close(logits, arrays(shared)["train_step/logits_step0"], 1e-8)
 
 
-def names_by_reference(shared: Path, net: nn.Module) -> dict[str, str]:
-    """Return the name in kdkit of each of the reference's tensors in a 2-lead student."""
+def reference_names(shared: Path, net: nn.Module) -> dict[str, str]:
+    """Return kdkit's name of each of the reference's tensors in a 2-lead student."""
     names = [key for key, _, _ in golden(shared)["models"]["lrhnet"]["state_dict_2lead"]]
     return dict(zip(names, net.state_dict(), strict=True))
 
 
 def steps(shared: Path, net: nn.Module) -> Iterator[dict[str, dict[str, Tensor]]]:
-    """Train as recorded, in the dtype of the network, and yield the terms and the gradient norms of each step."""
+    """Train as in the recording, in the net's dtype, and yield the loss terms and the gradient norms of each step."""
     dtype = next(net.parameters()).dtype
     batch = inputs(4, 2, 512, number=12).to(dtype), torch.tensor(PERSONS).to(dtype)
     labels, teacher = (torch.from_numpy(arrays(shared)[f"train_step/{key}"]) for key in ("labels", "teacher_logits"))
@@ -164,7 +164,7 @@ def steps(shared: Path, net: nn.Module) -> Iterator[dict[str, dict[str, Tensor]]
 
 
 def distillation(logits: Tensor, labels: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-    """Return the terms of the authors' vanilla distillation, at T = 7 and without its square."""
+    """Return the loss terms of the authors' vanilla distillation, at T = 7 and without T squared."""
     bce = binary_cross_entropy_with_logits(logits, labels)
     kl = kl_div((logits / 7).log_softmax(1), (teacher / 7).softmax(1), reduction="batchmean")
     return {"bce": bce, "kl": kl, "loss": 0.3 * bce + 0.7 * kl}
@@ -182,10 +182,10 @@ def arrays(shared: Path) -> dict[str, np.ndarray]:
 
 
 @cache
-def outputs_of(case: tuple[str, int, int], dtype: torch.dtype) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def run_net(case: tuple[str, int, int], dtype: torch.dtype) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     name, leads, length = case
-    net = filled(build(name, leads), number=11)
-    return tapped(net, name, inputs(2, leads, length, number=11), torch.tensor(PERSONS[:2]), dtype)
+    net = fill_weights(build(name, leads), number=11)
+    return run_with_hooks(net, name, inputs(2, leads, length, number=11), torch.tensor(PERSONS[:2]), dtype)
 
 
 def build(name: str, leads: int) -> nn.Module:
@@ -195,8 +195,10 @@ def build(name: str, leads: int) -> nn.Module:
     return net.eval()
 
 
-def tapped(net: Any, name: str, signal: Tensor, person: Tensor, dtype: torch.dtype) -> tuple[Tensor, list, list]:
-    """Return the logits, the features after the activations, and those before them (the same if there is no ReLU)."""
+def run_with_hooks(
+    net: Any, name: str, signal: Tensor, person: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, list, list]:
+    """Return the logits, the features after each stage, and those before its activation if it has one."""
     net.to(dtype).eval()
     if name == "lrhnet":
         after = [net.stem, net.block1, net.block2, net.block3, net.pool]
@@ -208,20 +210,20 @@ def tapped(net: Any, name: str, signal: Tensor, person: Tensor, dtype: torch.dty
     else:
         after = [net.stage1, net.stage2, net.stage3, net.stage4, net.pool]
         before = dict(enumerate(after[:4]))
-    outputs, pre_activations = {}, {}
+    outputs, activation_inputs = {}, {}
     for index, module in enumerate(after):
         module.register_forward_hook(lambda _, args, output, index=index: outputs.update({index: output}))
     for index, module in before.items():
         module.activation.register_forward_hook(
-            lambda _, args, output, index=index: pre_activations.update({index: args[0]})
+            lambda _, args, output, index=index: activation_inputs.update({index: args[0]})
         )
-    if name == "cnn1d":  # the reference lists the classifier's input as the last feature
-        last = len(after)
-        net.classifier.register_forward_hook(lambda _, args, output: outputs.update({last: args[0]}))
+    if name == "cnn1d":
+        index = len(after)
+        net.classifier.register_forward_hook(lambda _, args, output: outputs.update({index: args[0]}))
     with torch.inference_mode():
         logits = net(signal.to(dtype), person.to(dtype))
     features = [outputs[index] for index in sorted(outputs)]
-    return logits, features, [pre_activations.get(index, feature) for index, feature in enumerate(features)]
+    return logits, features, [activation_inputs.get(index, feature) for index, feature in enumerate(features)]
 
 
 def multiply_adds(net: nn.Module, leads: int, length: int) -> int:
@@ -239,20 +241,20 @@ def multiply_adds(net: nn.Module, leads: int, length: int) -> int:
     return sum(counts)
 
 
-def filled(net: nn.Module, number: int) -> nn.Module:
-    """Set every weight by the golden formula of its index in the state dict."""
+def fill_weights(net: nn.Module, number: int) -> nn.Module:
+    """Set every weight to the golden formula's value for its position in the state dict."""
     state = net.state_dict()
-    values = {key: filled_value(key, index, state[key], number) for index, key in enumerate(state)}
-    net.load_state_dict({key: torch.from_numpy(array) for key, array in values.items()})
+    net.load_state_dict(
+        {key: torch.from_numpy(weight_values(key, n, state[key], number)) for n, key in enumerate(state)}
+    )
     return net
 
 
-def filled_value(key: str, index: int, tensor: Tensor, number: int) -> np.ndarray:
-    """Return the value of one tensor; number: the seed of the golden formula."""
+def weight_values(key: str, n: int, tensor: Tensor, number: int) -> np.ndarray:
     kind = key.rpartition(".")[2]
     if kind == "num_batches_tracked":
         return np.array(100)
-    v = noise(index, tensor.numel(), number).reshape(tensor.shape)
+    v = noise(n, tensor.numel(), number).reshape(tensor.shape)
     if kind == "weight" and tensor.ndim > 1:
         v = v * np.sqrt(6 / tensor[0].numel())
     else:
@@ -261,14 +263,12 @@ def filled_value(key: str, index: int, tensor: Tensor, number: int) -> np.ndarra
 
 
 def noise(n: int, size: int, number: int) -> np.ndarray:
-    """Return reproducible numbers from -1 to 1, by integer arithmetic that is exact on every machine."""
     j = np.arange(size, dtype=np.int64)
     q = (1234567891 * (j * j % PRIME) + 987654321 * j + 1000000007 * (n + 1) + 1618033989 * number) % PRIME
     return 2 * q / PRIME - 1
 
 
 def inputs(batch: int, leads: int, length: int, number: int) -> Tensor:
-    """Return a signal (batch, leads, length): two sines and noise, as in the reference's script."""
     b, c = np.arange(batch)[:, None, None], np.arange(leads)[None, :, None]
     t = np.arange(length)
     slow = 0.8 * np.sin(2 * np.pi * (1.1 + 0.13 * c + 0.07 * b) * t / 257 + 0.4 * c)
@@ -292,8 +292,8 @@ def assert_summary(tensor: Tensor, expected: dict[str, Any], tolerance: float) -
     assert_close(flat[indices], expected["samples"], tolerance)
 
 
-def assert_close(tensor: Tensor, expected: Any, tolerance: float) -> None:
-    """Assert that errors are within a tolerance relative to 1 + |value|."""
+def assert_close(actual: Tensor, expected: Any, tolerance: float) -> None:
+    """Check a tolerance relative to 1 + |expected|."""
     expected = np.asarray(expected, dtype=np.float64)
-    error = np.abs(tensor.detach().double().numpy() - expected) / (1 + np.abs(expected))
+    error = np.abs(actual.detach().double().numpy() - expected) / (1 + np.abs(expected))
     assert error.max() <= tolerance

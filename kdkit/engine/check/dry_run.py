@@ -18,7 +18,7 @@ from kdkit.engine.terms import BoundTerm
 from kdkit.engine.train_state import balancer_parameters, build_balancer, named_trainable_parameters
 from kdkit.errors import KdkitError, first_line
 from kdkit.losses import PerTeacher
-from kdkit.losses.features import Sided
+from kdkit.losses.features import TensorOrTuple
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
 from kdkit.recipe.balancing import WeightedSum
@@ -209,7 +209,7 @@ def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any])
     loss, student = describe_loss(term.loss), repr(term.student_net.name)
     # A loss that is zero for a noisy student as well is zero for every student.
     if isinstance(inputs.student, tuple):
-        noisy_student: Sided = tuple(tensor + torch.randn_like(tensor) for tensor in inputs.student)
+        noisy_student: TensorOrTuple = tuple(tensor + torch.randn_like(tensor) for tensor in inputs.student)
     else:
         noisy_student = inputs.student + torch.randn_like(inputs.student)
     try:
@@ -283,7 +283,7 @@ def _matches(term: BoundTerm, kind: type, net: Net[Any] | None = None) -> bool:
     return net is None or getattr(match.teacher, "net", None) is net
 
 
-def _has_gradient(value: Tensor, student: Sided) -> bool:
+def _has_gradient(value: Tensor, student: TensorOrTuple) -> bool:
     """Whether the gradient at the student side is above rounding."""
     sides = [side for side in (student if isinstance(student, tuple) else (student,)) if side.requires_grad]
     gradients = torch.autograd.grad(value, sides, retain_graph=True, allow_unused=True) if sides else ()

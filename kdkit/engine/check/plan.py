@@ -10,7 +10,7 @@ from kdkit.engine.class_alignment import TermInputs
 from kdkit.engine.terms import BoundTerm
 from kdkit.errors import CheckError
 from kdkit.losses import BuildContext
-from kdkit.losses.features import Sided
+from kdkit.losses.features import TensorOrTuple
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
 from kdkit.recipe.objective import Match, taps_of
@@ -79,7 +79,7 @@ def summarize(term: BoundTerm, inputs: TermInputs) -> TermSummary:
     )
 
 
-def describe_shape(side: Sided) -> str:
+def describe_shape(side: TensorOrTuple) -> str:
     """Return the shape of a tensor, or the shapes of a tuple of tensors."""
     return " ".join(str(tuple(tensor.shape)) for tensor in (side if isinstance(side, tuple) else (side,)))
 
@@ -100,7 +100,7 @@ def describe_tap(tap: TapLike, nets: Sequence[Net[Any]]) -> str:
     return path if kind == "output" else f"{kind} of {path}"
 
 
-def _describe_side(taps: Any, value: Sided, nets: Sequence[Net[Any]]) -> str:
+def _describe_side(taps: Any, value: TensorOrTuple, nets: Sequence[Net[Any]]) -> str:
     if taps is None:
         return f"outputs {describe_shape(value)}"
     return f"{', '.join(describe_tap(tap, nets) for tap in taps_of(taps))} {describe_shape(value)}"

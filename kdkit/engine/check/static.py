@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdkit.errors import KdkitError, RecipeError, did_you_mean
-from kdkit.losses import BuildContext, needs_of
+from kdkit.losses import BuildContext, requirements_of
 from kdkit.metrics import Predictions
 from kdkit.nets.net import Net
 from kdkit.recipe.objective import Match, Term, as_objective, taps_of
@@ -190,7 +190,7 @@ class _StageChecks:
             yield str(error)
 
     def _term_problems(self, net: Net[Any], term: Term) -> Problems:
-        requirements = needs_of(term.loss)
+        requirements = requirements_of(term.loss)
         if "ids" in requirements and not self.context.ids:
             yield "it needs sample ids, and a user-defined DataLoader has none; pass its Dataset instead"
         if "hard_labels" in requirements and self.context.task != "multiclass":

@@ -1,25 +1,26 @@
-"""Bring features of different shapes together, in any number of dimensions."""
+"""Projectors, which map the student's features to the teacher's shape, in any number of dimensions."""
 
 from kdkit.losses.projectors.convolutional import Bottleneck, Regressor
-from kdkit.losses.projectors.factory import KINDS, Kind, make_projector
+from kdkit.losses.projectors.factory import PROJECTORS, ProjectorKind, ProjectorMode, make_projector
 from kdkit.losses.projectors.fusion import Fusion
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution
 from kdkit.losses.projectors.linear import MLP, Projector
-from kdkit.losses.projectors.resizing import arrange, meet, resize
+from kdkit.losses.projectors.resizing import match_positions, rearrange_tokens, resize
 
 __all__ = [
-    "KINDS",
     "MLP",
+    "PROJECTORS",
     "BatchNorm",
     "Bottleneck",
     "Fusion",
-    "Kind",
     "Pointwise",
     "Projector",
+    "ProjectorKind",
+    "ProjectorMode",
     "Regressor",
-    "arrange",
     "convolution",
     "make_projector",
-    "meet",
+    "match_positions",
+    "rearrange_tokens",
     "resize",
 ]

@@ -1,4 +1,4 @@
-"""The kinds of projectors, by name, as an option of losses."""
+"""Create a projector by the name of its kind, which is an option of many losses."""
 
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -10,10 +10,11 @@ from kdkit.errors import RecipeError, did_you_mean
 from kdkit.losses.projectors.convolutional import Bottleneck, Regressor
 from kdkit.losses.projectors.linear import MLP, Projector
 
-Kind = Literal["linear", "conv", "mlp", "bottleneck"]
-When = Literal["auto", "always", "never"]
+ProjectorKind = Literal["linear", "conv", "mlp", "bottleneck"]
+# "auto" creates a projector if the shapes differ, "always" in any case, and "never" refuses shapes that differ.
+ProjectorMode = Literal["auto", "always", "never"]
 
-KINDS: dict[str, Callable[[torch.Size, torch.Size], nn.Module]] = {
+PROJECTORS: dict[str, Callable[[torch.Size, torch.Size], nn.Module]] = {
     "linear": Projector,
     "conv": Regressor,
     "mlp": MLP,
@@ -21,19 +22,19 @@ KINDS: dict[str, Callable[[torch.Size, torch.Size], nn.Module]] = {
 }
 
 
-def make_projector(kind: str, given: torch.Size, wanted: torch.Size) -> nn.Module:
-    """Return a projector of this kind, from one shape to another. Raises RecipeError where they cannot meet."""
-    validate_kind(kind)
-    return KINDS[kind](given, wanted)
+def make_projector(kind: str, input_shape: torch.Size, target_shape: torch.Size) -> nn.Module:
+    """Return a projector from one shape to another. Raises RecipeError for an unknown kind, or unsupported shapes."""
+    validate_projector_kind(kind)
+    return PROJECTORS[kind](input_shape, target_shape)
 
 
-def validate_kind(kind: str) -> None:
-    """Raise RecipeError for a kind of projector that is not there."""
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise RecipeError(f"{kind!r} is no kind of projector; {did_you_mean(str(kind), KINDS)}")
+def validate_projector_kind(kind: str) -> None:
+    """Raise RecipeError for an unknown kind of projector."""
+    if not isinstance(kind, str) or kind not in PROJECTORS:
+        raise RecipeError(f"{kind!r} is not a kind of projector; {did_you_mean(str(kind), PROJECTORS)}")
 
 
-def validate_when(when: str) -> None:
-    """Raise RecipeError unless a projector is made "auto", "always" or "never"."""
-    if when not in get_args(When):
-        raise RecipeError(f"projector is 'auto', 'always' or 'never'; got {when!r}")
+def validate_projector_mode(mode: str) -> None:
+    """Raise RecipeError unless the mode is "auto", "always" or "never"."""
+    if mode not in get_args(ProjectorMode):
+        raise RecipeError(f"projector is 'auto', 'always' or 'never'; got {mode!r}")

@@ -1,67 +1,70 @@
-"""Projectors that map the channels of every position alike."""
+"""Projectors that apply one map of channels at every position, and the adaptation of positions for all projectors."""
 
 import torch
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
-from kdkit.losses.projectors.layers import BatchNorm, Pointwise, validate_width
-from kdkit.losses.projectors.resizing import arrange, arrangeable, resize
+from kdkit.losses.projectors.layers import BatchNorm, Pointwise
+from kdkit.losses.projectors.resizing import can_rearrange, rearrange_tokens, resize
+from kdkit.losses.validation import validate_count
 
 
 class Projector(nn.Module):
-    """A trained linear map over channels, then a resize: (batch, channels, ...) -> the shape of the target.
+    """A trained linear map over channels after a resize: (batch, channels, ...) -> the shape of the target.
 
-    given, wanted: (batch, channels, *positions), with up to three dimensions of positions, as many in both; or a
-    wanted (batch, channels), for which positions are averaged; or tokens for a map of as many positions in its
-    aspect, and a map for tokens. Positions grow by interpolation and shrink by average pooling. Raises RecipeError
-    for other shapes.
+    input_shape, target_shape: (batch, channels, *positions), with the same number of dimensions, up to three of them
+    positions. Also supported: a target (batch, channels), for which positions are averaged; tokens for a map with as
+    many positions in its aspect ratio, and a map for tokens. Positions grow by interpolation and shrink by average
+    pooling. Raises RecipeError for other shapes.
     """
 
-    def __init__(self, given: torch.Size, wanted: torch.Size) -> None:
+    def __init__(self, input_shape: torch.Size, target_shape: torch.Size) -> None:
         super().__init__()
-        self.positions = positions_of(given, wanted)
-        self.channels = nn.Linear(given[1], wanted[1])
+        self.positions = target_positions(input_shape, target_shape)
+        self.channels = nn.Linear(input_shape[1], target_shape[1])
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return (batch, wanted channels, *wanted positions)."""
-        features = fitted(features, self.positions)  # first, so that less is mapped when positions shrink
+        """Return the projected features, (batch, target channels, *target positions)."""
+        features = fit_positions(features, self.positions)  # first, so that fewer positions are mapped if they shrink
         mapped: Tensor = self.channels(features.movedim(1, -1))
-        return mapped.movedim(-1, 1).contiguous()  # else a compiled backward pass mistakes the gradient's strides
+        # a compiled backward pass would otherwise assume wrong strides of the gradient
+        return mapped.movedim(-1, 1).contiguous()
 
 
 class MLP(nn.Module):
-    """Two maps over channels with batch norm and ReLU between, as wide as the wider side by default.
+    """Two maps over channels with batch norm and ReLU between them.
 
-    given, wanted: shapes as those of Projector. Raises RecipeError for others.
+    input_shape, target_shape: as those of Projector. width: the hidden channels, by default those of the wider side.
+    Raises RecipeError for shapes that do not fit.
     """
 
-    def __init__(self, given: torch.Size, wanted: torch.Size, *, width: int | None = None) -> None:
+    def __init__(self, input_shape: torch.Size, target_shape: torch.Size, *, width: int | None = None) -> None:
         super().__init__()
-        self.positions = positions_of(given, wanted)
-        validate_width(width)
-        width = width or max(given[1], wanted[1])
-        self.first = Pointwise(given[1], width, bias=False)
+        self.positions = target_positions(input_shape, target_shape)
+        validate_count("the width of a projector", width, optional=True)
+        width = width or max(input_shape[1], target_shape[1])
+        self.first = Pointwise(input_shape[1], width, bias=False)
         self.norm = BatchNorm(width)
-        self.second = Pointwise(width, wanted[1])
+        self.second = Pointwise(width, target_shape[1])
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return (batch, wanted channels, *wanted positions)."""
-        hidden: Tensor = self.norm(self.first(fitted(features, self.positions)))
+        """Return the projected features, (batch, target channels, *target positions)."""
+        hidden: Tensor = self.norm(self.first(fit_positions(features, self.positions)))
         mapped: Tensor = self.second(hidden.relu())
         return mapped
 
 
-def fitted(features: Tensor, positions: tuple[int, ...]) -> Tensor:
-    """Return the features laid out and resized to these positions."""
-    return resize(arrange(features, positions), positions)
+def fit_positions(features: Tensor, positions: tuple[int, ...]) -> Tensor:
+    """Return the features rearranged and resized to these positions."""
+    return resize(rearrange_tokens(features, positions), positions)
 
 
-def positions_of(given: torch.Size, wanted: torch.Size) -> tuple[int, ...]:
-    """Return the positions wanted. Raises RecipeError where what is given cannot be brought to them."""
-    dimensions = 2 <= len(given) <= 5 and 2 <= len(wanted) <= 5
-    if not dimensions or not arrangeable(tuple(given[2:]), tuple(wanted[2:])):
+def target_positions(input_shape: torch.Size, target_shape: torch.Size) -> tuple[int, ...]:
+    """Return the positions of the target shape. Raises RecipeError if the input cannot be brought to them."""
+    supported = 2 <= len(input_shape) <= 5 and 2 <= len(target_shape) <= 5
+    if not supported or not can_rearrange(tuple(input_shape[2:]), tuple(target_shape[2:])):
         raise RecipeError(
             f"a projector maps (batch, channels, ...) to as many dimensions or to (batch, channels), and tokens to a "
-            f"map of as many positions; got {tuple(given)} for {tuple(wanted)}"
+            f"map of as many positions; got {tuple(input_shape)} for {tuple(target_shape)}"
         )
-    return tuple(wanted[2:])
+    return tuple(target_shape[2:])

@@ -1,4 +1,4 @@
-"""Change how many positions features have, and how these are laid out."""
+"""Change the number of positions of features, and convert between token sequences and maps."""
 
 import math
 from collections.abc import Callable
@@ -8,69 +8,80 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 
 from kdkit.errors import RecipeError
 
+# By the number of dimensions of the positions.
 POOLS: dict[int, Callable[..., Tensor]] = {
     1: F.adaptive_avg_pool1d,
     2: F.adaptive_avg_pool2d,
     3: F.adaptive_avg_pool3d,
 }
-_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+_INTERPOLATION_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def resize(features: Tensor, positions: tuple[int, ...]) -> Tensor:
-    """Return (batch, channels, *positions): interpolated where all grow, averaged otherwise; () averages all away."""
+    """Return (batch, channels, *positions), interpolated if no dimension shrinks, else average-pooled.
+
+    Empty positions average over all of them: (batch, channels).
+    """
     if tuple(features.shape[2:]) == positions:
         return features
     if not positions:
         return features.flatten(2).mean(2)
-    if all(now <= then for now, then in zip(features.shape[2:], positions, strict=True)):
-        return F.interpolate(features, positions, mode=_MODES[len(positions)], align_corners=False)
+    if all(current <= new for current, new in zip(features.shape[2:], positions, strict=True)):
+        return F.interpolate(features, positions, mode=_INTERPOLATION_MODES[len(positions)], align_corners=False)
     return POOLS[len(positions)](features, positions)
 
 
-def meet(student: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both with as many positions as the smaller has, in each dimension: the larger is averaged to it.
+def match_positions(student: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both with the same positions: in each dimension, the larger is average-pooled to the smaller.
 
-    Both (batch, channels, *positions); channels may differ. PerToken are laid out as the map they meet, and positions
-    averaged away for a vector. Raises RecipeError where tokens cannot be laid out so.
+    Both (batch, channels, *positions); channels may differ. Tokens are rearranged to the aspect ratio of a map, and
+    positions are averaged if a side has none. Raises RecipeError if tokens cannot be rearranged.
     """
     if 2 in (student.ndim, target.ndim):
         return resize(student, ()), resize(target, ())
     if student.ndim < target.ndim:
-        student = arrange(student, tuple(target.shape[2:]))
+        student = rearrange_tokens(student, tuple(target.shape[2:]))
     elif target.ndim < student.ndim:
-        target = arrange(target, tuple(student.shape[2:]))
+        target = rearrange_tokens(target, tuple(student.shape[2:]))
     smaller = tuple(min(pair) for pair in zip(student.shape[2:], target.shape[2:], strict=True))
     return resize(student, smaller), resize(target, smaller)
 
 
-def arrange(features: Tensor, positions: tuple[int, ...]) -> Tensor:
-    """Return tokens (batch, channels, tokens) as a map of this aspect, row by row, or a map as so many tokens.
+def rearrange_tokens(features: Tensor, positions: tuple[int, ...]) -> Tensor:
+    """Return tokens (batch, channels, tokens) as a map of this aspect ratio, row by row, or a map as so many tokens.
 
-    A map then has its own size, not yet that of `positions`; see `resize`. Raises RecipeError where the count of
-    tokens is not that of a map of this aspect, as with a class token, which is to be left out of the tap.
+    Features with the dimensions of `positions` are returned unchanged; see `resize` for their size. Raises RecipeError
+    if no map of this aspect ratio has as many positions as there are tokens. A class token is a common reason: leave it
+    out of the tap.
     """
-    now = tuple(features.shape[2:])
-    if len(now) == len(positions) or not positions:
+    current = tuple(features.shape[2:])
+    if len(current) == len(positions) or not positions:
         return features
-    grid = _grid(now, positions)
+    grid = _token_grid(current, positions)
     if grid is None:
         raise RecipeError(
-            f"{now} positions cannot be laid out like {positions}; leave extra tokens, as that of the class, out"
+            f"{current} positions cannot be rearranged to the aspect ratio of {positions}; leave extra tokens, such as "
+            "a class token, out of the tap"
         )
-    return features.reshape(*features.shape[:2], *grid) if len(now) == 1 else resize(features, grid).flatten(2)
+    # (batch, channels, tokens) -> (batch, channels, *grid), or a map -> (batch, channels, tokens)
+    return features.reshape(*features.shape[:2], *grid) if len(current) == 1 else resize(features, grid).flatten(2)
 
 
-def arrangeable(now: tuple[int, ...], positions: tuple[int, ...]) -> bool:
-    """Whether `arrange` can lay so many positions out as these."""
-    return len(now) == len(positions) or not positions or _grid(now, positions) is not None
+def can_rearrange(current: tuple[int, ...], positions: tuple[int, ...]) -> bool:
+    """Return whether `rearrange_tokens` can bring features with the current positions to the given ones."""
+    return len(current) == len(positions) or not positions or _token_grid(current, positions) is not None
 
 
-def _grid(now: tuple[int, ...], positions: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Return the map of as many positions as there are tokens, in the aspect of the map; None where there is none."""
-    if 1 not in (len(now), len(positions)) or not now:
+def _token_grid(current: tuple[int, ...], positions: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return the map with one position per token and the aspect ratio of the map, or None if there is none.
+
+    One of the arguments is a number of tokens, the other a map.
+    """
+    if 1 not in (len(current), len(positions)) or not current:
         return None
-    (tokens,), aspect = (now, positions) if len(now) == 1 else (positions, now)
+    (tokens,), aspect = (current, positions) if len(current) == 1 else (positions, current)
     scale = (tokens / math.prod(aspect)) ** (1 / len(aspect))
     grid = tuple(round(extent * scale) for extent in aspect)
-    in_aspect = all(abs(extent * scale - side) < 1e-6 for extent, side in zip(aspect, grid, strict=True))
-    return grid if in_aspect else None
+    # 1e-6 allows for the rounding of the root: 24 tokens for (8, 12) give a scale of 0.5, up to its last digits
+    keeps_aspect = all(abs(extent * scale - side) < 1e-6 for extent, side in zip(aspect, grid, strict=True))
+    return grid if keeps_aspect else None

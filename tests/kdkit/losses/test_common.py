@@ -1,4 +1,4 @@
-"""The losses that kdkit ships, and what a loss asks for. Golden numbers are in tests/parity."""
+"""Properties that several losses share, and the names and keyword arguments of losses. Golden numbers: tests/parity."""
 
 import math
 
@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit import BuildContext, RecipeError
-from kdkit.losses import Cosine, Hint, PerLabelSoftTargets, SoftTargets, asked_by, loss_name, needs_of
+from kdkit.losses import Cosine, Hint, PerLabelSoftTargets, SoftTargets, extra_kwargs_of, loss_name, requirements_of
 from kdkit.losses.projectors import Projector
 
-FACTS = BuildContext(classes=("a", "b"), task="multiclass", samples=4, ids=True)
+CONTEXT = BuildContext(classes=("a", "b"), task="multiclass", samples=4, ids=True)
 SOFT = [SoftTargets, PerLabelSoftTargets]
 
 
@@ -21,8 +21,8 @@ def logits(classes=5):
     return torch.randn(4, classes), torch.randn(4, classes)
 
 
-def built(loss, student, target):
-    loss.build((student.shape,), (target.shape,), FACTS, None)
+def build_loss(loss, student, target):
+    loss.build((student.shape,), (target.shape,), CONTEXT, None)
     return loss
 
 
@@ -34,13 +34,13 @@ def test_a_temperature_is_a_finite_number_above_zero(make, temperature):
 
 
 @pytest.mark.parametrize("make", SOFT)
-def test_a_reduction_that_is_not_there_is_refused(make):
+def test_an_unknown_reduction_is_refused(make):
     with pytest.raises(RecipeError, match="batchmean"):
         make(reduction="batch_mean")
 
 
 @pytest.mark.parametrize("make", SOFT)
-def test_the_mean_is_the_batchmean_by_class(make):
+def test_the_mean_is_the_batchmean_over_the_number_of_classes(make):
     student, target = logits()
     batchmean, mean = (make(reduction=reduction)(student, target) for reduction in ("batchmean", "mean"))
     torch.testing.assert_close(mean * 5, batchmean)
@@ -68,7 +68,7 @@ def test_the_gradient_keeps_its_size_when_the_temperature_rises(make):
 @pytest.mark.parametrize("make", SOFT)
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 6), st.floats(0.5, 20), st.integers(0, 2**31))
-def test_a_divergence_is_never_negative_and_zero_where_equal(make, batch, classes, temperature, seed):
+def test_a_divergence_is_never_negative_and_zero_for_equal_logits(make, batch, classes, temperature, seed):
     random = torch.Generator().manual_seed(seed)
     student, target = (torch.randn(batch, classes, generator=random, dtype=torch.float64) for _ in range(2))
     loss = make(temperature=temperature)
@@ -76,17 +76,17 @@ def test_a_divergence_is_never_negative_and_zero_where_equal(make, batch, classe
     assert abs(loss(target, target)) < 1e-9
 
 
-def test_soft_targets_do_not_see_a_constant_added_to_the_logits():
+def test_soft_targets_ignore_a_constant_added_to_the_logits():
     student, target = logits()
     torch.testing.assert_close(SoftTargets()(student + 3, target - 2), SoftTargets()(student, target))
 
 
-def test_per_label_soft_targets_do_see_a_constant_added_to_the_logits():
+def test_per_label_soft_targets_change_with_a_constant_added_to_the_logits():
     _, target = logits()
     assert PerLabelSoftTargets()(target + 3, target) > 0.1
 
 
-def test_per_label_soft_targets_take_each_label_on_its_own():
+def test_per_label_soft_targets_are_a_mean_over_separate_labels():
     student, target = logits()
     alone = [PerLabelSoftTargets()(student[:, [column]], target[:, [column]]) for column in range(5)]
     torch.testing.assert_close(PerLabelSoftTargets()(student, target), torch.stack(alone).mean())
@@ -107,34 +107,34 @@ def test_the_entropy_adds_a_constant_and_no_gradient():
 
 
 @pytest.mark.parametrize("make", [Hint, Cosine])
-def test_features_of_one_shape_are_compared_as_they_are(make):
+def test_features_of_one_shape_need_no_projector(make):
     features = torch.randn(2, 3, 4)
-    loss = built(make(), features, features)
+    loss = build_loss(make(), features, features)
     assert list(loss.parameters()) == []
     assert loss(features, features).item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("make", [Hint, Cosine])
 @pytest.mark.parametrize(
-    ("given_shape", "wanted"), [((2, 3), (2, 5)), ((2, 3, 8), (2, 5, 4)), ((2, 3, 4, 4), (2, 5, 2, 2))]
+    ("student_shape", "target_shape"), [((2, 3), (2, 5)), ((2, 3, 8), (2, 5, 4)), ((2, 3, 4, 4), (2, 5, 2, 2))]
 )
-def test_features_of_different_shapes_get_a_trained_projector(make, given_shape, wanted):
-    student, target = torch.randn(given_shape), torch.randn(wanted)
-    loss = built(make(), student, target)
+def test_features_of_different_shapes_get_a_trained_projector(make, student_shape, target_shape):
+    student, target = torch.randn(student_shape), torch.randn(target_shape)
+    loss = build_loss(make(), student, target)
     loss(student, target).backward()
     assert all(parameter.grad is not None for parameter in loss.parameters())
     assert isinstance(loss.projector, Projector)
 
 
 @pytest.mark.parametrize("make", [Hint, Cosine])
-def test_a_batch_of_another_size_needs_no_projector(make):
-    assert list(built(make(projector="never"), torch.randn(2, 3), torch.randn(7, 3)).parameters()) == []
+def test_a_different_batch_size_needs_no_projector(make):
+    assert list(build_loss(make(projector="never"), torch.randn(2, 3), torch.randn(7, 3)).parameters()) == []
 
 
 @pytest.mark.parametrize("make", [Hint, Cosine])
 def test_never_refuses_shapes_that_differ(make):
-    with pytest.raises(RecipeError, match=r"features of \(3,\) cannot meet \(5,\)"):
-        built(make(projector="never"), torch.randn(2, 3), torch.randn(2, 5))
+    with pytest.raises(RecipeError, match=r"features of \(3,\) cannot be compared to \(5,\)"):
+        build_loss(make(projector="never"), torch.randn(2, 3), torch.randn(2, 5))
 
 
 @pytest.mark.parametrize("make", [Hint, Cosine])
@@ -143,18 +143,18 @@ def test_a_misspelt_projector_is_refused(make):
         make(projector="alway")
 
 
-def test_always_projects_also_where_shapes_are_the_same():
-    assert len(list(built(Hint(projector="always"), torch.randn(2, 3), torch.randn(2, 3)).parameters())) == 2
+def test_always_creates_a_projector_for_equal_shapes_too():
+    assert len(list(build_loss(Hint(projector="always"), torch.randn(2, 3), torch.randn(2, 3)).parameters())) == 2
 
 
-def test_building_again_makes_a_projector_for_the_new_shapes():
-    loss = built(Hint(), torch.randn(2, 3), torch.randn(2, 5))
-    built(loss, torch.randn(2, 4), torch.randn(2, 6))
+def test_a_second_build_creates_a_projector_for_the_new_shapes():
+    loss = build_loss(Hint(), torch.randn(2, 3), torch.randn(2, 5))
+    build_loss(loss, torch.randn(2, 4), torch.randn(2, 6))
     assert loss(torch.randn(2, 4), torch.randn(2, 6)).ndim == 0
-    assert list(built(loss, torch.randn(2, 3), torch.randn(2, 3)).parameters()) == []
+    assert list(build_loss(loss, torch.randn(2, 3), torch.randn(2, 3)).parameters()) == []
 
 
-def test_cosine_does_not_see_the_length_and_is_two_for_opposites():
+def test_cosine_ignores_the_length_and_is_two_for_opposites():
     features = torch.randn(3, 4, 5)
     assert Cosine()(features * 7, features).item() == pytest.approx(0, abs=1e-6)
     assert Cosine()(-features, features).item() == pytest.approx(2)
@@ -165,14 +165,14 @@ def hinted(student, target):
 
 
 class KLDLoss(nn.Module):
-    needs = ("hard_labels",)
+    requires = ("hard_labels",)
 
     def forward(self, student, target, *, labels, ids=None):
         return student.sum()
 
 
-class Callable2D:
-    needs = ("ids",)
+class CallableObject:
+    requires = ("ids",)
 
     def __call__(self, student, target, *, progress):
         return student.sum()
@@ -182,21 +182,23 @@ class Callable2D:
     ("loss", "name"),
     [(hinted, "hinted"), (SoftTargets(), "soft_targets"), (nn.MSELoss(), "mse_loss"), (KLDLoss(), "kld_loss")],
 )
-def test_a_loss_is_called_by_its_name_in_words(loss, name):
+def test_a_loss_has_its_name_in_snake_case(loss, name):
     assert loss_name(loss) == name
 
 
 @pytest.mark.parametrize(
-    ("loss", "asks", "needs"),
+    ("loss", "extra_kwargs", "requirements"),
     [
         (hinted, set(), set()),
         (nn.MSELoss(), set(), set()),
         (KLDLoss(), {"labels", "ids"}, {"labels", "hard_labels"}),
-        (Callable2D(), {"progress"}, {"progress", "ids"}),
+        (CallableObject(), {"progress"}, {"progress", "ids"}),
         (lambda student, target, labels=None: student, {"labels"}, set()),
         (max, set(), set()),
     ],
 )
-def test_what_a_loss_asks_for_is_in_its_arguments_and_what_it_needs_in_its_needs(loss, asks, needs):
-    assert asked_by(loss) == asks
-    assert needs_of(loss) == needs
+def test_keyword_arguments_and_requirements_are_read_from_the_signature_and_the_attributes(
+    loss, extra_kwargs, requirements
+):
+    assert extra_kwargs_of(loss) == extra_kwargs
+    assert requirements_of(loss) == requirements

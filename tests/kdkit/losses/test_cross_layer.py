@@ -1,4 +1,4 @@
-"""SemCKD: every layer against every layer, by attention."""
+"""SemCKD, HCL and ReviewKD: layers of any shapes, attention, scales, and invalid options."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 
 from kdkit import RecipeError
 from kdkit.losses import HCL, ReviewKD, SemCKD
-from tests.helpers.losses import FACTS, built
+from tests.helpers.losses import CONTEXT, build_loss
 
 
 def layers(*shapes, batch=4):
@@ -24,19 +24,19 @@ def layers(*shapes, batch=4):
         ([(3, 16)], [(6, 4, 4), (7, 2, 2)]),
     ],
 )
-def test_any_number_of_layers_of_any_shapes_is_learned_from(student, target):
+def test_any_number_of_layers_of_any_shapes_gives_gradients(student, target):
     student, target = layers(*student), layers(*target)
-    loss = built(SemCKD(width=4), student, target, facts=replace(FACTS, classes=()))
-    student = tuple(each.requires_grad_() for each in student)
+    loss = build_loss(SemCKD(width=4), student, target, context=replace(CONTEXT, classes=()))
+    student = tuple(features.requires_grad_() for features in student)
     loss(student, target).backward()
-    assert all(each.grad.any() for each in student)
+    assert all(features.grad.any() for features in student)
     assert all(weight.grad is not None for weight in loss.parameters())
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4, 5, 9])
-def test_a_batch_of_any_size_is_attended_to(batch):
+def test_attention_takes_a_batch_of_any_size(batch):
     student, target = layers((3, 8), batch=batch), layers((3, 8), (4, 4), batch=batch)
-    loss = built(SemCKD(batch_size=4, width=4), student, target)
+    loss = build_loss(SemCKD(batch_size=4, width=4), student, target)
     attention = loss.attend(student, target)
     assert attention.shape == (batch, 1, 2)
     torch.testing.assert_close(attention.sum(2), torch.ones(batch, 1))
@@ -44,33 +44,33 @@ def test_a_batch_of_any_size_is_attended_to(batch):
 
 def test_a_larger_batch_is_embedded_in_parts():
     student, target = layers((3, 8), batch=6), layers((3, 8), (4, 4), batch=6)
-    loss = built(SemCKD(batch_size=4, width=4), student, target)
-    parts = [loss.attend(*(tuple(each[part] for each in side) for side in (student, target))) for part in PARTS]
+    loss = build_loss(SemCKD(batch_size=4, width=4), student, target)
+    parts = [loss.attend(*(tuple(features[part] for features in side) for side in (student, target))) for part in PARTS]
     torch.testing.assert_close(loss.attend(student, target), torch.cat(parts))
 
 
 PARTS = (slice(0, 4), slice(4, 6))
 
 
-def test_a_high_temperature_heeds_all_layers_alike():
+def test_a_high_temperature_makes_attention_uniform():
     student, target = layers((3, 8)), layers((3, 8), (4, 4))
-    attention = built(SemCKD(temperature=1e6), student, target).attend(student, target)
+    attention = build_loss(SemCKD(temperature=1e6), student, target).attend(student, target)
     torch.testing.assert_close(attention, torch.full((4, 1, 2), 0.5))
 
 
-def test_projectors_are_for_pairs_whose_channels_differ_where_automatic():
+def test_automatic_projectors_are_for_pairs_whose_channels_differ():
     student, target = layers((3, 8)), layers((3, 8), (4, 4))
-    loss = built(SemCKD(projector="auto"), student, target)
-    assert [isinstance(each, nn.Identity) for each in loss.projectors] == [True, False]
+    loss = build_loss(SemCKD(projector="auto"), student, target)
+    assert [isinstance(projector, nn.Identity) for projector in loss.projectors] == [True, False]
 
 
 def test_never_refuses_channels_that_differ():
     with pytest.raises(RecipeError, match=r"SemCKD\(projector='always'\)"):
-        built(SemCKD(projector="never"), layers((3, 8)), layers((4, 8)))
+        build_loss(SemCKD(projector="never"), layers((3, 8)), layers((4, 8)))
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"temperature": 0}, "a temperature is"),
         ({"batch_size": 0}, "batch_size is"),
@@ -78,8 +78,8 @@ def test_never_refuses_channels_that_differ():
         ({"projector": "all"}, "projector is"),
     ],
 )
-def test_options_that_make_no_loss_are_refused(options, says):
-    with pytest.raises(RecipeError, match=says):
+def test_invalid_options_are_refused(options, message):
+    with pytest.raises(RecipeError, match=message):
         SemCKD(**options)
 
 
@@ -95,43 +95,43 @@ def test_options_that_make_no_loss_are_refused(options, says):
         ([(3, 5), (4,)], [(5,), (6,)]),
     ],
 )
-def test_layers_of_any_shapes_are_learned_from(student, target):
+def test_paired_layers_of_any_shapes_give_gradients(student, target):
     student, target = layers(*student), layers(*target)
-    loss = built(ReviewKD(width=4), student, target)
-    student = tuple(each.requires_grad_() for each in student)
+    loss = build_loss(ReviewKD(width=4), student, target)
+    student = tuple(features.requires_grad_() for features in student)
     loss(student, target).backward()
-    assert all(each.grad.any() for each in student)
+    assert all(features.grad.any() for features in student)
     assert all(weight.grad is not None for weight in loss.parameters())
 
 
-def test_a_shallow_layer_is_pulled_by_what_the_deeper_ones_say():
+def test_a_shallow_layer_depends_on_the_deeper_ones():
     student, target = layers((3, 8), (4, 4)), layers((3, 8), (4, 4))
-    loss = built(ReviewKD(), student, target).eval()
-    other = (student[0], torch.randn(4, 4, 4))
-    shallow = [loss.fusions[0](student[0], loss.fusions[1](each)[1])[0] for each in (student[1], other[1])]
+    loss = build_loss(ReviewKD(), student, target).eval()
+    changed = (student[0], torch.randn(4, 4, 4))
+    shallow = [loss.fusions[0](student[0], loss.fusions[1](features)[1])[0] for features in (student[1], changed[1])]
     assert not torch.allclose(*shallow)
 
 
 def test_layers_come_in_pairs():
     with pytest.raises(RecipeError, match="got 1 of the student and 2 of the teacher"):
-        built(ReviewKD(), layers((3, 8)), layers((3, 8), (4, 4)))
+        build_loss(ReviewKD(), layers((3, 8)), layers((3, 8), (4, 4)))
 
 
 def test_a_width_is_at_least_one():
-    with pytest.raises(RecipeError, match="width is a whole number of at least 1"):
+    with pytest.raises(RecipeError, match="width is an integer of at least 1"):
         ReviewKD(width=0)
 
 
 def test_the_width_is_that_of_the_students_deepest_layer():
     student, target = layers((3, 8), (9, 4)), layers((6, 8), (7, 4))
-    assert {fusion.narrow.out_features for fusion in built(ReviewKD(), student, target).fusions} == {9}
+    assert {fusion.narrow.out_features for fusion in build_loss(ReviewKD(), student, target).fusions} == {9}
 
 
 @pytest.mark.parametrize("shape", [(3, 9), (3, 9, 9), (3, 9, 9, 9)])
-def test_scales_are_halved_in_weight_and_averaged(shape):
+def test_each_scale_has_half_the_weight_of_the_one_before(shape):
     (student,), (target,) = layers(shape), layers(shape)
-    apart = (student - target).flatten(2).mean(2)
-    expected = (F.mse_loss(student, target) + 0.5 * apart.square().mean()) / 1.5
+    difference = (student - target).flatten(2).mean(2)
+    expected = (F.mse_loss(student, target) + 0.5 * difference.square().mean()) / 1.5
     torch.testing.assert_close(HCL(grids=(1,))(student, target), expected)
 
 

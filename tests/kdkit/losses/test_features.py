@@ -1,4 +1,4 @@
-"""Losses between two features: any dimension, shapes that differ, and what is refused."""
+"""Losses between two features: any number of dimensions, different shapes, and invalid options."""
 
 import math
 
@@ -8,15 +8,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kdkit import RecipeError
-from kdkit.losses import CWD, HCL, MGD, NST, PKD, VID, AttentionTransfer, Hint, PatientKD, SquareHead
+from kdkit.losses import CWD, HCL, MGD, NST, PKD, VID, AttentionTransfer, BuildableLoss, Hint, PatientKD, SquareHead
 from kdkit.losses.projectors import MLP, Bottleneck, Projector, Regressor
-from tests.helpers.losses import built
+from tests.helpers.losses import build_loss
 
 SHAPES = [((4, 3), (4, 5)), ((4, 3, 8), (4, 5, 4)), ((4, 3, 4, 6), (4, 5, 2, 3)), ((4, 3, 2, 2, 2), (4, 5, 2, 2, 2))]
 
 
-def learns(loss, student, target):
-    """Hold a loss to a finite scalar and a finite gradient to the student and to each weight."""
+def check_gradients(loss, student, target):
+    """Check that a loss gives a finite scalar, and finite gradients to the student and to all of its weights."""
     student = student.clone().requires_grad_()
     value = loss(student, target)
     value.backward()
@@ -30,75 +30,75 @@ def learns(loss, student, target):
 
 @pytest.mark.parametrize("make", [Hint, SquareHead, PKD, VID, MGD])
 @pytest.mark.parametrize("shapes", SHAPES)
-def test_features_of_other_channels_and_positions_are_learned_from(make, shapes):
+def test_features_of_different_channels_and_positions_give_gradients(make, shapes):
     student, target = (torch.randn(shape) for shape in shapes)
-    learns(built(make(), student, target), student, target)
+    check_gradients(build_loss(make(), student, target), student, target)
 
 
 @pytest.mark.parametrize("make", [AttentionTransfer, NST])
 @pytest.mark.parametrize("shapes", SHAPES[1:])
 def test_channels_and_positions_may_differ_without_any_weights(make, shapes):
     student, target = (torch.randn(shape) for shape in shapes)
-    learns(make(), student, target)
+    check_gradients(make(), student, target)
 
 
 @pytest.mark.parametrize("make", [AttentionTransfer, NST, VID])
-def test_tokens_meet_a_map_of_their_aspect(make):
+def test_tokens_are_compared_to_a_map_of_the_same_aspect_ratio(make):
     tokens, target = torch.randn(2, 5, 24), torch.randn(2, 5, 8, 12)
-    laid_out = tokens.reshape(2, 5, 4, 6)
+    map_features = tokens.reshape(2, 5, 4, 6)
     torch.manual_seed(0)
-    loss = built(make(), tokens, target) if make is VID else make()
-    torch.testing.assert_close(loss(tokens, target), loss(laid_out, target))
+    loss = build_loss(make(), tokens, target) if make is VID else make()
+    torch.testing.assert_close(loss(tokens, target), loss(map_features, target))
 
 
 @pytest.mark.parametrize("make", [AttentionTransfer, NST])
-def test_tokens_that_are_no_map_are_refused(make):
+def test_tokens_that_do_not_form_a_map_are_refused(make):
     with pytest.raises(RecipeError, match="leave extra tokens"):
         make()(torch.randn(2, 5, 25), torch.randn(2, 5, 8, 12))
 
 
 @pytest.mark.parametrize("loss", [AttentionTransfer(), NST(), CWD()])
-def test_vectors_have_no_positions_to_compare(loss):
+def test_vectors_are_refused_by_losses_over_positions(loss):
     with pytest.raises(RecipeError, match="tap a layer before it is pooled"):
         loss(torch.randn(2, 5), torch.randn(2, 5))
 
 
 @pytest.mark.parametrize("loss", [PatientKD(), HCL()])
-def test_a_loss_without_a_projector_says_which_one_there_is(loss):
-    with pytest.raises(RecipeError, match=r"Hint\(\) brings such together with a linear projector"):
+def test_a_loss_without_a_projector_suggests_hint(loss):
+    with pytest.raises(RecipeError, match=r"use Hint\(\), which has a linear projector"):
         loss(torch.randn(2, 5, 4), torch.randn(2, 6, 4))
 
 
 @pytest.mark.parametrize("make", [SquareHead, PKD, CWD])
-def test_never_refuses_shapes_that_differ_and_names_the_projector(make):
-    with pytest.raises(RecipeError, match=rf"cannot meet .*{make.__name__}\(projector='auto'\) makes one"):
-        built(make(projector="never"), *sides((3, 4), (5, 4)))
+def test_never_refuses_shapes_that_differ_and_suggests_a_projector(make):
+    with pytest.raises(RecipeError, match=rf"cannot be compared to .*use {make.__name__}\(projector='auto'\)"):
+        build_loss(make(projector="never"), *sides((3, 4), (5, 4)))
 
 
-def sides(one, other):
-    return torch.randn(2, *one), torch.randn(2, *other)
+def sides(student, target):
+    return torch.randn(2, *student), torch.randn(2, *target)
 
 
 @pytest.mark.parametrize(
-    ("kind", "made"), [("linear", Projector), ("conv", Regressor), ("mlp", MLP), ("bottleneck", Bottleneck)]
+    ("kind", "projector_class"), [("linear", Projector), ("conv", Regressor), ("mlp", MLP), ("bottleneck", Bottleneck)]
 )
 @pytest.mark.parametrize("shapes", SHAPES)
-def test_a_hint_takes_every_kind_of_projector(kind, made, shapes):
+def test_a_hint_takes_every_kind_of_projector(kind, projector_class, shapes):
     student, target = (torch.randn(shape) for shape in shapes)
-    loss = built(Hint(kind=kind), student, target)
-    assert isinstance(loss.projector, made)
-    learns(loss, student, target)
+    loss = build_loss(Hint(kind=kind), student, target)
+    assert isinstance(loss.projector, projector_class)
+    check_gradients(loss, student, target)
 
 
-def test_a_misspelt_kind_of_projector_gets_the_right_one():
+def test_a_misspelt_kind_of_projector_gets_a_suggestion():
     with pytest.raises(RecipeError, match="did you mean 'linear'"):
         Hint(kind="liner")
 
 
-def test_several_taps_are_refused_where_one_is_compared():
+def test_several_taps_are_refused_by_a_loss_on_one():
     pair = (torch.randn(2, 3), torch.randn(2, 4))
     with pytest.raises(RecipeError, match="Hint takes one tap on each side; got 2"):
-        built(Hint(), pair, pair)
+        build_loss(Hint(), pair, pair)
 
 
 @pytest.mark.parametrize("make", [AttentionTransfer, CWD])
@@ -109,23 +109,23 @@ def test_powers_and_temperatures_are_above_zero(make, value):
 
 
 @pytest.mark.parametrize(
-    ("make", "options", "says"),
+    ("make", "options", "message"),
     [
-        (VID, {"hidden": 0}, "hidden is a whole number of at least 1"),
+        (VID, {"hidden": 0}, "hidden is an integer of at least 1"),
         (VID, {"variance": 1e-6}, "above eps"),
         (MGD, {"mask": "row"}, "mask is 'channel' or 'position'"),
         (MGD, {"masked": 1.0}, "masked is a share"),
         (MGD, {"alpha": -1}, "alpha is a finite number above 0"),
         (MGD, {"reduction": "sum"}, "reduction is"),
-        (NST, {"degree": 0}, "degree is a whole number"),
+        (NST, {"degree": 0}, "degree is an integer"),
         (NST, {"offset": -1.0}, "offset is a finite number"),
         (PKD, {"eps": 0}, "eps is a finite number above 0"),
-        (HCL, {"grids": (1, 2)}, "grids become smaller"),
-        (HCL, {"grids": (0,)}, "a grid is a whole number"),
+        (HCL, {"grids": (1, 2)}, "grids are in decreasing order"),
+        (HCL, {"grids": (0,)}, "a grid is an integer"),
     ],
 )
-def test_options_that_make_no_loss_are_refused(make, options, says):
-    with pytest.raises(RecipeError, match=says):
+def test_invalid_options_are_refused(make, options, message):
+    with pytest.raises(RecipeError, match=message):
         make(**options)
 
 
@@ -135,24 +135,24 @@ def test_attention_is_summed_over_positions_for_batchmean():
     torch.testing.assert_close(summed, mean * 7)
 
 
-def test_attention_of_an_odd_power_does_not_see_signs():
+def test_attention_of_an_odd_power_ignores_signs():
     features = torch.randn(3, 2, 7)
     assert AttentionTransfer(p=3)(-features, features).item() == pytest.approx(0, abs=1e-12)
 
 
-def test_cwd_without_t_squared_is_that_much_smaller():
+def test_cwd_without_t_squared_is_smaller_by_that_factor():
     student, target = torch.randn(3, 2, 7), torch.randn(3, 2, 7)
     torch.testing.assert_close(
         CWD(temperature=3)(student, target), 9 * CWD(temperature=3, t_squared=False)(student, target)
     )
 
 
-def test_pearson_does_not_see_scale_or_offset():
+def test_pearson_correlation_ignores_scale_and_offset():
     features = torch.randn(4, 3, 5, dtype=torch.float64)
     assert PKD()(7 * features + 2, features).item() == pytest.approx(0, abs=1e-9)
 
 
-def test_pearson_of_a_single_value_is_nothing_to_learn_from():
+def test_pearson_correlation_of_a_single_value_has_no_gradient():
     student = torch.randn(1, 3, requires_grad=True)
     PKD()(student, torch.randn(1, 3)).backward()
     assert student.grad.abs().sum() == 0
@@ -165,7 +165,6 @@ def test_features_that_are_all_zero_give_no_huge_gradient(loss):
     assert student.grad.abs().max() < 100
 
 
-MAKERS = [Hint, SquareHead, PKD, VID, MGD, AttentionTransfer, NST]
 SIZES = st.integers(1, 6)
 POSITIONS = st.integers(0, 3).flatmap(lambda count: st.tuples(*[st.lists(SIZES, min_size=count, max_size=count)] * 2))
 
@@ -178,61 +177,61 @@ POSITIONS = st.integers(0, 3).flatmap(lambda count: st.tuples(*[st.lists(SIZES, 
     st.integers(1, 3),
     st.sampled_from([Hint, SquareHead, PKD, VID, MGD, AttentionTransfer, NST]),
 )
-def test_any_shapes_meet_in_a_finite_loss(positions, given_channels, wanted_channels, batch, make):
-    student = torch.randn(batch, given_channels, *positions[0], requires_grad=True)
-    target = torch.randn(batch, wanted_channels, *positions[1])
+def test_features_of_any_shapes_give_a_finite_loss(positions, student_channels, target_channels, batch, make):
+    student = torch.randn(batch, student_channels, *positions[0], requires_grad=True)
+    target = torch.randn(batch, target_channels, *positions[1])
     loss = make()
-    assume(hasattr(loss, "build") or student.ndim > 2)
-    value = (built(loss, student, target) if hasattr(loss, "build") else loss)(student, target)
+    assume(isinstance(loss, BuildableLoss) or student.ndim > 2)
+    value = (build_loss(loss, student, target) if isinstance(loss, BuildableLoss) else loss)(student, target)
     value.backward()
     assert value.isfinite()
     assert student.grad.isfinite().all()
 
 
-def test_squared_error_relative_to_a_silent_teacher_is_finite():
+def test_squared_error_relative_to_an_all_zero_teacher_is_finite():
     assert SquareHead()(torch.zeros(2, 3), torch.zeros(2, 3)).item() == 0
 
 
 def test_nst_of_degree_one_compares_mean_patterns():
     student, target = torch.randn(2, 3, 6), torch.randn(2, 4, 6)
-    means = [torch.nn.functional.normalize(each, dim=2).mean(1) for each in (student, target)]
+    means = [torch.nn.functional.normalize(side, dim=2).mean(1) for side in (student, target)]
     torch.testing.assert_close(NST(degree=1)(student, target), (means[0] - means[1]).square().sum(1).mean())
 
 
 @pytest.mark.parametrize("variance", [1e-3, 2.0, 5e3])
 def test_vid_starts_at_its_variance(variance):
     student = torch.zeros(2, 3, 4)
-    loss = built(VID(variance=variance), student, student)
+    loss = build_loss(VID(variance=variance), student, student)
     assert loss(student, student).item() == pytest.approx(0.5 * math.log(variance), rel=1e-3)
 
 
-def test_mgd_hides_a_share_and_draws_it_from_torchs_random_numbers():
+def test_mgd_masks_a_share_that_is_drawn_from_torchs_random_numbers():
     features = torch.ones(200, 50, 2)
     masks = []
     for _ in range(2):
         torch.manual_seed(3)
-        masks.append(MGD(masked=0.3).kept(features))
+        masks.append(MGD(masked=0.3).draw_mask(features))
     assert torch.equal(*masks)
     assert masks[0].shape == (200, 50, 1)
     assert masks[0].mean().item() == pytest.approx(0.7, abs=0.02)
-    assert MGD(mask="position").kept(features).shape == (200, 1, 2)
+    assert MGD(mask="position").draw_mask(features).shape == (200, 1, 2)
 
 
-def test_mgd_has_no_positions_to_mask_in_a_vector():
+def test_mgd_cannot_mask_the_positions_of_a_vector():
     with pytest.raises(RecipeError, match="needs positions to mask"):
-        built(MGD(mask="position"), *sides((3,), (3,)))
+        build_loss(MGD(mask="position"), *sides((3,), (3,)))
 
 
-def test_mgd_as_a_mean_is_the_sum_over_so_many_entries():
+def test_mgd_as_a_mean_is_the_sum_over_the_number_of_entries():
     student, target = sides((3, 4), (3, 4))
-    loss = built(MGD(), student, target)
-    loss.kept = torch.ones_like
+    loss = build_loss(MGD(), student, target)
+    loss.draw_mask = torch.ones_like
     summed = loss(student, target)
     loss.reduction = "mean"
     torch.testing.assert_close(summed, loss(student, target) * 12)
 
 
-def test_patient_kd_adds_up_layers():
+def test_patient_kd_sums_over_layers():
     pairs = [sides((3,), (3,)), sides((4, 2), (4, 2))]
     student, target = zip(*pairs, strict=True)
     torch.testing.assert_close(PatientKD()(student, target), sum(PatientKD()(*pair) for pair in pairs))

@@ -1,4 +1,4 @@
-"""Losses on outputs, beside the golden numbers in tests/parity: what they refuse, and what they do not see."""
+"""Losses on outputs: invalid inputs, invariances and special cases. Golden numbers are in tests/parity."""
 
 import math
 
@@ -25,7 +25,7 @@ from kdkit.losses import (
     ReverseKL,
     SecondHead,
     SoftTargets,
-    needs_of,
+    requirements_of,
 )
 
 LABELS = torch.tensor([0, 3, 1, 4])
@@ -38,8 +38,8 @@ def logits(classes=5, dtype=torch.float64):
     return tuple(torch.randn(4, classes, generator=random, dtype=dtype) * 2 for _ in range(2))
 
 
-def called(loss, student, target, labels=LABELS):
-    progress = {"progress": torch.tensor(0.5)} if "progress" in needs_of(loss) else {}
+def call(loss, student, target, labels=LABELS):
+    progress = {"progress": torch.tensor(0.5)} if "progress" in requirements_of(loss) else {}
     return loss(student, target, labels=labels, **progress)
 
 
@@ -63,41 +63,41 @@ def test_a_temperature_is_a_finite_number_above_zero(make, temperature):
         (GeneralisedJSD, {"beta": 1.5}, r"beta is a share, in \[0, 1\]; got 1.5"),
         (GeneralisedJSD, {"beta": math.nan}, "beta is a share"),
         (PSKD, {"alpha": -0.5}, "alpha is a share"),
-        (PSKD, {"epochs": 0}, "epochs is a whole number of at least 1 or None"),
+        (PSKD, {"epochs": 0}, "epochs is an integer of at least 1 or None"),
         (PSKD, {"past": "probability"}, "past is 'logits' or 'probabilities'"),
         (ReverseKL, {"reduction": "sum"}, "reduction is 'batchmean' or 'mean'; got 'sum'"),
     ],
 )
-def test_an_option_that_makes_no_sense_is_refused(make, options, message):
+def test_invalid_options_are_refused(make, options, message):
     with pytest.raises(RecipeError, match=message):
         make(**options)
 
 
 @pytest.mark.parametrize("loss", NEED_LABELS, ids=repr)
-def test_mixed_labels_are_refused_before_the_first_step_and_in_it(loss):
+def test_mixed_labels_are_refused_by_the_requirements_and_by_the_call(loss):
     student, target = logits()
-    assert "hard_labels" in needs_of(loss)
+    assert "hard_labels" in requirements_of(loss)
     for labels in (F.one_hot(LABELS, 5).double(), LABELS.double(), LABELS[:2]):
         with pytest.raises(RecipeError, match=f"{type(loss).__name__} needs one class per sample"):
-            called(loss, student, target, labels)
+            call(loss, student, target, labels)
 
 
 @pytest.mark.parametrize("loss", [DKD(), NKD(), DIST(), LogitStandardisation()], ids=repr)
-def test_one_class_has_nothing_to_be_compared_with(loss):
-    asked = {"labels": torch.zeros(4, dtype=torch.int64)} if "labels" in needs_of(loss) else {}
+def test_a_single_class_is_refused(loss):
+    kwargs = {"labels": torch.zeros(4, dtype=torch.int64)} if "labels" in requirements_of(loss) else {}
     with pytest.raises(RecipeError, match="needs two"):
-        loss(torch.randn(4, 1), torch.randn(4, 1), **asked)
+        loss(torch.randn(4, 1), torch.randn(4, 1), **kwargs)
 
 
 @pytest.mark.parametrize("make", [SoftTargets.deit, SoftTargets.modelopt])
-def test_the_scales_of_deit_and_modelopt_are_hinton_s_by_class(make):
+def test_the_presets_of_deit_and_modelopt_are_hintons_loss_over_the_number_of_classes(make):
     student, target = logits()
     torch.testing.assert_close(
         make(temperature=3.0)(student, target) * 5, SoftTargets(temperature=3.0)(student, target)
     )
 
 
-def test_logit_mse_sums_over_classes_on_request():
+def test_logit_mse_sums_over_classes_for_batchmean():
     student, target = logits()
     expected = ((student - target) ** 2).sum(1).mean()
     torch.testing.assert_close(LogitMSE(reduction="batchmean")(student, target), expected)
@@ -106,13 +106,13 @@ def test_logit_mse_sums_over_classes_on_request():
     )
 
 
-def test_standardised_logits_are_not_compared_in_size_or_offset():
+def test_logit_standardisation_ignores_scale_and_offset():
     student, target = logits()
     loss = LogitStandardisation()
     torch.testing.assert_close(loss(7 * student + 2, 0.1 * target - 5), loss(student, target), rtol=1e-5, atol=0)
 
 
-def test_dkd_with_the_teacher_s_confidence_as_its_weight_is_plain_soft_targets():
+def test_dkd_weighted_by_the_teachers_confidence_equals_soft_targets():
     # Zhao et al. 2022, eq. 5: KD = TCKD + (1 - p) NCKD, here with the same p in every row
     student, target = logits()
     target = target.roll(1, 0)[:1].expand(4, -1)
@@ -122,23 +122,23 @@ def test_dkd_with_the_teacher_s_confidence_as_its_weight_is_plain_soft_targets()
     torch.testing.assert_close(decoupled, SoftTargets(temperature=2.0)(student, target))
 
 
-def test_nkd_is_the_formula_written_out():
-    student, target = (each.numpy() for each in logits())
+def test_nkd_equals_its_formula_in_numpy():
+    student, target = (side.numpy() for side in logits())
     expected = 0.0
     for mine, theirs, right in zip(student, target, LABELS.tolist(), strict=True):
         others = [index for index in range(5) if index != right]
-        log_mine, log_theirs = (each - np.log(np.exp(each).sum()) for each in (mine, theirs))
-        soft, wanted = (np.exp(each[others] / 2) / np.exp(each[others] / 2).sum() for each in (mine, theirs))
-        expected -= np.exp(log_theirs[right]) * log_mine[right] + 1.5 * 4 * (wanted * np.log(soft)).sum()
+        log_mine, log_theirs = (row - np.log(np.exp(row).sum()) for row in (mine, theirs))
+        student_rest, target_rest = (np.exp(row[others] / 2) / np.exp(row[others] / 2).sum() for row in (mine, theirs))
+        expected -= np.exp(log_theirs[right]) * log_mine[right] + 1.5 * 4 * (target_rest * np.log(student_rest)).sum()
     value = NKD(temperature=2.0)(torch.tensor(student), torch.tensor(target), labels=LABELS)
     assert value.item() == pytest.approx(expected / 4, rel=1e-12)
 
 
-def test_without_t_squared_a_decoupled_loss_has_no_factor_of_the_temperature():
+def test_a_decoupled_loss_without_t_squared_has_no_temperature_factor():
     student, target = logits()
-    plain, squared = (DKD(temperature=3.0, t_squared=each)(student, target, labels=LABELS) for each in (False, True))
+    plain, squared = (DKD(temperature=3.0, t_squared=flag)(student, target, labels=LABELS) for flag in (False, True))
     torch.testing.assert_close(squared, 9 * plain)
-    # in NKD the factor is that of the other classes alone, so gamma can undo it
+    # in NKD the factor applies to the other classes only, so gamma can undo it
     undone = NKD(gamma=1.0 / 9, temperature=3.0)(student, target, labels=LABELS)
     plain = NKD(gamma=1.0, temperature=3.0, t_squared=False)(student, target, labels=LABELS)
     torch.testing.assert_close(undone, plain)
@@ -146,12 +146,12 @@ def test_without_t_squared_a_decoupled_loss_has_no_factor_of_the_temperature():
 
 @pytest.mark.parametrize("loss", [DKD(), NKD(), PSKD()], ids=repr)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_saturated_logits_give_finite_values_and_gradients_whatever_the_label(loss, dtype):
+def test_saturated_logits_give_finite_values_and_gradients_for_any_label(loss, dtype):
     signs = torch.tensor([[1.0, -1, -1], [-1, 1, 1], [-1, -1, -1], [1, 1, 1]], dtype=dtype) * 1e4
     for label in range(3):
         for target in (signs, -signs, signs.roll(1, 1)):
             student = signs.clone().requires_grad_()
-            value = called(loss, student, target, torch.full((4,), label))
+            value = call(loss, student, target, torch.full((4,), label))
             value.backward()
             assert value.isfinite()
             assert student.grad.isfinite().all()
@@ -159,7 +159,7 @@ def test_saturated_logits_give_finite_values_and_gradients_whatever_the_label(lo
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 4), st.integers(2, 6), st.floats(0.0, 1.0), st.integers(0, 2**31))
-def test_a_generalised_divergence_is_never_negative_and_zero_where_equal(batch, classes, beta, seed):
+def test_a_generalised_divergence_is_never_negative_and_zero_for_equal_logits(batch, classes, beta, seed):
     random = torch.Generator().manual_seed(seed)
     student, target = (torch.randn(batch, classes, generator=random, dtype=torch.float64) for _ in range(2))
     for loss in (GeneralisedJSD(beta=beta), ReverseKL()):
@@ -174,14 +174,14 @@ def test_decoupled_and_correlated_losses_take_any_batch_and_classes(batch, class
     student, target = (torch.randn(batch, classes, generator=random, dtype=torch.float64) for _ in range(2))
     labels = torch.randint(classes, (batch,), generator=random)
     dkd, nkd = DKD(temperature=temperature), NKD(temperature=temperature)
-    dist = DIST(temperature=temperature, eps=1e-30)  # its eps weighs more where all probabilities are nearly equal
+    dist = DIST(temperature=temperature, eps=1e-30)  # its eps matters if all probabilities are nearly equal
     assert dkd(student, target, labels=labels) >= -1e-9
     assert abs(dkd(target, target, labels=labels)) < 1e-9
     assert nkd(student, target, labels=labels) > 0
     assert dist(student, target) >= dist(target, target) - 1e-6
 
 
-def test_the_ends_of_the_generalised_divergence_are_the_two_whole_ones():
+def test_the_generalised_divergence_is_forward_kl_at_zero_and_reverse_kl_at_one():
     student, target = logits()
     forward = SoftTargets(temperature=1.0)(student, target)
     torch.testing.assert_close(GeneralisedJSD(beta=0.0)(student, target), forward)
@@ -189,17 +189,17 @@ def test_the_ends_of_the_generalised_divergence_are_the_two_whole_ones():
     torch.testing.assert_close(ReverseKL()(target, student), forward)
 
 
-def test_tokens_are_compared_where_they_have_a_label():
+def test_only_tokens_with_a_label_are_compared():
     student, target = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
     labels = torch.tensor([[1, -100, 2], [-100, -100, 0]])
     rows = [(0, 0), (0, 2), (1, 2)]
-    kept, theirs = (torch.stack([each[row] for row in rows]) for each in (student, target))
+    kept, theirs = (torch.stack([side[row] for row in rows]) for side in (student, target))
     torch.testing.assert_close(PerToken(ReverseKL())(student, target, labels=labels), ReverseKL()(kept, theirs))
     expected = DKD()(kept, theirs, labels=torch.tensor([1, 2, 0]))
     torch.testing.assert_close(PerToken(DKD())(student, target, labels=labels), expected)
 
 
-def test_a_batch_in_which_no_token_has_a_label_gives_zero_and_a_gradient_of_zero():
+def test_a_batch_without_labelled_tokens_gives_zero_and_a_zero_gradient():
     student = torch.randn(2, 3, 5, requires_grad=True)
     value = PerToken(ReverseKL())(student, torch.randn(2, 3, 5), labels=torch.full((2, 3), -100))
     value.backward()
@@ -207,7 +207,7 @@ def test_a_batch_in_which_no_token_has_a_label_gives_zero_and_a_gradient_of_zero
     assert not student.grad.any()
 
 
-def test_tokens_refuse_labels_of_another_shape_and_losses_with_weights():
+def test_per_token_refuses_labels_of_another_shape_and_losses_with_weights():
     with pytest.raises(RecipeError, match=r"a label for every token, of shape \(2, 3\); got \(2,\)"):
         PerToken(ReverseKL())(torch.randn(2, 3, 5), torch.randn(2, 3, 5), labels=torch.zeros(2))
     for loss in (Hint(), PSKD(), "kl"):
@@ -215,17 +215,17 @@ def test_tokens_refuse_labels_of_another_shape_and_losses_with_weights():
             PerToken(loss)
 
 
-def test_hard_targets_see_what_the_teacher_decides_and_not_how_sure_it_is():
+def test_hard_targets_depend_on_the_teachers_decision_not_on_its_confidence():
     student, target = logits()
     torch.testing.assert_close(HardTargets()(student, target * 100), HardTargets()(student, target))
     torch.testing.assert_close(HardTargets()(student, target), F.cross_entropy(student, target.argmax(1)))
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (4, 6, 7), (4, 6, 3, 2)])
-def test_a_second_head_is_made_for_the_features_and_trained(shape):
-    facts = BuildContext(classes=tuple("abcde"), task="multiclass", samples=4, ids=True)
+def test_a_second_head_is_built_for_the_features_and_trained(shape):
+    context = BuildContext(classes=tuple("abcde"), task="multiclass", samples=4, ids=True)
     loss, features, target = SecondHead(SoftTargets()), torch.randn(shape), torch.randn(4, 5)
-    loss.build((features.shape,), (target.shape,), facts, None)
+    loss.build((features.shape,), (target.shape,), context, None)
     loss(features, target).backward()
     assert loss.head.weight.shape == (5, 6)
     assert all(parameter.grad.any() for parameter in loss.parameters())
@@ -233,30 +233,30 @@ def test_a_second_head_is_made_for_the_features_and_trained(shape):
     torch.testing.assert_close(loss(features, target), SoftTargets()(loss.head(pooled), target))
 
 
-def test_a_second_head_refuses_what_it_cannot_take():
-    facts = BuildContext(classes=("a", "b"), task="multiclass", samples=4, ids=True)
+def test_a_second_head_refuses_other_inputs_and_losses():
+    context = BuildContext(classes=("a", "b"), task="multiclass", samples=4, ids=True)
     shape = torch.Size((4, 6))
     with pytest.raises(RecipeError, match="one tap of the student and the teacher's outputs"):
-        SecondHead().build((shape, shape), (shape,), facts, None)
+        SecondHead().build((shape, shape), (shape,), context, None)
     with pytest.raises(RecipeError, match="the teacher's outputs"):
-        SecondHead().build((shape,), (torch.Size((4, 6, 7)),), facts, None)
+        SecondHead().build((shape,), (torch.Size((4, 6, 7)),), context, None)
     for loss in (Hint(), DKD()):
         with pytest.raises(RecipeError, match="SecondHead takes a loss on outputs"):
             SecondHead(loss)
     assert list(SecondHead(nn.MSELoss()).parameters()) == []
 
 
-def test_dist_sees_neither_scale_nor_offset_of_probabilities_but_their_proportions():
+def test_dist_equals_its_formula_in_numpy():
     student, target = logits()
     value = DIST(temperature=2.0)(student, target).item()
-    mine, theirs = ((each / 2).softmax(1).numpy() for each in (student, target))
+    mine, theirs = ((side / 2).softmax(1).numpy() for side in (student, target))
     rows = np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(mine, theirs, strict=True)])
     columns = np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(mine.T, theirs.T, strict=True)])
     assert value == pytest.approx(4 * (2 - rows - columns), rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_row_without_spread_counts_as_uncorrelated_with_a_finite_gradient(dtype):
+def test_a_constant_row_counts_as_uncorrelated_with_a_finite_gradient(dtype):
     student = torch.zeros(4, 5, requires_grad=True, dtype=dtype)
     value = DIST()(student, torch.zeros(4, 5, dtype=dtype))
     value.backward()
@@ -265,7 +265,7 @@ def test_a_row_without_spread_counts_as_uncorrelated_with_a_finite_gradient(dtyp
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.25, 1.0])
-def test_the_past_s_share_grows_with_every_step(progress):
+def test_the_weight_of_the_past_grows_linearly_with_progress(progress):
     student, past = logits()
     mix = (1 - 0.8 * progress) * F.one_hot(LABELS, 5) + 0.8 * progress * past.softmax(1)
     expected = -(mix * student.log_softmax(1)).sum(1).mean()
@@ -274,12 +274,12 @@ def test_the_past_s_share_grows_with_every_step(progress):
 
 
 @pytest.mark.parametrize("epochs", [3, 10, 90, 300])
-def test_the_past_s_share_grows_in_steps_of_an_epoch(epochs):
+def test_the_weight_of_the_past_grows_in_steps_of_an_epoch(epochs):
     student, past = logits()
     loss = PSKD(epochs=epochs, alpha=1.0, past="probabilities")
     for epoch in range(epochs):
         for within in (0.0, 0.5, 0.99):
-            progress = torch.tensor((epoch + within) / epochs)  # float32, as a run keeps it
+            progress = torch.tensor((epoch + within) / epochs)  # float32, as in a run
             share = (epoch + 1) / epochs
             mix = (1 - share) * F.one_hot(LABELS, 5) + share * past
             expected = -(mix * student.log_softmax(1)).sum(1).mean()

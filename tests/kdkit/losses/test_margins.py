@@ -1,4 +1,4 @@
-"""OFD: margins from the teacher's batch norm, and the part of the error that counts."""
+"""OFD: the margins from the teacher's batch norm, and the partial error."""
 
 import pytest
 import torch
@@ -6,13 +6,13 @@ from torch import nn
 
 from kdkit import RecipeError
 from kdkit.losses import OFD
-from kdkit.losses.margins import margins_of
-from tests.helpers.losses import built
+from kdkit.losses.margins import channel_margins
+from tests.helpers.losses import build_loss
 
 SHAPES = [((4, 3), (4, 5)), ((4, 3, 8), (4, 5, 4)), ((4, 3, 4, 6), (4, 5, 2, 3))]
 
 
-def normed(channels=5):
+def random_norm(channels=5):
     norm = nn.BatchNorm1d(channels)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
@@ -20,10 +20,10 @@ def normed(channels=5):
 
 
 @pytest.mark.parametrize("shapes", SHAPES)
-def test_features_of_any_dimension_are_learned_from_and_the_teacher_is_not(shapes):
+def test_student_and_weights_get_a_gradient_and_the_teacher_none(shapes):
     student, target = (torch.randn(shape) for shape in shapes)
-    teacher = nn.Sequential(nn.Linear(5, 5), normed())
-    loss = built(OFD(), student, target, teacher)
+    teacher = nn.Sequential(nn.Linear(5, 5), random_norm())
+    loss = build_loss(OFD(), student, target, teacher)
     student.requires_grad_()
     loss(student, target).backward()
     assert student.grad.any()
@@ -31,62 +31,62 @@ def test_features_of_any_dimension_are_learned_from_and_the_teacher_is_not(shape
     assert all(weight.grad is None for weight in teacher.parameters())
 
 
-def test_margins_are_the_mean_of_what_is_negative():
+def test_margins_are_the_mean_of_the_negative_values():
     torch.manual_seed(0)
     weight, bias = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.0, 1.0, -3.0])
     values = torch.randn(200_000, 3) * weight + bias
     expected = torch.stack([column[column < 0].mean() for column in values.T])
-    torch.testing.assert_close(margins_of(weight, bias), expected, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(channel_margins(weight, bias), expected, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize(
     ("weight", "bias", "margin"), [(1.0, 9.0, -3.0), (0.0, -2.0, -2.0), (0.0, 2.0, 0.0), (0.0, 0.0, 0.0)]
 )
-def test_margins_are_finite_where_hardly_anything_is_negative_or_nothing_varies(weight, bias, margin):
-    assert margins_of(torch.tensor([weight]), torch.tensor([bias])).item() == pytest.approx(margin)
+def test_margins_are_finite_for_rare_negative_values_and_for_constant_channels(weight, bias, margin):
+    assert channel_margins(torch.tensor([weight]), torch.tensor([bias])).item() == pytest.approx(margin)
 
 
-def test_a_student_below_a_negative_target_costs_nothing():
-    loss = built(OFD(margin=-1.0, factor=1.0, projector="never"), torch.zeros(1, 4), torch.zeros(1, 4))
+def test_a_student_below_a_negative_target_has_no_error():
+    loss = build_loss(OFD(margin=-1.0, factor=1.0, projector="never"), torch.zeros(1, 4), torch.zeros(1, 4))
     target = torch.tensor([[-5.0, -5.0, 2.0, -0.5]])
     student = torch.tensor([[-3.0, 1.0, -1.0, -0.7]])
     assert loss(student, target).item() == pytest.approx((1 + 1) ** 2 + (-1 - 2) ** 2)
 
 
-def test_the_teachers_batch_norm_is_no_part_of_the_loss():
-    norm = normed()
-    loss = built(OFD(norm), torch.zeros(2, 5), torch.zeros(2, 5))
+def test_the_teachers_batch_norm_is_not_a_part_of_the_loss():
+    norm = random_norm()
+    loss = build_loss(OFD(norm), torch.zeros(2, 5), torch.zeros(2, 5))
     assert all(weight is not norm.weight for weight in loss.parameters())
-    torch.testing.assert_close(loss.margins, margins_of(norm.weight.detach(), norm.bias.detach()))
+    torch.testing.assert_close(loss.margins, channel_margins(norm.weight.detach(), norm.bias.detach()))
     assert "margins" not in loss.state_dict()
 
 
-def test_margins_follow_the_teacher_when_built_again():
-    norm = normed()
-    loss = built(OFD(norm), torch.zeros(2, 5), torch.zeros(2, 5))
+def test_a_second_build_computes_new_margins():
+    norm = random_norm()
+    loss = build_loss(OFD(norm), torch.zeros(2, 5), torch.zeros(2, 5))
     before = loss.margins.clone()
     with torch.no_grad():
         norm.bias -= 1
-    built(loss, torch.zeros(2, 5), torch.zeros(2, 5))
+    build_loss(loss, torch.zeros(2, 5), torch.zeros(2, 5))
     assert (loss.margins != before).all()
-    torch.testing.assert_close(loss.margins, margins_of(norm.weight.detach(), norm.bias.detach()))
+    torch.testing.assert_close(loss.margins, channel_margins(norm.weight.detach(), norm.bias.detach()))
 
 
 @pytest.mark.parametrize(
-    "teacher", [None, nn.Linear(5, 5), nn.Sequential(normed(), normed()), nn.Sequential(normed(4))]
+    "teacher", [None, nn.Linear(5, 5), nn.Sequential(random_norm(), random_norm()), nn.Sequential(random_norm(4))]
 )
-def test_a_teacher_without_the_one_batch_norm_is_refused(teacher):
-    with pytest.raises(RecipeError, match="say which with OFD"):
-        built(OFD(), torch.zeros(2, 5), torch.zeros(2, 5), teacher)
+def test_a_teacher_without_exactly_one_matching_batch_norm_is_refused(teacher):
+    with pytest.raises(RecipeError, match=r"pass one, OFD\("):
+        build_loss(OFD(), torch.zeros(2, 5), torch.zeros(2, 5), teacher)
 
 
-def test_a_batch_norm_of_other_channels_is_refused():
+def test_a_batch_norm_with_different_channels_is_refused():
     with pytest.raises(RecipeError, match="no weights for the 5 channels"):
-        built(OFD(normed(4)), torch.zeros(2, 5), torch.zeros(2, 5))
+        build_loss(OFD(random_norm(4)), torch.zeros(2, 5), torch.zeros(2, 5))
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"norm": nn.Linear(2, 2)}, "batch norm before the ReLU; got a Linear"),
         ({"margin": 0.5}, "a margin is"),
@@ -94,11 +94,11 @@ def test_a_batch_norm_of_other_channels_is_refused():
         ({"projector": "maybe"}, "projector is"),
     ],
 )
-def test_options_that_make_no_loss_are_refused(options, says):
-    with pytest.raises(RecipeError, match=says):
+def test_invalid_options_are_refused(options, message):
+    with pytest.raises(RecipeError, match=message):
         OFD(**options)
 
 
 def test_never_refuses_shapes_that_differ():
-    with pytest.raises(RecipeError, match=r"OFD\(projector='always'\) makes one"):
-        built(OFD(margin=0.0, projector="never"), torch.zeros(2, 3), torch.zeros(2, 5))
+    with pytest.raises(RecipeError, match=r"use OFD\(projector='auto'\)"):
+        build_loss(OFD(margin=0.0, projector="never"), torch.zeros(2, 3), torch.zeros(2, 5))

@@ -1,4 +1,4 @@
-"""What holds of losses for any shapes and numbers: finite, or told what would help; and the symmetries of each."""
+"""Properties of all losses for random shapes and numbers: finite or a helpful error, invariances, and bounds."""
 
 import math
 import re
@@ -10,136 +10,136 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kdkit import BuildContext, RecipeError, registry
-from kdkit.losses import asked_by, catalog, loss_name
+from kdkit.losses import BuildableLoss, catalog, extra_kwargs_of, loss_name
 
-try_some = settings(max_examples=80, derandomize=True, deadline=None, database=None)
-try_few = settings(try_some, max_examples=20)
+with_examples = settings(max_examples=80, derandomize=True, deadline=None, database=None)
+with_few_examples = settings(with_examples, max_examples=20)
 
 LOSSES = [*map(loss_name, (*catalog.ON_OUTPUTS, *catalog.PER_LABEL)), *catalog.PRESETS]
 LOSSES += [loss_name(make) for make in (*catalog.ON_RELATIONS, *catalog.ON_FEATURES)]
 PER_LABEL = [*map(loss_name, catalog.PER_LABEL)]
-ON_OUTPUTS = [each for each in LOSSES[: LOSSES.index("rkd")] if each != "second_head"]
-OPTIONS = {"crd": {"negatives": 16, "width": 4}, "sem_ckd": {"width": 4}}  # fewer numbers
-HELPS = r"Hint\(\)|SecondHead\(\)|PerToken\(|a projector maps|cannot be laid out|tap a layer before"
-HELPS += "|needs two; got one|compares taps in pairs"
+ON_OUTPUTS = [name for name in LOSSES[: LOSSES.index("rkd")] if name != "second_head"]
+OPTIONS = {"crd": {"negatives": 16, "width": 4}, "sem_ckd": {"width": 4}}  # smaller, to save time
+HELPFUL_MESSAGES = r"Hint\(\)|SecondHead\(\)|PerToken\(|a projector maps|cannot be rearranged|tap a layer before"
+HELPFUL_MESSAGES += "|needs two; got one|compares taps in pairs"
 
 SIZES, CHANNELS, POSITIONS = st.integers(1, 6), st.integers(1, 9), st.lists(st.integers(1, 7), max_size=3)
-# Of numbers between which a square or a quotient leaves what a float holds.
+# Scales whose squares or quotients overflow or underflow a float32.
 SCALES = (0.0, 1e-38, 1e-30, 1e-20, 1e-12, 1e-6, 1.0, 1e4)
-FILLS = st.sampled_from([*SCALES, "each its own", "rows of their own", "constant"])
+FILLS = st.sampled_from([*SCALES, "a scale per number", "a scale per sample", "constant"])
 
 
 @st.composite
 def shapes(draw):
-    """Return the shapes of a student and a teacher without the batch, the same or other in one respect or in all."""
+    """Draw the shapes of a student and a target without the batch: equal, or different in one respect or in all."""
     student = [draw(CHANNELS), *draw(POSITIONS)]
-    other = [draw(CHANNELS), *draw(POSITIONS)]
+    second = [draw(CHANNELS), *draw(POSITIONS)]
     resized = [draw(st.integers(1, 7)) for _ in student[1:]]
     target = draw(
-        st.sampled_from([student, [other[0], *student[1:]], [student[0], *resized], [student[0], *other[1:]], other])
+        st.sampled_from([student, [second[0], *student[1:]], [student[0], *resized], [student[0], *second[1:]], second])
     )
     return tuple(student), tuple(target)
 
 
 @st.composite
 def sides(draw, shape=None):
-    """Return a student's and a teacher's numbers, (batch, ...), and a generator for what goes with them."""
+    """Draw a student and a target, (batch, ...), and a generator for further random numbers."""
     batch, seed = draw(SIZES), draw(st.integers(0, 2**31))
     generator = torch.Generator().manual_seed(seed)
     student, target = (shape, shape) if shape else draw(shapes())
-    ours, theirs = (filled((batch, *each), draw(FILLS), generator) for each in (student, target))
+    ours, theirs = (fill_tensor((batch, *dimensions), draw(FILLS), generator) for dimensions in (student, target))
     if student == target and draw(st.integers(0, 4)) == 0:
         theirs = ours.clone()
     return ours, theirs, generator
 
 
-def filled(shape, fill, generator):
+def fill_tensor(shape, fill, generator):
     numbers = torch.randn(shape, generator=generator)
     if isinstance(fill, float):
         return numbers * fill
     if fill == "constant":
         return numbers.flatten()[0].expand(shape).clone()
-    own = shape if fill == "each its own" else (shape[0], *[1] * (len(shape) - 1))
-    return numbers * torch.tensor(SCALES)[torch.randint(len(SCALES), own, generator=generator)]
+    scales_shape = shape if fill == "a scale per number" else (shape[0], *[1] * (len(shape) - 1))
+    return numbers * torch.tensor(SCALES)[torch.randint(len(SCALES), scales_shape, generator=generator)]
 
 
-def built(name, student, target):
-    """Return a new loss of the shelf, built for a batch of four of tuples of taps."""
+def build_loss(name, student, target):
+    """Return a new registered loss, built for a batch of four and these taps."""
     loss = registry("losses")[name](**OPTIONS.get(name, {}))
     classes, channels = student[0].shape[1], target[0].shape[1]
-    if hasattr(loss, "build"):
+    if isinstance(loss, BuildableLoss):
         task = "multilabel" if name in PER_LABEL else "multiclass"
-        facts = BuildContext(classes=tuple(map(str, range(classes))), task=task, samples=12, ids=True)
+        context = BuildContext(classes=tuple(map(str, range(classes))), task=task, samples=12, ids=True)
         teacher = nn.Sequential(nn.Linear(channels, channels), nn.BatchNorm1d(channels)).eval()
         loss.build(
-            *(tuple(torch.Size((4, *each.shape[1:])) for each in side) for side in (student, target)), facts, teacher
+            *(tuple(torch.Size((4, *tap.shape[1:])) for tap in side) for side in (student, target)), context, teacher
         )
     return loss
 
 
 def value(name, student, target, labels=None, seed=0):
-    """Return what a new loss of the shelf says of one tap on each side."""
+    """Return the value of a new registered loss, with one tap on each side."""
     generator = torch.default_generator.manual_seed(seed)
-    loss = built(name, (student,), (target,))
+    loss = build_loss(name, (student,), (target,))
     classes, task = student.shape[1], "multilabel" if name in PER_LABEL else "multiclass"
     if labels is None:
         shape, options = (student.shape, 2) if task == "multilabel" else (student.shape[:1], classes)
         labels = torch.randint(options, shape, generator=generator)
     labels = labels.float() if task == "multilabel" else labels
-    known = {"labels": labels, "ids": torch.arange(len(student)), "progress": torch.tensor(0.5)}
-    return loss(student, target, **{key: known[key] for key in asked_by(loss)})
+    kwargs = {"labels": labels, "ids": torch.arange(len(student)), "progress": torch.tensor(0.5)}
+    return loss(student, target, **{key: kwargs[key] for key in extra_kwargs_of(loss)})
 
 
-def close(one, other, rtol=1e-3, atol=1e-4):
-    torch.testing.assert_close(one, other, rtol=rtol, atol=atol)
+def assert_close(actual, expected, rtol=1e-3, atol=1e-4):
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
 
 
-def finite_or_helped(say, *students):
+def assert_finite_or_helpful(compute, *students):
     for student in students:
         student.requires_grad_()
     try:
-        said = say()
+        result = compute()
     except RecipeError as error:
-        if not re.search(HELPS, str(error)):
-            raise AssertionError(f"does not say what would help: {error}") from error
+        if not re.search(HELPFUL_MESSAGES, str(error)):
+            raise AssertionError(f"the message does not suggest a remedy: {error}") from error
         return
-    assert said.ndim == 0
-    assert said.isfinite()
-    said.backward()
+    assert result.ndim == 0
+    assert result.isfinite()
+    result.backward()
     assert all(student.grad.isfinite().all() for student in students)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@try_some
-@given(given=sides())
-def test_any_shapes_and_numbers_are_finite_or_told_what_would_help(name, given):
-    student, target, generator = given
-    finite_or_helped(lambda: value(name, student, target, seed=generator.initial_seed()), student)
+@with_examples
+@given(inputs=sides())
+def test_any_shapes_and_numbers_give_a_finite_value_or_a_helpful_error(name, inputs):
+    student, target, generator = inputs
+    assert_finite_or_helpful(lambda: value(name, student, target, seed=generator.initial_seed()), student)
 
 
 @pytest.mark.parametrize("name", ON_OUTPUTS)
-@try_some
-@given(given=CHANNELS.flatmap(lambda classes: sides(shape=(classes,))))
-def test_outputs_of_any_size_are_finite(name, given):
-    student, target, generator = given
-    finite_or_helped(lambda: value(name, student, target, seed=generator.initial_seed()), student)
+@with_examples
+@given(inputs=CHANNELS.flatmap(lambda classes: sides(shape=(classes,))))
+def test_outputs_of_any_size_give_a_finite_value(name, inputs):
+    student, target, generator = inputs
+    assert_finite_or_helpful(lambda: value(name, student, target, seed=generator.initial_seed()), student)
 
 
 @pytest.mark.parametrize("name", ["sp", "hcl", "patient_kd", "review_kd", "sem_ckd"])
-@try_some
+@with_examples
 @given(layers=st.lists(shapes(), min_size=1, max_size=4), batch=SIZES, fills=st.tuples(FILLS, FILLS), odd=st.booleans())
-def test_layers_of_any_shapes_and_numbers_are_finite_or_told_what_would_help(name, layers, batch, fills, odd):
+def test_layers_of_any_shapes_and_numbers_give_a_finite_value_or_a_helpful_error(name, layers, batch, fills, odd):
     generator = torch.default_generator.manual_seed(len(layers))
     ours, theirs = (
-        tuple(filled((batch, *each), fill, generator) for each in side)
+        tuple(fill_tensor((batch, *dimensions), fill, generator) for dimensions in side)
         for side, fill in zip(zip(*layers, strict=True), fills, strict=True)
     )
     theirs += theirs[:1] if odd else ()
-    finite_or_helped(lambda: built(name, ours, theirs)(ours, theirs), *ours)
+    assert_finite_or_helpful(lambda: build_loss(name, ours, theirs)(ours, theirs), *ours)
 
 
 def outputs(batch, classes, seed):
-    """Return moderate logits of both sides, and labels of either kind."""
+    """Return moderate logits of both sides, class indices and multi-label labels."""
     generator = torch.Generator().manual_seed(seed)
     student, target = (3 * torch.randn(batch, classes, generator=generator) for _ in range(2))
     single = torch.randint(classes, (batch,), generator=generator)
@@ -154,44 +154,44 @@ OF_PROBABILITIES += ["logit_standardisation", "pskd", *catalog.PRESETS]
 
 
 @pytest.mark.parametrize("name", OF_PROBABILITIES)
-@try_few
-@given(given=drawn_outputs, shift=st.floats(-20, 20))
-def test_what_a_softmax_does_not_see_is_not_seen(name, given, shift):
-    student, target, labels, _ = given
+@with_few_examples
+@given(inputs=drawn_outputs, shift=st.floats(-20, 20))
+def test_a_constant_added_to_all_logits_changes_nothing(name, inputs, shift):
+    student, target, labels, _ = inputs
     shifts = shift * torch.arange(len(student))[:, None]
-    close(value(name, student + shifts, target - shifts, labels), value(name, student, target, labels))
+    assert_close(value(name, student + shifts, target - shifts, labels), value(name, student, target, labels))
 
 
 @pytest.mark.parametrize("name", ON_OUTPUTS)
-@try_few
-@given(given=drawn_outputs, seed=SEEDS)
-def test_classes_may_be_in_any_order(name, given, seed):
-    student, target, single, several = given
+@with_few_examples
+@given(inputs=drawn_outputs, seed=SEEDS)
+def test_the_order_of_classes_changes_nothing(name, inputs, seed):
+    student, target, single, several = inputs
     order = torch.randperm(student.shape[1], generator=torch.Generator().manual_seed(seed))
     labels = several if name in PER_LABEL else single
     moved = several[:, order] if name in PER_LABEL else order.argsort()[single]
-    close(value(name, student[:, order], target[:, order], moved), value(name, student, target, labels))
+    assert_close(value(name, student[:, order], target[:, order], moved), value(name, student, target, labels))
 
 
 @pytest.mark.parametrize("name", ON_OUTPUTS)
-@try_few
-@given(given=drawn_outputs)
-def test_a_batch_shown_twice_weighs_as_much_as_once(name, given):
-    student, target, single, several = given
+@with_few_examples
+@given(inputs=drawn_outputs)
+def test_a_doubled_batch_has_the_same_value(name, inputs):
+    student, target, single, several = inputs
     labels = several if name in PER_LABEL else single
-    twice = [torch.cat([each, each]) for each in (student, target, labels)]
-    close(value(name, *twice), value(name, student, target, labels))
+    doubled = [torch.cat([tensor, tensor]) for tensor in (student, target, labels)]
+    assert_close(value(name, *doubled), value(name, student, target, labels))
 
 
-@pytest.mark.parametrize("name", [each for each in OF_PROBABILITIES if each not in ("reverse_kl", "generalised_jsd")])
-def test_tokens_are_not_taken_for_classes(name):
+@pytest.mark.parametrize("name", [name for name in OF_PROBABILITIES if name not in ("reverse_kl", "generalised_jsd")])
+def test_tokens_are_refused_by_losses_on_classes(name):
     with pytest.raises(RecipeError, match=r"compares outputs \(batch, classes\); got \(2, 4, 3\); PerToken\(loss\)"):
         value(name, torch.zeros(2, 4, 3), torch.zeros(2, 4, 3), torch.zeros(2, dtype=torch.int64))
 
 
-def test_features_without_any_size_have_an_error_of_their_own_size():
+def test_all_zero_teacher_features_leave_the_plain_squared_error():
     student = torch.randn(3, 2, 4)
-    close(value("square_head", student, torch.zeros(3, 2, 4)), student.square().sum())
+    assert_close(value("square_head", student, torch.zeros(3, 2, 4)), student.square().sum())
 
 
 BOUNDS = {"generalised_jsd": (0, math.log(2)), "dist": (0, 4), "per_label_dist": (0, 4)}
@@ -200,16 +200,16 @@ BOUNDS |= dict.fromkeys(["reverse_kl", "per_label_dkd", "per_label_soft_targets"
 
 
 @pytest.mark.parametrize("name", BOUNDS)
-@try_few
-@given(given=drawn_outputs)
-def test_divergences_keep_to_their_bounds(name, given):
-    student, target, single, several = given
-    said = value(name, student, target, several if name in PER_LABEL else single).item()
-    assert BOUNDS[name][0] - 1e-5 <= said <= BOUNDS[name][1] + 1e-5
+@with_few_examples
+@given(inputs=drawn_outputs)
+def test_divergences_stay_within_their_bounds(name, inputs):
+    student, target, single, several = inputs
+    result = value(name, student, target, several if name in PER_LABEL else single).item()
+    assert BOUNDS[name][0] - 1e-5 <= result <= BOUNDS[name][1] + 1e-5
 
 
 def features(batch, channels, positions, seed):
-    """Return moderate features of both sides of one shape."""
+    """Return moderate features of one shape for both sides."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(torch.randn(batch, channels, *positions, generator=generator) for _ in range(2))
 
@@ -224,62 +224,62 @@ ON_FEATURES = [*RELATIONS, *BY_DIRECTION, *BY_ENTRY]
 
 
 @pytest.mark.parametrize("name", [*RELATIONS, *BY_DIRECTION, "logit_standardisation"])
-@try_few
-@given(given=drawn_features, factors=st.tuples(*[st.floats(0.1, 100)] * 2))
-def test_the_scale_of_either_side_is_not_seen(name, given, factors):
-    student, target = given
+@with_few_examples
+@given(inputs=drawn_features, factors=st.tuples(*[st.floats(0.1, 100)] * 2))
+def test_the_scale_of_either_side_changes_nothing(name, inputs, factors):
+    student, target = inputs
     if name == "logit_standardisation":
         student, target = student.flatten(1), target.flatten(1)
-    close(value(name, factors[0] * student, factors[1] * target), value(name, student, target))
+    assert_close(value(name, factors[0] * student, factors[1] * target), value(name, student, target))
 
 
 @pytest.mark.parametrize("name", RELATIONS)
-@try_few
-@given(given=drawn_features, power=st.integers(-9, 9))
-def test_relations_are_those_of_small_and_of_large_features(name, given, power):
-    student, target = given
+@with_few_examples
+@given(inputs=drawn_features, power=st.integers(-9, 9))
+def test_relations_are_the_same_for_very_small_and_very_large_features(name, inputs, power):
+    student, target = inputs
     if name == "pkt" and power < -4:
-        return  # it adds its eps to lengths, as the authors do
-    close(value(name, 10.0**power * student, target), value(name, student, target))
+        return  # it adds its eps to lengths, as in the authors' code
+    assert_close(value(name, 10.0**power * student, target), value(name, student, target))
 
 
-@pytest.mark.parametrize("name", [*(each for each in ON_FEATURES if each != "adjacent_cc"), "vid", "ofd", "srrl"])
-@try_few
-@given(given=drawn_features, seed=SEEDS)
-def test_samples_may_be_in_any_order(name, given, seed):
-    student, target = given
+@pytest.mark.parametrize("name", [*(name for name in ON_FEATURES if name != "adjacent_cc"), "vid", "ofd", "srrl"])
+@with_few_examples
+@given(inputs=drawn_features, seed=SEEDS)
+def test_the_order_of_samples_changes_nothing(name, inputs, seed):
+    student, target = inputs
     order = torch.randperm(len(student), generator=torch.Generator().manual_seed(seed))
-    close(value(name, student[order], target[order]), value(name, student, target))
+    assert_close(value(name, student[order], target[order]), value(name, student, target))
 
 
 @pytest.mark.parametrize("name", ON_FEATURES)
-@try_few
-@given(given=drawn_features, seed=SEEDS)
-def test_channels_may_be_in_any_order(name, given, seed):
-    student, target = given
+@with_few_examples
+@given(inputs=drawn_features, seed=SEEDS)
+def test_the_order_of_channels_changes_nothing(name, inputs, seed):
+    student, target = inputs
     order = torch.randperm(student.shape[1], generator=torch.Generator().manual_seed(seed))
     theirs = torch.arange(len(order)) if name in (*RELATIONS, "attention_transfer", "nst") else order
-    close(value(name, student[:, order], target[:, theirs]), value(name, student, target))
+    assert_close(value(name, student[:, order], target[:, theirs]), value(name, student, target))
 
 
-@pytest.mark.parametrize("name", [each for each in ON_FEATURES if each != "hcl"])
-@try_few
-@given(given=drawn_features, seed=SEEDS)
-def test_positions_may_be_in_any_order(name, given, seed):
-    student, target = (each.flatten(2) for each in given)
+@pytest.mark.parametrize("name", [name for name in ON_FEATURES if name != "hcl"])
+@with_few_examples
+@given(inputs=drawn_features, seed=SEEDS)
+def test_the_order_of_positions_changes_nothing(name, inputs, seed):
+    student, target = (side.flatten(2) for side in inputs)
     order = torch.randperm(student.shape[2], generator=torch.Generator().manual_seed(seed))
-    close(value(name, student[:, :, order], target[:, :, order]), value(name, student, target))
+    assert_close(value(name, student[:, :, order], target[:, :, order]), value(name, student, target))
 
 
 @pytest.mark.parametrize("name", ["rkd", "cka"])
-@try_few
-@given(given=drawn_features, seed=SEEDS)
-def test_rotations_and_shifts_are_not_seen(name, given, seed):
-    student, target = (each.flatten(1) for each in given)
+@with_few_examples
+@given(inputs=drawn_features, seed=SEEDS)
+def test_rotations_and_shifts_change_nothing(name, inputs, seed):
+    student, target = (side.flatten(1) for side in inputs)
     generator = torch.Generator().manual_seed(seed)
-    turn, _ = torch.linalg.qr(torch.randn(student.shape[1], student.shape[1], generator=generator))
+    rotation, _ = torch.linalg.qr(torch.randn(student.shape[1], student.shape[1], generator=generator))
     shift = torch.randn(student.shape[1], generator=generator)
-    close(value(name, student @ turn + shift, target), value(name, student, target), atol=1e-3)
+    assert_close(value(name, student @ rotation + shift, target), value(name, student, target), atol=1e-3)
 
 
 SYMMETRIC = ["rkd", "sp", "cc", "cka", "adjacent_cc", "hint", "cosine", "hcl", "patient_kd", "pkd"]
@@ -287,25 +287,25 @@ SYMMETRIC += ["attention_transfer", "nst", "logit_mse", "dist", "generalised_jsd
 
 
 @pytest.mark.parametrize("name", SYMMETRIC)
-@try_few
-@given(given=drawn_features)
-def test_a_distance_is_the_same_from_either_side(name, given):
-    student, target = (each.flatten(1) for each in given) if name in ON_OUTPUTS else given
-    close(value(name, student, target), value(name, target, student))
+@with_few_examples
+@given(inputs=drawn_features)
+def test_distances_are_symmetric(name, inputs):
+    student, target = (side.flatten(1) for side in inputs) if name in ON_OUTPUTS else inputs
+    assert_close(value(name, student, target), value(name, target, student))
 
 
 @pytest.mark.parametrize(("name", "most"), [("cosine", 2.0), ("cka", 1.0), ("patient_kd", 4.0), ("nst", 2.0)])
-@try_few
-@given(given=drawn_features)
-def test_distances_of_directions_keep_to_their_bounds(name, most, given):
-    assert -1e-5 <= value(name, *given).item() <= most + 1e-5
+@with_few_examples
+@given(inputs=drawn_features)
+def test_distances_of_directions_stay_within_their_bounds(name, most, inputs):
+    assert -1e-5 <= value(name, *inputs).item() <= most + 1e-5
 
 
 @pytest.mark.parametrize("name", ["hint", "cosine", "square_head", "vid", "mgd", "ofd", "review_kd", "sem_ckd", "srrl"])
-@try_few
-@given(given=sides())
-def test_losses_with_projectors_meet_any_map_of_as_many_dimensions(name, given):
-    student, target, _ = given
+@with_few_examples
+@given(inputs=sides())
+def test_losses_with_projectors_accept_any_map_of_as_many_dimensions(name, inputs):
+    student, target, _ = inputs
     if student.ndim != target.ndim:
         target = target.flatten(2).mean(2) if target.ndim > 2 else target
     assert value(name, student, target).isfinite()

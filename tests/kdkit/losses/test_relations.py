@@ -1,4 +1,4 @@
-"""Losses on relations between samples, beside the golden numbers: what they do not see, and the smallest batches."""
+"""Losses on relations between samples: invariances, small batches and options. Golden numbers are in tests/parity."""
 
 import math
 
@@ -22,9 +22,9 @@ def features(shape, seed=0, dtype=torch.float64):
 
 @pytest.mark.parametrize("loss", OF_ANY_SHAPES, ids=repr)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("wanted", [(6, 9), (6, 2, 4), (6, 2, 3, 3)])
-def test_features_of_any_two_shapes_can_be_compared_and_are_flattened(loss, shape, wanted):
-    student, target = features(shape).requires_grad_(), features(wanted, 1)
+@pytest.mark.parametrize("target_shape", [(6, 9), (6, 2, 4), (6, 2, 3, 3)])
+def test_features_of_any_two_shapes_are_flattened_and_compared(loss, shape, target_shape):
+    student, target = features(shape).requires_grad_(), features(target_shape, 1)
     value = loss(student, target)
     value.backward()
     assert student.grad.isfinite().all()
@@ -33,17 +33,17 @@ def test_features_of_any_two_shapes_can_be_compared_and_are_flattened(loss, shap
 
 
 @pytest.mark.parametrize("loss", OF_ANY_SHAPES, ids=repr)
-def test_a_batch_in_another_order_has_the_same_relations(loss):
+def test_relations_do_not_depend_on_the_order_of_the_batch(loss):
     student, target = features((6, 7)), features((6, 9), 1)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     torch.testing.assert_close(loss(student[order], target[order]), loss(student, target))
 
 
 @pytest.mark.parametrize("loss", [RKD(), CKA(), CKA(unbiased=True)], ids=repr)
-def test_turning_shifting_and_scaling_a_side_changes_no_relation(loss):
+def test_relations_ignore_rotation_shift_and_scale(loss):
     student, target = features((6, 7)), features((6, 9), 1)
-    turn = torch.linalg.qr(features((7, 7), 2)).Q
-    torch.testing.assert_close(loss(3 * student @ turn + 5, target), loss(student, target))
+    rotation = torch.linalg.qr(features((7, 7), 2)).Q
+    torch.testing.assert_close(loss(3 * student @ rotation + 5, target), loss(student, target))
 
 
 @pytest.mark.parametrize("loss", [*OF_ANY_SHAPES, AdjacentCC(), Cosine(), Cosine(axis="channels")], ids=repr)
@@ -57,7 +57,7 @@ def test_the_smallest_batches_give_finite_values_and_gradients(loss, count):
 
 
 @pytest.mark.parametrize("loss", OF_ANY_SHAPES, ids=repr)
-def test_one_sample_relates_to_nothing_and_moves_nothing(loss):
+def test_a_single_sample_has_a_zero_gradient(loss):
     student = features((1, 7)).requires_grad_()
     loss(student, features((1, 9), 1)).backward()
     assert student.grad.abs().max() < 1e-12
@@ -65,7 +65,7 @@ def test_one_sample_relates_to_nothing_and_moves_nothing(loss):
 
 @pytest.mark.parametrize("loss", OF_ANY_SHAPES, ids=repr)
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_samples_that_coincide_give_finite_gradients(loss, value):
+def test_equal_samples_give_finite_gradients(loss, value):
     student = torch.full((5, 7), value, requires_grad=True)
     result = loss(student, features((5, 9), dtype=torch.float32))
     result.backward()
@@ -74,7 +74,7 @@ def test_samples_that_coincide_give_finite_gradients(loss, value):
 
 
 @pytest.mark.parametrize("loss", OF_ANY_SHAPES, ids=repr)
-def test_autocast_takes_no_digits_from_relations(loss):
+def test_autocast_does_not_reduce_the_precision_of_relations(loss):
     student, target = features((6, 7), dtype=torch.float32), features((6, 9), 1, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(loss(student, target), loss(student, target).float())
@@ -89,14 +89,14 @@ def test_autocast_takes_no_digits_from_relations(loss):
     st.lists(st.integers(1, 4), min_size=1, max_size=3),
     st.integers(0, 2**31),
 )
-def test_any_batch_and_any_shapes_have_a_least_value_where_equal(batch, given_shape, wanted, seed):
-    student, target = features((batch, *given_shape), seed), features((batch, *wanted), seed + 1)
+def test_the_value_is_minimal_for_equal_sides_of_any_shape(batch, student_shape, target_shape, seed):
+    student, target = features((batch, *student_shape), seed), features((batch, *target_shape), seed + 1)
     for loss in (RKD(), SP(), PKT(), CC(), CKA()):
         assert loss(student, target).isfinite()
         assert loss(target, target) <= loss(student, target) + 1e-9
 
 
-def test_angles_and_distances_are_the_formulas_written_out():
+def test_angles_and_distances_equal_their_formulas_in_numpy():
     sides = [features((5, 4)).numpy(), features((5, 6), 1).numpy()]
     distances, angles = zip(*(_relations(side) for side in sides), strict=True)
     expected = 25 * _smooth(distances[0] - distances[1]) + 50 * _smooth(angles[0] - angles[1])
@@ -105,14 +105,14 @@ def test_angles_and_distances_are_the_formulas_written_out():
 
 def _relations(samples):
     count = len(samples)
-    distances = np.array([[np.linalg.norm(one - other) for other in samples] for one in samples])
+    distances = np.array([[np.linalg.norm(first - second) for second in samples] for first in samples])
     angles = np.zeros((count, count, count))
     for i in range(count):
         for j in range(count):
             for k in range(count):
                 if i not in (j, k):
-                    apart = (samples[j] - samples[i]) @ (samples[k] - samples[i])
-                    angles[i, j, k] = apart / distances[i, j] / distances[i, k]
+                    product = (samples[j] - samples[i]) @ (samples[k] - samples[i])
+                    angles[i, j, k] = product / distances[i, j] / distances[i, k]
     return distances / distances[distances > 0].mean(), angles
 
 
@@ -121,14 +121,14 @@ def _smooth(errors):
     return np.where(errors < 1, errors**2 / 2, errors - 0.5).mean()
 
 
-def test_distances_keep_their_digits_far_from_zero():
-    # in float32, differences of squares around 1000 would keep no digit of distances around 1
+def test_distances_are_precise_far_from_the_origin():
+    # in float32, differences of squares around 1000 lose all digits of distances around 1
     student, target = features((6, 7)), features((6, 9), 1)
     expected = RKD(angle=0.0)(student, target).item()
     assert RKD(angle=0.0)((student + 1000).float(), target.float()).item() == pytest.approx(expected, rel=1e-2)
 
 
-def test_similarities_of_several_taps_are_summed():
+def test_similarity_losses_of_several_taps_are_summed():
     student = tuple(features(shape, seed) for seed, shape in enumerate(SHAPES))
     target = tuple(features(shape, seed + 5) for seed, shape in enumerate(reversed(SHAPES)))
     expected = sum(SP()(*pair) for pair in zip(student, target, strict=True))
@@ -137,9 +137,9 @@ def test_similarities_of_several_taps_are_summed():
         SP()(student, target[:2])
 
 
-def test_the_series_of_cc_ends_at_the_gaussian_kernel():
+def test_the_series_of_cc_converges_to_the_gaussian_kernel():
     student, target = features((6, 7)), features((6, 9), 1)
-    kernels = [torch.exp(-0.4 * torch.cdist(each, each) ** 2) for each in map(_unit, (student, target))]
+    kernels = [torch.exp(-0.4 * torch.cdist(side, side) ** 2) for side in map(_unit, (student, target))]
     expected = ((kernels[0] - kernels[1]) ** 2).mean()
     torch.testing.assert_close(CC(order=20)(student, target), expected, rtol=1e-6, atol=0)
 
@@ -154,7 +154,7 @@ def test_adjacent_cc_depends_on_the_order_of_the_batch():
     assert AdjacentCC()(student[order], target[order]) != AdjacentCC()(student, target)
 
 
-def test_the_axis_of_cosine_says_which_vectors_are_compared():
+def test_the_axis_of_cosine_selects_the_vectors():
     student, target = features((2, 3, 5)), features((2, 3, 5), 1)
     by_hand = {
         "all": [(student[n].flatten(), target[n].flatten()) for n in range(2)],
@@ -162,7 +162,7 @@ def test_the_axis_of_cosine_says_which_vectors_are_compared():
         "last": [(student[n, at], target[n, at]) for n in range(2) for at in range(3)],
     }
     for axis, pairs in by_hand.items():
-        expected = np.mean([1 - float(one @ other / one.norm() / other.norm()) for one, other in pairs])
+        expected = np.mean([1 - float(first @ second / first.norm() / second.norm()) for first, second in pairs])
         assert Cosine(axis=axis)(student, target).item() == pytest.approx(expected, rel=1e-9)
 
 
@@ -174,11 +174,11 @@ def test_the_axis_of_cosine_says_which_vectors_are_compared():
         (RKD, {"angle": math.nan}, "angle is a weight"),
         (PKT, {"eps": 0.0}, "eps is a finite number above 0"),
         (CC, {"gamma": 0.0}, "gamma is a finite number above 0"),
-        (CC, {"order": 0}, "order is a whole number of at least 1"),
+        (CC, {"order": 0}, "order is an integer of at least 1"),
         (Cosine, {"axis": "tokens"}, "axis is 'all' or 'channels' or 'last'; got 'tokens'"),
     ],
 )
-def test_an_option_that_makes_no_sense_is_refused(make, options, message):
+def test_invalid_options_are_refused(make, options, message):
     with pytest.raises(RecipeError, match=message):
         make(**options)
 

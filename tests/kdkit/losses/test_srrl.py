@@ -1,4 +1,4 @@
-"""SRRL: the teacher's classifier judges the student's features."""
+"""SRRL: which classifier of the teacher is used, and that it is not trained."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 
 from kdkit import RecipeError
 from kdkit.losses import SRRL
-from tests.helpers.losses import built
+from tests.helpers.losses import build_loss
 
 
 def teacher():
@@ -16,57 +16,57 @@ def teacher():
 @pytest.mark.parametrize(
     "shapes", [((4, 2), (4, 5)), ((4, 2, 8), (4, 5, 4)), ((4, 2, 4, 4), (4, 5, 2, 2)), ((4, 2, 4), (4, 5))]
 )
-def test_features_of_any_dimension_are_learned_from_and_the_teacher_is_not(shapes):
+def test_student_and_weights_get_a_gradient_and_the_teacher_none(shapes):
     student, target = (torch.randn(shape) for shape in shapes)
-    taught = teacher()
-    loss = built(SRRL(), student, target, taught)
+    teacher_module = teacher()
+    loss = build_loss(SRRL(), student, target, teacher_module)
     loss(student.requires_grad_(), target).backward()
     assert student.grad.any()
     assert all(weight.grad is not None for weight in loss.parameters())
-    assert all(weight.grad is None for weight in taught.parameters())
+    assert all(weight.grad is None for weight in teacher_module.parameters())
 
 
 def test_the_last_layer_that_fits_is_the_classifier():
-    taught = teacher()
-    loss = built(SRRL(), torch.zeros(4, 2), torch.zeros(4, 5), taught)
+    teacher_module = teacher()
+    loss = build_loss(SRRL(), torch.zeros(4, 2), torch.zeros(4, 5), teacher_module)
     features = torch.randn(4, 5)
-    torch.testing.assert_close(loss.classify(features), taught[2](features))
+    torch.testing.assert_close(loss.classify(features), teacher_module[2](features))
 
 
-def test_a_convolution_of_one_is_a_classifier_too():
+def test_a_convolution_with_kernel_one_is_a_classifier_too():
     convolution = nn.Conv2d(5, 3, 1, bias=False)
-    loss = built(SRRL(convolution), torch.zeros(4, 2, 2, 2), torch.zeros(4, 5, 2, 2))
+    loss = build_loss(SRRL(convolution), torch.zeros(4, 2, 2, 2), torch.zeros(4, 5, 2, 2))
     features = torch.randn(4, 5, 2, 2)
     torch.testing.assert_close(loss.classify(features), convolution(features).mean((2, 3)))
 
 
 def test_the_teachers_logits_may_be_tapped():
-    student, features, taught = torch.randn(4, 2), torch.randn(4, 5), teacher()
-    logits = taught[2](features).detach()
-    loss = built(SRRL(), student, (features, logits), taught)
+    student, features, teacher_module = torch.randn(4, 2), torch.randn(4, 5), teacher()
+    logits = teacher_module[2](features).detach()
+    loss = build_loss(SRRL(), student, (features, logits), teacher_module)
     torch.testing.assert_close(loss(student, (features, logits)), loss(student, features))
 
 
-def test_the_classifier_is_no_part_of_what_is_trained_or_saved():
-    loss = built(SRRL(), torch.zeros(4, 2), torch.zeros(4, 5), teacher())
+def test_the_classifier_is_neither_trained_nor_saved():
+    loss = build_loss(SRRL(), torch.zeros(4, 2), torch.zeros(4, 5), teacher())
     assert sum(weight.numel() for weight in loss.parameters()) == 5 * 2 + 2 * 5
     assert not [name for name in loss.state_dict() if name.startswith("classifier")]
 
 
-@pytest.mark.parametrize("taught", [None, nn.Linear(4, 3), nn.Conv1d(5, 3, 3)])
-def test_a_teacher_without_a_classifier_is_refused(taught):
+@pytest.mark.parametrize("teacher_module", [None, nn.Linear(4, 3), nn.Conv1d(5, 3, 3)])
+def test_a_teacher_without_a_classifier_is_refused(teacher_module):
     with pytest.raises(RecipeError, match="no Linear layer from 5 channels"):
-        built(SRRL(), torch.zeros(4, 2), torch.zeros(4, 5), taught)
+        build_loss(SRRL(), torch.zeros(4, 2), torch.zeros(4, 5), teacher_module)
 
 
-def test_a_classifier_of_other_channels_is_refused():
+def test_a_classifier_with_different_channels_is_refused():
     with pytest.raises(RecipeError, match="from the 5 channels"):
-        built(SRRL(nn.Linear(4, 3)), torch.zeros(4, 2), torch.zeros(4, 5))
+        build_loss(SRRL(nn.Linear(4, 3)), torch.zeros(4, 2), torch.zeros(4, 5))
 
 
 def test_more_than_features_and_logits_are_refused():
     with pytest.raises(RecipeError, match="got 3 taps"):
-        built(SRRL(), torch.zeros(4, 2), (torch.zeros(4, 5),) * 3, teacher())
+        build_loss(SRRL(), torch.zeros(4, 2), (torch.zeros(4, 5),) * 3, teacher())
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])

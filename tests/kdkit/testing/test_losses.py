@@ -1,4 +1,4 @@
-"""The check of a loss that plugin authors call: for each thing it holds a loss to, one that does not hold it."""
+"""check_loss, the contract check for plugin authors: for each check, a loss that fails it."""
 
 import random
 
@@ -15,20 +15,20 @@ def mse(student, target):
     return F.mse_loss(student, target)
 
 
-class Built(nn.Module):
-    """A loss with a map that is made when it is built; what is wrong with it is in the classes below."""
+class WithProjection(nn.Module):
+    """A correct loss with a projection; the classes below add one fault each."""
 
-    def build(self, student, target, facts, teacher):
+    def build(self, student, target, context, teacher):
         self.map = nn.Linear(student[0][1], target[0][1])
 
     def forward(self, student, target):
         return F.mse_loss(self.map(student.movedim(1, -1)).movedim(-1, 1), target)
 
 
-def test_sound_losses_pass_on_outputs_and_on_features():
+def test_correct_losses_pass_on_outputs_and_on_features():
     check_loss(lambda: mse)
     check_loss(nn.SmoothL1Loss, on="features")
-    check_loss(Built, on="features", least_when_equal=False)
+    check_loss(WithProjection, on="features", least_when_equal=False)
 
 
 def detached(student, target):
@@ -68,7 +68,7 @@ def student_in_place(student, target):
     return F.mse_loss(student, target)
 
 
-def shaken(student, target):
+def unseeded(student, target):
     return F.mse_loss(student, target) * random.random()
 
 
@@ -77,11 +77,13 @@ def viewed(student, target):
 
 
 def in_the_order_of_memory(student, target):
-    laid_out = student.as_strided(student.shape, student.mT.contiguous().mT.stride()) if moved(student) else student
-    return F.mse_loss(laid_out, target) + laid_out.flatten()[1] * moved(student)
+    reordered = (
+        student.as_strided(student.shape, student.mT.contiguous().mT.stride()) if is_channels_last(student) else student
+    )
+    return F.mse_loss(reordered, target) + reordered.flatten()[1] * is_channels_last(student)
 
 
-def moved(features):
+def is_channels_last(features):
     return features.ndim == 3 and features.stride(1) == 1
 
 
@@ -99,22 +101,22 @@ def divided_by_its_length(student, target):
 
 
 def by_distance_from_one(student, target):
-    ours, theirs = (1 / (1 - each).square().mean() for each in (student, target))
-    return (ours - theirs).square()
+    student, target = (1 / (1 - side).square().mean() for side in (student, target))
+    return (student - target).square()
 
 
 def standardised_over_positions(student, target):
     if student.ndim < 3:
         return F.mse_loss(student, target)
-    ours, theirs = (each / (each - each.mean(2, True)).norm(dim=2, keepdim=True) for each in (student, target))
-    return F.mse_loss(ours, theirs)
+    student, target = (side / (side - side.mean(2, True)).norm(dim=2, keepdim=True) for side in (student, target))
+    return F.mse_loss(student, target)
 
 
 def of_relative_distances(student, target):
     if len(student) == 1:
         return F.mse_loss(student, target)
-    ours, theirs = (each / (each[0] - each).square().sum() for each in (student, target))
-    return F.mse_loss(ours, theirs)
+    student, target = (side / (side[0] - side).square().sum() for side in (student, target))
+    return F.mse_loss(student, target)
 
 
 def rooted(student, target):
@@ -151,81 +153,81 @@ def of_one_precision(student, target):
 
 
 def cancelled(student, target):
-    ours, theirs = (each if each.dtype == torch.float64 else each.float() for each in (student, target))
-    return ((ours + 3e5) - (theirs + 3e5)).square().mean()
+    student, target = (side if side.dtype == torch.float64 else side.float() for side in (student, target))
+    return ((student + 3e5) - (target + 3e5)).square().mean()
 
 
 @pytest.mark.filterwarnings("ignore:std\\(\\):UserWarning")
 @pytest.mark.parametrize(
-    ("loss", "said"),
+    ("loss", "message"),
     [
-        (detached, "on (4, 5) gives a value without a gradient"),
-        (unmoved, "on (4, 5) moves nothing: the gradient to the student is zero"),
-        (without_graph, "on (4, 5) moves nothing: no gradient flows to the student"),
-        (unreduced, "on (4, 5) gives a tensor (4, 5), not a scalar; reduce it"),
-        (plain_number, "gives a float, not a scalar"),
+        (detached, "on (4, 5) returns a value without a gradient"),
+        (unmoved, "on (4, 5) gives a zero gradient to the student"),
+        (without_graph, "on (4, 5) gives the student no gradient"),
+        (unreduced, "on (4, 5) returns a tensor (4, 5), not a scalar; reduce it"),
+        (plain_number, "returns a float, not a scalar"),
         (not_a_number, "inf, not a finite number"),
         (broken, "on (4, 5) raises LookupError: nothing there"),
-        (target_in_place, "changes the target's side in place"),
-        (student_in_place, "changes the student's side in place"),
-        (shaken, "is not a function of its seed"),
-        (viewed, "on memory that is not contiguous of (4, 5) raises RuntimeError"),
+        (target_in_place, "changes the target's tensors in place"),
+        (student_in_place, "changes the student's tensors in place"),
+        (unseeded, "is not deterministic for one seed"),
+        (viewed, "on non-contiguous memory of (4, 5) raises RuntimeError"),
         (standardised, "on a batch of one of (1, 5)"),
         (of_four, "on a batch of seven of (7, 5) raises RuntimeError"),
         (divided_by_its_length, "on zeros (student) of (4, 5)"),
         (by_distance_from_one, "on ones (student) of (4, 5)"),
-        (of_relative_distances, "on samples that are the same (student) of (4, 5)"),
+        (of_relative_distances, "on equal samples (student) of (4, 5)"),
         (rooted, "on two equal sides of (4, 5) gives a gradient that is not finite"),
         (logarithm, "on logits of +-10000 of (4, 5)"),
         (squared_in_half, "on logits of +-10000 in fp16 of (4, 5) is inf"),
-        (backwards, "where both sides are equal, but"),
+        (backwards, "if both sides are equal, but"),
         (numpy_bound, "on bf16 autocast (bf16 and bf16) of (4, 5) raises TypeError"),
-        (half, "in float32 on the same; compute it there"),
+        (half, "in float32 for the same numbers; compute it in float32"),
         (beyond_fp16, "on fp16 autocast (fp16 and fp16) of (4, 5) is inf"),
         (of_one_precision, "on bf16 autocast (bf16 and fp32) of (4, 5) raises RuntimeError"),
-        (cancelled, "in float64; mind what cancels"),
+        (cancelled, "in float64; avoid differences of large numbers"),
     ],
 )
-def test_a_loss_that_does_not_hold_is_told_what(loss, said):
+def test_a_faulty_loss_is_reported_with_its_inputs(loss, message):
     with pytest.raises(ContractError) as caught:
         check_loss(lambda: loss)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert str(caught.value).startswith(f"{loss.__name__} on ")
 
 
-def test_a_loss_that_divides_by_the_spread_of_a_channel_is_found():
-    with pytest.raises(ContractError, match=r"on channels without spread \(student\) of \(4, 5, 6\)"):
+def test_a_division_by_the_spread_of_a_channel_is_reported():
+    with pytest.raises(ContractError, match=r"on constant channels \(student\) of \(4, 5, 6\)"):
         check_loss(lambda: standardised_over_positions, on="features", shapes=[(5, 6)])
 
 
-def test_a_loss_that_reads_memory_and_not_numbers_is_found():
-    with pytest.raises(ContractError, match=r"on memory with the channels last, and .* on the same"):
+def test_a_dependence_on_the_memory_layout_is_reported():
+    with pytest.raises(ContractError, match=r"in channels-last memory, but .* for the same numbers in contiguous"):
         check_loss(lambda: in_the_order_of_memory, on="features", least_when_equal=False)
 
 
-class Blamed(nn.Module):
-    """Computes with the teacher's weights."""
+class TeacherGradient(nn.Module):
+    """Computes with the teacher's weights, which then get a gradient."""
 
-    def build(self, student, target, facts, teacher):
+    def build(self, student, target, context, teacher):
         self.teacher = (teacher,)
 
     def forward(self, student, target):
         return F.mse_loss(self.teacher[0][0](student), target)
 
 
-class Holding(Built):
-    """Takes the teacher for a part of itself, though it does not move it."""
+class TeacherAsSubmodule(WithProjection):
+    """Registers the teacher as a submodule, without giving it a gradient."""
 
-    def build(self, student, target, facts, teacher):
-        super().build(student, target, facts, teacher)
+    def build(self, student, target, context, teacher):
+        super().build(student, target, context, teacher)
         self.teacher = teacher
 
     def forward(self, student, target):
         return super().forward(student, target) + self.teacher[0](student.detach()).detach().mean()
 
 
-class Drifting(Blamed):
-    """Has the teacher's batch norm see its student."""
+class TeacherStatistics(TeacherGradient):
+    """Updates the running statistics of the teacher's batch norm."""
 
     def forward(self, student, target):
         teacher = self.teacher[0].train()
@@ -235,7 +237,7 @@ class Drifting(Blamed):
         return F.mse_loss(student, target)
 
 
-class Waking(Blamed):
+class TeacherInTraining(TeacherGradient):
     """Puts the teacher in training mode."""
 
     def forward(self, student, target):
@@ -243,22 +245,22 @@ class Waking(Blamed):
         return F.mse_loss(student, target)
 
 
-class Idle(Built):
-    """Has a weight that it does not use."""
+class UnusedWeight(WithProjection):
+    """Has a weight that is not used."""
 
-    def build(self, student, target, facts, teacher):
-        super().build(student, target, facts, teacher)
+    def build(self, student, target, context, teacher):
+        super().build(student, target, context, teacher)
         self.spare = nn.Parameter(torch.ones(1))
 
 
-class Growing(nn.Module):
+class ProjectorPerBuild(nn.Module):
     """Adds a projector each time it is built."""
 
     def __init__(self):
         super().__init__()
         self.projectors = nn.ModuleList()
 
-    def build(self, student, target, facts, teacher):
+    def build(self, student, target, context, teacher):
         self.projectors.append(nn.Linear(student[0][1], target[0][1]))
 
     def forward(self, student, target):
@@ -267,43 +269,43 @@ class Growing(nn.Module):
         return F.mse_loss(student, target)
 
 
-class Stepping(nn.Module):
-    """Goes on from what an earlier build left."""
+class ScaledPerBuild(nn.Module):
+    """Depends on the number of builds."""
 
     def __init__(self):
         super().__init__()
         self.scale = 1.0
 
-    def build(self, student, target, facts, teacher):
+    def build(self, student, target, context, teacher):
         self.scale *= 2
 
     def forward(self, student, target):
         return self.scale * F.mse_loss(student, target)
 
 
-class Counted(nn.Module):
-    """Is another one each time it is made."""
+class ScaledPerInstance(nn.Module):
+    """Depends on the number of instances created so far."""
 
-    made = 0
+    instances = 0
 
     def __init__(self):
         super().__init__()
-        Counted.made += 1
-        self.factor = Counted.made
+        ScaledPerInstance.instances += 1
+        self.factor = ScaledPerInstance.instances
 
     def forward(self, student, target):
         return self.factor * F.mse_loss(student, target)
 
 
-class Unbuildable(nn.Module):
-    """Cannot be built."""
+class FailingBuild(nn.Module):
+    """Raises an error in its build."""
 
-    def build(self, student, target, facts, teacher):
+    def build(self, student, target, context, teacher):
         raise LookupError("no such layer")
 
 
-class Remembering(nn.Module):
-    """Keeps what it saw where no state_dict() finds it."""
+class UnsavedState(nn.Module):
+    """Keeps state that is not in its state_dict()."""
 
     def __init__(self):
         super().__init__()
@@ -314,8 +316,8 @@ class Remembering(nn.Module):
         return F.mse_loss(student, target) * (1 + self.seen)
 
 
-class Swelling(nn.Module):
-    """Keeps more with each step, so that a new one cannot take it back."""
+class GrowingState(nn.Module):
+    """Has a buffer that grows with each step, so that a new loss cannot load it."""
 
     def __init__(self):
         super().__init__()
@@ -327,8 +329,8 @@ class Swelling(nn.Module):
         return F.mse_loss(student, target)
 
 
-class Watching(nn.Module):
-    """Counts also when it is only looked at."""
+class StateInEval(nn.Module):
+    """Changes its state in eval mode too."""
 
     def __init__(self):
         super().__init__()
@@ -340,44 +342,47 @@ class Watching(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("loss", "said"),
+    ("loss", "message"),
     [
-        (Blamed, r"moves the teacher: 0.weight, 0.bias of it got a gradient"),
-        (Holding, r"holds 0.weight, 0.bias, 1.weight, 1.bias of the teacher, which would be trained"),
-        (Drifting, r"changes the teacher that it is built with"),
-        (Waking, r"takes the teacher out of eval mode"),
-        (Idle, r"has weights that nothing trains: spare"),
-        (Growing, r"has 30 parameters once it is built, and 60 built again"),
-        (Stepping, r"is .* once it is built, and .* built again"),
-        (Counted, r"is not a function of its seed"),
-        (Unbuildable, r"on its build raises LookupError: no such layer"),
-        (Remembering, r"is .*, but .* from its state_dict\(\) in eval mode; save the rest"),
-        (Swelling, r"when its state is loaded, raises RuntimeError"),
-        (Watching, r"changes its state in eval mode"),
+        (TeacherGradient, r"gives the teacher a gradient: 0.weight, 0.bias"),
+        (
+            TeacherAsSubmodule,
+            r"has the teacher's 0.weight, 0.bias, 1.weight, 1.bias among its parameters",
+        ),
+        (TeacherStatistics, r"changes the state of the teacher that it is built with"),
+        (TeacherInTraining, r"takes the teacher out of eval mode"),
+        (UnusedWeight, r"has weights without a gradient: spare"),
+        (ProjectorPerBuild, r"has 30 parameters after one build, and 60 after two builds"),
+        (ScaledPerBuild, r"is .* after one build, and .* after two builds"),
+        (ScaledPerInstance, r"is not deterministic for one seed"),
+        (FailingBuild, r"in build\(\) raises LookupError: no such layer"),
+        (UnsavedState, r"is .*, but .* after loading its state_dict\(\) in eval mode; save all of its state"),
+        (GrowingState, r"when its state_dict\(\) is loaded raises RuntimeError"),
+        (StateInEval, r"changes its state in eval mode"),
     ],
 )
-def test_a_loss_whose_state_does_not_hold_is_told_what(loss, said):
-    with pytest.raises(ContractError, match=said):
+def test_faulty_state_is_reported(loss, message):
+    with pytest.raises(ContractError, match=message):
         check_loss(loss, least_when_equal=False)
 
 
-def test_a_loss_is_given_what_it_asks_for():
+def test_a_loss_gets_the_keyword_arguments_that_it_accepts():
     seen = {}
 
-    def asking(student, target, *, labels, ids, progress):
+    def with_kwargs(student, target, *, labels, ids, progress):
         seen.update(labels=labels, ids=ids, progress=progress)
         assert len(labels) == len(ids) == len(student)
         return F.mse_loss(student, target) + F.cross_entropy(student, labels) * 0
 
-    check_loss(lambda: asking)
+    check_loss(lambda: with_kwargs)
     assert seen["labels"].dtype == torch.int64
     assert 0 <= seen["progress"] <= 1
 
 
 def by_class(student, target, *, labels):
-    """The mean over classes of the errors of their samples, some of which may have none."""
+    """The mean over classes of the mean error of their samples; a class without samples gives NaN."""
     errors = (student - target).float().square().mean(1)
-    return torch.stack([errors[labels == each].mean() for each in range(4)]).mean()
+    return torch.stack([errors[labels == label].mean() for label in range(4)]).mean()
 
 
 def of_present_labels(student, target, *, labels):
@@ -393,7 +398,7 @@ def by_label(student, target, *, labels):
 
 
 def in_every_class(loss):
-    """Return the loss, but mse where a batch of another size is tried, which lacks classes too."""
+    """Return the loss, but mse for batches of other sizes, which may lack classes too."""
 
     def wrapped(student, target, *, labels):
         return mse(student, target) if len(student) != 4 else loss(student, target, labels=labels)
@@ -402,21 +407,21 @@ def in_every_class(loss):
 
 
 @pytest.mark.parametrize(
-    ("loss", "task", "said"),
+    ("loss", "task", "message"),
     [
-        (by_class, "multiclass", "on a class that is everybody's of"),
+        (by_class, "multiclass", "on one class for all samples of"),
         (of_present_labels, "multilabel", "on labels that are all 0 of"),
         (of_absent_labels, "multilabel", "on labels that are all 1 of"),
-        (by_label, "multilabel", "on a label that is nobody's, and one that is everybody's of"),
+        (by_label, "multilabel", "on one label always absent and one always present of"),
     ],
 )
-def test_a_loss_that_cannot_do_without_some_class_is_found(loss, task, said):
+def test_a_loss_that_fails_for_missing_classes_is_reported(loss, task, message):
     with pytest.raises(ContractError) as caught:
         check_loss(lambda: in_every_class(loss), task=task, shapes=[(4,)], least_when_equal=False)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_other_shapes_may_be_tried():
+def test_other_shapes_can_be_checked():
     shapes = []
     check_loss(
         lambda: lambda student, target: shapes.append(tuple(student.shape)) or mse(student, target), shapes=[(2, 2)]
@@ -424,31 +429,31 @@ def test_other_shapes_may_be_tried():
     assert set(shapes) == {(4, 2, 2), (1, 2, 2), (7, 2, 2)}
 
 
-def test_a_pair_of_shapes_is_that_of_student_and_target():
+def test_a_pair_of_shapes_is_for_student_and_target():
     pair = ((3, 6), (5, 6))
-    check_loss(Built, on="features", shapes=[pair])
+    check_loss(WithProjection, on="features", shapes=[pair])
     with pytest.raises(ContractError, match=r"on \(4, 3, 6\) and \(4, 5, 6\) raises RuntimeError"):
         check_loss(lambda: lambda student, target: (student - target).square().mean(), on="features", shapes=[pair])
 
 
-def test_layers_come_as_tuples_and_each_is_to_be_moved():
+def test_layers_are_tuples_and_each_needs_a_gradient():
     counts = set()
 
     def summed(student, target):
         counts.add((len(student), len(target)))
-        return sum(mse(one, other) for one in student for other in target if one.shape == other.shape)
+        return sum(mse(first, second) for first in student for second in target if first.shape == second.shape)
 
     check_loss(lambda: summed, on="features", layers=(2, 3))
     assert counts == {(2, 3)}
-    with pytest.raises(ContractError, match="the gradient to tap 1 of the student is zero"):
+    with pytest.raises(ContractError, match="gives a zero gradient to tap 1 of the student"):
         check_loss(lambda: lambda student, target: mse(student[0], target[0]) + 0 * student[1].sum(), layers=(2, 2))
 
 
-def test_layers_become_deeper_and_less_fine():
+def test_deeper_layers_have_more_channels_and_fewer_positions():
     shapes = []
 
     def listing(student, target):
-        shapes.append([tuple(each.shape[1:]) for each in student])
+        shapes.append([tuple(tap.shape[1:]) for tap in student])
         return sum(mse(*pair) for pair in zip(student, target, strict=True))
 
     check_loss(lambda: listing, layers=(3, 3), shapes=[(2, 6, 5)])

@@ -1,4 +1,4 @@
-"""The checks of taps and schedules that plugin authors call: each must find what it is there to find."""
+"""check_tap and check_schedule, the contract checks for plugin authors: each reports its faults."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from kdkit.testing import check_loss, check_schedule, check_tap
 from tests.helpers.tiny import Mlp, hooks_of, plain_goal, same_state, state_of, tiny_net
 
 
-def test_checking_leaves_the_random_state_alone():
+def test_the_checks_preserve_the_random_state():
     module = Mlp()
     before = torch.get_rng_state()
     check_loss(nn.MSELoss)
@@ -19,12 +19,12 @@ def test_checking_leaves_the_random_state_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_the_contract_error_is_one_of_kdkits():
+def test_the_contract_error_is_a_kdkit_error():
     assert issubclass(ContractError, KdkitError)
 
 
 @pytest.mark.parametrize("example", [torch.randn(2, 4), (torch.randn(2, 4),), {"inputs": torch.randn(2, 4)}])
-def test_a_sound_tap_passes_and_the_module_is_left_as_it_was(example):
+def test_a_correct_tap_passes_and_the_module_is_unchanged(example):
     module = Mlp().train()
     module.norm.eval()
     before = state_of(module)
@@ -33,7 +33,7 @@ def test_a_sound_tap_passes_and_the_module_is_left_as_it_was(example):
 
 
 class Custom:
-    """A tap of one's own; what is wrong with it is given."""
+    """A user-defined tap; `attach` has its fault."""
 
     def __init__(self, module, attach):
         self.module = module
@@ -44,16 +44,16 @@ class Custom:
 
 
 def forgetting(module, put):
-    module.register_forward_hook(lambda *given: put(given[-1]))
+    module.register_forward_hook(lambda *args: put(args[-1]))
     return lambda: None
 
 
 def changing(module, put):
-    return module.register_forward_hook(lambda *given: put(given[-1]) or given[-1] + 1).remove
+    return module.register_forward_hook(lambda *args: put(args[-1]) or args[-1] + 1).remove
 
 
 def cutting(module, put):
-    return module.register_forward_hook(lambda *given: put(given[-1].detach())).remove
+    return module.register_forward_hook(lambda *args: put(args[-1].detach())).remove
 
 
 def silent(module, put):
@@ -61,11 +61,11 @@ def silent(module, put):
 
 
 def listing(module, put):
-    return module.register_forward_hook(lambda *given: put(given[-1].tolist())).remove
+    return module.register_forward_hook(lambda *args: put(args[-1].tolist())).remove
 
 
 def breaking(module, put):
-    handle = module.register_forward_hook(lambda *given: put(given[-1]))
+    handle = module.register_forward_hook(lambda *args: put(args[-1]))
 
     def detach():
         handle.remove()
@@ -75,27 +75,27 @@ def breaking(module, put):
 
 
 @pytest.mark.parametrize(
-    ("attach", "said"),
+    ("attach", "message"),
     [
         (forgetting, "leaves a hook behind"),
-        (changing, "something else while Custom is open"),
+        (changing, "the output of the module changes while Custom is open"),
         (cutting, "no gradient flows through"),
         (silent, "does not fire"),
         (listing, "raises AttributeError with Custom"),
-        (breaking, "something else after Custom was closed"),
+        (breaking, "the output of the module changes after Custom is closed"),
     ],
 )
-def test_a_tap_that_does_not_hold_is_told_what(attach, said):
-    with pytest.raises(ContractError, match=said):
+def test_a_faulty_tap_is_reported(attach, message):
+    with pytest.raises(ContractError, match=message):
         check_tap(lambda module: Custom(module.head, attach), Mlp(), torch.randn(2, 4))
 
 
-def test_a_tap_on_a_stranger_is_found():
-    with pytest.raises(ContractError, match="sits on a Linear that is no part of the module"):
+def test_a_tap_on_another_module_is_reported():
+    with pytest.raises(ContractError, match="is on a Linear that is not a part of the module"):
         check_tap(lambda module: Tap(nn.Linear(4, 4)), Mlp(), torch.randn(2, 4))
 
 
-def test_what_is_no_tap_is_found():
+def test_an_object_that_is_not_a_tap_is_reported():
     with pytest.raises(ContractError, match="is not a tap"):
         check_tap(lambda module: module.head, Mlp(), torch.randn(2, 4))
 
@@ -111,7 +111,7 @@ def stage(net, objective=None, name=""):
     return Stage({net: objective or plain_goal()}, Training(epochs=1), name)
 
 
-def test_a_sound_schedule_passes():
+def test_a_correct_schedule_passes():
     teacher, student = tiny_net("teacher"), tiny_net("student")
     check_schedule(lambda: [stage(teacher), stage(student, guided_by(teacher))])
 
@@ -120,39 +120,47 @@ def guided_by(teacher):
     return Match(teacher, SoftTargets())
 
 
-class Given:
+class FixedSchedule:
+    """A schedule with these stages."""
+
     def __init__(self, *stages):
-        self.given = stages
+        self.fixed = stages
 
     def stages(self):
-        return self.given
+        return self.fixed
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
-        (lambda: Given(), "at least one; got none"),
-        (lambda: Given("first"), "got str"),
+        (lambda: FixedSchedule(), "returns at least one Stage, and nothing else; got none"),
+        (lambda: FixedSchedule("first"), "got str"),
         (
-            lambda: Given(stage(tiny_net("a"), name="x"), stage(tiny_net("b"), name="x")),
+            lambda: FixedSchedule(stage(tiny_net("a"), name="x"), stage(tiny_net("b"), name="x")),
             "stages of the same name: x, x",
         ),
-        (lambda: Given(stage(tiny_net("a"), name="x"), stage(tiny_net("a"), name="y")), "nets of the same name: a, a"),
-        (lambda: Given(stage(tiny_net("s"), guided_by(tiny_net("t")))), "net 't' teaches, but nobody trained it"),
+        (
+            lambda: FixedSchedule(stage(tiny_net("a"), name="x"), stage(tiny_net("a"), name="y")),
+            "nets of the same name: a, a",
+        ),
+        (
+            lambda: FixedSchedule(stage(tiny_net("s"), guided_by(tiny_net("t")))),
+            "has net 't' as a teacher, but no earlier",
+        ),
         (lambda: tiny_net("net"), "is not a schedule"),
     ],
 )
-def test_a_schedule_that_does_not_hold_is_told_what(make, said):
-    with pytest.raises(ContractError, match=said):
+def test_a_faulty_schedule_is_reported(make, message):
+    with pytest.raises(ContractError, match=message):
         check_schedule(make)
 
 
-def test_a_net_that_teaches_before_it_is_trained_is_found():
+def test_a_teacher_that_is_trained_later_is_reported():
     teacher, student = tiny_net("teacher"), tiny_net("student")
-    with pytest.raises(ContractError, match="nobody trained it before"):
-        check_schedule(lambda: Given(stage(student, guided_by(teacher)), stage(teacher)))
+    with pytest.raises(ContractError, match="no earlier stage trains it"):
+        check_schedule(lambda: FixedSchedule(stage(student, guided_by(teacher)), stage(teacher)))
 
 
-def test_a_net_that_comes_trained_may_teach_at_once():
+def test_a_trained_net_can_be_a_teacher_in_the_first_stage():
     teacher = Net("teacher", Mlp(), trained=True)
-    check_schedule(lambda: Given(stage(tiny_net("student"), guided_by(teacher) + Truth(nn.CrossEntropyLoss()))))
+    check_schedule(lambda: FixedSchedule(stage(tiny_net("student"), guided_by(teacher) + Truth(nn.CrossEntropyLoss()))))

@@ -151,4 +151,4 @@ def test_a_memory_bank_that_does_not_fit_is_reported_before_the_first_step(machi
     objective = Match(tiny_net("teacher", trained=True), CRD(width=4, negatives=4, samples=10**5))
     (problem,) = check(one_stage(tiny_net("student"), objective)).problems
     assert "CRD(width=4) for 100000 samples" in problem
-    assert "would take 6.1 MB, but cpu has 3 MB left; embed in a smaller width" in problem
+    assert "would take 6.1 MB, but cpu has 3 MB left; use a smaller width" in problem
