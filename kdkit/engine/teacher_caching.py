@@ -26,7 +26,7 @@ from kdkit.teachers.cache import (
     EntrySpec,
     Store,
     facts_of_data,
-    key_of,
+    compute_key,
     probe,
 )
 from kdkit.utils import collectives
@@ -113,7 +113,7 @@ class TeacherCaching:
         how = {"precision": self.options.precision, "device": self.device.type, "form": self.recipe.teacher_cache.form}
         place = EntrySpec(
             net=net.name,
-            key=key_of(net, stage.teachers[net], data=facts, how=how),
+            key=compute_key(net, stage.teachers[net], data=facts, settings=how),
             parts=form.parts,
             ids=ids,
             draws=facts["draws"],

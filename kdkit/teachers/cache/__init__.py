@@ -5,7 +5,7 @@ from kdkit.teachers.cache.cached import CachedTeacher
 from kdkit.teachers.cache.codec import Codec, Part
 from kdkit.teachers.cache.entry import EntryInfo, EntrySpec
 from kdkit.teachers.cache.folder import CacheFolder
-from kdkit.teachers.cache.key import Key, facts_of_data, key_of
+from kdkit.teachers.cache.key import Key, compute_key, facts_of_data
 from kdkit.teachers.cache.probe import Probe, probe
 from kdkit.teachers.cache.settings import CacheSettings
 from kdkit.teachers.cache.store import Lookup, NewOutputs, Store
@@ -26,6 +26,6 @@ __all__ = [
     "Probe",
     "Store",
     "facts_of_data",
-    "key_of",
+    "compute_key",
     "probe",
 ]

@@ -189,12 +189,14 @@ def test_what_teachers_answer_about_signals_that_it_changed_can_be_recorded(augm
     assert changed["augment"] != plain["augment"]
 
 
-def test_answers_about_signals_that_an_augmentation_of_other_code_changed_are_kept_apart():
+def test_answers_about_signals_that_an_augmentation_of_other_code_changed_are_kept_apart(tmp_path):
     source = "@dataclass(frozen=True)\nclass Louder:\n    def __call__(self, signal, rate, generator):\n"
 
     def facts(factor):
         space = {"dataclass": dataclass, "__name__": "recipe"}
-        exec(f"{source}        return {factor} * signal\n", space)
+        path = tmp_path / f"recipe_{factor}.py"  # the key holds source text, so the code needs a file
+        path.write_text(f"{source}        return {factor} * signal\n")
+        exec(compile(path.read_text(), str(path), "exec"), space)
         return facts_of_data(
             Synthetic(train=2, validation=1, test=1, length=200, draws=2, augment=(space["Louder"](),))
         )
