@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 
 from kdkit.errors import CacheError
 
-# These find values under names that are computed at run time, so no source text shows what a function depends on.
+# These find values under names that are computed at run time, so they are not visible in source text.
 DYNAMIC = {
     id(getattr(module, name)): name if module is builtins else f"{module.__name__}.{name}"
     for module, names in {
@@ -56,11 +56,12 @@ def references(function: types.FunctionType, tree: ast.AST, closure: dict[str, A
     nodes = [*ast.walk(tree)]  # breadth first: `a.b.c` comes before the `a.b` and the `a` in it
     imported = _imports(function, nodes)
     scope = ChainMap(imported, closure, function.__globals__, vars(builtins))
-    # A name in the tree is a global only if the compiled code says so: it may be a local variable of the same name.
+    # The compiled code decides which names are globals: others in the tree may be local variables.
     names = {name for code in _nested(function.__code__) for name in code.co_names} | {*closure, *imported}
     done: set[int] = set()
     for node in nodes:
-        attributes, root = [], node
+        attributes: list[str] = []
+        root = node
         while isinstance(root, ast.Attribute) and id(root) not in done:
             done.add(id(root))
             attributes.insert(0, root.attr)
