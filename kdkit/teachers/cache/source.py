@@ -116,7 +116,10 @@ def _python() -> str:
 def _parse(text: str) -> tuple[dict[tuple[int, str], list[ast.stmt | ast.expr]], set[types.CodeType]]:
     """Return the functions of a file by first line and name, and all code objects that the text compiles to."""
     functions: dict[tuple[int, str], list[ast.stmt | ast.expr]] = {}
-    tree = ast.parse(text)
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:  # a notebook, or a page with blocks of code
+        return {}, set()
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = min(part.lineno for part in (*node.decorator_list, node))  # as code objects count it
