@@ -5,14 +5,14 @@ You change                                                                      
 =====================================================================================  ================================
 a weight, a buffer, or a tensor that is a plain attribute (`self.table`)               new key: outputs are recomputed
 an attribute of any submodule: `temperature = 3`, `norm.eps`, a value in a dict        new key
-a method of your class, or a function, class or constant of yours that it refers to    new key
+a method of your class (or a comment in it); a function, class or constant it uses     new key
 the value in a closure, or an argument of a `functools.partial`                        new key
 the installed version of torch, timm, or another package that a class comes from       new key
-a line of the file that belongs to nothing that the teacher uses                       same key: cached outputs are used
+another function or line of the same file, which the teacher does not use              same key: cached outputs are used
 a source file, after it was imported; code typed at a prompt or run by `exec`          not cached, with the reason
 a forward hook of yours, a lock or an open file as an attribute                        not cached, with the reason
 code that uses `os.environ`, `sys.modules`, `globals()` or `eval()`                    not cached, with the reason
-two lambdas that start on one line; a module of yours that is passed as an argument    not cached, with the reason
+two lambdas on one line; a module of yours as an argument, or imported in a function   not cached, with the reason
 a file or a service that `forward` reads, a patched installed package, a C++ operator  same key: the audit stops the run
 =====================================================================================  ================================
 
@@ -153,8 +153,10 @@ class Digest:
         closure = {name: None if cell == types.CellType() else cell.cell_contents for name, cell in cells}
         if package := package_of_file(function.__code__.co_filename):
             self._add_package(package, function.__module__, function.__qualname__)
-            if package_of(function.__module__ or "builtins"):
-                return  # else it wraps user code, as the function that @torch.no_grad() returns: see its closure
+            if package_of(function.__module__ or "builtins"):  # else a wrapper: @torch.no_grad() around user code
+                inner = (types.FunctionType, nn.Module)
+                self.add([held for held in closure.values() if isinstance(held, inner)], path)
+                return
         else:
             text, tree = source_of(function, path)
             self._update("function", function.__qualname__)
@@ -210,8 +212,9 @@ def _is_bookkeeping(kind: type, name: str, member: Any) -> bool:
         generates = hasattr(kind, "__dataclass_fields__") or hasattr(kind, "_field_defaults")
         file = member.__code__.co_filename
         return generates and (file.startswith("<") or package_of_file(file) is not None)
-    slot = isinstance(member, types.MemberDescriptorType | types.GetSetDescriptorType)
-    return slot or (name.startswith("__") and name.endswith("__") and not callable(member))
+    if isinstance(member, types.MemberDescriptorType | types.GetSetDescriptorType):
+        return True
+    return name.startswith("__") and name.endswith("__") and not callable(member) and not hasattr(member, "__get__")
 
 
 def _torch_hooks(module: nn.Module, path: str) -> list[Any]:

@@ -53,13 +53,13 @@ def references(function: types.FunctionType, tree: ast.AST, closure: dict[str, A
 
     A user-defined module itself is yielded only if the function uses it as a value, as in `helper(module)`.
     """
-    nodes = [*ast.walk(tree)]  # breadth first: `a.b.c` comes before the `a.b` and the `a` in it
-    imported = _imports(function, nodes)
-    scope = ChainMap(imported, closure, function.__globals__, vars(builtins))
+    scope = ChainMap(closure, function.__globals__, vars(builtins))
     # The compiled code decides which names are globals: others in the tree may be local variables.
-    names = {name for code in _nested(function.__code__) for name in code.co_names} | {*closure, *imported}
+    names = {name for code in _nested(function.__code__) for name in code.co_names} | closure.keys()
     done: set[int] = set()
-    for node in nodes:
+    for node in ast.walk(tree):  # breadth first: `a.b.c` comes before the `a.b` and the `a` in it
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from _imported_modules(node, function)
         attributes: list[str] = []
         root = node
         while isinstance(root, ast.Attribute) and id(root) not in done:
@@ -87,10 +87,11 @@ def is_user_module(value: Any) -> TypeGuard[types.ModuleType]:
 def package_of(module: str) -> str | None:
     """Return the name and version of the installed package, or of Python, of a module; None if it is user-defined."""
     top = module.partition(".")[0]
-    files = [getattr(sys.modules.get(name), "__file__", None) for name in (module, top)]
-    if file := files[0] or files[1]:  # a module that is written in C may have none
-        return package_of_file(file)
-    return _python() if top in sys.stdlib_module_names and top != "__main__" else None
+    loaded = [sys.modules[name] for name in (module, top) if name in sys.modules]  # a recipe file may not be among them
+    files = [str(found.__file__) for found in loaded if getattr(found, "__file__", None)]
+    if files:
+        return package_of_file(files[0])
+    return _python() if loaded and top in sys.stdlib_module_names and top != "__main__" else None  # written in C
 
 
 @functools.cache
@@ -112,7 +113,7 @@ def _python() -> str:
     return f"python {sys.version_info.major}.{sys.version_info.minor}"
 
 
-@functools.lru_cache(maxsize=128)
+@functools.lru_cache(maxsize=64)
 def _parse(text: str) -> tuple[dict[tuple[int, str], list[ast.stmt | ast.expr]], set[types.CodeType]]:
     """Return the functions of a file by first line and name, and all code objects that the text compiles to."""
     functions: dict[tuple[int, str], list[ast.stmt | ast.expr]] = {}
@@ -136,26 +137,19 @@ def _nested(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _nested(constant)
 
 
-def _imports(function: types.FunctionType, nodes: list[ast.AST]) -> dict[str, Any]:
-    """Return the names that `import` statements inside a function bind. Raises CacheError for user-defined modules."""
-    bound: dict[str, Any] = {}
-    for node in nodes:
-        if not isinstance(node, ast.Import | ast.ImportFrom):
-            continue
-        source = node.module if isinstance(node, ast.ImportFrom) else None
-        for alias in node.names:
-            name = source or alias.name
-            if getattr(node, "level", 0) or name not in sys.modules or package_of(name) is None:
-                raise CacheError(
-                    f"{function.__qualname__} imports {name} inside a function, and it is no installed package that is "
-                    "loaded; import it at the top of the file"
-                )
-            target = name if source or alias.asname else name.partition(".")[0]
-            module = sys.modules[target]
-            bound[alias.asname or (alias.name if source else target)] = (
-                _member(module, alias.name) if source else module
+def _imported_modules(node: ast.Import | ast.ImportFrom, function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """Yield the modules that an `import` inside a function loads. Raises CacheError if they are user-defined."""
+    if isinstance(node, ast.ImportFrom):
+        names = ["." * node.level + (node.module or "")]
+    else:
+        names = [alias.name for alias in node.names]
+    for name in names:
+        # Names that are bound inside a function are not followed, so the modules of DYNAMIC are refused as well.
+        if name.partition(".")[0] in ("", "os", "sys", "importlib", "builtins") or package_of(name) is None:
+            raise CacheError(
+                f"{function.__qualname__} imports {name} inside a function; import it at the top of the file"
             )
-    return bound
+        yield name, sys.modules.get(name)
 
 
 def _member(module: types.ModuleType, name: str) -> Any:

@@ -1,6 +1,8 @@
 """The key of cached outputs: everything that can change the outputs changes the key, and nothing else does."""
 
 import functools
+import subprocess
+import sys
 import threading
 import types
 from dataclasses import dataclass, replace
@@ -14,6 +16,7 @@ from kdkit.data.torch_data import TorchData
 from kdkit.errors import CacheError
 from kdkit.teachers.cache import compute_key, facts_of_data
 from kdkit.teachers.cache.digest import Digest
+from tests.helpers.command_line import environment
 from tests.helpers.tiny import Mlp, samples, tiny_data
 
 SCALE = 2.0
@@ -262,3 +265,40 @@ def test_values_that_contain_themselves_and_shared_ones_have_a_digest():
 def test_the_attributes_of_a_view_are_in_the_key():
     view = ScaledView()
     assert key(Net("t", Mlp().eval(), view=view)) != key(Net("t", Mlp().eval(), view=replace(view, factor=3.0)))
+
+
+IN_PROCESS = """
+import functools, torch
+from torch import nn
+from kdkit import Net
+from kdkit.teachers.cache import compute_key
+
+MODES = {"same", "valid", "full"}
+
+class Teacher(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.act, self.sizes = nn.Linear(3, 3), functools.partial(torch.relu), frozenset("abc")
+
+    def forward(self, x):
+        return self.act(self.layer(x)) if "same" in MODES else x
+
+print(compute_key(Net("teacher", Teacher()), (), data={}, settings={}).digest)
+"""
+
+
+def test_the_key_is_the_same_in_every_process(tmp_path):
+    (tmp_path / "teacher.py").write_text(IN_PROCESS)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(tmp_path / "teacher.py")],
+            env=environment(PYTHONHASHSEED=seed),  # which decides the order of a set
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in ("1", "2")
+    ]
+    keys = [process.communicate(timeout=90)[0] for process in processes]
+    assert keys[0] == keys[1]
+    assert len(keys[0].strip()) == 64
