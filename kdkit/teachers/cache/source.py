@@ -74,7 +74,8 @@ def references(function: types.FunctionType, tree: ast.AST, closure: dict[str, A
             name = attributes.pop(0)
             if not is_user_module(value) and id(vars(value).get(name)) not in DYNAMIC:
                 break  # an installed package counts by its version
-            dotted, value = f"{dotted}.{name}", _member(value, name)
+            submodule = sys.modules.get(f"{value.__name__}.{name}")  # need not be an attribute of its package
+            dotted, value = f"{dotted}.{name}", getattr(value, name, submodule)
         yield dotted, value
 
 
@@ -88,9 +89,9 @@ def package_of(module: str) -> str | None:
     """Return the name and version of the installed package, or of Python, of a module; None if it is user-defined."""
     top = module.partition(".")[0]
     loaded = [sys.modules[name] for name in (module, top) if name in sys.modules]  # a recipe file may not be among them
-    files = [str(found.__file__) for found in loaded if getattr(found, "__file__", None)]
+    files = [loaded_module.__file__ for loaded_module in loaded if getattr(loaded_module, "__file__", None)]
     if files:
-        return package_of_file(files[0])
+        return package_of_file(str(files[0]))
     return _python() if loaded and top in sys.stdlib_module_names and top != "__main__" else None  # written in C
 
 
@@ -150,8 +151,3 @@ def _imported_modules(node: ast.Import | ast.ImportFrom, function: types.Functio
                 f"{function.__qualname__} imports {name} inside a function; import it at the top of the file"
             )
         yield name, sys.modules.get(name)
-
-
-def _member(module: types.ModuleType, name: str) -> Any:
-    """Return an attribute of a module, or its submodule, which need not be an attribute; None if there is neither."""
-    return getattr(module, name, sys.modules.get(f"{module.__name__}.{name}"))
