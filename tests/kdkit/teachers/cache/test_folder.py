@@ -1,5 +1,6 @@
 """The files of cached outputs: reading returns the bits that were written, and a killed process leaves no damage."""
 
+import io
 import json
 import os
 import shutil
@@ -7,7 +8,9 @@ import time
 
 import pytest
 import torch
+from rich.console import Console
 
+from kdkit.cli.teacher_cache import show_cache
 from kdkit.errors import CacheError
 from kdkit.teachers.cache import CacheFolder, EntrySpec, Key, NewOutputs, Part
 from kdkit.teachers.cache.key import FORMAT
@@ -215,6 +218,12 @@ def test_an_entry_of_an_older_format_is_listed_and_can_be_deleted(tmp_path):
     fill_entry(folder, make_spec("new"))
     listed = {entry.net: (entry.format, entry.readable, entry.written) for entry in folder.kept()}
     assert listed == {"teacher": (2, False, 0), "new": (FORMAT, True, 5)}
+    console = Console(file=io.StringIO(), width=150)
+    show_cache(console, folder.path, folder.kept(), [])
+    text = console.file.getvalue()
+    assert "format 2" in text
+    assert "5 of 10" in text
+    assert "entries listed with a format are of another version of kdkit and are never read" in text
     assert [entry.net for entry in folder.delete("teacher")] == ["teacher"]
     assert [entry.net for entry in folder.kept()] == ["new"]
 
