@@ -1,13 +1,15 @@
-"""What recorded answers cost and save, for the student of S-MLKD: LRH-Net, which learns from two SE-ResNets.
+"""Measure the cost and the gain of cached teacher outputs for LRH-Net, which learns from two SE-ResNets (S-MLKD).
 
     python benchmarks/teacher_cache.py
     python benchmarks/teacher_cache.py --draws 4
     python benchmarks/teacher_cache.py --quick
+    python benchmarks/teacher_cache.py --key
 
-Three runs go on side by side and take turns step by step, so that all meet the same load of the machine: with labels
-only, with recorded teachers, and with teachers that are asked at every step. Ratios are medians of steps made side by
-side. A whole stage is compared with what it is made of: its student's steps with labels only, and each teacher asked
-once. It is short here, so its opening, where teachers are tried on four samples, weighs more than in a real one.
+Three runs take turns step by step, so that the load of the machine is the same for all: with labels only, with cached
+teachers, and with teachers that run at every step. Ratios are medians over steps that were made next to each other. A
+whole stage is compared with the sum of its parts: the steps of its student with labels only, and one forward pass of
+each teacher. The stages are short, so their opening, where teachers are probed with four samples, weighs more than in
+a real run. `--key` measures the time to compute the key of a teacher instead.
 """
 
 import argparse
@@ -26,16 +28,17 @@ import kdkit
 from kdkit import Match, Net, Recipe, Stage, Training, Truth
 from kdkit.losses import SoftTargets
 from kdkit.teachers import Frozen
-from kdkit.teachers.cache import CacheSettings
+from kdkit.teachers.cache import CacheSettings, compute_key
 from kdkit_ecg import GaussianNoise, Leads, LRHNet, Scaling, SEResNet, Synthetic
 
-NAMES = ("labels only", "recorded", "asked at every step")
+LABELS_ONLY, CACHED, UNCACHED = RUNS = ("labels only", "cached", "at every step")
 
 
-def arguments():
-    """Return the sizes."""
+def parse_arguments():
+    """Return the sizes of nets and data."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small nets and signals: whether it works, no figures")
+    parser.add_argument("--quick", action="store_true", help="small nets and signals: a test of this script")
+    parser.add_argument("--key", action="store_true", help="measure the key of a teacher only")
     sizes = {
         "batch": 64,
         "length": 4096,
@@ -49,170 +52,183 @@ def arguments():
     }
     for name, number in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=number, help=f"default {number}")
-    given = parser.parse_args()
-    if given.quick:
-        given.batch, given.length, given.width, given.batches, given.epochs = 16, 512, 8, 3, 4
-        given.rounds = 1
-    if not 0 < given.draws < given.epochs:
-        parser.error("the epochs that are compared come after the first so many draws: give more --epochs")
-    return given
+    sizes = parser.parse_args()
+    if sizes.quick:
+        sizes.batch, sizes.length, sizes.width, sizes.batches, sizes.epochs = 16, 512, 8, 3, 4
+        sizes.rounds = 1
+    if not 0 < sizes.draws < sizes.epochs:
+        parser.error("the epochs that are compared come after as many epochs as draws; use more --epochs")
+    return sizes
 
 
-def recipe(given, *, taught):
-    """Return a stage of the student, with labels only or with two teachers too; what these say is of no matter."""
+def make_recipe(sizes, *, with_teachers):
+    """Return a stage of the student with labels only, or with two untrained teachers, whose outputs do not matter."""
     torch.manual_seed(0)
-    student = Net("student", LRHNet(leads=given.leads), view=Leads(given.leads))
+    student = Net("student", LRHNet(leads=sizes.leads), view=Leads(sizes.leads))
     objective = Truth(nn.BCEWithLogitsLoss())
-    if taught:
+    if with_teachers:
         teachers = [
-            Net(name, SEResNet(leads=leads, width=given.width), view=Leads(leads), trained=True)
-            for name, leads in (("teacher", 12), ("assistant", given.leads))
+            Net(name, SEResNet(leads=leads, width=sizes.width), view=Leads(leads), trained=True)
+            for name, leads in (("teacher", 12), ("assistant", sizes.leads))
         ]
-        guided = sum(share * Match(each, SoftTargets()) for share, each in zip((0.6, 0.4), teachers, strict=True))
-        objective = 0.3 * objective + 0.7 * guided
-    changes = (Scaling(), GaussianNoise()) if given.draws > 1 else ()
-    sizes = {
-        "train": given.batch * given.batches,
-        "validation": given.batch,
-        "test": given.batch,
-        "length": given.length,
+        kd = sum(weight * Match(net, SoftTargets()) for weight, net in zip((0.6, 0.4), teachers, strict=True))
+        objective = 0.3 * objective + 0.7 * kd
+    augment = (Scaling(), GaussianNoise()) if sizes.draws > 1 else ()
+    counts = {
+        "train": sizes.batch * sizes.batches,
+        "validation": sizes.batch,
+        "test": sizes.batch,
+        "length": sizes.length,
     }
-    data = Synthetic(**sizes, draws=given.draws, augment=changes)
-    training = Training(epochs=given.epochs, batch_size=given.batch)
+    data = Synthetic(**counts, draws=sizes.draws, augment=augment)
+    training = Training(epochs=sizes.epochs, batch_size=sizes.batch)
     return Recipe(data=data, schedule=[Stage({student: objective}, training)])
 
 
 class Turns:
-    """Lets threads go on one after the other, each for a step, in another order each time round.
+    """Lets one thread at a time make a step, in a new random order in each round.
 
-    Or one would always come after the same other one, and find caches and memory as that left them.
+    In a fixed order, a run would always find the caches and the memory as the same other run left them.
     """
 
     def __init__(self, names):
-        self.names, self.now, self.changed = list(names), 0, threading.Condition()
-        self.chance = random.Random(0)
+        self.names, self.current, self.changed = list(names), 0, threading.Condition()
+        self.random = random.Random(0)
 
     def wait(self, name):
-        """Return when it is the turn of this one."""
+        """Return when it is the turn of this run."""
         with self.changed:
-            self.changed.wait_for(lambda: self.names[self.now] == name)
+            self.changed.wait_for(lambda: self.names[self.current] == name)
 
-    def give(self, *, leaving=False):
-        """Hand the turn to the next one."""
+    def pass_on(self, *, leaving=False):
+        """Give the turn to the next run."""
         with self.changed:
             if leaving:
-                del self.names[self.now]
+                del self.names[self.current]
             else:
-                self.now += 1
-            if self.now >= len(self.names):
-                self.now = 0
-                self.chance.shuffle(self.names)
+                self.current += 1
+            if self.current >= len(self.names):
+                self.current = 0
+                self.random.shuffle(self.names)
             self.changed.notify_all()
 
 
-class Clock:
-    """Takes the time of each part of a run, and lets the others go on after it."""
+class Stopwatch:
+    """A callback that measures each part of a run, and passes the turn on after it."""
 
     def __init__(self, name, turns, draws):
         self.name, self.turns, self.draws, self.seconds = name, turns, draws, defaultdict(list)
         self.began = 0.0
 
     def begin(self):
-        """Wait for the first turn."""
+        """Wait for the next turn."""
         self.turns.wait(self.name)
         self.began = time.perf_counter()
 
     def lap(self, part):
-        """Note what a part took."""
+        """Store the duration of a part."""
         self.seconds[part].append(time.perf_counter() - self.began)
-        self.turns.give()
+        self.turns.pass_on()
         self.begin()
 
     @kdkit.hookimpl
     def stage_started(self, event):
-        """The stage is open."""
+        """End the opening of the stage."""
         self.lap("opening")
 
     @kdkit.hookimpl
     def step_ended(self, event):
-        """A step of the first epochs, in which teachers are asked about a draw, or of a later one."""
+        """End a step of the first epochs, one per draw, in which teachers run in both cases, or of a later one."""
         self.lap("first" if event.epoch < self.draws else "later")
 
     @kdkit.hookimpl
     def epoch_ended(self, event):
-        """The epoch is scored, which takes all of them as long."""
-        self.lap("scoring")
+        """End the validation, which takes as long in all runs."""
+        self.lap("validation")
 
 
-def measured(given):
-    """Return the seconds of every part, by run, and those of asking two teachers about a batch."""
-    turns = Turns(NAMES)
-    clocks = {name: Clock(name, turns, given.draws) for name in NAMES}
-    asking, ask = [], Frozen.__call__
+def measure_runs(sizes):
+    """Return the seconds of every part, by run, and those of a teacher's forward pass on each batch."""
+    turns = Turns(RUNS)
+    stopwatches = {name: Stopwatch(name, turns, sizes.draws) for name in RUNS}
+    forward_seconds, original = [], Frozen.__call__
 
-    def timed(frozen, batch):
+    def timed_call(frozen, batch):
         began = time.perf_counter()
-        answer = ask(frozen, batch)
-        if len(batch) == given.batch and threading.current_thread().name == NAMES[2]:
-            asking.append(time.perf_counter() - began)
-        return answer
+        output = original(frozen, batch)
+        if len(batch) == sizes.batch and threading.current_thread().name == UNCACHED:
+            forward_seconds.append(time.perf_counter() - began)
+        return output
 
-    def one(name):
-        clock = clocks[name]
-        clock.begin()
+    def run(name):
+        stopwatch = stopwatches[name]
+        stopwatch.begin()
         try:
-            answers = "auto" if name == NAMES[1] else "off"
-            kdkit.run(made[name], device="cpu", teacher_cache=answers, callbacks=[clock])
+            teacher_cache = "auto" if name == CACHED else "off"
+            kdkit.run(recipes[name], device="cpu", teacher_cache=teacher_cache, callbacks=[stopwatch])
         finally:
-            turns.give(leaving=True)
+            turns.pass_on(leaving=True)
 
-    made = {name: recipe(given, taught=name != NAMES[0]) for name in NAMES}
-    for each in made.values():
-        each.data.train, each.data.validation  # noqa: B018  # simulated on first use
-    Frozen.__call__ = timed
-    threads = [threading.Thread(target=one, args=(name,), name=name) for name in NAMES]
+    recipes = {name: make_recipe(sizes, with_teachers=name != LABELS_ONLY) for name in RUNS}
+    for recipe in recipes.values():
+        recipe.data.train, recipe.data.validation  # noqa: B018  # simulated on first use, so not while it is timed
+    Frozen.__call__ = timed_call
+    threads = [threading.Thread(target=run, args=(name,), name=name) for name in RUNS]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    Frozen.__call__ = ask
-    return {name: clock.seconds for name, clock in clocks.items()}, asking
+    Frozen.__call__ = original
+    return {name: stopwatch.seconds for name, stopwatch in stopwatches.items()}, forward_seconds
 
 
-def paired_bootstrap(ours, theirs):
-    """Return the median ratio of steps that were made side by side."""
-    return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
+def median_ratio(numerators, denominators):
+    """Return the median ratio of steps that were made next to each other."""
+    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
+
+
+def measure_key(sizes):
+    """Return the median milliseconds to compute the key of a teacher; the first one, which reads sources, is extra."""
+    net = Net("teacher", SEResNet(leads=sizes.leads, width=sizes.width), view=Leads(sizes.leads), trained=True)
+    seconds = []
+    for _ in range(11):
+        began = time.perf_counter()
+        compute_key(net, (), data={}, settings={})
+        seconds.append(time.perf_counter() - began)
+    return seconds[0] * 1e3, statistics.median(seconds[1:]) * 1e3, net.parameters
 
 
 def main():
     """Measure, and print ratios."""
-    given = arguments()
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    small = {"batch": 8, "length": 256, "leads": given.leads, "width": 8, "batches": 2, "epochs": 2, "draws": 1}
-    measured(argparse.Namespace(**small))  # what is imported and set up at the first use of all is nobody's
-    rounds = [measured(given) for _ in range(given.rounds)]
-    once = 2 * given.batches * given.draws  # two teachers
-    asks = sum(sum(asking[:once]) for _, asking in rounds)  # the first about each draw
-    later = {name: [each for one, _ in rounds for each in one[name]["later"]] for name in NAMES}
-    open_teacher = {name: sum(sum(one[name]["opening"]) for one, _ in rounds) for name in NAMES}
-    learned = {name: sum(sum(one[name]["first"] + one[name]["later"]) for one, _ in rounds) for name in NAMES}
-    labels, recorded, every = NAMES
-    median = {name: statistics.median(each) * 1e3 for name, each in later.items()}
-    shown = ", ".join(f"{name} {each:.0f} ms" for name, each in median.items())
-    print(f"a step from epoch {given.draws + 1} on: {shown}")
-    print(f"step that reads: {paired_bootstrap(later[recorded], later[labels]):.3f}x labels only")
-    print(f"step that asks: {paired_bootstrap(later[every], later[recorded]):.2f}x one that reads")
-    whole = learned[labels] + asks
-    print(f"all steps of a stage that records: {learned[recorded] / whole:.3f}x labels only and first-time asks")
-    opening = open_teacher[recorded] - open_teacher[labels]
-    print(f"with its opening too, where teachers are tried: {(learned[recorded] + opening) / whole:.3f}x")
-    print(f"all steps of a stage that asks: {learned[every] / learned[recorded]:.2f}x one that records")
-    load = ", ".join(f"{each:.2f}" for each in os.getloadavg())
-    sizes = f"{given.batch} x {given.leads} x {given.length}, {given.batches} batches, {given.epochs} epochs"
-    sizes += f", draws: {given.draws}"
+    sizes = parse_arguments()
+    if sizes.threads:
+        torch.set_num_threads(sizes.threads)
+    if sizes.key:
+        first, later, parameters = measure_key(sizes)
+        print(f"key of a teacher with {parameters:,} parameters: {first:.0f} ms at first, then {later:.0f} ms")
+        return
+    small = {"batch": 8, "length": 256, "leads": sizes.leads, "width": 8, "batches": 2, "epochs": 2, "draws": 1}
+    measure_runs(argparse.Namespace(**small))  # imports and first-use setup must not count for the run that comes first
+    rounds = [measure_runs(sizes) for _ in range(sizes.rounds)]
+    first_passes = 2 * sizes.batches * sizes.draws  # of two teachers, once per draw
+    teacher_seconds = sum(sum(forward_seconds[:first_passes]) for _, forward_seconds in rounds)
+    later = {name: [step for parts, _ in rounds for step in parts[name]["later"]] for name in RUNS}
+    opening = {name: sum(sum(parts[name]["opening"]) for parts, _ in rounds) for name in RUNS}
+    steps = {name: sum(sum(parts[name]["first"] + parts[name]["later"]) for parts, _ in rounds) for name in RUNS}
+    medians = {name: statistics.median(durations) * 1e3 for name, durations in later.items()}
+    print(f"a step from epoch {sizes.draws + 1} on: {', '.join(f'{name} {ms:.0f} ms' for name, ms in medians.items())}")
+    print(f"step that reads the cache: {median_ratio(later[CACHED], later[LABELS_ONLY]):.3f}x labels only")
+    print(f"step that runs teachers: {median_ratio(later[UNCACHED], later[CACHED]):.2f}x one that reads the cache")
+    parts_sum = steps[LABELS_ONLY] + teacher_seconds
+    print(f"all steps of a cached stage: {steps[CACHED] / parts_sum:.3f}x labels only and one pass of the teachers")
+    extra_opening = opening[CACHED] - opening[LABELS_ONLY]
+    print(f"with its opening, where teachers are probed: {(steps[CACHED] + extra_opening) / parts_sum:.3f}x")
+    print(f"all steps of a stage that runs teachers: {steps[UNCACHED] / steps[CACHED]:.2f}x a cached one")
+    load = ", ".join(f"{average:.2f}" for average in os.getloadavg())
     print(
-        f"{sizes}, {given.rounds} rounds; audit of {CacheSettings().audit:.2%} of the answers; torch {torch.__version__},"
+        f"{sizes.batch} x {sizes.leads} x {sizes.length}, {sizes.batches} batches, {sizes.epochs} epochs, draws: "
+        f"{sizes.draws}, {sizes.rounds} rounds; audit of {CacheSettings().audit:.2%} of the outputs; torch "
+        f"{torch.__version__},"
     )
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.machine()}, load {load}")
 

@@ -1,4 +1,4 @@
-"""Show a person which answers are recorded in a folder."""
+"""Print the entries of a teacher cache."""
 
 import time
 from collections.abc import Sequence
@@ -9,34 +9,33 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdkit.teachers.cache import EntryInfo
+from kdkit.teachers.cache.folder import format_bytes
 
 
-def show_cache(console: Console, folder: Path, kept: Sequence[EntryInfo], gone: Sequence[EntryInfo]) -> None:
-    """Write a row for each teacher and use that is recorded, and how much was deleted."""
-    if gone:
-        size = _size(sum(each.bytes for each in gone))
-        console.print(f"deleted {len(gone)} of them, {size}", markup=False, soft_wrap=True)
-    if not kept:
-        console.print(f"no answers are recorded in {folder}", markup=False, soft_wrap=True)
+def show_cache(console: Console, folder: Path, entries: Sequence[EntryInfo], deleted: Sequence[EntryInfo]) -> None:
+    """Print a row for each entry of a folder, after the number of those that were deleted."""
+    if deleted:
+        size = format_bytes(sum(entry.bytes for entry in deleted))
+        console.print(f"deleted {len(deleted)} of them, {size}", markup=False, soft_wrap=True)
+    if not entries:
+        console.print(f"there are no cached outputs in {folder}", markup=False, soft_wrap=True)
         return
-    total = _size(sum(each.bytes for each in kept))
-    table = Table(title=escape(f"Answers in {folder} ({total})"), title_justify="left")
+    total = format_bytes(sum(entry.bytes for entry in entries))
+    table = Table(title=escape(f"Cached outputs in {folder} ({total})"), title_justify="left")
     for name in ("name", "net", "view", "data"):
         table.add_column(name, overflow="fold")
-    for name in ("known", "size", "last used"):
+    for name in ("cached", "size", "last used"):
         table.add_column(name, justify="right", no_wrap=True)
-    for each in kept:
-        when = "now" if each.open else time.strftime("%Y-%m-%d %H:%M", time.localtime(each.used))
-        row = (each.path.name[:12], each.net, _short(each.view), _short(each.data))
-        table.add_row(*map(escape, row), f"{each.known:,} of {each.rows:,}", _size(each.bytes), when)
+    for entry in entries:
+        cached = f"{entry.written:,} of {entry.rows:,}" if entry.readable else f"format {entry.format}"
+        used = "in use" if entry.open else time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        texts = (entry.path.name[:12], entry.net, _shorten(entry.view), _shorten(entry.data))
+        table.add_row(*map(escape, texts), cached, format_bytes(entry.bytes), used)
     console.print(table)
+    if not all(entry.readable for entry in entries):  # formats change between versions of kdkit
+        text = "entries listed with a format are of another version of kdkit and are never read; --delete removes them"
+        console.print(text, markup=False, soft_wrap=True)
 
 
-def _size(amount: int) -> str:
-    if amount < 1e6:
-        return f"{amount / 1e3:.0f} kB"
-    return f"{amount / 1e9:.2f} GB" if amount >= 1e9 else f"{amount / 1e6:.1f} MB"
-
-
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
     return text if len(text) <= 30 else f"{text[:27]}..."

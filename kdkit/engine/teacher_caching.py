@@ -1,4 +1,4 @@
-"""Which teachers of a run are recorded, and where; why others are asked at every step."""
+"""Decide which teachers of a run are cached and in which folder, and give the reason for the others."""
 
 import shutil
 import tempfile
@@ -18,219 +18,226 @@ from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe, Stage
 from kdkit.teachers import TeacherSession
 from kdkit.teachers.cache import (
-    SAMPLES,
+    AUDIT_SAMPLES,
     Audit,
     CachedTeacher,
     CacheFolder,
     Codec,
     EntrySpec,
     Store,
+    compute_key,
     facts_of_data,
-    key_of,
     probe,
 )
 from kdkit.utils import collectives
 from kdkit.utils.randomness import preserve_rng_state
 
 _GIGABYTE = 10**9
-_HALF = 0.03  # how far equal answers of half precision may lie apart, as a share of the largest figure
-_ON_A_GPU, _WITH_TF32 = 1e-4, 1e-2  # the same where kernels are chosen by the size of a batch
+# The least relative difference that an audit accepts, if kernels are chosen by the size of a batch:
+_TOLERANCE_HALF = 0.03  # with autocast to half precision
+_TOLERANCE_TF32 = 1e-2  # on a GPU, with TF32 (10 bits of mantissa) in matrix products or convolutions
+_TOLERANCE_GPU = 1e-4  # on a GPU, in float32
 
 
 class TeacherCaching:
-    """The recorded answers of a run, taken up as its stages open. Close it at the end.
+    """The cached teachers of a run, opened stage by stage. Close it at the end of the run.
 
-    stages: all of the run, since what one asks may be recorded for a later one.
+    stages: all stages of the run, since an output that is cached in one stage may be read in a later one.
     """
 
     def __init__(self, recipe: Recipe, stages: Sequence[Stage], options: RunOptions, device: torch.device) -> None:
         self.recipe, self.stages, self.options, self.device = recipe, stages, options, device
-        self._temporary: Path | None = None
+        self._private_folder: Path | None = None
 
     def notices(self) -> Iterator[str]:
-        """Say why nothing is recorded in this run, or for this run alone, where that lies in its data."""
-        if self.options.teacher_cache == "off" or not any(_frozen(stage) for stage in self.stages):
+        """Yield why nothing is cached in this run, or nothing for other runs, if the reason is in its data."""
+        if self.options.teacher_cache == "off" or not any(_frozen_teachers(stage) for stage in self.stages):
             return
         try:
-            self._facts()
+            self._facts_of_data()
         except CacheError as error:
-            yield f"teachers are asked at every step: {error}"
+            yield f"teacher outputs are not cached: {error}"
             return
-        if not self._whole() and (self.options.out is not None or self.options.teacher_cache != "auto"):
-            yield "what teachers answer is recorded for this run alone, since kdkit cannot see all of the data"
+        could_be_shared = self.options.out is not None or self.options.teacher_cache != "auto"
+        if not self._has_data_digest() and could_be_shared:
+            yield "teacher outputs are cached for this run only, since the data has no digest of all its samples"
 
     def begin(
-        self, stage: Stage, sessions: MutableMapping[str, TeacherSession], lesson: nn.Module, batch: Batch
+        self, stage: Stage, sessions: MutableMapping[str, TeacherSession], module: nn.Module, batch: Batch
     ) -> list[str]:
-        """Put recorded answers in the place of nets that answer, and say which of them are not recorded, and why.
+        """Replace the sessions of frozen teachers by cached ones, and return a notice for each that is not cached.
 
-        lesson: all that is trained. batch: a tiny one, on which everyone has been rehearsed.
-        Raises CacheError where a teacher does not say what is recorded of it.
+        module: everything that is trained. batch: a tiny one, after the dry run of all sessions.
+        Raises CacheError if cached outputs are not what their teacher computes.
         """
         notices = []
-        for net in _frozen(stage):
-            asked = sessions[net.name]
+        for net in _frozen_teachers(stage):
+            session = sessions[net.name]
             with self.options.autocast(self.device):
                 try:
-                    recorded = _together(self._recorded(net, stage, asked, lesson, batch))
+                    cached = _on_all_ranks(self._cached_teacher(net, stage, session, module, batch))
                 except CacheError as error:
-                    notices.append(f"net {net.name!r} is asked at every step: {error}")
-                    recorded = _together(None)
-                sessions[net.name] = recorded or self._formed(net, asked, batch)
-                if recorded is not None:
-                    self._look_after(recorded)
+                    notices.append(f"net {net.name!r} is not cached: {error}")
+                    cached = _on_all_ranks(None)  # the other ranks wait for this call
+                sessions[net.name] = cached or self._encoded_only(net, session, batch)
+                if cached is not None:
+                    self._audit_earlier_outputs(cached)
         return notices
 
     def close(self, *, ended: bool) -> None:
-        """Delete what was recorded for this run alone, unless it may be gone on with: then it ends in the same bits."""
-        if self._temporary is not None and (ended or self.options.out is None):
-            shutil.rmtree(self._temporary, ignore_errors=True)
+        """Delete the folder that no other run reads; a run that may be resumed keeps it, to end with the same bits."""
+        if self._private_folder is not None and (ended or self.options.out is None):
+            shutil.rmtree(self._private_folder, ignore_errors=True)
 
-    def _recorded(
-        self, net: Net[Any], stage: Stage, asked: TeacherSession, lesson: nn.Module, batch: Batch
+    def _cached_teacher(
+        self, net: Net[Any], stage: Stage, session: TeacherSession, module: nn.Module, batch: Batch
     ) -> CachedTeacher | None:
-        """Return the net's recorded answers, None where that has been said or goes without saying.
-
-        Raises CacheError, whose text is the reason, where there can be none.
-        """
-        split = self._split()
-        if split is None or not self._of_use(net, stage):
+        """Return a cached session, or None if no notice is needed. Raises CacheError, whose text is the reason."""
+        split = self._cacheable_split()
+        if split is None or not self._is_worthwhile(net, stage):
             return None
-        _require_apart(net, lesson)
-        trial = probe(asked, batch, autocast=self.options.precision != "fp32")
-        form = Codec(self.recipe.teacher_cache, trial.answer)
-        store = self._opened(net, stage, form, split)
-        audit = self._audit(net, asked, form)
-        audit.rounding = max(audit.rounding, 10 * trial.rounding, self._least_rounding())
+        _require_separate(net, module)
+        probed = probe(session, batch, autocast=self.options.precision != "fp32")
+        codec = Codec(self.recipe.teacher_cache, probed.output)
+        store = self._open_store(net, stage, codec, split)
+        audit = self._audit(net, session, codec)
+        # Ten times the rounding of the tiny batch, which has only few samples to show it.
+        audit.tolerance = max(audit.tolerance, 10 * probed.rounding, self._least_tolerance())
         audit.remedy = (
-            f"delete them (kdkit cache {store.path.parent} --delete {store.path.name[:12]}), or run without "
+            f"delete them (kdkit cache {store.path.parent} --delete {store.path.name[:12]}), or run without a cache "
             "(--teacher-cache off)"
         )
-        return CachedTeacher(asked, form, store, audit)
+        return CachedTeacher(session, codec, store, audit)
 
-    def _opened(self, net: Net[Any], stage: Stage, form: Codec, split: Split) -> Store:
-        facts, ids = self._facts(), torch.as_tensor(split.ids).to("cpu", torch.int64)
-        how = {"precision": self.options.precision, "device": self.device.type, "form": self.recipe.teacher_cache.form}
-        place = EntrySpec(
-            net=net.name,
-            key=key_of(net, stage.teachers[net], data=facts, how=how),
-            parts=form.parts,
-            ids=ids,
-            draws=facts["draws"],
-            asked=min(facts["draws"], stage.training.epochs) * len(ids),
-        )
-        return CacheFolder(self._folder(), int(self.options.teacher_cache_size * _GIGABYTE)).open(place)
-
-    def _of_use(self, net: Net[Any], stage: Stage) -> bool:
-        """Whether anybody may ask again for what is recorded. Raises CacheError where fewer draws would help."""
-        draws, taps, chosen = self._facts()["draws"], stage.teachers[net], self.options.teacher_cache
-        twice = stage.training.epochs > draws or sum(each.teachers.get(net) == taps for each in self.stages) > 1
-        if twice or not (self._alone() or (taps and chosen == "auto")):
+    def _is_worthwhile(self, net: Net[Any], stage: Stage) -> bool:
+        """Return whether a cached output may be read again. Raises CacheError if fewer draws would make it so."""
+        draws, taps, option = self._facts_of_data()["draws"], stage.teachers[net], self.options.teacher_cache
+        stages_alike = sum(later.teachers.get(net) == taps for later in self.stages)
+        if stage.training.epochs > draws or stages_alike > 1:
+            return True
+        # Other runs may read them too; features are large, so these are shared only if a folder was named.
+        if not self._is_private() and not (taps and option == "auto"):
             return True
         if draws > 1:
             raise CacheError(
-                f"in {stage.training.epochs} epochs of {draws} draws nothing is asked twice; fewer draws, or a folder "
-                "that other runs share (--teacher-cache DIR), would change that"
+                f"in {stage.training.epochs} epochs of {draws} draws no output is needed twice; use fewer draws, or "
+                "a folder that other runs share (--teacher-cache DIR)"
             )
         return False
 
-    def _formed(self, net: Net[Any], asked: TeacherSession, batch: Batch) -> TeacherSession:
-        """Return answers in the form that the recipe wants also where they are not recorded."""
+    def _open_store(self, net: Net[Any], stage: Stage, codec: Codec, split: Split) -> Store:
+        facts, ids = self._facts_of_data(), torch.as_tensor(split.ids).to("cpu", torch.int64)
+        settings = {
+            "precision": self.options.precision,
+            "device": self.device.type,
+            "form": self.recipe.teacher_cache.form,
+        }
+        spec = EntrySpec(
+            net=net.name,
+            key=compute_key(net, stage.teachers[net], data=facts, settings=settings),
+            parts=codec.parts,
+            ids=ids,
+            draws=facts["draws"],
+            new_rows=min(facts["draws"], stage.training.epochs) * len(ids),
+        )
+        return CacheFolder(self._folder(), int(self.options.teacher_cache_size * _GIGABYTE)).open(spec)
+
+    def _encoded_only(self, net: Net[Any], session: TeacherSession, batch: Batch) -> TeacherSession:
+        """Return a session whose outputs are rounded as the recipe wants, so that losses do not depend on the cache."""
         if self.recipe.teacher_cache.form is None:
-            return asked
-        form = Codec(self.recipe.teacher_cache, asked(batch))
-        return CachedTeacher(asked, form, None, self._audit(net, asked, form))
+            return session
+        codec = Codec(self.recipe.teacher_cache, session(batch))
+        return CachedTeacher(session, codec, None, self._audit(net, session, codec))
 
-    def _audit(self, net: Net[Any], asked: TeacherSession, form: Codec) -> Audit:
-        return Audit(f"net {net.name!r}", asked, form, self.recipe.teacher_cache.audit)
+    def _audit(self, net: Net[Any], session: TeacherSession, codec: Codec) -> Audit:
+        return Audit(f"net {net.name!r}", session, codec, self.recipe.teacher_cache.audit)
 
-    def _look_after(self, recorded: CachedTeacher) -> None:
-        """Ask again for a few samples of those that an earlier stage or run recorded."""
-        store, split = recorded.store, self._split()
-        if store is None or split is None or not recorded.audit.share:
+    def _audit_earlier_outputs(self, cached: CachedTeacher) -> None:
+        """Check a few outputs that an earlier stage or run cached, before the first step."""
+        store, split = cached.store, self._cacheable_split()
+        if store is None or split is None or not cached.audit.share:
             return
-        known = store.known.nonzero()
-        if not len(known):
+        written = store.written.nonzero()  # (rows, 2): draw and row
+        if not len(written):
             return
-        chance = torch.Generator()
-        chance.seed()  # others each time
-        draw = int(known[torch.randint(len(known), (), generator=chance)][0])
-        rows = store.known[draw].nonzero().flatten()
-        ids = store.ids[rows[torch.randperm(len(rows), generator=chance)[:SAMPLES]]]
+        generator = torch.Generator()
+        generator.seed()  # not the seed of the run: each run checks other samples
+        draw = int(written[torch.randint(len(written), (), generator=generator)][0])
+        rows = store.written[draw].nonzero().flatten()
+        ids = store.ids[rows[torch.randperm(len(rows), generator=generator)[:AUDIT_SAMPLES]]]
         with preserve_rng_state():
             batch = split.batch(torch.isin(torch.as_tensor(split.ids).cpu(), ids).nonzero().flatten(), draw)
-        found = None if batch.ids is None else store.find(batch.ids, draw)
-        if found is not None:
-            recorded.audit.require_same(batch.to(self.device), store.read(found))
+        lookup = None if batch.ids is None else store.lookup(batch.ids, draw)
+        if lookup is not None:
+            cached.audit.check(batch.to(self.device), store.read(lookup))
 
-    def _facts(self) -> Mapping[str, Any]:
-        """Return what answers depend on in the data. Raises CacheError where its samples cannot be told apart."""
-        if isinstance(self._told, CacheError):
-            raise self._told
-        return self._told
+    def _facts_of_data(self) -> Mapping[str, Any]:
+        """Return the facts of the data that outputs depend on. Raises CacheError if samples cannot be identified."""
+        if isinstance(self._facts_or_error, CacheError):
+            raise self._facts_or_error
+        return self._facts_or_error
 
     @cached_property
-    def _told(self) -> Mapping[str, Any] | CacheError:
+    def _facts_or_error(self) -> Mapping[str, Any] | CacheError:
         try:
             return facts_of_data(self.recipe.data)
         except CacheError as error:
             return error
-        except Exception as error:  # a stranger's data may raise anything when it is asked for its ids
-            return CacheError(f"the data cannot be looked at ({type(error).__name__}: {first_line(error)})")
+        except Exception as error:  # user-defined data may raise anything from its attributes
+            return CacheError(f"the data cannot be identified ({type(error).__name__}: {first_line(error)})")
 
-    def _split(self) -> Split | None:
-        """Return the training split, None where no answers about it are recorded."""
+    def _cacheable_split(self) -> Split | None:
+        """Return the training split, or None if no outputs for it are cached."""
         train = self.recipe.data.train
-        off = (
-            self.options.teacher_cache == "off" or isinstance(train, LoaderSplit) or isinstance(self._told, CacheError)
-        )
-        return None if off or isinstance(train, LoaderSplit) else train
+        if self.options.teacher_cache == "off" or isinstance(self._facts_or_error, CacheError):
+            return None
+        return None if isinstance(train, LoaderSplit) else train
 
-    def _alone(self) -> bool:
-        """Whether what is recorded is of use to this run alone."""
-        return not self._whole() or (self.options.teacher_cache == "auto" and self.options.out is None)
+    def _has_data_digest(self) -> bool:
+        """Whether the key changes with every training sample: see `Data`."""
+        return isinstance(self._facts_or_error, Mapping) and self._facts_or_error["train_digest"] is not None
 
-    def _whole(self) -> bool:
-        """Whether the key of recorded answers changes with every sample: see `Data`."""
-        return isinstance(self._told, Mapping) and self._told["train_digest"] is not None
+    def _is_private(self) -> bool:
+        """Whether no other run reads the folder."""
+        return not self._has_data_digest() or (self.options.teacher_cache == "auto" and self.options.out is None)
 
     def _folder(self) -> Path:
-        if self._alone():
-            if self._temporary is None:
-                own = None if self.options.out is None else self.options.out / "teacher_cache"
-                self._temporary = own or Path(tempfile.mkdtemp(prefix="kdkit-teacher-cache-"))
-            return self._temporary
-        return self.options.teacher_cache_folder()
+        if not self._is_private():
+            return self.options.teacher_cache_folder()
+        if self._private_folder is None:
+            in_run_folder = None if self.options.out is None else self.options.out / "teacher_cache"
+            self._private_folder = in_run_folder or Path(tempfile.mkdtemp(prefix="kdkit-teacher-cache-"))
+        return self._private_folder
 
-    def _least_rounding(self) -> float:
+    def _least_tolerance(self) -> float:
         if self.options.precision != "fp32":
-            return _HALF
+            return _TOLERANCE_HALF
         if self.device.type == "cpu":
             return 0.0
         exact = torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
-        return _ON_A_GPU if exact else _WITH_TF32
+        return _TOLERANCE_GPU if exact else _TOLERANCE_TF32
 
 
-def _frozen(stage: Stage) -> list[Net[Any]]:
+def _frozen_teachers(stage: Stage) -> list[Net[Any]]:
     """Return the nets that teach in a stage and are not trained in it."""
     return [teacher for teacher in stage.teachers if isinstance(teacher, Net) and teacher not in stage.objectives]
 
 
-def _together(recorded: CachedTeacher | None) -> CachedTeacher | None:
-    """Return it where every process of the run has one too: what one was told, it hands to the others."""
-    if all(collectives.all_gather_objects([recorded is not None])):
-        return recorded
-    if recorded is not None and recorded.store is not None:
-        recorded.store.close()
+def _on_all_ranks(cached: CachedTeacher | None) -> CachedTeacher | None:
+    """Return the cached teacher if every rank has one, since ranks exchange new outputs; else close it."""
+    if all(collectives.all_gather_objects([cached is not None])):
+        return cached
+    if cached is not None and cached.store is not None:
+        cached.store.close()
     return None
 
 
-def _require_apart(net: Net[Any], lesson: nn.Module) -> None:
-    """Raise CacheError where a net shares a part with what is trained, and may change with it."""
+def _require_separate(net: Net[Any], module: nn.Module) -> None:
+    """Raise CacheError if a net shares a submodule or buffer with what is trained, and may change with it."""
     if not isinstance(net.module, nn.Module):
         return
-    trained = {*map(id, lesson.modules()), *map(id, lesson.buffers())}
+    trained = {*map(id, module.modules()), *map(id, module.buffers())}
     parts: list[Any] = [*net.module.modules(), *net.module.buffers()]
-    shared = next((each for each in parts if id(each) in trained), None)
+    shared = next((part for part in parts if id(part) in trained), None)
     if shared is not None:
         raise CacheError(f"it shares a {type(shared).__name__} with what is trained")

@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 from kdkit import Data, LoaderSplit, Metric, Net, Predictions, RecipeError, Stage, Training, Truth, registry
 from kdkit.errors import ContractError
 from kdkit.losses import SoftTargets
-from kdkit.metrics import is_better
+from kdkit.metrics import is_better, lower_is_better
 from kdkit.plugins.registry import REGISTRIES
 from kdkit.testing import check_loss, check_schedule, check_tap
 

@@ -1,4 +1,4 @@
-"""Teachers are asked once about each draw of a sample, and nobody who learns from them can tell."""
+"""Frozen teachers run once per draw of a sample, and the student's weights are those of a run without a cache."""
 
 import shutil
 import warnings
@@ -15,18 +15,18 @@ from kdkit import CacheSettings, MultiLevel, RecipeError, TorchData
 from kdkit.errors import CacheError, CheckError
 from kdkit.teachers.cache import CacheFolder
 from tests.helpers.stages import copied, same, samples, three, told, training
-from tests.helpers.teacher_cache import ROWS, Asked, Drawn, net, taught
+from tests.helpers.teacher_cache import ROWS, NoisyData, TeacherCalls, make_net, make_recipe
 
 CPU = {"device": "cpu"}
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    return Asked(monkeypatch)
+def teacher_calls(monkeypatch):
+    return TeacherCalls(monkeypatch)
 
 
-class Listener:
-    """Keeps every notice of a run."""
+class NoticeCallback:
+    """Collects the notices of a run."""
 
     def __init__(self):
         self.notices: list[str] = []
@@ -41,82 +41,85 @@ class Listener:
 
 
 def run(recipe, **options):
-    """Run a recipe, and return its student's weights, its history, and what was noted."""
-    listener = Listener()
-    result = kdkit.run(recipe, callbacks=[listener], **CPU, **options)
-    return copied(result.student.module), told(result.history), [n for n in listener.notices if "test split" not in n]
+    """Run a recipe, and return its student's weights, its history, and its notices."""
+    callback = NoticeCallback()
+    result = kdkit.run(recipe, callbacks=[callback], **CPU, **options)
+    notices = [notice for notice in callback.notices if "test split" not in notice]
+    return copied(result.student.module), told(result.history), notices
 
 
 @pytest.mark.parametrize("taps", [False, True], ids=["outputs", "outputs and features"])
-def test_a_teacher_is_asked_in_the_first_epoch_alone(taps, asked, tmp_path):
-    first = run(taught(taps=taps), out=tmp_path / "first")
-    assert asked.samples() == ROWS
-    second = run(taught(taps=taps), out=tmp_path / "second")
-    assert asked.samples() == 0
+def test_a_teacher_runs_in_the_first_epoch_only(taps, teacher_calls, tmp_path):
+    first = run(make_recipe(taps=taps), out=tmp_path / "first")
+    assert teacher_calls.samples() == ROWS
+    second = run(make_recipe(taps=taps), out=tmp_path / "second")
+    assert teacher_calls.samples() == 0
     assert same(first[0], second[0])
     assert first[1:] == second[1:]
     assert first[2] == []
 
 
-def test_figures_are_those_of_asking_at_every_step_up_to_rounding(asked):
-    recorded, asked_each = run(taught(taps=True)), run(taught(taps=True), teacher_cache="off")
-    assert asked.samples() == ROWS * 4
-    for key, value in recorded[0].items():
-        assert torch.allclose(value, asked_each[0][key], rtol=1e-5, atol=1e-5), key
+def test_weights_are_those_of_a_run_without_a_cache_up_to_rounding(teacher_calls):
+    cached, uncached = run(make_recipe(taps=True)), run(make_recipe(taps=True), teacher_cache="off")
+    assert teacher_calls.samples() == ROWS * 4
+    for key, value in cached[0].items():
+        assert torch.allclose(value, uncached[0][key], rtol=1e-5, atol=1e-5), key
 
 
-def test_with_k_draws_a_teacher_is_asked_for_k_epochs_and_no_more(asked):
-    assert run(taught(draws=2, epochs=6))[2] == []
-    assert asked.samples() == 2 * ROWS
+def test_with_k_draws_a_teacher_runs_in_k_epochs_only(teacher_calls):
+    assert run(make_recipe(draws=2, epochs=6))[2] == []
+    assert teacher_calls.samples() == 2 * ROWS
 
 
-def test_stages_and_seeds_share_what_one_teacher_said(asked, tmp_path):
+def test_stages_and_seeds_share_cached_outputs(teacher_calls, tmp_path):
     recipe = lambda: three(MultiLevel, training=training(epochs=3))  # noqa: E731  # read once
     kdkit.run(recipe, out=tmp_path / "a", **CPU)
     count = len(recipe().data.train)
-    assert asked.samples("teacher") == count  # the assistant's stage asks, and the student's reads
+    assert (
+        teacher_calls.samples("teacher") == count
+    )  # it runs in the assistant's stage, and the student's reads the cache
     kdkit.run(recipe, out=tmp_path / "b", **CPU)
-    assert asked.samples("teacher") + asked.samples("assistant") == 0
-    for seed in (1, 2):  # of one trained teacher, for students of other seeds
-        kdkit.run(taught(), out=tmp_path / f"seed{seed}", seed=seed, **CPU)
-    assert asked.samples() == ROWS
+    assert teacher_calls.samples("teacher") + teacher_calls.samples("assistant") == 0
+    for seed in (1, 2):  # for students of other seeds
+        kdkit.run(make_recipe(), out=tmp_path / f"seed{seed}", seed=seed, **CPU)
+    assert teacher_calls.samples() == ROWS
 
 
-def test_only_what_is_missing_is_asked_for(asked, tmp_path):
-    run(taught(epochs=1), out=tmp_path / "first")
-    folder = next(each for each in (tmp_path / "teacher_cache").iterdir() if each.is_dir())
-    known = bytearray((folder / "known").read_bytes())
-    known[::2] = bytes(len(known[::2]))  # as if every second one had never been asked for
-    (folder / "known").write_bytes(known)
-    asked.calls.clear()
-    exact = run(taught(epochs=3), out=tmp_path / "second")
-    told_of = sum(size for _, size in asked.calls) - 4 * 4 - 4  # but for rehearsals, the trial and the audit
-    assert 0 < told_of <= ROWS // 2 + 8
-    whole = run(taught(epochs=3), teacher_cache="off")
-    assert torch.allclose(exact[0]["head.weight"], whole[0]["head.weight"], atol=1e-5)
+def test_a_teacher_runs_on_the_missing_samples_only(teacher_calls, tmp_path):
+    run(make_recipe(epochs=1), out=tmp_path / "first")
+    entry = next(path for path in (tmp_path / "teacher_cache").iterdir() if path.is_dir())
+    flags = bytearray((entry / "written").read_bytes())
+    flags[::2] = bytes(len(flags[::2]))  # as if every second sample had never been computed
+    (entry / "written").write_bytes(flags)
+    teacher_calls.calls.clear()
+    cached = run(make_recipe(epochs=3), out=tmp_path / "second")
+    computed = sum(size for _, size in teacher_calls.calls) - 4 * 4 - 4  # except for dry runs, the probe and the audit
+    assert 0 < computed <= ROWS // 2 + 8
+    uncached = run(make_recipe(epochs=3), teacher_cache="off")
+    assert torch.allclose(cached[0]["head.weight"], uncached[0]["head.weight"], atol=1e-5)
 
 
-OTHERS = {
-    "another weight": {"teacher": lambda: net(12, 9, "teacher", trained=True)},
-    "other data": {"data": lambda: Drawn(noise=0.6)},
-    "fewer samples": {"data": lambda: Drawn(rows=16)},
-    "another draw": {"data": lambda: Drawn(2)},
-    "other classes": {"teacher": lambda: net(12, 1, "teacher", trained=True, classes=("a", "c", "b"))},
-    "another form": {"teacher_cache": lambda: CacheSettings(dtype="fp16")},
+CHANGES = {
+    "another weight": {"teacher": lambda: make_net(12, 9, "teacher", trained=True)},
+    "other data": {"data": lambda: NoisyData(noise=0.6)},
+    "fewer samples": {"data": lambda: NoisyData(rows=16)},
+    "another draw": {"data": lambda: NoisyData(2)},
+    "other classes": {"teacher": lambda: make_net(12, 1, "teacher", trained=True, classes=("a", "c", "b"))},
+    "another dtype": {"teacher_cache": lambda: CacheSettings(dtype="fp16")},
 }
 
 
-@pytest.mark.parametrize("changes", OTHERS.values(), ids=OTHERS)
-def test_what_is_another_never_meets_an_old_answer(changes, asked, tmp_path):
-    kdkit.run(taught(), out=tmp_path / "first", **CPU)
-    asked.calls.clear()
-    other = taught(**{name: make() for name, make in changes.items()})
-    kdkit.run(other, out=tmp_path / "second", **CPU)
-    assert asked.samples() == len(other.data.train) * (other.data.draws or 1)
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
+def test_after_a_change_no_earlier_output_is_used(changes, teacher_calls, tmp_path):
+    kdkit.run(make_recipe(), out=tmp_path / "first", **CPU)
+    teacher_calls.calls.clear()
+    changed = make_recipe(**{name: make() for name, make in changes.items()})
+    kdkit.run(changed, out=tmp_path / "second", **CPU)
+    assert teacher_calls.samples() == len(changed.data.train) * (changed.data.draws or 1)
     assert len(CacheFolder(tmp_path / "teacher_cache").kept()) == 2
 
 
-def test_a_view_of_other_code_never_meets_an_old_answer(asked, tmp_path):
+def test_after_a_change_of_the_view_no_earlier_output_is_used(teacher_calls, tmp_path):
     class View:
         key = "the same"
 
@@ -128,27 +131,29 @@ def test_a_view_of_other_code_never_meets_an_old_answer(asked, tmp_path):
 
     for count, sign in enumerate((1, -1, 1)):
         kdkit.run(
-            taught(teacher=net(12, 1, "teacher", trained=True, view=View(sign))), out=tmp_path / f"{count}", **CPU
+            make_recipe(teacher=make_net(12, 1, "teacher", trained=True, view=View(sign))),
+            out=tmp_path / f"{count}",
+            **CPU,
         )
-        assert asked.samples() == (ROWS if count < 2 else 0)
+        assert teacher_calls.samples() == (ROWS if count < 2 else 0)
 
 
 @pytest.mark.parametrize(
     "teacher_cache", [CacheSettings(dtype="fp16"), CacheSettings(top=1), CacheSettings(dtype="fp16", top=2)]
 )
-def test_a_lossy_form_gives_the_same_figures_whether_it_is_recorded_or_not(teacher_cache, asked, tmp_path):
-    recorded = run(taught(teacher_cache=teacher_cache), out=tmp_path / "first")
-    assert asked.samples() == ROWS
-    again = run(taught(teacher_cache=teacher_cache), out=tmp_path / "second")
-    unrecorded = run(taught(teacher_cache=teacher_cache, epochs=3), teacher_cache="off")
-    exact = run(taught())
-    assert same(recorded[0], again[0])
-    assert torch.allclose(recorded[0]["head.weight"], unrecorded[0]["head.weight"], atol=2e-3)
-    assert not torch.equal(recorded[0]["head.weight"], exact[0]["head.weight"])
+def test_rounded_outputs_are_the_same_with_and_without_a_cache(teacher_cache, teacher_calls, tmp_path):
+    first = run(make_recipe(teacher_cache=teacher_cache), out=tmp_path / "first")
+    assert teacher_calls.samples() == ROWS
+    second = run(make_recipe(teacher_cache=teacher_cache), out=tmp_path / "second")
+    uncached = run(make_recipe(teacher_cache=teacher_cache, epochs=3), teacher_cache="off")
+    exact = run(make_recipe())
+    assert same(first[0], second[0])
+    assert torch.allclose(first[0]["head.weight"], uncached[0]["head.weight"], atol=2e-3)
+    assert not torch.equal(first[0]["head.weight"], exact[0]["head.weight"])
 
 
-class Whole(nn.Module):
-    """Normalises by the batch that it is shown."""
+class BatchCentered(nn.Module):
+    """Subtracts the mean of the batch."""
 
     def __init__(self):
         super().__init__()
@@ -159,53 +164,56 @@ class Whole(nn.Module):
 
 
 def hooked():
-    teacher = net(12, 1, "teacher", trained=True)
+    teacher = make_net(12, 1, "teacher", trained=True)
     teacher.module.head.register_forward_hook(lambda *_: None)
     return teacher
 
 
 REASONS = {
-    "randomness of its own": ({"draws": None}, "the data's randomness is its own"),
-    "as many draws as epochs": ({"draws": 3}, "in 3 epochs of 3 draws nothing is asked twice"),
-    "the batch matters": ({"teacher": lambda: kdkit.Net("teacher", Whole(), trained=True)}, "the others in its batch"),
-    "a hook": ({"teacher": hooked}, "has a hook of its own"),
+    "unknown draws": ({"draws": None}, "the number of draws of the data is unknown"),
+    "as many draws as epochs": ({"draws": 3}, "in 3 epochs of 3 draws no output is needed twice"),
+    "the batch matters": (
+        {"teacher": lambda: kdkit.Net("teacher", BatchCentered(), trained=True)},
+        "its output for a sample depends on the other samples in the batch",
+    ),
+    "a hook": ({"teacher": hooked}, "has a user-defined forward hook"),
 }
 
 
 @pytest.mark.parametrize(("changes", "reason"), REASONS.values(), ids=REASONS)
-def test_where_it_cannot_be_exact_teachers_are_asked_at_every_step_and_the_reason_is_said(changes, reason, asked):
-    recipe = taught(**{name: value() if callable(value) else value for name, value in changes.items()})
+def test_a_teacher_that_is_not_cached_runs_at_every_step_and_a_notice_gives_the_reason(changes, reason, teacher_calls):
+    recipe = make_recipe(**{name: value() if callable(value) else value for name, value in changes.items()})
     _, _, notices = run(recipe)
-    assert asked.samples() == 3 * ROWS
-    assert any("asked at every step" in notice and reason in notice for notice in notices), notices
+    assert teacher_calls.samples() == 3 * ROWS
+    assert any("not cached: " in notice and reason in notice for notice in notices), notices
 
 
-def test_a_loader_says_why_nothing_is_recorded():
+def test_with_a_loader_a_notice_gives_the_reason():
     stream = TorchData(DataLoader(samples(24), 8), samples(12, 1), samples(12, 1), classes=("a", "b", "c"))
-    _, _, notices = run(taught(data=stream))
+    _, _, notices = run(make_recipe(data=stream))
     assert any("have no ids" in notice for notice in notices)
-    assert run(taught(), teacher_cache="off")[2] == []
+    assert run(make_recipe(), teacher_cache="off")[2] == []
 
 
-def test_a_run_that_no_other_shares_keeps_nothing_and_one_with_a_folder_does(asked, tmp_path, monkeypatch):
+def test_a_run_without_a_folder_leaves_no_files_and_one_with_a_folder_does(teacher_calls, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
-    run(taught())
+    run(make_recipe())
     assert list((tmp_path / "temporary").iterdir()) == []
-    run(taught(draws=3), teacher_cache=tmp_path / "mine")  # for later runs, although nothing is asked twice in this one
-    asked.calls.clear()
-    run(taught(draws=3), teacher_cache=tmp_path / "mine")
-    assert asked.samples() == 0
+    run(make_recipe(draws=3), teacher_cache=tmp_path / "mine")  # for later runs: this one needs no output twice
+    teacher_calls.calls.clear()
+    run(make_recipe(draws=3), teacher_cache=tmp_path / "mine")
+    assert teacher_calls.samples() == 0
 
 
-def test_where_there_is_no_room_the_reason_is_said(asked, tmp_path):
-    _, _, notices = run(taught(), out=tmp_path / "run", teacher_cache_size=1e-8)
+def test_without_room_a_notice_gives_the_reason(teacher_calls, tmp_path):
+    _, _, notices = run(make_recipe(), out=tmp_path / "run", teacher_cache_size=1e-8)
     assert "(--teacher-cache-size)" in notices[0]
-    assert asked.samples() == 3 * ROWS
+    assert teacher_calls.samples() == 3 * ROWS
 
 
-class Promised(Dataset):
-    """Samples that kdkit cannot see all of, which are promised to stay the same."""
+class FixedDataset(Dataset):
+    """Samples that always stay the same; kdkit cannot see all of them."""
 
     def __init__(self, count):
         self.inputs, self.labels = samples(count).tensors
@@ -217,81 +225,121 @@ class Promised(Dataset):
         return self.inputs[row], self.labels[row]
 
 
-def test_answers_about_data_that_cannot_be_seen_whole_are_of_one_run(asked, tmp_path):
+def test_outputs_for_data_without_a_digest_are_cached_for_one_run(teacher_calls, tmp_path):
     def data():
-        return TorchData(Promised(ROWS), Promised(12), Promised(12), classes=("a", "b", "c"), draws=1)
+        return TorchData(FixedDataset(ROWS), FixedDataset(12), FixedDataset(12), classes=("a", "b", "c"), draws=1)
 
     for name in ("first", "second"):
-        _, _, notices = run(taught(data=data()), out=tmp_path / name)
-        assert asked.samples() == ROWS
-        assert "for this run alone" in notices[0]
+        _, _, notices = run(make_recipe(data=data()), out=tmp_path / name)
+        assert teacher_calls.samples() == ROWS
+        assert "teacher outputs are cached for this run only" in notices[0]
         assert not (tmp_path / name / "teacher_cache").exists()
 
 
-def test_a_stage_that_shares_a_part_with_its_teacher_is_not_recorded(asked):
-    teacher, student = net(4, 1, "teacher", trained=True), net(4, 2, "student")
+def test_a_teacher_that_shares_a_module_with_the_student_is_not_cached(teacher_calls):
+    teacher, student = make_net(4, 1, "teacher", trained=True), make_net(4, 2, "student")
     teacher.module.head.requires_grad_(False)
     student.module.head = teacher.module.head
     objective = kdkit.Match(teacher, kdkit.losses.SoftTargets())
-    recipe = kdkit.Recipe(data=Drawn(), schedule=[kdkit.Stage({student: objective}, training(epochs=3))])
+    recipe = kdkit.Recipe(data=NoisyData(), schedule=[kdkit.Stage({student: objective}, training(epochs=3))])
     _, _, notices = run(recipe)
     assert "it shares a Linear with what is trained" in notices[0]
-    assert asked.samples() == 3 * ROWS
+    assert teacher_calls.samples() == 3 * ROWS
 
 
-def spoiled(folder: Path) -> None:
-    """Change a recorded answer behind kdkit's back."""
-    for each in folder.glob("*/output"):
-        values = torch.from_file(str(each), shared=True, size=ROWS * 3, dtype=torch.float32)
+def change_cached_outputs(folder: Path) -> None:
+    for path in folder.glob("*/output"):
+        values = torch.from_file(str(path), shared=True, size=ROWS * 3, dtype=torch.float32)
         values += 0.01
 
 
-def test_an_audit_stops_a_run_whose_recorded_answers_are_not_the_teachers(tmp_path):
-    kdkit.run(taught(), out=tmp_path / "first", **CPU)
-    spoiled(tmp_path / "teacher_cache")
-    with pytest.raises(CacheError, match=r"'teacher' does not say what is recorded.*--delete [0-9a-f]{12}\)"):
-        kdkit.run(taught(), out=tmp_path / "second", **CPU)
-    kdkit.run(taught(), out=tmp_path / "third", teacher_cache="off", **CPU)
-    kdkit.run(taught(teacher_cache=CacheSettings(audit=0)), out=tmp_path / "fourth", **CPU)
+def test_the_audit_stops_a_run_whose_cached_outputs_are_not_the_teachers(tmp_path):
+    kdkit.run(make_recipe(), out=tmp_path / "first", **CPU)
+    change_cached_outputs(tmp_path / "teacher_cache")
+    with pytest.raises(
+        CacheError, match=r"output of net 'teacher' is not what it computes now.*--delete [0-9a-f]{12}\)"
+    ):
+        kdkit.run(make_recipe(), out=tmp_path / "second", **CPU)
+    kdkit.run(make_recipe(), out=tmp_path / "third", teacher_cache="off", **CPU)
+    kdkit.run(make_recipe(teacher_cache=CacheSettings(audit=0)), out=tmp_path / "fourth", **CPU)
 
 
-def test_an_audit_stops_a_run_whose_teacher_is_tampered_with_while_it_goes_on():
-    teacher = net(12, 1, "teacher", trained=True)
+def test_the_audit_stops_a_run_whose_teacher_changes_meanwhile():
+    teacher = make_net(12, 1, "teacher", trained=True)
 
-    class Tamperer:
+    class ChangeTeacher:
         @kdkit.hookimpl
         def epoch_ended(self, event):
             with torch.no_grad():
                 teacher.module.head.bias += 0.1
 
-    with pytest.raises(CacheError, match="of the largest figure away"):
-        kdkit.run(taught(teacher=teacher, teacher_cache=CacheSettings(audit=0.5)), callbacks=[Tamperer()], **CPU)
+    with pytest.raises(CacheError, match=r"differs by .* of the largest value"):
+        kdkit.run(
+            make_recipe(teacher=teacher, teacher_cache=CacheSettings(audit=0.5)), callbacks=[ChangeTeacher()], **CPU
+        )
 
 
-def test_audits_ask_for_their_share_and_no_more(asked):
-    run(taught(epochs=101, teacher_cache=CacheSettings(audit=0.02)))
-    assert sum(size for _, size in asked.calls if size == 4) == pytest.approx(ROWS * 100 * 0.02, abs=4 + 4 * 4 + 8)
+class ReadsFile(nn.Module):
+    """Scales by a number in a file, which no key can show."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.head, self.path = nn.Linear(6, 3), path
+
+    def forward(self, inputs):
+        return self.head(inputs) * float(self.path.read_text())
 
 
-def test_an_audit_does_not_move_a_figure():
-    assert same(
-        run(taught(teacher_cache=CacheSettings(audit=1.0)))[0], run(taught(teacher_cache=CacheSettings(audit=0)))[0]
+def reads_file(path):
+    torch.manual_seed(1)
+    return kdkit.Net("teacher", ReadsFile(path), trained=True)
+
+
+def test_the_audit_stops_a_run_whose_teacher_reads_a_file_that_changed(tmp_path):
+    scale = tmp_path / "scale.txt"
+    scale.write_text("1.0")
+    kdkit.run(make_recipe(teacher=reads_file(scale)), out=tmp_path / "first", **CPU)
+    kdkit.run(make_recipe(teacher=reads_file(scale)), out=tmp_path / "second", **CPU)
+    scale.write_text("1.1")
+    with pytest.raises(CacheError, match="changed in a way that the key does not cover"):
+        kdkit.run(make_recipe(teacher=reads_file(scale)), out=tmp_path / "third", **CPU)
+
+
+def test_the_audit_stops_a_run_with_a_patched_library(tmp_path, monkeypatch):
+    kdkit.run(make_recipe(), out=tmp_path / "first", **CPU)
+    original = nn.BatchNorm1d.forward
+    monkeypatch.setattr(nn.BatchNorm1d, "forward", lambda self, inputs: original(self, inputs) + 0.5)
+    with pytest.raises(CacheError, match="changed in a way that the key does not cover"):
+        kdkit.run(make_recipe(), out=tmp_path / "second", **CPU)
+
+
+def test_the_audit_runs_the_teacher_on_its_share_of_the_samples(teacher_calls):
+    run(make_recipe(epochs=101, teacher_cache=CacheSettings(audit=0.02)))
+    assert sum(size for _, size in teacher_calls.calls if size == 4) == pytest.approx(
+        ROWS * 100 * 0.02, abs=4 + 4 * 4 + 8
     )
 
 
-def test_a_full_disk_ends_the_recording_and_not_the_run(asked, monkeypatch):
+def test_the_audit_does_not_change_the_weights():
+    assert same(
+        run(make_recipe(teacher_cache=CacheSettings(audit=1.0)))[0],
+        run(make_recipe(teacher_cache=CacheSettings(audit=0)))[0],
+    )
+
+
+def test_a_full_disk_ends_the_caching_and_not_the_run(teacher_calls, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("kdkit.teachers.cache.store.Store.write", full)
-    with pytest.warns(UserWarning, match="asked at every step from now on: .*No space left"):
-        recorded = run(taught())
-    assert asked.samples() == 3 * ROWS + 8  # the first batch twice
-    assert same(recorded[0], run(taught(), teacher_cache="off")[0])
+    with pytest.warns(UserWarning, match="net 'teacher' is no longer cached: .*No space left"):
+        first = run(make_recipe())
+    assert teacher_calls.samples() == 3 * ROWS + 8  # the first batch twice
+    assert same(first[0], run(make_recipe(), teacher_cache="off")[0])
 
 
-def test_batches_that_say_nothing_of_their_samples_are_asked_for(asked):
-    class Unsaid(Drawn):
+def test_a_teacher_runs_on_batches_without_draws(teacher_calls):
+    class WithoutDraws(NoisyData):
         @property
         def train(self):
             return self._train
@@ -304,115 +352,118 @@ def test_batches_that_say_nothing_of_their_samples_are_asked_for(asked):
             )
             self._train = split
 
-    _, _, notices = run(taught(data=Unsaid()))
-    assert "do not say which draw" in notices[0]
-    assert asked.samples() == 3 * ROWS
+    _, _, notices = run(make_recipe(data=WithoutDraws()))
+    assert "its batches have no ids or no draw number" in notices[0]
+    assert teacher_calls.samples() == 3 * ROWS
 
 
-def test_the_largest_outputs_are_kept_of_one_class_per_sample_only():
-    class Several(Drawn):
+def test_top_is_for_multiclass_data_only():
+    class MultilabelData(NoisyData):
         task = "multilabel"
 
-    recipe = taught(data=Several(), teacher_cache=CacheSettings(top=1), metrics=(kdkit.metrics.MacroF1(),))
+    recipe = make_recipe(data=MultilabelData(), teacher_cache=CacheSettings(top=1), metrics=(kdkit.metrics.MacroF1(),))
     assert any("cut to their 1 largest" in problem for problem in kdkit.check(recipe).problems)
     with pytest.raises(RecipeError, match=r"answers is Answers\("):
-        taught(teacher_cache="fp16")
+        make_recipe(teacher_cache="fp16")
     with pytest.raises(CheckError, match="cut to their 1 largest"):
-        kdkit.run(taught(data=Several(), teacher_cache=CacheSettings(top=1), metrics=(kdkit.metrics.MacroF1(),)), **CPU)
+        kdkit.run(
+            make_recipe(data=MultilabelData(), teacher_cache=CacheSettings(top=1), metrics=(kdkit.metrics.MacroF1(),)),
+            **CPU,
+        )
 
 
-def test_a_run_whose_form_differs_is_not_gone_on_with(tmp_path):
-    kdkit.run(taught(epochs=1), out=tmp_path / "run", **CPU)
+def test_a_run_with_other_cache_settings_is_not_resumed(tmp_path):
+    kdkit.run(make_recipe(epochs=1), out=tmp_path / "run", **CPU)
     with pytest.raises(kdkit.errors.RunFolderError, match="differs in its teacher cache"):
-        kdkit.run(taught(epochs=1, teacher_cache=CacheSettings(top=1)), out=tmp_path / "run", resume=True, **CPU)
-    kdkit.run(taught(epochs=1, teacher_cache=CacheSettings(audit=0.5)), out=tmp_path / "run", resume=True, **CPU)
+        kdkit.run(make_recipe(epochs=1, teacher_cache=CacheSettings(top=1)), out=tmp_path / "run", resume=True, **CPU)
+    kdkit.run(make_recipe(epochs=1, teacher_cache=CacheSettings(audit=0.5)), out=tmp_path / "run", resume=True, **CPU)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_answers_of_half_precision_are_recorded(precision, asked, tmp_path):
-    first = run(taught(), out=tmp_path / "first", precision=precision)
-    assert asked.samples() == ROWS
-    second = run(taught(), out=tmp_path / "second", precision=precision)
-    assert asked.samples() == 0
+def test_outputs_in_half_precision_are_cached(precision, teacher_calls, tmp_path):
+    first = run(make_recipe(), out=tmp_path / "first", precision=precision)
+    assert teacher_calls.samples() == ROWS
+    second = run(make_recipe(), out=tmp_path / "second", precision=precision)
+    assert teacher_calls.samples() == 0
     assert same(first[0], second[0])
 
 
-def test_workers_fetch_batches_whose_answers_are_read(asked):
+def test_batches_from_worker_processes_hit_in_the_cache(teacher_calls):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of Python, about forks in a process with threads
-        run(taught(training={"workers": 1}))
-    assert asked.samples() == ROWS
+        run(make_recipe(training={"workers": 1}))
+    assert teacher_calls.samples() == ROWS
 
 
-def test_a_folder_that_is_deleted_under_a_run_costs_it_nothing(asked, tmp_path):
-    class Deleter:
+def test_a_run_continues_if_its_cache_folder_is_deleted(teacher_calls, tmp_path):
+    class DeleteFolder:
         @kdkit.hookimpl
         def epoch_ended(self, event):
             shutil.rmtree(tmp_path / "teacher_cache", ignore_errors=True)
 
-    kdkit.run(taught(), out=tmp_path / "run", callbacks=[Deleter()], **CPU)
-    assert asked.samples() == ROWS
-    run(taught(), out=tmp_path / "again")
-    assert asked.samples() == ROWS
+    kdkit.run(make_recipe(), out=tmp_path / "run", callbacks=[DeleteFolder()], **CPU)
+    assert teacher_calls.samples() == ROWS
+    run(make_recipe(), out=tmp_path / "again")
+    assert teacher_calls.samples() == ROWS
 
 
-def test_a_view_without_a_key_is_a_reason_and_no_error(asked):
-    class Plain:
+def test_a_view_without_a_key_is_a_reason_and_no_error(teacher_calls):
+    class ViewWithoutKey:
         def __call__(self, batch):
             return (batch.inputs,), {}
 
-    _, _, notices = run(taught(teacher=net(12, 1, "teacher", trained=True, view=Plain())))
-    assert "it cannot be looked at (AttributeError" in notices[0]
-    assert asked.samples() == 3 * ROWS
+    _, _, notices = run(make_recipe(teacher=make_net(12, 1, "teacher", trained=True, view=ViewWithoutKey())))
+    assert "its key cannot be computed (AttributeError" in notices[0]
+    assert teacher_calls.samples() == 3 * ROWS
 
 
-def test_a_run_whose_data_cannot_be_seen_whole_goes_on_to_the_same_bits(tmp_path):
+def test_a_run_with_data_without_a_digest_resumes_to_the_same_bits(tmp_path):
     def data():
-        return TorchData(Promised(ROWS), Promised(12), Promised(12), classes=("a", "b", "c"), draws=1)
+        return TorchData(FixedDataset(ROWS), FixedDataset(12), FixedDataset(12), classes=("a", "b", "c"), draws=1)
 
-    class Stopper:
+    class StopAfterTwoEpochs:
         @kdkit.hookimpl
         def epoch_ended(self, event):
             if event.epoch == 1:
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        kdkit.run(taught(data=data()), out=tmp_path / "cut", callbacks=[Stopper()], **CPU)
+        kdkit.run(make_recipe(data=data()), out=tmp_path / "cut", callbacks=[StopAfterTwoEpochs()], **CPU)
     assert (tmp_path / "cut" / "teacher_cache").exists()
-    cut = run(taught(data=data()), out=tmp_path / "cut", resume=True)
-    assert same(cut[0], run(taught(data=data()), out=tmp_path / "whole")[0])
+    cut = run(make_recipe(data=data()), out=tmp_path / "cut", resume=True)
+    assert same(cut[0], run(make_recipe(data=data()), out=tmp_path / "whole")[0])
     assert not (tmp_path / "cut" / "teacher_cache").exists()
 
 
-def test_the_members_of_a_panel_are_recorded_and_a_past_is_not(asked):
-    teachers = [net(12, seed, name, trained=True) for seed, name in ((1, "teacher"), (3, "other"))]
-    student = net(4, 2, "student")
-    panel = kdkit.Match(
+def test_the_members_of_teachers_are_cached_and_past_is_not(teacher_calls):
+    teachers = [make_net(12, seed, name, trained=True) for seed, name in ((1, "teacher"), (3, "second"))]
+    student = make_net(4, 2, "student")
+    from_all = kdkit.Match(
         kdkit.Teachers(*teachers), kdkit.losses.PerTeacher(kdkit.losses.SoftTargets(), weights="confidence")
     )
     past = 0.1 * kdkit.Match(kdkit.Past(student), kdkit.losses.PSKD())
-    stage = kdkit.Stage({student: panel + past}, training(epochs=3))
-    first = run(kdkit.Recipe(data=Drawn(), schedule=[stage]))
+    stage = kdkit.Stage({student: from_all + past}, training(epochs=3))
+    first = run(kdkit.Recipe(data=NoisyData(), schedule=[stage]))
     assert first[2] == []
-    assert asked.samples("teacher") == ROWS
-    asked.calls.clear()
+    assert teacher_calls.samples("teacher") == ROWS
+    teacher_calls.calls.clear()
 
 
-def test_a_teacher_that_is_trained_further_is_asked_again(asked, tmp_path):
-    teacher, student = net(12, 1, "teacher", trained=True), net(4, 2, "student")
+def test_a_teacher_that_is_trained_further_runs_again(teacher_calls, tmp_path):
+    teacher, student = make_net(12, 1, "teacher", trained=True), make_net(4, 2, "student")
     match = kdkit.Match(teacher, kdkit.losses.SoftTargets())
     stages = [
         kdkit.Stage({student: match}, training(epochs=2), name="before"),
         kdkit.Stage({teacher: kdkit.Truth(nn.CrossEntropyLoss())}, training(epochs=1)),
         kdkit.Stage({student: match}, training(epochs=2), name="after"),
     ]
-    kdkit.run(kdkit.Recipe(data=Drawn(), schedule=[*stages]), out=tmp_path / "run", **CPU)
-    assert asked.samples() == 2 * ROWS
+    kdkit.run(kdkit.Recipe(data=NoisyData(), schedule=[*stages]), out=tmp_path / "run", **CPU)
+    assert teacher_calls.samples() == 2 * ROWS
     assert len(CacheFolder(tmp_path / "teacher_cache").kept()) == 2
 
 
-def test_ids_of_another_type_or_layout_are_found(asked):
-    class Odd(Drawn):
+def test_ids_of_another_dtype_or_layout_hit(teacher_calls):
+    class OtherIds(NoisyData):
         def __init__(self):
             super().__init__()
             split, original = self.train, self.train.batch
@@ -420,14 +471,14 @@ def test_ids_of_another_type_or_layout_are_found(asked):
                 original(rows, draw), ids=split.ids.int()[rows].repeat(2, 1).T[:, 0]
             )
 
-    assert run(taught(data=Odd()))[2] == []
-    assert asked.samples() == ROWS
+    assert run(make_recipe(data=OtherIds()))[2] == []
+    assert teacher_calls.samples() == ROWS
 
 
-def test_data_without_ids_is_a_reason_and_no_error(asked):
-    data = Drawn()
+def test_data_without_ids_is_a_reason_and_no_error(teacher_calls):
+    data = NoisyData()
     split = data.train
-    data.train = type("Bare", (), {"__len__": lambda self: ROWS, "batch": lambda self, *a: split.batch(*a)})()
-    _, _, notices = run(taught(data=data))
-    assert "the data cannot be looked at (AttributeError" in notices[0]
-    assert asked.samples() == 3 * ROWS
+    data.train = type("WithoutIds", (), {"__len__": lambda self: ROWS, "batch": lambda self, *a: split.batch(*a)})()
+    _, _, notices = run(make_recipe(data=data))
+    assert "the data cannot be identified (AttributeError" in notices[0]
+    assert teacher_calls.samples() == 3 * ROWS

@@ -1,4 +1,4 @@
-"""Recorded answers under several processes, one of which is killed, and the command that lists them."""
+"""The teacher cache with several processes, one of which is killed, and the command that lists its entries."""
 
 import re
 import shutil
@@ -15,7 +15,7 @@ import torch
 from tests.helpers.command_line import environment
 
 RECIPE = '''
-"""A student of a teacher that writes down how many samples it is asked for."""
+"""A student of a teacher that logs each batch of the full size that it runs on."""
 
 import os
 import time
@@ -32,13 +32,13 @@ from kdkit.losses import SoftTargets
 from kdkit.teachers.cache import store
 
 if "EAGER" in os.environ:
-    store._SECONDS = store._PAUSES = 0  # flush after each batch
+    store._FLUSH_SECONDS = store._FLUSH_RATIO = 0  # flush after each batch
 
 
 def teacher(inputs: Tensor) -> Tensor:
     if len(inputs) == 8:
-        with Path(os.environ["WHO"]).open("a") as log:
-            log.write("asked ")
+        with Path(os.environ["LOG"]).open("a") as log:
+            log.write("batch ")
     return 2 * inputs[:, :3] + 1
 
 
@@ -73,25 +73,25 @@ def folder(tmp_path):
 
 @pytest.fixture
 def begin(folder):
-    """Begin a run in a process of its own; none of them outlives the test."""
-    begun: list[subprocess.Popen[str]] = []
+    """Return a function that starts a run in a new process; all of them are killed after the test."""
+    processes: list[subprocess.Popen[str]] = []
 
-    def one(who, **env):
-        begun.append(process_of(folder, who, **env))
-        return begun[-1]
+    def start(name, **env):
+        processes.append(start_run(folder, name, **env))
+        return processes[-1]
 
-    yield one
-    for each in begun:
-        each.kill()
-        each.communicate(timeout=30)
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate(timeout=30)
 
 
-def process_of(folder: Path, who: str, **env: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "kdkit", "run", "mine.py", "--device", "cpu", "--out", f"runs/{who}"]
+def start_run(folder: Path, name: str, **env: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "kdkit", "run", "mine.py", "--device", "cpu", "--out", f"runs/{name}"]
     return subprocess.Popen(
         command,
         cwd=folder,
-        env=environment(WHO=f"{who}.log", **env),
+        env=environment(LOG=f"{name}.log", **env),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -99,18 +99,18 @@ def process_of(folder: Path, who: str, **env: str) -> subprocess.Popen[str]:
 
 
 @pytest.fixture
-def here(kdkit_here, folder, monkeypatch):
-    """Run in this process, to the end."""
+def run_in_process(kdkit_here, folder, monkeypatch):
+    """Return a function that runs the recipe in this process."""
 
-    def run(who, *options):
-        monkeypatch.setenv("WHO", f"{who}.log")
-        said = kdkit_here("run", "mine.py", "--device", "cpu", "-q", "--out", f"runs/{who}", *options)
-        assert said.code == 0, said.err
+    def run(name, *options):
+        monkeypatch.setenv("LOG", f"{name}.log")
+        result = kdkit_here("run", "mine.py", "--device", "cpu", "-q", "--out", f"runs/{name}", *options)
+        assert result.code == 0, result.err
 
     return run
 
 
-def until_it_waits(folder: Path, process: subprocess.Popen[str]) -> None:
+def wait_until_paused(folder: Path, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 90
     while not (folder / "waiting").exists():
         assert process.poll() is None, process.communicate()[0]
@@ -118,86 +118,87 @@ def until_it_waits(folder: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-def ended(process: subprocess.Popen[str]) -> str:
+def wait_for_end(process: subprocess.Popen[str]) -> str:
     out, _ = process.communicate(timeout=90)
     assert process.returncode == 0, out
     return out
 
 
-def asked(folder: Path, who: str) -> int:
-    log = folder / f"{who}.log"
-    return log.read_text().count("asked") if log.exists() else 0
+def teacher_batches(folder: Path, name: str) -> int:
+    """Return the number of full batches that the teacher ran on."""
+    log = folder / f"{name}.log"
+    return log.read_text().count("batch") if log.exists() else 0
 
 
-def known_rows(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return which rows are known on the disk, and what stands in all of them."""
-    (place,) = (each.parent for each in (folder / "runs" / "teacher_cache").glob("*/meta.json"))
-    known = torch.frombuffer(bytearray((place / "known").read_bytes()), dtype=torch.uint8).bool()
-    return known, torch.frombuffer(bytearray((place / "output").read_bytes()), dtype=torch.float32).view(32, 3)
+def rows_on_disk(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return which rows are written, (rows,) bool, and all rows of outputs, (rows, classes)."""
+    (entry,) = (meta.parent for meta in (folder / "runs" / "teacher_cache").glob("*/meta.json"))
+    written = torch.frombuffer(bytearray((entry / "written").read_bytes()), dtype=torch.uint8).bool()
+    return written, torch.frombuffer(bytearray((entry / "output").read_bytes()), dtype=torch.float32).view(32, 3)
 
 
-def test_two_processes_share_answers_and_one_of_them_writes(folder, begin, here):
+def test_two_processes_share_outputs_and_one_of_them_writes(folder, begin, run_in_process):
     early = begin("early", WAIT="0 1")
-    until_it_waits(folder, early)
-    ended(begin("beside"))  # nothing was flushed yet: it asks by itself, and records nothing
-    assert asked(folder, "beside") == 3 * BATCHES
-    assert not known_rows(folder)[0].any()
+    wait_until_paused(folder, early)
+    wait_for_end(begin("second"))  # nothing was flushed yet: its teacher runs at every step, and it writes nothing
+    assert teacher_batches(folder, "second") == 3 * BATCHES
+    assert not rows_on_disk(folder)[0].any()
     (folder / "go").touch()
-    ended(early)
-    assert asked(folder, "early") == BATCHES
-    known, output = known_rows(folder)
-    assert known.all()
-    here("late")
-    assert asked(folder, "late") == 0
+    wait_for_end(early)
+    assert teacher_batches(folder, "early") == BATCHES
+    written, output = rows_on_disk(folder)
+    assert written.all()
+    run_in_process("late")
+    assert teacher_batches(folder, "late") == 0
     inputs = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
     assert torch.equal(output, 2 * inputs[:, :3] + 1)
 
 
-def test_a_process_that_is_killed_leaves_no_row_without_its_data(folder, begin, here):
+def test_a_process_that_is_killed_leaves_no_row_without_its_data(folder, begin, run_in_process):
     inputs = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
     killed = begin("run", WAIT="0 2", EAGER="1")
-    until_it_waits(folder, killed)
-    beside = begin("beside", WAIT="0 0")  # reads while the other has the lock, and writes once it is killed
+    wait_until_paused(folder, killed)
+    survivor = begin("survivor", WAIT="0 0")  # reads while the first has the lock, and writes once that is killed
     killed.send_signal(signal.SIGKILL)
     killed.communicate(timeout=30)
-    known, output = known_rows(folder)
-    assert int(known.sum()) == 3 * 8
-    assert torch.equal(output[known], (2 * inputs[:, :3] + 1)[known])
+    written, output = rows_on_disk(folder)
+    assert int(written.sum()) == 3 * 8
+    assert torch.equal(output[written], (2 * inputs[:, :3] + 1)[written])
     (folder / "go").touch()
-    ended(beside)
-    assert asked(folder, "beside") == BATCHES - 3
-    assert known_rows(folder)[0].all()
+    wait_for_end(survivor)
+    assert teacher_batches(folder, "survivor") == BATCHES - 3
+    assert rows_on_disk(folder)[0].all()
     shutil.rmtree(folder / "runs" / "run")
-    here("run")
-    assert asked(folder, "run") == 3  # those from before it was killed
+    run_in_process("run")
+    assert teacher_batches(folder, "run") == 3  # the batches from before it was killed
 
 
-def test_answers_are_listed_and_deleted_by_the_command(kdkit_here, here):
-    here("one")
-    said = kdkit_here("cache")
-    assert said.code == 0, said.err
-    assert re.search(r"teacher\W+inputs.*32 of 32", said.out)
-    assert kdkit_here("cache", "runs/teacher_cache", "--keep", 1).out == said.out
+def test_the_command_lists_and_deletes_entries(kdkit_here, run_in_process):
+    run_in_process("first")
+    listed = kdkit_here("cache")
+    assert listed.code == 0, listed.err
+    assert re.search(r"teacher\W+inputs.*32 of 32", listed.out)
+    assert kdkit_here("cache", "runs/teacher_cache", "--keep", 1).out == listed.out
     wrong = kdkit_here("cache", "--delete", "teachr")
     assert (wrong.code, "did you mean 'teacher'" in wrong.err) == (2, True)
     deleted = kdkit_here("cache", "--delete", "teacher")
     assert "deleted 1 of them" in deleted.out
-    assert "no answers are recorded in runs/teacher_cache" in deleted.out
+    assert "there are no cached outputs in runs/teacher_cache" in deleted.out
     nowhere = kdkit_here("cache", "elsewhere")
     assert (nowhere.code, "there is no folder elsewhere" in nowhere.err) == (2, True)
 
 
-def test_the_command_says_where_answers_are_recorded_or_that_they_are_not(kdkit_here, here, folder):
-    here("one", "--teacher-cache", "off")
+def test_outputs_are_cached_in_the_folder_of_the_option_or_not_at_all(kdkit_here, run_in_process, folder):
+    run_in_process("first", "--teacher-cache", "off")
     assert not (folder / "runs" / "teacher_cache").exists()
-    here("two", "--teacher-cache", "shared", "--teacher-cache-size", 0.5)
+    run_in_process("second", "--teacher-cache", "shared", "--teacher-cache-size", 0.5)
     assert "32 of 32" in kdkit_here("cache", "shared").out
-    assert kdkit_here("cache", "shared", "--keep", 0).out.count("no answers") == 1
-    refused = kdkit_here("run", "mine.py", "--teacher-cache-size", 0, "--out", "runs/three")
+    assert kdkit_here("cache", "shared", "--keep", 0).out.count("no cached outputs") == 1
+    refused = kdkit_here("run", "mine.py", "--teacher-cache-size", 0, "--out", "runs/third")
     assert refused.code == 2
     assert "teacher-cache-size" in refused.err
 
 
-def test_a_run_called_answers_keeps_them_elsewhere(kdkit_here, here):
-    here("teacher_cache")
+def test_a_run_called_teacher_cache_has_its_cache_under_another_name(kdkit_here, run_in_process):
+    run_in_process("teacher_cache")
     assert "32 of 32" in kdkit_here("cache", "runs/shared-teacher_cache").out

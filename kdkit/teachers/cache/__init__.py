@@ -1,17 +1,17 @@
-"""What a frozen teacher said about each draw of a sample, kept so that it is asked once."""
+"""Cache the outputs of frozen teachers on disk, so that each teacher runs once per draw of a sample."""
 
-from kdkit.teachers.cache.audit import SAMPLES, Audit
+from kdkit.teachers.cache.audit import AUDIT_SAMPLES, Audit
 from kdkit.teachers.cache.cached import CachedTeacher
 from kdkit.teachers.cache.codec import Codec, Part
 from kdkit.teachers.cache.entry import EntryInfo, EntrySpec
 from kdkit.teachers.cache.folder import CacheFolder
-from kdkit.teachers.cache.key import Key, facts_of_data, key_of
+from kdkit.teachers.cache.key import Key, compute_key, facts_of_data
 from kdkit.teachers.cache.probe import Probe, probe
 from kdkit.teachers.cache.settings import CacheSettings
 from kdkit.teachers.cache.store import Lookup, NewOutputs, Store
 
 __all__ = [
-    "SAMPLES",
+    "AUDIT_SAMPLES",
     "Audit",
     "CacheFolder",
     "CacheSettings",
@@ -25,7 +25,7 @@ __all__ = [
     "Part",
     "Probe",
     "Store",
+    "compute_key",
     "facts_of_data",
-    "key_of",
     "probe",
 ]

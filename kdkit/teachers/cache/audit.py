@@ -1,4 +1,4 @@
-"""Ask again for a few recorded answers while a run goes on, and stop it where the teacher says something else now."""
+"""Spot-check cached teacher outputs against the live teacher, and stop the run on a mismatch."""
 
 from collections.abc import Sequence
 
@@ -8,47 +8,49 @@ from torch import Tensor
 from kdkit.data.batch import Batch
 from kdkit.errors import CacheError
 from kdkit.teachers.base import TeacherSession
-from kdkit.teachers.cache.codec import Codec, apart
+from kdkit.teachers.cache.codec import Codec, relative_distance
 from kdkit.utils.randomness import preserve_rng_state
 
-SAMPLES = 4  # that are asked for at a time
+AUDIT_SAMPLES = 4  # samples that are computed again at a time
 
 
 class Audit:
-    """Looks after the recorded answers of one net.
+    """Computes a share of the cached outputs of one teacher again.
 
-    share: of the answers that are read. rounding: how far they may lie apart, as a share of the largest figure.
-    remedy: what to do, for the error.
+    teacher: its name in messages. share: of the cached outputs that are read. tolerance: the largest difference that
+    counts as rounding, relative to the largest value. remedy: the advice at the end of the error message.
     """
 
-    def __init__(self, whose: str, asked: TeacherSession, form: Codec, share: float) -> None:
-        self.whose, self.share = whose, share
-        self.rounding, self.remedy = form.rounding, ""
-        self._asked, self._form = asked, form
-        self._owed = 0.0
-        self._random = torch.Generator()
-        self._random.seed()  # others in each run: it moves no figure
+    def __init__(self, teacher: str, session: TeacherSession, codec: Codec, share: float) -> None:
+        self.teacher, self.share = teacher, share
+        self.tolerance, self.remedy = codec.tolerance, ""
+        self._session, self._codec = session, codec
+        self._due = 0.0  # samples
+        # Not seeded: each run checks other samples, and no loss depends on it.
+        self._generator = torch.Generator()
+        self._generator.seed()
 
-    def look(self, batch: Batch, parts: Sequence[Tensor]) -> None:
-        """Be shown the recorded parts of a batch; ask for some of its samples when it is time."""
-        self._owed += self.share * len(batch)
-        if self._owed < SAMPLES:
+    def spot_check(self, batch: Batch, parts: Sequence[Tensor]) -> None:
+        """Count a batch that was read from the cache, with its parts, and check some samples of it if that is due."""
+        self._due += self.share * len(batch)
+        if self._due < AUDIT_SAMPLES:
             return
-        self._owed -= SAMPLES
-        rows = torch.randperm(len(batch), generator=self._random)[:SAMPLES]
-        self.require_same(batch.rows(rows), [each[rows] for each in parts])
+        self._due -= AUDIT_SAMPLES
+        rows = torch.randperm(len(batch), generator=self._generator)[:AUDIT_SAMPLES]
+        self.check(batch.rows(rows), [part[rows] for part in parts])
 
-    def require_same(self, batch: Batch, parts: Sequence[Tensor]) -> None:
-        """Ask for a batch. Raises CacheError where the recorded parts are more than rounding away from the answer."""
+    def check(self, batch: Batch, parts: Sequence[Tensor]) -> None:
+        """Run the teacher on a batch. Raises CacheError if the cached parts differ by more than rounding."""
         with preserve_rng_state():
-            answer = self._asked(batch)
-        distance = apart(self._form.compared(answer, parts))
-        if bool((distance <= self.rounding).all()):
+            output = self._session(batch)
+        distance = relative_distance(self._codec.comparable(output, parts))
+        if bool((distance <= self.tolerance).all()):
             return
         worst = int(distance.argmax())
         sample = "" if batch.ids is None else f" of sample {int(batch.ids[worst])} (draw {batch.draw})"
         raise CacheError(
-            f"{self.whose} does not say what is recorded of it: the answer{sample} is {float(distance[worst]):.2g} of "
-            f"the largest figure away, where rounding makes at most {self.rounding:.2g}; its code, its data or the "
-            f"files were changed in a way that kdkit does not see: {self.remedy}"
+            f"a cached output of {self.teacher} is not what it computes now: the output{sample} differs by "
+            f"{float(distance[worst]):.2g} of the largest value, and rounding explains at most {self.tolerance:.2g}; "
+            "its code, its data or the files of the cache changed in a way that the key does not cover: "
+            f"{self.remedy}"
         )

@@ -1,4 +1,4 @@
-"""A frozen net that is asked once about each draw of each sample, and else read from what was recorded."""
+"""A teacher session that reads outputs from the cache, and runs the teacher for samples that are not in it."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,109 +17,114 @@ from kdkit.utils import collectives
 
 
 class CachedTeacher(TeacherSession):
-    """Answers for a net that is asked, as that one would; nobody who asks can tell the two apart.
+    """Stands in for the session of a frozen teacher; objectives get the same outputs from both.
 
-    form: how answers are kept, and given from the first time on. store: where; None where they are only brought into
-    that form. audit: what looks after recorded ones.
+    codec: how outputs are stored; they are encoded and decoded from the first use on. store: the open entry, or None
+    if outputs are only encoded. audit: checks cached outputs against the teacher.
     """
 
-    def __init__(self, asked: TeacherSession, form: Codec, store: Store | None, audit: Audit) -> None:
-        self.asked = asked
-        self.form = form
+    def __init__(self, session: TeacherSession, codec: Codec, store: Store | None, audit: Audit) -> None:
+        self.session = session
+        self.codec = codec
         self.store = store
         self.audit = audit
-        self._heard: list[NewOutputs] = []  # since the last epoch, for the other processes of the run
+        self._new_outputs: list[NewOutputs] = []  # of this epoch, for the rank that writes
 
     def __call__(self, batch: Batch) -> TeacherOutput:
-        """Return what it says of this batch, having asked for those samples that were not recorded."""
-        found = self._find(batch)
-        if found is None or self.store is None:
-            return self._formed(self.asked(batch), batch)
-        if found.known is not None:
-            return self._completed(batch, found, found.known, self.store)
-        parts = self.store.read(found)
-        self.audit.look(batch, parts)
-        return self.form.answer(parts, batch.labels.device)
+        """Return the output for a batch; the teacher runs on the samples that miss in the cache."""
+        lookup = self._lookup(batch)
+        if lookup is None or self.store is None:
+            return self._run_teacher(batch)
+        if lookup.hits is not None:
+            return self._complete(batch, lookup, lookup.hits, self.store)
+        parts = self.store.read(lookup)
+        self.audit.spot_check(batch, parts)
+        return self.codec.decode(parts, batch.labels.device)
 
     def dry_run(self, batch: Batch) -> Sequence[TapLike]:
-        """Let the net answer once."""
-        return self.asked.dry_run(batch)
+        """Run the teacher once."""
+        return self.session.dry_run(batch)
 
     def observe(self, batch: Batch, outputs: Mapping[str, Tensor]) -> None:
-        """Tell the net what those in training said."""
-        self.asked.observe(batch, outputs)
+        """Pass on the outputs of the nets in training."""
+        self.session.observe(batch, outputs)
 
     def on_step(self) -> None:
-        """Tell the net that the weights were updated."""
-        self.asked.on_step()
+        """Pass on that the weights were updated."""
+        self.session.on_step()
 
     def on_epoch_end(self) -> None:
-        """Put what was recorded on the disk, and take up what other processes did: of this run, or of another."""
-        self.asked.on_epoch_end()
-        heard, self._heard = collectives.all_gather_objects(self._heard) if collectives.is_distributed() else [], []
+        """Flush new outputs to the disk, and read those of other processes, of this run or of another one."""
+        self.session.on_epoch_end()
+        distributed = collectives.is_distributed()
+        new_outputs = collectives.all_gather_objects(self._new_outputs) if distributed else []
+        self._new_outputs = []
         if self.store is not None:
             try:
-                for each in heard:
-                    self.store.take(each)
+                for outputs in new_outputs:
+                    self.store.merge(outputs)
                 self.store.flush()
             except OSError as error:
-                self._give_up(first_line(error))
-        collectives.barrier()  # for those of this run that write
+                self._stop_caching(first_line(error))
+        collectives.barrier()  # the other ranks read after the rank that writes has flushed
         if self.store is not None:
-            self.store.look_again()
+            self.store.refresh()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the net's own respondent would: a run may go on without what was recorded."""
-        return self.asked.state_dict()
+        """Return the state of the teacher's own session, so that a run can resume without the cache."""
+        return self.session.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
-        self.asked.load_state_dict(state)
+        """Restore a saved state."""
+        self.session.load_state_dict(state)
 
     def close(self) -> None:
-        """Keep what was recorded, and leave the net as it was."""
+        """Flush new outputs, and restore the net."""
         try:
             if self.store is not None:
                 self.store.close()
         except OSError as error:
-            warnings.warn(f"{self.audit.whose}: the last answers were not kept: {first_line(error)}", stacklevel=2)
+            warnings.warn(
+                f"the last outputs of {self.audit.teacher} were not cached: {first_line(error)}", stacklevel=2
+            )
         finally:
-            self.asked.close()
+            self.session.close()
 
-    def _find(self, batch: Batch) -> Lookup | None:
-        ids = batch.ids if batch.ids_on_cpu is None else batch.ids_on_cpu
+    def _lookup(self, batch: Batch) -> Lookup | None:
+        ids = batch.ids if batch.ids_on_cpu is None else batch.ids_on_cpu  # no wait for the device
         if self.store is None or ids is None or batch.draw is None:
             return None
-        return self.store.find(ids, batch.draw)
+        return self.store.lookup(ids, batch.draw)
 
-    def _formed(self, answer: TeacherOutput, batch: Batch) -> TeacherOutput:
-        return self.form.answer(self.form.packed(answer), batch.labels.device)
+    def _run_teacher(self, batch: Batch) -> TeacherOutput:
+        return self.codec.decode(self.codec.encode(self.session(batch)), batch.labels.device)
 
-    def _completed(self, batch: Batch, found: Lookup, known: Tensor, store: Store) -> TeacherOutput:
-        """Ask for what is missing, record it where this process may, and return the whole."""
-        missing = known.logical_not().nonzero().flatten()
-        parts = self.form.packed(self.asked(batch if len(missing) == len(batch) else batch.rows(missing)))
-        if [(tuple(each.shape[1:]), each.dtype) for each in parts] != [(p.shape, p.dtype) for p in store.parts]:
-            return self._given_up("its answers have another shape or dtype than before", batch)
+    def _complete(self, batch: Batch, lookup: Lookup, hits: Tensor, store: Store) -> TeacherOutput:
+        """Run the teacher on the samples that missed, write their outputs, and return the output for the batch."""
+        missing = hits.logical_not().nonzero().flatten()
+        parts = self.codec.encode(self.session(batch if len(missing) == len(batch) else batch.rows(missing)))
+        if [(tuple(part.shape[1:]), part.dtype) for part in parts] != [
+            (part.shape, part.dtype) for part in store.parts
+        ]:
+            self._stop_caching("the shape or dtype of its outputs changed")
+            return self._run_teacher(batch)
         try:
             if store.writes:
-                store.write(found.draw, found.rows[missing], parts)
+                store.write(lookup.draw, lookup.rows[missing], parts)
         except OSError as error:
-            return self._given_up(first_line(error), batch)
+            self._stop_caching(first_line(error))
+            return self._run_teacher(batch)
         if collectives.is_distributed():
-            kept = tuple(each.clone() for each in parts)  # a loss may change its target in place
-            self._heard.append(NewOutputs(found.draw, store.ids[found.rows[missing]], kept))
+            copies = tuple(part.clone() for part in parts)  # a loss may change its target in place
+            self._new_outputs.append(NewOutputs(lookup.draw, store.ids[lookup.rows[missing]], copies))
         if len(missing) < len(batch):
-            parts = tuple(each.index_copy(0, missing, new) for each, new in zip(store.read(found), parts, strict=True))
-        return self.form.answer(parts, batch.labels.device)
+            cached = store.read(lookup)
+            parts = tuple(part.index_copy(0, missing, new) for part, new in zip(cached, parts, strict=True))
+        return self.codec.decode(parts, batch.labels.device)
 
-    def _given_up(self, reason: str, batch: Batch) -> TeacherOutput:
-        """Ask at every step from this one on, as if nothing had been recorded."""
-        self._give_up(reason)
-        return self._formed(self.asked(batch), batch)
-
-    def _give_up(self, reason: str) -> None:
+    def _stop_caching(self, reason: str) -> None:
+        """Run the teacher at every step from this one on."""
         store, self.store = self.store, None
-        warnings.warn(f"{self.audit.whose} is asked at every step from now on: {reason}", stacklevel=3)
+        warnings.warn(f"{self.audit.teacher} is no longer cached: {reason}", stacklevel=4)
         if store is not None:
             store.abandon()

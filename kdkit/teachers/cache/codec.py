@@ -1,4 +1,4 @@
-"""How answers are kept: as they are, or in fewer bytes, in which case all of them are used that way."""
+"""Encode teacher outputs for storage, either exactly or in fewer bytes, and decode them again."""
 
 import math
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from kdkit.teachers.base import TeacherOutput
 from kdkit.teachers.cache.settings import CacheSettings
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
-_HALF = (torch.float16, torch.bfloat16)
+_HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A tensor that is kept of each answer: shape and dtype are of one sample."""
+    """A tensor that is stored of each output; shape and dtype are those of one sample."""
 
     name: str
     shape: tuple[int, ...]
@@ -25,105 +25,108 @@ class Part:
 
     @property
     def bytes(self) -> int:
-        """How many each sample takes."""
+        """The number of bytes per sample."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 class Codec:
-    """Turns answers into parts that are kept, and parts into answers; made for a net from one of its answers.
+    """Encodes the outputs of one teacher as parts, and decodes parts; shapes and dtypes are taken from an example.
 
-    Raises CacheError for outputs of which the largest cannot be taken.
+    Raises CacheError if the settings keep the largest logits and the outputs are not floats (batch, classes).
     """
 
-    def __init__(self, settings: CacheSettings, answer: TeacherOutput) -> None:
-        tensors = (answer.output, *answer.features)
-        self._given = tuple(each.dtype for each in tensors)
-        wanted = None if settings.dtype is None else _DTYPES[settings.dtype]
-        floats = [each.is_floating_point() for each in tensors]
-        self._kept = tuple(
-            wanted if wanted is not None and real else given for given, real in zip(self._given, floats, strict=True)
+    def __init__(self, settings: CacheSettings, example: TeacherOutput) -> None:
+        tensors = (example.output, *example.features)
+        self._dtypes = tuple(tensor.dtype for tensor in tensors)
+        # Integer tensors are stored as they are: a float16 has no room for a large index.
+        self._stored_dtypes = tuple(
+            _DTYPES[settings.dtype] if settings.dtype is not None and tensor.is_floating_point() else tensor.dtype
+            for tensor in tensors
         )
         self._top = settings.top
-        self._classes = answer.output.shape[-1]
-        if self._top is not None and (answer.output.ndim != 2 or not floats[0]):
-            raise CacheError(f"top is of outputs (batch, classes); it gives {tuple(answer.output.shape)}")
+        self._classes = example.output.shape[-1]
+        if self._top is not None and (example.output.ndim != 2 or not example.output.is_floating_point()):
+            raise CacheError(f"top needs float outputs (batch, classes); it returns {tuple(example.output.shape)}")
         if self._top is not None and self._top >= self._classes:
-            self._top = None  # all of them are kept
-        self._plain = self._top is None and self._kept == self._given
+            self._top = None  # nothing would be left out
+        self._exact = self._top is None and self._stored_dtypes == self._dtypes
+        names = ["output"] if self._top is None else ["output", "classes"]
+        names += [f"feature-{index}" for index in range(len(example.features))]
         self.parts = tuple(
-            Part(name, tuple(each.shape[1:]), each.dtype)
-            for name, each in zip(self._names(), self.packed(answer), strict=True)
+            Part(name, tuple(tensor.shape[1:]), tensor.dtype)
+            for name, tensor in zip(names, self.encode(example), strict=True)
         )
 
     @property
-    def rounding(self) -> float:
-        """How far equal answers may lie apart in this form, as a share of the largest."""
-        return max(4 * torch.finfo(each).eps if each in _HALF else 1e-5 for each in self._kept)
+    def tolerance(self) -> float:
+        """The largest relative distance between outputs that differ by rounding only, in the stored dtypes."""
+        return max(4 * torch.finfo(dtype).eps if dtype in _HALF_PRECISION else 1e-5 for dtype in self._stored_dtypes)
 
-    def packed(self, answer: TeacherOutput) -> tuple[Tensor, ...]:
-        """Return the parts of an answer, on the CPU, a row for each sample."""
-        kept = [
-            each.detach().to("cpu", dtype, copy=False).contiguous()
-            for each, dtype in zip((answer.output, *answer.features), self._kept, strict=True)
+    def encode(self, output: TeacherOutput) -> tuple[Tensor, ...]:
+        """Return the parts of an output, on the CPU, with a row for each sample."""
+        stored = [
+            tensor.detach().to("cpu", dtype, copy=False).contiguous()
+            for tensor, dtype in zip((output.output, *output.features), self._stored_dtypes, strict=True)
         ]
-        return tuple(kept) if self._top is None else (*self._of_largest(answer.output, self._top), *kept[1:])
+        return tuple(stored) if self._top is None else (*self._largest(output.output, self._top), *stored[1:])
 
-    def answer(self, parts: Sequence[Tensor], device: torch.device) -> TeacherOutput:
-        """Return the answer that parts make, on a device."""
-        if self._plain and device.type == "cpu":
+    def decode(self, parts: Sequence[Tensor], device: torch.device) -> TeacherOutput:
+        """Return the output that the parts encode, on a device."""
+        if self._exact and device.type == "cpu":
             return TeacherOutput(parts[0], tuple(parts[1:]))
-        moved = [each.to(device, non_blocking=True) for each in parts]
+        moved = [part.to(device, non_blocking=True) for part in parts]
         if self._top is not None:
             largest, classes, *features = moved
-            moved = [self._spread(largest.to(self._given[0]), classes.long()), *features]
+            moved = [self._spread(largest.to(self._dtypes[0]), classes.long()), *features]
         output, *features = (
-            each if each.dtype == given else each.to(given) for each, given in zip(moved, self._given, strict=True)
+            tensor if tensor.dtype == dtype else tensor.to(dtype)
+            for tensor, dtype in zip(moved, self._dtypes, strict=True)
         )
         return TeacherOutput(output, tuple(features))
 
-    def compared(self, answer: TeacherOutput, kept: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Return what is to be equal up to rounding where an answer is given again: the kept part, and what it is now.
+    def comparable(self, output: TeacherOutput, parts: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Return pairs (stored, computed) that are equal up to rounding if the teacher has not changed.
 
-        Of the largest outputs the kept classes are compared, since two that are nearly equal may change places.
+        Of the largest logits, the stored classes are compared, since two nearly equal logits may change places.
         """
-        now = self.packed(answer)
+        computed = self.encode(output)
         if self._top is None:
-            return list(zip(kept, now, strict=True))
-        classes = kept[1].long()
-        again = answer.output.detach().cpu().gather(1, classes)
-        return [(kept[0][:, :-1], again.to(kept[0].dtype)), *zip(kept[2:], now[2:], strict=True)]
+            return list(zip(parts, computed, strict=True))
+        logits = output.output.detach().cpu().gather(1, parts[1].long())
+        return [(parts[0][:, :-1], logits.to(parts[0].dtype)), *zip(parts[2:], computed[2:], strict=True)]
 
-    def _names(self) -> list[str]:
-        features = [f"feature-{place}" for place in range(len(self._given) - 1)]
-        return [*(["output"] if self._top is None else ["output", "classes"]), *features]
+    def _largest(self, output: Tensor, top: int) -> tuple[Tensor, Tensor]:
+        """(batch, classes) -> the largest logits and the log of the other classes' mass, and the classes of the former.
 
-    def _of_largest(self, output: Tensor, top: int) -> tuple[Tensor, Tensor]:
-        """(batch, classes) -> the largest outputs and the log of the others' mass, and the classes of the former."""
-        said = output.detach().cpu()
-        said = said if said.dtype == torch.float64 else said.float()
-        largest, classes = said.topk(top, dim=1)
-        others = said.scatter(1, classes, -torch.inf).logsumexp(1, keepdim=True)
-        kept = torch.cat([largest, others], dim=1).to(self._kept[0]).contiguous()
-        return kept, classes.to(torch.int32 if self._classes > torch.iinfo(torch.int16).max else torch.int16)
+        Shapes: (batch, top + 1) and (batch, top).
+        """
+        logits = output.detach().cpu()
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        largest, classes = logits.topk(top, dim=1)
+        rest = logits.scatter(1, classes, -torch.inf).logsumexp(1, keepdim=True)
+        stored = torch.cat([largest, rest], dim=1).to(self._stored_dtypes[0]).contiguous()  # (batch, top + 1)
+        return stored, classes.to(torch.int32 if self._classes > torch.iinfo(torch.int16).max else torch.int16)
 
     def _spread(self, largest: Tensor, classes: Tensor) -> Tensor:
-        """Put every class that was not kept at an equal share of the others' mass."""
+        """(batch, top + 1) and (batch, top) -> (batch, classes): every other class gets an equal share of the rest."""
         others = self._classes - classes.shape[1]
-        each = largest[:, -1:] - math.log(others)
-        return each.expand(-1, self._classes).scatter(1, classes, largest[:, :-1])
+        share = largest[:, -1:] - math.log(others)  # (batch, 1): the log of the mass, divided by the number of classes
+        return share.expand(-1, self._classes).scatter(1, classes, largest[:, :-1])
 
 
-def apart(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return how far each sample of two answers lies apart, (samples,), as a share of the largest figure of a part.
+def relative_distance(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the largest difference of each sample, (samples,), relative to the largest absolute value of its tensor.
 
-    Where both are not finite in the same places these count as equal; where only one is, as infinitely far.
+    Values that are not finite count as equal if they are the same in both tensors, and else as infinitely far apart.
     """
     worst = torch.zeros(len(pairs[0][0]), dtype=torch.float64)
-    for one, other in pairs:
-        a, b = (each.detach().cpu().double().reshape(len(one), -1) for each in (one, other))
-        finite = a.isfinite() & b.isfinite()
-        scale = a[finite].abs().max().clamp(min=torch.finfo(torch.float64).tiny) if bool(finite.any()) else 1.0
-        distance = torch.where(finite, (a - b).abs() / scale, torch.inf)
-        distance[~finite & ((a == b) | (a.isnan() & b.isnan()))] = 0.0
+    for pair in pairs:
+        first, second = (tensor.detach().cpu().double().reshape(len(tensor), -1) for tensor in pair)
+        finite = first.isfinite() & second.isfinite()
+        # `tiny` keeps the division defined for a tensor of zeros
+        tiny = torch.finfo(torch.float64).tiny
+        scale = first[finite].abs().max().clamp(min=tiny) if bool(finite.any()) else 1.0
+        distance = torch.where(finite, (first - second).abs() / scale, torch.inf)
+        distance[~finite & ((first == second) | (first.isnan() & second.isnan()))] = 0.0
         worst = torch.maximum(worst, distance.amax(1))
     return worst

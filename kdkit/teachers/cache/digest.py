@@ -1,230 +1,235 @@
-"""Take a digest of values by what they are made of: tensors, numbers, and the code that would run."""
+"""Compute a digest of a teacher: its tensors, its attributes, and the source text of the code that it runs.
 
-import enum
+=====================================================================================  ================================
+You change                                                                             Effect on the next run
+=====================================================================================  ================================
+a weight, a buffer, or a tensor that is a plain attribute (`self.table`)               new key: outputs are recomputed
+an attribute of any submodule: `temperature = 3`, `norm.eps`, a value in a dict        new key
+a method of your class (or a comment in it); a function, class or constant it uses     new key
+the value in a closure, or an argument of a `functools.partial`                        new key
+the installed version of torch, timm, or another package that a class comes from       new key
+another function or line of the same file, which the teacher does not use              same key: cached outputs are used
+a source file, after it was imported; code typed at a prompt or run by `exec`          not cached, with the reason
+a forward hook of yours, a lock or an open file as an attribute                        not cached, with the reason
+code that uses `os.environ`, `sys.modules`, `globals()` or `eval()`                    not cached, with the reason
+two lambdas on one line; a module of yours as an argument, or imported in a function   not cached, with the reason
+a file or a service that `forward` reads, a patched installed package, a C++ operator  same key: the audit stops the run
+=====================================================================================  ================================
+
+"Yours" is everything outside the standard library and the installed packages (also a package installed in editable
+mode). From such a function, names are followed to the globals, closures and modules that they refer to, recursively.
+"""
+
+import copyreg
 import functools
 import hashlib
+import json
 import logging
 import types
-from collections import deque
-from collections.abc import Mapping
-from pathlib import PurePath
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from kdkit.errors import CacheError
-from kdkit.teachers.cache.code import attributes, enclosed, library, members
-from kdkit.teachers.cache.references import of_ones_own, referred, searches
+from kdkit.teachers.cache.source import (
+    DYNAMIC,
+    is_user_module,
+    package_of,
+    package_of_file,
+    references,
+    source_of,
+)
 
-_MOST = 200_000  # values in a digest: more are a trainer or a data set that a module holds, and no part of what it does
-_PLAIN = (
-    type(None), bool, int, float, complex, str, bytes, type(...), range, slice, PurePath,
-    torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, np.generic, np.dtype,
-)  # fmt: skip
-_BUILTIN = (types.BuiltinFunctionType, types.MethodWrapperType, types.WrapperDescriptorType, types.MethodDescriptorType)
-_FUNCTION = (types.FunctionType, types.MethodType, functools.partial, *_BUILTIN)
-_CONSTANT = (tuple, frozenset, types.CodeType)  # equal ones may be one object or two, as the interpreter likes
-_SLOT = (types.MemberDescriptorType, types.GetSetDescriptorType)
-_OF_MODULES = {*nn.Module().__dict__, "_is_full_backward_hook", "_compiled_call_impl"} - {"training"}
+_MAX_VALUES = 200_000  # more values than this are a trainer or a dataset that a module holds, not a network
+_SIMPLE = (type(None), bool, int, float, complex, str, bytes)
+_GENERATED = {"__init__", "__new__", "__repr__", "__eq__", "__lt__", "__le__", "__gt__", "__ge__", "__hash__",
+              "__setattr__", "__delattr__", "__replace__"}  # fmt: skip
+_MODULE_STATE = {*nn.Module().__dict__, "_is_full_backward_hook", "_compiled_call_impl"} - {"training"}
 
 
 class Digest:
-    """A sha256 of values. Functions and classes count by their byte code, their constants and what they refer to.
-
-    That is the code that runs, where a source file may have been edited since it was imported. What an installed
-    package or Python itself brings counts by its name and version. Equal digests are equal values; of equal values
-    digests may differ, as those of dicts in another order.
-    """
+    """SHA-256 digests of values, which may refer to each other. Raises CacheError for a value that cannot be keyed."""
 
     def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-        self._seen: dict[int, int] = {}
-        self._held: list[object] = []  # so that no id is given to another object meanwhile
+        self._tensors, self._attributes = hashlib.sha256(), hashlib.sha256()
+        self._code: dict[str, Any] = {}  # qualified name of a function -> sha256 of its source
+        self._packages: set[str] = set()
+        self._seen: dict[int, tuple[int, object]] = {}  # holds the objects, so that no id is reused meanwhile
 
-    def add(self, value: object, where: str) -> "Digest":
-        """Take in a value. Raises CacheError, which names the place, for one whose content cannot be told."""
-        if isinstance(value, _PLAIN) and not isinstance(value, enum.Enum):
-            self._say(type(value).__name__, repr(value))
-            if library(type(value).__module__) is not None:
-                return self
-        self._held.append(value)
-        if len(self._held) > _MOST:
-            raise CacheError(f"{where} leads to more than {_MOST:,} values")
-        if not isinstance(value, _CONSTANT):
-            if id(value) in self._seen:
-                self._say("again", str(self._seen[id(value)]))
-                return self
-            self._seen[id(value)] = len(self._seen)
-        self._made_of(value, where)
-        return self
+    def facts(self) -> dict[str, Any]:
+        """Return the digests of tensors, attributes and code apart, so that two keys can be compared by eye."""
+        digests = {"tensors": self._tensors.hexdigest(), "attributes": self._attributes.hexdigest()}
+        code = {name: digest.hexdigest()[:32] for name, digest in self._code.items()}
+        return {**digests, "code": code, "packages": sorted(self._packages)}
 
     def hexdigest(self) -> str:
-        """Return the digest as it stands."""
-        return self._hash.hexdigest()
+        """Return one digest of all facts."""
+        return hashlib.sha256(json.dumps(self.facts(), sort_keys=True).encode()).hexdigest()
 
-    def _say(self, *words: str) -> None:
-        for word in words:
-            content = word.encode(errors="surrogatepass")
-            self._hash.update(len(content).to_bytes(8, "little") + content)
-
-    def _made_of(self, value: Any, where: str) -> None:
-        if name := searches(value):
-            raise CacheError(f"{where} is {name}, by which it may find anything; give it the values instead")
+    def add(self, value: Any, path: str) -> "Digest":
+        """Add a value and everything that it holds or refers to; `path` names it in an error."""
+        kind = type(value)
+        if kind in _SIMPLE:
+            self._update(kind.__name__, repr(value))
+            return self
+        if kind not in (tuple, frozenset):  # whether equal constants are one object is up to the interpreter
+            if id(value) in self._seen:
+                self._update("again", str(self._seen[id(value)][0]))
+                return self
+            self._seen[id(value)] = (len(self._seen), value)
+        if len(self._seen) > _MAX_VALUES:
+            raise CacheError(f"{path} leads to more than {_MAX_VALUES:,} values")
+        if name := DYNAMIC.get(id(value)):
+            raise CacheError(f"{path} is {name}, through which it can read any value; pass the values instead")
         if isinstance(value, Tensor):
-            self._tensor(value, where)
-        elif isinstance(value, np.ndarray):
-            self._array(value, where)
+            self._add_tensor(value, path)
         elif isinstance(value, nn.Module):
-            self._module(value, where)
-        elif isinstance(value, enum.Enum):
-            self.add((type(value), str(value.name), value.value), where)
+            self._add_module(value, path)
         elif isinstance(value, type):
-            self._class(value, where)
-        elif isinstance(value, types.CodeType):
-            self._code(value, where)
-        elif isinstance(value, _FUNCTION):
-            self._function(value, where)
-        elif isinstance(value, (Mapping, list, tuple, set, frozenset, deque)):
-            self._container(value, where)
+            self._add_class(value)
+        elif isinstance(value, types.FunctionType):
+            self._add_function(value, path)
+        elif kind in (dict, types.MappingProxyType):
+            self._update("dict", str(len(value)))
+            for name, item in value.items():
+                self.add(name, path).add(item, f"{path}[{name!r}]" if type(name) in _SIMPLE else path)
+        elif kind in (list, tuple):
+            self._update(kind.__name__, str(len(value)))
+            for index, item in enumerate(value):
+                self.add(item, f"{path}[{index}]")
+        elif kind in (set, frozenset):  # sorted by digest, since the order of a set differs between processes
+            self._update(kind.__name__, *sorted(Digest().add(item, path).hexdigest() for item in value))
         else:
-            self._object(value, where)
+            self._add_object(value, path)
+        return self
 
-    def _tensor(self, value: Tensor, where: str) -> None:
-        if value.layout is not torch.strided or value.is_quantized or value.device.type == "meta":
-            raise CacheError(f"{where} is a tensor of which the bytes cannot be read")
-        content = value.detach().cpu().contiguous().resolve_conj().resolve_neg()
-        self._say("tensor", str(value.dtype), str(tuple(value.shape)))
-        self._hash.update(content.reshape(-1).view(torch.uint8).numpy().data if content.numel() else b"")
-        if library(type(value).__module__) is None:
-            self.add(type(value), where)
-        if vars(value):  # attributes that somebody set on it
-            self.add(vars(value), where)
+    def _update(self, *words: str) -> None:
+        for word in words:  # with its length, so that ("ab", "c") and ("a", "bc") differ
+            content = word.encode(errors="surrogatepass")
+            self._attributes.update(len(content).to_bytes(8, "little") + content)
 
-    def _array(self, value: NDArray[Any], where: str) -> None:
-        self.add(value.tolist() if value.dtype.hasobject else (value.dtype, value.shape, value.tobytes()), where)
-        if library(type(value).__module__) is None:
-            self.add((type(value), vars(value) if hasattr(value, "__dict__") else None), where)
+    def _add_package(self, package: str, module: object, name: str) -> None:
+        self._packages.add(package)
+        self._update("installed", str(module), name)
 
-    def _container(self, value: Any, where: str) -> None:
-        self._say(type(value).__name__, str(len(value)))
-        if isinstance(value, (set, frozenset)):  # in no order of their own
-            self._say(*sorted(Digest().add(each, where).hexdigest() for each in value))
-            return
-        for place, each in value.items() if isinstance(value, Mapping) else enumerate(value):
-            self.add(place, where)
-            self.add(each, f"{where}[{place!r}]" if isinstance(place, (str, int)) else where)
-        if type(value).__module__ != "builtins":
-            self.add(type(value), where)
-            self.add(getattr(value, "default_factory", None), where)
-            self.add(vars(value) if hasattr(value, "__dict__") else None, where)
+    def _add_tensor(self, tensor: Tensor, path: str) -> None:
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+            raise CacheError(f"{path} is a tensor whose bytes cannot be read")
+        content = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
+        self._update("tensor", str(tensor.dtype), str(tuple(tensor.shape)))
+        self._tensors.update(content.reshape(-1).view(torch.uint8).numpy().data if content.numel() else b"")
+        self.add(type(tensor), path).add(vars(tensor) or None, path)  # user code may set attributes on a tensor
 
-    def _module(self, module: nn.Module, where: str) -> None:
-        self.add([type(module), *_hooks(module, where)], where)
-        own = {name: each for name, each in vars(module).items() if name not in _OF_MODULES}
-        if type(module).__name__ == "OptimizedModule":  # torch.compile's: what it computes is its original's to say
-            own = {}
-        if isinstance(module, GraphModule):  # torch.fx's: what runs was compiled from its graph
-            own = {name: each for name, each in own.items() if name != "_graph"}
-            self.add(type(module).forward, where)
-        for part in (module._parameters, module._buffers, module._modules, own):
-            self._say(str(len(part)))
-            for name, each in part.items():
-                self._say(name)
-                self.add(each, f"{where}.{name}")
+    def _add_module(self, module: nn.Module, path: str) -> None:
+        self.add(type(module), path).add(_torch_hooks(module, path), path)
+        attributes = {name: value for name, value in vars(module).items() if name not in _MODULE_STATE}
+        if type(module).__name__ == "OptimizedModule":  # torch.compile: the original is a submodule, the rest is caches
+            attributes = {}
+        elif isinstance(module, GraphModule):  # torch.fx: the function that was generated from the graph is what runs
+            del attributes["_graph"]
+            self.add(type(module).forward, path)
+        for members in (module._parameters, module._buffers, module._modules, attributes):
+            self._update(str(len(members)))
+            for name, value in members.items():
+                self._update(name)
+                self.add(value, f"{path}.{name}")
 
-    def _class(self, kind: type, where: str) -> None:
-        self._say("class", kind.__qualname__)  # a recipe file is not always a module of the same name
+    def _add_class(self, kind: type) -> None:
         for base in kind.__mro__:
-            package = library(base.__module__)
-            if package is not None:
-                self._say(base.__module__, base.__qualname__, package)
+            if package := package_of(base.__module__):
+                self._add_package(package, base.__module__, base.__qualname__)
                 continue
-            if issubclass(base, enum.Enum):
-                self.add([(name, each.value, _own_attributes(each)) for name, each in base.__members__.items()], where)
-            for name, value in members(base):
-                self._say(name)
-                self.add(value, f"{where}: {base.__qualname__}.{name}")
+            self._update("class", base.__qualname__)  # without its module: a recipe file may be loaded under any name
+            for name, member in vars(base).items():
+                if not _is_bookkeeping(base, name, member):
+                    self._update(name)
+                    self.add(member, f"{base.__qualname__}.{name}")
 
-    def _function(self, value: Any, where: str) -> None:
-        if isinstance(value, functools.partial):
-            self.add((value.func, value.args, value.keywords), where)
-        elif isinstance(value, types.MethodType):
-            self.add(value.__func__, where)
-            self.add(value.__self__, where)
-        elif isinstance(value, _BUILTIN):
-            self._builtin(value, where)
-        elif library(value.__module__ or "?") and library(value.__globals__.get("__name__", "?")):
-            self._say(value.__module__, value.__qualname__, library(value.__module__) or "")
+    def _add_function(self, function: types.FunctionType, path: str) -> None:
+        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        closure = {name: None if cell == types.CellType() else cell.cell_contents for name, cell in cells}
+        if package := package_of_file(function.__code__.co_filename):
+            self._add_package(package, function.__module__, function.__qualname__)
+            if package_of(function.__module__ or "builtins"):  # else a wrapper: @torch.no_grad() around user code
+                inner = (types.FunctionType, nn.Module)
+                self.add([held for held in closure.values() if isinstance(held, inner)], path)
+                return
         else:
-            self.add(value.__code__, where)
-            trials = [None if of_ones_own(each) else each for each in enclosed(value)]  # what is taken from it counts
-            self.add((value.__defaults__, value.__kwdefaults__, trials, vars(value)), where)
-            for name, each in referred(value):
-                self._say(name)
-                self.add(each, f"{where}: {name}")
+            text, tree = source_of(function, path)
+            self._update("function", function.__qualname__)
+            self._code.setdefault(function.__qualname__, hashlib.sha256()).update(text.encode())
+            for name, value in references(function, tree, closure):
+                self._update(name)
+                self.add(value, f"{path}: {name}")
+        held = [value for value in closure.values() if not is_user_module(value)]  # modules: see references()
+        self.add([function.__defaults__, function.__kwdefaults__, held, vars(function)], path)
 
-    def _builtin(self, value: Any, where: str) -> None:
-        """Take in a function of a library that is compiled, with the object whose method it is."""
-        home = getattr(value, "__module__", None) or "builtins"
-        package = library(home)
-        if package is None:
-            raise CacheError(f"{where} is compiled code of no installed package, {home}.{value.__qualname__}")
-        self._say(home, value.__qualname__, package)
-        owner = getattr(value, "__self__", None)
-        if not isinstance(owner, types.ModuleType) and type(owner).__name__ != "PyCapsule":  # of functions of libraries
-            self.add(owner, where)
-
-    def _code(self, code: types.CodeType, where: str) -> None:
-        self._say(code.co_name, code.co_code.hex(), code.co_exceptiontable.hex())
-        for names in (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars):
-            self._say(str(len(names)), *names)
-        self._say(str((code.co_argcount, code.co_kwonlyargcount, code.co_posonlyargcount, code.co_flags)))
-        self.add(list(code.co_consts), where)
-
-    def _object(self, value: Any, where: str) -> None:
-        """Take in an object by its class and its attributes; by how it would be pickled where it has none."""
-        if isinstance(value, logging.Logger):
-            self._say("logger", value.name)
-        elif isinstance(value, types.ModuleType):
-            if of_ones_own(value):
+    def _add_object(self, value: Any, path: str) -> None:
+        if isinstance(value, types.ModuleType):
+            package = package_of(value.__name__)
+            if package is None:
                 raise CacheError(
-                    f"{where} is the module {value.__name__}, from which anything may be taken; give it the functions "
-                    "and values instead"
+                    f"{path} is the module {value.__name__}, used as a value, so no source shows what is taken from "
+                    "it; use its functions and values instead"
                 )
-            self._say("module", value.__name__, library(value.__name__) or "")
-        elif isinstance(value, (staticmethod, classmethod)):
-            self.add(value.__func__, where)
-        elif isinstance(value, property):
-            self.add((value.fget, value.fset), where)
-        elif isinstance(value, functools.cached_property):
-            self.add(value.func, where)
-        elif isinstance(value, _SLOT):
-            self._say("slot", value.__name__)
+            self._add_package(package, value.__name__, "")
+        elif isinstance(value, types.BuiltinFunctionType) and value.__module__ is not None:
+            package = package_of(value.__module__)
+            if package is None:
+                raise CacheError(f"{path} is compiled code of no package: {value.__module__}.{value.__name__}")
+            self._add_package(package, value.__module__, value.__qualname__)
+        elif isinstance(value, logging.Logger):  # it holds locks, and no output depends on it
+            self._update("logger", value.name)
+        elif isinstance(value, types.MethodType | staticmethod | classmethod | property | functools.cached_property):
+            self.add([getattr(value, name, None) for name in ("__func__", "__self__", "fget", "fset", "func")], path)
         else:
-            self.add(type(value), where)
-            self.add(attributes(value, where), where)
+            self._add_state(value, path)
+
+    def _add_state(self, value: Any, path: str) -> None:
+        """Add any other object by its class, its attributes, and the state that pickle would save."""
+        reduce = copyreg.dispatch_table.get(type(value))
+        try:
+            state = reduce(value) if reduce else value.__reduce_ex__(2)  # fails for a lock, a file, a generator
+        except Exception as error:  # user code and C extensions may raise anything
+            raise CacheError(f"{path} is a {type(value).__qualname__}, whose contents cannot be read") from error
+        self.add(type(value), path)
+        # The alias `tuple[int]` hands out the attributes of `tuple`.
+        attributes = {} if isinstance(value, types.GenericAlias) else getattr(value, "__dict__", {})
+        for name, attribute in attributes.items():
+            self._update(name)
+            self.add(attribute, f"{path}.{name}")
+        parts = (state,) if isinstance(state, str) else state  # a str is a name in a module, such as "float32"
+        self.add([list(part) if isinstance(part, Iterator) else part for part in parts], path)
 
 
-def _own_attributes(member: enum.Enum) -> dict[str, Any]:
-    return {name: value for name, value in vars(member).items() if not name.startswith("_")}
+def _is_bookkeeping(kind: type, name: str, member: Any) -> bool:
+    """Whether a class member cannot change outputs: annotations, `__slots__`, or generated by the standard library."""
+    if name.startswith(("_abc_", "_is_protocol", "_is_runtime_protocol", "__annotat")):
+        return True
+    if name in _GENERATED and isinstance(member, types.FunctionType):
+        # The fields of a dataclass or a namedtuple are attributes of the instance, which are keyed themselves.
+        generates = hasattr(kind, "__dataclass_fields__") or hasattr(kind, "_field_defaults")
+        file = member.__code__.co_filename
+        return generates and (file.startswith("<") or package_of_file(file) is not None)
+    if isinstance(member, types.MemberDescriptorType | types.GetSetDescriptorType):
+        return True
+    return name.startswith("__") and name.endswith("__") and not callable(member) and not hasattr(member, "__get__")
 
 
-def _hooks(module: nn.Module, where: str) -> list[Any]:
-    """Return torch's own hooks on a module, as of its weight_norm. Raises CacheError where a user's are on it.
-
-    Open taps of kdkit change nothing.
-    """
-    dicts = (module._forward_hooks, module._forward_pre_hooks, nn.modules.module._global_forward_hooks)
+def _torch_hooks(module: nn.Module, path: str) -> list[Any]:
+    """Return torch's own hooks on a module, as of spectral_norm. Raises CacheError for a user's; ignores open taps."""
+    registries = nn.modules.module
     kept = []
-    for hook in (hook for each in (*dicts, nn.modules.module._global_forward_pre_hooks) for hook in each.values()):
-        home = getattr(hook, "__module__", None) or type(hook).__module__
-        if home.split(".")[0] == "torch":
-            kept.append(hook)
-        elif home != "kdkit.nets.taps":
-            name = getattr(hook, "__qualname__", type(hook).__qualname__)
-            raise CacheError(f"{where} has a hook of its own on it ({name}), which may do anything")
+    for hooks in (module._forward_hooks, module._forward_pre_hooks,
+                  registries._global_forward_hooks, registries._global_forward_pre_hooks):  # fmt: skip
+        for hook in hooks.values():
+            origin = getattr(hook, "__module__", None) or type(hook).__module__
+            if origin.split(".")[0] == "torch":
+                kept.append(hook)
+            elif origin != "kdkit.nets.taps":
+                name = getattr(hook, "__qualname__", type(hook).__qualname__)
+                raise CacheError(f"{path} has a user-defined forward hook ({name}), which may do anything")
     return kept

@@ -1,4 +1,4 @@
-"""One place in a folder of answers: its files, whether they are whole, and what is known of it."""
+"""The files of one cache entry: create them, check that they are complete, and describe them."""
 
 import json
 import time
@@ -10,81 +10,90 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from kdkit.errors import CacheError
 from kdkit.teachers.cache.codec import Part
-from kdkit.teachers.cache.key import Key
-from kdkit.teachers.cache.store import IDS, KNOWN, META, USED
+from kdkit.teachers.cache.key import FORMAT, Key
+from kdkit.teachers.cache.store import IDS, META, USED, WRITTEN
 from kdkit.utils.files import write
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntryInfo:
-    """What stands in one place: whose answers, how many rows (samples times draws) are known, bytes, and last use."""
+    """One entry in a list of the cache.
+
+    net, view, data: of the key. written: rows with an output. rows: samples times draws. bytes: on the disk.
+    used: time of the last use, in seconds since the epoch. open: whether a process uses it. format: of its files.
+    """
 
     path: Path
     net: str
     view: str
     data: str
-    known: int
+    written: int
     rows: int
     bytes: int
     used: float
     open: bool
+    format: int
+
+    @property
+    def readable(self) -> bool:
+        """Whether this version of kdkit reads its format."""
+        return self.format == FORMAT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntrySpec:
-    """What is to be kept in one place. ids: (samples,) int64. asked: how many rows the coming stage may add."""
+    """What an entry is to hold. ids: (samples,) int64. new_rows: how many rows the coming stage may write."""
 
     net: str
     key: Key
     parts: tuple[Part, ...]
     ids: Tensor
     draws: int
-    asked: int
+    new_rows: int
 
     @property
-    def planned(self) -> int:
-        """The bytes that the coming stage may add."""
-        return self.asked * sum(part.bytes for part in self.parts)
+    def new_bytes(self) -> int:
+        """The number of bytes that the coming stage may write."""
+        return self.new_rows * sum(part.bytes for part in self.parts)
 
 
-def create(at: Path, place: EntrySpec) -> None:
-    """Make the files of a place, which take no room until they are written to; last, what says that it is whole."""
-    (at / "uses").mkdir(parents=True)
-    content = place.ids.sort().values.contiguous().numpy().tobytes()
-    (at / IDS).write_bytes(content)
-    for name, size in _sizes(place).items():
-        with (at / name).open("wb") as file:
+def create_entry(path: Path, spec: EntrySpec) -> None:
+    """Create the files of an entry, which are sparse until rows are written; meta.json comes last."""
+    (path / "uses").mkdir(parents=True)
+    (path / IDS).write_bytes(spec.ids.sort().values.contiguous().numpy().tobytes())
+    for name, size in _file_sizes(spec).items():
+        with (path / name).open("wb") as file:
             file.truncate(size)
-    (at / USED).touch()
-    write(at / META, json.dumps(_meta(place), indent=2))
+    (path / USED).touch()
+    write(path / META, json.dumps(_meta(spec), indent=2))
 
 
-def _sizes(place: EntrySpec) -> dict[str, int]:
-    rows = place.draws * len(place.ids)
-    return {**{part.name: rows * part.bytes for part in place.parts}, KNOWN: rows}
+def is_intact(path: Path, spec: EntrySpec) -> bool:
+    """Return whether an entry is complete and holds what the spec describes.
 
-
-def _meta(place: EntrySpec) -> dict[str, Any]:
-    parts = [{**asdict(part), "shape": list(part.shape), "dtype": str(part.dtype)} for part in place.parts]
-    return {"net": place.net, "parts": parts, "made": time.strftime("%Y-%m-%d %H:%M:%S"), "key": place.key.facts}
-
-
-def fits(at: Path, place: EntrySpec) -> bool:
-    """Whether a place is whole and of this form."""
+    Raises CacheError if it was written in another format.
+    """
     try:
-        meta = json.loads((at / META).read_text())
-        ids = torch.frombuffer(bytearray((at / IDS).read_bytes()), dtype=torch.int64)
-        sizes = {name: (at / name).stat().st_size for name in _sizes(place)}
-        parts = meta["parts"] == _meta(place)["parts"]
+        meta = json.loads((path / META).read_text())
+        ids = torch.frombuffer(bytearray((path / IDS).read_bytes()), dtype=torch.int64)
+        written_format = _format_of(meta)
+        sizes = {name: (path / name).stat().st_size for name in _file_sizes(spec)}
+        same_parts = meta["parts"] == _meta(spec)["parts"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return parts and sizes == _sizes(place) and torch.equal(ids, place.ids.sort().values)
+    if written_format != FORMAT:
+        raise CacheError(
+            f"{path} has cache format {written_format}, and this version of kdkit reads format {FORMAT}; delete it: "
+            f"kdkit cache {path.parent} --delete {path.name[:12]}"
+        )
+    return same_parts and sizes == _file_sizes(spec) and torch.equal(ids, spec.ids.sort().values)
 
 
-def in_use(at: Path) -> bool:
-    """Whether a process has it open; what a process left that was killed is cleared away."""
-    for use in (at / "uses").glob("*"):
+def is_open(path: Path) -> bool:
+    """Return whether a process uses an entry, and remove the locks of processes that were killed."""
+    for use in (path / "uses").glob("*"):
         lock = FileLock(use)
         try:
             lock.acquire(timeout=0)
@@ -95,21 +104,39 @@ def in_use(at: Path) -> bool:
     return False
 
 
-def kept_in(at: Path) -> EntryInfo | None:
-    """Return what is kept in a place, None where that cannot be told: one that is not whole is of no use."""
+def read_info(path: Path) -> EntryInfo | None:
+    """Return the description of an entry, or None if it is incomplete, since nothing can be read from it then."""
     try:
-        meta = json.loads((at / META).read_text())
-        known = (at / KNOWN).read_bytes()
-        files = [each.stat() for each in at.iterdir() if each.is_file()]
-        used = (at / USED).stat().st_mtime
-        planned = int((at / USED).read_text() or 0)
+        meta = json.loads((path / META).read_text())
+        written_format = _format_of(meta)
+        # An older format may have other files; it is listed so that it can be deleted.
+        flags = (path / WRITTEN).read_bytes() if written_format == FORMAT else b""
+        files = [file.stat() for file in path.iterdir() if file.is_file()]
+        used = (path / USED).stat().st_mtime
+        reserved = int((path / USED).read_text() or 0)
         net, facts = str(meta["net"]), meta["key"]
         view, data = str(facts["view"]["key"]), str(facts["data"]["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    taken = sum(getattr(each, "st_blocks", each.st_size // 512) * 512 for each in files)
-    open_teacher = in_use(at)
+    on_disk = sum(getattr(file, "st_blocks", file.st_size // 512) * 512 for file in files)  # sparse files take less
+    in_use = is_open(path)
     return EntryInfo(
-        path=at, net=net, view=view, data=data, known=known.count(1), rows=len(known),
-        bytes=max(taken, planned) if open_teacher else taken, used=used, open=open_teacher,
+        path=path, net=net, view=view, data=data, written=flags.count(1), rows=len(flags), used=used, open=in_use,
+        bytes=max(on_disk, reserved) if in_use else on_disk, format=written_format,
     )  # fmt: skip
+
+
+def _file_sizes(spec: EntrySpec) -> dict[str, int]:
+    rows = spec.draws * len(spec.ids)
+    return {**{part.name: rows * part.bytes for part in spec.parts}, WRITTEN: rows}
+
+
+def _meta(spec: EntrySpec) -> dict[str, Any]:
+    parts = [{**asdict(part), "shape": list(part.shape), "dtype": str(part.dtype)} for part in spec.parts]
+    created = time.strftime("%Y-%m-%d %H:%M:%S")
+    return {"format": FORMAT, "net": spec.net, "parts": parts, "created": created, "key": spec.key.facts}
+
+
+def _format_of(meta: dict[str, Any]) -> int:
+    """Return the format of an entry; up to format 2 it was in the key only."""
+    return int(meta["format"] if "format" in meta else meta["key"]["format"])

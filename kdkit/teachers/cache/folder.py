@@ -1,4 +1,4 @@
-"""A folder of answers that runs share: a place for each teacher and use, bounded in size, the oldest given up first."""
+"""A folder of cached outputs that runs share: an entry for each key, limited in size; the oldest are evicted first."""
 
 import math
 import shutil
@@ -9,128 +9,134 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kdkit.errors import CacheError, did_you_mean, first_line
-from kdkit.teachers.cache.entry import EntryInfo, EntrySpec, create, fits, in_use, kept_in
+from kdkit.teachers.cache.entry import EntryInfo, EntrySpec, create_entry, is_intact, is_open, read_info
 from kdkit.teachers.cache.store import USED, Store
 
-_DIGITS = 64  # of a sha256, by which places are called
-_WAIT = 30.0  # seconds for another process to open or delete something
-_SPARE = 2**28  # bytes that stay free on the disk
+_NAME_LENGTH = 64  # an entry is named by a SHA-256 in hexadecimal digits
+_LOCK_SECONDS = 30.0  # how long to wait for another process that opens or deletes an entry
+_FREE_BYTES = 2**28  # that stay free on the disk
 
 
 class CacheFolder:
-    """Places by digest. limit: bytes, above which the places that were not used for longest are given up."""
+    """Entries by digest. limit: in bytes; above it the entries that were not used for longest are evicted."""
 
     def __init__(self, path: Path, limit: float = math.inf) -> None:
         self.path, self.limit = path, limit
 
-    def open(self, place: EntrySpec) -> Store:
-        """Return the store of a place, made where it is not there. Raises CacheError where there is no room."""
-        at = self.path / place.key.digest
+    def open(self, spec: EntrySpec) -> Store:
+        """Return the store of an entry, which is created if needed. Raises CacheError if there is no room for it."""
+        path = self.path / spec.key.digest
         try:
-            with self._alone():
-                if at.exists() and not fits(at, place):
-                    if in_use(at):
-                        raise CacheError(f"{at} is damaged, and another process uses it")
-                    shutil.rmtree(at)
-                self._make_room(at, place.planned)
-                if not at.exists():
-                    create(at, place)
-                (at / USED).write_text(str(place.planned))
-                return Store(at, place.parts, len(place.ids), place.draws)
-        except (OSError, RuntimeError) as error:  # torch raises a RuntimeError where a file cannot be mapped
+            with self._locked():
+                if path.exists() and not is_intact(path, spec):
+                    if is_open(path):
+                        raise CacheError(f"{path} is damaged, and another process uses it")
+                    shutil.rmtree(path)
+                self._make_room(path, spec.new_bytes)
+                if not path.exists():
+                    create_entry(path, spec)
+                (path / USED).write_text(str(spec.new_bytes))
+                return Store(path, spec.parts, len(spec.ids), spec.draws)
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError if a file cannot be mapped
             raise CacheError(f"{self.path} cannot be written: {first_line(error)}") from error
 
     def kept(self) -> list[EntryInfo]:
-        """Return what is there, the last used first. Raises CacheError where there is no such folder."""
-        with self._there():
-            return self._kept()
+        """Return all entries, the last used first. Raises CacheError if there is no such folder."""
+        with self._existing():
+            return self._entries()
 
     def delete(self, name: str) -> list[EntryInfo]:
-        """Delete the places of a net by its name, by how their digest begins, or "all"; return them.
+        """Delete the entries of a net, or whose digest begins with `name`, or "all"; return them.
 
-        Raises CacheError where none has this name, or one of them is in use; then nothing is deleted.
+        Raises CacheError if there is no such entry, or one of them is in use; then nothing is deleted.
         """
-        with self._there():
-            return self._delete(name, self._kept())
+        with self._existing():
+            return self._delete(name, self._entries())
 
-    def shrink(self, most: int) -> list[EntryInfo]:
-        """Delete the places that were not used for longest until at most so many bytes are left; return them."""
-        with self._there():
-            return self._shrink(most, self._kept())
+    def shrink(self, limit: int) -> list[EntryInfo]:
+        """Evict the entries that were not used for longest until at most `limit` bytes are left; return them."""
+        with self._existing():
+            return self._evict(limit, self._entries())
 
-    def _kept(self) -> list[EntryInfo]:
-        """Return what is there, once what is broken is cleared away; only ever called by one process at a time."""
-        found = []
-        for each in self.path.iterdir():
-            if len(each.name) == _DIGITS and each.is_dir():
-                kept = kept_in(each)
-                if kept is not None:
-                    found.append(kept)
-                elif not in_use(each):
-                    shutil.rmtree(each)
-        return sorted(found, key=lambda each: -each.used)
+    def _entries(self) -> list[EntryInfo]:
+        """Return all entries, and delete incomplete ones. The caller holds the lock of the folder."""
+        entries = []
+        for path in self.path.iterdir():
+            if len(path.name) == _NAME_LENGTH and path.is_dir():
+                entry = read_info(path)
+                if entry is not None:
+                    entries.append(entry)
+                elif not is_open(path):
+                    shutil.rmtree(path)
+        return sorted(entries, key=lambda entry: -entry.used)
 
-    def _delete(self, name: str, kept: Sequence[EntryInfo]) -> list[EntryInfo]:
-        chosen = [each for each in kept if name in ("all", each.net) or (name and each.path.name.startswith(name))]
+    def _delete(self, name: str, entries: Sequence[EntryInfo]) -> list[EntryInfo]:
+        chosen = [
+            entry for entry in entries if name in ("all", entry.net) or (name and entry.path.name.startswith(name))
+        ]
         if not chosen and name != "all":
-            hint = did_you_mean(name, {each.net for each in kept})
-            raise CacheError(f"nothing in {self.path} is called {name!r}; {hint}")
-        for each in chosen:
-            if each.open:
-                raise CacheError(f"the answers of {each.net!r} in {each.path} are in use; wait for the run to end")
-        for each in chosen:
-            shutil.rmtree(each.path)
+            hint = did_you_mean(name, {entry.net for entry in entries})
+            raise CacheError(f"{self.path} has no entry called {name!r}; {hint}")
+        for entry in chosen:
+            if entry.open:
+                raise CacheError(
+                    f"the cached outputs of {entry.net!r} in {entry.path} are in use; wait for the run to end"
+                )
+        for entry in chosen:
+            shutil.rmtree(entry.path)
         return chosen
 
-    def _shrink(self, most: float, kept: Sequence[EntryInfo]) -> list[EntryInfo]:
-        total, given_up = sum(each.bytes for each in kept), []
-        for each in sorted(kept, key=lambda each: each.used):
-            if total > most and not each.open:
-                shutil.rmtree(each.path)
-                total -= each.bytes
-                given_up.append(each)
-        return given_up
+    def _evict(self, limit: float, entries: Sequence[EntryInfo]) -> list[EntryInfo]:
+        total, evicted = sum(entry.bytes for entry in entries), []
+        for entry in sorted(entries, key=lambda entry: entry.used):
+            if total > limit and not entry.open:
+                shutil.rmtree(entry.path)
+                total -= entry.bytes
+                evicted.append(entry)
+        return evicted
 
-    def _make_room(self, at: Path, planned: int) -> None:
-        """Give up other places for a coming one. Raises CacheError where that is not enough."""
-        kept = self._kept()
-        own = next((each.bytes for each in kept if each.path == at), 0)
-        others = [each for each in kept if each.path != at]
-        wanted = max(own, planned)
-        bound = f"held to {_said(self.limit)} (--teacher-cache-size)"
-        needed = f"its answers take {_said(wanted)}"
-        if wanted > self.limit:
-            raise CacheError(f"{needed}, and {self.path} is {bound}")
-        self._shrink(self.limit - wanted, others)
-        left = sum(each.bytes for each in others if each.path.exists())
-        if left + wanted > self.limit:
-            raise CacheError(f"{needed}, and other runs fill {self.path}, {bound}")
-        free = shutil.disk_usage(self.path).free - _SPARE
-        if planned - own > free:
-            raise CacheError(f"{needed}, and the disk of {self.path} has {_said(max(free, 0))} left")
+    def _make_room(self, path: Path, new_bytes: int) -> None:
+        """Evict other entries for one that is opened. Raises CacheError if that is not enough."""
+        entries = self._entries()
+        current = next((entry.bytes for entry in entries if entry.path == path), 0)
+        others = [entry for entry in entries if entry.path != path]
+        size = max(current, new_bytes)
+        limit = f"limited to {format_bytes(self.limit)} (--teacher-cache-size)"
+        needed = f"its cached outputs take {format_bytes(size)}"
+        if size > self.limit:  # checked first, so that nothing is evicted for an entry that never fits
+            raise CacheError(f"{needed}, and {self.path} is {limit}")
+        self._evict(self.limit - size, others)
+        left = sum(entry.bytes for entry in others if entry.path.exists())
+        if left + size > self.limit:
+            raise CacheError(f"{needed}, and entries that other runs use fill {self.path}, {limit}")
+        free = shutil.disk_usage(self.path).free - _FREE_BYTES
+        if new_bytes - current > free:
+            raise CacheError(f"{needed}, and the disk of {self.path} has {format_bytes(max(free, 0))} left")
 
     @contextmanager
-    def _there(self) -> Iterator[None]:
-        """Hold a folder that exists. Raises CacheError where it does not, or may not be written to."""
+    def _existing(self) -> Iterator[None]:
+        """Lock a folder that exists. Raises CacheError if it does not exist or cannot be written."""
         if not self.path.is_dir():
-            raise CacheError(
-                f"there is no folder {self.path}; name one of recorded answers, such as runs/teacher_cache"
-            )
+            raise CacheError(f"there is no folder {self.path}; expected a teacher cache, such as runs/teacher_cache")
         try:
-            with self._alone():
+            with self._locked():
                 yield
         except OSError as error:
-            raise CacheError(f"{self.path} cannot be looked through: {first_line(error)}") from error
+            raise CacheError(f"{self.path} cannot be read: {first_line(error)}") from error
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(self.path / ".lock", timeout=_WAIT):
+            with FileLock(self.path / ".lock", timeout=_LOCK_SECONDS):
                 yield
         except Timeout as error:
-            raise CacheError(f"another process holds {self.path} for more than {_WAIT:.0f} s") from error
+            raise CacheError(f"another process holds {self.path} for more than {_LOCK_SECONDS:.0f} s") from error
 
 
-def _said(amount: float) -> str:
-    return f"{amount / 1e9:.3g} GB" if amount >= 1e8 else f"{amount / 1e6:.3g} MB"
+def format_bytes(amount: float) -> str:
+    """Return a number of bytes with its unit, to three digits."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if amount >= size:
+            return f"{amount / size:.3g} {unit}"
+    return f"{amount:.0f} bytes"

@@ -1,4 +1,7 @@
-"""Say all that a teacher's answers depend on: where any of it is another, its answers are kept in another place."""
+"""Compute the key of cached outputs: everything that a teacher's output for a sample depends on.
+
+The table in `digest.py` shows which changes of a teacher's code and values lead to a new key.
+"""
 
 import hashlib
 import json
@@ -8,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.errors import CacheError, first_line
@@ -16,54 +19,54 @@ from kdkit.nets.net import Net
 from kdkit.nets.taps import AttentionTap, Tap, TapLike
 from kdkit.teachers.cache.digest import Digest
 
-FORMAT = 2  # of the files and the key: goes up whenever they are written otherwise
-_OF_NETS = ("name", "module", "view", "element", "classes", "version", "trained")
+FORMAT = 3  # of the files and the key; raise it whenever either changes
+_NET_ATTRIBUTES = ("name", "module", "view", "element", "classes", "version", "trained")
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What answers depend on, as a person can read it, and the digest of it that names their folder."""
+    """The facts that outputs depend on, readable in an entry's meta.json, and the digest that names the entry."""
 
     facts: Mapping[str, Any]
 
     @property
     def digest(self) -> str:
-        """A sha256 of the facts."""
+        """A SHA-256 of the facts."""
         return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
 
 
-def key_of(net: Net[Any], taps: Sequence[TapLike], *, data: Mapping[str, Any], how: Mapping[str, Any]) -> Key:
-    """Return the key of what a net says, while it is open for a stage.
+def compute_key(net: Net[Any], taps: Sequence[TapLike], *, data: Mapping[str, Any], settings: Mapping[str, Any]) -> Key:
+    """Return the key of the outputs of a net that is open for a stage.
 
-    data: see `facts_of_data`. how: what else the figures depend on, as the precision of the run.
-    Raises CacheError, whose text is the reason, where something cannot be told apart from what it was.
+    data: see `facts_of_data`. settings: options of the run that outputs depend on, such as its precision.
+    Raises CacheError, whose text is the reason, if something cannot be keyed.
     """
     try:
         return Key(
             {
                 "format": FORMAT,
                 "net": _facts_of_net(net),
-                "view": {"key": str(net.view.key), "digest": Digest().add(net.view, "what it sees").hexdigest()},
+                "view": {"key": str(net.view.key), **Digest().add(net.view, "its view").facts()},
                 "taps": [_facts_of_tap(net, tap) for tap in taps],
                 "data": dict(data),
-                "how": {**how, **_surroundings(str(how.get("device", "cpu")))},
+                "settings": {**settings, **_environment(str(settings.get("device", "cpu")))},
             }
         )
     except CacheError:
         raise
-    except Exception as error:  # a stranger's module or view may raise anything when it is looked at
-        raise CacheError(f"it cannot be looked at ({type(error).__name__}: {first_line(error)})") from error
+    except Exception as error:  # user-defined modules and views may raise anything from their attributes
+        raise CacheError(f"its key cannot be computed ({type(error).__name__}: {first_line(error)})") from error
 
 
 def facts_of_data(data: Data) -> dict[str, Any]:
-    """Return what answers depend on in the data. Raises CacheError where its samples cannot be told apart."""
+    """Return the facts of the data that outputs depend on. Raises CacheError if samples cannot be identified."""
     if isinstance(data.train, LoaderSplit):
         raise CacheError("the data comes from a loader, whose samples have no ids")
     if data.draws is None:
-        raise CacheError("the data's randomness is its own, so that no sample need come again")
+        raise CacheError("the number of draws of the data is unknown (draws=None), so its samples may never come again")
     ids = torch.as_tensor(data.train.ids)
     if len(torch.unique(ids)) < len(ids):
-        raise CacheError("the ids of the training split are not different from each other")
+        raise CacheError("the ids of the training split are not unique")
     return {
         "fingerprint": str(data.fingerprint),
         "classes": list(data.classes),
@@ -71,60 +74,45 @@ def facts_of_data(data: Data) -> dict[str, Any]:
         "samples": len(ids),
         "draws": data.draws,
         "ids": Digest().add(ids.sort().values, "ids").hexdigest(),
-        "augment": Digest().add(data.augment, "the data's augment").hexdigest(),
+        "augment": Digest().add(data.augment, "the data's augment").facts(),
     }
 
 
 def _facts_of_net(net: Net[Any]) -> dict[str, Any]:
-    facts = {
-        "name": net.name,
-        "kind": type(net.module).__qualname__,
+    facts: dict[str, Any] = {
         "classes": None if net.classes is None else list(net.classes),
         "element": Digest().add(net.element, "its element").hexdigest(),
     }
-    own = {name: value for name, value in vars(net).items() if name not in _OF_NETS}
-    if type(net) is not Net or own:
-        facts["own"] = Digest().add(type(net), type(net).__name__).add(own, type(net).__name__).hexdigest()
-    if not isinstance(net.module, nn.Module):
-        return {**facts, "version": net.version}
-    del facts["name"]  # of a module all that matters is known
-    digest = Digest()
-    for name, tensor in _tensors(net.module):
-        digest.add(name, name).add(tensor, name)
-    tensors = digest.hexdigest()
-    digest.add(repr(net.module), "its repr").add(net.module, type(net.module).__name__)
-    return {**facts, "parameters": net.parameters, "tensors": tensors, "all": digest.hexdigest()}
-
-
-def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Return parameters and all buffers, also those that are in no state dict, and what a state dict has beside."""
-    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return [*named.items(), *((name, value) for name, value in module.state_dict().items() if name not in named)]
+    attributes = {name: value for name, value in vars(net).items() if name not in _NET_ATTRIBUTES}
+    if type(net) is not Net or attributes:  # a subclass may compute outputs in another way
+        facts["subclass"] = Digest().add([type(net), attributes], type(net).__name__).facts()
+    if not isinstance(net.module, nn.Module):  # a service: its version is all that can be compared
+        return {"name": net.name, "callable": type(net.module).__qualname__, "version": net.version, **facts}
+    name = type(net.module).__name__
+    return {"module": name, "parameters": net.parameters, **Digest().add(net.module, name).facts(), **facts}
 
 
 def _facts_of_tap(net: Net[Any], tap: TapLike) -> dict[str, Any]:
     kind = type(tap)
     if kind not in (Tap, AttentionTap):
-        raise CacheError(f"a tap of it is a {kind.__name__}, of which kdkit does not know what it takes")
+        raise CacheError(f"a tap of it is a {kind.__name__}; only the outputs of Tap and AttentionTap can be cached")
     path = next((name for name, module in net.network.named_modules() if module is tap.module), None)
     if path is None:
-        raise CacheError(f"a tap of it sits on a {type(tap.module).__name__} that is no part of its module")
+        raise CacheError(f"a tap of it is on a {type(tap.module).__name__} that is not part of its module")
     if not isinstance(tap, Tap):
-        return {"kind": kind.__name__, "path": path}
-    element = tap.element if isinstance(tap.element, (int, str)) else None
-    digest = Digest().add(tap.element, "the element of its tap").hexdigest()
-    facts = {"path": path, "at": tap.at, "element": element, "element_digest": digest}
-    return {"kind": kind.__name__, **facts, "channels_last": tap.channels_last}
+        return {"tap": kind.__name__, "path": path}
+    element = Digest().add(tap.element, "the element of its tap").hexdigest()
+    return {"tap": kind.__name__, "path": path, "at": tap.at, "element": element, "channels_last": tap.channels_last}
 
 
-def _surroundings(device: str) -> dict[str, Any]:
-    """Return what figures depend on beside the net: versions, and how exactly matrices are multiplied."""
+def _environment(device: str) -> dict[str, Any]:
+    """Return versions and the numerical settings of torch, which change the rounding of outputs."""
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     kernels = [
         getattr(getattr(torch.backends.mkldnn, name, None), "fp32_precision", None) for name in ("conv", "matmul")
     ]
     return {
-        "kernels": [None if each in ("none", "ieee") else each for each in kernels],  # both are exact
+        "kernels": [None if precision in ("none", "ieee") else precision for precision in kernels],  # both are exact
         "autocast": str(torch.get_autocast_dtype(device)) if autocast else None,
         "torch": torch.__version__,
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",

@@ -1,6 +1,5 @@
-"""Find out on a tiny batch whether a teacher may be asked once: it answers alike, and of each sample on its own."""
+"""Run a teacher on a tiny batch to find out whether its outputs can be cached: by sample, and once."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,95 +8,80 @@ from torch import Tensor
 from kdkit.data.batch import Batch
 from kdkit.errors import CacheError, first_line
 from kdkit.teachers.base import TeacherOutput, TeacherSession
-from kdkit.teachers.cache.codec import apart
+from kdkit.teachers.cache.codec import relative_distance
 from kdkit.utils.randomness import preserve_rng_state
 
-_MOST = {torch.float16: 0.05, torch.bfloat16: 0.05}  # of the largest figure: what more than rounding is
-_MOST_ELSE = 1e-3  # TF32, in which convolutions are computed on a GPU by default, comes near it
+# Relative differences above these are more than rounding. TF32, the default of convolutions on a GPU, comes near 1e-3.
+_TOLERANCES = {torch.float16: 0.05, torch.bfloat16: 0.05}
+_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a teacher said of a batch, and how far its figures moved when it was asked in other batches."""
+    """The output for a batch, and the largest relative difference if the same samples are in other batches."""
 
-    answer: TeacherOutput
+    output: TeacherOutput
     rounding: float
 
 
 def probe(session: TeacherSession, batch: Batch, *, autocast: bool) -> Probe:
-    """Ask for a batch twice, and for its halves turned round, and leave all random states as they were.
+    """Run a teacher on a batch twice, and on its halves in reverse order; random states stay as they were.
 
-    Raises CacheError, whose text is the reason, where answers cannot be kept by sample.
+    Raises CacheError, whose text is the reason, if outputs cannot be cached by sample.
     """
     if batch.ids is None or batch.draw is None:
-        raise CacheError("its batches have no ids, or do not say which draw they are")
+        raise CacheError("its batches have no ids or no draw number")
     with preserve_rng_state():
-        before = _random()
-        first = _whole(session(batch), len(batch))
-        again = session(batch)
-        if not all(torch.equal(one, other) for one, other in zip(before, _random(), strict=True)):
-            raise CacheError("it draws random numbers as it answers")
-        worst = 0.05 if autocast else max(_MOST.get(each.dtype, _MOST_ELSE) for each in tensors_of(first))
-        _require_near(first, again, worst, "it answers the same samples differently each time")
+        random_states = _random_states()
+        first = _require_rows(session(batch), len(batch))
+        second = session(batch)
+        if not all(torch.equal(before, after) for before, after in zip(random_states, _random_states(), strict=True)):
+            raise CacheError("it draws random numbers in its forward pass")
+        tolerance = 0.05 if autocast else max(_TOLERANCES.get(tensor.dtype, _TOLERANCE) for tensor in _tensors(first))
+        _require_close(first, second, tolerance, "its outputs for the same batch differ from call to call")
         if len(batch) == 1:
             return Probe(first, 0.0)
-        turned = _turned(len(batch))
-        parts = [_part(session, batch, rows) for rows in turned]
-    halves = TeacherOutput(*_joined([each.output for each in parts]), _features(parts))
-    order = torch.cat(turned).to(first.output.device)
-    whole = TeacherOutput(first.output[order], tuple(each[order] for each in first.features))
-    moved = _require_near(whole, halves, worst, "what it says of a sample depends on the others in its batch")
-    return Probe(first, moved)
+        middle = (len(batch) + 1) // 2
+        halves = [torch.arange(middle).flip(0), torch.arange(middle, len(batch)).flip(0)]
+        try:
+            outputs = [session(batch.rows(rows)) for rows in halves]
+        except Exception as error:  # a user-defined module may need batches of one size
+            raise CacheError(f"it fails on a part of a batch ({first_line(error)})") from error
+    parts = [_tensors(_require_rows(output, len(rows))) for output, rows in zip(outputs, halves, strict=True)]
+    if any(left.shape[1:] != right.shape[1:] for left, right in zip(*parts, strict=True)):
+        raise CacheError("the shape of its outputs depends on the other samples in the batch")
+    joined = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+    order = torch.cat(halves).to(first.output.device)
+    expected = TeacherOutput(first.output[order], tuple(feature[order] for feature in first.features))
+    reason = "its output for a sample depends on the other samples in the batch"
+    rounding = _require_close(expected, TeacherOutput(joined[0], tuple(joined[1:])), tolerance, reason)
+    return Probe(first, rounding)
 
 
-def tensors_of(answer: TeacherOutput) -> tuple[Tensor, ...]:
-    """Return outputs and features of an answer."""
-    return (answer.output, *answer.features)
+def _tensors(output: TeacherOutput) -> tuple[Tensor, ...]:
+    return (output.output, *output.features)
 
 
-def _whole(answer: TeacherOutput, samples: int) -> TeacherOutput:
-    """Return an answer that has a row for each sample, or raise CacheError."""
-    if answer.mask is not None or not all(
-        each.ndim and len(each) == samples and each.layout is torch.strided for each in tensors_of(answer)
+def _require_rows(output: TeacherOutput, samples: int) -> TeacherOutput:
+    """Return an output that has a row for each sample. Raises CacheError otherwise."""
+    # `mask` marks samples without an output
+    if output.mask is not None or not all(
+        tensor.ndim and len(tensor) == samples and tensor.layout is torch.strided for tensor in _tensors(output)
     ):
-        raise CacheError("what it gives has no row for each sample")
-    return answer
+        raise CacheError("its outputs or features do not have one row per sample")
+    return output
 
 
-def _turned(samples: int) -> list[Tensor]:
-    middle = (samples + 1) // 2
-    return [torch.arange(middle).flip(0), torch.arange(middle, samples).flip(0)]
-
-
-def _part(session: TeacherSession, batch: Batch, rows: Tensor) -> TeacherOutput:
-    try:
-        return _whole(session(batch.rows(rows)), len(rows))
-    except CacheError:
-        raise
-    except Exception as error:  # a stranger's net may ask for batches of one size
-        raise CacheError(f"it cannot answer a part of a batch ({first_line(error)})") from error
-
-
-def _joined(parts: Sequence[Tensor]) -> tuple[Tensor]:
-    if len({each.shape[1:] for each in parts}) > 1:
-        raise CacheError("the shape of what it gives depends on the others in its batch")
-    return (torch.cat(list(parts)),)
-
-
-def _features(parts: Sequence[TeacherOutput]) -> tuple[Tensor, ...]:
-    return tuple(_joined(each)[0] for each in zip(*(part.features for part in parts), strict=True))
-
-
-def _require_near(one: TeacherOutput, other: TeacherOutput, worst: float, reason: str) -> float:
-    """Return how far apart two answers are. Raises CacheError with the reason where that is more than rounding."""
-    pairs = list(zip(tensors_of(one), tensors_of(other), strict=True))
-    same = all(a.shape == b.shape and a.dtype == b.dtype for a, b in pairs)
-    moved = float(apart(pairs).max()) if same else torch.inf
-    if not moved <= worst:
+def _require_close(first: TeacherOutput, second: TeacherOutput, tolerance: float, reason: str) -> float:
+    """Return the relative distance of two outputs. Raises CacheError with the reason if it is above the tolerance."""
+    pairs = list(zip(_tensors(first), _tensors(second), strict=True))
+    comparable = all(a.shape == b.shape and a.dtype == b.dtype for a, b in pairs)
+    distance = float(relative_distance(pairs).max()) if comparable else torch.inf
+    if not distance <= tolerance:  # a NaN is refused too
         raise CacheError(reason)
-    return moved
+    return distance
 
 
-def _random() -> list[Tensor]:
+def _random_states() -> list[Tensor]:
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(each) for each in devices)]
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]

@@ -1,43 +1,44 @@
-"""What a recipe says of recorded answers: how they are kept, and how many are asked for again to be sure of them."""
+"""The options of a recipe for cached teacher outputs: their precision, their size, and how many are audited."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from kdkit.errors import RecipeError
 
-EntryInfo = Literal["fp16", "fp32"]
+StoredDtype = Literal["fp16", "fp32"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheSettings:
-    """How what frozen teachers say is kept; as it is by default, so that nothing but the asking is saved.
+    """How outputs of frozen teachers are stored; by default exactly as the teacher returns them.
 
-    dtype: "fp16" or "fp32", of outputs and features; None for what the teacher gives.
-    top: keep the so many largest outputs of each sample and the mass of all others, which is spread over them evenly:
-    the softmax at temperature 1 of the kept ones stays as it is. For one class per sample only.
-    audit: the share of recorded answers that are asked for again while training, to stop a run whose teacher says
-    something else now; 0 leaves it out. A forward pass of a teacher that costs three steps makes a step 0.15 % longer
-    at the default.
+    dtype: "fp16" or "fp32" for outputs and features; None for the dtype that the teacher returns.
+    top: store this many largest logits of each sample, and the probability mass of all other classes, which is spread
+    over them evenly: the softmax at temperature 1 of the stored classes does not change. For multiclass data only.
+    audit: the share of cached outputs that are computed again while training; the run stops if they differ from the
+    teacher's. 0 switches the audit off. With a teacher whose forward pass takes as long as three training steps, the
+    default makes a step 0.15 % longer.
 
-    dtype and top move the figures of a run, and do so from its first epoch, whether answers are recorded or not.
+    dtype and top change the losses of a run, and do so from its first epoch, whether outputs are cached or not.
     Raises RecipeError for values out of range.
     """
 
-    dtype: EntryInfo | None = None
+    dtype: StoredDtype | None = None
     top: int | None = None
     audit: float = 0.0005
 
     def __post_init__(self) -> None:
-        if self.dtype is not None and self.dtype not in get_args(EntryInfo):
-            raise RecipeError(f"answers are kept as 'fp16', 'fp32' or, with None, as they are; got {self.dtype!r}")
+        if self.dtype is not None and self.dtype not in get_args(StoredDtype):
+            raise RecipeError(f"dtype must be 'fp16', 'fp32', or None to store outputs as they are; got {self.dtype!r}")
+        # A bool is an int to Python, but CacheSettings(top=True) is a mistake.
         if self.top is not None and (isinstance(self.top, bool) or not isinstance(self.top, int) or self.top < 1):
-            raise RecipeError(f"top is how many outputs of each sample are kept, at least 1, or None; got {self.top!r}")
+            raise RecipeError(f"top must be a number of logits, at least 1, or None for all of them; got {self.top!r}")
         if isinstance(self.audit, bool) or not isinstance(self.audit, float | int) or not 0 <= self.audit <= 1:
-            raise RecipeError(f"audit is a share of the recorded answers, from 0 to 1; got {self.audit!r}")
+            raise RecipeError(f"audit must be a share of the cached outputs, from 0 to 1; got {self.audit!r}")
 
     @property
     def form(self) -> str | None:
-        """What of it moves figures, in words; None where nothing does."""
+        """The settings that change losses, as text; None if there are none."""
         if self.dtype is None and self.top is None:
             return None
         return f"dtype={self.dtype}, top={self.top}"

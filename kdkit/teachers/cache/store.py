@@ -1,4 +1,4 @@
-"""What one teacher said of each draw of each sample: files that are read through memory maps and written row by row."""
+"""The open files of one cache entry: read through memory maps, and written row by row."""
 
 import errno
 import os
@@ -15,21 +15,23 @@ from torch import Tensor
 
 from kdkit.teachers.cache.codec import Part
 
-META, IDS, KNOWN, USED = "meta.json", "ids", "known", "used"
-_SECONDS = 5.0  # between two flushes at least
-_PAUSES = 100  # for how many times as long as a flush took there is none, so that a slow disk does not hold up training
+META, IDS, WRITTEN, USED = "meta.json", "ids", "written", "used"  # the files of an entry besides its parts
+_FLUSH_SECONDS = 5.0  # the least time between two flushes
+_FLUSH_RATIO = (
+    100  # the pause after a flush, as a multiple of its duration, so that a slow disk does not delay training
+)
 
 
 class Lookup(NamedTuple):
-    """Where samples stand in a store: rows (samples,), and which are known in this draw, (samples,) bool; None: all."""
+    """The rows of samples in a store, (samples,), and which of them are hits, (samples,) bool; None: all of them."""
 
     draw: int
     rows: Tensor
-    known: Tensor | None
+    hits: Tensor | None
 
 
 class NewOutputs(NamedTuple):
-    """What a teacher said of samples, (samples,) int64 ids, in one draw: a tensor (samples, ...) for each part."""
+    """Outputs for samples, (samples,) int64 ids, in one draw: a tensor (samples, ...) for each part."""
 
     draw: int
     ids: Tensor
@@ -37,101 +39,107 @@ class NewOutputs(NamedTuple):
 
 
 class Store:
-    """A folder of answers, open. Its process writes where it holds the lock, and else only reads what others wrote.
+    """An entry of the cache that is open. The process that holds its lock writes; others read what was flushed.
 
-    Rows are written to the files, never through the maps, so that a full disk is an error and not the end of the
-    process. Which rows are known is kept in memory, and in a file from the next flush on, after their data have
-    reached the disk: a process that is killed never leaves a row that is known without its data.
+    Rows are written to the files, never through the maps, so that a full disk raises OSError instead of killing the
+    process. The flags of written rows are in memory, and reach their file when the rows themselves are on the disk:
+    a process that is killed never leaves a flag without its row.
     """
 
     def __init__(self, path: Path, parts: Sequence[Part], samples: int, draws: int) -> None:
         self.path, self.parts, self.samples, self.draws = path, tuple(parts), samples, draws
-        self._use = FileLock(path / "uses" / uuid.uuid4().hex)
+        self._use = FileLock(path / "uses" / uuid.uuid4().hex)  # while it is held, the entry is not deleted
         self._lock = FileLock(path / ".writing")
         self._use.acquire(timeout=0)
         self.ids = torch.from_file(str(path / IDS), shared=True, size=samples, dtype=torch.int64).clone()
-        self._after = torch.cat([self.ids, self.ids[:1]])  # beyond the last is an id that is not beyond it
-        self._maps = [_mapped(path, part, draws * samples).view(draws, samples, *part.shape) for part in parts]
-        self._by_draw = list(zip(*(each.unbind(0) for each in self._maps), strict=True))
-        self._fresh: list[tuple[int, Tensor]] = []
-        self._files = [(path / name).open("r+b", buffering=0) for name in (*(part.name for part in parts), KNOWN)]
-        self._flushed, self._pause = time.monotonic(), _SECONDS
-        self.writes = False
-        self.known = torch.zeros(draws, samples, dtype=torch.bool)
-        self._whole: set[int] = set()
-        self.look_again()
+        # For an id beyond the last, searchsorted returns `samples`: the comparison in `lookup` then meets another id.
+        self._ids_or_first = torch.cat([self.ids, self.ids[:1]])
+        maps = []
+        for part in parts:
+            count = torch.Size(part.shape).numel() * draws * samples
+            mapped = torch.from_file(str(path / part.name), shared=True, size=count, dtype=part.dtype)
+            maps.append(mapped.view(draws, samples, *part.shape))
+        self._parts_of_draw = list(zip(*(mapped.unbind(0) for mapped in maps), strict=True))
+        self._unflushed: list[tuple[int, Tensor]] = []
+        # Unbuffered: readers of the maps see rows at once.
+        self._files = [(path / name).open("r+b", buffering=0) for name in (*(part.name for part in parts), WRITTEN)]
+        self._flushed, self._pause = time.monotonic(), _FLUSH_SECONDS
+        self.writes = False  # whether this process holds the lock
+        self.written = torch.zeros(draws, samples, dtype=torch.bool)
+        self._complete_draws: set[int] = set()
+        self.refresh()
 
-    def find(self, ids: Tensor, draw: int) -> Lookup | None:
-        """Return where samples stand, (samples,) ids; None where the store has no place for them."""
+    def lookup(self, ids: Tensor, draw: int) -> Lookup | None:
+        """Return the rows of samples, (samples,) ids; None if the entry has no rows for one of them."""
         ids = ids.to("cpu", torch.int64).contiguous()
         rows = torch.searchsorted(self.ids, ids)
-        if not 0 <= draw < self.draws or not torch.equal(self._after.index_select(0, rows), ids):
+        if not 0 <= draw < self.draws or not torch.equal(self._ids_or_first.index_select(0, rows), ids):
             return None
-        if draw in self._whole:
+        if draw in self._complete_draws:
             return Lookup(draw, rows, None)
-        known = self.known[draw].index_select(0, rows)
-        return Lookup(draw, rows, None if bool(known.all()) else known)
+        hits = self.written[draw].index_select(0, rows)
+        return Lookup(draw, rows, None if bool(hits.all()) else hits)
 
-    def read(self, found: Lookup) -> tuple[Tensor, ...]:
-        """Return the rows of each part, as copies; what is not known is 0."""
-        return tuple([each.index_select(0, found.rows) for each in self._by_draw[found.draw]])
+    def read(self, lookup: Lookup) -> tuple[Tensor, ...]:
+        """Return the rows of each part, as copies; rows that were not written are 0."""
+        return tuple([mapped.index_select(0, lookup.rows) for mapped in self._parts_of_draw[lookup.draw]])
 
     def write(self, draw: int, rows: Tensor, parts: Sequence[Tensor]) -> None:
-        """Record the parts of these rows. Raises OSError where the disk is full."""
+        """Write the parts of these rows. Raises OSError if the disk is full."""
         for file, part, values in zip(self._files, self.parts, parts, strict=False):
-            content = values.reshape(len(rows), -1).view(torch.uint8).numpy()
-            for row, each in zip(rows.tolist(), content, strict=True):
+            content = values.reshape(len(rows), -1).view(torch.uint8).numpy()  # (rows, bytes)
+            for row, row_bytes in zip(rows.tolist(), content, strict=True):
                 file.seek((draw * self.samples + row) * part.bytes)
-                if file.write(each) < part.bytes:
+                if file.write(row_bytes) < part.bytes:  # a raw file may write less than it got, without an error
                     raise OSError(errno.ENOSPC, f"{self.path} has no room for a whole row")
-        self.known[draw].index_fill_(0, rows, True)
-        self._fresh.append((draw, rows))
+        self.written[draw].index_fill_(0, rows, True)
+        self._unflushed.append((draw, rows))
         if time.monotonic() - self._flushed > self._pause:
             self.flush()
 
-    def take(self, heard: NewOutputs) -> None:
-        """Record what another process was told, where this one writes, but for what is known here already."""
-        found = self.find(heard.ids, heard.draw) if self.writes else None
-        if found is None or found.known is None:
+    def merge(self, new: NewOutputs) -> None:
+        """Write the outputs of another process of the run, except for rows that are written already."""
+        lookup = self.lookup(new.ids, new.draw) if self.writes else None
+        if lookup is None or lookup.hits is None:
             return
-        new = found.known.logical_not().nonzero().flatten()
-        if len(new):
-            self.write(found.draw, found.rows[new], [each[new] for each in heard.parts])
+        missing = lookup.hits.logical_not().nonzero().flatten()
+        if len(missing):
+            self.write(lookup.draw, lookup.rows[missing], [part[missing] for part in new.parts])
 
     def flush(self) -> None:
-        """Put what was recorded on the disk: first the data, then that they are known."""
-        if not self._fresh:
+        """Force written rows to the disk, and then their flags."""
+        if not self._unflushed:
             return
         began = time.monotonic()
-        *data, known = self._files
+        *data, flags = self._files
         for file in data:
             os.fsync(file.fileno())
-        for draw in {draw for draw, _ in self._fresh}:
-            known.seek(draw * self.samples)
-            known.write(self.known[draw].view(torch.uint8).numpy().tobytes())
-        os.fsync(known.fileno())
-        self._fresh = []
+        for draw in {draw for draw, _ in self._unflushed}:
+            flags.seek(draw * self.samples)
+            flags.write(self.written[draw].view(torch.uint8).numpy().tobytes())
+        os.fsync(flags.fileno())
+        self._unflushed = []
         self._flushed = time.monotonic()
-        self._pause = max(_SECONDS, _PAUSES * (self._flushed - began))
+        self._pause = max(_FLUSH_SECONDS, _FLUSH_RATIO * (self._flushed - began))
 
-    def look_again(self) -> None:
-        """Where another process wrote so far, take up what it recorded, and the writing if it has ended."""
+    def refresh(self) -> None:
+        """Read the rows that another process flushed, and take over the writing if it has ended."""
         if not self.writes:
             try:
                 self._lock.acquire(timeout=0)
                 self.writes = True
             except Timeout:
                 pass
-            self.known = self._read_known()  # after the lock, or what was recorded between the two would be missed
-        self._whole = {draw for draw, known in enumerate(self.known.all(1).tolist()) if known}
+            self.written = self._read_flags()  # after the lock: rows that are flushed in between would be missed
+        self._complete_draws = {draw for draw, complete in enumerate(self.written.all(1).tolist()) if complete}
 
     def abandon(self) -> None:
-        """Let others write and delete, without what was recorded since the last flush."""
-        self._fresh = []
+        """Close without the rows that were written since the last flush."""
+        self._unflushed = []
         self.close()
 
     def close(self) -> None:
-        """Flush, and let others write and delete."""
+        """Flush, and let other processes write to the entry or delete it."""
         try:
             self.flush()
         finally:
@@ -139,17 +147,12 @@ class Store:
                 file.close()
             self._lock.release()
             self._use.release()
-            with suppress(OSError):  # somebody may have deleted the folder
+            with suppress(OSError):  # the folder may have been deleted
                 Path(self._use.lock_file).unlink(missing_ok=True)
                 (self.path / USED).touch()
 
-    def _read_known(self) -> Tensor:
+    def _read_flags(self) -> Tensor:
         file = self._files[-1]
         file.seek(0)
         content = bytearray(file.readall())
         return torch.frombuffer(content, dtype=torch.uint8).view(self.draws, self.samples).bool()
-
-
-def _mapped(path: Path, part: Part, rows: int) -> Tensor:
-    count = torch.Size(part.shape).numel() * rows
-    return torch.from_file(str(path / part.name), shared=True, size=count, dtype=part.dtype)

@@ -194,13 +194,15 @@ def test_the_cache_key_depends_on_the_augmentation(augmentation):
     assert with_augmentation["augment"] != plain["augment"]
 
 
-def test_the_cache_key_depends_on_the_code_of_a_user_defined_augmentation():
+def test_the_cache_key_depends_on_the_code_of_a_user_defined_augmentation(tmp_path):
     # The same class name and repr, but another factor inside the code.
     source = "@dataclass(frozen=True)\nclass Louder:\n    def __call__(self, signal, rate, generator):\n"
 
     def facts(factor):
         space = {"dataclass": dataclass, "__name__": "recipe"}
-        exec(f"{source}        return {factor} * signal\n", space)
+        path = tmp_path / f"recipe_{factor}.py"  # the key holds source text, so the code needs a file
+        path.write_text(f"{source}        return {factor} * signal\n")
+        exec(compile(path.read_text(), str(path), "exec"), space)
         return facts_of_data(
             Synthetic(train=2, validation=1, test=1, length=200, draws=2, augment=(space["Louder"](),))
         )

@@ -1,9 +1,11 @@
-"""Code that a teacher reaches in whatever way is in the key of its answers, and where it cannot be it is refused."""
+"""Code that a teacher reaches is in the key of its cached outputs, or the teacher is refused with a reason."""
 
 import array
 import ctypes
+import functools
 import importlib
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -12,102 +14,144 @@ from torch import nn
 
 from kdkit import Net
 from kdkit.errors import CacheError
-from kdkit.teachers.cache import facts_of_data, key_of
+from kdkit.teachers.cache import compute_key, facts_of_data
 from kdkit.teachers.cache.digest import Digest
 from tests.helpers.tiny import tiny_data
 
 HELPER = "K = {}\ndef scale(x):\n    return x * K\n"
+USER_MODULES = ("user_package", "user_helper")
 TEACHER = "class Teacher(nn.Module):\n"
+FORWARD = TEACHER + "    def forward(self, x):\n"
 
 
 def key(module):
-    return key_of(Net("teacher", module), (), data={"fingerprint": "a", "draws": 1}, how={}).digest
-
-
-def made(source, name="Teacher"):
-    space = {"__name__": "recipe", "torch": torch, "nn": nn}
-    exec(source, space)
-    return space[name]()
+    return compute_key(Net("teacher", module), (), data={"fingerprint": "a", "draws": 1}, settings={}).digest
 
 
 @pytest.fixture
-def helped(tmp_path, monkeypatch):
-    """Return what makes a teacher beside a module `helper`, and a package with `ops`, that scale by a number."""
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    (tmp_path / "own_pkg").mkdir()
+def make(tmp_path):
+    """Return a function that runs a source file and calls the class or function `name` of it."""
 
-    def make(source, by):
-        for name in [each for each in sys.modules if each.split(".")[0] in ("own_pkg", "own_helper")]:
-            del sys.modules[name]
-        for name in ("own_helper.py", "own_pkg/ops.py"):
-            (tmp_path / name).write_text(HELPER.format(by))
-        (tmp_path / "own_pkg" / "__init__.py").write_text("def __getattr__(name): raise AttributeError(name)\n")
+    def run_file(source, name="Teacher"):
+        path = tmp_path / f"recipe_{len(list(tmp_path.iterdir()))}.py"
+        path.write_text(source)
+        namespace = {"__name__": "recipe", "torch": torch, "nn": nn}
+        exec(compile(source, str(path), "exec"), namespace)
+        return namespace[name]()
+
+    return run_file
+
+
+@pytest.fixture
+def key_with_helper(tmp_path, monkeypatch, make):
+    """Return a function that computes the key of a teacher next to user-defined modules, which scale by a number."""
+    folder = tmp_path / "modules"
+    (folder / "user_package").mkdir(parents=True)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def compute(source, factor):
+        forget_user_modules()
+        for name in ("user_helper.py", "user_package/ops.py"):
+            (folder / name).write_text(HELPER.format(factor))
+        (folder / "user_package" / "__init__.py").write_text("def __getattr__(name): raise AttributeError(name)\n")
         importlib.invalidate_caches()
-        module = made(source)
-        assert module(torch.ones(1)).item() == by  # which loads what is imported late
+        module = make(source)
+        assert module(torch.ones(1)).item() == factor  # this runs imports inside functions
         return key(module)
 
-    yield make
-    for name in [each for each in sys.modules if each.split(".")[0] in ("own_pkg", "own_helper")]:
+    yield compute
+    forget_user_modules()
+
+
+def forget_user_modules():
+    for name in [name for name in sys.modules if name.split(".")[0] in USER_MODULES]:
         del sys.modules[name]
 
 
-FORWARD = TEACHER + "    def forward(self, x):\n"
-WAYS = {
-    "of a module": "import own_helper\n" + FORWARD + "        return own_helper.scale(x)\n",
-    "of a module in a package": "import own_pkg.ops\n" + FORWARD + "        return own_pkg.ops.scale(x)\n",
-    "in a comprehension": "import own_pkg.ops\n" + FORWARD + "        return [own_pkg.ops.scale(y) for y in (x,)][0]\n",
-    "imported late": FORWARD + "        import own_helper\n        return own_helper.scale(x)\n",
-    "of a package imported late": FORWARD + "        import own_pkg.ops\n        return own_pkg.ops.scale(x)\n",
-    "taken late": FORWARD + "        from own_helper import scale as by, K\n        return by(x)\n",
-    "taken late from a package": FORWARD + "        from own_pkg import ops as o\n        return o.scale(x)\n",
-    "imported late by another name": FORWARD + "        import own_pkg.ops as o\n        return o.scale(x)\n",
-    "in a function in a function": FORWARD + "        import own_helper as h\n        return (lambda: h.scale(x))()\n",
-    "imported around": "def around():\n    import own_helper as h\n    return lambda x: h.scale(x)\nf = around()\n"
+REACHED = {
+    "of a module": "import user_helper\n" + FORWARD + "        return user_helper.scale(x)\n",
+    "of a module in a package": "import user_package.ops\n" + FORWARD + "        return user_package.ops.scale(x)\n",
+    "in a comprehension": "import user_package.ops\n"
     + FORWARD
-    + "        return f(x)\n",
+    + "        return [user_package.ops.scale(y) for y in (x,)][0]\n",
+    "in a nested lambda": "import user_helper as h\n" + FORWARD + "        return (lambda: h.scale(x))()\n",
+    "from an enclosing function": "def around():\n    import user_helper as h\n    return lambda x: h.scale(x)\n"
+    "f = around()\n" + FORWARD + "        return f(x)\n",
     "in the body of a class": FORWARD + "        class A:\n            by = scale\n        return A.by(x)\n"
-    "from own_helper import scale\n",
+    "from user_helper import scale\n",
 }
 
 
-@pytest.mark.parametrize("source", WAYS.values(), ids=WAYS)
-def test_a_function_that_is_reached_through_imports_is_in_the_key(source, helped):
-    keys = [helped(source, by) for by in (2, 2, 3)]
+@pytest.mark.parametrize("source", REACHED.values(), ids=REACHED)
+def test_a_function_of_an_imported_module_is_in_the_key(source, key_with_helper):
+    keys = [key_with_helper(source, factor) for factor in (2, 2, 3)]
     assert keys[0] == keys[1] != keys[2]
 
 
-HELD = {
-    "an attribute": "import own_helper\n" + TEACHER + "    ops = own_helper\n"
-    "    def forward(self, x):\n        return self.ops.scale(x)\n",
-    "an argument": "import own_helper\ndef by(ops, x):\n    return ops.scale(x)\n"
-    + FORWARD
-    + "        return by(own_helper, x)\n",
-    "a package's": "import own_pkg.ops\n" + FORWARD + "        ops = own_pkg.ops\n        return ops.scale(x)\n",
-    "imported late": FORWARD + "        import own_helper\n        ops = own_helper\n        return ops.scale(x)\n",
+IMPORTED_IN_A_FUNCTION = {
+    "a module": FORWARD + "        import user_helper\n        return user_helper.scale(x)\n",
+    "a package": FORWARD + "        import user_package.ops\n        return user_package.ops.scale(x)\n",
+    "a function": FORWARD + "        from user_helper import scale as by, K\n        return by(x)\n",
+    "a module of a package": FORWARD + "        from user_package import ops as o\n        return o.scale(x)\n",
+    "under another name": FORWARD + "        import user_package.ops as o\n        return o.scale(x)\n",
+    "in an inner function": FORWARD + "        import user_helper as h\n        return (lambda: h.scale(x))()\n",
+    "to another variable": FORWARD
+    + "        import user_helper\n        ops = user_helper\n        return ops.scale(x)\n",
 }
 
 
-@pytest.mark.parametrize("source", HELD.values(), ids=HELD)
-def test_a_module_that_is_held_as_a_value_is_refused(source, helped):
-    with pytest.raises(CacheError, match=r"the module own_\w+(.ops)?, from which anything may be taken; "):
-        helped(source, 2)
+@pytest.mark.parametrize("source", IMPORTED_IN_A_FUNCTION.values(), ids=IMPORTED_IN_A_FUNCTION)
+def test_a_user_defined_module_that_is_imported_in_a_function_is_refused(source, key_with_helper):
+    with pytest.raises(CacheError, match=r"imports \w+(.ops)? inside a function; import it at the top of the file"):
+        key_with_helper(source, 2)
 
 
-def test_what_is_imported_late_is_refused_until_it_is_loaded_and_what_is_nowhere_counts_as_that(helped):
-    helped(WAYS["of a module"], 2)
-    del sys.modules["own_helper"]
-    with pytest.raises(CacheError, match="imports own_helper, which is not loaded yet; import it at the top"):
-        key(made(WAYS["imported late"]))
-    assert key(made(FORWARD + "        import nowhere_at_all\n"))
+LATE_DYNAMIC = {
+    "os": "import os as o\n        return (lambda: o.environb[b'K'])()\n",
+    "sys": "from sys import modules\n        return modules['torch'].relu(x)\n",
+}
 
 
-SEARCHES = {
+@pytest.mark.parametrize("name", LATE_DYNAMIC)
+def test_modules_that_give_access_to_any_value_are_refused_inside_a_function(name, make):
+    with pytest.raises(CacheError, match=rf"imports {name} inside a function"):
+        key(make(FORWARD + "        " + LATE_DYNAMIC[name]))
+
+
+def test_a_module_that_is_not_loaded_is_refused_and_an_installed_one_is_not(make):
+    with pytest.raises(CacheError, match="imports does_not_exist inside a function"):
+        key(make(FORWARD + "        import does_not_exist\n"))
+    with pytest.raises(CacheError, match=r"imports \.ops inside a function"):
+        key(make(FORWARD + "        from .ops import scale\n        return scale(x)\n"))
+    assert key(make(FORWARD + "        import torch.nn as layers\n        return layers.functional.relu(x)\n"))
+
+
+USED_AS_VALUE = {
+    "an attribute": "import user_helper\n" + TEACHER + "    ops = user_helper\n"
+    "    def forward(self, x):\n        return self.ops.scale(x)\n",
+    "an argument": "import user_helper\ndef by(ops, x):\n    return ops.scale(x)\n"
+    + FORWARD
+    + "        return by(user_helper, x)\n",
+    "a package's": "import user_package.ops\n"
+    + FORWARD
+    + "        ops = user_package.ops\n        return ops.scale(x)\n",
+}
+
+
+@pytest.mark.parametrize("source", USED_AS_VALUE.values(), ids=USED_AS_VALUE)
+def test_a_module_that_is_used_as_a_value_is_refused(source, key_with_helper):
+    with pytest.raises(
+        CacheError, match=r"the module user_\w+(.ops)?, used as a value, .*; use its functions and values"
+    ):
+        key_with_helper(source, 2)
+
+
+DYNAMIC = {
     "os.environ": "import os\n" + FORWARD + "        return x * float(os.environ['K'])\n",
     "os.getenv": "from os import getenv as k\n" + FORWARD + "        return x * float(k('K'))\n",
-    "os.environb": FORWARD + "        import os as o\n        return (lambda: o.environb[b'K'])()\n",
-    "sys.modules": FORWARD + "        from sys import modules\n        return modules['torch'].relu(x)\n",
+    "os.environb": "import os as o\n" + FORWARD + "        return (lambda: o.environb[b'K'])()\n",
+    "sys.modules": "from sys import modules\n" + FORWARD + "        return modules['torch'].relu(x)\n",
     "importlib.import_module": "import importlib as i\n"
     + FORWARD
     + "        return i.import_module('torch').relu(x)\n",
@@ -116,23 +160,84 @@ SEARCHES = {
 }
 
 
-@pytest.mark.parametrize("name", SEARCHES)
-def test_what_finds_values_that_no_code_names_is_refused(name):
-    with pytest.raises(CacheError, match=rf"{name}, by which it may find anything; give it the values instead"):
-        key(made(SEARCHES[name]))
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_values_that_are_looked_up_under_computed_names_are_refused(name, make):
+    with pytest.raises(CacheError, match=rf"is {name}, through which it can read any value; pass the values instead"):
+        key(make(DYNAMIC[name]))
 
 
-def test_methods_and_variables_that_are_called_like_it_are_not():
+def test_methods_and_variables_of_the_same_names_are_not_refused(make):
     source = "import os, sys\n" + FORWARD + "        self.eval()\n        exec = os.path.join(sys.prefix, os.sep)\n"
-    assert key(made(source + "        return x, exec, self.environ, self.modules\n"))
+    assert key(make(source + "        return x, exec, self.environ, self.modules\n"))
+
+
+def test_code_whose_source_cannot_be_read_is_refused():
+    namespace = {"__name__": "recipe", "nn": nn}
+    exec(FORWARD + "        return 2 * x\n", namespace)  # as code that is typed at a prompt
+    with pytest.raises(CacheError, match=r"the source of Teacher.forward cannot be read; define it in a file"):
+        key(namespace["Teacher"]())
+
+
+def test_code_of_a_dataclass_whose_source_cannot_be_read_is_refused():
+    namespace = {"__name__": "recipe"}
+    exec("from dataclasses import dataclass\n@dataclass\nclass A:\n    def __call__(self, x): return x\n", namespace)
+    with pytest.raises(CacheError, match=r"the source of A.__call__ cannot be read"):
+        Digest().add(namespace["A"](), "it")
+
+
+def test_a_file_that_was_edited_after_it_was_imported_is_refused(make, tmp_path):
+    module = make(FORWARD + "        return 2 * x\n")
+    assert key(module)
+    (path,) = tmp_path.iterdir()
+    path.write_text(FORWARD + "        return 33 * x\n")
+    with pytest.raises(CacheError, match=r"Teacher.forward is not the code that runs; start again if .* was edited"):
+        key(module)
+
+
+def test_a_line_that_the_teacher_does_not_use_is_not_in_the_key(make):
+    source = "A = {}\ndef unused():\n    return {}\nB = 2\n" + FORWARD + "        return B * x\n"
+    assert key(make(source.format(1, 2))) == key(make(source.format(3, 4)))
+    assert key(make(source.format(1, 2))) != key(make(source.format(1, 2).replace("B = 2", "B = 3")))
+
+
+def test_lambdas_that_start_on_one_line_are_refused(make):
+    apart = make("Teacher = lambda: [\n    lambda x: x,\n    lambda x: 2 * x,\n]\n")
+    assert len({Digest().add(function, "it").hexdigest() for function in apart}) == 2
+    together = make("Teacher = lambda: fs\nfs = [lambda x: x, lambda x: 2 * x]\n")
+    with pytest.raises(CacheError, match="one of several lambdas that start on one line; give each a line of its own"):
+        Digest().add(together[0], "it")
+
+
+def test_a_recipe_that_is_called_like_a_module_of_python_is_in_the_key(tmp_path):
+    def named(name, factor):
+        path = tmp_path / f"{name}{factor}.py"
+        path.write_text(FORWARD + f"        return {factor} * x\n")
+        namespace = {"__name__": name, "nn": nn}
+        exec(compile(path.read_text(), str(path), "exec"), namespace)
+        return key(namespace["Teacher"]())
+
+    assert "antigravity" not in sys.modules
+    assert named("antigravity", 2) == named("antigravity", 2) != named("antigravity", 3)
+
+
+def test_a_function_of_a_library_around_user_code_is_in_the_key(make):
+    source = "import contextlib\ndef f(x):\n    yield {} * x\nTeacher = lambda: contextlib.contextmanager(f)\n"
+
+    def without_wraps(factor):
+        function = make(source.format(factor))
+        function.__module__ = "contextlib"  # as if the library had not used functools.wraps
+        del function.__wrapped__
+        return key(Holds(function))
+
+    assert without_wraps(2) == without_wraps(2) != without_wraps(3)
 
 
 class Marked(np.ndarray):
     pass
 
 
-def marked(value, by):
-    value.by = by
+def marked(value, factor):
+    value.factor = factor
     return value
 
 
@@ -146,15 +251,6 @@ class Figures(array.array):
     pass
 
 
-def enum_with(method):
-    return made(f"import enum\nclass Act(enum.Enum):\n    A = 1\n    {method}\nTeacher = lambda: Act.A\n")
-
-
-def wrapped(by):
-    source = f"import functools\n@functools.wraps(nn.functional.softmax)\ndef f(x):\n    return {by} * x\n"
-    return made(source + "Teacher = lambda: f\n")
-
-
 def noted(number):
     def function():
         return function.number
@@ -163,35 +259,63 @@ def noted(number):
     return function
 
 
-def number_that(by):
-    source = f"class Own(float):\n    def __call__(self, x):\n        return {by} * x\n"
-    return made(source + "Teacher = lambda: Own(2)\n")
+def no_grad_function(factor):
+    @torch.no_grad()  # a function of torch around a user-defined one
+    def scale(x):
+        return factor * x
+
+    return scale
 
 
 VALUES = {
-    "a dict's method": lambda by: {"a": by}.get,
-    "a dict's own method": lambda by: {"a": by}.__getitem__,
-    "a tensor's method": lambda by: torch.tensor(by).mul,
-    "a C number": lambda by: ctypes.c_int(by),
-    "an array of a class of one's own": lambda by: Figures("d", [by]),
-    "an enum's method": lambda by: enum_with(f"def do(self, x): return x * {by}"),
-    "an enum's property": lambda by: enum_with(f"by = property(lambda self: {by})"),
-    "a wrapper that bears a library's name": wrapped,
+    "a dict's method": lambda factor: {"a": factor}.get,
+    "a dict's own method": lambda factor: {"a": factor}.__getitem__,
+    "a tensor's method": lambda factor: torch.tensor(factor).mul,
+    "a C number": lambda factor: ctypes.c_int(factor),
+    "an array of a user-defined class": lambda factor: Figures("d", [factor]),
     "an attribute of a function": noted,
-    "a method of a number": number_that,
-    "an attribute of a tensor": lambda by: marked(torch.ones(1), by),
-    "an attribute of a parameter": lambda by: marked(nn.Parameter(torch.ones(1)), by),
-    "an attribute of an array": lambda by: marked(np.ones(1).view(Marked), by),
+    "an attribute of a tensor": lambda factor: marked(torch.ones(1), factor),
+    "an attribute of a parameter": lambda factor: marked(nn.Parameter(torch.ones(1)), factor),
+    "an attribute of an array": lambda factor: marked(np.ones(1).view(Marked), factor),
+    "an argument of a partial": lambda factor: functools.partial(torch.mul, other=factor),
+    "a closure": no_grad_function,
+    "an object": lambda factor: types.SimpleNamespace(config=[{"scale": factor}]),
+    "a set": lambda factor: {"a", "b", factor},
 }
 
 
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
-def test_all_that_a_value_holds_is_in_the_key(value):
-    keys = [key(Holds(value(by))) for by in (2, 2, 3)]
+def test_everything_that_a_value_holds_is_in_the_key(value):
+    keys = [key(Holds(value(factor))) for factor in (2, 2, 3)]
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_a_part_that_stays_in_training_is_in_the_key():
+ENUM = "import enum\nclass Act(enum.Enum):\n    A = 1\n    {}\nTeacher = lambda: Act.A\n"
+SOURCES = {
+    "an enum's method": ENUM.format("def do(self, x): return x * {}"),
+    "an enum's property": ENUM.format("factor = property(lambda self: {})"),
+    "an enum's member": ENUM.format("B = {}"),
+    "a wrapper that has a library's name": "import functools\n@functools.wraps(nn.functional.softmax)\ndef f(x):\n"
+    "    return {} * x\nTeacher = lambda: f\n",
+    "a method of a number": "class Number(float):\n    def __call__(self, x):\n        return {} * x\n"
+    "Teacher = lambda: Number(2)\n",
+    "a class method with underscores": "class A:\n    @classmethod\n    def __length_hint__(cls):\n"
+    "        return {}\nTeacher = lambda: A()\n",
+    "a static method": "class A:\n    @staticmethod\n    def f(x):\n        return {} * x\nTeacher = lambda: A()\n",
+    "a cached property": "import functools\nclass A:\n    @functools.cached_property\n    def f(self):\n"
+    "        return {}\nTeacher = lambda: A()\n",
+    "a cached function": "import functools\n@functools.lru_cache\ndef f(x):\n    return {} * x\nTeacher = lambda: f\n",
+    "a default argument": "def f(x, factor={}):\n    return factor * x\nTeacher = lambda: f\n",
+}
+
+
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+def test_the_code_of_a_value_is_in_the_key(source, make):
+    keys = [key(Holds(make(source.format(factor)))) for factor in (2, 2, 3)]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_submodule_that_stays_in_training_mode_is_in_the_key():
     module = nn.Sequential(nn.Dropout()).eval()
     before = key(module)
     module[0].train()
@@ -199,17 +323,17 @@ def test_a_part_that_stays_in_training_is_in_the_key():
     assert key(module.eval()) == before
 
 
-def test_a_net_that_answers_in_a_way_of_its_own_is_in_the_key():
-    def doubled(by):
+def test_a_subclass_of_net_is_in_the_key():
+    def doubled(factor):
         class Doubled(Net):
             def through(self, module, batch):
-                return by * super().through(module, batch)
+                return factor * super().through(module, batch)
 
         return Doubled("teacher", linear)
 
     linear = nn.Linear(3, 3)
     nets = [Net("teacher", linear), *map(doubled, (2, 3, 3))]
-    keys = [key_of(net, (), data={}, how={}).digest for net in nets]
+    keys = [compute_key(net, (), data={}, settings={}).digest for net in nets]
     assert len(set(keys)) == 3
     assert keys[2] == keys[3]
 
@@ -233,12 +357,12 @@ def test_the_precision_of_kernels_is_in_the_key():
         conv.fp32_precision = precision
 
 
-def test_a_graph_of_torch_fx_counts_by_what_was_compiled_from_it():
-    def traced(by):
+def test_a_graph_of_torch_fx_counts_by_the_code_that_was_generated_from_it():
+    def traced(factor):
         class Teacher(nn.Module):
             def forward(self, x):
                 for _ in range(300):  # deeper than Python recurses
-                    x = x + by
+                    x = x + factor
                 return x
 
         return key(torch.fx.symbolic_trace(Teacher()))
@@ -246,16 +370,27 @@ def test_a_graph_of_torch_fx_counts_by_what_was_compiled_from_it():
     assert traced(2) == traced(2) != traced(3)
 
 
-def test_the_code_that_changes_samples_is_in_the_facts_of_the_data():
-    def facts(by):
+def test_the_code_of_augmentations_is_in_the_facts_of_the_data(make):
+    def facts(factor):
         data = tiny_data()
-        data.augment = (made(f"class Louder:\n    def __call__(self, x): return x * {by}\n", "Louder"),)
+        data.augment = (make(f"class Louder:\n    def __call__(self, x): return x * {factor}\n", "Louder"),)
         return facts_of_data(data)
 
     assert facts(2) == facts(2) != facts(3)
     assert facts(2) != facts_of_data(tiny_data())
 
 
-def test_functions_of_libraries_have_a_digest():
-    for function in (len, torch.relu, torch.softmax, nn.functional.gelu, nn.functional.max_pool2d, torch.Tensor.add):
-        assert Digest().add(function, "it").hexdigest() == Digest().add(function, "it").hexdigest()
+def test_functions_and_types_of_libraries_have_a_digest():
+    functions = (len, torch.relu, torch.softmax, nn.functional.gelu, nn.functional.max_pool2d, torch.Tensor.add)
+    values = (
+        *functions,
+        np.sin,
+        np.mean,
+        int | str,
+        tuple[int],
+        torch.ops.aten.relu,
+        torch.float32,
+        torch.device("cpu"),
+    )
+    for value in values:
+        assert Digest().add(value, "it").hexdigest() == Digest().add(value, "it").hexdigest()

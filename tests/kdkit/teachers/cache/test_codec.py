@@ -1,4 +1,4 @@
-"""How answers are kept: as they are to the bit, or in fewer bytes in a way that is the same each time."""
+"""Outputs are stored exactly by default, or in fewer bytes and then always rounded in the same manner."""
 
 import pytest
 import torch
@@ -6,102 +6,103 @@ import torch
 from kdkit import CacheSettings, RecipeError, TeacherOutput
 from kdkit.errors import CacheError
 from kdkit.teachers.cache import Codec
-from kdkit.teachers.cache.codec import apart
+from kdkit.teachers.cache.codec import relative_distance
 
 CPU = torch.device("cpu")
 
 
-def answer(dtype=torch.float32, seed=0):
+def teacher_output(dtype=torch.float32, seed=0):
     torch.manual_seed(seed)
     output = torch.randn(4, 6, dtype=torch.float64)
-    return TeacherOutput(output.to(dtype), (torch.randn(4, 3, 5, dtype=torch.float64).to(dtype).movedim(-1, 1),))
+    feature = torch.randn(4, 3, 5, dtype=torch.float64).to(dtype).movedim(-1, 1)  # (4, 5, 3), not contiguous
+    return TeacherOutput(output.to(dtype), (feature,))
 
 
-def again(form, given):
-    return form.answer(form.packed(given), CPU)
+def round_trip(codec, output):
+    return codec.decode(codec.encode(output), CPU)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_by_default_answers_are_kept_to_the_bit(dtype):
-    given = answer(dtype)
-    form = Codec(CacheSettings(), given)
-    back = again(form, given)
-    assert torch.equal(back.output, given.output)
-    assert torch.equal(back.features[0], given.features[0])
-    assert back.output.dtype == dtype
-    assert [part.shape for part in form.parts] == [(6,), (5, 3)]
+def test_by_default_outputs_are_stored_to_the_bit(dtype):
+    original = teacher_output(dtype)
+    codec = Codec(CacheSettings(), original)
+    decoded = round_trip(codec, original)
+    assert torch.equal(decoded.output, original.output)
+    assert torch.equal(decoded.features[0], original.features[0])
+    assert decoded.output.dtype == dtype
+    assert [part.shape for part in codec.parts] == [(6,), (5, 3)]
 
 
-def test_half_precision_takes_half_the_bytes_and_is_given_as_before():
-    given = answer()
-    form = Codec(CacheSettings(dtype="fp16"), given)
-    assert [part.bytes for part in form.parts] == [12, 30]
-    back = again(form, given)
-    assert back.output.dtype == torch.float32
-    assert torch.allclose(back.output, given.output, rtol=1e-3, atol=1e-3)
-    assert not torch.equal(back.output, given.output)
-    assert torch.equal(again(form, back).output, back.output)
+def test_half_precision_takes_half_the_bytes_and_is_decoded_to_the_original_dtype():
+    original = teacher_output()
+    codec = Codec(CacheSettings(dtype="fp16"), original)
+    assert [part.bytes for part in codec.parts] == [12, 30]
+    decoded = round_trip(codec, original)
+    assert decoded.output.dtype == torch.float32
+    assert torch.allclose(decoded.output, original.output, rtol=1e-3, atol=1e-3)
+    assert not torch.equal(decoded.output, original.output)
+    assert torch.equal(round_trip(codec, decoded).output, decoded.output)
 
 
-def test_the_largest_outputs_keep_their_probabilities_and_the_others_share_the_rest():
-    given = answer()
-    form = Codec(CacheSettings(top=2), given)
-    back = again(form, given)
-    exact, kept = given.output.softmax(1), back.output.softmax(1)
+def test_the_largest_logits_keep_their_probabilities_and_the_others_share_the_rest():
+    original = teacher_output()
+    decoded = round_trip(Codec(CacheSettings(top=2), original), original)
+    exact, stored = original.output.softmax(1), decoded.output.softmax(1)
     largest = exact.topk(2).indices
-    assert torch.allclose(kept.gather(1, largest), exact.gather(1, largest), atol=1e-6)
-    others = kept.scatter(1, largest, 0.0)
+    assert torch.allclose(stored.gather(1, largest), exact.gather(1, largest), atol=1e-6)
+    others = stored.scatter(1, largest, 0.0)
     assert torch.allclose(others.sum(1), 1 - exact.gather(1, largest).sum(1), atol=1e-6)
     for row, chosen in zip(others, largest.tolist(), strict=True):
         rest = [float(row[index]) for index in range(6) if index not in chosen]
         assert max(rest) - min(rest) < 1e-6
-    assert torch.equal(back.features[0], given.features[0])
+    assert torch.equal(decoded.features[0], original.features[0])
 
 
-def test_all_outputs_are_kept_where_the_largest_are_all():
-    given = answer()
-    assert torch.equal(again(Codec(CacheSettings(top=6), given), given).output, given.output)
+def test_all_logits_are_stored_if_top_is_the_number_of_classes():
+    original = teacher_output()
+    assert torch.equal(round_trip(Codec(CacheSettings(top=6), original), original).output, original.output)
 
 
-def test_the_largest_are_of_one_row_of_classes():
-    with pytest.raises(CacheError, match="top is of outputs"):
+def test_top_needs_outputs_with_one_row_of_classes():
+    with pytest.raises(CacheError, match=r"top needs float outputs \(batch, classes\); it returns \(4, 2, 3\)"):
         Codec(CacheSettings(top=1), TeacherOutput(torch.zeros(4, 2, 3)))
 
 
-def test_two_answers_are_as_far_apart_as_their_worst_figure():
-    one = torch.tensor([[1.0, -4.0], [2.0, 0.0]])
-    assert apart([(one, one)]).tolist() == [0, 0]
-    assert apart([(one, one + torch.tensor([[0.0, 0.0], [0.4, 0.0]]))]).tolist() == pytest.approx([0, 0.1])
-    odd = torch.tensor([[float("inf"), float("nan")], [1.0, float("nan")]])
-    assert apart([(odd, odd)]).tolist() == [0, 0]
-    assert apart([(odd, odd.nan_to_num())])[1] == float("inf")
+def test_the_distance_of_two_outputs_is_that_of_their_worst_value():
+    values = torch.tensor([[1.0, -4.0], [2.0, 0.0]])
+    assert relative_distance([(values, values)]).tolist() == [0, 0]
+    changed = values + torch.tensor([[0.0, 0.0], [0.4, 0.0]])
+    assert relative_distance([(values, changed)]).tolist() == pytest.approx([0, 0.1])
+    not_finite = torch.tensor([[float("inf"), float("nan")], [1.0, float("nan")]])
+    assert relative_distance([(not_finite, not_finite)]).tolist() == [0, 0]
+    assert relative_distance([(not_finite, not_finite.nan_to_num())])[1] == float("inf")
 
 
-def test_nearly_equal_outputs_may_change_places_in_an_audit():
-    given = answer()
-    given.output[0, :2] = torch.tensor([3.0, 3.0 - 1e-7])
-    form = Codec(CacheSettings(top=1), given)
-    kept = form.packed(given)
-    other = TeacherOutput(given.output.clone(), given.features)
-    other.output[0, :2] = torch.tensor([3.0 - 1e-7, 3.0])
-    assert apart(form.compared(other, kept)).max() < 1e-6
+def test_nearly_equal_logits_may_change_places_in_an_audit():
+    original = teacher_output()
+    original.output[0, :2] = torch.tensor([3.0, 3.0 - 1e-7])
+    codec = Codec(CacheSettings(top=1), original)
+    parts = codec.encode(original)
+    swapped = TeacherOutput(original.output.clone(), original.features)
+    swapped.output[0, :2] = torch.tensor([3.0 - 1e-7, 3.0])
+    assert relative_distance(codec.comparable(swapped, parts)).max() < 1e-6
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
-        ({"dtype": "fp8"}, "'fp16', 'fp32'"),
+        ({"dtype": "fp8"}, "dtype must be 'fp16', 'fp32'"),
         ({"top": 0}, "at least 1"),
         ({"top": True}, "at least 1"),
         ({"audit": -0.1}, "from 0 to 1"),
         ({"audit": float("nan")}, "from 0 to 1"),
     ],
 )
-def test_settings_out_of_range_are_refused(options, words):
-    with pytest.raises(RecipeError, match=words):
+def test_settings_out_of_range_are_refused(options, message):
+    with pytest.raises(RecipeError, match=message):
         CacheSettings(**options)
 
 
-def test_only_what_moves_figures_is_in_the_form():
+def test_only_settings_that_change_losses_are_in_the_form():
     assert CacheSettings(audit=0.5).form is None
     assert CacheSettings(dtype="fp16").form != CacheSettings(top=3).form

@@ -1,4 +1,4 @@
-"""A teacher is tried on a tiny batch before anything it says is kept."""
+"""A teacher is run on a tiny batch before any of its outputs are cached."""
 
 import random
 
@@ -15,65 +15,87 @@ from kdkit.teachers.cache import probe
 from tests.helpers.tiny import Mlp
 
 
-def batch(samples=4, **changes):
+def make_batch(samples=4, **changes):
     torch.manual_seed(1)
-    given = {"ids": torch.arange(samples), "draw": 0, **changes}
-    return Batch(torch.randn(samples, 4), torch.arange(samples) % 3, **given)
+    options = {"ids": torch.arange(samples), "draw": 0, **changes}
+    return Batch(torch.randn(samples, 4), torch.arange(samples) % 3, **options)
 
 
-def trial(module, given=None, taps=()):
+def run_probe(module, batch=None, taps=()):
     frozen = Frozen(Net("teacher", module, version="1"), taps)
     try:
-        return probe(frozen, given or batch(), autocast=False)
+        return probe(frozen, batch or make_batch(), autocast=False)
     finally:
         frozen.close()
 
 
-class Unlike(nn.Module):
-    """Says something else each time."""
+class Counting(nn.Module):
+    """Returns other outputs at each call."""
 
     def __init__(self):
         super().__init__()
-        self.asked = 0
+        self.calls = 0
 
     def forward(self, inputs):
-        self.asked += 1
-        return inputs * self.asked
+        self.calls += 1
+        return inputs * self.calls
 
 
-class Packed(nn.Module):
-    """Takes batches of four and no others."""
+class BatchOfFour(nn.Module):
+    """Takes batches of four samples only."""
 
     def forward(self, inputs):
         return inputs.view(4, 2, 2).flatten(1)
 
 
+class ShapeByBatch(nn.Module):
+    """Returns as many columns as the batch has samples."""
+
+    def forward(self, inputs):
+        return inputs[:, :1].expand(-1, len(inputs) * 2)
+
+
 REFUSED = {
-    "batch norm over the batch itself": (nn.BatchNorm1d(4, track_running_stats=False), "others in its batch"),
-    "the place in the batch": (lambda x: x + torch.arange(len(x))[:, None], "others in its batch"),
-    "another answer each time": (Unlike(), "differently each time"),
-    "dropout that never ends": (lambda x: F.dropout(x, 0.5), "draws random numbers"),
+    "batch norm over the batch itself": (
+        nn.BatchNorm1d(4, track_running_stats=False),
+        "its output for a sample depends on the other samples in the batch",
+    ),
+    "the place in the batch": (
+        lambda x: x + torch.arange(len(x))[:, None],
+        "its output for a sample depends on the other samples in the batch",
+    ),
+    "outputs that change": (Counting(), "its outputs for the same batch differ from call to call"),
+    "dropout that is always on": (lambda x: F.dropout(x, 0.5), "draws random numbers"),
     "random numbers that do not matter": (lambda x: x + 0 * torch.rand(1), "draws random numbers"),
-    "batches of one size": (Packed(), "cannot answer a part of a batch"),
-    "no row for each sample": (lambda x: x.sum(0), "no row for each sample"),
-    "a scalar": (lambda x: x.sum(), "no row for each sample"),
+    "batches of one size": (BatchOfFour(), "it fails on a part of a batch"),
+    "no row for each sample": (lambda x: x.sum(0), "do not have one row per sample"),
+    "a scalar": (lambda x: x.sum(), "do not have one row per sample"),
+    "a shape that changes": (
+        ShapeByBatch(),
+        "its output for a sample depends on the other samples in the batch",
+    ),
 }
 
 
 @pytest.mark.parametrize(("module", "reason"), REFUSED.values(), ids=REFUSED)
-def test_a_teacher_that_cannot_be_asked_once_is_refused(module, reason):
+def test_a_teacher_whose_outputs_cannot_be_cached_by_sample_is_refused(module, reason):
     with pytest.raises(CacheError, match=reason):
-        trial(module)
+        run_probe(module)
+
+
+def test_halves_of_different_shapes_are_refused():
+    with pytest.raises(CacheError, match="the shape of its outputs depends on the other samples in the batch"):
+        run_probe(ShapeByBatch(), make_batch(3))
 
 
 def test_a_teacher_in_eval_mode_is_not_refused():
-    net = nn.Sequential(Mlp(), nn.Dropout(0.5))
-    assert trial(net).rounding < 1e-6
-    assert trial(net, batch(1)).rounding == 0
+    module = nn.Sequential(Mlp(), nn.Dropout(0.5))
+    assert run_probe(module).rounding < 1e-6
+    assert run_probe(module, make_batch(1)).rounding == 0
 
 
-def test_a_tap_that_hands_out_no_rows_is_refused():
-    class Odd(nn.Module):
+def test_a_tap_whose_feature_has_no_rows_is_refused():
+    class AddsMean(nn.Module):
         def __init__(self):
             super().__init__()
             self.middle = nn.Identity()
@@ -81,24 +103,24 @@ def test_a_tap_that_hands_out_no_rows_is_refused():
         def forward(self, inputs):
             return inputs + self.middle(inputs.mean(0))
 
-    module = Odd()
-    with pytest.raises(CacheError, match="no row for each sample"):
-        trial(module, taps=(Tap(module.middle),))
+    module = AddsMean()
+    with pytest.raises(CacheError, match="do not have one row per sample"):
+        run_probe(module, taps=(Tap(module.middle),))
 
 
 @pytest.mark.parametrize("changes", [{"ids": None}, {"draw": None}])
 def test_batches_without_ids_or_draws_are_refused(changes):
-    with pytest.raises(CacheError, match="no ids, or do not say which draw"):
-        trial(Mlp(), batch(**changes))
+    with pytest.raises(CacheError, match="its batches have no ids or no draw number"):
+        run_probe(Mlp(), make_batch(**changes))
 
 
-def test_a_trial_leaves_the_random_states_as_they_were():
+def test_a_probe_leaves_the_random_states_as_they_were():
     torch.manual_seed(3)
     random.seed(3)
     np.random.seed(3)
-    given = batch()
+    batch = make_batch()
     before = torch.get_rng_state()
     with pytest.raises(CacheError):
-        trial(lambda x: x + torch.rand(1), given)
+        run_probe(lambda x: x + torch.rand(1), batch)
     assert torch.equal(before, torch.get_rng_state())
-    trial(Mlp().eval(), given)
+    run_probe(Mlp().eval(), batch)
