@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
-MARK = "<!-- `python tools/scaling.py` writes all that follows, from its constants. -->"
+MARK = "<!-- The rest of this page is written by `python tools/scaling.py`, from its constants. -->"
 
-# The data. Sources stand in the page.
+# The data. Sources are in the page.
 SETS = {"Challenge 2021": 88_253, "800,000 records": 800_000}
-LEADS, SECONDS, RECORDED_RATE, RATE, WINDOW, CLASSES = 12, 10, 500, 257, 4096, 26
-LEARNED, SELECTED = 3 / 5, 1 / 5  # of the records: three folds of five, and one
+LEADS, SECONDS, RAW_RATE, RATE, WINDOW, CLASSES = 12, 10, 500, 257, 4096, 26
+TRAINING, VALIDATION = 3 / 5, 1 / 5  # of the records: three folds of five, and one
 
-# The protocol: LRH-Net's, with ten windows of a record as draws.
+# The protocol of LRH-Net, with ten windows of a record as draws.
 BATCH, EPOCHS, DRAWS = 64, 90, 10
-POOLED, FEATURE_MAP = 512, 512 * (WINDOW // 32)  # values of a teacher's pooled vector, and of its last group
+POOLED, FEATURE_MAP = 512, 512 * (WINDOW // 32)  # numbers in a teacher's pooled vector, and in its last feature map
 
 # Measured on 2 cores of an AMD EPYC at 2.4 GHz, torch 2.14.1, float32, batches of 64 x 12 x 4096: seconds.
 STUDENT_STEP, TEACHER_FORWARD, PREPARATION = 0.54, 1.34, 0.025
@@ -24,19 +24,19 @@ MEASURED_CORES = 2
 STEP_FORWARDS = 3
 TEACHER_STEP, STUDENT_FORWARD = STEP_FORWARDS * TEACHER_FORWARD, STUDENT_STEP / STEP_FORWARDS
 
-# Multiply-adds of a forward of one sample of 4096, and what a GPU of a g5.xlarge does at most, in operations a second.
+# Multiply-adds of a forward pass of one sample of 4096, and the peak of the GPU of a g5.xlarge, operations per second.
 TEACHER_MACS, STUDENT_MACS, GPU_PEAK = 1.6e9, 0.10e9, 31.2e12
 GPU_SHARES = {"teacher": (0.05, 0.30), "student": (0.02, 0.15)}  # of the peak, assumed: worst, best
 
-# The grid of the tables: nets of a fold and a seed, and how often it is run.
+# The grid of the tables: networks per fold and seed, and the number of folds and seeds.
 TEACHERS, STUDENTS, RUNS = 5, 22, 15
-GPU_PRICE, MACHINE_PRICE, MACHINE_CORES = 1.006, 0.68, 8  # dollars an hour: g5.xlarge, c5.4xlarge
+GPU_PRICE, MACHINE_PRICE, MACHINE_CORES = 1.006, 0.68, 8  # dollars per hour: g5.xlarge, c5.4xlarge
 MACHINES = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Seconds of a batch: a teacher's forward and step, a student's forward and step."""
+    """Seconds per batch: a teacher's forward pass and training step, and a student's."""
 
     teacher_forward: float
     teacher_step: float
@@ -48,87 +48,86 @@ CPU = Speed(TEACHER_FORWARD, TEACHER_STEP, STUDENT_FORWARD, STUDENT_STEP)
 
 
 def gpu(case: int) -> Speed:
-    """Return the speed of a GPU in the worst case (0) or the best (1), by operations alone."""
+    """Return the speed of a GPU in the worst case (0) or the best (1), computed from operations alone."""
     teacher, student = (
-        2 * macs * BATCH / (GPU_PEAK * GPU_SHARES[who][case])
-        for who, macs in (("teacher", TEACHER_MACS), ("student", STUDENT_MACS))
+        2 * macs * BATCH / (GPU_PEAK * GPU_SHARES[role][case])  # a multiply-add is two operations
+        for role, macs in (("teacher", TEACHER_MACS), ("student", STUDENT_MACS))
     )
     return Speed(teacher, STEP_FORWARDS * teacher, student, STEP_FORWARDS * student)
 
 
 def steps(records: int) -> int:
-    """Return how many updates an epoch has."""
-    return math.ceil(records * LEARNED / BATCH)
+    """Return the number of updates in an epoch."""
+    return math.ceil(records * TRAINING / BATCH)
 
 
 def training(records: int, step: float, forward: float) -> float:
-    """Return the hours of a net's training: its steps, and a look at the selection split each epoch."""
-    return EPOCHS * (steps(records) * step + math.ceil(records * SELECTED / BATCH) * forward) / 3600
+    """Return the hours of a network's training: its steps, and a forward pass of the validation split in each epoch."""
+    return EPOCHS * (steps(records) * step + math.ceil(records * VALIDATION / BATCH) * forward) / 3600
 
 
-def asking(records: int, speed: Speed, *, recorded: bool) -> float:
-    """Return the hours in which one teacher is asked: at every step, or once for each draw of a sample."""
-    return (DRAWS if recorded else EPOCHS) * steps(records) * speed.teacher_forward / 3600
+def teaching(records: int, speed: Speed, *, cached: bool) -> float:
+    """Return the hours of one teacher's outputs: at every step, or, if cached, once for each draw of a sample."""
+    return (DRAWS if cached else EPOCHS) * steps(records) * speed.teacher_forward / 3600
 
 
-def smlkd(records: int, speed: Speed, *, recorded: bool) -> float:
-    """Return the hours of S-MLKD: a teacher, an assistant that asks it, a student that asks both.
-
-    What was recorded of the teacher for the assistant is there for the student.
-    """
-    asks = (2 if recorded else 3) * asking(records, speed, recorded=recorded)
+def smlkd(records: int, speed: Speed, *, cached: bool) -> float:
+    """Return the hours of S-MLKD: a teacher, an assistant that learns from it, a student that learns from both."""
+    # The student reuses the teacher outputs that were cached for the assistant.
+    outputs = (2 if cached else 3) * teaching(records, speed, cached=cached)
     teachers = 2 * training(records, speed.teacher_step, speed.teacher_forward)
-    return teachers + training(records, speed.student_step, speed.student_forward) + asks
+    return teachers + training(records, speed.student_step, speed.student_forward) + outputs
 
 
 def chain(records: int, speed: Speed) -> float:
-    """Return the hours that no number of machines shortens: what of S-MLKD waits for what."""
-    return smlkd(records, speed, recorded=True)
+    """Return the hours that no number of machines reduces: the stages of S-MLKD, which wait for each other."""
+    return smlkd(records, speed, cached=True)
 
 
 def grid(records: int, speed: Speed) -> float:
-    """Return the hours of all cells, one after another, with each teacher's answers recorded once."""
+    """Return the hours of all trials, one after another, with each teacher's outputs cached once."""
     teachers = TEACHERS * (
-        training(records, speed.teacher_step, speed.teacher_forward) + asking(records, speed, recorded=True)
+        training(records, speed.teacher_step, speed.teacher_forward) + teaching(records, speed, cached=True)
     )
     return RUNS * (teachers + STUDENTS * training(records, speed.student_step, speed.student_forward))
 
 
 def on_machines(records: int, machines: int) -> float:
-    """Return the hours of the grid with cells of two threads on so many machines: the work shared, or the chain."""
+    """Return the hours of the grid on several machines, with two threads per trial: the divided work, or the chain."""
     return max(chain(records, CPU), grid(records, CPU) / (machines * MACHINE_CORES // MEASURED_CORES))
 
 
 def preparation(records: int, processes: int) -> float:
-    """Return the hours until every record is read, filtered and resampled."""
+    """Return the hours to read, filter and resample every record."""
     return records * PREPARATION / processes / 3600
 
 
 def sizes() -> list[tuple[str, list[float]]]:
-    """Return what takes how many bytes, for each set."""
-    each = {
-        f"recorded: {LEADS} leads, {SECONDS} s, {RECORDED_RATE} Hz, int16": LEADS * SECONDS * RECORDED_RATE * 2,
-        f"prepared at {RATE} Hz as long as recorded, float32": LEADS * SECONDS * RATE * 4,
+    """Return the name and the bytes of everything that is stored, for each set."""
+    per_record = {
+        f"raw: {LEADS} leads, {SECONDS} s, {RAW_RATE} Hz, int16": LEADS * SECONDS * RAW_RATE * 2,
+        f"prepared at {RATE} Hz at full length, float32": LEADS * SECONDS * RATE * 4,
         f"prepared as windows of {WINDOW}, float32": LEADS * WINDOW * 4,
         f"prepared as windows of {WINDOW}, float16": LEADS * WINDOW * 2,
     }
-    answers = {
-        "answers of one teacher, one draw: logits, float32": CLASSES * 4,
+    outputs = {
+        "outputs of one teacher, one draw: logits, float32": CLASSES * 4,
         f"the same for {DRAWS} draws": DRAWS * CLASSES * 4,
         f"with its pooled vector of {POOLED}, {DRAWS} draws, float32": DRAWS * (CLASSES + POOLED) * 4,
         f"with its pooled vector of {POOLED}, {DRAWS} draws, float16": DRAWS * (CLASSES + POOLED) * 2,
         "with the feature map of its last group, one draw, float16": (CLASSES + FEATURE_MAP) * 2,
     }
-    whole = [(what, [count * records for records in SETS.values()]) for what, count in each.items()]
-    learned = [(what, [count * LEARNED * records for records in SETS.values()]) for what, count in answers.items()]
-    return whole + learned
+    # Teachers run on training records only.
+    sizes = [(name, [count * records for records in SETS.values()]) for name, count in per_record.items()]
+    sizes += [(name, [count * TRAINING * records for records in SETS.values()]) for name, count in outputs.items()]
+    return sizes
 
 
-def renewed(page: str) -> str:
-    """Return the page with its tables made anew. Raises ValueError where its mark is missing."""
+def with_tables(page: str) -> str:
+    """Return the page with new tables. Raises ValueError if its mark is missing."""
     above, mark, _tables = page.partition(MARK)
     if not mark:
-        raise ValueError(f"the tables come after the line {MARK!r}, which {PAGE.name} has not; put it back")
+        raise ValueError(f"expected the line {MARK!r} before the tables of {PAGE.name}; put it back")
     return f"{above}{MARK}\n" + "\n".join([_bytes(), _hours(), _machines(), _costs()])
 
 
@@ -145,10 +144,10 @@ def _hours() -> str:
     parts = {
         "the student's training": ("measured per step", lambda n, s: training(n, s.student_step, s.student_forward)),
         "one teacher's training": ("3 forwards a step", lambda n, s: training(n, s.teacher_step, s.teacher_forward)),
-        "one teacher asked at every step": ("measured per forward", lambda n, s: asking(n, s, recorded=False)),
-        f"one teacher asked once for {DRAWS} draws": ("the same", lambda n, s: asking(n, s, recorded=True)),
-        "all of S-MLKD, asked at every step": ("sum", lambda n, s: smlkd(n, s, recorded=False)),
-        "all of S-MLKD, recorded": ("sum", lambda n, s: smlkd(n, s, recorded=True)),
+        "one teacher run at every step": ("measured per forward", lambda n, s: teaching(n, s, cached=False)),
+        f"one teacher run once for {DRAWS} draws": ("the same", lambda n, s: teaching(n, s, cached=True)),
+        "all of S-MLKD, teachers run at every step": ("sum", lambda n, s: smlkd(n, s, cached=False)),
+        "all of S-MLKD, cached": ("sum", lambda n, s: smlkd(n, s, cached=True)),
     }
     for what, (how, hours) in parts.items():
         rows.append([f"{what}, 2 cores", how, *(_time(hours(records, CPU)) for records in SETS.values())])
@@ -163,15 +162,15 @@ def _machines() -> str:
     for count in (1, 2, MACHINES):
         name = f"{count} machine{'s' * (count > 1)} of {MACHINE_CORES} cores"
         rows.append([name, *(_time(on_machines(records, count)) for records in SETS.values())])
-    title = f"The grid of the tables: {RUNS} folds and seeds of {TEACHERS + STUDENTS} nets"
-    return f"## {title}\n\n{_table(['where', *SETS], rows)}"
+    title = f"The grid of the tables: {RUNS} folds and seeds of {TEACHERS + STUDENTS} networks"
+    return f"## {title}\n\n{_table(['machines', *SETS], rows)}"
 
 
 def _costs() -> str:
     rows = []
     for name, records in SETS.items():
-        best, worst = (smlkd(records, gpu(case), recorded=True) * GPU_PRICE for case in (1, 0))
-        cores = smlkd(records, CPU, recorded=True) * MACHINE_PRICE * MEASURED_CORES / MACHINE_CORES
+        best, worst = (smlkd(records, gpu(case), cached=True) * GPU_PRICE for case in (1, 0))
+        cores = smlkd(records, CPU, cached=True) * MACHINE_PRICE * MEASURED_CORES / MACHINE_CORES
         everything = grid(records, CPU) * MACHINE_PRICE * MEASURED_CORES / MACHINE_CORES
         rows.append([name, _money(cores), f"{_money(best)} to {_money(worst)}", _money(everything)])
     header = ["set", "S-MLKD, 2 cores of a c5.4xlarge", "S-MLKD, g5.xlarge", "the whole grid, c5.4xlarge"]
@@ -184,7 +183,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _size(count: float) -> str:
-    """Return bytes in the unit of a thousand that leaves the fewest figures."""
+    """Return bytes in the largest unit in which they are at least 1."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -193,7 +192,7 @@ def _size(count: float) -> str:
 
 
 def _time(hours: float) -> str:
-    """Return minutes, hours or days, to two figures or so."""
+    """Return minutes, hours or days, with two or three digits."""
     if hours < 1:
         return f"{60 * hours:.2g} min"
     if hours < 100:
@@ -207,4 +206,4 @@ def _money(dollars: float) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(renewed(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

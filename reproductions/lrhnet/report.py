@@ -28,7 +28,7 @@ OVER_RUNS = (
 )
 OVER_RECORDS = (
     "There is one run of each row, so seeds and folds cannot be compared. Instead the test records are resampled 1,000 "
-    "times: the interval is over other patients, not of other seeds. If seeds differ by more than its width, the "
+    "times: the interval is over other patients, not over other seeds. If seeds differ by more than its width, the "
     "verdict is due to chance."
 )
 
