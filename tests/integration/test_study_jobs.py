@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from kdkit import RecipeError, RunOptions, Study, Trial, TrialResult, hookimpl
 from kdkit.errors import CheckError, RunFolderError, WorkerError
 from kdkit.plugins.recipe_file import load_file as load_python
 from kdkit.plugins.recipe_file import read_recipe_file
-from tests.helpers.command_line import environment
+from tests.helpers.processes import ForkedPython, run_python
 
 CPU = RunOptions(device="cpu")
 
@@ -127,8 +126,8 @@ def recipes(script):
 def in_turn(tmp_path_factory, script) -> Path:
     """The study run in one process, as figures should be."""
     folder = tmp_path_factory.mktemp("in_turn")
-    command = [sys.executable, str(script), str(folder), "1"]
-    subprocess.run(command, cwd=folder, env=environment(), check=True, timeout=120, stdout=subprocess.DEVNULL)
+    done = run_python([str(script), str(folder), "1"], folder)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -147,12 +146,12 @@ def require_same_bits(one: Path, other: Path) -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def wait_for(there: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
+def wait_for(there: Callable[[], bool], process: ForkedPython | None = None) -> None:
     deadline = time.monotonic() + 90
     while not there():
         assert process is None or process.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 def alive(pid: int) -> bool:
@@ -206,11 +205,9 @@ def test_what_goes_wrong_in_one_process_costs_no_other_cell(tmp_path, recipes):
 
 @pytest.mark.parametrize("signal_sent", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_a_study_that_is_stopped_stops_its_processes_and_ends_in_the_same_bits(tmp_path, script, in_turn, signal_sent):
-    command = [sys.executable, str(script), "study", "2"]
+    command = [str(script), "study", "2"]
     (tmp_path / "wait").touch()
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True
-    )
+    process = ForkedPython(command, tmp_path)
     wait_for(lambda: len(list(tmp_path.glob("waiting-*"))) == 2, process)
     children = [int(path.name.split("-")[1]) for path in tmp_path.glob("waiting-*")]
     os.kill(process.pid, signal_sent)
@@ -218,9 +215,8 @@ def test_a_study_that_is_stopped_stops_its_processes_and_ends_in_the_same_bits(t
     wait_for(lambda: not any(map(alive, children)))
     assert all((tmp_path / "study" / name / "1-net" / "state.pt").exists() for name in ("one", "two"))
     (tmp_path / "wait").unlink()
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True, timeout=120
-    )
+    done = run_python(command, tmp_path)
+    assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split()) == sorted(["one", "done", "two", "done", "both", "done"])
     assert "a recipe may print" in done.stderr
     require_same_bits(tmp_path / "study", in_turn)
@@ -280,15 +276,7 @@ def test_a_script_that_runs_its_study_as_it_is_read_is_told_what_to_do(tmp_path)
     script = tmp_path / "unguarded.py"
     plain = CELLS.replace('if __name__ == "__main__":', "if True:").replace("sys.argv[1]", '"study"')
     script.write_text(plain.replace("int(sys.argv[2])", "2"))
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_python([str(script)], tmp_path)
     assert done.stdout.count("failed") == 2
     assert "if __name__ == '__main__'" in done.stdout
 

@@ -3,8 +3,6 @@
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from textwrap import dedent
@@ -13,6 +11,7 @@ import pytest
 import torch
 
 from tests.helpers.command_line import environment
+from tests.helpers.processes import ForkedPython
 
 RECIPE = '''
 """A student of a teacher that writes down how many samples it is asked for."""
@@ -74,7 +73,7 @@ def folder(tmp_path):
 @pytest.fixture
 def begin(folder):
     """Begin a run in a process of its own; none of them outlives the test."""
-    begun: list[subprocess.Popen[str]] = []
+    begun: list[ForkedPython] = []
 
     def one(who, **env):
         begun.append(process_of(folder, who, **env))
@@ -86,16 +85,9 @@ def begin(folder):
         each.communicate(timeout=30)
 
 
-def process_of(folder: Path, who: str, **env: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "kdkit", "run", "mine.py", "--device", "cpu", "--out", f"runs/{who}"]
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment(WHO=f"{who}.log", **env),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def process_of(folder: Path, who: str, **env: str) -> ForkedPython:
+    command = ["-m", "kdkit", "run", "mine.py", "--device", "cpu", "--out", f"runs/{who}"]
+    return ForkedPython(command, folder, environment(WHO=f"{who}.log", **env))
 
 
 @pytest.fixture
@@ -110,17 +102,17 @@ def here(kdkit_here, folder, monkeypatch):
     return run
 
 
-def until_it_waits(folder: Path, process: subprocess.Popen[str]) -> None:
+def until_it_waits(folder: Path, process: ForkedPython) -> None:
     deadline = time.monotonic() + 90
     while not (folder / "waiting").exists():
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.output(2)
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
-def ended(process: subprocess.Popen[str]) -> str:
-    out, _ = process.communicate(timeout=90)
-    assert process.returncode == 0, out
+def ended(process: ForkedPython) -> str:
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 0, err
     return out
 
 
