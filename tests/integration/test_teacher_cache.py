@@ -14,7 +14,7 @@ import kdkit
 from kdkit import CacheSettings, MultiLevel, RecipeError, TorchData
 from kdkit.errors import CacheError, CheckError
 from kdkit.teachers.cache import CacheFolder
-from tests.helpers.stages import copied, same, samples, three, told, training
+from tests.helpers.stages import copied, epoch_terms, same, samples, three, training
 from tests.helpers.teacher_cache import ROWS, Asked, Drawn, net, taught
 
 CPU = {"device": "cpu"}
@@ -44,7 +44,7 @@ def run(recipe, **options):
     """Run a recipe, and return its student's weights, its history, and what was noted."""
     listener = Listener()
     result = kdkit.run(recipe, callbacks=[listener], **CPU, **options)
-    return copied(result.student.module), told(result.history), [n for n in listener.notices if "test split" not in n]
+    return copied(result.student.module), epoch_terms(result.history), [n for n in listener.notices if "test split" not in n]
 
 
 @pytest.mark.parametrize("taps", [False, True], ids=["outputs", "outputs and features"])
