@@ -44,7 +44,8 @@ def run(recipe, **options):
     """Run a recipe, and return its student's weights, its history, and what was noted."""
     listener = Listener()
     result = kdkit.run(recipe, callbacks=[listener], **CPU, **options)
-    return copied(result.student.module), epoch_terms(result.history), [n for n in listener.notices if "test split" not in n]
+    notices = [notice for notice in listener.notices if "test split" not in notice]
+    return copied(result.student.module), epoch_terms(result.history), notices
 
 
 @pytest.mark.parametrize("taps", [False, True], ids=["outputs", "outputs and features"])
