@@ -1,8 +1,8 @@
 """Fixtures of all tests: the shared folder, a separate cache, new plugins for each test, and the command line."""
 
 import os
+import random
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +12,7 @@ import pytest
 from kdkit.cli.main import call
 from kdkit.plugins.manager import installed
 from tests.helpers.command_line import CommandResult, environment
+from tests.helpers.processes import run_python
 
 # Before torch is imported, here and in child processes: on nets this small, threads cost more than they gain.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -49,6 +50,20 @@ def _new_plugins() -> Iterator[None]:
     installed.cache_clear()
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Start each test from the same random state, whichever tests ran before it in this process.
+
+    Nets that a test makes before `kdkit.run` draw their weights from the global generator, which a run does not seed.
+    """
+    random.seed(0)
+    # Not imported here: a test that needs neither would wait for them.
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
 @pytest.fixture
 def kdkit_here(capsys, tmp_path, monkeypatch) -> Callable[..., CommandResult]:
     """Run the command line in this process, in a new folder."""
@@ -68,10 +83,7 @@ def kdkit_process(tmp_path) -> Callable[..., CommandResult]:
     """Run the command line in a child process, in a new folder. Keyword arguments are environment variables."""
 
     def run(*args: object, **env: str) -> CommandResult:
-        command = [sys.executable, "-m", "kdkit", *(str(arg) for arg in args)]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment(**env), capture_output=True, text=True, timeout=120, check=False
-        )
+        done = run_python(["-m", "kdkit", *map(str, args)], tmp_path, environment(**env))
         return CommandResult(done.returncode, done.stdout, done.stderr)
 
     return run

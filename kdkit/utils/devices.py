@@ -17,7 +17,19 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     """Return the context in which forward passes of this precision run on the device."""
     if precision == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, dtype=_AUTOCAST[precision])
+    return _Autocast(device.type, dtype=_AUTOCAST[precision])
+
+
+class _Autocast(torch.autocast):
+    """torch.autocast that frees its half-precision copies of the weights whenever it ends.
+
+    torch frees them at the end of the outermost autocast alone. Inside an autocast of user code, each training step
+    would run on the copies that the first step made, as if the optimizer had never changed a weight.
+    """
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        torch.clear_autocast_cache()
 
 
 def find_device(name: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""The Python blocks of the README and of the docs run as they stand."""
+"""Run the Python blocks of the README and of the docs."""
 
 import re
 from pathlib import Path
@@ -10,11 +10,11 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_blocks_of_a_page_run_in_their_order(page, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+def test_python_blocks_of_a_page_run_in_order(page, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # blocks write their run folders to the current one
     blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     namespace: dict[str, object] = {"__name__": page.stem}
-    for block in blocks:
+    for block in blocks:  # with one namespace, since later blocks use the names of earlier ones
         exec(compile(block, str(page), "exec"), namespace)
 
 

@@ -12,8 +12,15 @@ from kdkit.engine.open_stage import OpenStage, build_context
 @contextmanager
 def opened(stage: Stage, data_or_context: Data | BuildContext, batch: Batch) -> Iterator[OpenStage]:
     """Open a stage, build its losses in a dry run on `batch`, and yield it. Fails if the dry run finds a problem."""
+    with open_and_build(stage, data_or_context, batch) as open_stage:
+        yield open_stage
+
+
+def open_and_build(stage: Stage, data_or_context: Data | BuildContext, batch: Batch) -> OpenStage:
+    """Open a stage as `opened` does, and return it; the caller closes it."""
     is_context = isinstance(data_or_context, BuildContext)
     context = data_or_context if is_context else build_context(data_or_context)
-    with OpenStage(stage, context, batch.labels.device) as open_stage:
-        assert dry_run(open_stage, batch).problems == []
-        yield open_stage
+    open_stage = OpenStage(stage, context, batch.labels.device)
+    problems = dry_run(open_stage, batch).problems
+    assert problems == []
+    return open_stage

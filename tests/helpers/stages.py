@@ -1,4 +1,4 @@
-"""Nets, data and recipes small enough for a test, and what looks at them."""
+"""Nets, data and recipes for the tests of whole runs, and functions that compare their results."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from kdkit.losses import SoftTargets
 
 
 class Small(nn.Module):
-    """Six numbers in, three classes out, with batch norm and dropout on the way."""
+    """A network from six numbers to three classes, with batch norm and dropout: it has buffers and draws numbers."""
 
     def __init__(self, width: int = 8, *, dropout: float = 0.2) -> None:
         super().__init__()
@@ -23,14 +23,14 @@ class Small(nn.Module):
         self.head = nn.Linear(width, 3)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.head(self.drop(self.norm(self.body(inputs)).relu()))
+        return self.head(self.drop(self.norm(self.body(inputs)).relu()))  # (batch, 6) -> (batch, 3)
 
 
 def samples(count: int, first: int = 0) -> TensorDataset:
-    """Three clouds of points, each around its own corner, the same at every call."""
+    """Return points around three centres, one per class: the same points in each call with the same `first`."""
     generator = torch.Generator().manual_seed(first)
     labels = torch.arange(count) % 3
-    centres = torch.eye(3, 6) * 1.5
+    centres = torch.eye(3, 6) * 1.5  # (class, feature); so far apart that a few epochs learn them
     return TensorDataset(centres[labels] + torch.randn(count, 6, generator=generator), labels)
 
 
@@ -39,8 +39,8 @@ def data(train: int = 32) -> TorchData:
 
 
 def training(**changes: Any) -> Training:
-    plain: dict[str, Any] = {"epochs": 2, "batch_size": 8, "optimizer": Optimizer(SGD, lr=0.1, momentum=0.9)}
-    return Training(**{**plain, **changes})
+    defaults: dict[str, Any] = {"epochs": 2, "batch_size": 8, "optimizer": Optimizer(SGD, lr=0.1, momentum=0.9)}
+    return Training(**{**defaults, **changes})
 
 
 def truth() -> Truth:
@@ -48,21 +48,22 @@ def truth() -> Truth:
 
 
 def three(schedule: Any = Parallel, **changes: Any) -> Recipe:
-    """A recipe of three nets, whose student is narrower than its teachers."""
+    """Return a recipe of three nets, of which the student is narrower than its teachers."""
     nets = Net("teacher", Small(12)), Net("assistant", Small(8)), Net("student", Small(4))
-    how: dict[str, Any] = {"truth": truth(), "kd_loss": SoftTargets(), "training": training()}
-    return Recipe(data=data(), schedule=schedule(*nets, **{**how, **changes}))
+    options: dict[str, Any] = {"truth": truth(), "kd_loss": SoftTargets(), "training": training()}
+    return Recipe(data=data(), schedule=schedule(*nets, **{**options, **changes}))
 
 
 def copied(module: nn.Module) -> dict[str, Tensor]:
+    # state_dict returns the tensors themselves, which training changes in place.
     return {key: value.clone() for key, value in module.state_dict().items()}
 
 
-def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Whether two state dicts hold the same bits."""
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    """Return whether two state dicts hold the same bits."""
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
-def told(history: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
-    """Every epoch's terms, by stage; what a run's losses were."""
+def epoch_terms(history: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    """Return the stage and the mean of each term for all epochs of a run."""
     return [(stage, epoch["terms"]) for stage, epochs in history.items() for epoch in epochs]

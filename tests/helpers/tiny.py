@@ -12,6 +12,7 @@ FEATURES, CLASSES = 4, 3
 def samples(task="multiclass", rows=8, seed=0):
     random = torch.Generator().manual_seed(seed)
     inputs = torch.randn(rows, FEATURES, generator=random)
+    # All three are drawn, so that the inputs of one seed are the same in each task.
     labels = {
         "multiclass": torch.arange(rows) % CLASSES,
         "multilabel": (torch.rand(rows, CLASSES, generator=random) > 0.5).float(),
@@ -22,6 +23,7 @@ def samples(task="multiclass", rows=8, seed=0):
 
 def tiny_data(task="multiclass", rows=8, **options):
     options = {"classes": ["a", "b", "c"], "task": task, **options}
+    # Three splits of different content, of which the training split alone has a size that tests choose.
     return TorchData(samples(task, rows), samples(task, 6, seed=1), samples(task, 6, seed=2), **options)
 
 
@@ -45,7 +47,7 @@ def tiny_net(name, *, outputs=CLASSES, hidden=5, seed=0, **options):
 
 
 def one_stage(net, objective, data=None, **training):
-    """Return a recipe that trains one net toward one goal."""
+    """Return a recipe that trains one net on one objective."""
     training = {"epochs": 1, "batch_size": 4, **training}
     return Recipe(data=data or tiny_data(), schedule=[Stage({net: objective}, Training(**training))])
 
@@ -55,20 +57,22 @@ def plain_goal():
 
 
 def state_of(module):
-    """Return everything of a module that a test may want to find unchanged."""
+    """Return all of a module that a test may expect to stay unchanged."""
     return {
         "tensors": {key: value.clone() for key, value in module.state_dict(keep_vars=False).items()},
-        "modes": [each.training for each in module.modules()],
+        "modes": [submodule.training for submodule in module.modules()],
         "hooks": hooks_of(module),
         "grads": [parameter.grad for parameter in module.parameters()],
     }
 
 
 def hooks_of(module):
-    return sum(len(each._forward_hooks) + len(each._forward_pre_hooks) for each in module.modules())
+    """Return the number of forward hooks: a tap that is still open has one."""
+    return sum(len(submodule._forward_hooks) + len(submodule._forward_pre_hooks) for submodule in module.modules())
 
 
 def same_state(before, after):
+    # Bit for bit: a check or a tap that changes a value by rounding has changed it.
     return (
         before["tensors"].keys() == after["tensors"].keys()
         and all(torch.equal(before["tensors"][key], after["tensors"][key]) for key in before["tensors"])

@@ -1,4 +1,4 @@
-"""Networks of every form are tapped and distilled, each through a real run of a few tiny steps."""
+"""Networks of all kinds are tapped and distilled, each in a whole run of a few tiny steps."""
 
 import copy
 import math
@@ -59,18 +59,19 @@ def data_of(inputs: Tensor) -> TorchData:
 
 @pytest.fixture
 def images() -> TorchData:
-    return data_of(torch.rand(ROWS, 3, SIDE, SIDE))
+    return data_of(torch.rand(ROWS, 3, SIDE, SIDE))  # values of 0 to 1, as Images expects
 
 
 @pytest.fixture
 def signals() -> TorchData:
-    return data_of(torch.randn(ROWS, 2, 16))
+    return data_of(torch.randn(ROWS, 2, 16))  # (sample, channel, time)
 
 
 def distilled(student: Net[Any], objective: Objective | Term, data: TorchData, *, epochs: int = 1) -> Result:
-    """Run one stage, and see that its terms are figures, that the student moved and that its teachers did not."""
+    """Run one stage and assert that its terms are finite, that the student changed and that the teachers did not."""
     stage = Stage({student: objective}, Training(epochs=epochs, batch_size=4, keep="last"))
-    teachers = [source for source in stage.teachers if isinstance(source, Net) and isinstance(source.module, nn.Module)]
+    nets = [teacher for teacher in stage.teachers if isinstance(teacher, Net)]
+    teachers = [net for net in nets if isinstance(net.module, nn.Module)]  # a plain callable has no state
     before = {net: copy.deepcopy(net.network.state_dict()) for net in [student, *teachers]}
     modes = {net: net.network.training for net in teachers}
     result = kdkit.run(Recipe(data=data, schedule=[stage]), device="cpu")
@@ -81,7 +82,9 @@ def distilled(student: Net[Any], objective: Objective | Term, data: TorchData, *
     for net in teachers:
         assert net.network.training is modes[net]
         for key, value in net.network.state_dict().items():
+            # Also the buffers: a teacher whose batch norm updated its statistics would be another teacher.
             torch.testing.assert_close(value, before[net][key], rtol=0, atol=0)
+    # A tap is a hook, which a run removes at its end.
     for net in [student, *teachers]:
         for module in net.network.modules():
             assert not module._forward_hooks
@@ -89,7 +92,7 @@ def distilled(student: Net[Any], objective: Objective | Term, data: TorchData, *
     return result
 
 
-def said(net: Net[Any], data: TorchData) -> Tensor:
+def outputs(net: Net[Any], data: TorchData) -> Tensor:
     with torch.no_grad():
         return net(data.train.batch(torch.arange(ROWS), 0))
 
@@ -109,7 +112,7 @@ class Conv1d(nn.Module):
 
 
 class Conv2d(nn.Module):
-    """A network on (batch, channels, height, width) as torchvision builds them: norm, then an in-place ReLU."""
+    """A network on (batch, channels, height, width) as in torchvision: a norm, then an in-place ReLU."""
 
     def __init__(self, width: int = 6) -> None:
         super().__init__()
@@ -122,26 +125,26 @@ class Conv2d(nn.Module):
         return self.head(self.relu(self.norm(self.conv(image))).mean((2, 3)))
 
 
-# What a network returns
+# Outputs of a network
 
 
 @dataclass
-class Said:
-    """What models of the transformers library return, as far as it matters here."""
+class ModelOutput:
+    """An output of the kind that models of the transformers library return."""
 
     logits: Tensor
     hidden: list[Tensor] = field(default_factory=list)
 
 
-class Two(NamedTuple):
-    """Logits and features under names."""
+class NamedOutput(NamedTuple):
+    """Features and logits under names."""
 
     features: Tensor
     logits: Tensor
 
 
 class Wrapping(nn.Module):
-    """Says features and something beside."""
+    """A layer that returns features in a structure with a second tensor."""
 
     def __init__(self, form: Callable[[Tensor, Tensor], Any]) -> None:
         super().__init__()
@@ -152,7 +155,7 @@ class Wrapping(nn.Module):
 
 
 class Returning(nn.Module):
-    """A network that says more than its outputs, and so does a layer of it."""
+    """A network that returns a structure of tensors, and has a layer that does so too."""
 
     def __init__(self, form: Callable[[Tensor, Tensor], Any]) -> None:
         super().__init__()
@@ -163,7 +166,7 @@ class Returning(nn.Module):
 
     def forward(self, signal: Tensor) -> Any:
         features = self.conv(signal)
-        self.layer(features)
+        self.layer(features)  # for its tap alone
         return self.form(self.head(features.mean(-1)), features)
 
 
@@ -171,14 +174,14 @@ FORMS: dict[str, tuple[Callable[[Tensor, Tensor], Any], Any]] = {
     "tuple": (lambda first, second: (first, second), 0),
     "list": (lambda first, second: [second, first], 1),
     "dict": (lambda first, second: {"logits": first, "rest": second}, "logits"),
-    "dataclass": (lambda first, second: Said(first, [second]), "logits"),
-    "named tuple": (lambda first, second: Two(second, first), "logits"),
+    "dataclass": (lambda first, second: ModelOutput(first, [second]), "logits"),
+    "named tuple": (lambda first, second: NamedOutput(second, first), "logits"),
     "function": (lambda first, second: ((second, first),), lambda out: out[0][1]),
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_network_that_returns_more_than_a_tensor_teaches_and_learns_by_its_element(form, signals):
+def test_a_network_that_returns_a_structure_teaches_and_learns_by_one_element(form, signals):
     make, element = FORMS[form]
     teacher = Net("teacher", Returning(make), element=element, trained=True)
     student = Net("student", Returning(make), element=element)
@@ -189,18 +192,18 @@ def test_a_network_that_returns_more_than_a_tensor_teaches_and_learns_by_its_ele
         target=Tap(teacher.module.layer, element=element),
     )
     result = distilled(student, Truth(cross_entropy) + Match(teacher, soft) + hint, signals)
-    assert said(student, signals).shape == (ROWS, CLASSES)
+    assert outputs(student, signals).shape == (ROWS, CLASSES)
     assert result.history["student"][-1]["terms"]["teacher/hint"] > 0
 
 
-def test_a_network_that_returns_more_than_a_tensor_is_refused_without_an_element(signals):
+def test_a_network_that_returns_a_structure_is_refused_without_an_element(signals):
     student = Net("student", Returning(FORMS["dict"][0]))
     with pytest.raises(CheckError, match="gives a dict with 'logits', 'rest', but one tensor was expected"):
         distilled(student, Truth(cross_entropy), signals)
 
 
 class OnlyInTraining(nn.Module):
-    """Says two things in training and one otherwise, as Inception does; or the other way round."""
+    """A network that returns two outputs in training mode and one in eval mode, as Inception does, or the reverse."""
 
     def __init__(self, *, more_in_training: bool = True) -> None:
         super().__init__()
@@ -213,26 +216,26 @@ class OnlyInTraining(nn.Module):
         return (self.head(pooled), self.aux(pooled)) if self.training is self.more_in_training else self.head(pooled)
 
 
-def test_an_element_is_for_when_there_are_several_so_that_one_tensor_in_eval_mode_is_taken_whole(signals):
+def test_an_element_is_not_taken_of_a_network_that_returns_a_single_tensor_in_eval_mode(signals):
     student = Net("student", OnlyInTraining(), element=0)
     distilled(student, Truth(cross_entropy), signals)
     torch.testing.assert_close(
-        said(student, signals), student.module.head(signals.train.batch(torch.arange(ROWS), 0).inputs.mean(-1))
+        outputs(student, signals), student.module.head(signals.train.batch(torch.arange(ROWS), 0).inputs.mean(-1))
     )
 
 
-def test_a_network_that_only_fails_in_eval_mode_is_refused_before_the_first_step(signals):
+def test_a_network_that_fails_in_eval_mode_alone_is_refused_before_the_first_step(signals):
     student = Net("student", OnlyInTraining(more_in_training=False))
     plan = kdkit.check(Recipe(data=signals, schedule=[Stage({student: Truth(cross_entropy)}, Training(epochs=1))]))
     assert any("gives a tuple of 2, but one tensor was expected" in problem for problem in plan.problems)
     assert student.module.training
 
 
-# What a network is given
+# Inputs of a network
 
 
 class Pair(nn.Module):
-    """Signal and age in."""
+    """A network of two inputs, a signal and an age."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -245,7 +248,7 @@ class Pair(nn.Module):
 
 
 class Rows(Dataset[Any]):
-    """Samples of any form."""
+    """A dataset of samples of any structure."""
 
     def __init__(self, samples: list[Any]) -> None:
         self.samples = samples
@@ -262,25 +265,27 @@ class SignalAndAge(NamedTuple):
     age: Tensor
 
 
-WRAPPED: dict[str, Callable[[Tensor, Tensor], Any]] = {
+STRUCTURES: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "tuple": lambda signal, age: (signal, age),
     "list": lambda signal, age: [signal, age],
     "named tuple": SignalAndAge,
+    # In another order than the parameters of forward: a dict is passed by its keys.
     "dict": lambda signal, age: {"age": age, "signal": signal},
 }
 
 
 @pytest.mark.parametrize("loaded", [False, True], ids=["dataset", "loader"])
-@pytest.mark.parametrize("wrapped", WRAPPED)
-def test_a_network_of_two_inputs_is_given_both(wrapped, loaded):
-    samples = [(WRAPPED[wrapped](torch.randn(2, 8), torch.rand(1)), int(label)) for label in labels()]
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_a_network_of_two_inputs_gets_both(structure, loaded):
+    samples = [(STRUCTURES[structure](torch.randn(2, 8), torch.rand(1)), int(label)) for label in labels()]
     rows = Rows(samples)
-    given: Any = DataLoader(rows, batch_size=5) if loaded else rows
-    data = TorchData(given, given, classes=[str(each) for each in range(CLASSES)])
+    split: Any = DataLoader(rows, batch_size=5) if loaded else rows
+    data = TorchData(split, split, classes=[str(label) for label in range(CLASSES)])
     teacher, student = Net("teacher", Pair(6), trained=True), Net("student", Pair(3))
     hint = Match(teacher, Hint(), student=Tap(student.module.signal), target=Tap(teacher.module.signal))
     ages = Match(teacher, Hint(), student=Tap(student.module.age, "input"), target=Tap(teacher.module.age), label="age")
     before = student.module.age.weight.clone()
+    # The weight of 0 keeps the second hint from the weights: they change through the labels, if the age is an input.
     distilled(student, Truth(cross_entropy) + Match(teacher, soft) + hint + 0.0 * ages, data)
     assert not torch.equal(student.module.age.weight, before)
 
@@ -288,8 +293,8 @@ def test_a_network_of_two_inputs_is_given_both(wrapped, loaded):
 # Images and timm
 
 
-class Seeing(nn.Module):
-    """Passes images on to a network, and keeps what the last batch in eval mode looked like."""
+class RecordsInput(nn.Module):
+    """A wrapper that keeps the last batch of images that its network got."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -301,28 +306,28 @@ class Seeing(nn.Module):
         return self.network(image)
 
 
-def test_a_teacher_from_timm_and_its_student_each_see_their_own_normalisation_and_size(images):
+def test_a_timm_teacher_and_its_student_have_separate_normalisation_and_size(images):
     tiny = timm.create_model("test_efficientnet", num_classes=CLASSES)
     view = Images.from_timm(tiny)
     large = Images(mean=view.mean, std=view.std, size=(48, 40))
-    teacher = Net("teacher", Seeing(tiny), view=large, trained=True)
-    student = Net("student", Seeing(Conv2d()), view=Images(mean=(0.5,) * 3, std=(0.25,) * 3))
+    teacher = Net("teacher", RecordsInput(tiny), view=large, trained=True)
+    student = Net("student", RecordsInput(Conv2d()), view=Images(mean=(0.5,) * 3, std=(0.25,) * 3))
     distilled(student, Truth(cross_entropy) + Match(teacher, soft), images)
 
     batch = images.train.batch(torch.arange(ROWS), 0)
     teacher(batch), student(batch)
     config = tiny.pretrained_cfg
     mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
-    assert tuple(config["mean"]) == (0.485, 0.456, 0.406)  # so that the two differ
+    assert tuple(config["mean"]) == (0.485, 0.456, 0.406)  # those of ImageNet, which differ from the student's
     resized = nn.functional.interpolate(batch.inputs, (48, 40), mode="bilinear", antialias=True)
     torch.testing.assert_close(teacher.module.seen, (resized - mean) / std)
     torch.testing.assert_close(student.module.seen, (batch.inputs - 0.5) / 0.25)
 
 
-def test_images_of_a_timm_model_resize_to_the_size_it_was_trained_with(images):
+def test_images_of_a_timm_model_are_resized_to_the_size_of_its_training(images):
     tiny = timm.create_model("test_resnet", num_classes=CLASSES)
-    net = Net("teacher", Seeing(tiny), view=Images.from_timm(tiny, resize=True), trained=True)
-    said(net, images)
+    net = Net("teacher", RecordsInput(tiny), view=Images.from_timm(tiny, resize=True), trained=True)
+    outputs(net, images)
     assert net.module.seen.shape[-2:] == tuple(tiny.pretrained_cfg["input_size"][1:])
 
 
@@ -331,7 +336,7 @@ def vit(**options: Any) -> Any:
 
 
 def as_map(tokens: Tensor) -> Tensor:
-    """Turn a class token and 2x2 patches, (N, 5, C), into (N, 2, 2, C)."""
+    """Drop the class token of (batch, 5, channels) and arrange the patches: (batch, 2, 2, channels)."""
     return tokens[:, 1:].unflatten(1, (2, 2))
 
 
@@ -346,10 +351,10 @@ def test_the_tokens_of_a_timm_vit_teach_the_maps_of_a_cnn(images):
     with torch.no_grad(), OpenTaps([Tap(student.module.conv), tokens]) as open_taps:
         batch = images.train.batch(torch.arange(2), 0)
         student(batch), teacher(batch)
-        mine, theirs = open_taps.take()
-        assert mine.shape == (2, 6, 8, 8)
-        assert theirs.shape == (2, 64, 2, 2)
-        assert hint.projector(mine).shape == theirs.shape
+        feature, target = open_taps.take()
+        assert feature.shape == (2, 6, 8, 8)
+        assert target.shape == (2, 64, 2, 2)
+        assert hint.projector(feature).shape == target.shape
 
 
 def test_tokens_with_channels_last_become_channels_second(images):
@@ -358,37 +363,37 @@ def test_tokens_with_channels_last_become_channels_second(images):
     with torch.no_grad(), OpenTaps([plain, moved]) as open_taps:
         module(torch.rand(2, 3, SIDE, SIDE))
         tokens, features = open_taps.take()
-    assert tokens.shape == (2, 5, 64)
+    assert tokens.shape == (2, 5, 64)  # (batch, tokens, channels)
     torch.testing.assert_close(features, tokens.transpose(1, 2), rtol=0, atol=0)
 
 
-def test_the_attention_of_a_timm_vit_is_taught_and_its_fused_kernel_comes_back(images):
+def test_the_attention_of_a_timm_vit_is_matched_and_its_fused_kernel_is_restored(images):
     teacher, student = Net("teacher", vit(), trained=True), Net("student", vit(depth=2))
     layers = [teacher.module.blocks[5].attn, student.module.blocks[1].attn]
     fused = [layer.fused_attn for layer in layers]
-    assert all(fused)  # else the test shows nothing
+    assert all(fused)  # the fused kernel computes no attention map, so that a tap has to turn it off
     seen = []
 
-    def divergence(mine: Tensor, theirs: Tensor) -> Tensor:
-        seen.append((mine.detach(), theirs))
-        return nn.functional.kl_div(mine.log(), theirs, reduction="batchmean")
+    def divergence(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+        seen.append((student_map.detach(), teacher_map))
+        return nn.functional.kl_div(student_map.log(), teacher_map, reduction="batchmean")
 
     match = Match(teacher, divergence, student=AttentionTap(layers[1]), target=AttentionTap(layers[0]))
     distilled(student, Truth(cross_entropy) + match, images)
     assert [layer.fused_attn for layer in layers] == fused
-    for side in seen[-1]:
-        assert side.shape[2:] == (5, 5)  # a class token and 2x2 patches
-        torch.testing.assert_close(side.sum(-1), torch.ones(side.shape[:-1]))
+    for attention in seen[-1]:
+        assert attention.shape[2:] == (5, 5)  # a class token and 2x2 patches
+        torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:-1]))
 
 
-def test_an_attention_tap_changes_nothing_that_the_network_says():
+def test_an_attention_tap_does_not_change_the_output():
     module = vit().eval()
     image = torch.rand(2, 3, SIDE, SIDE)
     with torch.no_grad():
         plain = module(image)
         with OpenTaps([AttentionTap(module.blocks[0].attn)]):
             tapped = module(image)
-    torch.testing.assert_close(tapped, plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tapped, plain, rtol=1e-4, atol=1e-5)  # another kernel, another rounding
 
 
 STAGED: dict[str, Mapping[str, Any]] = {
@@ -401,7 +406,7 @@ STAGED: dict[str, Mapping[str, Any]] = {
 
 @pytest.mark.parametrize("name", STAGED)
 @pytest.mark.parametrize("index", [0, -1])
-def test_a_stage_of_a_timm_model_gives_its_channels_second(name, index):
+def test_a_tap_on_a_stage_of_a_timm_model_has_its_channels_second(name, index):
     module = timm.create_model(name, num_classes=CLASSES, **STAGED[name]).eval()
     with torch.no_grad(), OpenTaps([timm_tap(module, index)]) as open_taps:
         module(torch.rand(2, 3, SIDE, SIDE))
@@ -410,17 +415,17 @@ def test_a_stage_of_a_timm_model_gives_its_channels_second(name, index):
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "swin_tiny_patch4_window7_224"])
-def test_a_stage_of_a_timm_model_teaches_a_student_of_another_width(name, images):
+def test_a_stage_of_a_timm_model_teaches_a_student_of_a_different_width(name, images):
     teacher = Net("teacher", timm.create_model(name, num_classes=CLASSES, **STAGED[name]), trained=True)
     small = timm.create_model("test_efficientnet", num_classes=CLASSES)
     student = Net("student", small, view=Images.from_timm(small))
     hint = Hint()
     match = Match(teacher, hint, student=timm_tap(student.module, 1), target=timm_tap(teacher.module, 1))
     distilled(student, Truth(cross_entropy) + match, images)
-    wanted = list(teacher.module.feature_info)[1]["num_chs"]
-    given = list(small.feature_info)[1]["num_chs"]
-    assert wanted != given
-    assert hint.projector.channels.weight.shape == (wanted, given)
+    teacher_width = list(teacher.module.feature_info)[1]["num_chs"]
+    student_width = list(small.feature_info)[1]["num_chs"]
+    assert teacher_width != student_width
+    assert hint.projector.channels.weight.shape == (teacher_width, student_width)
     assert not any("projector" in key for key in student.module.state_dict())
 
 
@@ -431,7 +436,7 @@ def distilled_deit() -> Any:
     return module
 
 
-def test_the_distilled_deit_learns_labels_by_one_head_and_its_teacher_by_the_other(images):
+def test_the_distilled_deit_learns_the_labels_and_the_teacher_by_separate_heads(images):
     teacher, student = Net("teacher", Conv2d(), trained=True), Net("student", distilled_deit(), element=0)
     by_token = Match(teacher, soft, student=Tap(student.module.head_dist))
     heads = {name: getattr(student.module, name).weight.clone() for name in ("head", "head_dist")}
@@ -439,12 +444,13 @@ def test_the_distilled_deit_learns_labels_by_one_head_and_its_teacher_by_the_oth
     distilled(student, Truth(cross_entropy) + by_token, images)
     for name, before in heads.items():
         assert not torch.equal(getattr(student.module, name).weight, before)
-    assert said(student, images).shape == (ROWS, CLASSES)
+    assert outputs(student, images).shape == (ROWS, CLASSES)
 
 
-def test_the_token_of_the_distilled_deit_does_not_touch_the_head_of_the_labels(images):
+def test_the_distillation_head_of_the_deit_does_not_change_the_head_of_the_labels(images):
     teacher, student = Net("teacher", Conv2d(), trained=True), Net("student", distilled_deit(), element=0)
     before = student.module.head.weight.clone()
+    # 1.0 * Match: an objective without labels.
     distilled(student, 1.0 * Match(teacher, soft, student=Tap(student.module.head_dist)), images)
     torch.testing.assert_close(student.module.head.weight, before, rtol=0, atol=0)
 
@@ -454,31 +460,31 @@ def test_the_distilled_deit_is_refused_without_an_element(images):
         distilled(Net("student", distilled_deit()), Truth(cross_entropy), images)
 
 
-def test_a_model_from_the_timm_shelf_learns(images):
+def test_a_model_of_the_timm_registry_learns(images):
     make = kdkit.registry("models")["timm"]
     teacher = Net("teacher", make("test_resnet", num_classes=CLASSES), trained=True)
     student = Net("student", make("resnet18", num_classes=CLASSES, channels=(4, 4, 8, 8)), view=Images())
     distilled(student, Truth(cross_entropy) + Match(teacher, soft), images)
 
 
-def test_a_misspelt_timm_model_gets_the_nearest_right_one():
+def test_a_misspelt_timm_model_is_refused_with_the_nearest_name():
     with pytest.raises(RecipeError, match="resnet18"):
         kdkit.registry("models")["timm"]("resnet81")
 
 
-# Teachers kdkit cannot see into
+# Teachers that are no modules
 
 
-def test_a_plain_callable_teaches_by_what_it_says(signals):
-    asked = []
+def test_a_plain_callable_teaches_by_its_output(signals):
+    calls = []
 
     def api(signal: Tensor) -> Tensor:
-        asked.append(len(signal))
+        calls.append(len(signal))
         return signal.mean(-1) @ torch.tensor([[3.0, 0.0, -3.0], [0.0, 3.0, -3.0]])
 
     student = Net("student", Conv1d(2))
     distilled(student, Truth(cross_entropy) + Match(Net("api", api, version="2024-05"), soft), signals)
-    assert sum(asked) >= ROWS
+    assert sum(calls) >= ROWS
 
 
 def test_a_plain_callable_needs_a_version():
@@ -489,9 +495,9 @@ def test_a_plain_callable_needs_a_version():
 def test_a_plain_callable_can_be_neither_tapped_nor_trained(signals):
     api = Net("api", lambda signal: signal.mean(-1), version="1")
     student = Net("student", Conv1d(2))
-    stranger = Tap(Conv1d(2).conv)
+    tap = Tap(Conv1d(2).conv)  # of any module: a callable has none
     with pytest.raises(CheckError, match="'api' is a plain callable, which cannot be tapped"):
-        distilled(student, 1.0 * Match(api, Hint(), student=Tap(student.module.conv), target=stranger), signals)
+        distilled(student, 1.0 * Match(api, Hint(), student=Tap(student.module.conv), target=tap), signals)
     stage = Stage({api: Truth(cross_entropy)}, Training(epochs=1))
     with pytest.raises(CheckError, match="can teach, but not be trained"):
         kdkit.run(Recipe(data=signals, schedule=[stage]), device="cpu")
@@ -508,12 +514,12 @@ def test_a_teacher_comes_with_its_weights_from_a_file(ending, signals, tmp_path)
     else:
         torch.save(original.state_dict(), path)
     teacher = Net("teacher", Conv1d(2), weights=path)
-    assert not torch.equal(Conv1d(2).conv.weight, original.conv.weight)
+    assert not torch.equal(Conv1d(2).conv.weight, original.conv.weight)  # initial weights differ, so that loading shows
     torch.testing.assert_close(teacher.module.state_dict(), original.state_dict(), rtol=0, atol=0)
     distilled(Net("student", Conv1d(2, width=2)), Truth(cross_entropy) + Match(teacher, soft), signals)
 
 
-# How a network runs
+# Modules that run several times, sometimes, or frozen
 
 
 def test_a_network_on_signals_is_tapped_in_one_dimension(signals):
@@ -523,7 +529,7 @@ def test_a_network_on_signals_is_tapped_in_one_dimension(signals):
 
 
 class Twice(nn.Module):
-    """Runs one block twice, and one activation after each."""
+    """A network that runs one block twice, with an activation after each run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -537,14 +543,14 @@ class Twice(nn.Module):
         return self.head(signal.mean(-1))
 
 
-def test_of_a_module_that_runs_twice_the_last_time_counts(signals):
+def test_a_tap_captures_the_last_run_of_a_module_that_runs_twice(signals):
     module = Twice()
     signal = torch.randn(2, 2, 16)
     with torch.no_grad(), OpenTaps([Tap(module.block), Tap(module.block, "input")]) as open_taps:
         module(signal)
-        output, given = open_taps.take()
+        output, block_input = open_taps.take()
         first = module.activation(module.block(signal))
-        torch.testing.assert_close(given, first)
+        torch.testing.assert_close(block_input, first)
         torch.testing.assert_close(output, module.block(first))
     teacher, student = Net("teacher", Twice(), trained=True), Net("student", Twice())
     match = Match(teacher, Hint(), student=Tap(student.module.block), target=Tap(teacher.module.block))
@@ -552,7 +558,7 @@ def test_of_a_module_that_runs_twice_the_last_time_counts(signals):
 
 
 class Skipping(nn.Module):
-    """Leaves a layer out once it has run a few times, as stochastic depth does."""
+    """A network that skips a layer after a number of runs, as stochastic depth does at random."""
 
     def __init__(self, runs: int) -> None:
         super().__init__()
@@ -565,14 +571,14 @@ class Skipping(nn.Module):
         return self.head((self.conv(signal) if self.runs >= 0 else signal).mean(-1))
 
 
-def test_a_tap_that_stops_firing_in_the_middle_of_a_run_is_named(signals):
+def test_a_tap_that_stops_firing_during_a_run_is_named(signals):
     teacher, student = Net("teacher", Conv1d(2, width=2), trained=True), Net("student", Skipping(10))
     match = Match(teacher, Hint(), student=Tap(student.module.conv), target=Tap(teacher.module.conv))
     with pytest.raises(RecipeError, match="the tap on Conv1d never fired"):
         distilled(student, Truth(cross_entropy) + match, signals, epochs=9)
 
 
-def test_a_frozen_backbone_stays_as_it_was_and_its_head_learns(images):
+def test_a_frozen_backbone_does_not_change_while_its_head_learns(images):
     module = timm.create_model("test_convnext", num_classes=CLASSES)
     module.requires_grad_(requires_grad=False)
     module.get_classifier().requires_grad_()
@@ -583,7 +589,7 @@ def test_a_frozen_backbone_stays_as_it_was_and_its_head_learns(images):
     assert changed == {"head.fc.weight", "head.fc.bias"}
 
 
-def test_a_hint_on_a_frozen_layer_that_no_gradient_reaches_is_refused(signals):
+def test_a_hint_on_a_frozen_layer_is_refused(signals):
     teacher, student = Net("teacher", Conv1d(2), trained=True), Net("student", Conv1d(2))
     student.module.conv.requires_grad_(requires_grad=False)
     taps = {"student": Tap(student.module.conv), "target": Tap(teacher.module.conv)}
@@ -591,33 +597,35 @@ def test_a_hint_on_a_frozen_layer_that_no_gradient_reaches_is_refused(signals):
         distilled(student, Truth(cross_entropy) + Match(teacher, Hint(), **taps), signals)
 
 
-def test_a_network_without_anything_to_train_is_refused(signals):
+def test_a_network_without_trainable_parameters_is_refused(signals):
     student = Net("student", Conv1d(2))
     student.module.requires_grad_(requires_grad=False)
     with pytest.raises(CheckError, match="none of its parameters requires a gradient"):
         distilled(student, Truth(cross_entropy), signals)
 
 
-@pytest.mark.parametrize("at", ["norm", "conv"])
-def test_a_feature_before_an_in_place_relu_is_what_the_layer_gave(at, images):
+@pytest.mark.parametrize("layer", ["norm", "conv"])
+def test_a_feature_before_an_in_place_relu_is_the_output_of_its_layer(layer, images):
     teacher, student = Net("teacher", Conv2d(), trained=True), Net("student", Conv2d())
-    sides = []
+    features = []
 
-    def gap(mine: Tensor, theirs: Tensor) -> Tensor:
-        sides.append((mine, theirs))
-        return (mine - theirs).square().mean()
+    def distance(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
+        features.append((student_feature, teacher_feature))
+        return (student_feature - teacher_feature).square().mean()
 
-    match = Match(teacher, gap, student=Tap(getattr(student.module, at)), target=Tap(getattr(teacher.module, at)))
+    match = Match(
+        teacher, distance, student=Tap(getattr(student.module, layer)), target=Tap(getattr(teacher.module, layer))
+    )
     distilled(student, Truth(cross_entropy) + match, images)
-    steps = sides[-math.ceil(ROWS / 4) :]
-    assert all((side < 0).any() for step in steps for side in step)  # not clipped afterwards
+    steps = features[-math.ceil(ROWS / 4) :]  # those of training, after those of the check
+    assert all((feature < 0).any() for step in steps for feature in step)  # a ReLU would have left none below 0
 
 
 # Transformers of torch
 
 
 class PerToken(nn.Module):
-    """Torch's own encoder on (batch, channels, time), whose layers have a fused fast path in eval mode."""
+    """The encoder of torch on (batch, channels, time), whose layers have a fused fast path in eval mode."""
 
     def __init__(self, *, masked: bool = False, nested: bool = True, width: int = 8) -> None:
         super().__init__()
@@ -628,7 +636,7 @@ class PerToken(nn.Module):
         self.masked = masked
 
     def forward(self, signal: Tensor) -> Tensor:
-        tokens = self.embed(signal.transpose(1, 2))
+        tokens = self.embed(signal.transpose(1, 2))  # (batch, time, width)
         mask = None
         if self.masked:
             mask = torch.zeros(tokens.shape[:2], dtype=torch.bool)
@@ -636,16 +644,16 @@ class PerToken(nn.Module):
         return self.head(self.encoder(tokens, src_key_padding_mask=mask).mean(1))
 
 
-@pytest.mark.parametrize("place", ["encoder.layers.0", "encoder.layers.1.linear1", "encoder.layers.0.norm1"])
-def test_a_transformer_encoder_is_heard_in_eval_mode_where_its_fast_path_would_skip_the_layer(place):
+@pytest.mark.parametrize("name", ["encoder.layers.0", "encoder.layers.1.linear1", "encoder.layers.0.norm1"])
+def test_a_tap_turns_off_the_fast_path_of_a_transformer_encoder_that_skips_its_layer(name):
     module = PerToken().eval()
     signal = torch.randn(2, 2, 16)
     with torch.no_grad():
         plain = module(signal)
-        with OpenTaps([Tap(module.get_submodule(place))]) as open_taps:
+        with OpenTaps([Tap(module.get_submodule(name))]) as open_taps:
             tapped = module(signal)
             (fast,) = open_taps.take()
-    with OpenTaps([Tap(module.get_submodule(place))]) as open_taps:
+    with OpenTaps([Tap(module.get_submodule(name))]) as open_taps:
         module(signal)  # gradients switch the fast path off
         (slow,) = open_taps.take()
     torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
@@ -662,7 +670,7 @@ def test_a_transformer_encoder_teaches_and_learns(signals):
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
-def test_a_teacher_that_packs_padded_tokens_is_refused_with_the_way_out(signals):
+def test_a_teacher_that_packs_padded_tokens_is_refused_with_the_option_to_change(signals):
     teacher, student = Net("teacher", PerToken(masked=True), trained=True), Net("student", PerToken(masked=True))
     taps = {
         "student": Tap(student.module.encoder.layers[0], channels_last=True),
@@ -673,7 +681,7 @@ def test_a_teacher_that_packs_padded_tokens_is_refused_with_the_way_out(signals)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
-def test_a_student_that_packs_padded_tokens_when_it_is_judged_is_tapped_while_it_trains(signals):
+def test_a_student_that_packs_padded_tokens_in_eval_mode_is_tapped_in_training(signals):
     teacher = Net("teacher", PerToken(masked=True, nested=False), trained=True)
     student = Net("student", PerToken(masked=True))
     taps = {
@@ -684,7 +692,7 @@ def test_a_student_that_packs_padded_tokens_when_it_is_judged_is_tapped_while_it
 
 
 class Attending(nn.Module):
-    """Torch's own attention, which returns its output and its map."""
+    """The attention of torch, which returns its output and its map."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -693,25 +701,25 @@ class Attending(nn.Module):
         self.head = nn.Linear(8, CLASSES)
 
     def forward(self, signal: Tensor) -> Tensor:
-        tokens = self.embed(signal.transpose(1, 2))
+        tokens = self.embed(signal.transpose(1, 2))  # (batch, time, width)
         return self.head(self.attention(tokens, tokens, tokens)[0].mean(1))
 
 
-def test_the_output_and_the_map_of_torchs_own_attention_are_heard_in_both_modes(signals):
+def test_the_output_and_the_map_of_torch_attention_are_tapped_in_both_modes(signals):
     teacher, student = Net("teacher", Attending(), trained=True), Net("student", Attending())
     terms = Truth(cross_entropy) + Match(teacher, soft)
     for element, label in ((0, "output"), (1, "map")):
-        sides = [Tap(net.module.attention, element=element) for net in (student, teacher)]
-        terms += Match(teacher, Hint(), student=sides[0], target=sides[1], label=label)
+        taps = [Tap(net.module.attention, element=element) for net in (student, teacher)]
+        terms += Match(teacher, Hint(), student=taps[0], target=taps[1], label=label)
     distilled(student, terms, signals)
     module = teacher.module.eval()
     with torch.no_grad(), OpenTaps([Tap(module.attention, element=1)]) as open_taps:
         teacher(Batch(torch.randn(2, 2, 16), torch.zeros(2)))
         (weights,) = open_taps.take()
-    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 16))
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 16))  # the map, averaged over the heads: rows sum to 1
 
 
-def test_the_projection_of_torchs_own_attention_which_never_runs_as_a_module_is_refused(signals):
+def test_the_projection_of_torch_attention_is_refused_since_it_never_runs_as_a_module(signals):
     teacher, student = Net("teacher", Attending(), trained=True), Net("student", Attending())
     taps = {"student": Tap(student.module.attention.out_proj), "target": Tap(teacher.module.attention.out_proj)}
     with pytest.raises(CheckError, match="of net 'teacher' never fired: that module does not run"):

@@ -1,4 +1,4 @@
-"""Balancers and figures of gradients in real runs: trained, saved, gone on with, refused, and without a trace."""
+"""Balancers and gradient statistics in whole runs: trained, checkpointed, resumed, and refused."""
 
 import inspect
 import json
@@ -40,7 +40,7 @@ from kdkit.recipe.balancing import (
 )
 from tests.helpers.stages import Small, data, same, samples, training, truth
 
-BALANCES: dict[str, Callable[[], Any]] = {
+BALANCINGS: dict[str, Callable[[], Any]] = {
     "uncertainty": UncertaintyWeighting,
     "grad_norm": GradNorm,
     "cagrad": CAGrad,
@@ -48,22 +48,24 @@ BALANCES: dict[str, Callable[[], Any]] = {
 }
 
 
-def recipe(balance: Any = None, *, objective: Any = None, **changes: Any) -> Recipe:
-    """A student of labels, soft targets, and a hint that a projector carries and that comes in gradually."""
+def recipe(balancing: Any = None, *, objective: Any = None, **changes: Any) -> Recipe:
+    """Return a recipe of a student that learns from labels, soft targets, and a projected hint that is ramped up."""
     torch.manual_seed(0)
     teacher, student = Net("teacher", Small(8), trained=True), Net("student", Small(4))
     if callable(objective):
         objective = objective(teacher, student)
     hint = Match(teacher, Hint(), student=Tap(student.module.norm), target=Tap(teacher.module.norm))
     objective = objective or truth() + 0.7 * Match(teacher, SoftTargets()) + LinearRamp(start=0, end=1) * hint
-    made = balance(student) if inspect.isfunction(balance) else balance
+    if inspect.isfunction(balancing):  # GradNorm needs a layer of the student
+        balancing = balancing(student)
     changes = {"epochs": 3, "optimizer": Optimizer(Adam, lr=0.01), **changes}
-    how = training(**changes, **({} if made is None else {"balancing": made}))
-    return Recipe(data=data(), schedule=[Stage({student: objective}, how)])
+    if balancing is not None:
+        changes["balancing"] = balancing
+    return Recipe(data=data(), schedule=[Stage({student: objective}, training(**changes))])
 
 
-def weights(made: Callable[[], Recipe], **options: Any) -> dict[str, Tensor]:
-    return dict(kdkit.run(made, device="cpu", **options).student.module.state_dict())
+def weights(make: Callable[[], Recipe], **options: Any) -> dict[str, Tensor]:
+    return dict(kdkit.run(make, device="cpu", **options).student.module.state_dict())
 
 
 class Stop:
@@ -78,25 +80,26 @@ class Stop:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("name", BALANCES)
-def test_a_run_gone_on_with_ends_in_the_same_bits(name, tmp_path):
-    def made() -> Recipe:
-        return recipe(BALANCES[name](), accumulate_steps=2, batch_size=6, max_grad_norm=1.0)
+@pytest.mark.parametrize("name", BALANCINGS)
+def test_a_resumed_run_ends_in_the_same_bits(name, tmp_path):
+    def make() -> Recipe:
+        return recipe(BALANCINGS[name](), accumulate_steps=2, batch_size=6, max_grad_norm=1.0)
 
-    kdkit.run(made, device="cpu", out=tmp_path / "whole")
+    kdkit.run(make, device="cpu", out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        kdkit.run(made, device="cpu", out=tmp_path / "cut", callbacks=[Stop(2)])
+        kdkit.run(make, device="cpu", out=tmp_path / "cut", callbacks=[Stop(2)])
     state = torch.load(tmp_path / "cut" / "1-student" / "state.pt", weights_only=True)
-    assert bool(state["work"]["balancer"]) == (name != "cagrad")
-    kdkit.run(made, device="cpu", out=tmp_path / "cut", resume=True)
-    saved = [load_file(tmp_path / each / "1-student" / "weights.safetensors") for each in ("whole", "cut")]
+    assert bool(state["work"]["balancer"]) == (name != "cagrad")  # the only one without a state
+    kdkit.run(make, device="cpu", out=tmp_path / "cut", resume=True)
+    saved = [load_file(tmp_path / run / "1-student" / "weights.safetensors") for run in ("whole", "cut")]
     assert same(*saved)
-    assert saved[0].keys() == Small(4).state_dict().keys()
+    assert saved[0].keys() == Small(4).state_dict().keys()  # without the projector and the balancer
 
 
-@pytest.mark.parametrize("name", BALANCES)
-def test_each_balance_learns_something_else_and_the_same_each_time(name):
-    plain, first, again = (weights(lambda each=each: recipe(each)) for each in (None, *[BALANCES[name]()] * 2))
+@pytest.mark.parametrize("name", BALANCINGS)
+def test_a_balancer_changes_the_weights_and_always_to_the_same_ones(name):
+    balancing = BALANCINGS[name]()
+    plain, first, again = (weights(lambda used=used: recipe(used)) for used in (None, balancing, balancing))
     assert same(first, again)
     assert not same(first, plain)
 
@@ -104,49 +107,48 @@ def test_each_balance_learns_something_else_and_the_same_each_time(name):
 def test_the_weighted_sum_is_the_default():
     assert same(weights(recipe), weights(lambda: recipe(WeightedSum())))
     assert Training(epochs=1).balancing == WeightedSum()
-    assert "balancing=PCGrad()" in repr(Training(epochs=1, balancing=PCGrad()))  # what a run folder compares
+    assert "balancing=PCGrad()" in repr(Training(epochs=1, balancing=PCGrad()))  # a run folder compares this text
 
 
-@pytest.mark.parametrize("name", BALANCES)
+@pytest.mark.parametrize("name", BALANCINGS)
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_balances_work_in_half_precision(name, precision):
-    history = kdkit.run(lambda: recipe(BALANCES[name]()), device="cpu", precision=precision).history["student"]
+def test_balancers_work_in_half_precision(name, precision):
+    history = kdkit.run(lambda: recipe(BALANCINGS[name]()), device="cpu", precision=precision).history["student"]
     assert all(math.isfinite(value) for epoch in history for value in epoch["terms"].values())
     assert history[-1]["terms"]["truth"] < history[0]["terms"]["truth"]
 
 
-@pytest.mark.parametrize("name", BALANCES)
-def test_a_stage_of_one_term_is_trained_as_ever(name):
+@pytest.mark.parametrize("name", BALANCINGS)
+def test_a_balancer_changes_nothing_in_a_stage_of_one_term(name):
     assert same(
-        weights(lambda: recipe(objective=truth())), weights(lambda: recipe(BALANCES[name](), objective=truth()))
+        weights(lambda: recipe(objective=truth())), weights(lambda: recipe(BALANCINGS[name](), objective=truth()))
     )
 
 
-@pytest.mark.parametrize("name", BALANCES)
-def test_a_stage_of_several_nets_is_balanced(name):
-    def made() -> Recipe:
+@pytest.mark.parametrize("name", BALANCINGS)
+def test_a_stage_of_several_nets_can_be_balanced(name):
+    def make() -> Recipe:
         torch.manual_seed(0)
-        teacher, one, two = Net("teacher", Small(8), trained=True), Net("one", Small(4)), Net("two", Small(6))
-        objectives = {net: truth() + Match(teacher, SoftTargets()) for net in (one, two)}
-        return Recipe(data=data(), schedule=[Stage(objectives, training(balancing=BALANCES[name]()))])
+        teacher, students = Net("teacher", Small(8), trained=True), (Net("one", Small(4)), Net("two", Small(6)))
+        objectives = {net: truth() + Match(teacher, SoftTargets()) for net in students}
+        return Recipe(data=data(), schedule=[Stage(objectives, training(balancing=BALANCINGS[name]()))])
 
-    before = [each.module.state_dict() for each in made().stages[0].objectives]
-    result = kdkit.run(made, device="cpu")
+    before = [net.module.state_dict() for net in make().stages[0].objectives]
+    result = kdkit.run(make, device="cpu")
     assert len(result.history["one+two"][0]["terms"]) == 4
-    assert not any(
-        same(net.module.state_dict(), old) for net, old in zip(list(result.nets.values())[1:], before, strict=True)
-    )
+    trained = list(result.nets.values())[1:]  # the first is the teacher
+    assert not any(same(net.module.state_dict(), initial) for net, initial in zip(trained, before, strict=True))
 
 
-def test_log_variances_are_trained_by_the_stages_optimizer_under_a_name_of_their_own():
+def test_the_optimizer_of_the_stage_trains_the_log_variances_under_their_name():
     seen = []
 
     def groups(named: Any) -> Any:
         named = list(named)
         seen.append([name for name, _ in named])
-        own = [each for name, each in named if name.startswith("balance.")]
-        rest = [each for name, each in named if not name.startswith("balance.")]
-        return [{"params": rest}, *([{"params": own, "lr": 0.5}] if own else [])]
+        log_variances = [parameter for name, parameter in named if name.startswith("balance.")]
+        rest = [parameter for name, parameter in named if not name.startswith("balance.")]
+        return [{"params": rest}, *([{"params": log_variances, "lr": 0.5}] if log_variances else [])]
 
     learned = weights(lambda: recipe(UncertaintyWeighting(), optimizer=Optimizer(Adam, lr=0.01, groups=groups)))
     assert seen[-1][-1] == "balance.log_variances"
@@ -155,17 +157,18 @@ def test_log_variances_are_trained_by_the_stages_optimizer_under_a_name_of_their
 
 def test_groups_that_leave_out_log_variances_are_refused_before_the_first_step():
     def groups(named: Any) -> Any:
-        return [{"params": [each for name, each in named if name.startswith(("student.", "losses."))]}]
+        names = ("student.", "losses.")  # and not "balance."
+        return [{"params": [parameter for name, parameter in named if name.startswith(names)]}]
 
     with pytest.raises(CheckError, match=r"its groups leave out 1 of \d+ parameters, 'balance.log_variances' first"):
         kdkit.run(lambda: recipe(UncertaintyWeighting(), optimizer=Optimizer(Adam, groups=groups)), device="cpu")
 
 
-# Somebody else's
+# User-defined balancers
 
 
 class Halved(Balancer):
-    """Learn from half of the sum, and count how often."""
+    """A balancer that halves the sum of the terms and counts its calls."""
 
     def __init__(self, trained: TrainedParameters) -> None:
         self.labels, self.count = trained.labels, 0
@@ -182,35 +185,36 @@ class Halved(Balancer):
 
 
 class Halving(Balancing):
-    """A way of balancing that is none of kdkit's."""
+    """Balancing of a class that kdkit does not know."""
 
     def __init__(self) -> None:
-        self.made: list[Halved] = []
+        self.built: list[Halved] = []
 
     def build(self, trained: TrainedParameters) -> Halved:
-        self.made.append(Halved(trained))
-        return self.made[-1]
+        self.built.append(Halved(trained))
+        return self.built[-1]
 
 
-def test_a_balancer_of_ones_own_sets_the_gradients_and_is_gone_on_with(tmp_path):
+def test_a_user_defined_balancer_sets_the_gradients_and_resumes(tmp_path):
     halving = Halving()
     assert isinstance(halving, Balancing)
     halved = weights(lambda: recipe(halving, epochs=1, optimizer=Optimizer(SGD, lr=0.2)))
-    assert isinstance(halving.made[-1], Balancer)
-    assert [each.count for each in halving.made] == [1, 4]  # the check's, then the stage's
+    assert isinstance(halving.built[-1], Balancer)
+    assert [balancer.count for balancer in halving.built] == [1, 4]  # of the check, then of the stage
+    # Half of the gradient with twice the learning rate is the same update of SGD.
     torch.testing.assert_close(halved, weights(lambda: recipe(epochs=1, optimizer=Optimizer(SGD, lr=0.1))))
     with pytest.raises(KeyboardInterrupt):
         kdkit.run(lambda: recipe(Halving()), device="cpu", out=tmp_path / "run", callbacks=[Stop(2)])
     again = Halving()
     kdkit.run(lambda: recipe(again), device="cpu", out=tmp_path / "run", resume=True)
-    assert again.made[-1].count == 12
+    assert again.built[-1].count == 12  # the 8 calls of the finished epochs come from the checkpoint
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         (PCGrad, "got the class PCGrad; did you forget its ()?"),
         (
@@ -223,8 +227,8 @@ def test_a_balancer_of_ones_own_sets_the_gradients_and_is_gone_on_with(tmp_path)
         (Hint(), "got Hint"),
     ],
 )
-def test_what_cannot_balance_is_refused(wrong, said):
-    with pytest.raises(RecipeError, match=said):
+def test_an_object_that_cannot_balance_is_refused(wrong, message):
+    with pytest.raises(RecipeError, match=message):
         Training(epochs=1, balancing=wrong)
 
 
@@ -233,14 +237,14 @@ def hinted(teacher: Net[Any], student: Net[Any]) -> Any:
 
 
 class Nothing(Balancing):
-    """What has build and gives no balancer."""
+    """Balancing whose `build` returns no balancer."""
 
     def build(self, trained: TrainedParameters) -> Any:
         return lambda terms, weights, scale: None
 
 
 class Breaking(Nothing):
-    """What gives a balancer that fails."""
+    """Balancing whose balancer fails."""
 
     def build(self, trained: TrainedParameters) -> Any:
         class Broken(WeightedSum):
@@ -260,50 +264,48 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_balance_that_does_not_fit_its_stage_is_refused_before_the_first_step(case, tmp_path):
-    balance, said = REFUSED[case]
-    with pytest.raises(CheckError, match=said):
-        kdkit.run(lambda: recipe(balance, objective=hinted), device="cpu", out=tmp_path / "run")
+def test_balancing_that_does_not_fit_its_stage_is_refused_before_the_first_step(case, tmp_path):
+    balancing, message = REFUSED[case]
+    with pytest.raises(CheckError, match=message):
+        kdkit.run(lambda: recipe(balancing, objective=hinted), device="cpu", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_layer_that_all_terms_reach_is_taken():
-    balance = GradNorm
-    assert kdkit.run(lambda: recipe(lambda net: balance(layer=net.module.body), objective=hinted), device="cpu").history
+def test_gradnorm_accepts_a_layer_that_all_terms_reach():
+    make = lambda: recipe(lambda net: GradNorm(layer=net.module.body), objective=hinted)  # noqa: E731  # read once
+    assert kdkit.run(make, device="cpu").history
 
 
-@pytest.mark.parametrize("name", BALANCES)
-def test_a_check_leaves_no_trace(name):
-    made = recipe(BALANCES[name]())
-    net = next(iter(made.stages[0].objectives))
+@pytest.mark.parametrize("name", BALANCINGS)
+def test_a_check_changes_nothing(name):
+    checked = recipe(BALANCINGS[name]())
+    net = next(iter(checked.stages[0].objectives))
     before = {key: value.clone() for key, value in net.module.state_dict().items()}
     random = torch.get_rng_state()
-    plan = kdkit.check(made)
+    plan = kdkit.check(checked)
     assert plan.problems == ()
     assert same(before, net.module.state_dict())
     assert torch.equal(random, torch.get_rng_state())
-    assert all(each.grad is None for each in net.module.parameters())
-    assert not any(each._forward_hooks for each in net.module.modules())
+    assert all(parameter.grad is None for parameter in net.module.parameters())
+    assert not any(module._forward_hooks for module in net.module.modules())
 
 
-@pytest.mark.parametrize("name", BALANCES)
-def test_a_run_that_compiles_refuses_what_takes_each_gradient_apart(name, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda module: module)
-    made = recipe(BALANCES[name](), epochs=1)
+@pytest.mark.parametrize("name", BALANCINGS)
+def test_a_compiled_run_refuses_balancers_that_need_the_gradient_of_each_term(name, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda module: module)  # it would take seconds, and is not the subject
+    compiled = recipe(BALANCINGS[name](), epochs=1)
     if name == "uncertainty":
-        assert kdkit.run(made, device="cpu", compile=True).history
+        assert kdkit.run(compiled, device="cpu", compile=True).history
         return
-    with pytest.raises(
-        RecipeError, match=r"stage 'student': \w+ differentiates each term separately.* without compile"
-    ):
-        kdkit.run(made, device="cpu", compile=True)
+    with pytest.raises(RecipeError, match=r"stage 'student': \w+ needs the gradient of each term.* without compile"):
+        kdkit.run(compiled, device="cpu", compile=True)
 
 
-# Figures of gradients
+# Gradient statistics
 
 
 class Listener:
-    """A watcher that keeps what it is told of epochs."""
+    """A callback that records the events of epochs."""
 
     def __init__(self) -> None:
         self.epochs: list[Any] = []
@@ -313,52 +315,48 @@ class Listener:
         self.epochs.append(event)
 
 
-@pytest.mark.parametrize("balance", [None, PCGrad()], ids=["sum", "pcgrad"])
+@pytest.mark.parametrize("balancing", [None, PCGrad()], ids=["sum", "pcgrad"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_looking_at_gradients_changes_no_bit(balance, precision):
-    def made() -> Recipe:
-        return recipe(balance, accumulate_steps=2, batch_size=5, max_grad_norm=1.0)
+def test_gradient_statistics_change_no_bit_of_a_run(balancing, precision):
+    def make() -> Recipe:
+        return recipe(balancing, accumulate_steps=2, batch_size=5, max_grad_norm=1.0)
 
-    plain, looked = (
-        kdkit.run(made, device="cpu", precision=precision, gradients=every, callbacks=[Listener()]) for every in (0, 1)
+    plain, measured = (
+        kdkit.run(make, device="cpu", precision=precision, gradients=every, callbacks=[Listener()]) for every in (0, 1)
     )
-    assert same(plain.student.module.state_dict(), looked.student.module.state_dict())
-    for mine, theirs in zip(plain.history["student"], looked.history["student"], strict=True):
-        assert mine["terms"] == theirs["terms"]
-        assert "gradients" not in mine
-        assert set(theirs["gradients"]) == {"norms", "cosines"}
+    assert same(plain.student.module.state_dict(), measured.student.module.state_dict())
+    for without, epoch in zip(plain.history["student"], measured.history["student"], strict=True):
+        assert without["terms"] == epoch["terms"]
+        assert "gradients" not in without
+        assert set(epoch["gradients"]) == {"norms", "cosines"}
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_figures_are_those_of_autograd_by_hand(accumulate):
+def test_norms_and_cosines_equal_those_of_autograd(accumulate):
     torch.manual_seed(0)
     teacher, student = nn.Linear(6, 3), nn.Linear(6, 3)
     inputs, labels = samples(16).tensors
-    truth_, kd_loss = nn.CrossEntropyLoss(), SoftTargets()
-    output = student(inputs)
-    by_hand = [
-        torch.cat(
-            [each.reshape(-1) for each in torch.autograd.grad(term, list(student.parameters()), retain_graph=True)]
-        )
-        for term in (0.3 * truth_(output, labels), 0.7 * kd_loss(output, teacher(inputs).detach()))
-    ]
+    kd_loss, output = SoftTargets(), student(inputs)
+    terms = 0.3 * nn.functional.cross_entropy(output, labels), 0.7 * kd_loss(output, teacher(inputs).detach())
+    gradients = [torch.autograd.grad(term, list(student.parameters()), retain_graph=True) for term in terms]
+    expected = [torch.cat([part.reshape(-1) for part in parts]) for parts in gradients]  # one vector per term
     nets = Net("teacher", teacher, trained=True), Net("student", student)
     objective = 0.3 * truth() + 0.7 * Match(nets[0], kd_loss)
-    how = training(epochs=1, batch_size=16 // accumulate, accumulate_steps=accumulate)
-    made = Recipe(data=TorchData(samples(16), samples(6, 1)), schedule=[Stage({nets[1]: objective}, how)])
+    options = training(epochs=1, batch_size=16 // accumulate, accumulate_steps=accumulate)
+    measured = Recipe(data=TorchData(samples(16), samples(6, 1)), schedule=[Stage({nets[1]: objective}, options)])
     listener = Listener()
-    result = kdkit.run(made, device="cpu", gradients=1, callbacks=[listener])
-    found = result.history["student"][0]["gradients"]
-    norms = {"truth": by_hand[0].norm().item(), "teacher/soft_targets": by_hand[1].norm().item()}
-    assert found["norms"] == pytest.approx(norms, rel=1e-5)
-    cosine = torch.cosine_similarity(*by_hand, dim=0).item()
-    assert found["cosines"] == pytest.approx({"truth | teacher/soft_targets": cosine}, rel=1e-5)
-    assert listener.epochs[0].gradients == found
-    listener.epochs[0].gradients["norms"].clear()
-    assert found["norms"]
+    result = kdkit.run(measured, device="cpu", gradients=1, callbacks=[listener])
+    figures = result.history["student"][0]["gradients"]
+    norms = {"truth": expected[0].norm().item(), "teacher/soft_targets": expected[1].norm().item()}
+    assert figures["norms"] == pytest.approx(norms, rel=1e-5)
+    cosine = torch.cosine_similarity(*expected, dim=0).item()
+    assert figures["cosines"] == pytest.approx({"truth | teacher/soft_targets": cosine}, rel=1e-5)
+    assert listener.epochs[0].gradients == figures
+    listener.epochs[0].gradients["norms"].clear()  # a callback has a copy
+    assert figures["norms"]
 
 
-def test_an_epoch_in_which_no_update_is_looked_at_says_nothing(tmp_path):
+def test_an_epoch_without_a_measured_update_has_no_gradient_statistics(tmp_path):
     listener = Listener()
     options = {"device": "cpu", "out": tmp_path / "run", "gradients": 8, "callbacks": [listener]}
     history = kdkit.run(recipe, **options).history["student"]  # four updates an epoch
@@ -367,11 +365,11 @@ def test_an_epoch_in_which_no_update_is_looked_at_says_nothing(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "1-student" / "history.jsonl").read_text().splitlines()]
     assert lines[2]["gradients"] == history[2]["gradients"]
     hint = "teacher/hint"
-    assert lines[0]["gradients"]["norms"][hint] == 0  # its ramp begins at 0
+    assert lines[0]["gradients"]["norms"][hint] == 0  # its ramp begins at 0, and a cosine with 0 is undefined
     assert lines[0]["gradients"]["cosines"][f"truth | {hint}"] is None
 
 
-def test_a_run_gone_on_with_looks_at_the_same_updates(tmp_path):
+def test_a_resumed_run_measures_the_same_updates(tmp_path):
     options = {"device": "cpu", "gradients": 3}
     whole = kdkit.run(recipe, **options).history["student"]
     with pytest.raises(KeyboardInterrupt):
@@ -381,7 +379,7 @@ def test_a_run_gone_on_with_looks_at_the_same_updates(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [-1, 1.5, True, "all"])
-def test_a_count_of_updates_that_makes_no_sense_is_refused(wrong):
+def test_an_invalid_number_of_updates_is_refused(wrong):
     with pytest.raises(RecipeError, match="gradients is a whole number of updates, 0 for never"):
         kdkit.RunOptions(gradients=wrong)
 
@@ -403,16 +401,16 @@ def recipe() -> Recipe:
 '''
 
 
-def test_the_command_line_asks_for_figures(kdkit_here, tmp_path):
+def test_an_option_of_the_command_line_turns_gradient_statistics_on(kdkit_here, tmp_path):
     (tmp_path / "one.py").write_text(RECIPE)
-    said = kdkit_here("run", "one.py", "--gradients", 2, "--out", "run", "--quiet")
-    assert (said.code, said.err) == (0, "")
+    done = kdkit_here("run", "one.py", "--gradients", 2, "--out", "run", "--quiet")
+    assert (done.code, done.err) == (0, "")
     line = json.loads((tmp_path / "run" / "1-net" / "history.jsonl").read_text())
     assert list(line["gradients"]["norms"]) == ["truth"]
     assert line["gradients"]["cosines"] == {}
     assert kdkit_here("run", "one.py", "--gradients", -1).code == 2
 
 
-def test_gradients_of_a_compiled_lesson_are_refused():
+def test_gradient_statistics_of_a_compiled_run_are_refused():
     with pytest.raises(RecipeError, match="leave out compile or gradients"):
         kdkit.RunOptions(gradients=1, compile=True)

@@ -1,4 +1,4 @@
-"""A compiled lesson says what the plain one says, is compiled once, and its taps fire all the same."""
+"""A compiled DistillationModule computes the terms of the plain one, is compiled once, and its taps fire."""
 
 import copy
 import dataclasses
@@ -14,15 +14,14 @@ from torch.utils.data import Dataset, TensorDataset
 import kdkit
 from kdkit import Batch, CosineRamp, Match, Net, Recipe, Stage, Tap, TorchData, Training, Truth
 from kdkit.data.dataset import Data
-from kdkit.engine.check.dry_run import Rehearsal
-from kdkit.engine.open_stage import build_context
+from kdkit.engine.open_stage import OpenStage
 from kdkit.losses import Hint, PerLabelSoftTargets, SoftTargets
-from kdkit.teachers import run_teachers
 from kdkit_ecg import Leads, LRHNet, SEResNet, Synthetic
+from tests.helpers.open_stages import open_and_build
 
 CLASSES = 3
 ROWS = 22
-SIZE = 8  # so that the last batch of an epoch has six rows
+SIZE = 8  # so that the last batch of an epoch has 6 samples
 
 Backend = Callable[[fx.GraphModule, list[Tensor]], Callable[..., Any]]
 
@@ -30,14 +29,14 @@ Backend = Callable[[fx.GraphModule, list[Tensor]], Callable[..., Any]]
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
     torch.manual_seed(0)
-    torch.compiler.reset()
+    torch.compiler.reset()  # dynamo caches compiled code by code object, which all tests share
     counters.clear()
     yield
     torch.compiler.reset()
 
 
 class Graphs:
-    """A backend that runs what it is given as it is, and counts how often it is asked to compile."""
+    """A backend that runs graphs as they are, and counts the graphs."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -48,7 +47,7 @@ class Graphs:
 
 
 class Net1d(nn.Module):
-    """Convolution, norm, an in-place ReLU and a head."""
+    """A convolution, a norm, an in-place ReLU and a head."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -62,7 +61,7 @@ class Net1d(nn.Module):
 
 
 class Aged(nn.Module):
-    """The same with a second input."""
+    """A Net1d with a second input."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -79,7 +78,7 @@ class SignalAndAge(NamedTuple):
 
 
 class Rows(Dataset[Any]):
-    """Samples of any form."""
+    """A dataset of samples of any structure."""
 
     def __init__(self, samples: list[Any]) -> None:
         self.samples = samples
@@ -91,25 +90,25 @@ class Rows(Dataset[Any]):
         return self.samples[row]
 
 
-def objective(teacher: Net[Any], student: Net[Any], sides: tuple[nn.Module, nn.Module]) -> Any:
-    """Labels, soft targets, and a hint at what norms give, which a ReLU then changes in place."""
-    hint = Match(teacher, Hint(), student=Tap(sides[0]), target=Tap(sides[1]))
+def objective(teacher: Net[Any], student: Net[Any], layers: tuple[nn.Module, nn.Module]) -> Any:
+    """Return an objective of labels, soft targets, and a hint on the output of norms that a ReLU changes in place."""
+    hint = Match(teacher, Hint(), student=Tap(layers[0]), target=Tap(layers[1]))
     return Truth(nn.CrossEntropyLoss()) + 0.5 * Match(teacher, SoftTargets()) + CosineRamp() * hint
 
 
 def plain() -> tuple[Stage, Data]:
     data = TensorDataset(torch.randn(ROWS, 2, 16), torch.arange(ROWS) % CLASSES)
     teacher, student = Net("teacher", Net1d(6), trained=True), Net("student", Net1d(4))
-    sides = (student.module.norm, teacher.module.norm)
-    return Stage({student: objective(teacher, student, sides)}, training()), TorchData(data, data)
+    layers = (student.module.norm, teacher.module.norm)
+    return Stage({student: objective(teacher, student, layers)}, training()), TorchData(data, data)
 
 
-def aged(wrapped: Callable[[Tensor, Tensor], Any]) -> tuple[Stage, Data]:
-    rows = Rows([(wrapped(torch.randn(2, 16), torch.rand(1)), row % CLASSES) for row in range(ROWS)])
+def aged(structure: Callable[[Tensor, Tensor], Any]) -> tuple[Stage, Data]:
+    rows = Rows([(structure(torch.randn(2, 16), torch.rand(1)), row % CLASSES) for row in range(ROWS)])
     teacher, student = Net("teacher", Aged(6), trained=True), Net("student", Aged(4))
-    sides = (student.module.body.norm, teacher.module.body.norm)
-    data = TorchData(rows, rows, classes=[str(each) for each in range(CLASSES)], draws=1)
-    return Stage({student: objective(teacher, student, sides)}, training()), data
+    layers = (student.module.body.norm, teacher.module.body.norm)
+    data = TorchData(rows, rows, classes=[str(label) for label in range(CLASSES)], draws=1)
+    return Stage({student: objective(teacher, student, layers)}, training()), data
 
 
 def leads() -> tuple[Stage, Data]:
@@ -131,132 +130,134 @@ CASES: dict[str, Callable[[], tuple[Stage, Data]]] = {
     "tensor": plain,
     "tuple": lambda: aged(lambda signal, age: (signal, age)),
     "named tuple": lambda: aged(SignalAndAge),
+    # In another order than the parameters of forward: a dict is passed by its keys.
     "dict": lambda: aged(lambda signal, age: {"age": age, "signal": signal}),
     "leads": leads,
 }
 
 
 @pytest.fixture(params=CASES)
-def open_teacher(request: pytest.FixtureRequest) -> Iterator[tuple[Rehearsal, Data]]:
+def open_stage(request: pytest.FixtureRequest) -> Iterator[tuple[OpenStage, Data]]:
     stage, data = CASES[request.param]()
-    rehearsal = Rehearsal(stage, build_context(data), data.train.batch(torch.arange(2), 0))
-    assert rehearsal.problems == []
-    yield rehearsal, data
-    rehearsal.close()
+    opened = open_and_build(stage, data, data.train.batch(torch.arange(2), 0))
+    yield opened, data  # with open taps, which stay open for all steps of a stage
+    opened.close()
 
 
 def chunks(data: Data, epoch: int) -> Iterator[Batch]:
     for rows in torch.arange(ROWS).split(SIZE):
+        # The number of the draw changes in each epoch: it must not be a constant of the graph.
         yield dataclasses.replace(data.train.batch(rows, 0), draw=epoch)
 
 
-def values(rehearsal: Rehearsal, lesson: Any, data: Data) -> list[Tensor]:
-    """Return the terms and the gradients of two epochs of steps, each validated after as the engine does."""
-    found: list[Tensor] = []
-    module = rehearsal.lesson
+def values(opened: OpenStage, compiled: Any, data: Data) -> list[Tensor]:
+    """Return the terms and gradients of two epochs of steps, with a validation after each, as the engine does."""
+    results: list[Tensor] = []
+    module = opened.module
     for epoch in range(2):
         module.train()
         for batch in chunks(data, epoch):
-            terms = lesson(batch, run_teachers(rehearsal.sessions, batch))
+            terms = compiled(batch, opened.teachers(batch))
             sum(terms.values()).backward()
-            found += [*terms.values(), *(each.grad for each in module.parameters() if each.grad is not None)]
+            gradients = [parameter.grad for parameter in module.parameters()]
+            results += [*terms.values(), *(gradient for gradient in gradients if gradient is not None)]
             module.zero_grad()
         module.students[0].network.eval()
         with torch.no_grad():
-            found.append(module.students[0](batch))
-        module.open_taps.clear()
-    return [each.detach().clone() for each in found]
+            results.append(module.students[0](batch))
+        module.open_taps.clear()  # of the features of the validation
+    return [result.detach().clone() for result in results]
 
 
-def test_a_lesson_is_compiled_for_whole_batches_and_for_ragged_ones_without_a_break_and_says_the_same(open_teacher):
-    rehearsal, data = open_teacher
-    before = copy.deepcopy(rehearsal.lesson.state_dict())
-    wanted = values(rehearsal, rehearsal.lesson, data)
-    rehearsal.lesson.load_state_dict(before)
+def test_whole_and_smaller_batches_are_compiled_without_a_graph_break(open_stage):
+    opened, data = open_stage
+    before = copy.deepcopy(opened.module.state_dict())
+    expected = values(opened, opened.module, data)
+    opened.module.load_state_dict(before)
     graphs = Graphs()
-    lesson = torch.compile(rehearsal.lesson, backend=graphs, fullgraph=True)
-    agree(values(rehearsal, lesson, data), wanted)
-    assert graphs.count <= 3
+    compiled = torch.compile(opened.module, backend=graphs, fullgraph=True)
+    agree(values(opened, compiled, data), expected)
+    assert graphs.count <= 3  # a whole batch, a smaller one, and at most one of any size
     assert not counters["graph_break"]
     with torch._dynamo.config.patch(error_on_recompile=True):
-        values(rehearsal, lesson, data)
+        values(opened, compiled, data)
 
 
-@pytest.mark.parametrize("open_teacher", ["tensor", "dict"], indirect=True)
-def test_a_lesson_whose_gradients_are_compiled_too_says_the_same(open_teacher):
-    rehearsal, data = open_teacher
-    before = copy.deepcopy(rehearsal.lesson.state_dict())
-    wanted = values(rehearsal, rehearsal.lesson, data)
-    rehearsal.lesson.load_state_dict(before)
-    agree(values(rehearsal, torch.compile(rehearsal.lesson, backend="aot_eager", fullgraph=True), data), wanted)
+@pytest.mark.parametrize("open_stage", ["tensor", "dict"], indirect=True)
+def test_compiled_gradients_equal_the_plain_ones(open_stage):
+    opened, data = open_stage
+    before = copy.deepcopy(opened.module.state_dict())
+    expected = values(opened, opened.module, data)
+    opened.module.load_state_dict(before)
+    agree(values(opened, torch.compile(opened.module, backend="aot_eager", fullgraph=True), data), expected)
 
 
-def agree(got: list[Tensor], wanted: list[Tensor], rtol: float = 1e-4, atol: float = 1e-5) -> None:
-    assert any(each.abs().sum() > 0 for each in wanted)
-    for mine, theirs in zip(got, wanted, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=rtol, atol=atol)
+def agree(actual: list[Tensor], expected: list[Tensor], rtol: float = 1e-4, atol: float = 1e-5) -> None:
+    assert any(value.abs().sum() > 0 for value in expected)  # zeros would agree without a test
+    for value, reference in zip(actual, expected, strict=True):
+        torch.testing.assert_close(value, reference, rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("open_teacher", ["tensor", "named tuple"], indirect=True)
-def test_a_compiled_lesson_hears_the_features_of_the_plain_one(open_teacher):
-    rehearsal, data = open_teacher
-    heard: list[tuple[Tensor, Tensor]] = []
-    line = next(line for line in rehearsal.lesson.lines if isinstance(line.loss, Hint))
+@pytest.mark.parametrize("open_stage", ["tensor", "named tuple"], indirect=True)
+def test_compiled_taps_capture_the_features_of_the_plain_module(open_stage):
+    opened, data = open_stage
+    features: list[tuple[Tensor, Tensor]] = []
+    term = next(term for term in opened.module.terms if isinstance(term.loss, Hint))
 
-    def note(_loss: nn.Module, sides: tuple[Tensor, Tensor]) -> None:
-        heard.append((sides[0].detach().clone(), sides[1].clone()))
+    def record(_loss: nn.Module, inputs: tuple[Tensor, Tensor]) -> None:
+        features.append((inputs[0].detach().clone(), inputs[1].clone()))
 
     batch = next(chunks(data, 0))
-    answers = run_teachers(rehearsal.sessions, batch)
-    rehearsal.lesson.eval()  # so that running statistics stand still
-    line.loss.register_forward_pre_hook(note)
-    rehearsal.lesson(batch, answers)
-    torch.compile(rehearsal.lesson, backend="eager")(batch, answers)
-    (plain_student, plain_teacher), (student, teacher) = heard
+    teacher_outputs = opened.teachers(batch)
+    opened.module.eval()  # so that running statistics do not change between the two calls
+    term.loss.register_forward_pre_hook(record)
+    opened.module(batch, teacher_outputs)
+    torch.compile(opened.module, backend="eager")(batch, teacher_outputs)
+    (plain_student, plain_teacher), (student, teacher) = features
     torch.testing.assert_close(student, plain_student)
     torch.testing.assert_close(teacher, plain_teacher, rtol=0, atol=0)
-    if hasattr(rehearsal.lesson.students[0].module, "relu"):
-        assert (student < 0).any()  # not what the in-place ReLU made of it
+    if hasattr(opened.module.students[0].module, "relu"):
+        assert (student < 0).any()  # the output of the norm, not of the in-place ReLU
 
 
-@pytest.mark.parametrize("open_teacher", ["tensor", "tuple"], indirect=True)
-def test_no_feature_outlives_its_step(open_teacher):
-    rehearsal, data = open_teacher
-    for lesson in (rehearsal.lesson, torch.compile(rehearsal.lesson, backend="eager")):
+@pytest.mark.parametrize("open_stage", ["tensor", "tuple"], indirect=True)
+def test_features_are_released_after_each_step(open_stage):
+    opened, data = open_stage
+    for module in (opened.module, torch.compile(opened.module, backend="eager")):
         batch = next(chunks(data, 0))
-        lesson(batch, run_teachers(rehearsal.sessions, batch))
-        taps = rehearsal.lesson.open_taps
+        module(batch, opened.teachers(batch))
+        taps = opened.module.open_taps
         assert taps.unfired() == list(taps.taps)
 
 
-def asking(student: Tensor, target: Tensor, *, labels: Tensor, ids: Tensor, progress: Tensor) -> Tensor:
-    """A loss that asks for all there is to ask for."""
+def all_arguments(student: Tensor, target: Tensor, *, labels: Tensor, ids: Tensor, progress: Tensor) -> Tensor:
+    """A loss with all arguments that a loss can have."""
     weights = (ids % 2 + labels + 1).unsqueeze(1)
     return (weights * (student - target).square()).mean() * (1 + progress)
 
 
-def test_a_loss_that_asks_for_labels_ids_and_progress_is_compiled_once_while_progress_moves():
+def test_a_loss_with_labels_ids_and_progress_is_compiled_once_while_progress_changes():
     stage, data = plain()
     (student,) = stage.objectives
     (teacher,) = stage.teachers
-    rehearsal = Rehearsal(
-        Stage({student: 1.0 * Match(teacher, asking)}, training()), build_context(data), next(chunks(data, 0))
+    opened = open_and_build(
+        Stage({student: 1.0 * Match(teacher, all_arguments)}, training()), data, next(chunks(data, 0))
     )
     graphs = Graphs()
-    lesson = torch.compile(rehearsal.lesson, backend=graphs, fullgraph=True)
+    compiled = torch.compile(opened.module, backend=graphs, fullgraph=True)
     batch = next(chunks(data, 0))
-    answers = run_teachers(rehearsal.sessions, batch)
-    found = []
-    rehearsal.lesson.eval()
+    teacher_outputs = opened.teachers(batch)
+    terms = []
+    opened.module.eval()
     for progress in (0.0, 0.25, 1.0):
-        rehearsal.lesson.progress.fill_(progress)
-        found.append(float(lesson(batch, answers)["teacher/asking"].detach()))
-    rehearsal.close()
-    assert graphs.count == 1
-    assert found == pytest.approx([found[0], 1.25 * found[0], 2 * found[0]])
+        opened.module.progress.fill_(progress)
+        terms.append(float(compiled(batch, teacher_outputs)["teacher/all_arguments"].detach()))
+    opened.close()
+    assert graphs.count == 1  # progress is a tensor; a number would be a constant of the graph
+    assert terms == pytest.approx([terms[0], 1.25 * terms[0], 2 * terms[0]])
 
 
-def test_a_run_that_compiles_gives_the_history_of_one_that_does_not(monkeypatch):
+def test_a_compiled_run_has_the_history_of_a_plain_run(monkeypatch):
     compiled: list[Graphs] = []
     compile_ = torch.compile
 
@@ -270,19 +271,19 @@ def test_a_run_that_compiles_gives_the_history_of_one_that_does_not(monkeypatch)
         stage, data = plain()
         return Recipe(data=data, schedule=[stage])
 
-    runs = [kdkit.run(recipe, device="cpu", seed=3, compile=each) for each in (False, True)]
-    assert [graphs.count for graphs in compiled] == [2]
-    for mine, theirs in zip(runs[1].history["student"], runs[0].history["student"], strict=True):
-        assert mine["terms"] == pytest.approx(theirs["terms"], rel=1e-4)
+    runs = [kdkit.run(recipe, device="cpu", seed=3, compile=on) for on in (False, True)]
+    assert [graphs.count for graphs in compiled] == [2]  # a whole batch and the smaller last one
+    for epoch, expected in zip(runs[1].history["student"], runs[0].history["student"], strict=True):
+        assert epoch["terms"] == pytest.approx(expected["terms"], rel=1e-4)
 
 
 @pytest.mark.slow
-def test_the_default_backend_gives_the_terms_and_gradients_of_the_plain_lesson():
+def test_the_default_backend_gives_the_terms_and_gradients_of_the_plain_module():
     stage, data = plain()
-    rehearsal = Rehearsal(stage, build_context(data), next(chunks(data, 0)))
-    before = copy.deepcopy(rehearsal.lesson.state_dict())
-    wanted = values(rehearsal, rehearsal.lesson, data)
-    rehearsal.lesson.load_state_dict(before)
-    got = values(rehearsal, torch.compile(rehearsal.lesson), data)
-    rehearsal.close()
-    agree(got, wanted, rtol=1e-3, atol=1e-4)
+    opened = open_and_build(stage, data, next(chunks(data, 0)))
+    before = copy.deepcopy(opened.module.state_dict())
+    expected = values(opened, opened.module, data)
+    opened.module.load_state_dict(before)
+    actual = values(opened, torch.compile(opened.module), data)
+    opened.close()
+    agree(actual, expected, rtol=1e-3, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Distillation in one call, on plain torch networks and data."""
+"""`kdkit.distill`: distillation in one call, on plain torch networks and data."""
 
 import inspect
 from typing import Any
@@ -15,10 +15,10 @@ from kdkit.errors import CheckError
 from tests.helpers.stages import copied, same
 
 
-def given(task: str, count: int, seed: int) -> TensorDataset:
+def dataset(task: str, count: int, seed: int) -> TensorDataset:
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(count, 4, generator=generator)
-    labels = {
+    labels = {  # functions of the inputs that a linear layer could learn
         "multiclass": inputs[:, :3].argmax(1),
         "multilabel": (inputs[:, :3] > 0).float(),
         "regression": inputs[:, :3] * 2,
@@ -27,7 +27,7 @@ def given(task: str, count: int, seed: int) -> TensorDataset:
 
 
 class Plain(Dataset[Any]):
-    """A dataset that torch knows nothing about."""
+    """A dataset of a user-defined class."""
 
     def __init__(self, tensors: TensorDataset) -> None:
         self.tensors = tensors
@@ -53,17 +53,17 @@ SCORED = {"multiclass": ("accuracy", 0.5), "multilabel": ("macro_auprc", 0.7), "
 
 @pytest.mark.parametrize("wrap", WRAPPED)
 @pytest.mark.parametrize("task", SCORED)
-def test_a_student_learns_and_its_teacher_stays_as_it_is(task, wrap):
+def test_a_student_learns_and_its_teacher_does_not_change(task, wrap):
     torch.manual_seed(0)
     teacher, student = net(16), net(8)
     before = copied(teacher)
-    train, validation = (WRAPPED[wrap](given(task, count, seed)) for count, seed in ((96, 0), (48, 1)))
+    train, validation = (WRAPPED[wrap](dataset(task, count, seed)) for count, seed in ((96, 0), (48, 1)))
     training = Training(epochs=8, batch_size=16, optimizer=kdkit.Optimizer(torch.optim.Adam, lr=0.03))
     result = kdkit.distill(teacher, student, train, validation, label_weight=0.9, training=training, device="cpu")
-    name, least = SCORED[task]
-    assert result.metrics["student"][name].value > least
+    name, minimum = SCORED[task]
+    assert result.metrics["student"][name].value > minimum
     assert same(before, teacher.state_dict())
-    assert teacher.training
+    assert teacher.training  # the mode of a new module, which the run restores
     assert result.student.module is student
     assert list(result.history) == ["student"]
     terms = result.history["student"][0]["terms"]
@@ -72,7 +72,7 @@ def test_a_student_learns_and_its_teacher_stays_as_it_is(task, wrap):
 
 
 def test_plain_distillation_takes_ten_lines():
-    def users_code():
+    def user_code():
         import torch
         from torch.utils.data import TensorDataset
 
@@ -84,41 +84,43 @@ def test_plain_distillation_takes_ten_lines():
         result = distill(teacher, student, train, validation, device="cpu")
         return result.metrics["student"]["accuracy"].value
 
-    lines = [line for line in inspect.getsource(users_code).splitlines()[1:] if line.strip()]
+    # The README promises ten lines.
+    lines = [line for line in inspect.getsource(user_code).splitlines()[1:] if line.strip()]
     assert len(lines) <= 10
-    assert 0 <= users_code() <= 1
+    assert 0 <= user_code() <= 1
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["nets", "modules"])
 def test_a_student_learns_from_several_teachers(named):
-    masters = [net(16), net(12)]
-    before = [copied(each) for each in masters]
-    teachers = [Net(f"master {i}", each, trained=True) for i, each in enumerate(masters)] if named else masters
-    data = given("multiclass", 48, 0), given("multiclass", 24, 1)
+    modules = [net(16), net(12)]
+    before = [copied(module) for module in modules]
+    nets = [Net(f"teacher {index}", module, trained=True) for index, module in enumerate(modules)]
+    teachers = nets if named else modules
+    data = dataset("multiclass", 48, 0), dataset("multiclass", 24, 1)
     result = kdkit.distill(teachers, net(8), *data, training=Training(epochs=1), device="cpu")
-    assert len(result.history["student"][0]["terms"]) == 3
+    assert len(result.history["student"][0]["terms"]) == 3  # the labels, and one term for each teacher
     assert len(result.metrics) == 3
-    assert all(same(one, each.state_dict()) for one, each in zip(before, masters, strict=True))
+    assert all(same(weights, module.state_dict()) for weights, module in zip(before, modules, strict=True))
 
 
-def test_a_test_split_is_what_is_reported_on():
-    data = [given("multiclass", 24, seed) for seed in range(3)]
+def test_metrics_are_computed_on_the_test_split_if_there_is_one():
+    data = [dataset("multiclass", 24, seed) for seed in range(3)]
     with_test = kdkit.distill(net(8), net(4), *data, training=Training(epochs=1), device="cpu")
     without = kdkit.distill(net(8), net(4), *data[:2], training=Training(epochs=1), device="cpu")
     assert (with_test.reported_on, without.reported_on) == ("test", "validation")
 
 
-def test_a_guide_of_ones_own_replaces_the_usual_one():
-    def mine(student, target):
+def test_a_user_defined_loss_replaces_the_default():
+    def absolute(student, target):
         return nn.functional.l1_loss(student, target)
 
-    data = given("multiclass", 24, 0), given("multiclass", 24, 1)
-    result = kdkit.distill(net(8), net(4), *data, kd_loss=mine, training=Training(epochs=1), device="cpu")
-    assert "teacher/mine" in result.history["student"][0]["terms"]
+    data = dataset("multiclass", 24, 0), dataset("multiclass", 24, 1)
+    result = kdkit.distill(net(8), net(4), *data, kd_loss=absolute, training=Training(epochs=1), device="cpu")
+    assert "teacher/absolute" in result.history["student"][0]["terms"]
 
 
-def test_mistakes_are_told():
-    data = given("multiclass", 24, 0), given("multiclass", 24, 1)
+def test_wrong_arguments_are_refused():
+    data = dataset("multiclass", 24, 0), dataset("multiclass", 24, 1)
     with pytest.raises(RecipeError, match="label_weight"):
         kdkit.distill(net(8), net(4), *data, label_weight=3.0, device="cpu")
     with pytest.raises(RecipeError, match="epochs"):
@@ -130,40 +132,39 @@ def test_mistakes_are_told():
 
 
 def test_a_list_of_samples_is_data():
-    train, validation = list(given("multiclass", 24, 0)), list(given("multiclass", 24, 1))
-    assert kdkit.distill(net(8), net(4), train, validation, training=Training(epochs=1), device="cpu").metrics[
-        "student"
-    ]
+    train, validation = list(dataset("multiclass", 24, 0)), list(dataset("multiclass", 24, 1))
+    result = kdkit.distill(net(8), net(4), train, validation, training=Training(epochs=1), device="cpu")
+    assert result.metrics["student"]
 
 
-def test_a_net_that_is_given_untrained_is_trained_first():
-    data = given("multiclass", 24, 0), given("multiclass", 24, 1)
-    result = kdkit.distill(Net("master", net(8)), net(4), *data, training=Training(epochs=1), device="cpu")
-    assert list(result.history) == ["master", "student"]
+def test_an_untrained_teacher_is_trained_first():
+    data = dataset("multiclass", 24, 0), dataset("multiclass", 24, 1)
+    result = kdkit.distill(Net("large", net(8)), net(4), *data, training=Training(epochs=1), device="cpu")
+    assert list(result.history) == ["large", "student"]
 
 
-def test_a_net_that_cannot_take_the_data_is_told_by_the_check():
-    data = given("multiclass", 24, 0), given("multiclass", 24, 1)
+def test_a_net_that_cannot_take_the_data_fails_the_check():
+    data = dataset("multiclass", 24, 0), dataset("multiclass", 24, 1)
     with pytest.raises(CheckError, match=r"net 'student' cannot take what it sees \(\(4, 4\)\): RuntimeError"):
         kdkit.distill(net(8), nn.Linear(9, 3), *data, device="cpu")
 
 
 def test_outputs_are_counted_on_the_device_of_the_net():
-    student = net(8).to("meta")
+    student = net(8).to("meta")  # a device without values, on which a CPU batch would raise an error
     batch = kdkit.Batch(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64))
     assert _outputs(Net("student", student), batch) == 3
-    assert all(each.training for each in student.modules())
+    assert all(module.training for module in student.modules())
 
 
-def test_the_classes_of_a_dataset_name_as_many_outputs():
-    data = given("multiclass", 24, 0), given("multiclass", 24, 1)
-    for each in data:
-        each.classes = ["cat", "dog", "emu"]
+def test_the_classes_of_a_dataset_name_the_outputs():
+    data = dataset("multiclass", 24, 0), dataset("multiclass", 24, 1)
+    for split in data:
+        split.classes = ["cat", "dog", "emu"]
     result = kdkit.distill(net(8), net(4), *data, training=Training(epochs=1), device="cpu")
     assert set(result.metrics["student"]["accuracy"].by_class) <= {"cat", "dog", "emu"}
 
 
-def test_a_text_of_classes_is_refused():
-    data = given("multiclass", 24, 0), given("multiclass", 24, 1)
+def test_a_string_instead_of_a_list_of_classes_is_refused():
+    data = dataset("multiclass", 24, 0), dataset("multiclass", 24, 1)
     with pytest.raises(DataError, match="classes is a list of names"):
         kdkit.distill(net(8), net(4), *data, classes="abc", device="cpu")

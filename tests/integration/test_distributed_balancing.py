@@ -1,13 +1,10 @@
-"""What several processes of a run share: pasts, memories of losses, and the gradients of projectors."""
-
-import subprocess
-import sys
+"""State that the processes of a run share: pasts, memory banks of losses, and the gradients of projectors."""
 
 import torch
 
-from tests.helpers.command_line import environment
+from tests.helpers.processes import ForkedPython
 
-# What one of two processes does: learn a batch of its own, and know what the other one learned.
+# One of two processes: it observes one batch, and then has the outputs that the other process observed.
 RANK = """
 import sys
 
@@ -27,24 +24,25 @@ batch = Batch(torch.zeros(len(ids), 2), ids % 3, ids)
 session.dry_run(batch)
 session.observe(batch, {"student": ids[:, None] + torch.zeros(1, 3)})
 session.on_epoch_end()
-answer = session(Batch(torch.zeros(8, 2), torch.zeros(8, dtype=torch.int64), torch.arange(8)))
-told = {"gathered": all_gather(ids), "averaged": all_reduce_mean(torch.tensor([float(number), 4.0]))}
-torch.save({"output": answer.output[:, 0], "known": answer.known, **told}, f"{folder}/{number}.pt")
+teacher_output = session(Batch(torch.zeros(8, 2), torch.zeros(8, dtype=torch.int64), torch.arange(8)))
+result = {"gathered": all_gather(ids), "averaged": all_reduce_mean(torch.tensor([float(number), 4.0]))}
+torch.save({"output": teacher_output.output[:, 0], "known": teacher_output.known, **result}, f"{folder}/{number}.pt")
 distributed.destroy_process_group()
 """
 
 
-def test_every_process_knows_the_past_of_all_samples(tmp_path):
+def test_the_past_of_all_samples_is_known_in_each_process(tmp_path):
     in_two_processes(RANK, tmp_path)
     for number in range(2):
-        told = torch.load(tmp_path / f"{number}.pt")
-        assert told["known"].tolist() == [True, True, True, False, True, True, False, False]
-        assert told["output"][told["known"]].tolist() == [0, 1, 2, 4, 5]
-        assert told["gathered"].tolist() == [0, 1, 2, 5, 4]
-        assert told["averaged"].tolist() == [0.5, 4.0]
+        result = torch.load(tmp_path / f"{number}.pt")
+        # Process 0 observed the samples 0, 1 and 2, and process 1 the samples 5 and 4.
+        assert result["known"].tolist() == [True, True, True, False, True, True, False, False]
+        assert result["output"][result["known"]].tolist() == [0, 1, 2, 4, 5]
+        assert result["gathered"].tolist() == [0, 1, 2, 5, 4]
+        assert result["averaged"].tolist() == [0.5, 4.0]
 
 
-# Half a batch in each of two processes, or the whole of it in one.
+# Half of a batch in each of two processes, or the whole batch in one process.
 CONTRAST = """
 import sys
 
@@ -55,7 +53,7 @@ from kdkit.losses import CRD
 from kdkit import BuildContext
 
 number, folder = int(sys.argv[1]), sys.argv[2]
-facts = BuildContext(classes=("a", "b"), task="multiclass", samples=6, ids=True)
+context = BuildContext(classes=("a", "b"), task="multiclass", samples=6, ids=True)
 generator = torch.Generator().manual_seed(0)
 features = torch.randn(2, 2, 4, 3, generator=generator)
 
@@ -63,11 +61,11 @@ features = torch.randn(2, 2, 4, 3, generator=generator)
 def learn(half):
     torch.manual_seed(0)
     loss = CRD(width=None, negatives=3)
-    loss.build((torch.Size((4, 3)),), (torch.Size((4, 3)),), facts, None)
+    loss.build((torch.Size((4, 3)),), (torch.Size((4, 3)),), context, None)
     for step, (student, target) in enumerate(features):
         ids = torch.tensor([0, 1, 2, 3]) + step
         loss(student[half], target[half], ids=ids[half], labels=ids[half] % 2)
-        loss.log_normalisers.fill_(0.0)  # estimated on what each saw first, so they differ from those of the whole
+        loss.log_normalisers.fill_(0.0)  # estimated from the first batch, of which each process has another half
     return {key: value for key, value in loss.state_dict().items() if key != "log_normalisers"}
 
 
@@ -78,7 +76,7 @@ distributed.destroy_process_group()
 """
 
 
-def test_memories_of_contrast_are_the_same_in_two_processes_as_in_one(tmp_path):
+def test_the_memory_banks_of_crd_are_the_same_in_two_processes_as_in_one(tmp_path):
     in_two_processes(CONTRAST, tmp_path)
     for number in range(2):
         whole, shared = torch.load(tmp_path / f"{number}.pt")
@@ -87,7 +85,7 @@ def test_memories_of_contrast_are_the_same_in_two_processes_as_in_one(tmp_path):
             torch.testing.assert_close(shared[key], value)
 
 
-# A step of a student and of its projector, on half a batch in each of two processes, or on all of it in one.
+# A step of a student and of its projector, on half of a batch in each of two processes, or on the whole batch in one.
 PROJECTED = """
 import sys
 
@@ -98,11 +96,10 @@ from torch.nn.parallel import DistributedDataParallel
 import kdkit
 from kdkit import Batch, BuildContext, Match, Net, Stage, Tap, Training, Truth
 from kdkit.losses import Hint
-from kdkit.engine.check.dry_run import Rehearsal
-from kdkit.teachers import run_teachers
+from tests.helpers.open_stages import open_and_build
 
 number, folder = int(sys.argv[1]), sys.argv[2]
-facts = BuildContext(classes=("a", "b", "c"), task="multiclass", samples=8, ids=True)
+context = BuildContext(classes=("a", "b", "c"), task="multiclass", samples=8, ids=True)
 torch.manual_seed(0)
 inputs, labels = torch.randn(8, 4), torch.arange(8) % 3
 
@@ -111,17 +108,16 @@ def gradients(rows, wrap):
     torch.manual_seed(1)
     teacher = Net("teacher", nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)), trained=True)
     student = Net("student", nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 3)))
-    sides = {"student": Tap(student.module[0]), "target": Tap(teacher.module[0])}
-    objective = Truth(nn.CrossEntropyLoss()) + Match(teacher, Hint(), **sides)
+    taps = {"student": Tap(student.module[0]), "target": Tap(teacher.module[0])}
+    objective = Truth(nn.CrossEntropyLoss()) + Match(teacher, Hint(), **taps)
     batch = Batch(inputs[rows], labels[rows], rows)
-    rehearsal = Rehearsal(Stage({student: objective}, Training(epochs=1)), facts, batch)
-    assert not rehearsal.problems, rehearsal.problems
-    lesson = wrap(rehearsal.lesson)  # held until after the backward pass, in which it averages
-    sum(lesson(batch, run_teachers(rehearsal.sessions, batch)).values()).backward()
-    return {name: parameter.grad for name, parameter in rehearsal.lesson.named_parameters()}
+    opened = open_and_build(Stage({student: objective}, Training(epochs=1)), context, batch)
+    module = wrap(opened.module)  # a reference until after the backward pass, in which DDP averages the gradients
+    sum(module(batch, opened.teachers(batch)).values()).backward()
+    return {name: parameter.grad for name, parameter in opened.module.named_parameters()}
 
 
-whole = gradients(torch.arange(8), lambda lesson: lesson)
+whole = gradients(torch.arange(8), lambda module: module)
 distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
 half = gradients(torch.arange(4) + 4 * number, DistributedDataParallel)
 torch.save((whole, half), f"{folder}/{number}.pt")
@@ -129,26 +125,19 @@ distributed.destroy_process_group()
 """
 
 
-def test_a_projector_learns_the_same_in_two_processes_as_in_one(tmp_path):
+def test_the_gradient_of_a_projector_is_the_same_in_two_processes_as_in_one(tmp_path):
     in_two_processes(PROJECTED, tmp_path)
     for number in range(2):
         whole, half = torch.load(tmp_path / f"{number}.pt")
         assert any(name.startswith("losses") for name in whole)
-        assert all(gradient.any() for gradient in whole.values())
+        assert all(gradient.any() for gradient in whole.values())  # zeros would agree without a test
         for name, gradient in whole.items():
             torch.testing.assert_close(half[name], gradient)
 
 
 def in_two_processes(script, folder):
-    """Run a script twice at once, with its number and the folder as arguments."""
+    """Run a script in two processes at once; its arguments are the number of the process and the folder."""
     (folder / "script.py").write_text(script)
-    command = [sys.executable, str(folder / "script.py")]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(folder)], env=environment(), stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    errors = []
-    for rank in ranks:
-        _, err = rank.communicate(timeout=120)
-        errors.append(err if rank.returncode else "")
+    ranks = [ForkedPython(["script.py", str(rank), str(folder)], folder) for rank in range(2)]
+    errors = [rank.communicate(timeout=120)[1] if rank.wait(120) else "" for rank in ranks]
     assert not any(errors), "".join(errors)

@@ -3,8 +3,6 @@
 import errno
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 
@@ -12,7 +10,7 @@ import pytest
 from filelock import FileLock
 
 from kdkit_ecg.download import backoff, disk_space, download, transfer
-from tests.helpers.command_line import environment
+from tests.helpers.processes import ForkedPython
 from tests.helpers.release_server import ReleaseServer, corrupt, disconnect, refuse, send_another_range, send_slowly
 
 BIG = "training/georgia/g1/E00001.mat"
@@ -333,9 +331,7 @@ def test_two_processes_do_not_write_to_one_folder(fetched, release, tmp_path):
 def test_an_interrupted_process_is_resumed(ending, code, kdkit_here, release, tmp_path):
     release.always[BIG] = send_slowly(100_000, 0.5)  # takes about 4 s, in which the process is ended
     options = ["ecg", "fetch", "challenge-2020", "data", "--base-url", release.url]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kdkit", *options], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
-    )
+    process = ForkedPython(["-m", "kdkit", *options], tmp_path)
     part = tmp_path / "data" / f"{BIG}.part"
     deadline = time.monotonic() + 30
     while not (part.is_file() and part.stat().st_size > 0) and time.monotonic() < deadline:

@@ -15,6 +15,7 @@ from kdkit_ecg import Challenge2020
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.store.index import INDEX, ROW, read_rows
 from tests.helpers.command_line import environment
+from tests.helpers.processes import ForkedPython
 
 NUMBER = 80
 
@@ -47,10 +48,8 @@ def clean(folder):
 
 
 def start_preparation(folder, store, *more):
-    command = [sys.executable, "-m", "kdkit", "ecg", "prepare", str(folder), "--store", str(store), *more]
-    return subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    command = ["-m", "kdkit", "ecg", "prepare", str(folder), "--store", str(store), *more]
+    return ForkedPython(command, store)
 
 
 def wait_for_rows(path, least=8):

@@ -1,4 +1,4 @@
-"""Losses between layers in real runs: built, trained, saved, gone on with, and left out of the student."""
+"""Losses between layers in whole runs: built, trained, checkpointed, resumed, and not saved with the student."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ from kdkit.losses import (
 
 
 class Waves(nn.Module):
-    """Two convolutions over a signal of two leads, pooled and classified."""
+    """A network of two convolutions over a signal of two leads, (batch, 2, time) -> (batch, 3)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -48,13 +48,13 @@ def samples(count, seed):
 
 
 def taps(net, *names):
-    found = tuple(Tap(getattr(net.module, name)) for name in names)
-    return found if len(found) > 1 else found[0]
+    layers = tuple(Tap(getattr(net.module, name)) for name in names)
+    return layers if len(layers) > 1 else layers[0]  # a loss of one layer takes a tensor, not a tuple of one
 
 
 LAST, BOTH = ("second_norm",), ("first_norm", "second_norm")
 
-# What makes the loss, given the teacher, and what it compares.
+# A function that makes the loss from the teacher, and the layers that the loss compares.
 LOSSES = {
     "hint": (lambda teacher: Hint(kind="conv"), LAST),
     "simkd": (lambda teacher: Hint(kind="bottleneck"), LAST),
@@ -72,6 +72,7 @@ LOSSES = {
     "srrl": (lambda teacher: SRRL(), ("pool",)),
     "crd": (lambda teacher: CRD(width=4, negatives=8), ("pool",)),
 }
+# Losses without a projector: both nets have layers of the same shape.
 UNPROJECTED = {"patient_kd": (lambda teacher: PatientKD(), BOTH), "hcl": (lambda teacher: HCL(), BOTH)}
 
 
@@ -86,7 +87,7 @@ def recipe(name, epochs=3, student_width=2):
 
 
 class Stop:
-    """Interrupt a run, as a keyboard does, in an epoch's first step."""
+    """Interrupt a run, as Ctrl-C does, in the first step of an epoch."""
 
     def __init__(self, epoch):
         self.epoch = epoch
@@ -98,11 +99,12 @@ class Stop:
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_run_gone_on_with_ends_in_the_same_bits(name, tmp_path):
+def test_a_resumed_run_ends_in_the_same_bits(name, tmp_path):
     kdkit.run(lambda: recipe(name), device="cpu", out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         kdkit.run(lambda: recipe(name), device="cpu", out=tmp_path / "cut", callbacks=[Stop(2)])
     kdkit.run(lambda: recipe(name), device="cpu", out=tmp_path / "cut", resume=True)
+    # The weights of the projector are in the checkpoint, but not in the file of the student.
     saved = [load_file(next((tmp_path / run).glob("*/weights.safetensors"))) for run in ("whole", "cut")]
     assert saved[0].keys() == saved[1].keys() == Waves(2).state_dict().keys()
     assert all(torch.equal(value, saved[1][key]) for key, value in saved[0].items())
@@ -110,11 +112,12 @@ def test_a_run_gone_on_with_ends_in_the_same_bits(name, tmp_path):
 
 @pytest.mark.parametrize("name", UNPROJECTED)
 def test_layers_of_one_shape_are_compared_in_pairs(name):
+    # A width of 3, as the teacher has.
     history = kdkit.run(lambda: recipe(name, epochs=1, student_width=3), device="cpu").history
     assert history["student"]
 
 
 @pytest.mark.parametrize("name", UNPROJECTED)
-def test_layers_of_other_shapes_are_refused_before_the_first_step(name):
+def test_layers_of_different_shapes_are_refused_before_the_first_step(name):
     with pytest.raises(kdkit.errors.CheckError, match="compares features of one shape"):
         kdkit.run(lambda: recipe(name, epochs=1), device="cpu")

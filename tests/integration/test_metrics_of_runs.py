@@ -1,4 +1,4 @@
-"""Scores in whole runs: which epoch they keep, that test labels move nothing, intervals, and tables class by class."""
+"""Metrics in whole runs: the epoch that is kept, intervals, thresholds, and the table per class."""
 
 import json
 from dataclasses import dataclass, replace
@@ -29,86 +29,86 @@ def single(metrics, **changes):
     return Recipe(data=data, schedule=alone(Net("student", Small(4)), **changes), metrics=metrics)
 
 
-@pytest.mark.parametrize("by", [None, "brier"])
-def test_of_an_error_the_epoch_with_the_least_is_kept(by):
-    metrics = (Brier(), Accuracy()) if by is None else (Accuracy(), Brier())
-    result = kdkit.run(lambda: single(metrics, epochs=6, monitor=by))
+@pytest.mark.parametrize("monitor", [None, "brier"])
+def test_the_epoch_with_the_smallest_value_of_an_error_is_kept(monitor):
+    metrics = (Brier(), Accuracy()) if monitor is None else (Accuracy(), Brier())  # the first is the default
+    result = kdkit.run(lambda: single(metrics, epochs=6, monitor=monitor))
     epochs = result.history["student"]
-    figures = [epoch["brier"] for epoch in epochs]
+    values = [epoch["brier"] for epoch in epochs]
     kept = [epoch["epoch"] for epoch in epochs if epoch["kept"]]
-    assert kept[-1] == int(np.argmin(figures))
-    assert all(figures[each] == min(figures[: each + 1]) for each in kept)
-    assert kept[0] == 0
+    assert kept[-1] == int(np.argmin(values))
+    assert all(values[epoch] == min(values[: epoch + 1]) for epoch in kept)
+    assert kept[0] == 0  # the first epoch is always the best so far
 
 
-def test_an_interval_is_reported_at_the_end_and_not_every_epoch(monkeypatch):
-    asked = []
-    score = BootstrapInterval.compute
-    monkeypatch.setattr(BootstrapInterval, "compute", lambda self, test: asked.append(len(test)) or score(self, test))
+def test_an_interval_is_computed_at_the_end_and_not_in_each_epoch(monkeypatch):
+    sizes = []
+    compute = BootstrapInterval.compute
+    monkeypatch.setattr(BootstrapInterval, "compute", lambda self, test: sizes.append(len(test)) or compute(self, test))
     recipe = single((BootstrapInterval(MacroF1(), resamples=50),), epochs=3)
     result = kdkit.run(recipe)
-    compute_metrics = result.metrics["student"]["macro_f1"]
-    assert compute_metrics.interval[0] <= compute_metrics.value <= compute_metrics.interval[1]
-    assert asked.count(24) == 1  # what is checked before is smaller
+    macro_f1 = result.metrics["student"]["macro_f1"]
+    assert macro_f1.interval[0] <= macro_f1.value <= macro_f1.interval[1]
+    assert sizes.count(24) == 1  # the check before the run uses fewer samples
     assert "macro_f1" in result.history["student"][0]
 
 
-def test_the_table_of_a_run_shows_an_interval_beside_its_figure():
+def test_the_table_of_a_run_shows_an_interval_after_its_value():
     metrics = {"auc": MetricResult(value=0.8, interval=(0.75, 0.846)), "f1": MetricResult(value=0.5)}
     event = RunEnded(metrics={"net": metrics}, parameters={"net": 3}, reported_on="test", folder=None, seconds=1.0)
-    trials = [next(iter(column.cells)) for column in metrics_table(event).columns]
-    assert trials == ["net", "3", "0.8000 (0.7500 to 0.8460)", "0.5000"]
+    cells = [next(iter(column.cells)) for column in metrics_table(event).columns]
+    assert cells == ["net", "3", "0.8000 (0.7500 to 0.8460)", "0.5000"]
 
 
 @dataclass(frozen=True)
-class Remembering:
-    """A score that tells a list which thresholds its figures rest on."""
+class RecordsThresholds:
+    """MacroF1 that appends the number of samples and its thresholds to a list."""
 
-    of: MacroF1
-    told: list
+    metric: MacroF1
+    records: list
     name = "macro_f1"
 
     def fit(self, validation):
-        return replace(self, of=self.of.fit(validation))
+        return replace(self, metric=self.metric.fit(validation))
 
     def compute(self, test):
-        self.told.append((len(test), self.of.thresholds))
-        return self.of.compute(test)
+        self.records.append((len(test), self.metric.thresholds))
+        return self.metric.compute(test)
 
 
 def several(count, first, permuted=None):
-    """Return samples that may have several of three classes; permuted: a seed to deal their labels out anew."""
+    """Return samples of a multilabel task; permuted: a seed that permutes their labels, None to leave them."""
     random = torch.Generator().manual_seed(first)
     labels = (torch.rand(count, 3, generator=random) < 0.4).float()
     inputs = torch.randn(count, 6, generator=random)
-    inputs[:, :3] += labels
+    inputs[:, :3] += labels  # so that the labels can be learned
     if permuted is not None:
         labels = labels[torch.randperm(count, generator=torch.Generator().manual_seed(permuted))]
     return TensorDataset(inputs, labels)
 
 
-def test_permuted_test_labels_leave_every_threshold_the_same_bits():
-    thresholds, figures = [], []
+def test_thresholds_do_not_depend_on_test_labels():
+    thresholds, values = [], []
     for permuted in (None, 3):
-        told = []
+        records = []
 
-        def recipe(permuted=permuted, told=told):
+        def recipe(permuted=permuted, records=records):
             return Recipe(
                 data=TorchData(several(40, 0), several(30, 1), several(26, 2, permuted), classes=CLASSES),
                 schedule=alone(Net("student", Small(4)), Truth(nn.BCEWithLogitsLoss())),
-                metrics=(Remembering(MacroF1(), told),),
+                metrics=(RecordsThresholds(MacroF1(), records),),
             )
 
         result = kdkit.run(recipe)
-        (used,) = [used for count, used in told if count == 26]
+        (used,) = [used for count, used in records if count == 26]  # of the test split, by its size
         thresholds.append(np.array(used).tobytes())
-        figures.append(result.metrics["student"]["macro_f1"].value)
+        values.append(result.metrics["student"]["macro_f1"].value)
     assert thresholds[0] == thresholds[1]
-    assert figures[0] != figures[1]
+    assert values[0] != values[1]  # else the labels were not permuted
 
 
 class Grouped(Split):
-    """A split that knows which of its samples belong together, and its labels."""
+    """A split with groups (of patients) and with its labels."""
 
     def __init__(self, split, groups):
         self.split = split
@@ -129,7 +129,7 @@ def test_groups_and_training_positives_reach_the_run_folder_and_its_table(tmp_pa
     class GroupedData(Data):
         classes, task, draws, fingerprint = plain.classes, plain.task, plain.draws, "grouped"
         train, validation, test = (
-            Grouped(each, torch.arange(len(each)) // 2) for each in (plain.train, plain.validation, plain.test)
+            Grouped(split, torch.arange(len(split)) // 2) for split in (plain.train, plain.validation, plain.test)
         )
 
     out = tmp_path / "out"
@@ -137,12 +137,13 @@ def test_groups_and_training_positives_reach_the_run_folder_and_its_table(tmp_pa
     recipe = Recipe(data=GroupedData(), schedule=alone(Net("student", Small(4))), metrics=metrics)
     result = kdkit.run(recipe, out=out)
     assert "20 resamples of groups (patients)" in result.metrics["student"]["macro_auroc"].note
-    kept = json.loads((out / "metrics.json").read_text())["metrics"]["student"]["macro_auroc"]
-    assert kept["interval"] == list(result.metrics["student"]["macro_auroc"].interval)
-    assert set(kept["intervals_by_class"]) == set(CLASSES)
-    said = kdkit_here("classes", out, "--resamples", 20)
-    assert said.code == 0, said.err
-    row = next(line for line in said.out.splitlines() if line.startswith("│ a "))
-    assert [each.strip() for each in row.split("│")[2:6]] == ["11", "8", "8", "-"]
+    saved = json.loads((out / "metrics.json").read_text())["metrics"]["student"]["macro_auroc"]
+    assert saved["interval"] == list(result.metrics["student"]["macro_auroc"].interval)
+    assert set(saved["intervals_by_class"]) == set(CLASSES)
+    done = kdkit_here("classes", out, "--resamples", 20)
+    assert done.code == 0, done.err
+    row = next(line for line in done.out.splitlines() if line.startswith("│ a "))
+    # The positives of class a in each split: training, validation, test.
+    assert [cell.strip() for cell in row.split("│")[2:6]] == ["11", "8", "8", "-"]
     assert kdkit_here("classes", out, "--net", "teacher").code == 2
     assert kdkit_here("classes", tmp_path / "nowhere").code == 2

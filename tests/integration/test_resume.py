@@ -1,4 +1,4 @@
-"""A run that was stopped goes on as if nothing had happened, to the last bit."""
+"""A run that was killed or interrupted resumes, and ends in the bits of an uninterrupted one."""
 
 import json
 import os
@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 
 import kdkit
 from kdkit.errors import RunFolderError
-from tests.helpers.command_line import environment
+from tests.helpers.processes import ForkedPython
 from tests.helpers.stages import three, training
 
 RECIPE = '''
-"""Two nets in a row; the second one waits in the epoch that a file names."""
+"""Two nets in a row, of which the second one can be made to wait."""
 
 import time
 from pathlib import Path
@@ -57,14 +57,14 @@ def samples(count: int, seed: int) -> TensorDataset:
 
 @kdkit.hookimpl
 def epoch_ended(event: Any) -> None:
-    """Say that the epoch is over."""
+    """Write the stage and the epoch to a log."""
     with Path("log.txt").open("a") as file:
         file.write(f"{event.stage} {event.epoch}\\n")
 
 
 @kdkit.hookimpl
 def step_ended(event: Any) -> None:
-    """Wait in the middle of the third epoch of the student, where somebody asks for it."""
+    """Wait in the middle of the third epoch of the student, if there is a file `wait`."""
     if Path("wait").exists() and (event.stage, event.epoch, event.batch) == ("student", 2, 1):
         Path("waiting").touch()
         time.sleep(60)
@@ -88,9 +88,9 @@ def recipe(kind: Literal["plain", "one_cycle", "timm", "average"] = "plain", epo
         keep="best" if kind == "plain" else "last",
     )
 
-    def match(net: Any, master: Any) -> Any:
-        hint = Match(master, Hint(), student=Tap(net.module.norm), target=Tap(master.module.norm))
-        return LinearRamp() * Match(master, SoftTargets()) + hint
+    def match(net: Any, teacher: Any) -> Any:
+        hint = Match(teacher, Hint(), student=Tap(net.module.norm), target=Tap(teacher.module.norm))
+        return LinearRamp() * Match(teacher, SoftTargets()) + hint
 
     return Recipe(
         data=TorchData(samples(40, 0), samples(24, 1), samples(24, 2), classes=("a", "b", "c")),
@@ -99,42 +99,36 @@ def recipe(kind: Literal["plain", "one_cycle", "timm", "average"] = "plain", epo
 '''
 
 
-def command(*args: object) -> list[str]:
-    return [sys.executable, "-m", "kdkit", "run", "mine.py", "--device", "cpu", *(str(each) for each in args)]
-
-
 @pytest.fixture
 def finish(kdkit_here):
     """Run the recipe to its end, in this process."""
     return lambda *args: kdkit_here("run", "mine.py", "--device", "cpu", *args)
 
 
-def stop(folder: Path, how: signal.Signals, *args: object) -> tuple[int, str]:
-    """Begin a run in a process, stop it in the middle of the student's third epoch, and return what it answered."""
+def stop(folder: Path, number: signal.Signals, *args: object) -> tuple[int, str]:
+    """Start a run, stop it by a signal in the third epoch of the student, and return its exit code and stderr."""
     (folder / "wait").touch()
-    with (folder / "err.txt").open("w") as err:
-        process = subprocess.Popen(
-            command(*args), cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=err, text=True
-        )
-        deadline = time.monotonic() + 90
-        while not (folder / "waiting").exists():
-            assert process.poll() is None, (folder / "err.txt").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(how)
-        process.wait(30)
+    process = ForkedPython(["-m", "kdkit", "run", "mine.py", "--device", "cpu", *map(str, args)], folder)
+    deadline = time.monotonic() + 90
+    while not (folder / "waiting").exists():
+        assert process.poll() is None, process.output(2)
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    code = process.wait(30)
     (folder / "wait").unlink()
-    return process.returncode, (folder / "err.txt").read_text()
+    return code, process.output(2)
 
 
-def kept(run: Path) -> dict[str, object]:
-    """All that a run leaves for good: every weight, prediction, score and mean loss."""
+def results(run: Path) -> dict[str, object]:
+    """Return all results of a run folder: weights, predictions, metrics and mean losses."""
     tensors = {
         f"{path.relative_to(run)}:{key}": value
         for path in sorted(run.rglob("*.safetensors"))
         for key, value in load_file(path).items()
     }
     lines = [
+        # The time that an epoch took is the only thing that may differ between two runs.
         {key: value for key, value in json.loads(line).items() if key != "seconds"}
         for path in sorted(run.rglob("history.jsonl"))
         for line in path.read_text().splitlines()
@@ -142,16 +136,16 @@ def kept(run: Path) -> dict[str, object]:
     return {"tensors": tensors, "history": lines, "metrics": json.loads((run / "metrics.json").read_text())}
 
 
-def assert_same(one: dict[str, object], other: dict[str, object]) -> None:
-    assert one["history"] == other["history"]
-    assert one["metrics"] == other["metrics"]
-    first, second = one["tensors"], other["tensors"]
-    assert isinstance(first, dict)
-    assert isinstance(second, dict)
-    assert first.keys() == second.keys()
-    assert len(first) > 10
-    for key, value in first.items():
-        assert torch.equal(value, second[key]), key
+def assert_same(first: dict[str, object], second: dict[str, object]) -> None:
+    assert first["history"] == second["history"]
+    assert first["metrics"] == second["metrics"]
+    tensors, expected = first["tensors"], second["tensors"]
+    assert isinstance(tensors, dict)
+    assert isinstance(expected, dict)
+    assert tensors.keys() == expected.keys()
+    assert len(tensors) > 10
+    for key, value in tensors.items():
+        assert torch.equal(value, expected[key]), key
 
 
 @pytest.fixture
@@ -168,52 +162,51 @@ def folder(tmp_path):
         pytest.param(("--kind", "timm"), marks=pytest.mark.slow),
         ("--kind", "average"),
     ],
-    ids=["steps and a projector", "one cycle in fp16", "timm's cosine", "an average of the weights"],
+    ids=["steps and a projector", "one cycle in fp16", "cosine of timm", "an average of the weights"],
 )
-def test_a_killed_run_goes_on_to_the_same_bits(options, folder, finish):
+def test_a_killed_run_resumes_to_the_same_bits(options, folder, finish):
     stop(folder, signal.SIGKILL, "--out", "cut", *options)
     assert (folder / "cut" / "1-teacher" / "stage.json").exists()
     assert not (folder / "cut" / "metrics.json").exists()
     state = torch.load(folder / "cut" / "2-student" / "state.pt", weights_only=True)
     assert any("projector" in key for key in state["work"]["lesson"])
     assert len(state["history"]) == 2
-    cut_short = (folder / "log.txt").read_text().splitlines()
-    assert cut_short[-1] == "student 1"
+    log = (folder / "log.txt").read_text().splitlines()
+    assert log[-1] == "student 1"  # epochs count from 0
 
     done = finish("--out", "cut", "--resume", *options)
     assert done.code == 0, done.err
     assert "resumed after epoch 2" in done.out
-    went_on = (folder / "log.txt").read_text().splitlines()[len(cut_short) :]
-    assert went_on == ["student 2", "student 3"]
+    assert (folder / "log.txt").read_text().splitlines()[len(log) :] == ["student 2", "student 3"]
 
     whole = finish("--out", "whole", *options)
     assert whole.code == 0, whole.err
-    assert_same(kept(folder / "cut"), kept(folder / "whole"))
-    assert not list(folder.rglob("state.pt"))
-    assert not [path for path in (folder / "cut").rglob(".*")]
+    assert_same(results(folder / "cut"), results(folder / "whole"))
+    assert not list(folder.rglob("state.pt"))  # a finished stage keeps no checkpoint
+    assert not [path for path in (folder / "cut").rglob(".*")]  # no temporary file of an interrupted write
 
 
-def test_a_finished_run_trains_nothing_and_reports_the_same(folder, finish):
+def test_a_finished_run_trains_nothing_and_reports_the_same_metrics(folder, finish):
     assert finish("--out", "run").code == 0
-    before, log = kept(folder / "run"), (folder / "log.txt").read_text()
+    before, log = results(folder / "run"), (folder / "log.txt").read_text()
     weights = (folder / "run" / "2-student" / "weights.safetensors").stat().st_mtime_ns
     again = finish("--out", "run", "--resume")
     assert again.code == 0, again.err
     assert "Metrics on test" in again.out
     assert (folder / "log.txt").read_text() == log
-    assert_same(before, kept(folder / "run"))
+    assert_same(before, results(folder / "run"))
     assert (folder / "run" / "2-student" / "weights.safetensors").stat().st_mtime_ns == weights
 
 
-def test_a_run_stopped_by_the_keyboard_says_how_to_go_on(folder, finish):
+def test_a_run_stopped_by_ctrl_c_names_the_option_to_resume(folder, finish):
     code, err = stop(folder, signal.SIGINT, "--out", "run")
-    assert code == 130
+    assert code == 130  # 128 + SIGINT, as shells report it
     assert "Traceback" not in err
     assert "--resume" in err
     assert finish("--out", "run", "--resume").code == 0
 
 
-def test_a_run_that_differs_is_not_gone_on_with(folder, finish):
+def test_a_run_with_changed_options_is_not_resumed(folder, finish):
     assert finish("--out", "run").code == 0
     metrics = (folder / "run" / "metrics.json").read_bytes()
     for changed, word in (
@@ -221,19 +214,19 @@ def test_a_run_that_differs_is_not_gone_on_with(folder, finish):
         (("--epochs", 9), "options"),
         (("--precision", "bf16"), "precision"),
     ):
-        said = finish("--out", "run", "--resume", *changed)
-        assert said.code == 2
-        assert f"differs in its {word}" in said.err
-        assert "call it as before" in said.err
+        done = finish("--out", "run", "--resume", *changed)
+        assert done.code == 2
+        assert f"differs in its {word}" in done.err
+        assert "call it as before" in done.err
     with (folder / "mine.py").open("a") as file:
-        file.write("# a word more\n")
-    said = finish("--out", "run", "--resume")
-    assert said.code == 2
-    assert "differs in its recipe" in said.err
+        file.write("# a comment\n")
+    done = finish("--out", "run", "--resume")
+    assert done.code == 2
+    assert "differs in its recipe" in done.err
     assert (folder / "run" / "metrics.json").read_bytes() == metrics
 
 
-def test_a_run_of_the_library_whose_training_differs_is_not_gone_on_with(tmp_path):
+def test_a_run_from_python_with_changed_training_options_is_not_resumed(tmp_path):
     options = {"out": tmp_path / "run", "device": "cpu"}
     kdkit.run(three(training=training(epochs=1)), **options)
     with pytest.raises(RunFolderError, match="differs in its trainings"):
@@ -241,36 +234,38 @@ def test_a_run_of_the_library_whose_training_differs_is_not_gone_on_with(tmp_pat
     kdkit.run(three(training=training(epochs=1)), **options, resume=True)
 
 
-def test_workers_that_are_chosen_are_those_of_a_run_that_had_none(tmp_path):
+def test_a_run_with_a_default_number_of_workers_resumes_with_the_same_explicit_number(tmp_path):
     options = {"out": tmp_path / "run", "device": "cpu"}
     kdkit.run(three(training=training(epochs=1)), **options)
+    # None chooses a number, which the run folder records: a choice on another machine may differ.
     assert "workers=0" in json.loads((tmp_path / "run" / "run.json").read_text())["trainings"][0]
     kdkit.run(three(training=training(epochs=1, workers=0)), **options, resume=True)
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "history.jsonl"])
-def test_a_stage_whose_files_are_damaged_is_named_and_can_be_trained_again(name, folder, finish):
+def test_a_stage_with_a_damaged_file_is_named_and_can_be_trained_again(name, folder, finish):
     assert finish("--out", "run", "--epochs", 1).code == 0
-    before, stage = kept(folder / "run"), folder / "run" / "2-student"
+    before, stage = results(folder / "run"), folder / "run" / "2-student"
     whole = (stage / name).read_bytes()
-    (stage / name).unlink()  # and not in place: what was read of it above is still mapped into memory
+    (stage / name).unlink()  # the tensors read above still map the file into memory, so a new file is written
     (stage / name).write_bytes(whole[:9])
-    said = finish("--out", "run", "--resume", "--epochs", 1)
-    assert said.code == 2
-    assert "Traceback" not in said.err
-    assert f"{Path('run') / '2-student' / name} is missing or damaged" in said.err
-    assert f"delete the folder {Path('run') / '2-student'} to train that stage again" in said.err
+    done = finish("--out", "run", "--resume", "--epochs", 1)
+    assert done.code == 2
+    assert "Traceback" not in done.err
+    assert f"{Path('run') / '2-student' / name} is missing or damaged" in done.err
+    assert f"delete the folder {Path('run') / '2-student'} to train that stage again" in done.err
     shutil.rmtree(stage)
     assert finish("--out", "run", "--resume", "--epochs", 1).code == 0
-    assert_same(before, kept(folder / "run"))
+    assert_same(before, results(folder / "run"))
 
 
-def test_weights_are_read_by_safetensors_alone(folder, finish):
+def test_weights_can_be_read_without_torch_and_kdkit(folder, finish):
     assert finish("--out", "run").code == 0
     code = (
         "import sys; from safetensors.numpy import load_file; "
         "print(sorted(load_file('run/2-student/weights.safetensors'))); assert 'torch' not in sys.modules"
     )
+    # Without this checkout: an installed safetensors is enough.
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True, check=True)
     assert "'body.weight'" in done.stdout

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -18,7 +16,7 @@ from safetensors.torch import load_file
 from kdkit import Net, Parallel, Recipe, RecipeError, RunOptions, Stage, Study, Trial, hookimpl
 from kdkit.errors import RunFolderError
 from kdkit.losses import SoftTargets
-from tests.helpers.command_line import environment
+from tests.helpers.processes import ForkedPython, run_python
 from tests.helpers.stages import Small, data, training, truth
 
 CPU = RunOptions(device="cpu")
@@ -261,24 +259,20 @@ def test_a_killed_study_resumes_bit_for_bit(tmp_path):
     script = tmp_path / "study.py"
     script.write_text(SCRIPT)
 
-    def command(folder: str) -> list[str]:
-        return [sys.executable, str(script), folder]
-
     (tmp_path / "wait").touch()
-    process = subprocess.Popen(command("killed"), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
+    process = ForkedPython([str(script), "killed"], tmp_path)
     deadline = time.monotonic() + 90
     while not (tmp_path / "waiting").exists():
         assert process.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)  # in the third of four epochs
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
     process.wait(30)
     (tmp_path / "wait").unlink()
     assert (tmp_path / "killed" / "big" / "1-net" / "state.pt").exists()
     for folder in ("killed", "whole"):
-        done = subprocess.run(
-            command(folder), cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True, timeout=120
-        )
+        done = run_python([str(script), folder], tmp_path)
+        assert done.returncode == 0, done.stderr
         assert done.stdout.split() == ["big", "finished", "small", "finished"]
     killed, whole = load_tensors(tmp_path / "killed"), load_tensors(tmp_path / "whole")
     assert killed.keys() == whole.keys()

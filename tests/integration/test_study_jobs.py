@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from kdkit import RecipeError, RunOptions, Study, Trial, TrialResult, hookimpl
 from kdkit.errors import CheckError, RunFolderError, WorkerError
 from kdkit.plugins.recipe_file import load_file as load_python
 from kdkit.plugins.recipe_file import read_recipe_file
-from tests.helpers.command_line import environment
+from tests.helpers.processes import ForkedPython, run_python
 
 CPU = RunOptions(device="cpu")
 
@@ -127,8 +126,8 @@ def recipes(script):
 def reference(tmp_path_factory, script) -> Path:
     """The folder of the study that was run in one process."""
     folder = tmp_path_factory.mktemp("reference")
-    command = [sys.executable, str(script), str(folder), "1"]
-    subprocess.run(command, cwd=folder, env=environment(), check=True, timeout=120, stdout=subprocess.DEVNULL)
+    done = run_python([str(script), str(folder), "1"], folder)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -149,13 +148,13 @@ def require_same_bits(first: Path, second: Path) -> None:
     assert all(torch.equal(tensors[key], expected[key]) for key in tensors)
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
+def wait_for(condition: Callable[[], bool], process: ForkedPython | None = None) -> None:
     """Wait until a condition holds, and fail if the process ends before."""
     deadline = time.monotonic() + 90
     while not condition():
         assert process is None or process.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 def is_alive(pid: int) -> bool:
@@ -211,11 +210,9 @@ def test_a_failure_in_one_process_stops_no_other_trial(tmp_path, recipes):
 
 @pytest.mark.parametrize("signal_sent", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_a_stopped_study_stops_its_processes_and_resumes_bit_for_bit(tmp_path, script, reference, signal_sent):
-    command = [sys.executable, str(script), "study", "2"]
+    command = [str(script), "study", "2"]
     (tmp_path / "wait").touch()
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True
-    )
+    process = ForkedPython(command, tmp_path)
     wait_for(lambda: len(list(tmp_path.glob("waiting-*"))) == 2, process)
     children = [int(path.name.split("-")[1]) for path in tmp_path.glob("waiting-*")]
     os.kill(process.pid, signal_sent)
@@ -223,9 +220,8 @@ def test_a_stopped_study_stops_its_processes_and_resumes_bit_for_bit(tmp_path, s
     wait_for(lambda: not any(map(is_alive, children)))
     assert all((tmp_path / "study" / name / "1-net" / "state.pt").exists() for name in ("one", "two"))
     (tmp_path / "wait").unlink()
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True, timeout=120
-    )
+    done = run_python(command, tmp_path)
+    assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split()) == sorted(["one", "finished", "two", "finished", "both", "finished"])
     assert "a recipe may print" in done.stderr  # not in stdout, which carries the results of trials
     require_same_bits(tmp_path / "study", reference)
@@ -289,15 +285,7 @@ def test_a_script_that_runs_its_study_on_import_fails_with_advice(tmp_path):
     # Each child imports the script to find the recipe, and must not run the study again.
     unguarded = SCRIPT.replace('if __name__ == "__main__":', "if True:").replace("sys.argv[1]", '"study"')
     script.write_text(unguarded.replace("int(sys.argv[2])", "2"))
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_python([str(script)], tmp_path)
     states = dict(line.split()[:2] for line in done.stdout.splitlines())
     assert states == {"one": "failed", "two": "failed", "both": "blocked"}
     assert "if __name__ == '__main__'" in done.stdout

@@ -14,7 +14,7 @@ import kdkit
 from kdkit import CacheSettings, MultiLevel, RecipeError, TorchData
 from kdkit.errors import CacheError, CheckError
 from kdkit.teachers.cache import CacheFolder
-from tests.helpers.stages import copied, same, samples, three, told, training
+from tests.helpers.stages import copied, epoch_terms, same, samples, three, training
 from tests.helpers.teacher_cache import ROWS, NoisyData, TeacherCalls, make_net, make_recipe
 
 CPU = {"device": "cpu"}
@@ -45,7 +45,7 @@ def run(recipe, **options):
     callback = NoticeCallback()
     result = kdkit.run(recipe, callbacks=[callback], **CPU, **options)
     notices = [notice for notice in callback.notices if "test split" not in notice]
-    return copied(result.student.module), told(result.history), notices
+    return copied(result.student.module), epoch_terms(result.history), notices
 
 
 @pytest.mark.parametrize("taps", [False, True], ids=["outputs", "outputs and features"])

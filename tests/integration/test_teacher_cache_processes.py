@@ -3,8 +3,6 @@
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from textwrap import dedent
@@ -13,6 +11,7 @@ import pytest
 import torch
 
 from tests.helpers.command_line import environment
+from tests.helpers.processes import ForkedPython
 
 RECIPE = '''
 """A student of a teacher that logs each batch of the full size that it runs on."""
@@ -74,7 +73,7 @@ def folder(tmp_path):
 @pytest.fixture
 def begin(folder):
     """Return a function that starts a run in a new process; all of them are killed after the test."""
-    processes: list[subprocess.Popen[str]] = []
+    processes: list[ForkedPython] = []
 
     def start(name, **env):
         processes.append(start_run(folder, name, **env))
@@ -86,16 +85,9 @@ def begin(folder):
         process.communicate(timeout=30)
 
 
-def start_run(folder: Path, name: str, **env: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "kdkit", "run", "mine.py", "--device", "cpu", "--out", f"runs/{name}"]
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment(LOG=f"{name}.log", **env),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def start_run(folder: Path, name: str, **env: str) -> ForkedPython:
+    command = ["-m", "kdkit", "run", "mine.py", "--device", "cpu", "--out", f"runs/{name}"]
+    return ForkedPython(command, folder, environment(LOG=f"{name}.log", **env))
 
 
 @pytest.fixture
@@ -110,17 +102,17 @@ def run_in_process(kdkit_here, folder, monkeypatch):
     return run
 
 
-def wait_until_paused(folder: Path, process: subprocess.Popen[str]) -> None:
+def wait_until_paused(folder: Path, process: ForkedPython) -> None:
     deadline = time.monotonic() + 90
     while not (folder / "waiting").exists():
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.output(2)
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
-def wait_for_end(process: subprocess.Popen[str]) -> str:
-    out, _ = process.communicate(timeout=90)
-    assert process.returncode == 0, out
+def wait_for_end(process: ForkedPython) -> str:
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 0, err
     return out
 
 

@@ -1,4 +1,4 @@
-"""Past, average, peers and panels in real runs: interrupted and gone on with, and told across processes."""
+"""Past, Ema, Peer and Teachers in whole runs: interrupted, resumed, and compiled."""
 
 import pytest
 import torch
@@ -7,16 +7,14 @@ from torch import nn
 
 import kdkit
 from kdkit import Ema, Match, Net, Past, Peer, Recipe, Stage, Tap, Teachers, hookimpl
-from kdkit.engine.check.dry_run import Rehearsal
-from kdkit.engine.open_stage import build_context
 from kdkit.losses import OFD, PSKD, PerTeacher, SoftTargets
-from kdkit.teachers import run_teachers
+from tests.helpers.open_stages import open_and_build
 from tests.helpers.stages import Small, data, same, training, truth
 
 
 def past():
     student = Net("student", Small())
-    return {student: Match(Past(student), PSKD())}
+    return {student: Match(Past(student), PSKD())}  # PS-KD has the labels in its loss
 
 
 def average():
@@ -25,12 +23,12 @@ def average():
 
 
 def mutual():
-    one, two = Net("one", Small(8)), Net("two", Small(4))
+    large, small = Net("one", Small(8)), Net("two", Small(4))
     loss = SoftTargets.mutual()
-    return {one: truth() + Match(Peer(two), loss), two: truth() + Match(Peer(one), loss)}
+    return {large: truth() + Match(Peer(small), loss), small: truth() + Match(Peer(large), loss)}
 
 
-def panel():
+def learned_weights():
     first, second = Net("first", Small(8), trained=True), Net("second", Small(12), trained=True)
     student = Net("student", Small(4))
     return {student: truth() + Match(Teachers(first, second), PerTeacher(SoftTargets(), weights="learned"))}
@@ -43,12 +41,12 @@ def by_confidence():
 
 
 def recipe(make):
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # `steps` below makes a recipe outside a run, which would seed it
     return Recipe(data=data(), schedule=[Stage(make(), training(epochs=4))])
 
 
 class Stop:
-    """Interrupt a run, as a keyboard does, in an epoch's second step."""
+    """Interrupt a run, as Ctrl-C does, in the second step of the third epoch."""
 
     @hookimpl
     def step_ended(self, event):
@@ -56,48 +54,48 @@ class Stop:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("make", [past, average, mutual, panel])
-def test_a_run_gone_on_with_ends_in_the_same_bits(make, tmp_path):
+@pytest.mark.parametrize("make", [past, average, mutual, learned_weights])
+def test_a_resumed_run_ends_in_the_same_bits(make, tmp_path):
     kdkit.run(lambda: recipe(make), device="cpu", out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         kdkit.run(lambda: recipe(make), device="cpu", out=tmp_path / "cut", callbacks=[Stop()])
     kdkit.run(lambda: recipe(make), device="cpu", out=tmp_path / "cut", resume=True)
     whole, cut = (
-        {path.name: load_file(path) for path in (tmp_path / each).glob("*/weights*")} for each in ("whole", "cut")
+        {path.name: load_file(path) for path in (tmp_path / run).glob("*/weights*")} for run in ("whole", "cut")
     )
     assert whole.keys() == cut.keys()
-    assert len(whole) == len(make())
+    assert len(whole) == len(make())  # a file for each net that is trained
     assert all(same(weights, cut[name]) for name, weights in whole.items())
 
 
 def steps(make, wrap):
-    """Return the terms of two short epochs of a lesson, compiled or not."""
+    """Return the terms of two short epochs of a DistillationModule that `wrap` may compile."""
     stage = recipe(make).stages[0]
-    rehearsal = Rehearsal(stage, build_context(data()), data().train.batch(torch.arange(8), 0))
-    lesson = wrap(rehearsal.lesson)
-    rehearsal.lesson.eval()
-    found = []
+    opened = open_and_build(stage, data(), data().train.batch(torch.arange(8), 0))
+    module = wrap(opened.module)
+    opened.module.eval()  # no dropout: the compiled module would draw other numbers
+    terms = []
     for _ in range(2):
         for rows in torch.arange(32).split(8):
             batch = data().train.batch(rows, 0)
-            found += lesson(batch, run_teachers(rehearsal.sessions, batch)).values()
-            for each in rehearsal.sessions.values():
-                each.observe(batch, rehearsal.lesson.said)
-        for each in rehearsal.sessions.values():
-            each.on_epoch_end()
-    rehearsal.close()
-    return torch.stack(found).detach()
+            terms += module(batch, opened.teachers(batch)).values()
+            for session in opened.sessions.values():
+                session.observe(batch, opened.module.student_outputs)
+        for session in opened.sessions.values():
+            session.on_epoch_end()  # Past answers from the second epoch on
+    opened.close()
+    return torch.stack(terms).detach()
 
 
-@pytest.mark.parametrize("make", [past, average, mutual, panel, by_confidence])
-def test_a_compiled_lesson_says_the_same_and_is_one_graph(make):
-    plain = steps(make, lambda lesson: lesson)
-    compiled = steps(make, lambda lesson: torch.compile(lesson, backend="eager", fullgraph=True))
+@pytest.mark.parametrize("make", [past, average, mutual, learned_weights, by_confidence])
+def test_a_compiled_stage_is_one_graph_with_the_same_terms(make):
+    plain = steps(make, lambda module: module)
+    compiled = steps(make, lambda module: torch.compile(module, backend="eager", fullgraph=True))
     torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-6)
     torch._dynamo.reset()
 
 
-def test_the_margins_of_ofd_are_those_of_the_batch_norm_that_is_tapped():
+def test_the_margins_of_ofd_come_from_the_tapped_batch_norm():
     class Deep(nn.Module):
         def __init__(self):
             super().__init__()
@@ -108,9 +106,9 @@ def test_the_margins_of_ofd_are_those_of_the_batch_norm_that_is_tapped():
             return self.head(self.second(self.first(inputs).relu()).relu())
 
     teacher, student = Net("teacher", Deep(), trained=True), Net("student", Deep())
-    nn.init.constant_(teacher.module.second.bias, -2.0)
+    nn.init.constant_(teacher.module.second.bias, -2.0)  # OFD computes its margins from bias and weight
     loss = OFD()
-    sides = {"student": Tap(student.module.second), "target": Tap(teacher.module.second)}
-    objective = truth() + Match(teacher, loss, **sides)
+    taps = {"student": Tap(student.module.second), "target": Tap(teacher.module.second)}
+    objective = truth() + Match(teacher, loss, **taps)
     kdkit.check(Recipe(data=data(), schedule=[Stage({student: objective}, training())])).require()
     assert (loss.margins < -2).all()

@@ -1,4 +1,4 @@
-"""Runs in two processes: the figures and weights of one, one folder, one message, and going on after a loss."""
+"""Runs in two processes: results of one process, one run folder, one error message, and a resume after a crash."""
 
 import json
 import socket
@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from tests.helpers.command_line import environment
+from tests.helpers.processes import ForkedPython, run_python
 
 from .test_distributed_balancing import in_two_processes
 
-# A recipe whose batches of 16 leave 6 at the end, which are 3 each, and whose batch norm is frozen.
+# 70 samples: 4 batches of 16, and a last one of 6, of which each process gets 3. The batch norm is frozen, since its
+# statistics are those of the part of a batch that a process has.
 RECIPE = """
 import os
 import signal
@@ -34,7 +36,7 @@ class Small(nn.Module):
         super().__init__()
         self.body, self.norm, self.head = nn.Linear(6, width), nn.BatchNorm1d(width), nn.Linear(width, 3)
         self.norm.requires_grad_(not frozen)
-        self.idle = nn.Linear(2, 2)  # no step reaches it
+        self.idle = nn.Linear(2, 2)  # has no gradient: DDP must not wait for it
         self.register_buffer("switch", torch.tensor([True, False]))
 
     def forward(self, inputs):
@@ -58,20 +60,21 @@ def recipe(
 ):
     teacher, student = Net("teacher", Small(8), trained=True), Net("student", Small(4, frozen))
     taps = {"student": Tap(student.module.body), "target": Tap(teacher.module.body)}
-    objective = 0.5 * Truth(nn.CrossEntropyLoss()) + 0.3 * Match(teacher, SoftTargets()) + Match(teacher, Hint(), **taps)
+    objective = 0.5 * Truth(nn.CrossEntropyLoss()) + 0.3 * Match(teacher, SoftTargets())
+    objective = objective + Match(teacher, Hint(), **taps)
     if past:
         objective = objective + 0.2 * Match(Past(student), SoftTargets()) + 0.2 * Match(Ema(student), SoftTargets())
     if lose is not None or fail:
-        objective = objective + 0.0 * Truth(Meeting(lose), label="meeting")
+        objective = objective + 0.0 * Truth(Failing(lose), label="failing")
     options = dict(extra) if (extra := globals().get("training")) else {}
-    how = {"epochs": epochs, "batch_size": 16, "optimizer": Optimizer(torch.optim.SGD, lr=0.1, momentum=0.9)}
-    own = int(os.environ["RANK"]) if apart else 0
-    data = TorchData(samples(count, own), samples(25, 1), samples(24, 2), classes=("a", "b", "c"))
-    return Recipe(data=data, schedule=[Stage({student: objective}, Training(**{**how, **options}))])
+    defaults = {"epochs": epochs, "batch_size": 16, "optimizer": Optimizer(torch.optim.SGD, lr=0.1, momentum=0.9)}
+    first = int(os.environ["RANK"]) if apart else 0
+    data = TorchData(samples(count, first), samples(25, 1), samples(24, 2), classes=("a", "b", "c"))
+    return Recipe(data=data, schedule=[Stage({student: objective}, Training(**{**defaults, **options}))])
 
 
-class Meeting:
-    "A loss at which the second process meets its end in the third epoch: once by a signal, or by an error."
+class Failing:
+    "A loss at which the second process ends in the third epoch: by a signal, but only once, or by an error."
 
     def __init__(self, lose):
         self.lose = lose
@@ -86,7 +89,7 @@ class Meeting:
         return outputs.square().mean()
 """
 
-# Every way of training, in one process and then in two, from which each saves what came of it.
+# All training options, in one process and then in two. Each process saves its results.
 SAME = """
 import sys
 from pathlib import Path
@@ -103,7 +106,7 @@ from kdkit.utils.collectives import sync_buffers
 number, folder = int(sys.argv[1]), Path(sys.argv[2])
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
-WAYS = {
+OPTIONS = {
     "sum": {},
     "accumulated": {"accumulate_steps": 3, "max_grad_norm": 0.5},
     "averaged": {"ema": AverageWeights(decay=0.9)},
@@ -116,27 +119,27 @@ WAYS = {
 SINGLE = {"adam": {"optimizer": Optimizer(torch.optim.Adam, lr=0.01)}}
 
 
-def ended(name, out=None, **how):
-    recipe_file.training = {**WAYS, **SINGLE}[name]
-    result = kdkit.run(lambda: recipe_file.recipe(**how), device="cpu", out=out, gradients=2)
+def run(name, out=None, **parameters):
+    recipe_file.training = {**OPTIONS, **SINGLE}[name]
+    result = kdkit.run(lambda: recipe_file.recipe(**parameters), device="cpu", out=out, gradients=2)
     figures = ("terms", "accuracy", "kept", "gradients")
     epochs = [{key: epoch[key] for key in figures} for epoch in result.history["student"]]
-    metrics = {net: {name: each.value for name, each in metrics.items()} for net, metrics in result.metrics.items()}
+    metrics = {net: {name: metric.value for name, metric in metrics.items()} for net, metrics in result.metrics.items()}
     return {"weights": result.student.module.state_dict(), "epochs": epochs, "metrics": metrics}
 
 
-def all_ways(out=None):
-    # PCGrad would turn on the direction of a gradient that is nothing but rounding, as that of a Past is at first
-    found = {name: ended(name, out if name == "sum" else None, past=name != "pcgrad") for name in WAYS}
-    found["alike"] = ended("sum", count=66)  # of which two are left at the end, too few to be shared out
+def run_all(out=None):
+    # At first, the gradient of a Past is nothing but rounding, and PCGrad depends on its direction
+    results = {name: run(name, out if name == "sum" else None, past=name != "pcgrad") for name in OPTIONS}
+    results["alike"] = run("sum", count=66)  # a last batch of 2, too few to be split, which both processes compute
     torch.set_default_dtype(torch.float32)
-    found["adam"] = ended("adam")
-    found["norm"] = ended("sum", frozen=False)
+    results["adam"] = run("adam")
+    results["norm"] = run("sum", frozen=False)
     torch.set_default_dtype(torch.float64)
-    return found
+    return results
 
 
-whole = all_ways() if number == 0 else None
+whole = run_all() if number == 0 else None
 distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
 net = nn.BatchNorm1d(2)
 net.running_mean.fill_(number)
@@ -144,14 +147,14 @@ net.num_batches_tracked.fill_(number + 7)
 net.register_buffer("mask", torch.tensor([-torch.inf, number]))
 net.register_buffer("switch", torch.tensor([True, number == 0]))
 sync_buffers([net])
-torch.save((whole, all_ways(folder / "run"), dict(net.named_buffers())), folder / f"{number}.pt")
+torch.save((whole, run_all(folder / "run"), dict(net.named_buffers())), folder / f"{number}.pt")
 distributed.destroy_process_group()
 """
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory):
-    """What came of every way of training: in one process, and in each of two."""
+def results(tmp_path_factory):
+    """The results of all training options: in one process, and in each of two."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "recipe_file.py").write_text(RECIPE)
     in_two_processes(SAME, folder)
@@ -159,60 +162,65 @@ def ended(tmp_path_factory):
     return SimpleNamespace(folder=folder, whole=whole, first=first[0], second=second[0], buffers=(first[1], second[1]))
 
 
-WAYS = ["sum", "accumulated", "averaged", "uncertainty", "gradnorm", "pcgrad", "cagrad", "workers", "alike"]
+# The names of OPTIONS above, and a data set whose last batch is too small for two processes.
+NAMES = ["sum", "accumulated", "averaged", "uncertainty", "gradnorm", "pcgrad", "cagrad", "workers", "alike"]
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_two_processes_give_the_weights_and_figures_of_one(ended, way):
-    whole, first = ended.whole, ended.first
-    assert len(whole[way]["epochs"]) == (1 if way == "workers" else 4)  # of five steps each
-    for key, value in whole[way]["weights"].items():
-        torch.testing.assert_close(first[way]["weights"][key], value, rtol=0, atol=1e-6)
-    for mine, theirs in zip(first[way]["epochs"], whole[way]["epochs"], strict=True):
-        assert mine["terms"] == pytest.approx(theirs["terms"], rel=1e-6)
-        assert (mine["accuracy"], mine["kept"]) == (theirs["accuracy"], theirs["kept"])
-        for figures in ("norms", "cosines"):  # not of what is rounding alone at first, a past and an average
-            told = [{k: v for k, v in each["gradients"][figures].items() if " of " not in k} for each in (mine, theirs)]
-            assert told[0] == pytest.approx(told[1], rel=1e-6)
-    assert first[way]["metrics"] == whole[way]["metrics"]
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_end_in_the_weights_and_metrics_of_one(results, name):
+    whole, first = results.whole, results.first
+    assert len(whole[name]["epochs"]) == (1 if name == "workers" else 4)  # of five steps each
+    for key, value in whole[name]["weights"].items():
+        torch.testing.assert_close(first[name]["weights"][key], value, rtol=0, atol=1e-6)
+    for epoch, expected in zip(first[name]["epochs"], whole[name]["epochs"], strict=True):
+        assert epoch["terms"] == pytest.approx(expected["terms"], rel=1e-6)
+        assert (epoch["accuracy"], epoch["kept"]) == (expected["accuracy"], expected["kept"])
+        for statistic in ("norms", "cosines"):
+            # Without the terms of Past and Ema ("past of student"), whose gradients are nothing but rounding at first.
+            pair = [
+                {key: value for key, value in line["gradients"][statistic].items() if " of " not in key}
+                for line in (epoch, expected)
+            ]
+            assert pair[0] == pytest.approx(pair[1], rel=1e-6)
+    assert first[name]["metrics"] == whole[name]["metrics"]
 
 
-@pytest.mark.parametrize("way", [*WAYS, "adam", "norm"])
-def test_both_processes_end_in_the_same_bits(ended, way):
-    first, second = ended.first, ended.second
-    assert first[way]["weights"].keys() == second[way]["weights"].keys()
-    for key, value in first[way]["weights"].items():
-        assert torch.equal(second[way]["weights"][key], value), key
-    assert first[way]["metrics"] == second[way]["metrics"]
-    assert first[way]["epochs"] == second[way]["epochs"]
+@pytest.mark.parametrize("name", [*NAMES, "adam", "norm"])
+def test_both_processes_end_in_the_same_bits(results, name):
+    first, second = results.first, results.second
+    assert first[name]["weights"].keys() == second[name]["weights"].keys()
+    for key, value in first[name]["weights"].items():
+        assert torch.equal(second[name]["weights"][key], value), key
+    assert first[name]["metrics"] == second[name]["metrics"]
+    assert first[name]["epochs"] == second[name]["epochs"]
 
 
-def test_adam_in_single_precision_ends_near_the_weights_of_one_process(ended):
-    pairs = [(ended.first["adam"]["weights"][key], value) for key, value in ended.whole["adam"]["weights"].items()]
-    apart = max(float((mine.double() - theirs.double()).abs().max()) for mine, theirs in pairs)
-    print(f"Adam, fp32, 20 steps: weights of two processes are at most {apart:.1e} from those of one")
-    assert apart < 1e-3
+def test_adam_in_single_precision_ends_near_the_weights_of_one_process(results):
+    pairs = [(results.first["adam"]["weights"][key], value) for key, value in results.whole["adam"]["weights"].items()]
+    distance = max(float((weight.double() - expected.double()).abs().max()) for weight, expected in pairs)
+    print(f"Adam, fp32, 20 steps: weights of two processes are at most {distance:.1e} from those of one")
+    assert distance < 1e-3
 
 
-def test_one_process_of_two_writes_the_folder(ended):
-    folder = ended.folder
+def test_one_process_of_two_writes_the_folder(results):
+    folder = results.folder
     run = json.loads((folder / "run" / "run.json").read_text())
     assert run["processes"] == 2
-    stage = {path.name for path in (folder / "run" / "1-student").iterdir()}
-    assert {"weights.safetensors", "history.jsonl", "stage.json", "predictions-student-test.safetensors"} <= stage
-    assert not [name for name in stage if name.startswith(".")]
+    files = {path.name for path in (folder / "run" / "1-student").iterdir()}
+    assert {"weights.safetensors", "history.jsonl", "stage.json", "predictions-student-test.safetensors"} <= files
+    assert not [name for name in files if name.startswith(".")]
 
 
-def test_running_statistics_are_averaged_and_other_buffers_those_of_the_first(ended):
-    for buffers in ended.buffers:
+def test_running_statistics_are_averaged_and_other_buffers_copied_from_the_first_process(results):
+    for buffers in results.buffers:
         assert buffers["running_mean"].tolist() == [0.5, 0.5]
         assert int(buffers["num_batches_tracked"]) == 7
         assert buffers["mask"].tolist() == [-torch.inf, 0.0]
         assert buffers["switch"].tolist() == [True, True]
 
 
-# Runs of two processes whose teacher counts the samples that it is asked for, and one alone, for the weights.
-TOLD = """
+# Runs in two processes whose teacher counts its samples, and a run in one process, for its weights.
+COUNTED = """
 import sys
 from pathlib import Path
 
@@ -230,10 +238,10 @@ torch.set_default_dtype(torch.float64)
 
 
 class Teacher(nn.Sequential):
-    asked = 0
+    samples = 0
 
     def forward(self, inputs):
-        Teacher.asked += len(inputs) if len(inputs) >= 8 else 0  # parts of batches, and not rehearsals and audits
+        Teacher.samples += len(inputs) if len(inputs) >= 8 else 0  # parts of batches, and not dry runs and audits
         return super().forward(inputs)
 
 
@@ -243,10 +251,10 @@ def samples(count):
 
 
 def halving(student, target):
-    return (student - target.div_(2)).square().mean()  # in place: what it was given is no answer any more
+    return (student - target.div_(2)).square().mean()  # in place: the cache must not record the changed tensor
 
 
-def ended(out, epochs):
+def run(out, epochs):
     def recipe():
         module, small = Teacher(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)), nn.Linear(6, 3)
         teacher, student = Net("teacher", module, trained=True), Net("student", small)
@@ -257,50 +265,50 @@ def ended(out, epochs):
         stage = Stage({student: objective}, Training(epochs=epochs, batch_size=16, optimizer=optimizer))
         return kdkit.Recipe(data=TorchData(samples(64), samples(12)), schedule=[stage])
 
-    Teacher.asked = 0
+    Teacher.samples = 0
     result = kdkit.run(recipe, device="cpu", out=out)
-    return Teacher.asked, result.student.module.state_dict()
+    return Teacher.samples, result.student.module.state_dict()
 
 
-alone = ended(None, 3)
+alone = run(None, 3)
 distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
-told = [ended(folder / "one", 3), ended(folder / "two", 3), ended(None, 3)]
-torch.save((alone, told), folder / f"{number}.pt")
+shared = [run(folder / "one", 3), run(folder / "two", 3), run(None, 3)]
+torch.save((alone, shared), folder / f"{number}.pt")
 distributed.destroy_process_group()
 """
 
 
-def test_what_one_process_was_told_by_a_teacher_all_know_from_the_next_epoch_on(tmp_path):
-    in_two_processes(TOLD, tmp_path)
+def test_processes_share_cached_teacher_outputs_from_the_next_epoch_on(tmp_path):
+    in_two_processes(COUNTED, tmp_path)
     for number in range(2):
-        (asked, weights), told = torch.load(tmp_path / f"{number}.pt")
-        assert asked == 64 + 12  # and the selection split, which two processes ask about in parts too small to count
-        first, again, without_folder = (each for each, _ in told)
-        assert (first, again) == (32, 0)  # its part of the first epoch; in another run nothing
+        (samples, weights), shared = torch.load(tmp_path / f"{number}.pt")
+        assert samples == 64 + 12  # with the validation split, whose parts in two processes are too small to count
+        first, again, without_folder = (count for count, _ in shared)
+        assert (first, again) == (32, 0)  # half of the first epoch; nothing in a second run, which reads the cache
         assert without_folder == 32
-        for _, found in told:
-            torch.testing.assert_close(found["weight"], weights["weight"], rtol=0, atol=1e-9)
+        for _, module in shared:
+            torch.testing.assert_close(module["weight"], weights["weight"], rtol=0, atol=1e-9)
 
 
-def launched(folder, *args, **more):
-    """Run Python with these arguments in two processes as torchrun would: the exit codes, and what they said."""
+def run_two_ranks(folder, *arguments, fresh=False):
+    """Run Python with these arguments in two processes, as torchrun does, and return exit codes, stdout and stderr.
+
+    fresh: use two new interpreters, which also end as interpreters do.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    there = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, *args],
-            cwd=folder,
-            env=environment(**there, RANK=str(rank), LOCAL_RANK=str(rank), TORCHELASTIC_RUN_ID="test", **more),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [rank.communicate(timeout=120) for rank in ranks]
-    return [rank.returncode for rank in ranks], "".join(out for out, _ in said), "".join(err for _, err in said)
+    variables = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    variables["TORCHELASTIC_RUN_ID"] = "test"
+    start = _fresh_python if fresh else ForkedPython
+    ranks = [start([*arguments], folder, environment(**variables, RANK=str(r), LOCAL_RANK=str(r))) for r in range(2)]
+    outputs = [rank.communicate(timeout=120) for rank in ranks]
+    return [rank.returncode for rank in ranks], "".join(out for out, _ in outputs), "".join(err for _, err in outputs)
+
+
+def _fresh_python(arguments, folder, variables):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, *arguments], cwd=folder, env=variables, text=True, **pipes)
 
 
 @pytest.mark.parametrize(
@@ -308,42 +316,60 @@ def launched(folder, *args, **more):
     [
         (["--fail"], "a record cannot be read"),
         (["--apart"], "the processes of this run have different data"),
-        pytest.param(["--out", "there"], "exists and is not a run folder", marks=pytest.mark.slow),
+        pytest.param(["--out", "full"], "exists and is not a run folder", marks=pytest.mark.slow),
         pytest.param(["--misspelt"], "No such option", marks=pytest.mark.slow),
     ],
 )
 def test_an_error_ends_both_processes_with_one_message(tmp_path, args, message):
     (tmp_path / "recipe_file.py").write_text(RECIPE)
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "file").touch()
-    codes, _, err = launched(tmp_path, "-m", "kdkit", "run", "recipe_file.py", *args)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    codes, _, err = run_two_ranks(tmp_path, "-m", "kdkit", "run", "recipe_file.py", *args)
     assert codes == [2, 2], err
-    assert err.count(message) == 1
+    assert err.count(message) == 1  # the other process ends without a message
     assert "Traceback" not in err
 
 
-def test_a_run_that_may_be_started_anew_says_where_it_is_kept(kdkit_here, tmp_path, monkeypatch):
+def test_a_run_that_torchrun_may_restart_needs_a_folder(kdkit_here, tmp_path, monkeypatch):
     (tmp_path / "recipe_file.py").write_text(RECIPE)
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
-    said = kdkit_here("run", "recipe_file.py")
-    assert said.code == 2
-    assert "--out FOLDER" in said.err
+    done = kdkit_here("run", "recipe_file.py")
+    assert done.code == 2
+    assert "--out FOLDER" in done.err
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_run_goes_on_after_one_of_its_processes_was_killed(tmp_path):
+# The agent of torchrun, whose two processes are forked and so need not import torch.
+AGENT = """
+import sys
+
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from kdkit.cli.main import call
+
+
+def program(*arguments):
+    if code := call(arguments):
+        sys.exit(code)
+
+
+config = LaunchConfig(
+    min_nodes=1, max_nodes=1, nproc_per_node=2, max_restarts=1, run_id="test", start_method="fork",
+    rdzv_backend="c10d", rdzv_endpoint="localhost:0", monitor_interval=0.1,
+)
+elastic_launch(config, program)(*sys.argv[1:])
+"""
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1", "-m", "kdkit"]
+
+
+@pytest.mark.parametrize(
+    "launcher", [["agent.py"], pytest.param(["-m", *TORCHRUN], marks=pytest.mark.slow)], ids=["agent", "torchrun"]
+)
+def test_a_run_resumes_after_one_of_its_processes_was_killed(tmp_path, launcher):
     (tmp_path / "recipe_file.py").write_text(RECIPE)
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-    run += ["-m", "kdkit", "run", "recipe_file.py", "--lose", str(tmp_path / "lost"), "--out", "run"]
-    done = subprocess.run(
-        run,
-        cwd=tmp_path,
-        env=environment(OMP_NUM_THREADS="1"),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    (tmp_path / "agent.py").write_text(AGENT)
+    command = [*launcher, "run", "recipe_file.py", "--lose", str(tmp_path / "lost"), "--out", "run"]
+    done = run_python(command, tmp_path, environment(OMP_NUM_THREADS="1"), timeout=240)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "lost").exists()
     assert "resumed after epoch 2" in done.stdout
@@ -352,7 +378,7 @@ def test_a_run_goes_on_after_one_of_its_processes_was_killed(tmp_path):
     assert len((tmp_path / "run" / "1-student" / "history.jsonl").read_text().splitlines()) == 4
 
 
-# What a thread of the group holds at the interpreter's end may end the process by a signal.
+# A thread of a process group that is still there when the interpreter ends may end the process by a signal.
 JOINED = """
 from pathlib import Path
 
@@ -361,19 +387,19 @@ import recipe_file
 from kdkit.engine.distributed import joined
 from kdkit.utils.collectives import broadcast, is_distributed, rank
 
-for turn in range(2):
+for number in range(2):
     with joined(), joined():
         assert is_distributed()
-        assert broadcast(rank() + turn) == turn
+        assert broadcast(rank() + number) == number
         kdkit.run(lambda: recipe_file.recipe(epochs=1), device="cpu")
     assert not is_distributed()
-    left = [name.read_text() for name in Path("/proc/self/task").glob("*/comm")]  # none where there is no /proc
-    assert not [name for name in left if "gloo" in name], left
+    threads = [name.read_text() for name in Path("/proc/self/task").glob("*/comm")]  # none without /proc
+    assert not [name for name in threads if "gloo" in name], threads
 """
 
 
-def test_a_program_may_join_the_others_twice_and_leaves_no_thread_of_a_group_behind(tmp_path):
+def test_a_program_may_join_a_group_twice_and_leaves_no_thread_of_it(tmp_path):
     (tmp_path / "recipe_file.py").write_text(RECIPE)
     (tmp_path / "joins.py").write_text(JOINED)
-    codes, _, err = launched(tmp_path, "joins.py")
+    codes, _, err = run_two_ranks(tmp_path, "joins.py", fresh=True)
     assert codes == [0, 0], err

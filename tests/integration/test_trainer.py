@@ -1,4 +1,4 @@
-"""Whole runs of tiny nets: what is trained, what is left alone, and that the same seed gives the same bits."""
+"""Whole runs of tiny nets: which parts are trained, which stay unchanged, and that one seed gives one result."""
 
 import copy
 import math
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR, ReduceLROnPlateau
@@ -37,11 +38,11 @@ from kdkit import (
 )
 from kdkit.losses import Hint, SoftTargets
 from kdkit.plugins.manager import installed
-from tests.helpers.stages import Small, copied, data, same, samples, three, told, training, truth
+from tests.helpers.stages import Small, copied, data, epoch_terms, same, samples, three, training, truth
 
 
 class Listener:
-    """A watcher that keeps what it is told."""
+    """A callback that records its events."""
 
     def __init__(self) -> None:
         self.runs: list[Any] = []
@@ -55,6 +56,7 @@ class Listener:
 
     @hookimpl
     def step_ended(self, event: Any) -> None:
+        # A copy: the tensors of a step are read here, while they are those of this step.
         self.steps.append({**event.terms})
 
     @hookimpl
@@ -67,7 +69,7 @@ class Listener:
 
 
 class Listed:
-    """A score that says what it was given to say, call by call."""
+    """A metric that returns the values of a list, one in each call."""
 
     def __init__(self, *values: float) -> None:
         self.values: Iterator[float] = iter(values)
@@ -89,13 +91,13 @@ def _fresh_plugins() -> Iterator[None]:
 
 
 def alone(
-    net: Net[Any] | None = None, *, given: TorchData | None = None, objective: Any = None, **changes: Any
+    net: Net[Any] | None = None, *, splits: TorchData | None = None, objective: Any = None, **changes: Any
 ) -> Recipe:
-    """A recipe of one net that learns from labels."""
+    """Return a recipe of one net that learns from labels."""
     net = net or Net("student", Small(4))
     metrics = changes.pop("metrics", ())
     return Recipe(
-        data=given or data(), schedule=[Stage({net: objective or truth()}, training(**changes))], metrics=metrics
+        data=splits or data(), schedule=[Stage({net: objective or truth()}, training(**changes))], metrics=metrics
     )
 
 
@@ -108,16 +110,23 @@ def weights(recipe: Any, **options: Any) -> dict[str, dict[str, Tensor]]:
 
 @pytest.mark.parametrize("schedule", [MultiLevel, Parallel, Sequential])
 def test_same_seed_gives_the_same_bits_and_another_seed_does_not(schedule):
-    first, again, other = (kdkit.run(lambda: three(schedule), device="cpu", seed=seed) for seed in (3, 3, 4))
-    assert told(first.history) == told(again.history)
+    # A function that makes the recipe, since a run seeds the initial weights only of nets that are made inside it.
+    first, again, reseeded = (kdkit.run(lambda: three(schedule), device="cpu", seed=seed) for seed in (3, 3, 4))
+    assert epoch_terms(first.history) == epoch_terms(again.history)
     assert first.metrics == again.metrics
     for name in ("teacher", "assistant", "student"):
         assert same(first.nets[name].module.state_dict(), again.nets[name].module.state_dict())
-        assert not same(first.nets[name].module.state_dict(), other.nets[name].module.state_dict())
-    assert told(first.history) != told(other.history)
+        assert not same(first.nets[name].module.state_dict(), reseeded.nets[name].module.state_dict())
+    assert epoch_terms(first.history) != epoch_terms(reseeded.history)
 
 
-def test_an_epoch_does_not_depend_on_what_a_watcher_is_shown():
+@pytest.mark.parametrize("repetition", range(2))
+def test_each_test_starts_from_the_same_random_state(repetition):
+    # Else the nets that a test makes outside a run depend on the tests before it, and some of them do not learn.
+    assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(0)))
+
+
+def test_a_callback_that_changes_its_event_does_not_change_the_run():
     class Meddler:
         @hookimpl
         def epoch_ended(self, event: Any) -> None:
@@ -125,7 +134,7 @@ def test_an_epoch_does_not_depend_on_what_a_watcher_is_shown():
                 for key in list(mapping):
                     try:
                         mapping[key] = 0.0
-                    except TypeError:
+                    except TypeError:  # a read-only mapping
                         return
 
         @hookimpl
@@ -135,12 +144,12 @@ def test_an_epoch_does_not_depend_on_what_a_watcher_is_shown():
 
     plain = kdkit.run(three, device="cpu")
     watched = kdkit.run(three, device="cpu", callbacks=[Meddler()])
-    assert told(plain.history) == told(watched.history)
+    assert epoch_terms(plain.history) == epoch_terms(watched.history)
     assert plain.metrics == watched.metrics
     assert same(plain.student.module.state_dict(), watched.student.module.state_dict())
 
 
-def test_a_misspelt_hook_of_a_watcher_is_refused_by_name():
+def test_a_misspelt_hook_of_a_callback_is_refused_by_name():
     class Wrong:
         @hookimpl
         def epoch_end(self, event: Any) -> None: ...
@@ -150,43 +159,44 @@ def test_a_misspelt_hook_of_a_watcher_is_refused_by_name():
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_workers_change_no_number(dropout):
+def test_data_loading_workers_change_no_number(dropout):
     def recipe(workers: int) -> Recipe:
         return alone(Net("student", Small(4, dropout=dropout)), epochs=2, workers=workers)
 
     inside, outside = (kdkit.run(lambda count=count: recipe(count), device="cpu") for count in (0, 2))
-    assert told(inside.history) == told(outside.history)
+    assert epoch_terms(inside.history) == epoch_terms(outside.history)
     assert same(inside.student.module.state_dict(), outside.student.module.state_dict())
 
 
-# Who teaches, and what is left alone
+# Teachers, and the parts that a run leaves unchanged
 
 
-def test_the_net_trained_in_one_stage_is_the_object_that_teaches_in_the_next():
+def test_the_net_trained_in_one_stage_teaches_in_the_next():
     teacher, student = Net("teacher", Small(8)), Net("student", Small(4))
-    heard = []
+    calls = []  # (teacher output, teacher weights, teacher in training mode, teacher output requires grad)
 
-    def watching(student_out: Tensor, target: Tensor) -> Tensor:
-        heard.append((target.detach().clone(), copied(teacher.module), teacher.module.training, target.requires_grad))
+    def recording(student_out: Tensor, target: Tensor) -> Tensor:
+        calls.append((target.detach().clone(), copied(teacher.module), teacher.module.training, target.requires_grad))
         return nn.functional.mse_loss(student_out, target)
 
     recipe = Recipe(
-        data=data(), schedule=Sequential(teacher, student, truth=truth(), kd_loss=watching, training=training())
+        data=data(), schedule=Sequential(teacher, student, truth=truth(), kd_loss=recording, training=training())
     )
     before = copied(teacher.module)
     result = kdkit.run(recipe, device="cpu")
     assert result.nets["teacher"] is teacher
     assert not same(before, teacher.module.state_dict())
-    learned = [entry for entry in heard if not same(entry[1], before)]  # the others are from the check
-    assert len(learned) >= 8
-    assert all(same(entry[1], teacher.module.state_dict()) for entry in learned)
-    assert not any(entry[2] or entry[3] for entry in heard)
+    # The check calls the loss too, before the teacher is trained.
+    trained = [weights for _, weights, _, _ in calls if not same(weights, before)]
+    assert len(trained) >= 8  # 2 epochs of 4 batches
+    assert all(same(weights, teacher.module.state_dict()) for weights in trained)
+    assert not any(in_training or requires_grad for _, _, in_training, requires_grad in calls)
 
 
-def test_a_teachers_buffers_and_modes_are_left_alone_while_it_teaches():
+def test_a_teachers_buffers_and_modes_do_not_change_while_it_teaches():
     teacher = Net("teacher", Small(8), trained=True)
     teacher.module.train()
-    teacher.module.norm.eval()
+    teacher.module.norm.eval()  # modes differ between submodules, so that each one has to be restored
     before = copied(teacher.module)
     recipe = Recipe(
         data=data(),
@@ -201,10 +211,10 @@ def test_a_teachers_buffers_and_modes_are_left_alone_while_it_teaches():
 
 def test_hooks_are_gone_after_a_run_and_after_an_error():
     def hooks(module: nn.Module) -> int:
-        return sum(len(each._forward_hooks) + len(each._forward_pre_hooks) for each in module.modules())
+        return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules())
 
     def broken(student: Tensor, target: Tensor, progress: Tensor) -> Tensor:
-        if progress > 0.5:
+        if progress > 0.5:  # not before, or the check would fail and the run not start
             raise RuntimeError("broken on purpose")
         return nn.functional.mse_loss(student.mean(1), target.mean(1))
 
@@ -220,25 +230,26 @@ def test_hooks_are_gone_after_a_run_and_after_an_error():
         assert hooks(teacher.module) == hooks(student.module) == 0
 
 
-def test_a_level_has_its_own_training_shares_and_balance():
+def test_a_level_has_separate_training_options_and_teacher_weights():
     def recipe() -> Recipe:
         nets = Net("teacher", Small(8)), Net("assistant", Small(6)), Net("student", Small(4))
         level = Level(nets[2], training=training(epochs=1), teacher_weights=(0.75, 0.25), label_weight=0.2)
-        how = {"truth": truth(), "kd_loss": SoftTargets(), "training": training(epochs=2)}
-        return Recipe(data=data(), schedule=MultiLevel(nets[0], nets[1], level, **how))
+        options = {"truth": truth(), "kd_loss": SoftTargets(), "training": training(epochs=2)}
+        return Recipe(data=data(), schedule=MultiLevel(nets[0], nets[1], level, **options))
 
     listener = Listener()
     result = kdkit.run(recipe, device="cpu", callbacks=[listener])
     assert [len(result.history[name]) for name in ("teacher", "assistant", "student")] == [2, 2, 1]
+    # The labels have 0.2; the teachers share the rest, 0.8, in parts of 0.75 and 0.25.
     expected = {"truth": 0.2, "teacher/soft_targets": 0.6, "assistant/soft_targets": 0.2}
     assert listener.epochs[-1].weights == pytest.approx(expected)
 
 
-def test_a_net_trained_twice_is_the_student_and_its_predictions_lie_in_its_last_stage(tmp_path):
-    student, other = Net("student", Small(4)), Net("other", Small(4))
+def test_the_predictions_of_a_net_trained_twice_are_in_its_last_stage(tmp_path):
+    student, second_net = Net("student", Small(4)), Net("other", Small(4))
     stages = [
         Stage({student: truth()}, training(epochs=1), name="first"),
-        Stage({other: truth()}, training(epochs=1)),
+        Stage({second_net: truth()}, training(epochs=1)),
         Stage({student: truth()}, training(epochs=1), name="second"),
     ]
     result = kdkit.run(Recipe(data=data(), schedule=stages), device="cpu", out=tmp_path / "run")
@@ -248,16 +259,16 @@ def test_a_net_trained_twice_is_the_student_and_its_predictions_lie_in_its_last_
 
 
 def test_two_nets_can_be_trained_in_one_stage():
-    one, two = Net("one", Small(4)), Net("two", Small(6))
-    recipe = Recipe(data=data(), schedule=[Stage({one: truth(), two: truth()}, training())])
-    before = copied(one.module), copied(two.module)
+    nets = Net("one", Small(4)), Net("two", Small(6))
+    recipe = Recipe(data=data(), schedule=[Stage({net: truth() for net in nets}, training())])
+    before = [copied(net.module) for net in nets]
     result = kdkit.run(recipe, device="cpu")
     assert set(result.history["one+two"][0]["terms"]) == {"one: truth", "two: truth"}
-    assert not same(before[0], one.module.state_dict())
-    assert not same(before[1], two.module.state_dict())
+    assert not any(same(weights, net.module.state_dict()) for weights, net in zip(before, nets, strict=True))
 
 
 @pytest.mark.parametrize("name", ["half", "train", "keys", "forward", "a b+c"])
+# nn.ModuleDict refuses the names of its methods, and names with dots.
 def test_a_net_and_a_term_may_have_the_name_of_a_method(name):
     teacher = Net("teacher", Small(8), trained=True)
     student = Net(name, Small(4))
@@ -267,21 +278,21 @@ def test_a_net_and_a_term_may_have_the_name_of_a_method(name):
 
 
 @pytest.mark.parametrize("name", ["../outside", "a/b", "", ".."])
-def test_a_stages_name_names_a_folder_and_no_other_place(name):
-    if not name:
+def test_the_name_of_a_stage_is_the_name_of_a_folder(name):
+    if not name:  # an empty name is the default: the names of the nets
         assert Stage({Net("student", Small(4)): truth()}, training(), name=name).name == "student"
         return
     with pytest.raises(RecipeError, match="letters, digits"):
         Stage({Net("student", Small(4)): truth()}, training(), name=name)
 
 
-# Which epoch is kept
+# The epoch whose weights are kept
 
-CHECK = 0.0  # what the check gets, which asks a score once before anything is trained
+CHECK = 0.0  # the value for the check, which computes each metric once before a net is trained
 
 
 class Snapshots:
-    """Remembers the weights that a net had after each epoch."""
+    """Records the weights of a net after each epoch."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -296,15 +307,16 @@ class Snapshots:
 def test_the_best_or_the_last_epoch_is_kept(keep, kept):
     net = Net("student", Small(4))
     snapshots = Snapshots(net.module)
+    # Two epochs share the best value: the first one of them is kept.
     recipe = alone(net, epochs=4, keep=keep, metrics=(Listed(CHECK, 0.1, 0.9, 0.2, 0.9),))
     result = kdkit.run(recipe, device="cpu", callbacks=[snapshots])
     assert same(net.module.state_dict(), snapshots.seen[kept])
-    assert sum(same(net.module.state_dict(), each) for each in snapshots.seen) == 1
+    assert sum(same(net.module.state_dict(), weights) for weights in snapshots.seen) == 1
     marks = [epoch["kept"] for epoch in result.history["student"]]
     assert marks == ([True, True, False, False] if keep == "best" else [True] * 4)
 
 
-def test_the_score_named_by_decides():
+def test_the_metric_named_by_monitor_decides():
     net = Net("student", Small(4))
     snapshots = Snapshots(net.module)
     recipe = alone(net, epochs=3, monitor="listed", metrics=(kdkit.metrics.Accuracy(), Listed(CHECK, 0.1, 0.2, 0.0)))
@@ -312,7 +324,7 @@ def test_the_score_named_by_decides():
     assert same(net.module.state_dict(), snapshots.seen[1])
 
 
-def test_an_epoch_without_a_score_gives_way_to_one_that_has_one():
+def test_an_epoch_whose_metric_is_nan_is_replaced_by_one_with_a_number():
     net = Net("student", Small(4))
     snapshots = Snapshots(net.module)
     recipe = alone(net, epochs=3, metrics=(Listed(CHECK, math.nan, 0.5, math.nan),))
@@ -320,12 +332,12 @@ def test_an_epoch_without_a_score_gives_way_to_one_that_has_one():
     assert same(net.module.state_dict(), snapshots.seen[1])
 
 
-# How a step is made
+# The optimizer step
 
 
 def test_two_micro_batches_of_eight_are_one_batch_of_sixteen():
     start = Small(4, dropout=0.0)
-    start.norm = nn.Identity()  # batch norm sees the micro-batch
+    start.norm = nn.Identity()  # batch norm computes its statistics over a micro-batch
 
     def recipe(size: int, accumulate: int) -> Recipe:
         net = Net("student", copy.deepcopy(start))
@@ -337,83 +349,86 @@ def test_two_micro_batches_of_eight_are_one_batch_of_sixteen():
         torch.testing.assert_close(parts[key], value, rtol=1e-5, atol=1e-6)
 
 
-def test_the_last_group_of_micro_batches_may_be_short():
+def test_the_last_group_of_micro_batches_may_be_smaller():
     start = Small(4, dropout=0.0)
     start.norm = nn.Identity()
-    given = TorchData(samples(24), samples(24, 1), classes=("a", "b", "c"))
+    splits = TorchData(samples(24), samples(24, 1), classes=("a", "b", "c"))  # 16 and 8, or 8 + 8 and 8
 
     def recipe(size: int, accumulate: int) -> Recipe:
         net = Net("student", copy.deepcopy(start))
-        how = {"batch_size": size, "accumulate_steps": accumulate, "optimizer": Optimizer(SGD, lr=0.1)}
-        return alone(net, given=given, epochs=1, **how)
+        options = {"batch_size": size, "accumulate_steps": accumulate, "optimizer": Optimizer(SGD, lr=0.1)}
+        return alone(net, splits=splits, epochs=1, **options)
 
     whole, parts = weights(recipe(16, 1))["student"], weights(recipe(8, 2))["student"]
     for key, value in whole.items():
         torch.testing.assert_close(parts[key], value, rtol=1e-5, atol=1e-6)
 
 
-def test_clip_limits_how_far_an_update_goes():
+def test_max_grad_norm_limits_the_length_of_an_update():
     start = Small(4)
 
-    def moved(clip: float | None) -> float:
+    def moved(max_grad_norm: float | None) -> float:
         net = Net("student", copy.deepcopy(start))
         kdkit.run(
-            alone(net, epochs=1, batch_size=32, max_grad_norm=clip, optimizer=Optimizer(SGD, lr=1.0)), device="cpu"
+            alone(net, epochs=1, batch_size=32, max_grad_norm=max_grad_norm, optimizer=Optimizer(SGD, lr=1.0)),
+            device="cpu",
         )
         pairs = zip(net.module.parameters(), start.parameters(), strict=True)
         return float(sum((after - before).detach().square().sum() for after, before in pairs) ** 0.5)
 
+    # One step of plain SGD with a learning rate of 1 moves the weights by the gradient.
     assert moved(0.01) == pytest.approx(0.01, rel=1e-3)
     assert moved(None) > 0.05
 
 
-def test_the_average_of_the_weights_is_what_is_judged_and_kept():
-    start, said = Small(4, dropout=0.0), []
+def test_the_average_of_the_weights_is_validated_and_kept():
+    start, outputs = Small(4, dropout=0.0), []
 
-    class Kept(Listed):
+    class Recording(Listed):
         def compute(self, test: Any) -> MetricResult:
-            said.append(test.outputs.copy())
-            return MetricResult(value=float(len(said)))
+            outputs.append(test.outputs.copy())
+            return MetricResult(value=float(len(outputs)))  # so that the last epoch is the best
 
     def recipe(average: AverageWeights | None) -> Recipe:
-        return alone(Net("student", copy.deepcopy(start)), epochs=2, ema=average, metrics=(Kept(),))
+        return alone(Net("student", copy.deepcopy(start)), epochs=2, ema=average, metrics=(Recording(),))
 
     plain = kdkit.run(recipe(None), device="cpu").student.module
-    said.clear()
+    outputs.clear()
     averaged = kdkit.run(recipe(AverageWeights(decay=0.9)), device="cpu").student.module
     assert not torch.allclose(plain.head.weight, averaged.head.weight, atol=1e-4)
     averaged.eval()
     with torch.no_grad():
-        now = averaged(samples(24, 1).tensors[0]).numpy()
-    _checked, first, second = said[:3]
-    assert (second == now).all()
-    assert (first != now).any()
+        kept = averaged(samples(24, 1).tensors[0]).numpy()
+    _checked, first, second = outputs[:3]
+    assert (second == kept).all()
+    assert (first != kept).any()
 
 
-def test_the_average_is_that_of_torch():
-    start, inputs = Small(4, dropout=0.0), samples(32)
+def test_the_average_equals_that_of_torch():
+    start, train = Small(4, dropout=0.0), samples(32)
     net = Net("student", copy.deepcopy(start))
-    given = TorchData(inputs, samples(24, 1), classes=("a", "b", "c"))
-    how = {"epochs": 3, "batch_size": 32, "optimizer": Optimizer(SGD, lr=0.1), "keep": "last"}
-    kdkit.run(alone(net, given=given, ema=AverageWeights(decay=0.5), **how), device="cpu")
+    splits = TorchData(train, samples(24, 1), classes=("a", "b", "c"))
+    options = {"epochs": 3, "batch_size": 32, "optimizer": Optimizer(SGD, lr=0.1), "keep": "last"}
+    kdkit.run(alone(net, splits=splits, ema=AverageWeights(decay=0.5), **options), device="cpu")
     module, expected = copy.deepcopy(start), None
     optimizer = SGD(module.parameters(), lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(module(inputs.tensors[0]), inputs.tensors[1]).backward()
+        nn.functional.cross_entropy(module(train.tensors[0]), train.tensors[1]).backward()
         optimizer.step()
-        now = module.head.weight.detach().clone()
-        expected = now if expected is None else 0.5 * expected + 0.5 * now
+        weight = module.head.weight.detach().clone()
+        # torch's AveragedModel copies the first update instead of averaging it with the initial weights.
+        expected = weight if expected is None else 0.5 * expected + 0.5 * weight
     torch.testing.assert_close(net.module.head.weight.detach(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_trains_on_cpu(precision):
     teacher, student = Net("teacher", Small(8)), Net("student", Small(4))
-    kinds = []
+    dtypes = []
 
     def kd_loss(student: Tensor, target: Tensor) -> Tensor:
-        kinds.append((student.dtype, target.dtype))
+        dtypes.append((student.dtype, target.dtype))
         return nn.functional.mse_loss(student, target)
 
     schedule = Sequential(
@@ -421,11 +436,21 @@ def test_half_precision_trains_on_cpu(precision):
     )
     result = kdkit.run(Recipe(data=data(), schedule=schedule), device="cpu", precision=precision)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    assert kinds[-1] == (half, half)
-    assert student.module.head.weight.dtype == torch.float32
+    assert dtypes[-1] == (half, half)
+    assert student.module.head.weight.dtype == torch.float32  # autocast keeps the weights in single precision
     assert result.metrics["student"]["accuracy"].value > 0.5
     first, last = (result.history["student"][index]["terms"]["truth"] for index in (0, -1))
     assert last < first
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_an_autocast_of_user_code_does_not_change_a_run(precision, dtype):
+    plain = kdkit.run(three, device="cpu", precision=precision)
+    # Inside an outer autocast, torch keeps the half-precision copies of the weights from one step to the next.
+    with torch.autocast("cpu", dtype=dtype):
+        inside = kdkit.run(three, device="cpu", precision=precision)
+    assert epoch_terms(inside.history) == epoch_terms(plain.history)
+    assert same(inside.student.module.state_dict(), plain.student.module.state_dict())
 
 
 def test_ramps_follow_the_progress_of_the_stage():
@@ -434,11 +459,11 @@ def test_ramps_follow_the_progress_of_the_stage():
     listener = Listener()
     recipe = Recipe(data=data(), schedule=[Stage({student: objective}, training(epochs=4))])
     kdkit.run(recipe, device="cpu", callbacks=[listener])
-    shares = [(epoch.weights["truth"], epoch.weights["teacher/soft_targets"]) for epoch in listener.epochs]
-    assert shares == [(0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0.0, 1.0)]
+    weights = [(epoch.weights["truth"], epoch.weights["teacher/soft_targets"]) for epoch in listener.epochs]
+    assert weights == [(0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0.0, 1.0)]
 
 
-def test_a_ramp_that_is_zero_for_now_moves_nothing():
+def test_a_ramp_that_is_still_zero_has_no_effect():
     start = Small(4)
     teacher = Net("teacher", Small(8), trained=True)
 
@@ -448,33 +473,33 @@ def test_a_ramp_that_is_zero_for_now_moves_nothing():
         recipe = Recipe(data=data(), schedule=[Stage({student: objective}, training(epochs=1, keep="last"))])
         return weights(recipe)["student"]
 
-    never_yet = LinearRamp(after=0.99, until=1.0)  # the last update is made at progress 0.75
-    assert all(torch.allclose(value, after(0.0)[key]) for key, value in after(never_yet).items())
-    assert not same(after(1.0), after(never_yet))
+    too_late = LinearRamp(after=0.99, until=1.0)  # the last update happens at progress 0.75
+    assert all(torch.allclose(value, after(0.0)[key]) for key, value in after(too_late).items())
+    assert not same(after(1.0), after(too_late))
 
 
-# What losses ask for, and losses that learn
+# Arguments of losses, and losses with weights
 
 
-def test_a_loss_gets_the_labels_ids_and_progress_that_it_asks_for():
+def test_a_loss_gets_the_labels_ids_and_progress_of_its_signature():
     teacher, student = Net("teacher", Small(8), trained=True), Net("student", Small(4))
-    given = data()
+    splits = data()
     seen: list[tuple[Tensor, Tensor, float]] = []
 
     def curious(student: Tensor, target: Tensor, *, labels: Tensor, ids: Tensor, progress: Tensor) -> Tensor:
         seen.append((labels.clone(), ids.clone(), float(progress)))
         return nn.functional.mse_loss(student, target)
 
-    recipe = Recipe(data=given, schedule=[Stage({student: truth() + Match(teacher, curious)}, training())])
+    recipe = Recipe(data=splits, schedule=[Stage({student: truth() + Match(teacher, curious)}, training())])
     kdkit.run(recipe, device="cpu")
-    steps = seen[-8:]
+    steps = seen[-8:]  # the calls before are those of the check
     labels = samples(32).tensors[1]
-    assert all(torch.equal(labels[ids], asked) for asked, ids, _ in steps)
+    assert all(torch.equal(labels[ids], batch_labels) for batch_labels, ids, _ in steps)
     assert sorted(torch.cat([ids for _, ids, _ in steps[:4]]).tolist()) == list(range(32))
     assert [progress for _, _, progress in steps] == [index / 8 for index in range(8)]
 
 
-def test_a_loss_with_weights_is_trained_and_saved_but_is_no_part_of_the_net(tmp_path):
+def test_a_loss_with_weights_is_trained_and_checkpointed_but_not_part_of_the_net(tmp_path):
     teacher, student = Net("teacher", Small(8), trained=True), Net("student", Small(4))
     hint = Hint()
     seen = []
@@ -486,39 +511,31 @@ def test_a_loss_with_weights_is_trained_and_saved_but_is_no_part_of_the_net(tmp_
 
     class Peek:
         @hookimpl
-        def run_ended(self, event: Any) -> None: ...
-
-        @hookimpl
-        def stage_started(self, event: Any) -> None: ...
-
-        @hookimpl
         def epoch_ended(self, event: Any) -> None:
             path = tmp_path / "run" / "1-student" / "state.pt"
-            if path.exists():
+            if path.exists():  # from the second epoch on: a checkpoint is written after the callbacks
                 states.append(torch.load(path, weights_only=True))
 
     kdkit.run(recipe, device="cpu", out=tmp_path / "run", callbacks=[Peek()])
     assert not same(seen[-8], seen[-1])
     assert any("projector" in key for key in states[0]["work"]["lesson"])
     saved = (tmp_path / "run" / "1-student").glob("weights*.safetensors")
-    from safetensors.torch import load_file
-
     assert [set(load_file(path)) for path in saved] == [keys]
     assert set(student.module.state_dict()) == keys
 
 
-def test_a_loss_that_is_no_number_any_more_stops_the_run_and_says_where():
+def test_a_loss_that_stops_being_finite_stops_the_run_and_is_named():
     teacher, student = Net("teacher", Small(8), trained=True), Net("student", Small(4))
 
-    def bursting(student: Tensor, target: Tensor, progress: Tensor) -> Tensor:
+    def exploding(student: Tensor, target: Tensor, progress: Tensor) -> Tensor:
         return nn.functional.mse_loss(student, target) * (math.inf if progress > 0.5 else 1.0)
 
     listener = Listener()
-    recipe = Recipe(data=data(), schedule=[Stage({student: truth() + Match(teacher, bursting)}, training())])
-    with pytest.raises(KdkitError, match=r"stage 'student':.*'teacher/bursting'.*epoch 2.*learning rate"):
+    recipe = Recipe(data=data(), schedule=[Stage({student: truth() + Match(teacher, exploding)}, training())])
+    with pytest.raises(KdkitError, match=r"stage 'student':.*'teacher/exploding'.*epoch 2.*learning rate"):
         kdkit.run(recipe, device="cpu", callbacks=[listener])
     assert isinstance(listener.ended[0].error, KdkitError)
-    assert len(listener.epochs) == 1
+    assert len(listener.epochs) == 1  # the epoch that failed is not reported
 
 
 # Learning rates
@@ -526,45 +543,46 @@ def test_a_loss_that_is_no_number_any_more_stops_the_run_and_says_where():
 
 def test_a_learning_rate_by_epoch_changes_after_epochs():
     listener = Listener()
-    rate = LRSchedule(MultiStepLR, milestones=[2, 3], gamma=0.1)
-    kdkit.run(alone(epochs=4, lr_schedule=rate), device="cpu", callbacks=[listener])
+    schedule = LRSchedule(MultiStepLR, milestones=[2, 3], gamma=0.1)
+    kdkit.run(alone(epochs=4, lr_schedule=schedule), device="cpu", callbacks=[listener])
     assert [epoch.learning_rate for epoch in listener.epochs] == pytest.approx([0.1, 0.01, 0.001, 0.001])
 
 
 def test_a_learning_rate_by_update_changes_after_updates():
     rates = []
 
-    class Noting(SGD):
+    class Recording(SGD):
         def step(self, *args: Any, **kwargs: Any) -> Any:
             rates.append(self.param_groups[0]["lr"])
             return super().step(*args, **kwargs)
 
-    rate = LRSchedule(OneCycleLR, interval="update", max_lr=0.5)
-    recipe = alone(epochs=3, lr_schedule=rate, optimizer=Optimizer(Noting, lr=0.1, momentum=0.9))
+    one_cycle = LRSchedule(OneCycleLR, interval="update", max_lr=0.5)
+    recipe = alone(epochs=3, lr_schedule=one_cycle, optimizer=Optimizer(Recording, lr=0.1, momentum=0.9))
     kdkit.run(recipe, device="cpu")
-    module = nn.Linear(1, 1)
-    expected = SGD(module.parameters(), lr=0.1, momentum=0.9)
-    schedule = OneCycleLR(expected, max_lr=0.5, total_steps=12)
-    wanted = []
+    # The same schedule by hand, on a module that is not trained: 3 epochs of 4 updates.
+    optimizer = SGD(nn.Linear(1, 1).parameters(), lr=0.1, momentum=0.9)
+    schedule = OneCycleLR(optimizer, max_lr=0.5, total_steps=12)
+    expected = []
     for _ in range(12):
-        wanted.append(expected.param_groups[0]["lr"])
-        expected.step()
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
         schedule.step()
-    assert rates == pytest.approx(wanted)
+    assert rates == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("each", ["epoch", "update"])
-def test_timms_cosine_goes_from_the_rate_to_almost_nothing(each):
+@pytest.mark.parametrize("interval", ["epoch", "update"])
+def test_the_cosine_schedule_of_timm_ends_near_zero(interval):
     listener = Listener()
-    rate = LRSchedule("cosine", interval=each)
-    kdkit.run(alone(epochs=4, lr_schedule=rate), device="cpu", callbacks=[listener])
+    schedule = LRSchedule("cosine", interval=interval)
+    kdkit.run(alone(epochs=4, lr_schedule=schedule), device="cpu", callbacks=[listener])
     rates = [epoch.learning_rate for epoch in listener.epochs]
-    wanted = [0.05 * (1 + math.cos(math.pi * epoch / 4)) for epoch in (1, 2, 3)]
-    assert rates[:3] == pytest.approx(wanted, abs=1e-6)
+    # Half a cosine from the learning rate of 0.1; timm steps after an epoch, so that the first rate is that of epoch 1.
+    expected = [0.05 * (1 + math.cos(math.pi * epoch / 4)) for epoch in (1, 2, 3)]
+    assert rates[:3] == pytest.approx(expected, abs=1e-6)
     assert rates[3] < 0.01
 
 
-def test_timms_optimizers_go_by_name():
+def test_optimizers_of_timm_are_named_by_a_string():
     start = Small(4)
     net = Net("student", copy.deepcopy(start))
     kdkit.run(alone(net, optimizer=Optimizer("lamb", lr=0.01)), device="cpu")
@@ -574,13 +592,13 @@ def test_timms_optimizers_go_by_name():
 
 
 @pytest.mark.parametrize(
-    "rate",
+    "schedule",
     [("plateau", {}), (ReduceLROnPlateau, {}), ("cosinee", {}), (MultiStepLR, {}), (OneCycleLR, {})],
     ids=["timm plateau", "torch plateau", "misspelt", "incomplete", "incomplete too"],
 )
-def test_a_learning_rate_that_cannot_work_is_refused_before_the_first_step(rate):
+def test_a_schedule_that_cannot_work_is_refused_before_the_first_step(schedule):
     listener = Listener()
-    make, options = rate
+    make, options = schedule
     with pytest.raises(KdkitError, match=r"plateau|cosinee|MultiStepLR|OneCycleLR"):
         kdkit.run(
             lambda: three(Sequential, training=training(lr_schedule=LRSchedule(make, **options))),
@@ -592,9 +610,9 @@ def test_a_learning_rate_that_cannot_work_is_refused_before_the_first_step(rate)
 
 def test_options_of_the_last_stage_are_refused_before_the_first_one_runs():
     listener = Listener()
-    one, two = Net("one", Small(4)), Net("two", Small(4))
+    first, last = Net("one", Small(4)), Net("two", Small(4))
     wrong = training(optimizer=Optimizer(SGD, lr=-1.0))
-    recipe = Recipe(data=data(), schedule=[Stage({one: truth()}, training()), Stage({two: truth()}, wrong)])
+    recipe = Recipe(data=data(), schedule=[Stage({first: truth()}, training()), Stage({last: truth()}, wrong)])
     with pytest.raises(kdkit.errors.CheckError, match=r"stage 'two'.*learning rate"):
         kdkit.run(recipe, device="cpu", callbacks=[listener])
     assert not listener.runs
@@ -603,28 +621,28 @@ def test_options_of_the_last_stage_are_refused_before_the_first_one_runs():
 # Recipes and data
 
 
-def test_a_recipe_runs_once():
+def test_a_recipe_can_run_only_once():
     recipe = three()
     kdkit.run(recipe, device="cpu")
     with pytest.raises(RecipeError, match="has run already"):
         kdkit.run(recipe, device="cpu")
 
 
-def test_a_function_that_makes_no_recipe_is_refused():
+def test_a_function_that_returns_no_recipe_is_refused():
     with pytest.raises(RecipeError, match=r"kdkit\.Recipe.*NoneType"):
         kdkit.run(lambda: None, device="cpu")
     with pytest.raises(RecipeError, match=r"kdkit\.Recipe.*str"):
         kdkit.run("recipe.py", device="cpu")
 
 
-def test_options_are_given_once():
+def test_an_option_is_refused_twice_and_if_misspelt():
     with pytest.raises(RecipeError, match="seed"):
         kdkit.run(three, kdkit.RunOptions(), seed=3)
     with pytest.raises(RecipeError, match="sede"):
         kdkit.run(three, sede=3)
 
 
-def test_a_run_folder_may_be_named_by_a_string(tmp_path):
+def test_a_run_folder_may_be_a_string(tmp_path):
     result = kdkit.run(alone(), device="cpu", out=str(tmp_path / "run"))
     assert (tmp_path / "run" / "metrics.json").exists()
     assert result.folder == tmp_path / "run"
@@ -647,7 +665,7 @@ def test_a_failed_check_writes_nothing(tmp_path):
 
 
 class Plain(Dataset[Any]):
-    """A dataset that torch knows nothing about."""
+    """A dataset of a user-defined class, which may draw random numbers in `__getitem__`."""
 
     def __init__(self, tensors: TensorDataset) -> None:
         self.tensors = tensors
@@ -659,11 +677,11 @@ class Plain(Dataset[Any]):
         return self.tensors[index]
 
 
-def test_unknown_randomness_is_noticed():
+def test_a_dataset_of_unknown_randomness_causes_a_notice():
     listener = Listener()
-    given = TorchData(Plain(samples(32)), Plain(samples(24, 1)), classes=("a", "b", "c"))
-    assert given.draws is None
-    kdkit.run(alone(given=given), device="cpu", callbacks=[listener])
+    splits = TorchData(Plain(samples(32)), Plain(samples(24, 1)), classes=("a", "b", "c"))
+    assert splits.draws is None
+    kdkit.run(alone(splits=splits), device="cpu", callbacks=[listener])
     notices = " ".join(listener.runs[0].notices)
     assert "randomness is its own" in notices
     assert "no test split" in notices
@@ -672,24 +690,24 @@ def test_unknown_randomness_is_noticed():
     assert quiet.runs[0].notices == ()
 
 
-def test_a_loader_of_ones_own_keeps_its_order_and_size():
+def test_a_user_defined_loader_keeps_its_order_and_size():
     sizes = []
 
-    def noting(outputs: Tensor, labels: Tensor) -> Tensor:
+    def recording(outputs: Tensor, labels: Tensor) -> Tensor:
         sizes.append(len(labels))
         return nn.functional.cross_entropy(outputs, labels)
 
     train = DataLoader(samples(30), batch_size=12, shuffle=True)
-    given = TorchData(train, DataLoader(samples(24, 1), batch_size=24), classes=("a", "b", "c"))
+    splits = TorchData(train, DataLoader(samples(24, 1), batch_size=24), classes=("a", "b", "c"))
     listener = Listener()
-    result = kdkit.run(alone(given=given, objective=Truth(noting), epochs=6), device="cpu", callbacks=[listener])
-    assert sizes[-3:] == [12, 12, 6]
-    assert result.reported_on == "validation"
+    result = kdkit.run(alone(splits=splits, objective=Truth(recording), epochs=6), device="cpu", callbacks=[listener])
+    assert sizes[-3:] == [12, 12, 6]  # not the batch size of the training options, 8
+    assert result.reported_on == "validation"  # there is no test split
     assert result.metrics["student"]["accuracy"].value > 0.5
     assert any("randomness" in notice for notice in listener.runs[0].notices)
 
 
-def test_a_loader_of_a_stream_without_length_is_refused():
+def test_a_loader_without_a_length_is_refused():
     class Endless(IterableDataset[Any]):
         def __iter__(self) -> Iterator[Any]:
             yield from samples(8)
@@ -701,18 +719,18 @@ def test_a_loader_of_a_stream_without_length_is_refused():
 def test_the_same_loader_gives_the_same_run():
     def recipe() -> Recipe:
         train = DataLoader(samples(32), batch_size=8, shuffle=True)
-        return alone(given=TorchData(train, samples(24, 1), classes=("a", "b", "c")))
+        return alone(splits=TorchData(train, samples(24, 1), classes=("a", "b", "c")))
 
     first, again = (kdkit.run(recipe, device="cpu", seed=5) for _ in range(2))
-    assert told(first.history) == told(again.history)
+    assert epoch_terms(first.history) == epoch_terms(again.history)
 
 
-# Compiled
+# torch.compile
 
 
 @pytest.fixture
 def eagerly(monkeypatch):
-    """Let torch.compile trace as always, but run what it traced without generating code."""
+    """Let torch.compile trace as usual, but run the graphs without generating code, which takes seconds."""
     compiled = torch.compile
     monkeypatch.setattr(torch, "compile", lambda module: compiled(module, backend="eager"))
     torch._dynamo.reset()
@@ -723,49 +741,49 @@ def eagerly(monkeypatch):
 def tapped() -> Recipe:
     teacher, student = Net("teacher", Small(8, dropout=0.0)), Net("student", Small(4, dropout=0.0))
 
-    def match(net: Net[Any], master: Net[Any]) -> Any:
-        feature = Match(master, Hint(), student=Tap(net.module.norm), target=Tap(master.module.norm))
-        return Match(master, SoftTargets()) + 0.5 * feature
+    def match(net: Net[Any], teacher: Net[Any]) -> Any:
+        hint = Match(teacher, Hint(), student=Tap(net.module.norm), target=Tap(teacher.module.norm))
+        return Match(teacher, SoftTargets()) + 0.5 * hint
 
     schedule = Sequential(teacher, student, truth=truth(), match=match, training=training(epochs=2))
-    return Recipe(data=data(30), schedule=schedule)
+    return Recipe(data=data(30), schedule=schedule)  # the last batch has 6 samples instead of 8: a second shape
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")
-def test_a_compiled_lesson_gives_the_same_losses_and_its_taps_fire(eagerly):
-    plain, compiled = (kdkit.run(tapped, device="cpu", compile=each) for each in (False, True))
+def test_a_compiled_stage_has_the_same_losses_and_its_taps_fire(eagerly):
+    plain, compiled = (kdkit.run(tapped, device="cpu", compile=compiled) for compiled in (False, True))
     assert "teacher/hint" in plain.history["student"][0]["terms"]
-    for (stage, one), (_, other) in zip(told(plain.history), told(compiled.history), strict=True):
-        assert one == pytest.approx(other, rel=1e-5), stage
+    for (stage, terms), (_, expected) in zip(epoch_terms(compiled.history), epoch_terms(plain.history), strict=True):
+        assert terms == pytest.approx(expected, rel=1e-5), stage
     for key, value in plain.student.module.state_dict().items():
         torch.testing.assert_close(compiled.student.module.state_dict()[key], value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_a_lesson_compiled_by_inductor_gives_the_same_losses():
-    plain, compiled = (kdkit.run(tapped, device="cpu", compile=each) for each in (False, True))
-    for (stage, one), (_, other) in zip(told(plain.history), told(compiled.history), strict=True):
-        assert one == pytest.approx(other, rel=1e-3), stage
+def test_a_stage_compiled_by_inductor_has_the_same_losses():
+    plain, compiled = (kdkit.run(tapped, device="cpu", compile=compiled) for compiled in (False, True))
+    for (stage, terms), (_, expected) in zip(epoch_terms(compiled.history), epoch_terms(plain.history), strict=True):
+        assert terms == pytest.approx(expected, rel=1e-3), stage
 
 
 def test_adam_is_the_default():
     assert kdkit.Training(epochs=1).optimizer.make is Adam
 
 
-# What a run leaves alone
+# State that a run leaves unchanged
 
 
-def test_a_run_leaves_the_random_states_of_its_caller():
+def test_a_run_restores_the_random_state_of_its_caller():
     recipe = alone(Net("student", Small(4)), epochs=1)
     torch.manual_seed(5)
-    wanted = torch.rand(2)
+    expected = torch.rand(2)
     torch.manual_seed(5)
     kdkit.run(recipe, device="cpu")
-    assert torch.equal(torch.rand(2), wanted)
+    assert torch.equal(torch.rand(2), expected)
 
 
-def test_a_frozen_part_stays_in_eval_mode_so_that_its_batch_norm_does_not_drift():
+def test_the_batch_norm_of_a_frozen_part_does_not_drift():
     net = Net("student", Small(4))
     net.module.norm.requires_grad_(False)
     before = copied(net.module.norm)
@@ -774,12 +792,12 @@ def test_a_frozen_part_stays_in_eval_mode_so_that_its_batch_norm_does_not_drift(
 
 
 @pytest.mark.parametrize("length", [1, 9])
-def test_a_loader_that_gives_other_than_it_promises_stops_the_run(length):
+def test_a_loader_with_a_wrong_length_stops_the_run(length):
     class Loader(DataLoader):
         def __len__(self) -> int:
             return length
 
-    given = TorchData(Loader(samples(32), batch_size=8), samples(24, 1), classes=("a", "b", "c"))
-    recipe = Recipe(data=given, schedule=[Stage({Net("student", Small(4)): truth()}, training())])
+    splits = TorchData(Loader(samples(32), batch_size=8), samples(24, 1), classes=("a", "b", "c"))
+    recipe = Recipe(data=splits, schedule=[Stage({Net("student", Small(4)): truth()}, training())])
     with pytest.raises(DataError, match=rf"promised {length} batches an epoch, and gave (more|4)"):
         kdkit.run(recipe, device="cpu")

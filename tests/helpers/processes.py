@@ -1,0 +1,130 @@
+"""Start Python programs as processes that need not import torch again: a server imports it once, and forks itself.
+
+`import torch` takes about 2 seconds of a core, more than most programs of the tests need for their own work. A test
+about the start or the end of an interpreter needs a fresh one instead: `subprocess` with `sys.executable`.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections.abc import Mapping
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from tests.helpers.command_line import environment
+
+# What nearly every program of the tests imports; a plugin of kdkit is loaded by the program itself.
+PRELOADED = ["torch", "torch.distributed", "timm", "kdkit.cli.main", "kdkit.engine.run", "kdkit.losses", "kdkit_ecg"]
+
+
+class ForkedPython:
+    """A Python program in a process that is forked from a server, with the part of `subprocess.Popen` that tests use.
+
+    arguments: those of `python`, a script or `-m` and a module, and then the program's own. folder: where it runs.
+    variables: its whole environment. The variables that a library reads as it is imported must be those of the tests.
+    """
+
+    def __init__(self, arguments: list[str], folder: Path, variables: Mapping[str, str] | None = None) -> None:
+        self._output = Path(tempfile.mkdtemp(prefix="kdkit-tests-"))
+        variables = dict(environment() if variables is None else variables)
+        start = (list(map(str, arguments)), str(folder), variables, str(self._output))
+        context = multiprocessing.get_context("forkserver")
+        with _environment(environment()):  # the server imports kdkit from this checkout
+            context.set_forkserver_preload(PRELOADED)
+            forkserver.ensure_running()
+        self._process = context.Process(target=_execute, args=start)
+        self._process.start()
+        self.pid = self._process.pid
+        # No process outlives its test, and pytest would wait for it at its own end.
+        weakref.finalize(self, _end, self._process, self._output)
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, the negative number of a signal, or None while the process runs."""
+        return self._process.exitcode
+
+    poll = returncode.fget
+
+    def wait(self, timeout: float) -> int:
+        """Wait until the process has ended, and return its exit code. Raises TimeoutExpired."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("forked python", timeout)
+        return self._process.exitcode
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """Wait until the process has ended, and return what it wrote to stdout and stderr."""
+        self.wait(timeout)
+        return self.output(1), self.output(2)
+
+    def output(self, stream: int) -> str:
+        """Return what the process has written so far: 1 is stdout, 2 is stderr."""
+        return (self._output / str(stream)).read_text()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def run_python(arguments: list[str], folder: Path, variables: Mapping[str, str] | None = None, timeout: float = 120):
+    """Run a program to its end, as `subprocess.run` does."""
+    process = ForkedPython(arguments, folder, variables)
+    try:
+        out, err = process.communicate(timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def _end(process: BaseProcess, output: Path) -> None:
+    process.kill()
+    shutil.rmtree(output, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]):
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _execute(arguments: list[str], folder: str, variables: dict[str, str], output: str) -> None:
+    """Become the program: with its folder, environment, output files and arguments."""
+    os.setsid()  # so that the processes that the program starts can be found by its session
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(variables)
+    # A child inherits the start method that it was started by; the first method of the list is the usual one.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+    for stream in (1, 2):
+        file = os.open(Path(output, str(stream)), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, stream)
+        os.close(file)
+    # The server was started with a stdout and a stderr of the tests, which may be closed already.
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
+    sys.path[:0] = variables.get("PYTHONPATH", "").split(os.pathsep)
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        sys.path.insert(0, folder)
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = arguments
+        sys.path.insert(0, str(Path(folder, arguments[0]).parent))
+        runpy.run_path(arguments[0], run_name="__main__")
