@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kdkit.data.dataset import Data, LoaderSplit
+from kdkit.data.dataset import Data, LoaderSplit, optional_member
 from kdkit.errors import DataError, KdkitError, RecipeError, RemoteRankError, first_line
 from kdkit.utils import collectives
 from kdkit.utils.devices import usable_cores
@@ -86,7 +86,7 @@ def require_shareable(data: Data, batch_sizes: Iterable[int]) -> None:
     """Raise where the work of a run cannot be shared out among its processes."""
     if not collectives.is_distributed():
         return
-    if len(set(collectives.all_gather_objects([(data.fingerprint, data.train_digest)]))) > 1:
+    if len(set(collectives.all_gather_objects([(data.fingerprint, optional_member(data, Data, "train_digest"))]))) > 1:
         raise DataError(
             "the processes of this run have different data, so that one may learn from what another is scored on; "
             "make it inside of recipe(), where randomness is seeded, or split it with a generator of its own seed"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import Data, LoaderSplit, Split
+from kdkit.data.dataset import Data, LoaderSplit, Split, optional_member
 from kdkit.data.loading import batches
 from kdkit.engine.class_alignment import shared
 from kdkit.errors import DataError, KdkitError
@@ -113,7 +113,7 @@ def _own(split: Split | LoaderSplit) -> Split | LoaderSplit:
 
 def _groups(split: Split | LoaderSplit) -> NDArray[np.int64] | None:
     """Return which samples belong together, where the split knows it. Raises DataError where they are no row each."""
-    groups = None if isinstance(split, LoaderSplit) else split.groups
+    groups = optional_member(split, Split, "groups")
     if groups is None:
         return None
     known = torch.as_tensor(groups).cpu().numpy()

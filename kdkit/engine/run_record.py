@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from kdkit import __version__
-from kdkit.data.dataset import Data, LoaderSplit
+from kdkit.data.dataset import Data, Split, optional_member
 from kdkit.engine import distributed
 from kdkit.engine.check.plan import Plan
 from kdkit.engine.trainer import RunContext
@@ -64,8 +64,8 @@ def record_of(place: RunContext, origin: Origin) -> dict[str, Any]:
 def notices(recipe: Recipe, plan: Plan) -> Iterator[str]:
     """Say what a reader of the figures must know: of the data, and of what kdkit cannot promise for it."""
     data = recipe.data
-    yield from data.summary.splitlines()
-    yield from data.notices
+    yield from str(optional_member(data, Data, "summary")).splitlines()
+    yield from optional_member(data, Data, "notices")
     if data.draws is None:
         yield "the data's randomness is its own, so runs repeat exactly only if it does"
     for name in sorted(net.name for net in plan.foreign):
@@ -78,7 +78,7 @@ def notices(recipe: Recipe, plan: Plan) -> Iterator[str]:
 
 def _positives(data: Data) -> dict[str, int] | None:
     """Return how many training samples each class has, where that is known without fetching them."""
-    labels = None if isinstance(data.train, LoaderSplit) else data.train.labels
+    labels = optional_member(data.train, Split, "labels")
     if not isinstance(labels, torch.Tensor) or data.task == "regression":
         return None
     shape = (len(data.train),) if data.task == "multiclass" else (len(data.train), len(data.classes))

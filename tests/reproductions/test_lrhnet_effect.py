@@ -121,7 +121,7 @@ def test_patients_are_drawn_anew_only_where_all_seeds_report_on_them(asked, lrhn
         low, high = each.patients.interval
         assert low <= each.patients.value <= high
         assert effect.interval(each.patients) in effect.markdown_effects([each])
-    with pytest.raises(kdkit.DataError, match="other samples"):  # each seed has simulated records of its own
+    with pytest.raises(kdkit.DataError, match="predictions for different samples"):  # each seed has simulated records of its own
         effect.with_patients(effects, study, (7, 8), protocol)
 
 
