@@ -13,6 +13,8 @@ from kdkit.errors import DataError
 
 Task = Literal["multiclass", "multilabel", "regression"]
 
+_ABSENT = object()
+
 # The members of Split and Data are `cached_property`s, so a subclass may define a member in any form: as a property, as
 # a class attribute, as a dataclass field, or by assignment in __init__, which a plain property would refuse.
 
@@ -142,14 +144,19 @@ class Data:
         return None
 
 
-def missing_members(value: object, base: type[Data] | type[Split]) -> list[str]:
-    """Return the public members of a base class that an object lacks; one with all of them need not be a subclass.
+def missing_members(data: object) -> list[str]:
+    """Return the required members of `Data` that an object lacks; an object with all of them need not be a subclass.
 
     Properties are not evaluated, since reading a split may take minutes.
     """
-    absent = object()
-    members = [name for name in vars(base) if not name.startswith("_")]
-    return [name for name in members if getattr_static(value, name, absent) is absent]
+    required = ("classes", "task", "draws", "fingerprint", "train", "validation", "test")
+    return [name for name in required if getattr_static(data, name, _ABSENT) is _ABSENT]
+
+
+def optional_member(value: object, base: type[Data] | type[Split], name: str) -> Any:
+    """Return a member of a data set or split; the default of the base class if an object of another class lacks it."""
+    is_absent = getattr_static(value, name, _ABSENT) is _ABSENT
+    return getattr(base() if is_absent else value, name)
 
 
 def _raise_undefined(value: object, member: str) -> NoReturn:

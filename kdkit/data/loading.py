@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import LoaderSplit, Split, missing_members
-from kdkit.errors import DataError
+from kdkit.data.dataset import LoaderSplit, Split, optional_member
 from kdkit.utils.devices import usable_cores
 from kdkit.utils.randomness import derive_seed
 
@@ -47,11 +46,9 @@ def batches(
     """
     if isinstance(split, LoaderSplit):
         return split
-    if missing := missing_members(split, Split):
-        raise DataError(f"a split is a subclass of kdkit.Split; {type(split).__name__} lacks {', '.join(missing)}")
     if workers is None:
         # On a CPU workers would take time from the net; next to a GPU, one core is left to this process.
-        workers = min(MAX_WORKERS, usable_cores() - 1) if pin and split.parallel else 0
+        workers = min(MAX_WORKERS, usable_cores() - 1) if pin and optional_member(split, Split, "parallel") else 0
     rows = order if order is not None else torch.arange(len(split))
     rows_of_batches = torch.split(rows, size)  # the last one may be smaller
     if shard != (0, 1):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import Data, LoaderSplit, Split
+from kdkit.data.dataset import Data, LoaderSplit, Split, optional_member
 from kdkit.data.loading import batches
 from kdkit.engine.class_alignment import shared_classes
 from kdkit.errors import DataError, KdkitError
@@ -121,7 +121,7 @@ class _Part(Split):
 
 def _groups(split: Split | LoaderSplit) -> NDArray[np.int64] | None:
     """Return the group of each row, such as its patient, or None. Raises DataError if there is not one per row."""
-    groups = None if isinstance(split, LoaderSplit) else split.groups
+    groups = optional_member(split, Split, "groups")
     if groups is None:
         return None
     array = torch.as_tensor(groups).cpu().numpy()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from kdkit import __version__
-from kdkit.data.dataset import Data, LoaderSplit
+from kdkit.data.dataset import Data, Split, optional_member
 from kdkit.engine import distributed
 from kdkit.engine.check.plan import Plan
 from kdkit.engine.options import RunOptions
@@ -61,8 +61,8 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
 def notices(recipe: Recipe, plan: Plan) -> Iterator[str]:
     """Yield the facts that a reader of the results has to know: about the data, and about what is not reproducible."""
     data = recipe.data
-    yield from data.summary.splitlines()
-    yield from data.notices
+    yield from str(optional_member(data, Data, "summary")).splitlines()
+    yield from optional_member(data, Data, "notices")
     if data.draws is None:
         yield "the data draws its own random numbers, so runs repeat exactly only if the data does"
     for name in sorted(net.name for net in plan.feature_teachers):
@@ -77,7 +77,7 @@ def notices(recipe: Recipe, plan: Plan) -> Iterator[str]:
 
 def _positives(data: Data) -> dict[str, int] | None:
     """Return the number of training samples of each class, or None if that is unknown without fetching them."""
-    labels = None if isinstance(data.train, LoaderSplit) else data.train.labels
+    labels = optional_member(data.train, Split, "labels")
     if not isinstance(labels, torch.Tensor) or data.task == "regression":
         return None
     shape = (len(data.train),) if data.task == "multiclass" else (len(data.train), len(data.classes))

@@ -89,7 +89,7 @@ class Recipe:
     _used: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if missing := missing_members(self.data, Data):
+        if missing := missing_members(self.data):
             raise RecipeError(
                 "data must be a TorchData(train, validation) or another subclass of kdkit.Data; got a "
                 f"{type(self.data).__name__}, which lacks {', '.join(missing)}"

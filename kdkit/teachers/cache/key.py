@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdkit.data.dataset import Data, LoaderSplit
+from kdkit.data.dataset import Data, LoaderSplit, optional_member
 from kdkit.errors import CacheError, first_line
 from kdkit.nets.net import Net
 from kdkit.nets.taps import AttentionTap, Tap, TapLike
@@ -70,11 +70,11 @@ def facts_of_data(data: Data) -> dict[str, Any]:
     return {
         "fingerprint": str(data.fingerprint),
         "classes": list(data.classes),
-        "train_digest": data.train_digest,
+        "train_digest": optional_member(data, Data, "train_digest"),
         "samples": len(ids),
         "draws": data.draws,
         "ids": Digest().add(ids.sort().values, "ids").hexdigest(),
-        "augment": Digest().add(data.augment, "the data's augment").facts(),
+        "augment": Digest().add(optional_member(data, Data, "augment"), "the data's augment").facts(),
     }
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kdkit import Batch, Data, DataError, LoaderSplit, Split
 from kdkit.data.batch import as_targets
+from kdkit.data.dataset import optional_member
 from kdkit.data.loading import batches, shuffled, training_order
 from kdkit.utils.randomness import derive_seed
 from tests.helpers.tiny import tiny_data
@@ -132,19 +133,17 @@ def test_a_required_member_of_data_that_is_not_defined_is_reported_by_name(membe
         getattr(Incomplete(), member)
 
 
-def test_a_split_that_is_no_subclass_needs_every_member():
+def test_a_split_that_is_no_subclass_has_the_defaults_of_the_members_it_lacks():
     class Duck:
         def __init__(self):
-            self.ids, self.batch = torch.arange(2), TwoRows().batch
+            self.batch, self.groups = TwoRows().batch, torch.zeros(2)
 
         def __len__(self):
             return 2
 
-    with pytest.raises(DataError, match=r"subclass of kdkit\.Split; Duck lacks labels, groups, parallel"):
-        batches(Duck(), 2)
-    complete = Duck()
-    complete.labels, complete.groups, complete.parallel = None, None, False
-    assert [len(batch) for batch in batches(complete, 2)] == [2]
+    assert [len(batch) for batch in batches(Duck(), 2)] == [2]
+    assert optional_member(Duck(), Split, "labels") is None
+    assert optional_member(Duck(), Split, "groups").tolist() == [0, 0]
 
 
 def test_worker_processes_load_the_same_batches():
