@@ -196,7 +196,9 @@ class Digest:
         except Exception as error:  # user code and C extensions may raise anything
             raise CacheError(f"{path} is a {type(value).__qualname__}, whose contents cannot be read") from error
         self.add(type(value), path)
-        for name, attribute in getattr(value, "__dict__", {}).items():
+        # The alias `tuple[int]` hands out the attributes of `tuple`.
+        attributes = {} if isinstance(value, types.GenericAlias) else getattr(value, "__dict__", {})
+        for name, attribute in attributes.items():
             self._update(name)
             self.add(attribute, f"{path}.{name}")
         parts = (state,) if isinstance(state, str) else state  # a str is a name in a module, such as "float32"

@@ -380,7 +380,16 @@ def test_the_code_of_augmentations_is_in_the_facts_of_the_data(make):
     assert facts(2) != facts_of_data(tiny_data())
 
 
-def test_functions_of_libraries_have_a_digest():
+def test_functions_and_types_of_libraries_have_a_digest():
     functions = (len, torch.relu, torch.softmax, nn.functional.gelu, nn.functional.max_pool2d, torch.Tensor.add)
-    for function in (*functions, np.sin, np.mean):
-        assert Digest().add(function, "it").hexdigest() == Digest().add(function, "it").hexdigest()
+    values = (
+        *functions,
+        np.sin,
+        np.mean,
+        int | str,
+        tuple[int],
+        torch.float32,
+        torch.device("cpu"),
+    )
+    for value in values:
+        assert Digest().add(value, "it").hexdigest() == Digest().add(value, "it").hexdigest()
