@@ -86,14 +86,14 @@ def test_a_resumed_run_has_identical_weights_and_saves_the_student_alone(name, d
     kdkit.run(function, device="cpu", out=uninterrupted)
     with pytest.raises(KeyboardInterrupt):
         kdkit.run(function, device="cpu", out=resumed, callbacks=[Stop()])
-    state = torch.load(next(resumed.glob("1-*/state.pt")), weights_only=True)["work"]
+    state = torch.load(next(resumed.glob("1-*/state.pt")), weights_only=True)["train_state"]
     kdkit.run(function, device="cpu", out=resumed, resume=True)
 
     # The state of an epoch holds the weights and buffers of the losses.
     (stage,) = recipes[1].stages
     losses = [weighted.term.loss for objective in stage.objectives.values() for weighted in objective]
     loss_states = [loss.state_dict() for loss in losses if isinstance(loss, nn.Module)]
-    saved = [value for key, value in state["lesson"].items() if key.startswith("losses.")]
+    saved = [value for key, value in state["module"].items() if key.startswith("losses.")]
     assert [value.shape for value in saved] == [
         value.shape for loss_state in loss_states for value in loss_state.values()
     ]

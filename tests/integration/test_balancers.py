@@ -89,7 +89,7 @@ def test_a_resumed_run_ends_in_the_same_bits(name, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         kdkit.run(make, device="cpu", out=tmp_path / "cut", callbacks=[Stop(2)])
     state = torch.load(tmp_path / "cut" / "1-student" / "state.pt", weights_only=True)
-    assert bool(state["work"]["balancer"]) == (name != "cagrad")  # the only one without a state
+    assert bool(state["train_state"]["balancer"]) == (name != "cagrad")  # the only one without a state
     kdkit.run(make, device="cpu", out=tmp_path / "cut", resume=True)
     saved = [load_file(tmp_path / run / "1-student" / "weights.safetensors") for run in ("whole", "cut")]
     assert same(*saved)

@@ -35,7 +35,7 @@ def test_the_epoch_with_the_smallest_value_of_an_error_is_kept(monitor):
     result = kdkit.run(lambda: single(metrics, epochs=6, monitor=monitor))
     epochs = result.history["student"]
     values = [epoch["brier"] for epoch in epochs]
-    kept = [epoch["epoch"] for epoch in epochs if epoch["kept"]]
+    kept = [epoch["epoch"] for epoch in epochs if epoch["best"]]
     assert kept[-1] == int(np.argmin(values))
     assert all(values[epoch] == min(values[: epoch + 1]) for epoch in kept)
     assert kept[0] == 0  # the first epoch is always the best so far

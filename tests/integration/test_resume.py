@@ -169,7 +169,7 @@ def test_a_killed_run_resumes_to_the_same_bits(options, folder, finish):
     assert (folder / "cut" / "1-teacher" / "stage.json").exists()
     assert not (folder / "cut" / "metrics.json").exists()
     state = torch.load(folder / "cut" / "2-student" / "state.pt", weights_only=True)
-    assert any("projector" in key for key in state["work"]["lesson"])
+    assert any("projector" in key for key in state["train_state"]["module"])
     assert len(state["history"]) == 2
     log = (folder / "log.txt").read_text().splitlines()
     assert log[-1] == "student 1"  # epochs count from 0

@@ -122,7 +122,7 @@ SINGLE = {"adam": {"optimizer": Optimizer(torch.optim.Adam, lr=0.01)}}
 def run(name, out=None, **parameters):
     recipe_file.training = {**OPTIONS, **SINGLE}[name]
     result = kdkit.run(lambda: recipe_file.recipe(**parameters), device="cpu", out=out, gradients=2)
-    figures = ("terms", "accuracy", "kept", "gradients")
+    figures = ("terms", "accuracy", "best", "gradients")
     epochs = [{key: epoch[key] for key in figures} for epoch in result.history["student"]]
     metrics = {net: {name: metric.value for name, metric in metrics.items()} for net, metrics in result.metrics.items()}
     return {"weights": result.student.module.state_dict(), "epochs": epochs, "metrics": metrics}
@@ -174,7 +174,7 @@ def test_two_processes_end_in_the_weights_and_metrics_of_one(results, name):
         torch.testing.assert_close(first[name]["weights"][key], value, rtol=0, atol=1e-6)
     for epoch, expected in zip(first[name]["epochs"], whole[name]["epochs"], strict=True):
         assert epoch["terms"] == pytest.approx(expected["terms"], rel=1e-6)
-        assert (epoch["accuracy"], epoch["kept"]) == (expected["accuracy"], expected["kept"])
+        assert (epoch["accuracy"], epoch["best"]) == (expected["accuracy"], expected["best"])
         for statistic in ("norms", "cosines"):
             # Without the terms of Past and Ema ("past of student"), whose gradients are nothing but rounding at first.
             pair = [

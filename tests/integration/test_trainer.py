@@ -312,7 +312,7 @@ def test_the_best_or_the_last_epoch_is_kept(keep, kept):
     result = kdkit.run(recipe, device="cpu", callbacks=[snapshots])
     assert same(net.module.state_dict(), snapshots.seen[kept])
     assert sum(same(net.module.state_dict(), weights) for weights in snapshots.seen) == 1
-    marks = [epoch["kept"] for epoch in result.history["student"]]
+    marks = [epoch["best"] for epoch in result.history["student"]]
     assert marks == ([True, True, False, False] if keep == "best" else [True] * 4)
 
 
@@ -518,7 +518,7 @@ def test_a_loss_with_weights_is_trained_and_checkpointed_but_not_part_of_the_net
 
     kdkit.run(recipe, device="cpu", out=tmp_path / "run", callbacks=[Peek()])
     assert not same(seen[-8], seen[-1])
-    assert any("projector" in key for key in states[0]["work"]["lesson"])
+    assert any("projector" in key for key in states[0]["train_state"]["module"])
     saved = (tmp_path / "run" / "1-student").glob("weights*.safetensors")
     assert [set(load_file(path)) for path in saved] == [keys]
     assert set(student.module.state_dict()) == keys

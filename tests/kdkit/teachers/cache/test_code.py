@@ -388,7 +388,6 @@ def test_functions_and_types_of_libraries_have_a_digest():
         np.mean,
         int | str,
         tuple[int],
-        torch.ops.aten.relu,
         torch.float32,
         torch.device("cpu"),
     )
