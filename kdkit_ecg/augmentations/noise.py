@@ -73,7 +73,7 @@ class PowerLine:
                 f"a hum of {max(self.hertz):g} Hz cannot be sampled at {rate:g} Hz; leave PowerLine out, or pass hertz"
             )
         hertz = self.hertz[generator.integers(len(self.hertz))]
-        angles = 2 * np.pi * (hertz * np.arange(signal.shape[1]) / rate)  # (time,)
+        angles: NDArray[np.float64] = 2 * np.pi * (hertz * np.arange(signal.shape[1]) / rate)  # (time,)
         return _add_at_electrodes(signal, angles, generator.uniform(0, self.size), generator)
 
 

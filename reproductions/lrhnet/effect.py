@@ -60,7 +60,9 @@ def effects_of(scores: Scores) -> list[Effect]:
     effects = []
     for score, leads, baseline, row in product(SCORES, LEADS, BASELINES, ROWS[1:]):
         if row != baseline:
-            values, baseline_values = (dict[Hashable, float](scores[name, leads, score]) for name in (row, baseline))
+            values, baseline_values = (
+                dict[Hashable, float](scores[name, leads, score].items()) for name in (row, baseline)
+            )
             effects.append(Effect(row, baseline, leads, score, paired_t_interval(values, baseline_values)))
     return effects
 
