@@ -1,6 +1,7 @@
 """Add noise: white noise, slow drift of the baseline, and the hum of the mains."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,12 +74,12 @@ class PowerLine:
                 f"a hum of {max(self.hertz):g} Hz cannot be sampled at {rate:g} Hz; leave PowerLine out, or pass hertz"
             )
         hertz = self.hertz[generator.integers(len(self.hertz))]
-        angles: NDArray[np.float64] = 2 * np.pi * (hertz * np.arange(signal.shape[1]) / rate)  # (time,)
+        angles = 2 * np.pi * (hertz * np.arange(signal.shape[1]) / rate)  # (time,)
         return _add_at_electrodes(signal, angles, generator.uniform(0, self.size), generator)
 
 
 def _add_at_electrodes(
-    signal: Signal, angles: NDArray[np.float64], size: float, generator: np.random.Generator
+    signal: Signal, angles: NDArray[np.floating[Any]], size: float, generator: np.random.Generator
 ) -> Signal:
     """Return (12, time) with a random mix of the sine and cosine of these angles at each electrode; size: its RMS."""
     if len(signal) != len(LEADS):
