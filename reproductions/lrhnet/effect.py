@@ -60,7 +60,9 @@ def effects_of(scores: Scores) -> list[Effect]:
     effects = []
     for score, leads, baseline, row in product(SCORES, LEADS, BASELINES, ROWS[1:]):
         if row != baseline:
-            values, baseline_values = (_by_seed(scores[name, leads, score]) for name in (row, baseline))
+            values, baseline_values = (
+                dict[Hashable, float](scores[name, leads, score].items()) for name in (row, baseline)
+            )
             effects.append(Effect(row, baseline, leads, score, paired_t_interval(values, baseline_values)))
     return effects
 
@@ -146,7 +148,3 @@ def csv_scores(scores: Scores) -> str:
         for seed, value in by_seed.items()
     ]
     return as_csv(("model", "leads", "score", "seed", "value"), lines)
-
-
-def _by_seed(values: Mapping[int, float]) -> dict[Hashable, float]:
-    return {seed: value for seed, value in values.items()}  # a dict of int keys has another type
