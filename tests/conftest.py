@@ -60,8 +60,9 @@ def _seed() -> None:
     # Not imported here: a test that needs neither would wait for them.
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(0)
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(0)
+    if (torch := sys.modules.get("torch")) is not None:
+        # As in a new process, and not 0, which tests use themselves: two nets would have the same weights.
+        torch.manual_seed(torch.Generator().initial_seed())
 
 
 @pytest.fixture
