@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kdkit.teachers.cache import EntryInfo
+from kdkit.teachers.cache.entry import EntryInfo
 from kdkit.teachers.cache.folder import format_bytes
 
 

@@ -12,7 +12,9 @@ from kdkit.data.torch_data import TorchData, class_names
 from kdkit.data.torch_splits import DatasetOrLoader, first_batch
 from kdkit.engine.run import Result, run
 from kdkit.errors import KdkitError
-from kdkit.losses import Loss, PerLabelSoftTargets, SoftTargets
+from kdkit.losses.base import Loss
+from kdkit.losses.logits import SoftTargets
+from kdkit.losses.per_label import PerLabelSoftTargets
 from kdkit.nets.net import Net
 from kdkit.recipe.objective import Truth
 from kdkit.recipe.recipe import Recipe

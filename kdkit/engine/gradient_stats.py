@@ -6,7 +6,7 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
-from kdkit.recipe.balancing import inner_products, jacobian
+from kdkit.recipe.balancing.gradients import inner_products, jacobian
 
 Gradients = dict[str, dict[str, float]]
 

@@ -12,12 +12,13 @@ from kdkit.data.dataset import Task
 from kdkit.engine.class_alignment import TermInputs
 from kdkit.engine.terms import BoundTerm, bind_term
 from kdkit.errors import RecipeError
-from kdkit.losses import BuildContext
+from kdkit.losses.base import BuildContext
 from kdkit.losses.features import TensorOrTuple
 from kdkit.nets.taps import OpenTaps, TapLike
 from kdkit.recipe.objective import as_objective, taps_of
 from kdkit.recipe.recipe import Stage
-from kdkit.teachers import Peer, TeacherOutput, TeacherOutputs
+from kdkit.teachers.base import TeacherOutput, TeacherOutputs
+from kdkit.teachers.peer import Peer
 
 
 class DistillationModule(nn.Module):

@@ -9,9 +9,10 @@ import torch
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.engine.module import DistillationModule
-from kdkit.losses import BuildContext
+from kdkit.losses.base import BuildContext
 from kdkit.recipe.recipe import Stage
-from kdkit.teachers import TeacherOutput, TeacherSession, open_teacher
+from kdkit.teachers.base import TeacherOutput, TeacherSession
+from kdkit.teachers.frozen import open_teacher
 
 
 class OpenStage:

@@ -15,7 +15,7 @@ from kdkit.data.dataset import Data, LoaderSplit, Split, optional_member
 from kdkit.data.loading import batches
 from kdkit.engine.class_alignment import shared_classes
 from kdkit.errors import DataError, KdkitError
-from kdkit.metrics import Metric, MetricResult, Predictions
+from kdkit.metrics.base import Metric, MetricResult, Predictions
 from kdkit.nets.net import Net
 from kdkit.utils.collectives import all_gather, is_distributed, rank, world_size
 from kdkit.utils.modules import eval_mode

@@ -21,7 +21,7 @@ from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.trainer import RunContext, StageTrainer
 from kdkit.errors import RecipeError, RunFolderError
-from kdkit.metrics import MetricResult
+from kdkit.metrics.base import MetricResult
 from kdkit.nets.net import Net
 from kdkit.plugins.events import RunEnded, RunStarted
 from kdkit.plugins.manager import installed

@@ -14,7 +14,7 @@ from kdkit.data.dataset import Data, Split, optional_member
 from kdkit.engine import distributed
 from kdkit.engine.check.plan import Plan
 from kdkit.engine.options import RunOptions
-from kdkit.metrics import Predictions, true_classes
+from kdkit.metrics.base import Predictions, true_classes
 from kdkit.recipe.recipe import Recipe
 from kdkit.utils import collectives
 

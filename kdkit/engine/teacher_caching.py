@@ -16,19 +16,15 @@ from kdkit.engine.options import RunOptions
 from kdkit.errors import CacheError, first_line
 from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe, Stage
-from kdkit.teachers import TeacherSession
-from kdkit.teachers.cache import (
-    AUDIT_SAMPLES,
-    Audit,
-    CachedTeacher,
-    CacheFolder,
-    Codec,
-    EntrySpec,
-    Store,
-    compute_key,
-    facts_of_data,
-    probe,
-)
+from kdkit.teachers.base import TeacherSession
+from kdkit.teachers.cache.audit import AUDIT_SAMPLES, Audit
+from kdkit.teachers.cache.cached import CachedTeacher
+from kdkit.teachers.cache.codec import Codec
+from kdkit.teachers.cache.entry import EntrySpec
+from kdkit.teachers.cache.folder import CacheFolder
+from kdkit.teachers.cache.key import compute_key, facts_of_data
+from kdkit.teachers.cache.probe import probe
+from kdkit.teachers.cache.store import Store
 from kdkit.utils import collectives
 from kdkit.utils.randomness import preserve_rng_state
 

@@ -6,14 +6,15 @@ from typing import Any
 from torch import Tensor
 
 from kdkit.engine.class_alignment import ClassAlignment, shared_classes
-from kdkit.losses import BuildContext, Loss, extra_kwargs_of
+from kdkit.losses.base import BuildContext, Loss, extra_kwargs_of
 from kdkit.losses.features import TensorOrTuple
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
 from kdkit.recipe.objective import Match, Taps, Weighted, taps_of
 from kdkit.recipe.recipe import Stage, teachers_of
-from kdkit.teachers import Peer, TeacherOutput, TeacherOutputs, Teachers
-from kdkit.teachers.base import Teacher
+from kdkit.teachers.base import Teacher, TeacherOutput, TeacherOutputs
+from kdkit.teachers.ensemble import Teachers
+from kdkit.teachers.peer import Peer
 
 THE_DATA = "the data"  # stands for the data set among the names of networks in error messages
 

@@ -11,9 +11,9 @@ from kdkit.data.batch import Batch
 from kdkit.engine.gradient_stats import Gradients, GradientStats
 from kdkit.engine.module import DistillationModule
 from kdkit.errors import RecipeError
-from kdkit.recipe.balancing import Balancer, TrainedParameters
+from kdkit.recipe.balancing.base import Balancer, TrainedParameters
 from kdkit.recipe.training import Training
-from kdkit.teachers import TeacherSession
+from kdkit.teachers.base import TeacherSession
 from kdkit.utils.collectives import sync_buffers
 
 

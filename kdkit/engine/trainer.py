@@ -24,7 +24,8 @@ from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.train_state import TrainState
 from kdkit.errors import CheckError, DataError, KdkitError
-from kdkit.metrics import Metric, is_better, without_interval
+from kdkit.metrics.base import Metric, is_better
+from kdkit.metrics.bootstrap import without_interval
 from kdkit.plugins.events import EpochEnded, Figures, StageStarted, StepEnded
 from kdkit.recipe.recipe import Recipe, Stage
 from kdkit.utils import collectives

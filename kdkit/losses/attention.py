@@ -7,8 +7,8 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 
 from kdkit.losses.features import ProjectedLoss, require_positions, unit_vectors, upcast_half
 from kdkit.losses.logits import kl_sum
-from kdkit.losses.projectors import match_positions
 from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode
+from kdkit.losses.projectors.resizing import match_positions
 from kdkit.losses.validation import (
     Reduction,
     validate_above_zero,

@@ -19,9 +19,10 @@ from kdkit.losses.features import (
     upcast_half,
     without_autocast,
 )
-from kdkit.losses.projectors import Bottleneck, Fusion, match_positions
+from kdkit.losses.projectors.convolutional import Bottleneck
 from kdkit.losses.projectors.factory import ProjectorMode, validate_projector_mode
-from kdkit.losses.projectors.resizing import POOLS
+from kdkit.losses.projectors.fusion import Fusion
+from kdkit.losses.projectors.resizing import POOLS, match_positions
 from kdkit.losses.validation import validate_count, validate_temperature
 
 _DEFAULT_BATCH_SIZE = 64  # of SemCKD, if neither the loss nor the training sets it

@@ -17,8 +17,8 @@ from kdkit.losses.features import (
     upcast_half,
     without_autocast,
 )
-from kdkit.losses.projectors import match_positions
 from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode
+from kdkit.losses.projectors.resizing import match_positions
 from kdkit.losses.validation import validate_above_zero, validate_at_least_zero, validate_count
 
 

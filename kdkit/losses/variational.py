@@ -10,7 +10,8 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
 from kdkit.losses.features import ProjectedLoss, Shapes, single_tap_shape, upcast_half
-from kdkit.losses.projectors import Pointwise, convolution, match_positions
+from kdkit.losses.projectors.layers import Pointwise, convolution
+from kdkit.losses.projectors.resizing import match_positions
 from kdkit.losses.validation import (
     Reduction,
     validate_above_zero,

@@ -9,12 +9,13 @@ from typing import Any, Required, TypedDict
 from torch import nn
 
 from kdkit.errors import RecipeError, did_you_mean
-from kdkit.losses import Loss, PerTeacher, TeacherWeighting
+from kdkit.losses.base import Loss
+from kdkit.losses.multi_teacher import PerTeacher, TeacherWeighting
 from kdkit.nets.net import Net
 from kdkit.recipe.objective import Match, Objective, Term, Truth, as_objective
 from kdkit.recipe.recipe import Stage
 from kdkit.recipe.training import Training
-from kdkit.teachers import Teachers
+from kdkit.teachers.ensemble import Teachers
 
 
 @dataclass(frozen=True, slots=True)

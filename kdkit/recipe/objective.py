@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kdkit.errors import RecipeError, describe
-from kdkit.losses import Loss, loss_name
+from kdkit.losses.base import Loss, loss_name
 from kdkit.nets.taps import TapLike
 from kdkit.recipe.ramps import Ramp
 from kdkit.teachers.base import Teacher

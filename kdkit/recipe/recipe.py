@@ -8,13 +8,18 @@ from torch import nn
 
 from kdkit.data.dataset import Data, missing_members
 from kdkit.errors import RecipeError, describe
-from kdkit.metrics import Metric, default_metrics
+from kdkit.metrics.base import Metric
+from kdkit.metrics.defaults import default_metrics
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
 from kdkit.recipe.objective import Match, Objective, Term, as_objective, taps_of
 from kdkit.recipe.training import Training
-from kdkit.teachers import Ema, Past, Peer, Teacher, Teachers
-from kdkit.teachers.cache import CacheSettings
+from kdkit.teachers.base import Teacher
+from kdkit.teachers.cache.settings import CacheSettings
+from kdkit.teachers.ema import Ema
+from kdkit.teachers.ensemble import Teachers
+from kdkit.teachers.past import Past
+from kdkit.teachers.peer import Peer
 
 
 @dataclass(frozen=True, slots=True)

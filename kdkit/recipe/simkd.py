@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.errors import RecipeError
-from kdkit.losses import BuildContext
+from kdkit.losses.base import BuildContext
 from kdkit.losses.features import single_tap_shape
-from kdkit.losses.projectors import Bottleneck
+from kdkit.losses.projectors.convolutional import Bottleneck
 from kdkit.nets.net import Net
 from kdkit.nets.taps import Tap, TapLike
 from kdkit.recipe.objective import Match

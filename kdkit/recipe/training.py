@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdkit.errors import RecipeError, describe
-from kdkit.recipe.balancing import Balancing, WeightedSum
+from kdkit.recipe.balancing.base import Balancing, WeightedSum
 from kdkit.recipe.optim import LRSchedule, Optimizer
 
 

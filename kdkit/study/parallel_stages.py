@@ -12,7 +12,8 @@ from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.errors import RecipeError
 from kdkit.plugins.recipe_file import RecipeFile
 from kdkit.recipe.recipe import Stage, stage_dependencies
-from kdkit.study.workers import Job, Processes
+from kdkit.study.workers.job import Job
+from kdkit.study.workers.processes import Processes
 from kdkit.utils.randomness import preserve_rng_state, seed_everything
 
 

@@ -17,21 +17,15 @@ from kdkit.engine.options import TEACHER_CACHE, RunOptions
 from kdkit.engine.run_record import Origin
 from kdkit.engine.storage.run_folder import RECORD, read_reported
 from kdkit.errors import RecipeError, RunFolderError, did_you_mean
-from kdkit.metrics import MetricResult, SplitPredictions
+from kdkit.metrics.base import MetricResult
+from kdkit.metrics.paired import SplitPredictions
 from kdkit.recipe.recipe import Recipe
 from kdkit.study.scheduler import run_trials
 from kdkit.study.trial import Trial, TrialResult, as_names
-from kdkit.study.workers import (
-    TRIAL_FILE,
-    Cluster,
-    InProcess,
-    Job,
-    Processes,
-    RayWorkers,
-    Workers,
-    require_guarded_script,
-    require_picklable,
-)
+from kdkit.study.workers.job import TRIAL_FILE, InProcess, Job, Workers
+from kdkit.study.workers.pickling import require_guarded_script, require_picklable
+from kdkit.study.workers.processes import Processes
+from kdkit.study.workers.ray import Cluster, RayWorkers
 
 COMPARED_OPTIONS = ("seed", "precision")  # the run options that a finished trial must share with a new run
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from kdkit.data.batch import Batch
 from kdkit.errors import RecipeError, first_line
-from kdkit.losses import BuildContext
+from kdkit.losses.base import BuildContext
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
 from kdkit.nets.views import View

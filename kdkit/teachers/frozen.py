@@ -8,7 +8,7 @@ import torch
 
 from kdkit.data.batch import Batch
 from kdkit.errors import KdkitError, RecipeError, first_line
-from kdkit.losses import BuildContext
+from kdkit.losses.base import BuildContext
 from kdkit.nets.net import Net
 from kdkit.nets.taps import OpenTaps, TapLike
 from kdkit.teachers.base import Teacher, TeacherOutput, TeacherSession

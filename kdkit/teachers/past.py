@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdkit.data.batch import Batch
 from kdkit.errors import RecipeError
-from kdkit.losses import BuildContext
+from kdkit.losses.base import BuildContext
 from kdkit.losses.memory_bank import RowIndex
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdkit.data.dataset import Task
 from kdkit.errors import ContractError
-from kdkit.losses import BuildableLoss, BuildContext, Loss, extra_kwargs_of, loss_name
+from kdkit.losses.base import BuildableLoss, BuildContext, Loss, extra_kwargs_of, loss_name
 
 _TRAINING_SAMPLES = 12  # more than a batch holds, for losses that remember samples
 

@@ -7,7 +7,7 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from kdkit.losses import extra_kwargs_of
+from kdkit.losses.base import extra_kwargs_of
 from kdkit.testing.loss_case import BOTH_SIDES, LossCase
 
 _SATURATED = 1e4

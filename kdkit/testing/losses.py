@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kdkit.losses import Loss
+from kdkit.losses.base import Loss
 from kdkit.testing import loss_state, loss_values
 from kdkit.testing.loss_case import LossCase, LossInputs
 

@@ -17,15 +17,16 @@ from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.terms import BoundTerm
 from kdkit.engine.train_state import balancer_parameters, build_balancer, named_trainable_parameters
 from kdkit.errors import KdkitError, first_line
-from kdkit.losses import PerTeacher
 from kdkit.losses.features import TensorOrTuple
+from kdkit.losses.multi_teacher import PerTeacher
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
-from kdkit.recipe.balancing import WeightedSum
+from kdkit.recipe.balancing.base import WeightedSum
 from kdkit.recipe.objective import Match
 from kdkit.recipe.recipe import teachers_of
-from kdkit.teachers import Peer, TeacherOutput, Teachers, require_output
-from kdkit.teachers.base import Teacher
+from kdkit.teachers.base import Teacher, TeacherOutput, require_output
+from kdkit.teachers.ensemble import Teachers
+from kdkit.teachers.peer import Peer
 from kdkit.utils.devices import Precision, autocast
 from kdkit.utils.modules import preserve_buffers
 

@@ -9,13 +9,13 @@ from torch import nn
 from kdkit.engine.class_alignment import TermInputs
 from kdkit.engine.terms import BoundTerm
 from kdkit.errors import CheckError
-from kdkit.losses import BuildContext
+from kdkit.losses.base import BuildContext
 from kdkit.losses.features import TensorOrTuple
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
 from kdkit.recipe.objective import Match, taps_of
 from kdkit.recipe.recipe import Stage, nets_of
-from kdkit.teachers import Teachers
+from kdkit.teachers.ensemble import Teachers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdkit.errors import KdkitError, RecipeError, did_you_mean
-from kdkit.losses import BuildContext, requirements_of
-from kdkit.metrics import Predictions
+from kdkit.losses.base import BuildContext, requirements_of
+from kdkit.metrics.base import Predictions
 from kdkit.nets.net import Net
 from kdkit.recipe.objective import Match, Term, as_objective, taps_of
 from kdkit.recipe.recipe import Recipe, Stage, nets_of
-from kdkit.teachers import Ema, Past, Peer, Teachers
+from kdkit.teachers.ema import Ema
+from kdkit.teachers.ensemble import Teachers
+from kdkit.teachers.past import Past
+from kdkit.teachers.peer import Peer
 
 Problems = Iterator[str]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from kdkit.engine.storage.stage_folder import FORMAT, StageFolder, require_format
 from kdkit.errors import RunFolderError, did_you_mean, first_line
-from kdkit.metrics import MetricResult
+from kdkit.metrics.base import MetricResult
 from kdkit.metrics.per_class import NetReport
 from kdkit.utils.files import to_json, write
 

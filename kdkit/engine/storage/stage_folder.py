@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from kdkit.errors import RunFolderError, first_line
-from kdkit.metrics import Predictions
+from kdkit.metrics.base import Predictions
 from kdkit.utils.files import nulls_to_nan, to_json, write
 
 # The version of the files of a run; raised when a file of an older version could be misread.
