@@ -38,7 +38,8 @@ def joined() -> Iterator[None]:
     from torch.distributed.distributed_c10d import PrefixStore  # late: torch may be built without distributed
     from torch.distributed.rendezvous import rendezvous
 
-    _divide_cores()
+    if os.environ.get("OMP_NUM_THREADS", "1") == "1":  # set by torchrun, not by the user: divide the cores among ranks
+        torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     store, rank, world = next(iter(rendezvous("env://", timeout=_TIMEOUT)))
     # A program may join several times, and torchrun may restart it: each group needs keys that no other one used.
     turn = store.add(f"kdkit-{rank}", 1)
@@ -50,7 +51,8 @@ def joined() -> Iterator[None]:
     except Exception as error:
         if _failed_elsewhere(error_store):
             raise RemoteRankError("another process of this run failed; its error message is above") from error
-        if _is_group_error(error):
+        # gloo has no class for the loss of a rank, only its name in the text.
+        if isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
             raise KdkitError(
                 f"another process of this run was lost, or did not respond for {_TIMEOUT.total_seconds() / 60:.0f} "
                 f"minutes ({first_line(error)}); `torchrun --max-restarts=1 ...` with --out resumes after such a loss"
@@ -166,20 +168,8 @@ def _has_batch_statistics(part: nn.Module) -> bool:
     return not parameters or any(parameter.requires_grad for parameter in parameters)
 
 
-def _divide_cores() -> None:
-    """Divide the cores of this machine among its ranks, unless OMP_NUM_THREADS is set by the user."""
-    if os.environ.get("OMP_NUM_THREADS", "1") != "1":  # torchrun itself sets 1, however many cores there are
-        return
-    torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-
-
 def _failed_elsewhere(store: Any) -> bool:
     """Whether another rank raised its error before this one; notes the error of this rank as well."""
     with suppress(RuntimeError):  # the store ends with the process that holds it
         return bool(store.add("count", 1) > 1)
     return False
-
-
-def _is_group_error(error: Exception) -> bool:
-    """Whether a process group raised this error because a rank is lost; gloo has no class for it."""
-    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

@@ -67,13 +67,22 @@ class Predictor:
             ids=self._gather(all_ids, is_whole=is_whole) if len(all_ids) == len(ids) else None,
             groups=_groups(split),
         )
-        _require_finite(net, predictions)
+        self._require_finite(net, predictions)
         return self._to_shared_classes(net, predictions)
 
     def _gather(self, parts: list[NDArray[Any]], *, is_whole: bool) -> NDArray[Any]:
         """Concatenate the rows of all batches, and of all ranks if each predicted a part."""
         rows: NDArray[Any] = np.concatenate(parts)
         return rows if is_whole else all_gather(torch.from_numpy(rows).to(self.device)).cpu().numpy()
+
+    def _require_finite(self, net: Net[Any], predictions: Predictions) -> None:
+        """Raise KdkitError for NaN or infinity, which argmax and thresholds would turn into plausible metrics."""
+        finite = np.isfinite(predictions.outputs).reshape(len(predictions.outputs), -1).all(1)
+        if not finite.all():
+            raise KdkitError(
+                f"net {net.name!r} has outputs that are not finite numbers, for {(~finite).sum()} of {len(finite)} "
+                "samples; a lower learning rate, Training(max_grad_norm=...), or another precision may help"
+            )
 
     def _to_shared_classes(self, net: Net[Any], predictions: Predictions) -> Predictions:
         """Keep the classes that the network and the data share, and the samples of these classes."""
@@ -130,13 +139,3 @@ def _groups(split: Split | LoaderSplit) -> NDArray[np.int64] | None:
             f"groups of a split must be integers, one per row: ({len(split)},); got {array.dtype} {array.shape}"
         )
     return array.astype(np.int64)
-
-
-def _require_finite(net: Net[Any], predictions: Predictions) -> None:
-    """Raise KdkitError for NaN or infinity, which argmax and thresholds would turn into plausible metrics."""
-    finite = np.isfinite(predictions.outputs).reshape(len(predictions.outputs), -1).all(1)
-    if not finite.all():
-        raise KdkitError(
-            f"net {net.name!r} has outputs that are not finite numbers, for {(~finite).sum()} of {len(finite)} "
-            "samples; a lower learning rate, Training(max_grad_norm=...), or another precision may help"
-        )

@@ -29,6 +29,7 @@ from kdkit.metrics.bootstrap import without_interval
 from kdkit.plugins.events import EpochEnded, Figures, StageStarted, StepEnded
 from kdkit.recipe.recipe import Recipe, Stage
 from kdkit.utils import collectives
+from kdkit.utils.modules import copy_state
 from kdkit.utils.randomness import derive_seed, seed_everything
 
 History = list[dict[str, Any]]
@@ -163,9 +164,7 @@ class StageTrainer:
         value = collectives.broadcast(sum(values) / len(values))
         is_best = self.best.epoch < 0 or self.training.keep == "last" or is_better(metric, value, self.best.value)
         if is_best:
-            weights = {
-                net.name: _to_cpu(state.validated_module(net.name).state_dict()) for net in self.stage.objectives
-            }
+            weights = {net.name: copy_state(state.validated_module(net.name)) for net in self.stage.objectives}
             self.best = BestCheckpoint(epoch, value, weights)
         entry = {
             "epoch": epoch,
@@ -294,7 +293,3 @@ class StageTrainer:
                 f"stage {self.stage.name!r}: {names} is not a finite number in epoch {epoch + 1}; a lower learning "
                 "rate, Training(max_grad_norm=...), or another precision may help"
             )
-
-
-def _to_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.detach().cpu().clone() for key, value in state.items()}

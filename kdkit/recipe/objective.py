@@ -24,12 +24,12 @@ class _Sum:
         """Return the terms with their factors."""
         raise NotImplementedError
 
-    def __add__(self, other: "_Sum | int") -> "Objective":
-        if other == 0:  # the start value of sum()
+    def __add__(self, term: "_Sum | int") -> "Objective":
+        if term == 0:  # the start value of sum()
             return Objective(self.weighted())
-        if not isinstance(other, _Sum):
-            raise RecipeError(f"an objective is a sum of Truth(...) and Match(...) terms; got {other!r} in it")
-        return Objective(self.weighted() + other.weighted())
+        if not isinstance(term, _Sum):
+            raise RecipeError(f"an objective is a sum of Truth(...) and Match(...) terms; got {term!r} in it")
+        return Objective(self.weighted() + term.weighted())
 
     __radd__ = __add__
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -44,3 +44,8 @@ def preserve_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
             if buffer is not None and values is not None:
                 with torch.no_grad():
                     buffer.copy_(values)
+
+
+def copy_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of a module's state dict on the CPU, which later training does not change."""
+    return {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}

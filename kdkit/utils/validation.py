@@ -11,41 +11,41 @@ def validate_choice(name: str, value: object, choices: object) -> None:
     """Raise RecipeError unless the value is one of the values of a Literal type."""
     allowed = get_args(choices)
     if value not in allowed:
-        raise RecipeError(f"{name} is {' or '.join(map(repr, allowed))}; got {value!r}")
+        raise RecipeError(f"{name} must be {' or '.join(map(repr, allowed))}; got {value!r}")
 
 
 def validate_above_zero(name: str, value: object) -> None:
     """Raise RecipeError unless the value is a finite number above 0."""
     if not is_number(value) or value <= 0:
-        raise RecipeError(f"{name} is a finite number above 0; got {value!r}")
+        raise RecipeError(f"{name} must be a finite number above 0; got {value!r}")
 
 
 def validate_at_least_zero(name: str, value: object) -> None:
     """Raise RecipeError unless the value is a finite number of at least 0."""
     if not is_number(value) or value < 0:
-        raise RecipeError(f"{name} is a finite number of at least 0; got {value!r}")
+        raise RecipeError(f"{name} must be a finite number of at least 0; got {value!r}")
 
 
 def validate_count(name: str, value: object, *, least: int = 1, optional: bool = False) -> None:
-    """Raise RecipeError unless the value is a whole number of at least `least`, or None if it is optional."""
+    """Raise RecipeError unless the value is an integer of at least `least`, or None if it is optional."""
     if value is None and optional:
         return
     if not is_whole_number(value) or value < least:
         alternative = " or None" if optional else ""
-        raise RecipeError(f"{name} is a whole number of at least {least}{alternative}; got {value!r}")
+        raise RecipeError(f"{name} must be an integer of at least {least}{alternative}; got {value!r}")
 
 
 def validate_share(name: str, value: object, *, below_one: bool = False) -> None:
     """Raise RecipeError unless the value is a number in [0, 1], or in [0, 1) if `below_one`."""
     if not is_number(value) or not 0 <= value <= 1 or (below_one and value == 1):
-        raise RecipeError(f"{name} is a share, in [0, 1{')' if below_one else ']'}; got {value!r}")
+        raise RecipeError(f"{name} must be a share, in [0, 1{')' if below_one else ']'}; got {value!r}")
 
 
 def validate_switches(**switches: object) -> None:
     """Raise RecipeError unless every value is True or False: a text such as "no" would count as True."""
     for name, value in switches.items():
         if not isinstance(value, bool):
-            raise RecipeError(f"{name} is True or False; got {value!r}")
+            raise RecipeError(f"{name} must be True or False; got {value!r}")
 
 
 def is_number(value: object) -> TypeGuard[float]:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import kdkit
 from kdkit import DataError, Net, RecipeError, Training
-from kdkit.engine.distill import _outputs
+from kdkit.engine.distill import _count_outputs
 from kdkit.errors import CheckError
 from tests.helpers.stages import copied, same
 
@@ -152,7 +152,7 @@ def test_a_net_that_cannot_take_the_data_fails_the_check():
 def test_outputs_are_counted_on_the_device_of_the_net():
     student = net(8).to("meta")  # a device without values, on which a CPU batch would raise an error
     batch = kdkit.Batch(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64))
-    assert _outputs(Net("student", student), batch) == 3
+    assert _count_outputs(Net("student", student), batch) == 3
     assert all(module.training for module in student.modules())
 
 

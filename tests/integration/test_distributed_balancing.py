@@ -26,7 +26,7 @@ session.observe(batch, {"student": ids[:, None] + torch.zeros(1, 3)})
 session.on_epoch_end()
 teacher_output = session(Batch(torch.zeros(8, 2), torch.zeros(8, dtype=torch.int64), torch.arange(8)))
 result = {"gathered": all_gather(ids), "averaged": all_reduce_mean(torch.tensor([float(number), 4.0]))}
-torch.save({"output": teacher_output.output[:, 0], "known": teacher_output.known, **result}, f"{folder}/{number}.pt")
+torch.save({"output": teacher_output.output[:, 0], "mask": teacher_output.mask, **result}, f"{folder}/{number}.pt")
 distributed.destroy_process_group()
 """
 
@@ -36,8 +36,8 @@ def test_the_past_of_all_samples_is_known_in_each_process(tmp_path):
     for number in range(2):
         result = torch.load(tmp_path / f"{number}.pt")
         # Process 0 observed the samples 0, 1 and 2, and process 1 the samples 5 and 4.
-        assert result["known"].tolist() == [True, True, True, False, True, True, False, False]
-        assert result["output"][result["known"]].tolist() == [0, 1, 2, 4, 5]
+        assert result["mask"].tolist() == [True, True, True, False, True, True, False, False]
+        assert result["output"][result["mask"]].tolist() == [0, 1, 2, 4, 5]
         assert result["gathered"].tolist() == [0, 1, 2, 5, 4]
         assert result["averaged"].tolist() == [0.5, 4.0]
 

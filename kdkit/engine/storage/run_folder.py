@@ -49,12 +49,13 @@ class RunFolder:
     @classmethod
     def reopen(cls, path: Path, record: Mapping[str, Any]) -> "RunFolder":
         """Open the folder of a run to resume it. Raises RunFolderError if it is the folder of another run."""
-        before, now = _read_record(path), json.loads(json.dumps(record, default=str))
+        before, current = _read_record(path), json.loads(json.dumps(record, default=str))
         for key in _MUST_MATCH:
-            if _without_addresses(before.get(key)) != _without_addresses(now.get(key)):
+            if _without_addresses(before.get(key)) != _without_addresses(current.get(key)):
                 raise RunFolderError(
                     f"{path} holds a run that differs in its {key.replace('_', ' ')}: expected {before.get(key)!r}, "
-                    f"got {now.get(key)!r}; choose another folder, or resume it as it was started{_HINTS.get(key, '')}"
+                    f"got {current.get(key)!r}; choose another folder, or resume it as it was started{_HINTS.get(key, "
+                    "'')}"
                 )
         return cls(path)
 
