@@ -219,7 +219,7 @@ def test_a_user_defined_balancer_sets_the_gradients_and_resumes(tmp_path):
         (PCGrad, "got the class PCGrad; did you forget its ()?"),
         (
             "pcgrad",
-            "balancing is WeightedSum.., PCGrad.. or another subclass of Balancing with build.trained.; got 'pcgrad'",
+            "balancing must be WeightedSum.., PCGrad.. or another subclass of Balancing with build.trained.; got 'pcgrad'",
         ),
         (0.5, "got 0.5"),
         (None, "got None"),
@@ -257,9 +257,9 @@ class Breaking(Nothing):
 REFUSED: dict[str, tuple[Any, str]] = {
     "another layer": (GradNorm(layer=nn.Linear(2, 2)), "norms on a Linear of which this stage trains nothing"),
     "a layer past one term": (lambda net: GradNorm(layer=net.module.head), "term .* does not reach the layer"),
-    "an optimizer": (GradNorm(optimizer=Optimizer(SGD, lr=-1.0)), "cannot be made"),
-    "no balancer": (Nothing(), "returns a Balancer, which is called with terms"),
-    "a broken one": (Breaking(), "cannot balance this stage: ValueError: on purpose"),
+    "an optimizer": (GradNorm(optimizer=Optimizer(SGD, lr=-1.0)), "cannot be created"),
+    "no balancer": (Nothing(), "must return a Balancer, which is called with losses"),
+    "a broken one": (Breaking(), "fails in this stage: ValueError: on purpose"),
 }
 
 
@@ -380,7 +380,7 @@ def test_a_resumed_run_measures_the_same_updates(tmp_path):
 
 @pytest.mark.parametrize("wrong", [-1, 1.5, True, "all"])
 def test_an_invalid_number_of_updates_is_refused(wrong):
-    with pytest.raises(RecipeError, match="gradients is a whole number of updates, 0 for never"):
+    with pytest.raises(RecipeError, match="gradients must be a number of updates, or 0 to disable it"):
         kdkit.RunOptions(gradients=wrong)
 
 
@@ -412,5 +412,5 @@ def test_an_option_of_the_command_line_turns_gradient_statistics_on(kdkit_here, 
 
 
 def test_gradient_statistics_of_a_compiled_run_are_refused():
-    with pytest.raises(RecipeError, match="leave out compile or gradients"):
+    with pytest.raises(RecipeError, match="leave out either compile or gradients"):
         kdkit.RunOptions(gradients=1, compile=True)

@@ -61,7 +61,7 @@ def test_a_callback_that_draws_random_numbers_changes_no_loss():
 
 def test_a_callback_that_fails_is_dropped_with_one_warning_and_the_run_continues():
     failing = Failing()
-    with pytest.warns(RuntimeWarning, match=r"dropped, since its step_ended raised ValueError: no disk") as caught:
+    with pytest.warns(RuntimeWarning, match=r"is dropped, because its step_ended raised ValueError: no disk") as caught:
         terms = run_losses([failing])
     assert failing.calls == len(caught) == 1
     assert terms == run_losses()

@@ -54,8 +54,8 @@ class RunFolder:
             if _without_addresses(before.get(key)) != _without_addresses(current.get(key)):
                 raise RunFolderError(
                     f"{path} holds a run that differs in its {key.replace('_', ' ')}: expected {before.get(key)!r}, "
-                    f"got {current.get(key)!r}; choose another folder, or resume it as it was started{_HINTS.get(key, "
-                    "'')}"
+                    f"got {current.get(key)!r}; choose another folder, or resume it as it was started"
+                    f"{_HINTS.get(key, '')}"
                 )
         return cls(path)
 
