@@ -128,7 +128,9 @@ class StageTrainer:
                     teacher_outputs = stage.teachers(batch)  # computed, or read from the teacher cache
                     losses = module(batch, teacher_outputs)  # {term: unweighted value}
                 if index > last:
-                    raise DataError(f"the training data has more batches than its length, {last + 1} per epoch")
+                    raise DataError(
+                        f"the training data must have {last + 1} batches per epoch, its length, but has more"
+                    )
                 state.backward(losses, min(accumulate_steps, last + 1 - first_of_update), weight)
             if ends_update:
                 state.optimizer_step()
@@ -139,7 +141,9 @@ class StageTrainer:
                 event = StepEnded(stage=self.stage.name, epoch=epoch, batch=index, terms=Figures(values))
                 self.ctx.callbacks.call("step_ended", event)
         if means.steps <= last:
-            raise DataError(f"the training data has length {last + 1} in batches per epoch, but gave {means.steps}")
+            raise DataError(
+                f"the training data must have {last + 1} batches per epoch, its length, but has {means.steps}"
+            )
         state.on_epoch_end()
         term_means = means.values(self.ctx.device)
         self._require_finite(term_means, epoch)

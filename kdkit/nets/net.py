@@ -90,9 +90,15 @@ class Net(Generic[M]):
         """Return the outputs of another module of the same form, such as the EMA of this one, (batch, classes)."""
         args, kwargs = self.view(batch)
         output = module(*args, **kwargs)
-        if self.element is None and isinstance(output, Tensor):  # the usual case, in every step
-            return output
-        return pick_tensor(output, self.element, f"net {self.name!r}")
+        if self.element is not None or not isinstance(output, Tensor):
+            output = pick_tensor(output, self.element, f"net {self.name!r}")
+        # A service may drop rows. Without this check, a loss could broadcast what is left.
+        if not isinstance(module, nn.Module) and (not output.ndim or len(output) != len(batch)):
+            raise RecipeError(
+                f"net {self.name!r} must return one row per sample, {len(batch)} for this batch; "
+                f"got outputs of shape {tuple(output.shape)}"
+            )
+        return output
 
     def __repr__(self) -> str:
         return f"Net({self.name!r}, {type(self.module).__name__})"

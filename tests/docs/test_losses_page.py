@@ -29,7 +29,7 @@ def load_file(path):
 
 
 page_tool = load_file(ROOT / "tools/make_losses_page.py")
-contract = load_file(ROOT / "tests/contract/test_shelves.py")
+contract = load_file(ROOT / "tests/contract/test_registries.py")
 
 
 def test_the_page_is_up_to_date():

@@ -219,7 +219,8 @@ def test_a_user_defined_balancer_sets_the_gradients_and_resumes(tmp_path):
         (PCGrad, "got the class PCGrad; did you forget its ()?"),
         (
             "pcgrad",
-            "balancing must be WeightedSum.., PCGrad.. or another subclass of Balancing with build.trained.; got 'pcgrad'",
+            "balancing must be WeightedSum.., PCGrad.. or another subclass of Balancing with build.trained.; "
+            "got 'pcgrad'",
         ),
         (0.5, "got 0.5"),
         (None, "got None"),

@@ -197,13 +197,13 @@ EXPERIMENTS = {
         """
         return single_stage({Net("s", nn.Linear(6, 4)): truth()})
         """,
-        ["net 's' gives outputs of (4,)", "are 3"],
+        ["net 's' has outputs of shape (batch, 4)", "3 classes need (batch, 3)"],
     ),
     "inputs that a net cannot take": (
         """
         return single_stage({Net("s", nn.Linear(5, 3)): truth()})
         """,
-        ["net 's' cannot take what it sees", "(4, 6)"],
+        ["net 's' fails for its inputs", "(4, 6)"],
     ),
     "two terms of one name": (
         """
@@ -223,14 +223,14 @@ EXPERIMENTS = {
         s = Net("s", Wide())
         return single_stage({s: truth() + Match(s, SoftTargets())})
         """,
-        ["net 's' is in training in this stage"],
+        ["net 's' is trained in this stage, so it cannot be matched"],
     ),
     "an untrained teacher": (
         """
         t, s = Net("t", Wide()), Net("s", Wide())
         return single_stage({s: truth() + Match(t, SoftTargets())})
         """,
-        ["net 't' teaches but is neither trained", "weights=FILE"],
+        ["net 't' teaches, but it is not trained in an earlier stage", "weights=FILE"],
     ),
     "missing weights": ("""Net("t", Wide(), weights="no.safetensors")""", ["no.safetensors", "no such file"]),
     "weights that do not fit": (
@@ -268,7 +268,7 @@ EXPERIMENTS = {
         """,
         ["Adam has no option 'lrr'", "did you mean 'lr'"],
     ),
-    "no epochs": ("""Training(epochs=0)""", ["epochs is a whole number of at least 1", "got 0"]),
+    "no epochs": ("""Training(epochs=0)""", ["epochs must be an integer of at least 1", "got 0"]),
     "empty data": (
         """
         empty = TensorDataset(torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64))
@@ -304,7 +304,9 @@ def test_all_problems_are_reported_at_once(kdkit_here, write_recipe):
         """
     )
     result = kdkit_here("check", path)
-    assert_refused(result, "3 problems found", "neither trained", "not a part of net 's'", "2 terms are called")
+    assert_refused(
+        result, "3 problems found", "teaches, but it is not trained", "not a part of net 's'", "2 terms are called"
+    )
 
 
 # Options that are not valid: arguments after the file, and words of the error
@@ -313,8 +315,8 @@ OPTIONS = {
     "unknown": (["--epoch", "3"], ["--epoch", "--epochs"]),
     "of the wrong type": (["--epochs", "many"], ["'many' is not a valid integer"]),
     "without a value": (["--epochs"], ["requires an argument"]),
-    "too small": (["--epochs", "-3"], ["epochs is a whole number of at least 1", "-3"]),
-    "zero": (["--epochs", "0"], ["epochs is a whole number of at least 1", "got 0"]),
+    "too small": (["--epochs", "-3"], ["epochs must be an integer of at least 1", "-3"]),
+    "zero": (["--epochs", "0"], ["epochs must be an integer of at least 1", "got 0"]),
     "cuda": (["--device", "cuda"], ["'cuda' is not available", "cpu"]),
     "a device that does not exist": (["--device", "foo"], ["'foo' is not available", "cpu"]),
     "a device index that does not exist": (["--device", "cuda:99"], ["'cuda:99' is not available", "cpu"]),
@@ -326,8 +328,11 @@ OPTIONS = {
     "a negative seed": (["--seed", "-1"], ["-1", "x>=0"]),
     "a seed too large": (["--seed", str(2**70)], ["seed"]),
     "a seed in words": (["--seed", "x"], ["'x' is not a valid integer"]),
-    "resuming nothing": (["--resume"], ["to resume", "which run folder"]),
-    "resuming a folder that does not exist": (["--resume", "--out", "nowhere"], ["nowhere holds no run to go on with"]),
+    "resuming nothing": (["--resume"], ["to resume", "name the run folder"]),
+    "resuming a folder that does not exist": (
+        ["--resume", "--out", "nowhere"],
+        ["nowhere holds no run: there is no run.json in it"],
+    ),
     "two files": (["other.py"], ["unexpected extra argument"]),
 }
 if torch.cuda.is_available():  # then "cuda" is a valid device
@@ -366,11 +371,11 @@ def test_a_run_folder_is_never_overwritten(kdkit_here, write_recipe, tmp_path):
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "thesis.txt").write_text("mine")
-    assert_refused(kdkit_here("run", path, "--out", taken), "exists and is not a run folder", "choose another")
+    assert_refused(kdkit_here("run", path, "--out", taken), "exists and is not a run folder", "choose a path that")
     assert files_in(taken) == {"thesis.txt"}
     assert_refused(kdkit_here("run", path, "--out", taken / "thesis.txt"), "exists and is not a run folder")
     assert_refused(kdkit_here("run", path, "--out", taken / "thesis.txt" / "below"), "cannot be written")
-    assert_refused(kdkit_here("run", path, "--out", taken, "--resume"), "holds no run to go on with")
+    assert_refused(kdkit_here("run", path, "--out", taken, "--resume"), "holds no run: there is no run.json in it")
     assert (taken / "thesis.txt").read_text() == "mine"
     assert kdkit_here("run", path, "--out", "run").code == 0
     before = {file: (tmp_path / "run" / file).stat().st_mtime_ns for file in files_in(tmp_path / "run")}

@@ -145,7 +145,7 @@ def test_an_untrained_teacher_is_trained_first():
 
 def test_a_net_that_cannot_take_the_data_fails_the_check():
     data = dataset("multiclass", 24, 0), dataset("multiclass", 24, 1)
-    with pytest.raises(CheckError, match=r"net 'student' cannot take what it sees \(\(4, 4\)\): RuntimeError"):
+    with pytest.raises(CheckError, match=r"net 'student' fails for its inputs \(\(4, 4\)\): RuntimeError"):
         kdkit.distill(net(8), nn.Linear(9, 3), *data, device="cpu")
 
 

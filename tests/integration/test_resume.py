@@ -217,7 +217,7 @@ def test_a_run_with_changed_options_is_not_resumed(folder, finish):
         done = finish("--out", "run", "--resume", *changed)
         assert done.code == 2
         assert f"differs in its {word}" in done.err
-        assert "call it as before" in done.err
+        assert "resume it as it was started" in done.err
     with (folder / "mine.py").open("a") as file:
         file.write("# a comment\n")
     done = finish("--out", "run", "--resume")

@@ -121,7 +121,7 @@ def test_patients_are_resampled_only_if_all_seeds_test_on_the_same_ones(evaluate
         low, high = result.patients.interval
         assert low <= result.patients.value <= high
         assert effect.interval_text(result.patients) in effect.markdown_effects([result])
-    with pytest.raises(kdkit.DataError, match="other samples"):  # simulated records differ by seed
+    with pytest.raises(kdkit.DataError, match="predictions for different samples"):  # simulated records differ by seed
         effect.with_patient_intervals(effects, study, (7, 8), protocol)
 
 

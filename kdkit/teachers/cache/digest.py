@@ -5,13 +5,15 @@ You change                                                                      
 =====================================================================================  ================================
 a weight, a buffer, or a tensor that is a plain attribute (`self.table`)               new key: outputs are recomputed
 an attribute of any submodule: `temperature = 3`, `norm.eps`, a value in a dict        new key
-a method of your class (or a comment in it); a function, class or constant it uses     new key
+a method of your class, used or not (or a comment in it); what `__init__` calls        new key
+a function, class or constant that a method uses                                       new key
+a class docstring, or a comment between two methods; the name of the file              same key: cached outputs are used
 the value in a closure, or an argument of a `functools.partial`                        new key
 the installed version of torch, timm, or another package that a class comes from       new key
 another function or line of the same file, which the teacher does not use              same key: cached outputs are used
 a source file, after it was imported; code typed at a prompt or run by `exec`          not cached, with the reason
 a forward hook of yours, a lock or an open file as an attribute                        not cached, with the reason
-code that uses `os.environ`, `sys.modules`, `globals()` or `eval()`                    not cached, with the reason
+code that uses `os.environ`, `os.getenv`, `sys.modules`, `globals()` or `eval()`       not cached, with the reason
 two lambdas on one line; a module of yours as an argument, or imported in a function   not cached, with the reason
 a file or a service that `forward` reads, a patched installed package, a C++ operator  same key: the audit stops the run
 =====================================================================================  ================================
@@ -83,7 +85,7 @@ class Digest:
         if len(self._seen) > _MAX_VALUES:
             raise CacheError(f"{path} leads to more than {_MAX_VALUES:,} values")
         if name := DYNAMIC.get(id(value)):
-            raise CacheError(f"{path} is {name}, through which it can read any value; pass the values instead")
+            raise CacheError(f"{path} uses {name}, which can read any value; read the values elsewhere, and pass them")
         if isinstance(value, Tensor):
             self._add_tensor(value, path)
         elif isinstance(value, nn.Module):

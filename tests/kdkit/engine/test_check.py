@@ -142,7 +142,7 @@ def test_features_that_need_a_projector_are_a_problem_without_one():
     teacher, student = tiny_net("teacher", trained=True, hidden=7), tiny_net("student")
     match = Match(teacher, Hint(projector="never"), **hidden_taps(student, teacher))
     problem = only_problem(one_stage(student, match))
-    assert "term 'teacher/hint': features of (5,) cannot meet (7,) without a projector" in problem
+    assert "term 'teacher/hint': features of (5,) cannot be compared to (7,) without a projector" in problem
 
 
 def test_shapes_that_a_user_defined_loss_does_not_accept_are_a_problem():
@@ -218,11 +218,11 @@ def test_a_loss_that_is_zero_only_at_first_is_valid():
     check(one_stage(student, Match(teacher, same) + plain_goal())).require()
 
 
-def loss_with_needs(*needs):
+def loss_with_requirements(*requirements):
     def loss(student, target):
         return F.cross_entropy(student, target) if target.ndim == 1 else F.mse_loss(student, target)
 
-    loss.needs = needs
+    loss.requires = frozenset(requirements)
     return loss
 
 
@@ -230,7 +230,7 @@ def loss_with_ids(student, target, *, ids):
     return F.cross_entropy(student, target)
 
 
-@pytest.mark.parametrize("loss", [loss_with_ids, loss_with_needs("ids")])
+@pytest.mark.parametrize("loss", [loss_with_ids, loss_with_requirements("ids")])
 def test_a_loss_that_needs_ids_is_a_problem_with_a_user_defined_loader(loss):
     loader = DataLoader(samples(), batch_size=4)
     data = TorchData(loader, samples(), classes=["a", "b", "c"])
@@ -239,7 +239,7 @@ def test_a_loss_that_needs_ids_is_a_problem_with_a_user_defined_loader(loss):
 
 
 def test_a_loss_that_needs_one_class_per_sample_is_a_problem_with_multilabel_data():
-    recipe = one_stage(tiny_net("student"), Truth(loss_with_needs("hard_labels")), tiny_data("multilabel"))
+    recipe = one_stage(tiny_net("student"), Truth(loss_with_requirements("hard_labels")), tiny_data("multilabel"))
     assert "it needs one class per sample, and this data is multilabel" in only_problem(recipe)
 
 

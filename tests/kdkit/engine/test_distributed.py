@@ -1,5 +1,7 @@
 """A batch is divided among ranks, and runs that cannot be divided are refused."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -75,5 +77,13 @@ def test_the_cores_of_a_machine_are_divided_among_its_ranks_unless_the_user_set_
     monkeypatch.setattr(distributed.os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.delenv("OMP_NUM_THREADS") if variable is None else monkeypatch.setenv("OMP_NUM_THREADS", variable)
-    distributed._divide_cores()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "launched", lambda: True)
+
+    def no_rendezvous(*_args, **_kwargs):
+        raise ConnectionError("no other rank")  # threads are set before the ranks meet
+
+    monkeypatch.setattr(sys.modules["torch.distributed.rendezvous"], "rendezvous", no_rendezvous)
+    with pytest.raises(ConnectionError, match="no other rank"), distributed.joined():
+        pass
     assert calls == ([] if threads is None else [threads])

@@ -46,8 +46,8 @@ def test_an_interrupted_dry_run_leaves_no_hook():
     teacher, student = tiny_net("teacher", trained=True), tiny_net("student")
     teacher.module.train()
     stage = stage_of(Match(teacher, interrupt, **hidden_taps(student, teacher)), student)
-    with pytest.raises(KeyboardInterrupt), opened(stage, CONTEXT, BATCH):
-        pass
+    with pytest.raises(KeyboardInterrupt), OpenStage(stage, CONTEXT, torch.device("cpu")) as open_stage:
+        dry_run(open_stage, BATCH)
     assert hooks_of(student.module) == hooks_of(teacher.module) == 0
     assert teacher.module.training
 

@@ -29,7 +29,7 @@ def build_loss(loss, student, target):
 @pytest.mark.parametrize("make", SOFT)
 @pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf])
 def test_a_temperature_is_a_finite_number_above_zero(make, temperature):
-    with pytest.raises(RecipeError, match="a temperature is"):
+    with pytest.raises(RecipeError, match="a temperature must be"):
         make(temperature=temperature)
 
 

@@ -202,13 +202,13 @@ def test_features_of_different_channels_need_an_embedding():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0}, "a temperature is"),
-        ({"negatives": 0}, "negatives is"),
-        ({"width": 0}, "width is"),
-        ({"momentum": 1.0}, "momentum is"),
-        ({"samples": 0}, "samples is"),
-        ({"memory_limit": 0}, "memory_limit is"),
-        ({"against": "others"}, "against is"),
+        ({"temperature": 0}, "a temperature must be"),
+        ({"negatives": 0}, "negatives must be"),
+        ({"width": 0}, "width must be"),
+        ({"momentum": 1.0}, "momentum must be"),
+        ({"samples": 0}, "samples must be"),
+        ({"memory_limit": 0}, "memory_limit must be"),
+        ({"against": "others"}, "against must be"),
     ],
 )
 def test_invalid_options_are_refused(options, message):

@@ -72,9 +72,9 @@ def test_never_refuses_channels_that_differ():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0}, "a temperature is"),
-        ({"batch_size": 0}, "batch_size is"),
-        ({"width": 0}, "width is"),
+        ({"temperature": 0}, "a temperature must be"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"width": 0}, "width must be"),
         ({"projector": "all"}, "projector is"),
     ],
 )
@@ -118,7 +118,7 @@ def test_layers_come_in_pairs():
 
 
 def test_a_width_is_at_least_one():
-    with pytest.raises(RecipeError, match="width is an integer of at least 1"):
+    with pytest.raises(RecipeError, match="width must be an integer of at least 1"):
         ReviewKD(width=0)
 
 

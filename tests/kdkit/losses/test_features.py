@@ -111,17 +111,17 @@ def test_powers_and_temperatures_are_above_zero(make, value):
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (VID, {"hidden": 0}, "hidden is an integer of at least 1"),
+        (VID, {"hidden": 0}, "hidden must be an integer of at least 1"),
         (VID, {"variance": 1e-6}, "above eps"),
-        (MGD, {"mask": "row"}, "mask is 'channel' or 'position'"),
-        (MGD, {"masked": 1.0}, "masked is a share"),
-        (MGD, {"alpha": -1}, "alpha is a finite number above 0"),
-        (MGD, {"reduction": "sum"}, "reduction is"),
-        (NST, {"degree": 0}, "degree is an integer"),
-        (NST, {"offset": -1.0}, "offset is a finite number"),
-        (PKD, {"eps": 0}, "eps is a finite number above 0"),
+        (MGD, {"mask": "row"}, "mask must be 'channel' or 'position'"),
+        (MGD, {"masked": 1.0}, "masked must be a share"),
+        (MGD, {"alpha": -1}, "alpha must be a finite number above 0"),
+        (MGD, {"reduction": "sum"}, "reduction must be"),
+        (NST, {"degree": 0}, "degree must be an integer"),
+        (NST, {"offset": -1.0}, "offset must be a finite number"),
+        (PKD, {"eps": 0}, "eps must be a finite number above 0"),
         (HCL, {"grids": (1, 2)}, "grids are in decreasing order"),
-        (HCL, {"grids": (0,)}, "a grid is an integer"),
+        (HCL, {"grids": (0,)}, "a grid must be an integer"),
     ],
 )
 def test_invalid_options_are_refused(make, options, message):

@@ -46,7 +46,7 @@ def call(loss, student, target, labels=LABELS):
 @pytest.mark.parametrize("make", SOFTENED)
 @pytest.mark.parametrize("temperature", [0, -2.0, math.nan, math.inf])
 def test_a_temperature_is_a_finite_number_above_zero(make, temperature):
-    with pytest.raises(RecipeError, match="a temperature is a finite number above 0"):
+    with pytest.raises(RecipeError, match="a temperature must be a finite number above 0"):
         make(temperature=temperature)
 
 
@@ -58,14 +58,14 @@ def test_a_temperature_is_a_finite_number_above_zero(make, temperature):
         (DKD, {"alpha": 0.0, "beta": 0.0}, "alpha and beta are all 0"),
         (NKD, {"gamma": math.inf}, "gamma is a weight"),
         (DIST, {"inter": -0.1}, "inter is a weight"),
-        (DIST, {"eps": 0.0}, "eps is a finite number above 0"),
-        (LogitStandardisation, {"eps": -1e-7}, "eps is"),
-        (GeneralisedJSD, {"beta": 1.5}, r"beta is a share, in \[0, 1\]; got 1.5"),
-        (GeneralisedJSD, {"beta": math.nan}, "beta is a share"),
-        (PSKD, {"alpha": -0.5}, "alpha is a share"),
-        (PSKD, {"epochs": 0}, "epochs is an integer of at least 1 or None"),
-        (PSKD, {"past": "probability"}, "past is 'logits' or 'probabilities'"),
-        (ReverseKL, {"reduction": "sum"}, "reduction is 'batchmean' or 'mean'; got 'sum'"),
+        (DIST, {"eps": 0.0}, "eps must be a finite number above 0"),
+        (LogitStandardisation, {"eps": -1e-7}, "eps must be"),
+        (GeneralisedJSD, {"beta": 1.5}, r"beta must be a share, in \[0, 1\]; got 1.5"),
+        (GeneralisedJSD, {"beta": math.nan}, "beta must be a share"),
+        (PSKD, {"alpha": -0.5}, "alpha must be a share"),
+        (PSKD, {"epochs": 0}, "epochs must be an integer of at least 1 or None"),
+        (PSKD, {"past": "probability"}, "past must be 'logits' or 'probabilities'"),
+        (ReverseKL, {"reduction": "sum"}, "reduction must be 'batchmean' or 'mean'; got 'sum'"),
     ],
 )
 def test_invalid_options_are_refused(make, options, message):

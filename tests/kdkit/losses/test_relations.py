@@ -172,10 +172,10 @@ def test_the_axis_of_cosine_selects_the_vectors():
         (RKD, {"distance": -1.0}, "distance is a weight"),
         (RKD, {"distance": 0.0, "angle": 0.0}, "distance and angle are all 0"),
         (RKD, {"angle": math.nan}, "angle is a weight"),
-        (PKT, {"eps": 0.0}, "eps is a finite number above 0"),
-        (CC, {"gamma": 0.0}, "gamma is a finite number above 0"),
-        (CC, {"order": 0}, "order is an integer of at least 1"),
-        (Cosine, {"axis": "tokens"}, "axis is 'all' or 'channels' or 'last'; got 'tokens'"),
+        (PKT, {"eps": 0.0}, "eps must be a finite number above 0"),
+        (CC, {"gamma": 0.0}, "gamma must be a finite number above 0"),
+        (CC, {"order": 0}, "order must be an integer of at least 1"),
+        (Cosine, {"axis": "tokens"}, "axis must be 'all' or 'channels' or 'last'; got 'tokens'"),
     ],
 )
 def test_invalid_options_are_refused(make, options, message):

@@ -59,7 +59,7 @@ def test_the_options_of_every_loss_are_covered():
 def test_the_width_of_a_projector_is_an_integer(wrong):
     shapes = torch.Size((2, 3, 4)), torch.Size((2, 5, 4))
     for make in (MLP, Bottleneck, Fusion):
-        with pytest.raises(RecipeError, match="the width of a projector is an integer of at least 1"):
+        with pytest.raises(RecipeError, match="the width of a projector must be an integer of at least 1"):
             make(*shapes, width=wrong)
 
 

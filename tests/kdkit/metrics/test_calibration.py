@@ -130,5 +130,5 @@ def test_any_number_is_better_than_nan(metric):
 def test_bins_that_do_not_exist_are_refused():
     with pytest.raises(RecipeError, match="equal_mass"):
         CalibrationError("equal_mas")
-    with pytest.raises(RecipeError, match="number of bins, is a whole number of at least 1; got 0"):
+    with pytest.raises(RecipeError, match="number of bins, must be an integer of at least 1; got 0"):
         CalibrationError(count=0)

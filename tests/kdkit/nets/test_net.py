@@ -66,6 +66,15 @@ def test_several_outputs_without_an_element_are_refused():
         net(batch())
 
 
+@pytest.mark.parametrize(
+    "answer", [lambda inputs: inputs[:1], lambda inputs: inputs.sum()], ids=["fewer rows", "scalar"]
+)
+def test_a_plain_callable_must_return_one_row_per_sample(answer):
+    net = Net("api", answer, version="1")
+    with pytest.raises(RecipeError, match=r"net 'api' must return one row per sample, 2 for this batch; got outputs"):
+        net(batch())
+
+
 def test_another_module_can_be_run_in_place_of_a_net():
     net = Net("student", nn.Linear(4, 2))
     assert torch.equal(net.through(lambda inputs: inputs * 3, batch()), torch.full((2, 4), 3.0))

@@ -209,10 +209,10 @@ def test_grad_norm_resumes_from_its_state():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": -0.1}, "alpha of GradNorm is a finite number of at least 0; got -0.1"),
+        ({"alpha": -0.1}, "alpha of GradNorm must be a finite number of at least 0; got -0.1"),
         ({"alpha": math.nan}, "alpha of GradNorm"),
         ({"alpha": True}, "alpha of GradNorm"),
-        ({"alpha": "1"}, "alpha of GradNorm is a finite number of at least 0; got '1'"),
+        ({"alpha": "1"}, "alpha of GradNorm must be a finite number of at least 0; got '1'"),
         ({"layer": "body.3"}, "layer of GradNorm is a module of a net in training"),
         ({"optimizer": Adam}, "optimizer is Optimizer"),
     ],

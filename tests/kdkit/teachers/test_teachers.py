@@ -50,7 +50,7 @@ from kdkit.losses import (
     PerTeacher,
     SoftTargets,
 )
-from kdkit.losses.multi_teacher import confidence
+from kdkit.losses.multi_teacher import teacher_confidence
 from kdkit.teachers import open_teacher
 from tests.helpers.open_stages import opened
 from tests.helpers.tiny import hooks_of, one_stage, plain_goal, samples, tiny_data, tiny_net
@@ -409,7 +409,7 @@ def test_confidence_weights_teachers_by_their_cross_entropy_per_sample(task):
 def test_confidence_weights_sum_to_one_and_are_larger_for_a_better_teacher():
     labels = torch.tensor([0, 1])
     right = F.one_hot(labels, 3) * 10.0
-    weights = confidence((right, -right, torch.zeros(2, 3)), labels)  # right, wrong, undecided
+    weights = teacher_confidence((right, -right, torch.zeros(2, 3)), labels)  # right, wrong, undecided
     torch.testing.assert_close(weights.sum(1), torch.ones(2))
     assert (weights[:, 0] > weights[:, 2]).all()
     assert (weights[:, 2] > weights[:, 1]).all()
@@ -460,14 +460,14 @@ def test_confidence_is_refused_for_several_layers_of_one_teacher():
     }
     objective = plain_goal() + Match(teacher, PerTeacher(Hint(), weights="confidence"), **taps)
     (problem,) = problems_of(student, objective)
-    assert "weighs the teachers of a Panel, and this is one teacher" in problem
+    assert "weights='confidence' weighs several Teachers; got one teacher" in problem
 
 
 def test_confidence_is_refused_for_regression():
     (first, second), student = two_teachers(), tiny_net("student")
     objective = Match(Teachers(first, second), PerTeacher(nn.MSELoss(), weights="confidence"))
     (problem,) = problems_of(student, objective, tiny_data("regression"))
-    assert "this data is regression; take weights='equal', 'learned' or shares" in problem
+    assert "the task of this data is regression; use weights='equal', 'learned' or a number per teacher" in problem
 
 
 def test_learned_weights_converge_to_the_size_of_each_loss():
@@ -516,9 +516,16 @@ def test_several_teachers_are_compared_on_the_classes_that_all_share():
     torch.testing.assert_close(value, expected / 2)
 
 
-@pytest.mark.parametrize("weights", ["best", (0.5, 0.6), (1.5, -0.5), (), 0.5, (float("nan"), 1.0)])
+def test_an_unknown_weighting_of_teachers_is_refused():
+    with pytest.raises(
+        RecipeError, match="weights are a number per teacher, or one of equal, confidence, learned; got"
+    ):
+        PerTeacher(SoftTargets(), weights="best")
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.6), (1.5, -0.5), (), 0.5, (float("nan"), 1.0)])
 def test_invalid_weights_of_teachers_are_refused(weights):
-    with pytest.raises(RecipeError, match=r"weights are shares|shares of teachers"):
+    with pytest.raises(RecipeError, match="the weights of teachers are at least 0 and sum to 1; got"):
         PerTeacher(SoftTargets(), weights=weights)
 
 
@@ -554,7 +561,7 @@ def test_a_loss_for_one_teacher_and_a_loss_for_several_are_not_confused():
     (problem,) = problems_of(student, Match(Teachers(first, second), SoftTargets()))
     assert "Teachers(...) gives a tuple, of which PerTeacher(SoftTargets(" in problem
     problems = problems_of(student, Match(first, PerTeacher(SoftTargets())))
-    assert any("Match(Panel(first, second), PerTeacher(...))" in problem for problem in problems)
+    assert any("Match(Teachers(first, second), PerTeacher(...))" in problem for problem in problems)
 
 
 def test_an_untrained_member_of_several_teachers_is_a_problem():

@@ -30,14 +30,14 @@ def test_an_int_is_a_whole_number_and_a_bool_or_a_float_is_none():
 @pytest.mark.parametrize(
     ("name", "value", "options", "text"),
     [
-        ("validate_above_zero", 0, {}, "x is a finite number above 0; got 0"),
-        ("validate_at_least_zero", -1, {}, "x is a finite number of at least 0; got -1"),
-        ("validate_count", 0, {}, "x is a whole number of at least 1; got 0"),
-        ("validate_count", None, {}, "x is a whole number of at least 1; got None"),
-        ("validate_count", 1, {"least": 2, "optional": True}, "x is a whole number of at least 2 or None; got 1"),
-        ("validate_share", 1.5, {}, r"x is a share, in \[0, 1\]; got 1.5"),
-        ("validate_share", 1, {"below_one": True}, r"x is a share, in \[0, 1\); got 1"),
-        ("validate_choice", "c", {"choices": Literal["a", "b"]}, "x is 'a' or 'b'; got 'c'"),
+        ("validate_above_zero", 0, {}, "x must be a finite number above 0; got 0"),
+        ("validate_at_least_zero", -1, {}, "x must be a finite number of at least 0; got -1"),
+        ("validate_count", 0, {}, "x must be an integer of at least 1; got 0"),
+        ("validate_count", None, {}, "x must be an integer of at least 1; got None"),
+        ("validate_count", 1, {"least": 2, "optional": True}, "x must be an integer of at least 2 or None; got 1"),
+        ("validate_share", 1.5, {}, r"x must be a share, in \[0, 1\]; got 1.5"),
+        ("validate_share", 1, {"below_one": True}, r"x must be a share, in \[0, 1\); got 1"),
+        ("validate_choice", "c", {"choices": Literal["a", "b"]}, "x must be 'a' or 'b'; got 'c'"),
     ],
 )
 def test_an_invalid_value_raises_with_the_expected_and_the_actual_value(name, value, options, text):
@@ -56,5 +56,5 @@ def test_valid_values_pass():
 
 
 def test_a_text_is_no_switch():
-    with pytest.raises(RecipeError, match=r"^deep is True or False; got 'no'$"):
+    with pytest.raises(RecipeError, match=r"^deep must be True or False; got 'no'$"):
         validation.validate_switches(deep="no")

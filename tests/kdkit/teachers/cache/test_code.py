@@ -162,7 +162,9 @@ DYNAMIC = {
 
 @pytest.mark.parametrize("name", DYNAMIC)
 def test_values_that_are_looked_up_under_computed_names_are_refused(name, make):
-    with pytest.raises(CacheError, match=rf"is {name}, through which it can read any value; pass the values instead"):
+    with pytest.raises(
+        CacheError, match=rf"uses {name}, which can read any value; read the values elsewhere, and pass them"
+    ):
         key(make(DYNAMIC[name]))
 
 
