@@ -53,7 +53,7 @@ class OFD(nn.Module):
         if norm is not None and not isinstance(norm, Norm):
             raise RecipeError(f"norm is the teacher's batch norm before the ReLU; got a {type(norm).__name__}")
         if margin is not None and (not is_number(margin) or margin > 0):
-            raise RecipeError(f"a margin is a finite number of at most 0; got {margin!r}")
+            raise RecipeError(f"margin must be a finite number of at most 0; got {margin!r}")
         self._norm = (norm,)  # a tuple hides the teacher's weights from self.parameters()
         self.margin, self.factor, self.projector_mode = margin, factor, projector
         self.connector: nn.Module = nn.Identity()

@@ -308,5 +308,5 @@ def test_two_studies_do_not_run_jobs_in_one_folder(tmp_path, recipes):
 
 @pytest.mark.parametrize("jobs", [0, -1, 1.5, "2"])
 def test_a_number_of_jobs_that_is_not_valid_is_refused(tmp_path, recipes, jobs):
-    with pytest.raises(RecipeError, match="whole number"):
+    with pytest.raises(RecipeError, match="must be an integer of at least 1"):
         list(Study(tmp_path, recipes.trials).run(CPU, jobs=jobs))

@@ -13,10 +13,11 @@ from typing import IO, Any, cast
 
 import torch
 
-from kdkit.errors import RecipeError, WorkerError
+from kdkit.errors import WorkerError
 from kdkit.study.workers.job import Job, JobResult
 from kdkit.study.workers.pickling import pickle_object, unpack_error
 from kdkit.utils.devices import usable_cores
+from kdkit.utils.validation import validate_count
 
 # -P: do not put the working directory first in `sys.path`; the child gets the whole path of this process instead.
 COMMAND = ("-P", "-c", "from kdkit.study.workers.child import main; main()")
@@ -27,13 +28,12 @@ class Processes:
     """Child processes that run `jobs` jobs at once.
 
     A process starts when it is first needed, runs one job after another with `threads` threads, and is replaced if it
-    dies. It ignores SIGINT, and ends when this process ends. Raises RecipeError if `jobs` is not a whole number of at
+    dies. It ignores SIGINT, and ends when this process ends. Raises RecipeError unless `jobs` is an integer of at
     least 1.
     """
 
     def __init__(self, jobs: int) -> None:
-        if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-            raise RecipeError(f"jobs is how many trials run at once, a whole number of at least 1; got {jobs!r}")
+        validate_count("jobs", jobs)
         self.jobs = jobs
         self.threads = max(1, min(torch.get_num_threads(), usable_cores() // jobs))
         self._free: list[_Child] = []

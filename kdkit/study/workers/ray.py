@@ -45,7 +45,7 @@ class Cluster:
             value, types = getattr(self, name), (int, float) if name == "gpus" else (int,)
             # `not >=` instead of `<`, so that NaN is rejected too.
             if isinstance(value, bool) or not isinstance(value, types) or not value >= least:
-                raise RecipeError(f"{name} of a cluster is a number of at least {least}; got {value!r}")
+                raise RecipeError(f"{name} of a cluster must be a number of at least {least}; got {value!r}")
 
 
 class RayWorkers:

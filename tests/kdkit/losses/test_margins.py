@@ -89,7 +89,7 @@ def test_a_batch_norm_with_different_channels_is_refused():
     ("options", "message"),
     [
         ({"norm": nn.Linear(2, 2)}, "batch norm before the ReLU; got a Linear"),
-        ({"margin": 0.5}, "a margin is"),
+        ({"margin": 0.5}, "margin must be"),
         ({"factor": 0}, "factor must be"),
         ({"projector": "maybe"}, "projector is"),
     ],

@@ -48,6 +48,15 @@ class BatchOfFour(nn.Module):
         return inputs.view(4, 2, 2).flatten(1)
 
 
+class Sum(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x):
+        return x.sum(self.dim)
+
+
 class ShapeByBatch(nn.Module):
     """Returns as many columns as the batch has samples."""
 
@@ -68,8 +77,8 @@ REFUSED = {
     "dropout that is always on": (lambda x: F.dropout(x, 0.5), "draws random numbers"),
     "random numbers that do not matter": (lambda x: x + 0 * torch.rand(1), "draws random numbers"),
     "batches of one size": (BatchOfFour(), "it fails on a part of a batch"),
-    "no row for each sample": (lambda x: x.sum(0), "do not have one row per sample"),
-    "a scalar": (lambda x: x.sum(), "do not have one row per sample"),
+    "no row for each sample": (Sum(0), "do not have one row per sample"),
+    "a scalar": (Sum(None), "do not have one row per sample"),
     "a shape that changes": (
         ShapeByBatch(),
         "its output for a sample depends on the other samples in the batch",
