@@ -70,9 +70,8 @@ def results(checkout: Path, example: str, args: list[str], folder: Path) -> list
     lines: list[str] = []
     for history in sorted(folder.glob("run/*/history.jsonl")):
         for epoch in map(json.loads, history.read_text().splitlines()):
-            lines += [
-                f"{history.parent.name} {epoch['epoch']} {term} {value!r}" for term, value in epoch["terms"].items()
-            ]
+            # Without the names of the terms: a loss may have been renamed.
+            lines += [f"{history.parent.name} {epoch['epoch']} {value!r}" for value in epoch["terms"].values()]
     for weights in sorted(folder.glob("run/*/weights*.safetensors")):
         lines.append(f"{weights.parent.name} {weights.name} {hashlib.sha256(weights.read_bytes()).hexdigest()}")
     return lines
