@@ -25,7 +25,13 @@ class Leads:
     def __init__(self, leads: int | tuple[str, ...]) -> None:
         names = lead_names(leads)
         object.__setattr__(self, "names", names)
-        object.__setattr__(self, "_slices", _neighbouring_slices([LEADS.index(name) for name in names]))
+        slices: list[tuple[int, int]] = []  # (start, stop) of each range of consecutive channels
+        for channel in map(LEADS.index, names):
+            if slices and slices[-1][1] == channel:
+                slices[-1] = (slices[-1][0], channel + 1)
+            else:
+                slices.append((channel, channel + 1))
+        object.__setattr__(self, "_slices", tuple(slices))
 
     @property
     def key(self) -> str:
@@ -46,14 +52,3 @@ class Leads:
 
     def __repr__(self) -> str:
         return f"Leads({self.names!r})"
-
-
-def _neighbouring_slices(channels: list[int]) -> tuple[tuple[int, int], ...]:
-    """Return (start, stop) of each range of consecutive channels, in order."""
-    slices: list[tuple[int, int]] = []
-    for channel in channels:
-        if slices and slices[-1][1] == channel:
-            slices[-1] = (slices[-1][0], channel + 1)
-        else:
-            slices.append((channel, channel + 1))
-    return tuple(slices)

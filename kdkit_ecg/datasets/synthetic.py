@@ -12,6 +12,7 @@ import torch
 
 from kdkit import Data, RecipeError, Task
 from kdkit.errors import did_you_mean
+from kdkit.utils.validation import validate_count
 from kdkit_ecg.augmentations import check_augmentations
 from kdkit_ecg.datasets.signal_split import Augmentations, SignalSplit
 from kdkit_ecg.labels import scored_classes
@@ -64,8 +65,7 @@ class Synthetic(Data):
     ) -> None:
         self.sizes = {"train": train, "validation": validation, "test": test}
         for name, count in {**self.sizes, "length": length, "draws": draws}.items():
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise RecipeError(f"{name} must be a whole number of 1 or more, got {count!r}")
+            validate_count(name, count)
         if not (math.isfinite(rate) and rate > 0):
             raise RecipeError(f"rate must be in Hz and above 0, got {rate}; try rate=100")
         if not 0 <= difficulty <= 1:
@@ -73,7 +73,13 @@ class Synthetic(Data):
         if scaling not in get_args(Scaling):
             raise RecipeError(f"scaling {scaling!r} is unknown; {did_you_mean(str(scaling), get_args(Scaling))}")
         check_augmentations(augment, draws)
-        self.classes = _check_classes(classes)
+        scored = scored_classes(2020).names
+        self.classes = scored if classes is None else tuple(classes)
+        for name in self.classes:
+            if name not in scored:
+                raise RecipeError(f"{name!r} is not a class of the 2020 Challenge; {did_you_mean(name, scored)}")
+        if len(set(self.classes)) < max(1, len(self.classes)):
+            raise RecipeError(f"classes must be one or more different names, got {list(self.classes)}")
         self.augment = augment
         self.draws: int = draws
         self.length = length
@@ -129,14 +135,3 @@ class Synthetic(Data):
             seed=simulator.seed,
             augment=augment,
         )
-
-
-def _check_classes(classes: Sequence[str] | None) -> tuple[str, ...]:
-    scored = scored_classes(2020).names
-    chosen = scored if classes is None else tuple(classes)
-    for name in chosen:
-        if name not in scored:
-            raise RecipeError(f"{name!r} is not a class of the 2020 Challenge; {did_you_mean(name, scored)}")
-    if len(set(chosen)) < max(1, len(chosen)):
-        raise RecipeError(f"classes must be one or more different names, got {list(chosen)}")
-    return chosen

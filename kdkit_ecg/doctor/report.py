@@ -1,7 +1,7 @@
 """Report a survey: as tables on the console, and as JSON."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -32,7 +32,15 @@ def print_survey(survey: Survey, console: Console, *, all_names: bool) -> None:
         if reasons:
             console.print(f"{title}:")
         for reason in reasons:
-            for line in _reason_lines(survey, reason, all_names=all_names):
+            records = _records_with(survey, reason)
+            named = records if all_names else records[:MAX_NAMES]
+            descriptions = [f"{path} ({detail})" if detail else path for path, detail in named]
+            if all_names:
+                lines = [f"  {len(records):,} {reason}:", *(f"    {description}" for description in descriptions)]
+            else:
+                more = ", ..." if len(records) > MAX_NAMES else ""
+                lines = [f"  {len(records):,} {reason}: {', '.join(descriptions)}{more}"]
+            for line in lines:
                 console.print(line, soft_wrap=True)
     if survey.unfinished:
         console.print(f"{survey.unfinished} unfinished .part files: run kdkit ecg fetch again to resume them")
@@ -73,8 +81,12 @@ def _database_table(survey: Survey) -> Table:
         table.add_column(column, justify="right")
     for name, records in _by_database(survey).items():
         row = _statistics(records)
+        seconds = "-"
+        if row["seconds"]:
+            low, median, high = row["seconds"]
+            seconds = f"{low:g}" if low == high else f"{low:.4g} to {high:.4g} ({median:.3g})"
         cells = [row["records"], row["bad"], row["odd"], f"{row['hours']:.1f}"]
-        cells += [_format_list(row["rates"]), _format_range(row["seconds"]), _format_list(row["leads"])]
+        cells += [_format_list(row["rates"]), seconds, _format_list(row["leads"])]
         implausible = f" + {row['age_implausible']} implausible" if row["age_implausible"] else ""
         table.add_row(name, *map(str, cells), f"{row['age_missing']}{implausible}", str(row["sex_missing"]))
     return table
@@ -111,18 +123,6 @@ def _class_counts(survey: Survey, year: Year) -> dict[str, Counter[str]]:
     return counts
 
 
-def _reason_lines(survey: Survey, reason: Reason, *, all_names: bool) -> Iterator[str]:
-    records = _records_with(survey, reason)
-    named = records if all_names else records[:MAX_NAMES]
-    descriptions = [f"{path} ({detail})" if detail else path for path, detail in named]
-    if all_names:
-        yield f"  {len(records):,} {reason}:"
-        yield from (f"    {description}" for description in descriptions)
-    else:
-        more = ", ..." if len(records) > MAX_NAMES else ""
-        yield f"  {len(records):,} {reason}: {', '.join(descriptions)}{more}"
-
-
 def _records_with(survey: Survey, reason: Reason) -> list[tuple[str, str]]:
     """Return path and detail of the records with a finding of this kind."""
     return [
@@ -142,10 +142,3 @@ def _by_database(survey: Survey) -> dict[str, list[RecordReport]]:
 
 def _format_list(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values) or "-"
-
-
-def _format_range(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    low, median, high = values
-    return f"{low:g}" if low == high else f"{low:.4g} to {high:.4g} ({median:.3g})"

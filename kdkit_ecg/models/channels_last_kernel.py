@@ -56,7 +56,12 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         image = _as_image(grad_rows[:-1], len(grad))
         signal_grad = functional.conv2d(image, reversed_weight.unsqueeze(2)).squeeze(2)
     elif ctx.needs_input_grad[0]:
-        signal_grad = _transposed_convolution(grad, weight, stride, pads[0], signal.shape[2])
+        image = grad.unsqueeze(2).contiguous(memory_format=torch.channels_last)  # (N, outputs, 1, T')
+        padded_grad = functional.conv_transpose2d(image, weight.unsqueeze(2), stride=(1, stride))
+        # With a stride, the last samples may be in no window: their gradient is 0.
+        end = pads[0] + signal.shape[2]
+        padded_grad = functional.pad(padded_grad, [0, max(0, end - padded_grad.shape[3])])[..., pads[0] : end]
+        signal_grad = padded_grad.contiguous(memory_format=torch.channels_last).squeeze(2)
     if ctx.needs_input_grad[1]:
         if torch.is_grad_enabled():  # for a second derivative, the rows must depend on the signal in the graph
             rows = _padded_rows(signal, pads[0], length, spare=stride)
@@ -89,16 +94,6 @@ def _padded_rows(features: Tensor, before: int, length: int, spare: int) -> Tens
 def _as_image(rows: Tensor, samples: int) -> Tensor:
     """View rows (N * length, C) as (N, C, 1, length): torch has a channels-last layout for four dimensions only."""
     return rows.view(samples, 1, -1, rows.shape[1]).permute(0, 3, 1, 2)
-
-
-def _transposed_convolution(grad: Tensor, weight: Tensor, stride: int, left: int, length: int) -> Tensor:
-    """Return the gradient (N, inputs, length) of a signal that was padded with `left` zeros on the left."""
-    image = grad.unsqueeze(2).contiguous(memory_format=torch.channels_last)  # (N, outputs, 1, T')
-    padded_grad = functional.conv_transpose2d(image, weight.unsqueeze(2), stride=(1, stride))
-    # With a stride, the last samples may be in no window: their gradient is 0.
-    missing = max(0, left + length - padded_grad.shape[3])
-    signal_grad = functional.pad(padded_grad, [0, missing])[..., left : left + length]
-    return signal_grad.contiguous(memory_format=torch.channels_last).squeeze(2)
 
 
 def _weight_gradient(signal: Tensor, grad: Tensor, weight: Tensor, stride: int) -> Tensor:

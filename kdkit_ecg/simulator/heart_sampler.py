@@ -22,8 +22,15 @@ def healthy_heart(sampler: RangeSampler) -> Heart:
         axis=sampler.within(easy=(15, 70), hard=(-20, 82)),
         voltage=sampler.within(easy=(0.9, 1.8), hard=(0.7, 1.8)),
     )
-    focus = _ventricular_focus(sampler)
-    left, _, front = focus.forces[0].vector
+    # The focus of premature beats, with a wide QRS. From the left ventricle its vector points to the right and front,
+    # from the right one to the left and back.
+    focus_left, focus_front = (-0.6, 0.8) if sampler.chance(0.5) else (0.8, -0.6)
+    focus_forces = (
+        Force(0.36, 0.15, (focus_left, 0.0, focus_front)),
+        Force(0.6, 0.16, (0.8 * focus_left, sampler.uniform(-0.8, 0.8), 0.8 * focus_front)),
+    )
+    focus_duration = sampler.within(easy=(0.15, 0.18), hard=(0.125, 0.15))
+    focus_voltage = sampler.within(easy=(1.6, 2.2), hard=(0.8, 1.4))
     return Heart(
         rate=sampler.within(easy=(66, 92), hard=(61, 99)),
         swing=sampler.within(easy=(0.01, 0.04), hard=(0.02, 0.1)),
@@ -32,17 +39,6 @@ def healthy_heart(sampler: RangeSampler) -> Heart:
         qtc=sampler.within(easy=(0.39, 0.425), hard=(0.375, 0.445)),
         p=scaled((0.06, 0.11, 0.02), sampler.jitter(0.2)),
         t=scaled((0.22, sampler.uniform(0.1, 0.25), sampler.uniform(0.08, 0.18)), t_size),
-        focus=focus,
-        focus_t=scaled((-left, 0.1, -front), 0.4),  # opposite to its QRS: repolarisation is secondary
+        focus=Qrs(forces=focus_forces, duration=focus_duration, axis=0.0, voltage=focus_voltage),
+        focus_t=scaled((-focus_left, 0.1, -focus_front), 0.4),  # opposite to its QRS: repolarisation is secondary
     )
-
-
-def _ventricular_focus(sampler: RangeSampler) -> Qrs:
-    """Return the wide QRS of this heart's ventricular premature beats."""
-    # From the left ventricle the vector points to the right and front, from the right one to the left and back.
-    left, front = (-0.6, 0.8) if sampler.chance(0.5) else (0.8, -0.6)
-    first = Force(0.36, 0.15, (left, 0.0, front))
-    second = Force(0.6, 0.16, (0.8 * left, sampler.uniform(-0.8, 0.8), 0.8 * front))
-    duration = sampler.within(easy=(0.15, 0.18), hard=(0.125, 0.15))
-    voltage = sampler.within(easy=(1.6, 2.2), hard=(0.8, 1.4))
-    return Qrs(forces=(first, second), duration=duration, axis=0.0, voltage=voltage)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from rich.console import Console
@@ -42,7 +41,13 @@ def append_records(
     ):
         task = progress.add_task("", total=len(missing))
         for keys, prepared in _prepare_in_chunks(missing, preparation, processes):
-            rows = [_append_signal(signals, key, result) for key, result in zip(keys, prepared, strict=True)]
+            rows = []
+            for key, result in zip(keys, prepared, strict=True):
+                offset = signals.tell()
+                if result.signal is not None:
+                    offset += signals.write(bytes(-offset % ALIGNMENT))
+                    signals.write(np.ascontiguousarray(result.signal, "<f4").data)
+                rows.append(make_row(key, result.content, offset, result.signal, result.fault or ""))
             # Signals reach the file before the rows that refer to them, so an interruption leaves no dangling row.
             signals.flush()
             for key, row, result in zip(keys, rows, prepared, strict=True):
@@ -69,12 +74,3 @@ def _prepare_in_chunks(
     results = run_in_processes(prepare, chunks, jobs) if jobs > 1 else ((chunk, prepare(chunk)) for chunk in chunks)
     for chunk, prepared in results:
         yield [keys[header] for header in chunk], prepared
-
-
-def _append_signal(signals: IO[bytes], key: bytes, prepared: PreparedSignal) -> bytes:
-    """Append a signal to the file and return its row of the index."""
-    offset = signals.tell()
-    if prepared.signal is not None:
-        offset += signals.write(bytes(-offset % ALIGNMENT))
-        signals.write(np.ascontiguousarray(prepared.signal, "<f4").data)
-    return make_row(key, prepared.content, offset, prepared.signal, prepared.fault or "")

@@ -30,23 +30,16 @@ def assign_persons(
     for first, *others in duplicates:
         for name in others:
             persons.merge(f"record {first}", f"record {name}")
-    for first_name, second_name in _ptb_neighbours(headers):
-        persons.merge(f"record {first_name}", f"record {second_name}")
-    return {header.name: persons.representative(f"record {header.name}") for header in headers}
-
-
-def _ptb_neighbours(headers: Iterable[Header]) -> Iterable[tuple[str, str]]:
-    """Yield pairs of PTB records that may be of one person: consecutive ones with the same age and sex."""
-    by_age_and_sex: dict[tuple[float, str], list[tuple[int, str]]] = defaultdict(list)
+    ptb_records: dict[tuple[float, str], list[tuple[int, str]]] = defaultdict(list)  # by age and sex
     for header in headers:
         match = _PTB_NAME.fullmatch(header.name)
         if match and header.age is not None and header.sex:
-            by_age_and_sex[header.age, header.sex].append((int(match[1]), header.name))
-    for numbered_names in by_age_and_sex.values():
-        numbered_names.sort()
-        for (number, name), (next_number, next_name) in pairwise(numbered_names):
+            ptb_records[header.age, header.sex].append((int(match[1]), header.name))
+    for numbered_names in ptb_records.values():
+        for (number, name), (next_number, next_name) in pairwise(sorted(numbered_names)):
             if next_number - number < _PTB_RECORDS_PER_PATIENT:
-                yield name, next_name
+                persons.merge(f"record {name}", f"record {next_name}")
+    return {header.name: persons.representative(f"record {header.name}") for header in headers}
 
 
 class _MergedNames:

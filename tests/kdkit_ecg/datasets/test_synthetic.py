@@ -121,7 +121,7 @@ def test_fingerprint_changes_with_every_option_that_changes_a_sample():
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"train": 0}, "train must be a whole number of 1 or more, got 0"),
+        ({"train": 0}, "train must be an integer of at least 1; got 0"),
         ({"validation": -1}, "validation must be a whole number"),
         ({"test": 1.5}, "test must be a whole number"),
         ({"length": 0}, "length must be a whole number"),
