@@ -1,13 +1,13 @@
 """Runs in two processes: results of one process, one run folder, one error message, and a resume after a crash."""
 
 import json
-import socket
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 from tests.helpers.command_line import environment
 from tests.helpers.processes import ForkedPython, run_python
@@ -295,10 +295,10 @@ def run_two_ranks(folder, *arguments, fresh=False):
 
     fresh: use two new interpreters, which also end as interpreters do.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    variables = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    # As in torchrun, the store does not end with a rank: the last one still finds out that another one failed first.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    variables = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    variables["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     variables["TORCHELASTIC_RUN_ID"] = "test"
     start = _fresh_python if fresh else ForkedPython
     ranks = [start([*arguments], folder, environment(**variables, RANK=str(r), LOCAL_RANK=str(r))) for r in range(2)]

@@ -285,18 +285,18 @@ def test_a_file_system_without_locks_is_an_error(folder, monkeypatch):
 
 
 def test_records_prepared_before_the_disk_is_full_are_kept(folder, monkeypatch):
-    original, rows = build._append_signal, []
+    original, rows = build.make_row, []
 
-    def append(*args):
+    def make_row(*args):
         if len(rows) == 6:
             raise OSError(28, "No space left on device")
         rows.append(original(*args))
         return rows[-1]
 
-    monkeypatch.setattr(build, "_append_signal", append)
+    monkeypatch.setattr(build, "make_row", make_row)
     with pytest.raises(DataError, match=r"cannot be stored in .*: No space left on device; choose another folder"):
         _ = data(folder).train
-    monkeypatch.setattr(build, "_append_signal", original)
+    monkeypatch.setattr(build, "make_row", original)
     prepared = record_preparations(monkeypatch)
     assert signals(data(folder)) == signals(data(folder, store=None))
     # store=None prepares all records; the store prepared some of them before the disk was full.
