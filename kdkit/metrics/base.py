@@ -75,6 +75,16 @@ class Metric(Protocol):
         ...
 
 
+class WithoutThresholds:
+    """Base class of metrics that have nothing to fit."""
+
+    __slots__ = ()
+
+    def fit(self, validation: Predictions) -> Self:
+        """Return self, which has no thresholds."""
+        return self
+
+
 def lower_is_better(metric: Metric) -> bool:
     """Return whether the metric is an error, so that its lowest value is the best."""
     return bool(getattr(metric, "lower_is_better", False))

@@ -1,7 +1,7 @@
 """Metrics of probabilities: whether predictions with a probability of 80 % are right 80 times out of 100."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from kdkit.metrics.base import (
     Floats,
     MetricResult,
     Predictions,
+    WithoutThresholds,
     defined_by_class,
     note_on_missing,
     true_classes,
@@ -22,7 +23,7 @@ Bins = Literal["equal_width", "equal_mass"]
 
 
 @dataclass(frozen=True, slots=True)
-class CalibrationError:
+class CalibrationError(WithoutThresholds):
     """Expected calibration error, in [0, 1]; lower is better.
 
     The mean of |mean probability - share of positives| over bins, weighted by their shares of the samples. Multilabel:
@@ -46,10 +47,6 @@ class CalibrationError:
     def name(self) -> str:
         """The name in tables."""
         return "calibration_error" if self.bins == "equal_width" else f"calibration_error_{self.bins}"
-
-    def fit(self, validation: Predictions) -> Self:
-        """Return self, which has no thresholds."""
-        return self
 
     def compute(self, test: Predictions) -> MetricResult:
         """Return the error; for multilabel also by class."""
@@ -85,7 +82,7 @@ class CalibrationError:
 
 
 @dataclass(frozen=True, slots=True)
-class Brier:
+class Brier(WithoutThresholds):
     """Brier score, the mean squared error of probabilities; lower is better (Brier 1950).
 
     Multilabel: of the sigmoid of each class, averaged over classes, in [0, 1]. Multiclass: of the softmax, summed over
@@ -98,10 +95,6 @@ class Brier:
     def name(self) -> str:
         """The name in tables."""
         return "brier"
-
-    def fit(self, validation: Predictions) -> Self:
-        """Return self, which has no thresholds."""
-        return self
 
     def compute(self, test: Predictions) -> MetricResult:
         """Return the error, also by class."""

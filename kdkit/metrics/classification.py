@@ -11,6 +11,7 @@ from kdkit.metrics.base import (
     Floats,
     MetricResult,
     Predictions,
+    WithoutThresholds,
     defined_by_class,
     mean_over_classes,
     note_on_missing,
@@ -24,17 +25,13 @@ Average = Literal["macro", "micro"]
 
 
 @dataclass(frozen=True, slots=True)
-class Accuracy:
+class Accuracy(WithoutThresholds):
     """The share of samples whose largest output is that of their class: multiclass, in [0, 1]."""
 
     @property
     def name(self) -> str:
         """The name in tables."""
         return "accuracy"
-
-    def fit(self, validation: Predictions) -> Self:
-        """Return self, which has no thresholds."""
-        return self
 
     def compute(self, test: Predictions) -> MetricResult:
         """Return the accuracy, and the recall of each class."""

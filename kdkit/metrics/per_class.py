@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Self
 
 import numpy as np
 
@@ -10,6 +9,7 @@ from kdkit.metrics.base import (
     Metric,
     MetricResult,
     Predictions,
+    WithoutThresholds,
     defined_by_class,
     mean_over_classes,
     ratio,
@@ -84,14 +84,11 @@ def class_table(
 
 
 @dataclass(frozen=True, slots=True)
-class _ThresholdMetric:
+class _ThresholdMetric(WithoutThresholds):
     """Precision, recall or F1 of each class, at thresholds that are chosen already."""
 
     name: str
     thresholds: tuple[float, ...] | None
-
-    def fit(self, validation: Predictions) -> Self:
-        return self
 
     def compute(self, test: Predictions) -> MetricResult:
         values, by_class = self.resampled(test, unit_counts(test))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from kdkit.metrics.base import (
     Floats,
     MetricResult,
     Predictions,
+    WithoutThresholds,
     defined_by_class,
     mean_over_classes,
     note_on_missing,
@@ -23,7 +24,7 @@ from kdkit.metrics.bootstrap import Counts, Resampled, count_blocks, unit_counts
 
 
 @dataclass(frozen=True, slots=True)
-class MacroAUPRC:
+class MacroAUPRC(WithoutThresholds):
     """Average precision, averaged over the classes with positives, in [0, 1].
 
     Defined as scikit-learn's average_precision_score.
@@ -33,10 +34,6 @@ class MacroAUPRC:
     def name(self) -> str:
         """The name in tables."""
         return "macro_auprc"
-
-    def fit(self, validation: Predictions) -> Self:
-        """Return self, which has no thresholds."""
-        return self
 
     def compute(self, test: Predictions) -> MetricResult:
         """Return the mean, also by class; the note names classes without positives."""
@@ -48,7 +45,7 @@ class MacroAUPRC:
 
 
 @dataclass(frozen=True, slots=True)
-class MacroAUROC:
+class MacroAUROC(WithoutThresholds):
     """Area under the ROC curve, averaged over the classes with positives and negatives, in [0, 1].
 
     A tie between a positive and a negative counts one half.
@@ -58,10 +55,6 @@ class MacroAUROC:
     def name(self) -> str:
         """The name in tables."""
         return "macro_auroc"
-
-    def fit(self, validation: Predictions) -> Self:
-        """Return self, which has no thresholds."""
-        return self
 
     def compute(self, test: Predictions) -> MetricResult:
         """Return the mean, also by class; the note names classes for which the area is undefined."""

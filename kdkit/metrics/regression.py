@@ -1,23 +1,18 @@
 """Metrics of predicted numbers against true numbers."""
 
 from dataclasses import dataclass
-from typing import Self
 
-from kdkit.metrics.base import MetricResult, Predictions
+from kdkit.metrics.base import MetricResult, Predictions, WithoutThresholds
 
 
 @dataclass(frozen=True, slots=True)
-class R2:
+class R2(WithoutThresholds):
     """Coefficient of determination, averaged over the output columns: regression, at most 1."""
 
     @property
     def name(self) -> str:
         """The name in tables."""
         return "r2"
-
-    def fit(self, validation: Predictions) -> Self:
-        """Return self, which has no thresholds."""
-        return self
 
     def compute(self, test: Predictions) -> MetricResult:
         """Return the coefficient."""

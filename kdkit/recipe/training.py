@@ -1,8 +1,6 @@
 """The training options of a stage: epochs, optimizer, LR schedule, balancing, EMA, and which epoch is kept."""
 
-import math
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Literal
 
 import torch
@@ -12,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from kdkit.errors import RecipeError, describe
 from kdkit.recipe.balancing.base import Balancing, WeightedSum
 from kdkit.recipe.optim import LRSchedule, Optimizer
+from kdkit.utils.validation import is_number, validate_count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +23,7 @@ class AverageWeights:
     decay: float = 0.999
 
     def __post_init__(self) -> None:
-        if not (_is_number(self.decay) and 0 < self.decay < 1):
+        if not (is_number(self.decay) and 0 < self.decay < 1):
             raise RecipeError(f"the decay of an average must be between 0 and 1; got {self.decay!r}")
 
     def build(self, module: nn.Module) -> AveragedModel:
@@ -61,14 +60,11 @@ class Training:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate_steps", 1), ("workers", 0)):
-            value = getattr(self, name)
-            if name == "workers" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise RecipeError(f"{name} must be an integer of at least {least}; got {value!r}")
+        for name in ("epochs", "batch_size", "accumulate_steps"):
+            validate_count(name, getattr(self, name))
+        validate_count("workers", self.workers, least=0, optional=True)
         norm = self.max_grad_norm
-        if norm is not None and not (_is_number(norm) and math.isfinite(norm) and norm > 0):
+        if norm is not None and not (is_number(norm) and norm > 0):
             raise RecipeError(f"max_grad_norm must be a number above 0, or None; got {norm!r}")
         if self.keep not in ("best", "last"):
             raise RecipeError(f"keep must be 'best' or 'last'; got {self.keep!r}")
@@ -85,7 +81,3 @@ class Training:
                 "balancing must be WeightedSum(), PCGrad() or another subclass of Balancing with build(trained); "
                 f"got {describe(self.balancing)}"
             )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)

@@ -50,7 +50,7 @@ def learning_rates(schedule, steps):
         ({"epochs": True}, "epochs must be an integer of at least 1; got True"),
         ({"batch_size": 0}, "batch_size must be an integer of at least 1; got 0"),
         ({"accumulate_steps": 0}, "accumulate_steps must be an integer of at least 1; got 0"),
-        ({"workers": -1}, "workers must be an integer of at least 0; got -1"),
+        ({"workers": -1}, "workers must be an integer of at least 0 or None; got -1"),
         ({"max_grad_norm": 0}, "max_grad_norm must be a number above 0, or None; got 0"),
         ({"max_grad_norm": float("nan")}, "max_grad_norm must be a number above 0, or None; got nan"),
         ({"max_grad_norm": "1"}, "max_grad_norm must be a number above 0, or None; got '1'"),
