@@ -91,6 +91,21 @@ def cli() -> None:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random numbers.")
 @click.option("--compile", is_flag=True, help="Compile the forward pass of each stage with torch.compile.")
 @click.option(
+    "--capture",
+    default="auto",
+    show_default=True,
+    metavar="auto|off|require",
+    help="On CUDA, capture the training step of each stage as a CUDA graph.",
+)
+@click.option(
+    "--device-data",
+    type=click.FloatRange(min=0, max=1),
+    default=0.25,
+    show_default=True,
+    metavar="SHARE",
+    help="On CUDA, the share of free memory in which samples are kept on the device.",
+)
+@click.option(
     "--gradients",
     type=click.IntRange(min=0),
     default=0,
@@ -150,6 +165,8 @@ def run(ctx: click.Context, /, **options: Any) -> None:
         precision=options["precision"],
         seed=options["seed"],
         compile=options["compile"],
+        capture=options["capture"],
+        device_data=options["device_data"],
         gradients=options["gradients"],
         teacher_cache=options["teacher_cache"],
         teacher_cache_size=options["teacher_cache_size"],

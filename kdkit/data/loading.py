@@ -49,16 +49,20 @@ def batches(
     if workers is None:
         # On a CPU workers would take time from the net; next to a GPU, one core is left to this process.
         workers = min(MAX_WORKERS, usable_cores() - 1) if pin and optional_member(split, Split, "parallel") else 0
-    rows = order if order is not None else torch.arange(len(split))
-    rows_of_batches = torch.split(rows, size)  # the last one may be smaller
+    rows = rows_of_batches(split, size, order)
     if shard != (0, 1):
-        rows_of_batches = tuple(shard_rows(batch_rows, shard) for batch_rows in rows_of_batches)
-    dataset = _BatchDataset(split, rows_of_batches, draw or 0)
+        rows = tuple(shard_rows(batch_rows, shard) for batch_rows in rows)
+    dataset = _BatchDataset(split, rows, draw or 0)
     if workers == 0 and not pin:
         return dataset  # a DataLoader would add its overhead to every step
     # A DataLoader draws a base seed when it is iterated. From the global generator, that would shift the dropout masks.
     generator = torch.Generator().manual_seed(torch.initial_seed())
     return DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=pin, generator=generator)
+
+
+def rows_of_batches(split: Split, size: int, order: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Return the rows of each batch, (samples,) int64, in row order or in `order`; the last one may be smaller."""
+    return torch.split(order if order is not None else torch.arange(len(split)), size)
 
 
 def shard_rows(rows: Tensor, shard: Shard) -> Tensor:

@@ -9,6 +9,9 @@ import torch
 
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.utils.devices import Precision, autocast, find_device
+from kdkit.utils.validation import validate_choice, validate_share
+
+Capture = Literal["auto", "off", "require"]
 
 TEACHER_CACHE = "teacher_cache"  # the folder next to run folders in which teacher outputs are cached
 
@@ -21,6 +24,10 @@ class RunOptions:
     device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best one available.
     precision: "fp32", or autocast in "bf16" or "fp16" (with a gradient scaler).
     seed: of all random numbers. compile: compile the module of each stage with torch.compile.
+    capture: on CUDA, capture the training step of a stage as a CUDA graph, which is launched at once instead of kernel
+    by kernel: "auto" if that is possible, "require" to raise RecipeError if it is not, or "off".
+    device_data: on CUDA, the share of the free memory of the device in which samples are kept, so that they are copied
+    there once; 0 copies every batch.
     gradients: record the norms of the terms' gradients and the cosines between them at every n-th update, as means of
     each epoch; 0 disables it. Such an update needs one backward pass per term.
     teacher_cache: a folder for the outputs of frozen teachers, "off", or "auto" for the folder `teacher_cache` next to
@@ -34,6 +41,8 @@ class RunOptions:
     precision: Precision = "fp32"
     seed: int = 0
     compile: bool = False
+    capture: Capture = "auto"
+    device_data: float = 0.25
     gradients: int = 0
     teacher_cache: Literal["auto", "off"] | Path = "auto"
     teacher_cache_size: float = 20.0
@@ -53,6 +62,8 @@ class RunOptions:
             raise RecipeError(f"seed must be an integer of at least 0; got {self.seed!r}")
         if isinstance(self.gradients, bool) or not isinstance(self.gradients, int) or self.gradients < 0:
             raise RecipeError(f"gradients must be a number of updates, or 0 to disable it; got {self.gradients!r}")
+        validate_choice("capture", self.capture, Capture)
+        validate_share("device_data", self.device_data)
         if self.gradients and self.compile:
             raise RecipeError(
                 "a compiled module does not give the gradient of each term; leave out either compile or gradients"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit, Split, optional_member
-from kdkit.data.loading import batches
+from kdkit.data.device_data import DeviceData
 from kdkit.engine.class_alignment import shared_classes
 from kdkit.errors import DataError, KdkitError
 from kdkit.metrics.base import Metric, MetricResult, Predictions
@@ -24,9 +24,12 @@ from kdkit.utils.modules import eval_mode
 class Predictor:
     """Predicts splits of one data set, on one device and in one precision."""
 
-    def __init__(self, data: Data, device: torch.device, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
+    def __init__(
+        self, data: Data, device_data: DeviceData, autocast: Callable[[], AbstractContextManager[Any]]
+    ) -> None:
         self.data = data
-        self.device = device
+        self.device_data = device_data
+        self.device = device_data.device
         self.autocast = autocast
 
     @torch.no_grad()
@@ -47,33 +50,34 @@ class Predictor:
         """
         network = module if module is not None else net.module
         part = _Part.of_rank(split)
-        outputs, labels, ids = [], [], []
-        with eval_mode(network):
-            for batch in batches(part, batch_size, workers=workers, pin=self.device.type == "cuda"):
-                with self.autocast():
-                    output = net.through(network, batch.to(self.device))
-                outputs.append(output.float().cpu().numpy())
-                labels.append(batch.labels.cpu().numpy())
-                ids.append(None if batch.ids is None else batch.ids.cpu().numpy())
-        if not outputs:
-            raise DataError("there is nothing to predict: the split is empty")
         is_whole = part is split
-        all_ids = [rows for rows in ids if rows is not None]
+        outputs, labels, ids = _Rows(), _Rows(), _Rows()
+        with eval_mode(network):
+            for batch in self.device_data.batches(part, batch_size, workers=workers, keep=is_whole):
+                batch = batch.to(self.device)  # from a user-defined DataLoader; others are there
+                with self.autocast():
+                    output = net.through(network, batch)
+                outputs.add(output.float())
+                labels.add(batch.labels)
+                if batch.ids is not None:
+                    ids.add(batch.ids)
+        if not outputs.batches:
+            raise DataError("there is nothing to predict: the split is empty")
         predictions = Predictions(
             labels=self._gather(labels, is_whole=is_whole),
             outputs=self._gather(outputs, is_whole=is_whole),
             classes=self.data.classes,
             # A user-defined DataLoader may have ids in none of its batches, or not in all.
-            ids=self._gather(all_ids, is_whole=is_whole) if len(all_ids) == len(ids) else None,
+            ids=self._gather(ids, is_whole=is_whole) if ids.batches == outputs.batches else None,
             groups=_groups(split),
         )
         self._require_finite(net, predictions)
         return self._to_shared_classes(net, predictions)
 
-    def _gather(self, parts: list[NDArray[Any]], *, is_whole: bool) -> NDArray[Any]:
-        """Concatenate the rows of all batches, and of all ranks if each predicted a part."""
-        rows: NDArray[Any] = np.concatenate(parts)
-        return rows if is_whole else all_gather(torch.from_numpy(rows).to(self.device)).cpu().numpy()
+    def _gather(self, rows: "_Rows", *, is_whole: bool) -> NDArray[Any]:
+        """Return the rows of all batches, and of all ranks if each predicted a part."""
+        values = rows.values()
+        return (values if is_whole else all_gather(values.to(self.device)).cpu()).numpy()
 
     def _require_finite(self, net: Net[Any], predictions: Predictions) -> None:
         """Raise KdkitError for NaN or infinity, which argmax and thresholds would turn into plausible metrics."""
@@ -104,6 +108,36 @@ class Predictor:
 def compute_metrics(metrics: Sequence[Metric], validation: Predictions, test: Predictions) -> dict[str, MetricResult]:
     """Return every metric by name: thresholds are fitted on `validation`, results are computed on `test`."""
     return {metric.name: metric.fit(validation).compute(test) for metric in metrics}
+
+
+class _Rows:
+    """The rows of tensors of many batches, which are copied to the CPU together, so that no batch waits for a GPU."""
+
+    _LARGEST = 2**28  # bytes that may wait on the device
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self._on_cpu: list[Tensor] = []
+        self._waiting: list[Tensor] = []
+        self._bytes = 0  # of those that wait
+
+    def add(self, rows: Tensor) -> None:
+        """Add the rows of a batch, (batch, ...)."""
+        self.batches += 1
+        self._waiting.append(rows)
+        self._bytes += rows.nbytes
+        if self._bytes > self._LARGEST:
+            self._copy()
+
+    def values(self) -> Tensor:
+        """Return all rows on the CPU, (rows, ...)."""
+        self._copy()
+        return torch.cat(self._on_cpu)
+
+    def _copy(self) -> None:
+        if self._waiting:
+            self._on_cpu.append(torch.cat(self._waiting).cpu())
+            self._waiting, self._bytes = [], 0
 
 
 class _Part(Split):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdkit.data.device_data import DeviceData
 from kdkit.engine import distributed
 from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.check.check import check
@@ -101,12 +102,19 @@ class _Run:
             require_compilable(plan.stages)
         # A process that trains some stages for another one leaves the reports to that one.
         reports = collectives.rank() == 0 and options.only is None
+        device_data = DeviceData(
+            device,
+            share=options.device_data,
+            draws=recipe.data.draws,
+            passes=sum(stage.training.epochs for stage in plan.stages),
+        )
         self.ctx = RunContext(
             recipe=recipe,
             plan=plan,
             options=options,
             device=device,
-            predictor=Predictor(recipe.data, device, lambda: options.autocast(device)),
+            device_data=device_data,
+            predictor=Predictor(recipe.data, device_data, lambda: options.autocast(device)),
             callbacks=Callbacks(installed().extended(callbacks).hook, enabled=reports),
             teacher_caching=TeacherCaching(recipe, plan.stages, options, device),
         )

@@ -59,7 +59,7 @@ class TrainState:
         self._lr_interval = "epoch" if schedule is None else schedule.interval
         self.gradient_stats: GradientStats | None = None
         self.scaler = torch.amp.GradScaler(module.progress.device.type) if scaler else None
-        self._constant_weights = not any(callable(factor) for term in module.terms for factor in term.weighted.factors)
+        self.constant_weights = not any(callable(factor) for term in module.terms for factor in term.weighted.factors)
         self._weights = module.weights(0.0)
         self._uses_progress = any("progress" in term.extra_kwargs for term in module.terms)
 
@@ -75,16 +75,24 @@ class TrainState:
 
     def weights(self) -> Mapping[str, float]:
         """Return the current weight of each term."""
-        if not self._constant_weights:
+        if not self.constant_weights:
             self._weights = self.module.weights(self.progress)
         return self._weights
 
-    def backward(self, losses: Mapping[str, Tensor], micro_batches: int, rank_weight: float = 1.0) -> None:
+    def backward(
+        self,
+        losses: Mapping[str, Tensor],
+        micro_batches: int,
+        rank_weight: float = 1.0,
+        weights: Mapping[str, Any] | None = None,
+    ) -> None:
         """Add the gradients of a micro-batch to those of the current update.
 
         micro_batches: the number of micro-batches in this update; losses are averaged over them.
         rank_weight: the weight of these losses in the mean over ranks, whose parts of a batch may differ in size.
+        weights: the weight of each term as a number or a scalar tensor; None for the current weights.
         """
+        weights = self.weights() if weights is None else weights
         if rank_weight != 1.0:
             losses = {label: loss * rank_weight for label, loss in losses.items()}
 
@@ -93,11 +101,15 @@ class TrainState:
             return mean if self.scaler is None else self.scaler.scale(mean)
 
         if self.gradient_stats is not None and self.gradient_stats.due(self.updates):
-            self.gradient_stats.add(losses, self.weights(), scale)
-        self.balancer(losses, self.weights(), scale)
+            self.gradient_stats.add(losses, weights, scale)
+        self.balancer(losses, weights, scale)
 
     def optimizer_step(self) -> None:
         """Update the weights from the accumulated gradients, and everything that follows the weights."""
+        self.advance(updated=self.update_weights())
+
+    def update_weights(self) -> bool:
+        """Update the weights from the accumulated gradients; return False if the gradient scaler skipped the update."""
         sync_buffers(self.module.nets)
         if self.gradient_stats is not None:
             self.gradient_stats.close()
@@ -109,6 +121,10 @@ class TrainState:
         # The same as optimizer.zero_grad(), which costs ten times as much for small networks.
         for parameter in self.parameters:
             parameter.grad = None
+        return updated
+
+    def advance(self, *, updated: bool) -> None:
+        """Advance everything that follows an update of the weights: schedules, averages, and teachers."""
         self.updates += 1
         if self._uses_progress:
             self.module.progress.fill_(self.progress)
@@ -193,7 +209,8 @@ def build_balancer(training: Training, module: DistillationModule) -> Balancer:
     if not isinstance(balancer, Balancer):
         raise RecipeError(
             f"build of {training.balancing!r} must return a Balancer, which is called with losses, weights and a "
-            f"scale, and has state_dict, load_state_dict and averages_across_ranks; it returned {balancer!r}"
+            "scale, and has state_dict, load_state_dict, averages_across_ranks and capturable; it returned "
+            f"{balancer!r}"
         )
     return balancer
 

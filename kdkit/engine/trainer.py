@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdkit.data.loading import Batches, batches, training_order
+from kdkit.data.device_data import DeviceData
+from kdkit.data.loading import Batches, training_order
 from kdkit.engine.callbacks import Callbacks
+from kdkit.engine.capture import make_step
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.plan import Plan
 from kdkit.engine.distributed import DistributedModule, rank_weight
@@ -23,6 +25,7 @@ from kdkit.engine.predict import Predictor
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.train_state import TrainState
+from kdkit.engine.training_step import TrainingStep, UpdatePart
 from kdkit.errors import CheckError, DataError, KdkitError
 from kdkit.metrics.base import Metric, is_better
 from kdkit.metrics.bootstrap import without_interval
@@ -43,6 +46,7 @@ class RunContext:
     plan: Plan
     options: RunOptions
     device: torch.device
+    device_data: DeviceData
     predictor: Predictor
     callbacks: Callbacks
     teacher_caching: TeacherCaching
@@ -96,46 +100,43 @@ class StageTrainer:
         with self._open() as (stage, state):
             self._resume(state)
             first = len(self.history)
-            self._report_start(first)
+            options = self.ctx.options
             averages = state.balancer.averages_across_ranks
-            module = DistributedModule(stage.module, averages=averages, compiled=self.ctx.options.compile)
+            module = DistributedModule(stage.module, averages=averages, compiled=options.compile)
+            autocast = options.autocast(self.ctx.device)
+            step, reason = make_step(stage, state, module, autocast, capture=options.capture)
+            if reason is not None:
+                self.notices.append(f"the training step is not captured as a CUDA graph: {reason}")
+            self._report_start(first)
             for epoch in range(first, self.training.epochs):
                 self._seed_epoch(epoch)
                 began = time.perf_counter()
-                means = self._train_epoch(epoch, module, stage, state)
+                with step.epoch():
+                    means = self._train_epoch(epoch, step)
                 self._validate(epoch, means, state, time.perf_counter() - began)
                 self._save_checkpoint(state)
 
-    def _train_epoch(
-        self, epoch: int, module: DistributedModule, stage: OpenStage, state: TrainState
-    ) -> dict[str, float]:
+    def _train_epoch(self, epoch: int, step: TrainingStep) -> dict[str, float]:
         """Train on every batch once, and return the mean of each term."""
         accumulate_steps = self.training.accumulate_steps
         loader = self._loader(epoch)
         last = len(loader) - 1
         means = RunningMeans()
         report_steps = self.ctx.callbacks.has_listeners("step_ended")
-        autocast = self.ctx.options.autocast(self.ctx.device)
-        stage.module.train()
+        step.stage.module.train()
         for index, batch in enumerate(loader):
-            batch = batch.to(self.ctx.device)
+            if index > last:
+                raise DataError(f"the training data must have {last + 1} batches per epoch, its length, but has more")
+            batch = batch.to(self.ctx.device)  # from a user-defined DataLoader; others are there
             # The last update of an epoch may have fewer micro-batches than the others.
             first_of_update = index - index % accumulate_steps
-            ends_update = (index + 1) % accumulate_steps == 0 or index == last
             weight, samples = self._rank_share(index, len(batch))
-            with module.update(ends=ends_update):
-                with autocast:
-                    teacher_outputs = stage.teachers(batch)  # computed, or read from the teacher cache
-                    losses = module(batch, teacher_outputs)  # {term: unweighted value}
-                if index > last:
-                    raise DataError(
-                        f"the training data must have {last + 1} batches per epoch, its length, but has more"
-                    )
-                state.backward(losses, min(accumulate_steps, last + 1 - first_of_update), weight)
-            if ends_update:
-                state.optimizer_step()
-            state.observe(batch)
-            values = {label: loss.detach() for label, loss in losses.items()}
+            part = UpdatePart(
+                ends_update=(index + 1) % accumulate_steps == 0 or index == last,
+                micro_batches=min(accumulate_steps, last + 1 - first_of_update),
+                rank_weight=weight,
+            )
+            values = step(batch, part)  # {term: unweighted value}
             means.add(values, samples)
             if report_steps:
                 event = StepEnded(stage=self.stage.name, epoch=epoch, batch=index, terms=Figures(values))
@@ -144,7 +145,7 @@ class StageTrainer:
             raise DataError(
                 f"the training data must have {last + 1} batches per epoch, its length, but has {means.steps}"
             )
-        state.on_epoch_end()
+        step.state.on_epoch_end()
         term_means = means.values(self.ctx.device)
         self._require_finite(term_means, epoch)
         return term_means
@@ -264,13 +265,13 @@ class StageTrainer:
 
     def _loader(self, epoch: int) -> Batches:
         data, batch_size = self.ctx.recipe.data, self.training.batch_size
-        return batches(
+        return self.ctx.device_data.batches(
             data.train,
             batch_size,
             order=training_order(data.train, batch_size, self.seed, epoch),
             draw=None if data.draws is None else epoch % data.draws,
+            draws=data.draws or 1,
             workers=self.training.workers,
-            pin=self.ctx.device.type == "cuda",
             shard=(collectives.rank(), collectives.world_size()),
         )
 

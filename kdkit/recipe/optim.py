@@ -51,10 +51,10 @@ class Optimizer:
 
         Optimizer(torch.optim.AdamW, lr=1e-3, weight_decay=0.05, groups=groups)
 
-    Adam and AdamW use torch's fused step on a CPU, unless the options choose another: the same formula in one pass over
-    each parameter. timm is imported when the optimizer is created, because the import takes seconds. Raises RecipeError
-    for an unknown option, and for an optimizer that computes the loss again within a step (LBFGS), which is not
-    supported.
+    Adam and AdamW use torch's fused step on CPU and CUDA, unless the options choose another: the same formula in one
+    pass over each parameter. timm is imported when the optimizer is created, because the import takes seconds.
+    Raises RecipeError for an unknown option, and for an optimizer that computes the loss again within a step (LBFGS),
+    which is not supported.
     """
 
     __slots__ = ("groups", "make", "options")
@@ -82,7 +82,7 @@ class Optimizer:
                 parameters = self._grouped(named, self.groups)
             if isinstance(self.make, str):
                 return self._timm_optimizer(self.make, parameters)
-            return self.make(parameters, **self._fused_option(parameters), **self.options)
+            return self.make(parameters, **self._fused_options(parameters), **self.options)
         except (ValueError, TypeError) as error:
             raise RecipeError(f"{self} cannot be created: {error}") from error
 
@@ -107,19 +107,20 @@ class Optimizer:
             raise ValueError(f"its groups leave out {len(missing)} of {len(named)} parameters, {missing[0]!r} first")
         return listed
 
-    def _fused_option(self, parameters: Sequence[nn.Parameter | dict[str, Any]]) -> dict[str, bool]:
-        """Return the option of the fused step if it applies: not for SGD, which gains little and may be sparse."""
+    def _fused_options(self, parameters: Sequence[nn.Parameter | dict[str, Any]]) -> dict[str, bool]:
+        """Return the options of the fused step if it applies: not for SGD, which gains little and may be sparse."""
         groups = [entry if isinstance(entry, dict) else {"params": [entry]} for entry in parameters]
         chosen = {"fused", "foreach", "capturable", "differentiable"} & {*self.options}.union(*groups)
         rates = [self.options.get("lr"), *(group.get("lr") for group in groups)]
         if self.make not in (Adam, AdamW) or chosen or any(isinstance(rate, Tensor) for rate in rates):
             return {}
         tensors = [tensor for group in groups for tensor in group["params"]]
-        applies = all(
-            isinstance(tensor, Tensor) and tensor.device.type == "cpu" and tensor.is_floating_point()
-            for tensor in tensors
-        )
-        return {"fused": True} if applies else {}
+        if not all(isinstance(tensor, Tensor) and tensor.is_floating_point() for tensor in tensors):
+            return {}
+        devices = {tensor.device.type for tensor in tensors}
+        if devices == {"cuda"}:
+            return {"fused": True, "capturable": True}  # capturable: a CUDA graph may contain the step
+        return {"fused": True} if devices == {"cpu"} else {}
 
     def _timm_optimizer(self, name: str, parameters: list[Any]) -> TorchOptimizer:
         from timm.optim import create_optimizer_v2, list_optimizers  # type: ignore[attr-defined]  # late: takes seconds

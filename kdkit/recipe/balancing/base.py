@@ -45,9 +45,12 @@ class Balancer(Protocol):
     averages_across_ranks: in a distributed run, DistributedDataParallel averages the gradients during a backward pass
     through the loss. A balancer without such a pass averages them itself, with
     `kdkit.utils.collectives.all_reduce_mean`, and sets this to True.
+    capturable: whether a call may be captured as a part of a CUDA graph, which repeats its kernels without running its
+    Python code again: it computes on the device only, and keeps no number and draws no random number in Python.
     """
 
     averages_across_ranks: bool = False
+    capturable: bool = False
 
     def __call__(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Scale) -> None:
         """Add gradients to the `.grad` of the parameters, given the unweighted terms and their weights.
@@ -92,6 +95,8 @@ def weighted_terms(terms: Mapping[str, Tensor], weights: Mapping[str, float], sc
 @dataclass(frozen=True, slots=True)
 class WeightedSum(Balancing, Balancer):
     """The weighted sum of the terms, with the weights of the objective."""
+
+    capturable = True  # also if weights are scalar tensors
 
     def build(self, trained: TrainedParameters) -> "WeightedSum":
         """Return self, which has no state."""

@@ -32,6 +32,7 @@ class LogVariances(nn.Module):
     """The balancer of `UncertaintyWeighting`, with the log variance of each term, (terms,)."""
 
     averages_across_ranks = False
+    capturable = True
 
     def __init__(self, trained: TrainedParameters) -> None:
         super().__init__()

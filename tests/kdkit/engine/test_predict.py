@@ -9,15 +9,20 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from kdkit import DataError, KdkitError, LoaderSplit, Net, Predictions, Split, TorchData
+from kdkit.data import device_data
+from kdkit.data.device_data import DeviceData
 from kdkit.data.loading import batches
-from kdkit.engine import predict
 from kdkit.engine.predict import Predictor, compute_metrics
 from kdkit.metrics import Accuracy, MacroF1
 from tests.helpers.tiny import same_state, samples, state_of, tiny_data, tiny_net
 
 
+def on_cpu():
+    return DeviceData(torch.device("cpu"), share=0.25, draws=1, passes=2)
+
+
 def predictor(data):
-    return Predictor(data, torch.device("cpu"), contextlib.nullcontext)
+    return Predictor(data, on_cpu(), contextlib.nullcontext)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
@@ -115,15 +120,15 @@ def test_workers_and_pinned_memory_are_passed_to_the_loader(monkeypatch):
         options.append(kwargs)
         return batches(*args)
 
-    monkeypatch.setattr(predict, "batches", record_options)
+    monkeypatch.setattr(device_data, "batches", record_options)
     data = tiny_data()
     predictor(data).predict(tiny_net("net"), data.validation, batch_size=4, workers=3)
-    assert options == [{"workers": 3, "pin": False}]
+    assert [(each["workers"], each["pin"]) for each in options] == [(3, False)]
 
 
 def test_outputs_are_float32_under_autocast():
     data = tiny_data()
-    half = Predictor(data, torch.device("cpu"), lambda: torch.autocast("cpu", torch.bfloat16))
+    half = Predictor(data, on_cpu(), lambda: torch.autocast("cpu", torch.bfloat16))
     assert half.predict(tiny_net("net"), data.validation, batch_size=4).outputs.dtype == np.float32
 
 

@@ -1,0 +1,219 @@
+"""Batches on the device that trains: copied while it computes, or gathered from samples that are kept on it."""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdkit.data.batch import Batch, map_tensors
+from kdkit.data.dataset import LoaderSplit, Split
+from kdkit.data.loading import Batches, Shard, batches, rows_of_batches
+from kdkit.utils.memory import available
+
+_SPLITS = 3  # training, validation and test
+_IN_FLIGHT = 3  # batches on their way to a GPU, or in use there; more would only take memory
+
+
+class DeviceData:
+    """Loads batches of the splits of one data set onto a device.
+
+    share: of the free memory of a CUDA device; samples that fit in it are kept there, and read once instead of in every
+    epoch. draws: of the training data, see `Data`; if None, nothing is kept, since samples may change. passes: how
+    often the training data is read in all stages together.
+    """
+
+    def __init__(self, device: torch.device, *, share: float, draws: int | None, passes: int) -> None:
+        self.device = device
+        keeps = device.type == "cuda" and share > 0 and draws is not None
+        self._share = share if keeps and passes > (draws or 0) else 0.0
+        self._kept: dict[int, KeptSamples] = {}  # by the id of their split
+
+    def batches(
+        self,
+        split: Split | LoaderSplit,
+        size: int,
+        *,
+        order: Tensor | None = None,
+        draw: int | None = 0,
+        draws: int = 1,
+        workers: int | None = 0,
+        shard: Shard = (0, 1),
+        keep: bool = True,
+    ) -> Batches:
+        """Return the batches of a split as `kdkit.data.loading.batches` does, but on the device.
+
+        draws: the number of draws in which the split is read. keep: whether its samples may be kept on the device.
+        """
+        on_cuda = self.device.type == "cuda"
+        loaded = batches(split, size, order=order, draw=draw, workers=workers, pin=on_cuda, shard=shard)
+        if self.device.type == "cpu":
+            return loaded
+        keep = keep and self._share > 0 and draw is not None and shard == (0, 1)
+        kept = self._kept_samples(split, draws) if keep and not isinstance(split, LoaderSplit) else None
+        if kept is None or draw is None or isinstance(split, LoaderSplit):
+            return _MovedBatches(loaded, self.device)
+        rows = rows_of_batches(split, size, order)
+        if kept.is_complete(draw):
+            return _KeptBatches(kept, rows, draw)
+        return _MovedBatches(loaded, self.device, kept, rows, draw)
+
+    def _kept_samples(self, split: Split, draws: int) -> "KeptSamples | None":
+        """Return the samples of a split that are kept; None for a fourth split of data that creates them anew."""
+        if id(split) not in self._kept:
+            if len(self._kept) == _SPLITS:
+                return None
+            self._kept[id(split)] = KeptSamples(split, draws, self.device, share=self._share)
+        return self._kept[id(split)]
+
+
+class KeptSamples:
+    """The samples of a split that are kept on a device, by row and draw.
+
+    share: of the memory of the device that is free when the first batch is kept; nothing is kept if more is needed.
+    """
+
+    def __init__(self, split: Split, draws: int, device: torch.device, *, share: float) -> None:
+        self.device = device
+        self._split = split  # its id must not be given to another split
+        self._draws, self._share = draws, share
+        self._written = torch.zeros(draws, len(split), dtype=torch.bool)
+        self._storage: list[Tensor] = []  # (draws, rows, ...) for each tensor of a batch
+        self._example: Batch | None = None
+        self._ids: Tensor | None = None
+        self._gives_up = share == 0
+
+    def is_complete(self, draw: int) -> bool:
+        """Whether every sample of a draw is kept."""
+        return not self._gives_up and draw < self._draws and bool(self._written[draw].all())
+
+    def keep(self, batch: Batch, rows: Tensor, draw: int) -> None:
+        """Keep a batch that is on the device. rows: of its samples in the split, (samples,) int64 on the CPU."""
+        if self._gives_up or draw >= self._draws:
+            return
+        tensors = _tensors(batch)
+        if self._example is None and not self._allocate(batch, tensors):
+            return
+        shapes = [(tuple(stored.shape[2:]), stored.dtype) for stored in self._storage]
+        if [(tuple(tensor.shape[1:]), tensor.dtype) for tensor in tensors] != shapes:
+            self._give_up()  # samples of different lengths
+            return
+        index = rows.to(self.device, non_blocking=True)
+        for stored, tensor in zip(self._storage, tensors, strict=True):
+            stored[draw].index_copy_(0, index, tensor)
+        if self._ids is not None and batch.ids_on_cpu is not None:
+            self._ids[rows] = batch.ids_on_cpu
+        self._written[draw, rows] = True
+
+    def batch(self, rows: Tensor, index: Tensor, draw: int) -> Batch:
+        """Return a batch of kept samples. rows: (samples,) int64 on the CPU. index: the same on the device."""
+        assert self._example is not None
+        gathered = iter([stored[draw].index_select(0, index) for stored in self._storage])
+        inputs = map_tensors(self._example.inputs, lambda _: next(gathered))
+        labels = next(gathered)
+        ids = None if self._example.ids is None else next(gathered)
+        ids_on_cpu = None if self._ids is None else self._ids.index_select(0, rows)
+        return Batch(inputs, labels, ids, draw, ids_on_cpu)
+
+    def _allocate(self, batch: Batch, tensors: list[Tensor]) -> bool:
+        """Allocate the memory of all samples; return False if it does not fit, or samples are not tensors."""
+        size = len(batch)
+        is_batch = all(
+            tensor.ndim and len(tensor) == size and tensor.device == batch.labels.device for tensor in tensors
+        )
+        needed = sum(tensor.nbytes for tensor in tensors) / max(1, size) * len(self._split) * self._draws
+        free = available(self.device)
+        if not is_batch or not size or free is None or needed > self._share * free:
+            self._give_up()
+            return False
+        self._storage = [
+            torch.empty((self._draws, len(self._split), *tensor.shape[1:]), dtype=tensor.dtype, device=self.device)
+            for tensor in tensors
+        ]
+        if batch.ids_on_cpu is not None:
+            self._ids = torch.empty(len(self._split), dtype=batch.ids_on_cpu.dtype)
+        self._example = batch
+        return True
+
+    def _give_up(self) -> None:
+        self._gives_up, self._storage, self._example = True, [], None
+
+
+class _MovedBatches:
+    """Batches that are copied to a device; on CUDA the copy runs beside the step on the batch before."""
+
+    def __init__(
+        self,
+        loaded: Batches,
+        device: torch.device,
+        kept: KeptSamples | None = None,
+        rows: tuple[Tensor, ...] = (),
+        draw: int = 0,
+    ) -> None:
+        self.loaded, self.device, self.kept, self.rows, self.draw = loaded, device, kept, rows, draw
+
+    def __len__(self) -> int:
+        return len(self.loaded)
+
+    def __iter__(self) -> Iterator[Batch]:
+        moved = (
+            self._copied_beside() if self.device.type == "cuda" else (batch.to(self.device) for batch in self.loaded)
+        )
+        for index, batch in enumerate(moved):
+            if self.kept is not None:
+                self.kept.keep(batch, self.rows[index], self.draw)
+            yield batch
+
+    def _copied(self) -> Iterator[Batch]:
+        for batch in self.loaded:
+            yield batch.to(self.device)
+
+    def _copied_beside(self) -> Iterator[Batch]:
+        copying = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        used: deque[torch.cuda.Event] = deque()
+        for batch in self.loaded:
+            if len(used) == _IN_FLIGHT:
+                used.popleft().synchronize()  # of a step that is long past, unless batches load faster than it trains
+            training = torch.cuda.current_stream(self.device)
+            with torch.cuda.stream(copying):
+                moved = batch.to(self.device)
+            training.wait_stream(copying)
+            for tensor in _tensors(moved):
+                if tensor.is_cuda:
+                    tensor.record_stream(training)
+            yield moved
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            event.record(training)
+            used.append(event)
+
+
+class _KeptBatches:
+    """Batches that are gathered on the device."""
+
+    def __init__(self, kept: KeptSamples, rows: tuple[Tensor, ...], draw: int) -> None:
+        self.kept, self.rows, self.draw = kept, rows, draw
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # The order of the epoch is copied at once, so that no step waits for it.
+        indices = torch.split(torch.cat(self.rows).to(self.kept.device), [len(rows) for rows in self.rows])
+        for rows, index in zip(self.rows, indices, strict=True):
+            yield self.kept.batch(rows, index, self.draw)
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    """Return the tensors of the inputs, the labels, and the ids if there are any."""
+    tensors: list[Tensor] = []
+    map_tensors(batch.inputs, _collect(tensors))
+    return [*tensors, batch.labels] if batch.ids is None else [*tensors, batch.labels, batch.ids]
+
+
+def _collect(tensors: list[Tensor]) -> Any:
+    def collect(tensor: Tensor) -> Tensor:
+        tensors.append(tensor)
+        return tensor
+
+    return collect

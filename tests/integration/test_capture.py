@@ -1,0 +1,313 @@
+"""A training step that is captured as a CUDA graph trains like the eager step, and what cannot be captured is named."""
+
+import copy
+import random
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, Adam
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+from torch.utils.data import TensorDataset
+
+import kdkit
+from kdkit import (
+    AverageWeights,
+    CosineRamp,
+    Ema,
+    LRSchedule,
+    Match,
+    Net,
+    Optimizer,
+    Peer,
+    Recipe,
+    RecipeError,
+    Stage,
+    Tap,
+    TorchData,
+    Training,
+    Truth,
+    hookimpl,
+)
+from kdkit.losses import CRD, Hint, SoftTargets
+from kdkit.recipe.balancing import PCGrad, UncertaintyWeighting
+from tests.integration.test_all_losses_example import FOR_DIGITS, all_losses
+
+gpu = pytest.mark.gpu
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+ROWS, SIZE, EPOCHS = 52, 8, 4  # seven batches, the last of which has four samples
+
+
+class Conv(nn.Module):
+    """A convolution, batch norm, dropout and a head."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.conv = nn.Conv1d(2, width, 3, padding=1)
+        self.norm = nn.BatchNorm1d(width)
+        self.relu = nn.ReLU()
+        self.dropout = nn.Dropout(0.3)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, signal):
+        return self.head(self.dropout(self.relu(self.norm(self.conv(signal))).mean(-1)))
+
+
+def data(rows=ROWS):
+    generator = torch.Generator().manual_seed(0)
+
+    def samples(count):
+        return TensorDataset(torch.randn(count, 2, 16, generator=generator), torch.arange(count) % 3)
+
+    return TorchData(samples(rows), samples(12), samples(12), classes=["a", "b", "c"])
+
+
+def nets():
+    torch.manual_seed(0)
+    return Net("teacher", Conv(16), trained=True), Net("student", Conv(8))
+
+
+def soft(teacher, weight=0.7):
+    return 0.3 * Truth(nn.CrossEntropyLoss()) + weight * Match(teacher, SoftTargets(temperature=2.0))
+
+
+def plain(**training):
+    teacher, student = nets()
+    return staged({student: soft(teacher)}, **training)
+
+
+def staged(objectives, **training):
+    training = {"epochs": EPOCHS, "batch_size": SIZE, "keep": "last", **training}
+    return Recipe(data=data(), schedule=[Stage(objectives, Training(**training))])
+
+
+def hint():
+    teacher, student = nets()
+    tapped = Match(teacher, Hint(), student=Tap(student.module.relu), target=Tap(teacher.module.relu))
+    return staged({student: soft(teacher) + 0.5 * tapped})
+
+
+def memory():
+    teacher, student = nets()
+    tapped = Match(teacher, CRD(negatives=8), student=Tap(student.module.relu), target=Tap(teacher.module.relu))
+    return staged({student: soft(teacher) + 0.5 * tapped})
+
+
+def mutual():
+    torch.manual_seed(0)
+    first, second = Net("first", Conv()), Net("second", Conv())
+    return staged({first: soft(Peer(second)), second: soft(Peer(first))})
+
+
+def mean_teacher():
+    _, student = nets()
+    return staged({student: soft(Ema(student, decay=0.9))})
+
+
+def ramp():
+    teacher, student = nets()
+    return staged({student: soft(teacher, CosineRamp())})
+
+
+def schedule(make, interval, **options):
+    return LRSchedule(make, interval=interval, **options)
+
+
+CASES = {
+    "adam": plain,
+    "sgd with momentum": lambda: plain(optimizer=Optimizer(SGD, lr=0.05, momentum=0.9)),
+    "an optimizer by timm": lambda: plain(optimizer=Optimizer("lamb", lr=0.01)),
+    "adam that is not capturable": lambda: plain(optimizer=Optimizer(Adam, lr=0.01, foreach=True)),
+    "a schedule per epoch": lambda: plain(lr_schedule=schedule(CosineAnnealingLR, "epoch")),
+    "a schedule per update": lambda: plain(lr_schedule=schedule(CosineAnnealingLR, "update")),
+    "a schedule that changes momentum": lambda: plain(lr_schedule=schedule(OneCycleLR, "update", max_lr=0.02)),
+    "clipped gradients": lambda: plain(max_grad_norm=0.1),
+    "an average of the weights": lambda: plain(ema=AverageWeights(decay=0.9)),
+    "uncertainty weighting": lambda: plain(balancing=UncertaintyWeighting()),
+    "a ramp": ramp,
+    "a projector": hint,
+    "a memory bank": memory,
+    "mutual learning": mutual,
+    "mean teacher": mean_teacher,
+}
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """Choose kernels that compute the same bits each time, and leave TF32 out."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def train(recipe, **options):
+    options = {"device": "cuda", "teacher_cache": "off", **options}
+    result = kdkit.run(recipe, **options)
+    weights = {name: net.network.state_dict() for name, net in result.nets.items() if net.trained}
+    terms = [list(epoch["terms"].values()) for epochs in result.history.values() for epoch in epochs]
+    return torch.tensor(terms, dtype=torch.float64), copy.deepcopy(weights)
+
+
+def require_equal(first, second, tolerance=1e-5):
+    torch.testing.assert_close(second[0], first[0], rtol=tolerance, atol=tolerance)
+    for name, weights in first[1].items():
+        for key, value in weights.items():
+            close = {"rtol": 10 * tolerance, "atol": 10 * tolerance} if value.is_floating_point() else {}
+            torch.testing.assert_close(second[1][name][key], value, **close, msg=f"{name}.{key}")
+
+
+@gpu
+@needs_cuda
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("cache", ["off", "cached"])
+def test_a_captured_stage_ends_like_an_eager_one(case, cache, exact, tmp_path):
+    options = {} if cache == "off" else {"teacher_cache": tmp_path}
+    eager = train(CASES[case](), capture="off", **options)
+    require_equal(eager, train(CASES[case](), capture="require", **options))
+
+
+@gpu
+@needs_cuda
+@pytest.mark.parametrize("options", [{"precision": "bf16"}, {"precision": "fp16"}, {"compile": True}, {"gradients": 3}])
+def test_a_captured_stage_ends_like_an_eager_one_with_options(options, exact):
+    eager = train(hint(), capture="off", **options)
+    require_equal(
+        eager, train(hint(), capture="require", **options), tolerance=2e-3 if "precision" in options else 1e-5
+    )
+
+
+@gpu
+@needs_cuda
+@pytest.mark.parametrize("name", FOR_DIGITS)
+def test_every_loss_trains_alike_whether_captured_or_not(name, exact):
+    images = torch.rand(96, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(96) % 10
+    digits = TorchData(*(TensorDataset(images, labels) for _ in range(3)), classes=list("0123456789"))
+
+    def recipe():
+        torch.manual_seed(0)
+        teacher = all_losses.teacher_net("digits")
+        teacher.net.trained = True
+        objectives = all_losses.student_objectives(name, "digits", teacher)
+        return Recipe(data=digits, schedule=[Stage(objectives, Training(epochs=2, batch_size=12, keep="last"))])
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        eager, captured = train(recipe(), capture="off"), train(recipe(), capture="auto")
+    print(name, [str(warning.message) for warning in caught], "bits", torch.equal(eager[0], captured[0]))
+    require_equal(eager, captured, tolerance=1e-3)
+
+
+class Stop:
+    """Interrupt a run in the first step of its third epoch."""
+
+    @hookimpl
+    def step_ended(self, event):
+        if event.epoch == 2:
+            raise KeyboardInterrupt
+
+
+@gpu
+@needs_cuda
+def test_a_captured_run_resumes_to_the_same_bits(exact, tmp_path):
+    whole = train(plain(), capture="require", out=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(plain(), capture="require", out=tmp_path / "part", callbacks=[Stop()])
+    resumed = train(plain(), capture="require", out=tmp_path / "part", resume=True)
+    require_equal(whole, resumed, tolerance=0)
+
+
+class Misbehaved(nn.Module):
+    """A loss that breaks a rule of captured steps."""
+
+    def __init__(self, rule):
+        super().__init__()
+        self.rule = rule
+        self.calls = 0
+        self.register_buffer("centre", torch.zeros(()))
+
+    def forward(self, student, target):
+        loss = nn.functional.mse_loss(student, target)
+        if self.rule == "waits":
+            return loss * min(1.0, loss.item() + 2)
+        if self.rule == "counts":
+            self.calls += 1
+            return loss / self.calls
+        if self.rule == "replaces":
+            self.centre = 0.9 * self.centre + 0.1 * loss.detach()
+            return loss + self.centre
+        if self.rule == "draws":
+            return loss * random.random()
+        return loss
+
+
+RULES = {
+    "waits": "waits for the device in .*test_capture.py",
+    "counts": "attribute 'calls' of Misbehaved changes",
+    "replaces": "attribute 'centre' of Misbehaved changes",
+    "draws": "the random state of Python changes",
+}
+
+
+@gpu
+@needs_cuda
+@pytest.mark.parametrize("rule", RULES)
+def test_a_step_that_cannot_be_captured_runs_eagerly_with_the_reason(rule, exact):
+    def recipe():
+        teacher, student = nets()
+        objective = soft(teacher) + Match(teacher, Misbehaved(rule), label="misbehaved")
+        return staged({student: objective}, epochs=8)  # long enough to be captured by default
+
+    with pytest.raises(RecipeError, match=RULES[rule]):
+        train(recipe(), capture="require")
+    eager = train(recipe(), capture="off")
+    with pytest.warns(UserWarning, match=RULES[rule]):
+        captured = train(recipe(), capture="auto")
+    require_equal(eager, captured, tolerance=0)
+
+
+@gpu
+@needs_cuda
+@pytest.mark.parametrize(
+    ("training", "reason"),
+    [({"accumulate_steps": 2}, "accumulated over 2 batches"), ({"balancing": PCGrad()}, "PCGrad computes on the CPU")],
+)
+def test_a_stage_that_cannot_be_captured_is_refused_by_name(training, reason):
+    with pytest.raises(RecipeError, match=reason):
+        train(plain(**training), capture="require")
+
+
+@gpu
+@needs_cuda
+def test_no_step_waits_for_the_device(exact):
+    class Watch:
+        @hookimpl
+        def epoch_ended(self, event):
+            torch.cuda.set_sync_debug_mode("default")
+
+        @hookimpl
+        def step_ended(self, event):
+            if event.epoch == 2:  # samples are on the device, and the step is captured
+                torch.cuda.set_sync_debug_mode("error" if event.batch < 5 else "default")
+
+    try:
+        train(plain(), capture="require", callbacks=[Watch()])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@gpu
+@needs_cuda
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_samples_that_are_kept_on_the_device_train_alike(share, exact):
+    require_equal(train(plain(), device_data=0.0), train(plain(), device_data=share), tolerance=0)
+
+
+def test_a_required_capture_is_refused_on_a_cpu():
+    with pytest.raises(RecipeError, match="cannot be captured as a CUDA graph: the device is 'cpu'"):
+        kdkit.run(plain(), device="cpu", capture="require")
+
+
+def test_an_unknown_capture_option_is_refused():
+    with pytest.raises(RecipeError, match="capture must be 'auto' or 'off' or 'require'; got 'always'"):
+        kdkit.run(plain(), device="cpu", capture="always")

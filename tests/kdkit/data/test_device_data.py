@@ -1,0 +1,91 @@
+"""Samples that are kept on a device are the samples of their split, in any order and draw."""
+
+import pytest
+import torch
+
+from kdkit import Batch, Split
+from kdkit.data.device_data import DeviceData, KeptSamples, _KeptBatches
+from kdkit.data.loading import rows_of_batches, shuffled
+
+CPU = torch.device("cpu")
+ROWS = 11
+
+
+class Drawn(Split):
+    """Samples that differ in each draw. lengths: of the signals, by row."""
+
+    def __init__(self, lengths=(3,) * ROWS, with_ids=True):
+        self.lengths, self.with_ids = lengths, with_ids
+        self.ids = torch.arange(100, 100 + len(lengths))
+
+    def batch(self, rows, draw):
+        signal = (rows * 10.0 + draw)[:, None].expand(-1, self.lengths[int(rows[0])])
+        ids = self.ids[rows] if self.with_ids else None
+        return Batch((signal, {"row": rows.clone()}), rows % 3, ids, draw, ids)
+
+
+def keep_all(kept, split, draw, size=4):
+    for rows in rows_of_batches(split, size, shuffled(len(split), 0, draw)):
+        kept.keep(split.batch(rows, draw), rows, draw)
+
+
+@pytest.mark.parametrize("with_ids", [True, False])
+def test_kept_batches_are_those_of_the_split_in_every_draw_and_order(with_ids):
+    split = Drawn(with_ids=with_ids)
+    kept = KeptSamples(split, 2, CPU, share=0.5)
+    for draw in (0, 1):
+        assert not kept.is_complete(draw)
+        keep_all(kept, split, draw)
+        assert kept.is_complete(draw)
+    rows = rows_of_batches(split, 5, shuffled(ROWS, 7, 0))
+    for draw in (1, 0):
+        batches = _KeptBatches(kept, rows, draw)
+        assert len(batches) == len(rows)
+        for batch, batch_rows in zip(batches, rows, strict=True):
+            expected = split.batch(batch_rows, draw)
+            assert torch.equal(batch.inputs[0], expected.inputs[0])
+            assert torch.equal(batch.inputs[1]["row"], expected.inputs[1]["row"])
+            assert torch.equal(batch.labels, expected.labels)
+            assert batch.draw == draw
+            assert torch.equal(batch.ids_on_cpu, expected.ids) if with_ids else batch.ids is None
+
+
+def test_a_draw_of_which_a_batch_is_missing_is_not_complete():
+    split = Drawn()
+    kept = KeptSamples(split, 1, CPU, share=0.5)
+    for rows in rows_of_batches(split, 4)[:-1]:
+        kept.keep(split.batch(rows, 0), rows, 0)
+    assert not kept.is_complete(0)
+
+
+def test_samples_that_do_not_fit_are_not_kept():
+    split = Drawn()
+    kept = KeptSamples(split, 1, CPU, share=1e-12)
+    keep_all(kept, split, 0)
+    assert not kept.is_complete(0)
+
+
+def test_samples_of_different_lengths_are_not_kept():
+    split = Drawn(lengths=(3, 3, 5, 5))
+    kept = KeptSamples(split, 1, CPU, share=0.5)
+    for rows in rows_of_batches(split, 2):
+        kept.keep(split.batch(rows, 0), rows, 0)
+    assert not kept.is_complete(0)
+
+
+def test_a_gathered_batch_is_a_copy_that_a_net_may_change_in_place():
+    split = Drawn()
+    kept = KeptSamples(split, 1, CPU, share=0.5)
+    keep_all(kept, split, 0)
+    rows = torch.tensor([1, 2])
+    kept.batch(rows, rows, 0).inputs[0].zero_()
+    assert torch.equal(kept.batch(rows, rows, 0).inputs[0], split.batch(rows, 0).inputs[0])
+
+
+def test_on_a_cpu_batches_are_loaded_as_they_are():
+    split = Drawn()
+    data = DeviceData(CPU, share=0.5, draws=1, passes=3)
+    for _ in range(3):
+        batches = data.batches(split, 4)
+        assert [len(batch) for batch in batches] == [4, 4, 3]
+    assert not data._kept
