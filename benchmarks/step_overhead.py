@@ -159,16 +159,22 @@ def compare(name, case, kdkit_loop):
         milliseconds = {loop: loop(case, inputs, labels) * 1e3 for loop in order}
         pairs.append([milliseconds[loop] for loop in loops])
     hand, ours = zip(*pairs[1:], strict=True)  # the first round warms up
-    more = sorted(kdkit_time - plain for plain, kdkit_time in zip(hand, ours, strict=True))
-    # The 95 % interval of a median by order statistics: the number below it is binomial, with sd sqrt(n) / 2.
-    offset = round(0.98 * len(more) ** 0.5)
-    low, high = more[len(more) // 2 - offset], more[len(more) // 2 + offset]
+    more = [kdkit_time - plain for plain, kdkit_time in zip(hand, ours, strict=True)]
+    middle, low, high = median_and_interval(more)
     ratio = statistics.median(kdkit_time / plain for plain, kdkit_time in zip(hand, ours, strict=True))
     print(
-        f"{name}: by hand {statistics.median(hand):.3f} ms; kdkit {statistics.median(more):+.3f} ms "
+        f"{name}: by hand {statistics.median(hand):.3f} ms; kdkit {middle:+.3f} ms "
         f"({low:+.3f} to {high:+.3f}), {ratio:.3f}x; minima {min(ours) - min(hand):+.3f} ms, "
         f"{min(ours) / min(hand):.3f}x; {len(more)} rounds"
     )
+
+
+def median_and_interval(values):
+    """Return the median and its 95 % interval by order statistics: the rank is binomial, with sd sqrt(n) / 2."""
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    offset = min(round(0.98 * len(ordered) ** 0.5), middle, len(ordered) - 1 - middle)
+    return statistics.median(ordered), ordered[middle - offset], ordered[middle + offset]
 
 
 def import_seconds(statement):

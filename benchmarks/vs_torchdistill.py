@@ -29,7 +29,8 @@ def distillation_box(inputs, labels):
     """Return torchdistill's DistillationBox, which holds teacher, student, loss and optimizer, and the student."""
     from torchdistill.core.distillation import DistillationBox
 
-    teacher, student = CASE.nets()
+    device = inputs.device
+    teacher, student = (net.to(device) for net in CASE.nets())
     teacher.eval()
     loader = {
         "dataset_id": "train",
@@ -54,7 +55,7 @@ def distillation_box(inputs, labels):
         },
     }
     dataset = {"train": TensorDataset(inputs, labels)}
-    return DistillationBox(teacher, student, dataset, config, torch.device("cpu"), None, False, 1), student
+    return DistillationBox(teacher, student, dataset, config, device, None, False, 1), student
 
 
 def by_torchdistill(inputs, labels, *, meters, own_loader=False):
