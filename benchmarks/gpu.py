@@ -202,6 +202,8 @@ def wait_for(device):
 class Records(kdkit.Split):
     """Random ECGs of 24 classes in memory, gathered by row."""
 
+    parallel = True  # as the splits of kdkit_ecg: worker processes load batches next to a GPU
+
     def __init__(self, count, length, first_id=0):
         generator = torch.Generator().manual_seed(first_id)
         self.signal = torch.randn(count, 12, length, generator=generator)

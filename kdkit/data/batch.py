@@ -32,7 +32,8 @@ class Batch:
         ids = None if self.ids is None else self.ids.to(device, non_blocking=True)
         labels = self.labels.to(device, non_blocking=True)
         inputs = map_tensors(self.inputs, lambda tensor: tensor.to(device, non_blocking=True))
-        return replace(self, inputs=inputs, labels=labels, ids=ids, ids_on_cpu=self.ids)
+        ids_on_cpu = self.ids if self.ids_on_cpu is None else self.ids_on_cpu
+        return replace(self, inputs=inputs, labels=labels, ids=ids, ids_on_cpu=ids_on_cpu)
 
     def rows(self, rows: Tensor) -> "Batch":
         """Return the samples in these rows, (samples,) int64 on the CPU."""

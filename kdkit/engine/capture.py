@@ -23,7 +23,7 @@ from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.options import Capture
 from kdkit.engine.train_state import TrainState
 from kdkit.engine.training_step import TrainingStep, UpdatePart
-from kdkit.errors import RecipeError, first_line
+from kdkit.errors import KdkitError, RecipeError, first_line
 from kdkit.recipe.balancing.base import WeightedSum
 from kdkit.teachers.base import TeacherOutput
 from kdkit.teachers.frozen import Frozen
@@ -152,11 +152,16 @@ class CapturedStep(TrainingStep):
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 losses = self._compute(inputs, part)
                 values = torch.stack([*losses.values()])
-        except Exception as error:  # kernels of user code may do anything
+        except Exception as error:  # user code may raise anything
             self.stage.module.open_taps.clear()
             self._drop_gradients()
             python_state.restore()
-            self._refuse(first_line(error))
+            if "captur" in str(error):  # a kernel that no graph may hold: torch draws no random numbers after it
+                raise KdkitError(
+                    f"the training step of stage {self.stage.stage.name!r} cannot be captured as a CUDA graph "
+                    f"({first_line(error.__context__ or error)}); run with capture off: --capture off"
+                ) from error
+            self._refuse(f"{type(error).__name__}: {first_line(error)}")
             return
         gradients = [parameter.grad for parameter in self.state.parameters]
         self._drop_gradients()
@@ -383,7 +388,7 @@ def _waits_for_device() -> Iterator[list[str]]:
     for warning in caught:
         if "synchronizing CUDA operation" in str(warning.message):
             places.append(f"{warning.filename}:{warning.lineno}")
-        else:
+        elif "Synchronization debug mode is a prototype" not in str(warning.message):
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 

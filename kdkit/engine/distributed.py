@@ -75,14 +75,16 @@ def restarted() -> bool:
 
 
 def rank_device(device: torch.device) -> torch.device:
-    """Return the device of this rank: if there are several GPUs, the one of torchrun's LOCAL_RANK."""
-    if not collectives.is_distributed():
-        return device
-    if device.type == "mps":  # no backend of torch.distributed supports it
+    """Return the device of this rank: if there are several GPUs, the one of torchrun's LOCAL_RANK.
+
+    A CUDA device has an index, as the device of a tensor has, so that the two are equal.
+    """
+    if collectives.is_distributed() and device.type == "mps":  # no backend of torch.distributed supports it
         return torch.device("cpu")
     if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
+        if collectives.is_distributed():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", torch.cuda.current_device())
     return device
 
 

@@ -186,7 +186,7 @@ class CRD(nn.Module):
         log_e = scores - normaliser.to(scores.dtype)
         # The paper's critic is h = e / (e + c) with c = negatives / samples; all terms are computed as logarithms.
         c = (rows.shape[1] - 1) / len(memory)
-        log_denominator = torch.logaddexp(log_e, log_e.new_tensor(math.log(c + _EPS)))
+        log_denominator = torch.logaddexp(log_e, log_e.new_full((), math.log(c + _EPS)))
         positives = (log_e[:, 0] - log_denominator[:, 0]).sum()  # log h
         negatives = (math.log(c) - log_denominator[:, 1:]).sum()  # log (1 - h)
         return -(positives + negatives) / len(rows)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -87,10 +88,14 @@ class Images:
         images = batch.inputs
         if self.size is not None and images.shape[-2:] != self.size:
             images = nn.functional.interpolate(images, self.size, mode="bilinear", antialias=True)
-        shape = (1, -1, 1, 1)  # (batch, channels, height, width)
-        mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device).view(shape)
-        std = torch.tensor(self.std, dtype=images.dtype, device=images.device).view(shape)
+        mean, std = (_per_channel(values, images.dtype, images.device) for values in (self.mean, self.std))
         return ((images - mean) / std,), {}
+
+
+@lru_cache
+def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a value per channel, (1, channels, 1, 1). Cached, since a copy to a GPU waits for it."""
+    return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)
 
 
 def pick_tensor(value: Any, element: Element, source: str) -> Tensor:

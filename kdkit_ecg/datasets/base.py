@@ -126,17 +126,17 @@ class RecordingDataset(Data, ABC):
         store = replace(self._store, processes=processes)
         return store.folder.path, store.prepare(self._selected[0], verify=verify).prepared
 
-    @property
+    @cached_property
     def train(self) -> SignalSplit:
         """The training split: random windows of the records, augmented, different in each draw."""
         return self._split("train", window="random", augment=self.augment)
 
-    @property
+    @cached_property
     def validation(self) -> SignalSplit:
         """The split on which thresholds and epochs are chosen; equal to `test` if validation_split="test"."""
         return self._split("validation", window=self.crop)
 
-    @property
+    @cached_property
     def test(self) -> SignalSplit:
         """The split on which results are reported."""
         return self._split("test", window=self.crop)

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from kdkit_ecg.models.channels_last_kernel import ChannelsLastConvolution
 
+CUDA_CHANNELS_LAST = True
 SMALLEST_SIGNAL = 2**15  # numbers in a batch; below it, the time-last layout is as fast (measured: conv_kernels.py)
 
 
@@ -65,10 +66,28 @@ def convolve(signal: Tensor, weight: Tensor, bias: Tensor | None, stride: int, p
     if channels_last_is_faster(signal, weight, pads):
         output: Tensor = ChannelsLastConvolution.apply(signal, weight, bias, stride, pads).squeeze(2)
         return output
+    if channels_last_on_cuda(signal):
+        # cuDNN computes with channels last, and converts any other layout before and after each convolution.
+        image = functional.pad(signal.unsqueeze(2).contiguous(memory_format=torch.channels_last), pads)
+        kernel = weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+        return functional.conv2d(image, kernel, bias, (1, stride)).squeeze(2)
     if pads[0] == pads[1]:
         return functional.conv1d(signal, weight, bias, stride, pads[0])
     # Padded by hand: padding="same" warns for even kernels, and is refused with a stride.
     return functional.conv1d(functional.pad(signal, pads), weight, bias, stride)
+
+
+def channels_last_on_cuda(signal: Tensor) -> bool:
+    """Return whether to convolve on CUDA with channels last; a compiler and an exported graph choose by themselves."""
+    return bool(
+        CUDA_CHANNELS_LAST
+        and signal.is_cuda
+        and signal.ndim == 3
+        and not torch.compiler.is_compiling()
+        and not torch.compiler.is_exporting()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # left out of the stubs
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
 def channels_last_is_faster(signal: Tensor, weight: Tensor, pads: tuple[int, int]) -> bool:

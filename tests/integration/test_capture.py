@@ -2,7 +2,6 @@
 
 import copy
 import random
-import warnings
 
 import pytest
 import torch
@@ -168,6 +167,8 @@ def test_a_captured_stage_ends_like_an_eager_one(case, cache, exact, tmp_path):
 
 @gpu
 @needs_cuda
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, when it imports its compiler
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")
 @pytest.mark.parametrize("options", [{"precision": "bf16"}, {"precision": "fp16"}, {"compile": True}, {"gradients": 3}])
 def test_a_captured_stage_ends_like_an_eager_one_with_options(options, exact):
     eager = train(hint(), capture="off", **options)
@@ -191,11 +192,7 @@ def test_every_loss_trains_alike_whether_captured_or_not(name, exact):
         objectives = all_losses.student_objectives(name, "digits", teacher)
         return Recipe(data=digits, schedule=[Stage(objectives, Training(epochs=2, batch_size=12, keep="last"))])
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        eager, captured = train(recipe(), capture="off"), train(recipe(), capture="auto")
-    print(name, [str(warning.message) for warning in caught], "bits", torch.equal(eager[0], captured[0]))
-    require_equal(eager, captured, tolerance=1e-3)
+    require_equal(train(recipe(), capture="off"), train(recipe(), capture="require"), tolerance=1e-3)
 
 
 class Stop:
