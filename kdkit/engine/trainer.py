@@ -28,7 +28,7 @@ from kdkit.metrics.base import Metric, is_better
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.plugins.events import EpochEnded, Figures, StageStarted, StepEnded
 from kdkit.recipe.recipe import Recipe, Stage
-from kdkit.utils import collectives
+from kdkit.utils import collectives, memory
 from kdkit.utils.modules import copy_state
 from kdkit.utils.randomness import derive_seed, seed_everything
 
@@ -88,11 +88,13 @@ class StageTrainer:
             net.trained = True
         if self.folder is not None and not finished:
             summary = {"best_epoch": self.best.epoch, "value": self.best.value, "epochs": len(self.history)}
-            self.folder.finish(summary)
+            peak = self._peak_memory()
+            self.folder.finish(summary if peak is None else {**summary, "peak_memory_bytes": peak})
         return self.history
 
     def _train(self) -> None:
         seed_everything(self.seed)
+        memory.reset_peak(self.ctx.device)
         with self._open() as (stage, state):
             self._resume(state)
             first = len(self.history)
@@ -178,7 +180,8 @@ class StageTrainer:
             "seconds": round(seconds, 3),
         }
         gradients = state.gradients()
-        self.history.append(entry if gradients is None else {**entry, "gradients": gradients})
+        measured = {"gradients": gradients, "peak_memory_bytes": memory.peak(self.ctx.device)}
+        self.history.append({**entry, **{name: value for name, value in measured.items() if value is not None}})
         self.ctx.callbacks.call(
             "epoch_ended",
             EpochEnded(
@@ -192,8 +195,13 @@ class StageTrainer:
                 seconds=seconds,
                 learning_rate=state.lr,
                 gradients=copy.deepcopy(gradients),  # a callback must not change the history
+                peak_memory_bytes=self._peak_memory(),
             ),
         )
+
+    def _peak_memory(self) -> int | None:
+        """Return the most bytes that tensors took in any epoch, also before a resume; None if it is not measured."""
+        return max((entry["peak_memory_bytes"] for entry in self.history if "peak_memory_bytes" in entry), default=None)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[tuple[OpenStage, TrainState]]:

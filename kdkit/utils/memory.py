@@ -1,4 +1,4 @@
-"""Check how much memory is available, and let malloc keep freed memory between training steps."""
+"""Check how much memory is available and in use, and let malloc keep freed memory between training steps."""
 
 import ctypes
 import os
@@ -69,6 +69,17 @@ def available(device: torch.device | str = "cpu") -> int | None:
         return torch.cuda.mem_get_info(device)[0] + cached
     bounds = [size for size in (_available_on_machine(), _available_in_container()) if size is not None]
     return min(bounds) if bounds else None
+
+
+def reset_peak(device: torch.device) -> None:
+    """Start a new measurement of `peak`."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak(device: torch.device) -> int | None:
+    """Return the most bytes that tensors of this process took since `reset_peak`; None for devices other than CUDA."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def format_bytes(count: float, *, base: int = 1000) -> str:
