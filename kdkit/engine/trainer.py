@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.loading import Batches, batches, training_order
 from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.check.dry_run import dry_run
@@ -19,6 +20,7 @@ from kdkit.engine.distributed import DistributedModule, rank_weight
 from kdkit.engine.meters import RunningMeans
 from kdkit.engine.open_stage import OpenStage, tiny_batch
 from kdkit.engine.options import RunOptions
+from kdkit.engine.out_of_memory import explain_out_of_memory
 from kdkit.engine.predict import Predictor
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.teacher_caching import TeacherCaching
@@ -95,7 +97,7 @@ class StageTrainer:
     def _train(self) -> None:
         seed_everything(self.seed)
         memory.reset_peak(self.ctx.device)
-        with self._open() as (stage, state):
+        with self._explain_out_of_memory(self.ctx.recipe.data.train), self._open() as (stage, state):
             self._resume(state)
             first = len(self.history)
             self._report_start(first)
@@ -155,14 +157,16 @@ class StageTrainer:
         """Compute the monitored metric on the validation split, keep the best weights, and call the callbacks."""
         metric = self._monitored_metric()
         values = []
+        validation = self.ctx.recipe.data.validation
         for net in self.stage.objectives:
-            predictions = self.ctx.predictor.predict(
-                net,
-                self.ctx.recipe.data.validation,
-                batch_size=self.training.batch_size,
-                module=state.validated_module(net.name),
-                workers=self.training.workers,
-            )
+            with self._explain_out_of_memory(validation, trains=False):
+                predictions = self.ctx.predictor.predict(
+                    net,
+                    validation,
+                    batch_size=self.training.batch_size,
+                    module=state.validated_module(net.name),
+                    workers=self.training.workers,
+                )
             # Thresholds are fitted on the split that they are evaluated on: only the order of epochs matters here.
             values.append(metric.fit(predictions).compute(predictions).value)
         state.module.open_taps.clear()
@@ -198,6 +202,11 @@ class StageTrainer:
                 peak_memory_bytes=self._peak_memory(),
             ),
         )
+
+    def _explain_out_of_memory(
+        self, split: Split | LoaderSplit, *, trains: bool = True
+    ) -> contextlib.AbstractContextManager[None]:
+        return explain_out_of_memory(self.stage, split, self.ctx.options, self.ctx.device, trains=trains)
 
     def _peak_memory(self) -> int | None:
         """Return the most bytes that tensors took in any epoch, also before a resume; None if it is not measured."""

@@ -68,8 +68,8 @@ class Net(Generic[M]):
         self.element = element
         self.classes = None if classes is None else tuple(classes)
         self.version = version
-        self.recompute = tuple(recompute)
         self._validate_recompute(recompute)
+        self.recompute = tuple(recompute)
         # a plain callable cannot be trained, so it can only be a teacher
         self.trained = trained or weights is not None or not isinstance(module, nn.Module)
         if weights is not None:
@@ -114,11 +114,11 @@ class Net(Generic[M]):
     def __repr__(self) -> str:
         return f"Net({self.name!r}, {type(self.module).__name__})"
 
-    def _validate_recompute(self, given: object) -> None:
-        if isinstance(given, str):
-            raise RecipeError(f"recompute of net {self.name!r} must be a list of names; got {given!r}")
-        names = [name for name, _ in self.network.named_modules() if name] if self.recompute else []
-        for name in self.recompute:
+    def _validate_recompute(self, recompute: object) -> None:
+        if isinstance(recompute, str) or not isinstance(recompute, Sequence):
+            raise RecipeError(f"recompute of net {self.name!r} must be a list of names; got {recompute!r}")
+        names = [name for name, _ in self.network.named_modules(remove_duplicate=False) if name] if recompute else []
+        for name in recompute:
             if name not in names:
                 hint = did_you_mean(str(name), names)
                 raise RecipeError(f"net {self.name!r} has no submodule {name!r} to recompute; {hint}")

@@ -71,6 +71,18 @@ def available(device: torch.device | str = "cpu") -> int | None:
     return min(bounds) if bounds else None
 
 
+def describe_use(device: torch.device | str = "cpu") -> str:
+    """Return how much memory a device has and how much of it is in use, or how much is left, as text."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        sizes = (total, total - free, torch.cuda.memory_allocated(device))
+        has, used, own = (format_bytes(size, base=1024) for size in sizes)
+        return f"{device} has {has}, of which {used} are in use, {own} by tensors of this process"
+    left = available(device)
+    return f"{device} has {'an unknown amount' if left is None else format_bytes(left, base=1024)} left"
+
+
 def reset_peak(device: torch.device) -> None:
     """Start a new measurement of `peak`."""
     if device.type == "cuda":

@@ -49,6 +49,7 @@ def test_a_plain_callable_teaches_but_has_no_network():
         (["hiden"], "net 'student' has no submodule 'hiden' to recompute; did you mean 'hidden'?"),
         ([""], "net 'student' has no submodule '' to recompute; there are: act, head, hidden, norm"),
         ("hidden", "recompute of net 'student' must be a list of names; got 'hidden'"),
+        (None, "recompute of net 'student' must be a list of names; got None"),
     ],
 )
 def test_unknown_names_of_submodules_are_refused(recompute, message):
