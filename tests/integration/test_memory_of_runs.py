@@ -12,6 +12,7 @@ from torch.optim import Adam
 import kdkit
 from kdkit import AverageWeights, Match, Net, Optimizer, Recipe, Stage, Tap
 from kdkit.cli.console import ConsoleCallback
+from kdkit.cli.plan import show_plan
 from kdkit.losses import Hint
 from kdkit.utils import memory
 from tests.helpers.stages import Small, data, epoch_terms, same, three, training, truth
@@ -70,7 +71,7 @@ def test_a_run_on_the_cpu_records_no_peak_memory(tmp_path):
 
 
 def test_the_peak_memory_of_a_stage_is_in_its_summary_and_on_the_console(tmp_path, monkeypatch):
-    measured = iter([3 * MEBIBYTE, 5 * MEBIBYTE])
+    measured = iter([9 * MEBIBYTE, 3 * MEBIBYTE, 5 * MEBIBYTE])  # of the check, and of two epochs
     monkeypatch.setattr(memory, "peak", lambda device: next(measured))  # as a CUDA device measures it
     peaks, out = Peaks(), io.StringIO()
     kdkit.run(one_net, out=tmp_path / "run", device="cpu", callbacks=[peaks, ConsoleCallback(Console(file=out))])
@@ -86,6 +87,18 @@ def test_the_peak_memory_of_a_resumed_stage_includes_the_epochs_before(tmp_path,
     monkeypatch.setattr(memory, "peak", lambda device: 2 * MEBIBYTE)
     kdkit.run(one_net, out=tmp_path / "run", device="cpu", resume=True)
     assert summary_of(tmp_path / "run")["peak_memory_bytes"] == 7 * MEBIBYTE
+
+
+def test_a_check_shows_the_peak_memory_of_each_dry_run(monkeypatch):
+    def shown():
+        out = io.StringIO()
+        show_plan(kdkit.check(three()), Console(file=out, width=200))
+        return [line for line in out.getvalue().splitlines() if "peak memory" in line]
+
+    assert shown() == []
+    monkeypatch.setattr(memory, "peak", lambda device: 3 * MEBIBYTE)  # as a CUDA device measures it
+    assert len(shown()) == 3
+    assert "peak memory of the dry run, with a few samples and no optimizer: 3 MB; a training step" in shown()[0]
 
 
 def test_a_run_that_recomputes_activations_has_the_same_bits_also_when_it_is_resumed(tmp_path):
@@ -122,3 +135,9 @@ def test_recomputing_activations_takes_less_memory_on_a_gpu():
     )
     assert less["terms"]["truth"] == pytest.approx(plain["terms"]["truth"], rel=1e-5)
     assert less["peak_memory_bytes"] < 0.8 * plain["peak_memory_bytes"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_check_on_a_gpu_measures_the_dry_run_of_each_stage():
+    assert all(peak > 0 for peak in kdkit.check(three(), "cuda").peak_memory_bytes)

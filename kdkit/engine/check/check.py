@@ -28,11 +28,14 @@ def check(recipe: Recipe, device: torch.device | str = "cpu", precision: Precisi
     problems = [*recipe_problems(recipe, stages)]
     terms: list[tuple[TermSummary, ...]] = []
     feature_teachers: set[Net[Any]] = set()
+    peaks: list[int | None] = []
     for stage in stages:
         summaries: tuple[TermSummary, ...] = ()
+        peak: int | None = None
         stage_errors = [*stage_problems(stage, context)]
         if not stage_errors:  # a stage with a static problem might fail in a dry run for the same reason
             batch = tiny_batch(recipe.data, stage.training.batch_size).to(torch.device(device))
+            memory.reset_peak(batch.labels.device)
             try:
                 for net in nets_of([stage]):
                     if isinstance(net.module, nn.Module):
@@ -41,6 +44,7 @@ def check(recipe: Recipe, device: torch.device | str = "cpu", precision: Precisi
                     report = dry_run(open_stage, batch, precision, balance=True)
                 stage_errors, summaries = report.problems, tuple(report.terms)
                 feature_teachers.update(report.feature_teachers)
+                peak = memory.peak(batch.labels.device)
             except KdkitError as error:
                 stage_errors = [str(error)]
             except RuntimeError as error:
@@ -50,10 +54,12 @@ def check(recipe: Recipe, device: torch.device | str = "cpu", precision: Precisi
                 stage_errors = [f"it does not fit into memory, without any gradient; {use} ({first_line(error)})"]
         problems += [f"stage {stage.name!r}: {problem}" for problem in stage_errors]
         terms.append(summaries)
+        peaks.append(peak)
     return Plan(
         stages=stages,
         terms=tuple(terms),
         problems=tuple(dict.fromkeys(problems)),  # outputs are checked in training and in eval mode
         context=context,
+        peak_memory_bytes=tuple(peaks),
         feature_teachers=frozenset(feature_teachers),
     )
