@@ -11,6 +11,7 @@ from rich.table import Table
 
 from kdkit.plugins.events import EpochEnded, ReportedMetric, RunEnded, RunStarted, StageStarted, StepEnded
 from kdkit.plugins.hooks import hookimpl
+from kdkit.utils.memory import format_bytes
 
 # Seconds between two updates of the progress bar. An update at each step would cost more than the step of a small net.
 _BAR_INTERVAL = 0.2
@@ -25,6 +26,7 @@ class ConsoleCallback:
         self._task: TaskID | None = None
         self._pending_steps = 0  # steps that the bar does not show yet
         self._last_update = 0.0
+        self._last_epoch = -1  # of the current stage
 
     @hookimpl
     def run_started(self, event: RunStarted) -> None:
@@ -40,6 +42,7 @@ class ConsoleCallback:
     def stage_started(self, event: StageStarted) -> None:
         """Print the stage and start its progress bar."""
         self._stop_bar()
+        self._last_epoch = event.epochs - 1
         resumed = f", resumed after epoch {event.epoch}" if event.epoch else ""
         self.console.print(f"\n[bold]{event.index + 1}. {escape(event.name)}[/bold]: {event.epochs} epochs{resumed}")
         self._print_notes(event.notices)
@@ -66,7 +69,10 @@ class ConsoleCallback:
 
     @hookimpl
     def epoch_ended(self, event: EpochEnded) -> None:
-        """Print the terms and the monitored metric; a star marks the best epoch so far."""
+        """Print the terms and the monitored metric; a star marks the best epoch so far.
+
+        After the last epoch, print the peak memory of the stage, if it was measured.
+        """
         self._update_bar()
         terms = "  ".join(f"{escape(label)} {_number(value)}" for label, value in event.terms.items())
         star = " *" if event.best else ""
@@ -75,6 +81,8 @@ class ConsoleCallback:
             f"{_number(event.monitor_value)}{star}  [dim]{event.seconds:.1f} s[/dim]",
             soft_wrap=True,  # a line that a log file keeps whole
         )
+        if event.epoch == self._last_epoch and event.peak_memory_bytes is not None:
+            self.console.print(f"   peak memory {format_bytes(event.peak_memory_bytes, base=1024)}", style="dim")
 
     @hookimpl
     def run_ended(self, event: RunEnded) -> None:

@@ -196,8 +196,8 @@ def run(ctx: click.Context, /, **options: Any) -> None:
 def check(ctx: click.Context, /, **options: Any) -> None:
     """Check the recipe in FILE and print its plan, without training.
 
-    Every net runs once on two samples. The plan shows which net learns from which teacher, every tap with its shape,
-    the parameters of nets and projectors, and all problems at once.
+    Every net runs on a few samples. The plan shows which net learns from which teacher, every tap with its shape,
+    the parameters of nets and projectors, and all problems at once; on CUDA also the memory that these samples took.
     """
     from kdkit.cli.plan import show_plan
     from kdkit.engine.check.check import check as check_recipe

@@ -9,12 +9,13 @@ from kdkit.engine.check.plan import Plan, TermSummary
 from kdkit.plugins.manager import Plugins
 from kdkit.plugins.registry import REGISTRIES
 from kdkit.recipe.objective import Match, as_objective
+from kdkit.utils.memory import format_bytes
 
 
 def show_plan(plan: Plan, console: Console) -> None:
     """Print the nets, and each stage with its terms: which net learns what from which teacher."""
     console.print(nets_table(plan))
-    for index, (stage, terms) in enumerate(zip(plan.stages, plan.terms, strict=True)):
+    for index, (stage, terms, peak) in enumerate(zip(plan.stages, plan.terms, plan.peak_memory_bytes, strict=True)):
         training = stage.training
         # Names and reprs are escaped, since their square brackets would be markup to rich.
         tree = Tree(
@@ -23,6 +24,11 @@ def show_plan(plan: Plan, console: Console) -> None:
         )
         for term in terms:
             tree.add(term_line(term))
+        if peak is not None:
+            tree.add(
+                f"peak memory of the dry run, with a few samples and no optimizer: {format_bytes(peak, base=1024)}; a "
+                "training step takes more"
+            )
         if not terms:  # a stage with problems that prevent its dry run
             tree.add("[red]no dry run, because of the problems below[/red]")
         console.print(tree)

@@ -250,6 +250,9 @@ def why_not_captured(stage: OpenStage, state: TrainState) -> str | None:
         return "several processes train it"
     if training.accumulate_steps > 1:
         return f"gradients are accumulated over {training.accumulate_steps} batches"
+    recomputing = [net.name for net in stage.module.students if net.recompute]
+    if recomputing:
+        return f"net {recomputing[0]!r} recomputes activations, for which torch reads random states on the CPU"
     if not balancer.capturable:
         return f"{type(training.balancing).__name__} computes on the CPU, or keeps state in Python"
     if not state.constant_weights and not isinstance(balancer, WeightedSum):

@@ -23,6 +23,7 @@ _THREADS_END = 0.1  # seconds
 _ALWAYS_USED = "find_unused_parameters=True was specified in DDP constructor, but did not find any unused parameters"
 _OLD_NAME = "`broadcast_buffers` is deprecated"  # since torch 2.14; its replacement is not in torch 2.7
 _NO_CONTEXT = nullcontext()
+_CAPTURE_ONCE = "skip_fwd_side_effects_in_bwd_under_checkpoint"  # an option of torch's compiler
 
 
 @contextmanager
@@ -140,7 +141,7 @@ class DistributedModule:
                 # unused.
                 self._parallel = DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
         forward: Callable[..., Any] = module if self._parallel is None else self._parallel
-        self._forward: Callable[..., Any] = torch.compile(forward) if compiled else forward
+        self._forward: Callable[..., Any] = _compiled(forward) if compiled else forward
 
     def __call__(self, *inputs: Any) -> dict[str, Tensor]:
         """Return the terms by label."""
@@ -160,6 +161,14 @@ class DistributedModule:
 def rank_weight(part: int, whole: int) -> float:
     """Return the weight of the mean over this rank's `part` samples in the mean over ranks: 1 if all are equal."""
     return 1.0 if part == whole else part * collectives.world_size() / whole
+
+
+def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
+    compiled: Callable[..., Any] = torch.compile(forward)
+    # A tap in a module that recomputes its activations would otherwise break the graph there.
+    if hasattr(torch._dynamo.config, _CAPTURE_ONCE):  # not in torch 2.7
+        compiled = torch._dynamo.config.patch({_CAPTURE_ONCE: True})(compiled)
+    return compiled
 
 
 def _has_batch_statistics(part: nn.Module) -> bool:

@@ -14,6 +14,7 @@ from kdkit.engine.terms import BoundTerm, bind_term
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
 from kdkit.losses.features import TensorOrTuple
+from kdkit.nets.recompute import Recomputation
 from kdkit.nets.taps import OpenTaps, TapLike
 from kdkit.recipe.objective import as_objective, taps_of
 from kdkit.recipe.recipe import Stage
@@ -39,6 +40,7 @@ class DistillationModule(nn.Module):
         self.student_outputs: dict[str, Tensor] = {}
         self.nets = nn.ModuleList(net.network for net in self.students)
         self.open_taps = OpenTaps(_student_taps(stage))
+        self.recomputation = Recomputation(module for net in self.students for module in net.recomputed)
         self.peers = tuple({match.teacher for match in stage.matches if isinstance(match.teacher, Peer)})
         try:
             self.terms = tuple(
@@ -162,7 +164,8 @@ class DistillationModule(nn.Module):
         return problems
 
     def close(self) -> None:
-        """Remove the taps."""
+        """Remove the taps, and end the recomputation of activations."""
+        self.recomputation.close()
         self.open_taps.close()
 
 

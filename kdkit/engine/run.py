@@ -15,6 +15,7 @@ from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.check.check import check
 from kdkit.engine.check.static import require_compilable
 from kdkit.engine.options import RunOptions
+from kdkit.engine.out_of_memory import explain_out_of_memory
 from kdkit.engine.predict import Predictor, compute_metrics
 from kdkit.engine.run_record import Origin, notices, run_name, run_record
 from kdkit.engine.storage.run_folder import RunFolder, can_resume
@@ -198,8 +199,9 @@ class _Run:
             ),
             (-1, net.name, ctx.plan.stages[-1].training.batch_size),
         )
-        validation = ctx.predictor.predict(net, data.validation, batch_size=batch_size)
-        test = validation if data.test is None else ctx.predictor.predict(net, data.test, batch_size=batch_size)
+        with explain_out_of_memory(ctx.plan.stages[index], data.validation, ctx.options, ctx.device, trains=False):
+            validation = ctx.predictor.predict(net, data.validation, batch_size=batch_size)
+            test = validation if data.test is None else ctx.predictor.predict(net, data.test, batch_size=batch_size)
         if self.folder is not None:
             folder = self.folder.stage(index, name)
             folder.save_predictions(net.name, "validation", validation)

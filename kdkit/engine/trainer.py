@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.device_data import DeviceData
 from kdkit.data.loading import Batches, training_order
 from kdkit.engine.callbacks import Callbacks
@@ -21,6 +22,7 @@ from kdkit.engine.distributed import DistributedModule, rank_weight
 from kdkit.engine.meters import RunningMeans
 from kdkit.engine.open_stage import OpenStage, tiny_batch
 from kdkit.engine.options import RunOptions
+from kdkit.engine.out_of_memory import explain_out_of_memory
 from kdkit.engine.predict import Predictor
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.teacher_caching import TeacherCaching
@@ -31,7 +33,7 @@ from kdkit.metrics.base import Metric, is_better
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.plugins.events import EpochEnded, Figures, StageStarted, StepEnded
 from kdkit.recipe.recipe import Recipe, Stage
-from kdkit.utils import collectives
+from kdkit.utils import collectives, memory
 from kdkit.utils.modules import copy_state
 from kdkit.utils.randomness import derive_seed, seed_everything
 
@@ -92,12 +94,14 @@ class StageTrainer:
             net.trained = True
         if self.folder is not None and not finished:
             summary = {"best_epoch": self.best.epoch, "value": self.best.value, "epochs": len(self.history)}
-            self.folder.finish(summary)
+            peak = self._peak_memory()
+            self.folder.finish(summary if peak is None else {**summary, "peak_memory_bytes": peak})
         return self.history
 
     def _train(self) -> None:
         seed_everything(self.seed)
-        with self._open() as (stage, state):
+        memory.reset_peak(self.ctx.device)
+        with self._explain_out_of_memory(self.ctx.recipe.data.train), self._open() as (stage, state):
             self._resume(state)
             first = len(self.history)
             options = self.ctx.options
@@ -154,14 +158,16 @@ class StageTrainer:
         """Compute the monitored metric on the validation split, keep the best weights, and call the callbacks."""
         metric = self._monitored_metric()
         values = []
+        validation = self.ctx.recipe.data.validation
         for net in self.stage.objectives:
-            predictions = self.ctx.predictor.predict(
-                net,
-                self.ctx.recipe.data.validation,
-                batch_size=self.training.batch_size,
-                module=state.validated_module(net.name),
-                workers=self.training.workers,
-            )
+            with self._explain_out_of_memory(validation, trains=False):
+                predictions = self.ctx.predictor.predict(
+                    net,
+                    validation,
+                    batch_size=self.training.batch_size,
+                    module=state.validated_module(net.name),
+                    workers=self.training.workers,
+                )
             # Thresholds are fitted on the split that they are evaluated on: only the order of epochs matters here.
             values.append(metric.fit(predictions).compute(predictions).value)
         state.module.open_taps.clear()
@@ -179,7 +185,8 @@ class StageTrainer:
             "seconds": round(seconds, 3),
         }
         gradients = state.gradients()
-        self.history.append(entry if gradients is None else {**entry, "gradients": gradients})
+        measured = {"gradients": gradients, "peak_memory_bytes": memory.peak(self.ctx.device)}
+        self.history.append({**entry, **{name: value for name, value in measured.items() if value is not None}})
         self.ctx.callbacks.call(
             "epoch_ended",
             EpochEnded(
@@ -193,8 +200,18 @@ class StageTrainer:
                 seconds=seconds,
                 learning_rate=state.lr,
                 gradients=copy.deepcopy(gradients),  # a callback must not change the history
+                peak_memory_bytes=self._peak_memory(),
             ),
         )
+
+    def _explain_out_of_memory(
+        self, split: Split | LoaderSplit, *, trains: bool = True
+    ) -> contextlib.AbstractContextManager[None]:
+        return explain_out_of_memory(self.stage, split, self.ctx.options, self.ctx.device, trains=trains)
+
+    def _peak_memory(self) -> int | None:
+        """Return the most bytes that tensors took in any epoch, also before a resume; None if it is not measured."""
+        return max((entry["peak_memory_bytes"] for entry in self.history if "peak_memory_bytes" in entry), default=None)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[tuple[OpenStage, TrainState]]:

@@ -26,6 +26,9 @@ class Net(Generic[M]):
     weights: a .safetensors file, or a torch file with a plain state dict, loaded immediately.
     trained: whether the module already has trained weights, so that it may teach without being trained in a stage.
     version: for a plain callable, a text that changes whenever its outputs do.
+    recompute: the names of submodules, such as ["layer1", "blocks.3"], that recompute their activations in the backward
+    pass while the network is trained (activation checkpointing). Training takes less memory and more time, and computes
+    the same, if these modules draw random numbers from torch only.
 
     Raises RecipeError if the arguments do not fit together.
     """
@@ -41,6 +44,7 @@ class Net(Generic[M]):
         weights: str | Path | None = None,
         trained: bool = False,
         version: str | None = None,
+        recompute: Sequence[str] = (),
     ) -> None:
         # The name becomes a folder, so it must not contain separators or "..".
         if not name or not all(letter.isalnum() or letter in "-_ +" for letter in name):
@@ -64,6 +68,8 @@ class Net(Generic[M]):
         self.element = element
         self.classes = None if classes is None else tuple(classes)
         self.version = version
+        self._validate_recompute(recompute)
+        self.recompute = tuple(recompute)
         # a plain callable cannot be trained, so it can only be a teacher
         self.trained = trained or weights is not None or not isinstance(module, nn.Module)
         if weights is not None:
@@ -75,6 +81,11 @@ class Net(Generic[M]):
         if not isinstance(self.module, nn.Module):
             raise RecipeError(f"net {self.name!r} is a plain callable: it can teach, but not be trained or tapped")
         return self.module
+
+    @property
+    def recomputed(self) -> tuple[nn.Module, ...]:
+        """The submodules that recompute their activations."""
+        return tuple(self.network.get_submodule(name) for name in self.recompute)
 
     @property
     def parameters(self) -> int:
@@ -102,6 +113,15 @@ class Net(Generic[M]):
 
     def __repr__(self) -> str:
         return f"Net({self.name!r}, {type(self.module).__name__})"
+
+    def _validate_recompute(self, recompute: object) -> None:
+        if isinstance(recompute, str) or not isinstance(recompute, Sequence):
+            raise RecipeError(f"recompute of net {self.name!r} must be a list of names; got {recompute!r}")
+        names = [name for name, _ in self.network.named_modules(remove_duplicate=False) if name] if recompute else []
+        for name in recompute:
+            if name not in names:
+                hint = did_you_mean(str(name), names)
+                raise RecipeError(f"net {self.name!r} has no submodule {name!r} to recompute; {hint}")
 
 
 def load_weights(net: "Net[Any]", path: Path) -> None:

@@ -109,6 +109,8 @@ class AttentionTap:
 class OpenTaps:
     """Attached taps and the tensors that they captured in the last forward pass. `close` removes their hooks.
 
+    From `take` to the next `clear` nothing is captured: the backward pass may run a layer again, to recompute its
+    activations, and then the network is validated.
     A tensor that the network modifies in place after it was captured has changed by the time a loss uses it.
     `copy_if_modified` is called after a first pass, and makes such taps capture copies from then on.
     """
@@ -119,6 +121,7 @@ class OpenTaps:
         self._versions: dict[int, int] = {}
         self._copied: set[int] = set()
         self._track_versions = True
+        self._captures = True
         self._remove_hooks: list[RemoveHook] = []
         try:
             for index, tap in enumerate(self.taps):
@@ -151,6 +154,7 @@ class OpenTaps:
             return ()
         features = tuple(self.captured(index) for index in range(len(self.taps)))
         self.clear()
+        self._captures = False
         return features
 
     def unfired(self) -> list[TapLike]:
@@ -160,6 +164,7 @@ class OpenTaps:
     def clear(self) -> None:
         """Drop the captured tensors, before the next forward pass."""
         self._captured.clear()
+        self._captures = True
 
     def copy_if_modified(self) -> None:
         """Capture copies from now on for taps whose captured tensor was modified in place; call it after a first pass.
@@ -186,6 +191,8 @@ class OpenTaps:
 
     def _capture_at(self, index: int) -> Capture:
         def capture(tensor: Tensor) -> None:
+            if not self._captures:
+                return
             if self._track_versions:
                 self._versions[index] = tensor._version
             self._captured[index] = tensor.clone() if index in self._copied else tensor

@@ -110,6 +110,7 @@ class EpochEnded:
     terms: the mean of each term over the epoch, without its weight. monitor, monitor_value: the metric on the
     validation split that selects the best epoch. gradients: "norms" by label and "cosines" by "label | label", as means
     over the updates of the epoch at which they were recorded; None if the run does not record them.
+    peak_memory_bytes: the most memory that tensors took on a CUDA device in this stage so far; None on other devices.
     """
 
     stage: str
@@ -122,6 +123,7 @@ class EpochEnded:
     seconds: float
     learning_rate: float
     gradients: Mapping[str, Mapping[str, float]] | None = None
+    peak_memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

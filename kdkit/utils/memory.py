@@ -1,4 +1,4 @@
-"""Check how much memory is available, and let malloc keep freed memory between training steps."""
+"""Check how much memory is available and in use, and let malloc keep freed memory between training steps."""
 
 import ctypes
 import os
@@ -69,6 +69,29 @@ def available(device: torch.device | str = "cpu") -> int | None:
         return torch.cuda.mem_get_info(device)[0] + cached
     bounds = [size for size in (_available_on_machine(), _available_in_container()) if size is not None]
     return min(bounds) if bounds else None
+
+
+def describe_use(device: torch.device | str = "cpu") -> str:
+    """Return how much memory a device has and how much of it is in use, or how much is left, as text."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        sizes = (total, total - free, torch.cuda.memory_allocated(device))
+        has, used, own = (format_bytes(size, base=1024) for size in sizes)
+        return f"{device} has {has}, of which {used} are in use, {own} by tensors of this process"
+    left = available(device)
+    return f"{device} has {'an unknown amount' if left is None else format_bytes(left, base=1024)} left"
+
+
+def reset_peak(device: torch.device) -> None:
+    """Start a new measurement of `peak`."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak(device: torch.device) -> int | None:
+    """Return the most bytes that tensors of this process took since `reset_peak`; None for devices other than CUDA."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def format_bytes(count: float, *, base: int = 1000) -> str:

@@ -167,8 +167,7 @@ def test_a_captured_stage_ends_like_an_eager_one(case, cache, exact, tmp_path):
 
 @gpu
 @needs_cuda
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, when it imports its compiler
-@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of TF32, and of what it imports itself
 @pytest.mark.parametrize("options", [{"precision": "bf16"}, {"precision": "fp16"}, {"compile": True}, {"gradients": 3}])
 def test_a_captured_stage_ends_like_an_eager_one_with_options(options, exact):
     eager = train(hint(), capture="off", **options)

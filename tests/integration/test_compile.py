@@ -277,6 +277,27 @@ def test_a_compiled_run_has_the_history_of_a_plain_run(monkeypatch):
         assert epoch["terms"] == pytest.approx(expected["terms"], rel=1e-4)
 
 
+@pytest.mark.parametrize("recompute", [["body"], ["age", "body.head"]], ids=["with the tap", "without the tap"])
+def test_a_compiled_run_recomputes_activations_without_a_graph_break(monkeypatch, recompute):
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: compile_(module, backend="aot_eager", fullgraph=True))
+
+    def run(names: list[str], *, compiled: bool) -> kdkit.Result:
+        def recipe() -> Recipe:
+            data = aged(lambda signal, age: (signal, age))[1]
+            teacher, student = Net("teacher", Aged(6), trained=True), Net("student", Aged(4), recompute=names)
+            layers = (student.module.body.norm, teacher.module.body.norm)
+            return Recipe(data=data, schedule=[Stage({student: objective(teacher, student, layers)}, training())])
+
+        return kdkit.run(recipe, device="cpu", seed=3, compile=compiled)
+
+    actual, expected = run(recompute, compiled=True), run([], compiled=False)
+    for epoch, expected_epoch in zip(actual.history["student"], expected.history["student"], strict=True):
+        assert epoch["terms"] == pytest.approx(expected_epoch["terms"], rel=1e-4)
+    buffers, expected_buffers = ([*result.student.module.buffers()] for result in (actual, expected))
+    agree(buffers, expected_buffers)  # the running statistics, which are updated once
+
+
 @pytest.mark.slow
 def test_the_default_backend_gives_the_terms_and_gradients_of_the_plain_module():
     stage, data = plain()

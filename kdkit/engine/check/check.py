@@ -9,9 +9,11 @@ from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.plan import Plan, TermSummary
 from kdkit.engine.check.static import recipe_problems, stage_problems
 from kdkit.engine.open_stage import OpenStage, build_context, tiny_batch
-from kdkit.errors import KdkitError
+from kdkit.engine.out_of_memory import is_out_of_memory
+from kdkit.errors import KdkitError, first_line
 from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe, nets_of
+from kdkit.utils import memory
 from kdkit.utils.devices import Precision
 
 
@@ -26,27 +28,38 @@ def check(recipe: Recipe, device: torch.device | str = "cpu", precision: Precisi
     problems = [*recipe_problems(recipe, stages)]
     terms: list[tuple[TermSummary, ...]] = []
     feature_teachers: set[Net[Any]] = set()
+    peaks: list[int | None] = []
     for stage in stages:
         summaries: tuple[TermSummary, ...] = ()
+        peak: int | None = None
         stage_errors = [*stage_problems(stage, context)]
         if not stage_errors:  # a stage with a static problem might fail in a dry run for the same reason
             batch = tiny_batch(recipe.data, stage.training.batch_size).to(torch.device(device))
-            for net in nets_of([stage]):
-                if isinstance(net.module, nn.Module):
-                    net.module.to(batch.labels.device)
+            memory.reset_peak(batch.labels.device)
             try:
+                for net in nets_of([stage]):
+                    if isinstance(net.module, nn.Module):
+                        net.module.to(batch.labels.device)
                 with OpenStage(stage, context, batch.labels.device) as open_stage:
                     report = dry_run(open_stage, batch, precision, balance=True)
                 stage_errors, summaries = report.problems, tuple(report.terms)
                 feature_teachers.update(report.feature_teachers)
+                peak = memory.peak(batch.labels.device)
             except KdkitError as error:
                 stage_errors = [str(error)]
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                use = memory.describe_use(batch.labels.device)
+                stage_errors = [f"it does not fit into memory, without any gradient; {use} ({first_line(error)})"]
         problems += [f"stage {stage.name!r}: {problem}" for problem in stage_errors]
         terms.append(summaries)
+        peaks.append(peak)
     return Plan(
         stages=stages,
         terms=tuple(terms),
         problems=tuple(dict.fromkeys(problems)),  # outputs are checked in training and in eval mode
         context=context,
+        peak_memory_bytes=tuple(peaks),
         feature_teachers=frozenset(feature_teachers),
     )

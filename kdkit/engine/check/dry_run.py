@@ -46,7 +46,7 @@ class DryRunReport:
 def dry_run(stage: OpenStage, batch: Batch, precision: Precision = "fp32", *, balance: bool = False) -> DryRunReport:
     """Run an open stage once on a tiny batch, build its losses, and return the problems.
 
-    balance: also compute one backward pass with the stage's balancing.
+    balance: also compute one backward pass, if the balancing or a recomputation of activations may fail in it.
     Modes, buffers, gradients and random states are restored; only what losses build stays.
     """
     report = DryRunReport()
@@ -83,6 +83,7 @@ class _DryRun:
             if student_outputs[net.name] is not None:  # otherwise it failed, and its taps could not fire
                 parts = set(net.network.modules())
                 self._report_unfired(net.name, [tap for tap in self.module.open_taps.unfired() if tap.module in parts])
+                self._report_not_recomputed(net)
         complete = {name: output for name, output in teacher_outputs.items() if output is not None}
         failed = len(complete) < len(teacher_outputs) or any(output is None for output in student_outputs.values())
         if self.problems or failed:
@@ -102,7 +103,8 @@ class _DryRun:
     def check_balancing(self, precision: Precision) -> None:
         """Compute the gradients of one step with every weight 1, and create the optimizer if it trains the balancer."""
         training, module = self.stage.stage.training, self.module
-        if type(training.balancing) is WeightedSum:
+        recomputing = [net.name for net in module.students if net.recompute]
+        if type(training.balancing) is WeightedSum and not recomputing:
             return  # the sum of finite terms with gradients cannot fail
         try:
             with _preserve(module, [module]):
@@ -116,7 +118,14 @@ class _DryRun:
         except KdkitError as error:
             self.problems.append(str(error))
         except Exception as error:  # a user-defined balancer may raise anything
-            self.problems.append(f"{training.balancing!r} fails in this stage: {type(error).__name__}: {error}")
+            reason = f"{type(error).__name__}: {error}"
+            if recomputing:
+                self.problems.append(
+                    f"the backward pass fails; modules that net {recomputing[0]!r} recomputes must not change their "
+                    f"inputs in place, and must compute the same in a second pass: {reason}"
+                )
+            else:
+                self.problems.append(f"{training.balancing!r} fails in this stage: {reason}")
 
     def _run_teacher(self, teacher: Teacher) -> TeacherOutput | None:
         session = self.stage.sessions[teacher.name]
@@ -148,6 +157,15 @@ class _DryRun:
                 f"the tap on {type(tap.module).__name__} of net {name!r} never fired: that module does not run in "
                 "a forward pass; tap one that does"
             )
+
+    def _report_not_recomputed(self, net: Net[Any]) -> None:
+        unused = self.module.recomputation.unused()
+        for name, module in zip(net.recompute, net.recomputed, strict=True):
+            if module in unused:
+                self.problems.append(
+                    f"net {net.name!r} cannot recompute {name!r}: this {type(module).__name__} is not called in a "
+                    "forward pass; name the modules in it, or others that are"
+                )
 
     def _check_classes(
         self, student_outputs: Mapping[str, Tensor | None], teacher_outputs: Mapping[str, TeacherOutput]

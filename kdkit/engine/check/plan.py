@@ -37,6 +37,8 @@ class Plan:
     """A recipe as it would run, and every problem that prevents it.
 
     terms: the summaries of each stage's terms; empty for a stage whose dry run failed.
+    peak_memory_bytes: the most memory that tensors took in the dry run of each stage, which has a few samples and no
+    optimizer, so that a training step takes more. None on devices other than CUDA, and for a stage that was not run.
     feature_teachers: networks that are matched by features only, and whose outputs are not about the data's classes.
     They have no metrics.
     """
@@ -45,6 +47,7 @@ class Plan:
     terms: tuple[tuple[TermSummary, ...], ...]
     problems: tuple[str, ...]
     context: BuildContext
+    peak_memory_bytes: tuple[int | None, ...]
     feature_teachers: frozenset[Net[Any]] = frozenset()
 
     @property

@@ -20,7 +20,7 @@ from kdkit.nets.taps import AttentionTap, Tap, TapLike
 from kdkit.teachers.cache.digest import Digest
 
 FORMAT = 3  # of the files and the key; raise it whenever either changes
-_NET_ATTRIBUTES = ("name", "module", "view", "element", "classes", "version", "trained")
+_NET_ATTRIBUTES = ("name", "module", "view", "element", "classes", "version", "trained", "recompute")
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,26 @@ def test_a_plain_callable_teaches_but_has_no_network():
         _ = net.network
 
 
+@pytest.mark.parametrize(
+    ("recompute", "message"),
+    [
+        (["hiden"], "net 'student' has no submodule 'hiden' to recompute; did you mean 'hidden'?"),
+        ([""], "net 'student' has no submodule '' to recompute; there are: act, head, hidden, norm"),
+        ("hidden", "recompute of net 'student' must be a list of names; got 'hidden'"),
+        (None, "recompute of net 'student' must be a list of names; got None"),
+    ],
+)
+def test_unknown_names_of_submodules_are_refused(recompute, message):
+    with pytest.raises(RecipeError) as raised:
+        Net("student", Mlp(), recompute=recompute)
+    assert str(raised.value) == message
+
+
+def test_a_plain_callable_has_no_submodules_to_recompute():
+    with pytest.raises(RecipeError, match="is a plain callable"):
+        Net("api", lambda inputs: inputs, version="1", recompute=["layer1"])
+
+
 def test_a_net_counts_its_parameters_and_not_its_buffers():
     assert Net("norm", nn.BatchNorm1d(3)).parameters == 6
 

@@ -161,6 +161,18 @@ def test_clear_drops_the_captured_tensors():
         assert open_taps.unfired() == [tap]
 
 
+def test_nothing_is_captured_between_take_and_clear():
+    net, inputs = Mlp(), torch.randn(2, 4)
+    with OpenTaps([Tap(net.hidden)]) as open_taps:
+        net(inputs)
+        open_taps.take()
+        net(inputs)
+        assert len(open_taps.unfired()) == 1
+        open_taps.clear()
+        net(inputs)
+        assert not open_taps.unfired()
+
+
 def test_no_hook_is_left_after_an_exception():
     net = Mlp()
     with contextlib.suppress(ZeroDivisionError), OpenTaps([Tap(net.head), Tap(net.act, "input")]):

@@ -1,0 +1,76 @@
+"""Turn the error of an allocator into one that says what the device has, and which settings need less."""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from kdkit.data.dataset import LoaderSplit, Split
+from kdkit.engine.options import RunOptions
+from kdkit.errors import KdkitError, first_line
+from kdkit.recipe.recipe import Stage
+from kdkit.utils import collectives, memory
+
+# The texts of allocators, drivers and libraries whose errors are not a torch.OutOfMemoryError.
+_TEXTS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)
+
+
+@contextmanager
+def explain_out_of_memory(
+    stage: Stage, split: Split | LoaderSplit, options: RunOptions, device: torch.device, *, trains: bool
+) -> Iterator[None]:
+    """Raise KdkitError if memory runs out while the networks of a stage are trained on a split, or predict it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        size = split.loader.batch_size if isinstance(split, LoaderSplit) else stage.training.batch_size
+        batches = "" if size is None else f" in batches of {size}"  # a DataLoader may have a sampler of batches
+        remedies = [*_remedies(stage, split, size, options, trains=trains)]
+        if options.out is not None:
+            remedies.append(
+                f"a device with more memory, to resume the run in {options.out} as it is; other settings are another "
+                "run, which needs its own folder"
+            )
+        lines = [
+            f"stage {stage.name!r}: out of memory while {'training' if trains else 'predicting'}{batches}; "
+            f"{memory.describe_use(device)}. What helps:",
+            *(f"  - {remedy}" for remedy in remedies),
+            f"The error of torch: {first_line(error)}",
+        ]
+        # Whoever keeps the error, as a study does, would keep all tensors of the failed step.
+        traceback.clear_frames(error.__traceback__)
+        raise KdkitError("\n".join(lines)) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator raised this error because memory ran out."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _TEXTS)
+
+
+def _remedies(
+    stage: Stage, split: Split | LoaderSplit, size: int | None, options: RunOptions, *, trains: bool
+) -> Iterator[str]:
+    """Yield the settings that need less memory."""
+    if size is not None and size // 2 >= 2 * collectives.world_size():  # batch norm needs two samples on each rank
+        steps = 2 * stage.training.accumulate_steps
+        settings = f"Training(batch_size={size // 2}, accumulate_steps={steps})"
+        if isinstance(split, LoaderSplit):
+            settings = f"a DataLoader with batch_size={size // 2}, and Training(accumulate_steps={steps})"
+        yield f"{settings}: half a batch at a time, and {'' if size % 2 == 0 else 'about '}as many samples per update"
+    if options.precision == "fp32":
+        yield "precision bf16 (--precision bf16, or precision='bf16'): activations of two bytes instead of four"
+    keeping = [net.name for net in stage.objectives if not net.recompute]
+    if trains and keeping:
+        yield (
+            f"Net({keeping[0]!r}, ..., recompute=[...]) with the names of its blocks, such as 'layer1': activations "
+            "that are computed again in the backward pass instead of being kept"
+        )

@@ -1,0 +1,90 @@
+"""Recompute the activations of submodules in the backward pass, instead of keeping them until then."""
+
+import functools
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Recomputation:
+    """Recomputes the activations of modules in each backward pass, until `close` (Chen et al. 2016).
+
+    Losses, gradients, buffers and random states are those of a run without it. It replaces the `forward` of the objects
+    alone, so hooks and the keys of state dicts stay. A copy that is made meanwhile would run the original module.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        # A forward that user code has set on the object is restored; usually there is none.
+        self._forwards = {module: vars(module).get("forward") for module in modules}
+        self._ran: set[nn.Module] = set()
+        for module in self._forwards:
+            module.forward = self._recomputed(module)
+
+    def unused(self) -> list[nn.Module]:
+        """Return the modules that never ran with gradients."""
+        return [module for module in self._forwards if module not in self._ran]
+
+    def close(self) -> None:
+        """Restore the `forward` of each module."""
+        for module, forward in self._forwards.items():
+            del module.forward
+            if forward is not None:
+                module.forward = forward
+        self._forwards = {}
+
+    def _recomputed(self, module: nn.Module) -> Callable[..., Any]:
+        forward = module.forward
+
+        @functools.wraps(forward)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return forward(*args, **kwargs)
+            buffers: list[_Buffers] = []  # empty until the first pass
+
+            def run_pass(*values: Any) -> Any:
+                keywords = dict(zip(kwargs, values[len(args) :], strict=True))
+                if torch.compiler.is_compiling():  # compiled code changes no buffer twice
+                    return forward(*values[: len(args)], **keywords)
+                if buffers:
+                    with buffers[0]:
+                        return forward(*values[: len(args)], **keywords)
+                self._ran.add(module)
+                buffers.append(_Buffers(module))
+                return forward(*values[: len(args)], **keywords)
+
+            # All as positional arguments, since torch restores the random states of the devices of these only.
+            return checkpoint(run_pass, *args, *kwargs.values(), use_reentrant=False)
+
+        return run
+
+
+class _Buffers(AbstractContextManager[None]):
+    """The buffers of a module before its first pass; inside the context, the module has copies of them.
+
+    A second pass so begins with the buffers of the first one, and leaves no trace. Otherwise a batch norm would update
+    its running statistics twice, and a spectral norm would go on to the next step of its power iteration.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        # All buffers, since a batch norm changes its statistics without a new `_version`.
+        self._before = [
+            (part._buffers, name, buffer.clone())
+            for part in module.modules()
+            for name, buffer in part._buffers.items()
+            if buffer is not None
+        ]
+        self._after: list[tuple[dict[str, Tensor | None], str, Tensor | None]] = []
+
+    def __enter__(self) -> None:
+        # Other tensors in their place, since autograd would notice if the buffers were written to.
+        self._after = [(buffers, name, buffers[name]) for buffers, name, _ in self._before]
+        for buffers, name, values in self._before:
+            buffers[name] = values.clone()  # copied again, since there may be several backward passes
+
+    def __exit__(self, *_: object) -> None:
+        for buffers, name, buffer in self._after:
+            buffers[name] = buffer
