@@ -97,7 +97,8 @@ class CapturedStep(TrainingStep):
     @contextmanager
     def epoch(self) -> Iterator[None]:
         """Load and train the batches of an epoch on the stream of the graph."""
-        if self._graph is not None and self._graph.options != _optimizer_options(self.state):
+        changed = self._graph is not None and self._graph.options != _optimizer_options(self.state)
+        if self._graph_updates and changed:
             self._graph, self._graph_updates = None, False  # a schedule will change them again
         outer = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(outer)

@@ -29,6 +29,7 @@ from kdkit import (
     Truth,
     hookimpl,
 )
+from kdkit.engine.capture import CapturedStep
 from kdkit.losses import CRD, Hint, SoftTargets
 from kdkit.recipe.balancing import PCGrad, UncertaintyWeighting
 from tests.integration.test_all_losses_example import FOR_DIGITS, all_losses
@@ -192,6 +193,17 @@ def test_every_loss_trains_alike_whether_captured_or_not(name, exact):
         return Recipe(data=digits, schedule=[Stage(objectives, Training(epochs=2, batch_size=12, keep="last"))])
 
     require_equal(train(recipe(), capture="off"), train(recipe(), capture="require"), tolerance=1e-3)
+
+
+@gpu
+@needs_cuda
+@pytest.mark.parametrize(("interval", "captures"), [("update", 1), ("epoch", 2)])
+def test_a_schedule_does_not_capture_the_step_in_every_epoch(interval, captures, monkeypatch):
+    graphs = []
+    capture = CapturedStep._capture
+    monkeypatch.setattr(CapturedStep, "_capture", lambda step, *args: [graphs.append(step), capture(step, *args)])
+    train(plain(lr_schedule=schedule(CosineAnnealingLR, interval)), capture="require")
+    assert len(graphs) == captures
 
 
 class Stop:

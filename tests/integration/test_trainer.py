@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -400,8 +401,9 @@ def test_the_average_of_the_weights_is_validated_and_kept():
     with torch.no_grad():
         kept = averaged(samples(24, 1).tensors[0]).numpy()
     _checked, first, second = outputs[:3]
-    assert (second == kept).all()
-    assert (first != kept).any()
+    # Rounding depends on the size of a batch, with some kernels.
+    np.testing.assert_allclose(second, kept, rtol=1e-5, atol=1e-7)
+    assert not np.allclose(first, kept, rtol=1e-3)
 
 
 def test_the_average_equals_that_of_torch():
