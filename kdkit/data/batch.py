@@ -1,6 +1,6 @@
 """A batch of samples, which is moved to a device, sliced and passed to networks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,6 +73,15 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)(map_tensors(item, change) for item in value)
     return value
+
+
+def nested_tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in a tensor, tuple, list or dict, nested, in the order in which `map_tensors` changes them."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (dict, tuple, list)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from nested_tensors(item)
 
 
 def _pinned(tensor: Tensor) -> Tensor:

@@ -2,12 +2,11 @@
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdkit.data.batch import Batch, map_tensors
+from kdkit.data.batch import Batch, map_tensors, nested_tensors
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.loading import Batches, Shard, batches, rows_of_batches
 from kdkit.utils.memory import available
@@ -50,22 +49,16 @@ class DeviceData:
         loaded = batches(split, size, order=order, draw=draw, workers=workers, pin=on_cuda, shard=shard)
         if self.device.type == "cpu":
             return loaded
-        keep = keep and self._share > 0 and draw is not None and shard == (0, 1)
-        kept = self._kept_samples(split, draws) if keep and not isinstance(split, LoaderSplit) else None
-        if kept is None or draw is None or isinstance(split, LoaderSplit):
+        keep = keep and self._share > 0 and shard == (0, 1)
+        if isinstance(split, LoaderSplit) or draw is None or not keep:
             return _MovedBatches(loaded, self.device)
+        if id(split) not in self._kept and len(self._kept) == _SPLITS:  # of data that creates its splits anew
+            return _MovedBatches(loaded, self.device)
+        kept = self._kept.setdefault(id(split), KeptSamples(split, draws, self.device, share=self._share))
         rows = rows_of_batches(split, size, order)
         if kept.is_complete(draw):
             return _KeptBatches(kept, rows, draw)
         return _MovedBatches(loaded, self.device, kept, rows, draw)
-
-    def _kept_samples(self, split: Split, draws: int) -> "KeptSamples | None":
-        """Return the samples of a split that are kept; None for a fourth split of data that creates them anew."""
-        if id(split) not in self._kept:
-            if len(self._kept) == _SPLITS:
-                return None
-            self._kept[id(split)] = KeptSamples(split, draws, self.device, share=self._share)
-        return self._kept[id(split)]
 
 
 class KeptSamples:
@@ -157,17 +150,11 @@ class _MovedBatches:
         return len(self.loaded)
 
     def __iter__(self) -> Iterator[Batch]:
-        moved = (
-            self._copied_beside() if self.device.type == "cuda" else (batch.to(self.device) for batch in self.loaded)
-        )
-        for index, batch in enumerate(moved):
+        copied = self._copied_beside() if self.device.type == "cuda" else (each.to(self.device) for each in self.loaded)
+        for index, batch in enumerate(copied):
             if self.kept is not None:
                 self.kept.keep(batch, self.rows[index], self.draw)
             yield batch
-
-    def _copied(self) -> Iterator[Batch]:
-        for batch in self.loaded:
-            yield batch.to(self.device)
 
     def _copied_beside(self) -> Iterator[Batch]:
         copying = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -206,14 +193,4 @@ class _KeptBatches:
 
 def _tensors(batch: Batch) -> list[Tensor]:
     """Return the tensors of the inputs, the labels, and the ids if there are any."""
-    tensors: list[Tensor] = []
-    map_tensors(batch.inputs, _collect(tensors))
-    return [*tensors, batch.labels] if batch.ids is None else [*tensors, batch.labels, batch.ids]
-
-
-def _collect(tensors: list[Tensor]) -> Any:
-    def collect(tensor: Tensor) -> Tensor:
-        tensors.append(tensor)
-        return tensor
-
-    return collect
+    return list(nested_tensors((batch.inputs, batch.labels, batch.ids)))

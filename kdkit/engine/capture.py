@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdkit.data.batch import Batch, map_tensors
+from kdkit.data.batch import Batch, map_tensors, nested_tensors
 from kdkit.engine.distributed import DistributedModule
 from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.options import Capture
@@ -58,7 +58,11 @@ class CapturedStep(TrainingStep):
         device = stage.module.progress.device
         self._required = required
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self._in_graph = _plain_nets(stage)
+        self._in_graph = {
+            name: session
+            for name, session in stage.sessions.items()
+            if type(session) is Frozen and isinstance(session.net.module, nn.Module)
+        }
         self._outside = {name: session for name, session in stage.sessions.items() if name not in self._in_graph}
         self._graph_updates = _updates_in_graph(state)  # whether the optimizer is in the graph
         # The weights of terms that change from step to step.
@@ -283,7 +287,7 @@ class _StaticInputs:
         self.batch = batch
         self.outputs = outputs
         self._structure = structure
-        self._tensors = list(_tensors(self._parts(batch, outputs)))
+        self._tensors = list(nested_tensors(self._parts(batch, outputs)))
 
     @classmethod
     def like(cls, batch: Batch, outputs: Mapping[str, TeacherOutput]) -> "_StaticInputs | None":
@@ -302,7 +306,7 @@ class _StaticInputs:
         parts = self._parts(batch, outputs)
         if _structure(parts) != self._structure:
             return False
-        for static, tensor in zip(self._tensors, _tensors(parts), strict=True):
+        for static, tensor in zip(self._tensors, nested_tensors(parts), strict=True):
             static.copy_(tensor, non_blocking=True)
         return True
 
@@ -317,7 +321,9 @@ class _PythonState:
     def __init__(self, objects: Iterable[object]) -> None:
         self._random = random.getstate(), np.random.get_state(), torch.get_rng_state()
         self._attributes = [
-            (owner, name, value, _shallow_copy(value)) for owner in objects for name, value in _attributes(owner)
+            (owner, name, value, value.copy() if type(value) in (list, dict, set) else value)
+            for owner in objects
+            for name, value in _attributes(owner)
         ]
 
     def changes(self) -> list[str]:
@@ -351,15 +357,6 @@ class _PythonState:
             elif isinstance(value, (dict, set)):
                 value.clear()
                 value.update(copied)
-
-
-def _plain_nets(stage: OpenStage) -> dict[str, Frozen]:
-    """Return the teachers by name that are frozen modules, and run at every step."""
-    return {
-        name: session
-        for name, session in stage.sessions.items()
-        if type(session) is Frozen and isinstance(session.net.module, nn.Module)
-    }
 
 
 def _updates_in_graph(state: TrainState) -> bool:
@@ -411,28 +408,12 @@ def _structure(value: Any) -> Any:
     return None
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in a tuple, list or dict, nested."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
-
-
 def _attributes(owner: object) -> Iterator[tuple[str, Any]]:
     for name, value in getattr(owner, "__dict__", {}).items():
         if not (isinstance(owner, nn.Module) and name in _MODULE_ATTRIBUTES):
             yield name, value
     if isinstance(owner, nn.Module):
         yield from owner._buffers.items()
-
-
-def _shallow_copy(value: Any) -> Any:
-    return value.copy() if type(value) in (list, dict, set) else value
 
 
 def _is_same(current: Any, before: Any, copied: Any) -> bool:
