@@ -1,10 +1,12 @@
 """The training options of a stage: epochs, optimizer, LR schedule, balancing, EMA, and which epoch is kept."""
 
+from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdkit.errors import RecipeError, describe
@@ -28,7 +30,32 @@ class AverageWeights:
 
     def build(self, module: nn.Module) -> AveragedModel:
         """Return the average of a module, which is equal to it at first."""
-        return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return _Average(module, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+class _Average(AveragedModel):
+    """An AveragedModel that does not read its number of updates at each one, for which the CPU would wait for a GPU."""
+
+    has_values = False  # whether it was updated
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the average towards the weights and buffers of a module; the first update copies them."""
+        self.has_values = self.has_values or bool(self.n_averaged > 0)  # read once, as it may have been resumed
+        by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
+        current = chain(model.parameters(), model.buffers())
+        assert self.multi_avg_fn is not None  # `build` passes it
+        for average, value in zip(chain(self.module.parameters(), self.module.buffers()), current, strict=True):
+            averages, values = by_dtype[average.dtype]
+            averages.append(average.detach())
+            values.append(value.detach())
+        with torch.no_grad():
+            for averages, values in by_dtype.values():
+                if self.has_values:
+                    self.multi_avg_fn(averages, values, self.n_averaged)
+                else:
+                    torch._foreach_copy_(averages, values)
+        self.n_averaged += 1
+        self.has_values = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

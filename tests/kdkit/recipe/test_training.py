@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import (
     ReduceLROnPlateau,
     StepLR,
 )
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdkit import AverageWeights, LRSchedule, Match, Optimizer, RecipeError, Tap, Training, run
 from kdkit.losses import Hint
@@ -355,3 +356,22 @@ def test_an_average_follows_weights_and_buffers():
 )
 def test_the_repr_of_an_option_reads_as_the_code_that_creates_it(option, text):
     assert repr(option) == text
+
+
+def test_an_average_has_the_bits_of_torchs_own_also_when_it_is_resumed():
+    net = nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.Flatten(), nn.Linear(24, 3))
+    average = AverageWeights(decay=0.9).build(net)
+    expected = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for step in range(6):
+        net(torch.randn(5, 2, 8))  # moves the statistics of the batch norm, and its counter
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        if step == 3:
+            saved = average.state_dict()
+            average = AverageWeights(decay=0.9).build(net)
+            average.load_state_dict(saved)
+        average.update_parameters(net)
+        expected.update_parameters(net)
+        for key, value in expected.state_dict().items():
+            assert torch.equal(average.state_dict()[key], value), (step, key)
