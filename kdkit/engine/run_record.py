@@ -17,6 +17,7 @@ from kdkit.engine.options import RunOptions
 from kdkit.metrics.base import Predictions, true_classes
 from kdkit.recipe.recipe import Recipe
 from kdkit.utils import collectives
+from kdkit.utils.devices import uses_tf32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,7 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
         "seed": options.seed,
         "device": str(device),
         "precision": options.precision,
+        "tf32": uses_tf32() if device.type == "cuda" else None,
         "processes": collectives.world_size(),
         "data": data.fingerprint,
         "draws": data.draws,

@@ -26,6 +26,7 @@ from kdkit.teachers.cache.key import compute_key, facts_of_data
 from kdkit.teachers.cache.probe import probe
 from kdkit.teachers.cache.store import Store
 from kdkit.utils import collectives
+from kdkit.utils.devices import uses_tf32
 from kdkit.utils.randomness import preserve_rng_state
 
 _GIGABYTE = 10**9
@@ -210,8 +211,7 @@ class TeacherCaching:
             return _TOLERANCE_HALF
         if self.device.type == "cpu":
             return 0.0
-        exact = torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
-        return _TOLERANCE_GPU if exact else _TOLERANCE_TF32
+        return _TOLERANCE_TF32 if any(uses_tf32().values()) else _TOLERANCE_GPU
 
 
 def _frozen_teachers(stage: Stage) -> list[Net[Any]]:

@@ -51,6 +51,18 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def uses_tf32() -> dict[str, bool]:
+    """Return whether convolutions and matrix products in float32 use TF32 on CUDA, which has 10 bits of mantissa."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    if not hasattr(matmul, "fp32_precision"):  # torch 2.8 and older
+        return {"convolutions": cudnn.allow_tf32, "matrix products": matmul.allow_tf32}
+    # The older settings cannot be read if user code has set these.
+    convolutions: Any = cudnn.conv  # type: ignore[attr-defined]  # left out of the stubs, as is the next
+    settings = {"convolutions": convolutions.fp32_precision, "matrix products": matmul.fp32_precision}
+    default = torch.backends.fp32_precision  # type: ignore[attr-defined]
+    return {name: (default if value == "none" else value) == "tf32" for name, value in settings.items()}
+
+
 def usable_cores() -> int:
     """Return the number of CPU cores that this process may use, which in a container or under Slurm may be few."""
     # The affinity mask counts the cores that the scheduler grants; macOS and Windows have no such call.

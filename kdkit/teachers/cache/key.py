@@ -18,6 +18,7 @@ from kdkit.errors import CacheError, first_line
 from kdkit.nets.net import Net
 from kdkit.nets.taps import AttentionTap, Tap, TapLike
 from kdkit.teachers.cache.digest import Digest
+from kdkit.utils.devices import uses_tf32
 
 FORMAT = 3  # of the files and the key; raise it whenever either changes
 _NET_ATTRIBUTES = ("name", "module", "view", "element", "classes", "version", "trained", "recompute")
@@ -108,16 +109,20 @@ def _facts_of_tap(net: Net[Any], tap: TapLike) -> dict[str, Any]:
 def _environment(device: str) -> dict[str, Any]:
     """Return versions and the numerical settings of torch, which change the rounding of outputs."""
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    kernels = [
-        getattr(getattr(torch.backends.mkldnn, name, None), "fp32_precision", None) for name in ("conv", "matmul")
-    ]
+    # Since torch 2.9; the older settings cannot be read if user code has set these.
+    owners = (
+        torch.backends,
+        getattr(torch.backends.mkldnn, "conv", None),
+        getattr(torch.backends.mkldnn, "matmul", None),
+    )
+    precisions = [getattr(owner, "fp32_precision", None) for owner in owners]
     return {
-        "kernels": [None if precision in ("none", "ieee") else precision for precision in kernels],  # both are exact
+        "kernels": [None if precision in ("none", "ieee") else precision for precision in precisions],  # both are exact
         "autocast": str(torch.get_autocast_dtype(device)) if autocast else None,
         "torch": torch.__version__,
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "cpu": torch.backends.cpu.get_cpu_capability(),
-        "matmul": torch.get_float32_matmul_precision(),
-        "convolutions": torch.backends.cudnn.allow_tf32,
+        "matmul": torch.get_float32_matmul_precision() if precisions[0] is None else None,
+        "tf32": uses_tf32(),
         "dtype": str(torch.get_default_dtype()),
     }
