@@ -54,8 +54,13 @@ class Split:
         return None
 
     @cached_property
-    def parallel(self) -> bool:
-        """Whether reading a batch takes long enough to start worker processes for it next to a GPU; default False."""
+    def parallel(self) -> bool | Literal["threads"]:
+        """How batches are read next to a GPU, unless `Training.workers` is a number; False, the default: one by one.
+
+        True: in worker processes, if reading a batch takes long. "threads": in threads, which pass a batch on without a
+        copy, if reading is mostly copying memory, or other code that releases Python's lock; `batch` must allow calls
+        from several threads.
+        """
         return False
 
 

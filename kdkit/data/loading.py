@@ -1,6 +1,8 @@
 """Load a split in batches, in a deterministic order."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import torch
@@ -40,19 +42,23 @@ def batches(
 ) -> Batches:
     """Return the batches of a split, `size` samples each, in row order or in `order`, (rows,) int64.
 
-    workers: processes that load batches; 0 loads them in this process; None chooses a number.
+    workers: processes that load batches; 0 loads them in this process; None chooses: see `Split.parallel`.
     pin: whether to put batches in pinned memory, from which copies to a GPU are asynchronous.
     shard: (rank, world size); of each batch, load only the rows of this rank (see `shard_rows`).
     """
     if isinstance(split, LoaderSplit):
         return split
-    if workers is None:
-        # On a CPU workers would take time from the net; next to a GPU, one core is left to this process.
-        workers = min(MAX_WORKERS, usable_cores() - 1) if pin and optional_member(split, Split, "parallel") else 0
+    # On a CPU workers would take time from the net; next to a GPU, one core is left to this process.
+    parallel = optional_member(split, Split, "parallel") if pin and workers is None else False
+    several = min(MAX_WORKERS, usable_cores() - 1)
     rows = rows_of_batches(split, size, order)
     if shard != (0, 1):
         rows = tuple(shard_rows(batch_rows, shard) for batch_rows in rows)
     dataset = _BatchDataset(split, rows, draw or 0)
+    if parallel == "threads" and several > 0:
+        return ThreadedBatches(dataset, several)
+    if workers is None:
+        workers = several if parallel else 0
     if workers == 0 and not pin:
         return dataset  # a DataLoader would add its overhead to every step
     # A DataLoader draws a base seed when it is iterated. From the global generator, that would shift the dropout masks.
@@ -89,6 +95,36 @@ def shuffled(rows: int, seed: int, epoch: int) -> Tensor:
     """Return a permutation of the rows, (rows,) int64, that depends on (seed, epoch) alone."""
     order_seed = derive_seed(seed, epoch, _ORDER)  # (seed, epoch) alone seeds the epoch's dropout
     return torch.randperm(rows, generator=torch.Generator().manual_seed(order_seed))
+
+
+class ThreadedBatches:
+    """Batches that several threads load ahead of their use, in order, and put in pinned memory.
+
+    pin: False leaves batches in pageable memory.
+    """
+
+    def __init__(self, dataset: "_BatchDataset", threads: int, *, pin: bool = True) -> None:
+        self.dataset, self.threads, self.pin = dataset, threads, pin
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[Batch]:
+        def load(index: int) -> Batch:
+            batch = self.dataset[index]
+            return batch.pin_memory() if self.pin else batch
+
+        loading: deque[Future[Batch]] = deque()
+        with ThreadPoolExecutor(self.threads) as pool:
+            try:
+                for index in range(len(self) + self.threads):
+                    if index < len(self):
+                        loading.append(pool.submit(load, index))
+                    if index >= self.threads:
+                        yield loading.popleft().result()
+            finally:
+                for future in loading:  # after an error, or if the consumer stops
+                    future.cancel()
 
 
 class _BatchDataset(Dataset[Batch]):

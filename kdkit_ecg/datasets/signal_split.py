@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -54,7 +54,10 @@ class SignalSplit(Split):
     augment: Augmentations = ()
     groups: Tensor | None = None
 
-    parallel: ClassVar[bool] = True  # worker processes may fetch batches, which pays off next to a GPU
+    @property
+    def parallel(self) -> bool | Literal["threads"]:
+        """Threads copy windows; augmentations are Python code, for which processes are faster."""
+        return True if self.augment else "threads"
 
     def __len__(self) -> int:
         return len(self.signals)

@@ -1,6 +1,7 @@
 """Tests of batches, of their order, and of derived seeds."""
 
 import os
+import time
 from collections import namedtuple
 
 import pytest
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from kdkit import Batch, Data, DataError, LoaderSplit, Split
 from kdkit.data.batch import as_targets
 from kdkit.data.dataset import optional_member
-from kdkit.data.loading import batches, shuffled, training_order
+from kdkit.data.loading import ThreadedBatches, batches, shuffled, training_order
 from kdkit.utils.randomness import derive_seed
 from tests.helpers.tiny import tiny_data
 
@@ -223,6 +224,58 @@ def test_workers_are_chosen_next_to_a_gpu_if_the_split_is_parallel(cores, parall
     split.parallel = bool(parallel)
     assert getattr(batches(split, 4, workers=None, pin=bool(pin)), "num_workers", 0) == workers
     assert batches(split, 4, workers=1, pin=True).num_workers == 1
+
+
+def test_threads_are_chosen_next_to_a_gpu_if_the_split_asks_for_them(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8), raising=False)
+    split = tiny_data().train
+    split.parallel = "threads"
+    loader = batches(split, 4, workers=None, pin=True)
+    assert (loader.threads, loader.pin, len(loader)) == (4, True, 2)
+    assert [batch.ids.tolist() for batch in batches(split, 4, workers=None)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+class Slow(Split):
+    """Samples whose batches take longer the earlier they are; `loaded` lists the first row of each."""
+
+    def __init__(self, fails_at=None):
+        self.ids = torch.arange(20)
+        self.loaded = []
+        self.fails_at = fails_at
+
+    def batch(self, rows, draw):
+        first = int(rows[0])
+        time.sleep(0.02 if first < 6 else 0)
+        self.loaded.append(first)
+        if first == self.fails_at:
+            raise OSError("the disk is gone")
+        return Batch(rows * 1.0, rows, self.ids[rows], draw)
+
+
+def threaded(split, threads):
+    return ThreadedBatches(batches(split, 2), threads, pin=False)
+
+
+@pytest.mark.parametrize("threads", [1, 3, 50])
+def test_threads_return_batches_in_order(threads):
+    assert [batch.labels.tolist() for batch in threaded(Slow(), threads)] == [[row, row + 1] for row in range(0, 20, 2)]
+
+
+def test_an_error_in_a_thread_is_raised_in_its_turn():
+    loader = iter(threaded(Slow(fails_at=6), 3))
+    assert [next(loader).labels[0].item() for _ in range(3)] == [0, 2, 4]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(loader)
+
+
+def test_threads_load_no_further_ahead_than_their_number_and_stop_with_the_consumer():
+    split = Slow()
+    loader = iter(threaded(split, 3))
+    next(loader)
+    time.sleep(0.1)
+    assert len(split.loaded) <= 4
+    loader.close()
+    assert len(split.loaded) <= 4
 
 
 def test_tensors_on_a_device_are_not_pinned(monkeypatch):
