@@ -1,6 +1,6 @@
 """The module that a stage trains: its students and their losses, called once per batch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -40,11 +40,16 @@ class DistillationModule(nn.Module):
         self.student_outputs: dict[str, Tensor] = {}
         self.nets = nn.ModuleList(net.network for net in self.students)
         self.open_taps = OpenTaps(_student_taps(stage))
+        # Students may share layers, so a tap may be on several of them.
+        self._tap_indices = {net.name: _indices_of_taps(net.network, self.open_taps.taps) for net in self.students}
+        taps = {
+            name: tuple(self.open_taps.taps[index] for index in indices) for name, indices in self._tap_indices.items()
+        }
         self.recomputation = Recomputation(module for net in self.students for module in net.recomputed)
         self.peers = tuple({match.teacher for match in stage.matches if isinstance(match.teacher, Peer)})
         try:
             self.terms = tuple(
-                bind_term(net, weighted, stage, self.open_taps.taps, context)
+                bind_term(net, weighted, stage, taps, context)
                 for net, objective in stage.objectives.items()
                 for weighted in as_objective(objective)
             )
@@ -77,16 +82,15 @@ class DistillationModule(nn.Module):
 
     def run_students(self, batch: Batch, teacher_outputs: TeacherOutputs) -> dict[str, TeacherOutput]:
         """Run the students, and return the outputs and features of all networks by name: students, peers, teachers."""
-        self.open_taps.clear()
-        student_outputs = {net.name: net(batch) for net in self.students}
-        features = self.open_taps.take()
         outputs = {**teacher_outputs}
-        for name, output in student_outputs.items():
-            outputs[name] = TeacherOutput(output, features)
+        for net in self.students:
+            self.open_taps.clear()
+            output = net(batch)
+            outputs[net.name] = TeacherOutput(output, self.open_taps.take(self._tap_indices[net.name]))
         for peer in self.peers:
             # A peer is a teacher: it gets no gradient from the network that matches it.
-            detached = tuple(feature.detach() for feature in features)
-            outputs[peer.name] = TeacherOutput(student_outputs[peer.net.name].detach(), detached)
+            output, features, _ = outputs[peer.net.name]
+            outputs[peer.name] = TeacherOutput(output.detach(), tuple(feature.detach() for feature in features))
         return outputs
 
     def term_loss(self, term: BoundTerm, batch: Batch, outputs: TeacherOutputs) -> Tensor:
@@ -175,6 +179,12 @@ def _student_taps(stage: Stage) -> Iterator[TapLike]:
         yield from taps_of(match.student)
         if isinstance(match.teacher, Peer):
             yield from taps_of(match.target)
+
+
+def _indices_of_taps(network: nn.Module, taps: Sequence[TapLike]) -> tuple[int, ...]:
+    """Return the indices of the taps that are on a network."""
+    parts = set(network.modules())
+    return tuple(index for index, tap in enumerate(taps) if tap.module in parts)
 
 
 def _fill(name: str, teacher: TeacherOutput, student_output: Tensor) -> TeacherOutput:

@@ -1,5 +1,6 @@
 """Bind the terms of an objective to the networks and taps of a stage."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,17 +66,17 @@ class BoundTerm:
 
 
 def bind_term(
-    net: Net[Any], weighted: Weighted, stage: Stage, open_taps: tuple[TapLike, ...], context: BuildContext
+    net: Net[Any], weighted: Weighted, stage: Stage, taps: Mapping[str, tuple[TapLike, ...]], context: BuildContext
 ) -> BoundTerm:
     """Bind a term of the objective of `net`.
 
-    open_taps: all taps on the networks in training; a tap has the same index here as its feature in a TeacherOutput.
+    taps: on each network in training, by name; a tap has the same index here as its feature in a TeacherOutput.
     Raises RecipeError if the sides have no class in common.
     """
     term = weighted.term
     match = term if isinstance(term, Match) else None
-    student = _refer(net.name, None if match is None else match.student, open_taps)
-    target = None if match is None else _target(match, stage, open_taps)
+    student = _refer(net.name, None if match is None else match.student, taps[net.name])
+    target = None if match is None else _target(match, stage, taps)
     extra_kwargs = extra_kwargs_of(term.loss)
     members = () if match is None else _members(match.teacher)
     alignment = _align(net, match, (student, target), extra_kwargs, context)
@@ -109,10 +110,10 @@ def _refer(name: str, taps: Taps, open_taps: tuple[TapLike, ...]) -> TensorRef:
     return TensorRef(tuple((name, open_taps.index(tap)) for tap in taps_of(taps)), is_tuple=isinstance(taps, tuple))
 
 
-def _target(match: Match, stage: Stage, open_taps: tuple[TapLike, ...]) -> TensorRef:
+def _target(match: Match, stage: Stage, taps: Mapping[str, tuple[TapLike, ...]]) -> TensorRef:
     teacher = match.teacher
     if isinstance(teacher, Peer):
-        return _refer(teacher.name, match.target, open_taps)  # a peer is in training, as the student is
+        return _refer(teacher.name, match.target, taps[teacher.net.name])  # a peer is in training, as the student is
     if not isinstance(teacher, Teachers):
         return _refer(teacher.name, match.target, stage.teachers[teacher])
     if match.target is None:

@@ -1,6 +1,6 @@
 """Take a tensor out of a layer while a network runs, and leave the layer as it was."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
@@ -148,11 +148,14 @@ class OpenTaps:
             )
         return tensor
 
-    def take(self) -> tuple[Tensor, ...]:
-        """Return the tensors of all taps, in order, and clear them, so that no feature outlives its step."""
+    def take(self, indices: Sequence[int] | None = None) -> tuple[Tensor, ...]:
+        """Return the tensors of all taps, or of those at these indices, in order.
+
+        All tensors are cleared, so that no feature outlives its step.
+        """
         if not self.taps:
             return ()
-        features = tuple(self.captured(index) for index in range(len(self.taps)))
+        features = tuple(self.captured(index) for index in (range(len(self.taps)) if indices is None else indices))
         self.clear()
         self._captures = False
         return features

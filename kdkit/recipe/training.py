@@ -34,7 +34,10 @@ class AverageWeights:
 
 
 class _Average(AveragedModel):
-    """An AveragedModel that does not read its number of updates at each one, for which the CPU would wait for a GPU."""
+    """An AveragedModel that copies whole numbers, such as counters and tables of indices, instead of averaging them.
+
+    It does not read its number of updates at each one either, for which the CPU would wait for a GPU.
+    """
 
     has_values = False  # whether it was updated
 
@@ -49,8 +52,8 @@ class _Average(AveragedModel):
             averages.append(average.detach())
             values.append(value.detach())
         with torch.no_grad():
-            for averages, values in by_dtype.values():
-                if self.has_values:
+            for dtype, (averages, values) in by_dtype.items():
+                if self.has_values and (dtype.is_floating_point or dtype.is_complex):
                     self.multi_avg_fn(averages, values, self.n_averaged)
                 else:
                     torch._foreach_copy_(averages, values)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit import Batch, BuildContext, LinearRamp, Match, Net, RecipeError, Stage, Tap, Training, Truth
+from kdkit import Batch, BuildContext, LinearRamp, Match, Net, Peer, RecipeError, Stage, Tap, Training, Truth
 from kdkit.engine.module import DistillationModule
 from kdkit.losses import Hint, SoftTargets
 from kdkit.recipe.objective import as_objective
@@ -201,3 +201,43 @@ def test_captured_features_of_one_batch_are_not_used_for_the_next():
 
 def test_an_objective_may_have_a_single_term():
     assert list(module_of({tiny_net("student"): as_objective(plain_goal())})(random_batch(), {})) == ["truth"]
+
+
+def test_students_that_share_a_layer_get_the_features_of_their_own_pass():
+    torch.manual_seed(0)
+    trunk, compared = nn.Linear(4, 6), {}
+
+    class Half:
+        """One half of the inputs; the other half is 0."""
+
+        def __init__(self, first):
+            self.key = f"half {first}"
+            self.mask = torch.zeros(4)
+            self.mask[first : first + 2] = 1
+
+        def __call__(self, batch):
+            return (batch.inputs * self.mask,), {}
+
+    def compare(name):
+        def loss(student, target):
+            compared[name] = student.detach(), target.detach()
+            return F.mse_loss(student, target)
+
+        return loss
+
+    views = {"first": Half(0), "second": Half(2)}
+    first, second = (Net(name, nn.Sequential(trunk, nn.Linear(6, 3)), view=view) for name, view in views.items())
+    module = module_of(
+        {
+            net: plain_goal() + Match(Peer(other), compare(net.name), student=Tap(trunk), target=Tap(trunk))
+            for net, other in ((first, second), (second, first))
+        }
+    )
+    batch = random_batch()
+    module(batch, {})
+    features = {name: trunk(*view(batch)[0]).detach() for name, view in views.items()}
+    assert torch.equal(compared["first"][0], features["first"])
+    assert torch.equal(compared["first"][1], features["second"])
+    assert torch.equal(compared["second"][0], features["second"])
+    assert torch.equal(compared["second"][1], features["first"])
+    module.close()
