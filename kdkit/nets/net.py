@@ -1,6 +1,7 @@
 """A network under a name, with a view that selects its inputs."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kdkit.data.batch import Batch
+from kdkit.data.batch import Batch, map_tensors, nested_tensors
 from kdkit.errors import RecipeError, did_you_mean, first_line
 from kdkit.nets.views import Element, Inputs, View, pick_tensor
 
@@ -68,6 +69,7 @@ class Net(Generic[M]):
         self.element = element
         self.classes = None if classes is None else tuple(classes)
         self.version = version
+        self._copies_inputs = False
         self._validate_recompute(recompute)
         self.recompute = tuple(recompute)
         # a plain callable cannot be trained, so it can only be a teacher
@@ -97,8 +99,25 @@ class Net(Generic[M]):
         """Return the outputs, (batch, classes)."""
         return self.through(self.module, batch)
 
+    def first_pass(self, batch: Batch) -> Tensor:
+        """Return the outputs, and restore the inputs if the network changes them in place, as a normalisation may.
+
+        Such a network gets copies from then on, since other networks get the same batch.
+        """
+        before = [(tensor, tensor._version, tensor.clone()) for tensor in nested_tensors(batch.inputs)]
+        try:
+            return self(batch)
+        finally:
+            for tensor, version, values in before:
+                if tensor._version != version:  # autograd counts the in-place modifications of a tensor
+                    self._copies_inputs = True
+                    with torch.no_grad():
+                        tensor.copy_(values)
+
     def through(self, module: Callable[..., Any], batch: Batch) -> Tensor:
         """Return the outputs of another module of the same form, such as the EMA of this one, (batch, classes)."""
+        if self._copies_inputs:
+            batch = replace(batch, inputs=map_tensors(batch.inputs, torch.clone))
         args, kwargs = self.view(batch)
         output = module(*args, **kwargs)
         if self.element is not None or not isinstance(output, Tensor):

@@ -65,7 +65,7 @@ class Frozen(TeacherSession):
     def dry_run(self, batch: Batch) -> Sequence[TapLike]:
         """Run once, note which tapped tensors are modified in place, and return the taps that did not fire."""
         self._open_taps.clear()
-        self.net(batch)
+        self.net.first_pass(batch)
         self._open_taps.copy_if_modified()
         return self._open_taps.unfired()
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdkit.data.batch import Batch
+from kdkit.data.batch import Batch, nested_tensors
 from kdkit.engine.check.plan import TermSummary, describe_loss, describe_shape, summarize
 from kdkit.engine.class_alignment import TermInputs
 from kdkit.engine.module import DistillationModule
@@ -133,7 +133,13 @@ class _DryRun:
             self._report_unfired(teacher.name, session.dry_run(self.batch))
             if self.problems:
                 return None
+            versions = [tensor._version for tensor in nested_tensors(self.batch.inputs)]
             output = session(self.batch)
+            if versions != [tensor._version for tensor in nested_tensors(self.batch.inputs)]:
+                self.problems.append(
+                    f"{teacher.name!r} changes its inputs in place, which other networks get too; compute on a copy: "
+                    "inputs = inputs.clone()"
+                )
             require_output(teacher.name, output, self.batch, self.stage.stage.teachers[teacher])
             return output
         except KdkitError as error:
@@ -144,7 +150,7 @@ class _DryRun:
 
     def _run_student(self, net: Net[Any]) -> Tensor | None:
         try:
-            return net(self.batch)
+            return net.first_pass(self.batch)
         except KdkitError as error:
             self.problems.append(str(error))
         except Exception as error:  # a network may raise anything
