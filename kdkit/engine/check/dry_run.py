@@ -259,6 +259,17 @@ def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any])
         return f"{loss} must return a scalar; got {got}; reduce it, for example with .mean()"
     if not value.requires_grad:
         return f"{loss} has no effect: it has no gradient for net {student}"
+    if not any(side.requires_grad for side in _tensors(inputs.student)):
+        return (
+            f"{loss} trains its own parameters only: the tensors of net {student} have no gradient; they are detached, "
+            "of frozen layers, or of a module that recomputes its activations with use_reentrant=True"
+        )
+    broadcast = _broadcast_shape(inputs.student, target)
+    if broadcast is not None:
+        return (
+            f"{shapes} would be broadcast to {tuple(broadcast)}, which compares each sample with every other one; give "
+            "both the same shape, such as labels[:, None] or outputs.squeeze(1)"
+        )
     if _matches(term, Peer, net=term.student_net) and not _has_gradient(value, inputs.student):
         return f"{loss} has no effect: net {student} is compared with its own output"
     if not torch.isfinite(value):
@@ -308,8 +319,23 @@ def _matches(term: BoundTerm, kind: type, net: Net[Any] | None = None) -> bool:
     return net is None or getattr(match.teacher, "net", None) is net
 
 
+def _tensors(side: TensorOrTuple) -> tuple[Tensor, ...]:
+    return side if isinstance(side, tuple) else (side,)
+
+
+def _broadcast_shape(student: TensorOrTuple, target: TensorOrTuple) -> torch.Size | None:
+    """Return the shape to which two tensors are broadcast if it is larger than both, as for (N, 1) and (N,)."""
+    if isinstance(student, tuple) or isinstance(target, tuple) or student.ndim == target.ndim:
+        return None
+    try:
+        shape: torch.Size = torch.broadcast_shapes(student.shape, target.shape)  # type: ignore[no-untyped-call]  # untyped
+    except RuntimeError:  # they cannot be broadcast
+        return None
+    return shape if shape.numel() > max(student.numel(), target.numel()) else None
+
+
 def _has_gradient(value: Tensor, student: TensorOrTuple) -> bool:
     """Whether the gradient at the student side is above rounding."""
-    sides = [side for side in (student if isinstance(student, tuple) else (student,)) if side.requires_grad]
+    sides = [side for side in _tensors(student) if side.requires_grad]
     gradients = torch.autograd.grad(value, sides, retain_graph=True, allow_unused=True) if sides else ()
     return any(gradient is not None and gradient.abs().max() > 1e-6 for gradient in gradients)

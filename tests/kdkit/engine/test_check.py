@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
-from torch.utils.data import DataLoader
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, TensorDataset
 
 from kdkit import CosineRamp, Match, Net, Parallel, Recipe, Stage, Tap, TorchData, Training, Truth, check, run
 from kdkit.errors import CheckError
@@ -153,6 +154,39 @@ def test_shapes_that_a_user_defined_loss_does_not_accept_are_a_problem():
 
     problem = only_problem(one_stage(student, Match(teacher, difference, **hidden_taps(student, teacher))))
     assert "difference does not accept student (4, 5) and target (4, 7): " in problem
+
+
+def absolute(student, target):
+    return (student - target).abs().mean()
+
+
+@pytest.mark.parametrize("loss", [absolute, nn.PoissonNLLLoss(), nn.SmoothL1Loss(), nn.KLDivLoss(reduction="sum")])
+def test_a_column_of_outputs_and_a_row_of_labels_are_a_problem_also_if_torch_does_not_warn(loss):
+    student = Net("student", nn.Linear(4, 1))
+    rows = samples("regression", 8).tensors
+    data = TorchData(*(TensorDataset(rows[0], rows[1][:, 0]) for _ in range(2)), task="regression")
+    recipe = Recipe(data=data, schedule=[Stage({student: Truth(loss)}, TRAINING)], metrics=(R2(),))
+    with pytest.raises(CheckError, match=r"student \(4, 1\) and target \(4,\) .*broadcast"):
+        run(recipe, device="cpu")
+
+
+class Detached(nn.Linear):
+    def forward(self, inputs):
+        return super().forward(inputs).detach()
+
+
+class Reentrant(nn.Linear):
+    def forward(self, inputs):
+        return checkpoint(super().forward, inputs, use_reentrant=True)  # runs without gradients
+
+
+@pytest.mark.parametrize("layer", [Detached, Reentrant])
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_a_tap_without_a_gradient_is_a_problem_though_its_projector_has_one(layer):
+    teacher, student = tiny_net("teacher", trained=True, hidden=7), tiny_net("student")
+    student.module.hidden = layer(4, 5)
+    problem = only_problem(one_stage(student, plain_goal() + Match(teacher, Hint(), **hidden_taps(student, teacher))))
+    assert "trains its own parameters only: the tensors of net 'student' have no gradient" in problem
 
 
 def test_shapes_that_would_be_broadcast_are_a_problem():
