@@ -218,7 +218,7 @@ class StageTrainer:
         """Open the stage and create its state; close it at the end, also after an error."""
         # Before the taps are opened: a copy of a module would carry their hooks.
         ema = self.training.ema
-        averages = {} if ema is None else {net.name: ema.build(net.network) for net in self.stage.objectives}
+        averages = {} if ema is None else {net.name: ema.build(net) for net in self.stage.objectives}
         options = self.ctx.options
         batch = tiny_batch(self.ctx.recipe.data, self.training.batch_size).to(self.ctx.device)
         try:

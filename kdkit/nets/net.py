@@ -1,5 +1,6 @@
 """A network under a name, with a view that selects its inputs."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -98,6 +99,17 @@ class Net(Generic[M]):
     def __call__(self, batch: Batch) -> Tensor:
         """Return the outputs, (batch, classes)."""
         return self.through(self.module, batch)
+
+    def copy_network(self) -> nn.Module:
+        """Return a copy of the network. Raises RecipeError if it cannot be copied."""
+        try:
+            return copy.deepcopy(self.network)
+        except Exception as error:  # a user-defined module may hold objects that cannot be copied
+            raise RecipeError(
+                f"net {self.name!r} cannot be copied, which its average needs; do not store computed tensors, files or "
+                "locks in its modules, and use weight_norm of torch.nn.utils.parametrizations "
+                f"({type(error).__name__}: {first_line(error)})"
+            ) from error
 
     def first_pass(self, batch: Batch) -> Tensor:
         """Return the outputs, and restore the inputs if the network changes them in place, as a normalisation may.

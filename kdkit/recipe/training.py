@@ -3,13 +3,14 @@
 from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdkit.errors import RecipeError, describe
+from kdkit.nets.net import Net
 from kdkit.recipe.balancing.base import Balancing, WeightedSum
 from kdkit.recipe.optim import LRSchedule, Optimizer
 from kdkit.utils.validation import is_number, validate_count
@@ -28,9 +29,9 @@ class AverageWeights:
         if not (is_number(self.decay) and 0 < self.decay < 1):
             raise RecipeError(f"the decay of an average must be between 0 and 1; got {self.decay!r}")
 
-    def build(self, module: nn.Module) -> AveragedModel:
-        """Return the average of a module, which is equal to it at first."""
-        return _Average(module, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    def build(self, net: Net[Any]) -> AveragedModel:
+        """Return the average of a network, which is equal to it at first. Raises RecipeError if it cannot be copied."""
+        return _Average(net.copy_network(), multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 class _Average(AveragedModel):

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from kdkit.data.batch import Batch
-from kdkit.errors import RecipeError, first_line
+from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
@@ -60,7 +59,7 @@ class _EmaSession(TeacherSession):
         net = teacher.net
         self._decay = teacher.decay
         self._network = net.network
-        self._average = _copy_network(net)
+        self._average = net.copy_network().requires_grad_(False)
         # A deep copy of a tap with this memo refers to the copies of the modules instead of the modules.
         pairs = zip(self._network.modules(), self._average.modules(), strict=True)
         memo: dict[int, Any] = {id(module): part for module, part in pairs}
@@ -100,15 +99,3 @@ class _EmaSession(TeacherSession):
 
     def close(self) -> None:
         self._frozen.close()
-
-
-def _copy_network(net: Net[Any]) -> nn.Module:
-    """Return a frozen copy of a network. Raises RecipeError if it cannot be copied."""
-    try:
-        return copy.deepcopy(net.network).requires_grad_(False)
-    except Exception as error:  # a user-defined module may hold objects that cannot be copied
-        raise RecipeError(
-            f"net {net.name!r} cannot be copied, which its average needs; do not store computed tensors, files or "
-            "locks in its modules, and use weight_norm of torch.nn.utils.parametrizations "
-            f"({type(error).__name__}: {first_line(error)})"
-        ) from error

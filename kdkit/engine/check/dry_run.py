@@ -97,6 +97,7 @@ class _DryRun:
         modules = {teacher.name: getattr(teacher, "module", None) for teacher in teachers}
         self.problems += self.module.build_losses(self.batch, complete, self.context, modules)
         self._check_frozen(modules)
+        self._check_averages()
         if not self.problems:
             self._check_terms(complete)
 
@@ -214,6 +215,15 @@ class _DryRun:
                     f"net {name!r} teaches, but a student or a loss shares parameters with it, which would be trained; "
                     "give it a copy (copy.deepcopy), or freeze those parameters with requires_grad_(False)"
                 )
+
+    def _check_averages(self) -> None:
+        """Check that networks can be copied for their averages, after a pass in which they may have stored tensors."""
+        ema = self.stage.stage.training.ema
+        for net in self.module.students if ema is not None else ():
+            try:
+                net.copy_network()
+            except KdkitError as error:
+                self.problems.append(str(error))
 
     def _check_terms(self, teacher_outputs: Mapping[str, TeacherOutput]) -> None:
         outputs = self.module.run_students(self.batch, teacher_outputs)

@@ -7,7 +7,21 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from kdkit import CosineRamp, Match, Net, Parallel, Recipe, Stage, Tap, TorchData, Training, Truth, check, run
+from kdkit import (
+    AverageWeights,
+    CosineRamp,
+    Match,
+    Net,
+    Parallel,
+    Recipe,
+    Stage,
+    Tap,
+    TorchData,
+    Training,
+    Truth,
+    check,
+    run,
+)
 from kdkit.errors import CheckError
 from kdkit.losses import Hint, SoftTargets
 from kdkit.metrics import R2, Accuracy
@@ -168,6 +182,21 @@ def test_a_column_of_outputs_and_a_row_of_labels_are_a_problem_also_if_torch_doe
     recipe = Recipe(data=data, schedule=[Stage({student: Truth(loss)}, TRAINING)], metrics=(R2(),))
     with pytest.raises(CheckError, match=r"student \(4, 1\) and target \(4,\) .*broadcast"):
         run(recipe, device="cpu")
+
+
+class Keeping(Mlp):
+    """Keeps a computed tensor, which cannot be copied."""
+
+    def forward(self, inputs):
+        self.kept = self.hidden(inputs)
+        return self.head(self.kept)
+
+
+def test_a_net_that_cannot_be_copied_for_its_average_is_a_problem():
+    average = AverageWeights(decay=0.9)
+    assert not check(one_stage(Net("student", Keeping()), plain_goal())).problems
+    problem = only_problem(one_stage(Net("student", Keeping()), plain_goal(), ema=average))
+    assert "net 'student' cannot be copied, which its average needs" in problem
 
 
 class Detached(nn.Linear):

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import (
 )
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from kdkit import AverageWeights, LRSchedule, Match, Optimizer, RecipeError, Tap, Training, run
+from kdkit import AverageWeights, LRSchedule, Match, Net, Optimizer, RecipeError, Tap, Training, run
 from kdkit.losses import Hint
 from tests.helpers.tiny import one_stage, plain_goal, tiny_net
 
@@ -331,7 +331,7 @@ def test_the_decay_of_an_average_must_be_between_zero_and_one(decay):
 
 def test_an_average_follows_weights_and_buffers():
     module = nn.BatchNorm1d(1)
-    average = AverageWeights(decay=0.75).build(module)
+    average = AverageWeights(decay=0.75).build(Net("student", module))
     average.update_parameters(module)  # the first update copies
     with torch.no_grad():
         module.weight.fill_(5.0)
@@ -360,7 +360,7 @@ def test_the_repr_of_an_option_reads_as_the_code_that_creates_it(option, text):
 
 def test_an_average_has_the_bits_of_torchs_own_also_when_it_is_resumed():
     net = nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.Flatten(), nn.Linear(24, 3))
-    average = AverageWeights(decay=0.9).build(net)
+    average = AverageWeights(decay=0.9).build(Net("student", net))
     expected = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     for step in range(6):
         net(torch.randn(5, 2, 8))  # moves the statistics of the batch norm, and its counter
@@ -369,7 +369,7 @@ def test_an_average_has_the_bits_of_torchs_own_also_when_it_is_resumed():
                 parameter.add_(torch.randn_like(parameter))
         if step == 3:
             saved = average.state_dict()
-            average = AverageWeights(decay=0.9).build(net)
+            average = AverageWeights(decay=0.9).build(Net("student", net))
             average.load_state_dict(saved)
         average.update_parameters(net)
         expected.update_parameters(net)
@@ -388,7 +388,7 @@ def test_an_average_has_the_whole_numbers_of_its_net():
             self.norm = nn.BatchNorm1d(2)
 
     net = Indexed()
-    average = AverageWeights(decay=0.9).build(net)
+    average = AverageWeights(decay=0.9).build(Net("student", net))
     for _ in range(5):
         net.norm(torch.randn(4, 2))
         net.phase += 1j
