@@ -1,7 +1,7 @@
 """Load a split in batches, in a deterministic order."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
@@ -87,8 +87,27 @@ def training_order(split: Split | LoaderSplit, batch_size: int, seed: int, epoch
     """
     if isinstance(split, LoaderSplit):
         return None
-    order = shuffled(len(split), seed, epoch)
-    return order[:-1] if len(order) % batch_size == 1 and len(order) > batch_size > 1 else order
+    return shuffled(len(split), seed, epoch)[: _training_rows(len(split), batch_size)]
+
+
+def training_batch_sizes(split: Split | LoaderSplit, batch_size: int) -> list[int] | None:
+    """Return the number of samples of each batch of an epoch; None if a LoaderSplit does not know it in advance."""
+    rows, size, drop_last = 0, batch_size, False
+    if isinstance(split, LoaderSplit):
+        loader = split.loader
+        if loader.batch_size is None or not isinstance(loader.sampler, Sized):
+            return None
+        rows, size, drop_last = len(loader.sampler), loader.batch_size, loader.drop_last
+    else:
+        rows = _training_rows(len(split), batch_size)
+    sizes = [size] * (rows // size)
+    sizes = sizes if drop_last or rows % size == 0 else [*sizes, rows % size]
+    return sizes if not isinstance(split, LoaderSplit) or len(sizes) == len(split) else None
+
+
+def _training_rows(rows: int, batch_size: int) -> int:
+    """Return the number of samples of an epoch: all, except for one that would be a batch of its own."""
+    return rows - 1 if rows % batch_size == 1 and rows > batch_size > 1 else rows
 
 
 def shuffled(rows: int, seed: int, epoch: int) -> Tensor:

@@ -82,13 +82,13 @@ class TrainState:
     def backward(
         self,
         losses: Mapping[str, Tensor],
-        micro_batches: int,
+        divisor: float,
         rank_weight: float = 1.0,
         weights: Mapping[str, Any] | None = None,
     ) -> None:
         """Add the gradients of a micro-batch to those of the current update.
 
-        micro_batches: the number of micro-batches in this update; losses are averaged over them.
+        divisor: of the losses, which are averaged over the micro-batches of the update.
         rank_weight: the weight of these losses in the mean over ranks, whose parts of a batch may differ in size.
         weights: the weight of each term as a number or a scalar tensor; None for the current weights.
         """
@@ -97,7 +97,7 @@ class TrainState:
             losses = {label: loss * rank_weight for label, loss in losses.items()}
 
         def scale(total: Tensor) -> Tensor:
-            mean = total if micro_batches == 1 else total / micro_batches
+            mean = total if divisor == 1 else total / divisor
             return mean if self.scaler is None else self.scaler.scale(mean)
 
         if self.gradient_stats is not None and self.gradient_stats.due(self.updates):

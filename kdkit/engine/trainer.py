@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.device_data import DeviceData
-from kdkit.data.loading import Batches, training_order
+from kdkit.data.loading import Batches, training_batch_sizes, training_order
 from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.capture import make_step
 from kdkit.engine.check.dry_run import dry_run
@@ -127,17 +127,19 @@ class StageTrainer:
         last = len(loader) - 1
         means = RunningMeans()
         report_steps = self.ctx.callbacks.has_listeners("step_ended")
+        sizes = training_batch_sizes(self.ctx.recipe.data.train, self.training.batch_size) or [1] * (last + 1)
         step.stage.module.train()
         for index, batch in enumerate(loader):
             if index > last:
                 raise DataError(f"the training data must have {last + 1} batches per epoch, its length, but has more")
             batch = batch.to(self.ctx.device)  # from a user-defined DataLoader; others are there
             # The last update of an epoch may have fewer micro-batches than the others.
-            first_of_update = index - index % accumulate_steps
+            first = index - index % accumulate_steps
+            update = slice(first, min(first + accumulate_steps, last + 1))
             weight, samples = self._rank_share(index, len(batch))
             part = UpdatePart(
                 ends_update=(index + 1) % accumulate_steps == 0 or index == last,
-                micro_batches=min(accumulate_steps, last + 1 - first_of_update),
+                divisor=sum(sizes[update]) / sizes[index],
                 rank_weight=weight,
             )
             values = step(batch, part)  # {term: unweighted value}

@@ -16,12 +16,13 @@ from kdkit.teachers.base import TeacherOutput, TeacherOutputs
 class UpdatePart(NamedTuple):
     """The part that a batch has in an update of the weights.
 
-    ends_update: whether the weights are updated after this batch. micro_batches: the number of batches in the update.
-    rank_weight: the weight of this rank's part of the batch in the mean over ranks.
+    ends_update: whether the weights are updated after this batch. divisor: of its losses, the number of samples in the
+    update divided by that in the batch, so that every sample counts the same. rank_weight: the weight of this rank's
+    part of the batch in the mean over ranks.
     """
 
     ends_update: bool = True
-    micro_batches: int = 1
+    divisor: float = 1.0
     rank_weight: float = 1.0
 
 
@@ -64,5 +65,5 @@ class TrainingStep:
         with self.module.update(ends=part.ends_update):
             with self.autocast:
                 losses = self.module(batch, teacher_outputs)
-            self.state.backward(losses, part.micro_batches, part.rank_weight, weights)
+            self.state.backward(losses, part.divisor, part.rank_weight, weights)
         return {label: loss.detach() for label, loss in losses.items()}

@@ -365,6 +365,24 @@ def test_the_last_group_of_micro_batches_may_be_smaller():
         torch.testing.assert_close(parts[key], value, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("loader", [False, True])
+@pytest.mark.parametrize(("size", "accumulate"), [(16, 2), (10, 3), (7, 4)])
+def test_every_sample_of_an_update_counts_the_same_if_micro_batches_differ_in_size(size, accumulate, loader):
+    start = Small(4, dropout=0.0)
+    start.norm = nn.Identity()
+
+    def recipe(size: int, accumulate: int) -> Recipe:
+        train = DataLoader(samples(24), size) if loader else samples(24)
+        splits = TorchData(train, samples(24, 1), classes=("a", "b", "c"))
+        net = Net("student", copy.deepcopy(start))
+        options = {"batch_size": size, "accumulate_steps": accumulate, "optimizer": Optimizer(SGD, lr=0.1)}
+        return alone(net, splits=splits, epochs=1, **options)
+
+    whole, parts = weights(recipe(24, 1))["student"], weights(recipe(size, accumulate))["student"]
+    for key, value in whole.items():
+        torch.testing.assert_close(parts[key], value, rtol=1e-5, atol=1e-6)
+
+
 def test_max_grad_norm_limits_the_length_of_an_update():
     start = Small(4)
 
