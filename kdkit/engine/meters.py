@@ -19,6 +19,8 @@ class RunningMeans:
         self._totals: list[float] = []
         self._samples = 0.0
         self.steps = 0
+        # The first step with a value that is not finite, known after up to _FLUSH more steps.
+        self.not_finite: int | None = None
 
     def add(self, terms: Mapping[str, Tensor], samples: float) -> None:
         """Add the detached scalar terms of a step."""
@@ -40,6 +42,9 @@ class RunningMeans:
         terms = torch.stack([term for terms, _ in self._pending for term in terms])
         steps = terms.view(len(self._pending), -1).double().cpu()  # (steps, labels)
         samples = torch.tensor([count for _, count in self._pending], dtype=torch.float64)
+        if self.not_finite is None and not bool(steps.isfinite().all()):
+            first = int((~steps.isfinite().all(1)).nonzero()[0])
+            self.not_finite = self.steps - len(steps) + first
         sums = (steps * samples[:, None]).sum(0).tolist()
         self._totals = [total + more for total, more in zip(self._totals or [0.0] * len(sums), sums, strict=True)]
         self._samples += float(samples.sum())

@@ -14,11 +14,14 @@ from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit, Split, optional_member
 from kdkit.data.device_data import DeviceData
 from kdkit.engine.class_alignment import shared_classes
+from kdkit.engine.not_finite import cause_in_inputs
 from kdkit.errors import DataError, KdkitError
 from kdkit.metrics.base import Metric, MetricResult, Predictions
 from kdkit.nets.net import Net
 from kdkit.utils.collectives import all_gather, is_distributed, rank, world_size
 from kdkit.utils.modules import eval_mode
+
+_INSPECTED = 64  # samples whose inputs are inspected if outputs are not finite
 
 
 class Predictor:
@@ -71,7 +74,7 @@ class Predictor:
             ids=self._gather(ids, is_whole=is_whole) if ids.batches == outputs.batches else None,
             groups=_groups(split),
         )
-        self._require_finite(net, predictions)
+        self._require_finite(net, split, predictions)
         return self._to_shared_classes(net, predictions)
 
     def _gather(self, rows: "_Rows", *, is_whole: bool) -> NDArray[Any]:
@@ -79,14 +82,20 @@ class Predictor:
         values = rows.values()
         return (values if is_whole else all_gather(values.to(self.device)).cpu()).numpy()
 
-    def _require_finite(self, net: Net[Any], predictions: Predictions) -> None:
+    def _require_finite(self, net: Net[Any], split: Split | LoaderSplit, predictions: Predictions) -> None:
         """Raise KdkitError for NaN or infinity, which argmax and thresholds would turn into plausible metrics."""
         finite = np.isfinite(predictions.outputs).reshape(len(predictions.outputs), -1).all(1)
-        if not finite.all():
-            raise KdkitError(
-                f"net {net.name!r} has outputs that are not finite numbers, for {(~finite).sum()} of {len(finite)} "
-                "samples; a lower learning rate, Training(max_grad_norm=...), or another precision may help"
-            )
+        if finite.all():
+            return
+        cause = None
+        if not isinstance(split, LoaderSplit):
+            rows = torch.from_numpy((~finite).nonzero()[0][:_INSPECTED])
+            cause = cause_in_inputs(split.batch(rows, 0))
+        advice = "a lower learning rate, Training(max_grad_norm=...), or another precision may help"
+        raise KdkitError(
+            f"net {net.name!r} has outputs that are not finite numbers, for {(~finite).sum()} of {len(finite)} "
+            f"samples; {cause or advice}"
+        )
 
     def _to_shared_classes(self, net: Net[Any], predictions: Predictions) -> Predictions:
         """Keep the classes that the network and the data share, and the samples of these classes."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.plan import Plan
 from kdkit.engine.distributed import DistributedModule, rank_weight
 from kdkit.engine.meters import RunningMeans
+from kdkit.engine.not_finite import cause_in_inputs, cause_in_outputs
 from kdkit.engine.open_stage import OpenStage, tiny_batch
 from kdkit.engine.options import RunOptions
 from kdkit.engine.out_of_memory import explain_out_of_memory
@@ -144,16 +146,18 @@ class StageTrainer:
             )
             values = step(batch, part)  # {term: unweighted value}
             means.add(values, samples)
+            if means.not_finite is not None and not collectives.is_distributed():
+                break  # several processes must fail together, at the end of the epoch
             if report_steps:
                 event = StepEnded(stage=self.stage.name, epoch=epoch, batch=index, terms=Figures(values))
                 self.ctx.callbacks.call("step_ended", event)
+        term_means = means.values(self.ctx.device)
+        self._require_finite(term_means, means, epoch, step)
         if means.steps <= last:
             raise DataError(
                 f"the training data must have {last + 1} batches per epoch, its length, but has {means.steps}"
             )
         step.state.on_epoch_end()
-        term_means = means.values(self.ctx.device)
-        self._require_finite(term_means, epoch)
         return term_means
 
     def _validate(self, epoch: int, terms: Mapping[str, float], state: TrainState, seconds: float) -> None:
@@ -309,11 +313,25 @@ class StageTrainer:
         # An interval takes a thousand times as long as its metric, and does not change which epoch is best.
         return without_interval(self.ctx.recipe.metrics[0] if monitor is None else metrics[monitor])
 
-    def _require_finite(self, means: Mapping[str, float], epoch: int) -> None:
-        labels = [label for label, mean in means.items() if not math.isfinite(mean)]
-        if labels:
-            names = ", ".join(map(repr, labels))
-            raise KdkitError(
-                f"stage {self.stage.name!r}: {names} is not a finite number in epoch {epoch + 1}; a lower learning "
-                "rate, Training(max_grad_norm=...), or another precision may help"
-            )
+    def _require_finite(self, values: Mapping[str, float], means: RunningMeans, epoch: int, step: TrainingStep) -> None:
+        """Raise KdkitError with the cause if the mean of a term is not a finite number, and save the batch in question.
+
+        values: the means of the terms.
+        """
+        labels = [label for label, mean in values.items() if not math.isfinite(mean)]
+        if not labels:
+            return
+        place, cause = f"epoch {epoch + 1}", None
+        if means.not_finite is not None and not isinstance(self.ctx.recipe.data.train, LoaderSplit):
+            place += f", batch {means.not_finite + 1}"
+            batch = next(itertools.islice(self._loader(epoch), means.not_finite, None)).to(self.ctx.device)
+            cause = cause_in_inputs(batch)
+            if cause is None:  # otherwise a user-defined teacher might fail
+                cause = cause_in_outputs(batch, step.teacher_outputs(batch, step.stage.sessions))
+            if self.folder is not None:
+                place += f" (saved in {self.folder.save_batch(batch)})"
+        advice = "a lower learning rate, Training(max_grad_norm=...), or another precision may help"
+        raise KdkitError(
+            f"stage {self.stage.name!r}: {', '.join(map(repr, labels))} is not a finite number in {place}; "
+            f"{cause or advice}"
+        )

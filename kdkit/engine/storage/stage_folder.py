@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from kdkit.data.batch import Batch, nested_tensors
 from kdkit.errors import RunFolderError, first_line
 from kdkit.metrics.base import Predictions
 from kdkit.utils.files import nulls_to_nan, to_json, write
@@ -51,6 +52,16 @@ class StageFolder:
         buffer = io.BytesIO()
         torch.save({"format": FORMAT, **state}, buffer)
         write(self.state, buffer.getvalue())
+
+    def save_batch(self, batch: Batch) -> Path:
+        """Save the tensors of a batch for a look, as a dict that torch.load reads, and return the file."""
+        path = self.path / "not-finite-batch.pt"
+        if self.writes:
+            tensors = {"inputs": list(nested_tensors(batch.inputs)), "labels": batch.labels, "ids": batch.ids}
+            buffer = io.BytesIO()
+            torch.save(tensors, buffer)
+            write(path, buffer.getvalue())
+        return path
 
     def load_state(self) -> dict[str, Any] | None:
         """Return the checkpoint, or None. Raises RunFolderError if it is damaged or has another format."""
