@@ -1,12 +1,13 @@
 """Measure the overhead of a step of kdkit over a hand-written loop, in the smallest network and in one with many taps.
 
-    python benchmarks/step_overhead.py [step] [console] [taps] [import]
+    python benchmarks/step_overhead.py [step] [console] [taps] [distiller] [import]
 
 Both loops train the same model on the same batches in the same order, and run the teacher at every step. They run
 alternately. Printed are the median over rounds of the additional time, with a 95 % interval, and the difference of the
 minima, which other work on the machine affects less. `step` is a network of one layer; `console` the same with the
 progress bar of a terminal; `taps` a small convolutional network (four layers of 8 to 32 channels on 32 x 32 images, a
-teacher twice as wide) with 8 taps and 6 terms; `import` compares the import of kdkit with that of torch.
+teacher twice as wide) with 8 taps and 6 terms; `distiller` the network of one layer in a plain loop around a
+`kdkit.Distiller`; `import` compares the import of kdkit with that of torch.
 """
 
 import os
@@ -126,6 +127,17 @@ def tapped(module, taps):
 
 def by_kdkit(case, inputs, labels, callbacks=(), teacher_cache="off"):
     """Return the seconds per step in kdkit, by the time of its epochs; by default the teacher runs at every step."""
+    student, objective = student_and_objective(case)
+    optimizer = kdkit.Optimizer(torch.optim.Adam, lr=1e-3)
+    training = kdkit.Training(epochs=EPOCHS, batch_size=case.batch, optimizer=optimizer)
+    data = kdkit.TorchData(TensorDataset(inputs, labels), TensorDataset(inputs[:64], labels[:64]))
+    recipe = kdkit.Recipe(data=data, schedule=[kdkit.Stage({student: objective}, training)])
+    history = kdkit.run(recipe, teacher_cache=teacher_cache, callbacks=callbacks).history["student"]
+    return min(epoch["seconds"] for epoch in history) / (case.samples // case.batch)
+
+
+def student_and_objective(case):
+    """Return a student, and its objective against the labels and a teacher."""
     teacher_module, student_module = case.nets()
     teacher, student = kdkit.Net("teacher", teacher_module, trained=True), kdkit.Net("student", student_module)
     objective = 0.5 * kdkit.Truth(nn.CrossEntropyLoss())
@@ -136,12 +148,25 @@ def by_kdkit(case, inputs, labels, callbacks=(), teacher_cache="off"):
             else {}
         )
         objective = objective + weight * kdkit.Match(teacher, loss, label=f"term {number}", **taps)
-    optimizer = kdkit.Optimizer(torch.optim.Adam, lr=1e-3)
-    training = kdkit.Training(epochs=EPOCHS, batch_size=case.batch, optimizer=optimizer)
-    data = kdkit.TorchData(TensorDataset(inputs, labels), TensorDataset(inputs[:64], labels[:64]))
-    recipe = kdkit.Recipe(data=data, schedule=[kdkit.Stage({student: objective}, training)])
-    history = kdkit.run(recipe, teacher_cache=teacher_cache, callbacks=callbacks).history["student"]
-    return min(epoch["seconds"] for epoch in history) / (case.samples // case.batch)
+    return student, objective
+
+
+def by_distiller(case, inputs, labels):
+    """Return the seconds per step of a plain loop around a Distiller."""
+    student, objective = student_and_objective(case)
+    seconds = []
+    with kdkit.Distiller(student, objective, (inputs[:4], labels[:4]), samples=case.samples) as distiller:
+        optimizer = torch.optim.Adam(distiller.parameters(), lr=1e-3, fused=True)
+        for epoch in range(EPOCHS):
+            order = torch.randperm(case.samples, generator=torch.Generator().manual_seed(epoch))
+            distiller.train()
+            start = time.perf_counter()
+            for rows in order.split(case.batch):
+                distiller(inputs[rows], labels[rows]).loss.backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            seconds.append(time.perf_counter() - start)
+    return min(seconds) / (case.samples // case.batch)
 
 
 def with_console(case, inputs, labels):
@@ -199,6 +224,7 @@ def main():
         "step": lambda: compare("one layer", OneLayer(), by_kdkit),
         "console": lambda: compare("one layer, console on", OneLayer(), with_console),
         "taps": lambda: compare("8 taps, 6 terms", Convolutional(), by_kdkit),
+        "distiller": lambda: compare("one layer, kdkit.Distiller", OneLayer(), by_distiller),
         "import": imports,
     }
     names = sys.argv[1:] or list(measures)

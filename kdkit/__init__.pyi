@@ -12,6 +12,7 @@ from .data.dataset import Task as Task
 from .data.torch_data import TorchData as TorchData
 from .engine.check.check import check as check
 from .engine.distill import distill as distill
+from .engine.distiller import Distiller as Distiller
 from .engine.options import RunOptions as RunOptions
 from .engine.run import Result as Result
 from .engine.run import run as run
@@ -26,6 +27,7 @@ from .metrics import Predictions as Predictions
 from .nets.net import Net as Net
 from .nets.taps import AttentionTap as AttentionTap
 from .nets.taps import Tap as Tap
+from .nets.taps import tap as tap
 from .nets.timm import timm_tap as timm_tap
 from .nets.views import Images as Images
 from .nets.views import Inputs as Inputs

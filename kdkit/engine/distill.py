@@ -82,7 +82,7 @@ def _classes(net: Net[Any], train: DatasetOrLoader) -> Sequence[str] | None:
     """Return a class name per output of the network, or None if it fails here, which `check` reports later."""
     batch = first_batch("train", train)
     try:
-        count = _count_outputs(net, batch)
+        count = count_outputs(net, batch)
     except KdkitError:
         raise
     except Exception:  # a network may raise anything, and may still run on the device of the run
@@ -92,7 +92,8 @@ def _classes(net: Net[Any], train: DatasetOrLoader) -> Sequence[str] | None:
 
 
 @torch.no_grad()
-def _count_outputs(net: Net[Any], batch: Batch) -> int:
+def count_outputs(net: Net[Any], batch: Batch) -> int:
+    """Return the number of outputs of a network per sample."""
     with eval_mode(net.network):
         parameter = next(net.network.parameters(), None)
         output = net(batch if parameter is None else batch.to(parameter.device))

@@ -13,7 +13,7 @@ from kdkit.engine.module import DistillationModule
 from kdkit.errors import RecipeError
 from kdkit.recipe.balancing.base import Balancer, TrainedParameters
 from kdkit.recipe.training import Training
-from kdkit.teachers.base import TeacherSession
+from kdkit.teachers.base import TeacherSession, observers
 from kdkit.utils.collectives import sync_buffers
 
 
@@ -39,10 +39,7 @@ class TrainState:
         self.module = module
         self.sessions = sessions
         self.averages = averages
-        # Only sessions that override `observe` are called after a batch, and student outputs are kept for them only.
-        self._observers = [
-            session for session in sessions.values() if type(session).observe is not TeacherSession.observe
-        ]
+        self._observers = observers(sessions.values())
         module.track_outputs = bool(self._observers)
         self.updates = 0
         self.total_updates = training.epochs * math.ceil(batches / training.accumulate_steps)

@@ -1,6 +1,7 @@
 """Take a tensor out of a layer while a network runs, and leave the layer as it was."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
@@ -106,6 +107,47 @@ class AttentionTap:
         return restore
 
 
+class Feature:
+    """The tensor of an open tap; see `tap`."""
+
+    def __init__(self, open_taps: "OpenTaps") -> None:
+        self._open_taps = open_taps
+
+    @property
+    def value(self) -> Tensor:
+        """The tensor of the last forward pass, (batch, channels, ...), with its graph.
+
+        Raises RecipeError if the module did not run, or if the network changed the tensor in place afterwards.
+        """
+        tensor = self._open_taps.captured(0)
+        if self._open_taps.is_modified(0):
+            raise RecipeError(
+                f"the tensor of {type(self._open_taps.taps[0].module).__name__} was changed in place after it was "
+                "captured; tap the layer behind it, or set inplace=False there"
+            )
+        return tensor
+
+
+@contextmanager
+def tap(
+    module: nn.Module,
+    at: Literal["output", "input"] = "output",
+    *,
+    element: Element = None,
+    channels_last: bool = False,
+) -> Iterator[Feature]:
+    """Capture the output or the input of a module in each forward pass within the context, in any training loop.
+
+        with kdkit.tap(student.layer3) as feature:
+            outputs = student(inputs)
+            loss = hint(feature.value, target)
+
+    The arguments are those of `Tap`. The hook is removed at the end of the context.
+    """
+    with OpenTaps([Tap(module, at, element, channels_last)]) as open_taps:
+        yield Feature(open_taps)
+
+
 class OpenTaps:
     """Attached taps and the tensors that they captured in the last forward pass. `close` removes their hooks.
 
@@ -160,6 +202,10 @@ class OpenTaps:
         self._captures = False
         return features
 
+    def is_modified(self, index: int) -> bool:
+        """Whether the tensor of the tap at this index was modified in place after it was captured."""
+        return self._captured[index]._version != self._versions[index]  # autograd counts modifications
+
     def unfired(self) -> list[TapLike]:
         """Return the taps that have captured nothing since the last `clear`."""
         return [tap for index, tap in enumerate(self.taps) if index not in self._captured]
@@ -174,9 +220,7 @@ class OpenTaps:
 
         That pass must not be compiled.
         """
-        for index, tensor in self._captured.items():
-            if tensor._version != self._versions[index]:  # autograd counts the in-place modifications of a tensor
-                self._copied.add(index)
+        self._copied.update(index for index in self._captured if self.is_modified(index))
         self._track_versions = False  # a compiled pass cannot read versions
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """The interfaces of teachers: what a term matches, the session it opens in a stage, and the outputs it returns."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -72,6 +72,11 @@ class TeacherSession:
 
     def close(self) -> None:
         """Remove taps and restore modes."""
+
+
+def observers(sessions: Iterable[TeacherSession]) -> list[TeacherSession]:
+    """Return the sessions that override `observe`: only these have to be called after a batch."""
+    return [session for session in sessions if type(session).observe is not TeacherSession.observe]
 
 
 def require_output(name: str, output: object, batch: Batch, taps: Sequence[TapLike]) -> None:

@@ -1,0 +1,149 @@
+"""A student and its objective as one module, for a training loop of the user or of another framework."""
+
+from collections.abc import Sequence
+from functools import reduce
+from operator import add
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from kdkit.data.batch import Batch, as_targets
+from kdkit.data.dataset import Task
+from kdkit.engine.check.dry_run import dry_run
+from kdkit.engine.check.static import stage_problems
+from kdkit.engine.distill import count_outputs
+from kdkit.engine.open_stage import OpenStage
+from kdkit.errors import CheckError, RecipeError
+from kdkit.losses.base import BuildContext
+from kdkit.nets.net import Net
+from kdkit.recipe.objective import Objective, Term
+from kdkit.recipe.recipe import Stage
+from kdkit.recipe.training import Training
+from kdkit.teachers.base import observers
+
+
+class DistillerOutput(NamedTuple):
+    """The result of a step.
+
+    loss: the weighted sum of the terms, a scalar with a graph. terms: the unweighted value of each by label, detached.
+    outputs: of the student, (batch, classes), with a graph.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    outputs: Tensor
+
+
+class Distiller(nn.Module):
+    """A student and its objective as one module. A call runs teachers and student, and returns the loss.
+
+        distiller = kdkit.Distiller(student, 0.5 * Truth(nn.CrossEntropyLoss()) + 0.5 * Match(teacher, SoftTargets()),
+                                    example=(inputs, labels))
+        optimizer = torch.optim.Adam(distiller.parameters())
+        for inputs, labels in loader:
+            distiller(inputs, labels).loss.backward()
+            ...
+
+    student: a Net. objective: its terms, as in a Stage; teachers are those that they match. example: a batch of
+    training inputs and labels, of two samples or more, by whose shapes losses create their projectors.
+    classes: names, or None for as many as the student has outputs. task: the kind of the labels, see `Batch`.
+    samples: the number of training samples, for losses that keep a memory of all of them.
+
+    Its parameters and state dict are those of the student and of the losses. Teachers are no part of them; they are in
+    eval mode and without gradients, and `to` moves them too. Until `close`, the networks have hooks for the taps.
+    Raises CheckError with all problems that a check of the stage finds, and RecipeError for a wrong example.
+    """
+
+    def __init__(
+        self,
+        student: Net[Any],
+        objective: Objective | Term,
+        example: tuple[Any, Tensor],
+        *,
+        classes: Sequence[str] | None = None,
+        task: Task = "multiclass",
+        samples: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(student, Net):
+            raise RecipeError(f'student is a Net, such as Net("student", module); got a {type(student).__name__}')
+        if not isinstance(example, tuple | list) or len(example) != 2 or not isinstance(example[1], Tensor):
+            raise RecipeError(f"example is a pair (inputs, labels) of a batch; got a {type(example).__name__}")
+        self.student = student
+        device = next((parameter.device for parameter in student.network.parameters()), torch.device("cpu"))
+        rows = torch.arange(len(example[1]))
+        batch = Batch(example[0], as_targets(example[1]), rows if samples is not None else None).to(device)
+        if classes is None:
+            classes = [str(index) for index in range(count_outputs(student, batch))]
+        context = BuildContext(classes=tuple(classes), task=task, samples=samples, ids=samples is not None)
+        stage = Stage({student: objective}, Training(epochs=1, batch_size=max(2, len(rows))))
+        problems = [*stage_problems(stage, context)]
+        if problems:
+            raise CheckError(problems)
+        for teacher in stage.teachers:
+            if isinstance(teacher, Net) and isinstance(teacher.module, nn.Module):
+                teacher.module.to(device)
+        self._stage = OpenStage(stage, context, device)
+        problems = dry_run(self._stage, batch).problems
+        if problems:
+            self._stage.close()
+            raise CheckError(problems)
+        self.module = self._stage.module
+        self._weights, self._progress = self.module.weights(0.0), 0.0
+        self._observers = observers(self._stage.sessions.values())
+
+    def forward(
+        self, inputs: Any, labels: Tensor, *, ids: Tensor | None = None, progress: float = 0.0
+    ) -> DistillerOutput:
+        """Run teachers and student on a batch, which is on their device.
+
+        ids: of the samples, (batch,) int64, below `samples`; only losses with a memory need them. progress: the share
+        of training that is done, in [0, 1], for ramps.
+        """
+        batch, module = Batch(inputs, as_targets(labels), ids), self.module
+        if progress != self._progress:
+            module.progress.fill_(progress)
+            self._weights, self._progress = module.weights(progress), progress
+        outputs = module.run_students(batch, self._stage.teachers(batch))
+        student = outputs[self.student.name].output
+        terms = {term.label: module.term_loss(term, batch, outputs) for term in module.terms}
+        loss = reduce(add, [terms[label] * weight for label, weight in self._weights.items()])
+        for session in self._observers:
+            session.observe(batch, {self.student.name: student.detach()})
+        return DistillerOutput(loss, {label: term.detach() for label, term in terms.items()}, student)
+
+    def on_step(self) -> None:
+        """Call this after each optimizer step if a teacher follows the student, as `Ema` does."""
+        for session in self._stage.sessions.values():
+            session.on_step()
+
+    def on_epoch_end(self) -> None:
+        """Call this after each epoch if a teacher changes with epochs, as `Past` does."""
+        for session in self._stage.sessions.values():
+            session.on_epoch_end()
+
+    def student_state_dict(self) -> dict[str, Tensor]:
+        """Return the state dict of the student alone, which loads into a network of the same form without kdkit."""
+        return dict(self.student.network.state_dict())
+
+    def close(self) -> None:
+        """Remove the hooks, and restore the mode of the teachers."""
+        self._stage.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Move or convert the teachers as the student."""
+        for teacher in self._stage.stage.teachers:
+            if isinstance(teacher, Net) and isinstance(teacher.module, nn.Module):
+                teacher.module._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self

@@ -1,0 +1,168 @@
+"""A Distiller in a bare loop computes what hand-written hooks and losses do, and holds no teacher."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+
+import kdkit
+from kdkit import Distiller, Ema, LinearRamp, Match, Net, RecipeError, Tap, Truth, tap
+from kdkit.errors import CheckError
+from kdkit.losses import CRD, Hint, SoftTargets
+from tests.helpers.tiny import Mlp, hooks_of
+
+INPUTS, LABELS = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
+
+
+def networks(hidden=7):
+    torch.manual_seed(0)
+    return Net("teacher", Mlp(hidden=hidden), trained=True), Net("student", Mlp(hidden=5))
+
+
+def features(student, teacher):
+    return {"student": Tap(student.module.norm), "target": Tap(teacher.module.norm)}
+
+
+def test_a_bare_loop_trains_like_one_with_hooks_and_losses_by_hand():
+    teacher, student = networks(hidden=5)
+    by_hand, teacher_by_hand = copy.deepcopy(student.module), copy.deepcopy(teacher.module).eval()
+    objective = (
+        0.3 * Truth(nn.CrossEntropyLoss())
+        + 0.7 * Match(teacher, SoftTargets(temperature=2.0))
+        + 2.0 * Match(teacher, nn.MSELoss(), label="features", **features(student, teacher))
+    )
+    with Distiller(student, objective, (INPUTS, LABELS)) as distiller:
+        distiller.train()
+        optimizer = torch.optim.SGD(distiller.parameters(), lr=0.1)
+        for _ in range(5):
+            loss, terms, _ = distiller(INPUTS, LABELS)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert list(terms) == ["truth", "teacher/soft_targets", "features"]
+    captured = {}
+    for name, module in (("student", by_hand), ("teacher", teacher_by_hand)):
+        # The in-place ReLU changes the tensor afterwards.
+        module.norm.register_forward_hook(lambda _m, _a, output, name=name: captured.update({name: output.clone()}))
+    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1)
+    for _ in range(5):
+        with torch.no_grad():
+            target = teacher_by_hand(INPUTS)
+        output = by_hand.train()(INPUTS)
+        soft = F.kl_div(F.log_softmax(output / 2, 1), F.softmax(target / 2, 1), reduction="batchmean") * 4
+        expected = 0.3 * F.cross_entropy(output, LABELS) + 0.7 * soft
+        expected = expected + 2.0 * F.mse_loss(captured["student"], captured["teacher"])
+        optimizer.zero_grad()
+        expected.backward()
+        optimizer.step()
+    torch.testing.assert_close(loss, expected)
+    for key, value in by_hand.state_dict().items():
+        torch.testing.assert_close(distiller.student_state_dict()[key], value)
+
+
+def test_its_parameters_are_those_of_the_student_and_of_projectors_and_teachers_stay_as_they_are():
+    teacher, student = networks()
+    before = copy.deepcopy(teacher.module.state_dict())
+    objective = Truth(nn.CrossEntropyLoss()) + Match(teacher, Hint(), **features(student, teacher))
+    distiller = Distiller(student, objective, (INPUTS, LABELS))
+    student_count = sum(parameter.numel() for parameter in student.module.parameters())
+    assert sum(parameter.numel() for parameter in distiller.parameters()) == student_count + 5 * 7 + 7
+    trained = {id(parameter) for parameter in distiller.parameters()}
+    assert trained.isdisjoint(map(id, teacher.module.parameters()))
+    distiller.train()
+    assert not teacher.module.training
+    distiller(INPUTS, LABELS).loss.backward()
+    assert all(parameter.grad is None for parameter in teacher.module.parameters())
+    assert all(torch.equal(before[key], value) for key, value in teacher.module.state_dict().items())
+    again = Mlp(hidden=5)
+    again.load_state_dict(distiller.student_state_dict())
+    state = distiller.state_dict()
+    assert not any("teacher" in key for key in state)
+    distiller.load_state_dict(state)
+    distiller.close()
+    assert hooks_of(student.module) == hooks_of(teacher.module) == 0
+
+
+def test_a_ramp_follows_the_progress_that_is_passed():
+    teacher, student = networks()
+    objective = Truth(nn.CrossEntropyLoss()) + LinearRamp() * Match(teacher, SoftTargets())
+    with Distiller(student, objective, (INPUTS, LABELS)) as distiller:
+        distiller.eval()
+        for progress in (0.0, 0.25, 1.0):
+            loss, terms, _ = distiller(INPUTS, LABELS, progress=progress)
+            torch.testing.assert_close(loss, terms["truth"] + progress * terms["teacher/soft_targets"])
+
+
+def test_a_teacher_that_follows_the_student_moves_after_a_step():
+    _, student = networks()
+    average = Ema(student, decay=0.5)
+    with Distiller(
+        student, Truth(nn.CrossEntropyLoss()) + Match(average, SoftTargets()), (INPUTS, LABELS)
+    ) as distiller:
+        distiller.eval()
+        assert distiller(INPUTS, LABELS).terms["average of student/soft_targets"] == pytest.approx(0, abs=1e-6)
+        with torch.no_grad():
+            student.module.head.weight.mul_(5)
+        apart = distiller(INPUTS, LABELS).terms["average of student/soft_targets"].item()
+        for _ in range(3):
+            distiller.on_step()
+        assert distiller(INPUTS, LABELS).terms["average of student/soft_targets"] < apart / 2
+
+
+def test_a_loss_with_a_memory_gets_the_ids_of_the_samples():
+    teacher, student = networks()
+    crd = Match(teacher, CRD(negatives=4, width=8), **features(student, teacher))
+    with Distiller(student, Truth(nn.CrossEntropyLoss()) + crd, (INPUTS, LABELS), samples=8) as distiller:
+        assert distiller(INPUTS, LABELS, ids=torch.arange(8)).loss.isfinite()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.gpu
+def test_moving_it_moves_the_teachers_too():
+    teacher, student = networks()
+    with Distiller(student, Match(teacher, SoftTargets()), (INPUTS, LABELS)) as distiller:
+        distiller.to("cuda")
+        assert distiller(INPUTS.cuda(), LABELS.cuda()).loss.is_cuda
+
+
+def test_its_dtype_is_also_that_of_the_teachers():
+    teacher, student = networks()
+    with Distiller(student, Match(teacher, SoftTargets()), (INPUTS, LABELS)) as distiller:
+        distiller.double()
+        assert distiller(INPUTS.double(), LABELS).loss.dtype == torch.float64
+        assert teacher.module.head.weight.dtype == torch.float64
+
+
+def test_problems_are_found_when_it_is_created_and_leave_no_hook():
+    teacher, student = networks()
+    wrong = Match(teacher, nn.MSELoss(), **features(student, teacher))  # 5 and 7 features, and no projector
+    with pytest.raises(CheckError, match=r"MSELoss does not accept student \(8, 5\) and target \(8, 7\)"):
+        Distiller(student, wrong, (INPUTS, LABELS))
+    assert hooks_of(student.module) == hooks_of(teacher.module) == 0
+    with pytest.raises(RecipeError, match=r"example is a pair \(inputs, labels\) of a batch; got a Tensor"):
+        Distiller(student, Truth(nn.CrossEntropyLoss()), INPUTS)
+    with pytest.raises(RecipeError, match='student is a Net, such as Net\\("student", module\\); got a Mlp'):
+        Distiller(student.module, Truth(nn.CrossEntropyLoss()), (INPUTS, LABELS))
+
+
+def test_a_tap_gives_the_feature_of_a_layer_in_any_loop():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    with tap(model[1]) as feature, tap(model[2], "input") as same:
+        outputs = model(INPUTS)
+        assert torch.equal(feature.value, same.value)
+        torch.testing.assert_close(model[2](feature.value), outputs)
+        feature.value.sum().backward()
+    assert model[0].weight.grad is not None
+    assert hooks_of(model) == 0
+
+
+def test_a_tap_whose_tensor_was_changed_or_never_computed_raises():
+    model = Mlp()
+    with kdkit.tap(model.norm) as feature:
+        with pytest.raises(RecipeError, match="never fired"):
+            _ = feature.value
+        model(INPUTS)
+        with pytest.raises(RecipeError, match="BatchNorm1d was changed in place after it was captured"):
+            _ = feature.value
