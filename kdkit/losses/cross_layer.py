@@ -196,8 +196,9 @@ class ReviewKD(nn.Module):
         reviewed: list[Tensor] = []
         deeper: Tensor | None = None
         # residual learning of sec. 3.2: from the deepest layer to the shallowest, each passes on its fused features
-        for fusion, features in zip(reversed(self.fusions), reversed(as_tuple(student)), strict=True):
-            fused, deeper = fusion(features, deeper)
+        layers = zip(self.fusions, as_tuple(student), as_tuple(target), strict=True)
+        for fusion, features, target_features in reversed(list(layers)):
+            fused, deeper = fusion(features, deeper, tuple(target_features.shape[2:]))
             reviewed.append(fused)
         return self.context_loss(tuple(reversed(reviewed)), as_tuple(target))
 

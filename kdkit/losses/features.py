@@ -14,6 +14,7 @@ from kdkit.losses.projectors.factory import (
     validate_projector_kind,
     validate_projector_mode,
 )
+from kdkit.losses.projectors.resizing import resize
 
 # The student's or the target's side of a loss: one tensor, or a tuple of one tensor per tap.
 TensorOrTuple = Tensor | tuple[Tensor, ...]
@@ -52,7 +53,14 @@ class ProjectedLoss(nn.Module):
 
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the loss between the projected student and the target."""
-        return self.compare(self.projector(student), target)
+        return self.compare(self.project(student, target), target)
+
+    def project(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the student's features in the shape of the target's, whose positions may differ between batches."""
+        positions = tuple(target.shape[2:])
+        if not isinstance(self.projector, nn.Identity):
+            student = self.projector(student, positions)
+        return student if student.ndim != target.ndim else resize(student, positions)
 
     def compare(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the loss between two features of one shape."""

@@ -57,7 +57,6 @@ class OFD(nn.Module):
         self._norm = (norm,)  # a tuple hides the teacher's weights from self.parameters()
         self.margin, self.factor, self.projector_mode = margin, factor, projector
         self.connector: nn.Module = nn.Identity()
-        self.positions: tuple[int, ...] | None = None
         # (channels,), computed from the teacher at each build, so not saved with the loss
         self.register_buffer("margins", torch.zeros(0), persistent=False)
 
@@ -66,7 +65,8 @@ class OFD(nn.Module):
         student_shape, target_shape = single_tap_shape(student, self), single_tap_shape(target, self)
         needs_connector = needs_projector(student_shape, target_shape, self.projector_mode, self)
         channels = target_shape[1]
-        self.positions = target_positions(student_shape, target_shape) if needs_connector else None
+        if needs_connector:
+            target_positions(student_shape, target_shape)  # raises if one cannot be brought to the other
         # the authors' connector: a convolution with a kernel of 1 and a batch norm
         connector = [Pointwise(student_shape[1], channels, bias=False), BatchNorm(channels)] if needs_connector else []
         self.connector = nn.Sequential(*connector)
@@ -74,8 +74,7 @@ class OFD(nn.Module):
 
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the error, minimal (0) if the student has the teacher's values, or lower ones below 0."""
-        if self.positions is not None:
-            student = fit_positions(student, self.positions)
+        student = fit_positions(student, tuple(target.shape[2:]))  # which may differ from batch to batch
         student, target = upcast_half(self.connector(student)), upcast_half(target)
         # margin ReLU: (channels,) -> (channels, 1, ...), which broadcasts over batch and positions
         target = torch.maximum(target, self.margins.to(target).reshape(-1, *(1 for _ in target.shape[2:])))

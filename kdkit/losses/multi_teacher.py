@@ -141,7 +141,7 @@ def teacher_confidence(teacher_outputs: tuple[Tensor, ...], labels: Tensor) -> T
 def per_sample_losses(loss: Any, student: Tensor, target: Tensor, kwargs: dict[str, Any]) -> Tensor:
     """Return the loss of each sample by itself, (batch,). A projector gets the whole batch, for its batch norms."""
     if isinstance(loss, ProjectedLoss):
-        student, loss = loss.projector(student), loss.compare
+        student, loss = loss.project(student, target), loss.compare
     mapped_names = [name for name in ("labels", "ids") if kwargs.get(name) is not None]
     shared = {name: value for name, value in kwargs.items() if name not in mapped_names}
 

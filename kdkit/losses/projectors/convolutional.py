@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution, doubling
-from kdkit.losses.projectors.linear import fit_positions, target_positions
+from kdkit.losses.projectors.linear import Positions, fit_positions, target_positions
 from kdkit.losses.validation import validate_count
 
 LARGEST_KERNEL = 17
@@ -42,9 +42,13 @@ class Regressor(nn.Module):
         self.norm = BatchNorm(target_shape[1])
         self.relu = relu
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Return the projected features, (batch, target channels, *target positions)."""
-        features = features if self.positions is None else fit_positions(features, self.positions)
+    def forward(self, features: Tensor, positions: Positions = None) -> Tensor:
+        """Return the projected features, (batch, target channels, *positions); by default those of the target shape.
+
+        A convolution that changes the number of positions itself ignores `positions`.
+        """
+        if self.positions is not None:
+            features = fit_positions(features, self.positions if positions is None else positions)
         mapped: Tensor = self.norm(self.conv(features))
         return mapped.relu() if self.relu else mapped
 
@@ -74,9 +78,10 @@ class Bottleneck(nn.Module):
         self.last_norm = BatchNorm(target_shape[1]) if rectified else nn.Identity()
         self.rectified = rectified
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Return the projected features, (batch, target channels, *target positions)."""
-        features = self.first_norm(self.first(fit_positions(features, self.positions))).relu()
+    def forward(self, features: Tensor, positions: Positions = None) -> Tensor:
+        """Return the projected features, (batch, target channels, *positions); by default those of the target shape."""
+        features = fit_positions(features, self.positions if positions is None else positions)
+        features = self.first_norm(self.first(features)).relu()
         features = self.middle_norm(self.middle(features)).relu()
         features = self.last_norm(self.last(features))
         return features.relu() if self.rectified else features

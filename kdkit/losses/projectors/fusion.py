@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution
-from kdkit.losses.projectors.linear import fit_positions, target_positions
+from kdkit.losses.projectors.linear import Positions, fit_positions, target_positions
 from kdkit.losses.validation import validate_count
 
 
@@ -27,11 +27,14 @@ class Fusion(nn.Module):
         self.widen = convolution(len(self.positions), (width, target_shape[1]), 3, padding=1, bias=False)
         self.widen_norm = BatchNorm(target_shape[1])
 
-    def forward(self, features: Tensor, deeper: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, features: Tensor, deeper: Tensor | None = None, positions: Positions = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the projected features, (batch, target channels, *positions), and the fused ones, of `width` channels.
 
-        deeper: the fused features of the next deeper layer.
+        deeper: the fused features of the next deeper layer. positions: by default those of the target shape.
         """
+        positions = self.positions if positions is None else positions
         mixed: Tensor = self.narrow_norm(self.narrow(features))
         if self.attention is not None and deeper is not None:
             deeper = _expand_positions(deeper, mixed)
@@ -39,9 +42,9 @@ class Fusion(nn.Module):
             attention: Tensor = self.attention(torch.cat([mixed, deeper], 1)).sigmoid()
             mixed = mixed * attention[:, :1] + deeper * attention[:, 1:]
         # the authors' code resizes by the nearest position, other projectors interpolate linearly
-        if mixed.ndim == len(self.positions) + 2 and tuple(mixed.shape[2:]) != self.positions:
-            mixed = F.interpolate(mixed, self.positions, mode="nearest")
-        mixed = fit_positions(mixed, self.positions)
+        if mixed.ndim == len(positions) + 2 and tuple(mixed.shape[2:]) != positions:
+            mixed = F.interpolate(mixed, positions, mode="nearest")
+        mixed = fit_positions(mixed, positions)
         return self.widen_norm(self.widen(mixed)), mixed
 
 

@@ -8,6 +8,9 @@ from kdkit.losses.projectors.layers import BatchNorm, Pointwise
 from kdkit.losses.projectors.resizing import can_rearrange, rearrange_tokens, resize
 from kdkit.losses.validation import validate_count
 
+# The positions of the target in a batch, if they differ from batch to batch, as those of padded texts do.
+Positions = tuple[int, ...] | None
+
 
 class Projector(nn.Module):
     """A trained linear map over channels after a resize: (batch, channels, ...) -> the shape of the target.
@@ -23,9 +26,10 @@ class Projector(nn.Module):
         self.positions = target_positions(input_shape, target_shape)
         self.channels = nn.Linear(input_shape[1], target_shape[1])
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Return the projected features, (batch, target channels, *target positions)."""
-        features = fit_positions(features, self.positions)  # first, so that fewer positions are mapped if they shrink
+    def forward(self, features: Tensor, positions: Positions = None) -> Tensor:
+        """Return the projected features, (batch, target channels, *positions); by default those of the target shape."""
+        # first, so that fewer positions are mapped if they shrink
+        features = fit_positions(features, self.positions if positions is None else positions)
         mapped: Tensor = self.channels(features.movedim(1, -1))
         # a compiled backward pass would otherwise assume wrong strides of the gradient
         return mapped.movedim(-1, 1).contiguous()
@@ -47,9 +51,10 @@ class MLP(nn.Module):
         self.norm = BatchNorm(width)
         self.second = Pointwise(width, target_shape[1])
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Return the projected features, (batch, target channels, *target positions)."""
-        hidden: Tensor = self.norm(self.first(fit_positions(features, self.positions)))
+    def forward(self, features: Tensor, positions: Positions = None) -> Tensor:
+        """Return the projected features, (batch, target channels, *positions); by default those of the target shape."""
+        features = fit_positions(features, self.positions if positions is None else positions)
+        hidden: Tensor = self.norm(self.first(features))
         mapped: Tensor = self.second(hidden.relu())
         return mapped
 
