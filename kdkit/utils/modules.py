@@ -68,10 +68,15 @@ def plain_keys(module: nn.Module) -> dict[str, str]:
     return keys
 
 
-def copy_state(module: nn.Module) -> dict[str, Tensor]:
-    """Return a copy of a module's state dict on the CPU, which later training does not change, by plain keys."""
+def plain_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's state dict by plain keys."""
     state = module.state_dict()
-    return {plain: state[key].detach().cpu().clone() for plain, key in plain_keys(module).items()}
+    return {plain: state[key] for plain, key in plain_keys(module).items()}
+
+
+def copy_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of a module's state dict by plain keys on the CPU, which later training does not change."""
+    return {key: value.detach().cpu().clone() for key, value in plain_state(module).items()}
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
