@@ -22,6 +22,7 @@ from kdkit.recipe.objective import Objective, Term
 from kdkit.recipe.recipe import Stage
 from kdkit.recipe.training import Training
 from kdkit.teachers.base import observers
+from kdkit.utils.modules import plain_state
 
 
 class DistillerOutput(NamedTuple):
@@ -126,7 +127,7 @@ class Distiller(nn.Module):
 
     def student_state_dict(self) -> dict[str, Tensor]:
         """Return the state dict of the student alone, which loads into a network of the same form without kdkit."""
-        return dict(self.student.network.state_dict())
+        return plain_state(self.student.network)
 
     def close(self) -> None:
         """Remove the hooks, and restore the mode of the teachers."""

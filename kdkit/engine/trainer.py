@@ -36,7 +36,7 @@ from kdkit.metrics.bootstrap import without_interval
 from kdkit.plugins.events import EpochEnded, Figures, StageStarted, StepEnded
 from kdkit.recipe.recipe import Recipe, Stage
 from kdkit.utils import collectives, memory
-from kdkit.utils.modules import copy_state
+from kdkit.utils.modules import copy_state, load_state
 from kdkit.utils.randomness import derive_seed, seed_everything
 
 History = list[dict[str, Any]]
@@ -91,7 +91,7 @@ class StageTrainer:
         else:
             self._train()
         for net in self.stage.objectives:
-            net.network.load_state_dict(self.best.weights[net.name])
+            load_state(net.network, self.best.weights[net.name])
             net.network.eval()
             net.trained = True
         if self.folder is not None and not finished:

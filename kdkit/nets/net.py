@@ -1,18 +1,18 @@
 """A network under a name, with a view that selects its inputs."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, map_tensors, nested_tensors
 from kdkit.errors import RecipeError, did_you_mean, first_line
 from kdkit.nets.views import Element, Inputs, View, pick_tensor
+from kdkit.nets.weights import load_weights
 
 M = TypeVar("M", bound=Callable[..., Any], covariant=True)
 
@@ -25,12 +25,17 @@ class Net(Generic[M]):
     view: turns a batch into the arguments of the module; `Inputs()` if None.
     element: selects the outputs, (batch, classes), if the module returns more than one tensor.
     classes: the names of its outputs, if they differ from the classes of the data. Terms compare shared classes only.
-    weights: a .safetensors file, or a torch file with a plain state dict, loaded immediately.
+    weights: a .safetensors or torch file, a sharded index, or the folder of a run or of `save_pretrained`, loaded
+    immediately. State dicts inside of checkpoints are found, and prefixes such as "module." removed.
+    weights_key: which weights to load if there are several: the path of an entry or of a prefix of keys, such as
+    "state_dict_ema" or "state_dict.student"; in the folder of a run, the name of a net, if it has another name there.
+    strict: whether all tensors must fit. False loads those that do, and the net counts as trained only if all did.
     trained: whether the module already has trained weights, so that it may teach without being trained in a stage.
     version: for a plain callable, a text that changes whenever its outputs do.
     recompute: the names of submodules, such as ["layer1", "blocks.3"], that recompute their activations in the backward
     pass while the network is trained (activation checkpointing). Training takes less memory and more time, and computes
     the same, if these modules draw random numbers from torch only.
+    weights_note: the part of the file that was loaded, or "" for all of it; a notice of a run.
 
     Raises RecipeError if the arguments do not fit together.
     """
@@ -44,6 +49,8 @@ class Net(Generic[M]):
         element: Element = None,
         classes: Sequence[str] | None = None,
         weights: str | Path | None = None,
+        weights_key: str | None = None,
+        strict: bool = True,
         trained: bool = False,
         version: str | None = None,
         recompute: Sequence[str] = (),
@@ -74,9 +81,16 @@ class Net(Generic[M]):
         self._validate_recompute(recompute)
         self.recompute = tuple(recompute)
         # a plain callable cannot be trained, so it can only be a teacher
-        self.trained = trained or weights is not None or not isinstance(module, nn.Module)
+        self.trained = trained or not isinstance(module, nn.Module)
+        self.weights_note = ""
         if weights is not None:
-            load_weights(self, Path(weights))
+            if weights_key is not None and not isinstance(weights_key, str):
+                raise RecipeError(f"weights_key of net {name!r} must be a text such as 'student'; got {weights_key!r}")
+            loaded = load_weights(self.network, Path(weights), name, key=weights_key, strict=strict)
+            self.weights_note = loaded.note
+            self.trained = trained or loaded.complete
+        elif weights_key is not None or not strict:
+            raise RecipeError(f"weights_key and strict of net {name!r} choose what to load from weights=FILE; got none")
 
     @property
     def network(self) -> nn.Module:
@@ -153,45 +167,3 @@ class Net(Generic[M]):
             if name not in names:
                 hint = did_you_mean(str(name), names)
                 raise RecipeError(f"net {self.name!r} has no submodule {name!r} to recompute; {hint}")
-
-
-def load_weights(net: "Net[Any]", path: Path) -> None:
-    """Load a file of weights into a net. Raises RecipeError, and loads nothing, unless all keys and shapes match."""
-    state = _read_state_dict(net.name, path)
-    expected = net.network.state_dict()
-    missing = sorted(expected.keys() - state.keys())
-    unexpected = sorted(state.keys() - expected.keys())
-    mismatched = sorted(key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape)
-    problems = []
-    if missing:
-        problems.append(f"lacks {_first_three(missing)}")
-    if unexpected:
-        hint = did_you_mean(unexpected[0], expected)
-        problems.append(f"has {_first_three(unexpected)}, which the net does not ({hint})")
-    for key in mismatched[:3]:
-        problems.append(f"has {key!r} of shape {tuple(state[key].shape)}, not {tuple(expected[key].shape)}")
-    if problems:
-        raise RecipeError(f"the weights in {path} do not fit net {net.name!r}: the file {'; it '.join(problems)}")
-    net.network.load_state_dict(dict(state))
-
-
-def _read_state_dict(name: str, path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise RecipeError(f"the weights of net {name!r} should be in {path}, but there is no such file")
-    try:
-        # weights_only: a pickle could run any code
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # for arbitrary bytes torch raises almost any error: KeyError, IndexError, ...
-        reason = first_line(error) if str(error) else "it is empty"
-        raise RecipeError(
-            f"the weights of net {name!r} in {path} cannot be read: expected .safetensors or a torch file "
-            f"holding nothing but a state dict ({reason})"
-        ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise RecipeError(f"{path} holds no plain state dict (name -> tensor) for net {name!r}")
-    return state
-
-
-def _first_three(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:3]))
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -1,10 +1,11 @@
-"""Run a network temporarily, and restore its modes and its buffers."""
+"""Run a network temporarily and restore its modes and buffers; copy and load its state without wrappers."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 @contextmanager
@@ -46,6 +47,39 @@ def preserve_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
                     buffer.copy_(values)
 
 
+def plain_keys(module: nn.Module) -> dict[str, str]:
+    """Return the key of each tensor of a module, by the key that it has without wrappers around a part of the module.
+
+    Wrappers are those of torch.compile, DataParallel and DistributedDataParallel, which add "_orig_mod." or "module.".
+    """
+    wrappers = []  # the prefix of the keys inside of each wrapper, and what remains of it
+    for path, submodule in module.named_modules(remove_duplicate=False):
+        outer = f"{path}." if path else ""
+        if "_orig_mod" in submodule._modules:  # the class of compiled modules takes seconds to import
+            wrappers.append((f"{outer}_orig_mod.", outer))
+        elif isinstance(submodule, nn.DataParallel | DistributedDataParallel):
+            wrappers.append((f"{outer}module.", outer))
+    keys = {}
+    for key in module.state_dict():
+        plain = key
+        for inner, outer in reversed(wrappers):  # from the inside out, so that the outer prefixes still match
+            plain = outer + plain.removeprefix(inner) if plain.startswith(inner) else plain
+        keys[plain] = key
+    return keys
+
+
+def plain_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's state dict by plain keys."""
+    state = module.state_dict()
+    return {plain: state[key] for plain, key in plain_keys(module).items()}
+
+
 def copy_state(module: nn.Module) -> dict[str, Tensor]:
-    """Return a copy of a module's state dict on the CPU, which later training does not change."""
-    return {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
+    """Return a copy of a module's state dict by plain keys on the CPU, which later training does not change."""
+    return {key: value.detach().cpu().clone() for key, value in plain_state(module).items()}
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state dict with plain keys, such as that of `copy_state`."""
+    keys = plain_keys(module)
+    module.load_state_dict({keys.get(plain, plain): value for plain, value in state.items()})

@@ -95,9 +95,10 @@ class _RecipeChecks:
         for stage in self.stages:
             for teacher in stage.teachers:
                 if isinstance(teacher, Net) and teacher not in trained and teacher not in stage.objectives:
+                    weights = "only a part of its weights" if teacher.weights_note else "no weights"
                     yield (
                         f"stage {stage.name!r}: net {teacher.name!r} teaches, but it is not trained in an earlier "
-                        "stage and has no weights; pass Net(..., weights=FILE), or trained=True if its module is "
+                        f"stage and has {weights}; pass Net(..., weights=FILE), or trained=True if its module is "
                         "trained already"
                     )
             trained |= set(stage.objectives)

@@ -14,6 +14,7 @@ from kdkit.engine.storage.stage_folder import FORMAT, StageFolder, require_forma
 from kdkit.errors import RunFolderError, did_you_mean, first_line
 from kdkit.metrics.base import MetricResult
 from kdkit.metrics.per_class import NetReport
+from kdkit.nets.weight_files import stage_number
 from kdkit.utils.files import to_json, write
 
 RECORD = "run.json"
@@ -111,7 +112,9 @@ def read_reported(folder: Path, net: str) -> NetReport:
     """Return the predictions of a network in a run folder. Raises RunFolderError if there is no such run or network."""
     record = _read_record(folder)
     stages: dict[str, Path] = {}  # a network that several stages trained is reported as the last one left it
-    for file in sorted(folder.glob("*/predictions-*-validation.safetensors"), key=_stage_number):
+    for file in sorted(
+        folder.glob("*/predictions-*-validation.safetensors"), key=lambda file: stage_number(file.parent)
+    ):
         stages[file.name.removeprefix("predictions-").removesuffix("-validation.safetensors")] = file.parent
     if net not in stages:
         raise RunFolderError(f"{folder} holds no predictions of {net!r}; {did_you_mean(net, list(stages))}")
@@ -150,12 +153,6 @@ def _read_record(path: Path) -> dict[str, Any]:
         ) from error
     require_format(record, file)
     return record
-
-
-def _stage_number(file: Path) -> int:
-    """Return the number of the stage that a file belongs to, or 0 if its folder has none."""
-    number = file.parent.name.split("-", 1)[0]
-    return int(number) if number.isdecimal() else 0
 
 
 def _as_json(result: MetricResult) -> dict[str, Any]:

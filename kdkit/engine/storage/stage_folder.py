@@ -17,6 +17,7 @@ from torch import Tensor
 from kdkit.data.batch import Batch, nested_tensors
 from kdkit.errors import RunFolderError, first_line
 from kdkit.metrics.base import Predictions
+from kdkit.nets.weight_files import stage_weights
 from kdkit.utils.files import nulls_to_nan, to_json, write
 
 # The version of the files of a run; raised when a file of an older version could be misread.
@@ -37,11 +38,11 @@ class StageFolder:
         if not self.writes:
             return
         contiguous = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
-        write(self._weights(net), save(contiguous))
+        write(stage_weights(self.path, net), save(contiguous))
 
     def load_weights(self, net: str) -> dict[str, Tensor]:
         """Return the weights of a network. Raises RunFolderError if they are missing or damaged."""
-        with self.reading(self._weights(net)) as path:
+        with self.reading(stage_weights(self.path, net)) as path:
             weights: dict[str, Tensor] = load_file(path)
         return weights
 
@@ -141,11 +142,6 @@ class StageFolder:
 
     def _predictions(self, net: str, split: str) -> Path:
         return self.path / f"predictions-{net}-{split}.safetensors"
-
-    def _weights(self, net: str) -> Path:
-        # A stage with the name of its network trains that one only.
-        single = self.path.name.split("-", 1)[-1] == net
-        return self.path / ("weights.safetensors" if single else f"weights-{net}.safetensors")
 
 
 def require_format(content: Mapping[str, Any], path: Path) -> None:

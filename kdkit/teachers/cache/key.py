@@ -21,7 +21,11 @@ from kdkit.teachers.cache.digest import Digest
 from kdkit.utils.devices import uses_tf32
 
 FORMAT = 3  # of the files and the key; raise it whenever either changes
-_NET_ATTRIBUTES = ("name", "module", "view", "element", "classes", "version", "trained", "recompute")
+# Attributes of a Net that are facts already, or that its outputs do not depend on.
+_NET_ATTRIBUTES = (
+    *("name", "module", "view", "element", "classes", "version", "trained", "recompute"),
+    *("weights_note", "_copies_inputs"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,12 @@ def test_a_bare_loop_trains_like_one_with_hooks_and_losses_by_hand():
         torch.testing.assert_close(distiller.student_state_dict()[key], value)
 
 
+def test_the_state_dict_of_a_wrapped_student_has_the_keys_of_the_plain_network():
+    student = Net("student", nn.DataParallel(Mlp()))
+    with Distiller(student, Truth(nn.CrossEntropyLoss()), (INPUTS, LABELS)) as distiller:
+        assert distiller.student_state_dict().keys() == Mlp().state_dict().keys()
+
+
 def test_its_parameters_are_those_of_the_student_and_of_projectors_and_teachers_stay_as_they_are():
     teacher, student = networks()
     before = copy.deepcopy(teacher.module.state_dict())

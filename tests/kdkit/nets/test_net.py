@@ -169,12 +169,6 @@ def test_a_pickled_module_is_never_unpickled(tmp_path):
         Net("teacher", Mlp(), weights=tmp_path / "whole.pt")
 
 
-def test_a_checkpoint_that_contains_weights_is_no_plain_state_dict(tmp_path):
-    torch.save({"epoch": 3, "model": Mlp().state_dict()}, tmp_path / "checkpoint.pt")
-    with pytest.raises(RecipeError, match="holds no plain state dict"):
-        Net("teacher", Mlp(), weights=tmp_path / "checkpoint.pt")
-
-
 def test_a_callable_has_no_weights_to_load(tmp_path):
     torch.save(Mlp().state_dict(), tmp_path / "w.pt")
     with pytest.raises(RecipeError, match="plain callable"):

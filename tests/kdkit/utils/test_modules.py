@@ -1,9 +1,11 @@
-"""Tests of running a network in eval mode temporarily."""
+"""Tests of running a network in eval mode temporarily, and of copying its state without wrappers."""
 
 import pytest
+import torch
+from torch import nn
 
-from kdkit.utils.modules import eval_mode
-from tests.helpers.tiny import tiny_net
+from kdkit.utils.modules import copy_state, eval_mode, load_state
+from tests.helpers.tiny import Mlp, tiny_net
 
 
 def test_every_submodule_is_in_eval_mode_and_gets_its_mode_back_after_an_error():
@@ -27,3 +29,37 @@ def test_every_submodule_is_in_eval_mode_and_gets_its_mode_back_after_an_error()
 def test_an_object_without_a_mode_is_left_unchanged():
     with eval_mode(len):
         pass
+
+
+def compiled(module):
+    return torch.compile(module, backend="eager")
+
+
+def with_wrapped_part(module):
+    module.hidden = nn.DataParallel(compiled(module.hidden))
+    return module
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [compiled, nn.DataParallel, lambda module: compiled(nn.DataParallel(module)), with_wrapped_part],
+    ids=["compiled", "parallel", "both", "a part"],
+)
+def test_state_has_the_keys_of_the_plain_module_and_loads_back(wrap):
+    module = Mlp()
+    plain = {key: value.clone() for key, value in module.state_dict().items()}
+    state = copy_state(wrap(module))
+    assert state.keys() == plain.keys()
+    assert all(torch.equal(state[key], plain[key]) for key in plain)
+    target = wrap(Mlp())
+    load_state(target, state)
+    assert all(torch.equal(value, plain[key]) for key, value in copy_state(target).items())
+
+
+def test_a_submodule_named_like_a_wrapper_keeps_its_name():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = nn.Linear(2, 2)
+
+    assert copy_state(Named()).keys() == {"module.weight", "module.bias"}

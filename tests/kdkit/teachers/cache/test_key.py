@@ -167,6 +167,10 @@ def test_a_plain_callable_counts_by_its_name_and_version():
     assert len(set(keys)) == 3
 
 
+def test_the_attributes_of_a_net_are_no_facts_of_a_subclass():
+    assert "subclass" not in compute_key(teacher(), (), data=DATA, settings={}).facts["net"]
+
+
 def test_two_keys_show_by_eye_which_part_of_a_teacher_changed(monkeypatch):
     def facts():
         return compute_key(teacher(), (), data=DATA, settings={}).facts["net"]

@@ -1,0 +1,200 @@
+"""Find the file of weights in a folder, and read the tensors in files of kdkit and of other training programs."""
+
+import argparse
+import json
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from kdkit.errors import RecipeError, did_you_mean, first_line
+
+Entries = dict[str, dict[str, Tensor]]  # the state dicts in a file, by the path of their keys, such as "ema.module"
+
+# The files of `save_pretrained` in transformers, timm and diffusers; safetensors first.
+_PRETRAINED = tuple(
+    f"{stem}{ending}"
+    for ending in (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
+    for stem in ("model", "pytorch_model", "diffusion_pytorch_model")
+)
+_DEPTH = 3  # of the dicts in a file that are searched for weights
+
+# Plain values that training programs save next to weights: their arguments, paths, and metrics as numpy scalars. None
+# of these types runs code from the file when it is unpickled. The names differ between versions of numpy and Python.
+_SAFE_TYPES: list[Any] = [
+    argparse.Namespace,
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("f2", "f4", "f8", "i4", "i8", "?")),
+    *((pathlib.PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
+    *((pathlib.PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFile:
+    """A file of weights. key: which of its weights to load, if the caller chose some; facts: how it was found."""
+
+    path: Path
+    key: str | None
+    facts: tuple[str, ...] = ()
+
+
+def find_weights(path: Path, name: str, key: str | None) -> WeightFile:
+    """Return the file at a path, or the one in the folder of a run, of a stage, or of `save_pretrained`.
+
+    name: of the net, for messages, and for the folder of a run, in which `key` may name another net.
+    Raises RecipeError if there is none.
+    """
+    if path.is_file():
+        return WeightFile(path, key)
+    if not path.is_dir():
+        raise RecipeError(f"the weights of net {name!r} should be in {path}, but there is no such file")
+    stages = [*path.glob("*/")] if (path / "run.json").is_file() else [path] * (path / "history.jsonl").is_file()
+    files: dict[str, Path] = {}  # a network that several stages trained is taken as the last one left it
+    for file in chain.from_iterable(folder.glob("weights*.safetensors") for folder in sorted(stages, key=stage_number)):
+        stage = file.parent.resolve().name.split("-", 1)[-1]
+        single = file.name == "weights.safetensors"
+        files[stage if single else file.name.removeprefix("weights-").removesuffix(".safetensors")] = file
+    for file in [] if files else [path / file for file in _PRETRAINED]:
+        if file.is_file():
+            return WeightFile(file, key)
+    if not files:
+        raise RecipeError(
+            f"the folder {path} has no weights of net {name!r}; expected the folder of a run, or model.safetensors, "
+            "pytorch_model.bin or their index as save_pretrained writes them; pass the path of the file instead"
+        )
+    net = name if key is None else key
+    if net not in files:
+        names = ", ".join(map(repr, files))
+        raise RecipeError(
+            f"the run in {path} has no weights of net {net!r}, but those of {names}; choose them by weights_key=NAME"
+        )
+    facts = [f"those of net {net!r}"] if net != name else []
+    if not (files[net].parent / "stage.json").is_file():
+        facts.append(f"stage {files[net].parent.name!r} is not finished, so they are those of its best epoch so far")
+    return WeightFile(files[net], None, tuple(facts))
+
+
+def stage_weights(folder: Path, net: str) -> Path:
+    """Return the file of a network's weights in the folder of a stage."""
+    # A stage with the name of its network trains that one only.
+    single = folder.name.split("-", 1)[-1] == net
+    return folder / ("weights.safetensors" if single else f"weights-{net}.safetensors")
+
+
+def stage_number(folder: Path) -> int:
+    """Return the number in the name of a stage's folder, or 0 if there is none."""
+    number = folder.name.split("-", 1)[0]
+    return int(number) if number.isdecimal() else 0
+
+
+def read_state_dicts(path: Path, name: str) -> Entries:
+    """Return every dict of tensors in a file, by the path of its keys. Code in the file is never run.
+
+    name: of the net, for messages. Raises RecipeError if the file cannot be read or holds no tensors.
+    """
+    content = _read(path, name)
+    entries: Entries = {}
+
+    def search(value: object, parents: tuple[str, ...]) -> None:
+        if not isinstance(value, Mapping) or len(parents) > _DEPTH:
+            return
+        tensors = {key: item for key, item in value.items() if isinstance(key, str) and isinstance(item, Tensor)}
+        if tensors:
+            entries[".".join(parents)] = tensors
+        for key, item in value.items():
+            # Moments of an optimizer may have the keys and shapes of the weights.
+            if isinstance(key, str) and not key.startswith("optim"):
+                search(item, (*parents, key))
+
+    search(content, ())
+    if isinstance(content, Mapping) and not content:
+        entries[""] = {}  # the state dict of a module without tensors
+    if not entries:
+        names = first_three(sorted(map(str, content))) if isinstance(content, Mapping) else ""
+        held = f"the keys {names}" if names else f"a {type(content).__name__}"
+        raise RecipeError(
+            f"{path} holds no plain state dict (name -> tensor) for net {name!r}, also not under a key such as "
+            f"'state_dict'; it holds {held}; save one with torch.save(model.state_dict(), FILE)"
+        )
+    return entries
+
+
+def select_entries(entries: Entries, key: str, path: Path, name: str) -> Entries:
+    """Return the weights at a path of keys: an entry, the entries inside of it, or the tensors under a prefix.
+
+    Raises RecipeError if there are none.
+    """
+    key = key.rstrip(".")
+    selected = {entry: state for entry, state in entries.items() if entry == key or entry.startswith(f"{key}.")}
+    if selected:
+        return selected
+    for entry, state in entries.items():
+        prefix = f"{key.removeprefix(f'{entry}.') if entry else key}."
+        tensors = {source.removeprefix(prefix): value for source, value in state.items() if source.startswith(prefix)}
+        if tensors:
+            selected[key if not entry or key.startswith(f"{entry}.") else f"{entry}.{key}"] = tensors
+    if not selected:
+        names = {entry for entry in entries if entry} | {
+            key.split(".")[0] for state in entries.values() for key in state
+        }
+        raise RecipeError(f"{path} has no {key!r}, the weights_key of net {name!r}; {did_you_mean(key, names)}")
+    return selected
+
+
+def first_three(names: Sequence[str]) -> str:
+    """Return the first three names, and the number of the others."""
+    shown = ", ".join(map(repr, names[:3]))
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def _read(path: Path, name: str) -> object:
+    """Return the content of a file, or the tensors of all files that an index names."""
+    try:
+        if path.name.endswith(".index.json"):
+            return _read_shards(path, name)
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # weights_only: a pickle could run any code
+        with torch.serialization.safe_globals(_SAFE_TYPES):
+            return torch.load(path, "cpu", weights_only=True)
+    except RecipeError:
+        raise
+    except Exception as error:  # for arbitrary bytes torch raises almost any error: KeyError, IndexError, ...
+        reason = first_line(error) if str(error) else "it is empty"
+        blocked = re.search(r"GLOBAL (\S+)", str(error))
+        if blocked is not None:
+            reason = f"it holds {blocked[1]}, which is not loaded because it could run code from the file"
+        raise RecipeError(
+            f"the weights of net {name!r} in {path} cannot be read: expected .safetensors or a torch file "
+            f"holding nothing but a state dict and plain values ({reason}); export them in the program that wrote the "
+            "file: torch.save(model.state_dict(), FILE)"
+        ) from error
+
+
+def _read_shards(index: Path, name: str) -> dict[str, Tensor]:
+    """Return the tensors of all files that an index names. Raises ValueError if some are not there."""
+    content = json.loads(index.read_text())
+    files = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(files, dict):
+        raise ValueError("an index has a 'weight_map' from names to files")
+    state: dict[str, Tensor] = {}
+    for file in sorted(set(files.values())):
+        # An index may come from someone else, and must not name files elsewhere.
+        if Path(file).name != file or not (index.parent / file).is_file():
+            raise ValueError(f"it names {file!r}, but there is no such file in its folder")
+        shard = _read(index.parent / file, name)
+        state.update(shard if isinstance(shard, Mapping) else {})
+    lost = sorted(files.keys() - state.keys())
+    if lost:
+        raise ValueError(f"it names {first_three(lost)}, which its files do not have")
+    return state

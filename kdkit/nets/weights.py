@@ -1,0 +1,284 @@
+"""Load the weights of a file into a module, whatever its keys are called, but only if they fit without a doubt."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from kdkit.errors import RecipeError, did_you_mean
+from kdkit.nets.weight_files import Entries, find_weights, first_three, read_state_dicts, select_entries
+from kdkit.utils.modules import plain_keys
+
+# Segments of keys that wrappers of torch add: DataParallel, torch.compile, FSDP, and activation checkpointing.
+_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# Names under which training programs hold a network next to other modules, such as a loss with parameters.
+_HOLDERS = ("model", "net", "network", "base_model", "backbone", "encoder", "student", "teacher")
+_AVERAGES = {"ema", "swa", "averaged"}  # parts of the names of averaged weights, such as "state_dict_ema"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedWeights:
+    """note: the part of the file that was loaded, or "" for all of it. complete: whether every tensor was loaded."""
+
+    note: str
+    complete: bool
+
+
+def load_weights(
+    module: nn.Module, path: Path, name: str, *, key: str | None = None, strict: bool = True
+) -> LoadedWeights:
+    """Load the weights of a file or a folder into a module, and return a note of the choices that were made.
+
+    The file may hold one or several state dicts under any keys, and their keys may have the prefixes of wrappers, of
+    known names such as "student.", or one that all of them share. These are removed if, without them, there is one
+    value of the same shape for every tensor of the module.
+
+    name: of the net, for messages. key: selects one of several weights, see `Net`. strict: False to load those that
+    fit.
+    Raises RecipeError, and loads nothing, if the weights cannot be read or do not fit, or if different ones do.
+    """
+    target = _Target(module, name)
+    file = find_weights(path, name, key)
+    entries = read_state_dicts(file.path, name)
+    if file.key is not None:
+        entries = select_entries(entries, file.key, file.path, name)
+    match, averages = _Matches(entries, target).choose(file.path, strict=strict)
+    target.load(match)
+    facts = [*file.facts, *match.facts()]
+    if averages:
+        keys = " or ".join(f"weights_key={average!r}" for average in averages)
+        facts.append(f"the file also has averaged weights, for {keys}")
+    return LoadedWeights(
+        f"weights of net {name!r} from {file.path}: {'; '.join(facts)}" if facts else "", match.complete
+    )
+
+
+class _Target:
+    """The tensors of a module by their plain keys, and for each key those that share its tensor."""
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self.module = module
+        self.name = name
+        self.keys = plain_keys(module)
+        state = module.state_dict(keep_vars=True)  # the parameters themselves: detached ones have no identity
+        self.tensors: dict[str, Tensor] = {plain: state[key] for plain, key in self.keys.items()}
+        for key, tensor in self.tensors.items():
+            if is_lazy(tensor):
+                raise RecipeError(
+                    f"net {name!r} cannot load weights, since its {key!r} has no shape yet; run its module once before"
+                )
+        aliases: dict[int, list[str]] = defaultdict(list)
+        for key, tensor in self.tensors.items():
+            aliases[id(tensor)].append(key)
+        self.aliases = {key: keys for keys in aliases.values() for key in keys}
+
+    def load(self, match: "_Match") -> None:
+        """Copy the tensors of a match that fit into the module."""
+        values = {self.keys[key]: match.value(key) for key in self.tensors}
+        state = {key: value for key, value in values.items() if value is not None}
+        self.module.load_state_dict(state, strict=match.complete)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """Tensors of a file that may be the weights of a net: those under a prefix.
+
+    entry: the path of their state dict in the file. sources: the keys in `state` by the keys without the prefix.
+    wrappers: the segments of wrappers that were removed from the middle of keys.
+    """
+
+    entry: str
+    state: Mapping[str, Tensor]
+    prefix: str = ""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    wrappers: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """The path in the file, as `weights_key` takes it."""
+        return ".".join(filter(None, (self.entry, self.prefix.rstrip("."))))
+
+    @property
+    def averaged(self) -> bool:
+        """Whether they are an average of weights, according to their path."""
+        return not _AVERAGES.isdisjoint(re.split(r"[._]", self.path.lower()))
+
+    def tensor(self, key: str) -> Tensor:
+        """Return the tensor with this key, without the prefix."""
+        return self.state[self.sources[key]]
+
+    def under(self, prefix: str) -> "_Candidate":
+        """Return the tensors whose keys start with a prefix."""
+        sources = {key.removeprefix(prefix): source for key, source in self.sources.items() if key.startswith(prefix)}
+        return _Candidate(self.entry, self.state, prefix, sources, self.wrappers)
+
+    def describe(self) -> list[str]:
+        """Return the differences from the file as it is."""
+        removed = [f"{segment}." for segment in self.wrappers] + [self.prefix] * bool(self.prefix)
+        facts = [f"the entry {self.entry!r}"] if self.entry else []
+        return [*facts, f"the prefix {' and '.join(map(repr, removed))} is removed from keys"] if removed else facts
+
+
+class _Match:
+    """A comparison of a candidate with the tensors of a net, key by key."""
+
+    def __init__(self, candidate: _Candidate, target: _Target) -> None:
+        self.candidate = candidate
+        self.target = target
+        sources, tensors = candidate.sources, target.tensors
+        shared = sources.keys() & tensors.keys()
+        self.fitting = {key for key in shared if self._has_form(key)}
+        self.mismatched = sorted(shared - self.fitting)
+        self.unexpected = sorted(sources.keys() - tensors.keys())
+        # safetensors saves tied weights under one of their keys.
+        self.missing = sorted(key for key in tensors if not any(alias in sources for alias in target.aliases[key]))
+        # Files from before torch 0.4.1 have no counters of batches, and torch loads them all the same.
+        lacking = [key for key in self.missing if not key.endswith("num_batches_tracked")]
+        self.complete = not lacking and not self.mismatched
+        self.exact = self.complete and not self.unexpected
+
+    def value(self, key: str) -> Tensor | None:
+        """Return the value of a tensor of the net, or None if there is none that fits."""
+        aliases = (key, *self.target.aliases[key])
+        return next((self.candidate.tensor(alias) for alias in aliases if alias in self.fitting), None)
+
+    def has_values_of(self, match: "_Match") -> bool:
+        """Whether both give each tensor the same value."""
+        return all(_same_values(self.value(key), match.value(key)) for key in self.target.tensors)
+
+    def conflict(self) -> tuple[str, str] | None:
+        """Return two keys that share a tensor in the net and have different values in the file, or None."""
+        pairs = ((self.target.aliases[key][0], key) for key in sorted(self.fitting))
+        return next((pair for pair in pairs if not _same_values(self.value(pair[0]), self.value(pair[1]))), None)
+
+    def facts(self) -> list[str]:
+        """Return the tensors that are loaded and those that are left out, for a note."""
+        facts = self.candidate.describe()
+        if not self.complete:
+            facts.append(f"{len(self.fitting)} of the {len(self.target.tensors)} tensors of the net are loaded")
+        if self.missing:
+            facts.append(f"the file lacks {first_three(self.missing)}, which the net keeps as they were")
+        facts += [f"not loaded: {mismatch}" for mismatch in self._mismatches(len(self.mismatched))]
+        unused = self.candidate.state.keys() - {
+            self.candidate.sources[key] for key in self.fitting | {*self.mismatched}
+        }
+        if unused:
+            facts.append(f"not used: {first_three(sorted(unused))} of the file")
+        return facts
+
+    def problem(self) -> str:
+        """Return the reasons that the file does not fit."""
+        problems = []
+        if self.missing:
+            problems.append(f"lacks {first_three(self.missing)}")
+        if self.unexpected:
+            hint = did_you_mean(self.unexpected[0], self.target.tensors)
+            problems.append(f"has {first_three(self.unexpected)}, which the net does not ({hint})")
+        problems += [f"has {mismatch}" for mismatch in self._mismatches(3)]
+        facts = ", ".join(self.candidate.describe())
+        return f"the file{f' ({facts})' if facts else ''} {'; it '.join(problems)}"
+
+    def _mismatches(self, count: int) -> Iterator[str]:
+        for key in self.mismatched[:count]:
+            tensor, expected = self.candidate.tensor(key), self.target.tensors[key]
+            if tensor.shape == expected.shape:
+                yield f"{key!r} of {tensor.dtype}, not {expected.dtype}"
+            else:
+                yield f"{key!r} of shape {tuple(tensor.shape)}, not {tuple(expected.shape)}"
+
+    def _has_form(self, key: str) -> bool:
+        tensor, expected = self.candidate.tensor(key), self.target.tensors[key]
+        # Integers for real numbers are quantized, and mean nothing without their scale. Complex ones would lose a part.
+        quantized = expected.is_floating_point() and not tensor.is_floating_point()
+        return tensor.shape == expected.shape and not quantized
+
+
+class _Matches:
+    """The matches of all weights in a file with a net, from which `choose` takes one."""
+
+    def __init__(self, entries: Entries, target: _Target) -> None:
+        self.target = target
+        self.matches: list[_Match] = []
+        for entry, state in entries.items():
+            variants = [_Candidate(entry, state, sources={key: key for key in state})]
+            # Parts of a network may be wrapped too, which adds segments in the middle of keys.
+            inner = {".".join(part for part in key.split(".") if part not in _WRAPPERS): key for key in state}
+            if len(inner) == len(state) and inner.keys() != state.keys():
+                wrappers = tuple(name for name in _WRAPPERS if any(name in key.split(".") for key in state))
+                variants.append(_Candidate(entry, state, sources=inner, wrappers=wrappers))
+            unique: dict[frozenset[tuple[str, str]], _Candidate] = {}
+            for candidate in (variant.under(prefix) for variant in variants for prefix in _prefixes(variant.sources)):
+                unique.setdefault(frozenset(candidate.sources.items()), candidate)
+            self.matches += [_Match(candidate, target) for candidate in unique.values()]
+
+    def choose(self, path: Path, *, strict: bool) -> tuple[_Match, list[str]]:
+        """Return the match to load, and the paths of averaged weights that fit as well.
+
+        Raises RecipeError if none fits, or if different ones do that are not averages.
+        """
+        name = self.target.name
+        chosen = [match for match in self.matches if match.exact]
+        if not chosen and not strict:
+            most = max(len(match.fitting) for match in self.matches)
+            chosen = [match for match in self.matches if len(match.fitting) == most > 0]
+        if not chosen:
+            raise RecipeError(f"the weights in {path} do not fit net {name!r}: {self._explain(strict=strict)}")
+        plain = [match for match in chosen if not match.candidate.averaged] or chosen
+        best = next((match for match in plain if not match.candidate.path), plain[0])
+        as_is = best.exact and not best.candidate.path
+        # Equal weights are no choice: a program may save an object twice, as self.model and as self.student.
+        if not as_is and not all(match.has_values_of(best) for match in plain):
+            keys = ", ".join(f"weights_key={match.candidate.path!r}" for match in plain)
+            raise RecipeError(f"several weights in {path} fit net {name!r}, and they differ; choose one: {keys}")
+        conflict = best.conflict()
+        if conflict is not None:
+            raise RecipeError(
+                f"the weights in {path} do not fit net {name!r}: {conflict[0]!r} and {conflict[1]!r} are one tensor in "
+                "the net, but differ in the file; build a net that does not share it"
+            )
+        return best, [match.candidate.path for match in chosen if match not in plain]
+
+    def _explain(self, *, strict: bool) -> str:
+        """Return the problems of the nearest match, and a remedy."""
+        nearest = max(self.matches, key=lambda match: (len(match.fitting), -len(match.unexpected)))
+        # With one key for each tensor at least, and one for each of its names at most.
+        possible = range(len(set(map(id, self.target.tensors.values()))), len(self.target.tensors) + 1)
+        for match in self.matches:
+            if match.candidate.prefix or match.candidate.wrappers:
+                continue
+            # A prefix that is not known is removed only if it is named: the tensors under it may be a part of another
+            # network that has the same form.
+            sources = match.candidate.sources
+            sizes = Counter(key[: dot.end()] for key in sources for dot in re.finditer(r"\.", key))
+            for prefix in [prefix for prefix, size in sizes.items() if size in possible]:
+                part = _Match(match.candidate.under(prefix), self.target)
+                if part.exact:
+                    key = part.candidate.path
+                    return f"{nearest.problem()}; those under {prefix!r} fit: pass weights_key={key!r}"
+        remedy = "; strict=False loads those that fit" if strict and nearest.fitting else ""
+        return nearest.problem() + remedy
+
+
+def _prefixes(keys: Mapping[str, str]) -> list[str]:
+    """Return the prefixes that may be removed: those of known names, and those that all keys share."""
+    parents = [key.split(".")[:-1] for key in keys]
+    known, shared = {"": None}, min(parents, key=len, default=[])
+    for parts in parents:
+        for depth, part in enumerate(parts, start=1):
+            if part not in (*_WRAPPERS, *_HOLDERS) and _AVERAGES.isdisjoint(part.split("_")):
+                break
+            known[".".join((*parts[:depth], ""))] = None
+        shared = shared[: next((depth for depth, part in enumerate(shared) if parts[depth] != part), len(shared))]
+    common = [".".join((*shared[:depth], "")) for depth in range(1, len(shared) + 1)]
+    return list(dict.fromkeys([*known, *common]))
+
+
+def _same_values(tensor: Tensor | None, expected: Tensor | None) -> bool:
+    if tensor is None or expected is None or tensor is expected:
+        return tensor is expected
+    return tensor.dtype == expected.dtype and torch.equal(tensor, expected)
