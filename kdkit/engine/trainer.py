@@ -115,12 +115,19 @@ class StageTrainer:
                 self.notices.append(f"the training step is not captured as a CUDA graph: {reason}")
             self._report_start(first)
             for epoch in range(first, self.training.epochs):
+                if self._runs_out_of_patience(epoch):
+                    break
                 self._seed_epoch(epoch)
                 began = time.perf_counter()
                 with step.epoch():
                     means = self._train_epoch(epoch, step)
                 self._validate(epoch, means, state, time.perf_counter() - began)
                 self._save_checkpoint(state)
+
+    def _runs_out_of_patience(self, epoch: int) -> bool:
+        """Whether no epoch of the last ones before this one was the best."""
+        patience = self.training.patience
+        return patience is not None and epoch > 0 and epoch - self.best.epoch > patience
 
     def _train_epoch(self, epoch: int, step: TrainingStep) -> dict[str, float]:
         """Train on every batch once, and return the mean of each term."""

@@ -74,6 +74,8 @@ class Training:
     keep: the weights of the "best" epoch by the metric `monitor` on the validation split (the recipe's first metric if
     None), or of the "last" epoch.
     ema: validate and keep a moving average of the weights instead of the weights.
+    patience: end the stage early if the monitored metric did not improve for so many epochs; None trains all epochs.
+    Schedules of learning rates and weights keep the length of all epochs.
     workers: processes that fetch batches; 0 fetches them in this process. None chooses: some with a GPU, if the data
     recommends it, and none on the CPU, which the network needs. Results do not depend on it.
     """
@@ -88,17 +90,21 @@ class Training:
     keep: Literal["best", "last"] = "best"
     monitor: str | None = None
     ema: AverageWeights | None = None
+    patience: int | None = None
     workers: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate_steps"):
             validate_count(name, getattr(self, name))
         validate_count("workers", self.workers, least=0, optional=True)
+        validate_count("patience", self.patience, optional=True)
         norm = self.max_grad_norm
         if norm is not None and not (is_number(norm) and norm > 0):
             raise RecipeError(f"max_grad_norm must be a number above 0, or None; got {norm!r}")
         if self.keep not in ("best", "last"):
             raise RecipeError(f"keep must be 'best' or 'last'; got {self.keep!r}")
+        if self.patience is not None and self.keep == "last":
+            raise RecipeError("patience waits for a better epoch, and keep='last' keeps any; leave out one of the two")
         if not isinstance(self.optimizer, Optimizer):
             raise RecipeError(
                 f"optimizer must be Optimizer(torch.optim.Adam, lr=...) or similar; got {self.optimizer!r}"

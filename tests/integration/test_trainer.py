@@ -317,6 +317,33 @@ def test_the_best_or_the_last_epoch_is_kept(keep, kept):
     assert marks == ([True, True, False, False] if keep == "best" else [True] * 4)
 
 
+def test_a_stage_ends_after_so_many_epochs_without_a_better_one(tmp_path):
+    def recipe():
+        net = Net("student", Small(4))
+        return alone(net, epochs=9, patience=2, metrics=(Listed(CHECK, 0.1, 0.9, 0.2, 0.3, 1.0),))
+
+    history = kdkit.run(recipe(), device="cpu", out=tmp_path / "run").history["student"]
+    assert [epoch["best"] for epoch in history] == [True, True, False, False]
+    again = kdkit.run(recipe(), device="cpu", out=tmp_path / "run", resume=True).history["student"]
+    assert again == history
+
+
+def test_a_resumed_stage_counts_the_epochs_without_a_better_one_before_it(tmp_path):
+    class Stop:
+        @hookimpl
+        def epoch_ended(self, event):
+            if event.epoch == 3:  # before its checkpoint is written
+                raise KeyboardInterrupt
+
+    def recipe(*values):
+        return alone(Net("student", Small(4)), epochs=9, patience=3, metrics=(Listed(CHECK, *values),))
+
+    with pytest.raises(KeyboardInterrupt):
+        kdkit.run(recipe(0.9, 0.1, 0.2, 0.3), device="cpu", out=tmp_path / "run", callbacks=[Stop()])
+    history = kdkit.run(recipe(0.3), device="cpu", out=tmp_path / "run", resume=True).history["student"]
+    assert [epoch["best"] for epoch in history] == [True, False, False, False]
+
+
 def test_the_metric_named_by_monitor_decides():
     net = Net("student", Small(4))
     snapshots = Snapshots(net.module)

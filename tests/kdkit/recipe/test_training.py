@@ -397,3 +397,15 @@ def test_an_average_has_the_whole_numbers_of_its_net():
     assert torch.equal(average.module.mask, net.mask)
     assert average.module.norm.num_batches_tracked == 5
     assert 0 < average.module.phase.imag < net.phase.imag  # averaged, unlike these
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patience": 0}, "patience must be an integer of at least 1 or None; got 0"),
+        ({"patience": 2, "keep": "last"}, "patience waits for a better epoch, and keep='last' keeps any"),
+    ],
+)
+def test_a_patience_that_has_no_meaning_is_refused(options, message):
+    with pytest.raises(RecipeError, match=message):
+        Training(epochs=3, **options)
