@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from tests.helpers.command_line import ROOT
+from tests.helpers.command_line import ROOT, environment
+from tests.helpers.processes import run_python
 
 EXAMPLES = ROOT / "examples"
 
@@ -21,8 +22,19 @@ TINY = {
 SLOW = {"timm_digits"}
 
 
+SCRIPTS = {"own_loop"}  # no recipes, but programs
+
+
 def test_every_example_has_tiny_settings():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(TINY)
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(TINY) | SCRIPTS
+
+
+def test_the_loop_of_ones_own_distils_most_of_the_teacher(tmp_path):
+    done = run_python([EXAMPLES / "own_loop.py"], tmp_path, environment())
+    assert done.returncode == 0, done.stderr
+    teacher, student = (line.split() for line in done.stdout.splitlines())
+    assert (teacher[0], student[0]) == ("teacher", "student")
+    assert float(student[-1]) > 0.85
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in TINY])
