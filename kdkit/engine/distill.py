@@ -1,6 +1,6 @@
 """Distillation in one call, for users' own networks and torch data."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from kdkit.data.dataset import Task
 from kdkit.data.torch_data import TorchData, class_names
 from kdkit.data.torch_splits import DatasetOrLoader, first_batch
 from kdkit.engine.run import Result, run
-from kdkit.errors import KdkitError
+from kdkit.errors import KdkitError, RecipeError
 from kdkit.losses.base import Loss
 from kdkit.losses.logits import SoftTargets
 from kdkit.losses.per_label import PerLabelSoftTargets
@@ -27,11 +27,6 @@ _LABEL_LOSSES: dict[Task, type[nn.Module]] = {
     "multilabel": nn.BCEWithLogitsLoss,
     "regression": nn.MSELoss,
 }
-_KD_LOSSES: dict[Task, Callable[[], Loss]] = {
-    "multiclass": SoftTargets,
-    "multilabel": PerLabelSoftTargets,
-    "regression": nn.MSELoss,
-}
 
 
 def distill(
@@ -42,8 +37,11 @@ def distill(
     test: DatasetOrLoader | None = None,
     *,
     kd_loss: Loss | None = None,
+    temperature: float | None = None,
     label_weight: float = 0.5,
+    epochs: int | None = None,
     training: Training | None = None,
+    task: Task | None = None,
     classes: Sequence[str] | None = None,
     **options: Any,
 ) -> Result:
@@ -52,11 +50,18 @@ def distill(
     train, validation, test: torch Datasets or DataLoaders that yield `(inputs, labels)`; see TorchData. Epochs are
     chosen on `validation`; metrics are computed on `test`, or on `validation` if there is none.
     kd_loss: the loss against a teacher's outputs; SoftTargets(), PerLabelSoftTargets() or MSELoss(), depending on the
-    task, if None. label_weight: the weight of the loss on the labels, in [0, 1]; the teachers share the rest.
-    training: 10 epochs of Adam if None.
+    task, if None. temperature: of that default loss; None for its own. label_weight: the weight of the loss on the
+    labels, in [0, 1]; the teachers share the rest. epochs: of Adam, 10 if None; training: all options instead.
+    task: the kind of the labels; derived from them if None.
     classes: their names. If None, the names that the training data has, as ImageFolder does, or else numbers: as many
     as the student has outputs. options: those of `kdkit.run`.
+
+    Raises RecipeError if both epochs and training are passed, or both kd_loss and temperature.
     """
+    if epochs is not None and training is not None:
+        raise RecipeError("training has its own epochs: pass training=Training(epochs=...), or epochs alone")
+    if temperature is not None and kd_loss is not None:
+        raise RecipeError("kd_loss has its own temperature: pass kd_loss=SoftTargets(temperature=...), or leave it out")
     student_net = student if isinstance(student, Net) else Net("student", student)
     modules = tuple(teacher) if isinstance(teacher, Sequence) else (teacher,)
     names = ["teacher"] if len(modules) == 1 else [f"teacher {count}" for count in range(1, len(modules) + 1)]
@@ -66,16 +71,25 @@ def distill(
     ]
     if classes is None:
         classes = _classes(student_net, train)
-    data = TorchData(train, validation, test, classes=classes)
+    data = TorchData(train, validation, test, classes=classes, task=task)
     schedule = Parallel(
         *teachers,
         student_net,
         truth=Truth(_LABEL_LOSSES[data.task]()),
-        kd_loss=kd_loss if kd_loss is not None else _KD_LOSSES[data.task](),
+        kd_loss=kd_loss if kd_loss is not None else _default_loss(data.task, temperature),
         label_weight=label_weight,
-        training=training or Training(epochs=10),
+        training=training or Training(epochs=10 if epochs is None else epochs),
     )
     return run(Recipe(data=data, schedule=schedule, name="distill"), **options)
+
+
+def _default_loss(task: Task, temperature: float | None) -> Loss:
+    if task == "regression":
+        if temperature is not None:
+            raise RecipeError("a temperature softens probabilities, which regression does not have; leave it out")
+        return nn.MSELoss()
+    loss = SoftTargets if task == "multiclass" else PerLabelSoftTargets
+    return loss() if temperature is None else loss(temperature=temperature)
 
 
 def _classes(net: Net[Any], train: DatasetOrLoader) -> Sequence[str] | None:

@@ -1,5 +1,6 @@
 """`kdkit.distill`: distillation in one call, on plain torch networks and data."""
 
+import copy
 import inspect
 from typing import Any
 
@@ -10,8 +11,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import kdkit
 from kdkit import DataError, Net, RecipeError, Training
-from kdkit.engine.distill import _count_outputs
+from kdkit.engine.distill import count_outputs
 from kdkit.errors import CheckError
+from kdkit.losses import PerLabelSoftTargets, SoftTargets
 from tests.helpers.stages import copied, same
 
 
@@ -123,12 +125,33 @@ def test_wrong_arguments_are_refused():
     data = dataset("multiclass", 24, 0), dataset("multiclass", 24, 1)
     with pytest.raises(RecipeError, match="label_weight"):
         kdkit.distill(net(8), net(4), *data, label_weight=3.0, device="cpu")
-    with pytest.raises(RecipeError, match="epochs"):
-        kdkit.distill(net(8), net(4), *data, epochs=3, device="cpu")
+    with pytest.raises(RecipeError, match="training has its own epochs"):
+        kdkit.distill(net(8), net(4), *data, epochs=3, training=Training(epochs=2), device="cpu")
+    with pytest.raises(RecipeError, match="kd_loss has its own temperature"):
+        kdkit.distill(net(8), net(4), *data, temperature=3.0, kd_loss=SoftTargets(), device="cpu")
+    with pytest.raises(RecipeError, match="momentum"):
+        kdkit.distill(net(8), net(4), *data, momentum=3, device="cpu")
+    regression = dataset("regression", 24, 0), dataset("regression", 24, 1)
+    with pytest.raises(RecipeError, match="a temperature softens probabilities"):
+        kdkit.distill(net(8), net(4), *regression, temperature=3.0, device="cpu")
     with pytest.raises(DataError, match="empty"):
         kdkit.distill(net(8), net(4), DataLoader([]), data[1], device="cpu")
     with pytest.raises(DataError, match="the train data is a generator; expected a Dataset with a length"):
         kdkit.distill(net(8), net(4), (pair for pair in data[0]), data[1], device="cpu")
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_the_few_options_that_everybody_wants_are_those_of_a_recipe(task):
+    data = dataset(task, 24, 0), dataset(task, 24, 1)
+    loss = {"multiclass": SoftTargets, "multilabel": PerLabelSoftTargets}[task]
+    teacher, student = net(8), net(4)
+
+    def terms(**options):
+        return kdkit.distill(teacher, copy.deepcopy(student), *data, device="cpu", **options).history["student"]
+
+    short = terms(epochs=2, temperature=3.0, task=task)
+    whole = terms(training=Training(epochs=2), kd_loss=loss(temperature=3.0))
+    assert [epoch["terms"] for epoch in short] == [epoch["terms"] for epoch in whole]
 
 
 def test_a_list_of_samples_is_data():
@@ -152,7 +175,7 @@ def test_a_net_that_cannot_take_the_data_fails_the_check():
 def test_outputs_are_counted_on_the_device_of_the_net():
     student = net(8).to("meta")  # a device without values, on which a CPU batch would raise an error
     batch = kdkit.Batch(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64))
-    assert _count_outputs(Net("student", student), batch) == 3
+    assert count_outputs(Net("student", student), batch) == 3
     assert all(module.training for module in student.modules())
 
 
