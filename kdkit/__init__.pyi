@@ -13,6 +13,7 @@ from .data.torch_data import TorchData as TorchData
 from .engine.check.check import check as check
 from .engine.distill import distill as distill
 from .engine.distiller import Distiller as Distiller
+from .engine.evaluate import evaluate as evaluate
 from .engine.options import RunOptions as RunOptions
 from .engine.run import Result as Result
 from .engine.run import run as run

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rich.console import Console
 from rich.markup import escape
@@ -126,6 +126,16 @@ def metrics_table(event: RunEnded) -> Table:
     for net, results in event.metrics.items():
         values = [_with_interval(results[name]) if name in results else "-" for name in names]
         table.add_row(escape(net), f"{event.parameters[net]:,}", *values)
+    return table
+
+
+def results_table(results: Mapping[str, ReportedMetric], title: str) -> Table:
+    """Return a table with a row for each metric of one net."""
+    table = Table(title=escape(title), title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, result in results.items():
+        table.add_row(escape(name), _with_interval(result))
     return table
 
 

@@ -214,6 +214,36 @@ def check(ctx: click.Context, /, **options: Any) -> None:
     plan.require()
 
 
+@cli.command(cls=RecipeCommand)
+@click.argument("file")
+@click.option("--weights", type=PATH, required=True, help="File of weights, or the folder of a run.")
+@click.option("--net", help="Net of the recipe to load them into; the one trained last if not given.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
+@click.option("--precision", default="fp32", show_default=True, help="fp32, bf16 or fp16 (autocast).")
+@click.pass_context
+def evaluate(ctx: click.Context, /, **options: Any) -> None:
+    """Print the metrics of trained weights on the data of the recipe in FILE, without training.
+
+    Thresholds are fitted on the validation split, and metrics are computed on the test split if there is one.
+    """
+    from kdkit.cli.console import results_table
+    from kdkit.engine.evaluate import evaluate as evaluate_weights
+    from kdkit.engine.options import RunOptions
+    from kdkit.utils.console import make_console
+    from kdkit.utils.randomness import seed_everything
+
+    file = file_of(ctx)
+    settings = RunOptions(device=options["device"], precision=options["precision"])
+    seed_everything(settings.seed)  # as for a run, in which recipe() may split the data
+    recipe = file.make(recipe_options(file, options))
+    results = evaluate_weights(recipe, options["weights"], net=options["net"], options=settings)
+    split = "validation" if recipe.data.test is None else "test"
+    console = make_console()
+    console.print(results_table(results, f"{options['weights']} on {split}"))
+    for note in sorted({result.note for result in results.values() if result.note}):
+        console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+
+
 @cli.command("list")
 @click.argument("file", required=False, type=PATH)
 def list_(file: Path | None) -> None:

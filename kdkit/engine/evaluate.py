@@ -1,0 +1,44 @@
+"""Compute the metrics of trained weights on the data of a recipe, without training."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import nn
+
+from kdkit.data.device_data import DeviceData
+from kdkit.engine.options import RunOptions
+from kdkit.engine.predict import Predictor, compute_metrics
+from kdkit.errors import RecipeError, did_you_mean
+from kdkit.metrics.base import MetricResult
+from kdkit.nets.weights import load_weights
+from kdkit.recipe.recipe import Recipe, nets_of
+
+
+def evaluate(
+    recipe: Recipe, weights: str | Path, *, net: str | None = None, options: RunOptions | None = None
+) -> Mapping[str, MetricResult]:
+    """Load weights into a net of a recipe, and return its metrics by name.
+
+    weights: a file of weights, or the folder of a run, as for `Net`. net: the name of the net in the recipe; the one
+    that is trained last if None. options: device and precision are used; the defaults if None.
+    Thresholds are fitted on the validation split, and metrics are computed on the test split, or on the validation
+    split if there is none. Raises RecipeError if there is no such net, or the weights do not fit.
+    """
+    options = options or RunOptions()
+    nets = {candidate.name: candidate for candidate in nets_of(recipe.stages)}
+    name = list(recipe.stages[-1].objectives)[-1].name if net is None else net
+    if name not in nets:
+        raise RecipeError(f"the recipe has no net {name!r}; {did_you_mean(name, nets)}")
+    chosen = nets[name]
+    chosen.weights_note = load_weights(chosen.network, Path(weights), name).note
+    device = options.torch_device()
+    module: nn.Module = chosen.network.to(device)
+    data = recipe.data
+    loader = DeviceData(device, share=0.0, draws=data.draws, passes=1)
+    predictor = Predictor(data, loader, lambda: options.autocast(device))
+    batch_size = recipe.stages[-1].training.batch_size
+    validation = predictor.predict(chosen, data.validation, batch_size=batch_size, module=module)
+    if data.test is None:
+        return compute_metrics(recipe.metrics, validation, validation)
+    test = predictor.predict(chosen, data.test, batch_size=batch_size, module=module)
+    return compute_metrics(recipe.metrics, validation, test)

@@ -1,0 +1,74 @@
+"""`kdkit evaluate` gives the metrics of the run that wrote the weights, and of weights from elsewhere."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import kdkit
+from kdkit import Net, Recipe, RecipeError, TorchData
+from tests.helpers.tiny import Mlp, one_stage, plain_goal, samples, tiny_data
+
+RECIPE = """
+import torch
+from torch import nn
+from kdkit import *
+from kdkit.losses import SoftTargets
+from tests.helpers.tiny import Mlp, tiny_data
+
+def recipe(hidden: int = 5) -> Recipe:
+    teacher, student = Net("teacher", Mlp(hidden=7)), Net("student", Mlp(hidden=hidden))
+    training = Training(epochs=2, batch_size=4)
+    return Recipe(
+        data=tiny_data(rows=24),
+        schedule=Sequential(
+            teacher, student, truth=Truth(nn.CrossEntropyLoss()), kd_loss=SoftTargets(), training=training
+        ),
+    )
+"""
+
+
+@pytest.mark.parametrize("net", ["teacher", "student"])
+def test_the_metrics_of_a_run_are_computed_again_from_its_weights(net, kdkit_here, tmp_path):
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    assert kdkit_here("run", "recipe.py", "--out", "run", "--device", "cpu", "-q").code == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"][net]
+    result = kdkit_here("evaluate", "recipe.py", "--weights", "run", "--net", net, "--device", "cpu")
+    assert result.code == 0, result.err
+    assert "run on test" in result.out
+    for name, metric in metrics.items():
+        (line,) = [line for line in result.out.splitlines() if f" {name} " in line]
+        assert f"{metric['value']:.4f}" in line
+    wrong = kdkit_here("evaluate", "recipe.py", "--weights", "run", "--hidden", "6", "--device", "cpu")
+    assert wrong.code == 2
+    assert "do not fit net 'student'" in wrong.err
+
+
+def test_weights_of_another_program_are_evaluated_in_python(tmp_path):
+    torch.manual_seed(0)
+    module = Mlp()
+    torch.save({"state_dict": module.state_dict()}, tmp_path / "weights.ckpt")
+    recipe = one_stage(Net("student", Mlp()), plain_goal())
+    results = kdkit.evaluate(recipe, tmp_path / "weights.ckpt", options=kdkit.RunOptions(device="cpu"))
+    inputs, labels = samples(rows=6, seed=2).tensors  # the test split
+    expected = (module.eval()(inputs).argmax(1) == labels).float().mean().item()
+    assert results["accuracy"].value == pytest.approx(expected)
+
+
+def test_data_without_a_test_split_is_evaluated_on_the_validation_split(tmp_path):
+    module = Mlp()
+    torch.save(module.state_dict(), tmp_path / "weights.pt")
+    data = TorchData(samples(rows=8), samples(rows=6, seed=1), classes=["a", "b", "c"])
+    recipe = one_stage(Net("student", Mlp()), plain_goal(), data=data)
+    inputs, labels = samples(rows=6, seed=1).tensors
+    expected = (module.eval()(inputs).argmax(1) == labels).float().mean().item()
+    results = kdkit.evaluate(recipe, tmp_path / "weights.pt", options=kdkit.RunOptions(device="cpu"))
+    assert results["accuracy"].value == pytest.approx(expected)
+
+
+def test_a_net_that_the_recipe_does_not_have_is_refused(tmp_path):
+    recipe = one_stage(Net("student", nn.Linear(4, 3)), plain_goal(), data=tiny_data())
+    assert isinstance(recipe, Recipe)
+    with pytest.raises(RecipeError, match="the recipe has no net 'studnt'; did you mean 'student'"):
+        kdkit.evaluate(recipe, tmp_path, net="studnt")
