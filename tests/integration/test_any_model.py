@@ -283,7 +283,7 @@ def test_a_network_of_two_inputs_gets_both(structure, loaded):
     data = TorchData(split, split, classes=[str(label) for label in range(CLASSES)])
     teacher, student = Net("teacher", Pair(6), trained=True), Net("student", Pair(3))
     hint = Match(teacher, Hint(), student=Tap(student.module.signal), target=Tap(teacher.module.signal))
-    ages = Match(teacher, Hint(), student=Tap(student.module.age, "input"), target=Tap(teacher.module.age), label="age")
+    ages = Match(teacher, Hint(), student=Tap(student.module.age), target=Tap(teacher.module.age), label="age")
     before = student.module.age.weight.clone()
     # The weight of 0 keeps the second hint from the weights: they change through the labels, if the age is an input.
     distilled(student, Truth(cross_entropy) + Match(teacher, soft) + hint + 0.0 * ages, data)
