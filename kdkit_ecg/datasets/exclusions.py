@@ -20,6 +20,7 @@ class ExclusionReason(StrEnum):
     NO_FOLD = "no fold in the folds file"
     RATE = "a rate that the band-pass or the resampling cannot handle"
     SIGNAL = "unreadable signal"
+    CHECKSUM = "samples that do not match the first samples and checksums in the header"
     DUPLICATE = "the signal of another record"
 
 

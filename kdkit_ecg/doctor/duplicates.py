@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit_ecg.doctor.findings import Reason, RecordReport
-from kdkit_ecg.doctor.samples import INVALID, Samples, lead_formats, read_samples
 from kdkit_ecg.doctor.signal_sketch import MIN_CORRELATION, correlation, near_pairs
 from kdkit_ecg.records.header import read_header
+from kdkit_ecg.records.samples import Steps, invalid_values, read_steps
 
 
 class ComparedSignal(NamedTuple):
-    """A signal with leads sorted by name: in converter steps, in mV, and the value of an invalid sample."""
+    """A signal with leads sorted by name: in converter steps, in mV, and the value of an invalid sample, (leads, 1)."""
 
-    samples: Samples
+    steps: Steps
     in_mv: NDArray[np.float32]
-    invalid_value: int | None
+    invalid_values: Steps
 
     @classmethod
     def read(cls, folder: Path, path: str) -> Self:
@@ -31,15 +31,15 @@ class ComparedSignal(NamedTuple):
         header = read_header(folder / f"{path}.hea")
         order = np.argsort(header.leads)
         gains, baselines = (np.array(values)[order, None] for values in (header.gains, header.baselines))  # (leads, 1)
-        samples = read_samples(header)[order]  # (leads, time)
-        in_mv = ((samples - baselines) / gains).astype(np.float32)
-        return cls(samples, in_mv, INVALID.get(lead_formats(header)[0].format))
+        steps = read_steps(header)[order]  # (leads, time)
+        in_mv = ((steps - baselines) / gains).astype(np.float32)
+        return cls(steps, in_mv, invalid_values(header)[order])
 
     def compare(self, candidate: Self) -> Reason | None:
         """Return in which way another signal duplicates this one, sample by sample; None if it does not."""
         if np.array_equal(self.in_mv, candidate.in_mv):
             return Reason.DUPLICATE
-        smallest = correlation(self.samples, candidate.samples, (self.invalid_value, candidate.invalid_value))
+        smallest = correlation(self.steps, candidate.steps, (self.invalid_values, candidate.invalid_values))
         return Reason.SCALED_DUPLICATE if smallest >= MIN_CORRELATION else None
 
 

@@ -20,7 +20,7 @@ class Reason(StrEnum):
     CODES = "no code that 2020 or 2021 scores"
     SHAPE = "a signal with another shape than in the header"
     SIGNAL = "unreadable signal"
-    CHECKSUM = "samples that do not match the checksum in the header"
+    CHECKSUM = "samples that do not match the first samples and checksums in the header"
     EMPTY = "no lead with a signal"
     NAME = "the name of another record"
     DUPLICATE = "the signal of another record"

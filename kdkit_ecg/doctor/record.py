@@ -1,6 +1,5 @@
 """Examine one record by itself: first its header, then its signal."""
 
-import re
 from collections import Counter
 from pathlib import Path, PurePath
 
@@ -9,13 +8,12 @@ from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.waveform import examine_signal
 from kdkit_ecg.labels import is_snomed_code, scored_classes
 from kdkit_ecg.leads import LEADS
-from kdkit_ecg.records.header import Header, read_header
+from kdkit_ecg.records.header import Header, header_lines, read_comments, read_header
 from kdkit_ecg.records.record import missing_files
 from kdkit_ecg.utils.files import unsharded_folder
 
 GAINS = (20.0, 50_000.0)  # steps per mV: converters have a resolution between 50 uV and 20 nV
 
-_COMMENT = re.compile(r"#\s*(age|dx)\s*:(.*)", re.IGNORECASE)
 _UNKNOWN = {"", "nan", "unknown", "n/a", "none"}
 
 
@@ -53,17 +51,13 @@ def examine(folder: Path, path: Path) -> RecordReport:
 
 
 def _examine_person_and_codes(record: RecordReport, header: Header) -> None:
-    # The comments are parsed again: read_header drops ages and codes that are not valid.
-    comments: dict[str, list[str]] = {"age": [], "dx": []}
-    for line in header.path.read_bytes().decode("latin-1").splitlines():
-        match = _COMMENT.match(line.strip())
-        if match:
-            comments[match[1].lower()].append(match[2].strip())
-    ages = [age for age in comments["age"] if age.lower() not in _UNKNOWN]
+    # The comments are read again: read_header drops ages and codes that are not valid.
+    comments = read_comments(header_lines(header.path))
+    ages = [age for age in comments.get("age", []) if age.lower() not in _UNKNOWN]
     if header.age is None and ages:
         record.implausible_age = True
         record.add(Reason.AGE, ", ".join(ages))
-    codes = [code.strip() for line in comments["dx"] for code in line.split(",") if code.strip()]
+    codes = [code.strip() for line in comments.get("dx", []) for code in line.split(",") if code.strip()]
     repeated = [code for code, count in Counter(codes).items() if count > 1]
     if repeated:
         record.add(Reason.REPEATED, ", ".join(repeated))

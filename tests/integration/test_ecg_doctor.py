@@ -86,6 +86,12 @@ def resize(by):
     return change
 
 
+def page():
+    """Return bytes that are no signal, after the header of a matrix of the right size."""
+    matrix = np.array([10, 12, 1000, 0, 4], "<i4").tobytes() + b"val\0"
+    return matrix + (b"<p>Not found</p>" * 1500)[:24000]
+
+
 CASES = {
     "a header without leads": (
         with_files(edit("12 500", "13 500")),
@@ -120,6 +126,10 @@ CASES = {
     "a wrong checksum": (
         with_files(lambda path: path.write_text(path.read_text().replace(" 0 aVR", "1 0 aVR"))),
         {Reason.CHECKSUM: "aVR"},
+    ),
+    "a web page in place of the signal": (
+        with_files(lambda path: path.with_suffix(".mat").write_bytes(page())),
+        {Reason.CHECKSUM: "I, II, III"},
     ),
     "samples marked invalid": (with_samples(fill((3, slice(5, 9)), -32768)), {Reason.INVALID: "aVR 4"}),
     "a lead marked invalid": (with_samples(fill(3, -32768)), {Reason.INVALID: "aVR 1000", Reason.FLAT: "aVR"}),

@@ -11,6 +11,7 @@ from kdkit import DataError, RecipeError
 from kdkit_ecg.datasets import Challenge2020, Challenge2021, base
 from kdkit_ecg.datasets import challenge as module
 from kdkit_ecg.leads import LEADS
+from tests.helpers.wfdb_files import write_matrix
 
 RHYTHMS = ("426783006", "164889003", "427084000")
 
@@ -328,3 +329,18 @@ def test_records_of_one_patient_are_one_group_in_their_split(tree, tmp_path):
     shutil.copytree(tree, without_table)
     (without_table / "records.csv").unlink()
     assert small_dataset(without_table, shares=(1.0, 0.0, 0.0)).train.groups is None
+
+
+def test_records_whose_samples_do_not_match_the_header_are_excluded(tmp_path):
+    for number in range(4):
+        write_matrix(tmp_path, f"A{number}", np.random.default_rng(number).integers(-800, 800, (12, 600)))
+    (tmp_path / "A1.mat").write_bytes(b"<html>" + b"x" * 30000)
+    (tmp_path / "A2.mat").write_bytes((tmp_path / "A3.mat").read_bytes())
+    data = small_dataset(tmp_path, shares=(1.0, 0.0, 0.0))
+    assert data.summary.splitlines()[:2] == [
+        "2 of 4 records read",
+        "  2 excluded, samples that do not match the first samples and checksums in the header: A1, A2",
+    ]
+    assert small_dataset(tmp_path, shares=(1.0, 0.0, 0.0), store=None).summary == data.summary
+    with pytest.raises(DataError, match="strict=True"):
+        _ = small_dataset(tmp_path, shares=(1.0, 0.0, 0.0), strict=True).train

@@ -1,0 +1,96 @@
+"""Read the samples of a record in converter steps, and compare them with the checksums in its header."""
+
+import tempfile
+from pathlib import Path
+from shutil import copyfile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdkit import DataError
+from kdkit_ecg.records.signal_lines import SignalHeader
+
+Steps = NDArray[np.int64]
+
+# The value of an invalid sample in each WFDB format. Format 8 has none.
+_INVALID = {"80": -(1 << 7), "508": -(1 << 7), "310": -(1 << 9), "311": -(1 << 9), "212": -(1 << 11)}
+_INVALID |= dict.fromkeys(("16", "61", "160", "516"), -(1 << 15))
+_INVALID |= {"24": -(1 << 23), "524": -(1 << 23), "32": -(1 << 31)}
+_NEVER = 1 << 40  # larger than any sample, for a format without an invalid value
+
+
+def invalid_values(header: SignalHeader) -> Steps:
+    """Return (leads, 1): the value of an invalid sample of each lead."""
+    return np.array([[_INVALID.get(lead_format, _NEVER)] for lead_format in header.formats])
+
+
+def read_steps(header: SignalHeader) -> Steps:
+    """Return (leads, time) in converter steps, leads in the order of the header.
+
+    A gap between segments consists of invalid samples. Raises DataError if the samples cannot be read.
+    """
+    if not header.segments:
+        return _read_signal(header)
+    gap = np.where(invalid_values(header) == _NEVER, 0, invalid_values(header))
+    parts = [_read_signal(part) if part else np.repeat(gap, samples, axis=1) for part, samples in header.segments]
+    return np.concatenate(parts, axis=1)
+
+
+def mismatched_leads(header: SignalHeader, steps: Steps) -> list[str]:
+    """Return the leads whose samples are not those that the header describes.
+
+    The checksum of a lead decides. A checksum of 0 may mean that it is unknown; then the first sample decides, unless
+    it is 0 too. Samples of another record, or of a file that was converted or damaged, have other checksums.
+    """
+    wrong = []
+    start = 0
+    for part, samples in header.segments or ((header, header.samples),):
+        columns = steps[:, start : start + samples]
+        start += samples
+        if part is None:
+            continue
+        totals = columns.sum(axis=1).tolist()
+        for lead, (first, checksum), total, sample in zip(
+            part.leads, part.checks, totals, columns[:, 0].tolist(), strict=True
+        ):
+            # WFDB: the sum of all samples as a 16-bit number, which some files write without a sign.
+            differs = (total - checksum) % (1 << 16) if checksum else first not in (0, sample) and total % (1 << 16)
+            if differs:
+                wrong.append(lead)
+    return list(dict.fromkeys(wrong))
+
+
+def _read_signal(header: SignalHeader) -> Steps:
+    import wfdb  # takes half a second with pandas, which commands that read no record avoid
+
+    frame = header.channels[header.positions[0]].frame
+    frames = header.samples // frame
+    names = {file: f"s{number}.dat" for number, file in enumerate(header.files)}
+    # A header of what wfdb needs to find the samples. Rate, gains and names of leads are not its concern.
+    lines = [f"record {len(header.channels)} 1 {frames}"]
+    lines += [
+        f"{names[channel.file]} {channel.format}x{channel.frame}:{channel.skew}+{channel.offset} 1 0 0 {channel.first} "
+        f"0 0 channel {number}"
+        for number, channel in enumerate(header.channels)
+    ]
+    try:
+        with tempfile.TemporaryDirectory(prefix="kdkit-") as folder:
+            for file, name in names.items():
+                _link(header.path.with_name(file), Path(folder, name))
+            Path(folder, "record.hea").write_text("\n".join([*lines, ""]), encoding="ascii")
+            # Not smoothed: otherwise wfdb averages the samples of a frame.
+            record = wfdb.rdrecord(str(Path(folder, "record")), physical=False, smooth_frames=False)
+    except Exception as error:  # wfdb raises exceptions of any kind for a damaged file
+        raise DataError(f"the signal of {header.path} cannot be read: {error or type(error).__name__}") from error
+    leads = [record.e_d_signal[position] for position in header.positions]
+    if {len(lead) for lead in leads} != {header.samples}:
+        raise DataError(f"the signal of {header.path} has {len(leads[0])} samples per lead, expected {header.samples}")
+    return np.stack(leads).astype(np.int64)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make a file available under another name: as a link, or as a copy if the system does not allow links."""
+    try:
+        target.symlink_to(source.absolute())
+    except OSError:
+        copyfile(source, target)
