@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from kdkit import DataError, RecipeError
 from kdkit_ecg.datasets.base import RecordingDataset
-from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason, first_names
+from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
 from kdkit_ecg.datasets.folds import FoldEntry, Folds, assign_persons, split_by_patient, stratified_folds
 from kdkit_ecg.datasets.patient_table import PatientTable
 from kdkit_ecg.datasets.scan import database_of
 from kdkit_ecg.datasets.signals import duplicate_signals
 from kdkit_ecg.datasets.splits import Splits, splits_of_folds
 from kdkit_ecg.records.header import Header
+from kdkit_ecg.utils.record_files import first_names
 
 
 class FoldMember(NamedTuple):

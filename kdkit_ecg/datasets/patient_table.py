@@ -2,11 +2,11 @@
 
 import csv
 import io
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kdkit import DataError
+from kdkit_ecg.utils.record_files import record_name
 
 PatientTable = Mapping[str, Mapping[str, str]]  # record -> {"patient": ..., "database": ...}
 
@@ -43,7 +43,7 @@ def _read_file(path: Path, rows: dict[str, Mapping[str, str]], sources: dict[str
         for cells in table:
             # Not strict: spreadsheets drop empty cells at the end of a line.
             row = dict(zip(columns, (cell.strip() for cell in cells), strict=False))
-            record = re.sub(r"\.(hea|mat|dat)$", "", row.get("record", ""))
+            record = record_name(row.get("record", ""))
             values = {column: row.get(column, "") for column in ("patient", "database")}
             if not record:
                 continue

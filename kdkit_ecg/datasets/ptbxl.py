@@ -12,6 +12,7 @@ from kdkit_ecg.datasets.ptbxl_tables import DatabaseRow, Labels, Statements, rea
 from kdkit_ecg.datasets.scan import exclusion_reason
 from kdkit_ecg.datasets.splits import Splits, splits_of_folds
 from kdkit_ecg.records.header import Header, read_header
+from kdkit_ecg.utils.record_files import present_file
 
 FOLDS = 10
 
@@ -64,7 +65,7 @@ class PTBXL(RecordingDataset):
         excluded = ExcludedRecords(self._folders)
         selected = []
         for name, row in sorted(self._database.items()):
-            path = self._folders[0] / f"{row.file_100_hz if self.rate == 100 else row.file_500_hz}.hea"
+            path = present_file(self._folders[0] / f"{row.file_100_hz if self.rate == 100 else row.file_500_hz}.hea")
             try:
                 # The headers contain neither person nor diagnoses; the table does.
                 header = replace(read_header(path), name=name, age=row.age, sex=row.sex, codes=row.codes)

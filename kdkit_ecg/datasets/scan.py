@@ -14,6 +14,7 @@ from kdkit_ecg.datasets.patient_table import PatientTable
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.header import Header, read_header
 from kdkit_ecg.records.record import missing_files
+from kdkit_ecg.utils.record_files import find_record_files
 
 # Folders that are not named after a database: the Challenges put a thousand records each into g1, g2 and so on.
 _NOT_A_DATABASE = re.compile(r"g\d+|training")
@@ -43,21 +44,40 @@ def find_records(
     """
     by_name: dict[str, list[Header]] = {}
     rank: dict[Path, tuple[int, int]] = {}  # (position of the root folder, depth below it)
+    seen: set[Path] = set()  # headers, and signals that a header names or that have none, by their real paths
     for position, folder in enumerate(excluded.folders):
-        for path in _header_paths(folder, excluded):
-            if path in rank:  # one of the folders is inside another
+        files = find_record_files(folder)
+        excluded.add_not_listed(files.not_listed)
+        if not files.headers:
+            matrices = sum(path.suffix.lower() == ".mat" for path in files.signals)
+            raise DataError(
+                f"no .hea file in {folder} or its subfolders ({matrices} .mat files); expected the folders of a "
+                "Challenge release, with a header A0001.hea and a signal A0001.mat for each record"
+            )
+        # One of the folders may be inside another, or contain a link to it. A folder has one real path.
+        real_folder = {
+            parent: parent.resolve() for parent in {path.parent for path in (*files.headers, *files.signals)}
+        }
+        for path in files.headers:
+            if real_folder[path.parent] / path.name in seen:
                 continue
+            seen.add(real_folder[path.parent] / path.name)
             rank[path] = (position, len(path.relative_to(folder).parts))
             try:
                 header = read_header(path)
             except DataError:
                 excluded.add(ExclusionReason.HEADER, path)
                 continue
+            seen.update(real_folder[path.parent] / name for name in header.files)
             reason = exclusion_reason(header, encoder, normalised_units=normalised_units)
             if reason:
                 excluded.add(reason, path)
             else:
                 by_name.setdefault(header.name, []).append(header)
+        for path in files.without_header():
+            if real_folder[path.parent] / path.name not in seen:
+                seen.add(real_folder[path.parent] / path.name)
+                excluded.add(ExclusionReason.NO_HEADER, path)
     selected = []
     for name in sorted(by_name):  # sorted, so that rows do not depend on the order of the file system
         database = table.get(name, {}).get("database")
@@ -87,18 +107,3 @@ def database_of(header: Header, table: PatientTable) -> str:
     parents: Sequence[str] = header.path.absolute().parts[:-1]
     folders = [part for part in parents if not _NOT_A_DATABASE.fullmatch(part)]
     return table.get(header.name, {}).get("database") or (folders[-1] if folders else "")
-
-
-def _header_paths(folder: Path, excluded: ExcludedRecords) -> list[Path]:
-    """Return the .hea files, and exclude .mat files that have none, as in the original release of CPSC."""
-    headers = sorted(folder.rglob("*.hea"))
-    described = set(headers)
-    without_header = [path for path in sorted(folder.rglob("*.mat")) if path.with_suffix(".hea") not in described]
-    if not headers:
-        raise DataError(
-            f"no .hea file in {folder} or its subfolders ({len(without_header)} .mat files); expected the folders of a "
-            "Challenge release, with a header A0001.hea and a signal A0001.mat for each record"
-        )
-    for path in without_header:
-        excluded.add(ExclusionReason.NO_HEADER, path)
-    return headers

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path, PurePath
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdkit_ecg.records.header import Sex
+from kdkit_ecg.utils.files import unsharded_folder
 
 
 class Reason(StrEnum):
@@ -69,12 +72,14 @@ class Finding:
 class RecordReport:
     """The findings and header fields of a record, about a kilobyte, so that a survey of any size fits in memory.
 
-    path: of the header below the folder, without suffix. database: the folder without shards. rate in Hz, age in years.
+    path: of the header below the folder, without suffix. header: its file, or the signal's if there is no header.
+    database: the folder without shards. rate in Hz, age in years.
     implausible_age: the header contains an age that cannot be right. sketch: see signal_sketch.py; None if there is no
     signal to compare.
     """
 
     path: str
+    header: Path
     database: str
     findings: list[Finding]
     name: str = ""
@@ -86,6 +91,13 @@ class RecordReport:
     sex: Sex | None = None
     codes: tuple[str, ...] = ()
     sketch: NDArray[np.float32] | None = None
+
+    @classmethod
+    def of(cls, folder: Path, path: Path) -> Self:
+        """Return a report without findings about the record with this file in the folder."""
+        relative = path.relative_to(folder)
+        name = relative.with_suffix("").as_posix()
+        return cls(path=name, header=path, database=unsharded_folder(PurePath(relative)), findings=[])
 
     @property
     def bad(self) -> bool:

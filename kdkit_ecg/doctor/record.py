@@ -1,7 +1,7 @@
 """Examine one record by itself: first its header, then its signal."""
 
 from collections import Counter
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from kdkit import DataError
 from kdkit_ecg.doctor.findings import Reason, RecordReport
@@ -10,7 +10,6 @@ from kdkit_ecg.labels import is_snomed_code, scored_classes
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.header import Header, header_lines, read_comments, read_header
 from kdkit_ecg.records.record import missing_files
-from kdkit_ecg.utils.files import unsharded_folder
 
 GAINS = (20.0, 50_000.0)  # steps per mV: converters have a resolution between 50 uV and 20 nV
 
@@ -19,10 +18,7 @@ _UNKNOWN = {"", "nan", "unknown", "n/a", "none"}
 
 def examine(folder: Path, path: Path) -> RecordReport:
     """Return the findings about the record with this header. No content of the files raises an exception."""
-    relative = path.relative_to(folder)
-    record = RecordReport(
-        path=relative.with_suffix("").as_posix(), database=unsharded_folder(PurePath(relative)), findings=[]
-    )
+    record = RecordReport.of(folder, path)
     try:
         header = read_header(path)
     except DataError as error:

@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 
 from kdkit import DataError
 from kdkit_ecg.records.signal_lines import SignalHeader, parse_signal_lines
-from kdkit_ecg.utils.files import present_file
+from kdkit_ecg.utils.record_files import present_file
 
 Sex = Literal["female", "male"]
 T = TypeVar("T")

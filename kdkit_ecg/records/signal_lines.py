@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS, missing_leads, standard_name
-from kdkit_ecg.utils.files import present_file
+from kdkit_ecg.utils.record_files import present_file
 
 # Size of a unit in mV. NU (normalised units) are standard deviations, and are not converted.
 UNITS: Mapping[str, float] = MappingProxyType(

@@ -1,32 +1,11 @@
-"""Find the files of records, group them by folder, measure free disk space, and format numbers of bytes."""
+"""Group the files of a release by folder, measure free disk space, and format numbers of bytes."""
 
 import re
 import shutil
-from itertools import product
 from pathlib import Path, PurePath
 
 # Releases split large folders into shards: g1, g2, ... in the Challenges, and 00000, 01000, ... in PTB-XL.
 _SHARD = re.compile(r"g\d+|\d+")
-
-SIGNAL_SUFFIXES = (".mat", ".dat")
-
-
-def present_file(path: Path) -> Path:
-    """Return the path under which a file exists; `path` itself if there is none.
-
-    The suffix, or the whole name, may be in another case, as on disks that do not distinguish cases. A name without a
-    suffix may mean a signal.
-    """
-    if path.is_file():
-        return path
-    for suffix in [path.suffix] if path.suffix else SIGNAL_SUFFIXES:
-        # Not a listing of the folder, which may contain thousands of records.
-        cases = ["".join(letters) for letters in product(*({letter.lower(), letter.upper()} for letter in suffix))]
-        for stem, case in product(dict.fromkeys((path.stem, path.stem.upper(), path.stem.lower())), sorted(cases)):
-            candidate = path.with_name(stem + case)
-            if candidate.is_file():
-                return candidate
-    return path
 
 
 def unsharded_folder(path: PurePath) -> str:

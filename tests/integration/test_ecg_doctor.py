@@ -250,6 +250,26 @@ def test_of_records_with_one_name_the_one_in_its_database_is_good(tmp_path):
     assert [(finding.reason, finding.detail) for finding in copy.findings] == [(Reason.NAME, "training/georgia/g1/A1")]
 
 
+def test_linked_folders_and_suffixes_in_capitals_are_examined(kdkit_here, tmp_path):
+    write(tmp_path / "disk", "A1", wave(1))
+    write(tmp_path / "data", "E1", wave(2)).rename(tmp_path / "data" / "E1.HEA")
+    (tmp_path / "data" / "E1.mat").rename(tmp_path / "data" / "E1.MAT")
+    write(tmp_path / "data", "E2", wave(1)).rename(tmp_path / "data" / "E2.HEA")
+    (tmp_path / "data" / "E3.DAT").touch()
+    (tmp_path / "data" / "cpsc").symlink_to(tmp_path / "disk")
+    (tmp_path / "data" / "lost").symlink_to(tmp_path / "gone")
+    records = examine_all(tmp_path / "data")
+    assert [(record.path, [finding.reason for finding in record.findings]) for record in records] == [
+        ("E1", []),
+        ("E2", [Reason.DUPLICATE]),
+        ("E3", [Reason.NO_HEADER]),
+        ("cpsc/A1", []),
+    ]
+    result = kdkit_here("ecg", "doctor", "data", "--jobs", 1, "--json", "survey.json")
+    assert "1 folders that cannot be read: lost\n" in result.out
+    assert json.loads((tmp_path / "survey.json").read_text())["not_listed"] == ["lost"]
+
+
 def test_several_processes_have_the_same_findings(tmp_path):
     for seed in range(12):
         write(tmp_path, f"A{seed}", wave(seed % 9))

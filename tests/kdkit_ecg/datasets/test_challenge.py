@@ -8,7 +8,7 @@ import torch
 import wfdb
 
 from kdkit import DataError, RecipeError
-from kdkit_ecg.datasets import Challenge2020, Challenge2021, base
+from kdkit_ecg.datasets import Challenge2020, Challenge2021, base, make_folds
 from kdkit_ecg.datasets import challenge as module
 from kdkit_ecg.leads import LEADS
 from tests.helpers.wfdb_files import write_matrix
@@ -344,3 +344,63 @@ def test_records_whose_samples_do_not_match_the_header_are_excluded(tmp_path):
     assert small_dataset(tmp_path, shares=(1.0, 0.0, 0.0), store=None).summary == data.summary
     with pytest.raises(DataError, match="strict=True"):
         _ = small_dataset(tmp_path, shares=(1.0, 0.0, 0.0), strict=True).train
+
+
+def write_matrices(folder, names, first_seed=0):
+    for seed, name in enumerate(names, first_seed):
+        samples = np.random.default_rng(seed).integers(-800, 800, (12, 600))
+        write_matrix(folder, name, samples, codes=RHYTHMS[seed % 3])
+
+
+def test_linked_folders_are_read_and_named_by_their_link(tmp_path):
+    write_matrices(tmp_path / "disk" / "volume", [f"A{number}" for number in range(6)])
+    write_matrices(tmp_path / "data" / "georgia", [f"E{number}" for number in range(6)], first_seed=6)
+    (tmp_path / "data" / "cpsc").symlink_to(tmp_path / "disk" / "volume")
+    (tmp_path / "data" / "cpsc" / "loop").symlink_to(tmp_path / "data")
+    data = small_dataset(tmp_path / "data", shares=(1.0, 0.0, 0.0), strict=True)
+    assert data.summary.startswith("12 of 12 records read")
+    folds = make_folds(tmp_path / "data", k=3)
+    assert {entry.database for entry in folds.entries.values()} == {"cpsc", "georgia"}
+
+
+def test_a_folder_given_twice_by_different_paths_is_read_once(tmp_path):
+    write_matrices(tmp_path / "data" / "georgia", ["E1", "E2"])
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    folders = [tmp_path / "data", tmp_path / "link", tmp_path / "data" / "georgia"]
+    assert small_dataset(folders, shares=(1.0, 0.0, 0.0)).summary.startswith("2 of 2 records read")
+
+
+def test_links_that_lead_nowhere_are_in_the_summary_and_an_error_if_strict(tmp_path):
+    write_matrices(tmp_path, ["E1"])
+    (tmp_path / "cpsc").symlink_to(tmp_path / "not mounted")
+    assert "\n  1 folders that cannot be read: cpsc\n" in small_dataset(tmp_path, shares=(1.0, 0.0, 0.0)).summary
+    with pytest.raises(DataError, match="folders that cannot be read: cpsc"):
+        _ = small_dataset(tmp_path, shares=(1.0, 0.0, 0.0), strict=True).train
+
+
+def test_suffixes_in_capitals_are_read_and_counted(tmp_path):
+    write_matrices(tmp_path, [f"A{number}" for number in range(6)])
+    (tmp_path / "A1.hea").rename(tmp_path / "A1.HEA")
+    (tmp_path / "A2.mat").rename(tmp_path / "A2.MAT")
+    (tmp_path / "A3.hea").rename(tmp_path / "A3.HEA")
+    (tmp_path / "A3.mat").rename(tmp_path / "A3.Mat")
+    (tmp_path / "A4.hea").unlink()
+    (tmp_path / "A4.mat").rename(tmp_path / "A4.MAT")
+    (tmp_path / "records.csv").write_text("record,patient\nA1.HEA,P1\nA2.MAT,P1\n")
+    data = small_dataset(tmp_path, shares=(1.0, 0.0, 0.0))
+    assert data.summary.splitlines()[:2] == [
+        "5 of 6 records read",
+        "  1 excluded, no header next to the signal: A4",
+    ]
+    assert data._persons["A1"] == data._persons["A2"] == "P1"
+    assert set(make_folds(tmp_path, k=2).entries) == {"A0", "A1", "A2", "A3", "A5"}
+
+
+def test_a_signal_that_a_header_with_another_name_describes_has_a_header(tmp_path):
+    write_matrices(tmp_path, ["A1", "A2"])
+    (tmp_path / "A1.hea").rename(tmp_path / "first.hea")
+    (tmp_path / "stray.dat").touch()
+    assert small_dataset(tmp_path, shares=(1.0, 0.0, 0.0)).summary.splitlines()[:2] == [
+        "2 of 3 records read",
+        "  1 excluded, no header next to the signal: stray",
+    ]
