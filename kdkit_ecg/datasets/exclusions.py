@@ -5,7 +5,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from kdkit_ecg.leads import LEADS
-from kdkit_ecg.utils.record_files import NOT_LISTED, first_names
+from kdkit_ecg.utils.record_files import NOT_LISTED
+from kdkit_ecg.utils.tables import first_names
 
 
 class ExclusionReason(StrEnum):

@@ -10,10 +10,9 @@ from kdkit_ecg.labels import is_snomed_code, scored_classes
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.header import Header, header_lines, read_comments, read_header
 from kdkit_ecg.records.record import missing_files
+from kdkit_ecg.utils.tables import is_missing
 
 GAINS = (20.0, 50_000.0)  # steps per mV: converters have a resolution between 50 uV and 20 nV
-
-_UNKNOWN = {"", "nan", "unknown", "n/a", "none"}
 
 
 def examine(folder: Path, path: Path) -> RecordReport:
@@ -49,7 +48,7 @@ def examine(folder: Path, path: Path) -> RecordReport:
 def _examine_person_and_codes(record: RecordReport, header: Header) -> None:
     # The comments are read again: read_header drops ages and codes that are not valid.
     comments = read_comments(header_lines(header.path))
-    ages = [age for age in comments.get("age", []) if age.lower() not in _UNKNOWN]
+    ages = [age for age in comments.get("age", []) if not is_missing(age)]
     if header.age is None and ages:
         record.implausible_age = True
         record.add(Reason.AGE, ", ".join(ages))

@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -89,11 +88,6 @@ def present_file(path: Path) -> Path:
 def record_name(text: str) -> str:
     """Return the name of a record without spaces around it and without the suffix of a header or signal."""
     return _SUFFIX.sub("", text.strip())
-
-
-def first_names(names: Sequence[str]) -> str:
-    """Return the first three names, followed by dots if there are more."""
-    return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
 
 
 def _is_folder(path: Path) -> bool:

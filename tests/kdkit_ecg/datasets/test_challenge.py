@@ -260,6 +260,30 @@ def test_records_without_a_patient_in_the_table_are_counted_after_they_were_foun
     assert data.notices == ("the patient of 2 of 3 records is unknown; each counts as a patient of its own",)
 
 
+WORDS = ("", "nan", "NaN", "NA", "N/A", "Unknown", "unknown ", "None", "null", "<NA>", "#N/A", "?", "-")
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_patient_that_is_missing_in_words_is_missing(tmp_path, word):
+    data = dataset_with_table(tmp_path, TABLE + f"C1,P1,\nC2,{word},\nC3,{word},{word}\n")
+    assert len(data.train) == 3
+    assert data.train.groups is None
+    assert data.notices == ("the patient of 2 of 3 records is unknown; each counts as a patient of its own",)
+    assert data._persons == {"C1": "P1", "C2": "record C2", "C3": "record C3"}
+
+
+def test_patients_that_are_missing_in_words_are_in_any_fold(tmp_path):
+    for number in range(30):
+        write_challenge_record(tmp_path, f"C{number:02}", codes=RHYTHMS[number % 3], noise=number)
+    numbers_and_patients = [(number, "nan" if number % 2 else f"P{number}") for number in range(30)]
+    (tmp_path / "records.csv").write_text(
+        TABLE + "".join(f"C{n:02},{patient},\n" for n, patient in numbers_and_patients)
+    )
+    entries = make_folds(tmp_path, k=5).entries
+    assert {entry.fold for entry in entries.values() if not entry.patient} == set(range(5))
+    assert "nan" not in {entry.patient for entry in entries.values()}
+
+
 def test_a_table_of_other_records_is_ignored_if_folds_are_by_record(tmp_path):
     dataset_with_table(tmp_path, TABLE + "C9,P2,\n")
     assert len(Challenge2020(tmp_path, length=256, shares=(1.0, 0.0, 0.0), grouping="record").train) == 3
