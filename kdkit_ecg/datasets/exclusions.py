@@ -34,9 +34,10 @@ class ExcludedRecords:
         self.records: dict[ExclusionReason, list[str]] = {}
         self.not_listed: list[str] = []  # folders that cannot be read
 
-    def add(self, reason: ExclusionReason, path: Path) -> None:
-        """Exclude the record with this .hea file."""
-        self.records.setdefault(reason, []).append(self._relative(path).with_suffix("").as_posix())
+    def add(self, reason: ExclusionReason, path: Path, detail: str = "") -> None:
+        """Exclude the record with this .hea file. detail: further text after its name."""
+        name = self._relative(path).with_suffix("").as_posix()
+        self.records.setdefault(reason, []).append(f"{name} ({detail})" if detail else name)
 
     def add_not_listed(self, paths: Sequence[Path]) -> None:
         """Name subfolders that cannot be read, and links that lead nowhere."""

@@ -9,7 +9,7 @@ from kdkit import DataError, RecipeError
 from kdkit_ecg.datasets.base import RecordingDataset
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
 from kdkit_ecg.datasets.ptbxl_tables import DatabaseRow, Labels, Statements, read_database, read_statements
-from kdkit_ecg.datasets.scan import exclusion_reason
+from kdkit_ecg.datasets.scan import is_usable
 from kdkit_ecg.datasets.splits import Splits, splits_of_folds
 from kdkit_ecg.records.header import Header, read_header
 from kdkit_ecg.utils.record_files import present_file
@@ -81,10 +81,7 @@ class PTBXL(RecordingDataset):
             except DataError:
                 excluded.add(ExclusionReason.HEADER if path.is_file() else ExclusionReason.NO_SIGNAL, path)
                 continue
-            reason = exclusion_reason(header, self._label_encoder, normalised_units=False)
-            if reason:
-                excluded.add(reason, path)
-            else:
+            if is_usable(header, self._label_encoder, excluded, normalised_units=False):
                 selected.append(header)
         self._require_undivided_patients(selected)
         return selected, excluded

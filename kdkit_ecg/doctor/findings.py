@@ -31,6 +31,9 @@ class Reason(StrEnum):
     FLAT = "flat leads"
     INVALID = "samples marked as invalid"
     CLIPPED = "clipped leads"
+    NO_GAIN = "no gain, so that the default of WFDB is assumed"
+    DERIVED = "leads computed from I and II"
+    CHANNELS = "channels that are not read"
     GAIN = "an implausible gain"
     AMPLITUDE = "an implausible amplitude"
     LONGER = "more samples in the file than in the header"
@@ -50,6 +53,9 @@ _ODD = frozenset(
         Reason.FLAT,
         Reason.INVALID,
         Reason.CLIPPED,
+        Reason.NO_GAIN,
+        Reason.DERIVED,
+        Reason.CHANNELS,
         Reason.GAIN,
         Reason.AMPLITUDE,
         Reason.LONGER,

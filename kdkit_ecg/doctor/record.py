@@ -7,7 +7,7 @@ from kdkit import DataError
 from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.waveform import examine_signal
 from kdkit_ecg.labels import is_snomed_code, scored_classes
-from kdkit_ecg.leads import LEADS
+from kdkit_ecg.leads import LEADS, missing_leads
 from kdkit_ecg.records.header import Header, header_lines, read_comments, read_header
 from kdkit_ecg.records.record import missing_files
 from kdkit_ecg.utils.tables import is_missing
@@ -26,9 +26,18 @@ def examine(folder: Path, path: Path) -> RecordReport:
     record.name, record.rate, record.samples = header.name, header.rate, header.samples
     record.leads, record.age, record.sex, record.codes = header.leads, header.age, header.sex, header.codes
     _examine_person_and_codes(record, header)
-    absent = [lead for lead in LEADS if lead not in header.leads]
+    absent = missing_leads(header.leads)
+    unknown = [lead for lead in header.leads if lead not in LEADS]
     if absent:
-        record.add(Reason.LEADS, f"without {', '.join(absent)}")
+        record.add(
+            Reason.LEADS, f"without {', '.join(absent)}" + (f"; unknown: {', '.join(unknown)}" if unknown else "")
+        )
+    elif not set(LEADS) <= set(header.leads):
+        record.add(Reason.DERIVED, ", ".join(lead for lead in LEADS if lead not in header.leads))
+    if len(header.leads) < len(header.channels):
+        record.add(Reason.CHANNELS, f"{len(header.channels) - len(header.leads)} of {len(header.channels)}")
+    if header.default_gains:
+        record.add(Reason.NO_GAIN, ", ".join(header.default_gains))
     implausible = sorted({gain for gain in header.gains if not GAINS[0] <= abs(gain) <= GAINS[1]})
     if header.normalised:  # a gain per standard deviation has no plausible range
         record.add(Reason.UNITS)

@@ -42,11 +42,11 @@ def survey(folder: Path, jobs: int, on_start: Callable[[int], None], on_record: 
     Raises DataError if there is neither a header nor a signal.
     """
     files = find_record_files(folder)
-    paths = files.headers
-    if not paths and not files.signals:
+    if not files.headers and not files.signals:
         raise DataError(
             f"no .hea, .mat or .dat file in {folder} or its subfolders; expected a folder with a fetched release"
         )
+    paths = files.headers
     on_start(len(paths))
     examine_one = partial(examine, folder)
     in_this_process = jobs == 1 or len(paths) <= MIN_RECORDS
@@ -55,8 +55,10 @@ def survey(folder: Path, jobs: int, on_start: Callable[[int], None], on_record: 
     for path, report in results if in_this_process else run_in_processes(examine_one, paths, jobs):
         reports[path] = report
         on_record()
-    records = [reports[path] for path in paths]  # sorted again, since processes finish in any order
     named_by_header = _files_named_in_headers(files)
+    # In the order of the paths, since processes finish in any order. The headers of segments, which the header of their
+    # record names, are not records.
+    records = [reports[path] for path in paths if path not in named_by_header]
     for path in files.without_header():
         if path not in named_by_header:
             record = RecordReport.of(folder, path)

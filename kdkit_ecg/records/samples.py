@@ -65,6 +65,7 @@ def _read_signal(header: SignalHeader) -> Steps:
 
     frame = header.channels[header.positions[0]].frame
     frames = header.samples // frame
+    single = all(channel.frame == 1 for channel in header.channels)
     names = {file: f"s{number}.dat" for number, file in enumerate(header.files)}
     # A header of what wfdb needs to find the samples. Rate, gains and names of leads are not its concern.
     lines = [f"record {len(header.channels)} 1 {frames}"]
@@ -78,11 +79,12 @@ def _read_signal(header: SignalHeader) -> Steps:
             for file, name in names.items():
                 _link(header.path.with_name(file), Path(folder, name))
             Path(folder, "record.hea").write_text("\n".join([*lines, ""]), encoding="ascii")
-            # Not smoothed: otherwise wfdb averages the samples of a frame.
-            record = wfdb.rdrecord(str(Path(folder, "record")), physical=False, smooth_frames=False)
+            # Without smoothing, wfdb does not average the samples of a frame, but fails for format 61.
+            record = wfdb.rdrecord(str(Path(folder, "record")), physical=False, smooth_frames=single)
     except Exception as error:  # wfdb raises exceptions of any kind for a damaged file
         raise DataError(f"the signal of {header.path} cannot be read: {error or type(error).__name__}") from error
-    leads = [record.e_d_signal[position] for position in header.positions]
+    stored = record.d_signal.T if single else record.e_d_signal  # (channels, time), or a list of (time,)
+    leads = [stored[position] for position in header.positions]
     if {len(lead) for lead in leads} != {header.samples}:
         raise DataError(f"the signal of {header.path} has {len(leads[0])} samples per lead, expected {header.samples}")
     return np.stack(leads).astype(np.int64)

@@ -428,3 +428,41 @@ def test_a_signal_that_a_header_with_another_name_describes_has_a_header(tmp_pat
         "2 of 3 records read",
         "  1 excluded, no header next to the signal: stray",
     ]
+
+
+def test_assumed_gains_and_computed_leads_are_in_the_summary(tmp_path):
+    write_matrices(tmp_path, ["A1"])
+    samples = np.random.default_rng(9).integers(-800, 800, (12, 600))
+    write_matrix(tmp_path, "A2", samples, gain="0")
+    write_matrix(tmp_path, "A3", samples[:8] + 1, leads=[*LEADS[:2], *LEADS[6:]])
+    data = small_dataset(tmp_path, shares=(1.0, 0.0, 0.0), strict=True)
+    assert data.summary.splitlines()[:3] == [
+        "3 of 3 records read",
+        "  1 have no gain, so 200 steps per mV are assumed: A2",
+        "  1 have no III, aVR, aVL or aVF, which are computed from I and II: A3",
+    ]
+    assert data.train.batch([0, 1, 2], 0).inputs.signal.shape == (3, 12, 256)
+
+
+def test_leads_with_unknown_names_are_named_in_the_summary(tmp_path):
+    write_matrices(tmp_path, ["A1"])
+    samples = np.random.default_rng(9).integers(-800, 800, (12, 600))
+    write_matrix(tmp_path, "A2", samples, leads=["MLI", "MLII", *LEADS[2:]])
+    summary = small_dataset(tmp_path, shares=(1.0, 0.0, 0.0)).summary
+    assert "  1 excluded, fewer than 12 leads: A2 (unknown: MLI, MLII)\n" in summary
+
+
+def test_segments_are_read_as_one_record_and_not_as_records(tmp_path):
+    write_matrices(tmp_path, ["S1", "S2", "T1"])
+    (tmp_path / "A1.hea").write_text("A1/2 12 500 1200\nS1 600\nS2 600\n#Age: 50\n#Sex: Male\n#Dx: 426783006\n")
+    data = small_dataset(tmp_path, shares=(1.0, 0.0, 0.0), strict=True)
+    assert data.summary.startswith("2 of 2 records read\n")
+    assert [header.name for header in data._selected[0]] == ["A1", "T1"]
+    assert [signal.shape[1] for signal in data.train.signals] == [617, 309]  # at 257 Hz
+    first = data.fingerprint
+    copy = tmp_path.with_name(f"{tmp_path.name} copy")
+    shutil.copytree(tmp_path, copy)
+    assert small_dataset(copy, shares=(1.0, 0.0, 0.0)).fingerprint == first
+    (copy / "S2.hea").write_text((copy / "S2.hea").read_text().replace("1000/mV", "1000(5)/mV"))
+    (copy / "S1.hea").write_text((copy / "S1.hea").read_text().replace("1000/mV", "1000(5)/mV"))
+    assert small_dataset(copy, shares=(1.0, 0.0, 0.0)).fingerprint != first
