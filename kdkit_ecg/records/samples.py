@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError
+from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.signal_lines import SignalHeader
 
 Steps = NDArray[np.int64]
@@ -39,25 +40,29 @@ def read_steps(header: SignalHeader) -> Steps:
 def mismatched_leads(header: SignalHeader, steps: Steps) -> list[str]:
     """Return the leads whose samples are not those that the header describes.
 
-    The checksum of a lead decides. A checksum of 0 may mean that it is unknown; then the first sample decides, unless
-    it is 0 too. Samples of another record, or of a file that was converted or damaged, have other checksums.
+    The checksum of a lead decides. If all checksums of a record are 0, which means that they are unknown, the first
+    sample decides, unless it is 0 too. Samples of another record, or of a file that was converted or damaged, have
+    other checksums.
     """
-    wrong = []
+    wrong: dict[str, None] = {}  # without repetition, in order
     start = 0
     for part, samples in header.segments or ((header, header.samples),):
         columns = steps[:, start : start + samples]
         start += samples
         if part is None:
             continue
-        totals = columns.sum(axis=1).tolist()
-        for lead, (first, checksum), total, sample in zip(
-            part.leads, part.checks, totals, columns[:, 0].tolist(), strict=True
-        ):
-            # WFDB: the sum of all samples as a 16-bit number, which some files write without a sign.
-            differs = (total - checksum) % (1 << 16) if checksum else first not in (0, sample) and total % (1 << 16)
+        has_checksums = any(checksum for _, checksum in part.checks)
+        totals, first_samples = columns.sum(axis=1).tolist(), columns[:, 0].tolist()
+        for lead, (first, checksum), total, sample in zip(part.leads, part.checks, totals, first_samples, strict=True):
+            # Further leads were sometimes added without a checksum.
+            if checksum or (has_checksums and lead in LEADS):
+                # WFDB: the sum of all samples as a 16-bit number, which some files write without a sign.
+                differs = (total - checksum) % (1 << 16) != 0
+            else:
+                differs = first not in (0, sample)
             if differs:
-                wrong.append(lead)
-    return list(dict.fromkeys(wrong))
+                wrong[lead] = None
+    return list(wrong)
 
 
 def _read_signal(header: SignalHeader) -> Steps:
@@ -77,7 +82,11 @@ def _read_signal(header: SignalHeader) -> Steps:
     try:
         with tempfile.TemporaryDirectory(prefix="kdkit-") as folder:
             for file, name in names.items():
-                _link(header.path.with_name(file), Path(folder, name))
+                source, target = header.path.with_name(file).absolute(), Path(folder, name)
+                try:
+                    target.symlink_to(source)
+                except OSError:  # e.g. Windows, which allows links only to administrators
+                    copyfile(source, target)
             Path(folder, "record.hea").write_text("\n".join([*lines, ""]), encoding="ascii")
             # Without smoothing, wfdb does not average the samples of a frame, but fails for format 61.
             record = wfdb.rdrecord(str(Path(folder, "record")), physical=False, smooth_frames=single)
@@ -88,11 +97,3 @@ def _read_signal(header: SignalHeader) -> Steps:
     if {len(lead) for lead in leads} != {header.samples}:
         raise DataError(f"the signal of {header.path} has {len(leads[0])} samples per lead, expected {header.samples}")
     return np.stack(leads).astype(np.int64)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Make a file available under another name: as a link, or as a copy if the system does not allow links."""
-    try:
-        target.symlink_to(source.absolute())
-    except OSError:
-        copyfile(source, target)

@@ -1,9 +1,11 @@
 """Parse the lines of a WFDB header about the signal: how each channel is stored, and which of them are leads."""
 
 import re
+import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, Self
@@ -115,12 +117,20 @@ def parse_signal_lines(path: Path, lines: Sequence[str], rate: float, frames: in
     line does not contain it. If the leads of the twelve are complete without them, channels are skipped that cannot be
     read or have another number of samples per frame, such as a blood pressure.
     """
-    channels = [_parse_channel(path, line) for line in lines]
-    leads: list[_Lead] = []
-    errors = []
+    # Memoised: most records have one file, and a look at the disk takes longer than the parsing. Equal channels are one
+    # object, as the headers of a whole data set are in memory.
+    file_on_disk = cache(lambda name: present_file(path.with_name(name)).name)
+    shared: dict[Channel, Channel] = {}
+    channels, leads, errors = [], [], []
     for position, line in enumerate(lines):
+        layout = _CHANNEL.match(line)
+        if not layout:
+            raise _line_error(line)
+        details = _LEAD.fullmatch(line, layout.end())
+        channel = _parse_channel(layout, details, file_on_disk)
+        channels.append(shared.setdefault(channel, channel))
         try:
-            leads.append(_parse_lead(line, position))
+            leads.append(_parse_lead(line, details, position))
         except DataError as error:
             errors.append(error)
     complete = not missing_leads([lead.name for lead in leads])
@@ -160,42 +170,40 @@ def parse_signal_lines(path: Path, lines: Sequence[str], rate: float, frames: in
     )
 
 
-def _parse_channel(path: Path, line: str) -> Channel:
-    match = _CHANNEL.match(line)
-    if not match:
-        raise _line_error(line)
-    # The name may lack its suffix, or have another case than on the disk. It stays as written if there is no such file.
-    file = present_file(path.with_name(match["file"])).name
-    lead = _LEAD.fullmatch(line, match.end())
-    first = int(lead["first"]) if lead and match["format"] == "8" else 0
-    frame, skew, offset = int(match["frame"] or 1), int(match["skew"] or 0), int(match["offset"] or 0)
+def _parse_channel(layout: re.Match[str], details: re.Match[str] | None, file_on_disk: Callable[[str], str]) -> Channel:
+    frame = int(layout["frame"] or 1)
     if not frame:
-        raise DataError(f"the samples per frame must be above 0, got the line {line!r}")
-    return Channel(file, match["format"], frame, skew, offset, first)
+        raise DataError(f"the samples per frame must be above 0, got the line {layout.string!r}")
+    return Channel(
+        # The name may lack its suffix, or have another case than on the disk. Without such a file it stays as written.
+        file=file_on_disk(layout["file"]),
+        format=layout["format"],
+        frame=frame,
+        skew=int(layout["skew"] or 0),
+        offset=int(layout["offset"] or 0),
+        first=int(details["first"]) if details and layout["format"] == "8" else 0,
+    )
 
 
-def _parse_lead(line: str, position: int) -> _Lead:
-    channel = _CHANNEL.match(line)
-    match = channel and _LEAD.fullmatch(line, channel.end())
-    if not match:
+def _parse_lead(line: str, details: re.Match[str] | None, position: int) -> _Lead:
+    if not details:
         raise _line_error(line)
-    gain, unit = float(match["gain"]), (match["unit"] or "").lower()
-    has_gain = bool(gain)
+    gain, unit = float(details["gain"]), (details["unit"] or "").lower()
     # WFDB writes 0 for a signal that is not calibrated. With a unit this is a contradiction; without one it means that
     # there is no gain.
-    if not has_gain and match["unit"]:
+    if not gain and details["unit"]:
         raise DataError(f"a gain of 0 leaves the amplitude unknown; write steps per mV in {line!r}")
     if unit not in UNITS:
-        raise DataError(f"{match['unit']!r} is not a supported unit; expected mV, uV, V or NU")
+        raise DataError(f"{details['unit']!r} is not a supported unit; expected mV, uV, V or NU")
     return _Lead(
         position=position,
-        name=standard_name(match["name"]),
+        name=standard_name(details["name"]),
         gain=gain or DEFAULT_GAIN,
-        has_gain=has_gain,
+        has_gain=bool(gain),
         # WFDB: a missing baseline is the ADC zero of the lead.
-        baseline=int(match["baseline"] or match["zero"]),
-        unit=unit,
-        check=(int(match["first"]), int(match["checksum"])),
+        baseline=int(details["baseline"] or details["zero"]),
+        unit=sys.intern(unit),
+        check=(int(details["first"]), int(details["checksum"])),
     )
 
 

@@ -49,7 +49,7 @@ def find_record_files(folder: Path) -> RecordFiles:
         for entry in entries:
             path = current / entry.name
             if entry.is_symlink():
-                if _is_folder(path):
+                if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir() raises an error for a link without permission
                     links.append(path)
                 elif path.exists() or path.suffix.lower() in (HEADER_SUFFIX, *SIGNAL_SUFFIXES):
                     files.append(path)  # a record whose file is missing counts as an unreadable one
@@ -88,10 +88,3 @@ def present_file(path: Path) -> Path:
 def record_name(text: str) -> str:
     """Return the name of a record without spaces around it and without the suffix of a header or signal."""
     return _SUFFIX.sub("", text.strip())
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # e.g. no permission to follow the link
-        return False

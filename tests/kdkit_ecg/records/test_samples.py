@@ -49,7 +49,18 @@ def test_one_damaged_sample_in_one_lead_is_refused_with_the_lead(tmp_path):
         read_record(path)
 
 
-def test_a_checksum_of_0_is_unknown_and_the_first_sample_is_compared(tmp_path):
+def test_a_lead_with_a_checksum_of_0_is_compared_if_other_leads_have_checksums(tmp_path):
+    samples = steps()
+    samples[3] = 0
+    path = write_matrix(tmp_path, "A1", samples)
+    assert read_record(path).signal.shape == (12, 600)
+    samples[3, 5] = 1
+    path.with_suffix(".mat").write_bytes(bytes(24) + samples.T.astype("<i2").tobytes())
+    with pytest.raises(ChecksumError, match=r"\(leads aVR\)"):
+        read_record(path)
+
+
+def test_checksums_of_0_in_all_leads_are_unknown_and_the_first_samples_are_compared(tmp_path):
     path = write_matrix(tmp_path, "A1", steps(), checks=lambda lead: (lead[0], 0))
     assert read_record(path).signal.shape == (12, 600)
     path.with_suffix(".mat").write_bytes(bytes(24) + np.roll(steps(), 1, axis=1).T.astype("<i2").tobytes())

@@ -101,3 +101,9 @@ def test_a_patient_that_is_missing_in_words_is_not_a_patient(tmp_path):
     folds = Folds.read(path)
     assert [entry.patient for entry in folds.entries.values()] == ["", "", "", "P1"]
     assert folds.divided_patients == {}
+
+
+def test_records_may_have_a_suffix_in_any_case(tmp_path):
+    path = tmp_path / "folds.csv"
+    path.write_text("record,fold\nA1.hea,0\nA2.MAT,1\nA3,1\n")
+    assert list(Folds.read(path).entries) == ["A1", "A2", "A3"]
