@@ -88,8 +88,8 @@ def assumptions(headers: Sequence[Header]) -> list[str]:
     default_gain = [header.name for header in headers if header.default_gains]
     derived = [header.name for header in headers if not set(LEADS) <= set(header.leads)]
     lines = {
-        f"have no gain, so {DEFAULT_GAIN:g} steps per mV are assumed": default_gain,
-        "have no III, aVR, aVL or aVF, which are computed from I and II": derived,
+        f"without a gain, for which {DEFAULT_GAIN:g} steps per mV are assumed": default_gain,
+        "without all of III, aVR, aVL and aVF, which are computed from I and II": derived,
     }
     return [f"  {len(names)} {text}: {first_names(names)}" for text, names in lines.items() if names]
 

@@ -8,7 +8,7 @@ of the fields that were parsed here, and only reads the samples.
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -50,11 +50,13 @@ def read_header(path: Path) -> Header:
         lines = header_lines(path)
         record_line, *other_lines = [line for line in lines if not line.startswith("#")] or [""]
         name, segments = _parse_name(path, record_line)
-        signal = _parse_segments(path, record_line, other_lines, segments) if segments else None
+        if segments:
+            signal = _parse_segments(path, record_line, other_lines, segments)
+        else:
+            signal = _parse_signal(path, record_line, other_lines)
         comments = read_comments(lines)
         codes = [code.strip() for value in comments.get("dx", []) for code in value.split(",")]
         sexes: dict[str, Sex] = {"f": "female", "female": "female", "m": "male", "male": "male"}
-        signal = signal or _parse_signal(path, record_line, other_lines)
         return Header(
             **{field.name: getattr(signal, field.name) for field in fields(SignalHeader)},
             name=name,
@@ -141,49 +143,43 @@ def _parse_segments(path: Path, record_line: str, lines: Sequence[str], count: i
         raise DataError(
             f"expected 'NAME SAMPLES' for each of the {count} parts of a record in several segments, got {lines[:1]}"
         )
-    parts: list[tuple[SignalHeader | None, int]] = []
-    files = []
-    for match in matches:
-        part = None
-        if match["name"] != "~" and int(match["samples"]):  # a segment without samples only lists leads
-            segment_path = present_file(path.with_name(f"{match['name']}.hea"))
-            segment_line, *signal_lines = [line for line in header_lines(segment_path) if line[0] != "#"] or [""]
-            if _parse_name(segment_path, segment_line)[1]:
-                raise DataError(f"{segment_path.name} has several segments, but is a segment itself")
-            part = _parse_signal(segment_path, segment_line, signal_lines)
-            files += [segment_path.name, *part.files]
-        if int(match["samples"]):
-            parts.append((part, int(match["samples"])))
+    # "~" is a gap. A segment without samples only lists leads.
+    lengths = [(match["name"], int(match["samples"])) for match in matches if int(match["samples"])]
+    parts = [(None if name == "~" else _read_segment(path, name), length) for name, length in lengths]
     signals = [part for part, _ in parts if part]
     if not signals:
         raise DataError("none of its segments has a signal")
-    # Samples are joined in converter steps, which must mean the same in every segment.
     for part, length in parts:
         if part and (part.rate, part.samples) != (rate, length):
             raise DataError(
                 f"segment {part.path.stem} has {part.samples} samples at {part.rate:g} Hz, expected {length} at "
                 f"{rate:g} Hz"
             )
-        if part and _meaning(part) != _meaning(signals[0]):
-            raise DataError(
-                f"its segments {signals[0].path.stem} and {part.path.stem} differ in leads, gains, units or formats, "
-                "which is not supported; join the segments with wfdb first"
-            )
-    if samples not in (0, sum(length for _, length in parts)):
-        raise DataError(f"its segments have {sum(length for _, length in parts)} samples, expected {samples}")
-    description = {field.name: getattr(signals[0], field.name) for field in fields(SignalHeader)}
-    description |= {
-        "path": path,
-        "samples": sum(length for _, length in parts),
-        "files": tuple(dict.fromkeys(files)),
-        "checks": ((0, 0),) * len(signals[0].leads),  # each segment has its own
-        "segments": tuple(parts),
-    }
-    return SignalHeader(**description)
+    # Samples are joined in converter steps, which must mean the same in every segment.
+    if len({(part.leads, part.gains_per_unit, part.baselines, part.units, part.formats) for part in signals}) > 1:
+        raise DataError("its segments differ in leads, gains, units or formats; join them with wfdb first")
+    total = sum(length for _, length in parts)
+    if samples not in (0, total):
+        raise DataError(f"its segments have {total} samples, expected {samples}")
+    return replace(
+        signals[0],
+        path=path,
+        samples=total,
+        files=tuple(dict.fromkeys(name for part in signals for name in (part.path.name, *part.files))),
+        checks=((0, 0),) * len(signals[0].leads),  # each segment has its own
+        segments=tuple(parts),
+    )
 
 
-def _meaning(part: SignalHeader) -> tuple[object, ...]:
-    return part.leads, part.gains_per_unit, part.baselines, part.units, part.formats
+def _read_segment(path: Path, name: str) -> SignalHeader:
+    segment_path = present_file(path.with_name(f"{name}.hea"))
+    try:
+        record_line, *lines = [line for line in header_lines(segment_path) if not line.startswith("#")] or [""]
+        if _parse_name(segment_path, record_line)[1]:
+            raise DataError("it has several segments, but is a segment itself")
+        return _parse_signal(segment_path, record_line, lines)
+    except (DataError, OSError) as error:
+        raise DataError(f"segment {name} cannot be read: {error}") from error
 
 
 def _unanimous(values: list[T | None]) -> T | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 HEADER_SUFFIX, SIGNAL_SUFFIXES, UNFINISHED_SUFFIX = ".hea", (".mat", ".dat"), ".part"
-NOT_LISTED = "folders that cannot be read"  # as a line in summaries
+NOT_LISTED = "of the folders cannot be read"  # in summaries, after the number
 
 _SUFFIX = re.compile(r"\.(hea|mat|dat)$", re.IGNORECASE)
 
@@ -49,9 +49,10 @@ def find_record_files(folder: Path) -> RecordFiles:
         for entry in entries:
             path = current / entry.name
             if entry.is_symlink():
-                if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir() raises an error for a link without permission
+                # Not the methods of Path, which raise an error for a link without permission.
+                if os.path.isdir(path):  # noqa: PTH112
                     links.append(path)
-                elif path.exists() or path.suffix.lower() in (HEADER_SUFFIX, *SIGNAL_SUFFIXES):
+                elif os.path.exists(path) or _SUFFIX.search(path.name):  # noqa: PTH110
                     files.append(path)  # a record whose file is missing counts as an unreadable one
                 else:
                     not_listed.append(path)

@@ -397,8 +397,8 @@ def test_a_folder_given_twice_by_different_paths_is_read_once(tmp_path):
 def test_links_that_lead_nowhere_are_in_the_summary_and_an_error_if_strict(tmp_path):
     write_matrices(tmp_path, ["E1"])
     (tmp_path / "cpsc").symlink_to(tmp_path / "not mounted")
-    assert "\n  1 folders that cannot be read: cpsc\n" in small_dataset(tmp_path, shares=(1.0, 0.0, 0.0)).summary
-    with pytest.raises(DataError, match="folders that cannot be read: cpsc"):
+    assert "\n  1 of the folders cannot be read: cpsc\n" in small_dataset(tmp_path, shares=(1.0, 0.0, 0.0)).summary
+    with pytest.raises(DataError, match="1 of the folders cannot be read: cpsc"):
         _ = small_dataset(tmp_path, shares=(1.0, 0.0, 0.0), strict=True).train
 
 
@@ -438,8 +438,8 @@ def test_assumed_gains_and_computed_leads_are_in_the_summary(tmp_path):
     data = small_dataset(tmp_path, shares=(1.0, 0.0, 0.0), strict=True)
     assert data.summary.splitlines()[:3] == [
         "3 of 3 records read",
-        "  1 have no gain, so 200 steps per mV are assumed: A2",
-        "  1 have no III, aVR, aVL or aVF, which are computed from I and II: A3",
+        "  1 without a gain, for which 200 steps per mV are assumed: A2",
+        "  1 without all of III, aVR, aVL and aVF, which are computed from I and II: A3",
     ]
     assert data.train.batch([0, 1, 2], 0).inputs.signal.shape == (3, 12, 256)
 

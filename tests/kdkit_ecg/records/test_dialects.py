@@ -149,14 +149,17 @@ def test_a_segment_without_samples_only_lists_leads(tmp_path):
     ("options", "message"),
     [
         ({"segments": "S1 600\nS2 600\n"}, "for each of the 3 parts of a record in several segments"),
-        ({"segments": "S1 600\n~ 200\nS9 600\n"}, r"No such file .*S9\.hea"),
-        ({"segments": "S1 600\n~ 200\nA1 600\n"}, r"A1\.hea has several segments, but is a segment itself"),
+        ({"segments": "S1 600\n~ 200\nS9 600\n"}, r"segment S9 cannot be read: .*No such file .*S9\.hea"),
+        (
+            {"segments": "S1 600\n~ 200\nA1 600\n"},
+            "segment A1 cannot be read: it has several segments, but is a segment itself",
+        ),
         ({"segments": "~ 600\n~ 200\n~ 600\n"}, "none of its segments has a signal"),
         ({"segments": "S1 500\n~ 200\nS2 600\n"}, "segment S1 has 600 samples at 500 Hz, expected 500 at 500 Hz"),
         ({"first_line": "A1/3 12 500 1500"}, "its segments have 1400 samples, expected 1500"),
         ({"first_line": "A1/3 12 250 1400"}, "segment S1 has 600 samples at 500 Hz, expected 600 at 250 Hz"),
-        ({"gain": "200/mV"}, "segments S1 and S2 differ in leads, gains, units or formats"),
-        ({"steps": STEPS[:11], "leads": LEADS[:11]}, "segments S1 and S2 differ in leads, gains, units or formats"),
+        ({"gain": "200/mV"}, "its segments differ in leads, gains, units or formats"),
+        ({"steps": STEPS[:11], "leads": LEADS[:11]}, "its segments differ in leads, gains, units or formats"),
     ],
 )
 def test_segments_that_do_not_fit_are_refused(tmp_path, options, message):
