@@ -17,7 +17,7 @@ from kdkit.errors import did_you_mean
 from kdkit_ecg.augmentations import check_augmentations
 from kdkit_ecg.datasets.exclusions import ExcludedRecords
 from kdkit_ecg.datasets.samples import LabelledRecords, label_records
-from kdkit_ecg.datasets.scan import LabelEncoder
+from kdkit_ecg.datasets.scan import LabelEncoder, assumptions
 from kdkit_ecg.datasets.signal_split import Augmentations, SignalSplit, Window
 from kdkit_ecg.datasets.signals import read_signals
 from kdkit_ecg.datasets.splits import Splits, ValidationSplit
@@ -179,8 +179,8 @@ class RecordingDataset(Data, ABC):
         excluded = excluded_before.copy()  # a second access after an error must not count a record twice
         headers, signals = read_signals(headers, self._preparation, excluded, self._store)
         missing = self._missing_records()
-        summary = "\n".join([excluded.summary(len(headers)), *missing])
-        if self.strict and (excluded.records or missing):
+        summary = "\n".join([excluded.summary(len(headers)), *assumptions(headers), *missing])
+        if self.strict and (excluded.records or excluded.not_listed or missing):
             raise DataError(f"strict=True, but records are missing from {self._folder_names}:\n{summary}")
         if not headers:
             raise DataError(f"no record in {self._folder_names} can be used:\n{summary}")

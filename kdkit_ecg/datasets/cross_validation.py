@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from kdkit import DataError, RecipeError
 from kdkit_ecg.datasets.base import RecordingDataset
-from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason, first_names
+from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
 from kdkit_ecg.datasets.folds import FoldEntry, Folds, assign_persons, split_by_patient, stratified_folds
 from kdkit_ecg.datasets.patient_table import PatientTable
 from kdkit_ecg.datasets.scan import database_of
 from kdkit_ecg.datasets.signals import duplicate_signals
 from kdkit_ecg.datasets.splits import Splits, splits_of_folds
 from kdkit_ecg.records.header import Header
+from kdkit_ecg.utils.tables import first_names, unknown_patients_notice
 
 
 class FoldMember(NamedTuple):
@@ -75,9 +76,7 @@ class FoldedDataset(RecordingDataset):
         elif not self._has_patient_names():
             notices.append("there is no records.csv with patients, so each record counts as a patient of its own")
         elif unknown:
-            notices.append(
-                f"the patient of {unknown} of {len(headers)} records is unknown; each counts as a patient of its own"
-            )
+            notices.append(unknown_patients_notice(unknown, len(headers)))
         if headers and self._missing_records():
             notices.append(f"{self._missing_records()[0].strip()}; metrics are not those of all records")
         return tuple(notices)

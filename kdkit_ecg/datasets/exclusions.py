@@ -5,6 +5,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from kdkit_ecg.leads import LEADS
+from kdkit_ecg.utils.record_files import NOT_LISTED
+from kdkit_ecg.utils.tables import first_names
 
 
 class ExclusionReason(StrEnum):
@@ -20,6 +22,7 @@ class ExclusionReason(StrEnum):
     NO_FOLD = "no fold in the folds file"
     RATE = "a rate that the band-pass or the resampling cannot handle"
     SIGNAL = "unreadable signal"
+    CHECKSUM = "samples that do not match the first samples and checksums in the header"
     DUPLICATE = "the signal of another record"
 
 
@@ -29,17 +32,22 @@ class ExcludedRecords:
     def __init__(self, folders: Sequence[Path]) -> None:
         self.folders = tuple(folders)
         self.records: dict[ExclusionReason, list[str]] = {}
+        self.not_listed: list[str] = []  # folders that cannot be read
 
-    def add(self, reason: ExclusionReason, path: Path) -> None:
-        """Exclude the record with this .hea file."""
-        # Relative to its root, so that the summary is the same wherever the folders are.
-        root = next((folder for folder in self.folders if path.is_relative_to(folder)), path.parent)
-        self.records.setdefault(reason, []).append(path.relative_to(root).with_suffix("").as_posix())
+    def add(self, reason: ExclusionReason, path: Path, detail: str = "") -> None:
+        """Exclude the record with this .hea file. detail: further text after its name."""
+        name = self._relative(path).with_suffix("").as_posix()
+        self.records.setdefault(reason, []).append(f"{name} ({detail})" if detail else name)
+
+    def add_not_listed(self, paths: Sequence[Path]) -> None:
+        """Name subfolders that cannot be read, and links that lead nowhere."""
+        self.not_listed += [self._relative(path).as_posix() for path in paths]
 
     def copy(self) -> "ExcludedRecords":
         """Return a copy, to which records can be added without changing this one."""
         copied = ExcludedRecords(self.folders)
         copied.records = {reason: list(names) for reason, names in self.records.items()}
+        copied.not_listed = list(self.not_listed)
         return copied
 
     def summary(self, used: int) -> str:
@@ -50,9 +58,10 @@ class ExcludedRecords:
             names = self.records.get(reason, [])
             if names:
                 lines.append(f"  {len(names)} excluded, {reason}: {first_names(names)}")
+        if self.not_listed:
+            lines.append(f"  {len(self.not_listed)} {NOT_LISTED}: {first_names(self.not_listed)}")
         return "\n".join(lines)
 
-
-def first_names(names: Sequence[str]) -> str:
-    """Return the first three names, followed by dots if there are more."""
-    return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
+    def _relative(self, path: Path) -> Path:
+        # To its root, so that the summary is the same wherever the folders are.
+        return path.relative_to(next((folder for folder in self.folders if path.is_relative_to(folder)), path.parent))

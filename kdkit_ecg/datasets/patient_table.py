@@ -2,11 +2,12 @@
 
 import csv
 import io
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kdkit import DataError
+from kdkit_ecg.utils.record_files import record_name
+from kdkit_ecg.utils.tables import is_missing
 
 PatientTable = Mapping[str, Mapping[str, str]]  # record -> {"patient": ..., "database": ...}
 
@@ -15,8 +16,9 @@ def read_patient_table(folders: Sequence[Path]) -> PatientTable:
     """Return the rows of records.csv at the root of each folder, by record; empty if there is no such file.
 
     The columns record and patient are required; database, the folder that contains the record, is optional. A record
-    may be written with the suffix .hea, .mat or .dat. Raises DataError, which names the file and the line, for a file
-    that cannot be read and for two rows that differ about one record.
+    may be written with the suffix .hea, .mat or .dat. A patient that is missing, also as "nan" or "Unknown", is "".
+    Raises DataError, which names the file and the line, for a file that cannot be read and for two rows that differ
+    about one record.
     """
     rows: dict[str, Mapping[str, str]] = {}
     sources: dict[str, str] = {}  # record -> the line and file of its row, for error messages
@@ -43,8 +45,11 @@ def _read_file(path: Path, rows: dict[str, Mapping[str, str]], sources: dict[str
         for cells in table:
             # Not strict: spreadsheets drop empty cells at the end of a line.
             row = dict(zip(columns, (cell.strip() for cell in cells), strict=False))
-            record = re.sub(r"\.(hea|mat|dat)$", "", row.get("record", ""))
-            values = {column: row.get(column, "") for column in ("patient", "database")}
+            record = record_name(row.get("record", ""))
+            # "nan", "Unknown" and the like are not the name of one patient with all of these records.
+            values = {
+                column: "" if is_missing(row.get(column, "")) else row[column] for column in ("patient", "database")
+            }
             if not record:
                 continue
             # Two equal rows are harmless. Two different ones would make the splits depend on their order.

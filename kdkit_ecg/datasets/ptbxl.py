@@ -9,9 +9,11 @@ from kdkit import DataError, RecipeError
 from kdkit_ecg.datasets.base import RecordingDataset
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
 from kdkit_ecg.datasets.ptbxl_tables import DatabaseRow, Labels, Statements, read_database, read_statements
-from kdkit_ecg.datasets.scan import exclusion_reason
+from kdkit_ecg.datasets.scan import is_usable
 from kdkit_ecg.datasets.splits import Splits, splits_of_folds
 from kdkit_ecg.records.header import Header, read_header
+from kdkit_ecg.utils.record_files import present_file
+from kdkit_ecg.utils.tables import unknown_patients_notice
 
 FOLDS = 10
 
@@ -50,6 +52,14 @@ class PTBXL(RecordingDataset):
     def _choices(cls) -> dict[str, Any]:
         return {**super()._choices(), "labels": Labels}
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Warnings to print with the results: about the options, and about the records once these were found."""
+        # Only if the records were found already: notices must not read any file.
+        headers = self._selected[0] if "_selected" in vars(self) else []
+        unknown = sum(not self._database[header.name].patient for header in headers)
+        return (*super().notices, *([unknown_patients_notice(unknown, len(headers))] if unknown else []))
+
     @cached_property
     def _label_encoder(self) -> Statements:
         return read_statements(self._folders[0] / "scp_statements.csv", self.labels)
@@ -64,17 +74,14 @@ class PTBXL(RecordingDataset):
         excluded = ExcludedRecords(self._folders)
         selected = []
         for name, row in sorted(self._database.items()):
-            path = self._folders[0] / f"{row.file_100_hz if self.rate == 100 else row.file_500_hz}.hea"
+            path = present_file(self._folders[0] / f"{row.file_100_hz if self.rate == 100 else row.file_500_hz}.hea")
             try:
                 # The headers contain neither person nor diagnoses; the table does.
                 header = replace(read_header(path), name=name, age=row.age, sex=row.sex, codes=row.codes)
             except DataError:
                 excluded.add(ExclusionReason.HEADER if path.is_file() else ExclusionReason.NO_SIGNAL, path)
                 continue
-            reason = exclusion_reason(header, self._label_encoder, normalised_units=False)
-            if reason:
-                excluded.add(reason, path)
-            else:
+            if is_usable(header, self._label_encoder, excluded, normalised_units=False):
                 selected.append(header)
         self._require_undivided_patients(selected)
         return selected, excluded
@@ -82,14 +89,14 @@ class PTBXL(RecordingDataset):
     def _require_undivided_patients(self, headers: Sequence[Header]) -> None:
         folds: dict[str, int] = {}
         for row in (self._database[header.name] for header in headers):
-            if folds.setdefault(row.patient, row.fold) != row.fold:
+            if row.patient and folds.setdefault(row.patient, row.fold) != row.fold:
                 raise DataError(
                     f"ptbxl_database.csv has patient {row.patient} in strat_fold {folds[row.patient]} and {row.fold}; "
                     "in the published table, each patient is in one fold"
                 )
 
     def _person(self, header: Header) -> str:
-        return self._database[header.name].patient
+        return self._database[header.name].patient or f"record {header.name}"
 
     def _split_key(self, header: Header) -> object:
         return self._database[header.name].fold

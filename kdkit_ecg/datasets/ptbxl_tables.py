@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from kdkit import DataError
 from kdkit_ecg.records.header import Sex, parse_age
+from kdkit_ecg.utils.tables import is_missing
 
 Labels = Literal["superdiagnostic", "subdiagnostic", "diagnostic", "form", "rhythm", "all"]
 
@@ -20,7 +21,10 @@ _AGGREGATED = {"superdiagnostic": "diagnostic_class", "subdiagnostic": "diagnost
 
 
 class DatabaseRow(NamedTuple):
-    """A row of ptbxl_database.csv. fold is strat_fold; the files are relative paths without suffix."""
+    """A row of ptbxl_database.csv. fold is strat_fold; the files are relative paths without suffix.
+
+    patient: "" if unknown.
+    """
 
     patient: str
     age: float | None
@@ -38,7 +42,8 @@ class DatabaseRow(NamedTuple):
         if not isinstance(statements, dict):
             raise ValueError(f"expected scp_codes in the form {{'NORM': 100.0}}, got {row['scp_codes']!r}")
         return cls(
-            patient=row["patient_id"].removesuffix(".0"),  # pandas writes integers as floats if one of them is missing
+            # pandas writes integers as floats if one of them is missing
+            patient="" if is_missing(row["patient_id"]) else row["patient_id"].removesuffix(".0"),
             age=parse_age(row["age"]),
             sex=sexes.get(row["sex"].removesuffix(".0")),
             codes=tuple(map(str, statements)),  # without their likelihoods, of which 0 means "not known"

@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 from kdkit import DataError
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
 from kdkit_ecg.datasets.patient_table import PatientTable
-from kdkit_ecg.leads import LEADS
+from kdkit_ecg.leads import LEADS, missing_leads
 from kdkit_ecg.records.header import Header, read_header
 from kdkit_ecg.records.record import missing_files
+from kdkit_ecg.records.signal_lines import DEFAULT_GAIN
+from kdkit_ecg.utils.record_files import find_record_files
+from kdkit_ecg.utils.tables import first_names
 
 # Folders that are not named after a database: the Challenges put a thousand records each into g1, g2 and so on.
 _NOT_A_DATABASE = re.compile(r"g\d+|training")
@@ -43,20 +46,11 @@ def find_records(
     """
     by_name: dict[str, list[Header]] = {}
     rank: dict[Path, tuple[int, int]] = {}  # (position of the root folder, depth below it)
+    seen: set[Path] = set()
     for position, folder in enumerate(excluded.folders):
-        for path in _header_paths(folder, excluded):
-            if path in rank:  # one of the folders is inside another
-                continue
-            rank[path] = (position, len(path.relative_to(folder).parts))
-            try:
-                header = read_header(path)
-            except DataError:
-                excluded.add(ExclusionReason.HEADER, path)
-                continue
-            reason = exclusion_reason(header, encoder, normalised_units=normalised_units)
-            if reason:
-                excluded.add(reason, path)
-            else:
+        for header in _read_headers(folder, excluded, seen):
+            rank[header.path] = (position, len(header.path.relative_to(folder).parts))
+            if is_usable(header, encoder, excluded, normalised_units=normalised_units):
                 by_name.setdefault(header.name, []).append(header)
     selected = []
     for name in sorted(by_name):  # sorted, so that rows do not depend on the order of the file system
@@ -71,15 +65,33 @@ def find_records(
     return selected
 
 
-def exclusion_reason(header: Header, encoder: LabelEncoder, *, normalised_units: bool) -> ExclusionReason | None:
-    """Return why a record cannot be used according to its header; None if it can."""
+def is_usable(header: Header, encoder: LabelEncoder, excluded: ExcludedRecords, *, normalised_units: bool) -> bool:
+    """Return whether a record can be used according to its header. If not, it is added to `excluded`."""
+    reason, detail = None, ""
     if missing_files(header):
-        return ExclusionReason.NO_SIGNAL
-    if not set(LEADS) <= set(header.leads):
-        return ExclusionReason.LEADS
-    if header.normalised and not normalised_units:
-        return ExclusionReason.UNITS
-    return None if encoder.row(header.codes).any() else ExclusionReason.CODES
+        reason = ExclusionReason.NO_SIGNAL
+    elif missing_leads(header.leads):
+        reason = ExclusionReason.LEADS
+        unknown = [lead for lead in header.leads if lead not in LEADS]
+        detail = f"unknown: {', '.join(unknown)}" if unknown else ""
+    elif header.normalised and not normalised_units:
+        reason = ExclusionReason.UNITS
+    elif not encoder.row(header.codes).any():
+        reason = ExclusionReason.CODES
+    if reason:
+        excluded.add(reason, header.path, detail)
+    return reason is None
+
+
+def assumptions(headers: Sequence[Header]) -> list[str]:
+    """Return lines for the summary about values that were assumed or computed, as the headers lack them."""
+    default_gain = [header.name for header in headers if header.default_gains]
+    derived = [header.name for header in headers if not set(LEADS) <= set(header.leads)]
+    lines = {
+        f"without a gain, for which {DEFAULT_GAIN:g} steps per mV are assumed": default_gain,
+        "without all of III, aVR, aVL and aVF, which are computed from I and II": derived,
+    }
+    return [f"  {len(names)} {text}: {first_names(names)}" for text, names in lines.items() if names]
 
 
 def database_of(header: Header, table: PatientTable) -> str:
@@ -89,16 +101,35 @@ def database_of(header: Header, table: PatientTable) -> str:
     return table.get(header.name, {}).get("database") or (folders[-1] if folders else "")
 
 
-def _header_paths(folder: Path, excluded: ExcludedRecords) -> list[Path]:
-    """Return the .hea files, and exclude .mat files that have none, as in the original release of CPSC."""
-    headers = sorted(folder.rglob("*.hea"))
-    described = set(headers)
-    without_header = [path for path in sorted(folder.rglob("*.mat")) if path.with_suffix(".hea") not in described]
-    if not headers:
+def _read_headers(folder: Path, excluded: ExcludedRecords, seen: set[Path]) -> list[Header]:
+    """Return the headers in a folder, and exclude those that cannot be read, and signals without a header.
+
+    seen: real paths of files that are skipped, as another of the folders contains them; new ones are added. One of the
+    folders may be inside another, or contain a link to it.
+    """
+    files = find_record_files(folder)
+    excluded.add_not_listed(files.not_listed)
+    if not files.headers:
+        matrices = sum(path.suffix.lower() == ".mat" for path in files.signals)
         raise DataError(
-            f"no .hea file in {folder} or its subfolders ({len(without_header)} .mat files); expected the folders of a "
+            f"no .hea file in {folder} or its subfolders ({matrices} .mat files); expected the folders of a "
             "Challenge release, with a header A0001.hea and a signal A0001.mat for each record"
         )
-    for path in without_header:
-        excluded.add(ExclusionReason.NO_HEADER, path)
-    return headers
+    parents = {parent: parent.resolve() for parent in {path.parent for path in (*files.headers, *files.signals)}}
+    headers = []
+    named: set[Path] = set()
+    for path in [path for path in files.headers if parents[path.parent] / path.name not in seen]:
+        try:
+            header = read_header(path)
+        except DataError:
+            excluded.add(ExclusionReason.HEADER, path)
+        else:
+            headers.append(header)
+            named.update(parents[path.parent] / name for name in header.files)
+    for path in files.without_header():
+        real_path = parents[path.parent] / path.name
+        if real_path not in named and real_path not in seen:
+            excluded.add(ExclusionReason.NO_HEADER, path)
+    seen.update(parents[path.parent] / path.name for path in (*files.headers, *files.signals))
+    # The header of a segment, which the header of its record names, is not a record.
+    return [header for header in headers if parents[header.path.parent] / header.path.name not in named]

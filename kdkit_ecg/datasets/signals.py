@@ -26,11 +26,13 @@ def read_signals(
     Challenge are such a pair, with two different lists of codes.
     """
     seen: set[bytes] = set()
+    # The content of these records was not read and is empty, which does not make them duplicates.
+    not_read = {"signal": ExclusionReason.SIGNAL, "checksum": ExclusionReason.CHECKSUM}
 
     def accept(header: Header, content: bytes, fault: str) -> bool:
         reason = ExclusionReason.RATE if fault else None
-        if fault == "signal":  # the content of unreadable records is empty, which does not make them duplicates
-            reason = ExclusionReason.SIGNAL
+        if fault in not_read:
+            reason = not_read[fault]
         elif content in seen:
             reason = ExclusionReason.DUPLICATE
         else:

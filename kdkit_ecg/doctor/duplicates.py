@@ -1,11 +1,10 @@
 """Compare records with each other to find names and signals that occur more than once."""
 
 import csv
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import NamedTuple, Self
 
@@ -13,33 +12,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit_ecg.doctor.findings import Reason, RecordReport
-from kdkit_ecg.doctor.samples import INVALID, Samples, lead_formats, read_samples
 from kdkit_ecg.doctor.signal_sketch import MIN_CORRELATION, correlation, near_pairs
 from kdkit_ecg.records.header import read_header
+from kdkit_ecg.records.samples import Steps, invalid_values, read_steps
+from kdkit_ecg.utils.record_files import record_name
 
 
 class ComparedSignal(NamedTuple):
-    """A signal with leads sorted by name: in converter steps, in mV, and the value of an invalid sample."""
+    """A signal with leads sorted by name: in converter steps, in mV, and the value of an invalid sample, (leads, 1)."""
 
-    samples: Samples
+    steps: Steps
     in_mv: NDArray[np.float32]
-    invalid_value: int | None
+    invalid_values: Steps
 
     @classmethod
-    def read(cls, folder: Path, path: str) -> Self:
-        """Read the signal of the record with this path below the folder, without suffix."""
-        header = read_header(folder / f"{path}.hea")
+    def read(cls, path: Path) -> Self:
+        """Read the signal of the record with this header."""
+        header = read_header(path)
         order = np.argsort(header.leads)
         gains, baselines = (np.array(values)[order, None] for values in (header.gains, header.baselines))  # (leads, 1)
-        samples = read_samples(header)[order]  # (leads, time)
-        in_mv = ((samples - baselines) / gains).astype(np.float32)
-        return cls(samples, in_mv, INVALID.get(lead_formats(header)[0].format))
+        steps = read_steps(header)[order]  # (leads, time)
+        in_mv = ((steps - baselines) / gains).astype(np.float32)
+        return cls(steps, in_mv, invalid_values(header)[order])
 
     def compare(self, candidate: Self) -> Reason | None:
         """Return in which way another signal duplicates this one, sample by sample; None if it does not."""
         if np.array_equal(self.in_mv, candidate.in_mv):
             return Reason.DUPLICATE
-        smallest = correlation(self.samples, candidate.samples, (self.invalid_value, candidate.invalid_value))
+        smallest = correlation(self.steps, candidate.steps, (self.invalid_values, candidate.invalid_values))
         return Reason.SCALED_DUPLICATE if smallest >= MIN_CORRELATION else None
 
 
@@ -63,15 +63,15 @@ def mark_duplicate_names(folder: Path, records: Sequence[RecordReport]) -> None:
             record.add(Reason.NAME, used.path)
 
 
-def mark_duplicate_signals(folder: Path, records: Sequence[RecordReport]) -> None:
+def mark_duplicate_signals(records: Sequence[RecordReport]) -> None:
     """Mark all records with one signal but the first by name among those that are not bad."""
     ordered = sorted(records, key=lambda record: (record.bad, record.name, *_depth_and_path(record)))
     rank = {record.path: position for position, record in enumerate(ordered)}
     # Pairs are sorted by their first record, so a cache of two signals reads that record once for all of its pairs.
-    read = lru_cache(maxsize=2)(partial(ComparedSignal.read, folder))
+    read = lru_cache(maxsize=2)(ComparedSignal.read)
     marked: set[str] = set()
     for first, second in sorted(near_pairs(ordered), key=lambda pair: [rank[record.path] for record in pair]):
-        reason = read(first.path).compare(read(second.path)) if second.path not in marked else None
+        reason = read(first.header).compare(read(second.header)) if second.path not in marked else None
         if reason:
             second.add(reason, first.path)
             marked.add(second.path)
@@ -89,5 +89,5 @@ def _read_databases(folder: Path) -> dict[str, str]:
     databases = {}
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as table, suppress(csv.Error):
         for row in csv.DictReader(table):
-            databases[re.sub(r"\.(hea|mat|dat)$", "", (row.get("record") or "").strip())] = row.get("database") or ""
+            databases[record_name(row.get("record") or "")] = row.get("database") or ""
     return databases

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path, PurePath
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdkit_ecg.records.header import Sex
+from kdkit_ecg.utils.files import unsharded_folder
 
 
 class Reason(StrEnum):
@@ -20,7 +23,7 @@ class Reason(StrEnum):
     CODES = "no code that 2020 or 2021 scores"
     SHAPE = "a signal with another shape than in the header"
     SIGNAL = "unreadable signal"
-    CHECKSUM = "samples that do not match the checksum in the header"
+    CHECKSUM = "samples that do not match the first samples and checksums in the header"
     EMPTY = "no lead with a signal"
     NAME = "the name of another record"
     DUPLICATE = "the signal of another record"
@@ -28,6 +31,9 @@ class Reason(StrEnum):
     FLAT = "flat leads"
     INVALID = "samples marked as invalid"
     CLIPPED = "clipped leads"
+    NO_GAIN = "no gain, so that the default of WFDB is assumed"
+    DERIVED = "leads computed from I and II"
+    CHANNELS = "channels that are not read"
     GAIN = "an implausible gain"
     AMPLITUDE = "an implausible amplitude"
     LONGER = "more samples in the file than in the header"
@@ -47,6 +53,9 @@ _ODD = frozenset(
         Reason.FLAT,
         Reason.INVALID,
         Reason.CLIPPED,
+        Reason.NO_GAIN,
+        Reason.DERIVED,
+        Reason.CHANNELS,
         Reason.GAIN,
         Reason.AMPLITUDE,
         Reason.LONGER,
@@ -69,12 +78,14 @@ class Finding:
 class RecordReport:
     """The findings and header fields of a record, about a kilobyte, so that a survey of any size fits in memory.
 
-    path: of the header below the folder, without suffix. database: the folder without shards. rate in Hz, age in years.
+    path: of the header below the folder, without suffix. header: its file, or the signal's if there is no header.
+    database: the folder without shards. rate in Hz, age in years.
     implausible_age: the header contains an age that cannot be right. sketch: see signal_sketch.py; None if there is no
     signal to compare.
     """
 
     path: str
+    header: Path
     database: str
     findings: list[Finding]
     name: str = ""
@@ -86,6 +97,13 @@ class RecordReport:
     sex: Sex | None = None
     codes: tuple[str, ...] = ()
     sketch: NDArray[np.float32] | None = None
+
+    @classmethod
+    def of(cls, folder: Path, path: Path) -> Self:
+        """Return a report without findings about the record with this file in the folder."""
+        relative = path.relative_to(folder)
+        name = relative.with_suffix("").as_posix()
+        return cls(path=name, header=path, database=unsharded_folder(PurePath(relative)), findings=[])
 
     @property
     def bad(self) -> bool:

@@ -1,30 +1,23 @@
 """Examine one record by itself: first its header, then its signal."""
 
-import re
 from collections import Counter
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from kdkit import DataError
 from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.waveform import examine_signal
 from kdkit_ecg.labels import is_snomed_code, scored_classes
-from kdkit_ecg.leads import LEADS
-from kdkit_ecg.records.header import Header, read_header
+from kdkit_ecg.leads import LEADS, missing_leads
+from kdkit_ecg.records.header import Header, header_lines, read_comments, read_header
 from kdkit_ecg.records.record import missing_files
-from kdkit_ecg.utils.files import unsharded_folder
+from kdkit_ecg.utils.tables import is_missing
 
 GAINS = (20.0, 50_000.0)  # steps per mV: converters have a resolution between 50 uV and 20 nV
-
-_COMMENT = re.compile(r"#\s*(age|dx)\s*:(.*)", re.IGNORECASE)
-_UNKNOWN = {"", "nan", "unknown", "n/a", "none"}
 
 
 def examine(folder: Path, path: Path) -> RecordReport:
     """Return the findings about the record with this header. No content of the files raises an exception."""
-    relative = path.relative_to(folder)
-    record = RecordReport(
-        path=relative.with_suffix("").as_posix(), database=unsharded_folder(PurePath(relative)), findings=[]
-    )
+    record = RecordReport.of(folder, path)
     try:
         header = read_header(path)
     except DataError as error:
@@ -33,9 +26,18 @@ def examine(folder: Path, path: Path) -> RecordReport:
     record.name, record.rate, record.samples = header.name, header.rate, header.samples
     record.leads, record.age, record.sex, record.codes = header.leads, header.age, header.sex, header.codes
     _examine_person_and_codes(record, header)
-    absent = [lead for lead in LEADS if lead not in header.leads]
+    absent = missing_leads(header.leads)
+    unknown = [lead for lead in header.leads if lead not in LEADS]
     if absent:
-        record.add(Reason.LEADS, f"without {', '.join(absent)}")
+        record.add(
+            Reason.LEADS, f"without {', '.join(absent)}" + (f"; unknown: {', '.join(unknown)}" if unknown else "")
+        )
+    elif not set(LEADS) <= set(header.leads):
+        record.add(Reason.DERIVED, ", ".join(lead for lead in LEADS if lead not in header.leads))
+    if len(header.leads) < len(header.channels):
+        record.add(Reason.CHANNELS, f"{len(header.channels) - len(header.leads)} of {len(header.channels)}")
+    if header.default_gains:
+        record.add(Reason.NO_GAIN, ", ".join(header.default_gains))
     implausible = sorted({gain for gain in header.gains if not GAINS[0] <= abs(gain) <= GAINS[1]})
     if header.normalised:  # a gain per standard deviation has no plausible range
         record.add(Reason.UNITS)
@@ -53,17 +55,13 @@ def examine(folder: Path, path: Path) -> RecordReport:
 
 
 def _examine_person_and_codes(record: RecordReport, header: Header) -> None:
-    # The comments are parsed again: read_header drops ages and codes that are not valid.
-    comments: dict[str, list[str]] = {"age": [], "dx": []}
-    for line in header.path.read_bytes().decode("latin-1").splitlines():
-        match = _COMMENT.match(line.strip())
-        if match:
-            comments[match[1].lower()].append(match[2].strip())
-    ages = [age for age in comments["age"] if age.lower() not in _UNKNOWN]
+    # The comments are read again: read_header drops ages and codes that are not valid.
+    comments = read_comments(header_lines(header.path))
+    ages = [age for age in comments.get("age", []) if not is_missing(age)]
     if header.age is None and ages:
         record.implausible_age = True
         record.add(Reason.AGE, ", ".join(ages))
-    codes = [code.strip() for line in comments["dx"] for code in line.split(",") if code.strip()]
+    codes = [code.strip() for line in comments.get("dx", []) for code in line.split(",") if code.strip()]
     repeated = [code for code, count in Counter(codes).items() if count > 1]
     if repeated:
         record.add(Reason.REPEATED, ", ".join(repeated))

@@ -11,6 +11,8 @@ from rich.table import Table
 from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.survey import Survey
 from kdkit_ecg.labels import Year, scored_classes
+from kdkit_ecg.utils.record_files import NOT_LISTED
+from kdkit_ecg.utils.tables import first_names
 
 MAX_NAMES = 3  # records that are named for each reason, unless all are requested
 
@@ -44,6 +46,8 @@ def print_survey(survey: Survey, console: Console, *, all_names: bool) -> None:
                 console.print(line, soft_wrap=True)
     if survey.unfinished:
         console.print(f"{survey.unfinished} unfinished .part files: run kdkit ecg fetch again to resume them")
+    if survey.not_listed:
+        console.print(f"{len(survey.not_listed)} {NOT_LISTED}: {first_names(survey.not_listed)}", soft_wrap=True)
     odd = sum(record.odd for record in survey.records)
     console.print(f"{len(survey.records):,} records: {survey.bad:,} bad, {odd:,} odd", soft_wrap=True)
 
@@ -53,6 +57,7 @@ def survey_to_json(survey: Survey) -> dict[str, Any]:
     return {
         "folder": str(survey.folder),
         "unfinished": survey.unfinished,
+        "not_listed": list(survey.not_listed),
         "databases": {name: _statistics(records) for name, records in _by_database(survey).items()},
         "classes": {
             str(year): {name: dict(counts) for name, counts in _class_counts(survey, year).items()}

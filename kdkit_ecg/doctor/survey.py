@@ -1,29 +1,33 @@
 """Examine all records in a folder, in several processes, and then compare them with each other."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from kdkit import DataError
 from kdkit_ecg.doctor.duplicates import mark_duplicate_names, mark_duplicate_signals
 from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.record import examine
 from kdkit_ecg.records.header import read_header
-from kdkit_ecg.utils.files import unsharded_folder
 from kdkit_ecg.utils.processes import run_in_processes
+from kdkit_ecg.utils.record_files import RecordFiles, find_record_files
 
-SIGNAL_SUFFIXES = (".mat", ".dat")
 MIN_RECORDS = 8  # up to this number, records are examined without starting processes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """All records in a folder, sorted by path, and the number of files left by an interrupted fetch."""
+    """All records in a folder, sorted by path, and the number of files left by an interrupted fetch.
+
+    not_listed: subfolders that cannot be read and links that lead nowhere, below the folder.
+    """
 
     folder: Path
     records: tuple[RecordReport, ...]
     unfinished: int
+    not_listed: tuple[str, ...]
 
     @property
     def bad(self) -> int:
@@ -37,12 +41,12 @@ def survey(folder: Path, jobs: int, on_start: Callable[[int], None], on_record: 
     on_start is called with the number of records, on_record after each of them.
     Raises DataError if there is neither a header nor a signal.
     """
-    paths = sorted(folder.rglob("*.hea"))
-    signals = sorted(path for suffix in SIGNAL_SUFFIXES for path in folder.rglob(f"*{suffix}"))
-    if not paths and not signals:
+    files = find_record_files(folder)
+    if not files.headers and not files.signals:
         raise DataError(
             f"no .hea, .mat or .dat file in {folder} or its subfolders; expected a folder with a fetched release"
         )
+    paths = files.headers
     on_start(len(paths))
     examine_one = partial(examine, folder)
     in_this_process = jobs == 1 or len(paths) <= MIN_RECORDS
@@ -51,31 +55,29 @@ def survey(folder: Path, jobs: int, on_start: Callable[[int], None], on_record: 
     for path, report in results if in_this_process else run_in_processes(examine_one, paths, jobs):
         reports[path] = report
         on_record()
-    records = [reports[path] for path in paths]  # sorted again, since processes finish in any order
-    records += _signals_without_header(folder, paths, signals)
+    named_by_header = _files_named_in_headers(files)
+    # In the order of the paths, since processes finish in any order. The headers of segments, which the header of their
+    # record names, are not records.
+    records = [reports[path] for path in paths if path not in named_by_header]
+    for path in files.without_header():
+        if path not in named_by_header:
+            record = RecordReport.of(folder, path)
+            record.add(Reason.NO_HEADER, path.name)
+            records.append(record)
     mark_duplicate_names(folder, records)
-    mark_duplicate_signals(folder, records)
+    mark_duplicate_signals(records)
     return Survey(
         folder=folder,
         records=tuple(sorted(records, key=lambda record: record.path)),
-        unfinished=sum(1 for _ in folder.rglob("*.part")),
+        unfinished=len(files.unfinished),
+        not_listed=tuple(path.relative_to(folder).as_posix() for path in files.not_listed),
     )
 
 
-def _signals_without_header(folder: Path, paths: Sequence[Path], signals: Sequence[Path]) -> Iterator[RecordReport]:
-    """Yield a report for each signal file that no header names, and that has no header with its own name."""
-    headers = {path.with_suffix("") for path in paths}
-    named_by_header: set[Path] = set()
-    for path in paths:
-        try:
-            named_by_header.update(path.with_name(name) for name in read_header(path).files)
-        except DataError:
-            continue  # an unreadable header names no files
-    for path in signals:
-        if path.with_suffix("") not in headers and path not in named_by_header:
-            relative = path.relative_to(folder)
-            record = RecordReport(
-                path=relative.with_suffix("").as_posix(), database=unsharded_folder(PurePath(relative)), findings=[]
-            )
-            record.add(Reason.NO_HEADER, path.name)
-            yield record
+def _files_named_in_headers(files: RecordFiles) -> set[Path]:
+    named: set[Path] = set()
+    for path in files.headers:
+        # An unreadable header names no files.
+        with suppress(DataError):
+            named.update(path.with_name(name) for name in read_header(path).files)
+    return named

@@ -5,9 +5,10 @@ from numpy.typing import NDArray
 
 from kdkit import DataError
 from kdkit_ecg.doctor.findings import Reason, RecordReport
-from kdkit_ecg.doctor.samples import INVALID, LeadFormat, Samples, lead_formats, read_samples
 from kdkit_ecg.doctor.signal_sketch import sketch_of
 from kdkit_ecg.records.header import Header
+from kdkit_ecg.records.samples import Steps, invalid_values, mismatched_leads, read_steps
+from kdkit_ecg.records.signal_lines import SignalHeader
 
 AMPLITUDES = (0.1, 10.0)  # mV between the lowest and the highest sample; the median of the leads is compared
 PLATEAU = 0.02  # s at the extreme value of a lead: longer than the peak of any wave
@@ -15,29 +16,24 @@ LONG_PLATEAU = 0.1  # s; one of these means clipping, or two of PLATEAU
 MIN_EXCURSION = 1.0  # mV from the median of the lead, so that a quiet baseline does not count as a plateau
 
 _MATLAB_HEADER = 24  # bytes before the samples of a version 4 .mat file with a variable "val"
-_NEVER = 1 << 40  # larger than any sample, for formats without an invalid value
 
 
 def examine_signal(record: RecordReport, header: Header) -> None:
     """Add the findings about a signal, whose files must exist, and its sketch to the record."""
-    formats = lead_formats(header)
-    mismatch = _compare_sizes(record, header, formats)
+    mismatch = ""
+    for part in [part for part, _ in header.segments if part] or [header]:
+        mismatch = mismatch or _compare_sizes(record, part)
     try:
-        samples = read_samples(header)  # (leads, time)
+        samples = read_steps(header)  # (leads, time)
     except DataError as error:
         record.add(Reason.SHAPE if mismatch else Reason.SIGNAL, mismatch or str(error))
         return
     if mismatch:
         record.add(Reason.SHAPE, mismatch)
-    wrong = [
-        lead
-        for lead, stored, total in zip(header.leads, formats, samples.sum(axis=1).tolist(), strict=True)
-        if (total - stored.checksum) % (1 << 16)  # WFDB: the sum of the samples as a 16-bit number
-    ]
+    wrong = mismatched_leads(header, samples)
     if wrong:
         record.add(Reason.CHECKSUM, ", ".join(wrong))
-    invalid_values = np.array([[INVALID.get(stored.format, _NEVER)] for stored in formats])
-    invalid = samples == invalid_values
+    invalid = samples == invalid_values(header)
     if invalid.any():
         counts = zip(header.leads, invalid.sum(axis=1).tolist(), strict=True)
         record.add(Reason.INVALID, ", ".join([f"{lead} {count}" for lead, count in counts if count]))
@@ -45,27 +41,28 @@ def examine_signal(record: RecordReport, header: Header) -> None:
     _examine_leads(record, header, samples, invalid)
 
 
-def _compare_sizes(record: RecordReport, header: Header, formats: list[LeadFormat]) -> str:
+def _compare_sizes(record: RecordReport, header: SignalHeader) -> str:
     """Return how the signal files differ from the header in leads or samples, judged by their sizes; "" if not."""
     for file in header.files:
-        leads = [stored for stored in formats if stored.file == file]
+        channels = [channel for channel in header.channels if channel.file == file]
         path = header.path.with_name(file)
-        if path.suffix == ".mat" and leads[0].offset == _MATLAB_HEADER:
-            complete = path.stat().st_size >= _MATLAB_HEADER
-            rows, columns = np.fromfile(path, dtype="<i4", count=3)[1:].tolist() if complete else (0, 0)
-            if rows != len(leads):
-                return f"{file} holds {rows} leads of {columns} samples, not {len(leads)} of {header.samples}"
-        if any(stored.format != "16" for stored in leads):  # other formats have no fixed size per sample
+        size, offset = path.stat().st_size, channels[0].offset
+        frames = header.samples // header.channels[header.positions[0]].frame
+        if path.suffix.lower() == ".mat" and offset == _MATLAB_HEADER:
+            rows, columns = np.fromfile(path, dtype="<i4", count=3)[1:].tolist() if size >= _MATLAB_HEADER else (0, 0)
+            if rows != len(channels):
+                return f"{file} holds {rows} leads of {columns} samples, not {len(channels)} of {frames}"
+        if any(channel.format != "16" for channel in channels):  # other formats have no fixed size per sample
             continue
-        samples = (path.stat().st_size - leads[0].offset) / (2 * len(leads))
-        if samples < header.samples:
-            return f"{file} has {max(0, int(samples))} samples per lead, not {header.samples}"
-        if samples > header.samples:
-            record.add(Reason.LONGER, f"{samples:g} per lead, not {header.samples}")
+        samples = (size - offset) / (2 * sum(channel.frame for channel in channels))
+        if samples < frames:
+            return f"{file} has {max(0, int(samples))} samples per lead, not {frames}"
+        if samples > frames:
+            record.add(Reason.LONGER, f"{samples:g} per lead, not {frames}")
     return ""
 
 
-def _examine_leads(record: RecordReport, header: Header, samples: Samples, invalid: NDArray[np.bool_]) -> None:
+def _examine_leads(record: RecordReport, header: Header, samples: Steps, invalid: NDArray[np.bool_]) -> None:
     """Find leads that are flat, clipped, or implausibly large or small."""
     highest = np.where(invalid, np.iinfo(np.int64).min, samples).max(axis=1)
     lowest = np.where(invalid, np.iinfo(np.int64).max, samples).min(axis=1)

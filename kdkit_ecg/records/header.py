@@ -1,169 +1,185 @@
 """Read the header of a WFDB record strictly, in every dialect used by the releases of the Challenges.
 
-wfdb silently replaces a malformed field by a default (a rate of "fast" becomes 250 Hz), and rejects record names such
-as "E07500.mat" of an early release. Therefore the fields are checked here, and wfdb only reads the samples.
+This is the only parser of headers. wfdb has other rules: it silently replaces a malformed field by a default (a rate of
+"fast" becomes 250 Hz), and rejects names such as "E07500.mat" and dates such as 2020-05-12. It receives a header made
+of the fields that were parsed here, and only reads the samples.
 """
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal, TypeVar
 
 from kdkit import DataError
-from kdkit_ecg.leads import LEADS
+from kdkit_ecg.records.signal_lines import SignalHeader, parse_signal_lines
+from kdkit_ecg.utils.record_files import present_file
 
 Sex = Literal["female", "male"]
 T = TypeVar("T")
 
-# Size of a unit in mV. NU (normalised units) are standard deviations, and are not converted.
-UNITS: Mapping[str, float] = MappingProxyType(
-    {"": 1.0, "mv": 1.0, "uv": 1e-3, "\u00b5v": 1e-3, "\u03bcv": 1e-3, "v": 1e3, "nu": 1.0}
-)
-_NOT_OF_SIGNAL = ("path", "name", "age", "sex", "codes")  # fields that the prepared signal does not depend on
-_STANDARD_CASE = {lead.lower(): lead for lead in LEADS}
+_DAYS = {"Y": 365.25, "M": 365.25 / 12, "W": 7.0, "D": 1.0}  # in a unit of age in DICOM
 
-# These expressions accept nothing that the ones of wfdb do not: it replaces a field it cannot match by a default.
-_RECORD_LINE = re.compile(
-    r"(?P<name>[-\w]+)(?:\.\w+)?(?P<segments>/\d+)?\s+(?P<leads>\S+)\s+(?P<rate>[^\s/]+)\S*\s+(?P<samples>\S+)"
-)
-_SIGNAL_LINE = re.compile(
-    r"(?P<file>~?[-\w]+(?:\.\w+)?)\s+\d+(?:x\d+)?(?::\d+)?(?:\+\d+)?"
-    r"\s+(?P<gain>-?\d+\.?\d*(?:e[-+]?\d+)?)(?:\((?P<baseline>-?\d+)\))?(?:/(?P<unit>\S+))?"
-    r"\s+\d+\s+(?P<zero>-?\d+)\s+(?P<first>-?\d+)\s+(?P<checksum>-?\d+)\s+\d+\s+(?P<lead>\S.*)"
-)
+_RECORD_LINE = re.compile(r"(?P<name>\S+)\s+(?P<leads>\S+)\s+(?P<rate>[^\s/]+)\S*(?:\s+(?P<samples>\S+))?")
+_RECORD_NAME = re.compile(r"(?:\S*/)?(?P<name>[-\w]+)(?:\.\w+)?")
+_SEGMENT_LINE = re.compile(r"(?P<name>~|[-\w]+)\s+(?P<samples>\d+)")
 _COMMENT_LINE = re.compile(r"#\s*(?P<key>\w+)\s*:(?P<value>.*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Header:
-    """The fields of a header: those of the signal, lead by lead in the order of the file, and those of the person.
+class Header(SignalHeader):
+    """The fields of a header: those of the signal, and those of the person.
 
-    rate in Hz, samples per lead, gains in converter steps per mV, baselines in steps, units in lower case, age in
-    years. codes: SNOMED CT codes without repetition. checks: the first sample and the checksum of each lead.
+    age in years. codes: SNOMED CT codes without repetition.
     """
 
-    path: Path
     name: str
-    rate: float
-    samples: int
-    leads: tuple[str, ...]
-    files: tuple[str, ...]
-    gains: tuple[float, ...]
-    baselines: tuple[int, ...]
-    units: tuple[str, ...]
-    checks: tuple[tuple[int, int], ...]
     age: float | None
     sex: Sex | None
     codes: tuple[str, ...]
-
-    @property
-    def normalised(self) -> bool:
-        """Whether any lead is in normalised units (NU)."""
-        return "nu" in self.units
-
-    @property
-    def signal_fields(self) -> tuple[tuple[str, object], ...]:
-        """Name and value of every field that describes the signal: all but path, name, person and codes."""
-        names = [field.name for field in fields(self) if field.name not in _NOT_OF_SIGNAL]
-        return tuple((name, getattr(self, name)) for name in names)
 
 
 def read_header(path: Path) -> Header:
     """Read a .hea file. Raises DataError, which names the file and the expected value, if it is malformed.
 
     The age is None if it is outside 0 to 120 years (PTB-XL writes 300 for ages over 89) or if two ages differ.
-    Diagnoses that are not codes (the first release wrote "RBBB") are skipped. A gain of 0, "not calibrated", is an
-    error.
+    Diagnoses that are not codes (the first release wrote "RBBB") are skipped. A gain of 0 with a unit is an error.
     """
     try:
-        return _parse_header(path)
+        lines = header_lines(path)
+        record_line, *other_lines = [line for line in lines if not line.startswith("#")] or [""]
+        name, segments = _parse_name(path, record_line)
+        if segments:
+            signal = _parse_segments(path, record_line, other_lines, segments)
+        else:
+            signal = _parse_signal(path, record_line, other_lines)
+        comments = read_comments(lines)
+        codes = [code.strip() for value in comments.get("dx", []) for code in value.split(",")]
+        sexes: dict[str, Sex] = {"f": "female", "female": "female", "m": "male", "male": "male"}
+        return Header(
+            **{field.name: getattr(signal, field.name) for field in fields(SignalHeader)},
+            name=name,
+            age=_unanimous([parse_age(value) for value in comments.get("age", [])]),
+            sex=_unanimous([sexes.get(value.lower()) for value in comments.get("sex", [])]),
+            codes=tuple(dict.fromkeys(code for code in codes if code.isdecimal())),
+        )
     except (DataError, OSError) as error:
         raise DataError(f"{path} is not a readable header: {error}") from error
 
 
-def parse_age(text: str) -> float | None:
-    """Return an age in years, or None if the text is not an age from 0 to 120."""
+def header_lines(path: Path) -> list[str]:
+    """Return the lines of a header that are not empty. Raises DataError if it is not text, OSError."""
+    raw = path.read_bytes()
+    if b"\0" in raw:
+        raise DataError("expected text, got binary data")
     try:
-        years = float(text)
+        text = raw.decode("utf-8-sig")  # a byte order mark is not part of the name
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")  # some releases write a micro sign as one byte
+    # Not splitlines(), which also splits at a form feed and at 0x85, the three dots of a Windows code page. Editors of
+    # DOS end a file with 0x1a.
+    lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text.replace("\x1a", ""))]
+    return [line for line in lines if line]
+
+
+def read_comments(lines: Sequence[str]) -> dict[str, list[str]]:
+    """Return the values of comments such as "#Age: 74" by key, whose case and spaces differ between releases."""
+    comments: dict[str, list[str]] = {}
+    for match in filter(None, map(_COMMENT_LINE.match, lines)):
+        comments.setdefault(match["key"].lower(), []).append(match["value"].strip())
+    return comments
+
+
+def parse_age(text: str) -> float | None:
+    """Return an age in years, or None if the text is not an age from 0 to 120. "071Y" as in DICOM is 71 years."""
+    dicom = re.fullmatch(r"(\d{1,3})([DWMY])", text)
+    try:
+        years = int(dicom[1]) * _DAYS[dicom[2]] / _DAYS["Y"] if dicom else float(text)
     except ValueError:
         return None
     return years if math.isfinite(years) and 0 <= years <= 120 else None
 
 
-def _parse_header(path: Path) -> Header:
-    raw = path.read_bytes()
-    if b"\0" in raw:
-        raise DataError("expected text, got binary data")
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        text = raw.decode("latin-1")  # some releases write a micro sign as one byte
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    record_line, *signal_lines = [line for line in lines if not line.startswith("#")] or [""]
-    name, count, rate, samples = _parse_record_line(record_line)
-    if len(signal_lines) != count:
+def _parse_name(path: Path, record_line: str) -> tuple[str, int]:
+    """Return the name of the record and its number of segments, 0 for a record without segments."""
+    match = _RECORD_LINE.match(record_line)
+    text, segments = (match["name"] if match else ""), 0
+    before, slash, after = text.rpartition("/")
+    # "R1/4" is a record of four segments, but "sub/101" in 101.hea is a record in a folder.
+    if slash and after.isdecimal() and after != path.stem:
+        text, segments = before, int(after)
+    name = _RECORD_NAME.fullmatch(text)
+    if not name:
+        raise DataError(f"expected 'NAME LEADS RATE SAMPLES' in the first line, got {record_line[:60]!r}")
+    return name["name"], segments
+
+
+def _parse_numbers(record_line: str) -> tuple[int, float, int]:
+    """Return the number of leads, the rate in Hz and the samples per lead from the first line, 0 without samples."""
+    match = _RECORD_LINE.match(record_line)
+    leads, rate, samples = match.group("leads", "rate", "samples") if match else ("", "", "")
+    if not re.fullmatch(r"[1-9]\d*", leads):
+        raise DataError(f"the number of leads must be a whole number above 0, got {leads!r}")
+    if not re.fullmatch(r"\d+\.?\d*|\.\d+", rate) or not 0 < float(rate) < math.inf:
+        raise DataError(f"the rate must be a number of Hz above 0, got {rate!r}")
+    if samples is not None and not re.fullmatch(r"[1-9]\d*", samples):
+        raise DataError(f"the number of samples must be a whole number above 0, got {samples!r}")
+    return int(leads), float(rate), int(samples or 0)
+
+
+def _parse_signal(path: Path, record_line: str, lines: Sequence[str]) -> SignalHeader:
+    count, rate, frames = _parse_numbers(record_line)
+    if len(lines) != count:
+        raise DataError(f"expected a line for each of the {count} leads in the first line, got {len(lines)} lines")
+    return parse_signal_lines(path, lines, rate, frames)
+
+
+def _parse_segments(path: Path, record_line: str, lines: Sequence[str], count: int) -> SignalHeader:
+    """Return the description of a record in several segments, which are records in the same folder, and gaps."""
+    _, rate, samples = _parse_numbers(record_line)
+    matches = [match for match in map(_SEGMENT_LINE.fullmatch, lines) if match]
+    if not len(lines) == len(matches) == count:
         raise DataError(
-            f"expected a line for each of the {count} leads in the first line, got {len(signal_lines)} lines"
+            f"expected 'NAME SAMPLES' for each of the {count} parts of a record in several segments, got {lines[:1]}"
         )
-    signals = [_parse_signal_line(line) for line in signal_lines]
-    # Leads outside the twelve keep their case, but two names that differ only in case are one lead.
-    leads = tuple(_STANDARD_CASE.get(signal["lead"].lower(), signal["lead"]) for signal in signals)
-    if len({lead.lower() for lead in leads}) < count:
-        raise DataError(f"expected every lead once, got {', '.join(leads)}")
-    units = tuple((signal["unit"] or "").lower() for signal in signals)
-    # The Challenges append comments such as "#Age: 74", whose case and spaces differ between releases.
-    comments: dict[str, list[str]] = {}
-    for match in filter(None, map(_COMMENT_LINE.match, lines)):
-        comments.setdefault(match["key"].lower(), []).append(match["value"].strip())
-    codes = [code.strip() for value in comments.get("dx", []) for code in value.split(",")]
-    sexes: dict[str, Sex] = {"f": "female", "female": "female", "m": "male", "male": "male"}
-    return Header(
+    # "~" is a gap. A segment without samples only lists leads.
+    lengths = [(match["name"], int(match["samples"])) for match in matches if int(match["samples"])]
+    parts = [(None if name == "~" else _read_segment(path, name), length) for name, length in lengths]
+    signals = [part for part, _ in parts if part]
+    if not signals:
+        raise DataError("none of its segments has a signal")
+    for part, length in parts:
+        if part and (part.rate, part.samples) != (rate, length):
+            raise DataError(
+                f"segment {part.path.stem} has {part.samples} samples at {part.rate:g} Hz, expected {length} at "
+                f"{rate:g} Hz"
+            )
+    # Samples are joined in converter steps, which must mean the same in every segment.
+    if len({(part.leads, part.gains_per_unit, part.baselines, part.units, part.formats) for part in signals}) > 1:
+        raise DataError("its segments differ in leads, gains, units or formats; join them with wfdb first")
+    total = sum(length for _, length in parts)
+    if samples not in (0, total):
+        raise DataError(f"its segments have {total} samples, expected {samples}")
+    return replace(
+        signals[0],
         path=path,
-        name=name,
-        rate=rate,
-        samples=samples,
-        leads=leads,
-        # The leads of most records are in one file, which is listed once.
-        files=tuple(dict.fromkeys(signal["file"] for signal in signals)),
-        gains=tuple(float(signal["gain"]) / UNITS[unit] for signal, unit in zip(signals, units, strict=True)),
-        # WFDB: a missing baseline is the ADC zero of the lead.
-        baselines=tuple(int(signal["baseline"] or signal["zero"]) for signal in signals),
-        units=units,
-        checks=tuple((int(signal["first"]), int(signal["checksum"])) for signal in signals),
-        age=_unanimous([parse_age(value) for value in comments.get("age", [])]),
-        sex=_unanimous([sexes.get(value.lower()) for value in comments.get("sex", [])]),
-        codes=tuple(dict.fromkeys(code for code in codes if code.isdecimal())),
+        samples=total,
+        files=tuple(dict.fromkeys(name for part in signals for name in (part.path.name, *part.files))),
+        checks=((0, 0),) * len(signals[0].leads),  # each segment has its own
+        segments=tuple(parts),
     )
 
 
-def _parse_record_line(line: str) -> tuple[str, int, float, int]:
-    """Return name, number of leads, rate in Hz and samples per lead from the first line."""
-    match = _RECORD_LINE.match(line)
-    if not match:
-        raise DataError(f"expected 'NAME LEADS RATE SAMPLES' in the first line, got {line[:60]!r}")
-    if match["segments"]:
-        raise DataError("records with several segments are not supported; join the segments with wfdb first")
-    if not re.fullmatch(r"[1-9]\d*", match["leads"]):
-        raise DataError(f"the number of leads must be a whole number above 0, got {match['leads']!r}")
-    if not re.fullmatch(r"\d+\.?\d*|\.\d+", match["rate"]) or not float(match["rate"]):
-        raise DataError(f"the rate must be a number of Hz above 0, got {match['rate']!r}")
-    if not re.fullmatch(r"[1-9]\d*", match["samples"]):
-        raise DataError(f"the number of samples must be a whole number above 0, got {match['samples']!r}")
-    return match["name"], int(match["leads"]), float(match["rate"]), int(match["samples"])
-
-
-def _parse_signal_line(line: str) -> dict[str, str]:
-    match = _SIGNAL_LINE.fullmatch(line)
-    if not match:
-        raise DataError(f"expected 'FILE FORMAT GAIN/UNIT BITS ZERO FIRST CHECKSUM BLOCK LEAD', got the line {line!r}")
-    if not float(match["gain"]):
-        raise DataError(f"a gain of 0 leaves the amplitude unknown; write steps per mV in {line!r}")
-    if (match["unit"] or "").lower() not in UNITS:
-        raise DataError(f"{match['unit']!r} is not a supported unit; expected mV, uV, V or NU")
-    return match.groupdict()
+def _read_segment(path: Path, name: str) -> SignalHeader:
+    segment_path = present_file(path.with_name(f"{name}.hea"))
+    try:
+        record_line, *lines = [line for line in header_lines(segment_path) if not line.startswith("#")] or [""]
+        if _parse_name(segment_path, record_line)[1]:
+            raise DataError("it has several segments, but is a segment itself")
+        return _parse_signal(segment_path, record_line, lines)
+    except (DataError, OSError) as error:
+        raise DataError(f"segment {name} cannot be read: {error}") from error
 
 
 def _unanimous(values: list[T | None]) -> T | None:

@@ -12,13 +12,13 @@ from kdkit import DataError
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.filters import bandpass, rate_ratio, resample, resample_linear, zscore
 from kdkit_ecg.records.header import Header
-from kdkit_ecg.records.record import WfdbRecord, missing_files, read_record
+from kdkit_ecg.records.record import ChecksumError, WfdbRecord, missing_files, read_record
 
 Resampling = Literal["polyphase", "linear"]
 Scaling = Literal["zscore", "raw"]
-Fault = Literal["signal", "rate"]
+Fault = Literal["signal", "rate", "checksum"]
 
-VERSION = 2  # of the preparation; increase it if the same options give other samples (fingerprints and stores use it)
+VERSION = 3  # of the preparation; increase it if the same options give other samples (fingerprints and stores use it)
 
 
 class PreparedSignal(NamedTuple):
@@ -26,7 +26,8 @@ class PreparedSignal(NamedTuple):
 
     content: 16-byte hash of the twelve leads as they were read; b"" if they cannot be read.
     signal: float32 (12, time); None if there is a fault.
-    fault: "signal" if the signal cannot be read, "rate" if the band-pass or the resampling cannot handle its rate.
+    fault: "signal" if the signal cannot be read, "rate" if the band-pass or the resampling cannot handle its rate,
+    "checksum" if the samples do not match the header.
     transient: the fault may disappear, e.g. if a file could not be opened or memory was short.
     """
 
@@ -61,7 +62,8 @@ class Preparation:
             transient = isinstance(error.__cause__ or error, OSError | MemoryError)
             # The files may have been deleted or replaced since the header was read.
             transient = transient or not header.path.is_file() or bool(missing_files(header))
-            return PreparedSignal(b"", None, "signal", transient)
+            fault: Fault = "checksum" if isinstance(error, ChecksumError) else "signal"
+            return PreparedSignal(b"", None, fault, transient)
         content = content_hash(record)
         if not np.isfinite(record.signal[: len(LEADS)]).all():
             return PreparedSignal(content, None, "signal")

@@ -1,18 +1,20 @@
 """Read one WFDB record: signal in mV, rate in Hz, age, sex and diagnoses."""
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import copyfile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError
-from kdkit_ecg.leads import LEADS
-from kdkit_ecg.records.header import UNITS, Header, Sex, read_header
+from kdkit_ecg.leads import DERIVED, LEADS, missing_leads
+from kdkit_ecg.records.header import Header, Sex, read_header
+from kdkit_ecg.records.samples import invalid_values, mismatched_leads, read_steps
+from kdkit_ecg.records.signal_lines import UNITS
+
+
+class ChecksumError(DataError):
+    """The samples of a record are not those that its header describes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -49,21 +51,29 @@ def read_record(source: Path | Header) -> WfdbRecord:
     """Read a record from the path of its .hea file, or from a header that was already read.
 
     Invalid samples are interpolated linearly, and take the nearest valid sample at the ends. A lead without a valid
-    sample is 0. Raises DataError, which names the file, if the record cannot be read.
+    sample is 0. If of the twelve leads only III, aVR, aVL or aVF are absent, they are computed from I and II.
+    Raises DataError, which names the file, if the record cannot be read, and ChecksumError, which is one, if first
+    samples and checksums in the header do not match its samples.
     """
     header = source if isinstance(source, Header) else read_header(source)
     missing = missing_files(header)
     if missing:
         raise DataError(f"{header.path} names the signal file {missing[0]}, which is not in the same folder")
-    ranks = [LEADS.index(lead) if lead in LEADS else len(LEADS) for lead in header.leads]
-    order = sorted(range(len(header.leads)), key=lambda lead: ranks[lead])  # stable: further leads keep their order
-    mv_per_unit = np.array([UNITS[unit] for unit in header.units])
-    signal = (_read_physical(header) * mv_per_unit).T[order]  # (leads, time)
+    steps = read_steps(header)
+    mismatched = mismatched_leads(header, steps)
+    if mismatched:
+        raise ChecksumError(
+            f"the samples of {header.path} do not match the first samples and checksums in it (leads "
+            f"{', '.join(mismatched)}); the signal file was converted, damaged or replaced, so fetch it again"
+        )
+    leads, signal = _with_derived_leads(header.leads, _in_mv(header, steps))
+    ranks = [LEADS.index(lead) if lead in LEADS else len(LEADS) for lead in leads]
+    order = sorted(range(len(leads)), key=lambda lead: ranks[lead])  # stable: further leads keep their order
     return WfdbRecord(
         name=header.name,
         path=header.path,
-        signal=_interpolate_invalid(signal).astype(np.float32),
-        leads=tuple(header.leads[lead] for lead in order),
+        signal=_interpolate_invalid(signal[order]).astype(np.float32),
+        leads=tuple(leads[lead] for lead in order),
         rate=header.rate,
         age=header.age,
         sex=header.sex,
@@ -73,45 +83,28 @@ def read_record(source: Path | Header) -> WfdbRecord:
 
 
 def missing_files(header: Header) -> list[str]:
-    """Return the signal files named by the header that do not exist in its folder."""
+    """Return the files named by the header that do not exist in its folder."""
     return [name for name in header.files if not header.path.with_name(name).is_file()]
 
 
-@contextmanager
-def wfdb_readable(header: Header) -> Iterator[str]:
-    """Open the path of a record in a form that wfdb accepts.
-
-    wfdb rejects record names with a suffix, such as "E07500.mat" in an early release of the Challenge. Such a record is
-    copied to a temporary folder under the name without the suffix.
-    """
-    raw = header.path.read_bytes()
-    line = next(line for line in raw.splitlines() if line.strip() and not line.lstrip().startswith(b"#"))
-    if b"." not in line.split()[0]:
-        yield str(header.path.with_suffix(""))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / header.path.name
-        copy.write_bytes(raw.replace(line, line.replace(line.split()[0], header.name.encode(), 1), 1))
-        for file in header.files:
-            copyfile(header.path.with_name(file), copy.with_name(file))
-        yield str(copy.with_suffix(""))
+def _in_mv(header: Header, steps: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return (leads, time) in mV, or in standard deviations for normalised units, NaN for invalid samples."""
+    gains, baselines = (np.array(values)[:, None] for values in (header.gains_per_unit, header.baselines))  # (leads, 1)
+    signal = (steps.astype(np.float64) - baselines) / gains
+    signal[steps == invalid_values(header)] = np.nan
+    in_mv: NDArray[np.float64] = signal * np.array([UNITS[unit] for unit in header.units])[:, None]
+    return in_mv
 
 
-def _read_physical(header: Header) -> NDArray[np.float64]:
-    """Return (time, leads) in the units of the header, NaN for samples that are marked as invalid."""
-    import wfdb  # takes half a second with pandas, which commands that read no record avoid
-
-    try:
-        with wfdb_readable(header) as path:
-            samples: NDArray[np.float64] = wfdb.rdrecord(path).p_signal
-    except Exception as error:  # wfdb raises exceptions of any kind for a damaged file
-        raise DataError(f"the signal of {header.path} cannot be read: {error}") from error
-    if samples.shape != (header.samples, len(header.leads)):
-        raise DataError(
-            f"the signal of {header.path} has {samples.shape[0]} samples of {samples.shape[1]} leads, expected "
-            f"{header.samples} samples of {len(header.leads)} leads"
-        )
-    return samples
+def _with_derived_leads(
+    leads: tuple[str, ...], signal: NDArray[np.float64]
+) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+    """Append the leads that follow from I and II, if that completes the twelve; signal: (leads, time)."""
+    derived = [] if missing_leads(leads) else [lead for lead in LEADS if lead not in leads]
+    if not derived:
+        return leads, signal
+    limb = signal[[leads.index("I"), leads.index("II")]]  # (2, time)
+    return (*leads, *derived), np.concatenate([signal, np.array([DERIVED[lead] for lead in derived]) @ limb])
 
 
 def _interpolate_invalid(signal: NDArray[np.float64]) -> NDArray[np.float64]:

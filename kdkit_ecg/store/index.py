@@ -13,7 +13,7 @@ INDEX, SIGNALS, LOCK = "index.bin", "signals.f32", ".lock"
 
 LEADS = 12
 SAMPLE_BYTES = 4  # of a float32
-FAULTS = ("", "signal", "rate")  # a row has the position of its fault in this tuple
+FAULTS = ("", "signal", "rate", "checksum")  # a row has the position of its fault in this tuple
 
 # key: hash of the source files. content: hash of the twelve leads before preparation, which finds duplicate signals.
 # offset: in bytes, into the file of signals. time: samples per lead. sum: CRC-32 of the signal. check: CRC-32 of the

@@ -116,8 +116,7 @@ class SignalStore:
     def _key(self, header: Header) -> bytes:
         """Return a hash of the header and the state of the signal files, _UNREADABLE_KEY if they cannot be read.
 
-        The hash covers the header as it was parsed and as it is on disk now: the file may have been replaced since, and
-        wfdb reads gains and formats from it again.
+        The hash covers the header as it was parsed and as it is on disk now, as the file may have been replaced since.
         """
         roots = [number for number, folder in enumerate(self.folders) if header.path.is_relative_to(folder)]
         root = self.folders[roots[0]] if roots else header.path.parent

@@ -11,6 +11,7 @@ import click
 import torch
 
 from kdkit import KdkitError, RunOptions, Study, Trial, TrialResult
+from kdkit_ecg.utils.record_files import find_record_files
 from reproductions.lrhnet.comparisons import CM
 from reproductions.lrhnet.grid import Run
 from reproductions.lrhnet.plots import require_matplotlib
@@ -159,7 +160,7 @@ def list_trials(study: Study, data: Path | None) -> None:
         click.echo(f"{trial.name}  after {', '.join(trial.dependencies) or 'nothing'}")
     options = study.trials[0].options
     # Of real records, three of five folds at most: those without a scored class are left out later.
-    headers = sum(1 for _ in data.rglob("*.hea")) if data else 0
+    headers = len(find_record_files(data).headers) if data else 0
     records = headers * 3 // 5 if data else SIZES[options["size"]].records
     hours = seconds(unfinished, records) / 3600
     click.echo(

@@ -21,6 +21,7 @@ from kdkit_ecg.doctor.findings import Reason
 from kdkit_ecg.doctor.record import examine
 from kdkit_ecg.leads import LEADS
 from tests.helpers.command_line import environment
+from tests.helpers.wfdb_files import checksum
 
 PERSON = "#Age: 61\n#Sex: Female\n"
 
@@ -33,12 +34,26 @@ def wave(seed=0, time=1000):
     return (rough * 1000 / np.ptp(rough, axis=1, keepdims=True)).round().astype(np.int64)
 
 
-def write(folder, name="R1", samples=None, *, gain="1000/mV", codes="426783006", person=PERSON, leads=LEADS, rows=None):
-    """Write a record in the format of the Challenge: a header, and a matrix after 24 bytes."""
+def write(
+    folder,
+    name="R1",
+    samples=None,
+    *,
+    gain="1000/mV",
+    codes="426783006",
+    person=PERSON,
+    leads=LEADS,
+    rows=None,
+    checks=None,
+):
+    """Write a record in the format of the Challenge: a header, and a matrix after 24 bytes.
+
+    checks: lead -> a checksum, instead of the right one.
+    """
     samples = wave() if samples is None else samples
     folder.mkdir(parents=True, exist_ok=True)
     lines = [
-        f"{name}.mat 16+24 {gain} 16 0 {lead[0]} {(int(lead.sum()) + 32768) % 65536 - 32768} 0 {title}"
+        f"{name}.mat 16+24 {gain} 16 0 {lead[0]} {(checks or {}).get(title, checksum(lead))} 0 {title}"
         for lead, title in zip(samples, leads, strict=True)
     ]
     header = "\n".join([f"{name} {len(leads)} 500 {samples.shape[1]}", *lines, f"{person}#Dx: {codes}\n"])
@@ -86,6 +101,12 @@ def resize(by):
     return change
 
 
+def page():
+    """Return bytes that are no signal, after the header of a matrix of the right size."""
+    matrix = np.array([10, 12, 1000, 0, 4], "<i4").tobytes() + b"val\0"
+    return matrix + (b"<p>Not found</p>" * 1500)[:24000]
+
+
 CASES = {
     "a header without leads": (
         with_files(edit("12 500", "13 500")),
@@ -100,6 +121,25 @@ CASES = {
         lambda folder: write(folder, samples=wave()[:11], leads=LEADS[:11]),
         {Reason.LEADS: "without V6"},
     ),
+    "leads of the limbs only": (
+        lambda folder: write(folder, samples=wave()[:6], leads=LEADS[:6]),
+        {Reason.LEADS: "without V1, V2, V3, V4, V5, V6"},
+    ),
+    "a lead with an unknown name": (
+        lambda folder: write(folder, leads=(*LEADS[:11], "MLII")),
+        {Reason.LEADS: "without V6; unknown: MLII"},
+    ),
+    "eight leads": (
+        lambda folder: write(folder, samples=wave()[[0, 1, *range(6, 12)]], leads=(*LEADS[:2], *LEADS[6:])),
+        {Reason.DERIVED: "III, aVR, aVL, aVF"},
+    ),
+    "a blood pressure": (
+        lambda folder: edit("1000/mV 16 0 5 5 0 ART", "1/mmHg 16 0 5 5 0 ART")(
+            write(folder, samples=np.vstack([wave(), np.full(1000, 5)]), leads=(*LEADS, "ART"), checks={"ART": 5})
+        ),
+        {Reason.CHANNELS: "1 of 13"},
+    ),
+    "no gain": (lambda folder: write(folder, gain="0", samples=wave() // 5), {Reason.NO_GAIN: "I, II, III"}),
     "normalised units": (with_files(edit("/mV", "/NU")), {Reason.UNITS: ""}),
     "no diagnosis": (lambda folder: write(folder, codes=""), {Reason.CODES: "no code at all"}),
     "a diagnosis that is not scored": (lambda folder: write(folder, codes="164884008"), {Reason.CODES: "164884008"}),
@@ -120,6 +160,10 @@ CASES = {
     "a wrong checksum": (
         with_files(lambda path: path.write_text(path.read_text().replace(" 0 aVR", "1 0 aVR"))),
         {Reason.CHECKSUM: "aVR"},
+    ),
+    "a web page in place of the signal": (
+        with_files(lambda path: path.with_suffix(".mat").write_bytes(page())),
+        {Reason.CHECKSUM: "I, II, III"},
     ),
     "samples marked invalid": (with_samples(fill((3, slice(5, 9)), -32768)), {Reason.INVALID: "aVR 4"}),
     "a lead marked invalid": (with_samples(fill(3, -32768)), {Reason.INVALID: "aVR 1000", Reason.FLAT: "aVR"}),
@@ -238,6 +282,37 @@ def test_of_records_with_one_name_the_one_in_its_database_is_good(tmp_path):
     copy, original = examine_all(tmp_path)
     assert (original.database, original.findings) == ("training/georgia", [])
     assert [(finding.reason, finding.detail) for finding in copy.findings] == [(Reason.NAME, "training/georgia/g1/A1")]
+
+
+def test_the_segments_of_a_record_are_one_record(tmp_path):
+    for name, seed in (("S1", 1), ("S2", 2)):
+        write(tmp_path, name, wave(seed))
+    (tmp_path / "A1.hea").write_text(f"A1/2 12 500 2000\nS1 1000\nS2 1000\n{PERSON}#Dx: 426783006\n")
+    (record,) = examine_all(tmp_path)
+    assert (record.path, record.samples, record.findings) == ("A1", 2000, [])
+    (tmp_path / "S2.mat").write_bytes(page())
+    (record,) = examine_all(tmp_path)
+    assert Reason.CHECKSUM in {finding.reason for finding in record.findings}
+
+
+def test_linked_folders_and_suffixes_in_capitals_are_examined(kdkit_here, tmp_path):
+    write(tmp_path / "disk", "A1", wave(1))
+    write(tmp_path / "data", "E1", wave(2)).rename(tmp_path / "data" / "E1.HEA")
+    (tmp_path / "data" / "E1.mat").rename(tmp_path / "data" / "E1.MAT")
+    write(tmp_path / "data", "E2", wave(1)).rename(tmp_path / "data" / "E2.HEA")
+    (tmp_path / "data" / "E3.DAT").touch()
+    (tmp_path / "data" / "cpsc").symlink_to(tmp_path / "disk")
+    (tmp_path / "data" / "lost").symlink_to(tmp_path / "gone")
+    records = examine_all(tmp_path / "data")
+    assert [(record.path, [finding.reason for finding in record.findings]) for record in records] == [
+        ("E1", []),
+        ("E2", [Reason.DUPLICATE]),
+        ("E3", [Reason.NO_HEADER]),
+        ("cpsc/A1", []),
+    ]
+    result = kdkit_here("ecg", "doctor", "data", "--jobs", 1, "--json", "survey.json")
+    assert "1 of the folders cannot be read: lost\n" in result.out
+    assert json.loads((tmp_path / "survey.json").read_text())["not_listed"] == ["lost"]
 
 
 def test_several_processes_have_the_same_findings(tmp_path):

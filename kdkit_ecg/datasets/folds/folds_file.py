@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from kdkit import DataError
+from kdkit_ecg.utils.record_files import record_name
+from kdkit_ecg.utils.tables import is_missing
 
 FORMAT = "2"  # of the first line of the file; format 1 had the keys `version` and `k` for `format` and `folds`
 _COLUMNS = ("record", "database", "patient", "fold")
@@ -112,10 +114,11 @@ class Folds:
         metadata, rows = _parse_lines(text)
         entries: dict[str, FoldEntry] = {}
         for row in rows:
-            record = row["record"]
+            record = record_name(row["record"])
             if not row["fold"].isdecimal():
                 raise DataError(f"the fold of record {record} must be a number from 0, got {row['fold']!r}")
-            entry = FoldEntry(row.get("database", ""), row.get("patient", ""), int(row["fold"]))
+            patient = "" if is_missing(row.get("patient", "")) else row["patient"]
+            entry = FoldEntry(row.get("database", ""), patient, int(row["fold"]))
             if entries.setdefault(record, entry) != entry:
                 raise DataError(f"record {record} occurs twice, in folds {entries[record].fold} and {entry.fold}")
         k = metadata.get("folds", str(1 + max((entry.fold for entry in entries.values()), default=0)))

@@ -8,9 +8,10 @@ import torch
 import wfdb
 
 from kdkit import DataError, RecipeError
-from kdkit_ecg.datasets import Challenge2020, Challenge2021, base
+from kdkit_ecg.datasets import Challenge2020, Challenge2021, base, make_folds
 from kdkit_ecg.datasets import challenge as module
 from kdkit_ecg.leads import LEADS
+from tests.helpers.wfdb_files import write_matrix
 
 RHYTHMS = ("426783006", "164889003", "427084000")
 
@@ -259,6 +260,30 @@ def test_records_without_a_patient_in_the_table_are_counted_after_they_were_foun
     assert data.notices == ("the patient of 2 of 3 records is unknown; each counts as a patient of its own",)
 
 
+WORDS = ("", "nan", "NaN", "NA", "N/A", "Unknown", "unknown ", "None", "null", "<NA>", "#N/A", "?", "-")
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_patient_that_is_missing_in_words_is_missing(tmp_path, word):
+    data = dataset_with_table(tmp_path, TABLE + f"C1,P1,\nC2,{word},\nC3,{word},{word}\n")
+    assert len(data.train) == 3
+    assert data.train.groups is None
+    assert data.notices == ("the patient of 2 of 3 records is unknown; each counts as a patient of its own",)
+    assert data._persons == {"C1": "P1", "C2": "record C2", "C3": "record C3"}
+
+
+def test_patients_that_are_missing_in_words_are_in_any_fold(tmp_path):
+    for number in range(30):
+        write_challenge_record(tmp_path, f"C{number:02}", codes=RHYTHMS[number % 3], noise=number)
+    numbers_and_patients = [(number, "nan" if number % 2 else f"P{number}") for number in range(30)]
+    (tmp_path / "records.csv").write_text(
+        TABLE + "".join(f"C{n:02},{patient},\n" for n, patient in numbers_and_patients)
+    )
+    entries = make_folds(tmp_path, k=5).entries
+    assert {entry.fold for entry in entries.values() if not entry.patient} == set(range(5))
+    assert "nan" not in {entry.patient for entry in entries.values()}
+
+
 def test_a_table_of_other_records_is_ignored_if_folds_are_by_record(tmp_path):
     dataset_with_table(tmp_path, TABLE + "C9,P2,\n")
     assert len(Challenge2020(tmp_path, length=256, shares=(1.0, 0.0, 0.0), grouping="record").train) == 3
@@ -328,3 +353,116 @@ def test_records_of_one_patient_are_one_group_in_their_split(tree, tmp_path):
     shutil.copytree(tree, without_table)
     (without_table / "records.csv").unlink()
     assert small_dataset(without_table, shares=(1.0, 0.0, 0.0)).train.groups is None
+
+
+def test_records_whose_samples_do_not_match_the_header_are_excluded(tmp_path):
+    for number in range(4):
+        write_matrix(tmp_path, f"A{number}", np.random.default_rng(number).integers(-800, 800, (12, 600)))
+    (tmp_path / "A1.mat").write_bytes(b"<html>" + b"x" * 30000)
+    (tmp_path / "A2.mat").write_bytes((tmp_path / "A3.mat").read_bytes())
+    data = small_dataset(tmp_path, shares=(1.0, 0.0, 0.0))
+    assert data.summary.splitlines()[:2] == [
+        "2 of 4 records read",
+        "  2 excluded, samples that do not match the first samples and checksums in the header: A1, A2",
+    ]
+    assert small_dataset(tmp_path, shares=(1.0, 0.0, 0.0), store=None).summary == data.summary
+    with pytest.raises(DataError, match="strict=True"):
+        _ = small_dataset(tmp_path, shares=(1.0, 0.0, 0.0), strict=True).train
+
+
+def write_matrices(folder, names, first_seed=0):
+    for seed, name in enumerate(names, first_seed):
+        samples = np.random.default_rng(seed).integers(-800, 800, (12, 600))
+        write_matrix(folder, name, samples, codes=RHYTHMS[seed % 3])
+
+
+def test_linked_folders_are_read_and_named_by_their_link(tmp_path):
+    write_matrices(tmp_path / "disk" / "volume", [f"A{number}" for number in range(6)])
+    write_matrices(tmp_path / "data" / "georgia", [f"E{number}" for number in range(6)], first_seed=6)
+    (tmp_path / "data" / "cpsc").symlink_to(tmp_path / "disk" / "volume")
+    (tmp_path / "data" / "cpsc" / "loop").symlink_to(tmp_path / "data")
+    data = small_dataset(tmp_path / "data", shares=(1.0, 0.0, 0.0), strict=True)
+    assert data.summary.startswith("12 of 12 records read")
+    folds = make_folds(tmp_path / "data", k=3)
+    assert {entry.database for entry in folds.entries.values()} == {"cpsc", "georgia"}
+
+
+def test_a_folder_given_twice_by_different_paths_is_read_once(tmp_path):
+    write_matrices(tmp_path / "data" / "georgia", ["E1", "E2"])
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    folders = [tmp_path / "data", tmp_path / "link", tmp_path / "data" / "georgia"]
+    assert small_dataset(folders, shares=(1.0, 0.0, 0.0)).summary.startswith("2 of 2 records read")
+
+
+def test_links_that_lead_nowhere_are_in_the_summary_and_an_error_if_strict(tmp_path):
+    write_matrices(tmp_path, ["E1"])
+    (tmp_path / "cpsc").symlink_to(tmp_path / "not mounted")
+    assert "\n  1 of the folders cannot be read: cpsc\n" in small_dataset(tmp_path, shares=(1.0, 0.0, 0.0)).summary
+    with pytest.raises(DataError, match="1 of the folders cannot be read: cpsc"):
+        _ = small_dataset(tmp_path, shares=(1.0, 0.0, 0.0), strict=True).train
+
+
+def test_suffixes_in_capitals_are_read_and_counted(tmp_path):
+    write_matrices(tmp_path, [f"A{number}" for number in range(6)])
+    (tmp_path / "A1.hea").rename(tmp_path / "A1.HEA")
+    (tmp_path / "A2.mat").rename(tmp_path / "A2.MAT")
+    (tmp_path / "A3.hea").rename(tmp_path / "A3.HEA")
+    (tmp_path / "A3.mat").rename(tmp_path / "A3.Mat")
+    (tmp_path / "A4.hea").unlink()
+    (tmp_path / "A4.mat").rename(tmp_path / "A4.MAT")
+    (tmp_path / "records.csv").write_text("record,patient\nA1.HEA,P1\nA2.MAT,P1\n")
+    data = small_dataset(tmp_path, shares=(1.0, 0.0, 0.0))
+    assert data.summary.splitlines()[:2] == [
+        "5 of 6 records read",
+        "  1 excluded, no header next to the signal: A4",
+    ]
+    assert data._persons["A1"] == data._persons["A2"] == "P1"
+    assert set(make_folds(tmp_path, k=2).entries) == {"A0", "A1", "A2", "A3", "A5"}
+
+
+def test_a_signal_that_a_header_with_another_name_describes_has_a_header(tmp_path):
+    write_matrices(tmp_path, ["A1", "A2"])
+    (tmp_path / "A1.hea").rename(tmp_path / "first.hea")
+    (tmp_path / "stray.dat").touch()
+    assert small_dataset(tmp_path, shares=(1.0, 0.0, 0.0)).summary.splitlines()[:2] == [
+        "2 of 3 records read",
+        "  1 excluded, no header next to the signal: stray",
+    ]
+
+
+def test_assumed_gains_and_computed_leads_are_in_the_summary(tmp_path):
+    write_matrices(tmp_path, ["A1"])
+    samples = np.random.default_rng(9).integers(-800, 800, (12, 600))
+    write_matrix(tmp_path, "A2", samples, gain="0")
+    write_matrix(tmp_path, "A3", samples[:8] + 1, leads=[*LEADS[:2], *LEADS[6:]])
+    data = small_dataset(tmp_path, shares=(1.0, 0.0, 0.0), strict=True)
+    assert data.summary.splitlines()[:3] == [
+        "3 of 3 records read",
+        "  1 without a gain, for which 200 steps per mV are assumed: A2",
+        "  1 without all of III, aVR, aVL and aVF, which are computed from I and II: A3",
+    ]
+    assert data.train.batch([0, 1, 2], 0).inputs.signal.shape == (3, 12, 256)
+
+
+def test_leads_with_unknown_names_are_named_in_the_summary(tmp_path):
+    write_matrices(tmp_path, ["A1"])
+    samples = np.random.default_rng(9).integers(-800, 800, (12, 600))
+    write_matrix(tmp_path, "A2", samples, leads=["MLI", "MLII", *LEADS[2:]])
+    summary = small_dataset(tmp_path, shares=(1.0, 0.0, 0.0)).summary
+    assert "  1 excluded, fewer than 12 leads: A2 (unknown: MLI, MLII)\n" in summary
+
+
+def test_segments_are_read_as_one_record_and_not_as_records(tmp_path):
+    write_matrices(tmp_path, ["S1", "S2", "T1"])
+    (tmp_path / "A1.hea").write_text("A1/2 12 500 1200\nS1 600\nS2 600\n#Age: 50\n#Sex: Male\n#Dx: 426783006\n")
+    data = small_dataset(tmp_path, shares=(1.0, 0.0, 0.0), strict=True)
+    assert data.summary.startswith("2 of 2 records read\n")
+    assert [header.name for header in data._selected[0]] == ["A1", "T1"]
+    assert [signal.shape[1] for signal in data.train.signals] == [617, 309]  # at 257 Hz
+    first = data.fingerprint
+    copy = tmp_path.with_name(f"{tmp_path.name} copy")
+    shutil.copytree(tmp_path, copy)
+    assert small_dataset(copy, shares=(1.0, 0.0, 0.0)).fingerprint == first
+    (copy / "S2.hea").write_text((copy / "S2.hea").read_text().replace("1000/mV", "1000(5)/mV"))
+    (copy / "S1.hea").write_text((copy / "S1.hea").read_text().replace("1000/mV", "1000(5)/mV"))
+    assert small_dataset(copy, shares=(1.0, 0.0, 0.0)).fingerprint != first

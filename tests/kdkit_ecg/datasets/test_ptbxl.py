@@ -1,6 +1,7 @@
 """PTBXL reads the layout, tables and folds of PTB-XL."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -185,6 +186,27 @@ def test_a_patient_in_two_folds_is_refused(folder, tmp_path):
     rows[4]["patient_id"] = rows[5]["patient_id"]
     with pytest.raises(DataError, match="patient 1006 in strat_fold 6 and 7"):
         _ = with_database(folder, tmp_path, rows).train
+
+
+@pytest.mark.parametrize("word", ["", "nan", "NA", "Unknown"])
+def test_each_record_without_a_patient_is_a_patient_of_its_own_with_a_notice(folder, tmp_path, word):
+    data = with_database(
+        folder, tmp_path, [row(number, patient_id=word if number < 8 else "5.0") for number in (*range(1, 9), 18)]
+    )
+    assert data.notices == ()
+    assert len(data.train) == 7
+    assert data.notices == ("the patient of 7 of 9 records is unknown; each counts as a patient of its own",)
+    assert [data._person(header) for header in data._selected[0]][-3:] == ["record HR00007", "5", "5"]
+
+
+def test_suffixes_in_capitals_are_read(folder, tmp_path):
+    (tmp_path / "records100").mkdir()
+    shutil.copytree(folder / "records100", tmp_path / "records100", dirs_exist_ok=True)
+    for path in [*tmp_path.rglob("*.hea"), *tmp_path.rglob("*.dat")]:
+        path.rename(path.with_suffix(path.suffix.upper()))
+    write_statements(tmp_path)
+    write_database(tmp_path, [row(number) for number in range(1, 21)])
+    assert PTBXL(tmp_path).summary.startswith("20 of 20 records read")
 
 
 @pytest.mark.parametrize(

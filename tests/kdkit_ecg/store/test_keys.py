@@ -41,7 +41,7 @@ def test_headers_replaced_after_they_were_read_do_not_affect_later_runs(folder):
     early = data(folder)
     assert early._selected
     edit_headers(folder, " 12 250 ", " 12 500 ")
-    # wfdb reads the new rate, but the parsed header has the old one, so these signals are wrong.
+    # The parsed header has the old rate, so these signals are wrong for the new one.
     wrong_signals = signals(early)
     assert signals(data(folder)) == signals(data(folder, store=None)) != wrong_signals
     assert data(folder).fingerprint != early.fingerprint
@@ -57,9 +57,11 @@ def test_a_record_whose_header_is_replaced_during_preparation_is_not_stored(fold
         return original(self, header)
 
     monkeypatch.setattr(Preparation, "prepare", prepare)
-    wrong_signals = signals(data(folder))
+    first_signals = signals(data(folder))  # of the parsed headers, whatever is on the disk now
+    changed_signals = signals(data(folder, store=None))
     edit_headers(folder, " 500.0(0)/mV", " 1000.0(0)/mV")
-    assert signals(data(folder)) == signals(data(folder, store=None)) != wrong_signals
+    assert data(folder).prepare()[1] == 3  # none of them was stored
+    assert signals(data(folder)) == signals(data(folder, store=None)) == first_signals != changed_signals
 
 
 def test_equal_files_in_two_folders_are_two_records(folder, tmp_path):

@@ -93,3 +93,17 @@ def test_a_file_of_format_1_is_refused_and_can_be_read_without_its_first_line(tm
 def test_a_file_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(DataError, match="is not a folds file"):
         Folds.read(tmp_path / "folds.csv")
+
+
+def test_a_patient_that_is_missing_in_words_is_not_a_patient(tmp_path):
+    path = tmp_path / "folds.csv"
+    path.write_text("record,patient,fold\nA1,nan,0\nA2,Unknown,1\nA3,nan,1\nA4,P1,0\n")
+    folds = Folds.read(path)
+    assert [entry.patient for entry in folds.entries.values()] == ["", "", "", "P1"]
+    assert folds.divided_patients == {}
+
+
+def test_records_may_have_a_suffix_in_any_case(tmp_path):
+    path = tmp_path / "folds.csv"
+    path.write_text("record,fold\nA1.hea,0\nA2.MAT,1\nA3,1\n")
+    assert list(Folds.read(path).entries) == ["A1", "A2", "A3"]

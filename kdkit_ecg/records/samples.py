@@ -1,0 +1,99 @@
+"""Read the samples of a record in converter steps, and compare them with the checksums in its header."""
+
+import tempfile
+from pathlib import Path
+from shutil import copyfile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdkit import DataError
+from kdkit_ecg.leads import LEADS
+from kdkit_ecg.records.signal_lines import SignalHeader
+
+Steps = NDArray[np.int64]
+
+# The value of an invalid sample in each WFDB format. Format 8 has none.
+_INVALID = {"80": -(1 << 7), "508": -(1 << 7), "310": -(1 << 9), "311": -(1 << 9), "212": -(1 << 11)}
+_INVALID |= dict.fromkeys(("16", "61", "160", "516"), -(1 << 15))
+_INVALID |= {"24": -(1 << 23), "524": -(1 << 23), "32": -(1 << 31)}
+_NEVER = 1 << 40  # larger than any sample, for a format without an invalid value
+
+
+def invalid_values(header: SignalHeader) -> Steps:
+    """Return (leads, 1): the value of an invalid sample of each lead."""
+    return np.array([[_INVALID.get(lead_format, _NEVER)] for lead_format in header.formats])
+
+
+def read_steps(header: SignalHeader) -> Steps:
+    """Return (leads, time) in converter steps, leads in the order of the header.
+
+    A gap between segments consists of invalid samples. Raises DataError if the samples cannot be read.
+    """
+    if not header.segments:
+        return _read_signal(header)
+    gap = np.where(invalid_values(header) == _NEVER, 0, invalid_values(header))
+    parts = [_read_signal(part) if part else np.repeat(gap, samples, axis=1) for part, samples in header.segments]
+    return np.concatenate(parts, axis=1)
+
+
+def mismatched_leads(header: SignalHeader, steps: Steps) -> list[str]:
+    """Return the leads whose samples are not those that the header describes.
+
+    The checksum of a lead decides. If all checksums of a record are 0, which means that they are unknown, the first
+    sample decides, unless it is 0 too. Samples of another record, or of a file that was converted or damaged, have
+    other checksums.
+    """
+    wrong: dict[str, None] = {}  # without repetition, in order
+    start = 0
+    for part, samples in header.segments or ((header, header.samples),):
+        columns = steps[:, start : start + samples]
+        start += samples
+        if part is None:
+            continue
+        has_checksums = any(checksum for _, checksum in part.checks)
+        totals, first_samples = columns.sum(axis=1).tolist(), columns[:, 0].tolist()
+        for lead, (first, checksum), total, sample in zip(part.leads, part.checks, totals, first_samples, strict=True):
+            # Further leads were sometimes added without a checksum.
+            if checksum or (has_checksums and lead in LEADS):
+                # WFDB: the sum of all samples as a 16-bit number, which some files write without a sign.
+                differs = (total - checksum) % (1 << 16) != 0
+            else:
+                differs = first not in (0, sample)
+            if differs:
+                wrong[lead] = None
+    return list(wrong)
+
+
+def _read_signal(header: SignalHeader) -> Steps:
+    import wfdb  # takes half a second with pandas, which commands that read no record avoid
+
+    frame = header.channels[header.positions[0]].frame
+    frames = header.samples // frame
+    single = all(channel.frame == 1 for channel in header.channels)
+    names = {file: f"s{number}.dat" for number, file in enumerate(header.files)}
+    # A header of what wfdb needs to find the samples. Rate, gains and names of leads are not its concern.
+    lines = [f"record {len(header.channels)} 1 {frames}"]
+    lines += [
+        f"{names[channel.file]} {channel.format}x{channel.frame}:{channel.skew}+{channel.offset} 1 0 0 {channel.first} "
+        f"0 0 channel {number}"
+        for number, channel in enumerate(header.channels)
+    ]
+    try:
+        with tempfile.TemporaryDirectory(prefix="kdkit-") as folder:
+            for file, name in names.items():
+                source, target = header.path.with_name(file).absolute(), Path(folder, name)
+                try:
+                    target.symlink_to(source)
+                except OSError:  # e.g. Windows, which allows links only to administrators
+                    copyfile(source, target)
+            Path(folder, "record.hea").write_text("\n".join([*lines, ""]), encoding="ascii")
+            # Without smoothing, wfdb does not average the samples of a frame, but fails for format 61.
+            record = wfdb.rdrecord(str(Path(folder, "record")), physical=False, smooth_frames=single)
+    except Exception as error:  # wfdb raises exceptions of any kind for a damaged file
+        raise DataError(f"the signal of {header.path} cannot be read: {error or type(error).__name__}") from error
+    stored = record.d_signal.T if single else record.e_d_signal  # (channels, time), or a list of (time,)
+    leads = [stored[position] for position in header.positions]
+    if {len(lead) for lead in leads} != {header.samples}:
+        raise DataError(f"the signal of {header.path} has {len(leads[0])} samples per lead, expected {header.samples}")
+    return np.stack(leads).astype(np.int64)

@@ -1,0 +1,224 @@
+"""Parse the lines of a WFDB header about the signal: how each channel is stored, and which of them are leads."""
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple, Self
+
+from kdkit import DataError
+from kdkit_ecg.leads import LEADS, missing_leads, standard_name
+from kdkit_ecg.utils.record_files import present_file
+
+# Size of a unit in mV. NU (normalised units) are standard deviations, and are not converted.
+UNITS: Mapping[str, float] = MappingProxyType(
+    {"": 1.0, "mv": 1.0, "uv": 1e-3, "\u00b5v": 1e-3, "\u03bcv": 1e-3, "v": 1e3, "nu": 1.0}
+)
+DEFAULT_GAIN = 200.0  # steps per mV: the default of the WFDB header specification if there is no gain
+
+# Bits of a sample, in the formats of WFDB whose samples all have the same size.
+_BITS = {"8": 8, "80": 8, "212": 12, "16": 16, "61": 16, "160": 16, "24": 24, "32": 32}
+
+# File, format and layout of a channel: enough to skip it.
+_CHANNEL = re.compile(
+    r"(?:\S*/)?(?P<file>~?[-\w]+(?:\.\w+)?)\s+(?P<format>\d+)(?:x(?P<frame>\d+))?(?::(?P<skew>\d+))?"
+    r"(?:\+(?P<offset>\d+))?(?=\s|$)"
+)
+# The remainder of the line of a lead: gain, bits, zero, first sample, checksum, block size and name.
+_LEAD = re.compile(
+    r"\s+(?P<gain>-?\d+\.?\d*(?:e[-+]?\d+)?)(?:\((?P<baseline>-?\d+)\))?(?:/(?P<unit>\S+))?"
+    r"\s+\d+\s+(?P<zero>-?\d+)\s+(?P<first>-?\d+)\s+(?P<checksum>-?\d+)\s+\d+\s+(?P<name>\S.*)"
+)
+
+
+class Channel(NamedTuple):
+    """How a channel is stored.
+
+    file: its name on the disk. format: the number of a WFDB format. frame: samples per frame. skew: in frames. offset:
+    bytes before the first sample. first: the first sample of format 8, which stores differences; otherwise 0.
+    """
+
+    file: str
+    format: str
+    frame: int
+    skew: int
+    offset: int
+    first: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignalHeader:
+    """The fields of a header that describe the signal, lead by lead in the order of the file.
+
+    rate in Hz, samples per lead, gains_per_unit in converter steps, baselines in steps, units in lower case. checks:
+    the first sample and the checksum of each lead, (0, 0) if unknown.
+    channels: all that the signal files contain. positions: the channel of each lead. default_gains: the leads without a
+    gain, which have DEFAULT_GAIN. segments: the parts of a record in several segments, None for a gap, each with its
+    number of samples per lead; channels are then those of the first segment.
+    """
+
+    path: Path
+    rate: float
+    samples: int
+    leads: tuple[str, ...]
+    files: tuple[str, ...]
+    gains_per_unit: tuple[float, ...]
+    baselines: tuple[int, ...]
+    units: tuple[str, ...]
+    checks: tuple[tuple[int, int], ...]
+    channels: tuple[Channel, ...]
+    positions: tuple[int, ...]
+    default_gains: tuple[str, ...]
+    segments: tuple[tuple[Self | None, int], ...] = ()
+
+    @property
+    def gains(self) -> tuple[float, ...]:
+        """The gain of each lead in converter steps per mV."""
+        return tuple(gain / UNITS[unit] for gain, unit in zip(self.gains_per_unit, self.units, strict=True))
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The number of the WFDB format of each lead."""
+        return tuple(self.channels[position].format for position in self.positions)
+
+    @property
+    def normalised(self) -> bool:
+        """Whether any lead is in normalised units (NU)."""
+        return "nu" in self.units
+
+    @property
+    def signal_fields(self) -> tuple[tuple[str, object], ...]:
+        """Name and value of every field that describes the signal: all but the path, here and in the segments."""
+        names = [field.name for field in fields(SignalHeader) if field.name not in ("path", "segments")]
+        segments = tuple((header and header.signal_fields, samples) for header, samples in self.segments)
+        return (*((name, getattr(self, name)) for name in names), ("segments", segments))
+
+
+class _Lead(NamedTuple):
+    """A lead: its position among the channels, and the fields of its line."""
+
+    position: int
+    name: str
+    gain: float
+    has_gain: bool
+    baseline: int
+    unit: str
+    check: tuple[int, int]
+
+
+def parse_signal_lines(path: Path, lines: Sequence[str], rate: float, frames: int) -> SignalHeader:
+    """Return the description of the signal. Raises DataError.
+
+    path: of the header. rate and frames: in its first line, which counts frames and not samples; frames is 0 if the
+    line does not contain it. If the leads of the twelve are complete without them, channels are skipped that cannot be
+    read or have another number of samples per frame, such as a blood pressure.
+    """
+    # Memoised: most records have one file, and a look at the disk takes longer than the parsing. Equal channels are one
+    # object, as the headers of a whole data set are in memory.
+    file_on_disk = cache(lambda name: present_file(path.with_name(name)).name)
+    shared: dict[Channel, Channel] = {}
+    channels, leads, errors = [], [], []
+    for position, line in enumerate(lines):
+        layout = _CHANNEL.match(line)
+        if not layout:
+            raise _line_error(line)
+        details = _LEAD.fullmatch(line, layout.end())
+        channel = _parse_channel(layout, details, file_on_disk)
+        channels.append(shared.setdefault(channel, channel))
+        try:
+            leads.append(_parse_lead(line, details, position))
+        except DataError as error:
+            errors.append(error)
+    complete = not missing_leads([lead.name for lead in leads])
+    if errors and not complete:
+        raise errors[0]
+    counts = Counter(lead.name.lower() for lead in leads)
+    frame_sizes = Counter(channels[lead.position].frame for lead in leads if lead.name in LEADS or not complete)
+    if len(frame_sizes) > 1:
+        sizes = ", ".join(f"{lead.name} {channels[lead.position].frame}" for lead in leads)
+        raise DataError(f"leads with different numbers of samples per frame are not supported, got {sizes}")
+    frame = next(iter(frame_sizes))
+    if complete:  # further channels are not needed, so those that differ or are ambiguous are skipped
+        leads = [
+            lead
+            for lead in leads
+            if lead.name in LEADS or (channels[lead.position].frame == frame and counts[lead.name.lower()] == 1)
+        ]
+    # Names outside the twelve keep their case, but two names that differ only in case are one lead.
+    if len({lead.name.lower() for lead in leads}) < len(leads):
+        raise DataError(f"expected every lead once, got {', '.join(lead.name for lead in leads)}")
+    frames = frames or _count_frames(path, channels, leads[0].position)
+    return SignalHeader(
+        path=path,
+        rate=rate * frame,
+        samples=frames * frame,
+        leads=tuple(lead.name for lead in leads),
+        # The leads of most records are in one file, which is listed once.
+        files=tuple(dict.fromkeys(channel.file for channel in channels)),
+        gains_per_unit=tuple(lead.gain for lead in leads),
+        baselines=tuple(lead.baseline for lead in leads),
+        units=tuple(lead.unit for lead in leads),
+        # With a skew, samples beyond the end of the file are missing, and the checksum is over others.
+        checks=tuple((0, 0) if channels[lead.position].skew else lead.check for lead in leads),
+        channels=tuple(channels),
+        positions=tuple(lead.position for lead in leads),
+        default_gains=tuple(lead.name for lead in leads if not lead.has_gain),
+    )
+
+
+def _parse_channel(layout: re.Match[str], details: re.Match[str] | None, file_on_disk: Callable[[str], str]) -> Channel:
+    frame = int(layout["frame"] or 1)
+    if not frame:
+        raise DataError(f"the samples per frame must be above 0, got the line {layout.string!r}")
+    return Channel(
+        # The name may lack its suffix, or have another case than on the disk. Without such a file it stays as written.
+        file=file_on_disk(layout["file"]),
+        format=layout["format"],
+        frame=frame,
+        skew=int(layout["skew"] or 0),
+        offset=int(layout["offset"] or 0),
+        first=int(details["first"]) if details and layout["format"] == "8" else 0,
+    )
+
+
+def _parse_lead(line: str, details: re.Match[str] | None, position: int) -> _Lead:
+    if not details:
+        raise _line_error(line)
+    gain, unit = float(details["gain"]), (details["unit"] or "").lower()
+    # WFDB writes 0 for a signal that is not calibrated. With a unit this is a contradiction; without one it means that
+    # there is no gain.
+    if not gain and details["unit"]:
+        raise DataError(f"a gain of 0 leaves the amplitude unknown; write steps per mV in {line!r}")
+    if unit not in UNITS:
+        raise DataError(f"{details['unit']!r} is not a supported unit; expected mV, uV, V or NU")
+    return _Lead(
+        position=position,
+        name=standard_name(details["name"]),
+        gain=gain or DEFAULT_GAIN,
+        has_gain=bool(gain),
+        # WFDB: a missing baseline is the ADC zero of the lead.
+        baseline=int(details["baseline"] or details["zero"]),
+        unit=sys.intern(unit),
+        check=(int(details["first"]), int(details["checksum"])),
+    )
+
+
+def _line_error(line: str) -> DataError:
+    return DataError(f"expected 'FILE FORMAT GAIN/UNIT BITS ZERO FIRST CHECKSUM BLOCK LEAD', got the line {line!r}")
+
+
+def _count_frames(path: Path, channels: Sequence[Channel], position: int) -> int:
+    """Return the frames in the file of this channel, by its size. Raises DataError, OSError."""
+    channel = channels[position]
+    if channel.format not in _BITS:
+        raise DataError(f"the first line needs the number of samples, as format {channel.format} has no fixed size")
+    samples = sum(other.frame for other in channels if other.file == channel.file)  # in a frame
+    bits = 8 * (path.with_name(channel.file).stat().st_size - channel.offset)
+    frames = bits // (_BITS[channel.format] * samples)
+    if frames < 1:
+        raise DataError(f"the first line has no number of samples, and {channel.file} has none either")
+    return frames

@@ -1,0 +1,91 @@
+"""Find the files of records in a folder tree: linked folders too, and suffixes in any case."""
+
+import os
+import re
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+HEADER_SUFFIX, SIGNAL_SUFFIXES, UNFINISHED_SUFFIX = ".hea", (".mat", ".dat"), ".part"
+NOT_LISTED = "of the folders cannot be read"  # in summaries, after the number
+
+_SUFFIX = re.compile(r"\.(hea|mat|dat)$", re.IGNORECASE)
+
+
+class RecordFiles(NamedTuple):
+    """The files in a folder tree, each kind sorted by path.
+
+    unfinished: files of an interrupted fetch. not_listed: folders that cannot be read, and links that lead nowhere.
+    """
+
+    headers: tuple[Path, ...]
+    signals: tuple[Path, ...]
+    unfinished: tuple[Path, ...]
+    not_listed: tuple[Path, ...]
+
+    def without_header(self) -> list[Path]:
+        """Return the signals without a header of the same name. A header with another name may name them."""
+        described = {path.with_suffix("") for path in self.headers}
+        return [path for path in self.signals if path.with_suffix("") not in described]
+
+
+def find_record_files(folder: Path) -> RecordFiles:
+    """Return the files of records in a folder and its subfolders. Links are followed, but no folder is read twice."""
+    files, not_listed = [], []
+    visited: set[tuple[int, int]] = set()
+    folders = [folder]
+    links: list[Path] = []
+    while folders or links:
+        # Links last: the path of a folder that can be reached without a link does not contain one.
+        current = folders.pop() if folders else links.pop(0)
+        try:
+            state = current.stat()
+            identity = (state.st_dev, state.st_ino)
+            entries = [] if identity in visited else sorted(os.scandir(current), key=lambda entry: entry.name)
+        except OSError:
+            not_listed.append(current)
+            continue
+        visited.add(identity)  # a link to a parent would otherwise lead to the same folder without end
+        for entry in entries:
+            path = current / entry.name
+            if entry.is_symlink():
+                # Not the methods of Path, which raise an error for a link without permission.
+                if os.path.isdir(path):  # noqa: PTH112
+                    links.append(path)
+                elif os.path.exists(path) or _SUFFIX.search(path.name):  # noqa: PTH110
+                    files.append(path)  # a record whose file is missing counts as an unreadable one
+                else:
+                    not_listed.append(path)
+            elif entry.is_dir():
+                folders.append(path)
+            else:
+                files.append(path)
+    files.sort()
+    headers, signals, unfinished = (
+        tuple(path for path in files if path.suffix.lower() in suffixes)
+        for suffixes in ((HEADER_SUFFIX,), SIGNAL_SUFFIXES, (UNFINISHED_SUFFIX,))
+    )
+    return RecordFiles(headers, signals, unfinished, tuple(sorted(not_listed)))
+
+
+def present_file(path: Path) -> Path:
+    """Return the path under which a file exists; `path` itself if there is none.
+
+    The suffix, or the whole name, may be in another case, as on disks that do not distinguish cases. A name without a
+    suffix may mean a signal.
+    """
+    if path.is_file():
+        return path
+    for suffix in [path.suffix] if path.suffix else SIGNAL_SUFFIXES:
+        # Not a listing of the folder, which may contain thousands of records.
+        cases = ["".join(letters) for letters in product(*({letter.lower(), letter.upper()} for letter in suffix))]
+        for stem, case in product(dict.fromkeys((path.stem, path.stem.upper(), path.stem.lower())), sorted(cases)):
+            candidate = path.with_name(stem + case)
+            if candidate.is_file():
+                return candidate
+    return path
+
+
+def record_name(text: str) -> str:
+    """Return the name of a record without spaces around it and without the suffix of a header or signal."""
+    return _SUFFIX.sub("", text.strip())
