@@ -1,18 +1,21 @@
 """A batch of samples, which is moved to a device, sliced and passed to networks."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+import copy
+from collections import UserDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Samples with their labels and ids.
 
-    inputs: a tensor, or a (named) tuple, list or dict of tensors, each (batch, ...).
+    inputs: a tensor, or a (named) tuple, list, mapping or dataclass of tensors, each (batch, ...).
     labels: (batch,) int64 for multiclass, (batch, classes) float of 0 and 1 for multilabel.
     ids: (batch,) int64, unique per sample; None if the data has no ids.
     draw: the index of the deterministic augmentation that the samples are shown in; None if unknown.
@@ -63,25 +66,94 @@ def as_targets(labels: Tensor) -> Tensor:
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return a tensor, or a (named) tuple, list or dict of tensors, with `change` applied to each tensor."""
+    """Return a tensor, or a (named) tuple, list, mapping or dataclass of tensors, with `change` applied to each tensor.
+
+    A mapping keeps its type if that can be built from a dict; otherwise the result is a dict.
+    """
     if isinstance(value, Tensor):
         return change(value)
-    if isinstance(value, dict):
-        return {key: map_tensors(item, change) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a namedtuple takes its items as arguments
-        return type(value)(*(map_tensors(item, change) for item in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(map_tensors(item, change) for item in value)
-    return value
+    items = items_of(value)
+    return value if items is None else _rebuilt(value, {key: map_tensors(item, change) for key, item in items})
 
 
 def nested_tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in a tensor, tuple, list or dict, nested, in the order in which `map_tensors` changes them."""
+    """Yield the tensors in a value, nested, in the order in which `map_tensors` changes them."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, (dict, tuple, list)):
-        for item in value.values() if isinstance(value, dict) else value:
+    else:
+        for _, item in items_of(value) or ():
             yield from nested_tensors(item)
+
+
+def holds_only_tensors(value: Any) -> bool:
+    """Return whether a value is a tensor, None, or a container of nothing but these, nested."""
+    items = items_of(value)
+    return isinstance(value, Tensor | None) or (
+        items is not None and all(holds_only_tensors(item) for _, item in items)
+    )
+
+
+def items_of(value: Any) -> list[tuple[Any, Any]] | None:
+    """Return the keys and items of a mapping, dataclass, tuple or list; None for anything else."""
+    if isinstance(value, Mapping):  # before dataclasses: the outputs of transformers are both
+        return list(value.items())
+    if isinstance(value, (tuple, list)):
+        return list(enumerate(value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return [(field.name, getattr(value, field.name)) for field in fields(value)]
+    return None
+
+
+def collate(samples: Sequence[Any]) -> Any:
+    """Return samples as one batch, as torch's DataLoader does by default, which refuses dataclasses."""
+    first = samples[0]
+    items = items_of(first)
+    if items is None or not _contains_dataclass(first):
+        return default_collate(list(samples))
+    columns = zip(*(items_of(sample) or () for sample in samples), strict=True)  # of (key, item), one per sample
+    return _rebuilt(first, {column[0][0]: collate([item for _, item in column]) for column in columns})
+
+
+def _rebuilt(value: Any, items: dict[Any, Any]) -> Any:
+    """Return a container like `value` with these items, by the keys of `items_of`."""
+    if type(value) is dict:
+        return items
+    if isinstance(value, Mapping):
+        return _rebuilt_mapping(value, items)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a namedtuple takes its items as arguments
+        return type(value)(*items.values())
+    if isinstance(value, (tuple, list)):
+        return type(value)(items.values())
+    rebuilt = copy.copy(value)  # without __init__ and __post_init__, which may expect other arguments
+    for name, item in items.items():
+        object.__setattr__(rebuilt, name, item)  # a frozen dataclass refuses setattr
+    return rebuilt
+
+
+def _rebuilt_mapping(value: Mapping[Any, Any], items: dict[Any, Any]) -> Mapping[Any, Any]:
+    try:
+        rebuilt = type(value)(items)  # type: ignore[call-arg]  # the constructor of user code may take anything
+        if len(rebuilt) == len(items) and all(rebuilt[key] is item for key, item in items.items()):
+            return rebuilt
+    except Exception:  # such as a defaultdict, whose first argument is its factory
+        pass
+    # The copy of any other mapping may share its items, and an update would change the original.
+    if isinstance(value, (dict, UserDict)):
+        try:
+            copied = copy.copy(value)
+            copied.update(items)
+            return copied
+        except Exception:  # such as a dict that refuses changes
+            pass
+    return items
+
+
+def _contains_dataclass(value: Any) -> bool:
+    items = items_of(value)
+    if items is None:
+        return False
+    is_container = isinstance(value, (Mapping, tuple, list))
+    return not is_container or any(_contains_dataclass(item) for _, item in items)
 
 
 def _pinned(tensor: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kdkit.data.batch import Batch, map_tensors, nested_tensors
+from kdkit.data.batch import Batch, holds_only_tensors, map_tensors, nested_tensors
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.loading import Batches, Shard, batches, rows_of_batches
 from kdkit.utils.memory import available
@@ -112,7 +112,8 @@ class KeptSamples:
     def _allocate(self, batch: Batch, tensors: list[Tensor]) -> bool:
         """Allocate the memory of all samples; return False if it does not fit, or samples are not tensors."""
         size = len(batch)
-        is_batch = all(
+        # Items that are no tensors, such as names, would stay those of the first batch.
+        is_batch = holds_only_tensors(batch.inputs) and all(
             tensor.ndim and len(tensor) == size and tensor.device == batch.labels.device for tensor in tensors
         )
         needed = sum(tensor.nbytes for tensor in tensors) / max(1, size) * len(self._split) * self._draws

@@ -1,13 +1,14 @@
 """The data of an experiment from any torch Dataset or DataLoader that yields `(inputs, labels)`."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 
+from kdkit.data.batch import items_of
 from kdkit.data.dataset import Data, LoaderSplit, Split, Task
 from kdkit.data.torch_splits import (
     CheckedLoaderSplit,
@@ -214,14 +215,12 @@ def _is_fixed(dataset: object) -> bool:
 
 
 def _bytes(value: Any) -> Iterator[bytes]:
-    """Yield dtype, shape and content of every tensor in a tensor, tuple, list or dict, and the keys of a dict."""
+    """Yield dtype, shape and content of every tensor in a value, nested, and the keys of mappings and dataclasses."""
     if isinstance(value, Tensor):
         yield f"{value.dtype}{tuple(value.shape)}".encode()  # two tensors of other shapes may have the same content
         yield value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
+        return
+    for key, item in items_of(value) or ():
+        if not isinstance(value, (tuple, list)):
             yield repr(key).encode()
-            yield from _bytes(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _bytes(item)
+        yield from _bytes(item)

@@ -5,9 +5,9 @@ from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from kdkit.data.batch import Batch, as_targets
+from kdkit.data.batch import Batch, as_targets, collate
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.errors import DataError
 
@@ -37,7 +37,7 @@ class DatasetSplit(Split):
         if is_plain(self.dataset, TensorDataset):  # indexing once is faster than collating single samples
             inputs, labels = [tensor.index_select(0, rows.to(tensor.device)) for tensor in self.dataset.tensors]
         else:
-            inputs, labels = as_pair(default_collate([self.dataset[row] for row in rows.tolist()]))
+            inputs, labels = as_pair(collate([self.dataset[row] for row in rows.tolist()]))
         if self.class_count is not None:
             _require_valid_labels(labels, self.class_count)
         return Batch(inputs, as_targets(labels), self.ids.index_select(0, rows), draw)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdkit.data.batch import Batch, map_tensors, nested_tensors
+from kdkit.data.batch import Batch, items_of, map_tensors, nested_tensors
 from kdkit.engine.distributed import DistributedModule
 from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.options import Capture
@@ -394,18 +394,16 @@ def _waits_for_device() -> Iterator[list[str]]:
 
 
 def _structure(value: Any) -> Any:
-    """Return the shapes and dtypes of the tensors in a tuple, list or dict, nested; None if it has anything else."""
+    """Return the shapes and dtypes of the tensors in a value, nested; None if it has anything else."""
     if isinstance(value, Tensor):
         return value.shape, value.dtype
     if value is None:
         return ()
-    if isinstance(value, dict):
-        parts = [(key, _structure(item)) for key, item in value.items()]
-        return None if any(part is None for _, part in parts) else parts
-    if isinstance(value, (tuple, list)):
-        items = [_structure(item) for item in value]
-        return None if any(item is None for item in items) else items
-    return None
+    items = items_of(value)
+    if items is None:
+        return None
+    parts = [(key, _structure(item)) for key, item in items]
+    return None if any(part is None for _, part in parts) else parts
 
 
 def _attributes(owner: object) -> Iterator[tuple[str, Any]]:

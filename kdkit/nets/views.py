@@ -31,7 +31,7 @@ class View(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The inputs unchanged: a tensor is the only argument, a tuple or list the arguments, a dict the keywords."""
+    """The inputs unchanged: a tuple or list are the arguments, a mapping the keywords, all else the only argument."""
 
     @property
     def key(self) -> str:

@@ -1,0 +1,204 @@
+"""A batch is moved, cut and pinned whatever container holds its inputs."""
+
+import collections
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+import kdkit
+from kdkit import Batch, Net, Recipe, Stage, TorchData, Training, Truth
+from kdkit.data.batch import collate, holds_only_tensors, nested_tensors
+from kdkit.data.device_data import KeptSamples
+from kdkit.engine.capture import _StaticInputs
+
+
+class Encoding(collections.UserDict):
+    """Like the BatchEncoding of transformers: it has state in addition to its items."""
+
+    def __init__(self, data=None, encodings="words"):
+        super().__init__(data)
+        self.encodings = encodings
+
+
+class Shared(collections.abc.MutableMapping):
+    """A mapping whose constructor takes something else, and whose copy shares its items."""
+
+    def __init__(self, name, items):
+        self.name, self.items_by_key = name, dict(items)
+
+    def __getitem__(self, key):
+        return self.items_by_key[key]
+
+    def __setitem__(self, key, value):
+        self.items_by_key[key] = value
+
+    def __delitem__(self, key):
+        del self.items_by_key[key]
+
+    def __iter__(self):
+        return iter(self.items_by_key)
+
+    def __len__(self):
+        return len(self.items_by_key)
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """A frozen dataclass with a field that __init__ does not take."""
+
+    x: torch.Tensor
+    length: int = field(default=3, init=False)
+
+
+def rows(shift=0.0):
+    return torch.arange(6.0)[:, None] + shift
+
+
+def default_dict():
+    value = collections.defaultdict(list)
+    value["x"] = rows()
+    return value
+
+
+CONTAINERS = {
+    "dict": lambda: {"x": rows()},
+    "OrderedDict": lambda: collections.OrderedDict(x=rows()),
+    "UserDict": lambda: collections.UserDict(x=rows()),
+    "Encoding": lambda: Encoding({"x": rows()}),
+    "defaultdict": default_dict,
+    "nested": lambda: Encoding({"inside": {"x": rows()}}),
+}
+
+
+def only_tensor(batch):
+    (tensor,) = nested_tensors(batch.inputs)
+    return tensor
+
+
+@pytest.mark.parametrize("name", [*CONTAINERS, "proxy", "shared", "dataclass"])
+def test_inputs_in_any_container_are_moved_and_cut_like_a_dict(name):
+    special = {
+        "proxy": lambda: MappingProxyType({"x": rows()}),
+        "shared": lambda: Shared("name", {"x": rows()}),
+        "dataclass": lambda: Signals(rows()),
+    }
+    batch = Batch({**CONTAINERS, **special}[name](), torch.arange(6))
+    assert only_tensor(batch.to(torch.device("meta"))).device.type == "meta"
+    assert only_tensor(batch.rows(torch.tensor([4, 1]))).tolist() == [[4.0], [1.0]]
+    assert torch.equal(only_tensor(batch), rows())  # the batch itself stays as it was
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_mapping_keeps_its_type_if_it_can_be_built_from_a_dict(name):
+    batch = Batch(CONTAINERS[name](), torch.arange(6))
+    assert type(batch.rows(torch.tensor([0])).inputs) is type(batch.inputs)
+
+
+def test_a_mapping_that_cannot_be_built_from_a_dict_becomes_one():
+    cut = Batch(Shared("name", {"x": rows()}), torch.arange(6)).rows(torch.tensor([0]))
+    assert type(cut.inputs) is dict
+
+
+def test_a_dataclass_keeps_its_type_and_its_other_fields():
+    signals = Signals(rows())
+    object.__setattr__(signals, "length", 7)
+    cut = Batch(signals, torch.arange(6)).rows(torch.tensor([2])).inputs
+    assert (type(cut), cut.length, cut.x.tolist()) == (Signals, 7, [[2.0]])
+
+
+def test_dataclasses_are_collated_by_field_also_inside_a_pair():
+    first, second = Signals(torch.zeros(3)), Signals(torch.ones(3))
+    inputs, labels = collate([((first, torch.zeros(2)), 0), ((second, torch.ones(2)), 1)])
+    assert torch.equal(inputs[0].x, torch.stack([torch.zeros(3), torch.ones(3)]))
+    assert inputs[0].length.tolist() == [3, 3]
+    assert inputs[1].shape == (2, 2)
+    assert labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("name", [*CONTAINERS, "dataclass"])
+def test_a_captured_step_reads_inputs_of_any_container(name):
+    def batch(shift=0.0):
+        value = CONTAINERS[name]() if name in CONTAINERS else _signals_without_length()
+        inputs = Batch(value, torch.arange(6)).inputs
+        for tensor in nested_tensors(inputs):
+            tensor.add_(shift)
+        return Batch(inputs, torch.arange(6))
+
+    static = _StaticInputs.like(batch(), {})
+    assert static.fill(batch(shift=1.0), {})
+    assert torch.equal(only_tensor(static.batch), rows(shift=1.0))
+
+
+@dataclass
+class Plain:
+    x: torch.Tensor
+
+
+def _signals_without_length():
+    return Plain(rows())
+
+
+def test_samples_with_items_that_are_no_tensors_are_not_kept_on_a_device():
+    assert holds_only_tensors({"x": rows(), "more": [rows()]})
+    assert not holds_only_tensors({"x": rows(), "names": ["a"] * 6})
+    assert not holds_only_tensors(Signals(rows()))
+
+    class Named(kdkit.Split):
+        ids = torch.arange(6)
+
+        def batch(self, rows, draw):
+            return Batch({"x": rows[:, None].float(), "names": [f"{row}" for row in rows]}, rows % 3, self.ids[rows])
+
+    split = Named()
+    kept = KeptSamples(split, 1, torch.device("cpu"), share=0.5)
+    kept.keep(split.batch(torch.arange(6), 0), torch.arange(6), 0)
+    assert not kept.is_complete(0)
+
+
+class Samples(Dataset):
+    """Samples whose inputs are built by `wrap`."""
+
+    def __init__(self, wrap):
+        self.wrap = wrap
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, row):
+        inputs = torch.randn(4, generator=torch.Generator().manual_seed(row))
+        return self.wrap(inputs), row % 3
+
+
+class Net4(nn.Module):
+    """A network that takes the keyword `x`, or an object with the attribute `x`."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(getattr(x, "x", x))
+
+
+@pytest.mark.parametrize("wrap", [lambda x: Encoding({"x": x}), Plain], ids=["mapping", "dataclass"])
+def test_a_run_with_inputs_in_a_container_has_the_metrics_of_a_run_with_tensors(wrap):
+    def accuracy(wrap):
+        torch.manual_seed(0)
+        data = TorchData(Samples(wrap), Samples(wrap), classes=["a", "b", "c"], draws=1)
+        stage = Stage({Net("student", Net4()): Truth(nn.CrossEntropyLoss())}, Training(epochs=2, batch_size=4))
+        run = kdkit.run(Recipe(data=data, schedule=[stage]))
+        return [epoch["terms"] for epoch in run.history["student"]]
+
+    assert accuracy(wrap) == accuracy(lambda x: x)
+
+
+def test_the_fingerprint_sees_the_fields_of_a_dataclass():
+    first, second = (
+        TorchData(Samples(lambda x, shift=shift: Plain(x + shift)), Samples(Plain), classes=["a", "b", "c"], draws=1)
+        for shift in (0, 1)
+    )
+    assert first.fingerprint != second.fingerprint
