@@ -16,7 +16,8 @@ class Batch:
     """Samples with their labels and ids.
 
     inputs: a tensor, or a (named) tuple, list, mapping or dataclass of tensors, each (batch, ...).
-    labels: (batch,) int64 for multiclass, (batch, classes) float of 0 and 1 for multilabel.
+    labels: (batch,) int64 for multiclass, or (batch, classes) floats whose rows sum to 1; (batch, classes) floats of 0
+    and 1 for multilabel; any floats for regression.
     ids: (batch,) int64, unique per sample; None if the data has no ids.
     draw: the index of the deterministic augmentation that the samples are shown in; None if unknown.
     ids_on_cpu: the ids before the batch was moved to a device, so that looking samples up does not wait for the device.

@@ -1,42 +1,52 @@
 """The data of an experiment from any torch Dataset or DataLoader that yields `(inputs, labels)`."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
+from torch.utils.data import Subset, TensorDataset
 
 from kdkit.data.batch import items_of
 from kdkit.data.dataset import Data, LoaderSplit, Split, Task
+from kdkit.data.labels import LabelCheck, SplitLabels, require_form, task_of
 from kdkit.data.torch_splits import (
     CheckedLoaderSplit,
     DatasetOrLoader,
     DatasetSplit,
     as_pair,
     as_split,
+    dataset_of,
     first_batch,
     is_plain,
+    visible_labels,
 )
 from kdkit.errors import DataError
+from kdkit.utils.randomness import preserve_rng_state
+
+_SAMPLES = 32  # that are read to see the form of labels by class
 
 
 class TorchData(Data):
     """The data of an experiment from torch Datasets or DataLoaders that yield `(inputs, labels)`.
 
     Inputs keep their dtype: convert float64 arrays of numpy to float32 for a float32 network.
-    Labels are int64 class indices (multiclass), floats of 0 and 1 by class (multilabel), or other floats (regression).
+    Labels are int64 class indices or soft labels by class, whose rows sum to 1 (multiclass), 0 and 1 by class
+    (multilabel), or other floats (regression). The class of a soft label, for metrics, is its largest.
 
     train: the data that nets are trained on. validation: chooses the best epoch and thresholds. test: metrics are
     reported on it; None to report them on `validation`.
     classes: names of the classes; if None, the `classes` attribute of the dataset, which ImageFolder has, or numbers.
-    task: the kind of the labels; if None, derived from the first batch.
+    task: the kind of the labels; if None, derived from all visible labels of all splits, and from the first batch or a
+    few samples if they are not visible.
     draws: 1 promises that a sample never changes; None, the default except for a TensorDataset, that it may.
 
     A DataLoader keeps its own order, batch size and randomness, and its samples have no ids.
-    Raises DataError for splits that are empty, iterable-style or of another form, and for labels beyond the classes if
-    they are visible without reading every sample (TensorDataset, an attribute `targets`, and a Subset of these).
+    Raises DataError for splits that are empty, iterable-style or of another form, and for labels of several splits that
+    do not go together. Labels beyond the classes or outside [0, 1] are refused before training if they are visible
+    without reading every sample (TensorDataset, an attribute `targets`, and a Subset of these), or else in their batch.
     """
 
     def __init__(
@@ -66,13 +76,17 @@ class TorchData(Data):
         all_fixed = all(map(_is_fixed, datasets.values()))
         has_loader = any(isinstance(split, LoaderSplit) for split in self._splits.values())
         self.draws = None if has_loader else draws or (1 if all_fixed else None)
-        labels = first_batch("train", self._splits["train"]).labels
-        self.task: Task = task or _task_of(labels)
+        labels = {name: _read_labels(split) for name, split in self._splits.items()}
+        self.task: Task = task or task_of([*labels.values()])
+        require_form([*labels.values()], self.task)
         self.classes = tuple(classes) if classes is not None else self._default_classes(labels)
-        if self.task == "multiclass":
-            for name, split in self._splits.items():
-                if not _require_labels_in_range(name, split, len(self.classes)):
-                    split.class_count = len(self.classes)  # labels that cannot be seen now are checked batch by batch
+        self._require_columns(labels)
+        for name, split in self._splits.items():
+            label_check = LabelCheck(name, self.task, self.classes)
+            if labels[name].is_complete:
+                _check_visible(split, labels[name].rows, label_check)
+            else:
+                split.label_check = label_check  # labels that cannot be seen now are checked batch by batch
 
     @property
     def train(self) -> Split | LoaderSplit:
@@ -114,9 +128,10 @@ class TorchData(Data):
                 digest.update(content)
         return digest.hexdigest()
 
-    def _default_classes(self, labels: Tensor) -> tuple[str, ...]:
+    def _default_classes(self, labels: Mapping[str, SplitLabels]) -> tuple[str, ...]:
         """Return the class names of the datasets; otherwise numbers, by label columns or up to the largest label."""
-        columns = labels.shape[1] if labels.ndim > 1 else 1
+        # Class indices of one split go with soft labels of another, which have a column per class.
+        columns = max(split.columns for split in labels.values())
         all_names = {name: class_names(split) for name, split in self._splits.items()}
         names = {name: classes for name, classes in all_names.items() if classes is not None}
         # A single label column may belong to a dataset with two names, absent and present, so its names are not used.
@@ -128,24 +143,31 @@ class TorchData(Data):
                         f"{', '.join(classes)}: the same label would mean two things"
                     )
             return names["train"]
-        if self.task != "multiclass":
+        if self.task != "multiclass" or columns > 1:
             return tuple(str(index) for index in range(columns))
-        largest = 0
-        for split in self._splits.values():
-            visible = _visible_labels(_dataset_of(split))
-            if visible is None:
-                dataset = type(_dataset_of(split)).__name__
+        for name, split in self._splits.items():
+            if not labels[name].is_complete:
                 raise DataError(
-                    f"how many classes a {dataset} has cannot be seen without reading it all; "
+                    f"how many classes a {type(dataset_of(split)).__name__} has cannot be seen without reading it all; "
                     "name them: TorchData(..., classes=[...])"
                 )
-            largest = max(largest, int(visible.max()))
+        largest = max(int(split.rows.max()) for split in labels.values())
         return tuple(str(index) for index in range(largest + 1))
+
+    def _require_columns(self, labels: Mapping[str, SplitLabels]) -> None:
+        """Raise DataError if labels by class have other columns than there are classes."""
+        for split in labels.values():
+            if self.task != "regression" and split.rows.ndim > 1 and split.columns != len(self.classes):
+                indices = ", or class indices of shape (samples,): labels.squeeze(1)" if split.columns == 1 else ""
+                raise DataError(
+                    f"the labels of the {split.split} data are {split.description}, and there are {len(self.classes)} "
+                    f"classes; expected a column for each class, and a network with as many outputs{indices}"
+                )
 
 
 def class_names(data: DatasetOrLoader | Split | LoaderSplit) -> tuple[str, ...] | None:
     """Return the `classes` attribute of the dataset inside any Subset and DataLoader; None if it has none."""
-    dataset = _dataset_of(data)
+    dataset = dataset_of(data)
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     names = getattr(dataset, "classes", None)
@@ -154,57 +176,48 @@ def class_names(data: DatasetOrLoader | Split | LoaderSplit) -> tuple[str, ...] 
     return tuple(names)
 
 
-def _task_of(labels: Tensor) -> Task:
-    if labels.dtype == torch.bool and labels.ndim == 1:
-        raise DataError(
-            "the labels are bool, one a sample; make them int64 for two classes that exclude each other "
-            "(labels.long()), or (samples, 1) for one class that is present or not (labels.unsqueeze(1))"
-        )
-    if not labels.is_floating_point():  # integer labels in columns are multi-hot
-        return "multiclass" if labels.ndim == 1 else "multilabel"
-    return "multilabel" if labels.ndim == 2 and bool(((labels == 0) | (labels == 1)).all()) else "regression"
+def _read_labels(split: DatasetSplit | CheckedLoaderSplit) -> SplitLabels:
+    """Return all labels of a split if they are visible; otherwise those of its first batch, or of a few samples."""
+    visible = visible_labels(split)
+    if visible is not None and _is_fixed(dataset_of(split)) and split.name != "train":
+        return SplitLabels(split.name, visible, is_complete=True)
+    # The first sample of the training data has always been read here; its draws of random numbers are part of a seed.
+    with nullcontext() if split.name == "train" else preserve_rng_state():
+        labels = first_batch(split.name, split).labels
+    if visible is not None and _is_like(visible, labels, split):
+        return SplitLabels(split.name, visible, is_complete=True)
+    if isinstance(split, DatasetSplit) and labels.ndim > 1 and len(split) > 1:
+        # One row of zeros and ones may be a soft label, so samples from the whole split decide.
+        rows = torch.linspace(0, len(split) - 1, min(_SAMPLES, len(split))).long()
+        with preserve_rng_state():
+            labels = split.read(rows)[1]
+    return SplitLabels(split.name, labels, is_complete=False)
 
 
-def _require_labels_in_range(name: str, split: Split | LoaderSplit, class_count: int) -> bool:
-    """Return whether all labels are visible. Raises DataError if one of these is beyond the classes."""
-    dataset = _dataset_of(split)
-    labels = _visible_labels(dataset)
-    if labels is None or labels.is_floating_point():
+def _is_like(visible: Tensor, first: Tensor, split: DatasetSplit | CheckedLoaderSplit) -> bool:
+    """Return whether the visible labels are those that a split yields, by its first sample or batch.
+
+    Class indices may differ, since a dataset may remap its `targets`; `_check_visible` reads those that matter.
+    """
+    if visible.shape[1:] != first.shape[1:] or visible.is_floating_point() != first.is_floating_point():
         return False
-    if isinstance(split, LoaderSplit) and split.loader.collate_fn is not default_collate:
-        return False  # user code may change the labels of the dataset
+    if _is_fixed(dataset_of(split)) or (visible.ndim == 1 and not visible.is_floating_point()):
+        return True
+    return isinstance(split, DatasetSplit) and torch.equal(visible[: len(first)].to(first), first)
+
+
+def _check_visible(split: DatasetSplit | CheckedLoaderSplit, labels: Tensor, label_check: LabelCheck) -> None:
+    """Raise DataError if a visible label is invalid."""
+    if labels.ndim > 1 or labels.is_floating_point():
+        label_check(labels.cpu(), torch.arange(len(labels)))
+        return
+    if label_check.task != "multiclass":
+        return
     for row in (int(labels.argmin()), int(labels.argmax())):
-        if not 0 <= labels[row] < class_count:
-            _, label = as_pair(dataset[row])  # the yielded label counts: a dataset may remap its `targets`
-            if not 0 <= int(label) < class_count:
-                raise DataError(
-                    f"a label of the {name} data is {int(label)} (row {row}), and there are {class_count} classes, "
-                    f"numbered 0 to {class_count - 1}"
-                )
-    return True
-
-
-def _dataset_of(data: DatasetOrLoader | Split | LoaderSplit) -> Any:
-    dataset = data.loader if isinstance(data, LoaderSplit) else data
-    return dataset.dataset if isinstance(dataset, DataLoader | DatasetSplit) else dataset
-
-
-def _visible_labels(dataset: Any) -> Tensor | None:
-    """Return the labels, (samples,), if they can be seen without reading samples; otherwise None."""
-    if is_plain(dataset, Subset):
-        labels = _visible_labels(dataset.dataset)
-        return None if labels is None else labels[torch.as_tensor(list(dataset.indices), dtype=torch.int64)]
-    if is_plain(dataset, TensorDataset):
-        targets = dataset.tensors[1] if len(dataset.tensors) == 2 else None
-    else:
-        targets = getattr(dataset, "targets", None)  # the convention of torchvision's datasets
-    if targets is None or getattr(dataset, "target_transform", None) is not None:
-        return None
-    try:
-        labels = torch.as_tensor(targets)
-    except (TypeError, ValueError, RuntimeError):  # `targets` of user code may hold anything, such as names or boxes
-        return None
-    return labels if labels.ndim == 1 and len(labels) else None
+        if not 0 <= labels[row] < len(label_check.classes):
+            _, label = as_pair(dataset_of(split)[row])  # the yielded label counts: a dataset may remap its `targets`
+            if not 0 <= int(label) < len(label_check.classes):
+                raise DataError(label_check.explain_index(int(label), row))
 
 
 def _is_fixed(dataset: object) -> bool:

@@ -5,10 +5,11 @@ from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
 from kdkit.data.batch import Batch, as_targets, collate
 from kdkit.data.dataset import LoaderSplit, Split
+from kdkit.data.labels import LabelCheck
 from kdkit.errors import DataError
 
 DatasetOrLoader = Dataset[Any] | DataLoader[Any]
@@ -18,13 +19,15 @@ D = TypeVar("D", bound=Dataset[Any])
 class DatasetSplit(Split):
     """A map-style Dataset of `(inputs, labels)` as a split; its ids count from `first_id`.
 
-    class_count: if set, labels of every batch are checked to be below it; on a GPU a loss would only report
-    "device-side assert triggered".
+    name: "train", "validation" or "test", for error messages.
+    label_check: if set, it is called with the labels of every batch; on a GPU a loss would only report "device-side
+    assert triggered".
     """
 
-    class_count: int | None = None
+    label_check: LabelCheck | None = None
 
-    def __init__(self, dataset: Dataset[Any], first_id: int) -> None:
+    def __init__(self, name: str, dataset: Dataset[Any], first_id: int) -> None:
+        self.name = name
         self.dataset = dataset
         rows = len(dataset)  # type: ignore[arg-type]  # torch leaves the length of a Dataset untyped
         self.ids = torch.arange(first_id, first_id + rows)
@@ -32,26 +35,35 @@ class DatasetSplit(Split):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def batch(self, rows: Tensor, draw: int) -> Batch:
-        """Return these rows, collated as torch's DataLoader does by default."""
+    def read(self, rows: Tensor) -> tuple[Any, Any]:
+        """Return the inputs and the labels of these rows, collated as torch's DataLoader does by default."""
         if is_plain(self.dataset, TensorDataset):  # indexing once is faster than collating single samples
             inputs, labels = [tensor.index_select(0, rows.to(tensor.device)) for tensor in self.dataset.tensors]
         else:
             inputs, labels = as_pair(collate([self.dataset[row] for row in rows.tolist()]))
-        if self.class_count is not None:
-            _require_valid_labels(labels, self.class_count)
+        return inputs, labels
+
+    def batch(self, rows: Tensor, draw: int) -> Batch:
+        """Return these rows, with labels in the form that losses take."""
+        inputs, labels = self.read(rows)
+        if self.label_check is not None:
+            self.label_check(labels, rows)
         return Batch(inputs, as_targets(labels), self.ids.index_select(0, rows), draw)
 
 
 class CheckedLoaderSplit(LoaderSplit):
-    """The batches of a DataLoader; if `class_count` is set, labels of every batch are checked to be below it."""
+    """The batches of a DataLoader; if `label_check` is set, it is called with the labels of every batch."""
 
-    class_count: int | None = None
+    label_check: LabelCheck | None = None
+
+    def __init__(self, name: str, loader: "DataLoader[Any]") -> None:
+        super().__init__(loader)
+        self.name = name
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in super().__iter__():
-            if self.class_count is not None:
-                _require_valid_labels(batch.labels, self.class_count)
+            if self.label_check is not None:
+                self.label_check(batch.labels)
             yield batch
 
 
@@ -65,7 +77,7 @@ def as_split(name: str, data: DatasetOrLoader, first_id: int) -> DatasetSplit | 
             len(data)
         except TypeError as error:
             raise DataError(f"the {name} data is a DataLoader without a length, which a stage has to know") from error
-        return CheckedLoaderSplit(data)
+        return CheckedLoaderSplit(name, data)
     # torch's IterableDataset has neither; a duck-typed dataset with both is fine
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         raise DataError(
@@ -73,25 +85,27 @@ def as_split(name: str, data: DatasetOrLoader, first_id: int) -> DatasetSplit | 
         )
     if len(data) == 0:
         raise DataError(f"the {name} data is empty")
-    return DatasetSplit(data, first_id)
+    return DatasetSplit(name, data, first_id)
 
 
 def first_batch(name: str, data: DatasetOrLoader | DatasetSplit | CheckedLoaderSplit) -> Batch:
-    """Return the first sample, or the first batch of a loader. Raises DataError unless it is (inputs, labels)."""
-    split = data if isinstance(data, (DatasetSplit, LoaderSplit)) else as_split(name, data, 0)
+    """Return the first sample, or the first batch of a loader, with its labels unchanged.
+
+    Raises DataError unless it is (inputs, labels).
+    """
+    split = data if isinstance(data, (DatasetSplit, CheckedLoaderSplit)) else as_split(name, data, 0)
     try:
         if isinstance(split, LoaderSplit):
             inputs, labels = as_pair(next(iter(split.loader)))
-            batch = Batch(inputs, as_targets(labels))
         else:
-            batch = split.batch(torch.tensor([0]), 0)
+            inputs, labels = split.read(torch.tensor([0]))
     except StopIteration:
         raise DataError(f"the {name} data is empty") from None
     except (TypeError, ValueError) as error:  # from unpacking anything but a pair
         raise DataError(f"the {name} data must yield pairs (inputs, labels): {error}") from error
-    if not isinstance(batch.labels, Tensor):
-        raise DataError(f"the labels of the {name} data are a {type(batch.labels).__name__}; expected a tensor")
-    return batch
+    if not isinstance(labels, Tensor):
+        raise DataError(f"the labels of the {name} data are a {type(labels).__name__}; expected a tensor")
+    return Batch(inputs, labels)
 
 
 def as_pair(sample: Any) -> Any:
@@ -109,11 +123,31 @@ def is_plain(dataset: object, cls: type[D]) -> TypeGuard[D]:
     return isinstance(dataset, cls) and type(dataset).__getitem__ is cls.__getitem__
 
 
-def _require_valid_labels(labels: Any, class_count: int) -> None:
-    """Raise DataError for class indices outside [0, class_count); other kinds of labels pass."""
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != 1 or not len(labels):
-        return  # no class indices
-    least, most = (int(label) for label in torch.aminmax(labels))
-    if least < 0 or most >= class_count:
-        invalid = most if most >= class_count else least
-        raise DataError(f"a label is {invalid}, and there are {class_count} classes, numbered 0 to {class_count - 1}")
+def dataset_of(data: DatasetOrLoader | Split | LoaderSplit) -> Any:
+    """Return the dataset inside a split or DataLoader."""
+    dataset = data.loader if isinstance(data, LoaderSplit) else data
+    return dataset.dataset if isinstance(dataset, DataLoader | DatasetSplit) else dataset
+
+
+def visible_labels(split: DatasetSplit | CheckedLoaderSplit) -> Tensor | None:
+    """Return the labels, (samples, ...), if they can be seen without reading samples; otherwise None."""
+    if isinstance(split, LoaderSplit) and split.loader.collate_fn is not default_collate:
+        return None  # user code may change the labels of the dataset
+    return _labels_of(dataset_of(split))
+
+
+def _labels_of(dataset: Any) -> Tensor | None:
+    if is_plain(dataset, Subset):
+        labels = _labels_of(dataset.dataset)
+        return None if labels is None else labels[torch.as_tensor(list(dataset.indices), dtype=torch.int64)]
+    if is_plain(dataset, TensorDataset):
+        targets = dataset.tensors[1] if len(dataset.tensors) == 2 else None
+    else:
+        targets = getattr(dataset, "targets", None)  # the convention of torchvision's datasets
+    if targets is None or getattr(dataset, "target_transform", None) is not None:
+        return None
+    try:
+        labels = torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError):  # `targets` of user code may hold anything, such as names or boxes
+        return None
+    return labels if labels.ndim and len(labels) else None

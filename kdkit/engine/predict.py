@@ -67,7 +67,7 @@ class Predictor:
         if not outputs.batches:
             raise DataError("there is nothing to predict: the split is empty")
         predictions = Predictions(
-            labels=self._gather(labels, is_whole=is_whole),
+            labels=self._class_indices(self._gather(labels, is_whole=is_whole)),
             outputs=self._gather(outputs, is_whole=is_whole),
             classes=self.data.classes,
             # A user-defined DataLoader may have ids in none of its batches, or not in all.
@@ -76,6 +76,10 @@ class Predictor:
         )
         self._require_finite(net, split, predictions)
         return self._to_shared_classes(net, predictions)
+
+    def _class_indices(self, labels: NDArray[Any]) -> NDArray[Any]:
+        """Return the class of soft labels, (samples, classes) -> (samples,); other labels unchanged."""
+        return labels.argmax(1) if self.data.task == "multiclass" and labels.ndim == 2 else labels
 
     def _gather(self, rows: "_Rows", *, is_whole: bool) -> NDArray[Any]:
         """Return the rows of all batches, and of all ranks if each predicted a part."""

@@ -1,7 +1,7 @@
 """Run an open stage once on a tiny batch: shapes become known, losses are built, and most mistakes show."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,6 +92,9 @@ class _DryRun:
         for teacher in teachers:
             if isinstance(teacher, Net) and not self._is_about_classes(teacher, complete[teacher.name].output):
                 self.report.feature_teachers.append(teacher)
+        self._check_soft_labels()
+        if self.problems:
+            return
         self.module.train()
         self.module.open_taps.clear()
         modules = {teacher.name: getattr(teacher, "module", None) for teacher in teachers}
@@ -234,6 +237,22 @@ class _DryRun:
                 self.problems.append(f"term {term.label!r}: {problem}")
             self.report.terms.append(summarize(term, inputs))
 
+    def _check_soft_labels(self) -> None:
+        """Check that no term needs class indices if the labels are soft, (batch, classes)."""
+        if self.context.task != "multiclass" or self.batch.labels.ndim == 1:
+            return
+        for term in self.module.terms:
+            reason = None
+            if term.alignment is not None and term.alignment.drops_samples:
+                reason = "it leaves out samples whose class one side lacks"
+            if isinstance(term.loss, PerTeacher) and term.loss.weights == "confidence":
+                reason = "weights='confidence' compares the teachers' outputs to the class"
+            if reason is not None:
+                self.problems.append(
+                    f"term {term.label!r}: {reason}, which needs one class per sample, and the labels are soft; pass "
+                    "class indices, such as labels.argmax(1)"
+                )
+
 
 def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any]) -> str | None:
     """Return the problem of a term with these inputs, or None. Computes its loss twice, once for a noisy student."""
@@ -256,14 +275,21 @@ def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any])
             warnings.simplefilter("always")
             value = term.loss(inputs.student, target, **kwargs)
             noisy = term.loss(noisy_student, target, **kwargs)
+            is_broadcast = term.target is None and _compares_all_pairs(
+                lambda labels: term.loss(noisy_student, labels, **kwargs), noisy_student, inputs.labels
+            )
     except KdkitError as error:
         return str(error)
     except Exception as error:  # the loss may be user-defined, and its sides may not fit it
         takes_one = _matches(term, Teachers) and not isinstance(term.loss, PerTeacher)
         hint = f"; Teachers(...) gives a tuple, of which PerTeacher({loss}) takes each element" if takes_one else ""
         return f"{loss} does not accept {shapes}: {first_line(error)}{hint}"
-    if any("target size" in str(warning.message) for warning in caught):  # the warning of torch.nn.functional
-        return f"{shapes} have different shapes and would be broadcast; bring them together with a projector"
+    # the warning of torch.nn.functional
+    if is_broadcast or any("target size" in str(warning.message) for warning in caught):
+        advice = "bring them together with a projector"
+        if term.target is None:
+            advice = f"give the labels the shape of the outputs{_reshape_advice(inputs)}"
+        return f"{shapes} have different shapes and would be broadcast; {advice}"
     if not isinstance(value, Tensor) or value.ndim:
         got = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         return f"{loss} must return a scalar; got {got}; reduce it, for example with .mean()"
@@ -287,6 +313,26 @@ def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any])
     if value == 0 and noisy == 0:
         return f"{loss} is always zero, whatever net {student} returns"
     return None
+
+
+def _compares_all_pairs(loss: Callable[[Tensor], Tensor], student: TensorOrTuple, labels: Tensor) -> bool:
+    """Whether a loss broadcasts outputs (batch, 1) and labels (batch,) to (batch, batch), as most do without a warning.
+
+    Such a loss does not change if the labels change places. loss: of labels, for fixed outputs of which no two are
+    equal.
+    """
+    if not isinstance(student, Tensor) or student.shape != (len(labels), 1) or labels.ndim != 1:
+        return False
+    rolled = labels.roll(1)
+    if torch.equal(rolled, labels):
+        return False
+    value, rolled_value = loss(labels), loss(rolled)
+    return isinstance(value, Tensor) and not value.ndim and torch.allclose(value, rolled_value, rtol=1e-5, atol=0)
+
+
+def _reshape_advice(inputs: TermInputs) -> str:
+    is_column = isinstance(inputs.student, Tensor) and inputs.student.shape == (*inputs.labels.shape, 1)
+    return ": labels.unsqueeze(1)" if is_column else ""
 
 
 @contextmanager

@@ -68,7 +68,10 @@ def test_the_largest_label_of_any_split_sets_the_number_of_classes():
 
 
 def test_a_given_task_and_given_classes_are_not_derived():
-    data = TorchData(samples("regression"), samples("regression"), task="multilabel", classes=["x", "y", "z"])
+    inputs, labels = samples("regression").tensors
+    shares = TensorDataset(inputs, labels.sigmoid())  # which would be numbers without the task
+    assert TorchData(shares, shares).task == "regression"
+    data = TorchData(shares, shares, task="multilabel", classes=["x", "y", "z"])
     assert data.task == "multilabel"
     assert data.classes == ("x", "y", "z")
 
@@ -239,10 +242,10 @@ def test_a_hidden_label_beyond_the_classes_is_refused_when_it_is_read(wrong):
     hidden = listed(lambda row: wrong if row == 3 else row % 3)
     data = TorchData(hidden, DataLoader(hidden, batch_size=2), samples(), classes=["a", "b", "c"])
     assert data.train.batch(torch.arange(3), 0).labels.tolist() == [0, 1, 2]
-    message = f"a label is {wrong}, and there are 3 classes, numbered 0 to 2"
-    with pytest.raises(DataError, match=message):
+    message = "and there are 3 classes, numbered 0 to 2"
+    with pytest.raises(DataError, match=rf"a label of the train data is {wrong} \(row 3\), {message}"):
         data.train.batch(torch.arange(4), 0)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=f"a label of the validation data is {wrong}, {message}"):
         list(data.validation)
 
 

@@ -1,0 +1,235 @@
+"""The forms of labels: how they are recognized, compared between splits, and checked.
+
+| form | labels | task |
+|---|---|---|
+| "indices" | (samples,) integers, one class per sample | multiclass |
+| "soft" | (samples, classes) floats in [0, 1] whose rows sum to 1, not all 0 and 1 | multiclass |
+| "indicators" | (samples, classes) of 0 and 1, of any dtype | multilabel; multiclass with a split of the above |
+| "numbers" | all other floats | regression |
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kdkit.data.dataset import Task
+from kdkit.errors import DataError
+
+Form = Literal["indices", "soft", "indicators", "numbers"]
+
+_DESCRIPTIONS: Mapping[Form, str] = {
+    "indices": "class indices",
+    "soft": "soft labels whose rows sum to 1",
+    "indicators": "0 and 1 by class",
+    "numbers": "numbers",
+}
+_ROWS = 65536  # compared at a time, so that comparing needs little memory
+
+
+@dataclass(frozen=True, slots=True)
+class SplitLabels:
+    """Labels of a split, (samples, ...), as the dataset yields them. is_complete: all of them, not those of a few."""
+
+    split: str
+    rows: Tensor
+    is_complete: bool
+
+    @property
+    def columns(self) -> int:
+        """The number of label columns; 1 for (samples,)."""
+        return self.rows.shape[1] if self.rows.ndim > 1 else 1
+
+    @property
+    def form(self) -> Form:
+        """The form. Raises DataError for labels of none of the forms."""
+        return _form_of(self)
+
+    @property
+    def is_one_hot(self) -> bool:
+        """Whether the labels are 0 and 1 with one 1 in each row."""
+        rows = self.rows
+        return rows.ndim == 2 and _is_binary(rows) and _all(rows, lambda chunk: chunk.sum(1) == 1)
+
+    @property
+    def are_shares(self) -> bool:
+        """Whether the labels have a column per class, and all values are in [0, 1]."""
+        return self.rows.ndim == 2 and _all(self.rows, lambda chunk: (chunk >= 0) & (chunk <= 1))
+
+    @property
+    def description(self) -> str:
+        """The dtype and the shape, for error messages."""
+        dtype = str(self.rows.dtype).removeprefix("torch.")
+        shape = ", ".join(["samples", *map(str, self.rows.shape[1:])])
+        return f"{dtype} of shape ({shape}{',' if self.rows.ndim == 1 else ''})"
+
+
+def task_of(labels: Sequence[SplitLabels]) -> Task:
+    """Return the task of the labels of all splits. Raises DataError if they do not go together or are ambiguous."""
+    forms = {split.form for split in labels}
+    for split in labels:
+        _require_known(split)
+    if forms == {"indicators"}:
+        return "multilabel"
+    if "numbers" not in forms and all(split.is_one_hot for split in labels if split.form == "indicators"):
+        return "multiclass"
+    if forms == {"numbers"}:
+        return "regression"
+    numbers = [split for split in labels if split.form == "numbers"]
+    # Numbers of which some happen to be 0 and 1 are still numbers, unless all of them could be mixed labels.
+    if forms == {"numbers", "indicators"} and not all(split.are_shares for split in numbers):
+        return "regression"
+    raise DataError(
+        f"{_describe(labels)}; the labels of all splits must have one form, or name the task that they are for: "
+        "TorchData(..., task='multilabel'), 'multiclass' or 'regression'"
+    )
+
+
+def require_form(labels: Sequence[SplitLabels], task: Task) -> None:
+    """Raise DataError if the labels of a split do not fit the task, or those of two splits have different shapes."""
+    for split in labels:
+        form = split.form if task != "regression" else "numbers"
+        # NaN, which no row of shares has, is refused by `LabelCheck`, with its row.
+        is_nan = split.rows.ndim > 1 and split.rows.is_floating_point() and bool(split.rows.isnan().any())
+        if task == "multiclass" and not (form in ("indices", "soft") or split.is_one_hot or is_nan):
+            raise DataError(
+                f"the labels of the {split.split} data are {split.description}, and the task is multiclass; expected "
+                "int64 class indices of shape (samples,), such as labels.long(), or (samples, classes) floats whose "
+                "rows sum to 1"
+            )
+        if task == "multilabel" and split.rows.ndim != 2:
+            raise DataError(
+                f"the labels of the {split.split} data are {split.description}, and the task is multilabel; expected "
+                "0 and 1 of shape (samples, classes), such as labels.float().unsqueeze(1) for one class"
+            )
+    # Class indices have no columns; they go with soft labels of any split.
+    with_columns = [split for split in labels if task == "regression" or split.rows.ndim > 1]
+    if len({split.rows.shape[1:] for split in with_columns}) > 1:
+        parts = [f"{split.split} data are {split.description}" for split in with_columns]
+        raise DataError(
+            f"the labels of the {', those of the '.join(parts)}; the labels of all splits must have the same shape"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCheck:
+    """Checks labels of a split: class indices are below the number of classes, and floats valid for the task.
+
+    It takes microseconds for a batch. Floats on a GPU are not checked, since that would wait for the device.
+    """
+
+    split: str
+    task: Task
+    classes: tuple[str, ...]
+
+    def __call__(self, labels: object, rows: Tensor | None = None) -> None:
+        """Raise DataError for labels that are invalid. rows: of the samples in the split, if they are known."""
+        if not isinstance(labels, Tensor) or not labels.numel():
+            return
+        if labels.ndim == 1 and not labels.is_floating_point():
+            if self.task == "multiclass":
+                self._require_below_classes(labels, rows)
+        elif labels.device.type == "cpu":
+            self._require_valid_numbers(labels, rows)
+
+    def explain_index(self, label: int, row: int | None) -> str:
+        """Return the message about a class index that is beyond the classes."""
+        position, count = "" if row is None else f" (row {row})", len(self.classes)
+        if count == 1:
+            return (
+                f"a label of the {self.split} data is {label}{position}, and there is one class; for a network with "
+                "one output, pass float labels of shape (samples, 1), such as labels.float().unsqueeze(1), which are "
+                "multilabel and fit BCEWithLogitsLoss; or give the network two outputs"
+            )
+        return (
+            f"a label of the {self.split} data is {label}{position}, and there are {count} classes, numbered 0 to "
+            f"{count - 1}"
+        )
+
+    def _require_below_classes(self, labels: Tensor, rows: Tensor | None) -> None:
+        least, most = (int(label) for label in torch.aminmax(labels))
+        if least < 0 or most >= len(self.classes):
+            label = most if most >= len(self.classes) else least
+            index = int((labels == label).nonzero()[0])
+            raise DataError(self.explain_index(label, None if rows is None else int(rows[index])))
+
+    def _require_valid_numbers(self, labels: Tensor, rows: Tensor | None) -> None:
+        # NaN is the least and the most of labels that contain it, and compares as False.
+        least, most = (float(label) for label in torch.aminmax(labels))
+        if math.isfinite(least) and math.isfinite(most) if self.task == "regression" else least >= 0 and most <= 1:
+            return
+        is_valid = labels.isfinite() if self.task == "regression" else (labels >= 0) & (labels <= 1)
+        index = (~is_valid).nonzero()  # (invalid labels, dimensions)
+        details = []
+        if labels.ndim == 2 and labels.shape[1] == len(self.classes):
+            details.append(f"class {self.classes[int(index[0, 1])]!r}")
+        if rows is not None:
+            samples = list(dict.fromkeys(index[:, 0].tolist()))
+            shown = ", ".join(str(int(rows[sample])) for sample in samples[:5])
+            details.append(f"row{'s' if len(samples) > 1 else ''} {shown}{', ...' if len(samples) > 5 else ''}")
+        expected = "a finite number" if self.task == "regression" else f"in [0, 1], since the task is {self.task}"
+        position = f" ({', '.join(details)})" if details else ""
+        raise DataError(
+            f"a label of the {self.split} data is {labels[tuple(index[0])].item()}{position}; expected {expected}; "
+            "correct such labels, or drop the samples if their labels are not known"
+        )
+
+
+def _form_of(labels: SplitLabels) -> Form:
+    rows = labels.rows
+    if rows.dtype == torch.bool and rows.ndim == 1:
+        raise DataError(
+            "the labels are bool, one a sample; make them int64 for two classes that exclude each other "
+            "(labels.long()), or (samples, 1) for one class that is present or not (labels.unsqueeze(1))"
+        )
+    if not rows.is_floating_point():
+        if rows.ndim == 1:
+            return "indices"
+        if rows.ndim == 2 and _is_binary(rows):
+            return "indicators"
+        advice = "; class indices have the shape (samples,): labels.squeeze(1)" if rows.shape[1:] == (1,) else ""
+        raise DataError(
+            f"the labels of the {labels.split} data are {labels.description}; expected one class index per sample, "
+            f"(samples,), or 0 and 1 for each class, (samples, classes){advice}; labels per pixel or token need "
+            "task='regression' and metrics that take them"
+        )
+    if rows.ndim != 2:
+        return "numbers"
+    if _is_binary(rows):
+        return "indicators"
+    tolerance = 1e-3 if rows.dtype.itemsize >= 4 else 1e-2  # a sum of rounded numbers is not exactly 1
+    is_soft = rows.shape[1] > 1 and labels.are_shares
+    if is_soft and _all(rows, lambda chunk: (chunk.float().sum(1) - 1).abs() <= tolerance):
+        return "soft"
+    return "numbers"
+
+
+def _require_known(labels: SplitLabels) -> None:
+    """Raise DataError for labels that would be 0 and 1 by class if it were not for -1 or NaN."""
+    rows = labels.rows
+    if rows.ndim != 2 or labels.form != "numbers":
+        return
+    is_unknown = rows.isnan() | (rows == -1)
+    if not is_unknown.any() or not (rows == 0).any() or not ((rows == 0) | (rows == 1) | is_unknown).all():
+        return
+    row, column = (int(index) for index in is_unknown.nonzero()[0])
+    raise DataError(
+        f"the labels of the {labels.split} data are 0 and 1, but also {rows[row, column].item()} (row {row}, column "
+        f"{column}); drop samples whose labels are not known, or pass task='regression' if the labels are numbers"
+    )
+
+
+def _describe(labels: Sequence[SplitLabels]) -> str:
+    parts = [f"{split.split} data are {_DESCRIPTIONS[split.form]} ({split.description})" for split in labels]
+    return f"the labels of the {', those of the '.join(parts)}"
+
+
+def _is_binary(rows: Tensor) -> bool:
+    return rows.dtype == torch.bool or _all(rows, lambda chunk: (chunk == 0) | (chunk == 1))
+
+
+def _all(rows: Tensor, predicate: Callable[[Tensor], Tensor]) -> bool:
+    return all(bool(predicate(chunk).all()) for chunk in torch.split(rows, _ROWS))
