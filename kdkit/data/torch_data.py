@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
-from kdkit.data.batch import items_of
+from kdkit.data.batch import as_targets, items_of
 from kdkit.data.dataset import Data, LoaderSplit, Split, Task
 from kdkit.data.labels import LabelCheck, SplitLabels, require_form, task_of
 from kdkit.data.torch_splits import (
@@ -85,6 +85,9 @@ class TorchData(Data):
             label_check = LabelCheck(name, self.task, self.classes)
             if labels[name].is_complete:
                 _check_visible(split, labels[name].rows, label_check)
+                # Others may remap their `targets`, and a loader may leave out samples.
+                if isinstance(split, DatasetSplit) and _is_fixed(split.dataset):
+                    split.labels = as_targets(labels[name].rows)
             else:
                 split.label_check = label_check  # labels that cannot be seen now are checked batch by batch
 

@@ -5,6 +5,7 @@ import copy
 import itertools
 import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -123,6 +124,12 @@ class StageTrainer:
                     means = self._train_epoch(epoch, step)
                 self._validate(epoch, means, state, time.perf_counter() - began)
                 self._save_checkpoint(state)
+        if math.isnan(self.best.value) and self.training.keep == "best":
+            warnings.warn(
+                f"stage {self.stage.name!r}: {self._monitored_metric().name!r} was undefined on the validation split "
+                "in every epoch, so it could not choose the best one, and the last one is kept",
+                stacklevel=2,
+            )
 
     def _runs_out_of_patience(self, epoch: int) -> bool:
         """Whether no epoch of the last ones before this one was the best."""
@@ -186,7 +193,9 @@ class StageTrainer:
         state.module.open_taps.clear()
         # Ranks see the same predictions, but must agree to the bit on which epoch is best.
         value = collectives.broadcast(sum(values) / len(values))
-        is_best = self.best.epoch < 0 or self.training.keep == "last" or is_better(metric, value, self.best.value)
+        # As long as the metric was never defined, no epoch is better than another, and the last one is kept.
+        keeps_all = self.best.epoch < 0 or self.training.keep == "last" or math.isnan(self.best.value)
+        is_best = keeps_all or is_better(metric, value, self.best.value)
         if is_best:
             weights = {net.name: copy_state(state.validated_module(net.name)) for net in self.stage.objectives}
             self.best = BestCheckpoint(epoch, value, weights)

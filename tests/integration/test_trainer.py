@@ -360,6 +360,21 @@ def test_an_epoch_whose_metric_is_nan_is_replaced_by_one_with_a_number():
     assert same(net.module.state_dict(), snapshots.seen[1])
 
 
+def test_the_last_epoch_is_kept_with_a_warning_if_the_metric_was_never_defined(tmp_path):
+    def run(*epochs: int) -> tuple[Any, Snapshots]:
+        net = Net("student", Small(4))
+        snapshots = Snapshots(net.module)
+        recipe = alone(net, epochs=len(epochs), metrics=(Listed(CHECK, *epochs),))
+        result = kdkit.run(recipe, device="cpu", callbacks=[snapshots], out=tmp_path / f"{len(epochs)}")
+        assert same(net.module.state_dict(), snapshots.seen[-1])
+        return result, snapshots
+
+    with pytest.warns(UserWarning, match="'listed' was undefined on the validation split in every epoch, .* last one"):
+        result, _ = run(math.nan, math.nan, math.nan)
+    assert [epoch["best"] for epoch in result.history["student"]] == [True, True, True]
+    run(math.nan, math.nan, 0.5, 0.6)  # without a warning, which would be an error here
+
+
 # The optimizer step
 
 

@@ -1,5 +1,7 @@
 """Problems of a recipe that are visible without running a network."""
 
+import contextlib
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kdkit.data.dataset import Split, optional_member
 from kdkit.errors import KdkitError, RecipeError, did_you_mean
 from kdkit.losses.base import BuildContext, requirements_of
 from kdkit.metrics.base import Predictions
+from kdkit.metrics.bootstrap import without_interval
 from kdkit.nets.net import Net
 from kdkit.recipe.objective import Match, Term, as_objective, taps_of
 from kdkit.recipe.recipe import Recipe, Stage, nets_of
@@ -65,6 +69,7 @@ class _RecipeChecks:
         yield from self._unknown_monitors()
         yield from self._shared_losses()
         yield from self._metric_problems()
+        yield from self._undefined_monitors()
         top = self.recipe.teacher_cache.top
         if top is not None and data.task != "multiclass":
             yield (
@@ -142,6 +147,36 @@ class _RecipeChecks:
             except Exception as error:  # a user-defined metric may raise anything
                 reason = f"{type(error).__name__}: {error}"
                 yield f"metric {metric.name!r} does not fit this data ({self.recipe.data.task}): {reason}"
+
+    def _undefined_monitors(self) -> Problems:
+        """Compute the monitored metrics for the labels of the validation split, if these are visible and all alike."""
+        data = self.recipe.data
+        truth = optional_member(data.validation, Split, "labels")
+        if not isinstance(truth, Tensor) or not truth.ndim or not len(truth):
+            return
+        labels = truth.cpu().numpy()
+        if data.task == "multiclass" and labels.ndim == 2:  # soft labels
+            labels = labels.argmax(1)
+        # With two values in one column, each class of a macro average may be undefined, but not all of them.
+        if (labels != labels[0]).any():
+            return
+        outputs = np.random.default_rng(0).standard_normal((len(labels), len(data.classes)))
+        predictions = Predictions(labels=labels, outputs=outputs, classes=tuple(data.classes))
+        metrics = {metric.name: without_interval(metric) for metric in self.recipe.metrics}
+        for stage in self.stages:
+            monitor = stage.training.monitor or next(iter(metrics))
+            if stage.training.keep == "last" or monitor not in metrics:
+                continue
+            with warnings.catch_warnings(), contextlib.suppress(Exception):  # see `_metric_problems`
+                warnings.simplefilter("ignore")
+                result = metrics[monitor].fit(predictions).compute(predictions)
+                if math.isnan(result.value):
+                    yield (
+                        f"stage {stage.name!r}: {monitor!r} is undefined on the validation split"
+                        f"{f' ({result.note})' if result.note else ''}, so it cannot choose the best epoch; validate "
+                        "on other samples, or choose another metric, Training(monitor=...), or the last epoch, "
+                        "Training(keep='last')"
+                    )
 
 
 class _StageChecks:

@@ -529,3 +529,26 @@ def test_data_of_a_single_sample_can_be_checked():
     data = TorchData(samples(rows=1), samples(rows=3), classes=["a", "b", "c"])
     student = Net("student", nn.Linear(4, 3))
     check(one_stage(student, plain_goal(), data)).require()
+
+
+def without_positives(labels, **training):
+    inputs, known = samples("multilabel").tensors
+    data = TorchData(TensorDataset(inputs, known), TensorDataset(inputs, labels), TensorDataset(inputs, known))
+    return one_stage(tiny_net("student"), Truth(nn.BCEWithLogitsLoss()), data, **training)
+
+
+def test_a_monitored_metric_that_the_validation_labels_leave_undefined_is_a_problem():
+    problem = only_problem(without_positives(torch.zeros(8, 3)))
+    assert "'macro_auprc' is undefined on the validation split (no positives: 0, 1, 2), so it cannot choose" in problem
+    assert "Training(monitor=...), or the last epoch, Training(keep='last')" in problem
+
+
+@pytest.mark.parametrize("training", [{"keep": "last"}, {"monitor": "micro_f1"}])
+def test_a_metric_that_does_not_choose_the_epoch_may_be_undefined(training):
+    assert check(without_positives(torch.zeros(8, 3), **training)).problems == ()
+
+
+def test_a_metric_may_be_undefined_for_some_classes():
+    labels = torch.zeros(8, 3)
+    labels[0, 0] = 1
+    assert check(without_positives(labels)).problems == ()
