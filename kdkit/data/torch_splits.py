@@ -1,11 +1,13 @@
 """A torch Dataset or DataLoader that yields `(inputs, labels)`, as a split."""
 
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from kdkit.data.batch import Batch, as_targets, collate
 from kdkit.data.dataset import LoaderSplit, Split
@@ -40,7 +42,8 @@ class DatasetSplit(Split):
         if is_plain(self.dataset, TensorDataset):  # indexing once is faster than collating single samples
             inputs, labels = [tensor.index_select(0, rows.to(tensor.device)) for tensor in self.dataset.tensors]
         else:
-            inputs, labels = as_pair(collate([self.dataset[row] for row in rows.tolist()]))
+            with _explain_unequal_samples(self.name):
+                inputs, labels = as_pair(collate([self.dataset[row] for row in rows.tolist()]))
         return inputs, labels
 
     def batch(self, rows: Tensor, draw: int) -> Batch:
@@ -61,10 +64,11 @@ class CheckedLoaderSplit(LoaderSplit):
         self.name = name
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in super().__iter__():
-            if self.label_check is not None:
-                self.label_check(batch.labels)
-            yield batch
+        with _explain_unequal_samples(self.name):
+            for batch in super().__iter__():
+                if self.label_check is not None:
+                    self.label_check(batch.labels)
+                yield batch
 
 
 def as_split(name: str, data: DatasetOrLoader, first_id: int) -> DatasetSplit | CheckedLoaderSplit:
@@ -76,9 +80,18 @@ def as_split(name: str, data: DatasetOrLoader, first_id: int) -> DatasetSplit | 
         try:
             len(data)
         except TypeError as error:
-            raise DataError(f"the {name} data is a DataLoader without a length, which a stage has to know") from error
+            raise DataError(
+                f"the {name} data is a DataLoader without a length, which a stage has to know; define __len__ of its "
+                f"{type(data.dataset).__name__}: the number of samples of an epoch"
+            ) from error
         return CheckedLoaderSplit(name, data)
-    # torch's IterableDataset has neither; a duck-typed dataset with both is fine
+    if isinstance(data, IterableDataset):  # it inherits a __getitem__ that raises, and may have a length
+        raise DataError(
+            f"the {name} data is a {type(data).__name__}, which is an IterableDataset and has no rows; expected a "
+            "Dataset with a length, or a DataLoader around it: DataLoader(dataset, batch_size=...), for which the "
+            "dataset defines __len__"
+        )
+    # a duck-typed dataset with both is fine
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         raise DataError(
             f"the {name} data is a {type(data).__name__}; expected a Dataset with a length, or a DataLoader around it"
@@ -96,7 +109,8 @@ def first_batch(name: str, data: DatasetOrLoader | DatasetSplit | CheckedLoaderS
     split = data if isinstance(data, (DatasetSplit, CheckedLoaderSplit)) else as_split(name, data, 0)
     try:
         if isinstance(split, LoaderSplit):
-            inputs, labels = as_pair(next(iter(split.loader)))
+            with _explain_unequal_samples(name):
+                inputs, labels = as_pair(next(iter(split.loader)))
         else:
             inputs, labels = split.read(torch.tensor([0]))
     except StopIteration:
@@ -106,6 +120,22 @@ def first_batch(name: str, data: DatasetOrLoader | DatasetSplit | CheckedLoaderS
     if not isinstance(labels, Tensor):
         raise DataError(f"the labels of the {name} data are a {type(labels).__name__}; expected a tensor")
     return Batch(inputs, labels)
+
+
+@contextmanager
+def _explain_unequal_samples(name: str) -> Iterator[None]:
+    """Raise DataError instead of torch's error about samples of different shapes, which names no split or remedy."""
+    try:
+        yield
+    except RuntimeError as error:
+        shapes = re.search(r"equal size, but got \[(.*?)\] at entry \d+ and \[(.*?)\] at entry", str(error))
+        if shapes is None:
+            raise
+        raise DataError(
+            f"samples of the {name} data have different shapes, such as ({shapes[1]}) and ({shapes[2]}), and cannot be "
+            "stacked; crop or pad them in the Dataset, or pass a DataLoader(dataset, batch_size=..., collate_fn=...) "
+            "whose collate_fn pads a batch"
+        ) from error
 
 
 def as_pair(sample: Any) -> Any:
@@ -140,6 +170,8 @@ def _labels_of(dataset: Any) -> Tensor | None:
     if is_plain(dataset, Subset):
         labels = _labels_of(dataset.dataset)
         return None if labels is None else labels[torch.as_tensor(list(dataset.indices), dtype=torch.int64)]
+    if isinstance(dataset, IterableDataset):
+        return None  # its samples may come in any order
     if is_plain(dataset, TensorDataset):
         targets = dataset.tensors[1] if len(dataset.tensors) == 2 else None
     else:

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdkit.data.batch import Batch
+from kdkit.data.batch import Batch, nested_tensors
 from kdkit.data.dataset import Task
 from kdkit.data.torch_data import TorchData, class_names
 from kdkit.data.torch_splits import DatasetOrLoader, first_batch
+from kdkit.engine.check.dry_run import dtype_advice
 from kdkit.engine.run import Result, run
-from kdkit.errors import KdkitError, RecipeError
+from kdkit.errors import DataError, KdkitError, RecipeError, first_line
 from kdkit.losses.base import Loss
 from kdkit.losses.logits import SoftTargets
 from kdkit.losses.per_label import PerLabelSoftTargets
@@ -99,7 +100,10 @@ def _classes(net: Net[Any], train: DatasetOrLoader) -> Sequence[str] | None:
         count = count_outputs(net, batch)
     except KdkitError:
         raise
-    except Exception:  # a network may raise anything, and may still run on the device of the run
+    except Exception as error:  # a network may raise anything, and may still run on the device of the run
+        advice = dtype_advice(net, nested_tensors(batch.inputs), error)
+        if advice:
+            raise DataError(f"net {net.name!r} fails for the train data: {first_line(error)}{advice}") from error
         return None
     names = class_names(train)
     return names if names is not None and len(names) == count else [str(index) for index in range(count)]

@@ -172,6 +172,18 @@ def test_a_net_that_cannot_take_the_data_fails_the_check():
         kdkit.distill(net(8), nn.Linear(9, 3), *data, device="cpu")
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.uint8])
+@pytest.mark.parametrize("classes", [None, ["a", "b", "c"]])
+def test_inputs_of_the_dtype_of_arrays_or_images_are_named(dtype, classes):
+    inputs, labels = dataset("multiclass", 8, 0).tensors
+    data = TensorDataset(inputs.to(dtype), labels)
+    message = (
+        rf"the inputs are {str(dtype)[6:]}, and the network is float32: convert them, .* with \.to\(torch\.float32\)"
+    )
+    with pytest.raises(kdkit.KdkitError, match=message):
+        kdkit.distill(net(8), net(4), data, data, classes=classes)
+
+
 def test_outputs_are_counted_on_the_device_of_the_net():
     student = net(8).to("meta")  # a device without values, on which a CPU batch would raise an error
     batch = kdkit.Batch(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64))

@@ -363,8 +363,23 @@ def _describe_failure(teacher: Teacher, batch: Batch, error: Exception) -> str:
         args, kwargs = teacher.view(batch)
     except Exception:  # a user-defined view may raise anything
         return f"the view {teacher.view!r} of net {teacher.name!r} fails for a batch: {reason}"
-    inputs = ", ".join(str(tuple(value.shape)) for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-    return f"net {teacher.name!r} fails for its inputs ({inputs}): {reason}"
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    inputs = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+    return f"net {teacher.name!r} fails for its inputs ({inputs}): {reason}{dtype_advice(teacher, tensors, error)}"
+
+
+def dtype_advice(net: Net[Any], inputs: Iterable[Tensor], error: Exception) -> str:
+    """Return a hint if a network fails for inputs in float64 or uint8, as arrays and images often are; else ""."""
+    parameters = net.module.parameters() if isinstance(net.module, nn.Module) else ()
+    expected = next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)
+    different = [tensor.dtype for tensor in inputs if tensor.dtype in (torch.float64, torch.uint8)]
+    # every message of torch about dtypes has "type" or "dtype" in it
+    if expected is None or not different or different[0] == expected or "type" not in str(error):
+        return ""
+    return (
+        f"; the inputs are {str(different[0]).removeprefix('torch.')}, and the network is "
+        f"{str(expected).removeprefix('torch.')}: convert them, for example with .to({expected})"
+    )
 
 
 def _matches(term: BoundTerm, kind: type, net: Net[Any] | None = None) -> bool:

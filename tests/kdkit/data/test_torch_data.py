@@ -157,12 +157,45 @@ class Endless(IterableDataset):
         return iter(())
 
 
+class Sized(IterableDataset):
+    """A stream with a length, and with the labels of its samples in another order."""
+
+    targets = (2, 1, 0, 9)
+
+    def __iter__(self):
+        return iter([(torch.full((2,), float(row)), row % 3) for row in range(4)])
+
+    def __len__(self):
+        return 4
+
+
+def test_a_loader_around_a_sized_stream_is_data():
+    data = TorchData(DataLoader(Sized(), batch_size=2), samples(), classes=["a", "b", "c"])
+    assert [batch.labels.tolist() for batch in data.train] == [[0, 1], [2, 0]]
+
+
+def test_samples_of_different_shapes_are_refused_with_both_shapes_and_a_remedy():
+    unequal = Listed([(torch.zeros(2, 3 + row), row % 2) for row in range(4)])
+    data = TorchData(unequal, samples(), classes=["a", "b", "c"])
+    message = r"samples of the {} data have different shapes, such as \(2, 3\) and \(2, 4\), .*collate_fn="
+    with pytest.raises(DataError, match=message.format("train")):
+        data.train.batch(torch.arange(4), 0)
+    with pytest.raises(DataError, match=message.format("train")):
+        TorchData(DataLoader(unequal, batch_size=2), samples(), classes=["a", "b", "c"])
+    later = Listed([*(samples()[row] for row in range(4)), *unequal])
+    data = TorchData(samples(), DataLoader(later, batch_size=4), classes=["a", "b", "c"])
+    with pytest.raises(DataError, match=message.format("validation")):
+        list(data.validation)
+
+
 @pytest.mark.parametrize(
     ("train", "message"),
     [
         (TensorDataset(torch.zeros(0, 2), torch.zeros(0)), "the train data is empty"),
         (DataLoader(TensorDataset(torch.zeros(0, 2), torch.zeros(0))), "the train data is empty"),
         (Endless(), "expected a Dataset with a length"),
+        (Sized(), r"is a Sized, which is an IterableDataset .* DataLoader\(dataset, batch_size=\.\.\.\), for which"),
+        (DataLoader(Endless()), "without a length, .* define __len__ of its Endless"),
         (Listed([torch.zeros(3)] * 3), r"must yield pairs \(inputs, labels\)"),
         (Listed([(torch.zeros(2), 0, "extra")] * 3), r"must yield pairs \(inputs, labels\)"),
         (listed(lambda row: "cat"), "the labels of the train data are a"),
