@@ -7,11 +7,13 @@ from kdkit.metrics.classification import F1, Accuracy, MacroF1, MicroF1
 from kdkit.metrics.defaults import default_metrics
 from kdkit.metrics.paired import Difference, SplitPredictions, paired_bootstrap, paired_t_interval
 from kdkit.metrics.ranking import MacroAUPRC, MacroAUROC
-from kdkit.metrics.regression import R2
+from kdkit.metrics.regression import MAE, MSE, R2, Pearson
 from kdkit.metrics.thresholds import BestF1, FixedThresholds, Thresholds, YoudenJ
 
 __all__ = [
     "F1",
+    "MAE",
+    "MSE",
     "R2",
     "Accuracy",
     "BestF1",
@@ -26,6 +28,7 @@ __all__ = [
     "Metric",
     "MetricResult",
     "MicroF1",
+    "Pearson",
     "Predictions",
     "Resampled",
     "SplitPredictions",

@@ -1,8 +1,22 @@
 """Metrics of predicted numbers against true numbers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
-from kdkit.metrics.base import MetricResult, Predictions, WithoutThresholds
+import numpy as np
+
+from kdkit.errors import DataError
+from kdkit.metrics.base import (
+    Floats,
+    MetricResult,
+    Predictions,
+    WithoutThresholds,
+    defined_by_class,
+    mean_over_classes,
+    note_on_missing,
+)
+from kdkit.metrics.bootstrap import Counts, Resampled, unit_counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +29,125 @@ class R2(WithoutThresholds):
         return "r2"
 
     def compute(self, test: Predictions) -> MetricResult:
-        """Return the coefficient."""
+        """Return the coefficient. Raises DataError if labels and outputs have different shapes."""
         from sklearn.metrics import r2_score  # late: scikit-learn takes a second to import
 
+        _columns(test)
         return MetricResult(value=float(r2_score(test.labels, test.outputs)))
+
+
+@dataclass(frozen=True, slots=True)
+class MSE(WithoutThresholds):
+    """Mean squared error, averaged over the output columns: regression, in the squared unit of the labels.
+
+    Lower is better.
+    """
+
+    lower_is_better: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """The name in tables."""
+        return "mse"
+
+    def compute(self, test: Predictions) -> MetricResult:
+        """Return the error, also by column. Raises DataError if labels and outputs have different shapes."""
+        return _result(self.resampled(test, unit_counts(test)), test)
+
+    def resampled(self, test: Predictions, counts: Counts) -> Resampled:
+        """Return the error of each resample."""
+        return _mean_error(test, counts, np.square)
+
+
+@dataclass(frozen=True, slots=True)
+class MAE(WithoutThresholds):
+    """Mean absolute error, averaged over the output columns: regression, in the unit of the labels.
+
+    Lower is better.
+    """
+
+    lower_is_better: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """The name in tables."""
+        return "mae"
+
+    def compute(self, test: Predictions) -> MetricResult:
+        """Return the error, also by column. Raises DataError if labels and outputs have different shapes."""
+        return _result(self.resampled(test, unit_counts(test)), test)
+
+    def resampled(self, test: Predictions, counts: Counts) -> Resampled:
+        """Return the error of each resample."""
+        return _mean_error(test, counts, np.abs)
+
+
+@dataclass(frozen=True, slots=True)
+class Pearson(WithoutThresholds):
+    """Pearson's correlation of outputs and labels, averaged over the output columns: regression, in [-1, 1].
+
+    It does not see the scale or the offset of the outputs. A column that is constant on either side is left out.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name in tables."""
+        return "pearson"
+
+    def compute(self, test: Predictions) -> MetricResult:
+        """Return the correlation, also by column; the note names columns for which it is undefined.
+
+        Raises DataError if labels and outputs have different shapes.
+        """
+        return _result(self.resampled(test, unit_counts(test)), test)
+
+    def resampled(self, test: Predictions, counts: Counts) -> Resampled:
+        """Return the correlation of each resample."""
+        labels, outputs = _columns(test)
+        weights = counts / counts.sum(0, dtype=np.float64)  # (samples, resamples)
+        x, y = labels - labels.mean(0), outputs - outputs.mean(0)  # small means lose fewer digits in the variances
+        x_mean, y_mean = x.T @ weights, y.T @ weights  # (columns, resamples)
+        x_variance, y_variance = (x**2).T @ weights - x_mean**2, (y**2).T @ weights - y_mean**2
+        covariance = (x * y).T @ weights - x_mean * y_mean
+        # the variance of a constant is not exactly 0, but rounding of the squares of its values
+        is_defined = (x_variance > _rounding(labels)) & (y_variance > _rounding(outputs))
+        scale = np.sqrt(np.where(is_defined, x_variance * y_variance, 1.0))
+        by_column = np.where(is_defined, np.clip(covariance / scale, -1, 1), np.nan)
+        return Resampled(mean_over_classes(by_column), _by_class(test, by_column))
+
+
+def _columns(test: Predictions) -> tuple[Floats, Floats]:
+    """Return the labels and the outputs, (samples, columns) each; labels (samples,) are those of a single column."""
+    labels = test.labels[:, None] if test.labels.ndim == 1 and test.outputs.ndim == 2 else test.labels
+    if labels.shape != test.outputs.shape or labels.ndim > 2:
+        raise DataError(
+            "metrics of numbers compare outputs of shape (samples, columns) with labels of the same shape; got outputs "
+            f"{test.outputs.shape} and labels {test.labels.shape}"
+        )
+    rows = len(labels)
+    return labels.reshape(rows, -1).astype(np.float64), test.outputs.reshape(rows, -1).astype(np.float64)
+
+
+def _mean_error(test: Predictions, counts: Counts, measure: Callable[[Floats], Floats]) -> Resampled:
+    labels, outputs = _columns(test)
+    by_column = measure(outputs - labels).T @ counts / counts.sum(0, dtype=np.float64)  # (columns, resamples)
+    return Resampled(by_column.mean(0), _by_class(test, by_column))
+
+
+def _by_class(test: Predictions, by_column: Floats) -> Floats:
+    """Return values by class, (classes, resamples): NaN unless the data has a name for each column."""
+    is_named = len(by_column) == len(test.classes)
+    return by_column if is_named else np.full((len(test.classes), by_column.shape[1]), np.nan)
+
+
+def _rounding(values: Floats) -> Floats:
+    """Return the largest variance that rounding gives a constant column, (columns, 1)."""
+    largest: Floats = np.abs(values).max(0)[:, None]
+    return (1e-13 * largest) ** 2
+
+
+def _result(resampled: Resampled, test: Predictions) -> MetricResult:
+    by_class = defined_by_class(test, resampled.by_class[:, 0])
+    is_named = len(test.classes) == (test.outputs.shape[1] if test.outputs.ndim > 1 else 1)
+    note = note_on_missing(test, by_class, "constant") if is_named else ""
+    return MetricResult(value=float(resampled.values[0]), by_class=by_class, note=note)

@@ -340,6 +340,9 @@ METRICS = {
     "micro_f1": multilabel,
     "macro_auprc": multilabel,
     "macro_auroc": multilabel,
+    "mae": regression,
+    "mse": regression,
+    "pearson": regression,
     "r2": regression,
     "challenge_metric": challenge,
 }

@@ -193,8 +193,14 @@ class _DryRun:
                         self._check_columns(teacher, teacher_outputs[teacher.name].output)
 
     def _check_columns(self, net: Net[Any], output: Tensor | None) -> None:
-        classes = net.classes or self.context.classes
-        if output is not None and self.context.task != "regression" and output.shape[1:] != (len(classes),):
+        classes, labels = net.classes or self.context.classes, self.batch.labels
+        if output is not None and labels.ndim > 2 >= output.ndim:
+            self.problems.append(
+                f"net {net.name!r} has outputs of shape (batch{''.join(f', {size}' for size in output.shape[1:])}) for "
+                f"labels of shape (batch, {', '.join(map(str, labels.shape[1:]))}), one per pixel or token; the "
+                "network must return outputs per pixel or token, or the data one label per sample"
+            )
+        elif output is not None and self.context.task != "regression" and output.shape[1:] != (len(classes),):
             owner = "its" if net.classes else "the data's"
             self.problems.append(
                 f"net {net.name!r} has outputs of shape (batch, {', '.join(map(str, output.shape[1:]))}), but {owner} "

@@ -142,10 +142,8 @@ class _RecipeChecks:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # random outputs may be degenerate, real ones need not be
                     metric.fit(predictions).compute(predictions)
-            except KdkitError as error:
-                yield f"metric {metric.name!r}: {error}"
             except Exception as error:  # a user-defined metric may raise anything
-                reason = f"{type(error).__name__}: {error}"
+                reason = str(error) if isinstance(error, KdkitError) else f"{type(error).__name__}: {error}"
                 yield f"metric {metric.name!r} does not fit this data ({self.recipe.data.task}): {reason}"
 
     def _undefined_monitors(self) -> Problems:

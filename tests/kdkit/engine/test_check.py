@@ -377,6 +377,14 @@ def test_a_metric_that_does_not_fit_the_data_is_a_problem():
     assert "metric 'r2' does not fit this data (multiclass)" in only_problem(unfit)
 
 
+def test_labels_per_pixel_next_to_outputs_per_sample_are_a_problem_with_both_shapes():
+    inputs, labels = samples().tensors
+    per_pixel = TensorDataset(inputs, labels[:, None, None].expand(-1, 6, 5))
+    data = TorchData(per_pixel, per_pixel, task="regression")
+    problem = only_problem(one_stage(tiny_net("student"), plain_goal(), data))
+    assert "net 'student' has outputs of shape (batch, 3) for labels of shape (batch, 6, 5), one per pixel" in problem
+
+
 # Networks
 
 

@@ -1,13 +1,36 @@
 """Tests of metrics against scikit-learn, with thresholds fitted on one split and used on another."""
 
 import math
+import re
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, average_precision_score, f1_score, r2_score, recall_score, roc_auc_score
+from scipy.stats import pearsonr
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    f1_score,
+    mean_absolute_error,
+    mean_squared_error,
+    r2_score,
+    recall_score,
+    roc_auc_score,
+)
 
 from kdkit import DataError, Metric, Predictions
-from kdkit.metrics import F1, R2, Accuracy, MacroAUPRC, MacroAUROC, MacroF1, MicroF1, default_metrics
+from kdkit.metrics import (
+    F1,
+    MAE,
+    MSE,
+    R2,
+    Accuracy,
+    MacroAUPRC,
+    MacroAUROC,
+    MacroF1,
+    MicroF1,
+    Pearson,
+    default_metrics,
+)
 
 CLASSES = ("a", "b", "c")
 
@@ -91,6 +114,70 @@ def test_r2_is_that_of_scikit_learn():
     labels, outputs = random.normal(size=(20, 2)), random.normal(size=(20, 2))
     test = Predictions(labels=labels, outputs=outputs, classes=("x", "y"))
     assert R2().fit(test).compute(test).value == pytest.approx(r2_score(labels, outputs))
+
+
+def numbers(rows=20, columns=2, seed=0):
+    random = np.random.default_rng(seed)
+    labels = 5 + random.normal(size=(rows, columns))
+    outputs = (labels + random.normal(size=(rows, columns))).astype(np.float32)
+    return Predictions(labels=labels, outputs=outputs, classes=("x", "y")[:columns])
+
+
+ERRORS = {MSE(): mean_squared_error, MAE(): mean_absolute_error}
+
+
+@pytest.mark.parametrize("metric", ERRORS)
+@pytest.mark.parametrize("columns", [1, 2])
+def test_errors_of_numbers_are_those_of_scikit_learn(metric, columns):
+    test, reference = numbers(columns=columns), ERRORS[metric]
+    result = metric.fit(test).compute(test)
+    assert result.value == pytest.approx(reference(test.labels, test.outputs))
+    for column, name in enumerate(test.classes):
+        assert result.by_class[name] == pytest.approx(reference(test.labels[:, column], test.outputs[:, column]))
+
+
+def test_pearson_is_that_of_scipy():
+    test = numbers()
+    expected = [pearsonr(test.labels[:, column], test.outputs[:, column]).statistic for column in range(2)]
+    result = Pearson().fit(test).compute(test)
+    assert list(result.by_class.values()) == pytest.approx(expected, rel=1e-12)
+    assert result.value == pytest.approx(np.mean(expected), rel=1e-12)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.1, 1e6])
+def test_pearson_leaves_out_and_names_a_constant_column(offset):
+    test = numbers()
+    outputs = test.outputs.copy()
+    outputs[:, 1] = offset
+    result = Pearson().compute(Predictions(labels=test.labels, outputs=outputs, classes=test.classes))
+    assert (set(result.by_class), result.note) == ({"x"}, "constant: y")
+    assert result.value == result.by_class["x"]
+
+
+@pytest.mark.parametrize("metric", [MSE(), MAE(), R2(), Pearson()])
+def test_labels_of_one_number_per_sample_are_those_of_a_single_column(metric):
+    test = numbers(columns=1)
+    flat = Predictions(labels=test.labels[:, 0], outputs=test.outputs, classes=test.classes)
+    assert metric.compute(flat) == metric.compute(test)
+
+
+@pytest.mark.parametrize("metric", [MSE(), MAE(), R2(), Pearson()])
+@pytest.mark.parametrize("shape", [(20, 4, 4), (20, 3), (20,)])
+def test_metrics_of_numbers_refuse_labels_of_another_shape_than_the_outputs(metric, shape):
+    test = Predictions(labels=np.zeros(shape), outputs=np.zeros((20, 2)), classes=("x", "y"))
+    with pytest.raises(DataError, match=rf"got outputs \(20, 2\) and labels {re.escape(str(shape))}"):
+        metric.compute(test)
+
+
+@pytest.mark.parametrize("metric", [MSE(), MAE(), Pearson()])
+def test_resamples_of_metrics_of_numbers_are_those_of_repeated_samples(metric):
+    test = numbers()
+    counts = np.random.default_rng(0).integers(0, 4, (20, 5)).astype(np.float32)
+    resampled = metric.resampled(test, counts)
+    for column in range(5):
+        repeated = metric.compute(test.rows(np.repeat(np.arange(20), counts[:, column].astype(int))))
+        assert resampled.values[column] == pytest.approx(repeated.value)
+        assert resampled.by_class[:, column] == pytest.approx(list(repeated.by_class.values()))
 
 
 def without_positives_of_c():
