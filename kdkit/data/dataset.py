@@ -87,7 +87,7 @@ class LoaderSplit:
 class Data:
     """Base class of the data of an experiment: a training, a validation and a test split.
 
-    A subclass defines the members from `classes` to `test`; those from `summary` on have defaults.
+    A subclass defines the members from `classes` to `test`; those from `has_unknown` on have defaults.
     """
 
     @cached_property
@@ -124,6 +124,11 @@ class Data:
     def test(self) -> Split | LoaderSplit | None:
         """The split that metrics are reported on; None to report them on `validation`."""
         _raise_undefined(self, "test")
+
+    @cached_property
+    def has_unknown(self) -> bool:
+        """Whether labels by class may be NaN, which stands for an unknown label; False, the default, if not."""
+        return False
 
     @cached_property
     def summary(self) -> str:

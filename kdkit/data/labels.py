@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kdkit.data.batch import as_targets
 from kdkit.data.dataset import Task
 from kdkit.errors import DataError
 
@@ -114,16 +115,25 @@ def require_form(labels: Sequence[SplitLabels], task: Task) -> None:
         )
 
 
+def mark_unknown(labels: Tensor, unknown: float) -> Tensor:
+    """Return labels in the form that losses take, with NaN for each label that equals `unknown`."""
+    labels = as_targets(labels)
+    # NaN does not equal itself, so that labels that are NaN already stay as they are.
+    return torch.where(labels == unknown, torch.nan, labels) if labels.is_floating_point() else labels
+
+
 @dataclass(frozen=True, slots=True)
 class LabelCheck:
     """Checks labels of a split: class indices are below the number of classes, and floats valid for the task.
 
-    It takes microseconds for a batch. Floats on a GPU are not checked, since that would wait for the device.
+    accepts_unknown: whether a label may be NaN. A check takes microseconds for a batch. Floats on a GPU are not
+    checked, since that would wait for the device.
     """
 
     split: str
     task: Task
     classes: tuple[str, ...]
+    accepts_unknown: bool = False
 
     def __call__(self, labels: object, rows: Tensor | None = None) -> None:
         """Raise DataError for labels that are invalid. rows: of the samples in the split, if they are known."""
@@ -157,6 +167,8 @@ class LabelCheck:
             raise DataError(self.explain_index(label, None if rows is None else int(rows[index])))
 
     def _require_valid_numbers(self, labels: Tensor, rows: Tensor | None) -> None:
+        if self.accepts_unknown:
+            labels = torch.where(labels.isnan(), 0.0, labels)
         # NaN is the least and the most of labels that contain it, and compares as False.
         least, most = (float(label) for label in torch.aminmax(labels))
         if math.isfinite(least) and math.isfinite(most) if self.task == "regression" else least >= 0 and most <= 1:
@@ -174,7 +186,8 @@ class LabelCheck:
         position = f" ({', '.join(details)})" if details else ""
         raise DataError(
             f"a label of the {self.split} data is {labels[tuple(index[0])].item()}{position}; expected {expected}; "
-            "correct such labels, or drop the samples if their labels are not known"
+            "correct such labels, or drop the samples if their labels are not known; a value that stands for unknown "
+            "labels by class is TorchData(..., unknown=...)"
         )
 
 
@@ -216,9 +229,11 @@ def _require_known(labels: SplitLabels) -> None:
     if not is_unknown.any() or not (rows == 0).any() or not ((rows == 0) | (rows == 1) | is_unknown).all():
         return
     row, column = (int(index) for index in is_unknown.nonzero()[0])
+    value = "float('nan')" if rows[row, column].isnan() else -1
     raise DataError(
         f"the labels of the {labels.split} data are 0 and 1, but also {rows[row, column].item()} (row {row}, column "
-        f"{column}); drop samples whose labels are not known, or pass task='regression' if the labels are numbers"
+        f"{column}); if it stands for unknown, pass TorchData(..., unknown={value}), or drop such "
+        "samples; if the labels are numbers, pass task='regression'"
     )
 
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from kdkit.data.batch import as_targets, items_of
 from kdkit.data.dataset import Data, LoaderSplit, Split, Task
-from kdkit.data.labels import LabelCheck, SplitLabels, require_form, task_of
+from kdkit.data.labels import LabelCheck, SplitLabels, mark_unknown, require_form, task_of
 from kdkit.data.torch_splits import (
     CheckedLoaderSplit,
     DatasetOrLoader,
@@ -41,6 +42,8 @@ class TorchData(Data):
     classes: names of the classes; if None, the `classes` attribute of the dataset, which ImageFolder has, or numbers.
     task: the kind of the labels; if None, derived from all visible labels of all splits, and from the first batch or a
     few samples if they are not visible.
+    unknown: the label that stands for an unknown one, such as -1 or NaN, in labels by class (multilabel). Metrics leave
+    such labels out, and so does a loss in kdkit.losses.IgnoreUnknown; in a batch they are NaN.
     draws: 1 promises that a sample never changes; None, the default except for a TensorDataset, that it may.
 
     A DataLoader keeps its own order, batch size and randomness, and its samples have no ids.
@@ -58,6 +61,7 @@ class TorchData(Data):
         classes: Sequence[str] | None = None,
         task: Task | None = None,
         draws: int | None = None,
+        unknown: float | None = None,
     ) -> None:
         if isinstance(classes, str):  # a str is a sequence of letters
             raise DataError(
@@ -65,6 +69,8 @@ class TorchData(Data):
             )
         if draws not in (None, 1):
             raise DataError(f"draws is 1, for samples that are always the same, or None; got {draws!r}")
+        if unknown is not None and (isinstance(unknown, bool) or unknown in (0, 1)):
+            raise DataError(f"unknown is a label other than 0 and 1, such as -1 or float('nan'); got {unknown!r}")
         datasets = {"train": train, "validation": validation}
         if test is not None:
             datasets["test"] = test
@@ -77,17 +83,27 @@ class TorchData(Data):
         has_loader = any(isinstance(split, LoaderSplit) for split in self._splits.values())
         self.draws = None if has_loader else draws or (1 if all_fixed else None)
         labels = {name: _read_labels(split) for name, split in self._splits.items()}
+        if unknown is not None:
+            labels = {name: _known(split, unknown) for name, split in labels.items()}
         self.task: Task = task or task_of([*labels.values()])
         require_form([*labels.values()], self.task)
+        if unknown is not None and self.task != "multilabel":
+            raise DataError(
+                f"unknown={unknown!r} is for labels by class (multilabel), and the task of this data is {self.task}; "
+                "drop samples whose labels are not known"
+            )
+        self.has_unknown = unknown is not None
         self.classes = tuple(classes) if classes is not None else self._default_classes(labels)
         self._require_columns(labels)
         for name, split in self._splits.items():
-            label_check = LabelCheck(name, self.task, self.classes)
+            label_check = LabelCheck(name, self.task, self.classes, self.has_unknown)
+            split.unknown = unknown
             if labels[name].is_complete:
                 _check_visible(split, labels[name].rows, label_check)
                 # Others may remap their `targets`, and a loader may leave out samples.
-                if isinstance(split, DatasetSplit) and _is_fixed(split.dataset):
-                    split.labels = as_targets(labels[name].rows)
+                visible = visible_labels(split) if _is_fixed(dataset_of(split)) else None
+                if isinstance(split, DatasetSplit) and visible is not None:
+                    split.labels = as_targets(visible) if unknown is None else mark_unknown(visible, unknown)
             else:
                 split.label_check = label_check  # labels that cannot be seen now are checked batch by batch
 
@@ -112,6 +128,8 @@ class TorchData(Data):
         digest = hashlib.sha256()
         for name, split in self._splits.items():
             digest.update(f"{name}:{len(split)}:{self.classes}".encode())
+            if split.unknown is not None:
+                digest.update(f"unknown={split.unknown}".encode())
             if not isinstance(split, LoaderSplit) and self.draws is not None:
                 batch = split.batch(torch.tensor([0, len(split) - 1]), 0)
                 for content in _bytes((batch.inputs, batch.labels)):
@@ -195,6 +213,12 @@ def _read_labels(split: DatasetSplit | CheckedLoaderSplit) -> SplitLabels:
         with preserve_rng_state():
             labels = split.read(rows)[1]
     return SplitLabels(split.name, labels, is_complete=False)
+
+
+def _known(labels: SplitLabels, unknown: float) -> SplitLabels:
+    """Return the labels with 0 for those that are unknown, by which their form can be recognized."""
+    marked = mark_unknown(labels.rows, unknown)
+    return replace(labels, rows=torch.where(marked.isnan(), 0, marked))
 
 
 def _is_like(visible: Tensor, first: Tensor, split: DatasetSplit | CheckedLoaderSplit) -> bool:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeGuard, TypeVar
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from kdkit.data.batch import Batch, as_targets, collate
 from kdkit.data.dataset import LoaderSplit, Split
-from kdkit.data.labels import LabelCheck
+from kdkit.data.labels import LabelCheck, mark_unknown
 from kdkit.errors import DataError
 
 DatasetOrLoader = Dataset[Any] | DataLoader[Any]
@@ -23,10 +24,11 @@ class DatasetSplit(Split):
 
     name: "train", "validation" or "test", for error messages.
     label_check: if set, it is called with the labels of every batch; on a GPU a loss would only report "device-side
-    assert triggered".
+    assert triggered". unknown: the label that stands for an unknown one, which becomes NaN.
     """
 
     label_check: LabelCheck | None = None
+    unknown: float | None = None
 
     def __init__(self, name: str, dataset: Dataset[Any], first_id: int) -> None:
         self.name = name
@@ -49,15 +51,17 @@ class DatasetSplit(Split):
     def batch(self, rows: Tensor, draw: int) -> Batch:
         """Return these rows, with labels in the form that losses take."""
         inputs, labels = self.read(rows)
+        labels = as_targets(labels) if self.unknown is None else mark_unknown(labels, self.unknown)
         if self.label_check is not None:
             self.label_check(labels, rows)
-        return Batch(inputs, as_targets(labels), self.ids.index_select(0, rows), draw)
+        return Batch(inputs, labels, self.ids.index_select(0, rows), draw)
 
 
 class CheckedLoaderSplit(LoaderSplit):
-    """The batches of a DataLoader; if `label_check` is set, it is called with the labels of every batch."""
+    """The batches of a DataLoader, with the options of `DatasetSplit`."""
 
     label_check: LabelCheck | None = None
+    unknown: float | None = None
 
     def __init__(self, name: str, loader: "DataLoader[Any]") -> None:
         super().__init__(loader)
@@ -66,6 +70,8 @@ class CheckedLoaderSplit(LoaderSplit):
     def __iter__(self) -> Iterator[Batch]:
         with _explain_unequal_samples(self.name):
             for batch in super().__iter__():
+                if self.unknown is not None:
+                    batch = replace(batch, labels=mark_unknown(batch.labels, self.unknown))
                 if self.label_check is not None:
                     self.label_check(batch.labels)
                 yield batch

@@ -7,7 +7,7 @@ from typing import Self
 import torch
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import Data, LoaderSplit
+from kdkit.data.dataset import Data, LoaderSplit, optional_member
 from kdkit.engine.module import DistillationModule
 from kdkit.losses.base import BuildContext
 from kdkit.recipe.recipe import Stage
@@ -63,7 +63,11 @@ def build_context(data: Data) -> BuildContext:
     train = data.train
     has_ids = not isinstance(train, LoaderSplit)  # a DataLoader of the user yields batches without sample ids
     return BuildContext(
-        classes=tuple(data.classes), task=data.task, samples=len(train) if has_ids else None, ids=has_ids
+        classes=tuple(data.classes),
+        task=data.task,
+        samples=len(train) if has_ids else None,
+        ids=has_ids,
+        has_unknown=bool(optional_member(data, Data, "has_unknown")),
     )
 
 

@@ -12,6 +12,7 @@ from kdkit.losses.base import (
     BuildContext,
     Loss,
     LossAttributes,
+    accepts_unknown,
     extra_kwargs_of,
     loss_name,
     requirements_of,
@@ -31,6 +32,7 @@ from kdkit.losses.self_distillation import PSKD, PerLabelPSKD
 from kdkit.losses.similarity import CKA, Cosine
 from kdkit.losses.srrl import SRRL
 from kdkit.losses.statistics import NST, PKD, PatientKD
+from kdkit.losses.unknown import IgnoreUnknown
 from kdkit.losses.variational import MGD, VID
 
 __all__ = [
@@ -61,6 +63,7 @@ __all__ = [
     "GeneralisedJSD",
     "HardTargets",
     "Hint",
+    "IgnoreUnknown",
     "LogitMSE",
     "LogitStandardisation",
     "Loss",
@@ -80,6 +83,7 @@ __all__ = [
     "SoftTargets",
     "SquareHead",
     "TeacherWeighting",
+    "accepts_unknown",
     "extra_kwargs_of",
     "loss_name",
     "requirements_of",

@@ -24,14 +24,15 @@ class BuildContext:
     """Information about the data and the target that a loss receives when it is built.
 
     classes: the class names. task: the kind of labels. samples: the number of training samples, None if it is not
-    known. ids: whether samples have ids. batch_size: that of the training. tapped: the modules that the target is
-    tapped on, in the order of the taps.
+    known. ids: whether samples have ids. has_unknown: whether labels may be NaN, which stands for unknown.
+    batch_size: that of the training. tapped: the modules that the target is tapped on, in the order of the taps.
     """
 
     classes: tuple[str, ...]
     task: Task
     samples: int | None
     ids: bool
+    has_unknown: bool = False
     batch_size: int | None = None
     tapped: tuple[nn.Module, ...] = ()
 
@@ -42,10 +43,12 @@ class LossAttributes(Protocol):
     extra_kwargs: the names from LOSS_KWARGS that the loss accepts; by default they are read from its signature.
     requires: what the loss cannot work without, in addition to its keyword arguments without a default: "ids", or
     "hard_labels" (one class per sample).
+    accepts_unknown: whether labels may be NaN, which stands for an unknown label.
     """
 
     extra_kwargs: Collection[str] | None = None
     requires: Collection[str] = ()
+    accepts_unknown: bool = False
 
 
 @runtime_checkable
@@ -87,6 +90,11 @@ def requirements_of(loss: Loss) -> frozenset[str]:
     }
     declared: Any = getattr(loss, "requires", LossAttributes.requires)
     return frozenset(required) | frozenset(declared)
+
+
+def accepts_unknown(loss: Loss) -> bool:
+    """Return whether a loss leaves out labels that are NaN, by its attribute `accepts_unknown`."""
+    return bool(getattr(loss, "accepts_unknown", LossAttributes.accepts_unknown))
 
 
 def _extra_parameters(loss: Loss) -> dict[str, inspect.Parameter]:

@@ -16,7 +16,8 @@ Bools = NDArray[np.bool_]
 class Predictions:
     """The outputs of a net for a split, with the labels.
 
-    labels: (samples,) class indices, or (samples, classes) of 0 and 1. outputs: (samples, classes) logits.
+    labels: (samples,) class indices, or (samples, classes) of 0 and 1, NaN if unknown.
+    outputs: (samples, classes) logits.
     ids: (samples,), or None. groups: (samples,), equal for dependent samples, such as those of one patient, or None.
     """
 
@@ -57,6 +58,8 @@ class MetricResult:
 @runtime_checkable
 class Metric(Protocol):
     """A metric; higher is better, unless it has an attribute `lower_is_better = True`.
+
+    An attribute `accepts_unknown = True` declares that it leaves out labels that are NaN: unknown.
 
     `fit` returns a copy with thresholds, and leaves `self` unchanged.
     """
@@ -104,6 +107,22 @@ def true_classes(predictions: Predictions) -> Bools:
         return one_hot
     truth: Bools = predictions.labels > 0.5  # labels may be floats
     return truth
+
+
+def unknown_labels(predictions: Predictions) -> Bools | None:
+    """Return which labels are NaN, (samples, classes); None if all are known."""
+    if predictions.labels.ndim != 2 or predictions.labels.dtype.kind != "f":
+        return None
+    is_unknown: Bools = np.isnan(predictions.labels)
+    return is_unknown if is_unknown.any() else None
+
+
+def known_rows(predictions: Predictions) -> list[NDArray[np.int64]]:
+    """Return for each class the samples whose label is known, (samples,) each."""
+    is_unknown = unknown_labels(predictions)
+    rows = np.arange(len(predictions))
+    count = len(predictions.classes)
+    return [rows] * count if is_unknown is None else [rows[~is_unknown[:, column]] for column in range(count)]
 
 
 def defined_by_class(test: Predictions, values: NDArray[Any]) -> dict[str, float]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdkit.errors import DataError, RecipeError, did_you_mean
 from kdkit.metrics.base import (
@@ -13,8 +14,12 @@ from kdkit.metrics.base import (
     Predictions,
     WithoutThresholds,
     defined_by_class,
+    known_rows,
+    mean_over_classes,
     note_on_missing,
+    ratio,
     true_classes,
+    unknown_labels,
 )
 from kdkit.metrics.bootstrap import Counts, Resampled, count_blocks, unit_counts
 from kdkit.utils.validation import validate_count
@@ -34,6 +39,7 @@ class CalibrationError(WithoutThresholds):
     count: the number of bins. Resamples use the bins of the split.
     """
 
+    accepts_unknown: ClassVar[bool] = True
     bins: Bins = "equal_width"
     count: int = 15
     lower_is_better: ClassVar[bool] = True
@@ -59,26 +65,34 @@ class CalibrationError(WithoutThresholds):
             # a single column: the confidence of the predicted class, and whether it is right
             is_right = test.outputs.argmax(1) == test.labels
             probabilities, truth = probabilities.max(1, keepdims=True), is_right[:, None]
-        excesses = [self._excess_by_bin(*column) for column in zip(probabilities.T, truth.T, strict=True)]
+        rows_by_column = known_rows(test)[: truth.shape[1]]
+        excesses = [
+            self._excess_by_bin(probabilities[:, column], truth[:, column], rows)
+            for column, rows in enumerate(rows_by_column)
+        ]
         # The share of a bin times its gap is |the sum of its excess| / the number of samples.
-        blocks = [block.astype(np.float64) for block in count_blocks(counts)]
-        errors = np.concatenate(
-            [np.stack([np.abs(excess @ block).sum(0) for excess in excesses]) / block.sum(0) for block in blocks],
-            axis=1,
-        )  # (columns, resamples)
-        undefined = np.full((len(test.classes), errors.shape[1]), np.nan)
-        return Resampled(errors.mean(0), undefined if test.labels.ndim == 1 else errors)
+        blocks = []
+        for block in (block.astype(np.float64) for block in count_blocks(counts)):
+            total = block.sum(0)  # of all samples; for a class, of those whose labels are known
+            totals = [total if len(rows) == len(block) else block[rows].sum(0) for rows in rows_by_column]
+            sums = [np.abs(excess @ block).sum(0) for excess in excesses]
+            blocks.append(np.stack([ratio(*pair) for pair in zip(sums, totals, strict=True)]))
+        errors = np.concatenate(blocks, axis=1)  # (columns, resamples)
+        if test.labels.ndim == 1:
+            return Resampled(errors[0], np.full((len(test.classes), errors.shape[1]), np.nan))
+        return Resampled(mean_over_classes(errors), errors)
 
-    def _excess_by_bin(self, probabilities: Floats, truth: Bools) -> Any:
-        """Return a sparse (bins, samples) matrix of probability - truth."""
+    def _excess_by_bin(self, probabilities: Floats, truth: Bools, rows: NDArray[np.int64]) -> Any:
+        """Return a sparse (bins, samples) matrix of probability - truth for the samples in these rows."""
         from scipy.sparse import csr_matrix  # late: scipy.sparse takes a while to import
 
+        size, probabilities, truth = len(truth), probabilities[rows], truth[rows]
         edges = np.linspace(0, 1, self.count + 1)
-        if self.bins == "equal_mass":
+        if self.bins == "equal_mass" and len(rows):
             edges = np.quantile(probabilities, edges)
         # the inner edges only, so that 0 and 1 are in the first and in the last bin
         bins = np.searchsorted(edges[1:-1], probabilities, side="right")
-        return csr_matrix((probabilities - truth, (bins, np.arange(len(bins)))), shape=(self.count, len(bins)))
+        return csr_matrix((probabilities - truth, (bins, rows)), shape=(self.count, size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +103,7 @@ class Brier(WithoutThresholds):
     classes, in [0, 2].
     """
 
+    accepts_unknown: ClassVar[bool] = True
     lower_is_better: ClassVar[bool] = True
 
     @property
@@ -103,6 +118,10 @@ class Brier(WithoutThresholds):
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the error of each resample."""
         squares = (_probabilities(test) - true_classes(test)) ** 2
+        is_unknown = unknown_labels(test)
+        if is_unknown is not None:
+            by_class = ratio(np.where(is_unknown, 0.0, squares).T @ counts, (~is_unknown).astype(np.float64).T @ counts)
+            return Resampled(mean_over_classes(by_class), by_class)
         by_class = squares.T @ counts / counts.sum(0, dtype=np.float64)  # (classes, resamples)
         return Resampled(by_class.sum(0) if test.labels.ndim == 1 else by_class.mean(0), by_class)
 

@@ -1,7 +1,7 @@
 """Metrics of predicted classes against true classes."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from kdkit.metrics.base import (
     note_on_missing,
     ratio,
     true_classes,
+    unknown_labels,
 )
 from kdkit.metrics.bootstrap import Counts, Resampled, unit_counts
 from kdkit.metrics.thresholds import BestF1, Thresholds, validate_thresholds
@@ -58,6 +59,7 @@ class F1:
     thresholds_by: how thresholds are chosen; by default for the best F1 of each class.
     """
 
+    accepts_unknown: ClassVar[bool] = True
     average: Average = "macro"
     thresholds: tuple[float, ...] | None = None
     thresholds_by: Thresholds = field(default=BestF1(), kw_only=True)
@@ -118,6 +120,9 @@ def confusion_counts(
         predicted: Bools = np.eye(len(test.classes), dtype=bool)[test.outputs.argmax(1)]
     else:
         predicted = test.outputs >= np.asarray(thresholds if thresholds is not None else 0.0)
+        is_unknown = unknown_labels(test)
+        if is_unknown is not None:  # neither a true nor a false positive
+            predicted = predicted & ~is_unknown
     return _counted(truth & predicted, counts), _counted(predicted, counts), _counted(truth, counts)
 
 

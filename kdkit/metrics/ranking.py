@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from kdkit.metrics.base import (
     Predictions,
     WithoutThresholds,
     defined_by_class,
+    known_rows,
     mean_over_classes,
     note_on_missing,
     ratio,
@@ -29,6 +30,8 @@ class MacroAUPRC(WithoutThresholds):
 
     Defined as scikit-learn's average_precision_score.
     """
+
+    accepts_unknown: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -50,6 +53,8 @@ class MacroAUROC(WithoutThresholds):
 
     A tie between a positive and a negative counts one half.
     """
+
+    accepts_unknown: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -85,7 +90,10 @@ def _resampled(
     if not np.isfinite(test.outputs).all():
         raise DataError("outputs that are not finite cannot be ranked; did training diverge?")
     truth = true_classes(test)
-    rankings = [_ranking(truth[:, column], test.outputs[:, column], tie_share) for column in range(len(test.classes))]
+    rankings = [
+        _ranking(truth[:, column], test.outputs[:, column], rows, tie_share)
+        for column, rows in enumerate(known_rows(test))
+    ]
     # Sorting once and summing the counts of resamples replaces a sort for each resample. The sums are whole or half
     # numbers below 2**23, which float32 represents exactly.
     by_class = np.concatenate(
@@ -98,15 +106,16 @@ def _resampled(
     return Resampled(mean_over_classes(by_class), by_class)
 
 
-def _ranking(truth: Bools, outputs: NDArray[Any], tie_share: float) -> _Ranking:
-    order = np.argsort(-outputs)  # the order inside a tie does not matter: shares treat it as a whole
+def _ranking(truth: Bools, outputs: NDArray[Any], rows: NDArray[np.int64], tie_share: float) -> _Ranking:
+    """Rank the samples in these rows. Others have no negative and no positive: their labels are unknown."""
+    order = rows[np.argsort(-outputs[rows])]  # the order inside a tie does not matter: shares treat it as a whole
     ranked, is_positive = outputs[order], truth[order]
     starts_tie = np.ones(len(order), dtype=bool)  # whether the output differs from the one before
     starts_tie[1:] = ranked[1:] != ranked[:-1]
     tie = np.cumsum(starts_tie) - 1  # the index of the sample's output among the distinct outputs
     at_level = (np.bincount(tie, weights=is_positive) > 0)[tie]  # whether a positive has the same output
     level = np.cumsum(starts_tie & at_level) - at_level  # how many levels lie above the sample
-    levels, samples = int((starts_tie & at_level).sum()), len(order)
+    levels, samples = int((starts_tie & at_level).sum()), len(truth)
     tied = at_level & ~is_positive  # negatives that tie with a positive also count for the next level
     negatives = np.concatenate([order[~is_positive], order[tied]])
     levels_of_negatives = np.concatenate([level[~is_positive], level[tied] + 1])

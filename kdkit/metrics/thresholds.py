@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit.errors import RecipeError, describe
-from kdkit.metrics.base import Floats, Predictions
+from kdkit.metrics.base import Floats, Predictions, known_rows
 
 # (hits (samples,), predicted (samples,), positives, samples) -> the criterion at each cut (samples,)
 Criterion = Callable[[Floats, Floats, float, int], Floats]
@@ -129,6 +129,6 @@ def _choose_by_class(
     threshold: Callable[[NDArray[Any], NDArray[Any]], float], validation: Predictions
 ) -> tuple[float, ...]:
     return tuple(
-        threshold(validation.labels[:, column], validation.outputs[:, column])
-        for column in range(len(validation.classes))
+        threshold(validation.labels[rows, column], validation.outputs[rows, column])
+        for column, rows in enumerate(known_rows(validation))
     )

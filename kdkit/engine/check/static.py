@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kdkit.data.dataset import Split, optional_member
+from kdkit.data.dataset import Data, Split, optional_member
 from kdkit.errors import KdkitError, RecipeError, did_you_mean
-from kdkit.losses.base import BuildContext, requirements_of
+from kdkit.losses.base import BuildContext, accepts_unknown, extra_kwargs_of, requirements_of
 from kdkit.metrics.base import Predictions
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.nets.net import Net
-from kdkit.recipe.objective import Match, Term, as_objective, taps_of
+from kdkit.recipe.objective import Match, Term, Truth, as_objective, taps_of
 from kdkit.recipe.recipe import Recipe, Stage, nets_of
 from kdkit.teachers.ema import Ema
 from kdkit.teachers.ensemble import Teachers
@@ -70,6 +70,8 @@ class _RecipeChecks:
         yield from self._shared_losses()
         yield from self._metric_problems()
         yield from self._undefined_monitors()
+        yield from self._metrics_of_unknown_labels()
+        yield from self._binary_losses_of_numbers()
         top = self.recipe.teacher_cache.top
         if top is not None and data.task != "multiclass":
             yield (
@@ -176,6 +178,33 @@ class _RecipeChecks:
                         "Training(keep='last')"
                     )
 
+    def _metrics_of_unknown_labels(self) -> Problems:
+        """Check that labels that may be unknown reach only metrics that leave them out."""
+        if not optional_member(self.recipe.data, Data, "has_unknown"):
+            return
+        for metric in self.recipe.metrics:
+            if not getattr(without_interval(metric), "accepts_unknown", False):
+                yield (
+                    f"metric {metric.name!r}: labels of this data may be unknown, and it does not leave them out; a "
+                    "metric that does has an attribute accepts_unknown = True"
+                )
+
+    def _binary_losses_of_numbers(self) -> Problems:
+        """Check that binary cross-entropy is not trained on labels beyond [0, 1], which have no probability."""
+        data = self.recipe.data
+        labels = optional_member(data.train, Split, "labels") if data.task == "regression" else None
+        if not isinstance(labels, Tensor) or not labels.numel():
+            return
+        least, most = (label.item() for label in labels.aminmax())
+        for objective in (objective for stage in self.stages for objective in stage.objectives.values()):
+            for term in (weighted.term for weighted in as_objective(objective)):
+                is_binary = isinstance(term, Truth) and isinstance(term.loss, nn.BCEWithLogitsLoss | nn.BCELoss)
+                if is_binary and (least < 0 or most > 1):
+                    yield (
+                        f"term {term.label!r}: {type(term.loss).__name__} takes labels in [0, 1], and those of the "
+                        f"training data are numbers from {least:g} to {most:g}; correct them, or use a loss on numbers"
+                    )
+
 
 class _StageChecks:
     """The checks of one stage. Each method yields the problems of one kind."""
@@ -234,6 +263,13 @@ class _StageChecks:
             yield (
                 f"it needs one class per sample, and this data is {self.context.task}; use a loss that does not, such "
                 "as one of the PerLabel... losses"
+            )
+        reads_labels = isinstance(term, Truth) or "labels" in extra_kwargs_of(term.loss)
+        if self.context.has_unknown and reads_labels and not accepts_unknown(term.loss):
+            wrap, omit = "wrap it: kdkit.losses.IgnoreUnknown(...)", "use a loss that takes no labels"
+            yield (
+                f"labels of this data may be unknown, and {type(term.loss).__name__} does not leave them out; "
+                f"{wrap if isinstance(term, Truth) else omit}"
             )
         if isinstance(term, Match):
             yield from self._teacher_problems(net, term)

@@ -237,7 +237,8 @@ def test_labels_that_are_not_valid_numbers_are_refused_with_their_split_class_an
 def test_zeros_and_ones_with_a_value_for_unknown_are_not_taken_for_numbers(unknown):
     labels = visible(replaced(MULTI_HOT, (17, 1), unknown))
     with pytest.raises(
-        DataError, match=r"train data are 0 and 1, but also (-1\.0|nan) \(row 17, column 1\); drop samples"
+        DataError,
+        match=r"are 0 and 1, but also (-1\.0|nan) \(row 17, column 1\); if it stands for unknown, pass TorchData\(",
     ):
         TorchData(labels, labels)
 
@@ -298,3 +299,93 @@ def test_terms_that_need_class_indices_are_refused_for_soft_labels(classes, obje
     stage = Stage({student: objective(teacher)}, Training(epochs=1))
     problems = kdkit.check(Recipe(data=data, schedule=[stage])).problems
     assert any(message in problem for problem in problems), problems
+
+
+# Unknown labels
+
+
+def with_unknown(value, dtype=torch.float32):
+    return replaced(MULTI_HOT, ([3, 17, 40], [0, 1, 2]), value).to(dtype)
+
+
+@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
+@pytest.mark.parametrize(("value", "dtype"), [(-1, torch.float32), (-1, torch.int64), (torch.nan, torch.float32)])
+def test_unknown_labels_are_nan_in_every_batch(wrap, value, dtype):
+    labels = wrap(with_unknown(value, dtype))
+    data = TorchData(labels, labels, unknown=value)
+    assert (data.task, data.classes, data.has_unknown) == ("multilabel", ("0", "1", "2"), True)
+    split = data.train
+    batches = list(split) if isinstance(split, kdkit.LoaderSplit) else [split.batch(torch.arange(ROWS), 0)]
+    seen = torch.cat([batch.labels for batch in batches])
+    assert torch.equal(seen.isnan(), with_unknown(torch.nan).isnan())
+    assert torch.equal(seen.nan_to_num(0.0), with_unknown(0.0))
+
+
+@pytest.mark.parametrize("unknown", [0, 1.0, True])
+def test_zero_and_one_cannot_stand_for_unknown(unknown):
+    with pytest.raises(DataError, match="unknown is a label other than 0 and 1"):
+        TorchData(visible(MULTI_HOT), visible(MULTI_HOT), unknown=unknown)
+
+
+def test_only_labels_by_class_can_be_unknown():
+    with pytest.raises(
+        DataError, match=r"unknown=-100 is for labels by class \(multilabel\), and the task .* multiclass"
+    ):
+        TorchData(visible(INDICES), visible(INDICES), unknown=-100)
+
+
+def test_other_values_than_the_unknown_one_are_still_refused():
+    labels = visible(replaced(with_unknown(-1.0), (5, 0), 2.0))
+    with pytest.raises(DataError, match=r"is 2\.0 \(class '0', row 5\); expected in \[0, 1\]"):
+        TorchData(labels, labels, unknown=-1, task="multilabel")
+
+
+def unknown_recipe(loss, metrics=(), **terms):
+    data = TorchData(visible(with_unknown(-1.0)), visible(with_unknown(-1.0)), unknown=-1)
+    teacher = Net("teacher", nn.Linear(8, 3), trained=True)
+    objective = Truth(loss)
+    for match in terms.values():
+        objective = objective + kdkit.Match(teacher, match)
+    stage = Stage({Net("student", nn.Linear(8, 3)): objective}, Training(epochs=2, batch_size=16))
+    return Recipe(data=data, schedule=[stage], metrics=metrics)
+
+
+def test_a_run_with_unknown_labels_has_finite_terms_and_metrics():
+    recipe = unknown_recipe(kdkit.losses.IgnoreUnknown(), soft=kdkit.losses.PerLabelSoftTargets())
+    result = kdkit.run(recipe)
+    assert torch.tensor([[*epoch["terms"].values()] for epoch in result.history["student"]]).isfinite().all()
+    assert all(0 <= metric.value <= 1 for metric in result.metrics["student"].values())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (
+            unknown_recipe(nn.BCEWithLogitsLoss()),
+            "BCEWithLogitsLoss does not leave them out; wrap it: kdkit.losses.Ignore",
+        ),
+        (
+            unknown_recipe(kdkit.losses.IgnoreUnknown(), dkd=kdkit.losses.PerLabelDKD()),
+            "PerLabelDKD does not leave them out; use a loss that takes no labels",
+        ),
+        (
+            unknown_recipe(kdkit.losses.IgnoreUnknown(), metrics=(kdkit.metrics.R2(),)),
+            "metric 'r2': labels of this data may be unknown, and it does not leave them out",
+        ),
+    ],
+)
+def test_terms_and_metrics_that_would_read_unknown_labels_are_problems(recipe, message):
+    (problem,) = kdkit.check(recipe).problems
+    assert message in problem
+
+
+@pytest.mark.parametrize(("largest", "count"), [(2.0, 1), (0.9, 0)])
+def test_binary_cross_entropy_is_refused_for_numbers_beyond_one(largest, count):
+    labels = visible(MULTI_HOT * largest)
+    stage = Stage({Net("student", nn.Linear(8, 3)): Truth(nn.BCEWithLogitsLoss())}, Training(epochs=1))
+    problems = kdkit.check(Recipe(data=TorchData(labels, labels), schedule=[stage])).problems
+    assert len(problems) == count
+    assert all(
+        "BCEWithLogitsLoss takes labels in [0, 1], and those of the training data are numbers from 0 to 2" in problem
+        for problem in problems
+    )
