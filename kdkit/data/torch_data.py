@@ -203,14 +203,14 @@ def _read_labels(split: DatasetSplit | CheckedLoaderSplit) -> SplitLabels:
     if visible is not None and _is_fixed(dataset_of(split)) and split.name != "train":
         return SplitLabels(split.name, visible, is_complete=True)
     # The first sample of the training data has always been read here; its draws of random numbers are part of a seed.
-    with nullcontext() if split.name == "train" else preserve_rng_state():
+    with nullcontext() if split.name == "train" else preserve_rng_state(cuda=False):
         labels = first_batch(split.name, split).labels
     if visible is not None and _is_like(visible, labels, split):
         return SplitLabels(split.name, visible, is_complete=True)
     if isinstance(split, DatasetSplit) and labels.ndim > 1 and len(split) > 1:
         # One row of zeros and ones may be a soft label, so samples from the whole split decide.
         rows = torch.linspace(0, len(split) - 1, min(_SAMPLES, len(split))).long()
-        with preserve_rng_state():
+        with preserve_rng_state(cuda=False):
             labels = split.read(rows)[1]
     return SplitLabels(split.name, labels, is_complete=False)
 

@@ -21,10 +21,13 @@ def derive_seed(*numbers: int) -> int:
 
 
 @contextmanager
-def preserve_rng_state() -> Iterator[None]:
-    """Restore the random states of Python, numpy and torch at the end, whatever is seeded inside."""
+def preserve_rng_state(*, cuda: bool = True) -> Iterator[None]:
+    """Restore the random states of Python, numpy and torch at the end, whatever is seeded inside.
+
+    cuda: whether to restore those of GPUs too, which initializes CUDA on each of them.
+    """
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count() if cuda else 0)):
         try:
             yield
         finally:

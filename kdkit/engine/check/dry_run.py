@@ -282,7 +282,9 @@ def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any])
             value = term.loss(inputs.student, target, **kwargs)
             noisy = term.loss(noisy_student, target, **kwargs)
             is_broadcast = term.target is None and _compares_all_pairs(
-                lambda labels: term.loss(noisy_student, labels, **kwargs), noisy_student, inputs.labels
+                lambda student, labels: term.loss(student, labels, **kwargs),
+                (noisy_student, inputs.student),
+                inputs.labels,
             )
     except KdkitError as error:
         return str(error)
@@ -321,19 +323,28 @@ def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any])
     return None
 
 
-def _compares_all_pairs(loss: Callable[[Tensor], Tensor], student: TensorOrTuple, labels: Tensor) -> bool:
+def _compares_all_pairs(
+    loss: Callable[[Any, Tensor], Tensor], students: Iterable[TensorOrTuple], labels: Tensor
+) -> bool:
     """Whether a loss broadcasts outputs (batch, 1) and labels (batch,) to (batch, batch), as most do without a warning.
 
-    Such a loss does not change if the labels change places. loss: of labels, for fixed outputs of which no two are
-    equal.
+    Such a loss does not change if the labels change places. students: outputs to try, since a loss may be undefined for
+    some of them, such as negative ones.
     """
-    if not isinstance(student, Tensor) or student.shape != (len(labels), 1) or labels.ndim != 1:
+    rolled = labels.roll(1, 0)
+    if labels.ndim != 1 or torch.equal(rolled, labels):
         return False
-    rolled = labels.roll(1)
-    if torch.equal(rolled, labels):
-        return False
-    value, rolled_value = loss(labels), loss(rolled)
-    return isinstance(value, Tensor) and not value.ndim and torch.allclose(value, rolled_value, rtol=1e-5, atol=0)
+    for student in students:
+        if (
+            not isinstance(student, Tensor)
+            or student.shape != (len(labels), 1)
+            or torch.equal(student.roll(1, 0), student)
+        ):
+            continue
+        value, rolled_value = loss(student, labels), loss(student, rolled)
+        if isinstance(value, Tensor) and not value.ndim and value.isfinite():
+            return torch.allclose(value, rolled_value, rtol=1e-5, atol=0)
+    return False
 
 
 def _reshape_advice(inputs: TermInputs) -> str:

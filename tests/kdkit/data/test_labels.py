@@ -176,11 +176,19 @@ def test_integer_labels_next_to_one_output_are_told_the_labels_of_binary_cross_e
 
 
 @pytest.mark.parametrize(
-    "loss", [nn.MSELoss(), nn.PoissonNLLLoss(), lambda student, target: (student - target).abs().mean()]
+    "loss",
+    [
+        nn.MSELoss(),
+        nn.PoissonNLLLoss(),
+        nn.PoissonNLLLoss(log_input=False),
+        lambda student, target: (student - target).abs().mean(),
+    ],
 )
 def test_numbers_without_a_column_next_to_one_output_are_told_the_shape(loss):
     data = TorchData(visible(INPUTS[:, 0]), visible(INPUTS[:, 0]))
-    stage = Stage({Net("student", nn.Linear(8, 1)): Truth(loss)}, Training(epochs=1))
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Linear(8, 1), nn.Softplus())  # some losses are undefined for negative outputs
+    stage = Stage({Net("student", student): Truth(loss)}, Training(epochs=1))
     (problem,) = kdkit.check(Recipe(data=data, schedule=[stage])).problems
     assert "student (4, 1) and target (4,) have different shapes and would be broadcast" in problem
     assert problem.endswith("give the labels the shape of the outputs: labels.unsqueeze(1)")
