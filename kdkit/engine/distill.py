@@ -16,6 +16,7 @@ from kdkit.errors import DataError, KdkitError, RecipeError, first_line
 from kdkit.losses.base import Loss
 from kdkit.losses.logits import SoftTargets
 from kdkit.losses.per_label import PerLabelSoftTargets
+from kdkit.losses.unknown import IgnoreUnknown
 from kdkit.nets.net import Net
 from kdkit.recipe.objective import Truth
 from kdkit.recipe.recipe import Recipe
@@ -44,6 +45,7 @@ def distill(
     training: Training | None = None,
     task: Task | None = None,
     classes: Sequence[str] | None = None,
+    unknown: float | None = None,
     **options: Any,
 ) -> Result:
     """Train a student on labels and on one or several trained teachers, and return the metrics of all.
@@ -55,7 +57,7 @@ def distill(
     labels, in [0, 1]; the teachers share the rest. epochs: of Adam, 10 if None; training: all options instead.
     task: the kind of the labels; derived from them if None.
     classes: their names. If None, the names that the training data has, as ImageFolder does, or else numbers: as many
-    as the student has outputs. options: those of `kdkit.run`.
+    as the student has outputs. unknown: see TorchData. options: those of `kdkit.run`.
 
     Raises RecipeError if both epochs and training are passed, or both kd_loss and temperature.
     """
@@ -72,11 +74,12 @@ def distill(
     ]
     if classes is None:
         classes = _classes(student_net, train)
-    data = TorchData(train, validation, test, classes=classes, task=task)
+    data = TorchData(train, validation, test, classes=classes, task=task, unknown=unknown)
+    label_loss = _LABEL_LOSSES[data.task]()
     schedule = Parallel(
         *teachers,
         student_net,
-        truth=Truth(_LABEL_LOSSES[data.task]()),
+        truth=Truth(IgnoreUnknown(label_loss) if data.has_unknown else label_loss),
         kd_loss=kd_loss if kd_loss is not None else _default_loss(data.task, temperature),
         label_weight=label_weight,
         training=training or Training(epochs=10 if epochs is None else epochs),

@@ -172,6 +172,17 @@ def test_a_net_that_cannot_take_the_data_fails_the_check():
         kdkit.distill(net(8), nn.Linear(9, 3), *data, device="cpu")
 
 
+def test_the_task_and_the_unknown_label_are_those_of_the_data():
+    inputs, labels = dataset("multilabel", 24, 0).tensors
+    labels[::5, 1] = -1
+    data = TensorDataset(inputs, labels)
+    result = kdkit.distill(net(8), net(4), data, data, unknown=-1, training=Training(epochs=1), device="cpu")
+    assert 0 < result.metrics["student"]["macro_auprc"].value < 1
+    shares = TensorDataset(inputs, labels.clamp(min=0) * 0.9)
+    result = kdkit.distill(net(8), net(4), shares, shares, task="multilabel", training=Training(epochs=1), device="cpu")
+    assert "macro_auprc" in result.metrics["student"]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.uint8])
 @pytest.mark.parametrize("classes", [None, ["a", "b", "c"]])
 def test_inputs_of_the_dtype_of_arrays_or_images_are_named(dtype, classes):

@@ -161,13 +161,13 @@ def test_labels_that_do_not_fit_the_task_or_the_classes_are_refused(wrap, labels
         TorchData(wrap(labels), wrap(labels), task=task, classes=["a", "b", "c"])
 
 
-def test_a_column_of_zeros_and_ones_next_to_two_classes_is_told_both_shapes():
+def test_the_error_about_a_column_next_to_two_classes_names_both_shapes():
     binary = INDICES.clamp(max=1)[:, None]
     with pytest.raises(DataError, match=r"2 classes; .* or class indices of shape \(samples,\): labels\.squeeze\(1\)"):
         TorchData(visible(binary), visible(binary), classes=["no", "yes"])
 
 
-def test_integer_labels_next_to_one_output_are_told_the_labels_of_binary_cross_entropy():
+def test_the_error_about_integer_labels_and_one_output_names_the_labels_of_binary_cross_entropy():
     binary = visible((INPUTS[:, 0] > 0).long())
     with pytest.raises(
         DataError, match=r"there is one class; .*labels\.float\(\)\.unsqueeze\(1\).*or give the network two"
@@ -184,7 +184,7 @@ def test_integer_labels_next_to_one_output_are_told_the_labels_of_binary_cross_e
         lambda student, target: (student - target).abs().mean(),
     ],
 )
-def test_numbers_without_a_column_next_to_one_output_are_told_the_shape(loss):
+def test_the_problem_of_numbers_without_a_column_next_to_one_output_names_the_shape(loss):
     data = TorchData(visible(INPUTS[:, 0]), visible(INPUTS[:, 0]))
     torch.manual_seed(0)
     student = nn.Sequential(nn.Linear(8, 1), nn.Softplus())  # some losses are undefined for negative outputs

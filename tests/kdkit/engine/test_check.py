@@ -540,8 +540,10 @@ def test_data_of_a_single_sample_can_be_checked():
 
 
 def without_positives(labels, **training):
-    inputs, known = samples("multilabel").tensors
-    data = TorchData(TensorDataset(inputs, known), TensorDataset(inputs, labels), TensorDataset(inputs, known))
+    inputs, labels_of_all = samples("multilabel").tensors
+    data = TorchData(
+        TensorDataset(inputs, labels_of_all), TensorDataset(inputs, labels), TensorDataset(inputs, labels_of_all)
+    )
     return one_stage(tiny_net("student"), Truth(nn.BCEWithLogitsLoss()), data, **training)
 
 

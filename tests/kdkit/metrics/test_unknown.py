@@ -62,8 +62,8 @@ def test_the_value_of_a_class_is_that_of_its_known_samples(metric):
 
 def test_micro_f1_counts_the_known_decisions():
     test = predictions()
-    known = ~np.isnan(test.labels)
-    flat = Predictions(labels=test.labels[known][:, None], outputs=test.outputs[known][:, None], classes=("all",))
+    is_known = ~np.isnan(test.labels)
+    flat = Predictions(labels=test.labels[is_known][:, None], outputs=test.outputs[is_known][:, None], classes=("all",))
     assert MicroF1().compute(test).value == pytest.approx(MicroF1().compute(flat).value)
 
 
