@@ -12,9 +12,13 @@ from kdkit.teachers.base import TeacherOutput
 _SHOWN = 5  # samples that a message lists
 
 
-def cause_in_inputs(batch: Batch) -> str | None:
-    """Return a description of inputs or labels that are not finite numbers, or None if all are."""
-    for name, value in (("inputs", batch.inputs), ("labels", batch.labels)):
+def cause_in_inputs(batch: Batch, *, has_unknown: bool) -> str | None:
+    """Return a description of inputs or labels that are not finite numbers, or None if all are.
+
+    has_unknown: whether labels may be NaN, see `Data.has_unknown`.
+    """
+    labels = torch.where(batch.labels.isnan(), 0, batch.labels) if has_unknown else batch.labels
+    for name, value in (("inputs", batch.inputs), ("labels", labels)):
         samples = _samples(batch, nested_tensors(value))
         if samples:
             return f"the {name} of {samples} are not finite numbers; leave these samples out, or mend them"

@@ -94,7 +94,7 @@ class Predictor:
         cause = None
         if not isinstance(split, LoaderSplit):
             rows = torch.from_numpy((~finite).nonzero()[0][:_INSPECTED])
-            cause = cause_in_inputs(split.batch(rows, 0))
+            cause = cause_in_inputs(split.batch(rows, 0), has_unknown=optional_member(self.data, Data, "has_unknown"))
         advice = "a lower learning rate, Training(max_grad_norm=...), or another precision may help"
         raise KdkitError(
             f"net {net.name!r} has outputs that are not finite numbers, for {(~finite).sum()} of {len(finite)} "

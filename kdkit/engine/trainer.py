@@ -341,7 +341,7 @@ class StageTrainer:
         if means.not_finite is not None and not isinstance(self.ctx.recipe.data.train, LoaderSplit):
             place += f", batch {means.not_finite + 1}"
             batch = next(itertools.islice(self._loader(epoch), means.not_finite, None)).to(self.ctx.device)
-            cause = cause_in_inputs(batch)
+            cause = cause_in_inputs(batch, has_unknown=self.ctx.plan.context.has_unknown)
             if cause is None:  # otherwise a user-defined teacher might fail
                 cause = cause_in_outputs(batch, step.teacher_outputs(batch, step.stage.sessions))
             if self.folder is not None:

@@ -53,11 +53,27 @@ def test_inputs_are_named_by_their_samples_and_the_batch_is_saved(wrong, tmp_pat
 
 def test_labels_are_named_by_their_samples():
     labels = torch.randn(ROWS, 3)
-    labels[5] = torch.nan
     data = TorchData(TensorDataset(inputs(), labels), TensorDataset(inputs(), torch.randn(ROWS, 3)), task="regression")
+    labels[5] = torch.nan  # later than TorchData, which refuses labels that are NaN
     stage = Stage({Net("student", nn.Linear(4, 3)): Truth(nn.MSELoss())}, Training(epochs=1, batch_size=8))
     message = error_of(Recipe(data=data, schedule=[stage], metrics=(R2(),)))
     assert "the labels of samples 5 (1 of 8 in the batch) are not finite numbers" in message
+
+
+def test_unknown_labels_are_not_the_cause():
+    def exploding(student, labels):
+        return student.square().sum()
+
+    exploding.accepts_unknown = True
+    labels = (torch.randn(ROWS, 3) > 0).float()
+    labels[5] = torch.nan
+    split = TensorDataset(inputs(), labels)
+    training = Training(epochs=1, batch_size=8, optimizer=Optimizer(torch.optim.SGD, lr=1e6))
+    stage = Stage({Net("student", nn.Linear(4, 3)): Truth(exploding)}, training)
+    data = TorchData(split, split, unknown=torch.nan)
+    message = error_of(Recipe(data=data, schedule=[stage]))
+    assert "is not a finite number in epoch 1" in message
+    assert message.endswith("a lower learning rate, Training(max_grad_norm=...), or another precision may help")
 
 
 def test_a_teacher_is_named_if_its_outputs_are_not_finite_for_finite_inputs():

@@ -1,7 +1,7 @@
 """Run an open stage once on a tiny batch: shapes become known, losses are built, and most mistakes show."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -281,22 +281,15 @@ def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any])
             warnings.simplefilter("always")
             value = term.loss(inputs.student, target, **kwargs)
             noisy = term.loss(noisy_student, target, **kwargs)
-            is_broadcast = term.target is None and _compares_all_pairs(
-                lambda student, labels: term.loss(student, labels, **kwargs),
-                (noisy_student, inputs.student),
-                inputs.labels,
-            )
     except KdkitError as error:
         return str(error)
     except Exception as error:  # the loss may be user-defined, and its sides may not fit it
         takes_one = _matches(term, Teachers) and not isinstance(term.loss, PerTeacher)
         hint = f"; Teachers(...) gives a tuple, of which PerTeacher({loss}) takes each element" if takes_one else ""
         return f"{loss} does not accept {shapes}: {first_line(error)}{hint}"
-    # the warning of torch.nn.functional
-    if is_broadcast or any("target size" in str(warning.message) for warning in caught):
-        advice = "bring them together with a projector"
-        if term.target is None:
-            advice = f"give the labels the shape of the outputs{_reshape_advice(inputs)}"
+    if any("target size" in str(warning.message) for warning in caught):  # the warning of torch.nn.functional
+        of_labels = "give the labels the shape of the outputs, such as labels[:, None]"
+        advice = of_labels if term.target is None else "bring them together with a projector"
         return f"{shapes} have different shapes and would be broadcast; {advice}"
     if not isinstance(value, Tensor) or value.ndim:
         got = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
@@ -321,35 +314,6 @@ def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any])
     if value == 0 and noisy == 0:
         return f"{loss} is always zero, whatever net {student} returns"
     return None
-
-
-def _compares_all_pairs(
-    loss: Callable[[Any, Tensor], Tensor], students: Iterable[TensorOrTuple], labels: Tensor
-) -> bool:
-    """Whether a loss broadcasts outputs (batch, 1) and labels (batch,) to (batch, batch), as most do without a warning.
-
-    Such a loss does not change if the labels change places. students: outputs to try, since a loss may be undefined for
-    some of them, such as negative ones.
-    """
-    rolled = labels.roll(1, 0)
-    if labels.ndim != 1 or torch.equal(rolled, labels):
-        return False
-    for student in students:
-        if (
-            not isinstance(student, Tensor)
-            or student.shape != (len(labels), 1)
-            or torch.equal(student.roll(1, 0), student)
-        ):
-            continue
-        value, rolled_value = loss(student, labels), loss(student, rolled)
-        if isinstance(value, Tensor) and not value.ndim and value.isfinite():
-            return torch.allclose(value, rolled_value, rtol=1e-5, atol=0)
-    return False
-
-
-def _reshape_advice(inputs: TermInputs) -> str:
-    is_column = isinstance(inputs.student, Tensor) and inputs.student.shape == (*inputs.labels.shape, 1)
-    return ": labels.unsqueeze(1)" if is_column else ""
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """The task follows from the labels of all splits, and labels that do not go together or are invalid are refused."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -190,21 +192,9 @@ def test_the_problem_of_numbers_without_a_column_next_to_one_output_names_the_sh
     student = nn.Sequential(nn.Linear(8, 1), nn.Softplus())  # some losses are undefined for negative outputs
     stage = Stage({Net("student", student): Truth(loss)}, Training(epochs=1))
     (problem,) = kdkit.check(Recipe(data=data, schedule=[stage])).problems
-    assert "student (4, 1) and target (4,) have different shapes and would be broadcast" in problem
-    assert problem.endswith("give the labels the shape of the outputs: labels.unsqueeze(1)")
-
-
-@pytest.mark.parametrize("initial", [None, nn.init.zeros_])
-def test_a_loss_that_brings_the_shapes_together_itself_is_accepted(initial):
-    def squeezed(student, target):
-        return (student.squeeze(1) - target).square().mean()
-
-    head = nn.Linear(8, 1)
-    if initial is not None:
-        initial(head.weight)
-    data = TorchData(visible(INPUTS[:, 0]), visible(INPUTS[:, 0]))
-    stage = Stage({Net("student", head): Truth(squeezed)}, Training(epochs=1))
-    assert kdkit.check(Recipe(data=data, schedule=[stage])).problems == ()
+    assert re.search(
+        r"student \(4, 1\) and target \(4,\) .*would be broadcast.*; give .* such as labels\[:, None\]", problem
+    )
 
 
 INVALID = {
