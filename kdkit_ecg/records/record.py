@@ -66,7 +66,11 @@ def read_record(source: Path | Header) -> WfdbRecord:
             f"the samples of {header.path} do not match the first samples and checksums in it (leads "
             f"{', '.join(mismatched)}); the signal file was converted, damaged or replaced, so fetch it again"
         )
-    leads, signal = _with_derived_leads(header.leads, _in_mv(header, steps))
+    gains, baselines = (np.array(values)[:, None] for values in (header.gains_per_unit, header.baselines))  # (leads, 1)
+    in_units = (steps.astype(np.float64) - baselines) / gains
+    in_units[steps == invalid_values(header)] = np.nan
+    in_mv = in_units * np.array([UNITS[unit] for unit in header.units])[:, None]  # normalised units have a factor of 1
+    leads, signal = _with_derived_leads(header.leads, in_mv)
     ranks = [LEADS.index(lead) if lead in LEADS else len(LEADS) for lead in leads]
     order = sorted(range(len(leads)), key=lambda lead: ranks[lead])  # stable: further leads keep their order
     return WfdbRecord(
@@ -85,15 +89,6 @@ def read_record(source: Path | Header) -> WfdbRecord:
 def missing_files(header: Header) -> list[str]:
     """Return the files named by the header that do not exist in its folder."""
     return [name for name in header.files if not header.path.with_name(name).is_file()]
-
-
-def _in_mv(header: Header, steps: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return (leads, time) in mV, or in standard deviations for normalised units, NaN for invalid samples."""
-    gains, baselines = (np.array(values)[:, None] for values in (header.gains_per_unit, header.baselines))  # (leads, 1)
-    signal = (steps.astype(np.float64) - baselines) / gains
-    signal[steps == invalid_values(header)] = np.nan
-    in_mv: NDArray[np.float64] = signal * np.array([UNITS[unit] for unit in header.units])[:, None]
-    return in_mv
 
 
 def _with_derived_leads(
