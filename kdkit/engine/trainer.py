@@ -138,26 +138,18 @@ class StageTrainer:
 
     def _train_epoch(self, epoch: int, step: TrainingStep) -> dict[str, float]:
         """Train on every batch once, and return the mean of each term."""
-        accumulate_steps = self.training.accumulate_steps
         loader = self._loader(epoch)
         last = len(loader) - 1
+        parts = self._update_parts(last + 1)
         means = RunningMeans()
         report_steps = self.ctx.callbacks.has_listeners("step_ended")
-        sizes = training_batch_sizes(self.ctx.recipe.data.train, self.training.batch_size) or [1] * (last + 1)
         step.stage.module.train()
         for index, batch in enumerate(loader):
             if index > last:
                 raise DataError(f"the training data must have {last + 1} batches per epoch, its length, but has more")
             batch = batch.to(self.ctx.device)  # from a user-defined DataLoader; others are there
-            # The last update of an epoch may have fewer micro-batches than the others.
-            first = index - index % accumulate_steps
-            update = slice(first, min(first + accumulate_steps, last + 1))
             weight, samples = self._rank_share(index, len(batch))
-            part = UpdatePart(
-                ends_update=(index + 1) % accumulate_steps == 0 or index == last,
-                divisor=sum(sizes[update]) / sizes[index],
-                rank_weight=weight,
-            )
+            part = parts[index] if weight == 1 else parts[index]._replace(rank_weight=weight)
             values = step(batch, part)  # {term: unweighted value}
             means.add(values, samples)
             if means.not_finite is not None and not collectives.is_distributed():
@@ -313,6 +305,19 @@ class StageTrainer:
             workers=self.training.workers,
             shard=(collectives.rank(), collectives.world_size()),
         )
+
+    def _update_parts(self, batches: int) -> list[UpdatePart]:
+        """Return the part of each batch of an epoch in its update; the last update may have fewer batches."""
+        every = self.training.accumulate_steps
+        if every == 1:
+            return [UpdatePart()] * batches
+        sizes = training_batch_sizes(self.ctx.recipe.data.train, self.training.batch_size) or [1] * batches
+        updates = [sizes[first : first + every] for first in range(0, batches, every)]
+        return [
+            UpdatePart(ends_update=index == len(update) - 1, divisor=sum(update) / size)
+            for update in updates
+            for index, size in enumerate(update)
+        ]
 
     def _rank_share(self, index: int, samples: int) -> tuple[float, float]:
         """Return the weight of this rank's part of a batch, and the number of samples that its losses stand for."""
