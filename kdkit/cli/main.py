@@ -21,6 +21,13 @@ from kdkit.plugins.recipe_file import read_recipe_file
 
 PATH = click.Path(path_type=Path)
 
+# Options of several commands.
+_DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
+_PRECISION = click.option("--precision", default="fp32", show_default=True, help="fp32, bf16 or fp16 (autocast).")
+_SEED = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random numbers."
+)
+
 
 def main() -> None:
     """Run the command line and exit with its exit code."""
@@ -86,9 +93,9 @@ def cli() -> None:
 @click.argument("file")
 @click.option("--out", type=PATH, help="Run folder; runs/<recipe>-<time> if not given.")
 @click.option("--resume", is_flag=True, help="Resume the run in --out from its last epoch.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
-@click.option("--precision", default="fp32", show_default=True, help="fp32, bf16 or fp16 (autocast).")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random numbers.")
+@_DEVICE
+@_PRECISION
+@_SEED
 @click.option("--compile", is_flag=True, help="Compile the forward pass of each stage with torch.compile.")
 @click.option(
     "--capture",
@@ -190,8 +197,8 @@ def run(ctx: click.Context, /, **options: Any) -> None:
 @cli.command(cls=RecipeCommand)
 @click.argument("file")
 @click.option("--device", default="cpu", show_default=True, help="Device of the forward pass.")
-@click.option("--precision", default="fp32", show_default=True, help="fp32, bf16 or fp16 (autocast).")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random numbers.")
+@_PRECISION
+@_SEED
 @click.pass_context
 def check(ctx: click.Context, /, **options: Any) -> None:
     """Check the recipe in FILE and print its plan, without training.
@@ -218,8 +225,8 @@ def check(ctx: click.Context, /, **options: Any) -> None:
 @click.argument("file")
 @click.option("--weights", type=PATH, required=True, help="File of weights, or the folder of a run.")
 @click.option("--net", help="Net of the recipe to load them into; the one trained last if not given.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
-@click.option("--precision", default="fp32", show_default=True, help="fp32, bf16 or fp16 (autocast).")
+@_DEVICE
+@_PRECISION
 @click.pass_context
 def evaluate(ctx: click.Context, /, **options: Any) -> None:
     """Print the metrics of trained weights on the data of the recipe in FILE, without training.

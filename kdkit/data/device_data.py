@@ -52,7 +52,7 @@ class DeviceData:
         keep = keep and self._share > 0 and shard == (0, 1)
         if isinstance(split, LoaderSplit) or draw is None or not keep:
             return _MovedBatches(loaded, self.device)
-        if id(split) not in self._kept and len(self._kept) == _SPLITS:  # of data that creates its splits anew
+        if id(split) not in self._kept and len(self._kept) == _SPLITS:  # of data that creates new splits at each access
             return _MovedBatches(loaded, self.device)
         kept = self._kept.setdefault(id(split), KeptSamples(split, draws, self.device, share=self._share))
         rows = rows_of_batches(split, size, order)
@@ -135,7 +135,7 @@ class KeptSamples:
 
 
 class _MovedBatches:
-    """Batches that are copied to a device; on CUDA the copy runs beside the step on the batch before."""
+    """Batches that are copied to a device; on CUDA the copy overlaps with the step on the previous batch."""
 
     def __init__(
         self,

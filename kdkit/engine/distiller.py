@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import reduce
 from operator import add
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -136,9 +135,7 @@ class Distiller(nn.Module):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -146,5 +143,5 @@ class Distiller(nn.Module):
         for teacher in self._stage.stage.teachers:
             if isinstance(teacher, Net) and isinstance(teacher.module, nn.Module):
                 teacher.module._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # as above
         return self

@@ -1,7 +1,6 @@
 """A stage that is ready to run: a session for each of its teachers, and the module that is trained."""
 
 from dataclasses import replace
-from types import TracebackType
 from typing import Self
 
 import torch
@@ -40,9 +39,7 @@ class OpenStage:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def teachers(self, batch: Batch) -> dict[str, TeacherOutput]:

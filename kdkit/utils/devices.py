@@ -57,9 +57,9 @@ def uses_tf32() -> dict[str, bool]:
     if not hasattr(matmul, "fp32_precision"):  # torch 2.8 and older
         return {"convolutions": cudnn.allow_tf32, "matrix products": matmul.allow_tf32}
     # The older settings cannot be read if user code has set these.
-    convolutions: Any = cudnn.conv  # type: ignore[attr-defined]  # left out of the stubs, as is the next
+    convolutions: Any = cudnn.conv  # type: ignore[attr-defined]  # left out of the stubs
     settings = {"convolutions": convolutions.fp32_precision, "matrix products": matmul.fp32_precision}
-    default = torch.backends.fp32_precision  # type: ignore[attr-defined]
+    default = torch.backends.fp32_precision  # type: ignore[attr-defined]  # also left out
     return {name: (default if value == "none" else value) == "tf32" for name, value in settings.items()}
 
 
