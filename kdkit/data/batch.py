@@ -16,8 +16,9 @@ class Batch:
     """Samples with their labels and ids.
 
     inputs: a tensor, or a (named) tuple, list, mapping or dataclass of tensors, each (batch, ...).
-    labels: (batch,) int64 for multiclass, or (batch, classes) floats whose rows sum to 1; (batch, classes) floats of 0
-    and 1 for multilabel; any floats for regression.
+    labels: (batch,) int64 for multiclass, or (batch, classes) floats whose rows sum to 1; (batch, *positions) int64 for
+    a class per pixel or token; (batch, classes) floats of 0 and 1 for multilabel, or (batch, classes, *positions); any
+    floats for regression.
     ids: (batch,) int64, unique per sample; None if the data has no ids.
     draw: the index of the deterministic augmentation that the samples are shown in; None if unknown.
     ids_on_cpu: the ids before the batch was moved to a device, so that looking samples up does not wait for the device.
@@ -59,8 +60,13 @@ class Batch:
         return self.labels.shape[0]
 
 
-def as_targets(labels: Tensor) -> Tensor:
-    """Return labels in the form that losses take: (batch, classes) indicators as floats, other labels unchanged."""
+def as_targets(labels: Tensor, *, per_position: bool = False) -> Tensor:
+    """Return labels in the form that losses take: (batch, classes) indicators as floats, other labels unchanged.
+
+    per_position: whether they are classes of positions, (batch, *positions), which become int64.
+    """
+    if per_position:
+        return labels.long()  # masks of images are often uint8
     # torch's BCEWithLogitsLoss needs floats, but multi-hot labels often come as integers or bools.
     is_indicator = isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point()
     return labels.float() if is_indicator else labels

@@ -67,6 +67,8 @@ class Split:
 class LoaderSplit:
     """A split that is the batches of a user-defined DataLoader, in the order and with the randomness of the loader."""
 
+    per_position = False  # whether labels are classes of positions, (batch, *positions)
+
     def __init__(self, loader: "DataLoader[Any]") -> None:
         self.loader = loader
 
@@ -81,7 +83,7 @@ class LoaderSplit:
                     f"a DataLoader yields pairs (inputs, labels); got a {type(pair).__name__} of {len(pair)}"
                 )
             inputs, labels = pair
-            yield Batch(inputs, as_targets(labels))
+            yield Batch(inputs, as_targets(labels, per_position=self.per_position))
 
 
 class Data:
@@ -129,6 +131,20 @@ class Data:
     def has_unknown(self) -> bool:
         """Whether labels by class may be NaN, which stands for an unknown label; False, the default, if not."""
         return False
+
+    @cached_property
+    def position_dims(self) -> int:
+        """The number of dimensions of the positions that have labels each: 1 for tokens, 2 for pixels.
+
+        Labels are then classes, (batch, *positions), or 0 and 1 by class, (batch, classes, *positions). 0, the default,
+        if there is a label per sample.
+        """
+        return 0
+
+    @cached_property
+    def ignored_labels(self) -> tuple[int, ...]:
+        """Class indices that stand for no label, such as -100; none by default. Metrics and losses leave them out."""
+        return ()
 
     @cached_property
     def summary(self) -> str:

@@ -12,7 +12,16 @@ from torch.utils.data import Subset, TensorDataset
 
 from kdkit.data.batch import as_targets, items_of
 from kdkit.data.dataset import Data, LoaderSplit, Split, Task
-from kdkit.data.labels import LabelCheck, SplitLabels, mark_unknown, require_form, task_of
+from kdkit.data.labels import (
+    LabelCheck,
+    SplitLabels,
+    ignored_labels,
+    is_ignored,
+    mark_unknown,
+    position_dims,
+    require_form,
+    task_of,
+)
 from kdkit.data.torch_splits import (
     CheckedLoaderSplit,
     DatasetOrLoader,
@@ -27,6 +36,7 @@ from kdkit.data.torch_splits import (
 from kdkit.errors import DataError
 from kdkit.utils.randomness import preserve_rng_state
 
+_ROWS = 4096  # of visible labels that are checked at a time
 _SAMPLES = 32  # that are read to see the form of labels by class
 
 
@@ -34,8 +44,9 @@ class TorchData(Data):
     """The data of an experiment from torch Datasets or DataLoaders that yield `(inputs, labels)`.
 
     Inputs keep their dtype: convert float64 arrays of numpy to float32 for a float32 network.
-    Labels are int64 class indices or soft labels by class, whose rows sum to 1 (multiclass), 0 and 1 by class
-    (multilabel), or other floats (regression). The class of a soft label, for metrics, is its largest.
+    Labels are class indices per sample, or per pixel or token, (samples, *positions), or soft labels by class, whose
+    rows sum to 1 (multiclass), 0 and 1 by class (multilabel), or other floats (regression). The class of a soft label,
+    for metrics, is its largest.
 
     train: the data that nets are trained on. validation: chooses the best epoch and thresholds. test: metrics are
     reported on it; None to report them on `validation`.
@@ -44,6 +55,9 @@ class TorchData(Data):
     few samples if they are not visible.
     unknown: the label that stands for an unknown one, such as -1 or NaN, in labels by class (multilabel). Metrics leave
     such labels out, and so does a loss in kdkit.losses.IgnoreUnknown; in a batch they are NaN.
+    ignore_index: the class index that stands for no label, at a position or of a sample. Metrics leave it out, and so
+    do losses of kdkit that compare positions or take labels; pass it to losses of torch too. If None, -100 of labels
+    per position, and 255 if there are fewer classes.
     draws: 1 promises that a sample never changes; None, the default except for a TensorDataset, that it may.
 
     A DataLoader keeps its own order, batch size and randomness, and its samples have no ids.
@@ -62,6 +76,7 @@ class TorchData(Data):
         task: Task | None = None,
         draws: int | None = None,
         unknown: float | None = None,
+        ignore_index: int | None = None,
     ) -> None:
         if isinstance(classes, str):  # a str is a sequence of letters
             raise DataError(
@@ -71,6 +86,10 @@ class TorchData(Data):
             raise DataError(f"draws is 1, for samples that are always the same, or None; got {draws!r}")
         if unknown is not None and (isinstance(unknown, bool) or unknown in (0, 1)):
             raise DataError(f"unknown is a label other than 0 and 1, such as -1 or float('nan'); got {unknown!r}")
+        if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+            raise DataError(
+                f"ignore_index is a class index that stands for no label, such as 255; got {ignore_index!r}"
+            )
         datasets = {"train": train, "validation": validation}
         if test is not None:
             datasets["test"] = test
@@ -87,22 +106,27 @@ class TorchData(Data):
             labels = {name: _known(split, unknown) for name, split in labels.items()}
         self.task: Task = task or task_of([*labels.values()])
         require_form([*labels.values()], self.task)
+        self.position_dims = position_dims([*labels.values()], self.task)
+        self._has_class_maps = self.task == "multiclass" and self.position_dims > 0
         if unknown is not None and self.task != "multilabel":
             raise DataError(
                 f"unknown={unknown!r} is for labels by class (multilabel), and the task of this data is {self.task}; "
                 "drop samples whose labels are not known"
             )
         self.has_unknown = unknown is not None
+        self._ignore_index = ignore_index
         self.classes = tuple(classes) if classes is not None else self._default_classes(labels)
+        self.ignored_labels = self._ignored(len(self.classes))
         self._require_columns(labels)
         for name, split in self._splits.items():
-            label_check = LabelCheck(name, self.task, self.classes, self.has_unknown)
-            split.unknown = unknown
+            label_check = LabelCheck(name, self.task, self.classes, self.has_unknown, self.ignored_labels)
+            split.unknown, split.per_position = unknown, self._has_class_maps
             if labels[name].is_complete:
                 _check_visible(split, labels[name].rows, label_check)
                 # Others may remap their `targets`, and a loader may leave out samples.
                 visible = visible_labels(split) if _is_fixed(dataset_of(split)) else None
-                if isinstance(split, DatasetSplit) and visible is not None:
+                # Labels per position are not offered as a whole: as int64, masks would take eight times the memory.
+                if isinstance(split, DatasetSplit) and visible is not None and not self.position_dims:
                     split.labels = as_targets(visible) if unknown is None else mark_unknown(visible, unknown)
             else:
                 split.label_check = label_check  # labels that cannot be seen now are checked batch by batch
@@ -130,6 +154,8 @@ class TorchData(Data):
             digest.update(f"{name}:{len(split)}:{self.classes}".encode())
             if split.unknown is not None:
                 digest.update(f"unknown={split.unknown}".encode())
+            if self._ignore_index is not None:
+                digest.update(f"ignore_index={self._ignore_index}".encode())
             if not isinstance(split, LoaderSplit) and self.draws is not None:
                 batch = split.batch(torch.tensor([0, len(split) - 1]), 0)
                 for content in _bytes((batch.inputs, batch.labels)):
@@ -152,7 +178,7 @@ class TorchData(Data):
     def _default_classes(self, labels: Mapping[str, SplitLabels]) -> tuple[str, ...]:
         """Return the class names of the datasets; otherwise numbers, by label columns or up to the largest label."""
         # Class indices of one split go with soft labels of another, which have a column per class.
-        columns = max(split.columns for split in labels.values())
+        columns = 1 if self._has_class_maps else max(split.columns for split in labels.values())
         all_names = {name: class_names(split) for name, split in self._splits.items()}
         names = {name: classes for name, classes in all_names.items() if classes is not None}
         # A single label column may belong to a dataset with two names, absent and present, so its names are not used.
@@ -172,17 +198,34 @@ class TorchData(Data):
                     f"how many classes a {type(dataset_of(split)).__name__} has cannot be seen without reading it all; "
                     "name them: TorchData(..., classes=[...])"
                 )
-        largest = max(int(split.rows.max()) for split in labels.values())
+        # Without class names, 255 is taken for no label: data with so many classes has names.
+        ignored = self._ignored(0)
+        largest = max(
+            int(torch.where(is_ignored(split.rows, ignored), 0, split.rows).max()) for split in labels.values()
+        )
         return tuple(str(index) for index in range(largest + 1))
+
+    def _ignored(self, classes: int) -> tuple[int, ...]:
+        """Return the class indices that stand for no label, if there are so many classes."""
+        if self._ignore_index is not None and self.task != "multiclass":
+            raise DataError(
+                f"ignore_index={self._ignore_index} is a class index, and the task of this data is {self.task}; labels "
+                "by class take unknown=... instead"
+            )
+        return ignored_labels(self._ignore_index, classes, has_positions=self._has_class_maps)
 
     def _require_columns(self, labels: Mapping[str, SplitLabels]) -> None:
         """Raise DataError if labels by class have other columns than there are classes."""
         for split in labels.values():
-            if self.task != "regression" and split.rows.ndim > 1 and split.columns != len(self.classes):
-                indices = ", or class indices of shape (samples,): labels.squeeze(1)" if split.columns == 1 else ""
+            if self.task == "regression" or self._has_class_maps or split.rows.ndim == 1:
+                continue
+            if split.columns != len(self.classes):
+                advice = ", or class indices of shape (samples,): labels.squeeze(1)" if split.columns == 1 else ""
+                if split.columns > 1 and split.may_have_positions:
+                    advice = "; if they are classes of positions, such as tokens, pass task='multiclass'"
                 raise DataError(
                     f"the labels of the {split.split} data are {split.description}, and there are {len(self.classes)} "
-                    f"classes; expected a column for each class, and a network with as many outputs{indices}"
+                    f"classes; expected a column for each class, and a network with as many outputs{advice}"
                 )
 
 
@@ -207,7 +250,7 @@ def _read_labels(split: DatasetSplit | CheckedLoaderSplit) -> SplitLabels:
         labels = first_batch(split.name, split).labels
     if visible is not None and _is_like(visible, labels, split):
         return SplitLabels(split.name, visible, is_complete=True)
-    if isinstance(split, DatasetSplit) and labels.ndim > 1 and len(split) > 1:
+    if isinstance(split, DatasetSplit) and labels.ndim == 2 and len(split) > 1:
         # One row of zeros and ones may be a soft label, so samples from the whole split decide.
         rows = torch.linspace(0, len(split) - 1, min(_SAMPLES, len(split))).long()
         with preserve_rng_state(cuda=False):
@@ -236,10 +279,12 @@ def _is_like(visible: Tensor, first: Tensor, split: DatasetSplit | CheckedLoader
 def _check_visible(split: DatasetSplit | CheckedLoaderSplit, labels: Tensor, label_check: LabelCheck) -> None:
     """Raise DataError if a visible label is invalid."""
     if labels.ndim > 1 or labels.is_floating_point():
-        label_check(labels.cpu(), torch.arange(len(labels)))
+        for rows in torch.split(torch.arange(len(labels)), _ROWS):
+            label_check(labels[rows].cpu(), rows)
         return
     if label_check.task != "multiclass":
         return
+    labels = torch.where(is_ignored(labels, label_check.ignored), 0, labels)
     for row in (int(labels.argmin()), int(labels.argmax())):
         if not 0 <= labels[row] < len(label_check.classes):
             _, label = as_pair(dataset_of(split)[row])  # the yielded label counts: a dataset may remap its `targets`

@@ -24,11 +24,13 @@ class DatasetSplit(Split):
 
     name: "train", "validation" or "test", for error messages.
     label_check: if set, it is called with the labels of every batch; on a GPU a loss would only report "device-side
-    assert triggered". unknown: the label that stands for an unknown one, which becomes NaN.
+    assert triggered". unknown: the label that stands for an unknown one, which becomes NaN. per_position: whether
+    labels are classes of positions, (samples, *positions).
     """
 
     label_check: LabelCheck | None = None
     unknown: float | None = None
+    per_position = False
 
     def __init__(self, name: str, dataset: Dataset[Any], first_id: int) -> None:
         self.name = name
@@ -51,7 +53,10 @@ class DatasetSplit(Split):
     def batch(self, rows: Tensor, draw: int) -> Batch:
         """Return these rows, with labels in the form that losses take."""
         inputs, labels = self.read(rows)
-        labels = as_targets(labels) if self.unknown is None else mark_unknown(labels, self.unknown)
+        if self.unknown is None:
+            labels = as_targets(labels, per_position=self.per_position)
+        else:
+            labels = mark_unknown(labels, self.unknown)
         if self.label_check is not None:
             self.label_check(labels, rows)
         return Batch(inputs, labels, self.ids.index_select(0, rows), draw)

@@ -1,6 +1,6 @@
 """Align lists of classes: classes that one side lacks are dropped, never filled with zeros."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,19 @@ class TermInputs(NamedTuple):
     labels: Tensor
     ids: Tensor | None
     teacher_outputs: tuple[Tensor, ...]
+
+
+def map_sides(inputs: TermInputs, change: Callable[[Tensor], Tensor]) -> TermInputs:
+    """Return the inputs with `change` applied to the student, the target and the teacher outputs."""
+
+    def changed(side: TensorOrTuple) -> TensorOrTuple:
+        return tuple(map(change, side)) if isinstance(side, tuple) else change(side)
+
+    return inputs._replace(
+        student=changed(inputs.student),
+        target=None if inputs.target is None else changed(inputs.target),
+        teacher_outputs=tuple(map(change, inputs.teacher_outputs)),
+    )
 
 
 def shared_classes(sides: Sequence[Sequence[str]], description: str) -> tuple[Positions, ...] | None:
@@ -86,13 +99,10 @@ class ClassAlignment(nn.Module):
             return TermInputs(student, target, labels.index_select(1, self.labels), ids, teacher_outputs)
         matches = labels.unsqueeze(1) == self.labels  # (batch, shared classes)
         shared = matches.any(1)
-        return TermInputs(
-            _select_rows(student, shared),
-            None if target is None else _select_rows(target, shared),
-            matches.int().argmax(1)[shared],
-            None if ids is None else ids[shared],
-            tuple(output[shared] for output in teacher_outputs),
+        rows = TermInputs(
+            student, target, matches.int().argmax(1)[shared], None if ids is None else ids[shared], teacher_outputs
         )
+        return map_sides(rows, lambda side: side[shared])
 
 
 class _Columns(nn.Module):
@@ -106,7 +116,3 @@ class _Columns(nn.Module):
 
     def forward(self, outputs: Tensor) -> Tensor:
         return outputs.index_select(1, self.positions)
-
-
-def _select_rows(side: TensorOrTuple, rows: Tensor) -> TensorOrTuple:
-    return tuple(tensor[rows] for tensor in side) if isinstance(side, tuple) else side[rows]

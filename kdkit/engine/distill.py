@@ -46,6 +46,7 @@ def distill(
     task: Task | None = None,
     classes: Sequence[str] | None = None,
     unknown: float | None = None,
+    ignore_index: int | None = None,
     **options: Any,
 ) -> Result:
     """Train a student on labels and on one or several trained teachers, and return the metrics of all.
@@ -57,7 +58,7 @@ def distill(
     labels, in [0, 1]; the teachers share the rest. epochs: of Adam, 10 if None; training: all options instead.
     task: the kind of the labels; derived from them if None.
     classes: their names. If None, the names that the training data has, as ImageFolder does, or else numbers: as many
-    as the student has outputs. unknown: see TorchData. options: those of `kdkit.run`.
+    as the student has outputs. unknown, ignore_index: see TorchData. options: those of `kdkit.run`.
 
     Raises RecipeError if both epochs and training are passed, or both kd_loss and temperature.
     """
@@ -74,8 +75,8 @@ def distill(
     ]
     if classes is None:
         classes = _classes(student_net, train)
-    data = TorchData(train, validation, test, classes=classes, task=task, unknown=unknown)
-    label_loss = _LABEL_LOSSES[data.task]()
+    data = TorchData(train, validation, test, classes=classes, task=task, unknown=unknown, ignore_index=ignore_index)
+    label_loss = _label_loss(data)
     schedule = Parallel(
         *teachers,
         student_net,
@@ -85,6 +86,16 @@ def distill(
         training=training or Training(epochs=10 if epochs is None else epochs),
     )
     return run(Recipe(data=data, schedule=schedule, name="distill"), **options)
+
+
+def _label_loss(data: TorchData) -> nn.Module:
+    """Return the loss on the labels, which leaves out those that stand for none."""
+    if data.task == "multiclass" and data.ignored_labels:
+        loss = nn.CrossEntropyLoss(ignore_index=data.ignored_labels[0])
+        # Two labels may stand for none: -100 and 255. The stage passes positions with labels only.
+        setattr(loss, "per_position", data.position_dims > 0)  # noqa: B010  # nn.Module declares tensors and modules
+        return loss
+    return _LABEL_LOSSES[data.task]()
 
 
 def _default_loss(task: Task, temperature: float | None) -> Loss:
@@ -118,4 +129,4 @@ def count_outputs(net: Net[Any], batch: Batch) -> int:
     with eval_mode(net.network):
         parameter = next(net.network.parameters(), None)
         output = net(batch if parameter is None else batch.to(parameter.device))
-    return output.shape[-1] if output.ndim > 1 else 1
+    return output.shape[1] if output.ndim > 1 else 1

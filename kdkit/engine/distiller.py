@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, as_targets
 from kdkit.data.dataset import Task
+from kdkit.data.labels import SplitLabels, ignored_labels, position_dims
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.static import stage_problems
 from kdkit.engine.distill import count_outputs
@@ -48,7 +49,9 @@ class Distiller(nn.Module):
 
     student: a Net. objective: its terms, as in a Stage; teachers are those that they match. example: a batch of
     training inputs and labels, of two samples or more, by whose shapes losses create their projectors.
-    classes: names, or None for as many as the student has outputs. task: the kind of the labels, see `Batch`.
+    classes: names, or None for as many as the student has outputs. task: the kind of the labels, see `Batch`; they may
+    be classes of positions, (batch, *positions). ignore_index: the class index that stands for no label; if None, -100
+    and 255 at positions, see `TorchData`.
     samples: the number of training samples, for losses that keep a memory of all of them.
 
     Its parameters and state dict are those of the student and of the losses. Teachers are no part of them; they are in
@@ -65,6 +68,7 @@ class Distiller(nn.Module):
         classes: Sequence[str] | None = None,
         task: Task = "multiclass",
         samples: int | None = None,
+        ignore_index: int | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(student, Net):
@@ -74,10 +78,20 @@ class Distiller(nn.Module):
         self.student = student
         device = next((parameter.device for parameter in student.network.parameters()), torch.device("cpu"))
         rows = torch.arange(len(example[1]))
-        batch = Batch(example[0], as_targets(example[1]), rows if samples is not None else None).to(device)
+        # Integers of two dimensions or more are classes of positions, unless they are 0 and 1 by class.
+        dims = position_dims([SplitLabels("example", example[1], is_complete=False)], task)
+        self._per_position = task == "multiclass" and dims > 0
+        batch = Batch(example[0], self._targets(example[1]), rows if samples is not None else None).to(device)
         if classes is None:
             classes = [str(index) for index in range(count_outputs(student, batch))]
-        context = BuildContext(classes=tuple(classes), task=task, samples=samples, ids=samples is not None)
+        context = BuildContext(
+            classes=tuple(classes),
+            task=task,
+            samples=samples,
+            ids=samples is not None,
+            position_dims=dims,
+            ignored_labels=ignored_labels(ignore_index, len(classes), has_positions=self._per_position),
+        )
         stage = Stage({student: objective}, Training(epochs=1, batch_size=max(2, len(rows))))
         problems = [*stage_problems(stage, context)]
         if problems:
@@ -102,7 +116,7 @@ class Distiller(nn.Module):
         ids: of the samples, (batch,) int64, below `samples`; only losses with a memory need them. progress: the share
         of training that is done, in [0, 1], for ramps.
         """
-        batch, module = Batch(inputs, as_targets(labels), ids), self.module
+        batch, module = Batch(inputs, self._targets(labels), ids), self.module
         if progress != self._progress:
             module.progress.fill_(progress)
             self._weights, self._progress = module.weights(progress), progress
@@ -137,6 +151,9 @@ class Distiller(nn.Module):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _targets(self, labels: Tensor) -> Tensor:
+        return as_targets(labels, per_position=self._per_position)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Move or convert the teachers as the student."""

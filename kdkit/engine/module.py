@@ -13,7 +13,7 @@ from kdkit.engine.class_alignment import TermInputs
 from kdkit.engine.terms import BoundTerm, bind_term
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
-from kdkit.losses.features import TensorOrTuple
+from kdkit.losses.features import TensorOrTuple, as_tuple
 from kdkit.nets.recompute import Recomputation
 from kdkit.nets.taps import OpenTaps, TapLike
 from kdkit.recipe.objective import as_objective, taps_of
@@ -101,7 +101,14 @@ class DistillationModule(nn.Module):
         return self.apply_loss(term, self.gather_inputs(term, batch, outputs))
 
     def gather_inputs(self, term: BoundTerm, batch: Batch, outputs: TeacherOutputs) -> TermInputs:
-        """Return the inputs of a term's loss, reduced to the classes that its sides share.
+        """Return the inputs of a term's loss, as rows that have a label, and reduced to the classes its sides share."""
+        inputs = self.whole_inputs(term, batch, outputs)
+        if term.rows is not None:
+            inputs = term.rows(inputs)
+        return inputs if term.alignment is None else term.alignment(inputs)
+
+    def whole_inputs(self, term: BoundTerm, batch: Batch, outputs: TeacherOutputs) -> TermInputs:
+        """Return the inputs of a term before rows and classes are selected.
 
         Samples the teacher has no output for use the student's own detached output, so they contribute no gradient.
         """
@@ -110,21 +117,20 @@ class DistillationModule(nn.Module):
         if incomplete:
             outputs = {**outputs, **{name: _fill(name, outputs[name], student_output) for name in incomplete}}
         passes_outputs = "teacher_outputs" in term.extra_kwargs
-        inputs = TermInputs(
+        return TermInputs(
             student=term.student.resolve(outputs),
             target=None if term.target is None else term.target.resolve(outputs),
             labels=batch.labels,
             ids=batch.ids,
             teacher_outputs=tuple(outputs[name].output for name in term.teachers) if passes_outputs else (),
         )
-        return inputs if term.alignment is None else term.alignment(inputs)
 
     def apply_loss(self, term: BoundTerm, inputs: TermInputs) -> Tensor:
         """Return the unweighted value of one term from its inputs."""
         target = inputs.labels if inputs.target is None else inputs.target
-        if term.alignment is not None:
-            student = inputs.student[0] if isinstance(inputs.student, tuple) else inputs.student
-            if not len(student):  # no sample of the batch has a shared class
+        if term.alignment is not None or term.rows is not None:
+            student = as_tuple(inputs.student)[0]
+            if not len(student):  # no row of the batch has a label or a shared class
                 return student.sum() * 0.0
         return term.loss(inputs.student, target, **self.loss_kwargs(term, inputs))
 

@@ -65,6 +65,8 @@ def build_context(data: Data) -> BuildContext:
         samples=len(train) if has_ids else None,
         ids=has_ids,
         has_unknown=bool(optional_member(data, Data, "has_unknown")),
+        position_dims=optional_member(data, Data, "position_dims"),
+        ignored_labels=tuple(optional_member(data, Data, "ignored_labels")),
     )
 
 

@@ -27,7 +27,12 @@ Average = Literal["macro", "micro"]
 
 @dataclass(frozen=True, slots=True)
 class Accuracy(WithoutThresholds):
-    """The share of samples whose largest output is that of their class: multiclass, in [0, 1]."""
+    """The share of samples whose largest output is that of their class: multiclass, in [0, 1].
+
+    Of labels per position, it is the share of all positions with a label: the pixel accuracy.
+    """
+
+    accepts_positions: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -42,6 +47,9 @@ class Accuracy(WithoutThresholds):
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the accuracy and the recalls of each resample."""
+        if test.per_position:
+            hits, _, positives = confusion_counts(test, None, counts)
+            return Resampled(ratio(hits.sum(0), positives.sum(0)), ratio(hits, positives))
         is_right = test.outputs.argmax(1) == test.labels  # (samples,)
         truth = true_classes(test)
         # the accuracy among the samples of a class is its recall
@@ -55,11 +63,13 @@ class F1:
 
     Multilabel: a class is predicted if its logit is at least its threshold. `fit` chooses the thresholds on the
     validation split; before, they are 0, a probability of one half. Multiclass: the class with the largest output is
-    predicted.
+    predicted. Of labels per position, every position with a label is a decision, at threshold 0 if multilabel, so that
+    the F1 of a class is its Dice coefficient.
     thresholds_by: how thresholds are chosen; by default for the best F1 of each class.
     """
 
     accepts_unknown: ClassVar[bool] = True
+    accepts_positions: ClassVar[bool] = True
     average: Average = "macro"
     thresholds: tuple[float, ...] | None = None
     thresholds_by: Thresholds = field(default=BestF1(), kw_only=True)
@@ -78,8 +88,8 @@ class F1:
         return f"{self.average}_f1{chosen_by}"
 
     def fit(self, validation: Predictions) -> Self:
-        """Return the metric with thresholds chosen on the validation split; unchanged for multiclass."""
-        if validation.labels.ndim == 1:
+        """Return the metric with thresholds chosen on the validation split; unchanged for multiclass and positions."""
+        if validation.labels.ndim == 1 or validation.per_position:
             return self
         return replace(self, thresholds=self.thresholds_by.choose(validation))
 
@@ -111,10 +121,47 @@ def MicroF1(*, thresholds_by: Thresholds | None = None) -> F1:  # noqa: N802  # 
     return F1("micro", thresholds_by=thresholds_by or BestF1())
 
 
+@dataclass(frozen=True, slots=True)
+class MeanIoU(WithoutThresholds):
+    """Intersection over union, averaged over classes (mIoU, the Jaccard index), in [0, 1].
+
+    The intersection and the union of a class are counted over all positions of all samples. A class that is neither a
+    label nor predicted has none; one that is only predicted has 0. Multilabel: a class is predicted if its logit is at
+    least 0.
+
+    Source: Everingham et al. 2010, "The Pascal Visual Object Classes (VOC) Challenge", IJCV 88, sec. 4.3
+    """
+
+    accepts_positions: ClassVar[bool] = True
+    accepts_unknown: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """The name in tables."""
+        return "mean_iou"
+
+    def compute(self, test: Predictions) -> MetricResult:
+        """Return the mean, also by class; the note names classes that are neither a label nor predicted."""
+        values, by_class = self.resampled(test, unit_counts(test))
+        defined = defined_by_class(test, by_class[:, 0])
+        return MetricResult(
+            value=float(values[0]), by_class=defined, note=note_on_missing(test, defined, "no labels or predictions")
+        )
+
+    def resampled(self, test: Predictions, counts: Counts) -> Resampled:
+        """Return the metric of each resample."""
+        hits, predicted, positives = confusion_counts(test, None, counts)
+        by_class = ratio(hits, predicted + positives - hits)
+        return Resampled(mean_over_classes(by_class), by_class)
+
+
 def confusion_counts(
     test: Predictions, thresholds: tuple[float, ...] | None, counts: Counts
 ) -> tuple[Floats, Floats, Floats]:
     """Return true positives, predicted positives and positives in each resample, (classes, resamples) each."""
+    if test.per_position:  # counts of positions may be beyond 2**24, where float32 is no longer exact
+        hits, predicted_positives, positives = (count.T @ counts.astype(np.float64) for count in _position_counts(test))
+        return hits, predicted_positives, positives
     truth = true_classes(test)
     if test.labels.ndim == 1:
         predicted: Bools = np.eye(len(test.classes), dtype=bool)[test.outputs.argmax(1)]
@@ -131,3 +178,20 @@ def _counted(mask: Bools, counts: Counts) -> Floats:
     # Whole numbers below 2**24 are exact in float32, so the result does not depend on the order of the sum.
     totals: Floats = (mask.T.astype(np.float32) @ counts).astype(np.float64)
     return totals
+
+
+def _position_counts(test: Predictions) -> tuple[Floats, Floats, Floats]:
+    """Return true positives, predicted positives and positives per position, (samples, classes) each."""
+    if test.outputs.dtype == np.bool_:
+        axes = tuple(range(2, test.labels.ndim))
+        predicted = test.outputs & (test.labels >= 0)  # neither a true nor a false positive without a label
+        positives = test.labels == 1
+        counts = (predicted & positives, predicted, positives)
+        return tuple(mask.sum(axes, dtype=np.float64) for mask in counts)
+    totals = np.zeros((3, len(test), len(test.classes)))
+    for row, (labels, outputs) in enumerate(zip(test.labels, test.outputs, strict=True)):
+        has_label = labels >= 0
+        labels, outputs = labels[has_label], outputs[has_label]
+        for total, classes in zip(totals, (labels[labels == outputs], outputs, labels), strict=True):
+            total[row] = np.bincount(classes, minlength=len(test.classes))
+    return totals[0], totals[1], totals[2]

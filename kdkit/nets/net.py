@@ -23,7 +23,9 @@ class Net(Generic[M]):
     name: unique in a recipe; it names folders, terms and rows of tables.
     module: an `nn.Module`; for a teacher behind an API any callable, which then needs a `version`.
     view: turns a batch into the arguments of the module; `Inputs()` if None.
-    element: selects the outputs, (batch, classes), if the module returns more than one tensor.
+    element: selects the outputs, (batch, classes) or (batch, classes, *positions), if the module returns more than one
+    tensor. channels_last: whether the outputs are (batch, *positions, classes), as of transformers, whose classes are
+    moved to the second dimension; None decides by the labels of the first batch, if these have positions.
     classes: the names of its outputs, if they differ from the classes of the data. Terms compare shared classes only.
     weights: a .safetensors or torch file, a sharded index, or the folder of a run or of `save_pretrained`, loaded
     immediately. State dicts inside of checkpoints are found, and prefixes such as "module." removed.
@@ -47,6 +49,7 @@ class Net(Generic[M]):
         *,
         view: View | None = None,
         element: Element = None,
+        channels_last: bool | None = None,
         classes: Sequence[str] | None = None,
         weights: str | Path | None = None,
         weights_key: str | None = None,
@@ -75,6 +78,7 @@ class Net(Generic[M]):
         self.module = module
         self.view: View = view if view is not None else Inputs()
         self.element = element
+        self.channels_last = channels_last
         self.classes = None if classes is None else tuple(classes)
         self.version = version
         self._copies_inputs = False
@@ -111,7 +115,7 @@ class Net(Generic[M]):
         return sum(p.numel() for p in module.parameters()) if isinstance(module, nn.Module) else 0
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Return the outputs, (batch, classes)."""
+        """Return the outputs, (batch, classes) or (batch, classes, *positions)."""
         return self.through(self.module, batch)
 
     def copy_network(self) -> nn.Module:
@@ -141,13 +145,15 @@ class Net(Generic[M]):
                         tensor.copy_(values)
 
     def through(self, module: Callable[..., Any], batch: Batch) -> Tensor:
-        """Return the outputs of another module of the same form, such as the EMA of this one, (batch, classes)."""
+        """Return the outputs of another module of the same form, such as the EMA of this one, as `__call__` does."""
         if self._copies_inputs:
             batch = replace(batch, inputs=map_tensors(batch.inputs, torch.clone))
         args, kwargs = self.view(batch)
         output = module(*args, **kwargs)
         if self.element is not None or not isinstance(output, Tensor):
             output = pick_tensor(output, self.element, f"net {self.name!r}")
+        if self.channels_last is not False and output.ndim > 2:
+            output = self._with_classes_second(output, batch.labels)
         # A service may drop rows. Without this check, a loss could broadcast what is left.
         if not isinstance(module, nn.Module) and (not output.ndim or len(output) != len(batch)):
             raise RecipeError(
@@ -158,6 +164,23 @@ class Net(Generic[M]):
 
     def __repr__(self) -> str:
         return f"Net({self.name!r}, {type(self.module).__name__})"
+
+    def _with_classes_second(self, output: Tensor, labels: Tensor) -> Tensor:
+        if self.channels_last is None:
+            # Only class indices per position have one dimension less than the outputs.
+            if labels.is_floating_point() or output.ndim != labels.ndim + 1:
+                return output
+            is_second = output.shape[2:] == labels.shape[1:]
+            is_last = output.shape[1:-1] == labels.shape[1:]
+            if is_second and is_last:
+                raise RecipeError(
+                    f"net {self.name!r} has outputs {tuple(output.shape)} for labels {tuple(labels.shape)}, so the "
+                    "second or the last dimension may be the classes; pass Net(..., channels_last=True) or False"
+                )
+            if not is_second and not is_last:
+                return output
+            self.channels_last = is_last  # for all batches: the number of tokens of one may be that of the classes
+        return output.movedim(-1, 1) if self.channels_last else output
 
     def _validate_recompute(self, recompute: object) -> None:
         if isinstance(recompute, str) or not isinstance(recompute, Sequence):

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from kdkit.data.dataset import Data, missing_members
+from kdkit.data.dataset import Data, missing_members, optional_member
 from kdkit.errors import RecipeError, describe
 from kdkit.metrics.base import Metric
 from kdkit.metrics.defaults import default_metrics
@@ -106,7 +106,8 @@ class Recipe:
             )
         if not isinstance(self.metrics, Sequence) or isinstance(self.metrics, str):
             raise RecipeError(f"metrics must be a tuple of metrics, such as (MacroF1(),); got {self.metrics!r}")
-        object.__setattr__(self, "metrics", tuple(self.metrics) or default_metrics(self.data.task))
+        positions = optional_member(self.data, Data, "position_dims")
+        object.__setattr__(self, "metrics", tuple(self.metrics) or default_metrics(self.data.task, positions))
         for metric in self.metrics:
             if isinstance(metric, type) or not isinstance(metric, Metric):
                 raise RecipeError(f"a metric must have a name, fit and compute; got {describe(metric)}")

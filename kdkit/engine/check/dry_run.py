@@ -16,8 +16,8 @@ from kdkit.engine.module import DistillationModule
 from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.terms import BoundTerm
 from kdkit.engine.train_state import balancer_parameters, build_balancer, named_trainable_parameters
-from kdkit.errors import KdkitError, first_line
-from kdkit.losses.features import TensorOrTuple
+from kdkit.errors import KdkitError, RecipeError, first_line
+from kdkit.losses.features import TensorOrTuple, as_tuple
 from kdkit.losses.multi_teacher import PerTeacher
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
@@ -194,18 +194,29 @@ class _DryRun:
 
     def _check_columns(self, net: Net[Any], output: Tensor | None) -> None:
         classes, labels = net.classes or self.context.classes, self.batch.labels
+        positions = labels.shape[labels.ndim - self.context.position_dims :]
         if output is not None and labels.ndim > 2 >= output.ndim:
             self.problems.append(
-                f"net {net.name!r} has outputs of shape (batch{''.join(f', {size}' for size in output.shape[1:])}) for "
-                f"labels of shape (batch, {', '.join(map(str, labels.shape[1:]))}), one per pixel or token; the "
-                "network must return outputs per pixel or token, or the data one label per sample"
+                f"net {net.name!r} has outputs of shape {_batch_shape(output.shape)} for labels of shape "
+                f"{_batch_shape(labels.shape)}, one per pixel or token; the network must return outputs per pixel or "
+                "token, or the data one label per sample"
             )
-        elif output is not None and self.context.task != "regression" and output.shape[1:] != (len(classes),):
-            owner = "its" if net.classes else "the data's"
+        elif output is None or self.context.task == "regression" or output.shape[1:] == (len(classes), *positions):
+            return
+        elif positions and output.ndim == 2 + len(positions) and output.shape[1] == len(classes):
             self.problems.append(
-                f"net {net.name!r} has outputs of shape (batch, {', '.join(map(str, output.shape[1:]))}), but {owner} "
-                f"{len(classes)} classes need (batch, {len(classes)}); give it as many outputs, or name their classes "
-                "with Net(..., classes=...)"
+                f"net {net.name!r} has outputs of shape {_batch_shape(output.shape)} for labels of shape "
+                f"{_batch_shape(labels.shape)}; give them the same positions, such as by nn.functional.interpolate at "
+                "the end of the network"
+            )
+        else:
+            owner = "its" if net.classes else "the data's"
+            has_maps = labels.ndim > 1 and not positions and output.ndim > 2
+            advice = "; if the labels are classes of positions, pass TorchData(..., task='multiclass')"
+            self.problems.append(
+                f"net {net.name!r} has outputs of shape {_batch_shape(output.shape)}, but {owner} {len(classes)} "
+                f"classes need {_batch_shape((0, len(classes), *positions))}; give it as many outputs, or name their "
+                f"classes with Net(..., classes=...){advice if has_maps else ''}"
             )
 
     def _is_about_classes(self, net: Net[Any], output: Tensor) -> bool:
@@ -213,7 +224,8 @@ class _DryRun:
         if self.context.task == "regression":
             return output[0].numel() == self.batch.labels[0].numel()
         classes = net.classes or self.context.classes
-        return output.shape[1:] == (len(classes),) and not set(classes).isdisjoint(self.context.classes)
+        is_by_class = output.ndim == 2 + self.context.position_dims and output.shape[1] == len(classes)
+        return is_by_class and not set(classes).isdisjoint(self.context.classes)
 
     def _check_frozen(self, teachers: Mapping[str, Any]) -> None:
         """Check that no student and no loss shares trainable parameters with a teacher."""
@@ -237,15 +249,21 @@ class _DryRun:
     def _check_terms(self, teacher_outputs: Mapping[str, TeacherOutput]) -> None:
         outputs = self.module.run_students(self.batch, teacher_outputs)
         for term in self.module.terms:
-            inputs = self.module.gather_inputs(term, self.batch, outputs)
-            problem = term_problem(term, inputs, self.module.loss_kwargs(term, inputs))
+            try:
+                inputs = self.module.gather_inputs(term, self.batch, outputs)
+                problem = term_problem(term, inputs, self.module.loss_kwargs(term, inputs))
+            except RecipeError as error:
+                self.problems.append(f"term {term.label!r}: {error}")
+                continue
             if problem is not None:
                 self.problems.append(f"term {term.label!r}: {problem}")
-            self.report.terms.append(summarize(term, inputs))
+            # In the plan, readers expect the shapes of the outputs, not those of rows of positions.
+            whole = inputs if term.rows is None else self.module.whole_inputs(term, self.batch, outputs)
+            self.report.terms.append(summarize(term, whole))
 
     def _check_soft_labels(self) -> None:
         """Check that no term needs class indices if the labels are soft, (batch, classes)."""
-        if self.context.task != "multiclass" or self.batch.labels.ndim == 1:
+        if self.context.task != "multiclass" or self.batch.labels.ndim == 1 or self.context.position_dims:
             return
         for term in self.module.terms:
             reason = None
@@ -262,8 +280,8 @@ class _DryRun:
 
 def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any]) -> str | None:
     """Return the problem of a term with these inputs, or None. Computes its loss twice, once for a noisy student."""
-    if term.alignment is not None and not len(inputs.labels):
-        return None  # no sample of the tiny batch has a shared class
+    if (term.alignment is not None or term.rows is not None) and not len(as_tuple(inputs.student)[0]):
+        return None  # no row of the tiny batch has a label or a shared class
     target = inputs.labels if inputs.target is None else inputs.target
     shapes = f"student {describe_shape(inputs.student)} and target {describe_shape(target)}"
     loss, student = describe_loss(term.loss), repr(term.student_net.name)
@@ -296,7 +314,7 @@ def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any])
         return f"{loss} must return a scalar; got {got}; reduce it, for example with .mean()"
     if not value.requires_grad:
         return f"{loss} has no effect: it has no gradient for net {student}"
-    if not any(side.requires_grad for side in _tensors(inputs.student)):
+    if not any(side.requires_grad for side in as_tuple(inputs.student)):
         return (
             f"{loss} trains its own parameters only: the tensors of net {student} have no gradient; they are detached, "
             "of frozen layers, or of a module that recomputes its activations with use_reentrant=True"
@@ -371,8 +389,8 @@ def _matches(term: BoundTerm, kind: type, net: Net[Any] | None = None) -> bool:
     return net is None or getattr(match.teacher, "net", None) is net
 
 
-def _tensors(side: TensorOrTuple) -> tuple[Tensor, ...]:
-    return side if isinstance(side, tuple) else (side,)
+def _batch_shape(shape: Sequence[int]) -> str:
+    return f"(batch{''.join(f', {size}' for size in shape[1:])})"
 
 
 def _broadcast_shape(student: TensorOrTuple, target: TensorOrTuple) -> torch.Size | None:
@@ -388,6 +406,6 @@ def _broadcast_shape(student: TensorOrTuple, target: TensorOrTuple) -> torch.Siz
 
 def _has_gradient(value: Tensor, student: TensorOrTuple) -> bool:
     """Whether the gradient at the student side is above rounding."""
-    sides = [side for side in _tensors(student) if side.requires_grad]
+    sides = [side for side in as_tuple(student) if side.requires_grad]
     gradients = torch.autograd.grad(value, sides, retain_graph=True, allow_unused=True) if sides else ()
     return any(gradient is not None and gradient.abs().max() > 1e-6 for gradient in gradients)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdkit.data.dataset import Data, Split, optional_member
+from kdkit.data.labels import without_ignored
 from kdkit.errors import KdkitError, RecipeError, did_you_mean
 from kdkit.losses.base import BuildContext, accepts_unknown, extra_kwargs_of, requirements_of
 from kdkit.metrics.base import Predictions
@@ -55,6 +56,7 @@ class _RecipeChecks:
     def __init__(self, recipe: Recipe, stages: Sequence[Stage]) -> None:
         self.recipe = recipe
         self.stages = stages
+        self.position_dims: int = optional_member(recipe.data, Data, "position_dims")
 
     def problems(self) -> Problems:
         """Yield all problems."""
@@ -71,12 +73,14 @@ class _RecipeChecks:
         yield from self._metric_problems()
         yield from self._undefined_monitors()
         yield from self._metrics_of_unknown_labels()
+        yield from self._losses_of_ignored_labels()
         yield from self._binary_losses_of_numbers()
         top = self.recipe.teacher_cache.top
-        if top is not None and data.task != "multiclass":
+        if top is not None and (data.task != "multiclass" or self.position_dims):
+            labels = "has labels per position" if self.position_dims else f"is {data.task}"
             yield (
                 f"CacheSettings(top={top}) keeps the largest outputs of each sample, which needs one class per sample, "
-                f"and this data is {data.task}; leave out top"
+                f"and this data {labels}; leave out top"
             )
 
     def _duplicate_names(self) -> Problems:
@@ -133,6 +137,14 @@ class _RecipeChecks:
 
     def _metric_problems(self) -> Problems:
         """Compute every metric for random outputs, so that one that does not fit is refused before training."""
+        if self.position_dims:
+            for metric in self.recipe.metrics:
+                if not getattr(without_interval(metric), "accepts_positions", False):
+                    yield (
+                        f"metric {metric.name!r}: labels of this data are per position, and it takes one per sample; "
+                        "use MeanIoU, Accuracy or F1, or a metric with an attribute accepts_positions = True"
+                    )
+            return
         classes = tuple(self.recipe.data.classes)
         random = np.random.default_rng(0)
         outputs = random.standard_normal((2 * len(classes) + 2, len(classes)))
@@ -154,11 +166,11 @@ class _RecipeChecks:
         truth = optional_member(data.validation, Split, "labels")
         if not isinstance(truth, Tensor) or not truth.ndim or not len(truth):
             return
-        labels = truth.cpu().numpy()
+        labels = without_ignored(truth, optional_member(data, Data, "ignored_labels")).cpu().numpy()
         if data.task == "multiclass" and labels.ndim == 2:  # soft labels
             labels = labels.argmax(1)
         # With two values in one column, each class of a macro average may be undefined, but not all of them.
-        if (labels != labels[0]).any():
+        if not len(labels) or (labels != labels[0]).any():
             return
         outputs = np.random.default_rng(0).standard_normal((len(labels), len(data.classes)))
         predictions = Predictions(labels=labels, outputs=outputs, classes=tuple(data.classes))
@@ -188,6 +200,18 @@ class _RecipeChecks:
                     f"metric {metric.name!r}: labels of this data may be unknown, and it does not leave them out; a "
                     "metric that does has an attribute accepts_unknown = True"
                 )
+
+    def _losses_of_ignored_labels(self) -> Problems:
+        """Check that losses of torch on the labels leave out those that stand for none."""
+        ignored = optional_member(self.recipe.data, Data, "ignored_labels")
+        for objective in (objective for stage in self.stages for objective in stage.objectives.values()):
+            for term in (weighted.term for weighted in as_objective(objective)):
+                index = getattr(term.loss, "ignore_index", None)
+                if ignored and isinstance(term, Truth) and isinstance(index, int) and index not in ignored:
+                    yield (
+                        f"term {term.label!r}: {type(term.loss).__name__} leaves out the label {index}, and this data "
+                        f"has {ignored[0]} for no label; pass ignore_index={ignored[0]} to the loss"
+                    )
 
     def _binary_losses_of_numbers(self) -> Problems:
         """Check that binary cross-entropy is not trained on labels beyond [0, 1], which have no probability."""

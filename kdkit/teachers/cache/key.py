@@ -23,7 +23,7 @@ from kdkit.utils.devices import uses_tf32
 FORMAT = 3  # of the files and the key; raise it whenever either changes
 # Attributes of a Net that are facts already, or that its outputs do not depend on.
 _NET_ATTRIBUTES = (
-    *("name", "module", "view", "element", "classes", "version", "trained", "recompute"),
+    *("name", "module", "view", "element", "classes", "version", "trained", "recompute", "channels_last"),
     *("weights_note", "_copies_inputs"),
 )
 
@@ -88,6 +88,8 @@ def _facts_of_net(net: Net[Any]) -> dict[str, Any]:
         "classes": None if net.classes is None else list(net.classes),
         "element": Digest().add(net.element, "its element").hexdigest(),
     }
+    if net.channels_last:
+        facts["channels_last"] = True
     attributes = {name: value for name, value in vars(net).items() if name not in _NET_ATTRIBUTES}
     if type(net) is not Net or attributes:  # a subclass may compute outputs in another way
         facts["subclass"] = Digest().add([type(net), attributes], type(net).__name__).facts()
