@@ -31,7 +31,7 @@ from kdkit.losses.per_label import PerLabelSoftTargets
 from kdkit.losses.positions import PerPosition, PerToken
 from kdkit.losses.relations import CC, PKT, RKD, SP, AdjacentCC
 from kdkit.losses.self_distillation import PSKD, PerLabelPSKD
-from kdkit.losses.similarity import CKA, Cosine
+from kdkit.losses.similarity import CKA, Cosine, PairwiseAffinity
 from kdkit.losses.srrl import SRRL
 from kdkit.losses.statistics import NST, PKD, PatientKD
 from kdkit.losses.unknown import IgnoreUnknown
@@ -70,6 +70,7 @@ __all__ = [
     "LogitStandardisation",
     "Loss",
     "LossAttributes",
+    "PairwiseAffinity",
     "PatientKD",
     "PerLabelDIST",
     "PerLabelDKD",
