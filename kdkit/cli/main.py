@@ -149,7 +149,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
 
     The parameters of its recipe() are options too: `kdkit run FILE --help` lists them.
     """
-    from kdkit.cli.console import ConsoleCallback
+    from kdkit.engine.console import ConsoleCallback
     from kdkit.engine.options import RunOptions
     from kdkit.engine.run import run as run_recipe
     from kdkit.engine.run_record import Origin
@@ -233,7 +233,7 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
 
     Thresholds are fitted on the validation split, and metrics are computed on the test split if there is one.
     """
-    from kdkit.cli.console import results_table
+    from kdkit.engine.console import results_table
     from kdkit.engine.evaluate import evaluate as evaluate_weights
     from kdkit.engine.options import RunOptions
     from kdkit.utils.console import make_console
