@@ -14,6 +14,7 @@ from kdkit.engine import distributed
 from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.check.check import check
 from kdkit.engine.check.static import require_compilable
+from kdkit.engine.console import progress_display
 from kdkit.engine.options import RunOptions
 from kdkit.engine.out_of_memory import explain_out_of_memory
 from kdkit.engine.predict import Predictor, compute_metrics
@@ -75,6 +76,7 @@ def run(
             raise RecipeError(f"run takes the fields of RunOptions by keyword: {error}") from error
     elif fields:
         raise RecipeError(f"pass a RunOptions or its fields by keyword, not both; got {', '.join(fields)} as well")
+
     with distributed.joined(), preserve_rng_state():
         options = _agree_on_folder(options)
         device = distributed.rank_device(options.torch_device())
@@ -82,12 +84,15 @@ def run(
             if collectives.rank() == 0:
                 RunFolder.require_usable(options.out, resume=options.resume)  # before any data is prepared
             collectives.broadcast(None)  # other ranks wait, so that none sees what the first one writes later
-        # Networks are created in recipe(), so their initial weights depend on this seed.
-        seed_everything(options.seed)
-        if not isinstance(recipe, Recipe):
-            recipe = _call_recipe(recipe)
-        recipe.require_unused()
-        return _Run(recipe, options, device, callbacks, origin or Origin()).execute()
+        with progress_display(options.progress if _reports(options) else False) as (status, console):
+            # Networks are created in recipe(), so their initial weights depend on this seed.
+            seed_everything(options.seed)
+            if not isinstance(recipe, Recipe):
+                status.show("preparing the data and the networks")
+                recipe = _call_recipe(recipe)
+            recipe.require_unused()
+            status.show("checking the recipe")
+            return _Run(recipe, options, device, [*console, *callbacks], origin or Origin()).execute()
 
 
 class _Run:
@@ -101,8 +106,6 @@ class _Run:
         distributed.require_divisible(recipe.data, [stage.training.batch_size for stage in plan.stages])
         if options.compile:
             require_compilable(plan.stages)
-        # A process that trains some stages for another one leaves the reports to that one.
-        reports = collectives.rank() == 0 and options.only is None
         device_data = DeviceData(
             device,
             share=options.device_data,
@@ -116,7 +119,7 @@ class _Run:
             device=device,
             device_data=device_data,
             predictor=Predictor(recipe.data, device_data, lambda: options.autocast(device)),
-            callbacks=Callbacks(installed().extended(callbacks).hook, enabled=reports),
+            callbacks=Callbacks(installed().extended(callbacks).hook, enabled=_reports(options)),
             teacher_caching=TeacherCaching(recipe, plan.stages, options, device),
         )
         self.origin = origin
@@ -244,6 +247,11 @@ def _call_recipe(function: Callable[[], Recipe]) -> Recipe:
             "to run a recipe file, use `kdkit run FILE`"
         )
     return recipe
+
+
+def _reports(options: RunOptions) -> bool:
+    """Whether this process calls callbacks; one that trains some stages for another one leaves the reports to that."""
+    return collectives.rank() == 0 and options.only is None
 
 
 def _agree_on_folder(options: RunOptions) -> RunOptions:
