@@ -96,9 +96,14 @@ class StageTrainer:
             net.network.eval()
             net.trained = True
         if self.folder is not None and not finished:
-            summary = {"best_epoch": self.best.epoch, "value": self.best.value, "epochs": len(self.history)}
-            peak = self._peak_memory()
-            self.folder.finish(summary if peak is None else {**summary, "peak_memory_bytes": peak})
+            summary = {
+                "best_epoch": self.best.epoch,
+                "value": self.best.value,
+                "epochs": len(self.history),
+                "stopped_by": self._stopped_by(),
+                "peak_memory_bytes": self._peak_memory(),
+            }
+            self.folder.finish({name: value for name, value in summary.items() if value is not None})
         return self.history
 
     def _train(self) -> None:
@@ -116,7 +121,8 @@ class StageTrainer:
                 self.notices.append(f"the training step is not captured as a CUDA graph: {reason}")
             self._report_start(first)
             for epoch in range(first, self.training.epochs):
-                if self._runs_out_of_patience(epoch):
+                # Read from the history, which a resumed run has too.
+                if self._is_stopped() or self._runs_out_of_patience(epoch):
                     break
                 self._seed_epoch(epoch)
                 began = time.perf_counter()
@@ -130,6 +136,16 @@ class StageTrainer:
                 "in every epoch, so it could not choose the best one, and the last one is kept",
                 stacklevel=2,
             )
+
+    def _is_stopped(self) -> bool:
+        """Whether a callback has ended the stage."""
+        return bool(self.history) and "stopped_by" in self.history[-1]
+
+    def _stopped_by(self) -> str | None:
+        """Return what ended the stage before its last epoch, or None."""
+        if len(self.history) == self.training.epochs:
+            return None
+        return str(self.history[-1].get("stopped_by", "patience"))
 
     def _runs_out_of_patience(self, epoch: int) -> bool:
         """Whether no epoch of the last ones before this one was the best."""
@@ -217,6 +233,10 @@ class StageTrainer:
                 peak_memory_bytes=self._peak_memory(),
             ),
         )
+        # Only the first rank calls callbacks, and all must end together.
+        stopped_by = collectives.broadcast(self.ctx.callbacks.take_stop())
+        if stopped_by is not None and epoch + 1 < self.training.epochs:
+            self.history[-1]["stopped_by"] = stopped_by
 
     def _explain_out_of_memory(
         self, split: Split | LoaderSplit, *, trains: bool = True
