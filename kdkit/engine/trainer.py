@@ -90,11 +90,12 @@ class StageTrainer:
             self.best.weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.objectives}
             self.history = self.folder.load_history()
         else:
-            self._train()
-        for net in self.stage.objectives:
-            load_state(net.network, self.best.weights[net.name])
-            net.network.eval()
-            net.trained = True
+            try:
+                self._train()
+            except KeyboardInterrupt:
+                self._load_best()  # for whoever catches it, without the updates of the unfinished epoch
+                raise
+        self._load_best()
         if self.folder is not None and not finished:
             summary = {
                 "best_epoch": self.best.epoch,
@@ -105,6 +106,14 @@ class StageTrainer:
             }
             self.folder.finish({name: value for name, value in summary.items() if value is not None})
         return self.history
+
+    def _load_best(self) -> None:
+        """Load the best weights into the networks, which keep those they have if no epoch has ended."""
+        for net in self.stage.objectives:
+            if self.best.weights:
+                load_state(net.network, self.best.weights[net.name])
+                net.trained = True
+            net.network.eval()
 
     def _train(self) -> None:
         seed_everything(self.seed)
