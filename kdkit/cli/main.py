@@ -136,6 +136,14 @@ def cli() -> None:
     help="Maximum size of the teacher cache.",
 )
 @click.option(
+    "--keep-checkpoints",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Keep the weights of the last N epochs of each stage.",
+)
+@click.option(
     "--jobs",
     type=click.IntRange(min=1),
     default=1,
@@ -175,6 +183,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
         gradients=options["gradients"],
         teacher_cache=options["teacher_cache"],
         teacher_cache_size=options["teacher_cache_size"],
+        keep_checkpoints=options["keep_checkpoints"],
         progress=not options["quiet"],
     )
     keep_freed_memory()  # process-wide, which only the owner of the process may decide: not in `kdkit.run`

@@ -85,6 +85,9 @@ def run(
     elif fields:
         raise RecipeError(f"pass a RunOptions or its fields by keyword, not both; got {', '.join(fields)} as well")
 
+    # Not in RunOptions: a study sets `out` later.
+    if options.keep_checkpoints and options.out is None:
+        raise RecipeError("to keep checkpoints, name the run folder: out=FOLDER")
     with distributed.joined(), preserve_rng_state():
         options = _agree_on_folder(options)
         device = distributed.rank_device(options.torch_device())

@@ -295,17 +295,26 @@ class StageTrainer:
         self.history = checkpoint["history"]
         weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.objectives}
         self.best = BestCheckpoint(checkpoint["best"]["epoch"], checkpoint["best"]["value"], weights)
+        # The run may have been killed before it deleted the oldest, or after it saved one of an epoch to be repeated.
+        done = len(self.history)
+        self.folder.delete_epochs(range(done - (self.ctx.options.keep_checkpoints or done), done))
 
     def _save_checkpoint(self, state: TrainState) -> None:
         if self.folder is None:
             return
+        kept, done = self.ctx.options.keep_checkpoints, len(self.history)
+        if kept:
+            weights = {net.name: copy_state(state.validated_module(net.name)) for net in self.stage.objectives}
+            self.folder.save_epoch(done - 1, weights)
         # The state is written last: a run that is killed before resumes from the epoch before.
         if self.history[-1]["best"]:
-            for name, weights in self.best.weights.items():
-                self.folder.save_weights(name, weights)
+            for name, best_weights in self.best.weights.items():
+                self.folder.save_weights(name, best_weights)
         self.folder.save_history(self.history)
         best = {"epoch": self.best.epoch, "value": self.best.value}
         self.folder.save_state({"train_state": state.state_dict(), "history": self.history, "best": best})
+        if kept:
+            self.folder.delete_epochs(range(done - kept, done))
 
     def _report_start(self, epoch: int) -> None:
         event = StageStarted(
