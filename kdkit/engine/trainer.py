@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.train_state import TrainState
 from kdkit.engine.training_step import TrainingStep, UpdatePart
 from kdkit.errors import CheckError, DataError, KdkitError
-from kdkit.metrics.base import Metric, is_better
+from kdkit.metrics.base import Metric, is_better, lower_is_better
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.plugins.events import EpochEnded, Figures, StageStarted, StepEnded
 from kdkit.recipe.recipe import Recipe, Stage
@@ -210,6 +210,7 @@ class StageTrainer:
         state.module.open_taps.clear()
         # Ranks see the same predictions, but must agree to the bit on which epoch is best.
         value = collectives.broadcast(sum(values) / len(values))
+        state.on_validated(value)
         # As long as the metric was never defined, no epoch is better than another, and the last one is kept.
         keeps_all = self.best.epoch < 0 or self.training.keep == "last" or math.isnan(self.best.value)
         is_best = keeps_all or is_better(metric, value, self.best.value)
@@ -274,8 +275,11 @@ class StageTrainer:
                 raise CheckError(f"stage {self.stage.name!r}: {problem}" for problem in problems)
             # The optimizer comes last, since it takes the parameters of the losses that the dry run built.
             self.notices = self.ctx.teacher_caching.begin(self.stage, stage.sessions, stage.module, batch)
+            higher = not lower_is_better(self._monitored_metric())
+            schedule = self.training.lr_schedule
+            schedule = None if schedule is None else schedule.for_metric(higher_is_better=higher)
             state = TrainState(
-                self.training,
+                replace(self.training, lr_schedule=schedule),
                 stage.module,
                 stage.sessions,
                 averages,
