@@ -33,6 +33,7 @@ from .nets.timm import timm_tap as timm_tap
 from .nets.views import Images as Images
 from .nets.views import Inputs as Inputs
 from .nets.views import View as View
+from .plugins.events import StopTraining as StopTraining
 from .plugins.hooks import Register as Register
 from .plugins.hooks import hookimpl as hookimpl
 from .plugins.manager import registry as registry

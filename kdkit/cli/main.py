@@ -136,6 +136,14 @@ def cli() -> None:
     help="Maximum size of the teacher cache.",
 )
 @click.option(
+    "--keep-checkpoints",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Keep the weights of the last N epochs of each stage.",
+)
+@click.option(
     "--jobs",
     type=click.IntRange(min=1),
     default=1,
@@ -149,13 +157,11 @@ def run(ctx: click.Context, /, **options: Any) -> None:
 
     The parameters of its recipe() are options too: `kdkit run FILE --help` lists them.
     """
-    from kdkit.cli.console import ConsoleCallback
     from kdkit.engine.options import RunOptions
     from kdkit.engine.run import run as run_recipe
     from kdkit.engine.run_record import Origin
     from kdkit.engine.storage.run_folder import default_path
     from kdkit.study.parallel_stages import run_parallel_stages
-    from kdkit.utils.console import make_console
     from kdkit.utils.memory import keep_freed_memory
 
     file, out, jobs = file_of(ctx), options["out"], options["jobs"]
@@ -177,17 +183,17 @@ def run(ctx: click.Context, /, **options: Any) -> None:
         gradients=options["gradients"],
         teacher_cache=options["teacher_cache"],
         teacher_cache_size=options["teacher_cache_size"],
+        keep_checkpoints=options["keep_checkpoints"],
+        progress=not options["quiet"],
     )
-    quiet = options["quiet"]
-    callbacks = [] if quiet else [ConsoleCallback(make_console())]
     keep_freed_memory()  # process-wide, which only the owner of the process may decide: not in `kdkit.run`
     try:
         if jobs == 1:
             origin = Origin(file=file.path, options=arguments)
-            run_recipe(lambda: file.make(arguments), settings, callbacks=callbacks, origin=origin)
+            run_recipe(lambda: file.make(arguments), settings, origin=origin)
         else:
-            log = (lambda _line: None) if quiet else (lambda line: click.echo(line, err=True))
-            run_parallel_stages(file, arguments, settings, jobs=jobs, callbacks=callbacks, log=log)
+            log = (lambda line: click.echo(line, err=True)) if settings.progress else (lambda _line: None)
+            run_parallel_stages(file, arguments, settings, jobs=jobs, log=log)
     except KeyboardInterrupt:
         if settings.out is not None and settings.out.exists():
             click.echo(f"\nto resume from the last epoch, add: --out {settings.out} --resume", err=True)
@@ -209,14 +215,18 @@ def check(ctx: click.Context, /, **options: Any) -> None:
     from kdkit.cli.plan import show_plan
     from kdkit.engine.check.check import check as check_recipe
     from kdkit.engine.options import RunOptions
-    from kdkit.utils.console import make_console
+    from kdkit.utils.console import Status, make_console
     from kdkit.utils.randomness import seed_everything
 
     file = file_of(ctx)
     settings = RunOptions(device=options["device"], precision=options["precision"], seed=options["seed"])
     device = settings.torch_device()
     seed_everything(settings.seed)  # recipe() is called with the random numbers of a run
-    plan = check_recipe(file.make(recipe_options(file, options)), device, precision=settings.precision)
+    with Status() as status:
+        status.show("preparing the data and the networks")
+        recipe = file.make(recipe_options(file, options))
+        status.show("checking the recipe")
+        plan = check_recipe(recipe, device, precision=settings.precision)
     show_plan(plan, make_console())
     plan.require()
 
@@ -233,17 +243,20 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
 
     Thresholds are fitted on the validation split, and metrics are computed on the test split if there is one.
     """
-    from kdkit.cli.console import results_table
+    from kdkit.engine.console import results_table
     from kdkit.engine.evaluate import evaluate as evaluate_weights
     from kdkit.engine.options import RunOptions
-    from kdkit.utils.console import make_console
+    from kdkit.utils.console import Status, make_console
     from kdkit.utils.randomness import seed_everything
 
     file = file_of(ctx)
     settings = RunOptions(device=options["device"], precision=options["precision"])
     seed_everything(settings.seed)  # as for a run, in which recipe() may split the data
-    recipe = file.make(recipe_options(file, options))
-    results = evaluate_weights(recipe, options["weights"], net=options["net"], options=settings)
+    with Status() as status:
+        status.show("preparing the data and the networks")
+        recipe = file.make(recipe_options(file, options))
+        status.show("computing the metrics")
+        results = evaluate_weights(recipe, options["weights"], net=options["net"], options=settings)
     split = "validation" if recipe.data.test is None else "test"
     console = make_console()
     console.print(results_table(results, f"{options['weights']} on {split}"))

@@ -24,7 +24,11 @@ class RecipeCommand(click.Command):
         self.params = list(self._command_params)  # a test may call one command several times
         path = self._find_file(args)
         if path is not None:
-            file = read_recipe_file(Path(path))
+            from kdkit.utils.console import Status  # late: `kdkit --help` does not need rich
+
+            with Status(enabled={"-q", "--quiet"}.isdisjoint(args)) as status:
+                status.show(f"reading {path}")  # most of this time is the import of torch
+                file = read_recipe_file(Path(path))
             ctx.meta[_FILE] = file
             self._require_free_names(ctx, file)
             self.params += [self._make_option(parameter) for parameter in file.parameters]

@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.train_state import TrainState
 from kdkit.engine.training_step import TrainingStep, UpdatePart
 from kdkit.errors import CheckError, DataError, KdkitError
-from kdkit.metrics.base import Metric, is_better
+from kdkit.metrics.base import Metric, is_better, lower_is_better
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.plugins.events import EpochEnded, Figures, StageStarted, StepEnded
 from kdkit.recipe.recipe import Recipe, Stage
@@ -90,16 +90,30 @@ class StageTrainer:
             self.best.weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.objectives}
             self.history = self.folder.load_history()
         else:
-            self._train()
-        for net in self.stage.objectives:
-            load_state(net.network, self.best.weights[net.name])
-            net.network.eval()
-            net.trained = True
+            try:
+                self._train()
+            except KeyboardInterrupt:
+                self._load_best()  # for whoever catches it, without the updates of the unfinished epoch
+                raise
+        self._load_best()
         if self.folder is not None and not finished:
-            summary = {"best_epoch": self.best.epoch, "value": self.best.value, "epochs": len(self.history)}
-            peak = self._peak_memory()
-            self.folder.finish(summary if peak is None else {**summary, "peak_memory_bytes": peak})
+            summary = {
+                "best_epoch": self.best.epoch,
+                "value": self.best.value,
+                "epochs": len(self.history),
+                "stopped_by": self._stopped_by(),
+                "peak_memory_bytes": self._peak_memory(),
+            }
+            self.folder.finish({name: value for name, value in summary.items() if value is not None})
         return self.history
+
+    def _load_best(self) -> None:
+        """Load the best weights into the networks, which keep those they have if no epoch has ended."""
+        for net in self.stage.objectives:
+            if self.best.weights:
+                load_state(net.network, self.best.weights[net.name])
+                net.trained = True
+            net.network.eval()
 
     def _train(self) -> None:
         seed_everything(self.seed)
@@ -116,7 +130,8 @@ class StageTrainer:
                 self.notices.append(f"the training step is not captured as a CUDA graph: {reason}")
             self._report_start(first)
             for epoch in range(first, self.training.epochs):
-                if self._runs_out_of_patience(epoch):
+                # Read from the history, which a resumed run has too.
+                if self._is_stopped() or self._runs_out_of_patience(epoch):
                     break
                 self._seed_epoch(epoch)
                 began = time.perf_counter()
@@ -130,6 +145,16 @@ class StageTrainer:
                 "in every epoch, so it could not choose the best one, and the last one is kept",
                 stacklevel=2,
             )
+
+    def _is_stopped(self) -> bool:
+        """Whether a callback has ended the stage."""
+        return bool(self.history) and "stopped_by" in self.history[-1]
+
+    def _stopped_by(self) -> str | None:
+        """Return what ended the stage before its last epoch, or None."""
+        if len(self.history) == self.training.epochs:
+            return None
+        return str(self.history[-1].get("stopped_by", "patience"))
 
     def _runs_out_of_patience(self, epoch: int) -> bool:
         """Whether no epoch of the last ones before this one was the best."""
@@ -185,6 +210,7 @@ class StageTrainer:
         state.module.open_taps.clear()
         # Ranks see the same predictions, but must agree to the bit on which epoch is best.
         value = collectives.broadcast(sum(values) / len(values))
+        state.on_validated(value)
         # As long as the metric was never defined, no epoch is better than another, and the last one is kept.
         keeps_all = self.best.epoch < 0 or self.training.keep == "last" or math.isnan(self.best.value)
         is_best = keeps_all or is_better(metric, value, self.best.value)
@@ -217,6 +243,10 @@ class StageTrainer:
                 peak_memory_bytes=self._peak_memory(),
             ),
         )
+        # Only the first rank calls callbacks, and all must end together.
+        stopped_by = collectives.broadcast(self.ctx.callbacks.take_stop())
+        if stopped_by is not None and epoch + 1 < self.training.epochs:
+            self.history[-1]["stopped_by"] = stopped_by
 
     def _explain_out_of_memory(
         self, split: Split | LoaderSplit, *, trains: bool = True
@@ -245,8 +275,11 @@ class StageTrainer:
                 raise CheckError(f"stage {self.stage.name!r}: {problem}" for problem in problems)
             # The optimizer comes last, since it takes the parameters of the losses that the dry run built.
             self.notices = self.ctx.teacher_caching.begin(self.stage, stage.sessions, stage.module, batch)
+            higher = not lower_is_better(self._monitored_metric())
+            schedule = self.training.lr_schedule
+            schedule = None if schedule is None else schedule.for_metric(higher_is_better=higher)
             state = TrainState(
-                self.training,
+                replace(self.training, lr_schedule=schedule),
                 stage.module,
                 stage.sessions,
                 averages,
@@ -266,17 +299,26 @@ class StageTrainer:
         self.history = checkpoint["history"]
         weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.objectives}
         self.best = BestCheckpoint(checkpoint["best"]["epoch"], checkpoint["best"]["value"], weights)
+        # The run may have been killed before it deleted the oldest, or after it saved one of an epoch to be repeated.
+        done = len(self.history)
+        self.folder.delete_epochs(range(done - (self.ctx.options.keep_checkpoints or done), done))
 
     def _save_checkpoint(self, state: TrainState) -> None:
         if self.folder is None:
             return
+        kept, done = self.ctx.options.keep_checkpoints, len(self.history)
+        if kept:
+            weights = {net.name: copy_state(state.validated_module(net.name)) for net in self.stage.objectives}
+            self.folder.save_epoch(done - 1, weights)
         # The state is written last: a run that is killed before resumes from the epoch before.
         if self.history[-1]["best"]:
-            for name, weights in self.best.weights.items():
-                self.folder.save_weights(name, weights)
+            for name, best_weights in self.best.weights.items():
+                self.folder.save_weights(name, best_weights)
         self.folder.save_history(self.history)
         best = {"epoch": self.best.epoch, "value": self.best.value}
         self.folder.save_state({"train_state": state.state_dict(), "history": self.history, "best": best})
+        if kept:
+            self.folder.delete_epochs(range(done - kept, done))
 
     def _report_start(self, epoch: int) -> None:
         event = StageStarted(

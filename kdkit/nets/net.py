@@ -13,6 +13,7 @@ from kdkit.data.batch import Batch, map_tensors, nested_tensors
 from kdkit.errors import RecipeError, did_you_mean, first_line
 from kdkit.nets.views import Element, Inputs, View, pick_tensor
 from kdkit.nets.weights import load_weights
+from kdkit.utils.validation import validate_name
 
 M = TypeVar("M", bound=Callable[..., Any], covariant=True)
 
@@ -58,9 +59,7 @@ class Net(Generic[M]):
         version: str | None = None,
         recompute: Sequence[str] = (),
     ) -> None:
-        # The name becomes a folder, so it must not contain separators or "..".
-        if not name or not all(letter.isalnum() or letter in "-_ +" for letter in name):
-            raise RecipeError(f"a net's name is made of letters, digits, '-', '_', '+' and spaces; got {name!r}")
+        validate_name("net", name, "-_+ ")
         if not callable(module):
             raise RecipeError(f"net {name!r} needs an nn.Module or a callable; got {type(module).__name__}")
         if not isinstance(module, nn.Module) and version is None:

@@ -41,7 +41,7 @@ def check(recipe: Recipe, device: torch.device | str = "cpu", precision: Precisi
                     if isinstance(net.module, nn.Module):
                         net.module.to(batch.labels.device)
                 with OpenStage(stage, context, batch.labels.device) as open_stage:
-                    report = dry_run(open_stage, batch, precision, balance=True)
+                    report = dry_run(open_stage, batch, precision, update=True)
                 stage_errors, summaries = report.problems, tuple(report.terms)
                 feature_teachers.update(report.feature_teachers)
                 peak = memory.peak(batch.labels.device)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, nested_tensors
+from kdkit.engine.check.optimizer_step import step_problem
 from kdkit.engine.check.plan import TermSummary, describe_loss, describe_shape, summarize
 from kdkit.engine.class_alignment import TermInputs
 from kdkit.engine.module import DistillationModule
@@ -43,10 +44,11 @@ class DryRunReport:
     feature_teachers: list[Net[Any]] = field(default_factory=list)
 
 
-def dry_run(stage: OpenStage, batch: Batch, precision: Precision = "fp32", *, balance: bool = False) -> DryRunReport:
+def dry_run(stage: OpenStage, batch: Batch, precision: Precision = "fp32", *, update: bool = False) -> DryRunReport:
     """Run an open stage once on a tiny batch, build its losses, and return the problems.
 
-    balance: also compute one backward pass, if the balancing or a recomputation of activations may fail in it.
+    update: also try what follows the losses: a backward pass, if the balancing or a recomputation of activations may
+    fail in it, and a step of the optimizer.
     Modes, buffers, gradients and random states are restored; only what losses build stays.
     """
     report = DryRunReport()
@@ -57,8 +59,8 @@ def dry_run(stage: OpenStage, batch: Batch, precision: Precision = "fp32", *, ba
             run.execute()
         except KdkitError as error:
             report.problems.append(str(error))
-    if balance and not report.problems:
-        run.check_balancing(precision)
+    if update and not report.problems:
+        run.check_update(precision)
     return report
 
 
@@ -104,21 +106,26 @@ class _DryRun:
         if not self.problems:
             self._check_terms(complete)
 
-    def check_balancing(self, precision: Precision) -> None:
-        """Compute the gradients of one step with every weight 1, and create the optimizer if it trains the balancer."""
+    def check_update(self, precision: Precision) -> None:
+        """Compute the gradients of one step with every weight 1, if that may fail, and try the optimizer."""
         training, module = self.stage.stage.training, self.module
         recomputing = [net.name for net in module.students if net.recompute]
-        if type(training.balancing) is WeightedSum and not recomputing:
-            return  # the sum of finite terms with gradients cannot fail
         try:
-            with _preserve(module, [module]):
+            balancer = build_balancer(training, module)
+
+            def compute_gradients() -> None:
                 with autocast(precision, self.batch.labels.device):
                     losses = module(self.batch, self.stage.teachers(self.batch))
-                balancer = build_balancer(training, module)
                 balancer(losses, dict.fromkeys(losses, 1.0), lambda total: total)
-                parameters = [*balancer_parameters(balancer)]
-                if parameters:  # parameter groups of the user may leave them out
-                    training.optimizer.build([*named_trainable_parameters(module), *parameters])
+
+            # The sum of finite terms with gradients cannot fail.
+            if type(training.balancing) is not WeightedSum or recomputing:
+                with _preserve(module, [module]):
+                    compute_gradients()
+            named = [*named_trainable_parameters(module), *balancer_parameters(balancer)]
+            with _preserve(module, [module]):
+                problem = step_problem(training.optimizer, named, module, compute_gradients)
+            self.problems += [] if problem is None else [problem]
         except KdkitError as error:
             self.problems.append(str(error))
         except Exception as error:  # a user-defined balancer may raise anything

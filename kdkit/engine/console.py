@@ -2,7 +2,9 @@
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,17 +13,33 @@ from rich.table import Table
 
 from kdkit.plugins.events import EpochEnded, ReportedMetric, RunEnded, RunStarted, StageStarted, StepEnded
 from kdkit.plugins.hooks import hookimpl
+from kdkit.utils.console import Status, make_console
 from kdkit.utils.memory import format_bytes
 
 # Seconds between two updates of the progress bar. An update at each step would cost more than the step of a small net.
 _BAR_INTERVAL = 0.2
 
 
-class ConsoleCallback:
-    """Prints to a rich console. The progress bar is shown on a terminal only; a line per epoch is always printed."""
+@contextmanager
+def progress_display(progress: bool | None) -> Iterator[tuple[Status, list["ConsoleCallback"]]]:
+    """Return, as a context, the status of a run before its first stage, and the callbacks that print its progress.
 
-    def __init__(self, console: Console) -> None:
+    progress: see RunOptions; None prints to a terminal or a notebook only.
+    """
+    console = make_console()
+    shown = console.is_terminal or console.is_jupyter if progress is None else progress
+    with Status(enabled=shown) as status:
+        yield status, [ConsoleCallback(console, status)] if shown else []
+
+
+class ConsoleCallback:
+    """Prints to a rich console: a progress bar on a terminal or in a notebook, and always a line per epoch."""
+
+    def __init__(self, console: Console, status: Status | None = None) -> None:
         self.console = console
+        # In a notebook, rich draws the bar by ipywidgets, and would warn at every update without it.
+        self._has_bar = find_spec("ipywidgets") is not None if console.is_jupyter else console.is_terminal
+        self._status = Status(enabled=False) if status is None else status
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._pending_steps = 0  # steps that the bar does not show yet
@@ -31,22 +49,25 @@ class ConsoleCallback:
     @hookimpl
     def run_started(self, event: RunStarted) -> None:
         """Print the recipe, its stages and the notices."""
+        self._status.stop()
         # `escape` because names of recipes, stages and terms may contain square brackets, which are markup to rich.
         self.console.print(
             f"[bold]{escape(event.recipe)}[/bold]: {escape(' -> '.join(event.stages))}  "
             f"(device {escape(event.device)}, seed {event.seed})"
         )
         self._print_notes(event.notices)
+        self._status.show(f"opening stage {event.stages[0]}", terminal_only=True)
 
     @hookimpl
     def stage_started(self, event: StageStarted) -> None:
         """Print the stage and start its progress bar."""
+        self._status.stop()
         self._stop_bar()
         self._last_epoch = event.epochs - 1
         resumed = f", resumed after epoch {event.epoch}" if event.epoch else ""
         self.console.print(f"\n[bold]{event.index + 1}. {escape(event.name)}[/bold]: {event.epochs} epochs{resumed}")
         self._print_notes(event.notices)
-        if self.console.is_terminal:
+        if self._has_bar:
             self._progress = Progress(
                 TextColumn("   {task.description}"),
                 BarColumn(),
@@ -87,6 +108,7 @@ class ConsoleCallback:
     @hookimpl
     def run_ended(self, event: RunEnded) -> None:
         """Print the table of metrics, their notes and the run folder. Prints nothing after an error."""
+        self._status.stop()
         self._stop_bar()
         if event.error is not None:
             return
