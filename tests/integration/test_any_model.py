@@ -197,8 +197,8 @@ def test_a_network_that_returns_a_structure_teaches_and_learns_by_one_element(fo
 
 
 def test_a_network_that_returns_a_structure_is_refused_without_an_element(signals):
-    student = Net("student", Returning(FORMS["dict"][0]))
-    with pytest.raises(CheckError, match="gives a dict with 'logits', 'rest', but one tensor was expected"):
+    student = Net("student", Returning(lambda first, second: {"left": first, "right": second}))
+    with pytest.raises(CheckError, match="gives a dict with 'left', 'right', but one tensor was expected"):
         distilled(student, Truth(cross_entropy), signals)
 
 
@@ -357,9 +357,9 @@ def test_the_tokens_of_a_timm_vit_teach_the_maps_of_a_cnn(images):
         assert hint.projector(feature).shape == target.shape
 
 
-def test_tokens_with_channels_last_become_channels_second(images):
+def test_tokens_with_channels_last_become_channels_second():
     module = vit().eval()
-    plain, moved = Tap(module.blocks[0]), Tap(module.blocks[0], channels_last=True)
+    plain, moved = Tap(module.blocks[0], channels_last=False), Tap(module.blocks[0])
     with torch.no_grad(), OpenTaps([plain, moved]) as open_taps:
         module(torch.rand(2, 3, SIDE, SIDE))
         tokens, features = open_taps.take()
@@ -574,7 +574,7 @@ class Skipping(nn.Module):
 def test_a_tap_that_stops_firing_during_a_run_is_named(signals):
     teacher, student = Net("teacher", Conv1d(2, width=2), trained=True), Net("student", Skipping(10))
     match = Match(teacher, Hint(), student=Tap(student.module.conv), target=Tap(teacher.module.conv))
-    with pytest.raises(RecipeError, match="the tap on Conv1d never fired"):
+    with pytest.raises(RecipeError, match="the tap on Conv1d 'conv' of net 'student' never fired"):
         distilled(student, Truth(cross_entropy) + match, signals, epochs=9)
 
 

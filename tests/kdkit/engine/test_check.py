@@ -142,7 +142,7 @@ def test_a_tap_that_never_fires_is_a_problem_of_its_net(side):
     net.module.idle = nn.Conv1d(1, 1, 1)  # forward does not call it
     taps = {**hidden_taps(student, teacher), side: Tap(net.module.idle)}
     problem = only_problem(one_stage(student, Match(teacher, Hint(), **taps)))
-    assert f"the tap on Conv1d of net {net.name!r} never fired" in problem
+    assert f"the tap on Conv1d 'idle' of net {net.name!r} never fired" in problem
 
 
 def test_a_tap_that_never_fires_is_reported_for_the_right_one_of_two_students():
