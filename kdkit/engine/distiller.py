@@ -72,7 +72,9 @@ class Distiller(nn.Module):
         if not isinstance(student, Net):
             raise RecipeError(f'student is a Net, such as Net("student", module); got a {type(student).__name__}')
         if not isinstance(example, tuple | list) or len(example) != 2 or not isinstance(example[1], Tensor):
-            raise RecipeError(f"example is a pair (inputs, labels) of a batch; got a {type(example).__name__}")
+            parts = example if isinstance(example, tuple | list) else [example]
+            got = ", ".join(type(part).__name__ for part in parts)
+            raise RecipeError(f"example is a pair (inputs, labels) of a batch, with a tensor of labels; got {got}")
         self.student = student
         device = next((parameter.device for parameter in student.network.parameters()), torch.device("cpu"))
         rows = torch.arange(len(example[1]))
