@@ -75,6 +75,8 @@ class _DryRun:
         self.batch = batch
         self.report = report
         self.problems = report.problems
+        teacher_taps = (tap for taps in stage.stage.teachers.values() for tap in taps)
+        self.open_taps = (*self.module.open_taps.taps, *teacher_taps)
 
     def execute(self) -> None:
         """Run teachers and students, check their outputs, build the losses, and compute every term."""
@@ -82,6 +84,8 @@ class _DryRun:
         teacher_outputs = {teacher.name: self._run_teacher(teacher) for teacher in teachers}
         student_outputs = {net.name: self._run_student(net) for net in self.module.students}
         self.module.open_taps.copy_if_modified()
+        # Before any problem ends the dry run: a wrong order of dimensions may be its reason.
+        self.report.notices += [tap.form.doubt for tap in self.open_taps if isinstance(tap, Tap) and tap.form.doubt]
         for net in self.module.students:
             if student_outputs[net.name] is not None:  # otherwise it failed, and its taps could not fire
                 parts = set(net.network.modules())
@@ -240,15 +244,12 @@ class _DryRun:
 
     def _check_terms(self, teacher_outputs: Mapping[str, TeacherOutput]) -> None:
         outputs = self.module.run_students(self.batch, teacher_outputs)
-        teacher_taps = (tap for taps in self.stage.stage.teachers.values() for tap in taps)
-        open_taps = (*self.module.open_taps.taps, *teacher_taps)
-        self.report.notices += [tap.form.doubt for tap in open_taps if isinstance(tap, Tap) and tap.form.doubt]
         for term in self.module.terms:
             inputs = self.module.gather_inputs(term, self.batch, outputs)
             problem = term_problem(term, inputs, self.module.loss_kwargs(term, inputs))
             if problem is not None:
                 self.problems.append(f"term {term.label!r}: {problem}")
-            self.report.terms.append(summarize(term, inputs, open_taps))
+            self.report.terms.append(summarize(term, inputs, self.open_taps))
 
     def _check_soft_labels(self) -> None:
         """Check that no term needs class indices if the labels are soft, (batch, classes)."""
