@@ -134,14 +134,17 @@ def default_element(value: Any) -> int | str | None:
     """Return the index or key of the tensor that is taken of a module's output if no element is chosen.
 
     It is the one that models of transformers and torchvision name `logits`, `last_hidden_state` or `out`, in this
-    order, or else the only one of floating point. Scalars, such as a loss, and nested values, such as a cache, do not
-    count. None if several tensors remain, or none.
+    order, or else the only one of floating point. Scalars, such as a loss, nested values, such as a cache, and the map
+    of an attention layer do not count. None if several tensors remain, or none.
     """
     for name in _USUAL_NAMES:
         item = value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
         if isinstance(item, Tensor):
             return name
-    keys = [key for key, item in _tensors_of(value) if item.ndim and item.is_floating_point()]
+    tensors = [(key, item) for key, item in _tensors_of(value) if item.ndim and item.is_floating_point()]
+    # An attention layer may also return its map, (batch, heads, tokens, tokens), next to (batch, tokens, channels).
+    first = tensors[0][1].shape if tensors else ()
+    keys = [key for key, item in tensors if not (len(first) == 3 < item.ndim and item.shape[::2] == first[:2])]
     return keys[0] if len(keys) == 1 else None
 
 

@@ -116,6 +116,14 @@ def test_one_tensor_is_picked_by_index_key_attribute_or_function(value, element)
     assert pick_tensor(value, element, "it") is OUTPUT
 
 
+def test_the_map_of_an_attention_layer_is_not_taken_for_its_output():
+    tokens, attention = torch.randn(2, 5, 8), torch.randn(2, 4, 5, 5)
+    assert pick_tensor((tokens, attention), None, "it") is tokens
+    for rest in (torch.randn(2, 5, 5), torch.randn(2, 4, 6, 5), torch.randn(2, 8, 4, 4)):
+        with pytest.raises(RecipeError, match="one tensor was expected"):
+            pick_tensor((tokens, rest), None, "it")
+
+
 @pytest.mark.parametrize(
     ("value", "element", "message"),
     [
