@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 from torch.optim import Adam
 from torch.utils.data import TensorDataset
 
-from kdkit import Match, Net, Optimizer, Predictions, Recipe, Stage, Tap, TorchData, Training, Truth
+from kdkit import Match, Net, Objective, Optimizer, Predictions, Recipe, Stage, Tap, TorchData, Training, Truth
 from kdkit.metrics import MetricResult
 
 SIDE, GRID = 32, 8  # pixels of an image, and cells, along an edge
@@ -75,7 +75,7 @@ def pack(output: dict[str, Tensor]) -> Tensor:
 
 def unpack(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the classes, (batch, COUNT, GRID, GRID) of 0 and 1, and the boxes, (batch, 4, GRID, GRID)."""
-    cells = labels.unflatten(1, (CHANNELS, GRID, GRID))
+    cells = labels.reshape(-1, CHANNELS, GRID, GRID)
     return cells[:, :COUNT], cells[:, COUNT:]
 
 
@@ -147,23 +147,20 @@ def recipe(epochs: int = 12, train: int = 768, width: int = 8, teach_weight: flo
     teacher = Net("teacher", Detector(32), element=pack)
     student = Net("student", Detector(width), element=pack)
 
-    def truth(net: Net[Detector]) -> list[Truth]:
-        return [
-            Truth(class_loss, "classes", student=Tap(net.module, element="logits")),
-            Truth(box_loss, "boxes", student=Tap(net.module, element="boxes")),
-        ]
+    def truth(net: Net[Detector]) -> Objective:
+        classes = Truth(class_loss, "classes", student=Tap(net.module, element="logits"))
+        return classes + Truth(box_loss, "boxes", student=Tap(net.module, element="boxes"))
 
     logits, boxes = Tap(teacher.module, element="logits"), Tap(teacher.module, element="boxes")
-    match = [
-        Match(teacher, soft_class_loss, student=Tap(student.module, element="logits"), target=logits),
-        Match(teacher, soft_box_loss, student=Tap(student.module, element="boxes"), target=(boxes, logits)),
-    ]
+    match = Match(teacher, soft_class_loss, student=Tap(student.module, element="logits"), target=logits) + Match(
+        teacher, soft_box_loss, student=Tap(student.module, element="boxes"), target=(boxes, logits)
+    )
     training = Training(epochs=epochs, batch_size=32, optimizer=Optimizer(Adam, lr=5e-3))
     return Recipe(
         data=TorchData(scenes(train, 0), scenes(128, 1), scenes(256, 2), task="regression"),
         schedule=[
-            Stage({teacher: sum(truth(teacher))}, training),
-            Stage({student: sum(truth(student)) + teach_weight * sum(match)}, training),
+            Stage({teacher: truth(teacher)}, training),
+            Stage({student: truth(student) + teach_weight * match}, training),
         ],
         metrics=(DetectionF1(),),
     )

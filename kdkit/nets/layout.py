@@ -127,7 +127,9 @@ def _widths(module: nn.Module) -> tuple[set[int], set[int]]:
         elif isinstance(part, nn.MultiheadAttention):
             last.add(part.embed_dim)
         elif isinstance(getattr(part, "out_features", None), int):  # linear layers, also if they pack their weight
-            last.update((part.in_features, part.out_features))
+            last.update(
+                width for width in (part.out_features, getattr(part, "in_features", None)) if isinstance(width, int)
+            )
         elif isinstance(weight, Tensor) and not is_lazy(weight) and weight.ndim == 2:  # embeddings, Conv1D of GPT-2
             last.update(weight.shape)
     return second, last

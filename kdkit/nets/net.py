@@ -164,13 +164,14 @@ class Net(Generic[M]):
         """Return the tensor that the element selects. Raises RecipeError if there is none, or a row is missing."""
         if self.element is not None or not isinstance(output, Tensor):
             output = pick_tensor(output, self.element, f"net {self.name!r}")
+        tensor: Tensor = output
         # A service may drop rows. Without this check, a loss could broadcast what is left.
-        if not isinstance(self.module, nn.Module) and (not output.ndim or len(output) != len(batch)):
+        if not isinstance(self.module, nn.Module) and (not tensor.ndim or len(tensor) != len(batch)):
             raise RecipeError(
                 f"net {self.name!r} must return one row per sample, {len(batch)} for this batch; "
-                f"got outputs of shape {tuple(output.shape)}"
+                f"got outputs of shape {tuple(tensor.shape)}"
             )
-        return output
+        return tensor
 
     def _validate_recompute(self, recompute: object) -> None:
         if isinstance(recompute, str) or not isinstance(recompute, Sequence):

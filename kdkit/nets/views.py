@@ -114,7 +114,9 @@ def pick_tensor(value: Any, element: Element, source: str) -> Tensor:
     else:
         chosen = default_element(value) if element is None else element
         try:
-            picked = value if chosen is None else _read(value, chosen)
+            # a name is a key of a mapping, or an attribute of anything else, such as a namedtuple
+            is_attribute = isinstance(chosen, str) and not isinstance(value, Mapping)
+            picked = value if chosen is None else getattr(value, str(chosen)) if is_attribute else value[chosen]
         except (LookupError, TypeError, AttributeError):
             raise RecipeError(
                 f"{source} gives {_describe(value)}, which has no element {element!r}{_advice(value, element)}"
@@ -127,7 +129,9 @@ def pick_tensor(value: Any, element: Element, source: str) -> Tensor:
         reason = f", of which element=... returns {_describe(picked)}; expected one tensor"
     else:
         reason = f", whose element {element!r} is {_describe(picked)}; expected one tensor{_advice(value, element)}"
-    raise RecipeError(f"{source} gives {_describe(value)}{reason}{_list_tensors(value)}")
+    tensors = ", ".join(f"{key!r} {tuple(tensor.shape)}" for key, tensor in _tensors_of(value))
+    listing = f"; its tensors are {tensors}" if tensors else ""
+    raise RecipeError(f"{source} gives {_describe(value)}{reason}{listing}")
 
 
 def default_element(value: Any) -> int | str | None:
@@ -148,21 +152,10 @@ def default_element(value: Any) -> int | str | None:
     return keys[0] if len(keys) == 1 else None
 
 
-def _read(value: Any, element: int | str) -> Any:
-    """Return an element by its index or key; a name is an attribute of anything but a mapping, such as a namedtuple."""
-    is_attribute = isinstance(element, str) and not isinstance(value, Mapping)
-    return getattr(value, str(element)) if is_attribute else value[element]
-
-
 def _tensors_of(value: Any) -> list[tuple[Any, Tensor]]:
     """Return the tensors that are directly in a value, with the `element` that selects each."""
     items = zip(value._fields, value, strict=True) if hasattr(value, "_fields") else items_of(value) or ()
     return [(key, item) for key, item in items if isinstance(item, Tensor)]
-
-
-def _list_tensors(value: Any) -> str:
-    tensors = ", ".join(f"{key!r} {tuple(tensor.shape)}" for key, tensor in _tensors_of(value))
-    return f"; its tensors are {tensors}" if tensors else ""
 
 
 def _advice(value: Any, element: Element) -> str:
