@@ -128,12 +128,19 @@ class AttentionTap:
         fused = getattr(owner, name)
         setattr(owner, name, explicit)
 
+        is_map = config is None  # to be seen in the first pass
+
         def capture_map(tensor: Tensor) -> None:
-            if config is not None and tensor.ndim != 4:  # a layer around the attention returns its features alone
-                raise RecipeError(
-                    f"{self.tap.form.layer} returns no attention map, (batch, heads, tokens, tokens), but "
-                    f"{tuple(tensor.shape)}; tap the attention layer in it"
-                )
+            nonlocal is_map
+            if not is_map:
+                # A layer around the attention returns its features alone; that of T5 returns a position bias first.
+                if tensor.ndim != 4 or bool((tensor < 0).any()):
+                    raise RecipeError(
+                        f"{self.tap.form.layer} returns no attention map, (batch, heads, tokens, tokens), but "
+                        f"{tuple(tensor.shape)} as its second output; tap the attention layer in it, or use "
+                        "Tap(layer, element=...) and eager attention"
+                    )
+                is_map = True
             capture(tensor)
 
         remove_hook = self.tap.attach(capture_map)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, T5Config, T5EncoderModel
 
 from kdkit import AttentionTap, Net, RecipeError, Tap, timm_tap
 from kdkit.nets.taps import OpenTaps, TapLike
@@ -313,9 +313,16 @@ def test_an_attention_tap_on_a_layer_of_transformers_captures_the_map_of_eager_a
 
 def test_an_attention_tap_on_a_layer_around_the_attention_is_refused():
     model = tiny_bert()
-    with pytest.raises(RecipeError, match=r"BertLayer returns no attention map, .* but \(2, 5, 16\); tap"):
+    with pytest.raises(RecipeError, match=r"BertLayer returns no attention map, .* but \(2, 5, 16\) as its"):
         captured(model, AttentionTap(model.encoder.layer[0]), **TEXT)
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_position_bias_is_not_taken_for_an_attention_map():
+    config = T5Config(d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, vocab_size=20)
+    model = T5EncoderModel(config).eval()
+    with pytest.raises(RecipeError, match="T5Attention returns no attention map"):
+        captured(model, AttentionTap(model.encoder.block[0].layer[0].SelfAttention), **TEXT)
 
 
 def test_the_map_of_fused_attention_is_refused_with_the_layer_and_the_option_to_change():
