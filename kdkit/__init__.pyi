@@ -42,6 +42,7 @@ from .recipe.guidance import Level as Level
 from .recipe.objective import Match as Match
 from .recipe.objective import Objective as Objective
 from .recipe.objective import Truth as Truth
+from .recipe.objective import model_loss as model_loss
 from .recipe.optim import LRSchedule as LRSchedule
 from .recipe.optim import Optimizer as Optimizer
 from .recipe.ramps import CosineRamp as CosineRamp

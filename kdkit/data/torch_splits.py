@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
-from kdkit.data.batch import Batch, as_targets, collate
+from kdkit.data.batch import Batch, as_targets, collate, items_of
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.labels import LabelCheck, mark_unknown
 from kdkit.errors import DataError
@@ -129,7 +129,11 @@ def first_batch(name: str, data: DatasetOrLoader | DatasetSplit | CheckedLoaderS
     except (TypeError, ValueError) as error:  # from unpacking anything but a pair
         raise DataError(f"the {name} data must yield pairs (inputs, labels): {error}") from error
     if not isinstance(labels, Tensor):
-        raise DataError(f"the labels of the {name} data are a {type(labels).__name__}; expected a tensor")
+        pack = " with equal sizes for all samples: pack them, such as with torch.cat, and let the losses unpack them"
+        raise DataError(
+            f"the labels of the {name} data are a {type(labels).__name__}; expected a tensor"
+            f"{'' if items_of(labels) is None else pack}"
+        )
     return Batch(inputs, labels)
 
 

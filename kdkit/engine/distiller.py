@@ -1,5 +1,6 @@
 """A student and its objective as one module, for a training loop of the user or of another framework."""
 
+import warnings
 from collections.abc import Sequence
 from functools import reduce
 from operator import add
@@ -56,7 +57,8 @@ class Distiller(nn.Module):
 
     Its parameters and state dict are those of the student and of the losses. Teachers are no part of them; they are in
     eval mode and without gradients, and `to` moves them too. Until `close`, the networks have hooks for the taps.
-    Raises CheckError with all problems that a check of the stage finds, and RecipeError for a wrong example.
+    Raises CheckError with all problems that a check of the stage finds, and RecipeError for a wrong example. Warns of a
+    tap whose channels are not certain.
     """
 
     def __init__(
@@ -74,7 +76,9 @@ class Distiller(nn.Module):
         if not isinstance(student, Net):
             raise RecipeError(f'student is a Net, such as Net("student", module); got a {type(student).__name__}')
         if not isinstance(example, tuple | list) or len(example) != 2 or not isinstance(example[1], Tensor):
-            raise RecipeError(f"example is a pair (inputs, labels) of a batch; got a {type(example).__name__}")
+            parts = example if isinstance(example, tuple | list) else [example]
+            got = ", ".join(type(part).__name__ for part in parts)
+            raise RecipeError(f"example is a pair (inputs, labels) of a batch, with a tensor of labels; got {got}")
         self.student = student
         device = next((parameter.device for parameter in student.network.parameters()), torch.device("cpu"))
         rows = torch.arange(len(example[1]))
@@ -100,10 +104,12 @@ class Distiller(nn.Module):
             if isinstance(teacher, Net) and isinstance(teacher.module, nn.Module):
                 teacher.module.to(device)
         self._stage = OpenStage(stage, context, device)
-        problems = dry_run(self._stage, batch).problems
-        if problems:
+        report = dry_run(self._stage, batch)
+        if report.problems:
             self._stage.close()
-            raise CheckError(problems)
+            raise CheckError(report.problems)
+        for notice in report.notices:
+            warnings.warn(notice, stacklevel=2)
         self.module = self._stage.module
         self._weights, self._progress = self.module.weights(0.0), 0.0
         self._observers = observers(self._stage.sessions.values())

@@ -16,7 +16,7 @@ from kdkit.losses.base import BuildContext
 from kdkit.losses.features import TensorOrTuple, as_tuple
 from kdkit.nets.recompute import Recomputation
 from kdkit.nets.taps import OpenTaps, TapLike
-from kdkit.recipe.objective import as_objective, taps_of
+from kdkit.recipe.objective import Match, as_objective, taps_of
 from kdkit.recipe.recipe import Stage
 from kdkit.teachers.base import TeacherOutput, TeacherOutputs
 from kdkit.teachers.peer import Peer
@@ -39,7 +39,7 @@ class DistillationModule(nn.Module):
         self.track_outputs = True
         self.student_outputs: dict[str, Tensor] = {}
         self.nets = nn.ModuleList(net.network for net in self.students)
-        self.open_taps = OpenTaps(_student_taps(stage))
+        self.open_taps = OpenTaps(_student_taps(stage), self.students)
         # Students may share layers, so a tap may be on several of them.
         self._tap_indices = {net.name: _indices_of_taps(net.network, self.open_taps.taps) for net in self.students}
         taps = {
@@ -181,10 +181,10 @@ class DistillationModule(nn.Module):
 
 def _student_taps(stage: Stage) -> Iterator[TapLike]:
     """Yield the taps on networks in training: student sides, and targets that are peers."""
-    for match in stage.matches:
-        yield from taps_of(match.student)
-        if isinstance(match.teacher, Peer):
-            yield from taps_of(match.target)
+    for term in stage.terms:
+        yield from taps_of(term.student)
+        if isinstance(term, Match) and isinstance(term.teacher, Peer):
+            yield from taps_of(term.target)
 
 
 def _indices_of_taps(network: nn.Module, taps: Sequence[TapLike]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, map_tensors, nested_tensors
 from kdkit.errors import RecipeError, did_you_mean, first_line
-from kdkit.nets.views import Element, Inputs, View, pick_tensor
+from kdkit.nets.views import Element, Inputs, View, default_element, pick_tensor
 from kdkit.nets.weights import load_weights
 from kdkit.utils.validation import validate_name
 
@@ -25,8 +25,10 @@ class Net(Generic[M]):
     module: an `nn.Module`; for a teacher behind an API any callable, which then needs a `version`.
     view: turns a batch into the arguments of the module; `Inputs()` if None.
     element: selects the outputs, (batch, classes) or (batch, classes, *positions), if the module returns more than one
-    tensor. channels_last: whether the outputs are (batch, *positions, classes), as of transformers, whose classes are
-    moved to the second dimension; None decides by the labels of the first batch, if these have positions.
+    tensor: an index, a key or attribute, or a function. If None, an output that is named `logits`, `last_hidden_state`
+    or `out` is taken, as of models of transformers and torchvision, or else the only tensor; the plan says which.
+    channels_last: whether the outputs are (batch, *positions, classes), as of transformers, whose classes are moved to
+    the second dimension; None decides by the labels of the first batch, if these have positions.
     classes: the names of its outputs, if they differ from the classes of the data. Terms compare shared classes only.
     weights: a .safetensors or torch file, a sharded index, or the folder of a run or of `save_pretrained`, loaded
     immediately. State dicts inside of checkpoints are found, and prefixes such as "module." removed.
@@ -78,6 +80,7 @@ class Net(Generic[M]):
         self.view: View = view if view is not None else Inputs()
         self.element = element
         self.channels_last = channels_last
+        self.taken_element = element  # with the default one, once the module has returned several tensors
         self.classes = None if classes is None else tuple(classes)
         self.version = version
         self._copies_inputs = False
@@ -129,13 +132,16 @@ class Net(Generic[M]):
             ) from error
 
     def first_pass(self, batch: Batch) -> Tensor:
-        """Return the outputs, and restore the inputs if the network changes them in place, as a normalisation may.
+        """Return the outputs, and note which element they are; restore the inputs if the network changes them in place.
 
-        Such a network gets copies from then on, since other networks get the same batch.
+        Such a network, as one that normalises in place, gets copies from then on, since others get the same batch.
         """
         before = [(tensor, tensor._version, tensor.clone()) for tensor in nested_tensors(batch.inputs)]
         try:
-            return self(batch)
+            output = self._call(self.module, batch)
+            if self.element is None and not isinstance(output, Tensor):
+                self.taken_element = default_element(output)
+            return self._outputs(output, batch)
         finally:
             for tensor, version, values in before:
                 if tensor._version != version:  # autograd counts the in-place modifications of a tensor
@@ -145,24 +151,32 @@ class Net(Generic[M]):
 
     def through(self, module: Callable[..., Any], batch: Batch) -> Tensor:
         """Return the outputs of another module of the same form, such as the EMA of this one, as `__call__` does."""
-        if self._copies_inputs:
-            batch = replace(batch, inputs=map_tensors(batch.inputs, torch.clone))
-        args, kwargs = self.view(batch)
-        output = module(*args, **kwargs)
-        if self.element is not None or not isinstance(output, Tensor):
-            output = pick_tensor(output, self.element, f"net {self.name!r}")
-        if self.channels_last is not False and output.ndim > 2:
-            output = self._with_classes_second(output, batch.labels)
-        # A service may drop rows. Without this check, a loss could broadcast what is left.
-        if not isinstance(module, nn.Module) and (not output.ndim or len(output) != len(batch)):
-            raise RecipeError(
-                f"net {self.name!r} must return one row per sample, {len(batch)} for this batch; "
-                f"got outputs of shape {tuple(output.shape)}"
-            )
-        return output
+        return self._outputs(self._call(module, batch), batch)
 
     def __repr__(self) -> str:
         return f"Net({self.name!r}, {type(self.module).__name__})"
+
+    def _call(self, module: Callable[..., Any], batch: Batch) -> Any:
+        """Return everything that the module returns."""
+        if self._copies_inputs:
+            batch = replace(batch, inputs=map_tensors(batch.inputs, torch.clone))
+        args, kwargs = self.view(batch)
+        return module(*args, **kwargs)
+
+    def _outputs(self, output: Any, batch: Batch) -> Tensor:
+        """Return the tensor that the element selects. Raises RecipeError if there is none, or a row is missing."""
+        if self.element is not None or not isinstance(output, Tensor):
+            output = pick_tensor(output, self.element, f"net {self.name!r}")
+        tensor: Tensor = output
+        if self.channels_last is not False and tensor.ndim > 2:
+            tensor = self._with_classes_second(tensor, batch.labels)
+        # A service may drop rows. Without this check, a loss could broadcast what is left.
+        if not isinstance(self.module, nn.Module) and (not tensor.ndim or len(tensor) != len(batch)):
+            raise RecipeError(
+                f"net {self.name!r} must return one row per sample, {len(batch)} for this batch; "
+                f"got outputs of shape {tuple(tensor.shape)}"
+            )
+        return tensor
 
     def _with_classes_second(self, output: Tensor, labels: Tensor) -> Tensor:
         if self.channels_last is None:

@@ -50,10 +50,14 @@ class Stage:
         validate_name("stage", self.name, "-_+ ")
 
     @property
+    def terms(self) -> tuple[Term, ...]:
+        """The terms of all objectives."""
+        return tuple(weighted.term for objective in self.objectives.values() for weighted in as_objective(objective))
+
+    @property
     def matches(self) -> tuple[Match, ...]:
         """All terms that match a teacher."""
-        terms = [weighted.term for objective in self.objectives.values() for weighted in as_objective(objective)]
-        return tuple(term for term in terms if isinstance(term, Match))
+        return tuple(term for term in self.terms if isinstance(term, Match))
 
     @property
     def teachers(self) -> Mapping[Teacher, tuple[TapLike, ...]]:

@@ -50,7 +50,7 @@ class Frozen(TeacherSession):
 
     def __init__(self, net: Net[Any], taps: Sequence[TapLike]) -> None:
         self.net = net
-        self._open_taps = OpenTaps(taps)
+        self._open_taps = OpenTaps(taps, [net])
         self._resources = ExitStack()
         self._resources.enter_context(eval_mode(net.module))
 

@@ -28,6 +28,7 @@ def check(recipe: Recipe, device: torch.device | str = "cpu", precision: Precisi
     problems = [*recipe_problems(recipe, stages)]
     terms: list[tuple[TermSummary, ...]] = []
     feature_teachers: set[Net[Any]] = set()
+    notices: list[str] = []
     peaks: list[int | None] = []
     for stage in stages:
         summaries: tuple[TermSummary, ...] = ()
@@ -44,6 +45,7 @@ def check(recipe: Recipe, device: torch.device | str = "cpu", precision: Precisi
                     report = dry_run(open_stage, batch, precision, update=True)
                 stage_errors, summaries = report.problems, tuple(report.terms)
                 feature_teachers.update(report.feature_teachers)
+                notices += report.notices
                 peak = memory.peak(batch.labels.device)
             except KdkitError as error:
                 stage_errors = [str(error)]
@@ -62,4 +64,5 @@ def check(recipe: Recipe, device: torch.device | str = "cpu", precision: Precisi
         context=context,
         peak_memory_bytes=tuple(peaks),
         feature_teachers=frozenset(feature_teachers),
+        notices=tuple(dict.fromkeys(notices)),
     )

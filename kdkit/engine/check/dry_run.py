@@ -20,8 +20,9 @@ from kdkit.engine.train_state import balancer_parameters, build_balancer, named_
 from kdkit.errors import KdkitError, RecipeError, first_line
 from kdkit.losses.features import TensorOrTuple, as_tuple
 from kdkit.losses.multi_teacher import PerTeacher
+from kdkit.nets.layout import path_of
 from kdkit.nets.net import Net
-from kdkit.nets.taps import TapLike
+from kdkit.nets.taps import Tap, TapLike
 from kdkit.recipe.balancing.base import WeightedSum
 from kdkit.recipe.objective import Match
 from kdkit.recipe.recipe import teachers_of
@@ -37,11 +38,13 @@ class DryRunReport:
     """The result of a dry run. terms: empty if there are problems.
 
     feature_teachers: teachers whose outputs are not about the data's classes; they are matched by features only.
+    notices: see `Plan`.
     """
 
     problems: list[str] = field(default_factory=list)
     terms: list[TermSummary] = field(default_factory=list)
     feature_teachers: list[Net[Any]] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
 
 def dry_run(stage: OpenStage, batch: Batch, precision: Precision = "fp32", *, update: bool = False) -> DryRunReport:
@@ -74,6 +77,8 @@ class _DryRun:
         self.batch = batch
         self.report = report
         self.problems = report.problems
+        teacher_taps = (tap for taps in stage.stage.teachers.values() for tap in taps)
+        self.open_taps = (*self.module.open_taps.taps, *teacher_taps)
 
     def execute(self) -> None:
         """Run teachers and students, check their outputs, build the losses, and compute every term."""
@@ -81,10 +86,12 @@ class _DryRun:
         teacher_outputs = {teacher.name: self._run_teacher(teacher) for teacher in teachers}
         student_outputs = {net.name: self._run_student(net) for net in self.module.students}
         self.module.open_taps.copy_if_modified()
+        # Before any problem ends the dry run: a wrong order of dimensions may be its reason.
+        self.report.notices += [tap.form.doubt for tap in self.open_taps if isinstance(tap, Tap) and tap.form.doubt]
         for net in self.module.students:
             if student_outputs[net.name] is not None:  # otherwise it failed, and its taps could not fire
                 parts = set(net.network.modules())
-                self._report_unfired(net.name, [tap for tap in self.module.open_taps.unfired() if tap.module in parts])
+                self._report_unfired(net, [tap for tap in self.module.open_taps.unfired() if tap.module in parts])
                 self._report_not_recomputed(net)
         complete = {name: output for name, output in teacher_outputs.items() if output is not None}
         failed = len(complete) < len(teacher_outputs) or any(output is None for output in student_outputs.values())
@@ -141,7 +148,7 @@ class _DryRun:
     def _run_teacher(self, teacher: Teacher) -> TeacherOutput | None:
         session = self.stage.sessions[teacher.name]
         try:
-            self._report_unfired(teacher.name, session.dry_run(self.batch))
+            self._report_unfired(teacher, session.dry_run(self.batch))
             if self.problems:
                 return None
             versions = [tensor._version for tensor in nested_tensors(self.batch.inputs)]
@@ -168,11 +175,12 @@ class _DryRun:
             self.problems.append(_describe_failure(net, self.batch, error))
         return None
 
-    def _report_unfired(self, name: str, taps: Sequence[TapLike]) -> None:
+    def _report_unfired(self, teacher: Teacher, taps: Sequence[TapLike]) -> None:
         for tap in taps:
+            path = path_of(tap.module, teacher) if isinstance(teacher, Net) else None  # Ema taps a copy of its network
             self.problems.append(
-                f"the tap on {type(tap.module).__name__} of net {name!r} never fired: that module does not run in "
-                "a forward pass; tap one that does"
+                f"the tap on {type(tap.module).__name__}{f' {path!r}' if path else ''} of net {teacher.name!r} never "
+                "fired: that module does not run in a forward pass; tap one that does"
             )
 
     def _report_not_recomputed(self, net: Net[Any]) -> None:
@@ -266,7 +274,7 @@ class _DryRun:
                 self.problems.append(f"term {term.label!r}: {problem}")
             # In the plan, readers expect the shapes of the outputs, not those of rows of positions.
             whole = inputs if term.rows is None else self.module.whole_inputs(term, self.batch, outputs)
-            self.report.terms.append(summarize(term, whole))
+            self.report.terms.append(summarize(term, whole, self.open_taps))
 
     def _check_soft_labels(self) -> None:
         """Check that no term needs class indices if the labels are soft, (batch, classes)."""

@@ -298,8 +298,8 @@ class _StageChecks:
         if isinstance(term, Match):
             yield from self._teacher_problems(net, term)
             yield from _target_tap_problems(term)
-            for tap in taps_of(term.student):
-                yield from _foreign_tap(tap.module, net, "student")
+        for tap in taps_of(term.student):
+            yield from _foreign_tap(tap.module, net, "student")
 
     def _teacher_problems(self, net: Net[Any], match: Match) -> Problems:
         teacher = match.teacher

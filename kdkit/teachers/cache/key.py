@@ -24,7 +24,7 @@ FORMAT = 3  # of the files and the key; raise it whenever either changes
 # Attributes of a Net that are facts already, or that its outputs do not depend on.
 _NET_ATTRIBUTES = (
     *("name", "module", "view", "element", "classes", "version", "trained", "recompute", "channels_last"),
-    *("weights_note", "_copies_inputs"),
+    *("weights_note", "_copies_inputs", "taken_element"),
 )
 
 
@@ -109,7 +109,8 @@ def _facts_of_tap(net: Net[Any], tap: TapLike) -> dict[str, Any]:
     if not isinstance(tap, Tap):
         return {"tap": kind.__name__, "path": path}
     element = Digest().add(tap.element, "the element of its tap").hexdigest()
-    return {"tap": kind.__name__, "path": path, "at": tap.at, "element": element, "channels_last": tap.channels_last}
+    last = bool(tap.form.channels_last)  # also if it was inferred: the dry run comes before
+    return {"tap": kind.__name__, "path": path, "at": tap.at, "element": element, "channels_last": last}
 
 
 def _environment(device: str) -> dict[str, Any]:

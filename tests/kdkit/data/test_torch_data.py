@@ -200,7 +200,10 @@ def test_samples_of_different_shapes_are_refused_with_both_shapes_and_a_remedy()
         (Listed([(torch.zeros(2), 0, "extra")] * 3), r"must yield pairs \(inputs, labels\)"),
         (listed(lambda row: "cat"), "the labels of the train data are a"),
         (DataLoader(listed(lambda row: "cat")), "the labels of the train data are a"),
-        (listed(lambda row: {"class": 0}), "the labels of the train data are a dict"),
+        (
+            listed(lambda row: {"class": 0}),
+            "the labels of the train data are a dict; expected a tensor with equal sizes",
+        ),
         (TensorDataset(torch.zeros(4, 2), torch.ones(4) > 0), r"the labels are bool, one a sample; make them int64 "),
         (
             Listed([{"pixels": torch.zeros(2), "label": 0}] * 3),
