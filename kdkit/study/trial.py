@@ -7,6 +7,8 @@ from typing import Any, Literal
 from kdkit.errors import RecipeError
 from kdkit.recipe.recipe import Recipe
 
+PUNCTUATION = "-_+"  # in the name of a trial, besides letters and digits
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
@@ -26,7 +28,7 @@ class Trial:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.name or not all(letter.isalnum() or letter in "-_+" for letter in self.name):
+        if not self.name or not all(letter.isalnum() or letter in PUNCTUATION for letter in self.name):
             raise RecipeError(f"the name of a trial consists of letters, digits, '-', '_' and '+'; got {self.name!r}")
 
     @property
