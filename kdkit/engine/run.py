@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from kdkit.data.device_data import DeviceData
 from kdkit.engine import distributed
@@ -150,8 +149,7 @@ class _Run:
         )
         ctx.callbacks.call("run_started", event)
         for net in ctx.plan.nets:
-            if isinstance(net.module, nn.Module):
-                net.module.to(ctx.device)
+            net.move_to(ctx.device)
         history: dict[str, Sequence[Mapping[str, Any]]] = {}
         for index, stage in enumerate(stages):
             folder = None if self.folder is None else self.folder.stage(index, stage.name)

@@ -16,6 +16,7 @@ TINY = {
     "lrhnet_pmlkd": ["--epochs", "1", "--width", "4", "--records", "64"],
     "lrhnet_smlkd": ["--epochs", "1", "--width", "4", "--records", "64"],
     "custom_loss": ["--epochs", "1"],
+    "http_teacher": ["--epochs", "1"],
     "timm_digits": ["--epochs", "1"],
     "all_losses": ["--epochs", "1", "--data", "ecg", "--samples", "16"],
 }
