@@ -26,6 +26,7 @@ from .metrics import Metric as Metric
 from .metrics import MetricResult as MetricResult
 from .metrics import Predictions as Predictions
 from .nets.net import Net as Net
+from .nets.onnx import OnnxModel as OnnxModel
 from .nets.taps import AttentionTap as AttentionTap
 from .nets.taps import Tap as Tap
 from .nets.taps import tap as tap
@@ -56,6 +57,7 @@ from .recipe.simkd import SimKD as SimKD
 from .recipe.training import AverageWeights as AverageWeights
 from .recipe.training import Training as Training
 from .study.study import Study as Study
+from .study.sweep import Sweep as Sweep
 from .study.trial import Trial as Trial
 from .study.trial import TrialResult as TrialResult
 from .teachers import Ema as Ema

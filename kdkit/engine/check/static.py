@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kdkit.data.dataset import Data, Split, optional_member
 from kdkit.data.labels import without_ignored
@@ -247,6 +249,11 @@ class _StageChecks:
         for net, objective in self.stage.objectives.items():
             if not isinstance(net.module, nn.Module):
                 yield f"net {net.name!r} is a plain callable: it can teach, but not be trained"
+            elif net.device is not None:
+                yield f"net {net.name!r} is trained on the device of the run; leave out its device={str(net.device)!r}"
+            elif any(isinstance(part, GraphModule) and "train" in vars(part) for part in net.module.modules()):
+                # torch.export replaces `train` of a program by a method that raises
+                yield f"net {net.name!r} has a program of torch.export in it; train the module that was exported"
             elif not any(parameter.requires_grad for parameter in net.module.parameters()):
                 yield f"net {net.name!r} has nothing to train: none of its parameters requires a gradient"
             else:
@@ -255,6 +262,11 @@ class _StageChecks:
                         yield (
                             f"net {net.name!r} has {key!r}, a {type(value).__name__}, in its state_dict(), but a run "
                             "folder stores tensors only; remove get_extra_state, or return a tensor"
+                        )
+                    elif is_traceable_wrapper_subclass(value):  # such as the weights of torchao
+                        yield (
+                            f"net {net.name!r} has {key!r}, a {type(value).__name__}, which a run folder cannot store; "
+                            "quantize the network after it is trained, or use it as a teacher"
                         )
             for label, count in Counter(weighted.term.label for weighted in as_objective(objective)).items():
                 if count > 1:
