@@ -116,6 +116,7 @@ class DistillationModule(nn.Module):
             labels=batch.labels,
             ids=batch.ids,
             teacher_outputs=tuple(outputs[name].output for name in term.teachers) if passes_outputs else (),
+            weights=batch.weights,
         )
         return inputs if term.alignment is None else term.alignment(inputs)
 
@@ -137,6 +138,7 @@ class DistillationModule(nn.Module):
             "ids": inputs.ids,
             "progress": self.progress,
             "teacher_outputs": inputs.teacher_outputs,
+            "sample_weights": inputs.weights,
         }
         return {name: value for name, value in values.items() if name in term.extra_kwargs}
 
