@@ -47,7 +47,8 @@ class Distiller(nn.Module):
             ...
 
     student: a Net. objective: its terms, as in a Stage; teachers are those that they match. example: a batch of
-    training inputs and labels, of two samples or more, by whose shapes losses create their projectors.
+    training inputs and labels, of two samples or more, by whose shapes losses create their projectors; a third element
+    has the weights of the samples, if a loss uses them.
     classes: names, or None for as many as the student has outputs. task: the kind of the labels, see `Batch`.
     samples: the number of training samples, for losses that keep a memory of all of them.
 
@@ -60,7 +61,7 @@ class Distiller(nn.Module):
         self,
         student: Net[Any],
         objective: Objective | Term,
-        example: tuple[Any, Tensor],
+        example: tuple[Any, ...],
         *,
         classes: Sequence[str] | None = None,
         task: Task = "multiclass",
@@ -69,15 +70,27 @@ class Distiller(nn.Module):
         super().__init__()
         if not isinstance(student, Net):
             raise RecipeError(f'student is a Net, such as Net("student", module); got a {type(student).__name__}')
-        if not isinstance(example, tuple | list) or len(example) != 2 or not isinstance(example[1], Tensor):
-            raise RecipeError(f"example is a pair (inputs, labels) of a batch; got a {type(example).__name__}")
+        is_pair = isinstance(example, tuple | list) and len(example) in (2, 3)
+        if not is_pair or not all(isinstance(part, Tensor) for part in example[1:]):
+            raise RecipeError(
+                f"example is a pair (inputs, labels) of a batch; got a {type(example).__name__}; a third "
+                "element has the weights of its samples"
+            )
         self.student = student
         device = next((parameter.device for parameter in student.network.parameters()), torch.device("cpu"))
         rows = torch.arange(len(example[1]))
-        batch = Batch(example[0], as_targets(example[1]), rows if samples is not None else None).to(device)
+        weights = example[2] if len(example) == 3 else None
+        ids = rows if samples is not None else None
+        batch = Batch(example[0], as_targets(example[1]), ids, weights=weights).to(device)
         if classes is None:
             classes = [str(index) for index in range(count_outputs(student, batch))]
-        context = BuildContext(classes=tuple(classes), task=task, samples=samples, ids=samples is not None)
+        context = BuildContext(
+            classes=tuple(classes),
+            task=task,
+            samples=samples,
+            ids=samples is not None,
+            has_weights=weights is not None,
+        )
         stage = Stage({student: objective}, Training(epochs=1, batch_size=max(2, len(rows))))
         problems = [*stage_problems(stage, context)]
         if problems:
@@ -95,14 +108,20 @@ class Distiller(nn.Module):
         self._observers = observers(self._stage.sessions.values())
 
     def forward(
-        self, inputs: Any, labels: Tensor, *, ids: Tensor | None = None, progress: float = 0.0
+        self,
+        inputs: Any,
+        labels: Tensor,
+        *,
+        ids: Tensor | None = None,
+        progress: float = 0.0,
+        sample_weights: Tensor | None = None,
     ) -> DistillerOutput:
         """Run teachers and student on a batch, which is on their device.
 
         ids: of the samples, (batch,) int64, below `samples`; only losses with a memory need them. progress: the share
-        of training that is done, in [0, 1], for ramps.
+        of training that is done, in [0, 1], for ramps. sample_weights: (batch,), for losses that use them.
         """
-        batch, module = Batch(inputs, as_targets(labels), ids), self.module
+        batch, module = Batch(inputs, as_targets(labels), ids, weights=sample_weights), self.module
         if progress != self._progress:
             module.progress.fill_(progress)
             self._weights, self._progress = module.weights(progress), progress
