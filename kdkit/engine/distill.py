@@ -76,16 +76,22 @@ def distill(
         module if isinstance(module, Net) else Net(name, module, trained=True)
         for name, module in zip(names, modules, strict=True)
     ]
+    failure = None
     if classes is None:
-        classes = _classes(student_net, train, labels)
-    data = TorchData(
-        *(train, validation, test),
-        classes=classes,
-        task=task,
-        unknown=unknown,
-        labels=labels,
-        batch_transform=batch_transform,
-    )
+        classes, failure = _classes(student_net, train, labels)
+    try:
+        data = TorchData(
+            *(train, validation, test),
+            classes=classes,
+            task=task,
+            unknown=unknown,
+            labels=labels,
+            batch_transform=batch_transform,
+        )
+    except DataError as error:
+        if failure is None:
+            raise
+        raise DataError(f"{error}; the outputs could not be counted instead: {failure}") from error
     label_loss = _LABEL_LOSSES[data.task]()
     if data.has_unknown:
         label_loss = IgnoreUnknown(label_loss)
@@ -111,20 +117,21 @@ def _default_loss(task: Task, temperature: float | None) -> Loss:
     return loss() if temperature is None else loss(temperature=temperature)
 
 
-def _classes(net: Net[Any], train: DatasetOrLoader, labels: str | None) -> Sequence[str] | None:
-    """Return a class name per output of the network, or None if it fails here, which `check` reports later."""
+def _classes(net: Net[Any], train: DatasetOrLoader, labels: str | None) -> tuple[Sequence[str] | None, str | None]:
+    """Return a class name per output of the network; None if it fails here, which `check` reports later, and why."""
     batch = first_batch("train", train, SampleKeys(labels))
     try:
         count = count_outputs(net, batch)
     except KdkitError:
         raise
     except Exception as error:  # a network may raise anything, and may still run on the device of the run
+        reason = f"fails for the train data: {first_line(error)}"
         advice = dtype_advice(net, nested_tensors(batch.inputs), error)
         if advice:
-            raise DataError(f"net {net.name!r} fails for the train data: {first_line(error)}{advice}") from error
-        return None
+            raise DataError(f"net {net.name!r} {reason}{advice}") from error
+        return None, f"net {net.name!r} {reason}"
     names = class_names(train)
-    return names if names is not None and len(names) == count else [str(index) for index in range(count)]
+    return names if names is not None and len(names) == count else [str(index) for index in range(count)], None
 
 
 @torch.no_grad()

@@ -204,6 +204,12 @@ def test_texts_collated_by_transformers_have_their_labels_under_a_key():
     assert "labels" not in first.inputs
 
 
+def test_a_column_that_the_network_does_not_take_is_named():
+    rows = [{"input": image, "label": label, "path": f"{row}.png"} for row, (image, label) in enumerate(IMAGE_DATA)]
+    with pytest.raises(DataError, match=r"could not be counted instead: net 'student' fails .* 'path'"):
+        kdkit.distill(image_net("teacher", trained=True), image_net("student"), rows, rows)
+
+
 @pytest.mark.parametrize("wrap", [lambda data: data, lambda data: DataLoader(data, batch_size=4)])
 def test_arrays_and_lists_of_different_lengths_name_the_remedy(wrap):
     class Signals(Dataset):
