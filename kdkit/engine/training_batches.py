@@ -28,8 +28,8 @@ class TrainingBatches:
     """The batches of every epoch of a stage, on the device that trains, after the data's `batch_transform`.
 
     Without `Training.steps_per_epoch`, an epoch is a pass over the training data. Otherwise it is that many batches of
-    passes that follow each other. Rows have an order by (seed, pass), so that any epoch can be read again; a
-    LoaderSplit is read on, and `state_dict` has its position.
+    passes that follow each other. Rows have an order by (seed, pass), so that any epoch can be read again. An epoch of
+    a LoaderSplit resumes where the last one stopped, and `state_dict` has that position.
     """
 
     def __init__(self, data: Data, device_data: DeviceData, training: Training, seed: int) -> None:
@@ -41,7 +41,7 @@ class TrainingBatches:
         self.stream: _Stream | None = None
         if isinstance(self.split, LoaderSplit) and training.steps_per_epoch is not None:
             self.stream = _Stream(self.split, training.batch_size, pin=device_data.device.type == "cuda")
-        self.transform = BatchTransform.of(data)
+        self.transform = BatchTransform.from_data(data)
 
     def epoch(self, epoch: int) -> Batches:
         """Return the batches of an epoch, which know their number; epochs of a stream come in their order."""
@@ -126,7 +126,7 @@ class BatchTransform:
     columns: int | None
 
     @classmethod
-    def of(cls, data: Data) -> "BatchTransform | None":
+    def from_data(cls, data: Data) -> "BatchTransform | None":
         """Return the transform of a data set, or None if it has none."""
         function = optional_member(data, Data, "batch_transform")
         columns = None if data.task == "regression" else len(data.classes)
@@ -159,7 +159,7 @@ class BatchTransform:
 
 def transformed(data: Data, batch: Batch) -> Batch:
     """Return a batch as it is trained on, after the data's `batch_transform`; random states stay as they were."""
-    transform = BatchTransform.of(data)
+    transform = BatchTransform.from_data(data)
     if transform is None:
         return batch
     with preserve_rng_state(cuda=batch.labels.is_cuda):
@@ -235,7 +235,9 @@ class _Stream:
     def state_dict(self) -> dict[str, Any]:
         """Return the number of the pass, and the position in it if the loader or its dataset knows it."""
         source = self._source()
-        return {"pass": self.number, "source": None if source is None else source.state_dict()}
+        state = None if source is None else source.state_dict()
+        # A checkpoint is loaded without unpickling code, so it must hold plain values only.
+        return {"pass": self.number, "source": state if _is_plain(state) else None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> str | None:
         """Restore the position, or begin the next pass and return a notice."""
@@ -268,11 +270,11 @@ class _Stream:
                 return batch
 
     def _source(self) -> Any:
-        """Return what knows the position: the loader, or its dataset if no worker process holds a copy of that."""
+        """Return the object that knows the position: the loader, or its dataset if no worker process has a copy."""
         loader, dataset = self.split.loader, dataset_of(self.split)
         # The source of a loader that is no DataLoader, such as torchdata's StatefulDataLoader.
-        here = [dataset, getattr(dataset, "source", None)] if getattr(loader, "num_workers", 1) == 0 else []
-        candidates = [loader, *here]
+        in_process = [dataset, getattr(dataset, "source", None)] if getattr(loader, "num_workers", 1) == 0 else []
+        candidates = [loader, *in_process]
         has_state = (item for item in candidates if hasattr(item, "state_dict") and hasattr(item, "load_state_dict"))
         return next(has_state, None)
 
@@ -329,6 +331,15 @@ class _Transformed:
         for batch in self.batches:
             moved = batch.to(self.device)
             yield self.transform(_copied(batch) if moved is batch else moved)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is made of numbers, texts, tensors and None, in dicts, lists and tuples."""
+    if type(value) is dict:
+        return all(_is_plain(part) for part in (*value, *value.values()))
+    if type(value) in (list, tuple):
+        return all(map(_is_plain, value))
+    return type(value) in (bool, int, float, str, bytes, type(None), Tensor)
 
 
 def _copied(batch: Batch) -> Batch:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import webdataset
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 import kdkit
 from kdkit import DataError, LoaderSplit, Match, Net, Past, Recipe, Stage, TorchData, Training, Truth
@@ -241,7 +241,25 @@ def test_a_stream_that_knows_its_position_resumes_to_the_same_bits(wrap, tmp_pat
     assert not assert_resumes(tmp_path, make)
 
 
-@pytest.mark.parametrize("make", [Stream, lambda: DataLoader(WHOLE, batch_size=4, shuffle=True)])
+class WithObject(Stream):
+    """A stream whose state is an object, which a checkpoint does not hold."""
+
+    def state_dict(self):
+        return {"position": 1, "random": torch.Generator()}
+
+    def load_state_dict(self, state):
+        raise AssertionError
+
+
+def test_a_shuffled_stream_of_huggingface_resumes_with_its_buffer_filled_again(tmp_path):
+    def make():
+        stream = huggingface().to_iterable_dataset(num_shards=3).shuffle(seed=0, buffer_size=5)
+        return recipe(stream, huggingface(), epochs=5, steps_per_epoch=4)
+
+    assert not assert_resumes(tmp_path, make, same=False)
+
+
+@pytest.mark.parametrize("make", [Stream, WithObject, lambda: DataLoader(WHOLE, batch_size=4, shuffle=True)])
 def test_another_stream_or_loader_begins_a_new_pass_after_a_resume_with_a_notice(make, tmp_path):
     notices = assert_resumes(tmp_path, lambda: recipe(make(), epochs=5, steps_per_epoch=4), same=False)
     assert any("does not know its position, so the resumed run begins a new pass" in notice for notice in notices)
@@ -358,27 +376,12 @@ def test_a_resampled_webdataset_never_ends(shards):
     assert len(kdkit.run(recipe(train, steps_per_epoch=9)).history["student"]) == 3
 
 
-class ByEpoch(Sampler):
-    """A sampler that shuffles by the epoch, as torch's DistributedSampler does."""
-
-    def __init__(self):
-        self.epoch = -1
-
-    def __len__(self):
-        return ROWS
-
-    def __iter__(self):
-        yield from torch.randperm(ROWS, generator=torch.Generator().manual_seed(self.epoch)).tolist()
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-
 def test_samplers_and_datasets_get_the_number_of_each_epoch():
-    sampler = ByEpoch()
+    sampler = DistributedSampler(WHOLE, num_replicas=2, rank=0)
     batches = batches_of(DataLoader(WHOLE, batch_size=4, sampler=sampler))
     read = [rows_of(batches.epoch(epoch)) for epoch in (0, 1, 0)]
     assert read[0] == read[2] != read[1]
+    assert [len(rows) for rows in read[0]] == [4, 4, 3]  # half of the samples
 
     class Dataset(TensorDataset):
         def set_epoch(self, epoch):

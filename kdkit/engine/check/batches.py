@@ -19,7 +19,7 @@ def batch_problems(stage: OpenStage, data: Data, batch: Batch, precision: Precis
     """
     sizes = sorted(set(training_batch_sizes(data.train, stage.stage.training.batch_size) or ()))
     try:
-        for size in sizes if BatchTransform.of(data) is not None else ():
+        for size in sizes if BatchTransform.from_data(data) is not None else ():
             transformed(data, batch.rows(torch.arange(size) % len(batch)))
         if 1 in sizes and len(batch) > 1 and isinstance(data.train, LoaderSplit):  # other splits leave it out
             _train_on_single(stage, transformed(data, batch.rows(torch.arange(1))), precision)
