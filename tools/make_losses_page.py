@@ -47,6 +47,7 @@ NEEDS = {
     "ids": "ids",
     "progress": "progress",
     "teacher_outputs": "outputs of all teachers",
+    "sample_weights": "weights of samples",
 }
 
 

@@ -10,7 +10,6 @@ import random
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -298,9 +297,9 @@ class _StaticInputs:
         structure = _structure(parts)
         if structure is None:
             return None
-        inputs, labels, ids, copied_outputs = map_tensors(parts, torch.clone)
+        inputs, labels, ids, weights, copied_outputs = map_tensors(parts, torch.clone)
         # Views and losses see neither the draw nor the ids on the CPU, which would stay those of the captured batch.
-        copied = replace(batch, inputs=inputs, labels=labels, ids=ids, ids_on_cpu=None, draw=None)
+        copied = Batch(inputs, labels, ids, weights=weights)
         return cls(copied, copied_outputs, structure)
 
     def fill(self, batch: Batch, outputs: Mapping[str, TeacherOutput]) -> bool:
@@ -314,7 +313,7 @@ class _StaticInputs:
 
     @staticmethod
     def _parts(batch: Batch, outputs: Mapping[str, TeacherOutput]) -> tuple[Any, ...]:
-        return batch.inputs, batch.labels, batch.ids, dict(outputs)
+        return batch.inputs, batch.labels, batch.ids, batch.weights, dict(outputs)
 
 
 class _PythonState:

@@ -126,6 +126,7 @@ class DistillationModule(nn.Module):
             labels=batch.labels,
             ids=batch.ids,
             teacher_outputs=tuple(outputs[name].output for name in term.teachers) if passes_outputs else (),
+            weights=batch.weights,
         )
 
     def apply_loss(self, term: BoundTerm, inputs: TermInputs) -> Tensor:
@@ -146,6 +147,7 @@ class DistillationModule(nn.Module):
             "ids": inputs.ids,
             "progress": self.progress,
             "teacher_outputs": inputs.teacher_outputs,
+            "sample_weights": inputs.weights,
         }
         return {name: value for name, value in values.items() if name in term.extra_kwargs}
 

@@ -22,6 +22,7 @@ from kdkit.engine.storage.run_folder import RunFolder, can_resume
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.trainer import RunContext, StageTrainer
+from kdkit.engine.training_batches import passes_over
 from kdkit.errors import RecipeError, RunFolderError
 from kdkit.metrics.base import MetricResult
 from kdkit.nets.net import Net
@@ -120,7 +121,7 @@ class _Run:
             device,
             share=options.device_data,
             draws=recipe.data.draws,
-            passes=sum(stage.training.epochs for stage in plan.stages),
+            passes=sum(passes_over(recipe.data.train, stage.training) for stage in plan.stages),
         )
         self.ctx = RunContext(
             recipe=recipe,

@@ -13,6 +13,7 @@ from torch import nn
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.engine.options import RunOptions
+from kdkit.engine.training_batches import passes_over
 from kdkit.errors import CacheError, first_line
 from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe, Stage
@@ -109,15 +110,16 @@ class TeacherCaching:
     def _is_worthwhile(self, net: Net[Any], stage: Stage) -> bool:
         """Return whether a cached output may be read again. Raises CacheError if fewer draws would make it so."""
         draws, taps, option = self._facts_of_data()["draws"], stage.teachers[net], self.options.teacher_cache
+        passes = passes_over(self.recipe.data.train, stage.training)
         stages_alike = sum(later.teachers.get(net) == taps for later in self.stages)
-        if stage.training.epochs > draws or stages_alike > 1:
+        if passes > draws or stages_alike > 1:
             return True
         # Other runs may read them too; features are large, so these are shared only if a folder was named.
         if not self._is_private() and not (taps and option == "auto"):
             return True
         if draws > 1:
             raise CacheError(
-                f"in {stage.training.epochs} epochs of {draws} draws no output is needed twice; use fewer draws, or "
+                f"in {passes} epochs of {draws} draws no output is needed twice; use fewer draws, or "
                 "a folder that other runs share (--teacher-cache DIR)"
             )
         return False
@@ -135,7 +137,7 @@ class TeacherCaching:
             parts=codec.parts,
             ids=ids,
             draws=facts["draws"],
-            new_rows=min(facts["draws"], stage.training.epochs) * len(ids),
+            new_rows=min(facts["draws"], passes_over(split, stage.training)) * len(ids),
         )
         return CacheFolder(self._folder(), int(self.options.teacher_cache_size * _GIGABYTE)).open(spec)
 

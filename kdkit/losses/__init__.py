@@ -36,6 +36,7 @@ from kdkit.losses.srrl import SRRL
 from kdkit.losses.statistics import NST, PKD, PatientKD
 from kdkit.losses.unknown import IgnoreUnknown
 from kdkit.losses.variational import MGD, VID
+from kdkit.losses.weighted import SampleWeighted
 
 __all__ = [
     "CC",
@@ -82,6 +83,7 @@ __all__ = [
     "PerToken",
     "ReverseKL",
     "ReviewKD",
+    "SampleWeighted",
     "SecondHead",
     "SemCKD",
     "SoftTargets",

@@ -18,6 +18,7 @@ from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.terms import BoundTerm
 from kdkit.engine.train_state import balancer_parameters, build_balancer, named_trainable_parameters
 from kdkit.errors import KdkitError, RecipeError, first_line
+from kdkit.losses.base import requirements_of
 from kdkit.losses.features import TensorOrTuple, as_tuple
 from kdkit.losses.multi_teacher import PerTeacher
 from kdkit.nets.layout import path_of
@@ -57,7 +58,7 @@ def dry_run(stage: OpenStage, batch: Batch, precision: Precision = "fp32", *, up
     report = DryRunReport()
     run = _DryRun(stage, batch, report)
     # The buffers of losses are not restored, because the dry run creates them.
-    with autocast(precision, batch.labels.device), _preserve(stage.module, stage.module.nets):
+    with autocast(precision, batch.labels.device), preserve(stage.module, stage.module.nets):
         try:
             run.execute()
         except KdkitError as error:
@@ -127,10 +128,10 @@ class _DryRun:
 
             # The sum of finite terms with gradients cannot fail.
             if type(training.balancing) is not WeightedSum or recomputing:
-                with _preserve(module, [module]):
+                with preserve(module, [module]):
                     compute_gradients()
             named = [*named_trainable_parameters(module), *balancer_parameters(balancer)]
-            with _preserve(module, [module]):
+            with preserve(module, [module]):
                 problem = step_problem(training.optimizer, named, module, compute_gradients)
             self.problems += [] if problem is None else [problem]
         except KdkitError as error:
@@ -290,14 +291,16 @@ class _DryRun:
             return
         for term in self.module.terms:
             reason = None
+            if "hard_labels" in requirements_of(term.loss):
+                reason = f"{type(term.loss).__name__} needs one class per sample"
             if term.alignment is not None and term.alignment.drops_samples:
-                reason = "it leaves out samples whose class one side lacks"
+                reason = "it leaves out samples whose class one side lacks, which needs one class per sample"
             if isinstance(term.loss, PerTeacher) and term.loss.weights == "confidence":
-                reason = "weights='confidence' compares the teachers' outputs to the class"
+                reason = "weights='confidence' compares the teachers' outputs to one class per sample"
             if reason is not None:
                 self.problems.append(
-                    f"term {term.label!r}: {reason}, which needs one class per sample, and the labels are soft; pass "
-                    "class indices, such as labels.argmax(1)"
+                    f"term {term.label!r}: {reason}, and the labels are soft; pass class indices, such as "
+                    "labels.argmax(1), and no batch_transform that mixes them"
                 )
 
 
@@ -359,7 +362,7 @@ def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any])
 
 
 @contextmanager
-def _preserve(module: DistillationModule, buffers_of: Iterable[nn.Module]) -> Iterator[None]:
+def preserve(module: DistillationModule, buffers_of: Iterable[nn.Module]) -> Iterator[None]:
     """Run in training mode, and restore modes, gradients, random states, and the buffers of these modules."""
     modes = {part: part.training for part in module.modules()}
     gradients: list[tuple[Any, Tensor | None]] = [(parameter, parameter.grad) for parameter in module.parameters()]

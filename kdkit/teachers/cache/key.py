@@ -67,6 +67,8 @@ def facts_of_data(data: Data) -> dict[str, Any]:
     """Return the facts of the data that outputs depend on. Raises CacheError if samples cannot be identified."""
     if isinstance(data.train, LoaderSplit):
         raise CacheError("the data comes from a loader, whose samples have no ids")
+    if optional_member(data, Data, "batch_transform") is not None:
+        raise CacheError("batch_transform changes every batch as a whole, so no output is needed again")
     if data.draws is None:
         raise CacheError("the number of draws of the data is unknown (draws=None), so its samples may never come again")
     ids = torch.as_tensor(data.train.ids)
