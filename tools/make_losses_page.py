@@ -48,6 +48,7 @@ NEEDS = {
     "progress": "progress",
     "teacher_outputs": "outputs of all teachers",
     "sample_weights": "weights of samples",
+    "inputs": "inputs of the batch",
 }
 
 

@@ -127,6 +127,7 @@ class DistillationModule(nn.Module):
             ids=batch.ids,
             teacher_outputs=tuple(outputs[name].output for name in term.teachers) if passes_outputs else (),
             weights=batch.weights,
+            batch_inputs=batch.inputs,
         )
 
     def apply_loss(self, term: BoundTerm, inputs: TermInputs) -> Tensor:
@@ -148,6 +149,7 @@ class DistillationModule(nn.Module):
             "progress": self.progress,
             "teacher_outputs": inputs.teacher_outputs,
             "sample_weights": inputs.weights,
+            "inputs": inputs.batch_inputs,
         }
         return {name: value for name, value in values.items() if name in term.extra_kwargs}
 

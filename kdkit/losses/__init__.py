@@ -28,7 +28,7 @@ from kdkit.losses.logits import GeneralisedJSD, LogitMSE, LogitStandardisation, 
 from kdkit.losses.margins import OFD
 from kdkit.losses.multi_teacher import PerTeacher, TeacherWeighting
 from kdkit.losses.per_label import PerLabelSoftTargets
-from kdkit.losses.positions import PerPosition, PerToken
+from kdkit.losses.positions import Masked, PerPosition, PerToken
 from kdkit.losses.relations import CC, PKT, RKD, SP, AdjacentCC
 from kdkit.losses.self_distillation import PSKD, PerLabelPSKD
 from kdkit.losses.similarity import CKA, Cosine, PairwiseAffinity
@@ -71,6 +71,7 @@ __all__ = [
     "LogitStandardisation",
     "Loss",
     "LossAttributes",
+    "Masked",
     "PairwiseAffinity",
     "PatientKD",
     "PerLabelDIST",

@@ -15,8 +15,9 @@ from kdkit.data.dataset import Task
 Loss = Callable[..., Tensor]
 
 # The keyword arguments that a loss may accept besides (student, target). progress is the fraction of the stage that
-# has been trained, in [0, 1]; teacher_outputs is a tuple with the logits of each teacher; sample_weights is (batch,).
-LOSS_KWARGS = ("labels", "ids", "progress", "teacher_outputs", "sample_weights")
+# has been trained, in [0, 1]; teacher_outputs is a tuple with the logits of each teacher; sample_weights is (batch,);
+# inputs are those of the batch, before any view.
+LOSS_KWARGS = ("labels", "ids", "progress", "teacher_outputs", "sample_weights", "inputs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
