@@ -81,6 +81,7 @@ class Net(Generic[M]):
         self.classes = None if classes is None else tuple(classes)
         self.version = version
         self._copies_inputs = False
+        self._notes_element = False  # in the first pass
         self._validate_recompute(recompute)
         self.recompute = tuple(recompute)
         # a plain callable cannot be trained, so it can only be a teacher
@@ -129,17 +130,16 @@ class Net(Generic[M]):
             ) from error
 
     def first_pass(self, batch: Batch) -> Tensor:
-        """Return the outputs, and note which element they are; restore the inputs if the network changes them in place.
+        """Return the outputs, note which element they are, and restore the inputs if the network changes them in place.
 
-        Such a network, as one that normalises in place, gets copies from then on, since others get the same batch.
+        A network that does, as a normalisation may, gets copies from then on, since other networks get the same batch.
         """
         before = [(tensor, tensor._version, tensor.clone()) for tensor in nested_tensors(batch.inputs)]
         try:
-            output = self._call(self.module, batch)
-            if self.element is None and not isinstance(output, Tensor):
-                self.taken_element = default_element(output)
-            return self._outputs(output, batch)
+            self._notes_element = self.element is None
+            return self(batch)
         finally:
+            self._notes_element = False
             for tensor, version, values in before:
                 if tensor._version != version:  # autograd counts the in-place modifications of a tensor
                     self._copies_inputs = True
@@ -148,30 +148,24 @@ class Net(Generic[M]):
 
     def through(self, module: Callable[..., Any], batch: Batch) -> Tensor:
         """Return the outputs of another module of the same form, such as the EMA of this one, (batch, classes)."""
-        return self._outputs(self._call(module, batch), batch)
-
-    def __repr__(self) -> str:
-        return f"Net({self.name!r}, {type(self.module).__name__})"
-
-    def _call(self, module: Callable[..., Any], batch: Batch) -> Any:
-        """Return everything that the module returns."""
         if self._copies_inputs:
             batch = replace(batch, inputs=map_tensors(batch.inputs, torch.clone))
         args, kwargs = self.view(batch)
-        return module(*args, **kwargs)
-
-    def _outputs(self, output: Any, batch: Batch) -> Tensor:
-        """Return the tensor that the element selects. Raises RecipeError if there is none, or a row is missing."""
+        output = module(*args, **kwargs)
         if self.element is not None or not isinstance(output, Tensor):
+            if self._notes_element:
+                self.taken_element = default_element(output)
             output = pick_tensor(output, self.element, f"net {self.name!r}")
-        tensor: Tensor = output
         # A service may drop rows. Without this check, a loss could broadcast what is left.
-        if not isinstance(self.module, nn.Module) and (not tensor.ndim or len(tensor) != len(batch)):
+        if not isinstance(module, nn.Module) and (not output.ndim or len(output) != len(batch)):
             raise RecipeError(
                 f"net {self.name!r} must return one row per sample, {len(batch)} for this batch; "
-                f"got outputs of shape {tuple(tensor.shape)}"
+                f"got outputs of shape {tuple(output.shape)}"
             )
-        return tensor
+        return output
+
+    def __repr__(self) -> str:
+        return f"Net({self.name!r}, {type(self.module).__name__})"
 
     def _validate_recompute(self, recompute: object) -> None:
         if isinstance(recompute, str) or not isinstance(recompute, Sequence):
