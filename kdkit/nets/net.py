@@ -92,6 +92,7 @@ class Net(Generic[M]):
         # of an empty tensor, which has the index too: "cuda" is "cuda:0"
         self.device = None if device is None else torch.empty(0, device=find_device(str(device))).device
         self._copies_inputs = False
+        self._notes_element = False  # in the first pass
         self._validate_recompute(recompute)
         self.recompute = tuple(recompute)
         # a plain callable cannot be trained, so it can only be a teacher
@@ -145,17 +146,16 @@ class Net(Generic[M]):
             ) from error
 
     def first_pass(self, batch: Batch) -> Tensor:
-        """Return the outputs, and note which element they are; restore the inputs if the network changes them in place.
+        """Return the outputs, note which element they are, and restore the inputs if the network changes them in place.
 
-        Such a network, as one that normalises in place, gets copies from then on, since others get the same batch.
+        A network that does, as a normalisation may, gets copies from then on, since other networks get the same batch.
         """
         before = [(tensor, tensor._version, tensor.clone()) for tensor in nested_tensors(batch.inputs)]
         try:
-            output = self._call(self.module, batch)
-            if self.element is None and not isinstance(output, Tensor):
-                self.taken_element = default_element(output)
-            return self._outputs(output, batch)
+            self._notes_element = self.element is None
+            return self(batch)
         finally:
+            self._notes_element = False
             for tensor, version, values in before:
                 if tensor._version != version:  # autograd counts the in-place modifications of a tensor
                     self._copies_inputs = True
@@ -164,34 +164,28 @@ class Net(Generic[M]):
 
     def through(self, module: Callable[..., Any], batch: Batch) -> Tensor:
         """Return the outputs of another module of the same form, such as the EMA of this one, as `__call__` does."""
-        return self._outputs(self._call(module, batch), batch)
-
-    def __repr__(self) -> str:
-        return f"Net({self.name!r}, {type(self.module).__name__})"
-
-    def _call(self, module: Callable[..., Any], batch: Batch) -> Any:
-        """Return everything that the module returns."""
         if self._copies_inputs:
             batch = replace(batch, inputs=map_tensors(batch.inputs, torch.clone))
         args, kwargs = self.view(batch)
         if self.device is not None:
             args, kwargs = map_tensors((args, kwargs), lambda tensor: tensor.to(self.device))
-        return module(*args, **kwargs)
-
-    def _outputs(self, output: Any, batch: Batch) -> Tensor:
-        """Return the tensor that the element selects. Raises RecipeError if there is none, or a row is missing."""
+        output = module(*args, **kwargs)
         if self.element is not None or not isinstance(output, Tensor):
+            if self._notes_element:
+                self.taken_element = default_element(output)
             output = pick_tensor(output, self.element, f"net {self.name!r}")
-        tensor: Tensor = output
-        if self.channels_last is not False and tensor.ndim > 2:
-            tensor = self._with_classes_second(tensor, batch.labels)
+        if self.channels_last is not False and output.ndim > 2:
+            output = self._with_classes_second(output, batch.labels)
         # A service may drop rows. Without this check, a loss could broadcast what is left.
-        if not isinstance(self.module, nn.Module) and (not tensor.ndim or len(tensor) != len(batch)):
+        if not isinstance(module, nn.Module) and (not output.ndim or len(output) != len(batch)):
             raise RecipeError(
                 f"net {self.name!r} must return one row per sample, {len(batch)} for this batch; "
-                f"got outputs of shape {tuple(tensor.shape)}"
+                f"got outputs of shape {tuple(output.shape)}"
             )
-        return tensor if self.device is None else tensor.to(batch.labels.device)
+        return output if self.device is None else output.to(batch.labels.device)
+
+    def __repr__(self) -> str:
+        return f"Net({self.name!r}, {type(self.module).__name__})"
 
     def _with_classes_second(self, output: Tensor, labels: Tensor) -> Tensor:
         if self.channels_last is None:

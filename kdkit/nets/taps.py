@@ -193,7 +193,8 @@ def tap(
             outputs = student(inputs)
             loss = hint(feature.value, target)
 
-    The arguments are those of `Tap`. The hook is removed at the end of the context.
+    The arguments are those of `Tap`; the order of channels is inferred from the layers in the module alone. The hook is
+    removed at the end of the context.
     """
     with OpenTaps([Tap(module, at, element, channels_last)]) as open_taps:
         yield Feature(open_taps)

@@ -898,6 +898,15 @@ def test_a_model_of_transformers_learns_from_its_own_loss_and_a_teacher(compile_
     assert hint.projector.channels.weight.shape == (24, 16)  # of the channels, and not of the tokens
 
 
+def test_models_of_transformers_are_distilled_as_they_are():
+    teacher, student = bert("teacher", width=24).module, bert("student").module
+    before = copy.deepcopy(student.state_dict())
+    split = Sentences(labels=False)
+    result = kdkit.distill(teacher, student, split, split, task="multiclass", classes=["a", "b", "c"], epochs=1)
+    assert set(result.metrics) == {"teacher", "student"}
+    assert any(not torch.equal(value, before[key]) for key, value in student.state_dict().items())
+
+
 def test_the_loss_of_a_model_that_gets_no_labels_is_refused_with_the_advice():
     student = bert("student")
     own = Truth(model_loss, student=Tap(student.module, element="loss"))
