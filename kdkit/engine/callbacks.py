@@ -44,7 +44,10 @@ class Callbacks:
                 if hook not in _MAY_STOP:
                     self._drop(implementation, hook, request)
                 elif self._stop is None:
-                    name = _name(implementation)
+                    # Without the id in the name of an object's plugin, since a repeated run must record the same.
+                    plugin = implementation.plugin
+                    is_module = isinstance(plugin, ModuleType)
+                    name = implementation.plugin_name if is_module else type(plugin).__name__
                     self._stop = f"{name}: {request}" if str(request) else name
             except Exception as error:  # an error of a user-defined callback must not end the run
                 self._drop(implementation, hook, error)
@@ -74,9 +77,3 @@ class Callbacks:
                 if implementation.plugin_name not in self._dropped
             ]
         return self._listeners[hook]
-
-
-def _name(implementation: Any) -> str:
-    """Return the name of a callback for the record of a run: without the id that distinguishes objects of a class."""
-    plugin = implementation.plugin
-    return str(implementation.plugin_name) if isinstance(plugin, ModuleType) else type(plugin).__name__

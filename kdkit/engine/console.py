@@ -44,7 +44,8 @@ class ConsoleCallback:
         self._task: TaskID | None = None
         self._pending_steps = 0  # steps that the bar does not show yet
         self._last_update = 0.0
-        self._last_epoch = -1  # of the current stage
+        self._epochs = 0  # of the current stage
+        self._ended_epochs: int | None = None  # of them; None before the first one ended
 
     @hookimpl
     def run_started(self, event: RunStarted) -> None:
@@ -63,7 +64,8 @@ class ConsoleCallback:
         """Print the stage and start its progress bar."""
         self._status.stop()
         self._stop_bar()
-        self._last_epoch = event.epochs - 1
+        self._report_early_end()
+        self._epochs = event.epochs
         resumed = f", resumed after epoch {event.epoch}" if event.epoch else ""
         self.console.print(f"\n[bold]{event.index + 1}. {escape(event.name)}[/bold]: {event.epochs} epochs{resumed}")
         self._print_notes(event.notices)
@@ -95,6 +97,7 @@ class ConsoleCallback:
         After the last epoch, print the peak memory of the stage, if it was measured.
         """
         self._update_bar()
+        self._ended_epochs = event.epoch + 1
         terms = "  ".join(f"{escape(label)} {format_number(value)}" for label, value in event.terms.items())
         star = " *" if event.best else ""
         self.console.print(
@@ -102,7 +105,7 @@ class ConsoleCallback:
             f"{format_number(event.monitor_value)}{star}  [dim]{event.seconds:.1f} s[/dim]",
             soft_wrap=True,  # a line that a log file keeps whole
         )
-        if event.epoch == self._last_epoch and event.peak_memory_bytes is not None:
+        if self._ended_epochs == self._epochs and event.peak_memory_bytes is not None:
             self.console.print(f"   peak memory {format_bytes(event.peak_memory_bytes, base=1024)}", style="dim")
 
     @hookimpl
@@ -112,6 +115,7 @@ class ConsoleCallback:
         self._stop_bar()
         if event.error is not None:
             return
+        self._report_early_end()
         self.console.print()
         self.console.print(metrics_table(event))
         # Several nets often have the same note, such as classes without positives.
@@ -120,6 +124,12 @@ class ConsoleCallback:
         )
         if event.folder is not None:
             self.console.print(f"saved to {event.folder}", markup=False, soft_wrap=True)
+
+    def _report_early_end(self) -> None:
+        """Print that the stage before ended early, by its patience or a callback."""
+        if self._ended_epochs is not None and self._ended_epochs < self._epochs:
+            self.console.print(f"   ended after epoch {self._ended_epochs} of {self._epochs}", style="dim")
+        self._ended_epochs = None
 
     def _print_notes(self, notes: Iterable[str]) -> None:
         for note in notes:

@@ -55,6 +55,14 @@ def test_a_callback_ends_a_stage_and_later_stages_run(tmp_path):
     assert same(copied(result.nets["teacher"].module), copied(shorter.nets["teacher"].module))
 
 
+def test_the_console_shows_that_a_stage_ended_early(capsys):
+    kdkit.run(recipe, device="cpu", callbacks=[StopAfter(1), StopAfter(0, "student")], progress=True)
+    lines = capsys.readouterr().out.splitlines()
+    ends = [line for line in lines if "ended after" in line]
+    assert ends == ["   ended after epoch 2 of 4", "   ended after epoch 1 of 4"]
+    assert lines[lines.index(ends[0]) + 2].startswith("2. assistant")
+
+
 def test_a_stop_in_a_step_ends_the_stage_after_the_epoch():
     steps = []
 

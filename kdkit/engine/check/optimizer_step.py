@@ -48,16 +48,15 @@ def _zero_gradients(optimizer: TorchOptimizer, module: nn.Module) -> _Gradients:
     for index, group in enumerate(optimizer.param_groups):
         for parameter in sorted(group["params"], key=torch.numel):
             smallest.setdefault((index, parameter in sparse, parameter.dtype, parameter.device), parameter)
-    return {parameter: _zeros(parameter, is_sparse=parameter in sparse) for parameter in smallest.values()}
-
-
-def _zeros(parameter: nn.Parameter, *, is_sparse: bool) -> Tensor:
-    if not is_sparse:
-        return torch.zeros_like(parameter)
-    no_rows = torch.zeros(1, 0, dtype=torch.int64, device=parameter.device)
-    values = parameter.new_zeros(0, *parameter.shape[1:])
-    # torch warns if the checks of a sparse tensor are neither requested nor declined.
-    return torch.sparse_coo_tensor(no_rows, values, parameter.shape, check_invariants=False)
+    gradients = {}
+    for parameter in smallest.values():
+        gradients[parameter] = torch.zeros_like(parameter)
+        if parameter in sparse:
+            no_rows = torch.zeros(1, 0, dtype=torch.int64, device=parameter.device)
+            values = parameter.new_zeros(0, *parameter.shape[1:])
+            # torch warns if the checks of a sparse tensor are neither requested nor declined.
+            gradients[parameter] = torch.sparse_coo_tensor(no_rows, values, parameter.shape, check_invariants=False)
+    return gradients
 
 
 def _step_error(optimizer: TorchOptimizer, gradients: _Gradients) -> Exception | None:

@@ -331,9 +331,7 @@ def test_a_masked_class_adds_nothing_to_the_divergence_from_the_teacher():
     assert GeneralisedJSD()(student, target).item() == pytest.approx((forward + reverse) / 2 / len(p), rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    "loss", [SoftTargets(), DKD(), ReverseKL(), GeneralisedJSD(), GeneralisedJSD(beta=1.0)], ids=repr
-)
+@pytest.mark.parametrize("loss", [GeneralisedJSD(), GeneralisedJSD(beta=0.2)], ids=repr)
 def test_a_class_that_both_sides_mask_counts_as_absent(loss):
     student, target, rest_student, rest_target, labels = masked_logits()
     student[:, 2] = -math.inf
