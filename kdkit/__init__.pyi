@@ -56,6 +56,7 @@ from .recipe.simkd import SimKD as SimKD
 from .recipe.training import AverageWeights as AverageWeights
 from .recipe.training import Training as Training
 from .study.study import Study as Study
+from .study.sweep import Sweep as Sweep
 from .study.trial import Trial as Trial
 from .study.trial import TrialResult as TrialResult
 from .teachers import Ema as Ema
