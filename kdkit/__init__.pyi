@@ -26,6 +26,7 @@ from .metrics import Metric as Metric
 from .metrics import MetricResult as MetricResult
 from .metrics import Predictions as Predictions
 from .nets.net import Net as Net
+from .nets.onnx import OnnxModel as OnnxModel
 from .nets.taps import AttentionTap as AttentionTap
 from .nets.taps import Tap as Tap
 from .nets.taps import tap as tap

@@ -101,8 +101,8 @@ class Distiller(nn.Module):
         if problems:
             raise CheckError(problems)
         for teacher in stage.teachers:
-            if isinstance(teacher, Net) and isinstance(teacher.module, nn.Module):
-                teacher.module.to(device)
+            if isinstance(teacher, Net):
+                teacher.move_to(device)
         self._stage = OpenStage(stage, context, device)
         report = dry_run(self._stage, batch)
         if report.problems:
@@ -166,5 +166,7 @@ class Distiller(nn.Module):
         for teacher in self._stage.stage.teachers:
             if isinstance(teacher, Net) and isinstance(teacher.module, nn.Module):
                 teacher.module._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                if teacher.device is not None:
+                    teacher.module.to(teacher.device)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # as above
         return self

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from kdkit.data.device_data import DeviceData
 from kdkit.engine import distributed
@@ -170,8 +169,7 @@ class _Run:
         )
         ctx.callbacks.call("run_started", event)
         for net in ctx.plan.nets:
-            if isinstance(net.module, nn.Module):
-                net.module.to(ctx.device)
+            net.move_to(ctx.device)
         for index, stage in enumerate(stages):
             folder = None if self.folder is None else self.folder.stage(index, stage.name)
             if self._is_selected(stage, folder):

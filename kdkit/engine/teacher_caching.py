@@ -99,7 +99,7 @@ class TeacherCaching:
         store = self._open_store(net, stage, codec, split)
         audit = self._audit(net, session, codec)
         # Ten times the rounding of the tiny batch, which has only few samples to show it.
-        audit.tolerance = max(audit.tolerance, 10 * probed.rounding, self._least_tolerance())
+        audit.tolerance = max(audit.tolerance, 10 * probed.rounding, self._least_tolerance(net))
         audit.remedy = (
             f"delete them (kdkit cache {store.path.parent} --delete {store.path.name[:12]}), or run without a cache "
             "(--teacher-cache off)"
@@ -126,7 +126,7 @@ class TeacherCaching:
         facts, ids = self._facts_of_data(), torch.as_tensor(split.ids).to("cpu", torch.int64)
         settings = {
             "precision": self.options.precision,
-            "device": self.device.type,
+            "device": (net.device or self.device).type,
             "form": self.recipe.teacher_cache.form,
         }
         spec = EntrySpec(
@@ -206,10 +206,10 @@ class TeacherCaching:
             self._private_folder = in_run_folder or Path(tempfile.mkdtemp(prefix="kdkit-teacher-cache-"))
         return self._private_folder
 
-    def _least_tolerance(self) -> float:
+    def _least_tolerance(self, net: Net[Any]) -> float:
         if self.options.precision != "fp32":
             return _TOLERANCE_HALF
-        if self.device.type == "cpu":
+        if (net.device or self.device).type == "cpu":
             return 0.0
         return _TOLERANCE_TF32 if any(uses_tf32().values()) else _TOLERANCE_GPU
 

@@ -13,6 +13,7 @@ from kdkit.data.batch import Batch, map_tensors, nested_tensors
 from kdkit.errors import RecipeError, did_you_mean, first_line
 from kdkit.nets.views import Element, Inputs, View, default_element, pick_tensor
 from kdkit.nets.weights import load_weights
+from kdkit.utils.devices import find_device
 from kdkit.utils.validation import validate_name
 
 M = TypeVar("M", bound=Callable[..., Any], covariant=True)
@@ -36,10 +37,12 @@ class Net(Generic[M]):
     "state_dict_ema" or "state_dict.student"; in the folder of a run, the name of a net, if it has another name there.
     strict: whether all tensors must fit. False loads those that do, and the net counts as trained only if all did.
     trained: whether the module already has trained weights, so that it may teach without being trained in a stage.
-    version: for a plain callable, a text that changes whenever its outputs do.
+    version: for a plain callable, a text that changes whenever its outputs do; its attribute `version` if None.
     recompute: the names of submodules, such as ["layer1", "blocks.3"], that recompute their activations in the backward
     pass while the network is trained (activation checkpointing). Training takes less memory and more time, and computes
     the same, if these modules draw random numbers from torch only.
+    device: of a teacher that stays on another device than the run, such as "cuda:1", or "cpu" for one that fits on no
+    GPU: at each step its inputs are copied there, and its outputs and features back.
     weights_note: the part of the file that was loaded, or "" for all of it; a notice of a run.
 
     Raises RecipeError if the arguments do not fit together.
@@ -60,10 +63,13 @@ class Net(Generic[M]):
         trained: bool = False,
         version: str | None = None,
         recompute: Sequence[str] = (),
+        device: torch.device | str | None = None,
     ) -> None:
         validate_name("net", name, "-_+ ")
         if not callable(module):
             raise RecipeError(f"net {name!r} needs an nn.Module or a callable; got {type(module).__name__}")
+        if not isinstance(module, nn.Module) and version is None:
+            version = getattr(module, "version", None)
         if not isinstance(module, nn.Module) and version is None:
             raise RecipeError(
                 f"net {name!r} is a plain callable, whose weights kdkit cannot see; give it a version='...' "
@@ -83,6 +89,8 @@ class Net(Generic[M]):
         self.taken_element = element  # with the default one, once the module has returned several tensors
         self.classes = None if classes is None else tuple(classes)
         self.version = version
+        # of an empty tensor, which has the index too: "cuda" is "cuda:0"
+        self.device = None if device is None else torch.empty(0, device=find_device(str(device))).device
         self._copies_inputs = False
         self._validate_recompute(recompute)
         self.recompute = tuple(recompute)
@@ -119,6 +127,11 @@ class Net(Generic[M]):
     def __call__(self, batch: Batch) -> Tensor:
         """Return the outputs, (batch, classes) or (batch, classes, *positions)."""
         return self.through(self.module, batch)
+
+    def move_to(self, device: torch.device) -> None:
+        """Move the module to the device of a run, or to its own device if it has one."""
+        if isinstance(self.module, nn.Module):
+            self.module.to(self.device or device)
 
     def copy_network(self) -> nn.Module:
         """Return a copy of the network. Raises RecipeError if it cannot be copied."""
@@ -161,10 +174,15 @@ class Net(Generic[M]):
         if self._copies_inputs:
             batch = replace(batch, inputs=map_tensors(batch.inputs, torch.clone))
         args, kwargs = self.view(batch)
+        if self.device is not None:
+            args, kwargs = map_tensors((args, kwargs), lambda tensor: tensor.to(self.device))
         return module(*args, **kwargs)
 
     def _outputs(self, output: Any, batch: Batch) -> Tensor:
-        """Return the tensor that the element selects. Raises RecipeError if there is none, or a row is missing."""
+        """Return the tensor that the element selects, on the device of the batch.
+
+        Raises RecipeError if there is none, or a row is missing.
+        """
         if self.element is not None or not isinstance(output, Tensor):
             output = pick_tensor(output, self.element, f"net {self.name!r}")
         tensor: Tensor = output
@@ -176,7 +194,7 @@ class Net(Generic[M]):
                 f"net {self.name!r} must return one row per sample, {len(batch)} for this batch; "
                 f"got outputs of shape {tuple(tensor.shape)}"
             )
-        return tensor
+        return tensor if self.device is None else tensor.to(batch.labels.device)
 
     def _with_classes_second(self, output: Tensor, labels: Tensor) -> Tensor:
         if self.channels_last is None:

@@ -58,8 +58,10 @@ class Frozen(TeacherSession):
     def __call__(self, batch: Batch) -> TeacherOutput:
         """Return the output and the features for this batch."""
         self._open_taps.clear()
-        output = self.net(batch)
-        return TeacherOutput(output, self._open_taps.take())
+        output, features = self.net(batch), self._open_taps.take()
+        if self.net.device is not None:
+            features = tuple(feature.to(batch.labels.device) for feature in features)
+        return TeacherOutput(output, features)
 
     @torch.no_grad()
     def dry_run(self, batch: Batch) -> Sequence[TapLike]:

@@ -19,8 +19,12 @@ def eval_mode(module: object) -> Iterator[None]:
         return
     # module.train() would set one mode for all submodules; user code may keep some, such as batch norms, in eval mode.
     modes = {submodule: submodule.training for submodule in module.modules()}
-    module.eval()
     try:
+        try:
+            module.eval()
+        except NotImplementedError:  # a program of torch.export, whose mode is that of the module when it was exported
+            for submodule in modes:
+                submodule.training = False
         yield
     finally:
         for submodule, training in modes.items():

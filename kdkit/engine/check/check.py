@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from torch import nn
 
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.plan import Plan, TermSummary
@@ -39,8 +38,7 @@ def check(recipe: Recipe, device: torch.device | str = "cpu", precision: Precisi
             memory.reset_peak(batch.labels.device)
             try:
                 for net in nets_of([stage]):
-                    if isinstance(net.module, nn.Module):
-                        net.module.to(batch.labels.device)
+                    net.move_to(batch.labels.device)
                 with OpenStage(stage, context, batch.labels.device) as open_stage:
                     report = dry_run(open_stage, batch, precision, update=True)
                 stage_errors, summaries = report.problems, tuple(report.terms)

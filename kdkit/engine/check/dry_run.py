@@ -243,10 +243,18 @@ class _DryRun:
         return is_by_class and not set(classes).isdisjoint(self.context.classes)
 
     def _check_frozen(self, teachers: Mapping[str, Any]) -> None:
-        """Check that no student and no loss shares trainable parameters with a teacher."""
-        trained = {id(parameter) for parameter in self.module.parameters() if parameter.requires_grad}
+        """Check that no student and no loss shares parameters with a teacher that would be trained, or moved."""
+        parameters = {id(parameter): parameter.requires_grad for parameter in self.module.parameters()}
+        elsewhere = {net.name for net in self.stage.stage.teachers if isinstance(net, Net) and net.device is not None}
         for name, teacher in teachers.items():
-            if isinstance(teacher, nn.Module) and any(id(parameter) in trained for parameter in teacher.parameters()):
+            own = teacher.parameters() if isinstance(teacher, nn.Module) else ()
+            shared = [parameters[id(parameter)] for parameter in own if id(parameter) in parameters]
+            if shared and name in elsewhere:
+                self.problems.append(
+                    f"net {name!r} has its own device, but a student or a loss shares parameters with it; "
+                    "give it a copy (copy.deepcopy), or leave out its device"
+                )
+            elif any(shared):
                 self.problems.append(
                     f"net {name!r} teaches, but a student or a loss shares parameters with it, which would be trained; "
                     "give it a copy (copy.deepcopy), or freeze those parameters with requires_grad_(False)"

@@ -247,6 +247,8 @@ class _StageChecks:
         for net, objective in self.stage.objectives.items():
             if not isinstance(net.module, nn.Module):
                 yield f"net {net.name!r} is a plain callable: it can teach, but not be trained"
+            elif net.device is not None:
+                yield f"net {net.name!r} is trained on the device of the run; leave out its device={str(net.device)!r}"
             elif not any(parameter.requires_grad for parameter in net.module.parameters()):
                 yield f"net {net.name!r} has nothing to train: none of its parameters requires a gradient"
             else:

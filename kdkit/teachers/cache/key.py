@@ -24,7 +24,7 @@ FORMAT = 3  # of the files and the key; raise it whenever either changes
 # Attributes of a Net that are facts already, or that its outputs do not depend on.
 _NET_ATTRIBUTES = (
     *("name", "module", "view", "element", "classes", "version", "trained", "recompute", "channels_last"),
-    *("weights_note", "_copies_inputs", "taken_element"),
+    *("device", "weights_note", "_copies_inputs", "taken_element"),
 )
 
 
