@@ -20,6 +20,7 @@ from kdkit.recipe.objective import Match, as_objective, taps_of
 from kdkit.recipe.recipe import Stage
 from kdkit.teachers.base import TeacherOutput, TeacherOutputs
 from kdkit.teachers.peer import Peer
+from kdkit.utils.modules import drop_compiled_code
 
 
 class DistillationModule(nn.Module):
@@ -40,6 +41,8 @@ class DistillationModule(nn.Module):
         self.student_outputs: dict[str, Tensor] = {}
         self.nets = nn.ModuleList(net.network for net in self.students)
         self.open_taps = OpenTaps(_student_taps(stage), self.students)
+        if self.open_taps.taps:
+            drop_compiled_code(self.nets)
         # Students may share layers, so a tap may be on several of them.
         self._tap_indices = {net.name: _indices_of_taps(net.network, self.open_taps.taps) for net in self.students}
         taps = {

@@ -12,7 +12,7 @@ from kdkit.losses.base import BuildContext
 from kdkit.nets.net import Net
 from kdkit.nets.taps import OpenTaps, TapLike
 from kdkit.teachers.base import Teacher, TeacherOutput, TeacherSession
-from kdkit.utils.modules import eval_mode
+from kdkit.utils.modules import drop_compiled_code, eval_mode
 
 
 def open_teacher(teacher: Teacher, taps: Sequence[TapLike], context: BuildContext) -> TeacherSession:
@@ -51,6 +51,8 @@ class Frozen(TeacherSession):
     def __init__(self, net: Net[Any], taps: Sequence[TapLike]) -> None:
         self.net = net
         self._open_taps = OpenTaps(taps, [net])
+        if taps:
+            drop_compiled_code([net.module])
         self._resources = ExitStack()
         self._resources.enter_context(eval_mode(net.module))
 

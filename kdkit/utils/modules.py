@@ -51,6 +51,16 @@ def preserve_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
                     buffer.copy_(values)
 
 
+def drop_compiled_code(modules: Iterable[object]) -> None:
+    """Let torch.compile compile again if one of these modules is compiled, after hooks were registered in them.
+
+    Code that was compiled without hooks has no guard on them: it would run on, and the hooks would never be called.
+    """
+    parts = (part for module in modules if isinstance(module, nn.Module) for part in module.modules())
+    if any("_orig_mod" in part._modules for part in parts):
+        torch._dynamo.reset()  # of all compiled code, since torch has no other way
+
+
 def plain_keys(module: nn.Module) -> dict[str, str]:
     """Return the key of each tensor of a module, by the key that it has without wrappers around a part of the module.
 

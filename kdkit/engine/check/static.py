@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from kdkit.data.dataset import Data, Split, optional_member
 from kdkit.data.labels import without_ignored
@@ -249,6 +250,9 @@ class _StageChecks:
                 yield f"net {net.name!r} is a plain callable: it can teach, but not be trained"
             elif net.device is not None:
                 yield f"net {net.name!r} is trained on the device of the run; leave out its device={str(net.device)!r}"
+            elif any(isinstance(part, GraphModule) and "train" in vars(part) for part in net.module.modules()):
+                # torch.export replaces `train` of a program by a method that raises
+                yield f"net {net.name!r} has a program of torch.export in it; train the module that was exported"
             elif not any(parameter.requires_grad for parameter in net.module.parameters()):
                 yield f"net {net.name!r} has nothing to train: none of its parameters requires a gradient"
             else:

@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule, Node
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kdkit.errors import CacheError
@@ -206,6 +206,8 @@ class Digest:
             if package is None:
                 raise CacheError(f"{path} is compiled code of no package: {value.__module__}.{value.__name__}")
             self._add_package(package, value.__module__, value.__qualname__)
+        elif isinstance(value, Graph | Node):  # of torch.fx: their text has every operation and argument
+            self._update(type(value).__name__, str(value))
         elif isinstance(value, logging.Logger):  # it holds locks, and no output depends on it
             self._update("logger", value.name)
         elif isinstance(value, types.MethodType | staticmethod | classmethod | property | functools.cached_property):
