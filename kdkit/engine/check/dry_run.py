@@ -352,7 +352,8 @@ def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any])
         return f"{loss} has no effect: net {student} is compared with its own output"
     if not torch.isfinite(value):
         return f"{loss} is {value.item()} at the first step"
-    if value == 0 and noisy == 0:
+    is_labelled = not isinstance(target, Tensor) or not target.isnan().all()  # else zero is right for this batch
+    if value == 0 and noisy == 0 and is_labelled:
         return f"{loss} is always zero, whatever net {student} returns"
     return None
 
