@@ -13,7 +13,7 @@ PRECISION = click.option("--precision", default="fp32", show_default=True, help=
 SEED = click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random numbers."
 )
-# How and where a run is computed, for the commands that train.
+# For the commands that train; each has the name of a field of RunOptions.
 _RUN_OPTIONS = (
     DEVICE,
     PRECISION,
@@ -53,7 +53,7 @@ _RUN_FIELDS = ("device", "precision", "compile", "capture", "device_data", "teac
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options to a command that say how and where its runs are computed."""
+    """Add the options of a run that do not change what it learns to a command."""
     for option in reversed(_RUN_OPTIONS):  # the last decorator is applied first
         command = option(command)
     return command

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import click
@@ -58,7 +59,8 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
 
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise KdkitError("torchrun divides one run among its processes; leave it out, and add --jobs to run several")
-    file = file_of(ctx)
+    file, settings = file_of(ctx), RunOptions(**run_fields(options))
+    settings.torch_device()  # raises once if it is not available, and not in each run
     comparison = Sweep(
         file.module.recipe,
         {parameter.name: values for parameter in file.parameters if (values := options[parameter.name])},
@@ -76,14 +78,22 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
             + (f", of which {finished} are finished" if finished else "")
         )
     keep_freed_memory()  # as for a single run
-    failures = []
+    failures, seconds = [], []
     try:
-        for number, result in enumerate(comparison.run(RunOptions(**run_fields(options)), jobs=options["jobs"]), 1):
+        for number, result in enumerate(comparison.run(settings, jobs=options["jobs"]), 1):
             if result.error is not None:
-                failures.append(f"{result.trial.name} {result.state}: {_message(result.error)}")
+                # Messages of kdkit are clear without the name of the class, and may have several lines.
+                kind = "" if isinstance(result.error, KdkitError) else f"{type(result.error).__name__}: "
+                message = str(result.error) if not kind else first_line(result.error)
+                failures.append(f"{result.trial.name} {result.state}: {kind}{message}")
+            duration = remaining = ""
+            if result.state == "finished":
+                seconds.append(result.seconds)
+                duration = f" in {result.seconds:.0f} s"
+                left = fmean(seconds) * (count - number) / options["jobs"]
+                remaining = f", about {left / 60:.0f} min left" if left >= 60 else ""
             if not options["quiet"]:
-                seconds = f" in {result.seconds:.0f} s" if result.state == "finished" else ""
-                click.echo(f"[{number}/{count}] {result.trial.name} {result.state}{seconds}")
+                click.echo(f"[{number}/{count}] {result.trial.name} {result.state}{duration}{remaining}")
     except KeyboardInterrupt:
         click.echo("\nfinished runs are kept; to resume, run the same command again", err=True)
         raise
@@ -100,8 +110,3 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
     for failure in failures:
         click.echo(f"error: {failure}", err=True)
     return 1 if failures else 0
-
-
-def _message(error: Exception) -> str:
-    # Messages of kdkit are clear without the name of the class, and may have several lines.
-    return str(error) if isinstance(error, KdkitError) else f"{type(error).__name__}: {first_line(error)}"

@@ -64,7 +64,12 @@ class Sweep:
     ) -> None:
         self.recipe, self.metric, self.net = recipe, metric, net
         self.grid = _ordered(recipe, grid)
-        self.seeds = _seeds(seeds)
+        if not isinstance(seeds, Sequence):
+            validate_count("seeds", seeds)
+            seeds = range(seeds)
+        if not seeds or not all(is_whole_number(seed) and seed >= 0 for seed in seeds) or len({*seeds}) < len(seeds):
+            raise RecipeError(f"seeds must be different integers of at least 0, one or more; got {seeds!r}")
+        self.seeds = tuple(seeds)
         self.cells = tuple(
             self._cell(dict(zip(self.grid, values, strict=True))) for values in product(*self.grid.values())
         )
@@ -165,16 +170,6 @@ def _validate_values(name: str, values: Sequence[Any]) -> None:
                 f"the grid has {name}={value!r}, whose text has a memory address, so that a later run would not "
                 "recognize it; sweep a name or a number, and create the object in recipe()"
             )
-
-
-def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    """Return the seeds. Raises RecipeError unless there is at least one, and each once."""
-    if not isinstance(seeds, Sequence):
-        validate_count("seeds", seeds)
-        return tuple(range(seeds))
-    if not seeds or not all(is_whole_number(seed) and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise RecipeError(f"seeds must be different integers of at least 0, one or more; got {seeds!r}")
-    return tuple(seeds)
 
 
 def _trial_name(options: Mapping[str, Any], seed: int) -> str:

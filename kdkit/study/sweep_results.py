@@ -18,6 +18,7 @@ from kdkit.study.study import Study
 from kdkit.utils.files import to_json, write
 
 _LEVEL = 0.95  # of all comparisons together
+_RELATIONS = {"better": "better than", "worse": "worse than", "not distinguishable": "not distinguishable from"}
 _RESAMPLES = 2000  # enough for the tails of the levels of about twenty comparisons
 
 
@@ -46,6 +47,24 @@ class Comparison:
         """Whether the best cell is better than the other one; undecided unless seeds and samples agree."""
         verdicts = {difference.verdict for difference in (self.seeds, self.samples) if difference is not None}
         return verdicts.pop() if len(verdicts) == 1 else "not distinguishable"
+
+    @property
+    def figures(self) -> str:
+        """The differences with their intervals, and the note."""
+        parts = []
+        for unit, difference in (("seeds", self.seeds), ("samples", self.samples)):
+            if difference is not None:
+                low, high = difference.interval
+                parts.append(f"{difference.value:+.4f} ({low:+.4f} to {high:+.4f}) over {difference.pairs} {unit}")
+        return "; ".join(filter(None, [", ".join(parts), self.note]))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the comparison as values for JSON."""
+        differences = {
+            name: None if value is None else {"value": value.value, "interval": value.interval, "pairs": value.pairs}
+            for name, value in (("seeds", self.seeds), ("samples", self.samples))
+        }
+        return {"verdict": self.verdict, **differences, "note": self.note}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +110,7 @@ class SweepResults:
         """Return a sentence for the best cell, and one for each comparison of it with another cell."""
         best = self.cells[self.best].label
         sentences = [
-            _sentence(best, cell.label, self.metric, cell.comparison)
+            f"{best} is {_RELATIONS[cell.comparison.verdict]} {cell.label}: {self.metric} {cell.comparison.figures}"
             for cell in self.cells
             if cell.comparison is not None
         ]
@@ -112,7 +131,10 @@ class SweepResults:
         """Return everything as JSON, with null for numbers that are undefined."""
         cells = [
             {
-                "options": {name: _plain(value) for name, value in cell.options.items()},
+                "options": {
+                    name: value if isinstance(value, bool | int | float | str | None) else str(value)
+                    for name, value in cell.options.items()
+                },
                 "seeds": list(cell.seeds),
                 "metrics": {
                     name: {
@@ -122,7 +144,7 @@ class SweepResults:
                     for name, values in cell.metrics.items()
                 },
                 "validation": {self.metric: {str(seed): value for seed, value in cell.validation.items()}},
-                "best_minus_this": None if cell.comparison is None else _comparison_json(cell.comparison),
+                "best_minus_this": None if cell.comparison is None else cell.comparison.as_dict(),
             }
             for cell in self.cells
         ]
@@ -178,7 +200,10 @@ def compare_cells(
         CellResults(
             label=cell.label,
             options=cell.options,
-            metrics=_by_metric(cell_runs),
+            metrics={
+                name: {seed: run.metrics[name] for seed, run in cell_runs.items() if name in run.metrics}
+                for name in dict.fromkeys(name for run in cell_runs.values() for name in run.metrics)
+            },
             validation={seed: run.on_validation(metric) for seed, run in cell_runs.items()},
         )
         for cell, cell_runs in zip(cells, runs, strict=True)
@@ -237,11 +262,6 @@ def spread(values: Iterable[float]) -> Spread:
     return Spread(fmean(numbers) if numbers else math.nan, stdev(numbers) if len(numbers) > 1 else math.nan)
 
 
-def _by_metric(runs: Mapping[int, _Run]) -> dict[str, dict[int, float]]:
-    names = dict.fromkeys(name for run in runs.values() for name in run.metrics)
-    return {name: {seed: run.metrics[name] for seed, run in runs.items() if name in run.metrics} for name in names}
-
-
 def _compare(best: Mapping[int, _Run], cell: Mapping[int, _Run], metric: Metric, level: float) -> Comparison:
     """Compare two cells over the seeds that both have."""
     seeds = [seed for seed in best if seed in cell]
@@ -262,36 +282,3 @@ def _compare(best: Mapping[int, _Run], cell: Mapping[int, _Run], metric: Metric,
     except Exception as error:  # a user-defined metric may fail for a resample, such as one without positives
         notes.append(f"{metric.name} fails for a resample ({type(error).__name__}: {first_line(error)})")
     return Comparison(seeds=over_seeds, samples=over_samples, note="; ".join(notes))
-
-
-def _sentence(best: str, cell: str, metric: str, comparison: Comparison) -> str:
-    relations = {"better": "better than", "worse": "worse than", "not distinguishable": "not distinguishable from"}
-    differences = [
-        f"{difference.value:+.4f} ({difference.interval[0]:+.4f} to {difference.interval[1]:+.4f}) over {unit}"
-        for difference, unit in (
-            (comparison.seeds, f"{comparison.seeds.pairs} seeds" if comparison.seeds else ""),
-            (comparison.samples, f"{comparison.samples.pairs} samples" if comparison.samples else ""),
-        )
-        if difference is not None
-    ]
-    facts = "; ".join(filter(None, [", ".join(differences), comparison.note]))
-    return f"{best} is {relations[comparison.verdict]} {cell}: {metric} {facts}"
-
-
-def _comparison_json(comparison: Comparison) -> dict[str, Any]:
-    def fields(difference: Difference | None) -> dict[str, Any] | None:
-        if difference is None:
-            return None
-        return {"value": difference.value, "interval": difference.interval, "pairs": difference.pairs}
-
-    return {
-        "verdict": comparison.verdict,
-        "seeds": fields(comparison.seeds),
-        "samples": fields(comparison.samples),
-        "note": comparison.note,
-    }
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON can hold it."""
-    return value if isinstance(value, bool | int | float | str | None) else str(value)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kdkit.data.dataset import Data, Split, optional_member
 from kdkit.data.labels import without_ignored
@@ -261,6 +262,11 @@ class _StageChecks:
                         yield (
                             f"net {net.name!r} has {key!r}, a {type(value).__name__}, in its state_dict(), but a run "
                             "folder stores tensors only; remove get_extra_state, or return a tensor"
+                        )
+                    elif is_traceable_wrapper_subclass(value):  # such as the weights of torchao
+                        yield (
+                            f"net {net.name!r} has {key!r}, a {type(value).__name__}, which a run folder cannot store; "
+                            "quantize the network after it is trained, or use it as a teacher"
                         )
             for label, count in Counter(weighted.term.label for weighted in as_objective(objective)).items():
                 if count > 1:
