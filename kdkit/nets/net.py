@@ -130,8 +130,12 @@ class Net(Generic[M]):
         return self.through(self.module, batch)
 
     def move_to(self, device: torch.device) -> None:
-        """Move the module to the device of a run, or to its own device if it has one."""
-        if isinstance(self.module, nn.Module):
+        """Move the module to the device of a run, or to its own device if it has one.
+
+        A module that accelerate spread over several devices, or to the disk, stays there: it moves its inputs itself.
+        """
+        devices = getattr(self.module, "hf_device_map", None) or {}
+        if isinstance(self.module, nn.Module) and len({*devices.values()}) < 2:
             self.module.to(self.device or device)
 
     def copy_network(self) -> nn.Module:

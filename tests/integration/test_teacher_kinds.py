@@ -321,6 +321,21 @@ def test_a_teacher_with_its_own_device_is_moved_to_no_other(monkeypatch):
     assert [str(device) for device in without.module.moves] == ["meta"]
 
 
+def test_a_teacher_that_accelerate_has_spread_stays_where_it_is(tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    places = {"0": "cpu", "1": "cpu", "2": "disk"}
+    module = accelerate.dispatch_model(network(), places, offload_dir=tmp_path, main_device="cpu")
+    notices = Notices()
+    teacher = Net("teacher", module, trained=True)
+    result = kdkit.run(recipe(teacher), device="cpu", out=tmp_path / "run", callbacks=[notices])
+    expected = kdkit.run(recipe(Net("teacher", network(), trained=True)), device="cpu")
+    assert module[2].weight.is_meta  # it is read from the disk at each step
+    assert result.metrics["teacher"] == expected.metrics["teacher"]
+    losses, expected_losses = ([epoch["terms"] for epoch in run.history["student"]] for run in (result, expected))
+    assert losses == expected_losses
+    assert any("whose bytes cannot be read" in line for line in notices.lines)
+
+
 def test_inputs_are_copied_to_the_device_of_a_teacher_and_its_outputs_back():
     devices = []
 
