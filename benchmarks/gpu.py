@@ -176,7 +176,7 @@ class Watch:
 def by_kdkit(recipe, device, steps, **options):
     """Return the seconds per step in kdkit, and its notices. steps: of an epoch."""
     watch = Watch()
-    kdkit.run(recipe, device=str(device), callbacks=[watch], **options)
+    kdkit.run(recipe, device=str(device), callbacks=[watch], progress=False, **options)
     return statistics.median(watch.seconds[DROPPED:]) / steps, "; ".join(watch.notices)
 
 

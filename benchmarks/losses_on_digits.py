@@ -70,7 +70,7 @@ def train_teacher(seed):
         stage = Stage({all_losses.teacher_net("digits").net: all_losses.label_term("digits")}, training(TEACHER_EPOCHS))
         return Recipe(data=all_losses.digits(TEACHER_SAMPLES), schedule=[stage])
 
-    result = kdkit.run(recipe, seed=seed, device="cpu")
+    result = kdkit.run(recipe, seed=seed, device="cpu", progress=False)
     return result.student.network.state_dict(), result.metrics["teacher"]["accuracy"].value
 
 
@@ -84,7 +84,7 @@ def train_student(name, seed, weights, epochs):
         objectives = all_losses.student_objectives(name, "digits", teacher)
         return Recipe(data=all_losses.digits(STUDENT_SAMPLES), schedule=[Stage(objectives, training(epochs))])
 
-    return kdkit.run(recipe, seed=seed, device="cpu").metrics["student"]["accuracy"].value
+    return kdkit.run(recipe, seed=seed, device="cpu", progress=False).metrics["student"]["accuracy"].value
 
 
 def training(epochs):

@@ -25,7 +25,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit.cli.console import ConsoleCallback
+from kdkit.engine.console import ConsoleCallback
 
 EPOCHS, IMPORTS = 3, 9
 
@@ -132,7 +132,7 @@ def by_kdkit(case, inputs, labels, callbacks=(), teacher_cache="off"):
     training = kdkit.Training(epochs=EPOCHS, batch_size=case.batch, optimizer=optimizer)
     data = kdkit.TorchData(TensorDataset(inputs, labels), TensorDataset(inputs[:64], labels[:64]))
     recipe = kdkit.Recipe(data=data, schedule=[kdkit.Stage({student: objective}, training)])
-    history = kdkit.run(recipe, teacher_cache=teacher_cache, callbacks=callbacks).history["student"]
+    history = kdkit.run(recipe, teacher_cache=teacher_cache, callbacks=callbacks, progress=False).history["student"]
     return min(epoch["seconds"] for epoch in history) / (case.samples // case.batch)
 
 

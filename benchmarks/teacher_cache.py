@@ -165,7 +165,7 @@ def measure_runs(sizes):
         stopwatch.begin()
         try:
             teacher_cache = "auto" if name == CACHED else "off"
-            kdkit.run(recipes[name], device="cpu", teacher_cache=teacher_cache, callbacks=[stopwatch])
+            kdkit.run(recipes[name], device="cpu", teacher_cache=teacher_cache, callbacks=[stopwatch], progress=False)
         finally:
             turns.pass_on(leaving=True)
 

@@ -111,7 +111,7 @@ def by_kdkit(folder, options):
     stage = kdkit.Stage({student: 0.3 * kdkit.Truth(nn.BCEWithLogitsLoss()) + 0.7 * targets}, training)
     timer = StartTimer()
     recipe = kdkit.Recipe(data=challenge(folder, options), schedule=[stage], metrics=(kdkit.metrics.MacroF1(),))
-    result = kdkit.run(recipe, callbacks=[timer], device="cpu")
+    result = kdkit.run(recipe, callbacks=[timer], device="cpu", progress=False)
     return timer.seconds, [epoch["seconds"] for epoch in result.history["student"]]
 
 

@@ -11,22 +11,15 @@ import click
 
 from kdkit import __version__
 from kdkit.cli import bench as benchmark_scripts
+from kdkit.cli.options import DEVICE, PATH, PRECISION, SEED, run_fields, run_options
 from kdkit.cli.recipe_command import RecipeCommand, file_of, recipe_options
+from kdkit.cli.sweep import sweep
 from kdkit.errors import KdkitError, RemoteRankError, RunFolderError
 from kdkit.plugins.manager import installed
 from kdkit.plugins.recipe_file import read_recipe_file
 
 # Commands import most modules when they are called: these import torch, which takes seconds, and `kdkit --help` does
 # not need it.
-
-PATH = click.Path(path_type=Path)
-
-# Options of several commands.
-_DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
-_PRECISION = click.option("--precision", default="fp32", show_default=True, help="fp32, bf16 or fp16 (autocast).")
-_SEED = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random numbers."
-)
 
 
 def main() -> None:
@@ -89,29 +82,15 @@ def cli() -> None:
     """Knowledge distillation in PyTorch: check, run and compare recipes."""
 
 
+cli.add_command(sweep)
+
+
 @cli.command(cls=RecipeCommand)
 @click.argument("file")
 @click.option("--out", type=PATH, help="Run folder; runs/<recipe>-<time> if not given.")
 @click.option("--resume", is_flag=True, help="Resume the run in --out from its last epoch.")
-@_DEVICE
-@_PRECISION
-@_SEED
-@click.option("--compile", is_flag=True, help="Compile the forward pass of each stage with torch.compile.")
-@click.option(
-    "--capture",
-    default="auto",
-    show_default=True,
-    metavar="auto|off|require",
-    help="On CUDA, capture the training step of each stage as a CUDA graph.",
-)
-@click.option(
-    "--device-data",
-    type=click.FloatRange(min=0, max=1),
-    default=0.25,
-    show_default=True,
-    metavar="SHARE",
-    help="On CUDA, the share of free memory in which samples are kept on the device.",
-)
+@SEED
+@run_options
 @click.option(
     "--gradients",
     type=click.IntRange(min=0),
@@ -121,19 +100,12 @@ def cli() -> None:
     help="Record gradient norms and cosines of the terms every N updates; 0 for never.",
 )
 @click.option(
-    "--teacher-cache",
-    default="auto",
+    "--keep-checkpoints",
+    type=click.IntRange(min=0),
+    default=0,
     show_default=True,
-    metavar="auto|off|DIR",
-    help="Folder of cached teacher outputs; auto: teacher_cache next to the run folder.",
-)
-@click.option(
-    "--teacher-cache-size",
-    type=click.FloatRange(min=0, min_open=True),
-    default=20.0,
-    show_default=True,
-    metavar="GB",
-    help="Maximum size of the teacher cache.",
+    metavar="N",
+    help="Keep the weights of the last N epochs of each stage.",
 )
 @click.option(
     "--jobs",
@@ -149,13 +121,11 @@ def run(ctx: click.Context, /, **options: Any) -> None:
 
     The parameters of its recipe() are options too: `kdkit run FILE --help` lists them.
     """
-    from kdkit.cli.console import ConsoleCallback
     from kdkit.engine.options import RunOptions
     from kdkit.engine.run import run as run_recipe
     from kdkit.engine.run_record import Origin
     from kdkit.engine.storage.run_folder import default_path
     from kdkit.study.parallel_stages import run_parallel_stages
-    from kdkit.utils.console import make_console
     from kdkit.utils.memory import keep_freed_memory
 
     file, out, jobs = file_of(ctx), options["out"], options["jobs"]
@@ -168,26 +138,20 @@ def run(ctx: click.Context, /, **options: Any) -> None:
     settings = RunOptions(
         out=out or (None if options["resume"] else default_path(file.path.stem)),
         resume=options["resume"],
-        device=options["device"],
-        precision=options["precision"],
         seed=options["seed"],
-        compile=options["compile"],
-        capture=options["capture"],
-        device_data=options["device_data"],
         gradients=options["gradients"],
-        teacher_cache=options["teacher_cache"],
-        teacher_cache_size=options["teacher_cache_size"],
+        keep_checkpoints=options["keep_checkpoints"],
+        progress=not options["quiet"],
+        **run_fields(options),
     )
-    quiet = options["quiet"]
-    callbacks = [] if quiet else [ConsoleCallback(make_console())]
     keep_freed_memory()  # process-wide, which only the owner of the process may decide: not in `kdkit.run`
     try:
         if jobs == 1:
             origin = Origin(file=file.path, options=arguments)
-            run_recipe(lambda: file.make(arguments), settings, callbacks=callbacks, origin=origin)
+            run_recipe(lambda: file.make(arguments), settings, origin=origin)
         else:
-            log = (lambda _line: None) if quiet else (lambda line: click.echo(line, err=True))
-            run_parallel_stages(file, arguments, settings, jobs=jobs, callbacks=callbacks, log=log)
+            log = (lambda line: click.echo(line, err=True)) if settings.progress else (lambda _line: None)
+            run_parallel_stages(file, arguments, settings, jobs=jobs, log=log)
     except KeyboardInterrupt:
         if settings.out is not None and settings.out.exists():
             click.echo(f"\nto resume from the last epoch, add: --out {settings.out} --resume", err=True)
@@ -197,8 +161,8 @@ def run(ctx: click.Context, /, **options: Any) -> None:
 @cli.command(cls=RecipeCommand)
 @click.argument("file")
 @click.option("--device", default="cpu", show_default=True, help="Device of the forward pass.")
-@_PRECISION
-@_SEED
+@PRECISION
+@SEED
 @click.pass_context
 def check(ctx: click.Context, /, **options: Any) -> None:
     """Check the recipe in FILE and print its plan, without training.
@@ -209,14 +173,18 @@ def check(ctx: click.Context, /, **options: Any) -> None:
     from kdkit.cli.plan import show_plan
     from kdkit.engine.check.check import check as check_recipe
     from kdkit.engine.options import RunOptions
-    from kdkit.utils.console import make_console
+    from kdkit.utils.console import Status, make_console
     from kdkit.utils.randomness import seed_everything
 
     file = file_of(ctx)
     settings = RunOptions(device=options["device"], precision=options["precision"], seed=options["seed"])
     device = settings.torch_device()
     seed_everything(settings.seed)  # recipe() is called with the random numbers of a run
-    plan = check_recipe(file.make(recipe_options(file, options)), device, precision=settings.precision)
+    with Status() as status:
+        status.show("preparing the data and the networks")
+        recipe = file.make(recipe_options(file, options))
+        status.show("checking the recipe")
+        plan = check_recipe(recipe, device, precision=settings.precision)
     show_plan(plan, make_console())
     plan.require()
 
@@ -225,25 +193,28 @@ def check(ctx: click.Context, /, **options: Any) -> None:
 @click.argument("file")
 @click.option("--weights", type=PATH, required=True, help="File of weights, or the folder of a run.")
 @click.option("--net", help="Net of the recipe to load them into; the one trained last if not given.")
-@_DEVICE
-@_PRECISION
+@DEVICE
+@PRECISION
 @click.pass_context
 def evaluate(ctx: click.Context, /, **options: Any) -> None:
     """Print the metrics of trained weights on the data of the recipe in FILE, without training.
 
     Thresholds are fitted on the validation split, and metrics are computed on the test split if there is one.
     """
-    from kdkit.cli.console import results_table
+    from kdkit.engine.console import results_table
     from kdkit.engine.evaluate import evaluate as evaluate_weights
     from kdkit.engine.options import RunOptions
-    from kdkit.utils.console import make_console
+    from kdkit.utils.console import Status, make_console
     from kdkit.utils.randomness import seed_everything
 
     file = file_of(ctx)
     settings = RunOptions(device=options["device"], precision=options["precision"])
     seed_everything(settings.seed)  # as for a run, in which recipe() may split the data
-    recipe = file.make(recipe_options(file, options))
-    results = evaluate_weights(recipe, options["weights"], net=options["net"], options=settings)
+    with Status() as status:
+        status.show("preparing the data and the networks")
+        recipe = file.make(recipe_options(file, options))
+        status.show("computing the metrics")
+        results = evaluate_weights(recipe, options["weights"], net=options["net"], options=settings)
     split = "validation" if recipe.data.test is None else "test"
     console = make_console()
     console.print(results_table(results, f"{options['weights']} on {split}"))

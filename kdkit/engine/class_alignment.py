@@ -1,7 +1,7 @@
 """Align lists of classes: classes that one side lacks are dropped, never filled with zeros."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ Positions = tuple[int, ...]
 class TermInputs(NamedTuple):
     """Everything the loss of a term may be called with. target: None if the labels are the target.
 
-    teacher_outputs: the output of every matched teacher.
+    teacher_outputs: the output of every matched teacher. weights: of the samples, (batch,), if they have any.
+    batch_inputs: of all samples of the batch, also of those whose rows are left out.
     """
 
     student: TensorOrTuple
@@ -24,6 +25,8 @@ class TermInputs(NamedTuple):
     labels: Tensor
     ids: Tensor | None
     teacher_outputs: tuple[Tensor, ...]
+    weights: Tensor | None = None
+    batch_inputs: Any = None
 
 
 def map_sides(inputs: TermInputs, change: Callable[[Tensor], Tensor]) -> TermInputs:
@@ -83,7 +86,7 @@ class ClassAlignment(nn.Module):
 
     def forward(self, inputs: TermInputs) -> TermInputs:
         """Return the inputs with the shared columns only, and without samples whose class is not shared."""
-        student, target, labels, ids, teacher_outputs = inputs
+        student, target, labels, ids, teacher_outputs, weights, batch_inputs = inputs
         if isinstance(self.student, Tensor):
             output = student[0] if isinstance(student, tuple) else student
             student = output.index_select(1, self.student)
@@ -94,13 +97,20 @@ class ClassAlignment(nn.Module):
         # Empty unless the loss takes them, although `targets` may be there for the target side.
         teacher_outputs = tuple(select(output) for select, output in zip(self.targets, teacher_outputs, strict=False))
         if not isinstance(self.labels, Tensor):
-            return TermInputs(student, target, labels, ids, teacher_outputs)
+            return TermInputs(student, target, labels, ids, teacher_outputs, weights, batch_inputs)
         if not self.drops_samples:
-            return TermInputs(student, target, labels.index_select(1, self.labels), ids, teacher_outputs)
+            labels = labels.index_select(1, self.labels)
+            return TermInputs(student, target, labels, ids, teacher_outputs, weights, batch_inputs)
         matches = labels.unsqueeze(1) == self.labels  # (batch, shared classes)
         shared = matches.any(1)
         rows = TermInputs(
-            student, target, matches.int().argmax(1)[shared], None if ids is None else ids[shared], teacher_outputs
+            student,
+            target,
+            matches.int().argmax(1)[shared],
+            None if ids is None else ids[shared],
+            teacher_outputs,
+            None if weights is None else weights[shared],
+            batch_inputs,
         )
         return map_sides(rows, lambda side: side[shared])
 

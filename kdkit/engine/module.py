@@ -16,10 +16,11 @@ from kdkit.losses.base import BuildContext
 from kdkit.losses.features import TensorOrTuple, as_tuple
 from kdkit.nets.recompute import Recomputation
 from kdkit.nets.taps import OpenTaps, TapLike
-from kdkit.recipe.objective import as_objective, taps_of
+from kdkit.recipe.objective import Match, as_objective, taps_of
 from kdkit.recipe.recipe import Stage
 from kdkit.teachers.base import TeacherOutput, TeacherOutputs
 from kdkit.teachers.peer import Peer
+from kdkit.utils.modules import drop_compiled_code
 
 
 class DistillationModule(nn.Module):
@@ -39,7 +40,9 @@ class DistillationModule(nn.Module):
         self.track_outputs = True
         self.student_outputs: dict[str, Tensor] = {}
         self.nets = nn.ModuleList(net.network for net in self.students)
-        self.open_taps = OpenTaps(_student_taps(stage))
+        self.open_taps = OpenTaps(_student_taps(stage), self.students)
+        if self.open_taps.taps:
+            drop_compiled_code(self.nets)
         # Students may share layers, so a tap may be on several of them.
         self._tap_indices = {net.name: _indices_of_taps(net.network, self.open_taps.taps) for net in self.students}
         taps = {
@@ -123,6 +126,8 @@ class DistillationModule(nn.Module):
             labels=batch.labels,
             ids=batch.ids,
             teacher_outputs=tuple(outputs[name].output for name in term.teachers) if passes_outputs else (),
+            weights=batch.weights,
+            batch_inputs=batch.inputs,
         )
 
     def apply_loss(self, term: BoundTerm, inputs: TermInputs) -> Tensor:
@@ -143,6 +148,8 @@ class DistillationModule(nn.Module):
             "ids": inputs.ids,
             "progress": self.progress,
             "teacher_outputs": inputs.teacher_outputs,
+            "sample_weights": inputs.weights,
+            "inputs": inputs.batch_inputs,
         }
         return {name: value for name, value in values.items() if name in term.extra_kwargs}
 
@@ -181,10 +188,10 @@ class DistillationModule(nn.Module):
 
 def _student_taps(stage: Stage) -> Iterator[TapLike]:
     """Yield the taps on networks in training: student sides, and targets that are peers."""
-    for match in stage.matches:
-        yield from taps_of(match.student)
-        if isinstance(match.teacher, Peer):
-            yield from taps_of(match.target)
+    for term in stage.terms:
+        yield from taps_of(term.student)
+        if isinstance(term, Match) and isinstance(term.teacher, Peer):
+            yield from taps_of(term.target)
 
 
 def _indices_of_taps(network: nn.Module, taps: Sequence[TapLike]) -> tuple[int, ...]:

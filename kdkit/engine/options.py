@@ -9,7 +9,7 @@ import torch
 
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.utils.devices import Precision, autocast, find_device
-from kdkit.utils.validation import validate_choice, validate_share
+from kdkit.utils.validation import validate_choice, validate_count, validate_share, validate_switches
 
 Capture = Literal["auto", "off", "require"]
 
@@ -33,6 +33,11 @@ class RunOptions:
     teacher_cache: a folder for the outputs of frozen teachers, "off", or "auto" for the folder `teacher_cache` next to
     the run folder, which runs share (a temporary folder if `out` is None).
     teacher_cache_size: the largest size of that folder in GB; the least recently used entries are deleted.
+    keep_checkpoints: keep the weights of the last so many epochs of each stage, in addition to those of the best epoch;
+    for Net(weights=...), in the folder of the stage, as `epoch-<n>.safetensors` with n as in `history.jsonl`, or as
+    `epoch-<n>-<net>.safetensors` if the stage has several networks.
+    progress: print the progress: a bar, a line per epoch, and the metrics. None prints it to a terminal or a notebook,
+    and nothing if the output is captured or goes to a file or a pipe. A Study prints none unless this is True.
     only: names of stages to train without computing metrics, if all that they need is finished in `out`; None for all.
     """
 
@@ -47,6 +52,8 @@ class RunOptions:
     teacher_cache: Literal["auto", "off"] | Path = "auto"
     teacher_cache_size: float = 20.0
     resume: bool = False
+    keep_checkpoints: int = 0
+    progress: bool | None = None
     only: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -63,6 +70,9 @@ class RunOptions:
         if isinstance(self.gradients, bool) or not isinstance(self.gradients, int) or self.gradients < 0:
             raise RecipeError(f"gradients must be a number of updates, or 0 to disable it; got {self.gradients!r}")
         validate_choice("capture", self.capture, Capture)
+        validate_count("keep_checkpoints", self.keep_checkpoints, least=0)
+        if self.progress is not None:
+            validate_switches(progress=self.progress)
         validate_share("device_data", self.device_data)
         if self.gradients and self.compile:
             raise RecipeError(

@@ -29,15 +29,20 @@ class LabelledRows:
         if self.position_dims:
             self._require_same_positions(inputs)
             labels = inputs.labels.flatten() if self.task == "multiclass" else as_rows(inputs.labels)
+            weights = inputs.weights
+            if weights is not None:  # each position has the weight of its sample
+                weights = weights.repeat_interleave(len(labels) // len(weights))
             # an id belongs to a sample, not to a position
-            inputs = map_sides(inputs._replace(labels=labels, ids=None), as_rows)
+            inputs = map_sides(inputs._replace(labels=labels, ids=None, weights=weights), as_rows)
         rows = len(as_tuple(inputs.student)[0])
         # Soft labels have no ignored ones. Features of other positions than the labels are compared at all of them.
         if not self.ignored or inputs.labels.shape != (rows,):
             return inputs
         has_label = ~is_ignored(inputs.labels, self.ignored)
         inputs = inputs._replace(
-            labels=inputs.labels[has_label], ids=None if inputs.ids is None else inputs.ids[has_label]
+            labels=inputs.labels[has_label],
+            ids=None if inputs.ids is None else inputs.ids[has_label],
+            weights=None if inputs.weights is None else inputs.weights[has_label],
         )
         return map_sides(inputs, lambda side: side[has_label])
 

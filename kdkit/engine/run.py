@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from kdkit.data.device_data import DeviceData
 from kdkit.engine import distributed
 from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.check.check import check
 from kdkit.engine.check.static import require_compilable
+from kdkit.engine.console import progress_display
 from kdkit.engine.options import RunOptions
 from kdkit.engine.out_of_memory import explain_out_of_memory
 from kdkit.engine.predict import Predictor, compute_metrics
@@ -22,6 +22,7 @@ from kdkit.engine.storage.run_folder import RunFolder, can_resume
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.trainer import RunContext, StageTrainer
+from kdkit.engine.training_batches import passes_over
 from kdkit.errors import RecipeError, RunFolderError
 from kdkit.metrics.base import MetricResult
 from kdkit.nets.net import Net
@@ -31,10 +32,15 @@ from kdkit.recipe.recipe import Recipe, Stage, stage_dependencies
 from kdkit.utils import collectives
 from kdkit.utils.randomness import preserve_rng_state, seed_everything
 
+_INTERRUPTED = (
+    "kdkit: the attribute `result` of this exception has the history, the networks and the metrics so far; in a "
+    "notebook: sys.last_value.result"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """The result of a run.
+    """The result of a run, or of the part of it before an interrupt: see `kdkit.run`.
 
     metrics: by network and name of the metric. nets: the trained networks by name. student: the one trained last.
     history: for each stage, an entry per epoch with the means of its terms and the monitored metric.
@@ -66,7 +72,10 @@ def run(
     Under torchrun, or if a process group is initialized, the ranks share the work; only the first one calls callbacks
     and writes the run folder. A rank that torchrun restarted resumes from that folder.
 
-    Raises CheckError before the first step, and before anything is written, if the recipe has problems.
+    Raises CheckError before the first step, and before anything is written, if the recipe has problems. A
+    KeyboardInterrupt (Ctrl-C) while a stage is trained or evaluated has the Result so far as an attribute `result`: the
+    history with the epochs that ended, the networks with the weights of their best epoch, and the metrics of networks
+    that were evaluated already.
     """
     if options is None:
         try:
@@ -75,6 +84,10 @@ def run(
             raise RecipeError(f"run takes the fields of RunOptions by keyword: {error}") from error
     elif fields:
         raise RecipeError(f"pass a RunOptions or its fields by keyword, not both; got {', '.join(fields)} as well")
+
+    # Not in RunOptions: a study sets `out` later.
+    if options.keep_checkpoints and options.out is None:
+        raise RecipeError("to keep checkpoints, name the run folder: out=FOLDER")
     with distributed.joined(), preserve_rng_state():
         options = _agree_on_folder(options)
         device = distributed.rank_device(options.torch_device())
@@ -82,12 +95,15 @@ def run(
             if collectives.rank() == 0:
                 RunFolder.require_usable(options.out, resume=options.resume)  # before any data is prepared
             collectives.broadcast(None)  # other ranks wait, so that none sees what the first one writes later
-        # Networks are created in recipe(), so their initial weights depend on this seed.
-        seed_everything(options.seed)
-        if not isinstance(recipe, Recipe):
-            recipe = _call_recipe(recipe)
-        recipe.require_unused()
-        return _Run(recipe, options, device, callbacks, origin or Origin()).execute()
+        with progress_display(options.progress if _reports(options) else False) as (status, console):
+            # Networks are created in recipe(), so their initial weights depend on this seed.
+            seed_everything(options.seed)
+            if not isinstance(recipe, Recipe):
+                status.show("preparing the data and the networks")
+                recipe = _call_recipe(recipe)
+            recipe.require_unused()
+            status.show("checking the recipe")
+            return _Run(recipe, options, device, [*console, *callbacks], origin or Origin()).execute()
 
 
 class _Run:
@@ -101,13 +117,11 @@ class _Run:
         distributed.require_divisible(recipe.data, [stage.training.batch_size for stage in plan.stages])
         if options.compile:
             require_compilable(plan.stages)
-        # A process that trains some stages for another one leaves the reports to that one.
-        reports = collectives.rank() == 0 and options.only is None
         device_data = DeviceData(
             device,
             share=options.device_data,
             draws=recipe.data.draws,
-            passes=sum(stage.training.epochs for stage in plan.stages),
+            passes=sum(passes_over(recipe.data.train, stage.training) for stage in plan.stages),
         )
         self.ctx = RunContext(
             recipe=recipe,
@@ -116,12 +130,14 @@ class _Run:
             device=device,
             device_data=device_data,
             predictor=Predictor(recipe.data, device_data, lambda: options.autocast(device)),
-            callbacks=Callbacks(installed().extended(callbacks).hook, enabled=reports),
+            callbacks=Callbacks(installed().extended(callbacks).hook, enabled=_reports(options)),
             teacher_caching=TeacherCaching(recipe, plan.stages, options, device),
         )
         self.origin = origin
         self.folder = self._open_folder()
         self.reported_on = "validation" if recipe.data.test is None else "test"
+        self.history: dict[str, Sequence[Mapping[str, Any]]] = {}
+        self.metrics: dict[str, dict[str, MetricResult]] = {}
 
     def execute(self) -> Result:
         """Train and evaluate; call run_ended at the end, also after an error."""
@@ -129,16 +145,20 @@ class _Run:
         ctx.recipe.mark_used()
         began = time.perf_counter()
         try:
-            result = self._train_and_evaluate()
+            self._train_and_evaluate()
         except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                # Not a subclass: Python ends a script by SIGINT only for this class, as a loop in a shell expects.
+                error.result = self._result()  # type: ignore[attr-defined]  # documented in `run`
+                error.add_note(_INTERRUPTED)
             ctx.teacher_caching.close(ended=False)
             ctx.callbacks.call("run_ended", self._ended(time.perf_counter() - began, error=error))
             raise
         ctx.teacher_caching.close(ended=ctx.options.only is None)
-        ctx.callbacks.call("run_ended", self._ended(time.perf_counter() - began, result.metrics))
-        return result
+        ctx.callbacks.call("run_ended", self._ended(time.perf_counter() - began))
+        return self._result()
 
-    def _train_and_evaluate(self) -> Result:
+    def _train_and_evaluate(self) -> None:
         ctx, stages = self.ctx, self.ctx.plan.stages
         event = RunStarted(
             recipe=run_name(ctx.recipe, self.origin),
@@ -150,37 +170,40 @@ class _Run:
         )
         ctx.callbacks.call("run_started", event)
         for net in ctx.plan.nets:
-            if isinstance(net.module, nn.Module):
-                net.module.to(ctx.device)
-        history: dict[str, Sequence[Mapping[str, Any]]] = {}
+            net.move_to(ctx.device)
         for index, stage in enumerate(stages):
             folder = None if self.folder is None else self.folder.stage(index, stage.name)
-            if self._is_selected(stage, folder, history):
-                history[stage.name] = StageTrainer(ctx, index, stage, folder).train()
-        metrics: dict[str, dict[str, MetricResult]] = {}
+            if self._is_selected(stage, folder):
+                trainer = StageTrainer(ctx, index, stage, folder)
+                try:
+                    trainer.train()
+                finally:
+                    self.history[stage.name] = trainer.history
         for net in ctx.plan.nets if ctx.options.only is None else ():
             if net not in ctx.plan.feature_teachers:
-                metrics[net.name] = self._evaluate(net)
+                self.metrics[net.name] = self._evaluate(net)
                 if self.folder is not None:  # after each network, so that a run that fails later keeps what it has
-                    self.folder.save_metrics(self.reported_on, metrics)
+                    self.folder.save_metrics(self.reported_on, self.metrics)
+
+    def _result(self) -> Result:
         return Result(
-            metrics=metrics,
-            nets={net.name: net for net in ctx.plan.nets},
-            student=list(stages[-1].objectives)[-1],
-            history=history,
+            metrics=self.metrics,
+            nets={net.name: net for net in self.ctx.plan.nets},
+            student=list(self.ctx.plan.stages[-1].objectives)[-1],
+            history=self.history,
             reported_on=self.reported_on,
-            folder=ctx.options.out,
+            folder=self.ctx.options.out,
         )
 
-    def _is_selected(self, stage: Stage, folder: StageFolder | None, finished: Mapping[str, Any]) -> bool:
+    def _is_selected(self, stage: Stage, folder: StageFolder | None) -> bool:
         """Whether to train a stage, or load it if it is finished; RunOptions(only=...) may leave it to another process.
 
-        finished: the stages before that are. Raises RunFolderError if the stage needs one that is not.
+        Raises RunFolderError if the stage needs an earlier one that is not finished.
         """
         only = self.ctx.options.only
         if only is None or folder is None or folder.finished:
             return True
-        missing = [name for name in stage_dependencies(self.ctx.plan.stages)[stage.name] if name not in finished]
+        missing = [name for name in stage_dependencies(self.ctx.plan.stages)[stage.name] if name not in self.history]
         if stage.name in only and missing:
             raise RunFolderError(
                 f"stage {stage.name!r} needs stage {missing[0]!r}, which is not finished in {folder.path.parent}"
@@ -220,14 +243,9 @@ class _Run:
             return RunFolder.reopen(options.out, record)
         return RunFolder.create(options.out, record, self.origin.file)
 
-    def _ended(
-        self,
-        seconds: float,
-        metrics: Mapping[str, Mapping[str, MetricResult]] | None = None,
-        error: BaseException | None = None,
-    ) -> RunEnded:
+    def _ended(self, seconds: float, error: BaseException | None = None) -> RunEnded:
         return RunEnded(
-            metrics={net: dict(results) for net, results in (metrics or {}).items()},
+            metrics={net: dict(results) for net, results in self.metrics.items()} if error is None else {},
             parameters={net.name: net.parameters for net in self.ctx.plan.nets},
             reported_on=self.reported_on,
             folder=self.ctx.options.out,
@@ -244,6 +262,11 @@ def _call_recipe(function: Callable[[], Recipe]) -> Recipe:
             "to run a recipe file, use `kdkit run FILE`"
         )
     return recipe
+
+
+def _reports(options: RunOptions) -> bool:
+    """Whether this process calls callbacks; one that trains some stages for another one leaves the reports to that."""
+    return collectives.rank() == 0 and options.only is None
 
 
 def _agree_on_folder(options: RunOptions) -> RunOptions:

@@ -69,6 +69,7 @@ def notices(recipe: Recipe, plan: Plan) -> Iterator[str]:
     if data.draws is None:
         yield "the data draws its own random numbers, so runs repeat exactly only if the data does"
     yield from filter(None, (net.weights_note for net in plan.nets))
+    yield from plan.notices
     for name in sorted(net.name for net in plan.feature_teachers):
         yield f"net {name!r} has no metrics: its outputs are not about the data's classes"
     yield from distributed.notices([net.network for stage in plan.stages for net in stage.objectives])

@@ -79,7 +79,7 @@ def bind_term(
     """
     term = weighted.term
     match = term if isinstance(term, Match) else None
-    student = _refer(net.name, None if match is None else match.student, taps[net.name])
+    student = _refer(net.name, term.student, taps[net.name])
     target = None if match is None else _target(match, stage, taps)
     extra_kwargs = extra_kwargs_of(term.loss)
     members = () if match is None else _members(match.teacher)

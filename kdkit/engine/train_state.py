@@ -54,6 +54,7 @@ class TrainState:
             else schedule.build(self.optimizer, epochs=training.epochs, updates=self.total_updates)
         )
         self._lr_interval = "epoch" if schedule is None else schedule.interval
+        self._lr_follows_metric = schedule is not None and schedule.follows_metric
         self.gradient_stats: GradientStats | None = None
         self.scaler = torch.amp.GradScaler(module.progress.device.type) if scaler else None
         self.constant_weights = not any(callable(factor) for term in module.terms for factor in term.weighted.factors)
@@ -141,8 +142,14 @@ class TrainState:
         """Advance teachers and an LR schedule that changes per epoch."""
         for session in self.sessions.values():
             session.on_epoch_end()
-        if self.lr_scheduler is not None and self._lr_interval == "epoch":
+        if self.lr_scheduler is not None and self._lr_interval == "epoch" and not self._lr_follows_metric:
             self.lr_scheduler.step()
+
+    def on_validated(self, value: float) -> None:
+        """Advance an LR schedule that follows the monitored metric."""
+        if self._lr_follows_metric:
+            scheduler: Any = self.lr_scheduler  # a ReduceLROnPlateau, whose step takes the metric
+            scheduler.step(value)
 
     def track_gradients(self, every: int) -> None:
         """Record the norms and cosines of the terms' gradients at every n-th update; 0 disables it."""

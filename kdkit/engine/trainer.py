@@ -6,8 +6,8 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.device_data import DeviceData
-from kdkit.data.loading import Batches, training_batch_sizes, training_order
 from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.capture import make_step
 from kdkit.engine.check.dry_run import dry_run
@@ -30,9 +29,10 @@ from kdkit.engine.predict import Predictor
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.train_state import TrainState
+from kdkit.engine.training_batches import TrainingBatches, explain_single_sample, transformed
 from kdkit.engine.training_step import TrainingStep, UpdatePart
 from kdkit.errors import CheckError, DataError, KdkitError
-from kdkit.metrics.base import Metric, is_better
+from kdkit.metrics.base import Metric, is_better, lower_is_better
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.plugins.events import EpochEnded, Figures, StageStarted, StepEnded
 from kdkit.recipe.recipe import Recipe, Stage
@@ -76,6 +76,7 @@ class StageTrainer:
         self.index = index
         self.folder = folder
         self.seed = derive_seed(ctx.options.seed, index)
+        self.batches = TrainingBatches(ctx.recipe.data, ctx.device_data, stage.training, self.seed)
         self.best = BestCheckpoint()
         self.history: History = []
         self.notices: list[str] = []
@@ -90,16 +91,30 @@ class StageTrainer:
             self.best.weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.objectives}
             self.history = self.folder.load_history()
         else:
-            self._train()
-        for net in self.stage.objectives:
-            load_state(net.network, self.best.weights[net.name])
-            net.network.eval()
-            net.trained = True
+            try:
+                self._train()
+            except KeyboardInterrupt:
+                self._load_best()  # for whoever catches it, without the updates of the unfinished epoch
+                raise
+        self._load_best()
         if self.folder is not None and not finished:
-            summary = {"best_epoch": self.best.epoch, "value": self.best.value, "epochs": len(self.history)}
-            peak = self._peak_memory()
-            self.folder.finish(summary if peak is None else {**summary, "peak_memory_bytes": peak})
+            summary = {
+                "best_epoch": self.best.epoch,
+                "value": self.best.value,
+                "epochs": len(self.history),
+                "stopped_by": self._stopped_by(),
+                "peak_memory_bytes": self._peak_memory(),
+            }
+            self.folder.finish({name: value for name, value in summary.items() if value is not None})
         return self.history
+
+    def _load_best(self) -> None:
+        """Load the best weights into the networks, which keep those they have if no epoch has ended."""
+        for net in self.stage.objectives:
+            if self.best.weights:
+                load_state(net.network, self.best.weights[net.name])
+                net.trained = True
+            net.network.eval()
 
     def _train(self) -> None:
         seed_everything(self.seed)
@@ -116,11 +131,12 @@ class StageTrainer:
                 self.notices.append(f"the training step is not captured as a CUDA graph: {reason}")
             self._report_start(first)
             for epoch in range(first, self.training.epochs):
-                if self._runs_out_of_patience(epoch):
+                # Read from the history, which a resumed run has too.
+                if self._is_stopped() or self._runs_out_of_patience(epoch):
                     break
                 self._seed_epoch(epoch)
                 began = time.perf_counter()
-                with step.epoch():
+                with step.epoch(), explain_single_sample():
                     means = self._train_epoch(epoch, step)
                 self._validate(epoch, means, state, time.perf_counter() - began)
                 self._save_checkpoint(state)
@@ -131,16 +147,26 @@ class StageTrainer:
                 stacklevel=2,
             )
 
+    def _is_stopped(self) -> bool:
+        """Whether a callback has ended the stage."""
+        return bool(self.history) and "stopped_by" in self.history[-1]
+
+    def _stopped_by(self) -> str | None:
+        """Return what ended the stage before its last epoch, or None."""
+        if len(self.history) == self.training.epochs:
+            return None
+        return str(self.history[-1].get("stopped_by", "patience"))
+
     def _runs_out_of_patience(self, epoch: int) -> bool:
         """Whether no epoch of the last ones before this one was the best."""
         patience = self.training.patience
         return patience is not None and epoch > 0 and epoch - self.best.epoch > patience
 
     def _train_epoch(self, epoch: int, step: TrainingStep) -> dict[str, float]:
-        """Train on every batch once, and return the mean of each term."""
-        loader = self._loader(epoch)
+        """Train on the batches of an epoch, and return the mean of each term."""
+        loader, sizes = self.batches.epoch(epoch), self.batches.sizes(epoch)
         last = len(loader) - 1
-        parts = self._update_parts(last + 1)
+        parts = self._update_parts(sizes or [1] * len(loader))
         means = RunningMeans()
         report_steps = self.ctx.callbacks.has_listeners("step_ended")
         step.stage.module.train()
@@ -148,7 +174,7 @@ class StageTrainer:
             if index > last:
                 raise DataError(f"the training data must have {last + 1} batches per epoch, its length, but has more")
             batch = batch.to(self.ctx.device)  # from a user-defined DataLoader; others are there
-            weight, samples = self._rank_share(index, len(batch))
+            weight, samples = _rank_share(len(batch), None if sizes is None else sizes[index])
             part = parts[index] if weight == 1 else parts[index]._replace(rank_weight=weight)
             values = step(batch, part)  # {term: unweighted value}
             means.add(values, samples)
@@ -185,6 +211,7 @@ class StageTrainer:
         state.module.open_taps.clear()
         # Ranks see the same predictions, but must agree to the bit on which epoch is best.
         value = collectives.broadcast(sum(values) / len(values))
+        state.on_validated(value)
         # As long as the metric was never defined, no epoch is better than another, and the last one is kept.
         keeps_all = self.best.epoch < 0 or self.training.keep == "last" or math.isnan(self.best.value)
         is_best = keeps_all or is_better(metric, value, self.best.value)
@@ -217,6 +244,10 @@ class StageTrainer:
                 peak_memory_bytes=self._peak_memory(),
             ),
         )
+        # Only the first rank calls callbacks, and all must end together.
+        stopped_by = collectives.broadcast(self.ctx.callbacks.take_stop())
+        if stopped_by is not None and epoch + 1 < self.training.epochs:
+            self.history[-1]["stopped_by"] = stopped_by
 
     def _explain_out_of_memory(
         self, split: Split | LoaderSplit, *, trains: bool = True
@@ -234,7 +265,8 @@ class StageTrainer:
         ema = self.training.ema
         averages = {} if ema is None else {net.name: ema.build(net) for net in self.stage.objectives}
         options = self.ctx.options
-        batch = tiny_batch(self.ctx.recipe.data, self.training.batch_size).to(self.ctx.device)
+        data = self.ctx.recipe.data
+        batch = transformed(data, tiny_batch(data, self.training.batch_size).to(self.ctx.device))
         try:
             stage = OpenStage(self.stage, self.ctx.plan.context, self.ctx.device)
         except KdkitError as error:
@@ -245,12 +277,15 @@ class StageTrainer:
                 raise CheckError(f"stage {self.stage.name!r}: {problem}" for problem in problems)
             # The optimizer comes last, since it takes the parameters of the losses that the dry run built.
             self.notices = self.ctx.teacher_caching.begin(self.stage, stage.sessions, stage.module, batch)
+            higher = not lower_is_better(self._monitored_metric())
+            schedule = self.training.lr_schedule
+            schedule = None if schedule is None else schedule.for_metric(higher_is_better=higher)
             state = TrainState(
-                self.training,
+                replace(self.training, lr_schedule=schedule),
                 stage.module,
                 stage.sessions,
                 averages,
-                batches=len(self._loader(0)),
+                batches=self.batches.per_epoch,
                 scaler=options.precision == "fp16",
             )
             state.track_gradients(options.gradients)
@@ -263,20 +298,32 @@ class StageTrainer:
             return
         with self.folder.reading(self.folder.state):
             state.load_state_dict(checkpoint["train_state"])
+        notice = self.batches.load_state_dict(checkpoint.get("stream"))
+        self.notices += [] if notice is None else [notice]
         self.history = checkpoint["history"]
         weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.objectives}
         self.best = BestCheckpoint(checkpoint["best"]["epoch"], checkpoint["best"]["value"], weights)
+        # The run may have been killed before it deleted the oldest, or after it saved one of an epoch to be repeated.
+        done = len(self.history)
+        self.folder.delete_epochs(range(done - (self.ctx.options.keep_checkpoints or done), done))
 
     def _save_checkpoint(self, state: TrainState) -> None:
         if self.folder is None:
             return
+        kept, done = self.ctx.options.keep_checkpoints, len(self.history)
+        if kept:
+            weights = {net.name: copy_state(state.validated_module(net.name)) for net in self.stage.objectives}
+            self.folder.save_epoch(done - 1, weights)
         # The state is written last: a run that is killed before resumes from the epoch before.
         if self.history[-1]["best"]:
-            for name, weights in self.best.weights.items():
-                self.folder.save_weights(name, weights)
+            for name, best_weights in self.best.weights.items():
+                self.folder.save_weights(name, best_weights)
         self.folder.save_history(self.history)
         best = {"epoch": self.best.epoch, "value": self.best.value}
-        self.folder.save_state({"train_state": state.state_dict(), "history": self.history, "best": best})
+        states = {"train_state": state.state_dict(), "stream": self.batches.state_dict()}
+        self.folder.save_state({**states, "history": self.history, "best": best})
+        if kept:
+            self.folder.delete_epochs(range(done - kept, done))
 
     def _report_start(self, epoch: int) -> None:
         event = StageStarted(
@@ -284,7 +331,7 @@ class StageTrainer:
             name=self.stage.name,
             epoch=epoch,
             epochs=self.training.epochs,
-            batches=len(self._loader(epoch)),
+            batches=self.batches.per_epoch,
             notices=tuple(self.notices),
         )
         self.ctx.callbacks.call("stage_started", event)
@@ -294,39 +341,20 @@ class StageTrainer:
         rank = collectives.rank()
         seed_everything(derive_seed(self.seed, epoch, rank) if rank else derive_seed(self.seed, epoch))
 
-    def _loader(self, epoch: int) -> Batches:
-        data, batch_size = self.ctx.recipe.data, self.training.batch_size
-        return self.ctx.device_data.batches(
-            data.train,
-            batch_size,
-            order=training_order(data.train, batch_size, self.seed, epoch),
-            draw=None if data.draws is None else epoch % data.draws,
-            draws=data.draws or 1,
-            workers=self.training.workers,
-            shard=(collectives.rank(), collectives.world_size()),
-        )
+    def _update_parts(self, sizes: Sequence[int]) -> list[UpdatePart]:
+        """Return the part of each batch of an epoch in its update; the last update may have fewer batches.
 
-    def _update_parts(self, batches: int) -> list[UpdatePart]:
-        """Return the part of each batch of an epoch in its update; the last update may have fewer batches."""
+        sizes: the samples of each batch.
+        """
         every = self.training.accumulate_steps
         if every == 1:
-            return [UpdatePart()] * batches
-        sizes = training_batch_sizes(self.ctx.recipe.data.train, self.training.batch_size) or [1] * batches
-        updates = [sizes[first : first + every] for first in range(0, batches, every)]
+            return [UpdatePart()] * len(sizes)
+        updates = [sizes[first : first + every] for first in range(0, len(sizes), every)]
         return [
             UpdatePart(ends_update=index == len(update) - 1, divisor=sum(update) / size)
             for update in updates
             for index, size in enumerate(update)
         ]
-
-    def _rank_share(self, index: int, samples: int) -> tuple[float, float]:
-        """Return the weight of this rank's part of a batch, and the number of samples that its losses stand for."""
-        if not collectives.is_distributed():
-            return 1.0, samples
-        batch_size = self.training.batch_size
-        whole = min(batch_size, len(self.ctx.recipe.data.train) - index * batch_size)
-        weight = rank_weight(samples, whole)
-        return weight, whole * weight / collectives.world_size()
 
     def _monitored_metric(self) -> Metric:
         metrics = {metric.name: metric for metric in self.ctx.recipe.metrics}
@@ -345,7 +373,7 @@ class StageTrainer:
         place, cause = f"epoch {epoch + 1}", None
         if means.not_finite is not None and not isinstance(self.ctx.recipe.data.train, LoaderSplit):
             place += f", batch {means.not_finite + 1}"
-            batch = next(itertools.islice(self._loader(epoch), means.not_finite, None)).to(self.ctx.device)
+            batch = next(itertools.islice(self.batches.epoch(epoch), means.not_finite, None)).to(self.ctx.device)
             cause = cause_in_inputs(batch, has_unknown=self.ctx.plan.context.has_unknown)
             if cause is None:  # otherwise a user-defined teacher might fail
                 cause = cause_in_outputs(batch, step.teacher_outputs(batch, step.stage.sessions))
@@ -356,3 +384,14 @@ class StageTrainer:
             f"stage {self.stage.name!r}: {', '.join(map(repr, labels))} is not a finite number in {place}; "
             f"{cause or advice}"
         )
+
+
+def _rank_share(samples: int, whole: int | None) -> tuple[float, float]:
+    """Return the weight of this rank's part of a batch, and the number of samples that its losses stand for.
+
+    whole: the size of the batch, which is known if several ranks divide it.
+    """
+    if not collectives.is_distributed() or whole is None:
+        return 1.0, samples
+    weight = rank_weight(samples, whole)
+    return weight, whole * weight / collectives.world_size()

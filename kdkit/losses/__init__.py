@@ -28,7 +28,7 @@ from kdkit.losses.logits import GeneralisedJSD, LogitMSE, LogitStandardisation, 
 from kdkit.losses.margins import OFD
 from kdkit.losses.multi_teacher import PerTeacher, TeacherWeighting
 from kdkit.losses.per_label import PerLabelSoftTargets
-from kdkit.losses.positions import PerPosition, PerToken
+from kdkit.losses.positions import Masked, PerPosition, PerToken
 from kdkit.losses.relations import CC, PKT, RKD, SP, AdjacentCC
 from kdkit.losses.self_distillation import PSKD, PerLabelPSKD
 from kdkit.losses.similarity import CKA, Cosine, PairwiseAffinity
@@ -36,6 +36,7 @@ from kdkit.losses.srrl import SRRL
 from kdkit.losses.statistics import NST, PKD, PatientKD
 from kdkit.losses.unknown import IgnoreUnknown
 from kdkit.losses.variational import MGD, VID
+from kdkit.losses.weighted import SampleWeighted
 
 __all__ = [
     "CC",
@@ -70,6 +71,7 @@ __all__ = [
     "LogitStandardisation",
     "Loss",
     "LossAttributes",
+    "Masked",
     "PairwiseAffinity",
     "PatientKD",
     "PerLabelDIST",
@@ -82,6 +84,7 @@ __all__ = [
     "PerToken",
     "ReverseKL",
     "ReviewKD",
+    "SampleWeighted",
     "SecondHead",
     "SemCKD",
     "SoftTargets",

@@ -15,8 +15,9 @@ from kdkit.data.dataset import Task
 Loss = Callable[..., Tensor]
 
 # The keyword arguments that a loss may accept besides (student, target). progress is the fraction of the stage that
-# has been trained, in [0, 1]; teacher_outputs is a tuple with the logits of each teacher.
-LOSS_KWARGS = ("labels", "ids", "progress", "teacher_outputs")
+# has been trained, in [0, 1]; teacher_outputs is a tuple with the logits of each teacher; sample_weights is (batch,);
+# inputs are those of the batch, before any view.
+LOSS_KWARGS = ("labels", "ids", "progress", "teacher_outputs", "sample_weights", "inputs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +27,7 @@ class BuildContext:
     classes: the class names. task: the kind of labels. samples: the number of training samples, None if it is not
     known. ids: whether samples have ids. has_unknown: whether labels may be NaN, which stands for unknown.
     position_dims: the number of dimensions of the positions that have labels each, 0 if samples have one.
-    ignored_labels: the class indices that stand for no label.
+    ignored_labels: the class indices that stand for no label. has_weights: whether samples have weights.
     batch_size: that of the training. tapped: the modules that the target is tapped on, in the order of the taps.
     """
 
@@ -37,6 +38,7 @@ class BuildContext:
     has_unknown: bool = False
     position_dims: int = 0
     ignored_labels: tuple[int, ...] = ()
+    has_weights: bool = False
     batch_size: int | None = None
     tapped: tuple[nn.Module, ...] = ()
 

@@ -227,6 +227,9 @@ class GeneralisedJSD:
         elif self.beta == 1:
             loss = kl_sum(student_log, target_log)
         else:
+            # The gradient of logaddexp at (-inf, -inf) is NaN, so a class that both sides mask gets the least number.
+            least = torch.finfo(student_log.dtype).min
+            target_log, student_log = target_log.clamp(min=least), student_log.clamp(min=least)
             # log(beta p + (1 - beta) q) from log probabilities, so that probabilities cannot underflow
             mixture = torch.logaddexp(math.log(self.beta) + target_log, math.log1p(-self.beta) + student_log)
             loss = self.beta * kl_sum(target_log, mixture) + (1 - self.beta) * kl_sum(student_log, mixture)
@@ -236,9 +239,12 @@ class GeneralisedJSD:
 def kl_sum(first_log: Tensor, second_log: Tensor) -> Tensor:
     """Return KL(first ‖ second) from log probabilities, in nats, summed over all rows; gradients flow to both.
 
-    torch's `kl_div` gives the same, but `torch.func.vmap` cannot map it over samples.
+    A class that `first` masks, of log probability -inf, adds 0. torch's `kl_div` gives the same, but `torch.func.vmap`
+    cannot map it over samples.
     """
-    return (first_log.exp() * (first_log - second_log)).sum()
+    # The least number instead of -inf, since 0 * -inf is NaN. A mask would cost as much as the rest of the sum.
+    least = torch.finfo(first_log.dtype).min
+    return (first_log.exp() * (first_log.clamp(min=least) - second_log)).sum()
 
 
 def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:

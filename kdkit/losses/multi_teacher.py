@@ -203,6 +203,8 @@ def _probe_kwargs(student: torch.Size, target: torch.Size, context: BuildContext
         "ids": torch.arange(_PROBE_BATCH),
         "progress": torch.tensor(0.5),
         "teacher_outputs": (torch.zeros(_PROBE_BATCH, *target[1:]),),
+        "sample_weights": torch.ones(_PROBE_BATCH),
+        "inputs": torch.zeros(_PROBE_BATCH, 1),
     }
 
 

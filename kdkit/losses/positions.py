@@ -1,11 +1,15 @@
 """Apply losses on outputs to every position, such as the pixels of an image or the tokens of a text."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from kdkit.errors import RecipeError
-from kdkit.losses.base import BuildableLoss, Loss, extra_kwargs_of
+from kdkit.errors import RecipeError, describe
+from kdkit.losses.base import BuildableLoss, BuildContext, Loss, extra_kwargs_of
+from kdkit.losses.features import Shapes, TensorOrTuple, as_tuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,74 @@ class PerToken:
                 f"{tuple(labels.shape)}"
             )
         return _loss_of_rows(self.loss, (student, target), labels, labels != self.ignore)
+
+
+class Masked(nn.Module):
+    """Apply a loss on features to the positions that a mask selects, such as the tokens of padded texts.
+
+    The unit and the reduction are those of `loss`, which takes each selected position as a sample: a token counts once.
+    0 if no position is selected. loss: one without extra keyword arguments; it may have a projector.
+    mask: the key of the mask in inputs that are a mapping, or a function of the inputs that returns it. It is (batch,
+    *positions), and above 0 or True at the positions that count.
+
+    Formula: loss(s[k], t[k]), with k the positions that the mask selects
+    Shapes: features (N, C, L), (N, C, H, W); the positions are those of the mask
+    Source: Sanh et al. 2019, "DistilBERT, a distilled version of BERT", arXiv:1910.01108, and its authors' code
+    """
+
+    extra_kwargs = frozenset({"inputs"})
+
+    def __init__(self, loss: Loss, mask: str | Callable[[Any], Tensor] = "attention_mask") -> None:
+        super().__init__()
+        if isinstance(loss, type) or not callable(loss) or extra_kwargs_of(loss):
+            raise RecipeError(f"Masked takes a loss on features without extra keyword arguments; got {describe(loss)}")
+        if not isinstance(mask, str) and not callable(mask):
+            raise RecipeError(f"mask is a key of the inputs, or a function of them; got {mask!r}")
+        self.loss, self.mask = loss, mask
+
+    def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: nn.Module | None) -> None:
+        """Build the loss for rows of positions."""
+        if isinstance(self.loss, BuildableLoss):
+            rows = [
+                tuple(torch.Size((shape.numel() // shape[1], shape[1])) for shape in shapes)
+                for shapes in (student, target)
+            ]
+            self.loss.build(rows[0], rows[1], context, teacher)
+
+    def forward(self, student: TensorOrTuple, target: TensorOrTuple, *, inputs: Any) -> Tensor:
+        """Return the loss over the selected positions. Raises RecipeError if the features have other positions."""
+        mask = self.mask(inputs) if callable(self.mask) else self._entry(inputs)
+        for side in (*as_tuple(student), *as_tuple(target)):
+            if side.shape[:1] + side.shape[2:] != mask.shape:
+                raise RecipeError(
+                    f"Masked compares features of the positions of its mask {tuple(mask.shape)}; got "
+                    f"{tuple(side.shape)}, (batch, channels, *positions)"
+                )
+        selected = (mask > 0).flatten()
+        if not selected.any():
+            return as_tuple(student)[0].sum() * 0.0  # keeps the graph
+
+        def rows(side: TensorOrTuple) -> TensorOrTuple:
+            if isinstance(side, tuple):
+                return tuple(as_rows(tensor)[selected] for tensor in side)
+            return as_rows(side)[selected]
+
+        value: Tensor = self.loss(rows(student), rows(target))
+        return value
+
+    def extra_repr(self) -> str:
+        """Return the loss, for the printed plan of a recipe."""
+        return "" if isinstance(self.loss, nn.Module) else repr(self.loss)
+
+    def _entry(self, inputs: Any) -> Tensor:
+        try:
+            mask: Tensor = inputs[self.mask]
+        except (LookupError, TypeError):
+            keys = ", ".join(map(repr, inputs)) if isinstance(inputs, Mapping) else type(inputs).__name__
+            raise RecipeError(
+                f"the inputs have no mask {self.mask!r}; got {keys}: pass mask=KEY or a function"
+            ) from None
+        return mask
 
 
 def as_rows(outputs: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
+_LISTED = 200  # classes that a note names, which is more than the classes of any data with names that are read
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
@@ -154,4 +156,6 @@ def ratio(part: Floats, whole: Floats) -> Floats:
 def note_on_missing(test: Predictions, present: Container[str], reason: str = "no positives") -> str:
     """Return a note that names the classes that are not present, with the reason; empty if all are."""
     missing = [name for name in test.classes if name not in present]
+    if len(missing) > _LISTED:  # such as most words of a vocabulary
+        missing[_LISTED:] = [f"and {len(missing) - _LISTED} more"]
     return f"{reason}: {', '.join(missing)}" if missing else ""

@@ -1,5 +1,6 @@
 """Metrics of predicted classes against true classes."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self, get_args
 
@@ -23,6 +24,8 @@ from kdkit.metrics.bootstrap import Counts, Resampled, unit_counts
 from kdkit.metrics.thresholds import BestF1, Thresholds, validate_thresholds
 
 Average = Literal["macro", "micro"]
+
+_BLOCK = 2**22  # counts of positions in memory at a time: 32 MB of float64
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +162,12 @@ def confusion_counts(
     test: Predictions, thresholds: tuple[float, ...] | None, counts: Counts
 ) -> tuple[Floats, Floats, Floats]:
     """Return true positives, predicted positives and positives in each resample, (classes, resamples) each."""
-    if test.per_position:  # counts of positions may be beyond 2**24, where float32 is no longer exact
-        hits, predicted_positives, positives = (count.T @ counts.astype(np.float64) for count in _position_counts(test))
-        return hits, predicted_positives, positives
+    if test.per_position:
+        totals = np.zeros((3, len(test.classes), counts.shape[1]))
+        for rows, in_block in _position_counts(test):
+            # Counts of positions may be beyond 2**24, where float32 is no longer exact.
+            totals += in_block.transpose(0, 2, 1) @ counts[rows].astype(np.float64)
+        return totals[0], totals[1], totals[2]
     truth = true_classes(test)
     if test.labels.ndim == 1:
         predicted: Bools = np.eye(len(test.classes), dtype=bool)[test.outputs.argmax(1)]
@@ -180,18 +186,24 @@ def _counted(mask: Bools, counts: Counts) -> Floats:
     return totals
 
 
-def _position_counts(test: Predictions) -> tuple[Floats, Floats, Floats]:
-    """Return true positives, predicted positives and positives per position, (samples, classes) each."""
-    if test.outputs.dtype == np.bool_:
-        axes = tuple(range(2, test.labels.ndim))
-        predicted = test.outputs & (test.labels >= 0)  # neither a true nor a false positive without a label
-        positives = test.labels == 1
-        counts = (predicted & positives, predicted, positives)
-        return tuple(mask.sum(axes, dtype=np.float64) for mask in counts)
-    totals = np.zeros((3, len(test), len(test.classes)))
-    for row, (labels, outputs) in enumerate(zip(test.labels, test.outputs, strict=True)):
-        has_label = labels >= 0
-        labels, outputs = labels[has_label], outputs[has_label]
-        for total, classes in zip(totals, (labels[labels == outputs], outputs, labels), strict=True):
-            total[row] = np.bincount(classes, minlength=len(test.classes))
-    return totals[0], totals[1], totals[2]
+def _position_counts(test: Predictions) -> Iterator[tuple[slice, Floats]]:
+    """Yield blocks of samples, and their true positives, predicted positives and positives, (3, samples, classes).
+
+    A block keeps the memory small for large vocabularies.
+    """
+    size = max(1, _BLOCK // len(test.classes))
+    for first in range(0, len(test), size):
+        rows = slice(first, first + size)
+        labels, outputs = test.labels[rows], test.outputs[rows]
+        if outputs.dtype == np.bool_:
+            predicted = outputs & (labels >= 0)  # neither a true nor a false positive without a label
+            masks = np.stack([predicted & (labels == 1), predicted, labels == 1])
+            yield rows, masks.sum(tuple(range(3, masks.ndim)), dtype=np.float64)
+            continue
+        totals = np.zeros((3, len(labels), len(test.classes)))
+        for index, (true, found) in enumerate(zip(labels, outputs, strict=True)):
+            has_label = true >= 0
+            true, found = true[has_label], found[has_label]
+            for total, classes in zip(totals, (true[true == found], found, true), strict=True):
+                total[index] = np.bincount(classes, minlength=len(test.classes))
+        yield rows, totals

@@ -67,6 +67,8 @@ def find_weights(path: Path, name: str, key: str | None) -> WeightFile:
     for file in [] if files else [path / file for file in _PRETRAINED]:
         if file.is_file():
             return WeightFile(file, key)
+    if not files and runs_in(path):
+        raise RecipeError(f"the folder {path} of weights of net {name!r} {runs_hint(path)}")
     if not files:
         raise RecipeError(
             f"the folder {path} has no weights of net {name!r}; expected the folder of a run, or model.safetensors, "
@@ -82,6 +84,17 @@ def find_weights(path: Path, name: str, key: str | None) -> WeightFile:
     if not (files[net].parent / "stage.json").is_file():
         facts.append(f"stage {files[net].parent.name!r} is not finished, so they are those of its best epoch so far")
     return WeightFile(files[net], None, tuple(facts))
+
+
+def runs_in(folder: Path) -> list[str]:
+    """Return the names of the run folders in a folder, such as that of a study."""
+    return sorted(record.parent.name for record in folder.glob("*/run.json"))
+
+
+def runs_hint(folder: Path) -> str:
+    """Return the end of a message: that a folder holds several runs, and how to choose one."""
+    runs = runs_in(folder)
+    return f"holds the runs {first_three(runs)}; choose one of them: {folder / runs[0]}"
 
 
 def stage_weights(folder: Path, net: str) -> Path:

@@ -10,6 +10,14 @@ from pathlib import Path
 from typing import Protocol, SupportsFloat
 
 
+class StopTraining(Exception):  # noqa: N818  # a request like StopIteration, not an error
+    """Raised by a callback in `step_ended` or `epoch_ended` to end the stage after its current epoch.
+
+    The epoch is finished and validated, the best epoch is kept, and later stages run. The name of the callback and the
+    message, such as `StopTraining("accuracy is above 0.9")`, are recorded in the history and in the run folder.
+    """
+
+
 class ReportedMetric(Protocol):
     """The result of a metric, as `kdkit.MetricResult` has it; see there for the meaning of each attribute."""
 

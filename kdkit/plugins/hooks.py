@@ -60,7 +60,8 @@ def register_commands(cli: click.Group) -> None:
     """Add commands to the command line."""
 
 
-# Callback hooks. Return values are ignored. An event holds plain values, so that a callback cannot change the run.
+# Callback hooks. Return values are ignored. An event holds plain values, so that a callback cannot change the run; it
+# may only end a stage, by raising StopTraining.
 @hookspec
 def run_started(event: RunStarted) -> None:
     """Called when a run starts, after all checks."""
@@ -73,12 +74,12 @@ def stage_started(event: StageStarted) -> None:
 
 @hookspec
 def step_ended(event: StepEnded) -> None:
-    """Called after the training step of each batch."""
+    """Called after the training step of each batch. May raise StopTraining, to end the stage after the epoch."""
 
 
 @hookspec
 def epoch_ended(event: EpochEnded) -> None:
-    """Called after each epoch, when it is validated."""
+    """Called after each epoch, when it is validated. May raise StopTraining, to end the stage."""
 
 
 @hookspec

@@ -18,6 +18,7 @@ from kdkit.plugins.manager import installed
 
 # Functions that need torch import it late, since `kdkit --help` loads this module and does not load torch.
 
+ROOT = Path(__file__).parents[2]  # of a checkout of kdkit
 SIMPLE = (int, float, str, bool, Path)  # the types that an option may have, in addition to Literal
 
 
@@ -179,8 +180,10 @@ def _import_file(path: Path) -> Iterator[types.ModuleType]:
     """
     from kdkit.utils.randomness import seed_everything
 
+    if path.is_dir():
+        raise RecipeError(f"{path} is a folder")
     if not path.is_file():
-        raise RecipeError(f"{path}: there is no such recipe file" if not path.is_dir() else f"{path} is a folder")
+        raise RecipeError(f"{path}: there is no such recipe file{_examples_hint(path)}")
     name = path.stem if _is_free(path) else f"kdkit_recipe_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -201,6 +204,20 @@ def _import_file(path: Path) -> Iterator[types.ModuleType]:
         raise
     if name != path.stem or folder in sys.path[1:]:
         sys.path.remove(folder)
+
+
+def _examples_hint(path: Path, root: Path = ROOT) -> str:
+    """Return where the examples are, if a path that does not exist seems to be one of them; else ""."""
+    folder = root / "examples"
+    # An installed kdkit lies in site-packages, where a folder "examples" would be another package's.
+    is_checkout = (root / "pyproject.toml").is_file()
+    if is_checkout and (folder / path.name).is_file():
+        return f"; did you mean {folder / path.name}?"
+    if "examples" not in path.parts:
+        return ""
+    if is_checkout:
+        return f"; the examples are in {folder}"
+    return "; the examples are in the folder `examples` of the repository of kdkit, and are not installed with it"
 
 
 def _is_free(path: Path) -> bool:

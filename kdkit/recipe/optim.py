@@ -3,12 +3,13 @@
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW
 from torch.optim import Optimizer as TorchOptimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
 
 from kdkit.errors import RecipeError, did_you_mean
 
@@ -65,7 +66,7 @@ class Optimizer:
         if isinstance(make, str):
             _refuse_module_options(options)
         else:
-            _validate_options(make, options)
+            _validate_options(make, options, passed=next(iter(inspect.signature(make).parameters), ""))
             _refuse_closures(make)
         if groups is not None and not callable(groups):
             raise RecipeError(f"groups must be a function of the named parameters, or None; got {groups!r}")
@@ -138,6 +139,15 @@ class LRSchedule:
     interval: whether it advances after every "epoch" or every optimizer "update". A length (`T_max`, `total_steps`,
     `total_iters`; timm's `num_epochs`) that is not passed, and for which the schedule has no default, is the length of
     the stage in that unit. So ConstantLR, LinearLR and PolynomialLR keep torch's 5 steps unless total_iters is passed.
+
+    SequentialLR and ChainedScheduler take LRSchedules, which advance with them. Here the rate grows for 5 epochs, and
+    falls in the remaining ones, which are the length of the cosine:
+
+        warmup, cosine = LRSchedule(LinearLR, start_factor=0.1), LRSchedule(CosineAnnealingLR)
+        LRSchedule(SequentialLR, schedulers=[warmup, cosine], milestones=[5])
+
+    ReduceLROnPlateau follows the monitored metric of the stage, after each epoch; its `mode` is "max" or "min" as that
+    metric is better, unless it is passed. Any other schedule is a function of the optimizer: `LRSchedule(function)`.
     """
 
     __slots__ = ("interval", "make", "options")
@@ -147,35 +157,90 @@ class LRSchedule:
     ) -> None:
         if interval not in ("epoch", "update"):
             raise RecipeError(f"the interval of an LRSchedule must be 'epoch' or 'update'; got {interval!r}")
-        if make in ("plateau", ReduceLROnPlateau):
-            raise RecipeError("a plateau schedule depends on a metric, which is not supported; choose another schedule")
+        if make == "plateau":  # whose state does not have the number of bad epochs
+            raise RecipeError("timm's plateau schedule cannot be resumed; use torch's: LRSchedule(ReduceLROnPlateau)")
         if not isinstance(make, str):
-            _validate_options(make, options)
+            _validate_options(make, options, passed=_optimizer_parameter(make))
         self.make = make
         self.interval = interval
         self.options = options
+        if self.follows_metric and interval == "update":
+            raise RecipeError("ReduceLROnPlateau follows a metric of each epoch, so its interval must be 'epoch'")
+
+    @property
+    def follows_metric(self) -> bool:
+        """Whether the schedule advances by the value of the monitored metric."""
+        return isinstance(self.make, type) and issubclass(self.make, ReduceLROnPlateau)
+
+    def for_metric(self, *, higher_is_better: bool) -> "LRSchedule":
+        """Return the schedule for a monitored metric: with the mode of that metric, if it follows one."""
+        if not self.follows_metric:
+            return self
+        return LRSchedule(self.make, **{"mode": "max" if higher_is_better else "min", **self.options})
 
     def build(self, optimizer: TorchOptimizer, *, epochs: int, updates: int) -> Scheduler:
         """Return the scheduler of an optimizer for a stage of this length. Raises RecipeError for wrong options."""
         try:
             if isinstance(self.make, str):
                 return _TimmScheduler(self.make, optimizer, self.options, epochs, updates, self.interval)
-            parameters = inspect.signature(self.make).parameters
-            length = epochs if self.interval == "epoch" else updates
-            lengths = [parameters[name] for name in ("T_max", "total_steps", "total_iters") if name in parameters]
-            defaults = {option.name: length for option in lengths if option.default in (option.empty, None)}
-            return self.make(optimizer, **{**defaults, **self.options})
+            return self._build(optimizer, epochs if self.interval == "epoch" else updates)
         except (ValueError, TypeError) as error:
             raise RecipeError(f"{self} cannot be created: {error}") from error
 
     def __repr__(self) -> str:
         return _describe("LRSchedule", self.make, {"interval": self.interval, **self.options})
 
+    def _build(self, optimizer: TorchOptimizer, length: int) -> Scheduler:
+        """Return a scheduler of torch. length: the number of its steps."""
+        if isinstance(self.make, str):
+            raise ValueError(f"a schedule of timm cannot be a part of another one; got {self!r}")
+        parameters = inspect.signature(self.make).parameters
+        lengths = [parameters[name] for name in ("T_max", "total_steps", "total_iters") if name in parameters]
+        options = {option.name: length for option in lengths if option.default in (option.empty, None)} | self.options
+        if self.make in (SequentialLR, ChainedScheduler) and "schedulers" in options:
+            options["schedulers"] = self._build_parts(options["schedulers"], optimizer, length)
+        make: Callable[..., Any] = self.make
+        by_name = _optimizer_parameter(make) == "optimizer"
+        scheduler: Scheduler = make(optimizer=optimizer, **options) if by_name else make(optimizer, **options)
+        if isinstance(scheduler, ReduceLROnPlateau) and not self.follows_metric:
+            raise ValueError("it follows a metric; pass LRSchedule(ReduceLROnPlateau, ...) instead of a function")
+        steps = getattr(scheduler, "total_steps", length)
+        if steps < length:  # OneCycleLR raises at the step after its last one
+            raise ValueError(
+                f"it ends after {steps} steps, and this stage has {length}; leave out its length, which is then that "
+                "of the stage"
+            )
+        return scheduler
 
-def _validate_options(make: Callable[..., Any], options: dict[str, Any]) -> None:
-    """Raise RecipeError for an option that `make` does not have. Its first parameter is passed by `build`."""
+    def _build_parts(self, parts: Sequence[Any], optimizer: TorchOptimizer, length: int) -> list[Scheduler]:
+        """Return the schedulers that follow one another, or are combined."""
+        milestones = self.options.get("milestones")
+        bounds = [0, *milestones, length] if milestones is not None else []
+        # At least 1: the check does not know the number of updates, and passes a smaller one.
+        lengths = [max(1, end - start) for start, end in pairwise(bounds)] or [length] * len(parts)
+        if len(lengths) != len(parts):
+            raise ValueError(f"{len(parts)} schedulers need {len(parts) - 1} milestones; got {milestones}")
+        schedulers = []
+        for part, part_length in zip(parts, lengths, strict=True):
+            if not isinstance(part, LRSchedule):
+                kind = type(part).__name__
+                raise ValueError(f"its schedulers must be LRSchedule(LinearLR, ...) or similar; got a {kind}")
+            if part.interval == "update" and self.interval == "epoch":
+                raise ValueError("its schedulers advance with it; pass interval='update' to the whole schedule")
+            schedulers.append(part._build(optimizer, part_length))
+        return schedulers
+
+
+def _optimizer_parameter(make: Callable[..., Any]) -> str:
+    """Return the parameter of a schedule that takes the optimizer: not the first one in ChainedScheduler."""
     parameters = inspect.signature(make).parameters
-    names = list(parameters)[1:]
+    return "optimizer" if "optimizer" in parameters else next(iter(parameters), "")
+
+
+def _validate_options(make: Callable[..., Any], options: dict[str, Any], *, passed: str) -> None:
+    """Raise RecipeError for an option that `make` does not have. passed: the parameter that `build` passes."""
+    parameters = inspect.signature(make).parameters
+    names = [name for name in parameters if name != passed]
     unknown = [name for name in options if name not in names]
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     if unknown and not takes_any:

@@ -20,6 +20,7 @@ from kdkit.teachers.ema import Ema
 from kdkit.teachers.ensemble import Teachers
 from kdkit.teachers.past import Past
 from kdkit.teachers.peer import Peer
+from kdkit.utils.validation import validate_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +47,17 @@ class Stage:
         objectives = {net: as_objective(objective) for net, objective in self.objectives.items()}
         object.__setattr__(self, "objectives", objectives)
         object.__setattr__(self, "name", self.name or "+".join(net.name for net in self.objectives))
-        if not all(letter.isalnum() or letter in "-_ +" for letter in self.name):
-            raise RecipeError(
-                f"the name of a stage may have letters, digits, '-', '_', '+' and spaces; got {self.name!r}"
-            )
+        validate_name("stage", self.name, "-_+ ")
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The terms of all objectives."""
+        return tuple(weighted.term for objective in self.objectives.values() for weighted in as_objective(objective))
 
     @property
     def matches(self) -> tuple[Match, ...]:
         """All terms that match a teacher."""
-        terms = [weighted.term for objective in self.objectives.values() for weighted in as_objective(objective)]
-        return tuple(term for term in terms if isinstance(term, Match))
+        return tuple(term for term in self.terms if isinstance(term, Match))
 
     @property
     def teachers(self) -> Mapping[Teacher, tuple[TapLike, ...]]:

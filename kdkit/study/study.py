@@ -143,7 +143,9 @@ class Study:
         """Return the job of a trial, or its result if it was finished before or cannot be run."""
         path = self.path(trial.name)
         try:
-            options = replace(options, out=path, seed=trial.seed, resume=False)
+            # A bar and a table for each trial would bury what the script prints about them.
+            progress = options.progress or False
+            options = replace(options, out=path, seed=trial.seed, resume=False, progress=progress)
             if self.finished(trial.name):
                 self._require_unchanged(trial, options)
                 return TrialResult(trial=trial, state="skipped")

@@ -4,17 +4,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from kdkit.errors import RecipeError
 from kdkit.recipe.recipe import Recipe
+from kdkit.utils.validation import validate_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     """One run of a study.
 
-    name: also the name of its folder. recipe: a function that returns a Recipe. options: keyword arguments of `recipe`,
-    recorded as text. needs: trials that must finish first; maps a parameter of `recipe` to the name of a trial, or to a
-    tuple of names. `recipe` gets their folders: a Path for a name, a tuple of Paths for a tuple.
+    name: also the name of its folder, such as "alpha=0.5,seed=1". recipe: a function that returns a Recipe. options:
+    keyword arguments of `recipe`, recorded as text. needs: trials that must finish first; maps a parameter of `recipe`
+    to the name of a trial, or to a tuple of names. `recipe` gets their folders: a Path for a name, a tuple of Paths for
+    a tuple.
 
     Raises RecipeError if the name cannot be the name of a folder.
     """
@@ -26,8 +27,7 @@ class Trial:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.name or not all(letter.isalnum() or letter in "-_+" for letter in self.name):
-            raise RecipeError(f"the name of a trial consists of letters, digits, '-', '_' and '+'; got {self.name!r}")
+        validate_name("trial", self.name, "-_+=,")
 
     @property
     def dependencies(self) -> tuple[str, ...]:

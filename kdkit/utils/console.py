@@ -1,6 +1,11 @@
-"""Create the console to which commands print tables and progress."""
+"""Create the console to which tables and progress are printed, and show what is done before anything is printed."""
+
+import os
+import sys
 
 from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
 _WIDTH = 120  # columns of output that goes to a file or a pipe
 
@@ -8,4 +13,46 @@ _WIDTH = 120  # columns of output that goes to a file or a pipe
 def make_console() -> Console:
     """Return a console as wide as the terminal, or 120 columns wide if there is no terminal, so that tables fit."""
     console = Console(highlight=False, emoji=False)  # without emoji a label such as ":x:" is printed as it is
-    return console if console.is_terminal else Console(highlight=False, emoji=False, width=_WIDTH)
+    return console if console.is_terminal or console.is_jupyter else Console(highlight=False, emoji=False, width=_WIDTH)
+
+
+class Status:
+    """Shows on stderr what is being done: a line that disappears on a terminal, otherwise a plain line for each step.
+
+    enabled: False to show nothing. It is used as a context, which removes the line at its end.
+    """
+
+    def __init__(self, *, enabled: bool = True) -> None:
+        # Of the processes of torchrun, the first one speaks for all; its group may not exist yet.
+        is_first = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
+        self._console = Console(stderr=True, highlight=False, emoji=False) if enabled and is_first else None
+        self._live: Live | None = None
+
+    def __enter__(self) -> "Status":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.stop()
+
+    def show(self, text: str, *, terminal_only: bool = False) -> None:
+        """Show a step in place of the one before. terminal_only: leave it out if there is no terminal."""
+        if self._console is None or self._console.is_jupyter:
+            return
+        if not self._console.is_terminal:
+            if not terminal_only:
+                self._console.print(f"{text} ...", markup=False, soft_wrap=True)
+            return
+        if self._live is None:
+            # Without a thread that redraws it, which would hold locks when a process is forked. What user code prints
+            # meanwhile appears above the line, but stdout stays stdout if it is not this terminal.
+            self._live = Live(
+                console=self._console, auto_refresh=False, transient=True, redirect_stdout=sys.stdout.isatty()
+            )
+            self._live.start()
+        self._live.update(Text(f"{text} ...", style="dim"), refresh=True)
+
+    def stop(self) -> None:
+        """Remove the line."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None

@@ -14,6 +14,21 @@ def validate_choice(name: str, value: object, choices: object) -> None:
         raise RecipeError(f"{name} must be {' or '.join(map(repr, allowed))}; got {value!r}")
 
 
+def validate_name(what: str, name: object, characters: str) -> None:
+    """Raise RecipeError unless a name is a valid part of the name of a file or a folder on every system.
+
+    what: whose name it is, for the message. characters: those it may have in addition to letters, digits and dots.
+    """
+    text = name if isinstance(name, str) else ""
+    valid = text and all(letter.isalnum() or letter in f"{characters}." for letter in text)
+    # A leading dot hides a file, Windows removes a trailing one, and ".." is the folder above.
+    if not valid or text.startswith(".") or text.endswith(".") or ".." in text:
+        listed = ", ".join("spaces" if letter == " " else repr(letter) for letter in characters)
+        raise RecipeError(
+            f"the name of a {what} may have letters, digits, {listed}, and single dots between them; got {name!r}"
+        )
+
+
 def validate_above_zero(name: str, value: object) -> None:
     """Raise RecipeError unless the value is a finite number above 0."""
     if not is_number(value) or value <= 0:

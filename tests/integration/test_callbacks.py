@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 
 import kdkit
-from kdkit.cli.console import ConsoleCallback
+from kdkit.engine.console import ConsoleCallback
 from tests.helpers.stages import Small, data, three, training, truth
 
 
@@ -78,7 +78,7 @@ def test_the_progress_bar_shows_every_step_at_the_end_of_an_epoch(monkeypatch):
     completed = []
     callback = ConsoleCallback(Console(file=io.StringIO(), force_terminal=True))
     # So long that no step updates the bar, and only the end of an epoch does.
-    monkeypatch.setattr("kdkit.cli.console._BAR_INTERVAL", 3600.0)
+    monkeypatch.setattr("kdkit.engine.console._BAR_INTERVAL", 3600.0)
 
     class BarReader:
         @kdkit.hookimpl

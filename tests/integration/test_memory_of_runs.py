@@ -11,8 +11,8 @@ from torch.optim import Adam
 
 import kdkit
 from kdkit import AverageWeights, Match, Net, Optimizer, Recipe, Stage, Tap
-from kdkit.cli.console import ConsoleCallback
 from kdkit.cli.plan import show_plan
+from kdkit.engine.console import ConsoleCallback
 from kdkit.losses import Hint
 from kdkit.utils import memory
 from tests.helpers.stages import Small, data, epoch_terms, same, three, training, truth

@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 import kdkit
 from kdkit import Data, MetricResult, Net, Recipe, Split, Stage, TorchData, Truth
-from kdkit.cli.console import metrics_table
+from kdkit.engine.console import metrics_table
 from kdkit.metrics import Accuracy, BootstrapInterval, Brier, MacroAUROC, MacroF1
 from kdkit.plugins.events import RunEnded
 from tests.helpers.stages import Small, samples, training, truth

@@ -20,8 +20,10 @@ from kdkit.losses import (
     PSKD,
     GeneralisedJSD,
     HardTargets,
+    Hint,
     LogitMSE,
     LogitStandardisation,
+    Masked,
     PerLabelDKD,
     PerLabelSoftTargets,
     PerPosition,
@@ -437,6 +439,71 @@ def test_a_signal_is_segmented_in_one_dimension():
     data = TensorDataset(signals, (signals[:, 0] > 0).long() + (signals[:, 0] > 1).long())
     result = kdkit.distill(nn.Conv1d(1, 3, 5, padding=2), nn.Conv1d(1, 3, 1), data, data, epochs=1)
     assert set(result.metrics["student"]["accuracy"].by_class) == {"0", "1", "2"}
+
+
+class Embedder(nn.Module):
+    """Tokens to logits of a class per text, with hidden states (batch, tokens, width)."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(20, width), nn.Linear(width, 3)
+
+    def forward(self, tokens, mask):
+        hidden = self.embed(tokens)
+        return self.head((hidden * mask[..., None]).sum(1))
+
+
+def hidden_objective(student, teacher, loss):
+    taps = {
+        name: Tap(net.module.embed, channels_last=True) for name, net in (("student", student), ("target", teacher))
+    }
+    return Match(teacher, loss, label="hidden", **taps)
+
+
+@pytest.mark.parametrize("mask", ["mask", lambda inputs: inputs["mask"].bool()])
+def test_masked_features_of_padded_texts_are_compared_at_their_tokens(mask):
+    student, teacher = Net("student", Embedder(4)), Net("teacher", Embedder(4), trained=True)
+    samples = tokens((2, 9))
+    inputs, _ = pad(samples)
+    labels = torch.tensor([0, 1])
+    objective = hidden_objective(student, teacher, Masked(Hint(), mask=mask))
+    with kdkit.Distiller(student, objective, (inputs, labels), classes=CLASSES) as distiller:
+        value = distiller(inputs, labels).loss
+    with torch.no_grad():
+        rows = [torch.cat([net.module.embed(text) for text, _ in samples]) for net in (student, teacher)]
+    torch.testing.assert_close(value.detach(), nn.functional.mse_loss(*rows))
+
+
+def test_masked_features_of_other_widths_get_a_projector_and_do_not_depend_on_padding():
+    student, teacher = Net("student", Embedder(4)), Net("teacher", Embedder(6), trained=True)
+    inputs, _ = pad(tokens((2, 9)))
+    labels = torch.tensor([0, 1])
+    padded = {name: nn.functional.pad(value, (0, 5)) for name, value in inputs.items()}
+    objective = hidden_objective(student, teacher, Masked(Hint(), mask="mask"))
+    with kdkit.Distiller(student, objective, (inputs, labels), classes=CLASSES) as distiller:
+        assert any("projector" in name for name, _ in distiller.named_parameters())
+        torch.testing.assert_close(distiller(padded, labels).loss, distiller(inputs, labels).loss)
+        empty = {**inputs, "mask": torch.zeros_like(inputs["mask"])}
+        assert distiller(empty, labels).loss == 0
+
+
+def test_a_mask_that_the_inputs_lack_or_of_other_positions_is_a_problem():
+    def problem(**options):
+        student, teacher = Net("student", Embedder(4)), Net("teacher", Embedder(4), trained=True)
+        loader = DataLoader([(*sample,) for sample in tokens()], batch_size=3, collate_fn=texts)
+        objective = Truth(nn.CrossEntropyLoss()) + hidden_objective(student, teacher, Masked(Hint(), **options))
+        return problems(recipe_of(objective, student, TorchData(loader, loader, classes=CLASSES)))
+
+    def texts(samples):
+        inputs, _ = pad(samples)
+        return inputs, torch.arange(len(samples)) % 3
+
+    assert "the inputs have no mask 'attention_mask'; got 'tokens', 'mask': pass mask=KEY" in problem()
+    assert "the positions of its mask (3, 6); got (3, 4, 7)" in problem(mask=lambda inputs: inputs["mask"][:, 1:])
+    with pytest.raises(RecipeError, match="Masked takes a loss on features without extra keyword arguments; got DKD"):
+        Masked(DKD())
+    with pytest.raises(RecipeError, match="mask is a key of the inputs, or a function of them; got 1"):
+        Masked(Hint(), mask=1)
 
 
 # Samples without a label

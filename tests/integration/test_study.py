@@ -248,6 +248,9 @@ def test_two_processes_do_not_run_a_study_in_one_folder(tmp_path):
         (lambda: [replace(pair()[0], name="teacher_cache")], "folder of the teacher cache"),
         (lambda: pair()[1:], "needs 'big' before it"),
         (lambda: [Trial(name="a/b", recipe=recipe)], "the name of a trial"),
+        (lambda: [Trial(name="..", recipe=recipe)], "the name of a trial"),
+        (lambda: [Trial(name=".lock", recipe=recipe)], "the name of a trial"),
+        (lambda: [Trial(name="alpha=1.", recipe=recipe)], "the name of a trial"),
     ],
 )
 def test_trials_that_do_not_fit_together_are_refused(tmp_path, trials, message):

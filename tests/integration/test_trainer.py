@@ -11,7 +11,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
-from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    CyclicLR,
+    ExponentialLR,
+    LinearLR,
+    MultiStepLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import kdkit
@@ -38,6 +49,7 @@ from kdkit import (
     hookimpl,
 )
 from kdkit.losses import Hint, SoftTargets
+from kdkit.metrics import MSE, Accuracy
 from kdkit.plugins.manager import installed
 from tests.helpers.stages import Small, copied, data, epoch_terms, same, samples, three, training, truth
 
@@ -629,7 +641,100 @@ def test_a_learning_rate_by_update_changes_after_updates():
         expected.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    assert rates == pytest.approx(expected)
+    assert rates[1:] == pytest.approx(expected)  # the first step is the one that the check tries
+
+
+def warmup_and_cosine(optimizer):
+    """The schedule that the LRSchedule of a SequentialLR below builds for 6 epochs, as a function of the optimizer."""
+    parts = [LinearLR(optimizer, start_factor=0.1, total_iters=2), CosineAnnealingLR(optimizer, T_max=4)]
+    return SequentialLR(optimizer, parts, milestones=[2])
+
+
+WARMUP, COSINE = LRSchedule(LinearLR, start_factor=0.1, total_iters=2), LRSchedule(CosineAnnealingLR)
+SCHEDULES = {
+    "restarts": (
+        LRSchedule(CosineAnnealingWarmRestarts, T_0=2),
+        lambda optimizer: CosineAnnealingWarmRestarts(optimizer, T_0=2),
+    ),
+    "cyclic": (
+        LRSchedule(CyclicLR, base_lr=0.01, max_lr=0.1, step_size_up=2),
+        lambda optimizer: CyclicLR(optimizer, base_lr=0.01, max_lr=0.1, step_size_up=2),
+    ),
+    "one cycle": (
+        LRSchedule(OneCycleLR, max_lr=0.2),
+        lambda optimizer: OneCycleLR(optimizer, max_lr=0.2, total_steps=6),
+    ),
+    "sequence": (LRSchedule(SequentialLR, schedulers=[WARMUP, COSINE], milestones=[2]), warmup_and_cosine),
+    "sequence of a function": (LRSchedule(warmup_and_cosine), warmup_and_cosine),
+    "chain": (
+        LRSchedule(ChainedScheduler, schedulers=[WARMUP, LRSchedule(ExponentialLR, gamma=0.5)]),
+        lambda optimizer: ChainedScheduler(
+            [LinearLR(optimizer, start_factor=0.1, total_iters=2), ExponentialLR(optimizer, gamma=0.5)]
+        ),
+    ),
+}
+
+
+class InterruptAfter:
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    @kdkit.hookimpl
+    def epoch_ended(self, event):
+        if event.epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_of_torch_give_their_rates_also_in_a_resumed_run(name, tmp_path):
+    schedule, by_hand = SCHEDULES[name]
+    optimizer = SGD(nn.Linear(1, 1).parameters(), lr=0.1, momentum=0.9)
+    scheduler, expected = by_hand(optimizer), []
+    for _ in range(6):
+        optimizer.step()
+        scheduler.step()
+        expected.append(optimizer.param_groups[0]["lr"])
+    whole, resumed = Listener(), Listener()
+    recipe = lambda: alone(epochs=6, lr_schedule=schedule)  # noqa: E731
+    result = kdkit.run(recipe, device="cpu", callbacks=[whole])
+    assert [epoch.learning_rate for epoch in whole.epochs] == pytest.approx(expected)
+    options = {"device": "cpu", "out": tmp_path / "run"}
+    with pytest.raises(KeyboardInterrupt):
+        kdkit.run(recipe, callbacks=[InterruptAfter(2)], **options)
+    again = kdkit.run(recipe, callbacks=[resumed], resume=True, **options)
+    assert [epoch.learning_rate for epoch in resumed.epochs] == pytest.approx(expected[2:])
+    assert same(result.student.network.state_dict(), again.student.network.state_dict())
+
+
+@pytest.mark.parametrize("metric", [Accuracy(), MSE()], ids=["higher is better", "lower is better"])
+def test_a_plateau_schedule_follows_the_monitored_metric_also_in_a_resumed_run(metric, tmp_path):
+    plateau = {"patience": 0, "factor": 0.5, "threshold": 0.02}
+    schedule = LRSchedule(ReduceLROnPlateau, **plateau)
+
+    def recipe():
+        if isinstance(metric, Accuracy):
+            return alone(epochs=8, lr_schedule=schedule, monitor="accuracy")
+        inputs = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
+        numbers = TorchData(*[TensorDataset(inputs, inputs[:, :1])] * 2, task="regression")
+        objective = Truth(nn.MSELoss())
+        stage = Stage({Net("student", nn.Linear(6, 1)): objective}, training(epochs=8, lr_schedule=schedule))
+        return Recipe(data=numbers, schedule=[stage], metrics=(metric,))
+
+    whole, resumed = Listener(), Listener()
+    kdkit.run(recipe, device="cpu", callbacks=[whole])
+    optimizer = SGD(nn.Linear(1, 1).parameters(), lr=0.1)
+    by_hand = ReduceLROnPlateau(optimizer, mode="max" if isinstance(metric, Accuracy) else "min", **plateau)
+    expected = []
+    for epoch in whole.epochs:
+        by_hand.step(epoch.monitor_value)
+        expected.append(optimizer.param_groups[0]["lr"])
+    assert [epoch.learning_rate for epoch in whole.epochs] == pytest.approx(expected)
+    assert expected[0] > expected[-1]
+    options = {"device": "cpu", "out": tmp_path / "run"}
+    with pytest.raises(KeyboardInterrupt):
+        kdkit.run(recipe, callbacks=[InterruptAfter(3)], **options)
+    kdkit.run(recipe, callbacks=[resumed], resume=True, **options)
+    assert [epoch.learning_rate for epoch in resumed.epochs] == pytest.approx(expected[3:])
 
 
 @pytest.mark.parametrize("interval", ["epoch", "update"])
@@ -655,13 +760,20 @@ def test_optimizers_of_timm_are_named_by_a_string():
 
 @pytest.mark.parametrize(
     "schedule",
-    [("plateau", {}), (ReduceLROnPlateau, {}), ("cosinee", {}), (MultiStepLR, {}), (OneCycleLR, {})],
-    ids=["timm plateau", "torch plateau", "misspelt", "incomplete", "incomplete too"],
+    [
+        ("plateau", {}),
+        ("cosinee", {}),
+        (MultiStepLR, {}),
+        (OneCycleLR, {}),
+        (OneCycleLR, {"max_lr": 0.1, "total_steps": 1}),
+        (SequentialLR, {"schedulers": [LRSchedule(MultiStepLR, milestones=[1])], "milestones": [1]}),
+    ],
+    ids=["timm plateau", "misspelt", "incomplete", "incomplete too", "too short", "milestones"],
 )
 def test_a_schedule_that_cannot_work_is_refused_before_the_first_step(schedule):
     listener = Listener()
     make, options = schedule
-    with pytest.raises(KdkitError, match=r"plateau|cosinee|MultiStepLR|OneCycleLR"):
+    with pytest.raises(KdkitError, match=r"plateau|cosinee|MultiStepLR|OneCycleLR|SequentialLR"):
         kdkit.run(
             lambda: three(Sequential, training=training(lr_schedule=LRSchedule(make, **options))),
             device="cpu",
@@ -776,8 +888,9 @@ def test_a_loader_without_a_length_is_refused():
         def __iter__(self) -> Iterator[Any]:
             yield from samples(8)
 
-    with pytest.raises(DataError, match="length"):
-        TorchData(DataLoader(Endless()), samples(24), classes=("a", "b", "c"))
+    data = TorchData(DataLoader(Endless(), batch_size=4), samples(24), classes=("a", "b", "c"))
+    with pytest.raises(kdkit.errors.CheckError, match=r"\(Endless\) has no length; .* Training\(steps_per_epoch="):
+        kdkit.run(alone(splits=data), device="cpu")
 
 
 def test_the_same_loader_gives_the_same_run():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, nested_tensors
+from kdkit.engine.check.optimizer_step import step_problem
 from kdkit.engine.check.plan import TermSummary, describe_loss, describe_shape, summarize
 from kdkit.engine.class_alignment import TermInputs
 from kdkit.engine.module import DistillationModule
@@ -17,10 +18,12 @@ from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.terms import BoundTerm
 from kdkit.engine.train_state import balancer_parameters, build_balancer, named_trainable_parameters
 from kdkit.errors import KdkitError, RecipeError, first_line
+from kdkit.losses.base import requirements_of
 from kdkit.losses.features import TensorOrTuple, as_tuple
 from kdkit.losses.multi_teacher import PerTeacher
+from kdkit.nets.layout import path_of
 from kdkit.nets.net import Net
-from kdkit.nets.taps import TapLike
+from kdkit.nets.taps import Tap, TapLike
 from kdkit.recipe.balancing.base import WeightedSum
 from kdkit.recipe.objective import Match
 from kdkit.recipe.recipe import teachers_of
@@ -36,29 +39,32 @@ class DryRunReport:
     """The result of a dry run. terms: empty if there are problems.
 
     feature_teachers: teachers whose outputs are not about the data's classes; they are matched by features only.
+    notices: see `Plan`.
     """
 
     problems: list[str] = field(default_factory=list)
     terms: list[TermSummary] = field(default_factory=list)
     feature_teachers: list[Net[Any]] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
 
-def dry_run(stage: OpenStage, batch: Batch, precision: Precision = "fp32", *, balance: bool = False) -> DryRunReport:
+def dry_run(stage: OpenStage, batch: Batch, precision: Precision = "fp32", *, update: bool = False) -> DryRunReport:
     """Run an open stage once on a tiny batch, build its losses, and return the problems.
 
-    balance: also compute one backward pass, if the balancing or a recomputation of activations may fail in it.
+    update: also try what follows the losses: a backward pass, if the balancing or a recomputation of activations may
+    fail in it, and a step of the optimizer.
     Modes, buffers, gradients and random states are restored; only what losses build stays.
     """
     report = DryRunReport()
     run = _DryRun(stage, batch, report)
     # The buffers of losses are not restored, because the dry run creates them.
-    with autocast(precision, batch.labels.device), _preserve(stage.module, stage.module.nets):
+    with autocast(precision, batch.labels.device), preserve(stage.module, stage.module.nets):
         try:
             run.execute()
         except KdkitError as error:
             report.problems.append(str(error))
-    if balance and not report.problems:
-        run.check_balancing(precision)
+    if update and not report.problems:
+        run.check_update(precision)
     return report
 
 
@@ -72,6 +78,8 @@ class _DryRun:
         self.batch = batch
         self.report = report
         self.problems = report.problems
+        teacher_taps = (tap for taps in stage.stage.teachers.values() for tap in taps)
+        self.open_taps = (*self.module.open_taps.taps, *teacher_taps)
 
     def execute(self) -> None:
         """Run teachers and students, check their outputs, build the losses, and compute every term."""
@@ -79,10 +87,12 @@ class _DryRun:
         teacher_outputs = {teacher.name: self._run_teacher(teacher) for teacher in teachers}
         student_outputs = {net.name: self._run_student(net) for net in self.module.students}
         self.module.open_taps.copy_if_modified()
+        # Before any problem ends the dry run: a wrong order of dimensions may be its reason.
+        self.report.notices += [tap.form.doubt for tap in self.open_taps if isinstance(tap, Tap) and tap.form.doubt]
         for net in self.module.students:
             if student_outputs[net.name] is not None:  # otherwise it failed, and its taps could not fire
                 parts = set(net.network.modules())
-                self._report_unfired(net.name, [tap for tap in self.module.open_taps.unfired() if tap.module in parts])
+                self._report_unfired(net, [tap for tap in self.module.open_taps.unfired() if tap.module in parts])
                 self._report_not_recomputed(net)
         complete = {name: output for name, output in teacher_outputs.items() if output is not None}
         failed = len(complete) < len(teacher_outputs) or any(output is None for output in student_outputs.values())
@@ -104,21 +114,26 @@ class _DryRun:
         if not self.problems:
             self._check_terms(complete)
 
-    def check_balancing(self, precision: Precision) -> None:
-        """Compute the gradients of one step with every weight 1, and create the optimizer if it trains the balancer."""
+    def check_update(self, precision: Precision) -> None:
+        """Compute the gradients of one step with every weight 1, if that may fail, and try the optimizer."""
         training, module = self.stage.stage.training, self.module
         recomputing = [net.name for net in module.students if net.recompute]
-        if type(training.balancing) is WeightedSum and not recomputing:
-            return  # the sum of finite terms with gradients cannot fail
         try:
-            with _preserve(module, [module]):
+            balancer = build_balancer(training, module)
+
+            def compute_gradients() -> None:
                 with autocast(precision, self.batch.labels.device):
                     losses = module(self.batch, self.stage.teachers(self.batch))
-                balancer = build_balancer(training, module)
                 balancer(losses, dict.fromkeys(losses, 1.0), lambda total: total)
-                parameters = [*balancer_parameters(balancer)]
-                if parameters:  # parameter groups of the user may leave them out
-                    training.optimizer.build([*named_trainable_parameters(module), *parameters])
+
+            # The sum of finite terms with gradients cannot fail.
+            if type(training.balancing) is not WeightedSum or recomputing:
+                with preserve(module, [module]):
+                    compute_gradients()
+            named = [*named_trainable_parameters(module), *balancer_parameters(balancer)]
+            with preserve(module, [module]):
+                problem = step_problem(training.optimizer, named, module, compute_gradients)
+            self.problems += [] if problem is None else [problem]
         except KdkitError as error:
             self.problems.append(str(error))
         except Exception as error:  # a user-defined balancer may raise anything
@@ -134,7 +149,7 @@ class _DryRun:
     def _run_teacher(self, teacher: Teacher) -> TeacherOutput | None:
         session = self.stage.sessions[teacher.name]
         try:
-            self._report_unfired(teacher.name, session.dry_run(self.batch))
+            self._report_unfired(teacher, session.dry_run(self.batch))
             if self.problems:
                 return None
             versions = [tensor._version for tensor in nested_tensors(self.batch.inputs)]
@@ -161,11 +176,12 @@ class _DryRun:
             self.problems.append(_describe_failure(net, self.batch, error))
         return None
 
-    def _report_unfired(self, name: str, taps: Sequence[TapLike]) -> None:
+    def _report_unfired(self, teacher: Teacher, taps: Sequence[TapLike]) -> None:
         for tap in taps:
+            path = path_of(tap.module, teacher) if isinstance(teacher, Net) else None  # Ema taps a copy of its network
             self.problems.append(
-                f"the tap on {type(tap.module).__name__} of net {name!r} never fired: that module does not run in "
-                "a forward pass; tap one that does"
+                f"the tap on {type(tap.module).__name__}{f' {path!r}' if path else ''} of net {teacher.name!r} never "
+                "fired: that module does not run in a forward pass; tap one that does"
             )
 
     def _report_not_recomputed(self, net: Net[Any]) -> None:
@@ -228,10 +244,18 @@ class _DryRun:
         return is_by_class and not set(classes).isdisjoint(self.context.classes)
 
     def _check_frozen(self, teachers: Mapping[str, Any]) -> None:
-        """Check that no student and no loss shares trainable parameters with a teacher."""
-        trained = {id(parameter) for parameter in self.module.parameters() if parameter.requires_grad}
+        """Check that no student and no loss shares parameters with a teacher that would be trained, or moved."""
+        parameters = {id(parameter): parameter.requires_grad for parameter in self.module.parameters()}
+        elsewhere = {net.name for net in self.stage.stage.teachers if isinstance(net, Net) and net.device is not None}
         for name, teacher in teachers.items():
-            if isinstance(teacher, nn.Module) and any(id(parameter) in trained for parameter in teacher.parameters()):
+            own = teacher.parameters() if isinstance(teacher, nn.Module) else ()
+            shared = [parameters[id(parameter)] for parameter in own if id(parameter) in parameters]
+            if shared and name in elsewhere:
+                self.problems.append(
+                    f"net {name!r} has its own device, but a student or a loss shares parameters with it; "
+                    "give it a copy (copy.deepcopy), or leave out its device"
+                )
+            elif any(shared):
                 self.problems.append(
                     f"net {name!r} teaches, but a student or a loss shares parameters with it, which would be trained; "
                     "give it a copy (copy.deepcopy), or freeze those parameters with requires_grad_(False)"
@@ -259,7 +283,7 @@ class _DryRun:
                 self.problems.append(f"term {term.label!r}: {problem}")
             # In the plan, readers expect the shapes of the outputs, not those of rows of positions.
             whole = inputs if term.rows is None else self.module.whole_inputs(term, self.batch, outputs)
-            self.report.terms.append(summarize(term, whole))
+            self.report.terms.append(summarize(term, whole, self.open_taps))
 
     def _check_soft_labels(self) -> None:
         """Check that no term needs class indices if the labels are soft, (batch, classes)."""
@@ -267,14 +291,16 @@ class _DryRun:
             return
         for term in self.module.terms:
             reason = None
+            if "hard_labels" in requirements_of(term.loss):
+                reason = f"{type(term.loss).__name__} needs one class per sample"
             if term.alignment is not None and term.alignment.drops_samples:
-                reason = "it leaves out samples whose class one side lacks"
+                reason = "it leaves out samples whose class one side lacks, which needs one class per sample"
             if isinstance(term.loss, PerTeacher) and term.loss.weights == "confidence":
-                reason = "weights='confidence' compares the teachers' outputs to the class"
+                reason = "weights='confidence' compares the teachers' outputs to one class per sample"
             if reason is not None:
                 self.problems.append(
-                    f"term {term.label!r}: {reason}, which needs one class per sample, and the labels are soft; pass "
-                    "class indices, such as labels.argmax(1)"
+                    f"term {term.label!r}: {reason}, and the labels are soft; pass class indices, such as "
+                    "labels.argmax(1), and no batch_transform that mixes them"
                 )
 
 
@@ -329,13 +355,14 @@ def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any])
         return f"{loss} has no effect: net {student} is compared with its own output"
     if not torch.isfinite(value):
         return f"{loss} is {value.item()} at the first step"
-    if value == 0 and noisy == 0:
+    is_labelled = not isinstance(target, Tensor) or not target.isnan().all()  # else zero is right for this batch
+    if value == 0 and noisy == 0 and is_labelled:
         return f"{loss} is always zero, whatever net {student} returns"
     return None
 
 
 @contextmanager
-def _preserve(module: DistillationModule, buffers_of: Iterable[nn.Module]) -> Iterator[None]:
+def preserve(module: DistillationModule, buffers_of: Iterable[nn.Module]) -> Iterator[None]:
     """Run in training mode, and restore modes, gradients, random states, and the buffers of these modules."""
     modes = {part: part.training for part in module.modules()}
     gradients: list[tuple[Any, Tensor | None]] = [(parameter, parameter.grad) for parameter in module.parameters()]

@@ -14,7 +14,7 @@ from kdkit.engine.storage.stage_folder import FORMAT, StageFolder, require_forma
 from kdkit.errors import RunFolderError, did_you_mean, first_line
 from kdkit.metrics.base import MetricResult
 from kdkit.metrics.per_class import NetReport
-from kdkit.nets.weight_files import stage_number
+from kdkit.nets.weight_files import runs_hint, runs_in, stage_number
 from kdkit.utils.files import to_json, write
 
 RECORD = "run.json"
@@ -142,6 +142,8 @@ def _read_record(path: Path) -> dict[str, Any]:
     """Return `run.json`. Raises RunFolderError if there is no run, or it cannot be read, or its format is another."""
     file = path / RECORD
     try:
+        if not file.is_file() and runs_in(path):
+            raise RunFolderError(f"{path} is not the folder of one run: it {runs_hint(path)}")
         if not file.is_file():
             raise RunFolderError(f"{path} holds no run: there is no {RECORD} in it")
         record = json.loads(file.read_text())

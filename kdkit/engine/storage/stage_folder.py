@@ -35,10 +35,21 @@ class StageFolder:
 
     def save_weights(self, net: str, weights: Mapping[str, Tensor]) -> None:
         """Save the weights of a network."""
+        self._write_weights(stage_weights(self.path, net), weights)
+
+    def save_epoch(self, epoch: int, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Save the weights of an epoch by network, in addition to those of the best epoch."""
+        for net, tensors in weights.items():
+            suffix = f"-{net}" if len(weights) > 1 else ""
+            self._write_weights(self.path / f"epoch-{epoch}{suffix}.safetensors", tensors)
+
+    def delete_epochs(self, kept: range) -> None:
+        """Delete the weights of all epochs except for these."""
         if not self.writes:
             return
-        contiguous = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
-        write(stage_weights(self.path, net), save(contiguous))
+        for file in self.path.glob("epoch-*.safetensors"):
+            if int(file.name.split("-")[1].split(".")[0]) not in kept:
+                file.unlink()
 
     def load_weights(self, net: str) -> dict[str, Tensor]:
         """Return the weights of a network. Raises RunFolderError if they are missing or damaged."""
@@ -143,6 +154,11 @@ class StageFolder:
                 f"{path} is missing or damaged, so the run cannot be resumed ({reason}); delete the folder {self.path} "
                 "to train that stage again, or choose another folder (--out FOLDER, or out=FOLDER)"
             ) from error
+
+    def _write_weights(self, path: Path, weights: Mapping[str, Tensor]) -> None:
+        if self.writes:
+            contiguous = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
+            write(path, save(contiguous))
 
     def _predictions(self, net: str, split: str) -> Path:
         return self.path / f"predictions-{net}-{split}.safetensors"

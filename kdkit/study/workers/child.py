@@ -4,6 +4,7 @@ import os
 import pickle
 import signal
 import threading
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import IO
 
@@ -42,7 +43,8 @@ def run_pickled(data: bytes) -> tuple[float, PackedError | None]:
         job: Job = pickle.loads(data)
     except Exception as error:  # unpickling imports the file of the recipe, which may raise anything
         return 0.0, pack_error(error)
-    result = job.run()
+    # Several processes would draw their bars over each other.
+    result = replace(job, options=replace(job.options, progress=False)).run()
     return result.seconds, None if result.error is None else pack_error(result.error)
 
 

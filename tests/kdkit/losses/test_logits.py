@@ -21,12 +21,14 @@ from kdkit.losses import (
     Hint,
     LogitMSE,
     LogitStandardisation,
+    PerTeacher,
     PerToken,
     ReverseKL,
     SecondHead,
     SoftTargets,
     requirements_of,
 )
+from kdkit.losses.base import extra_kwargs_of
 
 LABELS = torch.tensor([0, 3, 1, 4])
 SOFTENED = [DKD, NKD, DIST, GeneralisedJSD, LogitMSE, LogitStandardisation, ReverseKL]
@@ -287,3 +289,75 @@ def test_the_weight_of_the_past_grows_in_steps_of_an_epoch(epochs):
             assert value.item() == pytest.approx(expected.item(), rel=1e-5), (epoch, within)
     last = loss(student, past, labels=LABELS, progress=torch.tensor(1.0))
     assert last.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+MASKED = [SoftTargets(), SoftTargets(temperature=1.0), DKD(), NKD(), GeneralisedJSD(), GeneralisedJSD(beta=0.0)]
+
+
+def masked_logits():
+    """Return logits whose target has a probability of 0 for class 2, which is no label, and all sides without it."""
+    student, target = logits()
+    target[:, 2] = -math.inf
+    columns = [0, 1, 3, 4]
+    labels = torch.tensor([0, 2, 1, 3])  # LABELS without class 2
+    return student, target, student[:, columns], target[:, columns], labels
+
+
+def call_masked(loss, student, target, labels=LABELS):
+    return call(loss, student, target, labels) if "labels" in extra_kwargs_of(loss) else loss(student, target)
+
+
+@pytest.mark.parametrize("loss", MASKED, ids=repr)
+def test_a_class_that_the_teacher_masks_gives_a_finite_loss_and_gradient(loss):
+    student, target, *_ = masked_logits()
+    student.requires_grad_()
+    value = call_masked(loss, student, target)
+    (gradient,) = torch.autograd.grad(value, student)
+    assert torch.isfinite(value)
+    assert torch.isfinite(gradient).all()
+    assert torch.autograd.gradcheck(lambda side: call_masked(loss, side, target), student)
+
+
+def test_a_masked_class_adds_nothing_to_the_divergence_from_the_teacher():
+    student, target, *_ = masked_logits()
+    p, log_q = target.softmax(1).numpy(), F.log_softmax(student, 1).numpy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        expected = np.where(p > 0, p * (np.log(p) - log_q), 0.0).sum() / len(p)
+    assert SoftTargets(temperature=1.0)(student, target).item() == pytest.approx(expected, rel=1e-12)
+    m = 0.5 * p + 0.5 * np.exp(log_q)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        forward = np.where(p > 0, p * (np.log(p) - np.log(m)), 0.0).sum()
+    reverse = (np.exp(log_q) * (log_q - np.log(m))).sum()
+    assert GeneralisedJSD()(student, target).item() == pytest.approx((forward + reverse) / 2 / len(p), rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", [GeneralisedJSD(), GeneralisedJSD(beta=0.2)], ids=repr)
+def test_a_class_that_both_sides_mask_counts_as_absent(loss):
+    student, target, rest_student, rest_target, labels = masked_logits()
+    student[:, 2] = -math.inf
+    student.requires_grad_()
+    rest_student.requires_grad_()
+    value, expected = call_masked(loss, student, target), call_masked(loss, rest_student, rest_target, labels)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-12)
+    (gradient,), (rest,) = torch.autograd.grad(value, student), torch.autograd.grad(expected, rest_student)
+    torch.testing.assert_close(gradient[:, [0, 1, 3, 4]], rest)
+    assert (gradient[:, 2] == 0).all()
+
+
+def test_the_reverse_divergence_from_a_masked_class_is_infinite():
+    student, target, *_ = masked_logits()
+    assert ReverseKL()(student, target) == math.inf
+
+
+@pytest.mark.parametrize("weights", ["equal", "confidence"])
+def test_several_teachers_may_mask_classes(weights):
+    student, target, *_ = masked_logits()
+    _, other = logits()
+    loss = PerTeacher(SoftTargets(), weights=weights)
+    sides = (student.shape,), (target.shape, other.shape)
+    loss.build(*sides, BuildContext(task="multiclass", classes=tuple("abcde"), samples=4, ids=True), (None, None))
+    student.requires_grad_()
+    value = loss((student,), (target, other), labels=LABELS, teacher_outputs=(target, other))
+    (gradient,) = torch.autograd.grad(value, student)
+    assert torch.isfinite(value)
+    assert torch.isfinite(gradient).all()

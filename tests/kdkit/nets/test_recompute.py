@@ -58,7 +58,7 @@ def steps(recompute, tap="first", *, balancing=None, precision="fp32", compiled=
     training = Training(epochs=1, balancing=balancing or WeightedSum())
     results = []
     with OpenStage(Stage({student: objective}, training), build_context(data), CPU) as stage:
-        assert dry_run(stage, data.train.batch(torch.arange(4), 0), balance=True).problems == []
+        assert dry_run(stage, data.train.batch(torch.arange(4), 0), update=True).problems == []
         state = TrainState(training, stage.module, stage.sessions, {}, batches=3, scaler=False)
         module = stage.module if compiled is None else compiled(stage.module)
         stage.module.train()
@@ -168,7 +168,7 @@ def test_the_average_of_a_network_is_a_copy_that_does_not_run_the_network():
 def problems_of(module, recompute):
     data, student = tiny_data(), Net("student", module, recompute=recompute)
     with OpenStage(Stage({student: plain_goal()}, Training(epochs=1)), build_context(data), CPU) as stage:
-        return dry_run(stage, data.train.batch(torch.arange(4), 0), balance=True).problems
+        return dry_run(stage, data.train.batch(torch.arange(4), 0), update=True).problems
 
 
 def test_a_module_that_is_never_called_cannot_be_recomputed():

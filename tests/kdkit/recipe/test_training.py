@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import (
+    ChainedScheduler,
     ConstantLR,
     CosineAnnealingLR,
     LinearLR,
     OneCycleLR,
     PolynomialLR,
     ReduceLROnPlateau,
+    SequentialLR,
     StepLR,
 )
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -274,13 +276,43 @@ def test_a_user_defined_schedule_gets_the_length_that_it_requires():
     [
         (StepLR, {"interval": "step", "step_size": 1}, "must be 'epoch' or 'update'; got 'step'"),
         (StepLR, {"step": 1}, "StepLR has no option 'step'"),
-        (ReduceLROnPlateau, {}, "a plateau schedule depends on a metric, which is not supported"),
-        ("plateau", {}, "a plateau schedule depends on a metric, which is not supported"),
+        (ReduceLROnPlateau, {"interval": "update"}, "follows a metric of each epoch, so its interval must be 'epoch'"),
+        ("plateau", {}, r"timm's plateau schedule cannot be resumed; use torch's: LRSchedule\(ReduceLROnPlateau\)"),
     ],
 )
 def test_invalid_schedules_are_refused(make, options, message):
     with pytest.raises(RecipeError, match=message):
         LRSchedule(make, **options)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (LRSchedule(SequentialLR, schedulers=[LRSchedule(LinearLR)], milestones=[1]), "1 schedulers need 0 milestones"),
+        (
+            LRSchedule(SequentialLR, schedulers=[LinearLR(sgd()), LinearLR(sgd())], milestones=[1]),
+            r"its schedulers must be LRSchedule\(LinearLR, \.\.\.\) or similar; got a LinearLR",
+        ),
+        (LRSchedule(ChainedScheduler, schedulers=[LRSchedule("cosine")]), "of timm cannot be a part of another one"),
+        (
+            LRSchedule(ChainedScheduler, schedulers=[LRSchedule(LinearLR, interval="update")]),
+            "pass interval='update' to the whole schedule",
+        ),
+        (LRSchedule(lambda optimizer: ReduceLROnPlateau(optimizer)), "instead of a function"),
+        (LRSchedule(OneCycleLR, max_lr=1.0, total_steps=3), "it ends after 3 steps, and this stage has 4"),
+        (LRSchedule(OneCycleLR, max_lr=1.0, total_steps=7, interval="update"), "after 7 steps, and this stage has 8"),
+    ],
+)
+def test_schedules_that_cannot_be_built_for_a_stage_are_recipe_errors(schedule, message):
+    with pytest.raises(RecipeError, match=message):
+        schedule.build(sgd(), epochs=4, updates=8)
+
+
+def test_the_mode_of_a_plateau_schedule_is_that_of_the_metric_unless_it_is_passed():
+    assert LRSchedule(ReduceLROnPlateau).for_metric(higher_is_better=True).options["mode"] == "max"
+    assert LRSchedule(ReduceLROnPlateau, mode="min").for_metric(higher_is_better=True).options["mode"] == "min"
+    step = LRSchedule(StepLR, step_size=2)
+    assert step.for_metric(higher_is_better=True) is step
 
 
 def test_a_schedule_without_a_required_option_is_a_recipe_error():

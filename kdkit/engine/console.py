@@ -2,7 +2,9 @@
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,42 +13,63 @@ from rich.table import Table
 
 from kdkit.plugins.events import EpochEnded, ReportedMetric, RunEnded, RunStarted, StageStarted, StepEnded
 from kdkit.plugins.hooks import hookimpl
+from kdkit.utils.console import Status, make_console
 from kdkit.utils.memory import format_bytes
 
 # Seconds between two updates of the progress bar. An update at each step would cost more than the step of a small net.
 _BAR_INTERVAL = 0.2
 
 
-class ConsoleCallback:
-    """Prints to a rich console. The progress bar is shown on a terminal only; a line per epoch is always printed."""
+@contextmanager
+def progress_display(progress: bool | None) -> Iterator[tuple[Status, list["ConsoleCallback"]]]:
+    """Return, as a context, the status of a run before its first stage, and the callbacks that print its progress.
 
-    def __init__(self, console: Console) -> None:
+    progress: see RunOptions; None prints to a terminal or a notebook only.
+    """
+    console = make_console()
+    shown = console.is_terminal or console.is_jupyter if progress is None else progress
+    with Status(enabled=shown) as status:
+        yield status, [ConsoleCallback(console, status)] if shown else []
+
+
+class ConsoleCallback:
+    """Prints to a rich console: a progress bar on a terminal or in a notebook, and always a line per epoch."""
+
+    def __init__(self, console: Console, status: Status | None = None) -> None:
         self.console = console
+        # In a notebook, rich draws the bar by ipywidgets, and would warn at every update without it.
+        self._has_bar = find_spec("ipywidgets") is not None if console.is_jupyter else console.is_terminal
+        self._status = Status(enabled=False) if status is None else status
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._pending_steps = 0  # steps that the bar does not show yet
         self._last_update = 0.0
-        self._last_epoch = -1  # of the current stage
+        self._epochs = 0  # of the current stage
+        self._ended_epochs: int | None = None  # of them; None before the first one ended
 
     @hookimpl
     def run_started(self, event: RunStarted) -> None:
         """Print the recipe, its stages and the notices."""
+        self._status.stop()
         # `escape` because names of recipes, stages and terms may contain square brackets, which are markup to rich.
         self.console.print(
             f"[bold]{escape(event.recipe)}[/bold]: {escape(' -> '.join(event.stages))}  "
             f"(device {escape(event.device)}, seed {event.seed})"
         )
         self._print_notes(event.notices)
+        self._status.show(f"opening stage {event.stages[0]}", terminal_only=True)
 
     @hookimpl
     def stage_started(self, event: StageStarted) -> None:
         """Print the stage and start its progress bar."""
+        self._status.stop()
         self._stop_bar()
-        self._last_epoch = event.epochs - 1
+        self._report_early_end()
+        self._epochs = event.epochs
         resumed = f", resumed after epoch {event.epoch}" if event.epoch else ""
         self.console.print(f"\n[bold]{event.index + 1}. {escape(event.name)}[/bold]: {event.epochs} epochs{resumed}")
         self._print_notes(event.notices)
-        if self.console.is_terminal:
+        if self._has_bar:
             self._progress = Progress(
                 TextColumn("   {task.description}"),
                 BarColumn(),
@@ -74,22 +97,25 @@ class ConsoleCallback:
         After the last epoch, print the peak memory of the stage, if it was measured.
         """
         self._update_bar()
-        terms = "  ".join(f"{escape(label)} {_number(value)}" for label, value in event.terms.items())
+        self._ended_epochs = event.epoch + 1
+        terms = "  ".join(f"{escape(label)} {format_number(value)}" for label, value in event.terms.items())
         star = " *" if event.best else ""
         self.console.print(
             f"   epoch {event.epoch + 1:>3}  {terms}  [dim]validation[/dim] {escape(event.monitor)} "
-            f"{_number(event.monitor_value)}{star}  [dim]{event.seconds:.1f} s[/dim]",
+            f"{format_number(event.monitor_value)}{star}  [dim]{event.seconds:.1f} s[/dim]",
             soft_wrap=True,  # a line that a log file keeps whole
         )
-        if event.epoch == self._last_epoch and event.peak_memory_bytes is not None:
+        if self._ended_epochs == self._epochs and event.peak_memory_bytes is not None:
             self.console.print(f"   peak memory {format_bytes(event.peak_memory_bytes, base=1024)}", style="dim")
 
     @hookimpl
     def run_ended(self, event: RunEnded) -> None:
         """Print the table of metrics, their notes and the run folder. Prints nothing after an error."""
+        self._status.stop()
         self._stop_bar()
         if event.error is not None:
             return
+        self._report_early_end()
         self.console.print()
         self.console.print(metrics_table(event))
         # Several nets often have the same note, such as classes without positives.
@@ -98,6 +124,12 @@ class ConsoleCallback:
         )
         if event.folder is not None:
             self.console.print(f"saved to {event.folder}", markup=False, soft_wrap=True)
+
+    def _report_early_end(self) -> None:
+        """Print that the stage before ended early, by its patience or a callback."""
+        if self._ended_epochs is not None and self._ended_epochs < self._epochs:
+            self.console.print(f"   ended after epoch {self._ended_epochs} of {self._epochs}", style="dim")
+        self._ended_epochs = None
 
     def _print_notes(self, notes: Iterable[str]) -> None:
         for note in notes:
@@ -141,12 +173,13 @@ def results_table(results: Mapping[str, ReportedMetric], title: str) -> Table:
 
 def _with_interval(result: ReportedMetric) -> str:
     if result.interval is None:
-        return _number(result.value)
+        return format_number(result.value)
     low, high = result.interval
-    return f"{_number(result.value)} ({_number(low)} to {_number(high)})"
+    return f"{format_number(result.value)} ({format_number(low)} to {format_number(high)})"
 
 
-def _number(value: float) -> str:
+def format_number(value: float) -> str:
+    """Return a number as tables show it; "-" for NaN."""
     if math.isnan(value):
         return "-"
     return f"{value:.4f}" if abs(value) < 100 else f"{value:.4g}"

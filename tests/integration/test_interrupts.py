@@ -1,0 +1,187 @@
+"""Tests of runs that Ctrl-C or an exception of user code ends: what was computed is kept, and they can be resumed."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+import kdkit
+from kdkit import Sequential, Truth
+from tests.helpers.command_line import environment
+from tests.helpers.processes import run_python
+from tests.helpers.stages import copied, same, three, training
+
+# The second stage waits in its third epoch. Python ignores SIGINT in a process that was started in the background.
+RECIPE = """
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import kdkit
+from tests.helpers.stages import three, training
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@kdkit.hookimpl
+def step_ended(event):
+    if Path("wait").exists() and (event.stage, event.epoch, event.batch) == ("assistant", 2, 1):
+        Path("waiting").touch()
+        time.sleep(60)
+
+
+def recipe():
+    return three(kdkit.Sequential, training=training(epochs=4))
+"""
+CATCHING = """
+from recipe_file import *
+
+out = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+try:
+    kdkit.run(recipe, device="cpu", out=out, callbacks=[sys.modules["recipe_file"]])
+except KeyboardInterrupt as interrupt:
+    result = interrupt.result
+    torch.save({name: net.network.state_dict() for name, net in result.nets.items()}, "weights.pt")
+    Path("history.json").write_text(json.dumps(result.history))
+    assert result.metrics == {}
+    assert result.folder == out
+else:
+    sys.exit("was not interrupted")
+"""
+NOT_CATCHING = """
+from recipe_file import *
+
+kdkit.run(recipe, device="cpu", callbacks=[sys.modules["recipe_file"]])
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "recipe_file.py").write_text(RECIPE)
+    (tmp_path / "catching.py").write_text(CATCHING)
+    (tmp_path / "not_catching.py").write_text(NOT_CATCHING)
+    return tmp_path
+
+
+def interrupt(folder, *arguments):
+    """Start a program, press Ctrl-C while it waits, and return its exit code and its stderr."""
+    (folder / "wait").touch()
+    process = subprocess.Popen(
+        [sys.executable, *arguments], cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 90
+    while not (folder / "waiting").exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    (folder / "wait").unlink()
+    return process.returncode, err
+
+
+@pytest.mark.parametrize("arguments", [[], ["run"]], ids=["without a folder", "with a folder"])
+def test_an_interrupted_run_in_python_gives_its_history_and_best_weights(arguments, folder):
+    code, err = interrupt(folder, "catching.py", *arguments)
+    assert code == 0, err
+    history = json.loads((folder / "history.json").read_text())
+    assert [(stage, len(epochs)) for stage, epochs in history.items()] == [("teacher", 4), ("assistant", 2)]
+
+    # A run of the same seed whose second stage ends after these two epochs.
+    class Stop:
+        @kdkit.hookimpl
+        def epoch_ended(self, event):
+            if (event.stage, event.epoch) == ("assistant", 1):
+                raise kdkit.StopTraining
+
+    expected = kdkit.run(lambda: three(Sequential, training=training(epochs=4)), device="cpu", callbacks=[Stop()])
+    weights = torch.load(folder / "weights.pt")
+    for name in ("teacher", "assistant"):
+        assert same(weights[name], copied(expected.nets[name].module)), name
+        terms = [[epoch["terms"] for epoch in epochs[name]] for epochs in (history, expected.history)]
+        assert terms[0][: len(terms[1])] == terms[1]
+    if arguments:
+        resumed = kdkit.run(
+            lambda: three(Sequential, training=training(epochs=4)), device="cpu", out=folder / "run", resume=True
+        )
+        assert [len(epochs) for epochs in resumed.history.values()] == [4, 4, 4]
+
+
+def test_an_interrupt_that_is_not_caught_ends_python_by_the_signal_and_names_the_result(folder):
+    code, err = interrupt(folder, "not_catching.py")
+    assert code == -signal.SIGINT  # so that a loop in a shell ends too
+    assert "KeyboardInterrupt\nkdkit: the attribute `result` of this exception has the history" in err
+
+
+def test_an_interrupted_command_exits_with_130_and_can_be_resumed(folder):
+    command = ["-m", "kdkit", "run", "recipe_file.py", "--device", "cpu"]
+    code, err = interrupt(folder, *command)
+    assert code == 130
+    assert "Traceback" not in err
+    (run,) = (folder / "runs").glob("recipe_file-*")
+    assert f"to resume from the last epoch, add: --out runs/{run.name} --resume" in err
+    done = run_python([*command, "--out", str(run), "--resume"], folder)
+    assert done.returncode == 0, done.stderr
+    assert "resumed after epoch 2" in done.stdout
+
+
+def test_an_interrupt_in_the_first_epoch_leaves_an_empty_history():
+    class Interrupt:
+        @kdkit.hookimpl
+        def step_ended(self, event):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        kdkit.run(lambda: three(Sequential, training=training()), device="cpu", callbacks=[Interrupt()])
+    result = caught.value.result
+    assert result.history == {"teacher": []}
+    assert not result.nets["teacher"].trained
+    assert not result.nets["teacher"].network.training
+
+
+class FailsOnce(nn.Module):
+    """A loss that raises in the third epoch, unless it is repaired."""
+
+    def __init__(self, repaired):
+        super().__init__()
+        self.repaired = repaired
+
+    def forward(self, student, labels, *, progress):
+        if progress >= 0.5 and not self.repaired:
+            raise ZeroDivisionError("of the user")
+        return nn.functional.cross_entropy(student, labels)
+
+
+def failing_recipe(*, repaired):
+    return three(Sequential, truth=Truth(FailsOnce(repaired), label="truth"), training=training(epochs=4))
+
+
+def test_an_exception_of_user_code_passes_unchanged_and_the_run_can_be_resumed(tmp_path):
+    ended = []
+
+    class Recorder:
+        @kdkit.hookimpl
+        def run_ended(self, event):
+            ended.append(event.error)
+
+    options = {"device": "cpu", "out": tmp_path / "run"}
+    with pytest.raises(ZeroDivisionError, match="of the user") as caught:
+        kdkit.run(partial(failing_recipe, repaired=False), callbacks=[Recorder()], **options)
+    assert ended == [caught.value]
+    assert not [path for path in (tmp_path / "run").rglob(".*")]  # nothing half-written
+    lines = (tmp_path / "run" / "1-teacher" / "history.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+    resumed = kdkit.run(partial(failing_recipe, repaired=True), resume=True, **options)
+    whole = kdkit.run(partial(failing_recipe, repaired=True), device="cpu")
+    for name, net in whole.nets.items():
+        assert same(copied(net.module), copied(resumed.nets[name].module)), name

@@ -1,0 +1,118 @@
+"""Tests of the step of the optimizer that `check` tries: errors of the first step are found, and nothing changes."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.utils.data import TensorDataset
+
+import kdkit
+from kdkit import Match, Net, Optimizer, Recipe, Stage, TorchData, Training, Truth
+from kdkit.losses import SoftTargets
+from kdkit.recipe.balancing import UncertaintyWeighting
+from tests.helpers.tiny import one_stage, plain_goal, same_state, state_of, tiny_net
+
+
+def lbfgs(params):
+    return torch.optim.LBFGS(params)
+
+
+class Failing(torch.optim.SGD):
+    """Raises in its first step, as an optimizer that lacks a kernel for the device does."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        raise RuntimeError("no kernel for this device\nwith a second line")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (Optimizer(torch.optim.SparseAdam), "SparseAdam cannot step: SparseAdam does not support dense gradients"),
+        (Optimizer(lbfgs), r"LBFGS cannot step: .*closure"),
+        (Optimizer(Failing, lr=0.1), "Failing cannot step: no kernel for this device$"),
+    ],
+)
+def test_an_optimizer_that_cannot_step_is_a_problem_of_the_check(optimizer, message):
+    net = tiny_net("student")
+    before = state_of(net.module)
+    plan = kdkit.check(one_stage(net, plain_goal(), optimizer=optimizer))
+    (problem,) = plan.problems
+    assert re.search(f"^stage 'student': {message}", problem), problem
+    assert same_state(before, state_of(net.module))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        Optimizer(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.1),
+        Optimizer(torch.optim.AdamW, lr=0.1),
+        Optimizer(torch.optim.Adafactor, lr=0.1),
+        Optimizer(torch.optim.Rprop, lr=0.1),
+        Optimizer("lamb", lr=0.1),
+        Optimizer("adopt", lr=0.1),
+    ],
+    ids=repr,
+)
+def test_a_step_that_is_tried_changes_no_weight_and_no_gradient(optimizer):
+    net = tiny_net("student")
+    before, random = state_of(net.module), torch.get_rng_state()
+    recipe = one_stage(net, plain_goal(), optimizer=optimizer, balancing=UncertaintyWeighting())
+    assert kdkit.check(recipe).problems == ()
+    assert same_state(before, state_of(net.module))
+    assert torch.equal(random, torch.get_rng_state())
+
+
+class Words(nn.Module):
+    """A bag of words with sparse gradients, which `hidden` computes by a function instead of a module."""
+
+    def __init__(self, *, hidden, dense):
+        super().__init__()
+        self.hidden = hidden
+        self.table = nn.Parameter(torch.randn(10, 3)) if hidden else nn.Embedding(10, 3, sparse=True)
+        self.head = nn.Linear(3, 3) if dense else None
+
+    def forward(self, words):
+        vectors = F.embedding(words, self.table, sparse=True) if self.hidden else self.table(words)
+        return vectors.mean(1) if self.head is None else self.head(vectors.mean(1))
+
+
+def words_recipe(optimizer, *, hidden=False, dense=False):
+    samples = TensorDataset(torch.randint(0, 10, (12, 5)), torch.arange(12) % 3)
+    net, teacher = (
+        Net("student", Words(hidden=hidden, dense=dense)),
+        Net("t", Words(hidden=False, dense=True), trained=True),
+    )
+    objective = Truth(nn.CrossEntropyLoss()) + Match(teacher, SoftTargets())
+    stage = Stage({net: objective}, Training(epochs=1, batch_size=4, optimizer=optimizer))
+    return Recipe(data=TorchData(samples, samples), schedule=[stage])
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_an_optimizer_of_sparse_gradients_is_accepted_for_them(hidden):
+    recipe = words_recipe(Optimizer(torch.optim.SparseAdam, lr=0.1), hidden=hidden)
+    assert kdkit.check(recipe).problems == ()
+    kdkit.run(recipe, device="cpu")
+
+
+def test_an_optimizer_that_does_not_take_the_sparse_gradients_of_a_part_is_refused():
+    (problem,) = kdkit.check(words_recipe(Optimizer(torch.optim.Adam, lr=0.1), dense=True)).problems
+    assert "Adam cannot step" in problem
+    assert "sparse" in problem
+    (problem,) = kdkit.check(words_recipe(Optimizer(torch.optim.SparseAdam, lr=0.1), dense=True)).problems
+    assert "SparseAdam cannot step" in problem
+
+
+def test_groups_that_leave_out_the_parameters_of_a_loss_are_found_by_the_check():
+    student, teacher = tiny_net("student"), tiny_net("teacher", trained=True, hidden=7)
+    taps = {"student": kdkit.Tap(student.module.hidden), "target": kdkit.Tap(teacher.module.hidden)}
+    objective = Match(teacher, kdkit.losses.Hint(), **taps)
+
+    def groups(named):
+        return [{"params": [parameter for name, parameter in named if name.startswith("student.")]}]
+
+    recipe = one_stage(student, objective, optimizer=Optimizer(torch.optim.SGD, lr=0.1, groups=groups))
+    (problem,) = kdkit.check(recipe).problems
+    assert "its groups leave out 2 of" in problem
