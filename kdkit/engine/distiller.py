@@ -1,6 +1,7 @@
 """A student and its objective as one module, for a training loop of the user or of another framework."""
 
 import warnings
+import weakref
 from collections.abc import Sequence
 from functools import reduce
 from operator import add
@@ -57,9 +58,9 @@ class Distiller(nn.Module):
     samples: the number of training samples, for losses that keep a memory of all of them.
 
     Its parameters and state dict are those of the student and of the losses. Teachers are no part of them; they are in
-    eval mode and without gradients, and `to` moves them too. Until `close`, the networks have hooks for the taps.
-    Raises CheckError with all problems that a check of the stage finds, and RecipeError for a wrong example. Warns of a
-    tap whose channels are not certain.
+    eval mode and without gradients, and `to` moves them too. Until `close`, or until the Distiller is deleted, the
+    networks have hooks for the taps. Raises CheckError with all problems that a check of the stage finds, and
+    RecipeError for a wrong example. Warns of a tap whose channels are not certain.
     """
 
     def __init__(
@@ -120,6 +121,8 @@ class Distiller(nn.Module):
         self.module = self._stage.module
         self._weights, self._progress = self.module.weights(0.0), 0.0
         self._observers = observers(self._stage.sessions.values())
+        # Also called when the Distiller is deleted, and when Python exits, before torch's modules are torn down.
+        self._close = weakref.finalize(self, self._stage.close)
 
     def forward(
         self,
@@ -163,7 +166,7 @@ class Distiller(nn.Module):
 
     def close(self) -> None:
         """Remove the hooks, and restore the mode of the teachers."""
-        self._stage.close()
+        self._close()
 
     def __enter__(self) -> Self:
         return self

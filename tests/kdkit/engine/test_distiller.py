@@ -1,6 +1,9 @@
 """A Distiller in a bare loop computes what hand-written hooks and losses do, and holds no teacher."""
 
 import copy
+import gc
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ import kdkit
 from kdkit import Distiller, Ema, LinearRamp, Match, Net, RecipeError, Tap, Truth, model_loss, tap
 from kdkit.errors import CheckError
 from kdkit.losses import CRD, Hint, SoftTargets
+from tests.helpers.command_line import environment
 from tests.helpers.tiny import Mlp, hooks_of
 
 INPUTS, LABELS = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
@@ -89,6 +93,32 @@ def test_its_parameters_are_those_of_the_student_and_of_projectors_and_teachers_
     distiller.load_state_dict(state)
     distiller.close()
     assert hooks_of(student.module) == hooks_of(teacher.module) == 0
+
+
+def test_a_distiller_that_is_deleted_removes_its_hooks_and_restores_the_mode_of_its_teachers():
+    teacher, student = networks()
+    teacher.module.train()
+    distiller = Distiller(student, Match(teacher, Hint(), **features(student, teacher)), (INPUTS, LABELS))
+    distiller(INPUTS, LABELS)
+    assert hooks_of(student.module) == hooks_of(teacher.module) == 1
+    assert not teacher.module.training
+    del distiller
+    gc.collect()
+    assert hooks_of(student.module) == hooks_of(teacher.module) == 0
+    assert teacher.module.training
+
+
+def test_a_program_that_does_not_close_its_distiller_ends_without_an_error_message():
+    program = """
+import torch
+from kdkit import Distiller, Match, Net
+teacher = Net("teacher", torch.nn.Linear(4, 3), trained=True)
+example = torch.ones(2, 4), torch.arange(2)
+distiller = Distiller(Net("student", torch.nn.Linear(4, 3)), 1.0 * Match(teacher, torch.nn.MSELoss()), example)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_ramp_follows_the_progress_that_is_passed():
