@@ -40,6 +40,8 @@ class DatasetSplit(Split):
         self.keys = keys
         self.source = f"the {name} data must yield"  # how messages about its samples begin
         self.ids = torch.arange(first_id, first_id + len(dataset))
+        if is_plain(dataset, TensorDataset):  # checked once, not in every batch
+            keys.split(dataset.tensors, self.source)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -48,7 +50,7 @@ class DatasetSplit(Split):
         """Return the inputs, the labels, and the weights or None, collated as torch's DataLoader does by default."""
         if is_plain(self.dataset, TensorDataset):  # indexing once is faster than collating single samples
             columns = [tensor.index_select(0, rows.to(tensor.device)) for tensor in self.dataset.tensors]
-            return self.keys.split(columns, self.source)
+            return columns[0], columns[1], columns[2] if len(columns) == 3 else None
         with _explain_unequal_samples(self.name):
             return self.keys.split(_collate_samples(self._samples(rows.tolist())), self.source)
 
@@ -66,8 +68,9 @@ class DatasetSplit(Split):
         labels = as_targets(labels) if self.unknown is None else mark_unknown(labels, self.unknown)
         if self.label_check is not None:
             self.label_check(labels, rows)
-        weights = as_weights(weights, labels, self.source)
-        return Batch(inputs, labels, self.ids.index_select(0, rows), draw, weights=weights)
+        if weights is not None:
+            weights = as_weights(weights, labels, self.source)
+        return Batch(inputs, labels, self.ids.index_select(0, rows), draw, None, weights)
 
 
 class CheckedLoaderSplit(LoaderSplit):

@@ -198,6 +198,11 @@ def test_samples_of_different_shapes_are_refused_with_both_shapes_and_a_remedy()
         (DataLoader(Empty()), "the train data is empty"),
         (iter(samples()), "is a iterator; expected a Dataset with a length, an IterableDataset, or a DataLoader"),
         (7, "is a int; expected a Dataset with a length"),
+        (TensorDataset(torch.zeros(4, 2)), r"the train data must yield pairs \(inputs, labels\); got a tuple of 1"),
+        (
+            TensorDataset(*[torch.zeros(4, 2)] * 4),
+            r"must yield pairs \(inputs, labels\); got a tuple of 4",
+        ),
         (Listed([torch.zeros(3)] * 3), r"must yield pairs \(inputs, labels\)"),
         (Listed([(torch.zeros(2), 0, "extra")] * 3), r"must yield pairs \(inputs, labels\)"),
         (listed(lambda row: "cat"), "the labels of the train data are a"),
