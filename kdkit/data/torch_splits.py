@@ -132,13 +132,14 @@ def as_split(
         return CheckedLoaderSplit(name, data, keys)
     dataset: Any = data
     is_stream = isinstance(data, IterableDataset)  # it inherits a __getitem__ that raises, and may have a length
+    pipeline = getattr(data, "pipeline", None)
     # WebLoader of WebDataset is an IterableDataset around a DataLoader.
-    holds_loader = any(isinstance(part, DataLoader) for part in getattr(data, "pipeline", ()))
-    is_iterator = hasattr(data, "__next__")  # which can be read only once
-    if holds_loader or not (is_stream or is_iterator or hasattr(data, "__getitem__") or not hasattr(data, "__iter__")):
-        return CheckedLoaderSplit(name, DataLoader(_Batches(data), batch_size=None), keys)
-    if is_stream:
+    holds_loader = is_stream and isinstance(pipeline, list) and any(isinstance(part, DataLoader) for part in pipeline)
+    if is_stream and not holds_loader:
         return StreamSplit(name, dataset, keys)
+    is_iterator = hasattr(data, "__next__")  # which can be read only once
+    if holds_loader or (hasattr(data, "__iter__") and not is_iterator and not hasattr(data, "__getitem__")):
+        return CheckedLoaderSplit(name, DataLoader(_Batches(data), batch_size=None), keys)
     # a duck-typed dataset with both is fine
     if is_iterator or not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         raise DataError(

@@ -312,6 +312,19 @@ def test_targets_that_are_no_class_indices_are_ignored():
         TorchData(dataset, dataset, classes=["a", "b"])
 
 
+def test_a_dataset_may_have_a_pipeline_of_its_own():
+    for pipeline in (None, [DataLoader(samples())], "resize"):
+        dataset = listed(lambda row: row % 3)
+        dataset.pipeline = pipeline
+        assert len(TorchData(dataset, samples(), classes=["a", "b", "c"]).train) == 4
+
+
+@pytest.mark.parametrize("option", ["labels", "weights"])
+def test_labels_and_weights_are_keys_of_samples(option):
+    with pytest.raises(DataError, match=f"{option} is a key of samples that are mappings; got a Tensor"):
+        TorchData(samples(), samples(), **{option: torch.zeros(8)})
+
+
 def test_a_text_is_not_accepted_as_a_list_of_classes():
     with pytest.raises(DataError, match=r"classes is a list of names; got the text 'abc': pass \['abc'\]"):
         TorchData(samples(), samples(), classes="abc")
