@@ -42,6 +42,8 @@ class DatasetSplit(Split):
         self.keys = keys
         self.source = f"the {name} data must yield"  # how messages about its samples begin
         self.ids = torch.arange(first_id, first_id + len(dataset))
+        if is_plain(dataset, TensorDataset):  # checked once, not in every batch
+            keys.split(dataset.tensors, self.source)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -50,7 +52,7 @@ class DatasetSplit(Split):
         """Return the inputs, the labels, and the weights or None, collated as torch's DataLoader does by default."""
         if is_plain(self.dataset, TensorDataset):  # indexing once is faster than collating single samples
             columns = [tensor.index_select(0, rows.to(tensor.device)) for tensor in self.dataset.tensors]
-            return self.keys.split(columns, self.source)
+            return columns[0], columns[1], columns[2] if len(columns) == 3 else None
         with _explain_unequal_samples(self.name):
             return self.keys.split(_collate_samples(self._samples(rows.tolist())), self.source)
 
@@ -71,8 +73,9 @@ class DatasetSplit(Split):
             labels = mark_unknown(labels, self.unknown)
         if self.label_check is not None:
             self.label_check(labels, rows)
-        weights = as_weights(weights, labels, self.source)
-        return Batch(inputs, labels, self.ids.index_select(0, rows), draw, weights=weights)
+        if weights is not None:
+            weights = as_weights(weights, labels, self.source)
+        return Batch(inputs, labels, self.ids.index_select(0, rows), draw, None, weights)
 
 
 class CheckedLoaderSplit(LoaderSplit):
@@ -134,13 +137,14 @@ def as_split(
         return CheckedLoaderSplit(name, data, keys)
     dataset: Any = data
     is_stream = isinstance(data, IterableDataset)  # it inherits a __getitem__ that raises, and may have a length
+    pipeline = getattr(data, "pipeline", None)
     # WebLoader of WebDataset is an IterableDataset around a DataLoader.
-    holds_loader = any(isinstance(part, DataLoader) for part in getattr(data, "pipeline", ()))
-    is_iterator = hasattr(data, "__next__")  # which can be read only once
-    if holds_loader or not (is_stream or is_iterator or hasattr(data, "__getitem__") or not hasattr(data, "__iter__")):
-        return CheckedLoaderSplit(name, DataLoader(_Batches(data), batch_size=None), keys)
-    if is_stream:
+    holds_loader = is_stream and isinstance(pipeline, list) and any(isinstance(part, DataLoader) for part in pipeline)
+    if is_stream and not holds_loader:
         return StreamSplit(name, dataset, keys)
+    is_iterator = hasattr(data, "__next__")  # which can be read only once
+    if holds_loader or (hasattr(data, "__iter__") and not is_iterator and not hasattr(data, "__getitem__")):
+        return CheckedLoaderSplit(name, DataLoader(_Batches(data), batch_size=None), keys)
     # a duck-typed dataset with both is fine
     if is_iterator or not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         raise DataError(

@@ -367,6 +367,11 @@ def test_samples_of_a_webdataset_are_mappings_whose_label_key_is_named(shards):
     data = TorchData(read_shards(shards), WHOLE, classes=CLASSES, labels="cls")
     (first, *_) = data.train.batched(4)
     assert torch.equal(first.inputs, INPUTS[:4])  # without __key__ and __url__
+    training = Training(epochs=1, batch_size=4, steps_per_epoch=5)
+    result = kdkit.distill(
+        nn.Linear(4, 3), nn.Linear(4, 3), read_shards(shards), WHOLE, labels="cls", training=training
+    )
+    assert result.history["student"][0]["terms"]["truth"] > 0
     with pytest.raises(DataError, match=r"got a dict with .*'cls'.*: the key of its labels is not clear"):
         TorchData(read_shards(shards), WHOLE, classes=CLASSES)
 

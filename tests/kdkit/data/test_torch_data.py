@@ -198,6 +198,11 @@ def test_samples_of_different_shapes_are_refused_with_both_shapes_and_a_remedy()
         (DataLoader(Empty()), "the train data is empty"),
         (iter(samples()), "is a iterator; expected a Dataset with a length, an IterableDataset, or a DataLoader"),
         (7, "is a int; expected a Dataset with a length"),
+        (TensorDataset(torch.zeros(4, 2)), r"the train data must yield pairs \(inputs, labels\); got a tuple of 1"),
+        (
+            TensorDataset(*[torch.zeros(4, 2)] * 4),
+            r"must yield pairs \(inputs, labels\); got a tuple of 4",
+        ),
         (Listed([torch.zeros(3)] * 3), r"must yield pairs \(inputs, labels\)"),
         (Listed([(torch.zeros(2), 0, "extra")] * 3), r"must yield pairs \(inputs, labels\)"),
         (listed(lambda row: "cat"), "the labels of the train data are a"),
@@ -308,6 +313,19 @@ def test_targets_that_are_no_class_indices_are_ignored():
         dataset = listed(lambda row: row % 2)
         dataset.targets = targets
         TorchData(dataset, dataset, classes=["a", "b"])
+
+
+def test_a_dataset_may_have_a_pipeline_of_its_own():
+    for pipeline in (None, [DataLoader(samples())], "resize"):
+        dataset = listed(lambda row: row % 3)
+        dataset.pipeline = pipeline
+        assert len(TorchData(dataset, samples(), classes=["a", "b", "c"]).train) == 4
+
+
+@pytest.mark.parametrize("option", ["labels", "weights"])
+def test_labels_and_weights_are_keys_of_samples(option):
+    with pytest.raises(DataError, match=f"{option} is a key of samples that are mappings; got a Tensor"):
+        TorchData(samples(), samples(), **{option: torch.zeros(8)})
 
 
 def test_a_text_is_not_accepted_as_a_list_of_classes():
