@@ -208,7 +208,7 @@ def compare_cells(
         )
         for cell, cell_runs in zip(cells, runs, strict=True)
     ]
-    best = 0
+    best = next(index for index, cell in enumerate(results) if cell.validation)
     for index, cell in enumerate(results):
         if is_better(metric, spread(cell.validation.values()).mean, spread(results[best].validation.values()).mean):
             best = index

@@ -210,6 +210,26 @@ def test_failed_runs_are_left_out(tmp_path):
     assert math.isnan(results.cells[0].spread("accuracy").mean)
 
 
+def test_a_cell_without_runs_is_not_the_best_if_the_metric_is_undefined(tmp_path):
+    class Undefined(UserMetric):
+        name = "undefined"
+
+        def compute(self, test):
+            return kdkit.MetricResult(value=math.nan)
+
+    def undefined(width=4):
+        made = recipe(width=width)
+        return Recipe(data=made.data, schedule=made.schedule, metrics=(Accuracy(), Undefined()))
+
+    sweep = Sweep(undefined, {"width": [-1, 4, 5]}, folder=tmp_path, seeds=2, metric="undefined")
+    assert [result.state for result in sweep.run(CPU)].count("failed") == 2
+    results = sweep.results()
+    assert results.best == 1
+    assert results.cells[2].comparison.seeds is None
+    assert results.cells[2].comparison.verdict == "not distinguishable"
+    assert '"mean": null' in results.as_json()
+
+
 def test_runs_of_a_recipe_that_changed_are_not_among_the_results(tmp_path):
     grid = {"lr": [0.3]}
     swept(tmp_path, grid, seeds=2)
