@@ -54,7 +54,7 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
     from kdkit.cli.sweep_table import comparison_table, sweep_table
     from kdkit.engine.options import RunOptions
     from kdkit.study.sweep import Sweep
-    from kdkit.utils.console import make_console
+    from kdkit.utils.console import Status, make_console
     from kdkit.utils.memory import keep_freed_memory
 
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -98,7 +98,9 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
         click.echo("\nfinished runs are kept; to resume, run the same command again", err=True)
         raise
     if len(failures) < count:
-        results = comparison.results()
+        with Status(enabled=not options["quiet"]) as status:
+            status.show("comparing the options", terminal_only=True)  # minutes if a user-defined metric is slow
+            results = comparison.results()
         results.save(study.folder)
         console.print()
         console.print(sweep_table(results))

@@ -6,8 +6,9 @@ import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from kdkit.engine.storage.run_folder import read_reported
 from kdkit.errors import DataError, RecipeError, did_you_mean, first_line
@@ -208,7 +209,7 @@ def compare_cells(
         )
         for cell, cell_runs in zip(cells, runs, strict=True)
     ]
-    best = 0
+    best = next(index for index, cell in enumerate(results) if cell.validation)
     for index, cell in enumerate(results):
         if is_better(metric, spread(cell.validation.values()).mean, spread(results[best].validation.values()).mean):
             best = index
@@ -257,9 +258,10 @@ class _Run:
 
 
 def spread(values: Iterable[float]) -> Spread:
-    """Return the mean and the standard deviation of values; NaN if there are too few."""
-    numbers = list(values)
-    return Spread(fmean(numbers) if numbers else math.nan, stdev(numbers) if len(numbers) > 1 else math.nan)
+    """Return the mean and the standard deviation of values; NaN if there are too few, or one is NaN."""
+    numbers = np.array(list(values), dtype=np.float64)  # statistics.stdev raises for a NaN
+    mean = float(numbers.mean()) if len(numbers) else math.nan
+    return Spread(mean, float(numbers.std(ddof=1)) if len(numbers) > 1 else math.nan)
 
 
 def _compare(best: Mapping[int, _Run], cell: Mapping[int, _Run], metric: Metric, level: float) -> Comparison:

@@ -82,13 +82,12 @@ def test_trials_are_named_after_their_options_in_the_order_of_the_recipe(tmp_pat
         "lr=0.5, width=4", "lr=0.5, width=8", "lr=2, width=4", "lr=2, width=8"
     ]  # fmt: skip
     names = [trial.name for trial in sweep.study.trials]
-    assert names[0] == "lr=0.5,width=4,seed=7"
-    assert names[3] == "lr=2,width=8,seed=7"
+    assert names == ["lr=0.5,width=4,seed=7", "lr=0.5,width=8,seed=7", "lr=2,width=4,seed=7", "lr=2,width=8,seed=7"]
     assert sweep.study.trials[0].options == {"lr": 0.5, "width": 4}
 
 
 def test_values_that_are_no_folder_names_stay_apart_and_short(tmp_path):
-    texts = ["a/b", "a_b", "a b", "../x", "é" * 300, "y" * 300, "y" * 301, ""]
+    texts = ["a/b", "a_b", "a b", "../x", "a..b", "a,b=c", ".", "..", "é" * 300, "y" * 300, "y" * 301, ""]
     sweep = Sweep(recipe, {"name": texts}, folder=tmp_path, seeds=1)
     names = [trial.name for trial in sweep.study.trials]
     assert len(set(names)) == len(texts)
@@ -211,10 +210,30 @@ def test_failed_runs_are_left_out(tmp_path):
     assert math.isnan(results.cells[0].spread("accuracy").mean)
 
 
+def test_a_cell_without_runs_is_not_the_best_if_the_metric_is_undefined(tmp_path):
+    class Undefined(UserMetric):
+        name = "undefined"
+
+        def compute(self, test):
+            return kdkit.MetricResult(value=math.nan)
+
+    def undefined(width=4):
+        made = recipe(width=width)
+        return Recipe(data=made.data, schedule=made.schedule, metrics=(Accuracy(), Undefined()))
+
+    sweep = Sweep(undefined, {"width": [-1, 4, 5]}, folder=tmp_path, seeds=2, metric="undefined")
+    assert [result.state for result in sweep.run(CPU)].count("failed") == 2
+    results = sweep.results()
+    assert results.best == 1
+    assert results.cells[2].comparison.seeds is None
+    assert results.cells[2].comparison.verdict == "not distinguishable"
+    assert '"mean": null' in results.as_json()
+
+
 def test_runs_of_a_recipe_that_changed_are_not_among_the_results(tmp_path):
     grid = {"lr": [0.3]}
     swept(tmp_path, grid, seeds=2)
-    record = next(tmp_path.glob("lr=*seed=0")) / "run.json"
+    record = tmp_path / "lr=0.3,seed=0" / "run.json"
     record.write_text(record.read_text().replace('"recipe_sha256": "', '"recipe_sha256": "0'))
     sweep = Sweep(recipe, grid, folder=tmp_path, seeds=2)
     assert [result.state for result in sweep.run(CPU)] == ["failed", "skipped"]
