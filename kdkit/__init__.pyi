@@ -26,6 +26,7 @@ from .metrics import Metric as Metric
 from .metrics import MetricResult as MetricResult
 from .metrics import Predictions as Predictions
 from .nets.net import Net as Net
+from .nets.onnx import OnnxModel as OnnxModel
 from .nets.taps import AttentionTap as AttentionTap
 from .nets.taps import Tap as Tap
 from .nets.taps import tap as tap
@@ -42,6 +43,7 @@ from .recipe.guidance import Level as Level
 from .recipe.objective import Match as Match
 from .recipe.objective import Objective as Objective
 from .recipe.objective import Truth as Truth
+from .recipe.objective import model_loss as model_loss
 from .recipe.optim import LRSchedule as LRSchedule
 from .recipe.optim import Optimizer as Optimizer
 from .recipe.ramps import CosineRamp as CosineRamp
@@ -55,6 +57,7 @@ from .recipe.simkd import SimKD as SimKD
 from .recipe.training import AverageWeights as AverageWeights
 from .recipe.training import Training as Training
 from .study.study import Study as Study
+from .study.sweep import Sweep as Sweep
 from .study.trial import Trial as Trial
 from .study.trial import TrialResult as TrialResult
 from .teachers import Ema as Ema

@@ -47,6 +47,8 @@ NEEDS = {
     "ids": "ids",
     "progress": "progress",
     "teacher_outputs": "outputs of all teachers",
+    "sample_weights": "weights of samples",
+    "inputs": "inputs of the batch",
 }
 
 

@@ -11,22 +11,15 @@ import click
 
 from kdkit import __version__
 from kdkit.cli import bench as benchmark_scripts
+from kdkit.cli.options import DEVICE, PATH, PRECISION, SEED, run_fields, run_options
 from kdkit.cli.recipe_command import RecipeCommand, file_of, recipe_options
+from kdkit.cli.sweep import sweep
 from kdkit.errors import KdkitError, RemoteRankError, RunFolderError
 from kdkit.plugins.manager import installed
 from kdkit.plugins.recipe_file import read_recipe_file
 
 # Commands import most modules when they are called: these import torch, which takes seconds, and `kdkit --help` does
 # not need it.
-
-PATH = click.Path(path_type=Path)
-
-# Options of several commands.
-_DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
-_PRECISION = click.option("--precision", default="fp32", show_default=True, help="fp32, bf16 or fp16 (autocast).")
-_SEED = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random numbers."
-)
 
 
 def main() -> None:
@@ -89,29 +82,15 @@ def cli() -> None:
     """Knowledge distillation in PyTorch: check, run and compare recipes."""
 
 
+cli.add_command(sweep)
+
+
 @cli.command(cls=RecipeCommand)
 @click.argument("file")
 @click.option("--out", type=PATH, help="Run folder; runs/<recipe>-<time> if not given.")
 @click.option("--resume", is_flag=True, help="Resume the run in --out from its last epoch.")
-@_DEVICE
-@_PRECISION
-@_SEED
-@click.option("--compile", is_flag=True, help="Compile the forward pass of each stage with torch.compile.")
-@click.option(
-    "--capture",
-    default="auto",
-    show_default=True,
-    metavar="auto|off|require",
-    help="On CUDA, capture the training step of each stage as a CUDA graph.",
-)
-@click.option(
-    "--device-data",
-    type=click.FloatRange(min=0, max=1),
-    default=0.25,
-    show_default=True,
-    metavar="SHARE",
-    help="On CUDA, the share of free memory in which samples are kept on the device.",
-)
+@SEED
+@run_options
 @click.option(
     "--gradients",
     type=click.IntRange(min=0),
@@ -119,21 +98,6 @@ def cli() -> None:
     show_default=True,
     metavar="N",
     help="Record gradient norms and cosines of the terms every N updates; 0 for never.",
-)
-@click.option(
-    "--teacher-cache",
-    default="auto",
-    show_default=True,
-    metavar="auto|off|DIR",
-    help="Folder of cached teacher outputs; auto: teacher_cache next to the run folder.",
-)
-@click.option(
-    "--teacher-cache-size",
-    type=click.FloatRange(min=0, min_open=True),
-    default=20.0,
-    show_default=True,
-    metavar="GB",
-    help="Maximum size of the teacher cache.",
 )
 @click.option(
     "--keep-checkpoints",
@@ -174,17 +138,11 @@ def run(ctx: click.Context, /, **options: Any) -> None:
     settings = RunOptions(
         out=out or (None if options["resume"] else default_path(file.path.stem)),
         resume=options["resume"],
-        device=options["device"],
-        precision=options["precision"],
         seed=options["seed"],
-        compile=options["compile"],
-        capture=options["capture"],
-        device_data=options["device_data"],
         gradients=options["gradients"],
-        teacher_cache=options["teacher_cache"],
-        teacher_cache_size=options["teacher_cache_size"],
         keep_checkpoints=options["keep_checkpoints"],
         progress=not options["quiet"],
+        **run_fields(options),
     )
     keep_freed_memory()  # process-wide, which only the owner of the process may decide: not in `kdkit.run`
     try:
@@ -203,8 +161,8 @@ def run(ctx: click.Context, /, **options: Any) -> None:
 @cli.command(cls=RecipeCommand)
 @click.argument("file")
 @click.option("--device", default="cpu", show_default=True, help="Device of the forward pass.")
-@_PRECISION
-@_SEED
+@PRECISION
+@SEED
 @click.pass_context
 def check(ctx: click.Context, /, **options: Any) -> None:
     """Check the recipe in FILE and print its plan, without training.
@@ -235,8 +193,8 @@ def check(ctx: click.Context, /, **options: Any) -> None:
 @click.argument("file")
 @click.option("--weights", type=PATH, required=True, help="File of weights, or the folder of a run.")
 @click.option("--net", help="Net of the recipe to load them into; the one trained last if not given.")
-@_DEVICE
-@_PRECISION
+@DEVICE
+@PRECISION
 @click.pass_context
 def evaluate(ctx: click.Context, /, **options: Any) -> None:
     """Print the metrics of trained weights on the data of the recipe in FILE, without training.

@@ -32,6 +32,8 @@ def show_plan(plan: Plan, console: Console) -> None:
         if not terms:  # a stage with problems that prevent its dry run
             tree.add("[red]no dry run, because of the problems below[/red]")
         console.print(tree)
+    for notice in plan.notices:
+        console.print(f"[yellow]note:[/yellow] {escape(notice)}")
     if not plan.problems:
         console.print("[green]no problems found[/green]")
 

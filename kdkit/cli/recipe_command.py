@@ -94,23 +94,55 @@ class RecipeCommand(click.Command):
         """Return the option for a parameter of recipe()."""
         name = parameter.name.replace("_", "-")
         flags = f"--{name}/--no-{name}" if parameter.type is bool else f"--{name}"
-        kind: Any = parameter.type
-        if parameter.choices:
-            kind = click.Choice([str(choice) for choice in parameter.choices])
-            if not isinstance(parameter.choices[0], str):
-                kind = _LiteralType(parameter.choices)
-        elif parameter.type is Path:
-            kind = click.Path(path_type=Path)
         default = {} if parameter.required else {"default": parameter.default}  # to click, None is a default too
         return click.Option(
             [flags, parameter.name],
-            type=kind,
+            type=_value_type(parameter),
             required=parameter.required,
             multiple=parameter.multiple,
             help=parameter.help or None,
             show_default=parameter.default is not None,
             **default,
         )
+
+
+class SweepCommand(RecipeCommand):
+    """A command whose recipe options take several values, with commas between them or by repeating the option.
+
+    The value of an option is a tuple, which is empty if the option is missing.
+    """
+
+    @staticmethod
+    def _make_option(parameter: Parameter) -> click.Option:
+        """Return the option for a parameter of recipe()."""
+
+        def convert(ctx: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> tuple[Any, ...]:
+            """Return the values of all occurrences of the option."""
+            convert_one = click.types.convert_type(_value_type(parameter))
+            if parameter.multiple:  # recipe() takes a tuple: each occurrence is one
+                return tuple(
+                    tuple(convert_one(word, option, ctx) for word in split_at_commas(text, option)) for text in texts
+                )
+            words = split_at_commas(texts[0], option) if len(texts) == 1 else texts
+            return tuple(convert_one(word, option, ctx) for word in words)
+
+        default = "" if parameter.default is None else f"[default: {parameter.default}]"
+        return click.Option(
+            [f"--{parameter.name.replace('_', '-')}", parameter.name],
+            multiple=True,
+            callback=convert,
+            required=parameter.required,
+            metavar="VALUE,..." if not parameter.choices else f"[{'|'.join(map(str, parameter.choices))}],...",
+            help="  ".join(filter(None, [parameter.help, default])) or None,
+        )
+
+
+def split_at_commas(text: str, option: click.Parameter) -> list[str]:
+    """Return the words between the commas of a value. Raises BadParameter if one is empty."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(words):
+        raise click.BadParameter(f"expected values with commas between them, such as 2,4,8; got {text!r}", param=option)
+    return words
 
 
 def file_of(ctx: click.Context) -> RecipeFile:
@@ -129,6 +161,15 @@ def recipe_options(file: RecipeFile, options: Mapping[str, Any]) -> dict[str, An
             value = tuple(value) if value or parameter.default is not None else None
         values[parameter.name] = value
     return values
+
+
+def _value_type(parameter: Parameter) -> Any:
+    """Return the type of one value of a parameter, as click takes it."""
+    if not parameter.choices:
+        return click.Path(path_type=Path) if parameter.type is Path else parameter.type
+    if isinstance(parameter.choices[0], str):
+        return click.Choice([str(choice) for choice in parameter.choices])
+    return _LiteralType(parameter.choices)
 
 
 class _LiteralType(click.ParamType[Any]):

@@ -16,11 +16,13 @@ class Batch:
     """Samples with their labels and ids.
 
     inputs: a tensor, or a (named) tuple, list, mapping or dataclass of tensors, each (batch, ...).
-    labels: (batch,) int64 for multiclass, or (batch, classes) floats whose rows sum to 1; (batch, classes) floats of 0
-    and 1 for multilabel; any floats for regression.
+    labels: (batch,) int64 for multiclass, or (batch, classes) floats whose rows sum to 1; (batch, *positions) int64 for
+    a class per pixel or token; (batch, classes) floats of 0 and 1 for multilabel, or (batch, classes, *positions); any
+    floats for regression.
     ids: (batch,) int64, unique per sample; None if the data has no ids.
     draw: the index of the deterministic augmentation that the samples are shown in; None if unknown.
     ids_on_cpu: the ids before the batch was moved to a device, so that looking samples up does not wait for the device.
+    weights: (batch,) floats, the weight of each sample in losses that use it; None if the data has no weights.
     """
 
     inputs: Any
@@ -28,6 +30,7 @@ class Batch:
     ids: Tensor | None = None
     draw: int | None = None
     ids_on_cpu: Tensor | None = None
+    weights: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on `device`; the copy is asynchronous if the batch is in pinned memory."""
@@ -37,7 +40,8 @@ class Batch:
         labels = self.labels.to(device, non_blocking=True)
         inputs = map_tensors(self.inputs, lambda tensor: tensor.to(device, non_blocking=True))
         ids_on_cpu = self.ids if self.ids_on_cpu is None else self.ids_on_cpu
-        return replace(self, inputs=inputs, labels=labels, ids=ids, ids_on_cpu=ids_on_cpu)
+        weights = None if self.weights is None else self.weights.to(device, non_blocking=True)
+        return replace(self, inputs=inputs, labels=labels, ids=ids, ids_on_cpu=ids_on_cpu, weights=weights)
 
     def rows(self, rows: Tensor) -> "Batch":
         """Return the samples in these rows, (samples,) int64 on the CPU."""
@@ -48,19 +52,27 @@ class Batch:
             labels=self.labels[index],
             ids=None if self.ids is None else self.ids[index],
             ids_on_cpu=None if self.ids_on_cpu is None else self.ids_on_cpu[rows],
+            weights=None if self.weights is None else self.weights[index],
         )
 
     def pin_memory(self) -> "Batch":
         """Return the batch in pinned memory; torch's DataLoader calls this. Tensors on a device stay there."""
         ids = None if self.ids is None else _pinned(self.ids)
-        return replace(self, inputs=map_tensors(self.inputs, _pinned), labels=_pinned(self.labels), ids=ids)
+        weights = None if self.weights is None else _pinned(self.weights)
+        inputs = map_tensors(self.inputs, _pinned)
+        return replace(self, inputs=inputs, labels=_pinned(self.labels), ids=ids, weights=weights)
 
     def __len__(self) -> int:
         return self.labels.shape[0]
 
 
-def as_targets(labels: Tensor) -> Tensor:
-    """Return labels in the form that losses take: (batch, classes) indicators as floats, other labels unchanged."""
+def as_targets(labels: Tensor, *, per_position: bool = False) -> Tensor:
+    """Return labels in the form that losses take: (batch, classes) indicators as floats, other labels unchanged.
+
+    per_position: whether they are classes of positions, (batch, *positions), which become int64.
+    """
+    if per_position:
+        return labels.long()  # masks of images are often uint8
     # torch's BCEWithLogitsLoss needs floats, but multi-hot labels often come as integers or bools.
     is_indicator = isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point()
     return labels.float() if is_indicator else labels
@@ -74,7 +86,7 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return change(value)
     items = items_of(value)
-    return value if items is None else _rebuilt(value, {key: map_tensors(item, change) for key, item in items})
+    return value if items is None else rebuild(value, {key: map_tensors(item, change) for key, item in items})
 
 
 def nested_tensors(value: Any) -> Iterator[Tensor]:
@@ -112,10 +124,10 @@ def collate(samples: Sequence[Any]) -> Any:
     if items is None or not _contains_dataclass(first):
         return default_collate(list(samples))
     columns = zip(*(items_of(sample) or () for sample in samples), strict=True)  # of (key, item), one per sample
-    return _rebuilt(first, {column[0][0]: collate([item for _, item in column]) for column in columns})
+    return rebuild(first, {column[0][0]: collate([item for _, item in column]) for column in columns})
 
 
-def _rebuilt(value: Any, items: dict[Any, Any]) -> Any:
+def rebuild(value: Any, items: dict[Any, Any]) -> Any:
     """Return a container like `value` with these items, by the keys of `items_of`."""
     if type(value) is dict:
         return items

@@ -1,6 +1,6 @@
 """The base classes of a data set and its splits."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from inspect import getattr_static
 from typing import Any, Literal, NoReturn
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kdkit.data.batch import Batch, as_targets
+from kdkit.data.samples import SampleKeys, as_weights
 from kdkit.errors import DataError
 
 Task = Literal["multiclass", "multilabel", "regression"]
@@ -65,7 +66,16 @@ class Split:
 
 
 class LoaderSplit:
-    """A split that is the batches of a user-defined DataLoader, in the order and with the randomness of the loader."""
+    """A split that is the batches of a user-defined DataLoader, in the order and with the randomness of the loader.
+
+    Batches are pairs (inputs, labels), triples with the weight of each sample, or mappings, whose labels have one of
+    the usual keys; see TorchData. A loader of a stream need not have a length.
+    """
+
+    keys = SampleKeys()
+    source = "a DataLoader yields"  # how messages about its batches begin
+
+    per_position = False  # whether labels are classes of positions, (batch, *positions)
 
     def __init__(self, loader: "DataLoader[Any]") -> None:
         self.loader = loader
@@ -74,14 +84,14 @@ class LoaderSplit:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        for pair in self.loader:
-            # A mapping of two keys would unpack too, but into its keys.
-            if isinstance(pair, Mapping) or len(pair) != 2:
-                raise DataError(
-                    f"a DataLoader yields pairs (inputs, labels); got a {type(pair).__name__} of {len(pair)}"
-                )
-            inputs, labels = pair
-            yield Batch(inputs, as_targets(labels))
+        for batch in self.loader:
+            inputs, labels, weights = self.keys.split(batch, self.source)
+            labels = as_targets(labels, per_position=self.per_position)
+            yield Batch(inputs, labels, weights=as_weights(weights, labels, self.source))
+
+    def batched(self, size: int, *, pin: bool = False) -> "LoaderSplit":
+        """Return the split in batches of this size, in pinned memory if `pin`; a DataLoader keeps its own batches."""
+        return self
 
 
 class Data:
@@ -131,6 +141,20 @@ class Data:
         return False
 
     @cached_property
+    def position_dims(self) -> int:
+        """The number of dimensions of the positions that have labels each: 1 for tokens, 2 for pixels.
+
+        Labels are then classes, (batch, *positions), or 0 and 1 by class, (batch, classes, *positions). 0, the default,
+        if there is a label per sample.
+        """
+        return 0
+
+    @cached_property
+    def ignored_labels(self) -> tuple[int, ...]:
+        """Class indices that stand for no label, such as -100; none by default. Metrics and losses leave them out."""
+        return ()
+
+    @cached_property
     def summary(self) -> str:
         """A text on which samples were read and which were excluded; read after the splits, when a run begins."""
         return ""
@@ -152,6 +176,19 @@ class Data:
     def augment(self) -> Any:
         """User code that changes training samples, such as a tuple of callables; the cache key depends on it."""
         return None
+
+    @cached_property
+    def batch_transform(self) -> Callable[[Any, Tensor], tuple[Any, Tensor]] | None:
+        """A function of inputs and labels that changes each training batch, such as mixup; None, the default, if none.
+
+        All networks get the changed batch. It is called on the device that trains, and may mix samples.
+        """
+        return None
+
+    @cached_property
+    def has_weights(self) -> bool:
+        """Whether training samples have weights, see `Batch`; False, the default, if not."""
+        return False
 
 
 def missing_members(data: object) -> list[str]:

@@ -60,6 +60,10 @@ class DeviceData:
             return _KeptBatches(kept, rows, draw)
         return _MovedBatches(loaded, self.device, kept, rows, draw)
 
+    def moved(self, loaded: Batches) -> Batches:
+        """Return batches on the device; on CUDA the copy overlaps with the step on the previous batch."""
+        return loaded if self.device.type == "cpu" else _MovedBatches(loaded, self.device)
+
 
 class KeptSamples:
     """The samples of a split that are kept on a device, by row and draw.
@@ -106,8 +110,9 @@ class KeptSamples:
         inputs = map_tensors(self._example.inputs, lambda _: next(gathered))
         labels = next(gathered)
         ids = None if self._example.ids is None else next(gathered)
+        weights = None if self._example.weights is None else next(gathered)
         ids_on_cpu = None if self._ids is None else self._ids.index_select(0, rows)
-        return Batch(inputs, labels, ids, draw, ids_on_cpu)
+        return Batch(inputs, labels, ids, draw, ids_on_cpu, weights)
 
     def _allocate(self, batch: Batch, tensors: list[Tensor]) -> bool:
         """Allocate the memory of all samples; return False if it does not fit, or samples are not tensors."""
@@ -193,5 +198,5 @@ class _KeptBatches:
 
 
 def _tensors(batch: Batch) -> list[Tensor]:
-    """Return the tensors of the inputs, the labels, and the ids if there are any."""
-    return list(nested_tensors((batch.inputs, batch.labels, batch.ids)))
+    """Return the tensors of the inputs, the labels, and the ids and weights if there are any."""
+    return list(nested_tensors((batch.inputs, batch.labels, batch.ids, batch.weights)))

@@ -5,7 +5,10 @@
 | "indices" | (samples,) integers, one class per sample | multiclass |
 | "soft" | (samples, classes) floats in [0, 1] whose rows sum to 1, not all 0 and 1 | multiclass |
 | "indicators" | (samples, classes) of 0 and 1, of any dtype | multilabel; multiclass with a split of the above |
+| "positions" | other integers, (samples, *positions), one class per pixel or token | multiclass |
 | "numbers" | all other floats | regression |
+
+Floats of 0 and 1 by class may have positions too, (samples, classes, *positions).
 """
 
 import math
@@ -20,14 +23,17 @@ from kdkit.data.batch import as_targets
 from kdkit.data.dataset import Task
 from kdkit.errors import DataError
 
-Form = Literal["indices", "soft", "indicators", "numbers"]
+Form = Literal["indices", "soft", "indicators", "positions", "numbers"]
 
 _DESCRIPTIONS: Mapping[Form, str] = {
     "indices": "class indices",
     "soft": "soft labels whose rows sum to 1",
     "indicators": "0 and 1 by class",
+    "positions": "class indices per position",
     "numbers": "numbers",
 }
+# That of torch's cross-entropy, and "void" of Pascal VOC and Cityscapes.
+_IGNORED = (-100, 255)
 _ROWS = 65536  # compared at a time, so that comparing needs little memory
 
 
@@ -56,6 +62,11 @@ class SplitLabels:
         return rows.ndim == 2 and _is_binary(rows) and _all(rows, lambda chunk: chunk.sum(1) == 1)
 
     @property
+    def may_have_positions(self) -> bool:
+        """Whether the labels are integers that can be classes of positions, (samples, *positions)."""
+        return self.rows.ndim > 1 and not self.rows.is_floating_point() and not self.is_one_hot
+
+    @property
     def are_shares(self) -> bool:
         """Whether the labels have a column per class, and all values are in [0, 1]."""
         return self.rows.ndim == 2 and _all(self.rows, lambda chunk: (chunk >= 0) & (chunk <= 1))
@@ -75,6 +86,9 @@ def task_of(labels: Sequence[SplitLabels]) -> Task:
         _require_known(split)
     if forms == {"indicators"}:
         return "multilabel"
+    # Classes of positions may happen to be 0 and 1 in a whole split.
+    if "positions" in forms and not any(split.rows.is_floating_point() for split in labels):
+        return "multiclass"
     if "numbers" not in forms and all(split.is_one_hot for split in labels if split.form == "indicators"):
         return "multiclass"
     if forms == {"numbers"}:
@@ -91,6 +105,8 @@ def task_of(labels: Sequence[SplitLabels]) -> Task:
 
 def require_form(labels: Sequence[SplitLabels], task: Task) -> None:
     """Raise DataError if the labels of a split do not fit the task, or those of two splits have different shapes."""
+    if task == "multiclass" and position_dims(labels, task):
+        return
     for split in labels:
         form = split.form if task != "regression" else "numbers"
         # NaN, which no row of shares has, is refused by `LabelCheck`, with its row.
@@ -101,18 +117,37 @@ def require_form(labels: Sequence[SplitLabels], task: Task) -> None:
                 "int64 class indices of shape (samples,), such as labels.long(), or (samples, classes) floats whose "
                 "rows sum to 1"
             )
-        if task == "multilabel" and split.rows.ndim != 2:
+        if task == "multilabel" and split.rows.ndim < 2:
             raise DataError(
                 f"the labels of the {split.split} data are {split.description}, and the task is multilabel; expected "
                 "0 and 1 of shape (samples, classes), such as labels.float().unsqueeze(1) for one class"
             )
     # Class indices have no columns; they go with soft labels of any split.
     with_columns = [split for split in labels if task == "regression" or split.rows.ndim > 1]
-    if len({split.rows.shape[1:] for split in with_columns}) > 1:
+    # The positions of two splits may differ, such as the sizes of their images; their classes may not.
+    shapes = {(split.rows.ndim, *split.rows.shape[1 : 2 if task == "multilabel" else None]) for split in with_columns}
+    if len(shapes) > 1:
         parts = [f"{split.split} data are {split.description}" for split in with_columns]
         raise DataError(
             f"the labels of the {', those of the '.join(parts)}; the labels of all splits must have the same shape"
         )
+
+
+def position_dims(labels: Sequence[SplitLabels], task: Task) -> int:
+    """Return the number of dimensions of the positions that have labels each; 0 if there is a label per sample.
+
+    Raises DataError if some splits have labels per position, and others have not.
+    """
+    if task == "multilabel":
+        return max(0, labels[0].rows.ndim - 2)
+    if task != "multiclass" or not any(split.may_have_positions for split in labels):
+        return 0
+    if len({split.rows.ndim for split in labels}) > 1 or any(split.rows.is_floating_point() for split in labels):
+        raise DataError(
+            f"{_describe(labels)}; class indices per position must be integers of shape (samples, *positions) in all "
+            "splits"
+        )
+    return labels[0].rows.ndim - 1
 
 
 def mark_unknown(labels: Tensor, unknown: float) -> Tensor:
@@ -126,20 +161,21 @@ def mark_unknown(labels: Tensor, unknown: float) -> Tensor:
 class LabelCheck:
     """Checks labels of a split: class indices are below the number of classes, and floats valid for the task.
 
-    accepts_unknown: whether a label may be NaN. A check takes microseconds for a batch. Floats on a GPU are not
-    checked, since that would wait for the device.
+    accepts_unknown: whether a label may be NaN. ignored: class indices that stand for no label. A check takes
+    microseconds for a batch. Floats on a GPU are not checked, since that would wait for the device.
     """
 
     split: str
     task: Task
     classes: tuple[str, ...]
     accepts_unknown: bool = False
+    ignored: tuple[int, ...] = ()
 
     def __call__(self, labels: object, rows: Tensor | None = None) -> None:
         """Raise DataError for labels that are invalid. rows: of the samples in the split, if they are known."""
         if not isinstance(labels, Tensor) or not labels.numel():
             return
-        if labels.ndim == 1 and not labels.is_floating_point():
+        if not labels.is_floating_point() and (labels.ndim == 1 or self.task == "multiclass"):
             if self.task == "multiclass":
                 self._require_below_classes(labels, rows)
         elif labels.device.type == "cpu":
@@ -154,17 +190,22 @@ class LabelCheck:
                 "one output, pass float labels of shape (samples, 1), such as labels.float().unsqueeze(1), which are "
                 "multilabel and fit BCEWithLogitsLoss; or give the network two outputs"
             )
+        advice = "" if label in self.ignored else f"; if {label} stands for no label, pass ignore_index={label}"
         return (
             f"a label of the {self.split} data is {label}{position}, and there are {count} classes, numbered 0 to "
-            f"{count - 1}"
+            f"{count - 1}{advice}"
         )
 
     def _require_below_classes(self, labels: Tensor, rows: Tensor | None) -> None:
         least, most = (int(label) for label in torch.aminmax(labels))
+        if least >= 0 and most < len(self.classes):
+            return
+        labels = torch.where(is_ignored(labels, self.ignored), 0, labels)
+        least, most = (int(label) for label in torch.aminmax(labels))
         if least < 0 or most >= len(self.classes):
             label = most if most >= len(self.classes) else least
-            index = int((labels == label).nonzero()[0])
-            raise DataError(self.explain_index(label, None if rows is None else int(rows[index])))
+            sample = int((labels == label).nonzero()[0, 0])
+            raise DataError(self.explain_index(label, None if rows is None else int(rows[sample])))
 
     def _require_valid_numbers(self, labels: Tensor, rows: Tensor | None) -> None:
         if self.accepts_unknown:
@@ -191,6 +232,34 @@ class LabelCheck:
         )
 
 
+def is_ignored(labels: Tensor, ignored: Sequence[int]) -> Tensor:
+    """Return which labels are among the ignored ones, bool of the shape of the labels."""
+    mask = torch.zeros_like(labels, dtype=torch.bool)
+    for label in ignored:  # one or two; torch.isin would copy them to the device of the labels
+        mask |= labels == label
+    return mask
+
+
+def ignored_labels(ignore_index: int | None, classes: int, *, has_positions: bool) -> tuple[int, ...]:
+    """Return the class indices that stand for no label. has_positions: whether labels are classes of positions.
+
+    ignore_index: the index that the user passed. If None, positions have those that are such by convention and beyond
+    the number of classes. Raises DataError if the index is one of the classes.
+    """
+    if ignore_index is None:
+        return tuple(label for label in _IGNORED if label not in range(classes)) if has_positions else ()
+    if ignore_index in range(classes):
+        raise DataError(
+            f"ignore_index={ignore_index} must not be one of the {classes} classes, numbered 0 to {classes - 1}"
+        )
+    return (ignore_index,)
+
+
+def without_ignored(labels: Tensor, ignored: Sequence[int]) -> Tensor:
+    """Return the labels, (samples,), of samples that have one; labels of more dimensions unchanged."""
+    return labels[~is_ignored(labels, ignored)] if ignored and labels.ndim == 1 else labels
+
+
 def _form_of(labels: SplitLabels) -> Form:
     rows = labels.rows
     if rows.dtype == torch.bool and rows.ndim == 1:
@@ -203,18 +272,18 @@ def _form_of(labels: SplitLabels) -> Form:
             return "indices"
         if rows.ndim == 2 and _is_binary(rows):
             return "indicators"
-        advice = "; class indices have the shape (samples,): labels.squeeze(1)" if rows.shape[1:] == (1,) else ""
-        raise DataError(
-            f"the labels of the {labels.split} data are {labels.description}; expected one class index per sample, "
-            f"(samples,), or 0 and 1 for each class, (samples, classes){advice}; labels per pixel or token need "
-            "task='regression' and metrics that take them"
-        )
-    if rows.ndim != 2:
+        if rows.shape[1] == 1:  # a column of indices, or masks of images with a channel
+            raise DataError(
+                f"the labels of the {labels.split} data are {labels.description}; expected one class index per sample, "
+                "(samples,), or per position, (samples, *positions): labels.squeeze(1)"
+            )
+        return "positions"
+    if rows.ndim < 2:
         return "numbers"
     if _is_binary(rows):
         return "indicators"
     tolerance = 1e-3 if rows.dtype.itemsize >= 4 else 1e-2  # a sum of rounded numbers is not exactly 1
-    is_soft = rows.shape[1] > 1 and labels.are_shares
+    is_soft = rows.ndim == 2 and rows.shape[1] > 1 and labels.are_shares
     if is_soft and _all(rows, lambda chunk: (chunk.float().sum(1) - 1).abs() <= tolerance):
         return "soft"
     return "numbers"

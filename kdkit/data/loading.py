@@ -47,7 +47,7 @@ def batches(
     shard: (rank, world size); of each batch, load only the rows of this rank (see `shard_rows`).
     """
     if isinstance(split, LoaderSplit):
-        return split
+        return split.batched(size, pin=pin)
     # On a CPU workers would take time from the net; next to a GPU, one core is left to this process.
     parallel = optional_member(split, Split, "parallel") if pin and workers is None else False
     several = min(MAX_WORKERS, usable_cores() - 1)
@@ -87,25 +87,34 @@ def training_order(split: Split | LoaderSplit, batch_size: int, seed: int, epoch
     """
     if isinstance(split, LoaderSplit):
         return None
-    return shuffled(len(split), seed, epoch)[: _training_rows(len(split), batch_size)]
+    return shuffled(len(split), seed, epoch)[: training_rows(len(split), batch_size)]
 
 
 def training_batch_sizes(split: Split | LoaderSplit, batch_size: int) -> list[int] | None:
     """Return the number of samples of each batch of an epoch; None if a LoaderSplit does not know it in advance."""
-    rows, size, drop_last = 0, batch_size, False
     if isinstance(split, LoaderSplit):
         loader = split.loader
         if loader.batch_size is None or not isinstance(loader.sampler, Sized):
-            return None
-        rows, size, drop_last = len(loader.sampler), loader.batch_size, loader.drop_last
-    else:
-        rows = _training_rows(len(split), batch_size)
+            return None  # a sampler of batches, or a stream
+        sizes = _sizes(len(loader.sampler), loader.batch_size, drop_last=loader.drop_last)
+        return sizes if len(sizes) == len(split) else None
+    return _sizes(training_rows(len(split), batch_size), batch_size)
+
+
+def _sizes(rows: int, size: int, *, drop_last: bool = False) -> list[int]:
     sizes = [size] * (rows // size)
-    sizes = sizes if drop_last or rows % size == 0 else [*sizes, rows % size]
-    return sizes if not isinstance(split, LoaderSplit) or len(sizes) == len(split) else None
+    return sizes if drop_last or rows % size == 0 else [*sizes, rows % size]
 
 
-def _training_rows(rows: int, batch_size: int) -> int:
+def length_of(split: Split | LoaderSplit) -> int | None:
+    """Return the length of a split, in rows or batches; None if it is a stream without a length."""
+    try:
+        return len(split)
+    except (TypeError, NotImplementedError):  # of a DataLoader whose dataset or sampler has none
+        return None
+
+
+def training_rows(rows: int, batch_size: int) -> int:
     """Return the number of samples of an epoch: all, except for one that would be a batch of its own."""
     return rows - 1 if rows % batch_size == 1 and rows > batch_size > 1 else rows
 

@@ -1,8 +1,7 @@
 """The data of an experiment from any torch Dataset or DataLoader that yields `(inputs, labels)`."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,14 +9,24 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
-from kdkit.data.batch import as_targets, items_of
+from kdkit.data.batch import Batch, as_targets, items_of
 from kdkit.data.dataset import Data, LoaderSplit, Split, Task
-from kdkit.data.labels import LabelCheck, SplitLabels, mark_unknown, require_form, task_of
+from kdkit.data.labels import (
+    LabelCheck,
+    SplitLabels,
+    ignored_labels,
+    is_ignored,
+    mark_unknown,
+    position_dims,
+    require_form,
+    task_of,
+)
+from kdkit.data.loading import length_of
+from kdkit.data.samples import SampleKeys
 from kdkit.data.torch_splits import (
     CheckedLoaderSplit,
     DatasetOrLoader,
     DatasetSplit,
-    as_pair,
     as_split,
     dataset_of,
     first_batch,
@@ -27,15 +36,20 @@ from kdkit.data.torch_splits import (
 from kdkit.errors import DataError
 from kdkit.utils.randomness import preserve_rng_state
 
+_ROWS = 4096  # of visible labels that are checked at a time
 _SAMPLES = 32  # that are read to see the form of labels by class
 
 
 class TorchData(Data):
     """The data of an experiment from torch Datasets or DataLoaders that yield `(inputs, labels)`.
 
+    Samples and batches may also be triples with the weight of each sample, a float, which kdkit.losses.SampleWeighted
+    uses, or mappings. Of a mapping, everything but labels and weights are inputs: the value if there is one, or a
+    mapping of several, which networks get as keywords.
     Inputs keep their dtype: convert float64 arrays of numpy to float32 for a float32 network.
-    Labels are int64 class indices or soft labels by class, whose rows sum to 1 (multiclass), 0 and 1 by class
-    (multilabel), or other floats (regression). The class of a soft label, for metrics, is its largest.
+    Labels are class indices per sample, or per pixel or token, (samples, *positions), or soft labels by class, whose
+    rows sum to 1 (multiclass), 0 and 1 by class (multilabel), or other floats (regression). The class of a soft label,
+    for metrics, is its largest.
 
     train: the data that nets are trained on. validation: chooses the best epoch and thresholds. test: metrics are
     reported on it; None to report them on `validation`.
@@ -44,11 +58,20 @@ class TorchData(Data):
     few samples if they are not visible.
     unknown: the label that stands for an unknown one, such as -1 or NaN, in labels by class (multilabel). Metrics leave
     such labels out, and so does a loss in kdkit.losses.IgnoreUnknown; in a batch they are NaN.
+    ignore_index: the class index that stands for no label, at a position or of a sample. Metrics leave it out, and so
+    do losses of kdkit that compare positions or take labels; pass it to losses of torch too. If None, -100 of labels
+    per position, and 255 if there are fewer classes.
     draws: 1 promises that a sample never changes; None, the default except for a TensorDataset, that it may.
+    labels: the key of the labels in samples that are mappings; None for the one of "label", "labels", "target",
+    "targets" and "y" that they have. weights: the key of the weights.
+    batch_transform: a function of inputs and labels that returns both, applied to every training batch on the device
+    that trains, such as torchvision's MixUp or timm's Mixup. Teachers and students get the same batch; it has no sample
+    ids, since samples may be mixed, so teacher outputs are not cached.
 
-    A DataLoader keeps its own order, batch size and randomness, and its samples have no ids.
-    Raises DataError for splits that are empty, iterable-style or of another form, and for labels of several splits that
-    do not go together. Labels beyond the classes or outside [0, 1] are refused before training if they are visible
+    A DataLoader keeps its own order, batch size and randomness, and its samples have no ids. An IterableDataset is read
+    in batches of the stage; without a length, it needs Training(steps_per_epoch=...).
+    Raises DataError for splits that are empty or of another form, and for labels of several splits that do not go
+    together. Labels beyond the classes or outside [0, 1] are refused before training if they are visible
     without reading every sample (TensorDataset, an attribute `targets`, and a Subset of these), or else in their batch.
     """
 
@@ -62,6 +85,10 @@ class TorchData(Data):
         task: Task | None = None,
         draws: int | None = None,
         unknown: float | None = None,
+        ignore_index: int | None = None,
+        labels: str | None = None,
+        weights: str | None = None,
+        batch_transform: Callable[[Any, Tensor], tuple[Any, Tensor]] | None = None,
     ) -> None:
         if isinstance(classes, str):  # a str is a sequence of letters
             raise DataError(
@@ -71,38 +98,60 @@ class TorchData(Data):
             raise DataError(f"draws is 1, for samples that are always the same, or None; got {draws!r}")
         if unknown is not None and (isinstance(unknown, bool) or unknown in (0, 1)):
             raise DataError(f"unknown is a label other than 0 and 1, such as -1 or float('nan'); got {unknown!r}")
+        if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+            raise DataError(
+                f"ignore_index is a class index that stands for no label, such as 255; got {ignore_index!r}"
+            )
+        for name, key in (("labels", labels), ("weights", weights)):
+            if not isinstance(key, str | None):
+                raise DataError(f"{name} is a key of samples that are mappings; got a {type(key).__name__}")
         datasets = {"train": train, "validation": validation}
         if test is not None:
             datasets["test"] = test
         self._splits: dict[str, DatasetSplit | CheckedLoaderSplit] = {}
         first_id = 0  # ids are unique over all splits
         for name, dataset in datasets.items():
-            self._splits[name] = split = as_split(name, dataset, first_id)
-            first_id += len(split)
+            self._splits[name] = split = as_split(name, dataset, first_id, SampleKeys(labels, weights))
+            first_id += length_of(split) or 0
         all_fixed = all(map(_is_fixed, datasets.values()))
         has_loader = any(isinstance(split, LoaderSplit) for split in self._splits.values())
         self.draws = None if has_loader else draws or (1 if all_fixed else None)
-        labels = {name: _read_labels(split) for name, split in self._splits.items()}
+        # The first sample of the training data has always been read here; its random numbers are part of a seed.
+        first = first_batch("train", self._splits["train"])
+        self.has_weights = first.weights is not None
+        self.batch_transform = batch_transform
+        if batch_transform is not None and not callable(batch_transform):
+            raise DataError(f"batch_transform is a function of inputs and labels; got {batch_transform!r}")
+        if batch_transform is not None and self.has_weights:
+            raise DataError("batch_transform may mix samples, and the weights of samples would stay; leave out one")
+        all_labels = {
+            name: _read_labels(split, first if name == "train" else None) for name, split in self._splits.items()
+        }
         if unknown is not None:
-            labels = {name: _known(split, unknown) for name, split in labels.items()}
-        self.task: Task = task or task_of([*labels.values()])
-        require_form([*labels.values()], self.task)
+            all_labels = {name: _known(split, unknown) for name, split in all_labels.items()}
+        self.task: Task = task or task_of([*all_labels.values()])
+        require_form([*all_labels.values()], self.task)
+        self.position_dims = position_dims([*all_labels.values()], self.task)
+        self._has_class_maps = self.task == "multiclass" and self.position_dims > 0
         if unknown is not None and self.task != "multilabel":
             raise DataError(
                 f"unknown={unknown!r} is for labels by class (multilabel), and the task of this data is {self.task}; "
                 "drop samples whose labels are not known"
             )
         self.has_unknown = unknown is not None
-        self.classes = tuple(classes) if classes is not None else self._default_classes(labels)
-        self._require_columns(labels)
+        self._ignore_index = ignore_index
+        self.classes = tuple(classes) if classes is not None else self._default_classes(all_labels)
+        self.ignored_labels = self._ignored(len(self.classes))
+        self._require_columns(all_labels)
         for name, split in self._splits.items():
-            label_check = LabelCheck(name, self.task, self.classes, self.has_unknown)
-            split.unknown = unknown
-            if labels[name].is_complete:
-                _check_visible(split, labels[name].rows, label_check)
+            label_check = LabelCheck(name, self.task, self.classes, self.has_unknown, self.ignored_labels)
+            split.unknown, split.per_position = unknown, self._has_class_maps
+            if all_labels[name].is_complete:
+                _check_visible(split, all_labels[name].rows, label_check)
                 # Others may remap their `targets`, and a loader may leave out samples.
                 visible = visible_labels(split) if _is_fixed(dataset_of(split)) else None
-                if isinstance(split, DatasetSplit) and visible is not None:
+                # Labels per position are not offered as a whole: as int64, masks would take eight times the memory.
+                if isinstance(split, DatasetSplit) and visible is not None and not self.position_dims:
                     split.labels = as_targets(visible) if unknown is None else mark_unknown(visible, unknown)
             else:
                 split.label_check = label_check  # labels that cannot be seen now are checked batch by batch
@@ -127,13 +176,18 @@ class TorchData(Data):
         """A digest of the sizes, the classes, and the first and last samples; reading all samples could take hours."""
         digest = hashlib.sha256()
         for name, split in self._splits.items():
-            digest.update(f"{name}:{len(split)}:{self.classes}".encode())
-            if split.unknown is not None:
-                digest.update(f"unknown={split.unknown}".encode())
+            digest.update(f"{name}:{length_of(split)}:{self.classes}".encode())
+            options = {"unknown": split.unknown, "labels": split.keys.labels, "weights": split.keys.weights}
+            for option, value in {**options, "ignore_index": self._ignore_index}.items():
+                if value is not None:
+                    digest.update(f"{option}={value}".encode())
             if not isinstance(split, LoaderSplit) and self.draws is not None:
                 batch = split.batch(torch.tensor([0, len(split) - 1]), 0)
-                for content in _bytes((batch.inputs, batch.labels)):
+                for content in _bytes((batch.inputs, batch.labels, batch.weights)):
                     digest.update(content)
+        if self.batch_transform is not None:
+            name = getattr(self.batch_transform, "__qualname__", type(self.batch_transform).__qualname__)
+            digest.update(f"batch_transform={name}".encode())
         return digest.hexdigest()
 
     @property
@@ -152,7 +206,7 @@ class TorchData(Data):
     def _default_classes(self, labels: Mapping[str, SplitLabels]) -> tuple[str, ...]:
         """Return the class names of the datasets; otherwise numbers, by label columns or up to the largest label."""
         # Class indices of one split go with soft labels of another, which have a column per class.
-        columns = max(split.columns for split in labels.values())
+        columns = 1 if self._has_class_maps else max(split.columns for split in labels.values())
         all_names = {name: class_names(split) for name, split in self._splits.items()}
         names = {name: classes for name, classes in all_names.items() if classes is not None}
         # A single label column may belong to a dataset with two names, absent and present, so its names are not used.
@@ -172,17 +226,34 @@ class TorchData(Data):
                     f"how many classes a {type(dataset_of(split)).__name__} has cannot be seen without reading it all; "
                     "name them: TorchData(..., classes=[...])"
                 )
-        largest = max(int(split.rows.max()) for split in labels.values())
+        # Without class names, 255 is taken for no label: data with so many classes has names.
+        ignored = self._ignored(0)
+        largest = max(
+            int(torch.where(is_ignored(split.rows, ignored), 0, split.rows).max()) for split in labels.values()
+        )
         return tuple(str(index) for index in range(largest + 1))
+
+    def _ignored(self, classes: int) -> tuple[int, ...]:
+        """Return the class indices that stand for no label, if there are so many classes."""
+        if self._ignore_index is not None and self.task != "multiclass":
+            raise DataError(
+                f"ignore_index={self._ignore_index} is a class index, and the task of this data is {self.task}; labels "
+                "by class take unknown=... instead"
+            )
+        return ignored_labels(self._ignore_index, classes, has_positions=self._has_class_maps)
 
     def _require_columns(self, labels: Mapping[str, SplitLabels]) -> None:
         """Raise DataError if labels by class have other columns than there are classes."""
         for split in labels.values():
-            if self.task != "regression" and split.rows.ndim > 1 and split.columns != len(self.classes):
-                indices = ", or class indices of shape (samples,): labels.squeeze(1)" if split.columns == 1 else ""
+            if self.task == "regression" or self._has_class_maps or split.rows.ndim == 1:
+                continue
+            if split.columns != len(self.classes):
+                advice = ", or class indices of shape (samples,): labels.squeeze(1)" if split.columns == 1 else ""
+                if split.columns > 1 and split.may_have_positions:
+                    advice = "; if they are classes of positions, such as tokens, pass task='multiclass'"
                 raise DataError(
                     f"the labels of the {split.split} data are {split.description}, and there are {len(self.classes)} "
-                    f"classes; expected a column for each class, and a network with as many outputs{indices}"
+                    f"classes; expected a column for each class, and a network with as many outputs{advice}"
                 )
 
 
@@ -192,22 +263,31 @@ def class_names(data: DatasetOrLoader | Split | LoaderSplit) -> tuple[str, ...] 
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     names = getattr(dataset, "classes", None)
+    if names is None:  # the features of a Hugging Face dataset, of which one may be a ClassLabel
+        features = getattr(dataset, "features", None)
+        labels = [getattr(feature, "names", None) for feature in (features or {}).values()]
+        labels = [names for names in labels if names]
+        names = labels[0] if len(labels) == 1 else None
     if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) for name in names):
         return None
     return tuple(names)
 
 
-def _read_labels(split: DatasetSplit | CheckedLoaderSplit) -> SplitLabels:
-    """Return all labels of a split if they are visible; otherwise those of its first batch, or of a few samples."""
+def _read_labels(split: DatasetSplit | CheckedLoaderSplit, first: Batch | None) -> SplitLabels:
+    """Return all labels of a split if they are visible; otherwise those of its first batch, or of a few samples.
+
+    first: the first batch, if it was read already.
+    """
     visible = visible_labels(split)
     if visible is not None and _is_fixed(dataset_of(split)) and split.name != "train":
         return SplitLabels(split.name, visible, is_complete=True)
-    # The first sample of the training data has always been read here; its draws of random numbers are part of a seed.
-    with nullcontext() if split.name == "train" else preserve_rng_state(cuda=False):
-        labels = first_batch(split.name, split).labels
+    if first is None:
+        with preserve_rng_state(cuda=False):
+            first = first_batch(split.name, split)
+    labels = first.labels
     if visible is not None and _is_like(visible, labels, split):
         return SplitLabels(split.name, visible, is_complete=True)
-    if isinstance(split, DatasetSplit) and labels.ndim > 1 and len(split) > 1:
+    if isinstance(split, DatasetSplit) and labels.ndim == 2 and len(split) > 1:
         # One row of zeros and ones may be a soft label, so samples from the whole split decide.
         rows = torch.linspace(0, len(split) - 1, min(_SAMPLES, len(split))).long()
         with preserve_rng_state(cuda=False):
@@ -236,13 +316,16 @@ def _is_like(visible: Tensor, first: Tensor, split: DatasetSplit | CheckedLoader
 def _check_visible(split: DatasetSplit | CheckedLoaderSplit, labels: Tensor, label_check: LabelCheck) -> None:
     """Raise DataError if a visible label is invalid."""
     if labels.ndim > 1 or labels.is_floating_point():
-        label_check(labels.cpu(), torch.arange(len(labels)))
+        for rows in torch.split(torch.arange(len(labels)), _ROWS):
+            label_check(labels[rows].cpu(), rows)
         return
     if label_check.task != "multiclass":
         return
+    labels = torch.where(is_ignored(labels, label_check.ignored), 0, labels)
     for row in (int(labels.argmin()), int(labels.argmax())):
         if not 0 <= labels[row] < len(label_check.classes):
-            _, label = as_pair(dataset_of(split)[row])  # the yielded label counts: a dataset may remap its `targets`
+            # the yielded label counts: a dataset may remap its `targets`
+            _, label, _ = split.keys.split(dataset_of(split)[row], split.source)
             if not 0 <= int(label) < len(label_check.classes):
                 raise DataError(label_check.explain_index(int(label), row))
 

@@ -1,7 +1,8 @@
 """A torch Dataset or DataLoader that yields `(inputs, labels)`, as a split."""
 
+import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeGuard, TypeVar
@@ -10,51 +11,68 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
-from kdkit.data.batch import Batch, as_targets, collate
+from kdkit.data.batch import Batch, as_targets, collate, items_of
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.labels import LabelCheck, mark_unknown
+from kdkit.data.samples import SampleKeys, as_weights, require_stacked, require_tensors
 from kdkit.errors import DataError
 
-DatasetOrLoader = Dataset[Any] | DataLoader[Any]
+DatasetOrLoader = Dataset[Any] | DataLoader[Any] | Iterable[Any]
 D = TypeVar("D", bound=Dataset[Any])
+
+_NO_KEYS = SampleKeys()
 
 
 class DatasetSplit(Split):
     """A map-style Dataset of `(inputs, labels)` as a split; its ids count from `first_id`.
 
-    name: "train", "validation" or "test", for error messages.
+    name: "train", "validation" or "test", for error messages. keys: of samples that are mappings.
     label_check: if set, it is called with the labels of every batch; on a GPU a loss would only report "device-side
-    assert triggered". unknown: the label that stands for an unknown one, which becomes NaN.
+    assert triggered". unknown: the label that stands for an unknown one, which becomes NaN. per_position: whether
+    labels are classes of positions, (samples, *positions).
     """
 
     label_check: LabelCheck | None = None
     unknown: float | None = None
+    per_position = False
 
-    def __init__(self, name: str, dataset: Dataset[Any], first_id: int) -> None:
+    def __init__(self, name: str, dataset: Any, first_id: int, keys: SampleKeys = _NO_KEYS) -> None:
         self.name = name
         self.dataset = dataset
-        rows = len(dataset)  # type: ignore[arg-type]  # torch leaves the length of a Dataset untyped
-        self.ids = torch.arange(first_id, first_id + rows)
+        self.keys = keys
+        self.source = f"the {name} data must yield"  # how messages about its samples begin
+        self.ids = torch.arange(first_id, first_id + len(dataset))
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def read(self, rows: Tensor) -> tuple[Any, Any]:
-        """Return the inputs and the labels of these rows, collated as torch's DataLoader does by default."""
+    def read(self, rows: Tensor) -> tuple[Any, Any, Any]:
+        """Return the inputs, the labels, and the weights or None, collated as torch's DataLoader does by default."""
         if is_plain(self.dataset, TensorDataset):  # indexing once is faster than collating single samples
-            inputs, labels = [tensor.index_select(0, rows.to(tensor.device)) for tensor in self.dataset.tensors]
-        else:
-            with _explain_unequal_samples(self.name):
-                inputs, labels = as_pair(collate([self.dataset[row] for row in rows.tolist()]))
-        return inputs, labels
+            columns = [tensor.index_select(0, rows.to(tensor.device)) for tensor in self.dataset.tensors]
+            return self.keys.split(columns, self.source)
+        with _explain_unequal_samples(self.name):
+            return self.keys.split(_collate_samples(self._samples(rows.tolist())), self.source)
+
+    def _samples(self, rows: list[int]) -> list[Any]:
+        # Hugging Face reads rows together ten times as fast. A subclass of a torch dataset may inherit this method and
+        # change samples in __getitem__ alone.
+        if hasattr(self.dataset, "__getitems__") and not isinstance(self.dataset, Dataset):
+            samples: list[Any] = self.dataset.__getitems__(rows)
+            return samples
+        return [self.dataset[row] for row in rows]
 
     def batch(self, rows: Tensor, draw: int) -> Batch:
         """Return these rows, with labels in the form that losses take."""
-        inputs, labels = self.read(rows)
-        labels = as_targets(labels) if self.unknown is None else mark_unknown(labels, self.unknown)
+        inputs, labels, weights = self.read(rows)
+        if self.unknown is None:
+            labels = as_targets(labels, per_position=self.per_position)
+        else:
+            labels = mark_unknown(labels, self.unknown)
         if self.label_check is not None:
             self.label_check(labels, rows)
-        return Batch(inputs, labels, self.ids.index_select(0, rows), draw)
+        weights = as_weights(weights, labels, self.source)
+        return Batch(inputs, labels, self.ids.index_select(0, rows), draw, weights=weights)
 
 
 class CheckedLoaderSplit(LoaderSplit):
@@ -63,9 +81,11 @@ class CheckedLoaderSplit(LoaderSplit):
     label_check: LabelCheck | None = None
     unknown: float | None = None
 
-    def __init__(self, name: str, loader: "DataLoader[Any]") -> None:
+    def __init__(self, name: str, loader: "DataLoader[Any]", keys: SampleKeys = _NO_KEYS) -> None:
         super().__init__(loader)
         self.name = name
+        self.keys = keys
+        self.source = f"the {name} data must yield"
 
     def __iter__(self) -> Iterator[Batch]:
         with _explain_unequal_samples(self.name):
@@ -77,55 +97,95 @@ class CheckedLoaderSplit(LoaderSplit):
                 yield batch
 
 
-def as_split(name: str, data: DatasetOrLoader, first_id: int) -> DatasetSplit | CheckedLoaderSplit:
-    """Return the data as a split. Raises DataError if it is empty, has no length, or is neither Dataset nor DataLoader.
+class StreamSplit(CheckedLoaderSplit):
+    """The samples of an IterableDataset without a DataLoader, in batches of any size."""
+
+    def __init__(self, name: str, dataset: "IterableDataset[Any]", keys: SampleKeys = _NO_KEYS) -> None:
+        super().__init__(name, DataLoader(dataset, collate_fn=_collate_samples), keys)
+
+    def batched(self, size: int, *, pin: bool = False) -> "StreamSplit":
+        """Return the stream in batches of this size."""
+        split = copy.copy(self)
+        split.loader = DataLoader(self.loader.dataset, size, collate_fn=_collate_samples, pin_memory=pin)
+        return split
+
+
+class _Batches(IterableDataset[Any]):
+    """Any iterable of batches as a dataset, such as the loaders of timm and WebDataset, which are no DataLoader."""
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.source)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+def as_split(
+    name: str, data: DatasetOrLoader, first_id: int, keys: SampleKeys = _NO_KEYS
+) -> DatasetSplit | CheckedLoaderSplit:
+    """Return the data as a split. Raises DataError if it is empty, or is neither a Dataset nor a loader.
 
     name: "train", "validation" or "test", for error messages. first_id: the id of its first sample.
     """
     if isinstance(data, DataLoader):
-        try:
-            len(data)
-        except TypeError as error:
-            raise DataError(
-                f"the {name} data is a DataLoader without a length, which a stage has to know; define __len__ of its "
-                f"{type(data.dataset).__name__}: the number of samples of an epoch"
-            ) from error
-        return CheckedLoaderSplit(name, data)
-    if isinstance(data, IterableDataset):  # it inherits a __getitem__ that raises, and may have a length
-        raise DataError(
-            f"the {name} data is a {type(data).__name__}, which is an IterableDataset and has no rows; expected a "
-            "Dataset with a length, or a DataLoader around it: DataLoader(dataset, batch_size=...), for which the "
-            "dataset defines __len__"
-        )
+        return CheckedLoaderSplit(name, data, keys)
+    dataset: Any = data
+    is_stream = isinstance(data, IterableDataset)  # it inherits a __getitem__ that raises, and may have a length
+    # WebLoader of WebDataset is an IterableDataset around a DataLoader.
+    holds_loader = any(isinstance(part, DataLoader) for part in getattr(data, "pipeline", ()))
+    is_iterator = hasattr(data, "__next__")  # which can be read only once
+    if holds_loader or not (is_stream or is_iterator or hasattr(data, "__getitem__") or not hasattr(data, "__iter__")):
+        return CheckedLoaderSplit(name, DataLoader(_Batches(data), batch_size=None), keys)
+    if is_stream:
+        return StreamSplit(name, dataset, keys)
     # a duck-typed dataset with both is fine
-    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+    if is_iterator or not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         raise DataError(
-            f"the {name} data is a {type(data).__name__}; expected a Dataset with a length, or a DataLoader around it"
+            f"the {name} data is a {type(data).__name__}; expected a Dataset with a length, an IterableDataset, or a "
+            "DataLoader around one"
         )
-    if len(data) == 0:
+    if len(dataset) == 0:
         raise DataError(f"the {name} data is empty")
-    return DatasetSplit(name, data, first_id)
+    return DatasetSplit(name, dataset, first_id, keys)
 
 
-def first_batch(name: str, data: DatasetOrLoader | DatasetSplit | CheckedLoaderSplit) -> Batch:
+def first_batch(
+    name: str, data: DatasetOrLoader | DatasetSplit | CheckedLoaderSplit, keys: SampleKeys = _NO_KEYS
+) -> Batch:
     """Return the first sample, or the first batch of a loader, with its labels unchanged.
 
     Raises DataError unless it is (inputs, labels).
     """
-    split = data if isinstance(data, (DatasetSplit, CheckedLoaderSplit)) else as_split(name, data, 0)
+    split = data if isinstance(data, (DatasetSplit, CheckedLoaderSplit)) else as_split(name, data, 0, keys)
     try:
         if isinstance(split, LoaderSplit):
             with _explain_unequal_samples(name):
-                inputs, labels = as_pair(next(iter(split.loader)))
+                batch = next(iter(split.loader))
+            if split.loader.collate_fn is default_collate:
+                require_stacked(batch)
+            inputs, labels, weights = split.keys.split(batch, split.source)
         else:
-            inputs, labels = split.read(torch.tensor([0]))
+            inputs, labels, weights = split.read(torch.tensor([0]))
     except StopIteration:
         raise DataError(f"the {name} data is empty") from None
-    except (TypeError, ValueError) as error:  # from unpacking anything but a pair
-        raise DataError(f"the {name} data must yield pairs (inputs, labels): {error}") from error
+    except (TypeError, ValueError) as error:  # from torch's collate, of images for example
+        raise DataError(f"the {name} data must yield pairs (inputs, labels) of tensors: {error}") from error
     if not isinstance(labels, Tensor):
-        raise DataError(f"the labels of the {name} data are a {type(labels).__name__}; expected a tensor")
-    return Batch(inputs, labels)
+        pack = " with equal sizes for all samples: pack them, such as with torch.cat, and let the losses unpack them"
+        raise DataError(
+            f"the labels of the {name} data are a {type(labels).__name__}; expected a tensor"
+            f"{'' if items_of(labels) is None else pack}"
+        )
+    return Batch(inputs, labels, weights=as_weights(weights, labels, split.source))
+
+
+def _collate_samples(samples: list[Any]) -> Any:
+    """Return samples as one batch. Raises DataError for lists of numbers, which would become many tensors."""
+    require_tensors(samples[0])
+    return collate(samples)
 
 
 @contextmanager
@@ -135,23 +195,17 @@ def _explain_unequal_samples(name: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         shapes = re.search(r"equal size, but got \[(.*?)\] at entry \d+ and \[(.*?)\] at entry", str(error))
-        if shapes is None:
+        if shapes is not None:
+            sizes = f"shapes, such as ({shapes[1]}) and ({shapes[2]})"
+        elif "each element in list of batch should be of equal size" in str(error):
+            sizes = "lengths"  # lists of numbers
+        else:
             raise
         raise DataError(
-            f"samples of the {name} data have different shapes, such as ({shapes[1]}) and ({shapes[2]}), and cannot be "
+            f"samples of the {name} data have different {sizes}, and cannot be "
             "stacked; crop or pad them in the Dataset, or pass a DataLoader(dataset, batch_size=..., collate_fn=...) "
             "whose collate_fn pads a batch"
         ) from error
-
-
-def as_pair(sample: Any) -> Any:
-    """Return the sample. Raises DataError for a dict, which would unpack into its keys."""
-    if isinstance(sample, Mapping):
-        raise DataError(
-            f"a sample is a dict with {', '.join(map(repr, sample))}; expected a pair (inputs, labels), in which the "
-            "inputs may be a dict: wrap the Dataset so that it returns one"
-        )
-    return sample
 
 
 def is_plain(dataset: object, cls: type[D]) -> TypeGuard[D]:
@@ -179,7 +233,7 @@ def _labels_of(dataset: Any) -> Tensor | None:
     if isinstance(dataset, IterableDataset):
         return None  # its samples may come in any order
     if is_plain(dataset, TensorDataset):
-        targets = dataset.tensors[1] if len(dataset.tensors) == 2 else None
+        targets = dataset.tensors[1] if len(dataset.tensors) in (2, 3) else None  # the third has weights
     else:
         targets = getattr(dataset, "targets", None)  # the convention of torchvision's datasets
     if targets is None or getattr(dataset, "target_transform", None) is not None:

@@ -10,7 +10,6 @@ import random
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +23,7 @@ from kdkit.engine.options import Capture
 from kdkit.engine.train_state import TrainState
 from kdkit.engine.training_step import TrainingStep, UpdatePart
 from kdkit.errors import KdkitError, RecipeError, first_line
+from kdkit.nets.net import Net
 from kdkit.recipe.balancing.base import WeightedSum
 from kdkit.teachers.base import TeacherOutput
 from kdkit.teachers.frozen import Frozen
@@ -41,8 +41,9 @@ class CapturedStep(TrainingStep):
     """A training step as a CUDA graph, with everything that it cannot hold before and after the graph.
 
     In the graph are the networks, frozen teachers that are run at every step, the losses, their gradients, and the
-    optimizer if its options do not change from step to step. Other teachers, learning-rate schedules, gradient scalers
-    and averages run eagerly. So do the first steps of a stage, and batches of other shapes, such as the last one.
+    optimizer if its options do not change from step to step. Other teachers, also those on another device,
+    learning-rate schedules, gradient scalers and averages run eagerly. So do the first steps of a stage, and batches of
+    other shapes, such as the last one.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class CapturedStep(TrainingStep):
         self._in_graph = {
             name: session
             for name, session in stage.sessions.items()
-            if type(session) is Frozen and isinstance(session.net.module, nn.Module)
+            if type(session) is Frozen and _runs_in_graph(session.net, device)
         }
         self._outside = {name: session for name, session in stage.sessions.items() if name not in self._in_graph}
         self._graph_updates = _updates_in_graph(state)  # whether the optimizer is in the graph
@@ -296,9 +297,9 @@ class _StaticInputs:
         structure = _structure(parts)
         if structure is None:
             return None
-        inputs, labels, ids, copied_outputs = map_tensors(parts, torch.clone)
+        inputs, labels, ids, weights, copied_outputs = map_tensors(parts, torch.clone)
         # Views and losses see neither the draw nor the ids on the CPU, which would stay those of the captured batch.
-        copied = replace(batch, inputs=inputs, labels=labels, ids=ids, ids_on_cpu=None, draw=None)
+        copied = Batch(inputs, labels, ids, weights=weights)
         return cls(copied, copied_outputs, structure)
 
     def fill(self, batch: Batch, outputs: Mapping[str, TeacherOutput]) -> bool:
@@ -312,7 +313,7 @@ class _StaticInputs:
 
     @staticmethod
     def _parts(batch: Batch, outputs: Mapping[str, TeacherOutput]) -> tuple[Any, ...]:
-        return batch.inputs, batch.labels, batch.ids, dict(outputs)
+        return batch.inputs, batch.labels, batch.ids, batch.weights, dict(outputs)
 
 
 class _PythonState:
@@ -357,6 +358,11 @@ class _PythonState:
             elif isinstance(value, (dict, set)):
                 value.clear()
                 value.update(copied)
+
+
+def _runs_in_graph(net: Net[Any], device: torch.device) -> bool:
+    """Whether a frozen teacher is a module that runs on this device."""
+    return isinstance(net.module, nn.Module) and net.device in (None, device)
 
 
 def _updates_in_graph(state: TrainState) -> bool:

@@ -1,7 +1,7 @@
 """Align lists of classes: classes that one side lacks are dropped, never filled with zeros."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ Positions = tuple[int, ...]
 class TermInputs(NamedTuple):
     """Everything the loss of a term may be called with. target: None if the labels are the target.
 
-    teacher_outputs: the output of every matched teacher.
+    teacher_outputs: the output of every matched teacher. weights: of the samples, (batch,), if they have any.
+    batch_inputs: of all samples of the batch, also of those whose rows are left out.
     """
 
     student: TensorOrTuple
@@ -24,6 +25,21 @@ class TermInputs(NamedTuple):
     labels: Tensor
     ids: Tensor | None
     teacher_outputs: tuple[Tensor, ...]
+    weights: Tensor | None = None
+    batch_inputs: Any = None
+
+
+def map_sides(inputs: TermInputs, change: Callable[[Tensor], Tensor]) -> TermInputs:
+    """Return the inputs with `change` applied to the student, the target and the teacher outputs."""
+
+    def changed(side: TensorOrTuple) -> TensorOrTuple:
+        return tuple(map(change, side)) if isinstance(side, tuple) else change(side)
+
+    return inputs._replace(
+        student=changed(inputs.student),
+        target=None if inputs.target is None else changed(inputs.target),
+        teacher_outputs=tuple(map(change, inputs.teacher_outputs)),
+    )
 
 
 def shared_classes(sides: Sequence[Sequence[str]], description: str) -> tuple[Positions, ...] | None:
@@ -70,7 +86,7 @@ class ClassAlignment(nn.Module):
 
     def forward(self, inputs: TermInputs) -> TermInputs:
         """Return the inputs with the shared columns only, and without samples whose class is not shared."""
-        student, target, labels, ids, teacher_outputs = inputs
+        student, target, labels, ids, teacher_outputs, weights, batch_inputs = inputs
         if isinstance(self.student, Tensor):
             output = student[0] if isinstance(student, tuple) else student
             student = output.index_select(1, self.student)
@@ -81,18 +97,22 @@ class ClassAlignment(nn.Module):
         # Empty unless the loss takes them, although `targets` may be there for the target side.
         teacher_outputs = tuple(select(output) for select, output in zip(self.targets, teacher_outputs, strict=False))
         if not isinstance(self.labels, Tensor):
-            return TermInputs(student, target, labels, ids, teacher_outputs)
+            return TermInputs(student, target, labels, ids, teacher_outputs, weights, batch_inputs)
         if not self.drops_samples:
-            return TermInputs(student, target, labels.index_select(1, self.labels), ids, teacher_outputs)
+            labels = labels.index_select(1, self.labels)
+            return TermInputs(student, target, labels, ids, teacher_outputs, weights, batch_inputs)
         matches = labels.unsqueeze(1) == self.labels  # (batch, shared classes)
         shared = matches.any(1)
-        return TermInputs(
-            _select_rows(student, shared),
-            None if target is None else _select_rows(target, shared),
+        rows = TermInputs(
+            student,
+            target,
             matches.int().argmax(1)[shared],
             None if ids is None else ids[shared],
-            tuple(output[shared] for output in teacher_outputs),
+            teacher_outputs,
+            None if weights is None else weights[shared],
+            batch_inputs,
         )
+        return map_sides(rows, lambda side: side[shared])
 
 
 class _Columns(nn.Module):
@@ -106,7 +126,3 @@ class _Columns(nn.Module):
 
     def forward(self, outputs: Tensor) -> Tensor:
         return outputs.index_select(1, self.positions)
-
-
-def _select_rows(side: TensorOrTuple, rows: Tensor) -> TensorOrTuple:
-    return tuple(tensor[rows] for tensor in side) if isinstance(side, tuple) else side[rows]

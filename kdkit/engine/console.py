@@ -98,11 +98,11 @@ class ConsoleCallback:
         """
         self._update_bar()
         self._ended_epochs = event.epoch + 1
-        terms = "  ".join(f"{escape(label)} {_number(value)}" for label, value in event.terms.items())
+        terms = "  ".join(f"{escape(label)} {format_number(value)}" for label, value in event.terms.items())
         star = " *" if event.best else ""
         self.console.print(
             f"   epoch {event.epoch + 1:>3}  {terms}  [dim]validation[/dim] {escape(event.monitor)} "
-            f"{_number(event.monitor_value)}{star}  [dim]{event.seconds:.1f} s[/dim]",
+            f"{format_number(event.monitor_value)}{star}  [dim]{event.seconds:.1f} s[/dim]",
             soft_wrap=True,  # a line that a log file keeps whole
         )
         if self._ended_epochs == self._epochs and event.peak_memory_bytes is not None:
@@ -173,12 +173,13 @@ def results_table(results: Mapping[str, ReportedMetric], title: str) -> Table:
 
 def _with_interval(result: ReportedMetric) -> str:
     if result.interval is None:
-        return _number(result.value)
+        return format_number(result.value)
     low, high = result.interval
-    return f"{_number(result.value)} ({_number(low)} to {_number(high)})"
+    return f"{format_number(result.value)} ({format_number(low)} to {format_number(high)})"
 
 
-def _number(value: float) -> str:
+def format_number(value: float) -> str:
+    """Return a number as tables show it; "-" for NaN."""
     if math.isnan(value):
         return "-"
     return f"{value:.4f}" if abs(value) < 100 else f"{value:.4g}"

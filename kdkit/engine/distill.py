@@ -1,13 +1,14 @@
 """Distillation in one call, for users' own networks and torch data."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, nested_tensors
 from kdkit.data.dataset import Task
+from kdkit.data.samples import SampleKeys
 from kdkit.data.torch_data import TorchData, class_names
 from kdkit.data.torch_splits import DatasetOrLoader, first_batch
 from kdkit.engine.check.dry_run import dtype_advice
@@ -17,6 +18,7 @@ from kdkit.losses.base import Loss
 from kdkit.losses.logits import SoftTargets
 from kdkit.losses.per_label import PerLabelSoftTargets
 from kdkit.losses.unknown import IgnoreUnknown
+from kdkit.losses.weighted import SampleWeighted
 from kdkit.nets.net import Net
 from kdkit.recipe.objective import Truth
 from kdkit.recipe.recipe import Recipe
@@ -46,6 +48,9 @@ def distill(
     task: Task | None = None,
     classes: Sequence[str] | None = None,
     unknown: float | None = None,
+    ignore_index: int | None = None,
+    labels: str | None = None,
+    batch_transform: Callable[[Any, Tensor], tuple[Any, Tensor]] | None = None,
     **options: Any,
 ) -> Result:
     """Train a student on labels and on one or several trained teachers, and return the metrics of all.
@@ -57,7 +62,8 @@ def distill(
     labels, in [0, 1]; the teachers share the rest. epochs: of Adam, 10 if None; training: all options instead.
     task: the kind of the labels; derived from them if None.
     classes: their names. If None, the names that the training data has, as ImageFolder does, or else numbers: as many
-    as the student has outputs. unknown: see TorchData. options: those of `kdkit.run`.
+    as the student has outputs. unknown, ignore_index, labels, batch_transform: see TorchData. options: those of
+    `kdkit.run`.
 
     Raises RecipeError if both epochs and training are passed, or both kd_loss and temperature.
     """
@@ -72,19 +78,47 @@ def distill(
         module if isinstance(module, Net) else Net(name, module, trained=True)
         for name, module in zip(names, modules, strict=True)
     ]
+    failure = None
     if classes is None:
-        classes = _classes(student_net, train)
-    data = TorchData(train, validation, test, classes=classes, task=task, unknown=unknown)
-    label_loss = _LABEL_LOSSES[data.task]()
+        classes, failure = _classes(student_net, train, labels)
+    try:
+        data = TorchData(
+            *(train, validation, test),
+            classes=classes,
+            task=task,
+            unknown=unknown,
+            ignore_index=ignore_index,
+            labels=labels,
+            batch_transform=batch_transform,
+        )
+    except DataError as error:
+        if failure is None:
+            raise
+        raise DataError(f"{error}; the outputs could not be counted instead: {failure}") from error
+    label_loss = _label_loss(data)
+    if data.has_unknown:
+        label_loss = IgnoreUnknown(label_loss)
+    if data.has_weights:
+        label_loss = SampleWeighted(label_loss)
     schedule = Parallel(
         *teachers,
         student_net,
-        truth=Truth(IgnoreUnknown(label_loss) if data.has_unknown else label_loss),
+        truth=Truth(label_loss),
         kd_loss=kd_loss if kd_loss is not None else _default_loss(data.task, temperature),
         label_weight=label_weight,
         training=training or Training(epochs=10 if epochs is None else epochs),
     )
     return run(Recipe(data=data, schedule=schedule, name="distill"), **options)
+
+
+def _label_loss(data: TorchData) -> nn.Module:
+    """Return the loss on the labels, which leaves out those that stand for none."""
+    if data.task == "multiclass" and data.ignored_labels:
+        loss = nn.CrossEntropyLoss(ignore_index=data.ignored_labels[0])
+        # Two labels may stand for none: -100 and 255. The stage passes positions with labels only.
+        setattr(loss, "per_position", data.position_dims > 0)  # noqa: B010  # nn.Module declares tensors and modules
+        return loss
+    return _LABEL_LOSSES[data.task]()
 
 
 def _default_loss(task: Task, temperature: float | None) -> Loss:
@@ -96,20 +130,21 @@ def _default_loss(task: Task, temperature: float | None) -> Loss:
     return loss() if temperature is None else loss(temperature=temperature)
 
 
-def _classes(net: Net[Any], train: DatasetOrLoader) -> Sequence[str] | None:
-    """Return a class name per output of the network, or None if it fails here, which `check` reports later."""
-    batch = first_batch("train", train)
+def _classes(net: Net[Any], train: DatasetOrLoader, labels: str | None) -> tuple[Sequence[str] | None, str | None]:
+    """Return a class name per output of the network; None if it fails here, which `check` reports later, and why."""
+    batch = first_batch("train", train, SampleKeys(labels))
     try:
         count = count_outputs(net, batch)
     except KdkitError:
         raise
     except Exception as error:  # a network may raise anything, and may still run on the device of the run
+        reason = f"fails for the train data: {first_line(error)}"
         advice = dtype_advice(net, nested_tensors(batch.inputs), error)
         if advice:
-            raise DataError(f"net {net.name!r} fails for the train data: {first_line(error)}{advice}") from error
-        return None
+            raise DataError(f"net {net.name!r} {reason}{advice}") from error
+        return None, f"net {net.name!r} {reason}"
     names = class_names(train)
-    return names if names is not None and len(names) == count else [str(index) for index in range(count)]
+    return names if names is not None and len(names) == count else [str(index) for index in range(count)], None
 
 
 @torch.no_grad()
@@ -118,4 +153,4 @@ def count_outputs(net: Net[Any], batch: Batch) -> int:
     with eval_mode(net.network):
         parameter = next(net.network.parameters(), None)
         output = net(batch if parameter is None else batch.to(parameter.device))
-    return output.shape[-1] if output.ndim > 1 else 1
+    return output.shape[1] if output.ndim > 1 else 1

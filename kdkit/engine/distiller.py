@@ -1,5 +1,6 @@
 """A student and its objective as one module, for a training loop of the user or of another framework."""
 
+import warnings
 from collections.abc import Sequence
 from functools import reduce
 from operator import add
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, as_targets
 from kdkit.data.dataset import Task
+from kdkit.data.labels import SplitLabels, ignored_labels, position_dims
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.static import stage_problems
 from kdkit.engine.distill import count_outputs
@@ -47,62 +49,93 @@ class Distiller(nn.Module):
             ...
 
     student: a Net. objective: its terms, as in a Stage; teachers are those that they match. example: a batch of
-    training inputs and labels, of two samples or more, by whose shapes losses create their projectors.
-    classes: names, or None for as many as the student has outputs. task: the kind of the labels, see `Batch`.
+    training inputs and labels, of two samples or more, by whose shapes losses create their projectors; a third element
+    has the weights of the samples, if a loss uses them.
+    classes: names, or None for as many as the student has outputs. task: the kind of the labels, see `Batch`; they may
+    be classes of positions, (batch, *positions). ignore_index: the class index that stands for no label; if None, -100
+    and 255 at positions, see `TorchData`.
     samples: the number of training samples, for losses that keep a memory of all of them.
 
     Its parameters and state dict are those of the student and of the losses. Teachers are no part of them; they are in
     eval mode and without gradients, and `to` moves them too. Until `close`, the networks have hooks for the taps.
-    Raises CheckError with all problems that a check of the stage finds, and RecipeError for a wrong example.
+    Raises CheckError with all problems that a check of the stage finds, and RecipeError for a wrong example. Warns of a
+    tap whose channels are not certain.
     """
 
     def __init__(
         self,
         student: Net[Any],
         objective: Objective | Term,
-        example: tuple[Any, Tensor],
+        example: tuple[Any, ...],
         *,
         classes: Sequence[str] | None = None,
         task: Task = "multiclass",
         samples: int | None = None,
+        ignore_index: int | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(student, Net):
             raise RecipeError(f'student is a Net, such as Net("student", module); got a {type(student).__name__}')
-        if not isinstance(example, tuple | list) or len(example) != 2 or not isinstance(example[1], Tensor):
-            raise RecipeError(f"example is a pair (inputs, labels) of a batch; got a {type(example).__name__}")
+        parts = example if isinstance(example, tuple | list) else [example]
+        if len(parts) not in (2, 3) or not all(isinstance(part, Tensor) for part in parts[1:]):
+            got = ", ".join(type(part).__name__ for part in parts)
+            raise RecipeError(
+                f"example is a pair (inputs, labels) of a batch, with a tensor of labels; got {got}; a third element "
+                "has the weights of its samples"
+            )
         self.student = student
         device = next((parameter.device for parameter in student.network.parameters()), torch.device("cpu"))
         rows = torch.arange(len(example[1]))
-        batch = Batch(example[0], as_targets(example[1]), rows if samples is not None else None).to(device)
+        weights = example[2] if len(example) == 3 else None
+        # Integers of two dimensions or more are classes of positions, unless they are 0 and 1 by class.
+        dims = position_dims([SplitLabels("example", example[1], is_complete=False)], task)
+        self._per_position = task == "multiclass" and dims > 0
+        ids = rows if samples is not None else None
+        batch = Batch(example[0], self._targets(example[1]), ids, weights=weights).to(device)
         if classes is None:
             classes = [str(index) for index in range(count_outputs(student, batch))]
-        context = BuildContext(classes=tuple(classes), task=task, samples=samples, ids=samples is not None)
+        context = BuildContext(
+            classes=tuple(classes),
+            task=task,
+            samples=samples,
+            ids=samples is not None,
+            has_weights=weights is not None,
+            position_dims=dims,
+            ignored_labels=ignored_labels(ignore_index, len(classes), has_positions=self._per_position),
+        )
         stage = Stage({student: objective}, Training(epochs=1, batch_size=max(2, len(rows))))
         problems = [*stage_problems(stage, context)]
         if problems:
             raise CheckError(problems)
         for teacher in stage.teachers:
-            if isinstance(teacher, Net) and isinstance(teacher.module, nn.Module):
-                teacher.module.to(device)
+            if isinstance(teacher, Net):
+                teacher.move_to(device)
         self._stage = OpenStage(stage, context, device)
-        problems = dry_run(self._stage, batch).problems
-        if problems:
+        report = dry_run(self._stage, batch)
+        if report.problems:
             self._stage.close()
-            raise CheckError(problems)
+            raise CheckError(report.problems)
+        for notice in report.notices:
+            warnings.warn(notice, stacklevel=2)
         self.module = self._stage.module
         self._weights, self._progress = self.module.weights(0.0), 0.0
         self._observers = observers(self._stage.sessions.values())
 
     def forward(
-        self, inputs: Any, labels: Tensor, *, ids: Tensor | None = None, progress: float = 0.0
+        self,
+        inputs: Any,
+        labels: Tensor,
+        *,
+        ids: Tensor | None = None,
+        progress: float = 0.0,
+        sample_weights: Tensor | None = None,
     ) -> DistillerOutput:
         """Run teachers and student on a batch, which is on their device.
 
         ids: of the samples, (batch,) int64, below `samples`; only losses with a memory need them. progress: the share
-        of training that is done, in [0, 1], for ramps.
+        of training that is done, in [0, 1], for ramps. sample_weights: (batch,), for losses that use them.
         """
-        batch, module = Batch(inputs, as_targets(labels), ids), self.module
+        batch, module = Batch(inputs, self._targets(labels), ids, weights=sample_weights), self.module
         if progress != self._progress:
             module.progress.fill_(progress)
             self._weights, self._progress = module.weights(progress), progress
@@ -138,10 +171,15 @@ class Distiller(nn.Module):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _targets(self, labels: Tensor) -> Tensor:
+        return as_targets(labels, per_position=self._per_position)
+
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Move or convert the teachers as the student."""
         for teacher in self._stage.stage.teachers:
             if isinstance(teacher, Net) and isinstance(teacher.module, nn.Module):
                 teacher.module._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                if teacher.device is not None:
+                    teacher.module.to(teacher.device)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # as above
         return self

@@ -104,7 +104,7 @@ def require_divisible(data: Data, batch_sizes: Iterable[int]) -> None:
     if any(isinstance(split, LoaderSplit) for split in (data.train, data.validation, data.test)):
         raise DataError(
             f"{ranks} processes divide the rows of a split, but a user-defined DataLoader has its own order; pass its "
-            "Dataset instead"
+            "Dataset instead, or a Dataset with rows instead of a stream"
         )
     smallest = min(batch_sizes)
     if smallest < 2 * ranks:

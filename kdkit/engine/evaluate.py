@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import nn
-
 from kdkit.data.device_data import DeviceData
 from kdkit.engine.options import RunOptions
 from kdkit.engine.predict import Predictor, compute_metrics
@@ -32,13 +30,13 @@ def evaluate(
     chosen = nets[name]
     chosen.weights_note = load_weights(chosen.network, Path(weights), name).note
     device = options.torch_device()
-    module: nn.Module = chosen.network.to(device)
+    chosen.move_to(device)
     data = recipe.data
     loader = DeviceData(device, share=0.0, draws=data.draws, passes=1)
     predictor = Predictor(data, loader, lambda: options.autocast(device))
     batch_size = recipe.stages[-1].training.batch_size
-    validation = predictor.predict(chosen, data.validation, batch_size=batch_size, module=module)
+    validation = predictor.predict(chosen, data.validation, batch_size=batch_size)
     if data.test is None:
         return compute_metrics(recipe.metrics, validation, validation)
-    test = predictor.predict(chosen, data.test, batch_size=batch_size, module=module)
+    test = predictor.predict(chosen, data.test, batch_size=batch_size)
     return compute_metrics(recipe.metrics, validation, test)

@@ -13,13 +13,14 @@ from kdkit.engine.class_alignment import TermInputs
 from kdkit.engine.terms import BoundTerm, bind_term
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
-from kdkit.losses.features import TensorOrTuple
+from kdkit.losses.features import TensorOrTuple, as_tuple
 from kdkit.nets.recompute import Recomputation
 from kdkit.nets.taps import OpenTaps, TapLike
-from kdkit.recipe.objective import as_objective, taps_of
+from kdkit.recipe.objective import Match, as_objective, taps_of
 from kdkit.recipe.recipe import Stage
 from kdkit.teachers.base import TeacherOutput, TeacherOutputs
 from kdkit.teachers.peer import Peer
+from kdkit.utils.modules import drop_compiled_code
 
 
 class DistillationModule(nn.Module):
@@ -39,7 +40,9 @@ class DistillationModule(nn.Module):
         self.track_outputs = True
         self.student_outputs: dict[str, Tensor] = {}
         self.nets = nn.ModuleList(net.network for net in self.students)
-        self.open_taps = OpenTaps(_student_taps(stage))
+        self.open_taps = OpenTaps(_student_taps(stage), self.students)
+        if self.open_taps.taps:
+            drop_compiled_code(self.nets)
         # Students may share layers, so a tap may be on several of them.
         self._tap_indices = {net.name: _indices_of_taps(net.network, self.open_taps.taps) for net in self.students}
         taps = {
@@ -101,7 +104,14 @@ class DistillationModule(nn.Module):
         return self.apply_loss(term, self.gather_inputs(term, batch, outputs))
 
     def gather_inputs(self, term: BoundTerm, batch: Batch, outputs: TeacherOutputs) -> TermInputs:
-        """Return the inputs of a term's loss, reduced to the classes that its sides share.
+        """Return the inputs of a term's loss, as rows that have a label, and reduced to the classes its sides share."""
+        inputs = self.whole_inputs(term, batch, outputs)
+        if term.rows is not None:
+            inputs = term.rows(inputs)
+        return inputs if term.alignment is None else term.alignment(inputs)
+
+    def whole_inputs(self, term: BoundTerm, batch: Batch, outputs: TeacherOutputs) -> TermInputs:
+        """Return the inputs of a term before rows and classes are selected.
 
         Samples the teacher has no output for use the student's own detached output, so they contribute no gradient.
         """
@@ -110,21 +120,22 @@ class DistillationModule(nn.Module):
         if incomplete:
             outputs = {**outputs, **{name: _fill(name, outputs[name], student_output) for name in incomplete}}
         passes_outputs = "teacher_outputs" in term.extra_kwargs
-        inputs = TermInputs(
+        return TermInputs(
             student=term.student.resolve(outputs),
             target=None if term.target is None else term.target.resolve(outputs),
             labels=batch.labels,
             ids=batch.ids,
             teacher_outputs=tuple(outputs[name].output for name in term.teachers) if passes_outputs else (),
+            weights=batch.weights,
+            batch_inputs=batch.inputs,
         )
-        return inputs if term.alignment is None else term.alignment(inputs)
 
     def apply_loss(self, term: BoundTerm, inputs: TermInputs) -> Tensor:
         """Return the unweighted value of one term from its inputs."""
         target = inputs.labels if inputs.target is None else inputs.target
-        if term.alignment is not None:
-            student = inputs.student[0] if isinstance(inputs.student, tuple) else inputs.student
-            if not len(student):  # no sample of the batch has a shared class
+        if term.alignment is not None or term.rows is not None:
+            student = as_tuple(inputs.student)[0]
+            if not len(student):  # no row of the batch has a label or a shared class
                 return student.sum() * 0.0
         return term.loss(inputs.student, target, **self.loss_kwargs(term, inputs))
 
@@ -137,6 +148,8 @@ class DistillationModule(nn.Module):
             "ids": inputs.ids,
             "progress": self.progress,
             "teacher_outputs": inputs.teacher_outputs,
+            "sample_weights": inputs.weights,
+            "inputs": inputs.batch_inputs,
         }
         return {name: value for name, value in values.items() if name in term.extra_kwargs}
 
@@ -175,10 +188,10 @@ class DistillationModule(nn.Module):
 
 def _student_taps(stage: Stage) -> Iterator[TapLike]:
     """Yield the taps on networks in training: student sides, and targets that are peers."""
-    for match in stage.matches:
-        yield from taps_of(match.student)
-        if isinstance(match.teacher, Peer):
-            yield from taps_of(match.target)
+    for term in stage.terms:
+        yield from taps_of(term.student)
+        if isinstance(term, Match) and isinstance(term.teacher, Peer):
+            yield from taps_of(term.target)
 
 
 def _indices_of_taps(network: nn.Module, taps: Sequence[TapLike]) -> tuple[int, ...]:

@@ -58,13 +58,17 @@ class OpenStage:
 def build_context(data: Data) -> BuildContext:
     """Return the facts about the data that losses and teachers may depend on."""
     train = data.train
-    has_ids = not isinstance(train, LoaderSplit)  # a DataLoader of the user yields batches without sample ids
+    # A DataLoader of the user yields batches without sample ids, and a batch_transform may mix samples.
+    has_ids = not isinstance(train, LoaderSplit) and optional_member(data, Data, "batch_transform") is None
     return BuildContext(
         classes=tuple(data.classes),
         task=data.task,
         samples=len(train) if has_ids else None,
         ids=has_ids,
         has_unknown=bool(optional_member(data, Data, "has_unknown")),
+        position_dims=optional_member(data, Data, "position_dims"),
+        ignored_labels=tuple(optional_member(data, Data, "ignored_labels")),
+        has_weights=bool(optional_member(data, Data, "has_weights")),
     )
 
 
@@ -76,6 +80,6 @@ def tiny_batch(data: Data, batch_size: int) -> Batch:
     """
     train = data.train
     if isinstance(train, LoaderSplit):
-        return next(iter(train))
+        return next(iter(train.batched(4 if batch_size > 1 else 1)))
     rows = torch.arange(4 if batch_size > 1 and len(train) > 1 else 1).clamp(max=len(train) - 1)
     return train.batch(rows, 0)

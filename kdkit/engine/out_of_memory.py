@@ -32,7 +32,10 @@ def explain_out_of_memory(
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        size = split.loader.batch_size if isinstance(split, LoaderSplit) else stage.training.batch_size
+        size: int | None = stage.training.batch_size
+        if isinstance(split, LoaderSplit):
+            split = split.batched(stage.training.batch_size)
+            size = split.loader.batch_size
         batches = "" if size is None else f" in batches of {size}"  # a DataLoader may have a sampler of batches
         remedies = [*_remedies(stage, split, size, options, trains=trains)]
         if options.out is not None:

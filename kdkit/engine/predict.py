@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit, Split, optional_member
 from kdkit.data.device_data import DeviceData
+from kdkit.data.labels import is_ignored
 from kdkit.engine.class_alignment import shared_classes
 from kdkit.engine.not_finite import cause_in_inputs
 from kdkit.errors import DataError, KdkitError
@@ -54,14 +55,22 @@ class Predictor:
         network = module if module is not None else net.module
         part = _Part.of_rank(split)
         is_whole = part is split
-        outputs, labels, ids = _Rows(), _Rows(), _Rows()
+        decide = _Decisions(net, self.data) if self._has_positions else None
+        padding = (0, -1) if decide is not None else (None, None)
+        outputs, labels, ids, finite = _Rows(padding[0]), _Rows(padding[1]), _Rows(), _Rows()
         with eval_mode(network):
             for batch in self.device_data.batches(part, batch_size, workers=workers, keep=is_whole):
                 batch = batch.to(self.device)  # from a user-defined DataLoader; others are there
                 with self.autocast():
                     output = net.through(network, batch)
-                outputs.add(output.float())
-                labels.add(batch.labels)
+                if decide is not None:
+                    finite.add(output.isfinite().flatten(1).all(1))
+                    output, batch_labels = decide(output, batch.labels)
+                    outputs.add(output)
+                    labels.add(batch_labels)
+                else:
+                    outputs.add(output.float())
+                    labels.add(batch.labels)
                 if batch.ids is not None:
                     ids.add(batch.ids)
         if not outputs.batches:
@@ -69,26 +78,43 @@ class Predictor:
         predictions = Predictions(
             labels=self._class_indices(self._gather(labels, is_whole=is_whole)),
             outputs=self._gather(outputs, is_whole=is_whole),
-            classes=self.data.classes,
+            classes=self.data.classes if decide is None else decide.classes,
             # A user-defined DataLoader may have ids in none of its batches, or not in all.
             ids=self._gather(ids, is_whole=is_whole) if ids.batches == outputs.batches else None,
             groups=_groups(split),
+            per_position=self._has_positions,
         )
-        self._require_finite(net, split, predictions)
-        return self._to_shared_classes(net, predictions)
+        if self._has_positions:
+            self._require_finite(net, split, self._gather(finite, is_whole=is_whole))
+            return predictions
+        self._require_finite(net, split, np.isfinite(predictions.outputs).reshape(len(predictions.outputs), -1).all(1))
+        return self._to_shared_classes(net, self._with_labels(predictions))
+
+    @property
+    def _has_positions(self) -> bool:
+        return bool(optional_member(self.data, Data, "position_dims"))
 
     def _class_indices(self, labels: NDArray[Any]) -> NDArray[Any]:
         """Return the class of soft labels, (samples, classes) -> (samples,); other labels unchanged."""
-        return labels.argmax(1) if self.data.task == "multiclass" and labels.ndim == 2 else labels
+        is_soft = self.data.task == "multiclass" and labels.ndim == 2 and not self._has_positions
+        return labels.argmax(1) if is_soft else labels
+
+    def _with_labels(self, predictions: Predictions) -> Predictions:
+        """Leave out samples without a label."""
+        ignored = optional_member(self.data, Data, "ignored_labels")
+        has_label = ~np.isin(predictions.labels, ignored)
+        return predictions if not ignored or has_label.all() else predictions.rows(has_label)
 
     def _gather(self, rows: "_Rows", *, is_whole: bool) -> NDArray[Any]:
         """Return the rows of all batches, and of all ranks if each predicted a part."""
         values = rows.values()
         return (values if is_whole else all_gather(values.to(self.device)).cpu()).numpy()
 
-    def _require_finite(self, net: Net[Any], split: Split | LoaderSplit, predictions: Predictions) -> None:
-        """Raise KdkitError for NaN or infinity, which argmax and thresholds would turn into plausible metrics."""
-        finite = np.isfinite(predictions.outputs).reshape(len(predictions.outputs), -1).all(1)
+    def _require_finite(self, net: Net[Any], split: Split | LoaderSplit, finite: NDArray[Any]) -> None:
+        """Raise KdkitError for NaN or infinity, which argmax and thresholds would turn into plausible metrics.
+
+        finite: whether the outputs of a sample are finite, (samples,).
+        """
         if finite.all():
             return
         cause = None
@@ -123,12 +149,52 @@ def compute_metrics(metrics: Sequence[Metric], validation: Predictions, test: Pr
     return {metric.name: metric.fit(validation).compute(test) for metric in metrics}
 
 
+class _Decisions:
+    """Turns outputs per position into predicted classes, and labels into those of `Predictions`, -1 if there is none.
+
+    Classes that the network or the data lacks are left out.
+    """
+
+    def __init__(self, net: Net[Any], data: Data) -> None:
+        self.task = data.task
+        self.ignored = optional_member(data, Data, "ignored_labels")
+        self.classes = tuple(data.classes)
+        self.positions = None
+        if net.classes is not None:
+            self.positions = shared_classes((net.classes, data.classes), f"net {net.name!r} and the data")
+        if self.positions is not None:
+            self.classes = tuple(data.classes[index] for index in self.positions[1])
+        # the smallest type that also holds -1; collectives do not support 16 bits on every device
+        self.dtype = torch.int8 if len(data.classes) < 128 else torch.int32
+
+    def __call__(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the decisions and the labels of a batch on its device, of the shape of the labels."""
+        if self.positions is not None:
+            # (batch, shared classes, *positions); other classes cannot be predicted
+            outputs = outputs.index_select(1, torch.tensor(self.positions[0], device=outputs.device))
+        if self.task == "multilabel":
+            decided = outputs >= 0
+            if self.positions is not None:
+                labels = labels.index_select(1, torch.tensor(self.positions[1], device=labels.device))
+            return decided, torch.where(labels.isnan(), -1, labels).to(torch.int8)
+        has_label = ~is_ignored(labels, self.ignored)
+        if self.positions is not None:
+            shared = torch.tensor(self.positions[1], device=labels.device)
+            matches = labels.unsqueeze(1) == shared.view(1, -1, *(1 for _ in labels.shape[1:]))
+            labels, has_label = matches.int().argmax(1), matches.any(1)
+        return outputs.argmax(1).to(self.dtype), torch.where(has_label, labels, -1).to(self.dtype)
+
+
 class _Rows:
-    """The rows of tensors of many batches, which are copied to the CPU together, so that no batch waits for a GPU."""
+    """The rows of tensors of many batches, which are copied to the CPU together, so that no batch waits for a GPU.
+
+    padding: the value at positions that samples of other batches have; None if all must have one shape.
+    """
 
     _LARGEST = 2**28  # bytes that may wait on the device
 
-    def __init__(self) -> None:
+    def __init__(self, padding: int | None = None) -> None:
+        self.padding = padding
         self.batches = 0
         self._on_cpu: list[Tensor] = []
         self._waiting: list[Tensor] = []
@@ -145,12 +211,30 @@ class _Rows:
     def values(self) -> Tensor:
         """Return all rows on the CPU, (rows, ...)."""
         self._copy()
-        return torch.cat(self._on_cpu)
+        return self._cat(self._on_cpu)
 
     def _copy(self) -> None:
         if self._waiting:
-            self._on_cpu.append(torch.cat(self._waiting).cpu())
+            self._on_cpu.append(self._cat(self._waiting).cpu())
             self._waiting, self._bytes = [], 0
+
+    def _cat(self, tensors: list[Tensor]) -> Tensor:
+        shapes = {tensor.shape[1:] for tensor in tensors}
+        if len(shapes) == 1:
+            return torch.cat(tensors)
+        if self.padding is None or len({len(shape) for shape in shapes}) > 1:
+            raise DataError(
+                "the outputs or labels of two batches differ in shape, such as "
+                f"{' and '.join(str(('batch', *shape)) for shape in sorted(shapes)[:2])}; pad them to one shape"
+            )
+        largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
+        padded = []
+        for tensor in tensors:
+            # from the last dimension to the first, (before, after) each, as `pad` takes them
+            missing = [size - have for size, have in zip(largest, tensor.shape[1:], strict=True)]
+            widths = [width for after in reversed(missing) for width in (0, after)]
+            padded.append(nn.functional.pad(tensor, widths, value=self.padding))
+        return torch.cat(padded)
 
 
 class _Part(Split):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from kdkit.data.device_data import DeviceData
 from kdkit.engine import distributed
@@ -23,6 +22,7 @@ from kdkit.engine.storage.run_folder import RunFolder, can_resume
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.trainer import RunContext, StageTrainer
+from kdkit.engine.training_batches import passes_over
 from kdkit.errors import RecipeError, RunFolderError
 from kdkit.metrics.base import MetricResult
 from kdkit.nets.net import Net
@@ -121,7 +121,7 @@ class _Run:
             device,
             share=options.device_data,
             draws=recipe.data.draws,
-            passes=sum(stage.training.epochs for stage in plan.stages),
+            passes=sum(passes_over(recipe.data.train, stage.training) for stage in plan.stages),
         )
         self.ctx = RunContext(
             recipe=recipe,
@@ -170,8 +170,7 @@ class _Run:
         )
         ctx.callbacks.call("run_started", event)
         for net in ctx.plan.nets:
-            if isinstance(net.module, nn.Module):
-                net.module.to(ctx.device)
+            net.move_to(ctx.device)
         for index, stage in enumerate(stages):
             folder = None if self.folder is None else self.folder.stage(index, stage.name)
             if self._is_selected(stage, folder):

@@ -11,6 +11,7 @@ import torch
 
 from kdkit import __version__
 from kdkit.data.dataset import Data, Split, optional_member
+from kdkit.data.labels import without_ignored
 from kdkit.engine import distributed
 from kdkit.engine.check.plan import Plan
 from kdkit.engine.options import RunOptions
@@ -68,6 +69,7 @@ def notices(recipe: Recipe, plan: Plan) -> Iterator[str]:
     if data.draws is None:
         yield "the data draws its own random numbers, so runs repeat exactly only if the data does"
     yield from filter(None, (net.weights_note for net in plan.nets))
+    yield from plan.notices
     for name in sorted(net.name for net in plan.feature_teachers):
         yield f"net {name!r} has no metrics: its outputs are not about the data's classes"
     yield from distributed.notices([net.network for stage in plan.stages for net in stage.objectives])
@@ -83,9 +85,10 @@ def _positives(data: Data) -> dict[str, int] | None:
     labels = optional_member(data.train, Split, "labels")
     if not isinstance(labels, torch.Tensor) or data.task == "regression":
         return None
+    # Samples without a label have none of the classes.
     shape = (len(data.train),) if data.task == "multiclass" else (len(data.train), len(data.classes))
     if tuple(labels.shape) != shape:
         return None
-    rows = labels.cpu().numpy()
+    rows = without_ignored(labels, optional_member(data, Data, "ignored_labels")).cpu().numpy()
     positive = true_classes(Predictions(labels=rows, outputs=rows, classes=tuple(data.classes)))
     return dict(zip(data.classes, positive.sum(0).tolist(), strict=True))

@@ -13,6 +13,7 @@ from torch import nn
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.engine.options import RunOptions
+from kdkit.engine.training_batches import passes_over
 from kdkit.errors import CacheError, first_line
 from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe, Stage
@@ -99,7 +100,7 @@ class TeacherCaching:
         store = self._open_store(net, stage, codec, split)
         audit = self._audit(net, session, codec)
         # Ten times the rounding of the tiny batch, which has only few samples to show it.
-        audit.tolerance = max(audit.tolerance, 10 * probed.rounding, self._least_tolerance())
+        audit.tolerance = max(audit.tolerance, 10 * probed.rounding, self._least_tolerance(net))
         audit.remedy = (
             f"delete them (kdkit cache {store.path.parent} --delete {store.path.name[:12]}), or run without a cache "
             "(--teacher-cache off)"
@@ -109,15 +110,16 @@ class TeacherCaching:
     def _is_worthwhile(self, net: Net[Any], stage: Stage) -> bool:
         """Return whether a cached output may be read again. Raises CacheError if fewer draws would make it so."""
         draws, taps, option = self._facts_of_data()["draws"], stage.teachers[net], self.options.teacher_cache
+        passes = passes_over(self.recipe.data.train, stage.training)
         stages_alike = sum(later.teachers.get(net) == taps for later in self.stages)
-        if stage.training.epochs > draws or stages_alike > 1:
+        if passes > draws or stages_alike > 1:
             return True
         # Other runs may read them too; features are large, so these are shared only if a folder was named.
         if not self._is_private() and not (taps and option == "auto"):
             return True
         if draws > 1:
             raise CacheError(
-                f"in {stage.training.epochs} epochs of {draws} draws no output is needed twice; use fewer draws, or "
+                f"in {passes} epochs of {draws} draws no output is needed twice; use fewer draws, or "
                 "a folder that other runs share (--teacher-cache DIR)"
             )
         return False
@@ -126,7 +128,7 @@ class TeacherCaching:
         facts, ids = self._facts_of_data(), torch.as_tensor(split.ids).to("cpu", torch.int64)
         settings = {
             "precision": self.options.precision,
-            "device": self.device.type,
+            "device": (net.device or self.device).type,
             "form": self.recipe.teacher_cache.form,
         }
         spec = EntrySpec(
@@ -135,7 +137,7 @@ class TeacherCaching:
             parts=codec.parts,
             ids=ids,
             draws=facts["draws"],
-            new_rows=min(facts["draws"], stage.training.epochs) * len(ids),
+            new_rows=min(facts["draws"], passes_over(split, stage.training)) * len(ids),
         )
         return CacheFolder(self._folder(), int(self.options.teacher_cache_size * _GIGABYTE)).open(spec)
 
@@ -206,10 +208,10 @@ class TeacherCaching:
             self._private_folder = in_run_folder or Path(tempfile.mkdtemp(prefix="kdkit-teacher-cache-"))
         return self._private_folder
 
-    def _least_tolerance(self) -> float:
+    def _least_tolerance(self, net: Net[Any]) -> float:
         if self.options.precision != "fp32":
             return _TOLERANCE_HALF
-        if self.device.type == "cpu":
+        if (net.device or self.device).type == "cpu":
             return 0.0
         return _TOLERANCE_TF32 if any(uses_tf32().values()) else _TOLERANCE_GPU
 

@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from kdkit.engine.class_alignment import ClassAlignment, shared_classes
-from kdkit.losses.base import BuildContext, Loss, extra_kwargs_of
+from kdkit.engine.positions import LabelledRows
+from kdkit.errors import RecipeError
+from kdkit.losses.base import BuildContext, Loss, extra_kwargs_of, is_per_position
 from kdkit.losses.features import TensorOrTuple
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
@@ -48,9 +50,10 @@ class BoundTerm:
     """A term of an objective with the networks and taps that it compares.
 
     target: None if the labels are the target. teachers: the names of the matched networks. extra_kwargs: the keyword
-    arguments of the loss, such as "labels". alignment: None if both sides have the same classes.
-    direct: the loss takes both sides as they are: it has no extra arguments, no outputs have to be filled in, and no
-    classes have to be aligned.
+    arguments of the loss, such as "labels". rows: how the inputs become rows that have a label, None if they need not.
+    alignment: None if both sides have the same classes.
+    direct: the loss takes both sides as they are: it has no extra arguments, no outputs have to be filled in, no rows
+    to be selected, and no classes to be aligned.
     """
 
     label: str
@@ -61,6 +64,7 @@ class BoundTerm:
     target: TensorRef | None
     teachers: tuple[str, ...]
     extra_kwargs: frozenset[str]
+    rows: LabelledRows | None
     alignment: ClassAlignment | None
     direct: bool
 
@@ -75,11 +79,12 @@ def bind_term(
     """
     term = weighted.term
     match = term if isinstance(term, Match) else None
-    student = _refer(net.name, None if match is None else match.student, taps[net.name])
+    student = _refer(net.name, term.student, taps[net.name])
     target = None if match is None else _target(match, stage, taps)
     extra_kwargs = extra_kwargs_of(term.loss)
     members = () if match is None else _members(match.teacher)
-    alignment = _align(net, match, (student, target), extra_kwargs, context)
+    rows = _labelled_rows(term.loss, match, extra_kwargs, context)
+    alignment = _align(net, match, (student, target), extra_kwargs, context, takes_rows=rows is not None)
     # A Net and a Peer have an output for every sample; other teachers may leave some out.
     complete = all(isinstance(member, Net | Peer) for member in members)
     return BoundTerm(
@@ -91,8 +96,9 @@ def bind_term(
         target=target,
         teachers=tuple(member.name for member in members),
         extra_kwargs=extra_kwargs,
+        rows=rows,
         alignment=alignment,
-        direct=alignment is None and not extra_kwargs and complete,
+        direct=alignment is None and rows is None and not extra_kwargs and complete,
     )
 
 
@@ -122,12 +128,34 @@ def _target(match: Match, stage: Stage, taps: Mapping[str, tuple[TapLike, ...]])
     return TensorRef(tuple((net.name, stage.teachers[net].index(tap)) for net, (tap,) in tapped), is_tuple=True)
 
 
+def _labelled_rows(
+    loss: Loss, match: Match | None, extra_kwargs: frozenset[str], context: BuildContext
+) -> LabelledRows | None:
+    """Return how the inputs of a loss become rows that have a label, or None if it takes them as they are."""
+    uses_labels = match is None or "labels" in extra_kwargs
+    if context.position_dims:
+        needed = is_per_position(loss)
+    else:
+        # Without its label, a sample can still be compared to a teacher. A loss on labels has its own ignore_index.
+        needed = bool(context.ignored_labels) and match is not None and uses_labels
+    if not needed:
+        return None
+    return LabelledRows(
+        position_dims=context.position_dims,
+        ignored=context.ignored_labels,
+        task=context.task,
+        uses_labels=uses_labels,
+    )
+
+
 def _align(
     net: Net[Any],
     match: Match | None,
     sides: tuple[TensorRef, TensorRef | None],
     extra_kwargs: frozenset[str],
     context: BuildContext,
+    *,
+    takes_rows: bool,
 ) -> ClassAlignment | None:
     """Return how the sides are reduced to the classes they share, or None if there is nothing to reduce."""
     if context.task == "regression":
@@ -148,6 +176,11 @@ def _align(
     positions = shared_classes(tuple(classes.values()), f"net {names}" if len(classes) < 3 else f"nets {names}")
     if positions is None:
         return None
+    if context.position_dims and uses_labels and not takes_rows:
+        raise RecipeError(
+            f"net {names} have different classes, of which a loss on whole outputs cannot leave out positions; use "
+            "PerPosition(loss), or give the networks the classes of the data"
+        )
     indices = dict(zip(classes, positions, strict=True))
     return ClassAlignment(
         student=indices[net.name] if student.is_output else None,

@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.device_data import DeviceData
-from kdkit.data.loading import Batches, training_batch_sizes, training_order
 from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.capture import make_step
 from kdkit.engine.check.dry_run import dry_run
@@ -30,6 +29,7 @@ from kdkit.engine.predict import Predictor
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.train_state import TrainState
+from kdkit.engine.training_batches import TrainingBatches, explain_single_sample, transformed
 from kdkit.engine.training_step import TrainingStep, UpdatePart
 from kdkit.errors import CheckError, DataError, KdkitError
 from kdkit.metrics.base import Metric, is_better, lower_is_better
@@ -76,6 +76,7 @@ class StageTrainer:
         self.index = index
         self.folder = folder
         self.seed = derive_seed(ctx.options.seed, index)
+        self.batches = TrainingBatches(ctx.recipe.data, ctx.device_data, stage.training, self.seed)
         self.best = BestCheckpoint()
         self.history: History = []
         self.notices: list[str] = []
@@ -135,7 +136,7 @@ class StageTrainer:
                     break
                 self._seed_epoch(epoch)
                 began = time.perf_counter()
-                with step.epoch():
+                with step.epoch(), explain_single_sample():
                     means = self._train_epoch(epoch, step)
                 self._validate(epoch, means, state, time.perf_counter() - began)
                 self._save_checkpoint(state)
@@ -162,10 +163,10 @@ class StageTrainer:
         return patience is not None and epoch > 0 and epoch - self.best.epoch > patience
 
     def _train_epoch(self, epoch: int, step: TrainingStep) -> dict[str, float]:
-        """Train on every batch once, and return the mean of each term."""
-        loader = self._loader(epoch)
+        """Train on the batches of an epoch, and return the mean of each term."""
+        loader, sizes = self.batches.epoch(epoch), self.batches.sizes(epoch)
         last = len(loader) - 1
-        parts = self._update_parts(last + 1)
+        parts = self._update_parts(sizes or [1] * len(loader))
         means = RunningMeans()
         report_steps = self.ctx.callbacks.has_listeners("step_ended")
         step.stage.module.train()
@@ -173,7 +174,7 @@ class StageTrainer:
             if index > last:
                 raise DataError(f"the training data must have {last + 1} batches per epoch, its length, but has more")
             batch = batch.to(self.ctx.device)  # from a user-defined DataLoader; others are there
-            weight, samples = self._rank_share(index, len(batch))
+            weight, samples = _rank_share(len(batch), None if sizes is None else sizes[index])
             part = parts[index] if weight == 1 else parts[index]._replace(rank_weight=weight)
             values = step(batch, part)  # {term: unweighted value}
             means.add(values, samples)
@@ -264,7 +265,8 @@ class StageTrainer:
         ema = self.training.ema
         averages = {} if ema is None else {net.name: ema.build(net) for net in self.stage.objectives}
         options = self.ctx.options
-        batch = tiny_batch(self.ctx.recipe.data, self.training.batch_size).to(self.ctx.device)
+        data = self.ctx.recipe.data
+        batch = transformed(data, tiny_batch(data, self.training.batch_size).to(self.ctx.device))
         try:
             stage = OpenStage(self.stage, self.ctx.plan.context, self.ctx.device)
         except KdkitError as error:
@@ -283,7 +285,7 @@ class StageTrainer:
                 stage.module,
                 stage.sessions,
                 averages,
-                batches=len(self._loader(0)),
+                batches=self.batches.per_epoch,
                 scaler=options.precision == "fp16",
             )
             state.track_gradients(options.gradients)
@@ -296,6 +298,8 @@ class StageTrainer:
             return
         with self.folder.reading(self.folder.state):
             state.load_state_dict(checkpoint["train_state"])
+        notice = self.batches.load_state_dict(checkpoint.get("stream"))
+        self.notices += [] if notice is None else [notice]
         self.history = checkpoint["history"]
         weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.objectives}
         self.best = BestCheckpoint(checkpoint["best"]["epoch"], checkpoint["best"]["value"], weights)
@@ -316,7 +320,8 @@ class StageTrainer:
                 self.folder.save_weights(name, best_weights)
         self.folder.save_history(self.history)
         best = {"epoch": self.best.epoch, "value": self.best.value}
-        self.folder.save_state({"train_state": state.state_dict(), "history": self.history, "best": best})
+        states = {"train_state": state.state_dict(), "stream": self.batches.state_dict()}
+        self.folder.save_state({**states, "history": self.history, "best": best})
         if kept:
             self.folder.delete_epochs(range(done - kept, done))
 
@@ -326,7 +331,7 @@ class StageTrainer:
             name=self.stage.name,
             epoch=epoch,
             epochs=self.training.epochs,
-            batches=len(self._loader(epoch)),
+            batches=self.batches.per_epoch,
             notices=tuple(self.notices),
         )
         self.ctx.callbacks.call("stage_started", event)
@@ -336,39 +341,20 @@ class StageTrainer:
         rank = collectives.rank()
         seed_everything(derive_seed(self.seed, epoch, rank) if rank else derive_seed(self.seed, epoch))
 
-    def _loader(self, epoch: int) -> Batches:
-        data, batch_size = self.ctx.recipe.data, self.training.batch_size
-        return self.ctx.device_data.batches(
-            data.train,
-            batch_size,
-            order=training_order(data.train, batch_size, self.seed, epoch),
-            draw=None if data.draws is None else epoch % data.draws,
-            draws=data.draws or 1,
-            workers=self.training.workers,
-            shard=(collectives.rank(), collectives.world_size()),
-        )
+    def _update_parts(self, sizes: Sequence[int]) -> list[UpdatePart]:
+        """Return the part of each batch of an epoch in its update; the last update may have fewer batches.
 
-    def _update_parts(self, batches: int) -> list[UpdatePart]:
-        """Return the part of each batch of an epoch in its update; the last update may have fewer batches."""
+        sizes: the samples of each batch.
+        """
         every = self.training.accumulate_steps
         if every == 1:
-            return [UpdatePart()] * batches
-        sizes = training_batch_sizes(self.ctx.recipe.data.train, self.training.batch_size) or [1] * batches
-        updates = [sizes[first : first + every] for first in range(0, batches, every)]
+            return [UpdatePart()] * len(sizes)
+        updates = [sizes[first : first + every] for first in range(0, len(sizes), every)]
         return [
             UpdatePart(ends_update=index == len(update) - 1, divisor=sum(update) / size)
             for update in updates
             for index, size in enumerate(update)
         ]
-
-    def _rank_share(self, index: int, samples: int) -> tuple[float, float]:
-        """Return the weight of this rank's part of a batch, and the number of samples that its losses stand for."""
-        if not collectives.is_distributed():
-            return 1.0, samples
-        batch_size = self.training.batch_size
-        whole = min(batch_size, len(self.ctx.recipe.data.train) - index * batch_size)
-        weight = rank_weight(samples, whole)
-        return weight, whole * weight / collectives.world_size()
 
     def _monitored_metric(self) -> Metric:
         metrics = {metric.name: metric for metric in self.ctx.recipe.metrics}
@@ -387,7 +373,7 @@ class StageTrainer:
         place, cause = f"epoch {epoch + 1}", None
         if means.not_finite is not None and not isinstance(self.ctx.recipe.data.train, LoaderSplit):
             place += f", batch {means.not_finite + 1}"
-            batch = next(itertools.islice(self._loader(epoch), means.not_finite, None)).to(self.ctx.device)
+            batch = next(itertools.islice(self.batches.epoch(epoch), means.not_finite, None)).to(self.ctx.device)
             cause = cause_in_inputs(batch, has_unknown=self.ctx.plan.context.has_unknown)
             if cause is None:  # otherwise a user-defined teacher might fail
                 cause = cause_in_outputs(batch, step.teacher_outputs(batch, step.stage.sessions))
@@ -398,3 +384,14 @@ class StageTrainer:
             f"stage {self.stage.name!r}: {', '.join(map(repr, labels))} is not a finite number in {place}; "
             f"{cause or advice}"
         )
+
+
+def _rank_share(samples: int, whole: int | None) -> tuple[float, float]:
+    """Return the weight of this rank's part of a batch, and the number of samples that its losses stand for.
+
+    whole: the size of the batch, which is known if several ranks divide it.
+    """
+    if not collectives.is_distributed() or whole is None:
+        return 1.0, samples
+    weight = rank_weight(samples, whole)
+    return weight, whole * weight / collectives.world_size()

@@ -14,6 +14,7 @@ from kdkit.losses.base import (
     LossAttributes,
     accepts_unknown,
     extra_kwargs_of,
+    is_per_position,
     loss_name,
     requirements_of,
 )
@@ -23,17 +24,19 @@ from kdkit.losses.cross_layer import HCL, ReviewKD, SemCKD
 from kdkit.losses.decoupled import DKD, NKD, PerLabelDKD
 from kdkit.losses.hard_labels import HardTargets, PerLabelHardTargets, SecondHead
 from kdkit.losses.hints import Hint, SquareHead
-from kdkit.losses.logits import GeneralisedJSD, LogitMSE, LogitStandardisation, PerToken, ReverseKL, SoftTargets
+from kdkit.losses.logits import GeneralisedJSD, LogitMSE, LogitStandardisation, ReverseKL, SoftTargets
 from kdkit.losses.margins import OFD
 from kdkit.losses.multi_teacher import PerTeacher, TeacherWeighting
 from kdkit.losses.per_label import PerLabelSoftTargets
+from kdkit.losses.positions import Masked, PerPosition, PerToken
 from kdkit.losses.relations import CC, PKT, RKD, SP, AdjacentCC
 from kdkit.losses.self_distillation import PSKD, PerLabelPSKD
-from kdkit.losses.similarity import CKA, Cosine
+from kdkit.losses.similarity import CKA, Cosine, PairwiseAffinity
 from kdkit.losses.srrl import SRRL
 from kdkit.losses.statistics import NST, PKD, PatientKD
 from kdkit.losses.unknown import IgnoreUnknown
 from kdkit.losses.variational import MGD, VID
+from kdkit.losses.weighted import SampleWeighted
 
 __all__ = [
     "CC",
@@ -68,16 +71,20 @@ __all__ = [
     "LogitStandardisation",
     "Loss",
     "LossAttributes",
+    "Masked",
+    "PairwiseAffinity",
     "PatientKD",
     "PerLabelDIST",
     "PerLabelDKD",
     "PerLabelHardTargets",
     "PerLabelPSKD",
     "PerLabelSoftTargets",
+    "PerPosition",
     "PerTeacher",
     "PerToken",
     "ReverseKL",
     "ReviewKD",
+    "SampleWeighted",
     "SecondHead",
     "SemCKD",
     "SoftTargets",
@@ -85,6 +92,7 @@ __all__ = [
     "TeacherWeighting",
     "accepts_unknown",
     "extra_kwargs_of",
+    "is_per_position",
     "loss_name",
     "requirements_of",
 ]

@@ -15,8 +15,9 @@ from kdkit.data.dataset import Task
 Loss = Callable[..., Tensor]
 
 # The keyword arguments that a loss may accept besides (student, target). progress is the fraction of the stage that
-# has been trained, in [0, 1]; teacher_outputs is a tuple with the logits of each teacher.
-LOSS_KWARGS = ("labels", "ids", "progress", "teacher_outputs")
+# has been trained, in [0, 1]; teacher_outputs is a tuple with the logits of each teacher; sample_weights is (batch,);
+# inputs are those of the batch, before any view.
+LOSS_KWARGS = ("labels", "ids", "progress", "teacher_outputs", "sample_weights", "inputs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,8 @@ class BuildContext:
 
     classes: the class names. task: the kind of labels. samples: the number of training samples, None if it is not
     known. ids: whether samples have ids. has_unknown: whether labels may be NaN, which stands for unknown.
+    position_dims: the number of dimensions of the positions that have labels each, 0 if samples have one.
+    ignored_labels: the class indices that stand for no label. has_weights: whether samples have weights.
     batch_size: that of the training. tapped: the modules that the target is tapped on, in the order of the taps.
     """
 
@@ -33,6 +36,9 @@ class BuildContext:
     samples: int | None
     ids: bool
     has_unknown: bool = False
+    position_dims: int = 0
+    ignored_labels: tuple[int, ...] = ()
+    has_weights: bool = False
     batch_size: int | None = None
     tapped: tuple[nn.Module, ...] = ()
 
@@ -44,11 +50,14 @@ class LossAttributes(Protocol):
     requires: what the loss cannot work without, in addition to its keyword arguments without a default: "ids", or
     "hard_labels" (one class per sample).
     accepts_unknown: whether labels may be NaN, which stands for an unknown label.
+    per_position: whether the loss compares outputs (rows, classes) row by row. If labels are per position, such a loss
+    gets a row for each position of the batch that has a label, and its labels as (rows,).
     """
 
     extra_kwargs: Collection[str] | None = None
     requires: Collection[str] = ()
     accepts_unknown: bool = False
+    per_position: bool = False
 
 
 @runtime_checkable
@@ -95,6 +104,11 @@ def requirements_of(loss: Loss) -> frozenset[str]:
 def accepts_unknown(loss: Loss) -> bool:
     """Return whether a loss leaves out labels that are NaN, by its attribute `accepts_unknown`."""
     return bool(getattr(loss, "accepts_unknown", LossAttributes.accepts_unknown))
+
+
+def is_per_position(loss: Loss) -> bool:
+    """Return whether a loss takes a row per position, by its attribute `per_position`."""
+    return bool(getattr(loss, "per_position", LossAttributes.per_position))
 
 
 def _extra_parameters(loss: Loss) -> dict[str, inspect.Parameter]:

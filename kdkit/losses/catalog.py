@@ -15,7 +15,7 @@ from kdkit.losses.margins import OFD
 from kdkit.losses.per_label import PerLabelSoftTargets
 from kdkit.losses.relations import CC, PKT, RKD, SP, AdjacentCC
 from kdkit.losses.self_distillation import PSKD, PerLabelPSKD
-from kdkit.losses.similarity import CKA, Cosine
+from kdkit.losses.similarity import CKA, Cosine, PairwiseAffinity
 from kdkit.losses.srrl import SRRL
 from kdkit.losses.statistics import NST, PKD, PatientKD
 from kdkit.losses.variational import MGD, VID
@@ -46,6 +46,7 @@ ON_FEATURES: LossClasses = (
     SquareHead,
     AttentionTransfer,
     CWD,
+    PairwiseAffinity,
     NST,
     PKD,
     PatientKD,

@@ -26,6 +26,8 @@ class _CorrelationOptions:
     t_squared: bool = True
     eps: float = 1e-8
 
+    per_position = True
+
     def __post_init__(self) -> None:
         validate_weights(inter=self.inter, intra=self.intra)
         validate_temperature(self.temperature)

@@ -39,6 +39,7 @@ class DKD:
     temperature: float = 4.0
     t_squared: bool = True
 
+    per_position = True
     requires = frozenset({"hard_labels"})
 
     def __post_init__(self) -> None:
@@ -78,6 +79,7 @@ class NKD:
     temperature: float = 1.0
     t_squared: bool = True
 
+    per_position = True
     requires = frozenset({"hard_labels"})
 
     def __post_init__(self) -> None:
@@ -119,6 +121,8 @@ class PerLabelDKD:
     beta: float = 1.0
     temperature: float = 1.0
     t_squared: bool = True
+
+    per_position = True
 
     def __post_init__(self) -> None:
         validate_weights(alpha=self.alpha, beta=self.beta)

@@ -25,6 +25,8 @@ class HardTargets:
         arXiv:2012.12877, eq. 3
     """
 
+    per_position = True
+
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the cross-entropy, which approaches 0 as the student becomes sure of the teacher's class."""
         require_same_outputs(student, target, self)
@@ -44,6 +46,8 @@ class PerLabelHardTargets:
     """
 
     threshold: float = 0.5
+
+    per_position = True
 
     def __post_init__(self) -> None:
         validate_share("threshold", self.threshold)

@@ -1,4 +1,4 @@
-"""Losses on logits: divergences between softened probabilities, squared errors, and a wrapper for language models."""
+"""Losses on logits: divergences between softened probabilities, and squared errors."""
 
 import math
 from dataclasses import dataclass
@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.errors import RecipeError
-from kdkit.losses.base import BuildableLoss, Loss, extra_kwargs_of
 from kdkit.losses.features import upcast_half
 from kdkit.losses.validation import (
     Reduction,
@@ -39,6 +37,8 @@ class SoftTargets:
     temperature: float = 4.0
     t_squared: bool = True
     reduction: Reduction = "batchmean"
+
+    per_position = True
 
     def __post_init__(self) -> None:
         validate_temperature(self.temperature)
@@ -103,6 +103,8 @@ class LogitMSE:
     t_squared: bool = False
     reduction: Reduction = "mean"
 
+    per_position = True
+
     def __post_init__(self) -> None:
         validate_temperature(self.temperature)
         validate_reduction(self.reduction)
@@ -134,6 +136,8 @@ class LogitStandardisation:
     t_squared: bool = True
     reduction: Reduction = "batchmean"
     eps: float = 1e-7
+
+    per_position = True
 
     def __post_init__(self) -> None:
         validate_temperature(self.temperature)
@@ -171,6 +175,8 @@ class ReverseKL:
     t_squared: bool = False
     reduction: Reduction = "batchmean"
 
+    per_position = True
+
     def __post_init__(self) -> None:
         validate_temperature(self.temperature)
         validate_reduction(self.reduction)
@@ -204,6 +210,8 @@ class GeneralisedJSD:
     t_squared: bool = False
     reduction: Reduction = "batchmean"
 
+    per_position = True
+
     def __post_init__(self) -> None:
         validate_share("beta", self.beta)
         validate_temperature(self.temperature)
@@ -226,44 +234,6 @@ class GeneralisedJSD:
             mixture = torch.logaddexp(math.log(self.beta) + target_log, math.log1p(-self.beta) + student_log)
             loss = self.beta * kl_sum(target_log, mixture) + (1 - self.beta) * kl_sum(student_log, mixture)
         return _reduce(loss, student, self.reduction) * (self.temperature**2 if self.t_squared else 1)
-
-
-@dataclass(frozen=True, slots=True)
-class PerToken:
-    """Apply a loss on outputs to the tokens that have a label, taking each token as a sample.
-
-    The unit and the reduction are those of `loss`, over (selected tokens, classes), as in trl; 0 if no token is
-    selected. ignore: the label of tokens that are left out. loss: one without weights; it receives the labels of the
-    selected tokens if it accepts labels.
-
-    Formula: loss(s[k], t[k]), with k the tokens whose label is not `ignore`
-    Shapes: logits (N, tokens, C); labels (N, tokens)
-    Source: public code: trl, GKDTrainer; Agarwal et al. 2024, arXiv:2306.13649
-    """
-
-    loss: Loss
-    ignore: int = -100
-
-    def __post_init__(self) -> None:
-        if isinstance(self.ignore, bool) or not isinstance(self.ignore, int):
-            raise RecipeError(f"ignore is the integer label of tokens to leave out, such as -100; got {self.ignore!r}")
-        weightless = callable(self.loss) and not isinstance(self.loss, type | BuildableLoss)
-        if not weightless or extra_kwargs_of(self.loss) - {"labels"}:
-            raise RecipeError(f"PerToken takes a loss on outputs without weights, ids or progress; got {self.loss!r}")
-
-    def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
-        """Return the loss over the selected tokens."""
-        if labels.shape != student.shape[:-1]:
-            raise RecipeError(
-                f"PerToken needs a label for every token, of shape {tuple(student.shape[:-1])}; got "
-                f"{tuple(labels.shape)}"
-            )
-        selected = labels != self.ignore
-        if not selected.any():
-            return student.sum() * 0.0  # keeps the graph, so that a backward pass works
-        # indexing by the mask flattens (batch, tokens, classes) to (selected tokens, classes)
-        kwargs = {"labels": labels[selected]} if extra_kwargs_of(self.loss) else {}
-        return self.loss(student[selected], target[selected], **kwargs)
 
 
 def kl_sum(first_log: Tensor, second_log: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.func import vmap
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.errors import RecipeError
-from kdkit.losses.base import BuildableLoss, BuildContext, Loss, extra_kwargs_of, requirements_of
+from kdkit.losses.base import BuildableLoss, BuildContext, Loss, extra_kwargs_of, is_per_position, requirements_of
 from kdkit.losses.features import ProjectedLoss, Shapes, TensorOrTuple, as_tuple
 from kdkit.losses.validation import is_number
 
@@ -52,6 +52,7 @@ class PerTeacher(nn.Module):
             {"labels", "teacher_outputs"} if weights == "confidence" else frozenset()
         )
         self.requires = requirements_of(loss)
+        self.per_position = is_per_position(loss)
 
     def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: Any) -> None:
         """Copy the loss for each teacher, and build the copies. teacher: a tuple of one module per teacher.
@@ -202,6 +203,8 @@ def _probe_kwargs(student: torch.Size, target: torch.Size, context: BuildContext
         "ids": torch.arange(_PROBE_BATCH),
         "progress": torch.tensor(0.5),
         "teacher_outputs": (torch.zeros(_PROBE_BATCH, *target[1:]),),
+        "sample_weights": torch.ones(_PROBE_BATCH),
+        "inputs": torch.zeros(_PROBE_BATCH, 1),
     }
 
 

@@ -35,6 +35,8 @@ class PerLabelSoftTargets:
     reduction: Reduction = "mean"
     entropy: bool = False
 
+    per_position = True
+
     def __post_init__(self) -> None:
         validate_temperature(self.temperature)
         validate_reduction(self.reduction)

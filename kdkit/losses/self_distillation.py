@@ -38,6 +38,7 @@ class PSKD:
     epochs: int | None = None
     past: PastForm = "logits"
 
+    per_position = True
     requires = frozenset({"hard_labels"})
 
     def __post_init__(self) -> None:
@@ -69,6 +70,8 @@ class PerLabelPSKD:
     alpha: float = 0.8
     epochs: int | None = None
     past: PastForm = "logits"
+
+    per_position = True
 
     def __post_init__(self) -> None:
         _validate(self)

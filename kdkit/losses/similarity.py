@@ -1,4 +1,4 @@
-"""Losses that are one minus a similarity of features: the cosine, and centred kernel alignment (CKA)."""
+"""Losses on similarities: the cosine of features, their centred kernel alignment (CKA), and those of positions."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,16 +6,20 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
+from kdkit.errors import RecipeError
 from kdkit.losses.features import (
     ProjectedLoss,
     flatten_samples,
     gram_matrix,
+    require_positions,
     rescale_by_max,
+    unit_vectors,
     upcast_half,
     without_autocast,
 )
 from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode
-from kdkit.losses.validation import validate_choice, validate_switches
+from kdkit.losses.projectors.resizing import match_positions
+from kdkit.losses.validation import is_number, validate_choice, validate_switches
 
 Axis = Literal["all", "channels", "last"]
 
@@ -100,3 +104,42 @@ class CKA:
         # HSIC_1 of Song et al. 2012
         means = first.sum() * second.sum() / ((count - 1) * (count - 2))
         return shared + means - 2 * (first.sum(0) * second.sum(0)).sum() / (count - 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairwiseAffinity:
+    """Mean squared difference of the cosines between all positions of a map (pair-wise distillation).
+
+    Dimensionless. It compares the structure of a scene, such as in segmentation. Maps are first reduced by max pooling
+    to nodes: patch is the side of a pooled patch as a share of that of the map, 0.5 for two nodes by two as in the
+    authors' code; None compares all positions, which takes memory for all pairs.
+
+    Formula: 1/(N P²) · Σ (A(s) - A(t))², with A(x) = cosines between the channels of the P nodes of x
+    Shapes: features (N, C, L), (N, C, H, W); channels and positions may differ; tokens may be compared to a map of as
+        many positions
+    Source: Liu et al. 2019, "Structured Knowledge Distillation for Semantic Segmentation", arXiv:1903.04197, eq. 2
+    """
+
+    patch: float | None = 0.5
+
+    def __post_init__(self) -> None:
+        if self.patch is not None and not (is_number(self.patch) and 0 < self.patch <= 0.5):
+            raise RecipeError(f"patch is a share of a side of the map, in (0, 0.5], or None; got {self.patch!r}")
+
+    def __call__(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the difference, minimal (0) if the nodes of both sides are in the same relation to each other."""
+        with without_autocast(student):
+            student, target = match_positions(
+                require_positions(upcast_half(student), self), require_positions(upcast_half(target), self)
+            )
+            return F.mse_loss(self.affinity(student), self.affinity(target))
+
+    def affinity(self, features: Tensor) -> Tensor:
+        """Return the cosines between the nodes of each sample, (batch, nodes, nodes)."""
+        nodes = features
+        if self.patch is not None:
+            pool = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[nodes.ndim - 2]
+            patch = [max(1, int(size * self.patch)) for size in nodes.shape[2:]]
+            nodes = pool(nodes, patch, stride=patch, ceil_mode=True)
+        vectors = unit_vectors(nodes.flatten(2))  # (batch, channels, nodes)
+        return vectors.transpose(1, 2) @ vectors

@@ -64,7 +64,7 @@ def require_same_outputs(student: Tensor, target: Tensor, loss: object, *, dense
     if student.ndim > 2 and not dense:
         raise RecipeError(
             f"{type(loss).__name__} compares outputs (batch, classes); got {tuple(student.shape)}; "
-            "PerToken(loss) takes each token as a sample"
+            "PerToken(loss) takes each token as a sample, PerPosition(loss) each position of (batch, classes, ...)"
         )
     if student.ndim < 2 or student.shape != target.shape:
         raise RecipeError(

@@ -3,7 +3,7 @@
 from kdkit.metrics.base import Metric, MetricResult, Predictions, is_better, lower_is_better, true_classes
 from kdkit.metrics.bootstrap import BootstrapInterval, Resampled, without_interval
 from kdkit.metrics.calibration import Brier, CalibrationError
-from kdkit.metrics.classification import F1, Accuracy, MacroF1, MicroF1
+from kdkit.metrics.classification import F1, Accuracy, MacroF1, MeanIoU, MicroF1
 from kdkit.metrics.defaults import default_metrics
 from kdkit.metrics.paired import Difference, SplitPredictions, paired_bootstrap, paired_t_interval
 from kdkit.metrics.ranking import MacroAUPRC, MacroAUROC
@@ -25,6 +25,7 @@ __all__ = [
     "MacroAUPRC",
     "MacroAUROC",
     "MacroF1",
+    "MeanIoU",
     "Metric",
     "MetricResult",
     "MicroF1",

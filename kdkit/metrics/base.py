@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+
+_LISTED = 200  # classes that a note names, which is more than the classes of any data with names that are read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +21,9 @@ class Predictions:
     labels: (samples,) class indices, or (samples, classes) of 0 and 1, NaN if unknown.
     outputs: (samples, classes) logits.
     ids: (samples,), or None. groups: (samples,), equal for dependent samples, such as those of one patient, or None.
+    per_position: whether labels and outputs are decisions per pixel or token, since logits would take too much memory:
+    (samples, *positions) class indices, or (samples, classes, *positions) of 0 and 1 with outputs of bool. A label is
+    -1 at positions without one, and where samples of different sizes were padded.
     """
 
     labels: NDArray[Any]
@@ -26,16 +31,17 @@ class Predictions:
     classes: tuple[str, ...]
     ids: NDArray[np.int64] | None = None
     groups: NDArray[np.int64] | None = None
+    per_position: bool = False
 
     def __len__(self) -> int:
         return len(self.outputs)
 
     def rows(self, rows: NDArray[Any]) -> "Predictions":
         """Return the samples at these rows, an index or a mask."""
-        return Predictions(
+        return replace(
+            self,
             labels=self.labels[rows],
             outputs=self.outputs[rows],
-            classes=self.classes,
             ids=None if self.ids is None else self.ids[rows],
             groups=None if self.groups is None else self.groups[rows],
         )
@@ -59,7 +65,8 @@ class MetricResult:
 class Metric(Protocol):
     """A metric; higher is better, unless it has an attribute `lower_is_better = True`.
 
-    An attribute `accepts_unknown = True` declares that it leaves out labels that are NaN: unknown.
+    An attribute `accepts_unknown = True` declares that it leaves out labels that are NaN: unknown. An attribute
+    `accepts_positions = True` declares that it takes predictions per position, see `Predictions`.
 
     `fit` returns a copy with thresholds, and leaves `self` unchanged.
     """
@@ -149,4 +156,6 @@ def ratio(part: Floats, whole: Floats) -> Floats:
 def note_on_missing(test: Predictions, present: Container[str], reason: str = "no positives") -> str:
     """Return a note that names the classes that are not present, with the reason; empty if all are."""
     missing = [name for name in test.classes if name not in present]
+    if len(missing) > _LISTED:  # such as most words of a vocabulary
+        missing[_LISTED:] = [f"and {len(missing) - _LISTED} more"]
     return f"{reason}: {', '.join(missing)}" if missing else ""

@@ -1,5 +1,6 @@
 """Metrics of predicted classes against true classes."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self, get_args
 
@@ -24,10 +25,17 @@ from kdkit.metrics.thresholds import BestF1, Thresholds, validate_thresholds
 
 Average = Literal["macro", "micro"]
 
+_BLOCK = 2**22  # counts of positions in memory at a time: 32 MB of float64
+
 
 @dataclass(frozen=True, slots=True)
 class Accuracy(WithoutThresholds):
-    """The share of samples whose largest output is that of their class: multiclass, in [0, 1]."""
+    """The share of samples whose largest output is that of their class: multiclass, in [0, 1].
+
+    Of labels per position, it is the share of all positions with a label: the pixel accuracy.
+    """
+
+    accepts_positions: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -42,6 +50,9 @@ class Accuracy(WithoutThresholds):
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the accuracy and the recalls of each resample."""
+        if test.per_position:
+            hits, _, positives = confusion_counts(test, None, counts)
+            return Resampled(ratio(hits.sum(0), positives.sum(0)), ratio(hits, positives))
         is_right = test.outputs.argmax(1) == test.labels  # (samples,)
         truth = true_classes(test)
         # the accuracy among the samples of a class is its recall
@@ -55,11 +66,13 @@ class F1:
 
     Multilabel: a class is predicted if its logit is at least its threshold. `fit` chooses the thresholds on the
     validation split; before, they are 0, a probability of one half. Multiclass: the class with the largest output is
-    predicted.
+    predicted. Of labels per position, every position with a label is a decision, at threshold 0 if multilabel, so that
+    the F1 of a class is its Dice coefficient.
     thresholds_by: how thresholds are chosen; by default for the best F1 of each class.
     """
 
     accepts_unknown: ClassVar[bool] = True
+    accepts_positions: ClassVar[bool] = True
     average: Average = "macro"
     thresholds: tuple[float, ...] | None = None
     thresholds_by: Thresholds = field(default=BestF1(), kw_only=True)
@@ -78,8 +91,8 @@ class F1:
         return f"{self.average}_f1{chosen_by}"
 
     def fit(self, validation: Predictions) -> Self:
-        """Return the metric with thresholds chosen on the validation split; unchanged for multiclass."""
-        if validation.labels.ndim == 1:
+        """Return the metric with thresholds chosen on the validation split; unchanged for multiclass and positions."""
+        if validation.labels.ndim == 1 or validation.per_position:
             return self
         return replace(self, thresholds=self.thresholds_by.choose(validation))
 
@@ -111,10 +124,50 @@ def MicroF1(*, thresholds_by: Thresholds | None = None) -> F1:  # noqa: N802  # 
     return F1("micro", thresholds_by=thresholds_by or BestF1())
 
 
+@dataclass(frozen=True, slots=True)
+class MeanIoU(WithoutThresholds):
+    """Intersection over union, averaged over classes (mIoU, the Jaccard index), in [0, 1].
+
+    The intersection and the union of a class are counted over all positions of all samples. A class that is neither a
+    label nor predicted has none; one that is only predicted has 0. Multilabel: a class is predicted if its logit is at
+    least 0.
+
+    Source: Everingham et al. 2010, "The Pascal Visual Object Classes (VOC) Challenge", IJCV 88, sec. 4.3
+    """
+
+    accepts_positions: ClassVar[bool] = True
+    accepts_unknown: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """The name in tables."""
+        return "mean_iou"
+
+    def compute(self, test: Predictions) -> MetricResult:
+        """Return the mean, also by class; the note names classes that are neither a label nor predicted."""
+        values, by_class = self.resampled(test, unit_counts(test))
+        defined = defined_by_class(test, by_class[:, 0])
+        return MetricResult(
+            value=float(values[0]), by_class=defined, note=note_on_missing(test, defined, "no labels or predictions")
+        )
+
+    def resampled(self, test: Predictions, counts: Counts) -> Resampled:
+        """Return the metric of each resample."""
+        hits, predicted, positives = confusion_counts(test, None, counts)
+        by_class = ratio(hits, predicted + positives - hits)
+        return Resampled(mean_over_classes(by_class), by_class)
+
+
 def confusion_counts(
     test: Predictions, thresholds: tuple[float, ...] | None, counts: Counts
 ) -> tuple[Floats, Floats, Floats]:
     """Return true positives, predicted positives and positives in each resample, (classes, resamples) each."""
+    if test.per_position:
+        totals = np.zeros((3, len(test.classes), counts.shape[1]))
+        for rows, in_block in _position_counts(test):
+            # Counts of positions may be beyond 2**24, where float32 is no longer exact.
+            totals += in_block.transpose(0, 2, 1) @ counts[rows].astype(np.float64)
+        return totals[0], totals[1], totals[2]
     truth = true_classes(test)
     if test.labels.ndim == 1:
         predicted: Bools = np.eye(len(test.classes), dtype=bool)[test.outputs.argmax(1)]
@@ -131,3 +184,26 @@ def _counted(mask: Bools, counts: Counts) -> Floats:
     # Whole numbers below 2**24 are exact in float32, so the result does not depend on the order of the sum.
     totals: Floats = (mask.T.astype(np.float32) @ counts).astype(np.float64)
     return totals
+
+
+def _position_counts(test: Predictions) -> Iterator[tuple[slice, Floats]]:
+    """Yield blocks of samples, and their true positives, predicted positives and positives, (3, samples, classes).
+
+    A block keeps the memory small for large vocabularies.
+    """
+    size = max(1, _BLOCK // len(test.classes))
+    for first in range(0, len(test), size):
+        rows = slice(first, first + size)
+        labels, outputs = test.labels[rows], test.outputs[rows]
+        if outputs.dtype == np.bool_:
+            predicted = outputs & (labels >= 0)  # neither a true nor a false positive without a label
+            masks = np.stack([predicted & (labels == 1), predicted, labels == 1])
+            yield rows, masks.sum(tuple(range(3, masks.ndim)), dtype=np.float64)
+            continue
+        totals = np.zeros((3, len(labels), len(test.classes)))
+        for index, (true, found) in enumerate(zip(labels, outputs, strict=True)):
+            has_label = true >= 0
+            true, found = true[has_label], found[has_label]
+            for total, classes in zip(totals, (true[true == found], found, true), strict=True):
+                total[index] = np.bincount(classes, minlength=len(test.classes))
+        yield rows, totals

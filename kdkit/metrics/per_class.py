@@ -13,7 +13,6 @@ from kdkit.metrics.base import (
     defined_by_class,
     mean_over_classes,
     ratio,
-    true_classes,
 )
 from kdkit.metrics.bootstrap import BootstrapInterval, Counts, Resampled, unit_counts
 from kdkit.metrics.classification import confusion_counts
@@ -54,15 +53,18 @@ def class_table(
 ) -> tuple[ClassRow, ...]:
     """Return a row for each class, computed on the test split, or on the validation split if there is no test split.
 
-    A class without positives has a row too, without figures. thresholds_by: chooses thresholds on the validation
+    A class without positives has a row too, without figures, and a class of labels per position has no AUROC and AUPRC.
+    thresholds_by: chooses thresholds on the validation
     split; by default for the best F1 of each class. Intervals have a level of 95 %.
     """
     validation, test = report.validation, report.test if report.test is not None else report.validation
-    thresholds = None if validation.labels.ndim == 1 else (thresholds_by or BestF1()).choose(validation)
+    has_thresholds = validation.labels.ndim > 1 and not validation.per_position
+    thresholds = (thresholds_by or BestF1()).choose(validation) if has_thresholds else None
     metrics: dict[str, Metric] = {
         name: _ThresholdMetric(name, thresholds) for name in FIGURES[:3]
     }  # depend on thresholds
-    metrics |= {"auroc": MacroAUROC(), "auprc": MacroAUPRC()}
+    if not test.per_position:  # these rank logits, of which only decisions are left
+        metrics |= {"auroc": MacroAUROC(), "auprc": MacroAUPRC()}
     results = {name: BootstrapInterval(metric, resamples=resamples).compute(test) for name, metric in metrics.items()}
     positives: dict[str, Mapping[str, int]] = {
         "train": report.train or {},
@@ -106,4 +108,5 @@ class _ThresholdMetric(WithoutThresholds):
 
 
 def _positives(predictions: Predictions) -> dict[str, int]:
-    return dict(zip(predictions.classes, true_classes(predictions).sum(0).tolist(), strict=True))
+    positives = confusion_counts(predictions, None, unit_counts(predictions))[2][:, 0]
+    return {name: int(count) for name, count in zip(predictions.classes, positives, strict=True)}

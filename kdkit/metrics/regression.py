@@ -1,4 +1,8 @@
-"""Metrics of predicted numbers against true numbers."""
+"""Metrics of predicted numbers against true numbers.
+
+Outputs and labels are (samples,), (samples, columns), or of more dimensions, such as maps of depth, whose entries all
+count as one column.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,8 +36,12 @@ class R2(WithoutThresholds):
         """Return the coefficient. Raises DataError if labels and outputs have different shapes."""
         from sklearn.metrics import r2_score  # late: scikit-learn takes a second to import
 
-        _columns(test)
-        return MetricResult(value=float(r2_score(test.labels, test.outputs)))
+        if test.labels.ndim > 2:
+            labels, outputs = (side.reshape(-1) for side in _entries(test))
+        else:
+            _entries(test)
+            labels, outputs = test.labels, test.outputs
+        return MetricResult(value=float(r2_score(labels, outputs)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +111,19 @@ class Pearson(WithoutThresholds):
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the correlation of each resample."""
-        labels, outputs = _columns(test)
+        labels, outputs = _entries(test)
         weights = counts / counts.sum(0, dtype=np.float64)  # (samples, resamples)
-        x, y = labels - labels.mean(0), outputs - outputs.mean(0)  # small means lose fewer digits in the variances
-        x_mean, y_mean = x.T @ weights, y.T @ weights  # (columns, resamples)
-        x_variance, y_variance = (x**2).T @ weights - x_mean**2, (y**2).T @ weights - y_mean**2
-        covariance = (x * y).T @ weights - x_mean * y_mean
+        # small means lose fewer digits in the variances
+        x, y = (side - side.reshape(-1, side.shape[2]).mean(0) for side in (labels, outputs))
+
+        def mean(entries: Floats) -> Floats:
+            """(samples, entries, columns) -> (columns, resamples)."""
+            means: Floats = entries.mean(1).T @ weights
+            return means
+
+        x_mean, y_mean = mean(x), mean(y)
+        x_variance, y_variance = mean(x**2) - x_mean**2, mean(y**2) - y_mean**2
+        covariance = mean(x * y) - x_mean * y_mean
         # the variance of a constant is not exactly 0, but rounding of the squares of its values
         is_defined = (x_variance > _rounding(labels)) & (y_variance > _rounding(outputs))
         scale = np.sqrt(np.where(is_defined, x_variance * y_variance, 1.0))
@@ -116,21 +131,25 @@ class Pearson(WithoutThresholds):
         return Resampled(mean_over_classes(by_column), _by_class(test, by_column))
 
 
-def _columns(test: Predictions) -> tuple[Floats, Floats]:
-    """Return the labels and the outputs, (samples, columns) each; labels (samples,) are those of a single column."""
+def _entries(test: Predictions) -> tuple[Floats, Floats]:
+    """Return the labels and the outputs, (samples, entries, columns) each: one entry by column, or many in one column.
+
+    Labels (samples,) are those of a single column.
+    """
     labels = test.labels[:, None] if test.labels.ndim == 1 and test.outputs.ndim == 2 else test.labels
-    if labels.shape != test.outputs.shape or labels.ndim > 2:
+    if labels.shape != test.outputs.shape:
         raise DataError(
             "metrics of numbers compare outputs of shape (samples, columns) with labels of the same shape; got outputs "
             f"{test.outputs.shape} and labels {test.labels.shape}"
         )
-    rows = len(labels)
-    return labels.reshape(rows, -1).astype(np.float64), test.outputs.reshape(rows, -1).astype(np.float64)
+    shape = (len(labels), -1, 1) if labels.ndim > 2 else (len(labels), 1, -1)
+    return labels.reshape(shape).astype(np.float64), test.outputs.reshape(shape).astype(np.float64)
 
 
 def _mean_error(test: Predictions, counts: Counts, measure: Callable[[Floats], Floats]) -> Resampled:
-    labels, outputs = _columns(test)
-    by_column = measure(outputs - labels).T @ counts / counts.sum(0, dtype=np.float64)  # (columns, resamples)
+    labels, outputs = _entries(test)
+    errors = measure(outputs - labels).mean(1)  # (samples, columns)
+    by_column = errors.T @ counts / counts.sum(0, dtype=np.float64)  # (columns, resamples)
     return Resampled(by_column.mean(0), _by_class(test, by_column))
 
 
@@ -142,12 +161,12 @@ def _by_class(test: Predictions, by_column: Floats) -> Floats:
 
 def _rounding(values: Floats) -> Floats:
     """Return the largest variance that rounding gives a constant column, (columns, 1)."""
-    largest: Floats = np.abs(values).max(0)[:, None]
+    largest: Floats = np.abs(values).max((0, 1))[:, None]
     return (1e-13 * largest) ** 2
 
 
 def _result(resampled: Resampled, test: Predictions) -> MetricResult:
     by_class = defined_by_class(test, resampled.by_class[:, 0])
-    is_named = len(test.classes) == (test.outputs.shape[1] if test.outputs.ndim > 1 else 1)
+    is_named = len(test.classes) == (test.outputs.shape[1] if test.outputs.ndim == 2 else 1)
     note = note_on_missing(test, by_class, "constant") if is_named else ""
     return MetricResult(value=float(resampled.values[0]), by_class=by_class, note=note)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, map_tensors, nested_tensors
 from kdkit.errors import RecipeError, did_you_mean, first_line
-from kdkit.nets.views import Element, Inputs, View, pick_tensor
+from kdkit.nets.views import Element, Inputs, View, default_element, pick_tensor
 from kdkit.nets.weights import load_weights
+from kdkit.utils.devices import find_device
 from kdkit.utils.validation import validate_name
 
 M = TypeVar("M", bound=Callable[..., Any], covariant=True)
@@ -24,7 +25,11 @@ class Net(Generic[M]):
     name: unique in a recipe; it names folders, terms and rows of tables.
     module: an `nn.Module`; for a teacher behind an API any callable, which then needs a `version`.
     view: turns a batch into the arguments of the module; `Inputs()` if None.
-    element: selects the outputs, (batch, classes), if the module returns more than one tensor.
+    element: selects the outputs, (batch, classes) or (batch, classes, *positions), if the module returns more than one
+    tensor: an index, a key or attribute, or a function. If None, an output that is named `logits`, `last_hidden_state`
+    or `out` is taken, as of models of transformers and torchvision, or else the only tensor; the plan says which.
+    channels_last: whether the outputs are (batch, *positions, classes), as of transformers, whose classes are moved to
+    the second dimension; None decides by the labels of the first batch, if these have positions.
     classes: the names of its outputs, if they differ from the classes of the data. Terms compare shared classes only.
     weights: a .safetensors or torch file, a sharded index, or the folder of a run or of `save_pretrained`, loaded
     immediately. State dicts inside of checkpoints are found, and prefixes such as "module." removed.
@@ -32,10 +37,12 @@ class Net(Generic[M]):
     "state_dict_ema" or "state_dict.student"; in the folder of a run, the name of a net, if it has another name there.
     strict: whether all tensors must fit. False loads those that do, and the net counts as trained only if all did.
     trained: whether the module already has trained weights, so that it may teach without being trained in a stage.
-    version: for a plain callable, a text that changes whenever its outputs do.
+    version: for a plain callable, a text that changes whenever its outputs do; its attribute `version` if None.
     recompute: the names of submodules, such as ["layer1", "blocks.3"], that recompute their activations in the backward
     pass while the network is trained (activation checkpointing). Training takes less memory and more time, and computes
     the same, if these modules draw random numbers from torch only.
+    device: of a teacher that stays on another device than the run, such as "cuda:1", or "cpu" for one that fits on no
+    GPU: at each step its inputs are copied there, and its outputs and features back.
     weights_note: the part of the file that was loaded, or "" for all of it; a notice of a run.
 
     Raises RecipeError if the arguments do not fit together.
@@ -48,6 +55,7 @@ class Net(Generic[M]):
         *,
         view: View | None = None,
         element: Element = None,
+        channels_last: bool | None = None,
         classes: Sequence[str] | None = None,
         weights: str | Path | None = None,
         weights_key: str | None = None,
@@ -55,10 +63,13 @@ class Net(Generic[M]):
         trained: bool = False,
         version: str | None = None,
         recompute: Sequence[str] = (),
+        device: torch.device | str | None = None,
     ) -> None:
         validate_name("net", name, "-_+ ")
         if not callable(module):
             raise RecipeError(f"net {name!r} needs an nn.Module or a callable; got {type(module).__name__}")
+        if not isinstance(module, nn.Module) and version is None:
+            version = getattr(module, "version", None)
         if not isinstance(module, nn.Module) and version is None:
             raise RecipeError(
                 f"net {name!r} is a plain callable, whose weights kdkit cannot see; give it a version='...' "
@@ -74,9 +85,14 @@ class Net(Generic[M]):
         self.module = module
         self.view: View = view if view is not None else Inputs()
         self.element = element
+        self.channels_last = channels_last
+        self.taken_element = element  # with the default one, once the module has returned several tensors
         self.classes = None if classes is None else tuple(classes)
         self.version = version
+        # of an empty tensor, which has the index too: "cuda" is "cuda:0"
+        self.device = None if device is None else torch.empty(0, device=find_device(str(device))).device
         self._copies_inputs = False
+        self._notes_element = False  # in the first pass
         self._validate_recompute(recompute)
         self.recompute = tuple(recompute)
         # a plain callable cannot be trained, so it can only be a teacher
@@ -110,8 +126,17 @@ class Net(Generic[M]):
         return sum(p.numel() for p in module.parameters()) if isinstance(module, nn.Module) else 0
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Return the outputs, (batch, classes)."""
+        """Return the outputs, (batch, classes) or (batch, classes, *positions)."""
         return self.through(self.module, batch)
+
+    def move_to(self, device: torch.device) -> None:
+        """Move the module to the device of a run, or to its own device if it has one.
+
+        A module that accelerate spread over several devices, or to the disk, stays there: it moves its inputs itself.
+        """
+        devices = getattr(self.module, "hf_device_map", None) or {}
+        if isinstance(self.module, nn.Module) and len({*devices.values()}) < 2:
+            self.module.to(self.device or device)
 
     def copy_network(self) -> nn.Module:
         """Return a copy of the network. Raises RecipeError if it cannot be copied."""
@@ -125,14 +150,16 @@ class Net(Generic[M]):
             ) from error
 
     def first_pass(self, batch: Batch) -> Tensor:
-        """Return the outputs, and restore the inputs if the network changes them in place, as a normalisation may.
+        """Return the outputs, note which element they are, and restore the inputs if the network changes them in place.
 
-        Such a network gets copies from then on, since other networks get the same batch.
+        A network that does, as a normalisation may, gets copies from then on, since other networks get the same batch.
         """
         before = [(tensor, tensor._version, tensor.clone()) for tensor in nested_tensors(batch.inputs)]
         try:
+            self._notes_element = self.element is None
             return self(batch)
         finally:
+            self._notes_element = False
             for tensor, version, values in before:
                 if tensor._version != version:  # autograd counts the in-place modifications of a tensor
                     self._copies_inputs = True
@@ -140,23 +167,46 @@ class Net(Generic[M]):
                         tensor.copy_(values)
 
     def through(self, module: Callable[..., Any], batch: Batch) -> Tensor:
-        """Return the outputs of another module of the same form, such as the EMA of this one, (batch, classes)."""
+        """Return the outputs of another module of the same form, such as the EMA of this one, as `__call__` does."""
         if self._copies_inputs:
             batch = replace(batch, inputs=map_tensors(batch.inputs, torch.clone))
         args, kwargs = self.view(batch)
+        if self.device is not None:
+            args, kwargs = map_tensors((args, kwargs), lambda tensor: tensor.to(self.device))
         output = module(*args, **kwargs)
         if self.element is not None or not isinstance(output, Tensor):
+            if self._notes_element:
+                self.taken_element = default_element(output)
             output = pick_tensor(output, self.element, f"net {self.name!r}")
+        if self.channels_last is not False and output.ndim > 2:
+            output = self._with_classes_second(output, batch.labels)
         # A service may drop rows. Without this check, a loss could broadcast what is left.
         if not isinstance(module, nn.Module) and (not output.ndim or len(output) != len(batch)):
             raise RecipeError(
                 f"net {self.name!r} must return one row per sample, {len(batch)} for this batch; "
                 f"got outputs of shape {tuple(output.shape)}"
             )
-        return output
+        return output if self.device is None else output.to(batch.labels.device)
 
     def __repr__(self) -> str:
         return f"Net({self.name!r}, {type(self.module).__name__})"
+
+    def _with_classes_second(self, output: Tensor, labels: Tensor) -> Tensor:
+        if self.channels_last is None:
+            # Only class indices per position have one dimension less than the outputs.
+            if labels.is_floating_point() or output.ndim != labels.ndim + 1:
+                return output
+            is_second = output.shape[2:] == labels.shape[1:]
+            is_last = output.shape[1:-1] == labels.shape[1:]
+            if is_second and is_last:
+                raise RecipeError(
+                    f"net {self.name!r} has outputs {tuple(output.shape)} for labels {tuple(labels.shape)}, so the "
+                    "second or the last dimension may be the classes; pass Net(..., channels_last=True) or False"
+                )
+            if not is_second and not is_last:
+                return output
+            self.channels_last = is_last  # for all batches: the number of tokens of one may be that of the classes
+        return output.movedim(-1, 1) if self.channels_last else output
 
     def _validate_recompute(self, recompute: object) -> None:
         if isinstance(recompute, str) or not isinstance(recompute, Sequence):

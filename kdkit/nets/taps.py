@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
+from kdkit.nets.layout import FeatureForm, describe_layer
+from kdkit.nets.net import Net
 from kdkit.nets.views import Element, pick_tensor
 
 Capture = Callable[[Any], None]
@@ -33,9 +35,11 @@ class Tap:
     """The output or the input of a module, as (batch, channels, ...).
 
     at: "output", or "input", which for an activation is the pre-activation.
-    element: selects one tensor if there are several, by index, key or function.
-    channels_last: the tensor is (batch, ..., channels), as tokens of a transformer are; channels are moved to the
-    second dimension.
+    element: selects one tensor if there are several, by index, key or function. None takes the usual one, as for a
+    `Net`, or the only one: of a transformer's block the hidden state.
+    channels_last: whether the tensor is (batch, ..., channels), as tokens of a transformer are; channels are then moved
+    to the second dimension. None infers it from the layers of the module, by their numbers of channels, in the first
+    forward pass; the plan of a recipe shows it, and a notice if it is not certain.
 
     If a module runs several times in a forward pass, its last run is captured.
     """
@@ -43,7 +47,8 @@ class Tap:
     module: nn.Module
     at: Literal["output", "input"] = "output"
     element: Element = None
-    channels_last: bool = False
+    channels_last: bool | None = None
+    form: FeatureForm = field(init=False, compare=False, repr=False)  # what the first pass shows
 
     def __post_init__(self) -> None:
         if not isinstance(self.module, nn.Module):
@@ -52,15 +57,23 @@ class Tap:
             )
         if self.at not in ("output", "input"):
             raise RecipeError(f"a tap takes the 'output' or the 'input' of its module; got {self.at!r}")
+        object.__setattr__(self, "form", FeatureForm(self.module, self.element, self.channels_last))
+
+    def locate(self, nets: Sequence[Net[Any]]) -> None:
+        """Note the network that the module is a part of, for messages and for `channels_last`."""
+        self.form.locate(self.module, nets)
 
     def attach(self, capture: Capture) -> RemoveHook:
         """Register a forward hook on the module."""
-        source = f"the {self.at} of {type(self.module).__name__}"
+        form = self.form
+        source = f"the {self.at} of {form.layer}"
 
         def capture_element(value: Any) -> None:
             tensor = pick_tensor(value, self.element, source)
+            if not form.is_decided:
+                form.decide(value, tensor)
             # A nested tensor has no dimension to move; OpenTaps rejects it with a hint.
-            capture(tensor.movedim(-1, 1) if self.channels_last and not tensor.is_nested else tensor)
+            capture(tensor.movedim(-1, 1) if form.channels_last and not tensor.is_nested else tensor)
 
         def capture_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             values = args if args else tuple(kwargs.values())  # an input may be passed by keyword only
@@ -79,32 +92,70 @@ class Tap:
 
 @dataclass(frozen=True, slots=True)
 class AttentionTap:
-    """The attention map of one of timm's attention layers, (batch, heads, tokens, tokens), after its softmax.
+    """The attention map of a layer of timm or transformers, (batch, heads, tokens, tokens), after its softmax.
 
     While the tap is open, the layer computes the map explicitly instead of calling a fused kernel, which returns none.
+    With transformers, that is its "eager" attention, in every layer that shares the layer's config; in training, the
+    map is the one after its dropout. For `torch.nn.MultiheadAttention`, use Tap(layer, element=1).
     """
 
     module: nn.Module
+    tap: Tap = field(init=False, compare=False, repr=False)  # captures the map
 
     def __post_init__(self) -> None:
-        if not isinstance(getattr(self.module, "attn_drop", None), nn.Module) or not hasattr(self.module, "fused_attn"):
+        layer: Any = self.module
+        if _attention_config(layer) is not None:
+            tap = Tap(layer, element=1, channels_last=False)  # a layer returns its output and its map
+        elif isinstance(getattr(layer, "attn_drop", None), nn.Module) and hasattr(layer, "fused_attn"):
+            # dropout is applied to the map after its softmax
+            tap = Tap(layer.attn_drop, "input", channels_last=False)
+        else:
             raise RecipeError(
-                "an attention tap sits on a timm attention layer, such as vit.blocks[3].attn; "
-                f"got a {type(self.module).__name__}"
+                "an attention tap sits on an attention layer of timm or transformers, such as vit.blocks[3].attn or "
+                f"bert.encoder.layer[3].attention; got a {type(layer).__name__}"
             )
+        object.__setattr__(self, "tap", tap)
+
+    def locate(self, nets: Sequence[Net[Any]]) -> None:
+        """Note the network that the module is a part of, for messages."""
+        self.tap.locate(nets)
 
     def attach(self, capture: Capture) -> RemoveHook:
-        """Turn the fused kernel off, and capture the input of the attention's dropout."""
-        layer: Any = self.module
-        fused = layer.fused_attn
-        layer.fused_attn = False
-        remove_hook = Tap(layer.attn_drop, "input").attach(capture)  # dropout is applied to the map after its softmax
+        """Turn the fused kernel off, and capture the map."""
+        config = _attention_config(self.module)
+        owner: Any = self.module if config is None else config
+        name, explicit = ("fused_attn", False) if config is None else ("_attn_implementation", "eager")
+        fused = getattr(owner, name)
+        setattr(owner, name, explicit)
+
+        is_map = config is None  # to be seen in the first pass
+
+        def capture_map(tensor: Tensor) -> None:
+            nonlocal is_map
+            if not is_map:
+                # A layer around the attention returns its features alone; that of T5 returns a position bias first.
+                if tensor.ndim != 4 or bool((tensor < 0).any()):
+                    raise RecipeError(
+                        f"{self.tap.form.layer} returns no attention map, (batch, heads, tokens, tokens), but "
+                        f"{tuple(tensor.shape)} as its second output; tap the attention layer in it, or use "
+                        "Tap(layer, element=...) and eager attention"
+                    )
+                is_map = True
+            capture(tensor)
+
+        remove_hook = self.tap.attach(capture_map)
 
         def restore() -> None:
             remove_hook()
-            layer.fused_attn = fused
+            setattr(owner, name, fused)
 
         return restore
+
+
+def _attention_config(module: nn.Module) -> Any:
+    """Return the config by which a layer of transformers chooses its attention; None for another layer."""
+    configs = (getattr(part, "config", None) for part in module.modules())
+    return next((config for config in configs if hasattr(config, "_attn_implementation")), None)
 
 
 class Feature:
@@ -134,7 +185,7 @@ def tap(
     at: Literal["output", "input"] = "output",
     *,
     element: Element = None,
-    channels_last: bool = False,
+    channels_last: bool | None = None,
 ) -> Iterator[Feature]:
     """Capture the output or the input of a module in each forward pass within the context, in any training loop.
 
@@ -142,7 +193,8 @@ def tap(
             outputs = student(inputs)
             loss = hint(feature.value, target)
 
-    The arguments are those of `Tap`. The hook is removed at the end of the context.
+    The arguments are those of `Tap`; the order of channels is inferred from the layers in the module alone. The hook is
+    removed at the end of the context.
     """
     with OpenTaps([Tap(module, at, element, channels_last)]) as open_taps:
         yield Feature(open_taps)
@@ -155,10 +207,12 @@ class OpenTaps:
     activations, and then the network is validated.
     A tensor that the network modifies in place after it was captured has changed by the time a loss uses it.
     `copy_if_modified` is called after a first pass, and makes such taps capture copies from then on.
+    nets: the networks that the taps are on; error messages name them.
     """
 
-    def __init__(self, taps: Iterable[TapLike]) -> None:
+    def __init__(self, taps: Iterable[TapLike], nets: Sequence[Net[Any]] = ()) -> None:
         self.taps = tuple(dict.fromkeys(taps))  # equal taps share a hook
+        self._layers = [describe_layer(tap.module, nets) for tap in self.taps]
         self._captured: dict[int, Tensor] = {}  # by index of the tap, as are the next two
         self._versions: dict[int, int] = {}
         self._copied: set[int] = set()
@@ -167,6 +221,8 @@ class OpenTaps:
         self._remove_hooks: list[RemoveHook] = []
         try:
             for index, tap in enumerate(self.taps):
+                if isinstance(tap, Tap | AttentionTap):
+                    tap.locate(nets)
                 self._remove_hooks.append(tap.attach(self._capture_at(index)))
         except BaseException:
             self.close()  # remove the hooks of the taps before the one that failed
@@ -179,7 +235,7 @@ class OpenTaps:
     def captured(self, index: int) -> Tensor:
         """Return the tensor of the tap at this index. Raises RecipeError if there is none, or if it is nested."""
         tensor = self._captured.get(index)
-        name = f"the tap on {type(self.taps[index].module).__name__}"
+        name = f"the tap on {self._layers[index]}"
         if tensor is None:
             raise RecipeError(f"{name} never fired: its module did not run in the forward pass")
         # TransformerEncoder packs padded batches into nested tensors in eval mode, without the padding positions.

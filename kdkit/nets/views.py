@@ -8,11 +8,14 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from kdkit.data.batch import Batch
+from kdkit.data.batch import Batch, items_of
 from kdkit.errors import RecipeError
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 Element = int | str | Callable[[Any], Tensor] | None
+
+# In this order: a model that returns logits may return the hidden state that they are computed from, too.
+_USUAL_NAMES = ("logits", "last_hidden_state", "out")
 
 
 @runtime_checkable
@@ -101,27 +104,75 @@ def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.de
 def pick_tensor(value: Any, element: Element, source: str) -> Tensor:
     """Return one tensor of a module's output. Raises RecipeError if `element` selects none.
 
-    element: an index, a key or attribute, or a function; None if the value is a tensor. source: names the module in
+    element: an index, a key or attribute, or a function; see `default_element` for None. source: names the module in
     error messages.
     """
+    if isinstance(value, Tensor) and not callable(element):  # some models return several tensors only in training
+        return value
     if callable(element):
-        value = element(value)
-    elif element is not None and not isinstance(value, Tensor):  # some models return several tensors only in training
+        picked = element(value)
+    else:
+        chosen = default_element(value) if element is None else element
         try:
-            # a name is a key of a dict, or an attribute of a namedtuple, a dataclass or an output of transformers
-            is_attribute = isinstance(element, str) and not isinstance(value, Mapping)
-            value = getattr(value, str(element)) if is_attribute else value[element]
+            # a name is a key of a mapping, or an attribute of anything else, such as a namedtuple
+            is_attribute = isinstance(chosen, str) and not isinstance(value, Mapping)
+            picked = value if chosen is None else getattr(value, str(chosen)) if is_attribute else value[chosen]
         except (LookupError, TypeError, AttributeError):
-            raise RecipeError(f"{source} gives {_describe(value)}, which has no element {element!r}") from None
-    if not isinstance(value, Tensor):
-        raise RecipeError(
-            f"{source} gives {_describe(value)}, but one tensor was expected; select it with element=..., "
-            "an index, a key or a function"
+            raise RecipeError(
+                f"{source} gives {_describe(value)}, which has no element {element!r}{_advice(value, element)}"
+            ) from None
+    if isinstance(picked, Tensor):
+        return picked
+    if element is None:
+        reason = ", but one tensor was expected; select it with element=..., an index, a key or a function"
+    elif callable(element):
+        reason = f", of which element=... returns {_describe(picked)}; expected one tensor"
+    else:
+        reason = f", whose element {element!r} is {_describe(picked)}; expected one tensor{_advice(value, element)}"
+    tensors = ", ".join(f"{key!r} {tuple(tensor.shape)}" for key, tensor in _tensors_of(value))
+    listing = f"; its tensors are {tensors}" if tensors else ""
+    raise RecipeError(f"{source} gives {_describe(value)}{reason}{listing}")
+
+
+def default_element(value: Any) -> int | str | None:
+    """Return the index or key of the tensor that is taken of a module's output if no element is chosen.
+
+    It is the one that models of transformers and torchvision name `logits`, `last_hidden_state` or `out`, in this
+    order, or else the only one of floating point. Scalars, such as a loss, nested values, such as a cache, and the map
+    of an attention layer do not count. None if several tensors remain, or none.
+    """
+    for name in _USUAL_NAMES:
+        item = value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+        if isinstance(item, Tensor):
+            return name
+    tensors = [(key, item) for key, item in _tensors_of(value) if item.ndim and item.is_floating_point()]
+    # An attention layer may also return its map, (batch, heads, tokens, tokens), next to (batch, tokens, channels).
+    first = tensors[0][1].shape if tensors else ()
+    keys = [key for key, item in tensors if not (len(first) == 3 < item.ndim and item.shape[::2] == first[:2])]
+    return keys[0] if len(keys) == 1 else None
+
+
+def _tensors_of(value: Any) -> list[tuple[Any, Tensor]]:
+    """Return the tensors that are directly in a value, with the `element` that selects each."""
+    items = zip(value._fields, value, strict=True) if hasattr(value, "_fields") else items_of(value) or ()
+    return [(key, item) for key, item in items if isinstance(item, Tensor)]
+
+
+def _advice(value: Any, element: Element) -> str:
+    """Return what makes a model of transformers return an element that it leaves out by default."""
+    if element == "loss":
+        return "; models of transformers return it if the inputs have labels"
+    if isinstance(value, tuple) and element == 1 and value[1:] in ((), (None,)):  # of an attention layer, without map
+        return (
+            "; fused attention computes no map: create the model with attn_implementation='eager', or call "
+            "model.set_attn_implementation('eager')"
         )
-    return value
+    return ""
 
 
 def _describe(value: Any) -> str:
+    if value is None:
+        return "None"
     if isinstance(value, Tensor):
         return f"a tensor {tuple(value.shape)}"
     if isinstance(value, Mapping):

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from kdkit.errors import RecipeError, describe
 from kdkit.losses.base import Loss, loss_name
 from kdkit.nets.taps import TapLike
@@ -42,17 +44,37 @@ class _Sum:
 
 @dataclass(frozen=True, slots=True)
 class Truth(_Sum):
-    """Learn from the labels (ground truth): `loss(outputs, labels)`. label: the name of the term in tables."""
+    """Learn from the labels (ground truth): `loss(student side, labels)`.
+
+    label: the name of the term in tables. student: the tap or tuple of taps to compare with the labels, such as one on
+    an auxiliary head; None for the outputs. Labels are those of the data, also if the network has other `classes`.
+    """
 
     loss: Loss
     label: str = "truth"
+    student: Taps = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         _validate_loss(self.loss)
+        _validate_taps("student", self.student, self)
 
     def weighted(self) -> "tuple[Weighted, ...]":
         """Return this term."""
         return (Weighted(self),)
+
+
+def model_loss(student: Tensor, _target: object) -> Tensor:
+    """Return the loss that a model computes itself, such as a model of transformers from labels among its inputs.
+
+    It is the loss of a term that taps it: `Truth(model_loss, student=Tap(net.module, element="loss"))`. Raises
+    RecipeError if the tapped tensor is no scalar.
+    """
+    if student.ndim:
+        raise RecipeError(
+            f"model_loss takes the loss that a model computes, a scalar; the tap has a tensor {tuple(student.shape)}; "
+            'tap the loss, such as Tap(net.module, element="loss")'
+        )
+    return student
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +102,8 @@ class Match(_Sum):
                 f"({error}): use @dataclass(frozen=True), or a plain class"
             ) from error
         _validate_loss(self.loss)
-        for side in ("student", "target"):
-            for tap in taps_of(getattr(self, side)):
-                if not isinstance(tap, TapLike):
-                    raise RecipeError(
-                        f"the {side} side of a Match must be a tap, such as Tap(net.module.layer3); got "
-                        f"{type(tap).__name__}"
-                    )
+        _validate_taps("student", self.student, self)
+        _validate_taps("target", self.target, self)
         if not self.label:
             object.__setattr__(self, "label", f"{self.teacher.name}/{loss_name(self.loss)}")
 
@@ -140,6 +157,15 @@ def taps_of(side: Any) -> tuple[TapLike, ...]:
     if side is None:
         return ()
     return side if isinstance(side, tuple) else (side,)
+
+
+def _validate_taps(side: str, taps: Any, term: object) -> None:
+    for tap in taps_of(taps):
+        if not isinstance(tap, TapLike):
+            raise RecipeError(
+                f"the {side} side of a {type(term).__name__} must be a tap, such as Tap(net.module.layer3); got "
+                f"{type(tap).__name__}"
+            )
 
 
 def _validate_factor(factor: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from kdkit.data.dataset import Data, missing_members
+from kdkit.data.dataset import Data, missing_members, optional_member
 from kdkit.errors import RecipeError, describe
 from kdkit.metrics.base import Metric
 from kdkit.metrics.defaults import default_metrics
@@ -50,10 +50,14 @@ class Stage:
         validate_name("stage", self.name, "-_+ ")
 
     @property
+    def terms(self) -> tuple[Term, ...]:
+        """The terms of all objectives."""
+        return tuple(weighted.term for objective in self.objectives.values() for weighted in as_objective(objective))
+
+    @property
     def matches(self) -> tuple[Match, ...]:
         """All terms that match a teacher."""
-        terms = [weighted.term for objective in self.objectives.values() for weighted in as_objective(objective)]
-        return tuple(term for term in terms if isinstance(term, Match))
+        return tuple(term for term in self.terms if isinstance(term, Match))
 
     @property
     def teachers(self) -> Mapping[Teacher, tuple[TapLike, ...]]:
@@ -104,7 +108,8 @@ class Recipe:
             )
         if not isinstance(self.metrics, Sequence) or isinstance(self.metrics, str):
             raise RecipeError(f"metrics must be a tuple of metrics, such as (MacroF1(),); got {self.metrics!r}")
-        object.__setattr__(self, "metrics", tuple(self.metrics) or default_metrics(self.data.task))
+        positions = optional_member(self.data, Data, "position_dims")
+        object.__setattr__(self, "metrics", tuple(self.metrics) or default_metrics(self.data.task, positions))
         for metric in self.metrics:
             if isinstance(metric, type) or not isinstance(metric, Metric):
                 raise RecipeError(f"a metric must have a name, fit and compute; got {describe(metric)}")

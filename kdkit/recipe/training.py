@@ -68,6 +68,8 @@ class Training:
 
     batch_size: samples per micro-batch, of all ranks together. A last batch of a single sample is dropped, because
     batch norm needs two.
+    steps_per_epoch: batches of an epoch, after which it is validated; the next one resumes where it stopped, and passes
+    over the data follow each other. None is one pass; a stream without a length needs a number.
     accumulate_steps: micro-batches per optimizer update; losses that relate samples see one micro-batch.
     max_grad_norm: clip the norm of the gradient over all trained parameters; None does not clip.
     balancing: how terms become gradients: WeightedSum, UncertaintyWeighting, GradNorm, CAGrad or PCGrad.
@@ -91,6 +93,7 @@ class Training:
     monitor: str | None = None
     ema: AverageWeights | None = None
     patience: int | None = None
+    steps_per_epoch: int | None = None
     workers: int | None = None
 
     def __post_init__(self) -> None:
@@ -98,6 +101,7 @@ class Training:
             validate_count(name, getattr(self, name))
         validate_count("workers", self.workers, least=0, optional=True)
         validate_count("patience", self.patience, optional=True)
+        validate_count("steps_per_epoch", self.steps_per_epoch, optional=True)
         norm = self.max_grad_norm
         if norm is not None and not (is_number(norm) and norm > 0):
             raise RecipeError(f"max_grad_norm must be a number above 0, or None; got {norm!r}")

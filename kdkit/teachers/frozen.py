@@ -12,7 +12,7 @@ from kdkit.losses.base import BuildContext
 from kdkit.nets.net import Net
 from kdkit.nets.taps import OpenTaps, TapLike
 from kdkit.teachers.base import Teacher, TeacherOutput, TeacherSession
-from kdkit.utils.modules import eval_mode
+from kdkit.utils.modules import drop_compiled_code, eval_mode
 
 
 def open_teacher(teacher: Teacher, taps: Sequence[TapLike], context: BuildContext) -> TeacherSession:
@@ -50,7 +50,9 @@ class Frozen(TeacherSession):
 
     def __init__(self, net: Net[Any], taps: Sequence[TapLike]) -> None:
         self.net = net
-        self._open_taps = OpenTaps(taps)
+        self._open_taps = OpenTaps(taps, [net])
+        if taps:
+            drop_compiled_code([net.module])
         self._resources = ExitStack()
         self._resources.enter_context(eval_mode(net.module))
 
@@ -58,8 +60,10 @@ class Frozen(TeacherSession):
     def __call__(self, batch: Batch) -> TeacherOutput:
         """Return the output and the features for this batch."""
         self._open_taps.clear()
-        output = self.net(batch)
-        return TeacherOutput(output, self._open_taps.take())
+        output, features = self.net(batch), self._open_taps.take()
+        if self.net.device is not None:
+            features = tuple(feature.to(batch.labels.device) for feature in features)
+        return TeacherOutput(output, features)
 
     @torch.no_grad()
     def dry_run(self, batch: Batch) -> Sequence[TapLike]:

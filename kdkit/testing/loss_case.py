@@ -145,5 +145,7 @@ class LossCase:
             "ids": torch.arange(len(inputs.student[0])),
             "progress": torch.tensor(0.5),
             "teacher_outputs": inputs.target,
+            "sample_weights": torch.ones(len(inputs.student[0])),
+            "inputs": torch.zeros(len(inputs.student[0]), 1),
         }
         return {name: values[name] for name in extra_kwargs_of(loss)}

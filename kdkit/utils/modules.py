@@ -19,8 +19,12 @@ def eval_mode(module: object) -> Iterator[None]:
         return
     # module.train() would set one mode for all submodules; user code may keep some, such as batch norms, in eval mode.
     modes = {submodule: submodule.training for submodule in module.modules()}
-    module.eval()
     try:
+        try:
+            module.eval()
+        except NotImplementedError:  # a program of torch.export, whose mode is that of the module when it was exported
+            for submodule in modes:
+                submodule.training = False
         yield
     finally:
         for submodule, training in modes.items():
@@ -45,6 +49,16 @@ def preserve_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
             if buffer is not None and values is not None:
                 with torch.no_grad():
                     buffer.copy_(values)
+
+
+def drop_compiled_code(modules: Iterable[object]) -> None:
+    """Let torch.compile compile again if one of these modules is compiled, after hooks were registered in them.
+
+    Code that was compiled without hooks has no guard on them: it would run on, and the hooks would never be called.
+    """
+    parts = (part for module in modules if isinstance(module, nn.Module) for part in module.modules())
+    if any("_orig_mod" in part._modules for part in parts):
+        torch._dynamo.reset()  # of all compiled code, since torch has no other way
 
 
 def plain_keys(module: nn.Module) -> dict[str, str]:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import pytest
 import timm
 import torch
+import torchvision
+import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -28,6 +30,7 @@ from kdkit import (
     TorchData,
     Training,
     Truth,
+    model_loss,
     timm_tap,
 )
 from kdkit.errors import CheckError
@@ -197,9 +200,117 @@ def test_a_network_that_returns_a_structure_teaches_and_learns_by_one_element(fo
 
 
 def test_a_network_that_returns_a_structure_is_refused_without_an_element(signals):
-    student = Net("student", Returning(FORMS["dict"][0]))
-    with pytest.raises(CheckError, match="gives a dict with 'logits', 'rest', but one tensor was expected"):
+    student = Net("student", Returning(lambda first, second: {"left": first, "right": second}))
+    with pytest.raises(CheckError, match="gives a dict with 'left', 'right', but one tensor was expected"):
         distilled(student, Truth(cross_entropy), signals)
+
+
+@pytest.mark.parametrize("compile_module", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("form", ["dict", "dataclass", "named tuple"])
+def test_the_usual_element_of_a_structure_is_taken(form, compile_module, signals):
+    make, element = FORMS[form]
+    assert element == "logits"
+    nets = [Net("teacher", Returning(make), trained=True), Net("student", Returning(make))]
+    teacher, student = nets
+    stage = Stage({student: Truth(cross_entropy) + Match(teacher, soft)}, Training(epochs=2, batch_size=5))
+    kdkit.run(Recipe(data=signals, schedule=[stage]), device="cpu", compile=compile_module)
+    assert [net.taken_element for net in nets] == ["logits", "logits"]
+    expected = student.module.head(student.module.conv(signals.train.batch(torch.arange(ROWS), 0).inputs).mean(-1))
+    torch.testing.assert_close(outputs(student, signals), expected)
+
+
+def test_a_segmentation_model_of_torchvision_learns_by_its_main_output(images):
+    model = torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights_backbone=None, num_classes=CLASSES)
+    net = Net("net", model)
+    assert outputs(net, images).shape == (ROWS, CLASSES, SIDE, SIDE)
+    assert net.first_pass(images.train.batch(torch.arange(2), 0)).shape[1] == CLASSES
+    assert net.taken_element == "out"
+
+
+def test_the_auxiliary_heads_of_a_googlenet_learn_the_labels_although_they_run_in_training_only(images):
+    module = torchvision.models.googlenet(num_classes=CLASSES, aux_logits=True, init_weights=False)
+    student = Net("student", module)
+    before = {name: getattr(module, name).fc2.weight.clone() for name in ("aux1", "aux2")}
+    deep = [Truth(cross_entropy, name, student=Tap(getattr(module, name))) for name in before]
+    result = distilled(student, Truth(cross_entropy) + 0.3 * sum(deep), images)
+    assert set(result.history["student"][-1]["terms"]) == {"truth", "aux1", "aux2"}
+    assert student.taken_element == "logits"  # of the named tuple in training
+    for name, weight in before.items():
+        assert not torch.equal(getattr(module, name).fc2.weight, weight)
+
+
+class Detector(nn.Module):
+    """A network that returns a class and a box for each of six queries, as DETR does."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.features = nn.Linear(16, width)
+        self.queries = nn.Parameter(torch.randn(6, width))
+        self.classes = nn.Linear(width, CLASSES)
+        self.boxes = nn.Linear(width, 4)
+
+    def forward(self, signal: Tensor) -> dict[str, Tensor]:
+        queries = (self.features(signal).mean(1, keepdim=True) + self.queries).relu()  # (batch, queries, width)
+        return {"boxes": self.boxes(queries).sigmoid(), "logits": self.classes(queries)}
+
+
+def test_a_detector_has_terms_on_its_classes_and_on_its_boxes():
+    teacher, student = (
+        Net(
+            name,
+            Detector(width),
+            element=lambda out: torch.cat([out["boxes"], out["logits"]], -1).flatten(1),
+            **options,
+        )
+        for name, width, options in (("teacher", 12, {"trained": True}), ("student", 8, {}))
+    )
+
+    def unpacked(target: Tensor) -> Tensor:
+        return target.unflatten(1, (6, 4 + CLASSES)).movedim(-1, 1)  # (batch, values, queries), as the taps
+
+    def class_loss(logits: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.binary_cross_entropy_with_logits(logits, unpacked(target)[:, 4:].sigmoid())
+
+    def box_loss(boxes: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.l1_loss(boxes, unpacked(target)[:, :4])
+
+    logits, boxes = (
+        {net: Tap(net.module, element=element) for net in (student, teacher)} for element in ("logits", "boxes")
+    )
+    objective = (
+        Truth(class_loss, "classes", student=logits[student])
+        + Truth(box_loss, "boxes", student=boxes[student])
+        + Match(teacher, nn.MSELoss(), student=logits[student], target=logits[teacher], label="teacher's classes")
+        + Match(teacher, nn.L1Loss(), student=boxes[student], target=boxes[teacher], label="teacher's boxes")
+    )
+    dataset = TensorDataset(torch.randn(ROWS, 2, 16), torch.rand(ROWS, 6 * (4 + CLASSES)))
+    data = TorchData(dataset, dataset, task="regression")
+    plan = kdkit.check(Recipe(data=data, schedule=[Stage({student: objective}, Training(epochs=1))]))
+    assert plan.notices == ()
+    assert plan.terms[0][1].student == "boxes of outputs channels last (4, 4, 6)"
+    result = distilled(student, objective, data)
+    assert len(result.history["student"][-1]["terms"]) == 4
+
+
+def test_the_channels_of_a_tap_are_inferred_alike_in_a_compiled_run():
+    data = data_of(torch.randn(ROWS, 2, 16))
+    terms = []
+    for compile_module in (False, True):
+        torch.manual_seed(0)
+        teacher = Net("teacher", Detector(12), element=mean_class, trained=True)
+        student = Net("student", Detector(8), element=mean_class)
+        hint = Match(teacher, Hint(), student=Tap(student.module.features), target=Tap(teacher.module.features))
+        boxes = {"student": Tap(student.module, element="boxes"), "target": Tap(teacher.module, element="boxes")}
+        objective = Truth(cross_entropy) + hint + Match(teacher, nn.MSELoss(), **boxes)
+        stage = Stage({student: objective}, Training(epochs=2, batch_size=5))
+        result = kdkit.run(Recipe(data=data, schedule=[stage]), device="cpu", compile=compile_module)
+        assert hint.loss.projector.channels.weight.shape == (12, 8)
+        terms.append(result.history["student"][-1]["terms"])
+    assert terms[1] == pytest.approx(terms[0], rel=1e-4)
+
+
+def mean_class(output: dict[str, Tensor]) -> Tensor:
+    return output["logits"].mean(1)
 
 
 class OnlyInTraining(nn.Module):
@@ -357,9 +468,9 @@ def test_the_tokens_of_a_timm_vit_teach_the_maps_of_a_cnn(images):
         assert hint.projector(feature).shape == target.shape
 
 
-def test_tokens_with_channels_last_become_channels_second(images):
+def test_tokens_with_channels_last_become_channels_second():
     module = vit().eval()
-    plain, moved = Tap(module.blocks[0]), Tap(module.blocks[0], channels_last=True)
+    plain, moved = Tap(module.blocks[0], channels_last=False), Tap(module.blocks[0])
     with torch.no_grad(), OpenTaps([plain, moved]) as open_taps:
         module(torch.rand(2, 3, SIDE, SIDE))
         tokens, features = open_taps.take()
@@ -574,7 +685,7 @@ class Skipping(nn.Module):
 def test_a_tap_that_stops_firing_during_a_run_is_named(signals):
     teacher, student = Net("teacher", Conv1d(2, width=2), trained=True), Net("student", Skipping(10))
     match = Match(teacher, Hint(), student=Tap(student.module.conv), target=Tap(teacher.module.conv))
-    with pytest.raises(RecipeError, match="the tap on Conv1d never fired"):
+    with pytest.raises(RecipeError, match="the tap on Conv1d 'conv' of net 'student' never fired"):
         distilled(student, Truth(cross_entropy) + match, signals, epochs=9)
 
 
@@ -724,3 +835,116 @@ def test_the_projection_of_torch_attention_is_refused_since_it_never_runs_as_a_m
     taps = {"student": Tap(student.module.attention.out_proj), "target": Tap(teacher.module.attention.out_proj)}
     with pytest.raises(CheckError, match="of net 'teacher' never fired: that module does not run"):
         distilled(student, Truth(cross_entropy) + Match(teacher, Hint(), **taps), signals)
+
+
+# Models of transformers
+
+
+class Sentences(Dataset[Any]):
+    """Texts of different lengths, padded to seven tokens, as a tokenizer returns them."""
+
+    def __init__(self, *, labels: bool) -> None:
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return ROWS
+
+    def __getitem__(self, row: int) -> Any:
+        tokens = torch.randint(1, 20, (7,), generator=torch.Generator().manual_seed(row))
+        mask = torch.arange(7) < 4 + row % 4
+        inputs = {"input_ids": tokens * mask, "attention_mask": mask.long()}
+        return {**inputs, **({"labels": row % CLASSES} if self.labels else {})}, row % CLASSES
+
+
+def texts(*, labels: bool = False) -> TorchData:
+    split = Sentences(labels=labels)
+    return TorchData(split, split, classes=[str(label) for label in range(CLASSES)])
+
+
+def bert(name: str, width: int = 16, layers: int = 2, **options: Any) -> Net[Any]:
+    config = transformers.BertConfig(
+        vocab_size=20,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=2 * width,
+        num_labels=CLASSES,
+    )
+    return Net(name, transformers.BertForSequenceClassification(config), **options)
+
+
+def layer(net: Net[Any], index: int) -> Any:
+    return net.module.bert.encoder.layer[index]
+
+
+@pytest.mark.parametrize(
+    "compile_module", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"]
+)
+def test_a_model_of_transformers_learns_from_its_own_loss_and_a_teacher(compile_module):
+    teacher, student = bert("teacher", width=24, layers=3, trained=True), bert("student")
+    hint = Hint()
+    objective = (
+        Truth(model_loss, student=Tap(student.module, element="loss"))
+        + Truth(cross_entropy, "outside")
+        + Match(teacher, soft)
+        + Match(teacher, hint, student=Tap(layer(student, 0)), target=Tap(layer(teacher, 1)))
+    )
+    stage = Stage({student: objective}, Training(epochs=1, batch_size=5))
+    recipe = Recipe(data=texts(labels=True), schedule=[stage])
+    assert kdkit.check(recipe).notices == ()
+    result = kdkit.run(recipe, device="cpu", compile=compile_module)
+    terms = result.history["student"][-1]["terms"]
+    assert terms["truth"] == pytest.approx(terms["outside"], rel=1e-5)
+    assert hint.projector.channels.weight.shape == (24, 16)  # of the channels, and not of the tokens
+
+
+def test_models_of_transformers_are_distilled_as_they_are():
+    teacher, student = bert("teacher", width=24).module, bert("student").module
+    before = copy.deepcopy(student.state_dict())
+    split = Sentences(labels=False)
+    result = kdkit.distill(teacher, student, split, split, task="multiclass", classes=["a", "b", "c"], epochs=1)
+    assert set(result.metrics) == {"teacher", "student"}
+    assert any(not torch.equal(value, before[key]) for key, value in student.state_dict().items())
+
+
+def test_the_loss_of_a_model_that_gets_no_labels_is_refused_with_the_advice():
+    student = bert("student")
+    own = Truth(model_loss, student=Tap(student.module, element="loss"))
+    message = "BertForSequenceClassification of net 'student' gives .* no element 'loss'; .* if the inputs have labels"
+    with pytest.raises(CheckError, match=message):
+        distilled(student, own, texts())
+
+
+def test_the_attention_of_a_model_of_transformers_is_matched_and_its_fused_kernel_is_restored():
+    teacher, student = bert("teacher", layers=3, trained=True), bert("student")
+    maps = []
+
+    def distance(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+        maps.append(teacher_map)
+        return (student_map - teacher_map).square().mean()
+
+    taps = {
+        "student": AttentionTap(layer(student, 1).attention),
+        "target": AttentionTap(layer(teacher, 2).attention.self),
+    }
+    distilled(student, Truth(cross_entropy) + Match(teacher, distance, **taps), texts())
+    assert maps[-1].shape[1:] == (2, 7, 7)
+    torch.testing.assert_close(maps[-1].sum(-1), torch.ones(maps[-1].shape[:-1]))
+    assert {net.module.config._attn_implementation for net in (teacher, student)} == {"sdpa"}
+
+
+def test_a_tap_on_fused_attention_is_refused_with_the_layer_and_the_advice():
+    teacher, student = bert("teacher", trained=True), bert("student")
+    taps = {"student": AttentionTap(layer(student, 1).attention), "target": Tap(layer(teacher, 1).attention, element=1)}
+    message = "BertAttention 'bert.encoder.layer.1.attention' of net 'teacher' gives .* attn_implementation='eager'"
+    with pytest.raises(CheckError, match=message):
+        distilled(student, Truth(cross_entropy) + Match(teacher, nn.MSELoss(), **taps), texts())
+
+
+def test_an_average_of_a_model_of_transformers_teaches_by_its_layers():
+    student = bert("student")
+    taps = {"student": Tap(layer(student, 0)), "target": Tap(layer(student, 1))}
+    maps = {key: AttentionTap(tap.module.attention) for key, tap in taps.items()}
+    terms = Match(kdkit.Ema(student), Hint(), **taps) + Match(kdkit.Ema(student), nn.MSELoss(), **maps)
+    distilled(student, Truth(cross_entropy) + terms, texts())
+    assert student.module.config._attn_implementation == "sdpa"

@@ -16,6 +16,9 @@ TINY = {
     "lrhnet_pmlkd": ["--epochs", "1", "--width", "4", "--records", "64"],
     "lrhnet_smlkd": ["--epochs", "1", "--width", "4", "--records", "64"],
     "custom_loss": ["--epochs", "1"],
+    "segmentation": ["--epochs", "1", "--images", "32"],
+    "detection": ["--epochs", "1", "--train", "64"],
+    "http_teacher": ["--epochs", "1"],
     "timm_digits": ["--epochs", "1"],
     "all_losses": ["--epochs", "1", "--data", "ecg", "--samples", "16"],
 }

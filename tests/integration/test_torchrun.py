@@ -115,6 +115,7 @@ OPTIONS = {
     "pcgrad": {"balancing": PCGrad()},
     "cagrad": {"balancing": CAGrad(), "accumulate_steps": 2},
     "workers": {"workers": 1, "epochs": 1},
+    "short": {"steps_per_epoch": 4, "accumulate_steps": 2},  # of which some hold the smaller last batch of a pass
 }
 SINGLE = {"adam": {"optimizer": Optimizer(torch.optim.Adam, lr=0.01)}}
 
@@ -163,7 +164,7 @@ def results(tmp_path_factory):
 
 
 # The names of OPTIONS above, and a data set whose last batch is too small for two processes.
-NAMES = ["sum", "accumulated", "averaged", "uncertainty", "gradnorm", "pcgrad", "cagrad", "workers", "alike"]
+NAMES = ["sum", "accumulated", "averaged", "uncertainty", "gradnorm", "pcgrad", "cagrad", "workers", "short", "alike"]
 
 
 @pytest.mark.parametrize("name", NAMES)

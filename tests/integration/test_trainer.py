@@ -888,8 +888,9 @@ def test_a_loader_without_a_length_is_refused():
         def __iter__(self) -> Iterator[Any]:
             yield from samples(8)
 
-    with pytest.raises(DataError, match="length"):
-        TorchData(DataLoader(Endless()), samples(24), classes=("a", "b", "c"))
+    data = TorchData(DataLoader(Endless(), batch_size=4), samples(24), classes=("a", "b", "c"))
+    with pytest.raises(kdkit.errors.CheckError, match=r"\(Endless\) has no length; .* Training\(steps_per_epoch="):
+        kdkit.run(alone(splits=data), device="cpu")
 
 
 def test_the_same_loader_gives_the_same_run():

@@ -3,13 +3,14 @@
 from typing import Any
 
 import torch
-from torch import nn
 
+from kdkit.engine.check.batches import batch_problems
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.plan import Plan, TermSummary
 from kdkit.engine.check.static import recipe_problems, stage_problems
 from kdkit.engine.open_stage import OpenStage, build_context, tiny_batch
 from kdkit.engine.out_of_memory import is_out_of_memory
+from kdkit.engine.training_batches import transformed
 from kdkit.errors import KdkitError, first_line
 from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe, nets_of
@@ -28,29 +29,33 @@ def check(recipe: Recipe, device: torch.device | str = "cpu", precision: Precisi
     problems = [*recipe_problems(recipe, stages)]
     terms: list[tuple[TermSummary, ...]] = []
     feature_teachers: set[Net[Any]] = set()
+    notices: list[str] = []
     peaks: list[int | None] = []
     for stage in stages:
         summaries: tuple[TermSummary, ...] = ()
         peak: int | None = None
         stage_errors = [*stage_problems(stage, context)]
         if not stage_errors:  # a stage with a static problem might fail in a dry run for the same reason
-            batch = tiny_batch(recipe.data, stage.training.batch_size).to(torch.device(device))
-            memory.reset_peak(batch.labels.device)
+            untransformed = tiny_batch(recipe.data, stage.training.batch_size).to(torch.device(device))
+            memory.reset_peak(untransformed.labels.device)
             try:
+                batch = transformed(recipe.data, untransformed)
                 for net in nets_of([stage]):
-                    if isinstance(net.module, nn.Module):
-                        net.module.to(batch.labels.device)
+                    net.move_to(batch.labels.device)
                 with OpenStage(stage, context, batch.labels.device) as open_stage:
                     report = dry_run(open_stage, batch, precision, update=True)
+                    peak = memory.peak(batch.labels.device)
+                    if not report.problems:
+                        report.problems += batch_problems(open_stage, recipe.data, untransformed, precision)
                 stage_errors, summaries = report.problems, tuple(report.terms)
                 feature_teachers.update(report.feature_teachers)
-                peak = memory.peak(batch.labels.device)
+                notices += report.notices
             except KdkitError as error:
                 stage_errors = [str(error)]
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                use = memory.describe_use(batch.labels.device)
+                use = memory.describe_use(untransformed.labels.device)
                 stage_errors = [f"it does not fit into memory, without any gradient; {use} ({first_line(error)})"]
         problems += [f"stage {stage.name!r}: {problem}" for problem in stage_errors]
         terms.append(summaries)
@@ -62,4 +67,5 @@ def check(recipe: Recipe, device: torch.device | str = "cpu", precision: Precisi
         context=context,
         peak_memory_bytes=tuple(peaks),
         feature_teachers=frozenset(feature_teachers),
+        notices=tuple(dict.fromkeys(notices)),
     )

@@ -17,11 +17,13 @@ from kdkit.engine.module import DistillationModule
 from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.terms import BoundTerm
 from kdkit.engine.train_state import balancer_parameters, build_balancer, named_trainable_parameters
-from kdkit.errors import KdkitError, first_line
-from kdkit.losses.features import TensorOrTuple
+from kdkit.errors import KdkitError, RecipeError, first_line
+from kdkit.losses.base import requirements_of
+from kdkit.losses.features import TensorOrTuple, as_tuple
 from kdkit.losses.multi_teacher import PerTeacher
+from kdkit.nets.layout import path_of
 from kdkit.nets.net import Net
-from kdkit.nets.taps import TapLike
+from kdkit.nets.taps import Tap, TapLike
 from kdkit.recipe.balancing.base import WeightedSum
 from kdkit.recipe.objective import Match
 from kdkit.recipe.recipe import teachers_of
@@ -37,11 +39,13 @@ class DryRunReport:
     """The result of a dry run. terms: empty if there are problems.
 
     feature_teachers: teachers whose outputs are not about the data's classes; they are matched by features only.
+    notices: see `Plan`.
     """
 
     problems: list[str] = field(default_factory=list)
     terms: list[TermSummary] = field(default_factory=list)
     feature_teachers: list[Net[Any]] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
 
 def dry_run(stage: OpenStage, batch: Batch, precision: Precision = "fp32", *, update: bool = False) -> DryRunReport:
@@ -54,7 +58,7 @@ def dry_run(stage: OpenStage, batch: Batch, precision: Precision = "fp32", *, up
     report = DryRunReport()
     run = _DryRun(stage, batch, report)
     # The buffers of losses are not restored, because the dry run creates them.
-    with autocast(precision, batch.labels.device), _preserve(stage.module, stage.module.nets):
+    with autocast(precision, batch.labels.device), preserve(stage.module, stage.module.nets):
         try:
             run.execute()
         except KdkitError as error:
@@ -74,6 +78,8 @@ class _DryRun:
         self.batch = batch
         self.report = report
         self.problems = report.problems
+        teacher_taps = (tap for taps in stage.stage.teachers.values() for tap in taps)
+        self.open_taps = (*self.module.open_taps.taps, *teacher_taps)
 
     def execute(self) -> None:
         """Run teachers and students, check their outputs, build the losses, and compute every term."""
@@ -81,10 +87,12 @@ class _DryRun:
         teacher_outputs = {teacher.name: self._run_teacher(teacher) for teacher in teachers}
         student_outputs = {net.name: self._run_student(net) for net in self.module.students}
         self.module.open_taps.copy_if_modified()
+        # Before any problem ends the dry run: a wrong order of dimensions may be its reason.
+        self.report.notices += [tap.form.doubt for tap in self.open_taps if isinstance(tap, Tap) and tap.form.doubt]
         for net in self.module.students:
             if student_outputs[net.name] is not None:  # otherwise it failed, and its taps could not fire
                 parts = set(net.network.modules())
-                self._report_unfired(net.name, [tap for tap in self.module.open_taps.unfired() if tap.module in parts])
+                self._report_unfired(net, [tap for tap in self.module.open_taps.unfired() if tap.module in parts])
                 self._report_not_recomputed(net)
         complete = {name: output for name, output in teacher_outputs.items() if output is not None}
         failed = len(complete) < len(teacher_outputs) or any(output is None for output in student_outputs.values())
@@ -120,10 +128,10 @@ class _DryRun:
 
             # The sum of finite terms with gradients cannot fail.
             if type(training.balancing) is not WeightedSum or recomputing:
-                with _preserve(module, [module]):
+                with preserve(module, [module]):
                     compute_gradients()
             named = [*named_trainable_parameters(module), *balancer_parameters(balancer)]
-            with _preserve(module, [module]):
+            with preserve(module, [module]):
                 problem = step_problem(training.optimizer, named, module, compute_gradients)
             self.problems += [] if problem is None else [problem]
         except KdkitError as error:
@@ -141,7 +149,7 @@ class _DryRun:
     def _run_teacher(self, teacher: Teacher) -> TeacherOutput | None:
         session = self.stage.sessions[teacher.name]
         try:
-            self._report_unfired(teacher.name, session.dry_run(self.batch))
+            self._report_unfired(teacher, session.dry_run(self.batch))
             if self.problems:
                 return None
             versions = [tensor._version for tensor in nested_tensors(self.batch.inputs)]
@@ -168,11 +176,12 @@ class _DryRun:
             self.problems.append(_describe_failure(net, self.batch, error))
         return None
 
-    def _report_unfired(self, name: str, taps: Sequence[TapLike]) -> None:
+    def _report_unfired(self, teacher: Teacher, taps: Sequence[TapLike]) -> None:
         for tap in taps:
+            path = path_of(tap.module, teacher) if isinstance(teacher, Net) else None  # Ema taps a copy of its network
             self.problems.append(
-                f"the tap on {type(tap.module).__name__} of net {name!r} never fired: that module does not run in "
-                "a forward pass; tap one that does"
+                f"the tap on {type(tap.module).__name__}{f' {path!r}' if path else ''} of net {teacher.name!r} never "
+                "fired: that module does not run in a forward pass; tap one that does"
             )
 
     def _report_not_recomputed(self, net: Net[Any]) -> None:
@@ -201,18 +210,29 @@ class _DryRun:
 
     def _check_columns(self, net: Net[Any], output: Tensor | None) -> None:
         classes, labels = net.classes or self.context.classes, self.batch.labels
+        positions = labels.shape[labels.ndim - self.context.position_dims :]
         if output is not None and labels.ndim > 2 >= output.ndim:
             self.problems.append(
-                f"net {net.name!r} has outputs of shape (batch{''.join(f', {size}' for size in output.shape[1:])}) for "
-                f"labels of shape (batch, {', '.join(map(str, labels.shape[1:]))}), one per pixel or token; the "
-                "network must return outputs per pixel or token, or the data one label per sample"
+                f"net {net.name!r} has outputs of shape {_batch_shape(output.shape)} for labels of shape "
+                f"{_batch_shape(labels.shape)}, one per pixel or token; the network must return outputs per pixel or "
+                "token, or the data one label per sample"
             )
-        elif output is not None and self.context.task != "regression" and output.shape[1:] != (len(classes),):
-            owner = "its" if net.classes else "the data's"
+        elif output is None or self.context.task == "regression" or output.shape[1:] == (len(classes), *positions):
+            return
+        elif positions and output.ndim == 2 + len(positions) and output.shape[1] == len(classes):
             self.problems.append(
-                f"net {net.name!r} has outputs of shape (batch, {', '.join(map(str, output.shape[1:]))}), but {owner} "
-                f"{len(classes)} classes need (batch, {len(classes)}); give it as many outputs, or name their classes "
-                "with Net(..., classes=...)"
+                f"net {net.name!r} has outputs of shape {_batch_shape(output.shape)} for labels of shape "
+                f"{_batch_shape(labels.shape)}; give them the same positions, such as by nn.functional.interpolate at "
+                "the end of the network"
+            )
+        else:
+            owner = "its" if net.classes else "the data's"
+            has_maps = labels.ndim > 1 and not positions and output.ndim > 2
+            advice = "; if the labels are classes of positions, pass TorchData(..., task='multiclass')"
+            self.problems.append(
+                f"net {net.name!r} has outputs of shape {_batch_shape(output.shape)}, but {owner} {len(classes)} "
+                f"classes need {_batch_shape((0, len(classes), *positions))}; give it as many outputs, or name their "
+                f"classes with Net(..., classes=...){advice if has_maps else ''}"
             )
 
     def _is_about_classes(self, net: Net[Any], output: Tensor) -> bool:
@@ -220,13 +240,22 @@ class _DryRun:
         if self.context.task == "regression":
             return output[0].numel() == self.batch.labels[0].numel()
         classes = net.classes or self.context.classes
-        return output.shape[1:] == (len(classes),) and not set(classes).isdisjoint(self.context.classes)
+        is_by_class = output.ndim == 2 + self.context.position_dims and output.shape[1] == len(classes)
+        return is_by_class and not set(classes).isdisjoint(self.context.classes)
 
     def _check_frozen(self, teachers: Mapping[str, Any]) -> None:
-        """Check that no student and no loss shares trainable parameters with a teacher."""
-        trained = {id(parameter) for parameter in self.module.parameters() if parameter.requires_grad}
+        """Check that no student and no loss shares parameters with a teacher that would be trained, or moved."""
+        parameters = {id(parameter): parameter.requires_grad for parameter in self.module.parameters()}
+        elsewhere = {net.name for net in self.stage.stage.teachers if isinstance(net, Net) and net.device is not None}
         for name, teacher in teachers.items():
-            if isinstance(teacher, nn.Module) and any(id(parameter) in trained for parameter in teacher.parameters()):
+            own = teacher.parameters() if isinstance(teacher, nn.Module) else ()
+            shared = [parameters[id(parameter)] for parameter in own if id(parameter) in parameters]
+            if shared and name in elsewhere:
+                self.problems.append(
+                    f"net {name!r} has its own device, but a student or a loss shares parameters with it; "
+                    "give it a copy (copy.deepcopy), or leave out its device"
+                )
+            elif any(shared):
                 self.problems.append(
                     f"net {name!r} teaches, but a student or a loss shares parameters with it, which would be trained; "
                     "give it a copy (copy.deepcopy), or freeze those parameters with requires_grad_(False)"
@@ -244,33 +273,41 @@ class _DryRun:
     def _check_terms(self, teacher_outputs: Mapping[str, TeacherOutput]) -> None:
         outputs = self.module.run_students(self.batch, teacher_outputs)
         for term in self.module.terms:
-            inputs = self.module.gather_inputs(term, self.batch, outputs)
-            problem = term_problem(term, inputs, self.module.loss_kwargs(term, inputs))
+            try:
+                inputs = self.module.gather_inputs(term, self.batch, outputs)
+                problem = term_problem(term, inputs, self.module.loss_kwargs(term, inputs))
+            except RecipeError as error:
+                self.problems.append(f"term {term.label!r}: {error}")
+                continue
             if problem is not None:
                 self.problems.append(f"term {term.label!r}: {problem}")
-            self.report.terms.append(summarize(term, inputs))
+            # In the plan, readers expect the shapes of the outputs, not those of rows of positions.
+            whole = inputs if term.rows is None else self.module.whole_inputs(term, self.batch, outputs)
+            self.report.terms.append(summarize(term, whole, self.open_taps))
 
     def _check_soft_labels(self) -> None:
         """Check that no term needs class indices if the labels are soft, (batch, classes)."""
-        if self.context.task != "multiclass" or self.batch.labels.ndim == 1:
+        if self.context.task != "multiclass" or self.batch.labels.ndim == 1 or self.context.position_dims:
             return
         for term in self.module.terms:
             reason = None
+            if "hard_labels" in requirements_of(term.loss):
+                reason = f"{type(term.loss).__name__} needs one class per sample"
             if term.alignment is not None and term.alignment.drops_samples:
-                reason = "it leaves out samples whose class one side lacks"
+                reason = "it leaves out samples whose class one side lacks, which needs one class per sample"
             if isinstance(term.loss, PerTeacher) and term.loss.weights == "confidence":
-                reason = "weights='confidence' compares the teachers' outputs to the class"
+                reason = "weights='confidence' compares the teachers' outputs to one class per sample"
             if reason is not None:
                 self.problems.append(
-                    f"term {term.label!r}: {reason}, which needs one class per sample, and the labels are soft; pass "
-                    "class indices, such as labels.argmax(1)"
+                    f"term {term.label!r}: {reason}, and the labels are soft; pass class indices, such as "
+                    "labels.argmax(1), and no batch_transform that mixes them"
                 )
 
 
 def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any]) -> str | None:
     """Return the problem of a term with these inputs, or None. Computes its loss twice, once for a noisy student."""
-    if term.alignment is not None and not len(inputs.labels):
-        return None  # no sample of the tiny batch has a shared class
+    if (term.alignment is not None or term.rows is not None) and not len(as_tuple(inputs.student)[0]):
+        return None  # no row of the tiny batch has a label or a shared class
     target = inputs.labels if inputs.target is None else inputs.target
     shapes = f"student {describe_shape(inputs.student)} and target {describe_shape(target)}"
     loss, student = describe_loss(term.loss), repr(term.student_net.name)
@@ -303,7 +340,7 @@ def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any])
         return f"{loss} must return a scalar; got {got}; reduce it, for example with .mean()"
     if not value.requires_grad:
         return f"{loss} has no effect: it has no gradient for net {student}"
-    if not any(side.requires_grad for side in _tensors(inputs.student)):
+    if not any(side.requires_grad for side in as_tuple(inputs.student)):
         return (
             f"{loss} trains its own parameters only: the tensors of net {student} have no gradient; they are detached, "
             "of frozen layers, or of a module that recomputes its activations with use_reentrant=True"
@@ -318,13 +355,14 @@ def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any])
         return f"{loss} has no effect: net {student} is compared with its own output"
     if not torch.isfinite(value):
         return f"{loss} is {value.item()} at the first step"
-    if value == 0 and noisy == 0:
+    is_labelled = not isinstance(target, Tensor) or not target.isnan().all()  # else zero is right for this batch
+    if value == 0 and noisy == 0 and is_labelled:
         return f"{loss} is always zero, whatever net {student} returns"
     return None
 
 
 @contextmanager
-def _preserve(module: DistillationModule, buffers_of: Iterable[nn.Module]) -> Iterator[None]:
+def preserve(module: DistillationModule, buffers_of: Iterable[nn.Module]) -> Iterator[None]:
     """Run in training mode, and restore modes, gradients, random states, and the buffers of these modules."""
     modes = {part: part.training for part in module.modules()}
     gradients: list[tuple[Any, Tensor | None]] = [(parameter, parameter.grad) for parameter in module.parameters()]
@@ -378,8 +416,8 @@ def _matches(term: BoundTerm, kind: type, net: Net[Any] | None = None) -> bool:
     return net is None or getattr(match.teacher, "net", None) is net
 
 
-def _tensors(side: TensorOrTuple) -> tuple[Tensor, ...]:
-    return side if isinstance(side, tuple) else (side,)
+def _batch_shape(shape: Sequence[int]) -> str:
+    return f"(batch{''.join(f', {size}' for size in shape[1:])})"
 
 
 def _broadcast_shape(student: TensorOrTuple, target: TensorOrTuple) -> torch.Size | None:
@@ -395,6 +433,6 @@ def _broadcast_shape(student: TensorOrTuple, target: TensorOrTuple) -> torch.Siz
 
 def _has_gradient(value: Tensor, student: TensorOrTuple) -> bool:
     """Whether the gradient at the student side is above rounding."""
-    sides = [side for side in _tensors(student) if side.requires_grad]
+    sides = [side for side in as_tuple(student) if side.requires_grad]
     gradients = torch.autograd.grad(value, sides, retain_graph=True, allow_unused=True) if sides else ()
     return any(gradient is not None and gradient.abs().max() > 1e-6 for gradient in gradients)

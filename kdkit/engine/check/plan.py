@@ -1,6 +1,6 @@
 """The plan of a recipe: its stages, what each term compares, and every problem."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,11 @@ from kdkit.engine.terms import BoundTerm
 from kdkit.errors import CheckError
 from kdkit.losses.base import BuildContext
 from kdkit.losses.features import TensorOrTuple
+from kdkit.nets.layout import path_of
 from kdkit.nets.net import Net
-from kdkit.nets.taps import TapLike
-from kdkit.recipe.objective import Match, taps_of
+from kdkit.nets.taps import Tap, TapLike
+from kdkit.nets.views import Element
+from kdkit.recipe.objective import Match, Taps, taps_of
 from kdkit.recipe.recipe import Stage, nets_of
 from kdkit.teachers.ensemble import Teachers
 
@@ -40,7 +42,7 @@ class Plan:
     peak_memory_bytes: the most memory that tensors took in the dry run of each stage, which has a few samples and no
     optimizer, so that a training step takes more. None on devices other than CUDA, and for a stage that was not run.
     feature_teachers: networks that are matched by features only, and whose outputs are not about the data's classes.
-    They have no metrics.
+    They have no metrics. notices: what is not certain, such as the channels of a tap, and does not prevent the run.
     """
 
     stages: tuple[Stage, ...]
@@ -49,6 +51,7 @@ class Plan:
     context: BuildContext
     peak_memory_bytes: tuple[int | None, ...]
     feature_teachers: frozenset[Net[Any]] = frozenset()
+    notices: tuple[str, ...] = ()
 
     @property
     def nets(self) -> tuple[Net[Any], ...]:
@@ -61,20 +64,31 @@ class Plan:
             raise CheckError(self.problems)
 
 
-def summarize(term: BoundTerm, inputs: TermInputs) -> TermSummary:
-    """Return the summary of a term from its inputs for a tiny batch."""
+def summarize(term: BoundTerm, inputs: TermInputs, open_taps: Collection[TapLike] = ()) -> TermSummary:
+    """Return the summary of a term from its inputs for a tiny batch.
+
+    open_taps: the taps that captured these inputs; those of the term may be other objects that equal them.
+    """
+    opened = {tap: tap for tap in open_taps}
+
+    def describe_side(taps: Taps, value: TensorOrTuple, nets: Sequence[Net[Any]]) -> str:
+        if taps is None:
+            elements = dict.fromkeys(filter(None, (_describe_element(net.taken_element) for net in nets)))
+            return " ".join(["outputs", *elements, describe_shape(value)])
+        return f"{', '.join(describe_tap(opened.get(tap, tap), nets) for tap in taps_of(taps))} {describe_shape(value)}"
+
     match = term.weighted.term if isinstance(term.weighted.term, Match) else None
     if match is None or inputs.target is None:
         target = f"labels {describe_shape(inputs.labels)}"
     else:
-        target = _describe_side(match.target, inputs.target, _nets_of(match.teacher))
+        target = describe_side(match.target, inputs.target, _nets_of(match.teacher))
     return TermSummary(
         label=term.label,
         loss=describe_loss(term.loss),
         weight=(term.weighted.weight(0.0), term.weighted.weight(1.0)),
         student_net=term.student_net.name,
         teacher=None if match is None else match.teacher.name,
-        student=_describe_side(None if match is None else match.student, inputs.student, [term.student_net]),
+        student=describe_side(term.weighted.term.student, inputs.student, [term.student_net]),
         target=target,
         parameters=sum(parameter.numel() for parameter in term.loss.parameters())
         if isinstance(term.loss, nn.Module)
@@ -96,17 +110,20 @@ def describe_loss(loss: Any) -> str:
 
 
 def describe_tap(tap: TapLike, nets: Sequence[Net[Any]]) -> str:
-    """Return the path of the tapped module in its network, such as "layer3.0", with the kind of the tap."""
-    modules = (named for net in nets for named in net.network.named_modules())
-    path = next((path for path, module in modules if module is tap.module), "?")
+    """Return the path of the tapped module in its network, such as "layer3.0", with the form of its feature."""
+    paths = (path_of(tap.module, net) for net in nets)
+    path = next((path for path in paths if path is not None), "?")
     kind = getattr(tap, "at", type(tap).__name__)
-    return path if kind == "output" else f"{kind} of {path}"
+    place = path or "outputs" if kind == "output" else f"{kind} of {path or 'the network'}"
+    if not isinstance(tap, Tap):
+        return place
+    element = _describe_element(tap.form.element)
+    return f"{f'{element} of ' if element else ''}{place}{' channels last' if tap.form.channels_last else ''}"
 
 
-def _describe_side(taps: Any, value: TensorOrTuple, nets: Sequence[Net[Any]]) -> str:
-    if taps is None:
-        return f"outputs {describe_shape(value)}"
-    return f"{', '.join(describe_tap(tap, nets) for tap in taps_of(taps))} {describe_shape(value)}"
+def _describe_element(element: Element) -> str:
+    """Return a key as it is, and an index as "element 0"; "" for a function, or if there is no choice."""
+    return f"element {element}" if isinstance(element, int) else element if isinstance(element, str) else ""
 
 
 def _nets_of(teacher: Any) -> tuple[Net[Any], ...]:

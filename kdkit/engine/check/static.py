@@ -10,8 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kdkit.data.dataset import Data, Split, optional_member
+from kdkit.data.labels import without_ignored
+from kdkit.engine.training_batches import batches_per_epoch
 from kdkit.errors import KdkitError, RecipeError, did_you_mean
 from kdkit.losses.base import BuildContext, accepts_unknown, extra_kwargs_of, requirements_of
 from kdkit.metrics.base import Predictions
@@ -25,6 +29,12 @@ from kdkit.teachers.past import Past
 from kdkit.teachers.peer import Peer
 
 Problems = Iterator[str]
+
+# The end of messages about losses and teachers that look samples up.
+_NO_IDS = (
+    "and a user-defined DataLoader has none, and neither has a batch that batch_transform may have mixed; pass the "
+    "Dataset of the DataLoader instead, without batch_transform"
+)
 
 
 def recipe_problems(recipe: Recipe, stages: Sequence[Stage]) -> Problems:
@@ -55,6 +65,7 @@ class _RecipeChecks:
     def __init__(self, recipe: Recipe, stages: Sequence[Stage]) -> None:
         self.recipe = recipe
         self.stages = stages
+        self.position_dims: int = optional_member(recipe.data, Data, "position_dims")
 
     def problems(self) -> Problems:
         """Yield all problems."""
@@ -69,14 +80,17 @@ class _RecipeChecks:
         yield from self._unknown_monitors()
         yield from self._shared_losses()
         yield from self._metric_problems()
+        yield from self._epochs_without_end()
         yield from self._undefined_monitors()
         yield from self._metrics_of_unknown_labels()
+        yield from self._losses_of_ignored_labels()
         yield from self._binary_losses_of_numbers()
         top = self.recipe.teacher_cache.top
-        if top is not None and data.task != "multiclass":
+        if top is not None and (data.task != "multiclass" or self.position_dims):
+            labels = "has labels per position" if self.position_dims else f"is {data.task}"
             yield (
                 f"CacheSettings(top={top}) keeps the largest outputs of each sample, which needs one class per sample, "
-                f"and this data is {data.task}; leave out top"
+                f"and this data {labels}; leave out top"
             )
 
     def _duplicate_names(self) -> Problems:
@@ -133,6 +147,14 @@ class _RecipeChecks:
 
     def _metric_problems(self) -> Problems:
         """Compute every metric for random outputs, so that one that does not fit is refused before training."""
+        if self.position_dims:
+            for metric in self.recipe.metrics:
+                if not getattr(without_interval(metric), "accepts_positions", False):
+                    yield (
+                        f"metric {metric.name!r}: labels of this data are per position, and it takes one per sample; "
+                        "use MeanIoU, Accuracy or F1, or a metric with an attribute accepts_positions = True"
+                    )
+            return
         classes = tuple(self.recipe.data.classes)
         random = np.random.default_rng(0)
         outputs = random.standard_normal((2 * len(classes) + 2, len(classes)))
@@ -148,17 +170,24 @@ class _RecipeChecks:
                 reason = str(error) if isinstance(error, KdkitError) else f"{type(error).__name__}: {error}"
                 yield f"metric {metric.name!r} does not fit this data ({self.recipe.data.task}): {reason}"
 
+    def _epochs_without_end(self) -> Problems:
+        for stage in self.stages:
+            try:
+                batches_per_epoch(self.recipe.data.train, stage.training)
+            except KdkitError as error:
+                yield f"stage {stage.name!r}: {error}"
+
     def _undefined_monitors(self) -> Problems:
         """Compute the monitored metrics for the labels of the validation split, if these are visible and all alike."""
         data = self.recipe.data
         truth = optional_member(data.validation, Split, "labels")
         if not isinstance(truth, Tensor) or not truth.ndim or not len(truth):
             return
-        labels = truth.cpu().numpy()
+        labels = without_ignored(truth, optional_member(data, Data, "ignored_labels")).cpu().numpy()
         if data.task == "multiclass" and labels.ndim == 2:  # soft labels
             labels = labels.argmax(1)
         # With two values in one column, each class of a macro average may be undefined, but not all of them.
-        if (labels != labels[0]).any():
+        if not len(labels) or (labels != labels[0]).any():
             return
         outputs = np.random.default_rng(0).standard_normal((len(labels), len(data.classes)))
         predictions = Predictions(labels=labels, outputs=outputs, classes=tuple(data.classes))
@@ -188,6 +217,18 @@ class _RecipeChecks:
                     f"metric {metric.name!r}: labels of this data may be unknown, and it does not leave them out; a "
                     "metric that does has an attribute accepts_unknown = True"
                 )
+
+    def _losses_of_ignored_labels(self) -> Problems:
+        """Check that losses of torch on the labels leave out those that stand for none."""
+        ignored = optional_member(self.recipe.data, Data, "ignored_labels")
+        for objective in (objective for stage in self.stages for objective in stage.objectives.values()):
+            for term in (weighted.term for weighted in as_objective(objective)):
+                index = getattr(term.loss, "ignore_index", None)
+                if ignored and isinstance(term, Truth) and isinstance(index, int) and index not in ignored:
+                    yield (
+                        f"term {term.label!r}: {type(term.loss).__name__} leaves out the label {index}, and this data "
+                        f"has {ignored[0]} for no label; pass ignore_index={ignored[0]} to the loss"
+                    )
 
     def _binary_losses_of_numbers(self) -> Problems:
         """Check that binary cross-entropy is not trained on labels beyond [0, 1], which have no probability."""
@@ -223,6 +264,11 @@ class _StageChecks:
         for net, objective in self.stage.objectives.items():
             if not isinstance(net.module, nn.Module):
                 yield f"net {net.name!r} is a plain callable: it can teach, but not be trained"
+            elif net.device is not None:
+                yield f"net {net.name!r} is trained on the device of the run; leave out its device={str(net.device)!r}"
+            elif any(isinstance(part, GraphModule) and "train" in vars(part) for part in net.module.modules()):
+                # torch.export replaces `train` of a program by a method that raises
+                yield f"net {net.name!r} has a program of torch.export in it; train the module that was exported"
             elif not any(parameter.requires_grad for parameter in net.module.parameters()):
                 yield f"net {net.name!r} has nothing to train: none of its parameters requires a gradient"
             else:
@@ -231,6 +277,11 @@ class _StageChecks:
                         yield (
                             f"net {net.name!r} has {key!r}, a {type(value).__name__}, in its state_dict(), but a run "
                             "folder stores tensors only; remove get_extra_state, or return a tensor"
+                        )
+                    elif is_traceable_wrapper_subclass(value):  # such as the weights of torchao
+                        yield (
+                            f"net {net.name!r} has {key!r}, a {type(value).__name__}, which a run folder cannot store; "
+                            "quantize the network after it is trained, or use it as a teacher"
                         )
             for label, count in Counter(weighted.term.label for weighted in as_objective(objective)).items():
                 if count > 1:
@@ -258,7 +309,14 @@ class _StageChecks:
     def _term_problems(self, net: Net[Any], term: Term) -> Problems:
         requirements = requirements_of(term.loss)
         if "ids" in requirements and not self.context.ids:
-            yield "it needs sample ids, and a user-defined DataLoader has none; pass its Dataset instead"
+            yield f"it needs sample ids, {_NO_IDS}"
+        if "sample_weights" in requirements and not self.context.has_weights:
+            yield "it needs sample weights, and this data has none; its samples are triples (inputs, labels, weight)"
+        if self.context.has_weights and isinstance(term, Truth) and "sample_weights" not in extra_kwargs_of(term.loss):
+            yield (
+                f"the samples of this data have weights, and {type(term.loss).__name__} does not use them; wrap it: "
+                "kdkit.losses.SampleWeighted(...)"
+            )
         if "hard_labels" in requirements and self.context.task != "multiclass":
             yield (
                 f"it needs one class per sample, and this data is {self.context.task}; use a loss that does not, such "
@@ -274,8 +332,8 @@ class _StageChecks:
         if isinstance(term, Match):
             yield from self._teacher_problems(net, term)
             yield from _target_tap_problems(term)
-            for tap in taps_of(term.student):
-                yield from _foreign_tap(tap.module, net, "student")
+        for tap in taps_of(term.student):
+            yield from _foreign_tap(tap.module, net, "student")
 
     def _teacher_problems(self, net: Net[Any], match: Match) -> Problems:
         teacher = match.teacher
@@ -298,7 +356,7 @@ class _StageChecks:
         if isinstance(teacher, Past) and teacher.net is not net:
             yield f"only net {teacher.net.name!r} can match {teacher.name!r}; use Peer(net) or Ema(net) instead"
         if isinstance(teacher, Past) and not self.context.ids:
-            yield f"{teacher.name!r} needs sample ids, and a user-defined DataLoader has none; pass its Dataset instead"
+            yield f"{teacher.name!r} needs sample ids, {_NO_IDS}"
 
 
 def _target_tap_problems(match: Match) -> Problems:

@@ -111,14 +111,18 @@ class StageFolder:
         if predictions.groups is not None:
             arrays["groups"] = predictions.groups
         tensors = {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in arrays.items()}
-        classes = {"classes": json.dumps(predictions.classes)}
-        write(self._predictions(net, split), save(tensors, metadata=classes))
+        metadata = {"classes": json.dumps(predictions.classes)}
+        if predictions.per_position:
+            metadata["per_position"] = "true"
+        write(self._predictions(net, split), save(tensors, metadata=metadata))
 
     def load_predictions(self, net: str, split: str) -> Predictions:
         """Return the predictions for a split. Raises RunFolderError if they are missing or damaged."""
         with self.reading(self._predictions(net, split)) as path, safe_open(path, "numpy") as file:
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
-            return Predictions(classes=tuple(json.loads(file.metadata()["classes"])), **arrays)
+            metadata = file.metadata()
+            per_position = "per_position" in metadata
+            return Predictions(classes=tuple(json.loads(metadata["classes"])), per_position=per_position, **arrays)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Mark the stage as finished, and delete its checkpoint, which is no longer needed."""

@@ -33,7 +33,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule, Node
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kdkit.errors import CacheError
 from kdkit.teachers.cache.source import (
@@ -50,6 +51,18 @@ _SIMPLE = (type(None), bool, int, float, complex, str, bytes)
 _GENERATED = {"__init__", "__new__", "__repr__", "__eq__", "__lt__", "__le__", "__gt__", "__ge__", "__hash__",
               "__setattr__", "__delattr__", "__replace__"}  # fmt: skip
 _MODULE_STATE = {*nn.Module().__dict__, "_is_full_backward_hook", "_compiled_call_impl"} - {"training"}
+
+# Attributes of a graph that do not change what it computes; those of torch.export differ from one load to the next.
+_GRAPH_BOOKKEEPING = {
+    "_graph",
+    "_lineno_map",
+    "_prologue_start",
+    "meta",
+    "shape_env",
+    "range_constraints",
+    "train",
+    "eval",
+}
 
 
 class Digest:
@@ -118,12 +131,20 @@ class Digest:
         self._update("installed", str(module), name)
 
     def _add_tensor(self, tensor: Tensor, path: str) -> None:
+        # User code may set attributes on a tensor. Those of torch.compile depend on what it compiled before.
+        attributes = {name: value for name, value in vars(tensor).items() if not name.startswith("_dynamo")}
+        if is_traceable_wrapper_subclass(tensor):  # such as quantized weights: other tensors hold their numbers
+            names, context = tensor.__tensor_flatten__()
+            self._update("wrapper", str(tensor.dtype), str(tuple(tensor.shape)))
+            self.add(type(tensor), path).add([getattr(tensor, name) for name in names], path).add(context, path)
+            self.add(attributes or None, path)
+            return
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type == "meta":
             raise CacheError(f"{path} is a tensor whose bytes cannot be read")
         content = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
         self._update("tensor", str(tensor.dtype), str(tuple(tensor.shape)))
         self._tensors.update(content.reshape(-1).view(torch.uint8).numpy().data if content.numel() else b"")
-        self.add(type(tensor), path).add(vars(tensor) or None, path)  # user code may set attributes on a tensor
+        self.add(type(tensor), path).add(attributes or None, path)
 
     def _add_module(self, module: nn.Module, path: str) -> None:
         self.add(type(module), path).add(_torch_hooks(module, path), path)
@@ -131,8 +152,10 @@ class Digest:
         if type(module).__name__ == "OptimizedModule":  # torch.compile: the original is a submodule, the rest is caches
             attributes = {}
         elif isinstance(module, GraphModule):  # torch.fx: the function that was generated from the graph is what runs
-            del attributes["_graph"]
+            attributes = {name: value for name, value in attributes.items() if name not in _GRAPH_BOOKKEEPING}
             self.add(type(module).forward, path)
+        elif type(module).__name__ == "GuardsFn":  # torch.export: checks the inputs, and computes nothing
+            attributes = {}
         for members in (module._parameters, module._buffers, module._modules, attributes):
             self._update(str(len(members)))
             for name, value in members.items():
@@ -183,6 +206,8 @@ class Digest:
             if package is None:
                 raise CacheError(f"{path} is compiled code of no package: {value.__module__}.{value.__name__}")
             self._add_package(package, value.__module__, value.__qualname__)
+        elif isinstance(value, Graph | Node):  # of torch.fx: their text has every operation and argument
+            self._update(type(value).__name__, str(value))
         elif isinstance(value, logging.Logger):  # it holds locks, and no output depends on it
             self._update("logger", value.name)
         elif isinstance(value, types.MethodType | staticmethod | classmethod | property | functools.cached_property):

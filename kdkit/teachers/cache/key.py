@@ -23,8 +23,8 @@ from kdkit.utils.devices import uses_tf32
 FORMAT = 3  # of the files and the key; raise it whenever either changes
 # Attributes of a Net that are facts already, or that its outputs do not depend on.
 _NET_ATTRIBUTES = (
-    *("name", "module", "view", "element", "classes", "version", "trained", "recompute"),
-    *("weights_note", "_copies_inputs"),
+    *("name", "module", "view", "element", "classes", "version", "trained", "recompute", "channels_last"),
+    *("device", "weights_note", "_copies_inputs", "taken_element", "_notes_element"),
 )
 
 
@@ -67,6 +67,8 @@ def facts_of_data(data: Data) -> dict[str, Any]:
     """Return the facts of the data that outputs depend on. Raises CacheError if samples cannot be identified."""
     if isinstance(data.train, LoaderSplit):
         raise CacheError("the data comes from a loader, whose samples have no ids")
+    if optional_member(data, Data, "batch_transform") is not None:
+        raise CacheError("batch_transform changes every batch as a whole, so no output is needed again")
     if data.draws is None:
         raise CacheError("the number of draws of the data is unknown (draws=None), so its samples may never come again")
     ids = torch.as_tensor(data.train.ids)
@@ -88,6 +90,8 @@ def _facts_of_net(net: Net[Any]) -> dict[str, Any]:
         "classes": None if net.classes is None else list(net.classes),
         "element": Digest().add(net.element, "its element").hexdigest(),
     }
+    if net.channels_last:
+        facts["channels_last"] = True
     attributes = {name: value for name, value in vars(net).items() if name not in _NET_ATTRIBUTES}
     if type(net) is not Net or attributes:  # a subclass may compute outputs in another way
         facts["subclass"] = Digest().add([type(net), attributes], type(net).__name__).facts()
@@ -107,7 +111,8 @@ def _facts_of_tap(net: Net[Any], tap: TapLike) -> dict[str, Any]:
     if not isinstance(tap, Tap):
         return {"tap": kind.__name__, "path": path}
     element = Digest().add(tap.element, "the element of its tap").hexdigest()
-    return {"tap": kind.__name__, "path": path, "at": tap.at, "element": element, "channels_last": tap.channels_last}
+    last = bool(tap.form.channels_last)  # also if it was inferred: the dry run comes before
+    return {"tap": kind.__name__, "path": path, "at": tap.at, "element": element, "channels_last": last}
 
 
 def _environment(device: str) -> dict[str, Any]:

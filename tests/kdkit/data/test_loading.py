@@ -289,7 +289,9 @@ def test_tensors_on_a_device_are_not_pinned(monkeypatch):
     assert len(pinned) == 4
 
 
-@pytest.mark.parametrize("item", [{"inputs": 1, "labels": 2}, (1, 2, 3)], ids=["a dict", "a triple"])
+@pytest.mark.parametrize(
+    "item", [{"inputs": 1, "class": 2}, (1, 2, 3), (1, 2, 3, 4), "ab"], ids=["a dict", "a triple", "four", "a text"]
+)
 def test_a_loader_that_yields_no_pairs_is_refused(item):
     with pytest.raises(DataError, match=r"yields pairs \(inputs, labels\); got a"):
         next(iter(LoaderSplit([item])))

@@ -20,6 +20,8 @@ from kdkit import (
     Training,
     Truth,
     check,
+    hookimpl,
+    model_loss,
     run,
 )
 from kdkit.errors import CheckError
@@ -58,6 +60,98 @@ def test_the_plan_of_a_valid_recipe_has_a_summary_of_each_term():
     assert (hint.student, hint.target) == ("hidden (4, 5)", "hidden (4, 7)")
     assert hint.parameters == 5 * 7 + 7  # weight and bias of the projector
     assert plan.nets == (teacher, student)
+
+
+class Structured(nn.Module):
+    """A network that returns a dict, with a layer that returns a tuple."""
+
+    class Layer(nn.Linear):
+        def forward(self, inputs):
+            return super().forward(inputs), None
+
+    def __init__(self):
+        super().__init__()
+        self.layer = self.Layer(4, 5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, inputs):
+        logits = self.head(self.layer(inputs)[0])
+        return {"loss": logits.square().mean(), "scores": 2 * logits, "logits": logits}
+
+
+def test_the_plan_shows_the_elements_that_are_taken():
+    teacher = Net("teacher", Structured(), trained=True)
+    student = Net("student", Structured(), element="scores")
+    own = Truth(model_loss, "own loss", student=Tap(student.module, element="loss"))
+    hint = Match(teacher, Hint(), student=Tap(student.module.layer), target=Tap(teacher.module.layer, element=0))
+    plan = check(one_stage(student, plain_goal() + own + Match(teacher, SoftTargets()) + hint))
+    plan.require()
+    assert [(term.student, term.target) for term in plan.terms[0]] == [
+        ("outputs scores (4, 3)", "labels (4,)"),
+        ("loss of outputs ()", "labels (4,)"),
+        ("outputs scores (4, 3)", "outputs logits (4, 3)"),
+        ("element 0 of layer (4, 5)", "element 0 of layer (4, 5)"),
+    ]
+
+
+class Tokens(nn.Module):
+    """A network on two tokens of two features."""
+
+    def __init__(self):
+        super().__init__()
+        self.split = nn.Unflatten(1, (2, 2))
+        self.linear = nn.Linear(2, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, inputs):
+        return self.head(self.linear(self.split(inputs)).mean(1))
+
+
+def test_the_plan_shows_channels_that_are_last():
+    teacher, student = Net("teacher", Tokens(), trained=True), Net("student", Tokens())
+    taps = {"student": Tap(student.module.linear), "target": Tap(teacher.module.linear)}
+    plan = check(one_stage(student, plain_goal() + Match(teacher, Hint(), **taps)))
+    assert plan.terms[0][1].student == "linear channels last (4, 6, 2)"
+    assert plan.terms[0][1].target == "linear channels last (4, 6, 2)"
+    assert plan.notices == ()
+
+
+def test_channels_that_are_not_certain_are_a_notice_of_the_plan_and_of_the_run():
+    teacher, student = Net("teacher", Tokens(), trained=True), Net("student", Tokens())
+    # A function may return anything.
+    target = Tap(teacher.module.linear, element=lambda tokens: tokens[:, :1])
+    recipe = one_stage(
+        student, plain_goal() + Match(teacher, Hint(), student=Tap(student.module.linear), target=target)
+    )
+    (notice,) = check(recipe).notices
+    assert "the tap on Linear 'linear' of net 'teacher' takes (4, 1, 6) as (batch, channels, ...)" in notice
+    events = Events()
+    run(recipe, device="cpu", callbacks=[events])
+    assert notice in events.notices
+
+
+class Events:
+    """Keeps the notices of a run."""
+
+    @hookimpl
+    def run_started(self, event):
+        self.notices = event.notices
+
+
+def test_the_tap_of_a_term_on_the_labels_must_be_on_its_net():
+    student = tiny_net("student")
+    term = Truth(nn.CrossEntropyLoss(), student=Tap(tiny_net("other").module.head))
+    assert "the student tap is on a Linear that is not a part of net 'student'" in only_problem(
+        one_stage(student, term)
+    )
+
+
+def test_two_terms_on_the_labels_need_labels_of_their_own():
+    student = tiny_net("student")
+    auxiliary = Truth(nn.CrossEntropyLoss(), student=Tap(student.module.head))
+    assert "2 terms are called 'truth'; distinguish them with label='...'" in only_problem(
+        one_stage(student, plain_goal() + auxiliary)
+    )
 
 
 # Teachers, names and stages
@@ -142,7 +236,7 @@ def test_a_tap_that_never_fires_is_a_problem_of_its_net(side):
     net.module.idle = nn.Conv1d(1, 1, 1)  # forward does not call it
     taps = {**hidden_taps(student, teacher), side: Tap(net.module.idle)}
     problem = only_problem(one_stage(student, Match(teacher, Hint(), **taps)))
-    assert f"the tap on Conv1d of net {net.name!r} never fired" in problem
+    assert f"the tap on Conv1d 'idle' of net {net.name!r} never fired" in problem
 
 
 def test_a_tap_that_never_fires_is_reported_for_the_right_one_of_two_students():

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 import kdkit
-from kdkit import Distiller, Ema, LinearRamp, Match, Net, RecipeError, Tap, Truth, tap
+from kdkit import Distiller, Ema, LinearRamp, Match, Net, RecipeError, Tap, Truth, model_loss, tap
 from kdkit.errors import CheckError
 from kdkit.losses import CRD, Hint, SoftTargets
 from tests.helpers.tiny import Mlp, hooks_of
@@ -147,7 +147,7 @@ def test_problems_are_found_when_it_is_created_and_leave_no_hook():
     with pytest.raises(CheckError, match=r"MSELoss does not accept student \(8, 5\) and target \(8, 7\)"):
         Distiller(student, wrong, (INPUTS, LABELS))
     assert hooks_of(student.module) == hooks_of(teacher.module) == 0
-    with pytest.raises(RecipeError, match=r"example is a pair \(inputs, labels\) of a batch; got a Tensor"):
+    with pytest.raises(RecipeError, match=r"example is a pair \(inputs, labels\) of a batch, .*; got Tensor$"):
         Distiller(student, Truth(nn.CrossEntropyLoss()), INPUTS)
     with pytest.raises(RecipeError, match='student is a Net, such as Net\\("student", module\\); got a Mlp'):
         Distiller(student.module, Truth(nn.CrossEntropyLoss()), (INPUTS, LABELS))
@@ -172,3 +172,54 @@ def test_a_tap_whose_tensor_was_changed_or_never_computed_raises():
         model(INPUTS)
         with pytest.raises(RecipeError, match="BatchNorm1d was changed in place after it was captured"):
             _ = feature.value
+
+
+def test_labels_in_a_dict_are_refused_with_their_type():
+    _teacher, student = networks()
+    with pytest.raises(RecipeError, match="with a tensor of labels; got Tensor, dict"):
+        Distiller(student, Truth(nn.CrossEntropyLoss()), (INPUTS, {"boxes": LABELS}))
+
+
+class Structured(Mlp):
+    """A network that returns its logits in a dict, with the loss that it computes from labels among its inputs."""
+
+    def forward(self, inputs, labels):
+        logits = super().forward(inputs)
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits, "features": inputs}
+
+
+def test_a_network_learns_from_its_own_loss_and_a_teacher_by_its_logits():
+    torch.manual_seed(0)
+    teacher, student = Net("teacher", Structured(), trained=True), Net("student", Structured())
+    own = Truth(model_loss, student=Tap(student.module, element="loss"))
+    with Distiller(student, own + Match(teacher, SoftTargets()), ((INPUTS, LABELS), LABELS)) as distiller:
+        loss, terms, outputs = distiller.train()((INPUTS, LABELS), LABELS)
+        torch.testing.assert_close(terms["truth"], F.cross_entropy(outputs, LABELS))
+        loss.backward()
+    assert all(parameter.grad is not None for parameter in student.module.parameters())
+
+
+def test_the_feature_of_a_layer_on_tokens_has_its_channels_second():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    with tap(layer) as feature:
+        layer(torch.randn(2, 5, 8))
+        assert feature.value.shape == (2, 8, 5)
+    with tap(layer, channels_last=False) as feature:
+        layer(torch.randn(2, 5, 8))
+        assert feature.value.shape == (2, 5, 8)
+
+
+def test_a_tap_whose_channels_are_not_certain_is_warned_of():
+    modules = [nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(8, 3)) for _ in range(2)]
+    teacher, student = Net("teacher", modules[0], trained=True), Net("student", modules[1])
+
+    def means(student, target):
+        return (student.mean() - target.mean()).square()
+
+    match = Match(teacher, means, student=Tap(modules[1][2]), target=Tap(modules[0][0]))
+    sequences = INPUTS.unsqueeze(1).expand(-1, 2, -1)
+    with (
+        pytest.warns(UserWarning, match=r"the tap on Identity '0' of net 'teacher' takes \(8, 2, 4\) as \(batch"),
+        Distiller(student, Truth(nn.CrossEntropyLoss()) + match, (sequences, LABELS)),
+    ):
+        pass

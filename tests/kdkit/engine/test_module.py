@@ -56,6 +56,25 @@ def test_labels_of_terms_start_with_the_net_if_a_stage_trains_several():
     assert terms["one: truth"] != terms["two: truth"]  # the networks have different weights
 
 
+def test_a_term_on_the_labels_takes_its_tap_instead_of_the_outputs():
+    student, batch = tiny_net("student"), random_batch()
+    student.module.auxiliary = auxiliary = nn.Linear(5, 3)
+
+    def run_auxiliary(_module, _args, output):
+        auxiliary(output)
+
+    student.module.act.register_forward_hook(run_auxiliary)
+    loss = nn.CrossEntropyLoss()
+    module = module_of({student: plain_goal() + Truth(loss, "deep", student=Tap(auxiliary))}).eval()
+    terms = module(batch, {})
+    hidden = student.module.act(student.module.norm(student.module.hidden(batch.inputs)))
+    torch.testing.assert_close(terms["deep"], F.cross_entropy(auxiliary(hidden), batch.labels))
+    assert terms["deep"] != terms["truth"]
+    terms["deep"].backward()
+    assert auxiliary.weight.grad is not None
+    assert student.module.head.weight.grad is None
+
+
 def test_a_frozen_teacher_gets_no_gradient_and_keeps_its_statistics():
     teacher, student, batch = tiny_net("teacher"), tiny_net("student", seed=1), random_batch()
     teacher.module.train()

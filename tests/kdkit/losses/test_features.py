@@ -6,9 +6,23 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F  # noqa: N812
 
 from kdkit import RecipeError
-from kdkit.losses import CWD, HCL, MGD, NST, PKD, VID, AttentionTransfer, BuildableLoss, Hint, PatientKD, SquareHead
+from kdkit.losses import (
+    CWD,
+    HCL,
+    MGD,
+    NST,
+    PKD,
+    VID,
+    AttentionTransfer,
+    BuildableLoss,
+    Hint,
+    PairwiseAffinity,
+    PatientKD,
+    SquareHead,
+)
 from kdkit.losses.projectors import MLP, Bottleneck, Projector, Regressor
 from tests.helpers.losses import build_loss
 
@@ -240,3 +254,44 @@ def test_patient_kd_sums_over_layers():
 def test_patient_kd_takes_layers_in_pairs():
     with pytest.raises(RecipeError, match="compares taps in pairs"):
         PatientKD()((torch.ones(2, 3),), (torch.ones(2, 3), torch.ones(2, 3)))
+
+
+# Pair-wise affinity of positions
+
+
+def affinity_by_pairs(features, patch):
+    """Return the cosines between the maxima of the patches of a map (channels, height, width), pair by pair."""
+    channels, height, width = features.shape
+    rows, columns = max(1, int(height * patch)), max(1, int(width * patch))
+    nodes = [
+        features[:, row : row + rows, column : column + columns].reshape(channels, -1).amax(1)
+        for row in range(0, height, rows)
+        for column in range(0, width, columns)
+    ]
+    return torch.tensor([[float(a @ b / (a.norm() * b.norm())) for b in nodes] for a in nodes], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("size", "patch"), [((6, 4), 0.5), ((5, 7), 0.5), ((6, 6), 0.34), ((4, 4), 0.25)])
+def test_pairwise_affinity_is_the_mean_squared_difference_of_cosines_of_all_pairs(size, patch):
+    student, target = torch.randn(3, 5, *size).double(), torch.randn(3, 8, *size).double()
+    differences = [
+        (affinity_by_pairs(first, patch) - affinity_by_pairs(second, patch)).square().mean()
+        for first, second in zip(student, target, strict=True)
+    ]
+    assert PairwiseAffinity(patch=patch)(student, target).item() == pytest.approx(float(sum(differences) / 3))
+
+
+def test_pairwise_affinity_without_patches_compares_all_positions():
+    student, target = torch.randn(2, 3, 4).double(), torch.randn(2, 5, 4).double()
+    cosines = [F.cosine_similarity(side[:, :, :, None], side[:, :, None], dim=1) for side in (student, target)]
+    assert PairwiseAffinity(patch=None)(student, target).item() == pytest.approx(float(F.mse_loss(*cosines)))
+
+
+def test_pairwise_affinity_does_not_depend_on_the_scale_of_the_features():
+    features = torch.randn(2, 3, 6, 6).double()
+    assert PairwiseAffinity()(3 * features, features).item() == pytest.approx(0, abs=1e-15)
+
+
+def test_the_patch_of_pairwise_affinity_is_a_share_of_a_side():
+    with pytest.raises(RecipeError, match=r"patch is a share .* in \(0, 0.5\], or None; got 0.75"):
+        PairwiseAffinity(patch=0.75)

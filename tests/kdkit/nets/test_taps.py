@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from transformers import BertConfig, BertModel, T5Config, T5EncoderModel
 
-from kdkit import AttentionTap, RecipeError, Tap, timm_tap
+from kdkit import AttentionTap, Net, RecipeError, Tap, timm_tap
 from kdkit.nets.taps import OpenTaps, TapLike
 from tests.helpers.tiny import Mlp, hooks_of
 
@@ -75,6 +76,8 @@ def test_a_tensor_that_is_not_modified_is_captured_without_a_copy():
         (lambda x: {"logits": x, "aux": None}, "logits"),
         (lambda x: {"deep": (x, 0)}, lambda value: value["deep"][0]),
         (lambda x: x, None),
+        (lambda x: (x, None), None),
+        (lambda x: (x, {"cache": x}), None),
     ],
 )
 def test_one_tensor_of_several_is_picked_by_element(form, element):
@@ -83,8 +86,8 @@ def test_one_tensor_of_several_is_picked_by_element(form, element):
 
 
 def test_several_tensors_without_an_element_are_described():
-    module = Wrapped(lambda x: {"logits": x})
-    with pytest.raises(RecipeError, match="the output of Wrapped gives a dict with 'logits'"):
+    module = Wrapped(lambda x: {"left": x, "right": x})
+    with pytest.raises(RecipeError, match="the output of Wrapped gives a dict with 'left', 'right', but one tensor"):
         captured(module, Tap(module), torch.randn(2, 4))
 
 
@@ -121,6 +124,11 @@ def test_channels_last_moves_the_channels_to_the_second_dimension(shape):
     feature = captured(module, Tap(module, channels_last=True), tensor)
     assert feature.shape == (shape[0], shape[-1], *shape[1:-1])
     assert torch.equal(feature.movedim(1, -1), tensor)
+
+
+def test_channels_stay_if_the_tap_says_that_they_are_second():
+    module, tokens = nn.Linear(3, 3), torch.randn(2, 5, 3)
+    assert torch.equal(captured(module, Tap(module, channels_last=False), tokens), module(tokens))
 
 
 def test_a_modified_tensor_is_copied_also_if_channels_are_moved():
@@ -277,6 +285,52 @@ def test_an_attention_tap_restores_the_fused_kernel_after_an_exception():
 def test_an_attention_tap_refuses_other_layers():
     with pytest.raises(RecipeError, match="got a Linear"):
         AttentionTap(nn.Linear(1, 1))
+
+
+def tiny_bert(**options):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    return BertModel(BertConfig(vocab_size=20, **sizes, **options)).eval()
+
+
+TEXT = {"input_ids": torch.arange(10).reshape(2, 5), "attention_mask": torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])}
+
+
+@pytest.mark.parametrize("name", ["attention", "attention.self"])
+def test_an_attention_tap_on_a_layer_of_transformers_captures_the_map_of_eager_attention(name):
+    model = tiny_bert(attn_implementation="sdpa")
+    layer = model.encoder.layer[1].get_submodule(name)
+    plain = model(**TEXT).last_hidden_state
+    attention = captured(model, AttentionTap(layer), **TEXT)
+    assert model.config._attn_implementation == "sdpa"
+    assert hooks_of(model) == 0
+    model.set_attn_implementation("eager")
+    expected = model(**TEXT, output_attentions=True)
+    torch.testing.assert_close(attention, expected.attentions[1])
+    assert attention.shape == (2, 2, 5, 5)
+    assert not attention[0, :, :, 3:].any()  # padding is masked as without the tap
+    torch.testing.assert_close(plain[1], expected.last_hidden_state[1], rtol=1e-4, atol=1e-5)
+
+
+def test_an_attention_tap_on_a_layer_around_the_attention_is_refused():
+    model = tiny_bert()
+    with pytest.raises(RecipeError, match=r"BertLayer returns no attention map, .* but \(2, 5, 16\) as its"):
+        captured(model, AttentionTap(model.encoder.layer[0]), **TEXT)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_position_bias_is_not_taken_for_an_attention_map():
+    config = T5Config(d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, vocab_size=20)
+    model = T5EncoderModel(config).eval()
+    with pytest.raises(RecipeError, match="T5Attention returns no attention map"):
+        captured(model, AttentionTap(model.encoder.block[0].layer[0].SelfAttention), **TEXT)
+
+
+def test_the_map_of_fused_attention_is_refused_with_the_layer_and_the_option_to_change():
+    model = tiny_bert(attn_implementation="sdpa")
+    tap = Tap(model.encoder.layer[1].attention, element=1)
+    message = r"BertAttention 'encoder.layer.1.attention' of net 'teacher' gives .* attn_implementation='eager'"
+    with OpenTaps([tap], [Net("teacher", model)]), pytest.raises(RecipeError, match=message):
+        model(**TEXT)
 
 
 def model_with_stages(fmt="NCHW"):

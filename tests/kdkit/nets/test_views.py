@@ -2,10 +2,14 @@
 
 import pickle
 from collections import namedtuple
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torchvision.models.googlenet import GoogLeNetOutputs
+from transformers.modeling_outputs import BaseModelOutputWithPooling as BaseModelOutput
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from kdkit import Batch, Images, Inputs, RecipeError, View
 from kdkit.nets.views import pick_tensor
@@ -78,7 +82,7 @@ def test_a_model_without_a_normalisation_is_refused():
         Images.from_timm(nn.Linear(1, 1))
 
 
-OUTPUT = torch.arange(3.0)
+OUTPUT, OTHER = torch.arange(3.0), torch.ones(2, 3)
 
 
 @pytest.mark.parametrize(
@@ -92,16 +96,50 @@ OUTPUT = torch.arange(3.0)
         ({"deep": [OUTPUT]}, lambda value: value["deep"][0]),
         (OUTPUT, 0),
         (OUTPUT, "logits"),
+        ({"logits": OUTPUT, "rest": OTHER}, None),
+        ({"rest": OTHER, "last_hidden_state": OUTPUT}, None),
+        ({"out": OUTPUT, "aux": OTHER}, None),  # as the segmentation models of torchvision
+        ({"last_hidden_state": OTHER, "logits": OUTPUT}, None),
+        (SequenceClassifierOutput(loss=torch.tensor(1.0), logits=OUTPUT), None),
+        (BaseModelOutput(last_hidden_state=OUTPUT, pooler_output=OTHER), None),
+        (GoogLeNetOutputs(OUTPUT, OTHER, OTHER), None),
+        (SimpleNamespace(logits=OUTPUT), None),
+        ({"boxes": OUTPUT}, None),
+        ((OUTPUT, None), None),
+        ([OUTPUT, ((OTHER, OTHER),)], None),  # a cache
+        ((torch.tensor(0.5), OUTPUT), None),  # a loss
+        ((torch.tensor([1, 2]), OUTPUT), None),  # indices
+        (Pair(None, OUTPUT), None),
     ],
 )
 def test_one_tensor_is_picked_by_index_key_attribute_or_function(value, element):
     assert pick_tensor(value, element, "it") is OUTPUT
 
 
+def test_the_map_of_an_attention_layer_is_not_taken_for_its_output():
+    tokens, attention = torch.randn(2, 5, 8), torch.randn(2, 4, 5, 5)
+    assert pick_tensor((tokens, attention), None, "it") is tokens
+    for rest in (torch.randn(2, 5, 5), torch.randn(2, 4, 6, 5), torch.randn(2, 8, 4, 4)):
+        with pytest.raises(RecipeError, match="one tensor was expected"):
+            pick_tensor((tokens, rest), None, "it")
+
+
 @pytest.mark.parametrize(
     ("value", "element", "message"),
     [
         ((OUTPUT, OUTPUT), None, "it gives a tuple of 2, but one tensor was expected"),
+        (
+            (OUTPUT, OTHER),
+            None,
+            "with element=..., an index, a key or a function; its tensors are 0 (3,), 1 (2, 3)",
+        ),
+        (Pair(OUTPUT, OTHER), None, "its tensors are 'left' (3,), 'right' (2, 3)"),
+        ({"loss": torch.tensor(0.5)}, None, "its tensors are 'loss' ()"),
+        ((OUTPUT, None), 1, "it gives a tuple of 2, whose element 1 is None"),
+        ((OUTPUT, None), 1, "create the model with attn_implementation='eager'"),
+        ((OUTPUT,), 1, "create the model with attn_implementation='eager'"),
+        (SequenceClassifierOutput(logits=OUTPUT), "loss", "return it if the inputs have labels"),
+        ((OUTPUT, OTHER), lambda value: value, "of which element=... returns a tuple of 2; expected one tensor"),
         ({"a": 1}, None, "it gives a dict with 'a'"),
         ((OUTPUT,), 3, "it gives a tuple of 1, which has no element 3"),
         ({"a": OUTPUT}, "b", "it gives a dict with 'a', which has no element 'b'"),

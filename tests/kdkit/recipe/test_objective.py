@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from kdkit import LinearRamp, Match, Net, Objective, RecipeError, Tap, Truth
+from kdkit import LinearRamp, Match, Net, Objective, RecipeError, Tap, Truth, model_loss
 from kdkit.losses import SoftTargets
 from kdkit.recipe.objective import as_objective, taps_of
 
@@ -145,6 +145,19 @@ def test_an_object_without_a_name_cannot_be_matched(teacher):
 def test_an_object_that_is_not_a_tap_is_refused_with_its_side(side, tap):
     with pytest.raises(RecipeError, match=f"the {side} side of a Match must be a tap"):
         Match(TEACHER, nn.MSELoss(), **{side: tap})
+
+
+@pytest.mark.parametrize("tap", ["layer3", nn.Linear(1, 1), (Tap(nn.Identity()), "x")])
+def test_an_object_that_is_not_a_tap_is_refused_in_a_term_on_the_labels(tap):
+    with pytest.raises(RecipeError, match="the student side of a Truth must be a tap"):
+        Truth(nn.MSELoss(), student=tap)
+
+
+def test_the_loss_of_a_model_is_a_scalar_that_stays_as_it_is():
+    value = torch.tensor(0.5)
+    assert model_loss(value, torch.zeros(2)) is value
+    with pytest.raises(RecipeError, match=r"a scalar; the tap has a tensor \(2, 3\); tap the loss"):
+        model_loss(torch.zeros(2, 3), torch.zeros(2))
 
 
 def test_the_default_label_names_teacher_and_loss_and_can_be_replaced():

@@ -14,6 +14,7 @@ from torch import nn
 from kdkit import Batch, Images, Inputs, Net, Tap
 from kdkit.data.torch_data import TorchData
 from kdkit.errors import CacheError
+from kdkit.nets.taps import OpenTaps
 from kdkit.teachers.cache import compute_key, facts_of_data
 from kdkit.teachers.cache.digest import Digest
 from tests.helpers.command_line import environment
@@ -145,6 +146,15 @@ def test_the_taps_are_in_the_key():
     sets = [(), *((tap,) for tap in taps), tuple(taps[:2]), tuple(taps[1::-1])]
     keys = [key(net, taps) for taps in sets]
     assert len(set(keys)) == len(keys)
+
+
+def test_an_inferred_order_of_the_channels_is_in_the_key_as_the_same_order_that_is_chosen():
+    net = teacher()
+    inferred, last, second = (Tap(net.module.hidden, channels_last=option) for option in (None, True, False))
+    with OpenTaps([inferred], [net]):
+        net.module.hidden(torch.randn(2, 5, net.module.hidden.in_features))
+    assert key(net, [inferred]) == key(net, [last])
+    assert key(net, [inferred]) != key(net, [second])
 
 
 def test_the_settings_of_the_run_and_the_data_are_in_the_key():

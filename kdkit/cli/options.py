@@ -1,0 +1,64 @@
+"""Options of several commands, and the fields of RunOptions that they set."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+PATH = click.Path(path_type=Path)
+
+DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
+PRECISION = click.option("--precision", default="fp32", show_default=True, help="fp32, bf16 or fp16 (autocast).")
+SEED = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random numbers."
+)
+# For the commands that train; each has the name of a field of RunOptions.
+_RUN_OPTIONS = (
+    DEVICE,
+    PRECISION,
+    click.option("--compile", is_flag=True, help="Compile the forward pass of each stage with torch.compile."),
+    click.option(
+        "--capture",
+        default="auto",
+        show_default=True,
+        metavar="auto|off|require",
+        help="On CUDA, capture the training step of each stage as a CUDA graph.",
+    ),
+    click.option(
+        "--device-data",
+        type=click.FloatRange(min=0, max=1),
+        default=0.25,
+        show_default=True,
+        metavar="SHARE",
+        help="On CUDA, the share of free memory in which samples are kept on the device.",
+    ),
+    click.option(
+        "--teacher-cache",
+        default="auto",
+        show_default=True,
+        metavar="auto|off|DIR",
+        help="Folder of cached teacher outputs; auto: teacher_cache next to the run folder.",
+    ),
+    click.option(
+        "--teacher-cache-size",
+        type=click.FloatRange(min=0, min_open=True),
+        default=20.0,
+        show_default=True,
+        metavar="GB",
+        help="Maximum size of the teacher cache.",
+    ),
+)
+_RUN_FIELDS = ("device", "precision", "compile", "capture", "device_data", "teacher_cache", "teacher_cache_size")
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a run that do not change what it learns to a command."""
+    for option in reversed(_RUN_OPTIONS):  # the last decorator is applied first
+        command = option(command)
+    return command
+
+
+def run_fields(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of these options as fields of RunOptions."""
+    return {name: options[name] for name in _RUN_FIELDS}

@@ -1,0 +1,112 @@
+"""The command `kdkit sweep`: run a recipe with several values of its options, and compare them."""
+
+import os
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import click
+
+from kdkit.cli.options import PATH, run_fields, run_options
+from kdkit.cli.recipe_command import SweepCommand, file_of, split_at_commas
+from kdkit.errors import KdkitError, first_line
+
+
+def _read_seeds(_ctx: click.Context, option: click.Parameter, text: str) -> int | list[int]:
+    """Return the number of seeds, or the seeds themselves if there are commas."""
+    try:
+        numbers = [int(word) for word in split_at_commas(text, option)]
+    except ValueError as error:
+        raise click.BadParameter(f"expected a number of seeds, or seeds such as 0,1,2; got {text!r}") from error
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+@click.command(cls=SweepCommand)
+@click.argument("file")
+@click.option(
+    "--seeds",
+    default="3",
+    show_default=True,
+    callback=_read_seeds,
+    metavar="N|SEED,...",
+    help="Number of seeds, counted from 0, or the seeds themselves.",
+)
+@click.option("--metric", help="Metric by which values are compared; the first one of the recipe if not given.")
+@click.option("--net", help="Net whose metrics are compared; the one trained last if not given.")
+@click.option("--out", type=PATH, help="Folder of all runs; runs/<recipe>-sweep if not given.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Number of runs at once, each in a process with its share of the cores.",
+)
+@run_options
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing except errors and the table.")
+@click.pass_context
+def sweep(ctx: click.Context, /, **options: Any) -> int:
+    """Run the recipe in FILE with several values of its options and several seeds, and compare the values.
+
+    Every parameter of its recipe() is an option that takes values with commas between them; the sweep runs every
+    combination of them. Repeat an option whose values have commas themselves. The same command again skips the runs
+    that are finished. The exit code is 1 if a run failed.
+    """
+    from kdkit.cli.sweep_table import comparison_table, sweep_table
+    from kdkit.engine.options import RunOptions
+    from kdkit.study.sweep import Sweep
+    from kdkit.utils.console import make_console
+    from kdkit.utils.memory import keep_freed_memory
+
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise KdkitError("torchrun divides one run among its processes; leave it out, and add --jobs to run several")
+    file, settings = file_of(ctx), RunOptions(**run_fields(options))
+    settings.torch_device()  # raises once if it is not available, and not in each run
+    comparison = Sweep(
+        file.module.recipe,
+        {parameter.name: values for parameter in file.parameters if (values := options[parameter.name])},
+        folder=options["out"] or Path("runs") / f"{file.path.stem}-sweep",
+        seeds=options["seeds"],
+        metric=options["metric"],
+        net=options["net"],
+    )
+    study, console = comparison.study, make_console()
+    count = len(study.trials)
+    finished = sum(study.finished(trial.name) for trial in study.trials)
+    if not options["quiet"]:
+        click.echo(
+            f"{count} runs in {study.folder}: {len(comparison.cells)} x {len(comparison.seeds)} seeds"
+            + (f", of which {finished} are finished" if finished else "")
+        )
+    keep_freed_memory()  # as for a single run
+    failures, seconds = [], []
+    try:
+        for number, result in enumerate(comparison.run(settings, jobs=options["jobs"]), 1):
+            if result.error is not None:
+                # Messages of kdkit are clear without the name of the class, and may have several lines.
+                kind = "" if isinstance(result.error, KdkitError) else f"{type(result.error).__name__}: "
+                message = str(result.error) if not kind else first_line(result.error)
+                failures.append(f"{result.trial.name} {result.state}: {kind}{message}")
+            duration = remaining = ""
+            if result.state == "finished":
+                seconds.append(result.seconds)
+                duration = f" in {result.seconds:.0f} s"
+                left = fmean(seconds) * (count - number) / options["jobs"]
+                remaining = f", about {left / 60:.0f} min left" if left >= 60 else ""
+            if not options["quiet"]:
+                click.echo(f"[{number}/{count}] {result.trial.name} {result.state}{duration}{remaining}")
+    except KeyboardInterrupt:
+        click.echo("\nfinished runs are kept; to resume, run the same command again", err=True)
+        raise
+    if len(failures) < count:
+        results = comparison.results()
+        results.save(study.folder)
+        console.print()
+        console.print(sweep_table(results))
+        if any(cell.comparison is not None for cell in results.cells):
+            console.print(comparison_table(results))
+        for note in results.notes():
+            console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"saved to {study.folder}", markup=False, soft_wrap=True)
+    for failure in failures:
+        click.echo(f"error: {failure}", err=True)
+    return 1 if failures else 0

@@ -1,0 +1,56 @@
+"""Print the results of a sweep as a table."""
+
+import math
+
+from rich.markup import escape
+from rich.table import Table
+
+from kdkit.engine.console import format_number
+from kdkit.metrics.paired import Difference
+from kdkit.study.sweep_results import Spread, SweepResults, spread
+
+
+def sweep_table(results: SweepResults) -> Table:
+    """Return a table with a row for each combination of options; a star marks the best on the validation split."""
+    most = max(len(cell.seeds) for cell in results.cells)
+    over = f"mean ± standard deviation over {most} seeds" if most > 1 else "one seed"
+    table = Table(title=f"Metrics on {results.reported_on}, {over}", title_justify="left")
+    table.add_column("options")
+    metrics = list(dict.fromkeys(name for cell in results.cells for name in cell.metrics))
+    is_chosen_apart = results.reported_on == "test"  # otherwise the column would repeat that of the metric
+    validation = [f"validation {results.metric}"] if is_chosen_apart else []
+    for name in ("seeds", *validation, *metrics):
+        table.add_column(escape(name), justify="right")
+    for index, cell in enumerate(results.cells):
+        spreads = [spread(cell.validation.values())] if is_chosen_apart else []
+        spreads += [cell.spread(name) for name in metrics]
+        star = " *" if index == results.best and len(results.cells) > 1 else ""
+        table.add_row(escape(cell.label) + star, str(len(cell.seeds)), *map(_as_text, spreads))
+    return table
+
+
+def comparison_table(results: SweepResults) -> Table:
+    """Return a table with a row for each comparison of the best cell with another one: differences, and the verdict."""
+    best = results.cells[results.best].label
+    level = f"{100 * results.level:.4g} % interval"
+    table = Table(title=escape(f"{results.metric} of {best} minus that of others ({level})"), title_justify="left")
+    table.add_column("options")
+    for unit in ("over seeds", "over samples"):
+        table.add_column(unit, justify="right")
+    table.add_column(escape(f"{best} is"))
+    for cell in results.cells:
+        if cell.comparison is not None:
+            differences = (cell.comparison.seeds, cell.comparison.samples)
+            table.add_row(escape(cell.label), *map(_difference_text, differences), cell.comparison.verdict)
+    return table
+
+
+def _difference_text(difference: Difference | None) -> str:
+    if difference is None:
+        return "-"
+    low, high = difference.interval
+    return f"{difference.value:+.4f} ({low:+.4f} to {high:+.4f})"
+
+
+def _as_text(value: Spread) -> str:
+    return format_number(value.mean) + ("" if math.isnan(value.sd) else f" ± {format_number(value.sd)}")

@@ -1,0 +1,103 @@
+"""The parts of a sample, or of a batch of samples: its inputs, its labels, and its weights."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdkit.data.batch import items_of, rebuild
+from kdkit.errors import DataError
+
+_LABEL_KEYS = ("label", "labels", "target", "targets", "y")  # the conventions of Hugging Face, torchvision and others
+
+
+@dataclass(frozen=True, slots=True)
+class SampleKeys:
+    """The keys of the labels and of the weights, in samples that are mappings.
+
+    labels: None for the one of "label", "labels", "target", "targets" and "y" that a sample has.
+    weights: None if samples have no weights.
+    """
+
+    labels: str | None = None
+    weights: str | None = None
+
+    def split(self, sample: Any, source: str = "the data must yield") -> tuple[Any, Any, Any]:
+        """Return the inputs, the labels and the weights, or None, of a pair, a triple, or a mapping.
+
+        Of a mapping, the inputs are everything else: the value if there is one, or a mapping of several.
+        Raises DataError, which begins with `source`, for anything else.
+        """
+        if isinstance(sample, Mapping):
+            return self._split_mapping(sample, source)
+        if not isinstance(sample, Sequence) or isinstance(sample, str) or len(sample) not in (2, 3):
+            size = f" of {len(sample)}" if isinstance(sample, Sequence) else ""
+            raise DataError(f"{source} pairs (inputs, labels); got a {type(sample).__name__}{size}")
+        inputs, labels, *weights = sample
+        return inputs, labels, weights[0] if weights else None
+
+    def _split_mapping(self, sample: Mapping[Any, Any], source: str) -> tuple[Any, Any, Any]:
+        candidates = [key for key in _LABEL_KEYS if key in sample] if self.labels is None else [self.labels]
+        missing = [key for key in (*candidates, self.weights) if key is not None and key not in sample]
+        if missing or len(candidates) != 1:
+            expected = f"no key {missing[0]!r}" if missing else "the key of its labels is not clear"
+            names = ", ".join(repr(key) for key in sample)
+            raise DataError(
+                f"{source} pairs (inputs, labels); got a {type(sample).__name__} with {names}: {expected}; name the "
+                "key of the labels, TorchData(..., labels='label') or distill(..., labels='label')"
+            )
+        # Names such as __key__ and __url__ are those of a file, not of an input (WebDataset).
+        inputs = {
+            key: value
+            for key, value in sample.items()
+            if key not in (candidates[0], self.weights) and not str(key).startswith("__")
+        }
+        if not inputs:
+            raise DataError(f"{source} pairs (inputs, labels); got a mapping with {candidates[0]!r} and no inputs")
+        alone = next(iter(inputs.values()))
+        weights = None if self.weights is None else sample[self.weights]
+        return alone if len(inputs) == 1 else rebuild(sample, inputs), sample[candidates[0]], weights
+
+
+def as_weights(weights: Any, labels: Any, source: str = "the data must yield") -> Tensor | None:
+    """Return the weights of a batch, (batch,) float32; None if there are none.
+
+    Raises DataError unless they are floats of at least 0, one per sample. Weights on a GPU are not read.
+    """
+    if weights is None:
+        return None
+    expected = "expected the weight of each sample, a float of at least 0"
+    prefix = f"{source} pairs (inputs, labels); got a triple, whose third element"
+    if not isinstance(weights, Tensor):
+        raise DataError(f"{prefix} is a {type(weights).__name__}; {expected}")
+    if not weights.is_floating_point() or weights.shape != labels.shape[:1]:
+        dtype = str(weights.dtype).removeprefix("torch.")
+        raise DataError(f"{prefix} is {dtype} of shape {tuple(weights.shape)}; {expected}")
+    if weights.device.type == "cpu" and not bool(((weights >= 0) & weights.isfinite()).all()):
+        wrong = weights[~((weights >= 0) & weights.isfinite())]
+        raise DataError(f"{prefix} has {wrong[0].item()}; {expected}")
+    return weights.to(torch.float32)
+
+
+def require_tensors(sample: Any) -> None:
+    """Raise DataError if a sample contains a list of numbers, which torch would collate by columns."""
+    if isinstance(sample, list) and sample and all(isinstance(item, int | float) for item in sample):
+        raise _list_error(len(sample))
+    for _, item in items_of(sample) or ():
+        require_tensors(item)
+
+
+def require_stacked(batch: Any) -> None:
+    """Raise DataError if torch's default collate made a mapping from samples with lists of numbers."""
+    for value in batch.values() if isinstance(batch, Mapping) else ():
+        if isinstance(value, list) and value and all(isinstance(item, Tensor) and item.ndim == 1 for item in value):
+            raise _list_error(len(value))
+
+
+def _list_error(length: int) -> DataError:
+    return DataError(
+        f"a sample has a list of {length} numbers, of which torch would make {length} tensors; make it one tensor, "
+        'torch.tensor(...), or set the format of a Hugging Face dataset: dataset.with_format("torch")'
+    )

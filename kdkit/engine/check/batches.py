@@ -1,0 +1,40 @@
+"""Try batches of the sizes that an epoch has, since a step or a batch transform may fail for some of them."""
+
+import torch
+
+from kdkit.data.batch import Batch
+from kdkit.data.dataset import Data, LoaderSplit
+from kdkit.data.loading import training_batch_sizes
+from kdkit.engine.check.dry_run import preserve
+from kdkit.engine.open_stage import OpenStage
+from kdkit.engine.training_batches import BatchTransform, transformed
+from kdkit.errors import KdkitError, first_line
+from kdkit.utils.devices import Precision, autocast
+
+
+def batch_problems(stage: OpenStage, data: Data, batch: Batch, precision: Precision) -> list[str]:
+    """Return the problems of the batches of an epoch, as far as their sizes are known in advance.
+
+    batch: a tiny one, before the data's `batch_transform`, whose samples are repeated.
+    """
+    sizes = sorted(set(training_batch_sizes(data.train, stage.stage.training.batch_size) or ()))
+    try:
+        for size in sizes if BatchTransform.from_data(data) is not None else ():
+            transformed(data, batch.rows(torch.arange(size) % len(batch)))
+        if 1 in sizes and len(batch) > 1 and isinstance(data.train, LoaderSplit):  # other splits leave it out
+            _train_on_single(stage, transformed(data, batch.rows(torch.arange(1))), precision)
+    except KdkitError as error:
+        numbers = " or ".join(map(str, sizes))
+        remedy = "DataLoader(..., drop_last=True), or a batch_size that divides the number of samples"
+        return [f"{error}; the batches of an epoch have {numbers} samples: pass {remedy}"]
+    return []
+
+
+def _train_on_single(stage: OpenStage, batch: Batch, precision: Precision) -> None:
+    """Raise KdkitError if the networks or losses of a stage fail for a single sample, as batch norm does."""
+    module = stage.module
+    with autocast(precision, batch.labels.device), preserve(module, [module]):
+        try:
+            module(batch, stage.teachers(batch))
+        except Exception as error:  # user-defined networks and losses may raise anything
+            raise KdkitError(f"a step fails for a batch of a single sample: {first_line(error)}") from error

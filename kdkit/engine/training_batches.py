@@ -1,0 +1,347 @@
+"""The batches of each training epoch of a stage, from rows in an order of the run, or from a stream."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain
+from math import ceil
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+
+from kdkit.data.batch import Batch, as_targets, map_tensors
+from kdkit.data.dataset import Data, LoaderSplit, Split, optional_member
+from kdkit.data.device_data import DeviceData
+from kdkit.data.loading import Batches, length_of, training_batch_sizes, training_order, training_rows
+from kdkit.data.torch_splits import StreamSplit, dataset_of
+from kdkit.errors import DataError, KdkitError, first_line
+from kdkit.recipe.training import Training
+from kdkit.utils import collectives
+from kdkit.utils.randomness import preserve_rng_state
+
+_BATCH_NORM = "Expected more than 1 value per channel when training"  # how torch's message begins
+
+
+class TrainingBatches:
+    """The batches of every epoch of a stage, on the device that trains, after the data's `batch_transform`.
+
+    Without `Training.steps_per_epoch`, an epoch is a pass over the training data. Otherwise it is that many batches of
+    passes that follow each other. Rows have an order by (seed, pass), so that any epoch can be read again. An epoch of
+    a LoaderSplit resumes where the last one stopped, and `state_dict` has that position.
+    """
+
+    def __init__(self, data: Data, device_data: DeviceData, training: Training, seed: int) -> None:
+        self.data, self.split = data, data.train
+        self.device_data = device_data
+        self.training = training
+        self.seed = seed
+        self.per_epoch = batches_per_epoch(self.split, training)
+        self.stream: _Stream | None = None
+        if isinstance(self.split, LoaderSplit) and training.steps_per_epoch is not None:
+            self.stream = _Stream(self.split, training.batch_size, pin=device_data.device.type == "cuda")
+        self.transform = BatchTransform.from_data(data)
+
+    def epoch(self, epoch: int) -> Batches:
+        """Return the batches of an epoch, which know their number; epochs of a stream come in their order."""
+        if self.stream is not None:
+            batches: Batches = self.device_data.moved(_Taken(self.stream, self.per_epoch))
+        elif isinstance(self.split, LoaderSplit):
+            set_epoch(self.split, epoch)
+            batches = self._load(epoch)
+            if isinstance(self.split, StreamSplit):
+                batches = _WithoutSingle(batches, self.per_epoch, self.training.batch_size)
+        else:
+            segments = self._segments(epoch)
+            batches = _Chained(self, segments) if len(segments) > 1 else self.segment(segments[0])
+        transform, device = self.transform, self.device_data.device
+        return batches if transform is None else _Transformed(batches, transform, device)
+
+    def sizes(self, epoch: int) -> list[int] | None:
+        """Return the number of samples of each batch of an epoch; None if a LoaderSplit does not know it."""
+        sizes = training_batch_sizes(self.split, self.training.batch_size)
+        if sizes is None or self.training.steps_per_epoch is None:
+            return sizes
+        if isinstance(self.split, LoaderSplit):
+            return None  # an epoch may begin anywhere in a pass
+        return [size for segment in self._segments(epoch) for size in sizes[segment.first : segment.end]]
+
+    def segment(self, segment: "_Segment") -> Batches:
+        """Return the batches of a part of a pass over the rows."""
+        set_epoch(self.split, segment.number)
+        return self._load(segment.number, segment)
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Return the position in a stream; None if any epoch can be read again."""
+        return None if self.stream is None else self.stream.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> str | None:
+        """Restore the position in a stream, and return a notice if that is not possible."""
+        return None if self.stream is None or state is None else self.stream.load_state_dict(state)
+
+    def _segments(self, epoch: int) -> list["_Segment"]:
+        """Return the parts of passes that make up an epoch."""
+        in_pass = _batches_in_pass(self.split, self.training.batch_size)
+        first, end = epoch * self.per_epoch, (epoch + 1) * self.per_epoch
+        passes = range(first // in_pass, (end - 1) // in_pass + 1)
+        return [
+            _Segment(number, max(0, first - number * in_pass), min(in_pass, end - number * in_pass))
+            for number in passes
+        ]
+
+    def _load(self, number: int, segment: "_Segment | None" = None) -> Batches:
+        split, size, draws = self.split, self.training.batch_size, self.data.draws
+        order = training_order(split, size, self.seed, number)
+        if order is not None and segment is not None:
+            order = order[segment.first * size : segment.end * size]
+        return self.device_data.batches(
+            split,
+            size,
+            order=order,
+            draw=None if draws is None else number % draws,
+            draws=draws or 1,
+            workers=self.training.workers,
+            shard=(collectives.rank(), collectives.world_size()),
+        )
+
+
+def batches_per_epoch(split: Split | LoaderSplit, training: Training) -> int:
+    """Return the number of batches of an epoch. Raises DataError for a stream without `steps_per_epoch`."""
+    return training.steps_per_epoch or _batches_in_pass(split, training.batch_size)
+
+
+def passes_over(split: Split | LoaderSplit, training: Training) -> int:
+    """Return how often a stage reads the rows of its training data; its number of epochs for a LoaderSplit."""
+    if training.steps_per_epoch is None or isinstance(split, LoaderSplit):
+        return training.epochs
+    return ceil(training.epochs * training.steps_per_epoch / _batches_in_pass(split, training.batch_size))
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTransform:
+    """The `batch_transform` of a data set. columns: of labels by class; None for other labels."""
+
+    function: Callable[[Any, Tensor], Any]
+    columns: int | None
+
+    @classmethod
+    def from_data(cls, data: Data) -> "BatchTransform | None":
+        """Return the transform of a data set, or None if it has none."""
+        function = optional_member(data, Data, "batch_transform")
+        columns = None if data.task == "regression" else len(data.classes)
+        return None if function is None else cls(function, columns)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Batch:
+        """Return a batch with changed inputs and labels, without sample ids.
+
+        Raises DataError if the function fails, or returns anything but inputs and labels of the data's classes.
+        """
+        try:
+            changed = self.function(batch.inputs, batch.labels)
+        except (KdkitError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # user code may raise anything
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise DataError(f"batch_transform fails for a batch of {len(batch)} samples: {reason}") from error
+        if not isinstance(changed, tuple | list) or len(changed) != 2 or not isinstance(changed[1], Tensor):
+            raise DataError(f"batch_transform must return (inputs, labels); it returns a {type(changed).__name__}")
+        inputs, labels = changed[0], as_targets(changed[1])
+        if self.columns is not None and labels.ndim == 2 and labels.shape[1] != self.columns:
+            raise DataError(
+                f"batch_transform returns labels of shape {tuple(labels.shape)}, and there are {self.columns} classes; "
+                f"pass it their number, such as num_classes={self.columns}"
+            )
+        # An id would stand for one of several samples.
+        return replace(batch, inputs=inputs, labels=labels, ids=None, ids_on_cpu=None, draw=None)
+
+
+def transformed(data: Data, batch: Batch) -> Batch:
+    """Return a batch as it is trained on, after the data's `batch_transform`; random states stay as they were."""
+    transform = BatchTransform.from_data(data)
+    if transform is None:
+        return batch
+    with preserve_rng_state(cuda=batch.labels.is_cuda):
+        return transform(_copied(batch))
+
+
+def set_epoch(split: Split | LoaderSplit, number: int) -> None:
+    """Pass the number of the epoch to everything that draws by it: samplers, and datasets such as a stream.
+
+    Its name and meaning are those of torch's DistributedSampler.
+    """
+    loader = split.loader if isinstance(split, LoaderSplit) else None
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    owners = [loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
+    dataset: Any = dataset_of(split)
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    owners += [dataset, getattr(dataset, "source", None)]  # the source of a loader that is no DataLoader
+    for owner in {id(owner): owner for owner in owners}.values():
+        if callable(getattr(owner, "set_epoch", None)):
+            owner.set_epoch(number)  # type: ignore[union-attr]  # None has no such attribute
+
+
+@contextmanager
+def explain_single_sample() -> Iterator[None]:
+    """Raise DataError instead of torch's error if batch norm gets a batch of one sample, which no check can foresee."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith(_BATCH_NORM):
+            raise
+        raise DataError(
+            f"a training batch has a single sample, on which batch norm cannot train ({error}); leave it out: "
+            "DataLoader(..., drop_last=True), or in the batch_sampler or the stream"
+        ) from error
+
+
+def _batches_in_pass(split: Split | LoaderSplit, batch_size: int) -> int:
+    length = length_of(split)
+    if length is None:
+        raise DataError(
+            f"the training data ({type(dataset_of(split)).__name__}) has no length; pass the number of batches of an "
+            "epoch: Training(steps_per_epoch=...)"
+        )
+    if isinstance(split, LoaderSplit) and not isinstance(split, StreamSplit):
+        return length
+    return ceil(training_rows(length, batch_size) / batch_size)
+
+
+class _Segment(NamedTuple):
+    """The batches from `first` to before `end` of a pass."""
+
+    number: int
+    first: int
+    end: int
+
+
+class _Stream:
+    """The batches of a LoaderSplit, one pass after the other."""
+
+    def __init__(self, split: LoaderSplit, batch_size: int, *, pin: bool) -> None:
+        self.split = split
+        self.batch_size, self.pin = batch_size, pin
+        self.number = 0  # of the pass
+        self._iterator: Iterator[Batch] | None = None
+        self._yielded = False  # whether this pass gave a batch
+
+    def take(self, count: int) -> Iterator[Batch]:
+        """Yield the next batches. Raises DataError if a pass gives none."""
+        for _ in range(count):
+            yield self._next()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of the pass, and the position in it if the loader or its dataset knows it."""
+        source = self._source()
+        state = None if source is None else source.state_dict()
+        # A checkpoint is loaded without unpickling code, so it must hold plain values only.
+        return {"pass": self.number, "source": state if _is_plain(state) else None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> str | None:
+        """Restore the position, or begin the next pass and return a notice."""
+        source = self._source()
+        self.number, self._yielded = state["pass"], True
+        if source is not None and state["source"] is not None:
+            source.load_state_dict(state["source"])
+            return None
+        self.number += 1
+        return (
+            "the training data, a stream or DataLoader, does not know its position, so the resumed run begins a new "
+            "pass over it, and is not the same to the bit; one with state_dict and load_state_dict would be"
+        )
+
+    def _next(self) -> Batch:
+        while True:
+            if self._iterator is None:
+                set_epoch(self.split, self.number)
+                self._iterator = iter(self.split.batched(self.batch_size, pin=self.pin))
+            batch = next(self._iterator, None)
+            if batch is None:
+                if not self._yielded:
+                    raise DataError(
+                        "the training data gives no batch when it is read again from its start; its __iter__ must "
+                        "begin again, as that of an IterableDataset does, or be endless"
+                    )
+                self.number, self._iterator, self._yielded = self.number + 1, None, False
+            elif len(batch) > 1 or self.batch_size == 1 or not isinstance(self.split, StreamSplit):
+                self._yielded = True
+                return batch
+
+    def _source(self) -> Any:
+        """Return the object that knows the position: the loader, or its dataset if no worker process has a copy."""
+        loader, dataset = self.split.loader, dataset_of(self.split)
+        # The source of a loader that is no DataLoader, such as torchdata's StatefulDataLoader.
+        in_process = [dataset, getattr(dataset, "source", None)] if getattr(loader, "num_workers", 1) == 0 else []
+        candidates = [loader, *in_process]
+        has_state = (item for item in candidates if hasattr(item, "state_dict") and hasattr(item, "load_state_dict"))
+        return next(has_state, None)
+
+
+class _Taken:
+    """The next batches of a stream."""
+
+    def __init__(self, stream: _Stream, count: int) -> None:
+        self.stream, self.count = stream, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.stream.take(self.count)
+
+
+class _WithoutSingle:
+    """The batches of a sized stream, without a last one of a single sample."""
+
+    def __init__(self, batches: Batches, count: int, size: int) -> None:
+        self.batches, self.count, self.size = batches, count, size
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (batch for batch in self.batches if len(batch) > 1 or self.size == 1)
+
+
+class _Chained:
+    """The batches of several parts of passes, one after the other."""
+
+    def __init__(self, source: TrainingBatches, segments: Sequence[_Segment]) -> None:
+        self.source, self.segments = source, segments
+
+    def __len__(self) -> int:
+        return sum(segment.end - segment.first for segment in self.segments)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return chain.from_iterable(self.source.segment(segment) for segment in self.segments)
+
+
+class _Transformed:
+    """Batches after the data's `batch_transform`."""
+
+    def __init__(self, batches: Batches, transform: BatchTransform, device: torch.device) -> None:
+        self.batches, self.transform, self.device = batches, transform, device
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            moved = batch.to(self.device)
+            yield self.transform(_copied(batch) if moved is batch else moved)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is made of numbers, texts, tensors and None, in dicts, lists and tuples."""
+    if type(value) is dict:
+        return all(_is_plain(part) for part in (*value, *value.values()))
+    if type(value) in (list, tuple):
+        return all(map(_is_plain, value))
+    return type(value) in (bool, int, float, str, bytes, type(None), Tensor)
+
+
+def _copied(batch: Batch) -> Batch:
+    """Return a batch whose inputs may be changed in place; the dataset may yield its own tensors."""
+    return replace(batch, inputs=map_tensors(batch.inputs, torch.clone))

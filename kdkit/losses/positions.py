@@ -1,0 +1,181 @@
+"""Apply losses on outputs to every position, such as the pixels of an image or the tokens of a text."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdkit.errors import RecipeError, describe
+from kdkit.losses.base import BuildableLoss, BuildContext, Loss, extra_kwargs_of
+from kdkit.losses.features import Shapes, TensorOrTuple, as_tuple
+
+
+@dataclass(frozen=True, slots=True)
+class PerPosition:
+    """Apply a loss on outputs to the positions that have a label, taking each position as a sample.
+
+    The unit and the reduction are those of `loss`, over (selected positions, classes); 0 if no position is selected. A
+    stage does this by itself for losses of kdkit on outputs; use it for a user-defined loss, or to select others.
+    ignore_index: the label of positions that are left out; None selects all, also those of images without labels.
+    loss: one without weights; it receives the labels of the selected positions if it accepts labels.
+
+    Formula: loss(s[k], t[k]), with k the positions whose label is not `ignore_index`
+    Shapes: logits (N, C, L), (N, C, H, W); labels (N, L), (N, H, W)
+    Source: Liu et al. 2019, "Structured Knowledge Distillation for Semantic Segmentation", arXiv:1903.04197, eq. 1
+    """
+
+    loss: Loss
+    ignore_index: int | None = -100
+
+    def __post_init__(self) -> None:
+        if self.ignore_index is not None and (
+            isinstance(self.ignore_index, bool) or not isinstance(self.ignore_index, int)
+        ):
+            raise RecipeError(
+                f"ignore_index is the integer label of positions to leave out, such as 255, or None; got "
+                f"{self.ignore_index!r}"
+            )
+        _require_loss_of_rows(self.loss, self)
+
+    def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor | None = None) -> Tensor:
+        """Return the loss over the selected positions."""
+        rows = (as_rows(student), as_rows(target))
+        if labels is None or (self.ignore_index is None and not extra_kwargs_of(self.loss)):
+            return self.loss(*rows)
+        if labels.shape != student.shape[:1] + student.shape[2:]:
+            raise RecipeError(
+                f"PerPosition needs a label for every position of outputs {tuple(student.shape)}; got labels "
+                f"{tuple(labels.shape)}"
+            )
+        labels = labels.flatten()
+        return _loss_of_rows(
+            self.loss, rows, labels, None if self.ignore_index is None else labels != self.ignore_index
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PerToken:
+    """Apply a loss on outputs to the tokens that have a label, taking each token as a sample.
+
+    The unit and the reduction are those of `loss`, over (selected tokens, classes), as in trl; 0 if no token is
+    selected. ignore: the label of tokens that are left out. loss: one without weights; it receives the labels of the
+    selected tokens if it accepts labels.
+
+    Formula: loss(s[k], t[k]), with k the tokens whose label is not `ignore`
+    Shapes: logits (N, tokens, C); labels (N, tokens)
+    Source: public code: trl, GKDTrainer; Agarwal et al. 2024, arXiv:2306.13649
+    """
+
+    loss: Loss
+    ignore: int = -100
+
+    per_position = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.ignore, bool) or not isinstance(self.ignore, int):
+            raise RecipeError(f"ignore is the integer label of tokens to leave out, such as -100; got {self.ignore!r}")
+        _require_loss_of_rows(self.loss, self)
+
+    def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
+        """Return the loss over the selected tokens."""
+        if labels.shape != student.shape[:-1]:
+            raise RecipeError(
+                f"PerToken needs a label for every token, of shape {tuple(student.shape[:-1])}; got "
+                f"{tuple(labels.shape)}"
+            )
+        return _loss_of_rows(self.loss, (student, target), labels, labels != self.ignore)
+
+
+class Masked(nn.Module):
+    """Apply a loss on features to the positions that a mask selects, such as the tokens of padded texts.
+
+    The unit and the reduction are those of `loss`, which takes each selected position as a sample: a token counts once.
+    0 if no position is selected. loss: one without extra keyword arguments; it may have a projector.
+    mask: the key of the mask in inputs that are a mapping, or a function of the inputs that returns it. It is (batch,
+    *positions), and above 0 or True at the positions that count.
+
+    Formula: loss(s[k], t[k]), with k the positions that the mask selects
+    Shapes: features (N, C, L), (N, C, H, W); the positions are those of the mask
+    Source: Sanh et al. 2019, "DistilBERT, a distilled version of BERT", arXiv:1910.01108, and its authors' code
+    """
+
+    extra_kwargs = frozenset({"inputs"})
+
+    def __init__(self, loss: Loss, mask: str | Callable[[Any], Tensor] = "attention_mask") -> None:
+        super().__init__()
+        if isinstance(loss, type) or not callable(loss) or extra_kwargs_of(loss):
+            raise RecipeError(f"Masked takes a loss on features without extra keyword arguments; got {describe(loss)}")
+        if not isinstance(mask, str) and not callable(mask):
+            raise RecipeError(f"mask is a key of the inputs, or a function of them; got {mask!r}")
+        self.loss, self.mask = loss, mask
+
+    def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: nn.Module | None) -> None:
+        """Build the loss for rows of positions."""
+        if isinstance(self.loss, BuildableLoss):
+            rows = [
+                tuple(torch.Size((shape.numel() // shape[1], shape[1])) for shape in shapes)
+                for shapes in (student, target)
+            ]
+            self.loss.build(rows[0], rows[1], context, teacher)
+
+    def forward(self, student: TensorOrTuple, target: TensorOrTuple, *, inputs: Any) -> Tensor:
+        """Return the loss over the selected positions. Raises RecipeError if the features have other positions."""
+        mask = self.mask(inputs) if callable(self.mask) else self._entry(inputs)
+        for side in (*as_tuple(student), *as_tuple(target)):
+            if side.shape[:1] + side.shape[2:] != mask.shape:
+                raise RecipeError(
+                    f"Masked compares features of the positions of its mask {tuple(mask.shape)}; got "
+                    f"{tuple(side.shape)}, (batch, channels, *positions)"
+                )
+        selected = (mask > 0).flatten()
+        if not selected.any():
+            return as_tuple(student)[0].sum() * 0.0  # keeps the graph
+
+        def rows(side: TensorOrTuple) -> TensorOrTuple:
+            if isinstance(side, tuple):
+                return tuple(as_rows(tensor)[selected] for tensor in side)
+            return as_rows(side)[selected]
+
+        value: Tensor = self.loss(rows(student), rows(target))
+        return value
+
+    def extra_repr(self) -> str:
+        """Return the loss, for the printed plan of a recipe."""
+        return "" if isinstance(self.loss, nn.Module) else repr(self.loss)
+
+    def _entry(self, inputs: Any) -> Tensor:
+        try:
+            mask: Tensor = inputs[self.mask]
+        except (LookupError, TypeError):
+            keys = ", ".join(map(repr, inputs)) if isinstance(inputs, Mapping) else type(inputs).__name__
+            raise RecipeError(
+                f"the inputs have no mask {self.mask!r}; got {keys}: pass mask=KEY or a function"
+            ) from None
+        return mask
+
+
+def as_rows(outputs: Tensor) -> Tensor:
+    """Return outputs with a row per position, (batch, classes, *positions) -> (batch * positions, classes)."""
+    return outputs.movedim(1, -1).flatten(0, -2)
+
+
+def _loss_of_rows(loss: Loss, sides: tuple[Tensor, Tensor], labels: Tensor, selected: Tensor | None) -> Tensor:
+    """Return the loss of the selected rows. sides: student and target, (..., classes). labels: (...)."""
+    student, target = sides
+    if selected is not None:
+        if not selected.any():
+            return student.sum() * 0.0  # keeps the graph, so that a backward pass works
+        # indexing by the mask flattens (batch, tokens, classes) to (selected tokens, classes)
+        student, target, labels = student[selected], target[selected], labels[selected]
+    kwargs = {"labels": labels} if extra_kwargs_of(loss) else {}
+    return loss(student, target, **kwargs)
+
+
+def _require_loss_of_rows(loss: Loss, wrapper: object) -> None:
+    is_weightless = callable(loss) and not isinstance(loss, type | BuildableLoss)
+    if not is_weightless or extra_kwargs_of(loss) - {"labels"}:
+        raise RecipeError(
+            f"{type(wrapper).__name__} takes a loss on outputs without weights, ids or progress; got {loss!r}"
+        )

@@ -1,0 +1,135 @@
+"""Find out which dimension of a feature has its channels, from the layers that compute it."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+
+from kdkit.nets.net import Net
+from kdkit.nets.views import Element, default_element
+
+
+class FeatureForm:
+    """The form of the tensor that a tap captures, which is decided once, in the first forward pass.
+
+    layer: describes the tapped module in messages. element: the one that is taken, also by default.
+    channels_last: whether the channels are the last dimension; None until it is decided.
+    doubt: the reason if that is not certain, as a notice of a run; else "".
+    """
+
+    def __init__(self, module: nn.Module, element: Element, channels_last: bool | None) -> None:
+        self.layer = type(module).__name__
+        self.element = element
+        self.channels_last = channels_last
+        self.doubt = ""
+        self.is_decided = False
+        self._modules: tuple[nn.Module, ...] = (module,)  # the tapped one, then those around it, from the inside out
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
+        """A tap on a copied network, such as that of Ema, has the form of the tap on the original."""
+        return self
+
+    def locate(self, module: nn.Module, nets: Sequence[Net[Any]]) -> None:
+        """Note the network that the tapped module is a part of."""
+        self.layer = describe_layer(module, nets)
+        for net in nets:
+            path = path_of(module, net)
+            if path is not None:
+                names = path.split(".") if path else []
+                outer = [".".join(names[:count]) for count in reversed(range(len(names)))]
+                self._modules = (module, *(net.network.get_submodule(name) for name in outer))
+                return
+
+    def decide(self, value: Any, tensor: Tensor) -> None:
+        """Decide the form of `tensor`, (batch, ..., ...), that was taken of `value`, an input or output of the module.
+
+        Channels are as many as a layer in the module has: at the end for linear layers and layer norms, in the second
+        dimension for convolutions and batch norms. If the module has no such layers, as an activation, those around it
+        count. Otherwise channels are second.
+        """
+        self.is_decided = True
+        # A function, or another element than the first, may return anything, such as an attention map.
+        selects_any = callable(self.element) or (isinstance(self.element, int) and self.element != 0)
+        if self.element is None and not isinstance(value, Tensor):
+            self.element = default_element(value)
+        if self.channels_last is not None or tensor.is_nested or tensor.ndim < 3:  # (batch, channels) has one order
+            return
+        last, reason = self._infer(tensor.shape)
+        if selects_any:
+            reason = "its last dimension fits the layers, but element=... may select any tensor" if last else ""
+            last = False
+        self.channels_last = last
+        if reason:
+            self.doubt = (
+                f"the tap on {self.layer} takes {tuple(tensor.shape)} as (batch, channels, ...), which is not certain: "
+                f"{reason}; pass Tap(..., channels_last=True) if the channels are last, or False"
+            )
+
+    def _infer(self, shape: torch.Size) -> tuple[bool, str]:
+        """Return whether the channels are last, and the reason if that is in doubt."""
+        module, is_sequence = self._modules[0], len(shape) == 3
+        if is_sequence and any(getattr(part, "batch_first", True) is False for part in module.modules()):
+            return False, "with batch_first=False, the second dimension is the batch"
+        for around, owner in enumerate(self._modules):
+            second_widths, last_widths = _widths(owner)
+            is_second, is_last = shape[1] in second_widths, shape[-1] in last_widths
+            if is_last and not is_second:
+                # Around the module, widths of unrelated layers count, such as those of a convolutional network's head.
+                if around and second_widths:
+                    return False, "its last dimension fits layers around it, and there are convolutions, too"
+                return True, ""
+            if is_last and is_sequence:
+                return False, "both dimensions fit its layers"
+            if is_second or shape[1] in last_widths:
+                return False, ""
+            if second_widths:  # the channels of convolutions may be concatenated, so their number need not be a width
+                return False, "its last dimension fits its layers" if is_sequence and shape[-1] in second_widths else ""
+        return False, "no layer in it or around it has as many channels" if is_sequence else ""
+
+
+def path_of(module: nn.Module, net: Net[Any]) -> str | None:
+    """Return the path of a module in a network, such as "layer3.0"; None if it is no part of it."""
+    if not isinstance(net.module, nn.Module):
+        return None
+    return next((path for path, part in net.module.named_modules() if part is module), None)
+
+
+def describe_layer(module: nn.Module, nets: Sequence[Net[Any]]) -> str:
+    """Return the type of a module, with its path and the name of the network if it is a part of one of these."""
+    kind = type(module).__name__
+    paths = ((net.name, path_of(module, net)) for net in nets)
+    name, path = next(((name, path) for name, path in paths if path is not None), (None, ""))
+    return " ".join([kind, *([repr(path)] if path else []), *([f"of net {name!r}"] if name is not None else [])])
+
+
+def _widths(module: nn.Module) -> tuple[set[int], set[int]]:
+    """Return the numbers of channels of the layers in a module: of those that have them second, and last."""
+    second: set[int] = set()
+    last: set[int] = set()
+    for part in module.modules():
+        weight = getattr(part, "weight", None)
+        if isinstance(part, _ConvNd):
+            second.update((part.in_channels, part.out_channels))
+        elif isinstance(part, _NormBase):
+            second.add(part.num_features)
+        elif isinstance(part, nn.GroupNorm):
+            second.add(part.num_channels)
+        elif isinstance(part, nn.LayerNorm | nn.RMSNorm):
+            # Variants for maps, such as the LayerNorm2d of timm and torchvision, move the channels and back.
+            widths = second if type(part).__name__.endswith("2d") else last
+            widths.update(part.normalized_shape[-1:] if len(part.normalized_shape) == 1 else ())
+        elif isinstance(part, nn.RNNBase):
+            last.add((part.proj_size or part.hidden_size) * (2 if part.bidirectional else 1))
+        elif isinstance(part, nn.MultiheadAttention):
+            last.add(part.embed_dim)
+        elif isinstance(getattr(part, "out_features", None), int):  # linear layers, also if they pack their weight
+            last.update(
+                width for width in (part.out_features, getattr(part, "in_features", None)) if isinstance(width, int)
+            )
+        elif isinstance(weight, Tensor) and not is_lazy(weight) and weight.ndim == 2:  # embeddings, Conv1D of GPT-2
+            last.update(weight.shape)
+    return second, last

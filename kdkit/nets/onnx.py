@@ -1,0 +1,67 @@
+"""Run a model in ONNX format as a teacher."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdkit.errors import RecipeError, first_line
+
+
+class OnnxModel:
+    """A model in ONNX format, run by onnxruntime: `Net("teacher", OnnxModel("teacher.onnx"))`.
+
+    Positional arguments are its inputs in order, keyword arguments its inputs by name. It returns the output, or a dict
+    by name if there are several, of which `Net(..., element="logits")` takes one. Outputs are on the device of the
+    first input, without gradients.
+
+    path: the file; the weights may be in other files next to it. providers: of onnxruntime, such as
+    ["CUDAExecutionProvider"]; the CPU if None.
+    Raises RecipeError if onnxruntime is missing or cannot load the file, and if the file has a fixed batch size.
+    """
+
+    def __init__(self, path: str | Path, *, providers: Sequence[str] | None = None) -> None:
+        try:
+            import onnxruntime  # late: an optional dependency
+        except ImportError as error:
+            raise RecipeError(f"{path} needs onnxruntime: pip install 'kdkit[onnx]'") from error
+        self.path = Path(path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()  # otherwise each of several jobs would use all cores
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                self.path, options, providers=list(providers or ["CPUExecutionProvider"])
+            )
+        except Exception as error:  # onnxruntime has an exception class for each kind of failure
+            raise RecipeError(f"onnxruntime cannot load {path}: {first_line(error)}") from error
+        self._inputs = [node.name for node in self._session.get_inputs()]
+        self._outputs = [node.name for node in self._session.get_outputs()]
+        for node in self._session.get_inputs():
+            if node.shape and isinstance(node.shape[0], int):  # a name if the size is dynamic
+                raise RecipeError(
+                    f"{path} takes batches of exactly {node.shape[0]} samples for {node.name!r}; export it with a "
+                    "dynamic first dimension: torch.onnx.export(..., dynamic_shapes=...)"
+                )
+
+    def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor | dict[str, Tensor]:
+        """Return the output for a batch, (batch, ...), or a dict of outputs by name."""
+        inputs = {**dict(zip(self._inputs, args, strict=False)), **kwargs}
+        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in inputs.items()}
+        device = next(iter(inputs.values())).device
+        outputs = [torch.from_numpy(array).to(device) for array in self._session.run(self._outputs, arrays)]
+        return outputs[0] if len(outputs) == 1 else dict(zip(self._outputs, outputs, strict=True))
+
+    @cached_property
+    def version(self) -> str:
+        """A digest of the file, and of the files next to it that it names, which may hold its weights."""
+        content = self.path.read_bytes()
+        digest = hashlib.sha256(content)
+        for file in sorted(self.path.parent.iterdir()):
+            if file != self.path and file.is_file() and file.name.encode() in content:
+                with file.open("rb") as stream:
+                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()[:16]

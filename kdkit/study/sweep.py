@@ -1,0 +1,200 @@
+"""Run a recipe with every combination of some options, each with several seeds, and compare the combinations."""
+
+import hashlib
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from kdkit.engine.options import RunOptions
+from kdkit.errors import RecipeError, did_you_mean
+from kdkit.metrics.base import Metric
+from kdkit.recipe.recipe import Recipe, nets_of
+from kdkit.study.study import Study
+from kdkit.study.sweep_results import CellRuns, SweepResults, compare_cells
+from kdkit.study.trial import Trial, TrialResult
+from kdkit.utils.randomness import preserve_rng_state, seed_everything
+from kdkit.utils.validation import is_whole_number, validate_count
+
+_LONGEST_VALUE, _LONGEST_NAME = 40, 150  # letters of a folder name; file systems allow 255 bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One combination of options.
+
+    label: those with several values in the sweep as text, such as "temperature=2, width=8". trials: the name of the
+    trial for each seed.
+    """
+
+    options: Mapping[str, Any]
+    label: str
+    trials: Mapping[int, str]
+
+
+class Sweep:
+    """A study of a recipe over a grid of options and over seeds.
+
+        sweep = kdkit.Sweep(recipe, {"temperature": [2.0, 4.0, 8.0]}, folder="runs/temperatures", seeds=5)
+        for result in sweep.run(jobs=2):
+            print(result.trial.name, result.state)
+        print(sweep.results().verdicts())
+
+    recipe: a function that returns a Recipe. grid: for each swept parameter of `recipe` its values; every combination
+    is a cell. Parameters that are not in the grid keep their defaults. folder: of all runs, as for a Study.
+    seeds: how many, counted from 0, or the seeds themselves. metric: the name of the metric by which cells are
+    compared; the recipe's first one if None. net: the name of the net; the one that is trained last if None.
+
+    Raises RecipeError if `recipe` has no such parameter or needs others, and for values or seeds that are repeated.
+    """
+
+    def __init__(
+        self,
+        recipe: Callable[..., Recipe],
+        grid: Mapping[str, Sequence[Any]],
+        *,
+        folder: str | Path,
+        seeds: int | Sequence[int] = 3,
+        metric: str | None = None,
+        net: str | None = None,
+    ) -> None:
+        self.recipe, self.metric, self.net = recipe, metric, net
+        self.grid = _ordered(recipe, grid)
+        if not isinstance(seeds, Sequence):
+            validate_count("seeds", seeds)
+            seeds = range(seeds)
+        if not seeds or not all(is_whole_number(seed) and seed >= 0 for seed in seeds) or len({*seeds}) < len(seeds):
+            raise RecipeError(f"seeds must be different integers of at least 0, one or more; got {seeds!r}")
+        self.seeds = tuple(seeds)
+        self.cells = tuple(
+            self._cell(dict(zip(self.grid, values, strict=True))) for values in product(*self.grid.values())
+        )
+        # Seed by seed, so that a sweep that is stopped has some runs of every cell.
+        trials = [
+            Trial(name=cell.trials[seed], recipe=recipe, options=cell.options, seed=seed)
+            for seed in self.seeds
+            for cell in self.cells
+        ]
+        self.study = Study(folder, trials)
+        self._failed: set[str] = set()  # trials that failed in the last call of `run`
+
+    def run(
+        self, options: RunOptions | None = None, *, callbacks: Sequence[object] = (), jobs: int = 1
+    ) -> Iterator[TrialResult]:
+        """Run the trials that are not finished, and yield the result of each, as `Study.run` does.
+
+        Raises RecipeError at once if the recipe has no metric or no net of the names that this sweep compares.
+        """
+        _ = self._compared  # raises for a wrong name before hours of training
+        self._failed.clear()
+        for result in self.study.run(options, callbacks=callbacks, jobs=jobs):
+            if result.error is not None:
+                self._failed.add(result.trial.name)
+            yield result
+
+    def results(self) -> SweepResults:
+        """Return the metrics of all finished runs by cell, and how the best cell differs from the others.
+
+        Raises RecipeError if no run is finished, or if the runs have no such net or metric.
+        """
+        finished = [
+            CellRuns(cell.label, cell.options, {seed: name for seed, name in cell.trials.items() if self._has(name)})
+            for cell in self.cells
+        ]
+        if not any(cell.trials for cell in finished):
+            raise RecipeError(f"no run in {self.study.folder} is finished, so there is nothing to compare")
+        assert self._compared is not None  # a run finished, so recipe() returns
+        metric, student = self._compared
+        return compare_cells(self.study, finished, metric, net=self.net, student=student)
+
+    def _has(self, name: str) -> bool:
+        return self.study.finished(name) and name not in self._failed
+
+    @cached_property
+    def _compared(self) -> tuple[Metric, str] | None:
+        """The metric that is compared and the net that is trained last; None if recipe() fails for every cell."""
+        for cell in self.cells:
+            try:
+                with preserve_rng_state():
+                    seed_everything(self.seeds[0])  # recipe() is called with the random numbers of a run
+                    recipe = self.recipe(**cell.options)
+                metrics = {metric.name: metric for metric in recipe.metrics}
+                student = list(recipe.stages[-1].objectives)[-1].name
+            except Exception:  # user code may raise anything; the trial of this cell will report it
+                continue
+            name = self.metric if self.metric is not None else next(iter(metrics))
+            if name not in metrics:
+                raise RecipeError(f"the recipe has no metric {name!r}; {did_you_mean(name, metrics)}")
+            names = [net.name for net in nets_of(recipe.stages)]
+            if self.net is not None and self.net not in names:
+                raise RecipeError(f"the recipe has no net {self.net!r}; {did_you_mean(self.net, names)}")
+            return metrics[name], student
+        return None
+
+    def _cell(self, options: Mapping[str, Any]) -> Cell:
+        varied = {name: value for name, value in options.items() if len(self.grid[name]) > 1} or options
+        label = ", ".join(f"{name}={_text(value)}" for name, value in varied.items())
+        trials = {seed: _trial_name(options, seed) for seed in self.seeds}
+        return Cell(options=options, label=label or "defaults", trials=trials)
+
+
+def _ordered(recipe: Callable[..., Recipe], grid: Mapping[str, Sequence[Any]]) -> dict[str, tuple[Any, ...]]:
+    """Return the grid in the order of the parameters of `recipe`. Raises RecipeError if the two do not fit."""
+    parameters = inspect.signature(recipe).parameters.values()
+    named = {item.name: item for item in parameters if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)}
+    takes_any = any(item.kind is item.VAR_KEYWORD for item in parameters)
+    for name, values in grid.items():
+        if name not in named and not takes_any:
+            raise RecipeError(f"recipe() has no parameter {name!r} to sweep; {did_you_mean(name, named)}")
+        _validate_values(name, values)
+    for name, item in named.items():
+        if item.default is item.empty and name not in grid:
+            raise RecipeError(f"recipe() needs a value of {name!r}; add it to the grid, with one value if it is fixed")
+    # Not the order of the caller, so that the names of trials do not depend on it.
+    names = [name for name in named if name in grid]
+    return {name: tuple(grid[name]) for name in (*names, *(name for name in grid if name not in named))}
+
+
+def _validate_values(name: str, values: Sequence[Any]) -> None:
+    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+        raise RecipeError(f"the grid has a list of values for each parameter, at least one; got {name}={values!r}")
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise RecipeError(f"the grid has {name}={value!r} twice; leave one out")
+        if re.search(r" at 0x[0-9a-fA-F]+", str(value)):
+            raise RecipeError(
+                f"the grid has {name}={value!r}, whose text has a memory address, so that a later run would not "
+                "recognize it; sweep a name or a number, and create the object in recipe()"
+            )
+
+
+def _trial_name(options: Mapping[str, Any], seed: int) -> str:
+    """Return the name of a trial, and so of its folder, such as "temperature=0.5,seed=0"."""
+    name = ",".join(f"{option}={_value_name(value)}" for option, value in options.items())
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[:_LONGEST_NAME]}-{_digest(name)}"
+    return ",".join(filter(None, [name, f"seed={seed}"]))
+
+
+def _value_name(value: Any) -> str:
+    """Return a value as a part of a folder name; a digest tells long values, and those with other letters, apart."""
+    text = _text(value)
+    if len(text) <= _LONGEST_VALUE and re.fullmatch(r"[\w+-]+(\.[\w+-]+)*", text, re.ASCII):
+        return text
+    # Replacing letters could make two values equal.
+    legal = re.sub(r"[^\w+-]", "_", text, flags=re.ASCII)
+    return f"{legal[:_LONGEST_VALUE]}-{_digest(text)}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return "_".join(map(_text, value))
+    return f"{value:.0f}" if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else str(value)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

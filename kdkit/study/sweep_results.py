@@ -1,0 +1,284 @@
+"""The results of a sweep: metrics by cell, the best cell, and whether it can be distinguished from the others."""
+
+import csv
+import io
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from kdkit.engine.storage.run_folder import read_reported
+from kdkit.errors import DataError, RecipeError, did_you_mean, first_line
+from kdkit.metrics.base import Metric, is_better, lower_is_better
+from kdkit.metrics.bootstrap import without_interval
+from kdkit.metrics.paired import Difference, SplitPredictions, Verdict, paired_bootstrap, paired_t_interval
+from kdkit.study.study import Study
+from kdkit.utils.files import to_json, write
+
+_LEVEL = 0.95  # of all comparisons together
+_RELATIONS = {"better": "better than", "worse": "worse than", "not distinguishable": "not distinguishable from"}
+_RESAMPLES = 2000  # enough for the tails of the levels of about twenty comparisons
+
+
+class Spread(NamedTuple):
+    """A metric over seeds: its mean, and its sample standard deviation, NaN for a single seed."""
+
+    mean: float
+    sd: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """The metric of the best cell minus that of another cell, on the reported split.
+
+    seeds: the mean difference over the seeds that both have, with Student's t interval; None for fewer than two.
+    samples: the same with a paired bootstrap interval over the samples of the split.
+    note: why one of them is missing, or "".
+    """
+
+    seeds: Difference | None
+    samples: Difference | None
+    note: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the best cell is better than the other one; undecided unless seeds and samples agree."""
+        verdicts = {difference.verdict for difference in (self.seeds, self.samples) if difference is not None}
+        return verdicts.pop() if len(verdicts) == 1 else "not distinguishable"
+
+    @property
+    def figures(self) -> str:
+        """The differences with their intervals, and the note."""
+        parts = []
+        for unit, difference in (("seeds", self.seeds), ("samples", self.samples)):
+            if difference is not None:
+                low, high = difference.interval
+                parts.append(f"{difference.value:+.4f} ({low:+.4f} to {high:+.4f}) over {difference.pairs} {unit}")
+        return "; ".join(filter(None, [", ".join(parts), self.note]))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the comparison as values for JSON."""
+        differences = {
+            name: None if value is None else {"value": value.value, "interval": value.interval, "pairs": value.pairs}
+            for name, value in (("seeds", self.seeds), ("samples", self.samples))
+        }
+        return {"verdict": self.verdict, **differences, "note": self.note}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellResults:
+    """The finished runs of one combination of options.
+
+    metrics: of the net on the reported split, by metric and seed. validation: the compared metric on the validation
+    split, by seed. comparison: of the best cell with this one; None for the best cell and for one without a run.
+    """
+
+    label: str
+    options: Mapping[str, Any]
+    metrics: Mapping[str, Mapping[int, float]]
+    validation: Mapping[int, float]
+    comparison: Comparison | None = None
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds with a finished run."""
+        return tuple(self.validation)
+
+    def spread(self, metric: str) -> Spread:
+        """Return the mean and standard deviation of a metric over seeds; NaN if there is no finished run."""
+        return spread(self.metrics.get(metric, {}).values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepResults:
+    """The table of a sweep.
+
+    metric: the name of the compared metric. best: the index of the cell with the best mean of it on the validation
+    split. reported_on: the split of the metrics, "test", or "validation" if the data has no test split.
+    level: of each interval; all of them contain their differences together with 95 % confidence (Bonferroni).
+    """
+
+    cells: tuple[CellResults, ...]
+    metric: str
+    best: int
+    reported_on: str
+    level: float
+
+    def verdicts(self) -> list[str]:
+        """Return a sentence for the best cell, and one for each comparison of it with another cell."""
+        best = self.cells[self.best].label
+        sentences = [
+            f"{best} is {_RELATIONS[cell.comparison.verdict]} {cell.label}: {self.metric} {cell.comparison.figures}"
+            for cell in self.cells
+            if cell.comparison is not None
+        ]
+        return [f"{best} is the best on the validation split", *sentences]
+
+    def notes(self) -> list[str]:
+        """Return what a reader of the comparisons has to know."""
+        comparisons = [cell.comparison for cell in self.cells if cell.comparison is not None]
+        notes = dict.fromkeys(comparison.note for comparison in comparisons if comparison.note)
+        if len(comparisons) > 1:
+            notes[f"all intervals together hold with {_LEVEL:.0%} confidence (Bonferroni)"] = None
+        if comparisons and self.reported_on == "validation":
+            # The best of several is too good on the samples that it was chosen on.
+            notes["there is no test split: the best was chosen on the samples on which it is compared"] = None
+        return list(notes)
+
+    def as_json(self) -> str:
+        """Return everything as JSON, with null for numbers that are undefined."""
+        cells = [
+            {
+                "options": {
+                    name: value if isinstance(value, bool | int | float | str | None) else str(value)
+                    for name, value in cell.options.items()
+                },
+                "seeds": list(cell.seeds),
+                "metrics": {
+                    name: {
+                        **cell.spread(name)._asdict(),
+                        "by_seed": {str(seed): value for seed, value in values.items()},
+                    }
+                    for name, values in cell.metrics.items()
+                },
+                "validation": {self.metric: {str(seed): value for seed, value in cell.validation.items()}},
+                "best_minus_this": None if cell.comparison is None else cell.comparison.as_dict(),
+            }
+            for cell in self.cells
+        ]
+        return to_json(
+            {
+                "metric": self.metric,
+                "reported_on": self.reported_on,
+                "best": cells[self.best]["options"],
+                "level": self.level,
+                "cells": cells,
+            },
+            indent=2,
+        )
+
+    def as_csv(self) -> str:
+        """Return a row for each finished run: its options, its seed, and its metrics."""
+        options = list(dict.fromkeys(name for cell in self.cells for name in cell.options))
+        metrics = list(dict.fromkeys(name for cell in self.cells for name in cell.metrics))
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([*options, "seed", f"validation_{self.metric}", *metrics])
+        for cell in self.cells:
+            for seed in cell.seeds:
+                values = [cell.metrics.get(name, {}).get(seed, "") for name in metrics]
+                writer.writerow([*cell.options.values(), seed, cell.validation[seed], *values])
+        return text.getvalue()
+
+    def save(self, folder: Path) -> None:
+        """Write results.json and results.csv to a folder."""
+        write(folder / "results.json", self.as_json())
+        write(folder / "results.csv", self.as_csv())
+
+
+class CellRuns(NamedTuple):
+    """A cell before its files are read. trials: the names of its finished trials by seed."""
+
+    label: str
+    options: Mapping[str, Any]
+    trials: Mapping[int, str]
+
+
+def compare_cells(
+    study: Study, cells: Sequence[CellRuns], metric: Metric, *, net: str | None, student: str
+) -> SweepResults:
+    """Read the finished trials of all cells, find the best cell, and compare it with the others.
+
+    net: whose metrics are compared; if None, the one named `student`, or in a cell whose recipe names it otherwise,
+    the last one with metrics. Raises RecipeError if a run has no such net or metric.
+    """
+    metric = without_interval(metric)
+    runs = [{seed: _Run(study, name, net, student) for seed, name in cell.trials.items()} for cell in cells]
+    results = [
+        CellResults(
+            label=cell.label,
+            options=cell.options,
+            metrics={
+                name: {seed: run.metrics[name] for seed, run in cell_runs.items() if name in run.metrics}
+                for name in dict.fromkeys(name for run in cell_runs.values() for name in run.metrics)
+            },
+            validation={seed: run.on_validation(metric) for seed, run in cell_runs.items()},
+        )
+        for cell, cell_runs in zip(cells, runs, strict=True)
+    ]
+    best = 0
+    for index, cell in enumerate(results):
+        if is_better(metric, spread(cell.validation.values()).mean, spread(results[best].validation.values()).mean):
+            best = index
+    compared = [index for index, cell in enumerate(results) if index != best and cell.validation]
+    level = 1 - (1 - _LEVEL) / max(1, len(compared))  # Bonferroni's correction
+    for index in compared:
+        comparison = _compare(runs[best], runs[index], metric, level)
+        results[index] = replace(results[index], comparison=comparison)
+    has_test = next(run.has_test for cell_runs in runs for run in cell_runs.values())
+    return SweepResults(
+        cells=tuple(results),
+        metric=metric.name,
+        best=best,
+        reported_on="test" if has_test else "validation",
+        level=level,
+    )
+
+
+class _Run:
+    """A finished trial, and the net in it that is compared. Predictions are read when they are needed."""
+
+    def __init__(self, study: Study, trial: str, net: str | None, student: str) -> None:
+        metrics = study.metrics(trial)
+        if net is None:
+            net = student if student in metrics else next(reversed(metrics), student)
+        if net not in metrics:
+            raise RecipeError(f"run {study.path(trial)} has no metrics of net {net!r}; {did_you_mean(net, metrics)}")
+        self.study, self.trial, self.net = study, trial, net
+        self.metrics = {name: result.value for name, result in metrics[net].items()}
+
+    @property
+    def has_test(self) -> bool:
+        """Whether the data has a test split."""
+        return read_reported(self.study.path(self.trial), self.net).test is not None
+
+    def predictions(self) -> SplitPredictions:
+        """Return the predictions of the net."""
+        return self.study.predictions(self.trial, self.net)
+
+    def on_validation(self, metric: Metric) -> float:
+        """Return the metric on the validation split, by which cells are chosen without a look at the test split."""
+        if metric.name not in self.metrics:  # the metrics of a recipe may depend on its options
+            return math.nan
+        validation = self.predictions().validation
+        return float(metric.fit(validation).compute(validation).value)
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Return the mean and the standard deviation of values; NaN if there are too few."""
+    numbers = list(values)
+    return Spread(fmean(numbers) if numbers else math.nan, stdev(numbers) if len(numbers) > 1 else math.nan)
+
+
+def _compare(best: Mapping[int, _Run], cell: Mapping[int, _Run], metric: Metric, level: float) -> Comparison:
+    """Compare two cells over the seeds that both have."""
+    seeds = [seed for seed in best if seed in cell]
+    over_seeds, over_samples, notes = None, None, []
+    values = [
+        dict[Hashable, float]({seed: runs[seed].metrics.get(metric.name, math.nan) for seed in seeds})
+        for runs in (best, cell)
+    ]
+    try:
+        over_seeds = paired_t_interval(*values, level=level, lower_is_better=lower_is_better(metric))
+    except DataError as error:  # a single seed, or a metric that is undefined
+        notes.append(first_line(error))
+    try:
+        predictions = [[runs[seed].predictions() for seed in seeds] for runs in (best, cell)]
+        over_samples = paired_bootstrap(metric, *predictions, resamples=_RESAMPLES, level=level)
+    except DataError as error:  # options may change the data, so that samples cannot be paired
+        notes.append(first_line(error))
+    except Exception as error:  # a user-defined metric may fail for a resample, such as one without positives
+        notes.append(f"{metric.name} fails for a resample ({type(error).__name__}: {first_line(error)})")
+    return Comparison(seeds=over_seeds, samples=over_samples, note="; ".join(notes))

@@ -1,0 +1,552 @@
+"""Batches of every form: samplers, padded texts, changes of whole batches such as mixup, and weights of samples."""
+
+from collections import namedtuple
+from dataclasses import dataclass
+
+import pytest
+import torch
+import transformers
+from timm.data import Mixup
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset, WeightedRandomSampler
+from torchvision.transforms import v2
+
+import kdkit
+from kdkit import DataError, Distiller, Match, Net, Past, Recipe, Stage, TorchData, Training, Truth
+from kdkit.errors import CheckError
+from kdkit.losses import CRD, DKD, IgnoreUnknown, SampleWeighted, SoftTargets
+from tests.helpers.tiny import Mlp
+
+CLASSES = ("a", "b", "c")
+IMAGES = torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(24) % 3
+IMAGE_DATA = TensorDataset(IMAGES, LABELS)
+
+
+def image_net(name, **options):
+    torch.manual_seed(3)
+    return Net(name, nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.ReLU(), nn.Linear(6, 3)), **options)
+
+
+def image_recipe(train=IMAGE_DATA, objective=None, *, training=None, **options):
+    teacher, student = image_net("teacher", trained=True), image_net("student")
+    if objective is None:
+        objective = 0.5 * Truth(nn.CrossEntropyLoss()) + 0.5 * Match(teacher, SoftTargets())
+    data = TorchData(train, IMAGE_DATA, classes=CLASSES, **options)
+    stage = Stage({student: objective}, Training(**{"epochs": 2, "batch_size": 8, **(training or {})}))
+    return Recipe(data=data, schedule=[stage])
+
+
+class Listener:
+    """Keeps the notices of a run and of its stages."""
+
+    def __init__(self):
+        self.notices = []
+
+    @kdkit.hookimpl
+    def run_started(self, event):
+        self.notices += event.notices
+
+    @kdkit.hookimpl
+    def stage_started(self, event):
+        self.notices += event.notices
+
+
+# Samplers
+
+
+def labels_of(data):
+    return torch.cat([batch.labels for batch in data.train])
+
+
+def test_a_weighted_sampler_changes_the_balance_of_classes():
+    rare = torch.tensor([0.0, 1.0, 9.0])[LABELS]
+    torch.manual_seed(0)
+    sampler = WeightedRandomSampler(rare, num_samples=300)
+    data = TorchData(DataLoader(IMAGE_DATA, batch_size=16, sampler=sampler), IMAGE_DATA, classes=CLASSES)
+    counts = labels_of(data).bincount(minlength=3)
+    assert counts[0] == 0
+    assert counts[2] > 5 * counts[1] > 0
+    assert len(kdkit.run(image_recipe(DataLoader(IMAGE_DATA, batch_size=16, sampler=sampler))).history["student"]) == 2
+
+
+def test_a_sampler_of_batches_decides_the_batches():
+    class ByClass:
+        """Batches of one class."""
+
+        def __iter__(self):
+            return iter([(label == LABELS).nonzero().flatten().tolist() for label in (2, 0)])
+
+        def __len__(self):
+            return 2
+
+    loader = DataLoader(IMAGE_DATA, batch_sampler=ByClass())
+    data = TorchData(loader, IMAGE_DATA, classes=CLASSES)
+    assert [batch.labels.unique().tolist() for batch in data.train] == [[2], [0]]
+    assert kdkit.run(image_recipe(loader)).history["student"][0]["terms"]["truth"] > 0
+    usual = DataLoader(IMAGE_DATA, batch_sampler=BatchSampler(RandomSampler(IMAGE_DATA), 7, drop_last=False))
+    assert [len(batch) for batch in TorchData(usual, IMAGE_DATA, classes=CLASSES).train] == [7, 7, 7, 3]
+    kdkit.run(image_recipe(usual, training={"accumulate_steps": 2}))
+
+
+# Texts and signals of different lengths
+
+
+class Texts(Dataset):
+    """Token ids of different lengths."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, row):
+        return torch.arange(1, 3 + row % 4), row % 3
+
+
+@dataclass
+class Encoded:
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+
+
+Pair = namedtuple("Pair", "input_ids attention_mask")
+FORMS = {
+    "dict": dict,
+    "BatchEncoding": lambda **columns: transformers.BatchEncoding(columns),
+    "dataclass": Encoded,
+    "namedtuple": Pair,
+}
+
+
+def padded(form, length=None):
+    def collate(pairs):
+        ids = nn.utils.rnn.pad_sequence([ids for ids, _ in pairs], batch_first=True)
+        if length is not None:
+            ids = F.pad(ids, (0, length - ids.shape[1]))
+        return FORMS[form](input_ids=ids, attention_mask=(ids > 0).long()), torch.tensor([label for _, label in pairs])
+
+    return collate
+
+
+class Reader(nn.Module):
+    """The mean over the tokens that are no padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(9, 5), nn.Linear(5, 3)
+
+    def forward(self, input_ids, attention_mask=None):
+        if isinstance(input_ids, Encoded):
+            input_ids, attention_mask = input_ids.input_ids, input_ids.attention_mask
+        mask = attention_mask.unsqueeze(-1)
+        return self.head((self.embed(input_ids) * mask).sum(1) / mask.sum(1))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_padded_texts_are_trained_on_and_predicted_in_any_form(form):
+    def train(form, length=None):
+        loader = DataLoader(Texts(), batch_size=4, collate_fn=padded(form, length))
+        torch.manual_seed(0)
+        teacher, student = Net("teacher", Reader(), trained=True), Net("student", Reader())
+        objective = 0.5 * Truth(nn.CrossEntropyLoss()) + 0.5 * Match(teacher, SoftTargets())
+        listener = Listener()
+        recipe = Recipe(
+            data=TorchData(loader, loader, classes=CLASSES), schedule=[Stage({student: objective}, Training(epochs=2))]
+        )
+        return kdkit.run(recipe, callbacks=[listener]), listener.notices
+
+    result, lines = train(form)
+    expected, _ = train("dict", length=9)  # more padding, which the mask hides
+    for name in ("truth", "teacher/soft_targets"):
+        values = [[epoch["terms"][name] for epoch in run.history["student"]] for run in (result, expected)]
+        assert values[0] == pytest.approx(values[1], rel=1e-5)
+    assert result.metrics["student"]["accuracy"].value == expected.metrics["student"]["accuracy"].value
+    assert any("teacher outputs are not cached: the data comes from a loader" in line for line in lines)
+
+
+def test_samples_that_are_padded_already_are_cached_by_sample(tmp_path):
+    class Padded(Texts):
+        def __getitem__(self, row):
+            ids, label = super().__getitem__(row)
+            ids = F.pad(ids, (0, 9 - len(ids)))
+            return Encoded(ids, (ids > 0).long()), label
+
+    def losses(teacher_cache):
+        torch.manual_seed(0)
+        teacher, student = Net("teacher", Reader(), trained=True), Net("student", Reader())
+        data = TorchData(Padded(), Padded(), classes=CLASSES, draws=1)
+        stage = Stage({student: Match(teacher, SoftTargets())}, Training(epochs=5, batch_size=4))
+        listener = Listener()
+        recipe = Recipe(data=data, schedule=[stage])
+        result = kdkit.run(recipe, out=tmp_path / teacher_cache, teacher_cache=teacher_cache, callbacks=[listener])
+        assert not any("not cached" in line for line in listener.notices)
+        return [epoch["terms"] for epoch in result.history["student"]]
+
+    assert losses("auto") == losses("off")
+
+
+def test_texts_collated_by_transformers_have_their_labels_under_a_key():
+    vocabulary = {word: index for index, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"))}
+    tokenizer = transformers.BertTokenizerFast(vocab=vocabulary)
+    rows = [{**tokenizer(" ".join("ab"[: 1 + row % 2] * (1 + row))), "labels": row % 3} for row in range(12)]
+    collate = transformers.DataCollatorWithPadding(tokenizer)
+    loader = DataLoader(rows, batch_size=4, collate_fn=collate)
+    config = transformers.BertConfig(
+        vocab_size=7, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, num_labels=3
+    )
+    torch.manual_seed(0)
+    nets = [transformers.BertForSequenceClassification(config) for _ in range(2)]
+    teacher, student = Net("teacher", nets[0], element="logits", trained=True), Net("s", nets[1], element="logits")
+    result = kdkit.distill(teacher, student, loader, loader, epochs=2)
+    assert 0 <= result.metrics["s"]["accuracy"].value <= 1
+    first = next(iter(TorchData(loader, loader, classes=CLASSES).train))
+    assert isinstance(first.inputs, transformers.BatchEncoding)
+    assert "labels" not in first.inputs
+
+
+def test_a_column_that_the_network_does_not_take_is_named():
+    rows = [{"input": image, "label": label, "path": f"{row}.png"} for row, (image, label) in enumerate(IMAGE_DATA)]
+    with pytest.raises(DataError, match=r"could not be counted instead: net 'student' fails .* 'path'"):
+        kdkit.distill(image_net("teacher", trained=True), image_net("student"), rows, rows)
+
+
+@pytest.mark.parametrize("wrap", [lambda data: data, lambda data: DataLoader(data, batch_size=4)])
+def test_arrays_and_lists_of_different_lengths_name_the_remedy(wrap):
+    class Signals(Dataset):
+        def __init__(self, make):
+            self.make = make
+
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, row):
+            return self.make(row), row % 3
+
+    arrays = Signals(lambda row: torch.zeros(2 + row).numpy())
+    tuples = Signals(lambda row: tuple(range(2 + row)))
+    for data, words in ((arrays, "different shapes"), (tuples, "different lengths")):
+        with pytest.raises(DataError, match=f"samples of the train data have {words}.*collate_fn=") as error:
+            kdkit.run(image_recipe(wrap(data)))
+        assert "Subset" not in str(error.value)
+
+
+# Changes of whole batches
+
+MIXES = {
+    "torchvision's MixUp": lambda: v2.MixUp(num_classes=3),
+    "torchvision's CutMix": lambda: v2.CutMix(num_classes=3),
+    "timm's Mixup": lambda: Mixup(num_classes=3, cutmix_alpha=1.0),
+}
+
+
+@pytest.mark.parametrize("wrap", [lambda data: data, lambda data: DataLoader(data, batch_size=8)])
+@pytest.mark.parametrize("name", MIXES)
+def test_mixed_batches_are_the_same_for_teacher_and_student_and_validation_has_indices(name, wrap):
+    recipe = image_recipe(wrap(IMAGE_DATA), batch_transform=MIXES[name]())
+    teacher, student = recipe.stages[0].teachers, list(recipe.stages[0].objectives)
+    seen = {"teacher": [], "student": []}
+    for net in (*teacher, *student):
+        net.module.register_forward_pre_hook(
+            lambda module, args, name=net.name: seen[name].append(args[0].clone()) if args[0].shape[0] == 8 else None
+        )
+    listener = Listener()
+    result = kdkit.run(recipe, callbacks=[listener])
+    batches = len(seen["student"])
+    assert batches >= 6  # of two epochs, and validation
+    # The teacher saw each training batch right before the student, mixed alike.
+    matched = [
+        any(torch.equal(inputs, batch) for batch in seen["student"])
+        and not any((inputs[0] == image).all() for image in IMAGES)
+        for inputs in seen["teacher"]
+    ]
+    assert sum(matched) >= 4
+    assert torch.equal(IMAGES, IMAGE_DATA.tensors[0])
+    assert result.metrics["student"]["accuracy"].value >= 0
+    if wrap(IMAGE_DATA) is IMAGE_DATA:
+        assert any("not cached: batch_transform changes every batch as a whole" in line for line in listener.notices)
+
+
+def test_the_teacher_cache_is_used_without_a_batch_transform_and_not_with_one(tmp_path):
+    kdkit.run(image_recipe(), teacher_cache=tmp_path / "plain")
+    assert list((tmp_path / "plain").iterdir())
+    kdkit.run(image_recipe(batch_transform=v2.MixUp(num_classes=3)), teacher_cache=tmp_path / "mixed")
+    assert not (tmp_path / "mixed").exists()
+
+
+def test_the_loss_of_mixed_labels_is_that_of_soft_labels_computed_by_hand():
+    def swap(inputs, labels):
+        return 0.75 * inputs + 0.25 * inputs.flip(0), 0.75 * F.one_hot(labels, 3) + 0.25 * F.one_hot(labels.flip(0), 3)
+
+    few = TensorDataset(IMAGES[:4], LABELS[:4])
+    student = image_net("student")
+    inputs, labels = swap(IMAGES[:4], LABELS[:4])
+    expected = F.cross_entropy(student.network(inputs), labels).item()
+    data = TorchData(DataLoader(few, batch_size=4), few, classes=CLASSES, batch_transform=swap)
+    stage = Stage({student: Truth(nn.CrossEntropyLoss())}, Training(epochs=1))
+    history = kdkit.run(Recipe(data=data, schedule=[stage])).history["student"]
+    assert history[0]["terms"]["truth"] == pytest.approx(expected, rel=1e-6)
+
+
+class Stop(BaseException):
+    """Ends a run as a kill does."""
+
+
+class Killer:
+    @kdkit.hookimpl
+    def step_ended(self, event):
+        if event.epoch == 2:
+            raise Stop
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_a_run_with_mixed_batches_resumes_to_the_same_bits(name, tmp_path):
+    def make():
+        return image_recipe(batch_transform=MIXES[name](), training={"epochs": 4})
+
+    with pytest.raises(Stop):
+        kdkit.run(make, out=tmp_path / "cut", callbacks=[Killer()])
+    resumed = kdkit.run(make, out=tmp_path / "cut", resume=True)
+    whole = kdkit.run(make, out=tmp_path / "whole")
+    terms = [[epoch["terms"] for epoch in run.history["student"]] for run in (resumed, whole)]
+    assert terms[0] == terms[1]
+
+
+def test_a_transform_that_changes_its_inputs_in_place_leaves_the_data_as_it_is():
+    batch = (IMAGES.clone(), LABELS)
+
+    class Whole(Dataset):
+        """One batch, which is a tensor of the dataset itself."""
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, row):
+            return batch
+
+    def halve(inputs, labels):
+        return inputs.mul_(0.5), labels
+
+    kdkit.run(image_recipe(DataLoader(Whole(), batch_size=None), batch_transform=halve))
+    assert torch.equal(batch[0], IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (
+            Mixup(num_classes=3),
+            r"batch_transform fails for a batch of 3 samples: AssertionError: Batch size .*drop_last",
+        ),
+        (v2.MixUp(num_classes=7), r"labels of shape \(4, 7\), and there are 3 classes; .* num_classes=3"),
+        (v2.MixUp(), r"batch_transform fails for a batch of 4 samples: ValueError: num_classes must be passed"),
+        (lambda inputs, labels: inputs, r"batch_transform must return \(inputs, labels\); it returns a Tensor"),
+    ],
+)
+def test_a_transform_that_does_not_fit_is_a_problem_before_training(transform, message):
+    train = TensorDataset(IMAGES[:11], LABELS[:11])
+    with pytest.raises(CheckError, match=message):
+        kdkit.run(image_recipe(train, batch_transform=transform))
+
+
+def test_losses_that_need_one_class_per_sample_are_refused_for_mixed_labels():
+    teacher = image_net("teacher", trained=True)
+    recipe = image_recipe(objective=Match(teacher, DKD()), batch_transform=v2.MixUp(num_classes=3))
+    (problem,) = kdkit.check(recipe).problems
+    assert "DKD needs one class per sample, and the labels are soft" in problem
+    assert "no batch_transform that mixes them" in problem
+
+
+@pytest.mark.parametrize(
+    "make", [lambda teacher, student: Match(teacher, CRD()), lambda teacher, student: Past(student)]
+)
+def test_losses_and_teachers_that_look_samples_up_are_refused_for_mixed_samples(make):
+    teacher, student = image_net("teacher", trained=True), image_net("student")
+    term = make(teacher, student)
+    objective = term if isinstance(term, Match) else Truth(nn.CrossEntropyLoss()) + Match(term, SoftTargets())
+    data = TorchData(IMAGE_DATA, IMAGE_DATA, classes=CLASSES, batch_transform=v2.MixUp(num_classes=3))
+    plan = kdkit.check(Recipe(data=data, schedule=[Stage({student: objective}, Training(epochs=1))]))
+    assert any("sample ids" in problem and "batch_transform" in problem for problem in plan.problems), plan.problems
+
+
+def test_a_batch_transform_is_a_function():
+    with pytest.raises(DataError, match="batch_transform is a function of inputs and labels; got 'mixup'"):
+        TorchData(IMAGE_DATA, IMAGE_DATA, batch_transform="mixup")
+
+
+def test_distill_takes_a_batch_transform_and_the_fingerprint_of_the_data_changes():
+    student, teacher = image_net("student"), image_net("teacher", trained=True)
+    result = kdkit.distill(teacher, student, IMAGE_DATA, IMAGE_DATA, batch_transform=v2.MixUp(num_classes=3), epochs=1)
+    assert result.history["student"][0]["terms"]["truth"] > 0
+    mixed, plain = (TorchData(IMAGE_DATA, IMAGE_DATA, batch_transform=mix) for mix in (v2.MixUp(num_classes=3), None))
+    assert mixed.fingerprint != plain.fingerprint
+
+
+def test_a_data_set_of_user_code_has_a_batch_transform_too():
+    recipe = image_recipe()
+    recipe.data.batch_transform = lambda inputs, labels: (inputs * 0, labels)
+    student = next(iter(recipe.stages[0].objectives))
+    before = student.network[1].weight.clone()
+    kdkit.run(recipe)
+    assert torch.equal(student.network[1].weight, before)  # inputs of 0 have no gradient for the first layer
+
+
+# Weights of samples
+
+WEIGHTS = torch.rand(24, generator=torch.Generator().manual_seed(1))
+
+
+def weighted_data(weights=WEIGHTS, inputs=IMAGES, labels=LABELS, wrap=lambda data: data):
+    return wrap(TensorDataset(inputs, labels, weights))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda data: DataLoader(data, batch_size=24),
+        lambda data: data,
+        lambda data: [(inputs, label, float(weight)) for inputs, label, weight in data],
+        lambda data: [{"x": inputs, "y": label, "w": weight} for inputs, label, weight in data],
+    ],
+    ids=["loader", "tensors", "list", "mappings"],
+)
+def test_the_loss_is_the_weighted_mean_over_samples(wrap):
+    train = wrap(weighted_data())
+    student = image_net("student")
+    losses = F.cross_entropy(student.network(IMAGES), LABELS, reduction="none")
+    expected = ((WEIGHTS * losses).sum() / WEIGHTS.sum()).item()
+    data = TorchData(train, IMAGE_DATA, classes=CLASSES, weights="w")
+    stage = Stage({student: Truth(SampleWeighted(nn.CrossEntropyLoss()))}, Training(epochs=1, batch_size=24))
+    history = kdkit.run(Recipe(data=data, schedule=[stage])).history["student"]
+    assert history[0]["terms"]["truth"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_distill_weighs_samples_that_have_weights():
+    student, teacher = image_net("student"), image_net("teacher", trained=True)
+    losses = F.cross_entropy(student.network(IMAGES), LABELS, reduction="none")
+    expected = ((WEIGHTS * losses).sum() / WEIGHTS.sum()).item()
+    training = Training(epochs=1, batch_size=24)
+    result = kdkit.distill(teacher, student, weighted_data(), IMAGE_DATA, training=training)
+    assert result.history["student"][0]["terms"]["truth"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_distiller_weighs_samples():
+    student = image_net("student")
+    objective = Truth(SampleWeighted(nn.CrossEntropyLoss()))
+    losses = F.cross_entropy(student.network(IMAGES), LABELS, reduction="none")
+    with Distiller(student, objective, (IMAGES[:4], LABELS[:4], WEIGHTS[:4])) as distiller:
+        loss = distiller(IMAGES, LABELS, sample_weights=WEIGHTS).loss
+        torch.testing.assert_close(loss, (WEIGHTS * losses).sum() / WEIGHTS.sum())
+        with pytest.raises(kdkit.RecipeError, match="needs the weights of the samples, and a batch has none"):
+            distiller(IMAGES, LABELS)
+    with pytest.raises(CheckError, match="it needs sample weights, and this data has none"):
+        Distiller(student, objective, (IMAGES[:4], LABELS[:4]))
+
+
+def test_a_loss_on_labels_that_does_not_use_the_weights_of_the_data_is_refused():
+    plan = kdkit.check(image_recipe(weighted_data(), Truth(nn.CrossEntropyLoss())))
+    assert any("CrossEntropyLoss does not use them; wrap it: kdkit.losses.SampleWeighted" in p for p in plan.problems)
+    plan = kdkit.check(image_recipe(IMAGE_DATA, Truth(SampleWeighted(nn.CrossEntropyLoss()))))
+    assert any("it needs sample weights, and this data has none" in problem for problem in plan.problems)
+    teacher = image_net("teacher", trained=True)
+    assert not kdkit.check(image_recipe(weighted_data(), Match(teacher, SoftTargets()))).problems
+
+
+def test_a_loss_of_user_code_gets_the_weights_by_the_name_of_its_argument():
+    def loss(student, labels, sample_weights):
+        return (F.cross_entropy(student, labels, reduction="none") * sample_weights).mean()
+
+    assert kdkit.run(image_recipe(weighted_data(), Truth(loss))).history["student"][0]["terms"]["truth"] > 0
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (torch.ones(24, dtype=torch.int64), r"third element is int64 of shape \(1,\); expected the weight of each"),
+        (torch.ones(24, 2), r"third element is float32 of shape \(1, 2\)"),
+        (-torch.ones(24), r"third element has -1.0; expected the weight of each sample, a float of at least 0"),
+        (torch.full((24,), torch.nan), "third element has nan"),
+    ],
+)
+def test_a_third_element_that_is_no_weight_is_refused(weights, message):
+    with pytest.raises(DataError, match=message):
+        TorchData(weighted_data(weights), IMAGE_DATA)
+
+
+def test_weights_and_mixed_batches_exclude_each_other():
+    with pytest.raises(DataError, match="batch_transform may mix samples, and the weights of samples would stay"):
+        TorchData(weighted_data(), IMAGE_DATA, batch_transform=v2.MixUp(num_classes=3))
+
+
+def test_weights_follow_their_samples_if_classes_are_aligned():
+    student = Net("student", Mlp(outputs=2, features=192), classes=("c", "a"))
+    inputs = IMAGES.flatten(1)
+    data = TorchData(
+        DataLoader(TensorDataset(inputs, LABELS, WEIGHTS), batch_size=24),
+        TensorDataset(inputs, LABELS),
+        classes=CLASSES,
+    )
+    rows = LABELS != 1
+    student.network.train()
+    outputs = student.network(inputs)[rows]
+    losses = F.cross_entropy(outputs, (LABELS[rows] == 0).long(), reduction="none")
+    expected = ((WEIGHTS[rows] * losses).sum() / WEIGHTS[rows].sum()).item()
+    stage = Stage({student: Truth(SampleWeighted(nn.CrossEntropyLoss()))}, Training(epochs=1))
+    history = kdkit.run(Recipe(data=data, schedule=[stage])).history["student"]
+    assert history[0]["terms"]["truth"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_unknown_labels_and_weights_go_together():
+    labels = F.one_hot(LABELS, 3).float()
+    labels[::4, 1] = -1
+    student, teacher = image_net("student"), image_net("teacher", trained=True)
+    known = labels != -1
+    losses = F.binary_cross_entropy_with_logits(student.network(IMAGES), labels.clamp(min=0), reduction="none")
+    expected = (WEIGHTS[:, None] * losses * known).sum() / (WEIGHTS[:, None] * known).sum()
+    result = kdkit.distill(
+        *(teacher, student, TensorDataset(IMAGES, labels, WEIGHTS), TensorDataset(IMAGES, labels)),
+        unknown=-1,
+        training=Training(epochs=1, batch_size=24),
+    )
+    assert result.history["student"][0]["terms"]["truth"] == pytest.approx(expected.item(), rel=1e-5)
+    assert SampleWeighted(IgnoreUnknown()).accepts_unknown
+
+
+# Weights of classes
+
+
+def class_losses():
+    weight, pos_weight = torch.tensor([1.0, 5.0, 0.5]), torch.tensor([3.0, 1.0, 0.2])
+    return {
+        "multiclass": (nn.CrossEntropyLoss(weight=weight), LABELS),
+        "multilabel": (nn.BCEWithLogitsLoss(pos_weight=pos_weight), F.one_hot(LABELS, 3).float()),
+    }
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weights of samples too"])
+def test_class_weights_reach_the_loss_in_a_run_and_in_a_distiller(task, weighted):
+    loss, labels = class_losses()[task]
+    student = image_net("student")
+    outputs = student.network(IMAGES).detach()
+    if task == "multiclass":
+        losses = -outputs.log_softmax(1)[torch.arange(24), labels]
+        shares = loss.weight[labels]
+        expected = (shares * losses).sum() / shares.sum()
+    else:
+        p = outputs.sigmoid()
+        expected = -(loss.pos_weight * labels * p.log() + (1 - labels) * (1 - p).log()).mean()
+    data = TensorDataset(IMAGES, labels, *([torch.full((24,), 0.3)] if weighted else []))
+    truth = Truth(SampleWeighted(loss) if weighted else loss)
+    recipe = Recipe(
+        data=TorchData(data, TensorDataset(IMAGES, labels), classes=CLASSES),
+        schedule=[Stage({student: truth}, Training(epochs=1, batch_size=24))],
+    )
+    history = kdkit.run(recipe).history["student"]
+    assert history[0]["terms"]["truth"] == pytest.approx(expected.item(), rel=1e-5)
+    net = image_net("student")
+    with Distiller(net, truth, tuple(tensor[:4] for tensor in data.tensors), task=task) as distiller:
+        weights = {"sample_weights": data.tensors[2]} if weighted else {}
+        assert distiller(IMAGES, labels, **weights).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+        moved = distiller.to("meta")
+        buffers = [buffer for _, buffer in moved.module.losses.named_buffers()]
+        assert [buffer.device.type for buffer in buffers] == ["meta"]

@@ -1,0 +1,256 @@
+"""Tests of Sweep: the grid, the names of trials, the chosen cell, and its comparisons."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import kdkit
+from kdkit import Net, Optimizer, Recipe, RecipeError, RunOptions, Stage, Sweep, TorchData, Training, Truth
+from kdkit.metrics import Accuracy
+
+CPU = RunOptions(device="cpu")
+
+
+def samples(count: int, seed: int) -> TensorDataset:
+    inputs = torch.randn(count, 4, generator=torch.Generator().manual_seed(seed))
+    return TensorDataset(inputs, inputs[:, :3].argmax(1))
+
+
+def recipe(lr: float = 0.3, width: int = 4, name: str = "x", has_test: bool = True, test_seed: int = 2) -> Recipe:
+    if width < 0:
+        raise ValueError("no width")
+    net = Net("net", nn.Linear(4, 3))
+    training = Training(epochs=3, batch_size=16, optimizer=Optimizer(torch.optim.SGD, lr=lr))
+    test = samples(200, test_seed) if has_test else None
+    data = TorchData(samples(64, 0), samples(60, 1), test)
+    return Recipe(data=data, schedule=[Stage({net: Truth(nn.CrossEntropyLoss())}, training)])
+
+
+class UserMetric:
+    """A metric without thresholds that is not one of kdkit's."""
+
+    def fit(self, validation):
+        return self
+
+
+def swept(folder, grid, **options):
+    """Run a sweep and return its results."""
+    sweep = Sweep(recipe, grid, folder=folder, **options)
+    assert [result.error for result in sweep.run(CPU)] == [None] * len(sweep.study.trials)
+    return sweep.results()
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        ({"lrr": [1.0]}, ["no parameter 'lrr'", "did you mean 'lr'"]),
+        ({"lr": []}, ["at least one", "lr=[]"]),
+        ({"name": "ab"}, ["list of values", "name='ab'"]),
+        ({"lr": [1, 2, 1.0]}, ["lr=1.0 twice"]),
+        ({"name": [object()]}, ["memory address"]),
+    ],
+)
+def test_a_grid_that_does_not_fit_the_recipe_is_refused(grid, words, tmp_path):
+    with pytest.raises(RecipeError) as caught:
+        Sweep(recipe, grid, folder=tmp_path)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_a_parameter_without_default_needs_a_value(tmp_path):
+    def needy(depth, lr=0.1):
+        return recipe(lr)
+
+    with pytest.raises(RecipeError, match="needs a value of 'depth'"):
+        Sweep(needy, {"lr": [0.1]}, folder=tmp_path)
+    assert Sweep(needy, {"depth": [1, 2]}, folder=tmp_path, seeds=1).cells[0].options == {"depth": 1}
+
+
+@pytest.mark.parametrize("seeds", [0, True, [], [1, 1], [-1], [0.5]])
+def test_seeds_are_a_number_or_different_integers(seeds, tmp_path):
+    with pytest.raises(RecipeError, match="seeds must be"):
+        Sweep(recipe, {}, folder=tmp_path, seeds=seeds)
+
+
+def test_trials_are_named_after_their_options_in_the_order_of_the_recipe(tmp_path):
+    sweep = Sweep(recipe, {"width": [4, 8], "lr": [0.5, 2.0]}, folder=tmp_path, seeds=(7,))
+    assert [cell.label for cell in sweep.cells] == [
+        "lr=0.5, width=4", "lr=0.5, width=8", "lr=2, width=4", "lr=2, width=8"
+    ]  # fmt: skip
+    names = [trial.name for trial in sweep.study.trials]
+    assert names[0] == "lr=0.5,width=4,seed=7"
+    assert names[3] == "lr=2,width=8,seed=7"
+    assert sweep.study.trials[0].options == {"lr": 0.5, "width": 4}
+
+
+def test_values_that_are_no_folder_names_stay_apart_and_short(tmp_path):
+    texts = ["a/b", "a_b", "a b", "../x", "é" * 300, "y" * 300, "y" * 301, ""]
+    sweep = Sweep(recipe, {"name": texts}, folder=tmp_path, seeds=1)
+    names = [trial.name for trial in sweep.study.trials]
+    assert len(set(names)) == len(texts)
+    assert max(len(name.encode()) for name in names) < 100
+    assert not any("/" in name for name in names)
+    many = {f"option_{index}": [index * 1000] for index in range(40)}
+    (trial,) = Sweep(lambda **options: recipe(), many, folder=tmp_path, seeds=1).study.trials
+    assert len(trial.name) < 200
+
+
+def test_every_cell_runs_with_every_seed_once(tmp_path):
+    sweep = Sweep(recipe, {"lr": [0.01, 0.3]}, folder=tmp_path, seeds=2)
+    assert [(result.trial.seed, result.state) for result in sweep.run(CPU)] == [
+        (0, "finished"), (0, "finished"), (1, "finished"), (1, "finished")
+    ]  # fmt: skip
+    larger = Sweep(recipe, {"lr": [0.01, 0.3, 1.0]}, folder=tmp_path, seeds=2)
+    assert [result.state for result in larger.run(CPU)] == ["skipped", "skipped", "finished"] * 2
+
+
+def test_the_best_cell_is_chosen_on_validation_and_compared_on_test(tmp_path):
+    results = swept(tmp_path, {"lr": [1e-6, 0.3]}, seeds=3)
+    assert (results.best, results.reported_on, results.metric) == (1, "test", "accuracy")
+    worse, best = results.cells
+    comparison = worse.comparison
+    assert best.comparison is None
+    assert comparison is not None
+    assert comparison.verdict == "better"
+    assert (comparison.seeds.pairs, comparison.samples.pairs) == (3, 200)
+    differences = [best.metrics["accuracy"][seed] - worse.metrics["accuracy"][seed] for seed in range(3)]
+    assert comparison.seeds.value == pytest.approx(sum(differences) / 3)
+    assert comparison.samples.value == pytest.approx(sum(differences) / 3)
+    assert results.verdicts()[1].startswith("lr=0.3 is better than lr=1e-06: accuracy +")
+    spread = best.spread("accuracy")
+    assert spread.mean == pytest.approx(sum(best.metrics["accuracy"].values()) / 3)
+    assert spread.sd > 0
+    assert best.validation != best.metrics["accuracy"]
+
+
+def test_cells_that_train_alike_cannot_be_distinguished(tmp_path):
+    results = swept(tmp_path, {"width": [4, 5, 6]}, seeds=2)
+    assert results.level == pytest.approx(1 - 0.05 / 2)  # two comparisons
+    assert {cell.comparison.verdict for cell in results.cells[1:]} == {"not distinguishable"}
+    assert any("Bonferroni" in note for note in results.notes())
+
+
+def test_a_cell_is_better_only_if_seeds_and_samples_agree(tmp_path):
+    (worse, _) = swept(tmp_path, {"lr": [1e-6, 0.3]}, seeds=1).cells
+    assert worse.comparison.seeds is None
+    assert "2 pairs or more" in worse.comparison.note
+    assert worse.comparison.verdict == "better"  # over samples alone
+    agreeing = swept(tmp_path, {"lr": [1e-6, 0.3]}, seeds=3).cells[0].comparison
+    unsure = type(agreeing.seeds)(value=0.1, interval=(-0.1, 0.3), level=0.95, pairs=3)
+    assert type(agreeing)(seeds=unsure, samples=agreeing.samples).verdict == "not distinguishable"
+
+
+def test_cells_with_other_test_samples_are_compared_over_seeds_only(tmp_path):
+    comparison = swept(tmp_path, {"test_seed": [2, 3]}, seeds=2).cells[1].comparison
+    assert comparison.samples is None
+    assert comparison.seeds.pairs == 2
+    assert "different samples" in comparison.note
+
+
+def test_without_a_test_split_the_results_are_those_of_validation(tmp_path):
+    results = swept(tmp_path, {"has_test": [False], "lr": [0.01, 0.3]}, seeds=2)
+    assert results.reported_on == "validation"
+    assert results.cells[0].validation == results.cells[0].metrics["accuracy"]
+    assert any("no test split" in note for note in results.notes())
+    assert results.cells[0].label == "lr=0.01"  # without the option that does not vary
+
+
+def test_the_lowest_error_is_the_best(tmp_path):
+    class ErrorRate(UserMetric):
+        name = "error_rate"
+        lower_is_better = True
+
+        def compute(self, test):
+            return kdkit.MetricResult(value=1 - Accuracy().compute(test).value)
+
+    def erring(lr=0.3):
+        made = recipe(lr)
+        return Recipe(data=made.data, schedule=made.schedule, metrics=(Accuracy(), ErrorRate()))
+
+    sweep = Sweep(erring, {"lr": [0.3, 1e-6]}, folder=tmp_path, seeds=2, metric="error_rate")
+    assert all(result.error is None for result in sweep.run(CPU))
+    results = sweep.results()
+    assert results.best == 0
+    assert results.cells[1].comparison.seeds.value < 0
+    assert results.cells[1].comparison.samples.verdict == "better"
+
+
+def test_a_metric_that_fails_for_a_resample_costs_one_interval(tmp_path):
+    class Fragile(UserMetric):
+        name = "fragile"
+
+        def compute(self, test):
+            return Accuracy().compute(test)
+
+        def resampled(self, test, counts):
+            raise ZeroDivisionError("no positives")
+
+    def fragile(lr=0.3):
+        made = recipe(lr)
+        return Recipe(data=made.data, schedule=made.schedule, metrics=(Fragile(),))
+
+    sweep = Sweep(fragile, {"lr": [0.3, 1e-6]}, folder=tmp_path, seeds=2)
+    assert all(result.error is None for result in sweep.run(CPU))
+    comparison = sweep.results().cells[1].comparison
+    assert comparison.samples is None
+    assert "fragile fails for a resample (ZeroDivisionError: no positives)" in comparison.note
+
+
+def test_failed_runs_are_left_out(tmp_path):
+    sweep = Sweep(recipe, {"width": [-1, 4]}, folder=tmp_path, seeds=2)
+    states = [result.state for result in sweep.run(CPU)]
+    assert states == ["failed", "finished"] * 2
+    results = sweep.results()
+    assert results.cells[0].seeds == ()
+    assert results.best == 1
+    assert results.cells[0].comparison is None
+    assert math.isnan(results.cells[0].spread("accuracy").mean)
+
+
+def test_runs_of_a_recipe_that_changed_are_not_among_the_results(tmp_path):
+    grid = {"lr": [0.3]}
+    swept(tmp_path, grid, seeds=2)
+    record = next(tmp_path.glob("lr=*seed=0")) / "run.json"
+    record.write_text(record.read_text().replace('"recipe_sha256": "', '"recipe_sha256": "0'))
+    sweep = Sweep(recipe, grid, folder=tmp_path, seeds=2)
+    assert [result.state for result in sweep.run(CPU)] == ["failed", "skipped"]
+    assert sweep.results().cells[0].seeds == (1,)
+
+
+def test_a_wrong_metric_or_net_is_refused_before_anything_runs(tmp_path):
+    for names, hint in (({"metric": "acc"}, "no metric 'acc'"), ({"net": "ne"}, "did you mean 'net'")):
+        sweep = Sweep(recipe, {"lr": [0.3]}, folder=tmp_path / "runs", **names)
+        with pytest.raises(RecipeError, match=hint):
+            next(sweep.run(CPU))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_results_need_a_finished_run(tmp_path):
+    with pytest.raises(RecipeError, match=r"no run in .* is finished"):
+        Sweep(recipe, {}, folder=tmp_path).results()
+
+
+def test_the_files_of_a_sweep_have_every_run_and_every_verdict(tmp_path):
+    results = swept(tmp_path, {"lr": [1e-6, 0.3]}, seeds=2)
+    results.save(tmp_path)
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["best"] == {"lr": 0.3}
+    assert content["cells"][0]["best_minus_this"]["samples"]["pairs"] == 200
+    assert content["cells"][1]["best_minus_this"] is None
+    assert content["cells"][1]["metrics"]["accuracy"]["by_seed"]["1"] == results.cells[1].metrics["accuracy"][1]
+    rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
+    assert [(row["lr"], row["seed"]) for row in rows] == [("1e-06", "0"), ("1e-06", "1"), ("0.3", "0"), ("0.3", "1")]
+    assert float(rows[3]["accuracy"]) == results.cells[1].metrics["accuracy"][1]
+
+
+def test_the_random_state_of_the_caller_stays(tmp_path):
+    sweep = Sweep(recipe, {"lr": [0.3]}, folder=tmp_path, seeds=1)
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    assert sweep._compared is not None
+    assert torch.equal(torch.rand(1), expected)
