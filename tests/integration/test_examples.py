@@ -17,6 +17,7 @@ TINY = {
     "lrhnet_smlkd": ["--epochs", "1", "--width", "4", "--records", "64"],
     "custom_loss": ["--epochs", "1"],
     "segmentation": ["--epochs", "1", "--images", "32"],
+    "text": ["--epochs", "1", "--count", "64"],
     "detection": ["--epochs", "1", "--train", "64"],
     "http_teacher": ["--epochs", "1"],
     "timm_digits": ["--epochs", "1"],
