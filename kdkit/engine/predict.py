@@ -50,7 +50,8 @@ class Predictor:
 
         workers: processes that fetch batches; 0 fetches them in this process, None chooses.
         Several ranks predict a part of the rows each, and all return the whole.
-        Raises DataError if the split is empty, and KdkitError if an output is not a finite number.
+        Raises DataError if the split is empty, and KdkitError if an output is not a finite number, except for -inf, by
+        which a network masks a class.
         """
         network = module if module is not None else net.module
         part = _Part.of_rank(split)
@@ -63,6 +64,11 @@ class Predictor:
                 batch = batch.to(self.device)  # from a user-defined DataLoader; others are there
                 with self.autocast():
                     output = net.through(network, batch)
+                if self.data.task != "regression" and output.is_floating_point() and output.ndim > 1:
+                    masked = output == -torch.inf
+                    # A masked class gets a finite number, which metrics take; in a row of nothing else it is an error.
+                    masked = masked & ~masked.all(1, keepdim=True)
+                    output = output.masked_fill(masked, torch.finfo(output.dtype).min / 4)  # the sum of two is finite
                 if decide is not None:
                     finite.add(output.isfinite().flatten(1).all(1))
                     output, batch_labels = decide(output, batch.labels)

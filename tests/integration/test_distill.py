@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 from typing import Any
 
 import pytest
@@ -13,8 +14,8 @@ import kdkit
 from kdkit import DataError, Net, RecipeError, Training
 from kdkit.engine.distill import count_outputs
 from kdkit.errors import CheckError
-from kdkit.losses import PerLabelSoftTargets, SoftTargets
-from tests.helpers.stages import copied, same
+from kdkit.losses import DKD, GeneralisedJSD, PerLabelSoftTargets, SoftTargets
+from tests.helpers.stages import Small, copied, same, samples, training
 
 
 def dataset(task: str, count: int, seed: int) -> TensorDataset:
@@ -214,3 +215,27 @@ def test_a_string_instead_of_a_list_of_classes_is_refused():
     data = dataset("multiclass", 24, 0), dataset("multiclass", 24, 1)
     with pytest.raises(DataError, match="classes is a list of names"):
         kdkit.distill(net(8), net(4), *data, classes="abc", device="cpu")
+
+
+class Masked(nn.Module):
+    """A network that never predicts the last of three classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = Small(8)
+
+    def forward(self, inputs):
+        outputs = self.network(inputs).clone()
+        outputs[:, 2] = -torch.inf
+        return outputs
+
+
+@pytest.mark.parametrize("kd_loss", [None, GeneralisedJSD(), DKD()], ids=repr)
+def test_a_teacher_that_masks_a_class_teaches_and_has_metrics(kd_loss, tmp_path):
+    splits = [samples(32), samples(24, 1), samples(24, 2)]
+    options = {"kd_loss": kd_loss, "training": training(epochs=2), "device": "cpu"}
+    plain = kdkit.distill(Masked(), Small(4), *splits, **options, teacher_cache="off")
+    cached = [kdkit.distill(Masked(), Small(4), *splits, **options, out=tmp_path / name) for name in ("one", "two")]
+    for result in (plain, *cached):
+        assert all(math.isfinite(value) for epoch in result.history["student"] for value in epoch["terms"].values())
+        assert math.isfinite(result.metrics["teacher"]["accuracy"].value)

@@ -62,7 +62,8 @@ def test_a_plugin_adds_a_loss_a_schedule_and_callbacks_to_a_run(site, recipe_fil
     env = {"PYTHONPATH": site["good"], "KDKIT_GOOD_LOG": str(log)}
     result = kdkit_process("run", recipe_file, "--out", "run", "--seed", 7, "--device", "cpu", **env)
     assert result.code == 0, result
-    assert result.err == ""
+    status = [f"reading {recipe_file}", "preparing the data and the networks", "checking the recipe"]
+    assert result.err.splitlines() == [f"{line} ..." for line in status]  # and no warning
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     epoch = ["step_ended", "step_ended", "epoch_ended"]
     stage = ["stage_started", *epoch, *epoch]

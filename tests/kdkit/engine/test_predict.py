@@ -13,7 +13,7 @@ from kdkit.data import device_data
 from kdkit.data.device_data import DeviceData
 from kdkit.data.loading import batches
 from kdkit.engine.predict import Predictor, compute_metrics
-from kdkit.metrics import Accuracy, MacroF1
+from kdkit.metrics import Accuracy, MacroAUROC, MacroF1
 from tests.helpers.tiny import same_state, samples, state_of, tiny_data, tiny_net
 
 
@@ -111,6 +111,27 @@ def test_outputs_that_are_not_finite_are_refused_with_the_name_of_the_net(value)
     data = tiny_data()
     with pytest.raises(KdkitError, match=r"net 'api' has outputs that are not finite numbers, for 2 of 6 samples"):
         predictor(data).predict(Net("api", api, version="1"), data.validation, batch_size=3)
+
+
+def test_a_class_that_a_net_masks_is_never_predicted_and_has_finite_metrics():
+    def masked(inputs):
+        outputs = inputs[:, :3].clone()
+        outputs[:, 1] = -torch.inf
+        return outputs
+
+    data = tiny_data()
+    predictions = predictor(data).predict(Net("api", masked, version="1"), data.validation, batch_size=3)
+    assert np.isfinite(predictions.outputs).all()
+    assert 1 not in predictions.outputs.argmax(1)
+    results = compute_metrics([Accuracy(), MacroF1(), MacroAUROC()], predictions, predictions)
+    assert all(np.isfinite(result.value) for result in results.values())
+
+
+def test_a_sample_all_of_whose_classes_are_masked_is_refused():
+    data = tiny_data()
+    net = Net("api", lambda inputs: torch.full((len(inputs), 3), -torch.inf), version="1")
+    with pytest.raises(KdkitError, match="not finite numbers, for 6 of 6 samples"):
+        predictor(data).predict(net, data.validation, batch_size=3)
 
 
 def test_workers_and_pinned_memory_are_passed_to_the_loader(monkeypatch):
