@@ -140,7 +140,7 @@ def test_the_channels_of_convolutions_on_signals_stay_second(path, length):
 
 
 class Excited(nn.Module):
-    """A block of convolutions on signals with squeeze-and-excitation, as of the networks for ECGs, and a linear head."""
+    """Convolutions on signals with squeeze-and-excitation, as in networks for ECGs, and a linear head."""
 
     class Excitation(nn.Module):
         def __init__(self):
