@@ -74,20 +74,25 @@ class FeatureForm:
         module, is_sequence = self._modules[0], len(shape) == 3
         if is_sequence and any(getattr(part, "batch_first", True) is False for part in module.modules()):
             return False, "with batch_first=False, the second dimension is the batch"
-        for around, owner in enumerate(self._modules):
-            second_widths, last_widths = _widths(owner)
-            is_second, is_last = shape[1] in second_widths, shape[-1] in last_widths
+        widths = [_Widths(owner) for owner in self._modules]
+        for around, owner in enumerate(widths):
+            is_second, is_last = shape[1] in owner.second, shape[-1] in owner.last
             if is_last and not is_second:
                 # Around the module, widths of unrelated layers count, such as those of a convolutional network's head.
-                if around and second_widths:
+                if around and owner.second:
                     return False, "its last dimension fits layers around it, and there are convolutions, too"
-                return True, ""
+                # Linear layers that squeeze and excite the channels of convolutions have them second.
+                outer = next((outer for outer in widths[around:] if outer.second), None)
+                is_leaf = not around and not [*module.children()]
+                if is_leaf or outer is None or shape[1] not in owner.last & outer.second:
+                    return True, ""
+                return False, "both dimensions fit its layers" if outer.has_tokens else ""
             if is_last and is_sequence:
                 return False, "both dimensions fit its layers"
-            if is_second or shape[1] in last_widths:
+            if is_second or shape[1] in owner.last:
                 return False, ""
-            if second_widths:  # the channels of convolutions may be concatenated, so their number need not be a width
-                return False, "its last dimension fits its layers" if is_sequence and shape[-1] in second_widths else ""
+            if owner.second:  # the channels of convolutions may be concatenated, so their number need not be a width
+                return False, "its last dimension fits its layers" if is_sequence and shape[-1] in owner.second else ""
         return False, "no layer in it or around it has as many channels" if is_sequence else ""
 
 
@@ -106,30 +111,37 @@ def describe_layer(module: nn.Module, nets: Sequence[Net[Any]]) -> str:
     return " ".join([kind, *([repr(path)] if path else []), *([f"of net {name!r}"] if name is not None else [])])
 
 
-def _widths(module: nn.Module) -> tuple[set[int], set[int]]:
-    """Return the numbers of channels of the layers in a module: of those that have them second, and last."""
-    second: set[int] = set()
-    last: set[int] = set()
-    for part in module.modules():
-        weight = getattr(part, "weight", None)
-        if isinstance(part, _ConvNd):
-            second.update((part.in_channels, part.out_channels))
-        elif isinstance(part, _NormBase):
-            second.add(part.num_features)
-        elif isinstance(part, nn.GroupNorm):
-            second.add(part.num_channels)
-        elif isinstance(part, nn.LayerNorm | nn.RMSNorm):
-            # Variants for maps, such as the LayerNorm2d of timm and torchvision, move the channels and back.
-            widths = second if type(part).__name__.endswith("2d") else last
-            widths.update(part.normalized_shape[-1:] if len(part.normalized_shape) == 1 else ())
-        elif isinstance(part, nn.RNNBase):
-            last.add((part.proj_size or part.hidden_size) * (2 if part.bidirectional else 1))
-        elif isinstance(part, nn.MultiheadAttention):
-            last.add(part.embed_dim)
-        elif isinstance(getattr(part, "out_features", None), int):  # linear layers, also if they pack their weight
-            last.update(
-                width for width in (part.out_features, getattr(part, "in_features", None)) if isinstance(width, int)
-            )
-        elif isinstance(weight, Tensor) and not is_lazy(weight) and weight.ndim == 2:  # embeddings, Conv1D of GPT-2
-            last.update(weight.shape)
-    return second, last
+class _Widths:
+    """The numbers of channels of the layers in a module: `second` and `last`, by the dimension that they are in.
+
+    has_tokens: whether there are layers that only networks on tokens have, such as layer norms.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.second: set[int] = set()
+        tokens: set[int] = set()
+        linear: set[int] = set()
+        for part in module.modules():
+            weight = getattr(part, "weight", None)
+            if isinstance(part, _ConvNd):
+                self.second.update((part.in_channels, part.out_channels))
+            elif isinstance(part, _NormBase):
+                self.second.add(part.num_features)
+            elif isinstance(part, nn.GroupNorm):
+                self.second.add(part.num_channels)
+            elif isinstance(part, nn.LayerNorm | nn.RMSNorm):
+                # Variants for maps, such as the LayerNorm2d of timm and torchvision, move the channels and back.
+                widths = self.second if type(part).__name__.endswith("2d") else tokens
+                widths.update(part.normalized_shape if len(part.normalized_shape) == 1 else ())
+            elif isinstance(part, nn.RNNBase):
+                tokens.add((part.proj_size or part.hidden_size) * (2 if part.bidirectional else 1))
+            elif isinstance(part, nn.MultiheadAttention):
+                tokens.add(part.embed_dim)
+            elif isinstance(getattr(part, "out_features", None), int):  # linear layers, also if they pack their weight
+                sizes = (part.out_features, getattr(part, "in_features", None))
+                linear.update(size for size in sizes if isinstance(size, int))
+            elif isinstance(weight, Tensor) and not is_lazy(weight) and weight.ndim == 2:  # embeddings, Conv1D of GPT-2
+                linear.update(weight.shape)
+        self.has_tokens = bool(tokens)
+        # In a network of convolutions, linear layers are heads, or excite channels.
+        self.last = tokens | linear if tokens or not self.second else set()

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -78,8 +79,7 @@ class _DryRun:
         self.batch = batch
         self.report = report
         self.problems = report.problems
-        teacher_taps = (tap for taps in stage.stage.teachers.values() for tap in taps)
-        self.open_taps = (*self.module.open_taps.taps, *teacher_taps)
+        self.open_taps = [*self.module.open_taps.taps, *chain.from_iterable(stage.stage.teachers.values())]
 
     def execute(self) -> None:
         """Run teachers and students, check their outputs, build the losses, and compute every term."""

@@ -139,6 +139,35 @@ def test_the_channels_of_convolutions_on_signals_stay_second(path, length):
     assert not form.doubt
 
 
+class Excited(nn.Module):
+    """Convolutions on signals with squeeze-and-excitation, as in networks for ECGs, and a linear head."""
+
+    class Excitation(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.squeeze, self.excite = nn.Linear(8, 2), nn.Linear(2, 8)
+
+        def forward(self, inputs):
+            return inputs * self.excite(self.squeeze(inputs.mean(2))).sigmoid().unsqueeze(2)
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.excitation, self.activation = nn.Conv1d(4, 8, 1), self.Excitation(), nn.ReLU()
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, inputs):
+        return self.head(self.activation(self.excitation(self.conv(inputs))).mean(2))
+
+
+@pytest.mark.parametrize("path", ["conv", "excitation", "activation"])
+@pytest.mark.parametrize("length", [2, 5, 8, 16])
+def test_linear_layers_between_convolutions_do_not_make_the_channels_last(path, length):
+    shape, form = form_of(Excited(), path, torch.randn(2, 4, length))
+    assert shape == (2, 8, length)
+    assert form.channels_last is False
+    assert not form.doubt
+
+
 DOUBTS = {
     "no layer": (nn.Sequential(nn.Identity()), "0", {}, "no layer in it or around it has as many channels"),
     "a function": (Encoder(), "layer", {"element": lambda value: value[:, 1:]}, "element=... may select any tensor"),
