@@ -36,10 +36,9 @@ def texts(count: int, seed: int) -> list[Text]:
 
 def pad(batch: list[Text]) -> tuple[dict[str, Tensor], Tensor]:
     """Return the arguments of the networks as a dict, and the labels, (batch, tokens)."""
-    words, tags = zip(*batch, strict=True)
-    inputs = pad_sequence(words, batch_first=True)
-    mask = (inputs > 0).long()
-    return {"input_ids": inputs, "attention_mask": mask}, pad_sequence(tags, batch_first=True, padding_value=PADDING)
+    words = pad_sequence([text for text, _ in batch], batch_first=True)
+    tags = pad_sequence([labels for _, labels in batch], batch_first=True, padding_value=PADDING)
+    return {"input_ids": words, "attention_mask": (words > 0).long()}, tags
 
 
 def loader(count: int, seed: int) -> DataLoader[Any]:
@@ -51,7 +50,7 @@ def tagger(width: int, layers: int) -> Any:
     """Return a BERT that gives (batch, tokens, tags)."""
     from transformers import BertConfig, BertForTokenClassification
 
-    config = BertConfig(
+    config = BertConfig(  # type: ignore[call-arg]  # num_labels is an option of its base class
         vocab_size=WORDS,
         hidden_size=width,
         num_hidden_layers=layers,
