@@ -82,6 +82,7 @@ LOSSES: dict[str, tuple[Sides, float]] = {
     "square_head": (LAST, 1.0),
     "attention_transfer": (LAST, 1000.0),  # R
     "cwd": (LAST, 1.0),
+    "pairwise_affinity": (LAST, 1.0),
     "nst": (LAST, 50.0),  # R
     "pkd": (LAST, 1.0),
     "vid": (LAST, 1.0),  # R
