@@ -143,7 +143,7 @@ class Masked(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the loss, for the printed plan of a recipe."""
-        return "" if isinstance(self.loss, nn.Module) else repr(self.loss)
+        return type(self.loss).__name__ if isinstance(self.loss, nn.Module) else repr(self.loss)
 
     def _entry(self, inputs: Any) -> Tensor:
         try:
