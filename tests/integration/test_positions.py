@@ -33,6 +33,8 @@ from kdkit.losses import (
     SoftTargets,
 )
 from kdkit.metrics import MAE, MSE, R2, Accuracy, BootstrapInterval, MacroAUPRC, MacroF1, MeanIoU, Pearson, Predictions
+from tests.helpers.command_line import environment
+from tests.helpers.processes import run_python
 
 CLASSES = ("sky", "road", "car")
 VOID = 255
@@ -351,6 +353,44 @@ def test_masks_by_class_are_labels_per_pixel_of_a_sigmoid():
         jaccard_score(truth, predicted, average="macro")
     )
     assert result.metrics["student"]["macro_f1"].value == pytest.approx(f1_score(truth, predicted, average="macro"))
+
+
+SEGMENTATION = """
+import os
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+import kdkit
+from kdkit import Match, Net, Optimizer, Recipe, Stage, TorchData, Training, Truth
+from kdkit.losses import SoftTargets
+
+def recipe():
+    inputs = torch.randn(37, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    labels = inputs.argmax(1)
+    labels[:, 0] = 255
+    images = TensorDataset(inputs, labels)
+    teacher, student = Net("teacher", nn.Conv2d(3, 3, 3, padding=1), trained=True), Net("student", nn.Conv2d(3, 3, 1))
+    objective = Truth(nn.CrossEntropyLoss(ignore_index=255)) + Match(teacher, SoftTargets())
+    training = Training(epochs=3, batch_size=8, optimizer=Optimizer(torch.optim.SGD, lr=0.1))
+    return Recipe(data=TorchData(images, images, classes=["a", "b", "c"]), schedule=[Stage({student: objective}, training)])
+
+result = kdkit.run(recipe, device="cpu", teacher_cache="off")
+if os.environ.get("RANK", "0") == "0":
+    print({net: {name: metric.value for name, metric in metrics.items()} for net, metrics in result.metrics.items()})
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_end_in_the_metrics_of_one(tmp_path):
+    script = tmp_path / "segmentation.py"
+    script.write_text(SEGMENTATION)
+    alone = run_python([script], tmp_path, environment())
+    both = run_python(
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script], tmp_path, environment()
+    )
+    assert alone.returncode == both.returncode == 0, alone.stderr + both.stderr
+    assert "mean_iou" in alone.stdout
+    assert both.stdout == alone.stdout
 
 
 # Sequences
