@@ -372,7 +372,8 @@ def recipe():
     teacher, student = Net("teacher", nn.Conv2d(3, 3, 3, padding=1), trained=True), Net("student", nn.Conv2d(3, 3, 1))
     objective = Truth(nn.CrossEntropyLoss(ignore_index=255)) + Match(teacher, SoftTargets())
     training = Training(epochs=3, batch_size=8, optimizer=Optimizer(torch.optim.SGD, lr=0.1))
-    return Recipe(data=TorchData(images, images, classes=["a", "b", "c"]), schedule=[Stage({student: objective}, training)])
+    data = TorchData(images, images, classes=["a", "b", "c"])
+    return Recipe(data=data, schedule=[Stage({student: objective}, training)])
 
 result = kdkit.run(recipe, device="cpu", teacher_cache="off")
 if os.environ.get("RANK", "0") == "0":
