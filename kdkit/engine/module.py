@@ -138,7 +138,7 @@ class DistillationModule(nn.Module):
             if not len(student):  # no row of the batch has a label or a shared class
                 return student.sum() * 0.0
         value = term.loss(inputs.student, target, **self.loss_kwargs(term, inputs))
-        if term.ignore_index is not None:
+        if term.ignored:
             # The mean over no label is 0 / 0 in torch. A branch instead would wait for the device.
             value = torch.where(term.is_without_labels(inputs.labels), 0.0, value)
         return value
