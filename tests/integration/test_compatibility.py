@@ -30,7 +30,7 @@ from kdkit import (
     Truth,
 )
 from kdkit.errors import CheckError, RunFolderError
-from kdkit.losses import Hint, SoftTargets
+from kdkit.losses import Hint, SampleWeighted, SoftTargets
 from kdkit.metrics.base import WithoutThresholds
 from tests.helpers.tiny import Mlp, samples
 
@@ -431,6 +431,20 @@ def test_a_batch_without_a_label_has_a_loss_of_zero_and_does_not_end_the_run(los
         step.loss.backward()
     assert step.loss == 0
     assert all(not parameter.grad.any() for parameter in student.module.parameters())
+
+
+def test_weighted_samples_may_begin_with_some_that_have_no_label():
+    labels = LABELS.clone()
+    labels[:8] = -1
+    train, options = TensorDataset(INPUTS, labels, torch.rand(ROWS)), {"classes": ["a", "b", "c"], "ignore_index": -1}
+    require_learned(distill(Mlp(), Mlp(), train, WHOLE, **options))
+    loss = SampleWeighted(nn.CrossEntropyLoss())  # which leaves out -100
+    student = Net("student", Mlp())
+    recipe = Recipe(data=TorchData(train, WHOLE, **options), schedule=[Stage({student: Truth(loss)}, training())])
+    with pytest.raises(
+        CheckError, match=r"SampleWeighted leaves out the label -100, .*pass ignore_index=-1"
+    ):
+        kdkit.run(recipe, device="cpu")
 
 
 # Files and folders
