@@ -441,9 +441,7 @@ def test_weighted_samples_may_begin_with_some_that_have_no_label():
     loss = SampleWeighted(nn.CrossEntropyLoss())  # which leaves out -100
     student = Net("student", Mlp())
     recipe = Recipe(data=TorchData(train, WHOLE, **options), schedule=[Stage({student: Truth(loss)}, training())])
-    with pytest.raises(
-        CheckError, match=r"SampleWeighted leaves out the label -100, .*pass ignore_index=-1"
-    ):
+    with pytest.raises(CheckError, match=r"SampleWeighted leaves out the label -100, .*pass ignore_index=-1"):
         kdkit.run(recipe, device="cpu")
 
 
