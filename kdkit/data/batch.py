@@ -67,15 +67,18 @@ class Batch:
 
 
 def as_targets(labels: Tensor, *, per_position: bool = False) -> Tensor:
-    """Return labels in the form that losses take: (batch, classes) indicators as floats, other labels unchanged.
+    """Return labels in the form that losses take: (batch, classes) indicators as floats, class indices as int64.
 
     per_position: whether they are classes of positions, (batch, *positions), which become int64.
     """
     if per_position:
         return labels.long()  # masks of images are often uint8
     # torch's BCEWithLogitsLoss needs floats, but multi-hot labels often come as integers or bools.
-    is_indicator = isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point()
-    return labels.float() if is_indicator else labels
+    if not isinstance(labels, Tensor) or labels.is_floating_point():
+        return labels
+    if labels.ndim == 1 and labels.dtype != torch.bool:  # which is refused
+        return labels.long()  # numpy and pandas often have int32, which torch's cross-entropy does not take
+    return labels.float() if labels.ndim == 2 else labels
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

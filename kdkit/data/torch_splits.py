@@ -176,13 +176,21 @@ def first_batch(
     except StopIteration:
         raise DataError(f"the {name} data is empty") from None
     except (TypeError, ValueError) as error:  # from torch's collate, of images for example
-        raise DataError(f"the {name} data must yield pairs (inputs, labels) of tensors: {error}") from error
+        advice = ""
+        if "NoneType" in str(error):
+            advice = "; a sample without a label has the label that TorchData(..., ignore_index=...) names"
+        elif "PIL." in str(error):
+            advice = "; make images tensors in the Dataset, such as by torchvision.transforms.v2.PILToTensor()"
+        raise DataError(f"the {name} data must yield pairs (inputs, labels) of tensors: {error}{advice}") from error
     if not isinstance(labels, Tensor):
-        pack = " with equal sizes for all samples: pack them, such as with torch.cat, and let the losses unpack them"
-        raise DataError(
-            f"the labels of the {name} data are a {type(labels).__name__}; expected a tensor"
-            f"{'' if items_of(labels) is None else pack}"
-        )
+        advice = ""
+        if isinstance(labels, str) or (isinstance(labels, list | tuple) and all(isinstance(x, str) for x in labels)):
+            advice = " of class indices: number the classes, such as by names.index(label)"
+        elif items_of(labels) is not None:
+            advice = (
+                " with equal sizes for all samples: pack them, such as with torch.cat, and let the losses unpack them"
+            )
+        raise DataError(f"the labels of the {name} data are a {type(labels).__name__}; expected a tensor{advice}")
     return Batch(inputs, labels, weights=as_weights(weights, labels, split.source))
 
 

@@ -137,7 +137,11 @@ class DistillationModule(nn.Module):
             student = as_tuple(inputs.student)[0]
             if not len(student):  # no row of the batch has a label or a shared class
                 return student.sum() * 0.0
-        return term.loss(inputs.student, target, **self.loss_kwargs(term, inputs))
+        value = term.loss(inputs.student, target, **self.loss_kwargs(term, inputs))
+        if term.ignored:
+            # The mean over no label is 0 / 0 in torch. A branch instead would wait for the device.
+            value = torch.where(term.is_without_labels(inputs.labels), 0.0, value)
+        return value
 
     def loss_kwargs(self, term: BoundTerm, inputs: TermInputs) -> dict[str, Any]:
         """Return the extra keyword arguments of a term's loss."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from kdkit.data.labels import is_ignored
 from kdkit.engine.class_alignment import ClassAlignment, shared_classes
 from kdkit.engine.positions import LabelledRows
 from kdkit.errors import RecipeError
@@ -54,6 +55,7 @@ class BoundTerm:
     alignment: None if both sides have the same classes.
     direct: the loss takes both sides as they are: it has no extra arguments, no outputs have to be filled in, no rows
     to be selected, and no classes to be aligned.
+    ignored: the labels that a loss on the labels leaves out itself, by its `ignore_index`.
     """
 
     label: str
@@ -67,6 +69,11 @@ class BoundTerm:
     rows: LabelledRows | None
     alignment: ClassAlignment | None
     direct: bool
+    ignored: tuple[int, ...]
+
+    def is_without_labels(self, labels: Tensor) -> Tensor:
+        """Return whether the loss leaves out all these labels, a bool on their device."""
+        return is_ignored(labels, self.ignored).all()
 
 
 def bind_term(
@@ -85,6 +92,8 @@ def bind_term(
     members = () if match is None else _members(match.teacher)
     rows = _labelled_rows(term.loss, match, extra_kwargs, context)
     alignment = _align(net, match, (student, target), extra_kwargs, context, takes_rows=rows is not None)
+    left_out = getattr(term.loss, "ignore_index", None)
+    ignored = tuple(label for label in context.ignored_labels if match is None and rows is None and label == left_out)
     # A Net and a Peer have an output for every sample; other teachers may leave some out.
     complete = all(isinstance(member, Net | Peer) for member in members)
     return BoundTerm(
@@ -98,7 +107,8 @@ def bind_term(
         extra_kwargs=extra_kwargs,
         rows=rows,
         alignment=alignment,
-        direct=alignment is None and rows is None and not extra_kwargs and complete,
+        direct=alignment is None and rows is None and not extra_kwargs and complete and not ignored,
+        ignored=ignored,
     )
 
 

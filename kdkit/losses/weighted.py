@@ -35,6 +35,7 @@ class SampleWeighted(nn.Module):
         self.accepts_unknown = isinstance(loss, IgnoreUnknown)
         self.loss: nn.Module = copy.deepcopy(loss.loss if isinstance(loss, IgnoreUnknown) else loss)
         setattr(self.loss, "reduction", "none")  # noqa: B010  # nn.Module declares tensors and modules only
+        self.ignore_index = getattr(loss, "ignore_index", None)  # as the loss itself, which a check reads
 
     def forward(self, student: Tensor, target: Tensor, *, sample_weights: Tensor | None) -> Tensor:
         """Return the weighted loss. sample_weights: (batch,). Raises RecipeError if a batch has none."""

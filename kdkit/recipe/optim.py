@@ -33,6 +33,9 @@ class Scheduler(Protocol):
 Named = Iterable[tuple[str, nn.Parameter]]
 Groups = Callable[[Named], Iterable[dict[str, Any]]]
 
+# The names of a length of schedules of torch and transformers.
+_LENGTHS = ("T_max", "total_steps", "total_iters", "num_training_steps")
+
 
 class Optimizer:
     """An optimizer by class, `Optimizer(torch.optim.Adam, lr=3e-3)`, or by timm's name, `Optimizer("lamb", lr=3e-3)`.
@@ -137,8 +140,9 @@ class LRSchedule:
     """A learning-rate schedule by class, or by timm's name ("cosine", "step", ...).
 
     interval: whether it advances after every "epoch" or every optimizer "update". A length (`T_max`, `total_steps`,
-    `total_iters`; timm's `num_epochs`) that is not passed, and for which the schedule has no default, is the length of
-    the stage in that unit. So ConstantLR, LinearLR and PolynomialLR keep torch's 5 steps unless total_iters is passed.
+    `total_iters`; transformers' `num_training_steps`; timm's `num_epochs`) that is not passed, and for which the
+    schedule has no default, is the length of the stage in that unit. So ConstantLR, LinearLR and PolynomialLR keep
+    torch's 5 steps unless total_iters is passed.
 
     SequentialLR and ChainedScheduler take LRSchedules, which advance with them. Here the rate grows for 5 epochs, and
     falls in the remaining ones, which are the length of the cosine:
@@ -195,7 +199,7 @@ class LRSchedule:
         if isinstance(self.make, str):
             raise ValueError(f"a schedule of timm cannot be a part of another one; got {self!r}")
         parameters = inspect.signature(self.make).parameters
-        lengths = [parameters[name] for name in ("T_max", "total_steps", "total_iters") if name in parameters]
+        lengths = [parameters[name] for name in _LENGTHS if name in parameters]
         options = {option.name: length for option in lengths if option.default in (option.empty, None)} | self.options
         if self.make in (SequentialLR, ChainedScheduler) and "schedulers" in options:
             options["schedulers"] = self._build_parts(options["schedulers"], optimizer, length)

@@ -43,9 +43,8 @@ def find_device(name: str) -> torch.device:
         torch.empty(0, device=device)  # torch.device accepts "cuda:7" on any machine; only an allocation tests it
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-        raise RecipeError(
-            f"device {name!r} is not available (there are: {', '.join(available)}): {first_line(error)}"
-        ) from error
+        reason = first_line(error).split(". ")[0]  # torch adds every backend that it knows
+        raise RecipeError(f"device {name!r} is not available (there are: {', '.join(available)}): {reason}") from error
     if device.type == "meta":
         raise RecipeError("nothing can be computed on device 'meta'; choose 'cpu' or an accelerator")
     return device

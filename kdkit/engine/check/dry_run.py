@@ -308,6 +308,8 @@ def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any])
     """Return the problem of a term with these inputs, or None. Computes its loss twice, once for a noisy student."""
     if (term.alignment is not None or term.rows is not None) and not len(as_tuple(inputs.student)[0]):
         return None  # no row of the tiny batch has a label or a shared class
+    if term.ignored and term.is_without_labels(inputs.labels):
+        return None  # a later batch has labels
     target = inputs.labels if inputs.target is None else inputs.target
     shapes = f"student {describe_shape(inputs.student)} and target {describe_shape(target)}"
     loss, student = describe_loss(term.loss), repr(term.student_net.name)

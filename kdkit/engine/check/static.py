@@ -279,9 +279,12 @@ class _StageChecks:
                             "folder stores tensors only; remove get_extra_state, or return a tensor"
                         )
                     elif is_traceable_wrapper_subclass(value):  # such as the weights of torchao
+                        advice = "quantize the network after it is trained, or use it as a teacher"
+                        if type(value).__name__ == "DTensor":  # of fully_shard, and only with several processes
+                            advice = "pass the module without fully_shard; torchrun divides batches, but no weights"
                         yield (
                             f"net {net.name!r} has {key!r}, a {type(value).__name__}, which a run folder cannot store; "
-                            "quantize the network after it is trained, or use it as a teacher"
+                            f"{advice}"
                         )
             for label, count in Counter(weighted.term.label for weighted in as_objective(objective)).items():
                 if count > 1:

@@ -194,10 +194,11 @@ def test_a_batch_that_is_on_the_device_already_is_not_copied():
     assert batch.to(torch.device("cpu")) is batch
 
 
-def test_indicator_columns_become_floats_and_class_indices_stay():
+def test_indicator_columns_become_floats_and_class_indices_int64():
     assert as_targets(torch.ones(2, 3, dtype=torch.int64)).dtype == torch.float32
     assert as_targets(torch.ones(2, 3, dtype=torch.bool)).dtype == torch.float32
-    assert as_targets(torch.ones(2, dtype=torch.int64)).dtype == torch.int64
+    for dtype in (torch.int64, torch.int32, torch.uint8):
+        assert as_targets(torch.ones(2, dtype=dtype)).dtype == torch.int64
     assert as_targets(torch.ones(2, 3, dtype=torch.float64)).dtype == torch.float64
 
 
