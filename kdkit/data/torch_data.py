@@ -265,8 +265,8 @@ def class_names(data: DatasetOrLoader | Split | LoaderSplit) -> tuple[str, ...] 
     names = getattr(dataset, "classes", None)
     if names is None:  # the features of a Hugging Face dataset, of which one may be a ClassLabel
         features = getattr(dataset, "features", None)
-        labels = [getattr(feature, "names", None) for feature in (features or {}).values()]
-        labels = [names for names in labels if names]
+        described = features.values() if isinstance(features, Mapping) else ()  # others keep their inputs there
+        labels = [names for names in (getattr(feature, "names", None) for feature in described) if names]
         names = labels[0] if len(labels) == 1 else None
     if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) for name in names):
         return None
