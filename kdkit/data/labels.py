@@ -106,6 +106,8 @@ def task_of(labels: Sequence[SplitLabels]) -> Task:
 def require_form(labels: Sequence[SplitLabels], task: Task) -> None:
     """Raise DataError if the labels of a split do not fit the task, or those of two splits have different shapes."""
     if task == "multiclass" and position_dims(labels, task):
+        for split in labels:
+            _require_no_column(split)
         return
     for split in labels:
         form = split.form if task != "regression" else "numbers"
@@ -236,7 +238,8 @@ def is_ignored(labels: Tensor, ignored: Sequence[int]) -> Tensor:
     """Return which labels are among the ignored ones, bool of the shape of the labels."""
     mask = torch.zeros_like(labels, dtype=torch.bool)
     for label in ignored:  # one or two; torch.isin would copy them to the device of the labels
-        mask |= labels == label
+        if labels.dtype != torch.uint8 or label in range(256):  # torch would compare to -100 as if it were 156
+            mask |= labels == label
     return mask
 
 
@@ -260,6 +263,14 @@ def without_ignored(labels: Tensor, ignored: Sequence[int]) -> Tensor:
     return labels[~is_ignored(labels, ignored)] if ignored and labels.ndim == 1 else labels
 
 
+def _require_no_column(labels: SplitLabels) -> None:
+    if labels.rows.shape[1] == 1:  # a column of indices, or masks of images with a channel
+        raise DataError(
+            f"the labels of the {labels.split} data are {labels.description}; expected one class index per sample, "
+            "(samples,), or per position, (samples, *positions): labels.squeeze(1)"
+        )
+
+
 def _form_of(labels: SplitLabels) -> Form:
     rows = labels.rows
     if rows.dtype == torch.bool and rows.ndim == 1:
@@ -272,11 +283,7 @@ def _form_of(labels: SplitLabels) -> Form:
             return "indices"
         if rows.ndim == 2 and _is_binary(rows):
             return "indicators"
-        if rows.shape[1] == 1:  # a column of indices, or masks of images with a channel
-            raise DataError(
-                f"the labels of the {labels.split} data are {labels.description}; expected one class index per sample, "
-                "(samples,), or per position, (samples, *positions): labels.squeeze(1)"
-            )
+        _require_no_column(labels)
         return "positions"
     if rows.ndim < 2:
         return "numbers"
