@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdkit.engine.class_alignment import ClassAlignment, shared_classes
 from kdkit.engine.positions import LabelledRows
@@ -133,16 +133,20 @@ def _labelled_rows(
 ) -> LabelledRows | None:
     """Return how the inputs of a loss become rows that have a label, or None if it takes them as they are."""
     uses_labels = match is None or "labels" in extra_kwargs
+    ignored = context.ignored_labels
+    # These leave out one label only, and are NaN for a batch without labels. User-defined losses on labels may use the
+    # samples without one.
+    is_torch_loss = isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss)
     if context.position_dims:
-        needed = is_per_position(loss)
+        needed = is_per_position(loss) or (is_torch_loss and match is None and len(ignored) > 1)
     else:
-        # Without its label, a sample can still be compared to a teacher. A loss on labels has its own ignore_index.
-        needed = bool(context.ignored_labels) and match is not None and uses_labels
+        # Without its label, a sample can still be compared to a teacher.
+        needed = bool(ignored) and uses_labels and (match is not None or is_torch_loss)
     if not needed:
         return None
     return LabelledRows(
         position_dims=context.position_dims,
-        ignored=context.ignored_labels,
+        ignored=ignored,
         task=context.task,
         uses_labels=uses_labels,
     )

@@ -33,6 +33,7 @@ class SampleWeighted(nn.Module):
                 f"{describe(loss)}"
             )
         self.accepts_unknown = isinstance(loss, IgnoreUnknown)
+        self.per_position = isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss)  # so that it sees labelled rows only
         self.loss: nn.Module = copy.deepcopy(loss.loss if isinstance(loss, IgnoreUnknown) else loss)
         setattr(self.loss, "reduction", "none")  # noqa: B010  # nn.Module declares tensors and modules only
 
@@ -62,6 +63,8 @@ class SampleWeighted(nn.Module):
         if not isinstance(self.loss, nn.CrossEntropyLoss | nn.NLLLoss) or target.is_floating_point():
             return torch.ones_like(values)
         counts = (target != self.loss.ignore_index).to(values.dtype)
-        # torch divides by the weights of the classes of the samples. An ignored label may be no index, such as -100.
-        classes = target.clamp(min=0)
-        return counts if self.loss.weight is None else counts * self.loss.weight[classes]
+        if self.loss.weight is None:
+            return counts
+        # torch divides by the weights of the classes of the samples. An ignored label is no index, such as -100 or 255.
+        classes = torch.where(target == self.loss.ignore_index, 0, target)
+        return counts * self.loss.weight[classes]

@@ -30,6 +30,7 @@ from kdkit.losses import (
     PerTeacher,
     PerToken,
     ReverseKL,
+    SampleWeighted,
     SoftTargets,
 )
 from kdkit.metrics import MAE, MSE, R2, Accuracy, BootstrapInterval, MacroAUPRC, MacroF1, MeanIoU, Pearson, Predictions
@@ -336,6 +337,26 @@ def test_distill_leaves_out_void_pixels_of_images():
     assert all(np.isfinite([epoch["terms"]["truth"] for epoch in result.history["student"]]))
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_loss_of_torch_leaves_out_every_label_that_stands_for_none(weighted):
+    inputs, labels = images().tensors
+    labels[:, 1] = -100  # next to the void pixels in the first row
+    train = TensorDataset(inputs, labels, *([torch.rand(len(labels))] if weighted else []))
+    result = kdkit.distill(segmenter(), segmenter(), train, images(), classes=CLASSES, epochs=1)
+    assert np.isfinite(result.history["student"][0]["terms"]["truth"])
+
+    student, weights = Net("student", segmenter()), train.tensors[2] if weighted else None
+    loss = SampleWeighted(nn.CrossEntropyLoss()) if weighted else nn.CrossEntropyLoss()
+    targets = torch.where(labels == VOID, -100, labels)
+    sums = nn.functional.cross_entropy(student.module(inputs), targets, reduction="none").sum((1, 2))
+    counts = (targets != -100).sum((1, 2))
+    share = torch.ones(len(labels)) if weights is None else weights
+    expected = (share * sums).sum() / (share * counts).sum()
+    with kdkit.Distiller(student, Truth(loss), train.tensors, classes=CLASSES) as distiller:
+        value = distiller(inputs, labels, sample_weights=weights).loss
+    torch.testing.assert_close(value, expected)
+
+
 def test_masks_by_class_are_labels_per_pixel_of_a_sigmoid():
     inputs, labels = images(void=False).tensors
     masks = torch.stack([labels == 1, labels == 2], 1).float()  # (samples, classes, height, width)
@@ -555,6 +576,17 @@ def test_distill_learns_from_samples_without_a_label():
     assert np.isfinite(result.history["student"][-1]["terms"]["truth"])
 
 
+def test_a_batch_without_labelled_samples_has_a_loss_of_zero():
+    inputs = torch.randn(8, 3)
+    student, teacher = Net("student", nn.Linear(3, 3)), Net("teacher", nn.Linear(3, 3), trained=True)
+    objective = Truth(nn.CrossEntropyLoss(ignore_index=-1)) + Match(teacher, SoftTargets(), label="soft")
+    example = (inputs, torch.arange(8) % 3)
+    with kdkit.Distiller(student, objective, example, classes=CLASSES, ignore_index=-1) as distiller:
+        output = distiller(inputs, torch.full((8,), -1))
+    assert output.terms["truth"] == 0
+    assert output.terms["soft"] > 0
+
+
 # Maps of numbers
 
 
@@ -590,6 +622,14 @@ def test_a_loss_that_ignores_another_label_is_a_problem():
     recipe = recipe_of(Truth(nn.CrossEntropyLoss()), Net("student", segmenter()), data)
     message = "CrossEntropyLoss leaves out the label -100, and this data has 255 for no label; pass ignore_index=255"
     assert message in problems(recipe)
+
+
+def test_per_position_that_ignores_another_label_is_a_problem():
+    data = TorchData(images(), images(), classes=CLASSES, ignore_index=VOID)
+    student, teacher = Net("student", segmenter()), Net("teacher", segmenter(), trained=True)
+    objective = Truth(cross_entropy()) + Match(teacher, PerPosition(SoftTargets()))
+    message = "PerPosition leaves out the label -100, and this data has 255 for no label; pass ignore_index=255"
+    assert message in problems(recipe_of(objective, student, data))
 
 
 def test_a_label_beyond_the_classes_is_refused_with_the_option_for_no_label():
