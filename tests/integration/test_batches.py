@@ -330,6 +330,41 @@ def test_a_transform_that_changes_its_inputs_in_place_leaves_the_data_as_it_is()
     assert torch.equal(batch[0], IMAGES)
 
 
+def test_a_transform_that_changes_labels_in_place_leaves_the_data_as_it_is():
+    labels = LABELS.clone()
+
+    class Whole(Dataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, row):
+            return IMAGES, labels
+
+    kdkit.run(image_recipe(DataLoader(Whole(), batch_size=None), batch_transform=lambda x, y: (x, y.fill_(1))))
+    assert torch.equal(labels, LABELS)
+
+
+def test_a_transform_may_mask_the_labels_of_tokens():
+    seen = []
+
+    def mask(inputs, labels):
+        masked = labels.clone()
+        masked[:, 0] = -100
+        seen.append(masked.dtype)
+        return inputs, masked
+
+    tokens = torch.randint(0, 20, (24, 6), generator=torch.Generator().manual_seed(0))
+    texts = TensorDataset(tokens, tokens % 3)
+
+    def tagger():
+        return nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 3))
+
+    options = {"classes": CLASSES, "epochs": 1, "batch_transform": mask}
+    result = kdkit.distill(tagger(), tagger(), texts, texts, **options)
+    assert set(seen) == {torch.int64}
+    assert result.metrics["student"]["accuracy"].value >= 0
+
+
 @pytest.mark.parametrize(
     ("transform", "message"),
     [
