@@ -336,6 +336,19 @@ def test_a_teacher_that_accelerate_has_spread_stays_where_it_is(tmp_path):
     assert any("whose bytes cannot be read" in line for line in notices.lines)
 
 
+def test_a_distiller_leaves_a_teacher_that_accelerate_has_spread_where_it_is(tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    places = {"0": "cpu", "1": "cpu", "2": "disk"}
+    module = accelerate.dispatch_model(network(), places, offload_dir=tmp_path, main_device="cpu")
+    student, teacher = Net("student", nn.Linear(6, 3)), Net("teacher", module, trained=True)
+    inputs = torch.randn(4, 6)
+    with kdkit.Distiller(student, Match(teacher, SoftTargets()), (inputs, torch.zeros(4).long())) as distiller:
+        distiller.to("cpu")
+        loss = distiller(inputs, torch.zeros(4).long()).loss
+    assert module[2].weight.is_meta
+    torch.testing.assert_close(loss, SoftTargets()(student.module(inputs), network().eval()(inputs)))
+
+
 def test_inputs_are_copied_to_the_device_of_a_teacher_and_its_outputs_back():
     devices = []
 
