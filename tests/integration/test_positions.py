@@ -33,7 +33,21 @@ from kdkit.losses import (
     SampleWeighted,
     SoftTargets,
 )
-from kdkit.metrics import MAE, MSE, R2, Accuracy, BootstrapInterval, MacroAUPRC, MacroF1, MeanIoU, Pearson, Predictions
+from kdkit.metrics import (
+    MAE,
+    MSE,
+    R2,
+    Accuracy,
+    BootstrapInterval,
+    MacroAUPRC,
+    MacroF1,
+    MeanIoU,
+    Pearson,
+    Predictions,
+    classification,
+)
+
+from .test_distributed_balancing import in_two_processes
 
 CLASSES = ("sky", "road", "car")
 VOID = 255
@@ -150,6 +164,26 @@ def test_metrics_of_saved_predictions_and_the_table_of_classes_are_those_of_the_
     table = kdkit_here("classes", folder)
     assert table.code == 0
     assert str(int((labels == 0).sum())) in table.out
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_metrics_of_positions_do_not_depend_on_the_blocks_they_are_counted_in(task, monkeypatch):
+    random = np.random.default_rng(0)
+    if task == "multiclass":
+        labels, outputs = random.integers(-1, 3, (7, 5, 6)), random.integers(0, 3, (7, 5, 6))
+    else:
+        labels, outputs = random.integers(-1, 2, (7, 3, 5, 6)), random.random((7, 3, 5, 6)) > 0.5
+    predictions = Predictions(labels=labels.astype(np.int8), outputs=outputs, classes=CLASSES, per_position=True)
+    expected = MeanIoU().compute(predictions)
+    monkeypatch.setattr(classification, "_BLOCK", 100)  # one map of a class has 30 positions
+    assert MeanIoU().compute(predictions) == expected
+    if task == "multilabel":
+        has_label = labels >= 0
+        scores = [
+            jaccard_score(labels[:, index][has_label[:, index]], outputs[:, index][has_label[:, index]])
+            for index in range(3)
+        ]
+        assert expected.value == pytest.approx(np.mean(scores))
 
 
 def test_an_interval_resamples_images_and_not_pixels():
@@ -585,6 +619,49 @@ def test_a_batch_without_labelled_samples_has_a_loss_of_zero():
         output = distiller(inputs, torch.full((8,), -1))
     assert output.terms["truth"] == 0
     assert output.terms["soft"] > 0
+
+
+# One of two processes, which predicts a half of the images: the smaller ones, or the larger ones.
+RANK = """
+import contextlib
+import sys
+
+import torch
+from torch import distributed, nn
+
+from kdkit import Net, TorchData
+from kdkit.data.device_data import DeviceData
+from kdkit.engine.predict import Predictor
+
+
+class Images(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, row):
+        size = 4 if row < 4 else 6
+        image = torch.randn(3, size, size, generator=torch.Generator().manual_seed(row))
+        return image, image.argmax(0)
+
+
+number, folder = int(sys.argv[1]), sys.argv[2]
+distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
+data = TorchData(Images(), Images(), classes=["sky", "road", "car"])
+device_data = DeviceData(torch.device("cpu"), share=0.25, draws=1, passes=1)
+predictor = Predictor(data, device_data, contextlib.nullcontext)
+predictions = predictor.predict(Net("net", nn.Identity()), data.validation, batch_size=4)
+torch.save((torch.tensor(predictions.labels), torch.tensor(predictions.outputs)), f"{folder}/{number}.pt")
+distributed.destroy_process_group()
+"""
+
+
+def test_processes_may_predict_images_of_different_sizes(tmp_path):
+    in_two_processes(RANK, tmp_path)
+    for number in range(2):
+        labels, outputs = torch.load(tmp_path / f"{number}.pt")
+        assert labels.shape == outputs.shape == (8, 6, 6)
+        assert (labels >= 0).sum((1, 2)).tolist() == [16] * 4 + [36] * 4
+        assert torch.equal(labels[labels >= 0], outputs[labels >= 0])
 
 
 # Maps of numbers
