@@ -486,6 +486,13 @@ def test_a_loss_on_labels_that_does_not_use_the_weights_of_the_data_is_refused()
     assert not kdkit.check(image_recipe(weighted_data(), Match(teacher, SoftTargets()))).problems
 
 
+def test_the_first_samples_may_have_no_weight():
+    weights = torch.ones(24)
+    weights[:8] = 0
+    result = kdkit.run(image_recipe(TensorDataset(IMAGES, LABELS, weights), Truth(SampleWeighted())))
+    assert result.history["student"][0]["terms"]["truth"] > 0
+
+
 def test_a_loss_of_user_code_gets_the_weights_by_the_name_of_its_argument():
     def loss(student, labels, sample_weights):
         return (F.cross_entropy(student, labels, reduction="none") * sample_weights).mean()

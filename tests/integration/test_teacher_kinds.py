@@ -416,6 +416,9 @@ def test_a_teacher_on_another_device_runs_outside_of_a_cuda_graph():
     assert _runs_in_graph(Net("teacher", network()), cuda)
     assert not _runs_in_graph(Net("teacher", network(), device="cpu"), cuda)
     assert not _runs_in_graph(Net("teacher", lambda inputs: inputs, version="1"), cuda)
+    spread = network()
+    spread.hf_device_map = {"0": "cuda:0", "2": "cuda:1"}  # as accelerate notes it
+    assert not _runs_in_graph(Net("teacher", spread), cuda)
 
 
 @pytest.mark.gpu
