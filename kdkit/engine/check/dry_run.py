@@ -242,8 +242,8 @@ class _DryRun:
         parameters = {id(parameter): parameter.requires_grad for parameter in self.module.parameters()}
         elsewhere = {net.name for net in self.stage.stage.teachers if isinstance(net, Net) and net.device is not None}
         for name, teacher in teachers.items():
-            own = teacher.parameters() if isinstance(teacher, nn.Module) else ()
-            shared = [parameters[id(parameter)] for parameter in own if id(parameter) in parameters]
+            of_teacher = teacher.parameters() if isinstance(teacher, nn.Module) else ()
+            shared = [parameters[id(parameter)] for parameter in of_teacher if id(parameter) in parameters]
             if shared and name in elsewhere:
                 self.problems.append(
                     f"net {name!r} has its own device, but a student or a loss shares parameters with it; "
