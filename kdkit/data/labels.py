@@ -243,12 +243,17 @@ def is_ignored(labels: Tensor, ignored: Sequence[int]) -> Tensor:
     return mask
 
 
-def ignored_labels(ignore_index: int | None, classes: int, *, has_positions: bool) -> tuple[int, ...]:
+def ignored_labels(ignore_index: int | None, classes: int, task: Task, *, has_positions: bool) -> tuple[int, ...]:
     """Return the class indices that stand for no label. has_positions: whether labels are classes of positions.
 
     ignore_index: the index that the user passed. If None, positions have those that are such by convention and beyond
-    the number of classes. Raises DataError if the index is one of the classes.
+    the number of classes. Raises DataError if the index is one of the classes, or the task has no class indices.
     """
+    if ignore_index is not None and task != "multiclass":
+        raise DataError(
+            f"ignore_index={ignore_index} is a class index, and the task of this data is {task}; unknown labels by "
+            "class are NaN, see TorchData(..., unknown=...)"
+        )
     if ignore_index is None:
         return tuple(label for label in _IGNORED if label not in range(classes)) if has_positions else ()
     if ignore_index in range(classes):

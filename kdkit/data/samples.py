@@ -69,7 +69,7 @@ def as_weights(weights: Any, labels: Any, source: str = "the data must yield") -
     if weights is None:
         return None
     # They may be a third element, or under a key.
-    prefix = f"{source} pairs (inputs, labels), or triples with the weights of samples; got weights"
+    prefix = f"{source} pairs (inputs, labels); got additional weights"
     expected = "expected the weight of each sample, a float of at least 0"
     if not isinstance(weights, Tensor):
         raise DataError(f"{prefix} that are a {type(weights).__name__}; {expected}")

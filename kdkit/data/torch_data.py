@@ -235,12 +235,7 @@ class TorchData(Data):
 
     def _ignored(self, classes: int) -> tuple[int, ...]:
         """Return the class indices that stand for no label, if there are so many classes."""
-        if self._ignore_index is not None and self.task != "multiclass":
-            raise DataError(
-                f"ignore_index={self._ignore_index} is a class index, and the task of this data is {self.task}; labels "
-                "by class take unknown=... instead"
-            )
-        return ignored_labels(self._ignore_index, classes, has_positions=self._has_class_maps)
+        return ignored_labels(self._ignore_index, classes, self.task, has_positions=self._has_class_maps)
 
     def _require_columns(self, labels: Mapping[str, SplitLabels]) -> None:
         """Raise DataError if labels by class have other columns than there are classes."""

@@ -102,7 +102,7 @@ class Distiller(nn.Module):
             ids=samples is not None,
             has_weights=weights is not None,
             position_dims=dims,
-            ignored_labels=ignored_labels(ignore_index, len(classes), has_positions=self._per_position),
+            ignored_labels=ignored_labels(ignore_index, len(classes), task, has_positions=self._per_position),
         )
         stage = Stage({student: objective}, Training(epochs=1, batch_size=max(2, len(rows))))
         problems = [*stage_problems(stage, context)]

@@ -503,10 +503,16 @@ def test_a_loss_of_user_code_gets_the_weights_by_the_name_of_its_argument():
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (torch.ones(24, dtype=torch.int64), r"got weights that are int64 of shape \(1,\); expected the weight of each"),
-        (torch.ones(24, 2), r"got weights that are float32 of shape \(1, 2\)"),
-        (-torch.ones(24), r"got weights with -1.0; expected the weight of each sample, a float of at least 0"),
-        (torch.full((24,), torch.nan), "got weights with nan"),
+        (
+            torch.ones(24, dtype=torch.int64),
+            r"got additional weights that are int64 of shape \(1,\); expected the weight of each",
+        ),
+        (torch.ones(24, 2), r"got additional weights that are float32 of shape \(1, 2\)"),
+        (
+            -torch.ones(24),
+            r"got additional weights with -1.0; expected the weight of each sample, a float of at least 0",
+        ),
+        (torch.full((24,), torch.nan), "got additional weights with nan"),
     ],
 )
 def test_a_third_element_that_is_no_weight_is_refused(weights, message):

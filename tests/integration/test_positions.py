@@ -723,6 +723,18 @@ def test_an_ignored_label_must_not_be_a_class():
         TorchData(images(), images(), ignore_index=True)
 
 
+def test_an_ignored_label_needs_class_indices():
+    inputs, labels = torch.randn(4, 3), torch.eye(4)[:, :3]
+    with pytest.raises(DataError, match="ignore_index=9 is a class index, and the task of this data is multilabel"):
+        kdkit.Distiller(
+            Net("student", nn.Linear(3, 3)),
+            Truth(nn.BCEWithLogitsLoss()),
+            (inputs, labels),
+            task="multilabel",
+            ignore_index=9,
+        )
+
+
 def test_outputs_of_another_size_than_the_labels_are_a_problem():
     student = Net("student", nn.Conv2d(3, 3, 2, stride=2))
     recipe = recipe_of(Truth(cross_entropy()), student, TorchData(images(), images(), classes=CLASSES))
