@@ -58,7 +58,8 @@ class Accuracy(WithoutThresholds):
         truth = true_classes(test)
         # the accuracy among the samples of a class is its recall
         recalls = ratio(_counted(truth & is_right[:, None], counts), _counted(truth, counts))
-        return Resampled(_counted(is_right[:, None], counts)[0] / counts.sum(0, dtype=np.float64), recalls)
+        total = counts.sum(0, dtype=np.float64)  # 0 if no sample has a label
+        return Resampled(ratio(_counted(is_right[:, None], counts)[0], total), recalls)
 
 
 @dataclass(frozen=True, slots=True)

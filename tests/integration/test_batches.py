@@ -16,6 +16,7 @@ import kdkit
 from kdkit import DataError, Distiller, Match, Net, Past, Recipe, Stage, TorchData, Training, Truth
 from kdkit.errors import CheckError
 from kdkit.losses import CRD, DKD, IgnoreUnknown, SampleWeighted, SoftTargets
+from kdkit.utils import collectives
 from tests.helpers.tiny import Mlp
 
 CLASSES = ("a", "b", "c")
@@ -383,6 +384,14 @@ def test_a_transform_that_does_not_fit_is_a_problem_before_training(transform, m
         kdkit.run(image_recipe(train, batch_transform=transform))
 
 
+def test_the_check_tries_the_parts_of_batches_that_several_processes_have(monkeypatch):
+    recipe = image_recipe(TensorDataset(IMAGES[:14], LABELS[:14]), batch_transform=Mixup(num_classes=3))
+    assert not kdkit.check(recipe).problems  # batches of 8 and 6
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
+    (problem,) = kdkit.check(recipe).problems
+    assert "batch_transform fails for a batch of 3 samples: AssertionError: Batch size" in problem
+
+
 def test_losses_that_need_one_class_per_sample_are_refused_for_mixed_labels():
     teacher = image_net("teacher", trained=True)
     recipe = image_recipe(objective=Match(teacher, DKD()), batch_transform=v2.MixUp(num_classes=3))
@@ -505,12 +514,12 @@ def test_a_loss_of_user_code_gets_the_weights_by_the_name_of_its_argument():
     [
         (
             torch.ones(24, dtype=torch.int64),
-            r"got additional weights that are int64 of shape \(1,\); expected the weight of each",
+            r"additional weights that are int64 of shape \(1,\); expected the weight",
         ),
         (torch.ones(24, 2), r"got additional weights that are float32 of shape \(1, 2\)"),
         (
             -torch.ones(24),
-            r"got additional weights with -1.0; expected the weight of each sample, a float of at least 0",
+            r"additional weights with -1.0; expected the weight of each sample, a float of at least 0",
         ),
         (torch.full((24,), torch.nan), "got additional weights with nan"),
     ],
