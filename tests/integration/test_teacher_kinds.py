@@ -265,6 +265,16 @@ def test_an_onnx_model_takes_inputs_by_name_and_returns_outputs_by_name(tmp_path
     kdkit.check(recipe(teacher)).require()
 
 
+def test_an_onnx_model_refuses_other_inputs_than_its_own(tmp_path):
+    model, inputs = in_onnx(tmp_path), torch.randn(5, 6)
+    with pytest.raises(RecipeError, match="takes 'input'; got 2 by position; select them"):
+        model(inputs, inputs)
+    with pytest.raises(RecipeError, match="takes 'input'; got 1 by position, 'mask'"):
+        model(inputs, mask=inputs)
+    with pytest.raises(RecipeError, match="takes 'input'; got none"):
+        model()
+
+
 def test_an_onnx_model_that_cannot_be_used_is_refused(tmp_path):
     pytest.importorskip("onnxruntime")
     (tmp_path / "text.onnx").write_text("no model")
