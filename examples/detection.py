@@ -120,10 +120,10 @@ class DetectionF1:
         """Return the metric over all cells of all images."""
         logits, boxes = unpack(torch.as_tensor(test.outputs))
         classes, target = unpack(torch.as_tensor(test.labels))
-        found = logits.amax(1).sigmoid() > self.threshold  # (images, rows, columns)
-        right = found & (classes.sum(1) > 0) & (logits.argmax(1) == classes.argmax(1))
+        detected = logits.amax(1).sigmoid() > self.threshold  # (images, rows, columns)
+        right = detected & (classes.sum(1) > 0) & (logits.argmax(1) == classes.argmax(1))
         right &= intersection_over_union(boxes, target) > self.overlap
-        return MetricResult(value=float(2 * right.sum() / (found.sum() + (classes.sum(1) > 0).sum()).clamp(min=1)))
+        return MetricResult(value=float(2 * right.sum() / (detected.sum() + (classes.sum(1) > 0).sum()).clamp(min=1)))
 
 
 def intersection_over_union(first: Tensor, second: Tensor) -> Tensor:

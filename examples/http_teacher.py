@@ -94,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: ModelServer
 
     def do_POST(self) -> None:
-        """Answer a request with the outputs of the model."""
+        """Respond with the outputs of the model."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.server.failures > 0:
             self.server.failures -= 1

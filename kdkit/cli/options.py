@@ -53,7 +53,7 @@ _RUN_FIELDS = ("device", "precision", "compile", "capture", "device_data", "teac
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of a run that do not change what it learns to a command."""
+    """Add the options of RunOptions that all commands that train have to a command."""
     for option in reversed(_RUN_OPTIONS):  # the last decorator is applied first
         command = option(command)
     return command

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from kdkit.engine.console import format_number
 from kdkit.metrics.paired import Difference
-from kdkit.study.sweep_results import Spread, SweepResults, spread
+from kdkit.study.sweep_results import SweepResults, spread
 
 
 def sweep_table(results: SweepResults) -> Table:
@@ -25,7 +25,8 @@ def sweep_table(results: SweepResults) -> Table:
         spreads = [spread(cell.validation.values())] if is_chosen_apart else []
         spreads += [cell.spread(name) for name in metrics]
         star = " *" if index == results.best and len(results.cells) > 1 else ""
-        table.add_row(escape(cell.label) + star, str(len(cell.seeds)), *map(_as_text, spreads))
+        texts = [format_number(mean) + ("" if math.isnan(sd) else f" ± {format_number(sd)}") for mean, sd in spreads]
+        table.add_row(escape(cell.label) + star, str(len(cell.seeds)), *texts)
     return table
 
 
@@ -50,7 +51,3 @@ def _difference_text(difference: Difference | None) -> str:
         return "-"
     low, high = difference.interval
     return f"{difference.value:+.4f} ({low:+.4f} to {high:+.4f})"
-
-
-def _as_text(value: Spread) -> str:
-    return format_number(value.mean) + ("" if math.isnan(value.sd) else f" ± {format_number(value.sd)}")

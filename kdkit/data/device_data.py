@@ -156,7 +156,9 @@ class _MovedBatches:
         return len(self.loaded)
 
     def __iter__(self) -> Iterator[Batch]:
-        copied = self._copied_beside() if self.device.type == "cuda" else (each.to(self.device) for each in self.loaded)
+        copied = (
+            self._copied_beside() if self.device.type == "cuda" else (batch.to(self.device) for batch in self.loaded)
+        )
         for index, batch in enumerate(copied):
             if self.kept is not None:
                 self.kept.keep(batch, self.rows[index], self.draw)

@@ -106,6 +106,8 @@ def task_of(labels: Sequence[SplitLabels]) -> Task:
 def require_form(labels: Sequence[SplitLabels], task: Task) -> None:
     """Raise DataError if the labels of a split do not fit the task, or those of two splits have different shapes."""
     if task == "multiclass" and position_dims(labels, task):
+        for split in labels:
+            _require_no_column(split)
         return
     for split in labels:
         form = split.form if task != "regression" else "numbers"
@@ -236,16 +238,22 @@ def is_ignored(labels: Tensor, ignored: Sequence[int]) -> Tensor:
     """Return which labels are among the ignored ones, bool of the shape of the labels."""
     mask = torch.zeros_like(labels, dtype=torch.bool)
     for label in ignored:  # one or two; torch.isin would copy them to the device of the labels
-        mask |= labels == label
+        if labels.dtype != torch.uint8 or label in range(256):  # torch would compare to -100 as if it were 156
+            mask |= labels == label
     return mask
 
 
-def ignored_labels(ignore_index: int | None, classes: int, *, has_positions: bool) -> tuple[int, ...]:
+def ignored_labels(ignore_index: int | None, classes: int, task: Task, *, has_positions: bool) -> tuple[int, ...]:
     """Return the class indices that stand for no label. has_positions: whether labels are classes of positions.
 
     ignore_index: the index that the user passed. If None, positions have those that are such by convention and beyond
-    the number of classes. Raises DataError if the index is one of the classes.
+    the number of classes. Raises DataError if the index is one of the classes, or the task has no class indices.
     """
+    if ignore_index is not None and task != "multiclass":
+        raise DataError(
+            f"ignore_index={ignore_index} is a class index, and the task of this data is {task}; unknown labels by "
+            "class are NaN, see TorchData(..., unknown=...)"
+        )
     if ignore_index is None:
         return tuple(label for label in _IGNORED if label not in range(classes)) if has_positions else ()
     if ignore_index in range(classes):
@@ -260,6 +268,14 @@ def without_ignored(labels: Tensor, ignored: Sequence[int]) -> Tensor:
     return labels[~is_ignored(labels, ignored)] if ignored and labels.ndim == 1 else labels
 
 
+def _require_no_column(labels: SplitLabels) -> None:
+    if labels.rows.shape[1] == 1:  # a column of indices, or masks of images with a channel
+        raise DataError(
+            f"the labels of the {labels.split} data are {labels.description}; expected one class index per sample, "
+            "(samples,), or per position, (samples, *positions): labels.squeeze(1)"
+        )
+
+
 def _form_of(labels: SplitLabels) -> Form:
     rows = labels.rows
     if rows.dtype == torch.bool and rows.ndim == 1:
@@ -272,11 +288,7 @@ def _form_of(labels: SplitLabels) -> Form:
             return "indices"
         if rows.ndim == 2 and _is_binary(rows):
             return "indicators"
-        if rows.shape[1] == 1:  # a column of indices, or masks of images with a channel
-            raise DataError(
-                f"the labels of the {labels.split} data are {labels.description}; expected one class index per sample, "
-                "(samples,), or per position, (samples, *positions): labels.squeeze(1)"
-            )
+        _require_no_column(labels)
         return "positions"
     if rows.ndim < 2:
         return "numbers"

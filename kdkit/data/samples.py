@@ -68,16 +68,18 @@ def as_weights(weights: Any, labels: Any, source: str = "the data must yield") -
     """
     if weights is None:
         return None
+    # They may be a third element, or under a key.
+    prefix = f"{source} pairs (inputs, labels); got additional weights"
     expected = "expected the weight of each sample, a float of at least 0"
-    prefix = f"{source} pairs (inputs, labels); got a triple, whose third element"
     if not isinstance(weights, Tensor):
-        raise DataError(f"{prefix} is a {type(weights).__name__}; {expected}")
+        raise DataError(f"{prefix} that are a {type(weights).__name__}; {expected}")
     if not weights.is_floating_point() or weights.shape != labels.shape[:1]:
         dtype = str(weights.dtype).removeprefix("torch.")
-        raise DataError(f"{prefix} is {dtype} of shape {tuple(weights.shape)}; {expected}")
-    if weights.device.type == "cpu" and not bool(((weights >= 0) & weights.isfinite()).all()):
-        wrong = weights[~((weights >= 0) & weights.isfinite())]
-        raise DataError(f"{prefix} has {wrong[0].item()}; {expected}")
+        raise DataError(f"{prefix} that are {dtype} of shape {tuple(weights.shape)}; {expected}")
+    if weights.device.type == "cpu":
+        is_valid = (weights >= 0) & weights.isfinite()
+        if not is_valid.all():
+            raise DataError(f"{prefix} with {weights[~is_valid][0].item()}; {expected}")
     return weights.to(torch.float32)
 
 

@@ -235,12 +235,7 @@ class TorchData(Data):
 
     def _ignored(self, classes: int) -> tuple[int, ...]:
         """Return the class indices that stand for no label, if there are so many classes."""
-        if self._ignore_index is not None and self.task != "multiclass":
-            raise DataError(
-                f"ignore_index={self._ignore_index} is a class index, and the task of this data is {self.task}; labels "
-                "by class take unknown=... instead"
-            )
-        return ignored_labels(self._ignore_index, classes, has_positions=self._has_class_maps)
+        return ignored_labels(self._ignore_index, classes, self.task, has_positions=self._has_class_maps)
 
     def _require_columns(self, labels: Mapping[str, SplitLabels]) -> None:
         """Raise DataError if labels by class have other columns than there are classes."""
@@ -265,8 +260,8 @@ def class_names(data: DatasetOrLoader | Split | LoaderSplit) -> tuple[str, ...] 
     names = getattr(dataset, "classes", None)
     if names is None:  # the features of a Hugging Face dataset, of which one may be a ClassLabel
         features = getattr(dataset, "features", None)
-        labels = [getattr(feature, "names", None) for feature in (features or {}).values()]
-        labels = [names for names in labels if names]
+        described = features.values() if isinstance(features, Mapping) else ()  # others keep their inputs there
+        labels = [names for names in (getattr(feature, "names", None) for feature in described) if names]
         names = labels[0] if len(labels) == 1 else None
     if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) for name in names):
         return None

@@ -6,13 +6,11 @@ to step: numbers, tensors that are replaced instead of filled, or random states 
 are found before and during the capture, and run eagerly.
 """
 
-import random
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +18,7 @@ from kdkit.data.batch import Batch, items_of, map_tensors, nested_tensors
 from kdkit.engine.distributed import DistributedModule
 from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.options import Capture
+from kdkit.engine.python_state import PythonState
 from kdkit.engine.train_state import TrainState
 from kdkit.engine.training_step import TrainingStep, UpdatePart
 from kdkit.errors import KdkitError, RecipeError, first_line
@@ -32,9 +31,6 @@ from kdkit.utils.collectives import is_distributed
 _EAGER_STEPS = 3  # before the capture: the first creates the state of the optimizer, the second is watched for waits
 _OTHER_SHAPES = 10  # batches of other shapes than the first one before any was captured
 _WORTHWHILE = 50  # steps of a stage; a capture takes as long as about ten
-
-_PLAIN = (bool, int, float, str, bytes, type(None))
-_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))  # how torch itself stores parameters, hooks and submodules
 
 
 class CapturedStep(TrainingStep):
@@ -150,7 +146,7 @@ class CapturedStep(TrainingStep):
         self.state.advance(updated=updated)
 
     def _capture(self, inputs: "_StaticInputs", part: UpdatePart) -> None:
-        python_state = _PythonState(self._objects())
+        python_state = PythonState(self._objects())
         graph = torch.cuda.CUDAGraph()
         self._current_weights()
         try:
@@ -316,53 +312,9 @@ class _StaticInputs:
         return batch.inputs, batch.labels, batch.ids, batch.weights, dict(outputs)
 
 
-class _PythonState:
-    """The attributes of objects, and the random states of the CPU, which a replayed step does not change."""
-
-    def __init__(self, objects: Iterable[object]) -> None:
-        self._random = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        self._attributes = [
-            (owner, name, value, value.copy() if type(value) in (list, dict, set) else value)
-            for owner in objects
-            for name, value in _attributes(owner)
-        ]
-
-    def changes(self) -> list[str]:
-        """Return a description of everything that changed."""
-        python, numpy, cpu = self._random
-        changed = [
-            f"attribute {name!r} of {type(owner).__name__}"
-            for owner, name, value, copied in self._attributes
-            if not _is_same(getattr(owner, name, None), value, copied)
-        ]
-        if python != random.getstate():
-            changed.append("the random state of Python")
-        if not all(np.array_equal(before, after) for before, after in zip(numpy, np.random.get_state(), strict=True)):
-            changed.append("the random state of numpy")
-        if not torch.equal(cpu, torch.get_rng_state()):
-            changed.append("the random state of the CPU")
-        return changed
-
-    def restore(self) -> None:
-        """Undo the changes."""
-        python, numpy, cpu = self._random
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        for owner, name, value, copied in self._attributes:
-            if _is_same(getattr(owner, name, None), value, copied):
-                continue
-            setattr(owner, name, value)
-            if isinstance(value, list):
-                value[:] = copied
-            elif isinstance(value, (dict, set)):
-                value.clear()
-                value.update(copied)
-
-
 def _runs_in_graph(net: Net[Any], device: torch.device) -> bool:
-    """Whether a frozen teacher is a module that runs on this device."""
-    return isinstance(net.module, nn.Module) and net.device in (None, device)
+    """Whether a frozen teacher is a module that runs on this device alone."""
+    return isinstance(net.module, nn.Module) and net.device in (None, device) and not net.is_spread
 
 
 def _updates_in_graph(state: TrainState) -> bool:
@@ -410,20 +362,3 @@ def _structure(value: Any) -> Any:
         return None
     parts = [(key, _structure(item)) for key, item in items]
     return None if any(part is None for _, part in parts) else parts
-
-
-def _attributes(owner: object) -> Iterator[tuple[str, Any]]:
-    for name, value in getattr(owner, "__dict__", {}).items():
-        if not (isinstance(owner, nn.Module) and name in _MODULE_ATTRIBUTES):
-            yield name, value
-    if isinstance(owner, nn.Module):
-        yield from owner._buffers.items()
-
-
-def _is_same(current: Any, before: Any, copied: Any) -> bool:
-    """Whether an attribute is unchanged: the same object, or an equal number or text, with the same elements."""
-    if isinstance(before, _PLAIN):
-        return type(current) is type(before) and (current == before or current != current)
-    if type(before) in (list, dict, set):
-        return current is before and len(current) == len(copied)
-    return current is before

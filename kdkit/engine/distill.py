@@ -114,10 +114,7 @@ def distill(
 def _label_loss(data: TorchData) -> nn.Module:
     """Return the loss on the labels, which leaves out those that stand for none."""
     if data.task == "multiclass" and data.ignored_labels:
-        loss = nn.CrossEntropyLoss(ignore_index=data.ignored_labels[0])
-        # Two labels may stand for none: -100 and 255. The stage passes positions with labels only.
-        setattr(loss, "per_position", data.position_dims > 0)  # noqa: B010  # nn.Module declares tensors and modules
-        return loss
+        return nn.CrossEntropyLoss(ignore_index=data.ignored_labels[0])
     return _LABEL_LOSSES[data.task]()
 
 

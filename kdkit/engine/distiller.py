@@ -102,7 +102,7 @@ class Distiller(nn.Module):
             ids=samples is not None,
             has_weights=weights is not None,
             position_dims=dims,
-            ignored_labels=ignored_labels(ignore_index, len(classes), has_positions=self._per_position),
+            ignored_labels=ignored_labels(ignore_index, len(classes), task, has_positions=self._per_position),
         )
         stage = Stage({student: objective}, Training(epochs=1, batch_size=max(2, len(rows))))
         problems = [*stage_problems(stage, context)]
@@ -178,9 +178,9 @@ class Distiller(nn.Module):
         return as_targets(labels, per_position=self._per_position)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Move or convert the teachers as the student."""
+        """Move or convert the teachers as the student, except for those that accelerate spread over devices."""
         for teacher in self._stage.stage.teachers:
-            if isinstance(teacher, Net) and isinstance(teacher.module, nn.Module):
+            if isinstance(teacher, Net) and isinstance(teacher.module, nn.Module) and not teacher.is_spread:
                 teacher.module._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 if teacher.device is not None:
                     teacher.module.to(teacher.device)

@@ -105,7 +105,7 @@ class DistillationModule(nn.Module):
 
     def gather_inputs(self, term: BoundTerm, batch: Batch, outputs: TeacherOutputs) -> TermInputs:
         """Return the inputs of a term's loss, as rows that have a label, and reduced to the classes its sides share."""
-        inputs = self.whole_inputs(term, batch, outputs)
+        inputs = term.with_its_ignore_index(self.whole_inputs(term, batch, outputs))
         if term.rows is not None:
             inputs = term.rows(inputs)
         return inputs if term.alignment is None else term.alignment(inputs)
@@ -138,9 +138,9 @@ class DistillationModule(nn.Module):
             if not len(student):  # no row of the batch has a label or a shared class
                 return student.sum() * 0.0
         value = term.loss(inputs.student, target, **self.loss_kwargs(term, inputs))
-        if term.ignored:
+        if term.ignore_index is not None:
             # The mean over no label is 0 / 0 in torch. A branch instead would wait for the device.
-            value = torch.where(term.is_without_labels(inputs.labels), 0.0, value)
+            value = torch.where((inputs.labels == term.ignore_index).all(), 0.0, value)
         return value
 
     def loss_kwargs(self, term: BoundTerm, inputs: TermInputs) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from kdkit.data.batch import Batch, nested_tensors
 from kdkit.teachers.base import TeacherOutput
@@ -41,7 +40,8 @@ def _samples(batch: Batch, tensors: Iterable[Any]) -> str:
     """Return the samples for which one of the tensors, (samples, ...), has a value that is not finite; "" if none."""
     wrong = torch.zeros(len(batch), dtype=torch.bool)
     for tensor in tensors:
-        if _is_per_sample(tensor, len(batch)):
+        is_per_sample = tensor.is_floating_point() and tensor.ndim and len(tensor) == len(batch) and tensor.numel()
+        if is_per_sample:
             wrong |= ~tensor.detach().reshape(len(batch), -1).isfinite().all(1).cpu()
     rows = wrong.nonzero().flatten().tolist()
     if not rows:
@@ -50,7 +50,3 @@ def _samples(batch: Batch, tensors: Iterable[Any]) -> str:
     listed = ", ".join(map(str, names[:_SHOWN])) + (", ..." if len(rows) > _SHOWN else "")
     kind = "rows" if batch.ids is None else "samples"
     return f"{kind} {listed} ({len(rows)} of {len(batch)} in the batch)"
-
-
-def _is_per_sample(tensor: Tensor, samples: int) -> bool:
-    return bool(tensor.is_floating_point() and tensor.ndim and len(tensor) == samples and tensor.numel())

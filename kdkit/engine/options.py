@@ -33,8 +33,8 @@ class RunOptions:
     teacher_cache: a folder for the outputs of frozen teachers, "off", or "auto" for the folder `teacher_cache` next to
     the run folder, which runs share (a temporary folder if `out` is None).
     teacher_cache_size: the largest size of that folder in GB; the least recently used entries are deleted.
-    keep_checkpoints: keep the weights of the last so many epochs of each stage, in addition to those of the best epoch;
-    for Net(weights=...), in the folder of the stage, as `epoch-<n>.safetensors` with n as in `history.jsonl`, or as
+    keep_checkpoints: the number of last epochs of each stage whose weights are kept, in addition to the best epoch; for
+    Net(weights=...), in the folder of the stage, as `epoch-<n>.safetensors` with n as in `history.jsonl`, or as
     `epoch-<n>-<net>.safetensors` if the stage has several networks.
     progress: print the progress: a bar, a line per epoch, and the metrics. None prints it to a terminal or a notebook,
     and nothing if the output is captured or goes to a file or a pipe. A Study prints none unless this is True.

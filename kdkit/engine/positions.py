@@ -38,13 +38,14 @@ class LabelledRows:
         # Soft labels have no ignored ones. Features of other positions than the labels are compared at all of them.
         if not self.ignored or inputs.labels.shape != (rows,):
             return inputs
-        has_label = ~is_ignored(inputs.labels, self.ignored)
+        # Indices, since each selection by a mask would wait for the device again.
+        labelled = (~is_ignored(inputs.labels, self.ignored)).nonzero().squeeze(1)
         inputs = inputs._replace(
-            labels=inputs.labels[has_label],
-            ids=None if inputs.ids is None else inputs.ids[has_label],
-            weights=None if inputs.weights is None else inputs.weights[has_label],
+            labels=inputs.labels.index_select(0, labelled),
+            ids=None if inputs.ids is None else inputs.ids.index_select(0, labelled),
+            weights=None if inputs.weights is None else inputs.weights.index_select(0, labelled),
         )
-        return map_sides(inputs, lambda side: side[has_label])
+        return map_sides(inputs, lambda side: side.index_select(0, labelled))
 
     def _require_same_positions(self, inputs: TermInputs) -> None:
         target = () if inputs.target is None else as_tuple(inputs.target)

@@ -72,6 +72,11 @@ class Predictor:
                 if decide is not None:
                     finite.add(output.isfinite().flatten(1).all(1))
                     output, batch_labels = decide(output, batch.labels)
+                    if output.shape != batch_labels.shape:  # of weights that are evaluated without a check
+                        raise KdkitError(
+                            f"net {net.name!r} has decisions of shape {tuple(output.shape)} for labels "
+                            f"{tuple(batch_labels.shape)}; expected a decision for each label"
+                        )
                     outputs.add(output)
                     labels.add(batch_labels)
                 else:
@@ -114,7 +119,12 @@ class Predictor:
     def _gather(self, rows: "_Rows", *, is_whole: bool) -> NDArray[Any]:
         """Return the rows of all batches, and of all ranks if each predicted a part."""
         values = rows.values()
-        return (values if is_whole else all_gather(values.to(self.device)).cpu()).numpy()
+        if is_whole:
+            return values.numpy()
+        if rows.padding is not None:  # another rank may have larger samples, and all must gather one shape
+            sizes = all_gather(torch.tensor([values.shape[1:]], device=self.device))
+            values = rows.pad(values, sizes.amax(0).tolist())
+        return all_gather(values.to(self.device)).cpu().numpy()
 
     def _require_finite(self, net: Net[Any], split: Split | LoaderSplit, finite: NDArray[Any]) -> None:
         """Raise KdkitError for NaN or infinity, which argmax and thresholds would turn into plausible metrics.
@@ -219,6 +229,13 @@ class _Rows:
         self._copy()
         return self._cat(self._on_cpu)
 
+    def pad(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Return rows whose other dimensions have these sizes, which are at least their own."""
+        # from the last dimension to the first, (before, after) each, as `pad` takes them
+        missing = [size - have for size, have in zip(sizes, rows.shape[1:], strict=True)]
+        widths = [width for after in reversed(missing) for width in (0, after)]
+        return nn.functional.pad(rows, widths, value=self.padding)
+
     def _copy(self) -> None:
         if self._waiting:
             self._on_cpu.append(self._cat(self._waiting).cpu())
@@ -234,13 +251,7 @@ class _Rows:
                 f"{' and '.join(str(('batch', *shape)) for shape in sorted(shapes)[:2])}; pad them to one shape"
             )
         largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
-        padded = []
-        for tensor in tensors:
-            # from the last dimension to the first, (before, after) each, as `pad` takes them
-            missing = [size - have for size, have in zip(largest, tensor.shape[1:], strict=True)]
-            widths = [width for after in reversed(missing) for width in (0, after)]
-            padded.append(nn.functional.pad(tensor, widths, value=self.padding))
-        return torch.cat(padded)
+        return torch.cat([self.pad(tensor, largest) for tensor in tensors])
 
 
 class _Part(Split):

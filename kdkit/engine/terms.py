@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from kdkit.data.labels import is_ignored
-from kdkit.engine.class_alignment import ClassAlignment, shared_classes
+from kdkit.engine.class_alignment import ClassAlignment, TermInputs, shared_classes
 from kdkit.engine.positions import LabelledRows
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext, Loss, extra_kwargs_of, is_per_position
@@ -55,7 +55,8 @@ class BoundTerm:
     alignment: None if both sides have the same classes.
     direct: the loss takes both sides as they are: it has no extra arguments, no outputs have to be filled in, no rows
     to be selected, and no classes to be aligned.
-    ignored: the labels that a loss on the labels leaves out itself, by its `ignore_index`.
+    ignore_index: the label that a loss on the labels leaves out, if the data has such labels; None otherwise.
+    ignored: all labels of the data that stand for none, which become that one.
     """
 
     label: str
@@ -69,11 +70,16 @@ class BoundTerm:
     rows: LabelledRows | None
     alignment: ClassAlignment | None
     direct: bool
+    ignore_index: int | None
     ignored: tuple[int, ...]
 
-    def is_without_labels(self, labels: Tensor) -> Tensor:
-        """Return whether the loss leaves out all these labels, a bool on their device."""
-        return is_ignored(labels, self.ignored).all()
+    def with_its_ignore_index(self, inputs: TermInputs) -> TermInputs:
+        """Return the inputs with one label for all that stand for none, since a loss leaves out only one."""
+        if self.ignore_index is None or self.ignored == (self.ignore_index,):
+            return inputs
+        labels = inputs.labels
+        # Not a selection of the others, which would wait for the device.
+        return inputs._replace(labels=labels.masked_fill(is_ignored(labels, self.ignored), self.ignore_index))
 
 
 def bind_term(
@@ -92,8 +98,9 @@ def bind_term(
     members = () if match is None else _members(match.teacher)
     rows = _labelled_rows(term.loss, match, extra_kwargs, context)
     alignment = _align(net, match, (student, target), extra_kwargs, context, takes_rows=rows is not None)
-    left_out = getattr(term.loss, "ignore_index", None)
-    ignored = tuple(label for label in context.ignored_labels if match is None and rows is None and label == left_out)
+    ignore_index = getattr(term.loss, "ignore_index", None)
+    if match is not None or rows is not None or not context.ignored_labels or not isinstance(ignore_index, int):
+        ignore_index = None
     # A Net and a Peer have an output for every sample; other teachers may leave some out.
     complete = all(isinstance(member, Net | Peer) for member in members)
     return BoundTerm(
@@ -107,8 +114,9 @@ def bind_term(
         extra_kwargs=extra_kwargs,
         rows=rows,
         alignment=alignment,
-        direct=alignment is None and rows is None and not extra_kwargs and complete and not ignored,
-        ignored=ignored,
+        direct=alignment is None and rows is None and not extra_kwargs and complete and ignore_index is None,
+        ignore_index=ignore_index,
+        ignored=context.ignored_labels,
     )
 
 
@@ -143,16 +151,14 @@ def _labelled_rows(
 ) -> LabelledRows | None:
     """Return how the inputs of a loss become rows that have a label, or None if it takes them as they are."""
     uses_labels = match is None or "labels" in extra_kwargs
-    if context.position_dims:
-        needed = is_per_position(loss)
-    else:
-        # Without its label, a sample can still be compared to a teacher. A loss on labels has its own ignore_index.
-        needed = bool(context.ignored_labels) and match is not None and uses_labels
-    if not needed:
+    ignored = context.ignored_labels
+    # Without its label, a sample can still be compared to a teacher. A loss on labels has its own ignore_index.
+    of_samples = bool(ignored) and match is not None and uses_labels
+    if not (is_per_position(loss) if context.position_dims else of_samples):
         return None
     return LabelledRows(
         position_dims=context.position_dims,
-        ignored=context.ignored_labels,
+        ignored=ignored,
         task=context.task,
         uses_labels=uses_labels,
     )

@@ -370,18 +370,18 @@ class StageTrainer:
         labels = [label for label, mean in values.items() if not math.isfinite(mean)]
         if not labels:
             return
-        place, cause = f"epoch {epoch + 1}", None
+        location, cause = f"epoch {epoch + 1}", None
         if means.not_finite is not None and not isinstance(self.ctx.recipe.data.train, LoaderSplit):
-            place += f", batch {means.not_finite + 1}"
+            location += f", batch {means.not_finite + 1}"
             batch = next(itertools.islice(self.batches.epoch(epoch), means.not_finite, None)).to(self.ctx.device)
             cause = cause_in_inputs(batch, has_unknown=self.ctx.plan.context.has_unknown)
             if cause is None:  # otherwise a user-defined teacher might fail
                 cause = cause_in_outputs(batch, step.teacher_outputs(batch, step.stage.sessions))
             if self.folder is not None:
-                place += f" (saved in {self.folder.save_batch(batch)})"
+                location += f" (saved in {self.folder.save_batch(batch)})"
         advice = "a lower learning rate, Training(max_grad_norm=...), or another precision may help"
         raise KdkitError(
-            f"stage {self.stage.name!r}: {', '.join(map(repr, labels))} is not a finite number in {place}; "
+            f"stage {self.stage.name!r}: {', '.join(map(repr, labels))} is not a finite number in {location}; "
             f"{cause or advice}"
         )
 

@@ -120,17 +120,22 @@ def passes_over(split: Split | LoaderSplit, training: Training) -> int:
 
 @dataclass(frozen=True, slots=True)
 class BatchTransform:
-    """The `batch_transform` of a data set. columns: of labels by class; None for other labels."""
+    """The `batch_transform` of a data set.
+
+    columns: of labels by class; None for other labels. per_position: whether labels are classes of positions.
+    """
 
     function: Callable[[Any, Tensor], Any]
     columns: int | None
+    per_position: bool
 
     @classmethod
     def from_data(cls, data: Data) -> "BatchTransform | None":
         """Return the transform of a data set, or None if it has none."""
         function = optional_member(data, Data, "batch_transform")
-        columns = None if data.task == "regression" else len(data.classes)
-        return None if function is None else cls(function, columns)
+        per_position = data.task == "multiclass" and bool(optional_member(data, Data, "position_dims"))
+        columns = None if data.task == "regression" or per_position else len(data.classes)
+        return None if function is None else cls(function, columns, per_position)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Batch:
@@ -147,7 +152,7 @@ class BatchTransform:
             raise DataError(f"batch_transform fails for a batch of {len(batch)} samples: {reason}") from error
         if not isinstance(changed, tuple | list) or len(changed) != 2 or not isinstance(changed[1], Tensor):
             raise DataError(f"batch_transform must return (inputs, labels); it returns a {type(changed).__name__}")
-        inputs, labels = changed[0], as_targets(changed[1])
+        inputs, labels = changed[0], as_targets(changed[1], per_position=self.per_position)
         if self.columns is not None and labels.ndim == 2 and labels.shape[1] != self.columns:
             raise DataError(
                 f"batch_transform returns labels of shape {tuple(labels.shape)}, and there are {self.columns} classes; "
@@ -343,5 +348,5 @@ def _is_plain(value: Any) -> bool:
 
 
 def _copied(batch: Batch) -> Batch:
-    """Return a batch whose inputs may be changed in place; the dataset may yield its own tensors."""
-    return replace(batch, inputs=map_tensors(batch.inputs, torch.clone))
+    """Return a batch that may be changed in place; the dataset may yield its own tensors."""
+    return replace(batch, inputs=map_tensors(batch.inputs, torch.clone), labels=batch.labels.clone())

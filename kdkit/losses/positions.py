@@ -44,15 +44,13 @@ class PerPosition:
         rows = (as_rows(student), as_rows(target))
         if labels is None or (self.ignore_index is None and not extra_kwargs_of(self.loss)):
             return self.loss(*rows)
-        if labels.shape != student.shape[:1] + student.shape[2:]:
-            raise RecipeError(
-                f"PerPosition needs a label for every position of outputs {tuple(student.shape)}; got labels "
-                f"{tuple(labels.shape)}"
-            )
-        labels = labels.flatten()
-        return _loss_of_rows(
-            self.loss, rows, labels, None if self.ignore_index is None else labels != self.ignore_index
-        )
+        for side in (student, target):
+            if labels.shape != side.shape[:1] + side.shape[2:]:
+                raise RecipeError(
+                    f"PerPosition needs a label for every position of outputs {tuple(side.shape)}; got labels "
+                    f"{tuple(labels.shape)}"
+                )
+        return _loss_of_rows(self.loss, rows, labels.flatten(), self.ignore_index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +78,14 @@ class PerToken:
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
         """Return the loss over the selected tokens."""
-        if labels.shape != student.shape[:-1]:
-            raise RecipeError(
-                f"PerToken needs a label for every token, of shape {tuple(student.shape[:-1])}; got "
-                f"{tuple(labels.shape)}"
-            )
-        return _loss_of_rows(self.loss, (student, target), labels, labels != self.ignore)
+        for side in (student, target):
+            if labels.shape != side.shape[:-1]:
+                raise RecipeError(
+                    f"PerToken needs a label for every token, of shape {tuple(side.shape[:-1])}; got "
+                    f"{tuple(labels.shape)}"
+                )
+        # (batch, tokens, classes) -> (tokens, classes)
+        return _loss_of_rows(self.loss, (student.flatten(0, -2), target.flatten(0, -2)), labels.flatten(), self.ignore)
 
 
 class Masked(nn.Module):
@@ -129,14 +129,14 @@ class Masked(nn.Module):
                     f"Masked compares features of the positions of its mask {tuple(mask.shape)}; got "
                     f"{tuple(side.shape)}, (batch, channels, *positions)"
                 )
-        selected = (mask > 0).flatten()
-        if not selected.any():
+        selected = (mask > 0).flatten().nonzero().squeeze(1)
+        if not len(selected):
             return as_tuple(student)[0].sum() * 0.0  # keeps the graph
 
         def rows(side: TensorOrTuple) -> TensorOrTuple:
             if isinstance(side, tuple):
-                return tuple(as_rows(tensor)[selected] for tensor in side)
-            return as_rows(side)[selected]
+                return tuple(as_rows(tensor).index_select(0, selected) for tensor in side)
+            return as_rows(side).index_select(0, selected)
 
         value: Tensor = self.loss(rows(student), rows(target))
         return value
@@ -161,14 +161,15 @@ def as_rows(outputs: Tensor) -> Tensor:
     return outputs.movedim(1, -1).flatten(0, -2)
 
 
-def _loss_of_rows(loss: Loss, sides: tuple[Tensor, Tensor], labels: Tensor, selected: Tensor | None) -> Tensor:
-    """Return the loss of the selected rows. sides: student and target, (..., classes). labels: (...)."""
+def _loss_of_rows(loss: Loss, sides: tuple[Tensor, Tensor], labels: Tensor, ignored: int | None) -> Tensor:
+    """Return the loss of the rows with other labels than `ignored`. sides: student and target, (rows, classes)."""
     student, target = sides
-    if selected is not None:
-        if not selected.any():
+    if ignored is not None:
+        # Indices, since each selection by a mask would wait for the device again.
+        selected = (labels != ignored).nonzero().squeeze(1)
+        if not len(selected):
             return student.sum() * 0.0  # keeps the graph, so that a backward pass works
-        # indexing by the mask flattens (batch, tokens, classes) to (selected tokens, classes)
-        student, target, labels = student[selected], target[selected], labels[selected]
+        student, target, labels = (side.index_select(0, selected) for side in (student, target, labels))
     kwargs = {"labels": labels} if extra_kwargs_of(loss) else {}
     return loss(student, target, **kwargs)
 

@@ -115,8 +115,7 @@ class PairwiseAffinity:
     authors' code; None compares all positions, which takes memory for all pairs.
 
     Formula: 1/(N P²) · Σ (A(s) - A(t))², with A(x) = cosines between the channels of the P nodes of x
-    Shapes: features (N, C, L), (N, C, H, W); channels and positions may differ; tokens may be compared to a map of as
-        many positions
+    Shapes: features (N, C, L), (N, C, H, W)
     Source: Liu et al. 2019, "Structured Knowledge Distillation for Semantic Segmentation", arXiv:1903.04197, eq. 2
     """
 

@@ -1,11 +1,10 @@
 """Leave unknown labels out of a loss on labels."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
-from kdkit.errors import RecipeError, describe
+from kdkit.errors import RecipeError
+from kdkit.losses.validation import without_reduction
 
 
 class IgnoreUnknown(nn.Module):
@@ -27,13 +26,7 @@ class IgnoreUnknown(nn.Module):
         super().__init__()
         loss = nn.BCEWithLogitsLoss() if loss is None else loss
         self.reduction = getattr(loss, "reduction", None)
-        if not isinstance(loss, nn.Module) or self.reduction not in ("mean", "sum"):
-            raise RecipeError(
-                "IgnoreUnknown takes a loss with reduction 'mean' or 'sum', such as nn.BCEWithLogitsLoss(); got "
-                f"{describe(loss)}"
-            )
-        self.loss = copy.deepcopy(loss)
-        setattr(self.loss, "reduction", "none")  # noqa: B010  # nn.Module declares tensors and modules only
+        self.loss = without_reduction(loss, self, "nn.BCEWithLogitsLoss()")
 
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the loss over the known entries."""

@@ -1,12 +1,11 @@
 """Weigh the samples of a loss on labels."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
-from kdkit.errors import RecipeError, describe
+from kdkit.errors import RecipeError
 from kdkit.losses.unknown import IgnoreUnknown
+from kdkit.losses.validation import without_reduction
 
 
 class SampleWeighted(nn.Module):
@@ -27,15 +26,10 @@ class SampleWeighted(nn.Module):
         super().__init__()
         loss = nn.CrossEntropyLoss() if loss is None else loss
         self.reduction = getattr(loss, "reduction", None)
-        if not isinstance(loss, nn.Module) or self.reduction not in ("mean", "sum"):
-            raise RecipeError(
-                "SampleWeighted takes a loss with reduction 'mean' or 'sum', such as nn.CrossEntropyLoss(); got "
-                f"{describe(loss)}"
-            )
+        copied = without_reduction(loss, self, "nn.CrossEntropyLoss()")
         self.accepts_unknown = isinstance(loss, IgnoreUnknown)
-        self.loss: nn.Module = copy.deepcopy(loss.loss if isinstance(loss, IgnoreUnknown) else loss)
-        setattr(self.loss, "reduction", "none")  # noqa: B010  # nn.Module declares tensors and modules only
-        self.ignore_index = getattr(loss, "ignore_index", None)  # as the loss itself, which a check reads
+        self.ignore_index = getattr(loss, "ignore_index", None)  # as the loss itself, which a stage reads
+        self.loss: nn.Module = copied.loss if isinstance(copied, IgnoreUnknown) else copied
 
     def forward(self, student: Tensor, target: Tensor, *, sample_weights: Tensor | None) -> Tensor:
         """Return the weighted loss. sample_weights: (batch,). Raises RecipeError if a batch has none."""
@@ -63,6 +57,8 @@ class SampleWeighted(nn.Module):
         if not isinstance(self.loss, nn.CrossEntropyLoss | nn.NLLLoss) or target.is_floating_point():
             return torch.ones_like(values)
         counts = (target != self.loss.ignore_index).to(values.dtype)
-        # torch divides by the weights of the classes of the samples. An ignored label may be no index, such as -100.
-        classes = target.clamp(min=0)
-        return counts if self.loss.weight is None else counts * self.loss.weight[classes]
+        if self.loss.weight is None:
+            return counts
+        # torch divides by the weights of the classes of the samples. An ignored label is no index, such as -100 or 255.
+        classes = torch.where(target == self.loss.ignore_index, 0, target)
+        return counts * self.loss.weight[classes]

@@ -1,5 +1,6 @@
 """Metrics of predicted classes against true classes."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self, get_args
@@ -57,7 +58,8 @@ class Accuracy(WithoutThresholds):
         truth = true_classes(test)
         # the accuracy among the samples of a class is its recall
         recalls = ratio(_counted(truth & is_right[:, None], counts), _counted(truth, counts))
-        return Resampled(_counted(is_right[:, None], counts)[0] / counts.sum(0, dtype=np.float64), recalls)
+        total = counts.sum(0, dtype=np.float64)  # 0 if no sample has a label
+        return Resampled(ratio(_counted(is_right[:, None], counts)[0], total), recalls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,21 +191,23 @@ def _counted(mask: Bools, counts: Counts) -> Floats:
 def _position_counts(test: Predictions) -> Iterator[tuple[slice, Floats]]:
     """Yield blocks of samples, and their true positives, predicted positives and positives, (3, samples, classes).
 
-    A block keeps the memory small for large vocabularies.
+    A block keeps the memory small for large maps and vocabularies.
     """
-    size = max(1, _BLOCK // len(test.classes))
+    # Decisions by class, (samples, classes, *positions), are compared in whole blocks; others sample by sample.
+    has_columns = test.outputs.dtype == np.bool_
+    size = max(1, _BLOCK // (math.prod(test.outputs.shape[1:]) if has_columns else len(test.classes)))
     for first in range(0, len(test), size):
         rows = slice(first, first + size)
         labels, outputs = test.labels[rows], test.outputs[rows]
-        if outputs.dtype == np.bool_:
+        if has_columns:
             predicted = outputs & (labels >= 0)  # neither a true nor a false positive without a label
             masks = np.stack([predicted & (labels == 1), predicted, labels == 1])
             yield rows, masks.sum(tuple(range(3, masks.ndim)), dtype=np.float64)
             continue
         totals = np.zeros((3, len(labels), len(test.classes)))
-        for index, (true, found) in enumerate(zip(labels, outputs, strict=True)):
-            has_label = true >= 0
-            true, found = true[has_label], found[has_label]
-            for total, classes in zip(totals, (true[true == found], found, true), strict=True):
+        for index, (truth, predicted) in enumerate(zip(labels, outputs, strict=True)):
+            has_label = truth >= 0
+            truth, predicted = truth[has_label], predicted[has_label]
+            for total, classes in zip(totals, (truth[truth == predicted], predicted, truth), strict=True):
                 total[index] = np.bincount(classes, minlength=len(test.classes))
         yield rows, totals

@@ -125,6 +125,12 @@ class Net(Generic[M]):
         module = self.module
         return sum(p.numel() for p in module.parameters()) if isinstance(module, nn.Module) else 0
 
+    @property
+    def is_spread(self) -> bool:
+        """Whether accelerate spread the module over several devices, or to the disk; it moves its inputs itself."""
+        devices = getattr(self.module, "hf_device_map", None) or {}
+        return len({*devices.values()}) > 1
+
     def __call__(self, batch: Batch) -> Tensor:
         """Return the outputs, (batch, classes) or (batch, classes, *positions)."""
         return self.through(self.module, batch)
@@ -132,10 +138,9 @@ class Net(Generic[M]):
     def move_to(self, device: torch.device) -> None:
         """Move the module to the device of a run, or to its own device if it has one.
 
-        A module that accelerate spread over several devices, or to the disk, stays there: it moves its inputs itself.
+        A module that is spread over devices stays there.
         """
-        devices = getattr(self.module, "hf_device_map", None) or {}
-        if isinstance(self.module, nn.Module) and len({*devices.values()}) < 2:
+        if isinstance(self.module, nn.Module) and not self.is_spread:
             self.module.to(self.device or device)
 
     def copy_network(self) -> nn.Module:

@@ -48,8 +48,17 @@ class OnnxModel:
                 )
 
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor | dict[str, Tensor]:
-        """Return the output for a batch, (batch, ...), or a dict of outputs by name."""
+        """Return the output for a batch, (batch, ...), or a dict of outputs by name.
+
+        Raises RecipeError unless the arguments are the inputs of the model.
+        """
         inputs = {**dict(zip(self._inputs, args, strict=False)), **kwargs}
+        if len(args) + len(kwargs) != len(self._inputs) or {*inputs} != {*self._inputs}:
+            passed = ", ".join(filter(None, [f"{len(args)} by position" if args else "", *map(repr, kwargs)]))
+            raise RecipeError(
+                f"{self.path} takes {', '.join(map(repr, self._inputs))}; got {passed or 'none'}; select them by the "
+                "view of its Net"
+            )
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in inputs.items()}
         device = next(iter(inputs.values())).device
         outputs = [torch.from_numpy(array).to(device) for array in self._session.run(self._outputs, arrays)]

@@ -48,7 +48,7 @@ class Tap:
     at: Literal["output", "input"] = "output"
     element: Element = None
     channels_last: bool | None = None
-    form: FeatureForm = field(init=False, compare=False, repr=False)  # what the first pass shows
+    form: FeatureForm = field(init=False, compare=False, repr=False)  # decided in the first pass
 
     def __post_init__(self) -> None:
         if not isinstance(self.module, nn.Module):

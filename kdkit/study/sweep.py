@@ -107,7 +107,8 @@ class Sweep:
         ]
         if not any(cell.trials for cell in finished):
             raise RecipeError(f"no run in {self.study.folder} is finished, so there is nothing to compare")
-        assert self._compared is not None  # a run finished, so recipe() returns
+        if self._compared is None:  # although a run finished, such as when its data was moved since
+            raise RecipeError("recipe() fails for every combination of options, so there is no metric to compare")
         metric, student = self._compared
         return compare_cells(self.study, finished, metric, net=self.net, student=student)
 

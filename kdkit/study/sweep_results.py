@@ -118,7 +118,7 @@ class SweepResults:
         return [f"{best} is the best on the validation split", *sentences]
 
     def notes(self) -> list[str]:
-        """Return what a reader of the comparisons has to know."""
+        """Return the reasons why comparisons are missing, and the assumptions of the others."""
         comparisons = [cell.comparison for cell in self.cells if cell.comparison is not None]
         notes = dict.fromkeys(comparison.note for comparison in comparisons if comparison.note)
         if len(comparisons) > 1:

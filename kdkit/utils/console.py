@@ -1,4 +1,4 @@
-"""Create the console to which tables and progress are printed, and show what is done before anything is printed."""
+"""Create the console to which tables and progress are printed, and show the steps before a run prints anything."""
 
 import os
 import sys
@@ -17,13 +17,13 @@ def make_console() -> Console:
 
 
 class Status:
-    """Shows on stderr what is being done: a line that disappears on a terminal, otherwise a plain line for each step.
+    """Shows the current step on stderr: a line that disappears on a terminal, otherwise a plain line for each step.
 
     enabled: False to show nothing. It is used as a context, which removes the line at its end.
     """
 
     def __init__(self, *, enabled: bool = True) -> None:
-        # Of the processes of torchrun, the first one speaks for all; its group may not exist yet.
+        # Of the processes of torchrun, the first one prints for all; their group may not exist yet.
         is_first = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
         self._console = Console(stderr=True, highlight=False, emoji=False) if enabled and is_first else None
         self._live: Live | None = None

@@ -16,6 +16,7 @@ import kdkit
 from kdkit import DataError, Distiller, Match, Net, Past, Recipe, Stage, TorchData, Training, Truth
 from kdkit.errors import CheckError
 from kdkit.losses import CRD, DKD, IgnoreUnknown, SampleWeighted, SoftTargets
+from kdkit.utils import collectives
 from tests.helpers.tiny import Mlp
 
 CLASSES = ("a", "b", "c")
@@ -330,6 +331,41 @@ def test_a_transform_that_changes_its_inputs_in_place_leaves_the_data_as_it_is()
     assert torch.equal(batch[0], IMAGES)
 
 
+def test_a_transform_that_changes_labels_in_place_leaves_the_data_as_it_is():
+    labels = LABELS.clone()
+
+    class Whole(Dataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, row):
+            return IMAGES, labels
+
+    kdkit.run(image_recipe(DataLoader(Whole(), batch_size=None), batch_transform=lambda x, y: (x, y.fill_(1))))
+    assert torch.equal(labels, LABELS)
+
+
+def test_a_transform_may_mask_the_labels_of_tokens():
+    seen = []
+
+    def mask(inputs, labels):
+        masked = labels.clone()
+        masked[:, 0] = -100
+        seen.append(masked.dtype)
+        return inputs, masked
+
+    tokens = torch.randint(0, 20, (24, 6), generator=torch.Generator().manual_seed(0))
+    texts = TensorDataset(tokens, tokens % 3)
+
+    def tagger():
+        return nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 3))
+
+    options = {"classes": CLASSES, "epochs": 1, "batch_transform": mask}
+    result = kdkit.distill(tagger(), tagger(), texts, texts, **options)
+    assert set(seen) == {torch.int64}
+    assert result.metrics["student"]["accuracy"].value >= 0
+
+
 @pytest.mark.parametrize(
     ("transform", "message"),
     [
@@ -346,6 +382,14 @@ def test_a_transform_that_does_not_fit_is_a_problem_before_training(transform, m
     train = TensorDataset(IMAGES[:11], LABELS[:11])
     with pytest.raises(CheckError, match=message):
         kdkit.run(image_recipe(train, batch_transform=transform))
+
+
+def test_the_check_tries_the_parts_of_batches_that_several_processes_have(monkeypatch):
+    recipe = image_recipe(TensorDataset(IMAGES[:14], LABELS[:14]), batch_transform=Mixup(num_classes=3))
+    assert not kdkit.check(recipe).problems  # batches of 8 and 6
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
+    (problem,) = kdkit.check(recipe).problems
+    assert "batch_transform fails for a batch of 3 samples: AssertionError: Batch size" in problem
 
 
 def test_losses_that_need_one_class_per_sample_are_refused_for_mixed_labels():
@@ -451,6 +495,13 @@ def test_a_loss_on_labels_that_does_not_use_the_weights_of_the_data_is_refused()
     assert not kdkit.check(image_recipe(weighted_data(), Match(teacher, SoftTargets()))).problems
 
 
+def test_the_first_samples_may_have_no_weight():
+    weights = torch.ones(24)
+    weights[:8] = 0
+    result = kdkit.run(image_recipe(TensorDataset(IMAGES, LABELS, weights), Truth(SampleWeighted())))
+    assert result.history["student"][0]["terms"]["truth"] > 0
+
+
 def test_a_loss_of_user_code_gets_the_weights_by_the_name_of_its_argument():
     def loss(student, labels, sample_weights):
         return (F.cross_entropy(student, labels, reduction="none") * sample_weights).mean()
@@ -461,10 +512,16 @@ def test_a_loss_of_user_code_gets_the_weights_by_the_name_of_its_argument():
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (torch.ones(24, dtype=torch.int64), r"third element is int64 of shape \(1,\); expected the weight of each"),
-        (torch.ones(24, 2), r"third element is float32 of shape \(1, 2\)"),
-        (-torch.ones(24), r"third element has -1.0; expected the weight of each sample, a float of at least 0"),
-        (torch.full((24,), torch.nan), "third element has nan"),
+        (
+            torch.ones(24, dtype=torch.int64),
+            r"additional weights that are int64 of shape \(1,\); expected the weight",
+        ),
+        (torch.ones(24, 2), r"got additional weights that are float32 of shape \(1, 2\)"),
+        (
+            -torch.ones(24),
+            r"additional weights with -1.0; expected the weight of each sample, a float of at least 0",
+        ),
+        (torch.full((24,), torch.nan), "got additional weights with nan"),
     ],
 )
 def test_a_third_element_that_is_no_weight_is_refused(weights, message):

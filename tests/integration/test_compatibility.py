@@ -390,7 +390,7 @@ PROBLEMS = {
     ),
     "no labels": ([(row, None) for row, _ in WHOLE], r"a sample without a label has the label that .*ignore_index="),
     "arrays and not samples": ((INPUTS.numpy(), LABELS.numpy()), r"must yield pairs \(inputs, labels\); got a"),
-    "inputs apart": (TensorDataset(INPUTS, INPUTS, LABELS), "got a triple, whose third element is int64"),
+    "inputs apart": (TensorDataset(INPUTS, INPUTS, LABELS), "got additional weights that are int64 of shape"),
 }
 
 

@@ -30,11 +30,26 @@ from kdkit.losses import (
     PerTeacher,
     PerToken,
     ReverseKL,
+    SampleWeighted,
     SoftTargets,
 )
-from kdkit.metrics import MAE, MSE, R2, Accuracy, BootstrapInterval, MacroAUPRC, MacroF1, MeanIoU, Pearson, Predictions
+from kdkit.metrics import (
+    MAE,
+    MSE,
+    R2,
+    Accuracy,
+    BootstrapInterval,
+    MacroAUPRC,
+    MacroF1,
+    MeanIoU,
+    Pearson,
+    Predictions,
+    classification,
+)
 from tests.helpers.command_line import environment
 from tests.helpers.processes import run_python
+
+from .test_distributed_balancing import in_two_processes
 
 CLASSES = ("sky", "road", "car")
 VOID = 255
@@ -151,6 +166,26 @@ def test_metrics_of_saved_predictions_and_the_table_of_classes_are_those_of_the_
     table = kdkit_here("classes", folder)
     assert table.code == 0
     assert str(int((labels == 0).sum())) in table.out
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_metrics_of_positions_do_not_depend_on_the_blocks_they_are_counted_in(task, monkeypatch):
+    random = np.random.default_rng(0)
+    if task == "multiclass":
+        labels, outputs = random.integers(-1, 3, (7, 5, 6)), random.integers(0, 3, (7, 5, 6))
+    else:
+        labels, outputs = random.integers(-1, 2, (7, 3, 5, 6)), random.random((7, 3, 5, 6)) > 0.5
+    predictions = Predictions(labels=labels.astype(np.int8), outputs=outputs, classes=CLASSES, per_position=True)
+    expected = MeanIoU().compute(predictions)
+    monkeypatch.setattr(classification, "_BLOCK", 100)  # one map of a class has 30 positions
+    assert MeanIoU().compute(predictions) == expected
+    if task == "multilabel":
+        has_label = labels >= 0
+        scores = [
+            jaccard_score(labels[:, index][has_label[:, index]], outputs[:, index][has_label[:, index]])
+            for index in range(3)
+        ]
+        assert expected.value == pytest.approx(np.mean(scores))
 
 
 def test_an_interval_resamples_images_and_not_pixels():
@@ -336,6 +371,26 @@ def test_distill_leaves_out_void_pixels_of_images():
     data = images()
     result = kdkit.distill(segmenter(), segmenter(), data, data, classes=CLASSES, epochs=2)
     assert all(np.isfinite([epoch["terms"]["truth"] for epoch in result.history["student"]]))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_loss_of_torch_leaves_out_every_label_that_stands_for_none(weighted):
+    inputs, labels = images().tensors
+    labels[:, 1] = -100  # next to the void pixels in the first row
+    train = TensorDataset(inputs, labels, *([torch.rand(len(labels))] if weighted else []))
+    result = kdkit.distill(segmenter(), segmenter(), train, images(), classes=CLASSES, epochs=1)
+    assert np.isfinite(result.history["student"][0]["terms"]["truth"])
+
+    student, weights = Net("student", segmenter()), train.tensors[2] if weighted else None
+    loss = SampleWeighted(nn.CrossEntropyLoss()) if weighted else nn.CrossEntropyLoss()
+    targets = torch.where(labels == VOID, -100, labels)
+    sums = nn.functional.cross_entropy(student.module(inputs), targets, reduction="none").sum((1, 2))
+    counts = (targets != -100).sum((1, 2))
+    share = torch.ones(len(labels)) if weights is None else weights
+    expected = (share * sums).sum() / (share * counts).sum()
+    with kdkit.Distiller(student, Truth(loss), train.tensors, classes=CLASSES) as distiller:
+        value = distiller(inputs, labels, sample_weights=weights).loss
+    torch.testing.assert_close(value, expected)
 
 
 def test_masks_by_class_are_labels_per_pixel_of_a_sigmoid():
@@ -596,6 +651,60 @@ def test_distill_learns_from_samples_without_a_label():
     assert np.isfinite(result.history["student"][-1]["terms"]["truth"])
 
 
+def test_a_batch_without_labelled_samples_has_a_loss_of_zero():
+    inputs = torch.randn(8, 3)
+    student, teacher = Net("student", nn.Linear(3, 3)), Net("teacher", nn.Linear(3, 3), trained=True)
+    objective = Truth(nn.CrossEntropyLoss(ignore_index=-1)) + Match(teacher, SoftTargets(), label="soft")
+    example = (inputs, torch.arange(8) % 3)
+    with kdkit.Distiller(student, objective, example, classes=CLASSES, ignore_index=-1) as distiller:
+        output = distiller(inputs, torch.full((8,), -1))
+    assert output.terms["truth"] == 0
+    assert output.terms["soft"] > 0
+
+
+# One of two processes, which predicts a half of the images: the smaller ones, or the larger ones.
+RANK = """
+import contextlib
+import sys
+
+import torch
+from torch import distributed, nn
+
+from kdkit import Net, TorchData
+from kdkit.data.device_data import DeviceData
+from kdkit.engine.predict import Predictor
+
+
+class Images(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, row):
+        size = 4 if row < 4 else 6
+        image = torch.randn(3, size, size, generator=torch.Generator().manual_seed(row))
+        return image, image.argmax(0)
+
+
+number, folder = int(sys.argv[1]), sys.argv[2]
+distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
+data = TorchData(Images(), Images(), classes=["sky", "road", "car"])
+device_data = DeviceData(torch.device("cpu"), share=0.25, draws=1, passes=1)
+predictor = Predictor(data, device_data, contextlib.nullcontext)
+predictions = predictor.predict(Net("net", nn.Identity()), data.validation, batch_size=4)
+torch.save((torch.tensor(predictions.labels), torch.tensor(predictions.outputs)), f"{folder}/{number}.pt")
+distributed.destroy_process_group()
+"""
+
+
+def test_processes_may_predict_images_of_different_sizes(tmp_path):
+    in_two_processes(RANK, tmp_path)
+    for number in range(2):
+        labels, outputs = torch.load(tmp_path / f"{number}.pt")
+        assert labels.shape == outputs.shape == (8, 6, 6)
+        assert (labels >= 0).sum((1, 2)).tolist() == [16] * 4 + [36] * 4
+        assert torch.equal(labels[labels >= 0], outputs[labels >= 0])
+
+
 # Maps of numbers
 
 
@@ -633,6 +742,14 @@ def test_a_loss_that_ignores_another_label_is_a_problem():
     assert message in problems(recipe)
 
 
+def test_per_position_that_ignores_another_label_is_a_problem():
+    data = TorchData(images(), images(), classes=CLASSES, ignore_index=VOID)
+    student, teacher = Net("student", segmenter()), Net("teacher", segmenter(), trained=True)
+    objective = Truth(cross_entropy()) + Match(teacher, PerPosition(SoftTargets()))
+    message = "PerPosition leaves out the label -100, and this data has 255 for no label; pass ignore_index=255"
+    assert message in problems(recipe_of(objective, student, data))
+
+
 def test_a_label_beyond_the_classes_is_refused_with_the_option_for_no_label():
     inputs, labels = images(void=False).tensors
     labels[5, 2, 3] = 7
@@ -645,6 +762,18 @@ def test_an_ignored_label_must_not_be_a_class():
         TorchData(images(), images(), classes=CLASSES, ignore_index=1)
     with pytest.raises(DataError, match="such as 255; got True"):
         TorchData(images(), images(), ignore_index=True)
+
+
+def test_an_ignored_label_needs_class_indices():
+    inputs, labels = torch.randn(4, 3), torch.eye(4)[:, :3]
+    with pytest.raises(DataError, match="ignore_index=9 is a class index, and the task of this data is multilabel"):
+        kdkit.Distiller(
+            Net("student", nn.Linear(3, 3)),
+            Truth(nn.BCEWithLogitsLoss()),
+            (inputs, labels),
+            task="multilabel",
+            ignore_index=9,
+        )
 
 
 def test_outputs_of_another_size_than_the_labels_are_a_problem():

@@ -265,6 +265,16 @@ def test_an_onnx_model_takes_inputs_by_name_and_returns_outputs_by_name(tmp_path
     kdkit.check(recipe(teacher)).require()
 
 
+def test_an_onnx_model_refuses_other_inputs_than_its_own(tmp_path):
+    model, inputs = in_onnx(tmp_path), torch.randn(5, 6)
+    with pytest.raises(RecipeError, match="takes 'input'; got 2 by position; select them"):
+        model(inputs, inputs)
+    with pytest.raises(RecipeError, match="takes 'input'; got 1 by position, 'mask'"):
+        model(inputs, mask=inputs)
+    with pytest.raises(RecipeError, match="takes 'input'; got none"):
+        model()
+
+
 def test_an_onnx_model_that_cannot_be_used_is_refused(tmp_path):
     pytest.importorskip("onnxruntime")
     (tmp_path / "text.onnx").write_text("no model")
@@ -336,6 +346,19 @@ def test_a_teacher_that_accelerate_has_spread_stays_where_it_is(tmp_path):
     assert any("whose bytes cannot be read" in line for line in notices.lines)
 
 
+def test_a_distiller_leaves_a_teacher_that_accelerate_has_spread_where_it_is(tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    places = {"0": "cpu", "1": "cpu", "2": "disk"}
+    module = accelerate.dispatch_model(network(), places, offload_dir=tmp_path, main_device="cpu")
+    student, teacher = Net("student", nn.Linear(6, 3)), Net("teacher", module, trained=True)
+    inputs = torch.randn(4, 6)
+    with kdkit.Distiller(student, Match(teacher, SoftTargets()), (inputs, torch.zeros(4).long())) as distiller:
+        distiller.to("cpu")
+        loss = distiller(inputs, torch.zeros(4).long()).loss
+    assert module[2].weight.is_meta
+    torch.testing.assert_close(loss, SoftTargets()(student.module(inputs), network().eval()(inputs)))
+
+
 def test_inputs_are_copied_to_the_device_of_a_teacher_and_its_outputs_back():
     devices = []
 
@@ -403,6 +426,9 @@ def test_a_teacher_on_another_device_runs_outside_of_a_cuda_graph():
     assert _runs_in_graph(Net("teacher", network()), cuda)
     assert not _runs_in_graph(Net("teacher", network(), device="cpu"), cuda)
     assert not _runs_in_graph(Net("teacher", lambda inputs: inputs, version="1"), cuda)
+    spread = network()
+    spread.hf_device_map = {"0": "cuda:0", "2": "cuda:1"}  # as accelerate notes it
+    assert not _runs_in_graph(Net("teacher", spread), cuda)
 
 
 @pytest.mark.gpu

@@ -4,11 +4,12 @@ import torch
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit
-from kdkit.data.loading import training_batch_sizes
+from kdkit.data.loading import shard_rows, training_batch_sizes
 from kdkit.engine.check.dry_run import preserve
 from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.training_batches import BatchTransform, transformed
 from kdkit.errors import KdkitError, first_line
+from kdkit.utils import collectives
 from kdkit.utils.devices import Precision, autocast
 
 
@@ -17,7 +18,10 @@ def batch_problems(stage: OpenStage, data: Data, batch: Batch, precision: Precis
 
     batch: a tiny one, before the data's `batch_transform`, whose samples are repeated.
     """
-    sizes = sorted(set(training_batch_sizes(data.train, stage.stage.training.batch_size) or ()))
+    whole = training_batch_sizes(data.train, stage.stage.training.batch_size) or ()
+    # Of several processes, each gets a part of a batch; all of them try the parts of all, so that they end together.
+    count = collectives.world_size()
+    sizes = sorted({len(shard_rows(torch.arange(size), (rank, count))) for size in set(whole) for rank in range(count)})
     try:
         for size in sizes if BatchTransform.from_data(data) is not None else ():
             transformed(data, batch.rows(torch.arange(size) % len(batch)))

@@ -42,7 +42,7 @@ class Plan:
     peak_memory_bytes: the most memory that tensors took in the dry run of each stage, which has a few samples and no
     optimizer, so that a training step takes more. None on devices other than CUDA, and for a stage that was not run.
     feature_teachers: networks that are matched by features only, and whose outputs are not about the data's classes.
-    They have no metrics. notices: what is not certain, such as the channels of a tap, and does not prevent the run.
+    They have no metrics. notices: doubts that do not prevent the run, such as about the channels of a tap.
     """
 
     stages: tuple[Stage, ...]
@@ -114,11 +114,11 @@ def describe_tap(tap: TapLike, nets: Sequence[Net[Any]]) -> str:
     paths = (path_of(tap.module, net) for net in nets)
     path = next((path for path in paths if path is not None), "?")
     kind = getattr(tap, "at", type(tap).__name__)
-    place = path or "outputs" if kind == "output" else f"{kind} of {path or 'the network'}"
+    source = path or "outputs" if kind == "output" else f"{kind} of {path or 'the network'}"
     if not isinstance(tap, Tap):
-        return place
+        return source
     element = _describe_element(tap.form.element)
-    return f"{f'{element} of ' if element else ''}{place}{' channels last' if tap.form.channels_last else ''}"
+    return f"{f'{element} of ' if element else ''}{source}{' channels last' if tap.form.channels_last else ''}"
 
 
 def _describe_element(element: Element) -> str:

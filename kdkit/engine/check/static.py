@@ -219,12 +219,12 @@ class _RecipeChecks:
                 )
 
     def _losses_of_ignored_labels(self) -> Problems:
-        """Check that losses of torch on the labels leave out those that stand for none."""
+        """Check that losses with an `ignore_index` leave out the labels that stand for none."""
         ignored = optional_member(self.recipe.data, Data, "ignored_labels")
         for objective in (objective for stage in self.stages for objective in stage.objectives.values()):
             for term in (weighted.term for weighted in as_objective(objective)):
                 index = getattr(term.loss, "ignore_index", None)
-                if ignored and isinstance(term, Truth) and isinstance(index, int) and index not in ignored:
+                if ignored and isinstance(index, int) and index not in ignored:
                     yield (
                         f"term {term.label!r}: {type(term.loss).__name__} leaves out the label {index}, and this data "
                         f"has {ignored[0]} for no label; pass ignore_index={ignored[0]} to the loss"

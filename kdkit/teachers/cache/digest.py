@@ -52,7 +52,7 @@ _GENERATED = {"__init__", "__new__", "__repr__", "__eq__", "__lt__", "__le__", "
               "__setattr__", "__delattr__", "__replace__"}  # fmt: skip
 _MODULE_STATE = {*nn.Module().__dict__, "_is_full_backward_hook", "_compiled_call_impl"} - {"training"}
 
-# Attributes of a graph that do not change what it computes; those of torch.export differ from one load to the next.
+# Attributes of a graph that do not change its outputs; those of torch.export differ from one load to the next.
 _GRAPH_BOOKKEEPING = {
     "_graph",
     "_lineno_map",
@@ -131,7 +131,7 @@ class Digest:
         self._update("installed", str(module), name)
 
     def _add_tensor(self, tensor: Tensor, path: str) -> None:
-        # User code may set attributes on a tensor. Those of torch.compile depend on what it compiled before.
+        # User code may set attributes on a tensor. Those of torch.compile depend on earlier compilations.
         attributes = {name: value for name, value in vars(tensor).items() if not name.startswith("_dynamo")}
         if is_traceable_wrapper_subclass(tensor):  # such as quantized weights: other tensors hold their numbers
             names, context = tensor.__tensor_flatten__()

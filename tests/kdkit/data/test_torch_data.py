@@ -340,6 +340,25 @@ def test_the_class_names_of_a_dataset_are_used_if_none_are_given(wrap):
     assert TorchData(folder, folder, classes=["x", "y"]).classes == ("x", "y")
 
 
+def test_a_dataset_may_keep_its_inputs_as_features():
+    dataset = with_targets(0, 1, 0)
+    dataset.features = torch.zeros(3, 2)
+    assert TorchData(dataset, dataset).classes == ("0", "1")
+
+
+def test_the_largest_class_of_uint8_masks_is_no_ignored_label():
+    masks = torch.zeros(4, 3, 3, dtype=torch.uint8)
+    masks[0, 0] = 156  # -100 modulo 256
+    dataset = TensorDataset(torch.zeros(4, 2), masks)
+    assert len(TorchData(dataset, dataset).classes) == 157
+
+
+def test_a_column_of_class_indices_is_refused_if_the_task_is_passed():
+    dataset = TensorDataset(torch.zeros(4, 2), torch.tensor([[0], [1], [2], [0]]))
+    with pytest.raises(DataError, match=r"int64 of shape \(samples, 1\); .* labels\.squeeze\(1\)"):
+        TorchData(dataset, dataset, task="multiclass")
+
+
 def test_splits_whose_classes_differ_are_refused():
     train, validation = with_targets(0, 1, classes=["cat", "dog"]), with_targets(0, 1, classes=["cat", "emu"])
     with pytest.raises(DataError, match="train data are cat, dog, and those of the validation data cat, emu"):

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from kdkit import Batch
-from kdkit.engine.capture import _PythonState, _StaticInputs
+from kdkit.engine.capture import _StaticInputs
+from kdkit.engine.python_state import PythonState
 from kdkit.teachers.base import TeacherOutput
 
 
@@ -41,7 +42,7 @@ CHANGES = {
 @pytest.mark.parametrize("description", CHANGES)
 def test_a_change_that_a_replay_would_not_repeat_is_named_and_undone(description):
     owner = Owner()
-    state = _PythonState([owner])
+    state = PythonState([owner])
     CHANGES[description](owner)
     assert state.changes() == [description]
     state.restore()
@@ -51,7 +52,7 @@ def test_a_change_that_a_replay_would_not_repeat_is_named_and_undone(description
 
 def test_tensors_that_are_filled_in_place_are_no_change():
     owner = Owner()
-    state = _PythonState([owner, object()])
+    state = PythonState([owner, object()])
     owner.mean += 1
     owner.centre.add_(1)
     assert state.changes() == []

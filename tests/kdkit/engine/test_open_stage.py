@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from kdkit import Batch, BuildContext, Match, Peer, RecipeError, Stage, Tap, TorchData, Training
+from kdkit import Batch, BuildContext, Match, Net, Peer, RecipeError, Stage, Tap, TorchData, Training
 from kdkit.engine.open_stage import OpenStage, build_context, tiny_batch
 from kdkit.losses import Hint, SoftTargets
 from tests.helpers.open_stages import opened
@@ -29,6 +29,16 @@ def test_a_teacher_is_in_eval_mode_while_the_stage_is_open():
     with opened(stage_of(Match(teacher, SoftTargets()), student), CONTEXT, BATCH):
         assert not any(module.training for module in teacher.module.modules())
     assert all(module.training for module in teacher.module.modules())
+
+
+def test_teachers_of_one_module_restore_its_mode():
+    first, student = tiny_net("first", trained=True), tiny_net("student")
+    second = Net("second", first.module, trained=True)
+    first.module.train()
+    objective = Match(first, SoftTargets()) + Match(second, SoftTargets())
+    with opened(stage_of(objective, student), CONTEXT, BATCH):
+        assert not first.module.training
+    assert first.module.training
 
 
 def test_a_stage_that_cannot_be_moved_to_its_device_leaves_no_hook():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from kdkit import DataError, KdkitError, LoaderSplit, Net, Predictions, Split, TorchData
 from kdkit.data import device_data
@@ -132,6 +132,13 @@ def test_a_sample_all_of_whose_classes_are_masked_is_refused():
     net = Net("api", lambda inputs: torch.full((len(inputs), 3), -torch.inf), version="1")
     with pytest.raises(KdkitError, match="not finite numbers, for 6 of 6 samples"):
         predictor(data).predict(net, data.validation, batch_size=3)
+
+
+def test_decisions_of_another_shape_than_the_labels_are_refused():
+    images = TensorDataset(torch.randn(4, 3, 8, 8), torch.zeros(4, 8, 8, dtype=torch.int64))
+    data, net = TorchData(images, images, classes=["a", "b"]), Net("net", nn.Conv2d(3, 2, 2, stride=2))
+    with pytest.raises(KdkitError, match=r"net 'net' has decisions of shape \(4, 4, 4\) for labels \(4, 8, 8\)"):
+        predictor(data).predict(net, data.validation, batch_size=4)
 
 
 def test_workers_and_pinned_memory_are_passed_to_the_loader(monkeypatch):

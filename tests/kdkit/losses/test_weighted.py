@@ -69,6 +69,13 @@ def test_a_batch_whose_weights_are_all_zero_has_no_loss():
     assert value == 0
 
 
+def test_an_ignored_label_may_be_beyond_the_classes_next_to_class_weights():
+    labels = torch.where(LABELS == -100, 255, LABELS)
+    loss = nn.CrossEntropyLoss(weight=CLASS_WEIGHTS, ignore_index=255)
+    value = SampleWeighted(loss)(STUDENT, labels, sample_weights=torch.ones(6))
+    torch.testing.assert_close(value, loss(STUDENT, labels))
+
+
 def test_it_requires_weights_and_copies_its_loss():
     plain = nn.CrossEntropyLoss()
     assert requirements_of(SampleWeighted(plain)) == {"sample_weights"}

@@ -253,6 +253,20 @@ def test_results_need_a_finished_run(tmp_path):
         Sweep(recipe, {}, folder=tmp_path).results()
 
 
+def test_results_of_a_recipe_that_fails_since_are_refused(tmp_path):
+    missing = []
+
+    def make(lr: float = 0.3) -> Recipe:
+        if missing:
+            raise FileNotFoundError("data")
+        return recipe(lr)
+
+    [*Sweep(make, {"lr": [0.1, 0.3]}, folder=tmp_path, seeds=1).run(CPU)]
+    missing.append(True)
+    with pytest.raises(RecipeError, match=r"recipe\(\) fails for every combination of options"):
+        Sweep(make, {"lr": [0.1, 0.3]}, folder=tmp_path, seeds=1).results()
+
+
 def test_the_files_of_a_sweep_have_every_run_and_every_verdict(tmp_path):
     results = swept(tmp_path, {"lr": [1e-6, 0.3]}, seeds=2)
     results.save(tmp_path)

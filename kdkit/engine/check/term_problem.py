@@ -1,0 +1,107 @@
+"""Find the problem of a term from its inputs for a tiny batch."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdkit.engine.check.plan import describe_loss, describe_shape
+from kdkit.engine.class_alignment import TermInputs
+from kdkit.engine.terms import BoundTerm
+from kdkit.errors import KdkitError, first_line
+from kdkit.losses.features import TensorOrTuple, as_tuple
+from kdkit.losses.multi_teacher import PerTeacher
+from kdkit.nets.net import Net
+from kdkit.recipe.objective import Match
+from kdkit.teachers.ensemble import Teachers
+from kdkit.teachers.peer import Peer
+from kdkit.utils.modules import preserve_buffers
+
+
+def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any]) -> str | None:
+    """Return the problem of a term with these inputs, or None. Computes its loss twice, once for a noisy student."""
+    if (term.alignment is not None or term.rows is not None) and not len(as_tuple(inputs.student)[0]):
+        return None  # no row of the tiny batch has a label or a shared class
+    if term.ignore_index is not None and (inputs.labels == term.ignore_index).all():
+        return None  # a later batch has labels
+    target = inputs.labels if inputs.target is None else inputs.target
+    shapes = f"student {describe_shape(inputs.student)} and target {describe_shape(target)}"
+    loss, student = describe_loss(term.loss), repr(term.student_net.name)
+    # A loss that is zero for a noisy student as well is zero for every student.
+    if isinstance(inputs.student, tuple):
+        noisy_student: TensorOrTuple = tuple(tensor + torch.randn_like(tensor) for tensor in inputs.student)
+    else:
+        noisy_student = inputs.student + torch.randn_like(inputs.student)
+    try:
+        # A loss with a memory bank updates its buffers when it is called.
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            preserve_buffers([term.loss] if isinstance(term.loss, nn.Module) else []),
+        ):
+            warnings.simplefilter("always")
+            value = term.loss(inputs.student, target, **kwargs)
+            noisy = term.loss(noisy_student, target, **kwargs)
+    except KdkitError as error:
+        return str(error)
+    except Exception as error:  # the loss may be user-defined, and its sides may not fit it
+        takes_one = _matches(term, Teachers) and not isinstance(term.loss, PerTeacher)
+        hint = f"; Teachers(...) gives a tuple, of which PerTeacher({loss}) takes each element" if takes_one else ""
+        return f"{loss} does not accept {shapes}: {first_line(error)}{hint}"
+    if any("target size" in str(warning.message) for warning in caught):  # the warning of torch.nn.functional
+        of_labels = "give the labels the shape of the outputs, such as labels[:, None]"
+        advice = of_labels if term.target is None else "bring them together with a projector"
+        return f"{shapes} have different shapes and would be broadcast; {advice}"
+    if not isinstance(value, Tensor) or value.ndim:
+        got = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        return f"{loss} must return a scalar; got {got}; reduce it, for example with .mean()"
+    if not value.requires_grad:
+        return f"{loss} has no effect: it has no gradient for net {student}"
+    if not any(side.requires_grad for side in as_tuple(inputs.student)):
+        return (
+            f"{loss} trains its own parameters only: the tensors of net {student} have no gradient; they are detached, "
+            "of frozen layers, or of a module that recomputes its activations with use_reentrant=True"
+        )
+    broadcast = _broadcast_shape(inputs.student, target)
+    if broadcast is not None:
+        return (
+            f"{shapes} would be broadcast to {tuple(broadcast)}, which compares each sample with every other one; give "
+            "both the same shape, such as labels[:, None] or outputs.squeeze(1)"
+        )
+    if _matches(term, Peer, net=term.student_net) and not _has_gradient(value, inputs.student):
+        return f"{loss} has no effect: net {student} is compared with its own output"
+    if not torch.isfinite(value):
+        return f"{loss} is {value.item()} at the first step"
+    # Zero is right for a batch without labels, or whose samples have no weight.
+    has_labels = not isinstance(target, Tensor) or not target.isnan().all()
+    has_weight = "sample_weights" not in kwargs or inputs.weights is None or bool(inputs.weights.any())
+    if value == 0 and noisy == 0 and has_labels and has_weight:
+        return f"{loss} is always zero, whatever net {student} returns"
+    return None
+
+
+def _matches(term: BoundTerm, kind: type, net: Net[Any] | None = None) -> bool:
+    """Whether a term matches a teacher of this kind, and of this network if one is passed."""
+    match = term.weighted.term
+    if not isinstance(match, Match) or not isinstance(match.teacher, kind):
+        return False
+    return net is None or getattr(match.teacher, "net", None) is net
+
+
+def _broadcast_shape(student: TensorOrTuple, target: TensorOrTuple) -> torch.Size | None:
+    """Return the shape to which two tensors are broadcast if it is larger than both, as for (N, 1) and (N,)."""
+    if isinstance(student, tuple) or isinstance(target, tuple) or student.ndim == target.ndim:
+        return None
+    try:
+        shape: torch.Size = torch.broadcast_shapes(student.shape, target.shape)  # type: ignore[no-untyped-call]  # untyped
+    except RuntimeError:  # they cannot be broadcast
+        return None
+    return shape if shape.numel() > max(student.numel(), target.numel()) else None
+
+
+def _has_gradient(value: Tensor, student: TensorOrTuple) -> bool:
+    """Whether the gradient at the student side is above rounding."""
+    sides = [side for side in as_tuple(student) if side.requires_grad]
+    gradients = torch.autograd.grad(value, sides, retain_graph=True, allow_unused=True) if sides else ()
+    return any(gradient is not None and gradient.abs().max() > 1e-6 for gradient in gradients)

@@ -1,0 +1,73 @@
+"""Find and undo the changes of a training step in Python, which a replayed CUDA graph would not repeat."""
+
+import random
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+_PLAIN = (bool, int, float, str, bytes, type(None))
+_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))  # how torch itself stores parameters, hooks and submodules
+
+
+class PythonState:
+    """The attributes of objects, and the random states of the CPU, which a replayed step does not change."""
+
+    def __init__(self, objects: Iterable[object]) -> None:
+        self._random = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        self._attributes = [
+            (owner, name, value, value.copy() if type(value) in (list, dict, set) else value)
+            for owner in objects
+            for name, value in _attributes(owner)
+        ]
+
+    def changes(self) -> list[str]:
+        """Return a description of everything that changed."""
+        python, numpy, cpu = self._random
+        changed = [
+            f"attribute {name!r} of {type(owner).__name__}"
+            for owner, name, value, copied in self._attributes
+            if not _is_same(getattr(owner, name, None), value, copied)
+        ]
+        if python != random.getstate():
+            changed.append("the random state of Python")
+        if not all(np.array_equal(before, after) for before, after in zip(numpy, np.random.get_state(), strict=True)):
+            changed.append("the random state of numpy")
+        if not torch.equal(cpu, torch.get_rng_state()):
+            changed.append("the random state of the CPU")
+        return changed
+
+    def restore(self) -> None:
+        """Undo the changes."""
+        python, numpy, cpu = self._random
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        for owner, name, value, copied in self._attributes:
+            if _is_same(getattr(owner, name, None), value, copied):
+                continue
+            setattr(owner, name, value)
+            if isinstance(value, list):
+                value[:] = copied
+            elif isinstance(value, (dict, set)):
+                value.clear()
+                value.update(copied)
+
+
+def _attributes(owner: object) -> Iterator[tuple[str, Any]]:
+    for name, value in getattr(owner, "__dict__", {}).items():
+        if not (isinstance(owner, nn.Module) and name in _MODULE_ATTRIBUTES):
+            yield name, value
+    if isinstance(owner, nn.Module):
+        yield from owner._buffers.items()
+
+
+def _is_same(current: Any, before: Any, copied: Any) -> bool:
+    """Whether an attribute is unchanged: the same object, or an equal number or text, with the same elements."""
+    if isinstance(before, _PLAIN):
+        return type(current) is type(before) and (current == before or current != current)
+    if type(before) in (list, dict, set):
+        return current is before and len(current) == len(copied)
+    return current is before
