@@ -186,8 +186,7 @@ class TorchData(Data):
                 for content in _bytes((batch.inputs, batch.labels, batch.weights)):
                     digest.update(content)
         if self.batch_transform is not None:
-            name = getattr(self.batch_transform, "__qualname__", type(self.batch_transform).__qualname__)
-            digest.update(f"batch_transform={name}".encode())
+            digest.update(f"batch_transform={_describe_transform(self.batch_transform)}".encode())
         return digest.hexdigest()
 
     @property
@@ -330,6 +329,16 @@ def _is_fixed(dataset: object) -> bool:
     while is_plain(dataset, Subset):
         dataset = dataset.dataset
     return is_plain(dataset, TensorDataset)
+
+
+def _describe_transform(transform: Any) -> str:
+    """Return the name of a function, or of a class with its options, such as the alpha of a mixup."""
+    options = {
+        name: value
+        for name, value in getattr(transform, "__dict__", {}).items()
+        if isinstance(value, bool | int | float | str | tuple) and not name.startswith("_")
+    }
+    return f"{getattr(transform, '__qualname__', type(transform).__qualname__)} {sorted(options.items())}"
 
 
 def _bytes(value: Any) -> Iterator[bytes]:

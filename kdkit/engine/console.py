@@ -67,7 +67,8 @@ class ConsoleCallback:
         self._report_early_end()
         self._epochs = event.epochs
         resumed = f", resumed after epoch {event.epoch}" if event.epoch else ""
-        self.console.print(f"\n[bold]{event.index + 1}. {escape(event.name)}[/bold]: {event.epochs} epochs{resumed}")
+        epochs = f"{event.epochs} epoch{'' if event.epochs == 1 else 's'}{resumed}"
+        self.console.print(f"\n[bold]{event.index + 1}. {escape(event.name)}[/bold]: {epochs}")
         self._print_notes(event.notices)
         if self._has_bar:
             self._progress = Progress(

@@ -58,22 +58,24 @@ class PerToken:
     """Apply a loss on outputs to the tokens that have a label, taking each token as a sample.
 
     The unit and the reduction are those of `loss`, over (selected tokens, classes), as in trl; 0 if no token is
-    selected. ignore: the label of tokens that are left out. loss: one without weights; it receives the labels of the
-    selected tokens if it accepts labels.
+    selected. ignore_index: the label of tokens that are left out. loss: one without weights; it receives the labels of
+    the selected tokens if it accepts labels.
 
-    Formula: loss(s[k], t[k]), with k the tokens whose label is not `ignore`
+    Formula: loss(s[k], t[k]), with k the tokens whose label is not `ignore_index`
     Shapes: logits (N, tokens, C); labels (N, tokens)
     Source: public code: trl, GKDTrainer; Agarwal et al. 2024, arXiv:2306.13649
     """
 
     loss: Loss
-    ignore: int = -100
+    ignore_index: int = -100
 
     per_position = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.ignore, bool) or not isinstance(self.ignore, int):
-            raise RecipeError(f"ignore is the integer label of tokens to leave out, such as -100; got {self.ignore!r}")
+        if isinstance(self.ignore_index, bool) or not isinstance(self.ignore_index, int):
+            raise RecipeError(
+                f"ignore_index is the integer label of tokens to leave out, such as -100; got {self.ignore_index!r}"
+            )
         _require_loss_of_rows(self.loss, self)
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
@@ -85,7 +87,9 @@ class PerToken:
                     f"{tuple(labels.shape)}"
                 )
         # (batch, tokens, classes) -> (tokens, classes)
-        return _loss_of_rows(self.loss, (student.flatten(0, -2), target.flatten(0, -2)), labels.flatten(), self.ignore)
+        return _loss_of_rows(
+            self.loss, (student.flatten(0, -2), target.flatten(0, -2)), labels.flatten(), self.ignore_index
+        )
 
 
 class Masked(nn.Module):

@@ -80,8 +80,8 @@ def test_unsupported_shapes_of_a_projector_are_refused(kind, shapes):
 
 @pytest.mark.parametrize("wrong", [1.0, True, None, "pad"])
 def test_the_label_of_ignored_tokens_is_an_integer(wrong):
-    with pytest.raises(RecipeError, match="ignore is the integer label"):
-        PerToken(SoftTargets(), ignore=wrong)
+    with pytest.raises(RecipeError, match="ignore_index is the integer label"):
+        PerToken(SoftTargets(), ignore_index=wrong)
 
 
 @pytest.mark.parametrize("make", [PerToken, SecondHead])
