@@ -160,7 +160,7 @@ def _accepts_both_ways(make: Make, first: Shape, second: Shape) -> bool:
 
 
 def _accepts(make: Make, student: Sequence[Shape], target: Sequence[Shape], *, with_teacher: bool = True) -> bool:
-    """Return whether a loss returns a scalar for sides of these shapes, one per tap, with labels of one of two kinds."""
+    """Return whether a loss returns a scalar for sides of these shapes, one per tap, and labels of either kind."""
     classes = torch.arange(4) % 3
     return any(
         _returns_scalar(make, student, target, labels, with_teacher=with_teacher)

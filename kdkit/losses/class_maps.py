@@ -1,7 +1,7 @@
 """Losses on the outputs of a classifier at every position: of regions at several scales (SDD), and maps of classes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from kdkit.losses.base import BuildableLoss, BuildContext, Loss, extra_kwargs_of
 from kdkit.losses.decoupled import DKD
 from kdkit.losses.features import require_positions, unit_vectors, upcast_half
 from kdkit.losses.multi_teacher import has_independent_samples, per_sample_losses
+from kdkit.losses.positions import as_rows
 from kdkit.losses.projectors.resizing import match_positions, resize
 from kdkit.losses.validation import require_class_labels, require_same_outputs, validate_above_zero, validate_count
 
@@ -28,8 +29,8 @@ class SDD:
     the whole map, its quarters and its sixteenths, or halves and quarters of a signal. A region counts `disagreement`
     times if the teacher is right about the region and wrong about the whole map, or the other way round.
 
-    loss: one of outputs that is a mean over samples, without weights; it may take labels. DKD() if None; SoftTargets()
-    and NKD() give SD-KD and SD-NKD. The authors' DKD code sets the loss to 0 if it is infinite, as its logarithms of a
+    loss: one of outputs that is a mean over samples, without weights; it may take labels. SoftTargets() and NKD()
+    give SD-KD and SD-NKD. The authors' DKD code sets the loss to 0 if it is infinite, as its logarithms of a
     softmax are for confident students; its NKD code normalises over the samples instead of the classes. Neither is
     repeated here.
 
@@ -39,7 +40,7 @@ class SDD:
     Source: Wei et al. 2024, "Scale Decoupled Distillation", arXiv:2403.13512, and its authors' code
     """
 
-    loss: Loss | None = None
+    loss: Loss = field(default_factory=DKD)
     scales: Sequence[int] = (1, 2, 4)
     disagreement: float = 2.0
 
@@ -51,9 +52,7 @@ class SDD:
         for scale in self.scales:
             validate_count("a scale", scale)
         validate_above_zero("disagreement", self.disagreement)
-        # slots and frozen: the options become values that compare and print as given
-        object.__setattr__(self, "scales", tuple(self.scales))
-        object.__setattr__(self, "loss", DKD() if self.loss is None else self.loss)
+        object.__setattr__(self, "scales", tuple(self.scales))  # a list would neither be hashable nor equal to a tuple
         _require_mean_over_samples(self.loss)
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
@@ -66,11 +65,12 @@ class SDD:
         is_right_of_all = target.flatten(2).mean(2).argmax(1) == labels
         weights = torch.where(is_right == is_right_of_all[:, None], 1.0, self.disagreement)
         # (batch, classes, regions) -> (batch * regions, classes)
-        rows = (side.movedim(1, -1).flatten(0, 1) for side in (student_regions, target_regions))
-        kwargs = {}
+        student_rows, target_rows = as_rows(student_regions), as_rows(target_regions)
+        kwargs: dict[str, Tensor] = {}
         if extra_kwargs_of(self.loss):
             kwargs["labels"] = labels.repeat_interleave(student_regions.shape[2])
-        return (weights.flatten() * per_sample_losses(self.loss, *rows, kwargs)).mean()
+        values = per_sample_losses(self.loss, student_rows, target_rows, kwargs)
+        return (weights.flatten() * values).mean()
 
     def regions(self, student: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean of every region of both sides, (batch, classes, regions), the largest regions first."""

@@ -97,8 +97,8 @@ class DISTPlus(ProjectedLoss):
         if self.channel:
             loss = self.channel * (1 - correlation(student, target, 1, self.eps).mean())
         if self.spatial:
-            sums = (side.sum(1, keepdim=True).flatten(1) for side in (student, target))  # (batch, positions)
-            loss = loss + self.spatial * (1 - correlation(*sums, 0, self.eps).mean())
+            student, target = (side.sum(1, keepdim=True).flatten(1) for side in (student, target))  # (batch, positions)
+            loss = loss + self.spatial * (1 - correlation(student, target, 0, self.eps).mean())
         return loss
 
 
@@ -142,7 +142,7 @@ class WKDF(ProjectedLoss):
         cells = list(self.cells(tuple(target.shape[2:])))
         for cell in cells:
             (student_mean, student_deviation), (target_mean, target_deviation) = (
-                self.statistics(upcast_half(side)[..., *cell].flatten(2)) for side in (student, target)
+                self.statistics(upcast_half(side)[cell].flatten(2)) for side in (student, target)
             )
             # W2² of Gaussians with diagonal covariances: ‖m - m'‖² + ‖d - d'‖²
             loss = loss + self.mean * (student_mean - target_mean).square().sum()
@@ -151,12 +151,12 @@ class WKDF(ProjectedLoss):
 
     def cells(self, positions: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
         """Yield the slices of each cell; cells overlap if the grid does not divide the positions."""
-        yield from product(
-            *(
-                [slice(size * cell // self.grid, -(-size * (cell + 1) // self.grid)) for cell in range(self.grid)]
-                for size in positions
-            )
+        ranges = (
+            [slice(size * cell // self.grid, -(-size * (cell + 1) // self.grid)) for cell in range(self.grid)]
+            for size in positions
         )
+        for cell in product(*ranges):
+            yield slice(None), slice(None), *cell  # all samples and channels
 
     def statistics(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and the standard deviation over positions of (batch, channels, positions)."""

@@ -72,4 +72,6 @@ class SKD:
         # cholesky_ex does not wait for a GPU to report an error; tikhonov makes the matrix positive definite
         factor, _ = torch.linalg.cholesky_ex(covariance + self.tikhonov * identity)
         # D_i (L Lᵀ)⁻¹ D_iᵀ = ‖L⁻¹ D_iᵀ‖²; the gradient of a norm of 0 is 0, and that of √ would be infinite
-        return torch.linalg.vector_norm(torch.linalg.solve_triangular(factor, difference.T, upper=False), dim=0)
+        whitened = torch.linalg.solve_triangular(factor, difference.T, upper=False)
+        distances: Tensor = torch.linalg.vector_norm(whitened, dim=0)
+        return distances

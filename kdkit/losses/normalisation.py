@@ -39,7 +39,7 @@ def whiten(features: Tensor) -> Tensor:
             identity = torch.eye(len(covariance), dtype=rows.dtype, device=rows.device)
             factor, _ = torch.linalg.cholesky_ex(covariance / scale + EPS * identity)
         # L⁻¹ x for every row x has covariance L⁻¹ (L Lᵀ) L⁻ᵀ = 1
-        whitened = torch.linalg.solve_triangular(factor, (centred / scale.sqrt()).T, upper=False)
+        whitened: Tensor = torch.linalg.solve_triangular(factor, (centred / scale.sqrt()).T, upper=False)
     # (channels, batch * positions) -> (channels, batch, *positions) -> (batch, channels, *positions)
     return whitened.reshape(-1, len(features), *features.shape[2:]).transpose(0, 1)
 

@@ -32,7 +32,7 @@ class Orthogonal(nn.Module):
         """The map, (target channels, input channels)."""
         vectors = self.reflections.tril(-1)  # column j is below the diagonal; its entry on the diagonal is 1
         # a reflection along v is 1 - 2 v vᵀ / ‖v‖²
-        columns = torch.linalg.householder_product(vectors, 2 / (1 + vectors.square().sum(0)))
+        columns: Tensor = torch.linalg.householder_product(vectors, 2 / (1 + vectors.square().sum(0)))
         return columns if self.grows else columns.mT
 
     def forward(self, features: Tensor, positions: Positions = None) -> Tensor:
