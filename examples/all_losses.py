@@ -98,6 +98,7 @@ LOSSES: dict[str, tuple[Sides, float]] = {
     "dist_plus": (LAST, 1.0),
     "wkdf": (LAST, 0.08),  # its authors
     "led": (VECTOR, 1.0),
+    "queue_kl": (LAST, 1.0),
     "sdd": (CLASSES, 1.0),
     "catkd": (CLASSES, 400.0),  # its authors
     # These have no projector, and only the outputs of these two networks have the same shape.

@@ -34,6 +34,7 @@ from kdkit.losses.margins import OFD
 from kdkit.losses.multi_teacher import PerTeacher, TeacherWeighting
 from kdkit.losses.per_label import PerLabelSoftTargets
 from kdkit.losses.positions import Masked, PerPosition, PerToken
+from kdkit.losses.queue import QueueKL
 from kdkit.losses.relations import CC, PKT, RKD, SP, AdjacentCC
 from kdkit.losses.self_distillation import PSKD, PerLabelPSKD
 from kdkit.losses.similarity import CKA, Cosine, PairwiseAffinity
@@ -95,6 +96,7 @@ __all__ = [
     "PerPosition",
     "PerTeacher",
     "PerToken",
+    "QueueKL",
     "ReverseKL",
     "ReviewKD",
     "SampleWeighted",

@@ -18,6 +18,7 @@ from kdkit.losses.label_embeddings import LED
 from kdkit.losses.logits import GeneralisedJSD, LogitMSE, LogitStandardisation, ReverseKL, SoftTargets
 from kdkit.losses.margins import OFD
 from kdkit.losses.per_label import PerLabelSoftTargets
+from kdkit.losses.queue import QueueKL
 from kdkit.losses.relations import CC, PKT, RKD, SP, AdjacentCC
 from kdkit.losses.self_distillation import PSKD, PerLabelPSKD
 from kdkit.losses.similarity import CKA, Cosine, PairwiseAffinity
@@ -71,6 +72,7 @@ ON_FEATURES: LossClasses = (
     SDD,
     CATKD,
     LED,
+    QueueKL,
 )
 # Soft targets at the scale of other public code, registered under separate names.
 PRESETS: dict[str, Callable[..., Loss]] = {

@@ -84,6 +84,7 @@ LOSSES = {
     "wkdf": ON_POSITIONS,
     "sdd": ON_POSITIONS,
     "catkd": ON_POSITIONS,
+    "queue_kl": ON_FEATURES | WITH_WEIGHTS,
     "led": ON_FEATURES | PER_LABEL | WITH_WEIGHTS,
 }
 
@@ -141,6 +142,7 @@ SUPPORTED = {
     "wkdf": WITH_POSITIONS,
     "sdd": SAME_CHANNELS,
     "catkd": SAME_CHANNELS,
+    "queue_kl": ANY,
     "led": ANY,
 }
 
