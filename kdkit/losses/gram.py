@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kdkit.losses.features import gram_matrix, unit_vectors, upcast_half, without_autocast
-from kdkit.losses.logits import SoftTargets
+from kdkit.losses.logits import kl_sum
 from kdkit.losses.validation import (
     require_same_outputs,
     validate_above_zero,
@@ -52,12 +52,13 @@ class SKD:
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the weighted sum, minimal (0) if the logits are equal."""
         require_same_outputs(student, target, self)
-        soft = SoftTargets(temperature=self.temperature, t_squared=self.t_squared)
         with without_autocast(student):
             student, target = upcast_half(student), upcast_half(target)
             loss = student.new_zeros(())
             if self.instance:
-                loss = self.instance * soft(student, target)
+                student_log, target_log = ((side / self.temperature).log_softmax(1) for side in (student, target))
+                scale = self.temperature**2 if self.t_squared else 1.0
+                loss = self.instance * scale * kl_sum(target_log, student_log) / len(student)
             if self.direction:
                 loss = loss + self.direction * self.distances(student, target).mean()
         return loss
