@@ -6,8 +6,10 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
-from kdkit import BuildContext, RecipeError
+import kdkit
+from kdkit import BuildContext, Match, Net, Recipe, RecipeError, Stage, Tap, TorchData, Training, Truth
 from kdkit.losses import LED
 from kdkit.losses.label_embeddings import pool_by_class
 from tests.helpers.loss_reference import assert_equals_reference
@@ -199,3 +201,53 @@ def test_labels_of_another_shape_are_refused(labels):
     student = embeddings()
     with pytest.raises(RecipeError, match=r"a value in \[0, 1\] for every label, of shape \(5, 4\); got"):
         on_embeddings(student, student)(student, student, labels=labels)
+
+
+class LabelDecoder(nn.Module):
+    """A vector for each label that attends to the positions of a signal, as in an ML-Decoder: (batch, 2, time)."""
+
+    def __init__(self, width, labels=3):
+        super().__init__()
+        self.features = nn.Conv1d(2, width, 3, padding=1)
+        self.queries = nn.Parameter(torch.randn(labels, width))
+        self.attention = nn.MultiheadAttention(width, 1, batch_first=True)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 1)
+
+    def forward(self, signal):
+        positions = self.features(signal).mT  # (batch, time, width)
+        attended, _ = self.attention(self.queries.expand(len(signal), -1, -1), positions, positions)
+        return self.head(self.norm(attended))[:, :, 0]  # (batch, labels)
+
+
+class Pooled(nn.Module):
+    """A convolution, average pooling and a classifier."""
+
+    def __init__(self, width, labels=3):
+        super().__init__()
+        self.features, self.head = nn.Conv1d(2, width, 3, padding=1), nn.Linear(width, labels)
+
+    def forward(self, signal):
+        return self.head(self.features(signal).mean(2))
+
+
+@pytest.mark.parametrize(
+    ("network", "layer", "loss"), [(LabelDecoder, "norm", LED(embeddings=True)), (Pooled, "features", LED())]
+)
+def test_both_forms_train_a_student_on_taps(network, layer, loss):
+    def samples(count, seed):
+        generator = torch.Generator().manual_seed(seed)
+        labels = (torch.rand(count, 3, generator=generator) > 0.3).float()
+        return TensorDataset(torch.randn(count, 2, 16, generator=generator), labels)
+
+    def recipe():
+        torch.manual_seed(0)
+        student, teacher = Net("student", network(4)), Net("teacher", network(8), trained=True)
+        taps = {side: Tap(getattr(net.module, layer)) for side, net in (("student", student), ("target", teacher))}
+        objective = Truth(nn.BCEWithLogitsLoss()) + Match(teacher, copy.deepcopy(loss), **taps)
+        data = TorchData(samples(16, 0), samples(6, 1), samples(6, 2), classes=("a", "b", "c"), task="multilabel")
+        return Recipe(data=data, schedule=[Stage({student: objective}, Training(epochs=20, batch_size=8))])
+
+    assert not kdkit.check(recipe()).problems
+    first, *_, last = kdkit.run(recipe, device="cpu").history["student"]
+    assert last["terms"]["teacher/led"] < first["terms"]["teacher/led"]

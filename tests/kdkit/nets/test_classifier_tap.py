@@ -9,6 +9,7 @@ from torch.utils.data import TensorDataset
 
 import kdkit
 from kdkit import ClassifierTap, Ema, Match, Net, Recipe, RecipeError, Stage, Tap, TorchData, Training, Truth
+from kdkit.engine.check.plan import describe_tap
 from kdkit.losses import CATKD, SDD
 from kdkit.nets.taps import OpenTaps
 
@@ -78,6 +79,13 @@ def test_taps_with_different_classifiers_differ():
     tap, other = (ClassifierTap(net.features, classifier=layer) for layer in (net.fc, nn.Linear(4, 3)))
     assert tap == ClassifierTap(net.features, classifier=net.fc)
     assert len({tap, other, Tap(net.features)}) == 3
+
+
+def test_the_plan_of_a_recipe_names_the_classes_and_the_layer():
+    net = Net("net", Pooled())
+    assert describe_tap(ClassifierTap(net.module.features, classifier=net.module.fc), [net]) == "classes at features"
+    pooled = ClassifierTap(net.module.pool, "input", classifier=net.module.fc)
+    assert describe_tap(pooled, [net]) == "classes at input of pool"
 
 
 @pytest.mark.parametrize("classifier", [None, nn.ReLU(), nn.Conv1d(4, 3, 3), nn.Sequential(nn.Linear(4, 3)), "fc"])
