@@ -21,6 +21,7 @@ from torch.utils.data import Subset, TensorDataset, random_split
 
 import kdkit
 from kdkit import (
+    ClassifierTap,
     Ema,
     Images,
     Loss,
@@ -50,6 +51,7 @@ VECTOR: Sides = ("vector", "vector")
 LAST: Sides = ("last", "last")
 BEFORE: Sides = ("before", "before")
 MAPS: Sides = ("maps", "maps")
+CLASSES: Sides = ("classes", "classes")
 
 # What a loss compares, and its weight next to labels of weight 1. Weights are those of the scripts of RepDistiller (R),
 # SimKD (S) or mdistiller (M) if these have the loss, else 1. Options are the loss's defaults, from its paper or code.
@@ -69,6 +71,8 @@ LOSSES: dict[str, tuple[Sides, float]] = {
     "per_label_hard_targets": (OUTPUTS, 1.0),
     "per_label_dkd": (OUTPUTS, 1.0),
     "per_label_dist": (OUTPUTS, 1.0),
+    "ofa": (OUTPUTS, 1.0),
+    "skd": (OUTPUTS, 1.0),
     "second_head": (("last", "outputs"), 1.0),  # the loss contains the head
     "rkd": (VECTOR, 1.0),  # R
     "sp": (LAST, 3000.0),  # R
@@ -90,6 +94,13 @@ LOSSES: dict[str, tuple[Sides, float]] = {
     "ofd": (BEFORE, 1.0),
     "review_kd": (MAPS, 1.0),
     "sem_ckd": (MAPS, 400.0),  # S, with soft targets of weight 1 in addition
+    "srd": (VECTOR, 2.0),  # torchdistill
+    "dist_plus": (LAST, 1.0),
+    "wkdf": (LAST, 0.08),  # its authors
+    "led": (VECTOR, 1.0),
+    "queue_kl": (LAST, 1.0),
+    "sdd": (CLASSES, 1.0),
+    "catkd": (CLASSES, 400.0),  # its authors
     # These have no projector, and only the outputs of these two networks have the same shape.
     "adjacent_cc": (OUTPUTS, 0.02),  # R
     "patient_kd": (OUTPUTS, 100.0),  # its paper searches 10 to 1000
@@ -113,11 +124,17 @@ class TappedNet:
     before: Tap  # its last map before the ReLU, (batch, channels, positions...)
     norm: nn.Module  # the batch norm before that ReLU, from which OFD computes the margins
     maps: tuple[Tap, ...]  # (batch, channels, positions...), from shallow to deep
+    classes: Tap | None = None  # (batch, classes, positions...), for a classifier that follows the pooling of a map
 
     def taps(self, name: str) -> Tap | tuple[Tap, ...] | None:
         """Return the tap or the taps of this name; None for the outputs, which need no tap."""
         if name == "outputs":
             return None
+        if name == "classes" and self.classes is None:
+            raise RecipeError(
+                "this loss compares maps of classes, and the classifiers for ECGs take more than a map; take --data "
+                "digits or another loss"
+            )
         return self.maps[-1] if name == "last" else getattr(self, name)
 
 
@@ -156,8 +173,8 @@ def student_objectives(loss: str, data: Task, teacher: TappedNet, weight: float 
     if loss in WITHOUT_TEACHER:
         return objectives_without_teacher(loss, data, weight)
     student = student_net(data)
-    student_taps, teacher_taps = student.taps(sides[0]), teacher.taps(sides[1])
-    term = Match(teacher.net, build_loss(loss, data, teacher), student=student_taps, target=teacher_taps)
+    built = build_loss(loss, data, teacher)
+    term = Match(teacher.net, built, student=student.taps(sides[0]), target=teacher.taps(sides[1]))
     soft_targets = [Match(teacher.net, SoftTargets(temperature=4.0))] if loss == "sem_ckd" else []
     return {student.net: sum(soft_targets, label_term(data) + weight * term)}
 
@@ -252,6 +269,7 @@ def tapped_resnet(name: str, **options: Any) -> TappedNet:
         before=Tap(net.layer4[-1].act2, "input"),
         norm=net.layer4[-1].bn2,
         maps=(Tap(net.layer1), Tap(net.layer2), Tap(net.layer4)),
+        classes=ClassifierTap(net.layer4, classifier=net.fc),
     )
 
 

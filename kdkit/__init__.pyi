@@ -25,6 +25,7 @@ from .losses import Loss as Loss
 from .metrics import Metric as Metric
 from .metrics import MetricResult as MetricResult
 from .metrics import Predictions as Predictions
+from .nets.classifier_tap import ClassifierTap as ClassifierTap
 from .nets.net import Net as Net
 from .nets.onnx import OnnxModel as OnnxModel
 from .nets.taps import AttentionTap as AttentionTap

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit import losses
 from kdkit.errors import KdkitError
@@ -159,9 +160,19 @@ def _accepts_both_ways(make: Make, first: Shape, second: Shape) -> bool:
 
 
 def _accepts(make: Make, student: Sequence[Shape], target: Sequence[Shape], *, with_teacher: bool = True) -> bool:
-    """Return whether a loss returns a scalar for sides of these shapes, one per tap."""
+    """Return whether a loss returns a scalar for sides of these shapes, one per tap, and labels of either kind."""
+    classes = torch.arange(4) % 3
+    return any(
+        _returns_scalar(make, student, target, labels, with_teacher=with_teacher)
+        for labels in (classes, F.one_hot(classes, 3))
+    )
+
+
+def _returns_scalar(
+    make: Make, student: Sequence[Shape], target: Sequence[Shape], labels: Tensor, *, with_teacher: bool
+) -> bool:
     context = BuildContext(classes=("a", "b", "c"), task="multiclass", samples=4, ids=True)
-    kwargs = {"labels": torch.arange(4) % 3, "ids": torch.arange(4), "progress": torch.tensor(0.5)}
+    kwargs = {"labels": labels, "ids": torch.arange(4), "progress": torch.tensor(0.5)}
     teacher = nn.Sequential(nn.Linear(target[0][1], 3), nn.BatchNorm1d(target[0][1])) if with_teacher else None
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("error")  # torch warns of shapes that broadcast

@@ -18,17 +18,23 @@ from kdkit.losses.base import (
     loss_name,
     requirements_of,
 )
+from kdkit.losses.class_maps import CATKD, SDD
 from kdkit.losses.contrastive import CRD
 from kdkit.losses.correlation import DIST, PerLabelDIST
+from kdkit.losses.cross_architecture import OFA
 from kdkit.losses.cross_layer import HCL, ReviewKD, SemCKD
 from kdkit.losses.decoupled import DKD, NKD, PerLabelDKD
+from kdkit.losses.feature_statistics import SRD, WKDF, DISTPlus
+from kdkit.losses.gram import SKD
 from kdkit.losses.hard_labels import HardTargets, PerLabelHardTargets, SecondHead
 from kdkit.losses.hints import Hint, SquareHead
+from kdkit.losses.label_embeddings import LED
 from kdkit.losses.logits import GeneralisedJSD, LogitMSE, LogitStandardisation, ReverseKL, SoftTargets
 from kdkit.losses.margins import OFD
 from kdkit.losses.multi_teacher import PerTeacher, TeacherWeighting
 from kdkit.losses.per_label import PerLabelSoftTargets
 from kdkit.losses.positions import Masked, PerPosition, PerToken
+from kdkit.losses.queue import QueueKL
 from kdkit.losses.relations import CC, PKT, RKD, SP, AdjacentCC
 from kdkit.losses.self_distillation import PSKD, PerLabelPSKD
 from kdkit.losses.similarity import CKA, Cosine, PairwiseAffinity
@@ -39,6 +45,7 @@ from kdkit.losses.variational import MGD, VID
 from kdkit.losses.weighted import SampleWeighted
 
 __all__ = [
+    "CATKD",
     "CC",
     "CKA",
     "CRD",
@@ -46,23 +53,30 @@ __all__ = [
     "DIST",
     "DKD",
     "HCL",
+    "LED",
     "LOSS_KWARGS",
     "MGD",
     "NKD",
     "NST",
+    "OFA",
     "OFD",
     "PKD",
     "PKT",
     "PSKD",
     "RKD",
+    "SDD",
+    "SKD",
     "SP",
+    "SRD",
     "SRRL",
     "VID",
+    "WKDF",
     "AdjacentCC",
     "AttentionTransfer",
     "BuildContext",
     "BuildableLoss",
     "Cosine",
+    "DISTPlus",
     "GeneralisedJSD",
     "HardTargets",
     "Hint",
@@ -82,6 +96,7 @@ __all__ = [
     "PerPosition",
     "PerTeacher",
     "PerToken",
+    "QueueKL",
     "ReverseKL",
     "ReviewKD",
     "SampleWeighted",

@@ -4,15 +4,21 @@ from collections.abc import Callable
 
 from kdkit.losses.attention import CWD, AttentionTransfer
 from kdkit.losses.base import Loss
+from kdkit.losses.class_maps import CATKD, SDD
 from kdkit.losses.contrastive import CRD
 from kdkit.losses.correlation import DIST, PerLabelDIST
+from kdkit.losses.cross_architecture import OFA
 from kdkit.losses.cross_layer import HCL, ReviewKD, SemCKD
 from kdkit.losses.decoupled import DKD, NKD, PerLabelDKD
+from kdkit.losses.feature_statistics import SRD, WKDF, DISTPlus
+from kdkit.losses.gram import SKD
 from kdkit.losses.hard_labels import HardTargets, PerLabelHardTargets, SecondHead
 from kdkit.losses.hints import Hint, SquareHead
+from kdkit.losses.label_embeddings import LED
 from kdkit.losses.logits import GeneralisedJSD, LogitMSE, LogitStandardisation, ReverseKL, SoftTargets
 from kdkit.losses.margins import OFD
 from kdkit.losses.per_label import PerLabelSoftTargets
+from kdkit.losses.queue import QueueKL
 from kdkit.losses.relations import CC, PKT, RKD, SP, AdjacentCC
 from kdkit.losses.self_distillation import PSKD, PerLabelPSKD
 from kdkit.losses.similarity import CKA, Cosine, PairwiseAffinity
@@ -35,6 +41,8 @@ ON_OUTPUTS: LossClasses = (
     ReverseKL,
     GeneralisedJSD,
     PSKD,
+    OFA,
+    SKD,
 )
 # Multi-label forms, with a sigmoid per label.
 PER_LABEL: LossClasses = (PerLabelSoftTargets, PerLabelHardTargets, PerLabelDKD, PerLabelDIST, PerLabelPSKD)
@@ -58,6 +66,13 @@ ON_FEATURES: LossClasses = (
     SemCKD,
     SRRL,
     CRD,
+    SRD,
+    DISTPlus,
+    WKDF,
+    SDD,
+    CATKD,
+    LED,
+    QueueKL,
 )
 # Soft targets at the scale of other public code, registered under separate names.
 PRESETS: dict[str, Callable[..., Loss]] = {

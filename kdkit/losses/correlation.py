@@ -83,11 +83,11 @@ def _correlation_loss(student: Tensor, target: Tensor, options: _CorrelationOpti
     loss = student.new_zeros(())
     # dim 1 correlates the classes of a sample (the paper's inter-class relation), dim 0 the samples of a class
     for weight, dim in ((options.inter, 1), (options.intra, 0)):
-        loss = loss + weight * (1 - _correlation(student, target, dim, options.eps).mean())
+        loss = loss + weight * (1 - correlation(student, target, dim, options.eps).mean())
     return loss * options.temperature**2 if options.t_squared else loss
 
 
-def _correlation(student: Tensor, target: Tensor, dim: int, eps: float) -> Tensor:
+def correlation(student: Tensor, target: Tensor, dim: int, eps: float) -> Tensor:
     """Return Pearson's correlation along a dimension, 0 if a side is constant."""
     student, target = (side - side.mean(dim, keepdim=True) for side in (student, target))
     norms: Tensor = torch.linalg.vector_norm(student, dim=dim) * torch.linalg.vector_norm(target, dim=dim)

@@ -31,8 +31,8 @@ class ProjectedLoss(nn.Module):
     """Base class of a loss between two features of one shape, with a projector for students of another shape.
 
     The projector is trained with the student and discarded after training. projector: "auto" makes one if the shapes
-    differ, "always" in any case, "never" raises RecipeError if the shapes differ. kind: "linear", "conv", "mlp" or
-    "bottleneck"; see kdkit.losses.projectors. Subclasses implement `compare`.
+    differ, "always" in any case, "never" raises RecipeError if the shapes differ. kind: "linear", "conv", "mlp",
+    "bottleneck" or "orthogonal"; see kdkit.losses.projectors. Subclasses implement `compare`.
     """
 
     def __init__(self, *, projector: ProjectorMode = "auto", kind: ProjectorKind = "linear") -> None:

@@ -7,7 +7,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.errors import RecipeError
-from kdkit.losses.base import BuildableLoss, BuildContext, Loss, extra_kwargs_of
+from kdkit.losses.base import (
+    BuildableLoss,
+    BuildContext,
+    Loss,
+    accepts_unknown,
+    extra_kwargs_of,
+    requirements_of,
+)
+from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution
 from kdkit.losses.validation import require_same_outputs, validate_share
 
 
@@ -61,22 +69,34 @@ class PerLabelHardTargets:
 class SecondHead(nn.Module):
     """Apply a loss on outputs through an additional linear head, for a student without a distillation head.
 
-    The unit and the reduction are those of `loss`, by default HardTargets(). The head is trained with the student and
-    discarded after training. DeiT, whose distillation token and head are built in, averages both heads for prediction.
+    The unit and the reduction are those of `loss`, by default HardTargets(); it may take labels. The head is trained
+    with the student and discarded after training. DeiT, whose distillation token and head are built in, averages both
+    heads for prediction.
 
-    Formula: loss(W a + b, t), with a the mean of s over positions
+    blocks: the number of blocks before the head, for an exit from an early stage, as OFA (Hao et al. 2023,
+    arXiv:2310.19444) has for each: two depthwise separable convolutions with batch norm and ReLU, which halve the
+    positions and double the channels. OFA's exit of stage k of four has 4 - k blocks.
+
+    Formula: loss(W a + b, t), with a the mean over positions of s, or of its blocks
     Shapes: features (N, C); the student's may have positions, the target is outputs
     Source: ours, after Touvron et al. 2021, arXiv:2012.12877, sec. 4
     """
 
-    def __init__(self, loss: Loss | None = None) -> None:
+    def __init__(self, loss: Loss | None = None, *, blocks: int = 0) -> None:
         super().__init__()
         self.loss = HardTargets() if loss is None else loss
         takes_outputs_only = callable(self.loss) and not isinstance(self.loss, type | BuildableLoss)
-        if not takes_outputs_only or extra_kwargs_of(self.loss):
+        if not takes_outputs_only or extra_kwargs_of(self.loss) - {"labels"}:
             raise RecipeError(
-                f"SecondHead takes a loss on outputs without weights or extra keyword arguments; got {self.loss!r}"
+                "SecondHead takes a loss on outputs without weights, and without extra keyword arguments other than "
+                f"labels; got {self.loss!r}"
             )
+        if isinstance(blocks, bool) or not isinstance(blocks, int) or blocks < 0:
+            raise RecipeError(f"blocks is the number of blocks before the head, 0 or more; got {blocks!r}")
+        self.blocks = blocks
+        self.extra_kwargs, self.requires = extra_kwargs_of(self.loss), requirements_of(self.loss)
+        self.accepts_unknown = accepts_unknown(self.loss)
+        self.trunk: nn.Module = nn.Identity()
         self.head: nn.Module = nn.Identity()
 
     def build(
@@ -93,10 +113,31 @@ class SecondHead(nn.Module):
                 f"{[tuple(shape) for shape in student]} and {[tuple(shape) for shape in target]}; for features use "
                 "Hint()"
             )
-        self.head = nn.Linear(student[0][1], target[0][1])
+        _batch, channels, *positions = student[0]
+        if self.blocks and not positions:
+            raise RecipeError(
+                f"SecondHead(blocks={self.blocks}) takes features with positions; got {tuple(student[0])}: tap a layer "
+                "before it is pooled"
+            )
+        self.trunk = nn.Sequential(*(_exit_block(len(positions), channels << block) for block in range(self.blocks)))
+        self.head = nn.Linear(channels << self.blocks, target[0][1])
 
-    def forward(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the loss between the head's outputs and the target."""
+    def forward(self, student: Tensor, target: Tensor, **kwargs: Tensor) -> Tensor:
+        """Return the loss between the head's outputs and the target. kwargs: the labels, if the loss takes them."""
         # (batch, channels, *positions) -> (batch, channels)
-        pooled = student.flatten(2).mean(2) if student.ndim > 2 else student
-        return self.loss(self.head(pooled), target)
+        features = self.trunk(student)
+        pooled = features.flatten(2).mean(2) if features.ndim > 2 else features
+        return self.loss(self.head(pooled), target, **kwargs)
+
+
+def _exit_block(dimensions: int, channels: int) -> nn.Module:
+    """Return a block from (batch, channels, *positions) to twice the channels at half the positions."""
+
+    def separable(outputs: int, stride: int) -> list[nn.Module]:
+        """Return a depthwise convolution, a map over channels, and their batch norm and ReLU."""
+        depthwise = convolution(
+            dimensions, (channels, channels), 3, stride=stride, padding=1, bias=False, groups=channels
+        )
+        return [depthwise, Pointwise(channels, outputs, bias=False), BatchNorm(outputs), nn.ReLU()]
+
+    return nn.Sequential(*separable(channels, 2), *separable(2 * channels, 1))

@@ -1,10 +1,17 @@
 """Squared errors between features, with a projector for students of another shape (FitNet and SquareHead)."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.losses.features import MIN_NORM, ProjectedLoss, upcast_half
+from kdkit.losses.normalisation import TargetNormalisation, normalise_target
+from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode
+from kdkit.losses.validation import validate_choice
+
+FeatureError = Literal["mse", "smooth_l1"]
 
 
 class Hint(ProjectedLoss):
@@ -14,16 +21,37 @@ class Hint(ProjectedLoss):
     to the teacher's shape. It is trained with the student and discarded after training. projector "auto" makes one if
     the shapes differ, "always" in any case, "never" raises RecipeError if they differ. kind "linear" is a map over
     channels, "conv" the convolutional regressor of the paper with batch norm and ReLU, "bottleneck" the projector of
-    SimKD (Chen et al. 2022, arXiv:2203.14001), "mlp" two maps over channels.
+    SimKD (Chen et al. 2022, arXiv:2203.14001), "mlp" two maps over channels, "orthogonal" a linear map with orthonormal
+    rows or columns.
 
-    Formula: mean (g(s) - t)², with g a projector if shapes differ
+    normalise: "layer_norm" normalises the channels of the target at every position, "whiten" makes them uncorrelated
+    over the batch. error: "mse" or "smooth_l1". VkD (Miles et al. 2024, arXiv:2403.06213) is Hint(projector="always",
+    kind="orthogonal", normalise="layer_norm", error="smooth_l1") on pooled features, as in its authors' code; its paper
+    whitens the target for generative tasks.
+
+    Formula: mean (g(s) - n(t))², with g a projector if shapes differ and n the normalisation, if any
     Shapes: features (N, C), (N, C, L), (N, C, H, W)
     Source: Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", arXiv:1412.6550, eq. 3
     """
 
+    def __init__(
+        self,
+        *,
+        projector: ProjectorMode = "auto",
+        kind: ProjectorKind = "linear",
+        normalise: TargetNormalisation = "none",
+        error: FeatureError = "mse",
+    ) -> None:
+        super().__init__(projector=projector, kind=kind)
+        validate_choice("normalise", normalise, TargetNormalisation)
+        validate_choice("error", error, FeatureError)
+        self.normalise, self.error = normalise, error
+
     def compare(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the error, minimal (0) if the projected features are the teacher's."""
-        return F.mse_loss(student, target)
+        """Return the error, minimal (0) if the projected features are the teacher's, normalised."""
+        if self.normalise != "none":
+            student, target = upcast_half(student), normalise_target(target, self.normalise)
+        return F.mse_loss(student, target) if self.error == "mse" else F.smooth_l1_loss(student, target)
 
 
 class SquareHead(ProjectedLoss):

@@ -18,7 +18,7 @@ from kdkit.losses.validation import is_number
 
 TeacherWeighting = Literal["equal", "confidence", "learned"]
 
-_PROBE_BATCH = 4  # samples of the random batches in `require_independent_samples`
+_PROBE_BATCH = 4  # samples of the random batches in `has_independent_samples`
 
 
 class PerTeacher(nn.Module):
@@ -125,7 +125,12 @@ class PerTeacher(nn.Module):
         if not isinstance(teacher, tuple):
             raise RecipeError(f"weights='confidence' weighs several Teachers; got one teacher; {remedy}")
         for loss, (student, target) in zip(self._losses(len(shapes)), shapes, strict=True):
-            require_independent_samples(loss, student, target, context)
+            if not has_independent_samples(loss, student, target, context):
+                raise RecipeError(
+                    "weights='confidence' weighs each sample by itself, but in "
+                    f"{type(loss).__name__} the samples of a batch depend on each other, by relations or a batch norm; "
+                    "use weights='equal', 'learned' or a number per teacher"
+                )
 
 
 def teacher_confidence(teacher_outputs: tuple[Tensor, ...], labels: Tensor) -> Tensor:
@@ -157,10 +162,10 @@ def per_sample_losses(loss: Any, student: Tensor, target: Tensor, kwargs: dict[s
     return values
 
 
-def require_independent_samples(loss: Any, student: torch.Size, target: torch.Size, context: BuildContext) -> None:
-    """Raise RecipeError for a loss whose gradient at one sample depends on the other samples of its batch.
+def has_independent_samples(loss: Any, student: torch.Size, target: torch.Size, context: BuildContext) -> bool:
+    """Return whether the gradient of a loss at one sample does not depend on the other samples of its batch.
 
-    The loss is called on two random batches with the same first sample. If it raises there, nothing is reported: the
+    The loss is called on two random batches with the same first sample. If it raises there, the result is True: the
     same error comes up when the loss is called in training.
     """
     probe = copy.deepcopy(loss)  # a loss with a memory must not store the random samples
@@ -179,13 +184,9 @@ def require_independent_samples(loss: Any, student: torch.Size, target: torch.Si
             mixed = tuple(torch.cat([a[:1], b[1:]]) for a, b in zip(first, second, strict=True))
             gradient, mixed_gradient = (_first_sample_gradient(call, sides, kwargs) for sides in (first, mixed))
     except Exception:  # a user-defined loss may raise anything
-        return
+        return True
     atol = 1e-3 * float(gradient.abs().max())
-    if not torch.allclose(gradient, mixed_gradient, rtol=1e-3, atol=atol, equal_nan=True):
-        raise RecipeError(
-            f"weights='confidence' weighs each sample by itself, but in {type(loss).__name__} the samples of a batch "
-            "depend on each other, by relations or a batch norm; use weights='equal', 'learned' or a number per teacher"
-        )
+    return torch.allclose(gradient, mixed_gradient, rtol=1e-3, atol=atol, equal_nan=True)
 
 
 def _cross_entropy_per_sample(outputs: Tensor, labels: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
+from kdkit.losses.classifiers import is_classifier, last_classifier, require_classifier
 from kdkit.losses.features import Shapes, TensorOrTuple, as_tuple, single_tap_shape, upcast_half
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise
 from kdkit.losses.projectors.linear import fit_positions, target_positions
@@ -37,8 +38,7 @@ class SRRL(nn.Module):
     def __init__(self, classifier: nn.Module | None = None, *, feature: float = 1.0, regression: float = 1.0) -> None:
         super().__init__()
         validate_weights(feature=feature, regression=regression)
-        if classifier is not None and not isinstance(classifier, nn.Module):
-            raise RecipeError(f"classifier is a layer, such as teacher.module.fc; got a {type(classifier).__name__}")
+        require_classifier(classifier)
         self._classifier = (classifier,)  # a tuple hides the teacher's weights from self.parameters()
         self.feature, self.regression = feature, regression
         self.connector: nn.Module = nn.Identity()
@@ -57,8 +57,8 @@ class SRRL(nn.Module):
         self.connector = nn.Sequential(
             Pointwise(student_shape[1], channels, bias=False), BatchNorm(channels), nn.ReLU()
         )
-        classifier: Any = self._classifier[0] or _last_classifier(teacher, channels)
-        if not _is_classifier(classifier, channels):
+        classifier: Any = self._classifier[0] or last_classifier(teacher, channels, self)
+        if not is_classifier(classifier, channels):
             raise RecipeError(
                 f"SRRL's classifier is a Linear layer from the {channels} channels of the teacher's features; "
                 f"got {classifier}"
@@ -80,23 +80,3 @@ class SRRL(nn.Module):
     def classify(self, features: Tensor) -> Tensor:
         """Return the outputs of the teacher's classifier, (batch, classes), for features with or without positions."""
         return F.linear(resize(features, ()), self.classifier_weight, self.classifier_bias)
-
-
-def _last_classifier(teacher: nn.Module | None, channels: int) -> nn.Module:
-    modules = teacher.modules() if teacher is not None else ()
-    classifiers = [module for module in modules if _is_classifier(module, channels)]
-    if not classifiers:
-        raise RecipeError(
-            f"SRRL needs the teacher's classifier, but the teacher has no Linear layer from {channels} channels; "
-            "tap the inputs of its classifier, or pass the layer: SRRL(teacher.module.fc)"
-        )
-    return classifiers[-1]
-
-
-def _is_classifier(module: nn.Module, channels: int) -> bool:
-    """Return whether a module maps vectors of so many channels: a Linear layer, or a convolution with a kernel of 1."""
-    if isinstance(module, nn.Linear):
-        return module.in_features == channels
-    if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return False
-    return module.in_channels == channels and module.weight[0].numel() == channels

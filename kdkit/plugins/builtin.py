@@ -19,10 +19,11 @@ def register_losses(register: Register) -> None:
 @hookimpl
 def register_taps(register: Register) -> None:
     """Register the taps of `kdkit.nets.taps`."""
-    from kdkit.nets import taps, timm
+    from kdkit.nets import classifier_tap, taps, timm
 
     register("layer", taps.Tap)
     register("attention", taps.AttentionTap)
+    register("classifier", classifier_tap.ClassifierTap)
     register("timm", timm.timm_tap)
 
 

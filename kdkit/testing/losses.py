@@ -81,5 +81,9 @@ def _random_inputs(shape: Any, layers: tuple[int, int] | None, task: str) -> Los
         for (channels, *positions), count in zip((student_shape, target_shape), layers or (1, 1), strict=True)
     )
     classes = torch.arange(_BATCH) % target_shape[0]
-    labels: Tensor = classes if task == "multiclass" else torch.eye(target_shape[0])[classes]
+    labels: Tensor = classes
+    if task == "multilabel":
+        # Half of the labels, and one more, are present: losses on the labels of a sample may compare three of them.
+        shifts = range(target_shape[0] // 2 + 1)
+        labels = torch.stack([torch.eye(target_shape[0]).roll(shift, 1) for shift in shifts]).amax(0)[classes]
     return LossInputs(student=student, target=target, labels=labels, tuples=layers is not None)

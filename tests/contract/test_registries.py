@@ -49,6 +49,8 @@ LOSSES = {
     "reverse_kl": {},
     "generalised_jsd": {},
     "pskd": NEVER_LEAST,
+    "ofa": NEVER_LEAST,
+    "skd": {},
     "per_label_soft_targets": PER_LABEL,
     "per_label_hard_targets": PER_LABEL | NEVER_LEAST,
     "per_label_dkd": PER_LABEL,
@@ -77,6 +79,13 @@ LOSSES = {
     "sem_ckd": ON_FEATURES | WITH_WEIGHTS,
     "srrl": ON_FEATURES | WITH_WEIGHTS,
     "crd": ON_FEATURES | WITH_WEIGHTS,
+    "srd": ON_FEATURES | WITH_WEIGHTS,
+    "dist_plus": ON_FEATURES,
+    "wkdf": ON_POSITIONS,
+    "sdd": ON_POSITIONS,
+    "catkd": ON_POSITIONS,
+    "queue_kl": ON_FEATURES | WITH_WEIGHTS,
+    "led": ON_FEATURES | PER_LABEL | WITH_WEIGHTS,
 }
 
 
@@ -101,6 +110,8 @@ CHANNELS = [((5, 6), (3, 6)), ((5, 4, 3), (3, 4, 3)), ((5, 2, 3, 2), (3, 2, 3, 2
 POSITIONS = [((5, 6), (5, 4)), ((5, 6), (3, 9)), ((5, 4, 3), (3, 2, 6))]
 # Tokens for a map of as many positions, and for a finer one.
 TOKENS = [((5, 12), (3, 4, 3)), ((5, 4, 3), (3, 12)), ((5, 24), (3, 12, 8))]
+# Maps of as many classes, whose positions may differ.
+SAME_CHANNELS = [((5, 6), (5, 4)), ((5, 12), (5, 4, 3)), ((5, 4, 3), (5, 12)), ((5, 4, 3), (5, 2, 6))]
 ANY = VECTORS + POOLED + CHANNELS + POSITIONS + TOKENS
 WITH_POSITIONS = CHANNELS + POSITIONS + TOKENS
 SUPPORTED = {
@@ -126,6 +137,13 @@ SUPPORTED = {
     "sem_ckd": ANY,
     "srrl": ANY,
     "crd": ANY,
+    "srd": ANY,
+    "dist_plus": ANY,
+    "wkdf": WITH_POSITIONS,
+    "sdd": SAME_CHANNELS,
+    "catkd": SAME_CHANNELS,
+    "queue_kl": ANY,
+    "led": ANY,
 }
 
 
@@ -192,9 +210,19 @@ def timm_like():
     return model
 
 
+def mapper():
+    """Return a convolution and the classifier behind it, which are not pooled."""
+    return nn.Sequential(nn.Conv1d(3, 4, 1), nn.ReLU(inplace=True), nn.Conv1d(4, 2, 1))
+
+
 # A function that adapts the registered tap, the module to tap, and an example of its inputs.
 TAPS = {
     "layer": (lambda make: lambda model: make(model[0]), timm_like, torch.randn(2, 3, 5)),
+    "classifier": (
+        lambda make: lambda model: make(model[2], "input", classifier=model[2]),
+        mapper,
+        torch.randn(2, 3, 5),
+    ),
     "attention": (lambda make: make, Attention, torch.randn(2, 4, 3)),
     "timm": (lambda make: lambda model: make(model, 0), timm_like, torch.randn(2, 3, 5)),
 }

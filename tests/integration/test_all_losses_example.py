@@ -1,6 +1,7 @@
 """Every loss, as the example all_losses.py uses it, trains, resumes exactly, and leaves the saved student unchanged."""
 
 import importlib.util
+import re
 import types
 
 import pytest
@@ -25,10 +26,18 @@ def load_example():
 
 all_losses = load_example()
 
-HARD = {"dkd", "nkd", "pskd"}  # these need one class per sample
-FOR_DIGITS = [name for name in all_losses.NAMES if name not in {"per_label_dkd", "per_label_pskd"}]
+HARD = {"dkd", "nkd", "ofa", "pskd", "sdd"}  # these need one class per sample
+SEVERAL = {"per_label_dkd", "per_label_pskd", "led"}  # these need several labels per sample
+FOR_DIGITS = [name for name in all_losses.NAMES if name not in SEVERAL]
 ON_FEATURES = [name for name, (sides, _) in all_losses.LOSSES.items() if sides != all_losses.OUTPUTS]
-FOR_ECG = [*all_losses.PER_LABEL, *ON_FEATURES, "simkd", "mean_teacher"]
+# The classifiers of the networks for ECGs do not follow the pooling of a map.
+ON_MAPS_OF_CLASSES = [name for name in ON_FEATURES if all_losses.LOSSES[name][0] == all_losses.CLASSES]
+FOR_ECG = [
+    *all_losses.PER_LABEL,
+    *(name for name in ON_FEATURES if name not in ON_MAPS_OF_CLASSES),
+    "simkd",
+    "mean_teacher",
+]
 RECORDS = Synthetic(train=12, validation=4, test=4, length=500)
 
 
@@ -136,10 +145,15 @@ def test_a_loss_that_needs_one_class_per_sample_is_refused_on_ecgs(name):
         all_losses.recipe(name, "ecg", samples=8)
 
 
-@pytest.mark.parametrize("name", ["per_label_dkd", "per_label_pskd"])
+@pytest.mark.parametrize("name", sorted(SEVERAL))
 def test_a_loss_that_needs_several_labels_per_sample_is_refused_on_digits(name):
     problems = kdkit.check(recipe(name, "digits")).problems
-    assert "for one class per sample use the loss without PerLabel" in " ".join(problems)
+    assert re.search("for one class per sample use the loss without PerLabel|LED needs a value", " ".join(problems))
+
+
+def test_a_loss_on_maps_of_classes_is_refused_on_ecgs():
+    with pytest.raises(RecipeError, match="take --data digits or another loss"):
+        all_losses.recipe("catkd", "ecg", samples=8)
 
 
 @pytest.mark.parametrize("samples", [0, 1001])

@@ -1,5 +1,6 @@
 """State that the processes of a run share: pasts, memory banks of losses, and the gradients of projectors."""
 
+import pytest
 import torch
 
 from tests.helpers.processes import ForkedPython
@@ -85,6 +86,49 @@ def test_the_memory_banks_of_crd_are_the_same_in_two_processes_as_in_one(tmp_pat
             torch.testing.assert_close(shared[key], value)
 
 
+# The queue of QueueKL after two batches, of which each process has a half, or the whole of one process.
+QUEUE = """
+import sys
+
+import torch
+from torch import distributed
+
+from kdkit import BuildContext
+from kdkit.losses import QueueKL
+
+number, folder = int(sys.argv[1]), sys.argv[2]
+context = BuildContext(classes=("a", "b"), task="multiclass", samples=6, ids=True)
+features = torch.randn(2, 2, 4, 3, generator=torch.Generator().manual_seed(0))
+
+
+def learn(half):
+    torch.manual_seed(0)
+    loss = QueueKL(size=6)
+    loss.build((torch.Size((4, 3)),), (torch.Size((4, 3)),), context, None)
+    value = [loss(student[half], target[half]) for student, target in features][-1]
+    return loss.state_dict(), value.detach()
+
+
+whole = learn(slice(None))
+distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
+torch.save((whole, learn(slice(2 * number, 2 * number + 2))), f"{folder}/{number}.pt")
+distributed.destroy_process_group()
+"""
+
+
+def test_the_queue_is_the_same_in_two_processes_as_in_one(tmp_path):
+    in_two_processes(QUEUE, tmp_path)
+    values = []
+    for number in range(2):
+        (whole, value), (shared, half) = torch.load(tmp_path / f"{number}.pt")
+        assert whole["queue"].any()
+        for key, expected in whole.items():
+            torch.testing.assert_close(shared[key], expected)
+        values.append(half)
+    # each half is compared with the queue of all samples, so that the mean of both is the value of the whole
+    torch.testing.assert_close(sum(values) / 2, value)
+
+
 # A step of a student and of its projector, on half of a batch in each of two processes, or on the whole batch in one.
 PROJECTED = """
 import sys
@@ -125,8 +169,9 @@ distributed.destroy_process_group()
 """
 
 
-def test_the_gradient_of_a_projector_is_the_same_in_two_processes_as_in_one(tmp_path):
-    in_two_processes(PROJECTED, tmp_path)
+@pytest.mark.parametrize("loss", ["Hint()", "Hint(kind='orthogonal', normalise='layer_norm', error='smooth_l1')"])
+def test_the_gradient_of_a_projector_is_the_same_in_two_processes_as_in_one(loss, tmp_path):
+    in_two_processes(PROJECTED.replace("Hint()", loss), tmp_path)
     for number in range(2):
         whole, half = torch.load(tmp_path / f"{number}.pt")
         assert any(name.startswith("losses") for name in whole)

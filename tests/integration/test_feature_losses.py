@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import Match, Net, Recipe, Stage, Tap, TorchData, Training, Truth, hookimpl
+from kdkit import AverageWeights, Match, Net, Recipe, Stage, Tap, TorchData, Training, Truth, hookimpl
 from kdkit.losses import (
     CRD,
     CWD,
@@ -16,12 +16,16 @@ from kdkit.losses import (
     NST,
     OFD,
     PKD,
+    SRD,
     SRRL,
     VID,
+    WKDF,
     AttentionTransfer,
+    DISTPlus,
     Hint,
     PairwiseAffinity,
     PatientKD,
+    QueueKL,
     ReviewKD,
     SemCKD,
     SquareHead,
@@ -60,6 +64,12 @@ LOSSES = {
     "hint": (lambda teacher: Hint(kind="conv"), LAST),
     "simkd": (lambda teacher: Hint(kind="bottleneck"), LAST),
     "mlp": (lambda teacher: Hint(kind="mlp"), ("pool",)),
+    "vkd": (lambda teacher: Hint(kind="orthogonal", normalise="layer_norm", error="smooth_l1"), LAST),
+    "whitened": (lambda teacher: Hint(kind="orthogonal", normalise="whiten"), LAST),
+    "srd": (lambda teacher: SRD(), ("pool",)),
+    "dist_plus": (lambda teacher: DISTPlus(), LAST),
+    "queue_kl": (lambda teacher: QueueKL(size=12), LAST),
+    "wkdf": (lambda teacher: WKDF(kind="orthogonal"), LAST),
     "square_head": (lambda teacher: SquareHead(), LAST),
     "attention_transfer": (lambda teacher: AttentionTransfer(), LAST),
     "cwd": (lambda teacher: CWD(), LAST),
@@ -78,14 +88,14 @@ LOSSES = {
 UNPROJECTED = {"patient_kd": (lambda teacher: PatientKD(), BOTH), "hcl": (lambda teacher: HCL(), BOTH)}
 
 
-def recipe(name, epochs=3, student_width=2):
+def recipe(name, epochs=3, student_width=2, **training):
     torch.manual_seed(0)
     make, layers = (LOSSES | UNPROJECTED)[name]
     teacher, student = Net("teacher", Waves(3), trained=True), Net("student", Waves(student_width))
     matched = Match(teacher, make(teacher), student=taps(student, *layers), target=taps(teacher, *layers))
     objective = Truth(nn.CrossEntropyLoss()) + matched
     data = TorchData(samples(20, 0), samples(6, 1), samples(6, 2), classes=("a", "b", "c"))
-    return Recipe(data=data, schedule=[Stage({student: objective}, Training(epochs=epochs, batch_size=8))])
+    return Recipe(data=data, schedule=[Stage({student: objective}, Training(epochs=epochs, batch_size=8, **training))])
 
 
 class Stop:
@@ -110,6 +120,18 @@ def test_a_resumed_run_ends_in_the_same_bits(name, tmp_path):
     saved = [load_file(next((tmp_path / run).glob("*/weights.safetensors"))) for run in ("whole", "cut")]
     assert saved[0].keys() == saved[1].keys() == Waves(2).state_dict().keys()
     assert all(torch.equal(value, saved[1][key]) for key, value in saved[0].items())
+
+
+def test_an_orthogonal_projector_is_trained_next_to_averaged_weights(tmp_path):
+    def function():
+        return recipe("vkd", ema=AverageWeights(decay=0.5))
+
+    kdkit.run(function, device="cpu", out=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        kdkit.run(function, device="cpu", out=tmp_path / "cut", callbacks=[Stop(2)])
+    kdkit.run(function, device="cpu", out=tmp_path / "cut", resume=True)
+    whole, cut = (load_file(next((tmp_path / run).glob("*/weights.safetensors"))) for run in ("whole", "cut"))
+    assert all(torch.equal(value, cut[key]) for key, value in whole.items())
 
 
 @pytest.mark.parametrize("name", UNPROJECTED)

@@ -11,6 +11,7 @@ from kdkit.engine.terms import BoundTerm
 from kdkit.errors import CheckError
 from kdkit.losses.base import BuildContext
 from kdkit.losses.features import TensorOrTuple
+from kdkit.nets.classifier_tap import ClassifierTap
 from kdkit.nets.layout import path_of
 from kdkit.nets.net import Net
 from kdkit.nets.taps import Tap, TapLike
@@ -117,6 +118,7 @@ def describe_tap(tap: TapLike, nets: Sequence[Net[Any]]) -> str:
     source = path or "outputs" if kind == "output" else f"{kind} of {path or 'the network'}"
     if not isinstance(tap, Tap):
         return source
+    source = f"classes at {source}" if isinstance(tap, ClassifierTap) else source
     element = _describe_element(tap.form.element)
     return f"{f'{element} of ' if element else ''}{source}{' channels last' if tap.form.channels_last else ''}"
 

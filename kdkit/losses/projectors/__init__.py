@@ -5,6 +5,7 @@ from kdkit.losses.projectors.factory import PROJECTORS, ProjectorKind, Projector
 from kdkit.losses.projectors.fusion import Fusion
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution
 from kdkit.losses.projectors.linear import MLP, Projector
+from kdkit.losses.projectors.orthogonal import Orthogonal
 from kdkit.losses.projectors.resizing import match_positions, rearrange_tokens, resize
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "BatchNorm",
     "Bottleneck",
     "Fusion",
+    "Orthogonal",
     "Pointwise",
     "Projector",
     "ProjectorKind",

@@ -9,8 +9,9 @@ from torch import nn
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.losses.projectors.convolutional import Bottleneck, Regressor
 from kdkit.losses.projectors.linear import MLP, Projector
+from kdkit.losses.projectors.orthogonal import Orthogonal
 
-ProjectorKind = Literal["linear", "conv", "mlp", "bottleneck"]
+ProjectorKind = Literal["linear", "conv", "mlp", "bottleneck", "orthogonal"]
 # "auto" creates a projector if the shapes differ, "always" in any case, and "never" refuses shapes that differ.
 ProjectorMode = Literal["auto", "always", "never"]
 
@@ -19,6 +20,7 @@ PROJECTORS: dict[str, Callable[[torch.Size, torch.Size], nn.Module]] = {
     "conv": Regressor,
     "mlp": MLP,
     "bottleneck": Bottleneck,
+    "orthogonal": Orthogonal,
 }
 
 

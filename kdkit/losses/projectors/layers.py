@@ -46,12 +46,13 @@ def convolution(
     stride: Size = 1,
     padding: Size = 0,
     bias: bool = True,
+    groups: int = 1,
 ) -> nn.Module:
     """Return a convolution from channels[0] to channels[1] over 1 to 3 dimensions; for 0 dimensions, a linear map."""
     if dimensions == 0:
         return Pointwise(*channels, bias=bias)
     _validate_dimensions(dimensions)
-    sizes = {"kernel_size": kernel, "stride": stride, "padding": padding}
+    sizes = {"kernel_size": kernel, "stride": stride, "padding": padding, "groups": groups}
     return _CONVOLUTIONS[dimensions](*channels, bias=bias, **sizes)  # type: ignore[arg-type]  # one size per dimension
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from kdkit.data.dataset import Data, LoaderSplit, optional_member
 from kdkit.errors import CacheError, first_line
+from kdkit.nets.classifier_tap import ClassifierTap
 from kdkit.nets.net import Net
 from kdkit.nets.taps import AttentionTap, Tap, TapLike
 from kdkit.teachers.cache.digest import Digest
@@ -103,16 +104,22 @@ def _facts_of_net(net: Net[Any]) -> dict[str, Any]:
 
 def _facts_of_tap(net: Net[Any], tap: TapLike) -> dict[str, Any]:
     kind = type(tap)
-    if kind not in (Tap, AttentionTap):
-        raise CacheError(f"a tap of it is a {kind.__name__}; only the outputs of Tap and AttentionTap can be cached")
-    path = next((name for name, module in net.network.named_modules() if module is tap.module), None)
+    if kind not in (Tap, AttentionTap, ClassifierTap):
+        raise CacheError(
+            f"a tap of it is a {kind.__name__}; only the outputs of Tap, AttentionTap and ClassifierTap can be cached"
+        )
+    paths = {id(module): name for name, module in net.network.named_modules()}
+    path = paths.get(id(tap.module))
     if path is None:
         raise CacheError(f"a tap of it is on a {type(tap.module).__name__} that is not part of its module")
     if not isinstance(tap, Tap):
         return {"tap": kind.__name__, "path": path}
     element = Digest().add(tap.element, "the element of its tap").hexdigest()
     last = bool(tap.form.channels_last)  # also if it was inferred: the dry run comes before
-    return {"tap": kind.__name__, "path": path, "at": tap.at, "element": element, "channels_last": last}
+    facts = {"tap": kind.__name__, "path": path, "at": tap.at, "element": element, "channels_last": last}
+    if isinstance(tap, ClassifierTap):
+        facts["classifier"] = Digest().add(tap.classifier, "the classifier of its tap").facts()
+    return facts
 
 
 def _environment(device: str) -> dict[str, Any]:

@@ -242,7 +242,7 @@ def test_a_second_head_refuses_other_inputs_and_losses():
         SecondHead().build((shape, shape), (shape,), context, None)
     with pytest.raises(RecipeError, match="the teacher's outputs"):
         SecondHead().build((shape,), (torch.Size((4, 6, 7)),), context, None)
-    for loss in (Hint(), DKD()):
+    for loss in (Hint(), PSKD()):
         with pytest.raises(RecipeError, match="SecondHead takes a loss on outputs"):
             SecondHead(loss)
     assert list(SecondHead(nn.MSELoss()).parameters()) == []

@@ -3,6 +3,7 @@
 import inspect
 import math
 import typing
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -20,10 +21,12 @@ WRONG = {
     bool: ("no", 1, 0.0),
     typing.Literal: ("nothing", 1, True, ["auto"]),
     tuple: (4, [4, 2], (0,), (2.0,), ("4",), (True,), (math.nan,), (1, 2), (2, 2)),
+    Sequence: (4, "12", (), (0,), (2.0,), ("4",), (True,), (math.nan,)),
     nn.Module: ("fc", 1, nn.Linear),
     typing.Callable: ("kl", HardTargets),
 }
-AT_MOST_ZERO = {(OFD, "margin")}
+# Other invalid values, for options that may be 0, or below 0 only.
+OTHERS = {(OFD, "margin"): (1.0, *NOT_A_NUMBER), (SecondHead, "blocks"): (-1, 2.5, *NOT_A_NUMBER)}
 
 
 def wrong_options():
@@ -37,7 +40,7 @@ def wrong_options():
             hint = next(iter(kinds - {type(None)}), hints[option])
             kind = typing.get_origin(hint) or hint
             kind = typing.Callable if callable(hint) and "Callable" in str(kind) else kind
-            values = WRONG[kind] if (make, option) not in AT_MOST_ZERO else (1.0, *NOT_A_NUMBER)
+            values = OTHERS.get((make, option), WRONG[kind])
             for value in (*values, *(() if kinds else (None,))):
                 yield pytest.param(make, option, value, id=f"{name}-{option}-{value}")
 

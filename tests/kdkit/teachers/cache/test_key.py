@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdkit import Batch, Images, Inputs, Net, Tap
+from kdkit import Batch, ClassifierTap, Images, Inputs, Net, Tap
 from kdkit.data.torch_data import TorchData
 from kdkit.errors import CacheError
 from kdkit.nets.taps import OpenTaps
@@ -143,6 +143,7 @@ def test_the_taps_are_in_the_key():
     layer = net.module.hidden
     taps = [Tap(layer), Tap(net.module.norm), Tap(layer, "input"), Tap(layer, element=0)]
     taps.append(Tap(layer, channels_last=True))
+    taps += [ClassifierTap(layer, classifier=classifier) for classifier in (net.module.head, nn.Linear(5, 3))]
     sets = [(), *((tap,) for tap in taps), tuple(taps[:2]), tuple(taps[1::-1])]
     keys = [key(net, taps) for taps in sets]
     assert len(set(keys)) == len(keys)
