@@ -12,7 +12,9 @@ from kdkit.losses.base import (
     BuildContext,
     Loss,
     LossAttributes,
+    accepts_no_rows,
     accepts_unknown,
+    allows_any_classes,
     extra_kwargs_of,
     is_per_position,
     loss_name,
@@ -22,13 +24,24 @@ from kdkit.losses.contrastive import CRD
 from kdkit.losses.correlation import DIST, PerLabelDIST
 from kdkit.losses.cross_layer import HCL, ReviewKD, SemCKD
 from kdkit.losses.decoupled import DKD, NKD, PerLabelDKD
+from kdkit.losses.divergences import (
+    AdaptiveKL,
+    AlphaBetaDivergence,
+    PerLabelAlphaBetaDivergence,
+    SkewKL,
+    SkewReverseKL,
+    TotalVariation,
+)
 from kdkit.losses.hard_labels import HardTargets, PerLabelHardTargets, SecondHead
 from kdkit.losses.hints import Hint, SquareHead
+from kdkit.losses.interpolated import CTKD, TAID
 from kdkit.losses.logits import GeneralisedJSD, LogitMSE, LogitStandardisation, ReverseKL, SoftTargets
 from kdkit.losses.margins import OFD
+from kdkit.losses.multi_level import MLLD, PerLabelMLLD
 from kdkit.losses.multi_teacher import PerTeacher, TeacherWeighting
 from kdkit.losses.per_label import PerLabelSoftTargets
 from kdkit.losses.positions import Masked, PerPosition, PerToken
+from kdkit.losses.refined import RLD, TTM, WTTM, PerLabelRLD
 from kdkit.losses.relations import CC, PKT, RKD, SP, AdjacentCC
 from kdkit.losses.self_distillation import PSKD, PerLabelPSKD
 from kdkit.losses.similarity import CKA, Cosine, PairwiseAffinity
@@ -36,18 +49,21 @@ from kdkit.losses.srrl import SRRL
 from kdkit.losses.statistics import NST, PKD, PatientKD
 from kdkit.losses.unknown import IgnoreUnknown
 from kdkit.losses.variational import MGD, VID
+from kdkit.losses.vocabularies import ULD
 from kdkit.losses.weighted import SampleWeighted
 
 __all__ = [
     "CC",
     "CKA",
     "CRD",
+    "CTKD",
     "CWD",
     "DIST",
     "DKD",
     "HCL",
     "LOSS_KWARGS",
     "MGD",
+    "MLLD",
     "NKD",
     "NST",
     "OFD",
@@ -55,10 +71,17 @@ __all__ = [
     "PKT",
     "PSKD",
     "RKD",
+    "RLD",
     "SP",
     "SRRL",
+    "TAID",
+    "TTM",
+    "ULD",
     "VID",
+    "WTTM",
+    "AdaptiveKL",
     "AdjacentCC",
+    "AlphaBetaDivergence",
     "AttentionTransfer",
     "BuildContext",
     "BuildableLoss",
@@ -74,10 +97,13 @@ __all__ = [
     "Masked",
     "PairwiseAffinity",
     "PatientKD",
+    "PerLabelAlphaBetaDivergence",
     "PerLabelDIST",
     "PerLabelDKD",
     "PerLabelHardTargets",
+    "PerLabelMLLD",
     "PerLabelPSKD",
+    "PerLabelRLD",
     "PerLabelSoftTargets",
     "PerPosition",
     "PerTeacher",
@@ -87,10 +113,15 @@ __all__ = [
     "SampleWeighted",
     "SecondHead",
     "SemCKD",
+    "SkewKL",
+    "SkewReverseKL",
     "SoftTargets",
     "SquareHead",
     "TeacherWeighting",
+    "TotalVariation",
+    "accepts_no_rows",
     "accepts_unknown",
+    "allows_any_classes",
     "extra_kwargs_of",
     "is_per_position",
     "loss_name",

@@ -25,8 +25,9 @@ def load_example():
 
 all_losses = load_example()
 
-HARD = {"dkd", "nkd", "pskd"}  # these need one class per sample
-FOR_DIGITS = [name for name in all_losses.NAMES if name not in {"per_label_dkd", "per_label_pskd"}]
+HARD = {"dkd", "nkd", "pskd", "rld"}  # these need one class per sample
+WITH_LABEL_MATRIX = ["per_label_dkd", "per_label_pskd", "per_label_rld"]  # these need several labels per sample
+FOR_DIGITS = [name for name in all_losses.NAMES if name not in WITH_LABEL_MATRIX]
 ON_FEATURES = [name for name, (sides, _) in all_losses.LOSSES.items() if sides != all_losses.OUTPUTS]
 FOR_ECG = [*all_losses.PER_LABEL, *ON_FEATURES, "simkd", "mean_teacher"]
 RECORDS = Synthetic(train=12, validation=4, test=4, length=500)
@@ -136,7 +137,7 @@ def test_a_loss_that_needs_one_class_per_sample_is_refused_on_ecgs(name):
         all_losses.recipe(name, "ecg", samples=8)
 
 
-@pytest.mark.parametrize("name", ["per_label_dkd", "per_label_pskd"])
+@pytest.mark.parametrize("name", WITH_LABEL_MATRIX)
 def test_a_loss_that_needs_several_labels_per_sample_is_refused_on_digits(name):
     problems = kdkit.check(recipe(name, "digits")).problems
     assert "for one class per sample use the loss without PerLabel" in " ".join(problems)
