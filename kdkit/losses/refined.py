@@ -123,6 +123,8 @@ class RLD:
         confidence = self.alpha * divergence(student_binary, target_binary)
         # masked correlation: without the correct class and those that the teacher ranks above it
         masked = target >= target.gather(1, labels[:, None])
+        # If the teacher gives all classes below the correct one a logit of -inf, there are no probabilities to compare.
+        masked = masked | (target.masked_fill(masked, -math.inf).amax(1, keepdim=True) == -math.inf)
         # Not -inf: if all classes are masked, both sides are uniform, with a divergence and a gradient of 0.
         least = torch.finfo(student.dtype).min
         student_rest, target_rest = ((side / self.temperature).masked_fill(masked, least) for side in (student, target))

@@ -168,6 +168,15 @@ def test_the_refined_loss_takes_confidence_but_not_a_wrong_order_from_the_teache
     assert value == 0
 
 
+def test_the_refined_loss_has_no_term_of_order_if_the_teacher_masks_all_lower_classes():
+    student, _ = logits()
+    student.requires_grad_()
+    target = torch.tensor([[1.0, 2.0, -math.inf, 3.0, -math.inf]], dtype=torch.float64).expand(4, -1)
+    value = RLD(alpha=0.0)(student, target, labels=torch.zeros(4, dtype=torch.int64))
+    assert value == 0
+    assert not torch.autograd.grad(value, student)[0].any()
+
+
 def test_the_refined_loss_of_a_correct_teacher_is_decoupled_distillation():
     # A correct teacher ranks all other classes below the label, so both terms are those of DKD at one temperature.
     student, target = logits()
