@@ -67,12 +67,27 @@ LOSSES: dict[str, tuple[Sides, float]] = {
     "dist": (OUTPUTS, 1.0),
     "reverse_kl": (OUTPUTS, 1.0),
     "generalised_jsd": (OUTPUTS, 1.0),
+    "skew_kl": (OUTPUTS, 1.0),
+    "skew_reverse_kl": (OUTPUTS, 1.0),
+    "adaptive_kl": (OUTPUTS, 1.0),
+    "alpha_beta_divergence": (OUTPUTS, 1.0),
+    "total_variation": (OUTPUTS, 1.0),
+    "ttm": (OUTPUTS, 45.0),  # its authors
+    "wttm": (OUTPUTS, 4.0),  # its authors, next to CRD
+    "mlld": (OUTPUTS, 9.0),  # its authors: 0.9 and 0.1
+    "rld": (OUTPUTS, 1.0),  # its authors
+    "taid": (OUTPUTS, 1.0),
+    "ctkd": (OUTPUTS, 9.0),  # its authors: 0.9 and 0.1
+    "uld": (OUTPUTS, 1.0),
     "per_label_soft_targets": (OUTPUTS, 1.0),
     "per_label_hard_targets": (OUTPUTS, 1.0),
     "per_label_dkd": (OUTPUTS, 1.0),
     "per_label_dist": (OUTPUTS, 1.0),
     "ofa": (OUTPUTS, 1.0),
     "skd": (OUTPUTS, 1.0),
+    "per_label_alpha_beta_divergence": (OUTPUTS, 1.0),
+    "per_label_mlld": (OUTPUTS, 1.0),
+    "per_label_rld": (OUTPUTS, 1.0),
     "second_head": (("last", "outputs"), 1.0),  # the loss contains the head
     "rkd": (VECTOR, 1.0),  # R
     "sp": (LAST, 3000.0),  # R

@@ -12,7 +12,7 @@ from kdkit.data.dataset import Task
 from kdkit.engine.class_alignment import TermInputs
 from kdkit.engine.terms import BoundTerm, bind_term
 from kdkit.errors import RecipeError
-from kdkit.losses.base import BuildContext
+from kdkit.losses.base import BuildContext, accepts_no_rows
 from kdkit.losses.features import TensorOrTuple, as_tuple
 from kdkit.nets.recompute import Recomputation
 from kdkit.nets.taps import OpenTaps, TapLike
@@ -135,7 +135,8 @@ class DistillationModule(nn.Module):
         target = inputs.labels if inputs.target is None else inputs.target
         if term.alignment is not None or term.rows is not None:
             student = as_tuple(inputs.student)[0]
-            if not len(student):  # no row of the batch has a label or a shared class
+            # no row of the batch has a label or a shared class
+            if not len(student) and not accepts_no_rows(term.loss):
                 return student.sum() * 0.0
         value = term.loss(inputs.student, target, **self.loss_kwargs(term, inputs))
         if term.ignore_index is not None:

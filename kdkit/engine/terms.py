@@ -10,7 +10,7 @@ from kdkit.data.labels import is_ignored
 from kdkit.engine.class_alignment import ClassAlignment, TermInputs, shared_classes
 from kdkit.engine.positions import LabelledRows
 from kdkit.errors import RecipeError
-from kdkit.losses.base import BuildContext, Loss, extra_kwargs_of, is_per_position
+from kdkit.losses.base import BuildContext, Loss, allows_any_classes, extra_kwargs_of, is_per_position
 from kdkit.losses.features import TensorOrTuple
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
@@ -97,7 +97,9 @@ def bind_term(
     extra_kwargs = extra_kwargs_of(term.loss)
     members = () if match is None else _members(match.teacher)
     rows = _labelled_rows(term.loss, match, extra_kwargs, context)
-    alignment = _align(net, match, (student, target), extra_kwargs, context, takes_rows=rows is not None)
+    alignment = None
+    if not allows_any_classes(term.loss):
+        alignment = _align(net, match, (student, target), extra_kwargs, context, takes_rows=rows is not None)
     ignore_index = getattr(term.loss, "ignore_index", None)
     if match is not None or rows is not None or not context.ignored_labels or not isinstance(ignore_index, int):
         ignore_index = None

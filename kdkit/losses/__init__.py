@@ -12,7 +12,9 @@ from kdkit.losses.base import (
     BuildContext,
     Loss,
     LossAttributes,
+    accepts_no_rows,
     accepts_unknown,
+    allows_any_classes,
     extra_kwargs_of,
     is_per_position,
     loss_name,
@@ -24,17 +26,28 @@ from kdkit.losses.correlation import DIST, PerLabelDIST
 from kdkit.losses.cross_architecture import OFA
 from kdkit.losses.cross_layer import HCL, ReviewKD, SemCKD
 from kdkit.losses.decoupled import DKD, NKD, PerLabelDKD
+from kdkit.losses.divergences import (
+    AdaptiveKL,
+    AlphaBetaDivergence,
+    PerLabelAlphaBetaDivergence,
+    SkewKL,
+    SkewReverseKL,
+    TotalVariation,
+)
 from kdkit.losses.feature_statistics import SRD, WKDF, DISTPlus
 from kdkit.losses.gram import SKD
 from kdkit.losses.hard_labels import HardTargets, PerLabelHardTargets, SecondHead
 from kdkit.losses.hints import Hint, SquareHead
+from kdkit.losses.interpolated import CTKD, TAID
 from kdkit.losses.label_embeddings import LED
 from kdkit.losses.logits import GeneralisedJSD, LogitMSE, LogitStandardisation, ReverseKL, SoftTargets
 from kdkit.losses.margins import OFD
+from kdkit.losses.multi_level import MLLD, PerLabelMLLD
 from kdkit.losses.multi_teacher import PerTeacher, TeacherWeighting
 from kdkit.losses.per_label import PerLabelSoftTargets
 from kdkit.losses.positions import Masked, PerPosition, PerToken
 from kdkit.losses.queue import QueueKL
+from kdkit.losses.refined import RLD, TTM, WTTM, PerLabelRLD
 from kdkit.losses.relations import CC, PKT, RKD, SP, AdjacentCC
 from kdkit.losses.self_distillation import PSKD, PerLabelPSKD
 from kdkit.losses.similarity import CKA, Cosine, PairwiseAffinity
@@ -42,6 +55,7 @@ from kdkit.losses.srrl import SRRL
 from kdkit.losses.statistics import NST, PKD, PatientKD
 from kdkit.losses.unknown import IgnoreUnknown
 from kdkit.losses.variational import MGD, VID
+from kdkit.losses.vocabularies import ULD
 from kdkit.losses.weighted import SampleWeighted
 
 __all__ = [
@@ -49,6 +63,7 @@ __all__ = [
     "CC",
     "CKA",
     "CRD",
+    "CTKD",
     "CWD",
     "DIST",
     "DKD",
@@ -56,6 +71,7 @@ __all__ = [
     "LED",
     "LOSS_KWARGS",
     "MGD",
+    "MLLD",
     "NKD",
     "NST",
     "OFA",
@@ -64,14 +80,21 @@ __all__ = [
     "PKT",
     "PSKD",
     "RKD",
+    "RLD",
     "SDD",
     "SKD",
     "SP",
     "SRD",
     "SRRL",
+    "TAID",
+    "TTM",
+    "ULD",
     "VID",
     "WKDF",
+    "WTTM",
+    "AdaptiveKL",
     "AdjacentCC",
+    "AlphaBetaDivergence",
     "AttentionTransfer",
     "BuildContext",
     "BuildableLoss",
@@ -88,10 +111,13 @@ __all__ = [
     "Masked",
     "PairwiseAffinity",
     "PatientKD",
+    "PerLabelAlphaBetaDivergence",
     "PerLabelDIST",
     "PerLabelDKD",
     "PerLabelHardTargets",
+    "PerLabelMLLD",
     "PerLabelPSKD",
+    "PerLabelRLD",
     "PerLabelSoftTargets",
     "PerPosition",
     "PerTeacher",
@@ -102,10 +128,15 @@ __all__ = [
     "SampleWeighted",
     "SecondHead",
     "SemCKD",
+    "SkewKL",
+    "SkewReverseKL",
     "SoftTargets",
     "SquareHead",
     "TeacherWeighting",
+    "TotalVariation",
+    "accepts_no_rows",
     "accepts_unknown",
+    "allows_any_classes",
     "extra_kwargs_of",
     "is_per_position",
     "loss_name",

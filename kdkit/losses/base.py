@@ -52,12 +52,17 @@ class LossAttributes(Protocol):
     accepts_unknown: whether labels may be NaN, which stands for an unknown label.
     per_position: whether the loss compares outputs (rows, classes) row by row. If labels are per position, such a loss
     gets a row for each position of the batch that has a label, and its labels as (rows,).
+    any_classes: whether the outputs of both sides may have different classes, which are then not aligned by name.
+    accepts_no_rows: whether the loss is called even if no row of the batch has a label. A loss that communicates
+    between ranks has to be, since the others would wait for a rank that does not call it.
     """
 
     extra_kwargs: Collection[str] | None = None
     requires: Collection[str] = ()
     accepts_unknown: bool = False
     per_position: bool = False
+    any_classes: bool = False
+    accepts_no_rows: bool = False
 
 
 @runtime_checkable
@@ -109,6 +114,16 @@ def accepts_unknown(loss: Loss) -> bool:
 def is_per_position(loss: Loss) -> bool:
     """Return whether a loss takes a row per position, by its attribute `per_position`."""
     return bool(getattr(loss, "per_position", LossAttributes.per_position))
+
+
+def allows_any_classes(loss: Loss) -> bool:
+    """Return whether a loss takes outputs over different classes, by its attribute `any_classes`."""
+    return bool(getattr(loss, "any_classes", LossAttributes.any_classes))
+
+
+def accepts_no_rows(loss: Loss) -> bool:
+    """Return whether a loss is called for a batch without rows, by its attribute `accepts_no_rows`."""
+    return bool(getattr(loss, "accepts_no_rows", LossAttributes.accepts_no_rows))
 
 
 def _extra_parameters(loss: Loss) -> dict[str, inspect.Parameter]:

@@ -10,21 +10,33 @@ from kdkit.losses.correlation import DIST, PerLabelDIST
 from kdkit.losses.cross_architecture import OFA
 from kdkit.losses.cross_layer import HCL, ReviewKD, SemCKD
 from kdkit.losses.decoupled import DKD, NKD, PerLabelDKD
+from kdkit.losses.divergences import (
+    AdaptiveKL,
+    AlphaBetaDivergence,
+    PerLabelAlphaBetaDivergence,
+    SkewKL,
+    SkewReverseKL,
+    TotalVariation,
+)
 from kdkit.losses.feature_statistics import SRD, WKDF, DISTPlus
 from kdkit.losses.gram import SKD
 from kdkit.losses.hard_labels import HardTargets, PerLabelHardTargets, SecondHead
 from kdkit.losses.hints import Hint, SquareHead
+from kdkit.losses.interpolated import CTKD, TAID
 from kdkit.losses.label_embeddings import LED
 from kdkit.losses.logits import GeneralisedJSD, LogitMSE, LogitStandardisation, ReverseKL, SoftTargets
 from kdkit.losses.margins import OFD
+from kdkit.losses.multi_level import MLLD, PerLabelMLLD
 from kdkit.losses.per_label import PerLabelSoftTargets
 from kdkit.losses.queue import QueueKL
+from kdkit.losses.refined import RLD, TTM, WTTM, PerLabelRLD
 from kdkit.losses.relations import CC, PKT, RKD, SP, AdjacentCC
 from kdkit.losses.self_distillation import PSKD, PerLabelPSKD
 from kdkit.losses.similarity import CKA, Cosine, PairwiseAffinity
 from kdkit.losses.srrl import SRRL
 from kdkit.losses.statistics import NST, PKD, PatientKD
 from kdkit.losses.variational import MGD, VID
+from kdkit.losses.vocabularies import ULD
 
 LossClasses = tuple[Callable[..., Loss], ...]
 
@@ -40,12 +52,33 @@ ON_OUTPUTS: LossClasses = (
     DIST,
     ReverseKL,
     GeneralisedJSD,
+    SkewKL,
+    SkewReverseKL,
+    AdaptiveKL,
+    AlphaBetaDivergence,
+    TotalVariation,
+    TTM,
+    WTTM,
+    MLLD,
+    RLD,
+    TAID,
+    CTKD,
+    ULD,
     PSKD,
     OFA,
     SKD,
 )
 # Multi-label forms, with a sigmoid per label.
-PER_LABEL: LossClasses = (PerLabelSoftTargets, PerLabelHardTargets, PerLabelDKD, PerLabelDIST, PerLabelPSKD)
+PER_LABEL: LossClasses = (
+    PerLabelSoftTargets,
+    PerLabelHardTargets,
+    PerLabelDKD,
+    PerLabelDIST,
+    PerLabelAlphaBetaDivergence,
+    PerLabelMLLD,
+    PerLabelRLD,
+    PerLabelPSKD,
+)
 # Between the samples of a batch.
 ON_RELATIONS: LossClasses = (RKD, SP, PKT, CC, AdjacentCC, CKA)
 ON_FEATURES: LossClasses = (

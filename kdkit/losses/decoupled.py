@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.losses.features import upcast_half
-from kdkit.losses.logits import kl_sum
+from kdkit.losses.logits import cross_terms, kl_sum
 from kdkit.losses.validation import (
     require_class_labels,
     require_label_matrix,
@@ -53,10 +53,10 @@ class DKD:
         labels = require_class_labels(labels, student, self)
         require_two_classes(student, self)
         student, target = upcast_half(student), upcast_half(target)
-        student_binary, student_rest = _decouple(student / self.temperature, labels)
-        target_binary, target_rest = _decouple(target / self.temperature, labels)
+        student_binary, student_rest = decouple(student / self.temperature, labels)
+        target_binary, target_rest = decouple(target / self.temperature, labels)
         # eq. 7: TCKD over (correct, incorrect) and NCKD over the incorrect classes
-        tckd, nckd = _divergence(student_binary, target_binary), _divergence(student_rest, target_rest)
+        tckd, nckd = divergence(student_binary, target_binary), divergence(student_rest, target_rest)
         loss = self.alpha * tckd + self.beta * nckd
         return loss * self.temperature**2 if self.t_squared else loss
 
@@ -95,10 +95,10 @@ class NKD:
         student, target = upcast_half(student), upcast_half(target)
         # log probabilities of the correct class, (batch, 1)
         student_log, target_log = (F.log_softmax(side, 1).gather(1, labels[:, None]) for side in (student, target))
-        _, student_rest = _decouple(student / self.temperature, labels)
-        _, target_rest = _decouple(target / self.temperature, labels)
+        _, student_rest = decouple(student / self.temperature, labels)
+        _, target_rest = decouple(target / self.temperature, labels)
         # the other classes are normalised to sum to 1, so that both distributions can become equal
-        rest = (target_rest.softmax(1) * F.log_softmax(student_rest, 1)).sum(1).mean()
+        rest = cross_terms(target_rest.softmax(1), F.log_softmax(student_rest, 1)).sum(1).mean()
         weight = self.gamma * (self.temperature**2 if self.t_squared else 1)
         return -(target_log.exp() * student_log).mean() - weight * rest
 
@@ -143,7 +143,7 @@ class PerLabelDKD:
         return loss * self.temperature**2 if self.t_squared else loss
 
 
-def _decouple(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def decouple(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logits of (correct, incorrect), (batch, 2), and of the other classes, (batch, classes - 1)."""
     columns = torch.arange(logits.shape[1] - 1, device=logits.device).expand(len(logits), -1)
     # the columns from the label on move up by one, which skips the label
@@ -153,7 +153,7 @@ def _decouple(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return binary, rest
 
 
-def _divergence(student: Tensor, target: Tensor) -> Tensor:
+def divergence(student: Tensor, target: Tensor) -> Tensor:
     """Return KL(target ‖ student) of logits (batch, options), mean over the batch."""
     return kl_sum(F.log_softmax(target, 1), F.log_softmax(student, 1)) / len(student)
 

@@ -50,7 +50,7 @@ class SoftTargets:
         require_same_outputs(student, target, self)
         student = F.log_softmax(upcast_half(student) / self.temperature, dim=1)
         target = F.log_softmax(upcast_half(target) / self.temperature, dim=1)
-        loss = _reduce(kl_sum(target, student), student, self.reduction)
+        loss = reduce_sum(kl_sum(target, student), student, self.reduction)
         # sec. 2: gradients of the soft targets scale as 1/T², which this factor compensates
         return loss * self.temperature**2 if self.t_squared else loss
 
@@ -124,7 +124,8 @@ class LogitStandardisation:
     """Soft targets between standardised logits, so that the student need not match the scale of the teacher's.
 
     In nats; reduction and t_squared as in SoftTargets. The mean of each row is subtracted, and the row is divided by
-    its standard deviation (with classes - 1, as in the authors' code) plus eps. Two classes or more.
+    its standard deviation (with classes - 1, as in the authors' code) plus eps. Two classes or more. masked=True leaves
+    out classes that either side masks by a logit of -inf, which would make the loss NaN; it takes half as long again.
 
     Formula: T²/N · Σ p log(p / q), with p = softmax(z(t) / T), q = softmax(z(s) / T) and z(x) = (x - mean x) / (std x +
         eps)
@@ -136,13 +137,14 @@ class LogitStandardisation:
     t_squared: bool = True
     reduction: Reduction = "batchmean"
     eps: float = 1e-7
+    masked: bool = False
 
     per_position = True
 
     def __post_init__(self) -> None:
         validate_temperature(self.temperature)
         validate_reduction(self.reduction)
-        validate_switches(t_squared=self.t_squared)
+        validate_switches(t_squared=self.t_squared, masked=self.masked)
         validate_above_zero("eps", self.eps)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
@@ -153,10 +155,19 @@ class LogitStandardisation:
         return soft(self.standardise(upcast_half(student)), self.standardise(upcast_half(target)))
 
     def standardise(self, logits: Tensor) -> Tensor:
-        """Return logits (batch, classes) with mean 0 and standard deviation 1 in every row."""
-        centred = logits - logits.mean(1, keepdim=True)
+        """Return logits (batch, classes) with mean 0 and standard deviation 1 in every row, over unmasked classes."""
         # the paper's Z-score, whose temperature is applied in the softmax; eps avoids 0 / 0 for a constant row
-        return centred / (centred.std(1, keepdim=True) + self.eps)
+        if not self.masked:
+            centred = logits - logits.mean(1, keepdim=True)
+            return centred / (centred.std(1, keepdim=True) + self.eps)
+        absent = logits == -math.inf
+        count = logits.shape[1] - absent.sum(1, keepdim=True, dtype=logits.dtype)
+        mean = logits.masked_fill(absent, 0).sum(1, keepdim=True) / count
+        centred = (logits - mean).masked_fill(absent, 0)
+        variance = centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)
+        # a constant row has a variance of 0, at which the gradient of the root is infinite
+        std = torch.where(variance > 0, variance, 1).sqrt() * (variance > 0)
+        return (centred / (std + self.eps)).masked_fill(absent, -math.inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,9 +196,9 @@ class ReverseKL:
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the divergence, minimal (0) if both give the same probabilities."""
         require_same_outputs(student, target, self, dense=True)
-        student_log, target_log = (_log_probabilities(side, self.temperature) for side in (student, target))
+        student_log, target_log = (log_probabilities(side, self.temperature) for side in (student, target))
         loss = kl_sum(student_log, target_log)
-        return _reduce(loss, student, self.reduction) * (self.temperature**2 if self.t_squared else 1)
+        return reduce_sum(loss, student, self.reduction) * (self.temperature**2 if self.t_squared else 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,35 +232,64 @@ class GeneralisedJSD:
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the divergence, minimal (0) if both give the same probabilities."""
         require_same_outputs(student, target, self, dense=True)
-        student_log, target_log = (_log_probabilities(side, self.temperature) for side in (student, target))
+        student_log, target_log = (log_probabilities(side, self.temperature) for side in (student, target))
         if self.beta == 0:
             loss = kl_sum(target_log, student_log)
         elif self.beta == 1:
             loss = kl_sum(student_log, target_log)
         else:
-            # The gradient of logaddexp at (-inf, -inf) is NaN, so a class that both sides mask gets the least number.
-            least = torch.finfo(student_log.dtype).min
-            target_log, student_log = target_log.clamp(min=least), student_log.clamp(min=least)
-            # log(beta p + (1 - beta) q) from log probabilities, so that probabilities cannot underflow
-            mixture = torch.logaddexp(math.log(self.beta) + target_log, math.log1p(-self.beta) + student_log)
-            loss = self.beta * kl_sum(target_log, mixture) + (1 - self.beta) * kl_sum(student_log, mixture)
-        return _reduce(loss, student, self.reduction) * (self.temperature**2 if self.t_squared else 1)
+            target_log, student_log = clamp_masked(target_log), clamp_masked(student_log)
+            mixture = mixture_log(target_log, student_log, self.beta)
+            forward, backward = (kl_sum(side, mixture, finite=True) for side in (target_log, student_log))
+            loss = self.beta * forward + (1 - self.beta) * backward
+        return reduce_sum(loss, student, self.reduction) * (self.temperature**2 if self.t_squared else 1)
 
 
-def kl_sum(first_log: Tensor, second_log: Tensor) -> Tensor:
+def kl_sum(first_log: Tensor, second_log: Tensor, *, finite: bool = False) -> Tensor:
     """Return KL(first ‖ second) from log probabilities, in nats, summed over all rows; gradients flow to both.
 
-    A class that `first` masks, of log probability -inf, adds 0. torch's `kl_div` gives the same, but `torch.func.vmap`
-    cannot map it over samples.
+    It is infinite if `second` masks a class, by a log probability of -inf, that `first` does not mask. torch's `kl_div`
+    is NaN if both mask it, and `torch.func.vmap` cannot map it over samples. finite: whether all log probabilities are
+    finite, so that no class has to be checked for a mask.
     """
-    # The least number instead of -inf, since 0 * -inf is NaN. A mask would cost as much as the rest of the sum.
-    least = torch.finfo(first_log.dtype).min
-    return (first_log.exp() * (first_log.clamp(min=least) - second_log)).sum()
+    if finite:
+        return (first_log.exp() * (first_log - second_log)).sum()
+    return kl_terms(first_log, second_log).sum()
 
 
-def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
+def kl_terms(first_log: Tensor, second_log: Tensor) -> Tensor:
+    """Return the terms of KL(first ‖ second), p log(p / q), of the shape of both. A class that `first` masks adds 0."""
+    probability = first_log.exp()
+    # 0 * inf and inf - inf are NaN, but the limit of p log(p / q) is 0
+    return probability * (first_log - second_log).masked_fill(probability == 0, 0)
+
+
+def cross_terms(probability: Tensor, other_log: Tensor) -> Tensor:
+    """Return the terms p log q of a cross-entropy, of the shape of both. A class of probability 0 adds 0."""
+    return probability * other_log.masked_fill(probability == 0, 0)
+
+
+def mixture_log(first_log: Tensor, second_log: Tensor, share: float) -> Tensor:
+    """Return log(share * p + (1 - share) * q) from log probabilities, which `clamp_masked` made finite.
+
+    share: in (0, 1). Computed from log probabilities, so that probabilities cannot underflow.
+    """
+    return torch.logaddexp(math.log(share) + first_log, math.log1p(-share) + second_log)
+
+
+def clamp_masked(log: Tensor) -> Tensor:
+    """Return log probabilities with the least finite number in place of -inf.
+
+    The gradient of logaddexp at (-inf, -inf) is NaN, which a class that both sides mask would get.
+    """
+    return log.clamp(min=torch.finfo(log.dtype).min)
+
+
+def log_probabilities(logits: Tensor, temperature: float) -> Tensor:
+    """Return the logarithm of the softmax of logits / temperature over the last dimension, in float32 or better."""
     return F.log_softmax(upcast_half(logits) / temperature, dim=-1)
 
 
-def _reduce(loss: Tensor, student: Tensor, reduction: Reduction) -> Tensor:
-    return loss / (student.numel() if reduction == "mean" else len(student))
+def reduce_sum(total: Tensor, student: Tensor, reduction: Reduction) -> Tensor:
+    """Return a sum over all entries divided by the number of entries ("mean") or of samples ("batchmean")."""
+    return total / (student.numel() if reduction == "mean" else len(student))

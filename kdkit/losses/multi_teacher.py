@@ -12,7 +12,16 @@ from torch.func import vmap
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.errors import RecipeError
-from kdkit.losses.base import BuildableLoss, BuildContext, Loss, extra_kwargs_of, is_per_position, requirements_of
+from kdkit.losses.base import (
+    BuildableLoss,
+    BuildContext,
+    Loss,
+    accepts_no_rows,
+    allows_any_classes,
+    extra_kwargs_of,
+    is_per_position,
+    requirements_of,
+)
 from kdkit.losses.features import ProjectedLoss, Shapes, TensorOrTuple, as_tuple
 from kdkit.losses.validation import is_number
 
@@ -53,6 +62,8 @@ class PerTeacher(nn.Module):
         )
         self.requires = requirements_of(loss)
         self.per_position = is_per_position(loss)
+        self.any_classes = allows_any_classes(loss)
+        self.accepts_no_rows = accepts_no_rows(loss)
 
     def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: Any) -> None:
         """Copy the loss for each teacher, and build the copies. teacher: a tuple of one module per teacher.
@@ -177,16 +188,25 @@ def has_independent_samples(loss: Any, student: torch.Size, target: torch.Size, 
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(0)
             kwargs = {name: value for name, value in _probe_kwargs(student, target, context).items() if name in names}
+            buffers = _buffers(probe)
             first, second = (
                 (torch.randn(_PROBE_BATCH, *student_shape), torch.randn(_PROBE_BATCH, *target_shape)) for _ in range(2)
             )
             # the first sample of the first batch among the other samples of the second
             mixed = tuple(torch.cat([a[:1], b[1:]]) for a, b in zip(first, second, strict=True))
             gradient, mixed_gradient = (_first_sample_gradient(call, sides, kwargs) for sides in (first, mixed))
+            # a loss that updates a state, such as TAID, does so from all samples
+            keeps_state = any(not torch.equal(*pair) for pair in zip(buffers, _buffers(probe), strict=True))
     except Exception:  # a user-defined loss may raise anything
         return True
     atol = 1e-3 * float(gradient.abs().max())
-    return torch.allclose(gradient, mixed_gradient, rtol=1e-3, atol=atol, equal_nan=True)
+    is_same = torch.allclose(gradient, mixed_gradient, rtol=1e-3, atol=atol, equal_nan=True)
+    return is_same and not keeps_state
+
+
+def _buffers(loss: Any) -> list[Tensor]:
+    """Return copies of the buffers of a loss, if it is a module."""
+    return [buffer.clone() for buffer in loss.buffers()] if isinstance(loss, nn.Module) else []
 
 
 def _cross_entropy_per_sample(outputs: Tensor, labels: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError, describe
-from kdkit.losses.base import BuildableLoss, BuildContext, Loss, extra_kwargs_of
+from kdkit.losses.base import BuildableLoss, BuildContext, Loss, allows_any_classes, extra_kwargs_of
 from kdkit.losses.features import Shapes, TensorOrTuple, as_tuple
 
 
@@ -38,6 +38,11 @@ class PerPosition:
                 f"{self.ignore_index!r}"
             )
         _require_loss_of_rows(self.loss, self)
+
+    @property
+    def any_classes(self) -> bool:
+        """Whether the sides may have different classes, as for `loss`."""
+        return allows_any_classes(self.loss)
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor | None = None) -> Tensor:
         """Return the loss over the selected positions."""
@@ -77,6 +82,11 @@ class PerToken:
                 f"ignore_index is the integer label of tokens to leave out, such as -100; got {self.ignore_index!r}"
             )
         _require_loss_of_rows(self.loss, self)
+
+    @property
+    def any_classes(self) -> bool:
+        """Whether the sides may have different classes, as for `loss`."""
+        return allows_any_classes(self.loss)
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
         """Return the loss over the selected tokens."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.losses.features import upcast_half
+from kdkit.losses.logits import cross_terms
 from kdkit.losses.validation import (
     require_class_labels,
     require_label_matrix,
@@ -52,7 +53,7 @@ class PSKD:
         truth = F.one_hot(require_class_labels(labels, student, self), student.shape[1])
         # (1 - a) y + a p, the paper's softened targets
         mixed = truth + _past_weight(self, progress) * (past - truth)
-        return -(mixed * F.log_softmax(student, 1)).sum(1).mean()
+        return -cross_terms(mixed, F.log_softmax(student, 1)).sum(1).mean()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

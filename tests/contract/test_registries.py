@@ -29,7 +29,8 @@ def case(cases, kind, name):
 
 
 # The options of check_loss for each loss.
-NEVER_LEAST = {"least_when_equal": False}  # the value includes an entropy, or the target is not confident enough
+# The value includes an entropy, or the target is not confident enough, or is corrected by the labels.
+NEVER_LEAST = {"least_when_equal": False}
 PER_LABEL = {"task": "multilabel"}
 ON_FEATURES = {"on": "features"}
 ON_POSITIONS = {"on": "features", "shapes": [(5, 6), (5, 4, 3)]}  # vectors are refused
@@ -48,6 +49,18 @@ LOSSES = {
     "dist": {},
     "reverse_kl": {},
     "generalised_jsd": {},
+    "skew_kl": {},
+    "skew_reverse_kl": {},
+    "adaptive_kl": {},
+    "alpha_beta_divergence": {},
+    "total_variation": {},
+    "ttm": NEVER_LEAST,
+    "wttm": NEVER_LEAST,
+    "mlld": {},
+    "rld": NEVER_LEAST,
+    "taid": {},
+    "ctkd": {},
+    "uld": {},
     "pskd": NEVER_LEAST,
     "ofa": NEVER_LEAST,
     "skd": {},
@@ -55,6 +68,9 @@ LOSSES = {
     "per_label_hard_targets": PER_LABEL | NEVER_LEAST,
     "per_label_dkd": PER_LABEL,
     "per_label_dist": PER_LABEL,
+    "per_label_alpha_beta_divergence": PER_LABEL,
+    "per_label_mlld": PER_LABEL,
+    "per_label_rld": PER_LABEL | NEVER_LEAST,
     "per_label_pskd": PER_LABEL | NEVER_LEAST,
     "rkd": ON_FEATURES,
     "sp": ON_FEATURES,
@@ -115,6 +131,7 @@ SAME_CHANNELS = [((5, 6), (5, 4)), ((5, 12), (5, 4, 3)), ((5, 4, 3), (5, 12)), (
 ANY = VECTORS + POOLED + CHANNELS + POSITIONS + TOKENS
 WITH_POSITIONS = CHANNELS + POSITIONS + TOKENS
 SUPPORTED = {
+    "uld": [*VECTORS, ((5, 6), (5, 4))],  # the latter are five tokens
     "second_head": VECTORS + POOLED,
     "rkd": [*ANY, ((5,), (3, 6))],
     "sp": [*ANY, ((5,), (3, 6))],

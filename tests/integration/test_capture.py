@@ -30,7 +30,7 @@ from kdkit import (
     hookimpl,
 )
 from kdkit.engine.capture import CapturedStep
-from kdkit.losses import CRD, Hint, SoftTargets
+from kdkit.losses import CRD, CTKD, TAID, Hint, SoftTargets
 from kdkit.recipe.balancing import PCGrad, UncertaintyWeighting
 from tests.integration.test_all_losses_example import FOR_DIGITS, all_losses
 
@@ -94,6 +94,11 @@ def memory():
     return staged({student: soft(teacher) + 0.5 * tapped})
 
 
+def interpolated():
+    teacher, student = nets()
+    return staged({student: soft(teacher) + Match(teacher, TAID(rate=0.1)) + Match(teacher, CTKD())})
+
+
 def mutual():
     torch.manual_seed(0)
     first, second = Net("first", Conv()), Net("second", Conv())
@@ -128,6 +133,7 @@ CASES = {
     "a ramp": ramp,
     "a projector": hint,
     "a memory bank": memory,
+    "an interpolated teacher": interpolated,
     "mutual learning": mutual,
     "mean teacher": mean_teacher,
 }

@@ -129,6 +129,48 @@ def test_the_queue_is_the_same_in_two_processes_as_in_one(tmp_path):
     torch.testing.assert_close(sum(values) / 2, value)
 
 
+# Half of a batch in each of two processes, or the whole batch in one process; in the last step, process 1 has no rows.
+INTERPOLATED = """
+import sys
+
+import torch
+from torch import distributed
+
+from kdkit.losses import TAID
+
+number, folder = int(sys.argv[1]), sys.argv[2]
+features = torch.randn(3, 2, 4, 3, generator=torch.Generator().manual_seed(0))
+
+
+def learn(half):
+    loss = TAID(rate=0.5, momentum=0.5)
+    for step, (student, target) in enumerate(features):
+        loss(student[half], target[half], progress=torch.tensor(step / 3))
+    return {key: value.clone() for key, value in loss.state_dict().items()}, loss
+
+
+whole, _ = learn(slice(None))
+distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
+shared, loss = learn(slice(2 * number, 2 * number + 2))
+rows = features[0, :, : 2 * (1 - number)].requires_grad_()
+value = loss(*rows, progress=torch.tensor(1.0))
+value.backward()
+torch.save((whole, shared, loss.state_dict(), value.detach()), f"{folder}/{number}.pt")
+distributed.destroy_process_group()
+"""
+
+
+def test_the_share_of_an_interpolated_teacher_is_the_same_in_two_processes_as_in_one(tmp_path):
+    in_two_processes(INTERPOLATED, tmp_path)
+    for number in range(2):
+        whole, shared, last, value = torch.load(tmp_path / f"{number}.pt")
+        assert whole["share"] > 0.7
+        for key, expected in whole.items():
+            torch.testing.assert_close(shared[key], expected)
+            assert torch.equal(last[key], shared[key])  # a rank without rows has no loss for the mean
+        assert (value == 0) == (number == 1)
+
+
 # A step of a student and of its projector, on half of a batch in each of two processes, or on the whole batch in one.
 PROJECTED = """
 import sys

@@ -13,11 +13,20 @@ import kdkit
 from kdkit import Match, Net, Optimizer, Past, Recipe, Stage, Tap, Teachers, TorchData, Training, Truth
 from kdkit.errors import CheckError, DataError, RecipeError
 from kdkit.losses import (
+    CTKD,
     CWD,
     DIST,
     DKD,
+    MLLD,
     NKD,
     PSKD,
+    RLD,
+    TAID,
+    TTM,
+    ULD,
+    WTTM,
+    AdaptiveKL,
+    AlphaBetaDivergence,
     GeneralisedJSD,
     HardTargets,
     Hint,
@@ -31,7 +40,10 @@ from kdkit.losses import (
     PerToken,
     ReverseKL,
     SampleWeighted,
+    SkewKL,
+    SkewReverseKL,
     SoftTargets,
+    TotalVariation,
 )
 from kdkit.metrics import (
     MAE,
@@ -211,6 +223,16 @@ def test_an_interval_resamples_images_and_not_pixels():
         LogitStandardisation,
         ReverseKL,
         GeneralisedJSD,
+        SkewKL,
+        SkewReverseKL,
+        AdaptiveKL,
+        AlphaBetaDivergence,
+        TotalVariation,
+        TTM,
+        WTTM,
+        MLLD,
+        RLD,
+        ULD,
         lambda: PerTeacher(DKD(), weights=(0.25, 0.75)),
     ],
 )
@@ -223,7 +245,7 @@ def test_a_loss_on_outputs_compares_the_positions_that_have_a_label(make):
     with kdkit.Distiller(student, Match(teacher, loss, label="term"), (inputs, labels), classes=CLASSES) as distiller:
         value = distiller(inputs, labels).terms["term"]
     rows, kept = as_rows(student.module(inputs), labels, VOID)
-    kwargs = {"labels": kept} if make in (DKD, NKD) else {}
+    kwargs = {"labels": kept} if make in (DKD, NKD, RLD) else {}
     with torch.no_grad():
         targets = [as_rows(net.module(inputs), labels, VOID)[0] for net in (first, second)]
         if isinstance(loss, PerTeacher):
@@ -244,10 +266,11 @@ def test_a_position_without_a_label_has_no_gradient():
     assert gradient[:, :, 1:].abs().min() > 0
 
 
-def test_a_batch_without_any_label_has_a_loss_of_zero():
+@pytest.mark.parametrize("make", [DKD, TAID, CTKD])
+def test_a_batch_without_any_label_has_a_loss_of_zero(make):
     inputs, labels = images(4).tensors
     student, teacher = Net("student", segmenter()), Net("teacher", segmenter(), trained=True)
-    with kdkit.Distiller(student, Match(teacher, DKD()), (inputs, labels), classes=CLASSES) as distiller:
+    with kdkit.Distiller(student, Match(teacher, make()), (inputs, labels), classes=CLASSES) as distiller:
         loss = distiller(inputs, torch.full_like(labels, VOID)).loss
         loss.backward()
     assert loss == 0

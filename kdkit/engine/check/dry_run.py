@@ -17,7 +17,7 @@ from kdkit.engine.module import DistillationModule
 from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.train_state import balancer_parameters, build_balancer, named_trainable_parameters
 from kdkit.errors import KdkitError, RecipeError, first_line
-from kdkit.losses.base import requirements_of
+from kdkit.losses.base import allows_any_classes, requirements_of
 from kdkit.losses.multi_teacher import PerTeacher
 from kdkit.nets.layout import path_of
 from kdkit.nets.net import Net
@@ -197,7 +197,7 @@ class _DryRun:
             with torch.no_grad():
                 self._check_columns(net, self._run_student(net))
         for match in self.stage.stage.matches:
-            if match.student is None and match.target is None:
+            if match.student is None and match.target is None and not allows_any_classes(match.loss):
                 for teacher in teachers_of(match):
                     if isinstance(teacher, Net):
                         self._check_columns(teacher, teacher_outputs[teacher.name].output)

@@ -331,7 +331,11 @@ def test_a_masked_class_adds_nothing_to_the_divergence_from_the_teacher():
     assert GeneralisedJSD()(student, target).item() == pytest.approx((forward + reverse) / 2 / len(p), rel=1e-12)
 
 
-@pytest.mark.parametrize("loss", [GeneralisedJSD(), GeneralisedJSD(beta=0.2)], ids=repr)
+MASKED_ON_BOTH_SIDES = [*MASKED, GeneralisedJSD(beta=0.2), GeneralisedJSD(beta=1.0), ReverseKL(), PSKD()]
+MASKED_ON_BOTH_SIDES += [LogitStandardisation(masked=True)]
+
+
+@pytest.mark.parametrize("loss", MASKED_ON_BOTH_SIDES, ids=repr)
 def test_a_class_that_both_sides_mask_counts_as_absent(loss):
     student, target, rest_student, rest_target, labels = masked_logits()
     student[:, 2] = -math.inf
@@ -342,6 +346,49 @@ def test_a_class_that_both_sides_mask_counts_as_absent(loss):
     (gradient,), (rest,) = torch.autograd.grad(value, student), torch.autograd.grad(expected, rest_student)
     torch.testing.assert_close(gradient[:, [0, 1, 3, 4]], rest)
     assert (gradient[:, 2] == 0).all()
+
+
+def test_masked_classes_are_left_out_of_the_standardisation():
+    student, target, _, rest_target, _ = masked_logits()
+    loss = LogitStandardisation(masked=True)
+    standardised, rest = loss.standardise(target), loss.standardise(rest_target)
+    assert (standardised[:, 2] == -math.inf).all()
+    torch.testing.assert_close(standardised[:, [0, 1, 3, 4]], rest)
+    student.requires_grad_()
+    value = loss(student, target)
+    assert torch.isfinite(value)
+    assert torch.autograd.gradcheck(lambda side: loss(side, target), student)
+
+
+def test_standardisation_that_expects_masks_gives_the_same_without_a_mask():
+    for side in (*logits(), torch.ones(2, 5, dtype=torch.float64)):
+        rows = [side.clone().requires_grad_() for _ in range(2)]
+        values = [
+            LogitStandardisation(masked=flag).standardise(row) for flag, row in zip((True, False), rows, strict=True)
+        ]
+        torch.testing.assert_close(*values)
+        weights = torch.arange(5.0)
+        gradients = [
+            torch.autograd.grad((value * weights).sum(), row)[0] for value, row in zip(values, rows, strict=True)
+        ]
+        torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("make", [SoftTargets, ReverseKL, DKD, NKD, LogitStandardisation])
+def test_logits_that_are_not_a_number_still_give_a_loss_that_is_not_a_number(make):
+    for index in range(2):
+        sides = [side.clone() for side in logits()]
+        sides[index][1, 2] = math.nan
+        assert call_masked(make(), *sides).isnan()
+
+
+def test_a_class_that_only_the_student_masks_gives_an_infinite_divergence():
+    student, target = logits()
+    student[:, 2] = -math.inf
+    assert SoftTargets()(student, target) == math.inf
+    # also if the mask is next to one of both sides
+    target[:, 1] = student[:, 1] = -math.inf
+    assert SoftTargets()(student, target) == math.inf
 
 
 def test_the_reverse_divergence_from_a_masked_class_is_infinite():

@@ -152,6 +152,9 @@ drawn_outputs = st.builds(outputs, BATCHES, CLASSES, SEEDS)
 
 OF_PROBABILITIES = ["soft_targets", "reverse_kl", "generalised_jsd", "dkd", "nkd", "dist", "hard_targets"]
 OF_PROBABILITIES += ["logit_standardisation", "pskd", "ofa", *catalog.PRESETS]
+ON_TOKENS = ["skew_kl", "skew_reverse_kl", "adaptive_kl", "alpha_beta_divergence", "total_variation", "uld"]
+OF_PROBABILITIES += [*ON_TOKENS, "ttm", "wttm", "mlld", "rld", "ctkd"]
+ON_TOKENS += ["reverse_kl", "generalised_jsd"]
 
 
 @pytest.mark.parametrize("name", OF_PROBABILITIES)
@@ -174,8 +177,9 @@ def test_the_order_of_classes_changes_nothing(name, inputs, seed):
     assert_close(value(name, student[:, order], target[:, order], moved), value(name, student, target, labels))
 
 
-# SKD divides by the covariance of as many relations as there are samples.
-@pytest.mark.parametrize("name", [name for name in ON_OUTPUTS if name != "skd"])
+# SKD divides by the covariance of as many relations as there are samples; in MLLD the relations of a larger batch weigh
+# more, as in its paper.
+@pytest.mark.parametrize("name", [name for name in ON_OUTPUTS if name not in ("skd", "mlld")])
 @with_few_examples
 @given(inputs=drawn_outputs)
 def test_repeating_a_batch_does_not_change_the_value(name, inputs):
@@ -185,7 +189,7 @@ def test_repeating_a_batch_does_not_change_the_value(name, inputs):
     assert_close(value(name, *doubled), value(name, student, target, labels))
 
 
-@pytest.mark.parametrize("name", [name for name in OF_PROBABILITIES if name not in ("reverse_kl", "generalised_jsd")])
+@pytest.mark.parametrize("name", [name for name in OF_PROBABILITIES if name not in ON_TOKENS])
 def test_tokens_are_refused_by_losses_on_classes(name):
     with pytest.raises(RecipeError, match=r"compares outputs \(batch, classes\); got \(2, 4, 3\); PerToken\(loss\)"):
         value(name, torch.zeros(2, 4, 3), torch.zeros(2, 4, 3), torch.zeros(2, dtype=torch.int64))
@@ -201,6 +205,10 @@ BOUNDS |= dict.fromkeys(
     ["ofa", "skd", "soft_targets", "soft_targets_mutual", "logit_standardisation", "dkd"], (0, math.inf)
 )
 BOUNDS |= dict.fromkeys(["reverse_kl", "per_label_dkd", "per_label_soft_targets"], (0, math.inf))
+BOUNDS |= dict.fromkeys(["adaptive_kl", "ttm", "wttm", "mlld", "rld", "taid", "ctkd"], (0, math.inf))
+BOUNDS |= dict.fromkeys(["per_label_alpha_beta_divergence", "per_label_mlld", "per_label_rld"], (0, math.inf))
+BOUNDS |= {"skew_kl": (0, math.log(10)), "skew_reverse_kl": (0, math.log(10)), "alpha_beta_divergence": (0, 4)}
+BOUNDS |= {"total_variation": (0, 1), "uld": (0, 2)}
 
 
 @pytest.mark.parametrize("name", BOUNDS)
@@ -290,6 +298,7 @@ def test_rotations_and_shifts_change_nothing(name, inputs, seed):
 
 SYMMETRIC = ["rkd", "sp", "cc", "cka", "adjacent_cc", "hint", "cosine", "hcl", "patient_kd", "pkd"]
 SYMMETRIC += ["attention_transfer", "nst", "logit_mse", "dist", "generalised_jsd", "dist_plus", "wkdf", "catkd"]
+SYMMETRIC += ["alpha_beta_divergence", "per_label_alpha_beta_divergence", "total_variation", "uld"]
 
 
 @pytest.mark.parametrize("name", SYMMETRIC)

@@ -1,0 +1,176 @@
+"""Soft targets from a teacher whose probabilities are first transformed (TTM), or corrected by the labels (RLD)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+
+from kdkit.errors import RecipeError
+from kdkit.losses.decoupled import decouple, divergence
+from kdkit.losses.features import upcast_half
+from kdkit.losses.logits import kl_terms
+from kdkit.losses.validation import (
+    is_number,
+    require_class_labels,
+    require_label_matrix,
+    require_same_outputs,
+    require_two_classes,
+    validate_switches,
+    validate_temperature,
+    validate_weights,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TTM:
+    """Divergence from the student to the teacher's probabilities raised to a power (transformed teacher matching).
+
+    In nats, summed over classes, mean over the batch. The power softens the teacher as the temperature 1 / power would;
+    the student has no temperature, which adds a penalty on its Rényi entropy to soft targets. power: the paper's gamma,
+    in (0, 1] to soften. The default is that of the authors' example; the 1 of their code changes nothing.
+
+    Formula: 1/N · Σ r log(r / q), with r = p^power / Σ p^power, p = softmax(t) and q = softmax(s)
+    Shapes: logits (N, C)
+    Source: Zheng and Yang 2024, "Knowledge Distillation Based on Transformed Teacher Matching", arXiv:2402.11148
+    """
+
+    power: float = 0.1
+
+    per_position = True
+
+    def __post_init__(self) -> None:
+        _validate_power(self.power)
+
+    def __call__(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the divergence, minimal (0) if the student gives the transformed probabilities."""
+        require_same_outputs(student, target, self)
+        # p^power / Σ p^power = softmax(power · t), which cannot underflow
+        refined = F.log_softmax(upcast_half(target) * self.power, 1)
+        return kl_terms(refined, F.log_softmax(upcast_half(student), 1)).sum(1).mean()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WTTM:
+    """TTM with a weight for each sample, larger for those of which the teacher is less sure (weighted TTM).
+
+    In nats, mean over the batch of weight times divergence. The weight is Σ p^power over classes, from 1 for a teacher
+    that is certain to C^(1 - power) for one that is not. power as in TTM; the default is that of the authors' example.
+
+    Formula: 1/N · Σ u Σ r log(r / q), with u = Σ p^power, r = p^power / u, p = softmax(t) and q = softmax(s)
+    Shapes: logits (N, C)
+    Source: Zheng and Yang 2024, "Knowledge Distillation Based on Transformed Teacher Matching", arXiv:2402.11148
+    """
+
+    power: float = 0.2
+
+    per_position = True
+
+    def __post_init__(self) -> None:
+        _validate_power(self.power)
+
+    def __call__(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the weighted divergence, minimal (0) if the student gives the transformed probabilities."""
+        require_same_outputs(student, target, self)
+        powers = F.log_softmax(upcast_half(target), 1) * self.power
+        weight = powers.logsumexp(1).exp()
+        divergences = kl_terms(F.log_softmax(powers, 1), F.log_softmax(upcast_half(student), 1)).sum(1)
+        return (weight * divergences).mean()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RLD:
+    """Soft targets that are corrected by the labels if the teacher is wrong (refined logit distillation).
+
+    In nats, summed over classes, mean over the batch. The first term, of weight alpha, gives the correct class of the
+    student the probability of the teacher's top class; the second, of weight beta, compares the classes that the
+    teacher ranks below the correct one, so classes that it wrongly prefers are left out. Each is multiplied by the
+    square of its temperature if t_squared. The defaults are those of the authors' code, in which both terms grow
+    linearly over the first 20 epochs: give the term a weight `Linear(...)`. Two classes or more. Computed from logits
+    throughout; the authors' code is infinite if a probability underflows.
+
+    Formula: 1/N · Σ (alpha A² KL(a_t ‖ a_s) + beta T² KL(r_t ‖ r_s)), with a_s = (q[y], 1 - q[y]) and a_t = (max p, 1 -
+        max p) at the temperature A = confidence_temperature, and r = softmax(z / T) over the classes with t < t[y]
+    Shapes: logits (N, C); labels (N,)
+    Source: Sun et al. 2025, "Knowledge Distillation with Refined Logits", arXiv:2408.07703
+    """
+
+    alpha: float = 1.0
+    beta: float = 8.0
+    temperature: float = 4.0
+    confidence_temperature: float = 1.0
+    t_squared: bool = True
+
+    per_position = True
+    requires = frozenset({"hard_labels"})
+
+    def __post_init__(self) -> None:
+        validate_weights(alpha=self.alpha, beta=self.beta)
+        validate_temperature(self.temperature)
+        validate_temperature(self.confidence_temperature)
+        validate_switches(t_squared=self.t_squared)
+
+    def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
+        """Return the weighted sum, minimal (0) if the student has the corrected probabilities."""
+        require_same_outputs(student, target, self)
+        labels = require_class_labels(labels, student, self)
+        require_two_classes(student, self)
+        student, target = upcast_half(student), upcast_half(target)
+        # sample confidence: (correct, others) of the student, (top, others) of the teacher
+        student_binary, _ = decouple(student / self.confidence_temperature, labels)
+        target_binary, _ = decouple(target / self.confidence_temperature, target.argmax(1))
+        confidence = self.alpha * divergence(student_binary, target_binary)
+        # masked correlation: without the correct class and those that the teacher ranks above it
+        masked = target >= target.gather(1, labels[:, None])
+        # If the teacher gives all classes below the correct one a logit of -inf, there are no probabilities to compare.
+        masked = masked | (target.masked_fill(masked, -math.inf).amax(1, keepdim=True) == -math.inf)
+        # Not -inf: if all classes are masked, both sides are uniform, with a divergence and a gradient of 0.
+        least = torch.finfo(student.dtype).min
+        student_rest, target_rest = ((side / self.temperature).masked_fill(masked, least) for side in (student, target))
+        correlation = self.beta * divergence(student_rest, target_rest)
+        if not self.t_squared:
+            return confidence + correlation
+        return confidence * self.confidence_temperature**2 + correlation * self.temperature**2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerLabelRLD:
+    """Divergence per label, without the labels on which the teacher is wrong (after RLD).
+
+    In nats, mean over batch and classes, times temperature**2 if t_squared. A label that the teacher gives a
+    probability above 0.5 although it is absent, or below although it is present, adds 0, so the student learns it from
+    the labels alone: add Truth(...). A mixed label counts as present above 0.5.
+
+    Formula: T²/(N C) · Σ c KL(Bernoulli(p) ‖ Bernoulli(q)), with p = sigmoid(t / T), q = sigmoid(s / T), and c = 1 if t
+        > 0 agrees with y > 0.5, else 0
+    Shapes: logits (N, C); labels (N, C) in [0, 1]
+    Source: ours, after Sun et al. 2025, arXiv:2408.07703
+    """
+
+    temperature: float = 1.0
+    t_squared: bool = True
+
+    per_position = True
+
+    def __post_init__(self) -> None:
+        validate_temperature(self.temperature)
+        validate_switches(t_squared=self.t_squared)
+
+    def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
+        """Return the divergence, minimal (0) if both give the same probabilities for labels the teacher is right on."""
+        require_same_outputs(student, target, self)
+        student, target = upcast_half(student), upcast_half(target)
+        agrees = (target > 0) == (require_label_matrix(labels, student, self) > 0.5)
+        softened = target / self.temperature
+        probability = softened.sigmoid()
+        # KL = cross-entropy - entropy, both from logits, which stays finite if a sigmoid saturates
+        loss = F.binary_cross_entropy_with_logits(student / self.temperature, probability, reduction="none")
+        loss = loss - F.binary_cross_entropy_with_logits(softened, probability, reduction="none")
+        loss = (loss * agrees).mean()
+        return loss * self.temperature**2 if self.t_squared else loss
+
+
+def _validate_power(power: float) -> None:
+    if not is_number(power) or not 0 < power < math.inf:
+        raise RecipeError(f"power is an exponent of probabilities above 0, in (0, 1] to soften them; got {power!r}")
