@@ -139,8 +139,8 @@ class PerTeacher(nn.Module):
             if not has_independent_samples(loss, student, target, context):
                 raise RecipeError(
                     "weights='confidence' weighs each sample by itself, but in "
-                    f"{type(loss).__name__} the samples of a batch depend on each other, by relations or a batch norm; "
-                    "use weights='equal', 'learned' or a number per teacher"
+                    f"{type(loss).__name__} the samples of a batch depend on each other, by relations, a batch norm or "
+                    "a state; use weights='equal', 'learned' or a number per teacher"
                 )
 
 
