@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.losses.features import MIN_NORM, ProjectedLoss, upcast_half
+from kdkit.losses.features import ProjectedLoss, least_norm, upcast_half
 
 
 class Hint(ProjectedLoss):
@@ -23,7 +23,7 @@ class Hint(ProjectedLoss):
 
     def compare(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the error, minimal (0) if the projected features are the teacher's."""
-        return F.mse_loss(student, target)
+        return F.mse_loss(upcast_half(student), upcast_half(target))
 
 
 class SquareHead(ProjectedLoss):
@@ -40,7 +40,9 @@ class SquareHead(ProjectedLoss):
 
     def compare(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the ratio, minimal (0) if the projected features are the teacher's."""
+        # the gradient to the student grows as 1 / squared_norm, so in fp16 that is the number to be bounded
+        least = least_norm(student) if student.dtype == torch.float16 else least_norm(student) ** 2
         student, target = upcast_half(student), upcast_half(target)
         squared_norm = target.square().sum()
         # all-zero teacher features would divide by 0; the error then keeps its own scale
-        return (student - target).square().sum() / torch.where(squared_norm > MIN_NORM**2, squared_norm, 1.0)
+        return (student - target).square().sum() / torch.where(squared_norm > least, squared_norm, 1.0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.losses.features import upcast_half
+from kdkit.losses.features import standardise, upcast_half
 from kdkit.losses.validation import (
     Reduction,
     require_same_outputs,
@@ -124,7 +124,8 @@ class LogitStandardisation:
     """Soft targets between standardised logits, so that the student need not match the scale of the teacher's.
 
     In nats; reduction and t_squared as in SoftTargets. The mean of each row is subtracted, and the row is divided by
-    its standard deviation (with classes - 1, as in the authors' code) plus eps. Two classes or more.
+    its standard deviation (with classes - 1, as in the authors' code) plus eps. Two classes or more. A row of equal
+    logits becomes 0 and gets no gradient; in the authors' code one of about 1 / eps, which exceeds the range of fp16.
 
     Formula: T²/N · Σ p log(p / q), with p = softmax(z(t) / T), q = softmax(z(s) / T) and z(x) = (x - mean x) / (std x +
         eps)
@@ -150,13 +151,12 @@ class LogitStandardisation:
         require_same_outputs(student, target, self)
         require_two_classes(student, self)
         soft = SoftTargets(temperature=self.temperature, t_squared=self.t_squared, reduction=self.reduction)
-        return soft(self.standardise(upcast_half(student)), self.standardise(upcast_half(target)))
+        return soft(self.standardise(student), self.standardise(target))
 
     def standardise(self, logits: Tensor) -> Tensor:
         """Return logits (batch, classes) with mean 0 and standard deviation 1 in every row."""
-        centred = logits - logits.mean(1, keepdim=True)
-        # the paper's Z-score, whose temperature is applied in the softmax; eps avoids 0 / 0 for a constant row
-        return centred / (centred.std(1, keepdim=True) + self.eps)
+        # the paper's Z-score, whose temperature is applied in the softmax
+        return standardise(logits, 1, self.eps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
