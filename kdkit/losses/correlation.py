@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdkit.losses.features import MIN_NORM, least_spread, upcast_half
+from kdkit.losses.features import MIN_NORM, least_norm, upcast_half
 from kdkit.losses.validation import (
     require_same_outputs,
     require_two_classes,
@@ -17,6 +17,8 @@ from kdkit.losses.validation import (
 )
 
 _MAX_EPS_SHARE = 1e-4  # of the product of norms that eps is added to
+# A smaller relative spread of probabilities is rounding in float32, and counts as none in any precision.
+_MIN_SPREAD = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +61,7 @@ class DIST(_CorrelationOptions):
         """Return the weighted sum, minimal (0) if all rows and columns are fully correlated."""
         require_same_outputs(student, target, self)
         require_two_classes(student, self)
-        spread = least_spread(student)
+        spread = max(_MIN_SPREAD, least_norm(student))
         student, target = ((upcast_half(side) / self.temperature).softmax(1) for side in (student, target))
         return _correlation_loss(student, target, self, spread)
 
@@ -80,7 +82,7 @@ class PerLabelDIST(_CorrelationOptions):
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the weighted sum, minimal (0) if all rows and columns are fully correlated."""
         require_same_outputs(student, target, self)
-        spread = least_spread(student)
+        spread = max(_MIN_SPREAD, least_norm(student))
         student, target = ((upcast_half(side) / self.temperature).sigmoid() for side in (student, target))
         return _correlation_loss(student, target, self, spread)
 

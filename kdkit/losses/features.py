@@ -136,16 +136,6 @@ def least_norm(features: Tensor) -> float:
     return torch.finfo(torch.float16).tiny if features.dtype == torch.float16 else MIN_NORM
 
 
-def least_spread(features: Tensor) -> float:
-    """Return the relative spread up to which numbers that are computed from these features count as equal.
-
-    A smaller spread is rounding (of float32, if the features are in half precision), or makes a gradient that is too
-    large for fp16.
-    """
-    rounding = 8 * torch.finfo(torch.promote_types(features.dtype, torch.float32)).eps
-    return max(rounding, least_norm(features))
-
-
 def unit_vectors(vectors: Tensor, dim: int = 1, *, least: float = MIN_NORM) -> Tensor:
     """Return vectors divided by their length along `dim`. Lengths up to `least` count as 0.
 
@@ -162,8 +152,7 @@ def standardise(features: Tensor, dim: int | list[int], eps: float, *, correctio
     """
     numbers = upcast_half(features)
     deviation, mean = torch.std_mean(numbers, dim, correction=correction, keepdim=True)
-    is_defined = deviation > (least_spread(features) * mean.detach().abs()).clamp(min=least_norm(features))
-    return (numbers - mean) / torch.where(is_defined, deviation + eps, math.inf)
+    return (numbers - mean) / torch.where(deviation > least_norm(features), deviation + eps, math.inf)
 
 
 def flatten_samples(features: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from kdkit.losses.features import (
     flatten_samples,
     gram_matrix,
     least_norm,
-    least_spread,
     require_pairs,
     require_same_features,
     rescale_by_max,
@@ -55,7 +54,7 @@ class RKD:
         """Return the weighted sum, minimal (0) if the student's relations are the teacher's."""
         with without_autocast(student):
             sides = [flatten_samples(side) for side in (student, target)]
-            least, spread = least_norm(student), least_spread(student)
+            least = least_norm(student)
             if self.normalise:
                 sides = [unit_vectors(samples, least=least) for samples in sides]
             distances = [_distances(samples) for samples in sides]
@@ -65,7 +64,7 @@ class RKD:
                 loss = loss + self.distance * F.smooth_l1_loss(student_relative, target_relative)
             if self.angle:  # sec. 3.2.2, angle-wise loss
                 student_angles, target_angles = (
-                    _angles(*pair, least=least, spread=spread) for pair in zip(sides, distances, strict=True)
+                    _angles(*pair, least=least) for pair in zip(sides, distances, strict=True)
                 )
                 loss = loss + self.angle * F.smooth_l1_loss(student_angles, target_angles)
         return loss
@@ -205,10 +204,10 @@ def _relative(distances: Tensor, least: float) -> Tensor:
     return distances / torch.where(mean > least, mean, 1)
 
 
-def _angles(samples: Tensor, distances: Tensor, *, least: float, spread: float) -> Tensor:
+def _angles(samples: Tensor, distances: Tensor, *, least: float) -> Tensor:
     """Return the cosine at sample i between the directions to j and k, (batch, batch, batch), or 0 if undefined.
 
-    least, spread: the distance, and the share of the squared size of the batch, up to which samples coincide.
+    least: the distance up to which samples coincide.
     """
     # inner products instead of difference vectors, which would take (batch, batch, numbers); centring the samples
     # keeps the precision of the differences of products below
@@ -219,5 +218,6 @@ def _angles(samples: Tensor, distances: Tensor, *, least: float, spread: float) 
     lengths = distances[:, :, None] * distances[:, None, :]
     # No angle if two samples coincide, up to the rounding of the products; their quotient would be noise, with a
     # gradient that overflows. The inner `where` keeps the gradient finite.
-    defined = ~(lengths <= (spread * squared_norms.detach().amax()).clamp(min=least**2))  # also for NaN
+    rounding = max(8 * torch.finfo(inner.dtype).eps, least) * squared_norms.detach().amax()
+    defined = ~(lengths <= rounding.clamp(min=least**2))  # also for NaN, which has to stay visible
     return (products / lengths.where(defined, 1)).where(defined, 0).clamp(-1, 1)
