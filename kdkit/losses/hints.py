@@ -29,8 +29,8 @@ class Hint(ProjectedLoss):
 class SquareHead(ProjectedLoss):
     """Squared error relative to the squared norm of the teacher's features (SquareHead).
 
-    Dimensionless; both sums are over the whole batch. A teacher whose features are all 0 counts as of norm 1. projector
-    and kind are those of Hint.
+    Dimensionless; both sums are over the whole batch. A teacher whose features are all 0 counts as of norm 1; for a
+    student in fp16 also one of a squared norm up to 6e-5. projector and kind are those of Hint.
 
     Formula: Σ (g(s) - t)² / Σ t², with g a projector if shapes differ
     Shapes: features (N, C), (N, C, L), (N, C, H, W)
