@@ -103,15 +103,18 @@ def _correlation(student: Tensor, target: Tensor, dim: int, eps: float, *, sprea
     """Return Pearson's correlation along a dimension, 0 if a side is constant."""
     (student, student_norm), (target, target_norm) = (_centred(side, dim, spread) for side in (student, target))
     norms = student_norm * target_norm
-    return (student * target).sum(dim) / (norms + (_MAX_EPS_SHARE * norms.detach()).clamp(max=eps))
+    is_constant = norms == 0
+    norms = norms.masked_fill(is_constant, 1)
+    correlation = (student * target).sum(dim) / (norms + (_MAX_EPS_SHARE * norms.detach()).clamp(max=eps))
+    return correlation.masked_fill(is_constant, 0)
 
 
 def _centred(side: Tensor, dim: int, spread: float) -> tuple[Tensor, Tensor]:
-    """Return probabilities minus their mean along a dimension, and their norm then; 0 and 1 if they are constant."""
+    """Return probabilities minus their mean along a dimension, and their norm then, 0 if they are constant."""
     mean = side.mean(dim, keepdim=True)
     centred = side - mean
-    norm = torch.linalg.vector_norm(centred, dim=dim, keepdim=True)
+    norm = torch.linalg.vector_norm(centred, dim=dim)
     # rounding gives equal probabilities a norm above 0, whose correlation would be noise with a gradient of 1 / norm
-    rounding = spread * math.sqrt(side.shape[dim]) * mean.detach()
-    is_defined = ~(norm <= rounding.clamp(min=MIN_NORM))  # also for NaN, which has to stay visible
-    return centred.where(is_defined, 0), norm.where(is_defined, 1).squeeze(dim)
+    rounding = (spread * math.sqrt(side.shape[dim])) * mean.detach().squeeze(dim)
+    # a comparison with NaN is False, so that NaN stays visible
+    return centred, norm.masked_fill(norm.detach() <= rounding.clamp(min=MIN_NORM), 0)

@@ -8,6 +8,7 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildableLoss, BuildContext, Loss, extra_kwargs_of
+from kdkit.losses.features import upcast_half
 from kdkit.losses.validation import require_same_outputs, validate_share
 
 
@@ -30,7 +31,7 @@ class HardTargets:
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the cross-entropy, which approaches 0 as the student becomes sure of the teacher's class."""
         require_same_outputs(student, target, self)
-        return F.cross_entropy(student, target.argmax(1))  # eq. 3, its second term
+        return F.cross_entropy(upcast_half(student), target.argmax(1))  # eq. 3, its second term
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,8 @@ class PerLabelHardTargets:
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the cross-entropy, which approaches 0 as the student becomes sure of the predicted labels."""
         require_same_outputs(student, target, self)
-        return F.binary_cross_entropy_with_logits(student, (target.sigmoid() > self.threshold).to(student.dtype))
+        student, decisions = upcast_half(student), upcast_half(target).sigmoid() > self.threshold
+        return F.binary_cross_entropy_with_logits(student, decisions.to(student.dtype))
 
 
 class SecondHead(nn.Module):

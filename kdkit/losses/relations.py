@@ -217,7 +217,7 @@ def _angles(samples: Tensor, distances: Tensor, *, least: float) -> Tensor:
     products = inner[None] - inner[:, :, None] - inner[:, None, :] + squared_norms[:, None, None]
     lengths = distances[:, :, None] * distances[:, None, :]
     # No angle if two samples coincide, up to the rounding of the products; their quotient would be noise, with a
-    # gradient that overflows. The inner `where` keeps the gradient finite.
+    # gradient that overflows. The inner mask keeps the gradient finite. NaN is not masked, so it stays visible.
     rounding = max(8 * torch.finfo(inner.dtype).eps, least) * squared_norms.detach().amax()
-    defined = ~(lengths <= rounding.clamp(min=least**2))  # also for NaN, which has to stay visible
-    return (products / lengths.where(defined, 1)).where(defined, 0).clamp(-1, 1)
+    undefined = lengths.detach() <= rounding.clamp(min=least**2)
+    return (products / lengths.masked_fill(undefined, 1)).masked_fill(undefined, 0).clamp(-1, 1)

@@ -323,7 +323,7 @@ CHANGES = {
     "below the normal numbers of fp16": lambda side: 3e-7 * side,
     "rounded to zero in fp16": lambda side: 1e-8 * side,
     "tiny": lambda side: 1e-30 * side,
-    "large": lambda side: 1e3 * side.sign(),
+    "large": lambda side: (1e4 if side.ndim == 2 else 1e3) * side.sign(),  # logits, or features
 }
 PRECISIONS = [torch.float16, torch.bfloat16, torch.float32]
 
