@@ -101,20 +101,20 @@ def _correlation_loss(student: Tensor, target: Tensor, options: _CorrelationOpti
 
 def _correlation(student: Tensor, target: Tensor, dim: int, eps: float, *, spread: float) -> Tensor:
     """Return Pearson's correlation along a dimension, 0 if a side is constant."""
-    (student, student_norm), (target, target_norm) = (_centred(side, dim, spread) for side in (student, target))
-    norms = student_norm * target_norm
-    is_constant = norms == 0
-    norms = norms.masked_fill(is_constant, 1)
+    sides = [_centred(side, dim, spread) for side in (student, target)]
+    (student, student_norm, student_is_constant), (target, target_norm, target_is_constant) = sides
+    is_constant = student_is_constant | target_is_constant
+    norms = (student_norm * target_norm).masked_fill(is_constant, 1)  # which keeps the gradient finite
     correlation = (student * target).sum(dim) / (norms + (_MAX_EPS_SHARE * norms.detach()).clamp(max=eps))
     return correlation.masked_fill(is_constant, 0)
 
 
-def _centred(side: Tensor, dim: int, spread: float) -> tuple[Tensor, Tensor]:
-    """Return probabilities minus their mean along a dimension, and their norm then, 0 if they are constant."""
+def _centred(side: Tensor, dim: int, spread: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return probabilities minus their mean along a dimension, their norm then, and whether they are constant."""
     mean = side.mean(dim, keepdim=True)
     centred = side - mean
     norm = torch.linalg.vector_norm(centred, dim=dim)
     # rounding gives equal probabilities a norm above 0, whose correlation would be noise with a gradient of 1 / norm
     rounding = (spread * math.sqrt(side.shape[dim])) * mean.detach().squeeze(dim)
     # a comparison with NaN is False, so that NaN stays visible
-    return centred, norm.masked_fill(norm.detach() <= rounding.clamp(min=MIN_NORM), 0)
+    return centred, norm, norm.detach() <= rounding.clamp(min=MIN_NORM)

@@ -47,7 +47,7 @@ def check_loss(
     the same for the same seed, in non-contiguous memory, after a second build, and after restoring the state_dict().
     The state does not change in eval mode.
     """
-    checks = [
+    checks: list[Callable[[LossCase], None]] = [
         loss_state.gradient_reaches_only_the_student,
         loss_state.trains_only_its_own_weights,
         loss_state.is_deterministic,
