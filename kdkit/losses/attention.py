@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.losses.features import ProjectedLoss, require_positions, unit_vectors, upcast_half
+from kdkit.losses.features import MIN_NORM, ProjectedLoss, least_norm, require_positions, unit_vectors, upcast_half
 from kdkit.losses.logits import kl_sum
 from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode
 from kdkit.losses.projectors.resizing import match_positions
@@ -24,7 +24,7 @@ class AttentionTransfer:
 
     Dimensionless. Channels may differ. If positions differ, the larger map is average-pooled to the smaller. reduction
     "mean" averages over batch and positions, as public code does; "batchmean" sums over positions and averages over the
-    batch, the square of the paper's norm. The paper uses p = 2.
+    batch, the square of the paper's norm. The paper uses p = 2. With p below 1, a feature of 0 gets no gradient.
 
     Formula: mean (A(s) - A(t))², with A(x) = a / ‖a‖ for a = mean over channels of abs(x)^p
     Shapes: features (N, C, L), (N, C, H, W)
@@ -40,17 +40,28 @@ class AttentionTransfer:
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the distance, 0 if both attention maps are equal."""
+        least = least_norm(student)
         student, target = match_positions(
             require_positions(upcast_half(student), self), require_positions(upcast_half(target), self)
         )
-        student_map, target_map = self.attention_map(student), self.attention_map(target)
+        student_map, target_map = (self.attention_map(side, least=least) for side in (student, target))
         loss = F.mse_loss(student_map, target_map, reduction="sum")
         return loss / (student_map.numel() if self.reduction == "mean" else len(student_map))
 
-    def attention_map(self, features: Tensor) -> Tensor:
-        """Return the attention map, (batch, positions), normalised to length 1."""
+    def attention_map(self, features: Tensor, *, least: float = MIN_NORM) -> Tensor:
+        """Return the attention map, (batch, positions), normalised to length 1.
+
+        least: the absolute value up to which features count as 0 if p is below 1.
+        """
+        magnitudes = features.abs()
+        if self.p < 1:
+            # The gradient of x**p is infinite at 0. The inner mask keeps the product of both from being NaN.
+            is_zero = magnitudes <= least
+            powers = magnitudes.masked_fill(is_zero, 1).pow(self.p).masked_fill(is_zero, 0)
+        else:
+            powers = magnitudes.pow(self.p)
         # the activation-based map of sec. 3.1; it has a sum over channels, whose factor the normalisation cancels
-        return unit_vectors(features.abs().pow(self.p).mean(1).flatten(1))
+        return unit_vectors(powers.mean(1).flatten(1))
 
 
 class CWD(ProjectedLoss):

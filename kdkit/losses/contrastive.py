@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
-from kdkit.losses.features import Shapes, single_tap_shape, unit_vectors, upcast_half, without_autocast
+from kdkit.losses.features import Shapes, least_norm, single_tap_shape, unit_vectors, upcast_half, without_autocast
 from kdkit.losses.memory_bank import RowIndex, draw_rows, draw_rows_of_other_classes
 from kdkit.losses.projectors.resizing import resize
 from kdkit.losses.validation import (
@@ -133,8 +133,11 @@ class CRD(nn.Module):
     def contrast(self, student: Tensor, target: Tensor, rows: Tensor) -> Tensor:
         """Return the loss for these rows of the memories, (batch, 1 + negatives), the sample's row first."""
         student, target = (
-            unit_vectors(upcast_half(embedding(resize(features, ()))))
-            for embedding, features in zip(self.embeddings, (student, target), strict=True)
+            unit_vectors(upcast_half(vectors), least=least_norm(vectors))
+            for vectors in (
+                embedding(resize(features, ()))
+                for embedding, features in zip(self.embeddings, (student, target), strict=True)
+            )
         )
         # each net's embedding is compared with the memory of the other net
         student_loss = self._contrast_with_memory(0, student, self.memories[1], rows)

@@ -1,11 +1,12 @@
 """Losses on the correlation of probabilities, which transfer the teacher's ranking instead of its values (DIST)."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kdkit.losses.features import upcast_half
+from kdkit.losses.features import MIN_NORM, least_norm, upcast_half
 from kdkit.losses.validation import (
     require_same_outputs,
     require_two_classes,
@@ -14,6 +15,10 @@ from kdkit.losses.validation import (
     validate_temperature,
     validate_weights,
 )
+
+_MAX_EPS_SHARE = 1e-4  # of the product of norms that eps is added to
+# A smaller relative spread of probabilities is rounding in float32, and counts as none in any precision.
+_MIN_SPREAD = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +47,9 @@ class DIST(_CorrelationOptions):
     Dimensionless, mean over rows and over columns, times temperature**2 if t_squared, as in the authors' code. inter
     weighs the correlation within a sample, between classes; intra that within a class, between samples of the
     (micro-)batch: the paper's beta and gamma. Two classes or more. A constant row or column, such as each column of a
-    batch of one, counts as uncorrelated. eps is added to the product of the norms.
+    batch of one, counts as uncorrelated and gets no gradient; in the authors' code one of up to 1 / eps. eps is added
+    to the product of the norms, as at most a share of 1e-4 of it, so that columns of tiny probabilities count as much
+    as others. In the authors' code they count as uncorrelated.
 
     Formula: T² · (inter (1 - mean over rows of corr(p, q)) + intra (1 - mean over columns of corr(p, q))), with p =
         softmax(t / T) and q = softmax(s / T)
@@ -54,8 +61,9 @@ class DIST(_CorrelationOptions):
         """Return the weighted sum, minimal (0) if all rows and columns are fully correlated."""
         require_same_outputs(student, target, self)
         require_two_classes(student, self)
+        spread = least_spread(student)
         student, target = ((upcast_half(side) / self.temperature).softmax(1) for side in (student, target))
-        return _correlation_loss(student, target, self)
+        return _correlation_loss(student, target, self, spread)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,22 +82,44 @@ class PerLabelDIST(_CorrelationOptions):
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the weighted sum, minimal (0) if all rows and columns are fully correlated."""
         require_same_outputs(student, target, self)
+        spread = least_spread(student)
         student, target = ((upcast_half(side) / self.temperature).sigmoid() for side in (student, target))
-        return _correlation_loss(student, target, self)
+        return _correlation_loss(student, target, self, spread)
 
 
-def _correlation_loss(student: Tensor, target: Tensor, options: _CorrelationOptions) -> Tensor:
-    """Return the weighted sum of one minus the mean correlation of rows and of columns, from (batch, classes)."""
+def _correlation_loss(student: Tensor, target: Tensor, options: _CorrelationOptions, spread: float) -> Tensor:
+    """Return the weighted sum of one minus the mean correlation of rows and of columns, from (batch, classes).
+
+    spread: the relative spread up to which a row or column counts as constant.
+    """
     loss = student.new_zeros(())
     # dim 1 correlates the classes of a sample (the paper's inter-class relation), dim 0 the samples of a class
     for weight, dim in ((options.inter, 1), (options.intra, 0)):
-        loss = loss + weight * (1 - correlation(student, target, dim, options.eps).mean())
+        loss = loss + weight * (1 - correlation(student, target, dim, options.eps, spread=spread).mean())
     return loss * options.temperature**2 if options.t_squared else loss
 
 
-def correlation(student: Tensor, target: Tensor, dim: int, eps: float) -> Tensor:
-    """Return Pearson's correlation along a dimension, 0 if a side is constant."""
-    student, target = (side - side.mean(dim, keepdim=True) for side in (student, target))
-    norms: Tensor = torch.linalg.vector_norm(student, dim=dim) * torch.linalg.vector_norm(target, dim=dim)
-    # eps avoids 0 / 0 for a constant row or column, whose covariance is 0 too
-    return (student * target).sum(dim) / (norms + eps)
+def least_spread(features: Tensor) -> float:
+    """Return the relative spread up to which features of this precision count as constant."""
+    return max(_MIN_SPREAD, least_norm(features))
+
+
+def correlation(student: Tensor, target: Tensor, dim: int, eps: float, *, spread: float) -> Tensor:
+    """Return Pearson's correlation along a dimension, 0 if a side is constant: see `least_spread` of the inputs."""
+    sides = [_centred(side, dim, spread) for side in (student, target)]
+    (student, student_norm, student_is_constant), (target, target_norm, target_is_constant) = sides
+    is_constant = student_is_constant | target_is_constant
+    norms = (student_norm * target_norm).masked_fill(is_constant, 1)  # which keeps the gradient finite
+    values = (student * target).sum(dim) / (norms + (_MAX_EPS_SHARE * norms.detach()).clamp(max=eps))
+    return values.masked_fill(is_constant, 0)
+
+
+def _centred(side: Tensor, dim: int, spread: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return probabilities minus their mean along a dimension, their norm then, and whether they are constant."""
+    mean = side.mean(dim, keepdim=True)
+    centred = side - mean
+    norm = torch.linalg.vector_norm(centred, dim=dim)
+    # rounding gives equal probabilities a norm above 0, whose correlation would be noise with a gradient of 1 / norm
+    rounding = (spread * math.sqrt(side.shape[dim])) * mean.detach().abs().squeeze(dim)
+    # a comparison with NaN is False, so that NaN stays visible
+    return centred, norm, norm.detach() <= rounding.clamp(min=MIN_NORM)

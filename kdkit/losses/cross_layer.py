@@ -95,7 +95,9 @@ class SemCKD(nn.Module):
     def _embed(self, embedding: nn.Module, features: Tensor) -> Tensor:
         """Return the embedded similarities of each sample, (batch, width), of length 1."""
         parts = [self._similarities(part) for part in torch.split(upcast_half(features).flatten(1), self.part_size)]
-        return unit_vectors(upcast_half(embedding(torch.cat(parts))))
+        # autocast would cast the inner products to fp16, which they may overflow
+        with without_autocast(features):
+            return unit_vectors(embedding(torch.cat(parts)))
 
     def _similarities(self, features: Tensor) -> Tensor:
         """Return the inner products of all samples of a part, padded with zeros to (samples, part size)."""

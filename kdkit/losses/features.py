@@ -1,5 +1,6 @@
 """Shared parts of the losses on features: checks of shapes, a base class with a projector, and normalisation."""
 
+import math
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ TensorOrTuple = Tensor | tuple[Tensor, ...]
 Shapes = tuple[torch.Size, ...]
 
 # Norms up to this count as 0 and are not divided by. Public code divides by max(norm, 1e-12) or norm + 1e-12 instead,
-# which multiplies the gradient of a zero vector by 1e12.
+# which multiplies the gradient of a zero vector by 1e12. See `least_norm` for fp16.
 MIN_NORM = 1e-12
 
 
@@ -126,10 +127,32 @@ def upcast_half(features: Tensor) -> Tensor:
     return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
 
 
-def unit_vectors(vectors: Tensor, dim: int = 1) -> Tensor:
-    """Return vectors divided by their length along `dim`. Vectors of length 0 stay 0, with a finite gradient."""
+def least_norm(features: Tensor) -> float:
+    """Return the norm up to which features of this precision count as 0.
+
+    A gradient goes back to the precision of the features, also if they are upcast for the loss. It grows as 1 / norm,
+    which exceeds the range of fp16 for norms below its least normal number, 6e-5.
+    """
+    return torch.finfo(torch.float16).tiny if features.dtype == torch.float16 else MIN_NORM
+
+
+def unit_vectors(vectors: Tensor, dim: int = 1, *, least: float = MIN_NORM) -> Tensor:
+    """Return vectors divided by their length along `dim`. Lengths up to `least` count as 0.
+
+    Vectors of length 0 keep their numbers, with a finite gradient. For upcast features, pass their `least_norm`.
+    """
     length = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
-    return vectors / torch.where(length > MIN_NORM, length, 1.0)
+    return vectors / torch.where(length > least, length, 1.0)
+
+
+def standardise(features: Tensor, dim: int | list[int], eps: float, *, correction: int = 1) -> Tensor:
+    """Return features with mean 0 and standard deviation 1 along `dim`, in float32 or better.
+
+    eps is added to the deviation. Equal numbers become 0 without a gradient, which would be about 1 / eps.
+    """
+    numbers = upcast_half(features)
+    deviation, mean = torch.std_mean(numbers, dim, correction=correction, keepdim=True)
+    return (numbers - mean) / torch.where(deviation > least_norm(features), deviation + eps, math.inf)
 
 
 def flatten_samples(features: Tensor) -> Tensor:
@@ -137,13 +160,13 @@ def flatten_samples(features: Tensor) -> Tensor:
     return upcast_half(features).flatten(1)
 
 
-def rescale_by_max(samples: Tensor) -> Tensor:
+def rescale_by_max(samples: Tensor, *, least: float = MIN_NORM) -> Tensor:
     """Return samples divided by their largest absolute value, for relations that do not depend on the scale.
 
-    Products of very small or very large numbers would otherwise underflow or overflow.
+    Products of very small or very large numbers would otherwise underflow or overflow. Samples up to `least` become 0.
     """
     largest = samples.detach().abs().amax()
-    return samples / torch.where(largest > MIN_NORM, largest, 1.0)
+    return samples / torch.where(largest > least, largest, math.inf)
 
 
 def gram_matrix(samples: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from kdkit.losses.base import (
     extra_kwargs_of,
     requirements_of,
 )
+from kdkit.losses.features import upcast_half
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution
 from kdkit.losses.validation import require_same_outputs, validate_share
 
@@ -38,7 +39,7 @@ class HardTargets:
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the cross-entropy, which approaches 0 as the student becomes sure of the teacher's class."""
         require_same_outputs(student, target, self)
-        return F.cross_entropy(student, target.argmax(1))  # eq. 3, its second term
+        return F.cross_entropy(upcast_half(student), target.argmax(1))  # eq. 3, its second term
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +64,8 @@ class PerLabelHardTargets:
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the cross-entropy, which approaches 0 as the student becomes sure of the predicted labels."""
         require_same_outputs(student, target, self)
-        return F.binary_cross_entropy_with_logits(student, (target.sigmoid() > self.threshold).to(student.dtype))
+        student, decisions = upcast_half(student), upcast_half(target).sigmoid() > self.threshold
+        return F.binary_cross_entropy_with_logits(student, decisions.to(student.dtype))
 
 
 class SecondHead(nn.Module):

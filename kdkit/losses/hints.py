@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.losses.features import MIN_NORM, ProjectedLoss, upcast_half
+from kdkit.losses.features import ProjectedLoss, least_norm, upcast_half
 from kdkit.losses.normalisation import TargetNormalisation, normalise_target
 from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode
 from kdkit.losses.validation import validate_choice
@@ -49,16 +49,17 @@ class Hint(ProjectedLoss):
 
     def compare(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the error, minimal (0) if the projected features are the teacher's, normalised."""
+        student, target = upcast_half(student), upcast_half(target)
         if self.normalise != "none":
-            student, target = upcast_half(student), normalise_target(target, self.normalise)
+            target = normalise_target(target, self.normalise)
         return F.mse_loss(student, target) if self.error == "mse" else F.smooth_l1_loss(student, target)
 
 
 class SquareHead(ProjectedLoss):
     """Squared error relative to the squared norm of the teacher's features (SquareHead).
 
-    Dimensionless; both sums are over the whole batch. A teacher whose features are all 0 counts as of norm 1. projector
-    and kind are those of Hint.
+    Dimensionless; both sums are over the whole batch. A teacher whose features are all 0 counts as of norm 1; for a
+    student in fp16 also one of a squared norm up to 6e-5. projector and kind are those of Hint.
 
     Formula: Σ (g(s) - t)² / Σ t², with g a projector if shapes differ
     Shapes: features (N, C), (N, C, L), (N, C, H, W)
@@ -68,7 +69,9 @@ class SquareHead(ProjectedLoss):
 
     def compare(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the ratio, minimal (0) if the projected features are the teacher's."""
+        # the gradient to the student grows as 1 / squared_norm, so in fp16 that is the number to be bounded
+        least = least_norm(student) if student.dtype == torch.float16 else least_norm(student) ** 2
         student, target = upcast_half(student), upcast_half(target)
         squared_norm = target.square().sum()
         # all-zero teacher features would divide by 0; the error then keeps its own scale
-        return (student - target).square().sum() / torch.where(squared_norm > MIN_NORM**2, squared_norm, 1.0)
+        return (student - target).square().sum() / torch.where(squared_norm > least, squared_norm, 1.0)

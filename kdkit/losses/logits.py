@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.losses.features import upcast_half
+from kdkit.losses.features import least_norm, standardise, upcast_half
 from kdkit.losses.validation import (
     Reduction,
     require_same_outputs,
@@ -124,8 +124,10 @@ class LogitStandardisation:
     """Soft targets between standardised logits, so that the student need not match the scale of the teacher's.
 
     In nats; reduction and t_squared as in SoftTargets. The mean of each row is subtracted, and the row is divided by
-    its standard deviation (with classes - 1, as in the authors' code) plus eps. Two classes or more. masked=True leaves
-    out classes that either side masks by a logit of -inf, which would make the loss NaN; it takes half as long again.
+    its standard deviation (with classes - 1, as in the authors' code) plus eps. Two classes or more. A row of equal
+    logits becomes 0 and gets no gradient; in the authors' code one of about 1 / eps, which exceeds the range of fp16.
+    masked=True leaves out classes that either side masks by a logit of -inf, which would make the loss NaN; it takes
+    half as long again.
 
     Formula: T²/N · Σ p log(p / q), with p = softmax(z(t) / T), q = softmax(z(s) / T) and z(x) = (x - mean x) / (std x +
         eps)
@@ -152,22 +154,23 @@ class LogitStandardisation:
         require_same_outputs(student, target, self)
         require_two_classes(student, self)
         soft = SoftTargets(temperature=self.temperature, t_squared=self.t_squared, reduction=self.reduction)
-        return soft(self.standardise(upcast_half(student)), self.standardise(upcast_half(target)))
+        return soft(self.standardise(student), self.standardise(target))
 
     def standardise(self, logits: Tensor) -> Tensor:
         """Return logits (batch, classes) with mean 0 and standard deviation 1 in every row, over unmasked classes."""
-        # the paper's Z-score, whose temperature is applied in the softmax; eps avoids 0 / 0 for a constant row
+        # the paper's Z-score, whose temperature is applied in the softmax
         if not self.masked:
-            centred = logits - logits.mean(1, keepdim=True)
-            return centred / (centred.std(1, keepdim=True) + self.eps)
-        absent = logits == -math.inf
-        count = logits.shape[1] - absent.sum(1, keepdim=True, dtype=logits.dtype)
-        mean = logits.masked_fill(absent, 0).sum(1, keepdim=True) / count
-        centred = (logits - mean).masked_fill(absent, 0)
+            return standardise(logits, 1, self.eps)
+        numbers = upcast_half(logits)
+        absent = numbers == -math.inf
+        count = logits.shape[1] - absent.sum(1, keepdim=True, dtype=numbers.dtype)
+        mean = numbers.masked_fill(absent, 0).sum(1, keepdim=True) / count
+        centred = (numbers - mean).masked_fill(absent, 0)
         variance = centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)
-        # a constant row has a variance of 0, at which the gradient of the root is infinite
-        std = torch.where(variance > 0, variance, 1).sqrt() * (variance > 0)
-        return (centred / (std + self.eps)).masked_fill(absent, -math.inf)
+        # a row without spread becomes 0, also its gradient, which would be about 1 / eps
+        has_spread = variance > least_norm(logits) ** 2
+        deviation = torch.where(has_spread, variance, 1).sqrt() + self.eps
+        return torch.where(has_spread, centred / deviation, 0).masked_fill(absent, -math.inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,9 +17,11 @@ from kdkit.losses.features import (
     as_tuple,
     flatten_samples,
     gram_matrix,
+    least_norm,
     require_pairs,
     require_same_features,
     rescale_by_max,
+    unit_vectors,
     without_autocast,
 )
 from kdkit.losses.validation import validate_above_zero, validate_count, validate_switches, validate_weights
@@ -31,7 +33,8 @@ class RKD:
 
     Dimensionless, mean over all batch**2 pairs and batch**3 triples. distance and angle weigh the two terms; the
     defaults are those of RepDistiller and mdistiller. normalise scales each sample to length 1 first, as mmrazor does.
-    Needs at least three samples: for two, both terms are constant.
+    Needs at least three samples: for two, both terms are constant. Samples that are closer than the precision of the
+    batch have no angle, which counts as a cosine of 0.
 
     Formula: distance · mean l(d_s - d_t) + angle · mean l(a_s - a_t), with l smooth L1, d_ij = ‖x_i - x_j‖ over their
         mean above 0, and a_ijk = cos(x_j - x_i, x_k - x_i)
@@ -51,15 +54,18 @@ class RKD:
         """Return the weighted sum, minimal (0) if the student's relations are the teacher's."""
         with without_autocast(student):
             sides = [flatten_samples(side) for side in (student, target)]
+            least = least_norm(student)
             if self.normalise:
-                sides = [F.normalize(samples, dim=1) for samples in sides]
+                sides = [unit_vectors(samples, least=least) for samples in sides]
             distances = [_distances(samples) for samples in sides]
             loss = student.new_zeros((), dtype=sides[0].dtype)
             if self.distance:  # sec. 3.2.1, distance-wise loss
-                student_relative, target_relative = (_relative(matrix) for matrix in distances)
+                student_relative, target_relative = (_relative(matrix, least) for matrix in distances)
                 loss = loss + self.distance * F.smooth_l1_loss(student_relative, target_relative)
             if self.angle:  # sec. 3.2.2, angle-wise loss
-                student_angles, target_angles = (_angles(*pair) for pair in zip(sides, distances, strict=True))
+                student_angles, target_angles = (
+                    _angles(*pair, least=least) for pair in zip(sides, distances, strict=True)
+                )
                 loss = loss + self.angle * F.smooth_l1_loss(student_angles, target_angles)
         return loss
 
@@ -86,7 +92,8 @@ class SP:
     def similarities(self, features: Tensor) -> Tensor:
         """Return the similarities of each sample to all samples, (batch, batch), each row of length 1."""
         # the rows are normalised, so the scale cancels and rescaling only prevents overflow and underflow
-        return F.normalize(gram_matrix(rescale_by_max(flatten_samples(features))), dim=1)
+        least = least_norm(features)
+        return unit_vectors(gram_matrix(rescale_by_max(flatten_samples(features), least=least)), least=least)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,14 +117,19 @@ class PKT:
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the divergence, minimal (0) if the neighbour probabilities are equal."""
         with without_autocast(student):
-            student, target = (self.neighbours(flatten_samples(side)) for side in (student, target))
+            least = least_norm(student)
+            student, target = (self.neighbours(flatten_samples(side), least=least) for side in (student, target))
             return (target * ((target + self.eps) / (student + self.eps)).log()).mean()
 
-    def neighbours(self, samples: Tensor) -> Tensor:
-        """Return the neighbour probabilities of each sample, (batch, batch), from vectors (batch, numbers)."""
+    def neighbours(self, samples: Tensor, *, least: float = MIN_NORM) -> Tensor:
+        """Return the neighbour probabilities of each sample, (batch, batch), from vectors (batch, numbers).
+
+        least: the length up to which vectors count as 0.
+        """
         lengths = torch.linalg.vector_norm(samples, dim=1, keepdim=True)
+        directions = samples / torch.where(lengths > least, lengths + self.eps, math.inf)
         # the cosine moved from [-1, 1] to [0, 1], so that it can be a probability
-        kernel = (gram_matrix(samples / (lengths + self.eps)) + 1) / 2
+        kernel = (gram_matrix(directions) + 1) / 2
         return kernel / kernel.sum(1, keepdim=True)
 
 
@@ -143,12 +155,16 @@ class CC:
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the error, minimal (0) if all correlations are equal."""
         with without_autocast(student):
-            student, target = (self.correlations(flatten_samples(side)) for side in (student, target))
+            least = least_norm(student)
+            student, target = (self.correlations(flatten_samples(side), least=least) for side in (student, target))
             return F.mse_loss(student, target)
 
-    def correlations(self, samples: Tensor) -> Tensor:
-        """Return the correlation of each pair, (batch, batch), from vectors (batch, numbers)."""
-        cosines = gram_matrix(F.normalize(samples, dim=1))
+    def correlations(self, samples: Tensor, *, least: float = MIN_NORM) -> Tensor:
+        """Return the correlation of each pair, (batch, batch), from vectors (batch, numbers).
+
+        least: the length up to which vectors count as 0.
+        """
+        cosines = gram_matrix(unit_vectors(samples, least=least))
         # for unit vectors ‖x - y‖² = 2 - 2 cos, so exp(-gamma ‖x - y‖²) = exp(-2 gamma) exp(2 gamma cos)
         two_gamma = 2 * self.gamma
         terms = [two_gamma**power / math.factorial(power) * cosines**power for power in range(self.order + 1)]
@@ -181,15 +197,18 @@ def _distances(samples: Tensor) -> Tensor:
     return torch.cdist(samples, samples, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _relative(distances: Tensor) -> Tensor:
+def _relative(distances: Tensor, least: float) -> Tensor:
     """Return distances divided by the mean of those above 0, mu of the paper's sec. 3.2.1."""
     count = (distances > 0).sum().clamp(min=1)
     mean = distances.sum() / count
-    return distances / torch.where(mean > MIN_NORM, mean, 1)
+    return distances / torch.where(mean > least, mean, 1)
 
 
-def _angles(samples: Tensor, distances: Tensor) -> Tensor:
-    """Return the cosine at sample i between the directions to j and k, (batch, batch, batch), or 0 if undefined."""
+def _angles(samples: Tensor, distances: Tensor, *, least: float) -> Tensor:
+    """Return the cosine at sample i between the directions to j and k, (batch, batch, batch), or 0 if undefined.
+
+    least: the distance up to which samples coincide.
+    """
     # inner products instead of difference vectors, which would take (batch, batch, numbers); centring the samples
     # keeps the precision of the differences of products below
     inner = gram_matrix(samples - samples.mean(0))
@@ -197,6 +216,8 @@ def _angles(samples: Tensor, distances: Tensor) -> Tensor:
     # (x_j - x_i) · (x_k - x_i) = x_j·x_k - x_i·x_j - x_i·x_k + x_i·x_i, indexed [i, j, k]
     products = inner[None] - inner[:, :, None] - inner[:, None, :] + squared_norms[:, None, None]
     lengths = distances[:, :, None] * distances[:, None, :]
-    # no angle if two samples coincide; the inner `where` keeps the gradient finite
-    defined = lengths > MIN_NORM**2
-    return (products / lengths.where(defined, 1)).where(defined, 0).clamp(-1, 1)
+    # No angle if two samples coincide, up to the rounding of the products; their quotient would be noise, with a
+    # gradient that overflows. The inner mask keeps the gradient finite. NaN is not masked, so it stays visible.
+    rounding = max(8 * torch.finfo(inner.dtype).eps, least) * squared_norms.detach().amax()
+    undefined = lengths.detach() <= rounding.clamp(min=least**2)
+    return (products / lengths.masked_fill(undefined, 1)).masked_fill(undefined, 0).clamp(-1, 1)

@@ -3,14 +3,17 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.errors import RecipeError
 from kdkit.losses.features import (
+    MIN_NORM,
     ProjectedLoss,
     flatten_samples,
     gram_matrix,
+    least_norm,
     require_positions,
     rescale_by_max,
     unit_vectors,
@@ -22,6 +25,8 @@ from kdkit.losses.projectors.resizing import match_positions
 from kdkit.losses.validation import is_number, validate_choice, validate_switches
 
 Axis = Literal["all", "channels", "last"]
+
+_ROUNDING = 100  # in units of the last place: how far apart the terms of an HSIC that is 0 come out
 
 
 class Cosine(ProjectedLoss):
@@ -45,10 +50,13 @@ class Cosine(ProjectedLoss):
 
     def compare(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the mean distance, minimal (0) if the directions are equal."""
+        least = least_norm(student)
         student, target = upcast_half(student), upcast_half(target)
         if self.axis == "all":
             student, target = student.flatten(1), target.flatten(1)
-        return (1 - F.cosine_similarity(student, target, dim=-1 if self.axis == "last" else 1)).mean()
+        dim = -1 if self.axis == "last" else 1
+        student, target = (unit_vectors(side, dim, least=least) for side in (student, target))
+        return (1 - (student * target).sum(dim)).mean()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +66,7 @@ class CKA:
     Dimensionless. Invariant to rotations and to the scale of either side; always 0 for two samples. unbiased uses the
     unbiased estimator of HSIC (Song et al. 2012), for small batches; the loss may then leave [0, 1]. Too small a batch
     gives 1 without a gradient: one sample, or, if unbiased, fewer than four or a similarity with itself that is
-    not above 0. The batch is the (micro-)batch of a step, computed in float32 or better, under autocast too.
+    not above rounding. The batch is the (micro-)batch of a step, computed in float32 or better, under autocast too.
 
     Formula: 1 - ‖Yᵀ X‖² / (‖Xᵀ X‖ ‖Yᵀ Y‖), with X and Y the centred rows of s and t
     Shapes: features (N, C), (N, C, L), (N, C, H, W); any on either side, each sample flattened
@@ -74,8 +82,9 @@ class CKA:
         """Return the distance, minimal (0) if one side is the other, rotated and scaled, unless `unbiased`."""
         with without_autocast(student):
             # kernels of the centred samples, (batch, batch); ‖Yᵀ X‖² is the inner product of two kernels
+            least = least_norm(student)
             student_kernel, target_kernel = (
-                gram_matrix(rescale_by_max(samples - samples.mean(0)))
+                gram_matrix(rescale_by_max(samples - samples.mean(0), least=least))
                 for samples in (flatten_samples(student), flatten_samples(target))
             )
             if self.unbiased:
@@ -89,7 +98,8 @@ class CKA:
                 self.hsic(target_kernel, target_kernel),
             )
             # an estimate of 0 or below has no square root; the inner `where` keeps its gradient finite
-            defined = (student_self > 0) & (target_self > 0)
+            undefined = (student_self <= self.rounding(student_kernel)) | (target_self <= self.rounding(target_kernel))
+            defined = ~undefined  # also for NaN, which has to stay visible
             norms = student_self.where(defined, 1).sqrt() * target_self.where(defined, 1).sqrt()
             return 1 - cross.where(defined, 0) / norms
 
@@ -104,6 +114,11 @@ class CKA:
         # HSIC_1 of Song et al. 2012
         means = first.sum() * second.sum() / ((count - 1) * (count - 2))
         return shared + means - 2 * (first.sum(0) * second.sum(0)).sum() / (count - 2)
+
+    def rounding(self, kernel: Tensor) -> Tensor | float:
+        """Return the HSIC of a kernel (batch, batch) with itself up to which it may be rounding."""
+        # The unbiased estimate is a difference of terms of this size, which may cancel; the other is a sum of squares.
+        return _ROUNDING * torch.finfo(kernel.dtype).eps * kernel.detach().square().sum() if self.unbiased else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,17 +143,21 @@ class PairwiseAffinity:
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the difference, minimal (0) if the nodes of both sides are in the same relation to each other."""
         with without_autocast(student):
+            least = least_norm(student)
             student, target = match_positions(
                 require_positions(upcast_half(student), self), require_positions(upcast_half(target), self)
             )
-            return F.mse_loss(self.affinity(student), self.affinity(target))
+            return F.mse_loss(self.affinity(student, least=least), self.affinity(target, least=least))
 
-    def affinity(self, features: Tensor) -> Tensor:
-        """Return the cosines between the nodes of each sample, (batch, nodes, nodes)."""
+    def affinity(self, features: Tensor, *, least: float = MIN_NORM) -> Tensor:
+        """Return the cosines between the nodes of each sample, (batch, nodes, nodes).
+
+        least: the length up to which vectors count as 0.
+        """
         nodes = features
         if self.patch is not None:
             pool = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[nodes.ndim - 2]
             patch = [max(1, int(size * self.patch)) for size in nodes.shape[2:]]
             nodes = pool(nodes, patch, stride=patch, ceil_mode=True)
-        vectors = unit_vectors(nodes.flatten(2))  # (batch, channels, nodes)
+        vectors = unit_vectors(nodes.flatten(2), least=least)  # (batch, channels, nodes)
         return vectors.transpose(1, 2) @ vectors

@@ -10,9 +10,12 @@ from kdkit.losses.features import (
     ProjectedLoss,
     TensorOrTuple,
     as_tuple,
+    flatten_samples,
+    least_norm,
     require_pairs,
     require_positions,
     require_same_features,
+    standardise,
     unit_vectors,
     upcast_half,
     without_autocast,
@@ -45,11 +48,12 @@ class NST:
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the discrepancy, minimal (0) if the patterns have the same distribution."""
+        least = least_norm(student)
         student, target = match_positions(
             require_positions(upcast_half(student), self), require_positions(upcast_half(target), self)
         )
         # the pattern of a channel is its vector over positions: (batch, channels, positions)
-        student, target = (unit_vectors(side.flatten(2), dim=2) for side in (student, target))
+        student, target = (unit_vectors(side.flatten(2), dim=2, least=least) for side in (student, target))
         return self.kernel(target, target) + self.kernel(student, student) - 2 * self.kernel(student, target)
 
     def kernel(self, first: Tensor, second: Tensor) -> Tensor:
@@ -62,8 +66,8 @@ class PKD(ProjectedLoss):
     """Half the squared error between features whose channels are standardised: about 1 - Pearson's correlation.
 
     Dimensionless, mean over all entries. The mean and the unbiased standard deviation of every channel are over batch
-    and positions (of the micro-batch, if gradients are accumulated); a single value becomes 0. projector and kind are
-    those of Hint.
+    and positions (of the micro-batch, if gradients are accumulated). A channel of equal values, such as a single one,
+    becomes 0 and gets no gradient. projector and kind are those of Hint.
 
     Formula: 1/2 · mean (z(g(s)) - z(t))², with z(x) = (x - mean x) / (std x + eps) of each channel
     Shapes: features (N, C), (N, C, L), (N, C, H, W)
@@ -78,15 +82,14 @@ class PKD(ProjectedLoss):
 
     def compare(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the error, minimal (0) if every channel is fully correlated."""
-        return 0.5 * F.mse_loss(self.standardise(upcast_half(student)), self.standardise(upcast_half(target)))
+        return 0.5 * F.mse_loss(self.standardise(student), self.standardise(target))
 
     def standardise(self, features: Tensor) -> Tensor:
         """Return features whose channels have mean 0 and standard deviation 1."""
         all_but_channels = [dimension for dimension in range(features.ndim) if dimension != 1]
         # the unbiased deviation of a single value per channel would be NaN
         correction = 1 if features.numel() > features.shape[1] else 0
-        deviation, mean = torch.std_mean(features, all_but_channels, correction=correction, keepdim=True)
-        return (features - mean) / (deviation + self.eps)
+        return standardise(features, all_but_channels, self.eps, correction=correction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,5 +113,6 @@ class PatientKD:
     def layer(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the distance of one layer."""
         require_same_features(student, target, self)
-        student, target = (unit_vectors(upcast_half(side).flatten(1)) for side in (student, target))
+        least = least_norm(student)
+        student, target = (unit_vectors(flatten_samples(side), least=least) for side in (student, target))
         return F.mse_loss(student, target, reduction="sum") / len(student)

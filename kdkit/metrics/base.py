@@ -8,6 +8,8 @@ from typing import Any, Protocol, Self, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from kdkit.errors import DataError
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
@@ -24,6 +26,7 @@ class Predictions:
     per_position: whether labels and outputs are decisions per pixel or token, since logits would take too much memory:
     (samples, *positions) class indices, or (samples, classes, *positions) of 0 and 1 with outputs of bool. A label is
     -1 at positions without one, and where samples of different sizes were padded.
+    Raises DataError if their lengths differ, or for labels or outputs that are not numbers.
     """
 
     labels: NDArray[Any]
@@ -32,6 +35,19 @@ class Predictions:
     ids: NDArray[np.int64] | None = None
     groups: NDArray[np.int64] | None = None
     per_position: bool = False
+
+    def __post_init__(self) -> None:
+        columns = {"labels": self.labels, "outputs": self.outputs, "ids": self.ids, "groups": self.groups}
+        lengths = {name: len(column) for name, column in columns.items() if column is not None}
+        if len(set(lengths.values())) > 1:
+            listed = ", ".join(f"{length} {name}" for name, length in lengths.items())
+            raise DataError(f"predictions have a label and an output for each sample; got {listed}; pass the same rows")
+        for name, column in (("labels", self.labels), ("outputs", self.outputs)):
+            if column.dtype.kind not in "biuf":
+                raise DataError(
+                    f"predictions are arrays of numbers or bool; got {name} of dtype {column.dtype}; convert them, "
+                    "such as names of classes to their indices"
+                )
 
     def __len__(self) -> int:
         return len(self.outputs)
@@ -108,12 +124,49 @@ def is_better(metric: Metric, value: float, reference: float) -> bool:
 
 
 def true_classes(predictions: Predictions) -> Bools:
-    """Return the labels as a mask, (samples, classes), for multiclass and for multilabel."""
-    if predictions.labels.ndim == 1:
-        one_hot: Bools = np.eye(len(predictions.classes), dtype=bool)[predictions.labels.astype(np.int64)]
+    """Return the labels as a mask, (samples, classes), for multiclass and for multilabel.
+
+    Raises DataError for labels of another shape, or out of range.
+    """
+    labels, count = predictions.labels, len(predictions.classes)
+    if labels.ndim == 1:
+        indices = labels.astype(np.int64)
+        # a negative index would count from the last class
+        if ((indices != labels) | (indices < 0) | (indices >= count)).any():
+            raise DataError(
+                f"labels (samples,) are class indices from 0 to {count - 1}; got {labels.dtype} from {labels.min()} to "
+                f"{labels.max()}; leave out samples without a class, and use MSE or R2 for numbers"
+            )
+        one_hot: Bools = np.eye(count, dtype=bool)[indices]
         return one_hot
-    truth: Bools = predictions.labels > 0.5  # labels may be floats
+    if labels.shape[1:] != (count,):
+        raise DataError(
+            f"labels are class indices (samples,), or 0 and 1 (samples, classes) for the {count} classes; got "
+            f"{labels.shape}"
+        )
+    if ((labels < 0) | (labels > 1)).any():  # False for NaN, an unknown label
+        raise DataError(
+            f"labels (samples, classes) are 0 and 1, or NaN if unknown; got {np.nanmin(labels)} to "
+            f"{np.nanmax(labels)}; use MSE or R2 for numbers"
+        )
+    truth: Bools = labels > 0.5  # labels may be floats
     return truth
+
+
+def require_class_outputs(predictions: Predictions) -> None:
+    """Raise DataError unless the outputs have a column for each class, or per position the shape of the labels."""
+    labels, outputs, count = predictions.labels, predictions.outputs, len(predictions.classes)
+    if predictions.per_position:
+        if outputs.shape != labels.shape:
+            raise DataError(
+                f"predictions per position have a decision for each label; got labels {labels.shape} and outputs "
+                f"{outputs.shape}; bring the outputs to the positions of the labels"
+            )
+    elif outputs.shape[1:] != (count,):
+        raise DataError(
+            f"metrics of classes take outputs (samples, classes) for the {count} classes; got {outputs.shape} with "
+            f"labels {labels.shape}; pass the logits of all classes"
+        )
 
 
 def unknown_labels(predictions: Predictions) -> Bools | None:

@@ -18,6 +18,7 @@ from kdkit.metrics.base import (
     mean_over_classes,
     note_on_missing,
     ratio,
+    require_class_outputs,
     true_classes,
     unknown_labels,
 )
@@ -128,6 +129,7 @@ class Brier(WithoutThresholds):
 
 def _probabilities(test: Predictions) -> Floats:
     """Return the softmax for multiclass, and the sigmoid for multilabel, (samples, classes)."""
+    require_class_outputs(test)
     logits = np.asarray(test.outputs, dtype=np.float64)
     if not np.isfinite(logits).all():
         raise DataError("outputs that are not finite make no probabilities; did training diverge?")

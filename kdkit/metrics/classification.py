@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self, get_args
 
 import numpy as np
 
-from kdkit.errors import RecipeError, did_you_mean
+from kdkit.errors import DataError, RecipeError, did_you_mean
 from kdkit.metrics.base import (
     Bools,
     Floats,
@@ -18,11 +18,12 @@ from kdkit.metrics.base import (
     mean_over_classes,
     note_on_missing,
     ratio,
+    require_class_outputs,
     true_classes,
     unknown_labels,
 )
 from kdkit.metrics.bootstrap import Counts, Resampled, unit_counts
-from kdkit.metrics.thresholds import BestF1, Thresholds, validate_thresholds
+from kdkit.metrics.thresholds import BestF1, Thresholds, thresholds_array, validate_thresholds
 
 Average = Literal["macro", "micro"]
 
@@ -54,6 +55,12 @@ class Accuracy(WithoutThresholds):
         if test.per_position:
             hits, _, positives = confusion_counts(test, None, counts)
             return Resampled(ratio(hits.sum(0), positives.sum(0)), ratio(hits, positives))
+        if test.labels.ndim != 1:
+            raise DataError(
+                f"Accuracy takes one class per sample, labels (samples,); got {test.labels.shape}; use MacroF1 or "
+                "MicroF1 for several labels per sample"
+            )
+        require_class_outputs(test)
         is_right = test.outputs.argmax(1) == test.labels  # (samples,)
         truth = true_classes(test)
         # the accuracy among the samples of a class is its recall
@@ -164,6 +171,7 @@ def confusion_counts(
     test: Predictions, thresholds: tuple[float, ...] | None, counts: Counts
 ) -> tuple[Floats, Floats, Floats]:
     """Return true positives, predicted positives and positives in each resample, (classes, resamples) each."""
+    require_class_outputs(test)
     if test.per_position:
         totals = np.zeros((3, len(test.classes), counts.shape[1]))
         for rows, in_block in _position_counts(test):
@@ -174,7 +182,7 @@ def confusion_counts(
     if test.labels.ndim == 1:
         predicted: Bools = np.eye(len(test.classes), dtype=bool)[test.outputs.argmax(1)]
     else:
-        predicted = test.outputs >= np.asarray(thresholds if thresholds is not None else 0.0)
+        predicted = test.outputs >= thresholds_array(thresholds, test)
         is_unknown = unknown_labels(test)
         if is_unknown is not None:  # neither a true nor a false positive
             predicted = predicted & ~is_unknown

@@ -168,5 +168,6 @@ def _require_same_samples(expected: Predictions, predictions: Predictions) -> No
             f"the nets have different classes: {', '.join(expected.classes)} and {', '.join(predictions.classes)}"
         )
     same_ids = expected.ids is None or predictions.ids is None or np.array_equal(expected.ids, predictions.ids)
-    if not (same_ids and np.array_equal(expected.labels, predictions.labels)):
+    # unknown labels are NaN, which does not equal itself
+    if not (same_ids and np.array_equal(expected.labels, predictions.labels, equal_nan=True)):
         raise DataError("the nets have predictions for different samples; compare them on one split, in one order")

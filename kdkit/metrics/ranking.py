@@ -19,6 +19,7 @@ from kdkit.metrics.base import (
     mean_over_classes,
     note_on_missing,
     ratio,
+    require_class_outputs,
     true_classes,
 )
 from kdkit.metrics.bootstrap import Counts, Resampled, count_blocks, unit_counts
@@ -87,6 +88,7 @@ def _resampled(
     test: Predictions, counts: Counts, tie_share: float, area: Callable[[Counts, Counts], Floats]
 ) -> Resampled:
     """Return the area of each resample. tie_share: how much a negative counts that ties with a positive."""
+    require_class_outputs(test)
     if not np.isfinite(test.outputs).all():
         raise DataError("outputs that are not finite cannot be ranked; did training diverge?")
     truth = true_classes(test)

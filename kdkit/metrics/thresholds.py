@@ -7,8 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from kdkit.errors import RecipeError, describe
-from kdkit.metrics.base import Floats, Predictions, known_rows
+from kdkit.errors import DataError, RecipeError, describe
+from kdkit.metrics.base import Floats, Predictions, known_rows, require_class_outputs, true_classes
 
 # (hits (samples,), predicted (samples,), positives, samples) -> the criterion at each cut (samples,)
 Criterion = Callable[[Floats, Floats, float, int], Floats]
@@ -89,6 +89,17 @@ def validate_thresholds(thresholds_by: object) -> None:
         )
 
 
+def thresholds_array(thresholds: tuple[float, ...] | None, predictions: Predictions) -> Floats:
+    """Return a threshold per class, (classes,), by default 0. Raises RecipeError for another number of thresholds."""
+    count = len(predictions.classes)
+    if thresholds and len(thresholds) != count:
+        raise RecipeError(
+            f"a metric has one threshold per class; got {len(thresholds)} for {count} classes; fit it on the "
+            "validation split of this data"
+        )
+    return np.array(thresholds or (0.0,) * count, dtype=np.float64)
+
+
 def best_f1_threshold(labels: NDArray[Any], outputs: NDArray[Any]) -> float:
     """Return the threshold of a class with the best F1; labels and outputs (samples,).
 
@@ -112,6 +123,11 @@ def best_j_threshold(labels: NDArray[Any], outputs: NDArray[Any]) -> float:
 
 def _best_threshold(labels: NDArray[Any], outputs: NDArray[Any], criterion: Criterion) -> float:
     """Sort the outputs in descending order, and cut after the sample with the largest criterion."""
+    if labels.ndim != 1 or labels.shape != outputs.shape:
+        raise DataError(
+            f"a threshold is chosen for one class, from labels and outputs (samples,); got {labels.shape} and "
+            f"{outputs.shape}; choose one for each column, as BestF1() does"
+        )
     positives = float(labels.sum())
     if not positives:
         return float("inf")
@@ -128,6 +144,13 @@ def _best_threshold(labels: NDArray[Any], outputs: NDArray[Any], criterion: Crit
 def _choose_by_class(
     threshold: Callable[[NDArray[Any], NDArray[Any]], float], validation: Predictions
 ) -> tuple[float, ...]:
+    require_class_outputs(validation)
+    true_classes(validation)  # raises for labels that are out of range
+    if validation.labels.ndim != 2:
+        raise DataError(
+            f"thresholds are for several labels per sample, (samples, classes); got labels {validation.labels.shape}; "
+            "of one class per sample the largest output is predicted"
+        )
     return tuple(
         threshold(validation.labels[rows, column], validation.outputs[rows, column])
         for column, rows in enumerate(known_rows(validation))

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.losses.base import extra_kwargs_of
-from kdkit.testing.loss_case import BOTH_SIDES, LossCase
+from kdkit.testing.loss_case import BOTH_SIDES, LossCase, LossInputs
 
-_SATURATED = 1e4
+_SIDES = (("student",), ("target",), BOTH_SIDES)
 _SHORT_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 # The precisions of autocast, the student and the target. A net's last layer may give half precision or, as a softmax
 # does under autocast, float32; so may the teacher's.
@@ -60,33 +60,40 @@ def accepts_any_memory_layout(case: LossCase) -> None:
             raise case.error(case.inputs, f"{problem} memory")
 
 
-def accepts_constant_inputs(case: LossCase) -> None:
-    """Check that value and gradient are finite if a norm, a standard deviation or a distance is zero."""
+def accepts_degenerate_inputs(case: LossCase) -> None:
+    """Check that value and gradient are finite in every precision if a norm, a deviation or a distance is (nearly) 0.
+
+    An epsilon that keeps a gradient finite in float32 may not do so in fp16, whose range ends at 65504.
+    """
     changes = {
         # the first position of each channel at all positions; without positions, the tensor itself
         "constant channels": lambda tensor: tensor[:, :, *[slice(1)] * (tensor.ndim - 2)].expand_as(tensor).clone(),
         "equal samples": lambda tensor: tensor[:1].expand_as(tensor).clone(),
         "zeros": torch.zeros_like,
         "ones": torch.ones_like,
+        "numbers of 0.7": lambda tensor: torch.full_like(tensor, 0.7),  # whose mean is rounded
+        "a zero sample": lambda tensor: torch.cat([torch.zeros_like(tensor[:1]), tensor[1:]]),
+        "a constant sample": lambda tensor: torch.cat([torch.full_like(tensor[:1], 0.7), tensor[1:]]),
+        "numbers of about 1e-6": lambda tensor: tensor * 1e-6,  # below the normal numbers of fp16
+        "numbers of about 1e-30": lambda tensor: tensor * 1e-30,
     }
     if case.inputs.same_shapes:
-        case.backward(case.inputs.with_equal_sides())
-    for (description, change), sides in product(changes.items(), (("student",), ("target",), BOTH_SIDES)):
-        case.backward(case.inputs.transform(f"{description} ({' and '.join(sides)})", change, sides))
+        _backward_in_every_precision(case, case.inputs.with_equal_sides())
+    for (description, change), sides in product(changes.items(), _SIDES):
+        description = f"{description} ({' and '.join(sides)})"
+        _backward_in_every_precision(case, case.inputs.transform(description, change, sides))
 
 
-def accepts_saturated_logits(case: LossCase) -> None:
-    """Check that confident logits, right or wrong, give a finite value and gradient, and in half precision a value."""
-    # only the signs of the random logits are kept
-    agreeing = case.inputs.transform("", lambda tensor: tensor.sign() * _SATURATED)
-    batches = [agreeing, agreeing.transform("", torch.neg, ("target",))]
+def accepts_saturated_inputs(case: LossCase, *, size: float) -> None:
+    """Check that numbers of +-size, such as confident logits, right or wrong, give a finite value and gradient."""
+    # only the signs of the random numbers are kept
+    one_sided = [case.inputs.transform("", lambda tensor: tensor.sign() * size, sides) for sides in _SIDES]
+    agreeing = one_sided[-1]
+    batches = [agreeing, agreeing.transform("", torch.neg, ("target",)), *one_sided[:-1]]
     if agreeing.same_shapes:
         batches.append(agreeing.with_equal_sides())
     for inputs in batches:
-        case.backward(inputs.transform(f"logits of +-{_SATURATED:g}", torch.clone))
-        for half in (torch.bfloat16, torch.float16):  # the gradients may be beyond the range of fp16
-            description = f"logits of +-{_SATURATED:g} in {_SHORT_NAMES[half]}"
-            case.value(inputs.transform(description, partial(Tensor.to, dtype=half)), autocast=half)
+        _backward_in_every_precision(case, replace(inputs, description=f"numbers of +-{size:g}"))
 
 
 def accepts_missing_classes(case: LossCase) -> None:
@@ -129,6 +136,14 @@ def accepts_any_precision(case: LossCase) -> None:
     if not torch.allclose(single.double(), double.double(), rtol=1e-3, atol=1e-5):
         problem = f"is {single.item()}, but {double.item()} in float64; avoid differences of large numbers"
         raise case.error(case.inputs, problem)
+
+
+def _backward_in_every_precision(case: LossCase, inputs: LossInputs) -> None:
+    """Check that value and gradient are finite in float32, and under autocast in both half precisions."""
+    case.backward(inputs.transform(inputs.description, torch.clone))
+    for half in (torch.bfloat16, torch.float16):
+        description = f"{inputs.description} in {_SHORT_NAMES[half]}"
+        case.backward(inputs.transform(description, partial(Tensor.to, dtype=half)), autocast=half)
 
 
 def _strided(tensor: Tensor) -> Tensor:

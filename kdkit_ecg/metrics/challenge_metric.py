@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 
 from kdkit import MetricResult, Predictions, RecipeError
 from kdkit.metrics import Resampled, Thresholds
+from kdkit.metrics.base import require_class_outputs
+from kdkit.metrics.thresholds import thresholds_array
 from kdkit_ecg.labels import Year, scored_classes
-from kdkit_ecg.metrics.official import Bools, Floats, Rewards, normalised_score
+from kdkit_ecg.metrics.official import Bools, Floats, Rewards, decisions, normalised_score
 
 # Candidate thresholds in even steps of the logit, because a rare class may need one far below a probability of 0.01.
 CANDIDATES = np.linspace(-7, 7, 141)  # the middle one is 0, a probability of one half
@@ -68,12 +70,12 @@ class ChallengeMetric:
 
     def _rewards(self, test: Predictions) -> Rewards:
         require_classes(test, self.year)
-        return Rewards(np.asarray(test.labels, dtype=bool), self.year)
+        return Rewards(decisions("labels", test.labels, self.year), self.year)
 
     def _decide(self, test: Predictions) -> Bools:
         logits: NDArray[Any] = with_infinite_highest(test.outputs) if self.add_highest else test.outputs
-        decisions: Bools = logits >= np.asarray(self.thresholds or 0.0)
-        return decisions
+        predicted: Bools = logits >= thresholds_array(self.thresholds, test)
+        return predicted
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ class BestChallengeMetric:
             if self.add_highest
             else np.asarray(validation.outputs, dtype=np.float64)
         )
-        rewards = Rewards(np.asarray(validation.labels, dtype=bool), self.year)
+        rewards = Rewards(decisions("labels", validation.labels, self.year), self.year)
         # Of equally good thresholds, the one closest to 0.
         common = max(CANDIDATES, key=lambda logit: (rewards.observed(logits >= logit).sum(), -abs(logit)))
         thresholds = np.full(len(validation.classes), common)
@@ -140,10 +142,11 @@ def with_infinite_highest(outputs: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def require_classes(predictions: Predictions, year: Year) -> None:
-    """Raise RecipeError if the classes are not those of the year, in their order."""
+    """Raise RecipeError unless the classes are those of the year, in order; DataError unless each has an output."""
     names = scored_classes(year).names
     if predictions.classes != names:
         raise RecipeError(
             f"ChallengeMetric({year}) scores {len(names)} classes, {', '.join(names)}, in this order, "
             f"but the data has {len(predictions.classes)}: {', '.join(predictions.classes)}"
         )
+    require_class_outputs(predictions)

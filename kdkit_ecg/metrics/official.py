@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdkit import MetricResult, Predictions
+from kdkit import DataError, MetricResult, Predictions
 from kdkit.metrics import MacroAUPRC, MacroAUROC
 from kdkit_ecg.labels import NORMAL, Year, scored_classes, table
 
@@ -25,16 +25,45 @@ def challenge_metric(labels: NDArray[Any], outputs: NDArray[Any], year: Year) ->
 
     labels, outputs: (records, classes) of 0 and 1, classes in the order of scored_classes(year). The reward of a
     predicted class is divided by the number of classes that are true or predicted in the record. Returns 0.0 if correct
-    outputs earn no more than normal in every record.
+    outputs earn no more than normal in every record. Raises DataError for other shapes, and for numbers other than 0
+    and 1, such as probabilities.
     Source: Perez Alday et al. 2020; Reyna et al. 2021.
     """
-    truth, predicted = np.asarray(labels, dtype=bool), np.asarray(outputs, dtype=bool)
+    truth, predicted = decisions("labels", labels, year), decisions("outputs", outputs, year)
+    _require_same_records(truth, predicted)
     sums = np.zeros(3)
     for first in range(0, len(truth), _CHUNK):
         rows = slice(first, first + _CHUNK)
         rewards = Rewards(truth[rows], year)
         sums += rewards.observed(predicted[rows]).sum(), rewards.inactive.sum(), rewards.correct.sum()
     return float(normalised_score(*sums))
+
+
+def decisions(name: str, values: NDArray[Any], year: Year) -> Bools:
+    """Return 0 and 1 as a mask, (records, classes). Raises DataError, with their name, for other shapes or numbers."""
+    array = np.asarray(values)
+    count = len(scored_classes(year).names)
+    if array.ndim != 2 or array.shape[1] != count:
+        raise DataError(
+            f"{name} are (records, {count}), with the columns of scored_classes({year}); got {array.shape}; pass a "
+            "column for each of these classes, in their order"
+        )
+    # False for text and for NaN too
+    is_decision = np.equal(array, 0) | np.equal(array, 1) if array.dtype.kind in "biuf" else np.zeros(array.shape, bool)
+    if not is_decision.all():
+        raise DataError(
+            f"{name} are decisions, 0 and 1 or bool; got {array[~is_decision].flat[0]!r}; make decisions of "
+            "probabilities first, such as probabilities >= 0.5"
+        )
+    return array.astype(bool, copy=False)
+
+
+def _require_same_records(truth: Bools, predicted: Bools) -> None:
+    if len(truth) != len(predicted):
+        raise DataError(
+            f"labels and outputs have a row for each record; got {len(truth)} and {len(predicted)} rows; pass the same "
+            "records in the same order"
+        )
 
 
 def normalised_score(observed: Any, inactive: Any, correct: Any) -> Floats:
@@ -114,8 +143,12 @@ class OfficialFigures:
 def official_figures(
     labels: NDArray[Any], binary_outputs: NDArray[Any], outputs: NDArray[Any], year: Year
 ) -> OfficialFigures:
-    """Return the figures; all (records, classes): labels and binary_outputs of 0 and 1, outputs any scores."""
-    truth, predicted = np.asarray(labels, dtype=bool), np.asarray(binary_outputs, dtype=bool)
+    """Return the figures; all (records, classes): labels and binary_outputs of 0 and 1, outputs any scores.
+
+    Raises DataError for other shapes, and for labels or binary_outputs other than 0 and 1.
+    """
+    truth, predicted = decisions("labels", labels, year), decisions("binary_outputs", binary_outputs, year)
+    _require_same_records(truth, predicted)
     test = Predictions(labels=truth, outputs=np.asarray(outputs), classes=scored_classes(year).names)
     auroc, auprc = MacroAUROC().compute(test), MacroAUPRC().compute(test)
     f1 = _f_measures(truth, predicted, np.ones(len(truth)), 1.0)

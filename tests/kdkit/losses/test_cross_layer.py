@@ -138,3 +138,13 @@ def test_each_scale_has_half_the_weight_of_the_one_before(shape):
 def test_a_vector_has_one_scale():
     (student,), (target,) = layers((3,)), layers((3,))
     torch.testing.assert_close(HCL()(student, target), F.mse_loss(student, target))
+
+
+def test_the_attention_of_large_features_is_finite_under_autocast_in_fp16():
+    student, target = layers((3, 8)), layers((3, 8), (4, 4))
+    student, target = (tuple(1e4 * tap for tap in side) for side in (student, target))  # products of about 1e9
+    loss = build_loss(SemCKD(width=4), student, target)
+    expected = loss.attend(student, target)
+    with torch.autocast("cpu", torch.float16):
+        attention = loss.attend(*(tuple(tap.half() for tap in side) for side in (student, target)))
+    torch.testing.assert_close(attention, expected, rtol=1e-2, atol=1e-3)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -295,3 +296,50 @@ def test_pairwise_affinity_does_not_depend_on_the_scale_of_the_features():
 def test_the_patch_of_pairwise_affinity_is_a_share_of_a_side():
     with pytest.raises(RecipeError, match=r"patch is a share .* in \(0, 0.5\], or None; got 0.75"):
         PairwiseAffinity(patch=0.75)
+
+
+@pytest.mark.parametrize("p", [0.25, 0.5, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_attention_transfer_has_a_finite_gradient_at_zeros(p, dtype):
+    generator = torch.Generator().manual_seed(0)
+    student, target = torch.randn(2, 3, 4, 6, generator=generator).relu().to(dtype)
+    student[0], student[1, 1] = 0, 0
+    student.requires_grad_()
+    value = AttentionTransfer(p=p, reduction="batchmean")(student, target)
+    value.backward()
+    maps = [(side.detach().double().abs() ** p).mean(1).numpy() for side in (student, target)]
+    lengths = [np.linalg.norm(side, axis=1, keepdims=True) for side in maps]
+    expected, actual = (side / np.where(length, length, 1) for side, length in zip(maps, lengths, strict=True))
+    assert value.item() == pytest.approx(((expected - actual) ** 2).sum(1).mean(), rel=1e-4)
+    assert student.grad.isfinite().all()
+    assert student.grad[2].any()
+
+
+@pytest.mark.parametrize("loss", [PKD(), PKD(eps=1e-12)], ids=["eps=1e-6", "eps=1e-12"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_channel_of_equal_values_gets_no_gradient_from_pkd(loss, dtype):
+    student, target = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    student[:, 1] = 0.7
+    student.requires_grad_()
+    loss(student, target).backward()
+    assert student.grad.isfinite().all()
+    assert not student.grad[:, 1].any()
+    assert student.grad[:, 0].any()
+
+
+def test_a_hint_of_large_features_in_fp16_is_computed_in_float32():
+    student = torch.full((2, 3), 1e3, dtype=torch.float16, requires_grad=True)
+    value = Hint()(student, -student.detach())
+    value.backward()
+    assert value.item() == 4e6  # beyond the range of fp16
+    assert student.grad.isfinite().all()
+
+
+def test_a_teacher_of_tiny_features_counts_as_zero_in_fp16():
+    student, target = torch.ones(2, 3, dtype=torch.float16, requires_grad=True), torch.full((2, 3), 1e-3).half()
+    value = SquareHead()(student, target)
+    value.backward()
+    # relative to a squared norm of 6e-6, the gradient would be beyond the range of fp16
+    assert value.item() == pytest.approx(6 * (1 - 1e-3) ** 2, rel=1e-3)
+    assert student.grad.isfinite().all()
+    assert SquareHead()(student.float(), target.float()).item() == pytest.approx(6 * 0.999**2 / 6e-6, rel=1e-3)

@@ -408,3 +408,44 @@ def test_several_teachers_may_mask_classes(weights):
     (gradient,) = torch.autograd.grad(value, student)
     assert torch.isfinite(value)
     assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_equal_logits_standardise_to_zero_without_a_gradient(dtype):
+    # the student of a zero-initialised head, whose probabilities stay uniform
+    student = torch.full((4, 5), 2.0, dtype=dtype, requires_grad=True)
+    teacher = logits()[1].to(dtype)
+    value = LogitStandardisation(temperature=2.0)(student, teacher)
+    value.backward()
+    rows = teacher.double().numpy()
+    standardised = (rows - rows.mean(1, keepdims=True)) / rows.std(1, ddof=1, keepdims=True) / 2
+    probabilities = np.exp(standardised) / np.exp(standardised).sum(1, keepdims=True)
+    assert value.item() == pytest.approx(4 * (probabilities * np.log(5 * probabilities)).sum(1).mean(), rel=1e-5)
+    assert not student.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_constant_outputs_get_no_gradient_from_dist(dtype):
+    student = torch.full((4, 5), 0.7, dtype=dtype, requires_grad=True)
+    value = DIST()(student, logits()[1].to(dtype))
+    value.backward()
+    assert value.item() == pytest.approx(2)
+    assert not student.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_tiny_probabilities_correlate_as_others_do(dtype):
+    student, target = logits()
+    # the last class is never likely: its column has norms of about 1e-7, and their product is below eps
+    student, target = (side - torch.tensor([0.0, 0, 0, 0, 16]) for side in (student, target))
+    mine, theirs = (side.softmax(1).numpy() for side in (student, target))
+    expected = 1 - np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(mine.T, theirs.T, strict=True)])
+    value = DIST(inter=0.0)(student.to(dtype), target.to(dtype)).item()
+    assert value == pytest.approx(expected, abs=1e-4)
+    plain_eps = 1 - np.mean(
+        [
+            np.cov(*pair)[0, 1] * 3 / (np.prod([3**0.5 * side.std(ddof=1) for side in pair]) + 1e-8)
+            for pair in zip(mine.T, theirs.T, strict=True)
+        ]
+    )
+    assert abs(plain_eps - expected) > 0.01  # which the authors' code gives

@@ -139,3 +139,16 @@ def test_a_single_label_works_like_several():
     torch.testing.assert_close(PerLabelHardTargets()(student, target), expected)
     assert PerLabelDKD()(student, target, labels=LABELS[:, :1]).isfinite()
     assert PerLabelDIST()(student, target).isfinite()
+
+
+@pytest.mark.parametrize("constant", ["student", "target"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_label_without_a_spread_counts_as_uncorrelated_in_any_precision(constant, dtype):
+    generator = torch.Generator().manual_seed(0)
+    student, target = 3 * torch.randn(2, 33, 5, generator=generator, dtype=torch.float64)
+    # probabilities of 0.67, whose mean in float32 is not exactly 0.67
+    (student if constant == "student" else target)[:, :2] = 0.7
+    mine, theirs = (sigmoid(side.numpy()) for side in (student, target))
+    columns = [np.corrcoef(mine[:, label], theirs[:, label])[0, 1] for label in (2, 3, 4)]
+    value = PerLabelDIST(inter=0.0)(student.to(dtype), target.to(dtype)).item()
+    assert value == pytest.approx(1 - sum(columns) / 5, abs=2e-6)

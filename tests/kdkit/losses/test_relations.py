@@ -196,3 +196,45 @@ def recipe(loss, *, samples):
     rows = torch.utils.data.TensorDataset(torch.randn(samples, 4), 2 - torch.arange(samples) % 3)
     data = TorchData(rows, rows, rows)
     return Recipe(data=data, metrics=(), schedule=[Stage({student: match}, Training(epochs=1))])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_unbiased_cka_without_similarity_is_one_in_any_precision(dtype):
+    # the estimate of each side with itself is exactly 0, which rounding makes positive in float32
+    student = torch.eye(4, 5, dtype=dtype).requires_grad_()
+    value = CKA(unbiased=True)(student, torch.eye(4, 5, dtype=dtype).roll(1, 0))
+    value.backward()
+    assert value.item() == 1
+    assert not student.grad.any()
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_cka_agrees_in_both_precisions(unbiased):
+    student, target = features((32, 300)), features((32, 200), 1)  # nearly orthogonal samples
+    values = [
+        CKA(unbiased=unbiased)(student.to(dtype), target.to(dtype)).item() for dtype in (torch.float32, torch.float64)
+    ]
+    assert values[0] == pytest.approx(values[1], abs=1e-5)
+
+
+def test_samples_that_are_closer_than_the_precision_have_no_angle():
+    student = torch.tensor([[1e-12, 0.0], [0.0, 1e-12], [0.0, 0.0], [1e4, 0.0]]).requires_grad_()
+    value = RKD(distance=0.0)(student, torch.zeros(4, 2))
+    value.backward()
+    # at each of the three near ones, the far one is defined and the angles to each other are not
+    assert value.item() == pytest.approx(_expected_of_coinciding_samples(), rel=1e-5)
+    assert student.grad.isfinite().all()
+
+
+def _expected_of_coinciding_samples():
+    """Return the loss if the first three samples are the same point: 3 angles (i, far, far) and 9 (far, j, k) of 1."""
+    return 50 * (3 + 9) * 0.5 / 4**3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_angles_of_near_samples_stay_precise(dtype):
+    samples = features((5, 8))
+    samples[1] = samples[0] + 1e-2 * features((8,), 2)
+    value = RKD(distance=0.0)(samples.to(dtype), features((5, 8), 1).to(dtype)).item()
+    angles = [_relations(side)[1] for side in (samples, features((5, 8), 1))]
+    assert value == pytest.approx(50 * _smooth(angles[0] - angles[1]), rel=1e-3 if dtype == torch.float32 else 1e-9)

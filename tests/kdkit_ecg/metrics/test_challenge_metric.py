@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from kdkit import Predictions, RecipeError
+from kdkit import DataError, Predictions, RecipeError
 from kdkit_ecg.labels import NORMAL, scored_classes
-from kdkit_ecg.metrics import ChallengeMetric, challenge_metric
+from kdkit_ecg.metrics import BestChallengeMetric, ChallengeMetric, challenge_metric, official_figures
 
 CLASSES = scored_classes(2020)
 NORMAL_COLUMN = CLASSES.codes.index(NORMAL)
@@ -105,3 +105,68 @@ def test_classes_of_another_year_are_refused():
 def test_a_year_without_a_challenge_is_refused():
     with pytest.raises(RecipeError, match="2020 or 2021, got 2019"):
         ChallengeMetric(2019)
+
+
+LABELS = one_hot([3, 5, 8])
+PROBABILITIES = np.where(LABELS > 0, 0.9, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("labels", "outputs", "message"),
+    [
+        (LABELS, LABELS[:1], "a row for each record; got 3 and 1 rows; pass the same records in the same order"),
+        (LABELS, LABELS[:2], "got 3 and 2 rows"),
+        (LABELS[:2], LABELS, "got 2 and 3 rows"),
+        (
+            LABELS,
+            LABELS[:, :1],
+            r"outputs are \(records, 24\), with the columns of scored_classes\(2020\); got \(3, 1\)",
+        ),
+        (LABELS[:, :23], LABELS, r"labels are \(records, 24\), .*; got \(3, 23\)"),
+        (LABELS[0], LABELS, r"labels are \(records, 24\), .*; got \(24,\)"),
+        (LABELS, LABELS[None], r"outputs are \(records, 24\), .*; got \(1, 3, 24\)"),
+        (
+            LABELS,
+            PROBABILITIES,
+            r"outputs are decisions, 0 and 1 or bool; got .*0.2.*; make decisions of probabilities",
+        ),
+        (LABELS, 8 * LABELS - 4, "outputs are decisions, 0 and 1 or bool; got .*-4"),
+        (np.where(LABELS, np.nan, 0), LABELS, "labels are decisions, 0 and 1 or bool; got .*nan"),
+        (LABELS, LABELS.astype(str), "outputs are decisions, 0 and 1 or bool; got .*'0.0'"),
+    ],
+)
+def test_the_official_score_takes_decisions_of_the_shape_of_the_labels(labels, outputs, message):
+    with pytest.raises(DataError, match=message):
+        challenge_metric(labels, outputs, 2020)
+    with pytest.raises(DataError, match=message.replace("outputs are", "binary_outputs are")):
+        official_figures(labels, outputs, PROBABILITIES, 2020)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float32])
+def test_the_official_score_takes_decisions_of_any_dtype(dtype):
+    assert challenge_metric(LABELS.astype(dtype), LABELS.astype(dtype).tolist(), 2020) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("scores", [PROBABILITIES[:2], PROBABILITIES[:, :2], PROBABILITIES[:, 0]])
+def test_official_figures_take_a_score_for_each_label(scores):
+    with pytest.raises(DataError, match=r"got 3 labels, 2 outputs|outputs \(samples, classes\) for the 24 classes"):
+        official_figures(LABELS, LABELS, scores, 2020)
+
+
+@pytest.mark.parametrize("add_highest", [False, True])
+def test_the_metric_of_a_run_takes_labels_and_outputs_that_fit_each_other(add_highest):
+    metric, rule = (make(2020, add_highest=add_highest) for make in (ChallengeMetric, BestChallengeMetric))
+    for labels, outputs, message in (
+        (LABELS, PROBABILITIES[:, :2], r"outputs \(samples, classes\) for the 24 classes"),
+        (LABELS[:, :1], PROBABILITIES, r"labels are \(records, 24\)"),
+        (np.where(LABELS, np.nan, 0), PROBABILITIES, "labels are decisions, 0 and 1 or bool"),
+    ):
+        test = Predictions(labels=labels, outputs=outputs, classes=CLASSES.names)
+        for call in (metric.compute, metric.fit, rule.choose):
+            with pytest.raises(DataError, match=message):
+                call(test)
+
+
+def test_the_metric_of_a_run_takes_a_threshold_per_class():
+    with pytest.raises(RecipeError, match="one threshold per class; got 1 for 24 classes"):
+        ChallengeMetric(2020, thresholds=(0.5,)).compute(predictions())
