@@ -71,6 +71,8 @@ def as_targets(labels: Tensor, *, per_position: bool = False) -> Tensor:
 
     per_position: whether they are classes of positions, (batch, *positions), which become int64.
     """
+    if isinstance(labels, Tensor) and labels.dtype is torch.int64 and (per_position or labels.ndim == 1):
+        return labels  # by far the most common ones
     if per_position:
         return labels.long()  # masks of images are often uint8
     # torch's BCEWithLogitsLoss needs floats, but multi-hot labels often come as integers or bools.

@@ -138,7 +138,8 @@ class Distiller(nn.Module):
         ids: of the samples, (batch,) int64, below `samples`; only losses with a memory need them. progress: the share
         of training that is done, in [0, 1], for ramps. sample_weights: (batch,), for losses that use them.
         """
-        batch, module = Batch(inputs, self._targets(labels), ids, weights=sample_weights), self.module
+        batch = Batch(inputs, as_targets(labels, per_position=self._per_position), ids, weights=sample_weights)
+        module = self._stage.module  # a plain attribute, unlike those of an nn.Module
         if progress != self._progress:
             module.progress.fill_(progress)
             self._weights, self._progress = module.weights(progress), progress
