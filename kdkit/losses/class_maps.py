@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildableLoss, BuildContext, Loss, extra_kwargs_of
 from kdkit.losses.decoupled import DKD
-from kdkit.losses.features import require_positions, unit_vectors, upcast_half
+from kdkit.losses.features import least_norm, require_positions, unit_vectors, upcast_half
 from kdkit.losses.multi_teacher import has_independent_samples, per_sample_losses
 from kdkit.losses.positions import as_rows
 from kdkit.losses.projectors.resizing import match_positions, resize
@@ -105,12 +105,14 @@ class CATKD:
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the error, minimal (0) if the maps of every class are equal up to their scale."""
+        least = least_norm(student)
         student, target = (upcast_half(require_positions(side, self)) for side in (student, target))
         student, target = _same_dimensions(student, target)
         positions = _at_most(self.resolution, student, target)
         student, target = (resize(side, positions).flatten(2) for side in (student, target))
         require_same_outputs(student, target, self, dense=True)
-        return F.mse_loss(unit_vectors(student, dim=2), unit_vectors(target, dim=2))
+        student, target = (unit_vectors(side, dim=2, least=least) for side in (student, target))
+        return F.mse_loss(student, target)
 
 
 def _same_dimensions(student: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -104,9 +104,14 @@ def least_spread(features: Tensor) -> float:
     return max(_MIN_SPREAD, least_norm(features))
 
 
-def correlation(student: Tensor, target: Tensor, dim: int, eps: float, *, spread: float) -> Tensor:
-    """Return Pearson's correlation along a dimension, 0 if a side is constant: see `least_spread` of the inputs."""
-    sides = [_centred(side, dim, spread) for side in (student, target)]
+def correlation(
+    student: Tensor, target: Tensor, dim: int, eps: float, *, spread: float, least: float = MIN_NORM
+) -> Tensor:
+    """Return Pearson's correlation along a dimension, 0 if a side is constant.
+
+    spread: see `least_spread`. least: the norm up to which a side counts as constant.
+    """
+    sides = [_centred(side, dim, spread, least) for side in (student, target)]
     (student, student_norm, student_is_constant), (target, target_norm, target_is_constant) = sides
     is_constant = student_is_constant | target_is_constant
     norms = (student_norm * target_norm).masked_fill(is_constant, 1)  # which keeps the gradient finite
@@ -114,7 +119,7 @@ def correlation(student: Tensor, target: Tensor, dim: int, eps: float, *, spread
     return values.masked_fill(is_constant, 0)
 
 
-def _centred(side: Tensor, dim: int, spread: float) -> tuple[Tensor, Tensor, Tensor]:
+def _centred(side: Tensor, dim: int, spread: float, least: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return probabilities minus their mean along a dimension, their norm then, and whether they are constant."""
     mean = side.mean(dim, keepdim=True)
     centred = side - mean
@@ -122,4 +127,4 @@ def _centred(side: Tensor, dim: int, spread: float) -> tuple[Tensor, Tensor, Ten
     # rounding gives equal probabilities a norm above 0, whose correlation would be noise with a gradient of 1 / norm
     rounding = (spread * math.sqrt(side.shape[dim])) * mean.detach().abs().squeeze(dim)
     # a comparison with NaN is False, so that NaN stays visible
-    return centred, norm, norm.detach() <= rounding.clamp(min=MIN_NORM)
+    return centred, norm, norm.detach() <= rounding.clamp(min=least)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdkit.errors import RecipeError
 from kdkit.losses.correlation import correlation, least_spread
-from kdkit.losses.features import ProjectedLoss, require_positions, upcast_half
+from kdkit.losses.features import ProjectedLoss, least_norm, require_positions, upcast_half
 from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode
 from kdkit.losses.validation import (
     is_number,
@@ -92,14 +92,14 @@ class DISTPlus(ProjectedLoss):
 
     def compare(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the weighted sum, minimal (0) if all vectors are fully correlated."""
-        spread = least_spread(student)
+        limits = {"spread": least_spread(student), "least": least_norm(student)}
         student, target = upcast_half(student), upcast_half(target)
         loss = student.new_zeros(())
         if self.channel:
-            loss = self.channel * (1 - correlation(student, target, 1, self.eps, spread=spread).mean())
+            loss = self.channel * (1 - correlation(student, target, 1, self.eps, **limits).mean())
         if self.spatial:
             student, target = (side.sum(1, keepdim=True).flatten(1) for side in (student, target))  # (batch, positions)
-            loss = loss + self.spatial * (1 - correlation(student, target, 0, self.eps, spread=spread).mean())
+            loss = loss + self.spatial * (1 - correlation(student, target, 0, self.eps, **limits).mean())
         return loss
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdkit.losses.features import gram_matrix, unit_vectors, upcast_half, without_autocast
+from kdkit.losses.features import gram_matrix, least_norm, unit_vectors, upcast_half, without_autocast
 from kdkit.losses.logits import kl_sum
 from kdkit.losses.validation import (
     require_same_outputs,
@@ -53,6 +53,7 @@ class SKD:
         """Return the weighted sum, minimal (0) if the logits are equal."""
         require_same_outputs(student, target, self)
         with without_autocast(student):
+            least = least_norm(student)
             student, target = upcast_half(student), upcast_half(target)
             loss = student.new_zeros(())
             if self.instance:
@@ -60,12 +61,15 @@ class SKD:
                 scale = self.temperature**2 if self.t_squared else 1.0
                 loss = self.instance * scale * kl_sum(target_log, student_log) / len(student)
             if self.direction:
-                loss = loss + self.direction * self.distances(student, target).mean()
+                loss = loss + self.direction * self.distances(student, target, least).mean()
         return loss
 
-    def distances(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the Mahalanobis distance of each row of differences between cosines, (batch,)."""
-        student_cosines, target_cosines = (gram_matrix(unit_vectors(side)) for side in (student, target))
+    def distances(self, student: Tensor, target: Tensor, least: float) -> Tensor:
+        """Return the Mahalanobis distance of each row of differences between cosines, (batch,).
+
+        least: the norm up to which logits count as 0.
+        """
+        student_cosines, target_cosines = (gram_matrix(unit_vectors(side, least=least)) for side in (student, target))
         difference = student_cosines - target_cosines  # (batch, batch)
         centred = difference - difference.mean(0)
         covariance = centred.T @ centred / max(len(difference) - 1, 1)

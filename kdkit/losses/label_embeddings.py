@@ -1,5 +1,6 @@
 """A multi-label loss on the distances between label-wise embeddings (LED of L2D)."""
 
+import math
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
 from kdkit.losses.classifiers import is_classifier, last_classifier, require_classifier
-from kdkit.losses.features import MIN_NORM, Shapes, single_tap_shape, upcast_half, without_autocast
+from kdkit.losses.features import Shapes, least_norm, single_tap_shape, upcast_half, without_autocast
 from kdkit.losses.validation import validate_switches, validate_weights
 
 
@@ -88,6 +89,7 @@ class LED(nn.Module):
     def forward(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
         """Return the weighted sum, minimal (0) if the distances of both sides are in the same proportions."""
         with without_autocast(student):
+            least = least_norm(student)
             student, target = upcast_half(student), upcast_half(target)
             if self.embeddings:
                 student, target = student.mT, target.mT  # (batch, labels, channels)
@@ -102,9 +104,10 @@ class LED(nn.Module):
             present = labels.to(student.dtype)
             loss = student.new_zeros(())
             if self.class_aware:  # the samples of each label: (labels, batch, channels)
-                loss = self.class_aware * _distance_loss(student.transpose(0, 1), target.transpose(0, 1), present.T)
+                sides = (student.transpose(0, 1), target.transpose(0, 1))
+                loss = self.class_aware * _distance_loss(sides, present.T, least)
             if self.instance_aware:
-                loss = loss + self.instance_aware * _distance_loss(student, target, present)
+                loss = loss + self.instance_aware * _distance_loss((student, target), present, least)
         return loss
 
 
@@ -121,28 +124,28 @@ def pool_by_class(features: Tensor, weight: Tensor) -> Tensor:
     return (attention @ features.mT) * weight
 
 
-def _distance_loss(student: Tensor, target: Tensor, present: Tensor) -> Tensor:
+def _distance_loss(sides: tuple[Tensor, Tensor], present: Tensor, least: float) -> Tensor:
     """Return the sum over groups of smooth L1 between relative distances, over the number of members.
 
-    student, target: (groups, members, channels). present: (groups, members), how much each member counts.
+    sides: student and target, (groups, members, channels). present: (groups, members), how much each member counts.
+    least: the number up to which vectors and mean distances count as 0.
     """
     pairs = present[:, :, None] * present[:, None, :]  # (groups, members, members)
-    difference = F.smooth_l1_loss(
-        _relative_distances(student, pairs), _relative_distances(target, pairs), reduction="none"
-    )
+    student, target = (_relative_distances(side, pairs, least) for side in sides)
+    difference = F.smooth_l1_loss(student, target, reduction="none")
     counts = present.sum(1)
     # a group without members has no pairs, and 0 / 0 would be NaN
     return ((pairs * difference).sum((1, 2)) / torch.where(counts > 0, counts, 1)).sum()
 
 
-def _relative_distances(vectors: Tensor, pairs: Tensor) -> Tensor:
+def _relative_distances(vectors: Tensor, pairs: Tensor, least: float) -> Tensor:
     """Return the distances of all pairs in each group, (groups, members, members), over their weighted mean above 0."""
     # Distances do not depend on the scale after the division, and their squares neither overflow nor underflow.
     largest = vectors.detach().abs().amax((1, 2), keepdim=True)
-    vectors = vectors / torch.where(largest > MIN_NORM, largest, 1)
+    vectors = vectors / torch.where(largest > least, largest, math.inf)
     # cdist's default for large groups, ‖x‖² + ‖y‖² - 2 x·y, cancels; its gradient at a distance of 0 is 0
     distances = torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist")
     counts = (pairs * (distances > 0)).sum((1, 2), keepdim=True)
     # A group with one member has no distance above 0, so both sums are 0.
     mean = (pairs * distances).sum((1, 2), keepdim=True) / torch.where(counts > 0, counts, 1)
-    return distances / torch.where(mean > MIN_NORM, mean, 1)
+    return distances / torch.where(mean > least, mean, 1)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.losses.base import BuildContext
-from kdkit.losses.features import Shapes, single_tap_shape, unit_vectors, upcast_half, without_autocast
+from kdkit.losses.features import Shapes, least_norm, single_tap_shape, unit_vectors, upcast_half, without_autocast
 from kdkit.losses.logits import kl_sum
 from kdkit.losses.projectors.layers import Pointwise
 from kdkit.losses.projectors.linear import fit_positions, target_positions
@@ -72,7 +72,9 @@ class QueueKL(nn.Module):
         """Return the divergence, minimal (0) if all similarities are equal; in training mode, update the queue."""
         pooled = self.pooled_map(resize(student, ()))
         with without_autocast(student):
-            student_vectors, target_vectors = (unit_vectors(upcast_half(side)) for side in (pooled, resize(target, ())))
+            student_vectors, target_vectors = (
+                unit_vectors(upcast_half(side), least=least_norm(side)) for side in (pooled, resize(target, ()))
+            )
             queue, in_use = self._entries(target_vectors.detach())
             similarities = [(side @ queue.T) / self.temperature for side in (student_vectors, target_vectors)]
             # A finite number instead of -inf, since 0 * (-inf + inf) is NaN in the divergence.
@@ -101,5 +103,7 @@ class QueueKL(nn.Module):
     def _self_similarities(self, features: Tensor) -> Tensor:
         """Return the log softmax of the cosines between positions, (batch, positions, positions)."""
         with without_autocast(features):
-            vectors = unit_vectors(upcast_half(features).flatten(2))  # (batch, channels, positions)
+            vectors = unit_vectors(
+                upcast_half(features).flatten(2), least=least_norm(features)
+            )  # (batch, channels, positions)
             return ((vectors.mT @ vectors) / self.local_temperature).log_softmax(2)

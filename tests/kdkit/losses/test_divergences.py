@@ -91,7 +91,7 @@ REFERENCES = [
 ]
 
 
-@pytest.mark.parametrize(("loss", "reference"), REFERENCES, ids=lambda value: repr(value) if callable(value) else None)
+@pytest.mark.parametrize(("loss", "reference"), [pytest.param(*pair, id=repr(pair[0])) for pair in REFERENCES])
 def test_a_divergence_equals_its_formula(loss, reference):
     student, target = logits()
     expected = mean_over_rows(reference, student, target)
@@ -106,7 +106,8 @@ def is_without_constants(loss):
 
 
 @pytest.mark.parametrize(
-    ("loss", "reference"), [pair for pair in REFERENCES if is_without_constants(pair[0])], ids=lambda value: None
+    ("loss", "reference"),
+    [pytest.param(*pair, id=repr(pair[0])) for pair in REFERENCES if is_without_constants(pair[0])],
 )
 def test_the_gradient_is_that_of_the_formula(loss, reference):
     student, target = logits()

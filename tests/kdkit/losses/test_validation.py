@@ -10,7 +10,19 @@ import torch
 from torch import nn
 
 from kdkit import RecipeError, registry
-from kdkit.losses import CRD, OFD, SRRL, HardTargets, PerToken, SecondHead, SoftTargets
+from kdkit.losses import (
+    CRD,
+    MLLD,
+    OFD,
+    SRRL,
+    AlphaBetaDivergence,
+    HardTargets,
+    PerLabelAlphaBetaDivergence,
+    PerLabelMLLD,
+    PerToken,
+    SecondHead,
+    SoftTargets,
+)
 from kdkit.losses.projectors import MLP, PROJECTORS, Bottleneck, Fusion, make_projector
 
 NOT_A_NUMBER = (math.nan, math.inf, -math.inf, "1", True, [1], torch.ones(2))
@@ -27,6 +39,11 @@ WRONG = {
 }
 # Other invalid values, for options that may be 0, or below 0 only.
 OTHERS = {(OFD, "margin"): (1.0, *NOT_A_NUMBER), (SecondHead, "blocks"): (-1, 2.5, *NOT_A_NUMBER)}
+# Exponents may be negative, and one temperature is enough.
+for loss in (AlphaBetaDivergence, PerLabelAlphaBetaDivergence):
+    OTHERS |= {(loss, "alpha"): NOT_A_NUMBER, (loss, "beta"): NOT_A_NUMBER}
+for loss in (MLLD, PerLabelMLLD):
+    OTHERS |= {(loss, "temperatures"): (4, "12", (), (0,), ("4",), (True,), (math.nan,))}
 
 
 def wrong_options():
