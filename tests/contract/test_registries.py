@@ -172,7 +172,14 @@ def pairs(*, supported):
     ]
 
 
-@pytest.mark.parametrize(("name", "pair"), pairs(supported=True))
+# Each pair takes the whole contract, so that the suite has time for every second one.
+@pytest.mark.parametrize(
+    ("name", "pair"),
+    [
+        pytest.param(*combination, marks=[pytest.mark.slow] * (index % 2))
+        for index, combination in enumerate(pairs(supported=True))
+    ],
+)
 def test_losses_keep_their_contract_on_supported_pairs_of_shapes(name, pair):
     check_loss(maker(name), **case(LOSSES, "losses", name) | {"shapes": [pair]})
 
