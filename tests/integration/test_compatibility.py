@@ -109,8 +109,9 @@ def test_a_student_with_a_parametrized_weight_is_trained_and_saved(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_student_is_trained_with_fake_quantization():
-    quantization = pytest.importorskip("torchao.quantization")
-    qat = pytest.importorskip("torchao.quantization.qat")
+    from torchao import quantization
+    from torchao.quantization import qat
+
     student = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     weights = qat.IntxFakeQuantizeConfig(torch.int8, "per_channel")
     quantization.quantize_(student, qat.QATConfig(weight_config=weights, step="prepare"))
@@ -136,7 +137,6 @@ def test_a_student_that_fsdp_shards_is_refused_with_the_remedy(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_trained_student_is_exported_to_onnx(tmp_path):
-    pytest.importorskip("onnxruntime")
     student = Mlp()
     require_learned(distill(Mlp(hidden=8), student))
     rows = {0: torch.export.Dim("rows", min=1, max=64)}
@@ -402,8 +402,9 @@ def test_data_of_a_form_that_is_not_taken_is_refused_with_the_remedy(name):
 
 
 def test_images_of_pil_are_refused_with_the_transform_to_add():
-    image = pytest.importorskip("PIL.Image")
-    rows = [(image.new("RGB", (4, 4)), int(label)) for label in LABELS]
+    from PIL import Image
+
+    rows = [(Image.new("RGB", (4, 4)), int(label)) for label in LABELS]
     with pytest.raises(DataError, match=r"make images tensors in the Dataset, such as by .*PILToTensor\(\)"):
         distill(Mlp(), Mlp(), rows)
 
@@ -526,7 +527,7 @@ def test_two_optimizers_of_one_stage_are_refused():
 
 
 def test_a_metric_of_torchmetrics_is_wrapped():
-    functional = pytest.importorskip("torchmetrics.functional")
+    from torchmetrics import functional
 
     class Kappa(WithoutThresholds):
         name = "kappa"

@@ -222,14 +222,16 @@ class Texts(Dataset):
 
 
 def classifier(seed: int):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     torch.manual_seed(seed)
     config = transformers.BertConfig(**WORDS, intermediate_size=32, num_labels=3, max_position_embeddings=16)
     return transformers.BertForSequenceClassification(config)
 
 
 def adapted(seed: int = 0):
-    peft = pytest.importorskip("peft")
+    import peft
+
     settings = peft.LoraConfig(r=4, target_modules=["query", "value"], task_type="SEQ_CLS")
     return peft.get_peft_model(classifier(seed), settings)
 
@@ -254,7 +256,8 @@ def test_only_the_adapters_of_a_student_are_trained_and_all_weights_are_saved(em
     assert loaded.trained
     assert same(loaded.module.state_dict(), student.module.state_dict())
     student.module.save_pretrained(tmp_path / "adapters")
-    peft = pytest.importorskip("peft")
+    import peft
+
     restored = peft.PeftModel.from_pretrained(classifier(0), tmp_path / "adapters").eval()
     tokens = Texts(5, 3).tokens
     with torch.no_grad():

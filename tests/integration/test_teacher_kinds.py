@@ -35,14 +35,16 @@ def dynamically_quantized(folder):
 
 
 def weights_in_int8(folder):
-    quantization = pytest.importorskip("torchao.quantization")
+    from torchao import quantization
+
     module = network()
     quantization.quantize_(module, quantization.Int8WeightOnlyConfig())
     return module
 
 
 def all_in_int8(folder):
-    quantization = pytest.importorskip("torchao.quantization")
+    from torchao import quantization
+
     module = network()
     quantization.quantize_(module, quantization.Int8DynamicActivationInt8WeightConfig())
     return module
@@ -64,7 +66,6 @@ def unflattened(folder):
 
 
 def onnx_file(folder, name: str = "teacher.onnx", module: nn.Module | None = None, **options):
-    pytest.importorskip("onnxscript")
     batch = torch.export.Dim("batch", min=1, max=1024)
     options = {"dynamic_shapes": {"input": {0: batch}}, **options}
     folder.mkdir(exist_ok=True)
@@ -74,7 +75,6 @@ def onnx_file(folder, name: str = "teacher.onnx", module: nn.Module | None = Non
 
 
 def in_onnx(folder):
-    pytest.importorskip("onnxruntime")
     return OnnxModel(onnx_file(folder))
 
 
@@ -237,7 +237,6 @@ def test_a_student_with_quantized_weights_is_refused(tmp_path):
 
 
 def test_an_onnx_model_takes_its_version_from_its_files(tmp_path):
-    pytest.importorskip("onnxruntime")
     first = OnnxModel(onnx_file(tmp_path / "a"))
     net = Net("teacher", first)
     assert net.version == first.version == OnnxModel(tmp_path / "a" / "teacher.onnx").version
@@ -250,7 +249,6 @@ def test_an_onnx_model_takes_its_version_from_its_files(tmp_path):
 
 
 def test_an_onnx_model_takes_inputs_by_name_and_returns_outputs_by_name(tmp_path):
-    pytest.importorskip("onnxruntime")
 
     class Two(nn.Module):
         def forward(self, input):
@@ -276,7 +274,6 @@ def test_an_onnx_model_refuses_other_inputs_than_its_own(tmp_path):
 
 
 def test_an_onnx_model_that_cannot_be_used_is_refused(tmp_path):
-    pytest.importorskip("onnxruntime")
     (tmp_path / "text.onnx").write_text("no model")
     for path in (tmp_path / "text.onnx", tmp_path / "missing.onnx"):
         with pytest.raises(RecipeError, match=rf"onnxruntime cannot load .*{path.name}"):
@@ -332,7 +329,8 @@ def test_a_teacher_with_its_own_device_is_moved_to_no_other(monkeypatch):
 
 
 def test_a_teacher_that_accelerate_has_spread_stays_where_it_is(tmp_path):
-    accelerate = pytest.importorskip("accelerate")
+    import accelerate
+
     places = {"0": "cpu", "1": "cpu", "2": "disk"}
     module = accelerate.dispatch_model(network(), places, offload_dir=tmp_path, main_device="cpu")
     notices = Notices()
@@ -347,7 +345,8 @@ def test_a_teacher_that_accelerate_has_spread_stays_where_it_is(tmp_path):
 
 
 def test_a_distiller_leaves_a_teacher_that_accelerate_has_spread_where_it_is(tmp_path):
-    accelerate = pytest.importorskip("accelerate")
+    import accelerate
+
     places = {"0": "cpu", "1": "cpu", "2": "disk"}
     module = accelerate.dispatch_model(network(), places, offload_dir=tmp_path, main_device="cpu")
     student, teacher = Net("student", nn.Linear(6, 3)), Net("teacher", module, trained=True)

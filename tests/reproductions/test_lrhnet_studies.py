@@ -16,8 +16,6 @@ from kdkit_ecg import make_folds
 TINY = ("--size", "tiny", "--folds", "0", "--seeds", "0")
 ROWS = ("teacher", "cnn1d", "alone", "kd", "fitnet", "pskd", "cross_layer", "smlkd", "pmlkd")
 
-pytest.importorskip("matplotlib")
-
 
 def call(command: str, *args: object):
     module = importlib.import_module(f"reproductions.lrhnet.{command}")
