@@ -44,6 +44,13 @@ class CacheError(KdkitError):
     """Teacher outputs cannot be cached, or cached ones differ from the outputs of the live teacher."""
 
 
+class Terminated(SystemExit):
+    """SIGTERM ended a run, after its last training step and a checkpoint. Not an error: a scheduler asked for it."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + 15)  # as shells report SIGTERM
+
+
 class CheckError(KdkitError):
     """All problems of an experiment that were found before its first step."""
 

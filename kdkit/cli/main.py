@@ -1,6 +1,7 @@
 """The command line: the commands of kdkit, and those that plugins add."""
 
 import os
+import signal
 import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +15,7 @@ from kdkit.cli import bench as benchmark_scripts
 from kdkit.cli.options import DEVICE, PATH, PRECISION, SEED, run_fields, run_options
 from kdkit.cli.recipe_command import RecipeCommand, file_of, recipe_options
 from kdkit.cli.sweep import sweep
-from kdkit.errors import KdkitError, RemoteRankError, RunFolderError
+from kdkit.errors import KdkitError, RemoteRankError, RunFolderError, Terminated
 from kdkit.plugins.manager import installed
 from kdkit.plugins.recipe_file import read_recipe_file
 
@@ -30,7 +31,7 @@ def main() -> None:
 def call(args: list[str]) -> int:
     """Run the command line with these arguments and return its exit code.
 
-    The exit code is 2 for a KdkitError, which is printed without a traceback, and 130 for Ctrl-C.
+    The exit code is 2 for a KdkitError, which is printed without a traceback, 130 for Ctrl-C, and 143 for SIGTERM.
     """
     try:
         with _process_group():
@@ -45,9 +46,10 @@ def call(args: list[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort, Terminated) as error:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would print a traceback at the exit of Python
         click.echo("stopped", err=True)
-        return 130  # 128 + SIGINT, as shells have it
+        return 143 if isinstance(error, Terminated) else 130  # 128 + the number of the signal, as in shells
 
 
 def _process_group() -> AbstractContextManager[None]:
@@ -88,7 +90,8 @@ cli.add_command(sweep)
 @cli.command(cls=RecipeCommand)
 @click.argument("file")
 @click.option("--out", type=PATH, help="Run folder; runs/<recipe>-<time> if not given.")
-@click.option("--resume", is_flag=True, help="Resume the run in --out from its last epoch.")
+@click.option("--resume", is_flag=True, help="Resume the run in --out from its last checkpoint.")
+@click.option("--force", is_flag=True, help="Resume it although its recipe, data or versions have changed.")
 @SEED
 @run_options
 @click.option(
@@ -138,6 +141,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
     settings = RunOptions(
         out=out or (None if options["resume"] else default_path(file.path.stem)),
         resume=options["resume"],
+        force=options["force"],
         seed=options["seed"],
         gradients=options["gradients"],
         keep_checkpoints=options["keep_checkpoints"],
@@ -152,9 +156,9 @@ def run(ctx: click.Context, /, **options: Any) -> None:
         else:
             log = (lambda line: click.echo(line, err=True)) if settings.progress else (lambda _line: None)
             run_parallel_stages(file, arguments, settings, jobs=jobs, log=log)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         if settings.out is not None and settings.out.exists():
-            click.echo(f"\nto resume from the last epoch, add: --out {settings.out} --resume", err=True)
+            click.echo(f"\nto resume from the last checkpoint, add: --out {settings.out} --resume", err=True)
         raise
 
 

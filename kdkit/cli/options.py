@@ -48,8 +48,24 @@ _RUN_OPTIONS = (
         metavar="GB",
         help="Maximum size of the teacher cache.",
     ),
+    click.option(
+        "--checkpoint-every",
+        default="10min",
+        show_default=True,
+        metavar="N|TIME",
+        help="Write a checkpoint after N updates or a time (30s, 10min, 2h), and after each epoch; 0 for epochs only.",
+    ),
 )
-_RUN_FIELDS = ("device", "precision", "compile", "capture", "device_data", "teacher_cache", "teacher_cache_size")
+_RUN_FIELDS = (
+    "device",
+    "precision",
+    "compile",
+    "capture",
+    "device_data",
+    "teacher_cache",
+    "teacher_cache_size",
+    "checkpoint_every",
+)
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,23 +3,37 @@
 from collections import deque
 from collections.abc import Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import LoaderSplit, Split, optional_member
 from kdkit.utils.devices import usable_cores
-from kdkit.utils.randomness import derive_seed
+from kdkit.utils.randomness import derive_seed, seed_everything
 
 Shard = tuple[int, int]  # (rank, world size)
 
-# What a derived seed is for. Two purposes must not share a seed, or they would draw the same numbers.
+# What a derived seed is for. Two purposes must not share a seed, or they would draw the same numbers. 2 is in
+# kdkit.engine.training_batches.
 _ORDER = 1
 
 MAX_WORKERS = 4  # of an automatic choice: four processes load batches faster than most nets consume them
+
+
+class BatchSeed(NamedTuple):
+    """The random numbers with which worker processes load a batch: those of `seed` and the number of the batch.
+
+    first: the number of the first batch, so that a resumed epoch draws the same numbers.
+    """
+
+    seed: int = 0
+    first: int = 0
+
+
+NO_SEED = BatchSeed()  # of data without random numbers
 
 
 class Batches(Protocol):
@@ -39,12 +53,14 @@ def batches(
     workers: int | None = 0,
     pin: bool = False,
     shard: Shard = (0, 1),
+    seed: BatchSeed = NO_SEED,
 ) -> Batches:
     """Return the batches of a split, `size` samples each, in row order or in `order`, (rows,) int64.
 
     workers: processes that load batches; 0 loads them in this process; None chooses: see `Split.parallel`.
     pin: whether to put batches in pinned memory, from which copies to a GPU are asynchronous.
     shard: (rank, world size); of each batch, load only the rows of this rank (see `shard_rows`).
+    seed: of worker processes; this process and its threads load with the random numbers that they have.
     """
     if isinstance(split, LoaderSplit):
         return split.batched(size, pin=pin)
@@ -54,7 +70,7 @@ def batches(
     rows = rows_of_batches(split, size, order)
     if shard != (0, 1):
         rows = tuple(shard_rows(batch_rows, shard) for batch_rows in rows)
-    dataset = _BatchDataset(split, rows, draw or 0)
+    dataset = _BatchDataset(split, rows, draw or 0, seed._replace(seed=derive_seed(seed.seed, shard[0])))
     if parallel == "threads" and several > 0:
         return ThreadedBatches(dataset, several)
     if workers is None:
@@ -158,15 +174,19 @@ class ThreadedBatches:
 class _BatchDataset(Dataset[Batch]):
     """A split as a dataset whose items are whole batches, so that a DataLoader's workers load a batch at a time."""
 
-    def __init__(self, split: Split, rows_of_batches: Sequence[Tensor], draw: int) -> None:
+    def __init__(self, split: Split, rows_of_batches: Sequence[Tensor], draw: int, seed: BatchSeed) -> None:
         self.split = split
         self.rows_of_batches = rows_of_batches
         self.draw = draw
+        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.rows_of_batches)
 
     def __getitem__(self, index: int) -> Batch:
+        if get_worker_info() is not None:
+            # Torch seeds a worker once, so that its random numbers would depend on the batches that it loaded before.
+            seed_everything(derive_seed(self.seed.seed, self.seed.first + index))
         return self.split.batch(self.rows_of_batches[index], self.draw)  # batch_size=None: an item is a batch
 
     def __iter__(self) -> Iterator[Batch]:

@@ -67,6 +67,8 @@ class ConsoleCallback:
         self._report_early_end()
         self._epochs = event.epochs
         resumed = f", resumed after epoch {event.epoch}" if event.epoch else ""
+        if event.batch:
+            resumed = f", resumed in epoch {event.epoch + 1} after {event.batch} of {event.batches} batches"
         epochs = f"{event.epochs} epoch{'' if event.epochs == 1 else 's'}{resumed}"
         self.console.print(f"\n[bold]{event.index + 1}. {escape(event.name)}[/bold]: {epochs}")
         self._print_notes(event.notices)
@@ -80,7 +82,7 @@ class ConsoleCallback:
                 transient=True,
                 refresh_per_second=1 / _BAR_INTERVAL,
             )
-            total = event.batches * (event.epochs - event.epoch)
+            total = event.batches * (event.epochs - event.epoch) - event.batch
             self._task = self._progress.add_task("batches", total=total)
             self._progress.start()
 

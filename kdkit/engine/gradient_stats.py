@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,15 @@ class GradientStats:
         values = values.where(finite, 0.0)
         self._sums = values if self._sums is None else self._sums + values
         self._counts = finite.double() if self._counts is None else self._counts + finite
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums since the last call of `take`."""
+        return {"sums": self._sums, "counts": self._counts}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a saved state."""
+        device = self._parameters[0].device
+        self._sums, self._counts = (None if state[key] is None else state[key].to(device) for key in ("sums", "counts"))
 
     def take(self) -> Gradients | None:
         """Return the means since the last call, or None if nothing was recorded."""

@@ -1,6 +1,7 @@
 """Means of the terms over an epoch, without waiting for the device at every step."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,10 +37,34 @@ class RunningMeans:
         *totals, samples = all_reduce_sum([*self._totals, self._samples], device)
         return {label: total / samples for label, total in zip(self._labels, totals, strict=True)}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, without adding pending values to the totals, which would round them at another step."""
+        steps = torch.stack([term for terms, _ in self._pending for term in terms]).cpu() if self._pending else None
+        return {
+            "labels": self._labels,
+            "totals": [*self._totals],
+            "samples": self._samples,
+            "steps": self.steps,
+            "not_finite": self.not_finite,
+            "pending": steps,  # (steps * labels,)
+            "pending_samples": [samples for _, samples in self._pending],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a saved state."""
+        self._labels = state["labels"]
+        self._totals = [*state["totals"]]
+        self._samples, self.steps, self.not_finite = state["samples"], state["steps"], state["not_finite"]
+        counts = state["pending_samples"]
+        values = state["pending"].view(len(counts), -1) if counts else ()
+        self._pending = [([*step], samples) for step, samples in zip(values, counts, strict=True)]
+
     def _flush(self) -> None:
         if not self._pending:
             return
-        terms = torch.stack([term for terms, _ in self._pending for term in terms])
+        # Values from before a resume are on the CPU.
+        device = self._pending[-1][0][0].device
+        terms = torch.stack([term.to(device) for terms, _ in self._pending for term in terms])
         steps = terms.view(len(self._pending), -1).double().cpu()  # (steps, labels)
         samples = torch.tensor([count for _, count in self._pending], dtype=torch.float64)
         if self.not_finite is None and not bool(steps.isfinite().all()):

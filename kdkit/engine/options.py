@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from kdkit.engine.checkpointing import parse_interval
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.utils.devices import Precision, autocast, find_device
 from kdkit.utils.validation import validate_choice, validate_count, validate_share, validate_switches
@@ -20,7 +21,10 @@ TEACHER_CACHE = "teacher_cache"  # the folder next to run folders in which teach
 class RunOptions:
     """The options of a run.
 
-    out: the run folder; None to keep nothing on disk. resume: resume the run in that folder from its last epoch.
+    out: the run folder; None to keep nothing on disk. resume: resume the run in that folder from its last checkpoint.
+    force: resume a run although its recipe, options, data or versions have changed, which `run.json` then records.
+    checkpoint_every: write a checkpoint after this many updates of an epoch, or after a time such as "30s", "10min" or
+    "2h", in addition to those at the end of each epoch; 0 for these only. A signal (Ctrl-C or SIGTERM) writes one too.
     device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best one available.
     precision: "fp32", or autocast in "bf16" or "fp16" (with a gradient scaler).
     seed: of all random numbers. compile: compile the module of each stage with torch.compile.
@@ -52,7 +56,9 @@ class RunOptions:
     teacher_cache: Literal["auto", "off"] | Path = "auto"
     teacher_cache_size: float = 20.0
     resume: bool = False
+    force: bool = False
     keep_checkpoints: int = 0
+    checkpoint_every: int | str = "10min"
     progress: bool | None = None
     only: tuple[str, ...] | None = None
 
@@ -71,6 +77,7 @@ class RunOptions:
             raise RecipeError(f"gradients must be a number of updates, or 0 to disable it; got {self.gradients!r}")
         validate_choice("capture", self.capture, Capture)
         validate_count("keep_checkpoints", self.keep_checkpoints, least=0)
+        parse_interval(self.checkpoint_every)
         if self.progress is not None:
             validate_switches(progress=self.progress)
         validate_share("device_data", self.device_data)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.check.check import check
 from kdkit.engine.check.static import require_compilable
 from kdkit.engine.console import progress_display
+from kdkit.engine.interrupts import Interrupts
 from kdkit.engine.options import RunOptions
 from kdkit.engine.out_of_memory import explain_out_of_memory
 from kdkit.engine.predict import Predictor, compute_metrics
@@ -103,14 +105,22 @@ def run(
                 recipe = _call_recipe(recipe)
             recipe.require_unused()
             status.show("checking the recipe")
-            return _Run(recipe, options, device, [*console, *callbacks], origin or Origin()).execute()
+            callbacks = [*console, *callbacks]
+            with Interrupts(enabled=not collectives.is_distributed(), announce=bool(console)) as interrupts:
+                return _Run(recipe, options, device, callbacks, origin or Origin(), interrupts).execute()
 
 
 class _Run:
     """A run of a recipe on one rank: everything is checked when it is created, and `execute` trains."""
 
     def __init__(
-        self, recipe: Recipe, options: RunOptions, device: torch.device, callbacks: Sequence[object], origin: Origin
+        self,
+        recipe: Recipe,
+        options: RunOptions,
+        device: torch.device,
+        callbacks: Sequence[object],
+        origin: Origin,
+        interrupts: Interrupts,
     ) -> None:
         plan = check(recipe, device, options.precision)
         plan.require()
@@ -131,9 +141,11 @@ class _Run:
             device_data=device_data,
             predictor=Predictor(recipe.data, device_data, lambda: options.autocast(device)),
             callbacks=Callbacks(installed().extended(callbacks).hook, enabled=_reports(options)),
+            interrupts=interrupts,
             teacher_caching=TeacherCaching(recipe, plan.stages, options, device),
         )
         self.origin = origin
+        self.lock = ExitStack()  # of the run folder
         self.folder = self._open_folder()
         self.reported_on = "validation" if recipe.data.test is None else "test"
         self.history: dict[str, Sequence[Mapping[str, Any]]] = {}
@@ -145,7 +157,8 @@ class _Run:
         ctx.recipe.mark_used()
         began = time.perf_counter()
         try:
-            self._train_and_evaluate()
+            with self.lock:
+                self._train_and_evaluate()
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 # Not a subclass: Python ends a script by SIGINT only for this class, as a loop in a shell expects.
@@ -239,9 +252,15 @@ class _Run:
         if collectives.rank() > 0:
             return RunFolder(options.out, writes=False)
         record = run_record(ctx.recipe, ctx.plan, options, ctx.device, self.origin)
-        if options.resume:
-            return RunFolder.reopen(options.out, record)
-        return RunFolder.create(options.out, record, self.origin.file)
+        with ExitStack() as lock:
+            if not options.only:  # a process that trains some stages for another one has its lock
+                lock.enter_context(RunFolder(options.out).locked())
+            if options.resume:
+                folder = RunFolder.reopen(options.out, record, force=options.force)
+            else:
+                folder = RunFolder.create(options.out, record, self.origin.file)
+            self.lock = lock.pop_all()
+        return folder
 
     def _ended(self, seconds: float, error: BaseException | None = None) -> RunEnded:
         return RunEnded(

@@ -178,6 +178,7 @@ class TrainState:
             "averages": {name: average.state_dict() for name, average in self.averages.items()},
             "balancer": self.balancer.state_dict(),
             "updates": self.updates,
+            "gradient_stats": None if self.gradient_stats is None else self.gradient_stats.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -194,6 +195,9 @@ class TrainState:
             average.load_state_dict(state["averages"][name])
         self.balancer.load_state_dict(state["balancer"])
         self.updates = state["updates"]
+        # Whether gradients are recorded may change with a resume.
+        if self.gradient_stats is not None and state["gradient_stats"] is not None:
+            self.gradient_stats.load_state_dict(state["gradient_stats"])
         self.module.progress.fill_(self.progress)
 
     def _step_optimizer(self) -> bool:

@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,19 +19,21 @@ from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.capture import make_step
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.plan import Plan
+from kdkit.engine.checkpointing import CheckpointInterval, EpochPosition, restore_rng
 from kdkit.engine.distributed import DistributedModule, rank_weight
+from kdkit.engine.interrupts import Interrupts
 from kdkit.engine.meters import RunningMeans
 from kdkit.engine.not_finite import cause_in_inputs, cause_in_outputs
 from kdkit.engine.open_stage import OpenStage, tiny_batch
 from kdkit.engine.options import RunOptions
 from kdkit.engine.out_of_memory import explain_out_of_memory
 from kdkit.engine.predict import Predictor
-from kdkit.engine.storage.stage_folder import StageFolder
+from kdkit.engine.storage.stage_folder import EndedEpoch, History, StageFolder
 from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.train_state import TrainState
 from kdkit.engine.training_batches import TrainingBatches, explain_single_sample, transformed
-from kdkit.engine.training_step import TrainingStep, UpdatePart
-from kdkit.errors import CheckError, DataError, KdkitError
+from kdkit.engine.training_step import TrainingStep, update_parts
+from kdkit.errors import CheckError, DataError, KdkitError, Terminated
 from kdkit.metrics.base import Metric, is_better, lower_is_better
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.plugins.events import EpochEnded, Figures, StageStarted, StepEnded
@@ -39,8 +41,6 @@ from kdkit.recipe.recipe import Recipe, Stage
 from kdkit.utils import collectives, memory
 from kdkit.utils.modules import copy_state, load_state
 from kdkit.utils.randomness import derive_seed, seed_everything
-
-History = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +54,11 @@ class RunContext:
     device_data: DeviceData
     predictor: Predictor
     callbacks: Callbacks
+    interrupts: Interrupts
     teacher_caching: TeacherCaching
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class BestCheckpoint:
     """The epoch with the best value of the monitored metric so far, and the weights of its networks."""
 
@@ -80,6 +81,8 @@ class StageTrainer:
         self.best = BestCheckpoint()
         self.history: History = []
         self.notices: list[str] = []
+        self.interval = CheckpointInterval(ctx.options.checkpoint_every)
+        self._saved_position: dict[str, Any] | None = None  # in an epoch that a resumed run continues
 
     def train(self) -> History:
         """Train all epochs, load the best weights into the networks, and return the history, one entry per epoch.
@@ -88,14 +91,17 @@ class StageTrainer:
         """
         finished = self.folder is not None and self.folder.finished
         if self.folder is not None and finished:
+            _, self.history = self.folder.load_finished()
             self.best.weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.objectives}
-            self.history = self.folder.load_history()
         else:
             try:
                 self._train()
             except KeyboardInterrupt:
                 self._load_best()  # for whoever catches it, without the updates of the unfinished epoch
                 raise
+            finally:
+                if self.folder is not None:
+                    self.folder.close()
         self._load_best()
         if self.folder is not None and not finished:
             summary = {
@@ -134,12 +140,19 @@ class StageTrainer:
                 # Read from the history, which a resumed run has too.
                 if self._is_stopped() or self._runs_out_of_patience(epoch):
                     break
-                self._seed_epoch(epoch)
-                began = time.perf_counter()
+                position = self._begin_epoch(epoch)
                 with step.epoch(), explain_single_sample():
-                    means = self._train_epoch(epoch, step)
-                self._validate(epoch, means, state, time.perf_counter() - began)
-                self._save_checkpoint(state)
+                    terms = position.terms or self._train_epoch(epoch, step, position)
+                try:
+                    value = self._validate(state)
+                except (KeyboardInterrupt, Terminated):
+                    position.terms = terms
+                    self._save_checkpoint(state, position)
+                    raise
+                with self.ctx.interrupts.deferred():
+                    self._end_epoch(epoch, terms, value, state, position.seconds)
+                    self._save_checkpoint(state)
+                self.ctx.interrupts.end_run()
         if math.isnan(self.best.value) and self.training.keep == "best":
             warnings.warn(
                 f"stage {self.stage.name!r}: {self._monitored_metric().name!r} was undefined on the validation split "
@@ -162,27 +175,44 @@ class StageTrainer:
         patience = self.training.patience
         return patience is not None and epoch > 0 and epoch - self.best.epoch > patience
 
-    def _train_epoch(self, epoch: int, step: TrainingStep) -> dict[str, float]:
-        """Train on the batches of an epoch, and return the mean of each term."""
-        loader, sizes = self.batches.epoch(epoch), self.batches.sizes(epoch)
-        last = len(loader) - 1
-        parts = self._update_parts(sizes or [1] * len(loader))
-        means = RunningMeans()
+    def _train_epoch(self, epoch: int, step: TrainingStep, position: EpochPosition) -> dict[str, float]:
+        """Train on the batches of an epoch after a position, and return the mean of each term."""
+        loader, sizes = self.batches.epoch(epoch, skip=position.batches), self.batches.sizes(epoch)
+        last = self.batches.per_epoch - 1
+        parts = update_parts(sizes or [1] * self.batches.per_epoch, self.training.accumulate_steps)
+        means = position.means
         report_steps = self.ctx.callbacks.has_listeners("step_ended")
         step.stage.module.train()
-        for index, batch in enumerate(loader):
-            if index > last:
-                raise DataError(f"the training data must have {last + 1} batches per epoch, its length, but has more")
-            batch = batch.to(self.ctx.device)  # from a user-defined DataLoader; others are there
-            weight, samples = _rank_share(len(batch), None if sizes is None else sizes[index])
-            part = parts[index] if weight == 1 else parts[index]._replace(rank_weight=weight)
-            values = step(batch, part)  # {term: unweighted value}
-            means.add(values, samples)
-            if means.not_finite is not None and not collectives.is_distributed():
-                break  # several processes must fail together, at the end of the epoch
-            if report_steps:
-                event = StepEnded(stage=self.stage.name, epoch=epoch, batch=index, terms=Figures(values))
-                self.ctx.callbacks.call("step_ended", event)
+        self.interval.restart()
+        began = time.perf_counter() - position.seconds
+        with self.ctx.interrupts.deferred():  # until an update has ended
+            for index, batch in enumerate(loader, start=position.batches):
+                if index > last:
+                    raise DataError(
+                        f"the training data must have {last + 1} batches per epoch, its length, but has more"
+                    )
+                if self._saved_position is not None:
+                    # Not before: to load and skip batches may draw random numbers.
+                    restore_rng(self._saved_position, self.ctx.device)
+                    self._saved_position = None
+                batch = batch.to(self.ctx.device)  # from a user-defined DataLoader; others are there
+                weight, samples = _rank_share(len(batch), None if sizes is None else sizes[index])
+                part = parts[index] if weight == 1 else parts[index]._replace(rank_weight=weight)
+                values = step(batch, part)  # {term: unweighted value}
+                means.add(values, samples)
+                if means.not_finite is not None and not collectives.is_distributed():
+                    break  # several processes must fail together, at the end of the epoch
+                if report_steps:
+                    event = StepEnded(stage=self.stage.name, epoch=epoch, batch=index, terms=Figures(values))
+                    self.ctx.callbacks.call("step_ended", event)
+                # Between two updates there are gradients, which a checkpoint does not hold.
+                position.batches = index + 1
+                if part.ends_update and (self.interval.is_due() or self.ctx.interrupts.requested):
+                    position.seconds = time.perf_counter() - began
+                    self._save_checkpoint(step.state, position)
+                    self.ctx.interrupts.end_run()
+        self._saved_position = None  # of an epoch that was stopped after its last batch
+        position.seconds = time.perf_counter() - began
         term_means = means.values(self.ctx.device)
         self._require_finite(term_means, means, epoch, step)
         if means.steps <= last:
@@ -192,8 +222,8 @@ class StageTrainer:
         step.state.on_epoch_end()
         return term_means
 
-    def _validate(self, epoch: int, terms: Mapping[str, float], state: TrainState, seconds: float) -> None:
-        """Compute the monitored metric on the validation split, keep the best weights, and call the callbacks."""
+    def _validate(self, state: TrainState) -> float:
+        """Return the monitored metric on the validation split, as a mean over the networks that are trained."""
         metric = self._monitored_metric()
         values = []
         validation = self.ctx.recipe.data.validation
@@ -210,14 +240,20 @@ class StageTrainer:
             values.append(metric.fit(predictions).compute(predictions).value)
         state.module.open_taps.clear()
         # Ranks see the same predictions, but must agree to the bit on which epoch is best.
-        value = collectives.broadcast(sum(values) / len(values))
+        return collectives.broadcast(sum(values) / len(values))
+
+    def _end_epoch(
+        self, epoch: int, terms: Mapping[str, float], value: float, state: TrainState, seconds: float
+    ) -> None:
+        """Keep the best weights, add the epoch to the history, and call the callbacks. value: of the metric."""
+        metric = self._monitored_metric()
         state.on_validated(value)
         # As long as the metric was never defined, no epoch is better than another, and the last one is kept.
         keeps_all = self.best.epoch < 0 or self.training.keep == "last" or math.isnan(self.best.value)
         is_best = keeps_all or is_better(metric, value, self.best.value)
         if is_best:
             weights = {net.name: copy_state(state.validated_module(net.name)) for net in self.stage.objectives}
-            self.best = BestCheckpoint(epoch, value, weights)
+            self.best = BestCheckpoint(epoch=epoch, value=value, weights=weights)
         entry = {
             "epoch": epoch,
             "terms": dict(terms),
@@ -292,69 +328,63 @@ class StageTrainer:
             yield stage, state
 
     def _resume(self, state: TrainState) -> None:
-        """Load the checkpoint of the last finished epoch, if there is one."""
-        checkpoint = self.folder.load_state() if self.folder is not None else None
-        if checkpoint is None or self.folder is None:
+        """Load the last checkpoint, if there is one."""
+        loaded = self.folder.load_checkpoint() if self.folder is not None else None
+        if loaded is None or self.folder is None:
             return
-        with self.folder.reading(self.folder.state):
+        checkpoint, self.history, notice = loaded
+        with self.folder.reading(self.folder.path):
             state.load_state_dict(checkpoint["train_state"])
-        notice = self.batches.load_state_dict(checkpoint.get("stream"))
-        self.notices += [] if notice is None else [notice]
-        self.history = checkpoint["history"]
-        weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.objectives}
-        self.best = BestCheckpoint(checkpoint["best"]["epoch"], checkpoint["best"]["value"], weights)
+            self.best = BestCheckpoint(**checkpoint["best"])
+            self._saved_position = checkpoint["position"]
+        notices = [notice, self.batches.load_state_dict(checkpoint["stream"])]
+        self.notices += filter(None, notices)
         # The run may have been killed before it deleted the oldest, or after it saved one of an epoch to be repeated.
         done = len(self.history)
         self.folder.delete_epochs(range(done - (self.ctx.options.keep_checkpoints or done), done))
 
-    def _save_checkpoint(self, state: TrainState) -> None:
+    def _save_checkpoint(self, state: TrainState, position: EpochPosition | None = None) -> None:
+        """Write a checkpoint at the end of an epoch, or at a position in one."""
+        self.interval.restart()
         if self.folder is None:
             return
-        kept, done = self.ctx.options.keep_checkpoints, len(self.history)
-        if kept:
-            weights = {net.name: copy_state(state.validated_module(net.name)) for net in self.stage.objectives}
-            self.folder.save_epoch(done - 1, weights)
-        # The state is written last: a run that is killed before resumes from the epoch before.
-        if self.history[-1]["best"]:
-            for name, best_weights in self.best.weights.items():
-                self.folder.save_weights(name, best_weights)
-        self.folder.save_history(self.history)
-        best = {"epoch": self.best.epoch, "value": self.best.value}
-        states = {"train_state": state.state_dict(), "stream": self.batches.state_dict()}
-        self.folder.save_state({**states, "history": self.history, "best": best})
-        if kept:
-            self.folder.delete_epochs(range(done - kept, done))
+        step, done = len(self.history) * self.batches.per_epoch, len(self.history)
+        checkpoint = {
+            "train_state": state.state_dict(),
+            "stream": self.batches.state_dict(),
+            "best": {"epoch": self.best.epoch, "value": self.best.value, "weights": self.best.weights},
+            "position": None if position is None else position.state_dict(self.ctx.device),
+        }
+        if position is not None:
+            self.folder.save_checkpoint(step + position.batches, checkpoint)
+            return
+        kept = self.ctx.options.keep_checkpoints
+        nets = self.stage.objectives if kept else ()
+        ended = EndedEpoch(
+            entry=self.history[-1],
+            best_weights=self.best.weights if self.history[-1]["best"] else {},
+            weights={net.name: copy_state(state.validated_module(net.name)) for net in nets},
+            kept=range(done - kept, done),
+        )
+        self.folder.save_checkpoint(step, checkpoint, ended)
 
     def _report_start(self, epoch: int) -> None:
         event = StageStarted(
             index=self.index,
             name=self.stage.name,
             epoch=epoch,
+            batch=0 if self._saved_position is None else self._saved_position["batches"],
             epochs=self.training.epochs,
             batches=self.batches.per_epoch,
             notices=tuple(self.notices),
         )
         self.ctx.callbacks.call("stage_started", event)
 
-    def _seed_epoch(self, epoch: int) -> None:
-        """Seed an epoch, so that it is the same after a resume; each rank draws its own dropout masks."""
-        rank = collectives.rank()
+    def _begin_epoch(self, epoch: int) -> EpochPosition:
+        """Seed an epoch, so that it is the same after a resume, and return the position to train it from."""
+        rank = collectives.rank()  # each rank draws its own dropout masks
         seed_everything(derive_seed(self.seed, epoch, rank) if rank else derive_seed(self.seed, epoch))
-
-    def _update_parts(self, sizes: Sequence[int]) -> list[UpdatePart]:
-        """Return the part of each batch of an epoch in its update; the last update may have fewer batches.
-
-        sizes: the samples of each batch.
-        """
-        every = self.training.accumulate_steps
-        if every == 1:
-            return [UpdatePart()] * len(sizes)
-        updates = [sizes[first : first + every] for first in range(0, len(sizes), every)]
-        return [
-            UpdatePart(ends_update=index == len(update) - 1, divisor=sum(update) / size)
-            for update in updates
-            for index, size in enumerate(update)
-        ]
+        return EpochPosition() if self._saved_position is None else EpochPosition.from_state(self._saved_position)
 
     def _monitored_metric(self) -> Metric:
         metrics = {metric.name: metric for metric in self.ctx.recipe.metrics}

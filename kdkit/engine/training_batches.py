@@ -1,9 +1,9 @@
 """The batches of each training epoch of a stage, from rows in an order of the run, or from a stream."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -14,13 +14,14 @@ from torch.utils.data import Subset
 from kdkit.data.batch import Batch, as_targets, map_tensors
 from kdkit.data.dataset import Data, LoaderSplit, Split, optional_member
 from kdkit.data.device_data import DeviceData
-from kdkit.data.loading import Batches, length_of, training_batch_sizes, training_order, training_rows
+from kdkit.data.loading import Batches, BatchSeed, length_of, training_batch_sizes, training_order, training_rows
 from kdkit.data.torch_splits import StreamSplit, dataset_of
 from kdkit.errors import DataError, KdkitError, first_line
 from kdkit.recipe.training import Training
 from kdkit.utils import collectives
-from kdkit.utils.randomness import preserve_rng_state
+from kdkit.utils.randomness import derive_seed, preserve_rng_state
 
+_LOADING = 2  # what a seed is for, see kdkit.data.loading
 _BATCH_NORM = "Expected more than 1 value per channel when training"  # how torch's message begins
 
 
@@ -43,20 +44,24 @@ class TrainingBatches:
             self.stream = _Stream(self.split, training.batch_size, pin=device_data.device.type == "cuda")
         self.transform = BatchTransform.from_data(data)
 
-    def epoch(self, epoch: int) -> Batches:
-        """Return the batches of an epoch, which know their number; epochs of a stream come in their order."""
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch, without the first ones; epochs of a stream come in their order.
+
+        Rows that are skipped are not read. A user-defined DataLoader has to load them, since the random numbers that
+        its dataset draws may depend on it. A stream that knows its position is there already: see `load_state_dict`.
+        """
         if self.stream is not None:
-            batches: Batches = self.device_data.moved(_Taken(self.stream, self.per_epoch))
+            batches: Iterable[Batch] = self.device_data.moved(_Taken(self.stream, self.per_epoch - skip))
         elif isinstance(self.split, LoaderSplit):
             set_epoch(self.split, epoch)
-            batches = self._load(epoch)
+            loaded: Batches = self._load(epoch)
             if isinstance(self.split, StreamSplit):
-                batches = _WithoutSingle(batches, self.per_epoch, self.training.batch_size)
+                loaded = _WithoutSingle(loaded, self.per_epoch, self.training.batch_size)
+            batches = islice(loaded, skip, None) if skip else loaded
         else:
-            segments = self._segments(epoch)
-            batches = _Chained(self, segments) if len(segments) > 1 else self.segment(segments[0])
-        transform, device = self.transform, self.device_data.device
-        return batches if transform is None else _Transformed(batches, transform, device)
+            segments = self._segments(epoch, skip)
+            batches = chain.from_iterable(self.segment(segment) for segment in segments)
+        return iter(batches if self.transform is None else self._transformed(batches, self.transform))
 
     def sizes(self, epoch: int) -> list[int] | None:
         """Return the number of samples of each batch of an epoch; None if a LoaderSplit does not know it."""
@@ -65,7 +70,7 @@ class TrainingBatches:
             return sizes
         if isinstance(self.split, LoaderSplit):
             return None  # an epoch may begin anywhere in a pass
-        return [size for segment in self._segments(epoch) for size in sizes[segment.first : segment.end]]
+        return [size for segment in self._segments(epoch, 0) for size in sizes[segment.first : segment.end]]
 
     def segment(self, segment: "_Segment") -> Batches:
         """Return the batches of a part of a pass over the rows."""
@@ -80,21 +85,28 @@ class TrainingBatches:
         """Restore the position in a stream, and return a notice if that is not possible."""
         return None if self.stream is None or state is None else self.stream.load_state_dict(state)
 
-    def _segments(self, epoch: int) -> list["_Segment"]:
-        """Return the parts of passes that make up an epoch."""
+    def _segments(self, epoch: int, skip: int) -> list["_Segment"]:
+        """Return the parts of passes that make up an epoch, without its first batches."""
         in_pass = _batches_in_pass(self.split, self.training.batch_size)
-        first, end = epoch * self.per_epoch, (epoch + 1) * self.per_epoch
+        first, end = epoch * self.per_epoch + skip, (epoch + 1) * self.per_epoch
         passes = range(first // in_pass, (end - 1) // in_pass + 1)
-        return [
+        segments = [
             _Segment(number, max(0, first - number * in_pass), min(in_pass, end - number * in_pass))
             for number in passes
         ]
+        return [segment for segment in segments if segment.first < segment.end]
+
+    def _transformed(self, batches: Iterable[Batch], transform: "BatchTransform") -> Iterator[Batch]:
+        for batch in batches:
+            moved = batch.to(self.device_data.device)
+            yield transform(_copied(batch) if moved is batch else moved)
 
     def _load(self, number: int, segment: "_Segment | None" = None) -> Batches:
         split, size, draws = self.split, self.training.batch_size, self.data.draws
         order = training_order(split, size, self.seed, number)
+        first = 0
         if order is not None and segment is not None:
-            order = order[segment.first * size : segment.end * size]
+            first, order = segment.first, order[segment.first * size : segment.end * size]
         return self.device_data.batches(
             split,
             size,
@@ -103,6 +115,7 @@ class TrainingBatches:
             draws=draws or 1,
             workers=self.training.workers,
             shard=(collectives.rank(), collectives.world_size()),
+            seed=BatchSeed(derive_seed(self.seed, number, _LOADING), first),
         )
 
 
@@ -308,34 +321,6 @@ class _WithoutSingle:
 
     def __iter__(self) -> Iterator[Batch]:
         return (batch for batch in self.batches if len(batch) > 1 or self.size == 1)
-
-
-class _Chained:
-    """The batches of several parts of passes, one after the other."""
-
-    def __init__(self, source: TrainingBatches, segments: Sequence[_Segment]) -> None:
-        self.source, self.segments = source, segments
-
-    def __len__(self) -> int:
-        return sum(segment.end - segment.first for segment in self.segments)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return chain.from_iterable(self.source.segment(segment) for segment in self.segments)
-
-
-class _Transformed:
-    """Batches after the data's `batch_transform`."""
-
-    def __init__(self, batches: Batches, transform: BatchTransform, device: torch.device) -> None:
-        self.batches, self.transform, self.device = batches, transform, device
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in self.batches:
-            moved = batch.to(self.device)
-            yield self.transform(_copied(batch) if moved is batch else moved)
 
 
 def _is_plain(value: Any) -> bool:

@@ -1,6 +1,6 @@
 """A training step: the outputs of all networks for a batch, the losses, their gradients, and the update of weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -24,6 +24,21 @@ class UpdatePart(NamedTuple):
     ends_update: bool = True
     divisor: float = 1.0
     rank_weight: float = 1.0
+
+
+def update_parts(sizes: Sequence[int], every: int) -> list[UpdatePart]:
+    """Return the part of each batch of an epoch in its update, of `every` batches; the last update may have fewer.
+
+    sizes: the samples of each batch.
+    """
+    if every == 1:
+        return [UpdatePart()] * len(sizes)
+    updates = [sizes[first : first + every] for first in range(0, len(sizes), every)]
+    return [
+        UpdatePart(ends_update=index == len(update) - 1, divisor=sum(update) / size)
+        for update in updates
+        for index, size in enumerate(update)
+    ]
 
 
 class TrainingStep:

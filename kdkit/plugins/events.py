@@ -85,7 +85,7 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageStarted:
-    """A stage starts, or resumes at `epoch` (counted from 0).
+    """A stage starts, or resumes at `epoch` and its `batch` (counted from 0).
 
     notices: the teachers that are called at every step although other teacher outputs are cached, and the reasons.
     """
@@ -95,6 +95,7 @@ class StageStarted:
     epoch: int
     epochs: int
     batches: int
+    batch: int = 0
     notices: tuple[str, ...] = ()
 
 

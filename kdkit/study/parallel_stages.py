@@ -57,7 +57,7 @@ def run_parallel_stages(
             options=replace(options, only=(name,)),
         )
 
-    with closing(workers):
+    with folder.locked(), closing(workers):
         # Until the remaining stages have only one order: they are trained here, where callbacks see them.
         while pending.running or not pending.is_sequence:
             for name in pending.ready:
@@ -72,7 +72,8 @@ def run_parallel_stages(
             pending.running.remove(name)
             pending.finished.add(name)
             log(f"stage {name}: finished in {result.seconds:.0f} s")
-    return run(lambda: file.make(arguments), options, callbacks=callbacks, origin=origin)
+        workers.close()
+        return run(lambda: file.make(arguments), options, callbacks=callbacks, origin=origin)
 
 
 class _PendingStages:

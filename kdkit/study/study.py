@@ -15,7 +15,8 @@ from filelock import FileLock, Timeout
 
 from kdkit.engine.options import TEACHER_CACHE, RunOptions
 from kdkit.engine.run_record import Origin
-from kdkit.engine.storage.run_folder import RECORD, read_reported
+from kdkit.engine.storage.run_folder import read_reported
+from kdkit.engine.storage.stage_folder import RECORD
 from kdkit.errors import RecipeError, RunFolderError, did_you_mean
 from kdkit.metrics.base import MetricResult
 from kdkit.metrics.paired import SplitPredictions

@@ -1,8 +1,9 @@
 """Seed random number generators, derive seeds, and preserve the random state."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,21 @@ def preserve_rng_state(*, cuda: bool = True) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """Return the global random states of Python, numpy and torch, and that of torch on a device."""
+    state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+    return {**state, "cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
+
+
+def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Set the global random states; that of a device is kept if the state was saved on another kind of device."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def seed_everything(seed: int) -> None:

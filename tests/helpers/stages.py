@@ -1,6 +1,7 @@
 """Nets, data and recipes for the tests of whole runs, and functions that compare their results."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch.optim import SGD
 from torch.utils.data import TensorDataset
 
 from kdkit import Net, Optimizer, Parallel, Recipe, TorchData, Training, Truth
+from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.losses import SoftTargets
 
 
@@ -67,3 +69,9 @@ def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
 def epoch_terms(history: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
     """Return the stage and the mean of each term for all epochs of a run."""
     return [(stage, epoch["terms"]) for stage, epochs in history.items() for epoch in epochs]
+
+
+def last_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """Return the last checkpoint in the folder of a stage, with its history as an entry, or None."""
+    loaded = StageFolder(folder, writes=False).load_checkpoint()
+    return None if loaded is None else {**loaded[0], "history": loaded[1]}

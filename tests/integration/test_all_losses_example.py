@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import signal
 import types
 
 import pytest
@@ -15,6 +16,7 @@ from kdkit import Recipe, RecipeError, Stage, TorchData, Training, hookimpl
 from kdkit.plugins.manager import installed
 from kdkit_ecg import Synthetic
 from tests.helpers.command_line import ROOT
+from tests.helpers.stages import last_checkpoint
 
 
 def load_example():
@@ -60,12 +62,12 @@ def recipe(name, data, epochs=2):
 
 
 class Stop:
-    """Interrupt a run, as Ctrl-C does, in the first step of the student's second epoch."""
+    """Interrupt a run by Ctrl-C, in the first step of the student's second epoch."""
 
     @hookimpl
     def step_ended(self, event):
-        if event.epoch == 1 and event.stage != "teacher":
-            raise KeyboardInterrupt
+        if (event.epoch, event.batch) == (1, 0) and event.stage != "teacher":
+            signal.raise_signal(signal.SIGINT)
 
 
 def weights(run):
@@ -95,7 +97,9 @@ def test_a_resumed_run_has_identical_weights_and_saves_the_student_alone(name, d
     kdkit.run(function, device="cpu", out=uninterrupted)
     with pytest.raises(KeyboardInterrupt):
         kdkit.run(function, device="cpu", out=resumed, callbacks=[Stop()])
-    state = torch.load(next(resumed.glob("1-*/state.pt")), weights_only=True)["train_state"]
+    checkpoint = last_checkpoint(next(resumed.glob("1-*")))
+    assert checkpoint["position"]["batches"] == 1  # of two in this epoch
+    state = checkpoint["train_state"]
     kdkit.run(function, device="cpu", out=resumed, resume=True)
 
     # The state of an epoch holds the weights and buffers of the losses.

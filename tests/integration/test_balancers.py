@@ -38,7 +38,7 @@ from kdkit.recipe.balancing import (
     UncertaintyWeighting,
     WeightedSum,
 )
-from tests.helpers.stages import Small, data, same, samples, training, truth
+from tests.helpers.stages import Small, data, last_checkpoint, same, samples, training, truth
 
 BALANCINGS: dict[str, Callable[[], Any]] = {
     "uncertainty": UncertaintyWeighting,
@@ -88,7 +88,7 @@ def test_a_resumed_run_ends_in_the_same_bits(name, tmp_path):
     kdkit.run(make, device="cpu", out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         kdkit.run(make, device="cpu", out=tmp_path / "cut", callbacks=[Stop(2)])
-    state = torch.load(tmp_path / "cut" / "1-student" / "state.pt", weights_only=True)
+    state = last_checkpoint(tmp_path / "cut" / "1-student")
     assert bool(state["train_state"]["balancer"]) == (name != "cagrad")  # the only one without a state
     kdkit.run(make, device="cpu", out=tmp_path / "cut", resume=True)
     saved = [load_file(tmp_path / run / "1-student" / "weights.safetensors") for run in ("whole", "cut")]

@@ -20,7 +20,6 @@ from kdkit import (
     Training,
     Truth,
 )
-from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.losses import Hint, SoftTargets
 from kdkit.recipe.recipe import stage_dependencies
 from kdkit.study.parallel_stages import _PendingStages
@@ -104,7 +103,7 @@ def test_a_killed_process_is_reported_and_its_stage_can_be_resumed(kdkit_process
     assert killed.code == 2
     assert "SIGKILL" in killed.err
     assert "Traceback" not in killed.err
-    state = RunFolder(tmp_path / "two" / "run").stage(1, "second").load_state()
+    state = last_checkpoint(tmp_path / "two" / "run" / "2-second")
     assert state is not None
     assert len(state["history"]) == 1  # of the first epoch; the process died in the second
     resumed = kdkit_process(*command, "--resume")

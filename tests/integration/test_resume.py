@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import kdkit
 from kdkit.errors import RunFolderError
 from tests.helpers.processes import ForkedPython
-from tests.helpers.stages import three, training
+from tests.helpers.stages import last_checkpoint, three, training
 
 RECIPE = '''
 """Two nets in a row, of which the second one can be made to wait."""
@@ -168,7 +168,7 @@ def test_a_killed_run_resumes_to_the_same_bits(options, folder, finish):
     stop(folder, signal.SIGKILL, "--out", "cut", *options)
     assert (folder / "cut" / "1-teacher" / "stage.json").exists()
     assert not (folder / "cut" / "metrics.json").exists()
-    state = torch.load(folder / "cut" / "2-student" / "state.pt", weights_only=True)
+    state = last_checkpoint(folder / "cut" / "2-student")
     assert any("projector" in key for key in state["train_state"]["module"])
     assert len(state["history"]) == 2
     log = (folder / "log.txt").read_text().splitlines()
@@ -182,8 +182,8 @@ def test_a_killed_run_resumes_to_the_same_bits(options, folder, finish):
     whole = finish("--out", "whole", *options)
     assert whole.code == 0, whole.err
     assert_same(results(folder / "cut"), results(folder / "whole"))
-    assert not list(folder.rglob("state.pt"))  # a finished stage keeps no checkpoint
-    assert not [path for path in (folder / "cut").rglob(".*")]  # no temporary file of an interrupted write
+    assert not list(folder.rglob("checkpoint-*"))  # a finished stage keeps no checkpoint
+    assert not [path for path in (folder / "cut").rglob(".*.tmp")]  # no temporary file of an interrupted write
 
 
 def test_a_finished_run_trains_nothing_and_reports_the_same_metrics(folder, finish):

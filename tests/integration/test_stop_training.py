@@ -8,7 +8,7 @@ import torch
 import kdkit
 from kdkit import Sequential
 from kdkit.engine.storage.stage_folder import StageFolder
-from tests.helpers.stages import copied, same, three, training
+from tests.helpers.stages import copied, last_checkpoint, same, three, training
 
 from .test_torchrun import RECIPE, run_two_ranks
 
@@ -110,7 +110,7 @@ def test_a_run_that_is_killed_after_a_stop_does_not_train_on_when_it_resumes(tmp
         patch.setattr(StageFolder, "finish", kill)
         with pytest.raises(SystemExit):
             kdkit.run(recipe, out=tmp_path / "cut", device="cpu", callbacks=[StopAfter(1)])
-    assert (tmp_path / "cut" / "1-teacher" / "state.pt").exists()
+    assert last_checkpoint(tmp_path / "cut" / "1-teacher")
     assert not (tmp_path / "cut" / "1-teacher" / "stage.json").exists()
     epochs = []
 

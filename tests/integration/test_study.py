@@ -17,7 +17,7 @@ from kdkit import Net, Parallel, Recipe, RecipeError, RunOptions, Stage, Study, 
 from kdkit.errors import RunFolderError
 from kdkit.losses import SoftTargets
 from tests.helpers.processes import ForkedPython, run_python
-from tests.helpers.stages import Small, data, training, truth
+from tests.helpers.stages import Small, data, last_checkpoint, training, truth
 
 CPU = RunOptions(device="cpu")
 
@@ -272,7 +272,7 @@ def test_a_killed_study_resumes_bit_for_bit(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait(30)
     (tmp_path / "wait").unlink()
-    assert (tmp_path / "killed" / "big" / "1-net" / "state.pt").exists()
+    assert last_checkpoint(tmp_path / "killed" / "big" / "1-net")
     for folder in ("killed", "whole"):
         done = run_python([str(script), folder], tmp_path)
         assert done.returncode == 0, done.stderr

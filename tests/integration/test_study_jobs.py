@@ -18,6 +18,7 @@ from kdkit.errors import CheckError, RunFolderError, WorkerError
 from kdkit.plugins.recipe_file import load_file as load_python
 from kdkit.plugins.recipe_file import read_recipe_file
 from tests.helpers.processes import ForkedPython, run_python
+from tests.helpers.stages import last_checkpoint
 
 CPU = RunOptions(device="cpu")
 
@@ -218,7 +219,7 @@ def test_a_stopped_study_stops_its_processes_and_resumes_bit_for_bit(tmp_path, s
     os.kill(process.pid, signal_sent)
     process.wait(30)
     wait_for(lambda: not any(map(is_alive, children)))
-    assert all((tmp_path / "study" / name / "1-net" / "state.pt").exists() for name in ("one", "two"))
+    assert all(last_checkpoint(tmp_path / "study" / name / "1-net") for name in ("one", "two"))
     (tmp_path / "wait").unlink()
     done = run_python(command, tmp_path)
     assert done.returncode == 0, done.stderr

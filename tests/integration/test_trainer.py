@@ -51,7 +51,18 @@ from kdkit import (
 from kdkit.losses import Hint, SoftTargets
 from kdkit.metrics import MSE, Accuracy
 from kdkit.plugins.manager import installed
-from tests.helpers.stages import Small, copied, data, epoch_terms, same, samples, three, training, truth
+from tests.helpers.stages import (
+    Small,
+    copied,
+    data,
+    epoch_terms,
+    last_checkpoint,
+    same,
+    samples,
+    three,
+    training,
+    truth,
+)
 
 
 class Listener:
@@ -586,9 +597,9 @@ def test_a_loss_with_weights_is_trained_and_checkpointed_but_not_part_of_the_net
     class Peek:
         @hookimpl
         def epoch_ended(self, event: Any) -> None:
-            path = tmp_path / "run" / "1-student" / "state.pt"
-            if path.exists():  # from the second epoch on: a checkpoint is written after the callbacks
-                states.append(torch.load(path, weights_only=True))
+            state = last_checkpoint(tmp_path / "run" / "1-student")
+            if state is not None:  # from the second epoch on: a checkpoint is written after the callbacks
+                states.append(state)
 
     kdkit.run(recipe, device="cpu", out=tmp_path / "run", callbacks=[Peek()])
     assert not same(seen[-8], seen[-1])

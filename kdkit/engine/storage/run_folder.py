@@ -3,25 +3,29 @@
 import json
 import os
 import re
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from kdkit.engine.storage.stage_folder import FORMAT, StageFolder, require_format
+from filelock import FileLock, Timeout
+
+from kdkit.engine.storage.stage_folder import FORMAT, RECORD, StageFolder, require_format
 from kdkit.errors import RunFolderError, did_you_mean, first_line
 from kdkit.metrics.base import MetricResult
 from kdkit.metrics.per_class import NetReport
 from kdkit.nets.weight_files import runs_hint, runs_in, stage_number
-from kdkit.utils.files import to_json, write
+from kdkit.utils.files import delete_temporary_files, write
+from kdkit.utils.sealed import json_parts, read_json
 
-RECORD = "run.json"
 METRICS = "metrics.json"
 
-# A run is resumed only if all of these are the same; device, processes and versions may differ.
+# A run is resumed only if all of these are the same, unless that is forced; device and processes may differ.
 _MUST_MATCH = ("recipe_sha256", "options", "seed", "precision", "data", "stages", "nets", "trainings", "teacher_cache")
+_VERSIONS = ("kdkit", "torch")  # of which the same holds
+_LOCK = ".lock"
 _HINTS = {
     "data": " (random data that is created outside recipe() differs each time: create it inside, where random numbers "
     "are seeded, or use a seeded generator)",
@@ -42,23 +46,55 @@ class RunFolder:
         try:
             if recipe is not None:
                 write(path / "recipe.py", recipe.read_bytes())
-            write(path / RECORD, json.dumps({"format": FORMAT, **record}, indent=2, default=str))
+            write(path / RECORD, *json_parts({"format": FORMAT, **_plain(record)}))
         except OSError as error:
             raise _unwritable(path, error) from error
         return cls(path)
 
     @classmethod
-    def reopen(cls, path: Path, record: Mapping[str, Any]) -> "RunFolder":
-        """Open the folder of a run to resume it. Raises RunFolderError if it is the folder of another run."""
-        before, current = _read_record(path), json.loads(json.dumps(record, default=str))
-        for key in _MUST_MATCH:
-            if _without_addresses(before.get(key)) != _without_addresses(current.get(key)):
-                raise RunFolderError(
-                    f"{path} holds a run that differs in its {key.replace('_', ' ')}: expected {before.get(key)!r}, "
-                    f"got {current.get(key)!r}; choose another folder, or resume it as it was started"
-                    f"{_HINTS.get(key, '')}"
-                )
+    def reopen(cls, path: Path, record: Mapping[str, Any], *, force: bool = False) -> "RunFolder":
+        """Open the folder of a run to resume it, and delete temporary files that a killed process left in it.
+
+        force: resume a run that has changed, and record the changes. Otherwise raises RunFolderError with all of them.
+        """
+        before, current = _read_record(path), _plain(record)
+        changes = _changes(before, current)
+        if changes and not force:
+            raise RunFolderError(
+                f"{path} holds a run that differs in its {'; and in its '.join(changes)}; resume it as it was started, "
+                "choose another folder, or resume it with these changes (--force, or force=True)"
+            )
+        try:
+            delete_temporary_files(path)
+            if changes:
+                forced = [*before.get("forced", ()), *changes]
+                write(path / RECORD, *json_parts({"format": FORMAT, **current, "forced": forced}))
+        except OSError as error:
+            raise _unwritable(path, error) from error
         return cls(path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing to this folder. Raises RunFolderError if one does.
+
+        The lock of a process that was killed is released. Where the file system has no locks, as some network file
+        systems, the file names the process, and only one that has ended on this machine counts as released.
+        """
+        # The stages of a run may each be run with the lock that the whole run holds.
+        lock = FileLock(self.path / _LOCK, is_singleton=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RunFolderError(
+                f"another process is running in {self.path}; wait until it ends, or choose another folder"
+            ) from error
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     @staticmethod
     def require_usable(path: Path, *, resume: bool) -> None:
@@ -67,7 +103,7 @@ class RunFolder:
             _read_record(path)
             return
         try:
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if path.exists() and (not path.is_dir() or any(file.name != _LOCK for file in path.iterdir())):
                 if (path / RECORD).exists():
                     raise RunFolderError(
                         f"{path} already holds a run; resume it (--resume, or resume=True) or choose another folder"
@@ -79,22 +115,25 @@ class RunFolder:
 
     def stage(self, index: int, name: str) -> StageFolder:
         """Return the folder of a stage. index: from 0; the folder's name counts from 1."""
-        return StageFolder(self.path / f"{index + 1}-{name}", self.writes)
+        return StageFolder(self.path / f"{index + 1}-{name}", writes=self.writes)
 
     def save_metrics(self, reported_on: str, metrics: Mapping[str, Mapping[str, MetricResult]]) -> None:
         """Save the metrics of every network, and their split; a value that is not finite becomes null."""
         if not self.writes:
             return
         table = {net: {name: _as_json(result) for name, result in results.items()} for net, results in metrics.items()}
-        write(self.path / METRICS, to_json({"reported_on": reported_on, "metrics": table}, indent=2))
+        try:
+            write(self.path / METRICS, *json_parts({"format": FORMAT, "reported_on": reported_on, "metrics": table}))
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
 
 
 def can_resume(path: Path) -> bool:
     """Whether there is a run to resume; removes the files of one that was killed before it wrote its record."""
     if (path / RECORD).is_file():
         return True
-    for file in (path / "recipe.py", *path.glob(".recipe.py.*"), *path.glob(f".{RECORD}.*")):
-        file.unlink(missing_ok=True)
+    (path / "recipe.py").unlink(missing_ok=True)
+    delete_temporary_files(path)
     return False
 
 
@@ -131,7 +170,7 @@ def nets_of_run(folder: Path) -> tuple[str, ...]:
     """Return the networks that have metrics. Raises RunFolderError if the folder holds no finished run."""
     _read_record(folder)
     try:
-        return tuple(json.loads((folder / METRICS).read_text())["metrics"])
+        return tuple(read_json(folder / METRICS)["metrics"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(
             f"{folder} holds no metrics ({first_line(error)}); pass the folder of a finished run"
@@ -146,15 +185,31 @@ def _read_record(path: Path) -> dict[str, Any]:
             raise RunFolderError(f"{path} is not the folder of one run: it {runs_hint(path)}")
         if not file.is_file():
             raise RunFolderError(f"{path} holds no run: there is no {RECORD} in it")
-        record = json.loads(file.read_text())
-        if not isinstance(record, dict):
-            raise ValueError(f"it holds a {type(record).__name__}, not an object")
-    except (OSError, ValueError) as error:
+        content = file.read_bytes()
+        require_format(json.loads(content), file)  # first: other formats have no checksum
+        return read_json(file)
+    except (OSError, ValueError, AttributeError, RecursionError) as error:  # AttributeError: it is no object
         raise RunFolderError(
             f"{file} cannot be read: {first_line(error)}; choose another folder (--out FOLDER, or out=FOLDER)"
         ) from error
-    require_format(record, file)
-    return record
+
+
+def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record as it is read from its file."""
+    plain: dict[str, Any] = json.loads(json.dumps(record, default=str))
+    return plain
+
+
+def _changes(before: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Return what differs between two records of a run, with both values."""
+    pairs = {key: (before.get(key), current.get(key)) for key in _MUST_MATCH}
+    versions = [record.get("versions", {}) for record in (before, current)]
+    pairs |= {f"version of {name}": (versions[0].get(name), versions[1].get(name)) for name in _VERSIONS}
+    return [
+        f"{key.replace('_', ' ')}: expected {expected!r}, got {actual!r}{_HINTS.get(key, '')}"
+        for key, (expected, actual) in pairs.items()
+        if _without_addresses(expected) != _without_addresses(actual)
+    ]
 
 
 def _as_json(result: MetricResult) -> dict[str, Any]:

@@ -1,8 +1,11 @@
-"""The folder of a stage: weights, checkpoint, history and predictions. Each file is written whole or not at all."""
+"""The folder of a stage: weights, checkpoints, history and predictions. Each file is written whole or not at all."""
 
+import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,38 +13,59 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from kdkit.data.batch import Batch, nested_tensors
+from kdkit.engine.storage.nested_state import flatten, unflatten
 from kdkit.errors import RunFolderError, first_line
 from kdkit.metrics.base import Predictions
 from kdkit.nets.weight_files import stage_weights
-from kdkit.utils.files import nulls_to_nan, to_json, write
+from kdkit.utils.files import Content, append, nulls_to_nan, to_json, write
+from kdkit.utils.sealed import json_parts, read_json, read_tensors, tensor_parts
 
 # The version of the files of a run; raised when a file of an older version could be misread.
-FORMAT = 2
+FORMAT = 3
+RECORD = "run.json"
 HISTORY = "history.jsonl"
-_CHECKPOINT = ("train_state", "history", "best")
+SUMMARY = "stage.json"
+KEPT_CHECKPOINTS = 2  # the last one, and the one before it, in case the last one is damaged
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)\.safetensors")
+
+History = list[dict[str, Any]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndedEpoch:
+    """The files of an epoch that has ended.
+
+    entry: its line of the history. best_weights: by network, if it is the best so far. weights: by network, if those of
+    the last epochs are kept. kept: the numbers of these epochs.
+    """
+
+    entry: Mapping[str, Any]
+    best_weights: Mapping[str, Mapping[str, Tensor]]
+    weights: Mapping[str, Mapping[str, Tensor]]
+    kept: range
+
+
 class StageFolder:
-    """The files of one stage. writes: False on all ranks but the first one, which then write nothing."""
+    """The files of one stage. writes: False on all ranks but the first one, which then write nothing.
 
-    path: Path
-    writes: bool = True
+    Checkpoints are written by a thread while training continues. `wait` returns when the last one is on the disk, and
+    raises the error if it could not be written.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path = path
+        self.writes = writes
+        self._history = hashlib.sha256()  # of the lines so far
+        self._epochs = 0  # the number of these lines
+        self._thread: ThreadPoolExecutor | None = None
+        self._writing: Future[None] | None = None
 
     def save_weights(self, net: str, weights: Mapping[str, Tensor]) -> None:
         """Save the weights of a network."""
         self._write_weights(stage_weights(self.path, net), weights)
-
-    def save_epoch(self, epoch: int, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Save the weights of an epoch by network, in addition to those of the best epoch."""
-        for net, tensors in weights.items():
-            suffix = f"-{net}" if len(weights) > 1 else ""
-            self._write_weights(self.path / f"epoch-{epoch}{suffix}.safetensors", tensors)
 
     def delete_epochs(self, kept: range) -> None:
         """Delete the weights of all epochs except for these."""
@@ -54,16 +78,77 @@ class StageFolder:
     def load_weights(self, net: str) -> dict[str, Tensor]:
         """Return the weights of a network. Raises RunFolderError if they are missing or damaged."""
         with self.reading(stage_weights(self.path, net)) as path:
-            weights: dict[str, Tensor] = load_file(path)
-        return weights
+            return read_tensors(path)[0]
 
-    def save_state(self, state: dict[str, Any]) -> None:
-        """Save the checkpoint that training resumes from."""
+    def save_checkpoint(self, step: int, state: Mapping[str, Any], ended: EndedEpoch | None = None) -> None:
+        """Copy a state, and write it in a thread. Raises the error of the checkpoint before if that was not written.
+
+        step: the number of batches before it, which orders checkpoints. ended: an epoch whose files are written first.
+        Raises RunFolderError if the state has anything but tensors and plain values.
+        """
         if not self.writes:
             return
-        buffer = io.BytesIO()
-        torch.save({"format": FORMAT, **state}, buffer)
-        write(self.state, buffer.getvalue())
+        tensors, rest = flatten(state)
+
+        def save() -> None:
+            with self._explain_unwritable():
+                if ended is not None:
+                    self._save_epoch(ended)
+                # Last: a run that is killed before resumes from the checkpoint before.
+                facts = {"format": FORMAT, "history": self._history_facts(), "state": rest}
+                write(self._path_to(f"checkpoint-{step}.safetensors"), *tensor_parts(tensors, facts))
+                for file in self._checkpoints()[KEPT_CHECKPOINTS:]:
+                    file.unlink(missing_ok=True)
+                if ended is not None:
+                    self.delete_epochs(ended.kept)
+
+        self.wait()
+        self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="kdkit-checkpoint")
+        self._writing = self._thread.submit(save)
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is written. Raises RunFolderError if it could not be."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """Wait for the last checkpoint, whether or not it can be written, and end the thread."""
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
+
+    def load_checkpoint(self) -> tuple[dict[str, Any], History, str | None] | None:
+        """Return the last checkpoint that is not damaged, its history, and a notice if a later one is; or None.
+
+        Raises RunFolderError if all checkpoints are damaged.
+        """
+        damaged: list[str] = []
+        files = self._checkpoints()
+        for file in files:
+            try:
+                with self.reading(file):
+                    tensors, facts = read_tensors(file)
+                    require_format(facts, file)
+                    state = unflatten(tensors, facts["state"])
+            except RunFolderError as error:
+                if file is files[-1]:
+                    raise
+                damaged.append(f"{file.name} is damaged ({first_line(error.__cause__ or error)})")
+                continue
+            notice = f"{' and '.join(damaged)}, so the run resumes from {file.name}" if damaged else None
+            return state, self._load_history(facts["history"]), notice
+        if self.writes:  # a run that was killed before its first checkpoint
+            (self.path / HISTORY).unlink(missing_ok=True)
+            self.delete_epochs(range(0))
+        return None
+
+    def load_finished(self) -> tuple[dict[str, Any], History]:
+        """Return the summary and the history of a finished stage. Raises RunFolderError if they are damaged."""
+        with self.reading(self.path / SUMMARY) as path:
+            summary = read_json(path)
+            require_format(summary, path)
+            return summary, self._load_history(summary["history"])
 
     def save_batch(self, batch: Batch) -> Path:
         """Save the tensors of a batch for a look, as a dict that torch.load reads, and return the file."""
@@ -72,34 +157,8 @@ class StageFolder:
             tensors = {"inputs": list(nested_tensors(batch.inputs)), "labels": batch.labels, "ids": batch.ids}
             buffer = io.BytesIO()
             torch.save(tensors, buffer)
-            write(path, buffer.getvalue())
+            self._write(path, buffer.getvalue())
         return path
-
-    def load_state(self) -> dict[str, Any] | None:
-        """Return the checkpoint, or None. Raises RunFolderError if it is damaged or has another format."""
-        if not self.state.exists():
-            return None
-        with self.reading(self.state) as path:
-            # Never unpickle code: a run folder may come from someone else.
-            state: dict[str, Any] = torch.load(path, "cpu", weights_only=True)
-            require_format(state, path)
-            missing = [key for key in _CHECKPOINT if key not in state]
-            if missing:
-                raise ValueError(f"it has no {missing[0]!r}")
-        return state
-
-    def save_history(self, epochs: list[dict[str, Any]]) -> None:
-        """Save a line of JSON per epoch; a value that is not finite becomes null."""
-        if self.writes:
-            write(self.path / HISTORY, "".join(to_json(epoch) + "\n" for epoch in epochs))
-
-    def load_history(self) -> list[dict[str, Any]]:
-        """Return the history, with NaN for null. Raises RunFolderError if it is missing or damaged."""
-        with self.reading(self.path / HISTORY) as path:
-            epochs = [nulls_to_nan(json.loads(line)) for line in path.read_text().splitlines()]
-            if not all(isinstance(epoch, dict) for epoch in epochs):
-                raise ValueError("each of its lines must be a JSON object")
-        return epochs
 
     def save_predictions(self, net: str, split: str, predictions: Predictions) -> None:
         """Save the predictions for a split: labels, outputs, classes, and ids and groups if the data has them."""
@@ -111,35 +170,31 @@ class StageFolder:
         if predictions.groups is not None:
             arrays["groups"] = predictions.groups
         tensors = {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in arrays.items()}
-        metadata = {"classes": json.dumps(predictions.classes)}
-        if predictions.per_position:
-            metadata["per_position"] = "true"
-        write(self._predictions(net, split), save(tensors, metadata=metadata))
+        facts = {"format": FORMAT, "classes": predictions.classes, "per_position": predictions.per_position}
+        self._write(self._predictions(net, split), *tensor_parts(tensors, facts))
 
     def load_predictions(self, net: str, split: str) -> Predictions:
         """Return the predictions for a split. Raises RunFolderError if they are missing or damaged."""
-        with self.reading(self._predictions(net, split)) as path, safe_open(path, "numpy") as file:
-            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
-            metadata = file.metadata()
-            per_position = "per_position" in metadata
-            return Predictions(classes=tuple(json.loads(metadata["classes"])), per_position=per_position, **arrays)
+        with self.reading(self._predictions(net, split)) as path:
+            tensors, facts = read_tensors(path)
+            require_format(facts, path)
+            arrays: dict[str, Any] = {key: tensor.numpy() for key, tensor in tensors.items()}
+            return Predictions(classes=tuple(facts["classes"]), per_position=facts["per_position"], **arrays)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Mark the stage as finished, and delete its checkpoint, which is no longer needed."""
+        """Mark the stage as finished, and delete its checkpoints, which are no longer needed."""
         if not self.writes:
             return
-        write(self.path / "stage.json", to_json(summary, indent=2))
-        self.state.unlink(missing_ok=True)
+        self.wait()
+        content = {"format": FORMAT, "history": self._history_facts(), **summary}
+        self._write(self.path / SUMMARY, *json_parts(content))
+        for file in self._checkpoints():
+            file.unlink(missing_ok=True)
 
     @property
     def finished(self) -> bool:
         """Whether the stage is finished."""
-        return (self.path / "stage.json").exists()
-
-    @property
-    def state(self) -> Path:
-        """The file of the checkpoint."""
-        return self.path / "state.pt"
+        return (self.path / SUMMARY).exists()
 
     @contextmanager
     def reading(self, path: Path) -> Iterator[Path]:
@@ -148,17 +203,81 @@ class StageFolder:
             yield path
         except RunFolderError:
             raise
-        except Exception as error:  # torch raises many kinds for damaged bytes: KeyError, EOFError, ...
+        except Exception as error:  # damaged bytes cause errors of many kinds
             reason = "there is no such file" if isinstance(error, FileNotFoundError) else first_line(error)
             raise RunFolderError(
                 f"{path} is missing or damaged, so the run cannot be resumed ({reason}); delete the folder {self.path} "
                 "to train that stage again, or choose another folder (--out FOLDER, or out=FOLDER)"
             ) from error
 
+    def _save_epoch(self, ended: EndedEpoch) -> None:
+        for net, weights in ended.best_weights.items():
+            self.save_weights(net, weights)
+        for net, weights in ended.weights.items():
+            suffix = f"-{net}" if len(ended.weights) > 1 else ""
+            self._write_weights(self.path / f"epoch-{ended.entry['epoch']}{suffix}.safetensors", weights)
+        line = (to_json(ended.entry) + "\n").encode()  # a value that is not finite becomes null
+        append(self._path_to(HISTORY), line)
+        self._history.update(line)
+        self._epochs += 1
+
+    def _load_history(self, facts: Mapping[str, Any]) -> History:
+        """Return the lines of the history that a checkpoint has, with NaN for null, and delete later ones.
+
+        Raises RunFolderError if they are missing or damaged.
+        """
+        epochs = facts["epochs"]
+        with self.reading(self.path / HISTORY) as path:
+            # A run that was killed before its first epoch ended may have no file yet.
+            content = path.read_bytes() if epochs or path.exists() else b""
+            lines = content.splitlines(keepends=True)[:epochs]
+            kept = b"".join(lines)
+            if hashlib.sha256(kept).hexdigest() != facts["sha256"]:
+                raise ValueError("its checksum does not match its content: it is damaged, or was changed")
+            if kept != content and self.writes:
+                write(path, kept)
+            history = [nulls_to_nan(json.loads(line)) for line in lines]
+        self._history, self._epochs = hashlib.sha256(kept), epochs
+        return history
+
+    def _history_facts(self) -> dict[str, Any]:
+        return {"epochs": self._epochs, "sha256": self._history.hexdigest()}
+
+    def _checkpoints(self) -> list[Path]:
+        """Return the files of checkpoints, the last one first."""
+        steps = {file: match[1] for file in self.path.glob("*") if (match := _CHECKPOINT.fullmatch(file.name))}
+        return sorted(steps, key=lambda file: int(steps[file]), reverse=True)
+
     def _write_weights(self, path: Path, weights: Mapping[str, Tensor]) -> None:
         if self.writes:
+            # Copies, since networks may share a tensor, which safetensors refuses.
             contiguous = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
-            write(path, save(contiguous))
+            self._write(path, *tensor_parts(contiguous, {"format": FORMAT}))
+
+    def _write(self, path: Path, *content: Content) -> None:
+        with self._explain_unwritable():
+            write(self._path_to(path.name), *content)
+
+    def _path_to(self, name: str) -> Path:
+        """Return the path of a file to be written. Raises RunFolderError if the run folder is no longer there."""
+        if not (self.path.parent / RECORD).is_file():  # otherwise a part of it would be created again
+            raise RunFolderError(
+                f"the run folder {self.path.parent} is no longer there: it was deleted or renamed while the run was "
+                "writing to it; if it was renamed, resume the run in its new place"
+            )
+        self.path.mkdir(exist_ok=True)
+        return self.path / name
+
+    @contextmanager
+    def _explain_unwritable(self) -> Iterator[None]:
+        """Raise RunFolderError if the disk is full, or the folder can no longer be written to."""
+        try:
+            yield
+        except OSError as error:
+            raise RunFolderError(
+                f"the run folder {self.path.parent} cannot be written: {first_line(error)}; the files that it holds "
+                "are intact: make room or restore the permission, and resume the run (--resume, or resume=True)"
+            ) from error
 
     def _predictions(self, net: str, split: str) -> Path:
         return self.path / f"predictions-{net}-{split}.safetensors"

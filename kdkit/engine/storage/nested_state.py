@@ -1,0 +1,97 @@
+"""Nested states, such as that of an optimizer, as named tensors and JSON, which cannot run code when they are read."""
+
+import base64
+import math
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdkit.errors import RunFolderError
+
+# A value that JSON does not have is an object with a single key, its kind; a dict becomes a list of pairs, since its
+# keys may be numbers.
+_DICTS: dict[type, str] = {dict: "dict", defaultdict: "dict", OrderedDict: "ordered", Counter: "counter"}
+_SEQUENCES: dict[type, str] = {tuple: "tuple", torch.Size: "tuple", set: "set", frozenset: "frozenset"}
+_PLAIN = (bool, int, str, type(None))
+
+
+def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
+    """Return copies of the tensors in a state by the path of their keys, on the CPU, and the rest as a JSON value.
+
+    Raises RunFolderError, with the path, for a value that is neither a tensor nor plain.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def add(value: Tensor, path: str) -> str:
+        name = path if path not in tensors else f"{path}#{len(tensors)}"
+        tensors[name] = value
+        return name
+
+    def encode(value: Any, path: str) -> Any:
+        kind = type(value)
+        if kind in _PLAIN:
+            return value
+        if kind is float:
+            return value if math.isfinite(value) else {"float": repr(value)}
+        if kind in (Tensor, nn.Parameter, nn.Buffer) and value.layout is torch.strided and not value.is_quantized:
+            return {"tensor": add(value.detach().to("cpu", copy=True).contiguous(), path)}
+        if kind in _DICTS:
+            return {
+                _DICTS[kind]: [
+                    [encode(key, path), encode(item, f"{path}.{key}" if path else str(key))]
+                    for key, item in value.items()
+                ]
+            }
+        if kind is list:
+            return [encode(item, f"{path}.{index}") for index, item in enumerate(value)]
+        if kind in _SEQUENCES:
+            return {_SEQUENCES[kind]: encode(list(value), path)}
+        if kind is bytes:
+            return {"bytes": base64.b64encode(value).decode()}
+        if kind is complex:
+            return {"complex": [encode(value.real, path), encode(value.imag, path)]}
+        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
+            return {"numpy": add(torch.from_numpy(np.array(value, order="C")), path), "dtype": value.dtype.str}
+        raise RunFolderError(
+            f"a checkpoint holds tensors and plain values only, but {path or 'the state'} is a {kind.__module__}."
+            f"{kind.__qualname__}; change the state_dict() that it is part of"
+        )
+
+    return tensors, encode(state, "")
+
+
+def unflatten(tensors: Mapping[str, Tensor], encoded: Any) -> Any:
+    """Return the state that `flatten` was called with. Raises ValueError for anything else."""
+    if isinstance(encoded, list):
+        return [unflatten(tensors, item) for item in encoded]
+    if not isinstance(encoded, dict):
+        return encoded
+
+    def pairs(items: Iterable[Any]) -> dict[Any, Any]:
+        return {unflatten(tensors, key): unflatten(tensors, item) for key, item in items}
+
+    def numpy(name: str) -> Any:
+        array: Any = tensors[name].numpy().astype(encoded["dtype"])
+        return array[()] if array.ndim == 0 else array
+
+    decoders: dict[str, Callable[[Any], Any]] = {
+        "float": float,
+        "tensor": lambda name: tensors[name],
+        "dict": pairs,
+        "ordered": lambda items: OrderedDict(pairs(items)),
+        "counter": lambda items: Counter(pairs(items)),
+        "tuple": lambda items: tuple(unflatten(tensors, items)),
+        "set": lambda items: set(unflatten(tensors, items)),
+        "frozenset": lambda items: frozenset(unflatten(tensors, items)),
+        "bytes": base64.b64decode,
+        "complex": lambda parts: complex(*unflatten(tensors, parts)),
+        "numpy": numpy,
+    }
+    kind = next(iter(encoded), "")
+    if kind not in decoders:
+        raise ValueError(f"it has a value of the unknown kind {kind!r}")
+    return decoders[kind](encoded[kind])
