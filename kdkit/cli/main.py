@@ -13,7 +13,7 @@ import click
 from kdkit import __version__
 from kdkit.cli import bench as benchmark_scripts
 from kdkit.cli.options import DEVICE, PATH, PRECISION, SEED, run_fields, run_options
-from kdkit.cli.recipe_command import RecipeCommand, file_of, recipe_options
+from kdkit.cli.recipe_command import RecipeCommand, RunCommand, arguments_of, file_of, recipe_options
 from kdkit.cli.sweep import sweep
 from kdkit.errors import KdkitError, RemoteRankError, RunFolderError, Terminated
 from kdkit.plugins.manager import installed
@@ -87,11 +87,12 @@ def cli() -> None:
 cli.add_command(sweep)
 
 
-@cli.command(cls=RecipeCommand)
+@cli.command(cls=RunCommand)
 @click.argument("file")
 @click.option("--out", type=PATH, help="Run folder; runs/<recipe>-<time> if not given.")
-@click.option("--resume", is_flag=True, help="Resume the run in --out from its last checkpoint.")
+@click.option("--resume", is_flag=True, help="Resume the run in --out; or --resume FOLDER, without FILE.")
 @click.option("--force", is_flag=True, help="Resume it although its recipe, data or versions have changed.")
+@click.option("--trust", is_flag=True, help="With --resume FOLDER: execute a recipe file that changed or is not yours.")
 @SEED
 @run_options
 @click.option(
@@ -117,6 +118,7 @@ cli.add_command(sweep)
     show_default=True,
     help="Number of processes that train independent stages in parallel.",
 )
+@click.option("--deterministic", is_flag=True, help="On CUDA, use kernels that give the same bits in each run.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing except errors.")
 @click.pass_context
 def run(ctx: click.Context, /, **options: Any) -> None:
@@ -124,6 +126,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
 
     The parameters of its recipe() are options too: `kdkit run FILE --help` lists them.
     """
+    from kdkit.cli.repeat import command_record
     from kdkit.engine.options import RunOptions
     from kdkit.engine.run import run as run_recipe
     from kdkit.engine.run_record import Origin
@@ -142,24 +145,54 @@ def run(ctx: click.Context, /, **options: Any) -> None:
         out=out or (None if options["resume"] else default_path(file.path.stem)),
         resume=options["resume"],
         force=options["force"],
+        deterministic=options["deterministic"],
         seed=options["seed"],
         gradients=options["gradients"],
         keep_checkpoints=options["keep_checkpoints"],
         progress=not options["quiet"],
         **run_fields(options),
     )
+    origin = Origin(file=file.path, options=arguments, command=command_record(file.path, arguments_of(ctx)))
     keep_freed_memory()  # process-wide, which only the owner of the process may decide: not in `kdkit.run`
     try:
         if jobs == 1:
-            origin = Origin(file=file.path, options=arguments)
             run_recipe(lambda: file.make(arguments), settings, origin=origin)
         else:
             log = (lambda line: click.echo(line, err=True)) if settings.progress else (lambda _line: None)
-            run_parallel_stages(file, arguments, settings, jobs=jobs, log=log)
+            run_parallel_stages(file, origin, settings, jobs=jobs, log=log)
     except (KeyboardInterrupt, Terminated):
         if settings.out is not None and settings.out.exists():
-            click.echo(f"\nto resume from the last checkpoint, add: --out {settings.out} --resume", err=True)
+            click.echo(f"\nto resume from the last checkpoint: kdkit run --resume {settings.out}", err=True)
         raise
+
+
+@cli.command(context_settings={"ignore_unknown_options": True})  # they are those of `kdkit run`
+@click.argument("folder", type=PATH)
+@click.option("--out", type=PATH, help="Folder of the new run; FOLDER-rerun if not given.")
+@click.option("--trust", is_flag=True, help="Execute a recipe file that has changed or is not yours.")
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def rerun(folder: Path, out: Path | None, trust: bool, options: tuple[str, ...]) -> int:
+    """Repeat the run in FOLDER as it was started, and compare the results bit for bit.
+
+    OPTIONS of `kdkit run`, such as --device, replace those that it was started with. The exit code is 1 if results
+    differ.
+    """
+    from kdkit.cli.repeat import recorded_arguments
+    from kdkit.engine.storage.comparison import differences, different_conditions
+
+    out = folder.with_name(f"{folder.name}-rerun") if out is None else out
+    run.main(
+        [*recorded_arguments(folder, trust=trust), *options, "--out", str(out)], "kdkit run", standalone_mode=False
+    )
+    found = differences(folder, out)
+    if not found:
+        click.echo(f"{out} has the results of {folder} to the bit")
+        return 0
+    click.echo(f"{out} and {folder} differ:\n  " + "\n  ".join(found))
+    conditions = different_conditions(folder, out)
+    if conditions:
+        click.echo("the runs also differ in these conditions:\n  " + "\n  ".join(conditions))
+    return 1
 
 
 @cli.command(cls=RecipeCommand)

@@ -1,6 +1,7 @@
 """Make commands on a recipe file, which add the parameters of its recipe() to the options of the command."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import click
 from kdkit.errors import KdkitError
 from kdkit.plugins.recipe_file import Parameter, RecipeFile, read_recipe_file
 
-_FILE = "kdkit.recipe_file"  # key in click's `ctx.meta`
+_FILE = "kdkit.recipe_file"  # keys in click's `ctx.meta`
+_ARGUMENTS = "kdkit.arguments"
 
 
 class RecipeCommand(click.Command):
@@ -30,6 +32,9 @@ class RecipeCommand(click.Command):
                 status.show(f"reading {path}")  # most of this time is the import of torch
                 file = read_recipe_file(Path(path))
             ctx.meta[_FILE] = file
+            rest = list(args)
+            rest.remove(path)
+            ctx.meta[_ARGUMENTS] = [str(file.path.resolve()), *rest]
             self._require_free_names(ctx, file)
             self.params += [self._make_option(parameter) for parameter in file.parameters]
         return super().parse_args(ctx, args)
@@ -106,6 +111,22 @@ class RecipeCommand(click.Command):
         )
 
 
+class RunCommand(RecipeCommand):
+    """A command on a recipe file, or on the folder of a run to resume: `--resume FOLDER` instead of FILE."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Replace the folder of a run by the arguments that the run was started with, before those that follow."""
+        following = dict(pairwise(args)).get("--resume", "")
+        folder = Path(following)
+        if following and folder.is_dir() and self._find_file([arg for arg in args if arg != following]) is None:
+            from kdkit.cli.repeat import recorded_arguments
+
+            rest = [arg for arg in args if arg != following]
+            # Of an option that occurs twice, the last value counts.
+            args = [*recorded_arguments(folder, trust="--trust" in rest), *rest, "--out", following]
+        return super().parse_args(ctx, args)
+
+
 class SweepCommand(RecipeCommand):
     """A command whose recipe options take several values, with commas between them or by repeating the option.
 
@@ -149,6 +170,12 @@ def file_of(ctx: click.Context) -> RecipeFile:
     """Return the recipe file that a RecipeCommand was called on."""
     file: RecipeFile = ctx.meta[_FILE]
     return file
+
+
+def arguments_of(ctx: click.Context) -> list[str]:
+    """Return the arguments of a RecipeCommand, with the path of its recipe file as the first one."""
+    arguments: list[str] = ctx.meta[_ARGUMENTS]
+    return arguments
 
 
 def recipe_options(file: RecipeFile, options: Mapping[str, Any]) -> dict[str, Any]:

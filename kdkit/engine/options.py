@@ -32,6 +32,8 @@ class RunOptions:
     by kernel: "auto" if that is possible, "require" to raise RecipeError if it is not, or "off".
     device_data: on CUDA, the share of the free memory of the device in which samples are kept, so that they are copied
     there once; 0 copies every batch.
+    deterministic: on CUDA, use kernels that give the same bits in each run (`torch.use_deterministic_algorithms`), at
+    the price of speed, and raise the error of torch for operations that have none. On a CPU all kernels do.
     gradients: record the norms of the terms' gradients and the cosines between them at every n-th update, as means of
     each epoch; 0 disables it. Such an update needs one backward pass per term.
     teacher_cache: a folder for the outputs of frozen teachers, "off", or "auto" for the folder `teacher_cache` next to
@@ -57,6 +59,7 @@ class RunOptions:
     teacher_cache_size: float = 20.0
     resume: bool = False
     force: bool = False
+    deterministic: bool = False
     keep_checkpoints: int = 0
     checkpoint_every: int | str = "10min"
     progress: bool | None = None

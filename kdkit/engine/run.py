@@ -32,6 +32,7 @@ from kdkit.plugins.events import RunEnded, RunStarted
 from kdkit.plugins.manager import installed
 from kdkit.recipe.recipe import Recipe, Stage, stage_dependencies
 from kdkit.utils import collectives
+from kdkit.utils.devices import deterministic
 from kdkit.utils.randomness import preserve_rng_state, seed_everything
 
 _INTERRUPTED = (
@@ -106,7 +107,8 @@ def run(
             recipe.require_unused()
             status.show("checking the recipe")
             callbacks = [*console, *callbacks]
-            with Interrupts(enabled=not collectives.is_distributed(), announce=bool(console)) as interrupts:
+            interrupts = Interrupts(enabled=not collectives.is_distributed(), announce=bool(console))
+            with interrupts, deterministic(enabled=options.deterministic):
                 return _Run(recipe, options, device, callbacks, origin or Origin(), interrupts).execute()
 
 
@@ -256,7 +258,7 @@ class _Run:
             if not options.only:  # a process that trains some stages for another one has its lock
                 lock.enter_context(RunFolder(options.out).locked())
             if options.resume:
-                folder = RunFolder.reopen(options.out, record, force=options.force)
+                folder = RunFolder.reopen(options.out, record, self.origin.file, force=options.force)
             else:
                 folder = RunFolder.create(options.out, record, self.origin.file)
             self.lock = lock.pop_all()

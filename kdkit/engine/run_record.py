@@ -23,10 +23,15 @@ from kdkit.utils.devices import uses_tf32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """The source of a recipe. file: copied into the run folder. options: the arguments the recipe was called with."""
+    """The source of a recipe.
+
+    file: copied into the run folder. options: the arguments the recipe was called with. command: the record of the
+    command that started the run, from which it can be repeated.
+    """
 
     file: Path | None = None
     options: Mapping[str, Any] | None = None
+    command: Mapping[str, Any] | None = None
 
 
 def run_name(recipe: Recipe, origin: Origin) -> str:
@@ -42,8 +47,11 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
         "recipe": run_name(recipe, origin),
         "recipe_sha256": None if source is None else hashlib.sha256(source).hexdigest(),
         "options": {key: str(value) for key, value in (origin.options or {}).items()},
+        "command": origin.command,
         "seed": options.seed,
         "device": str(device),
+        "threads": torch.get_num_threads(),  # by which sums are divided, and so rounded
+        "deterministic": options.deterministic,
         "precision": options.precision,
         "tf32": uses_tf32() if device.type == "cuda" else None,
         "processes": collectives.world_size(),
@@ -58,6 +66,7 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
         "trainings": [repr(replace(stage.training, workers=stage.training.workers or 0)) for stage in plan.stages],
         "teacher_cache": recipe.teacher_cache.form,
         "versions": {"kdkit": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "platform": platform.platform(),
     }
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
 
 from kdkit.engine.options import RunOptions
 from kdkit.engine.run import Result, run
@@ -19,7 +18,7 @@ from kdkit.utils.randomness import preserve_rng_state, seed_everything
 
 def run_parallel_stages(
     file: RecipeFile,
-    arguments: Mapping[str, Any],
+    origin: Origin,
     options: RunOptions,
     *,
     jobs: int,
@@ -28,16 +27,17 @@ def run_parallel_stages(
 ) -> Result:
     """Run a recipe file as `kdkit.run` does, with up to `jobs` independent stages at the same time.
 
-    arguments: keyword arguments of recipe(). log: is called with a line when a child process starts or ends a stage;
-    callbacks do not see those stages. Stages that depend on each other, and the evaluation, run in this process.
-    Results are those of one job with as many threads, except for the rounding of teacher outputs that several stages
-    compute.
+    origin: of the recipe, with the keyword arguments of recipe(). log: is called with a line when a child process
+    starts or ends a stage; callbacks do not see those stages. Stages that depend on each other, and the evaluation, run
+    in this process. Results are those of one job with as many threads, except for the rounding of teacher outputs that
+    several stages compute.
 
     Raises RecipeError if `options` has no run folder, and the error of a stage that fails, which can be resumed.
     """
     if options.out is None:
         raise RecipeError("to train stages in parallel, choose a run folder: --out FOLDER")
-    workers, origin, folder = Processes(jobs), Origin(file=file.path, options=arguments), RunFolder(options.out)
+    arguments = origin.options or {}
+    workers, folder = Processes(jobs), RunFolder(options.out)
     with preserve_rng_state():
         seed_everything(options.seed)
         stages = file.make(arguments).stages

@@ -1,7 +1,8 @@
 """Choose a device and a precision, and count the CPU cores of this process."""
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -30,6 +31,27 @@ class _Autocast(torch.autocast):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         torch.clear_autocast_cache()
+
+
+@contextmanager
+def deterministic(*, enabled: bool) -> Iterator[None]:
+    """Use kernels that give the same bits in each run, and restore the settings at the end.
+
+    Operations that have no such kernel raise RuntimeError.
+    """
+    if not enabled:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def find_device(name: str) -> torch.device:

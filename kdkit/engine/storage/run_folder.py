@@ -52,12 +52,14 @@ class RunFolder:
         return cls(path)
 
     @classmethod
-    def reopen(cls, path: Path, record: Mapping[str, Any], *, force: bool = False) -> "RunFolder":
+    def reopen(
+        cls, path: Path, record: Mapping[str, Any], recipe: Path | None = None, *, force: bool = False
+    ) -> "RunFolder":
         """Open the folder of a run to resume it, and delete temporary files that a killed process left in it.
 
         force: resume a run that has changed, and record the changes. Otherwise raises RunFolderError with all of them.
         """
-        before, current = _read_record(path), _plain(record)
+        before, current = read_record(path), _plain(record)
         changes = _changes(before, current)
         if changes and not force:
             raise RunFolderError(
@@ -68,6 +70,8 @@ class RunFolder:
             delete_temporary_files(path)
             if changes:
                 forced = [*before.get("forced", ()), *changes]
+                if recipe is not None:
+                    write(path / "recipe.py", recipe.read_bytes())
                 write(path / RECORD, *json_parts({"format": FORMAT, **current, "forced": forced}))
         except OSError as error:
             raise _unwritable(path, error) from error
@@ -100,7 +104,7 @@ class RunFolder:
     def require_usable(path: Path, *, resume: bool) -> None:
         """Raise the RunFolderError that creating or resuming this folder would raise, without writing anything."""
         if resume:
-            _read_record(path)
+            read_record(path)
             return
         try:
             if path.exists() and (not path.is_dir() or any(file.name != _LOCK for file in path.iterdir())):
@@ -147,9 +151,26 @@ def default_path(name: str) -> Path:
     return path
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """Return `run.json`. Raises RunFolderError if there is no run, or it cannot be read, or its format is another."""
+    file = path / RECORD
+    try:
+        if not file.is_file() and runs_in(path):
+            raise RunFolderError(f"{path} is not the folder of one run: it {runs_hint(path)}")
+        if not file.is_file():
+            raise RunFolderError(f"{path} holds no run: there is no {RECORD} in it")
+        content = file.read_bytes()
+        require_format(json.loads(content), file)  # first: other formats have no checksum
+        return read_json(file)
+    except (OSError, ValueError, AttributeError, RecursionError) as error:  # AttributeError: it is no object
+        raise RunFolderError(
+            f"{file} cannot be read: {first_line(error)}; choose another folder (--out FOLDER, or out=FOLDER)"
+        ) from error
+
+
 def read_reported(folder: Path, net: str) -> NetReport:
     """Return the predictions of a network in a run folder. Raises RunFolderError if there is no such run or network."""
-    record = _read_record(folder)
+    record = read_record(folder)
     stages: dict[str, Path] = {}  # a network that several stages trained is reported as the last one left it
     for file in sorted(
         folder.glob("*/predictions-*-validation.safetensors"), key=lambda file: stage_number(file.parent)
@@ -168,29 +189,12 @@ def read_reported(folder: Path, net: str) -> NetReport:
 
 def nets_of_run(folder: Path) -> tuple[str, ...]:
     """Return the networks that have metrics. Raises RunFolderError if the folder holds no finished run."""
-    _read_record(folder)
+    read_record(folder)
     try:
         return tuple(read_json(folder / METRICS)["metrics"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(
             f"{folder} holds no metrics ({first_line(error)}); pass the folder of a finished run"
-        ) from error
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    """Return `run.json`. Raises RunFolderError if there is no run, or it cannot be read, or its format is another."""
-    file = path / RECORD
-    try:
-        if not file.is_file() and runs_in(path):
-            raise RunFolderError(f"{path} is not the folder of one run: it {runs_hint(path)}")
-        if not file.is_file():
-            raise RunFolderError(f"{path} holds no run: there is no {RECORD} in it")
-        content = file.read_bytes()
-        require_format(json.loads(content), file)  # first: other formats have no checksum
-        return read_json(file)
-    except (OSError, ValueError, AttributeError, RecursionError) as error:  # AttributeError: it is no object
-        raise RunFolderError(
-            f"{file} cannot be read: {first_line(error)}; choose another folder (--out FOLDER, or out=FOLDER)"
         ) from error
 
 

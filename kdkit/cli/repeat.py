@@ -1,0 +1,65 @@
+"""Resume or repeat a run by its folder alone, with the recipe file and the arguments that its record names."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdkit.engine.storage.run_folder import read_record
+from kdkit.errors import RunFolderError
+from kdkit.utils.signing import is_signed, sign
+
+_COPY = "recipe.py"  # of the recipe file, in the run folder
+
+
+def command_record(file: Path, arguments: list[str]) -> dict[str, Any]:
+    """Return the record of a `kdkit run`, signed, so that the run can be repeated without `--trust`.
+
+    arguments: those after `kdkit run`, with the recipe file as the first one.
+    """
+    command = {
+        "arguments": arguments,
+        "folder": str(Path.cwd()),
+        "recipe_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+    }
+    return {**command, "signature": sign(_signed_text(command))}
+
+
+def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
+    """Return the arguments of the `kdkit run` that wrote a run folder, and print the recipe file that they execute.
+
+    trust: execute it although it has changed, is a copy, or was not recorded by this user on this machine. Otherwise
+    raises RunFolderError then, and if the run was not started by `kdkit run` or in another folder.
+    """
+    command = read_record(run).get("command")
+    if not isinstance(command, Mapping):
+        raise RunFolderError(
+            f"the run in {run} was started from Python; resume it there: kdkit.run(..., out={str(run)!r}, resume=True)"
+        )
+    file, *arguments = map(str, command["arguments"])
+    recipe, doubt = Path(file), ""
+    if not recipe.is_file():
+        recipe, doubt = run / _COPY, f"it is a copy in the run folder, and {file} is no longer there"
+    elif hashlib.sha256(recipe.read_bytes()).hexdigest() != command["recipe_sha256"]:
+        doubt = "it has changed since the run was started"
+    elif not is_signed(_signed_text(command), command.get("signature")):
+        doubt = "it is not you who started this run, on this machine"
+    elif str(Path.cwd()) != command["folder"]:
+        raise RunFolderError(
+            f"the run in {run} was started in the folder {command['folder']}, in which its recipe may look for files; "
+            "start this command there"
+        )
+    if doubt and not trust:
+        raise RunFolderError(
+            f"the run in {run} would execute the recipe file {recipe}, but {doubt}; read the file, and add --trust if "
+            "you trust it"
+        )
+    click.echo(f"recipe file: {recipe}", err=True)
+    return [str(recipe), *arguments]
+
+
+def _signed_text(command: Mapping[str, Any]) -> str:
+    return json.dumps({key: value for key, value in command.items() if key != "signature"}, sort_keys=True)

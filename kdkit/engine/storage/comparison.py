@@ -1,0 +1,90 @@
+"""Compare two runs of the same recipe: weights, predictions, history and metrics, bit for bit."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdkit.engine.storage.run_folder import METRICS, read_record
+from kdkit.engine.storage.stage_folder import HISTORY
+from kdkit.errors import RunFolderError, first_line
+from kdkit.utils.sealed import read_json, read_tensors
+
+_CONDITIONS = (
+    "seed",
+    "options",
+    "device",
+    "threads",
+    "processes",
+    "precision",
+    "deterministic",
+    "versions",
+    "platform",
+)
+_MEASURED = ("seconds", "peak_memory_bytes")  # of an epoch, which differ in each run
+
+
+def differences(first: Path, second: Path) -> list[str]:
+    """Return what differs in the results of two runs; empty if all are equal to the bit.
+
+    Raises RunFolderError if a file cannot be read.
+    """
+    found: list[str] = []
+    names = [sorted(str(file.relative_to(folder)) for file in _result_files(folder)) for folder in (first, second)]
+    found += [f"{name} is in one of them only" for name in sorted(set(names[0]) ^ set(names[1]))]
+    for name in sorted(set(names[0]) & set(names[1])):
+        contents = [_content(folder / name) for folder in (first, second)]
+        difference = _difference(*contents)
+        if difference is not None:
+            found.append(f"{name}: {difference}")
+    return found
+
+
+def different_conditions(first: Path, second: Path) -> list[str]:
+    """Return how the conditions of two runs differ, on which their last bits may depend."""
+    records = [read_record(folder) for folder in (first, second)]
+    return [
+        f"{name}: {records[0].get(name)} and {records[1].get(name)}"
+        for name in _CONDITIONS
+        if records[0].get(name) != records[1].get(name)
+    ]
+
+
+def _result_files(folder: Path) -> Iterator[Path]:
+    for pattern in ("*/weights*.safetensors", "*/predictions-*.safetensors", f"*/{HISTORY}", METRICS):
+        yield from folder.glob(pattern)
+
+
+def _content(file: Path) -> Any:
+    """Return the tensors by name, the epochs of a history, or the value in a JSON file."""
+    try:
+        if file.suffix == ".safetensors":
+            return read_tensors(file)[0]
+        if file.suffix == ".json":
+            return read_json(file)
+        epochs = [json.loads(line) for line in file.read_text().splitlines()]
+        return [{key: value for key, value in epoch.items() if key not in _MEASURED} for epoch in epochs]
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise RunFolderError(f"{file} cannot be read ({first_line(error)}); run the recipe again") from error
+
+
+def _difference(first: Any, second: Any, path: str = "") -> str | None:
+    """Return the first difference of two values, or None."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        if first.shape != second.shape or first.dtype != second.dtype:
+            return f"{path} has the shapes {tuple(first.shape)} and {tuple(second.shape)}"
+        if torch.equal(first.view(-1).view(torch.uint8), second.view(-1).view(torch.uint8)):
+            return None
+        return f"{path} differs by up to {(first.double() - second.double()).abs().max().item():.3g}"
+    pairs: list[tuple[Any, Any, Any]]
+    if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
+        pairs = [(key, first[key], second[key]) for key in first]
+    elif isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        pairs = list(zip(range(len(first)), first, second, strict=True))
+    else:
+        return None if first == second else f"{path or 'it'} is {first!r:.60} and {second!r:.60}"
+    found = (_difference(one, two, f"{path}.{key}" if path else str(key)) for key, one, two in pairs)
+    return next((difference for difference in found if difference is not None), None)

@@ -1,0 +1,37 @@
+"""Sign texts with a key of this user, to recognize later what this user wrote on this machine."""
+
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+from kdkit.utils.files import write
+
+
+def sign(text: str) -> str | None:
+    """Return the signature of a text; None if there is no key and none can be saved."""
+    key = _key(create=True)
+    return None if key is None else hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+
+
+def is_signed(text: str, signature: object) -> bool:
+    """Whether a signature of this text was made with the key of this user."""
+    key = _key(create=False)
+    if key is None or not isinstance(signature, str):
+        return False
+    return hmac.compare_digest(hmac.new(key, text.encode(), hashlib.sha256).hexdigest().encode(), signature.encode())
+
+
+def _key(*, create: bool) -> bytes | None:
+    # The folder that the XDG base directory specification has for state of one user on one machine.
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    file = Path(state) / "kdkit" / "key"
+    try:
+        if not file.exists() and create:
+            write(file, secrets.token_bytes(32))
+            file.chmod(0o600)
+        key = file.read_bytes()
+    except OSError:
+        return None
+    return key if len(key) == 32 else None
