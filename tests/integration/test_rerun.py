@@ -47,7 +47,7 @@ def test_a_rerun_has_the_results_of_the_run_to_the_bit(command, finished, tmp_pa
 def test_a_rerun_with_another_option_names_what_differs(command, finished):
     done = command("rerun", "run", "-q", "--out", "other", "--seed", "3")
     assert done.code == 1
-    assert "2-student/weights.safetensors: body.weight differs by up to" in done.out
+    assert "2-student/weights.safetensors: body.bias differs by up to" in done.out
     assert "conditions:\n  seed: 0 and 3" in done.out
 
 

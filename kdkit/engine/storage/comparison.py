@@ -81,7 +81,7 @@ def _difference(first: Any, second: Any, path: str = "") -> str | None:
         return f"{path} differs by up to {(first.double() - second.double()).abs().max().item():.3g}"
     pairs: list[tuple[Any, Any, Any]]
     if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
-        pairs = [(key, first[key], second[key]) for key in first]
+        pairs = [(key, first[key], second[key]) for key in sorted(first)]
     elif isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
         pairs = list(zip(range(len(first)), first, second, strict=True))
     else:
