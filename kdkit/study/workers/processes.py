@@ -121,7 +121,7 @@ class _Child:
     def cause_of_death(self) -> str:
         """Return a message about how the process ended."""
         code = self._wait()
-        advice = "run it again to resume from its last epoch"
+        advice = "run it again to resume from its last checkpoint"
         if code >= 0:
             return f"its process ended with exit code {code} before the trial was finished; {advice}"
         # A negative exit code is a signal; real-time signals on Linux have no name.
