@@ -196,7 +196,7 @@ def test_a_failure_in_one_process_stops_no_other_trial(tmp_path, recipes):
     errors = {name: result.error for name, result in results.items()}
     assert isinstance(errors["killed"], WorkerError)
     assert "SIGKILL" in str(errors["killed"])
-    assert "resume from its last epoch" in str(errors["killed"])
+    assert "resume from its last checkpoint" in str(errors["killed"])
     assert "exit code 3" in str(errors["exit"])
     assert "this and that" in str(errors["unpicklable"])
     assert isinstance(errors["check"], CheckError)
