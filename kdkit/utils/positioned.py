@@ -11,15 +11,15 @@ from typing import IO, Any
 _SEEKING = threading.Lock()  # for systems without preadv, on which a file has one position for all threads
 
 
-def read_into(file: IO[bytes], buffer: memoryview, offset: int) -> int:
-    """Read bytes from a position of an unbuffered file into a buffer, and return their number.
+def read_into(descriptor: int, buffer: memoryview, offset: int) -> int:
+    """Read bytes from a position of a file into a buffer, and return their number.
 
     buffer: of bytes, with one dimension; it is filled unless the file ends before. Raises OSError if the file cannot be
     read.
     """
-    size = _read_once(file, buffer, offset)
+    size = _read_once(descriptor, buffer, offset)
     while 0 < size < len(buffer):  # a signal, a network file system or Linux, at 2 GB, may cut a read short
-        more = _read_once(file, buffer[size:], offset + size)
+        more = _read_once(descriptor, buffer[size:], offset + size)
         if not more:
             break
         size += more
@@ -36,12 +36,14 @@ def write_at(file: IO[bytes], content: Any, offset: int) -> None:
 
 if hasattr(os, "preadv"):
 
-    def _read_once(file: IO[bytes], buffer: memoryview, offset: int) -> int:
-        return os.preadv(file.fileno(), (buffer,), offset)
+    def _read_once(descriptor: int, buffer: memoryview, offset: int) -> int:
+        return os.preadv(descriptor, (buffer,), offset)
 
 else:  # Windows
 
-    def _read_once(file: IO[bytes], buffer: memoryview, offset: int) -> int:
+    def _read_once(descriptor: int, buffer: memoryview, offset: int) -> int:
         with _SEEKING:
-            file.seek(offset)
-            return int(file.readinto(buffer))  # type: ignore[attr-defined]  # of raw files
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            content = os.read(descriptor, len(buffer))
+        buffer[: len(content)] = content
+        return len(content)

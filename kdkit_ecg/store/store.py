@@ -17,7 +17,7 @@ from kdkit_ecg.records.preparation import Preparation
 from kdkit_ecg.store.build import append_records
 from kdkit_ecg.store.index import LOCK, ROW, Rows, make_row, read_rows, remove_rows, signal_bytes, write_rows
 from kdkit_ecg.store.location import StoreFolder, StoreLocation
-from kdkit_ecg.store.memory_map import SignalFile
+from kdkit_ecg.store.signal_file import SignalFile
 from kdkit_ecg.utils.files import format_bytes, free_space
 
 _ALTERNATIVES = (

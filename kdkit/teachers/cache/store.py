@@ -193,7 +193,7 @@ class Store:
             # After the lock: rows that are flushed in between would be missed.
             checksums = np.zeros_like(self._checksums)
             # A row whose checksum was cut off was not written.
-            read_into(self._files[-1], checksums.reshape(-1).view(np.uint8).data, 0)
+            read_into(self._files[-1].fileno(), checksums.reshape(-1).view(np.uint8).data, 0)
             same = torch.from_numpy(checksums == self._checksums) & (self._state == _INTACT)
             written = torch.from_numpy(checksums != 0)
             self._state = torch.where(same, _INTACT, torch.where(written, _UNVERIFIED, _MISSING)).to(torch.uint8)
@@ -258,7 +258,7 @@ class Store:
             content, size = _bytes_of(values), part.bytes
             for number, row in enumerate(rows.tolist()):
                 row_bytes = content[number * size : (number + 1) * size]
-                read = read_into(file, row_bytes, (draw * self.samples + row) * size)
+                read = read_into(file.fileno(), row_bytes, (draw * self.samples + row) * size)
                 if read < size:
                     if complete:
                         raise OSError(f"{file.name} was truncated by another process")
@@ -271,7 +271,7 @@ class Store:
         parts = []
         for file, part in zip(self._files, self.parts, strict=False):
             values = torch.zeros(self.samples, *part.shape, dtype=part.dtype)
-            read_into(file, _bytes_of(values), draw * self.samples * part.bytes)
+            read_into(file.fileno(), _bytes_of(values), draw * self.samples * part.bytes)
             parts.append(values)
         return tuple(parts)
 
