@@ -134,7 +134,7 @@ class SignalStore:
     @contextmanager
     def _lock(self) -> Iterator[None]:
         folder = self.folder
-        folder.create()
+        folder.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.path / LOCK)
         try:
             lock.acquire(timeout=0)
@@ -143,6 +143,7 @@ class SignalStore:
             Console(stderr=True).print(message, soft_wrap=True, markup=False, highlight=False)
             lock.acquire()
         try:
+            folder.complete()
             yield
         finally:
             lock.release()
