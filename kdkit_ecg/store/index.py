@@ -60,7 +60,8 @@ def read_rows(folder: Path) -> tuple[Rows, int]:
         for start, checksum in zip(starts, rows["check"].tolist(), strict=True)
     ]
     ends = rows["offset"] + signal_bytes(rows["time"])
-    valid = np.array(intact, dtype=bool) & (ends <= size) & (rows["fault"] < len(FAULTS))
+    # An offset near 2**64 would make `ends` start again at 0.
+    valid = np.array(intact, dtype=bool) & (rows["offset"] <= size) & (ends <= size) & (rows["fault"] < len(FAULTS))
     # Later rows replace earlier ones of the same key. The dict keeps the last position of each.
     last_rows = {key: row for row, key in enumerate(rows[valid]["key"].tolist())}
     return rows[valid][sorted(last_rows.values())], int((~valid).sum()) + bool(len(raw) % ROW.itemsize)
