@@ -23,7 +23,7 @@ import torch
 from kdkit_ecg import Challenge2020, LRHNet
 from kdkit_ecg.datasets.signal_split import SignalSplit
 from kdkit_ecg.records.header import read_header
-from kdkit_ecg.store import MappedSignals, SignalFile
+from kdkit_ecg.store import SignalFile, StoredSignals
 from kdkit_ecg.store.index import INDEX, ROW, SIGNALS, make_row
 
 BATCH, LENGTH, RATE, STEPS, ITEMS = 64, 4096, 257, 6, 64
@@ -106,7 +106,7 @@ def memory_growth(folder, count, in_memory):
     """Return the growth of resident memory to its peak in an epoch, over a store or over arrays in memory."""
     before = resident()
     rows = np.fromfile(Path(folder) / INDEX, dtype=ROW)
-    signals = MappedSignals(SignalFile(Path(folder), rows))
+    signals = StoredSignals(SignalFile(Path(folder), rows))
     split = SignalSplit(
         signals=[signal.copy() for signal in signals] if in_memory else signals,
         person=torch.zeros(count, 5),

@@ -22,7 +22,7 @@ from kdkit.teachers.cache.audit import AUDIT_SAMPLES, Audit
 from kdkit.teachers.cache.cached import CachedTeacher
 from kdkit.teachers.cache.codec import Codec
 from kdkit.teachers.cache.entry import EntrySpec
-from kdkit.teachers.cache.folder import CacheFolder
+from kdkit.teachers.cache.folder import CacheFolder, UnusableFolderError
 from kdkit.teachers.cache.key import compute_key, facts_of_data
 from kdkit.teachers.cache.probe import probe
 from kdkit.teachers.cache.store import Store
@@ -46,6 +46,7 @@ class TeacherCaching:
     def __init__(self, recipe: Recipe, stages: Sequence[Stage], options: RunOptions, device: torch.device) -> None:
         self.recipe, self.stages, self.options, self.device = recipe, stages, options, device
         self._private_folder: Path | None = None
+        self._folder_problem = ""  # why the shared folder cannot be used
 
     def notices(self) -> Iterator[str]:
         """Yield why nothing is cached in this run, or nothing for other runs, if the reason is in its data."""
@@ -69,6 +70,7 @@ class TeacherCaching:
         Raises CacheError if cached outputs are not what their teacher computes.
         """
         notices = []
+        known_problem = self._folder_problem
         for net in _frozen_teachers(stage):
             session = sessions[net.name]
             with self.options.autocast(self.device):
@@ -80,6 +82,8 @@ class TeacherCaching:
                 sessions[net.name] = cached or self._encoded_only(net, session, batch)
                 if cached is not None:
                     self._audit_earlier_outputs(cached)
+        if self._folder_problem != known_problem:
+            notices.insert(0, f"teacher outputs are cached for this run only: {self._folder_problem}")
         return notices
 
     def close(self, *, ended: bool) -> None:
@@ -97,7 +101,14 @@ class TeacherCaching:
         _require_separate(net, module)
         probed = probe(session, batch, autocast=self.options.precision != "fp32")
         codec = Codec(self.recipe.teacher_cache, probed.output)
-        store = self._open_store(net, stage, codec, split)
+        try:
+            store = self._open_store(net, stage, codec, split)
+        except UnusableFolderError as error:
+            if self._is_private():
+                raise
+            # Without any cache, outputs would be computed in other batches, and could differ in their last bits.
+            self._folder_problem = str(error)
+            return self._cached_teacher(net, stage, session, module, batch)
         audit = self._audit(net, session, codec)
         # Ten times the rounding of the tiny batch, which has only few samples to show it.
         audit.tolerance = max(audit.tolerance, 10 * probed.rounding, self._least_tolerance(net))
@@ -166,9 +177,17 @@ class TeacherCaching:
         ids = store.ids[rows[torch.randperm(len(rows), generator=generator)[:AUDIT_SAMPLES]]]
         with preserve_rng_state():
             batch = split.batch(torch.isin(torch.as_tensor(split.ids).cpu(), ids).nonzero().flatten(), draw)
-        lookup = None if batch.ids is None else store.lookup(batch.ids, draw)
-        if lookup is not None:
-            cached.audit.check(batch.to(self.device), store.read(lookup))
+        try:
+            lookup = None if batch.ids is None else store.lookup(batch.ids, draw)
+            if lookup is None or (lookup.hits is not None and not lookup.hits.any()):
+                return
+            parts = store.read(lookup)
+        except OSError:  # the first step that reads them gives the reason
+            return
+        if lookup.hits is not None:  # damaged outputs are computed again when they are read
+            intact = lookup.hits.nonzero().flatten()
+            batch, parts = batch.rows(intact), tuple(part[intact] for part in parts)
+        cached.audit.check(batch.to(self.device), parts)
 
     def _facts_of_data(self) -> Mapping[str, Any]:
         """Return the facts of the data that outputs depend on. Raises CacheError if samples cannot be identified."""
@@ -198,7 +217,8 @@ class TeacherCaching:
 
     def _is_private(self) -> bool:
         """Whether no other run reads the folder."""
-        return not self._has_data_digest() or (self.options.teacher_cache == "auto" and self.options.out is None)
+        no_folder = self.options.teacher_cache == "auto" and self.options.out is None
+        return not self._has_data_digest() or no_folder or bool(self._folder_problem)
 
     def _folder(self) -> Path:
         if not self._is_private():

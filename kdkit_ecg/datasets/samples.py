@@ -15,7 +15,7 @@ from kdkit_ecg.datasets.scan import LabelEncoder
 from kdkit_ecg.datasets.signal_split import SignalSplit
 from kdkit_ecg.records.header import Header
 from kdkit_ecg.records.record import person_vector
-from kdkit_ecg.store import MappedSignals
+from kdkit_ecg.store import StoredSignals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -35,8 +35,8 @@ class LabelledRecords:
         """Return these rows as a split with these options of SignalSplit. The signals are shared, not copied."""
         index, signals = torch.from_numpy(rows), self.signals
         return SignalSplit(
-            # Mapped signals stay mapped; a list of them would read every signal.
-            signals=signals.select(rows) if isinstance(signals, MappedSignals) else [signals[row] for row in rows],
+            # Stored signals stay in their file; a list of them would read every signal.
+            signals=signals.select(rows) if isinstance(signals, StoredSignals) else [signals[row] for row in rows],
             person=self.person[index],
             labels=self.labels[index],
             ids=self.ids[index],

@@ -12,6 +12,7 @@ from torch import Tensor
 from kdkit import Batch, Split
 from kdkit.utils.randomness import derive_seed
 from kdkit_ecg.augmentations import Augmentation, Mixup
+from kdkit_ecg.store import StoredSignals
 
 Window = Literal["random", "centre"]
 Augmentations = tuple[Augmentation | Mixup, ...]
@@ -35,7 +36,7 @@ class Ecg(NamedTuple):
 class SignalSplit(Split):
     """Records as a split of kdkit. Each sample is a window of `length` samples, a pure function of (seed, id, draw).
 
-    signals: one float32 (12, time) array per record, in memory or mapped, with any times. rate in Hz.
+    signals: one float32 (12, time) array per record, in memory or in a store, with any times. rate in Hz.
     person: (records, 5) float32. labels: (records, classes) float32 of 0 and 1. ids: (records,) int64.
     window: "random" moves the window (or the zero padding of a record that is too short) in each draw; "centre" does
     not.
@@ -75,7 +76,7 @@ class SignalSplit(Split):
         return Batch(Ecg(windows, person), labels, self.ids[index], draw)
 
     def _windows(self, index: Tensor, draw: int) -> Tensor:
-        leads = self.signals[int(index[0])].shape[0]
+        leads = self._shape(int(index[0]))[0]
         # Each window is copied once, into uninitialised memory: as fast as one gather, and for records of any length.
         windows = np.empty((len(index), leads, self.length), dtype=np.float32)
         for position, row in enumerate(index.tolist()):
@@ -84,16 +85,25 @@ class SignalSplit(Split):
 
     def _fill(self, window: NDArray[np.float32], row: int, draw: int) -> None:
         """Write the window of a record to `window`, (12, length)."""
-        signal = self.signals[row]
-        spare = signal.shape[1] - self.length  # negative if the record is shorter than the window
+        time = self._shape(row)[1]
+        spare = time - self.length  # negative if the record is shorter than the window
         offset = self._offset(row, draw, abs(spare))  # of the window in the record, or of the record in the window
         if spare >= 0:
-            window[:] = self._augmented(signal[:, offset : offset + self.length], row, draw)
+            window[:] = self._augmented(self._samples(row, offset, offset + self.length), row, draw)
         else:
-            end = offset + signal.shape[1]
+            end = offset + time
             window[:, :offset] = 0
-            window[:, offset:end] = self._augmented(signal, row, draw)
+            window[:, offset:end] = self._augmented(self._samples(row, 0, time), row, draw)
             window[:, end:] = 0
+
+    def _shape(self, row: int) -> tuple[int, ...]:
+        return self.signals.shape(row) if isinstance(self.signals, StoredSignals) else self.signals[row].shape
+
+    def _samples(self, row: int, start: int, stop: int) -> NDArray[np.float32]:
+        """Return the samples of a record from `start` to `stop`, (12, stop - start)."""
+        if isinstance(self.signals, StoredSignals):  # reads no more of a long record than the window
+            return self.signals.window(row, start, stop)
+        return self.signals[row][:, start:stop]
 
     def _augmented(self, signal: NDArray[np.float32], row: int, draw: int) -> NDArray[np.float32]:
         for position, augmentation in enumerate(self.augment):

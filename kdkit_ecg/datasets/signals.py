@@ -11,7 +11,7 @@ from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
 from kdkit_ecg.records.header import Header
 from kdkit_ecg.records.preparation import Preparation, content_hash
 from kdkit_ecg.records.record import read_record
-from kdkit_ecg.store import FAULTS, MappedSignals, SignalFile, SignalStore
+from kdkit_ecg.store import FAULTS, SignalFile, SignalStore, StoredSignals
 
 Signals = Sequence[NDArray[np.float32]]
 
@@ -47,9 +47,10 @@ def read_signals(
         accepted = [
             row for row, (header, content, fault) in enumerate(results) if accept(header, content, FAULTS[fault])
         ]
-        file = SignalFile(store.folder.path, rows[accepted])
-        return [headers[row] for row in accepted], MappedSignals(file)
-    used: list[Header] = []
+        used = [headers[row] for row in accepted]
+        file = SignalFile(store.folder.path, rows[accepted], [header.name for header in used])
+        return used, StoredSignals(file)
+    used = []
     signals: list[NDArray[np.float32]] = []
     for header in headers:
         prepared = preparation.prepare(header)

@@ -1,17 +1,17 @@
-"""Cache prepared signals on disk: prepared once, memory-mapped by every run."""
+"""Cache prepared signals on disk: prepared once, and read by every run."""
 
 from kdkit_ecg.store.index import FAULTS
 from kdkit_ecg.store.location import StoreFolder, StoreLocation, stores_folder, stores_in
-from kdkit_ecg.store.memory_map import MappedSignals, SignalFile
+from kdkit_ecg.store.signal_file import SignalFile, StoredSignals
 from kdkit_ecg.store.store import SignalStore
 
 __all__ = [
     "FAULTS",
-    "MappedSignals",
     "SignalFile",
     "SignalStore",
     "StoreFolder",
     "StoreLocation",
+    "StoredSignals",
     "stores_folder",
     "stores_in",
 ]

@@ -1,7 +1,10 @@
 """Prepare the records that a store lacks, in several processes, and append them to its files."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from rich.console import Console
@@ -26,6 +29,7 @@ def append_records(
 ) -> Rows:
     """Prepare these records and append them to a store, with a progress bar on a terminal. The store must be locked.
 
+    A chunk that cannot be written completely, since the disk is full, is removed again.
     missing: key -> header. Returns the rows of records that were not stored: their fault is transient, or their files
     changed during the preparation, so that their key is different now.
     """
@@ -33,30 +37,30 @@ def append_records(
         return np.zeros(0, ROW)
     console = Console(stderr=True)
     columns = (TextColumn("preparing records"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    not_stored = []
+    not_stored: list[bytes] = []
     with (
         Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
-        (folder / SIGNALS).open("ab") as signals,
-        (folder / INDEX).open("ab") as index,
+        (folder / SIGNALS).open("ab", buffering=0) as signals,
+        (folder / INDEX).open("ab", buffering=0) as index,
     ):
         task = progress.add_task("", total=len(missing))
         for keys, prepared in _prepare_in_chunks(missing, preparation, processes):
-            rows = []
+            pieces: list[bytes] = []  # of the file of signals
+            rows: list[bytes] = []
+            end = signals.seek(0, os.SEEK_END)
             for key, result in zip(keys, prepared, strict=True):
-                offset = signals.tell()
+                offset = end
                 if result.signal is not None:
-                    offset += signals.write(bytes(-offset % ALIGNMENT))
-                    signals.write(np.ascontiguousarray(result.signal, "<f4").data)
-                rows.append(make_row(key, result.content, offset, result.signal, result.fault or ""))
-            # Signals reach the file before the rows that refer to them, so an interruption leaves no dangling row.
-            signals.flush()
-            for key, row, result in zip(keys, rows, prepared, strict=True):
-                if result.transient or key_of(missing[key]) != key:
-                    not_stored.append(row)
-                else:
-                    index.write(row)
-            index.flush()
+                    offset += -end % ALIGNMENT
+                    pieces += [bytes(offset - end), result.signal.astype("<f4").tobytes()]
+                    end = offset + result.signal.nbytes
+                row = make_row(key, result.content, offset, result.signal, result.fault or "")
+                changed = result.transient or key_of(missing[key]) != key
+                (not_stored if changed else rows).append(row)
+            _append(signals, index, pieces, rows)
             progress.advance(task, len(keys))
+        for file in (signals, index):
+            os.fsync(file.fileno())
     return np.frombuffer(b"".join(not_stored), dtype=ROW)
 
 
@@ -74,3 +78,20 @@ def _prepare_in_chunks(
     results = run_in_processes(prepare, chunks, jobs) if jobs > 1 else ((chunk, prepare(chunk)) for chunk in chunks)
     for chunk, prepared in results:
         yield [keys[header] for header in chunk], prepared
+
+
+def _append(signals: IO[bytes], index: IO[bytes], pieces: Sequence[bytes], rows: Sequence[bytes]) -> None:
+    """Append a chunk to the unbuffered files of a store, or nothing if the disk is full, which raises OSError."""
+    ends = [file.seek(0, os.SEEK_END) for file in (signals, index)]
+    try:
+        # Signals reach the file before the rows that refer to them, so an interruption leaves no dangling row.
+        for file, contents in ((signals, pieces), (index, rows)):
+            for content in contents:
+                written = 0
+                while written < len(content):  # a file that reaches a limit is written in part, and then not at all
+                    written += file.write(memoryview(content)[written:])
+    except OSError:
+        for file, end in zip((signals, index), ends, strict=True):
+            with suppress(OSError):
+                file.truncate(end)
+        raise

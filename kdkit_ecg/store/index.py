@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 INDEX, SIGNALS, LOCK = "index.bin", "signals.f32", ".lock"
+UNFINISHED = ".new"  # the end of the name of a file that is being written, and replaces another one
 
 LEADS = 12
 SAMPLE_BYTES = 4  # of a float32
@@ -59,20 +60,30 @@ def read_rows(folder: Path) -> tuple[Rows, int]:
         for start, checksum in zip(starts, rows["check"].tolist(), strict=True)
     ]
     ends = rows["offset"] + signal_bytes(rows["time"])
-    valid = np.array(intact, dtype=bool) & (ends <= size) & (rows["fault"] < len(FAULTS))
+    # An offset near 2**64 would make `ends` start again at 0.
+    valid = np.array(intact, dtype=bool) & (rows["offset"] <= size) & (ends <= size) & (rows["fault"] < len(FAULTS))
     # Later rows replace earlier ones of the same key. The dict keeps the last position of each.
     last_rows = {key: row for row, key in enumerate(rows[valid]["key"].tolist())}
     return rows[valid][sorted(last_rows.values())], int((~valid).sum()) + bool(len(raw) % ROW.itemsize)
 
 
 def write_rows(folder: Path, rows: Rows) -> None:
-    """Replace the index atomically."""
-    unfinished = folder / f".{INDEX}.new"
-    with unfinished.open("wb") as file:
-        file.write(rows.tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(folder / INDEX)
+    """Replace the index atomically. The store must be locked."""
+    replace_file(folder / INDEX, rows.tobytes())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replace a file of a store atomically. The store must be locked, since the unfinished file has a fixed name."""
+    unfinished = path.with_name(f".{path.name}{UNFINISHED}")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:  # KeyboardInterrupt too must not leave the unfinished file
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def remove_rows(folder: Path, keys: Iterable[bytes]) -> None:

@@ -14,8 +14,9 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from kdkit import DataError
+from kdkit.errors import first_line
 from kdkit_ecg.records.preparation import VERSION, Preparation
-from kdkit_ecg.store.index import LOCK, read_rows
+from kdkit_ecg.store.index import LOCK, UNFINISHED, read_rows, replace_file
 
 FORMAT = 2  # of the files and keys of a store; part of its name, so another format is another store
 METADATA = "store.json"  # the file that marks a folder as a store
@@ -51,18 +52,19 @@ class StoreFolder:
         """The number of records in the store, including those with a fault."""
         return len(read_rows(self.path)[0])
 
-    def create(self) -> None:
-        """Create the folder if it does not exist. Raises OSError if that is not possible."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        metadata = {"format": FORMAT, "sources": self.sources, "preparation": self.preparation}
+    def complete(self) -> None:
+        """Mark the folder as a store if it is none yet, and remove what a killed process left unfinished.
+
+        The store must be locked. Raises OSError if the folder cannot be written.
+        """
+        for unfinished in self.path.glob(f".*{UNFINISHED}"):
+            unfinished.unlink(missing_ok=True)
         if not (self.path / METADATA).is_file():
-            # Several processes may create the store at the same time, so each writes a file with its own name.
-            unfinished = self.path / f".{METADATA}.{os.getpid()}"
-            unfinished.write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
-            unfinished.replace(self.path / METADATA)
+            metadata = {"format": FORMAT, "sources": self.sources, "preparation": self.preparation}
+            replace_file(self.path / METADATA, (json.dumps(metadata, indent=1) + "\n").encode())
 
     def delete(self) -> None:
-        """Delete the store. Runs that have mapped it are not affected.
+        """Delete the store. Runs that read it are not affected.
 
         Raises DataError if another process is writing to it, or if it cannot be deleted.
         """
@@ -74,8 +76,8 @@ class StoreFolder:
             shutil.rmtree(self.path)
         except Timeout as error:
             raise DataError(f"another process is writing to {self.path}; wait for it, or stop it") from error
-        except OSError as error:
-            raise DataError(f"{self.path} cannot be deleted: {error.strerror or error}") from error
+        except (OSError, NotImplementedError) as error:  # filelock raises the latter on a file system without locks
+            raise DataError(f"{self.path} cannot be deleted: {first_line(error)}") from error
 
 
 def stores_folder(location: StoreLocation = "auto") -> Path:

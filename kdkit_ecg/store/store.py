@@ -17,7 +17,7 @@ from kdkit_ecg.records.preparation import Preparation
 from kdkit_ecg.store.build import append_records
 from kdkit_ecg.store.index import LOCK, ROW, Rows, make_row, read_rows, remove_rows, signal_bytes, write_rows
 from kdkit_ecg.store.location import StoreFolder, StoreLocation
-from kdkit_ecg.store.memory_map import SignalFile
+from kdkit_ecg.store.signal_file import SignalFile
 from kdkit_ecg.utils.files import format_bytes, free_space
 
 _ALTERNATIVES = (
@@ -134,7 +134,7 @@ class SignalStore:
     @contextmanager
     def _lock(self) -> Iterator[None]:
         folder = self.folder
-        folder.create()
+        folder.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.path / LOCK)
         try:
             lock.acquire(timeout=0)
@@ -143,6 +143,7 @@ class SignalStore:
             Console(stderr=True).print(message, soft_wrap=True, markup=False, highlight=False)
             lock.acquire()
         try:
+            folder.complete()
             yield
         finally:
             lock.release()

@@ -171,3 +171,60 @@ def test_impossible_options_are_refused_and_create_no_store(folder, tmp_path, kd
     result = kdkit_here("ecg", "prepare", folder, "--store", tmp_path / "stores", *options)
     assert (result.code, message in result.err) == (2, True), result
     assert not (tmp_path / "stores").exists()
+
+
+RECIPE = """
+import time
+from pathlib import Path
+
+from torch import nn
+
+import kdkit
+from kdkit import Net, Recipe, Stage, Training, Truth
+from kdkit_ecg import Challenge2020
+
+
+@kdkit.hookimpl
+def step_ended(event):
+    if (event.epoch, event.batch) == (1, 1):
+        Path("waiting").touch()
+        while not Path("go").exists():
+            time.sleep(0.02)
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(12, 24)
+
+    def forward(self, signal, person):
+        return self.head(signal.mean(2))
+
+
+def recipe():
+    data = Challenge2020("records", length={length}, store="stores", shares=(0.6, 0.2, 0.2))
+    student = Net("student", Small())
+    stage = Stage({{student: Truth(nn.BCEWithLogitsLoss())}}, Training(epochs=3, batch_size=4))
+    return Recipe(data=data, schedule=[stage])
+"""
+
+
+# Records have 1,542 samples: of the first length, whole records are read, and of the second one their windows.
+@pytest.mark.parametrize("length", [1000, 100])
+def test_a_store_that_is_truncated_under_a_run_ends_it_with_a_message_and_by_no_signal(folder, tmp_path, length):
+    (tmp_path / "records").symlink_to(folder)
+    (tmp_path / "mine.py").write_text(RECIPE.format(length=length))
+    command = ["-m", "kdkit", "run", "mine.py", "--device", "cpu", "--out", "runs/run"]
+    process = ForkedPython(command, tmp_path)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "waiting").exists():
+        assert process.poll() is None, process.output(2)
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    (signals,) = (tmp_path / "stores").glob("*/signals.f32")
+    os.truncate(signals, 1000)
+    (tmp_path / "go").touch()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    assert re.search(r"record 'R\d+' in .*signals\.f32 is damaged, .* or the file was truncated", err), err
+    assert "Traceback" not in err

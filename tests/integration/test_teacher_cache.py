@@ -5,6 +5,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 import kdkit
 from kdkit import CacheSettings, MultiLevel, RecipeError, TorchData
 from kdkit.errors import CacheError, CheckError
-from kdkit.teachers.cache import CacheFolder
+from kdkit.teachers.cache import CacheFolder, Part, Store
 from tests.helpers.stages import copied, epoch_terms, same, samples, three, training
 from tests.helpers.teacher_cache import ROWS, NoisyData, TeacherCalls, make_net, make_recipe
 
@@ -88,9 +89,9 @@ def test_stages_and_seeds_share_cached_outputs(teacher_calls, tmp_path):
 def test_a_teacher_runs_on_the_missing_samples_only(teacher_calls, tmp_path):
     run(make_recipe(epochs=1), out=tmp_path / "first")
     entry = next(path for path in (tmp_path / "teacher_cache").iterdir() if path.is_dir())
-    flags = bytearray((entry / "written").read_bytes())
-    flags[::2] = bytes(len(flags[::2]))  # as if every second sample had never been computed
-    (entry / "written").write_bytes(flags)
+    checksums = np.fromfile(entry / "checksums", "<u4")
+    checksums[::2] = 0  # as if every second sample had never been computed
+    checksums.tofile(entry / "checksums")
     teacher_calls.calls.clear()
     cached = run(make_recipe(epochs=3), out=tmp_path / "second")
     computed = sum(size for _, size in teacher_calls.calls) - 4 * 4 - 4  # except for dry runs, the probe and the audit
@@ -248,9 +249,12 @@ def test_a_teacher_that_shares_a_module_with_the_student_is_not_cached(teacher_c
 
 
 def change_cached_outputs(folder: Path) -> None:
+    """Write other outputs with their checksums, as if the teacher had computed them."""
     for path in folder.glob("*/output"):
-        values = torch.from_file(str(path), shared=True, size=ROWS * 3, dtype=torch.float32)
-        values += 0.01
+        values = torch.from_numpy(np.fromfile(path, np.float32)).view(ROWS, 3)
+        store = Store(path.parent, [Part("output", (3,), torch.float32)], ROWS, 1)
+        store.write(0, torch.arange(ROWS), [values + 0.01])
+        store.close()
 
 
 def test_the_audit_stops_a_run_whose_cached_outputs_are_not_the_teachers(tmp_path):

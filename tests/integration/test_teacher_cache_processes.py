@@ -125,7 +125,7 @@ def teacher_batches(folder: Path, name: str) -> int:
 def rows_on_disk(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Return which rows are written, (rows,) bool, and all rows of outputs, (rows, classes)."""
     (entry,) = (meta.parent for meta in (folder / "runs" / "teacher_cache").glob("*/meta.json"))
-    written = torch.frombuffer(bytearray((entry / "written").read_bytes()), dtype=torch.uint8).bool()
+    written = torch.frombuffer(bytearray((entry / "checksums").read_bytes()), dtype=torch.int32) != 0
     return written, torch.frombuffer(bytearray((entry / "output").read_bytes()), dtype=torch.float32).view(32, 3)
 
 

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kdkit.data.batch import Batch
@@ -29,17 +30,22 @@ class CachedTeacher(TeacherSession):
         self.store = store
         self.audit = audit
         self._new_outputs: list[NewOutputs] = []  # of this epoch, for the rank that writes
+        self._reported_damaged, self._reported_not_finite = 0, False
 
     def __call__(self, batch: Batch) -> TeacherOutput:
         """Return the output for a batch; the teacher runs on the samples that miss in the cache."""
-        lookup = self._lookup(batch)
+        try:
+            lookup = self._lookup(batch)
+            cached = () if lookup is None or self.store is None else self.store.read(lookup)
+        except OSError as error:
+            self._stop_caching(first_line(error))
+            lookup = None
         if lookup is None or self.store is None:
             return self._run_teacher(batch)
         if lookup.hits is not None:
-            return self._complete(batch, lookup, lookup.hits, self.store)
-        parts = self.store.read(lookup)
-        self.audit.spot_check(batch, parts)
-        return self.codec.decode(parts, batch.labels.device)
+            return self._complete(batch, lookup, cached, self.store)
+        self.audit.spot_check(batch, cached)
+        return self.codec.decode(cached, batch.labels.device)
 
     def dry_run(self, batch: Batch) -> Sequence[TapLike]:
         """Run the teacher once."""
@@ -68,7 +74,11 @@ class CachedTeacher(TeacherSession):
                 self._stop_caching(first_line(error))
         collectives.barrier()  # the other ranks read after the rank that writes has flushed
         if self.store is not None:
-            self.store.refresh()
+            self._report(self.store)
+            try:
+                self.store.refresh()
+            except OSError as error:
+                self._stop_caching(first_line(error))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the teacher's own session, so that a run can resume without the cache."""
@@ -89,6 +99,8 @@ class CachedTeacher(TeacherSession):
             )
         finally:
             self.session.close()
+        if self.store is not None:
+            self._report(self.store)
 
     def _lookup(self, batch: Batch) -> Lookup | None:
         ids = batch.ids if batch.ids_on_cpu is None else batch.ids_on_cpu  # no wait for the device
@@ -99,10 +111,19 @@ class CachedTeacher(TeacherSession):
     def _run_teacher(self, batch: Batch) -> TeacherOutput:
         return self.codec.decode(self.codec.encode(self.session(batch)), batch.labels.device)
 
-    def _complete(self, batch: Batch, lookup: Lookup, hits: Tensor, store: Store) -> TeacherOutput:
-        """Run the teacher on the samples that missed, write their outputs, and return the output for the batch."""
+    def _complete(self, batch: Batch, lookup: Lookup, cached: Sequence[Tensor], store: Store) -> TeacherOutput:
+        """Run the teacher on the samples that missed, write their outputs, and return the output for the batch.
+
+        cached: the parts of all samples; those of samples that missed have any values.
+        """
+        hits = torch.ones(len(batch), dtype=torch.bool) if lookup.hits is None else lookup.hits
         missing = hits.logical_not().nonzero().flatten()
-        parts = self.codec.encode(self.session(batch if len(missing) == len(batch) else batch.rows(missing)))
+        if len(missing) == len(batch) or not lookup.damaged:
+            parts = self.codec.encode(self.session(batch if len(missing) == len(batch) else batch.rows(missing)))
+        else:
+            # The last bits of an output may depend on the size of the batch. In a run that is repeated, this is the
+            # batch in which the damaged outputs were computed, so its bits come back.
+            parts = tuple(part.index_select(0, missing) for part in self.codec.encode(self.session(batch)))
         if [(tuple(part.shape[1:]), part.dtype) for part in parts] != [
             (part.shape, part.dtype) for part in store.parts
         ]:
@@ -118,9 +139,27 @@ class CachedTeacher(TeacherSession):
             copies = tuple(part.clone() for part in parts)  # a loss may change its target in place
             self._new_outputs.append(NewOutputs(lookup.draw, store.ids[lookup.rows[missing]], copies))
         if len(missing) < len(batch):
-            cached = store.read(lookup)
             parts = tuple(part.index_copy(0, missing, new) for part, new in zip(cached, parts, strict=True))
         return self.codec.decode(parts, batch.labels.device)
+
+    def _report(self, store: Store) -> None:
+        """Warn of damaged outputs that were found since the last call, and once of outputs that are not finite."""
+        count, self._reported_damaged = store.damaged - self._reported_damaged, store.damaged
+        if count:
+            outputs = "1 cached output" if count == 1 else f"{count:,} cached outputs"
+            verb = "was" if count == 1 else "were"
+            warnings.warn(
+                f"{outputs} of {self.audit.teacher} {verb} damaged and computed again; the disk of {store.path} may "
+                "be failing, or another program writes there",
+                stacklevel=4,
+            )
+        if store.not_finite and not self._reported_not_finite:
+            self._reported_not_finite = True
+            warnings.warn(
+                f"outputs of {self.audit.teacher} are NaN or infinite for {store.not_finite:,} samples; these are not "
+                "cached, and computed again in each epoch",
+                stacklevel=4,
+            )
 
     def _stop_caching(self, reason: str) -> None:
         """Run the teacher at every step from this one on."""

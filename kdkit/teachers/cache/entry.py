@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from kdkit.errors import CacheError
 from kdkit.teachers.cache.codec import Part
 from kdkit.teachers.cache.key import FORMAT, Key
-from kdkit.teachers.cache.store import IDS, META, USED, WRITTEN
+from kdkit.teachers.cache.store import CHECKSUM_BYTES, CHECKSUMS, IDS, META, USED
 from kdkit.utils.files import write
 
 
@@ -80,8 +81,8 @@ def is_intact(path: Path, spec: EntrySpec) -> bool:
         ids = torch.frombuffer(bytearray((path / IDS).read_bytes()), dtype=torch.int64)
         written_format = _format_of(meta)
         sizes = {name: (path / name).stat().st_size for name in _file_sizes(spec)}
-        same_parts = meta["parts"] == _meta(spec)["parts"]
-    except (OSError, ValueError, KeyError, TypeError):
+        same_parts = meta["parts"] == _meta(spec)["parts"] and Key(meta["key"]).digest == spec.key.digest
+    except (OSError, ArithmeticError, ValueError, KeyError, TypeError):
         return False
     if written_format != FORMAT:
         raise CacheError(
@@ -110,25 +111,28 @@ def read_info(path: Path) -> EntryInfo | None:
         meta = json.loads((path / META).read_text())
         written_format = _format_of(meta)
         # An older format may have other files; it is listed so that it can be deleted.
-        flags = (path / WRITTEN).read_bytes() if written_format == FORMAT else b""
+        checksums = (path / CHECKSUMS).read_bytes() if written_format == FORMAT else b""
+        written = np.frombuffer(checksums[: len(checksums) // CHECKSUM_BYTES * CHECKSUM_BYTES], dtype="<u4")
         files = [file.stat() for file in path.iterdir() if file.is_file()]
         used = (path / USED).stat().st_mtime
-        reserved = int((path / USED).read_text() or 0)
+        reserved = (path / USED).read_bytes()
         net, facts = str(meta["net"]), meta["key"]
         view, data = str(facts["view"]["key"]), str(facts["data"]["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ArithmeticError, ValueError, KeyError, TypeError):
         return None
     on_disk = sum(getattr(file, "st_blocks", file.st_size // 512) * 512 for file in files)  # sparse files take less
     in_use = is_open(path)
+    if in_use and reserved.isdigit():
+        on_disk = max(on_disk, int(reserved))
     return EntryInfo(
-        path=path, net=net, view=view, data=data, written=flags.count(1), rows=len(flags), used=used, open=in_use,
-        bytes=max(on_disk, reserved) if in_use else on_disk, format=written_format,
+        path=path, net=net, view=view, data=data, written=int(np.count_nonzero(written)), rows=len(written),
+        bytes=on_disk, used=used, open=in_use, format=written_format,
     )  # fmt: skip
 
 
 def _file_sizes(spec: EntrySpec) -> dict[str, int]:
     rows = spec.draws * len(spec.ids)
-    return {**{part.name: rows * part.bytes for part in spec.parts}, WRITTEN: rows}
+    return {**{part.name: rows * part.bytes for part in spec.parts}, CHECKSUMS: rows * CHECKSUM_BYTES}
 
 
 def _meta(spec: EntrySpec) -> dict[str, Any]:

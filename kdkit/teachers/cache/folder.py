@@ -17,6 +17,10 @@ _LOCK_SECONDS = 30.0  # how long to wait for another process that opens or delet
 _FREE_BYTES = 2**28  # that stay free on the disk
 
 
+class UnusableFolderError(CacheError):
+    """The folder of a cache cannot be locked, read or written."""
+
+
 class CacheFolder:
     """Entries by digest. limit: in bytes; above it the entries that were not used for longest are evicted."""
 
@@ -24,21 +28,24 @@ class CacheFolder:
         self.path, self.limit = path, limit
 
     def open(self, spec: EntrySpec) -> Store:
-        """Return the store of an entry, which is created if needed. Raises CacheError if there is no room for it."""
+        """Return the store of an entry, which is created if needed.
+
+        Raises UnusableFolderError if the folder cannot be written, and CacheError if there is no room for the entry.
+        """
         path = self.path / spec.key.digest
         try:
             with self._locked():
                 if path.exists() and not is_intact(path, spec):
                     if is_open(path):
-                        raise CacheError(f"{path} is damaged, and another process uses it")
+                        raise UnusableFolderError(f"{path} is damaged, and another process uses it")
                     shutil.rmtree(path)
                 self._make_room(path, spec.new_bytes)
                 if not path.exists():
                     create_entry(path, spec)
                 (path / USED).write_text(str(spec.new_bytes))
                 return Store(path, spec.parts, len(spec.ids), spec.draws)
-        except (OSError, RuntimeError) as error:  # torch raises RuntimeError if a file cannot be mapped
-            raise CacheError(f"{self.path} cannot be written: {first_line(error)}") from error
+        except (OSError, NotImplementedError) as error:  # filelock raises the latter on a file system without locks
+            raise UnusableFolderError(f"{self.path} cannot be written: {first_line(error)}") from error
 
     def kept(self) -> list[EntryInfo]:
         """Return all entries, the last used first. Raises CacheError if there is no such folder."""
@@ -131,7 +138,9 @@ class CacheFolder:
             with FileLock(self.path / ".lock", timeout=_LOCK_SECONDS):
                 yield
         except Timeout as error:
-            raise CacheError(f"another process holds {self.path} for more than {_LOCK_SECONDS:.0f} s") from error
+            raise UnusableFolderError(
+                f"another process holds {self.path} for more than {_LOCK_SECONDS:.0f} s"
+            ) from error
 
 
 def format_bytes(amount: float) -> str:

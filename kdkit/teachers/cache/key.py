@@ -21,7 +21,7 @@ from kdkit.nets.taps import AttentionTap, Tap, TapLike
 from kdkit.teachers.cache.digest import Digest
 from kdkit.utils.devices import uses_tf32
 
-FORMAT = 3  # of the files and the key; raise it whenever either changes
+FORMAT = 4  # of the files and the key; raise it whenever either changes
 # Attributes of a Net that are facts already, or that its outputs do not depend on.
 _NET_ATTRIBUTES = (
     *("name", "module", "view", "element", "classes", "version", "trained", "recompute", "channels_last"),

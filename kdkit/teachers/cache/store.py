@@ -1,33 +1,48 @@
-"""The open files of one cache entry: read through memory maps, and written row by row."""
+"""The open files of one cache entry: rows are read and written by position, and verified on their first read."""
 
-import errno
+import math
 import os
 import time
 import uuid
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kdkit.teachers.cache.codec import Part
+from kdkit.utils.positioned import read_into, write_at
 
-META, IDS, WRITTEN, USED = "meta.json", "ids", "written", "used"  # the files of an entry besides its parts
+META, IDS, CHECKSUMS, USED = "meta.json", "ids", "checksums", "used"  # the files of an entry besides its parts
+CHECKSUM_BYTES = 4  # of a row
 _FLUSH_SECONDS = 5.0  # the least time between two flushes
 _FLUSH_RATIO = (
     100  # the pause after a flush, as a multiple of its duration, so that a slow disk does not delay training
 )
+# Draws up to this size are held in memory. Reading a row of a larger one costs a call of the system, about 1 us.
+_MEMORY_BYTES = 2**28
+
+# The states of a row:
+_MISSING, _UNVERIFIED, _INTACT, _DAMAGED = range(4)
 
 
 class Lookup(NamedTuple):
-    """The rows of samples in a store, (samples,), and which of them are hits, (samples,) bool; None: all of them."""
+    """The rows of samples in a store, (samples,), and which of them are hits, (samples,) bool; None: all of them.
+
+    damaged: whether some of the others had been written. parts: those of all rows, if they have been read already.
+    """
 
     draw: int
     rows: Tensor
     hits: Tensor | None
+    damaged: bool = False
+    parts: tuple[Tensor, ...] | None = None
 
 
 class NewOutputs(NamedTuple):
@@ -41,59 +56,105 @@ class NewOutputs(NamedTuple):
 class Store:
     """An entry of the cache that is open. The process that holds its lock writes; others read what was flushed.
 
-    Rows are written to the files, never through the maps, so that a full disk raises OSError instead of killing the
-    process. The flags of written rows are in memory, and reach their file when the rows themselves are on the disk:
-    a process that is killed never leaves a flag without its row.
+    Files are read and written by position, and never mapped: a truncated file or a full disk raises OSError instead of
+    killing the process. A row has a checksum, which reaches its file when the row itself is on the disk; a row without
+    one was not written. It is compared when this process reads the row for the first time, and a row that does not
+    match is a miss.
+
+    damaged: the number of rows that did not match. not_finite: the number of rows that were not written, since they
+    contain NaN or infinity.
     """
 
     def __init__(self, path: Path, parts: Sequence[Part], samples: int, draws: int) -> None:
         self.path, self.parts, self.samples, self.draws = path, tuple(parts), samples, draws
+        self.writes = False  # whether this process holds the lock
+        self.damaged = self.not_finite = 0
+        self._damaged_rows: set[tuple[int, int]] = set()  # draw and row, so that each is counted once
         self._use = FileLock(path / "uses" / uuid.uuid4().hex)  # while it is held, the entry is not deleted
         self._lock = FileLock(path / ".writing")
-        self._use.acquire(timeout=0)
-        self.ids = torch.from_file(str(path / IDS), shared=True, size=samples, dtype=torch.int64).clone()
-        # For an id beyond the last, searchsorted returns `samples`: the comparison in `lookup` then meets another id.
-        self._ids_or_first = torch.cat([self.ids, self.ids[:1]])
-        maps = []
-        for part in parts:
-            count = torch.Size(part.shape).numel() * draws * samples
-            mapped = torch.from_file(str(path / part.name), shared=True, size=count, dtype=part.dtype)
-            maps.append(mapped.view(draws, samples, *part.shape))
-        self._parts_of_draw = list(zip(*(mapped.unbind(0) for mapped in maps), strict=True))
-        self._unflushed: list[tuple[int, Tensor]] = []
-        # Unbuffered: readers of the maps see rows at once.
-        self._files = [(path / name).open("r+b", buffering=0) for name in (*(part.name for part in parts), WRITTEN)]
+        self._files: list[IO[bytes]] = []
+        self._changed_draws: set[int] = set()  # since the last flush
         self._flushed, self._pause = time.monotonic(), _FLUSH_SECONDS
-        self.writes = False  # whether this process holds the lock
-        self.written = torch.zeros(draws, samples, dtype=torch.bool)
-        self._complete_draws: set[int] = set()
-        self.refresh()
+        self._state = torch.full((draws, samples), _MISSING, dtype=torch.uint8)
+        self._checksums = np.zeros((draws, samples), dtype="<u4")
+        self._intact_draws: set[int] = set()
+        draw_bytes = max(1, sum(part.bytes for part in self.parts) * samples)
+        self._most_held = _MEMORY_BYTES // draw_bytes  # draws
+        self._held: dict[int, tuple[Tensor, ...]] = {}  # by draw, the last used one at the end
+        self._use.acquire(timeout=0)
+        try:
+            self.ids = torch.frombuffer(bytearray((path / IDS).read_bytes()), dtype=torch.int64)
+            # For an id beyond the last, searchsorted returns `samples`: the comparison in `lookup` then meets another.
+            self._ids_or_first = torch.cat([self.ids, self.ids[:1]])
+            for name in (*(part.name for part in parts), CHECKSUMS):
+                self._files.append((path / name).open("r+b", buffering=0))  # unbuffered: other processes see rows
+            self.refresh()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def written(self) -> Tensor:
+        """Which rows have an output, (draws, samples) bool, as far as this process knows."""
+        return (self._state == _UNVERIFIED) | (self._state == _INTACT)
 
     def lookup(self, ids: Tensor, draw: int) -> Lookup | None:
-        """Return the rows of samples, (samples,) ids; None if the entry has no rows for one of them."""
+        """Return the rows of samples, (samples,) ids; None if the entry has no rows for one of them.
+
+        Rows that this process has not read before are verified. Raises OSError if they cannot be read.
+        """
         ids = ids.to("cpu", torch.int64).contiguous()
         rows = torch.searchsorted(self.ids, ids)
         if not 0 <= draw < self.draws or not torch.equal(self._ids_or_first.index_select(0, rows), ids):
             return None
-        if draw in self._complete_draws:
+        if draw in self._intact_draws:
             return Lookup(draw, rows, None)
-        hits = self.written[draw].index_select(0, rows)
-        return Lookup(draw, rows, None if bool(hits.all()) else hits)
+        states = self._state[draw].index_select(0, rows)
+        parts = None
+        if bool((states == _UNVERIFIED).any()):
+            parts = self._verify(draw, rows)
+            states = self._state[draw].index_select(0, rows)
+        hits = states == _INTACT
+        if bool(hits.all()):
+            return Lookup(draw, rows, None, parts=parts)
+        return Lookup(draw, rows, hits, damaged=bool((states == _DAMAGED).any()))
 
     def read(self, lookup: Lookup) -> tuple[Tensor, ...]:
-        """Return the rows of each part, as copies; rows that were not written are 0."""
-        return tuple([mapped.index_select(0, lookup.rows) for mapped in self._parts_of_draw[lookup.draw]])
+        """Return the rows of each part, as copies; rows that are no hits have any values. Nothing if there is no hit.
+
+        Raises OSError if a file was truncated, or cannot be read.
+        """
+        if lookup.parts is not None:
+            return lookup.parts
+        if lookup.hits is not None and not bool(lookup.hits.any()):
+            return ()
+        if self._most_held:
+            return tuple([held.index_select(0, lookup.rows) for held in self._held_draw(lookup.draw)])
+        if lookup.hits is None:
+            return self._read_rows(lookup.draw, lookup.rows, complete=True)
+        positions = lookup.hits.nonzero().flatten()
+        parts = self._read_rows(lookup.draw, lookup.rows[positions], complete=True)
+        empty = [part.new_zeros(len(lookup.rows), *part.shape[1:]) for part in parts]
+        return tuple(rows.index_copy_(0, positions, part) for rows, part in zip(empty, parts, strict=True))
 
     def write(self, draw: int, rows: Tensor, parts: Sequence[Tensor]) -> None:
-        """Write the parts of these rows. Raises OSError if the disk is full."""
+        """Write the parts of these rows, except for rows with NaN or infinity. Raises OSError if the disk is full."""
+        finite = self._are_finite(parts)
+        if not bool(finite.all()):
+            self.not_finite += int((~finite).sum())
+            rows, parts = rows[finite], [part[finite] for part in parts]
+        if not len(rows):
+            return
         for file, part, values in zip(self._files, self.parts, parts, strict=False):
-            content = values.reshape(len(rows), -1).view(torch.uint8).numpy()  # (rows, bytes)
-            for row, row_bytes in zip(rows.tolist(), content, strict=True):
-                file.seek((draw * self.samples + row) * part.bytes)
-                if file.write(row_bytes) < part.bytes:  # a raw file may write less than it got, without an error
-                    raise OSError(errno.ENOSPC, f"{self.path} has no room for a whole row")
-        self.written[draw].index_fill_(0, rows, True)
-        self._unflushed.append((draw, rows))
+            content, size = _bytes_of(values), part.bytes
+            for number, row in enumerate(rows.tolist()):
+                write_at(file, content[number * size : (number + 1) * size], (draw * self.samples + row) * size)
+        if self._most_held:
+            for held, values in zip(self._held_draw(draw), parts, strict=True):
+                held.index_copy_(0, rows, values)
+        self._checksums[draw, rows.numpy()] = self._checksums_of(draw, rows, parts)
+        self._state[draw].index_fill_(0, rows, _INTACT)
+        self._changed_draws.add(draw)
         if time.monotonic() - self._flushed > self._pause:
             self.flush()
 
@@ -107,18 +168,17 @@ class Store:
             self.write(lookup.draw, lookup.rows[missing], [part[missing] for part in new.parts])
 
     def flush(self) -> None:
-        """Force written rows to the disk, and then their flags."""
-        if not self._unflushed:
+        """Force written rows to the disk, and then their checksums."""
+        if not self._changed_draws:
             return
         began = time.monotonic()
-        *data, flags = self._files
+        *data, checksums = self._files
         for file in data:
             os.fsync(file.fileno())
-        for draw in {draw for draw, _ in self._unflushed}:
-            flags.seek(draw * self.samples)
-            flags.write(self.written[draw].view(torch.uint8).numpy().tobytes())
-        os.fsync(flags.fileno())
-        self._unflushed = []
+        for draw in self._changed_draws:
+            write_at(checksums, self._checksums[draw].tobytes(), draw * self.samples * CHECKSUM_BYTES)
+        os.fsync(checksums.fileno())
+        self._changed_draws = set()
         self._flushed = time.monotonic()
         self._pause = max(_FLUSH_SECONDS, _FLUSH_RATIO * (self._flushed - began))
 
@@ -130,12 +190,19 @@ class Store:
                 self.writes = True
             except Timeout:
                 pass
-            self.written = self._read_flags()  # after the lock: rows that are flushed in between would be missed
-        self._complete_draws = {draw for draw, complete in enumerate(self.written.all(1).tolist()) if complete}
+            # After the lock: rows that are flushed in between would be missed.
+            checksums = np.zeros_like(self._checksums)
+            # A row whose checksum was cut off was not written.
+            read_into(self._files[-1].fileno(), checksums.reshape(-1).view(np.uint8).data, 0)
+            same = torch.from_numpy(checksums == self._checksums) & (self._state == _INTACT)
+            written = torch.from_numpy(checksums != 0)
+            self._state = torch.where(same, _INTACT, torch.where(written, _UNVERIFIED, _MISSING)).to(torch.uint8)
+            self._checksums = checksums
+        self._find_intact_draws()
 
     def abandon(self) -> None:
         """Close without the rows that were written since the last flush."""
-        self._unflushed = []
+        self._changed_draws = set()
         self.close()
 
     def close(self) -> None:
@@ -151,8 +218,105 @@ class Store:
                 Path(self._use.lock_file).unlink(missing_ok=True)
                 (self.path / USED).touch()
 
-    def _read_flags(self) -> Tensor:
-        file = self._files[-1]
-        file.seek(0)
-        content = bytearray(file.readall())
-        return torch.frombuffer(content, dtype=torch.uint8).view(self.draws, self.samples).bool()
+    def _verify(self, draw: int, rows: Tensor) -> tuple[Tensor, ...] | None:
+        """Compare the checksums of rows that were not verified: of the draw if it is held in memory, else of `rows`.
+
+        Returns the parts of `rows` if all of them were read and match.
+        """
+        requested = rows
+        if self._most_held:
+            rows = torch.arange(self.samples)
+        rows = rows[self._state[draw].index_select(0, rows) == _UNVERIFIED]
+        if self._most_held and len(rows) > self.samples // 8:  # one read of all is faster than many of few
+            parts = tuple(part.index_select(0, rows) for part in self._read_draw(draw))
+        else:
+            parts = self._read_rows(draw, rows, complete=False)
+        intact = torch.from_numpy(self._checksums_of(draw, rows, parts) == self._checksums[draw, rows.numpy()])
+        self._state[draw].index_copy_(0, rows, torch.where(intact, _INTACT, _DAMAGED).to(torch.uint8))
+        if not bool(intact.all()):
+            self._count_damaged(draw, rows[~intact])
+        if self._most_held:
+            for held, part in zip(self._held_draw(draw), parts, strict=True):
+                held.index_copy_(0, rows, part)
+            self._find_intact_draws()
+            return None
+        return parts if bool(intact.all()) and len(rows) == len(requested) else None
+
+    def _count_damaged(self, draw: int, rows: Tensor) -> None:
+        new = {(draw, row) for row in rows.tolist()} - self._damaged_rows
+        self._damaged_rows |= new
+        self.damaged += len(new)
+        if self.writes:  # the next flush removes them from the file, unless they are written again before
+            self._checksums[draw, rows.numpy()] = 0
+            self._changed_draws.add(draw)
+
+    def _read_rows(self, draw: int, rows: Tensor, *, complete: bool) -> tuple[Tensor, ...]:
+        """Return rows of each part. complete: raise OSError if a file ends before; else these rows are 0."""
+        parts = []
+        for file, part in zip(self._files, self.parts, strict=False):
+            values = torch.empty(len(rows), *part.shape, dtype=part.dtype)
+            content, size = _bytes_of(values), part.bytes
+            for number, row in enumerate(rows.tolist()):
+                row_bytes = content[number * size : (number + 1) * size]
+                read = read_into(file.fileno(), row_bytes, (draw * self.samples + row) * size)
+                if read < size:
+                    if complete:
+                        raise OSError(f"{file.name} was truncated by another process")
+                    row_bytes[read:] = bytes(size - read)
+            parts.append(values)
+        return tuple(parts)
+
+    def _read_draw(self, draw: int) -> tuple[Tensor, ...]:
+        """Return all rows of a draw; rows that are cut off are 0."""
+        parts = []
+        for file, part in zip(self._files, self.parts, strict=False):
+            values = torch.zeros(self.samples, *part.shape, dtype=part.dtype)
+            read_into(file.fileno(), _bytes_of(values), draw * self.samples * part.bytes)
+            parts.append(values)
+        return tuple(parts)
+
+    def _held_draw(self, draw: int) -> tuple[Tensor, ...]:
+        """Return the rows of a draw that are held in memory; those that are no hits have any values."""
+        held = self._held.pop(draw, None)
+        if held is None:
+            held = tuple(torch.zeros(self.samples, *part.shape, dtype=part.dtype) for part in self.parts)
+            while len(self._held) >= self._most_held:
+                oldest = next(iter(self._held))
+                del self._held[oldest]
+                # It is read from the disk again when it is used again, and then verified again.
+                self._state[oldest][self._state[oldest] == _INTACT] = _UNVERIFIED
+                self._intact_draws.discard(oldest)
+        self._held[draw] = held
+        return held
+
+    def _checksums_of(self, draw: int, rows: Tensor, parts: Sequence[Tensor]) -> NDArray[np.uint32]:
+        """Return the checksum of each row over all parts; it is never 0, which stands for a row without an output."""
+        # They start at the position of the row, so that a row at the position of another one does not match.
+        first = draw * self.samples
+        sums = [(first + row) % 2**32 for row in rows.tolist()]
+        for part, values in zip(self.parts, parts, strict=True):
+            content, size = _bytes_of(values), part.bytes
+            sums = [
+                zlib.crc32(content[number * size : (number + 1) * size], value) for number, value in enumerate(sums)
+            ]
+        return np.array([value or 1 for value in sums], dtype=np.uint32)
+
+    def _are_finite(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return which rows can be cached, (rows,) bool. Logits may be -inf, as those of masked classes are."""
+        finite = torch.ones(len(parts[0]), dtype=torch.bool)
+        for part, values in zip(self.parts, parts, strict=True):
+            if bool(values.sum().isfinite()):  # so are all values; the usual case, in one fast pass
+                continue
+            allowed = values.isfinite()
+            if part.name == "output" and values.is_floating_point():
+                allowed |= values.isneginf()
+            finite &= allowed.reshape(len(values), math.prod(part.shape)).all(1)
+        return finite
+
+    def _find_intact_draws(self) -> None:
+        self._intact_draws = {draw for draw, intact in enumerate((self._state == _INTACT).all(1).tolist()) if intact}
+
+
+def _bytes_of(values: Tensor) -> memoryview:
+    """Return the memory of contiguous values as bytes."""
+    return values.reshape(-1).view(torch.uint8).numpy().data

@@ -165,7 +165,7 @@ def test_a_damaged_signal_is_an_error_and_prepared_again_by_the_next_run(folder,
     rows = read_rows(path)[0]
     flip_bit(path / SIGNALS, int(rows["offset"][4]) + 777)
     with pytest.raises(
-        DataError, match=r"damaged, its bytes do not match their checksum; .* run the same command again"
+        DataError, match=r"record 'A04' in .*signals\.f32 is damaged, .* checksum .*; .* run the same command again"
     ):
         signals(data(folder))
     prepared = record_preparations(monkeypatch)
@@ -323,7 +323,7 @@ def test_a_complete_store_is_not_written(folder):
     assert {file.name: file.stat().st_mtime_ns for file in path.iterdir()} == before
 
 
-def test_a_pickled_split_maps_the_file_and_contains_no_signal(folder):
+def test_a_pickled_split_opens_the_file_and_contains_no_signal(folder):
     split = data(folder).train
     copied = pickle.dumps(split.signals)
     assert len(copied) < 0.1 * sum(signal.nbytes for signal in split.signals)

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -14,7 +15,7 @@ from kdkit.cli.teacher_cache import show_cache
 from kdkit.errors import CacheError
 from kdkit.teachers.cache import CacheFolder, EntrySpec, Key, NewOutputs, Part
 from kdkit.teachers.cache.key import FORMAT
-from kdkit.teachers.cache.store import WRITTEN
+from kdkit.teachers.cache.store import CHECKSUMS
 
 IDS = torch.tensor([30, 10, 20, 50, 40])
 OUTPUT = (Part("output", (3,), torch.float32),)
@@ -44,6 +45,11 @@ def fill_entry(folder, spec, seed=0):
     parts = write_rows(store, IDS.tolist(), seed=seed)
     store.close()
     return parts
+
+
+def checksums_on_disk(store):
+    """Return how many rows have a checksum in the file."""
+    return int(np.count_nonzero(np.fromfile(store.path / CHECKSUMS, "<u4")))
 
 
 def hits(store, ids, draw=0):
@@ -97,14 +103,14 @@ def test_outputs_of_other_ranks_are_merged_if_they_are_missing(tmp_path):
     reader.close()
 
 
-def test_flags_reach_the_disk_after_their_rows(tmp_path, monkeypatch):
+def test_checksums_reach_the_disk_after_their_rows(tmp_path, monkeypatch):
     store = make_folder(tmp_path).open(make_spec())
     write_rows(store, [10, 20])
-    assert (store.path / WRITTEN).read_bytes().count(1) == 0
-    flags_at_sync = []
-    monkeypatch.setattr(os, "fsync", lambda _: flags_at_sync.append((store.path / WRITTEN).read_bytes().count(1)))
+    assert checksums_on_disk(store) == 0
+    checksums_at_sync = []
+    monkeypatch.setattr(os, "fsync", lambda _: checksums_at_sync.append(checksums_on_disk(store)))
     store.flush()
-    assert flags_at_sync == [0, 2]
+    assert checksums_at_sync == [0, 2]
     monkeypatch.undo()
     store.close()
 
@@ -113,7 +119,7 @@ def test_a_write_flushes_if_the_last_flush_was_long_ago(tmp_path):
     store = make_folder(tmp_path).open(make_spec())
     store._flushed -= 6  # seconds ago
     write_rows(store, [10, 20])
-    assert (store.path / WRITTEN).read_bytes().count(1) == 2
+    assert checksums_on_disk(store) == 2
     store.close()
 
 
@@ -176,7 +182,7 @@ def test_an_entry_that_never_fits_is_refused_and_nothing_is_evicted_for_it(tmp_p
     assert [entry.net for entry in make_folder(tmp_path).kept()] == ["first"]
 
 
-@pytest.mark.parametrize("damaged", ["output", "ids", "written", "meta.json"])
+@pytest.mark.parametrize("damaged", ["output", "ids", "checksums", "meta.json"])
 def test_a_damaged_entry_is_created_again(damaged, tmp_path):
     spec = make_spec()
     fill_entry(make_folder(tmp_path), spec)
@@ -195,7 +201,7 @@ def old_entry(folder, spec):
     del meta["format"]
     meta["key"]["format"] = 2
     (path / "meta.json").write_text(json.dumps(meta))
-    (path / "written").rename(path / "known")
+    (path / "checksums").rename(path / "known")
     return path
 
 
@@ -203,7 +209,7 @@ def test_an_entry_of_an_older_format_is_refused_with_the_reason(tmp_path):
     folder, spec = make_folder(tmp_path), make_spec()
     fill_entry(folder, spec)
     path = old_entry(folder, spec)
-    (path / "known").rename(path / "written")  # even if all files are there
+    (path / "known").rename(path / "checksums")  # even if all files are there
     with pytest.raises(
         CacheError, match=rf"has cache format 2, .* reads format {FORMAT}; delete it: kdkit cache .* --delete"
     ):
@@ -236,8 +242,10 @@ def test_an_entry_whose_creation_was_interrupted_is_deleted(tmp_path):
     assert not incomplete.exists()
 
 
-def test_a_full_disk_raises_an_error_and_leaves_no_flags(tmp_path):
+def test_a_full_disk_raises_an_error_and_leaves_no_checksums(tmp_path):
     class FullFile:
+        name = "output"
+
         def seek(self, position): ...
 
         def write(self, content):
@@ -248,7 +256,7 @@ def test_a_full_disk_raises_an_error_and_leaves_no_flags(tmp_path):
     store = make_folder(tmp_path).open(make_spec())
     store._files[0].close()
     store._files[0] = FullFile()
-    with pytest.raises(OSError, match="no room"):
+    with pytest.raises(OSError, match="No space left on device: 'output'"):
         write_rows(store, [10])
     store.abandon()
     assert make_folder(tmp_path).kept()[0].written == 0
