@@ -27,7 +27,7 @@ class Cluster:
 
     address: "auto" for the cluster of this machine (`ray start`, or RAY_ADDRESS), otherwise "host:port".
     cpus: CPUs of each trial, which are its threads. gpus: GPUs of each trial, possibly a fraction of one.
-    retries: how often a trial whose process or machine was lost is restarted from its last epoch.
+    retries: how often a trial whose process or machine was lost is restarted from its last checkpoint.
 
     Raises RecipeError if the address or a number is not valid.
     """
@@ -94,7 +94,7 @@ class RayWorkers:
             return name, JobResult(error=WorkerError(_last_line(error)))
         except self._ray.exceptions.RayError as error:
             reason = f"its process or machine was lost {self._cluster.retries + 1} times: {first_line(error)}"
-            return name, JobResult(error=WorkerError(f"{reason}; run it again to resume from its last epoch"))
+            return name, JobResult(error=WorkerError(f"{reason}; run it again to resume from its last checkpoint"))
         return name, JobResult(seconds=seconds, error=None if error is None else unpack_error(error))
 
     def close(self) -> None:
