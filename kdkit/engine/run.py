@@ -32,8 +32,9 @@ from kdkit.plugins.events import RunEnded, RunStarted
 from kdkit.plugins.manager import installed
 from kdkit.recipe.recipe import Recipe, Stage, stage_dependencies
 from kdkit.utils import collectives
-from kdkit.utils.randomness import preserve_rng_state, seed_everything
+from kdkit.utils.randomness import derive_seed, preserve_rng_state, seed_everything
 
+_EVALUATION = 4  # what a seed is for, see kdkit.data.loading
 _INTERRUPTED = (
     "kdkit: the attribute `result` of this exception has the history, the networks and the metrics so far; in a "
     "notebook: sys.last_value.result"
@@ -192,8 +193,10 @@ class _Run:
                     trainer.train()
                 finally:
                     self.history[stage.name] = trainer.history
-        for net in ctx.plan.nets if ctx.options.only is None else ():
+        for number, net in enumerate(ctx.plan.nets if ctx.options.only is None else ()):
             if net not in ctx.plan.feature_teachers:
+                # A resumed run draws the same numbers, if data or networks draw any.
+                seed_everything(derive_seed(ctx.options.seed, number, _EVALUATION, 0))
                 self.metrics[net.name] = self._evaluate(net)
                 if self.folder is not None:  # after each network, so that a run that fails later keeps what it has
                     self.folder.save_metrics(self.reported_on, self.metrics)
