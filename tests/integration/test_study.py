@@ -223,7 +223,7 @@ def test_a_study_can_be_moved(tmp_path):
 def test_files_of_a_run_that_stopped_before_its_record_do_not_prevent_a_new_run(tmp_path):
     folder = tmp_path / "big"
     folder.mkdir()
-    (folder / "recipe.py").write_text("half")
+    (folder / ".lock").touch()
     (folder / ".run.json.ab12_x9z.tmp").write_text("{")
     assert run_states(Study(tmp_path, pair()[:1])) == {"big": "finished"}
     assert not (folder / ".run.json.ab12_x9z.tmp").exists()
