@@ -48,7 +48,8 @@ class TrainingBatches:
         """Return the batches of an epoch, without the first ones; epochs of a stream come in their order.
 
         Rows that are skipped are not read. A user-defined DataLoader has to load them, which is done in this call,
-        since the random numbers that its dataset draws may depend on it. A stream that knows its position is there already: see `load_state_dict`.
+        since the random numbers that its dataset draws may depend on it. A stream that knows its position is there
+        already: see `load_state_dict`.
         """
         if self.stream is not None:
             batches: Iterable[Batch] = self.device_data.moved(_Taken(self.stream, self.per_epoch - skip))
