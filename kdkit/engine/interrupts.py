@@ -18,8 +18,8 @@ class Interrupts:
     signal, or one outside of training, ends the run at once: Ctrl-C by KeyboardInterrupt or what the handler of the
     program does, and SIGTERM by Terminated. A handler of the program for SIGTERM is kept.
 
-    announce: print that a signal is noted, since a step may take long. enabled: False does nothing. It also does
-    nothing in a thread, since Python allows handlers in the main thread only.
+    announce: print that a signal is noted, since a step may take long. enabled: False does nothing. In a thread it does
+    nothing either, since Python allows handlers in the main thread only.
     """
 
     def __init__(self, *, enabled: bool = True, announce: bool = False) -> None:

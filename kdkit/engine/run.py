@@ -20,7 +20,7 @@ from kdkit.engine.options import RunOptions
 from kdkit.engine.out_of_memory import explain_out_of_memory
 from kdkit.engine.predict import Predictor, compute_metrics
 from kdkit.engine.run_record import Origin, notices, run_name, run_record
-from kdkit.engine.storage.run_folder import RunFolder, can_resume
+from kdkit.engine.storage.run_folder import RunFolder, can_resume, was_killed_at_start
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.trainer import RunContext, StageTrainer
@@ -33,8 +33,9 @@ from kdkit.plugins.manager import installed
 from kdkit.recipe.recipe import Recipe, Stage, stage_dependencies
 from kdkit.utils import collectives
 from kdkit.utils.devices import deterministic
-from kdkit.utils.randomness import preserve_rng_state, seed_everything
+from kdkit.utils.randomness import derive_seed, preserve_rng_state, seed_everything
 
+_EVALUATION = 4  # what a seed is for, see kdkit.data.loading
 _INTERRUPTED = (
     "kdkit: the attribute `result` of this exception has the history, the networks and the metrics so far; in a "
     "notebook: sys.last_value.result"
@@ -194,8 +195,10 @@ class _Run:
                     trainer.train()
                 finally:
                     self.history[stage.name] = trainer.history
-        for net in ctx.plan.nets if ctx.options.only is None else ():
+        for number, net in enumerate(ctx.plan.nets if ctx.options.only is None else ()):
             if net not in ctx.plan.feature_teachers:
+                # A resumed run draws the same numbers, if data or networks draw any.
+                seed_everything(derive_seed(ctx.options.seed, number, _EVALUATION, 0))
                 self.metrics[net.name] = self._evaluate(net)
                 if self.folder is not None:  # after each network, so that a run that fails later keeps what it has
                     self.folder.save_metrics(self.reported_on, self.metrics)
@@ -258,7 +261,8 @@ class _Run:
             if not options.only:  # a process that trains some stages for another one has its lock
                 lock.enter_context(RunFolder(options.out).locked())
             if options.resume:
-                folder = RunFolder.reopen(options.out, record, self.origin.file, force=options.force)
+                recipe = self.origin.file
+                folder = RunFolder.reopen(options.out, record, recipe, force=options.force, tidy=not options.only)
             else:
                 folder = RunFolder.create(options.out, record, self.origin.file)
             self.lock = lock.pop_all()
@@ -291,9 +295,15 @@ def _reports(options: RunOptions) -> bool:
 
 
 def _agree_on_folder(options: RunOptions) -> RunOptions:
-    """Return the options with the run folder of the first rank, which is resumed if torchrun restarted the ranks."""
+    """Return the options with the run folder of the first rank, and whether there is a run in it to be resumed.
+
+    There is none if it was killed at its start. A run is also resumed if torchrun restarted the ranks.
+    """
     resume = options.resume
-    if options.out is not None and not resume and distributed.restarted() and collectives.rank() == 0:
-        resume = can_resume(options.out)
+    if options.out is not None and collectives.rank() == 0:
+        if resume:
+            resume = not was_killed_at_start(options.out)
+        elif distributed.restarted():
+            resume = can_resume(options.out)
     out, resume = collectives.broadcast((options.out, resume))
     return replace(options, out=out, resume=resume)

@@ -30,6 +30,7 @@ from kdkit.utils import collectives
 from kdkit.utils.devices import uses_tf32
 from kdkit.utils.randomness import preserve_rng_state
 
+_IN_RUN_FOLDER = "teacher_cache"  # if no other run can read it
 _GIGABYTE = 10**9
 # The least relative difference that an audit accepts, if kernels are chosen by the size of a batch:
 _TOLERANCE_HALF = 0.03  # with autocast to half precision
@@ -88,6 +89,9 @@ class TeacherCaching:
 
     def close(self, *, ended: bool) -> None:
         """Delete the folder that no other run reads; a run that may be resumed keeps it, to end with the same bits."""
+        out = self.options.out
+        if ended and out is not None and (out / _IN_RUN_FOLDER).is_dir() and self._is_private():
+            self._folder()  # also if this run, which was resumed, did not open it
         if self._private_folder is not None and (ended or self.options.out is None):
             shutil.rmtree(self._private_folder, ignore_errors=True)
 
@@ -224,7 +228,7 @@ class TeacherCaching:
         if not self._is_private():
             return self.options.teacher_cache_folder()
         if self._private_folder is None:
-            in_run_folder = None if self.options.out is None else self.options.out / "teacher_cache"
+            in_run_folder = None if self.options.out is None else self.options.out / _IN_RUN_FOLDER
             self._private_folder = in_run_folder or Path(tempfile.mkdtemp(prefix="kdkit-teacher-cache-"))
         return self._private_folder
 

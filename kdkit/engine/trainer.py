@@ -42,6 +42,8 @@ from kdkit.utils import collectives, memory
 from kdkit.utils.modules import copy_state, load_state
 from kdkit.utils.randomness import derive_seed, seed_everything
 
+_VALIDATION = 3  # what a seed is for, see kdkit.data.loading
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunContext:
@@ -143,8 +145,9 @@ class StageTrainer:
                 position = self._begin_epoch(epoch)
                 with step.epoch(), explain_single_sample():
                     terms = position.terms or self._train_epoch(epoch, step, position)
+                self._saved_position = None  # of an epoch that was stopped after its last batch
                 try:
-                    value = self._validate(state)
+                    value = self._validate(state, epoch)
                 except (KeyboardInterrupt, Terminated):
                     position.terms = terms
                     self._save_checkpoint(state, position)
@@ -178,6 +181,9 @@ class StageTrainer:
     def _train_epoch(self, epoch: int, step: TrainingStep, position: EpochPosition) -> dict[str, float]:
         """Train on the batches of an epoch after a position, and return the mean of each term."""
         loader, sizes = self.batches.epoch(epoch, skip=position.batches), self.batches.sizes(epoch)
+        if self._saved_position is not None:
+            # After batches were skipped, which may draw random numbers, and before one is loaded, which may too.
+            restore_rng(self._saved_position, self.ctx.device)
         last = self.batches.per_epoch - 1
         parts = update_parts(sizes or [1] * self.batches.per_epoch, self.training.accumulate_steps)
         means = position.means
@@ -191,10 +197,6 @@ class StageTrainer:
                     raise DataError(
                         f"the training data must have {last + 1} batches per epoch, its length, but has more"
                     )
-                if self._saved_position is not None:
-                    # Not before: to load and skip batches may draw random numbers.
-                    restore_rng(self._saved_position, self.ctx.device)
-                    self._saved_position = None
                 batch = batch.to(self.ctx.device)  # from a user-defined DataLoader; others are there
                 weight, samples = _rank_share(len(batch), None if sizes is None else sizes[index])
                 part = parts[index] if weight == 1 else parts[index]._replace(rank_weight=weight)
@@ -211,7 +213,6 @@ class StageTrainer:
                     position.seconds = time.perf_counter() - began
                     self._save_checkpoint(step.state, position)
                     self.ctx.interrupts.end_run()
-        self._saved_position = None  # of an epoch that was stopped after its last batch
         position.seconds = time.perf_counter() - began
         term_means = means.values(self.ctx.device)
         self._require_finite(term_means, means, epoch, step)
@@ -222,8 +223,10 @@ class StageTrainer:
         step.state.on_epoch_end()
         return term_means
 
-    def _validate(self, state: TrainState) -> float:
+    def _validate(self, state: TrainState, epoch: int) -> float:
         """Return the monitored metric on the validation split, as a mean over the networks that are trained."""
+        # A validation that is repeated after a resume draws the same numbers, if data or networks draw any.
+        seed_everything(derive_seed(self.seed, epoch, _VALIDATION, 0))
         metric = self._monitored_metric()
         values = []
         validation = self.ctx.recipe.data.validation

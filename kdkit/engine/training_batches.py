@@ -45,10 +45,11 @@ class TrainingBatches:
         self.transform = BatchTransform.from_data(data)
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch, without the first ones; epochs of a stream come in their order.
+        """Return the batches of an epoch, without the first ones; epochs of a stream come in their order.
 
-        Rows that are skipped are not read. A user-defined DataLoader has to load them, since the random numbers that
-        its dataset draws may depend on it. A stream that knows its position is there already: see `load_state_dict`.
+        Rows that are skipped are not read. A user-defined DataLoader has to load them, which is done in this call,
+        since the random numbers that its dataset draws may depend on it. A stream that knows its position is there
+        already: see `load_state_dict`.
         """
         if self.stream is not None:
             batches: Iterable[Batch] = self.device_data.moved(_Taken(self.stream, self.per_epoch - skip))
@@ -57,7 +58,9 @@ class TrainingBatches:
             loaded: Batches = self._load(epoch)
             if isinstance(self.split, StreamSplit):
                 loaded = _WithoutSingle(loaded, self.per_epoch, self.training.batch_size)
-            batches = islice(loaded, skip, None) if skip else loaded
+            batches = iter(loaded)
+            for _ in islice(batches, skip):
+                pass
         else:
             segments = self._segments(epoch, skip)
             batches = chain.from_iterable(self.segment(segment) for segment in segments)

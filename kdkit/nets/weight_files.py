@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from kdkit.errors import RecipeError, did_you_mean, first_line
+from kdkit.utils.sealed import SEALED, read_tensors
 
 Entries = dict[str, dict[str, Tensor]]  # the state dicts in a file, by the path of their keys, such as "ema.module"
 
@@ -176,7 +178,7 @@ def _read(path: Path, name: str) -> object:
         if path.name.endswith(".index.json"):
             return _read_shards(path, name)
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _read_safetensors(path)
         # weights_only: a pickle could run any code
         with torch.serialization.safe_globals(_SAFE_TYPES):
             return torch.load(path, "cpu", weights_only=True)
@@ -192,6 +194,14 @@ def _read(path: Path, name: str) -> object:
             f"holding nothing but a state dict and plain values ({reason}); export them in the program that wrote the "
             "file: torch.save(model.state_dict(), FILE)"
         ) from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors in a file. Raises ValueError if one of a run is damaged."""
+    with safe_open(path, "pt") as file:
+        sealed = SEALED in (file.metadata() or {})
+    # Files of other programs, which may be large, are mapped into memory instead of read twice.
+    return read_tensors(path)[0] if sealed else load_file(path)
 
 
 def _read_shards(index: Path, name: str) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -15,8 +14,7 @@ from filelock import FileLock, Timeout
 
 from kdkit.engine.options import TEACHER_CACHE, RunOptions
 from kdkit.engine.run_record import Origin
-from kdkit.engine.storage.run_folder import read_reported
-from kdkit.engine.storage.stage_folder import RECORD
+from kdkit.engine.storage.run_folder import read_record, read_reported
 from kdkit.errors import RecipeError, RunFolderError, did_you_mean
 from kdkit.metrics.base import MetricResult
 from kdkit.metrics.paired import SplitPredictions
@@ -27,6 +25,7 @@ from kdkit.study.workers.job import TRIAL_FILE, InProcess, Job, Workers
 from kdkit.study.workers.pickling import require_guarded_script, require_picklable
 from kdkit.study.workers.processes import Processes
 from kdkit.study.workers.ray import Cluster, RayWorkers
+from kdkit.utils.sealed import read_json
 
 COMPARED_OPTIONS = ("seed", "precision")  # the run options that a finished trial must share with a new run
 
@@ -118,7 +117,7 @@ class Study:
                     )
                     for metric, result in results.items()
                 }
-                for net, results in json.loads(file.read_text())["metrics"].items()
+                for net, results in read_json(file)["metrics"].items()
             }
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunFolderError(f"{file} cannot be read ({error}); delete {file.parent} to run it again") from error
@@ -194,7 +193,7 @@ class Study:
         Compares only what is known without reading the data, so that a finished trial is skipped quickly.
         """
         path, origin = self.path(trial.name), self._origin(trial)
-        recorded = json.loads((path / RECORD).read_text())
+        recorded = read_record(path)
         current: dict[str, Any] = {
             "recipe_sha256": None if origin.file is None else hashlib.sha256(origin.file.read_bytes()).hexdigest(),
             "options": {key: str(value) for key, value in (origin.options or {}).items()},

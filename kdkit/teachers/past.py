@@ -114,13 +114,22 @@ class _PastSession(TeacherSession):
         self._has_current.zero_()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the table that is read; checkpoints are written between epochs, when the other one is empty."""
-        return {"rows": self._rows.state_dict(), "past": self._past, "has_past": self._has_past}
+        """Return both tables; the one that is written is empty between two epochs."""
+        has_current = self._has_current
+        return {
+            "rows": self._rows.state_dict(),
+            "past": self._past,
+            "has_past": self._has_past,
+            "current": self._current[has_current],  # (stored samples, classes)
+            "has_current": has_current,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._rows.load_state_dict(state["rows"])
         self._past.copy_(state["past"])
         self._has_past.copy_(state["has_past"])
+        self._has_current.copy_(state["has_current"])
+        self._current[self._has_current] = state["current"].to(self._current.device)
 
 
 def _ids(batch: Batch) -> Tensor:

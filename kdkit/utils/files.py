@@ -68,8 +68,14 @@ def delete_temporary_files(folder: Path) -> None:
     The caller holds the lock of the folder, so that no other process is writing there.
     """
     for file in folder.rglob(".*.tmp"):
-        if _TEMPORARY.fullmatch(file.name) and file.is_file() and not file.is_symlink():
+        if is_temporary(file):
             file.unlink(missing_ok=True)
+
+
+def is_temporary(file: Path, name: str | None = None) -> bool:
+    """Whether a file is a temporary one of `write`; name: of the file that was written, or None for any."""
+    match = _TEMPORARY.fullmatch(file.name)
+    return match is not None and name in (None, match[1]) and file.is_file() and not file.is_symlink()
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -15,7 +15,7 @@ from kdkit.utils.files import Content, to_json
 # Stands for the digest while it is computed; it has the same length.
 UNSEALED = "sha256:" + "0" * 64
 _DIGEST = re.compile(rb"sha256:([0-9a-f]{64})")
-_KEY = "kdkit"  # of the metadata in safetensors files of a run
+SEALED = "kdkit"  # the key of the metadata that safetensors files of a run have
 
 
 def seal(content: bytes) -> list[Content]:
@@ -59,7 +59,7 @@ def tensor_parts(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> lis
     facts: plain values, kept as JSON in the metadata of the file.
     """
     # One key, since safetensors writes several in a random order.
-    metadata = {_KEY: json.dumps({"checksum": UNSEALED, **facts})}
+    metadata = {SEALED: json.dumps({"checksum": UNSEALED, **facts})}
     return seal(safetensors.torch.save(dict(tensors), metadata))
 
 
@@ -68,15 +68,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     content = path.read_bytes()
     require_intact(content)
     metadata = _metadata(content)
-    facts: dict[str, Any] = json.loads(metadata[_KEY])
+    facts: dict[str, Any] = json.loads(metadata[SEALED])
     del facts["checksum"]
     return safetensors.torch.load(content), facts
-
-
-def require_intact_weights(content: bytes) -> None:
-    """Raise ValueError if a safetensors file is a damaged one of a run; files of other programs have no checksum."""
-    if _KEY in _metadata(content):
-        require_intact(content)
 
 
 def _metadata(content: bytes) -> dict[str, str]:

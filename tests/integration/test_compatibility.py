@@ -481,7 +481,9 @@ def learning(epochs, weights=None):
 
 def test_a_run_is_trained_further_as_a_new_run_from_its_weights(tmp_path):
     kdkit.run(learning(1), out=tmp_path / "run", device="cpu")
-    with pytest.raises(RunFolderError, match="choose another folder, or resume it as it was started"):
+    with pytest.raises(
+        RunFolderError, match=r"differs in its trainings.*; resume it as it was started, choose another folder"
+    ):
         kdkit.run(learning(3), out=tmp_path / "run", resume=True, device="cpu")
     kdkit.run(learning(2, weights=tmp_path / "run"), out=tmp_path / "more", device="cpu")
 

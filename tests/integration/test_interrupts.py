@@ -17,7 +17,8 @@ from tests.helpers.command_line import environment
 from tests.helpers.processes import run_python
 from tests.helpers.stages import copied, same, three, training
 
-# The second stage waits in its third epoch. Python ignores SIGINT in a process that was started in the background.
+# The second stage waits in its third epoch, in a step, which a signal does not end. Python ignores SIGINT in a process
+# that was started in the background.
 RECIPE = """
 import json
 import signal
@@ -37,7 +38,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def step_ended(event):
     if Path("wait").exists() and (event.stage, event.epoch, event.batch) == ("assistant", 2, 1):
         Path("waiting").touch()
-        time.sleep(60)
+        while Path("wait").exists():
+            time.sleep(0.02)
 
 
 def recipe():
@@ -74,7 +76,7 @@ def folder(tmp_path):
 
 
 def interrupt(folder, *arguments):
-    """Start a program, press Ctrl-C while it waits, and return its exit code and its stderr."""
+    """Start a program, press Ctrl-C while it waits in a step, let it continue, and return its exit code and stderr."""
     (folder / "wait").touch()
     process = subprocess.Popen(
         [sys.executable, *arguments], cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True
@@ -85,8 +87,9 @@ def interrupt(folder, *arguments):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    time.sleep(0.2)
     (folder / "wait").unlink()
+    _, err = process.communicate(timeout=30)
     return process.returncode, err
 
 
@@ -129,10 +132,10 @@ def test_an_interrupted_command_exits_with_130_and_can_be_resumed(folder):
     assert code == 130
     assert "Traceback" not in err
     (run,) = (folder / "runs").glob("recipe_file-*")
-    assert f"to resume from the last epoch, add: --out runs/{run.name} --resume" in err
+    assert f"to resume from the last checkpoint, add: --out runs/{run.name} --resume" in err
     done = run_python([*command, "--out", str(run), "--resume"], folder)
     assert done.returncode == 0, done.stderr
-    assert "resumed after epoch 2" in done.stdout
+    assert "resumed in epoch 3 after 2 of 4 batches" in done.stdout
 
 
 def test_an_interrupt_in_the_first_epoch_leaves_an_empty_history():
@@ -178,7 +181,7 @@ def test_an_exception_of_user_code_passes_unchanged_and_the_run_can_be_resumed(t
     with pytest.raises(ZeroDivisionError, match="of the user") as caught:
         kdkit.run(partial(failing_recipe, repaired=False), callbacks=[Recorder()], **options)
     assert ended == [caught.value]
-    assert not [path for path in (tmp_path / "run").rglob(".*")]  # nothing half-written
+    assert not [path for path in (tmp_path / "run").rglob(".*.tmp")]  # nothing half-written
     lines = (tmp_path / "run" / "1-teacher" / "history.jsonl").read_text().splitlines()
     assert len(lines) == 2
     resumed = kdkit.run(partial(failing_recipe, repaired=True), resume=True, **options)

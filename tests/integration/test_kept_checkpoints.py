@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 import kdkit
 from kdkit import AverageWeights, Net, RecipeError, Sequential
+from kdkit.engine.storage import stage_folder
 from kdkit.engine.storage.stage_folder import StageFolder
 from tests.helpers.stages import Small, copied, same, three, training
 
@@ -55,21 +56,29 @@ def test_averaged_weights_are_kept_as_they_are_validated_and_each_network_has_a_
         assert same(load_file(folder / f"epoch-2-{name}.safetensors"), weights)
 
 
-@pytest.mark.parametrize("step", ["save_state", "delete_epochs"])
-def test_a_run_that_is_killed_between_two_files_resumes_with_the_same_files(step, tmp_path, monkeypatch):
+class Killed(BaseException):
+    """Ends a run as a kill does."""
+
+
+@pytest.mark.parametrize("moment", ["before the checkpoint", "before old files are deleted"])
+def test_a_run_that_is_killed_between_two_files_resumes_with_the_same_files(moment, tmp_path, monkeypatch):
     kdkit.run(recipe, device="cpu", out=tmp_path / "whole", keep_checkpoints=2)
     calls = []
     with monkeypatch.context() as patch:
+        # Both are called in the thread that writes checkpoints.
+        owner, name = (stage_folder, "write") if moment == "before the checkpoint" else (StageFolder, "delete_epochs")
+        original = getattr(owner, name)
 
-        def kill(self, *arguments):
-            calls.append(arguments)
-            if len(calls) == 3:
-                raise SystemExit
-            return original(self, *arguments)
+        def kill(*arguments, **options):
+            ended = arguments[1] if name == "delete_epochs" else arguments[0].name.startswith("checkpoint-")
+            if ended:  # not the empty range at the start of a stage
+                calls.append(arguments)
+                if len(calls) >= 3:
+                    raise Killed
+            return original(*arguments, **options)
 
-        original = getattr(StageFolder, step)
-        patch.setattr(StageFolder, step, kill)
-        with pytest.raises(SystemExit):
+        patch.setattr(owner, name, kill)
+        with pytest.raises(Killed):
             kdkit.run(recipe, device="cpu", out=tmp_path / "cut", keep_checkpoints=2)
     assert epoch_files(tmp_path / "cut" / "1-teacher") == [f"epoch-{epoch}.safetensors" for epoch in range(3)]
     kdkit.run(recipe, device="cpu", out=tmp_path / "cut", keep_checkpoints=2, resume=True)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from textwrap import dedent
@@ -107,7 +106,7 @@ def test_without_a_key_a_run_folder_needs_trust(command, finished, tmp_path):
 
 
 def test_the_key_of_a_user_is_private(command, finished, tmp_path):
-    assert oct(os.stat(tmp_path / "state" / "kdkit" / "key").st_mode & 0o777) == "0o600"
+    assert oct((tmp_path / "state" / "kdkit" / "key").stat().st_mode & 0o777) == "0o600"
 
 
 def test_a_run_from_python_names_the_way_to_resume_it(command, finished):

@@ -64,10 +64,11 @@ def epoch_ended(event: Any) -> None:
 
 @kdkit.hookimpl
 def step_ended(event: Any) -> None:
-    """Wait in the middle of the third epoch of the student, if there is a file `wait`."""
+    """Wait in the middle of the third epoch of the student, as long as there is a file `wait`."""
     if Path("wait").exists() and (event.stage, event.epoch, event.batch) == ("student", 2, 1):
         Path("waiting").touch()
-        time.sleep(60)
+        while Path("wait").exists():
+            time.sleep(0.02)
 
 
 def recipe(kind: Literal["plain", "one_cycle", "timm", "average"] = "plain", epochs: int = 4) -> Recipe:
@@ -106,7 +107,10 @@ def finish(kdkit_here):
 
 
 def stop(folder: Path, number: signal.Signals, *args: object) -> tuple[int, str]:
-    """Start a run, stop it by a signal in the third epoch of the student, and return its exit code and stderr."""
+    """Start a run, stop it by a signal in the third epoch of the student, and return its exit code and stderr.
+
+    A thread writes the checkpoints of the first two epochs, both of which are on the disk when the signal is sent.
+    """
     (folder / "wait").touch()
     process = ForkedPython(["-m", "kdkit", "run", "mine.py", "--device", "cpu", *map(str, args)], folder)
     deadline = time.monotonic() + 90
@@ -114,9 +118,15 @@ def stop(folder: Path, number: signal.Signals, *args: object) -> tuple[int, str]
         assert process.poll() is None, process.output(2)
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    while len(list(folder.glob("*/2-student/checkpoint-*"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     process.send_signal(number)
+    if number != signal.SIGKILL:  # which a step does not end
+        time.sleep(0.2)
+        (folder / "wait").unlink()
     code = process.wait(30)
-    (folder / "wait").unlink()
+    (folder / "wait").unlink(missing_ok=True)
     return code, process.output(2)
 
 

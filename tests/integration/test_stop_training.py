@@ -121,7 +121,11 @@ def test_a_run_that_is_killed_after_a_stop_does_not_train_on_when_it_resumes(tmp
 
     kdkit.run(recipe, out=tmp_path / "cut", device="cpu", resume=True, callbacks=[Recorder()])  # without the callback
     assert "teacher" not in epochs
-    assert summary(tmp_path / "cut", "1-teacher") == summary(tmp_path / "whole", "1-teacher")
+    summaries = [summary(tmp_path / run, "1-teacher") for run in ("cut", "whole")]
+    for content in summaries:
+        assert content.pop("history")["epochs"] == 2
+        content.pop("checksum")  # it depends on the digest of the history, in which the seconds of epochs differ
+    assert summaries[0] == summaries[1]
     assert (tmp_path / "cut" / "metrics.json").read_bytes() == (tmp_path / "whole" / "metrics.json").read_bytes()
 
 

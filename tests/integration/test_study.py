@@ -61,7 +61,7 @@ class Pause:
     def epoch_ended(self, event):
         if Path("wait").exists() and event.epoch == 2:
             Path("waiting").touch()
-            time.sleep(60)
+            time.sleep(60)  # until it is killed
 
 
 trials = [
@@ -223,10 +223,10 @@ def test_a_study_can_be_moved(tmp_path):
 def test_files_of_a_run_that_stopped_before_its_record_do_not_prevent_a_new_run(tmp_path):
     folder = tmp_path / "big"
     folder.mkdir()
-    (folder / "recipe.py").write_text("half")
-    (folder / ".run.json.x1").write_text("{")
+    (folder / ".lock").touch()
+    (folder / ".run.json.ab12_x9z.tmp").write_text("{")
     assert run_states(Study(tmp_path, pair()[:1])) == {"big": "finished"}
-    assert not (folder / ".run.json.x1").exists()
+    assert not (folder / ".run.json.ab12_x9z.tmp").exists()
 
 
 def test_a_folder_with_other_files_is_left_unchanged(tmp_path):

@@ -93,7 +93,8 @@ class Pause:
     def epoch_ended(self, event):
         if event.epoch == 2 and (self.folder / "wait").exists():
             (self.folder / f"waiting-{os.getpid()}").touch()
-            time.sleep(60)
+            while (self.folder / "wait").exists():
+                time.sleep(0.02)
 
 
 trials = [
@@ -217,10 +218,13 @@ def test_a_stopped_study_stops_its_processes_and_resumes_bit_for_bit(tmp_path, s
     wait_for(lambda: len(list(tmp_path.glob("waiting-*"))) == 2, process)
     children = [int(path.name.split("-")[1]) for path in tmp_path.glob("waiting-*")]
     os.kill(process.pid, signal_sent)
+    if signal_sent == signal.SIGINT:
+        time.sleep(0.5)  # the parent then ends its children by SIGTERM, after their step
+        (tmp_path / "wait").unlink()
     process.wait(30)
     wait_for(lambda: not any(map(is_alive, children)))
     assert all(last_checkpoint(tmp_path / "study" / name / "1-net") for name in ("one", "two"))
-    (tmp_path / "wait").unlink()
+    (tmp_path / "wait").unlink(missing_ok=True)
     done = run_python(command, tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split()) == sorted(["one", "finished", "two", "finished", "both", "finished"])

@@ -19,6 +19,7 @@ from .test_distributed_balancing import in_two_processes
 RECIPE = """
 import os
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -85,6 +86,9 @@ class Failing:
                 raise kdkit.DataError("a record cannot be read")
             if not self.lose.exists():
                 self.lose.touch()
+                # A thread of the first process writes the checkpoints of the first two epochs.
+                while len(list(Path("run", "1-student").glob("checkpoint-*"))) < 2:
+                    time.sleep(0.02)
                 os.kill(os.getpid(), signal.SIGKILL)
         return outputs.square().mean()
 """

@@ -17,7 +17,7 @@ from kdkit.errors import RunFolderError, did_you_mean, first_line
 from kdkit.metrics.base import MetricResult
 from kdkit.metrics.per_class import NetReport
 from kdkit.nets.weight_files import runs_hint, runs_in, stage_number
-from kdkit.utils.files import delete_temporary_files, write
+from kdkit.utils.files import delete_temporary_files, is_temporary, write
 from kdkit.utils.sealed import json_parts, read_json
 
 METRICS = "metrics.json"
@@ -26,6 +26,7 @@ METRICS = "metrics.json"
 _MUST_MATCH = ("recipe_sha256", "options", "seed", "precision", "data", "stages", "nets", "trainings", "teacher_cache")
 _VERSIONS = ("kdkit", "torch")  # of which the same holds
 _LOCK = ".lock"
+_RECIPE = "recipe.py"
 _HINTS = {
     "data": " (random data that is created outside recipe() differs each time: create it inside, where random numbers "
     "are seeded, or use a seeded generator)",
@@ -41,23 +42,34 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, record: Mapping[str, Any], recipe: Path | None) -> "RunFolder":
-        """Create a run folder. Raises RunFolderError if the path exists and is not an empty folder."""
+        """Create a run folder. Raises RunFolderError if the path exists and is not an empty folder.
+
+        A folder in which a run was killed before it wrote its record counts as empty.
+        """
         cls.require_usable(path, resume=False)
         try:
-            if recipe is not None:
-                write(path / "recipe.py", recipe.read_bytes())
+            delete_temporary_files(path)
+            # The record comes first: without it, a file could not be distinguished from one of the user.
             write(path / RECORD, *json_parts({"format": FORMAT, **_plain(record)}))
+            _copy_recipe(path, recipe)
         except OSError as error:
             raise _unwritable(path, error) from error
         return cls(path)
 
     @classmethod
     def reopen(
-        cls, path: Path, record: Mapping[str, Any], recipe: Path | None = None, *, force: bool = False
+        cls,
+        path: Path,
+        record: Mapping[str, Any],
+        recipe: Path | None = None,
+        *,
+        force: bool = False,
+        tidy: bool = True,
     ) -> "RunFolder":
-        """Open the folder of a run to resume it, and delete temporary files that a killed process left in it.
+        """Open the folder of a run to resume it.
 
         force: resume a run that has changed, and record the changes. Otherwise raises RunFolderError with all of them.
+        tidy: delete the temporary files that killed processes left; False if other processes are writing there.
         """
         before, current = read_record(path), _plain(record)
         changes = _changes(before, current)
@@ -67,11 +79,13 @@ class RunFolder:
                 "choose another folder, or resume it with these changes (--force, or force=True)"
             )
         try:
-            delete_temporary_files(path)
+            if tidy:
+                delete_temporary_files(path)
+                if not (path / _RECIPE).exists():  # the run was killed between its record and its recipe
+                    _copy_recipe(path, recipe)
             if changes:
                 forced = [*before.get("forced", ()), *changes]
-                if recipe is not None:
-                    write(path / "recipe.py", recipe.read_bytes())
+                _copy_recipe(path, recipe)
                 write(path / RECORD, *json_parts({"format": FORMAT, **current, "forced": forced}))
         except OSError as error:
             raise _unwritable(path, error) from error
@@ -107,7 +121,7 @@ class RunFolder:
             read_record(path)
             return
         try:
-            if path.exists() and (not path.is_dir() or any(file.name != _LOCK for file in path.iterdir())):
+            if path.exists() and not _is_empty(path):
                 if (path / RECORD).exists():
                     raise RunFolderError(
                         f"{path} already holds a run; resume it (--resume, or resume=True) or choose another folder"
@@ -133,12 +147,13 @@ class RunFolder:
 
 
 def can_resume(path: Path) -> bool:
-    """Whether there is a run to resume; removes the files of one that was killed before it wrote its record."""
-    if (path / RECORD).is_file():
-        return True
-    (path / "recipe.py").unlink(missing_ok=True)
-    delete_temporary_files(path)
-    return False
+    """Whether a folder holds a run that wrote its record."""
+    return (path / RECORD).is_file()
+
+
+def was_killed_at_start(path: Path) -> bool:
+    """Whether a folder is that of a run that was killed before it wrote its record: it has nothing but the lock."""
+    return (path / _LOCK).is_file() and _is_empty(path)
 
 
 def default_path(name: str) -> Path:
@@ -196,6 +211,16 @@ def nets_of_run(folder: Path) -> tuple[str, ...]:
         raise RunFolderError(
             f"{folder} holds no metrics ({first_line(error)}); pass the folder of a finished run"
         ) from error
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a path is a folder without any file but those of a run that has written nothing yet."""
+    return path.is_dir() and all(file.name == _LOCK or is_temporary(file, RECORD) for file in path.iterdir())
+
+
+def _copy_recipe(path: Path, recipe: Path | None) -> None:
+    if recipe is not None:
+        write(path / _RECIPE, recipe.read_bytes())
 
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:

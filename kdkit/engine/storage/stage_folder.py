@@ -97,8 +97,7 @@ class StageFolder:
                 # Last: a run that is killed before resumes from the checkpoint before.
                 facts = {"format": FORMAT, "history": self._history_facts(), "state": rest}
                 write(self._path_to(f"checkpoint-{step}.safetensors"), *tensor_parts(tensors, facts))
-                for file in self._checkpoints()[KEPT_CHECKPOINTS:]:
-                    file.unlink(missing_ok=True)
+                self._delete_checkpoints(kept=KEPT_CHECKPOINTS)
                 if ended is not None:
                     self.delete_epochs(ended.kept)
 
@@ -148,7 +147,9 @@ class StageFolder:
         with self.reading(self.path / SUMMARY) as path:
             summary = read_json(path)
             require_format(summary, path)
-            return summary, self._load_history(summary["history"])
+            history = self._load_history(summary["history"])
+        self._delete_checkpoints()  # of a run that was killed before it did
+        return summary, history
 
     def save_batch(self, batch: Batch) -> Path:
         """Save the tensors of a batch for a look, as a dict that torch.load reads, and return the file."""
@@ -188,8 +189,7 @@ class StageFolder:
         self.wait()
         content = {"format": FORMAT, "history": self._history_facts(), **summary}
         self._write(self.path / SUMMARY, *json_parts(content))
-        for file in self._checkpoints():
-            file.unlink(missing_ok=True)
+        self._delete_checkpoints()
 
     @property
     def finished(self) -> bool:
@@ -247,6 +247,12 @@ class StageFolder:
         """Return the files of checkpoints, the last one first."""
         steps = {file: match[1] for file in self.path.glob("*") if (match := _CHECKPOINT.fullmatch(file.name))}
         return sorted(steps, key=lambda file: int(steps[file]), reverse=True)
+
+    def _delete_checkpoints(self, *, kept: int = 0) -> None:
+        """Delete all checkpoints but the last ones."""
+        for file in self._checkpoints()[kept:] if self.writes else ():
+            with self._explain_unwritable():
+                file.unlink(missing_ok=True)
 
     def _write_weights(self, path: Path, weights: Mapping[str, Tensor]) -> None:
         if self.writes:

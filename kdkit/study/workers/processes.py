@@ -65,12 +65,14 @@ class Processes:
 
     def close(self) -> None:
         """End all processes. Files are written atomically, so a job may be stopped at any time."""
-        for child in self._free:
-            child.end()
-            child.close()
+        busy = [child for child, _thread in self._busy.values()]
+        for child in (*self._free, *busy):
+            child.terminate()  # all at once, since each may write a checkpoint
+        for child in (*self._free, *busy):
+            child.wait()
         # The pipes of a busy child belong to its thread, which closes them when the child has ended.
-        for child, _thread in self._busy.values():
-            child.end()
+        for child in self._free:
+            child.close()
         for _child, thread in self._busy.values():
             thread.join(TERMINATE_TIMEOUT)
         self._free.clear()
@@ -113,14 +115,21 @@ class _Child:
         except (EOFError, OSError, ValueError, pickle.UnpicklingError):  # ValueError: the pipe is closed
             return None
 
-    def end(self) -> int:
-        """End the process and return its exit code."""
+    def terminate(self) -> None:
+        """Send SIGTERM to the process, without waiting until it has ended."""
         self._process.terminate()
-        return self._wait()
+
+    def wait(self) -> int:
+        """Wait until the process has ended, kill it after the timeout, and return its exit code."""
+        try:
+            return self._process.wait(TERMINATE_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
 
     def cause_of_death(self) -> str:
         """Return a message about how the process ended."""
-        code = self._wait()
+        code = self.wait()
         advice = "run it again to resume from its last checkpoint"
         if code >= 0:
             return f"its process ended with exit code {code} before the trial was finished; {advice}"
@@ -134,11 +143,3 @@ class _Child:
         for pipe in (self._input, self._output):
             with suppress(OSError):  # data that could not be sent
                 pipe.close()
-
-    def _wait(self) -> int:
-        """Wait until the process has ended, and kill it after the timeout."""
-        try:
-            return self._process.wait(TERMINATE_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()

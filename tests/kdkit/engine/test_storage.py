@@ -1,18 +1,21 @@
 """A run folder: every file is written whole or not at all, and a folder is resumed only by the run it belongs to."""
 
+import hashlib
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from kdkit import MetricResult, Predictions
 from kdkit.engine.storage.run_folder import RunFolder, default_path, nets_of_run, read_reported
-from kdkit.engine.storage.stage_folder import FORMAT, StageFolder, require_format
+from kdkit.engine.storage.stage_folder import FORMAT, EndedEpoch, StageFolder, require_format
 from kdkit.errors import RunFolderError
 from kdkit.utils.files import write
+from kdkit.utils.sealed import tensor_parts
 
 RECORD = {
     "recipe_sha256": "abc",
@@ -22,11 +25,37 @@ RECORD = {
     "data": "x",
     "stages": ["s"],
 }
-STATE = {"train_state": {}, "history": [], "best": {}}
+STATE = {"train_state": {"updates": 3, "lr_scheduler": {"count": 1}, "moments": torch.ones(2)}, "position": None}
 
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+def json_of(file):
+    """Return the JSON object in a sealed file without its checksum."""
+    content = json.loads(file.read_text())
+    assert re.fullmatch("sha256:[0-9a-f]{64}", content.pop("checksum"))
+    return content
+
+
+def ended(entry, **changes):
+    """Return an epoch that has ended, of which nothing but the line of its history is saved."""
+    return EndedEpoch(**{"entry": entry, "best_weights": {}, "weights": {}, "kept": range(0), **changes})
+
+
+def save(stage, step, state=STATE, epoch=None):
+    """Save a checkpoint, and wait until it is on the disk."""
+    stage.save_checkpoint(step, state, epoch)
+    stage.wait()
+
+
+@pytest.fixture
+def stage(tmp_path):
+    """The folder of a stage in a run folder; the thread that writes its checkpoints ends with the test."""
+    folder = RunFolder.create(tmp_path / "run", RECORD, None).stage(0, "net")
+    yield folder
+    folder.close()
 
 
 # Files
@@ -67,7 +96,7 @@ def test_a_new_run_folder_holds_its_record_and_a_copy_of_the_recipe(tmp_path):
     recipe = tmp_path / "mine.py"
     recipe.write_text("def recipe(): ...\n")
     folder = RunFolder.create(tmp_path / "run", RECORD, recipe)
-    assert json.loads((folder.path / "run.json").read_text()) == {"format": FORMAT, **RECORD}
+    assert json_of(folder.path / "run.json") == {"format": FORMAT, **RECORD}
     assert (folder.path / "recipe.py").read_text() == recipe.read_text()
 
 
@@ -197,7 +226,7 @@ def test_a_memory_address_in_a_record_does_not_make_a_different_run(tmp_path):
 def test_metrics_are_saved_by_net_and_name(tmp_path):
     folder = RunFolder.create(tmp_path / "run", RECORD, None)
     folder.save_metrics("test", {"student": {"macro_f1": MetricResult(value=0.5, by_class={"a": 0.5}, note="n")}})
-    saved = json.loads((folder.path / "metrics.json").read_text())
+    saved = json_of(folder.path / "metrics.json")
     assert saved["reported_on"] == "test"
     assert saved["metrics"]["student"]["macro_f1"] == {"value": 0.5, "by_class": {"a": 0.5}, "note": "n"}
     assert nets_of_run(folder.path) == ("student",)
@@ -230,8 +259,7 @@ def test_stage_folders_are_numbered_in_the_order_of_the_stages(tmp_path):
     ]
 
 
-def test_loaded_weights_are_equal_to_the_saved_ones(tmp_path):
-    stage = StageFolder(tmp_path / "1-net")
+def test_loaded_weights_are_equal_to_the_saved_ones(stage):
     # A transposed view is not contiguous, which safetensors itself refuses.
     weights = {"w": torch.randn(3, 4).t(), "n": torch.tensor(3), "p": torch.nn.Parameter(torch.ones(2))}
     stage.save_weights("net", weights)
@@ -241,59 +269,117 @@ def test_loaded_weights_are_equal_to_the_saved_ones(tmp_path):
     assert names(stage.path) == ["weights.safetensors"]
 
 
-def test_weights_that_share_memory_are_saved_twice(tmp_path):
+def test_weights_that_share_memory_are_saved_twice(stage):
     # safetensors refuses tensors that share memory, such as tied weights.
     shared = torch.ones(4)
-    stage = StageFolder(tmp_path / "1-net")
     stage.save_weights("net", {"a": shared, "b": shared})
     assert stage.load_weights("net")["b"].tolist() == [1, 1, 1, 1]
 
 
 def test_each_net_of_a_stage_has_its_weights_file(tmp_path):
     # Only a stage that is named after its one network saves it as weights.safetensors.
-    stage = StageFolder(tmp_path / "1-one+two")
+    stage = RunFolder.create(tmp_path / "run", RECORD, None).stage(0, "one+two")
     for name, value in (("one", 1.0), ("two", 2.0)):
         stage.save_weights(name, {"w": torch.tensor(value)})
     assert [stage.load_weights(name)["w"].item() for name in ("one", "two")] == [1, 2]
 
 
-def test_a_checkpoint_can_be_loaded_until_the_stage_is_finished(tmp_path):
-    stage = StageFolder(tmp_path / "1-net")
-    assert stage.load_state() is None
-    train_state = {"updates": 3, "lr_scheduler": {"count": 1}, "moments": torch.ones(2)}
-    stage.save_state({**STATE, "train_state": train_state})
-    assert stage.load_state()["train_state"]["updates"] == 3
+def test_a_checkpoint_can_be_loaded_until_the_stage_is_finished(stage):
+    assert stage.load_checkpoint() is None
+    save(stage, 4, epoch=ended({"epoch": 0}))
+    state, history, notice = stage.load_checkpoint()
+    assert state["train_state"]["updates"] == 3
+    assert state["train_state"]["moments"].tolist() == [1, 1]
+    assert history == [{"epoch": 0}]
+    assert notice is None
     assert not stage.finished
     stage.finish({"best_epoch": 1, "value": math.nan})
     assert stage.finished
-    assert stage.load_state() is None
-    assert strict_json((stage.path / "stage.json").read_text()) == {"best_epoch": 1, "value": None}
+    assert names(stage.path) == ["history.jsonl", "stage.json"]
+    digest = hashlib.sha256((stage.path / "history.jsonl").read_bytes()).hexdigest()
+    summary = {"format": FORMAT, "history": {"epochs": 1, "sha256": digest}, "best_epoch": 1, "value": None}
+    assert json_of(stage.path / "stage.json") == summary
+    strict_json((stage.path / "stage.json").read_text())
+    assert stage.load_finished() == (summary, [{"epoch": 0}])
 
 
-def test_the_history_has_a_line_of_json_per_epoch(tmp_path):
-    stage = StageFolder(tmp_path / "1-net")
+def test_a_checkpoint_is_a_copy_of_the_state_as_it_was_saved(stage):
+    moments = torch.zeros(1000)
+    stage.save_checkpoint(1, {"moments": moments})
+    moments += 1  # while a thread may be writing
+    stage.wait()
+    assert not stage.load_checkpoint()[0]["moments"].any()
+
+
+def test_the_last_two_checkpoints_are_kept(stage):
+    for step in (5, 9, 10, 11):
+        save(stage, step, {"step": step})
+    assert names(stage.path) == ["checkpoint-10.safetensors", "checkpoint-11.safetensors"]
+    assert stage.load_checkpoint()[0] == {"step": 11}  # 9 is less than 11, as a number
+
+
+def test_a_stage_whose_run_folder_is_gone_creates_no_part_of_it_again(stage):
+    save(stage, 1)
+    stage.path.parent.rename(stage.path.parent.with_name("renamed"))
+    for write_file in (lambda: save(stage, 2), lambda: stage.save_weights("net", {}), lambda: stage.finish({})):
+        with pytest.raises(RunFolderError, match="is no longer there: it was deleted or renamed while the run was"):
+            write_file()
+    assert not stage.path.parent.exists()
+
+
+def test_a_rank_that_does_not_write_leaves_no_file(tmp_path):
+    stage = StageFolder(tmp_path / "1-net", writes=False)
+    save(stage, 1, epoch=ended({"epoch": 0}))
+    stage.save_weights("net", {"w": torch.ones(1)})
+    stage.finish({})
+    assert names(tmp_path) == []
+
+
+def test_the_history_has_a_line_of_json_per_epoch(stage):
     epochs = [{"epoch": 0, "terms": {"truth": 0.5}, "accuracy": 0.25}, {"epoch": 1}]
-    stage.save_history(epochs)
-    assert len((stage.path / "history.jsonl").read_text().splitlines()) == 2
-    assert stage.load_history() == epochs
+    for step, epoch in enumerate(epochs):
+        save(stage, step, epoch=ended(epoch))
+    assert [json.loads(line) for line in (stage.path / "history.jsonl").read_text().splitlines()] == epochs
+    assert stage.load_checkpoint()[1] == epochs
 
 
-def test_a_value_that_is_not_finite_is_null_in_the_history_and_loaded_as_nan(tmp_path):
-    stage = StageFolder(tmp_path / "1-net")
-    stage.save_history([{"epoch": 0, "accuracy": math.nan, "terms": {"truth": math.inf}}])
+def test_a_value_that_is_not_finite_is_null_in_the_history_and_loaded_as_nan(stage):
+    save(stage, 1, epoch=ended({"epoch": 0, "accuracy": math.nan, "terms": {"truth": math.inf}}))
     assert strict_json((stage.path / "history.jsonl").read_text()) == {
         "epoch": 0,
         "accuracy": None,
         "terms": {"truth": None},
     }
-    (epoch,) = stage.load_history()
+    (epoch,) = stage.load_checkpoint()[1]
     assert math.isnan(epoch["accuracy"])
     assert math.isnan(epoch["terms"]["truth"])
 
 
+def test_lines_of_the_history_that_a_checkpoint_does_not_have_are_deleted_with_it(stage):
+    """A run that is killed between the two files of an epoch repeats the epoch."""
+    save(stage, 1, epoch=ended({"epoch": 0}))
+    line = (stage.path / "history.jsonl").read_bytes()
+    for later in (b'{"epoch": 1}\n', b'{"epo', b"\0\0\0\0"):  # whole, cut short, or as some file systems leave it
+        (stage.path / "history.jsonl").write_bytes(line + later)
+        assert stage.load_checkpoint()[1] == [{"epoch": 0}]
+        assert (stage.path / "history.jsonl").read_bytes() == line
+    again = StageFolder(stage.path)  # as in a new process
+    assert again.load_checkpoint()[1] == [{"epoch": 0}]
+    save(again, 2, epoch=ended({"epoch": 1}))
+    again.close()
+    assert stage.load_checkpoint()[1] == [{"epoch": 0}, {"epoch": 1}]
+
+
+def test_files_from_before_the_first_checkpoint_are_deleted(stage):
+    save(stage, 1, epoch=ended({"epoch": 0}, weights={"net": {"w": torch.ones(1)}}, kept=range(1)))
+    (stage.path / "checkpoint-1.safetensors").unlink()
+    assert names(stage.path) == ["epoch-0.safetensors", "history.jsonl"]
+    assert stage.load_checkpoint() is None
+    assert names(stage.path) == []
+
+
 @pytest.mark.parametrize("ids", [None, np.array([7, 5])])
-def test_predictions_are_saved_as_plain_arrays_with_ids_if_the_data_has_them(tmp_path, ids):
-    stage = StageFolder(tmp_path / "1-net")
+def test_predictions_are_saved_as_plain_arrays_with_ids_if_the_data_has_them(stage, ids):
     predictions = Predictions(labels=np.array([1, 0]), outputs=np.eye(3)[:2].T[:2], classes=("a", "b"), ids=ids)
     stage.save_predictions("net", "test", predictions)
     saved = load_file(stage.path / "predictions-net-test.safetensors")
@@ -301,56 +387,92 @@ def test_predictions_are_saved_as_plain_arrays_with_ids_if_the_data_has_them(tmp
     assert ids is None or saved["ids"].tolist() == [7, 5]
     assert saved["labels"].tolist() == [1, 0]
     assert np.array_equal(saved["outputs"].numpy(), predictions.outputs)
+    loaded = stage.load_predictions("net", "test")
+    assert np.array_equal(loaded.outputs, predictions.outputs)
+    assert loaded.classes == ("a", "b")
 
 
 # Damaged files
 
 
-def write_all_files(stage):
-    """Save every file of a stage that a resumed run reads, and return the stage."""
-    stage.save_weights("net", {"w": torch.ones(3)})
-    stage.save_state({**STATE, "train_state": {"w": torch.ones(30)}})
-    stage.save_history([{"epoch": 0}])
+@pytest.fixture
+def saved(stage):
+    """The folder of a stage with every file that a resumed run reads."""
+    save(stage, 1, {"w": torch.ones(30)}, ended({"epoch": 0}, best_weights={"net": {"w": torch.ones(3)}}))
+    predictions = Predictions(labels=np.array([1, 0]), outputs=np.eye(2), classes=("a", "b"))
+    stage.save_predictions("net", "test", predictions)
     return stage
 
 
 READERS = {
-    "state.pt": StageFolder.load_state,
+    "checkpoint-1.safetensors": StageFolder.load_checkpoint,
     "weights.safetensors": lambda stage: stage.load_weights("net"),
-    "history.jsonl": StageFolder.load_history,
+    "history.jsonl": StageFolder.load_checkpoint,
+    "stage.json": StageFolder.load_finished,
+    "predictions-net-test.safetensors": lambda stage: stage.load_predictions("net", "test"),
 }
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "garbage", "foreign"])
 @pytest.mark.parametrize("name", READERS)
-def test_the_error_of_a_damaged_file_names_it_and_the_remedy(tmp_path, name, damage):
-    stage = write_all_files(StageFolder(tmp_path / "1-net"))
-    file = stage.path / name
+def test_the_error_of_a_damaged_file_names_it_and_the_remedy(saved, name, damage):
+    if name == "stage.json":
+        saved.finish({"best_epoch": 0})
+    file = saved.path / name
     if damage == "missing":
         file.unlink()
-    elif damage == "foreign" and name == "state.pt":
-        torch.save({"format": FORMAT, "epoch": 3, "model": {}}, file)  # a checkpoint of another program
+    elif damage == "foreign" and file.suffix == ".safetensors":
+        save_file({"w": torch.ones(3)}, file)  # of another program
     else:
         content = file.read_bytes()
-        # An empty history is valid: it has no epochs.
-        damaged = {"empty": b"{" if name == "history.jsonl" else b"", "truncated": content[: len(content) // 2]}
+        damaged = {"empty": b"", "truncated": content[: len(content) // 2]}
         file.write_bytes(damaged.get(damage, b"[1, 2]\n"))
-    if (name, damage) == ("state.pt", "missing"):  # the stage has not started
-        assert stage.load_state() is None
+    if (name, damage) == ("checkpoint-1.safetensors", "missing"):  # the stage has not started
+        assert saved.load_checkpoint() is None
         return
     with pytest.raises(RunFolderError) as caught:
-        READERS[name](stage)
-    remedies = (f"delete the folder {stage.path} to train that stage again", "--out FOLDER, or out=FOLDER")
+        READERS[name](saved)
+    remedies = (f"delete the folder {saved.path} to train that stage again", "--out FOLDER, or out=FOLDER")
     for part in (str(file), *remedies):
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [torch.ones(2), [1], 3, None])
-def test_a_checkpoint_that_is_not_a_mapping_is_refused(tmp_path, content):
-    stage = write_all_files(StageFolder(tmp_path / "1-net"))
-    torch.save(content, stage.path / "state.pt")
-    with pytest.raises(RunFolderError, match=r"state\.pt is missing or damaged"):
-        stage.load_state()
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "flipped", "foreign"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_is_named(saved, damage):
+    save(saved, 2, {"w": torch.zeros(30)}, ended({"epoch": 1}))
+    file = saved.path / "checkpoint-2.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    damaged = {"truncated": content[:50], "garbage": b"[1, 2]\n", "flipped": content}
+    file.write_bytes(damaged.get(damage, b""))
+    if damage == "foreign":
+        save_file({"w": torch.ones(3)}, file)
+    state, history, notice = saved.load_checkpoint()
+    assert state["w"].tolist() == [1] * 30
+    assert history == [{"epoch": 0}]  # the epoch after it is trained again
+    assert re.fullmatch(
+        r"checkpoint-2\.safetensors is damaged \(.+\), so the run resumes from checkpoint-1\.safetensors", notice
+    )
+
+
+def test_all_checkpoints_that_are_damaged_are_an_error_that_names_the_oldest(saved):
+    save(saved, 2)
+    for step in (1, 2):
+        (saved.path / f"checkpoint-{step}.safetensors").write_bytes(b"x")
+    with pytest.raises(RunFolderError, match=r"checkpoint-1\.safetensors is missing or damaged"):
+        saved.load_checkpoint()
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [{"nonsense": 1}, {"tensor": "x"}, {}, {"dict": 3}, {"tuple": 1}, {"float": []}],
+)
+def test_a_checkpoint_with_another_content_is_refused(saved, encoded):
+    file = saved.path / "checkpoint-1.safetensors"
+    facts = {"format": FORMAT, "history": {"epochs": 0, "sha256": hashlib.sha256().hexdigest()}, "state": encoded}
+    write(file, *tensor_parts({"w": torch.ones(1)}, facts))
+    with pytest.raises(RunFolderError, match=r"checkpoint-1\.safetensors is missing or damaged"):
+        saved.load_checkpoint()
 
 
 # Files of the first format, which had no "format" key
@@ -367,8 +489,7 @@ def old_run(tmp_path):
     (run / "1-net").mkdir(parents=True)
     (run / "run.json").write_text(json.dumps(RECORD))
     (run / "metrics.json").write_text(json.dumps({"reported_on": "test", "scores": {"net": {}}}))
-    predictions = Predictions(labels=np.array([1, 0]), outputs=np.eye(2), classes=("a", "b"))
-    StageFolder(run / "1-net").save_predictions("net", "validation", predictions)
+    save_file({"labels": torch.tensor([1, 0])}, run / "1-net" / "predictions-net-validation.safetensors")
     torch.save({"work": {}, "history": [], "kept": {}}, run / "1-net" / "state.pt")
     return run
 
@@ -399,12 +520,14 @@ def test_a_run_folder_of_the_first_format_is_refused_and_unchanged(old_run, read
     assert contents(old_run) == before
 
 
-def test_a_checkpoint_of_the_first_format_is_refused_as_old_and_not_as_damaged(old_run):
-    before = contents(old_run)
+def test_a_checkpoint_of_another_format_is_refused_by_its_number_and_not_as_damaged(saved):
+    file = saved.path / "checkpoint-1.safetensors"
+    write(file, *tensor_parts({}, {"format": FORMAT + 1, "anything": 1}))
+    before = contents(saved.path)
     with pytest.raises(RunFolderError) as caught:
-        StageFolder(old_run / "1-net").load_state()
-    assert str(caught.value) == old_format_message(old_run / "1-net" / "state.pt")
-    assert contents(old_run) == before
+        saved.load_checkpoint()
+    assert str(caught.value) == old_format_message(file, FORMAT + 1)
+    assert contents(saved.path) == before
 
 
 @pytest.mark.parametrize("version", [0, 1, FORMAT + 1, None, str(FORMAT)])
@@ -439,17 +562,17 @@ def test_resuming_a_run_of_the_first_format_exits_with_2_and_changes_nothing(old
     assert contents(tmp_path) == before
 
 
-def test_resuming_a_stage_of_the_first_format_exits_with_2_and_changes_nothing(kdkit_here, tmp_path):
+def test_resuming_a_stage_of_another_format_exits_with_2_and_changes_nothing(kdkit_here, tmp_path):
     (tmp_path / "recipe.py").write_text(RECIPE)
     assert kdkit_here("run", "recipe.py", "--out", "run", "--device", "cpu").code == 0
-    # The record is of the current format, but the stage is not finished and its checkpoint is old.
+    # The record is of the current format, but the stage is not finished and its checkpoint is of another.
     stage = tmp_path / "run" / "1-net"
     (stage / "stage.json").unlink()
-    torch.save({"work": {}, "history": [], "kept": {}}, stage / "state.pt")
+    write(stage / "checkpoint-1.safetensors", *tensor_parts({}, {"format": FORMAT - 1}))
     before = contents(tmp_path)
     result = kdkit_here("run", "recipe.py", "--out", "run", "--resume", "--device", "cpu")
     assert result.code == 2
-    assert old_format_message("run/1-net/state.pt") in " ".join(result.err.split())
+    assert old_format_message("run/1-net/checkpoint-1.safetensors", FORMAT - 1) in " ".join(result.err.split())
     assert contents(tmp_path) == before
 
 
