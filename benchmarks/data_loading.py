@@ -97,7 +97,7 @@ def write_store(folder, count, samples):
 
 
 def resident():
-    """Return the resident bytes of this process: anonymous memory, and pages of files that the system can reclaim."""
+    """Return the resident bytes of this process: anonymous memory, and pages of mapped files, such as libraries."""
     status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return [int(status[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile")]
 

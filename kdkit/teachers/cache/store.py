@@ -227,17 +227,18 @@ class Store:
         if self._most_held:
             rows = torch.arange(self.samples)
         rows = rows[self._state[draw].index_select(0, rows) == _UNVERIFIED]
-        if self._most_held and len(rows) > self.samples // 8:  # one read of all is faster than many of few
-            parts = tuple(part.index_select(0, rows) for part in self._read_draw(draw))
-        else:
-            parts = self._read_rows(draw, rows, complete=False)
-        intact = torch.from_numpy(self._checksums_of(draw, rows, parts) == self._checksums[draw, rows.numpy()])
+        is_new = bool(self._most_held) and draw not in self._held
+        # A draw is read at once if nothing of it is held: in place, since it may be large.
+        parts = self._read_draw(draw) if is_new else self._read_rows(draw, rows, complete=False)
+        checksums = self._checksums_of(draw, rows, parts, in_draw=is_new)
+        intact = torch.from_numpy(checksums == self._checksums[draw, rows.numpy()])
         self._state[draw].index_copy_(0, rows, torch.where(intact, _INTACT, _DAMAGED).to(torch.uint8))
         if not bool(intact.all()):
             self._count_damaged(draw, rows[~intact])
         if self._most_held:
-            for held, part in zip(self._held_draw(draw), parts, strict=True):
-                held.index_copy_(0, rows, part)
+            if not is_new:
+                for held, part in zip(self._held_draw(draw), parts, strict=True):
+                    held.index_copy_(0, rows, part)
             self._find_intact_draws()
             return None
         return parts if bool(intact.all()) and len(rows) == len(requested) else None
@@ -267,13 +268,11 @@ class Store:
         return tuple(parts)
 
     def _read_draw(self, draw: int) -> tuple[Tensor, ...]:
-        """Return all rows of a draw; rows that are cut off are 0."""
-        parts = []
-        for file, part in zip(self._files, self.parts, strict=False):
-            values = torch.zeros(self.samples, *part.shape, dtype=part.dtype)
+        """Read all rows of a draw into memory and hold them; rows that are cut off are 0."""
+        parts = self._held_draw(draw)
+        for file, part, values in zip(self._files, self.parts, parts, strict=False):
             read_into(file.fileno(), _bytes_of(values), draw * self.samples * part.bytes)
-            parts.append(values)
-        return tuple(parts)
+        return parts
 
     def _held_draw(self, draw: int) -> tuple[Tensor, ...]:
         """Return the rows of a draw that are held in memory; those that are no hits have any values."""
@@ -289,15 +288,22 @@ class Store:
         self._held[draw] = held
         return held
 
-    def _checksums_of(self, draw: int, rows: Tensor, parts: Sequence[Tensor]) -> NDArray[np.uint32]:
-        """Return the checksum of each row over all parts; it is never 0, which stands for a row without an output."""
+    def _checksums_of(
+        self, draw: int, rows: Tensor, parts: Sequence[Tensor], *, in_draw: bool = False
+    ) -> NDArray[np.uint32]:
+        """Return the checksum of each row over all parts; it is never 0, which stands for a row without an output.
+
+        in_draw: whether the parts have all rows of the draw, and not only `rows`.
+        """
         # They start at the position of the row, so that a row at the position of another one does not match.
         first = draw * self.samples
         sums = [(first + row) % 2**32 for row in rows.tolist()]
+        positions = rows.tolist() if in_draw else range(len(rows))
         for part, values in zip(self.parts, parts, strict=True):
             content, size = _bytes_of(values), part.bytes
             sums = [
-                zlib.crc32(content[number * size : (number + 1) * size], value) for number, value in enumerate(sums)
+                zlib.crc32(content[position * size : (position + 1) * size], value)
+                for position, value in zip(positions, sums, strict=True)
             ]
         return np.array([value or 1 for value in sums], dtype=np.uint32)
 
