@@ -1,5 +1,6 @@
 """The command line: the commands of kdkit, and those that plugins add."""
 
+import io
 import os
 import sys
 import warnings
@@ -17,6 +18,7 @@ from kdkit.cli.sweep import sweep
 from kdkit.errors import KdkitError, RemoteRankError, RunFolderError
 from kdkit.plugins.manager import installed
 from kdkit.plugins.recipe_file import read_recipe_file
+from kdkit.utils.printable import echo
 
 # Commands import most modules when they are called: these import torch, which takes seconds, and `kdkit --help` does
 # not need it.
@@ -40,13 +42,17 @@ def call(args: list[str]) -> int:
     except RemoteRankError:  # the process that had the error prints it
         return 2
     except KdkitError as error:
-        click.echo(f"error: {error}", err=True)
+        echo(f"error: {error}", err=True)
         return 2
     except click.ClickException as error:
-        error.show()
+        message = (
+            io.StringIO()
+        )  # click would print an argument as it is, such as the name of a file that does not exist
+        error.show(message)
+        echo(message.getvalue().rstrip("\n"), err=True)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("stopped", err=True)
+        echo("stopped", err=True)
         return 130  # 128 + SIGINT, as shells have it
 
 
@@ -65,12 +71,12 @@ def add_plugin_commands() -> None:
         warnings.simplefilter("always")
         plugins = installed()
     for warning in caught:
-        click.echo(f"warning: {warning.message}", err=True)
+        echo(f"warning: {warning.message}", err=True)
     for hook in plugins.hook.register_commands.get_hookimpls():
         try:
             hook.function(*([cli] if hook.argnames else []))
         except Exception as error:  # the other commands must still work
-            click.echo(
+            echo(
                 f"warning: plugin {hook.plugin_name!r} could not add its commands: {type(error).__name__}: {error}",
                 err=True,
             )
@@ -150,11 +156,11 @@ def run(ctx: click.Context, /, **options: Any) -> None:
             origin = Origin(file=file.path, options=arguments)
             run_recipe(lambda: file.make(arguments), settings, origin=origin)
         else:
-            log = (lambda line: click.echo(line, err=True)) if settings.progress else (lambda _line: None)
+            log = (lambda line: echo(line, err=True)) if settings.progress else (lambda _line: None)
             run_parallel_stages(file, arguments, settings, jobs=jobs, log=log)
     except KeyboardInterrupt:
         if settings.out is not None and settings.out.exists():
-            click.echo(f"\nto resume from the last epoch, add: --out {settings.out} --resume", err=True)
+            echo(f"\nto resume from the last epoch, add: --out {settings.out} --resume", err=True)
         raise
 
 
@@ -285,7 +291,7 @@ def bench(name: str | None, args: tuple[str, ...]) -> int:
     descriptions = benchmark_scripts.benchmarks()
     width = max(map(len, descriptions))
     for benchmark, description in descriptions.items():
-        click.echo(f"{benchmark:{width}}  {description}")
+        echo(f"{benchmark:{width}}  {description}")
     return 0
 
 
