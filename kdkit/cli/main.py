@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import traceback
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -18,7 +19,7 @@ from kdkit.cli.sweep import sweep
 from kdkit.errors import KdkitError, RemoteRankError, RunFolderError
 from kdkit.plugins.manager import installed
 from kdkit.plugins.recipe_file import read_recipe_file
-from kdkit.utils.printable import echo
+from kdkit.utils.printable import LINE_CHARACTERS, echo, printable
 
 # Commands import most modules when they are called: these import torch, which takes seconds, and `kdkit --help` does
 # not need it.
@@ -26,6 +27,10 @@ from kdkit.utils.printable import echo
 
 def main() -> None:
     """Run the command line and exit with its exit code."""
+    # Warnings and errors that nobody expected may contain names from data too.
+    format_warning = warnings.formatwarning
+    warnings.formatwarning = lambda *args, **options: printable(format_warning(*args, **options), keep=LINE_CHARACTERS)
+    sys.excepthook = lambda *error: echo("".join(traceback.format_exception(*error)).rstrip("\n"), err=True)
     sys.exit(call(sys.argv[1:]))
 
 

@@ -12,6 +12,7 @@ from kdkit.utils.printable import printable
 from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.survey import Survey
 from kdkit_ecg.labels import Year, scored_classes
+from kdkit_ecg.records.signal_lines import clipped
 from kdkit_ecg.utils.record_files import NOT_LISTED
 from kdkit_ecg.utils.tables import first_names
 
@@ -38,7 +39,7 @@ def print_survey(survey: Survey, console: Console, *, all_names: bool) -> None:
             records = _records_with(survey, reason)
             named = records if all_names else records[:MAX_NAMES]
             # Names in one line each: a line break in the name of a file could imitate a line of the report.
-            descriptions = [printable(f"{path} ({detail})" if detail else path) for path, detail in named]
+            descriptions = [printable(f"{path} ({clipped(detail, 200)})" if detail else path) for path, detail in named]
             if all_names:
                 lines = [f"  {len(records):,} {reason}:", *(f"    {description}" for description in descriptions)]
             else:

@@ -57,11 +57,11 @@ def fetch(request: DownloadRequest, console: Console) -> DownloadReport:
             source = request.base + LIST_FILE
             text = fetch_text(session, source)
             files = select_files(parse_list(text, source), request.only)
-            require_same_release(request.folder, text)  # before anything is written
+            require_no_own_links(request.folder)  # before anything is read or written
+            require_same_release(request.folder, text)
             if request.dry_run:
                 return _fetch_missing(request, files, session, console)
             request.folder.mkdir(parents=True, exist_ok=True)
-            require_no_own_links(request.folder)
             with lock_folder(request.folder):
                 return _fetch_missing(request, files, session, console, text)
     except OSError as error:

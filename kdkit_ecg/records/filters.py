@@ -17,7 +17,7 @@ MAX_RATIO = 100_000  # of two sampling rates; a header that needs a larger one h
 # How much larger a signal may become. The rate in a header is free to choose, and a wrong one of a small file must not
 # fill the memory.
 MAX_UPSAMPLING = 50
-MAX_FILTER = 300_000  # the numerator of the ratio: the polyphase filter has 20 times as many numbers
+MAX_FILTER = 500_000  # the numerator of the ratio: the polyphase filter has 20 times as many numbers
 FLAT = 1e-6  # mV: a lead with less deviation is disconnected; what remains is the rounding error of a filter
 
 

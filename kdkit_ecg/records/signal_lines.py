@@ -225,9 +225,9 @@ def shown(text: str) -> str:
     return repr(clipped(text))
 
 
-def clipped(text: str) -> str:
-    """Return a text without the end of a long one."""
-    return text if len(text) <= 100 else f"{text[:100]}..."
+def clipped(text: str, length: int = 100) -> str:
+    """Return the first characters of a long text, and any other text as it is."""
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def _line_error(line: str) -> DataError:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from kdkit import DataError
+from kdkit.utils.printable import printable
 from kdkit_ecg.utils.record_files import record_name
 from kdkit_ecg.utils.tables import is_missing
 
@@ -68,7 +69,9 @@ class Folds:
         for entry in sorted(self.entries.values()):
             for name in ("all", entry.database or "no database"):
                 rows.setdefault(name, [0] * self.k)[entry.fold] += 1
-        return "\n".join(f"{name}: {' + '.join(map(str, counts))} = {sum(counts)}" for name, counts in rows.items())
+        return "\n".join(
+            f"{printable(name)}: {' + '.join(map(str, counts))} = {sum(counts)}" for name, counts in rows.items()
+        )
 
     def folds_of_groups(self, group_of_record: Mapping[str, str]) -> dict[str, int]:
         """Return the groups that have a fold already -> this fold, because of one of their records or their patient.
