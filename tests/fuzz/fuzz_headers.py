@@ -69,7 +69,7 @@ EDITS = st.one_of(
     st.tuples(st.just("insert"), POSITIONS, st.lists(WORDS, max_size=9)),
 )
 BYTE_EDITS = st.tuples(POSITIONS, st.binary(max_size=4))
-LINES, BYTES = 100_000, 4 << 20  # of a header at most: the fuzzer needs memory too
+LINES, BYTES = 100_000, 2 << 20  # of a header at most: the fuzzer needs memory too
 BASES = ("matrix", "no gain", "segments", "frames", "8 bits")
 
 
@@ -90,10 +90,10 @@ def header_text(base: str) -> str:
 
 def real_records() -> dict[str, tuple[str, bytes]]:
     """Return header and signal of the smallest record in each folder that KDKIT_SHARED has, named A1."""
+    shared = os.environ.get("KDKIT_SHARED")
+    headers = Path(shared, "ecg").rglob("*.hea") if shared else ()
     records = {}
-    for folder in sorted(
-        {path.parent for path in Path(os.environ.get("KDKIT_SHARED", "/nowhere"), "ecg").rglob("*.hea")}
-    ):
+    for folder in sorted({path.parent for path in headers}):
         signals = [path for path in folder.glob("*.mat") if path.with_suffix(".hea").is_file()]
         if signals:
             path = min(signals, key=lambda path: (path.stat().st_size, path.name))
@@ -109,7 +109,7 @@ def mutate(text: str, edits: list[tuple]) -> str:
         row = position % len(lines)
         if kind == "number":  # replaces one of all numbers
             text = "\n".join(lines)
-            numbers = list(re.finditer("[0-9]+", text))
+            numbers = list(re.finditer("[0-9]+", text[:100_000]))
             number = numbers[position % len(numbers)] if numbers else None
             if number:
                 lines = f"{text[: number.start()]}{rest[0]}{text[number.end() :]}".split("\n")
@@ -129,14 +129,19 @@ def mutate(text: str, edits: list[tuple]) -> str:
             half = len(words[column]) // 2 if kind == "part" else 0
             words[column] = words[column][:half] + spelled(rest[1])
             lines[row] = " ".join(words)
-        lines = lines[:LINES]
-    text, size = [], 0
-    for line in lines:
-        text.append(line)
-        size += len(line)
+        lines = limited(lines)
+    return "\n".join(lines)
+
+
+def limited(lines: list[str]) -> list[str]:
+    """Return the first lines, as many as the fuzzer itself has memory for."""
+    size, kept = 0, []
+    for line in lines[:LINES]:
+        size += len(line) + 1
         if size > BYTES:
             break
-    return "\n".join(text)[:BYTES]
+        kept.append(line)
+    return kept or [""]
 
 
 def spelled(word: str | tuple[str, int]) -> str:
