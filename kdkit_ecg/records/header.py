@@ -24,8 +24,9 @@ _DAYS = {"Y": 365.25, "M": 365.25 / 12, "W": 7.0, "D": 1.0}  # in a unit of age 
 
 MAX_SEGMENTS = 10_000  # of a record; the longest of MIMIC have a few thousand
 # Samples of a record in several segments, as a multiple of those in its signal files. Gaps and repeated segments take
-# no bytes in any file, so that a header alone could request any amount of memory.
-MAX_EXPANSION = 10
+# no bytes in any file, so that a header alone could request any amount of memory. At 8 bits or more, a sample has a bit
+# in the files even so, which `Preparation.expected_samples` relies on.
+MAX_EXPANSION = 8
 
 # Numbers are of ASCII digits and of bounded length everywhere: \d matches digits of any script, and int() refuses more
 # than 4,300 digits. Each pattern takes linear time.

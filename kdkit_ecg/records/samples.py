@@ -41,7 +41,9 @@ def read_steps(header: SignalHeader) -> Steps:
     if not header.segments:
         return _read_signal(header)
     gap = np.where(invalid_values(header) == _NEVER, 0, invalid_values(header))
-    parts = [_read_signal(part) if part else np.repeat(gap, samples, axis=1) for part, samples in header.segments]
+    # A segment may occur thousands of times, and is read once.
+    read = {id(part): _read_signal(part) for part in {id(part): part for part, _ in header.segments if part}.values()}
+    parts = [read[id(part)] if part else np.repeat(gap, samples, axis=1) for part, samples in header.segments]
     return np.concatenate(parts, axis=1)
 
 
