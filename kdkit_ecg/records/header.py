@@ -96,9 +96,9 @@ def header_lines(path: Path) -> list[str]:
     # Not splitlines(), which also splits at a form feed and at 0x85, the three dots of a Windows code page. Editors of
     # DOS end a file with 0x1a.
     lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text.replace("\x1a", ""))]
-    longest = max((len(line) for line in lines if not line.startswith("#")), default=0)
-    if longest > MAX_LINE:
-        raise DataError(f"expected lines of at most {MAX_LINE:,} characters, got one of {longest:,}")
+    for line in lines if len(text) > MAX_LINE else ():
+        if len(line) > MAX_LINE and not line.startswith("#"):
+            raise DataError(f"expected lines of at most {MAX_LINE:,} characters, got one of {len(line):,}")
     return [line for line in lines if line]
 
 
