@@ -7,10 +7,11 @@ from types import MappingProxyType
 from typing import Any
 
 import click
-from rich.console import Console
 
 from kdkit import DataError
 from kdkit.errors import did_you_mean
+from kdkit.utils.console import make_console
+from kdkit.utils.printable import echo, printable
 from kdkit_ecg.utils.processes import usable_cores
 
 # Each command imports its implementation when it runs: requests and torch would slow down `kdkit --help`.
@@ -60,12 +61,12 @@ def fetch(release: str, base_url: str | None, dry_run: bool, **options: Any) -> 
     from kdkit_ecg.download import DownloadRequest
     from kdkit_ecg.download import fetch as fetch_release
 
-    console = _console()
+    console = make_console(markup=False)
     request = DownloadRequest(base=base_url or RELEASES[release], dry_run=dry_run, **options)
     try:
         report = fetch_release(request, console)
     except KeyboardInterrupt:
-        click.echo("\nall fetched files are kept; run the same command again to resume", err=True)
+        echo("\nall fetched files are kept; run the same command again to resume", err=True)
         raise
     if not dry_run:
         console.print(report.summary, soft_wrap=True)
@@ -91,7 +92,7 @@ def doctor(ctx: click.Context, folder: Path, jobs: int, json_file: Path | None, 
 
     from kdkit_ecg.doctor import print_survey, survey, survey_to_json
 
-    console = _console()
+    console = make_console(markup=False)
     columns = (TextColumn("records"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("")
@@ -135,7 +136,7 @@ def folds(folders: tuple[Path, ...], out: Path, year: str, keep: Path | None, **
         new_folds.write(out)
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error.strerror}") from error
-    _console().print(f"{new_folds.summary}\nwritten: {out}")
+    make_console(markup=False).print(f"{new_folds.summary}\nwritten: {out}")
 
 
 @ecg.command()
@@ -168,10 +169,10 @@ def prepare(dataset: str, folders: tuple[Path, ...], location: Path | None, **op
     try:
         store_folder, prepared = data.prepare(processes=jobs, verify=verify)
     except KeyboardInterrupt:
-        click.echo("\nall prepared records are kept; run the same command again to resume", err=True)
+        echo("\nall prepared records are kept; run the same command again to resume", err=True)
         raise
-    click.echo(data.summary)
-    click.echo(f"{prepared:,} records prepared now, in {store_folder}")
+    echo(data.summary)
+    echo(f"{prepared:,} records prepared now, in {store_folder}")
 
 
 def _make_dataset(dataset: str, folders: tuple[Path, ...], options: dict[str, Any]) -> Any:
@@ -216,16 +217,10 @@ def store(names: tuple[str, ...], delete: bool, all_stores: bool, location: Path
     if delete:
         for name in stores if all_stores else names:
             stores[name].delete()
-            click.echo(f"deleted {name}")
+            echo(f"deleted {printable(name)}")
         return
     for name, entry in stores.items():
         preparation = ", ".join(f"{option} {value}" for option, value in entry.preparation.items())
-        click.echo(f"{name}  {entry.record_count:,} records, {format_bytes(entry.size)}")
-        click.echo(f"  of {', '.join(entry.sources)}\n  {preparation}")
-    click.echo(f"{len(stores)} in {folder}")
-
-
-def _console() -> Console:
-    """Return a console as wide as the terminal, or 120 columns wide without one, so that tables are not squeezed."""
-    console = Console(highlight=False, emoji=False, markup=False)
-    return console if console.is_terminal else Console(highlight=False, emoji=False, markup=False, width=120)
+        echo(f"{printable(name)}  {entry.record_count:,} records, {format_bytes(entry.size)}")
+        echo(f"  of {', '.join(entry.sources)}\n  {preparation}")
+    echo(f"{len(stores)} in {folder}")

@@ -1,8 +1,10 @@
 """The command line: the commands of kdkit, and those that plugins add."""
 
+import io
 import os
 import signal
 import sys
+import traceback
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -18,6 +20,7 @@ from kdkit.cli.sweep import sweep
 from kdkit.errors import KdkitError, RemoteRankError, RunFolderError, Terminated
 from kdkit.plugins.manager import installed
 from kdkit.plugins.recipe_file import read_recipe_file
+from kdkit.utils.printable import LINE_CHARACTERS, echo, printable
 
 # Commands import most modules when they are called: these import torch, which takes seconds, and `kdkit --help` does
 # not need it.
@@ -25,6 +28,10 @@ from kdkit.plugins.recipe_file import read_recipe_file
 
 def main() -> None:
     """Run the command line and exit with its exit code."""
+    # Warnings and errors that nobody expected may contain names from data too.
+    format_warning = warnings.formatwarning
+    warnings.formatwarning = lambda *args, **options: printable(format_warning(*args, **options), keep=LINE_CHARACTERS)
+    sys.excepthook = lambda *error: echo("".join(traceback.format_exception(*error)).rstrip("\n"), err=True)
     sys.exit(call(sys.argv[1:]))
 
 
@@ -41,14 +48,16 @@ def call(args: list[str]) -> int:
     except RemoteRankError:  # the process that had the error prints it
         return 2
     except KdkitError as error:
-        click.echo(f"error: {error}", err=True)
+        echo(f"error: {error}", err=True)
         return 2
     except click.ClickException as error:
-        error.show()
+        message = io.StringIO()  # click would print an argument as it is, such as the name of a missing file
+        error.show(message)
+        echo(message.getvalue().rstrip("\n"), err=True)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort, Terminated) as error:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would print a traceback at the exit of Python
-        click.echo("stopped", err=True)
+        echo("stopped", err=True)
         return 143 if isinstance(error, Terminated) else 130  # 128 + the number of the signal, as in shells
 
 
@@ -67,12 +76,12 @@ def add_plugin_commands() -> None:
         warnings.simplefilter("always")
         plugins = installed()
     for warning in caught:
-        click.echo(f"warning: {warning.message}", err=True)
+        echo(f"warning: {warning.message}", err=True)
     for hook in plugins.hook.register_commands.get_hookimpls():
         try:
             hook.function(*([cli] if hook.argnames else []))
         except Exception as error:  # the other commands must still work
-            click.echo(
+            echo(
                 f"warning: plugin {hook.plugin_name!r} could not add its commands: {type(error).__name__}: {error}",
                 err=True,
             )
@@ -158,11 +167,11 @@ def run(ctx: click.Context, /, **options: Any) -> None:
         if jobs == 1:
             run_recipe(lambda: file.make(arguments), settings, origin=origin)
         else:
-            log = (lambda line: click.echo(line, err=True)) if settings.progress else (lambda _line: None)
+            log = (lambda line: echo(line, err=True)) if settings.progress else (lambda _line: None)
             run_parallel_stages(file, origin, settings, jobs=jobs, log=log)
     except (KeyboardInterrupt, Terminated):
         if settings.out is not None and settings.out.exists():
-            click.echo(f"\nto resume from the last checkpoint: kdkit run --resume {settings.out}", err=True)
+            echo(f"\nto resume from the last checkpoint: kdkit run --resume {settings.out}", err=True)
         raise
 
 
@@ -186,12 +195,12 @@ def rerun(folder: Path, out: Path | None, trust: bool, options: tuple[str, ...])
     )
     found = differences(folder, out)
     if not found:
-        click.echo(f"{out} has the results of {folder} to the bit")
+        echo(f"{out} has the results of {folder} to the bit")
         return 0
-    click.echo(f"{out} and {folder} differ:\n  " + "\n  ".join(found))
+    echo(f"{out} and {folder} differ:\n  " + "\n  ".join(found))
     conditions = different_conditions(folder, out)
     if conditions:
-        click.echo("the runs also differ in these conditions:\n  " + "\n  ".join(conditions))
+        echo("the runs also differ in these conditions:\n  " + "\n  ".join(conditions))
     return 1
 
 
@@ -322,7 +331,7 @@ def bench(name: str | None, args: tuple[str, ...]) -> int:
     descriptions = benchmark_scripts.benchmarks()
     width = max(map(len, descriptions))
     for benchmark, description in descriptions.items():
-        click.echo(f"{benchmark:{width}}  {description}")
+        echo(f"{benchmark:{width}}  {description}")
     return 0
 
 

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import click
-
 from kdkit.engine.storage.run_folder import read_record
 from kdkit.errors import RunFolderError
+from kdkit.utils.printable import echo
 from kdkit.utils.signing import is_signed, sign
 
 _COPY = "recipe.py"  # of the recipe file, in the run folder
@@ -57,7 +56,7 @@ def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
             f"the run in {run} would execute the recipe file {recipe}, but {doubt}; read the file, and add --trust if "
             "you trust it"
         )
-    click.echo(f"recipe file: {recipe}", err=True)
+    echo(f"recipe file: {recipe}", err=True)
     return [str(recipe), *arguments]
 
 

@@ -10,6 +10,7 @@ import click
 from kdkit.cli.options import PATH, run_fields, run_options
 from kdkit.cli.recipe_command import SweepCommand, file_of, split_at_commas
 from kdkit.errors import KdkitError, first_line
+from kdkit.utils.printable import echo
 
 
 def _read_seeds(_ctx: click.Context, option: click.Parameter, text: str) -> int | list[int]:
@@ -73,7 +74,7 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
     count = len(study.trials)
     finished = sum(study.finished(trial.name) for trial in study.trials)
     if not options["quiet"]:
-        click.echo(
+        echo(
             f"{count} runs in {study.folder}: {len(comparison.cells)} x {len(comparison.seeds)} seeds"
             + (f", of which {finished} are finished" if finished else "")
         )
@@ -93,9 +94,9 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
                 left = fmean(seconds) * (count - number) / options["jobs"]
                 remaining = f", about {left / 60:.0f} min left" if left >= 60 else ""
             if not options["quiet"]:
-                click.echo(f"[{number}/{count}] {result.trial.name} {result.state}{duration}{remaining}")
+                echo(f"[{number}/{count}] {result.trial.name} {result.state}{duration}{remaining}")
     except KeyboardInterrupt:
-        click.echo("\nfinished runs are kept; to resume, run the same command again", err=True)
+        echo("\nfinished runs are kept; to resume, run the same command again", err=True)
         raise
     if len(failures) < count:
         with Status(enabled=not options["quiet"]) as status:
@@ -110,5 +111,5 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
             console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
         console.print(f"saved to {study.folder}", markup=False, soft_wrap=True)
     for failure in failures:
-        click.echo(f"error: {failure}", err=True)
+        echo(f"error: {failure}", err=True)
     return 1 if failures else 0

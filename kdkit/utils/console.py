@@ -2,18 +2,47 @@
 
 import os
 import sys
+from collections.abc import Iterable
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
+from rich.segment import Segment
 from rich.text import Text
+
+from kdkit.utils.printable import LINE_CHARACTERS, printable
 
 _WIDTH = 120  # columns of output that goes to a file or a pipe
 
 
-def make_console() -> Console:
-    """Return a console as wide as the terminal, or 120 columns wide if there is no terminal, so that tables fit."""
-    console = Console(highlight=False, emoji=False)  # without emoji a label such as ":x:" is printed as it is
-    return console if console.is_terminal or console.is_jupyter else Console(highlight=False, emoji=False, width=_WIDTH)
+class PrintableConsole(Console):
+    """A rich console that escapes control characters in all texts; only its own styles and cursor movements remain.
+
+    All output of kdkit goes through it or through `kdkit.utils.printable.echo`, so that no caller can forget to escape
+    a name. Markup is a different matter: callers use `rich.markup.escape`, or print with markup=False.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Escape a text before it is measured and wrapped, so that columns of tables are wide enough."""
+        return super().render_str(printable(text, keep=LINE_CHARACTERS), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Escape what did not pass through `render_str`: a `Text` that was made elsewhere."""
+        for segment in super().render(renderable, options):
+            # A control segment is a movement of the cursor by rich itself.
+            is_clean = segment.control or segment.text.isprintable()
+            yield segment if is_clean else segment._replace(text=printable(segment.text, keep=LINE_CHARACTERS))
+
+
+def make_console(*, stderr: bool = False, markup: bool = True) -> Console:
+    """Return a console as wide as the terminal, or 120 columns wide if there is no terminal, so that tables fit.
+
+    markup: False to print square brackets as they are.
+    """
+    # Without emoji a label such as ":x:" is printed as it is.
+    options: dict[str, Any] = {"highlight": False, "emoji": False, "stderr": stderr, "markup": markup}
+    console = PrintableConsole(**options)
+    return console if console.is_terminal or console.is_jupyter else PrintableConsole(**options, width=_WIDTH)
 
 
 class Status:
@@ -25,7 +54,7 @@ class Status:
     def __init__(self, *, enabled: bool = True) -> None:
         # Of the processes of torchrun, the first one prints for all; their group may not exist yet.
         is_first = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
-        self._console = Console(stderr=True, highlight=False, emoji=False) if enabled and is_first else None
+        self._console = make_console(stderr=True) if enabled and is_first else None
         self._live: Live | None = None
 
     def __enter__(self) -> "Status":

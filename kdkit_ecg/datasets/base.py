@@ -24,6 +24,7 @@ from kdkit_ecg.datasets.splits import Splits, ValidationSplit
 from kdkit_ecg.records.header import Header
 from kdkit_ecg.records.preparation import VERSION, Preparation, Resampling, Scaling
 from kdkit_ecg.store import SignalStore, StoreLocation
+from kdkit_ecg.utils.record_files import read_header_bytes
 
 Folder = str | Path
 
@@ -111,7 +112,7 @@ class RecordingDataset(Data, ABC):
             sizes = [header.path.with_name(name).stat().st_size for name in header.files]
             person = (header.name, header.age, header.sex, header.codes)
             # The bytes count in addition to the parsed fields, as the file may have been replaced since it was read.
-            record = (*person, header.signal_fields, sizes, header.path.read_bytes())
+            record = (*person, header.signal_fields, sizes, read_header_bytes(header.path))
             digest.update(repr((record, self._split_key(header))).encode())
         return digest.hexdigest()
 

@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError
+from kdkit.errors import first_line
 from kdkit_ecg.records.header import Sex, parse_age
 from kdkit_ecg.utils.tables import is_missing
+
+MAX_CODES = 10_000  # characters of the codes of a record; the longest in PTB-XL have about 200
+
+_ID = re.compile(r"[0-9]{1,9}")
+_FOLD = re.compile(r"([0-9]{1,3})(?:\.0*)?")  # pandas may write 10.0
 
 Labels = Literal["superdiagnostic", "subdiagnostic", "diagnostic", "form", "rhythm", "all"]
 
@@ -36,18 +43,26 @@ class DatabaseRow(NamedTuple):
 
     @classmethod
     def parse(cls, row: Mapping[str, str]) -> Self:
-        """Return a row from the texts in its columns. Raises ValueError or SyntaxError."""
+        """Return a row from the texts in its columns. Raises ValueError, SyntaxError, MemoryError or RecursionError."""
         sexes: dict[str, Sex] = {"0": "male", "1": "female"}
+        if len(row["scp_codes"]) > MAX_CODES:  # literal_eval takes a time and a depth that grow with the text
+            raise ValueError(f"expected scp_codes of at most {MAX_CODES:,} characters, got {len(row['scp_codes']):,}")
         statements = ast.literal_eval(row["scp_codes"])  # the column contains the repr of a dict
         if not isinstance(statements, dict):
             raise ValueError(f"expected scp_codes in the form {{'NORM': 100.0}}, got {row['scp_codes']!r}")
+        fold = _FOLD.fullmatch(row["strat_fold"])
+        if not fold:
+            raise ValueError(f"expected a number of up to 3 digits in strat_fold, got {row['strat_fold'][:60]!r}")
+        for file in (row["filename_lr"], row["filename_hr"]):
+            if file.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", file):
+                raise ValueError(f"expected the path of a record in the folder of the table, got {file[:60]!r}")
         return cls(
             # pandas writes integers as floats if one of them is missing
             patient="" if is_missing(row["patient_id"]) else row["patient_id"].removesuffix(".0"),
             age=parse_age(row["age"]),
             sex=sexes.get(row["sex"].removesuffix(".0")),
             codes=tuple(map(str, statements)),  # without their likelihoods, of which 0 means "not known"
-            fold=int(float(row["strat_fold"])),
+            fold=int(fold[1]),
             file_100_hz=row["filename_lr"],
             file_500_hz=row["filename_hr"],
         )
@@ -88,9 +103,14 @@ def read_database(path: Path) -> dict[str, DatabaseRow]:
     rows: dict[str, DatabaseRow] = {}
     for row in _read_table(path, required):
         try:
+            if not _ID.fullmatch(row["ecg_id"].strip()):
+                raise ValueError("expected a number of up to 9 digits")
             rows[f"HR{int(row['ecg_id']):05}"] = DatabaseRow.parse(row)
-        except (ValueError, SyntaxError) as error:
-            raise DataError(f"{path}, the record with ecg_id {row['ecg_id']!r}, cannot be read: {error}") from error
+        # Those that the documentation of literal_eval lists, the last two for a text that nests too deep.
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
+            raise DataError(
+                f"{path}, the record with ecg_id {row['ecg_id'][:60]!r}, cannot be read: {first_line(error)}"
+            ) from error
     return rows
 
 
@@ -101,9 +121,9 @@ def _read_table(path: Path, required: Iterable[str]) -> Iterable[dict[str, str]]
         )
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file)
+            table = csv.DictReader(file, restval="")  # a short row lacks texts, which are not None
             rows = list(table)
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not a CSV table in UTF-8: {error}") from error
     missing = sorted(set(required) - set(table.fieldnames or ()))
     if missing:

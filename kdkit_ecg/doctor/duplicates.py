@@ -32,7 +32,8 @@ class ComparedSignal(NamedTuple):
         order = np.argsort(header.leads)
         gains, baselines = (np.array(values)[order, None] for values in (header.gains, header.baselines))  # (leads, 1)
         steps = read_steps(header)[order]  # (leads, time)
-        in_mv = ((steps - baselines) / gains).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # a tiny gain, which the doctor reports
+            in_mv = ((steps - baselines) / gains).astype(np.float32)
         return cls(steps, in_mv, invalid_values(header)[order])
 
     def compare(self, candidate: Self) -> Reason | None:
@@ -87,7 +88,7 @@ def _read_databases(folder: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     databases = {}
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as table, suppress(csv.Error):
+    with suppress(csv.Error, OSError), path.open(encoding="utf-8-sig", errors="replace", newline="") as table:
         for row in csv.DictReader(table):
             databases[record_name(row.get("record") or "")] = row.get("database") or ""
     return databases

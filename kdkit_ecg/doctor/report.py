@@ -8,9 +8,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from kdkit.utils.printable import printable
 from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.survey import Survey
 from kdkit_ecg.labels import Year, scored_classes
+from kdkit_ecg.records.signal_lines import clipped
 from kdkit_ecg.utils.record_files import NOT_LISTED
 from kdkit_ecg.utils.tables import first_names
 
@@ -26,7 +28,7 @@ def print_survey(survey: Survey, console: Console, *, all_names: bool) -> None:
         table.add_column("records", justify="right")
         table.add_column("of which in", overflow="fold")
         for name, counts in _class_counts(survey, year).items():
-            by_database = ", ".join(f"{database} {count}" for database, count in counts.most_common())
+            by_database = ", ".join(f"{printable(database)} {count}" for database, count in counts.most_common())
             table.add_row(name, str(counts.total()), by_database)
         console.print(table)
     for title, bad in (("Bad", True), ("Odd", False)):
@@ -36,7 +38,8 @@ def print_survey(survey: Survey, console: Console, *, all_names: bool) -> None:
         for reason in reasons:
             records = _records_with(survey, reason)
             named = records if all_names else records[:MAX_NAMES]
-            descriptions = [f"{path} ({detail})" if detail else path for path, detail in named]
+            # Names in one line each: a line break in the name of a file could imitate a line of the report.
+            descriptions = [printable(f"{path} ({clipped(detail, 200)})" if detail else path) for path, detail in named]
             if all_names:
                 lines = [f"  {len(records):,} {reason}:", *(f"    {description}" for description in descriptions)]
             else:
@@ -93,7 +96,7 @@ def _database_table(survey: Survey) -> Table:
         cells = [row["records"], row["bad"], row["odd"], f"{row['hours']:.1f}"]
         cells += [_format_list(row["rates"]), seconds, _format_list(row["leads"])]
         implausible = f" + {row['age_implausible']} implausible" if row["age_implausible"] else ""
-        table.add_row(name, *map(str, cells), f"{row['age_missing']}{implausible}", str(row["sex_missing"]))
+        table.add_row(printable(name), *map(str, cells), f"{row['age_missing']}{implausible}", str(row["sex_missing"]))
     return table
 
 

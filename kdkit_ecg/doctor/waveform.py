@@ -82,7 +82,8 @@ def _examine_leads(record: RecordReport, header: Header, samples: Steps, invalid
     ]
     if clipped:
         record.add(Reason.CLIPPED, ", ".join(clipped))
-    amplitude = float(np.median(((highest - lowest) / gains)[~flat]))
+    with np.errstate(over="ignore"):  # infinite for a tiny gain
+        amplitude = float(np.median(((highest - lowest) / gains)[~flat]))
     if not AMPLITUDES[0] <= amplitude <= AMPLITUDES[1]:
         record.add(Reason.AMPLITUDE, f"{amplitude:.3g} mV between the lowest and the highest sample")
 

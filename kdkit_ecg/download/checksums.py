@@ -1,6 +1,7 @@
 """Read SHA256SUMS.txt, the list of the files of a release with their checksums."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -8,12 +9,15 @@ from pathlib import Path, PurePosixPath
 
 from kdkit import DataError
 from kdkit.errors import did_you_mean
+from kdkit.utils.printable import printable
 
 LIST_FILE = "SHA256SUMS.txt"
 PART_SUFFIX = ".part"  # of an unfinished file
 OWN_PREFIX = ".kdkit-fetch"  # of the files that fetch creates for itself
 
 _LINE = re.compile(r"(?P<sum>[0-9a-fA-F]{64})[ \t]+\*?(?P<path>\S.*)")
+
+_DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)  # not files on Windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +46,11 @@ class ReleaseFile:
 def parse_list(text: str, source: str) -> list[ReleaseFile]:
     """Return the files in a list, sorted by path; `source` is its address, for error messages.
 
-    Raises DataError for a line without a checksum and a path, for two checksums of one path, and for a path that is
-    outside the folder or reserved for fetch.
+    Raises DataError for a line without a checksum and a path, for two checksums of one path, for a path that is outside
+    the folder or reserved for fetch, and for two paths that are one file on a disk that does not distinguish cases.
     """
     sums: dict[str, str] = {}
+    on_disk: dict[str, str] = {}  # a path as such disks compare it -> the path
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
@@ -58,6 +63,11 @@ def parse_list(text: str, source: str) -> list[ReleaseFile]:
         if not _is_safe(path):
             raise DataError(
                 f"{source}, line {number}: {path!r} is outside the folder or a reserved name; no file is fetched"
+            )
+        same = on_disk.setdefault(unicodedata.normalize("NFC", path).casefold(), path)
+        if same != path:
+            raise DataError(
+                f"{source}, line {number}: {path!r} and {same!r} are the same file on some disks; no file is fetched"
             )
         if sums.setdefault(path, match["sum"].lower()) != match["sum"].lower():
             raise DataError(f"{source}, line {number}: {path!r} is listed twice with different checksums")
@@ -87,8 +97,15 @@ def select_files(files: Sequence[ReleaseFile], only: Sequence[str]) -> list[Rele
 def _is_safe(path: str) -> bool:
     """Return whether the path is inside the folder on any operating system, and not a name that fetch uses."""
     parts = path.split("/")
+    # Compared as disks do that do not distinguish cases, and Windows, which drops dots and spaces at the end of a name.
     unsafe = any(
-        not part or part in (".", "..") or part.startswith(OWN_PREFIX) or part.endswith(PART_SUFFIX) for part in parts
+        not part.rstrip(". ")
+        or part != part.rstrip(". ")
+        or part.casefold().startswith(OWN_PREFIX)
+        or part.casefold().endswith(PART_SUFFIX)
+        or _DEVICE.fullmatch(part)
+        for part in parts
     )
-    # A backslash or a colon could leave the folder on Windows.
-    return not unsafe and not re.search(r"[\\:\x00-\x1f\x7f]", path) and path != LIST_FILE
+    # A backslash or a colon could leave the folder on Windows. Control characters are not printable.
+    is_clean = printable(path) == path and not re.search(r"[\\:]", path)
+    return is_clean and not unsafe and path.casefold() != LIST_FILE.casefold()

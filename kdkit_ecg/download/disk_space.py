@@ -1,8 +1,9 @@
-"""Estimate the size of files before the download, and check that the disk has enough space."""
+"""Request the sizes of files before the download, to limit what is written and to check that the disk has space."""
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from threading import Event
 
@@ -10,7 +11,7 @@ import requests
 
 from kdkit import DataError
 from kdkit_ecg.download.checksums import ReleaseFile
-from kdkit_ecg.download.responses import TIMEOUT
+from kdkit_ecg.download.responses import TIMEOUT, content_length
 from kdkit_ecg.download.threads import run_in_threads
 from kdkit_ecg.download.transfer import address
 from kdkit_ecg.utils.files import format_bytes, free_space, unsharded_folder
@@ -18,17 +19,43 @@ from kdkit_ecg.utils.files import format_bytes, free_space, unsharded_folder
 SAMPLE = 16  # files of each kind whose size is requested
 BLOCK = 4096  # bytes: most disks allocate space for a file in multiples of this
 
+# The most bytes of a file whose size was not requested: a multiple of the largest known file of its kind, or a number,
+# whichever is larger; and of a file if no size of its kind is known.
+MAX_MULTIPLE, MAX_SMALL, MAX_UNKNOWN = 100, 1 << 26, 1 << 30
 
-def expected_size(session: requests.Session, base: str, files: Sequence[ReleaseFile], jobs: int) -> tuple[int, bool]:
-    """Return the estimated bytes of the files, and whether it includes a size for every kind of file.
+_Kind = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedSizes:
+    """Sizes in bytes according to the server.
+
+    total: of all files, an estimate. complete: the estimate includes every kind of file. known: by file.
+    """
+
+    total: int
+    complete: bool
+    known: Mapping[ReleaseFile, int]
+    _largest: Mapping[_Kind, int]
+
+    def most_bytes(self, file: ReleaseFile) -> int:
+        """Return the size at which the transfer of a file is stopped: more is not the file in the list."""
+        # Some servers respond to HEAD with a size of 0.
+        if self.known.get(file):
+            return self.known[file]
+        largest = self._largest.get(_kind_of(file))
+        return MAX_UNKNOWN if largest is None else max(MAX_SMALL, MAX_MULTIPLE * largest)
+
+
+def expected_sizes(session: requests.Session, base: str, files: Sequence[ReleaseFile], jobs: int) -> ExpectedSizes:
+    """Return the sizes of the files.
 
     The list has no sizes. Therefore the server is asked (HEAD) for the sizes of up to SAMPLE random files of each kind,
     which is a folder and a suffix, with a fixed seed. The other files count with the mean size of their kind.
     """
-    kinds: dict[tuple[str, str], list[ReleaseFile]] = defaultdict(list)
+    kinds: dict[_Kind, list[ReleaseFile]] = defaultdict(list)
     for file in files:
-        path = PurePosixPath(file.path)
-        kinds[unsharded_folder(path), path.suffix].append(file)
+        kinds[_kind_of(file)].append(file)
     generator = random.Random(0)
     samples = {kind: generator.sample(members, min(SAMPLE, len(members))) for kind, members in kinds.items()}
     sizes: dict[ReleaseFile, int] = {}
@@ -36,19 +63,19 @@ def expected_size(session: requests.Session, base: str, files: Sequence[ReleaseF
 
     def request_size(file: ReleaseFile) -> int | None:
         response = session.head(address(base, file), allow_redirects=True, timeout=TIMEOUT)
-        length = response.headers.get("Content-Length", "")
-        return int(length) if response.ok and length.isdecimal() else None
+        return content_length(response) if response.ok else None
 
     for file, size in run_in_threads(request_size, all_samples, jobs, Event()):
         # An estimate is not worth retries: a failed request, whose result is an exception, counts as no size.
         if isinstance(size, int):
             sizes[file] = size
-    total, complete = 0.0, True
+    total, largest = 0.0, {}
     for kind, sample in samples.items():
         known_sizes = [sizes[file] for file in sample if file in sizes]
-        complete = complete and bool(known_sizes)
-        total += len(kinds[kind]) * sum(known_sizes) / len(known_sizes) if known_sizes else 0
-    return round(total), complete
+        if known_sizes:
+            total += len(kinds[kind]) * sum(known_sizes) / len(known_sizes)
+            largest[kind] = max(known_sizes)
+    return ExpectedSizes(total=round(total), complete=len(largest) == len(kinds), known=sizes, _largest=largest)
 
 
 def require_space(folder: Path, size: int, files: int) -> None:
@@ -60,3 +87,8 @@ def require_space(folder: Path, size: int, files: int) -> None:
             f"{files:,} files of about {format_bytes(size)} need {format_bytes(needed)} on the disk, but {folder} has "
             f"{format_bytes(free)} free; free some space, use a folder on another disk, or select files with --only"
         )
+
+
+def _kind_of(file: ReleaseFile) -> _Kind:
+    path = PurePosixPath(file.path)
+    return unsharded_folder(path), path.suffix

@@ -14,8 +14,8 @@ from rich.console import Console
 from kdkit import DataError
 from kdkit_ecg.download.backoff import Backoff
 from kdkit_ecg.download.checksums import LIST_FILE, ReleaseFile, parse_list, select_files
-from kdkit_ecg.download.disk_space import expected_size, require_space
-from kdkit_ecg.download.lock import lock_folder, require_same_release, write_list
+from kdkit_ecg.download.disk_space import expected_sizes, require_space
+from kdkit_ecg.download.lock import lock_folder, require_no_own_links, require_same_release, write_list
 from kdkit_ecg.download.progress import DownloadProgress
 from kdkit_ecg.download.report import DownloadReport
 from kdkit_ecg.download.responses import UNCOMPRESSED, TransferError, UnreachableError, fetch_text
@@ -57,7 +57,8 @@ def fetch(request: DownloadRequest, console: Console) -> DownloadReport:
             source = request.base + LIST_FILE
             text = fetch_text(session, source)
             files = select_files(parse_list(text, source), request.only)
-            require_same_release(request.folder, text)  # before anything is written
+            require_no_own_links(request.folder)  # before anything is read or written
+            require_same_release(request.folder, text)
             if request.dry_run:
                 return _fetch_missing(request, files, session, console)
             request.folder.mkdir(parents=True, exist_ok=True)
@@ -75,19 +76,27 @@ def _fetch_missing(
     present = len(files) - len(missing)
     # Bytes of interrupted downloads count as done in the progress bar.
     resumed = sum(part.stat().st_size for file in missing if (part := file.part(request.folder)).is_file())
-    size, complete = expected_size(session, request.base, missing, request.jobs)
+    sizes = expected_sizes(session, request.base, missing, request.jobs)
     console.print(
         f"{len(files):,} files in the list, {present:,} already correct, {len(missing):,} to fetch: "
-        f"{'about' if complete else 'unknown size, at least'} {format_bytes(max(0, size - resumed))}; "
+        f"{'about' if sizes.complete else 'unknown size, at least'} {format_bytes(max(0, sizes.total - resumed))}; "
         f"{format_bytes(free_space(request.folder))} free",
         soft_wrap=True,
     )
     if request.dry_run:
         return DownloadReport(present=present, fetched=0, size=0, seconds=0.0, failed={})
-    require_space(request.folder, max(0, size - resumed), len(missing))
+    require_space(request.folder, max(0, sizes.total - resumed), len(missing))
     write_list(request.folder, text)
-    progress = DownloadProgress(console, len(missing), size if complete else None, resumed)
-    return _transfer_all(request, missing, present, session, progress)
+    progress = DownloadProgress(console, len(missing), sizes.total if sizes.complete else None, resumed)
+    transfer = Transfer(
+        session=session,
+        base=request.base,
+        folder=request.folder,
+        backoff=Backoff(Event()),
+        most_bytes=sizes.most_bytes,
+        on_bytes=progress.add_bytes,
+    )
+    return _transfer_all(request, missing, present, transfer, progress)
 
 
 def _find_missing(request: DownloadRequest, files: Sequence[ReleaseFile], console: Console) -> list[ReleaseFile]:
@@ -112,21 +121,18 @@ def _transfer_all(
     request: DownloadRequest,
     missing: Sequence[ReleaseFile],
     present: int,
-    session: requests.Session,
+    transfer: Transfer,
     progress: DownloadProgress,
 ) -> DownloadReport:
-    start, stop, failed, unreachable = monotonic(), Event(), dict[str, str](), 0
+    start, failed, unreachable = monotonic(), dict[str, str](), 0
     verified_files = VerifiedFiles(request.folder)
-    transfer = Transfer(
-        session=session, base=request.base, folder=request.folder, backoff=Backoff(stop), on_bytes=progress.add_bytes
-    )
 
     def fetch_one(file: ReleaseFile) -> None:
         transfer.fetch(file)
         verified_files.add(file)  # before the next file, so that an interruption loses nothing
 
     with progress:
-        for file, result in run_in_threads(fetch_one, missing, request.jobs, stop):
+        for file, result in run_in_threads(fetch_one, missing, request.jobs, transfer.backoff.stop):
             progress.add_file()
             if isinstance(result, Exception) and not isinstance(result, TransferError):
                 raise result

@@ -10,6 +10,13 @@ from kdkit import DataError
 from kdkit_ecg.download.checksums import LIST_FILE, OWN_PREFIX
 
 
+def require_no_own_links(folder: Path) -> None:
+    """Raise DataError if a file that fetch writes for itself is a link, whose target would be overwritten."""
+    links = [path for path in (*folder.glob(f"{OWN_PREFIX}*"), folder / LIST_FILE) if path.is_symlink()]
+    if links:
+        raise DataError(f"{links[0]} is a link, and links are not followed; delete it, or use another folder")
+
+
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """Prevent other processes from writing the same .part files. The lock of a killed process is released."""

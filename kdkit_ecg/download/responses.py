@@ -1,5 +1,6 @@
 """Interpret the response of a server: it is the file, the request should be retried, or the file cannot be fetched."""
 
+import re
 from threading import Event
 
 import requests
@@ -7,6 +8,10 @@ from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from kdkit import DataError
 from kdkit_ecg.download.backoff import MAX_RETRY_AFTER, MAX_TRIES, Backoff, retry_after_seconds
+from kdkit_ecg.utils.files import format_bytes
+
+MAX_LIST = 64 << 20  # bytes of a text; the largest list, that of the Challenge 2021, has about 20 MB
+_PIECE = 1 << 16  # bytes of a text that are read at a time
 
 TIMEOUT = (15.0, 60.0)  # s to connect, and between two pieces of data
 
@@ -51,14 +56,17 @@ def check_response(response: requests.Response, backoff: Backoff) -> None:
 
 
 def fetch_text(session: requests.Session, source: str) -> str:
-    """Return a text from the server, with the same number of tries as for a file. Raises DataError."""
+    """Return a text from the server, with the same number of tries as for a file.
+
+    Raises DataError if it cannot be fetched, and if it has more than MAX_LIST bytes, also after decompression.
+    """
     backoff = Backoff(Event())
     for tries in range(1, MAX_TRIES + 1):
         backoff.wait_for_pause()
         try:
-            response = session.get(source, timeout=TIMEOUT)
-            if response.ok:
-                return response.content.decode("utf-8")
+            with session.get(source, timeout=TIMEOUT, stream=True) as response:
+                if response.ok:
+                    return _read_limited(response, source).decode("utf-8")
             problem = _describe_status(response)
             if response.status_code not in _RETRY_STATUS:  # e.g. 404: the address is wrong
                 break
@@ -68,6 +76,24 @@ def fetch_text(session: requests.Session, source: str) -> str:
         if tries < MAX_TRIES:
             backoff.wait_after_failure(tries)
     raise DataError(f"{source} cannot be fetched: {problem}; check the address and the connection")
+
+
+def content_length(response: requests.Response) -> int | None:
+    """Return the size in bytes that a response declares, or None if it declares none."""
+    length = response.headers.get("Content-Length", "")
+    return int(length) if re.fullmatch("[0-9]{1,18}", length) else None
+
+
+def _read_limited(response: requests.Response, source: str) -> bytes:
+    text, declared = bytearray(), content_length(response) or 0
+    for piece in response.iter_content(_PIECE):
+        text += piece
+        if max(len(text), declared) > MAX_LIST:
+            raise DataError(
+                f"{source} has more than {format_bytes(MAX_LIST)}, which is too long for the list of a release; is the "
+                "address right?"
+            )
+    return bytes(text)
 
 
 def describe_failure(error: Exception) -> str:

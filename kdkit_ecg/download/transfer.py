@@ -19,9 +19,11 @@ from kdkit_ecg.download.responses import (
     TransferError,
     UnreachableError,
     check_response,
+    content_length,
     describe_failure,
 )
 from kdkit_ecg.download.verified_files import file_checksum
+from kdkit_ecg.utils.files import format_bytes
 
 CHUNK = 1 << 16  # bytes
 
@@ -32,13 +34,15 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 class Transfer:
     """Fetches files below the address `base` into `folder`.
 
-    on_bytes is called with the number of bytes received, or, if negative, discarded.
+    most_bytes returns the size at which the transfer of a file is stopped. on_bytes is called with the number of bytes
+    received, or, if negative, discarded.
     """
 
     session: requests.Session
     base: str
     folder: Path
     backoff: Backoff
+    most_bytes: Callable[[ReleaseFile], int]
     on_bytes: Callable[[int], None]
 
     def fetch(self, file: ReleaseFile) -> None:
@@ -48,6 +52,11 @@ class Transfer:
         """
         part = file.part(self.folder)
         try:
+            # A link in the folder could lead to any file of the user, which would be overwritten. The folder itself may
+            # be a link, which the user made.
+            for path in (part, *part.parents[: file.path.count("/")]):
+                if path.is_symlink():
+                    raise TransferError(f"{path} is a link, and links are not followed; move or delete it")
             part.parent.mkdir(parents=True, exist_ok=True)
             self._complete(file, part)
             if file_checksum(part) != file.sum:
@@ -92,20 +101,34 @@ class Transfer:
                     raise RetryLater("the .part file is longer than the file")
                 return
             check_response(response, self.backoff)
-            content_range = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+            content_range = re.match(r"bytes ([0-9]{1,18})-", response.headers.get("Content-Range", ""))
             resumes = response.status_code == 206 and content_range is not None and int(content_range[1]) == start
             if start and not resumes:  # a server without ranges sends the whole file
                 self._discard(part)
             if response.status_code == 206 and not resumes:
                 raise RetryLater("the server sent another range than the requested one")
+            # The list has no sizes, and the checksum is known only at the end. Without a limit, a server that does not
+            # send the file in the list could fill the disk.
+            size, limit = (start if resumes else 0), self.most_bytes(file)
+            self._require_size(part, size + (content_length(response) or 0), limit)
             with part.open("ab" if resumes else "wb") as out:
                 # read1 returns the bytes received so far; read waits for a full chunk, and loses it if the connection
                 # breaks.
                 while chunk := response.raw.read1(CHUNK):
                     out.write(chunk)
                     self.on_bytes(len(chunk))
+                    size += len(chunk)
+                    self._require_size(part, size, limit)
                     if self.backoff.stop.is_set():
                         raise Stopped
+
+    def _require_size(self, part: Path, size: int, limit: int) -> None:
+        if size > limit:
+            self._discard(part)
+            raise TransferError(
+                f"the server sends {format_bytes(size)} or more, expected at most {format_bytes(limit)}; if the file "
+                "is right, put it in the folder by other means"
+            )
 
     def _discard(self, part: Path) -> None:
         self.on_bytes(-_size(part))

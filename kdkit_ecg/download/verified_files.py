@@ -1,12 +1,14 @@
 """Remember which files have the right checksum, so that the next run need not read all of them again."""
 
 import hashlib
+import re
 from pathlib import Path
 from threading import Lock
 
 from kdkit_ecg.download.checksums import OWN_PREFIX, ReleaseFile
 
 VERIFIED_FILE = f"{OWN_PREFIX}.tsv"
+_NUMBER = re.compile("[0-9]{1,20}")  # ASCII digits, and few enough for int()
 
 
 class VerifiedFiles:
@@ -23,7 +25,7 @@ class VerifiedFiles:
         path = folder / VERIFIED_FILE
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
             cells = line.split("\t")
-            if len(cells) == 4 and cells[1].isdecimal() and cells[2].isdecimal():
+            if len(cells) == 4 and all(map(_NUMBER.fullmatch, cells[1:3])):
                 self._verified[cells[3]] = (cells[0], int(cells[1]), int(cells[2]))
 
     def contains(self, file: ReleaseFile) -> bool:

@@ -14,6 +14,10 @@ from kdkit import DataError
 Signal = NDArray[np.floating[Any]]
 
 MAX_RATIO = 100_000  # of two sampling rates; a header that needs a larger one has a wrong rate
+# How much larger a signal may become. The rate in a header is free to choose, and a wrong one of a small file must not
+# fill the memory.
+MAX_UPSAMPLING = 50
+MAX_FILTER = 500_000  # the numerator of the ratio: the polyphase filter has 20 times as many numbers
 FLAT = 1e-6  # mV: a lead with less deviation is disconnected; what remains is the rounding error of a filter
 
 
@@ -75,7 +79,8 @@ def zscore(signal: Signal) -> Signal:
 def rate_ratio(rate: float, to: float) -> Fraction:
     """Return to / rate. Rates are decimal numbers in a header, so 360.1 is 3601/10 and not the nearest float.
 
-    Raises DataError if a rate is not above 0, or if the two are too far apart to resample.
+    Raises DataError if a rate is not above 0, if the two are too far apart to resample, or if resampling would take too
+    much memory.
     """
     if not (0 < rate < math.inf and 0 < to < math.inf):
         raise DataError(f"expected finite rates above 0 Hz, got {rate:g} and {to:g}")
@@ -84,5 +89,10 @@ def rate_ratio(rate: float, to: float) -> Fraction:
     if not 0 < ratio <= MAX_RATIO:
         raise DataError(
             f"{rate:g} Hz and {to:g} Hz are more than {MAX_RATIO:,} times apart; is one of the rates wrong?"
+        )
+    if ratio > MAX_UPSAMPLING or ratio.numerator > MAX_FILTER:
+        raise DataError(
+            f"resampling from {rate:g} Hz to {to:g} Hz, by {ratio}, would take too much memory (at most "
+            f"{MAX_UPSAMPLING} times the samples, and a numerator of {MAX_FILTER:,}); is one of the rates wrong?"
         )
     return ratio

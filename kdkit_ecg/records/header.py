@@ -9,21 +9,36 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from kdkit import DataError
-from kdkit_ecg.records.signal_lines import SignalHeader, parse_signal_lines
-from kdkit_ecg.utils.record_files import present_file
+from kdkit_ecg.records.signal_lines import MAX_CHANNELS, MAX_LINE, SignalHeader, clipped, parse_signal_lines, shown
+from kdkit_ecg.utils.record_files import present_file, read_header_bytes
 
 Sex = Literal["female", "male"]
 T = TypeVar("T")
 
 _DAYS = {"Y": 365.25, "M": 365.25 / 12, "W": 7.0, "D": 1.0}  # in a unit of age in DICOM
 
+MAX_SEGMENTS = 10_000  # of a record; the longest of MIMIC have a few thousand
+# Samples of a record in several segments, as a multiple of those in its signal files. Gaps and repeated segments take
+# no bytes in any file, so that a header alone could request any amount of memory. At 8 bits or more, a sample has a bit
+# in the files even so, which `Preparation.expected_samples` relies on.
+MAX_EXPANSION = 8
+
+# Numbers are of ASCII digits and of bounded length everywhere: \d matches digits of any script, and int() refuses more
+# than 4,300 digits. Each pattern takes linear time.
+_COUNT = re.compile(r"[1-9][0-9]{0,17}")
+_RATE = re.compile(r"[0-9]{1,32}(?:\.[0-9]{0,32})?|\.[0-9]{1,32}")
+_SNOMED_CODE = re.compile(r"[0-9]{1,18}")
+_AGE = re.compile(r"[-+]?(?:[0-9]{1,32}(?:\.[0-9]{0,32})?|\.[0-9]{1,32})(?:[eE][-+]?[0-9]{1,4})?")
+_DICOM_AGE = re.compile(r"([0-9]{1,3})([DWMY])")
+
 _RECORD_LINE = re.compile(r"(?P<name>\S+)\s+(?P<leads>\S+)\s+(?P<rate>[^\s/]+)\S*(?:\s+(?P<samples>\S+))?")
 _RECORD_NAME = re.compile(r"(?:\S*/)?(?P<name>[-\w]+)(?:\.\w+)?")
-_SEGMENT_LINE = re.compile(r"(?P<name>~|[-\w]+)\s+(?P<samples>\d+)")
+_SEGMENT_LINE = re.compile(r"(?P<name>~|[-\w]+)\s+(?P<samples>[0-9]{1,18})")
 _COMMENT_LINE = re.compile(r"#\s*(?P<key>\w+)\s*:(?P<value>.*)")
 
 
@@ -45,6 +60,7 @@ def read_header(path: Path) -> Header:
 
     The age is None if it is outside 0 to 120 years (PTB-XL writes 300 for ages over 89) or if two ages differ.
     Diagnoses that are not codes (the first release wrote "RBBB") are skipped. A gain of 0 with a unit is an error.
+    Of a file name with a folder, only the name counts: all files of a record are in the folder of its header.
     """
     try:
         lines = header_lines(path)
@@ -62,15 +78,15 @@ def read_header(path: Path) -> Header:
             name=name,
             age=_unanimous([parse_age(value) for value in comments.get("age", [])]),
             sex=_unanimous([sexes.get(value.lower()) for value in comments.get("sex", [])]),
-            codes=tuple(dict.fromkeys(code for code in codes if code.isdecimal())),
+            codes=tuple(dict.fromkeys(code for code in codes if _SNOMED_CODE.fullmatch(code))),
         )
     except (DataError, OSError) as error:
         raise DataError(f"{path} is not a readable header: {error}") from error
 
 
 def header_lines(path: Path) -> list[str]:
-    """Return the lines of a header that are not empty. Raises DataError if it is not text, OSError."""
-    raw = path.read_bytes()
+    """Return the lines of a header that are not empty. Raises DataError if it is not text or too long, OSError."""
+    raw = read_header_bytes(path)
     if b"\0" in raw:
         raise DataError("expected text, got binary data")
     try:
@@ -80,6 +96,9 @@ def header_lines(path: Path) -> list[str]:
     # Not splitlines(), which also splits at a form feed and at 0x85, the three dots of a Windows code page. Editors of
     # DOS end a file with 0x1a.
     lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text.replace("\x1a", ""))]
+    for line in lines if len(text) > MAX_LINE else ():
+        if len(line) > MAX_LINE and not line.startswith("#"):
+            raise DataError(f"expected lines of at most {MAX_LINE:,} characters, got one of {len(line):,}")
     return [line for line in lines if line]
 
 
@@ -93,10 +112,11 @@ def read_comments(lines: Sequence[str]) -> dict[str, list[str]]:
 
 def parse_age(text: str) -> float | None:
     """Return an age in years, or None if the text is not an age from 0 to 120. "071Y" as in DICOM is 71 years."""
-    dicom = re.fullmatch(r"(\d{1,3})([DWMY])", text)
-    try:
-        years = int(dicom[1]) * _DAYS[dicom[2]] / _DAYS["Y"] if dicom else float(text)
-    except ValueError:
+    if dicom := _DICOM_AGE.fullmatch(text):
+        years = int(dicom[1]) * _DAYS[dicom[2]] / _DAYS["Y"]
+    elif _AGE.fullmatch(text):
+        years = float(text)
+    else:
         return None
     return years if math.isfinite(years) and 0 <= years <= 120 else None
 
@@ -107,11 +127,15 @@ def _parse_name(path: Path, record_line: str) -> tuple[str, int]:
     text, segments = (match["name"] if match else ""), 0
     before, slash, after = text.rpartition("/")
     # "R1/4" is a record of four segments, but "sub/101" in 101.hea is a record in a folder.
-    if slash and after.isdecimal() and after != path.stem:
+    if slash and _COUNT.fullmatch(after) and after != path.stem:
         text, segments = before, int(after)
     name = _RECORD_NAME.fullmatch(text)
     if not name:
-        raise DataError(f"expected 'NAME LEADS RATE SAMPLES' in the first line, got {record_line[:60]!r}")
+        raise DataError(f"expected 'NAME LEADS RATE SAMPLES' in the first line, got {shown(record_line)}")
+    if ".." in text.split("/"):
+        raise DataError(f"expected the name of a record in the folder of the header, got {shown(text)}")
+    if segments > MAX_SEGMENTS:
+        raise DataError(f"expected at most {MAX_SEGMENTS:,} segments, got {segments:,}")
     return name["name"], segments
 
 
@@ -119,17 +143,19 @@ def _parse_numbers(record_line: str) -> tuple[int, float, int]:
     """Return the number of leads, the rate in Hz and the samples per lead from the first line, 0 without samples."""
     match = _RECORD_LINE.match(record_line)
     leads, rate, samples = match.group("leads", "rate", "samples") if match else ("", "", "")
-    if not re.fullmatch(r"[1-9]\d*", leads):
-        raise DataError(f"the number of leads must be a whole number above 0, got {leads!r}")
-    if not re.fullmatch(r"\d+\.?\d*|\.\d+", rate) or not 0 < float(rate) < math.inf:
-        raise DataError(f"the rate must be a number of Hz above 0, got {rate!r}")
-    if samples is not None and not re.fullmatch(r"[1-9]\d*", samples):
-        raise DataError(f"the number of samples must be a whole number above 0, got {samples!r}")
+    if not _COUNT.fullmatch(leads):
+        raise DataError(f"the number of leads must be a whole number above 0, got {shown(leads)}")
+    if not _RATE.fullmatch(rate) or not float(rate) > 0:
+        raise DataError(f"the rate must be a number of Hz above 0, got {shown(rate)}")
+    if samples is not None and not _COUNT.fullmatch(samples):
+        raise DataError(f"the number of samples must be a whole number above 0, got {shown(samples)}")
     return int(leads), float(rate), int(samples or 0)
 
 
 def _parse_signal(path: Path, record_line: str, lines: Sequence[str]) -> SignalHeader:
     count, rate, frames = _parse_numbers(record_line)
+    if count > MAX_CHANNELS:
+        raise DataError(f"expected at most {MAX_CHANNELS:,} leads, got {count:,}")
     if len(lines) != count:
         raise DataError(f"expected a line for each of the {count} leads in the first line, got {len(lines)} lines")
     return parse_signal_lines(path, lines, rate, frames)
@@ -141,11 +167,13 @@ def _parse_segments(path: Path, record_line: str, lines: Sequence[str], count: i
     matches = [match for match in map(_SEGMENT_LINE.fullmatch, lines) if match]
     if not len(lines) == len(matches) == count:
         raise DataError(
-            f"expected 'NAME SAMPLES' for each of the {count} parts of a record in several segments, got {lines[:1]}"
+            f"expected 'NAME SAMPLES' for each of the {count} parts of a record in several segments, got "
+            f"{[clipped(line) for line in lines[:1]]}"
         )
     # "~" is a gap. A segment without samples only lists leads.
     lengths = [(match["name"], int(match["samples"])) for match in matches if int(match["samples"])]
-    parts = [(None if name == "~" else _read_segment(path, name), length) for name, length in lengths]
+    read_segment = cache(lambda name: _read_segment(path, name))  # a name may occur thousands of times
+    parts = [(None if name == "~" else read_segment(name), length) for name, length in lengths]
     signals = [part for part, _ in parts if part]
     if not signals:
         raise DataError("none of its segments has a signal")
@@ -159,6 +187,12 @@ def _parse_segments(path: Path, record_line: str, lines: Sequence[str], count: i
     if len({(part.leads, part.gains_per_unit, part.baselines, part.units, part.formats) for part in signals}) > 1:
         raise DataError("its segments differ in leads, gains, units or formats; join them with wfdb first")
     total = sum(length for _, length in parts)
+    in_files = sum(part.samples for part in {id(part): part for part in signals}.values())
+    if total > MAX_EXPANSION * in_files:
+        raise DataError(
+            f"its segments have {in_files:,} different samples, but {total:,} with all gaps and repetitions; expected "
+            f"at most {MAX_EXPANSION} times as many"
+        )
     if samples not in (0, total):
         raise DataError(f"its segments have {total} samples, expected {samples}")
     return replace(

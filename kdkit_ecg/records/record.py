@@ -67,16 +67,19 @@ def read_record(source: Path | Header) -> WfdbRecord:
             f"{', '.join(mismatched)}); the signal file was converted, damaged or replaced, so fetch it again"
         )
     gains, baselines = (np.array(values)[:, None] for values in (header.gains_per_unit, header.baselines))  # (leads, 1)
-    in_units = (steps.astype(np.float64) - baselines) / gains
-    in_units[steps == invalid_values(header)] = np.nan
-    in_mv = in_units * np.array([UNITS[unit] for unit in header.units])[:, None]  # normalised units have a factor of 1
-    leads, signal = _with_derived_leads(header.leads, in_mv)
+    units = np.array([UNITS[unit] for unit in header.units])[:, None]  # normalised units have a factor of 1
+    with np.errstate(over="ignore", invalid="ignore"):  # a tiny gain gives samples that are not finite, without notice
+        in_units = (steps.astype(np.float64) - baselines) / gains
+        in_units[steps == invalid_values(header)] = np.nan
+        leads, signal = _with_derived_leads(header.leads, in_units * units)
     ranks = [LEADS.index(lead) if lead in LEADS else len(LEADS) for lead in leads]
     order = sorted(range(len(leads)), key=lambda lead: ranks[lead])  # stable: further leads keep their order
+    with np.errstate(over="ignore", invalid="ignore"):
+        in_float32 = _interpolate_invalid(signal[order]).astype(np.float32)
     return WfdbRecord(
         name=header.name,
         path=header.path,
-        signal=_interpolate_invalid(signal[order]).astype(np.float32),
+        signal=in_float32,
         leads=tuple(leads[lead] for lead in order),
         rate=header.rate,
         age=header.age,

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS
-from kdkit_ecg.records.signal_lines import SignalHeader
+from kdkit_ecg.records.signal_lines import BITS, SignalHeader
+from kdkit_ecg.utils.record_files import require_regular_file
 
 Steps = NDArray[np.int64]
 
@@ -17,6 +18,13 @@ Steps = NDArray[np.int64]
 _INVALID = {"80": -(1 << 7), "508": -(1 << 7), "310": -(1 << 9), "311": -(1 << 9), "212": -(1 << 11)}
 _INVALID |= dict.fromkeys(("16", "61", "160", "516"), -(1 << 15))
 _INVALID |= {"24": -(1 << 23), "524": -(1 << 23), "32": -(1 << 31)}
+# Bits of a sample for the size of a file; formats 310 and 311 have three samples in four bytes.
+_STORED_BITS = {**BITS, "310": 10, "311": 10}
+_COMPRESSED = ("508", "516", "524")  # FLAC
+# Samples of a compressed file, as a multiple of its bytes: FLAC stores constant leads in almost nothing, which would
+# allow a small file to fill the memory. No limit below this number of samples, which take little memory.
+_MAX_COMPRESSION, _UNLIMITED_SAMPLES = 64, 1 << 20
+
 _NEVER = 1 << 40  # larger than any sample, for a format without an invalid value
 
 
@@ -33,7 +41,9 @@ def read_steps(header: SignalHeader) -> Steps:
     if not header.segments:
         return _read_signal(header)
     gap = np.where(invalid_values(header) == _NEVER, 0, invalid_values(header))
-    parts = [_read_signal(part) if part else np.repeat(gap, samples, axis=1) for part, samples in header.segments]
+    # A segment may occur thousands of times, and is read once.
+    read = {id(part): _read_signal(part) for part in {id(part): part for part, _ in header.segments if part}.values()}
+    parts = [read[id(part)] if part else np.repeat(gap, samples, axis=1) for part, samples in header.segments]
     return np.concatenate(parts, axis=1)
 
 
@@ -70,6 +80,7 @@ def _read_signal(header: SignalHeader) -> Steps:
 
     frame = header.channels[header.positions[0]].frame
     frames = header.samples // frame
+    _require_samples(header, frames)
     single = all(channel.frame == 1 for channel in header.channels)
     names = {file: f"s{number}.dat" for number, file in enumerate(header.files)}
     # A header of what wfdb needs to find the samples. Rate, gains and names of leads are not its concern.
@@ -97,3 +108,39 @@ def _read_signal(header: SignalHeader) -> Steps:
     if {len(lead) for lead in leads} != {header.samples}:
         raise DataError(f"the signal of {header.path} has {len(leads[0])} samples per lead, expected {header.samples}")
     return np.stack(leads).astype(np.int64)
+
+
+def _require_samples(header: SignalHeader, frames: int) -> None:
+    """Raise DataError if a signal file is too small for this number of frames.
+
+    wfdb allocates memory for all that a header describes before it reads a file, so that a header of a few bytes could
+    request any amount.
+    """
+    for file in header.files:
+        channels = [channel for channel in header.channels if channel.file == file]
+        lead_format, offset = channels[0].format, channels[0].offset  # wfdb uses those of the first channel for all
+        samples = frames * sum(channel.frame for channel in channels)
+        try:
+            state = header.path.with_name(file).stat()
+            require_regular_file(state)
+        except (DataError, OSError) as error:
+            raise DataError(f"the signal of {header.path} cannot be read: {error}") from error
+        size = state.st_size
+        if lead_format in _COMPRESSED:
+            largest = max(_UNLIMITED_SAMPLES, _MAX_COMPRESSION * size)
+        elif lead_format in _STORED_BITS:
+            # The last samples of formats whose samples share bytes may take a little less: wfdb decides.
+            largest = 8 * max(0, size - offset) // _STORED_BITS[lead_format]
+        else:
+            raise DataError(f"the signal of {header.path} has format {lead_format}, which is not one of WFDB")
+        if samples > largest:
+            raise DataError(
+                f"the signal of {header.path} cannot be read: {file} has {size:,} bytes, which hold at most "
+                f"{largest:,} samples, expected {samples:,}"
+            )
+        # A skewed channel starts later. Samples beyond the end of the file are invalid, so this one would have none.
+        skew = max(channel.skew for channel in channels)
+        if skew >= frames:
+            raise DataError(
+                f"the signal of {header.path} cannot be read: a channel starts at frame {skew:,} of {frames:,}"
+            )

@@ -20,18 +20,26 @@ UNITS: Mapping[str, float] = MappingProxyType(
 )
 DEFAULT_GAIN = 200.0  # steps per mV: the default of the WFDB header specification if there is no gain
 
+MAX_LINE = 4_096  # characters of a line that is not a comment; those of the Challenges have about 60
+MAX_CHANNELS = 1_024  # of a record
+MAX_GAIN = 1e12  # steps per unit: more would leave nothing of a signal in float32
+
 # Bits of a sample, in the formats of WFDB whose samples all have the same size.
-_BITS = {"8": 8, "80": 8, "212": 12, "16": 16, "61": 16, "160": 16, "24": 24, "32": 32}
+BITS: Mapping[str, int] = MappingProxyType(
+    {"8": 8, "80": 8, "212": 12, "16": 16, "61": 16, "160": 16, "24": 24, "32": 32}
+)
 
 # File, format and layout of a channel: enough to skip it.
 _CHANNEL = re.compile(
-    r"(?:\S*/)?(?P<file>~?[-\w]+(?:\.\w+)?)\s+(?P<format>\d+)(?:x(?P<frame>\d+))?(?::(?P<skew>\d+))?"
-    r"(?:\+(?P<offset>\d+))?(?=\s|$)"
+    r"(?P<folder>\S*/)?(?P<file>~?[-\w]+(?:\.\w+)?)\s+(?P<format>[0-9]{1,3})(?:x(?P<frame>[0-9]{1,18}))?"
+    r"(?::(?P<skew>[0-9]{1,18}))?(?:\+(?P<offset>[0-9]{1,18}))?(?=\s|$)"
 )
-# The remainder of the line of a lead: gain, bits, zero, first sample, checksum, block size and name.
+# The remainder of the line of a lead: gain, bits, zero, first sample, checksum, block size and name. Two parts that
+# match the same characters never follow each other, so that a line that does not match takes linear time.
 _LEAD = re.compile(
-    r"\s+(?P<gain>-?\d+\.?\d*(?:e[-+]?\d+)?)(?:\((?P<baseline>-?\d+)\))?(?:/(?P<unit>\S+))?"
-    r"\s+\d+\s+(?P<zero>-?\d+)\s+(?P<first>-?\d+)\s+(?P<checksum>-?\d+)\s+\d+\s+(?P<name>\S.*)"
+    r"\s+(?P<gain>-?[0-9]{1,32}(?:\.[0-9]{0,32})?(?:e[-+]?[0-9]{1,4})?)(?:\((?P<baseline>-?[0-9]{1,15})\))?"
+    r"(?:/(?P<unit>\S+))?\s+[0-9]+\s+(?P<zero>-?[0-9]{1,15})\s+(?P<first>-?[0-9]{1,15})"
+    r"\s+(?P<checksum>-?[0-9]{1,15})\s+[0-9]+\s+(?P<name>\S.*)"
 )
 
 
@@ -126,6 +134,9 @@ def parse_signal_lines(path: Path, lines: Sequence[str], rate: float, frames: in
         layout = _CHANNEL.match(line)
         if not layout:
             raise _line_error(line)
+        # "sub/A1.mat" is A1.mat in the folder of the header. These names are meant to be in another one.
+        if layout["folder"] and (layout["folder"].startswith("/") or ".." in layout["folder"].split("/")):
+            raise DataError(f"expected the name of a file in the folder of the header, got the line {shown(line)}")
         details = _LEAD.fullmatch(line, layout.end())
         channel = _parse_channel(layout, details, file_on_disk)
         channels.append(shared.setdefault(channel, channel))
@@ -140,7 +151,7 @@ def parse_signal_lines(path: Path, lines: Sequence[str], rate: float, frames: in
     frame_sizes = Counter(channels[lead.position].frame for lead in leads if lead.name in LEADS or not complete)
     if len(frame_sizes) > 1:
         sizes = ", ".join(f"{lead.name} {channels[lead.position].frame}" for lead in leads)
-        raise DataError(f"leads with different numbers of samples per frame are not supported, got {sizes}")
+        raise DataError(f"leads with different numbers of samples per frame are not supported, got {clipped(sizes)}")
     frame = next(iter(frame_sizes))
     if complete:  # further channels are not needed, so those that differ or are ambiguous are skipped
         leads = [
@@ -150,7 +161,7 @@ def parse_signal_lines(path: Path, lines: Sequence[str], rate: float, frames: in
         ]
     # Names outside the twelve keep their case, but two names that differ only in case are one lead.
     if len({lead.name.lower() for lead in leads}) < len(leads):
-        raise DataError(f"expected every lead once, got {', '.join(lead.name for lead in leads)}")
+        raise DataError(f"expected every lead once, got {clipped(', '.join(lead.name for lead in leads))}")
     frames = frames or _count_frames(path, channels, leads[0].position)
     return SignalHeader(
         path=path,
@@ -173,7 +184,7 @@ def parse_signal_lines(path: Path, lines: Sequence[str], rate: float, frames: in
 def _parse_channel(layout: re.Match[str], details: re.Match[str] | None, file_on_disk: Callable[[str], str]) -> Channel:
     frame = int(layout["frame"] or 1)
     if not frame:
-        raise DataError(f"the samples per frame must be above 0, got the line {layout.string!r}")
+        raise DataError(f"the samples per frame must be above 0, got the line {shown(layout.string)}")
     return Channel(
         # The name may lack its suffix, or have another case than on the disk. Without such a file it stays as written.
         file=file_on_disk(layout["file"]),
@@ -192,9 +203,11 @@ def _parse_lead(line: str, details: re.Match[str] | None, position: int) -> _Lea
     # WFDB writes 0 for a signal that is not calibrated. With a unit this is a contradiction; without one it means that
     # there is no gain.
     if not gain and details["unit"]:
-        raise DataError(f"a gain of 0 leaves the amplitude unknown; write steps per mV in {line!r}")
+        raise DataError(f"a gain of 0 leaves the amplitude unknown; write steps per mV in {shown(line)}")
+    if abs(gain) > MAX_GAIN:
+        raise DataError(f"a gain of {gain:g} leaves no signal; write steps per mV in {shown(line)}")
     if unit not in UNITS:
-        raise DataError(f"{details['unit']!r} is not a supported unit; expected mV, uV, V or NU")
+        raise DataError(f"{shown(details['unit'])} is not a supported unit; expected mV, uV, V or NU")
     return _Lead(
         position=position,
         name=standard_name(details["name"]),
@@ -207,18 +220,30 @@ def _parse_lead(line: str, details: re.Match[str] | None, position: int) -> _Lea
     )
 
 
+def shown(text: str) -> str:
+    """Return the repr of a text for an error message, without the end of a long one."""
+    return repr(clipped(text))
+
+
+def clipped(text: str, length: int = 100) -> str:
+    """Return the first characters of a long text, and any other text as it is."""
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
 def _line_error(line: str) -> DataError:
-    return DataError(f"expected 'FILE FORMAT GAIN/UNIT BITS ZERO FIRST CHECKSUM BLOCK LEAD', got the line {line!r}")
+    return DataError(
+        f"expected 'FILE FORMAT GAIN/UNIT BITS ZERO FIRST CHECKSUM BLOCK LEAD', got the line {shown(line)}"
+    )
 
 
 def _count_frames(path: Path, channels: Sequence[Channel], position: int) -> int:
     """Return the frames in the file of this channel, by its size. Raises DataError, OSError."""
     channel = channels[position]
-    if channel.format not in _BITS:
+    if channel.format not in BITS:
         raise DataError(f"the first line needs the number of samples, as format {channel.format} has no fixed size")
     samples = sum(other.frame for other in channels if other.file == channel.file)  # in a frame
     bits = 8 * (path.with_name(channel.file).stat().st_size - channel.offset)
-    frames = bits // (_BITS[channel.format] * samples)
+    frames = bits // (BITS[channel.format] * samples)
     if frames < 1:
         raise DataError(f"the first line has no number of samples, and {channel.file} has none either")
     return frames

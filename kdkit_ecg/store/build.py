@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from kdkit.utils.console import make_console
 from kdkit_ecg.records.header import Header
 from kdkit_ecg.records.preparation import Preparation, PreparedSignal
 from kdkit_ecg.store.index import INDEX, ROW, SIGNALS, Rows, make_row
@@ -35,7 +35,7 @@ def append_records(
     """
     if not missing:
         return np.zeros(0, ROW)
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     columns = (TextColumn("preparing records"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     not_stored: list[bytes] = []
     with (

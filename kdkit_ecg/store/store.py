@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 from filelock import FileLock, Timeout
-from rich.console import Console
 
 from kdkit import DataError
+from kdkit.utils.console import make_console
 from kdkit_ecg.records.header import Header
 from kdkit_ecg.records.preparation import Preparation
 from kdkit_ecg.store.build import append_records
@@ -140,7 +140,7 @@ class SignalStore:
             lock.acquire(timeout=0)
         except Timeout:
             message = f"another process is preparing the same records in {folder.path}; waiting for it"
-            Console(stderr=True).print(message, soft_wrap=True, markup=False, highlight=False)
+            make_console(stderr=True, markup=False).print(message, soft_wrap=True)
             lock.acquire()
         try:
             folder.complete()

@@ -2,13 +2,22 @@
 
 import os
 import re
+import stat
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+from kdkit import DataError
+
+MAX_HEADER_BYTES = 1 << 20  # of a header; those of the Challenges have about a kilobyte
+
+MAX_SUFFIX = 5  # characters, with the dot, of a suffix that is looked for in any case
+
 HEADER_SUFFIX, SIGNAL_SUFFIXES, UNFINISHED_SUFFIX = ".hea", (".mat", ".dat"), ".part"
 NOT_LISTED = "of the folders cannot be read"  # in summaries, after the number
 
+_PIECE = 1 << 16  # bytes of a header that are read at a time
+_READ_AT_ONCE = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # not all systems have both
 _SUFFIX = re.compile(r"\.(hea|mat|dat)$", re.IGNORECASE)
 
 
@@ -68,6 +77,30 @@ def find_record_files(folder: Path) -> RecordFiles:
     return RecordFiles(headers, signals, unfinished, tuple(sorted(not_listed)))
 
 
+def read_header_bytes(path: Path) -> bytes:
+    """Return the bytes of a header. Raises OSError, and DataError for a device, a pipe and a file that is too large."""
+    # Before the file is opened, as opening a device may have an effect. Without O_NONBLOCK, opening a pipe waits for a
+    # process that writes to it; the state of the open file counts, as the file may have been replaced in between.
+    require_regular_file(os.stat(path))  # noqa: PTH116 -- a scan reads 100,000 headers, and Path takes twice as long
+    file = os.open(path, _READ_AT_ONCE)
+    try:
+        require_regular_file(os.fstat(file))
+        raw = b""
+        while len(raw) <= MAX_HEADER_BYTES and (piece := os.read(file, _PIECE)):
+            raw += piece
+    finally:
+        os.close(file)
+    if len(raw) > MAX_HEADER_BYTES:
+        raise DataError(f"expected at most {MAX_HEADER_BYTES:,} bytes, got more; is it a header?")
+    return raw
+
+
+def require_regular_file(state: os.stat_result) -> None:
+    """Raise DataError for a device, which may be read without end, and for a pipe, which may wait for ever."""
+    if not stat.S_ISREG(state.st_mode):
+        raise DataError("expected a regular file, got a device, a pipe, a socket or a folder")
+
+
 def present_file(path: Path) -> Path:
     """Return the path under which a file exists; `path` itself if there is none.
 
@@ -77,8 +110,10 @@ def present_file(path: Path) -> Path:
     if path.is_file():
         return path
     for suffix in [path.suffix] if path.suffix else SIGNAL_SUFFIXES:
-        # Not a listing of the folder, which may contain thousands of records.
-        cases = ["".join(letters) for letters in product(*({letter.lower(), letter.upper()} for letter in suffix))]
+        # Not a listing of the folder, which may contain thousands of records. The number of cases doubles with each
+        # letter, so a longer suffix, which no format of signals has, is in one case.
+        letters = [{letter.lower(), letter.upper()} if len(suffix) <= MAX_SUFFIX else letter for letter in suffix]
+        cases = ["".join(case) for case in product(*letters)]
         for stem, case in product(dict.fromkeys((path.stem, path.stem.upper(), path.stem.lower())), sorted(cases)):
             candidate = path.with_name(stem + case)
             if candidate.is_file():

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+from kdkit.utils.printable import printable
+
 # What spreadsheets, pandas, R, databases and people write for a value that is not known.
 _MISSING = re.compile(
     r"|nan|#?n/?a|n\.a\.|<na>|nat|none|null|nil|unk(nown)?|missing|not available|undefined|\?|--?|\.", re.IGNORECASE
@@ -20,5 +22,5 @@ def unknown_patients_notice(unknown: int, total: int) -> str:
 
 
 def first_names(names: Sequence[str]) -> str:
-    """Return the first three names, followed by dots if there are more."""
-    return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
+    """Return the first three names as one line, followed by dots if there are more."""
+    return ", ".join([*map(printable, names[:3]), *(["..."] if len(names) > 3 else [])])

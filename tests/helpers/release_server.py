@@ -138,3 +138,23 @@ def send_slowly(piece: int, pause: float) -> Fault:
             sleep(pause)
 
     return fault
+
+
+def send_chunks(count: int, sent: list[int] | None = None) -> Fault:
+    """Send this number of chunks of 64 KiB without declaring a length. sent: to which the size of each is added."""
+
+    def fault(handler: Handler, body: bytes) -> None:
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        piece = bytes(1 << 16)
+        for _ in range(count):
+            try:
+                handler.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            except OSError:  # the client has closed the connection
+                break
+            if sent is not None:
+                sent.append(len(piece))
+        handler.close_connection = True
+
+    return fault

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from kdkit import DataError
+from kdkit.utils.printable import printable
 from kdkit_ecg.utils.record_files import record_name
 from kdkit_ecg.utils.tables import is_missing
 
 FORMAT = "2"  # of the first line of the file; format 1 had the keys `version` and `k` for `format` and `folds`
+_NUMBER = re.compile(r"[0-9]{1,4}")  # of folds, which are numbered without gaps
 _COLUMNS = ("record", "database", "patient", "fold")
 
 
@@ -67,7 +69,9 @@ class Folds:
         for entry in sorted(self.entries.values()):
             for name in ("all", entry.database or "no database"):
                 rows.setdefault(name, [0] * self.k)[entry.fold] += 1
-        return "\n".join(f"{name}: {' + '.join(map(str, counts))} = {sum(counts)}" for name, counts in rows.items())
+        return "\n".join(
+            f"{printable(name)}: {' + '.join(map(str, counts))} = {sum(counts)}" for name, counts in rows.items()
+        )
 
     def folds_of_groups(self, group_of_record: Mapping[str, str]) -> dict[str, int]:
         """Return the groups that have a fold already -> this fold, because of one of their records or their patient.
@@ -94,7 +98,8 @@ class Folds:
         path = Path(path)
         # Through a second file: a run that reads the folds at the same time sees the old file or the new one.
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        unfinished.write_text(text.getvalue(), encoding="utf-8")
+        # The name of a folder on the disk, which may be the database, need not be UTF-8.
+        unfinished.write_text(text.getvalue(), encoding="utf-8", errors="backslashreplace")
         unfinished.replace(path)
 
     @classmethod
@@ -115,15 +120,15 @@ class Folds:
         entries: dict[str, FoldEntry] = {}
         for row in rows:
             record = record_name(row["record"])
-            if not row["fold"].isdecimal():
-                raise DataError(f"the fold of record {record} must be a number from 0, got {row['fold']!r}")
+            if not _NUMBER.fullmatch(row["fold"]):
+                raise DataError(f"the fold of record {record} must be a number from 0, got {row['fold'][:60]!r}")
             patient = "" if is_missing(row.get("patient", "")) else row["patient"]
             entry = FoldEntry(row.get("database", ""), patient, int(row["fold"]))
             if entries.setdefault(record, entry) != entry:
                 raise DataError(f"record {record} occurs twice, in folds {entries[record].fold} and {entry.fold}")
         k = metadata.get("folds", str(1 + max((entry.fold for entry in entries.values()), default=0)))
         provenance = {key: value for key, value in metadata.items() if key not in ("format", "folds", "fingerprint")}
-        folds = cls(entries=entries, k=int(k) if k.isdecimal() else 0, provenance=provenance)
+        folds = cls(entries=entries, k=int(k) if _NUMBER.fullmatch(k) else 0, provenance=provenance)
         if metadata.get("fingerprint", folds.fingerprint) != folds.fingerprint:
             raise DataError(
                 f"its records have the fingerprint {folds.fingerprint}, but its first line has "

@@ -215,6 +215,16 @@ def test_suffixes_in_capitals_are_read(folder, tmp_path):
         ({"scp_codes": "NORM"}, "ecg_id '1', cannot be read"),
         ({"scp_codes": "['NORM']"}, "expected scp_codes in the form"),
         ({"strat_fold": "ten"}, "ecg_id '1', cannot be read"),
+        ({"strat_fold": "inf"}, "a number of up to 3 digits in strat_fold, got 'inf'"),
+        ({"strat_fold": "1" * 5000}, "a number of up to 3 digits in strat_fold, got '111"),
+        ({"strat_fold": "\u0661"}, "a number of up to 3 digits in strat_fold"),
+        ({"scp_codes": "{" * 9000}, "ecg_id '1', cannot be read"),
+        ({"scp_codes": "-" * 9000 + "1"}, "ecg_id '1', cannot be read"),
+        ({"scp_codes": "{[]: 1}"}, "ecg_id '1', cannot be read"),
+        ({"scp_codes": "1" * 10_001}, "scp_codes of at most 10,000 characters, got 10,001"),
+        ({"filename_lr": "../../records/1"}, "the path of a record in the folder of the table, got '../../records/1'"),
+        ({"filename_hr": "/etc/1"}, "the path of a record in the folder of the table, got '/etc/1'"),
+        ({"ecg_id": "\u0661"}, "expected a number of up to 9 digits"),
     ],
 )
 def test_a_row_that_cannot_be_read_is_named(folder, tmp_path, columns, message):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import wfdb
 
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS
@@ -133,6 +134,14 @@ def test_segments_are_joined_and_a_gap_is_interpolated(tmp_path):
     assert (header.samples, header.age, header.codes) == (1400, 50, ("426783006",))
 
 
+def test_a_repeated_segment_is_read_once(tmp_path, monkeypatch):
+    read, original = [], wfdb.rdrecord
+    monkeypatch.setattr(wfdb, "rdrecord", lambda *args, **options: read.append(args) or original(*args, **options))
+    path = write_segments(tmp_path, "S1 600\nS1 600\nS2 600\n", "A1/3 12 500 1800")
+    assert_reads(path, np.concatenate([STEPS, STEPS, STEPS[::-1]], axis=1))
+    assert len(read) == 2
+
+
 def test_the_checksums_of_each_segment_are_compared(tmp_path):
     path = write_segments(tmp_path)
     (tmp_path / "S2.mat").write_bytes((tmp_path / "S1.mat").read_bytes())
@@ -160,6 +169,14 @@ def test_a_segment_without_samples_only_lists_leads(tmp_path):
         ({"first_line": "A1/3 12 250 1400"}, "segment S1 has 600 samples at 500 Hz, expected 600 at 250 Hz"),
         ({"gain": "200/mV"}, "its segments differ in leads, gains, units or formats"),
         ({"steps": STEPS[:11], "leads": LEADS[:11]}, "its segments differ in leads, gains, units or formats"),
+        (
+            {"segments": "S1 600\n~ 11401\nS2 600\n", "first_line": "A1/3 12 500 12601"},
+            "its segments have 1,200 different samples, but 12,601 with all gaps and repetitions; expected at most 8",
+        ),
+        (
+            {"segments": "S1 600\n" * 11, "first_line": "A1/11 12 500 6600"},
+            "its segments have 600 different samples, but 6,600 with all gaps and repetitions",
+        ),
     ],
 )
 def test_segments_that_do_not_fit_are_refused(tmp_path, options, message):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kdkit import DataError
-from kdkit_ecg.records.filters import bandpass, resample, resample_linear, zscore
+from kdkit_ecg.records.filters import bandpass, rate_ratio, resample, resample_linear, zscore
 
 
 def tone(hertz, rate, seconds=10):
@@ -46,6 +46,17 @@ def test_a_rate_that_is_not_above_zero_is_refused(rate):
 def test_rates_that_are_too_far_apart_are_refused(change, rate, to):
     with pytest.raises(DataError, match="times apart; is one of the rates wrong"):
         change(tone(5, 500), rate, to)
+
+
+@pytest.mark.parametrize("rate", [5, 5.3971, 11.3977])
+def test_resampling_that_would_fill_the_memory_is_refused(rate):
+    with pytest.raises(DataError, match="would take too much memory"):
+        rate_ratio(rate, 257)
+
+
+def test_the_rates_of_releases_can_be_resampled_to_each_other():
+    rates = (62.4725, 100, 124.945, 125, 128, 200, 240, 249.89, 250, 256, 257, 300, 360, 400, 500, 512, 977, 1000)
+    assert all(rate_ratio(rate, to) for rate in rates for to in rates)
 
 
 def test_band_pass_keeps_the_band_without_delay_and_removes_the_rest():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.io
+import wfdb
 
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS
@@ -102,3 +103,35 @@ def test_steps_are_the_integers_in_the_file(tmp_path):
     (tmp_path / "A1.mat").write_bytes(bytes(100))
     with pytest.raises(DataError, match=r"the signal of .*A1\.hea cannot be read"):
         read_steps(header)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("16+24", "16:50000000+24", "a channel starts at frame 50,000,000 of 600"),
+        ("500 600", "500 600000000", "expected 7,200,000,000"),
+        ("16+24", "16x50000000+24", "expected 360,000,000,000"),
+        ("16+24", "16+1000000", r"A1\.mat has [0-9,]+ bytes, which hold at most 0 samples"),
+        ("500 600", "500 99999999999", "A1.mat has .* bytes"),
+        ("16+24", "310", "hold at most .* samples"),
+        ("16+24", "516", "expected 1,200,000,000,000"),
+        ("16+24", "999", "format 999, which is not one of WFDB"),
+    ],
+)
+def test_a_header_cannot_request_more_memory_than_the_file_needs(tmp_path, monkeypatch, old, new, message):
+    monkeypatch.setattr(wfdb, "rdrecord", lambda *_, **__: pytest.fail("wfdb would allocate the memory"))
+    path = write_matrix(tmp_path, "A1", np.arange(7200).reshape(12, 600))
+    text = path.read_text().replace(old, new)
+    if new in ("310", "516"):
+        text = text.replace("500 600", "500 100000000000")
+    path.write_text(text)
+    with pytest.raises(DataError, match=rf"the signal of .*A1\.hea .*{message}"):
+        read_steps(read_header(path))
+
+
+def test_a_skew_within_the_record_shifts_a_channel(tmp_path):
+    path = write_matrix(tmp_path, "A1", np.arange(7200).reshape(12, 600), checks=lambda lead: (0, 0))
+    path.write_text(path.read_text().replace("16+24", "16:599+24", 1))
+    steps = read_steps(read_header(path))
+    assert (steps[0, 0], steps[1, 0]) == (599, 600)
+    assert (steps[0, 1:] == -(1 << 15)).all()

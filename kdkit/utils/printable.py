@@ -1,0 +1,31 @@
+"""Escape the control characters of printed texts: names come from data, and terminals obey these characters."""
+
+import unicodedata
+
+import click
+
+LINE_CHARACTERS = "\n\t"
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    r"""Return a text with every character that does not print itself as in Python source, such as ``\x1b``.
+
+    These are control characters, which clear the screen or set the title of a terminal, marks that change the direction
+    of a text (U+202E), characters without a width (U+200B), line separators, and halves of surrogate pairs, which stand
+    for the bytes of a file name that is not UTF-8. Spaces of any kind stay. Markup of rich and HTML is not escaped.
+
+    keep: characters that stay too, such as `LINE_CHARACTERS` in a text of several lines.
+    """
+    if text.isprintable():  # almost every text
+        return text
+    return "".join(
+        character
+        if character.isprintable() or character in keep or unicodedata.category(character) == "Zs"
+        else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print a text of one or several lines to stdout, or to stderr if `err`, with its control characters escaped."""
+    click.echo(printable(text, keep=LINE_CHARACTERS), err=err)
