@@ -1,5 +1,6 @@
 """Every deliberate error of kdkit. Its message says what was expected, what it got, and what to do."""
 
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -62,6 +63,12 @@ class CheckError(KdkitError):
 def first_line(error: BaseException) -> str:
     """Return the first line of an error message, or the name of its class if it has no message."""
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def location(error: BaseException) -> str:
+    """Return the file and line that raised an error, such as "data.py, line 12"; "" if it was not raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
 
 
 def describe(value: object) -> str:

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.device_data import DeviceData
+from kdkit.data.labels import LabelCheck
 from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.capture import make_step
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.plan import Plan
+from kdkit.engine.check.static import binary_loss_of
 from kdkit.engine.distributed import DistributedModule, rank_weight
 from kdkit.engine.meters import RunningMeans
 from kdkit.engine.not_finite import cause_in_inputs, cause_in_outputs
@@ -76,7 +78,8 @@ class StageTrainer:
         self.index = index
         self.folder = folder
         self.seed = derive_seed(ctx.options.seed, index)
-        self.batches = TrainingBatches(ctx.recipe.data, ctx.device_data, stage.training, self.seed)
+        check = LabelCheck.of_data(ctx.recipe.data, ctx.recipe.data.train, bounded_by=binary_loss_of(ctx.recipe, stage))
+        self.batches = TrainingBatches(ctx.recipe.data, ctx.device_data, stage.training, self.seed, check)
         self.best = BestCheckpoint()
         self.history: History = []
         self.notices: list[str] = []

@@ -1,6 +1,7 @@
 """Check how much memory is available and in use, and let malloc keep freed memory between training steps."""
 
 import ctypes
+import errno
 import os
 import sys
 from pathlib import Path
@@ -8,6 +9,19 @@ from pathlib import Path
 import torch
 
 from kdkit.errors import RecipeError
+
+# The texts of allocators, drivers and libraries whose errors are neither a MemoryError nor a torch.OutOfMemoryError.
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",  # on Windows
+    "std::bad_alloc",
+    "Caught MemoryError in DataLoader worker process",
+    "Caught OutOfMemoryError in DataLoader worker process",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
 _KEPT_BYTES = 2**30  # more than the features of most layers
@@ -81,6 +95,13 @@ def describe_use(device: torch.device | str = "cpu") -> str:
         return f"{device} has {has}, of which {used} are in use, {own} by tensors of this process"
     left = available(device)
     return f"{device} has {'an unknown amount' if left is None else format_bytes(left, base=1024)} left"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator raised this error because memory ran out."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def reset_peak(device: torch.device) -> None:

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 import kdkit
 from kdkit import KdkitError, Net, Recipe, Stage, TorchData
-from kdkit.engine.out_of_memory import is_out_of_memory
+from kdkit.utils.memory import is_out_of_memory
 from tests.helpers.stages import Small, data, epoch_terms, same, samples, training, truth
 
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB."
