@@ -137,8 +137,8 @@ def true_classes(predictions: Predictions) -> Bools:
             sample = int(is_invalid.argmax())
             raise DataError(
                 f"labels (samples,) are class indices from 0 to {count - 1}; got {labels.dtype} from {labels.min()} to "
-                f"{labels.max()}, such as {labels[sample]} in row {sample}; leave out samples without a class, and use MSE "
-                "or R2 for numbers"
+                f"{labels.max()}, such as {labels[sample]} in row {sample}; leave out samples without a class, and use "
+                "MSE or R2 for numbers"
             )
         one_hot: Bools = np.eye(count, dtype=bool)[indices]
         return one_hot
