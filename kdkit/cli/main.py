@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -14,7 +15,7 @@ from kdkit.cli import bench as benchmark_scripts
 from kdkit.cli.options import DEVICE, PATH, PRECISION, SEED, run_fields, run_options
 from kdkit.cli.recipe_command import RecipeCommand, file_of, recipe_options
 from kdkit.cli.sweep import sweep
-from kdkit.errors import KdkitError, RemoteRankError, RunFolderError
+from kdkit.errors import KdkitError, RemoteRankError, RunFolderError, shows_tracebacks
 from kdkit.plugins.manager import installed
 from kdkit.plugins.recipe_file import read_recipe_file
 
@@ -30,7 +31,8 @@ def main() -> None:
 def call(args: list[str]) -> int:
     """Run the command line with these arguments and return its exit code.
 
-    The exit code is 2 for a KdkitError, which is printed without a traceback, and 130 for Ctrl-C.
+    The exit code is 2 for a KdkitError, which is printed without a traceback unless KDKIT_TRACEBACK is set, and 130 for
+    Ctrl-C.
     """
     try:
         with _process_group():
@@ -40,6 +42,8 @@ def call(args: list[str]) -> int:
     except RemoteRankError:  # the process that had the error prints it
         return 2
     except KdkitError as error:
+        if shows_tracebacks():
+            traceback.print_exception(error)
         click.echo(f"error: {error}", err=True)
         return 2
     except click.ClickException as error:

@@ -18,7 +18,7 @@ from kdkit.data.batch import Batch
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.labels import DeferredLabelCheck, LabelCheck
 from kdkit.data.loading import Batches
-from kdkit.errors import DataError, KdkitError, location
+from kdkit.errors import DataError, KdkitError, describe_error
 from kdkit.utils.memory import format_bytes, is_out_of_memory
 
 NOTICE_AFTER = 120.0  # seconds of waiting for a batch until a warning, which is repeated whenever they have doubled
@@ -26,7 +26,7 @@ LIMIT = 1800.0  # seconds of waiting until worker processes are ended; other ran
 _SHOWN = 5  # rows that a message lists
 
 # A DataLoader repeats the error of a worker, with the traceback as its message.
-_CAUGHT = re.compile(r"['\"]?Caught (\w+) in DataLoader worker process (\d+)")
+_CAUGHT = re.compile(r"Caught (\w+) in DataLoader worker process (\d+)")
 _KILLED = re.compile(r"DataLoader worker \(pid (\d+)\) is killed by signal: ([\w ]+)")
 _EXITED = re.compile(r"DataLoader worker \(pid\(s\) ([\d, ]+)\) exited unexpectedly")
 _TIMED_OUT = re.compile(r"DataLoader timed out after ([\d.]+) seconds")
@@ -154,20 +154,18 @@ def explain_unreadable(error: Exception, position: str) -> Exception:
     advice = "correct the data or the code that reads it; KDKIT_TRACEBACK=1 shows the whole traceback"
     if "pickle" in text:
         advice = "workers need data that can be pickled: define it at the top level of a file, or use no workers"
-    return DataError(f"{position} cannot be read: {describe_error(error)}; {advice}")
+    return DataError(f"{position} cannot be read: {_describe(error, caught)}; {advice}")
 
 
-def describe_error(error: BaseException) -> str:
-    """Return an error in one line: its class, the first line of its message, and the line of code that raised it."""
-    text, name, place = str(error), type(error).__name__, location(error)
-    caught = _CAUGHT.match(text)
-    if caught is not None:
-        name, text = caught[1], text.encode().decode("unicode_escape") if text[0] in "'\"" else text
-        frames = re.findall(r'^\s*File "(.*?)", line (\d+), in ', text, re.MULTILINE)
-        place = f"{frames[-1][0]}, line {frames[-1][1]}, " if frames else ""
-        place += f"in worker process {caught[2]}"
-        text = _message_in(text, name)
-    return f"{name}{f': {text.splitlines()[0]}' if text.strip() else ''} ({place})"
+def _describe(error: Exception, caught: re.Match[str] | None) -> str:
+    """Return an error of user code in one line. caught: the start of its message if a worker raised it."""
+    if caught is None:
+        return describe_error(error)
+    text = str(error)
+    message = _message_in(text, caught[1]).splitlines()
+    frames = re.findall(r'^\s*File "(.*?)", line (\d+), in ', text, re.MULTILINE)
+    position = f"{frames[-1][0]}, line {frames[-1][1]}, " if frames else ""
+    return f"{caught[1]}{f': {message[0]}' if message else ''} ({position}in worker process {caught[2]})"
 
 
 def _message_in(text: str, name: str) -> str:

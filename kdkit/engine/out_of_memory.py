@@ -8,7 +8,7 @@ import torch
 
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.engine.options import RunOptions
-from kdkit.errors import KdkitError, first_line
+from kdkit.errors import KdkitError, RecipeError, describe_error, first_line
 from kdkit.recipe.recipe import Stage
 from kdkit.utils import collectives, memory
 from kdkit.utils.memory import is_out_of_memory
@@ -43,6 +43,26 @@ def explain_out_of_memory(
             f"The error{source}: {first_line(error)}",
         ]
         # Whoever keeps the error, as a study does, would keep all tensors of the failed step.
+        traceback.clear_frames(error.__traceback__)
+        raise KdkitError("\n".join(lines)) from error
+
+
+@contextmanager
+def explain_memory_of_run(device: torch.device) -> Iterator[None]:
+    """Raise KdkitError if memory runs out in a run outside of a stage, such as while the data is prepared."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError, RecipeError) as error:
+        # A RecipeError has the line of the recipe file, and the error of the allocator as its cause.
+        is_located = isinstance(error, RecipeError)
+        cause = error.__cause__ if is_located else error
+        if cause is None or not is_out_of_memory(cause):
+            raise
+        lines = [
+            f"out of memory ({error if is_located else describe_error(error)}); {memory.describe_use(device)}. What helps:",
+            "  - a Dataset that reads each sample when it is needed, instead of data that is wholly in memory",
+            "  - smaller networks, fewer workers, and fewer programs beside this one",
+        ]
         traceback.clear_frames(error.__traceback__)
         raise KdkitError("\n".join(lines)) from error
 

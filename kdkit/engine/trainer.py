@@ -33,6 +33,7 @@ from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.train_state import TrainState
 from kdkit.engine.training_batches import TrainingBatches, explain_single_sample, transformed
 from kdkit.engine.training_step import TrainingStep, UpdatePart
+from kdkit.engine.user_errors import located
 from kdkit.errors import CheckError, DataError, KdkitError
 from kdkit.metrics.base import Metric, is_better, lower_is_better
 from kdkit.metrics.bootstrap import without_interval
@@ -83,6 +84,7 @@ class StageTrainer:
         self.best = BestCheckpoint()
         self.history: History = []
         self.notices: list[str] = []
+        self.position: tuple[int, int | None] | None = None  # the epoch, and the batch unless it is validated
 
     def train(self) -> History:
         """Train all epochs, load the best weights into the networks, and return the history, one entry per epoch.
@@ -95,7 +97,8 @@ class StageTrainer:
             self.history = self.folder.load_history()
         else:
             try:
-                self._train()
+                with located(self._describe_position, self.ctx.options.out):
+                    self._train()
             except KeyboardInterrupt:
                 self._load_best()  # for whoever catches it, without the updates of the unfinished epoch
                 raise
@@ -143,6 +146,7 @@ class StageTrainer:
                     means = self._train_epoch(epoch, step)
                 self._validate(epoch, means, state, time.perf_counter() - began)
                 self._save_checkpoint(state)
+                self.ctx.callbacks.raise_error()
         if math.isnan(self.best.value) and self.training.keep == "best":
             warnings.warn(
                 f"stage {self.stage.name!r}: {self._monitored_metric().name!r} was undefined on the validation split "
@@ -176,6 +180,7 @@ class StageTrainer:
         for index, batch in enumerate(loader):
             if index > last:
                 raise DataError(f"the training data must have {last + 1} batches per epoch, its length, but has more")
+            self.position = epoch, index
             batch = batch.to(self.ctx.device)  # from a user-defined DataLoader; others are there
             weight, samples = _rank_share(len(batch), None if sizes is None else sizes[index])
             part = parts[index] if weight == 1 else parts[index]._replace(rank_weight=weight)
@@ -197,6 +202,7 @@ class StageTrainer:
 
     def _validate(self, epoch: int, terms: Mapping[str, float], state: TrainState, seconds: float) -> None:
         """Compute the monitored metric on the validation split, keep the best weights, and call the callbacks."""
+        self.position = epoch, None
         metric = self._monitored_metric()
         values = []
         validation = self.ctx.recipe.data.validation
@@ -251,6 +257,13 @@ class StageTrainer:
         stopped_by = collectives.broadcast(self.ctx.callbacks.take_stop())
         if stopped_by is not None and epoch + 1 < self.training.epochs:
             self.history[-1]["stopped_by"] = stopped_by
+
+    def _describe_position(self) -> str:
+        if self.position is None:
+            return f"stage {self.stage.name!r} before its first batch"
+        epoch, batch = self.position
+        part = "the validation" if batch is None else f"batch {batch + 1}"
+        return f"stage {self.stage.name!r}, epoch {epoch + 1}, {part}"
 
     def _explain_out_of_memory(
         self, split: Split | LoaderSplit, *, trains: bool = True

@@ -49,6 +49,7 @@ def keep_freed_memory() -> bool:
 
 _CGROUP = Path("/sys/fs/cgroup")  # the limits of a container (cgroup v2)
 _MEMINFO = Path("/proc/meminfo")
+_STATM = Path("/proc/self/statm")  # the size of this process in pages
 
 
 def require(
@@ -81,7 +82,8 @@ def available(device: torch.device | str = "cpu") -> int | None:
         # torch's caching allocator holds these bytes, but hands them out again before it asks the driver for more
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    bounds = [size for size in (_available_on_machine(), _available_in_container()) if size is not None]
+    sizes = (_available_on_machine(), _available_in_container(), _available_to_process())
+    bounds = [size for size in sizes if size is not None]
     return min(bounds) if bounds else None
 
 
@@ -146,6 +148,20 @@ def _available_in_container() -> int | None:
         # memory.current includes the page cache; its inactive part can be reclaimed
         return max(limit - used + _read_numbers(_CGROUP / "memory.stat")["inactive_file"], 0)
     except (OSError, KeyError, ValueError):
+        return None
+
+
+def _available_to_process() -> int | None:
+    """Return the bytes of address space that a limit such as `ulimit -v` leaves; None without a limit."""
+    try:
+        import resource  # Windows has none
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit == resource.RLIM_INFINITY:
+            return None
+        pages = int(_STATM.read_text().split()[0])
+        return max(limit - pages * resource.getpagesize(), 0)
+    except (ImportError, OSError, ValueError):
         return None
 
 
