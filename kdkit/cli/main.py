@@ -258,14 +258,12 @@ def classes(folder: Path, net: str | None, resamples: int) -> None:
     recall, F1, AUROC and AUPRC with 95 % intervals. It includes classes without positives.
     """
     from kdkit.cli.per_class import table_of
-    from kdkit.engine.storage.run_folder import nets_of_run, read_reported
-    from kdkit.metrics.per_class import class_table
+    from kdkit.engine.storage.reports import nets_of_run, read_class_table
     from kdkit.utils.console import make_console
 
     console = make_console()
     for name in nets_of_run(folder) if net is None else (net,):
-        reported = read_reported(folder, name)
-        rows = class_table(reported, resamples=resamples)
+        reported, rows = read_class_table(folder, name, resamples=resamples)
         split = "validation" if reported.test is None else "test"
         console.print(table_of(rows, f"{name}, on {split}"))
         if reported.test is None:

@@ -58,8 +58,9 @@ def explain_memory_of_run(device: torch.device) -> Iterator[None]:
         cause = error.__cause__ if is_located else error
         if cause is None or not is_out_of_memory(cause):
             raise
+        reason = error if is_located else describe_error(error)
         lines = [
-            f"out of memory ({error if is_located else describe_error(error)}); {memory.describe_use(device)}. What helps:",
+            f"out of memory ({reason}); {memory.describe_use(device)}. What helps:",
             "  - a Dataset that reads each sample when it is needed, instead of data that is wholly in memory",
             "  - smaller networks, fewer workers, and fewer programs beside this one",
         ]

@@ -183,7 +183,7 @@ class _Run:
                     self.history[stage.name] = trainer.history
         for net in ctx.plan.nets if ctx.options.only is None else ():
             if net not in ctx.plan.feature_teachers:
-                with located(lambda name=net.name: f"the evaluation of net {name!r}", ctx.options.out):
+                with located(f"the evaluation of net {net.name!r}", ctx.options.out):
                     self.metrics[net.name] = self._evaluate(net)
                 if self.folder is not None:  # after each network, so that a run that fails later keeps what it has
                     self.folder.save_metrics(self.reported_on, self.metrics)

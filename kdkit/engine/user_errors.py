@@ -8,7 +8,7 @@ from kdkit.errors import KdkitError
 
 
 @contextmanager
-def located(position: Callable[[], str], folder: Path | None) -> Iterator[None]:
+def located(position: str | Callable[[], str], folder: Path | None) -> Iterator[None]:
     """Add notes to an error of user code: its position in the run, and how to resume. Errors of kdkit pass unchanged.
 
     The error keeps its class and its traceback, which the author of the code needs. folder: of the run, or None.
@@ -18,7 +18,8 @@ def located(position: Callable[[], str], folder: Path | None) -> Iterator[None]:
     except KdkitError:
         raise
     except Exception as error:
-        error.add_note(f"kdkit: raised by code of the recipe or a library that it uses, in {position()}")
+        place = position if isinstance(position, str) else position()
+        error.add_note(f"kdkit: raised by code of the recipe or a library that it uses, in {place}")
         if folder is not None:
             error.add_note(
                 f"kdkit: to resume the run once the cause is corrected: kdkit run FILE --out {folder} --resume, or "

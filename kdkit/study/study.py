@@ -2,8 +2,6 @@
 
 import hashlib
 import inspect
-import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -15,7 +13,8 @@ from filelock import FileLock, Timeout
 
 from kdkit.engine.options import TEACHER_CACHE, RunOptions
 from kdkit.engine.run_record import Origin
-from kdkit.engine.storage.run_folder import RECORD, read_reported
+from kdkit.engine.storage.reports import read_metrics, read_reported
+from kdkit.engine.storage.run_folder import read_record
 from kdkit.errors import RecipeError, RunFolderError, did_you_mean
 from kdkit.metrics.base import MetricResult
 from kdkit.metrics.paired import SplitPredictions
@@ -102,25 +101,7 @@ class Study:
 
         Raises RunFolderError if they cannot be read.
         """
-        file = self.path(name) / "metrics.json"
-
-        def number(value: float | None) -> float:
-            return math.nan if value is None else value  # JSON has no NaN
-
-        try:
-            return {
-                net: {
-                    metric: MetricResult(
-                        value=number(result["value"]),
-                        by_class={class_: number(value) for class_, value in result["by_class"].items()},
-                        note=result["note"],
-                    )
-                    for metric, result in results.items()
-                }
-                for net, results in json.loads(file.read_text())["metrics"].items()
-            }
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunFolderError(f"{file} cannot be read ({error}); delete {file.parent} to run it again") from error
+        return {net: dict(results) for net, results in read_metrics(self.path(name)).results.items()}
 
     def predictions(self, name: str, net: str) -> SplitPredictions:
         """Return the predictions of a net of a finished trial.
@@ -193,7 +174,7 @@ class Study:
         Compares only what is known without reading the data, so that a finished trial is skipped quickly.
         """
         path, origin = self.path(trial.name), self._origin(trial)
-        recorded = json.loads((path / RECORD).read_text())
+        recorded = read_record(path)
         current: dict[str, Any] = {
             "recipe_sha256": None if origin.file is None else hashlib.sha256(origin.file.read_bytes()).hexdigest(),
             "options": {key: str(value) for key, value in (origin.options or {}).items()},

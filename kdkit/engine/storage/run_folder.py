@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.engine.storage.stage_folder import FORMAT, StageFolder, require_format
-from kdkit.errors import RunFolderError, did_you_mean, first_line
+from kdkit.errors import RunFolderError, first_line
 from kdkit.metrics.base import MetricResult
-from kdkit.metrics.per_class import NetReport
-from kdkit.nets.weight_files import runs_hint, runs_in, stage_number
+from kdkit.nets.weight_files import runs_hint, runs_in
 from kdkit.utils.files import to_json, write
+from kdkit.utils.read_json import read_json
 
 RECORD = "run.json"
 METRICS = "metrics.json"
@@ -50,7 +50,7 @@ class RunFolder:
     @classmethod
     def reopen(cls, path: Path, record: Mapping[str, Any]) -> "RunFolder":
         """Open the folder of a run to resume it. Raises RunFolderError if it is the folder of another run."""
-        before, current = _read_record(path), json.loads(json.dumps(record, default=str))
+        before, current = read_record(path), json.loads(json.dumps(record, default=str))
         for key in _MUST_MATCH:
             if _without_addresses(before.get(key)) != _without_addresses(current.get(key)):
                 raise RunFolderError(
@@ -64,7 +64,7 @@ class RunFolder:
     def require_usable(path: Path, *, resume: bool) -> None:
         """Raise the RunFolderError that creating or resuming this folder would raise, without writing anything."""
         if resume:
-            _read_record(path)
+            read_record(path)
             return
         try:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -108,37 +108,7 @@ def default_path(name: str) -> Path:
     return path
 
 
-def read_reported(folder: Path, net: str) -> NetReport:
-    """Return the predictions of a network in a run folder. Raises RunFolderError if there is no such run or network."""
-    record = _read_record(folder)
-    stages: dict[str, Path] = {}  # a network that several stages trained is reported as the last one left it
-    for file in sorted(
-        folder.glob("*/predictions-*-validation.safetensors"), key=lambda file: stage_number(file.parent)
-    ):
-        stages[file.name.removeprefix("predictions-").removesuffix("-validation.safetensors")] = file.parent
-    if net not in stages:
-        raise RunFolderError(f"{folder} holds no predictions of {net!r}; {did_you_mean(net, list(stages))}")
-    stage = StageFolder(stages[net])
-    has_test = (stage.path / f"predictions-{net}-test.safetensors").exists()
-    return NetReport(
-        validation=stage.load_predictions(net, "validation"),
-        test=stage.load_predictions(net, "test") if has_test else None,
-        train=record.get("positives"),
-    )
-
-
-def nets_of_run(folder: Path) -> tuple[str, ...]:
-    """Return the networks that have metrics. Raises RunFolderError if the folder holds no finished run."""
-    _read_record(folder)
-    try:
-        return tuple(json.loads((folder / METRICS).read_text())["metrics"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunFolderError(
-            f"{folder} holds no metrics ({first_line(error)}); pass the folder of a finished run"
-        ) from error
-
-
-def _read_record(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
     """Return `run.json`. Raises RunFolderError if there is no run, or it cannot be read, or its format is another."""
     file = path / RECORD
     try:
@@ -146,7 +116,7 @@ def _read_record(path: Path) -> dict[str, Any]:
             raise RunFolderError(f"{path} is not the folder of one run: it {runs_hint(path)}")
         if not file.is_file():
             raise RunFolderError(f"{path} holds no run: there is no {RECORD} in it")
-        record = json.loads(file.read_text())
+        record = read_json(file)
         if not isinstance(record, dict):
             raise ValueError(f"it holds a {type(record).__name__}, not an object")
     except (OSError, ValueError) as error:

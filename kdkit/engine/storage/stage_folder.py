@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from kdkit.data.batch import Batch, nested_tensors
+from kdkit.engine.storage.predictions import read_predictions
 from kdkit.errors import RunFolderError, first_line
 from kdkit.metrics.base import Predictions
 from kdkit.nets.weight_files import stage_weights
 from kdkit.utils.files import nulls_to_nan, to_json, write
+from kdkit.utils.read_json import read_json_lines
 
 # The version of the files of a run; raised when a file of an older version could be misread.
 FORMAT = 2
@@ -96,7 +97,7 @@ class StageFolder:
     def load_history(self) -> list[dict[str, Any]]:
         """Return the history, with NaN for null. Raises RunFolderError if it is missing or damaged."""
         with self.reading(self.path / HISTORY) as path:
-            epochs = [nulls_to_nan(json.loads(line)) for line in path.read_text().splitlines()]
+            epochs = [nulls_to_nan(line) for line in read_json_lines(path)]
             if not all(isinstance(epoch, dict) for epoch in epochs):
                 raise ValueError("each of its lines must be a JSON object")
         return epochs
@@ -114,15 +115,11 @@ class StageFolder:
         metadata = {"classes": json.dumps(predictions.classes)}
         if predictions.per_position:
             metadata["per_position"] = "true"
-        write(self._predictions(net, split), save(tensors, metadata=metadata))
+        write(self.predictions(net, split), save(tensors, metadata=metadata))
 
     def load_predictions(self, net: str, split: str) -> Predictions:
         """Return the predictions for a split. Raises RunFolderError if they are missing or damaged."""
-        with self.reading(self._predictions(net, split)) as path, safe_open(path, "numpy") as file:
-            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
-            metadata = file.metadata()
-            per_position = "per_position" in metadata
-            return Predictions(classes=tuple(json.loads(metadata["classes"])), per_position=per_position, **arrays)
+        return read_predictions(self.predictions(net, split))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Mark the stage as finished, and delete its checkpoint, which is no longer needed."""
@@ -160,7 +157,8 @@ class StageFolder:
             contiguous = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
             write(path, save(contiguous))
 
-    def _predictions(self, net: str, split: str) -> Path:
+    def predictions(self, net: str, split: str) -> Path:
+        """Return the file of the predictions for a split."""
         return self.path / f"predictions-{net}-{split}.safetensors"
 
 
