@@ -79,6 +79,12 @@ def shows_tracebacks() -> bool:
     return os.environ.get("KDKIT_TRACEBACK", "0") not in ("", "0")
 
 
+def shortened(value: object, most: int = 500) -> str:
+    """Return the repr of a value that was read from a file, cut after so many characters."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def describe(value: object) -> str:
     """Return a text for an error message: the repr of a value, or for a class a hint that it was not called."""
     return f"the class {value.__name__}; did you forget its ()?" if isinstance(value, type) else repr(value)

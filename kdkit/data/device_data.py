@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdkit.data.batch import Batch, holds_only_tensors, map_tensors, nested_tensors
 from kdkit.data.dataset import LoaderSplit, Split
-from kdkit.data.labels import LabelCheck
+from kdkit.data.label_check import LabelCheck
 from kdkit.data.loading import Batches, Shard, batches, rows_of_batches
 from kdkit.data.reading import ReadBatches
 from kdkit.utils.memory import available

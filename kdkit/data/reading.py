@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import LoaderSplit, Split
-from kdkit.data.labels import DeferredLabelCheck, LabelCheck
+from kdkit.data.label_check import DeferredLabelCheck, LabelCheck
 from kdkit.data.loading import Batches
 from kdkit.errors import DataError, KdkitError, describe_error
 from kdkit.utils.memory import format_bytes, is_out_of_memory
@@ -126,9 +126,12 @@ def explain_unreadable(error: Exception, position: str) -> Exception:
         return error
     killed, exited, timed_out = _KILLED.search(text), _EXITED.search(text), _TIMED_OUT.search(text)
     if any(part in text for part in _SHARED_MEMORY):
+        left = ""
+        with suppress(OSError):  # there is no such folder on other systems than Linux
+            left = f" (/dev/shm has {format_bytes(shutil.disk_usage('/dev/shm').free, base=1024)} left)"
         return DataError(
             f"{position} cannot be read: the workers are out of shared memory, through which they pass batches"
-            f"{_shared_memory_left()}; {_FEWER}, give a container more of it (docker run --shm-size=8g), or call "
+            f"{left}; {_FEWER}, give a container more of it (docker run --shm-size=8g), or call "
             "torch.multiprocessing.set_sharing_strategy('file_system') first"
         )
     if any(part in text for part in _FILES):
@@ -172,13 +175,6 @@ def _message_in(text: str, name: str) -> str:
     """Return the message of an error of this class in the text of its traceback."""
     starts = list(re.finditer(rf"^(?:[\w.]+\.)?{name}(?:: ?|$)", text, re.MULTILINE))
     return text[starts[-1].end() :].strip() if starts else ""
-
-
-def _shared_memory_left() -> str:
-    with suppress(OSError):
-        usage = shutil.disk_usage("/dev/shm")
-        return f" (/dev/shm has {format_bytes(usage.total, base=1024)}, {format_bytes(usage.free, base=1024)} left)"
-    return ""
 
 
 _workers: WeakKeyDictionary[Any, frozenset[Any]] = WeakKeyDictionary()  # the processes of a DataLoader that keeps them

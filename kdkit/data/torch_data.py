@@ -11,8 +11,8 @@ from torch.utils.data import Subset, TensorDataset
 
 from kdkit.data.batch import Batch, as_targets, items_of
 from kdkit.data.dataset import Data, LoaderSplit, Split, Task
+from kdkit.data.label_check import LabelCheck
 from kdkit.data.labels import (
-    LabelCheck,
     SplitLabels,
     ignored_labels,
     is_ignored,

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from kdkit.data.batch import Batch, as_targets, collate, items_of
 from kdkit.data.dataset import LoaderSplit, Split
-from kdkit.data.labels import LabelCheck, mark_unknown
+from kdkit.data.label_check import LabelCheck
+from kdkit.data.labels import mark_unknown
 from kdkit.data.reading import explain_unreadable, reading
 from kdkit.data.samples import SampleKeys, as_weights, require_stacked, require_tensors
 from kdkit.errors import DataError

@@ -7,7 +7,7 @@ import torch
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit, optional_member
-from kdkit.data.labels import LabelCheck
+from kdkit.data.label_check import LabelCheck
 from kdkit.data.loading import batches
 from kdkit.data.reading import ReadBatches
 from kdkit.engine.module import DistillationModule

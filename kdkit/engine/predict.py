@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit, Split, optional_member
 from kdkit.data.device_data import DeviceData
-from kdkit.data.labels import LabelCheck, is_ignored
+from kdkit.data.label_check import LabelCheck
+from kdkit.data.labels import is_ignored
 from kdkit.engine.class_alignment import shared_classes
 from kdkit.engine.not_finite import cause_in_inputs
 from kdkit.errors import DataError, KdkitError

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.device_data import DeviceData
-from kdkit.data.labels import LabelCheck
+from kdkit.data.label_check import LabelCheck
 from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.capture import make_step
 from kdkit.engine.check.dry_run import dry_run

@@ -14,7 +14,7 @@ from torch.utils.data import Subset
 from kdkit.data.batch import Batch, as_targets, map_tensors
 from kdkit.data.dataset import Data, LoaderSplit, Split, optional_member
 from kdkit.data.device_data import DeviceData
-from kdkit.data.labels import DeferredLabelCheck, LabelCheck
+from kdkit.data.label_check import DeferredLabelCheck, LabelCheck
 from kdkit.data.loading import Batches, length_of, training_batch_sizes, training_order, training_rows
 from kdkit.data.reading import ReadBatches
 from kdkit.data.torch_splits import StreamSplit, dataset_of

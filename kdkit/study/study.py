@@ -15,7 +15,7 @@ from kdkit.engine.options import TEACHER_CACHE, RunOptions
 from kdkit.engine.run_record import Origin
 from kdkit.engine.storage.reports import read_metrics, read_reported
 from kdkit.engine.storage.run_folder import read_record
-from kdkit.errors import RecipeError, RunFolderError, did_you_mean
+from kdkit.errors import RecipeError, RunFolderError, did_you_mean, shortened
 from kdkit.metrics.base import MetricResult
 from kdkit.metrics.paired import SplitPredictions
 from kdkit.recipe.recipe import Recipe
@@ -184,7 +184,8 @@ class Study:
             if recorded.get(key) != value:
                 raise RunFolderError(
                     f"{path} holds a finished run that differs in its {key.replace('_', ' ')}: it had "
-                    f"{recorded.get(key)!r}, this one has {value!r}; choose another folder, or delete that one"
+                    f"{shortened(recorded.get(key))}, this one has {shortened(value)}; choose another folder, or delete "
+                    "that one"
                 )
 
 

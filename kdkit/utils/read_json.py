@@ -53,14 +53,10 @@ def _parsed(content: bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def _refuse(word: str) -> Any:
-    raise ValueError(f"{word} is not a number of JSON")
-
-
 def _finite(text: str) -> float:
-    value = float(text)
+    value = float(text)  # also of the words NaN and Infinity
     if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} is too large")
+        raise ValueError(f"{text[:20]} is not a finite number")
     return value
 
 
@@ -73,4 +69,4 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_unique)
+_DECODER = json.JSONDecoder(parse_constant=_finite, parse_float=_finite, object_pairs_hook=_unique)

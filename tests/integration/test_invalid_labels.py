@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import kdkit
 from kdkit import Batch, Data, DataError, Net, Predictions, Recipe, Split, Stage, TorchData, Training, Truth
-from kdkit.data.labels import DeferredLabelCheck, LabelCheck
+from kdkit.data.label_check import DeferredLabelCheck, LabelCheck
 from kdkit.metrics import Accuracy, MacroAUROC, MacroF1
 from kdkit_ecg.datasets.signal_split import SignalSplit
 from kdkit_ecg.metrics import challenge_metric
@@ -201,3 +201,35 @@ def test_labels_on_a_gpu_are_checked_without_a_wait():
         torch.cuda.set_sync_debug_mode("default")
     with pytest.raises(DataError, match=r"a label of the train data is 2\.0 \(class 'b', index 17 of batch 2\)"):
         check.finish()
+
+
+def test_labels_on_a_gpu_are_looked_at_when_their_copy_is_ready(monkeypatch):
+    class OnGpu(torch.Tensor):
+        """A tensor that claims to be on a GPU, for machines without one."""
+
+        device = torch.device("cuda")
+
+    class Event:
+        ready = False
+
+        def record(self):
+            pass
+
+        def query(self):
+            return self.ready
+
+        def synchronize(self):
+            pass
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    for wrong, task, message in (
+        (changed(2.0), "multilabel", r"is 2\.0 \(class 'b', index 17 of batch 2\)"),
+        (torch.where(torch.arange(ROWS) == ROW, 5, INDICES), "multiclass", r"is 5 \(index 17 of batch 2\)"),
+    ):
+        for ready in (False, True):
+            Event.ready = ready
+            check = DeferredLabelCheck(LabelCheck("train", task, ("a", "b", "c")))
+            check.add((SEVERAL if task == "multilabel" else INDICES).as_subclass(OnGpu))
+            check.add(wrong.as_subclass(OnGpu))
+            with pytest.raises(DataError, match=f"a label of the train data {message}"):
+                check.add(wrong.as_subclass(OnGpu)) if ready else check.finish()

@@ -73,7 +73,15 @@ def _problem(predictions: Predictions) -> str | None:
     if not len(outputs):
         return "it has no samples"
     if predictions.per_position:
-        return _problem_of_positions(predictions)
+        if labels.shape != outputs.shape or labels.ndim < 2:
+            return f"it has decisions {outputs.shape} for labels per position {labels.shape}"
+        if labels.dtype.kind not in "iu" or outputs.dtype.kind not in "biu":
+            return f"labels per position are {labels.dtype} and decisions {outputs.dtype}, and both are whole numbers"
+        is_multilabel = outputs.dtype.kind == "b"
+        if is_multilabel and labels.shape[1] != count:
+            return f"it has labels {labels.shape} for {count} classes"
+        most = 1 if is_multilabel else count - 1
+        return _beyond(labels, -1, most) or _beyond(outputs, 0, most, "a decision")
     if outputs.dtype.kind == "f" and not np.isfinite(outputs).all():
         sample = int((~np.isfinite(outputs)).reshape(len(outputs), -1).any(1).argmax())
         return f"the outputs of sample {sample} are not finite numbers"
@@ -89,19 +97,6 @@ def _problem(predictions: Predictions) -> str | None:
     if labels.size != outputs.size or (labels.ndim > 1 and labels.shape[1] != count):
         return f"it has {shapes} for {count} classes"
     return None if labels.dtype.kind == "f" else _beyond(labels, 0, 1)
-
-
-def _problem_of_positions(predictions: Predictions) -> str | None:
-    labels, outputs, count = predictions.labels, predictions.outputs, len(predictions.classes)
-    if labels.shape != outputs.shape or labels.ndim < 2:
-        return f"it has decisions {outputs.shape} for labels per position {labels.shape}"
-    if labels.dtype.kind not in "iu" or outputs.dtype.kind not in "biu":
-        return f"labels per position are {labels.dtype} and decisions {outputs.dtype}, and both are whole numbers"
-    is_multilabel = outputs.dtype.kind == "b"
-    if is_multilabel and labels.shape[1] != count:
-        return f"it has labels {labels.shape} for {count} classes"
-    most = 1 if is_multilabel else count - 1
-    return _beyond(labels, -1, most) or _beyond(outputs, 0, most, "a decision")
 
 
 def _beyond(values: NDArray[Any], least: int, most: int, name: str = "a label") -> str | None:

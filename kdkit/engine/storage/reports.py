@@ -73,7 +73,9 @@ def read_reported(folder: Path, net: str) -> NetReport:
     if metrics.reported_on == "test":
         test = stage.load_predictions(net, "test")
         require_same_kind(stage.predictions(net, "test"), validation, test)
-    return NetReport(validation=validation, test=test, train=_positives(record.get("positives")))
+    positives = record.get("positives")
+    is_valid = isinstance(positives, dict) and all(type(count) is int for count in positives.values())
+    return NetReport(validation=validation, test=test, train=positives if is_valid else None)
 
 
 def read_class_table(folder: Path, net: str, *, resamples: int) -> tuple[NetReport, tuple[ClassRow, ...]]:
@@ -103,11 +105,6 @@ def _number(value: Any) -> float:
         return float(value)
     except OverflowError:
         raise ValueError("a value is too large") from None
-
-
-def _positives(value: Any) -> dict[str, int] | None:
-    is_valid = isinstance(value, dict) and all(type(count) is int for count in value.values())
-    return value if is_valid else None
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.engine.storage.stage_folder import FORMAT, StageFolder, require_format
-from kdkit.errors import RunFolderError, first_line
+from kdkit.errors import RunFolderError, first_line, shortened
 from kdkit.metrics.base import MetricResult
 from kdkit.nets.weight_files import runs_hint, runs_in
 from kdkit.utils.files import to_json, write
@@ -54,8 +54,8 @@ class RunFolder:
         for key in _MUST_MATCH:
             if _without_addresses(before.get(key)) != _without_addresses(current.get(key)):
                 raise RunFolderError(
-                    f"{path} holds a run that differs in its {key.replace('_', ' ')}: expected {before.get(key)!r}, "
-                    f"got {current.get(key)!r}; choose another folder, or resume it as it was started"
+                    f"{path} holds a run that differs in its {key.replace('_', ' ')}: expected "
+                    f"{shortened(before.get(key))}, got {shortened(current.get(key))}; choose another folder, or resume it as it was started"
                     f"{_HINTS.get(key, '')}"
                 )
         return cls(path)

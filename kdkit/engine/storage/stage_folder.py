@@ -167,6 +167,6 @@ def require_format(content: Mapping[str, Any], path: Path) -> None:
     version = content.get("format", 1)  # files of the first format do not name it
     if version != FORMAT:
         raise RunFolderError(
-            f"{path} has format {version}, and this version of kdkit reads format {FORMAT}; start the run again in "
-            "another folder (--out FOLDER, or out=FOLDER)"
+            f"{path} has format {str(version)[:40]}, and this version of kdkit reads format {FORMAT}; start the run "
+            "again in another folder (--out FOLDER, or out=FOLDER)"
         )
