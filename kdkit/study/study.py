@@ -184,8 +184,8 @@ class Study:
             if recorded.get(key) != value:
                 raise RunFolderError(
                     f"{path} holds a finished run that differs in its {key.replace('_', ' ')}: it had "
-                    f"{shortened(recorded.get(key))}, this one has {shortened(value)}; choose another folder, or delete "
-                    "that one"
+                    f"{shortened(recorded.get(key))}, this one has {shortened(value)}; choose another folder, or "
+                    "delete that one"
                 )
 
 
