@@ -55,8 +55,8 @@ class RunFolder:
             if _without_addresses(before.get(key)) != _without_addresses(current.get(key)):
                 raise RunFolderError(
                     f"{path} holds a run that differs in its {key.replace('_', ' ')}: expected "
-                    f"{shortened(before.get(key))}, got {shortened(current.get(key))}; choose another folder, or resume it "
-                    "as it was started"
+                    f"{shortened(before.get(key))}, got {shortened(current.get(key))}; choose another folder, or "
+                    "resume it as it was started"
                     f"{_HINTS.get(key, '')}"
                 )
         return cls(path)
