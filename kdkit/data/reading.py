@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from threading import Event, Thread
 from time import monotonic
 from typing import Any, Self
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -178,7 +178,7 @@ def _message_in(text: str, name: str) -> str:
 
 
 _workers: WeakKeyDictionary[Any, frozenset[Any]] = WeakKeyDictionary()  # the processes of a DataLoader that keeps them
-_watches: "WeakSet[_Watch]" = WeakSet()
+_watches: "set[_Watch]" = set()
 _thread: Thread | None = None  # looks at all of them; setting two attributes is all that a batch costs
 
 
@@ -249,5 +249,5 @@ def _look_at_watches() -> None:
     pause = Event()
     while True:
         pause.wait(min(1.0, NOTICE_AFTER / 4))
-        for watch in list(_watches):
+        for watch in tuple(_watches):  # a copy, which Python's lock makes in one piece
             watch.look()

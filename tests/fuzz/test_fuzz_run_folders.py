@@ -23,6 +23,7 @@ from kdkit.engine.run import run
 from kdkit.engine.storage.reports import nets_of_run, read_class_table, read_metrics
 from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.engine.storage.stage_folder import StageFolder
+from kdkit.nets.weight_files import read_state_dicts
 from kdkit.utils.read_json import read_json, read_json_lines
 from tests.helpers.stages import three
 
@@ -254,6 +255,8 @@ def test_stages_of_damaged_runs(copied):
             require_refused_or_read(stage.load_history)
             require_refused_or_read(stage.load_state)
             require_refused_or_read(stage.load_weights, file.parent.name.split("-", 1)[1])
+            if file.name in ("state.pt", "weights.safetensors"):  # as `kdkit evaluate --weights FILE`
+                require_refused_or_read(read_state_dicts, file, "net")
         finally:
             file.write_bytes(content)
 

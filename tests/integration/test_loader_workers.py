@@ -245,6 +245,15 @@ def test_errors_of_the_code_that_uses_a_batch_pass_unchanged():
         use()
 
 
+def test_a_loop_that_is_left_early_is_not_watched_any_more():
+    batches = iter(reading.ReadBatches([Batch(torch.zeros(1), torch.zeros(1))] * 3, FaultySplit(fail)))
+    before = len(reading._watches)
+    next(batches)
+    assert len(reading._watches) == before + 1
+    del batches
+    assert len(reading._watches) == before
+
+
 RECIPE = """
 import os
 import signal
