@@ -1,5 +1,7 @@
 """Every deliberate error of kdkit. Its message says what was expected, what it got, and what to do."""
 
+import os
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -69,6 +71,25 @@ class CheckError(KdkitError):
 def first_line(error: BaseException) -> str:
     """Return the first line of an error message, or the name of its class if it has no message."""
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error in one line: its class, the first line of its message, and the line of code that raised it."""
+    lines, frames = str(error).splitlines(), traceback.extract_tb(error.__traceback__)
+    message = f": {lines[0]}" if lines else ""
+    position = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}{message}{position}"
+
+
+def shows_tracebacks() -> bool:
+    """Whether the environment variable KDKIT_TRACEBACK requests the traceback of errors that are shown in one line."""
+    return os.environ.get("KDKIT_TRACEBACK", "0") not in ("", "0")
+
+
+def shortened(value: object, most: int = 500) -> str:
+    """Return the repr of a value that was read from a file, cut after so many characters."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def describe(value: object) -> str:

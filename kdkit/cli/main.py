@@ -17,7 +17,7 @@ from kdkit.cli import bench as benchmark_scripts
 from kdkit.cli.options import DEVICE, PATH, PRECISION, SEED, run_fields, run_options
 from kdkit.cli.recipe_command import RecipeCommand, RunCommand, arguments_of, file_of, recipe_options
 from kdkit.cli.sweep import sweep
-from kdkit.errors import KdkitError, RemoteRankError, RunFolderError, Terminated
+from kdkit.errors import KdkitError, RemoteRankError, RunFolderError, Terminated, shows_tracebacks
 from kdkit.plugins.manager import installed
 from kdkit.plugins.recipe_file import read_recipe_file
 from kdkit.utils.printable import LINE_CHARACTERS, echo, printable
@@ -38,7 +38,8 @@ def main() -> None:
 def call(args: list[str]) -> int:
     """Run the command line with these arguments and return its exit code.
 
-    The exit code is 2 for a KdkitError, which is printed without a traceback, 130 for Ctrl-C, and 143 for SIGTERM.
+    The exit code is 2 for a KdkitError, which is printed without a traceback unless KDKIT_TRACEBACK is set, 130 for
+    Ctrl-C, and 143 for SIGTERM.
     """
     try:
         with _process_group():
@@ -48,6 +49,8 @@ def call(args: list[str]) -> int:
     except RemoteRankError:  # the process that had the error prints it
         return 2
     except KdkitError as error:
+        if shows_tracebacks():
+            echo("".join(traceback.format_exception(error)), err=True)
         echo(f"error: {error}", err=True)
         return 2
     except click.ClickException as error:
@@ -300,14 +303,12 @@ def classes(folder: Path, net: str | None, resamples: int) -> None:
     recall, F1, AUROC and AUPRC with 95 % intervals. It includes classes without positives.
     """
     from kdkit.cli.per_class import table_of
-    from kdkit.engine.storage.run_folder import nets_of_run, read_reported
-    from kdkit.metrics.per_class import class_table
+    from kdkit.engine.storage.reports import nets_of_run, read_class_table
     from kdkit.utils.console import make_console
 
     console = make_console()
     for name in nets_of_run(folder) if net is None else (net,):
-        reported = read_reported(folder, name)
-        rows = class_table(reported, resamples=resamples)
+        reported, rows = read_class_table(folder, name, resamples=resamples)
         split = "validation" if reported.test is None else "test"
         console.print(table_of(rows, f"{name}, on {split}"))
         if reported.test is None:

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from kdkit.data.batch import Batch, holds_only_tensors, map_tensors, nested_tensors
 from kdkit.data.dataset import LoaderSplit, Split
+from kdkit.data.label_check import LabelCheck
 from kdkit.data.loading import NO_SEED, Batches, BatchSeed, Shard, batches, rows_of_batches
+from kdkit.data.reading import ReadBatches
 from kdkit.utils.memory import available
 
 _SPLITS = 3  # training, validation and test
@@ -39,6 +41,7 @@ class DeviceData:
         draws: int = 1,
         workers: int | None = 0,
         shard: Shard = (0, 1),
+        check: LabelCheck | None = None,
         keep: bool = True,
         seed: BatchSeed = NO_SEED,
     ) -> Batches:
@@ -47,7 +50,10 @@ class DeviceData:
         draws: the number of draws in which the split is read. keep: whether its samples may be kept on the device.
         """
         on_cuda = self.device.type == "cuda"
-        loaded = batches(split, size, order=order, draw=draw, workers=workers, pin=on_cuda, shard=shard, seed=seed)
+        loaded: Batches = batches(
+            split, size, order=order, draw=draw, workers=workers, pin=on_cuda, shard=shard, seed=seed
+        )
+        loaded = ReadBatches(loaded, split, check)
         if self.device.type == "cpu":
             return loaded
         keep = keep and self._share > 0 and shard == (0, 1)

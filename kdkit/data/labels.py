@@ -11,7 +11,6 @@
 Floats of 0 and 1 by class may have positions too, (samples, classes, *positions).
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -157,81 +156,6 @@ def mark_unknown(labels: Tensor, unknown: float) -> Tensor:
     labels = as_targets(labels)
     # NaN does not equal itself, so that labels that are NaN already stay as they are.
     return torch.where(labels == unknown, torch.nan, labels) if labels.is_floating_point() else labels
-
-
-@dataclass(frozen=True, slots=True)
-class LabelCheck:
-    """Checks labels of a split: class indices are below the number of classes, and floats valid for the task.
-
-    accepts_unknown: whether a label may be NaN. ignored: class indices that stand for no label. A check takes
-    microseconds for a batch. Floats on a GPU are not checked, since that would wait for the device.
-    """
-
-    split: str
-    task: Task
-    classes: tuple[str, ...]
-    accepts_unknown: bool = False
-    ignored: tuple[int, ...] = ()
-
-    def __call__(self, labels: object, rows: Tensor | None = None) -> None:
-        """Raise DataError for labels that are invalid. rows: of the samples in the split, if they are known."""
-        if not isinstance(labels, Tensor) or not labels.numel():
-            return
-        if not labels.is_floating_point() and (labels.ndim == 1 or self.task == "multiclass"):
-            if self.task == "multiclass":
-                self._require_below_classes(labels, rows)
-        elif labels.device.type == "cpu":
-            self._require_valid_numbers(labels, rows)
-
-    def explain_index(self, label: int, row: int | None) -> str:
-        """Return the message about a class index that is beyond the classes."""
-        position, count = "" if row is None else f" (row {row})", len(self.classes)
-        if count == 1:
-            return (
-                f"a label of the {self.split} data is {label}{position}, and there is one class; for a network with "
-                "one output, pass float labels of shape (samples, 1), such as labels.float().unsqueeze(1), which are "
-                "multilabel and fit BCEWithLogitsLoss; or give the network two outputs"
-            )
-        advice = "" if label in self.ignored else f"; if {label} stands for no label, pass ignore_index={label}"
-        return (
-            f"a label of the {self.split} data is {label}{position}, and there are {count} classes, numbered 0 to "
-            f"{count - 1}{advice}"
-        )
-
-    def _require_below_classes(self, labels: Tensor, rows: Tensor | None) -> None:
-        least, most = (int(label) for label in torch.aminmax(labels))
-        if least >= 0 and most < len(self.classes):
-            return
-        labels = torch.where(is_ignored(labels, self.ignored), 0, labels)
-        least, most = (int(label) for label in torch.aminmax(labels))
-        if least < 0 or most >= len(self.classes):
-            label = most if most >= len(self.classes) else least
-            sample = int((labels == label).nonzero()[0, 0])
-            raise DataError(self.explain_index(label, None if rows is None else int(rows[sample])))
-
-    def _require_valid_numbers(self, labels: Tensor, rows: Tensor | None) -> None:
-        if self.accepts_unknown:
-            labels = torch.where(labels.isnan(), 0.0, labels)
-        # NaN is the least and the most of labels that contain it, and compares as False.
-        least, most = (float(label) for label in torch.aminmax(labels))
-        if math.isfinite(least) and math.isfinite(most) if self.task == "regression" else least >= 0 and most <= 1:
-            return
-        is_valid = labels.isfinite() if self.task == "regression" else (labels >= 0) & (labels <= 1)
-        index = (~is_valid).nonzero()  # (invalid labels, dimensions)
-        details = []
-        if labels.ndim == 2 and labels.shape[1] == len(self.classes):
-            details.append(f"class {self.classes[int(index[0, 1])]!r}")
-        if rows is not None:
-            samples = list(dict.fromkeys(index[:, 0].tolist()))
-            shown = ", ".join(str(int(rows[sample])) for sample in samples[:5])
-            details.append(f"row{'s' if len(samples) > 1 else ''} {shown}{', ...' if len(samples) > 5 else ''}")
-        expected = "a finite number" if self.task == "regression" else f"in [0, 1], since the task is {self.task}"
-        position = f" ({', '.join(details)})" if details else ""
-        raise DataError(
-            f"a label of the {self.split} data is {labels[tuple(index[0])].item()}{position}; expected {expected}; "
-            "correct such labels, or drop the samples if their labels are not known; a value that stands for unknown "
-            "labels by class is TorchData(..., unknown=...)"
-        )
 
 
 def is_ignored(labels: Tensor, ignored: Sequence[int]) -> Tensor:

@@ -11,8 +11,8 @@ from torch.utils.data import Subset, TensorDataset
 
 from kdkit.data.batch import Batch, as_targets, items_of
 from kdkit.data.dataset import Data, LoaderSplit, Split, Task
+from kdkit.data.label_check import LabelCheck
 from kdkit.data.labels import (
-    LabelCheck,
     SplitLabels,
     ignored_labels,
     is_ignored,
@@ -153,8 +153,10 @@ class TorchData(Data):
                 # Labels per position are not offered as a whole: as int64, masks would take eight times the memory.
                 if isinstance(split, DatasetSplit) and visible is not None and not self.position_dims:
                     split.labels = as_targets(visible) if unknown is None else mark_unknown(visible, unknown)
-            else:
-                split.label_check = label_check  # labels that cannot be seen now are checked batch by batch
+            if not (all_labels[name].is_complete and _is_fixed(dataset_of(split))):
+                # Labels that cannot be seen now are checked batch by batch; so are those of user code, which may yield
+                # others than its `targets`.
+                split.label_check = label_check
 
     @property
     def train(self) -> Split | LoaderSplit:
@@ -321,7 +323,7 @@ def _check_visible(split: DatasetSplit | CheckedLoaderSplit, labels: Tensor, lab
             # the yielded label counts: a dataset may remap its `targets`
             _, label, _ = split.keys.split(dataset_of(split)[row], split.source)
             if not 0 <= int(label) < len(label_check.classes):
-                raise DataError(label_check.explain_index(int(label), row))
+                raise DataError(label_check.explain_index(int(label), f"row {row}"))
 
 
 def _is_fixed(dataset: object) -> bool:

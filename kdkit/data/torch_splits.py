@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from kdkit.data.batch import Batch, as_targets, collate, items_of
 from kdkit.data.dataset import LoaderSplit, Split
-from kdkit.data.labels import LabelCheck, mark_unknown
+from kdkit.data.label_check import LabelCheck
+from kdkit.data.labels import mark_unknown
+from kdkit.data.reading import explain_unreadable, reading
 from kdkit.data.samples import SampleKeys, as_weights, require_stacked, require_tensors
 from kdkit.errors import DataError
 
@@ -21,6 +23,7 @@ DatasetOrLoader = Dataset[Any] | DataLoader[Any] | Iterable[Any]
 D = TypeVar("D", bound=Dataset[Any])
 
 _NO_KEYS = SampleKeys()
+_NO_BATCH = object()
 
 
 class DatasetSplit(Split):
@@ -62,7 +65,16 @@ class DatasetSplit(Split):
         if hasattr(self.dataset, "__getitems__") and not isinstance(self.dataset, Dataset):
             samples: list[Any] = self.dataset.__getitems__(rows)
             return samples
-        return [self.dataset[row] for row in rows]
+        samples = []
+        try:
+            for row in rows:
+                samples.append(self.dataset[row])
+        except Exception as error:  # of user code
+            explained = explain_unreadable(error, f"the sample in row {rows[len(samples)]} of the {self.name} data")
+            if explained is error:
+                raise
+            raise explained from error
+        return samples
 
     def batch(self, rows: Tensor, draw: int) -> Batch:
         """Return these rows, with labels in the form that losses take."""
@@ -92,11 +104,11 @@ class CheckedLoaderSplit(LoaderSplit):
 
     def __iter__(self) -> Iterator[Batch]:
         with _explain_unequal_samples(self.name):
-            for batch in super().__iter__():
+            for index, batch in enumerate(super().__iter__()):
                 if self.unknown is not None:
                     batch = replace(batch, labels=mark_unknown(batch.labels, self.unknown))
                 if self.label_check is not None:
-                    self.label_check(batch.labels)
+                    self.label_check(batch.labels, None, index)
                 yield batch
 
 
@@ -166,15 +178,15 @@ def first_batch(
     split = data if isinstance(data, (DatasetSplit, CheckedLoaderSplit)) else as_split(name, data, 0, keys)
     try:
         if isinstance(split, LoaderSplit):
-            with _explain_unequal_samples(name):
-                batch = next(iter(split.loader))
+            with reading(f"the first batch of the {name} data", split.loader), _explain_unequal_samples(name):
+                batch = next(iter(split.loader), _NO_BATCH)
+            if batch is _NO_BATCH:
+                raise DataError(f"the {name} data is empty")
             if split.loader.collate_fn is default_collate:
                 require_stacked(batch)
             inputs, labels, weights = split.keys.split(batch, split.source)
         else:
             inputs, labels, weights = split.read(torch.tensor([0]))
-    except StopIteration:
-        raise DataError(f"the {name} data is empty") from None
     except (TypeError, ValueError) as error:  # from torch's collate, of images for example
         advice = ""
         if "NoneType" in str(error):

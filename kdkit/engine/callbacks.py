@@ -1,11 +1,13 @@
 """Call the callbacks of a run, without letting them change it by drawing random numbers or by failing."""
 
+import traceback
 import warnings
 from types import ModuleType
 from typing import Any
 
 import torch
 
+from kdkit.errors import KdkitError, describe_error, shows_tracebacks
 from kdkit.plugins.events import StopTraining
 
 _MAY_STOP = ("step_ended", "epoch_ended")  # hooks during whose events a stage is trained
@@ -14,8 +16,9 @@ _MAY_STOP = ("step_ended", "epoch_ended")  # hooks during whose events a stage i
 class Callbacks:
     """The callback hooks of a run's plugins, in pluggy's order: the plugin that was registered last is called first.
 
-    The random state of torch is restored after each call. A callback that raises is dropped, with a warning, unless it
-    raises StopTraining.
+    The random state of torch is restored after each call. The first error of a callback's hook is a warning; later ones
+    are counted, and the count is a warning at the end of the run. StopTraining ends the stage, and a KdkitError the
+    run, see `raise_error`.
     hook: the hooks of a plugin manager. enabled: False to call none; of several ranks, only the first one calls
     callbacks.
     """
@@ -23,8 +26,9 @@ class Callbacks:
     def __init__(self, hook: Any, *, enabled: bool = True) -> None:
         self._hook = hook
         self._enabled = enabled
-        self._dropped: set[str] = set()
+        self._failures: dict[tuple[str, str], tuple[str, int]] = {}  # name and count by plugin and hook
         self._stop: str | None = None  # who wants to end the stage, and why
+        self._error: KdkitError | None = None  # that is to end the run after the checkpoint of an epoch
         self._listeners: dict[str, list[Any]] = {}  # hook implementations by hook, cached for the training loop
 
     def has_listeners(self, hook: str) -> bool:
@@ -32,48 +36,72 @@ class Callbacks:
         return bool(self._implementations(hook))
 
     def call(self, hook: str, event: Any) -> None:
-        """Call every callback that implements this hook."""
+        """Call every callback that implements this hook. Raises a KdkitError of a callback, unless an epoch ended."""
         implementations = self._implementations(hook)
-        if not implementations:
-            return
-        state = torch.get_rng_state()
+        state = torch.get_rng_state() if implementations else None
         for implementation in implementations:
             try:
                 implementation.function(*([event] if implementation.argnames else []))
             except StopTraining as request:
                 if hook not in _MAY_STOP:
-                    self._drop(implementation, hook, request)
+                    self._report(implementation, hook, request)
                 elif self._stop is None:
-                    # Without the id in the name of an object's plugin, since a repeated run must record the same.
-                    plugin = implementation.plugin
-                    is_module = isinstance(plugin, ModuleType)
-                    name = implementation.plugin_name if is_module else type(plugin).__name__
+                    name = _name_of(implementation)
                     self._stop = f"{name}: {request}" if str(request) else name
+            except KdkitError as error:
+                if hook == "run_ended":  # there is nothing left to end, and the run may have an error of its own
+                    self._report(implementation, hook, error)
+                elif self._error is None:
+                    error.add_note(f"callback {_name_of(implementation)!r} raised this in its {hook} to end the run")
+                    self._error = error
             except Exception as error:  # an error of a user-defined callback must not end the run
-                self._drop(implementation, hook, error)
-        torch.set_rng_state(state)
+                self._report(implementation, hook, error)
+        if state is not None:
+            torch.set_rng_state(state)
+        if hook == "run_ended":
+            self._report_counts()
+        elif hook != "epoch_ended":  # the epoch that ended is not saved yet
+            self.raise_error()
+
+    def raise_error(self) -> None:
+        """Raise the KdkitError by which a callback ends the run, if there is one."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
     def take_stop(self) -> str | None:
         """Return the callback that raised StopTraining since the last call, with its message; None if none did."""
         stop, self._stop = self._stop, None
         return stop
 
-    def _drop(self, implementation: Any, hook: str, error: Exception) -> None:
-        self._dropped.add(implementation.plugin_name)
-        self._listeners.clear()
+    def _report(self, implementation: Any, hook: str, error: Exception) -> None:
+        """Warn about the first error of a hook of a callback, and count the others."""
+        key = (implementation.plugin_name, hook)
+        name, count = self._failures.get(key, (_name_of(implementation), 0))
+        self._failures[key] = name, count + 1
+        if count > 0:
+            return
+        details = "\n" + "".join(traceback.format_exception(error)) if shows_tracebacks() else ""
         warnings.warn(
-            f"callback {implementation.plugin_name!r} is dropped, because its {hook} raised "
-            f"{type(error).__name__}: {error}",
+            f"callback {name!r} failed in its {hook}: {describe_error(error)}; the run continues, and further errors "
+            f"are counted{details}",
             RuntimeWarning,
             stacklevel=3,
         )
 
+    def _report_counts(self) -> None:
+        for (_plugin, hook), (name, count) in self._failures.items():
+            if count > 1:
+                warnings.warn(f"callback {name!r} failed in {count} calls of its {hook}", RuntimeWarning, stacklevel=3)
+
     def _implementations(self, hook: str) -> list[Any]:
         if hook not in self._listeners:
             implementations = getattr(self._hook, hook).get_hookimpls() if self._enabled else []
-            self._listeners[hook] = [
-                implementation
-                for implementation in reversed(implementations)
-                if implementation.plugin_name not in self._dropped
-            ]
+            self._listeners[hook] = list(reversed(implementations))
         return self._listeners[hook]
+
+
+def _name_of(implementation: Any) -> str:
+    """Return the name of a module, or of the class of an object, since a repeated run must record the same name."""
+    is_module = isinstance(implementation.plugin, ModuleType)
+    return str(implementation.plugin_name if is_module else type(implementation.plugin).__name__)

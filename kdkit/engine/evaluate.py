@@ -5,6 +5,7 @@ from pathlib import Path
 
 from kdkit.data.device_data import DeviceData
 from kdkit.engine.options import RunOptions
+from kdkit.engine.out_of_memory import explain_out_of_memory
 from kdkit.engine.predict import Predictor, compute_metrics
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.metrics.base import MetricResult
@@ -35,8 +36,7 @@ def evaluate(
     loader = DeviceData(device, share=0.0, draws=data.draws, passes=1)
     predictor = Predictor(data, loader, lambda: options.autocast(device))
     batch_size = recipe.stages[-1].training.batch_size
-    validation = predictor.predict(chosen, data.validation, batch_size=batch_size)
-    if data.test is None:
-        return compute_metrics(recipe.metrics, validation, validation)
-    test = predictor.predict(chosen, data.test, batch_size=batch_size)
+    with explain_out_of_memory(recipe.stages[-1], data.validation, options, device, trains=False):
+        validation = predictor.predict(chosen, data.validation, batch_size=batch_size)
+        test = validation if data.test is None else predictor.predict(chosen, data.test, batch_size=batch_size)
     return compute_metrics(recipe.metrics, validation, test)

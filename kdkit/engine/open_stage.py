@@ -7,6 +7,9 @@ import torch
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit, optional_member
+from kdkit.data.label_check import LabelCheck
+from kdkit.data.loading import batches
+from kdkit.data.reading import ReadBatches
 from kdkit.engine.module import DistillationModule
 from kdkit.losses.base import BuildContext
 from kdkit.recipe.recipe import Stage
@@ -80,7 +83,8 @@ def tiny_batch(data: Data, batch_size: int) -> Batch:
     samples, the last one is repeated. Four, because some relations between samples are constant for two.
     """
     train = data.train
+    check = LabelCheck.of_data(data, train)
     if isinstance(train, LoaderSplit):
-        return next(iter(train.batched(4 if batch_size > 1 else 1)))
+        return next(iter(ReadBatches(batches(train, 4 if batch_size > 1 else 1), train, check)))
     rows = torch.arange(4 if batch_size > 1 and len(train) > 1 else 1).clamp(max=len(train) - 1)
-    return train.batch(rows, 0)
+    return next(iter(ReadBatches(batches(train, len(rows), order=rows), train, check)))

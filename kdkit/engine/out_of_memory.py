@@ -8,18 +8,10 @@ import torch
 
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.engine.options import RunOptions
-from kdkit.errors import KdkitError, first_line
+from kdkit.errors import KdkitError, RecipeError, describe_error, first_line
 from kdkit.recipe.recipe import Stage
 from kdkit.utils import collectives, memory
-
-# The texts of allocators, drivers and libraries whose errors are not a torch.OutOfMemoryError.
-_TEXTS = (
-    "DefaultCPUAllocator: can't allocate memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "MPS backend out of memory",
-)
+from kdkit.utils.memory import is_out_of_memory
 
 
 @contextmanager
@@ -29,7 +21,7 @@ def explain_out_of_memory(
     """Raise KdkitError if memory runs out while the networks of a stage are trained on a split, or predict it."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise
         size: int | None = stage.training.batch_size
@@ -37,6 +29,7 @@ def explain_out_of_memory(
             split = split.batched(stage.training.batch_size)
             size = split.loader.batch_size
         batches = "" if size is None else f" in batches of {size}"  # a DataLoader may have a sampler of batches
+        source = " of torch" if isinstance(error, RuntimeError) else ""
         remedies = [*_remedies(stage, split, size, options, trains=trains)]
         if options.out is not None:
             remedies.append(
@@ -47,16 +40,32 @@ def explain_out_of_memory(
             f"stage {stage.name!r}: out of memory while {'training' if trains else 'predicting'}{batches}; "
             f"{memory.describe_use(device)}. What helps:",
             *(f"  - {remedy}" for remedy in remedies),
-            f"The error of torch: {first_line(error)}",
+            f"The error{source}: {first_line(error)}",
         ]
         # Whoever keeps the error, as a study does, would keep all tensors of the failed step.
         traceback.clear_frames(error.__traceback__)
         raise KdkitError("\n".join(lines)) from error
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator raised this error because memory ran out."""
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _TEXTS)
+@contextmanager
+def explain_memory_of_run(device: torch.device) -> Iterator[None]:
+    """Raise KdkitError if memory runs out in a run outside of a stage, such as while the data is prepared."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError, RecipeError) as error:
+        # A RecipeError has the line of the recipe file, and the error of the allocator as its cause.
+        is_located = isinstance(error, RecipeError)
+        cause = error.__cause__ if is_located else error
+        if cause is None or not is_out_of_memory(cause):
+            raise
+        reason = error if is_located else describe_error(error)
+        lines = [
+            f"out of memory ({reason}); {memory.describe_use(device)}. What helps:",
+            "  - a Dataset that reads each sample when it is needed, instead of data that is wholly in memory",
+            "  - smaller networks, fewer workers, and fewer programs beside this one",
+        ]
+        traceback.clear_frames(error.__traceback__)
+        raise KdkitError("\n".join(lines)) from error
 
 
 def _remedies(

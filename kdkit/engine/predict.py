@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit, Split, optional_member
 from kdkit.data.device_data import DeviceData
+from kdkit.data.label_check import LabelCheck
 from kdkit.data.labels import is_ignored
 from kdkit.engine.class_alignment import shared_classes
 from kdkit.engine.not_finite import cause_in_inputs
@@ -60,7 +61,10 @@ class Predictor:
         padding = (0, -1) if decide is not None else (None, None)
         outputs, labels, ids, finite = _Rows(padding[0]), _Rows(padding[1]), _Rows(), _Rows()
         with eval_mode(network):
-            for batch in self.device_data.batches(part, batch_size, workers=workers, keep=is_whole):
+            check = LabelCheck.of_data(self.data, split)
+            if check is not None and isinstance(part, _Part):
+                check = replace(check, first_row=int(part.rows[0]))
+            for batch in self.device_data.batches(part, batch_size, workers=workers, check=check, keep=is_whole):
                 batch = batch.to(self.device)  # from a user-defined DataLoader; others are there
                 with self.autocast():
                     output = net.through(network, batch)

@@ -17,7 +17,7 @@ from kdkit.engine.check.static import require_compilable
 from kdkit.engine.console import progress_display
 from kdkit.engine.interrupts import Interrupts
 from kdkit.engine.options import RunOptions
-from kdkit.engine.out_of_memory import explain_out_of_memory
+from kdkit.engine.out_of_memory import explain_memory_of_run, explain_out_of_memory
 from kdkit.engine.predict import Predictor, compute_metrics
 from kdkit.engine.run_record import Origin, notices, run_name, run_record
 from kdkit.engine.storage.run_folder import RunFolder, can_resume, was_killed_at_start
@@ -25,6 +25,7 @@ from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.trainer import RunContext, StageTrainer
 from kdkit.engine.training_batches import passes_over
+from kdkit.engine.user_errors import located
 from kdkit.errors import RecipeError, RunFolderError
 from kdkit.metrics.base import MetricResult
 from kdkit.nets.net import Net
@@ -99,7 +100,8 @@ def run(
             if collectives.rank() == 0:
                 RunFolder.require_usable(options.out, resume=options.resume)  # before any data is prepared
             collectives.broadcast(None)  # other ranks wait, so that none sees what the first one writes later
-        with progress_display(options.progress if _reports(options) else False) as (status, console):
+        display = progress_display(options.progress if _reports(options) else False)
+        with explain_memory_of_run(device), display as (status, console):
             # Networks are created in recipe(), so their initial weights depend on this seed.
             seed_everything(options.seed)
             if not isinstance(recipe, Recipe):
@@ -199,7 +201,8 @@ class _Run:
             if net not in ctx.plan.feature_teachers:
                 # A resumed run draws the same numbers, if data or networks draw any.
                 seed_everything(derive_seed(ctx.options.seed, number, _EVALUATION, 0))
-                self.metrics[net.name] = self._evaluate(net)
+                with located(f"the evaluation of net {net.name!r}", ctx.options.out):
+                    self.metrics[net.name] = self._evaluate(net)
                 if self.folder is not None:  # after each network, so that a run that fails later keeps what it has
                     self.folder.save_metrics(self.reported_on, self.metrics)
 

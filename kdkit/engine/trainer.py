@@ -15,10 +15,12 @@ from torch import Tensor
 
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.device_data import DeviceData
+from kdkit.data.label_check import LabelCheck
 from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.capture import make_step
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.plan import Plan
+from kdkit.engine.check.static import binary_loss_of
 from kdkit.engine.checkpointing import CheckpointInterval, EpochPosition, restore_rng
 from kdkit.engine.distributed import DistributedModule, rank_weight
 from kdkit.engine.interrupts import Interrupts
@@ -33,6 +35,7 @@ from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.train_state import TrainState
 from kdkit.engine.training_batches import TrainingBatches, explain_single_sample, transformed
 from kdkit.engine.training_step import TrainingStep, update_parts
+from kdkit.engine.user_errors import located
 from kdkit.errors import CheckError, DataError, KdkitError, Terminated
 from kdkit.metrics.base import Metric, is_better, lower_is_better
 from kdkit.metrics.bootstrap import without_interval
@@ -79,12 +82,14 @@ class StageTrainer:
         self.index = index
         self.folder = folder
         self.seed = derive_seed(ctx.options.seed, index)
-        self.batches = TrainingBatches(ctx.recipe.data, ctx.device_data, stage.training, self.seed)
+        check = LabelCheck.of_data(ctx.recipe.data, ctx.recipe.data.train, bounded_by=binary_loss_of(ctx.recipe, stage))
+        self.batches = TrainingBatches(ctx.recipe.data, ctx.device_data, stage.training, self.seed, check)
         self.best = BestCheckpoint()
         self.history: History = []
         self.notices: list[str] = []
         self.interval = CheckpointInterval(ctx.options.checkpoint_every)
         self._saved_position: dict[str, Any] | None = None  # in an epoch that a resumed run continues
+        self.position: tuple[int, int | None] | None = None  # the epoch, and the batch unless it is validated
 
     def train(self) -> History:
         """Train all epochs, load the best weights into the networks, and return the history, one entry per epoch.
@@ -97,7 +102,8 @@ class StageTrainer:
             self.best.weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.objectives}
         else:
             try:
-                self._train()
+                with located(self._describe_position, self.ctx.options.out):
+                    self._train()
             except KeyboardInterrupt:
                 self._load_best()  # for whoever catches it, without the updates of the unfinished epoch
                 raise
@@ -156,6 +162,7 @@ class StageTrainer:
                     self._end_epoch(epoch, terms, value, state, position.seconds)
                     self._save_checkpoint(state)
                 self.ctx.interrupts.end_run()
+                self.ctx.callbacks.raise_error()
         if math.isnan(self.best.value) and self.training.keep == "best":
             warnings.warn(
                 f"stage {self.stage.name!r}: {self._monitored_metric().name!r} was undefined on the validation split "
@@ -197,6 +204,7 @@ class StageTrainer:
                     raise DataError(
                         f"the training data must have {last + 1} batches per epoch, its length, but has more"
                     )
+                self.position = epoch, index
                 batch = batch.to(self.ctx.device)  # from a user-defined DataLoader; others are there
                 weight, samples = _rank_share(len(batch), None if sizes is None else sizes[index])
                 part = parts[index] if weight == 1 else parts[index]._replace(rank_weight=weight)
@@ -225,6 +233,7 @@ class StageTrainer:
 
     def _validate(self, state: TrainState, epoch: int) -> float:
         """Return the monitored metric on the validation split, as a mean over the networks that are trained."""
+        self.position = epoch, None
         # A validation that is repeated after a resume draws the same numbers, if data or networks draw any.
         seed_everything(derive_seed(self.seed, epoch, _VALIDATION, 0))
         metric = self._monitored_metric()
@@ -287,6 +296,13 @@ class StageTrainer:
         stopped_by = collectives.broadcast(self.ctx.callbacks.take_stop())
         if stopped_by is not None and epoch + 1 < self.training.epochs:
             self.history[-1]["stopped_by"] = stopped_by
+
+    def _describe_position(self) -> str:
+        if self.position is None:
+            return f"stage {self.stage.name!r} before its first batch"
+        epoch, batch = self.position
+        part = "the validation" if batch is None else f"batch {batch + 1}"
+        return f"stage {self.stage.name!r}, epoch {epoch + 1}, {part}"
 
     def _explain_out_of_memory(
         self, split: Split | LoaderSplit, *, trains: bool = True

@@ -14,7 +14,9 @@ from torch.utils.data import Subset
 from kdkit.data.batch import Batch, as_targets, map_tensors
 from kdkit.data.dataset import Data, LoaderSplit, Split, optional_member
 from kdkit.data.device_data import DeviceData
+from kdkit.data.label_check import DeferredLabelCheck, LabelCheck
 from kdkit.data.loading import Batches, BatchSeed, length_of, training_batch_sizes, training_order, training_rows
+from kdkit.data.reading import ReadBatches
 from kdkit.data.torch_splits import StreamSplit, dataset_of
 from kdkit.errors import DataError, KdkitError, first_line
 from kdkit.recipe.training import Training
@@ -33,15 +35,19 @@ class TrainingBatches:
     a LoaderSplit resumes where the last one stopped, and `state_dict` has that position.
     """
 
-    def __init__(self, data: Data, device_data: DeviceData, training: Training, seed: int) -> None:
+    def __init__(
+        self, data: Data, device_data: DeviceData, training: Training, seed: int, label_check: LabelCheck | None = None
+    ) -> None:
         self.data, self.split = data, data.train
         self.device_data = device_data
         self.training = training
         self.seed = seed
+        self.label_check = label_check
         self.per_epoch = batches_per_epoch(self.split, training)
         self.stream: _Stream | None = None
         if isinstance(self.split, LoaderSplit) and training.steps_per_epoch is not None:
-            self.stream = _Stream(self.split, training.batch_size, pin=device_data.device.type == "cuda")
+            pin = device_data.device.type == "cuda"
+            self.stream = _Stream(self.split, training.batch_size, pin=pin, check=label_check)
         self.transform = BatchTransform.from_data(data)
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
@@ -100,9 +106,13 @@ class TrainingBatches:
         return [segment for segment in segments if segment.first < segment.end]
 
     def _transformed(self, batches: Iterable[Batch], transform: "BatchTransform") -> Iterator[Batch]:
+        check = DeferredLabelCheck(transform.label_check)
         for batch in batches:
             moved = batch.to(self.device_data.device)
-            yield transform(_copied(batch) if moved is batch else moved)
+            changed = transform(_copied(batch) if moved is batch else moved)
+            check.add(changed.labels)
+            yield changed
+        check.finish()
 
     def _load(self, number: int, segment: "_Segment | None" = None) -> Batches:
         split, size, draws = self.split, self.training.batch_size, self.data.draws
@@ -119,6 +129,7 @@ class TrainingBatches:
             workers=self.training.workers,
             shard=(collectives.rank(), collectives.world_size()),
             seed=BatchSeed(derive_seed(self.seed, number, _LOADING), first),
+            check=self.label_check,
         )
 
 
@@ -139,11 +150,13 @@ class BatchTransform:
     """The `batch_transform` of a data set.
 
     columns: of labels by class; None for other labels. per_position: whether labels are classes of positions.
+    label_check: of the changed labels.
     """
 
     function: Callable[[Any, Tensor], Any]
     columns: int | None
     per_position: bool
+    label_check: LabelCheck
 
     @classmethod
     def from_data(cls, data: Data) -> "BatchTransform | None":
@@ -151,7 +164,17 @@ class BatchTransform:
         function = optional_member(data, Data, "batch_transform")
         per_position = data.task == "multiclass" and bool(optional_member(data, Data, "position_dims"))
         columns = None if data.task == "regression" or per_position else len(data.classes)
-        return None if function is None else cls(function, columns, per_position)
+        if function is None:
+            return None
+        check = LabelCheck(
+            split="train",
+            task=data.task,
+            classes=tuple(data.classes),
+            accepts_unknown=bool(optional_member(data, Data, "has_unknown")),
+            ignored=tuple(optional_member(data, Data, "ignored_labels")),
+            source="batch_transform",
+        )
+        return cls(function, columns, per_position, check)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Batch:
@@ -241,8 +264,8 @@ class _Segment(NamedTuple):
 class _Stream:
     """The batches of a LoaderSplit, one pass after the other."""
 
-    def __init__(self, split: LoaderSplit, batch_size: int, *, pin: bool) -> None:
-        self.split = split
+    def __init__(self, split: LoaderSplit, batch_size: int, *, pin: bool, check: LabelCheck | None) -> None:
+        self.split, self.check = split, check
         self.batch_size, self.pin = batch_size, pin
         self.number = 0  # of the pass
         self._iterator: Iterator[Batch] | None = None
@@ -277,7 +300,8 @@ class _Stream:
         while True:
             if self._iterator is None:
                 set_epoch(self.split, self.number)
-                self._iterator = iter(self.split.batched(self.batch_size, pin=self.pin))
+                batched = self.split.batched(self.batch_size, pin=self.pin)
+                self._iterator = iter(ReadBatches(batched, batched, self.check))
             batch = next(self._iterator, None)
             if batch is None:
                 if not self._yielded:

@@ -132,10 +132,13 @@ def true_classes(predictions: Predictions) -> Bools:
     if labels.ndim == 1:
         indices = labels.astype(np.int64)
         # a negative index would count from the last class
-        if ((indices != labels) | (indices < 0) | (indices >= count)).any():
+        is_invalid = (indices != labels) | (indices < 0) | (indices >= count)
+        if is_invalid.any():
+            sample = int(is_invalid.argmax())
             raise DataError(
                 f"labels (samples,) are class indices from 0 to {count - 1}; got {labels.dtype} from {labels.min()} to "
-                f"{labels.max()}; leave out samples without a class, and use MSE or R2 for numbers"
+                f"{labels.max()}, such as {labels[sample]} in row {sample}; leave out samples without a class, and use "
+                "MSE or R2 for numbers"
             )
         one_hot: Bools = np.eye(count, dtype=bool)[indices]
         return one_hot
@@ -144,10 +147,13 @@ def true_classes(predictions: Predictions) -> Bools:
             f"labels are class indices (samples,), or 0 and 1 (samples, classes) for the {count} classes; got "
             f"{labels.shape}"
         )
-    if ((labels < 0) | (labels > 1)).any():  # False for NaN, an unknown label
+    is_invalid = (labels < 0) | (labels > 1)  # False for NaN, an unknown label
+    if is_invalid.any():
+        sample, column = np.argwhere(is_invalid)[0]
         raise DataError(
             f"labels (samples, classes) are 0 and 1, or NaN if unknown; got {np.nanmin(labels)} to "
-            f"{np.nanmax(labels)}; use MSE or R2 for numbers"
+            f"{np.nanmax(labels)}, such as {labels[sample, column]} of class {predictions.classes[column]!r} in row "
+            f"{sample}; use MSE or R2 for numbers"
         )
     truth: Bools = labels > 0.5  # labels may be floats
     return truth

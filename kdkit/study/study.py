@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -14,8 +13,9 @@ from filelock import FileLock, Timeout
 
 from kdkit.engine.options import TEACHER_CACHE, RunOptions
 from kdkit.engine.run_record import Origin
-from kdkit.engine.storage.run_folder import read_record, read_reported
-from kdkit.errors import RecipeError, RunFolderError, did_you_mean
+from kdkit.engine.storage.reports import read_metrics, read_reported
+from kdkit.engine.storage.run_folder import read_record
+from kdkit.errors import RecipeError, RunFolderError, did_you_mean, shortened
 from kdkit.metrics.base import MetricResult
 from kdkit.metrics.paired import SplitPredictions
 from kdkit.recipe.recipe import Recipe
@@ -25,7 +25,6 @@ from kdkit.study.workers.job import TRIAL_FILE, InProcess, Job, Workers
 from kdkit.study.workers.pickling import require_guarded_script, require_picklable
 from kdkit.study.workers.processes import Processes
 from kdkit.study.workers.ray import Cluster, RayWorkers
-from kdkit.utils.sealed import read_json
 
 COMPARED_OPTIONS = ("seed", "precision")  # the run options that a finished trial must share with a new run
 
@@ -102,25 +101,7 @@ class Study:
 
         Raises RunFolderError if they cannot be read.
         """
-        file = self.path(name) / "metrics.json"
-
-        def number(value: float | None) -> float:
-            return math.nan if value is None else value  # JSON has no NaN
-
-        try:
-            return {
-                net: {
-                    metric: MetricResult(
-                        value=number(result["value"]),
-                        by_class={class_: number(value) for class_, value in result["by_class"].items()},
-                        note=result["note"],
-                    )
-                    for metric, result in results.items()
-                }
-                for net, results in read_json(file)["metrics"].items()
-            }
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunFolderError(f"{file} cannot be read ({error}); delete {file.parent} to run it again") from error
+        return {net: dict(results) for net, results in read_metrics(self.path(name)).results.items()}
 
     def predictions(self, name: str, net: str) -> SplitPredictions:
         """Return the predictions of a net of a finished trial.
@@ -203,7 +184,8 @@ class Study:
             if recorded.get(key) != value:
                 raise RunFolderError(
                     f"{path} holds a finished run that differs in its {key.replace('_', ' ')}: it had "
-                    f"{recorded.get(key)!r}, this one has {value!r}; choose another folder, or delete that one"
+                    f"{shortened(recorded.get(key))}, this one has {shortened(value)}; choose another folder, or "
+                    "delete that one"
                 )
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdkit.engine.storage.run_folder import read_reported
+from kdkit.engine.storage.reports import read_reported
 from kdkit.errors import DataError, RecipeError, did_you_mean, first_line
 from kdkit.metrics.base import Metric, is_better, lower_is_better
 from kdkit.metrics.bootstrap import without_interval

@@ -1,6 +1,7 @@
 """Check how much memory is available and in use, and let malloc keep freed memory between training steps."""
 
 import ctypes
+import errno
 import os
 import sys
 from pathlib import Path
@@ -8,6 +9,19 @@ from pathlib import Path
 import torch
 
 from kdkit.errors import RecipeError
+
+# The texts of allocators, drivers and libraries whose errors are neither a MemoryError nor a torch.OutOfMemoryError.
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",  # on Windows
+    "std::bad_alloc",
+    "Caught MemoryError in DataLoader worker process",
+    "Caught OutOfMemoryError in DataLoader worker process",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
 _KEPT_BYTES = 2**30  # more than the features of most layers
@@ -35,6 +49,7 @@ def keep_freed_memory() -> bool:
 
 _CGROUP = Path("/sys/fs/cgroup")  # the limits of a container (cgroup v2)
 _MEMINFO = Path("/proc/meminfo")
+_STATM = Path("/proc/self/statm")  # the size of this process in pages
 
 
 def require(
@@ -67,7 +82,8 @@ def available(device: torch.device | str = "cpu") -> int | None:
         # torch's caching allocator holds these bytes, but hands them out again before it asks the driver for more
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    bounds = [size for size in (_available_on_machine(), _available_in_container()) if size is not None]
+    sizes = (_available_on_machine(), _available_in_container(), _available_to_process())
+    bounds = [size for size in sizes if size is not None]
     return min(bounds) if bounds else None
 
 
@@ -81,6 +97,13 @@ def describe_use(device: torch.device | str = "cpu") -> str:
         return f"{device} has {has}, of which {used} are in use, {own} by tensors of this process"
     left = available(device)
     return f"{device} has {'an unknown amount' if left is None else format_bytes(left, base=1024)} left"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator raised this error because memory ran out."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def reset_peak(device: torch.device) -> None:
@@ -125,6 +148,20 @@ def _available_in_container() -> int | None:
         # memory.current includes the page cache; its inactive part can be reclaimed
         return max(limit - used + _read_numbers(_CGROUP / "memory.stat")["inactive_file"], 0)
     except (OSError, KeyError, ValueError):
+        return None
+
+
+def _available_to_process() -> int | None:
+    """Return the bytes of address space that a limit such as `ulimit -v` leaves; None without a limit."""
+    try:
+        import resource  # Windows has none
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit == resource.RLIM_INFINITY:
+            return None
+        pages = int(_STATM.read_text().split()[0])
+        return max(limit - pages * resource.getpagesize(), 0)
+    except (ImportError, OSError, ValueError):
         return None
 
 

@@ -11,6 +11,7 @@ import safetensors.torch
 from torch import Tensor
 
 from kdkit.utils.files import Content, to_json
+from kdkit.utils.read_json import read_json
 
 # Stands for the digest while it is computed; it has the same length.
 UNSEALED = "sha256:" + "0" * 64
@@ -44,11 +45,10 @@ def json_parts(value: Mapping[str, Any]) -> list[Content]:
     return seal((to_json({"checksum": UNSEALED, **value}, indent=2) + "\n").encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the value in a sealed JSON file. Raises ValueError if it is damaged."""
-    content = path.read_bytes()
-    require_intact(content)
-    value: dict[str, Any] = json.loads(content)
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """Return the value in a sealed JSON file. Raises OSError if it cannot be read, and ValueError if it is damaged."""
+    value: dict[str, Any] = read_json(path)
+    require_intact(path.read_bytes())
     del value["checksum"]
     return value
 

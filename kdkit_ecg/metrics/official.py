@@ -51,8 +51,10 @@ def decisions(name: str, values: NDArray[Any], year: Year) -> Bools:
     # False for text and for NaN too
     is_decision = np.equal(array, 0) | np.equal(array, 1) if array.dtype.kind in "biuf" else np.zeros(array.shape, bool)
     if not is_decision.all():
+        record, column = np.argwhere(~is_decision)[0]
         raise DataError(
-            f"{name} are decisions, 0 and 1 or bool; got {array[~is_decision].flat[0]!r}; make decisions of "
+            f"{name} are decisions, 0 and 1 or bool; got {array[record, column]!r} of class "
+            f"{scored_classes(year).names[column]!r} in row {record}; make decisions of "
             "probabilities first, such as probabilities >= 0.5"
         )
     return array.astype(bool, copy=False)

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from kdkit.utils.sealed import read_json, read_tensors
+from kdkit.utils.sealed import read_sealed_json, read_tensors
 from tests.helpers.command_line import environment
 from tests.helpers.processes import ForkedPython
 
@@ -299,7 +299,7 @@ def results(run: Path) -> dict[str, Any]:
             for epoch in values[name]:
                 del epoch["seconds"]
         elif file.name == "metrics.json":
-            values[name] = read_json(file)
+            values[name] = read_sealed_json(file)
         elif file.is_file() and file.name != ".lock":
             values[name] = None
     return values

@@ -8,7 +8,7 @@ from rich.console import Console
 
 import kdkit
 from kdkit.engine.console import ConsoleCallback
-from tests.helpers.stages import Small, data, three, training, truth
+from tests.helpers.stages import Small, data, epoch_terms, three, training, truth
 
 
 def run_losses(callbacks=()):
@@ -59,12 +59,114 @@ def test_a_callback_that_draws_random_numbers_changes_no_loss():
     assert run_losses([RandomDraws()]) == run_losses()
 
 
-def test_a_callback_that_fails_is_dropped_with_one_warning_and_the_run_continues():
+def test_a_callback_that_fails_is_reported_once_and_counted_and_the_run_continues():
     failing = Failing()
-    with pytest.warns(RuntimeWarning, match=r"is dropped, because its step_ended raised ValueError: no disk") as caught:
+    with pytest.warns(RuntimeWarning) as caught:
         terms = run_losses([failing])
-    assert failing.calls == len(caught) == 1
+    first, last = (str(warning.message) for warning in caught)
+    assert first.startswith("callback 'Failing' failed in its step_ended: ValueError: no disk (")
+    assert "test_callbacks.py, line " in first
+    assert first.endswith("; the run continues, and further errors are counted")
+    assert last == f"callback 'Failing' failed in {failing.calls} calls of its step_ended"
+    assert failing.calls == 3 * 2 * 4  # it is called for every batch
     assert terms == run_losses()
+
+
+def test_two_callbacks_of_a_class_are_reported_each():
+    with pytest.warns(RuntimeWarning) as caught:
+        run_losses([Failing(), Failing()])
+    assert len(caught) == 4
+
+
+def test_a_callback_that_fails_once_goes_on_afterwards():
+    epochs = []
+
+    class FailsOnce:
+        @kdkit.hookimpl
+        def epoch_ended(self, event):
+            epochs.append(event.epoch)
+            if len(epochs) == 1:
+                raise OSError("the server is busy")
+
+    with pytest.warns(
+        RuntimeWarning, match="'FailsOnce' failed in its epoch_ended: OSError: the server is busy"
+    ) as caught:
+        run_losses([FailsOnce()])
+    assert len(caught) == 1
+    assert epochs == [0, 1] * 3
+
+
+@pytest.mark.parametrize("hook", ["run_started", "stage_started", "step_ended", "epoch_ended", "run_ended"])
+def test_an_error_of_every_hook_is_reported_and_loses_nothing(hook, tmp_path):
+    class FailsEverywhere:
+        pass
+
+    def fail(self, event):
+        raise ZeroDivisionError("first line\nsecond line")
+
+    fail.__name__ = hook
+    setattr(FailsEverywhere, hook, kdkit.hookimpl(fail))
+    with pytest.warns(RuntimeWarning) as caught:
+        failed = kdkit.run(three, out=tmp_path / "failed", device="cpu", callbacks=[FailsEverywhere()])
+    message = f"callback 'FailsEverywhere' failed in its {hook}: ZeroDivisionError: first line ("
+    assert str(caught[0].message).startswith(message)
+    assert epoch_terms(failed.history) == epoch_terms(kdkit.run(three, device="cpu").history)
+    assert (tmp_path / "failed" / "metrics.json").is_file()
+
+
+def test_the_traceback_is_shown_on_request(monkeypatch):
+    monkeypatch.setenv("KDKIT_TRACEBACK", "1")
+    with pytest.warns(RuntimeWarning) as caught:
+        run_losses([Failing()])
+    assert "counted\nTraceback (most recent call last):\n" in str(caught[0].message)
+
+
+@pytest.mark.parametrize("hook", ["run_started", "stage_started", "step_ended", "epoch_ended"])
+def test_an_error_of_kdkit_that_a_callback_raises_ends_the_run(hook, tmp_path):
+    class Ends:
+        pass
+
+    def end(self, event):
+        raise kdkit.DataError("the quota is used up")
+
+    setattr(Ends, hook, kdkit.hookimpl(end))
+    with pytest.raises(kdkit.DataError, match="the quota is used up") as raised:
+        kdkit.run(three, out=tmp_path / "run", device="cpu", callbacks=[Ends()])
+    assert raised.value.__notes__ == [f"callback 'Ends' raised this in its {hook} to end the run"]
+    # The epoch that ended is saved before the run ends.
+    resumed = kdkit.run(three, out=tmp_path / "run", device="cpu", resume=True, callbacks=[recorder := FirstEpoch()])
+    assert recorder.epoch == (1 if hook == "epoch_ended" else 0)
+    assert epoch_terms(resumed.history) == epoch_terms(kdkit.run(three, device="cpu").history)
+
+
+class FirstEpoch:
+    """Records the first epoch of the first stage of a run."""
+
+    epoch = None
+
+    @kdkit.hookimpl
+    def stage_started(self, event):
+        self.epoch = event.epoch if self.epoch is None else self.epoch
+
+
+def test_an_error_of_kdkit_after_the_run_is_reported_only():
+    class Ends:
+        @kdkit.hookimpl
+        def run_ended(self, event):
+            raise kdkit.DataError("no report")
+
+    with pytest.warns(RuntimeWarning, match="'Ends' failed in its run_ended: DataError: no report"):
+        run_losses([Ends()])
+
+
+def test_a_callback_may_exit_the_program():
+    class Exits:
+        @kdkit.hookimpl
+        def step_ended(self, event):
+            raise SystemExit(4)
+
+    with pytest.raises(SystemExit):
+        run_losses([Exits()])
 
 
 def test_callbacks_are_called_when_a_run_is_interrupted():

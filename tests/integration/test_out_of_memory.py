@@ -1,5 +1,6 @@
 """A run whose memory runs out ends with an error that names the settings that need less, and can be resumed."""
 
+import sys
 import weakref
 
 import pytest
@@ -9,7 +10,7 @@ from torch.utils.data import DataLoader
 
 import kdkit
 from kdkit import KdkitError, Net, Recipe, Stage, TorchData
-from kdkit.engine.out_of_memory import is_out_of_memory
+from kdkit.utils.memory import is_out_of_memory
 from tests.helpers.stages import Small, data, epoch_terms, same, samples, training, truth
 
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB."
@@ -187,3 +188,94 @@ def test_the_error_names_the_memory_of_the_gpu():
 
     with pytest.raises(KdkitError, match=r"cuda has .* GB, of which .*B are in use, .*B by tensors of this process"):
         kdkit.run(lambda: recipe(Greedy(allocate)), device="cuda")
+
+
+LIMITED = """
+import resource
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset, TensorDataset
+
+from kdkit import Net, Recipe, Stage, TorchData, Training, Truth
+
+
+def limit():
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    size = pages * resource.getpagesize() + 2**28
+    resource.setrlimit(resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
+
+
+def in_torch():
+    torch.ones(2**27, dtype=torch.float64)
+
+
+def in_numpy():
+    np.ones(2**27)
+
+
+def in_python():
+    bytearray(2**30)
+
+
+class Network(nn.Linear):
+    def forward(self, inputs):
+        if len(inputs) > 4 and WHERE == "network":
+            ALLOCATE()
+        return super().forward(inputs)
+
+
+class Samples(Dataset):
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, row):
+        if row == 9 and WHERE == "dataset":
+            ALLOCATE()
+        return torch.ones(4), row % 3
+
+
+def recipe() -> Recipe:
+    limit()
+    if WHERE == "recipe":
+        ALLOCATE()
+    data = TorchData(Samples(), TensorDataset(torch.ones(16, 4), torch.arange(16) % 3), classes=["a", "b", "c"])
+    training = Training(epochs=1, batch_size=8, workers=WORKERS)
+    return Recipe(data=data, schedule=[Stage({Net("student", Network(4, 3)): Truth(nn.CrossEntropyLoss())}, training)])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the size of the process from /proc")
+@pytest.mark.parametrize(
+    ("place", "allocate", "workers"),
+    [
+        ("network", "in_torch", 0),
+        ("network", "in_numpy", 0),
+        ("network", "in_python", 0),
+        ("dataset", "in_torch", 0),
+        ("dataset", "in_python", 1),
+    ],
+)
+def test_memory_that_really_runs_out_on_a_cpu_gives_the_same_advice(kdkit_process, tmp_path, place, allocate, workers):
+    text = LIMITED.replace("WHERE", repr(place)).replace("ALLOCATE", allocate).replace("WORKERS", str(workers))
+    (tmp_path / "mine.py").write_text(text)
+    result = kdkit_process("run", "mine.py", "--device", "cpu", "--out", "run", "--quiet")
+    assert result.code == 2, result.err
+    assert result.err.startswith("error: stage 'student': out of memory while training in batches of 8; cpu has ")
+    assert " MB left. What helps:\n  - Training(batch_size=4, accumulate_steps=2)" in result.err
+    assert "to resume the run in run as it is" in result.err
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the size of the process from /proc")
+def test_memory_that_runs_out_while_the_data_is_prepared_is_explained(kdkit_process, tmp_path):
+    text = LIMITED.replace("WHERE", "'recipe'").replace("ALLOCATE", "in_numpy").replace("WORKERS", "0")
+    (tmp_path / "mine.py").write_text(text)
+    result = kdkit_process("run", "mine.py", "--device", "cpu", "--out", "run", "--quiet")
+    assert result.code == 2, result.err
+    assert result.err.startswith("error: out of memory (")
+    assert "; cpu has " in result.err
+    assert "  - a Dataset that reads each sample when it is needed" in result.err
+    assert "Traceback" not in result.err

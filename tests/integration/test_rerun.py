@@ -9,7 +9,7 @@ from textwrap import dedent
 import pytest
 
 from kdkit.engine.storage.comparison import differences
-from kdkit.utils.sealed import json_parts, read_json
+from kdkit.utils.sealed import json_parts, read_sealed_json
 from tests.integration.test_resume import RECIPE
 
 
@@ -29,7 +29,7 @@ def finished(command, tmp_path):
 
 def rewrite(run, **changes):
     """Change a record as an attacker could, who knows the format of the file but not the key of the user."""
-    record = read_json(run / "run.json")
+    record = read_sealed_json(run / "run.json")
     record["command"] |= changes
     (run / "run.json").write_bytes(b"".join(json_parts(record)))
 
@@ -38,7 +38,7 @@ def test_a_rerun_has_the_results_of_the_run_to_the_bit(command, finished, tmp_pa
     done = command("rerun", "run", "-q")
     assert (done.code, "run-rerun has the results of run to the bit" in done.out) == (0, True), done.err
     assert f"recipe file: {tmp_path / 'mine.py'}" in done.err
-    record = read_json(tmp_path / "run-rerun" / "run.json")
+    record = read_sealed_json(tmp_path / "run-rerun" / "run.json")
     assert record["options"]["epochs"] == "2"
     assert differences(finished, tmp_path / "run-rerun") == []
 
@@ -71,7 +71,7 @@ def test_a_changed_recipe_file_is_not_executed_without_trust(command, finished, 
     assert (done.code, "differs in its recipe sha256" in done.err) == (2, True)
     assert command("run", "--resume", "run", "-q", "--trust", "--force").code == 0
     assert marker.exists()
-    assert "recipe sha256" in read_json(finished / "run.json")["forced"][0]
+    assert "recipe sha256" in read_sealed_json(finished / "run.json")["forced"][0]
     assert command("run", "--resume", "run", "-q").code == 0  # the record is that of the changed recipe
 
 

@@ -95,7 +95,7 @@ def test_a_stop_outside_of_training_drops_the_callback_like_any_error():
         def run_started(self, event):
             raise kdkit.StopTraining("no data")
 
-    with pytest.warns(RuntimeWarning, match="is dropped, because its run_started raised StopTraining: no data"):
+    with pytest.warns(RuntimeWarning, match="failed in its run_started: StopTraining: no data"):
         result = kdkit.run(lambda: recipe(epochs=1), device="cpu", callbacks=[TooEarly()])
     assert len(result.history) == 3
 

@@ -9,13 +9,13 @@ from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.plan import Plan, TermSummary
 from kdkit.engine.check.static import recipe_problems, stage_problems
 from kdkit.engine.open_stage import OpenStage, build_context, tiny_batch
-from kdkit.engine.out_of_memory import is_out_of_memory
 from kdkit.engine.training_batches import transformed
 from kdkit.errors import KdkitError, first_line
 from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe, nets_of
 from kdkit.utils import memory
 from kdkit.utils.devices import Precision
+from kdkit.utils.memory import is_out_of_memory
 
 
 def check(recipe: Recipe, device: torch.device | str = "cpu", precision: Precision = "fp32") -> Plan:
@@ -52,7 +52,7 @@ def check(recipe: Recipe, device: torch.device | str = "cpu", precision: Precisi
                 notices += report.notices
             except KdkitError as error:
                 stage_errors = [str(error)]
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError, OSError) as error:
                 if not is_out_of_memory(error):
                     raise
                 use = memory.describe_use(untransformed.labels.device)

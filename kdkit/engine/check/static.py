@@ -239,12 +239,28 @@ class _RecipeChecks:
         least, most = (label.item() for label in labels.aminmax())
         for objective in (objective for stage in self.stages for objective in stage.objectives.values()):
             for term in (weighted.term for weighted in as_objective(objective)):
-                is_binary = isinstance(term, Truth) and isinstance(term.loss, nn.BCEWithLogitsLoss | nn.BCELoss)
-                if is_binary and (least < 0 or most > 1):
+                if _is_binary(term) and (least < 0 or most > 1):
                     yield (
                         f"term {term.label!r}: {type(term.loss).__name__} takes labels in [0, 1], and those of the "
                         f"training data are numbers from {least:g} to {most:g}; correct them, or use a loss on numbers"
                     )
+
+
+def binary_loss_of(recipe: Recipe, stage: Stage) -> str:
+    """Return the name of a binary cross-entropy that is trained on labels that are numbers; "" if there is none.
+
+    Labels that cannot be seen before training, such as 0, 1 and 2 by class, may be taken for numbers.
+    """
+    if recipe.data.task == "regression":
+        for objective in stage.objectives.values():
+            for term in (weighted.term for weighted in as_objective(objective)):
+                if _is_binary(term):
+                    return type(term.loss).__name__
+    return ""
+
+
+def _is_binary(term: Term) -> bool:
+    return isinstance(term, Truth) and isinstance(term.loss, nn.BCEWithLogitsLoss | nn.BCELoss)
 
 
 class _StageChecks:

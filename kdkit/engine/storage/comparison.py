@@ -11,7 +11,7 @@ from torch import Tensor
 from kdkit.engine.storage.run_folder import METRICS, read_record
 from kdkit.engine.storage.stage_folder import HISTORY
 from kdkit.errors import RunFolderError, first_line
-from kdkit.utils.sealed import read_json, read_tensors
+from kdkit.utils.sealed import read_sealed_json, read_tensors
 
 _CONDITIONS = (
     "seed",
@@ -64,7 +64,7 @@ def _content(file: Path) -> Any:
         if file.suffix == ".safetensors":
             return read_tensors(file)[0]
         if file.suffix == ".json":
-            return read_json(file)
+            return read_sealed_json(file)
         epochs = [json.loads(line) for line in file.read_text().splitlines()]
         return [{key: value for key, value in epoch.items() if key not in _MEASURED} for epoch in epochs]
     except (OSError, ValueError, KeyError, AttributeError) as error:

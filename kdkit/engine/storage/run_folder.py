@@ -13,12 +13,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kdkit.engine.storage.stage_folder import FORMAT, RECORD, StageFolder, require_format
-from kdkit.errors import RunFolderError, did_you_mean, first_line
+from kdkit.errors import RunFolderError, first_line, shortened
 from kdkit.metrics.base import MetricResult
-from kdkit.metrics.per_class import NetReport
-from kdkit.nets.weight_files import runs_hint, runs_in, stage_number
+from kdkit.nets.weight_files import runs_hint, runs_in
 from kdkit.utils.files import delete_temporary_files, is_temporary, write
-from kdkit.utils.sealed import json_parts, read_json
+from kdkit.utils.read_json import read_json
+from kdkit.utils.sealed import json_parts, read_sealed_json
 
 METRICS = "metrics.json"
 
@@ -174,42 +174,14 @@ def read_record(path: Path) -> dict[str, Any]:
             raise RunFolderError(f"{path} is not the folder of one run: it {runs_hint(path)}")
         if not file.is_file():
             raise RunFolderError(f"{path} holds no run: there is no {RECORD} in it")
-        content = file.read_bytes()
-        require_format(json.loads(content), file)  # first: other formats have no checksum
-        return read_json(file)
-    except (OSError, ValueError, AttributeError, RecursionError) as error:  # AttributeError: it is no object
+        record = read_json(file)
+        if not isinstance(record, dict):
+            raise ValueError(f"it holds a {type(record).__name__}, not an object")
+        require_format(record, file)  # first: other formats have no checksum
+        return read_sealed_json(file)
+    except (OSError, ValueError) as error:
         raise RunFolderError(
             f"{file} cannot be read: {first_line(error)}; choose another folder (--out FOLDER, or out=FOLDER)"
-        ) from error
-
-
-def read_reported(folder: Path, net: str) -> NetReport:
-    """Return the predictions of a network in a run folder. Raises RunFolderError if there is no such run or network."""
-    record = read_record(folder)
-    stages: dict[str, Path] = {}  # a network that several stages trained is reported as the last one left it
-    for file in sorted(
-        folder.glob("*/predictions-*-validation.safetensors"), key=lambda file: stage_number(file.parent)
-    ):
-        stages[file.name.removeprefix("predictions-").removesuffix("-validation.safetensors")] = file.parent
-    if net not in stages:
-        raise RunFolderError(f"{folder} holds no predictions of {net!r}; {did_you_mean(net, list(stages))}")
-    stage = StageFolder(stages[net])
-    has_test = (stage.path / f"predictions-{net}-test.safetensors").exists()
-    return NetReport(
-        validation=stage.load_predictions(net, "validation"),
-        test=stage.load_predictions(net, "test") if has_test else None,
-        train=record.get("positives"),
-    )
-
-
-def nets_of_run(folder: Path) -> tuple[str, ...]:
-    """Return the networks that have metrics. Raises RunFolderError if the folder holds no finished run."""
-    read_record(folder)
-    try:
-        return tuple(read_json(folder / METRICS)["metrics"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunFolderError(
-            f"{folder} holds no metrics ({first_line(error)}); pass the folder of a finished run"
         ) from error
 
 
@@ -235,7 +207,7 @@ def _changes(before: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]
     versions = [record.get("versions", {}) for record in (before, current)]
     pairs |= {f"version of {name}": (versions[0].get(name), versions[1].get(name)) for name in _VERSIONS}
     return [
-        f"{key.replace('_', ' ')}: expected {expected!r}, got {actual!r}{_HINTS.get(key, '')}"
+        f"{key.replace('_', ' ')}: expected {shortened(expected)}, got {shortened(actual)}{_HINTS.get(key, '')}"
         for key, (expected, actual) in pairs.items()
         if _without_addresses(expected) != _without_addresses(actual)
     ]

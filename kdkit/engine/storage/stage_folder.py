@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,11 +16,13 @@ from torch import Tensor
 
 from kdkit.data.batch import Batch, nested_tensors
 from kdkit.engine.storage.nested_state import flatten, unflatten
+from kdkit.engine.storage.predictions import read_predictions
 from kdkit.errors import RunFolderError, first_line
 from kdkit.metrics.base import Predictions
 from kdkit.nets.weight_files import stage_weights
 from kdkit.utils.files import Content, append, nulls_to_nan, to_json, write
-from kdkit.utils.sealed import json_parts, read_json, read_tensors, tensor_parts
+from kdkit.utils.read_json import parse_json
+from kdkit.utils.sealed import json_parts, read_sealed_json, read_tensors, tensor_parts
 
 # The version of the files of a run; raised when a file of an older version could be misread.
 FORMAT = 3
@@ -145,7 +146,7 @@ class StageFolder:
     def load_finished(self) -> tuple[dict[str, Any], History]:
         """Return the summary and the history of a finished stage. Raises RunFolderError if they are damaged."""
         with self.reading(self.path / SUMMARY) as path:
-            summary = read_json(path)
+            summary = read_sealed_json(path)
             require_format(summary, path)
             history = self._load_history(summary["history"])
         self._delete_checkpoints()  # of a run that was killed before it did
@@ -172,15 +173,11 @@ class StageFolder:
             arrays["groups"] = predictions.groups
         tensors = {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in arrays.items()}
         facts = {"format": FORMAT, "classes": predictions.classes, "per_position": predictions.per_position}
-        self._write(self._predictions(net, split), *tensor_parts(tensors, facts))
+        self._write(self.predictions(net, split), *tensor_parts(tensors, facts))
 
     def load_predictions(self, net: str, split: str) -> Predictions:
         """Return the predictions for a split. Raises RunFolderError if they are missing or damaged."""
-        with self.reading(self._predictions(net, split)) as path:
-            tensors, facts = read_tensors(path)
-            require_format(facts, path)
-            arrays: dict[str, Any] = {key: tensor.numpy() for key, tensor in tensors.items()}
-            return Predictions(classes=tuple(facts["classes"]), per_position=facts["per_position"], **arrays)
+        return read_predictions(self.predictions(net, split))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Mark the stage as finished, and delete its checkpoints, which are no longer needed."""
@@ -236,7 +233,7 @@ class StageFolder:
                 raise ValueError("its checksum does not match its content: it is damaged, or was changed")
             if kept != content and self.writes:
                 write(path, kept)
-            history = [nulls_to_nan(json.loads(line)) for line in lines]
+            history = [nulls_to_nan(parse_json(line)) for line in lines]
         self._history, self._epochs = hashlib.sha256(kept), epochs
         return history
 
@@ -285,7 +282,8 @@ class StageFolder:
                 "are intact: make room or restore the permission, and resume the run (--resume, or resume=True)"
             ) from error
 
-    def _predictions(self, net: str, split: str) -> Path:
+    def predictions(self, net: str, split: str) -> Path:
+        """Return the file of the predictions for a split."""
         return self.path / f"predictions-{net}-{split}.safetensors"
 
 
@@ -294,6 +292,6 @@ def require_format(content: Mapping[str, Any], path: Path) -> None:
     version = content.get("format", 1)  # files of the first format do not name it
     if version != FORMAT:
         raise RunFolderError(
-            f"{path} has format {version}, and this version of kdkit reads format {FORMAT}; start the run again in "
-            "another folder (--out FOLDER, or out=FOLDER)"
+            f"{path} has format {str(version)[:40]}, and this version of kdkit reads format {FORMAT}; start the run "
+            "again in another folder (--out FOLDER, or out=FOLDER)"
         )

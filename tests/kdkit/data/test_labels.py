@@ -245,7 +245,8 @@ def test_hidden_labels_of_a_loader_are_checked_in_their_batch():
     labels = MULTI_HOT.clone()
     data = TorchData(DataLoader(Hidden(labels), batch_size=16), visible(MULTI_HOT))
     labels[50, 2] = 7
-    with pytest.raises(DataError, match=r"a label of the train data is 7\.0 \(class '2'\); expected in \[0, 1\]"):
+    message = r"a label of the train data is 7\.0 \(class '2', index 2 of batch 4\); expected in \[0, 1\]"
+    with pytest.raises(DataError, match=message):
         list(data.train)
 
 

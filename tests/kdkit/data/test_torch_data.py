@@ -290,7 +290,8 @@ def test_a_hidden_label_beyond_the_classes_is_refused_when_it_is_read(wrong):
     message = "and there are 3 classes, numbered 0 to 2"
     with pytest.raises(DataError, match=rf"a label of the train data is {wrong} \(row 3\), {message}"):
         data.train.batch(torch.arange(4), 0)
-    with pytest.raises(DataError, match=f"a label of the validation data is {wrong}, {message}"):
+    position = rf"{wrong} \(index 1 of batch 2\)"
+    with pytest.raises(DataError, match=f"a label of the validation data is {position}, {message}"):
         list(data.validation)
 
 

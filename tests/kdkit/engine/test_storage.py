@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kdkit import MetricResult, Predictions
-from kdkit.engine.storage.run_folder import RunFolder, default_path, nets_of_run, read_reported
+from kdkit.engine.storage.reports import nets_of_run, read_reported
+from kdkit.engine.storage.run_folder import RunFolder, default_path
 from kdkit.engine.storage.stage_folder import FORMAT, EndedEpoch, StageFolder, require_format
 from kdkit.errors import RunFolderError
 from kdkit.utils.files import write

@@ -10,7 +10,8 @@ from sklearn.metrics import average_precision_score, f1_score, precision_score, 
 
 from kdkit import Predictions
 from kdkit.cli.per_class import table_of
-from kdkit.engine.storage.run_folder import RunFolder, nets_of_run, read_reported
+from kdkit.engine.storage.reports import nets_of_run, read_reported
+from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.errors import RunFolderError
 from kdkit.metrics import FixedThresholds, MacroF1
 from kdkit.metrics.per_class import FIGURES, NetReport, class_table
@@ -125,6 +126,7 @@ def test_a_run_folder_without_the_predictions_is_refused(tmp_path):
 def test_a_damaged_file_of_predictions_is_named(tmp_path):
     folder = RunFolder.create(tmp_path / "run", {}, None)
     folder.stage(0, "net").save_predictions("net", "validation", predictions(0))
+    folder.save_metrics("validation", {"net": {}})
     (file,) = folder.path.glob("*/*.safetensors")
     file.write_bytes(b"{}")
     with pytest.raises(RunFolderError, match="predictions-net-validation"):

@@ -1,0 +1,177 @@
+"""Check the labels of batches: class indices are below the number of classes, and floats valid for the task."""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdkit.data.dataset import Data, LoaderSplit, Split, Task, optional_member
+from kdkit.data.labels import is_ignored
+from kdkit.errors import DataError
+
+_SHOWN = 5  # samples that a message lists
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCheck:
+    """Checks labels of a split: class indices are below the number of classes, and floats valid for the task.
+
+    accepts_unknown: whether a label may be NaN. ignored: class indices that stand for no label. bounded_by: the name of
+    a loss that takes labels in [0, 1] only, although the task is regression; "" if there is none. first_row: added to
+    the rows in messages, for a part of a split. source: of the labels in messages, instead of the split.
+    A check takes microseconds for a batch. Floats on a GPU are not checked, since that would wait for the device;
+    `DeferredLabelCheck` checks them.
+    """
+
+    split: str
+    task: Task
+    classes: tuple[str, ...]
+    accepts_unknown: bool = False
+    ignored: tuple[int, ...] = ()
+    bounded_by: str = ""
+    first_row: int = 0
+    source: str = ""
+
+    @classmethod
+    def of_data(cls, data: Data, split: Split | LoaderSplit, *, bounded_by: str = "") -> "LabelCheck | None":
+        """Return the check of a split of a data set; None if the split checks its labels itself, as TorchData's do."""
+        if hasattr(split, "label_check") and not bounded_by:
+            return None
+        name = getattr(split, "name", None) or next(
+            (name for name in ("validation", "test", "train") if getattr(data, name) is split), ""
+        )
+        return cls(
+            split=name,
+            task=data.task,
+            classes=tuple(data.classes),
+            accepts_unknown=bool(optional_member(data, Data, "has_unknown")),
+            ignored=tuple(optional_member(data, Data, "ignored_labels")),
+            bounded_by=bounded_by,
+        )
+
+    @property
+    def subject(self) -> str:
+        """The source of the labels in messages, such as "the train data"."""
+        if self.source:
+            return self.source
+        return f"the {self.split} data" if self.split else "the data"
+
+    def __call__(self, labels: object, rows: Tensor | None = None, batch: int | None = None) -> None:
+        """Raise DataError for labels that are invalid.
+
+        rows: of the samples in the split, if they are known. batch: its number from 0, if it has one.
+        """
+        if not isinstance(labels, Tensor) or not labels.numel():
+            return
+        if not labels.is_floating_point() and (labels.ndim == 1 or self.task == "multiclass"):
+            if self.task == "multiclass":
+                self._require_below_classes(labels, rows, batch)
+        elif labels.device.type == "cpu":
+            self._require_valid_numbers(labels, rows, batch)
+
+    def explain_index(self, label: int, position: str) -> str:
+        """Return the message about a class index that is beyond the classes. position: such as "row 3"."""
+        count = len(self.classes)
+        if count == 1:
+            return (
+                f"a label of {self.subject} is {label} ({position}), and there is one class; for a network with "
+                "one output, pass float labels of shape (samples, 1), such as labels.float().unsqueeze(1), which are "
+                "multilabel and fit BCEWithLogitsLoss; or give the network two outputs"
+            )
+        advice = "" if label in self.ignored else f"; if {label} stands for no label, pass ignore_index={label}"
+        return (
+            f"a label of {self.subject} is {label} ({position}), and there are {count} classes, numbered 0 to "
+            f"{count - 1}{advice}"
+        )
+
+    def _require_below_classes(self, labels: Tensor, rows: Tensor | None, batch: int | None) -> None:
+        least, most = (int(label) for label in torch.aminmax(labels))
+        if least >= 0 and most < len(self.classes):
+            return
+        labels = torch.where(is_ignored(labels, self.ignored), 0, labels)
+        least, most = (int(label) for label in torch.aminmax(labels))
+        if least < 0 or most >= len(self.classes):
+            label = most if most >= len(self.classes) else least
+            sample = int((labels == label).nonzero()[0, 0])
+            raise DataError(self.explain_index(label, self._names([sample], rows, batch)))
+
+    def _require_valid_numbers(self, labels: Tensor, rows: Tensor | None, batch: int | None) -> None:
+        if self.accepts_unknown:
+            labels = torch.where(labels.isnan(), 0.0, labels)
+        # NaN is the least and the most of labels that contain it, and compares as False.
+        least, most = (float(label) for label in torch.aminmax(labels))
+        is_bounded = self.task != "regression" or bool(self.bounded_by)
+        if least >= 0 and most <= 1 if is_bounded else math.isfinite(least) and math.isfinite(most):
+            return
+        is_valid = (labels >= 0) & (labels <= 1) if is_bounded else labels.isfinite()
+        index = (~is_valid).nonzero()  # (invalid labels, dimensions)
+        details = []
+        if labels.ndim == 2 and labels.shape[1] == len(self.classes):
+            details.append(f"class {self.classes[int(index[0, 1])]!r}")
+        samples = list(dict.fromkeys(index[:, 0].tolist()))
+        details.append(self._names(samples, rows, batch))
+        reason = self.bounded_by and f"which {self.bounded_by} takes"
+        expected = f"in [0, 1], {reason or f'since the task is {self.task}'}" if is_bounded else "a finite number"
+        value = labels[tuple(index[0])].item()
+        raise DataError(
+            f"a label of {self.subject} is {value} ({', '.join(details)}); expected {expected}; "
+            "correct such labels, or drop the samples if their labels are not known; a value that stands for unknown "
+            "labels by class is TorchData(..., unknown=...)"
+        )
+
+    def _names(self, samples: Sequence[int], rows: Tensor | None, batch: int | None) -> str:
+        """Return the names of samples of a batch: their rows, or their indices in the batch."""
+        numbers = [sample if rows is None else int(rows[sample]) + self.first_row for sample in samples[:_SHOWN]]
+        shown = ", ".join(map(str, numbers)) + (", ..." if len(samples) > _SHOWN else "")
+        if rows is not None:
+            return f"row{'s' if len(samples) > 1 else ''} {shown}"
+        place = "the batch" if batch is None else f"batch {batch + 1}"
+        return f"{'indices' if len(samples) > 1 else 'index'} {shown} of {place}"
+
+
+class DeferredLabelCheck:
+    """Applies a `LabelCheck` to batches that may be on a GPU, without waiting for it.
+
+    Of labels on a GPU, the least and the most are copied in the background, and looked at after a later batch, or at
+    the end of an epoch.
+    """
+
+    def __init__(self, check: LabelCheck) -> None:
+        self.check = check
+        self._pending: deque[tuple[torch.cuda.Event, Tensor, Tensor, int]] = deque()  # (copied, range, labels, batch)
+        self._batches = 0
+
+    def add(self, labels: Tensor, rows: Tensor | None = None) -> None:
+        """Check the labels of a batch, or begin to. Raises DataError for invalid ones, of this or an earlier batch."""
+        batch, self._batches = self._batches, self._batches + 1
+        if labels.device.type != "cuda":
+            self.check(labels, rows, batch)
+            return
+        if not labels.numel():
+            return
+        while self._pending and self._pending[0][0].query():  # type: ignore[no-untyped-call]  # as below
+            self._look()
+        compared = torch.where(labels.isnan(), 0, labels) if self.check.accepts_unknown else labels
+        if not labels.is_floating_point():
+            compared = torch.where(is_ignored(labels, self.check.ignored), 0, labels)
+        extremes = torch.stack(torch.aminmax(compared)).to("cpu", non_blocking=True)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        copied.record()
+        self._pending.append((copied, extremes, labels, batch))
+
+    def finish(self) -> None:
+        """Wait for the copies, and check all batches that were added."""
+        while self._pending:
+            self._pending[0][0].synchronize()
+            self._look()
+
+    def _look(self) -> None:
+        _, extremes, labels, batch = self._pending.popleft()
+        try:
+            self.check(extremes)
+        except DataError:
+            self.check(labels.cpu(), None, batch)  # names the sample and the class
+            raise

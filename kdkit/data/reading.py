@@ -1,0 +1,253 @@
+"""Read batches, and explain how that fails: errors of user code, lost or hanging workers, and invalid labels."""
+
+import multiprocessing
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from threading import Event, Thread
+from time import monotonic
+from typing import Any, Self
+from weakref import WeakKeyDictionary
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from kdkit.data.batch import Batch
+from kdkit.data.dataset import LoaderSplit, Split
+from kdkit.data.label_check import DeferredLabelCheck, LabelCheck
+from kdkit.data.loading import Batches
+from kdkit.errors import DataError, KdkitError, describe_error
+from kdkit.utils.memory import format_bytes, is_out_of_memory
+
+NOTICE_AFTER = 120.0  # seconds of waiting for a batch until a warning, which is repeated whenever they have doubled
+LIMIT = 1800.0  # seconds of waiting until worker processes are ended; other ranks wait for this one as long
+_SHOWN = 5  # rows that a message lists
+
+# A DataLoader repeats the error of a worker, with the traceback as its message.
+_CAUGHT = re.compile(r"Caught (\w+) in DataLoader worker process (\d+)")
+_KILLED = re.compile(r"DataLoader worker \(pid (\d+)\) is killed by signal: ([\w ]+)")
+_EXITED = re.compile(r"DataLoader worker \(pid\(s\) ([\d, ]+)\) exited unexpectedly")
+_TIMED_OUT = re.compile(r"DataLoader timed out after ([\d.]+) seconds")
+# How torch and the system report that /dev/shm is full, through which workers pass batches, or that files run out.
+_SHARED_MEMORY = ("Bus error", "file </torch_", "shared memory")
+_FILES = ("Too many open files", "received 0 items of ancdata")
+_FEWER = "use fewer workers (Training(workers=...), or num_workers of the DataLoader) or smaller batches"
+
+
+class ReadBatches:
+    """The batches of a split, with checked labels.
+
+    batches: those of `kdkit.data.loading.batches`. check: None if the split checks its labels itself.
+    Iterating raises DataError if a batch cannot be read or has invalid labels. It warns after NOTICE_AFTER seconds of
+    waiting for a batch, and after LIMIT it ends worker processes, so that waiting for them ends with an error.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        split: Split | LoaderSplit,
+        check: LabelCheck | None = None,
+    ) -> None:
+        self.batches, self.check = batches, check
+        # The rows of each batch, for messages; a dataset of batches is read in this process, in threads or in workers.
+        self.rows: Sequence[Tensor] | None = getattr(getattr(batches, "dataset", batches), "rows_of_batches", None)
+        self._loader = split.loader if isinstance(split, LoaderSplit) else batches
+        name = getattr(split, "name", "") if check is None else check.split
+        self._subject = f"the {name} data" if name else "the data"
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        check = None if self.check is None else DeferredLabelCheck(self.check)
+        iterator: Iterator[Batch] | None = None
+        index = 0
+        with _Watch(lambda: self._position(index), self._loader) as watch:
+            while True:
+                # Around each batch, not around the loop: an error of the code that uses a batch must pass unchanged.
+                watch.since = monotonic()
+                try:
+                    if iterator is None:
+                        iterator = iter(self.batches)
+                    batch = next(iterator, None)
+                except Exception as error:
+                    explained = watch.explained(error)
+                    if explained is error:
+                        raise
+                    raise explained from error
+                finally:
+                    watch.since = None
+                if batch is None:
+                    break
+                if check is not None:
+                    check.add(batch.labels, None if self.rows is None else self.rows[index])
+                yield batch
+                index += 1
+        if check is not None:
+            check.finish()
+
+    def _position(self, index: int) -> str:
+        rows = [] if self.rows is None or index >= len(self.rows) else self.rows[index].tolist()
+        shown = ", ".join(map(str, rows[:_SHOWN])) + (f", ... {len(rows)} in all" if len(rows) > _SHOWN else "")
+        return f"batch {index + 1} of {self._subject}" + (f" (rows {shown})" if rows else "")
+
+
+@contextmanager
+def reading(position: str, loader: object = None) -> Iterator[None]:
+    """Read one batch, such as "the first batch of the train data", with the warnings and errors of `ReadBatches`.
+
+    loader: its DataLoader, if it has one. TypeError and ValueError of this process pass unchanged: the caller explains
+    those of torch's collate.
+    """
+    with _Watch(lambda: position, loader) as watch:
+        watch.since = monotonic()
+        try:
+            yield
+        except Exception as error:
+            is_collate = isinstance(error, TypeError | ValueError) and _CAUGHT.match(str(error)) is None
+            explained = error if is_collate else watch.explained(error)
+            if explained is error:
+                raise
+            raise explained from error
+
+
+def explain_unreadable(error: Exception, position: str) -> Exception:
+    """Return the DataError to raise instead of an error of user code; one of kdkit or of an allocator unchanged.
+
+    position: what cannot be read, such as "batch 3 of the train data".
+    """
+    text = str(error)
+    caught = _CAUGHT.match(text)
+    if isinstance(error, KdkitError):
+        return error if caught is None else DataError(_message_in(text, caught[1]))
+    if is_out_of_memory(error):
+        return error
+    killed, exited, timed_out = _KILLED.search(text), _EXITED.search(text), _TIMED_OUT.search(text)
+    if any(part in text for part in _SHARED_MEMORY):
+        left = ""
+        with suppress(OSError):  # there is no such folder on other systems than Linux
+            left = f" (/dev/shm has {format_bytes(shutil.disk_usage('/dev/shm').free, base=1024)} left)"
+        return DataError(
+            f"{position} cannot be read: the workers are out of shared memory, through which they pass batches"
+            f"{left}; {_FEWER}, give a container more of it (docker run --shm-size=8g), or call "
+            "torch.multiprocessing.set_sharing_strategy('file_system') first"
+        )
+    if any(part in text for part in _FILES):
+        return DataError(
+            f"{position} cannot be read: too many files are open; raise the limit (ulimit -n), or call "
+            "torch.multiprocessing.set_sharing_strategy('file_system') first"
+        )
+    if killed is not None:
+        return DataError(
+            f"{position} cannot be read: worker process {killed[1]} was ended by the signal {killed[2].strip()!r}; the "
+            f"system kills processes if memory runs out: {_FEWER}"
+        )
+    if exited is not None:
+        return DataError(
+            f"{position} cannot be read: worker process {exited[1]} ended without an error message; the system kills "
+            f"processes if memory runs out: {_FEWER}; to find another cause, read the data without workers"
+        )
+    if timed_out is not None:
+        return DataError(
+            f"{position} did not come within {timed_out[1]} seconds, the timeout of the DataLoader; look at the "
+            "storage, or raise the timeout"
+        )
+    advice = "correct the data or the code that reads it; KDKIT_TRACEBACK=1 shows the whole traceback"
+    if "pickle" in text:
+        advice = "workers need data that can be pickled: define it at the top level of a file, or use no workers"
+    return DataError(f"{position} cannot be read: {_describe(error, caught)}; {advice}")
+
+
+def _describe(error: Exception, caught: re.Match[str] | None) -> str:
+    """Return an error of user code in one line. caught: the start of its message if a worker raised it."""
+    if caught is None:
+        return describe_error(error)
+    text = str(error)
+    message = _message_in(text, caught[1]).splitlines()
+    frames = re.findall(r'^\s*File "(.*?)", line (\d+), in ', text, re.MULTILINE)
+    position = f"{frames[-1][0]}, line {frames[-1][1]}, " if frames else ""
+    return f"{caught[1]}{f': {message[0]}' if message else ''} ({position}in worker process {caught[2]})"
+
+
+def _message_in(text: str, name: str) -> str:
+    """Return the message of an error of this class in the text of its traceback."""
+    starts = list(re.finditer(rf"^(?:[\w.]+\.)?{name}(?:: ?|$)", text, re.MULTILINE))
+    return text[starts[-1].end() :].strip() if starts else ""
+
+
+_workers: WeakKeyDictionary[Any, frozenset[Any]] = WeakKeyDictionary()  # the processes of a DataLoader that keeps them
+_watches: "set[_Watch]" = set()
+_thread: Thread | None = None  # looks at all of them; setting two attributes is all that a batch costs
+
+
+class _Watch:
+    """Looks at how long a batch is waited for: `since`, by the monotonic clock, which has no jumps; None while not.
+
+    position: returns what is waited for. loader: its DataLoader, if it has one.
+    """
+
+    def __init__(self, position: Callable[[], str], loader: object) -> None:
+        self.position = position
+        self.since: float | None = None
+        self._loader = loader if isinstance(loader, DataLoader) and loader.num_workers > 0 else None
+        self._before: frozenset[Any] = frozenset()
+        self._notified = 0.0  # seconds
+        self._expired = False
+
+    def __enter__(self) -> Self:
+        global _thread
+        if self._loader is not None:
+            self._before = frozenset(multiprocessing.active_children())
+        _watches.add(self)
+        if _thread is None or not _thread.is_alive():  # also in a process that was forked
+            _thread = Thread(target=_look_at_watches, name="kdkit-data-watch", daemon=True)
+            _thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _watches.discard(self)
+        if self._loader is not None and self._loader.persistent_workers:
+            _workers[self._loader] = self._processes()
+
+    def explained(self, error: Exception) -> Exception:
+        """Return the error to raise instead of this one, perhaps itself."""
+        if self._expired:
+            return DataError(
+                f"{self.position()} did not come within {LIMIT / 60:g} minutes, so its worker processes were ended; "
+                "look for what the dataset waits for, such as storage or a lock, or read the data without workers"
+            )
+        return explain_unreadable(error, self.position())
+
+    def look(self) -> None:
+        """Warn if the batch takes long, and end its workers if it takes too long."""
+        since = self.since
+        if since is None:
+            self._notified = 0.0
+            return
+        waited = monotonic() - since
+        if self._loader is not None and waited >= LIMIT and not self._expired:
+            self._expired = True
+            for process in self._processes():
+                process.kill()  # torch then raises an error where the batch is waited for
+        elif waited >= max(NOTICE_AFTER, 2 * self._notified):
+            self._notified = waited
+            workers = "" if self._loader is None else f" from {self._loader.num_workers} worker processes"
+            with suppress(Warning):  # if warnings are errors, there is nobody in this thread to catch them
+                warnings.warn(
+                    f"waiting for {waited:.0f} s for {self.position()}{workers}", RuntimeWarning, stacklevel=2
+                )
+
+    def _processes(self) -> frozenset[Any]:
+        """Return the processes that started while the batch was waited for, or before if the loader keeps them."""
+        started = frozenset(process for process in multiprocessing.active_children() if process.daemon)
+        return (started - self._before) | _workers.get(self._loader, frozenset())
+
+
+def _look_at_watches() -> None:
+    pause = Event()
+    while True:
+        pause.wait(min(1.0, NOTICE_AFTER / 4))
+        for watch in tuple(_watches):  # a copy, which Python's lock makes in one piece
+            watch.look()

@@ -1,0 +1,112 @@
+"""Read the stored predictions of a network, and refuse those that no run writes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdkit.errors import RunFolderError, first_line
+from kdkit.metrics.base import Predictions
+from kdkit.utils.sealed import read_tensors
+
+_ARRAYS = {"labels": "biuf", "outputs": "biuf", "ids": "iu", "groups": "iu"}  # and the kinds of their dtypes
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Return the predictions in a file. Raises RunFolderError, with the file and the reason, if they are not valid.
+
+    Labels beyond the classes, outputs that are not finite, and shapes that do not fit each other are not valid.
+    """
+    try:
+        if not path.is_file():
+            path.stat()
+            raise OSError("it is not a file")
+        predictions = _read(path)
+        problem = _problem(predictions)
+        if problem is not None:
+            raise ValueError(problem)
+    except FileNotFoundError as error:
+        raise RunFolderError(f"{path} is missing; restore it from a copy, or run the recipe again") from error
+    except Exception as error:  # safetensors and numpy raise many kinds for damaged bytes
+        raise RunFolderError(
+            f"{path} cannot be read: {first_line(error)}; restore it from a copy, or run the recipe again"
+        ) from error
+    return predictions
+
+
+def _read(path: Path) -> Predictions:
+    tensors, facts = read_tensors(path)
+    unknown, missing = (
+        sorted(set(tensors) - set(_ARRAYS)),
+        [name for name in ("labels", "outputs") if name not in tensors],
+    )
+    if unknown or missing:
+        raise ValueError(f"it has no {missing[0]!r}" if missing else f"predictions have no {unknown[0][:40]!r}")
+    arrays: dict[str, NDArray[Any]] = {name: tensor.numpy() for name, tensor in tensors.items()}
+    for name, array in arrays.items():
+        if array.dtype.kind not in _ARRAYS[name] or array.ndim == 0:
+            raise ValueError(f"{name} are {array.dtype} of shape {array.shape}")
+    classes = facts.get("classes")
+    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+        raise ValueError("the classes are not a list of names")
+    if len(set(classes)) < len(classes):
+        raise ValueError("two classes have the same name")
+    return Predictions(classes=tuple(classes), per_position=bool(facts.get("per_position")), **arrays)
+
+
+def _problem(predictions: Predictions) -> str | None:
+    """Return why predictions cannot be those of a run; None if they can."""
+    labels, outputs, count = predictions.labels, predictions.outputs, len(predictions.classes)
+    shapes = f"labels {labels.shape} and outputs {outputs.shape}"
+    for name, array in (("ids", predictions.ids), ("groups", predictions.groups)):
+        if array is not None and array.ndim != 1:
+            return f"{name} have the shape {array.shape}, and there is one per sample"
+    if not len(outputs):
+        return "it has no samples"
+    if predictions.per_position:
+        if labels.shape != outputs.shape or labels.ndim < 2:
+            return f"it has decisions {outputs.shape} for labels per position {labels.shape}"
+        if labels.dtype.kind not in "iu" or outputs.dtype.kind not in "biu":
+            return f"labels per position are {labels.dtype} and decisions {outputs.dtype}, and both are whole numbers"
+        is_multilabel = outputs.dtype.kind == "b"
+        if is_multilabel and labels.shape[1] != count:
+            return f"it has labels {labels.shape} for {count} classes"
+        most = 1 if is_multilabel else count - 1
+        return _beyond(labels, -1, most) or _beyond(outputs, 0, most, "a decision")
+    if outputs.dtype.kind == "f" and not np.isfinite(outputs).all():
+        sample = int((~np.isfinite(outputs)).reshape(len(outputs), -1).any(1).argmax())
+        return f"the outputs of sample {sample} are not finite numbers"
+    if outputs.dtype.kind != "f":
+        return f"outputs are {outputs.dtype}, and logits are floats"
+    if labels.dtype.kind == "f" and np.isinf(labels).any():
+        return "a label is infinite"
+    if labels.ndim == 1 and labels.dtype.kind in "iu":
+        if outputs.shape != (len(labels), count):
+            return f"it has {shapes} for {count} classes"
+        return _beyond(labels, 0, count - 1)
+    # Labels by class, or numbers, which may have any shape; a single one may lack its dimension.
+    if labels.size != outputs.size or (labels.ndim > 1 and labels.shape[1] != count):
+        return f"it has {shapes} for {count} classes"
+    return None if labels.dtype.kind == "f" else _beyond(labels, 0, 1)
+
+
+def _beyond(values: NDArray[Any], least: int, most: int, name: str = "a label") -> str | None:
+    """Return a description of a value out of the range, or None."""
+    if values.size == 0 or (int(values.min()) >= least and int(values.max()) <= most):
+        return None
+    is_beyond = (values < least) | (values > most)
+    sample = int(is_beyond.reshape(len(values), -1).any(1).argmax())
+    value = values[is_beyond].flat[0]
+    return f"{name} of sample {sample} is {value}, and may be {least} to {most}"
+
+
+def require_same_kind(path: Path, validation: Predictions, test: Predictions) -> None:
+    """Raise RunFolderError, with the path of the second ones, if two splits have other classes or kinds of labels."""
+    for name, first, second in (
+        ("classes", validation.classes, test.classes),
+        ("kind of labels", validation.labels.ndim, test.labels.ndim),
+        ("kind of labels", validation.per_position, test.per_position),
+    ):
+        if first != second:
+            raise RunFolderError(f"{path} does not have the {name} of the validation split; run the recipe again")

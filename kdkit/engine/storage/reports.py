@@ -1,0 +1,113 @@
+"""Read what a finished run reports: its metrics and its predictions. Nothing in a run folder is trusted."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdkit.engine.storage.predictions import require_same_kind
+from kdkit.engine.storage.run_folder import METRICS, read_record
+from kdkit.engine.storage.stage_folder import StageFolder
+from kdkit.errors import DataError, RunFolderError, did_you_mean, first_line
+from kdkit.metrics.base import MetricResult
+from kdkit.metrics.per_class import ClassRow, NetReport, class_table
+from kdkit.nets.weight_files import stage_number
+from kdkit.utils.sealed import read_sealed_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunMetrics:
+    """The metrics of a finished run by net and metric, NaN for a value that is undefined, and their split."""
+
+    reported_on: str
+    results: Mapping[str, Mapping[str, MetricResult]]
+
+
+def read_metrics(folder: Path) -> RunMetrics:
+    """Return the metrics of a run. Raises RunFolderError if the folder holds no finished run, or they are damaged."""
+    read_record(folder)
+    file = folder / METRICS
+    try:
+        content = _object(read_sealed_json(file))
+        reported_on = content["reported_on"]
+        if reported_on not in ("test", "validation"):
+            raise ValueError(f"it reports on {str(reported_on)[:40]!r}, which is no split")
+        results = {
+            net: {metric: _result(fields) for metric, fields in _object(metrics).items()}
+            for net, metrics in _object(content["metrics"]).items()
+        }
+    except FileNotFoundError as error:
+        raise RunFolderError(f"{folder} holds no metrics; pass the folder of a finished run") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
+        raise RunFolderError(
+            f"{file} cannot be read: {reason}; restore it from a copy, or delete {folder} to run it again"
+        ) from error
+    return RunMetrics(reported_on=reported_on, results=results)
+
+
+def nets_of_run(folder: Path) -> tuple[str, ...]:
+    """Return the networks that have metrics. Raises RunFolderError if the folder holds no finished run."""
+    return tuple(read_metrics(folder).results)
+
+
+def read_reported(folder: Path, net: str) -> NetReport:
+    """Return the predictions of a network in a run folder.
+
+    Raises RunFolderError if there is no such run or network, or if predictions are missing or damaged.
+    """
+    record = read_record(folder)
+    stages: dict[str, Path] = {}  # a network that several stages trained is reported as the last one left it
+    for file in sorted(
+        folder.glob("*/predictions-*-validation.safetensors"), key=lambda file: stage_number(file.parent)
+    ):
+        stages[file.name.removeprefix("predictions-").removesuffix("-validation.safetensors")] = file.parent
+    if net not in stages:
+        raise RunFolderError(f"{folder} holds no predictions of {net!r}; {did_you_mean(net, list(stages))}")
+    metrics = read_metrics(folder)
+    if net not in metrics.results:  # killed while it evaluated this network, whose test predictions may be missing
+        raise RunFolderError(f"{folder} holds no metrics of {net!r}; resume the run, so that it evaluates this net")
+    stage = StageFolder(stages[net])
+    validation, test = stage.load_predictions(net, "validation"), None
+    if metrics.reported_on == "test":
+        test = stage.load_predictions(net, "test")
+        require_same_kind(stage.predictions(net, "test"), validation, test)
+    positives = record.get("positives")
+    is_valid = isinstance(positives, dict) and all(type(count) is int for count in positives.values())
+    return NetReport(validation=validation, test=test, train=positives if is_valid else None)
+
+
+def read_class_table(folder: Path, net: str, *, resamples: int) -> tuple[NetReport, tuple[ClassRow, ...]]:
+    """Return the predictions of a network, and its table of classes. Raises RunFolderError if it has none."""
+    reported = read_reported(folder, net)
+    try:
+        return reported, class_table(reported, resamples=resamples)
+    except DataError as error:
+        raise RunFolderError(f"the predictions of {net!r} in {folder} have no table of classes: {error}") from error
+
+
+def _result(fields: Any) -> MetricResult:
+    fields = _object(fields)
+    note = fields["note"]
+    if not isinstance(note, str):
+        raise ValueError("a note is not a text")
+    by_class = {name: _number(value) for name, value in _object(fields["by_class"]).items()}
+    return MetricResult(value=_number(fields["value"]), by_class=by_class, note=note)
+
+
+def _number(value: Any) -> float:
+    if value is None:
+        return math.nan  # JSON has no NaN
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"a value is a {type(value).__name__}, not a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError("a value is too large") from None
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"it has a {type(value).__name__} in the place of an object")
+    return value

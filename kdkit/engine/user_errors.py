@@ -1,0 +1,28 @@
+"""Add to an error of user code, such as a loss or a network, where in a run it was raised."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kdkit.errors import KdkitError
+
+
+@contextmanager
+def located(position: str | Callable[[], str], folder: Path | None) -> Iterator[None]:
+    """Add notes to an error of user code: its position in the run, and how to resume. Errors of kdkit pass unchanged.
+
+    The error keeps its class and its traceback, which the author of the code needs. folder: of the run, or None.
+    """
+    try:
+        yield
+    except KdkitError:
+        raise
+    except Exception as error:
+        place = position if isinstance(position, str) else position()
+        error.add_note(f"kdkit: raised by code of the recipe or a library that it uses, in {place}")
+        if folder is not None:
+            error.add_note(
+                f"kdkit: to resume the run once the cause is corrected: kdkit run FILE --out {folder} --resume, or "
+                f"kdkit.run(..., out={str(folder)!r}, resume=True)"
+            )
+        raise

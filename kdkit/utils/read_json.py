@@ -1,0 +1,73 @@
+"""Read JSON files that may be damaged or hostile: strictly, and with bounded memory."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+LARGEST_FILE = 2**27  # bytes of a file that is read as a whole, 128 MiB
+LARGEST_LINE = 2**23  # bytes of a line, 8 MiB
+_MOST_VALUES = 3_000_000  # in a file or line: an empty list takes 64 bytes, and three in the file
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a file. Raises OSError if it cannot be read, and ValueError if it is not strict JSON.
+
+    Strict JSON has no NaN, no infinity and no number that overflows, and no key twice in an object.
+    """
+    size = path.stat().st_size
+    if not path.is_file():
+        raise OSError("it is not a file")
+    if size > LARGEST_FILE:
+        raise ValueError(f"it has {size} bytes, and may have {LARGEST_FILE}")
+    with path.open("rb") as file:
+        return parse_json(file.read(LARGEST_FILE + 1))
+
+
+def read_json_lines(path: Path) -> Iterator[Any]:
+    """Yield the content of each line of a file. Raises as `read_json` does."""
+    if not path.is_file():
+        path.stat()
+        raise OSError("it is not a file")
+    with path.open("rb") as file:
+        number = 1
+        while line := file.readline(LARGEST_LINE + 1):
+            if len(line) > LARGEST_LINE:
+                raise ValueError(f"line {number} has more than {LARGEST_LINE} bytes")
+            try:
+                yield parse_json(line)
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from error
+            number += 1
+
+
+def parse_json(content: bytes) -> Any:
+    """Return the content of a JSON text. Raises ValueError if it is not strict JSON."""
+    if sum(content.count(mark) for mark in (b",", b"[", b"{")) > _MOST_VALUES:
+        raise ValueError(f"it has more than {_MOST_VALUES} values")
+    text = content.decode()  # UnicodeDecodeError is a ValueError
+    del content
+    try:
+        return _DECODER.decode(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)  # also of the words NaN and Infinity
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is not a finite number")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]  # None
+        raise ValueError(f"it has the key {twice[:40]!r} twice")
+    return values
+
+
+_DECODER = json.JSONDecoder(parse_constant=_finite, parse_float=_finite, object_pairs_hook=_unique)

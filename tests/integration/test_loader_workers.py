@@ -1,0 +1,296 @@
+"""A dataset or a loader worker that fails, dies or hangs ends a run with one message that names the data."""
+
+import os
+import signal
+import time
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+import kdkit
+from kdkit import Batch, DataError, Net, Recipe, Split, Stage, TorchData
+from kdkit.data import reading
+from kdkit.data.dataset import Data
+from tests.helpers.stages import Small, samples, training, truth
+
+ROW = 21
+
+
+def fail():
+    raise KeyError("no such key")
+
+
+def fail_like_kdkit():
+    raise DataError("expected a signal; got none; mend the file")
+
+
+def vanish():
+    open("/nowhere/record.dat")  # noqa: SIM115, PTH123  # as user code does
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave():
+    os._exit(3)
+
+
+def hang():
+    time.sleep(600)
+
+
+class Faulty(Dataset):
+    """Samples of which one fails, if it is read after a file exists."""
+
+    def __init__(self, fault, flag=None):
+        self.fault, self.flag, self.samples = fault, flag, samples(32)
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, row):
+        if row == ROW and (self.flag is None or self.flag.exists()):
+            self.fault()
+        return self.samples[row]
+
+
+class FaultySplit(Split):
+    """The same as a split of user code."""
+
+    def __init__(self, fault, first=0):
+        self.source, self.ids = Faulty(fault), torch.arange(first, first + 32)
+
+    def batch(self, rows, draw):
+        inputs, labels = zip(*(self.source[row] for row in rows.tolist()), strict=True)
+        return Batch(torch.stack(inputs), torch.stack(labels), self.ids[rows], draw)
+
+
+class FaultyData(Data):
+    """A data set of user code whose training split fails."""
+
+    classes, task, draws, fingerprint, test = ("a", "b", "c"), "multiclass", 1, "x", None
+
+    def __init__(self, fault):
+        self.train, self.validation = FaultySplit(fault), FaultySplit(lambda: None, 32)
+
+
+def torch_data(train):
+    return TorchData(train, samples(24, 1), classes=("a", "b", "c"))
+
+
+def run(data, callbacks=(), **options):
+    stage = Stage({Net("student", Small()): truth()}, training(**options))
+    return kdkit.run(Recipe(data=data, schedule=[stage]), device="cpu", callbacks=callbacks)
+
+
+def error_of(data, **options):
+    with pytest.raises(DataError) as raised:
+        run(data, **options)
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"), [(fail, "KeyError: 'no such key'"), (vanish, "FileNotFoundError: [Errno 2] No such file")]
+)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_sample_that_cannot_be_read_is_named_by_its_row(fault, message, workers):
+    error = error_of(torch_data(Faulty(fault)), workers=workers)
+    assert str(error).startswith(f"the sample in row {ROW} of the train data cannot be read: {message}")
+    assert "test_loader_workers.py, line " in str(error)
+    assert "\n" not in str(error)
+    assert isinstance(error.__cause__, DataError if workers else KeyError if fault is fail else FileNotFoundError)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_kdkit_in_a_dataset_keeps_its_message(workers):
+    error = error_of(torch_data(Faulty(fail_like_kdkit)), workers=workers)
+    assert str(error) == "expected a signal; got none; mend the file"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_rows_of_a_batch_of_user_code_are_named(workers):
+    message = str(error_of(FaultyData(fail), workers=workers))
+    assert message.startswith("batch ")
+    assert " of the train data (rows " in message
+    assert ", ... 8 in all) cannot be read: KeyError: 'no such key' (" in message
+    assert "test_loader_workers.py, line " in message
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_in_a_user_defined_loader_names_the_batch(workers):
+    error = error_of(torch_data(DataLoader(Faulty(fail), 8, num_workers=workers)))
+    assert str(error).startswith("batch 3 of the train data cannot be read: KeyError: 'no such key' (")
+    assert ("in worker process" in str(error)) == (workers > 0)
+    assert "\n" not in str(error)
+
+
+def test_the_first_batch_of_a_loader_is_named_before_the_run():
+    faulty = Faulty(fail)
+    with pytest.raises(
+        DataError, match=r"the first batch of the train data cannot be read: KeyError: 'no such key' \("
+    ):
+        torch_data(DataLoader(faulty, 32, num_workers=1))
+
+
+def test_samples_of_validation_data_are_named_too():
+    data = TorchData(samples(24, 1), Faulty(fail), classes=("a", "b", "c"))
+    assert str(error_of(data)).startswith(f"the sample in row {ROW} of the validation data cannot be read: KeyError")
+
+
+LOADERS = {
+    "of kdkit": lambda dataset: (dataset, {"workers": 2}),
+    "user-defined": lambda dataset: (DataLoader(dataset, 8, num_workers=2), {}),
+    "persistent": lambda dataset: (DataLoader(dataset, 8, num_workers=2, persistent_workers=True), {}),
+}
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize(
+    ("fault", "reason"), [(die, "was ended by the signal 'Killed'"), (leave, "ended without an error message")]
+)
+def test_a_worker_that_dies_is_reported_with_advice(loader, fault, reason):
+    train, options = LOADERS[loader](Faulty(fault))
+    with pytest.raises(DataError) as raised:
+        run(torch_data(train), **options)  # workers read ahead, so the first batch of a loader may fail
+    message = str(raised.value)
+    assert "batch" in message.split(" of the train data")[0]
+    assert reason in message or "ended without an error message" in message  # torch may see the end first
+    assert "use fewer workers" in message
+    assert "\n" not in message
+
+
+class StartFault:
+    """Lets the fault occur from the second epoch on."""
+
+    def __init__(self, flag):
+        self.flag = flag
+
+    @kdkit.hookimpl
+    def epoch_ended(self, event):
+        self.flag.touch()
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_workers_that_hang_are_reported_and_ended(loader, monkeypatch, tmp_path):
+    monkeypatch.setattr(reading, "NOTICE_AFTER", 0.3)
+    monkeypatch.setattr(reading, "LIMIT", 1.0)
+    flag = tmp_path / "flag"
+    train, options = LOADERS[loader](Faulty(hang, flag))
+    began = time.monotonic()
+    with (
+        pytest.warns(
+            RuntimeWarning, match=r"waiting for \d s for batch \d of the train data.* from 2 worker processes"
+        ),
+        pytest.raises(
+            DataError, match=r"batch \d of the train data.* did not come within .* its worker processes were"
+        ),
+    ):
+        run(torch_data(train), [StartFault(flag)], **options)
+    assert time.monotonic() - began < 60
+
+
+def test_a_timeout_of_the_loader_of_the_user_is_explained():
+    message = str(error_of(torch_data(DataLoader(Faulty(hang), 8, num_workers=1, timeout=1))))
+    assert message.startswith("batch 3 of the train data did not come within 1 seconds, the timeout of the DataLoader;")
+
+
+def test_slow_data_without_workers_is_reported_and_read(monkeypatch):
+    monkeypatch.setattr(reading, "NOTICE_AFTER", 0.2)
+    with pytest.warns(RuntimeWarning, match=r"waiting for \d s for batch \d of the train data \(rows "):
+        run(torch_data(Faulty(partial(time.sleep, 0.6))), epochs=1)
+
+
+def test_fast_data_is_not_reported():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(torch_data(Faulty(lambda: None)), workers=1)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's wor"
+                      "kers are out of shared memory."), "out of shared memory.*--shm-size"),
+        (RuntimeError("unable to write to file </torch_1_2>: No space left on device (28)"), "out of shared memory"),
+        (RuntimeError("received 0 items of ancdata"), "too many files are open; raise the limit"),
+        (OSError(24, "Too many open files"), "too many files are open; raise the limit"),
+    ],
+)  # fmt: skip
+def test_resources_of_workers_that_run_out_are_explained(error, message):
+    with pytest.raises(DataError, match=rf"batch 1 of the train data cannot be read: .*{message}"):
+        raise reading.explain_unreadable(error, "batch 1 of the train data")
+
+
+def test_data_that_cannot_be_sent_to_workers_is_explained():
+    class Local(Faulty):
+        pass
+
+    loader = DataLoader(Local(lambda: None), 8, num_workers=1, multiprocessing_context="spawn")
+    with pytest.raises(DataError, match=r"cannot be read: .*pickle.*define it at the top level of a file"):
+        torch_data(loader)
+
+
+def test_errors_of_the_code_that_uses_a_batch_pass_unchanged():
+    batches = reading.ReadBatches([Batch(torch.zeros(1), torch.zeros(1))], FaultySplit(fail))
+
+    def use():
+        for _ in batches:
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        use()
+
+
+def test_a_loop_that_is_left_early_is_not_watched_any_more():
+    batches = iter(reading.ReadBatches([Batch(torch.zeros(1), torch.zeros(1))] * 3, FaultySplit(fail)))
+    before = len(reading._watches)
+    next(batches)
+    assert len(reading._watches) == before + 1
+    del batches
+    assert len(reading._watches) == before
+
+
+RECIPE = """
+import os
+import signal
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset, TensorDataset
+
+from kdkit import Net, Recipe, Stage, TorchData, Training, Truth
+
+
+class Faulty(Dataset):
+    def __len__(self):
+        return 32
+
+    def __getitem__(self, row):
+        if row == 21:
+            FAULT
+        return torch.ones(4), row % 3
+
+
+def recipe() -> Recipe:
+    data = TorchData(Faulty(), TensorDataset(torch.ones(16, 4), torch.arange(16) % 3), classes=["a", "b", "c"])
+    stage = Stage({Net("student", nn.Linear(4, 3)): Truth(nn.CrossEntropyLoss())}, Training(epochs=1, workers=2))
+    return Recipe(data=data, schedule=[stage])
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [("os.kill(os.getpid(), signal.SIGKILL)", "worker process"), ("raise ValueError('bad file')", "row 21")],
+)
+def test_the_command_line_prints_one_message_and_exits_with_2(kdkit_process, tmp_path, fault, message):
+    (tmp_path / "mine.py").write_text(RECIPE.replace("FAULT", fault))
+    result = kdkit_process("run", "mine.py", "--device", "cpu", "--out", "run", "--quiet")
+    assert result.code == 2
+    assert result.err.startswith("error: ")
+    assert message in result.err
+    assert "Traceback" not in result.err
+    assert len(result.err.splitlines()) == 1

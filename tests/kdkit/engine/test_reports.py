@@ -1,0 +1,237 @@
+"""Reports of a finished run refuse files that are missing, damaged or foreign, and name the file and the reason."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from kdkit import MetricResult, Predictions, Study, Trial
+from kdkit.engine.storage.predictions import read_predictions
+from kdkit.engine.storage.reports import read_class_table, read_metrics, read_reported
+from kdkit.engine.storage.run_folder import RunFolder
+from kdkit.errors import RunFolderError
+from tests.helpers.tiny import one_stage, plain_goal, tiny_net
+
+CLASSES = ("a", "b", "c")
+LOGITS = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
+INDICES = np.arange(30) % 3
+SEVERAL = (LOGITS > 0.3).astype(np.float32)
+
+
+def predictions(labels=INDICES, outputs=LOGITS, **options):
+    return Predictions(labels=labels, outputs=outputs, classes=CLASSES, **options)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run with a test split."""
+    folder = RunFolder.create(tmp_path / "run", {"positives": {"a": 7}}, None)
+    for split in ("validation", "test"):
+        folder.stage(0, "net").save_predictions("net", split, predictions())
+    folder.save_metrics("test", {"net": {"f1": MetricResult(value=0.5, by_class={"a": 0.5}, note="n")}})
+    return folder.path
+
+
+def file_of(run, split="test"):
+    return run / "1-net" / f"predictions-net-{split}.safetensors"
+
+
+def test_missing_test_predictions_are_not_taken_for_a_run_without_a_test_split(run, kdkit_here):
+    assert kdkit_here("classes", run, "--resamples", 2).code == 0
+    file_of(run).unlink()
+    for options in ((), ("--net", "net")):
+        result = kdkit_here("classes", run, "--resamples", 2, *options)
+        assert result.code == 2
+        assert f"{file_of(run)} is missing; restore it from a copy, or run the recipe again" in result.err
+        assert result.out == ""
+
+
+def test_a_run_without_a_test_split_is_reported_on_the_validation_split(tmp_path, kdkit_here):
+    folder = RunFolder.create(tmp_path / "run", {}, None)
+    folder.stage(0, "net").save_predictions("net", "validation", predictions())
+    folder.save_metrics("validation", {"net": {}})
+    result = kdkit_here("classes", folder.path, "--resamples", 2)
+    assert result.code == 0
+    assert "there is no test split" in result.out
+
+
+def test_a_net_whose_evaluation_was_interrupted_is_refused(run):
+    RunFolder(run).stage(1, "late").save_predictions("late", "validation", predictions())
+    with pytest.raises(RunFolderError, match="holds no metrics of 'late'; resume the run"):
+        read_reported(run, "late")
+
+
+def test_unreadable_predictions_are_not_called_missing(run):
+    file_of(run).unlink()
+    file_of(run).mkdir()
+    with pytest.raises(RunFolderError, match=r"predictions-net-test\.safetensors cannot be read: it is not a file"):
+        read_reported(run, "net")
+
+
+def test_predictions_without_permission_are_not_called_missing(run, monkeypatch):
+    def refuse(path, framework):
+        raise PermissionError(13, "Permission denied")  # tests may run as a user who may read everything
+
+    monkeypatch.setattr("kdkit.engine.storage.predictions.safe_open", refuse)
+    with pytest.raises(RunFolderError, match=r"cannot be read: \[Errno 13\] Permission denied"):
+        read_reported(run, "net")
+
+
+def changed(array, index, value):
+    array = array.copy()
+    array[index] = value
+    return array
+
+
+WRONG = {
+    "an index beyond the classes": ({"labels": changed(INDICES, 4, 3)}, "a label of sample 4 is 3, and may be 0 to 2"),
+    "a negative index": ({"labels": changed(INDICES, 4, -1)}, "a label of sample 4 is -1, and may be 0 to 2"),
+    "whole numbers by class": ({"labels": changed(SEVERAL, (5, 1), 2).astype(int)}, "a label of sample 5 is 2"),
+    "an infinite label": ({"labels": changed(SEVERAL, (5, 1), np.inf)}, "a label is infinite"),
+    "an output that is not a number": ({"outputs": changed(LOGITS, (6, 0), np.nan)}, "the outputs of sample 6 are not"),
+    "an infinite output": ({"outputs": changed(LOGITS, (6, 0), np.inf)}, "the outputs of sample 6 are not finite"),
+    "outputs of fewer classes": ({"outputs": LOGITS[:, :2]}, r"outputs \(30, 2\) for 3 classes"),
+    "outputs without classes": ({"outputs": LOGITS[:, 0]}, r"outputs \(30,\) for 3 classes"),
+    "outputs with positions": ({"outputs": LOGITS[..., None]}, r"outputs \(30, 3, 1\) for 3 classes"),
+    "labels of fewer classes": ({"labels": SEVERAL[:, :2]}, r"labels \(30, 2\) and outputs \(30, 3\) for 3 classes"),
+    "fewer labels": ({"labels": INDICES[:29]}, "got 29 labels, 30 outputs"),
+    "whole outputs": ({"outputs": LOGITS.astype(int)}, "outputs are int64, and logits are floats"),
+    "ids that are floats": ({"ids": INDICES.astype(float)}, r"ids are float64 of shape \(30,\)"),
+    "ids of two dimensions": ({"ids": INDICES[:, None]}, r"ids have the shape \(30, 1\)"),
+    "fewer groups": ({"groups": INDICES[:3]}, "3 groups"),
+    "no samples": ({"labels": INDICES[:0], "outputs": LOGITS[:0]}, "it has no samples"),
+    "an unknown array": ({"weights": LOGITS}, "predictions have no 'weights'"),
+    "positions beyond the classes": (
+        {"labels": changed(np.zeros((30, 4), np.int8), (3, 2), 3), "outputs": np.zeros((30, 4), np.int8), "maps": True},
+        "a label of sample 3 is 3, and may be -1 to 2",
+    ),
+    "decisions beyond the classes": (
+        {"labels": np.zeros((30, 4), np.int8), "outputs": changed(np.zeros((30, 4), np.int8), (3, 2), 9), "maps": True},
+        "a decision of sample 3 is 9, and may be 0 to 2",
+    ),
+    "decisions of another shape": (
+        {"labels": np.zeros((30, 4), np.int8), "outputs": np.zeros((30, 5), np.int8), "maps": True},
+        "it has decisions",
+    ),
+}
+
+
+def write(file, arrays, classes=CLASSES, **metadata):
+    arrays = {"labels": INDICES, "outputs": LOGITS, **arrays}
+    maps = {"per_position": "true"} if arrays.pop("maps", False) else {}
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    save_file(contiguous, file, metadata={"classes": json.dumps(classes), **maps, **metadata})
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_predictions_that_no_run_writes_are_refused_by_file_and_reason(run, kdkit_here, case):
+    arrays, reason = WRONG[case]
+    write(file_of(run), arrays)
+    with pytest.raises(RunFolderError, match=rf"predictions-net-test\.safetensors cannot be read: .*{reason}"):
+        read_reported(run, "net")
+    result = kdkit_here("classes", run, "--resamples", 2)
+    assert result.code == 2
+    assert result.err.startswith(f"error: {file_of(run)} cannot be read: ")
+
+
+@pytest.mark.parametrize(
+    ("classes", "reason"),
+    [
+        ([1, 2, 3], "not a list of names"),
+        ([], "not a list of names"),
+        ("abc", "not a list of names"),
+        (["a", "a", "b"], "two classes have the same name"),
+        (["a", "b"], r"outputs \(30, 3\) for 2 classes"),
+    ],
+)
+def test_names_of_classes_that_do_not_match_are_refused(run, classes, reason):
+    write(file_of(run), {}, classes)
+    with pytest.raises(RunFolderError, match=reason):
+        read_reported(run, "net")
+
+
+def test_splits_of_other_classes_are_refused(run):
+    write(file_of(run), {}, ("a", "b", "d"))
+    with pytest.raises(RunFolderError, match=r"-test\.safetensors does not have the classes of the validation split"):
+        read_reported(run, "net")
+
+
+VALID = {
+    "indices": {},
+    "several": {"labels": SEVERAL},
+    "unknown": {"labels": changed(SEVERAL, (5, 1), np.nan)},
+    "numbers": {"labels": LOGITS * 7},
+    "maps": {"labels": np.full((30, 4), -1, np.int8), "outputs": np.zeros((30, 4), np.int8), "maps": True},
+    "several maps": {"labels": np.zeros((30, 3, 4), np.int8), "outputs": np.zeros((30, 3, 4), bool), "maps": True},
+}
+
+
+@pytest.mark.parametrize("case", VALID)
+def test_predictions_of_every_task_are_read(tmp_path, case):
+    write(tmp_path / "file.safetensors", VALID[case])
+    assert len(read_predictions(tmp_path / "file.safetensors")) == 30
+
+
+def test_one_number_per_sample_is_read(tmp_path):
+    write(tmp_path / "file.safetensors", {"labels": LOGITS[:, 0], "outputs": LOGITS[:, :1]}, ["0"])
+    assert len(read_predictions(tmp_path / "file.safetensors")) == 30
+
+
+def test_labels_that_have_no_table_of_classes_name_the_net_and_the_folder(run):
+    for split in ("validation", "test"):
+        write(file_of(run, split), VALID["numbers"])
+    with pytest.raises(RunFolderError, match=rf"predictions of 'net' in {run} have no table of classes: .* in row"):
+        read_class_table(run, "net", resamples=2)
+
+
+METRICS = {"reported_on": "test", "metrics": {"net": {"f1": {"value": 0.5, "by_class": {"a": 0.5}, "note": ""}}}}
+DAMAGED = {
+    "": "Expecting value",
+    "[]": "a list in the place of an object",
+    "null": "a NoneType in the place of an object",
+    "{}": "it has no 'reported_on'",
+    '{"reported_on": "train", "metrics": {}}': "'train', which is no split",
+    '{"reported_on": "test"}': "it has no 'metrics'",
+    '{"reported_on": "test", "metrics": 3}': "a int in the place of an object",
+    json.dumps(METRICS).replace("0.5", "NaN"): "NaN is not a finite number",
+    json.dumps(METRICS).replace("0.5", "1e999"): "1e999 is not a finite number",
+    json.dumps(METRICS).replace("0.5", "9" * 400): "a value is too large",
+    json.dumps(METRICS).replace("0.5", "9" * 5000): "Exceeds the limit",
+    json.dumps(METRICS).replace("0.5", "true"): "a value is a bool, not a number",
+    json.dumps(METRICS).replace('""', "3"): "a note is not a text",
+    '{"metrics": {}, ' + json.dumps(METRICS)[1:]: "it has the key 'metrics' twice",
+    "[" * 100_000: "nested too deeply",
+    "[" + "[]," * 1_600_000 + "[]]": "more than 3000000 values",
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED, ids=range(len(DAMAGED)))
+def test_damaged_metrics_are_refused_by_file_and_reason(run, text, kdkit_here):
+    (run / "metrics.json").write_text(text)
+    with pytest.raises(RunFolderError, match=rf"metrics\.json cannot be read: .*({DAMAGED[text]})"):
+        read_metrics(run)
+    assert kdkit_here("classes", run).code == 2
+
+
+def test_the_format_of_a_finished_trial_is_checked(run, tmp_path):
+    def recipe():
+        return one_stage(tiny_net("net"), plain_goal())
+
+    study = Study(tmp_path, [Trial(name="run", recipe=recipe)])
+    assert study.metrics("run")["net"]["f1"].value == 0.5
+    (run / "trial.json").write_text("{}")
+    record = run / "run.json"
+    for text, reason in (
+        (json.dumps({"format": 1}), "has format 1"),
+        ("[" * 10**5, "nested too deeply"),
+        ("3", "a int"),
+    ):
+        record.write_text(text)
+        for read in (lambda: study.metrics("run"), lambda: study.predictions("run", "net")):
+            with pytest.raises(RunFolderError, match=reason):
+                read()
+        (result,) = study.run()
+        assert result.state == "failed"
+        assert isinstance(result.error, RunFolderError)
+        assert reason in str(result.error)
