@@ -181,7 +181,7 @@ def show_reading(folder, rounds, scratch):
 def show_memory(scratch, seconds):
     """Print the growth of resident memory in an epoch, for several numbers of records."""
     print(f"resident memory of an epoch over records of {seconds:g} s, MB:")
-    print("records    of signals   store: anonymous   store: pages of the file   in memory: anonymous")
+    print("records    of signals   store: anonymous   store: mapped files        in memory: anonymous")
     for count in SIZES:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             write_store(Path(folder), count, int(seconds * RATE))

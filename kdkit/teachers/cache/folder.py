@@ -128,7 +128,7 @@ class CacheFolder:
         try:
             with self._locked():
                 yield
-        except OSError as error:
+        except (OSError, NotImplementedError) as error:
             raise CacheError(f"{self.path} cannot be read: {first_line(error)}") from error
 
     @contextmanager
