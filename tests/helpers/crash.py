@@ -234,7 +234,7 @@ class CrashTest:
         first, second = results(self.folder / name / "run"), results(self.folder / undisturbed / "run")
         assert first.keys() == second.keys()
         for key, value in first.items():
-            assert _is_same(value, second[key]), f"{key} differs"
+            assert is_same(value, second[key]), f"{key} differs"
         steps = {step for step in self.steps(name)}
         assert steps == set(self.steps(undisturbed))
 
@@ -329,11 +329,11 @@ def _ordinal(step: tuple[str, int, int]) -> int:
     return (STAGES.index(stage) * EPOCHS + epoch) * BATCHES + batch
 
 
-def _is_same(first: Any, second: Any) -> bool:
+def is_same(first: Any, second: Any) -> bool:
     if isinstance(first, torch.Tensor):
         return first.dtype == second.dtype and first.numpy().tobytes() == second.numpy().tobytes()
     if isinstance(first, dict):
-        return first.keys() == second.keys() and all(_is_same(value, second[key]) for key, value in first.items())
+        return first.keys() == second.keys() and all(is_same(value, second[key]) for key, value in first.items())
     if isinstance(first, tuple):
-        return len(first) == len(second) and all(map(_is_same, first, second))
+        return len(first) == len(second) and all(map(is_same, first, second))
     return bool(first == second)
