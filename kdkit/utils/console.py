@@ -10,10 +10,23 @@ from rich.text import Text
 _WIDTH = 120  # columns of output that goes to a file or a pipe
 
 
+class _RunConsole(Console):
+    """A console whose reader may leave, as `head` does: then it prints nothing more, and the program continues."""
+
+    def on_broken_pipe(self) -> None:
+        """Drop all later output; rich would end the program."""
+        self.quiet = True
+        null = os.open(os.devnull, os.O_WRONLY)
+        # Otherwise Python would report the closed pipe again when it flushes this stream at its exit.
+        os.dup2(null, self.file.fileno())
+        os.close(null)
+
+
 def make_console() -> Console:
     """Return a console as wide as the terminal, or 120 columns wide if there is no terminal, so that tables fit."""
-    console = Console(highlight=False, emoji=False)  # without emoji a label such as ":x:" is printed as it is
-    return console if console.is_terminal or console.is_jupyter else Console(highlight=False, emoji=False, width=_WIDTH)
+    console = _RunConsole(highlight=False, emoji=False)  # without emoji a label such as ":x:" is printed as it is
+    has_width = console.is_terminal or console.is_jupyter
+    return console if has_width else _RunConsole(highlight=False, emoji=False, width=_WIDTH)
 
 
 class Status:
@@ -25,7 +38,7 @@ class Status:
     def __init__(self, *, enabled: bool = True) -> None:
         # Of the processes of torchrun, the first one prints for all; their group may not exist yet.
         is_first = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
-        self._console = Console(stderr=True, highlight=False, emoji=False) if enabled and is_first else None
+        self._console = _RunConsole(stderr=True, highlight=False, emoji=False) if enabled and is_first else None
         self._live: Live | None = None
 
     def __enter__(self) -> "Status":
