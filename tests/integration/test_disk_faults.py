@@ -257,9 +257,9 @@ def disk(folder):
 
 
 def test_a_run_on_a_full_disk_stops_with_a_message_and_resumes_when_there_is_room(folder, disk):
-    (disk / "fill").write_bytes(bytes(176 * 1024))
+    (disk / "fill").write_bytes(bytes(136 * 1024))
     require_refused(ForkedPython(COMMAND, folder), "No space left on device")
-    assert list(disk.glob("run/1-net/*"))  # it began
+    assert list(disk.glob("run/1-net/checkpoint-*"))  # for some, there was room
     (disk / "fill").unlink()
     require_resumes(folder)
 

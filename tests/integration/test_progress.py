@@ -145,7 +145,7 @@ def test_a_command_says_at_once_what_it_is_doing(tmp_path):
 def test_a_status_disappears_from_a_terminal_when_it_ends(monkeypatch):
     file = io.StringIO()
     monkeypatch.setattr(
-        "kdkit.utils.console.Console",
+        "kdkit.utils.console._RunConsole",
         lambda **options: Console(file=file, force_terminal=True, width=80),
     )
     with Status() as status:

@@ -17,6 +17,7 @@ from kdkit.errors import RunFolderError
 _DICTS: dict[type, str] = {dict: "dict", defaultdict: "dict", OrderedDict: "ordered", Counter: "counter"}
 _SEQUENCES: dict[type, str] = {tuple: "tuple", torch.Size: "tuple", set: "set", frozenset: "frozenset"}
 _PLAIN = (bool, int, str, type(None))
+_ARRAYS = [np.dtype(code) for code in "?BHILbhilefdFD"]  # that torch has too: of 1 to 8 bytes, and complex
 
 
 def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
@@ -54,8 +55,9 @@ def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
             return {"bytes": base64.b64encode(value).decode()}
         if kind is complex:
             return {"complex": [encode(value.real, path), encode(value.imag, path)]}
-        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
-            return {"numpy": add(torch.from_numpy(np.array(value, order="C")), path), "dtype": value.dtype.str}
+        if isinstance(value, np.ndarray | np.generic) and value.dtype.newbyteorder("=") in _ARRAYS:
+            array = np.array(value, value.dtype.newbyteorder("="), order="C")  # torch has the byte order of the machine
+            return {"numpy": add(torch.from_numpy(array), path), "dtype": value.dtype.str}
         raise RunFolderError(
             f"a checkpoint holds tensors and plain values only, but {path or 'the state'} is a {kind.__module__}."
             f"{kind.__qualname__}; change the state_dict() that it is part of"
