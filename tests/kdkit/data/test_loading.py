@@ -176,7 +176,7 @@ def test_random_numbers_of_a_batch_do_not_depend_on_the_number_of_workers_or_the
         return [batch.inputs for batch in loaded]
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of Python, about forks in a process with threads
+        warnings.simplefilter("ignore")  # about forks in a process with threads, and more workers than cores
         expected = load(1)
         for workers, first in ((2, 0), (3, 0), (1, 2), (2, 3)):
             assert all(map(torch.equal, load(workers, first), expected[first:])), (workers, first)
