@@ -8,6 +8,7 @@ from collections import Counter, OrderedDict, defaultdict, deque
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,11 +16,13 @@ from torch import nn
 
 from kdkit.engine.storage.nested_state import flatten, unflatten
 from kdkit.errors import RunFolderError
+from kdkit.utils.sealed import tensor_parts
 
 
 def round_trip(state):
     """Return a state as it is read again, through the JSON of a file."""
     tensors, encoded = flatten(state)
+    tensors = safetensors.torch.load(b"".join(tensor_parts(tensors, {})))
     assert all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors.values())
     return unflatten(tensors, json.loads(json.dumps(encoded, allow_nan=False)))
 
@@ -81,6 +84,9 @@ def test_any_nested_state_is_read_as_it_was_written(state):
         torch.tensor([True, False]),
         torch.arange(3, dtype=torch.uint8),
         torch.randn(3, dtype=torch.complex64),
+        torch.randn(2, 3, dtype=torch.complex128).T,
+        torch.tensor(1j, dtype=torch.complex128),
+        torch.ones(2).to(torch.float8_e5m2),
         np.float32(1.5),
         np.int64(-1),
         np.bool_(True),
@@ -164,6 +170,7 @@ class Number(int):
         torch.device("cpu"),
         torch.float32,
         torch.eye(2).to_sparse(),
+        np.ones(2, np.complex128),
         range(3),
     ],
 )

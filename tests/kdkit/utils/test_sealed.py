@@ -5,15 +5,16 @@ import shutil
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
 
 from kdkit import MetricResult, Net, Predictions, RecipeError
 from kdkit.engine.storage.run_folder import RunFolder, nets_of_run
 from kdkit.engine.storage.stage_folder import EndedEpoch
-from kdkit.errors import RunFolderError
+from kdkit.errors import KdkitError, RunFolderError
 from kdkit.utils.files import write
-from kdkit.utils.sealed import json_parts, read_json, read_tensors, tensor_parts
+from kdkit.utils.sealed import DTYPES, json_parts, read_json, read_tensors, tensor_parts
 
 FLIPS = 400
 RECORD = {"seed": 0, "recipe_sha256": "0" * 64, "nets": {"net": {"parameters": 3}}, "options": {"rate": "0.1"}}
@@ -97,6 +98,30 @@ def test_a_sealed_file_is_read_by_safetensors_and_json(tmp_path):
     assert read_tensors(tmp_path / "file")[1] == {"format": 3}
     write(tmp_path / "json", *json_parts({"a": float("nan"), "text": "sha256:" + "0" * 64}))
     assert read_json(tmp_path / "json") == {"a": None, "text": "sha256:" + "0" * 64}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tensors_of_every_dtype_and_shape_are_read_by_safetensors(dtype, tmp_path):
+    tensors = {
+        "scalar": torch.ones((), dtype=torch.float32).to(dtype),
+        "empty": torch.ones(0, 3).to(dtype),
+        "matrix": torch.arange(6.0).view(2, 3).to(dtype),
+        'a name with "quotes" and ü': torch.ones(1, dtype=torch.uint8),
+        "odd": torch.ones(3, dtype=torch.int16),
+    }
+    content = b"".join(tensor_parts(tensors, {"format": 3}))
+    (tmp_path / "file").write_bytes(content)
+    for loaded in (safetensors.torch.load(content), load_file(tmp_path / "file"), read_tensors(tmp_path / "file")[0]):
+        assert loaded.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert loaded[name].dtype == tensor.dtype
+            assert loaded[name].shape == tensor.shape
+            assert loaded[name].view(-1).view(torch.uint8).tolist() == tensor.view(-1).view(torch.uint8).tolist()
+
+
+def test_a_dtype_that_safetensors_files_do_not_have_is_refused():
+    with pytest.raises(KdkitError, match=r"no tensors of the dtype torch\.complex128, such as 'w'"):
+        tensor_parts({"w": torch.ones(1, dtype=torch.complex128)}, {})
 
 
 def test_the_same_content_gives_the_same_bytes():
