@@ -95,7 +95,7 @@ def tensor_parts(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> lis
         begin, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [begin, end]}
         if end > begin:  # an empty tensor may have strides of which torch makes no bytes
-            buffers.append(memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy()))
+            buffers.append(tensor.detach().reshape(-1).view(torch.uint8).numpy().data)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return seal(len(text).to_bytes(8, "little") + text, *buffers)

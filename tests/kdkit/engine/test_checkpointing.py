@@ -9,9 +9,10 @@ from itertools import pairwise
 import pytest
 
 from kdkit.engine import checkpointing
-from kdkit.engine.checkpointing import CheckpointInterval, parse_interval
+from kdkit.engine.checkpointing import CheckpointInterval
 from kdkit.engine.interrupts import Interrupts
 from kdkit.errors import RecipeError, Terminated
+from kdkit.utils.validation import parse_interval
 
 # Intervals
 
