@@ -1,5 +1,6 @@
 """Runs that are killed at random moments end in the bits of an undisturbed run: see `tests.helpers.crash`."""
 
+import errno
 import json
 import random
 import signal
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import kdkit
 from kdkit import Net, Recipe, Stage, TorchData
+from kdkit.engine.storage import stage_folder
 from kdkit.engine.storage.stage_folder import StageFolder
 from tests.helpers.crash import CrashTest, is_same, results
 from tests.helpers.stages import Small, samples, training, truth
@@ -125,6 +127,21 @@ def test_an_interrupt_in_the_validation_repeats_the_validation_only(read, tmp_pa
     kdkit.run(recipe, device="cpu", callbacks=[Counter()])
     before = require_same_bits(tmp_path, make, partial(make, signals=((reads + read, signal.SIGINT),)))
     assert len(before) == read // 24
+
+
+def test_a_run_that_a_signal_ends_warns_if_its_checkpoint_cannot_be_written(tmp_path, monkeypatch):
+    make = partial(one, lambda: Augmented(40))
+    original = stage_folder.write
+
+    def write(path, *content):
+        if path.name == f"checkpoint-{5 + 3}.safetensors":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(path, *content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage_folder, "write", write)
+        with pytest.warns(UserWarning, match="the checkpoint at the end was not written: the run folder .* cannot be"):
+            require_same_bits(tmp_path, make, callbacks=[InterruptAt(1, 2)])
 
 
 def test_checkpoints_that_a_killed_run_left_in_a_finished_stage_are_deleted(tmp_path, monkeypatch):
