@@ -1,6 +1,5 @@
 """When to write a checkpoint, and the position in an epoch that it holds."""
 
-import re
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,11 +7,9 @@ from typing import Any
 import torch
 
 from kdkit.engine.meters import RunningMeans
-from kdkit.errors import RecipeError
 from kdkit.utils import collectives
 from kdkit.utils.randomness import rng_state, set_rng_state
-
-_UNITS = {"s": 1, "min": 60, "h": 3600}
+from kdkit.utils.validation import parse_interval
 
 
 @dataclass(slots=True)
@@ -88,17 +85,3 @@ class CheckpointInterval:
         remaining = (self.seconds - elapsed) / elapsed * self._done  # updates, at this speed
         is_due, self._next_agreement = collectives.broadcast((remaining <= 0, self._done + max(1, int(remaining))))
         return is_due
-
-
-def parse_interval(every: int | str) -> tuple[int, float]:
-    """Return a number of updates and of seconds, one of which is 0. Raises RecipeError if `every` is neither."""
-    if isinstance(every, int) and not isinstance(every, bool) and every >= 0:
-        return every, 0.0
-    match = re.fullmatch(r"(\d+)(s|min|h)?", every, re.ASCII) if isinstance(every, str) else None
-    if match is None:
-        raise RecipeError(
-            "checkpoint_every must be a number of updates, or a time such as '30s', '10min' or '2h', or 0 for the ends "
-            f"of epochs only; got {every!r}"
-        )
-    number, unit = int(match[1]), match[2]
-    return (number, 0.0) if unit is None else (0, float(number * _UNITS[unit]))

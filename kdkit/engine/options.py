@@ -7,10 +7,9 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from kdkit.engine.checkpointing import parse_interval
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.utils.devices import Precision, autocast, find_device
-from kdkit.utils.validation import validate_choice, validate_count, validate_share, validate_switches
+from kdkit.utils.validation import parse_interval, validate_choice, validate_count, validate_share, validate_switches
 
 Capture = Literal["auto", "off", "require"]
 

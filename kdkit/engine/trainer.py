@@ -36,7 +36,7 @@ from kdkit.engine.train_state import TrainState
 from kdkit.engine.training_batches import TrainingBatches, explain_single_sample, transformed
 from kdkit.engine.training_step import TrainingStep, update_parts
 from kdkit.engine.user_errors import located
-from kdkit.errors import CheckError, DataError, KdkitError, Terminated
+from kdkit.errors import CheckError, DataError, KdkitError, RunFolderError, Terminated
 from kdkit.metrics.base import Metric, is_better, lower_is_better
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.plugins.events import EpochEnded, Figures, StageStarted, StepEnded
@@ -104,8 +104,9 @@ class StageTrainer:
             try:
                 with located(self._describe_position, self.ctx.options.out):
                     self._train()
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, Terminated):
                 self._load_best()  # for whoever catches it, without the updates of the unfinished epoch
+                self._warn_if_unwritten()
                 raise
             finally:
                 if self.folder is not None:
@@ -121,6 +122,14 @@ class StageTrainer:
             }
             self.folder.finish({name: value for name, value in summary.items() if value is not None})
         return self.history
+
+    def _warn_if_unwritten(self) -> None:
+        """Wait for the checkpoint of a run that a signal ended, and warn if it could not be written."""
+        try:
+            if self.folder is not None:
+                self.folder.wait()
+        except RunFolderError as error:
+            warnings.warn(f"the checkpoint at the end was not written: {error}", stacklevel=2)
 
     def _load_best(self) -> None:
         """Load the best weights into the networks, which keep those they have if no epoch has ended."""

@@ -20,7 +20,17 @@ class PrintableConsole(Console):
 
     All output of kdkit goes through it or through `kdkit.utils.printable.echo`, so that no caller can forget to escape
     a name. Markup is a different matter: callers use `rich.markup.escape`, or print with markup=False.
+
+    If the reader of the output leaves, as `head` does, it prints nothing more, and the program continues.
     """
+
+    def on_broken_pipe(self) -> None:
+        """Drop all later output; rich would end the program."""
+        self.quiet = True
+        null = os.open(os.devnull, os.O_WRONLY)
+        # Otherwise Python would report the closed pipe again when it flushes this stream at its exit.
+        os.dup2(null, self.file.fileno())
+        os.close(null)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Escape a text before it is measured and wrapped, so that columns of tables are wide enough."""

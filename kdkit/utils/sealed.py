@@ -8,23 +8,49 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
+from kdkit.errors import KdkitError
 from kdkit.utils.files import Content, to_json
 from kdkit.utils.read_json import read_json
 
 # Stands for the digest while it is computed; it has the same length.
 UNSEALED = "sha256:" + "0" * 64
 _DIGEST = re.compile(rb"sha256:([0-9a-f]{64})")
+# The dtypes of tensors in safetensors files, by torch's names of them.
+DTYPES = {
+    getattr(torch, name): code
+    for code, name in (
+        ("F64", "float64"),
+        ("F32", "float32"),
+        ("F16", "float16"),
+        ("BF16", "bfloat16"),
+        ("I64", "int64"),
+        ("I32", "int32"),
+        ("I16", "int16"),
+        ("I8", "int8"),
+        ("U8", "uint8"),
+        ("BOOL", "bool"),
+        ("F8_E4M3", "float8_e4m3fn"),
+        ("F8_E5M2", "float8_e5m2"),
+        ("C64", "complex64"),
+        ("U64", "uint64"),
+        ("U32", "uint32"),
+        ("U16", "uint16"),
+    )
+}
 SEALED = "kdkit"  # the key of the metadata that safetensors files of a run have
 
 
-def seal(content: bytes) -> list[Content]:
-    """Return the parts of a file in which the first UNSEALED is replaced by the digest of the content."""
-    start = content.index(UNSEALED.encode()) + len("sha256:")
-    digest = hashlib.sha256(content).hexdigest().encode()
-    whole = memoryview(content)  # a copy of the weights would take time and memory
-    return [whole[:start], digest, whole[start + len(digest) :]]
+def seal(head: bytes, *rest: Content) -> list[Content]:
+    """Return the parts of a file in whose head the first UNSEALED is replaced by the digest of all parts."""
+    start = head.index(UNSEALED.encode()) + len("sha256:")
+    digest = hashlib.sha256(head)
+    for part in rest:
+        digest.update(part)
+    code = digest.hexdigest().encode()
+    return [head[:start] + code + head[start + len(code) :], *rest]
 
 
 def require_intact(content: bytes) -> None:
@@ -58,9 +84,21 @@ def tensor_parts(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> lis
 
     facts: plain values, kept as JSON in the metadata of the file.
     """
-    # One key, since safetensors writes several in a random order.
-    metadata = {SEALED: json.dumps({"checksum": UNSEALED, **facts})}
-    return seal(safetensors.torch.save(dict(tensors), metadata))
+    # Not by safetensors.torch.save, which copies all tensors twice, and stops the other threads meanwhile.
+    header: dict[str, Any] = {"__metadata__": {SEALED: json.dumps({"checksum": UNSEALED, **facts})}}
+    buffers: list[Content] = []
+    end = 0
+    # Large elements first, so that each tensor is aligned in the file.
+    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
+        if tensor.dtype not in DTYPES:
+            raise KdkitError(f"a safetensors file has no tensors of the dtype {tensor.dtype}, such as {name!r}")
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [begin, end]}
+        if end > begin:  # an empty tensor may have strides of which torch makes no bytes
+            buffers.append(tensor.detach().reshape(-1).view(torch.uint8).numpy().data)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return seal(len(text).to_bytes(8, "little") + text, *buffers)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

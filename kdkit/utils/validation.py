@@ -1,10 +1,13 @@
 """Validate the options of a recipe; each function raises RecipeError with the expected and the actual value."""
 
 import math
+import re
 from numbers import Real
 from typing import TypeGuard, get_args
 
 from kdkit.errors import RecipeError
+
+_UNITS = {"s": 1, "min": 60, "h": 3600}  # of an interval, in seconds
 
 
 def validate_choice(name: str, value: object, choices: object) -> None:
@@ -71,3 +74,17 @@ def is_number(value: object) -> TypeGuard[float]:
 def is_whole_number(value: object) -> TypeGuard[int]:
     """Return whether the value is an int; False for True and False, which Python counts as ints."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def parse_interval(every: int | str) -> tuple[int, float]:
+    """Return a number of updates and of seconds, one of which is 0. Raises RecipeError if `every` is neither."""
+    if isinstance(every, int) and not isinstance(every, bool) and every >= 0:
+        return every, 0.0
+    match = re.fullmatch(r"(\d+)(s|min|h)?", every, re.ASCII) if isinstance(every, str) else None
+    if match is None:
+        raise RecipeError(
+            "checkpoint_every must be a number of updates, or a time such as '30s', '10min' or '2h', or 0 for the ends "
+            f"of epochs only; got {every!r}"
+        )
+    number, unit = int(match[1]), match[2]
+    return (number, 0.0) if unit is None else (0, float(number * _UNITS[unit]))

@@ -191,17 +191,18 @@ class CrashTest:
         self.folder = folder
         self.variables = environment(SLOWER=str(slower), OMP_NUM_THREADS="1")
 
-    def start(self, name: str, *, resume: bool = False) -> ForkedPython:
-        """Start a run in the subfolder `name`."""
+    def start(self, name: str) -> ForkedPython:
+        """Start a run in the subfolder `name`, or resume it if it was killed after it created its folder."""
         folder = self.folder / name
+        resume = (folder / "run" / ".lock").exists()
         folder.mkdir(exist_ok=True)
         (folder / "recipe_file.py").write_text(dedent(RECIPE))
         arguments = ["run", "recipe_file.py", "--out", "run", "--device", "cpu", "--checkpoint-every", CHECKPOINT_EVERY]
         return ForkedPython(["-m", "kdkit", *map(str, arguments), *["--resume"] * resume], folder, self.variables)
 
-    def finish(self, name: str, *, resume: bool = False) -> None:
+    def finish(self, name: str) -> None:
         """Run to the end. Raises AssertionError if the run fails."""
-        process = self.start(name, resume=resume)
+        process = self.start(name)
         _out, err = process.communicate(300)
         assert process.returncode == 0, err
 
@@ -216,7 +217,7 @@ class CrashTest:
         kills: list[Kill] = []
         for number in numbers:
             before = len(self.steps(name))
-            process = self.start(name, resume=bool(kills))
+            process = self.start(name)
             if not self._wait(name, process, before + draw.choice([0, *range(2 * BATCHES)]), draw):
                 self._after_resume(name, kills, before)
                 assert process.wait(60) == 0, process.output(2)
@@ -225,7 +226,7 @@ class CrashTest:
             self._after_resume(name, kills, before)
             kills.append(kill)
         before = len(self.steps(name))
-        self.finish(name, resume=bool(kills))
+        self.finish(name)
         self._after_resume(name, kills, before)
         return kills
 
@@ -234,7 +235,7 @@ class CrashTest:
         first, second = results(self.folder / name / "run"), results(self.folder / undisturbed / "run")
         assert first.keys() == second.keys()
         for key, value in first.items():
-            assert _is_same(value, second[key]), f"{key} differs"
+            assert is_same(value, second[key]), f"{key} differs"
         steps = {step for step in self.steps(name)}
         assert steps == set(self.steps(undisturbed))
 
@@ -329,11 +330,11 @@ def _ordinal(step: tuple[str, int, int]) -> int:
     return (STAGES.index(stage) * EPOCHS + epoch) * BATCHES + batch
 
 
-def _is_same(first: Any, second: Any) -> bool:
+def is_same(first: Any, second: Any) -> bool:
     if isinstance(first, torch.Tensor):
         return first.dtype == second.dtype and first.numpy().tobytes() == second.numpy().tobytes()
     if isinstance(first, dict):
-        return first.keys() == second.keys() and all(_is_same(value, second[key]) for key, value in first.items())
+        return first.keys() == second.keys() and all(is_same(value, second[key]) for key, value in first.items())
     if isinstance(first, tuple):
-        return len(first) == len(second) and all(map(_is_same, first, second))
+        return len(first) == len(second) and all(map(is_same, first, second))
     return bool(first == second)

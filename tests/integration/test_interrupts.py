@@ -75,8 +75,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def interrupt(folder, *arguments):
-    """Start a program, press Ctrl-C while it waits in a step, let it continue, and return its exit code and stderr."""
+def interrupt(folder, *arguments, numbers=(signal.SIGINT,), continues=True):
+    """Start a program, send signals while it waits in a step, let it continue, and return its exit code and stderr."""
     (folder / "wait").touch()
     process = subprocess.Popen(
         [sys.executable, *arguments], cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True
@@ -86,10 +86,13 @@ def interrupt(folder, *arguments):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.2)
-    (folder / "wait").unlink()
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.2)
+    if continues:
+        (folder / "wait").unlink()
     _, err = process.communicate(timeout=30)
+    (folder / "wait").unlink(missing_ok=True)
     return process.returncode, err
 
 
@@ -136,6 +139,23 @@ def test_an_interrupted_command_exits_with_130_and_can_be_resumed(folder):
     done = run_python([*command, "--out", str(run), "--resume"], folder)
     assert done.returncode == 0, done.stderr
     assert "resumed in epoch 3 after 2 of 4 batches" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("numbers", "code"),
+    [((signal.SIGINT, signal.SIGINT), 130), ((signal.SIGTERM, signal.SIGTERM), 143), ((signal.SIGTERM,), 143)],
+)
+def test_a_second_signal_ends_a_command_in_its_step_and_loses_nothing_older(folder, numbers, code):
+    command = ["-m", "kdkit", "run", "recipe_file.py", "--device", "cpu", "--out", "run"]
+    continues = len(numbers) == 1
+    actual, err = interrupt(folder, *command, numbers=numbers, continues=continues)
+    assert actual == code, err
+    assert "Traceback" not in err
+    assert "stopping after this training step" in err
+    assert "to resume from the last checkpoint, add: --out run --resume" in err
+    done = run_python([*command, "--resume"], folder)
+    assert done.returncode == 0, done.stderr
+    assert ("resumed in epoch 3 after 2 of 4 batches" if continues else "resumed after epoch 2") in done.stdout
 
 
 def test_an_interrupt_in_the_first_epoch_leaves_an_empty_history():

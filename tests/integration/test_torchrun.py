@@ -373,14 +373,19 @@ TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "--ma
 def test_a_run_resumes_after_one_of_its_processes_was_killed(tmp_path, launcher):
     (tmp_path / "recipe_file.py").write_text(RECIPE)
     (tmp_path / "agent.py").write_text(AGENT)
-    command = [*launcher, "run", "recipe_file.py", "--lose", str(tmp_path / "lost"), "--out", "run"]
-    done = run_python(command, tmp_path, environment(OMP_NUM_THREADS="1"), timeout=240)
+    command = [*launcher, "run", "recipe_file.py", "--lose", str(tmp_path / "lost"), "--checkpoint-every", "2", "--out"]
+    done = run_python([*command, "run"], tmp_path, environment(OMP_NUM_THREADS="1"), timeout=240)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "lost").exists()
     assert "resumed after epoch 2" in done.stdout
     assert done.stdout.count("Metrics on test") == 1
     assert set(json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]) == {"student", "teacher"}
     assert len((tmp_path / "run" / "1-student" / "history.jsonl").read_text().splitlines()) == 4
+    whole = run_python([*command, "whole"], tmp_path, environment(OMP_NUM_THREADS="1"), timeout=240)
+    assert whole.returncode == 0, whole.stderr  # no process is killed now, since there is a file `lost`
+    for name in ("metrics.json", "1-student/weights.safetensors", "1-student/predictions-student-test.safetensors"):
+        first, second = ((tmp_path / folder / name).read_bytes() for folder in ("run", "whole"))
+        assert (json.loads(first) == json.loads(second)) if name == "metrics.json" else (first == second), name
 
 
 # A thread of a process group that is still there when the interpreter ends may end the process by a signal.

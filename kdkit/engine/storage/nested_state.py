@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.errors import RunFolderError
+from kdkit.utils.sealed import DTYPES
 
 # A value that JSON does not have is an object with a single key, its kind; a dict becomes a list of pairs, since its
 # keys may be numbers.
 _DICTS: dict[type, str] = {dict: "dict", defaultdict: "dict", OrderedDict: "ordered", Counter: "counter"}
 _SEQUENCES: dict[type, str] = {tuple: "tuple", torch.Size: "tuple", set: "set", frozenset: "frozenset"}
+_TENSORS = (Tensor, nn.Parameter, nn.Buffer)
 _PLAIN = (bool, int, str, type(None))
+_ARRAYS = [np.dtype(code) for code in "?BHILbhilefdF"]  # that safetensors files have too: numbers of 1 to 8 bytes
 
 
 def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
@@ -37,8 +40,11 @@ def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
             return value
         if kind is float:
             return value if math.isfinite(value) else {"float": repr(value)}
-        if kind in (Tensor, nn.Parameter, nn.Buffer) and value.layout is torch.strided and not value.is_quantized:
-            return {"tensor": add(value.detach().to("cpu", copy=True).contiguous(), path)}
+        if kind in _TENSORS and value.layout is torch.strided and value.dtype in (*DTYPES, torch.complex128):
+            copy = value.detach().to("cpu", copy=True).contiguous()
+            if value.dtype == torch.complex128:  # which safetensors files do not have
+                return {"complex128": add(torch.view_as_real(copy), path)}
+            return {"tensor": add(copy, path)}
         if kind in _DICTS:
             return {
                 _DICTS[kind]: [
@@ -54,8 +60,9 @@ def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
             return {"bytes": base64.b64encode(value).decode()}
         if kind is complex:
             return {"complex": [encode(value.real, path), encode(value.imag, path)]}
-        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
-            return {"numpy": add(torch.from_numpy(np.array(value, order="C")), path), "dtype": value.dtype.str}
+        if isinstance(value, np.ndarray | np.generic) and value.dtype.newbyteorder("=") in _ARRAYS:
+            array = np.array(value, value.dtype.newbyteorder("="), order="C")  # torch has the byte order of the machine
+            return {"numpy": add(torch.from_numpy(array), path), "dtype": value.dtype.str}
         raise RunFolderError(
             f"a checkpoint holds tensors and plain values only, but {path or 'the state'} is a {kind.__module__}."
             f"{kind.__qualname__}; change the state_dict() that it is part of"
@@ -81,6 +88,7 @@ def unflatten(tensors: Mapping[str, Tensor], encoded: Any) -> Any:
     decoders: dict[str, Callable[[Any], Any]] = {
         "float": float,
         "tensor": lambda name: tensors[name],
+        "complex128": lambda name: torch.view_as_complex(tensors[name]),
         "dict": pairs,
         "ordered": lambda items: OrderedDict(pairs(items)),
         "counter": lambda items: Counter(pairs(items)),

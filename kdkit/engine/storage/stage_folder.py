@@ -74,7 +74,8 @@ class StageFolder:
             return
         for file in self.path.glob("epoch-*.safetensors"):
             if int(file.name.split("-")[1].split(".")[0]) not in kept:
-                file.unlink()
+                with self._explain_unwritable():
+                    file.unlink(missing_ok=True)
 
     def load_weights(self, net: str) -> dict[str, Tensor]:
         """Return the weights of a network. Raises RunFolderError if they are missing or damaged."""
@@ -139,7 +140,8 @@ class StageFolder:
             notice = f"{' and '.join(damaged)}, so the run resumes from {file.name}" if damaged else None
             return state, self._load_history(facts["history"]), notice
         if self.writes:  # a run that was killed before its first checkpoint
-            (self.path / HISTORY).unlink(missing_ok=True)
+            with self._explain_unwritable():
+                (self.path / HISTORY).unlink(missing_ok=True)
             self.delete_epochs(range(0))
         return None
 
@@ -231,9 +233,9 @@ class StageFolder:
             kept = b"".join(lines)
             if hashlib.sha256(kept).hexdigest() != facts["sha256"]:
                 raise ValueError("its checksum does not match its content: it is damaged, or was changed")
-            if kept != content and self.writes:
-                write(path, kept)
             history = [nulls_to_nan(parse_json(line)) for line in lines]
+        if kept != content and self.writes:
+            self._write(path, kept)
         self._history, self._epochs = hashlib.sha256(kept), epochs
         return history
 

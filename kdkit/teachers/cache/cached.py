@@ -60,28 +60,17 @@ class CachedTeacher(TeacherSession):
         self.session.on_step()
 
     def on_epoch_end(self) -> None:
-        """Flush new outputs to the disk, and read those of other processes, of this run or of another one."""
+        """Flush new outputs to the disk, and read those of other processes."""
         self.session.on_epoch_end()
-        distributed = collectives.is_distributed()
-        new_outputs = collectives.all_gather_objects(self._new_outputs) if distributed else []
-        self._new_outputs = []
-        if self.store is not None:
-            try:
-                for outputs in new_outputs:
-                    self.store.merge(outputs)
-                self.store.flush()
-            except OSError as error:
-                self._stop_caching(first_line(error))
-        collectives.barrier()  # the other ranks read after the rank that writes has flushed
-        if self.store is not None:
-            self._report(self.store)
-            try:
-                self.store.refresh()
-            except OSError as error:
-                self._stop_caching(first_line(error))
+        self._exchange_outputs()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the teacher's own session, so that a run can resume without the cache."""
+        """Return the state of the teacher's own session, so that a run can resume without the cache.
+
+        New outputs are flushed, since a run that resumes from this state does not repeat the steps that computed them.
+        It would compute them in other batches, and so with other rounding errors.
+        """
+        self._exchange_outputs()
         return self.session.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -101,6 +90,26 @@ class CachedTeacher(TeacherSession):
             self.session.close()
         if self.store is not None:
             self._report(self.store)
+
+    def _exchange_outputs(self) -> None:
+        """Flush new outputs to the disk, and read those of other processes, of this run or of another one."""
+        distributed = collectives.is_distributed()
+        new_outputs = collectives.all_gather_objects(self._new_outputs) if distributed else []
+        self._new_outputs = []
+        if self.store is not None:
+            try:
+                for outputs in new_outputs:
+                    self.store.merge(outputs)
+                self.store.flush()
+            except OSError as error:
+                self._stop_caching(first_line(error))
+        collectives.barrier()  # the other ranks read after the rank that writes has flushed
+        if self.store is not None:
+            self._report(self.store)
+            try:
+                self.store.refresh()
+            except OSError as error:
+                self._stop_caching(first_line(error))
 
     def _lookup(self, batch: Batch) -> Lookup | None:
         ids = batch.ids if batch.ids_on_cpu is None else batch.ids_on_cpu  # no wait for the device

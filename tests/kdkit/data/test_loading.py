@@ -1,9 +1,12 @@
 """Tests of batches, of their order, and of derived seeds."""
 
 import os
+import random
 import time
+import warnings
 from collections import namedtuple
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from kdkit import Batch, Data, DataError, LoaderSplit, Split
 from kdkit.data.batch import as_targets
 from kdkit.data.dataset import optional_member
-from kdkit.data.loading import ThreadedBatches, batches, shuffled, training_order
+from kdkit.data.loading import BatchSeed, ThreadedBatches, batches, shuffled, training_order
 from kdkit.utils.randomness import derive_seed
 from tests.helpers.tiny import tiny_data
 
@@ -153,6 +156,32 @@ def test_worker_processes_load_the_same_batches():
     assert len(loaded) == len(expected)
     assert all(torch.equal(left.inputs, right.inputs) for left, right in zip(expected, loaded, strict=True))
     assert all(torch.equal(left.ids, right.ids) for left, right in zip(expected, loaded, strict=True))
+
+
+class Noise(TwoRows):
+    """Batches of random numbers from the global generators of three libraries."""
+
+    def __len__(self):
+        return 24
+
+    def batch(self, rows, draw):
+        noise = torch.rand(len(rows), 2) + random.random() + float(np.random.random())
+        return Batch(inputs=noise, labels=torch.zeros(len(rows), dtype=torch.int64), ids=rows, draw=draw)
+
+
+def test_random_numbers_of_a_batch_do_not_depend_on_the_number_of_workers_or_the_first_batch():
+    def load(workers, first=0, seed=5):
+        order = torch.arange(24)[first * 4 :]
+        loaded = batches(Noise(), 4, order=order, workers=workers, seed=BatchSeed(seed, first))
+        return [batch.inputs for batch in loaded]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about forks in a process with threads, and more workers than cores
+        expected = load(1)
+        for workers, first in ((2, 0), (3, 0), (1, 2), (2, 3)):
+            assert all(map(torch.equal, load(workers, first), expected[first:])), (workers, first)
+        assert not any(map(torch.equal, load(1, seed=6), expected))
+    assert len({float(inputs[0, 0]) for inputs in expected}) == 6
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,15 @@ import json
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+import torch
 
 from kdkit import MetricResult, Predictions, Study, Trial
 from kdkit.engine.storage.predictions import read_predictions
 from kdkit.engine.storage.reports import read_class_table, read_metrics, read_reported
 from kdkit.engine.storage.run_folder import RunFolder
+from kdkit.engine.storage.stage_folder import FORMAT
 from kdkit.errors import RunFolderError
+from kdkit.utils.sealed import UNSEALED, seal, tensor_parts
 from tests.helpers.tiny import one_stage, plain_goal, tiny_net
 
 CLASSES = ("a", "b", "c")
@@ -70,10 +72,10 @@ def test_unreadable_predictions_are_not_called_missing(run):
 
 
 def test_predictions_without_permission_are_not_called_missing(run, monkeypatch):
-    def refuse(path, framework):
+    def refuse(path):
         raise PermissionError(13, "Permission denied")  # tests may run as a user who may read everything
 
-    monkeypatch.setattr("kdkit.engine.storage.predictions.safe_open", refuse)
+    monkeypatch.setattr("kdkit.engine.storage.predictions.read_tensors", refuse)
     with pytest.raises(RunFolderError, match=r"cannot be read: \[Errno 13\] Permission denied"):
         read_reported(run, "net")
 
@@ -117,11 +119,12 @@ WRONG = {
 }
 
 
-def write(file, arrays, classes=CLASSES, **metadata):
+def write(file, arrays, classes=CLASSES):
+    """Write predictions with a valid checksum."""
     arrays = {"labels": INDICES, "outputs": LOGITS, **arrays}
-    maps = {"per_position": "true"} if arrays.pop("maps", False) else {}
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    save_file(contiguous, file, metadata={"classes": json.dumps(classes), **maps, **metadata})
+    facts = {"format": FORMAT, "classes": classes, "per_position": arrays.pop("maps", False)}
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    file.write_bytes(b"".join(tensor_parts(tensors, facts)))
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -190,7 +193,8 @@ DAMAGED = {
     "": "Expecting value",
     "[]": "a list in the place of an object",
     "null": "a NoneType in the place of an object",
-    "{}": "it has no 'reported_on'",
+    "{}": "it has no checksum",
+    '{"metrics": {}}': "it has no 'reported_on'",
     '{"reported_on": "train", "metrics": {}}': "'train', which is no split",
     '{"reported_on": "test"}': "it has no 'metrics'",
     '{"reported_on": "test", "metrics": 3}': "a int in the place of an object",
@@ -206,10 +210,12 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize("text", DAMAGED, ids=range(len(DAMAGED)))
-def test_damaged_metrics_are_refused_by_file_and_reason(run, text, kdkit_here):
+@pytest.mark.parametrize(("text", "reason"), DAMAGED.items(), ids=range(len(DAMAGED)))
+def test_damaged_metrics_are_refused_by_file_and_reason(run, text, reason, kdkit_here):
+    if text.startswith("{") and text != "{}":  # with a valid checksum, so that the content is the reason
+        text = b"".join(seal(f'{{"checksum": "{UNSEALED}", {text[1:]}'.encode())).decode()
     (run / "metrics.json").write_text(text)
-    with pytest.raises(RunFolderError, match=rf"metrics\.json cannot be read: .*({DAMAGED[text]})"):
+    with pytest.raises(RunFolderError, match=rf"metrics\.json cannot be read: .*({reason})"):
         read_metrics(run)
     assert kdkit_here("classes", run).code == 2
 

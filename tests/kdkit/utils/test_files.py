@@ -1,9 +1,18 @@
-"""Tests of writing values as JSON; atomic writes are tested with the run folder."""
+"""Tests of atomic writes and of values as JSON; writes that are interrupted are tested with the run folder."""
 
 import json
 import math
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
 
-from kdkit.utils.files import nulls_to_nan, to_json
+import pytest
+
+from kdkit.utils.files import append, delete_temporary_files, nulls_to_nan, to_json, write
+from tests.helpers.command_line import environment
 
 
 def test_numbers_that_are_not_finite_are_null_in_json_and_nan_when_read():
@@ -14,3 +23,58 @@ def test_numbers_that_are_not_finite_are_null_in_json_and_nan_when_read():
     assert values["b"][0] == 1.5
     assert math.isnan(values["b"][1])
     assert values["c"][0] == "x"
+
+
+# Atomic writes
+
+
+@pytest.mark.parametrize(("umask", "mode"), [("022", 0o644), ("002", 0o664), ("077", 0o600)])
+def test_files_have_the_mode_of_the_umask(umask, mode, tmp_path):
+    code = "from pathlib import Path; from kdkit.utils.files import write; write(Path('file'), 'text')"
+    command = f"umask {umask}; exec {sys.executable} -c {code!r}"
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environment(), check=True)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
+
+
+def test_the_file_is_on_the_disk_before_it_has_its_name_and_the_name_is_before_the_call_returns(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, Path.replace
+
+    def record_fsync(handle):
+        calls.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        fsync(handle)
+
+    def record_replace(self, target):
+        calls.append("replace")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(Path, "replace", record_replace)
+    write(tmp_path / "file", b"content")
+    assert calls == ["file", "replace", "folder"]
+
+
+def test_parts_are_written_one_after_the_other_and_appended_content_after_them(tmp_path):
+    write(tmp_path / "file", "a", b"b", memoryview(b"xcx")[1:2])
+    append(tmp_path / "file", b"d")
+    assert (tmp_path / "file").read_text() == "abcd"
+
+
+def test_temporary_files_of_killed_processes_are_deleted_and_no_other_files(tmp_path):
+    code = (
+        "import os, signal; from pathlib import Path; from kdkit.utils import files\n"
+        "os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "files.write(Path('run', '1-net', 'weights.safetensors'), 'text')"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), check=False)
+    (temporary,) = (tmp_path / "run" / "1-net").iterdir()
+    assert re.fullmatch(r"\.weights\.safetensors\.[a-z0-9_]{8}\.tmp", temporary.name)
+    others = [".hidden.tmp", "weights.tmp", ".weights.safetensors.tmp", ".notes.UPPERCASE.tmp", ".lock"]
+    for name in others:
+        (tmp_path / "run" / name).touch()
+    (tmp_path / "run" / ".folder.abcdefgh.tmp").mkdir()
+    (tmp_path / "run" / ".link.abcdefgh.tmp").symlink_to(tmp_path / "run" / ".lock")
+    delete_temporary_files(tmp_path / "run")
+    assert not temporary.exists()
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {"1-net", ".folder.abcdefgh.tmp", ".link.abcdefgh.tmp", *others}

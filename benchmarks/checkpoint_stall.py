@@ -1,0 +1,114 @@
+"""Measure how long a checkpoint stops the training loop, and that its interval costs nothing in the other steps.
+
+    python benchmarks/checkpoint_stall.py [--rounds N]
+
+A network of 25 million parameters is trained with Adam, whose state has two numbers for each parameter, so that a
+checkpoint has 300 MB. A run with a checkpoint after every tenth step, and one without any, alternate. Printed are the
+time of the loop between two steps, with and without a checkpoint, that of copying the state, and that of writing the
+file, which a thread does while training continues. The difference of the first two should be the third.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import kdkit
+from kdkit.engine.storage import stage_folder
+
+STEPS, EVERY, WIDTH, LAYERS, BATCH = 40, 10, 2500, 4, 8
+
+
+class Times:
+    """The seconds of the loop from the end of a step to that of the next one, by the number of the first."""
+
+    def __init__(self):
+        self.steps, self.last = {}, None
+
+    @kdkit.hookimpl
+    def step_ended(self, event):
+        """Note the time since the last step."""
+        now = time.perf_counter()
+        if self.last is not None:
+            self.steps[event.batch - 1] = now - self.last
+        self.last = now
+
+
+def train(folder, checkpoint_every):
+    """Train for an epoch, and return its times, those of copies of the state, and those of writing it."""
+    net = kdkit.Net("net", nn.Sequential(*[nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)], nn.Linear(WIDTH, 4)))
+    inputs, labels = torch.randn(BATCH * STEPS, WIDTH), torch.randint(0, 4, (BATCH * STEPS,))
+    data = kdkit.TorchData(TensorDataset(inputs, labels), TensorDataset(inputs[:64], labels[:64]))
+    optimizer = kdkit.Optimizer(torch.optim.Adam, lr=1e-4)
+    stage = kdkit.Stage(
+        {net: kdkit.Truth(nn.CrossEntropyLoss())}, kdkit.Training(epochs=1, batch_size=BATCH, optimizer=optimizer)
+    )
+    times, copies, writes = Times(), [], []
+    flatten, write = stage_folder.flatten, stage_folder.write
+    stage_folder.flatten, stage_folder.write = timed(flatten, copies), timed(write, writes)
+    try:
+        kdkit.run(
+            kdkit.Recipe(data=data, schedule=[stage]),
+            out=folder,
+            device="cpu",
+            checkpoint_every=checkpoint_every,
+            callbacks=[times],
+            progress=False,
+        )
+    finally:
+        stage_folder.flatten, stage_folder.write = flatten, write
+    return times.steps, copies[:-1], [seconds for seconds in writes if seconds > 0.01]
+
+
+def timed(function, seconds):
+    """Return a function that appends its seconds to a list."""
+
+    def call(*args, **kwargs):
+        start = time.perf_counter()
+        result = function(*args, **kwargs)
+        seconds.append(time.perf_counter() - start)
+        return result
+
+    return call
+
+
+def main():
+    """Train alternately with and without checkpoints, and print the times of their steps."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args().rounds
+    with_checkpoint, while_written, quiet, copies, writes = [], [], [], [], []
+    for number in range(rounds):
+        for every in (EVERY, "10min") if number % 2 else ("10min", EVERY):
+            with tempfile.TemporaryDirectory() as folder:
+                steps, copied, written = train(Path(folder) / "run", every)
+            if every != EVERY:
+                quiet += [*steps.values()][2:]
+                continue
+            copies, writes = copies + copied, writes + written
+            for step, seconds in steps.items():
+                if (step + 1) % EVERY == 0:
+                    with_checkpoint.append(seconds)
+                elif step > EVERY:
+                    while_written.append(seconds)
+    for name, seconds in (
+        ("steps of a run without checkpoints", quiet),
+        ("steps with a checkpoint", with_checkpoint),
+        ("other steps of that run, of which a thread writes beside some", while_written),
+        ("copying the state", copies),
+        ("writing the file", writes),
+    ):
+        print(f"{name}: median {1e3 * statistics.median(seconds):.0f} ms, longest {1e3 * max(seconds):.0f} ms")
+    load = ", ".join(f"{load:.2f}" for load in os.getloadavg())
+    print(f"torch {torch.__version__}, {os.cpu_count()} cores, {platform.machine()}, load {load}")
+
+
+if __name__ == "__main__":
+    main()
