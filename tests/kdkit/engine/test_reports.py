@@ -191,8 +191,8 @@ def test_labels_that_have_no_table_of_classes_name_the_net_and_the_folder(run):
 METRICS = {"reported_on": "test", "metrics": {"net": {"f1": {"value": 0.5, "by_class": {"a": 0.5}, "note": ""}}}}
 DAMAGED = {
     "": "Expecting value",
-    "[]": "a list in the place of an object",
-    "null": "a NoneType in the place of an object",
+    "[]": "it has no checksum",
+    "null": "it has no checksum",
     "{}": "it has no checksum",
     '{"metrics": {}}': "it has no 'reported_on'",
     '{"reported_on": "train", "metrics": {}}': "'train', which is no split",
