@@ -103,6 +103,8 @@ def tensor_parts(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> lis
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors and the facts in a sealed safetensors file. Raises ValueError if it is damaged."""
+    if path.exists() and not path.is_file():  # a device has no end
+        raise OSError("it is not a file")
     content = path.read_bytes()
     require_intact(content)
     metadata = _metadata(content)
