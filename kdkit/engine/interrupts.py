@@ -14,9 +14,9 @@ from kdkit.errors import Terminated
 class Interrupts:
     """Handles signals while a run is in this context, and restores the handlers of the program at its end.
 
-    In a step of training, or a batch of validation, a signal is only noted, and a checkpoint is written after it. A second
-    signal, or one outside of training, ends the run at once: Ctrl-C by KeyboardInterrupt or what the handler of the
-    program does, and SIGTERM by Terminated. A handler of the program for SIGTERM is kept.
+    In a step of training, or a batch of validation, a signal is only noted, and a checkpoint is written after it. A
+    second signal, or one outside of training, ends the run at once: Ctrl-C by KeyboardInterrupt or what the handler of
+    the program does, and SIGTERM by Terminated. A handler of the program for SIGTERM is kept.
 
     announce: print that a signal is noted, since a step may take long. enabled: False does nothing. In a thread it does
     nothing either, since Python allows handlers in the main thread only.
