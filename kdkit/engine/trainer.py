@@ -167,6 +167,10 @@ class StageTrainer:
                         self._save_checkpoint(state, position)
                     raise
                 self.ctx.interrupts.end_run()
+            with self.ctx.interrupts.deferred():
+                if self.folder is not None:
+                    self.folder.wait()  # a signal must not end the thread that writes the last checkpoint
+            self.ctx.interrupts.end_run()
         if math.isnan(self.best.value) and self.training.keep == "best":
             warnings.warn(
                 f"stage {self.stage.name!r}: {self._monitored_metric().name!r} was undefined on the validation split "
