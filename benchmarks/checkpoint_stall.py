@@ -4,8 +4,9 @@
 
 A network of 25 million parameters is trained with Adam, whose state has two numbers for each parameter, so that a
 checkpoint has 300 MB. A run with a checkpoint after every tenth step, and one without any, alternate. Printed are the
-time of the loop between two steps, with and without a checkpoint, that of copying the state, and that of writing the
-file, which a thread does while training continues. The difference of the first two should be the third.
+times of steps, how long the loop is stopped by a checkpoint, how much of that is the copy of its state, and the time of
+writing the file. A thread does that while training continues, so steps at that time are slower if there is no core left
+for it.
 """
 
 import argparse
@@ -21,7 +22,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
+from kdkit.engine import trainer
 from kdkit.engine.storage import stage_folder
+from kdkit.utils.devices import usable_cores
 
 STEPS, EVERY, WIDTH, LAYERS, BATCH = 40, 10, 2500, 4, 8
 
@@ -42,7 +45,7 @@ class Times:
 
 
 def train(folder, checkpoint_every):
-    """Train for an epoch, and return its times, those of copies of the state, and those of writing it."""
+    """Train for an epoch, and return the times of its steps, and those of checkpoints: all, copies, and writes."""
     net = kdkit.Net("net", nn.Sequential(*[nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)], nn.Linear(WIDTH, 4)))
     inputs, labels = torch.randn(BATCH * STEPS, WIDTH), torch.randint(0, 4, (BATCH * STEPS,))
     data = kdkit.TorchData(TensorDataset(inputs, labels), TensorDataset(inputs[:64], labels[:64]))
@@ -50,8 +53,9 @@ def train(folder, checkpoint_every):
     stage = kdkit.Stage(
         {net: kdkit.Truth(nn.CrossEntropyLoss())}, kdkit.Training(epochs=1, batch_size=BATCH, optimizer=optimizer)
     )
-    times, copies, writes = Times(), [], []
-    flatten, write = stage_folder.flatten, stage_folder.write
+    times, stops, copies, writes = Times(), [], [], []
+    save, flatten, write = trainer.StageTrainer._save_checkpoint, stage_folder.flatten, stage_folder.write
+    trainer.StageTrainer._save_checkpoint = timed(save, stops)
     stage_folder.flatten, stage_folder.write = timed(flatten, copies), timed(write, writes)
     try:
         kdkit.run(
@@ -63,8 +67,10 @@ def train(folder, checkpoint_every):
             progress=False,
         )
     finally:
+        trainer.StageTrainer._save_checkpoint = save
         stage_folder.flatten, stage_folder.write = flatten, write
-    return times.steps, copies[:-1], [seconds for seconds in writes if seconds > 0.01]
+    # Without the end of the epoch, and without small files.
+    return times.steps, stops[:-1], copies[:-1], [seconds for seconds in writes if seconds > 0.01]
 
 
 def timed(function, seconds):
@@ -84,30 +90,31 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
-    with_checkpoint, while_written, quiet, copies, writes = [], [], [], [], []
+    with_checkpoint, others, quiet, stops, copies, writes = [], [], [], [], [], []
     for number in range(rounds):
         for every in (EVERY, "10min") if number % 2 else ("10min", EVERY):
             with tempfile.TemporaryDirectory() as folder:
-                steps, copied, written = train(Path(folder) / "run", every)
+                steps, stopped, copied, written = train(Path(folder) / "run", every)
             if every != EVERY:
                 quiet += [*steps.values()][2:]
                 continue
-            copies, writes = copies + copied, writes + written
+            stops, copies, writes = stops + stopped, copies + copied, writes + written
             for step, seconds in steps.items():
                 if (step + 1) % EVERY == 0:
                     with_checkpoint.append(seconds)
                 elif step > EVERY:
-                    while_written.append(seconds)
+                    others.append(seconds)
     for name, seconds in (
         ("steps of a run without checkpoints", quiet),
-        ("steps with a checkpoint", with_checkpoint),
-        ("other steps of that run, of which a thread writes beside some", while_written),
-        ("copying the state", copies),
+        ("steps of a run with checkpoints, at one", with_checkpoint),
+        ("other steps of that run", others),
+        ("the loop is stopped by a checkpoint", stops),
+        ("of which the copy of the state", copies),
         ("writing the file", writes),
     ):
         print(f"{name}: median {1e3 * statistics.median(seconds):.0f} ms, longest {1e3 * max(seconds):.0f} ms")
     load = ", ".join(f"{load:.2f}" for load in os.getloadavg())
-    print(f"torch {torch.__version__}, {os.cpu_count()} cores, {platform.machine()}, load {load}")
+    print(f"torch {torch.__version__}, {usable_cores()} usable cores, {platform.machine()}, load {load}")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from kdkit.errors import Terminated
 class Interrupts:
     """Handles signals while a run is in this context, and restores the handlers of the program at its end.
 
-    In a training step a signal is only noted, since a checkpoint can be written when the step has ended. A second
-    signal, or one outside of training, ends the run at once: Ctrl-C by KeyboardInterrupt or what the handler of the
-    program does, and SIGTERM by Terminated. A handler of the program for SIGTERM is kept.
+    In a step of training, or a batch of validation, a signal is only noted, and a checkpoint is written after it. A
+    second signal, or one outside of training, ends the run at once: Ctrl-C by KeyboardInterrupt or what the handler of
+    the program does, and SIGTERM by Terminated. A handler of the program for SIGTERM is kept.
 
     announce: print that a signal is noted, since a step may take long. enabled: False does nothing. In a thread it does
     nothing either, since Python allows handlers in the main thread only.
@@ -64,7 +64,7 @@ class Interrupts:
         elif self._deferred and self.requested is None:
             self.requested = signal.Signals(number)
             if self.announce:  # without Python's buffers, which the signal may have interrupted
-                os.write(2, b"\nstopping after this training step; press Ctrl-C again to stop at once\n")
+                os.write(2, b"\nstopping after this batch; press Ctrl-C again to stop at once\n")
         else:
             self._end(signal.Signals(number), frame)
 

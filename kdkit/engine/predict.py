@@ -46,10 +46,12 @@ class Predictor:
         batch_size: int,
         module: nn.Module | None = None,
         workers: int | None = 0,
+        between_batches: Callable[[], None] | None = None,
     ) -> Predictions:
         """Run `net` (or `module`, e.g. its EMA) in eval mode over `split` and return its predictions.
 
-        workers: processes that fetch batches; 0 fetches them in this process, None chooses.
+        workers: processes that fetch batches; 0 fetches them in this process, None chooses. between_batches: is called
+        before each batch, and may raise an exception.
         Several ranks predict a part of the rows each, and all return the whole.
         Raises DataError if the split is empty, and KdkitError if an output is not a finite number, except for -inf, by
         which a network masks a class.
@@ -65,6 +67,8 @@ class Predictor:
             if check is not None and isinstance(part, _Part):
                 check = replace(check, first_row=int(part.rows[0]))
             for batch in self.device_data.batches(part, batch_size, workers=workers, check=check, keep=is_whole):
+                if between_batches is not None:
+                    between_batches()
                 batch = batch.to(self.device)  # from a user-defined DataLoader; others are there
                 with self.autocast():
                     output = net.through(network, batch)

@@ -158,20 +158,26 @@ class StageTrainer:
                 if self._is_stopped() or self._runs_out_of_patience(epoch):
                     break
                 position = self._begin_epoch(epoch)
-                with step.epoch(), explain_single_sample():
-                    terms = position.terms or self._train_epoch(epoch, step, position)
-                self._saved_position = None  # of an epoch that was stopped after its last batch
                 try:
-                    value = self._validate(state, epoch)
+                    with self.ctx.interrupts.deferred():
+                        with step.epoch(), explain_single_sample():
+                            position.terms = position.terms or self._train_epoch(epoch, step, position)
+                        self._saved_position = None  # of an epoch that was stopped after its last batch
+                        value = self._validate(state, epoch)
+                        terms, position.terms = position.terms, None  # the epoch changes the state, so it must end
+                        self._end_epoch(epoch, terms, value, state, position.seconds)
+                        self._save_checkpoint(state)
                 except (KeyboardInterrupt, Terminated):
-                    position.terms = terms
-                    self._save_checkpoint(state, position)
+                    # All batches are trained, and only the validation is repeated. Ranks may be at different points.
+                    if position.terms is not None and not collectives.is_distributed():
+                        self._save_checkpoint(state, position)
                     raise
-                with self.ctx.interrupts.deferred():
-                    self._end_epoch(epoch, terms, value, state, position.seconds)
-                    self._save_checkpoint(state)
                 self.ctx.interrupts.end_run()
                 self.ctx.callbacks.raise_error()
+            with self.ctx.interrupts.deferred():
+                if self.folder is not None:
+                    self.folder.wait()  # a signal must not end the thread that writes the last checkpoint
+            self.ctx.interrupts.end_run()
         if math.isnan(self.best.value) and self.training.keep == "best":
             warnings.warn(
                 f"stage {self.stage.name!r}: {self._monitored_metric().name!r} was undefined on the validation split "
@@ -207,29 +213,26 @@ class StageTrainer:
         step.stage.module.train()
         self.interval.restart()
         began = time.perf_counter() - position.seconds
-        with self.ctx.interrupts.deferred():  # until an update has ended
-            for index, batch in enumerate(loader, start=position.batches):
-                if index > last:
-                    raise DataError(
-                        f"the training data must have {last + 1} batches per epoch, its length, but has more"
-                    )
-                self.position = epoch, index
-                batch = batch.to(self.ctx.device)  # from a user-defined DataLoader; others are there
-                weight, samples = _rank_share(len(batch), None if sizes is None else sizes[index])
-                part = parts[index] if weight == 1 else parts[index]._replace(rank_weight=weight)
-                values = step(batch, part)  # {term: unweighted value}
-                means.add(values, samples)
-                if means.not_finite is not None and not collectives.is_distributed():
-                    break  # several processes must fail together, at the end of the epoch
-                if report_steps:
-                    event = StepEnded(stage=self.stage.name, epoch=epoch, batch=index, terms=Figures(values))
-                    self.ctx.callbacks.call("step_ended", event)
-                # Between two updates there are gradients, which a checkpoint does not hold.
-                position.batches = index + 1
-                if part.ends_update and (self.interval.is_due() or self.ctx.interrupts.requested):
-                    position.seconds = time.perf_counter() - began
-                    self._save_checkpoint(step.state, position)
-                    self.ctx.interrupts.end_run()
+        for index, batch in enumerate(loader, start=position.batches):
+            if index > last:
+                raise DataError(f"the training data must have {last + 1} batches per epoch, its length, but has more")
+            self.position = epoch, index
+            batch = batch.to(self.ctx.device)  # from a user-defined DataLoader; others are there
+            weight, samples = _rank_share(len(batch), None if sizes is None else sizes[index])
+            part = parts[index] if weight == 1 else parts[index]._replace(rank_weight=weight)
+            values = step(batch, part)  # {term: unweighted value}
+            means.add(values, samples)
+            if means.not_finite is not None and not collectives.is_distributed():
+                break  # several processes must fail together, at the end of the epoch
+            if report_steps:
+                event = StepEnded(stage=self.stage.name, epoch=epoch, batch=index, terms=Figures(values))
+                self.ctx.callbacks.call("step_ended", event)
+            # Between two updates there are gradients, which a checkpoint does not hold.
+            position.batches = index + 1
+            if part.ends_update and (self.interval.is_due() or self.ctx.interrupts.requested):
+                position.seconds = time.perf_counter() - began
+                self._save_checkpoint(step.state, position)
+                self.ctx.interrupts.end_run()
         position.seconds = time.perf_counter() - began
         term_means = means.values(self.ctx.device)
         self._require_finite(term_means, means, epoch, step)
@@ -256,6 +259,7 @@ class StageTrainer:
                     batch_size=self.training.batch_size,
                     module=state.validated_module(net.name),
                     workers=self.training.workers,
+                    between_batches=self.ctx.interrupts.end_run,
                 )
             # Thresholds are fitted on the split that they are evaluated on: only the order of epochs matters here.
             values.append(metric.fit(predictions).compute(predictions).value)

@@ -306,7 +306,11 @@ def test_large_files_take_bounded_time_and_memory(copied, name, place):
     stage = copied / "run" / "1-teacher"
     file = (stage if place == "history.jsonl" else copied / "run") / place
     file.write_bytes(LARGE[name]())
-    reader = StageFolder(stage, writes=False).load_finished if place == "history.jsonl" else lambda: read_metrics(copied / "run")
+    reader = (
+        StageFolder(stage, writes=False).load_finished
+        if place == "history.jsonl"
+        else lambda: read_metrics(copied / "run")
+    )
     before = _peak_memory()
     require_refused_or_read(reader)
     assert _peak_memory() - before < 2**29

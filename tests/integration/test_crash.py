@@ -4,6 +4,8 @@ import errno
 import json
 import random
 import signal
+import threading
+import time
 import warnings
 from functools import partial
 
@@ -142,6 +144,25 @@ def test_a_run_that_a_signal_ends_warns_if_its_checkpoint_cannot_be_written(tmp_
         patch.setattr(stage_folder, "write", write)
         with pytest.warns(UserWarning, match="the checkpoint at the end was not written: the run folder .* cannot be"):
             require_same_bits(tmp_path, make, callbacks=[InterruptAt(1, 2)])
+
+
+def test_an_interrupt_at_the_end_of_a_stage_waits_for_its_last_checkpoint(tmp_path, monkeypatch):
+    make = partial(one, lambda: Augmented(40))
+    original = stage_folder.write
+
+    def write(path, *content):
+        if path.name == "checkpoint-15.safetensors":  # in a thread, while the main thread has nothing left to train
+            time.sleep(0.2)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            time.sleep(0.2)
+        original(path, *content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage_folder, "write", write)
+        with pytest.raises(KeyboardInterrupt):
+            kdkit.run(make, device="cpu", out=tmp_path / "run")
+    assert (tmp_path / "run" / "1-net" / "checkpoint-15.safetensors").exists()
+    assert not list((tmp_path / "run").rglob("*.tmp"))
 
 
 def test_checkpoints_that_a_killed_run_left_in_a_finished_stage_are_deleted(tmp_path, monkeypatch):

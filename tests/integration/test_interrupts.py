@@ -151,7 +151,7 @@ def test_a_second_signal_ends_a_command_in_its_step_and_loses_nothing_older(fold
     actual, err = interrupt(folder, *command, numbers=numbers, continues=continues)
     assert actual == code, err
     assert "Traceback" not in err
-    assert "stopping after this training step" in err
+    assert "stopping after this batch" in err
     assert "to resume from the last checkpoint, add: --out run --resume" in err
     done = run_python([*command, "--resume"], folder)
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -597,10 +598,9 @@ def test_a_loss_with_weights_is_trained_and_checkpointed_but_not_part_of_the_net
     class Peek:
         @hookimpl
         def epoch_ended(self, event: Any) -> None:
-            state = None
-            while event.epoch and state is None:  # a thread writes a checkpoint after the callbacks of each epoch
-                state = last_checkpoint(tmp_path / "run" / "1-student")
-            if state is not None:
+            if event.epoch:  # from the second epoch on: a thread writes a checkpoint after the callbacks
+                while (state := last_checkpoint(tmp_path / "run" / "1-student")) is None:
+                    time.sleep(0.01)
                 states.append(state)
 
     kdkit.run(recipe, device="cpu", out=tmp_path / "run", callbacks=[Peek()])

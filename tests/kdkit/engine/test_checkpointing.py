@@ -118,7 +118,7 @@ def test_a_signal_in_a_training_step_is_noted_and_ends_the_run_after_it(number, 
         with pytest.raises(ending):
             interrupts.end_run()
         interrupts.end_run()  # it has ended
-    assert "stopping after this training step; press Ctrl-C again to stop at once" in capfd.readouterr().err
+    assert "stopping after this batch; press Ctrl-C again to stop at once" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "ending"), ENDINGS)
