@@ -157,8 +157,10 @@ class LogitStandardisation(DivergenceOptions):
         """Return the divergence, minimal (0) if the rows are equal up to scale and offset."""
         require_same_outputs(student, target, self)
         require_two_classes(student, self)
-        soft = SoftTargets(temperature=self.temperature, t_squared=self.t_squared, reduction=self.reduction)
-        return soft(self.standardise(student), self.standardise(target))
+        student_log, target_log = (
+            log_probabilities(self.standardise(side), self.temperature) for side in (student, target)
+        )
+        return self._reduce(kl_sum(target_log, student_log), student)
 
     def standardise(self, logits: Tensor) -> Tensor:
         """Return logits (batch, classes) with mean 0 and standard deviation 1 in every row, over unmasked classes."""

@@ -332,7 +332,8 @@ def test_a_masked_class_adds_nothing_to_the_divergence_from_the_teacher():
 
 
 MASKED_ON_BOTH_SIDES = [*MASKED, GeneralisedJSD(beta=0.2), GeneralisedJSD(beta=1.0), ReverseKL(), PSKD()]
-MASKED_ON_BOTH_SIDES += [LogitStandardisation(masked=True)]
+STANDARDISED = [LogitStandardisation(), LogitStandardisation(masked=True)]
+MASKED_ON_BOTH_SIDES += STANDARDISED[1:]
 
 
 @pytest.mark.parametrize("loss", MASKED_ON_BOTH_SIDES, ids=repr)
@@ -372,6 +373,20 @@ def test_standardisation_that_expects_masks_gives_the_same_without_a_mask():
             torch.autograd.grad((value * weights).sum(), row)[0] for value, row in zip(values, rows, strict=True)
         ]
         torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("loss", [SoftTargets(), GeneralisedJSD(beta=1.0), *STANDARDISED], ids=repr)
+def test_a_compiled_loss_has_the_value_and_the_gradient_of_the_plain_one(loss):
+    student, target, *_ = masked_logits()
+    student[:, 2] = -math.inf
+    if loss == LogitStandardisation():
+        student, target = logits()
+    student.requires_grad_()
+    torch.compiler.reset()
+    values = loss(student, target), torch.compile(loss, backend="aot_eager", fullgraph=True)(student, target)
+    gradients = [torch.autograd.grad(value, student)[0] for value in values]
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("make", [SoftTargets, ReverseKL, DKD, NKD, LogitStandardisation])
