@@ -448,6 +448,15 @@ def test_constant_outputs_get_no_gradient_from_dist(dtype):
     assert not student.grad.any()
 
 
+@pytest.mark.parametrize("dim", [0, 1])
+def test_dist_does_not_hide_a_student_that_is_not_a_number_behind_a_constant_teacher(dim):
+    student, target = logits()
+    student[1] = math.nan
+    target.select(1 - dim, 1).fill_(0.7)
+    target = target if dim else torch.full_like(target, 0.7)
+    assert DIST()(student, target).isnan()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_tiny_probabilities_correlate_as_others_do(dtype):
     student, target = logits()
