@@ -4,12 +4,12 @@
     python benchmarks/losses_on_digits.py --seeds 2 --losses crd hint --epochs 10
 
 Networks and taps are those of `examples/all_losses.py`. The teacher is trained on 1,000 digits, the student on the
-first 200 of these, so that the teacher knows more. The weight of each loss is tuned, since those of papers are for other
-data: at the balanced weight, the gradient of the loss at the student is as long as that of the labels in the first
-epoch. Of this weight, a fifth of it and five times it, the one with the best accuracy on the 197 digits of the
+first 200 of these, so that the teacher knows more. The weight of each loss is tuned, since those of papers are for
+other data: at the balanced weight, the gradient of the loss at the student is as long as that of the labels in the
+first epoch. Of this weight, a fifth of it and five times it, the one with the best accuracy on the 197 digits of the
 validation split is taken, a mean over seeds that the report does not use. For each seed of the report, all students
-share the teacher, the initial weights (except simkd, which has another network) and the order of samples. The weights of
-the last epoch are tested on 600 digits, once. Differences are paired by seed; intervals are Student's t.
+share the teacher, the initial weights (except simkd, which has another network) and the order of samples. The weights
+of the last epoch are tested on 600 digits, once. Differences are paired by seed; intervals are Student's t.
 """
 
 import argparse
