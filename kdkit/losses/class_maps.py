@@ -30,9 +30,8 @@ class SDD:
     times if the teacher is right about the region and wrong about the whole map, or the other way round.
 
     loss: one of outputs that is a mean over samples, without weights; it may take labels. SoftTargets() and NKD()
-    give SD-KD and SD-NKD. The authors' DKD code sets the loss to 0 if it is infinite, as its logarithms of a
-    softmax are for confident students; its NKD code normalises over the samples instead of the classes. Neither is
-    repeated here.
+    give SD-KD and SD-NKD. The authors' code sets the loss to 0 if it is infinite, as its logarithms of a softmax are
+    for confident students; here it stays finite.
 
     Formula: mean w loss(s_r, t_r), with r the regions of all scales, s_r the mean of s over r, and w = disagreement if
         exactly one of argmax t_r and argmax t is y, else 1

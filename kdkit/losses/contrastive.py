@@ -19,7 +19,7 @@ from kdkit.losses.validation import (
     validate_share,
     validate_temperature,
 )
-from kdkit.utils.collectives import all_gather, all_reduce_mean
+from kdkit.utils.collectives import all_gather, all_reduce_mean, is_distributed
 from kdkit.utils.memory import require
 
 # The samples that negatives are drawn from.
@@ -47,6 +47,8 @@ class CRD(nn.Module):
     Shapes: features (N, C), (N, C, L), (N, C, H, W)
     Source: Tian et al. 2020, "Contrastive Representation Distillation", arXiv:1910.10699
     """
+
+    accepts_no_rows = True  # each rank takes part in updating the memories
 
     memories: Tensor
     log_normalisers: Tensor
@@ -179,20 +181,33 @@ class CRD(nn.Module):
             # less than gathering (batch, 1 + negatives, width).
             scores = (vectors @ memory.clone().to(vectors.dtype).T).gather(1, rows) / self.temperature
         with torch.no_grad():
-            # Z = mean of exp(score) times the number of samples, estimated on the first batch only
-            estimate = scores.logsumexp((0, 1)) - math.log(scores.numel()) + math.log(len(memory))
-            stored = self.log_normalisers[net]
-            normaliser = torch.where(stored.isinf(), estimate.to(stored.dtype), stored)
-            if self.training:
-                normaliser = all_reduce_mean(normaliser)
-                self.log_normalisers[net] = normaliser
+            normaliser = self._log_normaliser(net, scores)
         log_e = scores - normaliser.to(scores.dtype)
         # The paper's critic is h = e / (e + c) with c = negatives / samples; all terms are computed as logarithms.
         c = (rows.shape[1] - 1) / len(memory)
         log_denominator = torch.logaddexp(log_e, log_e.new_full((), math.log(c + _EPS)))
         positives = (log_e[:, 0] - log_denominator[:, 0]).sum()  # log h
         negatives = (math.log(c) - log_denominator[:, 1:]).sum()  # log (1 - h)
-        return -(positives + negatives) / len(rows)
+        return -(positives + negatives) / max(1, len(rows))
+
+    def _log_normaliser(self, net: int, scores: Tensor) -> Tensor:
+        """Return the logarithm of Z; in training mode, store it. scores: (batch, 1 + negatives)."""
+        stored = self.log_normalisers[net]
+        has_rows = len(scores) > 0  # a rank without rows has no estimate
+        normaliser = stored
+        if has_rows:
+            # Z = mean of exp(score) times the number of samples, estimated on the first batch only
+            count = self.memories.shape[1]
+            estimate = scores.logsumexp((0, 1)) - math.log(scores.numel()) + math.log(count)
+            normaliser = torch.where(stored.isinf(), estimate.to(stored.dtype), stored)
+        if self.training:
+            if is_distributed():
+                # the mean over the ranks that have rows
+                term = torch.stack([normaliser if has_rows else stored.new_zeros(()), stored.new_full((), has_rows)])
+                total, share = all_reduce_mean(term)
+                normaliser = torch.where(share > 0, total / share, stored)
+            self.log_normalisers[net] = normaliser
+        return normaliser
 
     def _update_memories(self, vectors: Tensor, rows: Tensor) -> None:
         """Mix vectors (2, batch, width) into their rows of both memories; every rank mixes in those of all ranks."""

@@ -113,10 +113,11 @@ def correlation(
     """
     sides = [_centred(side, dim, spread, least) for side in (student, target)]
     (student, student_norm, student_is_constant), (target, target_norm, target_is_constant) = sides
-    is_constant = student_is_constant | target_is_constant
-    norms = (student_norm * target_norm).masked_fill(is_constant, 1)  # which keeps the gradient finite
-    values = (student * target).sum(dim) / (norms + (_MAX_EPS_SHARE * norms.detach()).clamp(max=eps))
-    return values.masked_fill(is_constant, 0)
+    norms = student_norm * target_norm
+    share = (_MAX_EPS_SHARE * norms.detach()).clamp_(max=eps)
+    # A quotient by infinity is 0, and so is its gradient, also that of the norms: the assignment need not be recorded.
+    norms.detach().masked_fill_(student_is_constant.logical_or_(target_is_constant), math.inf)
+    return (student * target).sum(dim) / (norms + share)
 
 
 def _centred(side: Tensor, dim: int, spread: float, least: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,6 +126,6 @@ def _centred(side: Tensor, dim: int, spread: float, least: float) -> tuple[Tenso
     centred = side - mean
     norm = torch.linalg.vector_norm(centred, dim=dim)
     # rounding gives equal probabilities a norm above 0, whose correlation would be noise with a gradient of 1 / norm
-    rounding = (spread * math.sqrt(side.shape[dim])) * mean.detach().abs().squeeze(dim)
+    rounding = mean.detach().squeeze(dim).abs().mul_(spread * math.sqrt(side.shape[dim])).clamp_(min=least)
     # a comparison with NaN is False, so that NaN stays visible
-    return centred, norm, norm.detach() <= rounding.clamp(min=least)
+    return centred, norm, norm <= rounding

@@ -1,5 +1,6 @@
 """Losses that treat the correct class and the other classes separately (DKD, NKD and a multi-label form of DKD)."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -53,10 +54,12 @@ class DKD:
         labels = require_class_labels(labels, student, self)
         require_two_classes(student, self)
         student, target = upcast_half(student), upcast_half(target)
-        student_binary, student_rest = decouple(student / self.temperature, labels)
-        target_binary, target_rest = decouple(target / self.temperature, labels)
+        columns = other_columns(labels, student.shape[1])
+        student_binary, student_rest, student_is_alone = decouple(student / self.temperature, labels, columns)
+        target_binary, target_rest, target_is_alone = decouple(target / self.temperature, labels, columns)
         # eq. 7: TCKD over (correct, incorrect) and NCKD over the incorrect classes
-        tckd, nckd = divergence(student_binary, target_binary), divergence(student_rest, target_rest)
+        tckd = divergence(student_binary, target_binary)
+        nckd = divergence(student_rest, target_rest, left_out=student_is_alone | target_is_alone)
         loss = self.alpha * tckd + self.beta * nckd
         return loss * self.temperature**2 if self.t_squared else loss
 
@@ -95,12 +98,14 @@ class NKD:
         student, target = upcast_half(student), upcast_half(target)
         # log probabilities of the correct class, (batch, 1)
         student_log, target_log = (F.log_softmax(side, 1).gather(1, labels[:, None]) for side in (student, target))
-        _, student_rest = decouple(student / self.temperature, labels)
-        _, target_rest = decouple(target / self.temperature, labels)
+        columns = other_columns(labels, student.shape[1])
+        student_rest, student_is_alone = select_others(student / self.temperature, columns)
+        target_rest, target_is_alone = select_others(target / self.temperature, columns)
         # the other classes are normalised to sum to 1, so that both distributions can become equal
-        rest = cross_terms(target_rest.softmax(1), F.log_softmax(student_rest, 1)).sum(1).mean()
+        probability = target_rest.softmax(1) * ~(student_is_alone | target_is_alone)
+        rest = cross_terms(probability, F.log_softmax(student_rest, 1)).sum(1).mean()
         weight = self.gamma * (self.temperature**2 if self.t_squared else 1)
-        return -(target_log.exp() * student_log).mean() - weight * rest
+        return -cross_terms(target_log.exp(), student_log).mean() - weight * rest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,19 +148,48 @@ class PerLabelDKD:
         return loss * self.temperature**2 if self.t_squared else loss
 
 
-def decouple(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits of (correct, incorrect), (batch, 2), and of the other classes, (batch, classes - 1)."""
-    columns = torch.arange(logits.shape[1] - 1, device=logits.device).expand(len(logits), -1)
+def other_columns(labels: Tensor, classes: int) -> Tensor:
+    """Return the indices of the classes other than the label, (batch, classes - 1)."""
+    columns = torch.arange(classes - 1, device=labels.device).expand(len(labels), -1)
     # the columns from the label on move up by one, which skips the label
-    rest = logits.gather(1, columns + (columns >= labels[:, None]).long())
+    return columns + (columns >= labels[:, None]).long()
+
+
+def select_others(logits: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits of other classes, (batch, classes - 1), and whether all of them are -inf, (batch, 1).
+
+    If so, the first of them is 0 instead, since a softmax of -inf alone is NaN.
+    """
+    rest = logits.gather(1, columns)
+    # Assignments that the gradient does not record: it is finite, and only reaches masked logits.
+    values = rest.detach()
+    is_alone = values.amax(1, keepdim=True) == -math.inf
+    values[:, :1].masked_fill_(is_alone, 0)
+    return rest, is_alone
+
+
+def decouple(logits: Tensor, labels: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the logits of (correct, incorrect), (batch, 2), and the results of `select_others`.
+
+    columns: those of `other_columns`.
+    """
+    rest, is_alone = select_others(logits, columns)
     # the logit of "incorrect" is a logsumexp, so that log(1 - p) is never computed
-    binary = torch.stack([logits.gather(1, labels[:, None])[:, 0], rest.logsumexp(1)], dim=1)
-    return binary, rest
+    binary = torch.cat([logits.gather(1, labels[:, None]), rest.logsumexp(1, keepdim=True)], 1)
+    binary.detach()[:, 1:].masked_fill_(is_alone, -math.inf)
+    return binary, rest, is_alone
 
 
-def divergence(student: Tensor, target: Tensor) -> Tensor:
-    """Return KL(target ‖ student) of logits (batch, options), mean over the batch."""
-    return kl_sum(F.log_softmax(target, 1), F.log_softmax(student, 1)) / len(student)
+def divergence(student: Tensor, target: Tensor, *, left_out: Tensor | None = None) -> Tensor:
+    """Return KL(target ‖ student) of logits (batch, options), mean over the batch.
+
+    left_out: which samples add 0, (batch, 1), by default none.
+    """
+    target_log = F.log_softmax(target, 1)
+    if left_out is not None:
+        # log 0 = -inf makes all probabilities of a sample 0, and log 1 = 0 changes nothing
+        target_log = target_log + (~left_out).to(target_log.dtype).log()
+    return kl_sum(target_log, F.log_softmax(student, 1)) / len(student)
 
 
 def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:

@@ -9,44 +9,17 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 
 from kdkit.errors import RecipeError
 from kdkit.losses.features import upcast_half
-from kdkit.losses.logits import clamp_masked, kl_sum, kl_terms, log_probabilities, mixture_log, reduce_sum
+from kdkit.losses.logits import DivergenceOptions, clamp_masked, kl_sum, kl_terms, mixture_log
 from kdkit.losses.validation import (
     Reduction,
     is_number,
     require_same_outputs,
-    validate_reduction,
     validate_share,
-    validate_switches,
-    validate_temperature,
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _DivergenceOptions:
-    """The options that all divergences share."""
-
-    temperature: float = 1.0
-    t_squared: bool = False
-    reduction: Reduction = "batchmean"
-
-    per_position = True
-
-    def __post_init__(self) -> None:
-        validate_temperature(self.temperature)
-        validate_reduction(self.reduction)
-        validate_switches(t_squared=self.t_squared)
-
-    def _log_probabilities(self, student: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the softened log probabilities of both sides. Raises RecipeError if the shapes differ."""
-        require_same_outputs(student, target, self, dense=True)
-        return log_probabilities(student, self.temperature), log_probabilities(target, self.temperature)
-
-    def _reduce(self, total: Tensor, student: Tensor) -> Tensor:
-        return reduce_sum(total, student, self.reduction) * (self.temperature**2 if self.t_squared else 1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AlphaBetaDivergence(_DivergenceOptions):
+class AlphaBetaDivergence(DivergenceOptions):
     """Divergence of two exponents, alpha on the teacher's and beta on the student's probabilities (ABKD).
 
     Dimensionless; reduction and t_squared as in ReverseKL. (1, 0) is the forward KL divergence, (0, 1) the reverse one,
@@ -80,7 +53,7 @@ class AlphaBetaDivergence(_DivergenceOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PerLabelAlphaBetaDivergence(_DivergenceOptions):
+class PerLabelAlphaBetaDivergence(DivergenceOptions):
     """Alpha-beta divergence between the Bernoulli distributions of every label, the form for multi-label outputs.
 
     Dimensionless, mean over batch and classes by default; options as in AlphaBetaDivergence. (1, 0) is
@@ -110,7 +83,7 @@ class PerLabelAlphaBetaDivergence(_DivergenceOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SkewKL(_DivergenceOptions):
+class SkewKL(DivergenceOptions):
     """Kullback-Leibler divergence from a mixture of both sides to the teacher (DistiLLM).
 
     In nats; reduction and t_squared as in ReverseKL. skew is the teacher's share in the mixture, in [0, 1); 0 is the
@@ -137,7 +110,7 @@ class SkewKL(_DivergenceOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SkewReverseKL(_DivergenceOptions):
+class SkewReverseKL(DivergenceOptions):
     """Kullback-Leibler divergence from a mixture of both sides to the student (DistiLLM).
 
     In nats; options as in SkewKL. skew is the student's share in the mixture; 0 is ReverseKL. Unlike ReverseKL it is
@@ -162,7 +135,7 @@ class SkewReverseKL(_DivergenceOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdaptiveKL(_DivergenceOptions):
+class AdaptiveKL(DivergenceOptions):
     """Forward and reverse KL divergence, weighted for each sample by how much its likely and unlikely classes differ.
 
     In nats; reduction and t_squared as in ReverseKL. The head of the teacher is its most probable classes, as many as
@@ -205,7 +178,7 @@ class AdaptiveKL(_DivergenceOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TotalVariation(_DivergenceOptions):
+class TotalVariation(DivergenceOptions):
     """Total variation distance, half the absolute difference of probabilities.
 
     Dimensionless, in [0, 1] for each sample; reduction and t_squared as in ReverseKL. It is symmetric, and its gradient

@@ -28,6 +28,8 @@ class RowIndex(nn.Module):
     def forward(self, ids: Tensor, *, remember: bool) -> Tensor:
         """Return the rows of these ids, (batch,). New ids get a new row, which is stored only if `remember`."""
         ids = ids.to(self.ids.device)
+        if not len(ids):  # argmax needs at least one number
+            return ids
         # (batch, count); a search in a sorted table would have to wait for the device
         matches = self.ids == ids[:, None]
         present, rows = matches.any(1), matches.int().argmax(1)

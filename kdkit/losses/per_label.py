@@ -6,17 +6,12 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.losses.features import upcast_half
-from kdkit.losses.validation import (
-    Reduction,
-    require_same_outputs,
-    validate_reduction,
-    validate_switches,
-    validate_temperature,
-)
+from kdkit.losses.logits import DivergenceOptions
+from kdkit.losses.validation import Reduction, require_same_outputs, validate_switches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PerLabelSoftTargets:
+class PerLabelSoftTargets(DivergenceOptions):
     """Kullback-Leibler divergence between the two Bernoulli distributions of every label, softened by a temperature.
 
     The multi-label form of soft targets: a sigmoid per class keeps the teacher's absolute confidence, which a softmax
@@ -30,17 +25,13 @@ class PerLabelSoftTargets:
     Source: ours, after Hinton et al. 2015, arXiv:1503.02531
     """
 
-    temperature: float = 1.0
     t_squared: bool = True
     reduction: Reduction = "mean"
     entropy: bool = False
 
-    per_position = True
-
     def __post_init__(self) -> None:
-        validate_temperature(self.temperature)
-        validate_reduction(self.reduction)
-        validate_switches(t_squared=self.t_squared, entropy=self.entropy)
+        super(PerLabelSoftTargets, self).__post_init__()
+        validate_switches(entropy=self.entropy)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the divergence, minimal (0, unless entropy=True) if both give the same probabilities."""
@@ -52,5 +43,4 @@ class PerLabelSoftTargets:
         if not self.entropy:
             # KL = cross-entropy - entropy of the teacher
             loss = loss - F.binary_cross_entropy_with_logits(softened, probability, reduction="sum")
-        loss = loss / (student.numel() if self.reduction == "mean" else len(student))
-        return loss * self.temperature**2 if self.t_squared else loss
+        return self._reduce(loss, student)

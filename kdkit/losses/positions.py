@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError, describe
-from kdkit.losses.base import BuildableLoss, BuildContext, Loss, allows_any_classes, extra_kwargs_of
+from kdkit.losses.base import BuildableLoss, BuildContext, Loss, accepts_no_rows, allows_any_classes, extra_kwargs_of
 from kdkit.losses.features import Shapes, TensorOrTuple, as_tuple
 
 
@@ -144,7 +144,7 @@ class Masked(nn.Module):
                     f"{tuple(side.shape)}, (batch, channels, *positions)"
                 )
         selected = (mask > 0).flatten().nonzero().squeeze(1)
-        if not len(selected):
+        if not len(selected) and not accepts_no_rows(self.loss):
             return as_tuple(student)[0].sum() * 0.0  # keeps the graph
 
         def rows(side: TensorOrTuple) -> TensorOrTuple:

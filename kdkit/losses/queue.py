@@ -33,6 +33,8 @@ class QueueKL(nn.Module):
     Source: public code: lightly-train, DistillationV3Loss
     """
 
+    accepts_no_rows = True  # each rank takes part in updating the queue
+
     queue: Tensor
     stored: Tensor
 
@@ -80,12 +82,12 @@ class QueueKL(nn.Module):
             # A finite number instead of -inf, since 0 * (-inf + inf) is NaN in the divergence.
             least = torch.finfo(queue.dtype).min / 2
             student_log, target_log = (side.where(in_use, least).log_softmax(1) for side in similarities)
-            loss = kl_sum(target_log, student_log) / len(student)
+            loss = kl_sum(target_log, student_log) / max(1, len(student))
         if self.local and self.positions:
             positions = tuple(target.shape[2:])
             local = fit_positions(self.local_map(student), positions)
             student_log, target_log = self._self_similarities(local), self._self_similarities(target)
-            loss = loss + self.local * kl_sum(target_log, student_log) / student_log[..., 0].numel()
+            loss = loss + self.local * kl_sum(target_log, student_log) / max(1, student_log[..., 0].numel())
         return loss
 
     def _entries(self, vectors: Tensor) -> tuple[Tensor, Tensor]:

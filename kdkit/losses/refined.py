@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.errors import RecipeError
-from kdkit.losses.decoupled import decouple, divergence
+from kdkit.losses.decoupled import decouple, divergence, other_columns
 from kdkit.losses.features import upcast_half
 from kdkit.losses.logits import kl_terms
 from kdkit.losses.validation import (
@@ -118,17 +118,19 @@ class RLD:
         require_two_classes(student, self)
         student, target = upcast_half(student), upcast_half(target)
         # sample confidence: (correct, others) of the student, (top, others) of the teacher
-        student_binary, _ = decouple(student / self.confidence_temperature, labels)
-        target_binary, _ = decouple(target / self.confidence_temperature, target.argmax(1))
+        student_binary, target_binary = (
+            decouple(side / self.confidence_temperature, classes, other_columns(classes, side.shape[1]))[0]
+            for side, classes in ((student, labels), (target, target.argmax(1)))
+        )
         confidence = self.alpha * divergence(student_binary, target_binary)
         # masked correlation: without the correct class and those that the teacher ranks above it
         masked = target >= target.gather(1, labels[:, None])
-        # If the teacher gives all classes below the correct one a logit of -inf, there are no probabilities to compare.
-        masked = masked | (target.masked_fill(masked, -math.inf).amax(1, keepdim=True) == -math.inf)
-        # Not -inf: if all classes are masked, both sides are uniform, with a divergence and a gradient of 0.
+        # Not -inf, of which a softmax over masked classes alone would be NaN. A sample adds 0 if no class is below the
+        # correct one, or if a side gives these classes a logit of -inf.
         least = torch.finfo(student.dtype).min
         student_rest, target_rest = ((side / self.temperature).masked_fill(masked, least) for side in (student, target))
-        correlation = self.beta * divergence(student_rest, target_rest)
+        left_out = torch.minimum(student_rest.amax(1, keepdim=True), target_rest.amax(1, keepdim=True)) <= least
+        correlation = self.beta * divergence(student_rest, target_rest, left_out=left_out)
         if not self.t_squared:
             return confidence + correlation
         return confidence * self.confidence_temperature**2 + correlation * self.temperature**2

@@ -1,5 +1,7 @@
 """State that the processes of a run share: pasts, memory banks of losses, and the gradients of projectors."""
 
+import math
+
 import pytest
 import torch
 
@@ -84,6 +86,121 @@ def test_the_memory_banks_of_crd_are_the_same_in_two_processes_as_in_one(tmp_pat
         assert whole["memories"].abs().sum() > 0
         for key, value in whole.items():
             torch.testing.assert_close(shared[key], value)
+
+
+# Batches of which only process 0 has rows, only process 1, none, and both. For Masked, the mask selects the rows.
+UNEVEN = """
+import sys
+
+import torch
+from torch import distributed, nn
+
+from kdkit import BuildContext
+from kdkit.losses import CRD, Masked, QueueKL
+
+number, folder = int(sys.argv[1]), sys.argv[2]
+context = BuildContext(classes=("a", "b"), task="multiclass", samples=8, ids=True)
+features = torch.randn(4, 2, 4, 3, generator=torch.Generator().manual_seed(0))
+BATCHES = ((slice(3), slice(0)), (slice(0), slice(3)), (slice(0), slice(0)), (slice(2), slice(2, 4)))
+
+
+def learn(loss, processes):
+    torch.manual_seed(0)
+    loss.build((torch.Size((4, 3)),), (torch.Size((4, 3)),), context, None)
+    values = []
+    for step, ((student, target), halves) in enumerate(zip(features, BATCHES, strict=True)):
+        rows = torch.cat([torch.arange(4)[halves[process]] for process in processes])
+        student.requires_grad_()
+        if isinstance(loss, CRD):
+            values.append(loss(student[rows], target[rows], ids=rows + step, labels=rows % 2))
+        else:
+            values.append(loss(student, target, inputs={"attention_mask": torch.zeros(4).index_fill(0, rows, 1.0)}))
+        values[-1].backward()
+    state = {key: value.clone() for key, value in loss.state_dict().items()}
+    return state, torch.stack(values).detach(), [parameter.grad for parameter in loss.parameters()]
+
+
+make = {"crd": lambda: CRD(width=2, negatives=3), "masked": lambda: Masked(QueueKL(size=6))}
+whole = {name: learn(loss(), (0, 1)) for name, loss in make.items()}
+distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
+torch.save((whole, {name: learn(loss(), (number,)) for name, loss in make.items()}), f"{folder}/{number}.pt")
+distributed.destroy_process_group()
+"""
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uneven")
+    in_two_processes(UNEVEN, folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["crd", "masked"])
+def test_processes_without_rows_take_part_in_what_the_others_remember(uneven, name):
+    for number in range(2):
+        whole, shared = (results[name] for results in torch.load(uneven / f"{number}.pt"))
+        for key, expected in whole[0].items():
+            if key != "log_normalisers":  # in the last batch, each process has another half
+                torch.testing.assert_close(shared[0][key], expected, msg=key)
+        # the process without rows has the value 0, and a gradient of each weight
+        assert (shared[1] == 0).tolist() == [number == 1, number == 0, True, False]
+        assert torch.equal(shared[1][number], whole[1][number])
+        assert all(gradient.isfinite().all() for gradient in shared[2])
+
+
+# A run of which each batch has one labelled sample or none, so that a process has none in most steps.
+FEW_LABELS = """
+import sys
+
+import torch
+from torch import distributed, nn
+from torch.utils.data import TensorDataset
+
+import kdkit
+from kdkit import Match, Net, Stage, Tap, TorchData, Training, Truth
+from kdkit.losses import CRD
+
+number, folder = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+
+
+class Small(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.body, self.head = nn.Linear(6, width), nn.Linear(width, 3)
+
+    def forward(self, inputs):
+        return self.head(self.body(inputs).relu())
+
+
+def samples(count, labelled):
+    inputs = torch.randn(count, 6, generator=torch.Generator().manual_seed(count))
+    labels = torch.arange(count) % 3
+    labels[torch.arange(count) % labelled != 0] = -100
+    return TensorDataset(inputs, labels)
+
+
+def recipe():
+    teacher, student = Net("teacher", Small(5), trained=True), Net("student", Small(4))
+    taps = {"student": Tap(student.module.body), "target": Tap(teacher.module.body)}
+    objective = Truth(nn.CrossEntropyLoss()) + Match(teacher, CRD(width=2, negatives=4), **taps)
+    data = TorchData(samples(32, 5), samples(9, 1), classes=("a", "b", "c"), ignore_index=-100)
+    return kdkit.Recipe(data=data, schedule=[Stage({student: objective}, Training(epochs=2, batch_size=4))])
+
+
+distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
+result = kdkit.run(recipe, device="cpu")
+torch.save((result.history["student"], result.student.module.state_dict()), f"{folder}/{number}.pt")
+distributed.destroy_process_group()
+"""
+
+
+def test_a_run_with_crd_ends_if_a_process_has_no_labelled_sample_in_a_batch(tmp_path):
+    in_two_processes(FEW_LABELS, tmp_path)
+    (history, first), (_, second) = (torch.load(tmp_path / f"{number}.pt") for number in range(2))
+    assert all(math.isfinite(value) for epoch in history for value in epoch["terms"].values())
+    for key, value in first.items():
+        assert torch.equal(second[key], value), key
 
 
 # The queue of QueueKL after two batches, of which each process has a half, or the whole of one process.

@@ -1,5 +1,6 @@
 """Layers for (batch, channels, *positions) with any number of dimensions, also without positions."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
@@ -25,7 +26,8 @@ class Pointwise(nn.Linear):
 class BatchNorm(nn.BatchNorm1d):
     """Batch normalisation of every channel over batch and positions, in any number of dimensions.
 
-    If there is only a single value per channel, it is normalised by the running statistics, as in eval mode.
+    If there is only a single value per channel, it is normalised by the running statistics, as in eval mode. In fp16,
+    channels of equal numbers get no gradient, which is the error times 1 / √eps and may exceed the range.
     """
 
     def forward(self, features: Tensor) -> Tensor:
@@ -35,7 +37,13 @@ class BatchNorm(nn.BatchNorm1d):
                 features, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
             )
         # BatchNorm1d takes (batch, channels) or (batch, channels, length), so maps are flattened
-        return super().forward(features.flatten(2) if features.ndim > 3 else features).reshape(features.shape)
+        flat = features.flatten(2) if features.ndim > 3 else features
+        if flat.dtype == torch.float16 and self.training:
+            dims = [dimension for dimension in range(flat.ndim) if dimension != 1]
+            values = flat.detach()
+            is_constant = values.amax(dims, keepdim=True) == values.amin(dims, keepdim=True)
+            flat = torch.where(is_constant, values, flat)
+        return super().forward(flat).reshape(features.shape)
 
 
 def convolution(

@@ -97,7 +97,7 @@ def test_none_one_or_two_positives_give_zero_with_a_finite_gradient(labels):
 
 
 def test_equal_and_zero_embeddings_have_a_finite_value_and_gradient():
-    # All embeddings of the student are equal, so that all of its distances are 0. The authors' mean would be NaN.
+    # All embeddings of the student are equal, so that all of its distances are 0, and so is their mean.
     student = torch.ones(5, 3, 4).requires_grad_()
     target = torch.zeros(5, 3, 4)
     value = on_embeddings(student, target)(student, target, labels=LABELS)

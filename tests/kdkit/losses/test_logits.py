@@ -332,7 +332,8 @@ def test_a_masked_class_adds_nothing_to_the_divergence_from_the_teacher():
 
 
 MASKED_ON_BOTH_SIDES = [*MASKED, GeneralisedJSD(beta=0.2), GeneralisedJSD(beta=1.0), ReverseKL(), PSKD()]
-MASKED_ON_BOTH_SIDES += [LogitStandardisation(masked=True)]
+STANDARDISED = [LogitStandardisation(), LogitStandardisation(masked=True)]
+MASKED_ON_BOTH_SIDES += STANDARDISED[1:]
 
 
 @pytest.mark.parametrize("loss", MASKED_ON_BOTH_SIDES, ids=repr)
@@ -372,6 +373,20 @@ def test_standardisation_that_expects_masks_gives_the_same_without_a_mask():
             torch.autograd.grad((value * weights).sum(), row)[0] for value, row in zip(values, rows, strict=True)
         ]
         torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("loss", [SoftTargets(), GeneralisedJSD(beta=1.0), *STANDARDISED], ids=repr)
+def test_a_compiled_loss_has_the_value_and_the_gradient_of_the_plain_one(loss):
+    student, target, *_ = masked_logits()
+    student[:, 2] = -math.inf
+    if loss == LogitStandardisation():
+        student, target = logits()
+    student.requires_grad_()
+    torch.compiler.reset()
+    values = loss(student, target), torch.compile(loss, backend="aot_eager", fullgraph=True)(student, target)
+    gradients = [torch.autograd.grad(value, student)[0] for value in values]
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("make", [SoftTargets, ReverseKL, DKD, NKD, LogitStandardisation])
@@ -431,6 +446,15 @@ def test_constant_outputs_get_no_gradient_from_dist(dtype):
     value.backward()
     assert value.item() == pytest.approx(2)
     assert not student.grad.any()
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_dist_does_not_hide_a_student_that_is_not_a_number_behind_a_constant_teacher(dim):
+    student, target = logits()
+    student[1] = math.nan
+    target.select(1 - dim, 1).fill_(0.7)
+    target = target if dim else torch.full_like(target, 0.7)
+    assert DIST()(student, target).isnan()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -344,6 +344,17 @@ CHANGES = {
     "rounded to zero in fp16": lambda side: 1e-8 * side,
     "tiny": lambda side: 1e-30 * side,
     "large": lambda side: (1e4 if side.ndim == 2 else 1e3) * side.sign(),  # logits, or features
+    "one number of 6e4": lambda side: torch.cat([side.new_tensor([6e4]), side.flatten()[1:]]).reshape(side.shape),
+    "constants of 1e4": lambda side: torch.full_like(side, 1e4),
+    "constants of -1e4": lambda side: torch.full_like(side, -1e4),
+    "constant channels of 1e4 and -1e4": lambda side: (
+        1e4 * side.sign()[:, :, *[slice(1)] * (side.ndim - 2)].expand_as(side)
+    ),
+}
+# Near the end of the range of fp16, at 65504, which the sums of a projector in fp16 exceed.
+LARGEST = {
+    "constants of 6e4": lambda side: torch.full_like(side, 6e4),
+    "constants of -6e4": lambda side: torch.full_like(side, -6e4),
 }
 PRECISIONS = [torch.float16, torch.bfloat16, torch.float32]
 
@@ -358,13 +369,16 @@ def test_degenerate_numbers_give_a_finite_gradient_in_the_precision_of_the_stude
     generator = torch.Generator().manual_seed(0)
     shape = (4, 5) if name in ON_OUTPUTS else (4, 5, 6)
     sides = [torch.randn(shape, generator=generator) for _ in range(2)]
-    if has_weights(build_loss(name, sides[:1], sides[1:])) and precision != torch.float32:
-        return  # its float32 weights take half precision under autocast only, which check_loss tests
-    for (change, changed_side), changed in itertools.product(CHANGES.items(), ([0], [1], [0, 1])):
+    # The float32 weights of a projector take half precision under autocast only.
+    uses_autocast = has_weights(build_loss(name, sides[:1], sides[1:]))
+    changes = CHANGES if uses_autocast else CHANGES | LARGEST
+    for (change, changed_side), changed in itertools.product(changes.items(), ([0], [1], [0, 1])):
         student, target = (
             (changed_side(side) if index in changed else side).clone().to(precision) for index, side in enumerate(sides)
         )
-        result = value(name, student.requires_grad_(), target)
+        student.requires_grad_()
+        with torch.autocast("cpu", precision, enabled=uses_autocast and precision != torch.float32):
+            result = value(name, student, target)
         result.backward()
         assert result.isfinite(), (change, changed)
         assert student.grad.isfinite().all(), (change, changed)

@@ -9,7 +9,7 @@ from torch.func import vmap
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit import RecipeError
-from kdkit.losses import DKD, MLLD, RLD, TTM, WTTM, PerLabelMLLD, PerLabelRLD, PerLabelSoftTargets, SoftTargets
+from kdkit.losses import DKD, MLLD, NKD, RLD, TTM, WTTM, PerLabelMLLD, PerLabelRLD, PerLabelSoftTargets, SoftTargets
 from kdkit.losses.multi_level import gram_distances
 
 LABELS = torch.tensor([0, 3, 1, 4])
@@ -265,6 +265,71 @@ def test_rows_of_any_scale_give_finite_values_and_gradients(make, dtype, scale):
         value.backward()
         assert value.isfinite()
         assert leaf.grad.isfinite().all()
+
+
+# The value of a sample whose teacher gives all classes but the label a probability of 0, from the student's logits
+# (1, classes), and whether the loss is infinite if the student alone does: KL((p, 1 - p) ‖ (1, 0)) is, with p < 1.
+ALONE = [
+    (DKD(), lambda student, label: -16 * F.log_softmax(student / 4, 1)[0, label], True),
+    (NKD(), lambda student, label: -F.log_softmax(student, 1)[0, label], False),
+    (RLD(), lambda student, label: -F.log_softmax(student, 1)[0, label], True),
+]
+
+
+@pytest.mark.parametrize(("loss", "expected", "infinite"), ALONE, ids=["dkd", "nkd", "rld"])
+@pytest.mark.parametrize("sides", [(0,), (1,), (0, 1)], ids=["student", "teacher", "both"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_a_sample_without_another_class_than_its_label_adds_nothing_on_the_others(
+    loss, expected, infinite, sides, dtype
+):
+    student, target = (side.to(dtype) for side in logits())
+    only = torch.arange(student.shape[1]) != LABELS[0]
+    for index in sides:
+        (student, target)[index][0, only] = -math.inf
+    student.requires_grad_()
+    value = loss(student, target, labels=LABELS)
+    (gradient,) = torch.autograd.grad(value, student)
+    others = 3 * loss(student[1:], target[1:], labels=LABELS[1:])
+    first = expected(student[:1].to(value.dtype), LABELS[0]) if 1 in sides else torch.zeros((), dtype=value.dtype)
+    if sides == (0,) and infinite:
+        assert value == math.inf
+        assert gradient.isfinite().all()
+    else:
+        torch.testing.assert_close(value, (others + first) / 4)
+        (reference,) = torch.autograd.grad((others + first) / 4, student)
+        torch.testing.assert_close(gradient, reference)
+    assert gradient.isfinite().all()
+    if sides == (0, 1):
+        assert not gradient[0].any()
+
+
+@pytest.mark.parametrize("make", [DKD, NKD, RLD])
+def test_a_teacher_that_is_trained_gets_a_finite_gradient_without_other_classes(make):
+    for sides in ((0,), (1,), (0, 1)):
+        student, target = logits()
+        for index in sides:
+            (student, target)[index][0, torch.arange(5) != LABELS[0]] = -math.inf
+        (gradient,) = torch.autograd.grad(make()(student, target.requires_grad_(), labels=LABELS), target)
+        assert gradient.isfinite().all() or sides == (0,)
+
+
+def test_the_refined_loss_has_no_gradient_on_the_order_without_a_class_below_the_label():
+    # the label of each sample has the least logit of the teacher, or that of all its classes
+    for target in (logits()[1].scatter(1, LABELS[:, None], -20.0), torch.zeros(4, 5, dtype=torch.float64)):
+        student = logits()[0].requires_grad_()
+        value = RLD(alpha=0.0)(student, target, labels=LABELS)
+        assert value == 0
+        assert not torch.autograd.grad(value, student)[0].any()
+
+
+def test_the_refined_loss_does_not_compare_the_order_if_the_student_masks_all_lower_classes():
+    student, target = logits()
+    student[0] = torch.where(target[0] < target[0, LABELS[0]], -math.inf, student[0])
+    student.requires_grad_()
+    value = RLD(alpha=0.0)(student, target, labels=LABELS)
+    others = RLD(alpha=0.0)(student[1:], target[1:], labels=LABELS[1:])
+    torch.testing.assert_close(value, others * 3 / 4)
+    assert not torch.autograd.grad(value, student)[0][0].any()
 
 
 @pytest.mark.parametrize("make", [TTM, WTTM, MLLD, RLD])
