@@ -1,15 +1,26 @@
 """When to write a checkpoint, and the position in an epoch that it holds."""
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kdkit.engine.meters import RunningMeans
 from kdkit.utils import collectives
 from kdkit.utils.randomness import rng_state, set_rng_state
 from kdkit.utils.validation import parse_interval
+
+
+@dataclass(slots=True, kw_only=True)
+class BestCheckpoint:
+    """The epoch with the best value of the monitored metric so far, and the weights of its networks."""
+
+    epoch: int = -1
+    value: float = -math.inf
+    weights: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -163,6 +163,17 @@ def rank_weight(part: int, whole: int) -> float:
     return 1.0 if part == whole else part * collectives.world_size() / whole
 
 
+def rank_share(samples: int, whole: int | None) -> tuple[float, float]:
+    """Return the weight of this rank's part of a batch, and the number of samples that its losses stand for.
+
+    whole: the size of the batch, which is known if several ranks divide it.
+    """
+    if not collectives.is_distributed() or whole is None:
+        return 1.0, samples
+    weight = rank_weight(samples, whole)
+    return weight, whole * weight / collectives.world_size()
+
+
 def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
     compiled: Callable[..., Any] = torch.compile(forward)
     # A tap in a module that recomputes its activations would otherwise break the graph there.

@@ -2,16 +2,14 @@
 
 import contextlib
 import copy
-import itertools
 import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.device_data import DeviceData
@@ -21,8 +19,8 @@ from kdkit.engine.capture import make_step
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.plan import Plan
 from kdkit.engine.check.static import binary_loss_of
-from kdkit.engine.checkpointing import CheckpointInterval, EpochPosition, restore_rng
-from kdkit.engine.distributed import DistributedModule, rank_weight
+from kdkit.engine.checkpointing import BestCheckpoint, CheckpointInterval, EpochPosition, restore_rng
+from kdkit.engine.distributed import DistributedModule, rank_share
 from kdkit.engine.interrupts import Interrupts
 from kdkit.engine.meters import RunningMeans
 from kdkit.engine.not_finite import cause_in_inputs, cause_in_outputs
@@ -36,7 +34,7 @@ from kdkit.engine.train_state import TrainState
 from kdkit.engine.training_batches import TrainingBatches, explain_single_sample, transformed
 from kdkit.engine.training_step import TrainingStep, update_parts
 from kdkit.engine.user_errors import located
-from kdkit.errors import CheckError, DataError, KdkitError, RunFolderError, Terminated
+from kdkit.errors import CheckError, DataError, KdkitError, Terminated
 from kdkit.metrics.base import Metric, is_better, lower_is_better
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.plugins.events import EpochEnded, Figures, StageStarted, StepEnded
@@ -61,15 +59,6 @@ class RunContext:
     callbacks: Callbacks
     interrupts: Interrupts
     teacher_caching: TeacherCaching
-
-
-@dataclass(slots=True, kw_only=True)
-class BestCheckpoint:
-    """The epoch with the best value of the monitored metric so far, and the weights of its networks."""
-
-    epoch: int = -1
-    value: float = -math.inf
-    weights: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
 class StageTrainer:
@@ -106,7 +95,8 @@ class StageTrainer:
                     self._train()
             except (KeyboardInterrupt, Terminated):
                 self._load_best()  # for whoever catches it, without the updates of the unfinished epoch
-                self._warn_if_unwritten()
+                if self.folder is not None:
+                    self.folder.wait_or_warn()
                 raise
             finally:
                 if self.folder is not None:
@@ -122,14 +112,6 @@ class StageTrainer:
             }
             self.folder.finish({name: value for name, value in summary.items() if value is not None})
         return self.history
-
-    def _warn_if_unwritten(self) -> None:
-        """Wait for the checkpoint of a run that a signal ended, and warn if it could not be written."""
-        try:
-            if self.folder is not None:
-                self.folder.wait()
-        except RunFolderError as error:
-            warnings.warn(f"the checkpoint at the end was not written: {error}", stacklevel=2)
 
     def _load_best(self) -> None:
         """Load the best weights into the networks, which keep those they have if no epoch has ended."""
@@ -218,7 +200,7 @@ class StageTrainer:
                 raise DataError(f"the training data must have {last + 1} batches per epoch, its length, but has more")
             self.position = epoch, index
             batch = batch.to(self.ctx.device)  # from a user-defined DataLoader; others are there
-            weight, samples = _rank_share(len(batch), None if sizes is None else sizes[index])
+            weight, samples = rank_share(len(batch), None if sizes is None else sizes[index])
             part = parts[index] if weight == 1 else parts[index]._replace(rank_weight=weight)
             values = step(batch, part)  # {term: unweighted value}
             means.add(values, samples)
@@ -435,7 +417,7 @@ class StageTrainer:
         location, cause = f"epoch {epoch + 1}", None
         if means.not_finite is not None and not isinstance(self.ctx.recipe.data.train, LoaderSplit):
             location += f", batch {means.not_finite + 1}"
-            batch = next(itertools.islice(self.batches.epoch(epoch), means.not_finite, None)).to(self.ctx.device)
+            batch = next(self.batches.epoch(epoch, skip=means.not_finite)).to(self.ctx.device)
             cause = cause_in_inputs(batch, has_unknown=self.ctx.plan.context.has_unknown)
             if cause is None:  # otherwise a user-defined teacher might fail
                 cause = cause_in_outputs(batch, step.teacher_outputs(batch, step.stage.sessions))
@@ -446,14 +428,3 @@ class StageTrainer:
             f"stage {self.stage.name!r}: {', '.join(map(repr, labels))} is not a finite number in {location}; "
             f"{cause or advice}"
         )
-
-
-def _rank_share(samples: int, whole: int | None) -> tuple[float, float]:
-    """Return the weight of this rank's part of a batch, and the number of samples that its losses stand for.
-
-    whole: the size of the batch, which is known if several ranks divide it.
-    """
-    if not collectives.is_distributed() or whole is None:
-        return 1.0, samples
-    weight = rank_weight(samples, whole)
-    return weight, whole * weight / collectives.world_size()

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -112,6 +113,13 @@ class StageFolder:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
+
+    def wait_or_warn(self) -> None:
+        """Wait for the checkpoint of a run that a signal ended, and warn if it could not be written."""
+        try:
+            self.wait()
+        except RunFolderError as error:
+            warnings.warn(f"the checkpoint at the end was not written: {error}", stacklevel=2)
 
     def close(self) -> None:
         """Wait for the last checkpoint, whether or not it can be written, and end the thread."""
