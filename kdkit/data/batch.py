@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from kdkit.utils.reprs import describe_array, describe_options
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -31,6 +33,11 @@ class Batch:
     draw: int | None = None
     ids_on_cpu: Tensor | None = None
     weights: Tensor | None = None
+
+    def __repr__(self) -> str:
+        values = {"inputs": self.inputs, "labels": self.labels, "ids": self.ids, "weights": self.weights}
+        arrays = [f"{name}={describe_array(value)}" for name, value in values.items() if value is not None]
+        return f"Batch({', '.join([*arrays, *describe_options(self, 'draw')])})"
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on `device`; the copy is asynchronous if the batch is in pinned memory."""

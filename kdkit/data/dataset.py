@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from kdkit.data.batch import Batch, as_targets
 from kdkit.data.samples import SampleKeys, as_weights
 from kdkit.errors import DataError
+from kdkit.utils.reprs import describe_count, describe_names
 
 Task = Literal["multiclass", "multilabel", "regression"]
 
@@ -30,6 +31,9 @@ class Split:
     def ids(self) -> Tensor:
         """(rows,) int64, unique per sample over all splits."""
         _raise_undefined(self, "ids")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({describe_count(len(self), 'sample')})"
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -83,6 +87,9 @@ class LoaderSplit:
     def __len__(self) -> int:
         return len(self.loader)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.loader).__name__} of {type(self.loader.dataset).__name__})"
+
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:
             inputs, labels, weights = self.keys.split(batch, self.source)
@@ -99,6 +106,14 @@ class Data:
 
     A subclass defines the members from `classes` to `test`; those from `has_unknown` on have defaults.
     """
+
+    def __repr__(self) -> str:
+        # Only what is known without work: to read a split may take minutes.
+        parts = {name: vars(self)[name] for name in ("train", "validation", "test") if vars(self).get(name) is not None}
+        splits = [f"{name}: {split}" for name, split in parts.items()]
+        classes = vars(self).get("classes")
+        names = [f"{describe_count(len(classes), 'class', 'classes')} ({describe_names(classes)})"] if classes else []
+        return f"{type(self).__name__}({', '.join([*names, *splits])})"
 
     @cached_property
     def classes(self) -> tuple[str, ...]:

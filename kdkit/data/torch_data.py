@@ -35,6 +35,7 @@ from kdkit.data.torch_splits import (
 )
 from kdkit.errors import DataError
 from kdkit.utils.randomness import preserve_rng_state
+from kdkit.utils.reprs import describe_count, describe_names
 
 _ROWS = 4096  # of visible labels that are checked at a time
 _SAMPLES = 32  # that are read to see the form of labels by class
@@ -157,6 +158,11 @@ class TorchData(Data):
                 # Labels that cannot be seen now are checked batch by batch; so are those of user code, which may yield
                 # others than its `targets`.
                 split.label_check = label_check
+
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{name}: {split}" for name, split in self._splits.items())
+        classes = f"{describe_count(len(self.classes), 'class', 'classes')} ({describe_names(self.classes)})"
+        return f"TorchData({self.task}, {classes}, {splits})"
 
     @property
     def train(self) -> Split | LoaderSplit:

@@ -1,7 +1,7 @@
 """Distillation in one call, for users' own networks and torch data."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from kdkit.data.samples import SampleKeys
 from kdkit.data.torch_data import TorchData, class_names
 from kdkit.data.torch_splits import DatasetOrLoader, first_batch
 from kdkit.engine.check.dry_run import dtype_advice
+from kdkit.engine.options import RunFields, RunOptions
 from kdkit.engine.run import Result, run
 from kdkit.errors import DataError, KdkitError, RecipeError, first_line
 from kdkit.losses.base import Loss
@@ -33,6 +34,13 @@ _LABEL_LOSSES: dict[Task, type[nn.Module]] = {
 }
 
 
+class DistillFields(RunFields, total=False):
+    """The keyword arguments of `kdkit.run`, which `distill` takes too."""
+
+    options: RunOptions | None
+    callbacks: Sequence[object]
+
+
 def distill(
     teacher: nn.Module | Net[Any] | Sequence[nn.Module | Net[Any]],
     student: nn.Module | Net[Any],
@@ -51,7 +59,7 @@ def distill(
     ignore_index: int | None = None,
     labels: str | None = None,
     batch_transform: Callable[[Any, Tensor], tuple[Any, Tensor]] | None = None,
-    **options: Any,
+    **options: Unpack[DistillFields],
 ) -> Result:
     """Train a student on labels and on one or several trained teachers, and return the metrics of all.
 

@@ -25,6 +25,7 @@ from kdkit.recipe.recipe import Stage
 from kdkit.recipe.training import Training
 from kdkit.teachers.base import observers
 from kdkit.utils.modules import plain_state
+from kdkit.utils.reprs import describe_array, describe_names
 
 
 class DistillerOutput(NamedTuple):
@@ -37,6 +38,11 @@ class DistillerOutput(NamedTuple):
     loss: Tensor
     terms: dict[str, Tensor]
     outputs: Tensor
+
+    def __repr__(self) -> str:
+        terms = describe_names(self.terms)
+        loss, outputs = describe_array(self.loss), describe_array(self.outputs)
+        return f"DistillerOutput(loss={loss}, terms: {terms}, outputs={outputs})"  # a value would wait for the device
 
 
 class Distiller(nn.Module):

@@ -3,7 +3,7 @@
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import torch
 
@@ -14,6 +14,28 @@ from kdkit.utils.validation import parse_interval, validate_choice, validate_cou
 Capture = Literal["auto", "off", "require"]
 
 TEACHER_CACHE = "teacher_cache"  # the folder next to run folders in which teacher outputs are cached
+
+
+class RunFields(TypedDict, total=False):
+    """The fields of `RunOptions` as keyword arguments, so that editors complete and check them."""
+
+    out: str | Path | None
+    device: str
+    precision: Precision
+    seed: int
+    compile: bool
+    capture: Capture
+    device_data: float
+    gradients: int
+    teacher_cache: Literal["auto", "off"] | str | Path
+    teacher_cache_size: float
+    resume: bool
+    force: bool
+    deterministic: bool
+    keep_checkpoints: int
+    checkpoint_every: int | str
+    progress: bool | None
+    only: tuple[str, ...] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +113,20 @@ class RunOptions:
             raise RecipeError("to train some stages only, name the run folder they belong to: out=FOLDER")
         if self.resume and self.out is None:
             raise RecipeError("to resume, name the run folder: --out FOLDER, or out=FOLDER in Python")
+
+    @classmethod
+    def of(cls, fields: RunFields, caller: str) -> "RunOptions":
+        """Return the options with these fields. Raises RecipeError for one that does not exist.
+
+        caller: the function that takes them by keyword, for the message.
+        """
+        names = [*RunFields.__annotations__]
+        unknown = [name for name in fields if name not in names]
+        if unknown:
+            raise RecipeError(
+                f"{caller} has no option {unknown[0]!r}, and neither has RunOptions; {did_you_mean(unknown[0], names)}"
+            )
+        return cls(**fields)  # type: ignore[arg-type]  # a text as a folder becomes a Path
 
     def teacher_cache_folder(self) -> Path:
         """Return the folder of the teacher cache. Raises RecipeError if it would be a temporary one."""

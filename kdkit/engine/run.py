@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
@@ -16,7 +16,7 @@ from kdkit.engine.check.check import check
 from kdkit.engine.check.static import require_compilable
 from kdkit.engine.console import progress_display
 from kdkit.engine.interrupts import Interrupts
-from kdkit.engine.options import RunOptions
+from kdkit.engine.options import RunFields, RunOptions
 from kdkit.engine.out_of_memory import explain_memory_of_run, explain_out_of_memory
 from kdkit.engine.predict import Predictor, compute_metrics
 from kdkit.engine.run_record import Origin, notices, run_name, run_record
@@ -60,6 +60,16 @@ class Result:
     reported_on: str
     folder: Path | None
 
+    def __repr__(self) -> str:
+        lines = [
+            f"\n  {net}: {', '.join(f'{name} {result.value:.4g}' for name, result in results.items())}"
+            for net, results in self.metrics.items()
+        ]
+        folder = "" if self.folder is None else f", in {str(self.folder)!r}"
+        return (
+            f"Result(student {self.student.name!r}{folder}), metrics on {self.reported_on}:{''.join(lines) or ' none'}"
+        )
+
 
 def run(
     recipe: Recipe | Callable[[], Recipe],
@@ -67,7 +77,7 @@ def run(
     *,
     callbacks: Sequence[object] = (),
     origin: Origin | None = None,
-    **fields: Any,
+    **fields: Unpack[RunFields],
 ) -> Result:
     """Run a recipe, or the recipe that a function returns after the seed is set.
 
@@ -83,10 +93,7 @@ def run(
     that were evaluated already.
     """
     if options is None:
-        try:
-            options = RunOptions(**fields)
-        except TypeError as error:
-            raise RecipeError(f"run takes the fields of RunOptions by keyword: {error}") from error
+        options = RunOptions.of(fields, "run")
     elif fields:
         raise RecipeError(f"pass a RunOptions or its fields by keyword, not both; got {', '.join(fields)} as well")
 

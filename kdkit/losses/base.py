@@ -90,6 +90,14 @@ def loss_name(loss: Callable[..., Any]) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
+def describe_loss(loss: Any) -> str:
+    """Return the name of a loss, with the options of a module."""
+    if isinstance(loss, nn.Module):
+        options = loss.extra_repr()
+        return f"{type(loss).__name__}({options})" if options else type(loss).__name__
+    return getattr(loss, "__name__", None) or repr(loss)
+
+
 def extra_kwargs_of(loss: Loss) -> frozenset[str]:
     """Return the names from LOSS_KWARGS that a loss accepts, by its signature or its attribute `extra_kwargs`."""
     declared: Any = getattr(loss, "extra_kwargs", LossAttributes.extra_kwargs)

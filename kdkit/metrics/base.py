@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit.errors import DataError
+from kdkit.utils.reprs import describe_array, describe_count, describe_names
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -49,6 +50,12 @@ class Predictions:
                     "such as names of classes to their indices"
                 )
 
+    def __repr__(self) -> str:
+        columns = {"labels": self.labels, "outputs": self.outputs, "ids": self.ids, "groups": self.groups}
+        arrays = [f"{name} {describe_array(array)}" for name, array in columns.items() if array is not None]
+        classes = f"{describe_count(len(self.classes), 'class', 'classes')} ({describe_names(self.classes)})"
+        return f"Predictions({describe_count(len(self), 'sample')}, {classes}, {', '.join(arrays)})"
+
     def __len__(self) -> int:
         return len(self.outputs)
 
@@ -75,6 +82,12 @@ class MetricResult:
     note: str = ""
     interval: tuple[float, float] | None = None
     intervals_by_class: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        interval = "" if self.interval is None else " ({:.4g} to {:.4g})".format(*self.interval)
+        classes = [f"by_class: {describe_count(len(self.by_class), 'value')}"] if self.by_class else []
+        note = [f"note={self.note!r}"] if self.note else []
+        return f"MetricResult({', '.join([f'{self.value:.4g}{interval}', *classes, *note])})"
 
 
 @runtime_checkable

@@ -11,6 +11,7 @@ from kdkit.errors import RecipeError
 from kdkit.nets.layout import FeatureForm, describe_layer
 from kdkit.nets.net import Net
 from kdkit.nets.views import Element, pick_tensor
+from kdkit.utils.reprs import describe_options
 
 Capture = Callable[[Any], None]
 RemoveHook = Callable[[], None]
@@ -58,6 +59,11 @@ class Tap:
         if self.at not in ("output", "input"):
             raise RecipeError(f"a tap takes the 'output' or the 'input' of its module; got {self.at!r}")
         object.__setattr__(self, "form", FeatureForm(self.module, self.element, self.channels_last))
+
+    def __repr__(self) -> str:
+        # A module's own repr lists all its layers.
+        options = [type(self.module).__name__, *describe_options(self, "at", "element", "channels_last")]
+        return f"{type(self).__name__}({', '.join(options)})"
 
     def locate(self, nets: Sequence[Net[Any]]) -> None:
         """Note the network that the module is a part of, for messages and for `channels_last`."""
@@ -115,6 +121,9 @@ class AttentionTap:
                 f"bert.encoder.layer[3].attention; got a {type(layer).__name__}"
             )
         object.__setattr__(self, "tap", tap)
+
+    def __repr__(self) -> str:
+        return f"AttentionTap({type(self.module).__name__})"
 
     def locate(self, nets: Sequence[Net[Any]]) -> None:
         """Note the network that the module is a part of, for messages."""

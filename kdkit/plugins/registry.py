@@ -1,5 +1,6 @@
 """Registries: named objects of one kind, such as the losses, and the plugin that registered each."""
 
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,10 @@ class Registry(Mapping[str, Callable[..., Any]]):
                 "choose another name"
             )
         self._entries.setdefault(name, Entry(factory, plugin))
+
+    def __repr__(self) -> str:
+        names = textwrap.fill(", ".join(self), width=100, initial_indent="  ", subsequent_indent="  ")
+        return f"Registry of {len(self)} {self.kind}:\n{names}"
 
     def plugin(self, name: str) -> str:
         """Return the name of the plugin that registered this entry."""

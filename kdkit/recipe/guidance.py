@@ -9,7 +9,7 @@ from typing import Any, Required, TypedDict
 from torch import nn
 
 from kdkit.errors import RecipeError, did_you_mean
-from kdkit.losses.base import Loss
+from kdkit.losses.base import Loss, describe_loss
 from kdkit.losses.multi_teacher import PerTeacher, TeacherWeighting
 from kdkit.nets.net import Net
 from kdkit.recipe.objective import Match, Objective, Term, Truth, as_objective
@@ -64,6 +64,11 @@ class Guidance:
     kd_loss: Loss | None = None
     match: Callable[[Net[Any], Net[Any]], Objective | Term] | None = None
     label_weight: float = 0.5
+
+    def __repr__(self) -> str:
+        loss = "none" if self.kd_loss is None else describe_loss(self.kd_loss)
+        loss = loss if self.match is None else describe_loss(self.match)
+        return f"Guidance({self.label_weight:g} * {self.truth} + {1 - self.label_weight:g} * {loss})"
 
     def __post_init__(self) -> None:
         if not isinstance(self.truth, Truth):

@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from kdkit.errors import RecipeError, describe
-from kdkit.losses.base import Loss, loss_name
+from kdkit.losses.base import Loss, describe_loss, loss_name
 from kdkit.nets.taps import TapLike
 from kdkit.recipe.ramps import Ramp
 from kdkit.teachers.base import Teacher
+from kdkit.utils.reprs import describe_options
 
 Factor = float | Ramp
 Taps = TapLike | tuple[TapLike, ...] | None
@@ -57,6 +58,10 @@ class Truth(_Sum):
     def __post_init__(self) -> None:
         _validate_loss(self.loss)
         _validate_taps("student", self.student, self)
+
+    def __repr__(self) -> str:
+        options = [describe_loss(self.loss), *describe_options(self, "label", "student")]
+        return f"Truth({', '.join(options)})"
 
     def weighted(self) -> "tuple[Weighted, ...]":
         """Return this term."""
@@ -107,6 +112,12 @@ class Match(_Sum):
         if not self.label:
             object.__setattr__(self, "label", f"{self.teacher.name}/{loss_name(self.loss)}")
 
+    def __repr__(self) -> str:
+        options = [repr(self.teacher.name), describe_loss(self.loss), *describe_options(self, "student", "target")]
+        if self.label != f"{self.teacher.name}/{loss_name(self.loss)}":
+            options.append(f"label={self.label!r}")
+        return f"Match({', '.join(options)})"
+
     def weighted(self) -> "tuple[Weighted, ...]":
         """Return this term."""
         return (Weighted(self),)
@@ -122,6 +133,12 @@ class Weighted:
     term: Term
     factors: tuple[Factor, ...] = ()
 
+    def __repr__(self) -> str:
+        factors = [
+            f"{factor:g}" if isinstance(factor, float | int) else describe_loss(factor) for factor in self.factors
+        ]
+        return " * ".join([*factors, repr(self.term)])
+
     def weight(self, progress: float) -> float:
         """Return the product of the factors at this progress of the stage, in [0, 1]."""
         return math.prod(factor(progress) if callable(factor) else factor for factor in self.factors)
@@ -132,6 +149,9 @@ class Objective(_Sum):
     """A weighted sum of terms."""
 
     terms: tuple[Weighted, ...]
+
+    def __repr__(self) -> str:
+        return " + ".join(map(repr, self.terms))  # as it is written in a recipe
 
     def weighted(self) -> tuple[Weighted, ...]:
         """Return its terms."""

@@ -1,5 +1,6 @@
 """Recipes: the whole experiment as Python objects, from the data to the metrics."""
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -20,6 +21,7 @@ from kdkit.teachers.ema import Ema
 from kdkit.teachers.ensemble import Teachers
 from kdkit.teachers.past import Past
 from kdkit.teachers.peer import Peer
+from kdkit.utils.reprs import describe_count, describe_names
 from kdkit.utils.validation import validate_name
 
 
@@ -48,6 +50,14 @@ class Stage:
         object.__setattr__(self, "objectives", objectives)
         object.__setattr__(self, "name", self.name or "+".join(net.name for net in self.objectives))
         validate_name("stage", self.name, "-_+ ")
+
+    def __repr__(self) -> str:
+        objectives = "".join(f"\n  {net.name} learns {objective}" for net, objective in self.objectives.items())
+        training = self.training
+        return (
+            f"Stage({self.name!r}, {describe_count(training.epochs, 'epoch')} of batches of {training.batch_size}, "
+            f"{training.optimizer}){objectives}"
+        )
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -116,6 +126,12 @@ class Recipe:
         names = [metric.name for metric in self.metrics]
         if len(set(names)) < len(names):
             raise RecipeError(f"two metrics have the same name: {', '.join(sorted(names))}")
+
+    def __repr__(self) -> str:
+        name = f"{self.name!r}, " if self.name else ""
+        stages = "".join("\n" + textwrap.indent(repr(stage), "  ") for stage in self.stages)
+        metrics = describe_names(metric.name for metric in self.metrics)
+        return f"Recipe({name}{self.data}, metrics: {metrics}){stages}"
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -8,16 +8,24 @@ from kdkit.recipe.guidance import GuidanceOptions, Level, as_levels, build_guida
 from kdkit.recipe.recipe import Stage
 
 
-class Parallel:
+class _OfLevels:
+    """Networks in the order of their levels, and the guidance of all of them."""
+
+    def __init__(self, *nets: Net[Any] | Level, **options: Unpack[GuidanceOptions]) -> None:
+        self._levels = as_levels(nets, 2, type(self).__name__)
+        self._guidance = build_guidance(options)
+
+    def __repr__(self) -> str:
+        nets = ", ".join(level.net.name for level in self._levels)
+        return f"{type(self).__name__}({nets}, {self._guidance})"
+
+
+class Parallel(_OfLevels):
     """Every network but the last learns from the labels only; the last one, the student, learns from all of them.
 
     Networks that are trained already have no stage. P-MLKD of LRH-Net is a Parallel of three networks (Chauhan et al.
     2022, sec. 3). The options are the fields of `Guidance`.
     """
-
-    def __init__(self, *nets: Net[Any] | Level, **options: Unpack[GuidanceOptions]) -> None:
-        self._levels = as_levels(nets, 2, "Parallel")
-        self._guidance = build_guidance(options)
 
     def stages(self) -> Sequence[Stage]:
         """Return a stage for each untrained teacher, then the stage of the student."""
@@ -26,16 +34,12 @@ class Parallel:
         return [*alone, self._guidance.stage(student, [level.net for level in teachers])]
 
 
-class Sequential:
+class Sequential(_OfLevels):
     """The first network learns from the labels only, and each other one from the labels and the network before it.
 
     A first network that is trained already has no stage. With a network of medium size in between this is
     teacher-assistant distillation (Mirzadeh et al. 2020). The options are the fields of `Guidance`.
     """
-
-    def __init__(self, *nets: Net[Any] | Level, **options: Unpack[GuidanceOptions]) -> None:
-        self._levels = as_levels(nets, 2, "Sequential")
-        self._guidance = build_guidance(options)
 
     def stages(self) -> Sequence[Stage]:
         """Return a stage for each network that is not trained yet, and for the last one in any case."""
@@ -47,16 +51,12 @@ class Sequential:
         ]
 
 
-class MultiLevel:
+class MultiLevel(_OfLevels):
     """The first network learns from the labels only, and each other one from the labels and all networks before it.
 
     Teacher weights are in the order of the networks. Networks that are trained already have no stage. S-MLKD of LRH-Net
     is a MultiLevel of three networks (Chauhan et al. 2022, sec. 3). The options are the fields of `Guidance`.
     """
-
-    def __init__(self, *nets: Net[Any] | Level, **options: Unpack[GuidanceOptions]) -> None:
-        self._levels = as_levels(nets, 2, "MultiLevel")
-        self._guidance = build_guidance(options)
 
     def stages(self) -> Sequence[Stage]:
         """Return a stage for each network that is not trained yet, and for the last one in any case."""

@@ -25,6 +25,7 @@ from kdkit.study.workers.job import TRIAL_FILE, InProcess, Job, Workers
 from kdkit.study.workers.pickling import require_guarded_script, require_picklable
 from kdkit.study.workers.processes import Processes
 from kdkit.study.workers.ray import Cluster, RayWorkers
+from kdkit.utils.reprs import describe_count, describe_names
 
 COMPARED_OPTIONS = ("seed", "precision")  # the run options that a finished trial must share with a new run
 
@@ -50,6 +51,10 @@ class Study:
                 if name not in names:
                     raise RecipeError(f"trial {trial.name!r} needs {name!r} before it; {did_you_mean(name, names)}")
             names.append(trial.name)
+
+    def __repr__(self) -> str:
+        trials = f"{describe_count(len(self.trials), 'trial')}: {describe_names(trial.name for trial in self.trials)}"
+        return f"Study({str(self.folder)!r}, {trials})"
 
     def run(
         self,

@@ -26,6 +26,12 @@ class Trial:
     needs: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     seed: int = 0
 
+    def __repr__(self) -> str:
+        recipe = getattr(self.recipe, "__qualname__", type(self.recipe).__name__)
+        options = [repr(self.name), f"recipe={recipe}", *(f"{name}={value!r}" for name, value in self.options.items())]
+        needs = [f"needs={dict(self.needs)}"] if self.needs else []
+        return f"Trial({', '.join([*options, *needs, f'seed={self.seed}'])})"
+
     def __post_init__(self) -> None:
         validate_name("trial", self.name, "-_+=,")
 

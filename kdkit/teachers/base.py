@@ -9,6 +9,7 @@ from torch import Tensor
 from kdkit.data.batch import Batch
 from kdkit.errors import RecipeError
 from kdkit.nets.taps import TapLike
+from kdkit.utils.reprs import describe_array
 
 
 @runtime_checkable
@@ -34,6 +35,10 @@ class TeacherOutput(NamedTuple):
     output: Tensor
     features: tuple[Tensor, ...] = ()
     mask: Tensor | None = None
+
+    def __repr__(self) -> str:
+        arrays = [f"{name}={describe_array(value)}" for name, value in self._asdict().items() if value is not None]
+        return f"TeacherOutput({', '.join(arrays)})"
 
 
 TeacherOutputs = Mapping[str, TeacherOutput]

@@ -9,7 +9,7 @@ from torch import nn
 from kdkit.engine.class_alignment import TermInputs
 from kdkit.engine.terms import BoundTerm
 from kdkit.errors import CheckError
-from kdkit.losses.base import BuildContext
+from kdkit.losses.base import BuildContext, describe_loss
 from kdkit.losses.features import TensorOrTuple
 from kdkit.nets.classifier_tap import ClassifierTap
 from kdkit.nets.layout import path_of
@@ -19,6 +19,7 @@ from kdkit.nets.views import Element
 from kdkit.recipe.objective import Match, Taps, taps_of
 from kdkit.recipe.recipe import Stage, nets_of
 from kdkit.teachers.ensemble import Teachers
+from kdkit.utils.reprs import describe_count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,11 @@ class Plan:
     peak_memory_bytes: tuple[int | None, ...]
     feature_teachers: frozenset[Net[Any]] = frozenset()
     notices: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        stages = ", ".join(stage.name for stage in self.stages)
+        problems = "".join(f"\n  - {problem}" for problem in self.problems) or " no problems"
+        return f"Plan({describe_count(len(self.stages), 'stage')}: {stages};{problems})"
 
     @property
     def nets(self) -> tuple[Net[Any], ...]:
@@ -100,14 +106,6 @@ def summarize(term: BoundTerm, inputs: TermInputs, open_taps: Collection[TapLike
 def describe_shape(side: TensorOrTuple) -> str:
     """Return the shape of a tensor, or the shapes of a tuple of tensors."""
     return " ".join(str(tuple(tensor.shape)) for tensor in (side if isinstance(side, tuple) else (side,)))
-
-
-def describe_loss(loss: Any) -> str:
-    """Return the name of a loss, with the options of a module."""
-    if isinstance(loss, nn.Module):
-        options = loss.extra_repr()
-        return f"{type(loss).__name__}({options})" if options else type(loss).__name__
-    return getattr(loss, "__name__", None) or repr(loss)
 
 
 def describe_tap(tap: TapLike, nets: Sequence[Net[Any]]) -> str:

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdkit.engine.check.plan import describe_loss, describe_shape
+from kdkit.engine.check.plan import describe_shape
 from kdkit.engine.class_alignment import TermInputs
 from kdkit.engine.terms import BoundTerm
 from kdkit.errors import KdkitError, first_line
+from kdkit.losses.base import describe_loss
 from kdkit.losses.features import TensorOrTuple, as_tuple
 from kdkit.losses.multi_teacher import PerTeacher
 from kdkit.nets.net import Net

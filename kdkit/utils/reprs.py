@@ -1,0 +1,42 @@
+"""Short reprs of public objects: their contents as shapes and counts, without the numbers of tensors or an address."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+_MOST_NAMES = 8  # of a list of names
+
+
+def describe_array(value: Any) -> str:
+    """Return the dtype, shape and device of a tensor or an array, also of those in a container; else the repr."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        device = str(getattr(value, "device", "cpu"))  # numpy has none before 2.0
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"{dtype} {tuple(value.shape)}" + ("" if device == "cpu" else f" on {device}")
+    if is_dataclass(value) and not isinstance(value, type) and not isinstance(value, Mapping):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {describe_array(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, tuple | list):
+        return "(" + ", ".join(map(describe_array, value)) + ")"
+    text = repr(value)
+    return type(value).__name__ if " at 0x" in text else text  # an address says nothing to a reader
+
+
+def describe_names(names: Iterable[str]) -> str:
+    """Return names with commas between them; of a long list the first ones and the last one."""
+    names = list(names)
+    if len(names) > _MOST_NAMES:
+        names = [*names[: _MOST_NAMES - 1], "...", names[-1]]
+    return ", ".join(names)
+
+
+def describe_count(count: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: "1 class", "1,000 classes"."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def describe_options(value: Any, *names: str) -> list[str]:
+    """Return those attributes as "name=value" that differ from the default value of their field in a dataclass."""
+    defaults = {field.name: field.default for field in fields(value)}
+    return [f"{name}={getattr(value, name)!r}" for name in names if getattr(value, name) != defaults[name]]
