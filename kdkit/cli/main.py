@@ -17,7 +17,7 @@ from kdkit.cli import bench as benchmark_scripts
 from kdkit.cli.options import DEVICE, PATH, PRECISION, SEED, run_fields, run_options
 from kdkit.cli.recipe_command import RecipeCommand, RunCommand, arguments_of, file_of, recipe_options
 from kdkit.cli.sweep import sweep
-from kdkit.errors import KdkitError, RemoteRankError, RunFolderError, Terminated, shows_tracebacks
+from kdkit.errors import KdkitError, PluginWarning, RemoteRankError, RunFolderError, Terminated, shows_tracebacks
 from kdkit.plugins.manager import installed
 from kdkit.plugins.recipe_file import read_recipe_file
 from kdkit.utils.printable import LINE_CHARACTERS, echo, printable
@@ -30,7 +30,13 @@ def main() -> None:
     """Run the command line and exit with its exit code."""
     # Warnings and errors that nobody expected may contain names from data too.
     format_warning = warnings.formatwarning
-    warnings.formatwarning = lambda *args, **options: printable(format_warning(*args, **options), keep=LINE_CHARACTERS)
+
+    def format_printable(message: Warning | str, category: type[Warning], *args: Any, **options: Any) -> str:
+        is_line = issubclass(category, PluginWarning)  # the file and line would be those of kdkit
+        text = f"warning: {message}\n" if is_line else format_warning(message, category, *args, **options)
+        return printable(text, keep=LINE_CHARACTERS)
+
+    warnings.formatwarning = format_printable
     sys.excepthook = lambda *error: echo("".join(traceback.format_exception(*error)).rstrip("\n"), err=True)
     sys.exit(call(sys.argv[1:]))
 

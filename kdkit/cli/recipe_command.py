@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from kdkit.errors import KdkitError
-from kdkit.plugins.recipe_file import Parameter, RecipeFile, read_recipe_file
+from kdkit.plugins.parameters import Parameter
+from kdkit.plugins.recipe_file import RecipeFile, read_recipe_file
+from kdkit.plugins.recipe_outline import RecipeOutline, read_outline
 
 _FILE = "kdkit.recipe_file"  # keys in click's `ctx.meta`
 _ARGUMENTS = "kdkit.arguments"
@@ -28,6 +30,7 @@ class RecipeCommand(click.Command):
         if path is not None:
             from kdkit.utils.console import Status  # late: `kdkit --help` does not need rich
 
+            self._try_outline(ctx, args, path)
             with Status(enabled={"-q", "--quiet"}.isdisjoint(args)) as status:
                 status.show(f"reading {path}")  # most of this time is the import of torch
                 file = read_recipe_file(Path(path))
@@ -35,9 +38,27 @@ class RecipeCommand(click.Command):
             rest = list(args)
             rest.remove(path)
             ctx.meta[_ARGUMENTS] = [str(file.path.resolve()), *rest]
-            self._require_free_names(ctx, file)
-            self.params += [self._make_option(parameter) for parameter in file.parameters]
+            self._add_options(ctx, file)
         return super().parse_args(ctx, args)
+
+    def _try_outline(self, ctx: click.Context, args: list[str], path: str) -> None:
+        """Parse the arguments with the options that the text of the file shows, before it is imported.
+
+        So `--help` and a wrong option need not wait for torch, which recipe files import.
+        """
+        outline = read_outline(Path(path))
+        if outline is None:
+            return
+        trial = click.Context(self, parent=ctx.parent, info_name=ctx.info_name)  # `ctx` is for the arguments themselves
+        ctx.meta[_FILE] = outline  # shared by all contexts of a command
+        self._add_options(ctx, outline)
+        super().parse_args(trial, list(args))
+        self.params = list(self._command_params)
+
+    def _add_options(self, ctx: click.Context, file: RecipeFile | RecipeOutline) -> None:
+        """Add the options of a recipe file. Raises KdkitError if one has the name of an option of a command."""
+        self._require_free_names(ctx, file)
+        self.params += [self._make_option(parameter) for parameter in file.parameters]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the options of the recipe before those of the command."""
@@ -56,7 +77,7 @@ class RecipeCommand(click.Command):
         """Write the help text of the command, then the docstring of the recipe file."""
         super().format_help_text(ctx, formatter)
         file = ctx.meta.get(_FILE)
-        if isinstance(file, RecipeFile) and file.description:
+        if isinstance(file, RecipeFile | RecipeOutline) and file.description:
             formatter.write_paragraph()
             formatter.write(f"{file.path}:\n")
             with formatter.indentation():
@@ -77,7 +98,7 @@ class RecipeCommand(click.Command):
         existing = [arg for arg in candidates if Path(arg).is_file()]
         return next(iter(existing or candidates), None)
 
-    def _require_free_names(self, ctx: click.Context, file: RecipeFile) -> None:
+    def _require_free_names(self, ctx: click.Context, file: RecipeFile | RecipeOutline) -> None:
         """Raise KdkitError if a parameter of recipe() has the name of an option of any command on recipe files.
 
         Any of them, so that a file which `kdkit check` accepts is not rejected by `kdkit run`.

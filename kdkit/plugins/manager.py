@@ -1,5 +1,6 @@
 """Find plugins, reject those that do not fit the hooks, and build the registries from the rest."""
 
+import inspect
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -8,7 +9,7 @@ from typing import Any
 
 import pluggy
 
-from kdkit.errors import KdkitError, PluginError, did_you_mean, first_line
+from kdkit.errors import KdkitError, PluginError, PluginWarning, did_you_mean, first_line
 from kdkit.plugins import builtin, hooks
 from kdkit.plugins.registry import REGISTRIES, Registry
 
@@ -23,12 +24,12 @@ def installed() -> "Plugins":
     # Sorted, because the order of entry points depends on the file system.
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         try:
-            plugins.add(point.load(), point.name)
+            plugins.add(point.load(), point.name, installed=True)
         except Exception as error:  # the import of a broken package must not break every command
             package = point.dist.name if point.dist is not None else point.value
             warnings.warn(
                 f"plugin {point.name!r} of {package} is skipped, because it could not be loaded: {first_line(error)}",
-                RuntimeWarning,
+                PluginWarning,
                 stacklevel=2,
             )
     return plugins
@@ -48,11 +49,13 @@ class Plugins:
     def __init__(self) -> None:
         self.manager = pluggy.PluginManager(GROUP)
         self.manager.add_hookspecs(hooks)
+        self._installed: set[str] = set()
         self._registries: dict[str, Registry] | None = None  # built when first used, and after each change
 
-    def add(self, plugin: object, name: str) -> None:
+    def add(self, plugin: object, name: str, *, installed: bool = False) -> None:
         """Add a plugin: a module or an object with hooks.
 
+        installed: whether it is there in every run, so that a hook of it that fails costs a warning only.
         Raises PluginError if one of its hooks does not exist or has other arguments.
         """
         if self.manager.is_registered(plugin):
@@ -65,13 +68,15 @@ class Plugins:
         except pluggy.PluginValidationError as error:
             self.remove(plugin)
             raise PluginError(self._explain(error, plugin, name)) from error
+        if installed:
+            self._installed.add(name)
         self._registries = None
 
     def extended(self, plugins: Sequence[object]) -> "Plugins":
         """Return a new collection of these plugins and the given ones."""
         extended = Plugins()
         for name, plugin in self.manager.list_name_plugin():
-            extended.add(plugin, name)
+            extended.add(plugin, name, installed=name in self._installed)
         for plugin in plugins:
             # With the id, so that two callbacks of one class have different names.
             extended.add(plugin, f"{type(plugin).__name__}-{id(plugin)}")
@@ -113,17 +118,28 @@ class Plugins:
             except KdkitError:
                 raise
             except Exception as error:  # a hook may raise anything, such as an ImportError
-                reason = f"{type(error).__name__}: {error}"
-                raise PluginError(
-                    f"plugin {implementation.plugin_name!r} cannot register its {kind}: {reason}"
-                ) from error
+                name = implementation.plugin_name
+                message = f"plugin {name!r} cannot register its {kind}: {type(error).__name__}: {first_line(error)}"
+                if name not in self._installed:
+                    raise PluginError(message) from error
+                # A run that does not use this plugin must not end because of it.
+                warnings.warn(message, PluginWarning, stacklevel=2)
         return registry
 
     def _explain(self, error: pluggy.PluginValidationError, plugin: object, name: str) -> str:
         """Return why a plugin was rejected: an unknown hook with the nearest known one, or pluggy's own reason."""
-        names = [name for name, value in vars(hooks).items() if hasattr(value, "kdkit_spec")]
+        specifications = {name: value for name, value in vars(hooks).items() if hasattr(value, "kdkit_spec")}
         for attribute in dir(plugin):
-            if self.manager.parse_hookimpl_opts(plugin, attribute) is not None and attribute not in names:
-                hint = did_you_mean(attribute, names)
+            if self.manager.parse_hookimpl_opts(plugin, attribute) is None:
+                continue
+            if attribute not in specifications:
+                hint = did_you_mean(attribute, specifications)
                 return f"plugin {name!r} implements {attribute!r}, which is not a hook of kdkit; {hint}"
+            known = [*inspect.signature(specifications[attribute]).parameters]
+            for argument in inspect.signature(getattr(plugin, attribute)).parameters:
+                if argument not in known:
+                    return (
+                        f"plugin {name!r} implements {attribute!r} with an argument {argument!r}, which kdkit does not "
+                        f"pass; {did_you_mean(argument, known)}"
+                    )
         return f"plugin {name!r} does not fit: {str(error).strip()}"

@@ -2,7 +2,6 @@
 
 import importlib.util
 import inspect
-import re
 import sys
 import traceback
 import types
@@ -11,36 +10,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 from kdkit.errors import KdkitError, RecipeError, did_you_mean
 from kdkit.plugins.manager import installed
+from kdkit.plugins.parameters import Parameter, parameters_of
 
 # Functions that need torch import it late, since `kdkit --help` loads this module and does not load torch.
 
 ROOT = Path(__file__).parents[2]  # of a checkout of kdkit
-SIMPLE = (int, float, str, bool, Path)  # the types that an option may have, in addition to Literal
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parameter:
-    """A parameter of recipe(), as an option needs it.
-
-    help: its description in the docstring of recipe(). type: of one value, without `| None`. multiple: whether the
-    parameter is a tuple or a list of such values. default: None if it is required.
-    """
-
-    name: str
-    help: str
-    type: Any
-    multiple: bool
-    default: Any
-    required: bool
-
-    @property
-    def choices(self) -> tuple[Any, ...]:
-        """The values of a Literal; empty for other types."""
-        return get_args(self.type) if get_origin(self.type) is Literal else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +42,8 @@ class RecipeFile:
         except Exception as error:  # evaluates annotations in quotes, which may raise anything
             reason = f"{type(error).__name__}: {error}"
             raise RecipeError(f"{self.path}: the type of a parameter of recipe() is unknown: {reason}") from error
-        # Paragraphs of the docstring that begin with "name: " describe the parameters.
-        paragraphs = re.findall(r"^(\w+): (.+(?:\n(?!\w+: )\S.*)*)", inspect.getdoc(function) or "", flags=re.MULTILINE)
-        descriptions = {name: " ".join(text.split()) for name, text in paragraphs}
-        return tuple(
-            self._parameter(parameter, hints, descriptions.get(parameter.name, ""))
-            for parameter in inspect.signature(function).parameters.values()
-        )
+        docstring = inspect.getdoc(function) or ""
+        return parameters_of(self.path, inspect.signature(function).parameters.values(), hints, docstring)
 
     def make(self, options: Mapping[str, Any]) -> Any:
         """Call recipe() with these options and return its Recipe.
@@ -92,34 +65,6 @@ class RecipeFile:
         if not isinstance(recipe, Recipe):
             raise RecipeError(f"{self.path}: recipe() returns a {type(recipe).__name__}; expected a kdkit.Recipe")
         return recipe
-
-    def _parameter(self, parameter: inspect.Parameter, hints: Mapping[str, Any], description: str) -> Parameter:
-        """Return one parameter of recipe(). Raises RecipeError if its kind or its type cannot be an option."""
-        name = parameter.name
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
-            raise RecipeError(
-                f"{self.path}: recipe() takes named parameters with types, which are its options; got {parameter}"
-            )
-        if name not in hints:
-            raise RecipeError(
-                f"{self.path}: parameter {name!r} of recipe() has no type; write {name}: int = ... or the like"
-            )
-        kind, multiple = _value_type(hints[name])
-        literal = get_origin(kind) is Literal and len({type(value) for value in get_args(kind)}) == 1
-        if kind not in SIMPLE and not literal:
-            raise RecipeError(
-                f"{self.path}: parameter {name!r} of recipe() is a {hints[name]}; an option is int, float, str, bool, "
-                "Path, a Literal of one kind, one of these or None, or a tuple[...] of one"
-            )
-        required = parameter.default is parameter.empty
-        return Parameter(
-            name=name,
-            help=description,
-            type=kind,
-            multiple=multiple,
-            default=None if required else parameter.default,
-            required=required,
-        )
 
 
 def read_recipe_file(path: Path) -> RecipeFile:
@@ -236,16 +181,3 @@ def _is_free(path: Path) -> bool:
 
 def _same(first: Path, second: Path) -> bool:
     return first.resolve() == second.resolve()
-
-
-def _value_type(hint: Any) -> tuple[Any, bool]:
-    """Return the type of one value, without `| None`, tuple and list, and whether there may be several values."""
-    if get_origin(hint) in (typing.Union, types.UnionType):
-        members = [member for member in get_args(hint) if member is not type(None)]
-        if len(members) != 1:
-            return hint, False
-        hint = members[0]
-    if get_origin(hint) in (tuple, list):
-        members = [member for member in get_args(hint) if member is not Ellipsis]
-        return (members[0], True) if len(set(members)) == 1 else (hint, False)
-    return hint, False

@@ -110,6 +110,10 @@ def test_entries_of_a_plugin_are_listed_under_its_name_and_its_command_works(sit
             "misspelt",
             ["'misspelt' of kdkit-misspelt is skipped", "'register_loses'", "did you mean 'register_losses'"],
         ),
+        (
+            "argument",
+            ["'argument' of kdkit-argument is skipped", "with an argument 'registry'", "did you mean 'register'?"],
+        ),
     ],
 )
 def test_an_invalid_plugin_costs_one_warning_and_the_rest_works(name, words, site, kdkit_process):
@@ -124,6 +128,18 @@ def test_an_invalid_plugin_costs_one_warning_and_the_rest_works(name, words, sit
         assert len(result.err.splitlines()) == 1, result.err
         for word in words:
             assert word in result.err
+
+
+def test_a_hook_that_fails_costs_one_warning_and_the_rest_is_listed(site, kdkit_process, recipe_file):
+    result = kdkit_process("list", PYTHONPATH=site["half"])
+    assert result.code == 0
+    rows = [line.split()[:2] for line in result.out.splitlines()]
+    assert ["soft_targets", "kdkit"] in rows
+    assert ["half", "half"] in rows
+    (line,) = result.err.splitlines()
+    assert line.startswith(
+        "warning: plugin 'half' cannot register its losses: ModuleNotFoundError: No module named 'a_"
+    )
 
 
 def test_a_plugin_that_registers_a_taken_name_is_refused_by_its_name(site, kdkit_process):

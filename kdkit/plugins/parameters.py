@@ -1,0 +1,86 @@
+"""The parameters of recipe(), which become options of the command line."""
+
+import inspect
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from kdkit.errors import RecipeError
+
+SIMPLE = (int, float, str, bool, Path)  # the types that an option may have, in addition to Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """A parameter of recipe(), as an option needs it.
+
+    help: its description in the docstring of recipe(). type: of one value, without `| None`. multiple: whether the
+    parameter is a tuple or a list of such values. default: None if it is required.
+    """
+
+    name: str
+    help: str
+    type: Any
+    multiple: bool
+    default: Any
+    required: bool
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """The values of a Literal; empty for other types."""
+        return get_args(self.type) if get_origin(self.type) is Literal else ()
+
+
+def parameters_of(
+    path: Path, parameters: Iterable[inspect.Parameter], hints: Mapping[str, Any], docstring: str
+) -> tuple[Parameter, ...]:
+    """Return the parameters of the recipe() in a file. Raises RecipeError if one cannot be an option.
+
+    hints: their types. docstring: that of recipe(), in which paragraphs that begin with "name: " describe them.
+    """
+    pattern = r"^(\w+): (.+(?:\n(?!\w+: )\S.*)*)"
+    paragraphs = re.findall(pattern, inspect.cleandoc(docstring), flags=re.MULTILINE)
+    descriptions = {name: " ".join(text.split()) for name, text in paragraphs}
+    return tuple(_parameter(path, parameter, hints, descriptions.get(parameter.name, "")) for parameter in parameters)
+
+
+def _parameter(path: Path, parameter: inspect.Parameter, hints: Mapping[str, Any], description: str) -> Parameter:
+    """Return one parameter of recipe(). Raises RecipeError if its kind or its type cannot be an option."""
+    name = parameter.name
+    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+        raise RecipeError(f"{path}: recipe() takes named parameters with types, which are its options; got {parameter}")
+    if name not in hints:
+        raise RecipeError(f"{path}: parameter {name!r} of recipe() has no type; write {name}: int = ... or the like")
+    kind, multiple = _value_type(hints[name])
+    literal = get_origin(kind) is Literal and len({type(value) for value in get_args(kind)}) == 1
+    if kind not in SIMPLE and not literal:
+        raise RecipeError(
+            f"{path}: parameter {name!r} of recipe() is a {hints[name]}; an option is int, float, str, bool, "
+            "Path, a Literal of one kind, one of these or None, or a tuple[...] of one"
+        )
+    required = parameter.default is parameter.empty
+    return Parameter(
+        name=name,
+        help=description,
+        type=kind,
+        multiple=multiple,
+        default=None if required else parameter.default,
+        required=required,
+    )
+
+
+def _value_type(hint: Any) -> tuple[Any, bool]:
+    """Return the type of one value, without `| None`, tuple and list, and whether there may be several values."""
+    if get_origin(hint) in (typing.Union, types.UnionType):
+        members = [member for member in get_args(hint) if member is not type(None)]
+        if len(members) != 1:
+            return hint, False
+        hint = members[0]
+    if get_origin(hint) in (tuple, list):
+        members = [member for member in get_args(hint) if member is not Ellipsis]
+        return (members[0], True) if len(set(members)) == 1 else (hint, False)
+    return hint, False

@@ -1,0 +1,106 @@
+"""Read the parameters of a recipe file from its text, without importing it, which may take seconds."""
+
+import ast
+import inspect
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdkit.errors import KdkitError
+from kdkit.plugins.parameters import Parameter, parameters_of
+
+# What annotations and defaults may refer to; anything else needs the import of the file.
+_BUILTINS = {kind.__name__: kind for kind in (bool, float, int, list, str, tuple)}
+_IMPORTS: dict[tuple[str | None, str], Any] = {
+    ("pathlib", "Path"): Path,
+    ("typing", "Literal"): typing.Literal,
+    ("typing", "Optional"): typing.Optional,
+    ("typing", "Union"): typing.Union,
+}
+_VALUES = (
+    *(ast.Constant, ast.Name, ast.Subscript, ast.Tuple, ast.List, ast.UnaryOp, ast.USub),
+    *(ast.BinOp, ast.BitOr, ast.Load),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeOutline:
+    """What the help of a recipe file shows: its docstring, and the parameters of recipe()."""
+
+    path: Path
+    description: str
+    parameters: tuple[Parameter, ...]
+
+
+def read_outline(path: Path) -> RecipeOutline | None:
+    """Return the outline of a recipe file, or None if it has to be imported to know it, or to know what is wrong.
+
+    No code of the file runs, except for annotations and defaults of constants and of the types of options.
+    """
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):
+        return None
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "recipe"]
+    # A decorator or a second binding may change the parameters.
+    if len(functions) != 1 or functions[0].decorator_list or _is_rebound(tree, functions[0]):
+        return None
+    names: dict[str, Any] = {"__builtins__": {}, **_BUILTINS}
+    for node in tree.body:
+        _bind(node, names)
+    docstring = ast.get_docstring(functions[0], clean=False)
+    function = ast.FunctionDef(
+        name="recipe", args=functions[0].args, body=[ast.Expr(ast.Constant(docstring))], decorator_list=[]
+    )
+    if not all(_is_value(node) for node in _expressions(functions[0].args)):
+        return None
+    code = compile(ast.fix_missing_locations(ast.Module(body=[function], type_ignores=[])), str(path), "exec")
+    try:
+        exec(code, names)
+        outlined: types.FunctionType = names["recipe"]
+        hints = typing.get_type_hints(outlined, names)
+        parameters = parameters_of(path, inspect.signature(outlined).parameters.values(), hints, docstring or "")
+    except (
+        KdkitError,
+        NameError,
+        TypeError,
+    ):  # a name that the file imports, or a wrong option: the import explains it
+        return None
+    return RecipeOutline(path, inspect.cleandoc(ast.get_docstring(tree) or ""), parameters)
+
+
+def _is_rebound(tree: ast.Module, function: ast.FunctionDef) -> bool:
+    """Whether the file binds the name `recipe` in another place at its top level."""
+    nodes = (node for statement in tree.body if statement is not function for node in ast.walk(statement))
+    return any(
+        (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id == "recipe")
+        or (isinstance(node, ast.alias) and (node.asname or node.name) in ("recipe", "*"))
+        for node in nodes
+    )
+
+
+def _bind(node: ast.stmt, names: dict[str, Any]) -> None:
+    """Add the names that a statement binds, if it imports a type of options, or assigns a constant or such a type."""
+    if isinstance(node, ast.ImportFrom):
+        for alias in node.names:
+            if (node.module, alias.name) in _IMPORTS:
+                names[alias.asname or alias.name] = _IMPORTS[node.module, alias.name]
+    elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and _is_value(node.value):
+        try:
+            names[node.targets[0].id] = eval(compile(ast.Expression(node.value), "", "eval"), names)
+        except (NameError, TypeError):  # such as a list of names of classes, which no option needs
+            names.pop(node.targets[0].id, None)
+
+
+def _expressions(arguments: ast.arguments) -> list[ast.expr]:
+    """Return the annotations and defaults of a function."""
+    every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    defaults = [*arguments.defaults, *arguments.kw_defaults]
+    return [node for node in (*(argument.annotation for argument in every), *defaults) if node is not None]
+
+
+def _is_value(node: ast.expr) -> bool:
+    """Whether an expression consists of constants, names, subscripts and unions, so that it runs no other code."""
+    return all(isinstance(part, _VALUES) for part in ast.walk(node))
