@@ -1,6 +1,7 @@
 """The command line: the commands of kdkit, and those that plugins add."""
 
 import io
+import json
 import os
 import signal
 import sys
@@ -279,17 +280,21 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
 
 @cli.command("list")
 @click.argument("file", required=False, type=PATH)
-def list_(file: Path | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with whole descriptions.")
+def list_(file: Path | None, as_json: bool) -> None:
     """List everything that is registered, and the plugin that registered it.
 
     With FILE, the list includes what that recipe file registers.
     """
-    from kdkit.cli.plan import show_registries
+    from kdkit.cli.plan import registered, show_registries
     from kdkit.utils.console import make_console
 
     if file is not None:
         read_recipe_file(file)
-    show_registries(installed(), make_console())
+    if as_json:
+        echo(json.dumps(registered(installed()), indent=1))
+    else:
+        show_registries(installed(), make_console())
 
 
 @cli.command()
@@ -316,7 +321,7 @@ def classes(folder: Path, net: str | None, resamples: int) -> None:
     for name in nets_of_run(folder) if net is None else (net,):
         reported, rows = read_class_table(folder, name, resamples=resamples)
         split = "validation" if reported.test is None else "test"
-        console.print(table_of(rows, f"{name}, on {split}"))
+        console.print(table_of(rows, f"{name}, on {split}", console.width))
         if reported.test is None:
             # Metrics on the split that selected the thresholds are too high.
             console.print("note: there is no test split: thresholds were chosen on the same samples", style="yellow")

@@ -2,26 +2,43 @@
 
 import math
 
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
 from kdkit.metrics.per_class import FIGURES, ClassRow
 
+_WIDE = 150  # columns in which an interval fits next to its value
+_NARROW = 120  # columns below which headings and numbers are shortened
 
-def table_of(rows: tuple[ClassRow, ...], title: str) -> Table:
-    """Return a table with a row for each class; thresholds are shown as probabilities."""
-    table = Table(title=escape(title), title_justify="left")
-    table.add_column("class")
-    for heading in ("train", "validation", "test", "threshold", *FIGURES):
-        table.add_column(heading, justify="right")
+
+def table_of(rows: tuple[ClassRow, ...], title: str, width: int) -> Table:
+    """Return a table with a row for each class that fits into this width; thresholds are shown as probabilities.
+
+    Only the names of classes are wrapped: part of a number would be another number.
+    """
+    is_narrow = width < _NARROW
+    table = Table(title=escape(title), title_justify="left", box=None if is_narrow else box.HEAVY_HEAD)
+    table.padding = (0, 1, 0, 0) if is_narrow else (0, 1)
+    table.pad_edge = not is_narrow
+    table.add_column("class", overflow="fold")
+    splits = ("train", "valid", "test", "thr.") if is_narrow else ("train", "validation", "test", "threshold")
+    for heading in (*splits, *FIGURES):
+        table.add_column("prec." if heading == "precision" and is_narrow else heading, justify="right", no_wrap=True)
     for row in rows:
         counts = ["-" if count is None else f"{count:,}" for count in row.positives.values()]
-        metrics = [
-            "{:.2f} ({:.2f}-{:.2f})".format(row.figures[name], *row.intervals[name]) if name in row.figures else "-"
-            for name in FIGURES
-        ]
+        metrics = [_figure(row, name, width) if name in row.figures else "-" for name in FIGURES]
         table.add_row(escape(row.name), *counts, _probability(row.threshold), *metrics)
     return table
+
+
+def _figure(row: ClassRow, name: str, width: int) -> str:
+    """Return a value with its interval, which is in the line below if there is no room."""
+    value, (low, high) = f"{row.figures[name]:.2f}", row.intervals[name]
+    if width >= _WIDE:
+        return f"{value} ({low:.2f}-{high:.2f})"
+    interval = f"{low:.2f}-{high:.2f}"
+    return f"{value}\n{interval.replace('0.', '.') if width < _NARROW else interval}"
 
 
 def _probability(logit: float | None) -> str:

@@ -1,5 +1,8 @@
 """Print the plan of a recipe for `kdkit check`, and the registries for `kdkit list`."""
 
+import re
+import textwrap
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -10,6 +13,9 @@ from kdkit.plugins.manager import Plugins
 from kdkit.plugins.registry import REGISTRIES
 from kdkit.recipe.objective import Match, as_objective
 from kdkit.utils.memory import format_bytes
+from kdkit.utils.printable import printable
+
+_LIST_WIDTH = 100  # columns of a list that goes to a file or a pipe
 
 
 def show_plan(plan: Plan, console: Console) -> None:
@@ -39,17 +45,45 @@ def show_plan(plan: Plan, console: Console) -> None:
 
 
 def show_registries(plugins: Plugins, console: Console) -> None:
-    """Print a table for each registry: name, plugin, and the first line of each docstring."""
-    for kind in REGISTRIES:
-        registry = plugins.registry(kind)
-        table = Table(title=kind, title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for column in ("name", "plugin", "description"):
-            table.add_column(column, overflow="fold")
-        for name in registry:
-            docstring = (registry[name].__doc__ or "").strip().splitlines()
-            table.add_row(*map(escape, (name, registry.plugin(name), docstring[0] if docstring else "")))
-        console.print(table)
+    """Print a line for each registered thing: its name, plugin, and as much of its description as fits."""
+    width = console.width if console.is_terminal else min(console.width, _LIST_WIDTH)
+    for kind, entries in registered(plugins).items():
+        console.print(kind, style="bold", markup=False)
+        names = max((len(printable(entry["name"])) for entry in entries), default=0)
+        sources = max((len(printable(entry["plugin"])) for entry in entries), default=0)
+        for entry in entries:
+            start = f"{printable(entry['name']):{names}}  {printable(entry['plugin']):{sources}}  "
+            text = printable(entry["description"])
+            console.print(start + _shortened(text, max(20, width - len(start))), markup=False, soft_wrap=True)
         console.print()
+
+
+def _shortened(text: str, width: int) -> str:
+    """Return a sentence, cut after a clause if it is too long, or else after a word. `--json` has all of it."""
+    if len(text) <= width:
+        return text
+    ends = [match.start() for match in re.finditer(r"[,:;] | \(", text[: width - 3])]
+    # Not one of a word or two, which says too little, nor one in brackets.
+    clauses = [text[:end] for end in ends if end >= width // 3 and text[:end].count("(") == text[:end].count(")")]
+    if clauses:
+        return f"{clauses[-1]} ..."
+    return textwrap.shorten(text, width, placeholder=" ...")
+
+
+def registered(plugins: Plugins) -> dict[str, list[dict[str, str]]]:
+    """Return what is registered by kind: the name, the plugin, and the first line of the docstring of each."""
+    everything = {kind: plugins.registry(kind) for kind in REGISTRIES}
+    return {
+        kind: [
+            {
+                "name": name,
+                "plugin": registry.plugin(name),
+                "description": next(iter((registry[name].__doc__ or "").strip().splitlines()), ""),
+            }
+            for name in registry
+        ]
+        for kind, registry in everything.items()
+    }
 
 
 def nets_table(plan: Plan) -> Table:

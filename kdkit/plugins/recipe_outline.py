@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdkit.errors import KdkitError
 from kdkit.plugins.parameters import Parameter, parameters_of
 
 # What annotations and defaults may refer to; anything else needs the import of the file.
@@ -62,11 +61,7 @@ def read_outline(path: Path) -> RecipeOutline | None:
         outlined: types.FunctionType = names["recipe"]
         hints = typing.get_type_hints(outlined, names)
         parameters = parameters_of(path, inspect.signature(outlined).parameters.values(), hints, docstring or "")
-    except (
-        KdkitError,
-        NameError,
-        TypeError,
-    ):  # a name that the file imports, or a wrong option: the import explains it
+    except Exception:  # a name that the file imports, or a wrong annotation or option: the import explains it
         return None
     return RecipeOutline(path, inspect.cleandoc(ast.get_docstring(tree) or ""), parameters)
 

@@ -1,6 +1,7 @@
 """Create the console to which tables and progress are printed, and show the steps before a run prints anything."""
 
 import os
+import re
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -42,6 +43,11 @@ class PrintableConsole(Console):
             # A control segment is a movement of the cursor by rich itself.
             is_clean = segment.control or segment.text.isprintable()
             yield segment if is_clean else segment._replace(text=printable(segment.text, keep=LINE_CHARACTERS))
+
+    def _render_buffer(self, buffer: Iterable[Segment]) -> str:
+        """Drop the spaces at the ends of lines unless the output is a terminal; rich fills the lines of a table."""
+        text = super()._render_buffer(buffer)
+        return text if self.is_terminal or self.is_jupyter else re.sub(r" +\n", "\n", text)
 
 
 def make_console(*, stderr: bool = False, markup: bool = True) -> Console:

@@ -1,0 +1,63 @@
+"""Tests of what commands print: the width of lists and tables, and JSON."""
+
+import json
+import re
+
+import pytest
+
+from kdkit.cli.per_class import table_of
+from kdkit.metrics.per_class import FIGURES, ClassRow
+from kdkit.utils.console import PrintableConsole, make_console
+
+
+@pytest.mark.parametrize("columns", ["80", "100", "300"])
+def test_a_piped_list_has_a_line_for_each_entry_of_at_most_100_columns(columns, kdkit_process):
+    listed = kdkit_process("list", COLUMNS=columns)
+    assert listed.code == 0, listed.err
+    lines = listed.out.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert not [line for line in lines if line != line.rstrip()]
+    names = [line.split()[0] for line in lines if line]
+    everything = json.loads(kdkit_process("list", "--json").out)
+    expected = [[kind, *(entry["name"] for entry in entries)] for kind, entries in everything.items()]
+    assert names == [name for kind in expected for name in kind]
+
+
+def test_the_json_of_a_list_has_whole_descriptions_and_what_a_file_registers(kdkit_here, tmp_path):
+    description = "long words " * 30 + "end."
+    (tmp_path / "mine.py").write_text(
+        f"import kdkit\n\ndef my_loss(student, target):\n    '''{description}'''\n\n"
+        "@kdkit.hookimpl\ndef register_losses(register):\n    register('my_loss', my_loss)\n\n"
+        "def recipe(): ...\n"
+    )
+    losses = json.loads(kdkit_here("list", "mine.py", "--json").out)["losses"]
+    (entry,) = [entry for entry in losses if entry["name"] == "my_loss"]
+    assert entry == {"name": "my_loss", "plugin": "mine.py", "description": description}
+    line = next(line for line in kdkit_here("list", "mine.py").out.splitlines() if line.startswith("my_loss"))
+    assert line.endswith(" ...")
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 160])
+def test_no_number_of_a_table_of_classes_is_cut(width, capsys):
+    values = dict.fromkeys(FIGURES, 0.987), dict.fromkeys(FIGURES, (0.876, 1.0))
+    counts = {"train": 12345, "validation": 1234, "test": 2345}
+    name = "left anterior fascicular block"
+    row = ClassRow(name=name, positives=counts, threshold=0.3, figures=values[0], intervals=values[1])
+    PrintableConsole(width=width, highlight=False).print(table_of((row,), "student, on test", width))
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= width
+    assert "…" not in out
+    assert len(re.findall(r"0\.99", out)) == len(FIGURES)
+    assert len(re.findall(r"0?\.88-1\.00", out)) == len(FIGURES)
+    for number in ("12,345", "1,234", "2,345"):
+        assert number in out
+    for word in name.split():
+        assert word in out
+
+
+def test_a_console_without_a_terminal_prints_no_spaces_at_the_end_of_lines(capsys):
+    console = make_console()
+    console.print("a  \nb", justify="left")
+    console.print("no end", end=" ")
+    console.print("of a line")
+    assert capsys.readouterr().out == "a\nb\nno end of a line\n"
