@@ -19,7 +19,7 @@ from kdkit.engine.interrupts import Interrupts
 from kdkit.engine.options import RunFields, RunOptions
 from kdkit.engine.out_of_memory import explain_memory_of_run, explain_out_of_memory
 from kdkit.engine.predict import Predictor, compute_metrics
-from kdkit.engine.run_record import Origin, notices, run_name, run_record
+from kdkit.engine.run_record import Origin, notices, run_name, run_record, settings_of, versions
 from kdkit.engine.storage.run_folder import RunFolder, can_resume, was_killed_at_start
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.teacher_caching import TeacherCaching
@@ -192,6 +192,10 @@ class _Run:
             seed=ctx.options.seed,
             folder=ctx.options.out,
             notices=(*notices(ctx.recipe, ctx.plan), *ctx.teacher_caching.notices()),
+            options=dict(self.origin.options or {}),
+            settings=settings_of(ctx.plan, ctx.options),
+            parameters={net.name: net.parameters for net in ctx.plan.nets},
+            versions=versions(),
         )
         ctx.callbacks.call("run_started", event)
         for net in ctx.plan.nets:

@@ -65,9 +65,31 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
         # workers=None is recorded as 0: it chooses a number by the device, and a run may resume on another device.
         "trainings": [repr(replace(stage.training, workers=stage.training.workers or 0)) for stage in plan.stages],
         "teacher_cache": recipe.teacher_cache.form,
-        "versions": {"kdkit": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
         "platform": platform.platform(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of kdkit, torch and Python."""
+    return {"kdkit": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def settings_of(plan: Plan, options: RunOptions) -> dict[str, str | int | float | bool]:
+    """Return the numbers and choices of a run and of its stages by name, as loggers record them."""
+    settings: dict[str, str | int | float | bool] = {
+        name: getattr(options, name) for name in ("seed", "precision", "compile", "deterministic")
+    }
+    for stage in plan.stages:
+        training = stage.training
+        values = {
+            **{name: getattr(training, name) for name in ("epochs", "batch_size", "accumulate_steps", "max_grad_norm")},
+            "learning_rate": training.optimizer.options.get("lr"),
+            "optimizer": str(training.optimizer),
+            "lr_schedule": None if training.lr_schedule is None else str(training.lr_schedule),
+        }
+        settings.update({f"{stage.name}/{name}": value for name, value in values.items() if value is not None})
+    return settings
 
 
 def notices(recipe: Recipe, plan: Plan) -> Iterator[str]:

@@ -5,9 +5,9 @@
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, SupportsFloat
+from typing import Any, Protocol, SupportsFloat
 
 
 class StopTraining(Exception):  # noqa: N818  # a request like StopIteration, not an error
@@ -73,6 +73,9 @@ class RunStarted:
     """A run starts.
 
     stages: their names, in the order of training. notices: warnings that a reader of the results must know.
+    options: the arguments of recipe(), by name. settings: the numbers and choices of the run for loggers, flat, such as
+    "precision" and "student/epochs". parameters: the number of parameters by network. versions: of kdkit, torch and
+    Python.
     """
 
     recipe: str
@@ -81,6 +84,10 @@ class RunStarted:
     seed: int
     folder: Path | None
     notices: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

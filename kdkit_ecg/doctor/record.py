@@ -12,8 +12,6 @@ from kdkit_ecg.records.header import Header, header_lines, read_comments, read_h
 from kdkit_ecg.records.record import missing_files
 from kdkit_ecg.utils.tables import is_missing
 
-GAINS = (20.0, 50_000.0)  # steps per mV: converters have a resolution between 50 uV and 20 nV
-
 
 def examine(folder: Path, path: Path) -> RecordReport:
     """Return the findings about the record with this header. No content of the files raises an exception."""
@@ -38,11 +36,8 @@ def examine(folder: Path, path: Path) -> RecordReport:
         record.add(Reason.CHANNELS, f"{len(header.channels) - len(header.leads)} of {len(header.channels)}")
     if header.default_gains:
         record.add(Reason.NO_GAIN, ", ".join(header.default_gains))
-    implausible = sorted({gain for gain in header.gains if not GAINS[0] <= abs(gain) <= GAINS[1]})
-    if header.normalised:  # a gain per standard deviation has no plausible range
+    if header.normalised:
         record.add(Reason.UNITS)
-    elif implausible:
-        record.add(Reason.GAIN, f"{', '.join(f'{gain:g}' for gain in implausible)} steps per mV")
     missing = missing_files(header)
     if missing:
         record.add(Reason.NO_SIGNAL, ", ".join(missing))

@@ -10,6 +10,8 @@ from kdkit_ecg.records.header import Header
 from kdkit_ecg.records.samples import Steps, invalid_values, mismatched_leads, read_steps
 from kdkit_ecg.records.signal_lines import SignalHeader
 
+GAINS = (20.0, 50_000.0)  # steps per mV: converters have a resolution between 50 uV and 20 nV
+FULL_SCALE = 0.9  # of the range of its format, which a lead spans if wfdb chose the gain to use all of it
 AMPLITUDES = (0.1, 10.0)  # mV between the lowest and the highest sample; the median of the leads is compared
 PLATEAU = 0.02  # s at the extreme value of a lead: longer than the peak of any wave
 LONG_PLATEAU = 0.1  # s; one of these means clipping, or two of PLATEAU
@@ -67,6 +69,8 @@ def _examine_leads(record: RecordReport, header: Header, samples: Steps, invalid
     highest = np.where(invalid, np.iinfo(np.int64).min, samples).max(axis=1)
     lowest = np.where(invalid, np.iinfo(np.int64).max, samples).min(axis=1)
     flat = highest <= lowest  # (leads,); also true for a lead without a valid sample
+    if not header.normalised:  # a gain per standard deviation has no plausible range
+        _examine_gains(record, header, np.where(flat, 0, highest - lowest))
     if flat.all():
         record.add(Reason.EMPTY)
         return
@@ -86,6 +90,19 @@ def _examine_leads(record: RecordReport, header: Header, samples: Steps, invalid
         amplitude = float(np.median(((highest - lowest) / gains)[~flat]))
     if not AMPLITUDES[0] <= amplitude <= AMPLITUDES[1]:
         record.add(Reason.AMPLITUDE, f"{amplitude:.3g} mV between the lowest and the highest sample")
+
+
+def _examine_gains(record: RecordReport, header: Header, spans: NDArray[np.int64]) -> None:
+    """Find gains that no converter has; spans: of each lead in steps, (leads,), 0 if it is flat."""
+    ranges = 2 * np.abs(invalid_values(header)[:, 0])  # (leads,): the invalid value is the lowest one of the format
+    implausible = {
+        gain
+        for gain, span, steps in zip(header.gains, spans.tolist(), ranges.tolist(), strict=True)
+        # Of a lead that wfdb scaled to all steps of the format, or of a flat one, the gain has no meaning of its own.
+        if not GAINS[0] <= abs(gain) <= GAINS[1] and 0 < span < FULL_SCALE * steps
+    }
+    if implausible:
+        record.add(Reason.GAIN, f"{', '.join(f'{gain:g}' for gain in sorted(implausible))} steps per mV")
 
 
 def _is_clipped(lead: NDArray[np.int64], gain: float, rate: float) -> bool:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -22,3 +23,17 @@ def test_readme_opens_with_its_two_commands():
     readme = (ROOT / "README.md").read_text().splitlines()[:10]
     assert "pip install -e . && kdkit run examples/lrhnet_smlkd.py" in readme
     assert "pip install -e '.[test]' && pytest" in readme
+
+
+def test_the_first_sample_of_the_readme_distills_something():
+    block = re.search(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert block is not None
+    accuracies = []
+    for text in (block[1], block[1].replace("training=training)", "training=training, label_weight=1)")):
+        namespace: dict[str, object] = {"__name__": "readme"}
+        torch.manual_seed(0)
+        exec(compile(text, "README.md", "exec"), namespace)
+        accuracies.append(namespace["result"].metrics["student"]["accuracy"].value)
+    distilled, alone = accuracies
+    assert distilled > 0.9
+    assert distilled > alone + 0.05

@@ -213,3 +213,40 @@ def test_a_teacher_session_may_keep_the_student_outputs_that_it_observes():
     first, second = observed[:2]
     assert not torch.equal(first["student"], second["student"])  # a copy, which the next step does not overwrite
     assert not first["student"].requires_grad
+
+
+class StartRecorder:
+    """Records the event of the start of a run."""
+
+    event = None
+
+    @kdkit.hookimpl
+    def run_started(self, event):
+        self.event = event
+
+
+def test_the_start_of_a_run_has_what_a_logger_records():
+    recorder = StartRecorder()
+    kdkit.run(three, callbacks=[recorder], seed=3, device="cpu")
+    event = recorder.event
+    assert event.settings["seed"] == 3
+    assert event.settings["precision"] == "fp32"
+    for stage in event.stages:
+        assert event.settings[f"{stage}/epochs"] == training().epochs
+        assert event.settings[f"{stage}/batch_size"] == training().batch_size
+        assert event.settings[f"{stage}/learning_rate"] == training().optimizer.options["lr"]
+        assert "lr=" in event.settings[f"{stage}/optimizer"]
+    assert all(isinstance(value, str | int | float | bool) for value in event.settings.values())
+    assert all(count > 0 for count in event.parameters.values())
+    assert set(event.versions) == {"kdkit", "torch", "python"}
+
+
+def test_the_start_of_a_run_of_the_command_line_has_the_options_of_the_recipe(kdkit_here, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import json, pathlib\nimport kdkit\nfrom tests.helpers.stages import three\n\n"
+        "@kdkit.hookimpl\ndef run_started(event):\n    pathlib.Path('event.json').write_text(json.dumps(dict(event.options)))\n\n"
+        "def recipe(width: int = 3, name: str = 'a'):\n    return three()\n"
+    )
+    result = kdkit_here("run", "mine.py", "--width", "5", "--out", "run", "--device", "cpu", "--quiet")
+    assert result.code == 0, result.err
+    assert (tmp_path / "event.json").read_text() == '{"width": 5, "name": "a"}'

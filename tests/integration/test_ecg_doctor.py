@@ -20,6 +20,7 @@ from kdkit_ecg.doctor import survey
 from kdkit_ecg.doctor.findings import Reason
 from kdkit_ecg.doctor.record import examine
 from kdkit_ecg.leads import LEADS
+from kdkit_ecg.records.header import read_header
 from tests.helpers.command_line import environment
 from tests.helpers.wfdb_files import checksum
 
@@ -434,3 +435,19 @@ def test_the_good_records_are_those_that_the_loaders_use(shared):
     assert {path for path, reasons in reasons_of.items() if Reason.FLAT in reasons} == {
         f"ningbo/{name}" for name in ("JS20004", "JS45542", "JS45544", "JS45551")
     }
+
+
+@pytest.mark.parametrize("storage", ["16", "24", "32"])
+def test_a_gain_that_wfdb_chose_is_no_finding(storage, tmp_path):
+    # (time, leads) in mV, of which wfdb spreads each lead over all steps of the format
+    signal = wave(1, 5000).T / 2000
+    wfdb.wrsamp(
+        *("R1", 500, ["mV"] * 12, list(LEADS)),
+        p_signal=signal,
+        fmt=[storage] * 12,
+        comments=["Age: 50", "Sex: Female", "Dx: 426783006"],
+        write_dir=str(tmp_path),
+    )
+    (record,) = examine_all(tmp_path)
+    assert max(read_header(tmp_path / "R1.hea").gains) > 50_000
+    assert record.findings == []

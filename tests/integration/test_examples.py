@@ -2,9 +2,11 @@
 
 import ast
 import json
+import re
 
 import pytest
 
+from kdkit.plugins.recipe_outline import read_outline
 from tests.helpers.command_line import ROOT, environment
 from tests.helpers.processes import run_python
 
@@ -61,6 +63,20 @@ def test_the_help_of_an_example_has_its_command_and_its_options(name, kdkit_here
     assert result.code == 0
     assert f"kdkit run examples/{name}.py" in result.out
     assert TINY[name][0] in result.out
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_option_of_an_example_has_its_help(name):
+    path = EXAMPLES / f"{name}.py"
+    function = next(
+        node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef) and node.name == "recipe"
+    )
+    described = re.findall(r"^ *(\w+): \S", ast.get_docstring(function) or "", flags=re.MULTILINE)
+    outline = read_outline(path)
+    assert outline is not None
+    # In the order of the parameters, so that no description stands at another one.
+    assert described == [parameter.name for parameter in outline.parameters]
+    assert all(len(parameter.help.split()) >= 2 for parameter in outline.parameters)
 
 
 def test_a_user_defined_loss_takes_at_most_fifteen_lines():

@@ -101,6 +101,8 @@ def package_of_file(file: str) -> str | None:
     parts = Path(file).parts
     folder = next((name for name in ("site-packages", "dist-packages") if name in parts), None)
     if folder is None:
+        if package := _package_on_path(Path(file)):
+            return package
         standard = file.startswith("<frozen ") or Path(sysconfig.get_path("stdlib")) in Path(file).parents
         return _python() if standard else None
     top = parts[parts.index(folder) + 1].partition(".")[0]
@@ -108,6 +110,28 @@ def package_of_file(file: str) -> str | None:
         return f"{top} {importlib.metadata.version(top)}"
     except importlib.metadata.PackageNotFoundError:  # the package is not called like its modules
         return f"{top} {Path(file).stat().st_size} {Path(file).stat().st_mtime_ns}"
+
+
+def _package_on_path(file: Path) -> str | None:
+    """Return the package of a file in another folder of `sys.path` that has packages, as of `pip install --target`.
+
+    An editable package is the user's code: its metadata is not in the folder of its files.
+    """
+    for folder in file.parents:
+        if str(folder) in sys.path:
+            return _packages_in(folder).get(file.relative_to(folder).parts[0].partition(".")[0])
+    return None
+
+
+@functools.cache
+def _packages_in(folder: Path) -> dict[str, str]:
+    """Return name and version of the packages that an installer has put into a folder, by their top-level names."""
+    packages = {}
+    for metadata in folder.glob("*.dist-info"):
+        distribution = importlib.metadata.Distribution.at(metadata)
+        tops = {file.parts[0].partition(".")[0] for file in distribution.files or () if file.suffix != ".pth"}
+        packages.update(dict.fromkeys(tops, f"{distribution.name} {distribution.version}"))
+    return packages
 
 
 def _python() -> str:

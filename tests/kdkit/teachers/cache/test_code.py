@@ -14,7 +14,7 @@ from torch import nn
 
 from kdkit import Net
 from kdkit.errors import CacheError
-from kdkit.teachers.cache import compute_key, facts_of_data
+from kdkit.teachers.cache import compute_key, facts_of_data, source
 from kdkit.teachers.cache.digest import Digest
 from tests.helpers.tiny import tiny_data
 
@@ -395,3 +395,19 @@ def test_functions_and_types_of_libraries_have_a_digest():
     )
     for value in values:
         assert Digest().add(value, "it").hexdigest() == Digest().add(value, "it").hexdigest()
+
+
+def test_code_of_packages_in_another_folder_counts_by_its_version(tmp_path, monkeypatch):
+    """As with `pip install --target`, or a torch outside the environment's own site-packages."""
+    metadata = tmp_path / "libs" / "far_away-1.5.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: far-away\nVersion: 1.5\n")
+    (metadata / "RECORD").write_text("far/__init__.py,,\nfar_away-1.5.dist-info/RECORD,,\n")
+    for name in ("far", "mine"):
+        (tmp_path / "libs" / name).mkdir()
+        (tmp_path / "libs" / name / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path / "libs"))
+    source.package_of_file.cache_clear()
+    assert source.package_of_file(str(tmp_path / "libs" / "far" / "__init__.py")) == "far-away 1.5"
+    assert source.package_of_file(str(tmp_path / "libs" / "mine" / "__init__.py")) is None  # no installer put it there
+    assert source.package_of_file(str(tmp_path / "elsewhere.py")) is None
