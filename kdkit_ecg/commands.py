@@ -38,7 +38,7 @@ _store_location = click.option(
 )
 
 
-@click.group()
+@click.group(short_help="ECG data: fetch, examine, make folds, prepare.")
 def ecg() -> None:
     """ECG data: fetch a release, examine a folder, make folds, and prepare records."""
 

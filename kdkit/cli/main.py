@@ -15,6 +15,7 @@ import click
 
 from kdkit import __version__
 from kdkit.cli import bench as benchmark_scripts
+from kdkit.cli.group import CommandGroup, completion
 from kdkit.cli.options import DEVICE, PATH, PRECISION, SEED, run_fields, run_options
 from kdkit.cli.recipe_command import RecipeCommand, RunCommand, arguments_of, file_of, recipe_options
 from kdkit.cli.sweep import sweep
@@ -97,17 +98,18 @@ def add_plugin_commands() -> None:
             )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="kdkit")
 def cli() -> None:
     """Knowledge distillation in PyTorch: check, run and compare recipes."""
 
 
 cli.add_command(sweep)
+cli.add_command(completion)
 
 
-@cli.command(cls=RunCommand)
-@click.argument("file")
+@cli.command(cls=RunCommand, short_help="Train the stages of a recipe, and evaluate its nets.")
+@click.argument("file", type=click.Path())
 @click.option("--out", type=PATH, help="Run folder; runs/<recipe>-<time> if not given.")
 @click.option("--resume", is_flag=True, help="Resume the run in --out; or --resume FOLDER, without FILE.")
 @click.option("--force", is_flag=True, help="Resume it although its recipe, data or versions have changed.")
@@ -185,7 +187,10 @@ def run(ctx: click.Context, /, **options: Any) -> None:
         raise
 
 
-@cli.command(context_settings={"ignore_unknown_options": True})  # they are those of `kdkit run`
+@cli.command(
+    short_help="Repeat a run, and compare the results bit for bit.",
+    context_settings={"ignore_unknown_options": True},  # they are those of `kdkit run`
+)
 @click.argument("folder", type=PATH)
 @click.option("--out", type=PATH, help="Folder of the new run; FOLDER-rerun if not given.")
 @click.option("--trust", is_flag=True, help="Execute a recipe file that has changed or is not yours.")
@@ -214,8 +219,8 @@ def rerun(folder: Path, out: Path | None, trust: bool, options: tuple[str, ...])
     return 1
 
 
-@cli.command(cls=RecipeCommand)
-@click.argument("file")
+@cli.command(cls=RecipeCommand, short_help="Show the plan of a recipe, and every problem.")
+@click.argument("file", type=click.Path())
 @click.option("--device", default="cpu", show_default=True, help="Device of the forward pass.")
 @PRECISION
 @SEED
@@ -245,8 +250,8 @@ def check(ctx: click.Context, /, **options: Any) -> None:
     plan.require()
 
 
-@cli.command(cls=RecipeCommand)
-@click.argument("file")
+@cli.command(cls=RecipeCommand, short_help="Print the metrics of trained weights.")
+@click.argument("file", type=click.Path())
 @click.option("--weights", type=PATH, required=True, help="File of weights, or the folder of a run.")
 @click.option("--net", help="Net of the recipe to load them into; the one trained last if not given.")
 @DEVICE
@@ -278,7 +283,7 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
         console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
 
 
-@cli.command("list")
+@cli.command("list", short_help="List the registered losses, models, data sets and more.")
 @click.argument("file", required=False, type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with whole descriptions.")
 def list_(file: Path | None, as_json: bool) -> None:
@@ -297,7 +302,7 @@ def list_(file: Path | None, as_json: bool) -> None:
         show_registries(installed(), make_console())
 
 
-@cli.command()
+@cli.command(short_help="Print the metrics of each class of a run.")
 @click.argument("folder", type=PATH)
 @click.option("--net", help="Only this net; every evaluated net if not given.")
 @click.option(
@@ -330,7 +335,10 @@ def classes(folder: Path, net: str | None, resamples: int) -> None:
             console.print(f"note: no positives in {split}: {missing}", style="yellow", markup=False, soft_wrap=True)
 
 
-@cli.command(context_settings={"ignore_unknown_options": True})  # they are the benchmark's
+@cli.command(
+    short_help="List the benchmarks of a checkout, or run one.",
+    context_settings={"ignore_unknown_options": True},  # they are the benchmark's
+)
 @click.argument("name", required=False)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def bench(name: str | None, args: tuple[str, ...]) -> int:
@@ -347,7 +355,7 @@ def bench(name: str | None, args: tuple[str, ...]) -> int:
     return 0
 
 
-@cli.command()
+@cli.command(short_help="List or delete cached teacher outputs.")
 @click.argument("folder", required=False, default="runs/teacher_cache", type=PATH)
 @click.option("--delete", metavar="NAME|all", help="Delete entries by net, by the start of their name, or all.")
 @click.option(

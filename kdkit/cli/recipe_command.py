@@ -27,7 +27,10 @@ class RecipeCommand(click.Command):
         """Read the recipe file first, then parse the arguments with the options that it adds."""
         self.params = list(self._command_params)  # a test may call one command several times
         path = self._find_file(args)
-        if path is not None:
+        if path is not None and ctx.resilient_parsing:  # to complete a command in a shell, which must not run the file
+            outline = read_outline(Path(path))
+            self.params += [] if outline is None else [self._make_option(option) for option in outline.parameters]
+        elif path is not None:
             from kdkit.utils.console import Status  # late: `kdkit --help` does not need rich
 
             self._try_outline(ctx, args, path)

@@ -22,8 +22,8 @@ def _read_seeds(_ctx: click.Context, option: click.Parameter, text: str) -> int 
     return numbers[0] if len(numbers) == 1 else numbers
 
 
-@click.command(cls=SweepCommand)
-@click.argument("file")
+@click.command(cls=SweepCommand, short_help="Compare values of the options of a recipe over seeds.")
+@click.argument("file", type=click.Path())
 @click.option(
     "--seeds",
     default="3",
