@@ -302,6 +302,30 @@ def list_(file: Path | None, as_json: bool) -> None:
         show_registries(installed(), make_console())
 
 
+@cli.command(short_help="Examine the installation, and advise what to mend.")
+@click.option("--runs", type=PATH, default="runs", show_default=True, help="Folder of runs, whose disk is measured.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(runs: Path, as_json: bool) -> int:
+    """Examine the installation: versions, devices, threads, plugins, extras, folders, and what is slow or broken.
+
+    The exit code is 1 if something is broken, and 0 otherwise, also if something is slow.
+    """
+    from kdkit.cli.doctor import examine, report
+
+    facts, findings = examine(runs)
+    if as_json:
+        echo(json.dumps(report(facts, findings), indent=1))
+    else:
+        for title, values in facts.items():
+            width = max(map(len, values), default=0)
+            echo(f"{title}\n" + "".join(f"  {name:{width}}  {value}\n" for name, value in values.items()))
+        for finding in sorted(findings, key=lambda finding: not finding.broken):
+            echo(f"{'broken' if finding.broken else 'note'}: {finding.problem}\n  {finding.advice}")
+        if not findings:
+            echo("no problems found")
+    return int(any(finding.broken for finding in findings))
+
+
 @cli.command(short_help="Print the metrics of each class of a run.")
 @click.argument("folder", type=PATH)
 @click.option("--net", help="Only this net; every evaluated net if not given.")

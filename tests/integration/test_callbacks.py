@@ -244,7 +244,8 @@ def test_the_start_of_a_run_has_what_a_logger_records():
 def test_the_start_of_a_run_of_the_command_line_has_the_options_of_the_recipe(kdkit_here, tmp_path):
     (tmp_path / "mine.py").write_text(
         "import json, pathlib\nimport kdkit\nfrom tests.helpers.stages import three\n\n"
-        "@kdkit.hookimpl\ndef run_started(event):\n    pathlib.Path('event.json').write_text(json.dumps(dict(event.options)))\n\n"
+        "@kdkit.hookimpl\ndef run_started(event):\n"
+        "    pathlib.Path('event.json').write_text(json.dumps(dict(event.options)))\n\n"
         "def recipe(width: int = 3, name: str = 'a'):\n    return three()\n"
     )
     result = kdkit_here("run", "mine.py", "--width", "5", "--out", "run", "--device", "cpu", "--quiet")

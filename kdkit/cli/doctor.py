@@ -1,0 +1,278 @@
+"""Examine an installation for `kdkit doctor`: versions, devices, plugins, extras, folders, what is slow or broken."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from kdkit import __version__
+from kdkit.errors import first_line
+
+_SLOW_FSYNC = 0.05  # s; a checkpoint takes a few of them
+_SLOW_IMPORT = 2.0  # s, of what a plugin registers, in addition to torch
+_LITTLE_SPACE = 2 * 10**9  # bytes; checkpoints and teacher outputs of a small study
+_LITTLE_SHARED_MEMORY = 256 * 2**20  # bytes; containers often have 64 MB, of which one batch of images takes much
+_WRITTEN = 64 * 2**20  # bytes that are written to measure a disk
+_NOT_FOR_USERS = ("test", "docs", "bench")  # extras
+
+
+class Finding(NamedTuple):
+    """A problem and its remedy. broken: something does not work; otherwise it is slow, or may become a problem."""
+
+    broken: bool
+    problem: str
+    advice: str
+
+
+def examine(runs: Path) -> tuple[dict[str, Any], list[Finding]]:
+    """Return the facts about this installation by section, and the findings.
+
+    runs: the folder of runs, whose disk is measured.
+    """
+    findings: list[Finding] = []
+    facts: dict[str, Any] = {}
+    # torch first: what the plugins take is measured in addition to it.
+    sections: dict[str, Callable[[list[Finding]], Any]] = {
+        "versions": _versions,
+        "devices": _devices,
+        "threads": _threads,
+        "plugins": _plugins,
+        "extras": _extras,
+        "folders": lambda findings: _folders(runs, findings),
+    }
+    for title, section in sections.items():
+        try:
+            facts[title] = section(findings)
+        except Exception as error:  # any library may be broken, and the other sections must still be shown
+            facts[title] = {}
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            findings.append(Finding(True, f"the {title} cannot be examined: {reason}", "see the error"))
+    return facts, findings
+
+
+def _versions(findings: list[Finding]) -> dict[str, str]:
+    versions = {"kdkit": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    began = time.perf_counter()
+    try:
+        import torch
+    except Exception as error:  # a library that is missing or of another platform
+        findings.append(
+            Finding(True, f"torch cannot be imported: {first_line(error)}", "install torch again: see pytorch.org")
+        )
+    else:
+        versions["torch"] = str(torch.__version__)
+        versions["import of torch"] = f"{time.perf_counter() - began:.1f} s"
+    for name, least in _requirements(""):
+        try:
+            version = importlib.metadata.version(name)
+        except PackageNotFoundError:
+            findings.append(Finding(True, f"{name} is not installed", f"pip install '{name}>={least}'"))
+            continue
+        if name != "torch":
+            versions[name] = version
+        if _numbers(version) < _numbers(least):
+            problem = f"{name} {version} is older than {least}, which kdkit needs"
+            findings.append(Finding(True, problem, f"pip install '{name}>={least}'"))
+    return versions
+
+
+def _devices(findings: list[Finding]) -> dict[str, str]:
+    import torch
+
+    from kdkit.utils.memory import format_bytes
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    devices = {"cpu": f"{platform.processor() or platform.machine()}, {format_bytes(memory, base=1024)} of memory"}
+    for index in range(torch.cuda.device_count()):
+        name = f"cuda:{index}"
+        try:
+            free, total = torch.cuda.mem_get_info(index)
+            torch.ones(2, device=name).sum().item()  # a driver that does not fit fails here
+        except Exception as error:  # of CUDA, in many classes
+            devices[name] = "does not work"
+            findings.append(
+                Finding(True, f"{name} does not work: {first_line(error)}", "--device cpu, or a new driver")
+            )
+            continue
+        texts = (format_bytes(value, base=1024) for value in (free, total))
+        devices[name] = "{}, {} of {} free".format(torch.cuda.get_device_name(index), *texts)
+    if torch.backends.mps.is_available():
+        devices["mps"] = "available"
+    if not torch.cuda.is_available() and shutil.which("nvidia-smi"):
+        built = torch.version.cuda
+        problem = "there is an NVIDIA driver, but torch " + ("finds no GPU" if built else "is built without CUDA")
+        findings.append(Finding(False, problem, "install a torch whose CUDA fits the driver: see pytorch.org"))
+    return devices
+
+
+def _threads(findings: list[Finding]) -> dict[str, int | str]:
+    import torch
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota()
+    cores = usable if quota is None else min(usable, max(1, round(quota)))
+    if torch.get_num_threads() > cores:
+        problem = f"torch uses {torch.get_num_threads()} threads on {cores} cores, which slows all of them down"
+        findings.append(Finding(False, problem, f"set OMP_NUM_THREADS={cores}"))
+    return {
+        "torch": torch.get_num_threads(),
+        "usable cores": cores,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
+    }
+
+
+def _quota() -> float | None:
+    """Return the number of cores that a container may use, or None if it may use all."""
+    try:
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return None if limit == "max" else int(limit) / int(period)
+    except (OSError, ValueError):  # another system, or an older version of cgroups
+        return None
+
+
+def _plugins(findings: list[Finding]) -> dict[str, str]:
+    """Load all plugins and what they register; a plugin that is skipped is broken."""
+    from kdkit.plugins.manager import GROUP, installed
+    from kdkit.plugins.registry import REGISTRIES
+
+    points = {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        installed.cache_clear()  # the warnings of the first call are gone
+        plugins = installed()
+        began = time.perf_counter()
+        registries = {kind: plugins.registry(kind) for kind in REGISTRIES}
+        seconds = time.perf_counter() - began
+    for warning in caught:
+        advice = "reinstall or update its package, or uninstall it; KDKIT_TRACEBACK=1 shows more"
+        findings.append(Finding(True, str(warning.message), advice))
+    if seconds > _SLOW_IMPORT:
+        problem = f"plugins take {seconds:.1f} s to register, which `kdkit list` and every run wait for"
+        findings.append(Finding(False, problem, "import heavy packages in what they register, when it is called"))
+    described = {}
+    for name in ("kdkit", *sorted(points)):
+        entries = sum(registries[kind].plugin(entry) == name for kind in REGISTRIES for entry in registries[kind])
+        distribution = points[name].dist if name in points else None
+        package = "" if distribution is None else f" of {distribution.name} {distribution.version}"
+        described[name] = f"{entries} entries{package}" if plugins.manager.has_plugin(name) else f"skipped{package}"
+    return {**described, "time to register": f"{seconds:.1f} s"}
+
+
+def _extras(_findings: list[Finding]) -> dict[str, str]:
+    try:
+        names = importlib.metadata.metadata("kdkit").get_all("Provides-Extra") or []
+    except PackageNotFoundError:
+        return {"unknown": "kdkit is not installed, but imported from a folder"}
+    extras = {}
+    for extra in names:
+        if extra in _NOT_FOR_USERS:
+            continue
+        missing = [name for name, _least in _requirements(extra) if not _is_installed(name)]
+        hint = f"without {', '.join(missing)}: pip install 'kdkit[{extra}]'"
+        extras[extra] = hint if missing else "installed"
+    return extras
+
+
+def _folders(runs: Path, findings: list[Finding]) -> dict[str, str]:
+    from kdkit.engine.options import TEACHER_CACHE
+    from kdkit.teachers.cache import CacheFolder
+    from kdkit.utils.memory import format_bytes
+
+    cache = runs / TEACHER_CACHE
+    entries = CacheFolder(cache).kept() if cache.is_dir() else []
+    facts = {"runs": str(runs.resolve()), "teacher cache": str(cache.resolve())}
+    facts["size of the teacher cache"] = (
+        f"{format_bytes(sum(entry.bytes for entry in entries))}, {len(entries)} entries"
+    )
+    # The nearest folder that exists: `doctor` leaves no new folder behind.
+    existing = next(folder for folder in (runs.absolute(), *runs.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(existing).free
+    facts["free space"] = format_bytes(free)
+    if free < _LITTLE_SPACE:
+        problem = f"only {format_bytes(free)} are free for run folders in {existing}"
+        findings.append(Finding(False, problem, "delete old runs and cached outputs (`kdkit cache --delete all`)"))
+    try:
+        speed, fsync = _measure_disk(existing)
+    except OSError as error:
+        problem = f"run folders cannot be written in {existing}: {error.strerror or error}"
+        findings.append(Finding(True, problem, "choose another folder: kdkit run FILE --out FOLDER"))
+    else:
+        facts["write speed"], facts["fsync"] = f"{format_bytes(speed)}/s", f"{fsync * 1000:.1f} ms"
+        if fsync > _SLOW_FSYNC:
+            problem = f"the disk of {existing} takes {fsync * 1000:.0f} ms for each fsync, which checkpoints wait for"
+            findings.append(Finding(False, problem, "choose a folder on a local disk with --out"))
+    shared = Path("/dev/shm")
+    if shared.is_dir() and (size := shutil.disk_usage(shared).total) < _LITTLE_SHARED_MEMORY:
+        problem = f"shared memory has {format_bytes(size, base=1024)}, in which worker processes pass batches"
+        findings.append(Finding(False, problem, "start the container with --shm-size=2g, or set Training(workers=0)"))
+    return facts
+
+
+def _measure_disk(folder: Path) -> tuple[float, float]:
+    """Return the bytes per second of a large file that is written to the disk, and the seconds of a small fsync."""
+    block = os.urandom(2**20)  # not zeros, which some file systems do not store
+    with tempfile.TemporaryFile(dir=folder) as file:
+        began = time.perf_counter()
+        for _ in range(_WRITTEN // len(block)):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        seconds = time.perf_counter() - began
+        durations = []
+        for _ in range(5):
+            file.write(b"x")
+            file.flush()
+            began = time.perf_counter()
+            os.fsync(file.fileno())
+            durations.append(time.perf_counter() - began)
+    return _WRITTEN / seconds, sorted(durations)[2]
+
+
+def _requirements(extra: str) -> Iterator[tuple[str, str]]:
+    """Yield the packages, with their least versions, that kdkit requires, or an extra of it."""
+    try:
+        lines = importlib.metadata.requires("kdkit") or []
+    except PackageNotFoundError:
+        return
+    for line in lines:
+        found = re.match(r"([\w.-]+)\s*(?:>=\s*([\w.]+))?", line)
+        marker = re.search(r"""extra == ["']([\w-]+)["']""", line)
+        if found is not None and (marker[1] if marker else "") == extra:
+            yield found[1], found[2] or "0"
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the numbers at the start of a version: (2, 7) for "2.7.0rc1+cpu" and "2.7", which are equal."""
+    leading = re.match(r"\d+(\.\d+)*", version)
+    numbers = [int(number) for number in leading[0].split(".")] if leading else []
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return tuple(numbers)
+
+
+def report(facts: dict[str, Any], findings: list[Finding]) -> dict[str, Any]:
+    """Return all as JSON takes it."""
+    state: Literal["broken", "working"] = "broken" if any(finding.broken for finding in findings) else "working"
+    return {
+        "state": state,
+        **facts,
+        "findings": [finding._asdict() for finding in findings],
+        "executable": sys.executable,
+    }

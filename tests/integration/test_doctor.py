@@ -1,0 +1,106 @@
+"""Tests of `kdkit doctor`: what it reports, and that it finds what is broken or slow."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import kdkit
+from kdkit.cli import doctor
+from tests.helpers.stages import three
+
+BROKEN = Path(__file__).parent / "plugin_packages" / "broken"
+
+
+@pytest.fixture
+def broken_site(tmp_path):
+    """A folder with the metadata of a plugin whose module cannot be imported."""
+    metadata = tmp_path / "site" / "kdkit_broken-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: kdkit-broken\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[kdkit]\nbroken = kdkit_broken\n")
+    (tmp_path / "site" / "kdkit_broken.py").write_text((BROKEN / "kdkit_broken.py").read_text())
+    return tmp_path / "site"
+
+
+def test_the_report_has_versions_devices_plugins_and_folders(kdkit_process, tmp_path):
+    kdkit.run(three, out=tmp_path / "runs" / "first", device="cpu")
+    result = kdkit_process("doctor", "--json")
+    assert result.code == 0, result
+    report = json.loads(result.out)
+    assert report["state"] == "working"
+    assert report["versions"]["kdkit"] == kdkit.__version__
+    assert report["versions"]["torch"] == torch.__version__
+    assert report["devices"]["cpu"]
+    assert report["threads"]["torch"] >= 1
+    assert report["plugins"]["kdkit"].endswith(" entries")
+    assert "ecg" in report["plugins"]
+    assert report["folders"]["runs"] == str(tmp_path / "runs")
+    assert report["folders"]["teacher cache"] == str(tmp_path / "runs" / "teacher_cache")
+    assert not report["folders"]["size of the teacher cache"].endswith(", 0 entries")
+    assert report["folders"]["fsync"].endswith(" ms")
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]  # nothing new
+
+
+def test_a_broken_plugin_is_named_and_the_exit_code_is_1(kdkit_process, broken_site):
+    result = kdkit_process("doctor", PYTHONPATH=str(broken_site))
+    assert result.code == 1
+    assert "broken: plugin 'broken' of kdkit-broken is skipped" in result.out
+    assert "skipped of kdkit-broken 1.0" in result.out
+    assert "reinstall or update its package" in result.out
+
+
+def test_more_threads_than_the_cores_of_a_container_are_a_note(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    monkeypatch.setattr(doctor, "_quota", lambda: 1.2)
+    facts, findings = doctor.examine(Path("runs"))
+    assert facts["threads"]["usable cores"] == 1
+    (finding,) = [finding for finding in findings if "threads" in finding.problem]
+    assert not finding.broken
+    assert "torch uses 16 threads on 1 cores" in finding.problem
+    assert finding.advice == "set OMP_NUM_THREADS=1"
+
+
+def test_a_package_that_is_missing_or_too_old_is_broken(monkeypatch):
+    requirements = [("torch", "2.0"), ("numpy", "999"), ("a-package-that-does-not-exist", "1.0")]
+    monkeypatch.setattr(doctor, "_requirements", lambda extra: requirements if not extra else [])
+    _facts, findings = doctor.examine(Path("runs"))
+    problems = [finding.problem for finding in findings if finding.broken]
+    assert any("is older than 999" in problem for problem in problems)
+    assert "a-package-that-does-not-exist is not installed" in problems
+    assert not any("torch" in problem for problem in problems)
+
+
+def test_a_folder_that_cannot_be_written_is_broken(monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(doctor, "_measure_disk", refuse)
+    _facts, findings = doctor.examine(Path("runs"))
+    (finding,) = [finding for finding in findings if finding.broken]
+    assert "cannot be written" in finding.problem
+    assert "Permission denied" in finding.problem
+
+
+def test_a_slow_disk_is_a_note(monkeypatch):
+    monkeypatch.setattr(doctor, "_measure_disk", lambda folder: (1e6, 0.2))
+    _facts, findings = doctor.examine(Path("runs"))
+    assert any("200 ms for each fsync" in finding.problem and not finding.broken for finding in findings)
+
+
+def test_a_section_that_fails_does_not_hide_the_others(monkeypatch):
+    def fail(_findings):
+        raise RuntimeError("no driver")
+
+    monkeypatch.setattr(doctor, "_devices", fail)
+    facts, findings = doctor.examine(Path("runs"))
+    assert facts["folders"]["free space"]
+    assert any(finding.broken and "RuntimeError: no driver" in finding.problem for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("version", "numbers"), [("2.7.0rc1+cpu", (2, 7)), ("2.10", (2, 10)), ("1", (1,)), ("unknown", ())]
+)
+def test_versions_are_compared_by_their_numbers(version, numbers):
+    assert doctor._numbers(version) == numbers
