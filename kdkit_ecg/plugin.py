@@ -1,5 +1,8 @@
 """Register the networks, data sets, metric and commands of kdkit_ecg with kdkit."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import click
 
 from kdkit import Register, hookimpl
@@ -34,6 +37,12 @@ def register_metrics(register: Register) -> None:
     from kdkit_ecg.metrics import ChallengeMetric
 
     register("challenge_metric", ChallengeMetric)
+
+
+@hookimpl
+def register_templates(register: Callable[[str, Path], None]) -> None:
+    """Register the recipe of LRH-Net."""
+    register("lrhnet", Path(__file__).parent / "templates" / "lrhnet.py")
 
 
 @hookimpl

@@ -16,6 +16,7 @@ import click
 from kdkit import __version__
 from kdkit.cli import bench as benchmark_scripts
 from kdkit.cli.group import CommandGroup, completion
+from kdkit.cli.new import new
 from kdkit.cli.options import DEVICE, PATH, PRECISION, SEED, run_fields, run_options
 from kdkit.cli.recipe_command import RecipeCommand, RunCommand, arguments_of, file_of, recipe_options
 from kdkit.cli.sweep import sweep
@@ -106,6 +107,7 @@ def cli() -> None:
 
 cli.add_command(sweep)
 cli.add_command(completion)
+cli.add_command(new)
 
 
 @cli.command(cls=RunCommand, short_help="Train the stages of a recipe, and evaluate its nets.")

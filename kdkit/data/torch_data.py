@@ -162,7 +162,7 @@ class TorchData(Data):
     def __repr__(self) -> str:
         splits = ", ".join(f"{name}: {split}" for name, split in self._splits.items())
         classes = f"{describe_count(len(self.classes), 'class', 'classes')} ({describe_names(self.classes)})"
-        return f"TorchData({self.task}, {classes}, {splits})"
+        return f"{type(self).__name__}({self.task}, {classes}, {splits})"
 
     @property
     def train(self) -> Split | LoaderSplit:

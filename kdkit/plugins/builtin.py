@@ -1,6 +1,6 @@
 """The built-in plugin of kdkit. It uses the same hooks as any installed plugin."""
 
-from kdkit.plugins.hooks import Register, hookimpl
+from kdkit.plugins.hooks import Register, RegisterTemplate, hookimpl
 
 # The imports are inside the hooks, since these modules import torch, which `kdkit --help` must not do.
 
@@ -78,3 +78,12 @@ def register_metrics(register: Register) -> None:
     register("macro_auroc", metrics.MacroAUROC)
     register("macro_f1", metrics.MacroF1)
     register("micro_f1", metrics.MicroF1)
+
+
+@hookimpl
+def register_templates(register: RegisterTemplate) -> None:
+    """Register the recipe files of `kdkit new recipe`."""
+    from kdkit.plugins.templates import FOLDER
+
+    register("digits", FOLDER / "digits.py")
+    register("own_data", FOLDER / "own_data.py")

@@ -5,6 +5,7 @@ leave out arguments that it does not use.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,6 +17,7 @@ hookspec = pluggy.HookspecMarker("kdkit")
 hookimpl = pluggy.HookimplMarker("kdkit")
 
 Register = Callable[[str, Callable[..., Any]], None]
+RegisterTemplate = Callable[[str, Path], None]
 
 
 # Registration hooks, called before a recipe runs. Implementations import inside the function, so that `kdkit --help`
@@ -53,6 +55,11 @@ def register_datasets(register: Register) -> None:
 @hookspec
 def register_metrics(register: Register) -> None:
     """Register metrics: options -> `Metric`."""
+
+
+@hookspec
+def register_templates(register: RegisterTemplate) -> None:
+    """Register recipe files of the package, by name and path, which `kdkit new recipe NAME` copies."""
 
 
 @hookspec

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdkit.cli.main import cli
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
@@ -23,6 +25,12 @@ def test_readme_opens_with_its_two_commands():
     readme = (ROOT / "README.md").read_text().splitlines()[:10]
     assert "pip install -e . && kdkit run examples/lrhnet_smlkd.py" in readme
     assert "pip install -e '.[test]' && pytest" in readme
+
+
+def test_the_page_of_the_command_line_has_every_command():
+    text = (ROOT / "docs" / "command-line.md").read_text()
+    for name in cli.commands:
+        assert f"| `kdkit {name}" in text, name
 
 
 def test_the_first_sample_of_the_readme_distills_something():

@@ -22,6 +22,7 @@ TINY = {
     "text": ["--epochs", "1", "--count", "64"],
     "detection": ["--epochs", "1", "--train", "64"],
     "http_teacher": ["--epochs", "1"],
+    "own_data": ["--epochs", "1"],
     "timm_digits": ["--epochs", "1"],
     "all_losses": ["--epochs", "1", "--data", "ecg", "--samples", "16"],
 }

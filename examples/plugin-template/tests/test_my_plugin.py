@@ -1,0 +1,76 @@
+"""Tests of what the plugin registers, by the contracts of kdkit, and of a run that uses all of it."""
+
+from pathlib import Path
+from typing import Any
+
+import kdkit
+import pytest
+import torch
+from kdkit import Net, Recipe, RecipeError, Training, Truth
+from kdkit.testing import check_loss, check_schedule
+from torch import nn
+
+from my_plugin.callbacks import CsvLog
+from my_plugin.datasets import Clusters
+from my_plugin.losses import ClippedMSE
+from my_plugin.schedules import Pretrained
+
+
+def make_schedule(epochs: int = 1) -> Pretrained:
+    """Return the schedule with small networks."""
+    teacher = Net("teacher", nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 3)))
+    student = Net("student", nn.Linear(2, 3))
+    training = Training(epochs=epochs, batch_size=16, optimizer=kdkit.Optimizer(torch.optim.Adam, lr=0.02))
+    return Pretrained(teacher, student, Truth(nn.CrossEntropyLoss()), ClippedMSE(), training)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "factory"),
+    [
+        ("losses", "my_plugin_loss", ClippedMSE),
+        ("schedules", "my_plugin_schedule", Pretrained),
+        ("datasets", "my_plugin_data", Clusters),
+    ],
+)
+def test_kdkit_finds_what_the_plugin_registers(kind: str, name: str, factory: Any) -> None:
+    assert kdkit.registry(kind)[name] is factory
+    assert kdkit.registry(kind).plugin(name) == "my_plugin"
+
+
+def test_the_loss_keeps_its_contract() -> None:
+    check_loss(ClippedMSE, least_when_equal=False)  # logits beyond the limit cost something even if they are equal
+
+
+def test_the_loss_is_the_squared_error_to_the_clipped_target() -> None:
+    student, target = torch.tensor([[0.0, 1.0]]), torch.tensor([[10.0, 1.0]])
+    assert ClippedMSE(limit=2.0)(student, target).item() == pytest.approx((2.0**2 + 0.0) / 2)
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0])
+def test_a_wrong_limit_is_refused(limit: float) -> None:
+    with pytest.raises(RecipeError, match="limit must be above 0"):
+        ClippedMSE(limit=limit)
+
+
+def test_the_schedule_keeps_its_contract() -> None:
+    check_schedule(make_schedule)
+
+
+def test_the_same_seed_gives_the_same_points() -> None:
+    fingerprints = [Clusters(9, seed=seed).fingerprint for seed in (1, 1, 2)]
+    assert fingerprints[0] == fingerprints[1]
+    assert fingerprints[0] != fingerprints[2]
+
+
+def test_too_few_samples_are_refused() -> None:
+    with pytest.raises(RecipeError, match="count must be at least 3"):
+        Clusters(2)
+
+
+def test_a_student_learns_and_every_epoch_is_logged(tmp_path: Path) -> None:
+    recipe = Recipe(data=Clusters(), schedule=make_schedule(epochs=5))
+    result = kdkit.run(recipe, callbacks=[CsvLog(tmp_path / "log.csv")], device="cpu", seed=0)
+    assert result.metrics["student"]["accuracy"].value > 0.8
+    lines = (tmp_path / "log.csv").read_text().splitlines()
+    assert lines[0].startswith("# ")
+    assert {line.split(",")[0] for line in lines[1:]} == {"teacher", "imitation", "finetuning"}

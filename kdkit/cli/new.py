@@ -1,0 +1,100 @@
+"""The commands `kdkit new recipe` and `kdkit new plugin`, which write a file or a package to start from."""
+
+import ast
+import importlib.util
+import keyword
+import shutil
+import sys
+from pathlib import Path
+
+import click
+
+from kdkit.cli.options import PATH
+from kdkit.errors import KdkitError, did_you_mean
+from kdkit.plugins.manager import installed
+from kdkit.plugins.templates import PLUGIN, recipe_templates
+from kdkit.utils.files import write
+from kdkit.utils.printable import echo
+
+_OWN_DATA = "own_data"  # the template of a recipe under a name of the user's choice
+_PLUGIN_NAME = "my_plugin"  # in the template of a plugin
+
+
+@click.group(short_help="Write a recipe or a plugin to start from.")
+def new() -> None:
+    """Write a recipe or a plugin to start from."""
+
+
+@new.command()
+@click.argument("name", required=False)
+@click.argument("path", required=False, type=PATH)
+def recipe(name: str | None, path: Path | None) -> None:
+    """Write a recipe file: a template, or a recipe for your own data under another NAME.
+
+    Without NAME, list the templates. PATH is NAME.py in this folder if it is not given.
+    """
+    templates = recipe_templates(installed())
+    if name is None:
+        width = max(map(len, templates))
+        for template, file in templates.items():
+            docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+            echo(f"{template:{width}}  {docstring.splitlines()[0]}")
+        return
+    if path is None:
+        path = Path(name if name.endswith(".py") else f"{name}.py")
+    source = templates.get(name)
+    if source is None:
+        hint = did_you_mean(Path(name).stem, templates)
+        if hint.startswith("did you mean"):
+            raise KdkitError(
+                f"there is no template {name!r}; {hint} For your own data: kdkit new recipe {_OWN_DATA} FILE"
+            )
+        source = templates[_OWN_DATA]
+    if path.exists():
+        raise KdkitError(f"{path} exists; name another file: kdkit new recipe {name} FILE")
+    if not path.parent.is_dir():
+        raise KdkitError(f"{path.parent} is no folder; create it first")
+    text = source.read_text(encoding="utf-8")
+    # The commands in its docstring are those of the example that it is.
+    for example in {word for word in text.split() if word.startswith("examples/") and word.endswith(".py")}:
+        text = text.replace(example, path.as_posix())
+    write(path, text)
+    echo(f"{path} is written; run it: kdkit run {path}")
+
+
+@new.command()
+@click.argument("name")
+@click.argument("path", required=False, type=PATH)
+def plugin(name: str, path: Path | None) -> None:
+    """Write an installable package NAME with a loss, a schedule, a data set, a callback and tests.
+
+    PATH is the folder NAME in this folder if it is not given.
+    """
+    _validate_package(name)
+    folder = Path(name) if path is None else path
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise KdkitError(f"{folder} exists and is not empty; name another folder: kdkit new plugin {name} FOLDER")
+    files = [file for file in sorted(PLUGIN.rglob("*")) if file.is_file() and "__pycache__" not in file.parts]
+    is_new = not folder.exists()
+    try:
+        for file in files:
+            target = folder / str(file.relative_to(PLUGIN)).replace(_PLUGIN_NAME, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            text = file.read_text(encoding="utf-8").replace(_PLUGIN_NAME, name)
+            # The name of a distribution has hyphens.
+            write(target, text.replace(_PLUGIN_NAME.replace("_", "-"), name.replace("_", "-")))
+    except OSError as error:
+        if is_new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise KdkitError(f"{folder} cannot be written: {error.strerror or error}") from error
+    echo(f"{folder} is written; install and test it: cd {folder} && pip install -e '.[test]' && pytest")
+
+
+def _validate_package(name: str) -> None:
+    """Raise KdkitError if a name cannot be that of a new package."""
+    if not name.isidentifier() or not name.islower() or not name.isascii() or keyword.iskeyword(name):
+        raise KdkitError(f"a plugin is a package, with a name of lower-case letters, digits and _; got {name!r}")
+    is_taken = name in sys.stdlib_module_names or importlib.util.find_spec(name) is not None
+    # A folder of this name, which `find_spec` finds too, is only in the way if it has files.
+    if is_taken and not Path(name).is_dir():
+        raise KdkitError(f"there is a package {name!r} already; choose another name")

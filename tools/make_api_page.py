@@ -1,0 +1,120 @@
+"""Write docs/api.md, the list of public names, and tests/golden/api.txt, their signatures, which a test compares.
+
+    python tools/make_api_page.py
+
+Run it after a change of the public API, and read the difference of api.txt: a name or an argument that disappears or
+moves breaks programs of users, and needs a line under "Changed" in CHANGELOG.md.
+"""
+
+import importlib
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "api.md"
+SNAPSHOT = ROOT / "tests" / "golden" / "api.txt"
+MODULES = ("kdkit", "kdkit.losses", "kdkit.losses.projectors", "kdkit.metrics", "kdkit.testing", "kdkit.errors",
+           "kdkit.plugins.events", "kdkit_ecg")  # fmt: skip
+
+_INTRODUCTION = """# Public names
+
+Programs and plugins may rely on the names of this page. A name of another module, or one that begins with `_`, may
+change in any version. Until version 1.0 a public name may change in a minor version, which CHANGELOG.md says; after it
+in a major version only. `help(kdkit.Net)` shows the arguments of a name.
+
+`tests/golden/api.txt` has all signatures; `python tools/make_api_page.py` writes both.
+"""
+
+
+def public_names(module: ModuleType) -> list[str]:
+    """Return the public names of a module: those in `__all__`, or else the classes and functions that it defines."""
+    if hasattr(module, "__all__"):
+        return sorted(module.__all__)
+    return sorted(
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__ and callable(value)
+    )
+
+
+def signatures() -> Iterator[str]:
+    """Yield a line for each public name, and for each public method and property of the classes among them."""
+    for module_name in MODULES:
+        module = importlib.import_module(module_name)
+        for name in public_names(module):
+            value = getattr(module, name)
+            path = f"{module_name}.{name}"
+            yield path + ("" if inspect.ismodule(value) else _arguments(value))
+            if inspect.isclass(value):
+                for member, definition in sorted(_members(value).items()):
+                    yield f"{path}.{member}{_arguments(definition)}"
+
+
+def page() -> str:
+    """Return the text of docs/api.md."""
+    parts = [_INTRODUCTION]
+    for module_name in MODULES:
+        module = importlib.import_module(module_name)
+        rows = [f"| `{name}` | {_summary(getattr(module, name))} |" for name in public_names(module)]
+        parts.append("\n".join([f"## {module_name}\n", "| name | purpose |", "|---|---|", *rows]) + "\n")
+    return "\n".join(parts)
+
+
+def _members(kind: type) -> dict[str, Any]:
+    """Return the public methods and properties of a class that kdkit defines, also in its base classes."""
+    members: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):
+        if base.__module__.startswith("kdkit"):
+            for name, value in vars(base).items():
+                is_member = (
+                    callable(value) or isinstance(value, classmethod | staticmethod) or hasattr(value, "__get__")
+                )
+                if not name.startswith("_") and is_member and not inspect.ismemberdescriptor(value):
+                    members[name] = value
+    return members
+
+
+def _arguments(value: Any) -> str:
+    """Return the arguments of a callable with their defaults, without types; "" for a property."""
+    function = value.__func__ if isinstance(value, classmethod | staticmethod) else value
+    if not callable(function):
+        return ""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of C, or of a class without one, such as a Protocol
+        return "(...)"
+    texts = []
+    for parameter in signature.parameters.values():
+        default = parameter.default
+        if default is not parameter.empty and callable(default):
+            default = _Name(getattr(default, "__name__", type(default).__name__))
+        texts.append(str(parameter.replace(annotation=parameter.empty, default=default)))
+    # The markers of positional and keyword-only arguments are part of the signature.
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
+    first = next((index for index, kind in enumerate(kinds) if kind == inspect.Parameter.KEYWORD_ONLY), None)
+    if first is not None and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        texts.insert(first, "*")
+    return f"({', '.join(texts)})"
+
+
+class _Name:
+    """A default value that is shown by its name, since its repr has an address."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def _summary(value: Any) -> str:
+    lines = (inspect.getdoc(value) or "").splitlines()
+    return lines[0].replace("|", "\\|") if lines else ""
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    SNAPSHOT.write_text("\n".join(signatures()) + "\n", encoding="utf-8")
