@@ -10,12 +10,13 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError
+from importlib.metadata import Distribution, PackageNotFoundError
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from kdkit import __version__
 from kdkit.errors import first_line
+from kdkit.utils.printable import echo
 
 _SLOW_FSYNC = 0.05  # s; a checkpoint takes a few of them
 _SLOW_IMPORT = 2.0  # s, of what a plugin registers, in addition to torch
@@ -42,12 +43,12 @@ def examine(runs: Path) -> tuple[dict[str, Any], list[Finding]]:
     facts: dict[str, Any] = {}
     # torch first: what the plugins take is measured in addition to it.
     sections: dict[str, Callable[[list[Finding]], Any]] = {
-        "versions": _versions,
-        "devices": _devices,
-        "threads": _threads,
-        "plugins": _plugins,
-        "extras": _extras,
-        "folders": lambda findings: _folders(runs, findings),
+        "versions": examine_versions,
+        "devices": examine_devices,
+        "threads": examine_threads,
+        "plugins": examine_plugins,
+        "extras": examine_extras,
+        "folders": lambda findings: examine_folders(runs, findings),
     }
     for title, section in sections.items():
         try:
@@ -59,7 +60,8 @@ def examine(runs: Path) -> tuple[dict[str, Any], list[Finding]]:
     return facts, findings
 
 
-def _versions(findings: list[Finding]) -> dict[str, str]:
+def examine_versions(findings: list[Finding]) -> dict[str, str]:
+    """Return the versions of kdkit, Python, torch and all required packages, and import torch."""
     versions = {"kdkit": __version__, "python": platform.python_version(), "platform": platform.platform()}
     began = time.perf_counter()
     try:
@@ -85,7 +87,8 @@ def _versions(findings: list[Finding]) -> dict[str, str]:
     return versions
 
 
-def _devices(findings: list[Finding]) -> dict[str, str]:
+def examine_devices(findings: list[Finding]) -> dict[str, str]:
+    """Return the devices with their memory, each of which computes something."""
     import torch
 
     from kdkit.utils.memory import format_bytes
@@ -114,7 +117,8 @@ def _devices(findings: list[Finding]) -> dict[str, str]:
     return devices
 
 
-def _threads(findings: list[Finding]) -> dict[str, int | str]:
+def examine_threads(findings: list[Finding]) -> dict[str, int | str]:
+    """Return the number of threads of torch, and of the cores that this process may use."""
     import torch
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -139,7 +143,7 @@ def _quota() -> float | None:
         return None
 
 
-def _plugins(findings: list[Finding]) -> dict[str, str]:
+def examine_plugins(findings: list[Finding]) -> dict[str, str]:
     """Load all plugins and what they register; a plugin that is skipped is broken."""
     from kdkit.plugins.manager import GROUP, installed
     from kdkit.plugins.registry import REGISTRIES
@@ -167,7 +171,8 @@ def _plugins(findings: list[Finding]) -> dict[str, str]:
     return {**described, "time to register": f"{seconds:.1f} s"}
 
 
-def _extras(_findings: list[Finding]) -> dict[str, str]:
+def examine_extras(_findings: list[Finding]) -> dict[str, str]:
+    """Return the extras of kdkit, and which packages of each are missing."""
     try:
         names = importlib.metadata.metadata("kdkit").get_all("Provides-Extra") or []
     except PackageNotFoundError:
@@ -176,13 +181,14 @@ def _extras(_findings: list[Finding]) -> dict[str, str]:
     for extra in names:
         if extra in _NOT_FOR_USERS:
             continue
-        missing = [name for name, _least in _requirements(extra) if not _is_installed(name)]
+        missing = [name for name, _least in _requirements(extra) if not any(Distribution.discover(name=name))]
         hint = f"without {', '.join(missing)}: pip install 'kdkit[{extra}]'"
         extras[extra] = hint if missing else "installed"
     return extras
 
 
-def _folders(runs: Path, findings: list[Finding]) -> dict[str, str]:
+def examine_folders(runs: Path, findings: list[Finding]) -> dict[str, str]:
+    """Return the folders of runs and of the teacher cache, their sizes, and the speed of the disk."""
     from kdkit.engine.options import TEACHER_CACHE
     from kdkit.teachers.cache import CacheFolder
     from kdkit.utils.memory import format_bytes
@@ -250,14 +256,6 @@ def _requirements(extra: str) -> Iterator[tuple[str, str]]:
             yield found[1], found[2] or "0"
 
 
-def _is_installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except PackageNotFoundError:
-        return False
-    return True
-
-
 def _numbers(version: str) -> tuple[int, ...]:
     """Return the numbers at the start of a version: (2, 7) for "2.7.0rc1+cpu" and "2.7", which are equal."""
     leading = re.match(r"\d+(\.\d+)*", version)
@@ -276,3 +274,14 @@ def report(facts: dict[str, Any], findings: list[Finding]) -> dict[str, Any]:
         "findings": [finding._asdict() for finding in findings],
         "executable": sys.executable,
     }
+
+
+def show(facts: dict[str, Any], findings: list[Finding]) -> None:
+    """Print the sections, and the findings after them, what is broken first."""
+    for title, values in facts.items():
+        width = max(map(len, values), default=0)
+        echo(f"{title}\n" + "".join(f"  {name:{width}}  {value}\n" for name, value in values.items()))
+    for finding in sorted(findings, key=lambda finding: not finding.broken):
+        echo(f"{'broken' if finding.broken else 'note'}: {finding.problem}\n  {finding.advice}")
+    if not findings:
+        echo("no problems found")

@@ -312,19 +312,13 @@ def doctor(runs: Path, as_json: bool) -> int:
 
     The exit code is 1 if something is broken, and 0 otherwise, also if something is slow.
     """
-    from kdkit.cli.doctor import examine, report
+    from kdkit.cli.doctor import examine, report, show
 
     facts, findings = examine(runs)
     if as_json:
         echo(json.dumps(report(facts, findings), indent=1))
     else:
-        for title, values in facts.items():
-            width = max(map(len, values), default=0)
-            echo(f"{title}\n" + "".join(f"  {name:{width}}  {value}\n" for name, value in values.items()))
-        for finding in sorted(findings, key=lambda finding: not finding.broken):
-            echo(f"{'broken' if finding.broken else 'note'}: {finding.problem}\n  {finding.advice}")
-        if not findings:
-            echo("no problems found")
+        show(facts, findings)
     return int(any(finding.broken for finding in findings))
 
 

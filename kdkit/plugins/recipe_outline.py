@@ -4,6 +4,8 @@ import ast
 import inspect
 import types
 import typing
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,15 +42,20 @@ def read_outline(path: Path) -> RecipeOutline | None:
     """
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: of nested expressions
         return None
+    bindings = _bindings(tree)
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "recipe"]
-    # A decorator or a second binding may change the parameters.
-    if len(functions) != 1 or functions[0].decorator_list or _is_rebound(tree, functions[0]):
+    # A decorator or a second binding may change the parameters, and an import of "*" binds unknown names.
+    if len(functions) != 1 or functions[0].decorator_list or bindings["recipe"] > 1 or bindings["*"]:
         return None
     names: dict[str, Any] = {"__builtins__": {}, **_BUILTINS}
     for node in tree.body:
         _bind(node, names)
+    # Which value a name has in the end is not known if it is bound again, such as by `WIDTH += 1`.
+    ambiguous = [name for name in names if bindings[name] > (name not in _BUILTINS)]
+    for name in ambiguous:
+        del names[name]
     docstring = ast.get_docstring(functions[0], clean=False)
     function = ast.FunctionDef(
         name="recipe", args=functions[0].args, body=[ast.Expr(ast.Constant(docstring))], decorator_list=[]
@@ -66,14 +73,17 @@ def read_outline(path: Path) -> RecipeOutline | None:
     return RecipeOutline(path, inspect.cleandoc(ast.get_docstring(tree) or ""), parameters)
 
 
-def _is_rebound(tree: ast.Module, function: ast.FunctionDef) -> bool:
-    """Whether the file binds the name `recipe` in another place at its top level."""
-    nodes = (node for statement in tree.body if statement is not function for node in ast.walk(statement))
-    return any(
-        (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id == "recipe")
-        or (isinstance(node, ast.alias) and (node.asname or node.name) in ("recipe", "*"))
-        for node in nodes
-    )
+def _bindings(tree: ast.Module) -> Counter[str]:
+    """Return how often a file binds each name anywhere, also as a local variable of a function."""
+    names: Counter[str] = Counter()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            names[node.id] += 1
+        elif isinstance(node, ast.alias):
+            names[(node.asname or node.name).partition(".")[0]] += 1
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names[node.name] += 1
+    return names
 
 
 def _bind(node: ast.stmt, names: dict[str, Any]) -> None:
@@ -83,10 +93,9 @@ def _bind(node: ast.stmt, names: dict[str, Any]) -> None:
             if (node.module, alias.name) in _IMPORTS:
                 names[alias.asname or alias.name] = _IMPORTS[node.module, alias.name]
     elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and _is_value(node.value):
-        try:
+        # It may fail, such as for a subscript of a value of the file; no option may need the name.
+        with suppress(Exception):
             names[node.targets[0].id] = eval(compile(ast.Expression(node.value), "", "eval"), names)
-        except (NameError, TypeError):  # such as a list of names of classes, which no option needs
-            names.pop(node.targets[0].id, None)
 
 
 def _expressions(arguments: ast.arguments) -> list[ast.expr]:

@@ -93,7 +93,7 @@ def test_a_section_that_fails_does_not_hide_the_others(monkeypatch):
     def fail(_findings):
         raise RuntimeError("no driver")
 
-    monkeypatch.setattr(doctor, "_devices", fail)
+    monkeypatch.setattr(doctor, "examine_devices", fail)
     facts, findings = doctor.examine(Path("runs"))
     assert facts["folders"]["free space"]
     assert any(finding.broken and "RuntimeError: no driver" in finding.problem for finding in findings)

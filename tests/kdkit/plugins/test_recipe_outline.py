@@ -67,6 +67,12 @@ def test_types_and_defaults_of_every_kind_are_read(outline):
         "def recipe(width: int = 3): ...\nfrom mine import recipe",
         "def recipe(width=3): ...",  # an error, which the import explains
         "def recipe(width: int = UNKNOWN): ...",
+        "WIDTH = 3\nWIDTH += 1\ndef recipe(width: int = WIDTH): ...",
+        "WIDTH = 3\nif True:\n    WIDTH = 4\ndef recipe(width: int = WIDTH): ...",
+        "WIDTH = (1, 2)[5]\ndef recipe(width: int = WIDTH): ...",
+        "class int: ...\ndef recipe(width: int = 3): ...",
+        "from mine import *\ndef recipe(width: int = 3): ...",
+        f"X = {'-' * 100_000}1\ndef recipe(width: int = 3): ...",
         "def recipe(:",
         "def make(): ...",
     ],
