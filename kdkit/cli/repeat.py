@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.engine.storage.run_folder import read_record
-from kdkit.errors import RunFolderError
+from kdkit.engine.storage.stage_folder import RECORD
+from kdkit.errors import RunFolderError, shortened
 from kdkit.utils.printable import echo
 from kdkit.utils.signing import is_signed, sign
 
@@ -38,9 +39,15 @@ def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
         raise RunFolderError(
             f"the run in {run} was started from Python; resume it there: kdkit.run(..., out={str(run)!r}, resume=True)"
         )
-    file, *arguments = map(str, command["arguments"])
+    texts = [command.get("folder"), command.get("recipe_sha256"), *_list(command.get("arguments"))]
+    if len(texts) < 3 or not all(isinstance(text, str) and "\0" not in text for text in texts):
+        raise RunFolderError(
+            f"{run / RECORD} does not hold the command that started the run, but {shortened(command, most=200)}; "
+            "resume it by its recipe file: kdkit run FILE --out FOLDER --resume"
+        )
+    file, *arguments = command["arguments"]
     recipe, doubt = Path(file), ""
-    if not recipe.is_file():
+    if not _is_file(recipe):
         recipe, doubt = run / _COPY, f"it is a copy in the run folder, and {file} is no longer there"
     elif hashlib.sha256(recipe.read_bytes()).hexdigest() != command["recipe_sha256"]:
         doubt = "it has changed since the run was started"
@@ -58,6 +65,17 @@ def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
         )
     echo(f"recipe file: {recipe}", err=True)
     return [str(recipe), *arguments]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long, or a folder that this user may not enter
+        return False
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _signed_text(command: Mapping[str, Any]) -> str:

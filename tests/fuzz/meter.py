@@ -56,8 +56,8 @@ class Meter:
     def read(self, *readers: Callable[[], Any], more: Iterable[Callable[[], Any]] = ()) -> None:
         """Call all readers of one input, and count its outcome: that of the first one that refuses it, or "read".
 
-        A reader that returns a text names its outcome. more: readers whose outcome does not count. Raises anything but a KdkitError with one short message, and
-        if the input takes too much time or memory.
+        A reader that returns a text names its outcome. more: readers whose outcome does not count.
+        Raises anything but a KdkitError with one short message, and if the input takes too much time or memory.
         """
         began, outcome = time.process_time(), "read"
         signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
