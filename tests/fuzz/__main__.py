@@ -83,17 +83,17 @@ def _of_cache(name: str) -> Callable[[], Callable[..., None]]:
 
 
 KINDS = {
-    "headers": Kind(8, _headers),
-    "weights": Kind(24, _weights),
-    "options": Kind(12, _of_options("fuzz")),
-    "records of commands": Kind(6, _of_options("fuzz_recorded")),
-    "JSON and history lines": Kind(28, _of_run_folders("fuzz_json")),
-    "stages": Kind(8, _of_run_folders("fuzz_stages"), _write_runs),
+    "headers": Kind(6, _headers),
+    "weights": Kind(34, _weights),
+    "options": Kind(8, _of_options("fuzz")),
+    "records of commands": Kind(4, _of_options("fuzz_recorded")),
+    "JSON and history lines": Kind(32, _of_run_folders("fuzz_json")),
+    "stages": Kind(7, _of_run_folders("fuzz_stages"), _write_runs),
     "run records": Kind(2, _of_run_folders("fuzz_records"), _write_runs),
-    "reports": Kind(3, _of_run_folders("fuzz_reports"), _write_runs),
+    "reports": Kind(2, _of_run_folders("fuzz_reports"), _write_runs),
     "studies": Kind(2, _of_run_folders("fuzz_study"), _write_runs),
-    "cached outputs": Kind(4, _of_cache("fuzz_entries")),
-    "signal stores": Kind(3, _of_cache("fuzz_store")),
+    "cached outputs": Kind(2, _of_cache("fuzz_entries")),
+    "signal stores": Kind(1, _of_cache("fuzz_store")),
 }
 
 

@@ -1,6 +1,7 @@
 """Damage every file of a run folder: whatever it holds, its readers return a result or raise a KdkitError."""
 
 import json
+import re
 
 import pytest
 from hypothesis import strategies as st
@@ -13,7 +14,8 @@ from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.nets.weight_files import read_state_dicts
 from kdkit.utils.read_json import read_json, read_json_lines
-from tests.fuzz.damage import DAMAGE, damaged
+from kdkit.utils.sealed import UNSEALED, seal
+from tests.fuzz.damage import DAMAGE, VALUES, damaged
 from tests.fuzz.meter import for_inputs
 from tests.helpers.stages import three
 
@@ -54,14 +56,21 @@ def read_reports(folder):
 def fuzz_files(meter, files, readers_of, inputs, first_seed=0):
     """Damage one of these files at a time. readers_of: returns the readers to call for a file."""
 
-    @for_inputs(meter, inputs, first_seed, file=st.sampled_from(files), damage=DAMAGE)
-    def check(file, damage):
+    @for_inputs(meter, inputs, first_seed, file=st.sampled_from(files), damage=DAMAGE, resealed=st.booleans())
+    def check(file, damage, resealed):
         content = file.read_bytes()
+        changed = damaged(content, damage)
         try:
-            file.write_bytes(damaged(content, damage))
+            file.write_bytes(with_checksum(changed) if resealed else changed)
             meter.read(*readers_of(file))
         finally:
             file.write_bytes(content)
+
+
+def with_checksum(content):
+    """Return a file with the checksum of its content, which whoever changes a file can compute too."""
+    zeros = re.sub(rb"sha256:[0-9a-f]{64}", UNSEALED.encode(), content, count=1)
+    return b"".join(map(bytes, seal(zeros))) if UNSEALED.encode() in zeros else content
 
 
 def fuzz_reports(folder, meter, inputs, first_seed=0):
@@ -126,7 +135,14 @@ def fuzz_json(folder, meter, inputs, first_seed=0):
         return "read"
 
     readers = (lambda: read(lambda path: list(read_json_lines(path))), lambda: read(read_json))
-    strategy = st.one_of(st.binary(max_size=300), st.text(TEXT, max_size=120).map(str.encode))
+    texts = VALUES.map(json.dumps).map(str.encode)
+    strategy = st.one_of(
+        st.binary(max_size=300),
+        st.text(TEXT, max_size=120).map(str.encode),
+        texts,
+        st.lists(texts, max_size=4).map(b"\n".join),
+        st.builds(damaged, texts, DAMAGE),
+    )
 
     @for_inputs(meter, inputs, first_seed, content=strategy)
     def check(content):
