@@ -4,6 +4,7 @@ import argparse
 import io
 import mmap
 import pathlib
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import numpy as np
 import torch
 
 _ARCHIVE = b"PK\x03\x04"  # begins a file of torch.save since torch 1.6, which is a zip archive
-# Of this type torch makes one of any size from a number in the file, and fills it.
-_ANY_SIZE = b"\nbytearray\n"
+# A type and a function that torch allows in pickles. The first is made and filled in the size of any number in the
+# file; the second encodes texts, for which two encodings take the square of their length.
+_ANY_SIZE, _ENCODE = b"\nbytearray\n", b"\nencode\n"
+_SLOW_ENCODINGS = re.compile(b"punycode|idna", re.IGNORECASE)
 
 # Plain values that training programs save next to weights: their arguments, paths, and metrics as numpy scalars. None
 # of these types runs code from the file when it is unpickled. The names differ between versions of numpy and Python.
@@ -51,7 +54,7 @@ def load_torch_file(path: Path) -> object:
             _require_plain_archive(file, path.stat().st_size)
         elif path.stat().st_size:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                _require_bounded(content.find(_ANY_SIZE) < 0)
+                _require_bounded(content)
         file.seek(0)
         # weights_only: a pickle could run any code
         with torch.serialization.safe_globals(_SAFE_TYPES):
@@ -69,9 +72,12 @@ def _require_plain_archive(file: _BoundedFile, size: int) -> None:
             raise ValueError("its entries have more bytes than the file")
         for entry in entries:
             if entry.filename.endswith("data.pkl"):
-                _require_bounded(_ANY_SIZE not in archive.read(entry))
+                _require_bounded(archive.read(entry))
 
 
-def _require_bounded(bounded: bool, /) -> None:
-    if not bounded:
+def _require_bounded(content: bytes | mmap.mmap) -> None:
+    """Raise ValueError if a pickle could take much more memory or time than its size explains."""
+    if content.find(_ANY_SIZE) >= 0:
         raise ValueError("it holds a bytearray, which could have any size")
+    if content.find(_ENCODE) >= 0 and _SLOW_ENCODINGS.search(content) is not None:
+        raise ValueError("it holds a text in an encoding that could take any time")

@@ -218,7 +218,10 @@ def write_pickles(folder: Path) -> None:
 def write_weight_bombs(folder: Path) -> None:
     """Write small files of weights that would take memory or time out of proportion to their size."""
     layer = {"weight": torch.ones(3, 4), "bias": torch.ones(3)}
+    text = ("\u4e00\u5000" * 20_000).encode()
     for kind, data in {
+        "encoding": b"\x80\x02c_codecs\nencode\nX%sX\x08\x00\x00\x00punycode\x86R."
+        % (len(text).to_bytes(4, "little") + text),
         "bytearray": b"\x80\x02c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R.",
         "text": b"\x80\x02X\xff\xff\xff\x7fabc.",
     }.items():

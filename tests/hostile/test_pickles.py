@@ -8,6 +8,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+import torch
 from torch import nn
 
 from kdkit import Net, RecipeError
@@ -168,3 +169,30 @@ def test_names_in_a_record_are_escaped(command, finished):
         (finished / "metrics.json").write_bytes(b"".join(json_parts({**metrics, "metrics": results})))
         done = command("classes", "run")
         assert (done.code, "holds no predictions of" in done.err) == (2, True), done
+
+
+def odd_tensors():
+    """Return functions that make tensors with the shape of a weight, which cannot be copied into it."""
+    makers = {
+        "sparse": lambda: torch.ones(3, 4).to_sparse(),
+        "compressed": lambda: torch.ones(3, 4).to_sparse_csr(),
+        "quantized": lambda: torch.quantize_per_tensor(torch.ones(3, 4), 0.1, 0, torch.qint8),
+        "meta": lambda: torch.ones(3, 4, device="meta"),
+        "complex": lambda: torch.ones(3, 4, dtype=torch.complex64),
+        "nested": lambda: torch.nested.nested_tensor([torch.ones(4)] * 3),
+        "expanded": lambda: torch.ones(1).expand(2**20, 2**20),
+    }
+    if hasattr(torch, "float4_e2m1fn_x2"):
+        makers["packed"] = lambda: torch.empty(3, 4, dtype=torch.float4_e2m1fn_x2)
+    return makers
+
+
+@pytest.mark.filterwarnings("ignore")  # torch warns of these tensors
+@pytest.mark.parametrize("kind", [*odd_tensors()])
+def test_a_tensor_that_cannot_be_copied_is_refused_and_nothing_is_loaded(kind, tmp_path):
+    torch.save({"weight": odd_tensors()[kind](), "bias": torch.ones(3)}, tmp_path / "odd.pt")
+    module = nn.Linear(4, 3)
+    before = module.bias.clone()
+    with pytest.raises(RecipeError, match="do not fit net 'student': the file has 'weight'"):
+        Net("student", module, weights=tmp_path / "odd.pt")
+    assert torch.equal(module.bias, before)
