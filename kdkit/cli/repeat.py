@@ -39,20 +39,25 @@ def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
         raise RunFolderError(
             f"the run in {run} was started from Python; resume it there: kdkit.run(..., out={str(run)!r}, resume=True)"
         )
-    texts = [command.get("folder"), command.get("recipe_sha256"), *_list(command.get("arguments"))]
+    recorded = command.get("arguments")
+    texts = [command.get("folder"), command.get("recipe_sha256"), *(recorded if isinstance(recorded, list) else ())]
     if len(texts) < 3 or not all(isinstance(text, str) and "\0" not in text for text in texts):
         raise RunFolderError(
             f"{run / RECORD} does not hold the command that started the run, but {shortened(command, most=200)}; "
             "resume it by its recipe file: kdkit run FILE --out FOLDER --resume"
         )
-    file, *arguments = command["arguments"]
+    file, *arguments = texts[2:]
     recipe, doubt = Path(file), ""
-    if not _is_file(recipe):
+    try:
+        is_file = recipe.is_file()
+    except OSError:  # such as a name that is too long, or a folder that this user may not enter
+        is_file = False
+    if not is_file:
         recipe, doubt = run / _COPY, f"it is a copy in the run folder, and {file} is no longer there"
+    elif not is_signed(_signed_text(command), command.get("signature")):  # first: such a path is not even read
+        doubt = "it is not you who started this run, on this machine"
     elif hashlib.sha256(recipe.read_bytes()).hexdigest() != command["recipe_sha256"]:
         doubt = "it has changed since the run was started"
-    elif not is_signed(_signed_text(command), command.get("signature")):
-        doubt = "it is not you who started this run, on this machine"
     elif str(Path.cwd()) != command["folder"]:
         raise RunFolderError(
             f"the run in {run} was started in the folder {command['folder']}, in which its recipe may look for files; "
@@ -65,17 +70,6 @@ def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
         )
     echo(f"recipe file: {recipe}", err=True)
     return [str(recipe), *arguments]
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # such as a name that is too long, or a folder that this user may not enter
-        return False
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _signed_text(command: Mapping[str, Any]) -> str:
