@@ -46,7 +46,7 @@ def soak(epochs, folder):
         @kdkit.hookimpl
         def epoch_ended(self, event):
             if (event.epoch + 1) % (epochs // 10) == 0:
-                measured.append((event.epoch + 1, resident_memory(), len(os.listdir("/proc/self/fd"))))
+                measured.append((event.epoch + 1, resident_memory(), len(list(Path("/proc/self/fd").iterdir()))))
 
     kdkit.run(lambda: recipe(epochs), device="cpu", out=folder, callbacks=[Measure()], teacher_cache="off")
     return measured

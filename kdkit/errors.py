@@ -22,10 +22,6 @@ class PluginError(KdkitError):
     """A plugin does not match the hook specifications, or registers a name twice."""
 
 
-class PluginWarning(RuntimeWarning):
-    """An installed plugin, or a hook of it, is skipped. The command line prints it in one line."""
-
-
 class RunFolderError(KdkitError):
     """A run folder cannot be written, or the run in it cannot be resumed."""
 
@@ -73,8 +69,12 @@ class CheckError(KdkitError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error message, or the name of its class if it has no message."""
-    return (str(error) or type(error).__name__).splitlines()[0]
+    """Return the first line of an error message, or the name of its class if it has no message.
+
+    It is cut after 500 characters: messages of libraries may contain all of a damaged file.
+    """
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    return line if len(line) <= 500 else f"{line[:500]}..."
 
 
 def describe_error(error: BaseException) -> str:
@@ -101,9 +101,12 @@ def describe(value: object) -> str:
     return f"the class {value.__name__}; did you forget its ()?" if isinstance(value, type) else repr(value)
 
 
+_MOST_NAMES = 1000  # that are compared with an unknown one: a file of weights may have millions
+
+
 def did_you_mean(wrong: str, names: Iterable[str]) -> str:
     """Return a hint for an unknown name: the most similar valid name, or all valid names if none is similar."""
-    names = sorted(names)
+    names = sorted(names)[:_MOST_NAMES]
     matches = get_close_matches(wrong, names, n=1, cutoff=0.6)  # 0.6 is difflib's default: typing errors pass
     if matches:
         return f"did you mean {matches[0]!r}?"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import signal
 import sys
@@ -20,8 +21,15 @@ from kdkit.cli.new import new
 from kdkit.cli.options import DEVICE, PATH, PRECISION, SEED, run_fields, run_options
 from kdkit.cli.recipe_command import RecipeCommand, RunCommand, arguments_of, file_of, recipe_options
 from kdkit.cli.sweep import sweep
-from kdkit.errors import KdkitError, PluginWarning, RemoteRankError, RunFolderError, Terminated, shows_tracebacks
-from kdkit.plugins.manager import installed
+from kdkit.errors import (
+    KdkitError,
+    RemoteRankError,
+    RunFolderError,
+    Terminated,
+    shortened,
+    shows_tracebacks,
+)
+from kdkit.plugins.manager import PluginWarning, installed
 from kdkit.plugins.recipe_file import read_recipe_file
 from kdkit.utils.printable import LINE_CHARACTERS, echo, printable
 
@@ -61,6 +69,14 @@ def call(args: list[str]) -> int:
         if shows_tracebacks():
             echo("".join(traceback.format_exception(error)), err=True)
         echo(f"error: {error}", err=True)
+        return 2
+    except OSError as error:
+        # Of a path in an argument, such as a name that is too long, or in a folder that this user may not enter.
+        if not error.filename or not any(str(error.filename) in arg for arg in args):
+            raise
+        if shows_tracebacks():
+            echo("".join(traceback.format_exception(error)), err=True)
+        echo(f"error: {shortened(str(error.filename))} cannot be read: {error.strerror}; pass another path", err=True)
         return 2
     except click.ClickException as error:
         message = io.StringIO()  # click would print an argument as it is, such as the name of a missing file
@@ -392,5 +408,8 @@ def cache(folder: Path, delete: str | None, keep: float | None) -> None:
 
     cache_folder = CacheFolder(folder)
     deleted = cache_folder.delete(delete) if delete is not None else []
-    deleted += cache_folder.shrink(int(keep * 10**9)) if keep is not None else []
+    if keep is not None:
+        if not math.isfinite(keep):
+            raise KdkitError(f"--keep must be a number of gigabytes; got {keep}")
+        deleted += cache_folder.shrink(int(keep * 10**9))
     show_cache(make_console(), folder, cache_folder.kept(), deleted)

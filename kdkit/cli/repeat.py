@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.engine.storage.run_folder import read_record
-from kdkit.errors import RunFolderError
+from kdkit.engine.storage.stage_folder import RECORD
+from kdkit.errors import RunFolderError, shortened
 from kdkit.utils.printable import echo
 from kdkit.utils.signing import is_signed, sign
 
@@ -38,14 +39,25 @@ def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
         raise RunFolderError(
             f"the run in {run} was started from Python; resume it there: kdkit.run(..., out={str(run)!r}, resume=True)"
         )
-    file, *arguments = map(str, command["arguments"])
+    recorded = command.get("arguments")
+    texts = [command.get("folder"), command.get("recipe_sha256"), *(recorded if isinstance(recorded, list) else ())]
+    if len(texts) < 3 or not all(isinstance(text, str) and "\0" not in text for text in texts):
+        raise RunFolderError(
+            f"{run / RECORD} does not hold the command that started the run, but {shortened(command, most=200)}; "
+            "resume it by its recipe file: kdkit run FILE --out FOLDER --resume"
+        )
+    file, *arguments = texts[2:]
     recipe, doubt = Path(file), ""
-    if not recipe.is_file():
+    try:
+        is_file = recipe.is_file()
+    except OSError:  # such as a name that is too long, or a folder that this user may not enter
+        is_file = False
+    if not is_file:
         recipe, doubt = run / _COPY, f"it is a copy in the run folder, and {file} is no longer there"
+    elif not is_signed(_signed_text(command), command.get("signature")):  # first: such a path is not even read
+        doubt = "it is not you who started this run, on this machine"
     elif hashlib.sha256(recipe.read_bytes()).hexdigest() != command["recipe_sha256"]:
         doubt = "it has changed since the run was started"
-    elif not is_signed(_signed_text(command), command.get("signature")):
-        doubt = "it is not you who started this run, on this machine"
     elif str(Path.cwd()) != command["folder"]:
         raise RunFolderError(
             f"the run in {run} was started in the folder {command['folder']}, in which its recipe may look for files; "

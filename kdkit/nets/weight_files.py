@@ -1,22 +1,18 @@
 """Find the file of weights in a folder, and read the tensors in files of kdkit and of other training programs."""
 
-import argparse
-import json
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kdkit.errors import RecipeError, did_you_mean, first_line
+from kdkit.errors import RecipeError, did_you_mean, first_line, shortened
+from kdkit.nets.torch_files import load_torch_file
+from kdkit.utils.read_json import read_json
 from kdkit.utils.sealed import SEALED, read_tensors
 
 Entries = dict[str, dict[str, Tensor]]  # the state dicts in a file, by the path of their keys, such as "ema.module"
@@ -28,17 +24,10 @@ _PRETRAINED = tuple(
     for stem in ("model", "pytorch_model", "diffusion_pytorch_model")
 )
 _DEPTH = 3  # of the dicts in a file that are searched for weights
-
-# Plain values that training programs save next to weights: their arguments, paths, and metrics as numpy scalars. None
-# of these types runs code from the file when it is unpickled. The names differ between versions of numpy and Python.
-_SAFE_TYPES: list[Any] = [
-    argparse.Namespace,
-    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    np.dtype,
-    *(type(np.dtype(name)) for name in ("f2", "f4", "f8", "i4", "i8", "?")),
-    *((pathlib.PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
-    *((pathlib.PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
-]
+# A pickle may hold one dict under any number of keys, and the same inside of that: more of them than can be searched.
+_MOST_DICTS = 100_000
+_LONGEST_KEY = 1000  # of a tensor, in characters: the prefixes of its parts take the square of that
+_INDEX = ".index.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +108,20 @@ def read_state_dicts(path: Path, name: str) -> Entries:
     """
     content = _read(path, name)
     entries: Entries = {}
+    count = 0  # of the dicts so far
 
     def search(value: object, parents: tuple[str, ...]) -> None:
+        nonlocal count
         if not isinstance(value, Mapping) or len(parents) > _DEPTH:
             return
+        count += 1
+        longest = max((len(key) for key in value if isinstance(key, str)), default=0)
+        if count > _MOST_DICTS or longest > _LONGEST_KEY:
+            excess = f"a key of {longest} characters" if longest > _LONGEST_KEY else f"more than {_MOST_DICTS} dicts"
+            raise RecipeError(
+                f"the weights of net {name!r} in {path} cannot be searched: the file holds {excess}; save the state "
+                "dict alone with torch.save(model.state_dict(), FILE)"
+            )
         tensors = {key: item for key, item in value.items() if isinstance(key, str) and isinstance(item, Tensor)}
         if tensors:
             entries[".".join(parents)] = tensors
@@ -135,7 +134,9 @@ def read_state_dicts(path: Path, name: str) -> Entries:
     if isinstance(content, Mapping) and not content:
         entries[""] = {}  # the state dict of a module without tensors
     if not entries:
-        names = first_three(sorted(map(str, content))) if isinstance(content, Mapping) else ""
+        # Other keys are left out: the text of a tuple of tuples may be endless.
+        keys = content if isinstance(content, Mapping) else ()
+        names = first_three(sorted(key for key in keys if isinstance(key, str)))
         held = f"the keys {names}" if names else f"a {type(content).__name__}"
         raise RecipeError(
             f"{path} holds no plain state dict (name -> tensor) for net {name!r}, also not under a key such as "
@@ -168,20 +169,18 @@ def select_entries(entries: Entries, key: str, path: Path, name: str) -> Entries
 
 def first_three(names: Sequence[str]) -> str:
     """Return the first three names, and the number of the others."""
-    shown = ", ".join(map(repr, names[:3]))
+    shown = ", ".join(shortened(name, most=200) for name in names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 def _read(path: Path, name: str) -> object:
     """Return the content of a file, or the tensors of all files that an index names."""
     try:
-        if path.name.endswith(".index.json"):
+        if path.name.endswith(_INDEX):
             return _read_shards(path, name)
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
-        # weights_only: a pickle could run any code
-        with torch.serialization.safe_globals(_SAFE_TYPES):
-            return torch.load(path, "cpu", weights_only=True)
+        return load_torch_file(path)
     except RecipeError:
         raise
     except Exception as error:  # for arbitrary bytes torch raises almost any error: KeyError, IndexError, ...
@@ -206,15 +205,16 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_shards(index: Path, name: str) -> dict[str, Tensor]:
     """Return the tensors of all files that an index names. Raises ValueError if some are not there."""
-    content = json.loads(index.read_text())
+    content = read_json(index)
     files = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(files, dict):
         raise ValueError("an index has a 'weight_map' from names to files")
     state: dict[str, Tensor] = {}
     for file in sorted(set(files.values())):
-        # An index may come from someone else, and must not name files elsewhere.
-        if Path(file).name != file or not (index.parent / file).is_file():
-            raise ValueError(f"it names {file!r}, but there is no such file in its folder")
+        # An index may come from someone else, and must not name files elsewhere, nor indices, which could name it.
+        is_name = isinstance(file, str) and Path(file).name == file and not file.endswith(_INDEX)
+        if not is_name or not (index.parent / file).is_file():
+            raise ValueError(f"it names {shortened(file, most=200)}, but there is no such file in its folder")
         shard = _read(index.parent / file, name)
         state.update(shard if isinstance(shard, Mapping) else {})
     lost = sorted(files.keys() - state.keys())

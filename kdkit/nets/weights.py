@@ -186,13 +186,18 @@ class _Match:
     def _mismatches(self, count: int) -> Iterator[str]:
         for key in self.mismatched[:count]:
             tensor, expected = self.candidate.tensor(key), self.target.tensors[key]
-            if tensor.shape == expected.shape:
+            if not _is_copied(tensor, expected):
+                kind = "nested" if tensor.is_nested else "meta" if tensor.is_meta else f"{tensor.layout} {tensor.dtype}"
+                yield f"{key!r} as a tensor of the kind {kind}, not {expected.layout} {expected.dtype}"
+            elif tensor.shape == expected.shape:
                 yield f"{key!r} of {tensor.dtype}, not {expected.dtype}"
             else:
                 yield f"{key!r} of shape {tuple(tensor.shape)}, not {tuple(expected.shape)}"
 
     def _has_form(self, key: str) -> bool:
         tensor, expected = self.candidate.tensor(key), self.target.tensors[key]
+        if not _is_copied(tensor, expected):
+            return False
         # Integers for real numbers are quantized, and mean nothing without their scale. Complex ones would lose a part.
         quantized = expected.is_floating_point() and not tensor.is_floating_point()
         return tensor.shape == expected.shape and not quantized
@@ -276,6 +281,13 @@ def _prefixes(keys: Mapping[str, str]) -> list[str]:
         shared = shared[: next((depth for depth, part in enumerate(shared) if parts[depth] != part), len(shared))]
     common = [".".join((*shared[:depth], "")) for depth in range(1, len(shared) + 1)]
     return list(dict.fromkeys([*known, *common]))
+
+
+def _is_copied(tensor: Tensor, expected: Tensor) -> bool:
+    """Whether torch copies such a tensor into one of a net, for which its layout and its elements have to be usual."""
+    packed = tensor.dtype is getattr(torch, "float4_e2m1fn_x2", None)  # two numbers in each element
+    usual = not (tensor.is_nested or tensor.is_meta or packed)  # first: a nested tensor has no shape
+    return usual and tensor.layout == expected.layout
 
 
 def _same_values(tensor: Tensor | None, expected: Tensor | None) -> bool:

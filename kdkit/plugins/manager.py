@@ -9,11 +9,15 @@ from typing import Any
 
 import pluggy
 
-from kdkit.errors import KdkitError, PluginError, PluginWarning, did_you_mean, first_line
+from kdkit.errors import KdkitError, PluginError, did_you_mean, first_line
 from kdkit.plugins import builtin, hooks
 from kdkit.plugins.registry import REGISTRIES, Registry
 
 GROUP = "kdkit"  # the entry-point group, and pluggy's project name
+
+
+class PluginWarning(RuntimeWarning):
+    """An installed plugin, or a hook of it, is skipped. The command line prints it in one line."""
 
 
 @cache

@@ -20,7 +20,9 @@ def is_signed(text: str, signature: object) -> bool:
     key = _key(create=False)
     if key is None or not isinstance(signature, str):
         return False
-    return hmac.compare_digest(hmac.new(key, text.encode(), hashlib.sha256).hexdigest().encode(), signature.encode())
+    expected = hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+    # A signature that is not ASCII may have halves of surrogate pairs, which cannot be encoded.
+    return hmac.compare_digest(expected.encode(), signature.encode(errors="replace"))
 
 
 def _key(*, create: bool) -> bytes | None:

@@ -5,7 +5,7 @@ import re
 from numbers import Real
 from typing import TypeGuard, get_args
 
-from kdkit.errors import RecipeError
+from kdkit.errors import RecipeError, shortened
 
 _UNITS = {"s": 1, "min": 60, "h": 3600}  # of an interval, in seconds
 
@@ -80,11 +80,12 @@ def parse_interval(every: int | str) -> tuple[int, float]:
     """Return a number of updates and of seconds, one of which is 0. Raises RecipeError if `every` is neither."""
     if isinstance(every, int) and not isinstance(every, bool) and every >= 0:
         return every, 0.0
-    match = re.fullmatch(r"(\d+)(s|min|h)?", every, re.ASCII) if isinstance(every, str) else None
+    # Of more digits Python makes no number, and no time ends after them.
+    match = re.fullmatch(r"(\d{1,18})(s|min|h)?", every, re.ASCII) if isinstance(every, str) else None
     if match is None:
         raise RecipeError(
             "checkpoint_every must be a number of updates, or a time such as '30s', '10min' or '2h', or 0 for the ends "
-            f"of epochs only; got {every!r}"
+            f"of epochs only; got {shortened(every, most=100)}"
         )
     number, unit = int(match[1]), match[2]
     return (number, 0.0) if unit is None else (0, float(number * _UNITS[unit]))

@@ -1,22 +1,11 @@
-"""Read mutated headers and signal files, with limits of time and memory.
-
-`python -m tests.fuzz.fuzz_headers 20000` reads this many records. It ends with exit code 1 and the smallest failing
-input if one raises another exception than a KdkitError, takes over 5 s of CPU, or takes over 512 MiB of memory.
-"""
+"""Read mutated headers and signal files of records."""
 
 import os
 import re
-import resource
-import signal
-import sys
-import tempfile
 import warnings
-from collections import Counter
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kdkit import DataError
@@ -25,9 +14,9 @@ from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.preparation import Preparation
 from kdkit_ecg.records.record import missing_files, read_record
+from tests.fuzz.meter import Meter, for_inputs, require_enough_memory
 from tests.helpers.wfdb_files import write_matrix
 
-SECONDS, MEMORY = 5, 512 << 20  # of CPU, and bytes above those of the idle process, for each input
 STEPS = np.random.default_rng(0).integers(-800, 800, (12, 300))
 PREPARATIONS = (
     Preparation(rate=257, band=(0.5, 47.0), resampling="polyphase", scaling="zscore"),
@@ -177,63 +166,29 @@ def check_record(folder: Path) -> str:
     return outcome
 
 
-def require_enough_memory(error: BaseException | None) -> None:
-    """Raise an error that was caused by a lack of memory: it hides that an input requested too much."""
-    while error is not None:
-        assert not isinstance(error, MemoryError), "the input requested more memory than allowed"
-        error = error.__cause__ or error.__context__
-
-
-def set_limits() -> None:
-    """Limit the memory of this process to what it has now and MEMORY, and end an input after SECONDS of CPU."""
-    with tempfile.TemporaryDirectory() as name:  # imports wfdb and scipy
-        write_matrix(Path(name), "A1", STEPS)
-        check_record(Path(name))
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise TimeoutError(f"an input took over {SECONDS} s of CPU")
-
-    signal.signal(signal.SIGVTALRM, stop)
-
-
-def fuzz(folder: Path, examples: int) -> Counter[str]:
-    """Read this many mutated records, written into a folder, and count the outcomes.
-
-    Raises the exception of the smallest input that fails.
-    """
-    warnings.simplefilter("error")  # a warning of numpy would be printed for each record
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    set_limits()
+def fuzz(folder: Path, meter: Meter, inputs: int, first_seed: int = 0) -> None:
+    """Read this many mutated records, written into a folder."""
     write_matrix(folder, "S1", STEPS)
     signal_file = write_matrix(folder, "A1", STEPS).with_suffix(".mat").read_bytes()
     bases = {base: (header_text(base), signal_file) for base in BASES} | real_records()
+    strategies = {
+        "base": st.sampled_from([*bases]),
+        "edits": st.lists(EDITS, max_size=3),
+        "header_bytes": st.one_of(st.just([]), st.lists(BYTE_EDITS, max_size=1)),
+        "signal_bytes": st.lists(BYTE_EDITS, max_size=2),
+        "size": st.sampled_from([None] * 4 + [0, 23, 24, 25, 1000]),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a warning of numpy would be printed for each record
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
 
-    # Derandomised: the same records in each run with this number of examples.
-    @settings(max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=HealthCheck)
-    @given(
-        base=st.sampled_from([*bases]),
-        edits=st.lists(EDITS, max_size=3),
-        header_bytes=st.one_of(st.just([]), st.lists(BYTE_EDITS, max_size=1)),
-        signal_bytes=st.lists(BYTE_EDITS, max_size=2),
-        size=st.sampled_from([None] * 4 + [0, 23, 24, 25, 1000]),
-    )
-    def read(base, edits, header_bytes, signal_bytes, size):
-        header, samples = bases[base]
-        text = mutate(header, edits).encode("utf-8", errors="surrogateescape")
-        (folder / "A1.hea").write_bytes(overwrite(text, header_bytes))
-        (folder / "A1.mat").write_bytes(overwrite(samples, signal_bytes)[:size])
-        signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
-        try:
-            outcomes[check_record(folder)] += 1
-        finally:
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-
-    outcomes: Counter[str] = Counter()
-    read()
-    return outcomes
+        @for_inputs(meter, inputs, first_seed, **strategies)
+        def check(base, edits, header_bytes, signal_bytes, size):
+            header, samples = bases[base]
+            text = mutate(header, edits).encode("utf-8", errors="surrogateescape")
+            (folder / "A1.hea").write_bytes(overwrite(text, header_bytes))
+            (folder / "A1.mat").write_bytes(overwrite(samples, signal_bytes)[:size])
+            meter.read(lambda: check_record(folder))
 
 
 def overwrite(raw: bytes, edits: list[tuple[int, bytes]]) -> bytes:
@@ -242,8 +197,3 @@ def overwrite(raw: bytes, edits: list[tuple[int, bytes]]) -> bytes:
         start = position % (len(raw) + 1)
         raw = raw[:start] + replacement + raw[start + len(replacement) :]
     return raw
-
-
-if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as name:
-        print(dict(fuzz(Path(name), int(sys.argv[1]))))

@@ -4,12 +4,22 @@ Each part is a function that writes its files into a folder of its own and is li
 new function. MARKER stands for a file of the user: nothing that reads the corpus may change or delete it.
 """
 
+import io
+import json
+import operator
 import os
+import pickle
+import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from safetensors.torch import save
+from torch import nn
 
 from tests.helpers.wfdb_files import write_matrix
 
@@ -115,7 +125,148 @@ def write_hostile_names(folder: Path) -> None:
     (folder / "records.csv").write_text("\n".join([*patients, ""]), encoding="utf-8")
 
 
-PARTS: Mapping[str, Callable[[Path], None]] = {"headers": write_header_bombs, "names": write_hostile_names}
+class _Call:
+    """An object whose pickle calls a function."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.call
+
+
+class Model(nn.Linear):
+    """A module of another program, whose code pickle would import."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+
+
+def payloads(marker: Path) -> dict[str, bytes]:
+    """Return pickles that change a file when they are loaded by `pickle.load`."""
+    text = str(marker)
+    write_line = f"__import__('pathlib').Path({text!r}).write_text('owned')"
+    calls = {
+        "os.system": _Call(os.system, f"echo owned >> '{text}'"),
+        "exec": _Call(exec, write_line),
+        "eval": _Call(eval, write_line),
+        "a process": _Call(subprocess.call, ["rm", "-f", text]),
+        "a path": _Call(Path.unlink, marker),
+        "os.remove": _Call(os.remove, text),
+        "a method": _Call(operator.methodcaller("unlink"), marker),
+        "numpy": _Call(np.memmap, text, "uint8", "w+", 0, (4,)),
+        "torch": _Call(torch.save, [1], text),
+        "inside values": {"state_dict": {"weight": torch.ones(3, 4)}, "args": [{"a": _Call(os.remove, text)}]},
+        "as a tensor": {"weight": _Call(os.remove, text), "bias": torch.ones(3)},
+    }
+    made = {kind: pickle.dumps(value, protocol=2) for kind, value in calls.items()}
+    made["protocol 4"] = pickle.dumps(calls["os.remove"], protocol=4)
+    # getattr(__import__("os"), "remove")(marker), of which each name is harmless.
+    word = b"X%s%s"
+    words = [word % (len(part).to_bytes(4, "little"), part) for part in (b"os", b"remove", text.encode())]
+    module = b"cbuiltins\n__import__\n" + words[0] + b"\x85R"
+    made["getattr"] = b"\x80\x02cbuiltins\ngetattr\n" + module + words[1] + b"\x86R" + words[2] + b"\x85R."
+    # The opcodes INST and OBJ call a class without REDUCE.
+    made["INST"] = b"(" + words[2] + b"ios\nremove\n."
+    made["OBJ"] = b"(cos\nremove\n" + words[2] + b"o."
+    return made
+
+
+def torch_archive(data: bytes, **entries: bytes) -> bytes:
+    """Return a zip archive as torch.save writes it, with this pickle, and more entries."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in {"data.pkl": data, "version": b"3\n", "byteorder": b"little", **entries}.items():
+            archive.writestr(f"archive/{name}", content)
+    return buffer.getvalue()
+
+
+def saved(value: object, *, legacy: bool = False) -> bytes:
+    """Return the file that torch.save writes."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer, _use_new_zipfile_serialization=not legacy)
+    return buffer.getvalue()
+
+
+def write_pickles(folder: Path) -> None:
+    """Write each payload under every name and in every container that could be taken for weights."""
+    marker = folder.parent / MARKER
+    for number, (kind, payload) in enumerate(payloads(marker).items()):
+        stem = f"{number:02}-{kind.replace(' ', '-')}"
+        for ending in ("pt", "pth", "bin", "ckpt", "pkl", "npy", "safetensors"):
+            (folder / f"{stem}.{ending}").write_bytes(payload)
+        (folder / f"{stem}-archive.pt").write_bytes(torch_archive(payload))
+        # Of two entries with one name, readers of zip archives take different ones.
+        good = pickle.dumps({}, protocol=2)
+        (folder / f"{stem}-twice.pt").write_bytes(torch_archive(good, **{"data.pkl ": payload, "./data.pkl": payload}))
+        # A file of torch before 1.6 has several pickles in a row.
+        before = b"".join(pickle.dumps(part, protocol=2) for part in (0x1950A86A20F9469CFC6C, 1001, {}))
+        (folder / f"{stem}-legacy.pt").write_bytes(before + payload)
+    remove = _Call(os.remove, str(marker))
+    np.save(folder / "array.npy", np.array([remove], dtype=object), allow_pickle=True)
+    np.savez(folder / "arrays.npz", weight=np.array([remove], dtype=object))
+    for legacy in (False, True):
+        (folder / f"module-{legacy}.pt").write_bytes(saved(Model(), legacy=legacy))
+        (folder / f"plain-module-{legacy}.pt").write_bytes(saved(nn.Linear(4, 3), legacy=legacy))
+        (folder / f"nested-{legacy}.ckpt").write_bytes(saved({"model": nn.Linear(4, 3), "x": remove}, legacy=legacy))
+    pretrained = folder / "pretrained"
+    pretrained.mkdir()
+    (pretrained / "evil.bin").write_bytes(saved({"weight": remove}))
+    (pretrained / "pytorch_model.bin.index.json").write_text('{"weight_map": {"weight": "evil.bin"}}')
+
+
+def write_weight_bombs(folder: Path) -> None:
+    """Write small files of weights that would take memory or time out of proportion to their size."""
+    layer = {"weight": torch.ones(3, 4), "bias": torch.ones(3)}
+    text = ("\u4e00\u5000" * 20_000).encode()
+    for kind, data in {
+        "encoding": b"\x80\x02c_codecs\nencode\nX%sX\x08\x00\x00\x00punycode\x86R."
+        % (len(text).to_bytes(4, "little") + text),
+        "bytearray": b"\x80\x02c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R.",
+        "text": b"\x80\x02X\xff\xff\xff\x7fabc.",
+    }.items():
+        (folder / f"{kind}.bin").write_bytes(data)
+        (folder / f"{kind}.pt").write_bytes(torch_archive(data))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:  # 2 GB in 2 MB
+        archive.writestr("archive/version", b"3\n")
+        with archive.open("archive/data.pkl", "w", force_zip64=True) as entry:
+            for _ in range(2000):
+                entry.write(bytes(10**6))
+    (folder / "compressed.pt").write_bytes(buffer.getvalue())
+    inner: object = layer
+    for _ in range(3):  # each dict holds the one before 1000 times
+        inner = {f"key{number}": inner for number in range(1000)}
+    (folder / "dicts.pt").write_bytes(saved(inner))
+    (folder / "parts.pt").write_bytes(saved({"module." * 15_000 + "weight": layer["weight"]}))
+    (folder / "parts.safetensors").write_bytes(save({"net." * 20_000 + "weight": layer["weight"]}))
+    header = {"weight": {"dtype": "F32", "shape": [2**40, 2**20], "data_offsets": [0, 2**62]}}
+    for kind, size in {"shape": None, "header": 2**63, "long header": 99_000_000}.items():
+        text = json.dumps(header).encode()
+        head = (len(text) if size is None else size).to_bytes(8, "little")
+        (folder / f"{kind}.safetensors".replace(" ", "-")).write_bytes(head + text)
+    (folder / "one.bin.index.json").write_text('{"weight_map": {"weight": "two.bin.index.json"}}')
+    (folder / "two.bin.index.json").write_text('{"weight_map": {"weight": "one.bin.index.json"}}')
+    (folder / "deep.index.json").write_text("[" * 10**6)
+
+
+def write_weight_names(folder: Path) -> None:
+    """Write weights whose keys have hostile names."""
+    for number, name in enumerate(NAMES.values()):
+        (folder / f"{number}.pt").write_bytes(saved({name: torch.ones(3, 4), "bias": torch.ones(3)}))
+        (folder / f"entry-{number}.pt").write_bytes(saved({name: {"weight": torch.ones(2)}}))
+        (folder / f"plain-{number}.pt").write_bytes(saved({name: 1}))
+        index = {"weight_map": {"weight": name, name: name}}
+        (folder / f"{number}.index.json").write_text(json.dumps(index))
+
+
+PARTS: Mapping[str, Callable[[Path], None]] = {
+    "headers": write_header_bombs,
+    "names": write_hostile_names,
+    "pickles": write_pickles,
+    "weight bombs": write_weight_bombs,
+    "weight names": write_weight_names,
+}
 
 
 def make_corpus(folder: Path, *parts: str) -> Path:

@@ -135,7 +135,7 @@ def test_an_interrupted_command_exits_with_130_and_can_be_resumed(folder):
     assert code == 130
     assert "Traceback" not in err
     (run,) = (folder / "runs").glob("recipe_file-*")
-    assert f"to resume from the last checkpoint, add: --out runs/{run.name} --resume" in err
+    assert f"to resume from the last checkpoint: kdkit run --resume runs/{run.name}" in err
     done = run_python([*command, "--out", str(run), "--resume"], folder)
     assert done.returncode == 0, done.stderr
     assert "resumed in epoch 3 after 2 of 4 batches" in done.stdout
@@ -152,7 +152,7 @@ def test_a_second_signal_ends_a_command_in_its_step_and_loses_nothing_older(fold
     assert actual == code, err
     assert "Traceback" not in err
     assert "stopping after this batch" in err
-    assert "to resume from the last checkpoint, add: --out run --resume" in err
+    assert "to resume from the last checkpoint: kdkit run --resume run" in err
     done = run_python([*command, "--resume"], folder)
     assert done.returncode == 0, done.stderr
     assert ("resumed in epoch 3 after 2 of 4 batches" if continues else "resumed after epoch 2") in done.stdout

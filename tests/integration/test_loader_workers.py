@@ -202,7 +202,7 @@ def test_a_timeout_of_the_loader_of_the_user_is_explained():
 def test_slow_data_without_workers_is_reported_and_read(monkeypatch):
     monkeypatch.setattr(reading, "NOTICE_AFTER", 0.2)
     with pytest.warns(RuntimeWarning) as caught:
-        run(torch_data(Faulty(partial(time.sleep, 0.6))), epochs=1)
+        run(torch_data(Faulty(partial(time.sleep, 1.5))), epochs=1)
     pattern = r"waiting for \d s for batch \d of the train data \(rows "
     assert any(re.match(pattern, str(warning.message)) for warning in caught)
 

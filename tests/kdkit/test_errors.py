@@ -51,3 +51,7 @@ def test_a_class_is_described_with_a_hint_to_call_it_and_a_value_by_its_repr():
 )
 def test_the_hint_for_an_unknown_name_is_the_nearest_name_or_all_names(wrong, names, hint):
     assert did_you_mean(wrong, iter(names)) == hint
+
+
+def test_a_message_of_a_library_that_holds_a_whole_file_is_cut():
+    assert first_line(ValueError("x" * 10**6)) == "x" * 500 + "..."

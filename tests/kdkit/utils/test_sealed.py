@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kdkit import MetricResult, Net, Predictions, RecipeError
-from kdkit.engine.storage.run_folder import RunFolder, nets_of_run
+from kdkit.engine.storage.reports import nets_of_run
+from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.engine.storage.stage_folder import EndedEpoch
 from kdkit.errors import KdkitError, RunFolderError
 from kdkit.utils.files import write
-from kdkit.utils.sealed import DTYPES, json_parts, read_json, read_tensors, tensor_parts
+from kdkit.utils.sealed import DTYPES, json_parts, read_sealed_json, read_tensors, tensor_parts
 
 FLIPS = 400
 RECORD = {"seed": 0, "recipe_sha256": "0" * 64, "nets": {"net": {"parameters": 3}}, "options": {"rate": "0.1"}}
@@ -97,7 +98,7 @@ def test_a_sealed_file_is_read_by_safetensors_and_json(tmp_path):
     assert load_file(tmp_path / "file")["w"].tolist() == [1, 1]
     assert read_tensors(tmp_path / "file")[1] == {"format": 3}
     write(tmp_path / "json", *json_parts({"a": float("nan"), "text": "sha256:" + "0" * 64}))
-    assert read_json(tmp_path / "json") == {"a": None, "text": "sha256:" + "0" * 64}
+    assert read_sealed_json(tmp_path / "json") == {"a": None, "text": "sha256:" + "0" * 64}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
