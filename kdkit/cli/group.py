@@ -3,6 +3,8 @@
 import click
 from click.shell_completion import get_completion_class
 
+from kdkit.utils.printable import echo
+
 # Commands of plugins are in a section of their own.
 _SECTIONS = {
     "Start": ("new", "list", "doctor", "completion"),
@@ -48,4 +50,4 @@ def completion(ctx: click.Context, shell: str) -> None:
     complete = get_completion_class(shell)
     assert complete is not None  # click has all three
     root = ctx.find_root()
-    click.echo(complete(root.command, {}, "kdkit", "_KDKIT_COMPLETE").source())
+    echo(complete(root.command, {}, "kdkit", "_KDKIT_COMPLETE").source())
