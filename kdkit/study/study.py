@@ -26,7 +26,7 @@ from kdkit.study.workers.pickling import require_guarded_script, require_picklab
 from kdkit.study.workers.processes import Processes
 from kdkit.study.workers.ray import Cluster, RayWorkers
 
-COMPARED_OPTIONS = ("seed", "precision")  # the run options that a finished trial must share with a new run
+COMPARED_OPTIONS = ("seed", "precision", "baseline")  # the run options that a finished trial must share with a new run
 
 
 class Study:
