@@ -441,7 +441,7 @@ def _matrix(matrix: Any, classes: Sequence[str], *, several: bool) -> Values:
         for row, name in enumerate(classes):
             shares = [matrix[row, column] / totals[row] if totals[row] else 0.0 for column in range(len(classes))]
             if several:  # by counts: of a single miss, each wrong class would have the largest share
-                shares = [0.85 * off[row, column] / most for column in range(len(classes))]
+                shares = [off[row, column] / most for column in range(len(classes))]
             cells.append(
                 {
                     "name": name,
@@ -450,7 +450,7 @@ def _matrix(matrix: Any, classes: Sequence[str], *, several: bool) -> Values:
                         {
                             "count": f"{int(matrix[row, column]):,}" if matrix[row, column] else "",
                             "share": f"{share:.3f}",
-                            "is_dark": share > 0.55,
+                            "is_dark": share > 0.55 and not several,
                             "is_right": row == column,
                             "label": f"{name}, {classes[column]}: {int(matrix[row, column]):,}",
                         }
