@@ -23,7 +23,11 @@ def with_baselines(recipe: Recipe) -> Recipe:
     """
     stages = recipe.stages
     added: list[Stage] = []
-    students = [net for net, objective in stages[-1].objectives.items() if _has_teacher(objective)] if stages else []
+    students = [
+        net
+        for net, objective in (stages[-1].objectives.items() if stages else ())
+        if any(isinstance(weighted.term, Match) for weighted in as_objective(objective))
+    ]
     if not students:
         raise RecipeError(
             "a baseline repeats the last stage without its teachers, and no net of that stage has any; add a Match "
@@ -70,10 +74,6 @@ def _stages_alone(student: Net[Any], stages: Sequence[Stage]) -> list[Stage]:
         for stage in trained
         if copied[stage.name]
     ]
-
-
-def _has_teacher(objective: Any) -> bool:
-    return any(isinstance(weighted.term, Match) for weighted in as_objective(objective))
 
 
 def _label_terms(objective: Any) -> tuple[Weighted, ...]:

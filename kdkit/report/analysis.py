@@ -83,6 +83,7 @@ def same_metric(name: str, stored: MetricResult, run: SplitPredictions) -> Metri
             value = metric.fit(run.validation).compute(run.test).value
         except Exception:  # a metric of a plugin may raise anything for data that it is not made for
             continue
+        # An option that the recipe changed, such as the number of bins, gives another value.
         if np.isclose(value, stored.value, rtol=1e-9, atol=1e-12):
             return metric
     return None
@@ -103,7 +104,8 @@ def decisions_of(run: SplitPredictions) -> NDArray[Any]:
 def agreement(first: SplitPredictions, second: SplitPredictions) -> Agreement | None:
     """Return how alike two nets are; None if they were not tested on the same samples and classes."""
     test, other = first.test, second.test
-    if test.classes != other.classes or not np.array_equal(test.labels, other.labels, equal_nan=_may_be_nan(test)):
+    may_be_unknown = test.labels.dtype.kind == "f"  # as NaN, which numpy does not look for in other types
+    if test.classes != other.classes or not np.array_equal(test.labels, other.labels, equal_nan=may_be_unknown):
         return None
     kind = kind_of(test)
     if kind == "regression":
@@ -117,6 +119,7 @@ def agreement(first: SplitPredictions, second: SplitPredictions) -> Agreement | 
             correlation=_correlation(test.outputs, other.outputs),
         )
     decided, other_decided = decisions_of(first), decisions_of(second)
+    # Labels are (samples, classes) or (samples, *positions): shares count every label, not every sample.
     is_known = test.labels >= 0 if kind == "positions" else ~np.isnan(test.labels.astype(np.float64))
     truth = test.labels[is_known]
     is_right, other_right = decided[is_known] == truth, other_decided[is_known] == truth
@@ -128,7 +131,7 @@ def agreement(first: SplitPredictions, second: SplitPredictions) -> Agreement | 
         second_only=_share(~is_right & other_right),
         neither=_share(~is_right & ~other_right),
         divergence=_divergence(test.outputs, other.outputs, kind) if has_outputs else None,
-        correlation=_correlation(_centred(test.outputs, kind), _centred(other.outputs, kind)) if has_outputs else None,
+        correlation=_correlation(test.outputs, other.outputs, centred=kind == "multiclass") if has_outputs else None,
     )
 
 
@@ -142,13 +145,15 @@ def reliability(test: Predictions) -> tuple[float, list[tuple[float, float, int]
         return None
     truth = true_classes(test)
     if kind == "multiclass":
-        all_probabilities = _softmax(test.outputs)
+        all_probabilities = np.exp(_log_softmax(test.outputs))
         probabilities, is_right = all_probabilities.max(1), all_probabilities.argmax(1) == test.labels
     else:
         is_known = ~np.isnan(test.labels.astype(np.float64))
         probabilities, is_right = _sigmoid(test.outputs)[is_known], truth[is_known]
+    # the largest probability may be 1 exactly, which belongs to the last bin
     bins = np.minimum((probabilities * BINS).astype(np.int64), BINS - 1)
     counts = np.bincount(bins, minlength=BINS)
+    # (bins,) each: the sums of the probabilities, and the numbers of those that were right
     sums = [np.bincount(bins, weights=values, minlength=BINS) for values in (probabilities, is_right)]
     rows = [
         (float(sums[0][index] / count), float(sums[1][index] / count), int(count)) if count else (0.0, 0.0, 0)
@@ -174,10 +179,12 @@ def confusion(run: SplitPredictions) -> Floats | None:
         is_known = test.labels >= 0  # also False for NaN
         missed = (truth & ~decided & is_known).any(axes) if axes else truth & ~decided & is_known
         wrong = (~truth & decided & is_known).any(axes) if axes else ~truth & decided & is_known
+        # (classes, samples) @ (samples, classes): the samples on which a class was missed and another one predicted
         together: Floats = missed.astype(np.float64).T @ wrong.astype(np.float64)
         np.fill_diagonal(together, missed.sum(0))
         return together
     is_known = test.labels >= 0
+    # the index of a cell in the flat matrix, so that one pass counts all of them
     pairs = test.labels[is_known].astype(np.int64) * count + decided[is_known].astype(np.int64)
     matrix: Floats = np.bincount(pairs, minlength=count * count).reshape(count, count).astype(np.float64)
     return matrix
@@ -192,24 +199,17 @@ def _metrics_of_plugins(name: str) -> Iterator[Metric]:
             yield metrics[name]()
 
 
-def _may_be_nan(predictions: Predictions) -> bool:
-    return predictions.labels.dtype.kind == "f"
-
-
 def _share(mask: Bools) -> float:
     return float(mask.mean()) if mask.size else float("nan")
 
 
-def _centred(outputs: NDArray[Any], kind: Kind) -> Floats:
-    """Return outputs as float64; a number that is added to all classes of a sample changes no softmax."""
-    values: Floats = outputs.astype(np.float64)
-    return values - values.mean(1, keepdims=True) if kind == "multiclass" else values
-
-
-def _correlation(first: NDArray[Any], second: NDArray[Any]) -> float | None:
+def _correlation(first: NDArray[Any], second: NDArray[Any], *, centred: bool = False) -> float | None:
     if first.shape != second.shape or first.size < 2:
         return None
-    pair = [side.astype(np.float64).ravel() for side in (first, second)]
+    pair = [side.astype(np.float64) for side in (first, second)]
+    if centred:  # a number that is added to all classes of a sample changes no softmax
+        pair = [side - side.mean(1, keepdims=True) for side in pair]
+    pair = [side.ravel() for side in pair]
     # masked classes have outputs of about -1e38, whose squares overflow nothing in float64 but hide all others
     is_plain = (np.abs(pair[0]) < 1e30) & (np.abs(pair[1]) < 1e30)
     left, right = (side[is_plain] - side[is_plain].mean() for side in pair)
@@ -233,11 +233,6 @@ def _log_softmax(outputs: NDArray[Any]) -> Floats:
     shifted: Floats = outputs.astype(np.float64) - outputs.max(1, keepdims=True)
     logs: Floats = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
     return logs
-
-
-def _softmax(outputs: NDArray[Any]) -> Floats:
-    probabilities: Floats = np.exp(_log_softmax(outputs))
-    return probabilities
 
 
 def _sigmoid(outputs: NDArray[Any]) -> Floats:

@@ -46,10 +46,12 @@ def line_chart(
         return Markup("")
     low, high = bounds or (min(y for _, y in points), max(y for _, y in points))
     ticks = nice_ticks(low, high)
+    # The axis ends at round numbers, unless its bounds mean something.
     low, high = (low, high) if bounds else (min(low, ticks[0]), max(high, ticks[-1]))
     first, last = min(x for x, _ in points), max(x for x, _ in points)
 
     def at(x: float, y: float) -> Point:
+        """Return the position in the picture, whose vertical axis points down."""
         share_x = (x - first) / (last - first) if last > first else 0.5
         share_y = (y - low) / (high - low) if high > low else 0.5
         return left + share_x * (width - left - right), height - bottom - share_y * (height - top - bottom)
@@ -74,6 +76,7 @@ def line_chart(
             is_marked = x == line.marked
             if is_marked:
                 parts.append(f'<circle class="dot c{colour}" cx="{px:.1f}" cy="{py:.1f}" r="4"/>')
+            # A wide transparent circle, whose title browsers show when the mouse is near the point.
             if is_marked or len(shown) <= _HOVERED:
                 best = ", kept" if is_marked else ""
                 label = _text(f"{line.name}, {x_name} {x:g}: {y:.4g}{best}")
@@ -87,6 +90,7 @@ def interval_chart(title: str, bars: Sequence[Bar], *, axis: str) -> Markup:
     bounds = [number for bar in bars for number in (*bar.interval, bar.value) if math.isfinite(number)]
     if not bounds:
         return Markup("")
+    # 0 is always on the axis, because the question is whether an interval contains it
     low, high = min(0.0, *bounds), max(0.0, *bounds)
     margin = 0.06 * (high - low or 1.0)
     low, high = low - margin, high + margin
@@ -188,8 +192,10 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Return round numbers that cover a range, about as many as `count`, with 0 as 0.0 exactly."""
     if not high > low:
         return [low]
+    # the largest of 1, 2, 2.5, 5 and 10 times a power of ten that gives enough ticks
     step = 10 ** math.floor(math.log10((high - low) / count))
     step = next(step * factor for factor in (1, 2, 2.5, 5, 10) if (high - low) / (step * factor) <= count)
+    # the small numbers absorb the rounding of the division, so that no tick is added beyond a round end
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(index * step, 12) + 0.0 for index in range(first, last + 1)]
 

@@ -13,8 +13,9 @@ from markupsafe import Markup
 from kdkit import __version__
 from kdkit.errors import KdkitError, RecipeError, first_line
 from kdkit.plugins.manager import installed
-from kdkit.report import formats, sections
+from kdkit.report import classes, formats, overview
 from kdkit.report.runs import ReportedRun, read_runs
+from kdkit.report.training import training
 from kdkit.report.verdict import Verdict, headline_of, verdicts_of
 from kdkit.utils.files import write
 from kdkit.utils.printable import LINE_CHARACTERS, printable
@@ -59,14 +60,16 @@ def render(report: Report) -> str:
     runs = report.runs
     parts = {name: resources.files(__package__).joinpath(name).read_text("utf-8") for name in _FILES}
     environment = Environment(
+        # not a PackageLoader, which cannot read a package in a zip file
         loader=DictLoader({_FILES[0]: parts[_FILES[0]]}),
         autoescape=True,
-        undefined=StrictUndefined,
+        undefined=StrictUndefined,  # a typo in the template is an error, not an empty text
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=_printable,
     )
-    classes = sections.class_tables(runs)
+    # An interval stays on one line.
+    environment.filters["unbroken"] = lambda text: re.sub(r"(\S+) to (?=[+\d\u2212])", "\\1\u00a0to\u00a0", text)
     names = dict.fromkeys(run.name for run in runs)
     return environment.get_template(_FILES[0]).render(
         style=Markup(parts[_FILES[1]]),
@@ -78,15 +81,15 @@ def render(report: Report) -> str:
         run_legend=[{"name": run.label, "colour": index % 6} for index, run in enumerate(runs)],
         verdicts=report.verdicts,
         headline=headline_of(report.verdicts),
-        difference_charts=sections.difference_charts(report.verdicts),
-        nets=sections.net_table(runs),
-        stages=sections.training(runs),
-        agreement=sections.agreement_table(runs),
-        calibration=sections.calibration(runs),
-        classes=classes,
-        errors=sections.errors(runs),
-        cost=sections.cost(runs),
-        setup=sections.setup(runs),
+        difference_charts=overview.difference_charts(report.verdicts),
+        nets=overview.net_table(runs),
+        stages=training(runs),
+        agreement=overview.agreement_table(runs),
+        calibration=overview.calibration(runs),
+        classes=classes.class_tables(runs),
+        errors=classes.errors(runs),
+        cost=overview.cost(runs),
+        setup=overview.setup(runs),
         added=_added_sections(report),
         dash=formats.DASH,
     )

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -40,6 +41,40 @@ class ReportedRun:
     reports: Mapping[str, NetReport] = field(default_factory=dict)
     source: str | None = None
     problems: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, folder: Path, label: str) -> "ReportedRun":
+        """Read a run. Raises RunFolderError if a folder holds no finished run; other faults become problems."""
+        record, metrics = read_record(folder), read_metrics(folder)
+        problems: list[str] = []
+        if not metrics.results:
+            raise RunFolderError(f"{folder} holds the metrics of no net; resume the run, so that it evaluates its nets")
+        stages: tuple[StageReport, ...] = ()
+        try:
+            stages = read_stages(folder)
+        except KdkitError as error:
+            problems.append(str(error))
+        reports: dict[str, NetReport] = {}
+        for net in metrics.results:
+            try:
+                reports[net] = read_reported(folder, net)
+            except KdkitError as error:
+                problems.append(str(error))
+        try:
+            source = (folder / RECIPE).read_text(encoding="utf-8", errors="replace")[:_SOURCE]
+        except OSError:  # a run from Python has no recipe file
+            source = None
+        run = cls(
+            folder=folder,
+            label=label,
+            record=record,
+            metrics=metrics,
+            stages=stages,
+            reports=reports,
+            source=source,
+            problems=tuple(problems),
+        )
+        return replace(run, metrics=replace(metrics, results=run._results_with_intervals()))
 
     @property
     def name(self) -> str:
@@ -104,7 +139,30 @@ class ReportedRun:
         """Return the size of the file of a net's weights; None for a net that was not trained in this run."""
         files = [stage_weights(stage.folder, net) for stage in self.stages]
         sizes = [file.stat().st_size for file in files if file.is_file()]
-        return sizes[-1] if sizes else None
+        return sizes[-1] if sizes else None  # as the last stage left it
+
+    @property
+    def command(self) -> str:
+        """The command that started the run, "" for a run from Python."""
+        arguments = mapping(self.record, "command").get("arguments")
+        return shlex.join(["kdkit", "run", *map(str, arguments)]) if isinstance(arguments, list) else ""
+
+    @property
+    def notices(self) -> list[str]:
+        """The facts about the data and the networks that a reader has to know."""
+        notices = self.record.get("notices")
+        return [str(notice) for notice in notices] if isinstance(notices, list) else []
+
+    def trains(self, stage: str, net: str) -> bool:
+        """Return whether a stage trained a net; by its name if the record has no terms."""
+        terms = rows(mapping(self.record, "terms"), stage)
+        return any(term.get("student_net") == net for term in terms) if terms else stage == net
+
+    def weight(self, stage: str, label: str) -> str:
+        """Return the weight of a term in words, "" if it is unknown."""
+        terms = rows(mapping(self.record, "terms"), stage)
+        weights = [term.get("weight") for term in terms if term.get("label") == label]
+        return f"weight {weight_text(weights[0])}" if weights else ""
 
     def parameters(self, net: str) -> int | None:
         """Return the number of a net's parameters."""
@@ -144,6 +202,22 @@ class ReportedRun:
             )
         return tuple(computed)
 
+    def _results_with_intervals(self) -> dict[str, dict[str, MetricResult]]:
+        """Return the metrics with bootstrap intervals, where they lack one that can be computed."""
+        completed: dict[str, dict[str, MetricResult]] = {}
+        for net, results in self.metrics.results.items():
+            split = self.split(net)
+            completed[net] = {}
+            for name, result in results.items():
+                metric = None
+                if split is not None and result.interval is None and math.isfinite(result.value):
+                    metric = same_metric(name, result, split)
+                if metric is not None and split is not None:
+                    interval = BootstrapInterval(metric.fit(split.validation), resamples=_RESAMPLES).compute(split.test)
+                    result = replace(result, interval=interval.interval)
+                completed[net][name] = result
+        return completed
+
 
 def read_runs(folders: Sequence[Path]) -> tuple[ReportedRun, ...]:
     """Return the runs in these folders; a folder of several runs, such as that of a study, stands for all of them.
@@ -153,9 +227,10 @@ def read_runs(folders: Sequence[Path]) -> tuple[ReportedRun, ...]:
     paths: dict[Path, None] = {}
     for folder in folders:
         inside = runs_in(folder) if not (folder / "run.json").exists() else []
+        # a dict as an ordered set: a run that is named twice is shown once
         paths.update(dict.fromkeys([folder / name for name in inside] or [folder]))
-    labels = _labels([*paths])
-    return tuple(_read_run(path, label) for path, label in zip(paths, labels, strict=True))
+    labels = distinct_names([*paths])
+    return tuple(ReportedRun.read(path, label) for path, label in zip(paths, labels, strict=True))
 
 
 def mapping(record: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -176,64 +251,34 @@ def number(record: Mapping[str, Any], key: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
+def as_object(value: Any) -> Mapping[str, Any]:
+    """Return a value if it is an object, otherwise an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def as_number(value: Any, default: float = 0.0) -> float:
+    """Return a value if it is a finite number, otherwise the default."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else default
+
+
+def weight_text(weight: Any) -> str:
+    """Return the weight of a term, or those at the start and at the end of its stage."""
+    if not isinstance(weight, list) or len(weight) != 2:
+        return ""
+    first, last = (f"{as_number(value):.3g}" for value in weight)
+    return first if first == last else f"{first} to {last}"
+
+
 def settings_digest(run: ReportedRun) -> str:
     """Return a digest of what a run was started with, except for the seed: runs that share it are repetitions."""
     keys = ("recipe", "recipe_sha256", "options", "precision", "trainings", "stages")
+    # with the nets, since a run with a baseline and one without it have different verdicts
     text = repr([run.record.get(key) for key in keys]) + repr(run.nets)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _read_run(folder: Path, label: str) -> ReportedRun:
-    record, metrics = read_record(folder), read_metrics(folder)
-    problems: list[str] = []
-    if not metrics.results:
-        raise RunFolderError(f"{folder} holds the metrics of no net; resume the run, so that it evaluates its nets")
-    stages: tuple[StageReport, ...] = ()
-    try:
-        stages = read_stages(folder)
-    except KdkitError as error:
-        problems.append(str(error))
-    reports: dict[str, NetReport] = {}
-    for net in metrics.results:
-        try:
-            reports[net] = read_reported(folder, net)
-        except KdkitError as error:
-            problems.append(str(error))
-    try:
-        source = (folder / RECIPE).read_text(encoding="utf-8", errors="replace")[:_SOURCE]
-    except OSError:  # a run from Python has no recipe file
-        source = None
-    run = ReportedRun(
-        folder=folder,
-        label=label,
-        record=record,
-        metrics=metrics,
-        stages=stages,
-        reports=reports,
-        source=source,
-        problems=tuple(problems),
-    )
-    return replace(run, metrics=replace(metrics, results=_with_intervals(run)))
-
-
-def _with_intervals(run: ReportedRun) -> dict[str, dict[str, MetricResult]]:
-    """Return the metrics of a run with bootstrap intervals, where they lack one that can be computed."""
-    completed: dict[str, dict[str, MetricResult]] = {}
-    for net, results in run.metrics.results.items():
-        split = run.split(net)
-        completed[net] = {}
-        for name, result in results.items():
-            metric = None
-            if split is not None and result.interval is None and math.isfinite(result.value):
-                metric = same_metric(name, result, split)
-            if metric is not None and split is not None:
-                interval = BootstrapInterval(metric.fit(split.validation), resamples=_RESAMPLES).compute(split.test)
-                result = replace(result, interval=interval.interval)
-            completed[net][name] = result
-    return completed
-
-
-def _labels(paths: Sequence[Path]) -> list[str]:
+def distinct_names(paths: Sequence[Path]) -> list[str]:
     """Return a name for each folder: its own, with those of the folders above it as far as they differ."""
     parts = [path.resolve().parts for path in paths]
     for depth in range(1, max(map(len, parts), default=1) + 1):

@@ -1,6 +1,6 @@
 """The verdict of a report: whether distillation helped, by how much, and how sure that is."""
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 from kdkit.errors import DataError
@@ -8,6 +8,8 @@ from kdkit.metrics.paired import paired_t_interval
 from kdkit.plugins.events import BaselineDifference
 from kdkit.report.formats import bounds, is_share, metric_title, plain, signed
 from kdkit.report.runs import ReportedRun, settings_digest
+
+_ADVICE = "Whether distillation helped needs the same student without it: run with --baseline."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +49,13 @@ def verdicts_of(runs: Sequence[ReportedRun]) -> tuple[Verdict, ...]:
     groups: dict[str, list[ReportedRun]] = {}
     for run in runs:
         groups.setdefault(settings_digest(run), []).append(run)
-    return tuple(verdict for group in groups.values() for verdict in _verdicts_of_group(group))
+    verdicts = []
+    for group in groups.values():
+        seeds = {repr(run.record.get("seed")) for run in group}
+        # Repetitions of one seed are no sample of seeds.
+        parts = [group] if len(seeds) == len(group) else [[run] for run in group]
+        verdicts += [_Group(part).verdict() for part in parts]
+    return tuple(verdicts)
 
 
 def headline_of(verdicts: Sequence[Verdict]) -> str:
@@ -63,132 +71,129 @@ def headline_of(verdicts: Sequence[Verdict]) -> str:
     return f"Distillation helped in {helped or 'none'} of {len(compared)} settings."
 
 
-def _verdicts_of_group(group: list[ReportedRun]) -> Iterator[Verdict]:
-    seeds = [run.record.get("seed") for run in group]
-    if len(group) > 1 and len({repr(seed) for seed in seeds}) == len(group):
-        yield _verdict(group)
-    else:  # repetitions of one seed are no sample of seeds
-        yield from (_verdict([run]) for run in group)
+class _Group:
+    """Runs that differ in their seeds only, and the two nets that their verdict compares."""
 
+    def __init__(self, runs: list[ReportedRun]) -> None:
+        self.runs = runs
+        first = runs[0]
+        self.student = first.student
+        self.baseline = first.baselines.get(self.student)
+        self.teachers = first.teachers_of(self.student)
+        self.reference = self.baseline or next(iter(self.teachers), None)
+        self.metric = next(iter(first.metrics.results[self.student]))  # the first one of the recipe
+        self.split = first.metrics.reported_on
 
-def _verdict(group: list[ReportedRun]) -> Verdict:
-    run = group[0]
-    student = run.student
-    baseline = run.baselines.get(student)
-    teachers = run.teachers_of(student)
-    reference = baseline if baseline is not None else next(iter(teachers), None)
-    differences = _over_seeds(group, student, reference) if reference is not None else ()
-    metric = next(iter(run.metrics.results[student]))
-    figures = tuple(
-        Figure(role=role, name=net, text=plain(_mean(group, net, metric)), detail=_detail(group, net, metric))
-        for role, net in (("student", student), ("baseline", baseline), *(("teacher", net) for net in teachers[:2]))
-        if net is not None and metric in run.metrics.results[net]
-    )
-    split = run.metrics.reported_on
-    if reference is None or not differences or differences[0].metric != metric:
-        value = plain(_mean(group, student, metric))
-        sentence = f"The {metric_title(metric)} of {student} is {value} on the {split} split."
-        if reference is not None and metric in run.metrics.results[reference]:
-            sentence = f"{sentence[:-1]}, that of {reference} {plain(_mean(group, reference, metric))}."
-        headline = "There is nothing to compare the student with." if reference is None else "No paired comparison."
+    def verdict(self) -> Verdict:
+        """Return the verdict."""
+        differences = self._differences()
+        nets = [
+            ("student", self.student),
+            ("baseline", self.baseline),
+            *(("teacher", net) for net in self.teachers[:2]),
+        ]
+        is_decided = bool(differences) and differences[0].metric == self.metric
+        tone = differences[0].verdict if is_decided else ""
+        if is_decided:
+            headline, sentence, caveat = self._headline(differences[0]), self._sentence(differences[0]), self._caveat()
+        else:
+            headline, sentence, caveat = self._without_difference()
         return Verdict(
-            runs=tuple(group),
+            runs=tuple(self.runs),
             headline=headline,
             sentence=sentence,
-            caveat=_ADVICE if baseline is None else "kdkit cannot compute an interval of this difference.",
-            tone="open",
-            figures=figures,
+            caveat=caveat,
+            tone=tone if tone in ("better", "worse") else "open",
+            figures=tuple(
+                Figure(role=role, name=net, text=plain(self._mean(net)), detail=self._detail(net))
+                for role, net in nets
+                if net is not None and self.metric in self.runs[0].metrics.results[net]
+            ),
             differences=differences,
-            has_baseline=False,
+            has_baseline=is_decided and self.baseline is not None,
         )
-    first = differences[0]
-    tone = {"better": "better", "worse": "worse"}.get(first.verdict, "open")
-    return Verdict(
-        runs=tuple(group),
-        headline=_headline(first, student, reference, has_baseline=baseline is not None),
-        sentence=_sentence(group, first, has_baseline=baseline is not None),
-        caveat=_caveat(group, has_baseline=baseline is not None),
-        tone=tone,
-        figures=figures,
-        differences=differences,
-        has_baseline=baseline is not None,
-    )
 
+    def _differences(self) -> tuple[BaselineDifference, ...]:
+        """Return the differences of one run over its samples, or of several runs over their seeds."""
+        if self.reference is None:
+            return ()
+        over_samples = self.runs[0].differences(self.student, self.reference)
+        if len(self.runs) == 1:
+            return over_samples
+        combined = []
+        for row in over_samples:
+            values: list[dict[Hashable, float]] = [
+                {run.label: run.metrics.results[net][row.metric].value for run in self.runs}
+                for net in (self.student, self.reference)
+            ]
+            try:
+                difference = paired_t_interval(*values, lower_is_better=row.lower_is_better)
+            except DataError:  # a run without a value
+                continue
+            combined.append(
+                replace(row, value=difference.value, interval=difference.interval, verdict=difference.verdict)
+            )
+        return tuple(combined)
 
-_ADVICE = "Whether distillation helped needs the same student without it: run with --baseline."
+    def _headline(self, difference: BaselineDifference) -> str:
+        is_open = difference.verdict not in ("better", "worse")
+        if self.baseline is None:
+            if is_open:
+                return f"{self.student} cannot be distinguished from {self.reference}."
+            return f"{self.student} is {difference.verdict} than {self.reference}."
+        if is_open:
+            return "No effect of distillation can be distinguished."
+        return "Distillation helped." if difference.verdict == "better" else "Distillation hurt."
 
-
-def _headline(difference: BaselineDifference, student: str, reference: str, *, has_baseline: bool) -> str:
-    if has_baseline:
-        return {"better": "Distillation helped.", "worse": "Distillation hurt."}.get(
-            difference.verdict, "No effect of distillation can be distinguished."
+    def _sentence(self, difference: BaselineDifference) -> str:
+        value, reference = (self._mean(net) for net in (difference.student, difference.baseline))
+        points = is_share(value, reference, difference.value)
+        low, high = (signed(bound, points=points) for bound in difference.interval)
+        who = f"for its teacher {self.reference}" if self.baseline is None else "for the same student without a teacher"
+        seeds = f", on average over {len(self.runs)} seeds," if len(self.runs) > 1 else ""
+        return (
+            f"{metric_title(self.metric)} on the {self.split} split{seeds} is {plain(value)} against "
+            f"{plain(reference)} {who}: {signed(difference.value, points=points)}{' points' if points else ''}, "
+            f"{100 * difference.level:.0f} % interval {low} to {high}."
         )
-    if difference.verdict not in ("better", "worse"):
-        return f"{student} cannot be distinguished from {reference}."
-    return f"{student} is {difference.verdict} than {reference}."
 
+    def _without_difference(self) -> tuple[str, str, str]:
+        """Return headline, sentence and caveat if there is nothing to compare, or no interval."""
+        name, value = metric_title(self.metric), plain(self._mean(self.student))
+        sentence = f"{name} of {self.student} is {value} on the {self.split} split."
+        if self.reference is None:
+            return "There is nothing to compare the student with.", sentence, _ADVICE
+        if self.metric in self.runs[0].metrics.results[self.reference]:
+            sentence = f"{sentence[:-1]}, that of {self.reference} {plain(self._mean(self.reference))}."
+        reason = "kdkit cannot compute an interval of this difference."
+        return "No paired comparison.", sentence, reason if self.baseline is not None else f"{reason} {_ADVICE}"
 
-def _sentence(group: list[ReportedRun], difference: BaselineDifference, *, has_baseline: bool) -> str:
-    run, metric = group[0], difference.metric
-    value, other = (_mean(group, net, metric) for net in (difference.student, difference.baseline))
-    points = is_share(value, other, difference.value)
-    low, high = (signed(bound, points=points) for bound in difference.interval)
-    who = "for the same student without a teacher" if has_baseline else f"for its teacher {difference.baseline}"
-    split = run.metrics.reported_on
-    over = f", on average over {len(group)} seeds," if len(group) > 1 else ""
-    unit = " points" if points else ""
-    return (
-        f"{metric_title(metric)} on the {split} split{over} "
-        f"is {plain(value)} against {plain(other)} {who}: {signed(difference.value, points=points)}{unit}, "
-        f"{100 * difference.level:.0f} % interval {low} to {high}."
-    )
-
-
-def _caveat(group: list[ReportedRun], *, has_baseline: bool) -> str:
-    if len(group) > 1:
-        basis = f"Student's t interval over {len(group)} seeds, paired by seed."
-    else:
-        split = group[0].split(group[0].student)
-        test = None if split is None else split.test
-        if test is not None and test.groups is not None:
-            count = f"{len(set(test.groups.tolist())):,} groups of dependent samples"
+    def _caveat(self) -> str:
+        """Return what the interval is based on, and what it does not include."""
+        if len(self.runs) > 1:
+            basis = f"Student's t interval over {len(self.runs)} seeds, paired by seed."
         else:
-            count = "the samples" if test is None else f"{len(test):,} samples"
-        basis = (
-            f"Paired bootstrap over {count}. It reflects the choice of the samples, not of the seed: repeat the run "
-            "with other seeds to include that."
-        )
-    if group[0].metrics.reported_on == "validation":
-        basis += " There is no test split: the epochs were chosen on these samples, so all values are too high."
-    return basis if has_baseline else f"{_ADVICE} {basis}"
+            split = self.runs[0].split(self.student)
+            groups = None if split is None else split.test.groups
+            count = "the samples" if split is None else f"{len(split.test):,} samples"
+            if groups is not None:
+                count = f"{len(set(groups.tolist())):,} groups of dependent samples"
+            basis = (
+                f"Paired bootstrap over {count}. It reflects the choice of the samples, not of the seed: repeat the "
+                "run with other seeds to include that."
+            )
+        if self.split == "validation":
+            basis += " There is no test split: the epochs were chosen on these samples, so all values are too high."
+        return basis if self.baseline is not None else f"{_ADVICE} {basis}"
 
+    def _mean(self, net: str) -> float:
+        values = [run.metrics.results[net][self.metric].value for run in self.runs]
+        return sum(values) / len(values)
 
-def _over_seeds(group: list[ReportedRun], student: str, reference: str) -> tuple[BaselineDifference, ...]:
-    """Return the differences of one run over its samples, or of several runs over their seeds."""
-    if len(group) == 1:
-        return group[0].differences(student, reference)
-    by_metric: dict[str, BaselineDifference] = {row.metric: row for row in group[0].differences(student, reference)}
-    combined = []
-    for metric, row in by_metric.items():
-        values: list[dict[Hashable, float]] = [
-            {run.label: run.metrics.results[net][metric].value for run in group} for net in (student, reference)
-        ]
-        try:
-            difference = paired_t_interval(values[0], values[1], lower_is_better=row.lower_is_better)
-        except DataError:  # a run without a value
-            continue
-        combined.append(replace(row, value=difference.value, interval=difference.interval, verdict=difference.verdict))
-    return tuple(combined)
-
-
-def _mean(group: list[ReportedRun], net: str, metric: str) -> float:
-    values = [run.metrics.results[net][metric].value for run in group]
-    return sum(values) / len(values)
-
-
-def _detail(group: list[ReportedRun], net: str, metric: str) -> str:
-    """Return the interval of a value, or the range over the seeds."""
-    if len(group) > 1:
-        values = [run.metrics.results[net][metric].value for run in group]
+    def _detail(self, net: str) -> str:
+        """Return the interval of a value, or the range over the seeds."""
+        results = [run.metrics.results[net][self.metric] for run in self.runs]
+        if len(results) == 1:
+            return bounds(results[0].interval)
+        values = [result.value for result in results]
         return f"{plain(min(values))} to {plain(max(values))} over seeds"
-    return bounds(group[0].metrics.results[net][metric].interval)
