@@ -130,7 +130,6 @@ cli.add_command(sweep)
     show_default=True,
     help="Number of processes that train independent stages in parallel.",
 )
-@click.option("--baseline", is_flag=True, help="Also train each distilled student on the labels alone, and compare.")
 @click.option("--deterministic", is_flag=True, help="On CUDA, use kernels that give the same bits in each run.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing except errors.")
 @click.pass_context
@@ -162,7 +161,6 @@ def run(ctx: click.Context, /, **options: Any) -> None:
         seed=options["seed"],
         gradients=options["gradients"],
         keep_checkpoints=options["keep_checkpoints"],
-        baseline=options["baseline"],
         progress=not options["quiet"],
         **run_fields(options),
     )

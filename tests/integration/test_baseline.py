@@ -176,3 +176,14 @@ def test_the_command_trains_baselines_in_parallel_too(kdkit_process, tmp_path):
     assert "distillation: accuracy" in command.out
     contents = [json.loads((out / "metrics.json").read_text()) for out in outs]
     assert contents[0]["metrics"].keys() == contents[1]["metrics"].keys() == {"teacher", "student", "student-alone"}
+
+
+def test_the_report_of_a_sweep_with_baselines_is_one_verdict_over_its_seeds(kdkit_process, tmp_path):
+    sweep = kdkit_process(
+        "sweep", ROOT / "examples/hinton.py", "--epochs", "1", "--seeds", "2", "--baseline", "--out", tmp_path / "sweep"
+    )
+    assert sweep.code == 0, sweep.err
+    report = kdkit_process("report", tmp_path / "sweep")
+    assert report.code == 0, report.err
+    assert "on average over 2 seeds" in report.out
+    assert (tmp_path / "sweep" / "report.html").is_file()
