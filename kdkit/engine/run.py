@@ -1,6 +1,7 @@
 """Run a recipe: check it, train its stages, and compute the metrics of every network."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.trainer import RunContext, StageTrainer
 from kdkit.engine.training_batches import passes_over
 from kdkit.engine.user_errors import located
-from kdkit.errors import RecipeError, RunFolderError
+from kdkit.errors import RecipeError, RunFolderError, first_line
 from kdkit.metrics.base import MetricResult
 from kdkit.metrics.bootstrap import Resampling, without_interval
 from kdkit.metrics.paired import SplitPredictions, paired_bootstrap
@@ -277,9 +278,17 @@ class _Run:
         for student, baseline in self.baselines.items():
             pair = self.compared[student], self.compared[baseline]
             for metric in self.ctx.recipe.metrics:
-                # One that cannot count samples repeatedly takes a computation of the metric for each resample.
-                resamples = 1000 if isinstance(without_interval(metric), Resampling) else 200
-                difference = paired_bootstrap(metric, *pair, resamples=resamples)
+                # A metric that does not count samples repeatedly is computed for each resample.
+                resamples = 1000 if isinstance(without_interval(metric), Resampling) else 100
+                try:
+                    difference = paired_bootstrap(metric, *pair, resamples=resamples)
+                except Exception as error:  # a user-defined metric may not be defined for all resamples
+                    warnings.warn(
+                        f"the difference of {metric.name!r} between {student!r} and {baseline!r} has no interval, "
+                        f"because a resample of the samples raised {type(error).__name__}: {first_line(error)}",
+                        stacklevel=2,
+                    )
+                    continue
                 yield BaselineDifference(
                     student=student,
                     baseline=baseline,

@@ -40,8 +40,16 @@ def with_baselines(recipe: Recipe) -> Recipe:
 
 def baselines_of(stages: Sequence[Stage]) -> Mapping[str, str]:
     """Return the name of each baseline by the name of its student."""
-    names = [net.name for stage in stages if stage.baseline_of for net in stage.objectives]
-    return {name.removesuffix(_SUFFIX): name for name in names}
+    students = {stage.name: [net.name for net in stage.objectives] for stage in stages}
+    baselines: dict[str, str] = {}
+    for stage in stages:
+        candidates = students.get(stage.baseline_of, [])
+        for net in stage.objectives:
+            # Of several students, the name tells which one it is; a stage of user code may have any name.
+            student = candidates[0] if len(candidates) == 1 else net.name.removesuffix(_SUFFIX)
+            if student in candidates:
+                baselines[student] = net.name
+    return baselines
 
 
 def _stages_alone(student: Net[Any], stages: Sequence[Stage]) -> list[Stage]:

@@ -272,9 +272,11 @@ def weight_text(weight: Any) -> str:
 
 def settings_digest(run: ReportedRun) -> str:
     """Return a digest of what a run was started with, except for the seed: runs that share it are repetitions."""
-    keys = ("recipe", "recipe_sha256", "options", "precision", "trainings", "stages")
+    # The terms tell apart recipes of Python, which have no file and no options.
+    keys = ("recipe", "recipe_sha256", "options", "precision", "trainings", "stages", "terms")
     # with the nets, since a run with a baseline and one without it have different verdicts
-    text = repr([run.record.get(key) for key in keys]) + repr(run.nets)
+    metrics = {net: list(results) for net, results in run.metrics.results.items()}
+    text = repr([run.record.get(key) for key in keys]) + repr(metrics)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -167,6 +167,36 @@ def test_a_baseline_of_no_stage_is_a_problem():
         kdkit.run(Recipe(data=tiny_data(), schedule=[stage]))
 
 
+def test_a_stage_of_user_code_may_be_a_baseline_by_any_name():
+    recipe = distillation()
+    alone = Stage({Net("plain", Dropping()): Truth(nn.CrossEntropyLoss())}, training(), baseline_of="student")
+    result = kdkit.run(recipe.with_stages([*recipe.stages, alone]))
+    assert {(row.student, row.baseline) for row in result.differences} == {("student", "plain")}
+    assert result.student.name == "student"
+
+
+def test_a_metric_that_fails_for_a_resample_costs_its_difference_only():
+    class Picky:
+        name = "picky"
+
+        def fit(self, validation):
+            return self
+
+        def compute(self, test):
+            if len(set(test.labels.tolist())) < 3:
+                raise ValueError("a class is missing")
+            return kdkit.MetricResult(value=0.5)
+
+    def recipe():
+        made = distillation()
+        object.__setattr__(made, "metrics", (Picky(), kdkit.metrics.Accuracy()))
+        return made
+
+    with pytest.warns(UserWarning, match=r"'picky' between 'student' and 'student-alone' has no interval"):
+        result = kdkit.run(recipe, baseline=True)
+    assert [row.metric for row in result.differences] == ["accuracy"]
+
+
 def test_the_command_trains_baselines_in_parallel_too(kdkit_process, tmp_path):
     outs = [tmp_path / name for name in ("sequential", "parallel")]
     for out, jobs in zip(outs, ("1", "2"), strict=True):

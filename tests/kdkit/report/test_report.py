@@ -123,6 +123,13 @@ def test_runs_of_one_seed_are_no_sample_of_seeds(runs, tmp_path):
     assert len(report.verdicts) == 2
 
 
+def test_runs_of_other_losses_are_no_seeds_of_one_recipe(tmp_path):
+    folders = [
+        run(tmp_path / str(seed), lambda seed=seed: distillation(label=f"term {seed}"), seed=seed) for seed in range(2)
+    ]
+    assert len(write_report(folders, tmp_path / "report.html").verdicts) == 2
+
+
 def test_without_a_baseline_the_student_is_compared_with_its_teacher(runs, tmp_path):
     page = report_page(runs / "other", out=tmp_path / "report.html")
     assert "for its teacher teacher" in page.text
