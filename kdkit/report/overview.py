@@ -223,6 +223,14 @@ def setup(runs: Sequence[ReportedRun]) -> Values:
         for key in dict.fromkeys(key for run in runs for key in mapping(run.record, group)):
             title = f"--{key.replace('_', '-')}" if group == "options" else key
             facts.append((title, [_fact(mapping(run.record, group).get(key)) for run in runs]))
+    terms: dict[tuple[tuple[str, str], ...], list[str]] = {}  # with the runs that have each
+    for run in runs:
+        for stage in mapping(run.record, "terms"):
+            for term in rows(mapping(run.record, "terms"), stage):
+                texts = {key: str(term.get(key) or "") for key in ("student_net", "label", "loss", "teacher")}
+                row = {"stage": stage, **texts, "weight": weight_text(term.get("weight"))}
+                labels = terms.setdefault(tuple(row.items()), [])
+                labels += [] if run.label in labels else [run.label]
     # Runs of one recipe show it once.
     sources: dict[str, list[str]] = {}
     for run in runs:
@@ -233,10 +241,8 @@ def setup(runs: Sequence[ReportedRun]) -> Values:
         "facts": [{"name": name, "values": values, "differs": len(set(values)) > 1} for name, values in facts],
         "commands": list(dict.fromkeys(filter(None, (run.command for run in runs)))),
         "terms": [
-            {"run": run.label, "stage": stage, **term, "weight": weight_text(term.get("weight"))}
-            for run in runs
-            for stage in mapping(run.record, "terms")
-            for term in rows(mapping(run.record, "terms"), stage)
+            {**dict(term), "runs": "all" if len(labels) == len(runs) else ", ".join(labels)}
+            for term, labels in terms.items()
         ],
         "notices": list(dict.fromkeys(notice for run in runs for notice in run.notices)),
         "problems": list(dict.fromkeys(problem for run in runs for problem in run.problems)),
