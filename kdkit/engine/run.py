@@ -274,10 +274,13 @@ class _Run:
         return compute_metrics(ctx.recipe.metrics, validation, test)
 
     def _differences(self) -> Iterator[BaselineDifference]:
-        """Yield the difference of each metric between each student and its baseline."""
+        """Yield how each metric of each student differs from its baseline, the monitored metric first."""
+        monitors = {net.name: stage.training.monitor for stage in self.ctx.plan.stages for net in stage.objectives}
         for student, baseline in self.baselines.items():
             pair = self.compared[student], self.compared[baseline]
-            for metric in self.ctx.recipe.metrics:
+            others = [metric for metric in self.ctx.recipe.metrics if metric.name != monitors[student]]
+            monitored = [metric for metric in self.ctx.recipe.metrics if metric.name == monitors[student]]
+            for metric in (*monitored, *others):
                 # A metric that does not count samples repeatedly is computed for each resample.
                 resamples = 1000 if isinstance(without_interval(metric), Resampling) else 100
                 try:

@@ -128,6 +128,16 @@ class ReportedRun:
             return "baseline"
         return "teacher" if any(net in self.teachers_of(student) for student in self.students) else ""
 
+    def monitored_metric(self, net: str) -> str:
+        """Return the metric that chose the epoch of a net, about which a verdict is; the first one if it is unknown."""
+        metrics = self.metrics.results[net]
+        for stage in reversed(self.stages):
+            if self.trains(stage.name, net) and stage.epochs:
+                monitored = [name for name in metrics if name in stage.epochs[0]]
+                if monitored:
+                    return monitored[0]
+        return next(iter(metrics))
+
     def split(self, net: str) -> SplitPredictions | None:
         """Return the predictions of a net on the validation split and on the reported one, if they could be read."""
         report = self.reports.get(net)
@@ -173,9 +183,10 @@ class ReportedRun:
 
         Those from a baseline are stored. Others are computed, for metrics that kdkit can compute from predictions.
         """
+        main = self.monitored_metric(student)
         stored = [row for row in self.metrics.differences if (row.student, row.baseline) == (student, reference)]
         if stored:
-            return tuple(stored)
+            return tuple(sorted(stored, key=lambda row: row.metric != main))  # the others stay in their order
         pair = self.split(student), self.split(reference)
         if pair[0] is None or pair[1] is None:
             return ()
@@ -200,7 +211,7 @@ class ReportedRun:
                     lower_is_better=lower_is_better(metric),
                 )
             )
-        return tuple(computed)
+        return tuple(sorted(computed, key=lambda row: row.metric != main))
 
     def _results_with_intervals(self) -> dict[str, dict[str, MetricResult]]:
         """Return the metrics with bootstrap intervals, where they lack one that can be computed."""

@@ -81,7 +81,7 @@ class _Group:
         self.baseline = first.baselines.get(self.student)
         self.teachers = first.teachers_of(self.student)
         self.reference = self.baseline or next(iter(self.teachers), None)
-        self.metric = next(iter(first.metrics.results[self.student]))  # the first one of the recipe
+        self.metric = first.monitored_metric(self.student)
         self.split = first.metrics.reported_on
 
     def verdict(self) -> Verdict:
@@ -95,7 +95,8 @@ class _Group:
         is_decided = bool(differences) and differences[0].metric == self.metric
         tone = differences[0].verdict if is_decided else ""
         if is_decided:
-            headline, sentence, caveat = self._headline(differences[0]), self._sentence(differences[0]), self._caveat()
+            headline, sentence = self._headline(differences[0]), self._sentence(differences[0])
+            caveat = f"{self._other_metrics(differences)}{self._caveat()}"
         else:
             headline, sentence, caveat = self._without_difference()
         return Verdict(
@@ -156,6 +157,12 @@ class _Group:
             f"{plain(reference)} {who}: {signed(difference.value, points=points)}{' points' if points else ''}, "
             f"{100 * difference.level:.0f} % interval {low} to {high}."
         )
+
+    def _other_metrics(self, differences: Sequence[BaselineDifference]) -> str:
+        """Return the metrics with another verdict, "" if there are none: a verdict must not hide them."""
+        others = [row for row in differences[1:] if row.verdict != differences[0].verdict]
+        listed = ", ".join(f"{metric_title(row.metric)} {row.verdict}" for row in others)
+        return f"By other metrics: {listed}. " if others else ""
 
     def _without_difference(self) -> tuple[str, str, str]:
         """Return headline, sentence and caveat if there is nothing to compare, or no interval."""

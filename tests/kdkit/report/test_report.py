@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -121,6 +122,36 @@ def test_runs_of_one_seed_are_no_sample_of_seeds(runs, tmp_path):
     shutil.copytree(runs / "seed0", tmp_path / "copy")
     report = write_report([runs / "seed0", tmp_path / "copy"], tmp_path / "report.html")
     assert len(report.verdicts) == 2
+
+
+def test_the_verdict_is_about_the_metric_that_chose_the_epochs(tmp_path):
+    def recipe():
+        made = distillation()
+        stages = [
+            kdkit.Stage(stage.objectives, replace(stage.training, monitor="macro_f1"), name=stage.name)
+            for stage in made.stages
+        ]
+        return made.with_stages(stages)
+
+    folder = run(tmp_path / "run", recipe, baseline=True)
+    differences = json.loads((folder / "metrics.json").read_text())["differences"]
+    assert [row["metric"] for row in differences] == ["macro_f1", "accuracy"]
+    page = report_page(folder, out=tmp_path / "report.html")
+    assert "Macro F1 on the test split is" in page.text
+    teacher = report_page(run(tmp_path / "other", recipe), out=tmp_path / "other.html")
+    assert "Macro F1 on the test split is" in teacher.text
+
+
+def test_other_metrics_with_another_verdict_are_named(runs, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(runs / "seed0", folder)
+    content = json.loads((folder / "metrics.json").read_text())
+    del content["checksum"]
+    for row, verdict in zip(content["differences"], ("not distinguishable", "better"), strict=True):
+        row["verdict"] = verdict
+    write(folder / "metrics.json", *json_parts(content))
+    page = report_page(folder, out=tmp_path / "report.html")
+    assert "By other metrics: Macro F1 better." in page.text
 
 
 def test_runs_of_other_losses_are_no_seeds_of_one_recipe(tmp_path):
