@@ -371,6 +371,32 @@ def classes(folder: Path, net: str | None, resamples: int) -> None:
             console.print(f"note: no positives in {split}: {missing}", style="yellow", markup=False, soft_wrap=True)
 
 
+@cli.command(short_help="Write a page about finished runs.")
+@click.argument("folders", nargs=-1, required=True, type=PATH, metavar="RUN...")
+@click.option("--out", type=PATH, help="File; report.html in the folder of the run, or here for several runs.")
+def report(folders: tuple[Path, ...], out: Path | None) -> None:
+    """Write a page about finished runs: did distillation help, by how much, at what cost?
+
+    RUN is the folder of a run, or of several runs, such as a study. Several runs are shown side by side; those that
+    differ in their seeds only are compared over the seeds. The page is one HTML file that needs no network. No code of
+    a recipe is run.
+    """
+    from kdkit.report import write_report
+    from kdkit.report.verdict import headline_of
+    from kdkit.utils.console import Status
+
+    if out is None:
+        is_single = len(folders) == 1 and folders[0].is_dir()
+        out = folders[0] / "report.html" if is_single else Path("report.html")
+    with Status() as status:
+        status.show("writing the report")
+        written = write_report(folders, out)
+    echo(headline_of(written.verdicts))
+    for verdict in written.verdicts:
+        echo(f"{f'{verdict.label}: ' if len(written.verdicts) > 1 else ''}{verdict.sentence}")
+    echo(f"saved to {out}")
+
+
 @cli.command(
     short_help="List the benchmarks of a checkout, or run one.",
     context_settings={"ignore_unknown_options": True},  # they are the benchmark's

@@ -55,6 +55,7 @@ _RUN_OPTIONS = (
         metavar="N|TIME",
         help="Write a checkpoint after N updates or a time (30s, 10min, 2h), and after each epoch; 0 for epochs only.",
     ),
+    click.option("--baseline", is_flag=True, help="Also train each distilled student on labels alone, and compare."),
 )
 _RUN_FIELDS = (
     "device",
@@ -65,6 +66,7 @@ _RUN_FIELDS = (
     "teacher_cache",
     "teacher_cache_size",
     "checkpoint_every",
+    "baseline",
 )
 
 

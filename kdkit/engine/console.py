@@ -11,7 +11,15 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from kdkit.plugins.events import EpochEnded, ReportedMetric, RunEnded, RunStarted, StageStarted, StepEnded
+from kdkit.plugins.events import (
+    BaselineDifference,
+    EpochEnded,
+    ReportedMetric,
+    RunEnded,
+    RunStarted,
+    StageStarted,
+    StepEnded,
+)
 from kdkit.plugins.hooks import hookimpl
 from kdkit.utils.console import Status, make_console
 from kdkit.utils.memory import format_bytes
@@ -121,12 +129,22 @@ class ConsoleCallback:
         self._report_early_end()
         self.console.print()
         self.console.print(metrics_table(event))
+        self._print_differences(event)
         # Several nets often have the same note, such as classes without positives.
         self._print_notes(
             sorted({result.note for results in event.metrics.values() for result in results.values() if result.note})
         )
         if event.folder is not None:
             self.console.print(f"saved to {event.folder}", markup=False, soft_wrap=True)
+
+    def _print_differences(self, event: RunEnded) -> None:
+        """Print whether distillation helped each student that has a baseline, by the first metric."""
+        first = {difference.student: difference for difference in reversed(event.differences)}
+        for student, difference in reversed(first.items()):
+            name = f" of {student}" if len(first) > 1 else ""
+            self.console.print(
+                f"distillation{name}: {describe_difference(difference, event.metrics)}", markup=False, soft_wrap=True
+            )
 
     def _report_early_end(self) -> None:
         """Print that the stage before ended early, by its patience or a callback."""
@@ -162,6 +180,24 @@ def metrics_table(event: RunEnded) -> Table:
         values = [_with_interval(results[name]) if name in results else "-" for name in names]
         table.add_row(escape(net), f"{event.parameters[net]:,}", *values)
     return table
+
+
+def describe_difference(difference: BaselineDifference, metrics: Mapping[str, Mapping[str, ReportedMetric]]) -> str:
+    """Return a difference in words: "macro_f1 0.812 against 0.794 alone, +1.8 points (95 % interval +0.3 to +3.1)".
+
+    A point is 0.01, in which shares are compared; metrics that are no shares are compared in their unit.
+    """
+    value, alone = (metrics[net][difference.metric].value for net in (difference.student, difference.baseline))
+    is_share = all(abs(number) <= 1 for number in (value, alone, difference.value))
+    scale, unit = (100, " points") if is_share else (1, "")
+    change, low, high = (
+        f"{scale * number:+.2g}" if abs(scale * number) < 1 else f"{scale * number:+.1f}"
+        for number in (difference.value, *difference.interval)
+    )
+    return (
+        f"{difference.metric} {value:.3f} against {alone:.3f} alone, {change}{unit} "
+        f"({difference.level:.0%} interval {low} to {high}): {difference.verdict}"
+    ).replace("%", " %")
 
 
 def results_table(results: Mapping[str, ReportedMetric], title: str) -> Table:

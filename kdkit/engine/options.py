@@ -63,6 +63,8 @@ class RunOptions:
     keep_checkpoints: the number of last epochs of each stage whose weights are kept, in addition to the best epoch; for
     Net(weights=...), in the folder of the stage, as `epoch-<n>.safetensors` with n as in `history.jsonl`, or as
     `epoch-<n>-<net>.safetensors` if the stage has several networks.
+    baseline: also train each distilled student of the last stage without its teachers, from the same initial weights
+    and in the same order of the data, as a net "<student>-alone", and compute the difference of their metrics.
     progress: print the progress: a bar, a line per epoch, and the metrics. None prints it to a terminal or a notebook,
     and nothing if the output is captured or goes to a file or a pipe. A Study prints none unless this is True.
     only: names of stages to train without computing metrics, if all that they need is finished in `out`; None for all.
@@ -83,6 +85,7 @@ class RunOptions:
     deterministic: bool = False
     keep_checkpoints: int = 0
     checkpoint_every: int | str = "10min"
+    baseline: bool = False
     progress: bool | None = None
     only: tuple[str, ...] | None = None
 
@@ -102,6 +105,7 @@ class RunOptions:
         validate_choice("capture", self.capture, Capture)
         validate_count("keep_checkpoints", self.keep_checkpoints, least=0)
         parse_interval(self.checkpoint_every)
+        validate_switches(baseline=self.baseline)
         if self.progress is not None:
             validate_switches(progress=self.progress)
         validate_share("device_data", self.device_data)

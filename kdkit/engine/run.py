@@ -1,7 +1,8 @@
 """Run a recipe: check it, train its stages, and compute the metrics of every network."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,11 +27,14 @@ from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.trainer import RunContext, StageTrainer
 from kdkit.engine.training_batches import passes_over
 from kdkit.engine.user_errors import located
-from kdkit.errors import RecipeError, RunFolderError
+from kdkit.errors import RecipeError, RunFolderError, first_line
 from kdkit.metrics.base import MetricResult
+from kdkit.metrics.bootstrap import Resampling, without_interval
+from kdkit.metrics.paired import SplitPredictions, paired_bootstrap
 from kdkit.nets.net import Net
-from kdkit.plugins.events import RunEnded, RunStarted
+from kdkit.plugins.events import BaselineDifference, RunEnded, RunStarted
 from kdkit.plugins.manager import installed
+from kdkit.recipe.baseline import baselines_of, with_baselines
 from kdkit.recipe.recipe import Recipe, Stage, stage_dependencies
 from kdkit.utils import collectives
 from kdkit.utils.devices import deterministic
@@ -51,6 +55,7 @@ class Result:
     history: for each stage, an entry per epoch with the means of its terms and the monitored metric.
     reported_on: the split of the metrics: "test", or "validation" if the data has no test split.
     folder: the run folder, or None.
+    differences: of each student from its baseline, for each metric, with RunOptions(baseline=True).
     """
 
     metrics: Mapping[str, Mapping[str, MetricResult]]
@@ -59,6 +64,7 @@ class Result:
     history: Mapping[str, Sequence[Mapping[str, Any]]]
     reported_on: str
     folder: Path | None
+    differences: Sequence[BaselineDifference] = ()
 
     def __repr__(self) -> str:
         lines = [
@@ -115,6 +121,8 @@ def run(
                 status.show("preparing the data and the networks")
                 recipe = _call_recipe(recipe)
             recipe.require_unused()
+            if options.baseline:
+                recipe = with_baselines(recipe)
             status.show("checking the recipe")
             callbacks = [*console, *callbacks]
             interrupts = Interrupts(enabled=not collectives.is_distributed(), announce=bool(console))
@@ -162,6 +170,9 @@ class _Run:
         self.reported_on = "validation" if recipe.data.test is None else "test"
         self.history: dict[str, Sequence[Mapping[str, Any]]] = {}
         self.metrics: dict[str, dict[str, MetricResult]] = {}
+        self.baselines = baselines_of(plan.stages)
+        self.compared: dict[str, SplitPredictions] = {}  # the predictions of students that have a baseline, and of it
+        self.differences: tuple[BaselineDifference, ...] = ()
 
     def execute(self) -> Result:
         """Train and evaluate; call run_ended at the end, also after an error."""
@@ -216,15 +227,22 @@ class _Run:
                     self.metrics[net.name] = self._evaluate(net)
                 if self.folder is not None:  # after each network, so that a run that fails later keeps what it has
                     self.folder.save_metrics(self.reported_on, self.metrics)
+        if ctx.options.only is None and self.baselines:
+            self.differences = tuple(self._differences())
+            if self.folder is not None:
+                self.folder.save_metrics(self.reported_on, self.metrics, self.differences)
 
     def _result(self) -> Result:
         return Result(
             metrics=self.metrics,
             nets={net.name: net for net in self.ctx.plan.nets},
-            student=list(self.ctx.plan.stages[-1].objectives)[-1],
+            student=next(
+                list(stage.objectives)[-1] for stage in reversed(self.ctx.plan.stages) if not stage.baseline_of
+            ),
             history=self.history,
             reported_on=self.reported_on,
             folder=self.ctx.options.out,
+            differences=self.differences,
         )
 
     def _is_selected(self, stage: Stage, folder: StageFolder | None) -> bool:
@@ -262,7 +280,39 @@ class _Run:
             folder.save_predictions(net.name, "validation", validation)
             if data.test is not None:
                 folder.save_predictions(net.name, "test", test)
+        if net.name in {*self.baselines, *self.baselines.values()}:
+            self.compared[net.name] = SplitPredictions(validation, test)
         return compute_metrics(ctx.recipe.metrics, validation, test)
+
+    def _differences(self) -> Iterator[BaselineDifference]:
+        """Yield how each metric of each student differs from its baseline, the monitored metric first."""
+        monitors = {net.name: stage.training.monitor for stage in self.ctx.plan.stages for net in stage.objectives}
+        for student, baseline in self.baselines.items():
+            pair = self.compared[student], self.compared[baseline]
+            others = [metric for metric in self.ctx.recipe.metrics if metric.name != monitors[student]]
+            monitored = [metric for metric in self.ctx.recipe.metrics if metric.name == monitors[student]]
+            for metric in (*monitored, *others):
+                # A metric that does not count samples repeatedly is computed for each resample.
+                resamples = 1000 if isinstance(without_interval(metric), Resampling) else 100
+                try:
+                    difference = paired_bootstrap(metric, *pair, resamples=resamples)
+                except Exception as error:  # a user-defined metric may not be defined for all resamples
+                    warnings.warn(
+                        f"the difference of {metric.name!r} between {student!r} and {baseline!r} has no interval, "
+                        f"because a resample of the samples raised {type(error).__name__}: {first_line(error)}",
+                        stacklevel=2,
+                    )
+                    continue
+                yield BaselineDifference(
+                    student=student,
+                    baseline=baseline,
+                    metric=metric.name,
+                    value=difference.value,
+                    interval=difference.interval,
+                    level=difference.level,
+                    verdict=difference.verdict,
+                    lower_is_better=difference.lower_is_better,
+                )
 
     def _open_folder(self) -> RunFolder | None:
         ctx, options = self.ctx, self.ctx.options
@@ -290,6 +340,7 @@ class _Run:
             folder=self.ctx.options.out,
             seconds=seconds,
             error=error,
+            differences=self.differences if error is None else (),
         )
 
 

@@ -16,6 +16,7 @@ from kdkit.engine import distributed
 from kdkit.engine.check.plan import Plan
 from kdkit.engine.options import RunOptions
 from kdkit.metrics.base import Predictions, true_classes
+from kdkit.recipe.baseline import baselines_of
 from kdkit.recipe.recipe import Recipe
 from kdkit.utils import collectives
 from kdkit.utils.devices import uses_tf32
@@ -55,9 +56,19 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
         "precision": options.precision,
         "tf32": uses_tf32() if device.type == "cuda" else None,
         "processes": collectives.world_size(),
+        "task": data.task,
         "data": data.fingerprint,
         "draws": data.draws,
         "stages": [stage.name for stage in plan.stages],
+        "baseline": options.baseline,
+        "baselines": dict(baselines_of(plan.stages)),
+        "terms": {
+            stage.name: [
+                {key: getattr(term, key) for key in ("label", "loss", "weight", "student_net", "teacher")}
+                for term in terms
+            ]
+            for stage, terms in zip(plan.stages, plan.terms, strict=True)
+        },
         "positives": _positives(data),
         "nets": {
             net.name: {"parameters": net.parameters, "view": net.view.key, "version": net.version} for net in plan.nets
@@ -65,6 +76,7 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
         # workers=None is recorded as 0: it chooses a number by the device, and a run may resume on another device.
         "trainings": [repr(replace(stage.training, workers=stage.training.workers or 0)) for stage in plan.stages],
         "teacher_cache": recipe.teacher_cache.form,
+        "notices": list(notices(recipe, plan)),
         "versions": versions(),
         "platform": platform.platform(),
     }

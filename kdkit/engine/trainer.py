@@ -70,7 +70,7 @@ class StageTrainer:
         self.training = stage.training
         self.index = index
         self.folder = folder
-        self.seed = derive_seed(ctx.options.seed, index)
+        self.seed = derive_seed(ctx.options.seed, _seed_number(ctx.plan, index))
         check = LabelCheck.of_data(ctx.recipe.data, ctx.recipe.data.train, bounded_by=binary_loss_of(ctx.recipe, stage))
         self.batches = TrainingBatches(ctx.recipe.data, ctx.device_data, stage.training, self.seed, check)
         self.best = BestCheckpoint()
@@ -428,3 +428,10 @@ class StageTrainer:
             f"stage {self.stage.name!r}: {', '.join(map(repr, labels))} is not a finite number in {location}; "
             f"{cause or advice}"
         )
+
+
+def _seed_number(plan: Plan, index: int) -> int:
+    """Return the number of the stage whose random numbers a stage draws: its own, or that of which it is a baseline."""
+    names = [stage.name for stage in plan.stages]
+    baseline_of = plan.stages[index].baseline_of
+    return names.index(baseline_of) if baseline_of else index

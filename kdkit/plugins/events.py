@@ -143,8 +143,28 @@ class EpochEnded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineDifference:
+    """A metric of a distilled student minus that of its baseline, with a bootstrap interval over the samples.
+
+    student, baseline: the names of the nets. verdict: "better", "worse" or "not distinguishable".
+    """
+
+    student: str
+    baseline: str
+    metric: str
+    value: float
+    interval: tuple[float, float]
+    level: float
+    verdict: str
+    lower_is_better: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnded:
-    """A run ended, with its metrics by net and metric name, or with the error that stopped it."""
+    """A run ended, with its metrics by net and metric name, or with the error that stopped it.
+
+    differences: of each student from its baseline, for each metric, if the run has baselines.
+    """
 
     metrics: Mapping[str, Mapping[str, ReportedMetric]]
     parameters: Mapping[str, int]
@@ -152,3 +172,4 @@ class RunEnded:
     folder: Path | None
     seconds: float
     error: BaseException | None = None
+    differences: tuple[BaselineDifference, ...] = ()

@@ -67,6 +67,14 @@ def register_commands(cli: click.Group) -> None:
     """Add commands to the command line."""
 
 
+@hookspec
+def report_sections(report: Any) -> Any:
+    """Add sections to `kdkit report`: return a list of `kdkit.report.Section(title, html)`.
+
+    report: a `kdkit.report.Report`, which has the runs with their records, metrics and predictions.
+    """
+
+
 # Callback hooks. Return values are ignored. An event holds plain values, so that a callback cannot change the run; it
 # may only end a stage, by raising StopTraining.
 @hookspec

@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -30,11 +30,14 @@ class Stage:
     """The networks that are trained together, usually one, with their objectives and the training options.
 
     name: the names of the networks if empty; the folder of the stage is named after it.
+    baseline_of: the name of an earlier stage whose random numbers this one repeats, such as the order of the data,
+    because it trains a network to compare with; see `kdkit.run(..., baseline=True)`.
     """
 
     objectives: Mapping[Net[Any], Objective | Term]
     training: Training
     name: str = ""
+    baseline_of: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.objectives, Mapping) or not self.objectives:
@@ -137,6 +140,12 @@ class Recipe:
     def stages(self) -> tuple[Stage, ...]:
         """The stages in the order they run."""
         return tuple(self.schedule.stages() if isinstance(self.schedule, Schedule) else self.schedule)
+
+    def with_stages(self, stages: Sequence[Stage]) -> "Recipe":
+        """Return this recipe with other stages. Both count as used when one of them is run."""
+        changed = replace(self, schedule=stages)
+        object.__setattr__(changed, "_used", self._used)
+        return changed
 
     def mark_used(self) -> None:
         """Mark the recipe as run."""

@@ -10,6 +10,7 @@ from kdkit.engine.run_record import Origin
 from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.errors import RecipeError
 from kdkit.plugins.recipe_file import RecipeFile
+from kdkit.recipe.baseline import with_baselines
 from kdkit.recipe.recipe import Stage, stage_dependencies
 from kdkit.study.workers.job import Job
 from kdkit.study.workers.processes import Processes
@@ -40,7 +41,8 @@ def run_parallel_stages(
     workers, folder = Processes(jobs), RunFolder(options.out)
     with preserve_rng_state():
         seed_everything(options.seed)
-        stages = file.make(arguments).stages
+        recipe = file.make(arguments)
+        stages = (with_baselines(recipe) if options.baseline else recipe).stages
     # A run of no stage: it checks the recipe and creates the run folder, before the child processes write to it.
     run(lambda: file.make(arguments), replace(options, only=()), origin=origin)
     options = replace(options, resume=True)

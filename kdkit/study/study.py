@@ -27,7 +27,7 @@ from kdkit.study.workers.processes import Processes
 from kdkit.study.workers.ray import Cluster, RayWorkers
 from kdkit.utils.reprs import describe_count, describe_names
 
-COMPARED_OPTIONS = ("seed", "precision")  # the run options that a finished trial must share with a new run
+COMPARED_OPTIONS = ("seed", "precision", "baseline")  # the run options that a finished trial must share with a new run
 
 
 class Study:

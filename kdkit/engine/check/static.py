@@ -76,6 +76,7 @@ class _RecipeChecks:
         if not self.stages:
             yield f"{type(self.recipe.schedule).__name__} gives no stages: there is nothing to train"
         yield from self._duplicate_names()
+        yield from self._baselines_of_no_stage()
         yield from self._untrained_teachers()
         yield from self._unknown_monitors()
         yield from self._shared_losses()
@@ -110,6 +111,13 @@ class _RecipeChecks:
         for name, count in Counter(stage.name for stage in self.stages).items():
             if count > 1:
                 yield f"{count} stages are called {name!r}; give each stage a unique name: Stage(..., name=...)"
+
+    def _baselines_of_no_stage(self) -> Problems:
+        for index, stage in enumerate(self.stages):
+            earlier = [other.name for other in self.stages[:index]]
+            if stage.baseline_of and stage.baseline_of not in earlier:
+                hint = did_you_mean(stage.baseline_of, earlier) if earlier else "it is the first one"
+                yield f"stage {stage.name!r}: no stage before it is called {stage.baseline_of!r}; {hint}"
 
     def _untrained_teachers(self) -> Problems:
         trained: set[Net[Any]] = {net for net in nets_of(self.stages) if net.trained}

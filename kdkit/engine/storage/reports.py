@@ -8,20 +8,35 @@ from typing import Any
 
 from kdkit.engine.storage.predictions import require_same_kind
 from kdkit.engine.storage.run_folder import METRICS, read_record
-from kdkit.engine.storage.stage_folder import StageFolder
+from kdkit.engine.storage.stage_folder import SUMMARY, StageFolder
 from kdkit.errors import DataError, RunFolderError, did_you_mean, first_line
 from kdkit.metrics.base import MetricResult
 from kdkit.metrics.per_class import ClassRow, NetReport, class_table
 from kdkit.nets.weight_files import stage_number
+from kdkit.plugins.events import BaselineDifference
 from kdkit.utils.sealed import read_sealed_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunMetrics:
-    """The metrics of a finished run by net and metric, NaN for a value that is undefined, and their split."""
+    """The metrics of a finished run by net and metric, NaN for a value that is undefined, and their split.
+
+    differences: of students from their baselines, if the run has any.
+    """
 
     reported_on: str
     results: Mapping[str, Mapping[str, MetricResult]]
+    differences: tuple[BaselineDifference, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageReport:
+    """A finished stage: the epochs of its history, with NaN for null, and the best one of them."""
+
+    name: str
+    folder: Path
+    epochs: tuple[Mapping[str, Any], ...]
+    best_epoch: int
 
 
 def read_metrics(folder: Path) -> RunMetrics:
@@ -37,6 +52,7 @@ def read_metrics(folder: Path) -> RunMetrics:
             net: {metric: _result(fields) for metric, fields in _object(metrics).items()}
             for net, metrics in _object(content["metrics"]).items()
         }
+        differences = tuple(_difference(_object(row)) for row in content.get("differences", ()))
     except FileNotFoundError as error:
         raise RunFolderError(f"{folder} holds no metrics; pass the folder of a finished run") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -44,7 +60,24 @@ def read_metrics(folder: Path) -> RunMetrics:
         raise RunFolderError(
             f"{file} cannot be read: {reason}; restore it from a copy, or delete {folder} to run it again"
         ) from error
-    return RunMetrics(reported_on=reported_on, results=results)
+    return RunMetrics(reported_on=reported_on, results=results, differences=differences)
+
+
+def read_stages(folder: Path) -> tuple[StageReport, ...]:
+    """Return the finished stages of a run in their order. Raises RunFolderError if a history is damaged."""
+    stages = []
+    for path in sorted((file.parent for file in folder.glob(f"*/{SUMMARY}")), key=stage_number):
+        summary, history = StageFolder(path, writes=False).load_finished()
+        best = summary.get("best_epoch")
+        stages.append(
+            StageReport(
+                name=path.name.split("-", 1)[-1],
+                folder=path,
+                epochs=tuple(entry for entry in history if isinstance(entry, dict)),
+                best_epoch=best if isinstance(best, int) else -1,
+            )
+        )
+    return tuple(stages)
 
 
 def nets_of_run(folder: Path) -> tuple[str, ...]:
@@ -93,7 +126,35 @@ def _result(fields: Any) -> MetricResult:
     if not isinstance(note, str):
         raise ValueError("a note is not a text")
     by_class = {name: _number(value) for name, value in _object(fields["by_class"]).items()}
-    return MetricResult(value=_number(fields["value"]), by_class=by_class, note=note)
+    interval = fields.get("interval")
+    intervals_by_class = {
+        name: _interval(bounds) for name, bounds in _object(fields.get("intervals_by_class", {})).items()
+    }
+    return MetricResult(
+        value=_number(fields["value"]),
+        by_class=by_class,
+        note=note,
+        interval=None if interval is None else _interval(interval),
+        intervals_by_class=intervals_by_class,
+    )
+
+
+def _difference(fields: Mapping[str, Any]) -> BaselineDifference:
+    texts = {name: fields[name] for name in ("student", "baseline", "metric", "verdict")}
+    if not all(isinstance(text, str) for text in texts.values()):
+        raise ValueError("a name in a difference is not a text")
+    return BaselineDifference(
+        **texts,
+        value=_number(fields["value"]),
+        interval=_interval(fields["interval"]),
+        level=_number(fields["level"]),
+        lower_is_better=fields["lower_is_better"] is True,
+    )
+
+
+def _interval(bounds: Any) -> tuple[float, float]:
+    low, high = bounds
+    return _number(low), _number(high)
 
 
 def _number(value: Any) -> float:

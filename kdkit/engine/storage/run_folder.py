@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -16,6 +16,7 @@ from kdkit.engine.storage.stage_folder import FORMAT, RECORD, StageFolder, requi
 from kdkit.errors import RunFolderError, first_line, shortened
 from kdkit.metrics.base import MetricResult
 from kdkit.nets.weight_files import runs_hint, runs_in
+from kdkit.plugins.events import BaselineDifference
 from kdkit.utils.files import delete_temporary_files, is_temporary, write
 from kdkit.utils.read_json import read_json
 from kdkit.utils.sealed import json_parts, read_sealed_json
@@ -135,13 +136,21 @@ class RunFolder:
         """Return the folder of a stage. index: from 0; the folder's name counts from 1."""
         return StageFolder(self.path / f"{index + 1}-{name}", writes=self.writes)
 
-    def save_metrics(self, reported_on: str, metrics: Mapping[str, Mapping[str, MetricResult]]) -> None:
-        """Save the metrics of every network, and their split; a value that is not finite becomes null."""
+    def save_metrics(
+        self,
+        reported_on: str,
+        metrics: Mapping[str, Mapping[str, MetricResult]],
+        differences: Sequence[BaselineDifference] = (),
+    ) -> None:
+        """Save the metrics of every network, their split, and differences from baselines; NaN becomes null."""
         if not self.writes:
             return
         table = {net: {name: _as_json(result) for name, result in results.items()} for net, results in metrics.items()}
         try:
-            write(self.path / METRICS, *json_parts({"format": FORMAT, "reported_on": reported_on, "metrics": table}))
+            content = {"format": FORMAT, "reported_on": reported_on, "metrics": table}
+            if differences:
+                content["differences"] = [asdict(difference) for difference in differences]
+            write(self.path / METRICS, *json_parts(content))
         except OSError as error:
             raise _unwritable(self.path, error) from error
 

@@ -13,13 +13,13 @@ PAGE = Path(__file__).parents[3] / "docs" / "plugins.md"
 HOOKS = {name: value for name, value in vars(hooks).items() if hasattr(value, "kdkit_spec")}
 
 
-def test_there_is_a_hook_for_each_registry_for_commands_for_templates_and_for_each_event():
+def test_there_is_a_hook_for_each_registry_and_event_and_for_commands_templates_and_reports():
     names = [
         name for name, value in vars(events).items() if inspect.isclass(value) and name.endswith(("Started", "Ended"))
     ]
     # RunStarted -> run_started
     callbacks = {"".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)[1:] for name in names}
-    others = {"register_commands", "register_templates"}
+    others = {"register_commands", "register_templates", "report_sections"}
     assert set(HOOKS) == {f"register_{kind}" for kind in REGISTRIES} | others | callbacks
 
 

@@ -1,0 +1,94 @@
+"""Add the matched student without distillation to a recipe: the same network, trained on the labels alone."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from kdkit.errors import RecipeError, first_line
+from kdkit.nets.net import Net
+from kdkit.recipe.objective import Match, Objective, Weighted, as_objective
+from kdkit.recipe.recipe import Recipe, Stage
+
+_SUFFIX = "-alone"
+_STEPS = 100  # at which the weight of a term is evaluated; a ramp may start or end at 0
+
+
+def with_baselines(recipe: Recipe) -> Recipe:
+    """Return the recipe with a baseline of each distilled student of its last stage, "<student>-alone".
+
+    A baseline starts from the initial weights of its student and is trained as that is, in the same order of the data,
+    but without the terms that match a teacher. If earlier stages train the student on labels too, they are repeated.
+    Raises RecipeError if no student of the last stage has a teacher, or if one does not learn from labels.
+    """
+    stages = recipe.stages
+    added: list[Stage] = []
+    students = [
+        net
+        for net, objective in (stages[-1].objectives.items() if stages else ())
+        if any(isinstance(weighted.term, Match) for weighted in as_objective(objective))
+    ]
+    if not students:
+        raise RecipeError(
+            "a baseline repeats the last stage without its teachers, and no net of that stage has any; add a Match "
+            "term, or run without the baseline"
+        )
+    for student in students:
+        added += _stages_alone(student, stages)
+    return recipe.with_stages([*stages, *added])
+
+
+def baselines_of(stages: Sequence[Stage]) -> Mapping[str, str]:
+    """Return the name of each baseline by the name of its student."""
+    students = {stage.name: [net.name for net in stage.objectives] for stage in stages}
+    baselines: dict[str, str] = {}
+    for stage in stages:
+        candidates = students.get(stage.baseline_of, [])
+        for net in stage.objectives:
+            # Of several students, the name tells which one it is; a stage of user code may have any name.
+            student = candidates[0] if len(candidates) == 1 else net.name.removesuffix(_SUFFIX)
+            if student in candidates:
+                baselines[student] = net.name
+    return baselines
+
+
+def _stages_alone(student: Net[Any], stages: Sequence[Stage]) -> list[Stage]:
+    """Return the stages that train a copy of a student on its labels alone."""
+    trained = [stage for stage in stages if student in stage.objectives]
+    labels = {stage.name: _label_terms(stage.objectives[student]) for stage in trained}
+    if not labels[stages[-1].name]:
+        raise RecipeError(
+            f"net {student.name!r} has no baseline: it learns from teachers alone in stage {stages[-1].name!r}, so "
+            "without them there is nothing to learn from; add a Truth term with a weight above 0, or run without the "
+            "baseline"
+        )
+    try:
+        # At once, so that taps of the label terms lead into the copy of the network.
+        module, copied = copy.deepcopy((student.network, labels))
+    except Exception as error:  # a user-defined module may hold objects that cannot be copied
+        raise RecipeError(
+            f"net {student.name!r} cannot be copied, which its baseline needs; do not store computed tensors, files or "
+            f"locks in its modules or in losses of its labels ({type(error).__name__}: {first_line(error)})"
+        ) from error
+    alone = copy.copy(student)
+    alone.name, alone.module = f"{student.name}{_SUFFIX}", module
+    return [
+        replace(
+            stage,
+            objectives={alone: Objective(copied[stage.name])},
+            name=alone.name if stage is stages[-1] else f"{alone.name}-{stage.name}",
+            baseline_of=stage.name,
+        )
+        for stage in trained
+        if copied[stage.name]
+    ]
+
+
+def _label_terms(objective: Any) -> tuple[Weighted, ...]:
+    """Return the terms on labels that have a weight above 0 at some time."""
+    return tuple(
+        weighted
+        for weighted in as_objective(objective)
+        if not isinstance(weighted.term, Match)
+        and any(weighted.weight(step / _STEPS) > 0 for step in range(_STEPS + 1))
+    )

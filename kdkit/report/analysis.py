@@ -1,0 +1,240 @@
+"""What the stored predictions of nets show: agreement, calibration, and errors by class."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdkit.metrics.base import Bools, Floats, Metric, MetricResult, Predictions, true_classes
+from kdkit.metrics.bootstrap import Resampling
+from kdkit.metrics.calibration import Brier, CalibrationError
+from kdkit.metrics.classification import Accuracy, MacroF1, MeanIoU, MicroF1
+from kdkit.metrics.paired import SplitPredictions
+from kdkit.metrics.ranking import MacroAUPRC, MacroAUROC
+from kdkit.metrics.regression import MAE, MSE, R2, Pearson
+from kdkit.metrics.thresholds import BestF1, YoudenJ
+from kdkit.plugins.manager import registry
+
+Kind = Literal["multiclass", "multilabel", "regression", "positions"]
+
+BINS = 10  # of a reliability diagram
+# of kdkit with the options that most recipes use
+_METRICS: tuple[Metric, ...] = (
+    Accuracy(),
+    MacroF1(),
+    MacroF1(thresholds_by=YoudenJ()),
+    MicroF1(),
+    MacroAUPRC(),
+    MacroAUROC(),
+    CalibrationError(),
+    CalibrationError(bins="equal_mass"),
+    Brier(),
+    MeanIoU(),
+    R2(),
+    MSE(),
+    MAE(),
+    Pearson(),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """How alike two nets decide on the same samples.
+
+    equal: the share of equal decisions. both, first_only, second_only, neither: the shares of decisions that are right
+    for these nets. divergence: the mean Kullback-Leibler divergence of the second net from the first one, in nats, and
+    correlation: that of their outputs, with the mean over the classes of a sample subtracted for multiclass; None if
+    only decisions are stored.
+    """
+
+    equal: float | None
+    both: float | None
+    first_only: float | None
+    second_only: float | None
+    neither: float | None
+    divergence: float | None
+    correlation: float | None
+
+
+def kind_of(predictions: Predictions) -> Kind:
+    """Return the kind of labels that predictions have."""
+    labels = predictions.labels
+    if predictions.per_position:
+        return "positions"
+    if labels.ndim == 1 and labels.dtype.kind in "biu" and predictions.outputs.ndim == 2:
+        return "multiclass"
+    is_by_class = labels.ndim == 2 and labels.shape == predictions.outputs.shape
+    is_binary = labels.dtype.kind in "bu" or bool(np.isin(labels[~np.isnan(labels.astype(np.float64))], (0, 1)).all())
+    return "multilabel" if is_by_class and is_binary else "regression"
+
+
+def same_metric(name: str, stored: MetricResult, run: SplitPredictions) -> Metric | None:
+    """Return a metric of kdkit that gives a stored value, and so can give its interval; None if there is none.
+
+    The options of a metric are not stored, and user-defined metrics are not there.
+    """
+    for metric in (*_METRICS, *_metrics_of_plugins(name)):
+        if metric.name != name or not isinstance(metric, Resampling):
+            continue
+        try:
+            value = metric.fit(run.validation).compute(run.test).value
+        except Exception:  # a metric of a plugin may raise anything for data that it is not made for
+            continue
+        # An option that the recipe changed, such as the number of bins, gives another value.
+        if np.isclose(value, stored.value, rtol=1e-9, atol=1e-12):
+            return metric
+    return None
+
+
+def decisions_of(run: SplitPredictions) -> NDArray[Any]:
+    """Return the decisions on the test split, of the shape of its labels; with thresholds by the best F1 by class."""
+    kind = kind_of(run.test)
+    if kind == "positions":
+        return run.test.outputs
+    if kind == "multiclass":
+        largest: NDArray[Any] = run.test.outputs.argmax(1)
+        return largest
+    decisions: Bools = run.test.outputs >= np.array(BestF1().choose(run.validation))
+    return decisions
+
+
+def agreement(first: SplitPredictions, second: SplitPredictions) -> Agreement | None:
+    """Return how alike two nets are; None if they were not tested on the same samples and classes."""
+    test, other = first.test, second.test
+    may_be_unknown = test.labels.dtype.kind == "f"  # as NaN, which numpy does not look for in other types
+    if test.classes != other.classes or not np.array_equal(test.labels, other.labels, equal_nan=may_be_unknown):
+        return None
+    kind = kind_of(test)
+    if kind == "regression":
+        return Agreement(
+            equal=None,
+            both=None,
+            first_only=None,
+            second_only=None,
+            neither=None,
+            divergence=None,
+            correlation=_correlation(test.outputs, other.outputs),
+        )
+    decided, other_decided = decisions_of(first), decisions_of(second)
+    # Labels are (samples, classes) or (samples, *positions): shares count every label, not every sample.
+    is_known = test.labels >= 0 if kind == "positions" else ~np.isnan(test.labels.astype(np.float64))
+    truth = test.labels[is_known]
+    is_right, other_right = decided[is_known] == truth, other_decided[is_known] == truth
+    has_outputs = kind != "positions"
+    return Agreement(
+        equal=_share(decided[is_known] == other_decided[is_known]),
+        both=_share(is_right & other_right),
+        first_only=_share(is_right & ~other_right),
+        second_only=_share(~is_right & other_right),
+        neither=_share(~is_right & ~other_right),
+        divergence=_divergence(test.outputs, other.outputs, kind) if has_outputs else None,
+        correlation=_correlation(test.outputs, other.outputs, centred=kind == "multiclass") if has_outputs else None,
+    )
+
+
+def reliability(test: Predictions) -> tuple[float, list[tuple[float, float, int]]] | None:
+    """Return the calibration error, and for each bin the mean probability, the share that was right, and its size.
+
+    Multiclass: of the largest probability. Multilabel: of all classes together. None if there are no probabilities.
+    """
+    kind = kind_of(test)
+    if kind not in ("multiclass", "multilabel"):
+        return None
+    truth = true_classes(test)
+    if kind == "multiclass":
+        all_probabilities = np.exp(_log_softmax(test.outputs))
+        probabilities, is_right = all_probabilities.max(1), all_probabilities.argmax(1) == test.labels
+    else:
+        is_known = ~np.isnan(test.labels.astype(np.float64))
+        probabilities, is_right = _sigmoid(test.outputs)[is_known], truth[is_known]
+    # the largest probability may be 1 exactly, which belongs to the last bin
+    bins = np.minimum((probabilities * BINS).astype(np.int64), BINS - 1)
+    counts = np.bincount(bins, minlength=BINS)
+    # (bins,) each: the sums of the probabilities, and the numbers of those that were right
+    sums = [np.bincount(bins, weights=values, minlength=BINS) for values in (probabilities, is_right)]
+    rows = [
+        (float(sums[0][index] / count), float(sums[1][index] / count), int(count)) if count else (0.0, 0.0, 0)
+        for index, count in enumerate(counts)
+    ]
+    return CalibrationError().compute(test).value, rows
+
+
+def confusion(run: SplitPredictions) -> Floats | None:
+    """Return counts by class, (classes, classes), or None for numbers.
+
+    One class per sample or position: how often a row's class was predicted as a column's. Several labels per sample:
+    how often a column's class was predicted wrongly when a row's class was missed; on the diagonal, all misses.
+    """
+    test = run.test
+    kind, count = kind_of(test), len(test.classes)
+    if kind == "regression":
+        return None
+    decided = decisions_of(run)
+    if kind == "multilabel" or (kind == "positions" and decided.dtype.kind == "b"):
+        axes = tuple(range(2, test.labels.ndim))  # of positions, over which classes co-occur by sample
+        truth = np.nan_to_num(test.labels.astype(np.float64)) > 0
+        is_known = test.labels >= 0  # also False for NaN
+        missed = (truth & ~decided & is_known).any(axes) if axes else truth & ~decided & is_known
+        wrong = (~truth & decided & is_known).any(axes) if axes else ~truth & decided & is_known
+        # (classes, samples) @ (samples, classes): the samples on which a class was missed and another one predicted
+        together: Floats = missed.astype(np.float64).T @ wrong.astype(np.float64)
+        np.fill_diagonal(together, missed.sum(0))
+        return together
+    is_known = test.labels >= 0
+    # the index of a cell in the flat matrix, so that one pass counts all of them
+    pairs = test.labels[is_known].astype(np.int64) * count + decided[is_known].astype(np.int64)
+    matrix: Floats = np.bincount(pairs, minlength=count * count).reshape(count, count).astype(np.float64)
+    return matrix
+
+
+def _metrics_of_plugins(name: str) -> Iterator[Metric]:
+    """Yield the metric that an installed plugin registers under a name, with its default options."""
+    metrics = registry("metrics")
+    if name in metrics:
+        # a factory of a plugin may need options, or raise anything
+        with suppress(Exception):
+            yield metrics[name]()
+
+
+def _share(mask: Bools) -> float:
+    return float(mask.mean()) if mask.size else float("nan")
+
+
+def _correlation(first: NDArray[Any], second: NDArray[Any], *, centred: bool = False) -> float | None:
+    if first.shape != second.shape or first.size < 2:
+        return None
+    pair = [side.astype(np.float64) for side in (first, second)]
+    if centred:  # a number that is added to all classes of a sample changes no softmax
+        pair = [side - side.mean(1, keepdims=True) for side in pair]
+    pair = [side.ravel() for side in pair]
+    # masked classes have outputs of about -1e38, whose squares overflow nothing in float64 but hide all others
+    is_plain = (np.abs(pair[0]) < 1e30) & (np.abs(pair[1]) < 1e30)
+    left, right = (side[is_plain] - side[is_plain].mean() for side in pair)
+    scale = float(np.sqrt((left @ left) * (right @ right)))
+    return float(left @ right) / scale if scale > 0 else None
+
+
+def _divergence(first: NDArray[Any], second: NDArray[Any], kind: Kind) -> float:
+    if kind == "multiclass":
+        left, right = _log_softmax(first), _log_softmax(second)
+        return float((np.exp(left) * (left - right)).sum(1).mean())
+    left, right = first.astype(np.float64), second.astype(np.float64)
+    probability = _sigmoid(left)
+    # log(sigmoid(x)) = -log(1 + exp(-x)), which does not overflow in logaddexp
+    difference = probability * (np.logaddexp(0, -right) - np.logaddexp(0, -left))
+    difference += (1 - probability) * (np.logaddexp(0, right) - np.logaddexp(0, left))
+    return float(difference.mean())
+
+
+def _log_softmax(outputs: NDArray[Any]) -> Floats:
+    shifted: Floats = outputs.astype(np.float64) - outputs.max(1, keepdims=True)
+    logs: Floats = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return logs
+
+
+def _sigmoid(outputs: NDArray[Any]) -> Floats:
+    probabilities: Floats = np.exp(-np.logaddexp(0, -outputs.astype(np.float64)))
+    return probabilities

@@ -1,0 +1,143 @@
+"""The sections of a report about classes: the metrics of each class, and what is confused with what."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kdkit.metrics.base import Floats
+from kdkit.metrics.per_class import FIGURES, ClassRow, class_table
+from kdkit.report import analysis, formats
+from kdkit.report.charts import scatter_chart
+from kdkit.report.overview import COLOUR_OF_ROLE, cell, if_defined, nets_by_role
+from kdkit.report.runs import ReportedRun
+
+_LARGEST_MATRIX = 40  # classes whose confusion is shown as a matrix
+_LARGEST_TABLE = 400  # classes that a table shows, those with the most positives first
+_SPOTS = 800  # points of a scatter chart
+_ENTRIES = 2_000_000  # samples times classes above which fewer resamples are drawn
+
+
+def class_tables(runs: Sequence[ReportedRun]) -> dict[str, Any] | None:
+    """Return for each figure a table with a row per class and a column per net; None if no net has classes.
+
+    The nets are those of the one run, or the student of each run.
+    """
+    columns: list[tuple[str, str, tuple[ClassRow, ...]]] = []
+    for run in runs:
+        nets = nets_by_role(run)[:4] if len(runs) == 1 else [run.student]
+        for net in nets:
+            report = run.reports.get(net)
+            if report is None or analysis.kind_of(report.validation) == "regression":
+                continue
+            test = report.validation if report.test is None else report.test
+            resamples = 1000 if len(test) * len(test.classes) <= _ENTRIES else 200
+            table_of_net = if_defined(class_table, report, resamples=resamples)
+            if table_of_net:
+                columns.append((net if len(runs) == 1 else run.label, run.role(net), table_of_net))
+    if not columns:
+        return None
+    # Nets may lack classes of the data, so that columns are joined by name.
+    by_name = [{row.name: row for row in table} for _, _, table in columns]
+    split = "validation" if runs[0].metrics.reported_on == "validation" else "test"
+    names = list(dict.fromkeys(name for table in by_name for name in table))
+    positives = {
+        name: next((table[name].positives.get(split) for table in by_name if name in table), None) for name in names
+    }
+    shown = (
+        sorted(names, key=lambda name: -(positives[name] or 0))[:_LARGEST_TABLE]
+        if len(names) > _LARGEST_TABLE
+        else names
+    )
+    figures = []
+    for figure in FIGURES:
+        if not any(figure in row.figures for table in by_name for row in table.values()):
+            continue
+        lines = []
+        for name in shown:
+            cells = []
+            for table in by_name:
+                row = table.get(name)
+                value = None if row is None else row.figures.get(figure)
+                share = None if value is None or not math.isfinite(value) else min(1.0, max(0.0, value))
+                interval = None if row is None else row.intervals.get(figure)
+                cells.append({**cell(value, interval), "width": "" if share is None else f"{100 * share:.1f}"})
+            lines.append({"name": name, "positives": positives[name], "cells": cells})
+        figures.append({"name": figure, "title": formats.metric_title(figure), "rows": lines})
+    return {
+        "figures": figures,
+        "columns": [{"title": title, "role": role} for title, role, _ in columns],
+        "split": split,
+        "hidden": len(names) - len(shown),
+    }
+
+
+def errors(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
+    """Return the confusion of classes of each student, or predicted over true numbers."""
+    blocks = []
+    for run in runs:
+        for net in nets_by_role(run):
+            is_shown = run.role(net) in ("student", "baseline") if len(runs) == 1 else net == run.student
+            split = run.split(net)
+            if split is None or not is_shown:
+                continue
+            title = net if len(runs) == 1 else run.label
+            matrix = if_defined(analysis.confusion, split)
+            if matrix is None:
+                pairs = np.stack([split.test.labels.ravel(), split.test.outputs.ravel()], 1).astype(np.float64)
+                # every n-th one, which is the same in each report of a run
+                step = max(1, len(pairs) // _SPOTS)
+                points = [(float(true), float(predicted)) for true, predicted in pairs[::step]]
+                chart = scatter_chart(f"Predicted over true values of {title}", points, COLOUR_OF_ROLE[run.role(net)])
+                blocks.append({"title": title, "role": run.role(net), "scatter": chart})
+                continue
+            kind = analysis.kind_of(split.test)
+            several = kind == "multilabel" or split.test.outputs.dtype.kind == "b"
+            blocks.append(
+                {"title": title, "role": run.role(net), **_matrix(matrix, split.test.classes, several=several)}
+            )
+    return blocks
+
+
+def _matrix(matrix: Floats, classes: Sequence[str], *, several: bool) -> dict[str, Any]:
+    """Return the cells of a confusion matrix as shares of their row, and the largest confusions."""
+    totals = matrix.sum(1) if not several else np.diag(matrix)
+    off = matrix.copy()  # without what was right, or all misses
+    np.fill_diagonal(off, 0)
+    order = np.argsort(-off, axis=None, kind="stable")[:12]
+    pairs = [divmod(int(index), len(classes)) for index in order]
+    confusions = [
+        {
+            "true": classes[row],
+            "predicted": classes[column],
+            "count": f"{int(off[row, column]):,}",
+            "share": formats.percent(off[row, column] / totals[row] if totals[row] else None),
+        }
+        for row, column in pairs
+        if off[row, column] > 0
+    ]
+    cells = []
+    most = max(1.0, float(off.max(initial=0)))
+    if len(classes) <= _LARGEST_MATRIX:
+        for row, name in enumerate(classes):
+            shares = [matrix[row, column] / totals[row] if totals[row] else 0.0 for column in range(len(classes))]
+            if several:  # by counts: of a single miss, each wrong class would have the largest share
+                shares = [off[row, column] / most for column in range(len(classes))]
+            cells.append(
+                {
+                    "name": name,
+                    "total": f"{int(totals[row]):,}",
+                    "cells": [
+                        {
+                            "count": f"{int(matrix[row, column]):,}" if matrix[row, column] else "",
+                            "share": f"{share:.3f}",
+                            "is_dark": share > 0.55 and not several,
+                            "is_right": row == column,
+                            "label": f"{name}, {classes[column]}: {int(matrix[row, column]):,}",
+                        }
+                        for column, share in enumerate(shares)
+                    ],
+                }
+            )
+    return {"several": several, "classes": list(classes), "matrix": cells, "confusions": confusions}

@@ -1,0 +1,262 @@
+"""The sections of a report about whole networks and runs, as values that the template shows."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from markupsafe import Markup
+
+from kdkit.errors import KdkitError
+from kdkit.report import analysis, formats
+from kdkit.report.charts import Bar, interval_chart, reliability_chart
+from kdkit.report.runs import ReportedRun, as_number, mapping, number, rows, weight_text
+from kdkit.report.verdict import Verdict
+
+T = TypeVar("T")
+Values = dict[str, Any]
+
+COLOUR_OF_ROLE = {"student": 0, "baseline": 4, "teacher": 5, "": 1}
+_ROLE_ORDER = ("student", "baseline", "teacher", "")
+
+
+def difference_charts(verdicts: Sequence[Verdict]) -> list[Markup]:
+    """Return a chart of the differences of metrics in points, and one for each metric in another unit.
+
+    Of one verdict all metrics; of several ones the first metric of each.
+    """
+    # With whether it is in points, and the metric: units must not share an axis.
+    bars: list[tuple[bool, str, Bar]] = []
+    for verdict in verdicts:
+        for row in verdict.differences[: None if len(verdicts) == 1 else 1]:
+            points = formats.is_share(row.value, *row.interval)
+            scale = 100 if points else 1
+            low, high = row.interval
+            title = formats.metric_title(row.metric)
+            name = title if len(verdicts) == 1 else f"{verdict.label}: {title}"
+            if row.lower_is_better:
+                name += " (lower is better)"
+            text = formats.signed(row.value, points=points)
+            span = f"{formats.signed(low, points=points)} to {formats.signed(high, points=points)}"
+            bar = Bar(
+                name=name,
+                value=scale * row.value,
+                interval=(scale * low, scale * high),
+                text=f"{text} ({span})",
+                tone=row.verdict if row.verdict in ("better", "worse") else "",
+            )
+            bars.append((points, row.metric, bar))
+    charts = []
+    in_points = [bar for points, _, bar in bars if points]
+    if in_points:
+        title = "Differences with 95 % intervals, in points"
+        charts.append(interval_chart(title, in_points, axis="difference in points, 95 % interval"))
+    for metric in dict.fromkeys(metric for points, metric, _ in bars if not points):
+        others = [bar for points, name, bar in bars if not points and name == metric]
+        charts.append(interval_chart(f"Difference of {metric}", others, axis="difference, 95 % interval"))
+    return charts
+
+
+def net_table(runs: Sequence[ReportedRun]) -> Values:
+    """Return the metrics of each net: of one run in a row per net, of several runs with a column per run."""
+    names = dict.fromkeys(name for run in runs for net in run.nets for name in run.metrics.results[net])
+    nets = dict.fromkeys(net for run in runs for net in nets_by_role(run))
+    if len(runs) == 1:
+        table = [
+            {
+                "net": net,
+                "role": runs[0].role(net),
+                "parameters": formats.count(runs[0].parameters(net)),
+                "sort": runs[0].parameters(net) or "",
+                "cells": [_metric_cell(runs[0], net, name) for name in names],
+            }
+            for net in nets
+        ]
+        columns = [formats.metric_title(name) for name in names]
+    else:
+        table = [
+            {
+                "net": net,
+                "role": next(run.role(net) for run in runs if net in run.nets),
+                "metric": formats.metric_title(name),
+                "cells": [_metric_cell(run, net, name) for run in runs],
+            }
+            for name in names
+            for net in nets
+        ]
+        columns = [run.label for run in runs]
+    notes = dict.fromkeys(
+        result.note for run in runs for results in run.metrics.results.values() for result in results.values()
+    )
+    return {
+        "columns": columns,
+        "rows": table,
+        "notes": [note for note in notes if note],
+        "splits": sorted({run.metrics.reported_on for run in runs}),
+    }
+
+
+def nets_by_role(run: ReportedRun) -> list[str]:
+    """Return the nets of a run: students, their baselines, their teachers, and the others."""
+    # `sorted` is stable, so that nets of one role keep the order of the recipe
+    return sorted(run.nets, key=lambda net: _ROLE_ORDER.index(run.role(net)))
+
+
+def cell(value: float | None, interval: tuple[float, float] | None) -> Values:
+    """Return the cell of a table: a value with its interval, and the number by which it is sorted."""
+    is_defined = value is not None and math.isfinite(value)
+    return {
+        "text": formats.plain(value),
+        "detail": formats.bounds(interval) if is_defined else "",
+        "sort": repr(value) if is_defined else "",
+    }
+
+
+def if_defined(function: Callable[..., T], *args: Any, **options: Any) -> T | None:
+    """Return the result of a function of predictions, None if it is not defined for these."""
+    try:
+        return function(*args, **options)
+    except (KdkitError, ValueError):  # such as predictions of a kind that cannot be compared
+        return None
+
+
+def agreement_table(runs: Sequence[ReportedRun]) -> list[Values]:
+    """Return a row for each pair of a student or a baseline and a teacher."""
+    table = []
+    for run in runs:
+        for student in run.students:
+            followers = [student, *filter(None, [run.baselines.get(student)])]
+            for teacher in run.teachers_of(student):
+                for net in followers:
+                    first, second = run.split(teacher), run.split(net)
+                    pair = None if first is None or second is None else if_defined(analysis.agreement, first, second)
+                    if pair is None:
+                        continue
+                    # In this order, so that the two parts in which the nets differ are next to each other.
+                    shares = [
+                        ("both right", "both", pair.both),
+                        (f"only {net} right", "second", pair.second_only),
+                        (f"only {teacher} right", "first", pair.first_only),
+                        ("both wrong", "neither", pair.neither),
+                    ]
+                    table.append(
+                        {
+                            "run": run.label,
+                            "net": net,
+                            "role": run.role(net),
+                            "teacher": teacher,
+                            "equal": formats.percent(pair.equal),
+                            "divergence": formats.plain(pair.divergence),
+                            "correlation": formats.plain(pair.correlation),
+                            "shares": [
+                                {
+                                    "name": name,
+                                    "kind": kind,
+                                    "width": f"{100 * share:.2f}",
+                                    "text": formats.percent(share),
+                                }
+                                for name, kind, share in shares
+                                if share is not None and math.isfinite(share)
+                            ],
+                        }
+                    )
+    return table
+
+
+def calibration(runs: Sequence[ReportedRun]) -> list[Values]:
+    """Return a reliability diagram for each net."""
+    diagrams = []
+    for run in runs:
+        for net in nets_by_role(run):
+            split = run.split(net)
+            result = None if split is None else if_defined(analysis.reliability, split.test)
+            if result is None:
+                continue
+            error, bins = result
+            title = f"{net}, {run.label}" if len(runs) > 1 else net
+            chart = reliability_chart(f"Reliability of {title}", bins, COLOUR_OF_ROLE[run.role(net)])
+            diagrams.append({"title": title, "role": run.role(net), "error": formats.plain(error), "chart": chart})
+    return diagrams
+
+
+def cost(runs: Sequence[ReportedRun]) -> list[Values]:
+    """Return a row for each net: its size, and the cost of its training."""
+    table = []
+    for run in runs:
+        largest = max((run.parameters(net) or 0 for net in run.nets), default=0)
+        for net in nets_by_role(run):
+            stages = [stage for stage in run.stages if run.trains(stage.name, net)]
+            seconds = sum(as_number(entry.get("seconds")) for stage in stages for entry in stage.epochs)
+            peaks = [entry.get("peak_memory_bytes") for stage in stages for entry in stage.epochs]
+            peak = max((value for value in peaks if isinstance(value, int)), default=None)
+            parameters = run.parameters(net)
+            operations = number(mapping(mapping(run.record, "nets"), net), "multiply_adds")
+            table.append(
+                {
+                    "run": run.label,
+                    "net": net,
+                    "role": run.role(net),
+                    "parameters": formats.count(parameters),
+                    "share": f"{100 * parameters / largest:.3g}" if parameters and largest else "",
+                    "bytes": formats.size(run.weights_bytes(net)),
+                    "operations": formats.count(operations),
+                    "seconds": formats.duration(seconds) if stages else formats.DASH,
+                    "epochs": sum(len(stage.epochs) for stage in stages) or formats.DASH,
+                    "memory": formats.size(peak),
+                }
+            )
+    return table
+
+
+def setup(runs: Sequence[ReportedRun]) -> Values:
+    """Return the environment of each run, its terms, its notices, and the recipes."""
+    facts: list[tuple[str, list[str]]] = [
+        ("folder", [str(run.folder) for run in runs]),
+        ("recipe", [run.name for run in runs]),
+        *((key, [_fact(run.record.get(key)) for run in runs]) for key in ("seed", "device", "precision", "threads")),
+        ("processes", [_fact(run.record.get("processes")) for run in runs]),
+        ("deterministic", [_fact(run.record.get("deterministic")) for run in runs]),
+        ("data", [_fact(run.record.get("data")) for run in runs]),
+        ("teacher cache", [_fact(run.record.get("teacher_cache")) for run in runs]),
+        ("platform", [_fact(run.record.get("platform")) for run in runs]),
+    ]
+    for group in ("versions", "options"):
+        for key in dict.fromkeys(key for run in runs for key in mapping(run.record, group)):
+            title = f"--{key.replace('_', '-')}" if group == "options" else key
+            facts.append((title, [_fact(mapping(run.record, group).get(key)) for run in runs]))
+    terms: dict[tuple[tuple[str, str], ...], list[str]] = {}  # with the runs that have each
+    for run in runs:
+        for stage in mapping(run.record, "terms"):
+            for term in rows(mapping(run.record, "terms"), stage):
+                texts = {key: str(term.get(key) or "") for key in ("student_net", "label", "loss", "teacher")}
+                row = {"stage": stage, **texts, "weight": weight_text(term.get("weight"))}
+                labels = terms.setdefault(tuple(row.items()), [])
+                labels += [] if run.label in labels else [run.label]
+    # Runs of one recipe show it once.
+    sources: dict[str, list[str]] = {}
+    for run in runs:
+        if run.source is not None:
+            sources.setdefault(run.source, []).append(run.label)
+    return {
+        "labels": [run.label for run in runs],
+        "facts": [{"name": name, "values": values, "differs": len(set(values)) > 1} for name, values in facts],
+        "commands": list(dict.fromkeys(filter(None, (run.command for run in runs)))),
+        "terms": [
+            {**dict(term), "runs": "all" if len(labels) == len(runs) else ", ".join(labels)}
+            for term, labels in terms.items()
+        ],
+        "notices": list(dict.fromkeys(notice for run in runs for notice in run.notices)),
+        "problems": list(dict.fromkeys(problem for run in runs for problem in run.problems)),
+        "sources": [{"labels": labels, "text": text} for text, labels in sources.items()],
+    }
+
+
+def _fact(value: Any) -> str:
+    if value is None:
+        return formats.DASH
+    text = str(value)
+    return text if len(text) <= 300 else f"{text[:300]} ..."
+
+
+def _metric_cell(run: ReportedRun, net: str, name: str) -> Values:
+    result = run.metrics.results[net].get(name) if net in run.nets else None
+    return cell(None, None) if result is None else cell(result.value, result.interval)

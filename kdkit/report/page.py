@@ -1,0 +1,119 @@
+"""The page of a report: the contents of its sections, shown by a template."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import DictLoader, Environment, StrictUndefined
+from markupsafe import Markup
+
+from kdkit import __version__
+from kdkit.errors import KdkitError, RecipeError, first_line
+from kdkit.plugins.manager import installed
+from kdkit.report import classes, formats, overview
+from kdkit.report.runs import ReportedRun, read_runs
+from kdkit.report.training import training
+from kdkit.report.verdict import Verdict, headline_of, verdicts_of
+from kdkit.utils.files import write
+from kdkit.utils.printable import LINE_CHARACTERS, printable
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A section that a plugin adds to a report by the hook `report_sections`.
+
+    title: of its tab. html: its content, which is shown as it is: escape everything that comes from data.
+    """
+
+    title: str
+    html: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The runs of a report, as the hook `report_sections` gets them, and the verdicts on them."""
+
+    runs: tuple[ReportedRun, ...]
+    verdicts: tuple[Verdict, ...]
+
+
+def write_report(folders: Sequence[Path], out: Path) -> Report:
+    """Write the report of finished runs to a file, and return what it is about.
+
+    folders: of runs, or of several runs such as a study. Raises RunFolderError if one holds no finished run.
+    """
+    runs = read_runs(folders)
+    report = Report(runs=runs, verdicts=verdicts_of(runs))
+    html = render(report)
+    try:
+        write(out, html)
+    except OSError as error:
+        raise KdkitError(f"{out} cannot be written: {first_line(error)}; choose another file: --out FILE") from error
+    return report
+
+
+def render(report: Report) -> str:
+    """Return the page of a report."""
+    runs = report.runs
+    parts = {name: resources.files(__package__).joinpath(name).read_text("utf-8") for name in _FILES}
+    environment = Environment(
+        # not a PackageLoader, which cannot read a package in a zip file
+        loader=DictLoader({_FILES[0]: parts[_FILES[0]]}),
+        autoescape=True,
+        undefined=StrictUndefined,  # a typo in the template is an error, not an empty text
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_printable,
+    )
+    # An interval stays on one line.
+    environment.filters["unbroken"] = lambda text: re.sub(r"(\S+) to (?=[+\d\u2212])", "\\1\u00a0to\u00a0", text)
+    names = dict.fromkeys(run.name for run in runs)
+    return environment.get_template(_FILES[0]).render(
+        style=Markup(parts[_FILES[1]]),
+        script=Markup(parts[_FILES[2]]),
+        title=", ".join(names),
+        version=__version__,
+        several=len(runs) > 1,
+        runs=runs,
+        run_legend=[{"name": run.label, "colour": index % 6} for index, run in enumerate(runs)],
+        verdicts=report.verdicts,
+        headline=headline_of(report.verdicts),
+        difference_charts=overview.difference_charts(report.verdicts),
+        nets=overview.net_table(runs),
+        stages=training(runs),
+        agreement=overview.agreement_table(runs),
+        calibration=overview.calibration(runs),
+        classes=classes.class_tables(runs),
+        errors=classes.errors(runs),
+        cost=overview.cost(runs),
+        setup=overview.setup(runs),
+        added=_added_sections(report),
+        dash=formats.DASH,
+    )
+
+
+_FILES = ("page.html", "style.css", "script.js")
+
+
+def _printable(value: Any) -> Any:
+    """Escape control characters in every text of the page; markup that is safe already has none."""
+    return printable(value, keep=LINE_CHARACTERS) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _added_sections(report: Report) -> list[dict[str, Any]]:
+    """Return the sections of plugins. Raises RecipeError if a plugin returns anything else."""
+    added: list[dict[str, Any]] = []
+    for result in installed().hook.report_sections(report=report):
+        for section in result or ():
+            if not isinstance(section, Section):
+                raise RecipeError(
+                    f"report_sections returns a list of kdkit.report.Section(title, html); got {type(section).__name__}"
+                )
+            identifier = re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-") or "section"
+            added.append(
+                {"id": f"plugin-{len(added)}-{identifier}", "title": section.title, "html": Markup(section.html)}
+            )
+    return added

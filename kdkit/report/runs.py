@@ -1,0 +1,301 @@
+"""Read the runs of a report: records, metrics, histories and predictions. Nothing in a run folder is trusted."""
+
+import hashlib
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kdkit.engine.storage.reports import RunMetrics, StageReport, read_metrics, read_reported, read_stages
+from kdkit.engine.storage.run_folder import read_record
+from kdkit.errors import DataError, KdkitError, RunFolderError
+from kdkit.metrics.base import MetricResult, lower_is_better
+from kdkit.metrics.bootstrap import BootstrapInterval
+from kdkit.metrics.paired import SplitPredictions, paired_bootstrap
+from kdkit.metrics.per_class import NetReport
+from kdkit.nets.weight_files import runs_in, stage_weights
+from kdkit.plugins.events import BaselineDifference
+from kdkit.report.analysis import same_metric
+
+RECIPE = "recipe.py"
+_SOURCE = 1_000_000  # characters of a recipe that a page shows
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportedRun:
+    """A finished run as a report shows it.
+
+    label: tells it from the other runs of the report. record: of `run.json`. metrics: also with intervals where kdkit
+    can compute them from the predictions. reports: the predictions by net. problems: what could not be read.
+    """
+
+    folder: Path
+    label: str
+    record: Mapping[str, Any]
+    metrics: RunMetrics
+    stages: tuple[StageReport, ...] = ()
+    reports: Mapping[str, NetReport] = field(default_factory=dict)
+    source: str | None = None
+    problems: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, folder: Path, label: str) -> "ReportedRun":
+        """Read a run. Raises RunFolderError if a folder holds no finished run; other faults become problems."""
+        record, metrics = read_record(folder), read_metrics(folder)
+        problems: list[str] = []
+        if not metrics.results:
+            raise RunFolderError(f"{folder} holds the metrics of no net; resume the run, so that it evaluates its nets")
+        stages: tuple[StageReport, ...] = ()
+        try:
+            stages = read_stages(folder)
+        except KdkitError as error:
+            problems.append(str(error))
+        reports: dict[str, NetReport] = {}
+        for net in metrics.results:
+            try:
+                reports[net] = read_reported(folder, net)
+            except KdkitError as error:
+                problems.append(str(error))
+        try:
+            source = (folder / RECIPE).read_text(encoding="utf-8", errors="replace")[:_SOURCE]
+        except OSError:  # a run from Python has no recipe file
+            source = None
+        run = cls(
+            folder=folder,
+            label=label,
+            record=record,
+            metrics=metrics,
+            stages=stages,
+            reports=reports,
+            source=source,
+            problems=tuple(problems),
+        )
+        return replace(run, metrics=replace(metrics, results=run._results_with_intervals()))
+
+    @property
+    def name(self) -> str:
+        """The name of the recipe."""
+        return str(self.record.get("recipe", "recipe"))
+
+    @property
+    def nets(self) -> tuple[str, ...]:
+        """The nets that have metrics."""
+        return tuple(self.metrics.results)
+
+    @property
+    def baselines(self) -> Mapping[str, str]:
+        """The baseline of each student that has one."""
+        names = mapping(self.record, "baselines")
+        return {student: str(name) for student, name in names.items() if {student, str(name)} <= {*self.nets}}
+
+    @cached_property
+    def students(self) -> tuple[str, ...]:
+        """The nets that learned from a teacher in the last stage; the last net if none did."""
+        terms = mapping(self.record, "terms")
+        if self.baselines:
+            return tuple(self.baselines)
+        for stage in reversed(list(terms)):
+            named = [str(term["student_net"]) for term in rows(terms, stage) if term.get("teacher")]
+            students = [name for name in dict.fromkeys(named) if name in self.nets]
+            if students:
+                return tuple(students)
+        return self.nets[-1:]
+
+    @property
+    def student(self) -> str:
+        """The student that the verdict is about."""
+        return self.students[-1]
+
+    def teachers_of(self, student: str) -> tuple[str, ...]:
+        """Return the nets that a student learned from and that have metrics; other nets if the record has no terms."""
+        terms = mapping(self.record, "terms")
+        of_student = [term for stage in terms for term in rows(terms, stage) if term.get("student_net") == student]
+        named = dict.fromkeys(str(term["teacher"]) for term in of_student if term.get("teacher"))
+        if not terms:
+            named = dict.fromkeys(self.nets)
+        excluded = {student, *self.baselines.values()}
+        return tuple(name for name in named if name in self.nets and name not in excluded)
+
+    def role(self, net: str) -> str:
+        """Return what a net is to the students: "student", "baseline", "teacher", or "" for none of them."""
+        if net in self.students:
+            return "student"
+        if net in self.baselines.values():
+            return "baseline"
+        return "teacher" if any(net in self.teachers_of(student) for student in self.students) else ""
+
+    def monitored_metric(self, net: str) -> str:
+        """Return the metric that chose the epoch of a net, about which a verdict is; the first one if it is unknown."""
+        metrics = self.metrics.results[net]
+        for stage in reversed(self.stages):
+            if self.trains(stage.name, net) and stage.epochs:
+                monitored = [name for name in metrics if name in stage.epochs[0]]
+                if monitored:
+                    return monitored[0]
+        return next(iter(metrics))
+
+    def split(self, net: str) -> SplitPredictions | None:
+        """Return the predictions of a net on the validation split and on the reported one, if they could be read."""
+        report = self.reports.get(net)
+        if report is None:
+            return None
+        return SplitPredictions(report.validation, report.validation if report.test is None else report.test)
+
+    def weights_bytes(self, net: str) -> int | None:
+        """Return the size of the file of a net's weights; None for a net that was not trained in this run."""
+        files = [stage_weights(stage.folder, net) for stage in self.stages]
+        sizes = [file.stat().st_size for file in files if file.is_file()]
+        return sizes[-1] if sizes else None  # as the last stage left it
+
+    @property
+    def command(self) -> str:
+        """The command that started the run, "" for a run from Python."""
+        arguments = mapping(self.record, "command").get("arguments")
+        return shlex.join(["kdkit", "run", *map(str, arguments)]) if isinstance(arguments, list) else ""
+
+    @property
+    def notices(self) -> list[str]:
+        """The facts about the data and the networks that a reader has to know."""
+        notices = self.record.get("notices")
+        return [str(notice) for notice in notices] if isinstance(notices, list) else []
+
+    def trains(self, stage: str, net: str) -> bool:
+        """Return whether a stage trained a net; by its name if the record has no terms."""
+        terms = rows(mapping(self.record, "terms"), stage)
+        return any(term.get("student_net") == net for term in terms) if terms else stage == net
+
+    def weight(self, stage: str, label: str) -> str:
+        """Return the weight of a term in words, "" if it is unknown."""
+        terms = rows(mapping(self.record, "terms"), stage)
+        weights = [term.get("weight") for term in terms if term.get("label") == label]
+        return f"weight {weight_text(weights[0])}" if weights else ""
+
+    def parameters(self, net: str) -> int | None:
+        """Return the number of a net's parameters."""
+        return number(mapping(mapping(self.record, "nets"), net), "parameters")
+
+    def differences(self, student: str, reference: str) -> tuple[BaselineDifference, ...]:
+        """Return the difference of each metric between a student and another net, paired over the samples.
+
+        Those from a baseline are stored. Others are computed, for metrics that kdkit can compute from predictions.
+        """
+        main = self.monitored_metric(student)
+        stored = [row for row in self.metrics.differences if (row.student, row.baseline) == (student, reference)]
+        if stored:
+            return tuple(sorted(stored, key=lambda row: row.metric != main))  # the others stay in their order
+        pair = self.split(student), self.split(reference)
+        if pair[0] is None or pair[1] is None:
+            return ()
+        computed = []
+        for name, result in self.metrics.results[student].items():
+            metric = same_metric(name, result, pair[0])
+            if metric is None or name not in self.metrics.results[reference]:
+                continue
+            try:
+                difference = paired_bootstrap(metric, pair[0], pair[1], resamples=_RESAMPLES)
+            except DataError:  # the nets have other classes or samples
+                continue
+            computed.append(
+                BaselineDifference(
+                    student=student,
+                    baseline=reference,
+                    metric=name,
+                    value=difference.value,
+                    interval=difference.interval,
+                    level=difference.level,
+                    verdict=difference.verdict,
+                    lower_is_better=lower_is_better(metric),
+                )
+            )
+        return tuple(sorted(computed, key=lambda row: row.metric != main))
+
+    def _results_with_intervals(self) -> dict[str, dict[str, MetricResult]]:
+        """Return the metrics with bootstrap intervals, where they lack one that can be computed."""
+        completed: dict[str, dict[str, MetricResult]] = {}
+        for net, results in self.metrics.results.items():
+            split = self.split(net)
+            completed[net] = {}
+            for name, result in results.items():
+                metric = None
+                if split is not None and result.interval is None and math.isfinite(result.value):
+                    metric = same_metric(name, result, split)
+                if metric is not None and split is not None:
+                    interval = BootstrapInterval(metric.fit(split.validation), resamples=_RESAMPLES).compute(split.test)
+                    result = replace(result, interval=interval.interval)
+                completed[net][name] = result
+        return completed
+
+
+def read_runs(folders: Sequence[Path]) -> tuple[ReportedRun, ...]:
+    """Return the runs in these folders; a folder of several runs, such as that of a study, stands for all of them.
+
+    Raises RunFolderError if one holds no finished run.
+    """
+    paths: dict[Path, None] = {}
+    for folder in folders:
+        inside = runs_in(folder) if not (folder / "run.json").exists() else []
+        # a dict as an ordered set: a run that is named twice is shown once
+        paths.update(dict.fromkeys([folder / name for name in inside] or [folder]))
+    labels = distinct_names([*paths])
+    return tuple(ReportedRun.read(path, label) for path, label in zip(paths, labels, strict=True))
+
+
+def mapping(record: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return an object in a record, empty if there is none."""
+    value = record.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def rows(record: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    """Return a list of objects in a record, empty if there is none."""
+    value = record.get(key)
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+
+
+def number(record: Mapping[str, Any], key: str) -> int | None:
+    """Return a whole number in a record, None if there is none."""
+    value = record.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def as_object(value: Any) -> Mapping[str, Any]:
+    """Return a value if it is an object, otherwise an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def as_number(value: Any, default: float = 0.0) -> float:
+    """Return a value if it is a finite number, otherwise the default."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else default
+
+
+def weight_text(weight: Any) -> str:
+    """Return the weight of a term, or those at the start and at the end of its stage."""
+    if not isinstance(weight, list) or len(weight) != 2:
+        return ""
+    first, last = (f"{as_number(value):.3g}" for value in weight)
+    return first if first == last else f"{first} to {last}"
+
+
+def settings_digest(run: ReportedRun) -> str:
+    """Return a digest of what a run was started with, except for the seed: runs that share it are repetitions."""
+    # The terms tell apart recipes of Python, which have no file and no options.
+    keys = ("recipe", "recipe_sha256", "options", "precision", "trainings", "stages", "terms")
+    # with the nets, since a run with a baseline and one without it have different verdicts
+    metrics = {net: list(results) for net, results in run.metrics.results.items()}
+    text = repr([run.record.get(key) for key in keys]) + repr(metrics)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return a name for each folder: its own, with those of the folders above it as far as they differ."""
+    parts = [path.resolve().parts for path in paths]
+    for depth in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    return names

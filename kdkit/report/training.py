@@ -1,0 +1,88 @@
+"""The section of a report about training: metrics, terms and gradients by epoch."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from kdkit.engine.storage.reports import StageReport
+from kdkit.report import formats
+from kdkit.report.charts import Series, line_chart
+from kdkit.report.runs import ReportedRun, as_number, as_object
+
+# What an entry of a history has in addition to the monitored metric, whose name is not known here.
+_MEASURED = {"epoch", "terms", "best", "seconds", "gradients", "peak_memory_bytes", "stopped_by"}
+
+History = tuple[int, ReportedRun, StageReport]  # with the number of the run, which chooses its colour
+
+
+def training(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
+    """Return the charts of each stage: the monitored metric, the terms, and gradients if they were recorded."""
+    stages = []
+    for name in dict.fromkeys(stage.name for run in runs for stage in run.stages):
+        histories = [
+            (index, run, stage) for index, run in enumerate(runs) for stage in run.stages if stage.name == name
+        ]
+        charts: list[dict[str, Any]] = []
+        # A dict as an ordered set: runs of different recipes may have other metrics and terms.
+        monitors = dict.fromkeys(
+            key for _, _, stage in histories for entry in stage.epochs[:1] for key in entry if key not in _MEASURED
+        )
+        terms = dict.fromkeys(
+            label for _, _, stage in histories for entry in stage.epochs[:1] for label in as_object(entry.get("terms"))
+        )
+        for monitor in monitors:
+            series = [_epochs(run, stage, index, (monitor,)) for index, run, stage in histories]
+            title = f"Validation {formats.metric_title(monitor)}"
+            charts.append(_chart(title, series))
+        for label in terms:
+            series = [_epochs(run, stage, index, ("terms", label)) for index, run, stage in histories]
+            charts.append(_chart(label, series, note=histories[0][1].weight(name, label)))
+        charts += gradient_charts(histories)
+        ended = ""
+        if len(runs) == 1:
+            count, kept = len(histories[0][2].epochs), histories[0][2].best_epoch + 1
+            ended = f"{count} epoch{'' if count == 1 else 's'}; epoch {kept} is kept."
+        stages.append({"name": name, "ended": ended, "charts": charts})
+    return stages
+
+
+def gradient_charts(histories: Sequence[History]) -> Iterator[dict[str, Any]]:
+    """Yield the norms of gradients and the cosines between them: of one run together, of several ones side by side."""
+    for key, title, note in (
+        ("norms", "Gradient norm", "of the weighted terms"),
+        ("cosines", "Cosine of gradients", "below 0 the terms are in conflict"),
+    ):
+        recorded = [as_object(entry.get("gradients")) for _, _, stage in histories for entry in stage.epochs]
+        names = list(dict.fromkeys(name for gradients in recorded for name in as_object(gradients.get(key))))
+        # The whole range of a cosine, so that conflicts are seen at once and charts are comparable.
+        limits = (-1.0, 1.0) if key == "cosines" else None
+        if len(histories) == 1 and names:
+            _, run, stage = histories[0]
+            series = [
+                replace(_epochs(run, stage, colour, ("gradients", key, name)), name=name, marked=None)
+                for colour, name in enumerate(names)
+            ]
+            legend = [{"name": line.name, "colour": line.colour % 6} for line in series]
+            yield {"title": title, "note": note, "svg": line_chart(title, series, bounds=limits), "legend": legend}
+            continue
+        for name in names:
+            series = [_epochs(run, stage, index, ("gradients", key, name)) for index, run, stage in histories]
+            full = f"{title}: {name}"
+            yield {"title": full, "note": note, "svg": line_chart(full, series, bounds=limits), "legend": []}
+
+
+def _chart(title: str, series: Sequence[Series], note: str = "") -> dict[str, Any]:
+    return {"title": title, "note": note, "svg": line_chart(title, series), "legend": []}
+
+
+def _epochs(run: ReportedRun, stage: StageReport, index: int, keys: Sequence[str]) -> Series:
+    """Return a value of each epoch, which these keys lead to, with the kept epoch marked; NaN if an epoch has none."""
+    points = []
+    for epoch, entry in enumerate(stage.epochs, start=1):
+        value: Any = entry
+        for key in keys:
+            value = as_object(value).get(key)
+        points.append((float(epoch), as_number(value, math.nan)))
+    # Epochs are counted from 1, as on the console.
+    return Series(name=run.label, points=points, colour=index, marked=float(stage.best_epoch + 1))

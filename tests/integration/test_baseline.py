@@ -1,0 +1,219 @@
+"""A run with a baseline: the matched student without distillation."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import kdkit
+from kdkit import Match, Net, Peer, Recipe, Stage, Training, Truth
+from kdkit.errors import CheckError, RecipeError
+from kdkit.losses import SoftTargets
+from kdkit.nets.taps import Tap
+from kdkit.recipe.baseline import with_baselines
+from tests.helpers.command_line import ROOT
+from tests.helpers.tiny import Mlp, tiny_data, tiny_net
+
+LABELS = 0.3
+
+
+def training(**options):
+    return Training(**{"epochs": 3, "batch_size": 4, **options})
+
+
+class Dropping(nn.Module):
+    """A network that draws random numbers in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.ReLU())
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, inputs):
+        return self.head(self.body(inputs))
+
+
+def distillation(*, teacher_weight=0.7, network=Dropping):
+    """Return a recipe of a teacher stage and a student stage, and without the teacher's term if its weight is 0."""
+    teacher = tiny_net("teacher", hidden=8, seed=1)
+    torch.manual_seed(2)
+    student = Net("student", network())
+    objective = LABELS * Truth(nn.CrossEntropyLoss())
+    if teacher_weight:
+        objective = objective + teacher_weight * Match(teacher, SoftTargets(temperature=2))
+    return Recipe(
+        data=tiny_data(rows=24),
+        schedule=[Stage({teacher: Truth(nn.CrossEntropyLoss())}, training()), Stage({student: objective}, training())],
+    )
+
+
+def test_a_baseline_has_the_weights_of_a_recipe_with_labels_only(tmp_path):
+    result = kdkit.run(distillation, baseline=True, out=tmp_path / "run", seed=3)
+    by_hand = kdkit.run(lambda: distillation(teacher_weight=0), seed=3)
+    alone, expected = result.nets["student-alone"], by_hand.nets["student"]
+    assert all(
+        torch.equal(value, expected.network.state_dict()[key]) for key, value in alone.network.state_dict().items()
+    )
+    assert result.metrics["student-alone"] == by_hand.metrics["student"]
+    assert (tmp_path / "run" / "3-student-alone" / "weights.safetensors").is_file()
+
+
+def test_a_baseline_changes_nothing_else():
+    result, without = kdkit.run(distillation, baseline=True), kdkit.run(distillation)
+    assert result.student.name == without.student.name == "student"
+    assert result.metrics["student"] == without.metrics["student"]
+    assert result.metrics["teacher"] == without.metrics["teacher"]
+
+
+def test_differences_from_the_baseline_are_recorded_and_printed(tmp_path, capsys):
+    result = kdkit.run(distillation, baseline=True, out=tmp_path / "run", progress=True)
+    content = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert [(row["student"], row["metric"]) for row in content["differences"]] == [
+        ("student", "accuracy"),
+        ("student", "macro_f1"),
+    ]
+    accuracies = [result.metrics[net]["accuracy"].value for net in ("student", "student-alone")]
+    first = result.differences[0]
+    assert first.value == pytest.approx(accuracies[0] - accuracies[1])
+    assert first.interval[0] <= first.value <= first.interval[1]
+    expected = f"distillation: accuracy {accuracies[0]:.3f} against {accuracies[1]:.3f} alone, "
+    assert expected in capsys.readouterr().out
+
+
+def test_a_run_with_a_baseline_resumes(tmp_path):
+    class Stop:
+        @kdkit.hookimpl
+        def epoch_ended(self, event):
+            if event.stage == "student-alone" and event.epoch == 1:
+                raise KeyboardInterrupt
+
+    whole = kdkit.run(distillation, baseline=True)
+    with pytest.raises(KeyboardInterrupt):
+        kdkit.run(distillation, baseline=True, out=tmp_path / "run", callbacks=[Stop()])
+    resumed = kdkit.run(distillation, baseline=True, out=tmp_path / "run", resume=True)
+    assert resumed.metrics == whole.metrics
+    assert resumed.differences == whole.differences
+
+
+def test_a_tap_of_a_label_term_leads_into_the_baseline():
+    teacher = tiny_net("teacher", hidden=8, seed=1, trained=True)
+    student = Net("student", Dropping())
+    auxiliary = Truth(lambda feature, _labels: feature.square().mean(), student=Tap(student.module.body), label="small")
+    objective = auxiliary + Match(teacher, SoftTargets())
+    recipe = with_baselines(Recipe(data=tiny_data(), schedule=[Stage({student: objective}, training())]))
+    (net, copied), *_ = recipe.stages[-1].objectives.items()
+    assert copied.terms[0].term.student.module is net.module.body
+    assert net.module.body is not student.module.body
+
+
+def test_earlier_stages_on_labels_are_repeated():
+    teacher = tiny_net("teacher", hidden=8, seed=1, trained=True)
+    student = Net("student", Mlp())
+    recipe = Recipe(
+        data=tiny_data(rows=12),
+        schedule=[
+            Stage({student: Truth(nn.CrossEntropyLoss())}, training(), name="warmup"),
+            Stage({student: Truth(nn.CrossEntropyLoss()) + Match(teacher, SoftTargets())}, training(), name="distil"),
+        ],
+    )
+    stages = with_baselines(recipe).stages
+    assert [(stage.name, stage.baseline_of) for stage in stages[2:]] == [
+        ("student-alone-warmup", "warmup"),
+        ("student-alone", "distil"),
+    ]
+    assert len(kdkit.run(recipe, baseline=True).differences) == 2
+
+
+def test_peers_each_have_a_baseline():
+    first, second = Net("first", Mlp()), Net("second", Mlp())
+    labels = nn.CrossEntropyLoss()
+    objectives = {
+        first: Truth(labels) + Match(Peer(second), SoftTargets()),
+        second: Truth(labels) + Match(Peer(first), SoftTargets()),
+    }
+    result = kdkit.run(Recipe(data=tiny_data(rows=12), schedule=[Stage(objectives, training())]), baseline=True)
+    assert {difference.baseline for difference in result.differences} == {"first-alone", "second-alone"}
+    assert result.student.name == "second"
+
+
+@pytest.mark.parametrize("weight", [None, 0.0])
+def test_a_student_without_labels_has_no_baseline(weight):
+    teacher = tiny_net("teacher", hidden=8, trained=True)
+    objective = Match(teacher, SoftTargets())
+    if weight is not None:
+        objective = weight * Truth(nn.CrossEntropyLoss()) + objective
+    recipe = Recipe(data=tiny_data(), schedule=[Stage({tiny_net("student"): objective}, training())])
+    with pytest.raises(RecipeError, match=r"'student' has no baseline: it learns from teachers alone .* Truth term"):
+        kdkit.run(recipe, baseline=True)
+
+
+def test_a_recipe_without_teachers_has_no_baseline():
+    recipe = Recipe(data=tiny_data(), schedule=[Stage({tiny_net("student"): Truth(nn.CrossEntropyLoss())}, training())])
+    with pytest.raises(RecipeError, match="no net of that stage has any"):
+        kdkit.run(recipe, baseline=True)
+
+
+def test_a_recipe_runs_once_also_with_a_baseline():
+    recipe = distillation()
+    kdkit.run(recipe, baseline=True)
+    with pytest.raises(RecipeError, match="has run already"):
+        kdkit.run(recipe)
+
+
+def test_a_baseline_of_no_stage_is_a_problem():
+    stage = Stage({tiny_net("student"): Truth(nn.CrossEntropyLoss())}, training(), baseline_of="teacher")
+    with pytest.raises(CheckError, match="no stage before it is called 'teacher'"):
+        kdkit.run(Recipe(data=tiny_data(), schedule=[stage]))
+
+
+def test_a_stage_of_user_code_may_be_a_baseline_by_any_name():
+    recipe = distillation()
+    alone = Stage({Net("plain", Dropping()): Truth(nn.CrossEntropyLoss())}, training(), baseline_of="student")
+    result = kdkit.run(recipe.with_stages([*recipe.stages, alone]))
+    assert {(row.student, row.baseline) for row in result.differences} == {("student", "plain")}
+    assert result.student.name == "student"
+
+
+def test_a_metric_that_fails_for_a_resample_costs_its_difference_only():
+    class Picky:
+        name = "picky"
+
+        def fit(self, validation):
+            return self
+
+        def compute(self, test):
+            if len(set(test.labels.tolist())) < 3:
+                raise ValueError("a class is missing")
+            return kdkit.MetricResult(value=0.5)
+
+    def recipe():
+        made = distillation()
+        object.__setattr__(made, "metrics", (Picky(), kdkit.metrics.Accuracy()))
+        return made
+
+    with pytest.warns(UserWarning, match=r"'picky' between 'student' and 'student-alone' has no interval"):
+        result = kdkit.run(recipe, baseline=True)
+    assert [row.metric for row in result.differences] == ["accuracy"]
+
+
+def test_the_command_trains_baselines_in_parallel_too(kdkit_process, tmp_path):
+    outs = [tmp_path / name for name in ("sequential", "parallel")]
+    for out, jobs in zip(outs, ("1", "2"), strict=True):
+        arguments = ["run", ROOT / "examples/hinton.py", "--epochs", "1", "--baseline", "--out", out, "--jobs", jobs]
+        command = kdkit_process(*arguments, "--device", "cpu")
+        assert command.code == 0, command.err
+    assert "distillation: accuracy" in command.out
+    contents = [json.loads((out / "metrics.json").read_text()) for out in outs]
+    assert contents[0]["metrics"].keys() == contents[1]["metrics"].keys() == {"teacher", "student", "student-alone"}
+
+
+def test_the_report_of_a_sweep_with_baselines_is_one_verdict_over_its_seeds(kdkit_process, tmp_path):
+    sweep = kdkit_process(
+        "sweep", ROOT / "examples/hinton.py", "--epochs", "1", "--seeds", "2", "--baseline", "--out", tmp_path / "sweep"
+    )
+    assert sweep.code == 0, sweep.err
+    report = kdkit_process("report", tmp_path / "sweep")
+    assert report.code == 0, report.err
+    assert "on average over 2 seeds" in report.out
+    assert (tmp_path / "sweep" / "report.html").is_file()

@@ -1,0 +1,321 @@
+"""The page of a report: what it says about runs of each kind, and that it escapes what comes from data."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import kdkit
+from kdkit.data.torch_data import TorchData
+from kdkit.errors import RunFolderError
+from kdkit.metrics import MacroAUROC
+from kdkit.plugins.manager import installed
+from kdkit.report import Section, write_report
+from kdkit.utils.files import write
+from kdkit.utils.sealed import json_parts
+from tests.helpers.reports import (
+    Page,
+    PerPosition,
+    distillation,
+    positions,
+    report_page,
+    run,
+    untaught,
+    without_test_split,
+)
+from tests.helpers.tiny import samples
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folder of runs that tests read: three seeds of one recipe with baselines, and one with another name."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in range(3):
+        run(folder / f"seed{seed}", distillation, baseline=True, seed=seed, gradients=1)
+    run(folder / "other", lambda: distillation(name="other"), seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(runs, tmp_path_factory):
+    return report_page(runs / "seed0", out=tmp_path_factory.mktemp("page") / "report.html")
+
+
+def test_the_page_needs_nothing_else(page):
+    # a sandboxed page, whose policy lets it load nothing at all
+    policy = next(meta for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy["content"]
+    links = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href")]
+    assert all(link.startswith(("#", "data:")) for link in links)
+    assert "@import" not in page.html
+    assert "url(" not in page.html
+    assert len(page.html) < 1_000_000
+
+
+def test_the_verdict_compares_the_student_with_its_baseline(page, runs):
+    content = json.loads((runs / "seed0" / "metrics.json").read_text())
+    difference = content["differences"][0]
+    expected = {
+        "better": "Distillation helped.",
+        "worse": "Distillation hurt.",
+        "not distinguishable": "No effect of distillation can be distinguished.",
+    }[difference["verdict"]]
+    assert expected in page.text
+    values = [content["metrics"][net]["accuracy"]["value"] for net in ("student", "student-alone")]
+    assert f"is {values[0]:.3f} against {values[1]:.3f} for the same student without a teacher" in page.text
+    low, high = (f"{100 * bound:+.1f}".replace("-", "\N{MINUS SIGN}") for bound in difference["interval"])
+    low, high = (text if text.strip("+\N{MINUS SIGN}") != "0.0" else "0.0" for text in (low, high))
+    assert f"95 % interval {low} to {high}" in page.text
+
+
+def test_every_section_is_there(page):
+    titles = [attributes["data-tab"] for attributes in page.all("section") if "data-tab" in attributes]
+    assert titles == ["Training", "Agreement", "Calibration", "Classes", "Errors", "Cost", "Setup"]
+    identifiers = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+
+
+def test_the_training_has_terms_metrics_and_gradients(page):
+    text = page.panel("training").text
+    for part in ("Validation Accuracy", "truth weight 0.5", "teacher/soft_targets weight 0.5", "Gradient norm"):
+        assert part in text
+    assert "Cosine of gradients" in text
+    assert "2 epochs; epoch" in text
+
+
+def test_agreement_has_the_student_and_the_baseline(page):
+    text = page.panel("agreement").text
+    assert "both right" in text
+    assert text.count("student-alone") >= 1
+
+
+def test_the_confusion_counts_every_sample(page, runs):
+    cells = page.panel("errors").all("td")
+    counts = [int(cell["title"].rsplit(": ", 1)[1]) for cell in cells if "title" in cell]
+    assert sum(counts) == 2 * 6  # of the student and its baseline, on six samples
+
+
+def test_cost_has_parameters_and_files(page, runs):
+    text = page.panel("cost").text
+    assert "53" in text  # parameters of the student
+    size = (runs / "seed0" / "1-student" / "weights.safetensors").stat().st_size
+    assert f"{size / 1e3:.3g} kB" in text
+
+
+def test_seeds_are_compared_in_pairs(runs, tmp_path):
+    page = report_page(*(runs / f"seed{seed}" for seed in range(3)), out=tmp_path / "report.html")
+    assert "on average over 3 seeds" in page.text
+    assert "Student's t interval over 3 seeds" in page.text
+    assert {"seed0", "seed1", "seed2"} <= {text.strip() for text in page.texts}
+
+
+def test_a_folder_of_runs_stands_for_all_of_them(runs, tmp_path):
+    report = write_report([runs], tmp_path / "report.html")
+    assert [found.label for found in report.runs] == ["other", "seed0", "seed1", "seed2"]
+    assert len(report.verdicts) == 2
+
+
+def test_runs_of_one_seed_are_no_sample_of_seeds(runs, tmp_path):
+    shutil.copytree(runs / "seed0", tmp_path / "copy")
+    report = write_report([runs / "seed0", tmp_path / "copy"], tmp_path / "report.html")
+    assert len(report.verdicts) == 2
+
+
+def test_the_verdict_is_about_the_metric_that_chose_the_epochs(tmp_path):
+    def recipe():
+        made = distillation()
+        stages = [
+            kdkit.Stage(stage.objectives, replace(stage.training, monitor="macro_f1"), name=stage.name)
+            for stage in made.stages
+        ]
+        return made.with_stages(stages)
+
+    folder = run(tmp_path / "run", recipe, baseline=True)
+    differences = json.loads((folder / "metrics.json").read_text())["differences"]
+    assert [row["metric"] for row in differences] == ["macro_f1", "accuracy"]
+    page = report_page(folder, out=tmp_path / "report.html")
+    assert "Macro F1 on the test split is" in page.text
+    teacher = report_page(run(tmp_path / "other", recipe), out=tmp_path / "other.html")
+    assert "Macro F1 on the test split is" in teacher.text
+
+
+def test_other_metrics_with_another_verdict_are_named(runs, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(runs / "seed0", folder)
+    content = json.loads((folder / "metrics.json").read_text())
+    del content["checksum"]
+    for row, verdict in zip(content["differences"], ("not distinguishable", "better"), strict=True):
+        row["verdict"] = verdict
+    write(folder / "metrics.json", *json_parts(content))
+    page = report_page(folder, out=tmp_path / "report.html")
+    assert "By other metrics: Macro F1 better." in page.text
+
+
+def test_runs_of_other_losses_are_no_seeds_of_one_recipe(tmp_path):
+    folders = [
+        run(tmp_path / str(seed), lambda seed=seed: distillation(label=f"term {seed}"), seed=seed) for seed in range(2)
+    ]
+    assert len(write_report(folders, tmp_path / "report.html").verdicts) == 2
+
+
+def test_without_a_baseline_the_student_is_compared_with_its_teacher(runs, tmp_path):
+    page = report_page(runs / "other", out=tmp_path / "report.html")
+    assert "for its teacher teacher" in page.text
+    assert "Whether distillation helped needs the same student without it: run with --baseline." in page.text
+    assert "Distillation helped" not in page.text
+
+
+def test_a_run_without_a_teacher(tmp_path):
+    page = report_page(untaught(tmp_path / "run"), out=tmp_path / "report.html")
+    assert "There is nothing to compare the student with." in page.text
+    assert "No teacher of a student has predictions" in page.text
+
+
+def test_several_labels_without_a_test_split(tmp_path):
+    folder = run(tmp_path / "run", lambda: distillation("multilabel", without_test_split()), baseline=True)
+    page = report_page(folder, out=tmp_path / "report.html")
+    assert "on the validation split" in page.text
+    assert "so all values are too high" in page.text
+    assert "Rows are classes that were missed" in page.text
+
+
+def test_numbers_have_a_scatter_instead_of_classes(tmp_path):
+    folder = run(tmp_path / "run", lambda: distillation("regression"), baseline=True)
+    page = report_page(folder, out=tmp_path / "report.html")
+    assert "The predictions of these networks have no classes." in page.text
+    assert "Predicted over true values" in page.text
+    assert "These networks have no probabilities" in page.text
+
+
+def test_labels_per_position(tmp_path):
+    folder = run(tmp_path / "run", lambda: distillation(data=positions(), network=PerPosition), baseline=True)
+    page = report_page(folder, out=tmp_path / "report.html")
+    assert "Cells are coloured by their share of the row" in page.text
+    assert "AUROC" not in page.panel("classes").text
+    assert "both right" in page.panel("agreement").text
+
+
+def test_metrics_that_cannot_be_repeated_have_no_interval(tmp_path):
+    class Odd:
+        name = "odd"
+
+        def fit(self, validation):
+            return self
+
+        def compute(self, test):
+            return kdkit.metrics.MetricResult(value=0.25)
+
+    def recipe():
+        made = distillation()
+        object.__setattr__(made, "metrics", (Odd(), MacroAUROC()))
+        return made
+
+    page = report_page(run(tmp_path / "run", recipe), out=tmp_path / "report.html")
+    assert "No paired comparison." in page.text
+    assert "Odd of student is 0.250 on the test split, that of teacher 0.250." in page.text
+
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+def test_hostile_names_are_escaped(tmp_path):
+    names = [HOSTILE, "</style><img src=x onerror=alert(1)>", "\x1b[31m\u202e\u200b&\"'"]
+    data = TorchData(*(samples("multiclass", 12, seed=seed) for seed in range(3)), classes=names)
+
+    def recipe():
+        return distillation(data=data, name=HOSTILE, label="'\"><b onclick=alert(1)>")
+
+    folder = run(tmp_path / 'run"><img src=x>', recipe, baseline=True)
+    (folder / "recipe.py").write_text("</pre><script>alert(2)</script>\x00\x1b")
+    plain = report_page(run(tmp_path / "plain", baseline=True), out=tmp_path / "plain.html")
+    page = report_page(folder, out=tmp_path / "report.html")
+    assert len(page.all("script")) == len(plain.all("script")) == 1
+    assert not page.all("img")
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    assert HOSTILE in page.text
+    assert "</pre><script>alert(2)</script>\\x00\\x1b" in page.text
+    assert "\\x1b[31m\\u202e\\u200b&\"'" in page.text
+    assert not any(character in page.html for character in "\x00\x1b\u202e\u200b")
+
+
+def test_values_of_a_changed_record_are_only_text(runs, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(runs / "seed0", folder)
+    record = json.loads((folder / "run.json").read_text())
+    del record["checksum"]
+    record |= {"terms": [1], "nets": "none", "baselines": {"student": HOSTILE}, "command": {"arguments": 3}}
+    record |= {"versions": {"x": HOSTILE}, "notices": {"a": 1}, "recipe": [HOSTILE], "options": None}
+    write(folder / "run.json", *json_parts(record))
+    page = report_page(folder, out=tmp_path / "report.html")
+    assert len(page.all("script")) == 1
+    assert "student" in page.text
+
+
+def test_a_damaged_file_of_predictions_is_named(runs, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(runs / "seed0", folder)
+    file = folder / "1-student" / "predictions-student-test.safetensors"
+    file.write_bytes(file.read_bytes()[:-20])
+    page = report_page(folder, out=tmp_path / "report.html")
+    assert "predictions-student-test.safetensors cannot be read" in page.text
+    assert "against" in page.text  # the stored difference is still there
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(RunFolderError):
+        write_report([tmp_path], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_plugins_add_sections(runs, tmp_path):
+    class Plugin:
+        @kdkit.hookimpl
+        def report_sections(self, report):
+            return [Section("Records & more", f"<p>{len(report.runs)} run of {report.runs[0].student}</p>")]
+
+    installed().add(Plugin(), "test-sections")
+    page = report_page(runs / "seed0", out=tmp_path / "report.html")
+    assert "1 run of student" in page.text
+    assert any(attributes.get("data-tab") == "Records & more" for attributes in page.all("section"))
+
+
+def test_no_code_of_the_recipe_is_run(runs, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(runs / "seed0", folder)
+    (folder / "recipe.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
+    write_report([folder], tmp_path / "report.html")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_command_prints_the_verdict(kdkit_here, runs, tmp_path):
+    result = kdkit_here("report", runs / "seed0", "--out", tmp_path / "page.html")
+    assert result.code == 0, result.err
+    assert "for the same student without a teacher" in result.out
+    assert "saved to" in result.out
+    assert Page((tmp_path / "page.html").read_text()).panel("setup").text
+
+
+def test_the_page_of_a_run_is_written_to_its_folder(kdkit_here, tmp_path):
+    folder = run(tmp_path / "run")
+    assert kdkit_here("report", folder).code == 0
+    assert (folder / "report.html").is_file()
+    kdkit.run(distillation, out=folder, resume=True)  # which it does not disturb
+
+
+def test_a_thousand_classes_make_a_small_page(tmp_path):
+    classes = [f"class {index}" for index in range(1000)]
+    random = torch.Generator().manual_seed(0)
+
+    def split(rows):
+        labels = torch.randint(1000, (rows,), generator=random)
+        return torch.utils.data.TensorDataset(torch.randn(rows, 4, generator=random), labels)
+
+    data = TorchData(split(32), split(400), split(400), classes=classes)
+    network = lambda: nn.Linear(4, 1000)  # noqa: E731
+    folder = run(tmp_path / "run", lambda: distillation(data=data, network=network), baseline=True)
+    page = report_page(folder, out=tmp_path / "report.html")
+    assert len(page.html) < 5_000_000
+    assert "600 rare classes are not shown" in page.text
