@@ -32,6 +32,7 @@ class RunFields(TypedDict, total=False):
     resume: bool
     force: bool
     deterministic: bool
+    baseline: bool
     keep_checkpoints: int
     checkpoint_every: int | str
     progress: bool | None
