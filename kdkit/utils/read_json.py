@@ -49,7 +49,7 @@ def parse_json(content: bytes) -> Any:
     text = content.decode()  # UnicodeDecodeError is a ValueError
     del content
     try:
-        return _DECODER.decode(text)
+        return json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -68,6 +68,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]  # None
         raise ValueError(f"it has the key {twice[:40]!r} twice")
     return values
-
-
-_DECODER = json.JSONDecoder(parse_constant=_finite, parse_float=_finite, object_pairs_hook=_unique)
