@@ -248,9 +248,7 @@ def test_mixed_batches_are_the_same_for_teacher_and_student_and_validation_has_i
     seen = {"teacher": [], "student": []}
     for net in (*teacher, *student):
         net.module.register_forward_pre_hook(
-            lambda module, args, name=net.name: (
-                seen[name].append(args[0].cpu().clone()) if len(args[0]) == 8 else None
-            )
+            lambda module, args, name=net.name: seen[name].append(args[0].cpu().clone()) if len(args[0]) == 8 else None
         )
     listener = Listener()
     result = kdkit.run(recipe, callbacks=[listener])

@@ -159,7 +159,9 @@ def require_equal(first, second, tolerance=1e-5):
     for name, weights in first[1].items():
         for key, value in weights.items():
             close = {"rtol": 10 * tolerance, "atol": 10 * tolerance} if value.is_floating_point() else {}
-            torch.testing.assert_close(second[1][name][key], value, **close, msg=f"{name}.{key}")
+            torch.testing.assert_close(
+                second[1][name][key], value, **close, msg=lambda text, of=f"{name}.{key}": f"{of}: {text}"
+            )
 
 
 @gpu
