@@ -95,20 +95,29 @@ class Table:
         for name, note in notes.items():
             if name not in times:
                 self.add(f"{prefix}{name}", note=note)
-                continue
-            pairs, ratio = list(zip(times[name], times.get(against, []), strict=False)), math.nan
-            if name != against and pairs:
-                ratio = statistics.median(own / other for own, other in pairs)
-                middle, low, high = median_and_interval([own - other for own, other in pairs])
-                note = f"{middle:+.3f} ms ({low:+.3f} to {high:+.3f}), {len(pairs)} rounds; {note}".rstrip("; ")
-            is_compared = not math.isnan(ratio)
-            self.add(
-                f"{prefix}{name}",
-                statistics.median(times[name]),
-                ratio,
-                f"{prefix}{against}" if is_compared else "",
-                note,
-            )
+            elif name == against or against not in times:
+                self.add(f"{prefix}{name}", statistics.median(times[name]), note=note)
+            else:
+                self.compare(f"{prefix}{name}", times[name], times[against], f"{prefix}{against}", note)
+
+    def pair(self, name, method, against):
+        """Add a row for a method whose epochs alternate with those of another one.
+
+        method: returns the seconds of the steps of both, a list each.
+        """
+        try:
+            with self.limited():
+                own, others = method()
+        except Exception as error:
+            return self.add(name, note=describe(error))
+        return self.compare(name, *([1e3 * seconds for seconds in times] for times in (own, others)), against)
+
+    def compare(self, name, times, others, against, note=""):
+        """Add a row of times that were measured in turn with others, in ms; the ratio is the median of the pairs."""
+        pairs = list(zip(times, others, strict=False))
+        middle, low, high = median_and_interval([own - other for own, other in pairs])
+        note = f"{middle:+.3f} ms ({low:+.3f} to {high:+.3f}), {len(pairs)} pairs; {note}".rstrip("; ")
+        self.add(name, statistics.median(times), statistics.median(own / other for own, other in pairs), against, note)
 
     @contextmanager
     def limited(self):
@@ -152,10 +161,14 @@ def format_row(row):
 
 
 class Watch:
-    """A callback that keeps the seconds of each epoch, which a history has in whole milliseconds, and all notices."""
+    """A callback that keeps the seconds of each epoch, which a history has in whole milliseconds, and all notices.
 
-    def __init__(self):
+    between: an iterator that is advanced after each epoch; `others` has its items.
+    """
+
+    def __init__(self, between=()):
         self.seconds, self.notices = [], []
+        self.between, self.others = iter(between), []
 
     @kdkit.hookimpl
     def run_started(self, event):
@@ -169,8 +182,9 @@ class Watch:
 
     @kdkit.hookimpl
     def epoch_ended(self, event):
-        """Keep the seconds of the training steps."""
+        """Keep the seconds of the training steps, and run what alternates with them."""
         self.seconds.append(event.seconds)
+        self.others += itertools.islice(self.between, 1)
 
 
 def by_kdkit(recipe, device, steps, **options):
@@ -181,17 +195,21 @@ def by_kdkit(recipe, device, steps, **options):
 
 
 def by_hand(step, samples, batch, epochs, device):
-    """Return the seconds per step of a loop by hand. step: a function of rows, (batch,) int64 on the device."""
-    seconds = []
-    for epoch in range(epochs):
+    """Return the seconds per step of a loop by hand."""
+    seconds = list(itertools.islice(epochs_by_hand(step, samples, batch, device), epochs))
+    return statistics.median(seconds[DROPPED:]), ""
+
+
+def epochs_by_hand(step, samples, batch, device):
+    """Yield the seconds per step of each epoch by hand. step: a function of rows, (batch,) int64 on the device."""
+    for epoch in itertools.count():
         order = torch.randperm(samples, generator=torch.Generator().manual_seed(epoch))
         wait_for(device)
         start = time.perf_counter()
         for rows in order.to(device).split(batch):
             step(rows)
         wait_for(device)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[DROPPED:]) / (samples // batch), ""
+        yield (time.perf_counter() - start) / (samples // batch)
 
 
 def wait_for(device):
@@ -335,11 +353,14 @@ def lrhnet(table, device, *, quick):
 
 
 def one_layer(table, device, *, quick):
-    """Measure the network of one layer, which learns from soft targets of a live teacher."""
-    case, epochs, rounds = OneLayer(), 5, 7
-    case.samples = 100 * case.batch
+    """Measure the network of one layer, which learns from soft targets of a live teacher.
+
+    Epochs of each loop alternate with epochs by hand, since the processor's speed changes from second to second.
+    """
+    case, epochs = OneLayer(), 40
+    case.samples = 50 * case.batch
     if quick:
-        case.samples, epochs, rounds = 10 * case.batch, 3, 3
+        case.samples, epochs = 10 * case.batch, 4
     inputs, labels = case.data()
     steps = case.samples // case.batch
 
@@ -355,26 +376,27 @@ def one_layer(table, device, *, quick):
         data = kdkit.TorchData(train, few, few)
         return kdkit.Recipe(data=data, schedule=[kdkit.Stage({net: objective}, training)])
 
-    def kdkit_loop(capture):
-        options = {"teacher_cache": "off", "device_data": 0.25, "capture": capture}
-        return by_kdkit(recipe(), device, steps, **options)
-
     def hand_loop(make_step):
-        return by_hand(make_step(case, inputs.to(device), labels.to(device)), case.samples, case.batch, epochs, device)
+        return epochs_by_hand(make_step(case, inputs.to(device), labels.to(device)), case.samples, case.batch, device)
 
-    methods = {
-        "by hand": lambda: hand_loop(one_layer_step),
-        "kdkit eager": lambda: kdkit_loop("off"),
-        "kdkit captured": lambda: kdkit_loop("require"),
-        "torchdistill, steps": lambda: hand_loop(torchdistill_step),
-    }
-    try:
-        import torchdistill  # noqa: F401
-    except Exception as error:  # also if it does not work with this version of torch
-        del methods["torchdistill, steps"]
-        reason = "not installed" if isinstance(error, ModuleNotFoundError) else describe(error)
-        table.add(f"one layer: torchdistill: {reason}")
-    table.alternate(methods, rounds, "by hand", "one layer: ")
+    def kdkit_beside_hand(capture):
+        watch = Watch(hand_loop(one_layer_step))
+        options = {"teacher_cache": "off", "device_data": 0.25, "capture": capture}
+        kdkit.run(recipe(), device=str(device), callbacks=[watch], progress=False, **options)
+        return [seconds / steps for seconds in watch.seconds[DROPPED:]], watch.others[DROPPED:]
+
+    def torchdistill_beside_hand():
+        loops = hand_loop(torchdistill_step), hand_loop(one_layer_step)
+        pairs = [[next(loop) for loop in loops] for _ in range(epochs)]
+        return zip(*pairs[DROPPED:], strict=True)
+
+    by_hand_row = "one layer: by hand"
+    table.measure(
+        by_hand_row, lambda: (statistics.median([*itertools.islice(hand_loop(one_layer_step), epochs)][DROPPED:]), "")
+    )
+    table.pair("one layer: kdkit eager", lambda: kdkit_beside_hand("off"), by_hand_row)
+    table.pair("one layer: kdkit captured", lambda: kdkit_beside_hand("require"), by_hand_row)
+    table.pair("one layer: torchdistill, steps", torchdistill_beside_hand, by_hand_row)
 
 
 def one_layer_step(case, inputs, labels):

@@ -47,7 +47,7 @@ class CacheError(KdkitError):
 
 
 class Terminated(SystemExit):
-    """SIGTERM ended a run, after its last training step and a checkpoint. Not an error: a scheduler asked for it."""
+    """SIGTERM ended a run, after its last training step and a checkpoint. Not an error: schedulers send it."""
 
     def __init__(self) -> None:
         super().__init__(128 + 15)  # as shells report SIGTERM

@@ -226,11 +226,11 @@ def rerun(folder: Path, out: Path | None, trust: bool, options: tuple[str, ...])
     run.main(
         [*recorded_arguments(folder, trust=trust), *options, "--out", str(out)], "kdkit run", standalone_mode=False
     )
-    found = differences(folder, out)
-    if not found:
+    changes = differences(folder, out)
+    if not changes:
         echo(f"{out} has the results of {folder} to the bit")
         return 0
-    echo(f"{out} and {folder} differ:\n  " + "\n  ".join(found))
+    echo(f"{out} and {folder} differ:\n  " + "\n  ".join(changes))
     conditions = different_conditions(folder, out)
     if conditions:
         echo("the runs also differ in these conditions:\n  " + "\n  ".join(conditions))

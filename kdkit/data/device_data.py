@@ -14,6 +14,7 @@ from kdkit.data.reading import ReadBatches
 from kdkit.utils.memory import available
 
 _SPLITS = 3  # training, validation and test
+_SMALL = 4096  # bytes of a sample; smaller ones are gathered for a whole epoch, in one kernel
 _IN_FLIGHT = 3  # batches on their way to a GPU, or in use there; more would only take memory
 
 
@@ -110,15 +111,32 @@ class KeptSamples:
             self._ids[rows] = batch.ids_on_cpu
         self._written[draw, rows] = True
 
-    def batch(self, rows: Tensor, index: Tensor, draw: int) -> Batch:
-        """Return a batch of kept samples. rows: (samples,) int64 on the CPU. index: the same on the device."""
+    def batches(self, rows: tuple[Tensor, ...], draw: int) -> Iterator[Batch]:
+        """Yield batches of kept samples. rows: of each batch, (samples,) int64 on the CPU."""
+        sizes = [len(part) for part in rows]
+        order = torch.cat(rows)
+        index = order.to(self.device)  # of all batches, so that no step waits for the copy
+        indices = torch.split(index, sizes)
+        stored = [tensor[draw] for tensor in self._storage]
+        small = [
+            torch.split(tensor.index_select(0, index), sizes) if tensor[0].nbytes <= _SMALL else None
+            for tensor in stored
+        ]
+        ids_on_cpu = None if self._ids is None else torch.split(self._ids.index_select(0, order), sizes)
+        for number, rows_of_batch in enumerate(indices):
+            tensors = [
+                tensor.index_select(0, rows_of_batch) if parts is None else parts[number]
+                for tensor, parts in zip(stored, small, strict=True)
+            ]
+            yield self._as_batch(tensors, draw, None if ids_on_cpu is None else ids_on_cpu[number])
+
+    def _as_batch(self, tensors: list[Tensor], draw: int, ids_on_cpu: Tensor | None) -> Batch:
         assert self._example is not None
-        gathered = iter([stored[draw].index_select(0, index) for stored in self._storage])
-        inputs = map_tensors(self._example.inputs, lambda _: next(gathered))
-        labels = next(gathered)
-        ids = None if self._example.ids is None else next(gathered)
-        weights = None if self._example.weights is None else next(gathered)
-        ids_on_cpu = None if self._ids is None else self._ids.index_select(0, rows)
+        rest = iter(tensors)
+        inputs = map_tensors(self._example.inputs, lambda _: next(rest))
+        labels = next(rest)
+        ids = None if self._example.ids is None else next(rest)
+        weights = None if self._example.weights is None else next(rest)
         return Batch(inputs, labels, ids, draw, ids_on_cpu, weights)
 
     def _allocate(self, batch: Batch, tensors: list[Tensor]) -> bool:
@@ -200,10 +218,7 @@ class _KeptBatches:
         return len(self.rows)
 
     def __iter__(self) -> Iterator[Batch]:
-        # The order of the epoch is copied at once, so that no step waits for it.
-        indices = torch.split(torch.cat(self.rows).to(self.kept.device), [len(rows) for rows in self.rows])
-        for rows, index in zip(self.rows, indices, strict=True):
-            yield self.kept.batch(rows, index, self.draw)
+        return self.kept.batches(self.rows, self.draw)
 
 
 def _tensors(batch: Batch) -> list[Tensor]:

@@ -255,6 +255,9 @@ def why_not_captured(stage: OpenStage, state: TrainState) -> str | None:
     recomputing = [net.name for net in stage.module.students if net.recompute]
     if recomputing:
         return f"net {recomputing[0]!r} recomputes activations, for which torch reads random states on the CPU"
+    selecting = [term.label for term in stage.module.terms if term.rows is not None and term.rows.ignored]
+    if selecting:
+        return f"term {selecting[0]!r} is computed on the rows that have a label, whose number waits for the device"
     if not balancer.capturable:
         return f"{type(training.balancing).__name__} computes on the CPU, or keeps state in Python"
     if not state.constant_weights and not isinstance(balancer, WeightedSum):

@@ -89,7 +89,7 @@ class CheckpointInterval:
             return False
         if not collectives.is_distributed():
             return time.perf_counter() - self._began >= self.seconds
-        # Clocks of ranks differ, so the first one decides. To ask it after every update would cost a message each time.
+        # Clocks of ranks differ, so the first one decides. A decision after every update would cost a message.
         if self._done < self._next_agreement:
             return False
         elapsed = time.perf_counter() - self._began

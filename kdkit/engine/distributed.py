@@ -45,7 +45,7 @@ def joined() -> Iterator[None]:
     # A program may join several times, and torchrun may restart it: each group needs keys that no other one used.
     turn = store.add(f"kdkit-{rank}", 1)
     group_store = PrefixStore(f"kdkit-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{turn}", store)
-    distributed.init_process_group(store=group_store, rank=rank, world_size=world, timeout=_TIMEOUT)
+    distributed.init_process_group(_backend(), store=group_store, rank=rank, world_size=world, timeout=_TIMEOUT)
     error_store = PrefixStore("errors", group_store)
     try:
         yield
@@ -78,13 +78,14 @@ def restarted() -> bool:
 def rank_device(device: torch.device) -> torch.device:
     """Return the device of this rank: if there are several GPUs, the one of torchrun's LOCAL_RANK.
 
+    More ranks than GPUs share them.
     A CUDA device has an index, as the device of a tensor has, so that the two are equal.
     """
     if collectives.is_distributed() and device.type == "mps":  # no backend of torch.distributed supports it
         return torch.device("cpu")
     if device.type == "cuda" and device.index is None:
         if collectives.is_distributed():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         return torch.device("cuda", torch.cuda.current_device())
     return device
 
@@ -172,6 +173,12 @@ def rank_share(samples: int, whole: int | None) -> tuple[float, float]:
         return 1.0, samples
     weight = rank_weight(samples, whole)
     return weight, whole * weight / collectives.world_size()
+
+
+def _backend() -> str | None:
+    """Return gloo if ranks share a GPU, which NCCL refuses; otherwise None, torch's choice for each device."""
+    shares = 0 < torch.cuda.device_count() < int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return "gloo" if shares else None
 
 
 def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:

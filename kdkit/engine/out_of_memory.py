@@ -62,7 +62,7 @@ def explain_memory_of_run(device: torch.device) -> Iterator[None]:
         lines = [
             f"out of memory ({reason}); {memory.describe_use(device)}. What helps:",
             "  - a Dataset that reads each sample when it is needed, instead of data that is wholly in memory",
-            "  - smaller networks, fewer workers, and fewer programs beside this one",
+            "  - smaller networks, fewer workers, and fewer other programs",
         ]
         traceback.clear_frames(error.__traceback__)
         raise KdkitError("\n".join(lines)) from error

@@ -106,7 +106,8 @@ def run(
     # Not in RunOptions: a study sets `out` later.
     if options.keep_checkpoints and options.out is None:
         raise RecipeError("to keep checkpoints, name the run folder: out=FOLDER")
-    with distributed.joined(), preserve_rng_state():
+    # A run on a CPU leaves a GPU alone, unless user code has used it already.
+    with distributed.joined(), preserve_rng_state(cuda=options.torch_device().type == "cuda" or None):
         options = _agree_on_folder(options)
         device = distributed.rank_device(options.torch_device())
         if options.out is not None:

@@ -215,8 +215,8 @@ class StageTrainer:
                 position.seconds = time.perf_counter() - began
                 self._save_checkpoint(step.state, position)
                 self.ctx.interrupts.end_run()
-        position.seconds = time.perf_counter() - began
         term_means = means.values(self.ctx.device)
+        position.seconds = time.perf_counter() - began  # after the device has computed the last step
         self._require_finite(term_means, means, epoch, step)
         if means.steps <= last:
             raise DataError(

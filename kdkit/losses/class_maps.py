@@ -42,6 +42,8 @@ class SDD:
     loss: Loss = field(default_factory=DKD)
     scales: Sequence[int] = (1, 2, 4)
     disagreement: float = 2.0
+    # Found once: torch's compiler does not trace through signatures.
+    _takes_labels: bool = field(init=False, repr=False, compare=False)
 
     requires = frozenset({"hard_labels"})
 
@@ -53,6 +55,7 @@ class SDD:
         validate_above_zero("disagreement", self.disagreement)
         object.__setattr__(self, "scales", tuple(self.scales))  # a list would neither be hashable nor equal to a tuple
         _require_mean_over_samples(self.loss)
+        object.__setattr__(self, "_takes_labels", bool(extra_kwargs_of(self.loss)))
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
         """Return the weighted mean over samples and regions."""
@@ -66,7 +69,7 @@ class SDD:
         # (batch, classes, regions) -> (batch * regions, classes)
         student_rows, target_rows = as_rows(student_regions), as_rows(target_regions)
         kwargs: dict[str, Tensor] = {}
-        if extra_kwargs_of(self.loss):
+        if self._takes_labels:
             kwargs["labels"] = labels.repeat_interleave(student_regions.shape[2])
         values = per_sample_losses(self.loss, student_rows, target_rows, kwargs)
         return (weights.flatten() * values).mean()

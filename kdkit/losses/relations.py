@@ -128,8 +128,8 @@ class PKT:
         """
         lengths = torch.linalg.vector_norm(samples, dim=1, keepdim=True)
         directions = samples / torch.where(lengths > least, lengths + self.eps, math.inf)
-        # the cosine moved from [-1, 1] to [0, 1], so that it can be a probability
-        kernel = (gram_matrix(directions) + 1) / 2
+        # the cosine moved from [-1, 1] to [0, 1], so that it can be a probability; rounding may exceed that
+        kernel = ((gram_matrix(directions) + 1) / 2).clamp(min=0)
         return kernel / kernel.sum(1, keepdim=True)
 
 

@@ -22,11 +22,12 @@ def derive_seed(*numbers: int) -> int:
 
 
 @contextmanager
-def preserve_rng_state(*, cuda: bool = True) -> Iterator[None]:
+def preserve_rng_state(*, cuda: bool | None = None) -> Iterator[None]:
     """Restore the random states of Python, numpy and torch at the end, whatever is seeded inside.
 
-    cuda: whether to restore those of GPUs too, which initializes CUDA on each of them.
+    cuda: whether to restore those of GPUs too, which initializes CUDA on each of them; if None, only if it is already.
     """
+    cuda = torch.cuda.is_initialized() if cuda is None else cuda  # type: ignore[no-untyped-call]  # torch leaves it untyped
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count() if cuda else 0)):
         try:

@@ -73,10 +73,9 @@ def json_parts(value: Mapping[str, Any]) -> list[Content]:
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
     """Return the value in a sealed JSON file. Raises OSError if it cannot be read, and ValueError if it is damaged."""
-    value: dict[str, Any] = read_json(path)
+    value = read_json(path)
     require_intact(path.read_bytes())
-    del value["checksum"]
-    return value
+    return _without_checksum(value)
 
 
 def tensor_parts(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> list[Content]:
@@ -107,10 +106,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise OSError("it is not a file")
     content = path.read_bytes()
     require_intact(content)
-    metadata = _metadata(content)
-    facts: dict[str, Any] = json.loads(metadata[SEALED])
-    del facts["checksum"]
+    facts = _without_checksum(json.loads(_metadata(content).get(SEALED, "null")))
     return safetensors.torch.load(content), facts
+
+
+def _without_checksum(value: Any) -> dict[str, Any]:
+    # Whoever changes a file can also compute its checksum.
+    if not isinstance(value, dict) or "checksum" not in value:
+        raise ValueError("it has no checksum")
+    return {key: item for key, item in value.items() if key != "checksum"}
 
 
 def _metadata(content: bytes) -> dict[str, str]:

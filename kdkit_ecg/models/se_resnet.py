@@ -14,6 +14,7 @@ from kdkit_ecg.models.blocks import (
     check_sizes,
     join_person,
 )
+from kdkit_ecg.models.channels_last import BatchNorm1d, Conv1d
 
 KERNEL = 7
 
@@ -74,8 +75,8 @@ class Stem(nn.Module):
 
     def __init__(self, leads: int, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(leads, channels, 15, stride=2, padding=7, bias=False)
-        self.norm = nn.BatchNorm1d(channels)
+        self.conv = Conv1d(leads, channels, 15, stride=2, padding=7, bias=False, on_cpu=False)
+        self.norm = BatchNorm1d(channels)
         self.activation = nn.ReLU()
 
     def forward(self, signal: Tensor) -> Tensor:
@@ -104,12 +105,12 @@ class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, *, stride: int, dropout: float) -> None:
         super().__init__()
         # No biases: the norms that follow would subtract them.
-        self.conv1 = nn.Conv1d(inputs, outputs, KERNEL, stride, padding=KERNEL // 2, bias=False)
-        self.norm1 = nn.BatchNorm1d(outputs)
+        self.conv1 = Conv1d(inputs, outputs, KERNEL, stride, padding=KERNEL // 2, bias=False, on_cpu=False)
+        self.norm1 = BatchNorm1d(outputs)
         self.inner_activation = nn.ReLU()
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv1d(outputs, outputs, KERNEL, padding=KERNEL // 2, bias=False)
-        self.norm2 = nn.BatchNorm1d(outputs)
+        self.conv2 = Conv1d(outputs, outputs, KERNEL, padding=KERNEL // 2, bias=False, on_cpu=False)
+        self.norm2 = BatchNorm1d(outputs)
         self.squeeze_excite = SqueezeExcite(outputs, reduction=16)
         same_shape = inputs == outputs and stride == 1
         self.shortcut = nn.Identity() if same_shape else Shortcut(inputs, outputs, stride)
@@ -129,8 +130,8 @@ class Shortcut(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(inputs, outputs, 1, stride, bias=False)
-        self.norm = nn.BatchNorm1d(outputs)
+        self.conv = Conv1d(inputs, outputs, 1, stride, bias=False, on_cpu=False)
+        self.norm = BatchNorm1d(outputs)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, inputs, T) -> (N, outputs, ceil(T / stride))."""

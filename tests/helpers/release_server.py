@@ -3,9 +3,12 @@
 import hashlib
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from time import sleep
+
+from kdkit_ecg.download import backoff
 
 Fault = Callable[["Handler", bytes], None]
 
@@ -158,3 +161,13 @@ def send_chunks(count: int, sent: list[int] | None = None) -> Fault:
         handler.close_connection = True
 
     return fault
+
+
+@contextmanager
+def serving(files: dict[str, bytes], monkeypatch) -> Iterator[ReleaseServer]:
+    """Serve files for `kdkit ecg fetch`, which waits only briefly before it tries again."""
+    monkeypatch.setattr(backoff, "FIRST_WAIT", 0.001)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with ReleaseServer(files) as server:
+        yield server
+        server.shutdown()

@@ -12,7 +12,8 @@ import pickle
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,14 @@ def hostile_paths() -> dict[str, str]:
 
 # Markup is escaped where it is printed. The others end the line of the list, or cannot be in a text in UTF-8.
 _ALLOWED_IN_LISTS = ("markup", "script", "line break", "return", "line separator", "not UTF-8")
+
+
+@contextmanager
+def unharmed_corpus(folder: Path, *parts: str) -> Iterator[Path]:
+    """Write parts of the corpus, return the marker, and require at the end that nothing touched it."""
+    marker = make_corpus(folder, *parts)
+    yield marker
+    assert marker.read_text() == MARKER_TEXT
 
 
 if __name__ == "__main__":

@@ -12,15 +12,14 @@ from kdkit import DataError
 from kdkit_ecg import Challenge2020
 from kdkit_ecg.records.header import read_header
 from tests.helpers.command_line import environment
-from tests.hostile.make_corpus import MARKER_TEXT, make_corpus
+from tests.hostile.make_corpus import unharmed_corpus
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
-    marker = make_corpus(folder, "headers")
-    yield folder / "headers"
-    assert marker.read_text() == MARKER_TEXT
+    with unharmed_corpus(folder, "headers"):
+        yield folder / "headers"
 
 
 def test_each_header_is_read_or_refused_with_its_name(corpus):

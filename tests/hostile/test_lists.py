@@ -5,10 +5,10 @@ import hashlib
 import pytest
 
 from kdkit import DataError
-from kdkit_ecg.download import backoff, disk_space, responses
+from kdkit_ecg.download import disk_space, responses
 from kdkit_ecg.download.checksums import parse_list
-from tests.helpers.release_server import ReleaseServer, send_chunks
-from tests.hostile.make_corpus import MARKER_TEXT, hostile_paths, make_corpus
+from tests.helpers.release_server import send_chunks, serving
+from tests.hostile.make_corpus import hostile_paths, unharmed_corpus
 
 SMALL = "training/A1.hea"
 FILES = {SMALL: b"12345", "training/A2.hea": b"67890", "LICENSE.txt": b"CC BY 4.0\n"}
@@ -16,11 +16,8 @@ FILES = {SMALL: b"12345", "training/A2.hea": b"67890", "LICENSE.txt": b"CC BY 4.
 
 @pytest.fixture
 def release(monkeypatch):
-    monkeypatch.setattr(backoff, "FIRST_WAIT", 0.001)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with ReleaseServer(FILES) as server:
+    with serving(FILES, monkeypatch) as server:
         yield server
-        server.shutdown()
 
 
 @pytest.fixture
@@ -30,9 +27,8 @@ def fetched(kdkit_here, release):
 
 @pytest.fixture
 def marker(tmp_path):
-    path = make_corpus(tmp_path, "names")
-    yield path
-    assert path.read_text() == MARKER_TEXT
+    with unharmed_corpus(tmp_path, "names") as path:
+        yield path
 
 
 def size_on_disk(folder):

@@ -6,7 +6,7 @@ from textwrap import dedent
 
 import pytest
 
-from tests.hostile.make_corpus import MARKER_TEXT, NAMES, make_corpus
+from tests.hostile.make_corpus import NAMES, unharmed_corpus
 
 # What rich itself writes to a terminal: colours, to show and hide the cursor, and to erase the lines of a progress bar.
 OF_RICH = re.compile(r"\x1b\[(?:[0-9;]*m|\?25[hl]|1A|2K)|\r")
@@ -16,9 +16,8 @@ CLASSES = [name for kind, name in NAMES.items() if kind != "not UTF-8"]
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
-    marker = make_corpus(folder, "names")
-    yield folder / "names"
-    assert marker.read_text() == MARKER_TEXT
+    with unharmed_corpus(folder, "names"):
+        yield folder / "names"
 
 
 @pytest.fixture(params=["pipe", "terminal"])

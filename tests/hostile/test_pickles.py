@@ -14,7 +14,7 @@ from torch import nn
 from kdkit import Net, RecipeError
 from kdkit.utils.sealed import json_parts, read_sealed_json
 from tests.fuzz.meter import MEMORY, peak
-from tests.hostile.make_corpus import MARKER_TEXT, NAMES, make_corpus, payloads
+from tests.hostile.make_corpus import MARKER_TEXT, NAMES, payloads, unharmed_corpus
 
 RECIPE = """
 import torch
@@ -36,9 +36,8 @@ def recipe(epochs: int = 2):
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
-    marker = make_corpus(folder, "pickles", "weight bombs", "weight names")
-    yield folder
-    assert marker.read_text() == MARKER_TEXT
+    with unharmed_corpus(folder, "pickles", "weight bombs", "weight names"):
+        yield folder
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def load(path, module=None, **options):
 def assert_loaded(net, source):
     state = net.module.state_dict()
     assert state.keys() == source.state_dict().keys()
-    assert all(torch.equal(state[key], value) for key, value in source.state_dict().items())
+    assert all(torch.equal(state[key].cpu(), value.cpu()) for key, value in source.state_dict().items())
     assert net.trained
 
 
@@ -175,7 +175,7 @@ def test_plain_weights_are_loaded_into_a_wrapped_network(path, wrap):
     torch.save(trained().state_dict(), path)
     module = Mlp()
     net = load(path, wrap(module))
-    assert all(torch.equal(module.state_dict()[key], value) for key, value in trained().state_dict().items())
+    assert all(torch.equal(module.state_dict()[key].cpu(), value) for key, value in trained().state_dict().items())
     assert net.weights_note == ""
 
 
@@ -427,11 +427,15 @@ def test_the_last_stage_of_a_net_counts(tmp_path):
 WRAPPERS = {"compile": lambda module: torch.compile(module, backend="eager"), "DataParallel": nn.DataParallel}
 
 
+def device_of(wrap):
+    return "auto" if wrap is nn.DataParallel else "cpu"  # it moves a network to the first GPU, if there is one
+
+
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 def test_the_weights_of_a_wrapped_student_load_into_the_plain_one(tmp_path, wrap):
     module = Mlp()
     recipe = one_stage(Net("student", wrap(module)), plain_goal(), epochs=2)
-    kdkit.run(recipe, out=tmp_path / "run", device="cpu")
+    kdkit.run(recipe, out=tmp_path / "run", device=device_of(wrap))
     file = tmp_path / "run" / "1-student" / "weights.safetensors"
     assert safetensors.torch.load_file(file).keys() == Mlp().state_dict().keys()
     net = Net("student", Mlp(), weights=file)
@@ -452,11 +456,11 @@ def test_a_run_of_a_wrapped_student_resumes(tmp_path, wrap, ema):
         torch.manual_seed(0)
         return one_stage(Net("student", wrap(Mlp())), plain_goal(), epochs=3, ema=ema)
 
-    whole = kdkit.run(recipe(), out=tmp_path / "whole", device="cpu")
+    whole = kdkit.run(recipe(), out=tmp_path / "whole", device=device_of(wrap))
     with pytest.raises(KeyboardInterrupt):
-        kdkit.run(recipe(), out=tmp_path / "cut", device="cpu", callbacks=[Interrupt()])
-    resumed = kdkit.run(recipe(), out=tmp_path / "cut", device="cpu", resume=True)
-    again = kdkit.run(recipe(), out=tmp_path / "cut", device="cpu", resume=True)  # loads the finished stage
+        kdkit.run(recipe(), out=tmp_path / "cut", device=device_of(wrap), callbacks=[Interrupt()])
+    resumed = kdkit.run(recipe(), out=tmp_path / "cut", device=device_of(wrap), resume=True)
+    again = kdkit.run(recipe(), out=tmp_path / "cut", device=device_of(wrap), resume=True)  # loads the finished stage
     expected = whole.student.module.state_dict()
     for result in (resumed, again):
         state = result.student.module.state_dict()

@@ -11,7 +11,15 @@ from filelock import FileLock
 
 from kdkit_ecg.download import backoff, disk_space, download, transfer
 from tests.helpers.processes import ForkedPython
-from tests.helpers.release_server import ReleaseServer, corrupt, disconnect, refuse, send_another_range, send_slowly
+from tests.helpers.release_server import (
+    ReleaseServer,
+    corrupt,
+    disconnect,
+    refuse,
+    send_another_range,
+    send_slowly,
+    serving,
+)
 
 BIG = "training/georgia/g1/E00001.mat"
 FILES = {
@@ -27,11 +35,8 @@ FILES = {
 
 @pytest.fixture
 def release(monkeypatch) -> Iterator[ReleaseServer]:
-    monkeypatch.setattr(backoff, "FIRST_WAIT", 0.001)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with ReleaseServer(FILES) as server:
+    with serving(FILES, monkeypatch) as server:
         yield server
-        server.shutdown()
 
 
 @pytest.fixture

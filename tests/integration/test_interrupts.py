@@ -125,7 +125,7 @@ def test_an_interrupted_run_in_python_gives_its_history_and_best_weights(argumen
 
 def test_an_interrupt_that_is_not_caught_ends_python_by_the_signal_and_names_the_result(folder):
     code, err = interrupt(folder, "not_catching.py")
-    assert code == -signal.SIGINT  # so that a loop in a shell ends too
+    assert code == -signal.SIGINT, err  # so that a loop in a shell ends too
     assert "KeyboardInterrupt\nkdkit: the attribute `result` of this exception has the history" in err
 
 

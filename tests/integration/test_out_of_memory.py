@@ -186,7 +186,7 @@ def test_the_error_names_the_memory_of_the_gpu():
     def allocate():
         torch.empty(2**50, dtype=torch.uint8, device="cuda")
 
-    with pytest.raises(KdkitError, match=r"cuda has .* GB, of which .*B are in use, .*B by tensors of this process"):
+    with pytest.raises(KdkitError, match=r"cuda:0 has .* GB, of which .*B are in use, .*B by tensors of this process"):
         kdkit.run(lambda: recipe(Greedy(allocate)), device="cuda")
 
 

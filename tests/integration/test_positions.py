@@ -152,7 +152,7 @@ def test_metrics_of_images_are_those_of_their_labelled_pixels():
     result = kdkit.run(recipe_of(Truth(cross_entropy()), student, TorchData(images(), validation), metrics=metrics))
     inputs, labels = validation.tensors
     with torch.no_grad():
-        outputs, truth = as_rows(student.module(inputs), labels, VOID)
+        outputs, truth = as_rows(student.module.cpu()(inputs), labels, VOID)
     predicted = outputs.argmax(1)
     values = {name: metric.value for name, metric in result.metrics["student"].items()}
     assert values == pytest.approx(
@@ -351,7 +351,7 @@ def test_metrics_of_a_teacher_with_other_classes_are_about_shared_ones():
     result = kdkit.run(recipe_of(Truth(cross_entropy()) + Match(teacher, SoftTargets()), student, data))
     inputs, labels = images(seed=1).tensors
     with torch.no_grad():
-        outputs, truth = as_rows(teacher.module(inputs)[:, [2, 0]], labels, VOID)
+        outputs, truth = as_rows(teacher.module.cpu()(inputs)[:, [2, 0]], labels, VOID)
     shared = truth > 0
     expected = accuracy_score(truth[shared] - 1, outputs.argmax(1)[shared])
     assert result.metrics["teacher"]["accuracy"].value == pytest.approx(expected)
@@ -425,7 +425,7 @@ def test_masks_by_class_are_labels_per_pixel_of_a_sigmoid():
     assert data.task == "multilabel"
     result = kdkit.run(recipe_of(objective, student, data))
     with torch.no_grad():
-        predicted = (student.module(inputs) >= 0).permute(0, 2, 3, 1).reshape(-1, 2)
+        predicted = (student.module.cpu()(inputs) >= 0).permute(0, 2, 3, 1).reshape(-1, 2)
     truth = masks.permute(0, 2, 3, 1).reshape(-1, 2)
     assert result.metrics["student"]["mean_iou"].value == pytest.approx(
         jaccard_score(truth, predicted, average="macro")
@@ -484,7 +484,7 @@ def test_a_tagger_learns_from_texts_of_different_lengths():
     outputs, truth = [], []
     for text, labels in tokens():
         with torch.no_grad():
-            outputs.append(student.module(text[None], torch.ones_like(text)[None])[0].argmax(1))
+            outputs.append(student.module.cpu()(text[None], torch.ones_like(text)[None])[0].argmax(1))
         truth.append(labels)
     predicted, truth = torch.cat(outputs), torch.cat(truth)
     values = {name: metric.value for name, metric in result.metrics["student"].items()}
@@ -661,7 +661,7 @@ def test_samples_without_a_label_are_left_out_of_metrics_and_counts(tmp_path):
     result = kdkit.run(recipe_of(objective, student, data), out=tmp_path / "run")
     inputs, labels = unlabelled().tensors
     with torch.no_grad():
-        predicted = student.module(inputs).argmax(1)
+        predicted = student.module.cpu()(inputs).argmax(1)
     kept = labels >= 0
     assert result.metrics["student"]["accuracy"].value == pytest.approx(accuracy_score(labels[kept], predicted[kept]))
     positives = json.loads((tmp_path / "run" / "run.json").read_text())["positives"]
@@ -741,7 +741,7 @@ def test_maps_of_numbers_have_metrics_over_all_entries():
     result = kdkit.run(recipe_of(objective, student, TorchData(data, data), metrics=metrics))
     values = {name: metric.value for name, metric in result.metrics["student"].items()}
     with torch.no_grad():
-        outputs = student.module(inputs).double().flatten()
+        outputs = student.module.cpu()(inputs).double().flatten()
     truth = depth.double().flatten()
     error = outputs - truth
     assert values == pytest.approx(

@@ -32,15 +32,15 @@ def differences(first: Path, second: Path) -> list[str]:
 
     Raises RunFolderError if a file cannot be read.
     """
-    found: list[str] = []
+    lines: list[str] = []
     names = [sorted(str(file.relative_to(folder)) for file in _result_files(folder)) for folder in (first, second)]
-    found += [f"{name} is in one of them only" for name in sorted(set(names[0]) ^ set(names[1]))]
+    lines += [f"{name} is in one of them only" for name in sorted(set(names[0]) ^ set(names[1]))]
     for name in sorted(set(names[0]) & set(names[1])):
         contents = [_content(folder / name) for folder in (first, second)]
         difference = _difference(*contents)
         if difference is not None:
-            found.append(f"{name}: {difference}")
-    return found
+            lines.append(f"{name}: {difference}")
+    return lines
 
 
 def different_conditions(first: Path, second: Path) -> list[str]:
@@ -86,5 +86,5 @@ def _difference(first: Any, second: Any, path: str = "") -> str | None:
         pairs = list(zip(range(len(first)), first, second, strict=True))
     else:
         return None if first == second else f"{path or 'it'} is {first!r:.60} and {second!r:.60}"
-    found = (_difference(one, two, f"{path}.{key}" if path else str(key)) for key, one, two in pairs)
-    return next((difference for difference in found if difference is not None), None)
+    parts = (_difference(left, right, f"{path}.{key}" if path else str(key)) for key, left, right in pairs)
+    return next((difference for difference in parts if difference is not None), None)

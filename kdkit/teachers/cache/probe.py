@@ -83,5 +83,6 @@ def _require_close(first: TeacherOutput, second: TeacherOutput, tolerance: float
 
 
 def _random_states() -> list[Tensor]:
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    devices = range(torch.cuda.device_count()) if used else ()
     return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]

@@ -29,9 +29,10 @@ def keep_all(kept, split, draw, size=4):
         kept.keep(split.batch(rows, draw), rows, draw)
 
 
+@pytest.mark.parametrize("length", [3, 2000], ids=["gathered for an epoch", "gathered for a batch"])
 @pytest.mark.parametrize("with_ids", [True, False])
-def test_kept_batches_are_those_of_the_split_in_every_draw_and_order(with_ids):
-    split = Drawn(with_ids=with_ids)
+def test_kept_batches_are_those_of_the_split_in_every_draw_and_order(with_ids, length):
+    split = Drawn(with_ids=with_ids, lengths=(length,) * ROWS)
     kept = KeptSamples(split, 2, CPU, share=0.5)
     for draw in (0, 1):
         assert not kept.is_complete(draw)
@@ -78,8 +79,10 @@ def test_a_gathered_batch_is_a_copy_that_a_net_may_change_in_place():
     kept = KeptSamples(split, 1, CPU, share=0.5)
     keep_all(kept, split, 0)
     rows = torch.tensor([1, 2])
-    kept.batch(rows, rows, 0).inputs[0].zero_()
-    assert torch.equal(kept.batch(rows, rows, 0).inputs[0], split.batch(rows, 0).inputs[0])
+    for _ in range(2):
+        (batch,) = kept.batches((rows,), 0)
+        assert torch.equal(batch.inputs[0], split.batch(rows, 0).inputs[0])
+        batch.inputs[0].zero_()
 
 
 def test_on_a_cpu_batches_are_loaded_as_they_are():

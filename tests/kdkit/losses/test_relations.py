@@ -96,6 +96,13 @@ def test_the_value_is_minimal_for_equal_sides_of_any_shape(batch, student_shape,
         assert loss(target, target) <= loss(student, target) + 1e-9
 
 
+def test_opposite_samples_give_finite_neighbour_probabilities():
+    # Their cosine, in float32, is often a little below -1.
+    for seed in range(20):
+        samples = features((3, 64), seed).float()
+        assert PKT(eps=1e-8)(torch.cat([samples, -samples]), features((6, 5), seed).float()).isfinite(), seed
+
+
 def test_angles_and_distances_equal_their_formulas_in_numpy():
     sides = [features((5, 4)).numpy(), features((5, 6), 1).numpy()]
     distances, angles = zip(*(_relations(side) for side in sides), strict=True)

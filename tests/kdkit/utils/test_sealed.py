@@ -15,7 +15,7 @@ from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.engine.storage.stage_folder import EndedEpoch
 from kdkit.errors import KdkitError, RunFolderError
 from kdkit.utils.files import write
-from kdkit.utils.sealed import DTYPES, json_parts, read_sealed_json, read_tensors, tensor_parts
+from kdkit.utils.sealed import DTYPES, UNSEALED, json_parts, read_sealed_json, read_tensors, seal, tensor_parts
 
 FLIPS = 400
 RECORD = {"seed": 0, "recipe_sha256": "0" * 64, "nets": {"net": {"parameters": 3}}, "options": {"rate": "0.1"}}
@@ -129,3 +129,19 @@ def test_the_same_content_gives_the_same_bytes():
     tensors = {"b": torch.ones(2), "a": torch.zeros(3)}
     first, second = (b"".join(tensor_parts(tensors, {"x": 1, "y": [2]})) for _ in range(2))
     assert first == second
+
+
+@pytest.mark.parametrize("content", [b'{"checksun": "%s"}', b'["checksum", "%s"]', b'{"a": {"checksum": "%s"}}'])
+def test_a_sealed_file_without_the_key_of_its_checksum_is_damaged(content, tmp_path):
+    file = tmp_path / "file.json"
+    write(file, *seal(content % UNSEALED.encode()))
+    with pytest.raises(ValueError, match="it has no checksum"):
+        read_sealed_json(file)
+
+
+def test_a_sealed_safetensors_file_without_the_metadata_of_a_run_is_damaged(tmp_path):
+    file, other = tmp_path / "w.safetensors", tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(2)}, file, {"note": UNSEALED})
+    write(other, *seal(file.read_bytes()))
+    with pytest.raises(ValueError, match="it has no checksum"):
+        read_tensors(other)

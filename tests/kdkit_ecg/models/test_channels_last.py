@@ -8,7 +8,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.nn.functional import conv1d, pad
 
-from kdkit_ecg.models import LRHNet, channels_last
+from kdkit_ecg.models import LRHNet, SEResNet, channels_last
 from kdkit_ecg.models.channels_last import BatchNorm1d, Conv1d, SameConv1d, is_channels_last, mean_over_time
 from kdkit_ecg.models.channels_last_kernel import ChannelsLastConvolution
 
@@ -209,3 +209,23 @@ def test_a_mean_over_time_is_that_of_torch_and_its_gradient_has_the_layout_of_th
         torch.testing.assert_close(mean, features.mean(-1))
         (grad,) = torch.autograd.grad(mean.square().sum(), leaf)
         assert is_channels_last(grad) == is_channels_last(features)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: LRHNet(leads=3), lambda: SEResNet(leads=3, width=8)], ids=["LRHNet", "SEResNet"]
+)
+def test_the_layout_on_a_gpu_gives_the_outputs_and_gradients_of_torch(make, monkeypatch):
+    torch.manual_seed(0)
+    net = make().double().eval()
+    inputs = torch.randn(4, 3, 333, dtype=torch.float64), torch.rand(4, 5, dtype=torch.float64)
+
+    def outputs_and_gradients():
+        outputs = net(*inputs)
+        return outputs, torch.autograd.grad(outputs.square().sum(), list(net.parameters()))
+
+    for layer in net.modules():
+        if isinstance(layer, Conv1d):
+            layer.on_cpu = True
+    plain = outputs_and_gradients()
+    monkeypatch.setattr(channels_last, "channels_last_on_cuda", lambda signal: True)
+    torch.testing.assert_close(outputs_and_gradients(), plain, rtol=1e-9, atol=1e-9)
