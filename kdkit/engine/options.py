@@ -32,9 +32,9 @@ class RunFields(TypedDict, total=False):
     resume: bool
     force: bool
     deterministic: bool
-    baseline: bool
     keep_checkpoints: int
     checkpoint_every: int | str
+    baseline: bool
     progress: bool | None
     only: tuple[str, ...] | None
 
