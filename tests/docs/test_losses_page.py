@@ -61,7 +61,10 @@ def test_every_loss_class_cites_a_paper_or_public_code(name):
     assert f"`{name}`" in page_tool.PAGE.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+# Each loss takes its whole contract, so that the suite has time for every fourth one.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (index % 4 > 0)) for index, name in enumerate(BUILT_IN)]
+)
 def test_losses_state_the_dimensions_of_their_contract_tests(name, monkeypatch):
     seen = set()
     loss = REGISTERED[name]()

@@ -29,7 +29,15 @@ def test_the_table_adds_the_portions_of_each_kind(monkeypatch, capsys):
     assert row == ["headers", "10", "3", "7", "2.00", "s", "4", "MiB"]
 
 
-@pytest.mark.parametrize("error", ["ValueError('an input')", "MemoryError()", "SystemExit(3)"])
+# Each portion imports kdkit in two processes: the suite has time for one error.
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param("ValueError('an input')", marks=pytest.mark.slow),
+        "MemoryError()",
+        pytest.param("SystemExit(3)", marks=pytest.mark.slow),
+    ],
+)
 def test_a_portion_in_which_anything_else_came_out_fails(error, tmp_path, monkeypatch, capsys):
     (tmp_path / "sitecustomize.py").write_text(
         f"import kdkit.utils.read_json as module\n\ndef fail(path):\n    raise {error}\n\nmodule.read_json = fail\n"
@@ -46,6 +54,7 @@ def test_guided_fuzzing_names_what_it_needs():
     assert (done.returncode, "pip install atheris" in done.stderr) == (1, True)
 
 
+@pytest.mark.slow
 def test_a_portion_prints_what_it_measured():
     arguments = [sys.executable, "-m", "tests.fuzz", "--portion", "JSON and history lines", "0", "20"]
     done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, check=True)

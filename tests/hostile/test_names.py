@@ -35,6 +35,13 @@ def printed(request, kdkit_process):
     return run
 
 
+# These commands take seconds: the suite has time for one kind of output.
+OF_SLOW_COMMANDS = pytest.mark.parametrize(
+    "printed", [pytest.param("pipe", marks=pytest.mark.slow), "terminal"], indirect=True
+)
+
+
+@OF_SLOW_COMMANDS
 def test_the_doctor_escapes_names_and_writes_them_to_json_as_they_are(printed, corpus, tmp_path):
     for options in ([], ["--all"]):
         text = printed("ecg", "doctor", corpus, "--json", "report.json", "--jobs", 1, *options, code=1)
@@ -46,6 +53,7 @@ def test_the_doctor_escapes_names_and_writes_them_to_json_as_they_are(printed, c
     assert {NAMES["title"], NAMES["not UTF-8"]} <= {record["database"] for record in records}
 
 
+@OF_SLOW_COMMANDS
 def test_prepare_folds_and_store_escape_names(printed, corpus, tmp_path):
     text = printed("ecg", "prepare", corpus, "--store", "stores")
     assert r"excluded, no header next to the signal: names/" in text

@@ -64,6 +64,7 @@ def test_every_benchmark_documents_its_command(script):
     assert f"python benchmarks/{script.name}" in ast.get_docstring(ast.parse(script.read_text()))
 
 
+@pytest.mark.slow
 def test_the_procedure_of_the_lrhnet_authors_runs_next_to_kdkit(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "vs_lrhnet_authors.py"), "--records", "80", "--width", "4"]
     done = subprocess.run(

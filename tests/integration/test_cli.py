@@ -681,6 +681,7 @@ def test_a_recipe_file_that_registers_a_taken_name_is_refused(kdkit_here, write_
     assert_refused(kdkit_here("run", path), "'hint'", "'mine.py'")
 
 
+@pytest.mark.slow
 def test_python_m_kdkit_runs_the_command_line(kdkit_process, write_recipe):
     command = [sys.executable, "-m", "kdkit", "check", write_recipe(GOOD)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120, check=False)

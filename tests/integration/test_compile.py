@@ -169,6 +169,12 @@ def values(opened: OpenStage, compiled: Any, data: Data) -> list[Tensor]:
     return [result.detach().clone() for result in results]
 
 
+# Each structure is compiled twice: the suite has time for the simplest one, and for that of ECGs.
+@pytest.mark.parametrize(
+    "open_stage",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("tensor", "leads"))) for name in CASES],
+    indirect=True,
+)
 def test_whole_and_smaller_batches_are_compiled_without_a_graph_break(open_stage):
     opened, data = open_stage
     before = copy.deepcopy(opened.module.state_dict())
@@ -183,7 +189,7 @@ def test_whole_and_smaller_batches_are_compiled_without_a_graph_break(open_stage
         values(opened, compiled, data)
 
 
-@pytest.mark.parametrize("open_stage", ["tensor", "dict"], indirect=True)
+@pytest.mark.parametrize("open_stage", [pytest.param("tensor", marks=pytest.mark.slow), "dict"], indirect=True)
 def test_compiled_gradients_equal_the_plain_ones(open_stage):
     opened, data = open_stage
     before = copy.deepcopy(opened.module.state_dict())
@@ -277,7 +283,11 @@ def test_a_compiled_run_has_the_history_of_a_plain_run(monkeypatch):
         assert epoch["terms"] == pytest.approx(expected["terms"], rel=1e-4)
 
 
-@pytest.mark.parametrize("recompute", [["body"], ["age", "body.head"]], ids=["with the tap", "without the tap"])
+@pytest.mark.parametrize(
+    "recompute",
+    [["body"], pytest.param(["age", "body.head"], marks=pytest.mark.slow)],
+    ids=["with the tap", "without the tap"],
+)
 def test_a_compiled_run_recomputes_activations_without_a_graph_break(monkeypatch, recompute):
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda module: compile_(module, backend="aot_eager", fullgraph=True))

@@ -40,7 +40,7 @@ def test_a_run_that_is_killed_at_random_moments_ends_in_the_same_bits(crash):
     assert any(kill.lost for kill in kills)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_run_that_is_ended_by_signals_at_random_moments_repeats_no_step_and_ends_in_the_same_bits(crash, number):
     kills = crash.disturb(number.name, random.Random(1), [number] * 4)
     crash.require_same(number.name, "whole")
@@ -97,8 +97,16 @@ def require_same_bits(folder, make, interrupted=None, callbacks=()):
     return before
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("shuffle", [False, True])
+# The suite has time for each number of workers and each order once.
+@pytest.mark.parametrize(
+    ("shuffle", "workers"),
+    [
+        (False, 0),
+        (True, 2),
+        pytest.param(True, 0, marks=pytest.mark.slow),
+        pytest.param(False, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_a_loader_of_the_user_that_draws_random_numbers_resumes_within_an_epoch(workers, shuffle, tmp_path):
     def loader():
         return DataLoader(Augmented(40), batch_size=8, shuffle=shuffle, num_workers=workers)

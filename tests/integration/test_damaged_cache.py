@@ -199,8 +199,16 @@ def recipe():
 """
 
 
-@pytest.mark.parametrize("name", ["output", "checksums"])
-@pytest.mark.parametrize("memory", [2**28, 0], ids=["held in memory", "read by row"])
+# The suite has time for each file and each reader once.
+@pytest.mark.parametrize(
+    ("memory", "name"),
+    [
+        pytest.param(2**28, "output", id="held in memory-output"),
+        pytest.param(0, "checksums", id="read by row-checksums"),
+        pytest.param(2**28, "checksums", marks=pytest.mark.slow, id="held in memory-checksums"),
+        pytest.param(0, "output", marks=pytest.mark.slow, id="read by row-output"),
+    ],
+)
 def test_an_entry_that_is_truncated_under_a_run_ends_it_by_no_signal(name, memory, tmp_path):
     (tmp_path / "mine.py").write_text(dedent(RECIPE))
     command = ["-m", "kdkit", "run", "mine.py", "--device", "cpu", "--out", "runs/run"]

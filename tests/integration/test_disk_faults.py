@@ -350,7 +350,9 @@ def test_a_folder_of_a_run_that_was_killed_before_its_record_can_be_used_again(f
     assert len(results(folder / "run")) == 8
 
 
-@pytest.mark.parametrize("progress", [[], ["2>&1"]], ids=["stdout", "stdout and stderr"])
+@pytest.mark.parametrize(
+    "progress", [pytest.param([], marks=pytest.mark.slow), ["2>&1"]], ids=["stdout", "stdout and stderr"]
+)
 def test_a_run_whose_output_is_no_longer_read_trains_to_its_end(folder, progress):
     command = f"{sys.executable} {' '.join(COMMAND)} {' '.join(progress)} | head -n 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment(), capture_output=True, text=True)

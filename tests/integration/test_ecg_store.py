@@ -78,7 +78,9 @@ def workers_of(session):
     return workers
 
 
-@pytest.mark.parametrize(("ending", "jobs"), [(signal.SIGKILL, 2), (signal.SIGINT, 1)])
+@pytest.mark.parametrize(
+    ("ending", "jobs"), [pytest.param(signal.SIGKILL, 2, marks=pytest.mark.slow), (signal.SIGINT, 1)]
+)
 def test_prepared_records_are_kept_when_the_command_is_ended_and_it_can_resume(folder, clean, tmp_path, ending, jobs):
     path = data(folder, tmp_path)._store.folder.path
     process = start_preparation(folder, tmp_path, "--jobs", str(jobs))
@@ -118,6 +120,7 @@ print(Challenge2020({folder!r}, shares=(1.0, 0.0, 0.0), store={store!r}).prepare
 """
 
 
+@pytest.mark.slow
 def test_a_script_without_main_guard_from_stdin_prepares_in_processes(folder, tmp_path):
     script = SCRIPT.format(folder=str(folder), store=str(tmp_path))
     process = subprocess.run(
@@ -210,7 +213,7 @@ def recipe():
 
 
 # Records have 1,542 samples: of the first length, whole records are read, and of the second one their windows.
-@pytest.mark.parametrize("length", [1000, 100])
+@pytest.mark.parametrize("length", [pytest.param(1000, marks=pytest.mark.slow), 100])
 def test_a_store_that_is_truncated_under_a_run_ends_it_with_a_message_and_by_no_signal(folder, tmp_path, length):
     (tmp_path / "records").symlink_to(folder)
     (tmp_path / "mine.py").write_text(RECIPE.format(length=length))

@@ -26,7 +26,7 @@ TINY = {
     "timm_digits": ["--epochs", "1"],
     "all_losses": ["--epochs", "1", "--data", "ecg", "--samples", "16"],
 }
-SLOW = {"timm_digits"}
+SLOW = {"timm_digits", "lrhnet_pmlkd"}
 
 
 # No recipes, but programs, with the least accuracy of the student that they print.
@@ -37,7 +37,11 @@ def test_every_example_has_tiny_settings():
     assert {path.stem for path in EXAMPLES.glob("*.py")} == set(TINY) | set(SCRIPTS)
 
 
-@pytest.mark.parametrize(("name", "least"), SCRIPTS.items())
+# The frameworks are tested by test_frameworks.py too: the suite has time for one program.
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [pytest.param(*script, marks=[pytest.mark.slow] * (script[0] != "own_loop")) for script in SCRIPTS.items()],
+)
 def test_a_loop_of_a_user_or_a_framework_distils_most_of_the_teacher(name, least, tmp_path):
     done = run_python([EXAMPLES / f"{name}.py"], tmp_path, environment())
     assert done.returncode == 0, done.stderr

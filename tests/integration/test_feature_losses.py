@@ -110,7 +110,10 @@ class Stop:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("name", LOSSES)
+# Each loss takes three runs, and is resumed in test_all_losses_example.py too: the suite has time for every third one.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (index % 3 > 0)) for index, name in enumerate(LOSSES)]
+)
 def test_a_resumed_run_ends_in_the_same_bits(name, tmp_path):
     kdkit.run(lambda: recipe(name), device="cpu", out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):

@@ -96,7 +96,9 @@ def interrupt(folder, *arguments, numbers=(signal.SIGINT,), continues=True):
     return process.returncode, err
 
 
-@pytest.mark.parametrize("arguments", [[], ["run"]], ids=["without a folder", "with a folder"])
+@pytest.mark.parametrize(
+    "arguments", [pytest.param([], marks=pytest.mark.slow), ["run"]], ids=["without a folder", "with a folder"]
+)
 def test_an_interrupted_run_in_python_gives_its_history_and_best_weights(arguments, folder):
     code, err = interrupt(folder, "catching.py", *arguments)
     assert code == 0, err
@@ -143,7 +145,11 @@ def test_an_interrupted_command_exits_with_130_and_can_be_resumed(folder):
 
 @pytest.mark.parametrize(
     ("numbers", "code"),
-    [((signal.SIGINT, signal.SIGINT), 130), ((signal.SIGTERM, signal.SIGTERM), 143), ((signal.SIGTERM,), 143)],
+    [
+        ((signal.SIGINT, signal.SIGINT), 130),
+        pytest.param((signal.SIGTERM, signal.SIGTERM), 143, marks=pytest.mark.slow),
+        ((signal.SIGTERM,), 143),
+    ],
 )
 def test_a_second_signal_ends_a_command_in_its_step_and_loses_nothing_older(folder, numbers, code):
     command = ["-m", "kdkit", "run", "recipe_file.py", "--device", "cpu", "--out", "run"]

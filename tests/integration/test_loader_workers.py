@@ -121,7 +121,7 @@ def test_the_rows_of_a_batch_of_user_code_are_named(workers):
     assert "test_loader_workers.py, line " in message
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_error_in_a_user_defined_loader_names_the_batch(workers):
     error = error_of(torch_data(DataLoader(Faulty(fail), 8, num_workers=workers)))
     assert str(error).startswith("batch 3 of the train data cannot be read: KeyError: 'no such key' (")
@@ -177,7 +177,10 @@ class StartFault:
         self.monkeypatch.setattr(reading, "LIMIT", 2.0)
 
 
-@pytest.mark.parametrize("loader", LOADERS)
+# Workers that hang take seconds to end: the suite has time for one loader.
+@pytest.mark.parametrize(
+    "loader", [pytest.param(loader, marks=[pytest.mark.slow] * (loader != "of kdkit")) for loader in LOADERS]
+)
 def test_workers_that_hang_are_reported_and_ended(loader, monkeypatch, tmp_path):
     flag = tmp_path / "flag"
     train, options = LOADERS[loader](Faulty(hang, flag))
@@ -194,6 +197,7 @@ def test_workers_that_hang_are_reported_and_ended(loader, monkeypatch, tmp_path)
     assert time.monotonic() - began < 60
 
 
+@pytest.mark.slow
 def test_a_timeout_of_the_loader_of_the_user_is_explained():
     message = str(error_of(torch_data(DataLoader(Faulty(hang), 8, num_workers=1, timeout=1))))
     assert message.startswith("batch 3 of the train data did not come within 1 seconds, the timeout of the DataLoader;")

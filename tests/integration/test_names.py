@@ -53,7 +53,7 @@ def test_names_with_dots_are_written_and_read_back(tmp_path, kdkit_here):
     assert f"{SMALL}, on test" in done.out
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_name_of_a_trial_may_hold_its_options(tmp_path, jobs):
     study = Study(tmp_path, two_trials())
     options = kdkit.RunOptions(device="cpu", keep_checkpoints=1)

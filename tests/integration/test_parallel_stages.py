@@ -90,6 +90,7 @@ def read_files(folder: Path) -> dict[str, Any]:
     return files
 
 
+@pytest.mark.slow
 def test_two_teachers_train_in_two_processes_to_the_same_bits(kdkit_process, tmp_path):
     (tmp_path / "mine.py").write_text(RECIPE)
     sequential = kdkit_process("run", "mine.py", "--device", "cpu", "--out", "one/run", "--quiet")

@@ -830,6 +830,7 @@ def test_the_plan_shows_the_outputs_and_not_their_rows():
     assert (term.student, term.target) == ("outputs (4, 3, 8, 8)", "outputs (4, 3, 8, 8)")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
 def test_a_compiled_student_of_tokens_trains_to_the_same_losses():
     def losses(**options):

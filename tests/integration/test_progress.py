@@ -110,6 +110,7 @@ def test_a_notebook_shows_progress_and_a_bar_only_if_it_can_draw_one(monkeypatch
         assert callbacks == []
 
 
+@pytest.mark.slow
 def test_the_trials_of_a_study_print_no_progress_unless_requested(tmp_path, capfd):
     def study(name):
         trials = [Trial(name=f"seed{seed}", recipe=small_recipe, seed=seed) for seed in range(2)]

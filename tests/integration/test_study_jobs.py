@@ -210,7 +210,8 @@ def test_a_failure_in_one_process_stops_no_other_trial(tmp_path, recipes):
     wait_for(lambda: not is_alive(int(pid)))
 
 
-@pytest.mark.parametrize("signal_sent", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_sent", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_study_stops_its_processes_and_resumes_bit_for_bit(tmp_path, script, reference, signal_sent):
     command = [str(script), "study", "2"]
     (tmp_path / "wait").touch()
@@ -258,6 +259,7 @@ def test_trials_of_killed_processes_can_be_resumed(tmp_path, recipes, reference)
     require_same_bits(tmp_path / "study", reference)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has signals without a name")
 def test_the_error_after_a_signal_without_a_name_has_its_number(tmp_path, recipes):
     # A real-time signal, whose default action ends the process.
@@ -265,6 +267,7 @@ def test_the_error_after_a_signal_without_a_name_has_its_number(tmp_path, recipe
     assert all("signal 36" in str(result.error) for result in results)
 
 
+@pytest.mark.slow
 def test_a_recipe_file_with_a_hook_is_a_plugin_in_every_process(tmp_path, script):
     path = tmp_path / "with_a_hook.py"
     loss, registered = "objective = Truth(nn.CrossEntropyLoss())", 'objective = Truth(registry("losses")["mine"]())'

@@ -162,6 +162,7 @@ def test_a_teacher_runs_once_for_all_runs(sweep, tmp_path):
     assert len(list((tmp_path / "runs" / "mine-sweep" / "teacher_cache").iterdir())) >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_runs_in_processes_give_the_same_results(sweep, tmp_path):
     assert sweep("--lr", "0.1,0.3", "--seeds", "2", "--out", "one").code == 0

@@ -188,7 +188,7 @@ def test_a_layer_of_a_teacher_is_tapped(kind, tmp_path):
     assert losses[1] < losses[0]
 
 
-@pytest.mark.parametrize("of_student", [False, True])
+@pytest.mark.parametrize("of_student", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_compiled_network_that_ran_without_a_tap_is_tapped_in_a_later_stage(of_student):
     teacher, student = Net("teacher", compiled(None), trained=True), Net("student", network(4))
     if of_student:

@@ -408,6 +408,7 @@ for number in range(2):
 """
 
 
+@pytest.mark.slow
 def test_a_program_may_join_a_group_twice_and_leaves_no_thread_of_it(tmp_path):
     (tmp_path / "recipe_file.py").write_text(RECIPE)
     (tmp_path / "joins.py").write_text(JOINED)

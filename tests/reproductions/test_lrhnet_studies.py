@@ -58,6 +58,7 @@ def test_a_second_call_trains_nothing_and_writes_the_same_tables(tables):
     assert (folder / "tables.csv").read_text() == before
 
 
+@pytest.mark.slow
 def test_two_jobs_make_the_same_tables_as_one(tmp_path):
     rows = ("--rows", "teacher,alone,kd", "--leads", "3")
     for jobs in (1, 2):
@@ -186,6 +187,7 @@ def test_real_records_are_few_and_the_page_says_so(shared, tmp_path):
     assert str(shared) not in page
 
 
+@pytest.mark.slow
 def test_a_ladder_reports_scores_by_rungs_and_the_gap_of_each_disease(tmp_path):
     result = call("run_ladder", *TINY, "--ladders", "12-2,12-3-2", "--out", tmp_path)
     assert result.exit_code == 0, result.output

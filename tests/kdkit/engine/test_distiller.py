@@ -108,6 +108,7 @@ def test_a_distiller_that_is_deleted_removes_its_hooks_and_restores_the_mode_of_
     assert teacher.module.training
 
 
+@pytest.mark.slow
 def test_a_program_that_does_not_close_its_distiller_ends_without_an_error_message():
     program = """
 import torch

@@ -178,6 +178,7 @@ def test_catkd_ignores_the_scale_of_each_class():
     assert CATKD()(scales * target, target).item() == pytest.approx(0, abs=1e-10)
 
 
+@pytest.mark.slow
 def test_sdd_compiles():
     student, target = maps(4, 4), maps(4, 4, seed=1)
     loss = SDD()

@@ -103,7 +103,15 @@ def test_the_channels_of_a_swin_transformer_are_last_in_maps():
         assert not form.doubt
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet", "densenet121"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "test_resnet",
+        "test_convnext",
+        pytest.param("test_efficientnet", marks=pytest.mark.slow),
+        pytest.param("densenet121", marks=pytest.mark.slow),
+    ],
+)
 def test_the_channels_of_convolutional_networks_stay_second_in_every_layer(name):
     model = timm.create_model(name).eval()
     # In the blocks of ConvNeXt, the layers of an MLP have their channels last.

@@ -99,6 +99,7 @@ def test_the_bits_are_the_same_with_autocast_and_several_backward_passes(options
     assert same(steps(["first", "rest"], "first.norm", **options), steps([], "first.norm", **options))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # a warning of the compiler
 def test_a_compiled_step_has_the_same_bits_also_if_a_tap_breaks_its_graph():
     torch.compiler.reset()

@@ -42,6 +42,7 @@ def last_step(*, keep, **environment):
     return result, int(faults)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not GLIBC, reason="keep_freed_memory sets options of glibc's malloc")
 def test_a_step_reuses_the_memory_of_the_step_before_if_malloc_keeps_it():
     plain, kept = last_step(keep=False)[1], last_step(keep=True)

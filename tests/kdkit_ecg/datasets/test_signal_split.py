@@ -90,6 +90,7 @@ print(data.fingerprint, hashlib.sha256(data.train.batch([2, 0], 1).inputs.signal
 """
 
 
+@pytest.mark.slow
 def test_another_process_gives_the_same_samples():
     augment = (GaussianNoise(), TimeWarp(), CutOut(), Mixup())
     data = Synthetic(train=4, validation=1, test=1, length=300, draws=3, augment=augment)

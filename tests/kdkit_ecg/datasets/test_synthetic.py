@@ -69,6 +69,7 @@ def test_a_record_depends_on_seed_and_id_alone(data):
     assert not torch.equal(Synthetic(**SMALL, seed=1).train.labels, data.train.labels)
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_same_records(data):
     code = (
         "from hashlib import sha256; from kdkit_ecg.datasets.synthetic import Synthetic;"

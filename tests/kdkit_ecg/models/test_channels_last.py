@@ -170,6 +170,7 @@ def test_only_single_precision_on_a_cpu_is_channels_last(monkeypatch):
     assert not is_channels_last(conv(signal))
 
 
+@pytest.mark.slow
 def test_a_compiled_student_has_the_same_gradients():
     torch.compiler.reset()
     net, signal, person = LRHNet(2, 3, width=2), torch.randn(3, 2, 16), torch.rand(3, 5)

@@ -173,7 +173,7 @@ def prepare(records, store, *options, limit=None):
 
 
 # The whole of a store is 900 kB. The first limit is met in the first chunk, and the second in a later one.
-@pytest.mark.parametrize("limit", [100_000, 500_000])
+@pytest.mark.parametrize("limit", [pytest.param(100_000, marks=pytest.mark.slow), 500_000])
 def test_a_disk_that_fills_during_the_preparation_ends_it_with_a_message_and_a_store_that_can_be_used(
     limit, records, tmp_path
 ):
