@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -43,6 +44,14 @@ def register_metrics(register: Register) -> None:
 def register_templates(register: Callable[[str, Path], None]) -> None:
     """Register the recipe of LRH-Net."""
     register("lrhnet", Path(__file__).parent / "templates" / "lrhnet.py")
+
+
+@hookimpl
+def report_sections(report: Any) -> Any:
+    """Show the ECGs that the student got most wrong."""
+    from kdkit_ecg.report import ecg_sections
+
+    return ecg_sections(report)
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""Draw docs/images/report-light.png and report-dark.png: the first screen of the report of a run.
+"""Draw docs/images/report-light.png and report-dark.png, the first screen of the report of a run, and report-ecgs.png.
 
     kdkit run examples/lrhnet_pmlkd.py --epochs 8 --records 480 --baseline --out RUN
     python tools/make_report_pictures.py RUN
@@ -29,6 +29,10 @@ def main(run: Path) -> None:
             tab = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=theme)
             tab.goto(page.as_uri())
             tab.screenshot(path=IMAGES / f"report-{theme}.png")
+        tab = browser.new_page(viewport={"width": 1128, "height": 900}, color_scheme="light")
+        tab.goto(page.as_uri())
+        tab.get_by_role("tab", name="ECGs").click()
+        tab.locator("figure.ecg").first.screenshot(path=IMAGES / "report-ecgs.png")
         browser.close()
 
 

@@ -1,6 +1,6 @@
 """The base classes of a data set and its splits."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from inspect import getattr_static
 from typing import Any, Literal, NoReturn
@@ -41,6 +41,13 @@ class Split:
     def batch(self, rows: Tensor, draw: int) -> Batch:
         """Return the samples in these rows, (samples,) int64, in this order and this draw of their augmentation."""
         _raise_undefined(self, "batch(rows, draw)")
+
+    def report_tensors(self, rows: Tensor) -> Mapping[str, Tensor]:
+        """Return tensors by which a plugin shows the samples in these rows in a report, each (samples, ...).
+
+        They are stored with the run, for the few samples that `kdkit report` shows; none by default.
+        """
+        return {}
 
     @cached_property
     def labels(self) -> Tensor | None:

@@ -10,6 +10,7 @@ from typing import Any, Unpack
 
 import torch
 
+from kdkit.data.dataset import Split
 from kdkit.data.device_data import DeviceData
 from kdkit.engine import distributed
 from kdkit.engine.callbacks import Callbacks
@@ -28,8 +29,9 @@ from kdkit.engine.trainer import RunContext, StageTrainer
 from kdkit.engine.training_batches import passes_over
 from kdkit.engine.user_errors import located
 from kdkit.errors import RecipeError, RunFolderError, first_line
-from kdkit.metrics.base import MetricResult
+from kdkit.metrics.base import MetricResult, Predictions
 from kdkit.metrics.bootstrap import Resampling, without_interval
+from kdkit.metrics.hardest import hardest_samples
 from kdkit.metrics.paired import SplitPredictions, paired_bootstrap
 from kdkit.nets.net import Net
 from kdkit.plugins.events import BaselineDifference, RunEnded, RunStarted
@@ -40,6 +42,7 @@ from kdkit.utils import collectives
 from kdkit.utils.devices import deterministic
 from kdkit.utils.randomness import derive_seed, preserve_rng_state, seed_everything
 
+_REPORTED_SAMPLES = 12
 _EVALUATION = 4  # what a seed is for, see kdkit.data.loading
 _INTERRUPTED = (
     "kdkit: the attribute `result` of this exception has the history, the networks and the metrics so far; in a "
@@ -174,6 +177,8 @@ class _Run:
         self.baselines = baselines_of(plan.stages)
         self.compared: dict[str, SplitPredictions] = {}  # the predictions of students that have a baseline, and of it
         self.differences: tuple[BaselineDifference, ...] = ()
+        self.student = next(list(stage.objectives)[-1] for stage in reversed(plan.stages) if not stage.baseline_of)
+        self.test_of_student: Predictions | None = None
 
     def execute(self) -> Result:
         """Train and evaluate; call run_ended at the end, also after an error."""
@@ -228,6 +233,8 @@ class _Run:
                     self.metrics[net.name] = self._evaluate(net)
                 if self.folder is not None:  # after each network, so that a run that fails later keeps what it has
                     self.folder.save_metrics(self.reported_on, self.metrics)
+        if ctx.options.only is None:
+            self._save_samples()
         if ctx.options.only is None and self.baselines:
             self.differences = tuple(self._differences())
             if self.folder is not None:
@@ -237,14 +244,22 @@ class _Run:
         return Result(
             metrics=self.metrics,
             nets={net.name: net for net in self.ctx.plan.nets},
-            student=next(
-                list(stage.objectives)[-1] for stage in reversed(self.ctx.plan.stages) if not stage.baseline_of
-            ),
+            student=self.student,
             history=self.history,
             reported_on=self.reported_on,
             folder=self.ctx.options.out,
             differences=self.differences,
         )
+
+    def _save_samples(self) -> None:
+        """Save the samples that the student got most wrong, as far as the data can be shown in a report."""
+        split = self.ctx.recipe.data.validation if self.reported_on == "validation" else self.ctx.recipe.data.test
+        if self.folder is None or self.test_of_student is None or not isinstance(split, Split):
+            return
+        rows = torch.from_numpy(hardest_samples(self.test_of_student, _REPORTED_SAMPLES))
+        tensors = split.report_tensors(rows) if len(rows) else {}
+        if tensors:
+            self.folder.save_samples(split.ids[rows], tensors)
 
     def _is_selected(self, stage: Stage, folder: StageFolder | None) -> bool:
         """Whether to train a stage, or load it if it is finished; RunOptions(only=...) may leave it to another process.
@@ -281,6 +296,8 @@ class _Run:
             folder.save_predictions(net.name, "validation", validation)
             if data.test is not None:
                 folder.save_predictions(net.name, "test", test)
+        if net is self.student:
+            self.test_of_student = test
         if net.name in {*self.baselines, *self.baselines.values()}:
             self.compared[net.name] = SplitPredictions(validation, test)
         return compute_metrics(ctx.recipe.metrics, validation, test)

@@ -9,7 +9,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kdkit.engine.storage.reports import RunMetrics, StageReport, read_metrics, read_reported, read_stages
+from torch import Tensor
+
+from kdkit.engine.storage.reports import (
+    RunMetrics,
+    StageReport,
+    read_metrics,
+    read_reported,
+    read_samples,
+    read_stages,
+)
 from kdkit.engine.storage.run_folder import read_record
 from kdkit.errors import DataError, KdkitError, RunFolderError
 from kdkit.metrics.base import MetricResult, lower_is_better
@@ -30,7 +39,9 @@ class ReportedRun:
     """A finished run as a report shows it.
 
     label: tells it from the other runs of the report. record: of `run.json`. metrics: also with intervals where kdkit
-    can compute them from the predictions. reports: the predictions by net. problems: what could not be read.
+    can compute them from the predictions. reports: the predictions by net. samples: the tensors of the samples that the
+    student got most wrong, each (samples, ...), with their `ids`, if the data can be shown; see Split.report_tensors.
+    problems: what could not be read.
     """
 
     folder: Path
@@ -39,6 +50,7 @@ class ReportedRun:
     metrics: RunMetrics
     stages: tuple[StageReport, ...] = ()
     reports: Mapping[str, NetReport] = field(default_factory=dict)
+    samples: Mapping[str, Tensor] = field(default_factory=dict)
     source: str | None = None
     problems: tuple[str, ...] = ()
 
@@ -60,6 +72,11 @@ class ReportedRun:
                 reports[net] = read_reported(folder, net)
             except KdkitError as error:
                 problems.append(str(error))
+        samples: Mapping[str, Tensor] = {}
+        try:
+            samples = read_samples(folder)
+        except KdkitError as error:
+            problems.append(str(error))
         try:
             source = (folder / RECIPE).read_text(encoding="utf-8", errors="replace")[:_SOURCE]
         except OSError:  # a run from Python has no recipe file
@@ -71,6 +88,7 @@ class ReportedRun:
             metrics=metrics,
             stages=stages,
             reports=reports,
+            samples=samples,
             source=source,
             problems=tuple(problems),
         )

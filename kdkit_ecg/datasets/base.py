@@ -212,4 +212,6 @@ class RecordingDataset(Data, ABC):
                 f"the {name} split has no record: {len(records.ids)} records are too few for these folds or shares, or "
                 "its share is 0"
             )
-        return records.split(rows, length=self.length, rate=self.rate, seed=self.seed, **options)
+        return records.split(
+            rows, length=self.length, rate=self.rate, seed=self.seed, in_mv=self.scaling == "raw", **options
+        )

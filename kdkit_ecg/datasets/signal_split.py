@@ -14,6 +14,9 @@ from kdkit.utils.randomness import derive_seed
 from kdkit_ecg.augmentations import Augmentation, Mixup
 from kdkit_ecg.store import StoredSignals
 
+# The names of the tensors by which a report shows records.
+SIGNAL, RATE, IN_MV = "ecg_signal", "ecg_rate", "ecg_in_mv"
+
 Window = Literal["random", "centre"]
 Augmentations = tuple[Augmentation | Mixup, ...]
 
@@ -41,6 +44,7 @@ class SignalSplit(Split):
     window: "random" moves the window (or the zero padding of a record that is too short) in each draw; "centre" does
     not.
     groups: (records,) int64, the same number for records of one patient; None if no patient has two records.
+    in_mv: whether signals are in mV, and not scaled.
     augment: applied in order to the signal in the window, not to the padding, differently in each draw.
     """
 
@@ -54,6 +58,7 @@ class SignalSplit(Split):
     seed: int = 0
     augment: Augmentations = ()
     groups: Tensor | None = None
+    in_mv: bool = False
 
     @property
     def parallel(self) -> bool | Literal["threads"]:
@@ -74,6 +79,15 @@ class SignalSplit(Split):
             person = shares[:, None] * person + (1 - shares[:, None]) * self.person[partners]
             labels = shares[:, None] * labels + (1 - shares[:, None]) * self.labels[partners]
         return Batch(Ecg(windows, person), labels, self.ids[index], draw)
+
+    def report_tensors(self, rows: Tensor) -> dict[str, Tensor]:
+        """Return what a report shows of records: their signals (rows, 12, length) float16, rates, and units."""
+        count = len(rows)
+        return {
+            SIGNAL: self._windows(rows, 0).half(),
+            RATE: torch.full((count,), float(self.rate)),
+            IN_MV: torch.full((count,), self.in_mv),
+        }
 
     def _windows(self, index: Tensor, draw: int) -> Tensor:
         leads = self._shape(int(index[0]))[0]

@@ -132,6 +132,7 @@ class Synthetic(Data):
             length=self.length,
             rate=simulator.rate,
             window="random" if spare else "centre",
+            in_mv=self.scaling == "raw",
             seed=simulator.seed,
             augment=augment,
         )

@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from kdkit.engine.storage.predictions import require_same_kind
-from kdkit.engine.storage.run_folder import METRICS, read_record
+from kdkit.engine.storage.run_folder import METRICS, SAMPLES, read_record
 from kdkit.engine.storage.stage_folder import SUMMARY, StageFolder
 from kdkit.errors import DataError, RunFolderError, did_you_mean, first_line
 from kdkit.metrics.base import MetricResult
 from kdkit.metrics.per_class import ClassRow, NetReport, class_table
 from kdkit.nets.weight_files import stage_number
 from kdkit.plugins.events import BaselineDifference
-from kdkit.utils.sealed import read_sealed_json
+from kdkit.utils.sealed import read_sealed_json, read_tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +81,26 @@ def read_stages(folder: Path) -> tuple[StageReport, ...]:
             )
         )
     return tuple(stages)
+
+
+def read_samples(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of the samples that a run saved for reports, with their `ids`; empty if it saved none.
+
+    Raises RunFolderError if they are damaged.
+    """
+    file = folder / SAMPLES
+    if not file.exists():
+        return {}
+    try:
+        tensors, _ = read_tensors(file)
+        ids = tensors["ids"]
+        if ids.ndim != 1 or ids.dtype != torch.int64 or any(len(tensor) != len(ids) for tensor in tensors.values()):
+            raise ValueError("its tensors are not of the same samples")
+    except Exception as error:  # safetensors raises many kinds for damaged bytes
+        raise RunFolderError(
+            f"{file} cannot be read: {first_line(error)}; delete it, and no samples are shown"
+        ) from error
+    return tensors
 
 
 def nets_of_run(folder: Path) -> tuple[str, ...]:

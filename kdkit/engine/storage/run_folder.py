@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from kdkit.engine.storage.stage_folder import FORMAT, RECORD, StageFolder, require_format
 from kdkit.errors import RunFolderError, first_line, shortened
@@ -19,9 +20,10 @@ from kdkit.nets.weight_files import runs_hint, runs_in
 from kdkit.plugins.events import BaselineDifference
 from kdkit.utils.files import delete_temporary_files, is_temporary, write
 from kdkit.utils.read_json import read_json
-from kdkit.utils.sealed import json_parts, read_sealed_json
+from kdkit.utils.sealed import json_parts, read_sealed_json, tensor_parts
 
 METRICS = "metrics.json"
+SAMPLES = "samples.safetensors"
 
 # A run is resumed only if all of these are the same, unless that is forced; device and processes may differ.
 _MUST_MATCH = ("recipe_sha256", "options", "seed", "precision", "data", "stages", "nets", "trainings", "teacher_cache")
@@ -151,6 +153,16 @@ class RunFolder:
             if differences:
                 content["differences"] = [asdict(difference) for difference in differences]
             write(self.path / METRICS, *json_parts(content))
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+    def save_samples(self, ids: Tensor, tensors: Mapping[str, Tensor]) -> None:
+        """Save samples for a report. ids: (samples,) int64. tensors: by name, each (samples, ...)."""
+        if not self.writes:
+            return
+        copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in {**tensors, "ids": ids}.items()}
+        try:
+            write(self.path / SAMPLES, *tensor_parts(copies, {"format": FORMAT}))
         except OSError as error:
             raise _unwritable(self.path, error) from error
 

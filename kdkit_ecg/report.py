@@ -1,0 +1,164 @@
+"""Show ECGs in a report: the records that the student got most wrong, on the paper of an electrocardiograph.
+
+The paper has squares of 1 mm and of 5 mm; it runs at 25 mm/s, and 10 mm are 1 mV (AHA recommendations, Kligfield et al.
+2007). Three rows show four columns of leads, each a quarter of the record, and a fourth row shows lead II throughout.
+"""
+
+from collections.abc import Iterator, Sequence
+from importlib import resources
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from kdkit.metrics.base import Predictions
+from kdkit.report import Report, Section
+from kdkit.report.runs import ReportedRun
+from kdkit_ecg.datasets.signal_split import IN_MV, RATE, SIGNAL
+from kdkit_ecg.leads import LEADS
+
+_MM_PER_SECOND, _MM_PER_MV = 25.0, 10.0
+_ROW = 26.0  # mm from one row to the next
+_LEFT = 10.0  # mm, for the calibration pulse
+_HIGHEST = 15.0  # mm from the middle of a row, beyond which a signal is cut off
+_POINTS = 4000  # of a line over the whole paper, at most
+_LAYOUT = ("I", "aVR", "V1", "V4"), ("II", "aVL", "V2", "V5"), ("III", "aVF", "V3", "V6")
+_RHYTHM = "II"
+_CLEAR = 0.5  # the probability from which a class is shown
+
+# The squares, which all papers share.
+_GRID = Markup(
+    '<svg width="0" height="0" aria-hidden="true" style="position:absolute"><defs>'
+    '<pattern id="ecg-fine" width="1" height="1" patternUnits="userSpaceOnUse">'
+    '<path d="M1 0H0V1" fill="none" stroke="var(--ecg-fine)" stroke-width=".1"/></pattern>'
+    '<pattern id="ecg-coarse" width="5" height="5" patternUnits="userSpaceOnUse">'
+    '<path d="M5 0H0V5" fill="none" stroke="var(--ecg-coarse)" stroke-width=".2"/></pattern></defs></svg>'
+)
+
+Signal = NDArray[np.float32]
+
+
+def ecg_sections(report: Report) -> list[Section]:
+    """Return a section with the records of the runs that saved some, or none."""
+    cards = [card for run in report.runs if _has_ecgs(run) for card in _cards(run, several=len(report.runs) > 1)]
+    if not cards:
+        return []
+    style = resources.files(__package__).joinpath("report.css").read_text("utf-8")
+    lead = (
+        "The records of the test split that the student got most wrong, the worst first: 25 mm/s, and 10 mm/mV if the "
+        "signals are in mV. Shown are classes that a record has, or that a network gives a probability above 50 %."
+    )
+    html = Markup('<style>{}</style>{}<p class="lead">{}</p>{}').format(
+        Markup(style), _GRID, lead, Markup("").join(cards)
+    )
+    return [Section("ECGs", html)]
+
+
+def _has_ecgs(run: ReportedRun) -> bool:
+    """Whether a run saved ECGs; nothing in a run folder is trusted."""
+    if not {SIGNAL, RATE, IN_MV} <= run.samples.keys():
+        return False
+    signal, rate, in_mv = (run.samples[name] for name in (SIGNAL, RATE, IN_MV))
+    shapes = signal.ndim == 3 and signal.shape[1] == len(LEADS) and rate.ndim == in_mv.ndim == 1
+    return bool(shapes and signal.shape[2] >= len(LEADS) and (rate >= 1).all() and rate.isfinite().all())
+
+
+def _cards(run: ReportedRun, *, several: bool) -> Iterator[Markup]:
+    """Yield a figure for each record of a run. several: whether to name the run."""
+    signals = run.samples[SIGNAL].float().numpy()
+    rates, in_mv = run.samples[RATE].tolist(), run.samples[IN_MV].tolist()
+    for number, id in enumerate(run.samples["ids"].tolist()):
+        title = f"Record {id}, {run.label}" if several else f"Record {id}"
+        yield Markup(
+            '<figure class="ecg"><figcaption><b>{}</b> <span>{:g} s at {:g} Hz{}</span></figcaption>'
+            '<div class="scroll">{}</div>{}</figure>'
+        ).format(
+            title,
+            signals.shape[2] / rates[number],
+            rates[number],
+            "" if in_mv[number] else "; scaled to variance 1 by lead, 10 mm for 2 standard deviations",
+            paper(signals[number] if in_mv[number] else signals[number] / 2, rates[number], pulse=bool(in_mv[number])),
+            _probabilities(run, id),
+        )
+
+
+def paper(signal: Signal, rate: float, *, pulse: bool = True) -> Markup:
+    """Return the drawing of a record, (12, time) in mV, at a rate in Hz. pulse: draw the calibration of 1 mV."""
+    seconds = signal.shape[1] / rate
+    width, height = _LEFT + _MM_PER_SECOND * seconds, _ROW * (len(_LAYOUT) + 1)
+    parts: list[Markup] = []
+    for row, leads in enumerate((*_LAYOUT, (_RHYTHM,))):
+        middle = _ROW * (row + 0.5)
+        if pulse:
+            parts.append(Markup('<path d="M2 {0:g}h1v-10h5v10h1"/>').format(middle))
+        size = signal.shape[1] // len(leads)
+        for column, lead in enumerate(leads):
+            part = signal[LEADS.index(lead), column * size : (column + 1) * size]
+            left = _LEFT + _MM_PER_SECOND * column * size / rate
+            parts.append(Markup('<path d="{}"/>').format(_line(part, rate, left, middle)))
+            parts.append(Markup('<text x="{:g}" y="{:g}">{}</text>').format(left + 1, middle - 8.5, lead))
+    return Markup(
+        '<svg viewBox="0 0 {0:g} {1:g}" style="width:{0:g}mm" role="img" aria-label="ECG of twelve leads">'
+        '<rect class="fine" width="{0:g}" height="{1:g}"/><rect class="coarse" width="{0:g}" height="{1:g}"/>{2}</svg>'
+    ).format(width, height, Markup("").join(parts))
+
+
+def _line(part: Signal, rate: float, left: float, middle: float) -> str:
+    """Return the path of a part of a lead, (time,) in mV; of long ones, the lowest and highest of neighbours."""
+    limit = _HIGHEST / _MM_PER_MV
+    values = _MM_PER_MV * np.clip(np.nan_to_num(part.astype(np.float64)), -limit, limit)
+    positions = np.arange(len(part))
+    if len(part) > _POINTS:
+        step = 2 * -(-len(part) // _POINTS)
+        blocks = values[: len(values) // step * step].reshape(-1, step)
+        extremes = np.sort(np.stack([blocks.argmin(1), blocks.argmax(1)], 1), 1)
+        positions = (extremes + step * np.arange(len(blocks))[:, None]).ravel()
+    x = left + _MM_PER_SECOND * positions / rate
+    return "M" + "L".join(f"{across:.2f} {middle - up:.2f}" for across, up in zip(x, values[positions], strict=True))
+
+
+def _probabilities(run: ReportedRun, id: int) -> Markup:
+    """Return the table of a record's classes, with the probability of each by every network."""
+    columns = {net: column for net in run.nets if (column := _of_sample(run, net, id)) is not None}
+    if not columns:
+        return Markup("")
+    labels, _, classes = next(iter(columns.values()))
+    shown = [
+        index
+        for index in range(len(classes))
+        if labels[index] > 0 or any(probabilities[index] >= _CLEAR for _, probabilities, _ in columns.values())
+    ]
+    head = Markup("").join(Markup('<th scope="col" class="number">{}</th>').format(net) for net in columns)
+    rows = [
+        Markup('<tr><th scope="row">{}</th><td>{}</td>{}</tr>').format(
+            classes[index],
+            "yes" if labels[index] > 0 else "no",
+            Markup("").join(
+                Markup('<td class="number {}">{:.0f} %</td>').format(
+                    "right" if (probabilities[index] >= _CLEAR) == (labels[index] > 0) else "wrong",
+                    100 * probabilities[index],
+                )
+                for _, probabilities, _ in columns.values()
+            ),
+        )
+        for index in shown
+    ]
+    if not rows:
+        return Markup('<p class="note">The record has none of the classes, and no network gives one above 50 %.</p>')
+    return Markup(
+        '<div class="scroll"><table><thead><tr><th scope="col">class</th><th scope="col">labelled</th>{}</tr></thead>'
+        "<tbody>{}</tbody></table></div>"
+    ).format(head, Markup("").join(rows))
+
+
+def _of_sample(run: ReportedRun, net: str, id: int) -> tuple[Sequence[float], Sequence[float], Sequence[str]] | None:
+    """Return the labels, the probabilities and the classes of a record; None if a network was not tested on it."""
+    split = run.split(net)
+    test: Predictions | None = None if split is None else split.test
+    if test is None or test.ids is None or test.labels.ndim != 2:
+        return None
+    rows = np.flatnonzero(test.ids == id)
+    if not len(rows):
+        return None
+    outputs = test.outputs[rows[0]].astype(np.float64)
+    return test.labels[rows[0]].tolist(), np.exp(-np.logaddexp(0, -outputs)).tolist(), test.classes

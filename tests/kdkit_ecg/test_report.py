@@ -1,0 +1,130 @@
+"""A report shows the ECGs that the student got most wrong, from the files of the run alone."""
+
+import re
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import kdkit
+from kdkit import Net, Recipe, Stage, Training, Truth
+from kdkit.engine.storage.reports import read_reported
+from kdkit.report import write_report
+from kdkit_ecg import Leads, LRHNet, Synthetic
+from kdkit_ecg.datasets.signal_split import RATE, SIGNAL
+from kdkit_ecg.report import ecg_sections, paper
+
+NAME = "student"
+
+
+def recipe(**options):
+    student = Net(NAME, LRHNet(leads=3), view=Leads(3))
+    stage = Stage({student: Truth(nn.BCEWithLogitsLoss())}, Training(epochs=1, batch_size=8))
+    return Recipe(data=Synthetic(train=16, validation=8, test=16, length=500, **options), schedule=[stage])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ecg") / "run"
+    kdkit.run(recipe, out=folder, device="cpu")
+    return folder
+
+
+def page(run, tmp_path):
+    write_report([run], tmp_path / "report.html")
+    return (tmp_path / "report.html").read_text()
+
+
+def test_the_twelve_worst_records_are_shown_with_labels_and_probabilities(run, tmp_path):
+    html = page(run, tmp_path)
+    assert html.count('<figure class="ecg">') == html.count('aria-label="ECG of twelve leads"') == 12
+    test = read_reported(run, NAME).test
+    losses = functional.binary_cross_entropy_with_logits(
+        torch.from_numpy(test.outputs), torch.from_numpy(test.labels), reduction="none"
+    )
+    worst = test.ids[losses.mean(1).argsort(descending=True)[:12].numpy()]
+    assert re.findall(r"<b>Record (\d+)</b>", html) == [str(id) for id in worst]
+    # the first label of the worst record, with its probability
+    row = test.ids.tolist().index(worst[0])
+    label = int(test.labels[row].argmax())
+    probability = 100 / (1 + np.exp(-test.outputs[row, label]))
+    table = html.split("<table>")[-12]
+    assert re.search(rf'{test.classes[label]}</th><td>yes</td><td class="number \w+">{probability:.0f} %', table)
+
+
+def test_names_are_escaped(run, tmp_path):
+    copies = [tmp_path / "<b>first", tmp_path / "<b>second"]
+    for copy in copies:
+        shutil.copytree(run, copy)
+    write_report(copies, tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text()
+    assert html.count('<figure class="ecg">') == 24
+    assert "&lt;b&gt;second</b> <span>5 s at 100 Hz" in html
+    assert "<b>second" not in html
+
+
+def test_signals_that_are_not_in_mv_are_named(tmp_path):
+    kdkit.run(lambda: recipe(scaling="zscore"), out=tmp_path / "run", device="cpu")
+    html = page(tmp_path / "run", tmp_path)
+    assert "scaled to variance 1 by lead, 10 mm for 2 standard deviations" in html
+    assert "h1v-10h5v10h1" not in html  # no calibration of 1 mV
+
+
+def test_damaged_samples_are_named_and_the_rest_of_the_report_is_written(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "samples.safetensors").write_bytes((copy / "samples.safetensors").read_bytes()[:-100])
+    html = page(copy, tmp_path)
+    assert "samples.safetensors cannot be read: its checksum does not match" in html
+    assert '<figure class="ecg">' not in html
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {SIGNAL: torch.zeros(12, 12, 4)},
+        {SIGNAL: torch.zeros(12, 3, 99)},
+        {RATE: torch.zeros(12)},
+        {RATE: torch.ones(12, 2)},
+    ],
+)
+def test_samples_that_no_run_saves_are_not_shown(run, changed, tmp_path):
+    report = write_report([run], tmp_path / "report.html")
+    runs = [replace(run, samples={**run.samples, **changed}) for run in report.runs]
+    assert ecg_sections(replace(report, runs=tuple(runs))) == []
+
+
+def test_a_line_has_the_scale_of_the_paper():
+    signal = np.zeros((12, 1000), np.float32)
+    signal[1, 500] = 1  # mV of lead II, 5 s after the start
+    drawing = str(paper(signal, rate=100))
+    rhythm = re.findall(r'd="M([^"]*)"', drawing)[-1].split("L")
+    across, middle = map(float, rhythm[0].split())
+    assert rhythm[500] == f"{across + 125:.2f} {middle - 10:.2f}"
+    assert "width:260mm" in drawing  # 10 mm for the pulse, and 10 s at 25 mm/s
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_no_signal_leaves_its_row_or_makes_an_invalid_path(value):
+    signal = np.full((12, 300), value, np.float32)
+    numbers = [
+        float(number)
+        for path in re.findall(r'd="M([^"]*)"', str(paper(signal, 100)))
+        for number in re.findall(r"[-\d.]+|nan|inf", path.split("h1v")[0])
+    ]
+    assert all(np.isfinite(numbers))
+    assert min(numbers) >= -15
+
+
+def test_the_peaks_of_a_long_record_are_kept():
+    signal = np.zeros((12, 60_000), np.float32)
+    signal[1, 31_234] = 1
+    drawing = str(paper(signal, rate=500))
+    rhythm = re.findall(r'd="M([^"]*)"', drawing)[-1].split("L")
+    heights = [float(point.split()[1]) for point in rhythm]
+    assert max(heights) - min(heights) == pytest.approx(10)
+    assert len(rhythm) <= 4000
