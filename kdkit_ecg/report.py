@@ -4,14 +4,13 @@ The paper has squares of 1 mm and of 5 mm; it runs at 25 mm/s, and 10 mm are 1 m
 2007). Three rows show four columns of leads, each a quarter of the record, and a fourth row shows lead II throughout.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import resources
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from kdkit.metrics.base import Predictions
 from kdkit.report import Report, Section
 from kdkit.report.runs import ReportedRun
 from kdkit_ecg.datasets.signal_split import IN_MV, RATE, SIGNAL
@@ -40,7 +39,7 @@ Signal = NDArray[np.float32]
 
 def ecg_sections(report: Report) -> list[Section]:
     """Return a section with the records of the runs that saved some, or none."""
-    cards = [card for run in report.runs if _has_ecgs(run) for card in _cards(run, several=len(report.runs) > 1)]
+    cards = [card for run in report.runs for card in _cards(run, several=len(report.runs) > 1)]
     if not cards:
         return []
     style = resources.files(__package__).joinpath("report.css").read_text("utf-8")
@@ -54,19 +53,15 @@ def ecg_sections(report: Report) -> list[Section]:
     return [Section("ECGs", html)]
 
 
-def _has_ecgs(run: ReportedRun) -> bool:
-    """Whether a run saved ECGs; nothing in a run folder is trusted."""
-    if not {SIGNAL, RATE, IN_MV} <= run.samples.keys():
-        return False
-    signal, rate, in_mv = (run.samples[name] for name in (SIGNAL, RATE, IN_MV))
-    shapes = signal.ndim == 3 and signal.shape[1] == len(LEADS) and rate.ndim == in_mv.ndim == 1
-    return bool(shapes and signal.shape[2] >= len(LEADS) and (rate >= 1).all() and rate.isfinite().all())
-
-
 def _cards(run: ReportedRun, *, several: bool) -> Iterator[Markup]:
-    """Yield a figure for each record of a run. several: whether to name the run."""
-    signals = run.samples[SIGNAL].float().numpy()
-    rates, in_mv = run.samples[RATE].tolist(), run.samples[IN_MV].tolist()
+    """Yield a figure for each record that a run saved. several: whether to name the run."""
+    if not {SIGNAL, RATE, IN_MV} <= run.samples.keys():
+        return
+    signal, rate, scale = (run.samples[name] for name in (SIGNAL, RATE, IN_MV))
+    is_ecg = signal.ndim == 3 and signal.shape[1] == len(LEADS) <= signal.shape[2] and rate.ndim == scale.ndim == 1
+    if not is_ecg or not ((rate >= 1) & rate.isfinite()).all():  # nothing in a run folder is trusted
+        return
+    signals, rates, in_mv = signal.float().numpy(), rate.tolist(), scale.tolist()
     for number, id in enumerate(run.samples["ids"].tolist()):
         title = f"Record {id}, {run.label}" if several else f"Record {id}"
         yield Markup(
@@ -78,7 +73,7 @@ def _cards(run: ReportedRun, *, several: bool) -> Iterator[Markup]:
             rates[number],
             "" if in_mv[number] else "; scaled to variance 1 by lead, 10 mm for 2 standard deviations",
             paper(signals[number] if in_mv[number] else signals[number] / 2, rates[number], pulse=bool(in_mv[number])),
-            _probabilities(run, id),
+            class_table(run, id),
         )
 
 
@@ -117,16 +112,18 @@ def _line(part: Signal, rate: float, left: float, middle: float) -> str:
     return "M" + "L".join(f"{across:.2f} {middle - up:.2f}" for across, up in zip(x, values[positions], strict=True))
 
 
-def _probabilities(run: ReportedRun, id: int) -> Markup:
+def class_table(run: ReportedRun, id: int) -> Markup:
     """Return the table of a record's classes, with the probability of each by every network."""
-    columns = {net: column for net in run.nets if (column := _of_sample(run, net, id)) is not None}
-    if not columns:
+    samples = {net: sample for net in run.nets if (sample := run.sample(net, id)) is not None and sample.labels.ndim}
+    if not samples:
         return Markup("")
-    labels, _, classes = next(iter(columns.values()))
+    # log(1 + exp(-x)) does not overflow
+    columns = {net: np.exp(-np.logaddexp(0, -sample.outputs)) for net, sample in samples.items()}
+    labels, _, classes = next(iter(samples.values()))
     shown = [
         index
         for index in range(len(classes))
-        if labels[index] > 0 or any(probabilities[index] >= _CLEAR for _, probabilities, _ in columns.values())
+        if labels[index] > 0 or any(probabilities[index] >= _CLEAR for probabilities in columns.values())
     ]
     head = Markup("").join(Markup('<th scope="col" class="number">{}</th>').format(net) for net in columns)
     rows = [
@@ -138,7 +135,7 @@ def _probabilities(run: ReportedRun, id: int) -> Markup:
                     "right" if (probabilities[index] >= _CLEAR) == (labels[index] > 0) else "wrong",
                     100 * probabilities[index],
                 )
-                for _, probabilities, _ in columns.values()
+                for probabilities in columns.values()
             ),
         )
         for index in shown
@@ -149,16 +146,3 @@ def _probabilities(run: ReportedRun, id: int) -> Markup:
         '<div class="scroll"><table><thead><tr><th scope="col">class</th><th scope="col">labelled</th>{}</tr></thead>'
         "<tbody>{}</tbody></table></div>"
     ).format(head, Markup("").join(rows))
-
-
-def _of_sample(run: ReportedRun, net: str, id: int) -> tuple[Sequence[float], Sequence[float], Sequence[str]] | None:
-    """Return the labels, the probabilities and the classes of a record; None if a network was not tested on it."""
-    split = run.split(net)
-    test: Predictions | None = None if split is None else split.test
-    if test is None or test.ids is None or test.labels.ndim != 2:
-        return None
-    rows = np.flatnonzero(test.ids == id)
-    if not len(rows):
-        return None
-    outputs = test.outputs[rows[0]].astype(np.float64)
-    return test.labels[rows[0]].tolist(), np.exp(-np.logaddexp(0, -outputs)).tolist(), test.classes

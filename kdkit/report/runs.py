@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kdkit.engine.storage.reports import (
@@ -32,6 +34,14 @@ from kdkit.report.analysis import same_metric
 RECIPE = "recipe.py"
 _SOURCE = 1_000_000  # characters of a recipe that a page shows
 _RESAMPLES = 1000
+
+
+class ReportedSample(NamedTuple):
+    """A sample of the reported split: its label or labels, the outputs of a net, (classes,), and the classes."""
+
+    labels: NDArray[Any]
+    outputs: NDArray[Any]
+    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +172,16 @@ class ReportedRun:
         if report is None:
             return None
         return SplitPredictions(report.validation, report.validation if report.test is None else report.test)
+
+    def sample(self, net: str, id: int) -> "ReportedSample | None":
+        """Return what a net was tested on and returned for a sample; None if it was not tested on it."""
+        split = self.split(net)
+        if split is None or split.test.ids is None:
+            return None
+        rows = np.flatnonzero(split.test.ids == id)
+        if not len(rows):
+            return None
+        return ReportedSample(split.test.labels[rows[0]], split.test.outputs[rows[0]], split.test.classes)
 
     def weights_bytes(self, net: str) -> int | None:
         """Return the size of the file of a net's weights; None for a net that was not trained in this run."""
