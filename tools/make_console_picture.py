@@ -57,7 +57,7 @@ class Photographer:
             if event.epoch == max(0, last - LINES):
                 self.console.export_text()  # forget what was printed until now
             if event.epoch == last:
-                self.console.print(RunView(self.progress, time.monotonic))
+                self.console.print(RunView(self.progress, time.monotonic), "")
                 PICTURE.write_text(_without_web_fonts(self.console.export_svg(title="kdkit run lrhnet_smlkd.py")))
                 sys.exit()
 
@@ -81,7 +81,7 @@ def main() -> None:
     from lrhnet_smlkd import recipe
 
     console = PrintableConsole(
-        record=True, file=io.StringIO(), force_terminal=True, width=120, height=40, highlight=False
+        record=True, file=io.StringIO(), force_terminal=True, width=127, height=40, highlight=False
     )
     callbacks = [ConsoleCallback(console), Photographer(console)]
     kdkit.run(

@@ -15,8 +15,7 @@ from kdkit.utils.printable import printable
 _MAX_LINES, _MAX_WIDTH = 15, 120
 _CURVE = 24  # columns of a curve
 _NUMBER = 10  # columns of a number with the space before it
-_LABEL = 24  # columns of the longest label
-_BEST = 27  # columns of the best value of the metric
+_LABEL = 32  # columns of the longest label
 _STYLES = {"done": "green", "running": "cyan", "waiting": "dim"}
 
 
@@ -37,8 +36,8 @@ _ASCII = _Glyphs({"done": "+", "running": "*", "waiting": "o"}, " -> ", "#", "-"
 class RunView:
     """A renderable of a `RunProgress`, at most 15 lines of 120 columns.
 
-    In a short terminal terms are left out first, then the stages and the speed. In a narrow one the curves become
-    shorter, and columns are left out.
+    In a short terminal terms are left out first, then the stages, the speed and the metric. In a narrow one the curves
+    become shorter, and columns are left out.
 
     clock: returns the time in the seconds of `progress`.
     """
@@ -52,9 +51,8 @@ class RunView:
         """Yield the lines."""
         width = min(options.max_width, _MAX_WIDTH)
         # A line stays free, so that the view never scrolls the terminal.
-        lines = self._lines(
-            width, max(1, min(_MAX_LINES, options.size.height - 1)), _ASCII if options.ascii_only else _UNICODE
-        )
+        room = max(1, min(_MAX_LINES, options.size.height - 1))
+        lines = self._lines(width, room, _ASCII if options.ascii_only else _UNICODE)
         for line in lines:
             line.no_wrap = True
             line.rstrip()
@@ -70,35 +68,22 @@ class RunView:
         now, stage = self._clock(), self.progress.current
         if stage is None:
             return [self._stages(width, glyphs)]
-        label = min(_LABEL, max(map(cell_len, [stage.monitor, *map(printable, stage.terms)])))
-        top = [self._position(stage, width, glyphs)]
-        metric = [_metric_line(stage, label, width, glyphs)]
-        rates = [self._rates(stage, now)]
-        terms: list[Text] = []
-        shown = min(len(stage.terms), room - 5)  # below the four lines of the run, and a header
-        if shown > 0:
-            names = list(stage.terms)
-            hidden = len(names) - shown + 1 if shown < len(names) else 0
-            terms = [
-                _header(label, width),
-                *(_term_line(name, stage.terms[name], label, width, glyphs) for name in names[: len(names) - hidden]),
-            ]
-            if hidden:
-                terms.append(Text(f"and {hidden} more terms", style="dim"))
-        stages = [self._stages(width, glyphs)]
-        # With more room, blank lines separate the view from the lines above it, and its parts from each other.
-        used = 4 + len(terms)
-        above, after_stages, after_position = ([Text()] if room >= used + blanks else [] for blanks in (3, 1, 2))
+        run = [self._stages(width, glyphs)]
+        position = [self._position(stage, width, glyphs), _metric_line(stage, width, glyphs), self._rates(stage, now)]
         if room < 4:
-            return [*top, *(metric if room > 1 else []), *(rates if room > 2 else [])]
-        return [*above, *stages, *after_stages, *top, *rates, *after_position, *terms, *metric]
+            return position[:room]
+        terms = _term_lines(stage, width, room - 4, glyphs)
+        # With more room, blank lines separate the view from the lines above it, and its parts from each other.
+        blanks = room - 4 - len(terms)
+        above, after_run, after_position = ([Text()] if blanks >= least else [] for least in (3, 1, 2))
+        return [*above, *run, *after_run, *position, *after_position, *terms]
 
     def _stages(self, width: int, glyphs: _Glyphs) -> Text:
         """Return the stages in their order: with their best values if those fit, or else as many as fit."""
         stages = self.progress.stages
         for names_only in (False, True):
             parts = [_stage_part(stage, glyphs, names_only=names_only) for stage in stages]
-            line = Text(glyphs.arrow, style="dim").join(parts)
+            line = _joined(parts, glyphs)
             if line.cell_len <= width:
                 return line
         return self._folded_stages(glyphs)
@@ -113,7 +98,7 @@ class RunView:
                 parts.append(_stage_part(those[0], glyphs, names_only=True))
             elif those:
                 parts.append(Text(f"{glyphs.symbols[state]} {len(those)} {state}", style=_STYLES[state]))
-        return Text(glyphs.arrow, style="dim").join(parts)
+        return _joined(parts, glyphs)
 
     def _position(self, stage: StageProgress, width: int, glyphs: _Glyphs) -> Text:
         """Return the epoch and the batch of the current stage, with a bar of all its batches."""
@@ -160,45 +145,53 @@ def _stage_part(stage: StageProgress, glyphs: _Glyphs, *, names_only: bool) -> T
     return part
 
 
-def _columns(label: int, width: int) -> list[str]:
-    """Return the columns of numbers that fit next to a short curve."""
+def _joined(parts: Sequence[Text], glyphs: _Glyphs) -> Text:
+    return Text.assemble((glyphs.arrow, "dim")).join(parts)
+
+
+def _term_lines(stage: StageProgress, width: int, room: int, glyphs: _Glyphs) -> list[Text]:
+    """Return a table of the first terms that fit, or of none."""
+    names = list(stage.terms)
+    if not names or room < min(len(names) + 1, 3):
+        return []
+    # The header takes a line, and the number of hidden terms another one.
+    shown = len(names) if len(names) < room else room - 2
+    label = min(_LABEL, width // 2, max(cell_len(printable(name)) for name in names))
     columns = ["weight", "value", "weighted"]
-    while len(columns) > 1 and label + _NUMBER * len(columns) + 8 > width:
+    while len(columns) > 1 and label + _NUMBER * len(columns) + 8 > width:  # next to a short curve
         del columns[-2]
-    return columns
+    header = Text(" " * label + "".join(f"{name:>{_NUMBER}}" for name in columns), style="dim")
+    lines = [_term_line(name, stage.terms[name], label, columns, width, glyphs) for name in names[:shown]]
+    hidden = [Text(f"and {len(names) - shown} more terms", style="dim")] if shown < len(names) else []
+    return [header, *lines, *hidden]
 
 
-def _header(label: int, width: int) -> Text:
-    return Text(" " * label + "".join(f"{name:>{_NUMBER}}" for name in _columns(label, width)), style="dim")
-
-
-def _term_line(name: str, term: TermProgress, label: int, width: int, glyphs: _Glyphs) -> Text:
+def _term_line(name: str, term: TermProgress, label: int, columns: Sequence[str], width: int, glyphs: _Glyphs) -> Text:
     numbers = {
         "weight": f"{term.weight:.3g}",
         "value": number(term.value),
         "weighted": number(term.weight * term.value),
     }
     line = Text(set_cell_size(_shortened(printable(name), label), label))
-    for column in _columns(label, width):
+    for column in columns:
         text = numbers[column] if numbers[column] != "nan" else "-"
         line.append(f"{text:>{_NUMBER}}", "bold" if column == "weighted" else "")
     return line.append("  ").append(sparkline(term.curve, width - line.cell_len - 2, glyphs.levels), "cyan")
 
 
-def _metric_line(stage: StageProgress, label: int, width: int, glyphs: _Glyphs) -> Text:
-    """Return the monitored metric of the last validation, and its best value."""
+def _metric_line(stage: StageProgress, width: int, glyphs: _Glyphs) -> Text:
+    """Return the monitored metric of the last validation, its curve, and its best value."""
     value = number(stage.monitored[-1]) if stage.monitored else "-"
-    line = Text(set_cell_size(_shortened(stage.monitor, label), label), style="")
-    line.append(f"{value:>{_NUMBER * len(_columns(label, width))}}  ", "bold")
+    line = Text.assemble(("validation ", "dim"), _shortened(stage.monitor, width // 2), "  ", (value, "bold"))
     if stage.best is None or math.isnan(stage.best):
         return line
-    best = f"best {number(stage.best)}"
+    best = f"  best {number(stage.best)}"
     epoch = f" in epoch {stage.best_epoch}" if stage.best_epoch else ""
-    room = width - line.cell_len
-    curve = sparkline(stage.monitored, room - _BEST, glyphs.levels)
+    room = width - line.cell_len - len(best)
+    curve = sparkline(stage.monitored, room - len(epoch) - 2, glyphs.levels)
     if curve:
-        line.append(curve, "green").append("  ")
-    return line.append(best + epoch if cell_len(best + epoch) <= room else best, "green")
+        line.append("  ").append(curve, "green")
+    return line.append(best + epoch if len(epoch) <= room else best, "green")
 
 
 def _shortened(text: str, width: int) -> str:

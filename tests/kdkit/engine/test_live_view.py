@@ -88,12 +88,12 @@ def test_the_view_shows_stages_position_speed_terms_and_the_metric():
         "✓ teacher → ● assistant 0.5000 → ○ student",
         "",
         "assistant  epoch 3 of 10  " + "━" * 14 + "─" * 42 + "  batch  50 of 100",
+        "validation accuracy  0.4000  █▁  best 0.5000 in epoch 1",
         "160 samples/s   learning rate 0.05   about 1:10 left in the stage, 2:50 in the run",
         "",
-        "            weight     value  weighted",
-        "truth          0.5    2.0000    1.0000  █▁█",
-        "soft           0.5    1.0000    0.5000  █▁▁",
-        "accuracy                        0.4000  █▁  best 0.5000 in epoch 1",
+        "         weight     value  weighted",
+        "truth       0.5    2.0000    1.0000  █▁█",
+        "soft        0.5    1.0000    0.5000  █▁▁",
     ]
 
 
@@ -103,7 +103,7 @@ def test_a_resumed_stage_has_its_best_value_and_the_stages_before_it_are_done():
     assert lines[1] == "✓ teacher → ✓ assistant → ● student 0.7000"
     assert lines[3].startswith("student  epoch 5 of 10  ━")
     assert lines[3].endswith("  batch  20 of 100")
-    assert lines[-1].split() == ["accuracy", "-", "best", "0.7000"]
+    assert lines[4] == "validation accuracy  -  best 0.7000"
 
 
 def test_after_its_last_batch_an_epoch_is_validated_and_after_the_last_epoch_the_next_stage_is_opened():
@@ -130,7 +130,7 @@ def test_the_time_left_counts_the_validation_and_assumes_that_later_stages_are_a
 def test_batches_are_counted_if_the_number_of_samples_is_unknown():
     progress, now = progress_of(stage_started(samples=None), step(0, 49))
     assert progress.samples_per_second(now) == 5.0
-    assert "5 batches/s" in drawn(progress, now)[4]
+    assert "5 batches/s" in drawn(progress, now)[5]
 
 
 @pytest.mark.parametrize("names", [NAMES, [f"a_stage_with_a_long_name_{n}" for n in range(30)], ["学生" * 30] * 2])
@@ -153,7 +153,7 @@ def test_a_short_terminal_leaves_out_terms_first_and_keeps_the_position():
     labels = [f"term {number}" for number in range(6)]
     progress, now = progress_of(stage_started(labels=labels), epoch_ended(0, labels=labels))
     lines = drawn(progress, now, lines=9)
-    assert [line.split("  ")[0] for line in lines[-4:]] == ["term 0", "term 1", "and 4 more terms", "accuracy"]
+    assert [line.split("  ")[0] for line in lines[-4:]] == ["", "term 0", "term 1", "and 4 more terms"]
     assert drawn(progress, now, lines=2)[0].startswith("assistant  epoch 2 of 10")
 
 
@@ -169,7 +169,7 @@ def test_names_are_shown_without_markup_and_control_characters():
         stage_started(names=names, labels=["[b]", "\x07"], monitor="m\x1b"), step(0, 1, {}), names=names
     )
     text = "\n".join(drawn(progress, now))
-    for shown in ("✓ [red]x[/red] → ● y\\x1b[2J", "[b]  ", "\\x07", "m\\x1b"):
+    for shown in ("✓ [red]x[/red] → ● y\\x1b[2J", "[b]  ", "\\x07", "validation m\\x1b"):
         assert shown in text, text
     assert "\x1b" not in text
 
