@@ -5,17 +5,17 @@
 Both loops train the same model on the same batches in the same order, and run the teacher at every step. They run
 alternately. Printed are the median over rounds of the additional time, with a 95 % interval, and the difference of the
 minima, which other work on the machine affects less. `step` is a network of one layer; `console` the same with the
-progress bar of a terminal; `taps` a small convolutional network (four layers of 8 to 32 channels on 32 x 32 images, a
-teacher twice as wide) with 8 taps and 6 terms; `distiller` the network of one layer in a plain loop around a
-`kdkit.Distiller`; `import` compares the import of kdkit with that of torch.
+live view on a pseudo-terminal, which another process reads; `taps` a small convolutional network (four layers of 8 to
+32 channels on 32 x 32 images, a teacher twice as wide) with 8 taps and 6 terms; `distiller` the network of one layer in
+a plain loop around a `kdkit.Distiller`; `import` compares the import of kdkit with that of torch.
 """
 
 import os
 import platform
+import pty
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from itertools import pairwise
 
@@ -170,9 +170,16 @@ def by_distiller(case, inputs, labels):
 
 
 def with_console(case, inputs, labels):
-    """Return the seconds per step with the progress bar of a terminal, written to a file."""
-    with tempfile.TemporaryFile("w") as file:
-        return by_kdkit(case, inputs, labels, [ConsoleCallback(Console(file=file, force_terminal=True))])
+    """Return the seconds per step with the live view on a pseudo-terminal, which another process reads."""
+    leader, terminal = pty.openpty()
+    reader = subprocess.Popen(["cat"], stdin=leader, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    os.close(leader)
+    with os.fdopen(terminal, "w") as file:
+        # The environment may say that there is no terminal, as NO_COLOR does.
+        console = Console(file=file, width=100, height=32, _environ={"TERM": "xterm-256color"})
+        seconds = by_kdkit(case, inputs, labels, [ConsoleCallback(console)])
+    reader.wait()  # it ends when the terminal is closed
+    return seconds
 
 
 def compare(name, case, kdkit_loop):

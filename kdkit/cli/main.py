@@ -159,6 +159,7 @@ cli.add_command(new)
 )
 @click.option("--deterministic", is_flag=True, help="On CUDA, use kernels that give the same bits in each run.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing except errors.")
+@click.option("--verbose", "-v", is_flag=True, help="Print also settings, and more about each epoch.")
 @click.pass_context
 def run(ctx: click.Context, /, **options: Any) -> None:
     """Run the recipe in FILE: train its stages, then evaluate every net.
@@ -173,6 +174,8 @@ def run(ctx: click.Context, /, **options: Any) -> None:
     from kdkit.study.parallel_stages import run_parallel_stages
     from kdkit.utils.memory import keep_freed_memory
 
+    if options["quiet"] and options["verbose"]:
+        raise click.UsageError("--quiet prints nothing, and --verbose more than usual; use one of them")
     file, out, jobs = file_of(ctx), options["out"], options["jobs"]
     arguments = recipe_options(file, options)
     if out is None and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
@@ -189,6 +192,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
         gradients=options["gradients"],
         keep_checkpoints=options["keep_checkpoints"],
         progress=not options["quiet"],
+        verbose=options["verbose"],
         **run_fields(options),
     )
     origin = Origin(file=file.path, options=arguments, command=command_record(file.path, arguments_of(ctx)))

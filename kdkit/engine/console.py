@@ -1,16 +1,16 @@
-"""Print the progress of a run: a progress bar per stage, a line per epoch, and a table of metrics at the end."""
+"""Print the progress of a run: a live view on a terminal, a line per epoch, and a table of metrics at the end."""
 
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from kdkit.engine.interrupts import announce_on_stderr
+from kdkit.engine.live_view.display import LiveDisplay, can_redraw
 from kdkit.plugins.events import (
     BaselineDifference,
     EpochEnded,
@@ -24,36 +24,36 @@ from kdkit.plugins.hooks import hookimpl
 from kdkit.utils.console import Status, make_console
 from kdkit.utils.memory import format_bytes
 
-# Seconds between two updates of the progress bar. An update at each step would cost more than the step of a small net.
-_BAR_INTERVAL = 0.2
-
 
 @contextmanager
-def progress_display(progress: bool | None) -> Iterator[tuple[Status, list["ConsoleCallback"]]]:
+def progress_display(
+    progress: bool | None, *, verbose: bool = False
+) -> Iterator[tuple[Status, list["ConsoleCallback"]]]:
     """Return, as a context, the status of a run before its first stage, and the callbacks that print its progress.
 
-    progress: see RunOptions; None prints to a terminal or a notebook only.
+    progress, verbose: see RunOptions; None prints to a terminal or a notebook only.
     """
     console = make_console()
     shown = console.is_terminal or console.is_jupyter if progress is None else progress
     with Status(enabled=shown) as status:
-        yield status, [ConsoleCallback(console, status)] if shown else []
+        callbacks = [ConsoleCallback(console, status, verbose=verbose)] if shown else []
+        try:
+            yield status, callbacks
+        finally:
+            for callback in callbacks:  # after an error before `run_ended`
+                callback.close()
 
 
 class ConsoleCallback:
-    """Prints to a rich console: a progress bar on a terminal or in a notebook, and always a line per epoch."""
+    """Prints to a rich console: on a terminal a live view of the run, and always a line per epoch above it."""
 
-    def __init__(self, console: Console, status: Status | None = None) -> None:
+    def __init__(self, console: Console, status: Status | None = None, *, verbose: bool = False) -> None:
         self.console = console
-        # In a notebook, rich draws the bar by ipywidgets, and would warn at every update without it.
-        self._has_bar = find_spec("ipywidgets") is not None if console.is_jupyter else console.is_terminal
+        self.verbose = verbose
+        self._display = LiveDisplay(console) if can_redraw(console) else None
         self._status = Status(enabled=False) if status is None else status
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-        self._pending_steps = 0  # steps that the bar does not show yet
-        self._last_update = 0.0
-        self._epochs = 0  # of the current stage
-        self._ended_epochs: int | None = None  # of them; None before the first one ended
+        self._stage: StageStarted | None = None
+        self._ended_epochs: int | None = None  # of the current stage; None before the first one ended
 
     @hookimpl
     def run_started(self, event: RunStarted) -> None:
@@ -65,41 +65,36 @@ class ConsoleCallback:
             f"(device {escape(event.device)}, seed {event.seed})"
         )
         self._print_notes(event.notices)
+        if self.verbose:
+            for title in ("versions", "options", "settings", "parameters"):
+                values = "  ".join(f"{name} {value}" for name, value in getattr(event, title).items())
+                if values:
+                    self._print_details(f"{title}: {values}")
+        if self._display is not None:
+            self._display.progress.start(event, time.monotonic())
         self._status.show(f"opening stage {event.stages[0]}", terminal_only=True)
 
     @hookimpl
     def stage_started(self, event: StageStarted) -> None:
-        """Print the stage and start its progress bar."""
+        """Print the stage, and show it in the live view."""
         self._status.stop()
-        self._stop_bar()
         self._report_early_end()
-        self._epochs = event.epochs
+        self._stage = event
         resumed = f", resumed after epoch {event.epoch}" if event.epoch else ""
         if event.batch:
             resumed = f", resumed in epoch {event.epoch + 1} after {event.batch} of {event.batches} batches"
         epochs = f"{event.epochs} epoch{'' if event.epochs == 1 else 's'}{resumed}"
         self.console.print(f"\n[bold]{event.index + 1}. {escape(event.name)}[/bold]: {epochs}")
         self._print_notes(event.notices)
-        if self._has_bar:
-            self._progress = Progress(
-                TextColumn("   {task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                console=self.console,
-                transient=True,
-                refresh_per_second=1 / _BAR_INTERVAL,
-            )
-            total = event.batches * (event.epochs - event.epoch) - event.batch
-            self._task = self._progress.add_task("batches", total=total)
-            self._progress.start()
+        if self._display is not None:
+            self._display.progress.start_stage(event, time.monotonic())
+            self._display.start()
 
     @hookimpl
     def step_ended(self, event: StepEnded) -> None:
-        """Advance the progress bar. Reads no term, since that would wait for the device."""
-        self._pending_steps += 1
-        if time.monotonic() - self._last_update >= _BAR_INTERVAL:
-            self._update_bar()
+        """Advance the live view, which reads the terms of few steps, since that may wait for the device."""
+        if self._display is not None:
+            self._display.step(event)
 
     @hookimpl
     def epoch_ended(self, event: EpochEnded) -> None:
@@ -107,8 +102,9 @@ class ConsoleCallback:
 
         After the last epoch, print the peak memory of the stage, if it was measured.
         """
-        self._update_bar()
         self._ended_epochs = event.epoch + 1
+        if self._display is not None:
+            self._display.progress.end_epoch(event, time.monotonic())
         terms = "  ".join(f"{escape(label)} {format_number(value)}" for label, value in event.terms.items())
         star = " *" if event.best else ""
         self.console.print(
@@ -116,14 +112,16 @@ class ConsoleCallback:
             f"{format_number(event.monitor_value)}{star}  [dim]{event.seconds:.1f} s[/dim]",
             soft_wrap=True,  # a line that a log file keeps whole
         )
-        if self._ended_epochs == self._epochs and event.peak_memory_bytes is not None:
+        if self.verbose:
+            self._print_epoch_details(event)
+        last = self._stage is not None and self._ended_epochs == self._stage.epochs
+        if last and event.peak_memory_bytes is not None:
             self.console.print(f"   peak memory {format_bytes(event.peak_memory_bytes, base=1024)}", style="dim")
 
     @hookimpl
     def run_ended(self, event: RunEnded) -> None:
         """Print the table of metrics, their notes and the run folder. Prints nothing after an error."""
-        self._status.stop()
-        self._stop_bar()
+        self.close()
         if event.error is not None:
             return
         self._report_early_end()
@@ -137,6 +135,19 @@ class ConsoleCallback:
         if event.folder is not None:
             self.console.print(f"saved to {event.folder}", markup=False, soft_wrap=True)
 
+    def announce(self, text: str) -> None:
+        """Print a line from a signal handler: above the live view if it is shown, otherwise to stderr."""
+        if self._display is not None and self._display.is_shown:
+            self._display.announce(text)
+        else:
+            announce_on_stderr(text)
+
+    def close(self) -> None:
+        """Remove the status and the live view from the terminal."""
+        self._status.stop()
+        if self._display is not None:
+            self._display.stop()
+
     def _print_differences(self, event: RunEnded) -> None:
         """Print whether distillation helped each student that has a baseline, by the first metric."""
         first = {difference.student: difference for difference in reversed(event.differences)}
@@ -148,23 +159,28 @@ class ConsoleCallback:
 
     def _report_early_end(self) -> None:
         """Print that the stage before ended early, by its patience or a callback."""
-        if self._ended_epochs is not None and self._ended_epochs < self._epochs:
-            self.console.print(f"   ended after epoch {self._ended_epochs} of {self._epochs}", style="dim")
+        epochs = 0 if self._stage is None else self._stage.epochs
+        if self._ended_epochs is not None and self._ended_epochs < epochs:
+            self.console.print(f"   ended after epoch {self._ended_epochs} of {epochs}", style="dim")
         self._ended_epochs = None
 
     def _print_notes(self, notes: Iterable[str]) -> None:
         for note in notes:
             self.console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
 
-    def _update_bar(self) -> None:
-        if self._progress is not None and self._task is not None:
-            self._progress.advance(self._task, self._pending_steps)
-        self._pending_steps, self._last_update = 0, time.monotonic()
+    def _print_details(self, text: str) -> None:
+        self.console.print(text, style="dim", markup=False, soft_wrap=True)
 
-    def _stop_bar(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-        self._progress, self._task = None, None
+    def _print_epoch_details(self, event: EpochEnded) -> None:
+        """Print the weights, the learning rate, the speed, and the gradients if they were recorded."""
+        weights = "  ".join(f"{label} {weight:.3g}" for label, weight in event.weights.items())
+        samples = None if self._stage is None else self._stage.samples
+        # An epoch that was resumed had fewer samples, but its seconds are those of all of them.
+        speed = "" if samples is None or not event.seconds else f"  {samples / event.seconds:,.0f} samples/s"
+        self._print_details(f"      weights {weights}  learning rate {event.learning_rate:.3g}{speed}")
+        for kind, values in (event.gradients or {}).items():
+            numbers = "  ".join(f"{label} {value:.3g}" for label, value in values.items())
+            self._print_details(f"      gradient {kind} {numbers}")
 
 
 def metrics_table(event: RunEnded) -> Table:

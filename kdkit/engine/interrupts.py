@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
@@ -18,11 +18,12 @@ class Interrupts:
     second signal, or one outside of training, ends the run at once: Ctrl-C by KeyboardInterrupt or what the handler of
     the program does, and SIGTERM by Terminated. A handler of the program for SIGTERM is kept.
 
-    announce: print that a signal is noted, since a step may take long. enabled: False does nothing. In a thread it does
-    nothing either, since Python allows handlers in the main thread only.
+    announce: prints that a signal is noted, since a step may take long; it is called with a line in the handler. None
+    prints nothing. enabled: False does nothing. In a thread it does nothing either, since Python allows handlers in the
+    main thread only.
     """
 
-    def __init__(self, *, enabled: bool = True, announce: bool = False) -> None:
+    def __init__(self, *, enabled: bool = True, announce: Callable[[str], None] | None = None) -> None:
         self.announce = announce
         self.requested: signal.Signals | None = None
         self._enabled = enabled and threading.current_thread() is threading.main_thread()
@@ -63,8 +64,8 @@ class Interrupts:
             self._handle_in_worker(number)
         elif self._deferred and self.requested is None:
             self.requested = signal.Signals(number)
-            if self.announce:  # without Python's buffers, which the signal may have interrupted
-                os.write(2, b"\nstopping after this batch; press Ctrl-C again to stop at once\n")
+            if self.announce is not None:
+                self.announce("stopping after this batch; press Ctrl-C again to stop at once")
         else:
             self._end(signal.Signals(number), frame)
 
@@ -84,3 +85,8 @@ class Interrupts:
         self._ignored += number == signal.SIGTERM
         if self._ignored > 1:
             os._exit(128 + number)
+
+
+def announce_on_stderr(text: str) -> None:
+    """Print a line to stderr, without the buffers of Python, which a signal may have interrupted."""
+    os.write(2, f"\n{text}\n".encode())

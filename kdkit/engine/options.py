@@ -36,6 +36,7 @@ class RunFields(TypedDict, total=False):
     checkpoint_every: int | str
     baseline: bool
     progress: bool | None
+    verbose: bool
     only: tuple[str, ...] | None
 
 
@@ -66,8 +67,11 @@ class RunOptions:
     `epoch-<n>-<net>.safetensors` if the stage has several networks.
     baseline: also train each distilled student of the last stage without its teachers, from the same initial weights
     and in the same order of the data, as a net "<student>-alone", and compute the difference of their metrics.
-    progress: print the progress: a bar, a line per epoch, and the metrics. None prints it to a terminal or a notebook,
-    and nothing if the output is captured or goes to a file or a pipe. A Study prints none unless this is True.
+    progress: print the progress: on a terminal a live view of the run, and everywhere a line per epoch and the metrics.
+    None prints it to a terminal or a notebook, and nothing if the output is captured or goes to a file or a pipe. A
+    Study prints none unless this is True.
+    verbose: print with the progress also versions and settings at the start, and below each epoch the weights of the
+    terms, the learning rate, the speed, and gradients if they are recorded.
     only: names of stages to train without computing metrics, if all that they need is finished in `out`; None for all.
     """
 
@@ -88,6 +92,7 @@ class RunOptions:
     checkpoint_every: int | str = "10min"
     baseline: bool = False
     progress: bool | None = None
+    verbose: bool = False
     only: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -106,7 +111,7 @@ class RunOptions:
         validate_choice("capture", self.capture, Capture)
         validate_count("keep_checkpoints", self.keep_checkpoints, least=0)
         parse_interval(self.checkpoint_every)
-        validate_switches(baseline=self.baseline)
+        validate_switches(baseline=self.baseline, verbose=self.verbose)
         if self.progress is not None:
             validate_switches(progress=self.progress)
         validate_share("device_data", self.device_data)

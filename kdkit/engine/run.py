@@ -117,7 +117,7 @@ def run(
             if collectives.rank() == 0:
                 RunFolder.require_usable(options.out, resume=options.resume)  # before any data is prepared
             collectives.broadcast(None)  # other ranks wait, so that none sees what the first one writes later
-        display = progress_display(options.progress if _reports(options) else False)
+        display = progress_display(options.progress if _reports(options) else False, verbose=options.verbose)
         with explain_memory_of_run(device), display as (status, console):
             # Networks are created in recipe(), so their initial weights depend on this seed.
             seed_everything(options.seed)
@@ -129,7 +129,9 @@ def run(
                 recipe = with_baselines(recipe)
             status.show("checking the recipe")
             callbacks = [*console, *callbacks]
-            interrupts = Interrupts(enabled=not collectives.is_distributed(), announce=bool(console))
+            interrupts = Interrupts(
+                enabled=not collectives.is_distributed(), announce=console[0].announce if console else None
+            )
             with interrupts, deterministic(enabled=options.deterministic):
                 return _Run(recipe, options, device, callbacks, origin or Origin(), interrupts).execute()
 

@@ -134,7 +134,7 @@ class StageTrainer:
             step, reason = make_step(stage, state, module, autocast, capture=options.capture)
             if reason is not None:
                 self.notices.append(f"the training step is not captured as a CUDA graph: {reason}")
-            self._report_start(first)
+            self._report_start(first, state)
             for epoch in range(first, self.training.epochs):
                 # Read from the history, which a resumed run has too.
                 if self._is_stopped() or self._runs_out_of_patience(epoch):
@@ -207,7 +207,13 @@ class StageTrainer:
             if means.not_finite is not None and not collectives.is_distributed():
                 break  # several processes must fail together, at the end of the epoch
             if report_steps:
-                event = StepEnded(stage=self.stage.name, epoch=epoch, batch=index, terms=Figures(values))
+                event = StepEnded(
+                    stage=self.stage.name,
+                    epoch=epoch,
+                    batch=index,
+                    terms=Figures(values),
+                    learning_rate=step.state.optimizer.param_groups[0]["lr"],
+                )
                 self.ctx.callbacks.call("step_ended", event)
             # Between two updates there are gradients, which a checkpoint does not hold.
             position.batches = index + 1
@@ -382,7 +388,8 @@ class StageTrainer:
         )
         self.folder.save_checkpoint(step, checkpoint, ended)
 
-    def _report_start(self, epoch: int) -> None:
+    def _report_start(self, epoch: int, state: TrainState) -> None:
+        sizes = self.batches.sizes(epoch)
         event = StageStarted(
             index=self.index,
             name=self.stage.name,
@@ -391,6 +398,11 @@ class StageTrainer:
             epochs=self.training.epochs,
             batches=self.batches.per_epoch,
             notices=tuple(self.notices),
+            samples=None if sizes is None else sum(sizes),
+            learning_rate=state.lr,
+            weights=dict(state.weights()),
+            monitor=self._monitored_metric().name,
+            best_value=None if self.best.epoch < 0 else self.best.value,
         )
         self.ctx.callbacks.call("stage_started", event)
 

@@ -4,6 +4,7 @@
 `kdkit.metrics`, which imports torch.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +96,9 @@ class StageStarted:
     """A stage starts, or resumes at `epoch` and its `batch` (counted from 0).
 
     notices: the teachers that are called at every step although other teacher outputs are cached, and the reasons.
+    samples: the number of training samples per epoch; None if a DataLoader does not know it. weights: of the terms by
+    label, at the start. monitor: the metric that selects the best epoch. best_value: its value in the best epoch before
+    the stage was resumed; None if there is none.
     """
 
     index: int
@@ -104,19 +108,26 @@ class StageStarted:
     batches: int
     batch: int = 0
     notices: tuple[str, ...] = ()
+    samples: int | None = None
+    learning_rate: float = math.nan
+    weights: Mapping[str, float] = field(default_factory=dict)
+    monitor: str = ""
+    best_value: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepEnded:
     """The training step of a batch ended.
 
-    terms: the value of each term without its weight; to read one may wait for the device.
+    terms: the value of each term without its weight; to read one may wait for the device. learning_rate: of the first
+    parameter group after this step; `float(event.learning_rate)` may wait too.
     """
 
     stage: str
     epoch: int
     batch: int
     terms: Mapping[str, float]
+    learning_rate: SupportsFloat = math.nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

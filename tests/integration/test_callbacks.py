@@ -1,13 +1,9 @@
 """Tests of callbacks: they receive plain values and cannot change a run, even if they fail or draw random numbers."""
 
-import io
-
 import pytest
 import torch
-from rich.console import Console
 
 import kdkit
-from kdkit.engine.console import ConsoleCallback
 from tests.helpers.stages import Small, data, epoch_terms, three, training, truth
 
 
@@ -174,21 +170,6 @@ def test_callbacks_are_called_when_a_run_is_interrupted():
     with pytest.raises(KeyboardInterrupt):
         run_losses([recorder, Interrupt()])
     assert isinstance(recorder.error, KeyboardInterrupt)
-
-
-def test_the_progress_bar_shows_every_step_at_the_end_of_an_epoch(monkeypatch):
-    completed = []
-    callback = ConsoleCallback(Console(file=io.StringIO(), force_terminal=True))
-    # So long that no step updates the bar, and only the end of an epoch does.
-    monkeypatch.setattr("kdkit.engine.console._BAR_INTERVAL", 3600.0)
-
-    class BarReader:
-        @kdkit.hookimpl
-        def epoch_ended(self, event):
-            completed.append(callback._progress.tasks[0].completed)
-
-    kdkit.run(three(training=training(epochs=2)), device="cpu", callbacks=[BarReader(), callback])
-    assert completed == [4, 8] * 3
 
 
 def test_a_teacher_session_may_keep_the_student_outputs_that_it_observes():

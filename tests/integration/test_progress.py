@@ -4,6 +4,7 @@ import io
 import os
 import pty
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.console import Console
 import kdkit
 from kdkit import RecipeError, Study, Trial
 from kdkit.engine.console import ConsoleCallback, progress_display
+from kdkit.engine.live_view.display import can_redraw
 from kdkit.utils.console import Status
 from tests.helpers.command_line import ROOT, environment
 from tests.helpers.processes import run_python
@@ -65,7 +67,15 @@ def test_a_run_in_python_prints_its_progress_to_a_terminal_only(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     silent, shown = run_on_terminal(["script.py"], tmp_path).split("---\r\n")
     assert silent == "from recipe\r\n"
-    for text in ("from recipe", "checking the recipe", "3. student", "epoch   1", "4/4", "Metrics on test"):
+    for text in (
+        "from recipe",
+        "checking the recipe",
+        "3. student",
+        "epoch   1",
+        "batch 0 of 4",
+        "validating",
+        "Metrics on test",
+    ):
         assert text in shown, shown
 
     piped = run_python(["script.py"], tmp_path)
@@ -100,12 +110,12 @@ def test_progress_does_not_change_the_random_states_or_the_results(capsys):
     assert terms[0] == terms[1]
 
 
-def test_a_notebook_shows_progress_and_a_bar_only_if_it_can_draw_one(monkeypatch):
+def test_a_notebook_shows_lines_without_a_live_view(monkeypatch):
     notebook = Console(force_jupyter=True, file=io.StringIO())
     monkeypatch.setattr("kdkit.engine.console.make_console", lambda: notebook)
     with progress_display(None) as (_status, callbacks):
         assert len(callbacks) == 1
-        assert not callbacks[0]._has_bar  # ipywidgets is not installed here, and rich would warn at each update
+        assert not can_redraw(callbacks[0].console)
     with progress_display(False) as (_status, callbacks):
         assert callbacks == []
 
@@ -141,6 +151,24 @@ def test_a_command_says_at_once_what_it_is_doing(tmp_path):
     assert done.stdout.startswith("hinton: teacher -> student")
     quiet = run_python([*arguments, "--out", "quiet", "--quiet"], tmp_path)
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    both = run_python([*arguments, "--out", "both", "--quiet", "--verbose"], tmp_path)
+    assert both.returncode == 2
+    assert "--quiet prints nothing, and --verbose more than usual; use one of them" in both.stderr
+
+
+def test_verbose_prints_settings_and_below_each_epoch_its_weights_speed_and_gradients(capsys):
+    run_small(progress=True, verbose=True, gradients=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(re.fullmatch(r"versions: kdkit \S+  torch \S+  python \S+", line) for line in lines)
+    assert any(line.startswith("settings: seed 0  precision fp32") for line in lines)
+    assert any(line.startswith("parameters: teacher ") for line in lines)
+    epoch = [number for number, line in enumerate(lines) if line.startswith("   epoch   1")][-1]
+    assert re.fullmatch(
+        r"      weights truth 0\.5  teacher/soft_targets 0\.\d+  (.*  )?learning rate 0\.1  [\d,]+ samples/s",
+        lines[epoch + 1],
+    )
+    assert re.fullmatch(r"      gradient norms truth \S+  .*", lines[epoch + 2])
+    assert re.fullmatch(r"      gradient cosines truth \| teacher/soft_targets \S+.*", lines[epoch + 3])
 
 
 def test_a_status_disappears_from_a_terminal_when_it_ends(monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 
 from kdkit.engine import checkpointing
 from kdkit.engine.checkpointing import CheckpointInterval
-from kdkit.engine.interrupts import Interrupts
+from kdkit.engine.interrupts import Interrupts, announce_on_stderr
 from kdkit.errors import RecipeError, Terminated
 from kdkit.utils.validation import parse_interval
 
@@ -111,7 +111,7 @@ def test_a_signal_outside_of_training_ends_the_run_at_once(number, ending):
 
 @pytest.mark.parametrize(("number", "ending"), ENDINGS)
 def test_a_signal_in_a_training_step_is_noted_and_ends_the_run_after_it(number, ending, capfd):
-    with Interrupts(announce=True) as interrupts:
+    with Interrupts(announce=announce_on_stderr) as interrupts:
         with interrupts.deferred():
             signal.raise_signal(number)
             assert interrupts.requested == number

@@ -1,0 +1,186 @@
+"""The state of a run that the live view shows, kept from the events of callbacks."""
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal
+
+from kdkit.plugins.events import EpochEnded, RunStarted, StageStarted, StepEnded
+from kdkit.utils.printable import printable
+
+_RATES = 20  # redraws over which the speed is averaged
+
+
+@dataclass(slots=True)
+class TermProgress:
+    """A term of the current stage.
+
+    epochs: its weighted mean in each epoch that ended. total, count: of the values read in the current epoch.
+    """
+
+    weight: float = math.nan
+    epochs: list[float] = field(default_factory=list)
+    total: float = 0.0
+    count: int = 0
+    last_mean: float = math.nan
+
+    @property
+    def value(self) -> float:
+        """The mean of the batches that were read in the current epoch, or that of the last epoch."""
+        return self.total / self.count if self.count else self.last_mean
+
+    @property
+    def curve(self) -> list[float]:
+        """The weighted mean of each epoch, with the current one."""
+        return [*self.epochs, self.weight * self.value] if self.count else self.epochs
+
+
+@dataclass(slots=True)
+class StageProgress:
+    """A stage: its length, its position, and the monitored metric.
+
+    epochs: None if the stage waits and the run does not tell its length. samples: per epoch, None if unknown.
+    best_epoch: counted from 1; 0 if it ended before the run was resumed.
+    """
+
+    name: str
+    epochs: int | None = None
+    state: Literal["waiting", "running", "done"] = "waiting"
+    epoch: int = 0
+    batch: int = 0  # batches of the epoch that are trained
+    batches: int = 0
+    samples: int | None = None
+    learning_rate: float = math.nan
+    terms: dict[str, TermProgress] = field(default_factory=dict)
+    monitor: str = ""
+    monitored: list[float] = field(default_factory=list)
+    best: float | None = None
+    best_epoch: int = 0
+
+    @property
+    def share(self) -> float:
+        """The share of all batches that are trained."""
+        total = (self.epochs or 0) * self.batches
+        return min(1.0, (self.epoch * self.batches + self.batch) / total) if total else 0.0
+
+
+class RunProgress:
+    """The state of a run. Times are seconds of one clock, which each method takes as `now`."""
+
+    def __init__(self) -> None:
+        self.stages: list[StageProgress] = []
+        self.current: StageProgress | None = None
+        self.began = 0.0
+        self._epoch_began = 0.0
+        self._first_batch = 0  # of the epoch, above 0 if it was resumed
+        self._epoch_seconds: float | None = None  # of the last whole epoch with its validation
+        self._rates: deque[tuple[float, int]] = deque(maxlen=_RATES)  # time and batch at redraws of this epoch
+        self._rate: float | None = None
+
+    def start(self, event: RunStarted, now: float) -> None:
+        """List the stages."""
+        lengths = [event.settings.get(f"{name}/epochs") for name in event.stages]
+        self.stages = [
+            StageProgress(printable(name), length if isinstance(length, int) else None)
+            for name, length in zip(event.stages, lengths, strict=True)
+        ]
+        self.began = now
+
+    def start_stage(self, event: StageStarted, now: float) -> None:
+        """Begin a stage; those before it are done, also if a resumed run has only loaded them."""
+        for stage in self.stages[: event.index]:
+            stage.state = "done"
+        self.current = self.stages[event.index] = StageProgress(
+            printable(event.name),
+            event.epochs,
+            "running",
+            event.epoch,
+            event.batch,
+            event.batches,
+            event.samples,
+            event.learning_rate,
+            {label: TermProgress(weight) for label, weight in event.weights.items()},
+            printable(event.monitor),
+            best=event.best_value,
+        )
+        self._epoch_seconds = self._rate = None
+        self._begin_epoch(event.batch, now)
+
+    def step(self, event: StepEnded) -> None:
+        """Advance by a batch, without reading its terms."""
+        if self.current is not None:
+            self.current.batch = event.batch + 1
+
+    def read_step(self, event: StepEnded) -> None:
+        """Add the terms of a batch to the means of the epoch, which may wait for the device."""
+        if self.current is not None:
+            self.current.learning_rate = float(event.learning_rate)
+            for label, value in event.terms.items():
+                term = self.current.terms.setdefault(label, TermProgress())
+                term.total += value
+                term.count += 1
+
+    def end_epoch(self, event: EpochEnded, now: float) -> None:
+        """Add an epoch to the curves, and end the stage with its last one."""
+        stage = self.current
+        if stage is None:
+            return
+        for label, mean in event.terms.items():
+            term = stage.terms.setdefault(label, TermProgress())
+            term.weight = event.weights.get(label, math.nan)
+            term.epochs.append(term.weight * mean)
+            term.total, term.count, term.last_mean = 0.0, 0, mean
+        stage.monitor = printable(event.monitor)
+        stage.monitored.append(event.monitor_value)
+        if event.best:
+            stage.best, stage.best_epoch = event.monitor_value, event.epoch + 1
+        stage.learning_rate = event.learning_rate
+        trained = stage.batches - self._first_batch
+        if trained > 0:  # a resumed epoch is shorter than the next ones
+            self._epoch_seconds = (now - self._epoch_began) * stage.batches / trained
+        stage.epoch, stage.batch = event.epoch + 1, 0
+        if stage.epoch == stage.epochs:
+            stage.state = "done"
+        self._begin_epoch(0, now)
+
+    def samples_per_second(self, now: float) -> float | None:
+        """Return the recent speed of training, in batches per second if the number of samples is unknown."""
+        stage = self.current
+        if stage is None or stage.state != "running":
+            return None
+        if stage.batch < stage.batches:  # not in the validation, in which no batches are trained
+            self._rates.append((now, stage.batch))
+            (first_time, first_batch), (last_time, last_batch) = self._rates[0], self._rates[-1]
+            if last_batch > first_batch and last_time > first_time:
+                self._rate = (last_batch - first_batch) / (last_time - first_time)
+        if self._rate is None or stage.samples is None:
+            return self._rate
+        return self._rate * stage.samples / stage.batches
+
+    def seconds_left(self, now: float) -> tuple[float | None, float | None]:
+        """Return the estimated seconds until the current stage ends, and until all do; None if that is unknown.
+
+        A later stage counts as if its epochs took as long as those of this one.
+        """
+        stage = self.current
+        if stage is None or stage.epochs is None:
+            return None, None
+        epoch_seconds, elapsed = self._epoch_seconds, now - self._epoch_began
+        if epoch_seconds is None:
+            trained = stage.batch - self._first_batch
+            if trained <= 0:
+                return None, None
+            epoch_seconds = elapsed * stage.batches / trained
+            left = epoch_seconds * (stage.epochs - stage.epoch - stage.batch / stage.batches)
+        else:
+            epochs = stage.epochs - stage.epoch
+            left = max(epoch_seconds * epochs - elapsed, epoch_seconds * max(0, epochs - 1))
+        waiting = [other.epochs for other in self.stages if other.state == "waiting"]
+        if any(epochs is None for epochs in waiting):
+            return left, None
+        return left, left + epoch_seconds * sum(epochs for epochs in waiting if epochs is not None)
+
+    def _begin_epoch(self, batch: int, now: float) -> None:
+        self._first_batch, self._epoch_began = batch, now
+        self._rates.clear()
+        self._rates.append((now, batch))

@@ -1,0 +1,230 @@
+"""Draw the state of a run in a few lines that fit the terminal."""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.text import Text
+
+from kdkit.engine.live_view.progress import RunProgress, StageProgress, TermProgress
+from kdkit.utils.printable import printable
+
+_MAX_LINES, _MAX_WIDTH = 15, 120
+_CURVE = 24  # columns of a curve
+_NUMBER = 10  # columns of a number with the space before it
+_LABEL = 32  # columns of the longest label
+_STYLES = {"done": "green", "running": "cyan", "waiting": "dim"}
+
+
+class _Glyphs(NamedTuple):
+    """Characters: of the states of stages, between them, of the two parts of a bar, and of the levels of a curve."""
+
+    symbols: dict[str, str]
+    arrow: str
+    full: str
+    empty: str
+    levels: str
+
+
+_UNICODE = _Glyphs({"done": "✓", "running": "●", "waiting": "○"}, " → ", "━", "─", "▁▂▃▄▅▆▇█")
+_ASCII = _Glyphs({"done": "+", "running": "*", "waiting": "o"}, " -> ", "#", "-", "_.-=+*#@")  # if stdout is not UTF-8
+
+
+class RunView:
+    """A renderable of a `RunProgress`, at most 15 lines of 120 columns.
+
+    In a short terminal terms are left out first, then the stages, the speed and the metric. In a narrow one the curves
+    become shorter, and columns are left out.
+
+    clock: returns the time in the seconds of `progress`.
+    """
+
+    def __init__(self, progress: RunProgress, clock: Callable[[], float]) -> None:
+        self.progress = progress
+        self._clock = clock
+        self._drawn: list[int] = []  # the columns of the lines that were drawn last
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the lines."""
+        width = min(options.max_width, _MAX_WIDTH)
+        # A line stays free, so that the view never scrolls the terminal.
+        room = max(1, min(_MAX_LINES, options.size.height - 1))
+        lines = self._lines(width, room, _ASCII if options.ascii_only else _UNICODE)
+        for line in lines:
+            line.no_wrap = True
+            line.rstrip()
+            line.truncate(width, overflow="ellipsis")
+        self._drawn = [line.cell_len for line in lines]
+        yield from lines
+
+    def rows_added(self, width: int) -> int:
+        """Return how many rows more the lines take that were drawn last, if the terminal has become this narrow."""
+        return sum(math.ceil(columns / width) - 1 for columns in self._drawn if columns > width)
+
+    def _lines(self, width: int, room: int, glyphs: _Glyphs) -> list[Text]:
+        now, stage = self._clock(), self.progress.current
+        if stage is None:
+            return [self._stages(width, glyphs)]
+        run = [self._stages(width, glyphs)]
+        position = [self._position(stage, width, glyphs), _metric_line(stage, width, glyphs), self._rates(stage, now)]
+        if room < 4:
+            return position[:room]
+        terms = _term_lines(stage, width, room - 4, glyphs)
+        # With more room, blank lines separate the view from the lines above it, and its parts from each other.
+        blanks = room - 4 - len(terms)
+        above, after_run, after_position = ([Text()] if blanks >= least else [] for least in (3, 1, 2))
+        return [*above, *run, *after_run, *position, *after_position, *terms]
+
+    def _stages(self, width: int, glyphs: _Glyphs) -> Text:
+        """Return the stages in their order: with their best values if those fit, or else as many as fit."""
+        stages = self.progress.stages
+        for names_only in (False, True):
+            parts = [_stage_part(stage, glyphs, names_only=names_only) for stage in stages]
+            line = _joined(parts, glyphs)
+            if line.cell_len <= width:
+                return line
+        return self._folded_stages(glyphs)
+
+    def _folded_stages(self, glyphs: _Glyphs) -> Text:
+        """Return the current stage, between the numbers of those that are done and that wait."""
+        stages, current = self.progress.stages, self.progress.current
+        parts = []
+        for state in ("done", "running", "waiting"):
+            those = [stage for stage in stages if stage.state == state]
+            if state == "running" and current in those:
+                parts.append(_stage_part(those[0], glyphs, names_only=True))
+            elif those:
+                parts.append(Text(f"{glyphs.symbols[state]} {len(those)} {state}", style=_STYLES[state]))
+        return _joined(parts, glyphs)
+
+    def _position(self, stage: StageProgress, width: int, glyphs: _Glyphs) -> Text:
+        """Return the epoch and the batch of the current stage, with a bar of all its batches."""
+        epochs, batches = stage.epochs or 0, stage.batches
+        start = Text.assemble(
+            (_shortened(stage.name, width // 3), "bold"), f"  epoch {min(stage.epoch + 1, epochs)} of {epochs}  "
+        )
+        if stage.state == "done":
+            waits = any(other.state == "waiting" for other in self.progress.stages)
+            end = "opening the next stage" if waits else "computing the metrics"
+        elif stage.batch == batches:
+            end = "validating"
+        else:
+            end = f"batch {stage.batch:>{len(str(batches))}} of {batches}"
+        # As long as the longest text that may stand there, so that the bar keeps its length.
+        end = end.ljust(len(f"batch {batches} of {batches}"))
+        columns = width - start.cell_len - len(end) - 2
+        if columns < 8:
+            return start.append(end)
+        filled = round(stage.share * columns)
+        bar = Text.assemble((glyphs.full * filled, "green"), (glyphs.empty * (columns - filled), "dim"))
+        return start.append(bar).append(f"  {end}")
+
+    def _rates(self, stage: StageProgress, now: float) -> Text:
+        speed = self.progress.samples_per_second(now)
+        left, run_left = self.progress.seconds_left(now)
+        unit = "batches" if stage.samples is None else "samples"
+        times = "" if left is None or stage.state == "done" else f"about {duration(left)} left in the stage"
+        if times and run_left is not None:
+            times += f", {duration(run_left)} in the run"
+        parts = [
+            "" if speed is None else f"{speed:,.0f} {unit}/s" if speed >= 10 else f"{speed:.2g} {unit}/s",
+            "" if math.isnan(stage.learning_rate) else f"learning rate {stage.learning_rate:.3g}",
+            times,
+        ]
+        return Text("   ".join(filter(None, parts)), style="dim")
+
+
+def _stage_part(stage: StageProgress, glyphs: _Glyphs, *, names_only: bool) -> Text:
+    style = _STYLES[stage.state]
+    part = Text.assemble((f"{glyphs.symbols[stage.state]} ", style), (stage.name, "dim" * (stage.state == "waiting")))
+    if stage.best is not None and not names_only and not math.isnan(stage.best):
+        part.append(f" {number(stage.best)}", style)
+    return part
+
+
+def _joined(parts: Sequence[Text], glyphs: _Glyphs) -> Text:
+    return Text.assemble((glyphs.arrow, "dim")).join(parts)
+
+
+def _term_lines(stage: StageProgress, width: int, room: int, glyphs: _Glyphs) -> list[Text]:
+    """Return a table of the first terms that fit, or of none."""
+    names = list(stage.terms)
+    if not names or room < min(len(names) + 1, 3):
+        return []
+    # The header takes a line, and the number of hidden terms another one.
+    shown = len(names) if len(names) < room else room - 2
+    label = min(_LABEL, width // 2, max(cell_len(printable(name)) for name in names))
+    columns = ["weight", "value", "weighted"]
+    while len(columns) > 1 and label + _NUMBER * len(columns) + 8 > width:  # next to a short curve
+        del columns[-2]
+    header = Text(" " * label + "".join(f"{name:>{_NUMBER}}" for name in columns), style="dim")
+    lines = [_term_line(name, stage.terms[name], label, columns, width, glyphs) for name in names[:shown]]
+    hidden = [Text(f"and {len(names) - shown} more terms", style="dim")] if shown < len(names) else []
+    return [header, *lines, *hidden]
+
+
+def _term_line(name: str, term: TermProgress, label: int, columns: Sequence[str], width: int, glyphs: _Glyphs) -> Text:
+    numbers = {
+        "weight": f"{term.weight:.3g}",
+        "value": number(term.value),
+        "weighted": number(term.weight * term.value),
+    }
+    line = Text(set_cell_size(_shortened(printable(name), label), label))
+    for column in columns:
+        text = numbers[column] if numbers[column] != "nan" else "-"
+        line.append(f"{text:>{_NUMBER}}", "bold" if column == "weighted" else "")
+    return line.append("  ").append(sparkline(term.curve, width - line.cell_len - 2, glyphs.levels), "cyan")
+
+
+def _metric_line(stage: StageProgress, width: int, glyphs: _Glyphs) -> Text:
+    """Return the monitored metric of the last validation, its curve, and its best value."""
+    value = number(stage.monitored[-1]) if stage.monitored else "-"
+    line = Text.assemble(("validation ", "dim"), _shortened(stage.monitor, width // 2), "  ", (value, "bold"))
+    if stage.best is None or math.isnan(stage.best):
+        return line
+    best = f"  best {number(stage.best)}"
+    epoch = f" in epoch {stage.best_epoch}" if stage.best_epoch else ""
+    room = width - line.cell_len - len(best)
+    curve = sparkline(stage.monitored, room - len(epoch) - 2, glyphs.levels)
+    if curve:
+        line.append("  ").append(curve, "green")
+    return line.append(best + epoch if len(epoch) <= room else best, "green")
+
+
+def _shortened(text: str, width: int) -> str:
+    """Return a label that is too long with its end replaced by dots."""
+    return text if cell_len(text) <= width else set_cell_size(text, max(0, width - 2)) + ".."
+
+
+def sparkline(values: Sequence[float], width: int, levels: str = _UNICODE.levels) -> str:
+    """Return a curve of one line, in at most `width` and 24 columns; a column is the mean of as many values as needed.
+
+    A value that is not finite is a blank.
+    """
+    columns = min(width, _CURVE, len(values))
+    if columns < 1:
+        return ""
+    bounds = [round(index * len(values) / columns) for index in range(columns + 1)]
+    # Halves, whose differences are finite.
+    means = [sum(values[first:end]) / (end - first) / 2 for first, end in pairwise(bounds)]
+    finite = [mean for mean in means if math.isfinite(mean)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    return "".join(
+        " " if not math.isfinite(mean) else levels[round((mean - low) / (high - low) * 7) if high > low else 3]
+        for mean in means
+    )
+
+
+def number(value: float) -> str:
+    """Return a number of at most nine characters; "nan" for NaN."""
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as a clock shows it: "0:48", "5:40" or "1:05:40"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
