@@ -1,4 +1,4 @@
-"""Describe what a stage will cost, in sentences of `kdkit check`."""
+"""Describe the cost of a stage, in sentences of `kdkit check`."""
 
 from collections.abc import Iterator
 

@@ -7,7 +7,6 @@ from kdkit.cli.estimates import about, describe_projector, short_count
 from kdkit.engine.check.estimate import StageEstimate
 from kdkit.engine.check.plan import Plan, TermSummary
 from kdkit.nets.net import Net
-from kdkit.recipe.recipe import Stage
 from kdkit.teachers.ema import Ema
 from kdkit.teachers.past import Past
 from kdkit.teachers.peer import Peer
@@ -17,7 +16,7 @@ LABELS = "labels"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrow:
-    """A term: the loss with its weight, and below it what is compared, at the source and at the student."""
+    """A term: the loss with its weight, and the two sides that it compares, at the source and at the student."""
 
     weight: str
     loss: str
@@ -46,7 +45,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lesson:
-    """A student and what it learns from in a stage."""
+    """A student with its sources in a stage."""
 
     student: Box
     sources: tuple[Source, ...]
@@ -120,7 +119,9 @@ def _arrow(term: TermSummary) -> Arrow:
         loss=term.loss,
         source=term.target.removeprefix(f"{LABELS} ") if term.teacher is None else term.target,
         student=term.student,
-        projectors=tuple(describe_projector(one).replace("->", "\N{RIGHTWARDS ARROW}") for one in term.projectors),
+        projectors=tuple(
+            describe_projector(projector).replace("->", "\N{RIGHTWARDS ARROW}") for projector in term.projectors
+        ),
     )
 
 
@@ -136,11 +137,8 @@ def _facts_of(net: Net[Any], name: str, estimate: StageEstimate | None) -> tuple
 
 def _trained_in(plan: Plan, index: int, name: str) -> int | None:
     """Return the index of the last stage before this one that trains a network."""
-    return next((i for i in reversed(range(index)) if _trains(plan.stages[i], name)), None)
-
-
-def _trains(stage: Stage, name: str) -> bool:
-    return any(net.name == name for net in stage.objectives)
+    trained = [{net.name for net in stage.objectives} for stage in plan.stages[:index]]
+    return next((earlier for earlier in reversed(range(index)) if name in trained[earlier]), None)
 
 
 def type_name(value: Any) -> str:

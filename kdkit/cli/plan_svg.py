@@ -4,8 +4,6 @@ In a card, sources are on the left and students on the right. Outside of the car
 places where it teaches later.
 """
 
-from collections.abc import Mapping, Sequence
-
 from kdkit.cli.plan_graph import Arrow, Box, Lesson, Source, StageGraph, stage_graphs
 from kdkit.cli.svg import COLOURS, Point, Svg, text_width
 from kdkit.engine.check.plan import Plan
@@ -28,9 +26,14 @@ class _Drawing:
     def __init__(self, plan: Plan, title: str) -> None:
         self.plan, self.title = plan, title
         self.graphs = stage_graphs(plan)
-        self.colours = _colours([net.name for net in plan.nets])
+        # The first colour is that of the last network, as of students in reports.
+        others = [index for index in range(1, COLOURS) if index != _LABELS]
+        names = [net.name for net in plan.nets]
+        self.colours = {name: others[index % len(others)] for index, name in enumerate(names)}
+        self.colours.update(dict.fromkeys(names[-1:], 0))
         # A net that teaches after its training has a line outside of the cards, each with its own place.
-        taught = [(source.trained_in, source.box.net) for graph in self.graphs for source in _sources(graph)]
+        sources = [source for graph in self.graphs for lesson in graph.lessons for source in lesson.sources]
+        taught = [(source.trained_in, source.box.net) for source in sources]
         self.rails = [rail for rail in dict.fromkeys(taught) if rail[0] is not None]
         margin = 14.0 + _RAIL * len(self.rails) + (6.0 if self.rails else 0.0)
         self.left, self.right = margin, _WIDTH - margin
@@ -148,22 +151,12 @@ class _Drawing:
         return _LABELS if box.net is None else self.colours.get(box.net, _LABELS)
 
 
-def _colours(nets: Sequence[str]) -> Mapping[str, int]:
-    """Return a colour for each network: the first one for the last network, as students have in reports."""
-    others = [index for index in range(1, COLOURS) if index != _LABELS]
-    return {net: 0 if net == nets[-1] else others[index % len(others)] for index, net in enumerate(nets)}
-
-
 def _leading(options: str, width: float) -> str:
     """Return the first of the options of a loss, as many as fit: half an option says nothing."""
     parts = options.split(", ")
     while parts and text_width(", ".join(parts), 12) > width:
         parts.pop()
     return ", ".join(parts)
-
-
-def _sources(graph: StageGraph) -> list[Source]:
-    return [source for lesson in graph.lessons for source in lesson.sources]
 
 
 def _lesson_height(lesson: Lesson) -> float:

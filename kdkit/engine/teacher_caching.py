@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -167,8 +168,9 @@ class TeacherCaching:
         folder = self.options.teacher_cache_folder()
         entry = None
         # To compute the key, all weights are read, which is left out if there is nothing to be found.
-        if not will_change and folder.is_dir() and any(folder.iterdir()):
-            entry = read_info(folder / self._key(net, stage).digest)
+        with suppress(OSError):  # a folder that cannot be read is reported by the run
+            if not will_change and folder.is_dir() and any(folder.iterdir()):
+                entry = read_info(folder / self._key(net, stage).digest)
         return CacheForecast(True, folder=folder, entry=entry if entry is not None and entry.readable else None)
 
     def _is_worthwhile(self, net: Net[Any], stage: Stage) -> bool:

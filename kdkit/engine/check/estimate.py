@@ -1,4 +1,4 @@
-"""Estimate what a stage will cost: multiply-adds, the time of an epoch, and the teacher outputs that are cached."""
+"""Estimate the cost of a stage: multiply-adds, the time of an epoch, and the teacher outputs that are cached."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _SECONDS = 0.8  # in which the steps of all stages together are timed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageEstimate:
-    """What a stage will cost.
+    """The cost of a stage.
 
     multiply_adds: of a forward pass for one sample, by the name of each student and each teacher that runs; those that
     cannot be counted are left out. times: None if they could not be measured in a moment.
@@ -47,12 +47,13 @@ class Estimator:
     def __init__(self, recipe: Recipe, stages: tuple[Stage, ...], options: RunOptions) -> None:
         self.data: Data = recipe.data
         self.options = options
-        self.budget = _SECONDS / len(stages)
+        self.budget = _SECONDS / max(len(stages), 1)
         self.caching = TeacherCaching(recipe, stages, options, options.torch_device())
         self._counts: dict[Net[Any], int | None] = {}
 
     def estimate(self, stage: OpenStage, batch: Batch, untransformed: Batch) -> StageEstimate:
         """Return the estimate of an open stage without problems. batch: a tiny one, also before `batch_transform`."""
+        # Before any step is timed: the key of cached outputs is about the teachers as they are now.
         caching = self.caching.forecast(stage.stage, stage.module)
         times = time_steps(stage, self.data, untransformed, self.options.precision, budget=self.budget)
         running: dict[str, Net[Any]] = {net.name: net for net in stage.stage.objectives}

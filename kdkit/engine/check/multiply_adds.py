@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.backends import cudnn, mha, mkldnn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from kdkit.data.batch import Batch
 from kdkit.nets.net import Net
@@ -32,6 +30,10 @@ def multiply_adds(net: Net[Any], batch: Batch) -> int | None:
 
 def _operations(net: Net[Any], batch: Batch) -> int:
     """Return the floating-point operations of a forward pass; a multiply-add is two."""
+    # Late, since a run needs neither, and their import takes a tenth of a second.
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
     with ExitStack() as stack:
         # Fused kernels for a whole layer are unknown to the counter, so the layers run operation by operation.
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))

@@ -47,8 +47,8 @@ class Plan:
     peak_memory_bytes: the most memory that tensors took in the dry run of each stage, which has a few samples and no
     optimizer, so that a training step takes more. None on devices other than CUDA, and for a stage that was not run.
     feature_teachers: networks that are matched by features only, and whose outputs are not about the data's classes.
-    They have no metrics. estimates: what each stage costs, if that was asked for; None for a stage that was not run.
-    notices: doubts that do not prevent the run, such as about the channels of a tap.
+    They have no metrics. estimates: the cost of each stage; None for a stage that was not run, or if `check` got no
+    options. notices: doubts that do not prevent the run, such as about the channels of a tap.
     """
 
     stages: tuple[Stage, ...]

@@ -48,7 +48,11 @@ def _projectors(loss: nn.Module) -> Iterator[nn.Module]:
         if not any(parameter.requires_grad for parameter in module.parameters()):
             continue
         parameters = inspect.signature(module.forward).parameters.values()
-        required = [one for one in parameters if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+        required = [
+            parameter
+            for parameter in parameters
+            if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        ]
         if isinstance(module, nn.ModuleList | nn.ModuleDict) or len(required) > 1:
             yield from _projectors(module)
         else:

@@ -41,33 +41,37 @@ def time_steps(stage: OpenStage, data: Data, batch: Batch, precision: Precision,
 
     batch: a tiny one, before the data's `batch_transform`, whose samples are repeated.
     """
+    try:
+        with preserve(stage.module, [stage.module]):
+            return _measure(stage, data, batch, _Steps(stage, precision), ends=time.perf_counter() + budget)
+    except Exception:  # the dry run has found the problems, so that this is about the size of a batch, or the memory
+        return None
+
+
+def _measure(stage: OpenStage, data: Data, batch: Batch, steps: "_Steps", *, ends: float) -> StepTimes | None:
+    """Time steps of a tiny batch, then of one that is as large as the time allows."""
     training = stage.stage.training
     sizes = training_batch_sizes(data.train, training.batch_size)
     whole = sizes[0] if sizes else training.batch_size
-    tiny = batch.rows(torch.arange(min(len(batch), 4, whole)))
-    ends = time.perf_counter() + budget
-    with preserve(stage.module, [stage.module]):
-        steps = _Steps(stage, precision)
-        try:
-            # A backward pass and the update take about twice the time of a forward pass.
-            if 4 * steps.forward(transformed(data, tiny)) > budget:
-                return None
-            small = steps.fastest(transformed(data, tiny), until=time.perf_counter() + budget / 4)
-            affordable = len(tiny) * (ends - time.perf_counter()) / small.seconds
-            # A first step of a size is slower than others, so that it is best to have time for two. A network of which
-            # only a small part of a batch fits takes its time for samples, so that this part tells enough.
-            count = min(whole, max(int(affordable / 2), len(tiny)))
-            timed = small
-            if count > len(tiny):
-                larger = transformed(data, batch.rows(torch.arange(count) % len(batch)))
-                memory.reset_peak(larger.labels.device)
-                timed = steps.fastest(larger, until=ends)
-            peak = memory.peak(batch.labels.device) if count == whole else None
-        except Exception:  # the dry run has found the problems, so that this is about the batch or the memory
-            return None
-        finally:
-            steps.undo()
     total = batches_per_epoch(data.train, training)
+    tiny = transformed(data, batch.rows(torch.arange(min(len(batch), 4, whole))))
+    budget = ends - time.perf_counter()
+    try:
+        # A backward pass and the update take about twice the time of a forward pass.
+        if 4 * steps.forward(tiny) > budget:
+            return None
+        timed = small = steps.fastest(tiny, until=ends - 0.75 * budget)
+        affordable = len(tiny) * (ends - time.perf_counter()) / small.seconds
+        # A first step of a size is slower than others, so that it is best to have time for two. A network of which only
+        # a small part of a batch fits takes its time for samples, so that this part tells enough.
+        count = min(whole, max(int(affordable / 2), len(tiny)))
+        if count > len(tiny):
+            larger = transformed(data, batch.rows(torch.arange(count) % len(batch)))
+            memory.reset_peak(larger.labels.device)
+            timed = steps.fastest(larger, until=ends)
+        peak = memory.peak(batch.labels.device) if count == whole else None
+    finally:
+        steps.undo()  # buffers, modes and random states are restored by `preserve`
     # A step takes a constant time and one per sample, which two sizes of batches give; noise may make it too large.
     per_sample = (timed.seconds - small.seconds) / (count - len(tiny)) if count > len(tiny) else timed.seconds / count
     seconds = timed.seconds + min(max(per_sample, 0.0), timed.seconds / count) * (whole - count)
@@ -98,6 +102,7 @@ class _Steps:
         self.balancer = build_balancer(training, module)
         named = [*named_trainable_parameters(module), *balancer_parameters(self.balancer)]
         self.parameters = [parameter for _, parameter in named]
+        # Optimizers update in place, and may keep no way back.
         self.before = [parameter.detach().clone() for parameter in self.parameters]
         self.optimizer = training.optimizer.build(named)
         self.weights = module.weights(0.0)

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 import kdkit
 from kdkit import Ema, Match, Net, Parallel, Peer, Recipe, Stage, Tap, TorchData, Training, check
+from kdkit.cli.plan_svg import draw_plan
 from kdkit.engine.options import RunOptions
 from kdkit.losses import Hint, SoftTargets
 from tests.helpers.tiny import Mlp, one_stage, plain_goal, same_state, samples, state_of, tiny_data, tiny_net
@@ -178,3 +179,25 @@ def test_a_forecast_gives_the_reason_for_which_nothing_is_cached(options):
     (estimate,) = check(distilled(data=data), estimate=options).estimates
     assert "comes from a loader" in estimate.caching["teacher"].reason
     assert estimate.times.steps == 2
+
+
+def test_a_recipe_without_stages_has_a_plan(options):
+    plan = check(Recipe(data=tiny_data(), schedule=[]), estimate=options)
+    assert plan.problems
+    assert plan.estimates == ()
+    assert draw_plan(plan, "empty").startswith("<svg")
+
+
+def test_a_network_that_fails_for_larger_batches_is_not_timed(options):
+    class Small(Mlp):
+        def forward(self, inputs):
+            if len(inputs) > 4:
+                raise torch.OutOfMemoryError("out of memory")
+            return super().forward(inputs)
+
+    student = Net("student", Small())
+    before = state_of(student.module)
+    plan = check(one_stage(student, plain_goal(), batch_size=8), estimate=options)
+    assert plan.problems == ()
+    assert plan.estimates[0].times is None
+    assert same_state(state_of(student.module), before)
