@@ -244,17 +244,20 @@ def rerun(folder: Path, out: Path | None, trust: bool, options: tuple[str, ...])
 @SEED
 @TEACHER_CACHE
 @click.option("--svg", type=PATH, metavar="FILE", help="Draw the plan into this file, and print it too.")
+@click.option("--pairs", is_flag=True, help="Also advise which layers of students and teachers to pair.")
 @click.pass_context
 def check(ctx: click.Context, /, **options: Any) -> None:
     """Check the recipe in FILE and print its plan, without training.
 
     Every net runs on a few samples. The plan shows which net learns from which teacher, every tap with its shape,
     parameters, projectors, multiply-adds, the time of an epoch, which teacher outputs are cached, and all problems at
-    once; on CUDA also the memory that a step takes.
+    once; on CUDA also the memory that a step takes. With --pairs, layers are compared on 128 samples.
     """
+    from kdkit.cli.pairs_table import show_pairs
     from kdkit.cli.plan import show_plan
     from kdkit.cli.plan_svg import draw_plan
     from kdkit.engine.check.check import check as check_recipe
+    from kdkit.engine.check.pairs import pair_advice
     from kdkit.engine.options import RunOptions
     from kdkit.engine.storage.run_folder import default_path
     from kdkit.utils.console import Status, make_console
@@ -282,6 +285,14 @@ def check(ctx: click.Context, /, **options: Any) -> None:
     if options["svg"] is not None:
         write(options["svg"], draw_plan(plan, file.path.stem))
     plan.require()
+    if options["pairs"]:
+        with Status() as status:
+            status.show("comparing layers")
+            advice = pair_advice(recipe, device, settings.precision)
+        for pairs in advice:
+            show_pairs(pairs, console)
+        if not advice:
+            console.print("there is no student with a network as its teacher, whose layers could be paired")
 
 
 @cli.command(cls=RecipeCommand, short_help="Print the metrics of trained weights.")

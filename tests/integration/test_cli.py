@@ -645,6 +645,16 @@ def test_a_plan_has_multiply_adds_times_projectors_and_cached_outputs_in_lines_o
     assert "its outputs are not cached, since the cache is off" in " ".join(result.out.replace("│", " ").split())
 
 
+def test_check_advises_which_layers_to_pair(kdkit_here, write_recipe):
+    result = kdkit_here("check", write_recipe(GOOD), "--pairs")
+    assert result.code == 0, result
+    assert "Layers of student and teacher" in result.out
+    assert "student=Tap(student.module.body), target=Tap(teacher.module.body)" in result.out
+    assert "a projector 4 -> 7" in result.out
+    assert "note: CKA is that of the initial weights of student and teacher" in result.out
+    assert max(map(len, result.out.splitlines())) <= 100
+
+
 def test_check_draws_the_plan_also_if_it_has_problems(kdkit_here, write_recipe, tmp_path):
     result = kdkit_here("check", write_recipe(GOOD), "--svg", "plans/mine.svg")
     assert result.code == 0, result
