@@ -106,10 +106,16 @@ def browser():
 
 
 @pytest.fixture(scope="module", params=RECIPES)
-def page(request, browser, tmp_path_factory):
-    plan = check(RECIPES[request.param](), estimate=RunOptions(device="cpu"))
+def drawing(request):
+    return draw_plan(check(RECIPES[request.param](), estimate=RunOptions(device="cpu")), LONG * 3)
+
+
+# The second one is the widest of the usual fonts, which systems without the others have.
+@pytest.fixture(scope="module", params=["Inter", "DejaVu Sans"])
+def page(request, drawing, browser, tmp_path_factory):
     path = tmp_path_factory.mktemp("plan") / "plan.svg"
-    path.write_text(draw_plan(plan, LONG * 3), "utf-8")
+    assert "1 Inter," in drawing
+    path.write_text(drawing.replace("1 Inter,", f'1 "{request.param}",'), "utf-8")
     page = browser.new_page(viewport={"width": 1000, "height": 900}, color_scheme="light")
     page.goto(path.as_uri())
     yield page
