@@ -18,7 +18,7 @@ from kdkit import __version__
 from kdkit.cli import bench as benchmark_scripts
 from kdkit.cli.group import CommandGroup, completion
 from kdkit.cli.new import new
-from kdkit.cli.options import DEVICE, PATH, PRECISION, SEED, run_fields, run_options
+from kdkit.cli.options import DEVICE, PATH, PRECISION, SEED, TEACHER_CACHE, run_fields, run_options
 from kdkit.cli.recipe_command import RecipeCommand, RunCommand, arguments_of, file_of, recipe_options
 from kdkit.cli.sweep import sweep
 from kdkit.errors import (
@@ -246,30 +246,57 @@ def rerun(folder: Path, out: Path | None, trust: bool, options: tuple[str, ...])
 @click.option("--device", default="cpu", show_default=True, help="Device of the forward pass.")
 @PRECISION
 @SEED
+@TEACHER_CACHE
+@click.option("--svg", type=PATH, metavar="FILE", help="Draw the plan into this file, and print it too.")
+@click.option("--pairs", is_flag=True, help="Also advise which layers of students and teachers to pair.")
 @click.pass_context
 def check(ctx: click.Context, /, **options: Any) -> None:
     """Check the recipe in FILE and print its plan, without training.
 
     Every net runs on a few samples. The plan shows which net learns from which teacher, every tap with its shape,
-    the parameters of nets and projectors, and all problems at once; on CUDA also the memory that these samples took.
+    parameters, projectors, multiply-adds, the time of an epoch, which teacher outputs are cached, and all problems at
+    once; on CUDA also the memory that a step takes. With --pairs, layers are compared on 128 samples.
     """
+    from kdkit.cli.pairs_table import show_pairs
     from kdkit.cli.plan import show_plan
+    from kdkit.cli.plan_svg import draw_plan
     from kdkit.engine.check.check import check as check_recipe
+    from kdkit.engine.check.pairs import pair_advice
     from kdkit.engine.options import RunOptions
+    from kdkit.engine.storage.run_folder import default_path
     from kdkit.utils.console import Status, make_console
+    from kdkit.utils.files import write
     from kdkit.utils.randomness import seed_everything
 
     file = file_of(ctx)
-    settings = RunOptions(device=options["device"], precision=options["precision"], seed=options["seed"])
+    settings = RunOptions(
+        out=default_path(file.path.stem),  # next to which the teacher cache is
+        device=options["device"],
+        precision=options["precision"],
+        seed=options["seed"],
+        teacher_cache=options["teacher_cache"],
+    )
     device = settings.torch_device()
     seed_everything(settings.seed)  # recipe() is called with the random numbers of a run
     with Status() as status:
         status.show("preparing the data and the networks")
         recipe = file.make(recipe_options(file, options))
         status.show("checking the recipe")
-        plan = check_recipe(recipe, device, precision=settings.precision)
-    show_plan(plan, make_console())
+        plan = check_recipe(recipe, device, precision=settings.precision, estimate=settings)
+    console = make_console()
+    console.width = min(console.width, 100)
+    show_plan(plan, console, device)
+    if options["svg"] is not None:
+        write(options["svg"], draw_plan(plan, file.path.stem))
     plan.require()
+    if options["pairs"]:
+        with Status() as status:
+            status.show("comparing layers")
+            advice = pair_advice(recipe, device, settings.precision)
+        for pairs in advice:
+            show_pairs(pairs, console)
+        if not advice:
+            console.print("there is no student with a network as its teacher, whose layers could be paired")
 
 
 @cli.command(cls=RecipeCommand, short_help="Print the metrics of trained weights.")

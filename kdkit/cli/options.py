@@ -13,6 +13,13 @@ PRECISION = click.option("--precision", default="fp32", show_default=True, help=
 SEED = click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random numbers."
 )
+TEACHER_CACHE = click.option(
+    "--teacher-cache",
+    default="auto",
+    show_default=True,
+    metavar="auto|off|DIR",
+    help="Folder of cached teacher outputs; auto: teacher_cache next to the run folder.",
+)
 # For the commands that train; each has the name of a field of RunOptions.
 _RUN_OPTIONS = (
     DEVICE,
@@ -33,13 +40,7 @@ _RUN_OPTIONS = (
         metavar="SHARE",
         help="On CUDA, the share of free memory in which samples are kept on the device.",
     ),
-    click.option(
-        "--teacher-cache",
-        default="auto",
-        show_default=True,
-        metavar="auto|off|DIR",
-        help="Folder of cached teacher outputs; auto: teacher_cache next to the run folder.",
-    ),
+    TEACHER_CACHE,
     click.option(
         "--teacher-cache-size",
         type=click.FloatRange(min=0, min_open=True),

@@ -3,11 +3,13 @@
 import re
 import textwrap
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from kdkit.cli.estimates import describe_projector, estimate_lines
 from kdkit.engine.check.plan import Plan, TermSummary
 from kdkit.plugins.manager import Plugins
 from kdkit.plugins.registry import REGISTRIES
@@ -18,10 +20,15 @@ from kdkit.utils.printable import printable
 _LIST_WIDTH = 100  # columns of a list that goes to a file or a pipe
 
 
-def show_plan(plan: Plan, console: Console) -> None:
-    """Print the nets, and each stage with its terms: which net learns what from which teacher."""
+def show_plan(plan: Plan, console: Console, device: torch.device | None = None) -> None:
+    """Print the nets, and each stage with its terms and its cost: which net learns what from which teacher.
+
+    device: on which the plan was estimated.
+    """
     console.print(nets_table(plan))
-    for index, (stage, terms, peak) in enumerate(zip(plan.stages, plan.terms, plan.peak_memory_bytes, strict=True)):
+    estimates = plan.estimates or (None,) * len(plan.stages)
+    rows = zip(plan.stages, plan.terms, plan.peak_memory_bytes, estimates, strict=True)
+    for index, (stage, terms, peak, estimate) in enumerate(rows):
         training = stage.training
         # Names and reprs are escaped, since their square brackets would be markup to rich.
         tree = Tree(
@@ -29,7 +36,11 @@ def show_plan(plan: Plan, console: Console) -> None:
             f"{training.batch_size}, {escape(repr(training.optimizer))}, keeps the {training.keep} epoch"
         )
         for term in terms:
-            tree.add(term_line(term))
+            branch = tree.add(term_line(term))
+            for projector in term.projectors:
+                branch.add(escape(describe_projector(projector)))
+        for line in () if estimate is None else estimate_lines(estimate, device or torch.device("cpu")):
+            tree.add(escape(line))
         if peak is not None:
             tree.add(
                 f"peak memory of the dry run, with a few samples and no optimizer: {format_bytes(peak, base=1024)}; a "

@@ -3,9 +3,10 @@
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -21,9 +22,9 @@ from kdkit.teachers.base import TeacherSession
 from kdkit.teachers.cache.audit import AUDIT_SAMPLES, Audit
 from kdkit.teachers.cache.cached import CachedTeacher
 from kdkit.teachers.cache.codec import Codec
-from kdkit.teachers.cache.entry import EntrySpec
+from kdkit.teachers.cache.entry import EntryInfo, EntrySpec, read_info
 from kdkit.teachers.cache.folder import CacheFolder, UnusableFolderError
-from kdkit.teachers.cache.key import compute_key, facts_of_data
+from kdkit.teachers.cache.key import Key, compute_key, facts_of_data
 from kdkit.teachers.cache.probe import probe
 from kdkit.teachers.cache.store import Store
 from kdkit.utils import collectives
@@ -36,6 +37,19 @@ _GIGABYTE = 10**9
 _TOLERANCE_HALF = 0.03  # with autocast to half precision
 _TOLERANCE_TF32 = 1e-2  # on a GPU, with TF32 (10 bits of mantissa) in matrix products or convolutions
 _TOLERANCE_GPU = 1e-4  # on a GPU, in float32
+
+
+class CacheForecast(NamedTuple):
+    """Whether the outputs of a teacher will be cached.
+
+    reason: why not, "" if they are, or if no output is needed twice. folder: of the cache, None if only this run reads
+    it. entry: the entry in it that will be reused, None if there is none or a stage before this one trains the teacher.
+    """
+
+    is_cached: bool
+    reason: str = ""
+    folder: Path | None = None
+    entry: EntryInfo | None = None
 
 
 class TeacherCaching:
@@ -87,6 +101,22 @@ class TeacherCaching:
             notices.insert(0, f"teacher outputs are cached for this run only: {self._folder_problem}")
         return notices
 
+    def forecast(self, stage: Stage, module: nn.Module) -> dict[str, CacheForecast]:
+        """Return whether the outputs of each frozen teacher will be cached, by name; nothing is written.
+
+        module: everything that is trained. The stage is open, after the dry run of all sessions.
+        """
+        forecasts = {}
+        before = self.stages[: self.stages.index(stage)]
+        for net in _frozen_teachers(stage):
+            try:
+                will_change = any(net in earlier.objectives for earlier in before)
+                with self.options.autocast(self.device):
+                    forecasts[net.name] = self._forecast(net, stage, module, will_change=will_change)
+            except CacheError as error:
+                forecasts[net.name] = CacheForecast(False, str(error))
+        return forecasts
+
     def close(self, *, ended: bool) -> None:
         """Delete the folder that no other run reads; a run that may be resumed keeps it, to end with the same bits."""
         out = self.options.out
@@ -122,6 +152,27 @@ class TeacherCaching:
         )
         return CachedTeacher(session, codec, store, audit)
 
+    def _forecast(self, net: Net[Any], stage: Stage, module: nn.Module, *, will_change: bool) -> CacheForecast:
+        """Return the forecast of one teacher. Raises CacheError, whose text is the reason that it is not cached.
+
+        will_change: whether the teacher is trained before this stage, so that its key is not known yet.
+        """
+        if self.options.teacher_cache == "off":
+            return CacheForecast(False, "the cache is off")
+        self._facts_of_data()  # raises if samples cannot be identified
+        if self._cacheable_split() is None or not self._is_worthwhile(net, stage):
+            return CacheForecast(False)
+        _require_separate(net, module)
+        if self._is_private():
+            return CacheForecast(True)
+        folder = self.options.teacher_cache_folder()
+        entry = None
+        # To compute the key, all weights are read, which is left out if there is nothing to be found.
+        with suppress(OSError):  # a folder that cannot be read is reported by the run
+            if not will_change and folder.is_dir() and any(folder.iterdir()):
+                entry = read_info(folder / self._key(net, stage).digest)
+        return CacheForecast(True, folder=folder, entry=entry if entry is not None and entry.readable else None)
+
     def _is_worthwhile(self, net: Net[Any], stage: Stage) -> bool:
         """Return whether a cached output may be read again. Raises CacheError if fewer draws would make it so."""
         draws, taps, option = self._facts_of_data()["draws"], stage.teachers[net], self.options.teacher_cache
@@ -141,20 +192,23 @@ class TeacherCaching:
 
     def _open_store(self, net: Net[Any], stage: Stage, codec: Codec, split: Split) -> Store:
         facts, ids = self._facts_of_data(), torch.as_tensor(split.ids).to("cpu", torch.int64)
-        settings = {
-            "precision": self.options.precision,
-            "device": (net.device or self.device).type,
-            "form": self.recipe.teacher_cache.form,
-        }
         spec = EntrySpec(
             net=net.name,
-            key=compute_key(net, stage.teachers[net], data=facts, settings=settings),
+            key=self._key(net, stage),
             parts=codec.parts,
             ids=ids,
             draws=facts["draws"],
             new_rows=min(facts["draws"], passes_over(split, stage.training)) * len(ids),
         )
         return CacheFolder(self._folder(), int(self.options.teacher_cache_size * _GIGABYTE)).open(spec)
+
+    def _key(self, net: Net[Any], stage: Stage) -> Key:
+        settings = {
+            "precision": self.options.precision,
+            "device": (net.device or self.device).type,
+            "form": self.recipe.teacher_cache.form,
+        }
+        return compute_key(net, stage.teachers[net], data=self._facts_of_data(), settings=settings)
 
     def _encoded_only(self, net: Net[Any], session: TeacherSession, batch: Batch) -> TeacherSession:
         """Return a session whose outputs are rounded as the recipe wants, so that losses do not depend on the cache."""

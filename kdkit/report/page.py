@@ -72,7 +72,7 @@ def render(report: Report) -> str:
     environment.filters["unbroken"] = lambda text: re.sub(r"(\S+) to (?=[+\d\u2212])", "\\1\u00a0to\u00a0", text)
     names = dict.fromkeys(run.name for run in runs)
     return environment.get_template(_FILES[0]).render(
-        style=Markup(parts[_FILES[1]]),
+        style=Markup(parts[_FILES[3]] + parts[_FILES[1]]),
         script=Markup(parts[_FILES[2]]),
         title=", ".join(names),
         version=__version__,
@@ -95,7 +95,7 @@ def render(report: Report) -> str:
     )
 
 
-_FILES = ("page.html", "style.css", "script.js")
+_FILES = ("page.html", "style.css", "script.js", "palette.css")
 
 
 def _printable(value: Any) -> Any:

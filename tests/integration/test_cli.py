@@ -631,6 +631,42 @@ def test_check_prints_the_plan_without_training(kdkit_here, write_recipe, tmp_pa
     assert files_in(tmp_path) == {"mine.py"}
 
 
+def test_a_plan_has_multiply_adds_times_projectors_and_cached_outputs_in_lines_of_100_columns(kdkit_here, write_recipe):
+    path = write_recipe(GOOD)
+    result = kdkit_here("check", path, "--epochs", 2)  # so that outputs are needed again
+    assert "multiply-adds for one sample: student" in result.out
+    assert "per epoch of" in result.out
+    assert "about" in result.out
+    assert "on the CPU" in result.out
+    assert "Projector (4, 4) -> (4, 7), 35 parameters" in result.out
+    assert "the outputs of teacher will be cached in runs/teacher_cache" in result.out
+    assert max(map(len, result.out.splitlines())) <= 100
+    result = kdkit_here("check", path, "--epochs", 2, "--teacher-cache", "off")
+    assert "its outputs are not cached, since the cache is off" in " ".join(result.out.replace("│", " ").split())
+
+
+def test_check_advises_which_layers_to_pair(kdkit_here, write_recipe):
+    result = kdkit_here("check", write_recipe(GOOD), "--pairs")
+    assert result.code == 0, result
+    assert "Layers of student and teacher" in result.out
+    assert "student=Tap(student.module.body), target=Tap(teacher.module.body)" in result.out
+    assert "a projector 4 -> 7" in result.out
+    assert "note: CKA is that of the initial weights of student and teacher" in result.out
+    assert max(map(len, result.out.splitlines())) <= 100
+
+
+def test_check_draws_the_plan_also_if_it_has_problems(kdkit_here, write_recipe, tmp_path):
+    result = kdkit_here("check", write_recipe(GOOD), "--svg", "plans/mine.svg")
+    assert result.code == 0, result
+    drawing = (tmp_path / "plans" / "mine.svg").read_text()
+    assert drawing.startswith("<svg")
+    assert "CrossEntropyLoss" in drawing
+    assert kdkit_here("check", write_recipe(GOOD), "--svg", "mine.py/plan.svg").code == 2
+    broken = write_recipe(GOOD.replace("Tap(net.module.body)", "Tap(master.module.body)"))
+    assert kdkit_here("check", broken, "--svg", "broken.svg").code == 2
+    assert "not run, because of a problem" in (tmp_path / "broken.svg").read_text()
+
+
 def test_run_prints_a_line_per_epoch_and_a_table_and_writes_a_run_folder(kdkit_here, write_recipe, tmp_path):
     result = kdkit_here("run", write_recipe(GOOD), "--epochs", 2, "--seed", 5, "--device", "cpu")
     assert result.code == 0, result

@@ -5,7 +5,7 @@ import torch
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.data.loading import shard_rows, training_batch_sizes
-from kdkit.engine.check.dry_run import preserve
+from kdkit.engine.check.preserve import preserve
 from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.training_batches import BatchTransform, transformed
 from kdkit.errors import KdkitError, first_line

@@ -6,9 +6,11 @@ import torch
 
 from kdkit.engine.check.batches import batch_problems
 from kdkit.engine.check.dry_run import dry_run
+from kdkit.engine.check.estimate import Estimator, StageEstimate
 from kdkit.engine.check.plan import Plan, TermSummary
 from kdkit.engine.check.static import recipe_problems, stage_problems
 from kdkit.engine.open_stage import OpenStage, build_context, tiny_batch
+from kdkit.engine.options import RunOptions
 from kdkit.engine.training_batches import transformed
 from kdkit.errors import KdkitError, first_line
 from kdkit.nets.net import Net
@@ -18,10 +20,18 @@ from kdkit.utils.devices import Precision
 from kdkit.utils.memory import is_out_of_memory
 
 
-def check(recipe: Recipe, device: torch.device | str = "cpu", precision: Precision = "fp32") -> Plan:
+def check(
+    recipe: Recipe,
+    device: torch.device | str = "cpu",
+    precision: Precision = "fp32",
+    *,
+    estimate: RunOptions | None = None,
+) -> Plan:
     """Return the plan of a recipe, from one forward pass per stage on a tiny batch. Nothing is trained.
 
     Networks are moved to `device` and otherwise left as they were; losses with parameters are built.
+    estimate: the options of the run that is planned, to add `Plan.estimates`, which take about a second: multiply-adds,
+    the time of an epoch, and cached teacher outputs. Its device and precision must be those of the check.
     All problems are collected in `Plan.problems`. Raises only if the data cannot be read or the schedule fails.
     """
     stages = recipe.stages
@@ -31,9 +41,12 @@ def check(recipe: Recipe, device: torch.device | str = "cpu", precision: Precisi
     feature_teachers: set[Net[Any]] = set()
     notices: list[str] = []
     peaks: list[int | None] = []
+    estimator = None if estimate is None else Estimator(recipe, stages, estimate)
+    estimates: list[StageEstimate | None] = []
     for stage in stages:
         summaries: tuple[TermSummary, ...] = ()
         peak: int | None = None
+        estimated: StageEstimate | None = None
         stage_errors = [*stage_problems(stage, context)]
         if not stage_errors:  # a stage with a static problem might fail in a dry run for the same reason
             untransformed = tiny_batch(recipe.data, stage.training.batch_size).to(torch.device(device))
@@ -47,6 +60,8 @@ def check(recipe: Recipe, device: torch.device | str = "cpu", precision: Precisi
                     peak = memory.peak(batch.labels.device)
                     if not report.problems:
                         report.problems += batch_problems(open_stage, recipe.data, untransformed, precision)
+                    if estimator is not None and not report.problems:
+                        estimated = estimator.estimate(open_stage, batch, untransformed)
                 stage_errors, summaries = report.problems, tuple(report.terms)
                 feature_teachers.update(report.feature_teachers)
                 notices += report.notices
@@ -60,6 +75,7 @@ def check(recipe: Recipe, device: torch.device | str = "cpu", precision: Precisi
         problems += [f"stage {stage.name!r}: {problem}" for problem in stage_errors]
         terms.append(summaries)
         peaks.append(peak)
+        estimates.append(estimated)
     return Plan(
         stages=stages,
         terms=tuple(terms),
@@ -67,5 +83,6 @@ def check(recipe: Recipe, device: torch.device | str = "cpu", precision: Precisi
         context=context,
         peak_memory_bytes=tuple(peaks),
         feature_teachers=frozenset(feature_teachers),
+        estimates=tuple(estimates),
         notices=tuple(dict.fromkeys(notices)),
     )

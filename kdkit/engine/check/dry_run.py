@@ -1,7 +1,6 @@
 """Run an open stage once on a tiny batch: shapes become known, losses are built, and most mistakes show."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 from kdkit.data.batch import Batch, nested_tensors
 from kdkit.engine.check.optimizer_step import step_problem
 from kdkit.engine.check.plan import TermSummary, summarize
+from kdkit.engine.check.preserve import preserve
+from kdkit.engine.check.projectors import watch_projectors
 from kdkit.engine.check.term_problem import term_problem
-from kdkit.engine.module import DistillationModule
 from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.train_state import balancer_parameters, build_balancer, named_trainable_parameters
 from kdkit.errors import KdkitError, RecipeError, first_line
@@ -26,7 +26,6 @@ from kdkit.recipe.balancing.base import WeightedSum
 from kdkit.recipe.recipe import teachers_of
 from kdkit.teachers.base import Teacher, TeacherOutput, require_output
 from kdkit.utils.devices import Precision, autocast
-from kdkit.utils.modules import preserve_buffers
 
 
 @dataclass(slots=True)
@@ -269,7 +268,8 @@ class _DryRun:
         for term in self.module.terms:
             try:
                 inputs = self.module.gather_inputs(term, self.batch, outputs)
-                problem = term_problem(term, inputs, self.module.loss_kwargs(term, inputs))
+                with watch_projectors(term.loss) as projectors:
+                    problem = term_problem(term, inputs, self.module.loss_kwargs(term, inputs))
             except RecipeError as error:
                 self.problems.append(f"term {term.label!r}: {error}")
                 continue
@@ -277,7 +277,7 @@ class _DryRun:
                 self.problems.append(f"term {term.label!r}: {problem}")
             # In the plan, readers expect the shapes of the outputs, not those of rows of positions.
             whole = inputs if term.rows is None else self.module.whole_inputs(term, self.batch, outputs)
-            self.report.terms.append(summarize(term, whole, self.open_taps))
+            self.report.terms.append(summarize(term, whole, self.open_taps, projectors.values()))
 
     def _check_soft_labels(self) -> None:
         """Check that no term needs class indices if the labels are soft, (batch, classes)."""
@@ -296,26 +296,6 @@ class _DryRun:
                     f"term {term.label!r}: {reason}, and the labels are soft; pass class indices, such as "
                     "labels.argmax(1), and no batch_transform that mixes them"
                 )
-
-
-@contextmanager
-def preserve(module: DistillationModule, buffers_of: Iterable[nn.Module]) -> Iterator[None]:
-    """Run in training mode, and restore modes, gradients, random states, and the buffers of these modules."""
-    modes = {part: part.training for part in module.modules()}
-    gradients: list[tuple[Any, Tensor | None]] = [(parameter, parameter.grad) for parameter in module.parameters()]
-    devices = [module.progress.device] if module.progress.is_cuda else []
-    with torch.random.fork_rng(devices=devices), preserve_buffers(buffers_of):
-        module.train()
-        for parameter, _ in gradients:
-            parameter.grad = None
-        try:
-            yield
-        finally:
-            module.open_taps.clear()  # features hold the graph of the forward pass
-            for parameter, gradient in gradients:
-                parameter.grad = gradient
-            for part, training in modes.items():
-                part.training = training
 
 
 def _describe_failure(teacher: Teacher, batch: Batch, error: Exception) -> str:

@@ -1,11 +1,13 @@
 """The plan of a recipe: its stages, what each term compares, and every problem."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from kdkit.engine.check.estimate import StageEstimate
+from kdkit.engine.check.projectors import ProjectorSummary
 from kdkit.engine.class_alignment import TermInputs
 from kdkit.engine.terms import BoundTerm
 from kdkit.errors import CheckError
@@ -24,7 +26,7 @@ from kdkit.utils.reprs import describe_count
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TermSummary:
-    """A term as it will be computed: its two sides with their shapes, and the parameters of its loss."""
+    """A term as it will be computed: its two sides with their shapes, and the parameters and projectors of its loss."""
 
     label: str
     loss: str
@@ -34,6 +36,7 @@ class TermSummary:
     student: str
     target: str
     parameters: int
+    projectors: tuple[ProjectorSummary, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +47,8 @@ class Plan:
     peak_memory_bytes: the most memory that tensors took in the dry run of each stage, which has a few samples and no
     optimizer, so that a training step takes more. None on devices other than CUDA, and for a stage that was not run.
     feature_teachers: networks that are matched by features only, and whose outputs are not about the data's classes.
-    They have no metrics. notices: doubts that do not prevent the run, such as about the channels of a tap.
+    They have no metrics. estimates: the cost of each stage; None for a stage that was not run, or if `check` got no
+    options. notices: doubts that do not prevent the run, such as about the channels of a tap.
     """
 
     stages: tuple[Stage, ...]
@@ -53,6 +57,7 @@ class Plan:
     context: BuildContext
     peak_memory_bytes: tuple[int | None, ...]
     feature_teachers: frozenset[Net[Any]] = frozenset()
+    estimates: tuple[StageEstimate | None, ...] = ()
     notices: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -71,10 +76,16 @@ class Plan:
             raise CheckError(self.problems)
 
 
-def summarize(term: BoundTerm, inputs: TermInputs, open_taps: Collection[TapLike] = ()) -> TermSummary:
+def summarize(
+    term: BoundTerm,
+    inputs: TermInputs,
+    open_taps: Collection[TapLike] = (),
+    projectors: Iterable[ProjectorSummary] = (),
+) -> TermSummary:
     """Return the summary of a term from its inputs for a tiny batch.
 
     open_taps: the taps that captured these inputs; those of the term may be other objects that equal them.
+    projectors: those that its loss has built.
     """
     opened = {tap: tap for tap in open_taps}
 
@@ -100,6 +111,7 @@ def summarize(term: BoundTerm, inputs: TermInputs, open_taps: Collection[TapLike
         parameters=sum(parameter.numel() for parameter in term.loss.parameters())
         if isinstance(term.loss, nn.Module)
         else 0,
+        projectors=tuple(projectors),
     )
 
 

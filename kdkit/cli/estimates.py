@@ -1,0 +1,71 @@
+"""Describe the cost of a stage, in sentences of `kdkit check`."""
+
+from collections.abc import Iterator
+
+import torch
+
+from kdkit.engine.check.estimate import StageEstimate
+from kdkit.engine.check.projectors import ProjectorSummary
+from kdkit.engine.teacher_caching import CacheForecast
+from kdkit.utils.memory import format_bytes
+
+
+def estimate_lines(estimate: StageEstimate, device: torch.device) -> Iterator[str]:
+    """Yield the sentences about a stage."""
+    for name, forecast in estimate.caching.items():
+        yield describe_caching(name, forecast)
+    if estimate.multiply_adds:
+        counts = ", ".join(f"{name} {short_count(count)}" for name, count in estimate.multiply_adds.items())
+        yield f"multiply-adds for one sample: {counts}"
+    times, cached = estimate.times, estimate.cached_seconds
+    if times is not None and cached is not None:
+        place = (
+            "the CPU" if device.type == "cpu" else torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        )
+        steps = f"{times.steps:,} {'step' if times.steps == 1 else 'steps'}"
+        # A difference that rounding hides would only puzzle.
+        after = f", {about(cached)} with cached outputs" if cached < 0.95 * times.seconds else ""
+        yield (
+            f"about {about(times.seconds)} per epoch of {steps} on {place}{after}; "
+            "without the reading of data and the validation"
+        )
+        if times.peak_memory_bytes is not None:
+            peak = format_bytes(times.peak_memory_bytes, base=1024)
+            yield f"peak memory of a training step of {times.timed_samples} samples: {peak}"
+
+
+def describe_caching(name: str, forecast: CacheForecast) -> str:
+    """Return whether the outputs of a teacher will be cached, and reused."""
+    if not forecast.is_cached and not forecast.reason:
+        return f"{name} runs at each step: no output is needed twice"
+    if not forecast.is_cached:
+        return f"{name} runs at each step: its outputs are not cached, since {forecast.reason}"
+    if forecast.folder is None:
+        return f"the outputs of {name} are cached for this run only"
+    if forecast.entry is None:
+        return f"the outputs of {name} will be cached in {forecast.folder}"
+    path = forecast.folder / forecast.entry.path.name[:12]  # as `kdkit cache` shows it
+    return f"the outputs of {name} are reused: {forecast.entry.written:,} of {forecast.entry.rows:,} are in {path}"
+
+
+def describe_projector(projector: ProjectorSummary) -> str:
+    """Return a projector with its shapes and parameters."""
+    parameters = "parameter" if projector.parameters == 1 else "parameters"
+    return f"{projector.module} {projector.input} -> {projector.output}, {projector.parameters:,} {parameters}"
+
+
+def short_count(count: float) -> str:
+    """Return a number with three significant digits, such as "26 M" for 26,000,000."""
+    units = ["", " k", " M", " G", " T"]
+    while count >= 999.5 and len(units) > 1:
+        count /= 1000
+        units.pop(0)
+    return f"{count:.3g}{units[0]}"
+
+
+def about(seconds: float) -> str:
+    """Return a time with two significant digits."""
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.2g} {unit}" if seconds < 99.5 * size else f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s" if seconds >= 0.01 else "0.01 s"

@@ -1,0 +1,179 @@
+"""Draw the plan of a recipe for `kdkit check --svg`: a card for each stage, in order, and in it an arrow for each term.
+
+In a card, sources are on the left and students on the right. Outside of the cards, lines lead from each student to the
+places where it teaches later.
+"""
+
+from kdkit.cli.plan_graph import Arrow, Box, Lesson, Source, StageGraph, stage_graphs
+from kdkit.cli.svg import COLOURS, Point, Svg, text_width
+from kdkit.engine.check.plan import Plan
+
+_WIDTH = 1000.0
+_BOX = 216.0  # width of a box
+_PADDING, _GAP, _HEAD = 18.0, 12.0, 40.0  # of a card, between boxes, and of the title of a card
+_LINE, _TOP = 17.0, 25.0  # height of a line of text in a box, and of its first one
+_ARROW, _PROJECTOR = 54.0, 17.0  # height of an arrow with its texts, and of each projector below it
+_RAIL = 9.0  # between parallel lines outside of the cards
+_LABELS = 4  # the colour of labels, a grey; nets have the others
+
+
+def draw_plan(plan: Plan, title: str) -> str:
+    """Return the drawing as the text of an SVG file."""
+    return _Drawing(plan, title).draw()
+
+
+class _Drawing:
+    def __init__(self, plan: Plan, title: str) -> None:
+        self.plan, self.title = plan, title
+        self.graphs = stage_graphs(plan)
+        # The first colour is that of the last network, as of students in reports.
+        others = [index for index in range(1, COLOURS) if index != _LABELS]
+        names = [net.name for net in plan.nets]
+        self.colours = {name: others[index % len(others)] for index, name in enumerate(names)}
+        self.colours.update(dict.fromkeys(names[-1:], 0))
+        # A net that teaches after its training has a line outside of the cards, each with its own place.
+        sources = [source for graph in self.graphs for lesson in graph.lessons for source in lesson.sources]
+        taught = [(source.trained_in, source.box.net) for source in sources]
+        self.rails = [rail for rail in dict.fromkeys(taught) if rail[0] is not None]
+        margin = 14.0 + _RAIL * len(self.rails) + (6.0 if self.rails else 0.0)
+        self.left, self.right = margin, _WIDTH - margin
+        self.svg = Svg(_WIDTH)
+        self.students: dict[tuple[int, str], Point] = {}  # where lines leave, by stage and net
+        self.exits: dict[int, float] = {}  # the height below the card of each stage at which lines begin
+        self.entries: list[tuple[int, str, Point]] = []  # the stage that trained a source, its net, and where lines end
+
+    def draw(self) -> str:
+        count = len(self.graphs)
+        self.svg.text("title", self.left, 32, self.title, size=17, width=600)
+        facts = f"{count} {'stage' if count == 1 else 'stages'}, {len(self.plan.nets)} nets"
+        self.svg.text("end", self.right, 32, facts, size=12, width=200)
+        y = 52.0
+        for index, graph in enumerate(self.graphs):
+            y = self._card(index, graph, y)
+            self.exits[index] = y
+            y += 16.0 + _RAIL * sum(rail[0] == index for rail in self.rails)
+        self._draw_rails()
+        notes = [("note", "Shapes are those of the few samples of the check.")]
+        if self.rails:
+            text = "Lines outside of the stages: a net that is trained above teaches below, and does not change there."
+            notes.insert(0, ("note", text))
+        if self.plan.problems:
+            notes.append(("problem", f"Problems: {len(self.plan.problems)}, which kdkit check lists."))
+        for kind, note in notes:
+            self.svg.text(kind, self.left, y + 8, note, size=12, width=self.right - self.left)
+            y += 20
+        return self.svg.render(y + 4, f"The plan of {self.title}")
+
+    def _card(self, index: int, graph: StageGraph, top: float) -> float:
+        """Draw a stage, and return the height at which it ends."""
+        heights = [_lesson_height(lesson) for lesson in graph.lessons]
+        height = _HEAD + sum(heights) + _GAP * (len(heights) - 1) + _PADDING
+        inner = self.right - self.left - 2 * _PADDING
+        self.svg.rect("card", self.left, top, self.right - self.left, height, 12)
+        title = f"{index + 1}  {graph.name}"
+        shown = self.svg.text("name", self.left + _PADDING, top + 26, title, size=14, width=inner * 0.4)
+        facts_width = inner - shown - 20
+        self.svg.text("end", self.right - _PADDING, top + 26, graph.facts, size=12, width=facts_width)
+        y = top + _HEAD
+        for lesson, lesson_height in zip(graph.lessons, heights, strict=True):
+            self._lesson(index, lesson, y, lesson_height)
+            y += lesson_height + _GAP
+        return top + height
+
+    def _lesson(self, index: int, lesson: Lesson, top: float, height: float) -> None:
+        """Draw a student, and its sources with their arrows."""
+        left, right = self.left + _PADDING, self.right - _PADDING - _BOX
+        self._box(lesson.student, right, top, height)
+        self.students[index, lesson.student.name] = (right + _BOX, top + height / 2)
+        if not lesson.sources:
+            text = "not run, because of a problem"
+            self.svg.text("problem end", right - 14, top + height / 2 + 4, text, size=12, width=300)
+        y = top
+        # A student may be higher than its sources, which are stretched then.
+        stretch = (height - _sources_height(lesson)) / max(len(lesson.sources), 1)
+        for source in lesson.sources:
+            source_height = _source_height(source) + stretch
+            self._box(source.box, left, y, source_height)
+            if source.trained_in is not None and source.box.net is not None:
+                self.entries.append((source.trained_in, source.box.net, (left, y + source_height / 2)))
+            arrow_top = y + (source_height - sum(map(_arrow_height, source.arrows))) / 2
+            for arrow in source.arrows:
+                self._arrow(arrow, self._colour(source.box), (left + _BOX, right), arrow_top)
+                arrow_top += _arrow_height(arrow)
+            y += source_height + _GAP
+
+    def _box(self, box: Box, x: float, y: float, height: float) -> None:
+        svg = self.svg
+        svg.begin_group("node")
+        svg.rect("box", x, y, _BOX, height, 8)
+        svg.rect(f"fill c{self._colour(box)}", x + 10, y + 12, 4, height - 24, 2)
+        # in the middle, since a student is as high as all of its sources
+        first = y + (height - _box_height(box)) / 2 + _TOP
+        svg.text("name", x + 26, first, box.name, size=14, width=_BOX - 36)
+        for number, line in enumerate(box.lines, start=1):
+            svg.text("fact", x + 26, first + 1 + _LINE * number, line, size=12, width=_BOX - 36)
+        svg.end_group()
+
+    def _arrow(self, arrow: Arrow, colour: int, ends: tuple[float, float], top: float) -> None:
+        svg, (start, end), y = self.svg, ends, top + 27
+        width = end - start - 28
+        svg.begin_group("term")
+        weight = f"{arrow.weight} \N{MULTIPLICATION SIGN} "
+        name, _, options = arrow.loss.partition("(")
+        used = svg.text("strong", start + 14, y - 9, weight + name, size=13, width=width)
+        svg.text("end", end - 14, y - 9, _leading(options.removesuffix(")"), width - used - 14), size=12, width=width)
+        svg.path(f"line c{colour}", [(start, y), (end - 5, y)])
+        svg.head(f"fill c{colour}", end - 1, y)
+        half = (width - 12) / 2
+        svg.text("side", start + 14, y + 16, arrow.source, size=12, width=half)
+        svg.text("side end", end - 14, y + 16, arrow.student, size=12, width=half)
+        for number, projector in enumerate(arrow.projectors, start=1):
+            svg.text("side end", end - 14, y + 16 + _PROJECTOR * number, projector, size=12, width=width)
+        svg.end_group()
+
+    def _draw_rails(self) -> None:
+        """Draw the lines from students to where they teach: right, down below the card, left, down, and right."""
+        for number, (stage, net) in enumerate(self.rails):
+            if stage is None or net is None:
+                continue
+            x, y = self.students[stage, net]
+            below = sum(rail[0] == stage for rail in self.rails[:number])
+            level = self.exits[stage] + 12 + _RAIL * below
+            outer_right, outer_left = self.right + 6 + _RAIL * number, self.left - 6 - _RAIL * number
+            for trained_in, name, end in self.entries:
+                if (trained_in, name) == (stage, net):
+                    points = [(x, y), (outer_right, y), (outer_right, level), (outer_left, level)]
+                    points += [(outer_left, end[1]), (end[0] - 5, end[1])]
+                    self.svg.path(f"rail c{self.colours[net]}", points, radius=7)
+                    self.svg.head(f"fill c{self.colours[net]}", end[0] - 1, end[1])
+
+    def _colour(self, box: Box) -> int:
+        return _LABELS if box.net is None else self.colours.get(box.net, _LABELS)
+
+
+def _leading(options: str, width: float) -> str:
+    """Return the first of the options of a loss, as many as fit: half an option says nothing."""
+    parts = options.split(", ")
+    while parts and text_width(", ".join(parts), 12) > width:
+        parts.pop()
+    return ", ".join(parts)
+
+
+def _lesson_height(lesson: Lesson) -> float:
+    return max(_box_height(lesson.student), _sources_height(lesson))
+
+
+def _sources_height(lesson: Lesson) -> float:
+    return sum(map(_source_height, lesson.sources)) + _GAP * (len(lesson.sources) - 1)
+
+
+def _source_height(source: Source) -> float:
+    return max(_box_height(source.box), sum(map(_arrow_height, source.arrows)))
+
+
+def _arrow_height(arrow: Arrow) -> float:
+    return _ARROW + _PROJECTOR * len(arrow.projectors)
+
+
+def _box_height(box: Box) -> float:
+    return _TOP + _LINE * len(box.lines) + 16

@@ -1,0 +1,72 @@
+"""Estimate the cost of a stage: multiply-adds, the time of an epoch, and the teacher outputs that are cached."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kdkit.data.batch import Batch
+from kdkit.data.dataset import Data
+from kdkit.engine.check.multiply_adds import multiply_adds
+from kdkit.engine.check.timing import StepTimes, time_steps
+from kdkit.engine.open_stage import OpenStage
+from kdkit.engine.options import RunOptions
+from kdkit.engine.teacher_caching import CacheForecast, TeacherCaching
+from kdkit.nets.net import Net
+from kdkit.recipe.recipe import Recipe, Stage
+from kdkit.teachers.ema import Ema
+
+_SECONDS = 0.8  # in which the steps of all stages together are timed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageEstimate:
+    """The cost of a stage.
+
+    multiply_adds: of a forward pass for one sample, by the name of each student and each teacher that runs; those that
+    cannot be counted are left out. times: None if they could not be measured in a moment.
+    caching: for each frozen teacher by name, whether its outputs are cached.
+    """
+
+    multiply_adds: Mapping[str, int]
+    times: StepTimes | None
+    caching: Mapping[str, CacheForecast]
+
+    @property
+    def cached_seconds(self) -> float | None:
+        """The time of an epoch in which all teacher outputs that are cached are read from the cache."""
+        if self.times is None:
+            return None
+        return self.times.seconds - sum(
+            self.times.teachers[name] for name, forecast in self.caching.items() if forecast.is_cached
+        )
+
+
+class Estimator:
+    """Estimates the stages of a recipe, one after the other. Each network is counted once."""
+
+    def __init__(self, recipe: Recipe, stages: tuple[Stage, ...], options: RunOptions) -> None:
+        self.data: Data = recipe.data
+        self.options = options
+        self.budget = _SECONDS / max(len(stages), 1)
+        self.caching = TeacherCaching(recipe, stages, options, options.torch_device())
+        self._counts: dict[Net[Any], int | None] = {}
+
+    def estimate(self, stage: OpenStage, batch: Batch, untransformed: Batch) -> StageEstimate:
+        """Return the estimate of an open stage without problems. batch: a tiny one, also before `batch_transform`."""
+        # Before any step is timed: the key of cached outputs is about the teachers as they are now.
+        caching = self.caching.forecast(stage.stage, stage.module)
+        times = time_steps(stage, self.data, untransformed, self.options.precision, budget=self.budget)
+        running: dict[str, Net[Any]] = {net.name: net for net in stage.stage.objectives}
+        for teacher in stage.stage.teachers:
+            if isinstance(teacher, Net | Ema):  # an Ema runs a copy of its network
+                running[teacher.name] = teacher if isinstance(teacher, Net) else teacher.net
+        for net in running.values():
+            if net not in self._counts:
+                self._counts[net] = multiply_adds(net, batch)
+        stage.module.open_taps.clear()  # the counted pass has left its features
+        counts = {name: self._counts[net] for name, net in running.items()}
+        return StageEstimate(
+            multiply_adds={name: count for name, count in counts.items() if count is not None},
+            times=times,
+            caching=caching,
+        )

@@ -1,0 +1,55 @@
+"""Count the multiply-adds of a network by the counter of torch."""
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+from torch.backends import cudnn, mha, mkldnn
+
+from kdkit.data.batch import Batch
+from kdkit.nets.net import Net
+from kdkit.utils.modules import eval_mode, preserve_buffers
+from kdkit.utils.randomness import preserve_rng_state
+
+
+def multiply_adds(net: Net[Any], batch: Batch) -> int | None:
+    """Return the multiply-adds of a forward pass for one sample, in eval mode, or None if they cannot be counted.
+
+    Matrix products, convolutions and attention are counted, which is nearly all of the work of most networks.
+    """
+    if not isinstance(net.module, nn.Module):
+        return None
+    for count in (1, len(batch)):  # a few networks take no batch of a single sample
+        try:
+            return _operations(net, batch.rows(torch.arange(count))) // (2 * count) or None
+        except Exception:  # not every tensor subclass supports the counter
+            continue
+    return None
+
+
+def _operations(net: Net[Any], batch: Batch) -> int:
+    """Return the floating-point operations of a forward pass; a multiply-add is two."""
+    # Late, since a run needs neither, and their import takes a tenth of a second.
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with ExitStack() as stack:
+        # Fused kernels for a whole layer are unknown to the counter, so the layers run operation by operation.
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
+        mha.set_fastpath_enabled(False)
+        if any(isinstance(part, nn.RNNBase) for part in net.network.modules()):
+            # By the one flag that they need: the contexts of torch set all flags, and warn about some.
+            backends: tuple[Any, ...] = (mkldnn, cudnn)
+            for backend in backends:
+                stack.callback(setattr, backend, "enabled", backend.enabled)
+                backend.enabled = False
+        stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code is opaque to the counter
+        stack.enter_context(preserve_rng_state(cuda=batch.labels.is_cuda))
+        stack.enter_context(preserve_buffers([net.network]))
+        stack.enter_context(eval_mode(net.network))
+        stack.enter_context(torch.no_grad())
+        with FlopCounterMode(display=False) as counter:
+            net(batch)
+    return int(counter.get_total_flops())

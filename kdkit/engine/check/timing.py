@@ -1,0 +1,158 @@
+"""Time a few training steps of an open stage, which are undone."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdkit.data.batch import Batch
+from kdkit.data.dataset import Data
+from kdkit.data.loading import training_batch_sizes
+from kdkit.engine.check.preserve import preserve
+from kdkit.engine.open_stage import OpenStage
+from kdkit.engine.train_state import balancer_parameters, build_balancer, named_trainable_parameters
+from kdkit.engine.training_batches import batches_per_epoch, transformed
+from kdkit.utils import memory
+from kdkit.utils.devices import Precision, autocast
+
+_MOST_STEPS = 5  # of one size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTimes:
+    """The time of an epoch on one device, from a few steps: without reading the data, and without the validation.
+
+    seconds: of an epoch in which every teacher runs. teachers: the part of each teacher in it, by name.
+    steps: the number of training steps of an epoch. timed_samples: the samples of the step that was timed.
+    peak_memory_bytes: of such a step on CUDA if it had a whole batch; else None.
+    """
+
+    seconds: float
+    teachers: Mapping[str, float]
+    steps: int
+    timed_samples: int
+    peak_memory_bytes: int | None
+
+
+def time_steps(stage: OpenStage, data: Data, batch: Batch, precision: Precision, *, budget: float) -> StepTimes | None:
+    """Return the time of an epoch, or None if it cannot be measured within a budget in seconds.
+
+    batch: a tiny one, before the data's `batch_transform`, whose samples are repeated.
+    """
+    try:
+        with preserve(stage.module, [stage.module]):
+            return _measure(stage, data, batch, _Steps(stage, precision), ends=time.perf_counter() + budget)
+    except Exception:  # the dry run has found the problems, so that this is about the size of a batch, or the memory
+        return None
+
+
+def _measure(stage: OpenStage, data: Data, batch: Batch, steps: "_Steps", *, ends: float) -> StepTimes | None:
+    """Time steps of a tiny batch, then of one that is as large as the time allows."""
+    training = stage.stage.training
+    sizes = training_batch_sizes(data.train, training.batch_size)
+    whole = sizes[0] if sizes else training.batch_size
+    total = batches_per_epoch(data.train, training)
+    tiny = transformed(data, batch.rows(torch.arange(min(len(batch), 4, whole))))
+    budget = ends - time.perf_counter()
+    try:
+        # A backward pass and the update take about twice the time of a forward pass.
+        if 4 * steps.forward(tiny) > budget:
+            return None
+        timed = small = steps.fastest(tiny, until=ends - 0.75 * budget)
+        affordable = len(tiny) * (ends - time.perf_counter()) / small.seconds
+        # A first step of a size is slower than others, so that it is best to have time for two. A network of which only
+        # a small part of a batch fits takes its time for samples, so that this part tells enough.
+        count = min(whole, max(int(affordable / 2), len(tiny)))
+        if count > len(tiny):
+            larger = transformed(data, batch.rows(torch.arange(count) % len(batch)))
+            memory.reset_peak(larger.labels.device)
+            timed = steps.fastest(larger, until=ends)
+        peak = memory.peak(batch.labels.device) if count == whole else None
+    finally:
+        steps.undo()  # buffers, modes and random states are restored by `preserve`
+    # A step takes a constant time and one per sample, which two sizes of batches give; noise may make it too large.
+    per_sample = (timed.seconds - small.seconds) / (count - len(tiny)) if count > len(tiny) else timed.seconds / count
+    seconds = timed.seconds + min(max(per_sample, 0.0), timed.seconds / count) * (whole - count)
+    factor = seconds / timed.seconds * total
+    return StepTimes(
+        seconds=timed.seconds * factor,
+        teachers={name: taken * factor for name, taken in timed.teachers.items()},
+        steps=total,
+        timed_samples=count,
+        peak_memory_bytes=peak,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """The seconds of a step, and those of each teacher in it."""
+
+    seconds: float
+    teachers: Mapping[str, float]
+
+
+class _Steps:
+    """Training steps of a stage. `undo` restores the parameters."""
+
+    def __init__(self, stage: OpenStage, precision: Precision) -> None:
+        module, training = stage.module, stage.stage.training
+        self.stage, self.precision = stage, precision
+        self.balancer = build_balancer(training, module)
+        named = [*named_trainable_parameters(module), *balancer_parameters(self.balancer)]
+        self.parameters = [parameter for _, parameter in named]
+        # Optimizers update in place, and may keep no way back.
+        self.before = [parameter.detach().clone() for parameter in self.parameters]
+        self.optimizer = training.optimizer.build(named)
+        self.weights = module.weights(0.0)
+
+    def forward(self, batch: Batch) -> float:
+        """Return the seconds of a forward pass."""
+        return self._timed_losses(batch)[1].seconds
+
+    def run(self, batch: Batch) -> _Step:
+        """Train on a batch."""
+        losses, forward = self._timed_losses(batch)
+        began = time.perf_counter()
+        self.balancer(losses, self.weights, lambda total: total)
+        self.optimizer.step()
+        for parameter in self.parameters:
+            parameter.grad = None
+        return _Step(forward.seconds + _elapsed(began, batch), forward.teachers)
+
+    def fastest(self, batch: Batch, *, until: float) -> _Step:
+        """Return the fastest of a few steps; none is begun that is expected to end after a time."""
+        best = self.run(batch)
+        for _ in range(_MOST_STEPS - 1):
+            if time.perf_counter() + best.seconds > until:
+                break
+            best = min(best, self.run(batch), key=lambda step: step.seconds)
+        return best
+
+    def undo(self) -> None:
+        """Restore the parameters and drop their gradients."""
+        with torch.no_grad():
+            for parameter, values in zip(self.parameters, self.before, strict=True):
+                parameter.copy_(values)
+                parameter.grad = None
+
+    def _timed_losses(self, batch: Batch) -> tuple[dict[str, Tensor], _Step]:
+        outputs, teachers = {}, {}
+        began = time.perf_counter()
+        with autocast(self.precision, batch.labels.device):
+            for name, session in self.stage.sessions.items():
+                teacher_began = time.perf_counter()
+                outputs[name] = session(batch)
+                teachers[name] = _elapsed(teacher_began, batch)
+            losses = self.stage.module(batch, outputs)
+        return losses, _Step(_elapsed(began, batch), teachers)
+
+
+def _elapsed(began: float, batch: Batch) -> float:
+    """Return the seconds since a time, after the device has computed everything."""
+    if batch.labels.is_cuda:
+        torch.cuda.synchronize(batch.labels.device)
+    elif batch.labels.is_mps:
+        torch.mps.synchronize()
+    return time.perf_counter() - began
