@@ -157,6 +157,12 @@ cli.add_command(new)
     show_default=True,
     help="Number of processes that train independent stages in parallel.",
 )
+@click.option(
+    "--log",
+    multiple=True,
+    metavar="NAME",
+    help="Log to csv, jsonl, tensorboard, trackio, mlflow, wandb, or a logger of a plugin; may be repeated.",
+)
 @click.option("--deterministic", is_flag=True, help="On CUDA, use kernels that give the same bits in each run.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing except errors.")
 @click.pass_context
@@ -175,6 +181,13 @@ def run(ctx: click.Context, /, **options: Any) -> None:
 
     file, out, jobs = file_of(ctx), options["out"], options["jobs"]
     arguments = recipe_options(file, options)
+    loggers: list[object] = []
+    if options["log"]:
+        from kdkit.loggers.base import make_loggers
+
+        if jobs > 1:
+            raise KdkitError("stages in child processes are not logged; leave out --jobs, or --log")
+        loggers = make_loggers(options["log"])
     if out is None and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
         # The name of the default folder contains the time, so a restarted process would not find it again.
         raise RunFolderError("a run that torchrun may restart needs a run folder to resume from: add --out FOLDER")
@@ -195,7 +208,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
     keep_freed_memory()  # process-wide, which only the owner of the process may decide: not in `kdkit.run`
     try:
         if jobs == 1:
-            run_recipe(lambda: file.make(arguments), settings, origin=origin)
+            run_recipe(lambda: file.make(arguments), settings, callbacks=loggers, origin=origin)
         else:
             log = (lambda line: echo(line, err=True)) if settings.progress else (lambda _line: None)
             run_parallel_stages(file, origin, settings, jobs=jobs, log=log)
