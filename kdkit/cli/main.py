@@ -16,6 +16,7 @@ import click
 
 from kdkit import __version__
 from kdkit.cli import bench as benchmark_scripts
+from kdkit.cli.card import card
 from kdkit.cli.group import CommandGroup, completion
 from kdkit.cli.new import new
 from kdkit.cli.options import DEVICE, PATH, PRECISION, SEED, run_fields, run_options
@@ -124,6 +125,7 @@ def cli() -> None:
 cli.add_command(sweep)
 cli.add_command(completion)
 cli.add_command(new)
+cli.add_command(card)
 
 
 @cli.command(cls=RunCommand, short_help="Train the stages of a recipe, and evaluate its nets.")
