@@ -104,7 +104,7 @@ class TrackioLogger(_StoreLogger):
     def close(self, *, failed: bool) -> None:
         """Wait until everything is written."""
         with contextlib.redirect_stdout(io.StringIO()):
-            self._run.finish()
+            self._trackio.finish()  # not that of the run, after which it would print something at the exit of Python
 
 
 class MlflowLogger(_StoreLogger):
@@ -121,7 +121,7 @@ class MlflowLogger(_StoreLogger):
     def __init__(self, experiment: str = _PROJECT, *, uri: str | None = None) -> None:
         super().__init__()
         self.experiment, self.uri = experiment, uri
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # kdkit sends nothing that nobody requested
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # which would use the network
         self._mlflow = require_package("mlflow", "mlflow")
         self._client: Any = None
 
@@ -166,7 +166,7 @@ class WandbLogger(_StoreLogger):
     def __init__(self, project: str = _PROJECT, *, mode: str = "offline") -> None:
         super().__init__()
         self.project, self.mode = project, mode
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # which would need a network
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # which would use the network
         self._wandb = require_package("wandb", "wandb")
         self._run: Any = None
 

@@ -170,7 +170,7 @@ def _training(run: ReportedRun) -> Iterator[str]:
     arguments = mapping(run.record, "command").get("arguments")
     settings: list[tuple[str, Any]] = []
     if isinstance(arguments, list) and arguments:
-        # The recipe file without its folder, which is nobody's business.
+        # The recipe file without its folder, which may have the name of the user.
         words = [PurePath(str(arguments[0])).name, *map(str, arguments[1:])]
         settings.append(("command", shlex.join(["kdkit", "run", *words])))
     settings += [(f"option {name}", value) for name, value in mapping(run.record, "options").items()]

@@ -85,12 +85,15 @@ def kdkit_in(folder, *args, **variables):
 
 def stopped_and_resumed(folder, recipe, name, **variables):
     """Run a recipe that is stopped in its student's second epoch, resume it, and resume it once more at its end."""
-    stopped = kdkit_in(folder, "run", recipe, "--log", name, "--out", "run", "--device", "cpu", STOP="1", **variables)
+    arguments = ("run", recipe, "--log", name, "--out", "run", "--device", "cpu", "--quiet")
+    stopped = kdkit_in(folder, *arguments, STOP="1", **variables)
     assert stopped.returncode == 130, stopped.stderr
+    assert stopped.stdout == ""  # the packages print nothing there either
     for _ in range(2):
         resumed = kdkit_in(folder, "run", "--resume", "run", **variables)
         assert resumed.returncode == 0, resumed.stderr
         assert "failed in its" not in resumed.stderr
+        assert resumed.stdout == ""
 
 
 def test_a_run_that_is_killed_at_random_moments_logs_every_epoch_once(tmp_path):
