@@ -37,6 +37,8 @@ from kdkit.utils.printable import LINE_CHARACTERS, echo, printable
 # Commands import most modules when they are called: these import torch, which takes seconds, and `kdkit --help` does
 # not need it.
 
+_LOGGERS = ("csv", "jsonl", "tensorboard", "trackio", "mlflow", "wandb")
+
 
 def main() -> None:
     """Run the command line and exit with its exit code."""
@@ -163,7 +165,9 @@ cli.add_command(card)
     "--log",
     multiple=True,
     metavar="NAME",
-    help="Log to csv, jsonl, tensorboard, trackio, mlflow, wandb, or a logger of a plugin; may be repeated.",
+    help=f"Log to {', '.join(_LOGGERS)}, or a logger of a plugin; may be repeated.",
+    # Only these, since plugins would have to be loaded for others, which imports torch.
+    shell_complete=lambda _ctx, _param, incomplete: [name for name in _LOGGERS if name.startswith(incomplete)],
 )
 @click.option("--deterministic", is_flag=True, help="On CUDA, use kernels that give the same bits in each run.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing except errors.")
