@@ -24,16 +24,12 @@ class _FileLogger(Logger):
     So a run that is killed has logged all epochs that it resumes after, and those that it repeats are replaced.
     """
 
+    _name: str  # of the file in the run folder
     _file: Path
 
     def __init__(self, path: str | Path | None = None) -> None:
         self.path = None if path is None else Path(path)
         self._rows: list[Row] = []
-
-    @property
-    @abstractmethod
-    def _name(self) -> str:
-        """The name of the file in the run folder."""
 
     @abstractmethod
     def _read(self, text: str) -> list[Row]:
@@ -98,12 +94,8 @@ class CsvLogger(_FileLogger):
     path: another file, which must not exist before the run.
     """
 
+    _name = "log.csv"
     _columns: tuple[str, ...] = ()
-
-    @property
-    def _name(self) -> str:
-        """The name of the file in the run folder."""
-        return "log.csv"
 
     def _read(self, text: str) -> list[Row]:
         """Return the rows of a file. Raises ValueError if it is not such a table."""
@@ -143,12 +135,8 @@ class JsonlLogger(_FileLogger):
     path: another file, which must not exist before the run.
     """
 
+    _name = "log.jsonl"
     _run: Mapping[str, Any] = {}
-
-    @property
-    def _name(self) -> str:
-        """The name of the file in the run folder."""
-        return "log.jsonl"
 
     def _read(self, text: str) -> list[Row]:
         """Return the rows of a file. Raises ValueError if a line is something else."""

@@ -26,11 +26,15 @@ class _StoreLogger(Logger):
     resumed run continues that run, and does not log a step twice: its values are those of the first time.
     """
 
-    _name: str  # of the file, and of the extra that has the package
+    _name: str  # of the file, of the package, and of the extra that has it
 
     def __init__(self) -> None:
         self._file: Path | None = None
         self._state: dict[str, Any] = {}
+
+    @property
+    def _package(self) -> Any:
+        return require_package(self._name, self._name)  # no attribute: loggers are pickled for the workers of a study
 
     @abstractmethod
     def _connect(self, run: RunStarted, identifier: str | None) -> str:
@@ -78,7 +82,7 @@ class TrackioLogger(_StoreLogger):
     def __init__(self, project: str = _PROJECT) -> None:
         super().__init__()
         self.project = project
-        self._trackio = require_package("trackio", "trackio")
+        _ = self._package  # raises PluginError
         self._run: Any = None
 
     def _connect(self, run: RunStarted, identifier: str | None) -> str:
@@ -86,7 +90,7 @@ class TrackioLogger(_StoreLogger):
         # Runs are found by name, and folders in different places may have the same one.
         name = identifier or f"{_run_name(run)}-{secrets.token_hex(4)}"
         with contextlib.redirect_stdout(io.StringIO()):  # which is for results
-            self._run = self._trackio.init(
+            self._run = self._package.init(
                 project=self.project,
                 name=name,
                 config=hyperparameters(run),
@@ -104,7 +108,7 @@ class TrackioLogger(_StoreLogger):
     def close(self, *, failed: bool) -> None:
         """Wait until everything is written."""
         with contextlib.redirect_stdout(io.StringIO()):
-            self._trackio.finish()  # not that of the run, after which it would print something at the exit of Python
+            self._package.finish()  # not that of the run, after which it would print something at the exit of Python
 
 
 class MlflowLogger(_StoreLogger):
@@ -122,12 +126,12 @@ class MlflowLogger(_StoreLogger):
         super().__init__()
         self.experiment, self.uri = experiment, uri
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # which would use the network
-        self._mlflow = require_package("mlflow", "mlflow")
+        _ = self._package  # raises PluginError
         self._client: Any = None
 
     def _connect(self, run: RunStarted, identifier: str | None) -> str:
         """Start a run, or continue the one of this identifier."""
-        self._client = self._mlflow.MlflowClient(tracking_uri=self.uri)
+        self._client = self._package.MlflowClient(tracking_uri=self.uri)
         if identifier is not None:
             self._client.set_terminated(identifier, "RUNNING")
             return identifier
@@ -135,7 +139,7 @@ class MlflowLogger(_StoreLogger):
         number = experiment.experiment_id if experiment else self._client.create_experiment(self.experiment)
         created: str = self._client.create_run(number, run_name=_run_name(run)).info.run_id
         params = [
-            self._mlflow.entities.Param(_allowed(name), str(value)[:6000])  # the longest text that it takes
+            self._package.entities.Param(_allowed(name), str(value)[:6000])  # the longest text that it takes
             for name, value in hyperparameters(run).items()
         ]
         for first in range(0, len(params), 100):  # as many as it takes at once
@@ -145,7 +149,7 @@ class MlflowLogger(_StoreLogger):
     def _send(self, step: int, values: Values) -> None:
         """Add values at a step."""
         now = int(time.time() * 1000)  # in milliseconds
-        metrics = [self._mlflow.entities.Metric(_allowed(name), value, now, step) for name, value in values.items()]
+        metrics = [self._package.entities.Metric(_allowed(name), value, now, step) for name, value in values.items()]
         for first in range(0, len(metrics), 1000):  # as many as it takes at once
             self._client.log_batch(self._state["run"], metrics=metrics[first : first + 1000])
 
@@ -167,15 +171,15 @@ class WandbLogger(_StoreLogger):
         super().__init__()
         self.project, self.mode = project, mode
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # which would use the network
-        self._wandb = require_package("wandb", "wandb")
+        _ = self._package  # raises PluginError
         self._run: Any = None
 
     def _connect(self, run: RunStarted, identifier: str | None) -> str:
         """Start a run, or continue the one of this identifier, in a new folder that `wandb sync` adds to it."""
-        settings = self._wandb.Settings(
+        settings = self._package.Settings(
             silent=True, console="off", disable_git=True, disable_code=True, x_disable_stats=True
         )
-        self._run = self._wandb.init(
+        self._run = self._package.init(
             project=self.project,
             name=_run_name(run),
             dir=None if run.folder is None else str(run.folder),

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 import kdkit
-from kdkit import Match, Net, Peer, Recipe, RecipeError, Stage, Training, Truth
+from kdkit import Match, Net, Peer, Recipe, RecipeError, Stage, Study, Training, Trial, Truth, registry
 from kdkit.errors import PluginError, RunFolderError
 from kdkit.loggers import CsvLogger, JsonlLogger, Logger
 from kdkit.loggers.base import epoch_values, hyperparameters, make_loggers, require_package, result_values
@@ -306,6 +307,24 @@ def test_loggers_are_made_once_by_name():
     assert [type(logger) for logger in loggers] == [CsvLogger, JsonlLogger]
     with pytest.raises(RecipeError, match="'tensorbord' is not among the loggers; did you mean 'tensorboard'"):
         make_loggers(["tensorbord"])
+
+
+@pytest.mark.parametrize("name", registry("loggers"))
+def test_loggers_pickle_for_the_workers_of_a_study(name):
+    try:
+        (logger,) = make_loggers([name])
+    except PluginError:
+        pytest.skip(f"{name} is not installed")
+    assert type(pickle.loads(pickle.dumps(logger))) is type(logger)
+
+
+def test_each_trial_of_a_study_has_its_log(tmp_path):
+    study = Study(tmp_path, [Trial(name=name, recipe=three) for name in ("first", "second")])
+    results = list(study.run(kdkit.RunOptions(device="cpu"), callbacks=[CsvLogger()]))
+    assert [result.state for result in results] == ["finished"] * 2
+    logs = [*tmp_path.rglob("log.csv")]
+    assert len(logs) == 2
+    assert [steps_of(file) for file in logs] == [[1, 2, 3, 4, 5, 6, 6]] * 2
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it():
