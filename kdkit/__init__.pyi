@@ -1,6 +1,7 @@
 """The public names of kdkit. `__init__.py` reads this file, and imports a name when it is first used."""
 
 from . import errors as errors
+from . import loggers as loggers
 from . import losses as losses
 from . import metrics as metrics
 from . import testing as testing

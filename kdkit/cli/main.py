@@ -16,6 +16,7 @@ import click
 
 from kdkit import __version__
 from kdkit.cli import bench as benchmark_scripts
+from kdkit.cli.card import card
 from kdkit.cli.group import CommandGroup, completion
 from kdkit.cli.new import new
 from kdkit.cli.options import DEVICE, PATH, PRECISION, SEED, TEACHER_CACHE, run_fields, run_options
@@ -35,6 +36,8 @@ from kdkit.utils.printable import LINE_CHARACTERS, echo, printable
 
 # Commands import most modules when they are called: these import torch, which takes seconds, and `kdkit --help` does
 # not need it.
+
+_LOGGERS = ("csv", "jsonl", "tensorboard", "trackio", "mlflow", "wandb")
 
 
 def main() -> None:
@@ -124,6 +127,7 @@ def cli() -> None:
 cli.add_command(sweep)
 cli.add_command(completion)
 cli.add_command(new)
+cli.add_command(card)
 
 
 @cli.command(cls=RunCommand, short_help="Train the stages of a recipe, and evaluate its nets.")
@@ -157,6 +161,14 @@ cli.add_command(new)
     show_default=True,
     help="Number of processes that train independent stages in parallel.",
 )
+@click.option(
+    "--log",
+    multiple=True,
+    metavar="NAME",
+    help=f"Log to {', '.join(_LOGGERS)}, or a logger of a plugin; may be repeated.",
+    # Only these, since plugins would have to be loaded for others, which imports torch.
+    shell_complete=lambda _ctx, _param, incomplete: [name for name in _LOGGERS if name.startswith(incomplete)],
+)
 @click.option("--deterministic", is_flag=True, help="On CUDA, use kernels that give the same bits in each run.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing except errors.")
 @click.option("--verbose", "-v", is_flag=True, help="Print also settings, and more about each epoch.")
@@ -178,6 +190,13 @@ def run(ctx: click.Context, /, **options: Any) -> None:
         raise click.UsageError("--quiet prints nothing, and --verbose more than usual; use one of them")
     file, out, jobs = file_of(ctx), options["out"], options["jobs"]
     arguments = recipe_options(file, options)
+    loggers: list[object] = []
+    if options["log"]:
+        from kdkit.loggers.base import make_loggers
+
+        if jobs > 1:
+            raise KdkitError("stages in child processes are not logged; leave out --jobs, or --log")
+        loggers = make_loggers(options["log"])
     if out is None and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
         # The name of the default folder contains the time, so a restarted process would not find it again.
         raise RunFolderError("a run that torchrun may restart needs a run folder to resume from: add --out FOLDER")
@@ -199,7 +218,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
     keep_freed_memory()  # process-wide, which only the owner of the process may decide: not in `kdkit.run`
     try:
         if jobs == 1:
-            run_recipe(lambda: file.make(arguments), settings, origin=origin)
+            run_recipe(lambda: file.make(arguments), settings, callbacks=loggers, origin=origin)
         else:
             log = (lambda line: echo(line, err=True)) if settings.progress else (lambda _line: None)
             run_parallel_stages(file, origin, settings, jobs=jobs, log=log)

@@ -211,6 +211,7 @@ class _Run:
             seed=ctx.options.seed,
             folder=ctx.options.out,
             notices=(*notices(ctx.recipe, ctx.plan), *ctx.teacher_caching.notices()),
+            resumed=ctx.options.resume,
             options=dict(self.origin.options or {}),
             settings=settings_of(ctx.plan, ctx.options),
             parameters={net.name: net.parameters for net in ctx.plan.nets},

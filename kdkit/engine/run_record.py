@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from kdkit.engine import distributed
 from kdkit.engine.check.plan import Plan
 from kdkit.engine.options import RunOptions
 from kdkit.metrics.base import Predictions, true_classes
+from kdkit.nets.net import Net
 from kdkit.recipe.baseline import baselines_of
 from kdkit.recipe.recipe import Recipe
 from kdkit.utils import collectives
@@ -73,6 +75,7 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
         "nets": {
             net.name: {"parameters": net.parameters, "view": net.view.key, "version": net.version} for net in plan.nets
         },
+        "hub_names": {net.name: name for net in plan.nets if net.trained and (name := hub_name(net)) is not None},
         # workers=None is recorded as 0: it chooses a number by the device, and a run may resume on another device.
         "trainings": [repr(replace(stage.training, workers=stage.training.workers or 0)) for stage in plan.stages],
         "teacher_cache": recipe.teacher_cache.form,
@@ -80,6 +83,19 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
         "versions": versions(),
         "platform": platform.platform(),
     }
+
+
+def hub_name(net: Net[Any]) -> str | None:
+    """Return the name on the Hugging Face hub that a model of timm or transformers carries, None if it has none."""
+    settings = getattr(net.module, "pretrained_cfg", None)  # of timm
+    name = settings.get("hf_hub_id") if isinstance(settings, Mapping) else None
+    if name is None:
+        name = getattr(getattr(net.module, "config", None), "_name_or_path", None)  # of transformers, "" without any
+    # A model that was loaded from a folder carries its path.
+    is_name = (
+        isinstance(name, str) and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name, re.ASCII) and not Path(name).exists()
+    )
+    return str(name) if is_name else None
 
 
 def versions() -> dict[str, str]:

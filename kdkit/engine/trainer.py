@@ -145,9 +145,9 @@ class StageTrainer:
                         with step.epoch(), explain_single_sample():
                             position.terms = position.terms or self._train_epoch(epoch, step, position)
                         self._saved_position = None  # of an epoch that was stopped after its last batch
-                        value = self._validate(state, epoch)
+                        values = self._validate(state, epoch)
                         terms, position.terms = position.terms, None  # the epoch changes the state, so it must end
-                        self._end_epoch(epoch, terms, value, state, position.seconds)
+                        self._end_epoch(epoch, terms, values, state, position.seconds)
                         self._save_checkpoint(state)
                 except (KeyboardInterrupt, Terminated):
                     # All batches are trained, and only the validation is repeated. Ranks may be at different points.
@@ -231,13 +231,13 @@ class StageTrainer:
         step.state.on_epoch_end()
         return term_means
 
-    def _validate(self, state: TrainState, epoch: int) -> float:
-        """Return the monitored metric on the validation split, as a mean over the networks that are trained."""
+    def _validate(self, state: TrainState, epoch: int) -> Mapping[str, float]:
+        """Return the monitored metric on the validation split of each network that is trained."""
         self.position = epoch, None
         # A validation that is repeated after a resume draws the same numbers, if data or networks draw any.
         seed_everything(derive_seed(self.seed, epoch, _VALIDATION, 0))
         metric = self._monitored_metric()
-        values = []
+        values = {}
         validation = self.ctx.recipe.data.validation
         for net in self.stage.objectives:
             with self._explain_out_of_memory(validation, trains=False):
@@ -250,16 +250,17 @@ class StageTrainer:
                     between_batches=self.ctx.interrupts.end_run,
                 )
             # Thresholds are fitted on the split that they are evaluated on: only the order of epochs matters here.
-            values.append(metric.fit(predictions).compute(predictions).value)
+            values[net.name] = metric.fit(predictions).compute(predictions).value
         state.module.open_taps.clear()
         # Ranks see the same predictions, but must agree to the bit on which epoch is best.
-        return collectives.broadcast(sum(values) / len(values))
+        return collectives.broadcast(values)
 
     def _end_epoch(
-        self, epoch: int, terms: Mapping[str, float], value: float, state: TrainState, seconds: float
+        self, epoch: int, terms: Mapping[str, float], values: Mapping[str, float], state: TrainState, seconds: float
     ) -> None:
-        """Keep the best weights, add the epoch to the history, and call the callbacks. value: of the metric."""
+        """Keep the best weights, add the epoch to the history, and call the callbacks. values: of the metric."""
         metric = self._monitored_metric()
+        value = sum(values.values()) / len(values)
         state.on_validated(value)
         # As long as the metric was never defined, no epoch is better than another, and the last one is kept.
         keeps_all = self.best.epoch < 0 or self.training.keep == "last" or math.isnan(self.best.value)
@@ -289,6 +290,8 @@ class StageTrainer:
                 best=is_best,
                 seconds=seconds,
                 learning_rate=state.lr,
+                term_nets={term.label: term.student_net.name for term in state.module.terms},
+                monitor_values=values,
                 gradients=copy.deepcopy(gradients),  # a callback must not change the history
                 peak_memory_bytes=self._peak_memory(),
             ),

@@ -81,6 +81,19 @@ def register_metrics(register: Register) -> None:
 
 
 @hookimpl
+def register_loggers(register: Register) -> None:
+    """Register the loggers of `kdkit.loggers`, which import their packages when they are created."""
+    from kdkit import loggers
+
+    register("csv", loggers.CsvLogger)
+    register("jsonl", loggers.JsonlLogger)
+    register("mlflow", loggers.MlflowLogger)
+    register("tensorboard", loggers.TensorBoardLogger)
+    register("trackio", loggers.TrackioLogger)
+    register("wandb", loggers.WandbLogger)
+
+
+@hookimpl
 def register_templates(register: RegisterTemplate) -> None:
     """Register the recipe files of `kdkit new recipe`."""
     from kdkit.plugins.templates import FOLDER

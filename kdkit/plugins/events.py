@@ -74,6 +74,7 @@ class RunStarted:
     """A run starts.
 
     stages: their names, in the order of training. notices: warnings that a reader of the results must know.
+    resumed: whether it is a run that was stopped before; its folder has what was trained then.
     options: the arguments of recipe(), by name. settings: the numbers and choices of the run for loggers, flat, such as
     "precision" and "student/epochs". parameters: the number of parameters by network. versions: of kdkit, torch and
     Python.
@@ -85,6 +86,7 @@ class RunStarted:
     seed: int
     folder: Path | None
     notices: tuple[str, ...] = ()
+    resumed: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     parameters: Mapping[str, int] = field(default_factory=dict)
@@ -135,8 +137,10 @@ class EpochEnded:
     """An epoch was trained and validated.
 
     terms: the mean of each term over the epoch, without its weight. monitor, monitor_value: the metric on the
-    validation split that selects the best epoch. gradients: "norms" by label and "cosines" by "label | label", as means
-    over the updates of the epoch at which they were recorded; None if the run does not record them.
+    validation split that selects the best epoch, as a mean over the nets in training. monitor_values: that of each net.
+    term_nets: the net that each term trains.
+    gradients: "norms" by label and "cosines" by "label | label", as means over the updates of the epoch at which they
+    were recorded; None if the run does not record them.
     peak_memory_bytes: the most memory that tensors took on a CUDA device in this stage so far; None on other devices.
     """
 
@@ -149,6 +153,8 @@ class EpochEnded:
     best: bool
     seconds: float
     learning_rate: float
+    term_nets: Mapping[str, str] = field(default_factory=dict)
+    monitor_values: Mapping[str, float] = field(default_factory=dict)
     gradients: Mapping[str, Mapping[str, float]] | None = None
     peak_memory_bytes: int | None = None
 

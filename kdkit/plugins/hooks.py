@@ -58,6 +58,11 @@ def register_metrics(register: Register) -> None:
 
 
 @hookspec
+def register_loggers(register: Register) -> None:
+    """Register loggers: options -> an object with callback hooks, for `kdkit run FILE --log NAME`."""
+
+
+@hookspec
 def register_templates(register: RegisterTemplate) -> None:
     """Register recipe files of the package, by name and path, which `kdkit new recipe NAME` copies."""
 

@@ -1,5 +1,6 @@
 """Contract tests of everything that is registered. A new registered name needs a case here, or a test fails."""
 
+import inspect
 import math
 from functools import partial
 from itertools import pairwise
@@ -14,6 +15,7 @@ from kdkit import Data, LoaderSplit, Metric, Net, Predictions, RecipeError, Stag
 from kdkit.errors import ContractError
 from kdkit.losses import SoftTargets
 from kdkit.metrics import is_better, lower_is_better
+from kdkit.plugins import hooks
 from kdkit.plugins.registry import REGISTRIES
 from kdkit.testing import check_loss, check_schedule, check_tap
 
@@ -433,6 +435,19 @@ def test_metrics_improve_with_correct_outputs_and_do_not_change_themselves(name)
     assert values[0] == pytest.approx(best, abs=tolerance)
     assert is_better(metric, values[0], values[1])
     assert is_better(metric, values[1], values[2])
+
+
+@pytest.mark.parametrize("name", names("loggers"))
+def test_loggers_implement_hooks_and_need_no_arguments(name):
+    factory = registry("loggers")[name]
+    assert any(hasattr(getattr(factory, hook, None), "kdkit_impl") for hook in vars(hooks))
+    required = [
+        parameter.name
+        for parameter in inspect.signature(factory).parameters.values()
+        if parameter.default is parameter.empty
+    ]
+    assert not required  # `kdkit run FILE --log NAME` passes none
+    assert factory.__doc__
 
 
 def test_every_registry_has_a_contract():

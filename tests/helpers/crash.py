@@ -13,6 +13,7 @@ import re
 import signal
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import dedent
@@ -185,10 +186,13 @@ class Kill:
 
 
 class CrashTest:
-    """Runs of the recipe in subfolders of a folder. slower: seconds that each step and each fsync take longer."""
+    """Runs of the recipe in subfolders of a folder.
 
-    def __init__(self, folder: Path, *, slower: float = 0.01) -> None:
-        self.folder = folder
+    slower: seconds that each step and each fsync take longer. options: more options of `kdkit run`.
+    """
+
+    def __init__(self, folder: Path, *, slower: float = 0.01, options: Sequence[str] = ()) -> None:
+        self.folder, self.options = folder, options
         self.variables = environment(SLOWER=str(slower), OMP_NUM_THREADS="1")
 
     def start(self, name: str) -> ForkedPython:
@@ -198,7 +202,9 @@ class CrashTest:
         folder.mkdir(exist_ok=True)
         (folder / "recipe_file.py").write_text(dedent(RECIPE))
         arguments = ["run", "recipe_file.py", "--out", "run", "--device", "cpu", "--checkpoint-every", CHECKPOINT_EVERY]
-        return ForkedPython(["-m", "kdkit", *map(str, arguments), *["--resume"] * resume], folder, self.variables)
+        return ForkedPython(
+            ["-m", "kdkit", *map(str, arguments), *self.options, *["--resume"] * resume], folder, self.variables
+        )
 
     def finish(self, name: str) -> None:
         """Run to the end. Raises AssertionError if the run fails."""

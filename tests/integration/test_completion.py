@@ -25,7 +25,8 @@ def test_the_script_of_a_shell_is_printed(shell, kdkit_process):
     ("words", "expected"),
     [
         (["ru"], {"run"}),
-        (["c"], {"check", "classes", "cache", "completion"}),
+        (["c"], {"check", "classes", "cache", "card", "completion"}),
+        (["run", "file.py", "--log", "t"], {"tensorboard", "trackio"}),
         (["completion", ""], {"bash", "zsh", "fish"}),
         (["run", str(ROOT / "examples" / "hinton.py"), "--temp"], {"--temperature"}),  # an option of the recipe
         (["ecg", "do"], {"doctor"}),  # a command of a plugin

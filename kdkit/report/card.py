@@ -1,0 +1,259 @@
+"""Write the model card of a run: Markdown with the metadata that the Hugging Face hub reads."""
+
+import math
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+
+from kdkit import __version__
+from kdkit.errors import KdkitError, first_line
+from kdkit.nets.weight_files import runs_hint, runs_in, stage_weights
+from kdkit.report.formats import DASH, bounds, count, metric_title, plain, size
+from kdkit.report.overview import nets_by_role
+from kdkit.report.runs import ReportedRun, mapping, rows, weight_text
+from kdkit.report.verdict import verdicts_of
+from kdkit.utils.files import write
+from kdkit.utils.printable import printable
+
+CARD = "README.md"  # as the hub expects it
+_LICENSES = "https://huggingface.co/docs/hub/repositories-licenses"
+_TASKS = {"multiclass": "multi-class classification", "multilabel": "multi-label classification"}
+_UNKNOWN = "unknown"  # of the data set, which the hub wants to be named
+_HUB_NAME = re.compile(r"\w[\w.-]{,95}(/\w[\w.-]{,95})?", re.ASCII)
+
+
+def write_card(folder: Path, out: Path) -> None:
+    """Write the card of a finished run to a file.
+
+    Raises RunFolderError if the folder holds no finished run, and KdkitError if the file exists or cannot be written.
+    """
+    if not (folder / "run.json").exists() and runs_in(folder):
+        raise KdkitError(f"a card describes one run, and {folder} {runs_hint(folder)}")
+    text = card_of(ReportedRun.read(folder, folder.name))
+    try:
+        if out.exists():  # it may have been edited, such as to add a license
+            raise KdkitError(f"{out} exists already; choose another file (--out FILE), or delete it")
+        write(out, text)
+    except (OSError, ValueError) as error:
+        raise KdkitError(f"{out} cannot be written: {first_line(error)}; choose another file: --out FILE") from error
+
+
+def card_of(run: ReportedRun) -> str:
+    """Return the card of a run, which is about its student."""
+    metadata = yaml.safe_dump(metadata_of(run), sort_keys=False, allow_unicode=True, width=120)
+    sections = {
+        "Method": _method(run),
+        "Results": _results(run),
+        "Training": _training(run),
+        "Use": _use(run),
+        "What is not known": (f"- {line}" for line in _unknown(run)),
+    }
+    verdict = verdicts_of([run])[0]
+    teachers = " and ".join(map(_code, _teachers(run)))
+    origin = f"distilled from {teachers}" if teachers else "trained"
+    lines = [
+        "---",
+        f"# license: choose one of {_LICENSES}",
+        f"{metadata.rstrip()}\n---\n",
+        f"# {_text(run.name)}: {_text(run.student)}\n",
+        f"A network that was {origin} with kdkit. {_text(f'{verdict.headline} {verdict.sentence}')}",
+    ]
+    for title, section in sections.items():
+        lines += [f"\n## {title}\n", *section]
+    return "\n".join(lines) + "\n"
+
+
+def metadata_of(run: ReportedRun) -> dict[str, Any]:
+    """Return the metadata of a card, as the hub reads it."""
+    results = {name: result for name, result in run.metrics.results[run.student].items() if math.isfinite(result.value)}
+    task = str(run.record.get("task"))
+    # Networks that were trained before the run: teachers, unless a student continues its training.
+    excluded = {*run.students, *run.baselines.values()}
+    names = [name for net, name in mapping(run.record, "hub_names").items() if net not in excluded]
+    bases = [name for name in names if isinstance(name, str) and _HUB_NAME.fullmatch(name)]
+    tags = ["knowledge-distillation"] if _teachers(run) else []
+    metadata: dict[str, Any] = {"library_name": "kdkit", "tags": [*tags, "pytorch", "kdkit"]}
+    if bases:
+        metadata["base_model"] = bases[0] if len(bases) == 1 else bases
+    metadata["metrics"] = [printable(name) for name in results]
+    metrics = [
+        {
+            "type": printable(name),
+            "value": result.value,
+            "name": printable(metric_title(name)),
+            **({} if result.interval is None else {"args": {"interval": list(result.interval)}}),
+        }
+        for name, result in results.items()
+    ]
+    if metrics:
+        entry = {
+            "task": {
+                "type": "regression" if task == "regression" else "classification",
+                "name": printable(_TASKS.get(task, task)),
+            },
+            "dataset": {"name": _UNKNOWN, "type": _UNKNOWN, "split": run.metrics.reported_on},
+            "metrics": metrics,
+        }
+        metadata["model-index"] = [{"name": printable(f"{run.name}/{run.student}"), "results": [entry]}]
+    return metadata
+
+
+def _method(run: ReportedRun) -> Iterator[str]:
+    """Yield the stages in words, and their terms in a table."""
+    terms = mapping(run.record, "terms")
+    for number, stage in enumerate(terms, start=1):
+        for net in dict.fromkeys(str(term.get("student_net")) for term in rows(terms, stage)):
+            of_net = [term for term in rows(terms, stage) if str(term.get("student_net")) == net]
+            teachers = dict.fromkeys(str(term["teacher"]) for term in of_net if term.get("teacher"))
+            sources = ["the labels"] if any(not term.get("teacher") for term in of_net) else []
+            sources += [_code(name) for name in teachers]
+            role = {"baseline": ", for comparison", "teacher": ", as a teacher"}.get(run.role(net), "")
+            yield f"{number}. {_code(net)} learns from {' and '.join(sources)}{role}."
+    yield ""
+    yield from _table(
+        ("stage", "net", "learns from", "loss", "weight"),
+        [
+            (
+                _code(stage),
+                _code(term.get("student_net")),
+                _code(term["teacher"]) if term.get("teacher") else "labels",
+                _code(term.get("loss")),
+                weight_text(term.get("weight")) or DASH,
+            )
+            for stage in terms
+            for term in rows(terms, stage)
+        ],
+    )
+
+
+def _results(run: ReportedRun) -> Iterator[str]:
+    """Yield the metrics of all nets with their intervals, and the verdict with what it is based on."""
+    names = list(dict.fromkeys(name for results in run.metrics.results.values() for name in results))
+    yield f"On the {run.metrics.reported_on} split, with bootstrap intervals of 95 % if the notes do not say otherwise:"
+    yield ""
+    table = []
+    for net in nets_by_role(run):
+        cells = [_code(net), run.role(net) or "other", count(run.parameters(net))]
+        for name in names:
+            result = run.metrics.results[net].get(name)
+            interval = "" if result is None else bounds(result.interval)
+            cells.append(DASH if result is None else plain(result.value) + (f" ({interval})" if interval else ""))
+        table.append(cells)
+    yield from _table(("net", "role", "parameters", *(_text(metric_title(name)) for name in names)), table)
+    verdict = verdicts_of([run])[0]
+    if verdict.differences:
+        first = verdict.differences[0]
+        yield f"\n{_code(first.student)} minus {_code(first.baseline)}:\n"
+        differences = [
+            (
+                _text(metric_title(row.metric)) + (" (lower is better)" if row.lower_is_better else ""),
+                f"{row.value:+.3g}",
+                f"{row.interval[0]:+.3g} to {row.interval[1]:+.3g}",
+                _text(row.verdict),
+            )
+            for row in verdict.differences
+        ]
+        yield from _table(("metric", "difference", f"{100 * first.level:.0f} % interval", "verdict"), differences)
+    yield f"\n{_text(verdict.caveat)}"
+    notes = dict.fromkeys(result.note for results in run.metrics.results.values() for result in results.values())
+    if any(notes):
+        yield ""
+    yield from (f"- {_text(note)}" for note in notes if note)
+
+
+def _training(run: ReportedRun) -> Iterator[str]:
+    """Yield the settings and the versions of a run."""
+    arguments = mapping(run.record, "command").get("arguments")
+    settings: list[tuple[str, Any]] = []
+    if isinstance(arguments, list) and arguments:
+        # The recipe file without its folder, which may have the name of the user.
+        words = [PurePath(str(arguments[0])).name, *map(str, arguments[1:])]
+        settings.append(("command", shlex.join(["kdkit", "run", *words])))
+    settings += [(f"option {name}", value) for name, value in mapping(run.record, "options").items()]
+    keys = ("seed", "precision", "device", "processes", "deterministic", "task")
+    settings += [(key, run.record[key]) for key in keys if run.record.get(key) is not None]
+    settings += [(f"version of {name}", value) for name, value in mapping(run.record, "versions").items()]
+    settings.append(("platform", run.record.get("platform")))
+    trainings, stages = run.record.get("trainings"), run.record.get("stages")
+    if isinstance(trainings, list) and isinstance(stages, list):
+        settings += [(f"stage {stage}", training) for stage, training in zip(stages, trainings, strict=False)]
+    settings += [
+        (f"epochs of {stage.name}", f"{len(stage.epochs)}, of which epoch {stage.best_epoch + 1} is kept")
+        for stage in run.stages
+    ]
+    yield from _table(("setting", "value"), [(_text(name), _code(value)) for name, value in settings])
+    positives = mapping(run.record, "positives")
+    if positives:
+        counts = ", ".join(f"{_text(name)} {_text(value)}" for name, value in positives.items())
+        yield f"\nTraining samples of each class: {counts}."
+    if run.notices:
+        yield ""
+    yield from (f"- {_text(notice)}" for notice in run.notices)
+
+
+def _use(run: ReportedRun) -> Iterator[str]:
+    """Yield how to load the weights of the student."""
+    stages = [stage for stage in run.stages if stage_weights(stage.folder, run.student).is_file()]
+    if not stages:
+        yield "The run folder has no weights of this network."
+        return
+    file = stage_weights(stages[-1].folder, run.student)
+    path = PurePath(stages[-1].folder.name, file.name).as_posix()
+    yield f"The weights are in {_code(path)} of the run folder ({size(run.weights_bytes(run.student))})."
+    yield "The recipe of the run has the code of the network, `build()` here:\n"
+    yield "```python"
+    yield "import kdkit\n"
+    yield f"student = kdkit.Net({run.student!r}, build(), weights={path!r})"
+    yield "```"
+
+
+def _unknown(run: ReportedRun) -> Iterator[str]:
+    """Yield what the files of a run do not show."""
+    yield "The license of these weights and of the data: add `license` to the metadata of this card."
+    yield "The data set: its name, origin and population. The metadata of this card has `unknown` in its place."
+    yield "Intended uses, limits and biases; kdkit measured nothing but the metrics above."
+    for net in _teachers(run):
+        is_trained_here = any(run.trains(stage.name, net) for stage in run.stages)
+        if net in mapping(run.record, "nets") and net not in mapping(run.record, "hub_names") and not is_trained_here:
+            yield f"The origin of the teacher {_code(net)}: its network has no name on the Hugging Face hub."
+    if _teachers(run) and not run.baselines:
+        yield "Whether distillation helped: the same student was not trained without a teacher."
+    yield f"The variation over seeds: this is one run, with seed {_code(run.record.get('seed'))}."
+    if run.metrics.reported_on != "test":
+        yield "The metrics on samples that were not used to choose the epoch: there was no test split."
+    yield from (_text(problem) for problem in run.problems)
+    yield f"This card was written by kdkit {__version__} from the files of the run."
+
+
+def _teachers(run: ReportedRun) -> list[str]:
+    """Return the names of all that the student learned from, also of teachers without metrics."""
+    terms = mapping(run.record, "terms")
+    of_student = [term for stage in terms for term in rows(terms, stage) if term.get("student_net") == run.student]
+    return [*dict.fromkeys(str(term["teacher"]) for term in of_student if term.get("teacher"))]
+
+
+def _table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> Iterator[str]:
+    for row in (columns, ["---"] * len(columns), *cells):
+        yield f"| {' | '.join(row)} |"
+
+
+def _text(value: Any) -> str:
+    """Return a value as text of Markdown in one line, with everything escaped that would be markup."""
+    return re.sub(r"([\\`*_{}\[\]<>()#|~!&$])", r"\\\1", _plain(value))
+
+
+def _code(value: Any) -> str:
+    """Return a value as code of Markdown in one line, also in a table."""
+    text = _plain(value).replace("|", "\\|")
+    # The fence is longer than any run of backticks in the text.
+    longest = max((len(ticks) for ticks in re.findall("`+", text)), default=0)
+    fence, space = "`" * (longest + 1), " " if longest else ""
+    return f"{fence}{space}{text or ' '}{space}{fence}"
+
+
+def _plain(value: Any) -> str:
+    return printable(str(value))
