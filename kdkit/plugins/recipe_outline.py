@@ -62,13 +62,15 @@ def read_outline(path: Path) -> RecipeOutline | None:
     )
     if not all(_is_value(node) for node in _expressions(functions[0].args)):
         return None
-    code = compile(ast.fix_missing_locations(ast.Module(body=[function], type_ignores=[])), str(path), "exec")
+    module = ast.fix_missing_locations(ast.Module(body=[function], type_ignores=[]))
     try:
-        exec(code, names)
+        exec(compile(module, str(path), "exec"), names)
         outlined: types.FunctionType = names["recipe"]
         hints = typing.get_type_hints(outlined, names)
         parameters = parameters_of(path, inspect.signature(outlined).parameters.values(), hints, docstring or "")
-    except Exception:  # a name that the file imports, or a wrong annotation or option: the import explains it
+    except (
+        Exception
+    ):  # a name that the file imports, or a wrong parameter, annotation or option: the import explains it
         return None
     return RecipeOutline(path, inspect.cleandoc(ast.get_docstring(tree) or ""), parameters)
 

@@ -136,7 +136,7 @@ def test_a_damaged_file_of_predictions_is_named(tmp_path):
 def test_the_printed_table_shows_a_dash_for_undefined_figures(rows):
     console = Console(width=200)
     with console.capture() as capture:
-        console.print(table_of(rows, "net, on test"))
+        console.print(table_of(rows, "net, on test", width=200))
     lines = {line.split()[1]: line for line in capture.get().splitlines() if line.startswith("│")}
     assert set(lines) == set(CLASSES)
     assert f"{rows[0].figures['auroc']:.2f} (" in lines["a"]
@@ -150,7 +150,7 @@ def test_a_threshold_is_shown_as_a_probability_and_infinity_as_never():
     two_classes = Predictions(labels=labels, outputs=outputs, classes=("present", "never"))
     rows = class_table(NetReport(validation=two_classes, test=None, train=None), resamples=2)
     assert [row.threshold for row in rows] == [0.0, math.inf]
-    column = table_of(rows, "t").columns[4]
+    column = table_of(rows, "t", width=120).columns[4]
     assert list(column.cells) == ["0.500", "never"]
 
 

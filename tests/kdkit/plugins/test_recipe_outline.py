@@ -74,6 +74,7 @@ def test_types_and_defaults_of_every_kind_are_read(outline):
         "from mine import *\ndef recipe(width: int = 3): ...",
         f"X = {'-' * 100_000}1\ndef recipe(width: int = 3): ...",
         "def recipe(:",
+        "def recipe(width: int, width: int): ...",  # which the parser accepts
         "def make(): ...",
     ],
 )
