@@ -266,7 +266,7 @@ def rerun(folder: Path, out: Path | None, trust: bool, options: tuple[str, ...])
 @PRECISION
 @SEED
 @TEACHER_CACHE
-@click.option("--svg", type=PATH, metavar="FILE", help="Draw the plan into this file, and print it too.")
+@click.option("--svg", type=PATH, metavar="FILE", help="Also draw the plan, into this file.")
 @click.option("--pairs", is_flag=True, help="Also advise which layers of students and teachers to pair.")
 @click.pass_context
 def check(ctx: click.Context, /, **options: Any) -> None:
@@ -307,6 +307,7 @@ def check(ctx: click.Context, /, **options: Any) -> None:
     show_plan(plan, console, device)
     if options["svg"] is not None:
         write(options["svg"], draw_plan(plan, file.path.stem))
+        echo(f"saved to {options['svg']}")
     plan.require()
     if options["pairs"]:
         with Status() as status:

@@ -13,7 +13,7 @@ _BOX = 216.0  # width of a box
 _PADDING, _GAP, _HEAD = 18.0, 12.0, 40.0  # of a card, between boxes, and of the title of a card
 _LINE, _TOP = 17.0, 25.0  # height of a line of text in a box, and of its first one
 _ARROW, _PROJECTOR = 54.0, 17.0  # height of an arrow with its texts, and of each projector below it
-_RAIL = 9.0  # between parallel lines outside of the cards
+_RAIL, _MARGIN = 9.0, 90.0  # between parallel lines outside of the cards, and at most for all of them on a side
 _LABELS = 4  # the colour of labels, a grey; nets have the others
 
 
@@ -35,7 +35,8 @@ class _Drawing:
         sources = [source for graph in self.graphs for lesson in graph.lessons for source in lesson.sources]
         taught = [(source.trained_in, source.box.net) for source in sources]
         self.rails = [rail for rail in dict.fromkeys(taught) if rail[0] is not None]
-        margin = 14.0 + _RAIL * len(self.rails) + (6.0 if self.rails else 0.0)
+        self.rail_step = min(_RAIL, _MARGIN / max(len(self.rails), 1))
+        margin = 14.0 + self.rail_step * len(self.rails) + (6.0 if self.rails else 0.0)
         self.left, self.right = margin, _WIDTH - margin
         self.svg = Svg(_WIDTH)
         self.students: dict[tuple[int, str], Point] = {}  # where lines leave, by stage and net
@@ -51,7 +52,7 @@ class _Drawing:
         for index, graph in enumerate(self.graphs):
             y = self._card(index, graph, y)
             self.exits[index] = y
-            y += 16.0 + _RAIL * sum(rail[0] == index for rail in self.rails)
+            y += 16.0 + self.rail_step * sum(rail[0] == index for rail in self.rails)
         self._draw_rails()
         notes = [("note", "Shapes are those of the few samples of the check.")]
         if self.rails:
@@ -138,8 +139,8 @@ class _Drawing:
                 continue
             x, y = self.students[stage, net]
             below = sum(rail[0] == stage for rail in self.rails[:number])
-            level = self.exits[stage] + 12 + _RAIL * below
-            outer_right, outer_left = self.right + 6 + _RAIL * number, self.left - 6 - _RAIL * number
+            level = self.exits[stage] + 12 + self.rail_step * below
+            outer_right, outer_left = self.right + 6 + self.rail_step * number, self.left - 6 - self.rail_step * number
             for trained_in, name, end in self.entries:
                 if (trained_in, name) == (stage, net):
                     points = [(x, y), (outer_right, y), (outer_right, level), (outer_left, level)]

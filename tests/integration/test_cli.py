@@ -658,6 +658,7 @@ def test_check_advises_which_layers_to_pair(kdkit_here, write_recipe):
 def test_check_draws_the_plan_also_if_it_has_problems(kdkit_here, write_recipe, tmp_path):
     result = kdkit_here("check", write_recipe(GOOD), "--svg", "plans/mine.svg")
     assert result.code == 0, result
+    assert "saved to plans/mine.svg" in result.out
     drawing = (tmp_path / "plans" / "mine.svg").read_text()
     assert drawing.startswith("<svg")
     assert "CrossEntropyLoss" in drawing

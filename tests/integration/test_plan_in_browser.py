@@ -41,8 +41,8 @@ TRAINING = Training(epochs=2, batch_size=4)
 LONG = "a name as long as a name may be in a recipe WWW"
 
 
-def multi_level(schedule):
-    nets = [tiny_net(name, hidden=9 - index) for index, name in enumerate(("teacher", "assistant", "third", LONG))]
+def multi_level(schedule, names=("teacher", "assistant", "third", LONG)):
+    nets = [tiny_net(name, hidden=5 + index) for index, name in enumerate(names)]
     return Recipe(
         data=tiny_data(),
         schedule=schedule(*nets, truth=plain_goal(), kd_loss=SoftTargets(), training=TRAINING),
@@ -89,6 +89,7 @@ def failing():
 RECIPES = {
     "parallel": lambda: multi_level(Parallel),
     "sequential": lambda: multi_level(MultiLevel),
+    "many": lambda: multi_level(MultiLevel, [f"net {index}" for index in range(12)]),
     "mutual": mutual,
     "wide": wide_texts,
     "failing": failing,

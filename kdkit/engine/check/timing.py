@@ -70,6 +70,8 @@ def _measure(stage: OpenStage, data: Data, batch: Batch, steps: "_Steps", *, end
             memory.reset_peak(larger.labels.device)
             timed = steps.fastest(larger, until=ends)
         peak = memory.peak(batch.labels.device) if count == whole else None
+        if small.waited or timed.waited:
+            return None
     finally:
         steps.undo()  # buffers, modes and random states are restored by `preserve`
     # A step takes a constant time and one per sample, which two sizes of batches give; noise may make it too large.
@@ -87,10 +89,11 @@ def _measure(stage: OpenStage, data: Data, batch: Batch, steps: "_Steps", *, end
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """The seconds of a step, and those of each teacher in it."""
+    """The seconds of a step, and those of each teacher in it. waited: whether other programs had the CPU meanwhile."""
 
     seconds: float
     teachers: Mapping[str, float]
+    waited: bool = False
 
 
 class _Steps:
@@ -114,12 +117,16 @@ class _Steps:
     def run(self, batch: Batch) -> _Step:
         """Train on a batch."""
         losses, forward = self._timed_losses(batch)
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         self.balancer(losses, self.weights, lambda total: total)
         self.optimizer.step()
         for parameter in self.parameters:
             parameter.grad = None
-        return _Step(forward.seconds + _elapsed(began, batch), forward.teachers)
+        seconds = _elapsed(began, batch)
+        # A backward pass on a CPU waits for nothing else; teachers may wait for a service. Clocks can be coarse.
+        is_long = batch.labels.device.type == "cpu" and seconds > 0.05
+        waited = is_long and time.process_time() - cpu_began < 0.5 * seconds
+        return _Step(forward.seconds + seconds, forward.teachers, waited)
 
     def fastest(self, batch: Batch, *, until: float) -> _Step:
         """Return the fastest of a few steps; none is begun that is expected to end after a time."""
