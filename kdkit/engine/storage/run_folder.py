@@ -87,7 +87,8 @@ class RunFolder:
                 if not (path / _RECIPE).exists():  # the run was killed between its record and its recipe
                     _copy_recipe(path, recipe)
             if changes:
-                forced = [*before.get("forced", ()), *changes]
+                earlier = before.get("forced")
+                forced = [*(earlier if isinstance(earlier, list) else ()), *changes]
                 _copy_recipe(path, recipe)
                 write(path / RECORD, *json_parts({"format": FORMAT, **current, "forced": forced}))
         except OSError as error:
@@ -225,7 +226,8 @@ def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
 def _changes(before: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """Return what differs between two records of a run, with both values."""
     pairs = {key: (before.get(key), current.get(key)) for key in _MUST_MATCH}
-    versions = [record.get("versions", {}) for record in (before, current)]
+    # Whoever changes a file can also compute its checksum.
+    versions = [value if isinstance(value := record.get("versions"), dict) else {} for record in (before, current)]
     pairs |= {f"version of {name}": (versions[0].get(name), versions[1].get(name)) for name in _VERSIONS}
     return [
         f"{key.replace('_', ' ')}: expected {shortened(expected)}, got {shortened(actual)}{_HINTS.get(key, '')}"

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from kdkit import MetricResult, Predictions
 from kdkit.engine.storage.reports import nets_of_run, read_reported
-from kdkit.engine.storage.run_folder import RunFolder, default_path
+from kdkit.engine.storage.run_folder import RunFolder, default_path, read_record
 from kdkit.engine.storage.stage_folder import FORMAT, EndedEpoch, StageFolder, require_format
 from kdkit.errors import RunFolderError
 from kdkit.utils.files import write
-from kdkit.utils.sealed import tensor_parts
+from kdkit.utils.sealed import json_parts, tensor_parts
 
 RECORD = {
     "recipe_sha256": "abc",
@@ -195,6 +195,18 @@ def test_a_folder_of_a_different_run_cannot_be_resumed(tmp_path, changes, messag
     RunFolder.create(tmp_path / "run", RECORD, None)
     with pytest.raises(RunFolderError, match=message):
         RunFolder.reopen(tmp_path / "run", {**RECORD, **changes})
+
+
+@pytest.mark.parametrize("value", [None, 3, "1.0", ["1.0"]])
+def test_a_record_with_other_kinds_of_values_differs_and_can_be_forced(value, tmp_path):
+    record = {**RECORD, "versions": value, "forced": value, "format": FORMAT}
+    RunFolder.create(tmp_path / "run", RECORD, None)
+    write(tmp_path / "run" / "run.json", *json_parts(record))
+    current = {**RECORD, "versions": {"kdkit": "1"}}
+    with pytest.raises(RunFolderError, match=r"version of kdkit: expected None, got '1'"):
+        RunFolder.reopen(tmp_path / "run", current)
+    RunFolder.reopen(tmp_path / "run", current, force=True)
+    assert "version of kdkit" in read_record(tmp_path / "run")["forced"][-1]
 
 
 def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
