@@ -1,6 +1,6 @@
 """Draw docs/images/console.svg: the terminal during a real run of examples/lrhnet_smlkd.py, in about two minutes.
 
-    python tools/make_console_picture.py [--epochs 12]
+    python tools/make_console_picture.py [--epochs 12] [--out FILE]
 
 The run ends in its last stage, where the picture is taken.
 """
@@ -29,8 +29,9 @@ LINES = 4  # of epochs above the view
 class Photographer:
     """Takes the picture in the middle of an epoch of the student, in two thirds of its epochs, and ends the run."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, out: Path) -> None:
         self.console = console
+        self.out = out
         self.progress = RunProgress()
         self.epochs = 0
 
@@ -58,7 +59,7 @@ class Photographer:
                 self.console.export_text()  # forget what was printed until now
             if event.epoch == last:
                 self.console.print(RunView(self.progress, time.monotonic), "")
-                PICTURE.write_text(_without_web_fonts(self.console.export_svg(title="kdkit run lrhnet_smlkd.py")))
+                self.out.write_text(_without_web_fonts(self.console.export_svg(title="kdkit run lrhnet_smlkd.py")))
                 sys.exit()
 
     @kdkit.hookimpl
@@ -76,16 +77,21 @@ def main() -> None:
     """Run the example, and write the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=12)
-    epochs = parser.parse_args().epochs
+    parser.add_argument("--out", type=Path, default=PICTURE)
+    arguments = parser.parse_args()
     sys.path.insert(0, str(ROOT / "examples"))
     from lrhnet_smlkd import recipe
 
     console = PrintableConsole(
         record=True, file=io.StringIO(), force_terminal=True, width=127, height=40, highlight=False
     )
-    callbacks = [ConsoleCallback(console), Photographer(console)]
+    callbacks = [ConsoleCallback(console), Photographer(console, arguments.out)]
     kdkit.run(
-        lambda: recipe(epochs=epochs, records=640), device="cpu", progress=False, baseline=True, callbacks=callbacks
+        lambda: recipe(epochs=arguments.epochs, records=640),
+        device="cpu",
+        progress=False,
+        baseline=True,
+        callbacks=callbacks,
     )
 
 

@@ -73,7 +73,6 @@ def test_a_run_in_python_prints_its_progress_to_a_terminal_only(tmp_path):
         "3. student",
         "epoch   1",
         "batch 0 of 4",
-        "validating",
         "Metrics on test",
     ):
         assert text in shown, shown

@@ -5,7 +5,6 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console, ConsoleRenderable, RenderHook
@@ -74,15 +73,16 @@ class LiveDisplay(RenderHook):
         )
         self._live.start()
         self._console.push_render_hook(self)
-        self._redirect_logging(dict(zip(streams, (sys.stdout, sys.stderr), strict=True)))
+        for stream, proxy in zip(streams, (sys.stdout, sys.stderr), strict=True):
+            if proxy is not stream:
+                self._redirect_logging(stream, proxy)
         self.draw()
 
     def step(self, event: StepEnded) -> None:
-        """Advance by a batch, and redraw the view if it is time, or if the validation begins."""
+        """Advance by a batch, and redraw the view if it is time, or if a validation begins that may be long."""
         self.progress.step(event)
         now = time.monotonic()
-        stage = self.progress.current
-        if now < self._next_draw and stage is not None and stage.batch < stage.batches:
+        if now < self._next_draw and not self._begins_long_validation(now):
             return
         if now >= self._next_read:
             self.progress.read_step(event)
@@ -128,6 +128,13 @@ class LiveDisplay(RenderHook):
             handler.setStream(stream)
         self._loggers.clear()
 
+    def _begins_long_validation(self, now: float) -> bool:
+        """Whether the last batch of an epoch was trained that was so long that a redraw does not count."""
+        stage = self.progress.current
+        if stage is None or stage.batch < stage.batches:
+            return False
+        return now - self.progress.epoch_began >= max(_READ_INTERVAL, self._cost / _SHARE)
+
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
         """Erase the rows that the lines of the view take more since the terminal has become narrower.
 
@@ -137,17 +144,13 @@ class LiveDisplay(RenderHook):
         up = ((ControlType.CARRIAGE_RETURN,), (ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1))
         return [Control(*up * rows), *renderables] if rows else renderables
 
-    def _redirect_logging(self, redirected: Mapping[Any, Any]) -> None:
-        """Let log handlers write above the view too. redirected: what replaces stdout and stderr, by the stream."""
-        for handler in _stream_handlers():
-            # One that was created while a status was shown has the proxy of that.
-            stream = redirected.get(getattr(handler.stream, "rich_proxied_file", handler.stream))
-            if stream is not None and stream is not handler.stream:
-                self._loggers.append((handler, handler.setStream(stream)))
-
-
-def _stream_handlers() -> Iterator[logging.StreamHandler[Any]]:
-    for logger in (logging.root, *logging.root.manager.loggerDict.values()):
-        for handler in getattr(logger, "handlers", ()):
-            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
-                yield handler
+    def _redirect_logging(self, stream: Any, proxy: Any) -> None:
+        """Let the log handlers of a stream write above the view too."""
+        for logger in (logging.root, *logging.root.manager.loggerDict.values()):
+            for handler in getattr(logger, "handlers", ()):
+                # A handler of the standard library has a property instead, and follows sys.stderr by itself.
+                if not isinstance(handler, logging.StreamHandler) or "stream" not in vars(handler):
+                    continue
+                # One that was created while a status was shown has the proxy of that.
+                if stream is getattr(handler.stream, "rich_proxied_file", handler.stream):
+                    self._loggers.append((handler, handler.setStream(proxy)))

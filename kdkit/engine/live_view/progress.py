@@ -71,7 +71,7 @@ class RunProgress:
         self.stages: list[StageProgress] = []
         self.current: StageProgress | None = None
         self.began = 0.0
-        self._epoch_began = 0.0
+        self.epoch_began = 0.0
         self._first_batch = 0  # of the epoch, above 0 if it was resumed
         self._epoch_seconds: float | None = None  # of the last whole epoch with its validation
         self._rates: deque[tuple[float, int]] = deque(maxlen=_RATES)  # time and batch at redraws of this epoch
@@ -137,7 +137,7 @@ class RunProgress:
         stage.learning_rate = event.learning_rate
         trained = stage.batches - self._first_batch
         if trained > 0:  # a resumed epoch is shorter than the next ones
-            self._epoch_seconds = (now - self._epoch_began) * stage.batches / trained
+            self._epoch_seconds = (now - self.epoch_began) * stage.batches / trained
         stage.epoch, stage.batch = event.epoch + 1, 0
         if stage.epoch == stage.epochs:
             stage.state = "done"
@@ -165,7 +165,7 @@ class RunProgress:
         stage = self.current
         if stage is None or stage.epochs is None:
             return None, None
-        epoch_seconds, elapsed = self._epoch_seconds, now - self._epoch_began
+        epoch_seconds, elapsed = self._epoch_seconds, now - self.epoch_began
         if epoch_seconds is None:
             trained = stage.batch - self._first_batch
             if trained <= 0:
@@ -181,6 +181,6 @@ class RunProgress:
         return left, left + epoch_seconds * sum(epochs for epochs in waiting if epochs is not None)
 
     def _begin_epoch(self, batch: int, now: float) -> None:
-        self._first_batch, self._epoch_began = batch, now
+        self._first_batch, self.epoch_began = batch, now
         self._rates.clear()
         self._rates.append((now, batch))

@@ -230,6 +230,26 @@ def test_a_view_that_is_slow_to_draw_is_drawn_rarely_and_keeps_count_of_the_step
     display.stop()
 
 
+def test_a_validation_is_shown_at_once_after_a_long_epoch_but_not_after_a_short_one(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("kdkit.engine.live_view.display.time.monotonic", lambda: now)
+    file = io.StringIO()
+    display = LiveDisplay(Console(file=file, width=80, height=30, force_terminal=True))
+    display.progress.start(run_started(), now)
+    display.progress.start_stage(stage_started(batches=1), now)
+    display.start()
+    now += 0.1
+    display.step(step(0, 0))
+    assert "validating" not in file.getvalue()
+    display.progress.end_epoch(epoch_ended(0), now)
+    now += 2
+    display.draw()
+    now += 0.1
+    display.step(step(1, 0))
+    assert "validating" in file.getvalue()
+    display.stop()
+
+
 def test_few_steps_are_read_since_that_may_wait_for_the_device():
     reads = []
 
