@@ -71,8 +71,8 @@ def _cards(run: ReportedRun, *, several: bool) -> Iterator[Markup]:
             title,
             signals.shape[2] / rates[number],
             rates[number],
-            "" if in_mv[number] else "; scaled to variance 1 by lead, 10 mm for 2 standard deviations",
-            paper(signals[number] if in_mv[number] else signals[number] / 2, rates[number], pulse=bool(in_mv[number])),
+            "" if in_mv[number] else "; scaled to variance 1 by lead, 10 mm for 4 standard deviations",
+            paper(signals[number] if in_mv[number] else signals[number] / 4, rates[number], pulse=bool(in_mv[number])),
             class_table(run, id),
         )
 

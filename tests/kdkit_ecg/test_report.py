@@ -70,7 +70,7 @@ def test_names_are_escaped(run, tmp_path):
 def test_signals_that_are_not_in_mv_are_named(tmp_path):
     kdkit.run(lambda: recipe(scaling="zscore"), out=tmp_path / "run", device="cpu")
     html = page(tmp_path / "run", tmp_path)
-    assert "scaled to variance 1 by lead, 10 mm for 2 standard deviations" in html
+    assert "scaled to variance 1 by lead, 10 mm for 4 standard deviations" in html
     assert "h1v-10h5v10h1" not in html  # no calibration of 1 mV
 
 
