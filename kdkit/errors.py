@@ -1,4 +1,4 @@
-"""Every deliberate error of kdkit. Its message says what was expected, what it got, and what to do."""
+"""Every deliberate error of kdkit. Its message has the expected value, the actual one, and what to do."""
 
 import os
 import traceback

@@ -74,7 +74,7 @@ def _shortened(text: str, width: int) -> str:
     if len(text) <= width:
         return text
     ends = [match.start() for match in re.finditer(r"[,:;] | \(", text[: width - 3])]
-    # Not one of a word or two, which says too little, nor one in brackets.
+    # Not one of a word or two, which is too short to mean anything, nor one in brackets.
     clauses = [text[:end] for end in ends if end >= width // 3 and text[:end].count("(") == text[:end].count(")")]
     if clauses:
         return f"{clauses[-1]} ..."

@@ -1,7 +1,7 @@
 """Draw the plan of a recipe for `kdkit check --svg`: a card for each stage, in order, and in it an arrow for each term.
 
 In a card, sources are on the left and students on the right. Outside of the cards, lines lead from each student to the
-places where it teaches later.
+later stages in which it teaches.
 """
 
 from kdkit.cli.plan_graph import Arrow, Box, Lesson, Source, StageGraph, stage_graphs
@@ -39,9 +39,11 @@ class _Drawing:
         margin = 14.0 + self.rail_step * len(self.rails) + (6.0 if self.rails else 0.0)
         self.left, self.right = margin, _WIDTH - margin
         self.svg = Svg(_WIDTH)
-        self.students: dict[tuple[int, str], Point] = {}  # where lines leave, by stage and net
+        self.students: dict[tuple[int, str], Point] = {}  # the points at which lines leave, by stage and net
         self.exits: dict[int, float] = {}  # the height below the card of each stage at which lines begin
-        self.entries: list[tuple[int, str, Point]] = []  # the stage that trained a source, its net, and where lines end
+        self.entries: list[
+            tuple[int, str, Point]
+        ] = []  # the stage that trained a source, its net, and the points at which lines end
 
     def draw(self) -> str:
         count = len(self.graphs)
@@ -133,7 +135,7 @@ class _Drawing:
         svg.end_group()
 
     def _draw_rails(self) -> None:
-        """Draw the lines from students to where they teach: right, down below the card, left, down, and right."""
+        """Draw the lines from students to stages in which they teach: right, down below the card, left, down, right."""
         for number, (stage, net) in enumerate(self.rails):
             if stage is None or net is None:
                 continue
@@ -153,7 +155,7 @@ class _Drawing:
 
 
 def _leading(options: str, width: float) -> str:
-    """Return the first of the options of a loss, as many as fit: half an option says nothing."""
+    """Return the first of the options of a loss, as many as fit: half an option means nothing."""
     parts = options.split(", ")
     while parts and text_width(", ".join(parts), 12) > width:
         parts.pop()

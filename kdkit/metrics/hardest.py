@@ -24,10 +24,10 @@ def _losses(predictions: Predictions) -> Floats | None:
         logs: Floats = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
         return logs
     truth = labels.astype(np.float64)
-    known = ~np.isnan(truth)
-    if truth.shape != outputs.shape or not np.isin(truth[known], (0, 1)).all():
+    has_label = ~np.isnan(truth)
+    if truth.shape != outputs.shape or not np.isin(truth[has_label], (0, 1)).all():
         return None
     # log(1 + exp(x)) - y x, without overflow
-    losses = np.where(known, np.logaddexp(0, outputs) - np.nan_to_num(truth) * outputs, 0)
-    means: Floats = losses.sum(1) / np.maximum(known.sum(1), 1)
+    losses = np.where(has_label, np.logaddexp(0, outputs) - np.nan_to_num(truth) * outputs, 0)
+    means: Floats = losses.sum(1) / np.maximum(has_label.sum(1), 1)
     return means

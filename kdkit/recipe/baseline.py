@@ -45,7 +45,7 @@ def baselines_of(stages: Sequence[Stage]) -> Mapping[str, str]:
     for stage in stages:
         candidates = students.get(stage.baseline_of, [])
         for net in stage.objectives:
-            # Of several students, the name tells which one it is; a stage of user code may have any name.
+            # Of several students, the name identifies one; a stage of user code may have any name.
             student = candidates[0] if len(candidates) == 1 else net.name.removesuffix(_SUFFIX)
             if student in candidates:
                 baselines[student] = net.name

@@ -48,7 +48,7 @@ class ReportedSample(NamedTuple):
 class ReportedRun:
     """A finished run as a report shows it.
 
-    label: tells it from the other runs of the report. record: of `run.json`. metrics: also with intervals where kdkit
+    label: its name among the runs of the report. record: of `run.json`. metrics: also with intervals where kdkit
     can compute them from the predictions. reports: the predictions by net. samples: the tensors of the samples that the
     student got most wrong, each (samples, ...), with their `ids`, if the data can be shown; see Split.report_tensors.
     problems: what could not be read.
@@ -252,7 +252,7 @@ class ReportedRun:
         return tuple(sorted(computed, key=lambda row: row.metric != main))
 
     def _results_with_intervals(self) -> dict[str, dict[str, MetricResult]]:
-        """Return the metrics with bootstrap intervals, where they lack one that can be computed."""
+        """Return the metrics with bootstrap intervals, if they lack one that can be computed."""
         completed: dict[str, dict[str, MetricResult]] = {}
         for net, results in self.metrics.results.items():
             split = self.split(net)
@@ -321,7 +321,7 @@ def weight_text(weight: Any) -> str:
 
 def settings_digest(run: ReportedRun) -> str:
     """Return a digest of what a run was started with, except for the seed: runs that share it are repetitions."""
-    # The terms tell apart recipes of Python, which have no file and no options.
+    # The terms distinguish recipes of Python, which have no file and no options.
     keys = ("recipe", "recipe_sha256", "options", "precision", "trainings", "stages", "terms")
     # with the nets, since a run with a baseline and one without it have different verdicts
     metrics = {net: list(results) for net, results in run.metrics.results.items()}

@@ -20,7 +20,7 @@ def describe_array(value: Any) -> str:
     if isinstance(value, tuple | list):
         return "(" + ", ".join(map(describe_array, value)) + ")"
     text = repr(value)
-    return type(value).__name__ if " at 0x" in text else text  # an address says nothing to a reader
+    return type(value).__name__ if " at 0x" in text else text  # an address means nothing to a reader
 
 
 def describe_names(names: Iterable[str]) -> str:

@@ -16,9 +16,6 @@ from kdkit.engine.live_view.display import can_redraw
 from kdkit.utils.console import PrintableConsole
 from tests.helpers.command_line import environment
 from tests.helpers.stages import three, training
-
-pytest.importorskip("pyte", reason="pyte is not installed")
-
 from tests.helpers.terminals import Terminal
 
 # Waits in the third epoch of the second stage, and prints in all ways.

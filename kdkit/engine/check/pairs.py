@@ -129,7 +129,7 @@ def _kernels(net: Net[Any], data: Sequence[Batch], tiny: Batch) -> list[tuple[La
     return [
         (Layer(path=path, shape=shape, depth=depths[path]), kernels_of_layer)
         for path, tap, shape, kernels_of_layer in zip(depths, taps, shapes, kernels, strict=True)
-        if not tap.form.doubt  # about its channels, without which the shape says nothing
+        if not tap.form.doubt  # about its channels, without which the shape means nothing
     ]
 
 

@@ -63,7 +63,7 @@ def _measure(stage: OpenStage, data: Data, batch: Batch, steps: "_Steps", *, end
         timed = small = steps.fastest(tiny, until=ends - 0.75 * budget)
         affordable = len(tiny) * (ends - time.perf_counter()) / small.seconds
         # A first step of a size is slower than others, so that it is best to have time for two. A network of which only
-        # a small part of a batch fits takes its time for samples, so that this part tells enough.
+        # a small part of a batch fits takes its time for samples, so that this part suffices.
         count = min(whole, max(int(affordable / 2), len(tiny)))
         if count > len(tiny):
             larger = transformed(data, batch.rows(torch.arange(count) % len(batch)))

@@ -39,7 +39,7 @@ class TermProgress:
 class StageProgress:
     """A stage: its length, its position, and the monitored metric.
 
-    epochs: None if the stage waits and the run does not tell its length. samples: per epoch, None if unknown.
+    epochs: None if the stage waits and its length is unknown. samples: per epoch, None if unknown.
     best_epoch: counted from 1; 0 if it ended before the run was resumed.
     """
 

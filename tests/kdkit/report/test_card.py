@@ -1,6 +1,5 @@
 """The model card of a run: its metadata, what it says about runs of each kind, and that it escapes texts from data."""
 
-import importlib.util
 import json
 import re
 from dataclasses import replace
@@ -70,7 +69,6 @@ def test_the_metadata_has_what_the_hub_reads(card, folder):
 
 
 def test_the_card_is_valid_for_the_hub(card):
-    pytest.importorskip("huggingface_hub")
     from huggingface_hub import ModelCard
 
     parsed = ModelCard(card)
@@ -154,7 +152,6 @@ def test_hub_names_are_those_of_timm_and_transformers(tmp_path, monkeypatch):
     assert hub_name(Net("net", nn.Linear(4, 3))) is None
 
 
-@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")
 def test_a_model_of_transformers_from_a_configuration_has_no_hub_name():
     from transformers import BertConfig, BertForSequenceClassification
 
