@@ -42,6 +42,15 @@ def _separate_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _plain_environment() -> Iterator[None]:
+    """Print the same in CI, and whatever the user's terminal asks for."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("CI", "NO_COLOR", "FORCE_COLOR", "TTY_INTERACTIVE", "TTY_COMPATIBLE"):
+            patch.delenv(name, raising=False)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _new_plugins() -> Iterator[None]:
     """Forget the recipe files that a test read, since each of them is a plugin of the whole process."""

@@ -89,8 +89,6 @@ COMMAND = ["-m", "kdkit", "run", "recipe_file.py", "--device", "cpu", "--out", "
 
 @pytest.fixture
 def terminal(monkeypatch):
-    for name in ("CI", "NO_COLOR", "FORCE_COLOR", "TTY_INTERACTIVE", "TTY_COMPATIBLE"):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
     terminals = []
 
