@@ -57,6 +57,12 @@ _RUN_OPTIONS = (
         help="Write a checkpoint after N updates or a time (30s, 10min, 2h), and after each epoch; 0 for epochs only.",
     ),
     click.option("--baseline", is_flag=True, help="Also train each distilled student on labels alone, and compare."),
+    click.option(
+        "--measure/--no-measure",
+        default=True,
+        show_default=True,
+        help="At the end, measure latency, multiply-adds and the similarity of layers, for the report.",
+    ),
 )
 _RUN_FIELDS = (
     "device",
@@ -68,6 +74,7 @@ _RUN_FIELDS = (
     "teacher_cache_size",
     "checkpoint_every",
     "baseline",
+    "measure",
 )
 
 

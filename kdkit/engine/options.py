@@ -35,6 +35,7 @@ class RunFields(TypedDict, total=False):
     keep_checkpoints: int
     checkpoint_every: int | str
     baseline: bool
+    measure: bool
     progress: bool | None
     verbose: bool
     only: tuple[str, ...] | None
@@ -67,6 +68,8 @@ class RunOptions:
     `epoch-<n>-<net>.safetensors` if the stage has several networks.
     baseline: also train each distilled student of the last stage without its teachers, from the same initial weights
     and in the same order of the data, as a net "<student>-alone", and compute the difference of their metrics.
+    measure: at the end of a run with a folder, measure the multiply-adds and the latency of each network, and how alike
+    the layers of students and teachers are, for `kdkit report`. That takes about a second and changes no result.
     progress: print the progress: on a terminal a live view of the run, and everywhere a line per epoch and the metrics.
     None prints it to a terminal or a notebook, and nothing if the output is captured or goes to a file or a pipe. A
     Study prints none unless this is True.
@@ -91,6 +94,7 @@ class RunOptions:
     keep_checkpoints: int = 0
     checkpoint_every: int | str = "10min"
     baseline: bool = False
+    measure: bool = True
     progress: bool | None = None
     verbose: bool = False
     only: tuple[str, ...] | None = None
@@ -111,7 +115,7 @@ class RunOptions:
         validate_choice("capture", self.capture, Capture)
         validate_count("keep_checkpoints", self.keep_checkpoints, least=0)
         parse_interval(self.checkpoint_every)
-        validate_switches(baseline=self.baseline, verbose=self.verbose)
+        validate_switches(baseline=self.baseline, measure=self.measure, verbose=self.verbose)
         if self.progress is not None:
             validate_switches(progress=self.progress)
         validate_share("device_data", self.device_data)

@@ -18,6 +18,7 @@ from kdkit.engine.check.check import check
 from kdkit.engine.check.static import require_compilable
 from kdkit.engine.console import progress_display
 from kdkit.engine.interrupts import Interrupts
+from kdkit.engine.measure import measure_nets
 from kdkit.engine.options import RunFields, RunOptions
 from kdkit.engine.out_of_memory import explain_memory_of_run, explain_out_of_memory
 from kdkit.engine.predict import Predictor, compute_metrics
@@ -203,6 +204,7 @@ class _Run:
         return self._result()
 
     def _train_and_evaluate(self) -> None:
+        began = time.perf_counter()
         ctx, stages = self.ctx, self.ctx.plan.stages
         event = RunStarted(
             recipe=run_name(ctx.recipe, self.origin),
@@ -238,10 +240,14 @@ class _Run:
                     self.folder.save_metrics(self.reported_on, self.metrics)
         if ctx.options.only is None:
             self._save_samples()
-        if ctx.options.only is None and self.baselines:
             self.differences = tuple(self._differences())
-            if self.folder is not None:
+            if self.folder is not None and self.differences:
                 self.folder.save_metrics(self.reported_on, self.metrics, self.differences)
+            # Last, so that it precedes nothing that is computed; several processes would slow each other down.
+            if self.folder is not None and ctx.options.measure and not collectives.is_distributed():
+                seconds = time.perf_counter() - began
+                measured = measure_nets(ctx.plan, ctx.recipe.data, ctx.options, ctx.device, seconds=seconds)
+                self.folder.save_measurements(measured)
 
     def _result(self) -> Result:
         return Result(

@@ -30,6 +30,7 @@ _BATCHES = 4
 _LEAST_LAYERS = 6  # of a network, for which the modules inside of its blocks are compared too
 _PROBED = 4  # samples of the pass that shows the shapes of features
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_ROUNDING = 100  # in units of the last place: how far apart equal features come out
 _HSIC = CKA(unbiased=True)  # the biased one is near 1 for features that are longer than the batch
 
 
@@ -172,9 +173,13 @@ def _add_kernels(net: Net[Any], batch: Batch, layers: Sequence[LayerKernels]) ->
 def _kernel(feature: Tensor) -> Tensor:
     """Return the linear kernel (batch, batch) of a feature, without the similarity of a sample with itself."""
     # In any order of the channels and positions of a sample, the kernel is the same.
-    samples = feature.detach().flatten(1).float()
-    samples = samples - samples.mean(0)
-    samples = samples / samples.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)  # squares must not overflow
+    features = feature.detach().flatten(1).float()
+    samples = features - features.mean(0)
+    limits = torch.finfo(torch.float32)
+    largest = samples.abs().amax()
+    # What the mean of equal features leaves is rounding, which the division would make a feature of its own.
+    samples = samples.where(largest > _ROUNDING * limits.eps * features.abs().amax(), 0)
+    samples = samples / largest.clamp(min=limits.tiny)  # squares must not overflow
     kernel = (samples @ samples.T).double().cpu()
     return kernel - kernel.diagonal().diag()
 

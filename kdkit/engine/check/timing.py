@@ -122,7 +122,7 @@ class _Steps:
         self.optimizer.step()
         for parameter in self.parameters:
             parameter.grad = None
-        seconds = _elapsed(began, batch)
+        seconds = elapsed(began, batch)
         # A backward pass on a CPU waits for nothing else; teachers may wait for a service. Clocks can be coarse.
         is_long = batch.labels.device.type == "cpu" and seconds > 0.05
         waited = is_long and time.process_time() - cpu_began < 0.5 * seconds
@@ -151,12 +151,12 @@ class _Steps:
             for name, session in self.stage.sessions.items():
                 teacher_began = time.perf_counter()
                 outputs[name] = session(batch)
-                teachers[name] = _elapsed(teacher_began, batch)
+                teachers[name] = elapsed(teacher_began, batch)
             losses = self.stage.module(batch, outputs)
-        return losses, _Step(_elapsed(began, batch), teachers)
+        return losses, _Step(elapsed(began, batch), teachers)
 
 
-def _elapsed(began: float, batch: Batch) -> float:
+def elapsed(began: float, batch: Batch) -> float:
     """Return the seconds since a time, after the device has computed everything."""
     if batch.labels.is_cuda:
         torch.cuda.synchronize(batch.labels.device)

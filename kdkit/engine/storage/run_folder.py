@@ -13,6 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from kdkit.engine.storage.measurements import MEASUREMENTS, Measurements
 from kdkit.engine.storage.stage_folder import FORMAT, RECORD, StageFolder, require_format
 from kdkit.errors import RunFolderError, first_line, shortened
 from kdkit.metrics.base import MetricResult
@@ -164,6 +165,15 @@ class RunFolder:
         copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in {**tensors, "ids": ids}.items()}
         try:
             write(self.path / SAMPLES, *tensor_parts(copies, {"format": FORMAT}))
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+    def save_measurements(self, measurements: Measurements) -> None:
+        """Save what was measured of the networks, which differs in each run."""
+        if not self.writes:
+            return
+        try:
+            write(self.path / MEASUREMENTS, *json_parts({"format": FORMAT, **measurements.as_dict()}))
         except OSError as error:
             raise _unwritable(self.path, error) from error
 

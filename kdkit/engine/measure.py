@@ -1,0 +1,149 @@
+"""Measure the networks of a run at its end, for its report: their cost, and how alike their layers are.
+
+No measurement changes a result, takes more than about a second, or ends a run.
+"""
+
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kdkit.data.batch import Batch
+from kdkit.data.dataset import Data
+from kdkit.engine.check.layers import SAMPLES, layer_kernels, matched_nets, similarities, spread_batches
+from kdkit.engine.check.multiply_adds import multiply_adds
+from kdkit.engine.check.plan import Plan
+from kdkit.engine.check.timing import elapsed
+from kdkit.engine.options import RunOptions
+from kdkit.engine.storage.measurements import Latency, LayerSimilarity, Measurements, NetCost
+from kdkit.errors import first_line
+from kdkit.nets.net import Net
+from kdkit.recipe.baseline import baselines_of
+from kdkit.utils.modules import eval_mode, preserve_buffers
+from kdkit.utils.randomness import preserve_rng_state
+
+_LATENCY_SECONDS = 0.5  # of the passes of a network that are timed
+_MOST_PASSES = 40
+_SIMILARITY_SECONDS = 1.0  # for all networks together, or a share of the run if that is more
+_SHARE = 0.01
+_MOST_LAYERS = 24  # of a network, which is what a page shows legibly
+_MOST_PAIRS = 8  # of networks
+
+
+def measure_nets(plan: Plan, data: Data, options: RunOptions, device: torch.device, *, seconds: float) -> Measurements:
+    """Return the measurements of the networks of a run. seconds: that the run has taken."""
+    with _unnoticed(device):
+        try:
+            # No more than a step has, for which there is memory; fewer than eight say little about similarity.
+            size = max(8, min(SAMPLES, *(stage.training.batch_size for stage in plan.stages)))
+            samples = [
+                batch.to(device) for batch in spread_batches(data.validation if data.test is None else data.test, size)
+            ]
+        except Exception as error:  # user-defined data may raise anything
+            note = f"the samples could not be read: {_reason(error)}"
+            return Measurements(costs={net.name: NetCost(note=note) for net in plan.nets}, note=note)
+        costs = {net.name: _cost(net, samples[0], options, device) for net in plan.nets}
+        compared: tuple[LayerSimilarity, ...] = ()
+        note = ""
+        try:
+            until = time.perf_counter() + max(_SIMILARITY_SECONDS, _SHARE * seconds)
+            with options.autocast(device):
+                compared = tuple(_similarities(plan, samples, until))
+        except Exception as error:  # user-defined networks may raise anything
+            note = f"layers could not be compared: {_reason(error)}"
+    return Measurements(
+        costs=costs, similarities=compared, samples=sum(map(len, samples)) if compared else 0, note=note
+    )
+
+
+def _cost(net: Net[Any], batch: Batch, options: RunOptions, device: torch.device) -> NetCost:
+    """Return the cost of a network, as far as it can be measured."""
+    if not isinstance(net.module, nn.Module):
+        return NetCost(note="it is not an nn.Module")
+    # By identity, since modules may share parameters.
+    tensors = {id(tensor): tensor for tensor in (*net.network.parameters(), *net.network.buffers())}
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    single = batch.rows(torch.arange(1))
+    latency, note = None, ""
+    try:
+        latency = _latency(net, single, options, net.device or device)
+    except Exception as error:  # such as of a network that takes no batch of one sample
+        note = f"a pass for one sample fails: {_reason(error)}"
+    operations = multiply_adds(net, batch.rows(torch.arange(min(2, len(batch)))))
+    return NetCost(weights_bytes=weights, multiply_adds=operations, latency=latency, note=note)
+
+
+def _latency(net: Net[Any], single: Batch, options: RunOptions, device: torch.device) -> Latency:
+    """Return the latency of a network for a batch of one sample, on one thread of a CPU."""
+    threads = torch.get_num_threads()
+    times: list[float] = []
+    with (
+        eval_mode(net.network),
+        preserve_buffers([net.network]),
+        torch.compiler.set_stance("force_eager"),  # compiling for one sample would take longer than the passes
+        torch.no_grad(),
+        options.autocast(single.labels.device),
+    ):
+        try:
+            if device.type == "cpu":
+                torch.set_num_threads(1)
+            began = time.perf_counter()
+            net(single)  # the first pass of a network chooses kernels, and fills caches
+            until = time.perf_counter() + _LATENCY_SECONDS
+            # A network that is slow is timed at least twice, and its first pass is no measurement.
+            while len(times) < 2 or (len(times) < _MOST_PASSES and time.perf_counter() < until):
+                began = time.perf_counter()
+                net(single)
+                times.append(elapsed(began, single))
+        finally:
+            torch.set_num_threads(threads)
+    p50, p95 = np.percentile(times, (50, 95)).tolist()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return Latency(
+        p50=p50, p95=p95, passes=len(times), device=name, threads=1 if device.type == "cpu" else threads,
+        precision=options.precision,
+    )  # fmt: skip
+
+
+def _similarities(plan: Plan, samples: list[Batch], until: float) -> Iterator[LayerSimilarity]:
+    """Yield the similarity of each student with each network that it matches, and that of its baseline with these."""
+    by_name = {net.name: net for net in plan.nets}
+    baselines: Mapping[str, str] = baselines_of(plan.stages)
+    pairs: dict[tuple[Net[Any], Net[Any]], None] = {}
+    # The last students are those that a report is about.
+    for student, teacher in reversed(matched_nets(plan.stages)):
+        followers = [student, *(by_name[baselines[name]] for name in [student.name] if name in baselines)]
+        pairs.update(dict.fromkeys((follower, teacher) for follower in followers))
+    chosen = list(pairs)[:_MOST_PAIRS]
+    if not chosen:
+        return
+    measured = layer_kernels(
+        tuple(dict.fromkeys(net for pair in chosen for net in pair)), samples, most=_MOST_LAYERS, until=until
+    )
+    for student, teacher in chosen:
+        rows, columns = measured[student], measured[teacher]
+        if rows and columns:
+            yield LayerSimilarity(
+                student=student.name,
+                teacher=teacher.name,
+                student_layers=tuple(item.layer.path for item in rows),
+                teacher_layers=tuple(item.layer.path for item in columns),
+                values=tuple(map(tuple, similarities(rows, columns))),
+            )
+
+
+@contextmanager
+def _unnoticed(device: torch.device) -> Iterator[None]:
+    """Keep the random states, and the warnings of user code, which its evaluation has given already."""
+    with preserve_rng_state(cuda=device.type == "cuda" or None), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"

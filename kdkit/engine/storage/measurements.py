@@ -1,0 +1,148 @@
+"""What a run measured of its networks at its end, `measurements.json`: their cost, and how alike their layers are."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kdkit.errors import RunFolderError, first_line
+from kdkit.utils.sealed import read_sealed_json
+
+MEASUREMENTS = "measurements.json"
+_MOST_LAYERS = 256  # of a network in a file, so that no file makes a page of millions of cells
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """The seconds of a forward pass for one sample: the median and the 95th percentile of so many passes.
+
+    device: on which the network ran. threads: of the CPU. precision: "fp32", or of autocast.
+    """
+
+    p50: float
+    p95: float
+    passes: int
+    device: str
+    threads: int
+    precision: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetCost:
+    """The cost of a network; None for what could not be measured, with the reason in `note`.
+
+    multiply_adds: of a forward pass for one sample. weights_bytes: of all parameters and buffers.
+    """
+
+    weights_bytes: int | None = None
+    multiply_adds: int | None = None
+    latency: Latency | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSimilarity:
+    """The CKA of layers of two networks, in rows for those of the first one; NaN if it is undefined."""
+
+    student: str
+    teacher: str
+    student_layers: tuple[str, ...]
+    teacher_layers: tuple[str, ...]
+    values: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurements:
+    """The measurements of a run. samples: of the reported split, on which layers were compared; 0 for none.
+
+    note: why layers were not compared, or "".
+    """
+
+    costs: Mapping[str, NetCost]
+    similarities: tuple[LayerSimilarity, ...] = ()
+    samples: int = 0
+    note: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the measurements as values for JSON, with None for NaN."""
+        content = asdict(self)
+        for similarity in content["similarities"]:
+            similarity["values"] = [
+                [None if math.isnan(value) else value for value in row] for row in similarity["values"]
+            ]
+        return content
+
+
+def read_measurements(folder: Path) -> Measurements | None:
+    """Return the measurements of a run; None if it has none. Raises RunFolderError if they are damaged."""
+    file = folder / MEASUREMENTS
+    if not file.exists():
+        return None
+    try:
+        content = read_sealed_json(file)
+        return Measurements(
+            costs={net: _cost(fields) for net, fields in content["costs"].items()},
+            similarities=tuple(_similarity(fields) for fields in content["similarities"]),
+            samples=int(content["samples"]),
+            note=_text(content["note"]),
+        )
+    # Nothing in a run folder is trusted.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
+        raise RunFolderError(
+            f"{file} cannot be read: {reason}; delete it, and the report has no latency and no similarity of layers"
+        ) from error
+
+
+def _cost(fields: Mapping[str, Any]) -> NetCost:
+    latency = fields["latency"]
+    return NetCost(
+        weights_bytes=_count(fields["weights_bytes"]),
+        multiply_adds=_count(fields["multiply_adds"]),
+        latency=None
+        if latency is None
+        else Latency(
+            p50=_finite(latency["p50"]),
+            p95=_finite(latency["p95"]),
+            passes=int(latency["passes"]),
+            device=_text(latency["device"]),
+            threads=int(latency["threads"]),
+            precision=_text(latency["precision"]),
+        ),
+        note=_text(fields["note"]),
+    )
+
+
+def _similarity(fields: Mapping[str, Any]) -> LayerSimilarity:
+    layers = [tuple(map(_text, fields[name])) for name in ("student_layers", "teacher_layers")]
+    values = tuple(tuple(math.nan if value is None else _finite(value) for value in row) for row in fields["values"])
+    if len(values) != len(layers[0]) or any(len(row) != len(layers[1]) for row in values):
+        raise ValueError("its similarities are not those of its layers")
+    if max(map(len, layers)) > _MOST_LAYERS:
+        raise ValueError(f"it has a network of more than {_MOST_LAYERS} layers")
+    return LayerSimilarity(
+        student=_text(fields["student"]),
+        teacher=_text(fields["teacher"]),
+        student_layers=layers[0],
+        teacher_layers=layers[1],
+        values=values,
+    )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"it has a {type(value).__name__} in the place of a text")
+    return value
+
+
+def _count(value: Any) -> int | None:
+    if value is not None and (type(value) is not int or not 0 <= value < 2**63):
+        raise ValueError("a count is not a whole number of at least 0")
+    return value
+
+
+def _finite(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError("a measurement is not a finite number")
+    return float(value)

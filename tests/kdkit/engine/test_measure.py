@@ -1,0 +1,141 @@
+"""What a run measures of its networks at its end, for its report."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import kdkit
+from kdkit import Match, Net, Recipe, Stage, Training
+from kdkit.engine.check.layers import layer_kernels, similarities, spread_batches
+from kdkit.engine.storage.measurements import MEASUREMENTS, read_measurements
+from kdkit.errors import RunFolderError
+from kdkit.losses import SoftTargets
+from kdkit.utils.files import write
+from kdkit.utils.sealed import json_parts
+from tests.helpers.reports import distillation
+from tests.helpers.tiny import Mlp, plain_goal, tiny_data
+
+
+class NoSingle(Mlp):
+    """A network that takes no batch of one sample."""
+
+    def forward(self, inputs):
+        if len(inputs) == 1:
+            raise ValueError("one sample")
+        return super().forward(inputs)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("measured") / "run"
+    return kdkit.run(distillation, baseline=True, out=folder)
+
+
+def recipe_of(teacher):
+    objective = plain_goal() + Match(teacher, SoftTargets())
+    return Recipe(data=tiny_data(), schedule=[Stage({Net("student", Mlp()): objective}, Training(epochs=1))])
+
+
+def test_the_cost_of_every_net_is_measured(run):
+    measured = read_measurements(run.folder)
+    assert measured.costs.keys() == {"teacher", "student", "student-alone"}
+    for name, cost in measured.costs.items():
+        state = run.nets[name].network.state_dict().values()
+        assert cost.weights_bytes == sum(tensor.numel() * tensor.element_size() for tensor in state)
+        assert cost.multiply_adds > 0
+        assert 0 < cost.latency.p50 <= cost.latency.p95 < 1
+        assert (cost.latency.device, cost.latency.threads, cost.latency.precision) == ("cpu", 1, "fp32")
+        assert cost.note == ""
+
+
+def test_layers_of_students_and_their_baselines_are_compared_with_those_of_teachers(run):
+    measured = read_measurements(run.folder)
+    assert [(pair.student, pair.teacher) for pair in measured.similarities] == [
+        ("student", "teacher"),
+        ("student-alone", "teacher"),
+    ]
+    assert measured.samples == 6  # of the test split
+    pair = measured.similarities[0]
+    assert pair.student_layers == pair.teacher_layers == ("hidden",)
+    assert 0.2 < pair.values[0][0] < 1.2
+
+
+def test_measuring_changes_no_result_and_can_be_left_out(run, tmp_path):
+    random, threads = torch.get_rng_state(), torch.get_num_threads()
+    without = kdkit.run(distillation, baseline=True, out=tmp_path / "run", measure=False)
+    assert not (tmp_path / "run" / MEASUREMENTS).exists()
+    assert read_measurements(tmp_path / "run") is None
+    assert without.metrics == run.metrics
+    for name, net in run.nets.items():
+        expected = without.nets[name].network.state_dict()
+        assert all(torch.equal(value, expected[key]) for key, value in net.network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_cannot_be_measured_is_left_out_with_the_reason(tmp_path):
+    service = Net("service", lambda inputs: torch.zeros(len(inputs), 3), version="1")
+    kdkit.run(lambda: recipe_of(service), out=tmp_path / "service")
+    measured = read_measurements(tmp_path / "service")
+    assert measured.costs["service"].note == "it is not an nn.Module"
+    assert measured.similarities == ()
+    assert measured.note == ""
+
+    kdkit.run(lambda: recipe_of(Net("teacher", NoSingle(), trained=True)), out=tmp_path / "single")
+    measured = read_measurements(tmp_path / "single")
+    cost = measured.costs["teacher"]
+    assert (cost.latency, cost.note) == (None, "a pass for one sample fails: ValueError: one sample")
+    assert cost.multiply_adds == measured.costs["student"].multiply_adds
+    assert measured.similarities
+
+
+def test_a_deep_network_is_compared_from_its_first_layer_to_its_last():
+    net = Net("deep", nn.Sequential(*(nn.Linear(4, 4) for _ in range(60))))
+    for layer in net.module:
+        nn.init.orthogonal_(layer.weight)  # otherwise the last layers are constant
+    data = spread_batches(tiny_data(rows=24).train, 8)
+    layers = layer_kernels([net], data, most=24)[net]
+    assert len(layers) == 24
+    assert (layers[0].layer.path, layers[-1].layer.path) == ("0", "58")  # the last one returns the outputs
+    values = similarities(layers, layers)
+    assert [row[index] for index, row in enumerate(values)] == pytest.approx([1] * 24)
+
+
+def test_a_layer_that_is_constant_has_no_similarity():
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.still = nn.Linear(4, 4)
+            self.head = nn.Linear(4, 3)
+            nn.init.zeros_(self.still.weight)
+
+        def forward(self, inputs):
+            return self.head(self.still(inputs))
+
+    net = Net("constant", Constant())
+    layers = layer_kernels([net], spread_batches(tiny_data(rows=24).train, 8), most=24)[net]
+    assert [math.isnan(value) for row in similarities(layers, layers) for value in row] == [True]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.pop("costs"),
+        lambda content: content["costs"]["student"].update(multiply_adds="many"),
+        lambda content: content["costs"]["student"]["latency"].update(p50=None),
+        lambda content: content["similarities"][0]["values"].append([1.0]),
+        lambda content: content["similarities"][0].update(student_layers=[1]),
+        lambda content: content.update(similarities={"a": 1}),
+    ],
+)
+def test_measurements_that_no_run_writes_are_refused(change, run, tmp_path):
+    content = json.loads((run.folder / MEASUREMENTS).read_text())
+    del content["checksum"]
+    change(content)
+    write(tmp_path / MEASUREMENTS, *json_parts(content))
+    with pytest.raises(RunFolderError, match=r"measurements\.json cannot be read: .*; delete it"):
+        read_measurements(tmp_path)
