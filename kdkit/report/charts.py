@@ -12,6 +12,8 @@ from kdkit.utils.printable import printable
 Point = tuple[float, float]
 
 _HOVERED = 120  # points of a series that show their value; more of them would overlap
+_WRITTEN = 10  # columns of a heat map with their values as text
+_LONGEST_NAME = 24  # letters of the name of a row or a column
 _COLOURS = 6  # of series, which the style sheet defines
 
 
@@ -188,6 +190,52 @@ def scatter_chart(title: str, points: Sequence[Point], colour: int) -> Markup:
     return Markup("".join([*parts, "</svg>"]))
 
 
+def heat_map(title: str, values: Sequence[Sequence[float]], *, rows: Sequence[str], columns: Sequence[str]) -> Markup:
+    """Return cells coloured by values in [0, 1], with the highest one of each row outlined; NaN stays empty.
+
+    The cells of a few columns have their values as text, others show them when the mouse is over them.
+    """
+    names = [[_shortened(name) for name in side] for side in (rows, columns)]
+    has_texts = len(columns) <= _WRITTEN
+    width, height = (44, 28) if has_texts else (22, 22)  # of a cell
+    # Letters of this size are about 6.2 wide. The names of columns stand upright above them.
+    left, top = (round(6.2 * max(map(len, side), default=0)) + 12 for side in names)
+    parts = [_open(left + width * len(columns) + 2, top + height * len(rows) + 2, title, kind="chart wide")]
+    for column, name in enumerate(names[1]):
+        x = left + width * (column + 0.5) + 4
+        parts.append(
+            f'<text class="tick" transform="translate({x:g} {top - 6}) rotate(-90)">{_text(name)}'
+            f"<title>{_text(columns[column])}</title></text>"
+        )
+    outlines = []
+    for row, name in enumerate(names[0]):
+        y = top + height * row
+        parts.append(
+            f'<text class="tick end" x="{left - 8}" y="{y + height / 2 + 4:g}">{_text(name)}'
+            f"<title>{_text(rows[row])}</title></text>"
+        )
+        shown = [value if math.isfinite(value) else -math.inf for value in values[row]]
+        best = max(range(len(shown)), key=shown.__getitem__, default=0)
+        for column, value in enumerate(values[row]):
+            x = left + width * column
+            place = f'x="{x + 1}" y="{y + 1}" width="{width - 2}" height="{height - 2}" rx="3"'
+            if not math.isfinite(value):
+                label = _text(f"{rows[row]}, {columns[column]}: undefined")
+                parts.append(f'<rect class="blank" {place}><title>{label}</title></rect>')
+                continue
+            share = min(1.0, max(0.0, value))  # an estimate may leave [0, 1]
+            label = _text(f"{rows[row]}, {columns[column]}: {value:.3f}{', the highest' if column == best else ''}")
+            parts.append(f'<rect class="heat" style="--share:{share:.3f}" {place}><title>{label}</title></rect>')
+            if column == best:
+                outlines.append(f'<rect class="outline" {place}/>')
+            if has_texts:
+                tone = " high" if share > 0.67 else " middle" if share > 0.5 else ""
+                parts.append(
+                    f'<text class="value mid{tone}" x="{x + width / 2:g}" y="{y + height / 2 + 4:g}">{share:.2f}</text>'
+                )
+    return Markup("".join([*parts, *outlines, "</svg>"]))
+
+
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Return round numbers that cover a range, about as many as `count`, with 0 as 0.0 exactly."""
     if not high > low:
@@ -200,9 +248,14 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     return [round(index * step, 12) + 0.0 for index in range(first, last + 1)]
 
 
-def _open(width: int, height: int, title: str) -> str:
+def _shortened(name: str) -> str:
+    """Return the end of a long path, which tells layers apart."""
+    return name if len(name) <= _LONGEST_NAME else f"\N{HORIZONTAL ELLIPSIS}{name[1 - _LONGEST_NAME :]}"
+
+
+def _open(width: int, height: int, title: str, kind: str = "chart") -> str:
     label = _text(title)
-    return f'<svg class="chart" viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{label}">'
+    return f'<svg class="{kind}" viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{label}">'
 
 
 def _text(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import math
 
-MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
+MINUS, DASH, TIMES = "\N{MINUS SIGN}", "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
 _WORDS = {
     "f1": "F1",
     "auprc": "AUPRC",
@@ -44,7 +44,7 @@ def is_share(*values: float) -> bool:
 
 def percent(value: float | None) -> str:
     """Return a share in percent."""
-    return DASH if value is None or not math.isfinite(value) else f"{100 * value:.1f} %"
+    return DASH if value is None or not math.isfinite(value) else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
 
 
 def tick(value: float) -> str:
@@ -69,6 +69,36 @@ def size(value: int | None) -> str:
         if value >= factor:
             return f"{value / factor:.3g} {unit}"
     return f"{value} B"
+
+
+def short(value: int | None) -> str:
+    """Return a large whole number with three digits."""
+    if value is None:
+        return DASH
+    for unit, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= 0.9995 * factor:
+            return f"{value / factor:.3g} {unit}"
+    return str(value)
+
+
+def moment(seconds: float | None) -> str:
+    """Return a short time."""
+    if seconds is None or not math.isfinite(seconds):
+        return DASH
+    for unit, factor in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= 0.9995 * factor:
+            return f"{seconds / factor:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def ratio(value: float | None, reference: float | None) -> str:
+    """Return how many times a reference a value is, "" if that is unknown or they are equal."""
+    if not value or not reference or value == reference:
+        return ""
+    times = value / reference
+    # Enough digits to tell 0.98 from 1, and no more than a reader needs of a large ratio.
+    digits = 0 if times >= 10 else 1 if times >= 1.95 else 2
+    return f"{times:,.{digits}f}{TIMES}"
 
 
 def duration(seconds: float) -> str:

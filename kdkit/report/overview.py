@@ -9,7 +9,7 @@ from markupsafe import Markup
 from kdkit.errors import KdkitError
 from kdkit.report import analysis, formats
 from kdkit.report.charts import Bar, interval_chart, reliability_chart
-from kdkit.report.runs import ReportedRun, as_number, mapping, number, rows, weight_text
+from kdkit.report.runs import ReportedRun, mapping, rows, weight_text
 from kdkit.report.verdict import Verdict
 
 T = TypeVar("T")
@@ -176,35 +176,6 @@ def calibration(runs: Sequence[ReportedRun]) -> list[Values]:
             chart = reliability_chart(f"Reliability of {title}", bins, COLOUR_OF_ROLE[run.role(net)])
             diagrams.append({"title": title, "role": run.role(net), "error": formats.plain(error), "chart": chart})
     return diagrams
-
-
-def cost(runs: Sequence[ReportedRun]) -> list[Values]:
-    """Return a row for each net: its size, and the cost of its training."""
-    table = []
-    for run in runs:
-        largest = max((run.parameters(net) or 0 for net in run.nets), default=0)
-        for net in nets_by_role(run):
-            stages = [stage for stage in run.stages if run.trains(stage.name, net)]
-            seconds = sum(as_number(entry.get("seconds")) for stage in stages for entry in stage.epochs)
-            peaks = [entry.get("peak_memory_bytes") for stage in stages for entry in stage.epochs]
-            peak = max((value for value in peaks if isinstance(value, int)), default=None)
-            parameters = run.parameters(net)
-            operations = number(mapping(mapping(run.record, "nets"), net), "multiply_adds")
-            table.append(
-                {
-                    "run": run.label,
-                    "net": net,
-                    "role": run.role(net),
-                    "parameters": formats.count(parameters),
-                    "share": f"{100 * parameters / largest:.3g}" if parameters and largest else "",
-                    "bytes": formats.size(run.weights_bytes(net)),
-                    "operations": formats.count(operations),
-                    "seconds": formats.duration(seconds) if stages else formats.DASH,
-                    "epochs": sum(len(stage.epochs) for stage in stages) or formats.DASH,
-                    "memory": formats.size(peak),
-                }
-            )
-    return table
 
 
 def setup(runs: Sequence[ReportedRun]) -> Values:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from kdkit import __version__
 from kdkit.errors import KdkitError, RecipeError, first_line
 from kdkit.plugins.manager import installed
-from kdkit.report import classes, formats, overview
+from kdkit.report import classes, formats, measured, overview
 from kdkit.report.runs import ReportedRun, read_runs
 from kdkit.report.training import training
 from kdkit.report.verdict import Verdict, headline_of, verdicts_of
@@ -88,7 +88,8 @@ def render(report: Report) -> str:
         calibration=overview.calibration(runs),
         classes=classes.class_tables(runs),
         errors=classes.errors(runs),
-        cost=overview.cost(runs),
+        cost=measured.cost(runs),
+        layers=measured.layer_maps(runs),
         setup=overview.setup(runs),
         added=_added_sections(report),
         dash=formats.DASH,

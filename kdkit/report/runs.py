@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdkit.engine.storage.measurements import Measurements, NetCost, read_measurements
 from kdkit.engine.storage.reports import (
     RunMetrics,
     StageReport,
@@ -51,7 +52,7 @@ class ReportedRun:
     label: its name among the runs of the report. record: of `run.json`. metrics: also with intervals where kdkit
     can compute them from the predictions. reports: the predictions by net. samples: the tensors of the samples that the
     student got most wrong, each (samples, ...), with their `ids`, if the data can be shown; see Split.report_tensors.
-    problems: what could not be read.
+    measurements: of the nets, None if the run measured none. problems: what could not be read.
     """
 
     folder: Path
@@ -61,6 +62,7 @@ class ReportedRun:
     stages: tuple[StageReport, ...] = ()
     reports: Mapping[str, NetReport] = field(default_factory=dict)
     samples: Mapping[str, Tensor] = field(default_factory=dict)
+    measurements: Measurements | None = None
     source: str | None = None
     problems: tuple[str, ...] = ()
 
@@ -87,6 +89,11 @@ class ReportedRun:
             samples = read_samples(folder)
         except KdkitError as error:
             problems.append(str(error))
+        measurements = None
+        try:
+            measurements = read_measurements(folder)
+        except KdkitError as error:
+            problems.append(str(error))
         try:
             source = (folder / RECIPE).read_text(encoding="utf-8", errors="replace")[:_SOURCE]
         except OSError:  # a run from Python has no recipe file
@@ -99,6 +106,7 @@ class ReportedRun:
             stages=stages,
             reports=reports,
             samples=samples,
+            measurements=measurements,
             source=source,
             problems=tuple(problems),
         )
@@ -182,6 +190,10 @@ class ReportedRun:
         if not len(rows):
             return None
         return ReportedSample(split.test.labels[rows[0]], split.test.outputs[rows[0]], split.test.classes)
+
+    def cost(self, net: str) -> NetCost:
+        """Return what was measured of a net."""
+        return NetCost() if self.measurements is None else self.measurements.costs.get(net, NetCost())
 
     def weights_bytes(self, net: str) -> int | None:
         """Return the size of the file of a net's weights; None for a net that was not trained in this run."""

@@ -1,6 +1,7 @@
 """The page of a report: what it says about runs of each kind, and that it escapes what comes from data."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from kdkit.errors import RunFolderError
 from kdkit.metrics import MacroAUROC
 from kdkit.plugins.manager import installed
 from kdkit.report import Section, write_report
+from kdkit.report.charts import heat_map
 from kdkit.utils.files import write
 from kdkit.utils.sealed import json_parts
 from tests.helpers.reports import (
@@ -101,8 +103,44 @@ def test_the_confusion_counts_every_sample(page, runs):
 def test_cost_has_parameters_and_files(page, runs):
     text = page.panel("cost").text
     assert "53" in text  # parameters of the student
-    size = (runs / "seed0" / "1-student" / "weights.safetensors").stat().st_size
-    assert f"{size / 1e3:.3g} kB" in text
+    # 53 parameters and 10 numbers of the batch norm in float32, and its count of batches in int64
+    assert "260 B" in text
+    assert "on one thread of the CPU, fp32" in text
+    assert "µs" in text
+
+
+def test_layers_of_the_student_and_its_baseline_are_compared_with_those_of_the_teacher(page, runs):
+    panel = page.panel("agreement")
+    labels = [chart["aria-label"] for chart in panel.all("svg")]
+    assert labels == [f"Similarity of the layers of {net} and teacher" for net in ("student", "student-alone")]
+    stored = json.loads((runs / "seed0" / "measurements.json").read_text())["similarities"][0]["values"][0][0]
+    assert f"hidden, hidden: {stored:.3f}, the highest" in panel.text
+
+
+def test_measurements_that_are_missing_or_damaged_leave_a_reason(runs, tmp_path):
+    shutil.copytree(runs / "seed0", tmp_path / "run")
+    (tmp_path / "run" / "measurements.json").unlink()
+    page = report_page(tmp_path / "run", out=tmp_path / "report.html")
+    assert "These runs measured no layers" in page.panel("agreement").text
+    assert "1.03 kB" in page.panel("cost").text  # the file of the weights
+    (tmp_path / "run" / "measurements.json").write_text("{}")
+    page = report_page(tmp_path / "run", out=tmp_path / "report.html")
+    assert "measurements.json cannot be read: it has no checksum" in page.panel("setup").text
+
+
+def test_a_heat_map_of_many_layers_escapes_their_names_and_shows_values_on_hover():
+    names = [f"layers.{index}.<b>attention.output" for index in range(60)]
+    values = [[math.nan if row == column == 0 else row / 59 for column in range(60)] for row in range(60)]
+    chart = heat_map("Similarity", values, rows=names, columns=names)
+    page = Page(chart)
+    assert "<b>" not in chart
+    assert "layers.7.<b>attention.output, layers.59.<b>attention.output: 0.119" in page.text
+    assert "undefined" in page.text
+    assert not [text for text in page.all("text") if "value" in text["class"]]
+    assert len(page.all("rect")) == 60 * 60 + 60  # with an outline in each row
+    few = Page(heat_map("Similarity", [[0.25, 1.2]], rows=["a"], columns=["b", "c"]))
+    assert [text["class"] for text in few.all("text") if "value" in text["class"]] == ["value mid", "value mid high"]
+    assert "1.00" in few.text
 
 
 def test_seeds_are_compared_in_pairs(runs, tmp_path):
