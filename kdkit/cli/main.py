@@ -19,7 +19,18 @@ from kdkit.cli import bench as benchmark_scripts
 from kdkit.cli.card import card
 from kdkit.cli.group import CommandGroup, completion
 from kdkit.cli.new import new
-from kdkit.cli.options import DEVICE, PATH, PRECISION, SEED, TEACHER_CACHE, run_fields, run_options
+from kdkit.cli.options import (
+    DEVICE,
+    LOG,
+    PATH,
+    PRECISION,
+    SEED,
+    TEACHER_CACHE,
+    loggers_of,
+    read_seeds,
+    run_fields,
+    run_options,
+)
 from kdkit.cli.recipe_command import RecipeCommand, RunCommand, arguments_of, file_of, recipe_options
 from kdkit.cli.sweep import sweep
 from kdkit.errors import (
@@ -36,8 +47,6 @@ from kdkit.utils.printable import LINE_CHARACTERS, echo, printable
 
 # Commands import most modules when they are called: these import torch, which takes seconds, and `kdkit --help` does
 # not need it.
-
-_LOGGERS = ("csv", "jsonl", "tensorboard", "trackio", "mlflow", "wandb")
 
 
 def main() -> None:
@@ -137,6 +146,12 @@ cli.add_command(card)
 @click.option("--force", is_flag=True, help="Resume it although its recipe, data or versions have changed.")
 @click.option("--trust", is_flag=True, help="With --resume FOLDER: execute a recipe file that changed or is not yours.")
 @SEED
+@click.option(
+    "--seeds",
+    callback=read_seeds,
+    metavar="N|SEED,...",
+    help="Run N times, with seeds from --seed on, or with these seeds, in one folder; print the verdict over them.",
+)
 @run_options
 @click.option(
     "--gradients",
@@ -159,24 +174,19 @@ cli.add_command(card)
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Number of processes that train independent stages in parallel.",
+    help="Number of processes that train independent stages, or with --seeds whole runs, in parallel.",
 )
-@click.option(
-    "--log",
-    multiple=True,
-    metavar="NAME",
-    help=f"Log to {', '.join(_LOGGERS)}, or a logger of a plugin; may be repeated.",
-    # Only these, since plugins would have to be loaded for others, which imports torch.
-    shell_complete=lambda _ctx, _param, incomplete: [name for name in _LOGGERS if name.startswith(incomplete)],
-)
+@LOG
 @click.option("--deterministic", is_flag=True, help="On CUDA, use kernels that give the same bits in each run.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing except errors.")
 @click.option("--verbose", "-v", is_flag=True, help="Print also settings, and more about each epoch.")
 @click.pass_context
-def run(ctx: click.Context, /, **options: Any) -> None:
+def run(ctx: click.Context, /, **options: Any) -> int:
     """Run the recipe in FILE: train its stages, then evaluate every net.
 
-    The parameters of its recipe() are options too: `kdkit run FILE --help` lists them.
+    The parameters of its recipe() are options too: `kdkit run FILE --help` lists them. With --seeds, the folder is
+    runs/<recipe>-seeds if --out is not given, the same command again skips the runs that are finished, and the exit
+    code is 1 if a run failed.
     """
     from kdkit.cli.repeat import command_record
     from kdkit.engine.options import RunOptions
@@ -190,14 +200,10 @@ def run(ctx: click.Context, /, **options: Any) -> None:
         raise click.UsageError("--quiet prints nothing, and --verbose more than usual; use one of them")
     file, out, jobs = file_of(ctx), options["out"], options["jobs"]
     arguments = recipe_options(file, options)
-    loggers: list[object] = []
-    if options["log"]:
-        from kdkit.loggers.base import make_loggers
-
-        if jobs > 1:
-            raise KdkitError("stages in child processes are not logged; leave out --jobs, or --log")
-        loggers = make_loggers(options["log"])
-    if out is None and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+    several = options["seeds"] is not None
+    if options["log"] and jobs > 1 and not several:
+        raise KdkitError("stages in child processes are not logged; leave out --jobs, or --log")
+    if not several and out is None and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
         # The name of the default folder contains the time, so a restarted process would not find it again.
         raise RunFolderError("a run that torchrun may restart needs a run folder to resume from: add --out FOLDER")
     if jobs > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
@@ -214,6 +220,12 @@ def run(ctx: click.Context, /, **options: Any) -> None:
         verbose=options["verbose"],
         **run_fields(options),
     )
+    if several:
+        from kdkit.cli.seeds import run_seeds
+
+        keep_freed_memory()
+        return run_seeds(file, settings, options, recipe=arguments, args=arguments_of(ctx))
+    loggers = loggers_of(options["log"])
     origin = Origin(file=file.path, options=arguments, command=command_record(file.path, arguments_of(ctx)))
     keep_freed_memory()  # process-wide, which only the owner of the process may decide: not in `kdkit.run`
     try:
@@ -226,6 +238,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
         if settings.out is not None and settings.out.exists():
             echo(f"\nto resume from the last checkpoint: kdkit run --resume {settings.out}", err=True)
         raise
+    return 0
 
 
 @cli.command(
@@ -242,9 +255,11 @@ def rerun(folder: Path, out: Path | None, trust: bool, options: tuple[str, ...])
     OPTIONS of `kdkit run`, such as --device, replace those that it was started with. The exit code is 1 if results
     differ.
     """
-    from kdkit.cli.repeat import recorded_arguments
+    from kdkit.cli.repeat import COMMAND, recorded_arguments
     from kdkit.engine.storage.comparison import differences, different_conditions
 
+    if (folder / COMMAND).is_file():
+        raise RunFolderError(f"{folder} holds several runs; rerun one of them, such as {folder}/seed=0")
     out = folder.with_name(f"{folder.name}-rerun") if out is None else out
     run.main(
         [*recorded_arguments(folder, trust=trust), *options, "--out", str(out)], "kdkit run", standalone_mode=False

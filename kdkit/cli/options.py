@@ -1,12 +1,13 @@
 """Options of several commands, and the fields of RunOptions that they set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 PATH = click.Path(path_type=Path)
+LOGGERS = ("csv", "jsonl", "tensorboard", "trackio", "mlflow", "wandb")
 
 DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
 PRECISION = click.option("--precision", default="fp32", show_default=True, help="fp32, bf16 or fp16 (autocast).")
@@ -19,6 +20,14 @@ TEACHER_CACHE = click.option(
     show_default=True,
     metavar="auto|off|DIR",
     help="Folder of cached teacher outputs; auto: teacher_cache next to the run folder.",
+)
+LOG = click.option(
+    "--log",
+    multiple=True,
+    metavar="NAME",
+    help=f"Log to {', '.join(LOGGERS)}, or a logger of a plugin; may be repeated.",
+    # Only these, since plugins would have to be loaded for others, which imports torch.
+    shell_complete=lambda _ctx, _param, incomplete: [name for name in LOGGERS if name.startswith(incomplete)],
 )
 # For the commands that train; each has the name of a field of RunOptions.
 _RUN_OPTIONS = (
@@ -88,3 +97,25 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def run_fields(options: dict[str, Any]) -> dict[str, Any]:
     """Return the values of these options as fields of RunOptions."""
     return {name: options[name] for name in _RUN_FIELDS}
+
+
+def read_seeds(_ctx: click.Context, option: click.Parameter, text: str | None) -> int | list[int] | None:
+    """Return the number of seeds, or the seeds themselves if there are commas; None if the option is missing."""
+    if text is None:
+        return None
+    try:
+        numbers = [int(word) for word in text.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(
+            f"expected a number of seeds, or seeds such as 0,1,2; got {text!r}", param=option
+        ) from error
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def loggers_of(names: Sequence[str]) -> list[object]:
+    """Return the loggers of these names, which import what they need."""
+    if not names:
+        return []
+    from kdkit.loggers.base import make_loggers
+
+    return list(make_loggers(names))

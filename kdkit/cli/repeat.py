@@ -8,10 +8,13 @@ from typing import Any
 
 from kdkit.engine.storage.run_folder import read_record
 from kdkit.engine.storage.stage_folder import RECORD
-from kdkit.errors import RunFolderError, shortened
+from kdkit.errors import RunFolderError, first_line, shortened
+from kdkit.utils.files import write
 from kdkit.utils.printable import echo
+from kdkit.utils.sealed import json_parts, read_sealed_json
 from kdkit.utils.signing import is_signed, sign
 
+COMMAND = "command.json"  # of a folder of several runs that one command started
 _COPY = "recipe.py"  # of the recipe file, in the run folder
 
 
@@ -28,13 +31,24 @@ def command_record(file: Path, arguments: list[str]) -> dict[str, Any]:
     return {**command, "signature": sign(_signed_text(command))}
 
 
+def save_command(folder: Path, file: Path, arguments: list[str], *, replaces: bool) -> None:
+    """Record the command of several runs in their folder, with a copy of the recipe file, so that it can be resumed.
+
+    replaces: whether to replace an earlier command.
+    """
+    if replaces or not (folder / COMMAND).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder / _COPY, file.read_bytes())
+        write(folder / COMMAND, *json_parts({"command": command_record(file, arguments)}))
+
+
 def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
     """Return the arguments of the `kdkit run` that wrote a run folder, and print the recipe file that they execute.
 
     trust: execute it although it has changed, is a copy, or was not recorded by this user on this machine. Otherwise
     raises RunFolderError then, and if the run was not started by `kdkit run` or in another folder.
     """
-    command = read_record(run).get("command")
+    command = (_read_command(run) if (run / COMMAND).is_file() else read_record(run)).get("command")
     if not isinstance(command, Mapping):
         raise RunFolderError(
             f"the run in {run} was started from Python; resume it there: kdkit.run(..., out={str(run)!r}, resume=True)"
@@ -70,6 +84,17 @@ def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
         )
     echo(f"recipe file: {recipe}", err=True)
     return [str(recipe), *arguments]
+
+
+def _read_command(folder: Path) -> dict[str, Any]:
+    """Return the record of a folder of several runs."""
+    file = folder / COMMAND
+    try:
+        return read_sealed_json(file)
+    except (OSError, ValueError) as error:
+        raise RunFolderError(
+            f"{file} cannot be read: {first_line(error)}; start the command again that wrote these runs"
+        ) from error
 
 
 def _signed_text(command: Mapping[str, Any]) -> str:

@@ -2,24 +2,15 @@
 
 import os
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import click
 
-from kdkit.cli.options import PATH, run_fields, run_options
-from kdkit.cli.recipe_command import SweepCommand, file_of, split_at_commas
-from kdkit.errors import KdkitError, first_line
+from kdkit.cli.options import LOG, PATH, loggers_of, read_seeds, run_fields, run_options
+from kdkit.cli.recipe_command import SweepCommand, file_of
+from kdkit.cli.trials import run_and_print
+from kdkit.errors import KdkitError
 from kdkit.utils.printable import echo
-
-
-def _read_seeds(_ctx: click.Context, option: click.Parameter, text: str) -> int | list[int]:
-    """Return the number of seeds, or the seeds themselves if there are commas."""
-    try:
-        numbers = [int(word) for word in split_at_commas(text, option)]
-    except ValueError as error:
-        raise click.BadParameter(f"expected a number of seeds, or seeds such as 0,1,2; got {text!r}") from error
-    return numbers[0] if len(numbers) == 1 else numbers
 
 
 @click.command(cls=SweepCommand, short_help="Compare values of the options of a recipe over seeds.")
@@ -28,7 +19,7 @@ def _read_seeds(_ctx: click.Context, option: click.Parameter, text: str) -> int 
     "--seeds",
     default="3",
     show_default=True,
-    callback=_read_seeds,
+    callback=read_seeds,
     metavar="N|SEED,...",
     help="Number of seeds, counted from 0, or the seeds themselves.",
 )
@@ -42,6 +33,7 @@ def _read_seeds(_ctx: click.Context, option: click.Parameter, text: str) -> int 
     show_default=True,
     help="Number of runs at once, each in a process with its share of the cores.",
 )
+@LOG
 @run_options
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing except errors and the table.")
 @click.pass_context
@@ -62,6 +54,7 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
         raise KdkitError("torchrun divides one run among its processes; leave it out, and add --jobs to run several")
     file, settings = file_of(ctx), RunOptions(**run_fields(options))
     settings.torch_device()  # raises once if it is not available, and not in each run
+    loggers = loggers_of(options["log"])
     comparison = Sweep(
         file.module.recipe,
         {parameter.name: values for parameter in file.parameters if (values := options[parameter.name])},
@@ -79,35 +72,18 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
             + (f", of which {finished} are finished" if finished else "")
         )
     keep_freed_memory()  # as for a single run
-    failures, seconds = [], []
-    try:
-        for number, result in enumerate(comparison.run(settings, jobs=options["jobs"]), 1):
-            if result.error is not None:
-                # Messages of kdkit are clear without the name of the class, and may have several lines.
-                kind = "" if isinstance(result.error, KdkitError) else f"{type(result.error).__name__}: "
-                message = str(result.error) if not kind else first_line(result.error)
-                failures.append(f"{result.trial.name} {result.state}: {kind}{message}")
-            duration = remaining = ""
-            if result.state == "finished":
-                seconds.append(result.seconds)
-                duration = f" in {result.seconds:.0f} s"
-                left = fmean(seconds) * (count - number) / options["jobs"]
-                remaining = f", about {left / 60:.0f} min left" if left >= 60 else ""
-            if not options["quiet"]:
-                echo(f"[{number}/{count}] {result.trial.name} {result.state}{duration}{remaining}")
-    except KeyboardInterrupt:
-        echo("\nfinished runs are kept; to resume, run the same command again", err=True)
-        raise
+    results = comparison.run(settings, callbacks=loggers, jobs=options["jobs"])
+    failures = run_and_print(results, count, jobs=options["jobs"], quiet=options["quiet"])
     if len(failures) < count:
         with Status(enabled=not options["quiet"]) as status:
             status.show("comparing the options", terminal_only=True)  # minutes if a user-defined metric is slow
-            results = comparison.results()
-        results.save(study.folder)
+            table = comparison.results()
+        table.save(study.folder)
         console.print()
-        console.print(sweep_table(results))
-        if any(cell.comparison is not None for cell in results.cells):
-            console.print(comparison_table(results))
-        for note in results.notes():
+        console.print(sweep_table(table))
+        if any(cell.comparison is not None for cell in table.cells):
+            console.print(comparison_table(table))
+        for note in table.notes():
             console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
         console.print(f"saved to {study.folder}", markup=False, soft_wrap=True)
     for failure in failures:

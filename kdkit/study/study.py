@@ -161,7 +161,7 @@ class Study:
             parameter: ", ".join(f"{name} {self._digest(name)}" for name in as_names(names))
             for parameter, names in trial.needs.items()
         }
-        return Origin(file=_source_file(trial.recipe), options={**trial.options, **needs})
+        return Origin(file=_source_file(trial.recipe), options={**trial.options, **needs}, command=trial.command)
 
     def _digest(self, name: str) -> str:
         """Return a digest of the weights of a finished trial."""

@@ -15,7 +15,7 @@ class Trial:
     name: also the name of its folder, such as "alpha=0.5,seed=1". recipe: a function that returns a Recipe. options:
     keyword arguments of `recipe`, recorded as text. needs: trials that must finish first; maps a parameter of `recipe`
     to the name of a trial, or to a tuple of names. `recipe` gets their folders: a Path for a name, a tuple of Paths for
-    a tuple.
+    a tuple. command: the record of a command that repeats this run alone, which `kdkit rerun` executes.
 
     Raises RecipeError if the name cannot be the name of a folder.
     """
@@ -25,6 +25,7 @@ class Trial:
     options: Mapping[str, Any] = field(default_factory=dict)
     needs: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     seed: int = 0
+    command: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:
         recipe = getattr(self.recipe, "__qualname__", type(self.recipe).__name__)

@@ -12,7 +12,7 @@ from textwrap import dedent
 
 import pytest
 
-from kdkit.cli.main import _LOGGERS
+from kdkit.cli.options import LOGGERS
 from kdkit.loggers.base import require_package
 from kdkit.plugins.manager import registry
 from tests.helpers.command_line import environment
@@ -115,7 +115,7 @@ def test_a_run_that_is_killed_at_random_moments_logs_every_epoch_once(tmp_path):
 
 
 def test_the_help_names_all_loggers_of_kdkit():
-    assert set(_LOGGERS) == {*registry("loggers")}
+    assert set(LOGGERS) == {*registry("loggers")}
 
 
 def test_list_shows_loggers_and_log_finds_those_of_a_recipe_file(kdkit_here, recipe):

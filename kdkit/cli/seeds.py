@@ -1,0 +1,136 @@
+"""`kdkit run --seeds`: the same run with several seeds, in one folder, and one verdict over all of them."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from kdkit.cli.options import loggers_of
+from kdkit.cli.repeat import command_record, save_command
+from kdkit.cli.trials import run_and_print
+from kdkit.engine.console import format_number
+from kdkit.engine.options import RunOptions
+from kdkit.engine.storage.run_folder import can_resume
+from kdkit.errors import KdkitError, RunFolderError
+from kdkit.plugins.recipe_file import RecipeFile
+from kdkit.report.runs import ReportedRun, read_runs
+from kdkit.report.verdict import verdicts_of
+from kdkit.study.study import Study
+from kdkit.study.sweep_results import spread
+from kdkit.study.trial import Trial
+from kdkit.utils.console import Status, make_console
+from kdkit.utils.printable import echo
+
+# Options of all seeds, which the command of a single one has not; and how many arguments follow them.
+_OF_ALL = {"--seeds": 1, "--seed": 1, "--jobs": 1, "--out": 1, "--resume": 0, "--force": 0, "--trust": 0}
+
+
+def run_seeds(
+    file: RecipeFile, settings: RunOptions, options: Mapping[str, Any], *, recipe: Mapping[str, Any], args: list[str]
+) -> int:
+    """Run a recipe with each seed that is not finished, and print the metrics and the verdict over the seeds.
+
+    options: of `kdkit run`. recipe: those of recipe(). args: of the command, with the recipe file as the first one.
+    Returns the exit code, 1 if a run failed. Raises KdkitError if options contradict each other.
+    """
+    seeds = _seeds(options["seeds"], options["seed"])
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise KdkitError("torchrun divides one run among its processes; leave out --seeds, or torchrun")
+    folder = options["out"] or Path("runs") / f"{file.path.stem}-seeds"
+    if can_resume(folder):
+        raise RunFolderError(f"{folder} holds one run, and --seeds needs a folder for several; choose another --out")
+    settings.torch_device()  # raises once if it is not available, and not in each run
+    loggers = loggers_of(options["log"])
+    shared = [str(file.path), *_without_options(args[1:])]
+    trials = [
+        Trial(
+            name=f"seed={seed}",
+            recipe=file.module.recipe,
+            options=recipe,
+            seed=seed,
+            command=command_record(file.path, [*shared, "--seed", str(seed)]),
+        )
+        for seed in seeds
+    ]
+    study, quiet, jobs = Study(folder, trials), options["quiet"], options["jobs"]
+    save_command(folder, file.path, args, replaces=False)
+    finished = sum(study.finished(trial.name) for trial in trials)
+    if not quiet:
+        echo(f"{len(trials)} seeds in {folder}" + (f", of which {finished} are finished" if finished else ""))
+    settings = replace(settings, out=None, resume=False, progress=settings.progress and jobs == 1)
+    results = study.run(settings, callbacks=loggers, jobs=jobs)
+    failures = run_and_print(results, len(trials), jobs=jobs, quiet=quiet)
+    paths = [study.path(trial.name) for trial in trials if study.finished(trial.name)]
+    if paths and not quiet:
+        _print_verdict(paths)
+        echo(f"saved to {folder}; for the page: kdkit report {folder}")
+    if not failures:
+        save_command(folder, file.path, args, replaces=True)  # with the seeds that it has now
+    for failure in failures:
+        echo(f"error: {failure}", err=True)
+    return 1 if failures else 0
+
+
+def _seeds(seeds: int | list[int], first: int) -> Sequence[int]:
+    """Return the seeds of a number of them, counted from the first one, or of a list."""
+    if isinstance(seeds, int):
+        if seeds < 1:
+            raise KdkitError(f"--seeds is a number of seeds, at least 1, or seeds such as 0,1,2; got {seeds}")
+        return range(first, first + seeds)
+    if first:
+        raise KdkitError("--seed is the first of a number of seeds; leave it out, or pass --seeds N")
+    if min(seeds) < 0 or len({*seeds}) < len(seeds):
+        raise KdkitError(f"--seeds must be different integers of at least 0; got {','.join(map(str, seeds))}")
+    return seeds
+
+
+def _without_options(args: Sequence[str]) -> list[str]:
+    """Return the arguments of the command without those that are about all seeds."""
+    kept: list[str] = []
+    skipped = 0
+    for arg in args:
+        if skipped:
+            skipped -= 1
+        elif arg.split("=", 1)[0] not in _OF_ALL:
+            kept.append(arg)
+        elif "=" not in arg:
+            skipped = _OF_ALL[arg]
+    return kept
+
+
+def _print_verdict(paths: Sequence[Path]) -> None:
+    with Status() as status:
+        status.show("comparing the seeds", terminal_only=True)
+        runs = read_runs(paths)
+        verdicts = verdicts_of(runs)
+    console = make_console()
+    console.print()
+    console.print(_table(runs))
+    _print_plain(console, *(line for verdict in verdicts for line in (verdict.headline, verdict.sentence)))
+    _print_plain(console, *dict.fromkeys(verdict.caveat for verdict in verdicts))
+
+
+def _print_plain(console: Console, *lines: str) -> None:
+    for line in filter(None, lines):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _table(runs: Sequence[ReportedRun]) -> Table:
+    """Return a table of the mean and the standard deviation of each metric of each net over the runs."""
+    over = f"mean ± standard deviation over {len(runs)} seeds" if len(runs) > 1 else "one seed"
+    table = Table(title=f"Metrics on {runs[0].metrics.reported_on}, {over}", title_justify="left")
+    table.add_column("net")
+    metrics = dict.fromkeys(name for run in runs for results in run.metrics.results.values() for name in results)
+    for name in metrics:
+        table.add_column(escape(name), justify="right")
+    for net in dict.fromkeys(net for run in runs for net in run.nets):
+        results = [run.metrics.results[net] for run in runs if net in run.nets]
+        spreads = [spread(result[name].value for result in results if name in result) for name in metrics]
+        texts = [format_number(mean) + ("" if sd != sd else f" ± {format_number(sd)}") for mean, sd in spreads]
+        table.add_row(escape(net), *texts)
+    return table

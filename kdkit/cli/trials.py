@@ -1,0 +1,36 @@
+"""Run the trials of a study, and print a line for each."""
+
+from collections.abc import Iterator
+from statistics import fmean
+
+from kdkit.errors import KdkitError, first_line
+from kdkit.study.trial import TrialResult
+from kdkit.utils.printable import echo
+
+
+def run_and_print(results: Iterator[TrialResult], count: int, *, jobs: int, quiet: bool) -> list[str]:
+    """Run all trials, and return a line for each that failed. results: of a study, which run the trials.
+
+    count: of the trials. jobs: of them that run at once, for the time that is left.
+    """
+    failures: list[str] = []
+    seconds: list[float] = []
+    try:
+        for number, result in enumerate(results, 1):
+            if result.error is not None:
+                # Messages of kdkit are clear without the name of the class, and may have several lines.
+                kind = "" if isinstance(result.error, KdkitError) else f"{type(result.error).__name__}: "
+                message = str(result.error) if not kind else first_line(result.error)
+                failures.append(f"{result.trial.name} {result.state}: {kind}{message}")
+            duration = remaining = ""
+            if result.state == "finished":
+                seconds.append(result.seconds)
+                duration = f" in {result.seconds:.0f} s"
+                left = fmean(seconds) * (count - number) / jobs
+                remaining = f", about {left / 60:.0f} min left" if left >= 60 else ""
+            if not quiet:
+                echo(f"[{number}/{count}] {result.trial.name} {result.state}{duration}{remaining}")
+    except KeyboardInterrupt:
+        echo("\nfinished runs are kept; to resume, run the same command again", err=True)
+        raise
+    return failures

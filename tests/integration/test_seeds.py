@@ -1,0 +1,127 @@
+"""Tests of `kdkit run --seeds`: the same run with several seeds, in one folder, with a verdict over them."""
+
+import json
+from contextlib import nullcontext
+
+import pytest
+
+RECIPE = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from kdkit import Match, Net, Recipe, Stage, TorchData, Training, Truth
+from kdkit.losses import SoftTargets
+
+
+def samples(count, seed):
+    inputs = torch.randn(count, 4, generator=torch.Generator().manual_seed(seed))
+    return TensorDataset(inputs, inputs[:, :3].argmax(1))
+
+
+def recipe(width: int = 4, unlucky: int = -1) -> Recipe:
+    if torch.initial_seed() == unlucky:
+        raise ValueError("unlucky")
+    teacher = nn.Linear(4, 3)
+    teacher.load_state_dict({"weight": 3 * torch.eye(4)[:3], "bias": torch.zeros(3)})
+    student = Net("student", nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3)))
+    objective = 0.5 * Truth(nn.CrossEntropyLoss()) + 0.5 * Match(Net("teacher", teacher, trained=True), SoftTargets())
+    return Recipe(
+        data=TorchData(samples(24, 0), samples(40, 1), samples(40, 2)),
+        schedule=[Stage({student: objective}, Training(epochs=1, batch_size=8))],
+    )
+"""
+
+
+@pytest.fixture
+def kdkit(kdkit_here, tmp_path):
+    (tmp_path / "mine.py").write_text(RECIPE)
+    return kdkit_here
+
+
+def seeds_in(folder):
+    return sorted(json.loads(file.read_text())["seed"] for file in folder.glob("*/run.json"))
+
+
+def test_seeds_make_a_folder_of_runs_and_one_verdict_and_are_resumed(kdkit, tmp_path):
+    arguments = ("run", "mine.py", "--seeds", "2", "--seed", "3", "--baseline", "--width", "5", "--device", "cpu")
+    result = kdkit(*arguments)
+    assert result.code == 0, result
+    folder = tmp_path / "runs" / "mine-seeds"
+    assert seeds_in(folder) == [3, 4]
+    assert "Metrics on test, mean ± standard deviation over 2 seeds" in " ".join(result.out.split())
+    assert "Accuracy on the test split, on average over 2 seeds, is " in result.out
+    assert "Student's t interval over 2 seeds, paired by seed." in result.out
+
+    again = kdkit(*arguments)
+    assert "2 seeds in runs/mine-seeds, of which 2 are finished" in again.out
+    assert again.out.count("skipped") == 2
+
+    (folder / "seed=4" / "trial.json").unlink()  # as if it had been killed at its end
+    more = kdkit("run", "--resume", "runs/mine-seeds", "--seeds", "3")
+    assert more.code == 0, more.err
+    assert seeds_in(folder) == [3, 4, 5]
+    assert all(f"seed={seed} {state}" in more.out for seed, state in ((3, "skipped"), (4, "finished"), (5, "finished")))
+    assert "of which 3 are finished" in kdkit("run", "--resume", "runs/mine-seeds").out
+
+
+def test_one_of_the_runs_is_repeated_by_its_own_command(kdkit, tmp_path):
+    assert kdkit("run", "mine.py", "--seeds=0,7", "--out", "all", "-q", "--width", "6").code == 0
+    command = json.loads((tmp_path / "all" / "seed=7" / "run.json").read_text())["command"]
+    assert command["arguments"][1:] == ["-q", "--width", "6", "--seed", "7"]
+    rerun = kdkit("rerun", "all/seed=7")
+    assert rerun.code == 0, rerun
+    refused = kdkit("rerun", "all")
+    assert refused.code == 2
+    assert "all holds several runs; rerun one of them, such as all/seed=0" in refused.err
+
+
+def test_a_seed_that_fails_costs_its_own_run(kdkit):
+    result = kdkit("run", "mine.py", "--seeds", "2", "--unlucky", "1", "--device", "cpu")
+    assert result.code == 1
+    assert "seed=0 finished" in result.out
+    assert "error: seed=1 failed: ValueError: unlucky" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "0"], "--seeds is a number of seeds, at least 1"),
+        (["--seeds", "x"], "expected a number of seeds, or seeds such as 0,1,2; got 'x'"),
+        (["--seeds", "1,1"], "--seeds must be different integers of at least 0; got 1,1"),
+        (["--seeds", "1,2", "--seed", "3"], "--seed is the first of a number of seeds"),
+        (["--seeds", "2", "--out", "one"], "one holds one run, and --seeds needs a folder for several"),
+        (["--seeds", "2", "--device", "gpu7"], "gpu7"),
+        (["--seeds", "2", "--log", "cvs"], "did you mean 'csv'"),
+    ],
+)
+def test_a_contradiction_is_refused_before_anything_is_written(kdkit, arguments, message, tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "run.json").write_text("{}")
+    result = kdkit("run", "mine.py", *arguments)
+    assert result.code == 2, result
+    assert message in " ".join(result.err.split())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.py", "one"]
+
+
+def test_torchrun_and_seeds_exclude_each_other(kdkit, monkeypatch):
+    monkeypatch.setattr("kdkit.cli.main._process_group", nullcontext)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    result = kdkit("run", "mine.py", "--seeds", "2")
+    assert result.code == 2
+    assert "leave out --seeds, or torchrun" in result.err
+
+
+def test_a_damaged_command_is_named(kdkit, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "command.json").write_text("{}")
+    result = kdkit("run", "--resume", "runs")
+    assert result.code == 2
+    assert "runs/command.json cannot be read: it has no checksum" in result.err
+
+
+def test_every_run_of_a_study_logs_into_its_folder(kdkit, tmp_path):
+    for command, folder in (("run", "seeds"), ("sweep", "sweep")):
+        result = kdkit(command, "mine.py", "--seeds", "2", "--log", "csv", "--out", folder, "-q", "--device", "cpu")
+        assert result.code == 0, result.err
+        assert [(tmp_path / folder / f"seed={seed}" / "log.csv").is_file() for seed in (0, 1)] == [True, True]
