@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kdkit.report import Report, Section
 from kdkit.report.runs import ReportedRun
+from kdkit.utils.printable import printable
 from kdkit_ecg.datasets.signal_split import IN_MV, RATE, SIGNAL
 from kdkit_ecg.leads import LEADS
 
@@ -63,7 +64,9 @@ def _cards(run: ReportedRun, *, several: bool) -> Iterator[Markup]:
         return
     signals, rates, in_mv = signal.float().numpy(), rate.tolist(), scale.tolist()
     for number, id in enumerate(run.samples["ids"].tolist()):
-        title = f"Record {id}, {run.label}" if several else f"Record {id}"
+        # A name comes from data, as those of classes do: a control character must not reach the page.
+        name = printable(run.sample_names[number]) if run.sample_names else str(id)
+        title = f"Record {name}, {printable(run.label)}" if several else f"Record {name}"
         yield Markup(
             '<figure class="ecg"><figcaption><b>{}</b> <span>{:g} s at {:g} Hz{}</span></figcaption>'
             '<div class="scroll">{}</div>{}</figure>'
@@ -128,7 +131,7 @@ def class_table(run: ReportedRun, id: int) -> Markup:
     head = Markup("").join(Markup('<th scope="col" class="number">{}</th>').format(net) for net in columns)
     rows = [
         Markup('<tr><th scope="row">{}</th><td>{}</td>{}</tr>').format(
-            classes[index],
+            printable(classes[index]),
             "yes" if labels[index] > 0 else "no",
             Markup("").join(
                 Markup('<td class="number {}">{:.0f} %</td>').format(

@@ -49,6 +49,13 @@ class Split:
         """
         return {}
 
+    def report_names(self, rows: Tensor) -> Sequence[str]:
+        """Return the names of the samples in these rows, such as those of their files, for a report; none by default.
+
+        They are stored with the tensors. A section of a report finds them in `run.sample_names`.
+        """
+        return ()
+
     @cached_property
     def labels(self) -> Tensor | None:
         """The labels of all rows, (rows, ...); None, the default, if only `batch` returns them.

@@ -268,7 +268,7 @@ class _Run:
         rows = torch.from_numpy(hardest_samples(self.test_of_student, _REPORTED_SAMPLES))
         tensors = split.report_tensors(rows) if len(rows) else {}
         if tensors:
-            self.folder.save_samples(split.ids[rows], tensors)
+            self.folder.save_samples(split.ids[rows], tensors, split.report_names(rows))
 
     def _is_selected(self, stage: Stage, folder: StageFolder | None) -> bool:
         """Whether to train a stage, or load it if it is finished; RunOptions(only=...) may leave it to another process.

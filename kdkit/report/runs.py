@@ -51,7 +51,8 @@ class ReportedRun:
 
     label: its name among the runs of the report. record: of `run.json`. metrics: also with intervals where kdkit
     can compute them from the predictions. reports: the predictions by net. samples: the tensors of the samples that the
-    student got most wrong, each (samples, ...), with their `ids`, if the data can be shown; see Split.report_tensors.
+    student got most wrong, each (samples, ...), with their `ids`, if the data can be shown, and
+    sample_names: their names, if they have any; see Split.report_tensors and report_names.
     measurements: of the nets, None if the run measured none. problems: what could not be read.
     """
 
@@ -62,6 +63,7 @@ class ReportedRun:
     stages: tuple[StageReport, ...] = ()
     reports: Mapping[str, NetReport] = field(default_factory=dict)
     samples: Mapping[str, Tensor] = field(default_factory=dict)
+    sample_names: tuple[str, ...] = ()
     measurements: Measurements | None = None
     source: str | None = None
     problems: tuple[str, ...] = ()
@@ -85,8 +87,9 @@ class ReportedRun:
             except KdkitError as error:
                 problems.append(str(error))
         samples: Mapping[str, Tensor] = {}
+        sample_names: tuple[str, ...] = ()
         try:
-            samples = read_samples(folder)
+            samples, sample_names = read_samples(folder)
         except KdkitError as error:
             problems.append(str(error))
         measurements = None
@@ -106,6 +109,7 @@ class ReportedRun:
             stages=stages,
             reports=reports,
             samples=samples,
+            sample_names=sample_names,
             measurements=measurements,
             source=source,
             problems=tuple(problems),

@@ -22,7 +22,7 @@ from kdkit_ecg.store import StoredSignals
 class LabelledRecords:
     """signals: float32 (12, time) each; person (records, 5); labels (records, classes); ids, groups (records,) int64.
 
-    groups: the same number for records of one patient; None if no patient has two records.
+    groups: the same number for records of one patient; None if no patient has two records. names: of the records.
     """
 
     signals: Sequence[NDArray[np.float32]]
@@ -30,6 +30,7 @@ class LabelledRecords:
     labels: Tensor
     ids: Tensor
     groups: Tensor | None
+    names: Sequence[str] = ()
 
     def split(self, rows: NDArray[np.int64], **options: Any) -> SignalSplit:
         """Return these rows as a split with these options of SignalSplit. The signals are shared, not copied."""
@@ -41,6 +42,7 @@ class LabelledRecords:
             labels=self.labels[index],
             ids=self.ids[index],
             groups=None if self.groups is None else self.groups[index],
+            names=[self.names[row] for row in rows.tolist()] if self.names else (),
             **options,
         )
 
@@ -57,6 +59,7 @@ def label_records(
         labels=torch.from_numpy(np.stack([encoder.row(header.codes) for header in headers])),
         ids=record_ids([header.name for header in headers]),
         groups=None if len(unique) == len(persons) else torch.from_numpy(groups),
+        names=[header.name for header in headers],
     )
 
 

@@ -44,7 +44,7 @@ class SignalSplit(Split):
     window: "random" moves the window (or the zero padding of a record that is too short) in each draw; "centre" does
     not.
     groups: (records,) int64, the same number for records of one patient; None if no patient has two records.
-    in_mv: whether signals are in mV, and not scaled.
+    in_mv: whether signals are in mV, and not scaled. names: of the records, or none.
     augment: applied in order to the signal in the window, not to the padding, differently in each draw.
     """
 
@@ -59,6 +59,7 @@ class SignalSplit(Split):
     augment: Augmentations = ()
     groups: Tensor | None = None
     in_mv: bool = False
+    names: Sequence[str] = ()
 
     @property
     def parallel(self) -> bool | Literal["threads"]:
@@ -88,6 +89,10 @@ class SignalSplit(Split):
             RATE: torch.full((count,), float(self.rate)),
             IN_MV: torch.full((count,), self.in_mv),
         }
+
+    def report_names(self, rows: Tensor) -> list[str]:
+        """Return the names of records, as their files have them."""
+        return [self.names[row] for row in rows.tolist()] if self.names else []
 
     def _windows(self, index: Tensor, draw: int) -> Tensor:
         leads = self._shape(int(index[0]))[0]

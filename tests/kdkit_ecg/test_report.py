@@ -67,6 +67,22 @@ def test_names_are_escaped(run, tmp_path):
     assert "<b>second" not in html
 
 
+def test_records_are_shown_by_their_names_which_are_escaped(tmp_path):
+    def named():
+        made = recipe()
+        names = [f"JS{row:05}<b>\x1b\u202e" for row in range(len(made.data.test))]
+        made.data.__dict__["test"] = replace(made.data.test, names=names)
+        return made
+
+    kdkit.run(named, out=tmp_path / "run", device="cpu", measure=False)
+    html = page(tmp_path / "run", tmp_path)
+    test = read_reported(tmp_path / "run", NAME).test
+    (run,) = write_report([tmp_path / "run"], tmp_path / "report.html").runs
+    rows = [test.ids.tolist().index(id) for id in run.samples["ids"].tolist()]
+    shown = re.findall(r"<figcaption><b>Record (\S+)</b>", html)
+    assert shown == [f"JS{row:05}&lt;b&gt;\\x1b\\u202e" for row in rows]
+
+
 def test_signals_that_are_not_in_mv_are_named(tmp_path):
     kdkit.run(lambda: recipe(scaling="zscore"), out=tmp_path / "run", device="cpu")
     html = page(tmp_path / "run", tmp_path)

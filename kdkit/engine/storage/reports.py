@@ -83,24 +83,31 @@ def read_stages(folder: Path) -> tuple[StageReport, ...]:
     return tuple(stages)
 
 
-def read_samples(folder: Path) -> dict[str, Tensor]:
+def read_samples(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Return the tensors of the samples that a run saved for reports, with their `ids`; empty if it saved none.
+
+    With them the names of the samples, empty if they have none.
 
     Raises RunFolderError if they are damaged.
     """
     file = folder / SAMPLES
     if not file.exists():
-        return {}
+        return {}, ()
     try:
-        tensors, _ = read_tensors(file)
+        tensors, facts = read_tensors(file)
         ids = tensors["ids"]
         if ids.ndim != 1 or ids.dtype != torch.int64 or any(len(tensor) != len(ids) for tensor in tensors.values()):
             raise ValueError("its tensors are not of the same samples")
+        names = facts.get("names") or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("the names of its samples are no texts")
+        if names and len(names) != len(ids):
+            raise ValueError(f"it has {len(names)} names of {len(ids)} samples")
     except Exception as error:  # safetensors raises many kinds for damaged bytes
         raise RunFolderError(
             f"{file} cannot be read: {first_line(error)}; delete it, and no samples are shown"
         ) from error
-    return tensors
+    return tensors, tuple(names)
 
 
 def nets_of_run(folder: Path) -> tuple[str, ...]:

@@ -158,13 +158,13 @@ class RunFolder:
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
-    def save_samples(self, ids: Tensor, tensors: Mapping[str, Tensor]) -> None:
-        """Save samples for a report. ids: (samples,) int64. tensors: by name, each (samples, ...)."""
+    def save_samples(self, ids: Tensor, tensors: Mapping[str, Tensor], names: Sequence[str] = ()) -> None:
+        """Save samples for a report. ids: (samples,) int64. tensors: by name, each (samples, ...). names: or none."""
         if not self.writes:
             return
         copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in {**tensors, "ids": ids}.items()}
         try:
-            write(self.path / SAMPLES, *tensor_parts(copies, {"format": FORMAT}))
+            write(self.path / SAMPLES, *tensor_parts(copies, {"format": FORMAT, "names": [*names]}))
         except OSError as error:
             raise _unwritable(self.path, error) from error
 

@@ -10,6 +10,7 @@ import wfdb
 from kdkit import DataError, RecipeError
 from kdkit_ecg.datasets import Challenge2020, Challenge2021, base, make_folds
 from kdkit_ecg.datasets import challenge as module
+from kdkit_ecg.datasets.samples import record_ids
 from kdkit_ecg.leads import LEADS
 from tests.helpers.wfdb_files import write_matrix
 
@@ -57,6 +58,13 @@ def test_splits_contain_every_record_once_and_never_divide_a_patient(tree):
     ids = small_dataset(tree, shares=(1.0, 0.0, 0.0)).train.ids.tolist()
     for first, second in zip(ids[::2], ids[1::2], strict=True):
         assert any({first, second} <= split for split in splits)
+
+
+def test_a_report_names_records_as_their_files(tree):
+    split = small_dataset(tree).test
+    names = split.report_names(torch.arange(len(split)))
+    assert record_ids(names).tolist() == split.ids.tolist()
+    assert all(name.startswith("A00") for name in names)
 
 
 def test_a_batch_contains_windows_persons_labels_and_ids(tree):
