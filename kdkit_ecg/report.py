@@ -19,6 +19,7 @@ from kdkit_ecg.leads import LEADS
 
 _MM_PER_SECOND, _MM_PER_MV = 25.0, 10.0
 _ROW = 26.0  # mm from one row to the next
+_MARGIN = 3.0  # mm above the first row and below the last one, for the highest peaks
 _LEFT = 10.0  # mm, for the calibration pulse
 _HIGHEST = 15.0  # mm from the middle of a row, beyond which a signal is cut off
 _POINTS = 4000  # of a line over the whole paper, at most
@@ -83,10 +84,10 @@ def _cards(run: ReportedRun, *, several: bool) -> Iterator[Markup]:
 def paper(signal: Signal, rate: float, *, pulse: bool = True) -> Markup:
     """Return the drawing of a record, (12, time) in mV, at a rate in Hz. pulse: draw the calibration of 1 mV."""
     seconds = signal.shape[1] / rate
-    width, height = _LEFT + _MM_PER_SECOND * seconds, _ROW * (len(_LAYOUT) + 1)
+    width, height = _LEFT + _MM_PER_SECOND * seconds, _ROW * (len(_LAYOUT) + 1) + 2 * _MARGIN
     parts: list[Markup] = []
     for row, leads in enumerate((*_LAYOUT, (_RHYTHM,))):
-        middle = _ROW * (row + 0.5)
+        middle = _MARGIN + _ROW * (row + 0.5)
         if pulse:
             parts.append(Markup('<path d="M2 {0:g}h1v-10h5v10h1"/>').format(middle))
         size = signal.shape[1] // len(leads)

@@ -1,4 +1,4 @@
-"""Draw docs/images/smlkd.svg from a finished run: `python tools/make_smlkd_picture.py RUN`.
+"""Draw docs/images/smlkd.svg from a finished run: `python tools/make_smlkd_picture.py RUN [FILE]`.
 
 On the left the networks of sequential multi-level distillation, on the right the monitored metric of each by epoch.
 
@@ -15,13 +15,14 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.patches import FancyBboxPatch
+from matplotlib.ticker import MaxNLocator
 
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "smlkd.svg"
 COLORS = {"teacher": "#1b6ca8", "assistant": "#2a9d62", "student": "#d1495b"}
 METRIC = "macro_auprc"
 
 
-def main(run: Path) -> None:
+def main(run: Path, out: Path = PICTURE) -> None:
     """Read the histories of a run, and draw both panels."""
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "kdkit", "font.size": 11, "font.family": "sans-serif"})
     figure, (networks, curves) = plt.subplots(1, 2, figsize=(11, 3.8), width_ratios=[1.1, 1])
@@ -33,11 +34,12 @@ def main(run: Path) -> None:
         values = [json.loads(line)[METRIC] for line in lines]
         curves.plot(range(1, len(values) + 1), values, color=COLORS[name], marker="o", markersize=3, label=name)
     curves.set(xlabel="epoch of the stage", ylabel="macro AUPRC, validation split", ylim=(0, 1))
+    curves.xaxis.set_major_locator(MaxNLocator(integer=True))
     curves.legend(frameon=False, loc="lower right")
     curves.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(PICTURE, metadata={"Date": None})  # the same run gives the same file
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, metadata={"Date": None})  # the same run gives the same file
 
 
 def draw_networks(axes: "plt.Axes", parameters: dict[str, int]) -> None:
@@ -52,8 +54,8 @@ def draw_networks(axes: "plt.Axes", parameters: dict[str, int]) -> None:
         axes.text(x + width / 2, y + height / 2, text, color="white", ha="center", va="center", fontsize=10)
     arrows = [
         ((0.35, 0.72), (0.64, 0.72), "0.7"),  # teacher to assistant
-        ((0.18, 0.56), (0.38, 0.32), "0.7 x 0.6"),  # teacher to student
-        ((0.82, 0.56), (0.61, 0.32), "0.7 x 0.4"),  # assistant to student
+        ((0.18, 0.56), (0.38, 0.32), "0.7 \u00d7 0.6"),  # teacher to student
+        ((0.82, 0.56), (0.61, 0.32), "0.7 \u00d7 0.4"),  # assistant to student
     ]
     for start, end, weight in arrows:
         style = {"arrowstyle": "-|>", "color": "#555555", "lw": 1.6, "shrinkA": 0, "shrinkB": 0}
@@ -63,7 +65,7 @@ def draw_networks(axes: "plt.Axes", parameters: dict[str, int]) -> None:
     axes.text(
         0.02,
         0.95,
-        "weights of the distillation losses; 0.3 x the loss on the labels is added",
+        "weights of the distillation losses; 0.3 \u00d7 the loss on the labels is added",
         fontsize=9,
         color="#555555",
     )
@@ -72,4 +74,4 @@ def draw_networks(axes: "plt.Axes", parameters: dict[str, int]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:3]))

@@ -6,22 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from kdkit.cli.options import loggers_of
 from kdkit.cli.repeat import command_record, save_command
+from kdkit.cli.sweep_table import seeds_table
 from kdkit.cli.trials import run_and_print
-from kdkit.engine.console import format_number
 from kdkit.engine.options import RunOptions
 from kdkit.engine.storage.run_folder import can_resume
 from kdkit.errors import KdkitError, RunFolderError
 from kdkit.plugins.recipe_file import RecipeFile
-from kdkit.report.runs import ReportedRun, read_runs
+from kdkit.report.runs import read_runs
 from kdkit.report.verdict import verdicts_of
 from kdkit.study.study import Study
-from kdkit.study.sweep_results import spread
 from kdkit.study.trial import Trial
 from kdkit.utils.console import Status, make_console
 from kdkit.utils.printable import echo
@@ -91,16 +86,16 @@ def _seeds(seeds: int | list[int], first: int) -> Sequence[int]:
 
 def _without_options(args: Sequence[str]) -> list[str]:
     """Return the arguments of the command without those that are about all seeds."""
-    kept: list[str] = []
+    remaining: list[str] = []
     skipped = 0
     for arg in args:
         if skipped:
             skipped -= 1
         elif arg.split("=", 1)[0] not in _OF_ALL:
-            kept.append(arg)
+            remaining.append(arg)
         elif "=" not in arg:
             skipped = _OF_ALL[arg]
-    return kept
+    return remaining
 
 
 def _print_verdict(paths: Sequence[Path]) -> None:
@@ -110,27 +105,7 @@ def _print_verdict(paths: Sequence[Path]) -> None:
         verdicts = verdicts_of(runs)
     console = make_console()
     console.print()
-    console.print(_table(runs))
-    _print_plain(console, *(line for verdict in verdicts for line in (verdict.headline, verdict.sentence)))
-    _print_plain(console, *dict.fromkeys(verdict.caveat for verdict in verdicts))
-
-
-def _print_plain(console: Console, *lines: str) -> None:
-    for line in filter(None, lines):
+    console.print(seeds_table(runs))
+    lines = [line for verdict in verdicts for line in (verdict.headline, verdict.sentence)]
+    for line in filter(None, [*lines, *dict.fromkeys(verdict.caveat for verdict in verdicts)]):
         console.print(line, markup=False, soft_wrap=True)
-
-
-def _table(runs: Sequence[ReportedRun]) -> Table:
-    """Return a table of the mean and the standard deviation of each metric of each net over the runs."""
-    over = f"mean ± standard deviation over {len(runs)} seeds" if len(runs) > 1 else "one seed"
-    table = Table(title=f"Metrics on {runs[0].metrics.reported_on}, {over}", title_justify="left")
-    table.add_column("net")
-    metrics = dict.fromkeys(name for run in runs for results in run.metrics.results.values() for name in results)
-    for name in metrics:
-        table.add_column(escape(name), justify="right")
-    for net in dict.fromkeys(net for run in runs for net in run.nets):
-        results = [run.metrics.results[net] for run in runs if net in run.nets]
-        spreads = [spread(result[name].value for result in results if name in result) for name in metrics]
-        texts = [format_number(mean) + ("" if sd != sd else f" ± {format_number(sd)}") for mean, sd in spreads]
-        table.add_row(escape(net), *texts)
-    return table

@@ -1,12 +1,14 @@
-"""Print the results of a sweep as a table."""
+"""Print the results of a sweep, or of several seeds, as a table."""
 
 import math
+from collections.abc import Sequence
 
 from rich.markup import escape
 from rich.table import Table
 
 from kdkit.engine.console import format_number
 from kdkit.metrics.paired import Difference
+from kdkit.report.runs import ReportedRun
 from kdkit.study.sweep_results import SweepResults, spread
 
 
@@ -43,6 +45,22 @@ def comparison_table(results: SweepResults) -> Table:
         if cell.comparison is not None:
             differences = (cell.comparison.seeds, cell.comparison.samples)
             table.add_row(escape(cell.label), *map(_difference_text, differences), cell.comparison.verdict)
+    return table
+
+
+def seeds_table(runs: Sequence[ReportedRun]) -> Table:
+    """Return a table of the mean and the standard deviation of each metric of each net over the runs."""
+    over = f"mean ± standard deviation over {len(runs)} seeds" if len(runs) > 1 else "one seed"
+    table = Table(title=f"Metrics on {runs[0].metrics.reported_on}, {over}", title_justify="left")
+    table.add_column("net")
+    metrics = dict.fromkeys(name for run in runs for results in run.metrics.results.values() for name in results)
+    for name in metrics:
+        table.add_column(escape(name), justify="right")
+    for net in dict.fromkeys(net for run in runs for net in run.nets):
+        results = [run.metrics.results[net] for run in runs if net in run.nets]
+        spreads = [spread(result[name].value for result in results if name in result) for name in metrics]
+        texts = [format_number(mean) + ("" if math.isnan(sd) else f" ± {format_number(sd)}") for mean, sd in spreads]
+        table.add_row(escape(net), *texts)
     return table
 
 

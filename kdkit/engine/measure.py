@@ -6,7 +6,6 @@ No measurement changes a result, takes more than about a second, or ends a run.
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,9 @@ _MOST_PAIRS = 8  # of networks
 
 def measure_nets(plan: Plan, data: Data, options: RunOptions, device: torch.device, *, seconds: float) -> Measurements:
     """Return the measurements of the networks of a run. seconds: that the run has taken."""
-    with _unnoticed(device):
+    # Warnings of user code are those that its evaluation has given already.
+    with preserve_rng_state(cuda=device.type == "cuda" or None), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         try:
             # No more than a step has, for which there is memory; fewer than eight say little about similarity.
             size = max(8, min(SAMPLES, *(stage.training.batch_size for stage in plan.stages)))
@@ -47,7 +48,7 @@ def measure_nets(plan: Plan, data: Data, options: RunOptions, device: torch.devi
         except Exception as error:  # user-defined data may raise anything
             note = f"the samples could not be read: {_reason(error)}"
             return Measurements(costs={net.name: NetCost(note=note) for net in plan.nets}, note=note)
-        costs = {net.name: _cost(net, samples[0], options, device) for net in plan.nets}
+        costs = {net.name: net_cost(net, samples[0], options, device) for net in plan.nets}
         compared: tuple[LayerSimilarity, ...] = ()
         note = ""
         try:
@@ -61,7 +62,7 @@ def measure_nets(plan: Plan, data: Data, options: RunOptions, device: torch.devi
     )
 
 
-def _cost(net: Net[Any], batch: Batch, options: RunOptions, device: torch.device) -> NetCost:
+def net_cost(net: Net[Any], batch: Batch, options: RunOptions, device: torch.device) -> NetCost:
     """Return the cost of a network, as far as it can be measured."""
     if not isinstance(net.module, nn.Module):
         return NetCost(note="it is not an nn.Module")
@@ -71,14 +72,14 @@ def _cost(net: Net[Any], batch: Batch, options: RunOptions, device: torch.device
     single = batch.rows(torch.arange(1))
     latency, note = None, ""
     try:
-        latency = _latency(net, single, options, net.device or device)
+        latency = net_latency(net, single, options, net.device or device)
     except Exception as error:  # such as of a network that takes no batch of one sample
         note = f"a pass for one sample fails: {_reason(error)}"
     operations = multiply_adds(net, batch.rows(torch.arange(min(2, len(batch)))))
     return NetCost(weights_bytes=weights, multiply_adds=operations, latency=latency, note=note)
 
 
-def _latency(net: Net[Any], single: Batch, options: RunOptions, device: torch.device) -> Latency:
+def net_latency(net: Net[Any], single: Batch, options: RunOptions, device: torch.device) -> Latency:
     """Return the latency of a network for a batch of one sample, on one thread of a CPU."""
     threads = torch.get_num_threads()
     times: list[float] = []
@@ -135,14 +136,6 @@ def _similarities(plan: Plan, samples: list[Batch], until: float) -> Iterator[La
                 teacher_layers=tuple(item.layer.path for item in columns),
                 values=tuple(map(tuple, similarities(rows, columns))),
             )
-
-
-@contextmanager
-def _unnoticed(device: torch.device) -> Iterator[None]:
-    """Keep the random states, and the warnings of user code, which its evaluation has given already."""
-    with preserve_rng_state(cuda=device.type == "cuda" or None), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _reason(error: Exception) -> str:

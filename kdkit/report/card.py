@@ -56,6 +56,7 @@ def card_of(run: ReportedRun) -> str:
     teachers = " and ".join(map(_code, _teachers(run)))
     origin = f"distilled from {teachers}" if teachers else "trained"
     lines = [
+        # A comment of YAML, since no license is better than a wrong one.
         "---",
         f"# license: choose one of {_LICENSES}",
         f"{metadata.rstrip()}\n---\n",
@@ -79,6 +80,7 @@ def metadata_of(run: ReportedRun) -> dict[str, Any]:
     metadata: dict[str, Any] = {"library_name": "kdkit", "tags": [*tags, "pytorch", "kdkit"]}
     if bases:
         metadata["base_model"] = bases[0] if len(bases) == 1 else bases
+    # The hub searches these names, and shows the values in `model-index`.
     metadata["metrics"] = [printable(name) for name in results]
     metrics = [
         {
@@ -109,6 +111,7 @@ def _method(run: ReportedRun) -> Iterator[str]:
         for net in dict.fromkeys(str(term.get("student_net")) for term in rows(terms, stage)):
             of_net = [term for term in rows(terms, stage) if str(term.get("student_net")) == net]
             teachers = dict.fromkeys(str(term["teacher"]) for term in of_net if term.get("teacher"))
+            # A term without a teacher is about the labels.
             sources = ["the labels"] if any(not term.get("teacher") for term in of_net) else []
             sources += [_code(name) for name in teachers]
             role = {"baseline": ", for comparison", "teacher": ", as a teacher"}.get(run.role(net), "")
@@ -201,6 +204,7 @@ def _use(run: ReportedRun) -> Iterator[str]:
     if not stages:
         yield "The run folder has no weights of this network."
         return
+    # As the last stage that trained it left it.
     file = stage_weights(stages[-1].folder, run.student)
     path = PurePath(stages[-1].folder.name, file.name).as_posix()
     yield f"The weights are in {_code(path)} of the run folder ({size(run.weights_bytes(run.student))})."

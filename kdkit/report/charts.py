@@ -88,7 +88,7 @@ def line_chart(
 
 def interval_chart(title: str, bars: Sequence[Bar], *, axis: str) -> Markup:
     """Return a row for each value with its interval, on an axis on which 0 is marked."""
-    width, row, top, bottom, left, right = 520, 38, 26, 30, 8, 8
+    width, row, top, bottom, left, right = 520, 38, 26, 30, 0, 0
     bounds = [number for bar in bars for number in (*bar.interval, bar.value) if math.isfinite(number)]
     if not bounds:
         return Markup("")
@@ -200,6 +200,7 @@ def heat_map(title: str, values: Sequence[Sequence[float]], *, rows: Sequence[st
     width, height = (44, 28) if has_texts else (22, 22)  # of a cell
     # Letters of this size are about 6.2 wide. The names of columns stand upright above them.
     left, top = (round(6.2 * max(map(len, side), default=0)) + 12 for side in names)
+    # An element after another one is drawn above it, so the outlines come last.
     parts = [_open(left + width * len(columns) + 2, top + height * len(rows) + 2, title, kind="chart wide")]
     for column, name in enumerate(names[1]):
         x = left + width * (column + 0.5) + 4
@@ -218,16 +219,16 @@ def heat_map(title: str, values: Sequence[Sequence[float]], *, rows: Sequence[st
         best = max(range(len(shown)), key=shown.__getitem__, default=0)
         for column, value in enumerate(values[row]):
             x = left + width * column
-            place = f'x="{x + 1}" y="{y + 1}" width="{width - 2}" height="{height - 2}" rx="3"'
+            box = f'x="{x + 1}" y="{y + 1}" width="{width - 2}" height="{height - 2}" rx="3"'
             if not math.isfinite(value):
                 label = _text(f"{rows[row]}, {columns[column]}: undefined")
-                parts.append(f'<rect class="blank" {place}><title>{label}</title></rect>')
+                parts.append(f'<rect class="blank" {box}><title>{label}</title></rect>')
                 continue
             share = min(1.0, max(0.0, value))  # an estimate may leave [0, 1]
             label = _text(f"{rows[row]}, {columns[column]}: {value:.3f}{', the highest' if column == best else ''}")
-            parts.append(f'<rect class="heat" style="--share:{share:.3f}" {place}><title>{label}</title></rect>')
+            parts.append(f'<rect class="heat" style="--share:{share:.3f}" {box}><title>{label}</title></rect>')
             if column == best:
-                outlines.append(f'<rect class="outline" {place}/>')
+                outlines.append(f'<rect class="outline" {box}/>')
             if has_texts:
                 tone = " high" if share > 0.67 else " middle" if share > 0.5 else ""
                 parts.append(

@@ -45,6 +45,7 @@ def class_tables(runs: Sequence[ReportedRun]) -> dict[str, Any] | None:
     positives = {
         name: next((table[name].positives.get(split) for table in by_name if name in table), None) for name in names
     }
+    # A page of thousands of classes would be slow to open.
     shown = (
         sorted(names, key=lambda name: -(positives[name] or 0))[:_LARGEST_TABLE]
         if len(names) > _LARGEST_TABLE

@@ -19,6 +19,7 @@ def plain(value: float | None) -> str:
     """Return the value of a metric."""
     if value is None or not math.isfinite(value):
         return DASH
+    # Metrics are mostly shares; errors of regressions may be of any size.
     return (f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}").replace("-", MINUS)
 
 
@@ -33,6 +34,7 @@ def signed(value: float, *, points: bool) -> str:
     """Return a difference with its sign, in points of 0.01 or as it is."""
     if not math.isfinite(value):
         return DASH
+    # A difference of points has one digit: more would be noise of a few hundred samples.
     text = f"{100 * value:+.1f}" if points else f"{value:+.3g}"
     return ("0.0" if text in ("+0.0", "-0.0") else text).replace("-", MINUS)
 
@@ -105,6 +107,7 @@ def duration(seconds: float) -> str:
     """Return a time."""
     if seconds < 90:
         return f"{seconds:.1f} s"
+    # At 90, so that neither "1 min" nor "1 h" hides half of the time.
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from kdkit.engine.storage.measurements import LayerSimilarity
 from kdkit.report import formats
 from kdkit.report.charts import heat_map
 from kdkit.report.overview import nets_by_role
@@ -19,7 +18,7 @@ def cost(runs: Sequence[ReportedRun]) -> Values:
     """Return a row for each net, its size and the cost of its training, with sentences that compare them."""
     table: list[Values] = []
     for run in runs:
-        reference = _figures(run, run.student)
+        reference = _figures(run, run.student)  # of which the small figures are multiples
         for net in nets_by_role(run):
             stages = [stage for stage in run.stages if run.trains(stage.name, net)]
             seconds = sum(as_number(entry.get("seconds")) for stage in stages for entry in stage.epochs)
@@ -56,6 +55,7 @@ def layer_maps(runs: Sequence[ReportedRun]) -> Values:
         for pair in pairs:
             samples = max(samples, run.measurements.samples)
             title = pair.student if len(runs) == 1 else f"{pair.student}, {run.label}"
+            # The mean over rows: a student whose layers resemble those of the teacher has a high one.
             highest = [max(shown) for row in pair.values if (shown := [v for v in row if not math.isnan(v)])]
             maps.append(
                 {
@@ -63,7 +63,12 @@ def layer_maps(runs: Sequence[ReportedRun]) -> Values:
                     "role": run.role(pair.student),
                     "teacher": pair.teacher,
                     "highest": formats.plain(sum(highest) / len(highest) if highest else None),
-                    "chart": _map(pair),
+                    "chart": heat_map(
+                        f"Similarity of the layers of {pair.student} and {pair.teacher}",
+                        pair.values,
+                        rows=pair.student_layers,
+                        columns=pair.teacher_layers,
+                    ),
                 }
             )
     measured = [run.measurements for run in runs if run.measurements is not None]
@@ -127,13 +132,8 @@ def _conditions(runs: Sequence[ReportedRun]) -> list[str]:
                 device = "one thread of the CPU" if latency.threads == 1 else latency.device
                 conditions[f"{device}, {latency.precision}"] = None
     text = "; ".join(conditions)
-    latency = (
+    sentence = (
         f"Latency is that of one sample, the median and the 95th percentile of up to 40 passes at the end of the run, "
         f"on {text}. It depends on the machine and its load."
     )
-    return [*([latency] if conditions else ()), *reasons]
-
-
-def _map(pair: LayerSimilarity) -> Any:
-    title = f"Similarity of the layers of {pair.student} and {pair.teacher}"
-    return heat_map(title, pair.values, rows=pair.student_layers, columns=pair.teacher_layers)
+    return [*([sentence] if conditions else ()), *reasons]

@@ -84,6 +84,7 @@ def net_table(runs: Sequence[ReportedRun]) -> Values:
             for net in nets
         ]
         columns = [run.label for run in runs]
+    # Notes of metrics are the same for most nets, and shown once.
     notes = dict.fromkeys(
         result.note for run in runs for results in run.metrics.results.values() for result in results.values()
     )
@@ -225,6 +226,7 @@ def _fact(value: Any) -> str:
     if value is None:
         return formats.DASH
     text = str(value)
+    # A fingerprint or an option may be of any length.
     return text if len(text) <= 300 else f"{text[:300]} ..."
 
 

@@ -47,6 +47,7 @@ def write_report(folders: Sequence[Path], out: Path) -> Report:
     """
     runs = read_runs(folders)
     report = Report(runs=runs, verdicts=verdicts_of(runs))
+    # Rendered in memory first: an error leaves an earlier page as it is.
     html = render(report)
     try:
         write(out, html)

@@ -157,6 +157,7 @@ class ReportedRun:
         named = dict.fromkeys(str(term["teacher"]) for term in of_student if term.get("teacher"))
         if not terms:
             named = dict.fromkeys(self.nets)
+        # A teacher without predictions, such as an average, cannot be compared.
         excluded = {student, *self.baselines.values()}
         return tuple(name for name in named if name in self.nets and name not in excluded)
 
@@ -190,6 +191,7 @@ class ReportedRun:
         split = self.split(net)
         if split is None or split.test.ids is None:
             return None
+        # By id, since samples without a label are left out of the predictions.
         rows = np.flatnonzero(split.test.ids == id)
         if not len(rows):
             return None

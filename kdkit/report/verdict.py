@@ -62,6 +62,7 @@ def headline_of(verdicts: Sequence[Verdict]) -> str:
     """Return the verdict on all groups in a sentence."""
     if len(verdicts) == 1:
         return verdicts[0].headline
+    # Without a baseline, a setting says nothing about distillation.
     compared = [verdict for verdict in verdicts if verdict.has_baseline]
     if not compared:
         return f"{len(verdicts)} recipes side by side."
@@ -76,10 +77,12 @@ class _Group:
 
     def __init__(self, runs: list[ReportedRun]) -> None:
         self.runs = runs
+        # The others differ in their seeds only, so they have the same nets and metrics.
         first = runs[0]
         self.student = first.student
         self.baseline = first.baselines.get(self.student)
         self.teachers = first.teachers_of(self.student)
+        # A teacher is a reference too: a student may be as good as one that is much larger.
         self.reference = self.baseline or next(iter(self.teachers), None)
         self.metric = first.monitored_metric(self.student)
         self.split = first.metrics.reported_on
@@ -93,6 +96,7 @@ class _Group:
             *(("teacher", net) for net in self.teachers[:2]),
         ]
         is_decided = bool(differences) and differences[0].metric == self.metric
+        # "" if the deciding metric has no interval: others must not decide in its place.
         tone = differences[0].verdict if is_decided else ""
         if is_decided:
             headline, sentence = self._headline(differences[0]), self._sentence(differences[0])
@@ -121,6 +125,7 @@ class _Group:
         over_samples = self.runs[0].differences(self.student, self.reference)
         if len(self.runs) == 1:
             return over_samples
+        # Over seeds, the difference of each seed is one observation, whatever the interval over its samples is.
         combined = []
         for row in over_samples:
             values: list[dict[Hashable, float]] = [
