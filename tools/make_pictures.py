@@ -48,7 +48,8 @@ def main() -> None:
     for name in make_plan_pictures.PICTURES:
         (out / f"{name}.svg").write_text(make_plan_pictures.picture(name), "utf-8")
     with tempfile.TemporaryDirectory() as folder:
-        sequential, parallel = Path(folder, "smlkd"), Path(folder, "pmlkd")
+        # Apart from each other, or the second would read teacher outputs that the first has cached.
+        sequential, parallel = Path(folder, "sequential", "smlkd"), Path(folder, "parallel", "pmlkd")
         screen = terminal_during_run(["examples/lrhnet_smlkd.py", *options, "--out", sequential], arguments.epochs)
         (out / "console.svg").write_text(terminal_picture(screen, "kdkit run lrhnet_smlkd.py --baseline"), "utf-8")
         make_smlkd_picture.main(sequential, out / "smlkd.svg")
@@ -97,7 +98,8 @@ def terminal_during_run(arguments: list[object], epochs: int) -> str:
 def terminal_picture(screen: str, title: str) -> str:
     """Return the picture of a terminal with the fonts of the reader."""
     console = Console(record=True, file=io.StringIO(), force_terminal=True, width=COLUMNS)
-    console.print(Text.from_ansi(screen.rstrip("\n")))  # with a line break, below which rich leaves room
+    console.print(Text.from_ansi(screen.rstrip("\n")))
+    console.print()  # rich cuts the descenders of the last line
     svg = console.export_svg(title=title)
     # rich loads its font from a server.
     return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)

@@ -8,7 +8,6 @@ import click
 
 from kdkit.cli.options import LOG, PATH, loggers_of, read_seeds, run_fields, run_options
 from kdkit.cli.recipe_command import SweepCommand, file_of
-from kdkit.cli.trials import run_and_print
 from kdkit.errors import KdkitError
 from kdkit.utils.printable import echo
 
@@ -45,6 +44,7 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
     that are finished. The exit code is 1 if a run failed.
     """
     from kdkit.cli.sweep_table import comparison_table, sweep_table
+    from kdkit.cli.trials import run_and_print
     from kdkit.engine.options import RunOptions
     from kdkit.study.sweep import Sweep
     from kdkit.utils.console import Status, make_console

@@ -129,7 +129,7 @@ def _conditions(runs: Sequence[ReportedRun]) -> list[str]:
             if measured.note:
                 reasons[f"{net}: {measured.note}."] = None
             if (latency := measured.latency) is not None:
-                device = "one thread of the CPU" if latency.threads == 1 else latency.device
+                device = "one thread of the CPU" if latency.device == "cpu" else latency.device
                 conditions[f"{device}, {latency.precision}"] = None
     text = "; ".join(conditions)
     sentence = (
