@@ -1,6 +1,6 @@
 """Measure the networks of a run at its end, for its report: their cost, and how alike their layers are.
 
-No measurement changes a result, takes more than about a second, or ends a run.
+No measurement changes a result, takes more than about a second a network, or ends a run.
 """
 
 import time

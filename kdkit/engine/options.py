@@ -69,7 +69,8 @@ class RunOptions:
     baseline: also train each distilled student of the last stage without its teachers, from the same initial weights
     and in the same order of the data, as a net "<student>-alone", and compute the difference of their metrics.
     measure: at the end of a run with a folder, measure the multiply-adds and the latency of each network, and how alike
-    the layers of students and teachers are, for `kdkit report`. That takes about a second and changes no result.
+    the layers of students and teachers are, for `kdkit report`. That takes at most about a second a network, and
+    changes no result.
     progress: print the progress: on a terminal a live view of the run, and everywhere a line per epoch and the metrics.
     None prints it to a terminal or a notebook, and nothing if the output is captured or goes to a file or a pipe. A
     Study prints none unless this is True.

@@ -137,6 +137,16 @@ def test_all_sections_are_printed(page):
     assert len(page.pdf()) > 10_000
 
 
+def test_a_cell_of_the_similarity_of_layers_has_its_value(page):
+    page.get_by_role("tab", name="Agreement").click()
+    cell = page.locator(".maps .heat").first
+    assert cell.is_visible()
+    assert cell.locator("title").text_content().startswith("hidden, hidden: ")
+    fill = cell.evaluate("(element) => getComputedStyle(element).fill")
+    page.emulate_media(color_scheme="dark")
+    assert cell.evaluate("(element) => getComputedStyle(element).fill") != fill
+
+
 def test_without_scripts_all_sections_follow_each_other(browser, address):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
