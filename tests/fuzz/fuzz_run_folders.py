@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import kdkit
 from kdkit import RunOptions, Study, Trial
 from kdkit.engine.run import run
+from kdkit.engine.storage.measurements import read_measurements
 from kdkit.engine.storage.reports import nets_of_run, read_class_table, read_metrics
 from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.engine.storage.stage_folder import StageFolder
@@ -76,9 +77,13 @@ def with_checksum(content):
 def fuzz_reports(folder, meter, inputs, first_seed=0):
     """Damage what reports read of a run."""
     run_folder = folder / "run"
-    files = files_of(run_folder, "run.json", "metrics.json", "*/predictions-*.safetensors")
-    assert len(files) == 8
-    readers = (lambda: read_reports(run_folder), lambda: read_metrics(run_folder))
+    files = files_of(run_folder, "run.json", "metrics.json", "measurements.json", "*/predictions-*.safetensors")
+    assert len(files) == 9
+    readers = (
+        lambda: read_reports(run_folder),
+        lambda: read_metrics(run_folder),
+        lambda: read_measurements(run_folder),
+    )
     fuzz_files(meter, files, lambda _file: readers, inputs, first_seed)
 
 
