@@ -16,14 +16,16 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "api.md"
 SNAPSHOT = ROOT / "tests" / "golden" / "api.txt"
-MODULES = ("kdkit", "kdkit.losses", "kdkit.losses.projectors", "kdkit.metrics", "kdkit.loggers", "kdkit.testing",
-           "kdkit.errors", "kdkit.plugins.events", "kdkit_ecg")  # fmt: skip
+MODULES = ("kdkit", "kdkit.losses", "kdkit.losses.projectors", "kdkit.recipe.balancing", "kdkit.metrics",
+           "kdkit.loggers", "kdkit.report", "kdkit.testing", "kdkit.errors", "kdkit.plugins.hooks",
+           "kdkit.plugins.events", "kdkit_ecg")  # fmt: skip
 
 _INTRODUCTION = """# Public names
 
 Programs and plugins may rely on the names of this page. A name of another module, or one that begins with `_`, may
 change in any version. Until version 1.0 a public name may change in a minor version, which CHANGELOG.md says; after it
-in a major version only. `help(kdkit.Net)` shows the arguments of a name.
+in a major version only. The reference of the site has the arguments and the whole text of each name
+(`python -m tools.website` builds it), and `help(kdkit.Net)` shows them too.
 
 `tests/golden/api.txt` has all signatures; `python tools/make_api_page.py` writes both.
 """
@@ -49,7 +51,7 @@ def signatures() -> Iterator[str]:
             path = f"{module_name}.{name}"
             yield path + ("" if inspect.ismodule(value) else _arguments(value))
             if inspect.isclass(value):
-                for member, definition in sorted(_members(value).items()):
+                for member, definition in sorted(members_of(value).items()):
                     yield f"{path}.{member}{_arguments(definition)}"
 
 
@@ -63,7 +65,7 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def _members(kind: type) -> dict[str, Any]:
+def members_of(kind: type) -> dict[str, Any]:
     """Return the public methods and properties of a class that kdkit defines, also in its base classes."""
     members: dict[str, Any] = {}
     for base in reversed(kind.__mro__):
