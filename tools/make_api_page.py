@@ -8,6 +8,8 @@ moves breaks programs of users, and needs a line under "Changed" in CHANGELOG.md
 
 import importlib
 import inspect
+import re
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -112,9 +114,26 @@ class _Name:
         return self.name
 
 
+def is_alias(value: Any) -> bool:
+    """Return whether a value is an alias of types or a constant, whose docstring is that of its class."""
+    return isinstance(value, tuple | dict) or typing.get_origin(value) is not None
+
+
 def _summary(value: Any) -> str:
+    if is_alias(value):
+        kind = "a constant" if isinstance(value, tuple | dict) else "an alias of types"
+        return f"{kind}: `{shown_type(value)}`".replace("|", "\\|")
     lines = (inspect.getdoc(value) or "").splitlines()
     return lines[0].replace("|", "\\|") if lines else ""
+
+
+def shown_type(annotation: Any) -> str:
+    """Return an annotation, or a constant, without the modules of its classes."""
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    text = re.sub(r"<class '([^']+)'>", r"\1", text)
+    text = re.sub(r"^\*([\w.]+)$", r"Unpack[\1]", text)
+    text = re.sub(r"(?<![\w.])[+~-](?=[A-Z])", "", text)  # the variance of a type variable
+    return re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Z_])", "", text)
 
 
 if __name__ == "__main__":

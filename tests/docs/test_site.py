@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -114,6 +115,11 @@ def test_an_entry_has_signature_parameters_and_fields(written):
     net = written["reference/kdkit.md"]
     assert "\n`view`\n:   turns a batch into" in net
     assert "(batch, classes, \\*positions)" in net
+    assert "parameters: int\n```\n\nThe number of elements of all parameters" in net  # a property
+    assert "```python\nwith kdkit.tap(student.layer3) as feature:\n" in net  # code
+    assert "[CheckError](kdkit.errors.md#kdkit.errors.CheckError)" in net
+    projectors = written["reference/kdkit.losses.projectors.md"]
+    assert "</div>\n\nRaises [RecipeError](kdkit.md#kdkit.RecipeError) for shapes that do not fit." in projectors
     assert "[`Data`](kdkit.md#kdkit.Data)" in written["reference/kdkit.plugins.hooks.md"]
 
 
@@ -144,6 +150,13 @@ def test_the_check_of_the_built_site_finds_styles_that_load_from_the_network(tmp
 @pytest.mark.skipif(importlib.util.find_spec("zensical") is None, reason="zensical is not installed")
 def test_the_site_is_built():
     command = [sys.executable, "-m", "tools.website"]
-    result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment(PYTHONPATH=os.environ.get("PYTHONPATH", "")),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert (ROOT / "build" / "site" / "index.html").is_file()

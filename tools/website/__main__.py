@@ -3,6 +3,7 @@
 Open build/site/index.html in a browser; no server is needed, and no network.
 """
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,9 @@ CONFIG = ROOT / "mkdocs.yml"
 
 def main() -> int:
     """Write the pages, check the menu, build the site and check it. Returns the exit status."""
+    if importlib.util.find_spec("zensical") is None:
+        print("the site is built by zensical, which is not installed: pip install -e '.[docs]'", file=sys.stderr)
+        return 2
     config = yaml.safe_load(CONFIG.read_text("utf-8"))
     site = ROOT / config["site_dir"]
     try:

@@ -8,7 +8,7 @@ import dataclasses
 import importlib
 import inspect
 import re
-from collections.abc import Iterator
+import typing
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +18,7 @@ from tools.website.staging import ROOT
 api = load_file(ROOT / "tools" / "make_api_page.py")
 
 FIELDS = ("Formula", "Shapes", "Source")
+_DEFINITION = re.compile(rf"(?:^|(?<=\.\s))((?:[a-z_]\w*|{'|'.join(FIELDS)})(?:,\s[a-z_]\w*)*):\s", re.MULTILINE)
 _LINE = 88  # signatures that are longer get a line for each argument
 
 
@@ -47,7 +48,7 @@ def _linked(page: str) -> str:
 
 
 def _page(name: str, module: ModuleType, places: dict[str, str]) -> str:
-    parts = [f"# {name}\n\n{_text(inspect.getdoc(module) or '', {}, places)}"]
+    parts = [f"# {name}\n\n{_text(inspect.getdoc(module) or '', set(), places)}"]
     for public in api.public_names(module):
         value = getattr(module, public)
         if inspect.ismodule(value):
@@ -66,60 +67,63 @@ def _page(name: str, module: ModuleType, places: dict[str, str]) -> str:
 def _entry(name: str, value: Any, places: dict[str, str]) -> str:
     """Return the signature and the text of a name."""
     function = value.__func__ if isinstance(value, classmethod | staticmethod) else value
-    parameters, signature = _signature(name, function)
+    signature = _signature(name, function)
     if isinstance(value, classmethod):
         signature = f"@classmethod\n{signature}"
-    own = "__doc__" in vars(value) if inspect.isclass(value) else True
-    docstring = inspect.getdoc(function) if callable(function) or isinstance(value, property) else None
-    text = docstring if docstring and own and not _is_alias(value) else ""
-    # A dataclass without a docstring has one that repeats its signature.
-    if inspect.isclass(value) and text.startswith(f"{value.__name__}("):
-        text = ""
-    return f"```python\n{signature}\n```\n\n{_text(text, parameters, places)}"
+    text = "" if api.is_alias(value) else inspect.getdoc(function) or ""
+    if not (inspect.isclass(value) or inspect.isroutine(function) or isinstance(value, property)):
+        text = text.partition("\n")[0]  # an object, such as a decorator: the rest is about its class
+    return f"```python\n{signature}\n```\n\n{_text(text, _names(function), places)}"
 
 
-def _is_alias(value: Any) -> bool:
-    """Return whether a value is an alias of types or a constant, whose docstring is that of its type."""
-    return not (inspect.isclass(value) or inspect.isroutine(value) or isinstance(value, property | classmethod))
+def _names(value: Any) -> set[str]:
+    """Return the names that a docstring may define: those of parameters, of options by keyword, and of attributes."""
+    names = {*FIELDS}
+    try:
+        parameters = inspect.signature(value).parameters.values()
+    except (TypeError, ValueError):
+        parameters = ()
+    for parameter in parameters:
+        (options,) = typing.get_args(parameter.annotation)[:1] or (None,)  # of Unpack[a TypedDict]
+        names |= {parameter.name, *getattr(options, "__annotations__", ())}
+    if inspect.isclass(value):
+        for base in value.__mro__[:-1]:
+            names |= {*vars(base), *vars(base).get("__annotations__", ())}
+            names |= {*getattr(getattr(base.__init__, "__code__", None), "co_names", ())}
+    return names
 
 
-def _signature(name: str, value: Any) -> tuple[dict[str, str], str]:
-    """Return the types of the parameters of a callable by name, and its signature as code."""
+def _signature(name: str, value: Any) -> str:
+    """Return the signature of a callable, the type of a property, or the value of an alias, as code."""
     if isinstance(value, property):
-        return {}, f"{name}: {_type(inspect.signature(value.fget).return_annotation)}"
-    if _is_alias(value):
-        return {}, f"{name} = {_type(value)}"
+        return f"{name}: {api.shown_type(inspect.signature(value.fget).return_annotation)}"
+    if api.is_alias(value):
+        return f"{name} = {api.shown_type(value)}"
     prefix = "class " if inspect.isclass(value) else "def "
     try:
         signature = inspect.signature(value)
     except (TypeError, ValueError):  # of C, or a class without arguments
-        return {}, f"{prefix}{name}(...)"
+        return f"{prefix}{name}(...)"
     if str(signature) == "(*args, **kwargs)":  # a protocol
-        return {}, f"{prefix}{name}"
-    shown = [(parameter, _parameter(parameter, value)) for parameter in signature.parameters.values()]
+        return f"{prefix}{name}"
     texts: list[str] = []
-    for parameter, text in shown:
-        if parameter.name == "self":
-            continue
+    for parameter in signature.parameters.values():
         starred = any(text.startswith("*") for text in texts)
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY and not starred:
             texts.append("*")
-        texts.append(text)
-    returned = (
-        ""
-        if inspect.isclass(value) or signature.return_annotation is signature.empty
-        else (f" -> {_type(signature.return_annotation)}")
-    )
+        if parameter.name != "self":
+            texts.append(_parameter(parameter, value))
+    has_type = not inspect.isclass(value) and signature.return_annotation is not signature.empty
+    returned = f" -> {api.shown_type(signature.return_annotation)}" if has_type else ""
     line = f"{prefix}{name}({', '.join(texts)}){returned}"
-    if len(line) > _LINE:
-        line = f"{prefix}{name}(\n" + "".join(f"    {text},\n" for text in texts) + f"){returned}"
-    members = {parameter.name: text for parameter, text in shown}
-    return members, line
+    if len(line) <= _LINE:
+        return line
+    return f"{prefix}{name}(\n" + "".join(f"    {text},\n" for text in texts) + f"){returned}"
 
 
 def _parameter(parameter: inspect.Parameter, value: Any) -> str:
     stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
-    typed = "" if parameter.annotation is parameter.empty else f": {_type(parameter.annotation)}"
+    typed = "" if parameter.annotation is parameter.empty else f": {api.shown_type(parameter.annotation)}"
     if parameter.default is parameter.empty:
         return f"{stars}{parameter.name}{typed}"
     default = _default(parameter, value)
@@ -138,27 +142,24 @@ def _default(parameter: inspect.Parameter, value: Any) -> str:
     return re.sub(r"\b(?:\w+\.)+(?=[A-Z])", "", repr(default))
 
 
-def _type(annotation: Any) -> str:
-    """Return an annotation without the modules of its classes."""
-    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-    text = re.sub(r"<class '([^']+)'>", r"\1", text)
-    text = re.sub(r"^\*(?=[\w.]+$)", "Unpack ", text)
-    text = re.sub(r"(?<![\w.])[+~-](?=[A-Z])", "", text)  # the variance of a type variable
-    return re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Z_])", "", text)
-
-
-def _text(docstring: str, parameters: dict[str, str], places: dict[str, str]) -> str:
-    """Return a docstring as Markdown: paragraphs, then definitions of its parameters and fields."""
-    names = [*parameters, *FIELDS]
+def _text(docstring: str, names: set[str], places: dict[str, str]) -> str:
+    """Return a docstring as Markdown: paragraphs, and definitions of its parameters and fields."""
     parts = []
-    for paragraph in re.split(r"\n\s*\n", docstring):
+    for paragraph in re.split(r"\n\s*\n(?=\S)|\n\n(?=    )", docstring):
+        if paragraph.startswith("    "):
+            parts.append(f"```python\n{inspect.cleandoc(paragraph)}\n```")
+            continue
         prose, definitions = _definitions(paragraph, names)
         if prose:
             parts.append(_escaped(prose, places))
         if definitions:
-            kind = "kd-fields" if any(name in FIELDS for name, _ in definitions) else "kd-parameters"
-            lines = [_definition(name, text, places) for name, text in definitions]
+            kind = "kd-fields" if definitions[-1][0] in FIELDS else "kd-parameters"
+            name, text = definitions.pop()
+            # A last sentence about errors belongs to all of the parameters.
+            text, *errors = re.split(r"(?<=[.)])\s(?=Raises [A-Z])", text, maxsplit=1)
+            lines = [_definition(*definition, places) for definition in [*definitions, (name, text)]]
             parts.append("\n\n".join([f'<div class="{kind}" markdown>', *lines, "</div>"]))
+            parts += [_escaped(error, places) for error in errors]
     return "\n\n".join(parts) + "\n"
 
 
@@ -174,36 +175,35 @@ def _definition(name: str, text: str, places: dict[str, str]) -> str:
     return f"{shown}\n:   {body}"
 
 
-def _definitions(paragraph: str, names: list[str]) -> tuple[str, list[tuple[str, str]]]:
-    """Split a paragraph into its prose, and the names with their texts that follow it."""
-    if re.match(r"[-*] |\d+\. | {4}", paragraph):  # a list or code
+def _definitions(paragraph: str, names: set[str]) -> tuple[str, list[tuple[str, str]]]:
+    """Split a paragraph into its prose, and those of the names, with their texts, that follow it."""
+    if re.match(r"[-*] |\d+\. ", paragraph):  # a list
         return paragraph, []
-    known = "|".join(map(re.escape, names))
-    # At the start of a line any name, such as an attribute's; after a sentence a known one, since prose has colons too.
-    start = re.compile(
-        rf"(?:^([a-z_]\w*(?:, [a-z_]\w*)*|{known}):\s|(?<=\.\s)((?:{known})(?:,\s(?:{known}))*):\s)", re.MULTILINE
-    )
-    matches = list(start.finditer(paragraph))
+    matches = [
+        match
+        for match in _DEFINITION.finditer(paragraph)  # of any name, since there are colons in prose too
+        if {*re.split(r",\s", match[1])} <= names
+    ]
     if not matches:
         return paragraph, []
     ends = [*(match.start() for match in matches[1:]), len(paragraph)]
     definitions = [
-        (re.sub(r"\s+", " ", match[1] or match[2]), re.sub(r"\s+", " ", paragraph[match.end() : end]).strip())
+        (re.sub(r"\s+", " ", match[1]), re.sub(r"\s+", " ", paragraph[match.end() : end]).strip())
         for match, end in zip(matches, ends, strict=True)
     ]
     return paragraph[: matches[0].start()].strip(), definitions
 
 
 def _escaped(text: str, places: dict[str, str]) -> str:
-    """Return text with its Markdown escaped, except for code, lists and links to public names."""
-    return "".join(_escaped_parts(text, places))
+    """Return text with its Markdown escaped, except for code and lists, and with links to public names.
 
-
-def _escaped_parts(text: str, places: dict[str, str]) -> Iterator[str]:
-    for index, part in enumerate(re.split(r"(`[^`\n]+`)", text)):
-        if index % 2 == 0:
-            yield re.sub(r"([\\*_\[\]])", r"\\\1", part).replace("<", "&lt;")
-        elif (name := part.strip("`").removeprefix("kdkit.")) in places:
-            yield f"[{part}]({places[name]})"
-        else:
-            yield part
+    Names of two words, such as RunOptions, are linked in prose too; Net and Data are also words.
+    """
+    parts = []
+    for part in re.split(r"(`[^`\n]+`|(?<![\w.])[A-Z]\w*[a-z][A-Z]\w*)", text):
+        is_code = part.startswith("`")
+        shown = part if is_code else re.sub(r"([\\*_\[\]])", r"\\\1", part).replace("<", "&lt;")
+        name = part.strip("`").removeprefix("kdkit.")
+        is_linked = name in places and (is_code or re.search("[a-z][A-Z]", name))
+        parts.append(f"[{shown}]({places[name]})" if is_linked else shown)
+    return "".join(parts)
