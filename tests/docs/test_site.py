@@ -13,9 +13,11 @@ import yaml
 
 from kdkit.errors import DataError
 from tests.helpers.command_line import ROOT, environment
-from tools.website import reference, staging
+from tools.website import places, reference
 from tools.website.checks import problems_of, problems_of_menu
-from tools.website.staging import DOCS, links_of, page_of, stage
+from tools.website.links import links_of
+from tools.website.places import DOCS, page_of
+from tools.website.staging import stage
 
 NAV = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"]
 
@@ -47,7 +49,7 @@ def test_entries_without_pages_and_pages_without_entries_are_problems(folder):
         "mkdocs.yml: data.md is in the menu twice",
     ]
     problems = problems_of_menu(NAV[1:], pages, DOCS)
-    assert "docs/concepts.md is not in the menu; add it to nav in mkdocs.yml" in problems
+    assert "concepts.md is not in the menu; add it to nav in mkdocs.yml" in problems
 
 
 def test_links_lead_to_pages_of_the_site(folder):
@@ -76,8 +78,8 @@ def test_a_link_to_no_file_of_the_site_is_refused(link, tmp_path, monkeypatch):
     docs.mkdir()
     (tmp_path / "pyproject.toml").touch()
     (docs / "index.md").write_text(f"`[code](not-a-link.md)` and [text]({link})")
-    monkeypatch.setattr(staging, "ROOT", tmp_path)
-    monkeypatch.setattr(staging, "DOCS", docs)
+    monkeypatch.setattr(places, "ROOT", tmp_path)
+    monkeypatch.setattr(places, "DOCS", docs)
     with pytest.raises(DataError, match="mend the link"):
         stage(tmp_path / "build")
 

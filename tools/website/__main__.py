@@ -13,7 +13,8 @@ import yaml
 from kdkit.errors import DataError
 from tools.website import reference
 from tools.website.checks import problems_of, problems_of_menu
-from tools.website.staging import DOCS, ROOT, stage
+from tools.website.places import DOCS, ROOT
+from tools.website.staging import stage
 
 CONFIG = ROOT / "mkdocs.yml"
 

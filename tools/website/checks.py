@@ -21,16 +21,17 @@ def problems_of(site: Path) -> list[str]:
 
 
 def problems_of_menu(nav: object, pages: Sequence[Path], docs: Path) -> list[str]:
-    """Return the entries of the menu without a page, and the pages of the docs without an entry.
+    """Return the entries of the menu without a page, and the pages of the docs and the reference without an entry.
 
     Pages about files of the repository need none, since other pages link to them.
     """
     entries = list(_entries(nav))
-    written = {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")}
     existing = {page.as_posix() for page in pages}
+    written = {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")}
+    written |= {page for page in existing if page.startswith("reference/")}
     return [
         *(f"mkdocs.yml: no page {entry}; write it, or remove the line" for entry in entries if entry not in existing),
-        *(f"docs/{page} is not in the menu; add it to nav in mkdocs.yml" for page in sorted(written - {*entries})),
+        *(f"{page} is not in the menu; add it to nav in mkdocs.yml" for page in sorted(written - {*entries})),
         *(f"mkdocs.yml: {entry} is in the menu twice" for entry in sorted({*entries}) if entries.count(entry) > 1),
     ]
 
@@ -71,6 +72,7 @@ def _problems_of_page(site: Path, path: Path, page: _Page, pages: dict[Path, _Pa
             if target in page.loaded:
                 yield f"{name} loads {target} from the network"
             continue
+        # 404.html is shown for addresses in any folder, so its links begin at the root of the site.
         base = site if parts.path.startswith("/") else path.parent
         linked = (base / unquote(parts.path).lstrip("/")).resolve() if parts.path else path
         linked = linked / "index.html" if linked.is_dir() else linked

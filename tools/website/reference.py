@@ -13,10 +13,11 @@ from types import ModuleType
 from typing import Any
 
 from kdkit.plugins.recipe_file import load_file
-from tools.website.staging import ROOT
+from tools.website.places import ROOT
 
 api = load_file(ROOT / "tools" / "make_api_page.py")
 
+# The fields at the end of the docstring of a loss.
 FIELDS = ("Formula", "Shapes", "Source")
 _DEFINITION = re.compile(rf"(?:^|(?<=\.\s))((?:[a-z_]\w*|{'|'.join(FIELDS)})(?:,\s[a-z_]\w*)*):\s", re.MULTILINE)
 _LINE = 88  # signatures that are longer get a line for each argument
