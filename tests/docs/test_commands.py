@@ -79,15 +79,21 @@ def parse(command):
     if isinstance(current, click.Group):
         return
     if isinstance(current, RecipeCommand):
-        outline = read_outline(_recipe_file(words))
+        path = _recipe_file(words)
+        is_unknown = path is None  # a file of the reader, with options that are not known
+        outline = read_outline(path or ROOT / PLACEHOLDERS["FILE"])
         options = [current._make_option(parameter) for parameter in outline.parameters]
         current = click.Command(
             current.name,
             params=[*current._command_params, *options],
-            context_settings=current.context_settings,
+            context_settings={
+                **current.context_settings,
+                "ignore_unknown_options": is_unknown,
+                "allow_extra_args": is_unknown,
+            },
         )
     try:
-        current.parse_args(click.Context(current, info_name=current.name), words)
+        current.make_context(current.name, words)
     except click.MissingParameter:
         if command.is_whole:
             raise
@@ -97,10 +103,10 @@ def parse(command):
 
 
 def _recipe_file(words):
-    """Return the recipe file of a command: as it is named, as the template of that name, or any."""
-    named = [word for word in words if word.endswith(".py")]
-    paths = [path for word in named for path in (ROOT / word, *ROOT.glob(f"examples/{word.removesuffix('.py')}*.py"))]
-    return next((path for path in paths if path.is_file()), ROOT / PLACEHOLDERS["FILE"])
+    """Return the recipe file of a command, as it is named or copied from a template; None for one of the reader."""
+    files = [word for word in words if word.endswith(".py")] or [PLACEHOLDERS["FILE"]]
+    paths = [path for file in files for path in (ROOT / file, *ROOT.glob(f"*/templates/{file}"))]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _values(word):
