@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -32,7 +33,7 @@ def written():
 def folder(written, tmp_path_factory):
     """A folder with all pages."""
     path = tmp_path_factory.mktemp("site") / "docs"
-    stage(path, written)
+    stage(path, written, reference.link_names)
     return path
 
 
@@ -90,6 +91,14 @@ def test_the_reference_has_each_public_name(written):
         for name in reference.api.public_names(module):
             assert f"\n## {name} {{ #{module_name}.{name} }}\n" in page
             assert f"](reference/{module_name}.md#{module_name}.{name})" in written["api.md"]
+
+
+def test_names_in_tables_are_links_to_the_reference(folder):
+    link = "[`SoftTargets`](reference/kdkit.losses.md#kdkit.losses.SoftTargets)"
+    assert f"\n| `soft_targets`<br>{link} |" in (folder / "losses.md").read_text("utf-8")
+    assert "| `nothing` | `Net` |" in reference.link_names("\n| `nothing` | `Net` |\n", Path("page.md"))
+    in_folder = reference.link_names("\n| `Net` | text |\n", Path("results/page.md"))
+    assert in_folder == "\n| [`Net`](../reference/kdkit.md#kdkit.Net) | text |\n"
 
 
 def test_each_public_name_and_member_has_a_docstring():

@@ -27,7 +27,7 @@ def main() -> int:
     config = yaml.safe_load(CONFIG.read_text("utf-8"))
     site = ROOT / config["site_dir"]
     try:
-        pages = stage(ROOT / config["docs_dir"], reference.pages())
+        pages = stage(ROOT / config["docs_dir"], reference.pages(), reference.link_names)
     except DataError as error:
         print(error, file=sys.stderr)
         return 2

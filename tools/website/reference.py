@@ -9,6 +9,7 @@ import importlib
 import inspect
 import re
 import typing
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -25,14 +26,38 @@ _LINE = 88  # signatures that are longer get a line for each argument
 
 def pages() -> dict[str, str]:
     """Return the pages of the reference by path, and the list of public names with links to them."""
-    modules = {name: importlib.import_module(name) for name in api.MODULES}
-    places = {}
-    for name, module in modules.items():
+    modules, entries = _modules(), places_of_names()
+    written = {f"reference/{name}.md": _page(name, module, entries) for name, module in modules.items()}
+    return {**written, "api.md": _linked(api.PAGE.read_text("utf-8"))}
+
+
+def places_of_names() -> dict[str, str]:
+    """Return the entry of each public name, as a link from a page of the reference."""
+    entries: dict[str, str] = {}
+    for name, module in _modules().items():
         # A name that two packages export, such as Metric, is linked to where it is first.
         for public in api.public_names(module):
-            places.setdefault(public, f"{name}.md#{name}.{public}")
-    written = {f"reference/{name}.md": _page(name, module, places) for name, module in modules.items()}
-    return {**written, "api.md": _linked(api.PAGE.read_text("utf-8"))}
+            entries.setdefault(public, f"{name}.md#{name}.{public}")
+    return entries
+
+
+def link_names(page: str, path: Path) -> str:
+    """Return a page of the docs with links to the reference from public classes in the first column of tables."""
+    entries = places_of_names()
+    start = "../" * (len(path.parts) - 1) + "reference/"
+
+    def linked(cell: re.Match[str]) -> str:
+        return re.sub(
+            r"`([A-Z]\w+)`",
+            lambda name: f"[{name[0]}]({start}{entries[name[1]]})" if name[1] in entries else name[0],
+            cell[0],
+        )
+
+    return re.sub(r"^\| (?:(?:<br>)?`\w+`(?:, )?)+ \|", linked, page, flags=re.MULTILINE)
+
+
+def _modules() -> dict[str, ModuleType]:
+    return {name: importlib.import_module(name) for name in api.MODULES}
 
 
 def _linked(page: str) -> str:

@@ -6,7 +6,7 @@ In the site such a file is a page too, and the link leads there.
 
 import ast
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tools.website import places
@@ -16,11 +16,15 @@ ASSETS = Path(__file__).parent / "assets"
 _LANGUAGES = {".py": "python", ".toml": "toml", ".yml": "yaml"}
 
 
-def stage(folder: Path, generated: Mapping[str, str] | None = None) -> list[Path]:
+def stage(
+    folder: Path,
+    generated: Mapping[str, str] | None = None,
+    finish: Callable[[str, Path], str] = lambda text, path: text,
+) -> list[Path]:
     """Write all pages to a folder, which is emptied, and return them as paths in it.
 
-    generated: texts of pages by path, in addition to those of docs/, or instead of one of them. Raises DataError for a
-    link to a file that is not part of the site.
+    generated: texts of pages by path, in addition to those of docs/, or instead of one of them. finish: changes the
+    text of a page of docs/, by its path. Raises DataError for a link to a file that is not part of the site.
     """
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(places.DOCS, folder)  # pages are replaced below; pictures and tables stay
@@ -29,16 +33,17 @@ def stage(folder: Path, generated: Mapping[str, str] | None = None) -> list[Path
     waiting = [places.ROOT / "CHANGELOG.md", places.ROOT / "CONTRIBUTING.md", places.ROOT / "benchmarks" / "README.md"]
     waiting = [path for path in [places.EXAMPLES, *waiting] if path.exists()]
     for page in sorted(places.DOCS.rglob("*.md")):
+        name = page.relative_to(places.DOCS)
         text = with_links(page.read_text("utf-8"), page, waiting.append)
-        _write(folder / page.relative_to(places.DOCS), with_pictures(text, page))
+        _write(folder / name, finish(with_pictures(text, page), name))
     finished = {places.ROOT / "README.md"}  # the page index.md is that of docs/
     while waiting:
         path = waiting.pop()
         if path not in finished:
             finished.add(path)
             _write(folder / places.page_of(path), with_links(source_page(path), path, waiting.append))
-    for name, text in (generated or {}).items():
-        _write(folder / name, text)
+    for page_name, text in (generated or {}).items():
+        _write(folder / page_name, text)
     return sorted(path.relative_to(folder) for path in folder.rglob("*.md"))
 
 
