@@ -1,19 +1,15 @@
 """The site of the docs: its pages, its menu, its reference, and what its build refuses."""
 
 import importlib
-import importlib.util
 import inspect
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from kdkit.errors import DataError
-from tests.helpers.command_line import ROOT, environment
+from tests.helpers.command_line import ROOT
 from tools.website import places, reference
 from tools.website.checks import problems_of, problems_of_menu
 from tools.website.links import links_of
@@ -155,19 +151,3 @@ def test_the_check_of_the_built_site_finds(body, problem, tmp_path):
 def test_the_check_of_the_built_site_finds_styles_that_load_from_the_network(tmp_path):
     (tmp_path / "site.css").write_text("a { background: url('https://cdn.example/a.png') }")
     assert problems_of(tmp_path) == ["site.css loads from the network"]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("zensical") is None, reason="zensical is not installed")
-def test_the_site_is_built():
-    command = [sys.executable, "-m", "tools.website"]
-    result = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environment(PYTHONPATH=os.environ.get("PYTHONPATH", "")),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert (ROOT / "build" / "site" / "index.html").is_file()
