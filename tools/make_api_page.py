@@ -8,6 +8,8 @@ moves breaks programs of users, and needs a line under "Changed" in CHANGELOG.md
 
 import importlib
 import inspect
+import re
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,14 +18,16 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "api.md"
 SNAPSHOT = ROOT / "tests" / "golden" / "api.txt"
-MODULES = ("kdkit", "kdkit.losses", "kdkit.losses.projectors", "kdkit.metrics", "kdkit.loggers", "kdkit.testing",
-           "kdkit.errors", "kdkit.plugins.events", "kdkit_ecg")  # fmt: skip
+MODULES = ("kdkit", "kdkit.losses", "kdkit.losses.projectors", "kdkit.recipe.balancing", "kdkit.metrics",
+           "kdkit.loggers", "kdkit.report", "kdkit.testing", "kdkit.errors", "kdkit.plugins.hooks",
+           "kdkit.plugins.events", "kdkit_ecg")  # fmt: skip
 
 _INTRODUCTION = """# Public names
 
 Programs and plugins may rely on the names of this page. A name of another module, or one that begins with `_`, may
 change in any version. Until version 1.0 a public name may change in a minor version, which CHANGELOG.md says; after it
-in a major version only. `help(kdkit.Net)` shows the arguments of a name.
+in a major version only. The reference of the site has the arguments and the whole text of each name
+(`python -m tools.website` builds it), and `help(kdkit.Net)` shows them too.
 
 `tests/golden/api.txt` has all signatures; `python tools/make_api_page.py` writes both.
 """
@@ -49,7 +53,7 @@ def signatures() -> Iterator[str]:
             path = f"{module_name}.{name}"
             yield path + ("" if inspect.ismodule(value) else _arguments(value))
             if inspect.isclass(value):
-                for member, definition in sorted(_members(value).items()):
+                for member, definition in sorted(members_of(value).items()):
                     yield f"{path}.{member}{_arguments(definition)}"
 
 
@@ -63,7 +67,7 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def _members(kind: type) -> dict[str, Any]:
+def members_of(kind: type) -> dict[str, Any]:
     """Return the public methods and properties of a class that kdkit defines, also in its base classes."""
     members: dict[str, Any] = {}
     for base in reversed(kind.__mro__):
@@ -110,9 +114,26 @@ class _Name:
         return self.name
 
 
+def is_alias(value: Any) -> bool:
+    """Return whether a value is an alias of types or a constant, whose docstring is that of its class."""
+    return isinstance(value, tuple | dict) or typing.get_origin(value) is not None
+
+
 def _summary(value: Any) -> str:
+    if is_alias(value):
+        kind = "a constant" if isinstance(value, tuple | dict) else "an alias of types"
+        return f"{kind}: `{shown_type(value)}`".replace("|", "\\|")
     lines = (inspect.getdoc(value) or "").splitlines()
     return lines[0].replace("|", "\\|") if lines else ""
+
+
+def shown_type(annotation: Any) -> str:
+    """Return an annotation, or a constant, without the modules of its classes."""
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    text = re.sub(r"<class '([^']+)'>", r"\1", text)
+    text = re.sub(r"^\*([\w.]+)$", r"Unpack[\1]", text)
+    text = re.sub(r"(?<![\w.])[+~-](?=[A-Z])", "", text)  # the variance of a type variable
+    return re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Z_])", "", text)
 
 
 if __name__ == "__main__":
