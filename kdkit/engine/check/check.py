@@ -43,6 +43,7 @@ def check(
     peaks: list[int | None] = []
     estimator = None if estimate is None else Estimator(recipe, stages, estimate)
     estimates: list[StageEstimate | None] = []
+    reported: set[str] = set()
     for stage in stages:
         summaries: tuple[TermSummary, ...] = ()
         peak: int | None = None
@@ -72,7 +73,9 @@ def check(
                     raise
                 use = memory.describe_use(untransformed.labels.device)
                 stage_errors = [f"it does not fit into memory, without any gradient; {use} ({first_line(error)})"]
-        problems += [f"stage {stage.name!r}: {problem}" for problem in stage_errors]
+        # A net that fails in the stage that trains it fails as a teacher of later stages too.
+        problems += [f"stage {stage.name!r}: {problem}" for problem in stage_errors if problem not in reported]
+        reported.update(stage_errors)
         terms.append(summaries)
         peaks.append(peak)
         estimates.append(estimated)
