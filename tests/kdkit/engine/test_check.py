@@ -24,7 +24,7 @@ from kdkit import (
     model_loss,
     run,
 )
-from kdkit.errors import CheckError
+from kdkit.errors import CheckError, RecipeError
 from kdkit.losses import Hint, SoftTargets
 from kdkit.metrics import R2, Accuracy
 from tests.helpers.tiny import Mlp, hooks_of, one_stage, plain_goal, same_state, samples, state_of, tiny_data, tiny_net
@@ -699,3 +699,11 @@ def test_a_metric_may_be_undefined_for_some_classes():
     labels = torch.zeros(8, 3)
     labels[0, 0] = 1
     assert check(without_positives(labels)).problems == ()
+
+
+def test_a_check_takes_a_function_that_returns_a_recipe_as_a_run_does():
+    assert check(lambda: one_stage(tiny_net("student"), plain_goal())).problems == ()
+    with pytest.raises(
+        RecipeError, match=r"check takes a kdkit.Recipe, or a function .*; got a str; to check a recipe file"
+    ):
+        check("recipe.py")
