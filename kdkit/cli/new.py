@@ -1,6 +1,7 @@
 """The commands `kdkit new recipe` and `kdkit new plugin`, which write a file or a package to start from."""
 
 import ast
+import difflib
 import importlib.util
 import keyword
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 import click
 
 from kdkit.cli.options import PATH
-from kdkit.errors import KdkitError, did_you_mean
+from kdkit.errors import KdkitError
 from kdkit.plugins.manager import installed
 from kdkit.plugins.templates import PLUGIN, recipe_templates
 from kdkit.utils.files import write
@@ -44,10 +45,12 @@ def recipe(name: str | None, path: Path | None) -> None:
         path = Path(name if name.endswith(".py") else f"{name}.py")
     source = templates.get(name)
     if source is None:
-        hint = did_you_mean(Path(name).stem, templates)
-        if hint.startswith("did you mean"):
+        # A typing error is refused; my_data and my_digits are names of the user's choice.
+        similar = difflib.get_close_matches(Path(name).stem, templates, n=1, cutoff=0.8)
+        if similar and similar[0] not in name:
             raise KdkitError(
-                f"there is no template {name!r}; {hint} For your own data: kdkit new recipe {_OWN_DATA} FILE"
+                f"there is no template {name!r}; did you mean {similar[0]!r}? For your own data: kdkit new recipe "
+                f"{_OWN_DATA} FILE"
             )
         source = templates[_OWN_DATA]
     if path.exists():

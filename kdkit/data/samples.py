@@ -34,7 +34,10 @@ class SampleKeys:
             return self._split_mapping(sample, source)
         if not isinstance(sample, Sequence) or isinstance(sample, str) or len(sample) not in (2, 3):
             size = f" of {len(sample)}" if isinstance(sample, Sequence) else ""
-            raise DataError(f"{source} pairs (inputs, labels); got a {type(sample).__name__}{size}")
+            # Arrays of all samples, not in a dataset, are the usual reason.
+            is_array = isinstance(sample, Tensor)
+            advice = "; put arrays of all samples in a dataset: TensorDataset(inputs, labels)" if is_array else ""
+            raise DataError(f"{source} pairs (inputs, labels); got a {type(sample).__name__}{size}{advice}")
         inputs, labels, *weights = sample
         return inputs, labels, weights[0] if weights else None
 

@@ -11,7 +11,7 @@ from kdkit.data.dataset import Task
 from kdkit.data.samples import SampleKeys
 from kdkit.data.torch_data import TorchData, class_names
 from kdkit.data.torch_splits import DatasetOrLoader, first_batch
-from kdkit.engine.check.dry_run import dtype_advice
+from kdkit.engine.check.input_advice import input_advice, line_of_user_code
 from kdkit.engine.options import RunFields, RunOptions
 from kdkit.engine.run import Result, run
 from kdkit.errors import DataError, KdkitError, RecipeError, first_line
@@ -144,9 +144,9 @@ def _classes(net: Net[Any], train: DatasetOrLoader, labels: str | None) -> tuple
         raise
     except Exception as error:  # a network may raise anything, and may still run on the device of the run
         reason = f"fails for the train data: {first_line(error)}"
-        advice = dtype_advice(net, nested_tensors(batch.inputs), error)
+        advice = input_advice(net, nested_tensors(batch.inputs), error)
         if advice:
-            raise DataError(f"net {net.name!r} {reason}{advice}") from error
+            raise DataError(f"net {net.name!r} {reason}{line_of_user_code(error)}{advice}") from error
         return None, f"net {net.name!r} {reason}"
     names = class_names(train)
     return names if names is not None and len(names) == count else [str(index) for index in range(count)], None

@@ -1,6 +1,6 @@
 """Compute the metrics of trained weights on the data of a recipe, without training."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from kdkit.data.device_data import DeviceData
@@ -10,19 +10,25 @@ from kdkit.engine.predict import Predictor, compute_metrics
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.metrics.base import MetricResult
 from kdkit.nets.weights import load_weights
-from kdkit.recipe.recipe import Recipe, nets_of
+from kdkit.recipe.recipe import Recipe, as_recipe, nets_of
 
 
 def evaluate(
-    recipe: Recipe, weights: str | Path, *, net: str | None = None, options: RunOptions | None = None
+    recipe: Recipe | Callable[[], Recipe],
+    weights: str | Path,
+    *,
+    net: str | None = None,
+    options: RunOptions | None = None,
 ) -> Mapping[str, MetricResult]:
     """Load weights into a net of a recipe, and return its metrics by name.
 
+    recipe: or a function that returns one, as for `run`.
     weights: a file of weights, or the folder of a run, as for `Net`. net: the name of the net in the recipe; the one
     that is trained last if None. options: device and precision are used; the defaults if None.
     Thresholds are fitted on the validation split, and metrics are computed on the test split, or on the validation
     split if there is none. Raises RecipeError if there is no such net, or the weights do not fit.
     """
+    recipe = as_recipe(recipe, "evaluate")
     options = options or RunOptions()
     nets = {candidate.name: candidate for candidate in nets_of(recipe.stages)}
     name = list(recipe.stages[-1].objectives)[-1].name if net is None else net

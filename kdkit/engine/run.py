@@ -38,7 +38,7 @@ from kdkit.nets.net import Net
 from kdkit.plugins.events import BaselineDifference, RunEnded, RunStarted
 from kdkit.plugins.manager import installed
 from kdkit.recipe.baseline import baselines_of, with_baselines
-from kdkit.recipe.recipe import Recipe, Stage, stage_dependencies
+from kdkit.recipe.recipe import Recipe, Stage, as_recipe, stage_dependencies
 from kdkit.utils import collectives
 from kdkit.utils.devices import deterministic
 from kdkit.utils.randomness import derive_seed, preserve_rng_state, seed_everything
@@ -124,7 +124,7 @@ def run(
             seed_everything(options.seed)
             if not isinstance(recipe, Recipe):
                 status.show("preparing the data and the networks")
-                recipe = _call_recipe(recipe)
+                recipe = as_recipe(recipe, "run")
             recipe.require_unused()
             if options.baseline:
                 recipe = with_baselines(recipe)
@@ -369,16 +369,6 @@ class _Run:
             error=error,
             differences=self.differences if error is None else (),
         )
-
-
-def _call_recipe(function: Callable[[], Recipe]) -> Recipe:
-    recipe = function() if callable(function) else function
-    if not isinstance(recipe, Recipe):
-        raise RecipeError(
-            f"run takes a kdkit.Recipe, or a function that returns one; got a {type(recipe).__name__}; "
-            "to run a recipe file, use `kdkit run FILE`"
-        )
-    return recipe
 
 
 def _reports(options: RunOptions) -> bool:

@@ -1,7 +1,7 @@
 """Recipes: the whole experiment as Python objects, from the data to the metrics."""
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -158,6 +158,17 @@ class Recipe:
                 "this Recipe has run already, and its nets are trained; create a new one by calling the recipe "
                 "function, or pass the function itself to kdkit.run"
             )
+
+
+def as_recipe(recipe: Recipe | Callable[[], Recipe], caller: str) -> Recipe:
+    """Return a recipe, or that which a function returns. Raises RecipeError, with the caller, if it is neither."""
+    value = recipe() if callable(recipe) else recipe
+    if not isinstance(value, Recipe):
+        raise RecipeError(
+            f"{caller} takes a kdkit.Recipe, or a function that returns one; got a {type(value).__name__}; "
+            f"to {caller} a recipe file, use `kdkit {caller} FILE`"
+        )
+    return value
 
 
 def nets_of(stages: Sequence[Stage]) -> tuple[Net[Any], ...]:

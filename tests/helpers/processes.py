@@ -30,12 +30,18 @@ class ForkedPython:
 
     arguments: those of `python`, a script or `-m` and a module, and then the program's own. folder: where it runs.
     variables: its whole environment. The variables that a library reads as it is imported must be those of the tests.
+    merged: write stderr to stdout, as `2>&1` does.
     """
 
-    def __init__(self, arguments: list[str], folder: Path, variables: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, arguments: list[str], folder: Path, variables: Mapping[str, str] | None = None, *, merged: bool = False
+    ) -> None:
         self._output = Path(tempfile.mkdtemp(prefix="kdkit-tests-"))
         variables = dict(environment() if variables is None else variables)
-        start = (list(map(str, arguments)), str(folder), variables, str(self._output))
+        files = [str(self._output / name) for name in ("11" if merged else "12")]
+        for file in files:
+            Path(file).touch()  # a test may read it before the process has started
+        start = (list(map(str, arguments)), str(folder), variables, files)
         context = multiprocessing.get_context("forkserver")
         with _environment(environment()):  # the server imports kdkit from this checkout
             context.set_forkserver_preload(PRELOADED)
@@ -109,7 +115,7 @@ def _environment(variables: Mapping[str, str]):
         os.environ.update(before)
 
 
-def _execute(arguments: list[str], folder: str, variables: dict[str, str], output: str) -> None:
+def _execute(arguments: list[str], folder: str, variables: dict[str, str], files: list[str]) -> None:
     """Become the program: with its folder, environment, output files and arguments."""
     os.setsid()  # so that the processes that the program starts can be found by its session
     os.chdir(folder)
@@ -117,8 +123,8 @@ def _execute(arguments: list[str], folder: str, variables: dict[str, str], outpu
     os.environ.update(variables)
     # A child inherits the start method that it was started by; the first method of the list is the usual one.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
-    for stream in (1, 2):
-        file = os.open(Path(output, str(stream)), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream, path in enumerate(files, start=1):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, stream)
         os.close(file)
     # The server was started with a stdout and a stderr of the tests, which may be closed already.

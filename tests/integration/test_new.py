@@ -43,6 +43,9 @@ def test_a_recipe_of_a_template_has_commands_of_its_own_name_and_its_check_finds
 def test_a_name_that_is_no_template_is_a_recipe_for_own_data(kdkit_here, tmp_path):
     assert kdkit_here("new", "recipe", "mine").code == 0
     assert "kdkit run mine.py" in (tmp_path / "mine.py").read_text()
+    for name in ("my_data", "my_digits", "digits2"):  # similar to names of templates, and no typing errors
+        assert kdkit_here("new", "recipe", name).code == 0
+        assert "def read_samples" in (tmp_path / f"{name}.py").read_text()
     (tmp_path / "folder").mkdir()
     assert kdkit_here("new", "recipe", "digits", "folder/first.py").code == 0
     assert "kdkit run folder/first.py" in (tmp_path / "folder" / "first.py").read_text()

@@ -1,5 +1,6 @@
 """Check a whole recipe without training it, and return its plan."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,14 +15,14 @@ from kdkit.engine.options import RunOptions
 from kdkit.engine.training_batches import transformed
 from kdkit.errors import KdkitError, first_line
 from kdkit.nets.net import Net
-from kdkit.recipe.recipe import Recipe, nets_of
+from kdkit.recipe.recipe import Recipe, as_recipe, nets_of
 from kdkit.utils import memory
 from kdkit.utils.devices import Precision
 from kdkit.utils.memory import is_out_of_memory
 
 
 def check(
-    recipe: Recipe,
+    recipe: Recipe | Callable[[], Recipe],
     device: torch.device | str = "cpu",
     precision: Precision = "fp32",
     *,
@@ -29,11 +30,13 @@ def check(
 ) -> Plan:
     """Return the plan of a recipe, from one forward pass per stage on a tiny batch. Nothing is trained.
 
+    recipe: or a function that returns one, as for `run`.
     Networks are moved to `device` and otherwise left as they were; losses with parameters are built.
     estimate: the options of the run that is planned, to add `Plan.estimates`, which take about a second: multiply-adds,
     the time of an epoch, and cached teacher outputs. Its device and precision must be those of the check.
     All problems are collected in `Plan.problems`. Raises only if the data cannot be read or the schedule fails.
     """
+    recipe = as_recipe(recipe, "check")
     stages = recipe.stages
     context = build_context(recipe.data)
     problems = [*recipe_problems(recipe, stages)]
@@ -43,6 +46,7 @@ def check(
     peaks: list[int | None] = []
     estimator = None if estimate is None else Estimator(recipe, stages, estimate)
     estimates: list[StageEstimate | None] = []
+    reported: set[str] = set()
     for stage in stages:
         summaries: tuple[TermSummary, ...] = ()
         peak: int | None = None
@@ -72,7 +76,9 @@ def check(
                     raise
                 use = memory.describe_use(untransformed.labels.device)
                 stage_errors = [f"it does not fit into memory, without any gradient; {use} ({first_line(error)})"]
-        problems += [f"stage {stage.name!r}: {problem}" for problem in stage_errors]
+        # A net that fails in the stage that trains it fails as a teacher of later stages too.
+        problems += [f"stage {stage.name!r}: {problem}" for problem in stage_errors if problem not in reported]
+        reported.update(stage_errors)
         terms.append(summaries)
         peaks.append(peak)
         estimates.append(estimated)

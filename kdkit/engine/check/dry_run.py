@@ -1,6 +1,6 @@
 """Run an open stage once on a tiny batch: shapes become known, losses are built, and most mistakes show."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, nested_tensors
+from kdkit.engine.check.input_advice import input_advice, line_of_user_code
 from kdkit.engine.check.optimizer_step import step_problem
 from kdkit.engine.check.plan import TermSummary, summarize
 from kdkit.engine.check.preserve import preserve
@@ -301,27 +302,16 @@ class _DryRun:
 def _describe_failure(teacher: Teacher, batch: Batch, error: Exception) -> str:
     reason = f"{type(error).__name__}: {first_line(error)}"
     if not isinstance(teacher, Net):
-        return f"{teacher.name!r} fails for a batch: {reason}"
+        return f"{teacher.name!r} fails for a batch: {reason}{line_of_user_code(error)}"
     try:
         args, kwargs = teacher.view(batch)
     except Exception:  # a user-defined view may raise anything
         return f"the view {teacher.view!r} of net {teacher.name!r} fails for a batch: {reason}"
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     inputs = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
-    return f"net {teacher.name!r} fails for its inputs ({inputs}): {reason}{dtype_advice(teacher, tensors, error)}"
-
-
-def dtype_advice(net: Net[Any], inputs: Iterable[Tensor], error: Exception) -> str:
-    """Return a hint if a network fails for inputs in float64 or uint8, as arrays and images often are; else ""."""
-    parameters = net.module.parameters() if isinstance(net.module, nn.Module) else ()
-    expected = next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)
-    different = [tensor.dtype for tensor in inputs if tensor.dtype in (torch.float64, torch.uint8)]
-    # every message of torch about dtypes has "type" or "dtype" in it
-    if expected is None or not different or different[0] == expected or "type" not in str(error):
-        return ""
     return (
-        f"; the inputs are {str(different[0]).removeprefix('torch.')}, and the network is "
-        f"{str(expected).removeprefix('torch.')}: convert them, for example with .to({expected})"
+        f"net {teacher.name!r} fails for its inputs ({inputs}): {reason}{line_of_user_code(error)}"
+        f"{input_advice(teacher, tensors, error)}"
     )
 
 

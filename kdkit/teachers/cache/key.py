@@ -71,7 +71,10 @@ def facts_of_data(data: Data) -> dict[str, Any]:
     if optional_member(data, Data, "batch_transform") is not None:
         raise CacheError("batch_transform changes every batch as a whole, so no output is needed again")
     if data.draws is None:
-        raise CacheError("the number of draws of the data is unknown (draws=None), so its samples may never come again")
+        raise CacheError(
+            "the number of draws of the data is unknown (draws=None), so its samples may never come again; if a sample "
+            "never changes, promise that: TorchData(..., draws=1)"
+        )
     ids = torch.as_tensor(data.train.ids)
     if len(torch.unique(ids)) < len(ids):
         raise CacheError("the ids of the training split are not unique")

@@ -204,6 +204,10 @@ def test_samples_of_different_shapes_are_refused_with_both_shapes_and_a_remedy()
             r"must yield pairs \(inputs, labels\); got a tuple of 4",
         ),
         (Listed([torch.zeros(3)] * 3), r"must yield pairs \(inputs, labels\)"),
+        (
+            (torch.zeros(4, 3), torch.zeros(4)),
+            r"got a Tensor; put arrays of all samples in a dataset: TensorDataset\(inputs, labels\)",
+        ),
         (Listed([(torch.zeros(2), 0, "extra")] * 3), r"must yield pairs \(inputs, labels\)"),
         (listed(lambda row: "cat"), "the labels of the train data are a"),
         (DataLoader(listed(lambda row: "cat")), "the labels of the train data are a"),

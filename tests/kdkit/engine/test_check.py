@@ -24,7 +24,7 @@ from kdkit import (
     model_loss,
     run,
 )
-from kdkit.errors import CheckError
+from kdkit.errors import CheckError, RecipeError
 from kdkit.losses import Hint, SoftTargets
 from kdkit.metrics import R2, Accuracy
 from tests.helpers.tiny import Mlp, hooks_of, one_stage, plain_goal, same_state, samples, state_of, tiny_data, tiny_net
@@ -493,6 +493,49 @@ def test_a_teacher_that_fails_for_its_inputs_is_a_problem():
     assert "net 'teacher' fails for its inputs ((4, 4)): " in problem
 
 
+def test_a_failure_names_the_line_of_user_code():
+    class Student(nn.Linear):
+        def forward(self, inputs):
+            return super().forward(inputs)
+
+    problem = only_problem(one_stage(Net("student", Student(9, 3)), plain_goal()))
+    line = Student.forward.__code__.co_firstlineno + 1
+    assert problem.endswith(f"(test_check.py, line {line})")
+
+
+def test_a_net_that_fails_in_several_stages_is_one_problem_for_each_net():
+    teacher, student = Net("teacher", nn.Linear(9, 3)), tiny_net("student")
+    stages = [Stage({teacher: plain_goal()}, TRAINING), Stage({student: Match(teacher, SoftTargets())}, TRAINING)]
+    (problem,) = check(Recipe(data=tiny_data(), schedule=stages)).problems
+    assert problem.startswith("stage 'teacher': net 'teacher' fails")
+
+
+class ConvNet(nn.Module):
+    def __init__(self, channels=1):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(channels, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, images):
+        return self.head(self.conv(images).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "hint"),
+    [
+        ((8, 8), 1, "a Conv2d takes (batch, channels, height, width), and these inputs have no channels: add them"),
+        ((8, 8, 3), 3, "these inputs have their channels last: move them in the data, .permute(0, 3, 1, 2)"),
+        ((2, 8, 8), 3, ""),  # neither is missing: the numbers differ
+    ],
+)
+def test_images_without_channels_or_with_channels_last_are_explained(shape, channels, hint):
+    split = TensorDataset(torch.zeros(12, *shape), torch.arange(12) % 3)
+    stage = Stage({Net("student", ConvNet(channels)): plain_goal()}, TRAINING)
+    (problem,) = check(Recipe(data=TorchData(split, split), schedule=[stage])).problems
+    assert "fails for its inputs" in problem
+    assert problem.partition("); ")[2].startswith("a Conv2d takes") == bool(hint)
+    assert hint in problem
+
+
 def test_a_net_without_trainable_parameters_is_a_problem():
     student = tiny_net("student")
     student.module.requires_grad_(False)
@@ -656,3 +699,11 @@ def test_a_metric_may_be_undefined_for_some_classes():
     labels = torch.zeros(8, 3)
     labels[0, 0] = 1
     assert check(without_positives(labels)).problems == ()
+
+
+def test_a_check_takes_a_function_that_returns_a_recipe_as_a_run_does():
+    assert check(lambda: one_stage(tiny_net("student"), plain_goal())).problems == ()
+    with pytest.raises(
+        RecipeError, match=r"check takes a kdkit.Recipe, or a function .*; got a str; to check a recipe file"
+    ):
+        check("recipe.py")

@@ -1,0 +1,65 @@
+"""Hints for a network that fails for its inputs: their data type, their channels, and the line of user code."""
+
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import kdkit
+from kdkit.nets.net import Net
+
+_POSITIONS = {nn.Conv1d: ("length",), nn.Conv2d: ("height", "width"), nn.Conv3d: ("depth", "height", "width")}
+_LIBRARIES = (Path(torch.__file__).parent, Path(kdkit.__file__).parent)
+
+
+def input_advice(net: Net[Any], inputs: Iterable[Tensor], error: Exception) -> str:
+    """Return a hint if inputs have the usual mistakes of arrays and images, to append to the error; else ""."""
+    tensors = list(inputs)
+    return _dtype_advice(net, tensors, error) or _channels_advice(net, tensors, error)
+
+
+def line_of_user_code(error: Exception) -> str:
+    """Return the innermost line of code that is not of an installed package, such as " (nets.py, line 9)"; else ""."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "site-packages" not in frame.filename
+        and Path(frame.filename).is_file()  # code that exec or torch.compile made has no file
+        and not any(Path(frame.filename).is_relative_to(library) for library in _LIBRARIES)
+    ]
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+
+
+def _dtype_advice(net: Net[Any], inputs: list[Tensor], error: Exception) -> str:
+    """Return a hint if a network fails for inputs in float64 or uint8, as arrays and images often are; else ""."""
+    parameters = net.module.parameters() if isinstance(net.module, nn.Module) else ()
+    expected = next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)
+    different = [tensor.dtype for tensor in inputs if tensor.dtype in (torch.float64, torch.uint8)]
+    # every message of torch about dtypes has "type" or "dtype" in it
+    if expected is None or not different or different[0] == expected or "type" not in str(error):
+        return ""
+    return (
+        f"; the inputs are {str(different[0]).removeprefix('torch.')}, and the network is "
+        f"{str(expected).removeprefix('torch.')}: convert them, for example with .to({expected})"
+    )
+
+
+def _channels_advice(net: Net[Any], inputs: list[Tensor], error: Exception) -> str:
+    """Return a hint if a convolution fails for inputs that have no channels, or have them last; else ""."""
+    modules = net.module.modules() if isinstance(net.module, nn.Module) else ()
+    first = next((module for module in modules if isinstance(module, tuple(_POSITIONS))), None)
+    # torch's message has both words; batch norm and others have another one
+    if first is None or "channels" not in str(error) or "expected input" not in str(error) or len(inputs) != 1:
+        return ""
+    shape = tuple(inputs[0].shape)
+    names = next(positions for kind, positions in _POSITIONS.items() if isinstance(first, kind))
+    takes = f"; a {type(first).__name__} takes (batch, channels, {', '.join(names)})"
+    if len(shape) == len(names) + 1 and first.in_channels == 1:
+        return f"{takes}, and these inputs have no channels: add them in the data, for example with .unsqueeze(1)"
+    if len(shape) == len(names) + 2 and shape[-1] == first.in_channels != shape[1]:
+        order = (0, len(shape) - 1, *range(1, len(shape) - 1))
+        return f"{takes}, and these inputs have their channels last: move them in the data, .permute{order}"
+    return ""
