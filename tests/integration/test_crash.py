@@ -107,6 +107,7 @@ def require_same_bits(folder, make, interrupted=None, callbacks=()):
         pytest.param(False, 2, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.usefixtures("workers_end_quickly")
 def test_a_loader_of_the_user_that_draws_random_numbers_resumes_within_an_epoch(workers, shuffle, tmp_path):
     def loader():
         return DataLoader(Augmented(40), batch_size=8, shuffle=shuffle, num_workers=workers)

@@ -32,6 +32,7 @@ import contextlib
 import io
 import json
 import os
+import random
 import sys
 import tempfile
 from pathlib import Path
@@ -123,7 +124,10 @@ code, err = run("whole")
 assert code == 0, err
 total = faults.count
 print(json.dumps({"total": total}), flush=True)
-for number in range(1, total + 1):
+numbers = range(1, total + 1)
+if "some" in sys.argv:
+    numbers = sorted(random.Random(0).sample(numbers, total // 3))
+for number in numbers:
     for kind in KINDS[number % len(KINDS) :][:1] if "cycle" in sys.argv else KINDS:
         name = f"fault-{number}-{kind}"
         faults.at, faults.error = number, kind
@@ -141,15 +145,16 @@ def folder(tmp_path):
     return tmp_path
 
 
+# The suite has time for a third of the calls, in a random order of what they write.
 @pytest.mark.parametrize(
-    "kinds", [["ENOSPC,EIO,EDQUOT", "cycle"], pytest.param(["ENOSPC,EIO"], marks=pytest.mark.slow)]
+    "options", [["ENOSPC,EIO,EDQUOT", "cycle", "some"], pytest.param(["ENOSPC,EIO,EDQUOT"], marks=pytest.mark.slow)]
 )
-def test_a_disk_that_fails_at_any_call_loses_nothing_older(folder, kinds):
-    done = run_python(["program.py", *kinds], folder, environment(), timeout=1200)
+def test_a_disk_that_fails_at_any_call_loses_nothing_older(folder, options):
+    done = run_python(["program.py", *options], folder, environment(), timeout=1200)
     assert done.returncode == 0, done.stderr
     total, *runs = map(json.loads, done.stdout.splitlines())
     assert total["total"] > 100
-    assert len(runs) >= total["total"]
+    assert len(runs) >= total["total"] // 3
     whole = results(folder / "whole" / "run")
     for run in runs:
         if run["code"] == 0:  # the run has all files, though names may not outlive a power cut
