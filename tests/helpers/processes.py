@@ -30,12 +30,20 @@ class ForkedPython:
 
     arguments: those of `python`, a script or `-m` and a module, and then the program's own. folder: where it runs.
     variables: its whole environment. The variables that a library reads as it is imported must be those of the tests.
+    terminal: the path of a terminal for its stdin, stdout and stderr, which it has opened when this returns.
     """
 
-    def __init__(self, arguments: list[str], folder: Path, variables: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        arguments: list[str],
+        folder: Path,
+        variables: Mapping[str, str] | None = None,
+        *,
+        terminal: str | None = None,
+    ) -> None:
         self._output = Path(tempfile.mkdtemp(prefix="kdkit-tests-"))
         variables = dict(environment() if variables is None else variables)
-        start = (list(map(str, arguments)), str(folder), variables, str(self._output))
+        start = (list(map(str, arguments)), str(folder), variables, str(self._output), terminal)
         context = multiprocessing.get_context("forkserver")
         with _environment(environment()):  # the server imports kdkit from this checkout
             context.set_forkserver_preload(PRELOADED)
@@ -45,6 +53,8 @@ class ForkedPython:
         self.pid = self._process.pid
         # No process outlives its test, and pytest would wait for it at its own end.
         weakref.finalize(self, _end, self._process, self._output)
+        while terminal is not None and not (self._output / "opened").exists():
+            self._process.join(0.01)
 
     @property
     def returncode(self) -> int | None:
@@ -109,7 +119,7 @@ def _environment(variables: Mapping[str, str]):
         os.environ.update(before)
 
 
-def _execute(arguments: list[str], folder: str, variables: dict[str, str], output: str) -> None:
+def _execute(arguments: list[str], folder: str, variables: dict[str, str], output: str, terminal: str | None) -> None:
     """Become the program: with its folder, environment, output files and arguments."""
     os.setsid()  # so that the processes that the program starts can be found by its session
     os.chdir(folder)
@@ -117,10 +127,14 @@ def _execute(arguments: list[str], folder: str, variables: dict[str, str], outpu
     os.environ.update(variables)
     # A child inherits the start method that it was started by; the first method of the list is the usual one.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
-    for stream in (1, 2):
-        file = os.open(Path(output, str(stream)), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2) if terminal is None else (0, 1, 2):
+        # The first terminal that a session opens is the one whose Ctrl-C it gets.
+        path = Path(output, str(stream)) if terminal is None else terminal
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         os.dup2(file, stream)
-        os.close(file)
+        if file != stream:
+            os.close(file)
+    Path(output, "opened").touch()
     # The server was started with a stdout and a stderr of the tests, which may be closed already.
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115

@@ -21,7 +21,7 @@ from kdkit.engine.storage.stage_folder import StageFolder
 from tests.helpers.crash import CrashTest, is_same, results
 from tests.helpers.stages import Small, samples, training, truth
 
-KILLS = 8  # `python benchmarks/crash.py --kills 100` is the long one
+KILLS = 6  # `python benchmarks/crash.py --kills 100` is the long one
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from kdkit.plugins.manager import registry
 from tests.helpers.command_line import environment
 from tests.helpers.crash import CrashTest
 
-KILLS = 6
+KILLS = 4
 # Of a recipe whose student is interrupted, as by Ctrl-C, in its second epoch, unless the run is resumed.
 RECIPE = """
     import os

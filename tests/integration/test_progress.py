@@ -5,8 +5,6 @@ import os
 import pty
 import random
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,7 @@ from kdkit.engine.console import ConsoleCallback, progress_display
 from kdkit.engine.live_view.display import can_redraw
 from kdkit.utils.console import Status
 from tests.helpers.command_line import ROOT, environment
-from tests.helpers.processes import run_python
+from tests.helpers.processes import ForkedPython, run_python
 from tests.helpers.stages import three, training
 
 SCRIPT = """
@@ -43,9 +41,7 @@ if __name__ == "__main__":
 def run_on_terminal(arguments: list[str], folder: Path) -> str:
     """Run a program whose stdout and stderr are a terminal, and return what it wrote there."""
     leader, terminal = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, *arguments], cwd=folder, stdout=terminal, stderr=terminal, env=environment(TERM="xterm")
-    )
+    process = ForkedPython(arguments, folder, environment(TERM="xterm"), terminal=os.ttyname(terminal))
     os.close(terminal)
     output = b""
     try:
