@@ -93,7 +93,10 @@ def _seed() -> None:
         sys.modules["numpy"].random.seed(0)
     if (torch := sys.modules.get("torch")) is not None:
         # As in a new process, and not 0, which tests use themselves: two nets would have the same weights.
-        torch.manual_seed(torch.Generator().initial_seed())
+        seed = torch.Generator().initial_seed()
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():  # otherwise torch.manual_seed would format a traceback for each kind of device
+            torch.cuda.manual_seed_all(seed)
 
 
 @pytest.fixture

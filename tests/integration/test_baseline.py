@@ -207,12 +207,17 @@ def test_the_command_trains_baselines_in_parallel_too(kdkit_process, tmp_path):
     assert content["metrics"].keys() == {"teacher", "student", "student-alone"}
 
 
-def test_the_report_of_a_sweep_with_baselines_is_one_verdict_over_its_seeds(kdkit_process, tmp_path):
-    sweep = kdkit_process(
-        "sweep", ROOT / "examples/hinton.py", "--epochs", "1", "--seeds", "2", "--baseline", "--out", tmp_path / "sweep"
-    )
+def test_the_report_of_a_sweep_with_baselines_is_one_verdict_over_its_seeds(kdkit_here, tmp_path):
+    lines = [
+        "from tests.integration import test_baseline",
+        "",
+        "def recipe():",
+        "    return test_baseline.distillation()",
+    ]
+    (tmp_path / "mine.py").write_text("\n".join(lines))
+    sweep = kdkit_here("sweep", "mine.py", "--seeds", "2", "--baseline", "--device", "cpu", "--out", "sweep")
     assert sweep.code == 0, sweep.err
-    report = kdkit_process("report", tmp_path / "sweep")
+    report = kdkit_here("report", "sweep")
     assert report.code == 0, report.err
     assert "on average over 2 seeds" in report.out
     assert (tmp_path / "sweep" / "report.html").is_file()

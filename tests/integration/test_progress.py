@@ -16,7 +16,7 @@ from kdkit import RecipeError, Study, Trial
 from kdkit.engine.console import ConsoleCallback, progress_display
 from kdkit.engine.live_view.display import can_redraw
 from kdkit.utils.console import Status
-from tests.helpers.command_line import ROOT, environment
+from tests.helpers.command_line import environment
 from tests.helpers.processes import ForkedPython, run_python
 from tests.helpers.stages import three, training
 
@@ -133,17 +133,26 @@ def small_recipe():
     return three(training=training(epochs=1))
 
 
+SMALL = """
+from tests.helpers.stages import three, training
+
+def recipe():
+    return three(training=training(epochs=1))
+"""
+
+
 def test_a_command_says_at_once_what_it_is_doing(tmp_path):
-    example = str(ROOT / "examples" / "hinton.py")
-    arguments = ["-m", "kdkit", "run", example, "--epochs", "1", "--device", "cpu"]
+    recipe_file = str(tmp_path / "mine.py")
+    (tmp_path / "mine.py").write_text(SMALL)
+    arguments = ["-m", "kdkit", "run", recipe_file, "--device", "cpu"]
     done = run_python([*arguments, "--out", "run"], tmp_path)
     assert done.returncode == 0
     assert done.stderr.splitlines() == [
-        f"reading {example} ...",
+        f"reading {recipe_file} ...",
         "preparing the data and the networks ...",
         "checking the recipe ...",
     ]
-    assert done.stdout.startswith("hinton: teacher -> student")
+    assert done.stdout.startswith("mine: teacher -> assistant -> student")
     quiet = run_python([*arguments, "--out", "quiet", "--quiet"], tmp_path)
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
     both = run_python([*arguments, "--out", "both", "--quiet", "--verbose"], tmp_path)
