@@ -1,7 +1,9 @@
 """Fixtures of all tests: the shared folder, a separate cache, new plugins for each test, and the command line."""
 
+import gc
 import os
 import random
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -17,9 +19,29 @@ from tests.helpers.processes import run_python
 # Before torch is imported, here and in child processes: on nets this small, threads cost more than they gain.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# A run waits until each of its files is on the disk, often longer than it trains a small net. In memory nothing waits.
+_MEMORY = Path("/dev/shm")
+if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 4 * 1024**3:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
+
 # A shell starts background jobs (`&`) with SIGINT ignored, which child processes inherit. Some tests interrupt theirs.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Import all tests without garbage collections, and leave what they imported out of later ones.
+
+    The tests import some million objects that live to the end: to visit them takes a third of the time of the imports,
+    and a second each time that a test collects.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +93,23 @@ def _seed() -> None:
         sys.modules["numpy"].random.seed(0)
     if (torch := sys.modules.get("torch")) is not None:
         # As in a new process, and not 0, which tests use themselves: two nets would have the same weights.
-        torch.manual_seed(torch.Generator().initial_seed())
+        seed = torch.Generator().initial_seed()
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():  # otherwise torch.manual_seed would format a traceback for each kind of device
+            torch.cuda.manual_seed_all(seed)
+
+
+@pytest.fixture
+def workers_end_quickly(monkeypatch) -> None:
+    """Let the workers of a DataLoader look every 0.2 s, not every 5 s, whether they should end.
+
+    An iterator that the traceback of an error refers to is deleted by the garbage collector, perhaps in a later test,
+    and then waits for workers that it cannot notify any more.
+    """
+    from torch.utils.data import _utils
+
+    for module in (_utils, _utils.worker):
+        monkeypatch.setattr(module, "MP_STATUS_CHECK_INTERVAL", 0.2)
 
 
 @pytest.fixture

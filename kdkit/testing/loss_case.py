@@ -74,7 +74,9 @@ class LossCase:
     def __init__(self, make_loss: Callable[[], Loss], inputs: LossInputs, task: Task) -> None:
         self.make_loss = make_loss
         self.inputs = inputs
-        self.name = loss_name(make_loss())
+        first = make_loss()
+        self.name = loss_name(first)
+        self._kwargs = extra_kwargs_of(first)
         classes = inputs.target[0].shape[1]
         names = tuple(str(index) for index in range(classes))
         self.context = BuildContext(
@@ -100,7 +102,7 @@ class LossCase:
         torch.default_generator.manual_seed(2)
         context: AbstractContextManager[Any] = torch.autocast("cpu", autocast) if autocast else nullcontext()
         with self.contract_errors(f"on {inputs}"), context:
-            value = loss(*inputs.arguments(), **self._loss_kwargs(loss, inputs))
+            value = loss(*inputs.arguments(), **self._loss_kwargs(inputs))
         if not isinstance(value, Tensor) or value.ndim != 0:
             result = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise self.error(inputs, f"returns {result}, not a scalar; reduce it")
@@ -139,7 +141,7 @@ class LossCase:
         except Exception as error:
             raise ContractError(f"{self.name} {situation} raises {type(error).__name__}: {error}") from error
 
-    def _loss_kwargs(self, loss: Loss, inputs: LossInputs) -> dict[str, Any]:
+    def _loss_kwargs(self, inputs: LossInputs) -> dict[str, Any]:
         values = {
             "labels": inputs.labels,
             "ids": torch.arange(len(inputs.student[0])),
@@ -148,4 +150,4 @@ class LossCase:
             "sample_weights": torch.ones(len(inputs.student[0])),
             "inputs": torch.zeros(len(inputs.student[0]), 1),
         }
-        return {name: values[name] for name in extra_kwargs_of(loss)}
+        return {name: values[name] for name in self._kwargs}

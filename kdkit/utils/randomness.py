@@ -56,4 +56,7 @@ def seed_everything(seed: int) -> None:
     """Seed the global random states of Python, numpy and torch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # numpy takes 32 bits; user code may read this global state
-    torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # torch.manual_seed would format a traceback for each kind of device that might be used later
+        torch.default_generator.manual_seed(seed)

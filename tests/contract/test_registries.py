@@ -174,11 +174,11 @@ def pairs(*, supported):
     ]
 
 
-# Each pair takes the whole contract, so that the suite has time for every fourth one, and for ULD, which supports two.
+# Each pair takes the whole contract, so that the suite has time for every ninth one, and for ULD, which supports two.
 @pytest.mark.parametrize(
     ("name", "pair"),
     [
-        pytest.param(*combination, marks=[pytest.mark.slow] * (index % 4 > 0 and combination[0] != "uld"))
+        pytest.param(*combination, marks=[pytest.mark.slow] * (index % 9 > 0 and combination[0] != "uld"))
         for index, combination in enumerate(pairs(supported=True))
     ],
 )

@@ -30,18 +30,28 @@ class ForkedPython:
 
     arguments: those of `python`, a script or `-m` and a module, and then the program's own. folder: where it runs.
     variables: its whole environment. The variables that a library reads as it is imported must be those of the tests.
+    terminal: the path of a terminal for its stdin, stdout and stderr, which it has opened when this returns.
     merged: write stderr to stdout, as `2>&1` does.
     """
 
     def __init__(
-        self, arguments: list[str], folder: Path, variables: Mapping[str, str] | None = None, *, merged: bool = False
+        self,
+        arguments: list[str],
+        folder: Path,
+        variables: Mapping[str, str] | None = None,
+        *,
+        terminal: str | None = None,
+        merged: bool = False,
     ) -> None:
         self._output = Path(tempfile.mkdtemp(prefix="kdkit-tests-"))
         variables = dict(environment() if variables is None else variables)
-        files = [str(self._output / name) for name in ("11" if merged else "12")]
-        for file in files:
-            Path(file).touch()  # a test may read it before the process has started
-        start = (list(map(str, arguments)), str(folder), variables, files)
+        out, err = (str(self._output / name) for name in ("1", "1" if merged else "2"))
+        files = {1: out, 2: err} if terminal is None else dict.fromkeys((0, 1, 2), terminal)
+        if terminal is None:
+            for file in files.values():
+                Path(file).touch()  # a test may read it before the process has started
+        opened = self._output / "opened"
+        start = (list(map(str, arguments)), str(folder), variables, files, opened)
         context = multiprocessing.get_context("forkserver")
         with _environment(environment()):  # the server imports kdkit from this checkout
             context.set_forkserver_preload(PRELOADED)
@@ -51,6 +61,8 @@ class ForkedPython:
         self.pid = self._process.pid
         # No process outlives its test, and pytest would wait for it at its own end.
         weakref.finalize(self, _end, self._process, self._output)
+        while terminal is not None and not opened.exists():
+            self._process.join(0.01)
 
     @property
     def returncode(self) -> int | None:
@@ -115,7 +127,7 @@ def _environment(variables: Mapping[str, str]):
         os.environ.update(before)
 
 
-def _execute(arguments: list[str], folder: str, variables: dict[str, str], files: list[str]) -> None:
+def _execute(arguments: list[str], folder: str, variables: dict[str, str], files: dict[int, str], opened: Path) -> None:
     """Become the program: with its folder, environment, output files and arguments."""
     os.setsid()  # so that the processes that the program starts can be found by its session
     os.chdir(folder)
@@ -123,10 +135,13 @@ def _execute(arguments: list[str], folder: str, variables: dict[str, str], files
     os.environ.update(variables)
     # A child inherits the start method that it was started by; the first method of the list is the usual one.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
-    for stream, path in enumerate(files, start=1):
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream, path in files.items():
+        # The first terminal that a session opens is the one whose Ctrl-C it gets.
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         os.dup2(file, stream)
-        os.close(file)
+        if file != stream:
+            os.close(file)
+    opened.touch()
     # The server was started with a stdout and a stderr of the tests, which may be closed already.
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115

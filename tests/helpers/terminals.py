@@ -6,8 +6,6 @@ import pty
 import re
 import signal
 import struct
-import subprocess
-import sys
 import termios
 import threading
 import time
@@ -16,6 +14,7 @@ from pathlib import Path
 import pyte
 
 from tests.helpers.command_line import environment
+from tests.helpers.processes import ForkedPython
 
 
 class Terminal:
@@ -31,7 +30,7 @@ class Terminal:
         self._screen = pyte.HistoryScreen(columns, lines, history=1000)
         self._stream = pyte.ByteStream(self._screen)
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ForkedPython | None = None
         self.resize(columns, lines)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -39,15 +38,8 @@ class Terminal:
     def start(self, arguments: list[str], folder: Path, **variables: str) -> None:
         """Start a Python program whose terminal this is. variables: more of its environment."""
         inherited = {name: value for name, value in environment().items() if name not in ("COLUMNS", "LINES")}
-        self._process = subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=folder,
-            stdin=self.file,
-            stdout=self.file,
-            stderr=self.file,
-            env={**inherited, **variables},
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        self._process = ForkedPython(
+            arguments, folder, {**inherited, **variables}, terminal=os.ttyname(self.file.fileno())
         )
         self.file.close()  # so that the reader sees the end of the program
 

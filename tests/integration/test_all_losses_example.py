@@ -40,13 +40,14 @@ FOR_ECG = [
     "simkd",
     "mean_teacher",
 ]
-# A loss on outputs, but for two, saves no state of its own: the suite has time for every third one.
+# Many losses save no state of their own, and many that of a projector alone: the suite has time for every fourth one.
 WITHOUT_STATE = [
     name
-    for name, (sides, _) in all_losses.LOSSES.items()
-    if sides == all_losses.OUTPUTS and name in FOR_DIGITS and name not in ("taid", "ctkd")
+    for name in all_losses.LOSSES
+    if name in FOR_DIGITS and not isinstance(kdkit.registry("losses")[name](), nn.Module)
 ]
-IN_SUITE = set(FOR_DIGITS) - set(WITHOUT_STATE) | set(WITHOUT_STATE[::3])
+PROJECTED = ["hint", "cosine", "square_head", "cwd", "pkd", "mgd", "dist_plus", "wkdf"]
+IN_SUITE = set(FOR_DIGITS) - {*WITHOUT_STATE, *PROJECTED} | {*WITHOUT_STATE[::4], *PROJECTED[::4]}
 # Most of these are tried with digits too: the suite has time for those that are not, and for some others.
 ON_ECG_IN_SUITE = SEVERAL | {"simkd", "per_label_soft_targets", "per_label_mlld"}
 RECORDS = Synthetic(train=12, validation=4, test=4, length=500)

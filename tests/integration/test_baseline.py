@@ -197,23 +197,27 @@ def test_a_metric_that_fails_for_a_resample_costs_its_difference_only():
     assert [row.metric for row in result.differences] == ["accuracy"]
 
 
+@pytest.mark.slow  # as a small one in test_parallel_stages.py
 def test_the_command_trains_baselines_in_parallel_too(kdkit_process, tmp_path):
-    outs = [tmp_path / name for name in ("sequential", "parallel")]
-    for out, jobs in zip(outs, ("1", "2"), strict=True):
-        arguments = ["run", ROOT / "examples/hinton.py", "--epochs", "1", "--baseline", "--out", out, "--jobs", jobs]
-        command = kdkit_process(*arguments, "--device", "cpu")
-        assert command.code == 0, command.err
+    arguments = ["run", ROOT / "examples/hinton.py", "--epochs", "1", "--baseline", "--out", "run", "--jobs", "2"]
+    command = kdkit_process(*arguments, "--device", "cpu")
+    assert command.code == 0, command.err
     assert "distillation: accuracy" in command.out
-    contents = [json.loads((out / "metrics.json").read_text()) for out in outs]
-    assert contents[0]["metrics"].keys() == contents[1]["metrics"].keys() == {"teacher", "student", "student-alone"}
+    content = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert content["metrics"].keys() == {"teacher", "student", "student-alone"}
 
 
-def test_the_report_of_a_sweep_with_baselines_is_one_verdict_over_its_seeds(kdkit_process, tmp_path):
-    sweep = kdkit_process(
-        "sweep", ROOT / "examples/hinton.py", "--epochs", "1", "--seeds", "2", "--baseline", "--out", tmp_path / "sweep"
-    )
+def test_the_report_of_a_sweep_with_baselines_is_one_verdict_over_its_seeds(kdkit_here, tmp_path):
+    lines = [
+        "from tests.integration import test_baseline",
+        "",
+        "def recipe():",
+        "    return test_baseline.distillation()",
+    ]
+    (tmp_path / "mine.py").write_text("\n".join(lines))
+    sweep = kdkit_here("sweep", "mine.py", "--seeds", "2", "--baseline", "--device", "cpu", "--out", "sweep")
     assert sweep.code == 0, sweep.err
-    report = kdkit_process("report", tmp_path / "sweep")
+    report = kdkit_here("report", "sweep")
     assert report.code == 0, report.err
     assert "on average over 2 seeds" in report.out
     assert (tmp_path / "sweep" / "report.html").is_file()

@@ -21,7 +21,7 @@ from kdkit.engine.storage.stage_folder import StageFolder
 from tests.helpers.crash import CrashTest, is_same, results
 from tests.helpers.stages import Small, samples, training, truth
 
-KILLS = 8  # `python benchmarks/crash.py --kills 100` is the long one
+KILLS = 6  # `python benchmarks/crash.py --kills 100` is the long one
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,7 @@ def require_same_bits(folder, make, interrupted=None, callbacks=()):
         pytest.param(False, 2, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.usefixtures("workers_end_quickly")
 def test_a_loader_of_the_user_that_draws_random_numbers_resumes_within_an_epoch(workers, shuffle, tmp_path):
     def loader():
         return DataLoader(Augmented(40), batch_size=8, shuffle=shuffle, num_workers=workers)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +33,7 @@ import contextlib
 import io
 import json
 import os
+import random
 import sys
 import tempfile
 from pathlib import Path
@@ -123,7 +125,10 @@ code, err = run("whole")
 assert code == 0, err
 total = faults.count
 print(json.dumps({"total": total}), flush=True)
-for number in range(1, total + 1):
+numbers = range(1, total + 1)
+if "some" in sys.argv:
+    numbers = sorted(random.Random(0).sample(numbers, total // 3))
+for number in numbers:
     for kind in KINDS[number % len(KINDS) :][:1] if "cycle" in sys.argv else KINDS:
         name = f"fault-{number}-{kind}"
         faults.at, faults.error = number, kind
@@ -141,15 +146,16 @@ def folder(tmp_path):
     return tmp_path
 
 
+# The suite has time for a third of the calls, in a random order of what they write.
 @pytest.mark.parametrize(
-    "kinds", [["ENOSPC,EIO,EDQUOT", "cycle"], pytest.param(["ENOSPC,EIO"], marks=pytest.mark.slow)]
+    "options", [["ENOSPC,EIO,EDQUOT", "cycle", "some"], pytest.param(["ENOSPC,EIO,EDQUOT"], marks=pytest.mark.slow)]
 )
-def test_a_disk_that_fails_at_any_call_loses_nothing_older(folder, kinds):
-    done = run_python(["program.py", *kinds], folder, environment(), timeout=1200)
+def test_a_disk_that_fails_at_any_call_loses_nothing_older(folder, options):
+    done = run_python(["program.py", *options], folder, environment(), timeout=1200)
     assert done.returncode == 0, done.stderr
     total, *runs = map(json.loads, done.stdout.splitlines())
     assert total["total"] > 100
-    assert len(runs) >= total["total"]
+    assert len(runs) >= total["total"] // 3
     whole = results(folder / "whole" / "run")
     for run in runs:
         if run["code"] == 0:  # the run has all files, though names may not outlive a power cut
@@ -185,6 +191,9 @@ def step_ended(event):
 """
 
 
+UNDISTURBED: dict[str, Any] = {}  # the results of a run, which are the same in each test
+
+
 def start_and_wait(folder: Path, *arguments: str) -> ForkedPython:
     """Start a run, and return it when it waits in its third step, with two checkpoints on the disk."""
     (folder / "recipe_file.py").write_text(RECIPE + WAITING)
@@ -213,15 +222,17 @@ def require_refused(process, message):
     assert "Traceback" not in err
 
 
-def require_resumes(folder, expected="whole"):
+def require_resumes(folder):
     """Resume a run to its end, and require the bits of an undisturbed one."""
     done = run_python([*COMMAND, "--resume"], folder)
     assert done.returncode == 0, done.stderr
-    whole = run_python([*COMMAND[:-3], expected, *COMMAND[-2:]], folder)
-    assert whole.returncode == 0, whole.stderr
-    first, second = results(folder / "run"), results(folder / expected)
-    assert all(is_same(value, second[key]) for key, value in first.items())
-    assert first.keys() == second.keys()
+    if not UNDISTURBED:
+        whole = run_python([*COMMAND[:-3], "whole", *COMMAND[-2:]], folder)
+        assert whole.returncode == 0, whole.stderr
+        UNDISTURBED.update(results(folder / "whole"))
+    first = results(folder / "run")
+    assert all(is_same(value, UNDISTURBED[key]) for key, value in first.items())
+    assert first.keys() == UNDISTURBED.keys()
     return done.stdout
 
 

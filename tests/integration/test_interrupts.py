@@ -14,7 +14,7 @@ from torch import nn
 import kdkit
 from kdkit import Sequential, Truth
 from tests.helpers.command_line import environment
-from tests.helpers.processes import run_python
+from tests.helpers.processes import ForkedPython, run_python
 from tests.helpers.stages import copied, same, three, training
 
 # The second stage waits in its third epoch, in a step, which a signal does not end. Python ignores SIGINT in a process
@@ -75,15 +75,13 @@ def folder(tmp_path):
     return tmp_path
 
 
-def interrupt(folder, *arguments, numbers=(signal.SIGINT,), continues=True):
+def interrupt(folder, *arguments, start=ForkedPython, numbers=(signal.SIGINT,), continues=True):
     """Start a program, send signals while it waits in a step, let it continue, and return its exit code and stderr."""
     (folder / "wait").touch()
-    process = subprocess.Popen(
-        [sys.executable, *arguments], cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True
-    )
+    process = start(arguments, folder)
     deadline = time.monotonic() + 90
     while not (folder / "waiting").exists():
-        assert process.poll() is None, process.communicate()[1]
+        assert process.poll() is None, process.communicate(timeout=30)[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
     for number in numbers:
@@ -125,8 +123,15 @@ def test_an_interrupted_run_in_python_gives_its_history_and_best_weights(argumen
         assert [len(epochs) for epochs in resumed.history.values()] == [4, 4, 4]
 
 
+def fresh_python(arguments, folder):
+    """Start a new interpreter, whose end is its own."""
+    return subprocess.Popen(
+        [sys.executable, *arguments], cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+
+
 def test_an_interrupt_that_is_not_caught_ends_python_by_the_signal_and_names_the_result(folder):
-    code, err = interrupt(folder, "not_catching.py")
+    code, err = interrupt(folder, "not_catching.py", start=fresh_python)
     assert code == -signal.SIGINT, err  # so that a loop in a shell ends too
     assert "KeyboardInterrupt\nkdkit: the attribute `result` of this exception has the history" in err
 

@@ -19,6 +19,9 @@ from tests.helpers.stages import Small, samples, training, truth
 
 ROW = 21
 
+# Many of these runs lose or leave their workers.
+pytestmark = pytest.mark.usefixtures("workers_end_quickly")
+
 
 def fail():
     raise KeyError("no such key")

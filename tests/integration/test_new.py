@@ -104,13 +104,18 @@ def test_the_plugin_template_of_the_examples_is_what_is_written(kdkit_here, tmp_
     assert files_in(tmp_path / "my_plugin") == files_in(PLUGIN)
 
 
-def test_a_new_plugin_can_be_installed_and_passes_its_tests(kdkit_process, tmp_path):
-    written = kdkit_process("new", "plugin", "blue_loss")
+def test_a_new_plugin_has_its_own_name_everywhere(kdkit_here, tmp_path):
+    written = kdkit_here("new", "plugin", "blue_loss")
     assert written.code == 0, written.err
     files = files_in(tmp_path / "blue_loss")
     assert "blue_loss/plugin.py" in files
     assert "tests/test_blue_loss.py" in files
     assert not [name for name, text in files.items() if "my_plugin" in text or "my-plugin" in text]
+
+
+@pytest.mark.slow
+def test_a_new_plugin_can_be_installed_and_passes_its_tests(kdkit_here, tmp_path):
+    assert kdkit_here("new", "plugin", "blue_loss").code == 0
     python = fresh_environment(tmp_path)
     install(python, tmp_path / "blue_loss")
     pytest_of_plugin = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]

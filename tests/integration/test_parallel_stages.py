@@ -105,11 +105,22 @@ def test_two_teachers_train_in_two_processes_to_the_same_bits(kdkit_process, tmp
     assert read_files(tmp_path / "one" / "run") == read_files(tmp_path / "two" / "run")
 
 
+CALLBACK = """
+import kdkit
+
+@kdkit.hookimpl
+def run_ended(event):
+    with open("ended", "a") as file:
+        print(type(event.error).__name__, sorted(event.metrics), file=file)
+"""
+
+
 def test_a_killed_process_is_reported_and_its_stage_can_be_resumed(kdkit_process, tmp_path):
-    (tmp_path / "mine.py").write_text(RECIPE)
-    sequential = kdkit_process("run", "mine.py", "--device", "cpu", "--out", "one/run", "--quiet")
+    """With a baseline, and a callback that is called once when a run ends, in no child process."""
+    (tmp_path / "mine.py").write_text(RECIPE + CALLBACK)
+    sequential = kdkit_process("run", "mine.py", "--device", "cpu", "--out", "one/run", "--quiet", "--baseline")
     (tmp_path / "kill").touch()
-    command = ("run", "mine.py", "--device", "cpu", "--out", "two/run", "--jobs", "2")
+    command = ("run", "mine.py", "--device", "cpu", "--out", "two/run", "--jobs", "2", "--baseline")
     killed = kdkit_process(*command)
     assert killed.code == 2
     assert "SIGKILL" in killed.err
@@ -119,6 +130,8 @@ def test_a_killed_process_is_reported_and_its_stage_can_be_resumed(kdkit_process
     assert len(state["history"]) == 1  # of the first epoch; the process died in the second
     resumed = kdkit_process(*command, "--resume")
     assert (sequential.code, resumed.code) == (0, 0), resumed.err
+    whole = "NoneType ['first', 'second', 'student', 'student-alone']"
+    assert (tmp_path / "ended").read_text().splitlines() == [whole, whole]
     assert read_files(tmp_path / "one" / "run") == read_files(tmp_path / "two" / "run")
 
 
@@ -191,20 +204,6 @@ def test_sixty_stages_of_one_net_are_ordered_quickly():
     net, training = Net("net", nn.Linear(2, 2)), Training(epochs=1)
     stages = [Stage({net: Truth(nn.CrossEntropyLoss())}, training, name=str(number)) for number in range(60)]
     assert _PendingStages(stages, set()).is_sequence  # would not end if it tried every path from stage to stage
-
-
-def test_callbacks_of_the_recipe_file_are_called_once_when_the_run_ends(kdkit_process, tmp_path):
-    callback = """
-import kdkit
-
-@kdkit.hookimpl
-def run_ended(event):
-    with open("ended", "a") as file:
-        print(sorted(event.metrics), file=file)
-"""
-    (tmp_path / "mine.py").write_text(RECIPE + callback)
-    assert kdkit_process("run", "mine.py", "--out", "run", "--jobs", "2", "--seed", "0").code == 0
-    assert (tmp_path / "ended").read_text() == "['first', 'second', 'student']\n"
 
 
 def test_single_stages_need_a_run_folder():

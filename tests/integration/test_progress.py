@@ -5,8 +5,6 @@ import os
 import pty
 import random
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +16,8 @@ from kdkit import RecipeError, Study, Trial
 from kdkit.engine.console import ConsoleCallback, progress_display
 from kdkit.engine.live_view.display import can_redraw
 from kdkit.utils.console import Status
-from tests.helpers.command_line import ROOT, environment
-from tests.helpers.processes import run_python
+from tests.helpers.command_line import environment
+from tests.helpers.processes import ForkedPython, run_python
 from tests.helpers.stages import three, training
 
 SCRIPT = """
@@ -43,9 +41,7 @@ if __name__ == "__main__":
 def run_on_terminal(arguments: list[str], folder: Path) -> str:
     """Run a program whose stdout and stderr are a terminal, and return what it wrote there."""
     leader, terminal = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, *arguments], cwd=folder, stdout=terminal, stderr=terminal, env=environment(TERM="xterm")
-    )
+    process = ForkedPython(arguments, folder, environment(TERM="xterm"), terminal=os.ttyname(terminal))
     os.close(terminal)
     output = b""
     try:
@@ -137,17 +133,26 @@ def small_recipe():
     return three(training=training(epochs=1))
 
 
+SMALL = """
+from tests.helpers.stages import three, training
+
+def recipe():
+    return three(training=training(epochs=1))
+"""
+
+
 def test_a_command_says_at_once_what_it_is_doing(tmp_path):
-    example = str(ROOT / "examples" / "hinton.py")
-    arguments = ["-m", "kdkit", "run", example, "--epochs", "1", "--device", "cpu"]
+    recipe_file = str(tmp_path / "mine.py")
+    (tmp_path / "mine.py").write_text(SMALL)
+    arguments = ["-m", "kdkit", "run", recipe_file, "--device", "cpu"]
     done = run_python([*arguments, "--out", "run"], tmp_path)
     assert done.returncode == 0
     assert done.stderr.splitlines() == [
-        f"reading {example} ...",
+        f"reading {recipe_file} ...",
         "preparing the data and the networks ...",
         "checking the recipe ...",
     ]
-    assert done.stdout.startswith("hinton: teacher -> student")
+    assert done.stdout.startswith("mine: teacher -> assistant -> student")
     quiet = run_python([*arguments, "--out", "quiet", "--quiet"], tmp_path)
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
     both = run_python([*arguments, "--out", "both", "--quiet", "--verbose"], tmp_path)

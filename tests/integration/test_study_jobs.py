@@ -185,7 +185,7 @@ def test_a_failure_in_one_process_stops_no_other_trial(tmp_path, recipes):
         return Trial(name=failure, recipe=recipe, options={"failure": failure})
 
     trials = [
-        *map(failing, ("killed", "exit", "unpicklable", "check")),
+        *map(failing, ("unpicklable", "check", "exit", "killed")),
         Trial(name="student", recipe=recipe, needs={"teachers": ("killed",)}),
         Trial(name="local", recipe=lambda: recipe(), options={}),
         Trial(name="good", recipe=recipe, options={"report": tmp_path / "report"}),

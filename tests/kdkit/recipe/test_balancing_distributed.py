@@ -1,8 +1,6 @@
 """Tests that balancers average gradients over ranks before they combine them, with two ranks that use gloo."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +9,7 @@ import torch
 from kdkit.recipe.balancing import GradNorm, PCGrad, UncertaintyWeighting
 from kdkit.utils.collectives import all_reduce_mean
 from tests.helpers.balancing import numbers, ones, plain, trained
-
-ROOT = Path(__file__).parents[3]
+from tests.helpers.processes import run_python
 
 PROCESS = """
 import json, os, sys
@@ -31,7 +28,7 @@ class PlainSGD:  # the optimizers of torch import its compiler, which takes seco
 
 
 torch.set_num_threads(1)
-rendezvous, rank = sys.argv[1], int(os.fork() > 0)  # a fork, so that torch is imported once
+rendezvous, rank = sys.argv[1], int(os.fork() > 0)
 distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
 torch.manual_seed(0)
 results = {}
@@ -58,8 +55,11 @@ if rank:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """The gradients and the learned state of each balancer, on each rank."""
-    rendezvous = tmp_path_factory.mktemp("gloo") / "rendezvous"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", PROCESS, str(rendezvous)], cwd=ROOT, check=True, timeout=60)
+    folder = tmp_path_factory.mktemp("gloo")
+    (folder / "process.py").write_text(PROCESS)
+    rendezvous = folder / "rendezvous"
+    done = run_python(["process.py", str(rendezvous)], folder, timeout=60)
+    assert done.returncode == 0, done.stderr
     return [json.loads(Path(f"{rendezvous}-{rank}").read_text()) for rank in range(2)]
 
 

@@ -351,7 +351,7 @@ def test_a_thousand_classes_make_a_small_page(tmp_path):
         labels = torch.randint(1000, (rows,), generator=random)
         return torch.utils.data.TensorDataset(torch.randn(rows, 4, generator=random), labels)
 
-    data = TorchData(split(32), split(400), split(400), classes=classes)
+    data = TorchData(split(32), split(150), split(150), classes=classes)
     network = lambda: nn.Linear(4, 1000)  # noqa: E731
     folder = run(tmp_path / "run", lambda: distillation(data=data, network=network), baseline=True)
     page = report_page(folder, out=tmp_path / "report.html")
