@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR
 from kdkit import Level, LRSchedule, MultiLevel, Net, Optimizer, Recipe, Training, Truth
 from kdkit.losses import SoftTargets
 from kdkit.metrics import MacroAUPRC, MacroF1
-from kdkit_ecg import Challenge2020, ChallengeMetric, Leads, LRHNet, SEResNet, Synthetic
+from kdkit_ecg import Challenge2020, ChallengeMetric, Leads, LRHNet, LRHNetS, SEResNet, Synthetic
 
 
 def recipe(
@@ -30,6 +30,7 @@ def recipe(
     strict: bool = False,
     fold: int = 0,
     folds: Path | None = None,
+    small: bool = False,
 ) -> Recipe:
     """Return the experiment. Its parameters are options of the command.
 
@@ -42,6 +43,7 @@ def recipe(
     strict: refuse bad records instead of leaving them out.
     fold: the fold to test on.
     folds: a file of folds; by default the records are divided into five.
+    small: distill LRH-Net-S, which has a quarter of the multiply-adds.
     """
     paper = preset == "paper"
     epochs = epochs if epochs is not None else 90 if data else 12
@@ -52,7 +54,8 @@ def recipe(
     # A view selects the leads that a network sees; all of them see the same records.
     teacher = Net("teacher", SEResNet(leads=12, width=width), view=Leads(12))
     assistant = Net("assistant", SEResNet(leads=leads, width=width), view=Leads(leads))
-    student = Net("student", LRHNet(leads=leads, preset=preset), view=Leads(leads))
+    network = LRHNetS(leads=leads) if small else LRHNet(leads=leads, preset=preset)
+    student = Net("student", network, view=Leads(leads))
 
     # The paper divides the learning rate by ten after 20, 40 and 70 of its 90 epochs.
     steps = LRSchedule(MultiStepLR, milestones=[max(1, epoch * epochs // 90) for epoch in (20, 40, 70)])

@@ -20,5 +20,6 @@ from .metrics import BestChallengeMetric as BestChallengeMetric
 from .metrics import ChallengeMetric as ChallengeMetric
 from .models import CNN1d as CNN1d
 from .models import LRHNet as LRHNet
+from .models import LRHNetS as LRHNetS
 from .models import SEResNet as SEResNet
 from .views import Leads as Leads

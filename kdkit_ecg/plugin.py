@@ -13,10 +13,11 @@ from kdkit import Register, hookimpl
 
 @hookimpl
 def register_models(register: Register) -> None:
-    """Register the student, teacher and baseline networks of LRH-Net."""
+    """Register the student, teacher and baseline networks of LRH-Net, and the student for small devices."""
     from kdkit_ecg import models
 
     register("lrhnet", models.LRHNet)
+    register("lrhnet_s", models.LRHNetS)
     register("se_resnet", models.SEResNet)
     register("cnn1d", models.CNN1d)
 

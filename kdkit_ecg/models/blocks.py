@@ -1,5 +1,6 @@
-"""Layers that the ECG networks share (squeeze-excite, pooling, the head), and the checks of their arguments."""
+"""What the ECG networks share: squeeze-excite, pooling, the head, LRH-Net's outline, and checks of arguments."""
 
+from collections import OrderedDict
 from typing import Literal, get_args
 
 import torch
@@ -58,6 +59,39 @@ class Head(nn.Module):
         """Map features (N, C, T), person (N, 5) -> logits (N, classes)."""
         logits: Tensor = self.layers(join_person(self.person(person), self.pool(features)))
         return logits
+
+
+class ThreeBlocks(nn.Module):
+    """The outline of LRH-Net: a stem, three blocks, a pool over time, and linear layers that take the person too.
+
+    Subclasses create the layers. `C` is the number of channels of block 3.
+    """
+
+    stem: nn.Module
+    block1: nn.Module
+    block2: nn.Module
+    block3: nn.Module
+    pool: nn.Module
+    person: nn.Module
+    hidden: nn.Module
+    hidden_activation: nn.Module
+    classifier: nn.Module
+
+    def forward(self, signal: Tensor, person: Tensor) -> Tensor:
+        """Map signal (N, leads, T), person (N, 5) -> logits (N, classes), for any T >= 1."""
+        features = self.block3(self.block2(self.block1(self.stem(signal))))
+        hidden = self.hidden(join_person(self.person(person), self.pool(features)))  # (N, 10 + C) -> (N, hidden)
+        logits: Tensor = self.classifier(self.hidden_activation(hidden))
+        return logits
+
+    def body(self) -> nn.Sequential:
+        """Return the layers before the pool: signal (N, leads, T) -> (N, C, T'), with T' of block 3."""
+        layers = (("stem", self.stem), ("block1", self.block1), ("block2", self.block2), ("block3", self.block3))
+        return nn.Sequential(OrderedDict(layers))
+
+    def head(self) -> Head:
+        """Return the layers from the pool on: features (N, C, T'), person (N, 5) -> logits (N, classes)."""
+        return Head(self.pool, self.person, nn.Sequential(self.hidden, self.hidden_activation, self.classifier))
 
 
 def join_person(person: Tensor, pooled: Tensor) -> Tensor:

@@ -1,26 +1,23 @@
 """LRH-Net, the small student: three residual blocks that detect heart conditions in an ECG."""
 
-from collections import OrderedDict
-
 from torch import Tensor, nn
 
 from kdkit_ecg.models.blocks import (
     PERSON,
     PERSON_FEATURES,
-    Head,
     MeanOverTime,
     Preset,
     SqueezeExcite,
+    ThreeBlocks,
     check_preset,
     check_sizes,
-    join_person,
 )
 from kdkit_ecg.models.channels_last import BatchNorm1d, Conv1d, SameConv1d
 
 KERNEL = 8
 
 
-class LRHNet(nn.Module):
+class LRHNet(ThreeBlocks):
     """LRH-Net, for signals of any length.
 
     width: channels of the stem and of the first block; the others have twice and four times as many.
@@ -47,23 +44,6 @@ class LRHNet(nn.Module):
         self.hidden = nn.Linear(PERSON_FEATURES + 4 * width, 8 * width)
         self.hidden_activation = nn.ReLU() if preset == "corrected" else nn.Identity()
         self.classifier = nn.Linear(8 * width, classes)
-
-    def forward(self, signal: Tensor, person: Tensor) -> Tensor:
-        """Map signal (N, leads, T), person (N, 5) -> logits (N, classes), for any T >= 1."""
-        features = self.block3(self.block2(self.block1(self.stem(signal))))
-        # (N, 10 + 4 width) -> (N, 8 width)
-        hidden = self.hidden(join_person(self.person(person), self.pool(features)))
-        logits: Tensor = self.classifier(self.hidden_activation(hidden))
-        return logits
-
-    def body(self) -> nn.Sequential:
-        """Return the layers before the pool: signal (N, leads, T) -> (N, 4 width, T/4), rounded up."""
-        layers = (("stem", self.stem), ("block1", self.block1), ("block2", self.block2), ("block3", self.block3))
-        return nn.Sequential(OrderedDict(layers))
-
-    def head(self) -> Head:
-        """Return the layers from the pool on: features (N, 4 width, T), person (N, 5) -> logits (N, classes)."""
-        return Head(self.pool, self.person, nn.Sequential(self.hidden, self.hidden_activation, self.classifier))
 
 
 class Stem(nn.Module):

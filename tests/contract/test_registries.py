@@ -312,6 +312,7 @@ def test_ramps_are_continuous_finite_and_never_negative(name):
 MODELS = {
     "timm": ({"name": "test_resnet", "num_classes": 24}, [(3, 32, 32)]),
     "lrhnet": ({"leads": 2}, [(2, 256), (5,)]),
+    "lrhnet_s": ({"leads": 2}, [(2, 256), (5,)]),
     "se_resnet": ({"leads": 2, "width": 4}, [(2, 256), (5,)]),
     "cnn1d": ({"leads": 2}, [(2, 256), (5,)]),
 }

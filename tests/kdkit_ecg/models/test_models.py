@@ -3,13 +3,14 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from kdkit import KdkitError
-from kdkit_ecg.models import CNN1d, LRHNet, SEResNet
+from kdkit_ecg.models import CNN1d, LRHNet, LRHNetS, SEResNet
 from kdkit_ecg.models.blocks import SqueezeExcite
 
-NETS = [LRHNet, SEResNet, CNN1d]
-NARROW = {LRHNet: 4, SEResNet: 4, CNN1d: 8}
+NETS = [LRHNet, LRHNetS, SEResNet, CNN1d]
+NARROW = {LRHNet: 4, LRHNetS: 4, SEResNet: 4, CNN1d: 8}
 PARAMETERS = {
     SEResNet: {12: 8_837_060, 6: 8_831_300, 4: 8_829_380, 3: 8_828_420, 2: 8_827_460},
     CNN1d: {12: 1_055_300, 6: 993_860, 3: 963_140, 2: 952_900},
@@ -37,6 +38,15 @@ def test_networks_have_the_papers_number_of_parameters(kind, leads, count):
     with torch.device("meta"):
         net = kind(leads)
     assert sum(parameter.numel() for parameter in net.parameters()) == count
+
+
+def test_the_student_for_small_devices_keeps_its_budget_at_twelve_leads_of_4096_samples():
+    with torch.device("meta"):
+        net = LRHNetS(12).eval()
+        with FlopCounterMode(display=False) as counter:
+            net(torch.empty(1, 12, 4096), torch.empty(1, 5))
+    assert sum(parameter.numel() for parameter in net.parameters()) == 80_116  # at most 85,000
+    assert counter.get_total_flops() // 2 == 22_079_026  # multiply-adds, at most 30 million
 
 
 @pytest.mark.parametrize("preset", ["corrected", "paper"])
@@ -172,6 +182,7 @@ def test_every_activation_runs_exactly_once(kind):
 
 STAGES = [
     (LRHNet, ["stem", "block1", "block2", "block3", "pool"], [(4, 200), (4, 200), (8, 100), (16, 50), (16,)]),
+    (LRHNetS, ["stem", "block1", "block2", "block3", "pool"], [(4, 50), (4, 50), (8, 25), (16, 13), (16,)]),
     (
         SEResNet,
         ["stem", "max_pool", "group1", "group2", "group3", "group4", "pool"],
@@ -193,7 +204,12 @@ def test_every_stage_can_be_tapped_by_name(kind, stages, shapes):
 
 @pytest.mark.parametrize(
     ("kind", "path"),
-    [(LRHNet, "block3.activation"), (SEResNet, "group4.block2.activation"), (CNN1d, "stage1.activation")],
+    [
+        (LRHNet, "block3.activation"),
+        (LRHNetS, "block3.activation"),
+        (SEResNet, "group4.block2.activation"),
+        (CNN1d, "stage1.activation"),
+    ],
 )
 def test_the_input_of_an_activation_is_the_pre_activation(kind, path):
     net = narrow(kind).eval()
