@@ -56,6 +56,19 @@ def test_weights_of_another_program_are_evaluated_in_python(tmp_path):
     assert results["accuracy"].value == pytest.approx(expected)
 
 
+def test_a_recipe_function_is_called_and_anything_else_refused(tmp_path):
+    torch.save(Mlp().state_dict(), tmp_path / "weights.pt")
+    results = kdkit.evaluate(
+        lambda: one_stage(Net("student", Mlp()), plain_goal()),
+        tmp_path / "weights.pt",
+        options=kdkit.RunOptions(device="cpu"),
+    )
+    assert "accuracy" in results
+    for function in (kdkit.run, lambda recipe: kdkit.evaluate(recipe, tmp_path / "weights.pt")):
+        with pytest.raises(RecipeError, match=r"takes a kdkit.Recipe, or a function that returns one; got a str"):
+            function("recipe.py")
+
+
 def test_data_without_a_test_split_is_evaluated_on_the_validation_split(tmp_path):
     module = Mlp()
     torch.save(module.state_dict(), tmp_path / "weights.pt")
