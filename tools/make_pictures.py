@@ -134,7 +134,6 @@ def report_pictures(program: Browser, address: Path, out: Path) -> None:
     page = opened(1128, height=12_000)
     page.get_by_role("tab", name="ECGs").click()
     page.locator("figure.ecg").first.screenshot(path=out / "report-ecgs.png")
-    opened(390).screenshot(path=out / "report-phone.png")
 
 
 if __name__ == "__main__":
