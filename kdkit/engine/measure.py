@@ -30,6 +30,7 @@ _LATENCY_SECONDS = 0.5  # of the passes of a network that are timed
 _MOST_PASSES = 40
 _SIMILARITY_SECONDS = 1.0  # for all networks together, or a share of the run if that is more
 _SHARE = 0.01
+_TOO_SLOW = 5  # times these seconds, for a single batch
 _MOST_LAYERS = 24  # of a network, which is what a page shows legibly
 _MOST_PAIRS = 8  # of networks
 
@@ -52,9 +53,14 @@ def measure_nets(plan: Plan, data: Data, options: RunOptions, device: torch.devi
         compared: tuple[LayerSimilarity, ...] = ()
         note = ""
         try:
-            until = time.perf_counter() + max(_SIMILARITY_SECONDS, _SHARE * seconds)
-            with options.autocast(device):
-                compared = tuple(_similarities(plan, samples, until))
+            allowed = max(_SIMILARITY_SECONDS, _SHARE * seconds)
+            # About the time of a batch, of which the latencies on one thread are an upper bound.
+            expected = len(samples[0]) * sum(cost.latency.p50 for cost in costs.values() if cost.latency is not None)
+            if expected / torch.get_num_threads() > _TOO_SLOW * allowed:
+                note = f"layers were not compared: a batch of {len(samples[0])} samples would take {expected:.0f} s"
+            else:
+                with options.autocast(device):
+                    compared = tuple(_similarities(plan, samples, time.perf_counter() + allowed))
         except Exception as error:  # user-defined networks may raise anything
             note = f"layers could not be compared: {_reason(error)}"
     return Measurements(

@@ -93,6 +93,15 @@ def test_what_cannot_be_measured_is_left_out_with_the_reason(tmp_path):
     assert measured.similarities
 
 
+def test_layers_of_slow_networks_are_not_compared(tmp_path, monkeypatch):
+    for name in ("_SIMILARITY_SECONDS", "_SHARE"):
+        monkeypatch.setattr(f"kdkit.engine.measure.{name}", 0)
+    kdkit.run(distillation, out=tmp_path / "run")
+    measured = read_measurements(tmp_path / "run")
+    assert measured.similarities == ()
+    assert measured.note == "layers were not compared: a batch of 6 samples would take 0 s"
+
+
 def test_a_deep_network_is_compared_from_its_first_layer_to_its_last():
     net = Net("deep", nn.Sequential(*(nn.Linear(4, 4) for _ in range(60))))
     for layer in net.module:
