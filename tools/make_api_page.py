@@ -16,8 +16,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "api.md"
 SNAPSHOT = ROOT / "tests" / "golden" / "api.txt"
-MODULES = ("kdkit", "kdkit.losses", "kdkit.losses.projectors", "kdkit.metrics", "kdkit.loggers", "kdkit.testing",
-           "kdkit.errors", "kdkit.plugins.events", "kdkit_ecg")  # fmt: skip
+MODULES = ("kdkit", "kdkit.losses", "kdkit.losses.projectors", "kdkit.metrics", "kdkit.loggers", "kdkit.export",
+           "kdkit.testing", "kdkit.errors", "kdkit.plugins.events", "kdkit_ecg")  # fmt: skip
 
 _INTRODUCTION = """# Public names
 

@@ -94,6 +94,14 @@ def register_loggers(register: Register) -> None:
 
 
 @hookimpl
+def register_exporters(register: Register) -> None:
+    """Register the exporters of `kdkit.export`, which import their packages when they are used."""
+    from kdkit.export.onnx_exporter import OnnxExporter
+
+    register("onnx", OnnxExporter)
+
+
+@hookimpl
 def register_templates(register: RegisterTemplate) -> None:
     """Register the recipe files of `kdkit new recipe`."""
     from kdkit.plugins.templates import FOLDER

@@ -1,0 +1,145 @@
+"""Export to ONNX: one file with dynamic sizes, and with metadata that onnxruntime reads."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kdkit.errors import KdkitError, first_line
+from kdkit.export.base import Arrays, Exported, Exporter, Model, require_packages
+from kdkit.export.metadata import OUTPUT
+from kdkit.export.source import ExportSource
+from kdkit.utils.files import to_json
+
+METADATA = "kdkit"  # the key of the metadata in the file
+
+
+class OnnxExporter(Exporter):
+    """ONNX in float32, for onnxruntime on any device and in browsers; `kdkit.export.onnx_rewrites` makes it fast."""
+
+    suffix = ".onnx"
+
+    def require(self) -> None:
+        """Raise PluginError without onnx, onnxscript and onnxruntime."""
+        require_packages("onnx", "export", "onnx", "onnxscript", "onnxruntime")
+
+    def export(self, source: ExportSource) -> Exported:
+        """Return the network as a model."""
+        from kdkit.export.onnx_rewrites import images_of_signals
+
+        return Exported(content=images_of_signals(traced(source)).SerializeToString())
+
+    def with_metadata(self, content: bytes, metadata: Mapping[str, Any]) -> bytes:
+        """Return the model with metadata as a JSON text under the key "kdkit"."""
+        import onnx
+
+        model = onnx.ModelProto.FromString(content)
+        onnx.helper.set_model_props(model, {METADATA: to_json(metadata)})
+        return bytes(model.SerializeToString())
+
+    def open(self, content: bytes) -> Model:
+        """Return a session of onnxruntime on one thread of the CPU."""
+        session = cpu_session(content)
+        (output,) = (value.name for value in session.get_outputs())
+
+        def model(inputs: Arrays) -> NDArray[np.float32]:
+            (outputs,) = session.run([output], dict(inputs))
+            return np.asarray(outputs, dtype=np.float32)
+
+        return model
+
+    def peak_activation_bytes(self, content: bytes, inputs: Arrays) -> int | None:
+        """Return the most memory that values need at once, in the order of the nodes, whose sizes are measured."""
+        import onnx
+
+        from kdkit.export.onnx_graph import peak_bytes, with_all_outputs
+
+        model = onnx.ModelProto.FromString(content)
+        verbose, names = with_all_outputs(model)
+        # Without optimization, since a fused node no longer has all values.
+        values = cpu_session(verbose.SerializeToString(), optimize=False).run(names, dict(inputs))
+        sizes = {name: array.nbytes for name, array in zip(names, values, strict=True)}
+        return peak_bytes(model, {**sizes, **{name: array.nbytes for name, array in inputs.items()}})
+
+
+def traced(source: ExportSource) -> Any:
+    """Return a network as a model of standard operators, with the names of its inputs and of their dimensions.
+
+    Raises KdkitError if torch has no such form.
+    """
+    import onnx
+
+    from kdkit.export.onnx_graph import OnnxGraph
+
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of torch about its own code
+            converted = torch.onnx.export(source.program, dynamo=True, external_data=False, verbose=False)
+        assert converted is not None  # without a file, torch returns the program
+        model = OnnxGraph(converted.model_proto).to_model()
+    except KdkitError:
+        raise
+    except Exception as error:  # the exporter of torch raises errors of many kinds
+        raise KdkitError(
+            f"net {source.net.name!r} has no form in ONNX: {type(error).__name__}: {first_line(error)}; an operation "
+            "of its forward may be unknown to torch.onnx"
+        ) from error
+    _rename(model, source)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def cpu_session(content: bytes, *, optimize: bool = True) -> Any:
+    """Return a session of onnxruntime on one thread of the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors alone
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def read_metadata(content: bytes) -> dict[str, Any]:
+    """Return the metadata in a model, empty if it has none of kdkit."""
+    import onnx
+
+    model = onnx.ModelProto.FromString(content)
+    texts = {entry.key: entry.value for entry in model.metadata_props}
+    metadata: dict[str, Any] = json.loads(texts.get(METADATA, "{}"))
+    return metadata
+
+
+def _rename(model: Any, source: ExportSource) -> None:
+    """Name inputs, their dimensions and the output, in place."""
+    names = dict(zip([value.name for value in model.graph.input], source.input_names, strict=True))
+    names[model.graph.output[0].name] = OUTPUT
+    symbols: dict[str, str] = {}
+    for value, shape in zip(model.graph.input, source.shapes.values(), strict=True):
+        for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=True):
+            if isinstance(size, str):
+                symbols[dim.dim_param] = dim.dim_param = size
+            else:
+                dim.dim_value = size  # also of a symbol that has one value only
+    for value in model.graph.output:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param.isdecimal():
+                dim.dim_value = int(dim.dim_param)
+            elif dim.dim_param:
+                dim.dim_param = symbols.get(dim.dim_param, dim.dim_param)
+    # A value inside of the graph with the name of an input would be mistaken for it.
+    taken = {*names.values()} - {*names}
+    inner = {name for step in model.graph.node for name in step.output} | {
+        tensor.name for tensor in model.graph.initializer
+    }
+    names.update({name: f"{name}.value" for name in taken & inner})
+    for step in model.graph.node:
+        step.input[:] = [names.get(name, name) for name in step.input]
+        step.output[:] = [names.get(name, name) for name in step.output]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.name = names.get(value.name, value.name)

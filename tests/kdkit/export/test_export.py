@@ -1,0 +1,205 @@
+"""Exports of a trained net: the files run without kdkit, have their metadata, and are judged by their gates."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import kdkit
+from kdkit import ExportOptions, KdkitError, RecipeError, export_net
+from kdkit.cli.export import failures
+from kdkit.export import Exported, Exporter
+from kdkit.export.onnx_exporter import read_metadata
+from kdkit.plugins.manager import installed
+from tests.helpers.exports import CLASSES, Waves, recipe
+
+onnxruntime = pytest.importorskip("onnxruntime")
+FAST = ExportOptions(timing_seconds=0, points=5, calibration=64)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """Return the folder of a run of the net."""
+    folder = tmp_path_factory.mktemp("run") / "waves"
+    kdkit.run(recipe, out=folder, device="cpu")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(run_folder):
+    """Return the result of an export to ONNX."""
+    (result,) = export_net(recipe(), run_folder, options=FAST)
+    return result
+
+
+@pytest.fixture(scope="module")
+def student(run_folder):
+    """Return the trained network in eval mode."""
+    return kdkit.Net("student", Waves(), weights=run_folder).network.eval()
+
+
+def test_onnxruntime_alone_computes_the_outputs_of_the_net_for_any_batch_and_length(exported, student):
+    assert exported.path.name == "student.onnx"
+    session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
+    assert [value.name for value in session.get_inputs()] == ["signal", "person"]
+    assert [value.shape for value in session.get_inputs()] == [["batch", 2, "length"], ["batch", 2]]
+    for batch, length in ((1, 64), (4, 64), (2, 33), (1, 500)):
+        signal, person = torch.randn(batch, 2, length), torch.rand(batch, 2)
+        (outputs,) = session.run(None, {"signal": signal.numpy(), "person": person.numpy()})
+        with torch.no_grad():
+            np.testing.assert_allclose(outputs, student(signal, person).numpy(), atol=1e-4)
+
+
+def test_the_file_is_alone_and_has_all_that_a_program_needs_to_use_it(exported, run_folder):
+    session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
+    metadata = json.loads(session.get_modelmeta().custom_metadata_map["kdkit"])
+    assert metadata == read_metadata(exported.path.read_bytes())
+    assert metadata["classes"] == CLASSES
+    assert metadata["task"] == "multilabel"
+    assert metadata["output"] == {"name": "outputs", "activation": "sigmoid"}
+    assert metadata["inputs"][0] == {"name": "signal", "shape": ["batch", 2, "length"], "dtype": "float32"}
+    assert len(metadata["thresholds"]["logits"]) == len(metadata["thresholds"]["probabilities"]) == 3
+    assert metadata["thresholds"]["metric"] == "macro_f1"
+    assert metadata["run"]["folder"] == run_folder.name
+    assert metadata["versions"]["torch"] == torch.__version__
+    assert str(run_folder.parent) not in json.dumps(metadata)  # no path of a user
+    names = sorted(file.name for file in exported.path.parent.iterdir())
+    assert names == ["student.md", "student.onnx", "student.onnx.json"]
+
+
+def test_signals_are_convolved_as_images_and_nothing_of_the_tracer_is_left(exported):
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load(exported.path).graph
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    assert len(convolutions) == 3
+    assert {len(onnx.helper.get_node_attr_value(node, "pads")) for node in convolutions} == {4}
+    assert not [node for node in graph.node if node.metadata_props or node.op_type in ("Pad", "Constant")]
+
+
+def test_the_card_has_sizes_times_gates_and_scores(exported):
+    card = json.loads(exported.path.with_name("student.onnx.json").read_text())
+    assert card["passed"] is card["numeric_gate"]["passed"] is card["metric_gate"]["passed"] is True
+    assert max(card["numeric_gate"]["largest_differences"].values()) < 1e-4
+    assert card["numeric_gate"]["largest_differences"].keys() == {"real", "random", "other sizes"}
+    assert card["bytes"] == exported.path.stat().st_size > card["bytes_without_metadata"] > 0
+    assert card["network"]["parameters"] == sum(parameter.numel() for parameter in Waves().parameters())
+    # 64 samples by 6 channels of float32 twice: the first convolution and its batch norm
+    assert 64 * 6 * 4 <= card["peak_activation_bytes"] <= 4 * 64 * 6 * 4
+    assert card["network"]["multiply_adds"] > 64 * 6 * 2 * 4
+    assert card["latency"]["p50_ms"]["export"] > 0
+    assert card["metric_gate"]["scores"].keys() == {"macro_auroc", "macro_f1"}
+    text = exported.path.with_name("student.md").read_text()
+    assert "student.onnx" in text
+    assert "macro\\_auroc" in text
+
+
+class Shifted(Exporter):
+    """Writes the metadata alone, and "runs" the network with its outputs changed by a constant or made constant."""
+
+    suffix = ".shifted"
+    shift, scale = 1e-3, 1.0
+
+    def require(self):
+        pass
+
+    def export(self, source):
+        self.network = source.module
+        return Exported(content=b"content", details={"mine": True})
+
+    def with_metadata(self, content, metadata):
+        return content + json.dumps(metadata).encode()
+
+    def open(self, content):
+        def model(inputs):
+            with torch.no_grad():
+                outputs = self.network(*(torch.from_numpy(array) for array in inputs.values()))
+            return self.scale * outputs.numpy() + np.float32(self.shift)
+
+        return model
+
+
+@pytest.fixture
+def shifted(monkeypatch):
+    """Register an exporter that a test may change, as a plugin does."""
+
+    class Plugin:
+        @kdkit.hookimpl
+        def register_exporters(self, register):
+            register("shifted", Shifted)
+
+    installed().add(Plugin(), "shifted")
+    return monkeypatch
+
+
+def test_outputs_that_differ_miss_the_numeric_gate_and_the_file_is_set_aside(run_folder, tmp_path, shifted):
+    (result,) = export_net(recipe(), run_folder, to="shifted", out=tmp_path, options=FAST)
+    assert not result.passed
+    names = ["student.md", "student.rejected.shifted", "student.rejected.shifted.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
+    assert result.path.read_bytes().startswith(b"content{")
+    assert not result.card["numeric_gate"]["passed"]
+    assert result.card["metric_gate"]["passed"]  # which a small shift hardly changes
+    assert result.card["metadata"]["details"] == {"mine": True}
+    loose = replace(FAST, tolerance=0.01)
+    (result,) = export_net(recipe(), run_folder, to="shifted", out=tmp_path, options=loose)
+    assert result.passed
+    # the rejected file is gone, since it would be mistaken for a fault of this one
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["student.md", "student.shifted", "student.shifted.json"]
+
+
+def test_metrics_that_are_worse_miss_their_gate(run_folder, tmp_path, shifted):
+    shifted.setattr(Shifted, "tolerance", None)
+    shifted.setattr(Shifted, "scale", -1.0)
+    (result,) = export_net(recipe(), run_folder, to="shifted", out=tmp_path, options=FAST)
+    assert not result.passed
+    assert result.card["numeric_gate"]["passed"]  # measured only
+    scores = result.card["metric_gate"]["scores"]
+    assert scores["macro_auroc"]["export"] == pytest.approx(1 - scores["macro_auroc"]["network"], abs=0.01)
+    lines = failures(result.card)
+    assert any(line.startswith("macro_auroc is") and "expected at most 5" in line for line in lines)
+
+
+def test_faults_are_named_before_anything_is_written(run_folder, tmp_path):
+    with pytest.raises(RecipeError, match="did you mean 'onnx'"):
+        export_net(recipe(), run_folder, to="onxx", out=tmp_path)
+    with pytest.raises(RecipeError, match="no net 'teacher'"):
+        export_net(recipe(), run_folder, net="teacher", out=tmp_path)
+    with pytest.raises(RecipeError, match="points of an export must be a number"):
+        ExportOptions(points=-1)
+    assert not [*tmp_path.iterdir()]
+
+
+class Branching(Waves):
+    """A net whose operations depend on the values of its inputs."""
+
+    def forward(self, signal, person):
+        return super().forward(signal, person) * (2 if signal.sum() > 0 else 1)
+
+
+def test_a_net_that_cannot_be_traced_is_refused(run_folder, tmp_path):
+    wrong = recipe()
+    (net,) = wrong.stages[0].objectives
+    net.module.__class__ = Branching
+    with pytest.raises(KdkitError, match=r"torch\.export cannot trace net 'student'"):
+        export_net(wrong, run_folder, out=tmp_path, options=FAST)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_command_exports_a_run_by_its_folder_and_obeys_the_rules_of_trust(kdkit_here, tmp_path, monkeypatch):
+    import tests.helpers.exports as helper
+
+    shutil.copy(helper.__file__, tmp_path / "mine.py")
+    assert kdkit_here("run", "mine.py", "--epochs", "1", "--out", "run", "--quiet").code == 0
+    done = kdkit_here("export", "run", "--points", "100", "--out", "net.onnx")
+    assert done.code == 0, done.err
+    assert "net.onnx: passed its gates" in done.out
+    assert (tmp_path / "net.onnx").is_file()
+    with (tmp_path / "mine.py").open("a") as file:
+        file.write("\n# changed\n")
+    refused = kdkit_here("export", "run", "--out", "other.onnx")
+    assert refused.code == 2
+    assert "--trust" in refused.err
+    assert not (tmp_path / "other.onnx").exists()
