@@ -96,9 +96,10 @@ def register_loggers(register: Register) -> None:
 @hookimpl
 def register_exporters(register: Register) -> None:
     """Register the exporters of `kdkit.export`, which import their packages when they are used."""
-    from kdkit.export.onnx_exporter import OnnxExporter
+    from kdkit.export.onnx_exporter import Int8OnnxExporter, OnnxExporter
 
     register("onnx", OnnxExporter)
+    register("onnx-int8", Int8OnnxExporter)
 
 
 @hookimpl

@@ -29,10 +29,16 @@ def run_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def exported(run_folder):
-    """Return the result of an export to ONNX."""
-    (result,) = export_net(recipe(), run_folder, options=FAST)
-    return result
+def exports(run_folder):
+    """Return the results of an export to ONNX, in float32 and in int8, by format."""
+    results = export_net(recipe(), run_folder, to=("onnx", "onnx-int8"), options=FAST)
+    return {result.format: result for result in results}
+
+
+@pytest.fixture(scope="module")
+def exported(exports):
+    """Return the result of the export in float32."""
+    return exports["onnx"]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +73,13 @@ def test_the_file_is_alone_and_has_all_that_a_program_needs_to_use_it(exported, 
     assert metadata["versions"]["torch"] == torch.__version__
     assert str(run_folder.parent) not in json.dumps(metadata)  # no path of a user
     names = sorted(file.name for file in exported.path.parent.iterdir())
-    assert names == ["student.md", "student.onnx", "student.onnx.json"]
+    assert names == [
+        "student-int8.onnx",
+        "student-int8.onnx.json",
+        "student.md",
+        "student.onnx",
+        "student.onnx.json",
+    ]
 
 
 def test_signals_are_convolved_as_images_and_nothing_of_the_tracer_is_left(exported):
@@ -94,6 +106,59 @@ def test_the_card_has_sizes_times_gates_and_scores(exported):
     text = exported.path.with_name("student.md").read_text()
     assert "student.onnx" in text
     assert "macro\\_auroc" in text
+
+
+def test_int8_weights_are_symmetric_by_channel_within_seven_bits_and_no_convolution_is_left_in_float(exports):
+    onnx = pytest.importorskip("onnx")
+    content = exports["onnx-int8"].path.read_bytes()
+    graph = onnx.load_from_string(content).graph
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    kinds = [node.op_type for node in graph.node]
+    assert not {"Conv", "Gemm", "MatMul", "BatchNormalization"} & {*kinds}
+    assert kinds[-1] == "QGemm"  # which returns floats, not one of 256 steps
+    convolutions = [node for node in graph.node if node.op_type == "QLinearConv"]
+    for node in convolutions:
+        weight, scale, zero = (constants[name] for name in node.input[3:6])
+        assert weight.dtype == np.int8
+        assert np.abs(weight.astype(int)).max() <= 64
+        assert scale.shape == (len(weight),)
+        assert not zero.any()
+    assert len(convolutions) == 4  # three, and the batch norm that no convolution precedes
+    details = read_metadata(content)["details"]
+    assert details["weights"]["bits"] == 7
+    assert len(details["calibration"]["ids"]) == details["calibration"]["samples"] == 64
+
+
+def test_int8_passes_the_gate_of_metrics_and_is_calibrated_on_training_samples_alone(exports):
+    card = exports["onnx-int8"].card
+    assert card["passed"]
+    assert card["numeric_gate"]["tolerance"] is None
+    assert 1e-4 < card["numeric_gate"]["largest_differences"]["real"] < 2
+    ids = card["metadata"]["details"]["calibration"]["ids"]
+    training = recipe().data.train.ids.tolist()
+    assert {*ids} <= {*training}
+    assert card["bytes_without_metadata"] < exports["onnx"].card["bytes_without_metadata"]
+    assert card["peak_activation_bytes"] < exports["onnx"].card["peak_activation_bytes"] / 3
+
+
+def test_a_sabotaged_quantization_misses_the_gate_of_metrics(run_folder, tmp_path, monkeypatch):
+    from kdkit.export import onnx_int8
+
+    def too_wide(model, batches):
+        ranges = original(model, batches)
+        # a scale that is wrong by a factor, so that the signal has one or two of the 256 steps
+        wide = {name: (200 * low, 200 * high) for name, (low, high) in ranges.items() if name.startswith("signal")}
+        assert wide
+        return {**ranges, **wide}
+
+    original = onnx_int8.choose_ranges
+    monkeypatch.setattr(onnx_int8, "choose_ranges", too_wide)
+    options = replace(FAST, finish_epochs=0)
+    (result,) = export_net(recipe(), run_folder, to="onnx-int8", out=tmp_path, options=options)
+    assert not result.passed
+    assert result.path.name == "student-int8.rejected.onnx"
+    assert failures(result.card)
+    assert "MISSED" in (tmp_path / "student.md").read_text()
 
 
 class Shifted(Exporter):
