@@ -98,6 +98,9 @@ def register_exporters(register: Register) -> None:
     """Register the exporters of `kdkit.export`, which import their packages when they are used."""
     from kdkit.export.onnx_exporter import Int8OnnxExporter, OnnxExporter
 
+    from kdkit.export.pt2 import Pt2Exporter
+
+    register("pt2", Pt2Exporter)
     register("onnx", OnnxExporter)
     register("onnx-int8", Int8OnnxExporter)
 

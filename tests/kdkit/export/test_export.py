@@ -31,7 +31,7 @@ def run_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exports(run_folder):
     """Return the results of an export to ONNX, in float32 and in int8, by format."""
-    results = export_net(recipe(), run_folder, to=("onnx", "onnx-int8"), options=FAST)
+    results = export_net(recipe(), run_folder, to=("onnx", "onnx-int8", "pt2"), options=FAST)
     return {result.format: result for result in results}
 
 
@@ -79,6 +79,8 @@ def test_the_file_is_alone_and_has_all_that_a_program_needs_to_use_it(exported, 
         "student.md",
         "student.onnx",
         "student.onnx.json",
+        "student.pt2",
+        "student.pt2.json",
     ]
 
 
@@ -139,6 +141,18 @@ def test_int8_passes_the_gate_of_metrics_and_is_calibrated_on_training_samples_a
     assert {*ids} <= {*training}
     assert card["bytes_without_metadata"] < exports["onnx"].card["bytes_without_metadata"]
     assert card["peak_activation_bytes"] < exports["onnx"].card["peak_activation_bytes"] / 3
+
+
+def test_torch_runs_a_program_of_any_batch_and_length_with_metadata_inside(exports, student):
+    result = exports["pt2"]
+    files = {"kdkit.json": ""}
+    program = torch.export.load(result.path, extra_files=files)
+    assert json.loads(files["kdkit.json"])["classes"] == CLASSES
+    assert result.card["passed"]
+    assert 64 * 6 * 4 <= result.card["peak_activation_bytes"] <= 4 * 64 * 6 * 4
+    for batch, length in ((1, 64), (4, 64), (2, 33)):
+        inputs = torch.randn(batch, 2, length), torch.rand(batch, 2)
+        torch.testing.assert_close(program.module()(*inputs), student(*inputs))
 
 
 def test_a_sabotaged_quantization_misses_the_gate_of_metrics(run_folder, tmp_path, monkeypatch):
