@@ -18,10 +18,14 @@ Model = Callable[[Arrays], NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """The content of a file without its metadata, and what an exporter adds to them, as values for JSON."""
+    """The content of a file without its metadata, and what an exporter adds to these, as values for JSON.
+
+    record: further facts, for the card alone, such as the ids of samples.
+    """
 
     content: bytes
     details: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Exporter(ABC):

@@ -208,5 +208,6 @@ def _card(path: Path, name: str, attempt: _Attempt, source: ExportSource) -> dic
                 for score in attempt.metric.scores
             },
         },
+        "record": dict(attempt.exported.record),
         "metadata": dict(attempt.metadata),
     }

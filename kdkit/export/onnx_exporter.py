@@ -85,21 +85,19 @@ class Int8OnnxExporter(OnnxExporter):
         model = quantizable(source)
         ranges = choose_ranges(model, calibration_arrays(source))
         content = quantized(model, ranges, weight_bits=self.weight_bits).SerializeToString()
-        return Exported(content=content, details=self._details(source))
+        return self._described(content, source)
 
-    def _details(self, source: ExportSource) -> dict[str, Any]:
+    def _described(self, content: bytes, source: ExportSource, **more: Any) -> Exported:
+        """Return a file with what is known about its quantization, and `more`."""
         batches = [*source.calibration()]
         ids = [sample for batch in batches if batch.ids is not None for sample in batch.ids.tolist()]
-        return {
+        details = {
             "weights": {"bits": self.weight_bits, "symmetric": True, "by": "channel"},
             "activations": {"bits": 8, "symmetric": False, "by": "tensor"},
-            "calibration": {
-                "split": "train",
-                "samples": sum(map(len, batches)),
-                "seed": source.options.seed,
-                "ids": ids,
-            },
+            "calibration": {"split": "train", "samples": sum(map(len, batches)), "seed": source.options.seed},
+            **more,
         }
+        return Exported(content=content, details=details, record={"calibration_ids": ids})
 
 
 def traced(source: ExportSource) -> Any:

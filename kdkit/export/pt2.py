@@ -59,6 +59,8 @@ def read_metadata(content: bytes) -> dict[str, Any]:
 
 
 def _saved(program: torch.export.ExportedProgram, files: dict[str, str]) -> bytes:
+    # An archive has the inputs that a program was traced with, which are samples of the data, such as of patients.
+    program.example_inputs = None
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files=files)
     return buffer.getvalue()

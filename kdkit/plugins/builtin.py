@@ -97,7 +97,6 @@ def register_loggers(register: Register) -> None:
 def register_exporters(register: Register) -> None:
     """Register the exporters of `kdkit.export`, which import their packages when they are used."""
     from kdkit.export.onnx_exporter import Int8OnnxExporter, OnnxExporter
-
     from kdkit.export.pt2 import Pt2Exporter
 
     register("pt2", Pt2Exporter)
