@@ -85,7 +85,24 @@ class Int8OnnxExporter(OnnxExporter):
         model = quantizable(source)
         ranges = choose_ranges(model, calibration_arrays(source))
         content = quantized(model, ranges, weight_bits=self.weight_bits).SerializeToString()
-        return self._described(content, source)
+        self._content = content
+        return self._described(content, source, finishing=None)
+
+    def improve(self, source: ExportSource) -> Exported | None:
+        """Return the quantized network after some epochs in which the float one teaches it."""
+        import onnx
+
+        from kdkit.export.finishing import finished
+
+        epochs = source.options.finish_epochs
+        if not epochs:
+            return None
+        limit = 2 ** (self.weight_bits - 1) - (self.weight_bits == 8)  # as onnxruntime has them: 64, or 127
+        model = finished(source, onnx.ModelProto.FromString(self._content), limit=limit)
+        if model is None:
+            return None
+        finishing = {"epochs": epochs, "loss": "mean squared error of outputs", "teacher": source.net.name}
+        return self._described(model.SerializeToString(), source, finishing=finishing)
 
     def _described(self, content: bytes, source: ExportSource, **more: Any) -> Exported:
         """Return a file with what is known about its quantization, and `more`."""
@@ -109,6 +126,8 @@ def traced(source: ExportSource) -> Any:
 
     from kdkit.export.onnx_graph import OnnxGraph
 
+    if "onnx" in source.shared:
+        return source.shared["onnx"]
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of torch about its own code
@@ -124,6 +143,7 @@ def traced(source: ExportSource) -> Any:
         ) from error
     _rename(model, source)
     onnx.checker.check_model(model, full_check=True)
+    source.shared["onnx"] = model
     return model
 
 

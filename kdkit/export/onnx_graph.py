@@ -20,7 +20,7 @@ class OnnxGraph:
     """
 
     def __init__(self, model: ModelProto) -> None:
-        self.model = model
+        self.model = model = ModelProto.FromString(model.SerializeToString())  # rewriting changes nodes in place
         self.constants: dict[str, NDArray[Any]] = {
             tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer
         }

@@ -38,6 +38,7 @@ class ExportSource:
         self.net = net
         self.options = options
         self.fixed_sizes = False
+        self.shared: dict[str, Any] = {}  # what several exporters compute of the program, by a name of their choice
         example = next(self.batches(self.data.validation, 1, count=1))
         with eval_mode(net.network), torch.no_grad():
             net.first_pass(example)  # notes which element the outputs are, and whether their classes are last
@@ -132,6 +133,7 @@ class ExportSource:
     def fix_sizes(self) -> None:
         """Let only the size of a batch be dynamic, because the network computes something else for other sizes."""
         self.fixed_sizes = True
+        self.shared.clear()
         for name in ("program", "shapes"):
             vars(self).pop(name, None)
 

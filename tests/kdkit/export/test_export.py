@@ -11,8 +11,9 @@ import torch
 import kdkit
 from kdkit import ExportOptions, KdkitError, RecipeError, export_net
 from kdkit.cli.export import failures
-from kdkit.export import Exported, Exporter
-from kdkit.export.onnx_exporter import read_metadata
+from kdkit.export import Exported, Exporter, ExportSource
+from kdkit.export.gates import Reference
+from kdkit.export.onnx_exporter import OnnxExporter, read_metadata
 from kdkit.plugins.manager import installed
 from tests.helpers.exports import CLASSES, Waves, recipe
 
@@ -155,24 +156,59 @@ def test_torch_runs_a_program_of_any_batch_and_length_with_metadata_inside(expor
         torch.testing.assert_close(program.module()(*inputs), student(*inputs))
 
 
-def test_a_sabotaged_quantization_misses_the_gate_of_metrics(run_folder, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def int8(run_folder):
+    """Return the source of an export, and its quantized graph."""
+    from kdkit.engine.evaluate import load_net
     from kdkit.export import onnx_int8
 
-    def too_wide(model, batches):
-        ranges = original(model, batches)
-        # a scale that is wrong by a factor, so that the signal has one or two of the 256 steps
-        wide = {name: (200 * low, 200 * high) for name, (low, high) in ranges.items() if name.startswith("signal")}
-        assert wide
-        return {**ranges, **wide}
+    made = recipe()
+    source = ExportSource(made, load_net(made, run_folder, None), FAST)
+    model = onnx_int8.quantizable(source)
+    ranges = onnx_int8.choose_ranges(model, onnx_int8.calibration_arrays(source))
+    return source, onnx_int8.quantized(model, ranges, weight_bits=7)
 
-    original = onnx_int8.choose_ranges
-    monkeypatch.setattr(onnx_int8, "choose_ranges", too_wide)
-    options = replace(FAST, finish_epochs=0)
-    (result,) = export_net(recipe(), run_folder, to="onnx-int8", out=tmp_path, options=options)
-    assert not result.passed
-    assert result.path.name == "student-int8.rejected.onnx"
-    assert failures(result.card)
-    assert "MISSED" in (tmp_path / "student.md").read_text()
+
+def test_the_module_that_is_trained_computes_the_outputs_of_the_int8_graph_and_returns_its_integers(int8):
+    from kdkit.export.int8_module import Int8Module
+    from kdkit.export.onnx_graph import OnnxGraph
+
+    source, model = int8
+    module = Int8Module(OnnxGraph(model), 64)
+    inputs = source.example
+    arrays = {name: tensor.numpy() for name, tensor in zip(source.input_names, inputs, strict=True)}
+    runner = OnnxExporter()
+    outputs = runner.open(model.SerializeToString())(arrays)
+    difference = np.abs(module(*inputs).detach().numpy() - outputs)
+    assert np.median(difference) < 1e-4
+    assert difference.max() < 0.1  # a step of a value that lies in the middle between two of them
+    written = module.trained_graph().to_model({"com.microsoft": 1})
+    assert np.array_equal(runner.open(written.SerializeToString())(arrays), outputs)
+
+
+def test_the_float_net_teaches_an_int8_graph_whose_weights_were_spoilt(int8):
+    from kdkit.export.finishing import finished
+    from kdkit.export.onnx_graph import OnnxGraph
+
+    source, model = int8
+    reference, runner = Reference(source), OnnxExporter()
+    graph = OnnxGraph(model)
+    for step in graph.nodes:  # two bits and a sign are left of each weight
+        if step.op_type == "QLinearConv":
+            weight = graph.constants[step.input[3]].astype(int)
+            spoilt = (np.rint(weight / 32) * 32).clip(-64, 64).astype(np.int8)
+            step.input[3] = graph.constant(spoilt, step.input[3])
+    spoilt = graph.to_model({"com.microsoft": 1})
+
+    def difference(model):
+        return reference.numeric_gate(runner.open(model.SerializeToString()), None).differences["real"]
+
+    source.options = replace(FAST, finish_epochs=5)
+    was_training = source.net.network.training
+    trained = finished(source, spoilt, limit=64)
+    assert difference(trained) < 0.5 * difference(spoilt)
+    assert [step.op_type for step in trained.graph.node] == [step.op_type for step in spoilt.graph.node]
+    assert source.net.network.training == was_training
 
 
 class Shifted(Exporter):
@@ -267,18 +303,34 @@ def test_a_net_that_cannot_be_traced_is_refused(run_folder, tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
-def test_the_command_exports_a_run_by_its_folder_and_obeys_the_rules_of_trust(kdkit_here, tmp_path, monkeypatch):
+def test_the_command_catches_a_sabotaged_quantization_and_obeys_the_rules_of_trust(
+    kdkit_here, tmp_path, monkeypatch, shifted
+):
     import tests.helpers.exports as helper
+    from kdkit.export import onnx_int8
 
+    def too_wide(model, batches):
+        ranges = original(model, batches)
+        # a scale that is wrong by a factor, so that the signal has one or two of the 256 steps
+        wide = {name: (200 * low, 200 * high) for name, (low, high) in ranges.items() if name.startswith("signal")}
+        assert wide
+        return {**ranges, **wide}
+
+    original = onnx_int8.choose_ranges
+    monkeypatch.setattr(onnx_int8, "choose_ranges", too_wide)
     shutil.copy(helper.__file__, tmp_path / "mine.py")
-    assert kdkit_here("run", "mine.py", "--epochs", "1", "--out", "run", "--quiet").code == 0
-    done = kdkit_here("export", "run", "--points", "100", "--out", "net.onnx")
+    assert kdkit_here("run", "mine.py", "--out", "run", "--quiet").code == 0
+    done = kdkit_here("export", "run", "--to", "onnx-int8", "--points", "5", "--finish-epochs", "0")
+    assert done.code == 1, done.err
+    assert "student-int8.rejected.onnx: MISSED A GATE" in done.out
+    assert "macro_auroc is" in done.out
+    assert not (tmp_path / "run" / "export" / "student-int8.onnx").exists()
+    done = kdkit_here("export", "run", "--to", "shifted", "--tolerance", "1", "--out", "net.shifted")
     assert done.code == 0, done.err
-    assert "net.onnx: passed its gates" in done.out
-    assert (tmp_path / "net.onnx").is_file()
+    assert "net.shifted: passed its gates" in done.out
     with (tmp_path / "mine.py").open("a") as file:
         file.write("\n# changed\n")
-    refused = kdkit_here("export", "run", "--out", "other.onnx")
+    refused = kdkit_here("export", "run", "--to", "shifted", "--out", "other.shifted")
     assert refused.code == 2
     assert "--trust" in refused.err
-    assert not (tmp_path / "other.onnx").exists()
+    assert not (tmp_path / "other.shifted").exists()
