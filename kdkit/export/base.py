@@ -34,13 +34,15 @@ class Exporter(ABC):
     suffix: of the file. label: comes before the suffix, such as "-int8", so that the files of one network differ.
     precision: of weights and activations, for tables.
     tolerance: the largest difference from the outputs of the network that rounding explains; None if the format rounds
-    more, so that only its metrics are compared.
+    more, so that only its metrics are compared. dynamic: whether files take batches, and other sizes if the network
+    does; otherwise one sample of the size of the data.
     """
 
     suffix: ClassVar[str]
     label: ClassVar[str] = ""
     precision: ClassVar[str] = "fp32"
     tolerance: ClassVar[float | None] = 1e-4
+    dynamic: ClassVar[bool] = True
 
     @abstractmethod
     def require(self) -> None:

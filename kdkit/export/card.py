@@ -7,6 +7,7 @@ from typing import Any
 from kdkit.utils.printable import printable
 from kdkit.utils.read_json import read_json
 
+FOLDER = "export"  # in the folder of a run
 _KEYS = {"format", "file", "passed", "bytes", "network", "latency", "numeric_gate", "metric_gate", "metadata"}
 
 
@@ -18,7 +19,7 @@ def read_cards(folder: Path) -> list[dict[str, Any]]:
             card = read_json(file)
         except (OSError, ValueError):
             continue
-        if isinstance(card, dict) and card.keys() >= _KEYS and file.with_suffix("").is_file():
+        if isinstance(card, dict) and card.keys() >= _KEYS and file.with_suffix("").is_file() and _is_whole(card):
             cards.append(card)
     return cards
 
@@ -55,6 +56,15 @@ def summary_rows(cards: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]
                 for key in ("p50_ms", "p95_ms", "cpu_p50_ms")
             ),
         )
+
+
+def _is_whole(card: Mapping[str, Any]) -> bool:
+    """Whether all that is shown of a card is there, and of the right kind: a card may have been changed."""
+    try:
+        card_markdown([card])
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def _files(cards: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -12,17 +12,16 @@ from kdkit.engine.check.multiply_adds import multiply_adds
 from kdkit.engine.evaluate import load_net
 from kdkit.errors import KdkitError, RecipeError, first_line
 from kdkit.export.base import Exported, Exporter
-from kdkit.export.card import card_markdown, read_cards
+from kdkit.export.card import FOLDER, card_markdown, read_cards
 from kdkit.export.gates import MetricGate, NumericGate, Reference
 from kdkit.export.latency import latency, single_sample
-from kdkit.export.metadata import metadata_of
+from kdkit.export.metadata import inputs_of, metadata_of
 from kdkit.export.options import ExportOptions, ExportResult
 from kdkit.export.source import ExportSource
 from kdkit.plugins.manager import registry
 from kdkit.recipe.recipe import Recipe
 from kdkit.utils.files import to_json, write
 
-FOLDER = "export"  # in the folder of a run
 REJECTED = ".rejected"
 
 
@@ -110,6 +109,7 @@ class _Attempt:
         """Return an export with its gates, computed by the content that is written."""
         metadata = {
             **metadata_of(source, reference, weights),
+            "inputs": inputs_of(source, dynamic=exporter.dynamic),
             "precision": exporter.precision,
             "details": dict(exported.details),
         }
@@ -122,7 +122,9 @@ class _Attempt:
             exported=exported,
             content=content,
             metadata=metadata,
-            numeric=reference.numeric_gate(model, exporter.tolerance if tolerance is None else tolerance),
+            numeric=reference.numeric_gate(
+                model, exporter.tolerance if tolerance is None else tolerance, dynamic=exporter.dynamic
+            ),
             metric=reference.metric_gate(model, options.points),
         )
 

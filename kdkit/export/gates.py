@@ -104,15 +104,19 @@ class Reference:
             scores.append(score)
         return MetricGate(split=self.split, samples=len(self.test), scores=tuple(scores), points=points)
 
-    def numeric_gate(self, model: Model, tolerance: float | None) -> NumericGate:
-        """Return the gate of the outputs of an export: real inputs, random ones, and random ones of other sizes."""
+    def numeric_gate(self, model: Model, tolerance: float | None, *, dynamic: bool = True) -> NumericGate:
+        """Return the gate of the outputs of an export: real inputs, random ones, and random ones of other sizes.
+
+        dynamic: whether the export takes other sizes.
+        """
         source = self.source
         real = [source.inputs_of(batch) for batch in source.batches(self._tested, _BATCH, count=_SAMPLES)]
         kinds = {
             "real": real,
             "random": [source.random_inputs(like=real[0], other_sizes=False)],
-            "other sizes": [source.random_inputs(like=real[0], other_sizes=True)],
         }
+        if dynamic:
+            kinds["other sizes"] = [source.random_inputs(like=real[0], other_sizes=True)]
         with eval_mode(source.module), torch.no_grad():
             differences = {
                 kind: max(self._difference(model, inputs) for inputs in several) for kind, several in kinds.items()

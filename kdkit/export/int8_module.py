@@ -88,7 +88,8 @@ class Int8Module(nn.Module):
     def _weight(self, step: NodeProto) -> Tensor:
         """Return a weight, rounded to its steps."""
         weight, scale = self.weights[f"{step.doc_string}:weight"], self._weight_scale(step)
-        return weight + (self._integers(weight, scale) * scale - weight).detach()
+        rounded: Tensor = weight + (self._integers(weight, scale) * scale - weight).detach()
+        return rounded
 
     def _bias(self, step: NodeProto) -> Tensor | None:
         return self.weights[f"{step.doc_string}:bias"] if _bias_name(step) is not None else None

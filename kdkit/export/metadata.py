@@ -30,10 +30,6 @@ def metadata_of(source: ExportSource, reference: Reference, weights: Path) -> di
         "format": FORMAT,
         "task": data.task,
         "classes": list(source.classes),
-        "inputs": [
-            {"name": name, "shape": list(shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
-            for (name, shape), tensor in zip(source.shapes.items(), source.example, strict=True)
-        ],
         "output": {"name": OUTPUT, "activation": _ACTIVATIONS[data.task]},
         "thresholds": _thresholds(source, reference),
         "preparation": preparation_of(source),
@@ -47,6 +43,16 @@ def metadata_of(source: ExportSource, reference: Reference, weights: Path) -> di
         "versions": versions(),
         "notices": [str(notice) for notice in optional_member(data, Data, "notices")],
     }
+
+
+def inputs_of(source: ExportSource, *, dynamic: bool) -> list[dict[str, Any]]:
+    """Return the name, the shape and the dtype of each input. dynamic: whether a file takes batches and other sizes."""
+    shapes = [list(shape) if dynamic else [1, *tensor.shape[1:]] for shape, tensor in
+              zip(source.shapes.values(), source.example, strict=True)]  # fmt: skip
+    return [
+        {"name": name, "shape": shape, "dtype": str(tensor.dtype).removeprefix("torch.")}
+        for name, shape, tensor in zip(source.input_names, shapes, source.example, strict=True)
+    ]
 
 
 def preparation_of(source: ExportSource) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +12,16 @@ import torch
 import kdkit
 from kdkit import ExportOptions, KdkitError, RecipeError, export_net
 from kdkit.cli.export import failures
+from kdkit.errors import PluginError
 from kdkit.export import Exported, Exporter, ExportSource
+from kdkit.export.card import read_cards
+from kdkit.export.edge import read_litert_metadata
 from kdkit.export.gates import Reference
 from kdkit.export.onnx_exporter import OnnxExporter, read_metadata
 from kdkit.plugins.manager import installed
+from kdkit.report.card import card_of
+from kdkit.report.page import Report, render
+from kdkit.report.runs import ReportedRun
 from tests.helpers.exports import CLASSES, Waves, recipe
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -154,6 +161,50 @@ def test_torch_runs_a_program_of_any_batch_and_length_with_metadata_inside(expor
     for batch, length in ((1, 64), (4, 64), (2, 33)):
         inputs = torch.randn(batch, 2, length), torch.rand(batch, 2)
         torch.testing.assert_close(program.module()(*inputs), student(*inputs))
+
+
+def test_the_model_card_and_the_report_of_a_run_show_its_exports_and_survive_damaged_cards(exports, run_folder):
+    card = card_of(ReportedRun.read(run_folder, "waves"))
+    assert "## Exports" in card
+    assert "| student-int8\\.onnx" in card or "| student-int8.onnx" in card
+    html = render(Report(runs=(ReportedRun.read(run_folder, "waves"),), verdicts=()))
+    assert "<td>student-int8.onnx</td>" in html
+    file = exports["pt2"].path.with_name("student.pt2.json")
+    content = json.loads(file.read_text())
+    try:
+        for change in ({"latency": {"p50_ms": "<script>"}}, {"bytes": "many"}, {"metric_gate": []}, {"network": None}):
+            file.write_text(json.dumps({**content, **change}))
+            assert [card["file"] for card in read_cards(file.parent)] == ["student-int8.onnx", "student.onnx"]
+        file.write_text(json.dumps({**content, "precision": "<script>|`"}))
+        assert len(read_cards(file.parent)) == 3
+        run = ReportedRun.read(run_folder, "waves")
+        assert "<script>|" not in card_of(run) + render(Report(runs=(run,), verdicts=()))
+    finally:
+        file.write_text(json.dumps(content))
+
+
+def test_a_missing_package_of_a_format_is_named_with_its_extra(run_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "executorch", None)
+    with pytest.raises(PluginError, match=r"pip install 'kdkit\[executorch\]'"):
+        export_net(recipe(), run_folder, to="executorch", out=tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["executorch", "litert"])
+def test_edge_runtimes_compute_the_outputs_for_one_sample(name, run_folder, tmp_path):
+    pytest.importorskip({"executorch": "executorch.runtime", "litert": "litert_torch"}[name])
+    (result,) = export_net(recipe(), run_folder, to=name, out=tmp_path, options=FAST)
+    assert result.passed
+    assert result.card["metadata"]["inputs"][0] == {"name": "signal", "shape": [1, 2, 64], "dtype": "float32"}
+    content = result.path.read_bytes()
+    if name == "executorch":
+        from executorch.runtime import Runtime
+
+        (text,) = Runtime.get().load_program(content).load_method("kdkit").execute([])
+        assert json.loads(text)["classes"] == CLASSES
+    else:
+        assert read_litert_metadata(content)["classes"] == CLASSES
 
 
 @pytest.fixture(scope="module")
