@@ -21,6 +21,9 @@ from .engine.run import run as run
 from .errors import DataError as DataError
 from .errors import KdkitError as KdkitError
 from .errors import RecipeError as RecipeError
+from .export.export import export_net as export_net
+from .export.options import ExportOptions as ExportOptions
+from .export.options import ExportResult as ExportResult
 from .losses import BuildContext as BuildContext
 from .losses import Loss as Loss
 from .metrics import Metric as Metric

@@ -1,5 +1,6 @@
 """Select the leads of a batch that a network receives, so that teacher and student may use different leads."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +38,14 @@ class Leads:
     def key(self) -> str:
         """The identity of the view in the keys of the teacher cache, e.g. "leads:I,II"."""
         return f"leads:{','.join(self.names)}"
+
+    def describe(self, preparation: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a preparation of records with these leads; no step mixes leads, so they are selected first."""
+        steps = [
+            {**step, "names": list(self.names)} if step.get("step") == "leads" else step
+            for step in preparation.get("steps", ())
+        ]
+        return {**preparation, "leads": list(self.names), "steps": steps}
 
     def __call__(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return ((signal (N, leads, T), person (N, 5)), {}). A single range of neighbouring leads is not copied."""

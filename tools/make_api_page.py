@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "api.md"
 SNAPSHOT = ROOT / "tests" / "golden" / "api.txt"
 MODULES = ("kdkit", "kdkit.losses", "kdkit.losses.projectors", "kdkit.recipe.balancing", "kdkit.metrics",
-           "kdkit.loggers", "kdkit.report", "kdkit.testing", "kdkit.errors", "kdkit.plugins.hooks",
+           "kdkit.loggers", "kdkit.report", "kdkit.export", "kdkit.testing", "kdkit.errors", "kdkit.plugins.hooks",
            "kdkit.plugins.events", "kdkit_ecg")  # fmt: skip
 
 _INTRODUCTION = """# Public names

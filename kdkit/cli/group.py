@@ -9,7 +9,7 @@ from kdkit.utils.printable import echo
 _SECTIONS = {
     "Start": ("new", "list", "doctor", "completion"),
     "Experiments": ("check", "run", "sweep", "evaluate", "rerun"),
-    "Results": ("classes", "report", "card", "cache"),
+    "Results": ("classes", "report", "card", "export", "cache"),
     "Development of kdkit": ("bench",),
 }
 

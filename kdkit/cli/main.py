@@ -17,6 +17,7 @@ import click
 from kdkit import __version__
 from kdkit.cli import bench as benchmark_scripts
 from kdkit.cli.card import card
+from kdkit.cli.export import export
 from kdkit.cli.group import CommandGroup, completion
 from kdkit.cli.new import new
 from kdkit.cli.options import (
@@ -137,6 +138,7 @@ cli.add_command(sweep)
 cli.add_command(completion)
 cli.add_command(new)
 cli.add_command(card)
+cli.add_command(export)
 
 
 @cli.command(cls=RunCommand, short_help="Train the stages of a recipe, and evaluate its nets.")

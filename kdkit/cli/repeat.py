@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import click
+
+from kdkit.cli.recipe_command import file_of, recipe_options
 from kdkit.engine.storage.run_folder import read_record
 from kdkit.engine.storage.stage_folder import RECORD
 from kdkit.errors import RunFolderError, first_line, shortened
+from kdkit.plugins.recipe_file import RecipeFile
 from kdkit.utils.files import write
 from kdkit.utils.printable import echo
 from kdkit.utils.sealed import json_parts, read_sealed_json
@@ -84,6 +88,19 @@ def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
         )
     echo(f"recipe file: {recipe}", err=True)
     return [str(recipe), *arguments]
+
+
+def recorded_recipe(run: Path, ctx: click.Context, *, trust: bool) -> tuple[RecipeFile, dict[str, Any], int]:
+    """Return the recipe file of a run, the options of its recipe(), and its seed, by the rules of `recorded_arguments`.
+
+    ctx: of the command line, which has `kdkit run`.
+    """
+    arguments = recorded_arguments(run, trust=trust)
+    root = ctx.find_root().command
+    assert isinstance(root, click.Group)
+    started = root.commands["run"].make_context("kdkit run", list(arguments))
+    file = file_of(started)
+    return file, recipe_options(file, started.params), int(started.params["seed"])
 
 
 def _read_command(folder: Path) -> dict[str, Any]:

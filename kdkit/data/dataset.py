@@ -194,6 +194,15 @@ class Data:
         return ()
 
     @cached_property
+    def preparation(self) -> Mapping[str, Any]:
+        """How raw samples become the inputs of a batch, as values for JSON; {}, the default, if it is not described.
+
+        Exported files carry it, for programs that have neither kdkit nor torch. By convention it has a list `steps` of
+        objects with the name of a `step` and its options, in the order in which they are applied; see docs/export.md.
+        """
+        return {}
+
+    @cached_property
     def train_digest(self) -> str | None:
         """A text that changes with each training sample, which the teacher cache uses if `fingerprint` does not.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from kdkit.data.device_data import DeviceData
 from kdkit.engine.options import RunOptions
@@ -9,6 +10,7 @@ from kdkit.engine.out_of_memory import explain_out_of_memory
 from kdkit.engine.predict import Predictor, compute_metrics
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.metrics.base import MetricResult
+from kdkit.nets.net import Net
 from kdkit.nets.weights import load_weights
 from kdkit.recipe.recipe import Recipe, as_recipe, nets_of
 
@@ -30,12 +32,7 @@ def evaluate(
     """
     recipe = as_recipe(recipe, "evaluate")
     options = options or RunOptions()
-    nets = {candidate.name: candidate for candidate in nets_of(recipe.stages)}
-    name = list(recipe.stages[-1].objectives)[-1].name if net is None else net
-    if name not in nets:
-        raise RecipeError(f"the recipe has no net {name!r}; {did_you_mean(name, nets)}")
-    chosen = nets[name]
-    chosen.weights_note = load_weights(chosen.network, Path(weights), name).note
+    chosen = load_net(recipe, Path(weights), net)
     device = options.torch_device()
     chosen.move_to(device)
     data = recipe.data
@@ -46,3 +43,17 @@ def evaluate(
         validation = predictor.predict(chosen, data.validation, batch_size=batch_size)
         test = validation if data.test is None else predictor.predict(chosen, data.test, batch_size=batch_size)
     return compute_metrics(recipe.metrics, validation, test)
+
+
+def load_net(recipe: Recipe, weights: Path, name: str | None) -> Net[Any]:
+    """Load weights into a net of a recipe, the one that is trained last if `name` is None, and return the net.
+
+    Raises RecipeError if there is no such net, or the weights do not fit.
+    """
+    nets = {candidate.name: candidate for candidate in nets_of(recipe.stages)}
+    name = list(recipe.stages[-1].objectives)[-1].name if name is None else name
+    if name not in nets:
+        raise RecipeError(f"the recipe has no net {name!r}; {did_you_mean(name, nets)}")
+    chosen = nets[name]
+    chosen.weights_note = load_weights(chosen.network, weights, name).note
+    return chosen

@@ -20,7 +20,11 @@ _USUAL_NAMES = ("logits", "last_hidden_state", "out")
 
 @runtime_checkable
 class View(Protocol):
-    """Turns a batch into the arguments of a network. It is frozen and picklable, and `key` describes it completely."""
+    """Turns a batch into the arguments of a network. It is frozen and picklable, and `key` describes it completely.
+
+    An optional method `describe(preparation)` returns the description of the inputs of the network, as values for JSON,
+    from that of the inputs of the batch; see `Data.preparation`.
+    """
 
     @property
     def key(self) -> str:
@@ -85,6 +89,14 @@ class Images:
     def key(self) -> str:
         """All options as text."""
         return f"images:mean={self.mean},std={self.std},size={self.size}"
+
+    def describe(self, preparation: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a preparation with the steps of this view added."""
+        steps: list[dict[str, Any]] = [*preparation.get("steps", ())]
+        if self.size is not None:
+            steps.append({"step": "resize", "size": list(self.size), "method": "bilinear", "antialias": True})
+        steps.append({"step": "normalise_channels", "mean": list(self.mean), "std": list(self.std)})
+        return {**preparation, "steps": steps}
 
     def __call__(self, batch: Batch) -> Call:
         """Return the normalised images as the only argument."""

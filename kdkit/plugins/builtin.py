@@ -94,6 +94,20 @@ def register_loggers(register: Register) -> None:
 
 
 @hookimpl
+def register_exporters(register: Register) -> None:
+    """Register the exporters of `kdkit.export`, which import their packages when they are used."""
+    from kdkit.export.edge import ExecutorchExporter, LitertExporter
+    from kdkit.export.onnx_exporter import Int8OnnxExporter, OnnxExporter
+    from kdkit.export.pt2 import Pt2Exporter
+
+    register("executorch", ExecutorchExporter)
+    register("litert", LitertExporter)
+    register("onnx", OnnxExporter)
+    register("onnx-int8", Int8OnnxExporter)
+    register("pt2", Pt2Exporter)
+
+
+@hookimpl
 def register_templates(register: RegisterTemplate) -> None:
     """Register the recipe files of `kdkit new recipe`."""
     from kdkit.plugins.templates import FOLDER

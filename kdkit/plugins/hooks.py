@@ -63,6 +63,11 @@ def register_loggers(register: Register) -> None:
 
 
 @hookspec
+def register_exporters(register: Register) -> None:
+    """Register exporters: subclasses of `kdkit.export.Exporter`, for `kdkit export RUN --to NAME`."""
+
+
+@hookspec
 def register_templates(register: RegisterTemplate) -> None:
     """Register recipe files of the package, by name and path, which `kdkit new recipe NAME` copies."""
 

@@ -93,7 +93,7 @@ class Plugins:
             self._registries = None
 
     def registry(self, kind: str) -> Registry:
-        """Return a registry by kind: losses, taps, schedules, ramps, models, datasets, metrics or loggers.
+        """Return a registry by kind, one of REGISTRIES.
 
         Raises PluginError if there is no such kind, or if a plugin fails to register.
         """

@@ -8,7 +8,7 @@ from typing import Any
 from kdkit.errors import PluginError, RecipeError, did_you_mean
 
 # Each kind has a hook `register_<kind>` in hooks.py.
-REGISTRIES = ("losses", "taps", "schedules", "ramps", "models", "datasets", "metrics", "loggers")
+REGISTRIES = ("losses", "taps", "schedules", "ramps", "models", "datasets", "metrics", "loggers", "exporters")
 
 
 @dataclass(frozen=True, slots=True)

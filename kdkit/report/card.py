@@ -11,6 +11,7 @@ import yaml
 
 from kdkit import __version__
 from kdkit.errors import KdkitError, first_line
+from kdkit.export.card import FOLDER, read_cards, summary_rows
 from kdkit.nets.weight_files import runs_hint, runs_in, stage_weights
 from kdkit.report.formats import DASH, bounds, count, metric_title, plain, size
 from kdkit.report.overview import nets_by_role
@@ -50,6 +51,7 @@ def card_of(run: ReportedRun) -> str:
         "Results": _results(run),
         "Training": _training(run),
         "Use": _use(run),
+        "Exports": _exports(run),
         "What is not known": (f"- {line}" for line in _unknown(run)),
     }
     verdict = verdicts_of([run])[0]
@@ -64,7 +66,8 @@ def card_of(run: ReportedRun) -> str:
         f"A network that was {origin} with kdkit. {_text(f'{verdict.headline} {verdict.sentence}')}",
     ]
     for title, section in sections.items():
-        lines += [f"\n## {title}\n", *section]
+        content = [*section]
+        lines += [f"\n## {title}\n", *content] if content else []
     return "\n".join(lines) + "\n"
 
 
@@ -213,6 +216,15 @@ def _use(run: ReportedRun) -> Iterator[str]:
     yield "import kdkit\n"
     yield f"student = kdkit.Net({run.student!r}, build(), weights={path!r})"
     yield "```"
+
+
+def _exports(run: ReportedRun) -> Iterator[str]:
+    """Yield the files of `kdkit export` in the folder of the run, if there are any."""
+    cards = read_cards(run.folder / FOLDER)
+    if cards:
+        titles, *table = summary_rows(cards)
+        yield "Files for deployment, whose outputs and metrics are compared with the network by gates:\n"
+        yield from _table([*map(_text, titles)], [[*map(_text, row)] for row in table])
 
 
 def _unknown(run: ReportedRun) -> Iterator[str]:

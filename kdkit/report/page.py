@@ -14,6 +14,7 @@ from kdkit import __version__
 from kdkit.errors import KdkitError, RecipeError, first_line
 from kdkit.plugins.manager import installed
 from kdkit.report import classes, formats, measured, overview
+from kdkit.report.exports import export_tables
 from kdkit.report.runs import ReportedRun, read_runs
 from kdkit.report.training import training
 from kdkit.report.verdict import Verdict, headline_of, verdicts_of
@@ -106,9 +107,14 @@ def _printable(value: Any) -> Any:
 
 
 def _added_sections(report: Report) -> list[dict[str, Any]]:
-    """Return the sections of plugins. Raises RecipeError if a plugin returns anything else."""
+    """Return that of exports, if there are any, and those of plugins.
+
+    Raises RecipeError if a plugin returns anything else.
+    """
     added: list[dict[str, Any]] = []
-    for result in installed().hook.report_sections(report=report):
+    tables = export_tables(report.runs)
+    own = [Section("Exports", tables)] if tables else []
+    for result in (own, *installed().hook.report_sections(report=report)):
         for section in result or ():
             if not isinstance(section, Section):
                 raise RecipeError(

@@ -21,6 +21,8 @@ from kdkit_ecg.datasets.scan import LabelEncoder, assumptions
 from kdkit_ecg.datasets.signal_split import Augmentations, SignalSplit, Window
 from kdkit_ecg.datasets.signals import read_signals
 from kdkit_ecg.datasets.splits import Splits, ValidationSplit
+from kdkit_ecg.leads import LEADS
+from kdkit_ecg.records.description import describe_preparation
 from kdkit_ecg.records.header import Header
 from kdkit_ecg.records.preparation import VERSION, Preparation, Resampling, Scaling
 from kdkit_ecg.store import SignalStore, StoreLocation
@@ -98,6 +100,12 @@ class RecordingDataset(Data, ABC):
     def summary(self) -> str:
         """How many records were read, how many were excluded for each reason, and classes missing from a split."""
         return self._loaded[2]
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """How a record becomes the inputs of a network, for exported ones; docs/export.md defines the steps."""
+        options = asdict(self._preparation)
+        return describe_preparation(**{"leads": LEADS, **options}, length=self.length, window=self.crop)
 
     @cached_property
     def fingerprint(self) -> str:

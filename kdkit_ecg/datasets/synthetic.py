@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from hashlib import sha256
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from kdkit.utils.validation import validate_count
 from kdkit_ecg.augmentations import check_augmentations
 from kdkit_ecg.datasets.signal_split import Augmentations, SignalSplit
 from kdkit_ecg.labels import scored_classes
+from kdkit_ecg.leads import LEADS
+from kdkit_ecg.records.description import describe_preparation
 from kdkit_ecg.records.filters import zscore
 from kdkit_ecg.simulator import Simulator
 
@@ -91,6 +93,19 @@ class Synthetic(Data):
         """A digest of everything that the samples depend on."""
         settings = (VERSION, self.simulator, self.sizes, self.draws, self.scaling, self.classes, self.augment)
         return f"synthetic-{sha256(repr(settings).encode()).hexdigest()[:16]}"
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """How a record becomes the inputs of a network, for exported ones; docs/export.md defines the steps."""
+        return describe_preparation(
+            leads=LEADS,
+            rate=self.simulator.rate,
+            length=self.length,
+            band=None,
+            resampling="polyphase",
+            scaling=self.scaling,
+            window="centre",
+        )
 
     @property
     def notices(self) -> tuple[str, ...]:

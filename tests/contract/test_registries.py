@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 
 from kdkit import Data, LoaderSplit, Metric, Net, Predictions, RecipeError, Stage, Training, Truth, registry
 from kdkit.errors import ContractError
+from kdkit.export import Exporter
 from kdkit.losses import SoftTargets
 from kdkit.metrics import is_better, lower_is_better
 from kdkit.plugins import hooks
@@ -449,6 +450,15 @@ def test_loggers_implement_hooks_and_need_no_arguments(name):
     ]
     assert not required  # `kdkit run FILE --log NAME` passes none
     assert factory.__doc__
+
+
+@pytest.mark.parametrize("name", names("exporters"))
+def test_exporters_need_no_arguments_and_name_their_files(name):
+    exporter = registry("exporters")[name]()
+    assert isinstance(exporter, Exporter)
+    assert exporter.suffix.startswith(".")
+    assert not {*exporter.label} & {*"/."}
+    assert type(exporter).__doc__
 
 
 def test_every_registry_has_a_contract():

@@ -124,7 +124,17 @@ def test_the_error_for_an_unknown_registry_suggests_the_nearest():
 def test_the_built_in_plugin_registers_entries_of_every_kind():
     for kind in ("losses", "taps", "schedules", "ramps", "models", "datasets", "metrics", "loggers"):
         assert any(registry(kind).plugin(name) == "kdkit" for name in registry(kind)), kind
-    assert set(REGISTRIES) == {"losses", "taps", "schedules", "ramps", "models", "datasets", "metrics", "loggers"}
+    assert set(REGISTRIES) == {
+        "losses",
+        "taps",
+        "schedules",
+        "ramps",
+        "models",
+        "datasets",
+        "metrics",
+        "loggers",
+        "exporters",
+    }
 
 
 class Recorder:

@@ -1,0 +1,103 @@
+"""The command `kdkit export`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdkit.cli.options import PATH
+from kdkit.utils.printable import echo
+
+_FORMATS = ("onnx", "onnx-int8", "pt2", "executorch", "litert")
+
+
+@click.command(short_help="Write a trained net for deployment, and check it.")
+@click.argument("folder", type=PATH, metavar="RUN")
+@click.option(
+    "--to",
+    "formats",
+    multiple=True,
+    default=("onnx",),
+    show_default=True,
+    metavar="NAME",
+    help=f"{', '.join(_FORMATS)}, or an exporter of a plugin; may be repeated.",
+    # Only these, since plugins would have to be loaded for others, which imports torch.
+    shell_complete=lambda _ctx, _param, incomplete: [name for name in _FORMATS if name.startswith(incomplete)],
+)
+@click.option("--net", help="Net of the recipe; the one trained last if not given.")
+@click.option("--out", type=PATH, help="File, or folder of the files; RUN/export if not given.")
+@click.option("--points", default=0.5, show_default=True, help="Points by which a metric may be worse.")
+@click.option("--tolerance", type=float, help="Largest difference of outputs; that of the format if not given.")
+@click.option(
+    "--calibration",
+    default=256,
+    show_default=True,
+    metavar="N",
+    help="Training samples by which ranges of int8 are chosen.",
+)
+@click.option(
+    "--finish-epochs",
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Epochs in which an int8 net that misses its gate learns from the net; 0 for none.",
+)
+@click.option("--trust", is_flag=True, help="Execute a recipe file that has changed or is not yours.")
+@click.pass_context
+def export(ctx: click.Context, /, **options: Any) -> int:
+    """Write a net of the finished run in RUN in a format for deployment.
+
+    The file has to pass two gates: its outputs are those of the net, and its metrics on the test split are at most
+    --points worse. One that misses a gate is kept under a name with "rejected", and the exit code is 1. Next to each
+    file is its card: sizes, times and scores.
+    """
+    from kdkit.cli.repeat import recorded_recipe
+    from kdkit.export.card import summary_rows
+    from kdkit.export.export import export_net
+    from kdkit.export.options import ExportOptions
+    from kdkit.utils.console import Status
+    from kdkit.utils.randomness import seed_everything
+
+    settings = ExportOptions(
+        points=options["points"],
+        tolerance=options["tolerance"],
+        calibration=options["calibration"],
+        finish_epochs=options["finish_epochs"],
+    )
+    folder: Path = options["folder"]
+    file, arguments, seed = recorded_recipe(folder, ctx, trust=options["trust"])
+    with Status() as status:
+        status.show("preparing the data and the networks")
+        seed_everything(seed)  # as for the run, in which recipe() may split the data
+        recipe = file.make(arguments)
+        status.show(f"exporting to {', '.join(options['formats'])}")
+        results = export_net(
+            recipe, folder, to=options["formats"], net=options["net"], out=options["out"], options=settings
+        )
+    titles, *rows = summary_rows([result.card for result in results])
+    for result, row in zip(results, rows, strict=True):
+        echo(f"{result.path}: {'passed its gates' if result.passed else 'MISSED A GATE'}")
+        for title, cell in [*zip(titles, row, strict=True)][3:]:
+            echo(f"  {title}: {cell}")
+        for line in failures(result.card):
+            echo(f"  {line}")
+    return int(not all(result.passed for result in results))
+
+
+def failures(card: Any) -> list[str]:
+    """Return a line for each figure of a card that misses a gate: expected, got."""
+    numeric, metric = card["numeric_gate"], card["metric_gate"]
+    lines = []
+    if not numeric["passed"]:
+        lines += [
+            f"outputs for {kind} inputs differ by {value:.3g}, expected at most {numeric['tolerance']:g}"
+            for kind, value in numeric["largest_differences"].items()
+            if not value <= numeric["tolerance"]
+        ]
+    lines += [
+        f"{name} is {score['export']:.4g}, that of the net {score['network']:.4g}: {score['points_lost']:.2f} points "
+        f"worse, expected at most {metric['points']:g}"
+        for name, score in metric["scores"].items()
+        if not score["points_lost"] <= metric["points"]
+    ]
+    return lines

@@ -1,0 +1,81 @@
+"""The interface of an exporter: it turns a network into the content of a file, and runs that content."""
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdkit.errors import PluginError, first_line
+from kdkit.export.source import ExportSource
+
+Arrays = Mapping[str, NDArray[Any]]
+Model = Callable[[Arrays], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """The content of a file without its metadata, and what an exporter adds to these, as values for JSON.
+
+    record: further facts, for the card alone, such as the ids of samples.
+    """
+
+    content: bytes
+    details: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Exporter(ABC):
+    """Writes networks in one format, under the name in the registry `exporters`. It is created without arguments.
+
+    suffix: of the file. label: comes before the suffix, such as "-int8", so that the files of one network differ.
+    precision: of weights and activations, for tables.
+    tolerance: the largest difference from the outputs of the network that rounding explains; None if the format rounds
+    more, so that only its metrics are compared. dynamic: whether files take batches, and other sizes if the network
+    does; otherwise one sample of the size of the data.
+    """
+
+    suffix: ClassVar[str]
+    label: ClassVar[str] = ""
+    precision: ClassVar[str] = "fp32"
+    tolerance: ClassVar[float | None] = 1e-4
+    dynamic: ClassVar[bool] = True
+
+    @abstractmethod
+    def require(self) -> None:
+        """Raise PluginError if a package is missing; called before anything is computed."""
+
+    @abstractmethod
+    def export(self, source: ExportSource) -> Exported:
+        """Return the network as a file, or raise KdkitError with the reason why it has no such form."""
+
+    def improve(self, source: ExportSource) -> Exported | None:
+        """Return a better file, once the one of `export` has missed the gate of its metrics; None if there is none."""
+        return None
+
+    @abstractmethod
+    def with_metadata(self, content: bytes, metadata: Mapping[str, Any]) -> bytes:
+        """Return the content of a file with metadata inside, which are values for JSON."""
+
+    @abstractmethod
+    def open(self, content: bytes) -> Model:
+        """Return a function that runs the content of a file on one thread: arrays by name -> outputs."""
+
+    def peak_activation_bytes(self, content: bytes, inputs: Arrays) -> int | None:
+        """Return the most memory that inputs, outputs and all between need at once; None if it is unknown."""
+        return None
+
+
+def require_packages(name: str, extra: str, *modules: str) -> None:
+    """Raise PluginError with the command that installs them if modules of an exporter cannot be imported."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise PluginError(
+                f"exporter {name!r} needs {module}, which cannot be imported ({first_line(error)}): pip install "
+                f"'kdkit[{extra}]'"
+            ) from error

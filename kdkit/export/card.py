@@ -1,0 +1,150 @@
+"""The cards of exports: JSON next to each file, and Markdown about all files of a network."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdkit.utils.printable import printable
+from kdkit.utils.read_json import read_json
+
+FOLDER = "export"  # in the folder of a run
+_KEYS = {"format", "file", "passed", "bytes", "network", "latency", "numeric_gate", "metric_gate", "metadata"}
+
+
+def read_cards(folder: Path) -> list[dict[str, Any]]:
+    """Return the cards in a folder whose files are there too, by name; those that are damaged are left out."""
+    cards = []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            card = read_json(file)
+        except (OSError, ValueError):
+            continue
+        if isinstance(card, dict) and card.keys() >= _KEYS and file.with_suffix("").is_file() and _is_whole(card):
+            cards.append(card)
+    return cards
+
+
+def card_markdown(cards: Sequence[Mapping[str, Any]]) -> str:
+    """Return the cards of one network as Markdown."""
+    first = cards[0]
+    network, metadata = first["network"], first["metadata"]
+    lines = [
+        f"# {_text(network['name'])}: exports\n",
+        f"{network['parameters']:,} parameters; {_count(network['multiply_adds'])} multiply-adds for inputs "
+        f"{_shapes(network['input_shapes'])}. Task: {_text(metadata['task'])}, {len(metadata['classes'])} classes.\n",
+    ]
+    notices = [*_list(metadata.get("notices")), *_list(metadata["preparation"].get("notices"))]
+    lines += [f"- {_text(notice)}" for notice in notices]
+    lines += ["\n## Files\n", *_files(cards), "\n## Scores\n", *_scores(cards), "\n## Differences of outputs\n"]
+    lines += [*_differences(cards), "\n## Use\n", *_use(metadata)]
+    return "\n".join(lines) + "\n"
+
+
+def summary_rows(cards: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """Yield a row of texts for each file, with the titles first."""
+    yield ("file", "precision", "gates", "bytes", "peak activations", "p50 (torch)", "p95 (torch)", "CPU (torch)")
+    for card in cards:
+        times = card["latency"]
+        yield (
+            card["file"],
+            str(card.get("precision")),
+            "passed" if card["passed"] else "MISSED",
+            f"{card['bytes']:,}",
+            _bytes(card.get("peak_activation_bytes")),
+            *(
+                f"{times[key]['export']:.2f} ({times[key]['torch']:.2f}) ms"
+                for key in ("p50_ms", "p95_ms", "cpu_p50_ms")
+            ),
+        )
+
+
+def _is_whole(card: Mapping[str, Any]) -> bool:
+    """Whether all that is shown of a card is there, and of the right kind: a card may have been changed."""
+    try:
+        card_markdown([card])
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _files(cards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield from _table([*summary_rows(cards)])
+    times = cards[0]["latency"]
+    machine = times["machine"]
+    yield (
+        f"\nTimes are of one sample on one thread of {_text(machine['processor'])} ({machine['cores']} cores, load "
+        f"{machine['load']}), in turns with torch eager, {times['rounds']} rounds or more; CPU is the median without "
+        "the waiting for other programs. Peak activations are the most memory that values need at once if the nodes "
+        "run in their order."
+    )
+
+
+def _scores(cards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    rows = [("metric", "network", *(card["file"] for card in cards))]
+    for metric, score in cards[0]["metric_gate"]["scores"].items():
+        of_files = (card["metric_gate"]["scores"].get(metric, {}) for card in cards)
+        cells = (f"{_number(other.get('export'))} ({_signed(other.get('points_lost'))})" for other in of_files)
+        rows.append((metric, _number(score["network"]), *cells))
+    yield from _table(rows)
+    gate = cards[0]["metric_gate"]
+    yield (
+        f"\nOn {gate['samples']} samples of the {_text(gate['split'])} split, with the thresholds of the network; in "
+        f"brackets the change in points, of which a gate allows a loss of {gate['points']:g}."
+    )
+
+
+def _differences(cards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    kinds = [*cards[0]["numeric_gate"]["largest_differences"]]
+    rows = [("file", *kinds, "tolerance")]
+    for card in cards:
+        gate = card["numeric_gate"]
+        limit = "none: measured only" if gate["tolerance"] is None else f"{gate['tolerance']:g}"
+        rows.append((card["file"], *(_number(gate["largest_differences"].get(kind)) for kind in kinds), limit))
+    yield from _table(rows)
+
+
+def _use(metadata: Mapping[str, Any]) -> Iterator[str]:
+    yield "Inputs, in this order:\n"
+    for item in metadata["inputs"]:
+        yield f"- `{printable(str(item['name']))}` {_shapes({'': item['shape']})}, {_text(item['dtype'])}"
+    yield (
+        "\nClasses, thresholds and the preparation of inputs are in the metadata of the file, and under `metadata` in "
+        "the JSON next to it."
+    )
+
+
+def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    for number, row in enumerate(rows):
+        yield f"| {' | '.join(map(_text, row))} |"
+        if not number:
+            yield f"|{'---|' * len(row)}"
+
+
+def _shapes(shapes: Mapping[str, Sequence[Any]]) -> str:
+    return ", ".join(f"{name} ({', '.join(map(str, shape))})".strip() for name, shape in shapes.items())
+
+
+def _bytes(value: Any) -> str:
+    return "unknown" if value is None else f"{value / 1024:,.0f} KiB"
+
+
+def _count(value: Any) -> str:
+    return "unknown" if value is None else f"{value:,}"
+
+
+def _number(value: Any) -> str:
+    return "undefined" if value is None else f"{value:.4g}"
+
+
+def _signed(lost: Any) -> str:
+    return "undefined" if lost is None else f"{0.0 - lost:+.2f}"
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _text(value: Any) -> str:
+    """Return a text in one line of Markdown, with what would be markup escaped."""
+    escaped = "".join(f"\\{mark}" if mark in "\\`*_[]<>#|~" else mark for mark in str(value))
+    return printable(escaped)

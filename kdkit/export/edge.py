@@ -1,0 +1,171 @@
+"""Export to the runtimes of phones and small boards: ExecuTorch and LiteRT, for one sample of a fixed size."""
+
+import json
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kdkit.errors import KdkitError, first_line
+from kdkit.export.base import Arrays, Exported, Exporter, Model, require_packages
+from kdkit.export.source import ExportSource
+from kdkit.utils.files import to_json
+from kdkit.utils.modules import eval_mode
+
+METADATA = "kdkit"  # the name of a method (ExecuTorch) or of an entry of metadata (LiteRT)
+
+
+class EdgeExporter(Exporter):
+    """Base class of formats whose files take one sample of a fixed size, for which their memory is planned.
+
+    A subclass implements `lower`, which returns the content of a file, and `open_one`.
+    """
+
+    dynamic = False
+
+    def export(self, source: ExportSource) -> Exported:
+        """Return the network for inputs of the size of a validation sample."""
+        inputs = tuple(tensor[:1].clone() for tensor in source.example)
+        try:
+            with eval_mode(source.module), torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the packages about their own code
+                content = self.lower(source.module, inputs)
+        except Exception as error:  # these packages raise errors of any kind
+            raise KdkitError(
+                f"net {source.net.name!r} cannot be lowered to {self.suffix}: {type(error).__name__}: "
+                f"{first_line(error)}; an operation of its forward may be unknown to that runtime"
+            ) from error
+        return Exported(content=content)
+
+    def lower(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> bytes:
+        """Return the content of a file that computes what a module does for inputs of these sizes."""
+        raise NotImplementedError
+
+    def open_one(self, content: bytes) -> Model:
+        """Return a function that runs the content of a file for one sample."""
+        raise NotImplementedError
+
+    def open(self, content: bytes) -> Model:
+        """Return a function that runs the content of a file sample by sample."""
+        one = self.open_one(content)
+
+        def model(inputs: Arrays) -> NDArray[np.float32]:
+            count = len(next(iter(inputs.values())))
+            rows = [one({name: array[row : row + 1] for name, array in inputs.items()}) for row in range(count)]
+            return np.concatenate(rows).astype(np.float32)
+
+        return model
+
+
+class ExecutorchExporter(EdgeExporter):
+    """ExecuTorch in float32, whose layers run on XNNPACK; its method "kdkit" returns the metadata as JSON."""
+
+    suffix = ".pte"
+
+    def require(self) -> None:
+        """Raise PluginError without executorch."""
+        require_packages("executorch", "executorch", "executorch.exir", "executorch.runtime")
+
+    def lower(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> bytes:
+        """Return the program; its metadata are added when it is lowered again."""
+        self._program = torch.export.export(module, inputs, strict=False)
+        return self._lowered({})
+
+    def with_metadata(self, content: bytes, metadata: Mapping[str, Any]) -> bytes:
+        """Return the program of the last export with metadata."""
+        return self._lowered({METADATA: to_json(metadata)})
+
+    def open_one(self, content: bytes) -> Model:
+        """Return the program in the runtime."""
+        from executorch.runtime import Runtime
+
+        method = Runtime.get().load_program(content).load_method("forward")
+
+        def model(inputs: Arrays) -> NDArray[np.float32]:
+            tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in inputs.values()]
+            outputs: NDArray[np.float32] = method.execute(tensors)[0].clone().numpy()
+            return outputs
+
+        return model
+
+    def _lowered(self, methods: dict[str, str]) -> bytes:
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        edge = to_edge_transform_and_lower(
+            self._program, partitioner=[XnnpackPartitioner()], constant_methods=methods or None
+        )
+        return bytes(edge.to_executorch().buffer)
+
+
+class LitertExporter(EdgeExporter):
+    """LiteRT (TensorFlow Lite) in float32; its entry "kdkit" of metadata is a JSON text."""
+
+    suffix = ".tflite"
+
+    def require(self) -> None:
+        """Raise PluginError without litert-torch, which converts, and ai-edge-litert, which runs."""
+        require_packages("litert", "litert", "litert_torch", "ai_edge_litert.interpreter")
+
+    def lower(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> bytes:
+        """Return the model."""
+        import litert_torch
+
+        with tempfile.TemporaryDirectory(prefix="kdkit-") as folder:
+            path = Path(folder, "model.tflite")
+            litert_torch.convert(module, inputs).export(str(path))
+            return path.read_bytes()
+
+    def with_metadata(self, content: bytes, metadata: Mapping[str, Any]) -> bytes:
+        """Return the model with metadata."""
+        import flatbuffers
+        from ai_edge_litert import schema_py_generated as schema
+
+        model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
+        buffer, entry = schema.BufferT(), schema.MetadataT()
+        buffer.data = np.frombuffer(to_json(metadata).encode(), dtype=np.uint8)
+        entry.name, entry.buffer = METADATA, len(model.buffers)
+        model.buffers.append(buffer)
+        model.metadata = [*(model.metadata or []), entry]
+        builder = flatbuffers.Builder(len(content))
+        builder.Finish(model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
+
+    def open_one(self, content: bytes) -> Model:
+        """Return the interpreter on one thread."""
+        from ai_edge_litert.interpreter import Interpreter
+
+        interpreter = Interpreter(model_content=content, num_threads=1)
+        interpreter.allocate_tensors()
+        # Their names have the numbers of the arguments: serving_default_args_0:0.
+        details = sorted(
+            interpreter.get_input_details(), key=lambda item: int(item["name"].split("_")[-1].split(":")[0])
+        )
+        places = [detail["index"] for detail in details]
+        output = interpreter.get_output_details()[0]["index"]
+
+        def model(inputs: Arrays) -> NDArray[np.float32]:
+            for place, array in zip(places, inputs.values(), strict=True):
+                interpreter.set_tensor(place, np.ascontiguousarray(array))
+            interpreter.invoke()
+            outputs: NDArray[np.float32] = interpreter.get_tensor(output)
+            return outputs
+
+        return model
+
+
+def read_litert_metadata(content: bytes) -> dict[str, Any]:
+    """Return the metadata in a LiteRT model, empty if it has none of kdkit."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
+    for entry in model.metadata or []:
+        if entry.name in (METADATA, METADATA.encode()):
+            metadata: dict[str, Any] = json.loads(bytes(bytearray(model.buffers[entry.buffer].data)))
+            return metadata
+    return {}

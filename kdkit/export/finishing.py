@@ -1,0 +1,60 @@
+"""Train an int8 graph by the network that it was made of: quantization-aware distillation."""
+
+from typing import Any
+
+import torch
+from onnx import ModelProto
+from torch import nn
+
+from kdkit.engine.options import RunOptions
+from kdkit.engine.run import run
+from kdkit.errors import KdkitError
+from kdkit.export.int8_module import Int8Module
+from kdkit.export.onnx_graph import OnnxGraph
+from kdkit.export.source import ExportSource
+from kdkit.nets.net import Net
+from kdkit.recipe.objective import Match
+from kdkit.recipe.optim import LRSchedule, Optimizer
+from kdkit.recipe.recipe import Recipe, Stage
+from kdkit.recipe.training import Training
+
+_LEARNING_RATE = 1e-3  # at the start; it ends at 0, so that the last weights settle on their steps
+
+
+def finished(source: ExportSource, model: ModelProto, *, limit: int) -> ModelProto | None:
+    """Return a quantized model after training, with the same operators and scales; None if it cannot be trained.
+
+    The network teaches the model its outputs, in a stage of a recipe with the data and metrics of the network's own;
+    the epoch with the best metric on the validation split is kept. limit: of the integers of weights.
+    """
+    try:
+        module = Int8Module(OnnxGraph(model), limit)
+    except KdkitError:  # an operator that cannot be trained
+        return None
+    net, last, epochs = source.net, source.recipe.stages[-1].training, source.options.finish_epochs
+    teacher = _as_teacher(net)
+    student = Net(f"{net.name}-int8", module, view=net.view, channels_last=net.channels_last, classes=net.classes)
+    training = Training(
+        epochs=epochs,
+        batch_size=last.batch_size,
+        optimizer=Optimizer(torch.optim.Adam, lr=_LEARNING_RATE),
+        lr_schedule=LRSchedule(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs),
+        max_grad_norm=1.0,
+    )
+    stage = Stage({student: 1.0 * Match(teacher, nn.MSELoss())}, training, name="finishing")
+    recipe = Recipe(data=source.data, schedule=[stage], metrics=source.recipe.metrics)
+    run(recipe, RunOptions(device="cpu", seed=source.options.seed, teacher_cache="off", progress=False))
+    return module.trained_graph().to_model({entry.domain: entry.version for entry in model.opset_import})
+
+
+def _as_teacher(net: Net[Any]) -> Net[Any]:
+    """Return a net with the same network, which is trained already and may have been a student in a recipe."""
+    return Net(
+        f"{net.name}-float",
+        net.network,
+        view=net.view,
+        element=net.element,
+        channels_last=net.channels_last,
+        classes=net.classes,
+        trained=True,
+    )

@@ -1,0 +1,158 @@
+"""The gates that an export has to pass: its outputs and its metrics are those of the network it was made of."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdkit.data.dataset import LoaderSplit, Split
+from kdkit.data.device_data import DeviceData
+from kdkit.engine.predict import Predictor
+from kdkit.errors import KdkitError, first_line
+from kdkit.export.base import Model
+from kdkit.export.source import ExportSource
+from kdkit.metrics.base import Metric, Predictions, lower_is_better
+from kdkit.metrics.bootstrap import without_interval
+from kdkit.nets.net import Net
+from kdkit.utils.devices import autocast
+from kdkit.utils.modules import eval_mode
+
+_SAMPLES = 64  # real ones whose outputs are compared
+_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NumericGate:
+    """The largest difference between outputs of an export and of its network, by kind of input.
+
+    tolerance: that it may have; None if the outputs are only measured, because the format rounds.
+    """
+
+    differences: Mapping[str, float]
+    tolerance: float | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether all differences are within the tolerance; NaN is not."""
+        limit = math.inf if self.tolerance is None else self.tolerance
+        return all(difference <= limit for difference in self.differences.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreDifference:
+    """A metric of the network and of its export. points: how much worse the export is, in hundredths."""
+
+    metric: str
+    network: float
+    export: float
+    points: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricGate:
+    """The metrics of an export against those of its network, on one split with the same thresholds.
+
+    points: by how much each may be worse.
+    """
+
+    split: str
+    samples: int
+    scores: tuple[ScoreDifference, ...]
+    points: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether no metric is worse than allowed; NaN is."""
+        return all(score.points <= self.points for score in self.scores)
+
+
+class Reference:
+    """What an export is compared with: the metrics of the network, with thresholds of the validation split.
+
+    validation, test: predictions of the network on the CPU. metrics: fitted on the validation split, without intervals.
+    """
+
+    def __init__(self, source: ExportSource) -> None:
+        self.source = source
+        data = source.data
+        self.split = "validation" if data.test is None else "test"
+        self._tested: Split | LoaderSplit = data.validation if data.test is None else data.test
+        self._size = source.recipe.stages[-1].training.batch_size
+        self.validation = self._predict(source.net, data.validation)
+        self.test = self.validation if data.test is None else self._predict(source.net, self._tested)
+        self.metrics: tuple[Metric, ...] = tuple(
+            without_interval(metric).fit(self.validation) for metric in source.recipe.metrics
+        )
+        self.scores = {metric.name: metric.compute(self.test).value for metric in self.metrics}
+
+    def metric_gate(self, model: Model, points: float) -> MetricGate:
+        """Return the gate of the metrics of an export."""
+        exported = self._predict(as_net(self.source, model), self._tested)
+        scores = []
+        for metric in self.metrics:
+            network, export = self.scores[metric.name], metric.compute(exported).value
+            worse = (export - network) if lower_is_better(metric) else (network - export)
+            if math.isnan(network) and math.isnan(export):  # undefined for this split, such as without positives
+                worse = 0.0
+            # A number without a scale of its own, such as a squared error, is compared with its value.
+            scale = max(1.0, abs(network)) if self.source.data.task == "regression" else 1.0
+            score = ScoreDifference(metric=metric.name, network=network, export=export, points=100 * worse / scale)
+            scores.append(score)
+        return MetricGate(split=self.split, samples=len(self.test), scores=tuple(scores), points=points)
+
+    def numeric_gate(self, model: Model, tolerance: float | None, *, dynamic: bool = True) -> NumericGate:
+        """Return the gate of the outputs of an export: real inputs, random ones, and random ones of other sizes.
+
+        dynamic: whether the export takes other sizes.
+        """
+        source = self.source
+        real = [source.inputs_of(batch) for batch in source.batches(self._tested, _BATCH, count=_SAMPLES)]
+        kinds = {
+            "real": real,
+            "random": [source.random_inputs(like=real[0], other_sizes=False)],
+        }
+        if dynamic:
+            kinds["other sizes"] = [source.random_inputs(like=real[0], other_sizes=True)]
+        with eval_mode(source.module), torch.no_grad():
+            differences = {
+                kind: max(self._difference(model, inputs) for inputs in several) for kind, several in kinds.items()
+            }
+        return NumericGate(differences=differences, tolerance=tolerance)
+
+    def _difference(self, model: Model, inputs: Sequence[Tensor]) -> float:
+        expected = self.source.module(*(tensor.clone() for tensor in inputs)).float().numpy()
+        outputs = run_model(self.source, model, inputs)
+        if outputs.shape != expected.shape:
+            return math.nan
+        return float(np.abs(outputs - expected).max(initial=0.0))
+
+    def _predict(self, net: Net[Any], split: Split | LoaderSplit) -> Predictions:
+        device = torch.device("cpu")
+        data = self.source.data
+        loader = DeviceData(device, share=0.0, draws=data.draws, passes=1)
+        return Predictor(data, loader, lambda: autocast("fp32", device)).predict(net, split, batch_size=self._size)
+
+
+def as_net(source: ExportSource, model: Model) -> Net[Any]:
+    """Return an export as a net with the view and the classes of the network."""
+
+    def module(*args: Any, **kwargs: Any) -> Tensor:
+        inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        return torch.from_numpy(run_model(source, model, inputs))
+
+    net = source.net
+    return Net(net.name, module, view=net.view, channels_last=False, classes=net.classes, version="export")
+
+
+def run_model(source: ExportSource, model: Model, inputs: Sequence[Tensor]) -> Any:
+    """Return the outputs of an export for tensors in the order of the inputs. Raises KdkitError if it fails."""
+    arrays = {name: tensor.numpy() for name, tensor in zip(source.input_names, inputs, strict=True)}
+    try:
+        return model(arrays)
+    except Exception as error:  # runtimes raise errors of any kind
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        raise KdkitError(f"the export fails for {shapes}: {type(error).__name__}: {first_line(error)}") from error

@@ -1,0 +1,229 @@
+"""An int8 graph as a torch module that is trained: it computes with the rounding of the graph, and has its integers."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import NodeProto
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kdkit.errors import KdkitError
+from kdkit.export.onnx_graph import OnnxGraph, attributes
+
+Values = dict[str, Tensor]
+
+
+class Int8Module(nn.Module):
+    """The operators of a graph in QOperator form, with weights and biases as parameters, and everything else fixed.
+
+    Values between operators are real numbers, which are rounded to the steps of the graph. Gradients pass through the
+    rounding as if it were not there, but not beyond the ends of a range (straight-through estimator, Bengio et al.
+    2013, arXiv:1308.3432).
+
+    limit: of the integers of weights. Raises KdkitError for an operator that it does not know.
+    """
+
+    def __init__(self, graph: OnnxGraph, limit: int) -> None:
+        super().__init__()
+        self.graph, self.limit = graph, limit
+        self.weights = nn.ParameterDict()
+        self._steps: list[tuple[NodeProto, Callable[[NodeProto, Values], Tensor]]] = []
+        for index, step in enumerate(graph.nodes):
+            compute = _OPERATORS.get(step.op_type)
+            if compute is None:
+                raise KdkitError(f"the operator {step.op_type} has no form that can be trained")
+            self._steps.append((step, compute.__get__(self)))
+            if step.op_type in _WEIGHTED:
+                self._add_weights(index, step)
+        for name, array in graph.constants.items():
+            # Integers of activations that are constants, and the axes and shapes of other operators.
+            self.register_buffer(_key(name), torch.from_numpy(np.array(array)), persistent=False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the outputs for the inputs of the graph, in its order; arguments that are no tensors are left out."""
+        inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        values: Values = dict(zip(self.graph.inputs, inputs, strict=True))
+        for step, compute in self._steps:
+            values[step.output[0]] = compute(step, values)
+        return values[self.graph.outputs[0]]
+
+    def trained_graph(self) -> OnnxGraph:
+        """Return the graph with the integers of the trained weights and biases, which are changed in it."""
+        for index, step in enumerate(self.graph.nodes):
+            if step.op_type not in _WEIGHTED:
+                continue
+            weight, bias = step.input[3], _bias_name(step)
+            integers = self._integers(self.weights[f"{index}:weight"], self._weight_scale(step))
+            # A weight of two layers has become two.
+            step.input[3] = self.graph.constant(integers.detach().cpu().numpy().astype(np.int8), weight)
+            if bias is not None:
+                scale = self._constant(step.input[1]) * self._constant(step.input[4])
+                steps = torch.round(self.weights[f"{index}:bias"].detach().double() / scale.double())
+                position = list(step.input).index(bias)
+                step.input[position] = self.graph.constant(steps.cpu().numpy().astype(np.int32), bias)
+        return self.graph
+
+    def _add_weights(self, index: int, step: NodeProto) -> None:
+        integers = self.graph.constants[step.input[3]]
+        zero = self.graph.constants[step.input[5]]
+        if zero.any() or integers.dtype != np.int8:
+            raise KdkitError(f"the weight of {step.op_type} is not symmetric in int8")
+        scale = _as_scale(self.graph.constants[step.input[4]], integers, step)
+        self.weights[f"{index}:weight"] = nn.Parameter(torch.from_numpy(integers * scale).float())
+        step.doc_string = str(index)  # by which its operator finds its parameters
+        bias = _bias_name(step)
+        if bias is not None:
+            steps = self.graph.constants[bias] * (
+                self.graph.constants[step.input[1]] * self.graph.constants[step.input[4]]
+            )
+            self.weights[f"{index}:bias"] = nn.Parameter(torch.from_numpy(np.asarray(steps)).float())
+
+    def _integers(self, weight: Tensor, scale: Tensor) -> Tensor:
+        """Return a weight in steps of its scale, within the limit."""
+        return torch.round((weight / scale).clamp(-self.limit, self.limit))
+
+    def _weight(self, step: NodeProto) -> Tensor:
+        """Return a weight, rounded to its steps."""
+        weight, scale = self.weights[f"{step.doc_string}:weight"], self._weight_scale(step)
+        rounded: Tensor = weight + (self._integers(weight, scale) * scale - weight).detach()
+        return rounded
+
+    def _bias(self, step: NodeProto) -> Tensor | None:
+        return self.weights[f"{step.doc_string}:bias"] if _bias_name(step) is not None else None
+
+    def _weight_scale(self, step: NodeProto) -> Tensor:
+        scale = self._constant(step.input[4])
+        weight = self.weights[f"{step.doc_string}:weight"]
+        return scale if scale.ndim == 0 else scale.reshape(_scale_shape(weight.ndim, step))
+
+    def _constant(self, name: str) -> Tensor:
+        tensor: Tensor = getattr(self, _key(name))
+        return tensor
+
+    def _real(self, names: Sequence[str], values: Values) -> Tensor:
+        """Return an operand with its scale and zero point, (value, scale, zero point), as real numbers."""
+        if names[0] in values:
+            return values[names[0]]
+        return (self._constant(names[0]).float() - self._constant(names[2]).float()) * self._constant(names[1])
+
+    def _rounded(self, value: Tensor, scale: str, zero: str) -> Tensor:
+        """Return real numbers as they are in uint8 steps of a scale."""
+        step, offset = self._constant(scale), self._constant(zero).float()
+        steps = (value / step + offset).clamp(0, 255)
+        steps = steps + (torch.round(steps) - steps).detach()
+        return (steps - offset) * step
+
+    def _quantize(self, step: NodeProto, values: Values) -> Tensor:
+        return self._rounded(values[step.input[0]], step.input[1], step.input[2])
+
+    def _same(self, step: NodeProto, values: Values) -> Tensor:
+        return values[step.input[0]]
+
+    def _conv(self, step: NodeProto, values: Values) -> Tensor:
+        options = attributes(step)
+        value, spatial = values[step.input[0]], len(options["kernel_shape"])
+        pads = options.get("pads", [0] * 2 * spatial)
+        # from the last dimension to the first, as `pad` takes them
+        widths = [width for dim in reversed(range(spatial)) for width in (pads[dim], pads[dim + spatial])]
+        convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[spatial - 1]
+        output = convolve(
+            functional.pad(value, widths),
+            self._weight(step),
+            self._bias(step),
+            stride=options.get("strides", [1] * spatial),
+            dilation=options.get("dilations", [1] * spatial),
+            groups=options.get("group", 1),
+        )
+        return self._rounded(output, step.input[6], step.input[7])
+
+    def _gemm(self, step: NodeProto, values: Values) -> Tensor:
+        weight = self._weight(step)
+        weight = weight if attributes(step).get("transB", 0) else weight.T
+        output = functional.linear(values[step.input[0]], weight, self._bias(step))
+        is_float = len(step.input) < 9 or not step.input[7]
+        return output if is_float else self._rounded(output, step.input[7], step.input[8])
+
+    def _binary(self, step: NodeProto, values: Values) -> Tensor:
+        first, second = self._real(step.input[:3], values), self._real(step.input[3:6], values)
+        output = first + second if step.op_type == "QLinearAdd" else first * second
+        return self._rounded(output, step.input[6], step.input[7])
+
+    def _sigmoid(self, step: NodeProto, values: Values) -> Tensor:
+        return self._rounded(torch.sigmoid(values[step.input[0]]), step.input[3], step.input[4])
+
+    def _pool(self, step: NodeProto, values: Values) -> Tensor:
+        value = values[step.input[0]]
+        return self._rounded(value.mean(tuple(range(2, value.ndim)), keepdim=True), step.input[3], step.input[4])
+
+    def _concat(self, step: NodeProto, values: Values) -> Tensor:
+        parts = [self._real(step.input[index : index + 3], values) for index in range(2, len(step.input), 3)]
+        return self._rounded(torch.cat(parts, attributes(step)["axis"]), step.input[0], step.input[1])
+
+    def _flatten(self, step: NodeProto, values: Values) -> Tensor:
+        return values[step.input[0]].flatten(attributes(step).get("axis", 1))
+
+    def _unsqueeze(self, step: NodeProto, values: Values) -> Tensor:
+        value, axes = values[step.input[0]], sorted(self.graph.constants[step.input[1]].tolist())
+        for axis in axes:
+            value = value.unsqueeze(axis)
+        return value
+
+    def _squeeze(self, step: NodeProto, values: Values) -> Tensor:
+        return values[step.input[0]].squeeze(self.graph.constants[step.input[1]].tolist())
+
+    def _relu(self, step: NodeProto, values: Values) -> Tensor:
+        return functional.relu(values[step.input[0]])
+
+    def _max_pool(self, step: NodeProto, values: Values) -> Tensor:
+        options = attributes(step)
+        kernel = options["kernel_shape"]
+        pads = options.get("pads", [0] * 2 * len(kernel))
+        if pads[: len(kernel)] != pads[len(kernel) :] or options.get("ceil_mode"):
+            raise KdkitError("a pooling with uneven padding cannot be trained")
+        pool: Any = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[len(kernel) - 1]
+        strides, dilations = options.get("strides", [1] * len(kernel)), options.get("dilations", 1)
+        pooled: Tensor = pool(values[step.input[0]], kernel, strides, pads[: len(kernel)], dilations)
+        return pooled
+
+
+_WEIGHTED = ("QLinearConv", "QGemm")
+_OPERATORS: dict[str, Callable[..., Tensor]] = {
+    "QuantizeLinear": Int8Module._quantize,
+    "DequantizeLinear": Int8Module._same,
+    "Identity": Int8Module._same,
+    "QLinearConv": Int8Module._conv,
+    "QGemm": Int8Module._gemm,
+    "QLinearAdd": Int8Module._binary,
+    "QLinearMul": Int8Module._binary,
+    "QLinearSigmoid": Int8Module._sigmoid,
+    "QLinearGlobalAveragePool": Int8Module._pool,
+    "QLinearConcat": Int8Module._concat,
+    "Flatten": Int8Module._flatten,
+    "Unsqueeze": Int8Module._unsqueeze,
+    "Squeeze": Int8Module._squeeze,
+    "Relu": Int8Module._relu,
+    "MaxPool": Int8Module._max_pool,
+}
+
+
+def _key(name: str) -> str:
+    """Return the name of a buffer for a constant; torch allows no dots in it."""
+    return f"constant {name}".replace(".", " ")
+
+
+def _bias_name(step: NodeProto) -> str | None:
+    position = 8 if step.op_type == "QLinearConv" else 6
+    return step.input[position] if len(step.input) > position and step.input[position] else None
+
+
+def _scale_shape(dims: int, step: NodeProto) -> tuple[int, ...]:
+    """Return the shape in which a scale by output channel is multiplied with a weight of so many dimensions."""
+    is_second = step.op_type == "QGemm" and not attributes(step).get("transB", 0)
+    return (1, -1) if is_second else (-1, *(1 for _ in range(dims - 1)))
+
+
+def _as_scale(scale: NDArray[Any], weight: NDArray[Any], step: NodeProto) -> NDArray[Any]:
+    return scale if scale.ndim == 0 else scale.reshape(_scale_shape(weight.ndim, step))

@@ -1,0 +1,93 @@
+"""Time an export and its network on one thread, in turns, so that the load of the machine affects both alike."""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdkit.export.base import Model
+from kdkit.export.gates import run_model
+from kdkit.export.source import ExportSource
+from kdkit.utils.modules import eval_mode
+
+_WARM_UP = 3  # passes of each that are not timed: they choose kernels, and allocate memory
+
+
+def latency(source: ExportSource, model: Model) -> dict[str, Any]:
+    """Return the median and the 95th percentile of the time of one sample in milliseconds, and the ratio of medians.
+
+    The network runs by torch eager, the export by its runtime, each on one thread of the CPU. The time of the CPU in
+    this thread has no waiting for other programs, which on a busy machine is most of a pass.
+    """
+    inputs = single_sample(source)
+    with eval_mode(source.module), torch.inference_mode():
+        passes: dict[str, Callable[[], Any]] = {
+            "torch": lambda: source.module(*inputs),
+            "export": lambda: run_model(source, model, inputs),
+        }
+        times = time_in_turns(passes, seconds=source.options.timing_seconds)
+    walls = {name: 1e3 * np.array([wall for wall, _ in values]) for name, values in times.items()}
+    cpus = {name: 1e3 * np.array([cpu for _, cpu in values]) for name, values in times.items()}
+    p50 = {name: float(np.percentile(values, 50)) for name, values in walls.items()}
+    cpu = {name: float(np.percentile(values, 50)) for name, values in cpus.items()}
+    return {
+        "batch": 1,
+        "threads": 1,
+        "rounds": len(walls["export"]),
+        "p50_ms": p50,
+        "p95_ms": {name: float(np.percentile(values, 95)) for name, values in walls.items()},
+        "ratio": p50["export"] / p50["torch"],
+        "cpu_p50_ms": cpu,
+        "cpu_ratio": cpu["export"] / cpu["torch"] if cpu["torch"] > 0 else None,
+        "machine": machine(),
+    }
+
+
+def time_in_turns(
+    passes: dict[str, Callable[[], Any]], *, seconds: float, most_rounds: int = 200
+) -> dict[str, list[tuple[float, float]]]:
+    """Return the seconds of each pass by name, and those of the CPU, called one after the other in rounds.
+
+    torch has one thread meanwhile.
+    """
+    threads = torch.get_num_threads()
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in passes}
+    try:
+        torch.set_num_threads(1)
+        for call in passes.values():
+            for _ in range(_WARM_UP):
+                call()
+        ends, rounds = time.perf_counter() + seconds, 0
+        while rounds < 3 or (rounds < most_rounds and time.perf_counter() < ends):
+            for name, call in passes.items():
+                began, cpu_began = time.perf_counter(), time.thread_time()
+                call()
+                times[name].append((time.perf_counter() - began, time.thread_time() - cpu_began))
+            rounds += 1
+    finally:
+        torch.set_num_threads(threads)
+    return times
+
+
+def single_sample(source: ExportSource) -> Sequence[Tensor]:
+    """Return the inputs of one sample of the example."""
+    return [tensor[:1] for tensor in source.example]
+
+
+def machine() -> dict[str, Any]:
+    """Return what the times depend on: the processor, its number of cores, and the load of the last minute."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None  # Windows has none
+    return {"processor": name, "architecture": platform.machine(), "cores": os.cpu_count(), "load": load}

@@ -1,0 +1,112 @@
+"""The metadata in the file of an export: all that a program without kdkit and torch needs to use it."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdkit.data.dataset import Data, optional_member
+from kdkit.engine.run_record import versions
+from kdkit.engine.storage.run_folder import can_resume, read_record
+from kdkit.export.gates import Reference
+from kdkit.export.source import ExportSource
+from kdkit.metrics.base import Metric
+from kdkit.metrics.thresholds import BestF1
+from kdkit.utils.modules import plain_state
+
+OUTPUT = "outputs"  # the name of the outputs in files whose format names them
+FORMAT = 1  # of the metadata; increased if a program that reads them could misread them
+_ACTIVATIONS = {"multilabel": "sigmoid", "multiclass": "softmax", "regression": None}
+
+
+def metadata_of(source: ExportSource, reference: Reference, weights: Path) -> dict[str, Any]:
+    """Return the metadata of a network, as values for JSON. weights: its file, or the folder of its run."""
+    data = source.data
+    return {
+        "format": FORMAT,
+        "task": data.task,
+        "classes": list(source.classes),
+        "output": {"name": OUTPUT, "activation": _ACTIVATIONS[data.task]},
+        "thresholds": _thresholds(source, reference),
+        "preparation": preparation_of(source),
+        "scores": {"split": reference.split, "samples": len(reference.test), "metrics": reference.scores},
+        "run": {
+            "net": source.net.name,
+            "weights_sha256": _digest(source.net.network),
+            "data": data.fingerprint,
+            **_origin(weights),
+        },
+        "versions": versions(),
+        "notices": [str(notice) for notice in optional_member(data, Data, "notices")],
+    }
+
+
+def inputs_of(source: ExportSource, *, dynamic: bool) -> list[dict[str, Any]]:
+    """Return the name, the shape and the dtype of each input. dynamic: whether a file takes batches and other sizes."""
+    shapes = [list(shape) if dynamic else [1, *tensor.shape[1:]] for shape, tensor in
+              zip(source.shapes.values(), source.example, strict=True)]  # fmt: skip
+    return [
+        {"name": name, "shape": shape, "dtype": str(tensor.dtype).removeprefix("torch.")}
+        for name, shape, tensor in zip(source.input_names, shapes, source.example, strict=True)
+    ]
+
+
+def preparation_of(source: ExportSource) -> dict[str, Any]:
+    """Return how raw samples become the inputs of the network: as the data describes it, and then its view."""
+    described: Mapping[str, Any] = optional_member(source.data, Data, "preparation")
+    by_view = getattr(source.net.view, "describe", None)  # optional, see `View`
+    return dict(described if by_view is None else by_view(described))
+
+
+def _thresholds(source: ExportSource, reference: Reference) -> dict[str, Any] | None:
+    """Return the logits from which on classes are predicted; None for a task without thresholds.
+
+    They are those of the first metric of the recipe that has any.
+    """
+    if source.data.task != "multilabel" or reference.validation.per_position:
+        return None
+    fitted: list[Metric] = [metric for metric in reference.metrics if getattr(metric, "thresholds", None)]
+    rule, metric = "best_f1", None
+    if fitted:
+        metric, chooser = fitted[0].name, getattr(fitted[0], "thresholds_by", None)
+        rule = metric if chooser is None else chooser.name
+        logits = fitted[0].thresholds  # type: ignore[attr-defined]  # tested above
+    else:
+        logits = BestF1().choose(reference.validation)
+    by_class = dict(zip(reference.validation.classes, logits, strict=True))
+    chosen = [by_class.get(name, math.inf) for name in source.classes]
+    return {
+        "rule": rule,
+        "metric": metric,
+        "split": "validation",
+        # JSON has no infinity: null stands for a class that is never predicted.
+        "logits": [value if math.isfinite(value) else None for value in chosen],
+        "probabilities": [_sigmoid(value) if math.isfinite(value) else None for value in chosen],
+    }
+
+
+def _sigmoid(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0  # below, exp would overflow
+
+
+def _digest(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, value in sorted(plain_state(network).items()):
+        digest.update(f"{key}{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _origin(weights: Path) -> dict[str, Any]:
+    """Return the name and the record of the run, as far as there is one; no path, which may have the name of a user."""
+    if not can_resume(weights):
+        return {"folder": weights.resolve().name}
+    record = read_record(weights)
+    keys = ("recipe", "recipe_sha256", "options", "seed", "precision")
+    options = {"folder": weights.resolve().name, **{key: record.get(key) for key in keys}}
+    options["trained_with"] = record.get("versions")
+    return options

@@ -1,0 +1,199 @@
+"""Export to ONNX: one file with dynamic sizes, and with metadata that onnxruntime reads."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kdkit.errors import KdkitError, first_line
+from kdkit.export.base import Arrays, Exported, Exporter, Model, require_packages
+from kdkit.export.metadata import OUTPUT
+from kdkit.export.source import ExportSource
+from kdkit.utils.files import to_json
+
+METADATA = "kdkit"  # the key of the metadata in the file
+
+
+class OnnxExporter(Exporter):
+    """ONNX in float32, for onnxruntime on any device and in browsers; `kdkit.export.onnx_rewrites` makes it fast."""
+
+    suffix = ".onnx"
+
+    def require(self) -> None:
+        """Raise PluginError without onnx, onnxscript and onnxruntime."""
+        require_packages("onnx", "export", "onnx", "onnxscript", "onnxruntime")
+
+    def export(self, source: ExportSource) -> Exported:
+        """Return the network as a model."""
+        from kdkit.export.onnx_rewrites import images_of_signals
+
+        return Exported(content=images_of_signals(traced(source)).SerializeToString())
+
+    def with_metadata(self, content: bytes, metadata: Mapping[str, Any]) -> bytes:
+        """Return the model with metadata as a JSON text under the key "kdkit"."""
+        import onnx
+
+        model = onnx.ModelProto.FromString(content)
+        onnx.helper.set_model_props(model, {METADATA: to_json(metadata)})
+        return bytes(model.SerializeToString())
+
+    def open(self, content: bytes) -> Model:
+        """Return a session of onnxruntime on one thread of the CPU."""
+        session = cpu_session(content)
+        (output,) = (value.name for value in session.get_outputs())
+
+        def model(inputs: Arrays) -> NDArray[np.float32]:
+            (outputs,) = session.run([output], dict(inputs))
+            return np.asarray(outputs, dtype=np.float32)
+
+        return model
+
+    def peak_activation_bytes(self, content: bytes, inputs: Arrays) -> int | None:
+        """Return the most memory that values need at once, in the order of the nodes, whose sizes are measured."""
+        import onnx
+
+        from kdkit.export.onnx_graph import peak_bytes, with_all_outputs
+
+        model = onnx.ModelProto.FromString(content)
+        verbose, names = with_all_outputs(model)
+        # Without optimization, since a fused node no longer has all values.
+        values = cpu_session(verbose.SerializeToString(), optimize=False).run(names, dict(inputs))
+        sizes = {name: array.nbytes for name, array in zip(names, values, strict=True)}
+        return peak_bytes(model, {**sizes, **{name: array.nbytes for name, array in inputs.items()}})
+
+
+class Int8OnnxExporter(OnnxExporter):
+    """ONNX in int8: weights symmetric by channel, activations by tensor; operators of onnxruntime.
+
+    Ranges are chosen on training samples. Weights have 7 of the 8 bits: processors without VNNI add products of 8 bits
+    in 16, which overflow, so that the file would compute something else there than on the machine that checked it.
+    """
+
+    label = "-int8"
+    precision = "int8"
+    tolerance = None
+    weight_bits: ClassVar[int] = 7
+
+    def export(self, source: ExportSource) -> Exported:
+        """Return the quantized network. Raises KdkitError if it has nothing to quantize."""
+        from kdkit.export.onnx_int8 import calibration_arrays, choose_ranges, quantizable, quantized
+
+        model = quantizable(source)
+        ranges = choose_ranges(model, calibration_arrays(source))
+        content = quantized(model, ranges, weight_bits=self.weight_bits).SerializeToString()
+        self._content = content
+        return self._described(content, source, finishing=None)
+
+    def improve(self, source: ExportSource) -> Exported | None:
+        """Return the quantized network after some epochs in which the float one teaches it."""
+        import onnx
+
+        from kdkit.export.finishing import finished
+
+        epochs = source.options.finish_epochs
+        if not epochs:
+            return None
+        limit = 2 ** (self.weight_bits - 1) - (self.weight_bits == 8)  # as onnxruntime has them: 64, or 127
+        model = finished(source, onnx.ModelProto.FromString(self._content), limit=limit)
+        if model is None:
+            return None
+        finishing = {"epochs": epochs, "loss": "mean squared error of outputs", "teacher": source.net.name}
+        return self._described(model.SerializeToString(), source, finishing=finishing)
+
+    def _described(self, content: bytes, source: ExportSource, **more: Any) -> Exported:
+        """Return a file with what is known about its quantization, and `more`."""
+        batches = [*source.calibration()]
+        ids = [sample for batch in batches if batch.ids is not None for sample in batch.ids.tolist()]
+        details = {
+            "weights": {"bits": self.weight_bits, "symmetric": True, "by": "channel"},
+            "activations": {"bits": 8, "symmetric": False, "by": "tensor"},
+            "calibration": {"split": "train", "samples": sum(map(len, batches)), "seed": source.options.seed},
+            **more,
+        }
+        return Exported(content=content, details=details, record={"calibration_ids": ids})
+
+
+def traced(source: ExportSource) -> Any:
+    """Return a network as a model of standard operators, with the names of its inputs and of their dimensions.
+
+    Raises KdkitError if torch has no such form.
+    """
+    import onnx
+
+    from kdkit.export.onnx_graph import OnnxGraph
+
+    if "onnx" in source.shared:
+        return source.shared["onnx"]
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of torch about its own code
+            converted = torch.onnx.export(source.program, dynamo=True, external_data=False, verbose=False)
+        assert converted is not None  # without a file, torch returns the program
+        model = OnnxGraph(converted.model_proto).to_model()
+    except KdkitError:
+        raise
+    except Exception as error:  # the exporter of torch raises errors of many kinds
+        raise KdkitError(
+            f"net {source.net.name!r} has no form in ONNX: {type(error).__name__}: {first_line(error)}; an operation "
+            "of its forward may be unknown to torch.onnx"
+        ) from error
+    _rename(model, source)
+    onnx.checker.check_model(model, full_check=True)
+    source.shared["onnx"] = model
+    return model
+
+
+def cpu_session(content: bytes, *, optimize: bool = True) -> Any:
+    """Return a session of onnxruntime on one thread of the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors alone
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def read_metadata(content: bytes) -> dict[str, Any]:
+    """Return the metadata in a model, empty if it has none of kdkit."""
+    import onnx
+
+    model = onnx.ModelProto.FromString(content)
+    texts = {entry.key: entry.value for entry in model.metadata_props}
+    metadata: dict[str, Any] = json.loads(texts.get(METADATA, "{}"))
+    return metadata
+
+
+def _rename(model: Any, source: ExportSource) -> None:
+    """Name inputs, their dimensions and the output, in place."""
+    names = dict(zip([value.name for value in model.graph.input], source.input_names, strict=True))
+    names[model.graph.output[0].name] = OUTPUT
+    symbols: dict[str, str] = {}
+    for value, shape in zip(model.graph.input, source.shapes.values(), strict=True):
+        for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=True):
+            if isinstance(size, str):
+                symbols[dim.dim_param] = dim.dim_param = size
+            else:
+                dim.dim_value = size  # also of a symbol that has one value only
+    for value in model.graph.output:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param.isdecimal():
+                dim.dim_value = int(dim.dim_param)
+            elif dim.dim_param:
+                dim.dim_param = symbols.get(dim.dim_param, dim.dim_param)
+    # A value inside of the graph with the name of an input would be mistaken for it.
+    taken = {*names.values()} - {*names}
+    inner = {name for step in model.graph.node for name in step.output} | {
+        tensor.name for tensor in model.graph.initializer
+    }
+    names.update({name: f"{name}.value" for name in taken & inner})
+    for step in model.graph.node:
+        step.input[:] = [names.get(name, name) for name in step.input]
+        step.output[:] = [names.get(name, name) for name in step.output]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.name = names.get(value.name, value.name)

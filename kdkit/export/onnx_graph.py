@@ -1,0 +1,153 @@
+"""A graph in ONNX format that is rewritten: its nodes, its constants as arrays, and its inputs and outputs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+# Operators with one input that a runtime can compute in the memory of their input.
+_IN_PLACE = {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "HardSwish", "Identity", "Reshape", "Flatten", "Squeeze",
+             "Unsqueeze", "BatchNormalization", "Cast", "QLinearSigmoid", "QLinearLeakyRelu"}  # fmt: skip
+
+
+class OnnxGraph:
+    """The parts of a model. `to_model` puts them together again, without what no output depends on.
+
+    nodes: in an order in which each comes after those whose outputs it takes. constants: by name.
+    """
+
+    def __init__(self, model: ModelProto) -> None:
+        self.model = model = ModelProto.FromString(model.SerializeToString())  # rewriting changes nodes in place
+        self.constants: dict[str, NDArray[Any]] = {
+            tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer
+        }
+        self.nodes: list[NodeProto] = []
+        for node in model.graph.node:
+            if node.op_type == "Constant" and node.attribute[0].name == "value":
+                self.constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+            else:
+                self.nodes.append(node)
+        self.inputs = [value.name for value in model.graph.input]
+        self.outputs = [value.name for value in model.graph.output]
+        self._made = 0
+
+    def uses(self) -> dict[str, list[NodeProto]]:
+        """Return the nodes that take each value; an output of the graph counts as taken by a node of its own."""
+        uses: dict[str, list[NodeProto]] = {name: [NodeProto()] for name in self.outputs}
+        for node in self.nodes:
+            for name in node.input:
+                uses.setdefault(name, []).append(node)
+        return uses
+
+    def constant(self, values: NDArray[Any], name: str) -> str:
+        """Add a constant, and return its name, which begins with `name`."""
+        unique = self.fresh(name)
+        self.constants[unique] = np.ascontiguousarray(values)
+        return unique
+
+    def fresh(self, name: str) -> str:
+        """Return a name that no value has."""
+        self._made += 1
+        return f"{name}.{self._made}"
+
+    def to_model(self, domains: Mapping[str, int] | None = None) -> ModelProto:
+        """Return the graph as a model without any notes of the exporter. domains: versions of further operator sets."""
+        needed, kept = {*self.outputs}, []
+        for node in reversed(self.nodes):
+            if needed.intersection(node.output):
+                needed.update(node.input)
+                kept.append(_plain_node(node))
+        old = self.model.graph
+        graph = helper.make_graph(
+            kept[::-1],
+            "main",
+            [_plain_value(value) for value in old.input],
+            [_plain_value(value) for value in old.output],
+            [numpy_helper.from_array(array, name) for name, array in self.constants.items() if name in needed],
+        )
+        imports = {entry.domain: entry.version for entry in self.model.opset_import} | dict(domains or {})
+        used = {node.domain for node in kept} | {""}
+        operator_sets = [helper.make_opsetid(domain, version) for domain, version in imports.items() if domain in used]
+        model = helper.make_model(graph, opset_imports=operator_sets, producer_name="kdkit")
+        model.ir_version = min(self.model.ir_version, 10)  # which onnxruntime reads from 1.18 on
+        return model
+
+    def shorten_names(self) -> None:
+        """Give all values but inputs and outputs of the graph names of a few characters, and nodes none."""
+        fixed = {*self.inputs, *self.outputs, ""}
+        short: dict[str, str] = {}
+        for name in [*(name for node in self.nodes for name in (*node.input, *node.output)), *self.constants]:
+            if name not in fixed and name not in short:
+                short[name] = f"{len(short):x}"
+                while short[name] in fixed:
+                    short[name] += "_"
+        for node in self.nodes:
+            node.name = ""
+            node.input[:] = [short.get(name, name) for name in node.input]
+            node.output[:] = [short.get(name, name) for name in node.output]
+        self.constants = {short.get(name, name): array for name, array in self.constants.items()}
+
+
+def attributes(node: NodeProto) -> dict[str, Any]:
+    """Return the attributes of a node by name."""
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def node(operator: str, inputs: Sequence[str], output: str, **options: Any) -> NodeProto:
+    """Return a node with one output."""
+    return helper.make_node(operator, list(inputs), [output], name=f"{operator}:{output}", **options)
+
+
+def ranks(model: ModelProto) -> dict[str, int]:
+    """Return the number of dimensions of each value for which it can be inferred."""
+    inferred = onnx.shape_inference.infer_shapes(model)
+    values = [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]
+    known = {value.name: value.type.tensor_type for value in values if value.type.tensor_type.HasField("shape")}
+    return {name: len(tensor.shape.dim) for name, tensor in known.items()}
+
+
+def with_all_outputs(model: ModelProto) -> tuple[ModelProto, list[str]]:
+    """Return a model whose outputs are all values that its nodes compute, and their names."""
+    copy = ModelProto.FromString(model.SerializeToString())
+    names = [name for node in copy.graph.node for name in node.output if name]
+    present = {value.name for value in copy.graph.output}
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
+    return copy, names
+
+
+def peak_bytes(model: ModelProto, sizes: Mapping[str, int]) -> int:
+    """Return the most bytes of values that are alive at once while the nodes run in their order.
+
+    sizes: bytes of each input and of each value that nodes compute. A value lives from its node to the last node that
+    takes it. Some operators write over their input, if no other node takes it later. Constants do not count.
+    """
+    nodes = model.graph.node
+    last = {name: index for index, node in enumerate(nodes) for name in node.input}
+    last.update({value.name: len(nodes) for value in model.graph.output})
+    alive = {value.name: sizes[value.name] for value in model.graph.input}
+    peak = sum(alive.values())
+    for index, step in enumerate(nodes):
+        first = step.input[0] if step.input else ""
+        if step.op_type in _IN_PLACE and last.get(first) == index and sizes.get(step.output[0]) == alive.get(first):
+            del alive[first]
+        alive.update({name: sizes[name] for name in step.output if name})
+        peak = max(peak, sum(alive.values()))
+        alive = {name: size for name, size in alive.items() if last.get(name, -1) > index}
+    return peak
+
+
+def _plain_node(step: NodeProto) -> NodeProto:
+    plain: NodeProto = NodeProto.FromString(step.SerializeToString())
+    del plain.metadata_props[:]
+    plain.doc_string = ""
+    return plain
+
+
+def _plain_value(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    plain: onnx.ValueInfoProto = onnx.ValueInfoProto.FromString(value.SerializeToString())
+    del plain.metadata_props[:]
+    plain.doc_string = ""
+    return plain

@@ -1,0 +1,133 @@
+"""Export to int8: static quantization of an ONNX graph, with ranges chosen on training samples."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto
+
+from kdkit.errors import KdkitError
+from kdkit.export.base import Arrays
+from kdkit.export.onnx_exporter import cpu_session, traced
+from kdkit.export.onnx_graph import OnnxGraph, with_all_outputs
+from kdkit.export.onnx_rewrites import images_of_signals, without_batch_norms
+from kdkit.export.source import ExportSource
+
+Ranges = dict[str, tuple[float, float]]
+
+_CANDIDATES = np.linspace(0.5, 1.0, 26)  # factors of a range, from which the one with the least error is taken
+_VALUES = 2**16  # of each value and batch by which the error is measured
+_CONTRIB = "com.microsoft"  # the operators of onnxruntime
+
+
+def quantizable(source: ExportSource) -> ModelProto:
+    """Return the network as a float model all of whose large operators have a quantized form."""
+    model = without_batch_norms(images_of_signals(traced(source)))
+    return named_nodes(model)
+
+
+def named_nodes(model: ModelProto) -> ModelProto:
+    """Give nodes without a name one, by which a quantizer can leave them out; in place."""
+    for index, step in enumerate(model.graph.node):
+        step.name = step.name or f"node{index}"
+    return model
+
+
+def calibration_arrays(source: ExportSource) -> list[Arrays]:
+    """Return the inputs of the network for the calibration samples, in batches."""
+    return [
+        {name: tensor.numpy() for name, tensor in zip(source.input_names, source.inputs_of(batch), strict=True)}
+        for batch in source.calibration()
+    ]
+
+
+def choose_ranges(model: ModelProto, batches: Iterable[Arrays]) -> Ranges:
+    """Return for each value of a model the range that is divided into 256 steps.
+
+    It is the part of the range of all values, with 0 inside, for which rounding and clipping together have the least
+    squared error.
+    """
+    verbose, names = with_all_outputs(model)
+    session = cpu_session(verbose.SerializeToString(), optimize=False)
+    inputs = [value.name for value in model.graph.input]
+    collected: dict[str, list[NDArray[np.float32]]] = {}
+    lowest: dict[str, float] = {}
+    highest: dict[str, float] = {}
+    random = np.random.default_rng(0)
+    for arrays in batches:
+        outputs = dict(zip(names, session.run(names, dict(arrays)), strict=True))
+        for name, values in {**outputs, **{name: arrays[name] for name in inputs}}.items():
+            if values.dtype != np.float32 or not values.size:
+                continue
+            flat = values.ravel()
+            lowest[name] = min(lowest.get(name, 0.0), float(flat.min()))
+            highest[name] = max(highest.get(name, 0.0), float(flat.max()))
+            few = flat if flat.size <= _VALUES else flat[random.integers(flat.size, size=_VALUES)]
+            collected.setdefault(name, []).append(few)
+    return {name: _best_range(np.concatenate(parts), lowest[name], highest[name]) for name, parts in collected.items()}
+
+
+def _best_range(values: NDArray[np.float32], low: float, high: float) -> tuple[float, float]:
+    """Return the part of a range with the least squared error of values that are quantized in it."""
+    if high <= low:
+        return 0.0, 1.0  # a value that is always 0
+    if len(values) > _VALUES:
+        values = values[:: len(values) // _VALUES]
+
+    def error(factor: float) -> float:
+        start, scale = factor * low, factor * (high - low) / 255
+        steps = np.clip(np.rint((values - start) / scale), 0, 255)
+        return float(np.square(steps * scale + start - values).mean(dtype=np.float64))
+
+    best = min(_CANDIDATES, key=error)
+    return float(best * low), float(best * high)
+
+
+def quantized(model: ModelProto, ranges: Mapping[str, tuple[float, float]], *, weight_bits: int) -> ModelProto:
+    """Return a float model in int8. Raises KdkitError if none of its operators has a quantized form."""
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+    from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
+    from onnxruntime.quantization.quant_utils import QuantizationMode
+    from onnxruntime.quantization.registry import QLinearOpsRegistry
+
+    data = {
+        name: TensorData(lowest=np.array(low, dtype=np.float32), highest=np.array(high, dtype=np.float32))
+        for name, (low, high) in ranges.items()
+    }
+    quantizer = ONNXQuantizer(
+        onnx.shape_inference.infer_shapes(model),
+        True,  # weights by channel
+        weight_bits < 8,
+        QuantizationMode.QLinearOps,
+        True,  # static
+        QuantType.QInt8,
+        QuantType.QUInt8,  # with int8 activations, the convolutions of onnxruntime on x86 take ten times as long
+        TensorsData(CalibrationMethod.MinMax, data),
+        [],
+        [],
+        [*QLinearOpsRegistry],
+        {"WeightSymmetric": True, "ActivationSymmetric": False},
+    )
+    quantizer.quantize_model()
+    graph = OnnxGraph(quantizer.model.model)
+    if not any(step.op_type.startswith("Q") for step in graph.nodes):
+        raise KdkitError("the network has no operator with a form in int8, such as a convolution or a linear layer")
+    _float_outputs(graph)
+    graph.shorten_names()
+    return graph.to_model({_CONTRIB: 1})
+
+
+def _float_outputs(graph: OnnxGraph) -> None:
+    """Let a last linear layer return floats, in place: 256 steps of a logit would be too coarse for thresholds."""
+    uses = graph.uses()
+    producers: dict[str, NodeProto] = {name: step for step in graph.nodes for name in step.output}
+    for step in [*graph.nodes]:
+        if step.op_type != "DequantizeLinear" or step.output[0] not in graph.outputs:
+            continue
+        linear = producers.get(step.input[0])
+        if linear is not None and linear.op_type == "QGemm" and len(uses[step.input[0]]) == 1:
+            del linear.input[7:]  # without the scale and zero point of the output, QGemm returns floats
+            linear.output[0] = step.output[0]
+            graph.nodes.remove(step)

@@ -1,0 +1,186 @@
+"""Rewrite graphs into equal ones that run faster, or that can be quantized."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto
+
+from kdkit.export.onnx_graph import OnnxGraph, attributes, node, ranks
+
+_ELEMENTWISE = {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "Elu", "Selu", "Softplus", "HardSigmoid", "HardSwish",
+                "Gelu", "Mish", "Erf", "Identity"}  # fmt: skip
+_BINARY = {"Add", "Sub", "Mul", "Div"}
+
+
+def images_of_signals(model: ModelProto) -> ModelProto:
+    """Return an equal model whose 1-D convolutions, and what lies between them, have images of height 1.
+
+    Runtimes have faster kernels for two dimensions: onnxruntime orders channels in blocks for these only, and some
+    int8 runtimes have no 1-D convolution at all. A model without 1-D convolutions is returned as it is.
+    """
+    graph = OnnxGraph(model)
+    known = ranks(model)
+    is_1d = [
+        step.op_type == "Conv" and step.input[1] in graph.constants and graph.constants[step.input[1]].ndim == 3
+        for step in graph.nodes
+    ]
+    return _Images(graph, known).rewritten().to_model() if any(is_1d) else model
+
+
+class _Images:
+    """Rewrites a graph node by node. images: the names of values that exist as (batch, channels, 1, length)."""
+
+    def __init__(self, graph: OnnxGraph, known: dict[str, int]) -> None:
+        self.graph = graph
+        self.ranks = known
+        self.images: dict[str, str] = {}
+        self.signals = {*graph.inputs}  # the values that exist in their first form
+        self.axis = graph.constant(np.array([2], dtype=np.int64), "axis")
+        self.nodes: list[NodeProto] = []
+
+    def rewritten(self) -> OnnxGraph:
+        """Return the graph with all nodes rewritten that have a form for images."""
+        for step in self.graph.nodes:
+            if not self._as_image(step):
+                for name in step.input:
+                    self._signal(name)
+                self.nodes.append(step)
+                self.signals.update(step.output)
+        for name in self.graph.outputs:
+            self._signal(name)
+        self.graph.nodes = self.nodes
+        return self.graph
+
+    def _as_image(self, step: NodeProto) -> bool:
+        """Add a node in its form for images; return False if it has none."""
+        options, constants = attributes(step), self.graph.constants
+        if step.op_type == "Conv" and step.input[1] in constants and constants[step.input[1]].ndim == 3:
+            if options.get("auto_pad", b"NOTSET") != b"NOTSET":
+                return False
+            weight = constants[step.input[1]]
+            image = self._image(step.input[0])
+            kernel = self.graph.constant(weight[:, :, None, :], step.input[1])
+            before, after = options.get("pads", [0, 0])
+            self._add(
+                step, [image, kernel, *step.input[2:]],
+                kernel_shape=[1, weight.shape[2]], pads=[0, before, 0, after], group=options.get("group", 1),
+                strides=[1, *options.get("strides", [1])], dilations=[1, *options.get("dilations", [1])],
+            )  # fmt: skip
+            return True
+        if not step.input or step.input[0] not in self.images:
+            return False
+        if step.op_type in _ELEMENTWISE or (step.op_type == "BatchNormalization" and len(step.output) == 1):
+            options.pop("training_mode", None)
+            self._add(step, [self.images[step.input[0]], *step.input[1:]], **options)
+            return True
+        if step.op_type in _BINARY:
+            return self._binary(step)
+        if step.op_type == "ReduceMean" and self._reduces_length(step):
+            pooled = self.graph.fresh(step.output[0])
+            self.nodes.append(node("GlobalAveragePool", [self.images[step.input[0]]], pooled))  # (N, C, 1, 1)
+            if options.get("keepdims", 1):
+                self.images[step.output[0]] = pooled
+            else:
+                self.nodes.append(node("Flatten", [pooled], step.output[0]))
+                self.signals.add(step.output[0])
+            return True
+        return False
+
+    def _binary(self, step: NodeProto) -> bool:
+        inputs = []
+        for name in step.input:
+            if name in self.graph.constants:
+                values = self.graph.constants[name]
+                # (C, 1) and (1, C, 1) get the height before their last dimension; fewer dimensions broadcast as before
+                image = values if values.ndim < 2 else np.expand_dims(values, -2)
+                inputs.append(self.graph.constant(image, name))
+            elif name in self.images or self.ranks.get(name) == 3:
+                inputs.append(self._image(name))
+            else:
+                return False
+        self._add(step, inputs)
+        return True
+
+    def _reduces_length(self, step: NodeProto) -> bool:
+        """Whether a mean is over the last dimension alone."""
+        axes: Any = attributes(step).get("axes")
+        if axes is None and len(step.input) > 1:
+            values = self.graph.constants.get(step.input[1])
+            axes = None if values is None else values.tolist()
+        return axes is not None and list(axes) in ([2], [-1])
+
+    def _add(self, step: NodeProto, inputs: list[str], **options: Any) -> None:
+        name = self.graph.fresh(step.output[0])
+        self.nodes.append(node(step.op_type, inputs, name, **options))
+        self.images[step.output[0]] = name
+
+    def _image(self, name: str) -> str:
+        if name not in self.images:
+            self.images[name] = self.graph.fresh(name)
+            self.nodes.append(node("Unsqueeze", [name, self.axis], self.images[name]))
+        return self.images[name]
+
+    def _signal(self, name: str) -> None:
+        """Add the node that gives a value its first form again, if a node or an output needs that."""
+        if name in self.images and name not in self.signals:
+            self.nodes.append(node("Squeeze", [self.images[name], self.axis], name))
+            self.signals.add(name)
+
+
+def without_batch_norms(model: ModelProto) -> ModelProto:
+    """Return an equal model without batch norms, which have no quantized form.
+
+    One that follows a convolution becomes a part of it. Any other becomes a convolution of each channel on its own, or
+    a product and a sum for (batch, channels).
+    """
+    graph = OnnxGraph(model)
+    known, uses = ranks(model), graph.uses()
+    producers = {name: step for step in graph.nodes for name in step.output}
+    nodes: list[NodeProto] = []
+    for step in graph.nodes:
+        if step.op_type != "BatchNormalization":
+            nodes.append(step)
+            continue
+        scale, shift = _scale_and_shift(graph, step)
+        before = producers.get(step.input[0])
+        if before is not None and before.op_type == "Conv" and len(uses[step.input[0]]) == 1:
+            _fold(graph, before, scale, shift)
+            before.output[0] = step.output[0]
+        else:
+            nodes += _scaled(graph, step, scale, shift, known.get(step.input[0], 2))
+    graph.nodes = nodes
+    return graph.to_model()
+
+
+def _scale_and_shift(graph: OnnxGraph, step: NodeProto) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the factor and the summand of each channel, (channels,) each."""
+    weight, bias, mean, variance = (graph.constants[name].astype(np.float64) for name in step.input[1:5])
+    scale = weight / np.sqrt(variance + attributes(step).get("epsilon", 1e-5))
+    return scale, bias - mean * scale
+
+
+def _fold(graph: OnnxGraph, conv: NodeProto, scale: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
+    """Multiply the outputs of a convolution by `scale` and add `shift`, in its weights."""
+    weight = graph.constants[conv.input[1]]
+    bias = graph.constants[conv.input[2]] if len(conv.input) > 2 else np.zeros(len(scale))
+    scaled = weight * scale.reshape(-1, *(1 for _ in weight.shape[1:]))
+    inputs = (graph.constant(scaled.astype(np.float32), conv.input[1]),
+              graph.constant((bias * scale + shift).astype(np.float32), f"{conv.input[1]}.bias"))  # fmt: skip
+    conv.input[:] = [conv.input[0], *inputs]
+
+
+def _scaled(
+    graph: OnnxGraph, step: NodeProto, scale: NDArray[np.float64], shift: NDArray[np.float64], rank: int
+) -> Iterator[NodeProto]:
+    """Yield the nodes that multiply channels by `scale` and add `shift`."""
+    name, bias = step.output[0], graph.constant(shift.astype(np.float32), f"{step.output[0]}.shift")
+    if rank > 2:
+        shape = (-1, 1, *(1 for _ in range(rank - 2)))
+        weight = graph.constant(scale.astype(np.float32).reshape(shape), f"{name}.scale")
+        yield node("Conv", [step.input[0], weight, bias], name, group=len(scale), kernel_shape=[1] * (rank - 2))
+        return
+    product = graph.fresh(name)
+    yield node("Mul", [step.input[0], graph.constant(scale.astype(np.float32), f"{name}.scale")], product)
+    yield node("Add", [product, bias], name)

@@ -1,0 +1,50 @@
+"""The options of an export, and its result."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdkit.errors import RecipeError
+from kdkit.utils.validation import is_number, validate_count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """The options of `kdkit.export_net`.
+
+    points: by how much each metric of an export may be worse than that of the network, in hundredths; of a regression,
+    relative to its value. tolerance: the largest difference of outputs; None for that of the format.
+    calibration: the number of training samples by which the ranges of quantized values are chosen. finish_epochs: of
+    the training of a quantized network that misses the gate of its metrics; 0 for none.
+    seed: of the choice of samples and of random inputs. timing_seconds: for the passes of each export that are timed.
+    """
+
+    points: float = 0.5
+    tolerance: float | None = None
+    calibration: int = 256
+    finish_epochs: int = 3
+    seed: int = 0
+    timing_seconds: float = 3.0
+
+    def __post_init__(self) -> None:
+        for name in ("points", "tolerance", "timing_seconds"):
+            value = getattr(self, name)
+            if value is not None and not (is_number(value) and value >= 0):
+                raise RecipeError(f"{name} of an export must be a number of at least 0; got {value!r}")
+        validate_count("calibration", self.calibration)
+        validate_count("finish_epochs", self.finish_epochs, least=0)
+        validate_count("seed", self.seed, least=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportResult:
+    """An export. path: of its file. passed: whether it has passed its gates; otherwise the file is named "rejected".
+
+    card: the gates, sizes and times, as values for JSON; see `kdkit.export.card`.
+    """
+
+    format: str
+    path: Path
+    passed: bool
+    card: Mapping[str, Any]

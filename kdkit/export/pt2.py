@@ -1,0 +1,93 @@
+"""Export to PT2, the archive of torch.export, which torch runs, compiles and lowers to other formats."""
+
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kdkit.export.base import Arrays, Exported, Exporter, Model
+from kdkit.export.source import ExportSource
+from kdkit.utils.files import to_json
+
+METADATA = "kdkit.json"  # the name of the file of metadata in the archive
+
+
+class Pt2Exporter(Exporter):
+    """A program of torch.export with dynamic sizes, for torch.export.load, AOTInductor and ExecuTorch."""
+
+    suffix = ".pt2"
+
+    def require(self) -> None:
+        """Nothing but torch is needed."""
+
+    def export(self, source: ExportSource) -> Exported:
+        """Return the program."""
+        return Exported(content=_saved(source.program, {}))
+
+    def with_metadata(self, content: bytes, metadata: Mapping[str, Any]) -> bytes:
+        """Return the archive with metadata as the file kdkit.json in it."""
+        return _saved(torch.export.load(io.BytesIO(content)), {METADATA: to_json(metadata)})
+
+    def open(self, content: bytes) -> Model:
+        """Return the program that torch runs, in eval mode as it was traced."""
+        module = torch.export.load(io.BytesIO(content)).module()
+
+        def model(inputs: Arrays) -> NDArray[np.float32]:
+            with torch.no_grad():
+                outputs: Tensor = module(*(torch.from_numpy(array) for array in inputs.values()))
+            return outputs.float().numpy()
+
+        return model
+
+    def peak_activation_bytes(self, content: bytes, inputs: Arrays) -> int | None:
+        """Return the most memory that values need at once, in the order of the operations."""
+        program = torch.export.load(io.BytesIO(content))
+        return _Peak(program.module()).measure(tuple(map(torch.from_numpy, inputs.values())))
+
+
+def read_metadata(content: bytes) -> dict[str, Any]:
+    """Return the metadata in an archive, empty if it has none of kdkit."""
+    files = {METADATA: ""}
+    torch.export.load(io.BytesIO(content), extra_files=files)
+    metadata: dict[str, Any] = json.loads(files[METADATA] or "{}")
+    return metadata
+
+
+def _saved(program: torch.export.ExportedProgram, files: dict[str, str]) -> bytes:
+    # An archive has the inputs that a program was traced with, which are samples of the data, such as of patients.
+    program.example_inputs = None
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files=files)
+    return buffer.getvalue()
+
+
+class _Peak(torch.fx.Interpreter):
+    """Runs a graph and measures the storage of all values that are alive; weights do not count."""
+
+    def __init__(self, module: torch.fx.GraphModule) -> None:
+        super().__init__(module)
+        self.weights = {tensor.untyped_storage().data_ptr() for tensor in module.state_dict().values()}
+        self.peak = 0
+
+    def measure(self, inputs: tuple[Tensor, ...]) -> int:
+        """Return the largest number of bytes."""
+        with torch.no_grad():
+            self.run(*inputs)
+        return self.peak
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        """Run a node; afterwards the interpreter drops the values that no later node takes."""
+        value = super().run_node(n)
+        # By storage, since views share that of their base.
+        storages = {
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+            for tensor in (*self.env.values(), value)
+            if isinstance(tensor, Tensor)
+        }
+        self.peak = max(self.peak, sum(size for place, size in storages.items() if place not in self.weights))
+        return value

@@ -1,0 +1,224 @@
+"""A trained network as exporters take it: a module of named tensors, with real inputs for examples and calibration."""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdkit.data.batch import Batch
+from kdkit.data.dataset import Data, LoaderSplit, Split
+from kdkit.data.loading import batches
+from kdkit.errors import KdkitError, first_line
+from kdkit.export.options import ExportOptions
+from kdkit.nets.net import Net
+from kdkit.nets.views import pick_tensor
+from kdkit.recipe.recipe import Recipe
+from kdkit.utils.modules import eval_mode
+from kdkit.utils.randomness import derive_seed, preserve_rng_state
+
+Sizes = tuple[int | str, ...]
+
+_BATCH_SIZES = (3, 5, 7, 11)  # of the example; a size that no other dimension has
+_SPATIAL = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
+
+
+class ExportSource:
+    """A network with weights on the CPU, its recipe, and its inputs.
+
+    input_names: of the tensors that the view of the network selects from a batch, in their order: the arguments of
+    `forward`. module: takes these tensors, and returns the outputs, (batch, classes) or (batch, classes, *positions).
+    Raises KdkitError if an input is not a tensor or a plain value.
+    """
+
+    def __init__(self, recipe: Recipe, net: Net[Any], options: ExportOptions) -> None:
+        self.recipe = recipe
+        self.net = net
+        self.options = options
+        self.fixed_sizes = False
+        self.shared: dict[str, Any] = {}  # what several exporters compute of the program, by a name of their choice
+        example = next(self.batches(self.data.validation, 1, count=1))
+        with eval_mode(net.network), torch.no_grad():
+            net.first_pass(example)  # notes which element the outputs are, and whether their classes are last
+        args, kwargs = net.view(example)
+        template = _named(net.network, args, kwargs)
+        self.input_names = tuple(name for name, value in template.items() if isinstance(value, Tensor))
+        for name, value in template.items():
+            if not isinstance(value, Tensor | bool | int | float | str | None):
+                raise KdkitError(
+                    f"input {name!r} of net {net.name!r} is a {type(value).__name__}; an export has tensors as inputs: "
+                    "select them by a view of the net"
+                )
+        if not self.input_names:
+            raise KdkitError(f"net {net.name!r} has no tensor as input, which an export needs")
+        positional = [name for name in list(template)[: len(args)]]
+        self.module: nn.Module = _TensorsOnly(net, template, positional)
+
+    @property
+    def data(self) -> Data:
+        """The data of the recipe."""
+        return self.recipe.data
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the outputs."""
+        return tuple(self.data.classes) if self.net.classes is None else self.net.classes
+
+    def inputs_of(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Return the inputs of the network for a batch, in the order of `input_names`."""
+        args, kwargs = self.net.view(batch)
+        return tuple(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+
+    def batches(self, split: Split | LoaderSplit, size: int, *, count: int) -> Iterator[Batch]:
+        """Yield batches of samples of a split, `count` samples in all or fewer; of rows, evenly spread ones."""
+        if isinstance(split, LoaderSplit):
+            for batch in batches(split, size):
+                batch = batch.rows(torch.arange(min(count, len(batch))))
+                count -= len(batch)
+                if len(batch):
+                    yield batch
+                if count <= 0:
+                    return
+            return
+        rows = torch.linspace(0, len(split) - 1, min(count, len(split))).round().long()
+        yield from batches(split, size, order=rows)
+
+    def calibration(self, size: int = 16) -> Iterator[Batch]:
+        """Yield batches of training samples, whose choice depends on the seed alone."""
+        split, count = self.data.train, self.options.calibration
+        if isinstance(split, LoaderSplit):
+            yield from self.batches(split, size, count=count)
+            return
+        generator = torch.Generator().manual_seed(derive_seed(self.options.seed, len(split)))
+        rows = torch.randperm(len(split), generator=generator)[:count].sort().values
+        yield from batches(split, size, order=rows)
+
+    @cached_property
+    def example(self) -> tuple[Tensor, ...]:
+        """Inputs of a few validation samples, whose number is the size of no other dimension."""
+        batch = next(self.batches(self.data.validation, max(_BATCH_SIZES), count=max(_BATCH_SIZES)))
+        sizes = {size for tensor in self.inputs_of(batch) for size in tensor.shape[1:]}
+        count = next((size for size in _BATCH_SIZES if size not in sizes), _BATCH_SIZES[0])
+        return self.inputs_of(batch.rows(torch.arange(count) % len(batch)))
+
+    @cached_property
+    def program(self) -> torch.export.ExportedProgram:
+        """The network as a program of torch.export, whose dimensions are dynamic as far as the network allows.
+
+        Raises KdkitError if torch cannot trace the network, or it takes one size of batches only.
+        """
+        auto, fixed = torch.export.Dim.AUTO, torch.export.Dim.STATIC
+        dynamic = tuple(
+            {dim: auto if dim == 0 or not self.fixed_sizes else fixed for dim in range(tensor.ndim)}
+            for tensor in self.example
+        )
+        with eval_mode(self.module), preserve_rng_state(), torch.no_grad():
+            try:
+                program = torch.export.export(self.module, self.example, dynamic_shapes=(dynamic,), strict=False)
+            except Exception as error:  # torch.export raises errors of many kinds
+                raise KdkitError(
+                    f"torch.export cannot trace net {self.net.name!r}: {type(error).__name__}: {first_line(error)}; "
+                    "its forward may depend on the values of tensors, or it may be compiled or quantized already"
+                ) from error
+        for name, sizes in zip(self.input_names, _sizes(program, len(self.example)), strict=True):
+            if sizes and isinstance(sizes[0], int):
+                raise KdkitError(
+                    f"net {self.net.name!r} takes batches of exactly {sizes[0]} samples for {name!r}; let its forward "
+                    "read the size of the batch from its input"
+                )
+        return program
+
+    def fix_sizes(self) -> None:
+        """Let only the size of a batch be dynamic, because the network computes something else for other sizes."""
+        self.fixed_sizes = True
+        self.shared.clear()
+        for name in ("program", "shapes"):
+            vars(self).pop(name, None)
+
+    @cached_property
+    def shapes(self) -> dict[str, Sizes]:
+        """The shape of each input: numbers, and names of dynamic dimensions, of which the first one is "batch"."""
+        symbols: dict[str, str] = {}
+        raw = _sizes(self.program, len(self.example))
+        for sizes in raw:
+            spatial = _SPATIAL.get(len(sizes) - 2, ())
+            for dim, size in enumerate(sizes):
+                if isinstance(size, str) and size not in symbols:
+                    named = "batch" if dim == 0 else spatial[dim - 2] if dim >= 2 and spatial else "length"
+                    taken = [*symbols.values()]
+                    symbols[size] = named if named not in taken else f"{named}_{len(taken)}"
+        return {
+            name: tuple(symbols[size] if isinstance(size, str) else size for size in sizes)
+            for name, sizes in zip(self.input_names, raw, strict=True)
+        }
+
+    def random_inputs(self, *, like: Sequence[Tensor], other_sizes: bool) -> tuple[Tensor, ...]:
+        """Return random inputs with the mean and deviation of real ones, and permuted ones of integers.
+
+        other_sizes: whether all dynamic dimensions have another size than the real ones.
+        """
+        generator = torch.Generator().manual_seed(self.options.seed)
+        changed: dict[str, int] = {}
+        made = []
+        for tensor, shape in zip(like, self.shapes.values(), strict=True):
+            sizes = []
+            for size, declared in zip(tensor.shape, shape, strict=True):
+                if other_sizes and isinstance(declared, str):
+                    # odd, and larger than one, which some networks treat differently
+                    size = changed.setdefault(declared, max(2, (3 * size // 4) | 1))
+                sizes.append(size)
+            if tensor.is_floating_point():
+                noise = torch.randn(sizes, generator=generator)
+                deviation = tensor.std() if tensor.numel() > 1 else torch.ones(())
+                made.append((noise * deviation + tensor.mean()).to(tensor.dtype))
+            else:
+                values = tensor.flatten()
+                made.append(values[torch.randint(len(values), sizes, generator=generator)])
+        return tuple(made)
+
+
+class _TensorsOnly(nn.Module):
+    """Takes the tensors of a net by position, adds its other arguments, and returns the outputs as the net does."""
+
+    def __init__(self, net: Net[Any], template: dict[str, Any], positional: list[str]) -> None:
+        super().__init__()
+        self.network = net.network
+        self.constants = {name: value for name, value in template.items() if not isinstance(value, Tensor)}
+        self.tensors = [name for name, value in template.items() if isinstance(value, Tensor)]
+        self.positional = positional
+        self.element = net.taken_element
+        self.channels_last = bool(net.channels_last)  # its first batch has decided it
+        self.source = f"net {net.name!r}"
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        values = {**self.constants, **dict(zip(self.tensors, tensors, strict=True))}
+        args = [values.pop(name) for name in self.positional]
+        output = self.network(*args, **values)
+        if self.element is not None or not isinstance(output, Tensor):
+            output = pick_tensor(output, self.element, self.source)
+        return output.movedim(-1, 1) if self.channels_last and output.ndim > 2 else output
+
+
+def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a module by the names of its parameters; `input`, `input_1`, ... if it has no names."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    named = [
+        parameter.name
+        for parameter in parameters
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    names = [
+        named[index] if index < len(named) else f"input_{index}" if index else "input" for index in range(len(args))
+    ]
+    return {**dict(zip(names, args, strict=True)), **kwargs}
+
+
+def _sizes(program: torch.export.ExportedProgram, count: int) -> list[Sizes]:
+    """Return the shapes of the first inputs of a program: numbers, and the symbols of dynamic dimensions."""
+    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    found = [placeholders[name].meta["val"].shape for name in program.graph_signature.user_inputs[:count]]
+    # A symbol that turned out to have one value only prints as that number.
+    texts = [[str(size) for size in shape] for shape in found]
+    return [tuple(int(text) if text.isdecimal() else text for text in shape) for shape in texts]

@@ -1,0 +1,65 @@
+"""Describe the preparation of records as values for JSON, which exported networks carry for programs without kdkit."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from kdkit_ecg.records.filters import FLAT
+
+VERSION = 1  # of the description; increased if a program that follows it would compute something else
+
+PERSON = ("age / 100", "age known", "female", "male", "sex known")
+_ORDER = 3  # of the band-pass, see `kdkit_ecg.records.filters.bandpass`
+
+
+def describe_preparation(
+    *,
+    leads: Sequence[str],
+    rate: float,
+    length: int,
+    band: tuple[float, float] | None,
+    resampling: str,
+    scaling: str,
+    window: str,
+) -> dict[str, Any]:
+    """Return how a record becomes the inputs of a network: facts, and the steps in their order.
+
+    docs/export.md defines every step.
+    """
+    steps: list[dict[str, Any]] = [
+        {"step": "leads", "names": list(leads), "unit": "mV", "derive_limb_leads": True},
+        {"step": "interpolate_invalid", "all_invalid": 0.0},
+    ]
+    if band is not None:
+        steps.append(
+            {
+                "step": "bandpass",
+                "low": band[0],
+                "high": band[1],
+                "filter": "butterworth",
+                "order": _ORDER,
+                "form": "second-order sections",
+                "direction": "forward and backward",
+                "padding": "odd",
+                "padding_samples": 6 * _ORDER + 3,  # at each end, at most the samples of the record less one
+            }
+        )
+    resample: dict[str, Any] = {"step": "resample", "rate": float(rate), "method": resampling}
+    if resampling == "polyphase":  # the window of scipy.signal.resample_poly
+        resample |= {"window": "kaiser", "beta": 5.0, "half_length": "10 * max(up, down)"}
+    steps.append(resample)
+    if scaling == "zscore":
+        steps.append({"step": "zscore", "axis": "time", "flat_below": FLAT})
+    steps.append({"step": "window", "length": length, "position": window, "padding": 0.0})
+    return {
+        "kind": "ecg",
+        "version": VERSION,
+        "leads": list(leads),
+        "rate": float(rate),
+        "length": length,
+        "unit": "mV",
+        "scaling": scaling,
+        "band": None if band is None else list(band),
+        "steps": steps,
+        "person": {"input": "person", "features": list(PERSON), "unknown": 0.0},
+        "notices": ["not a medical device: for research only, and not for diagnosis or treatment"],
+    }
