@@ -19,7 +19,7 @@ from kdkit_ecg.datasets.patient_table import PatientTable
 from kdkit_ecg.datasets.scan import database_of
 from kdkit_ecg.datasets.signals import duplicate_signals
 from kdkit_ecg.datasets.splits import Splits, splits_of_folds
-from kdkit_ecg.records.header import Header
+from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.tables import first_names, unknown_patients_notice
 
 
@@ -111,7 +111,7 @@ class FoldedDataset(RecordingDataset):
 
     @property
     @abstractmethod
-    def _usable(self) -> tuple[list[Header], ExcludedRecords]:
+    def _usable(self) -> tuple[list[RecordSource], ExcludedRecords]:
         """The headers of the usable records, with or without a fold, and the excluded ones; a cached_property."""
 
     @property
@@ -125,7 +125,7 @@ class FoldedDataset(RecordingDataset):
         """The year of the classes, which a folds file contains."""
 
     @cached_property
-    def _selected(self) -> tuple[list[Header], ExcludedRecords]:
+    def _selected(self) -> tuple[list[RecordSource], ExcludedRecords]:
         headers, excluded_before = self._usable
         excluded = excluded_before.copy()
         if self.shares is not None or not headers:
@@ -162,10 +162,10 @@ class FoldedDataset(RecordingDataset):
         patients = {header.name: self._patient(header) for header in headers}
         return assign_persons(headers, patients, duplicate_signals(headers))
 
-    def _person(self, header: Header) -> str:
+    def _person(self, header: RecordSource) -> str:
         return self._persons[header.name]
 
-    def _patient(self, header: Header) -> str:
+    def _patient(self, header: RecordSource) -> str:
         """Return the patient of a record in records.csv, otherwise in the folds file, otherwise ""."""
         in_table = self._patient_table.get(header.name, {}).get("patient", "")
         from_folds = self._has_given_folds and header.name in self._folds.entries
@@ -181,7 +181,7 @@ class FoldedDataset(RecordingDataset):
         in_folds = self._has_given_folds and any(entry.patient for entry in self._folds.entries.values())
         return in_folds or any((folder / "records.csv").is_file() for folder in self._folders)
 
-    def _split_key(self, header: Header) -> object:
+    def _split_key(self, header: RecordSource) -> object:
         if self.shares is None:
             return self._folds.entries[header.name].fold
         return self._patient(header) if self.grouping == "patient" else ""
@@ -193,7 +193,7 @@ class FoldedDataset(RecordingDataset):
         missing = [record for record in self._folds.entries if record not in present]
         return [f"  {len(missing)} records of the folds file were not found: {first_names(missing)}"] if missing else []
 
-    def _split_rows(self, headers: Sequence[Header]) -> Splits:
+    def _split_rows(self, headers: Sequence[RecordSource]) -> Splits:
         if self.shares is not None:
             by_record = self.grouping == "record"
             groups = [f"record {header.name}" if by_record else self._persons[header.name] for header in headers]
@@ -231,7 +231,7 @@ def fold_records(
     return Folds(entries=entries, k=k, provenance=provenance)
 
 
-def require_undivided_persons(headers: Sequence[Header], persons: Mapping[str, str], folds: Folds) -> None:
+def require_undivided_persons(headers: Sequence[RecordSource], persons: Mapping[str, str], folds: Folds) -> None:
     """Raise DataError if records of one person are in two folds."""
     folds_of_person: dict[str, set[int]] = {}
     for header in headers:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 
-from kdkit_ecg.leads import LEADS
 from kdkit_ecg.utils.record_files import NOT_LISTED
 from kdkit_ecg.utils.tables import first_names
 
@@ -15,7 +14,7 @@ class ExclusionReason(StrEnum):
     NO_HEADER = "no header next to the signal"
     HEADER = "unreadable header"
     NO_SIGNAL = "no signal file"
-    LEADS = f"fewer than {len(LEADS)} leads"
+    LEADS = "absent leads"
     UNITS = "normalised units, not mV (normalised_units=True includes them)"
     CODES = "no scored code"
     NAME = "the name of another record"

@@ -81,7 +81,7 @@ class PTBXL(RecordingDataset):
             except DataError:
                 excluded.add(ExclusionReason.HEADER if path.is_file() else ExclusionReason.NO_SIGNAL, path)
                 continue
-            if is_usable(header, self._label_encoder, excluded, normalised_units=False):
+            if is_usable(header, excluded, encoder=self._label_encoder):
                 selected.append(header)
         self._require_undivided_patients(selected)
         return selected, excluded

@@ -13,8 +13,7 @@ from torch import Tensor
 from kdkit import DataError
 from kdkit_ecg.datasets.scan import LabelEncoder
 from kdkit_ecg.datasets.signal_split import SignalSplit
-from kdkit_ecg.records.header import Header
-from kdkit_ecg.records.record import person_vector
+from kdkit_ecg.records.source import RecordSource, person_vector
 from kdkit_ecg.store import StoredSignals
 
 
@@ -46,7 +45,10 @@ class LabelledRecords:
 
 
 def label_records(
-    headers: Sequence[Header], signals: Sequence[NDArray[np.float32]], encoder: LabelEncoder, persons: Sequence[str]
+    headers: Sequence[RecordSource],
+    signals: Sequence[NDArray[np.float32]],
+    encoder: LabelEncoder,
+    persons: Sequence[str],
 ) -> LabelledRecords:
     """Return the records as rows in the given order; persons: an identifier of the person of each record."""
     # Consecutive numbers for the persons; only their equality matters.

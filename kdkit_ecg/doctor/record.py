@@ -9,7 +9,7 @@ from kdkit_ecg.doctor.waveform import examine_signal
 from kdkit_ecg.labels import is_snomed_code, scored_classes
 from kdkit_ecg.leads import LEADS, missing_leads
 from kdkit_ecg.records.header import Header, header_lines, read_comments, read_header
-from kdkit_ecg.records.record import missing_files
+from kdkit_ecg.records.source import missing_files
 from kdkit_ecg.utils.tables import is_missing
 
 
@@ -36,6 +36,10 @@ def examine(folder: Path, path: Path) -> RecordReport:
         record.add(Reason.CHANNELS, f"{len(header.channels) - len(header.leads)} of {len(header.channels)}")
     if header.default_gains:
         record.add(Reason.NO_GAIN, ", ".join(header.default_gains))
+    if header.counted:
+        record.add(Reason.NO_LENGTH, f"{header.samples:,}")
+    if header.renamed_files:
+        record.add(Reason.FILE_NAME, ", ".join(header.renamed_files))
     if header.normalised:
         record.add(Reason.UNITS)
     missing = missing_files(header)
