@@ -62,29 +62,39 @@ def _factors(pair: tuple[str, str], lead: str) -> dict[str, float]:
     return {pair[0]: (e * d - f * c) / determinant, pair[1]: (a * f - b * e) / determinant}
 
 
-def lead_names(leads: int | tuple[str, ...]) -> tuple[str, ...]:
+def lead_names(leads: int | tuple[str, ...], available: Sequence[str] = LEADS) -> tuple[str, ...]:
     """Return the names in a lead set of `LEAD_SETS`, or the given names in their standard case.
 
-    Raises RecipeError for a number without a set, and for names that are unknown, repeated or missing.
+    Raises RecipeError for a number without a set, and for names that are not available, repeated or missing.
     """
     if isinstance(leads, int):
-        if leads not in LEAD_SETS:
-            nearest = min(LEAD_SETS, key=lambda size: abs(size - leads))
+        count = leads
+        if count not in LEAD_SETS:
+            nearest = min(LEAD_SETS, key=lambda size: abs(size - count))
             sizes = ", ".join(map(str, sorted(LEAD_SETS)))
             raise RecipeError(
                 f"expected the size of a lead set ({sizes}), got {leads}; did you mean {nearest}? "
                 "Leads(('I', 'V5')) selects any leads by name"
             )
-        return LEAD_SETS[leads]
+        leads = LEAD_SETS[leads]
     if isinstance(leads, str) or not leads:
         raise RecipeError(f"Leads expects a number or a non-empty tuple of names, such as ('I', 'II'), got {leads!r}")
-    unknown = [name for name in leads if str(name).lower() not in _STANDARD_CASE]
+    by_case = {name.lower(): name for name in available}
+    unknown = [name for name in leads if str(name).lower() not in by_case]
     if unknown:
         # In the case of the leads, so that the nearest name is found by its letters and not by their case.
         cased = str(unknown[0]).upper().replace("AV", "aV")
-        raise RecipeError(f"{unknown[0]!r} is not a lead; {did_you_mean(cased, LEADS)}")
-    names = tuple(_STANDARD_CASE[name.lower()] for name in leads)
+        among = "" if tuple(available) == LEADS else " of these data"
+        raise RecipeError(f"{unknown[0]!r} is not a lead{among}; {did_you_mean(cased, available)}")
+    names = tuple(by_case[name.lower()] for name in leads)
+    require_distinct_leads(names)
+    return names
+
+
+def require_distinct_leads(names: Sequence[str]) -> None:
+    """Raise RecipeError for a lead that occurs twice."""
     repeated = [name for position, name in enumerate(names) if name in names[:position]]
     if repeated:
-        raise RecipeError(f"expected every lead once, got {repeated[0]!r} twice in {leads!r}; remove one of them")
-    return names
+        raise RecipeError(
+            f"expected every lead once, got {repeated[0]!r} twice in {tuple(names)!r}; remove one of them"
+        )

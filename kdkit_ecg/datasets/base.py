@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,9 @@ Folder = str | Path
 @dataclass(frozen=True, eq=False)
 class RecordingDataset(Data, ABC):
     """Recordings as data for kdkit. A subclass finds the records and assigns them to splits."""
+
+    # Options that change no sample. Folds count by the fold of each record, see _split_key.
+    _without_effect: ClassVar[tuple[str, ...]] = ("folder", "strict", "folds", "store")
 
     folder: Folder | Sequence[Folder]
     _: KW_ONLY
@@ -107,9 +110,8 @@ class RecordingDataset(Data, ABC):
     @cached_property
     def fingerprint(self) -> str:
         """A digest of every header, size of a signal file, label, split and option. Reads headers, but no signal."""
-        # Options that change no sample. Folds count by the fold of each record, see _split_key.
-        ignored = ("folder", "strict", "folds", "store")
-        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ignored}
+        names = [field.name for field in fields(self) if field.name not in self._without_effect]
+        options = {name: getattr(self, name) for name in names}
         options.update(asdict(self._preparation))  # rate and band as floats
         digest = hashlib.blake2b(repr((VERSION, type(self).__name__, sorted(options.items()))).encode(), digest_size=16)
         for header in self._selected[0]:

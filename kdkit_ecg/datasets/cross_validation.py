@@ -74,7 +74,7 @@ class FoldedDataset(RecordingDataset):
         if self.grouping == "record":
             notices.append("folds are by record, so a patient may be in several splits")
         elif not self._has_patient_names():
-            notices.append("there is no records.csv with patients, so each record counts as a patient of its own")
+            notices.append("there is no table with patients, so each record counts as a patient of its own")
         elif unknown:
             notices.append(unknown_patients_notice(unknown, len(headers)))
         if headers and self._missing_records():
@@ -92,7 +92,7 @@ class FoldedDataset(RecordingDataset):
                 f"{len(groups)} patients in {self._folder_names} are too few for {k} folds; use fewer folds, or "
                 f"shares:\n{excluded.summary(len(headers))}"
             )
-        provenance = {"seed": str(self.seed), "year": self._year, "grouping": self.grouping}
+        provenance = {"seed": str(self.seed), **self._provenance, "grouping": self.grouping}
         labels = np.stack([self._label_encoder.row(header.codes) for header in headers])  # (records, classes)
         return fold_records(members, labels, k=k, provenance=provenance, keep=keep)
 
@@ -106,7 +106,7 @@ class FoldedDataset(RecordingDataset):
             # Records merged by a duplicate signal may share a person that is named after one of them.
             patient = "" if person == record_itself and sizes[person] == 1 else person
             group = person if self.grouping == "patient" else record_itself
-            members[header.name] = FoldMember(database_of(header, self._patient_table), patient, group)
+            members[header.name] = FoldMember(self._database(header), patient, group)
         return members
 
     @property
@@ -121,8 +121,16 @@ class FoldedDataset(RecordingDataset):
 
     @property
     @abstractmethod
-    def _year(self) -> str:
-        """The year of the classes, which a folds file contains."""
+    def _provenance(self) -> Mapping[str, str]:
+        """What a folds file contains about the classes, without spaces."""
+
+    def _database(self, source: RecordSource) -> str:
+        """Return the database of a record, "" if unknown; each has equal shares of all folds."""
+        return database_of(source, self._patient_table)
+
+    def _has_patient_table(self) -> bool:
+        """Return whether there is a table of patients."""
+        return any((folder / "records.csv").is_file() for folder in self._folders)
 
     @cached_property
     def _selected(self) -> tuple[list[RecordSource], ExcludedRecords]:
@@ -177,9 +185,9 @@ class FoldedDataset(RecordingDataset):
         return isinstance(self.folds, (str, Path, Folds))
 
     def _has_patient_names(self) -> bool:
-        """Return whether there is a source of patients: a records.csv, or a folds file with patients."""
+        """Return whether there is a source of patients: a table, or a folds file with patients."""
         in_folds = self._has_given_folds and any(entry.patient for entry in self._folds.entries.values())
-        return in_folds or any((folder / "records.csv").is_file() for folder in self._folders)
+        return in_folds or self._has_patient_table()
 
     def _split_key(self, header: RecordSource) -> object:
         if self.shares is None:

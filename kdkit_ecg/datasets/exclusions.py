@@ -17,6 +17,8 @@ class ExclusionReason(StrEnum):
     LEADS = "absent leads"
     UNITS = "normalised units, not mV (normalised_units=True includes them)"
     CODES = "no scored code"
+    NO_ROW = "no row in the table of labels"
+    NO_LABEL = "no label in the table of labels"
     NAME = "the name of another record"
     NO_FOLD = "no fold in the folds file"
     RATE = "a rate that the band-pass or the resampling cannot handle"

@@ -19,9 +19,9 @@ from kdkit_ecg.store import StoredSignals
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LabelledRecords:
-    """signals: float32 (12, time) each; person (records, 5); labels (records, classes); ids, groups (records,) int64.
+    """Records in rows: signals, float32 (leads, time) each; person (records, 5); labels (records, classes).
 
-    groups: the same number for records of one patient; None if no patient has two records.
+    ids, groups: (records,) int64; groups are equal for records of one patient, None if no patient has two records.
     """
 
     signals: Sequence[NDArray[np.float32]]

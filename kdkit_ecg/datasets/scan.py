@@ -37,7 +37,7 @@ class LabelEncoder(Protocol):
 
 def find_records(
     encoder: LabelEncoder, table: PatientTable, excluded: ExcludedRecords, *, normalised_units: bool
-) -> list[Header]:
+) -> list[RecordSource]:
     """Return the headers of the usable records in `excluded.folders`, sorted by name. Reads no signal.
 
     Records that cannot be used are added to `excluded`. Of records with one name, the first in this order is used: the
@@ -52,7 +52,7 @@ def find_records(
             rank[header.path] = (position, len(header.path.relative_to(folder).parts))
             if is_usable(header, excluded, encoder=encoder, normalised_units=normalised_units):
                 by_name.setdefault(header.name, []).append(header)
-    selected = []
+    selected: list[RecordSource] = []
     for name in sorted(by_name):  # sorted, so that rows do not depend on the order of the file system
         database = table.get(name, {}).get("database")
         # Paths are unique, so the comparison of two tuples never reaches the headers.

@@ -16,6 +16,7 @@ from kdkit.utils.validation import validate_count
 from kdkit_ecg.augmentations import check_augmentations
 from kdkit_ecg.datasets.signal_split import Augmentations, SignalSplit
 from kdkit_ecg.labels import scored_classes
+from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.filters import zscore
 from kdkit_ecg.simulator import Simulator
 
@@ -47,6 +48,7 @@ class Synthetic(Data):
     """
 
     task: Task = "multilabel"
+    leads = LEADS
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """Layers that the ECG networks share (squeeze-excite, pooling, the head), and the checks of their arguments."""
 
-from typing import Literal, get_args
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,29 @@ Preset = Literal["corrected", "paper"]
 
 PERSON = 5  # age/100, age known, female, male, sex known
 PERSON_FEATURES = 10
+
+
+class EcgData(Protocol):
+    """Data with named leads and classes, such as Records or Challenge2020."""
+
+    @property
+    def leads(self) -> Sequence[str]:
+        """Names of the leads, in the order of the channels."""
+        ...
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes, in the order of the label columns."""
+        ...
+
+
+class EcgNet(nn.Module):
+    """A network with the parameters leads and classes, whose sizes may follow from data."""
+
+    @classmethod
+    def for_data(cls, data: EcgData, **options: Any) -> Self:
+        """Return a network for all leads and classes of the data. options: other parameters of the network."""
+        return cls(leads=len(data.leads), classes=len(data.classes), **options)
 
 
 class SqueezeExcite(nn.Module):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from kdkit_ecg.models.blocks import (
     PERSON,
     PERSON_FEATURES,
+    EcgNet,
     Head,
     MeanOverTime,
     Preset,
@@ -20,7 +21,7 @@ from kdkit_ecg.models.channels_last import BatchNorm1d, Conv1d, SameConv1d
 KERNEL = 8
 
 
-class LRHNet(nn.Module):
+class LRHNet(EcgNet):
     """LRH-Net, for signals of any length.
 
     width: channels of the stem and of the first block; the others have twice and four times as many.

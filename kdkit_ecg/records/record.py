@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from kdkit import DataError
-from kdkit_ecg.leads import LEADS, missing_leads
-from kdkit_ecg.records.header import Header, read_header
+from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.samples import invalid_values, mismatched_leads, read_steps
-from kdkit_ecg.records.signal_lines import UNITS
-from kdkit_ecg.records.source import Record, RecordSource, interpolate_invalid, missing_files, select_leads
+from kdkit_ecg.records.signal_lines import UNITS, SignalHeader
+from kdkit_ecg.records.source import Record, RecordSource, missing_files, ordered_signal
 
 
 class ChecksumError(DataError):
@@ -19,15 +18,14 @@ class ChecksumError(DataError):
 def read_record(source: Path | RecordSource) -> Record:
     """Read a record from the path of its .hea file, or from a header or another source that was already read.
 
-    Invalid samples are interpolated linearly, and take the nearest valid sample at the ends. A lead without a valid
-    sample is 0. If of the twelve leads only limb leads are absent that follow from others, they are computed.
+    Absent limb leads and invalid samples: see `ordered_signal`.
     Raises DataError, which names the file, if the record cannot be read, and ChecksumError, which is one, if first
     samples and checksums in the header do not match its samples.
     """
     return (read_header(source) if isinstance(source, Path) else source).read()
 
 
-def read_wfdb(header: Header) -> Record:
+def read_wfdb(header: SignalHeader) -> Record:
     """Read a WFDB record; see `read_record`."""
     missing = missing_files(header)
     if missing:
@@ -41,13 +39,10 @@ def read_wfdb(header: Header) -> Record:
         )
     gains, baselines = (np.array(values)[:, None] for values in (header.gains_per_unit, header.baselines))  # (leads, 1)
     units = np.array([UNITS[unit] for unit in header.units])[:, None]  # normalised units have a factor of 1
-    # A record with fewer leads keeps its set, in the usual order, with further leads in theirs.
-    twelve = LEADS if not missing_leads(header.leads) else [lead for lead in LEADS if lead in header.leads]
-    leads = (*twelve, *(lead for lead in header.leads if lead not in LEADS))
     with np.errstate(over="ignore", invalid="ignore"):  # a tiny gain gives samples that are not finite, without notice
         in_units = (steps.astype(np.float64) - baselines) / gains
         in_units[steps == invalid_values(header)] = np.nan
-        signal = interpolate_invalid(select_leads(in_units * units, header.leads, leads)).astype(np.float32)
+        leads, signal = ordered_signal(in_units * units, header.leads)
     return Record(
         name=header.name,
         path=header.path,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError
-from kdkit_ecg.leads import derivation, missing_leads
+from kdkit_ecg.leads import LEADS, derivation, missing_leads
 
 Sex = Literal["female", "male"]
 Signal = NDArray[np.floating[Any]]
@@ -127,8 +127,19 @@ def select_leads(signal: Signal, names: Sequence[str], wanted: Sequence[str]) ->
     return selected
 
 
-def interpolate_invalid(signal: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return (leads, time) with NaN interpolated over time, in place."""
+def ordered_signal(signal: NDArray[np.float64], names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+    """Return the names and the signal in the usual order, (leads, time): the twelve leads, then others in their order.
+
+    If of the twelve only limb leads are absent that follow from others, they are derived; a smaller set stays as it is.
+    Invalid samples, which are NaN, are interpolated linearly, and take the nearest valid sample at the ends. A lead
+    without a valid sample is 0.
+    """
+    twelve = LEADS if not missing_leads(names) else [lead for lead in LEADS if lead in names]
+    leads = (*twelve, *(name for name in names if name not in LEADS))
+    return leads, _interpolate_invalid(select_leads(signal, names, leads)).astype(np.float32)
+
+
+def _interpolate_invalid(signal: Signal) -> Signal:
     for lead in signal:
         invalid = np.isnan(lead)
         if invalid.all():  # no sample to interpolate from
