@@ -12,6 +12,7 @@ from kdkit import DataError
 from kdkit.errors import did_you_mean
 from kdkit.utils.console import make_console
 from kdkit.utils.printable import echo, printable
+from kdkit_ecg.leads import LEADS, standard_name
 from kdkit_ecg.utils.processes import usable_cores
 
 # Each command imports its implementation when it runs: requests and torch would slow down `kdkit --help`.
@@ -81,8 +82,12 @@ def fetch(release: str, base_url: str | None, dry_run: bool, **options: Any) -> 
 )
 @click.option("--json", "json_file", type=_FILE, help="Also write the whole report to this JSON file.")
 @click.option("--all", "all_names", is_flag=True, help="Name every record with a finding, not only the first few.")
+@click.option("--leads", help="Leads that each record needs, such as I,II,V1; default: the twelve.")
+@click.option("--own-labels", is_flag=True, help="A table has the labels, so that no record needs a scored code.")
 @click.pass_context
-def doctor(ctx: click.Context, folder: Path, jobs: int, json_file: Path | None, all_names: bool) -> None:
+def doctor(
+    ctx: click.Context, folder: Path, jobs: int, json_file: Path | None, all_names: bool, **options: Any
+) -> None:
     """Read every record in DIR, and report the number in each class, bad records and odd records.
 
     The exit code is 1 if any record is bad, which means that the loaders exclude it or that its signal is damaged.
@@ -92,11 +97,13 @@ def doctor(ctx: click.Context, folder: Path, jobs: int, json_file: Path | None, 
 
     from kdkit_ecg.doctor import print_survey, survey, survey_to_json
 
+    leads = tuple(standard_name(name.strip()) for name in (options.pop("leads") or ",".join(LEADS)).split(","))
     console = make_console(markup=False)
     columns = (TextColumn("records"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("")
-        result = survey(folder, jobs, lambda total: progress.update(task, total=total), lambda: progress.advance(task))
+        on_start, on_record = lambda total: progress.update(task, total=total), lambda: progress.advance(task)
+        result = survey(folder, jobs, on_start, on_record, leads=leads, **options)
     if json_file is not None:
         try:
             json_file.write_text(json.dumps(survey_to_json(result), indent=1) + "\n", encoding="utf-8")

@@ -18,7 +18,7 @@ class Reason(StrEnum):
     HEADER = "unreadable header"
     NO_SIGNAL = "no signal file"
     NO_HEADER = "a signal without a header"
-    LEADS = "missing leads of the twelve"
+    LEADS = "missing leads"
     UNITS = "normalised units (NU), not mV"
     CODES = "no code that 2020 or 2021 scores"
     SHAPE = "a signal with another shape than in the header"

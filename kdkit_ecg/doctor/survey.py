@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from kdkit import DataError
 from kdkit_ecg.doctor.duplicates import mark_duplicate_names, mark_duplicate_signals
@@ -35,8 +36,14 @@ class Survey:
         return sum(record.bad for record in self.records)
 
 
-def survey(folder: Path, jobs: int, on_start: Callable[[int], None], on_record: Callable[[], None]) -> Survey:
-    """Examine every record in a folder tree with `jobs` processes.
+def survey(
+    folder: Path,
+    jobs: int,
+    on_start: Callable[[int], None],
+    on_record: Callable[[], None],
+    **needs: Any,
+) -> Survey:
+    """Examine every record in a folder tree with `jobs` processes. needs: leads and own_labels of `examine`.
 
     on_start is called with the number of records, on_record after each of them.
     Raises DataError if there is neither a header nor a signal.
@@ -48,7 +55,7 @@ def survey(folder: Path, jobs: int, on_start: Callable[[int], None], on_record: 
         )
     paths = files.headers
     on_start(len(paths))
-    examine_one = partial(examine, folder)
+    examine_one = partial(examine, folder, **needs)
     in_this_process = jobs == 1 or len(paths) <= MIN_RECORDS
     results = ((path, examine_one(path)) for path in paths)  # lazy: unused if there are processes
     reports = {}

@@ -20,7 +20,7 @@ from kdkit_ecg.utils.record_files import require_regular_file
 
 NUMPY_SUFFIX, CSV_SUFFIX, HDF5_SUFFIXES = ".npy", ".csv", (".hdf5", ".h5")
 
-MAX_RECORDS = 5_000_000  # of a file
+MAX_RECORDS, MAX_ID_BYTES = 1_000_000, 256  # of a file, and of a name in it
 # Numbers of a record, and of a piece of an HDF5 file, which is compressed as a whole: a small file may hold any number
 # of equal ones, and must not fill the memory.
 MAX_VALUES = 50_000_000
@@ -41,7 +41,7 @@ def open_array_file(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
         if not arrays.leads:
             raise DataError("it has no names of leads; give ArrayFormat(leads=...) in the order of the array")
         return _open_numpy(path, arrays) if suffix == NUMPY_SUFFIX else _open_hdf5(path, arrays)
-    except (DataError, OSError, ValueError, RuntimeError, KeyError, TypeError, OverflowError, csv.Error) as error:
+    except Exception as error:  # numpy and h5py raise exceptions of any kind for a damaged file
         raise DataError(f"{path} cannot be read: {first_line(error)}") from error
 
 
@@ -133,7 +133,7 @@ def _open_hdf5(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
         names = list(map(str, range(count)))
         if arrays.ids in signals.file:
             ids = _hdf5_dataset(signals.file, arrays.ids)
-            if ids.shape != (count,):
+            if ids.shape != (count,) or ids.dtype.itemsize > MAX_ID_BYTES:
                 raise DataError(f"expected an id in {arrays.ids} for each of the {count} records, got {ids.shape}")
             names = [id.decode() if isinstance(id, bytes) else str(id) for id in ids[:].tolist()]
     return _stack(path, arrays, samples, names)

@@ -73,8 +73,7 @@ class ArraySource(RecordSource):
 
         try:
             values = read_values(self)  # (leads, time)
-        # The exceptions of numpy and h5py, and the warning of numpy for a table without numbers.
-        except (DataError, OSError, ValueError, RuntimeError, KeyError, TypeError, OverflowError, Warning) as error:
+        except Exception as error:  # numpy and h5py raise exceptions of any kind for a damaged file
             raise DataError(f"the signal of {self.path} cannot be read: {first_line(error)}") from error
         with np.errstate(over="ignore", invalid="ignore"):  # numbers near the largest float, which are refused later
             signal = values.astype(np.float64) * (UNITS[self.format.unit.lower()] / self.format.gain)

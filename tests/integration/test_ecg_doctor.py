@@ -453,3 +453,14 @@ def test_a_gain_that_wfdb_chose_is_no_finding(storage, tmp_path):
     (record,) = examine_all(tmp_path)
     assert max(read_header(tmp_path / "R1.hea").gains) > 50_000
     assert record.findings == []
+
+
+def test_records_with_own_leads_and_labels_are_judged_by_these(kdkit_here, tmp_path):
+    for number in range(3):
+        write(tmp_path / "data", f"E{number}", wave(number)[:3], leads=("I", "III", "V1"), codes="")
+    result = kdkit_here("ecg", "doctor", "data", "--leads", "v1, Lead II", "--own-labels", "--all", "--jobs", 1)
+    assert result.code == 0, result
+    assert "3 leads computed from two other limb leads:\n    E0 (II)\n" in result.out
+    assert "3 records: 0 bad, 3 odd" in result.out
+    assert kdkit_here("ecg", "doctor", "data", "--leads", "V1", "--jobs", 1).code == 1  # without a code
+    assert kdkit_here("ecg", "doctor", "data", "--own-labels", "--jobs", 1).code == 1  # without V2 to V6
