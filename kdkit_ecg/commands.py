@@ -17,12 +17,23 @@ from kdkit_ecg.utils.processes import usable_cores
 
 # Each command imports its implementation when it runs: requests and torch would slow down `kdkit --help`.
 
-# A published version never changes, so files from an earlier run can be verified with its list of checksums.
-RELEASES: Mapping[str, str] = MappingProxyType(
+_FIGSHARE = "https://api.figshare.com/v2/articles/"
+
+# The address of each release, and the records below it whose lists are JSON. A published version never changes, so
+# files from an earlier run can be verified with its list of checksums.
+RELEASES: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
     {
-        "challenge-2020": "https://physionet.org/files/challenge-2020/1.0.2/",
-        "challenge-2021": "https://physionet.org/files/challenge-2021/1.0.3/",
-        "ptb-xl": "https://physionet.org/files/ptb-xl/1.0.3/",
+        "challenge-2020": ("https://physionet.org/files/challenge-2020/1.0.2/", ()),
+        "challenge-2021": ("https://physionet.org/files/challenge-2021/1.0.3/", ()),
+        "ptb-xl": ("https://physionet.org/files/ptb-xl/1.0.3/", ()),
+        # CODE-15% (Ribeiro et al. 2021); SPH (Liu et al. 2022): attributes, records, codes and rules, each an article;
+        # ZZU-pECG (Tan et al. 2025).
+        "code-15": ("https://zenodo.org/api/records/", ("4916206",)),
+        "sph": (
+            _FIGSHARE,
+            ("17912441/versions/1", "17912444/versions/1", "17912507/versions/1", "19738468/versions/1"),
+        ),
+        "zzu-pecg": (_FIGSHARE, ("27078763/versions/1",)),
     }
 )
 
@@ -51,11 +62,13 @@ def ecg() -> None:
 @click.option(
     "--only", multiple=True, help="A folder, or a pattern of paths such as '*/georgia/*.hea'. May be repeated."
 )
-@click.option("--base-url", metavar="URL", help="Address of a mirror, the folder with SHA256SUMS.txt.")
+@click.option(
+    "--base-url", metavar="URL", help="Address of a mirror, the folder with SHA256SUMS.txt or the JSON of the records."
+)
 @click.option("--verify", is_flag=True, help="Read all existing files again, including those verified before.")
 @click.option("--dry-run", is_flag=True, help="Print the number of files and bytes to fetch, and write nothing.")
 def fetch(release: str, base_url: str | None, dry_run: bool, **options: Any) -> None:
-    """Fetch a release from PhysioNet into DIR and verify its SHA-256 checksums.
+    """Fetch a release from PhysioNet, Zenodo or figshare into DIR and verify its checksums.
 
     Run the same command again to resume it, to retry failed files, or to check that all files are correct.
     """
@@ -63,7 +76,8 @@ def fetch(release: str, base_url: str | None, dry_run: bool, **options: Any) -> 
     from kdkit_ecg.download import fetch as fetch_release
 
     console = make_console(markup=False)
-    request = DownloadRequest(base=base_url or RELEASES[release], dry_run=dry_run, **options)
+    address, records = RELEASES[release]
+    request = DownloadRequest(base=base_url or address, records=records, dry_run=dry_run, **options)
     try:
         report = fetch_release(request, console)
     except KeyboardInterrupt:

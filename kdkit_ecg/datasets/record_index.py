@@ -13,6 +13,8 @@ from kdkit_ecg.records.open_file import SUFFIXES, open_file
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.record_files import find_record_files
 
+_STACKS = (NUMPY_SUFFIX, *HDF5_SUFFIXES)  # of files that may have several records
+
 
 class RecordIndex:
     """The files of records in `excluded.folders`, by their path without suffix and by their name."""
@@ -21,20 +23,18 @@ class RecordIndex:
         self.excluded, self.arrays = excluded, arrays
         self._by_path: dict[str, Path] = {}
         self._by_name: dict[str, dict[Path, None]] = {}  # the paths of files with a name, without repetition
-        self._stacks: list[Path] = []
         for folder in excluded.folders:
             files = find_record_files(folder)
             excluded.add_not_listed(files.not_listed)
             # The best description of a record first, as only one of its files is read.
             paths = sorted([*files.headers, *files.arrays], key=lambda path: SUFFIXES.index(path.suffix.lower()))
             for path in paths:
-                if path.suffix.lower() in HDF5_SUFFIXES:
-                    self._stacks.append(path)
-                elif not (path.suffix.lower() == CSV_SUFFIX and path.resolve() == table.resolve()):
-                    stem = path.with_suffix("")
-                    used = self._by_path.setdefault(stem.relative_to(folder).as_posix(), path)
-                    if used.with_suffix("") == stem:  # a second file of this record, or of another folder, is not used
-                        self._by_name.setdefault(path.stem, {})[used] = None
+                if path.suffix.lower() == CSV_SUFFIX and path.resolve() == table.resolve():
+                    continue
+                stem = path.with_suffix("")
+                used = self._by_path.setdefault(stem.relative_to(folder).as_posix(), path)
+                if used.with_suffix("") == stem:  # a second file of this record, or of another folder, is not used
+                    self._by_name.setdefault(path.stem, {})[used] = None
 
     def find(self, rows: Mapping[str, LabelRow]) -> Iterator[tuple[str, RecordSource]]:
         """Yield the records of a table that are found, with their names in it.
@@ -55,10 +55,10 @@ class RecordIndex:
                 yield record, source
         unused = [path for path in self._by_path.values() if path not in used | parts]
         # An array that no row names may be a stack of the records that rows name.
-        for path in [*self._stacks, *(path for path in unused if path.suffix.lower() == NUMPY_SUFFIX)]:
-            yield from self._find_in_stack(path, rows)
         for path in unused:
-            if path.suffix.lower() not in (CSV_SUFFIX, NUMPY_SUFFIX):  # which may be anything else
+            if path.suffix.lower() in _STACKS:
+                yield from self._find_in_stack(path, rows)
+            elif path.suffix.lower() != CSV_SUFFIX:  # which may be any table
                 self.excluded.add(ExclusionReason.NO_ROW, path)
 
     def _path(self, record: str) -> Path | None:
@@ -71,7 +71,7 @@ class RecordIndex:
         return paths[0] if paths else None
 
     def _open(self, path: Path) -> RecordSource | None:
-        if path.suffix.lower() in (CSV_SUFFIX, NUMPY_SUFFIX) and self.arrays is None:
+        if path.suffix.lower() in (CSV_SUFFIX, *_STACKS) and self.arrays is None:
             open_file(path)  # raises an error with the option that is needed
         try:
             sources = open_file(path, self.arrays)

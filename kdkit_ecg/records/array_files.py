@@ -62,7 +62,7 @@ def read_values(source: ArraySource) -> NDArray[Any]:
         values: NDArray[Any] = np.array(array if source.position is None else array[source.position])
     else:
         with _hdf5_signals(source.path, source.format) as signals:
-            values = signals[source.position]
+            values = signals[() if source.position is None else source.position]
     if values.ndim == 1:
         return values[None]
     return values if leads_axis(source.path, values.shape, source.leads) == 0 else values.T
@@ -122,14 +122,17 @@ def _open_numpy(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
 def _open_hdf5(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
     with _hdf5_signals(path, arrays) as signals:
         require_numbers(path, signals.dtype)
-        if signals.ndim != 3:
+        if signals.ndim not in (2, 3):
             raise DataError(f"expected {arrays.signals} of shape (records, time, leads), got {signals.shape}")
-        count, *shape = signals.shape
+        # (time, leads) is the only record of its file.
+        count, *shape = signals.shape if signals.ndim == 3 else (1, *signals.shape)
         piece = int(np.prod(signals.chunks or (1, *shape), dtype=object))
         if max(piece, shape[0] * shape[1]) > MAX_VALUES:
             raise DataError(f"expected at most {MAX_VALUES:,} numbers of a record and of a piece of the file")
         _require_few(count)
         samples = shape[1 - leads_axis(path, tuple(shape), arrays.leads)]
+        if signals.ndim == 2:
+            return [_source(path, arrays, samples)]
         names = list(map(str, range(count)))
         if arrays.ids in signals.file:
             ids = _hdf5_dataset(signals.file, arrays.ids)

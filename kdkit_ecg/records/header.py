@@ -34,9 +34,9 @@ _COUNT = re.compile(r"[1-9][0-9]{0,17}")
 _RATE = re.compile(r"[0-9]{1,32}(?:\.[0-9]{0,32})?|\.[0-9]{1,32}")
 _SNOMED_CODE = re.compile(r"[0-9]{1,18}")
 _AGE = re.compile(r"[-+]?(?:[0-9]{1,32}(?:\.[0-9]{0,32})?|\.[0-9]{1,32})(?:[eE][-+]?[0-9]{1,4})?")
-# 071Y as in DICOM, P71Y as in ISO 8601, and words. A single letter is a unit in capitals only, but for years.
+# 071Y as in DICOM, P71Y as in ISO 8601, and words. A single letter m may also mean male, unless it is a capital.
 _AGE_WITH_UNIT = re.compile(
-    r"P?([0-9]{1,3})\s*([DWMYy]|(?i:days?|weeks?|wks?|months?|mos?|years?|yrs?)\.?)(?:\s*(?i:old))?"
+    r"P?([0-9]{1,5})\s*([DWMYdwy]|(?i:days?|weeks?|wks?|months?|mos?|years?|yrs?)\.?)(?:\s*(?i:old))?"
 )
 
 _RECORD_LINE = re.compile(r"(?P<name>\S+)\s+(?P<leads>\S+)\s+(?P<rate>[^\s/]+)\S*(?:\s+(?P<samples>\S+))?")

@@ -43,7 +43,13 @@ def write_edf(folder, number):
     edfio.Edf([breath, *signals], data_record_duration=0.5).write(folder / f"r{number}.edf")
 
 
-@pytest.mark.parametrize("write", [write_numpy, write_csv, write_edf])
+def write_hdf5(folder, number):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(folder / f"r{number}.h5", "w") as file:
+        file["tracings"] = in_mv(number) if number % 2 else in_mv(number).T
+
+
+@pytest.mark.parametrize("write", [write_numpy, write_csv, write_edf, write_hdf5])
 def test_files_of_every_kind_have_the_samples_of_wfdb(tmp_path, write):
     for kind in ("wfdb", "other"):
         (tmp_path / kind).mkdir()
@@ -199,13 +205,15 @@ def test_hdf5_files_that_lead_elsewhere_or_are_too_large_are_refused(tmp_path):
         file.create_dataset("huge", (2, 10_000_000, 8), "f4", chunks=(1, 1000, 8))
         file.create_dataset("piece", (100_000, 1000, 8), "u1", chunks=(50_000, 1000, 8))
         file.create_dataset("flat", (6, 256), "f8")
+        file.create_dataset("four", (6, 256, 8, 1), "f8")
         file["text"] = "words"
         file.create_group("group")
     for name in ("link", "soft", "virtual", "external", "group", "none"):
         refused(name, "expected a dataset")
     refused("huge", "at most 50,000,000 numbers")
     refused("piece", "at most 50,000,000 numbers")
-    refused("flat", r"of shape \(records, time, leads\)")
+    refused("flat", "one axis of time and one of the 8 leads")
+    refused("four", r"of shape \(records, time, leads\)")
     refused("text", "cannot be read|type|shape")
     with h5py.File(path, "a") as file:
         del file["exam_id"]
