@@ -41,9 +41,9 @@ def recipe(
     samples: number of simulated training records.
     """
     # All ten seconds of each record, so that a test record is seen as a whole.
-    options = {"rate": rate, "length": round(10 * rate)}
-    simulated = Synthetic(train=samples, validation=samples // 5, test=samples // 5, **options)
-    records = PTBXL(data, labels=labels, **options) if data else simulated
+    length = round(10 * rate)
+    simulated = Synthetic(train=samples, validation=samples // 5, test=samples // 5, rate=rate, length=length)
+    records = PTBXL(data, labels=labels, rate=rate, length=length) if data else simulated
     student, truth = Net("student", LRHNet.for_data(records)), Truth(BCEWithLogitsLoss())
     training = Training(
         epochs=epochs,

@@ -100,7 +100,7 @@ def fetch(release: str, base_url: str | None, dry_run: bool, **options: Any) -> 
 @click.option("--own-labels", is_flag=True, help="A table has the labels, so that no record needs a scored code.")
 @click.pass_context
 def doctor(
-    ctx: click.Context, folder: Path, jobs: int, json_file: Path | None, all_names: bool, **options: Any
+    ctx: click.Context, /, folder: Path, jobs: int, json_file: Path | None, all_names: bool, **options: Any
 ) -> None:
     """Read every record in DIR, and report the number in each class, bad records and odd records.
 

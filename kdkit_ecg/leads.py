@@ -38,10 +38,10 @@ def standard_name(name: str) -> str:
     return _STANDARD_CASE.get(_PREFIX.sub("", name).lower(), name)
 
 
-def missing_leads(names: Collection[str], wanted: Sequence[str] = LEADS) -> list[str]:
-    """Return the wanted leads that are absent and cannot be derived: any two limb leads give the other four."""
+def missing_leads(names: Collection[str], leads: Sequence[str] = LEADS) -> list[str]:
+    """Return the leads that are absent from the names and cannot be derived: any two limb leads give the other four."""
     limb = sum(lead in names for lead in LIMB_LEADS)
-    return [lead for lead in wanted if lead not in names and not (limb >= 2 and lead in LIMB_LEADS)]
+    return [lead for lead in leads if lead not in names and not (limb >= 2 and lead in LIMB_LEADS)]
 
 
 def derivation(names: Sequence[str], lead: str) -> dict[str, float]:

@@ -15,22 +15,22 @@ class Leads:
     """View that selects leads: signal (N, 12, T) -> (N, leads, T); person (N, 5) is passed unchanged.
 
     leads: the size of a set in LEAD_SETS, or a tuple of names in any case. The order of the names is the order of the
-    channels. of: the leads of the data if it has others than the twelve, such as `data.leads` of Records; then `leads`
-    are some of these names.
+    channels. among: the leads of the data if it has others than the twelve, such as `data.leads` of Records; then
+    `leads` are some of these names.
 
     Raises RecipeError for a number without a set, and for names that are unknown, repeated or missing.
     """
 
     names: tuple[str, ...]
-    of: tuple[str, ...]
+    among: tuple[str, ...]
     _slices: tuple[tuple[int, int], ...] = field(compare=False)
 
-    def __init__(self, leads: int | tuple[str, ...], *, of: Sequence[str] = LEADS) -> None:
-        names = lead_names(leads, of)
+    def __init__(self, leads: int | tuple[str, ...], *, among: Sequence[str] = LEADS) -> None:
+        names = lead_names(leads, among)
         object.__setattr__(self, "names", names)
-        object.__setattr__(self, "of", tuple(of))
+        object.__setattr__(self, "among", tuple(among))
         slices: list[tuple[int, int]] = []  # (start, stop) of each range of consecutive channels
-        for channel in map(self.of.index, names):
+        for channel in map(self.among.index, names):
             if slices and slices[-1][1] == channel:
                 slices[-1] = (slices[-1][0], channel + 1)
             else:
@@ -40,15 +40,15 @@ class Leads:
     @property
     def key(self) -> str:
         """The identity of the view in the keys of the teacher cache, e.g. "leads:I,II"."""
-        return f"leads:{','.join(self.names)}" + ("" if self.of == LEADS else f" of {','.join(self.of)}")
+        return f"leads:{','.join(self.names)}" + ("" if self.among == LEADS else f" of {','.join(self.among)}")
 
     def __call__(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return ((signal (N, leads, T), person (N, 5)), {}). A single range of neighbouring leads is not copied."""
         signal, person = batch.inputs
-        if signal.shape[1] != len(self.of):
+        if signal.shape[1] != len(self.among):
             raise RecipeError(
-                f"Leads expects a signal with {len(self.of)} leads, got one with {signal.shape[1]}; of=data.leads "
-                "selects from those of the data"
+                f"Leads expects a signal with {len(self.among)} leads, got one with {signal.shape[1]}; "
+                "among=data.leads selects from those of the data"
             )
         # Slices need no index tensor on each device, and torch.compile traces them without a graph break.
         parts = [signal[:, start:stop] for start, stop in self._slices]  # each (N, stop - start, T)
@@ -58,4 +58,4 @@ class Leads:
         return len(self.names)
 
     def __repr__(self) -> str:
-        return f"Leads({self.names!r})" if self.of == LEADS else f"Leads({self.names!r}, of={self.of!r})"
+        return f"Leads({self.names!r})" if self.among == LEADS else f"Leads({self.names!r}, among={self.among!r})"

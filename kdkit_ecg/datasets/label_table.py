@@ -81,7 +81,9 @@ def read_label_table(path: Path, columns: Mapping[str, str], classes: Sequence[s
     Raises DataError, which names the file and the line, for a table that cannot be read or contradicts itself, and
     RecipeError for columns and classes that it does not have.
     """
-    names, rows = _read_rows(path)
+    if len(set(classes)) < len(classes):
+        raise RecipeError(f"classes must be different names, got {list(classes)}")
+    names, lines = _read_lines(path)
     for role, column in columns.items():
         if role not in ROLES:
             raise RecipeError(f"columns has the unknown key {role!r}; {did_you_mean(role, ROLES)}")
@@ -90,40 +92,23 @@ def read_label_table(path: Path, columns: Mapping[str, str], classes: Sequence[s
     roles = {role: columns.get(role, default) for role, default in ROLES.items()}
     if "label" not in columns and "labels" in names:
         roles["label"] = "labels"
-    if roles["record"] not in names:
-        raise DataError(
-            f"{path} has no column of records; it has {', '.join(names)}. Name one, such as columns={{'record': "
-            f"{names[0]!r}}}"
-        )
-    flags = _flag_columns(rows, names, roles, classes)
-    if not flags and roles["label"] not in names:
-        raise DataError(
-            f"{path} has neither a column 'label' nor columns of 0 and 1 by class; it has {', '.join(names)}. Name the "
-            "column, such as columns={'label': 'diagnosis'}"
-        )
-    parsed: dict[str, LabelRow] = {}
-    for line, cells in rows:
+    parser = _RowParser(path, roles, tuple(classes), names, lines)
+    rows: dict[str, LabelRow] = {}
+    for line, cells in lines:
         record = table_name(cells[roles["record"]])
-        if not record:
-            continue
-        labels = _flags(path, line, cells, flags) if flags else _names(cells[roles["label"]], classes)
-        patient, database = (_known(cells, roles[role]) for role in ("patient", "database"))
-        row = LabelRow(labels, patient, database, *_person(cells, roles))
-        parsed[record] = _merged(path, line, record, parsed.get(record), row, several=not flags)
-    found = sorted({label for row in parsed.values() for label in row.labels or ()})
+        if record:
+            rows[record] = parser.parse(line, cells, rows.get(record))
+    available = parser.flags or sorted({label for row in rows.values() for label in row.labels or ()})
     for name in classes:
-        if name not in (flags or found):
-            raise RecipeError(f"{path} has no class {name!r}; {did_you_mean(name, flags or found)}")
-    if len(set(classes)) < len(classes):
-        raise RecipeError(f"classes must be different names, got {list(classes)}")
-    chosen = tuple(classes or flags or found)
-    if not chosen:
+        if name not in available:
+            raise RecipeError(f"{path} has no class {name!r}; {did_you_mean(name, available)}")
+    if not available:
         raise DataError(f"{path} has no label in its column {roles['label']!r}")
     return LabelTable(
         path=path,
-        rows=parsed,
-        classes=NamedClasses(names=chosen),
-        has_patients=any(row.patient for row in parsed.values()),
+        rows=rows,
+        classes=NamedClasses(names=tuple(classes or available)),
+        has_patients=any(row.patient for row in rows.values()),
     )
 
 
@@ -134,7 +119,7 @@ def table_name(text: str) -> str:
     return stem if dot and f".{suffix.lower()}" in ARRAY_SUFFIXES else name
 
 
-def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+def _read_lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Return the names of the columns, and the lines of the rows with their cells by column."""
     try:
         text = path.read_bytes().decode("utf-8-sig")  # spreadsheets write a byte order mark
@@ -162,61 +147,82 @@ def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
     return names, rows
 
 
-def _flag_columns(
-    rows: Sequence[tuple[int, Mapping[str, str]]],
-    names: Sequence[str],
-    roles: Mapping[str, str],
-    classes: Sequence[str],
-) -> list[str]:
-    """Return the columns that are classes, with 0 or 1 for each record; none if the classes are in one column."""
-    if classes:
-        return list(classes) if set(classes) <= set(names) else []
-    if roles["label"] in names:
-        return []
-    others = [name for name in names if name not in roles.values() and name != "is_male"]
-    return [name for name in others if all(cells[name].lower() in _FLAGS or not cells[name] for _, cells in rows)]
+class _RowParser:
+    """Parses the rows of one table. flags: the columns that are classes; none if one column has the names of classes.
 
+    Raises DataError if the table has no column of records, or no labels.
+    """
 
-def _flags(path: Path, line: int, cells: Mapping[str, str], flags: Sequence[str]) -> tuple[str, ...] | None:
-    """Return the classes with a 1, None if a cell is empty or has a word for a missing value."""
-    values = {name: cells[name].lower() for name in flags}
-    if any(is_missing(value) for value in values.values()):
-        return None
-    wrong = next((name for name, value in values.items() if value not in _FLAGS), None)
-    if wrong is not None:
-        raise DataError(f"{path}, line {line}: expected 0 or 1 in column {wrong!r}, got {shown(cells[wrong])}")
-    return tuple(name for name, value in values.items() if _FLAGS[value])
+    def __init__(
+        self,
+        path: Path,
+        roles: Mapping[str, str],
+        classes: tuple[str, ...],
+        names: Sequence[str],
+        lines: Sequence[tuple[int, Mapping[str, str]]],
+    ) -> None:
+        self.path, self.roles, self.classes = path, roles, classes
+        if roles["record"] not in names:
+            raise DataError(
+                f"{path} has no column of records; it has {', '.join(names)}. Name one, such as columns={{'record': "
+                f"{names[0]!r}}}"
+            )
+        self.flags: list[str] = []
+        if classes:
+            self.flags = list(classes) if set(classes) <= set(names) else []
+        elif roles["label"] not in names:
+            others = [name for name in names if name not in roles.values() and name != "is_male"]
+            self.flags = [name for name in others if all(_is_flag(cells[name]) for _, cells in lines)]
+        if not self.flags and roles["label"] not in names:
+            raise DataError(
+                f"{path} has neither a column 'label' nor columns of 0 and 1 by class; it has {', '.join(names)}. Name "
+                "the column, such as columns={'label': 'diagnosis'}"
+            )
 
-
-def _names(text: str, classes: Sequence[str]) -> tuple[str, ...] | None:
-    """Return the labels in a cell, None if it is empty."""
-    if is_missing(text):
-        return None
-    if text in classes:
-        return (text,)
-    parts = _SEPARATOR.split(text) if _SEPARATOR.search(text) else text.split(",")
-    return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
-
-
-def _known(cells: Mapping[str, str], column: str) -> str:
-    """Return the text in a column, "" if it is missing."""
-    text = cells.get(column, "")
-    return "" if is_missing(text) else text.removesuffix(".0")  # pandas writes integers as floats if one is missing
-
-
-def _person(cells: Mapping[str, str], roles: Mapping[str, str]) -> tuple[float | None, Sex | None]:
-    """Return age and sex, None if unknown. The table of CODE-15% has a column is_male instead of the sex."""
-    is_male = _FLAGS.get(cells.get("is_male", "").lower())
-    from_flag: Sex | None = None if is_male is None else "male" if is_male else "female"
-    return parse_age(cells.get(roles["age"], "")), _SEXES.get(cells.get(roles["sex"], "").lower(), from_flag)
-
-
-def _merged(path: Path, line: int, record: str, first: LabelRow | None, row: LabelRow, *, several: bool) -> LabelRow:
-    """Return a row together with the rows before it of the same record. several: whether each may have other labels."""
-    if first is None or first == row:
-        return row
-    if first._replace(labels=None) != row._replace(labels=None) or not several:
-        raise DataError(
-            f"{path}, line {line}: record {shown(record)} has another row, which differs; remove one of them"
+    def parse(self, line: int, cells: Mapping[str, str], first: LabelRow | None) -> LabelRow:
+        """Return the row of a record, together with an earlier row of the same record."""
+        labels = self._flagged(line, cells) if self.flags else self._named(cells[self.roles["label"]])
+        # The table of CODE-15% has a column is_male instead of the sex.
+        is_male = _FLAGS.get(cells.get("is_male", "").lower())
+        sex: Sex | None = None if is_male is None else "male" if is_male else "female"
+        row = LabelRow(
+            labels,
+            self._known(cells, "patient"),
+            self._known(cells, "database"),
+            parse_age(cells.get(self.roles["age"], "")),
+            _SEXES.get(cells.get(self.roles["sex"], "").lower(), sex),
         )
-    return first._replace(labels=tuple(dict.fromkeys([*(first.labels or ()), *(row.labels or ())])) or None)
+        if first is None or first == row:
+            return row
+        if self.flags or first._replace(labels=None) != row._replace(labels=None):
+            record = shown(cells[self.roles["record"]])
+            raise DataError(f"{self.path}, line {line}: record {record} has another row, which differs; remove one")
+        return first._replace(labels=tuple(dict.fromkeys([*(first.labels or ()), *(labels or ())])) or None)
+
+    def _flagged(self, line: int, cells: Mapping[str, str]) -> tuple[str, ...] | None:
+        """Return the classes with a 1, None if a cell is empty or has a word for a missing value."""
+        values = {name: cells[name].lower() for name in self.flags}
+        if any(is_missing(value) for value in values.values()):
+            return None
+        wrong = next((name for name, value in values.items() if value not in _FLAGS), None)
+        if wrong is not None:
+            raise DataError(f"{self.path}, line {line}: expected 0 or 1 in column {wrong!r}, got {shown(cells[wrong])}")
+        return tuple(name for name, value in values.items() if _FLAGS[value])
+
+    def _named(self, text: str) -> tuple[str, ...] | None:
+        """Return the labels in a cell, None if it is empty."""
+        if is_missing(text):
+            return None
+        if text in self.classes:
+            return (text,)
+        parts = _SEPARATOR.split(text) if _SEPARATOR.search(text) else text.split(",")
+        return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+    def _known(self, cells: Mapping[str, str], role: str) -> str:
+        """Return the text in a column, "" if it is missing."""
+        text = cells.get(self.roles[role], "")
+        return "" if is_missing(text) else text.removesuffix(".0")  # pandas writes integers as floats if one is missing
+
+
+def _is_flag(text: str) -> bool:
+    return text.lower() in _FLAGS or is_missing(text)

@@ -14,7 +14,7 @@ from kdkit_ecg.datasets.label_table import LabelTable, NamedClasses, read_label_
 from kdkit_ecg.datasets.patient_table import PatientTable
 from kdkit_ecg.datasets.record_index import RecordIndex
 from kdkit_ecg.datasets.scan import is_usable
-from kdkit_ecg.leads import LEADS, lead_names, require_distinct_leads, standard_name
+from kdkit_ecg.leads import LEADS, require_distinct_leads, standard_name
 from kdkit_ecg.records.array_format import ArrayFormat
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.tables import first_names
@@ -33,7 +33,7 @@ class Records(FoldedDataset):
     several rows. The columns patient, age, sex and database are read if they are there.
     classes: names of the classes; () for all in the table. task: "multilabel", or "multiclass" if each record has
     exactly one class.
-    leads: names in the order of the channels, or the size of a lead set; () for those of most records. Limb leads that
+    leads: names in the order of the channels; () for those of most records. Limb leads that
     a record lacks are derived from two others. Then the headers are read at once, to count them.
     columns: names of columns that differ from those above, such as {"record": "exam_id", "label": "diagnosis"}.
     arrays: describes files of numbers, see ArrayFormat. normalised_units: include records in standard deviations.
@@ -48,7 +48,7 @@ class Records(FoldedDataset):
     labels: str | Path = "labels.csv"
     _: KW_ONLY
     classes: tuple[str, ...] = ()
-    leads: tuple[str, ...] | int = ()  # type: ignore[assignment]  # a tuple from __post_init__ on
+    leads: tuple[str, ...] = ()
     rate: float = 250
     length: int = 2500
     task: ClassTask = "multilabel"
@@ -61,7 +61,7 @@ class Records(FoldedDataset):
         if isinstance(self.classes, str):
             raise RecipeError(f"classes must be names in a tuple, such as ('AF', 'other'), got {self.classes!r}")
         object.__setattr__(self, "classes", self._table.classes.names)
-        object.__setattr__(self, "leads", self._wanted_leads())
+        object.__setattr__(self, "leads", self._chosen_leads())
 
     @classmethod
     def _choices(cls) -> Mapping[str, Any]:
@@ -79,9 +79,7 @@ class Records(FoldedDataset):
     def _label_encoder(self) -> NamedClasses:
         return self._table.classes
 
-    def _wanted_leads(self) -> tuple[str, ...]:
-        if isinstance(self.leads, int):
-            return lead_names(self.leads)
+    def _chosen_leads(self) -> tuple[str, ...]:
         if isinstance(self.leads, str):
             raise RecipeError(f"leads must be names in a tuple, such as ('I', 'II'), got {self.leads!r}")
         if not self.leads:
@@ -92,8 +90,8 @@ class Records(FoldedDataset):
 
     def _usual_leads(self) -> tuple[str, ...]:
         """Return the leads of most records: those of the twelve in their order, then others."""
-        found, excluded = self._found
-        counts = Counter(frozenset(source.leads) for source in found)
+        sources, excluded = self._labelled
+        counts = Counter(frozenset(source.leads) for source in sources)
         if not counts:
             raise DataError(f"no record of {self._table.path} is in {self._folder_names}:\n{excluded.summary(0)}")
         # The larger set if two are equally frequent, and then one that does not depend on the order of the records.
@@ -101,27 +99,27 @@ class Records(FoldedDataset):
         return (*(lead for lead in LEADS if lead in usual), *sorted(usual - set(LEADS)))
 
     @cached_property
-    def _found(self) -> tuple[list[RecordSource], ExcludedRecords]:
+    def _labelled(self) -> tuple[list[RecordSource], ExcludedRecords]:
         """The labelled records that were found and can be read, sorted by name, and the excluded ones."""
         excluded = ExcludedRecords(self._folders)
-        found: dict[str, RecordSource] = {}
+        sources: dict[str, RecordSource] = {}
         for record, source in RecordIndex(excluded, self.arrays, self._table.path).find(self._table.rows):
             row = self._table.rows[record]
-            if record in found:
+            if record in sources:
                 excluded.add(ExclusionReason.NAME, source.path)
             elif row.labels is None:
                 excluded.add(ExclusionReason.NO_LABEL, source.path)
             else:
                 age = source.age if row.age is None else row.age
-                found[record] = replace(source, name=record, age=age, sex=row.sex or source.sex, codes=row.labels)
-        return [found[record] for record in sorted(found)], excluded
+                sources[record] = replace(source, name=record, age=age, sex=row.sex or source.sex, codes=row.labels)
+        return [sources[record] for record in sorted(sources)], excluded
 
     @cached_property
     def _usable(self) -> tuple[list[RecordSource], ExcludedRecords]:
-        found, excluded_before = self._found
+        sources, excluded_before = self._labelled
         excluded = excluded_before.copy()
         options: dict[str, Any] = {"leads": self.leads, "normalised_units": self.normalised_units}
-        usable = [source for source in found if is_usable(source, excluded, **options)]
+        usable = [source for source in sources if is_usable(source, excluded, **options)]
         if self.task == "multiclass":
             wrong = [source.name for source in usable if self._label_encoder.row(source.codes).sum() != 1]
             if wrong:
@@ -147,7 +145,7 @@ class Records(FoldedDataset):
         return self._table.has_patients
 
     def _missing_records(self) -> Sequence[str]:
-        files = {source.name for source in self._found[0]}
+        files = {source.name for source in self._labelled[0]}
         lost = [name for name, row in self._table.rows.items() if row.labels is not None and name not in files]
         lines = (
             [f"  {len(lost)} records of the table of labels cannot be found or read: {first_names(lost)}"]

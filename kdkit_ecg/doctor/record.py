@@ -14,7 +14,7 @@ from kdkit_ecg.records.source import missing_files
 from kdkit_ecg.utils.tables import is_missing
 
 
-def examine(folder: Path, path: Path, leads: Sequence[str] = LEADS, *, own_labels: bool = False) -> RecordReport:
+def examine(folder: Path, path: Path, *, leads: Sequence[str] = LEADS, own_labels: bool = False) -> RecordReport:
     """Return the findings about the record with this header. No content of the files raises an exception.
 
     leads: that a record needs, or others that give them. own_labels: whether it needs no code that is scored.
@@ -27,9 +27,7 @@ def examine(folder: Path, path: Path, leads: Sequence[str] = LEADS, *, own_label
         return record
     record.name, record.rate, record.samples = header.name, header.rate, header.samples
     record.leads, record.age, record.sex, record.codes = header.leads, header.age, header.sex, header.codes
-    _examine_person(record, header)
-    if not own_labels:
-        _examine_codes(record, header)
+    _examine_person_and_codes(record, header, codes=not own_labels)
     absent = missing_leads(header.leads, leads)
     unknown = [lead for lead in header.leads if lead not in (*LEADS, *leads)]
     if absent:
@@ -59,21 +57,20 @@ def examine(folder: Path, path: Path, leads: Sequence[str] = LEADS, *, own_label
     return record
 
 
-def _examine_person(record: RecordReport, header: Header) -> None:
+def _examine_person_and_codes(record: RecordReport, header: Header, *, codes: bool) -> None:
     # The comments are read again: read_header drops ages and codes that are not valid.
-    ages = [age for age in read_comments(header_lines(header.path)).get("age", []) if not is_missing(age)]
+    comments = read_comments(header_lines(header.path))
+    ages = [age for age in comments.get("age", []) if not is_missing(age)]
     if header.age is None and ages:
         record.implausible_age = True
         record.add(Reason.AGE, ", ".join(ages))
-
-
-def _examine_codes(record: RecordReport, header: Header) -> None:
-    comments = read_comments(header_lines(header.path))
-    codes = [code.strip() for line in comments.get("dx", []) for code in line.split(",") if code.strip()]
-    repeated = [code for code, count in Counter(codes).items() if count > 1]
+    if not codes:
+        return
+    written = [code.strip() for line in comments.get("dx", []) for code in line.split(",") if code.strip()]
+    repeated = [code for code, count in Counter(written).items() if count > 1]
     if repeated:
         record.add(Reason.REPEATED, ", ".join(repeated))
-    invalid = [code for code in dict.fromkeys(codes) if not is_snomed_code(code)]
+    invalid = [code for code in dict.fromkeys(written) if not is_snomed_code(code)]
     if invalid:
         record.add(Reason.NO_CODE, ", ".join(invalid))
     if not any(scored_classes(year).row(header.codes).any() for year in (2020, 2021)):

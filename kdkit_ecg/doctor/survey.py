@@ -1,16 +1,16 @@
 """Examine all records in a folder, in several processes, and then compare them with each other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from kdkit import DataError
 from kdkit_ecg.doctor.duplicates import mark_duplicate_names, mark_duplicate_signals
 from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.record import examine
+from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.header import read_header
 from kdkit_ecg.utils.processes import run_in_processes
 from kdkit_ecg.utils.record_files import RecordFiles, find_record_files
@@ -41,9 +41,11 @@ def survey(
     jobs: int,
     on_start: Callable[[int], None],
     on_record: Callable[[], None],
-    **needs: Any,
+    *,
+    leads: Sequence[str] = LEADS,
+    own_labels: bool = False,
 ) -> Survey:
-    """Examine every record in a folder tree with `jobs` processes. needs: leads and own_labels of `examine`.
+    """Examine every record in a folder tree with `jobs` processes. leads, own_labels: see `examine`.
 
     on_start is called with the number of records, on_record after each of them.
     Raises DataError if there is neither a header nor a signal.
@@ -55,7 +57,7 @@ def survey(
         )
     paths = files.headers
     on_start(len(paths))
-    examine_one = partial(examine, folder, **needs)
+    examine_one = partial(examine, folder, leads=leads, own_labels=own_labels)
     in_this_process = jobs == 1 or len(paths) <= MIN_RECORDS
     results = ((path, examine_one(path)) for path in paths)  # lazy: unused if there are processes
     reports = {}

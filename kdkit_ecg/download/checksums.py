@@ -74,8 +74,7 @@ def parse_list(text: str, source: str) -> list[ReleaseFile]:
                 f"{source}, line {number}: expected a SHA-256 and a path, got {line[:60]!r}; is the address right?"
             )
         path = match["path"].removeprefix("./")
-        place = places.setdefault(path, f"{source}, line {number}")
-        require_safe(path, place)
+        require_safe(path, places.setdefault(path, f"{source}, line {number}"))
         if sums.setdefault(path, match["sum"].lower()) != match["sum"].lower():
             raise DataError(f"{source}, line {number}: {path!r} is listed twice with different checksums")
     if not sums:
@@ -84,10 +83,10 @@ def parse_list(text: str, source: str) -> list[ReleaseFile]:
     return [ReleaseFile(path, sums[path]) for path in sorted(sums)]
 
 
-def require_safe(path: str, place: str) -> None:
-    """Raise DataError for a path that is outside the folder or reserved for fetch. place: where it is listed."""
+def require_safe(path: str, line: str) -> None:
+    """Raise DataError for a path that is outside the folder or reserved for fetch. line: of the list."""
     if not _is_safe(path):
-        raise DataError(f"{place}: {path!r} is outside the folder or a reserved name; no file is fetched")
+        raise DataError(f"{line}: {path!r} is outside the folder or a reserved name; no file is fetched")
 
 
 def require_distinct(places: Mapping[str, str]) -> None:
@@ -96,10 +95,10 @@ def require_distinct(places: Mapping[str, str]) -> None:
     places: path -> where it is listed.
     """
     on_disk: dict[str, str] = {}  # a path as such disks compare it -> the path
-    for path, place in places.items():
+    for path, line in places.items():
         same = on_disk.setdefault(unicodedata.normalize("NFC", path).casefold(), path)
         if same != path:
-            raise DataError(f"{place}: {path!r} and {same!r} are the same file on some disks; no file is fetched")
+            raise DataError(f"{line}: {path!r} and {same!r} are the same file on some disks; no file is fetched")
 
 
 def select_files(files: Sequence[ReleaseFile], only: Sequence[str]) -> list[ReleaseFile]:

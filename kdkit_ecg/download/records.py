@@ -49,14 +49,14 @@ def _parse_record(text: str, source: str) -> Iterator[ReleaseFile]:
                 continue
             # Zenodo has key, checksum and links; figshare has name, computed_md5 and download_url.
             path = entry["key"] if "key" in entry else entry["name"]
-            found = _MD5.fullmatch(entry["checksum"] if "checksum" in entry else entry["computed_md5"])
+            digest = _MD5.fullmatch(entry["checksum"] if "checksum" in entry else entry["computed_md5"])
             url = entry["links"]["self"] if "links" in entry else entry["download_url"]
             size = entry["size"]
-            if not (isinstance(path, str) and found and type(size) is int and 0 <= size <= MAX_FILE):
+            if not (isinstance(path, str) and digest and type(size) is int and 0 <= size <= MAX_FILE):
                 raise ValueError(f"{path!r} needs an MD5 and a size of at most {format_bytes(MAX_FILE)}")
             require_safe(path, source)
             _require_same_server(url, source)
-            yield ReleaseFile(path, found[1].lower(), size, url)
+            yield ReleaseFile(path, digest[1].lower(), size, url)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{source} is not the list of a record of Zenodo or figshare: {str(error)[:200]}; is the address right?"
@@ -65,8 +65,8 @@ def _parse_record(text: str, source: str) -> Iterator[ReleaseFile]:
 
 def _require_same_server(url: str, source: str) -> None:
     """Raise ValueError for a file whose address is not on the server of the record, or on one of the same domain."""
-    host, own = urlsplit(url), urlsplit(source)
-    domain = ".".join((own.hostname or "").split(".")[-2:])  # api.figshare.com and ndownloader.figshare.com
-    same_host = host.netloc == own.netloc or (host.hostname or "").endswith(f".{domain}") or host.hostname == domain
-    if host.scheme != own.scheme or not same_host:
+    host, record = urlsplit(url), urlsplit(source)
+    domain = ".".join((record.hostname or "").split(".")[-2:])  # of api.figshare.com and ndownloader.figshare.com
+    same_host = host.netloc == record.netloc or (host.hostname or "").endswith(f".{domain}") or host.hostname == domain
+    if host.scheme != record.scheme or not same_host:
         raise ValueError(f"{url[:100]!r} is on another server")

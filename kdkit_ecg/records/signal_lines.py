@@ -159,7 +159,9 @@ def parse_signal_lines(path: Path, lines: Sequence[str], rate: float, frames: in
         # "sub/A1.mat" is A1.mat in the folder of the header. These names are meant to be in another one.
         if layout["folder"] and (layout["folder"].startswith("/") or ".." in layout["folder"].split("/")):
             raise DataError(f"expected the name of a file in the folder of the header, got the line {shown(line)}")
-        details = _match_lead(line, layout.end())
+        details = _LEAD.fullmatch(line, layout.end())
+        short = None if details else _SHORT_LEAD.fullmatch(line, layout.end())
+        details = short if short and standard_name(short["name"]) in LEADS else details
         channel = _parse_channel(layout, details, file_on_disk)
         channels.append(shared.setdefault(channel, channel))
         try:
@@ -204,13 +206,6 @@ def parse_signal_lines(path: Path, lines: Sequence[str], rate: float, frames: in
         positions=tuple(lead.position for lead in leads),
         default_gains=tuple(lead.name for lead in leads if not lead.has_gain),
     )
-
-
-def _match_lead(line: str, start: int) -> re.Match[str] | None:
-    """Return the fields of a lead after its format: all of them, or the first ones before one of the twelve names."""
-    complete = _LEAD.fullmatch(line, start)
-    short = None if complete else _SHORT_LEAD.fullmatch(line, start)
-    return short if short and standard_name(short["name"]) in LEADS else complete
 
 
 def _parse_channel(layout: re.Match[str], details: re.Match[str] | None, file_on_disk: Callable[[str], str]) -> Channel:

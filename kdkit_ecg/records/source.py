@@ -101,23 +101,23 @@ def person_vector(age: float | None, sex: Sex | None) -> NDArray[np.float32]:
     return np.array([(age or 0) / 100, known_age, sex == "female", sex == "male", sex is not None], dtype=np.float32)
 
 
-def select_leads(signal: Signal, names: Sequence[str], wanted: Sequence[str]) -> Signal:
-    """Return the wanted leads in their order: (leads, time) -> (wanted, time).
+def select_leads(signal: Signal, names: Sequence[str], leads: Sequence[str]) -> Signal:
+    """Return the signal of these leads, in this order: (names, time) -> (leads, time).
 
     A lead that is absent is derived if it is a limb lead and two others are there (Einthoven, Goldberger). Raises
     DataError, which names the absent leads, otherwise.
     """
-    missing = missing_leads(names, wanted)
+    missing = missing_leads(names, leads)
     if missing:
         raise DataError(
-            f"expected the leads {', '.join(wanted)}, or two limb leads from which the other limb leads follow; got "
+            f"expected the leads {', '.join(leads)}, or two limb leads from which the other limb leads follow; got "
             f"{', '.join(names)}, which do not give {', '.join(missing)}"
         )
     row = {name: position for position, name in enumerate(names)}
-    if all(lead in row for lead in wanted):
-        return signal[[row[lead] for lead in wanted]]
-    selected = np.empty((len(wanted), signal.shape[1]), signal.dtype)
-    for position, lead in enumerate(wanted):
+    if all(lead in row for lead in leads):
+        return signal[[row[lead] for lead in leads]]
+    selected = np.empty((len(leads), signal.shape[1]), signal.dtype)
+    for position, lead in enumerate(leads):
         if lead in row:
             selected[position] = signal[row[lead]]
         else:
@@ -136,15 +136,12 @@ def ordered_signal(signal: NDArray[np.float64], names: Sequence[str]) -> tuple[t
     """
     twelve = LEADS if not missing_leads(names) else [lead for lead in LEADS if lead in names]
     leads = (*twelve, *(name for name in names if name not in LEADS))
-    return leads, _interpolate_invalid(select_leads(signal, names, leads)).astype(np.float32)
-
-
-def _interpolate_invalid(signal: Signal) -> Signal:
-    for lead in signal:
+    ordered = select_leads(signal, names, leads)
+    for lead in ordered:
         invalid = np.isnan(lead)
         if invalid.all():  # no sample to interpolate from
             lead[:] = 0
         elif invalid.any():
             times = np.arange(len(lead))
             lead[invalid] = np.interp(times[invalid], times[~invalid], lead[~invalid])
-    return signal
+    return leads, ordered.astype(np.float32)
