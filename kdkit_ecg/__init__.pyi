@@ -13,6 +13,7 @@ from .augmentations import TimeWarp as TimeWarp
 from .datasets import PTBXL as PTBXL
 from .datasets import Challenge2020 as Challenge2020
 from .datasets import Challenge2021 as Challenge2021
+from .datasets import Records as Records
 from .datasets import Synthetic as Synthetic
 from .datasets import make_folds as make_folds
 from .datasets.folds import Folds as Folds
@@ -22,4 +23,5 @@ from .models import CNN1d as CNN1d
 from .models import LRHNet as LRHNet
 from .models import LRHNetS as LRHNetS
 from .models import SEResNet as SEResNet
+from .records.array_format import ArrayFormat as ArrayFormat
 from .views import Leads as Leads

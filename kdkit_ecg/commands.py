@@ -12,16 +12,28 @@ from kdkit import DataError
 from kdkit.errors import did_you_mean
 from kdkit.utils.console import make_console
 from kdkit.utils.printable import echo, printable
+from kdkit_ecg.leads import LEADS, standard_name
 from kdkit_ecg.utils.processes import usable_cores
 
 # Each command imports its implementation when it runs: requests and torch would slow down `kdkit --help`.
 
-# A published version never changes, so files from an earlier run can be verified with its list of checksums.
-RELEASES: Mapping[str, str] = MappingProxyType(
+_FIGSHARE = "https://api.figshare.com/v2/articles/"
+
+# The address of each release, and the records below it whose lists are JSON. A published version never changes, so
+# files from an earlier run can be verified with its list of checksums.
+RELEASES: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
     {
-        "challenge-2020": "https://physionet.org/files/challenge-2020/1.0.2/",
-        "challenge-2021": "https://physionet.org/files/challenge-2021/1.0.3/",
-        "ptb-xl": "https://physionet.org/files/ptb-xl/1.0.3/",
+        "challenge-2020": ("https://physionet.org/files/challenge-2020/1.0.2/", ()),
+        "challenge-2021": ("https://physionet.org/files/challenge-2021/1.0.3/", ()),
+        "ptb-xl": ("https://physionet.org/files/ptb-xl/1.0.3/", ()),
+        # CODE-15% (Ribeiro et al. 2021); SPH (Liu et al. 2022): attributes, records, codes and rules, each an article;
+        # ZZU-pECG (Tan et al. 2025).
+        "code-15": ("https://zenodo.org/api/records/", ("4916206",)),
+        "sph": (
+            _FIGSHARE,
+            ("17912441/versions/1", "17912444/versions/1", "17912507/versions/1", "19738468/versions/1"),
+        ),
+        "zzu-pecg": (_FIGSHARE, ("27078763/versions/1",)),
     }
 )
 
@@ -50,11 +62,13 @@ def ecg() -> None:
 @click.option(
     "--only", multiple=True, help="A folder, or a pattern of paths such as '*/georgia/*.hea'. May be repeated."
 )
-@click.option("--base-url", metavar="URL", help="Address of a mirror, the folder with SHA256SUMS.txt.")
+@click.option(
+    "--base-url", metavar="URL", help="Address of a mirror, the folder with SHA256SUMS.txt or the JSON of the records."
+)
 @click.option("--verify", is_flag=True, help="Read all existing files again, including those verified before.")
 @click.option("--dry-run", is_flag=True, help="Print the number of files and bytes to fetch, and write nothing.")
 def fetch(release: str, base_url: str | None, dry_run: bool, **options: Any) -> None:
-    """Fetch a release from PhysioNet into DIR and verify its SHA-256 checksums.
+    """Fetch a release from PhysioNet, Zenodo or figshare into DIR and verify its checksums.
 
     Run the same command again to resume it, to retry failed files, or to check that all files are correct.
     """
@@ -62,7 +76,8 @@ def fetch(release: str, base_url: str | None, dry_run: bool, **options: Any) -> 
     from kdkit_ecg.download import fetch as fetch_release
 
     console = make_console(markup=False)
-    request = DownloadRequest(base=base_url or RELEASES[release], dry_run=dry_run, **options)
+    address, records = RELEASES[release]
+    request = DownloadRequest(base=base_url or address, records=records, dry_run=dry_run, **options)
     try:
         report = fetch_release(request, console)
     except KeyboardInterrupt:
@@ -81,8 +96,12 @@ def fetch(release: str, base_url: str | None, dry_run: bool, **options: Any) -> 
 )
 @click.option("--json", "json_file", type=_FILE, help="Also write the whole report to this JSON file.")
 @click.option("--all", "all_names", is_flag=True, help="Name every record with a finding, not only the first few.")
+@click.option("--leads", help="Leads that each record needs, such as I,II,V1; default: the twelve.")
+@click.option("--own-labels", is_flag=True, help="A table has the labels, so that no record needs a scored code.")
 @click.pass_context
-def doctor(ctx: click.Context, folder: Path, jobs: int, json_file: Path | None, all_names: bool) -> None:
+def doctor(
+    ctx: click.Context, /, folder: Path, jobs: int, json_file: Path | None, all_names: bool, **options: Any
+) -> None:
     """Read every record in DIR, and report the number in each class, bad records and odd records.
 
     The exit code is 1 if any record is bad, which means that the loaders exclude it or that its signal is damaged.
@@ -92,11 +111,13 @@ def doctor(ctx: click.Context, folder: Path, jobs: int, json_file: Path | None, 
 
     from kdkit_ecg.doctor import print_survey, survey, survey_to_json
 
+    leads = tuple(standard_name(name.strip()) for name in (options.pop("leads") or ",".join(LEADS)).split(","))
     console = make_console(markup=False)
     columns = (TextColumn("records"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("")
-        result = survey(folder, jobs, lambda total: progress.update(task, total=total), lambda: progress.advance(task))
+        on_start, on_record = lambda total: progress.update(task, total=total), lambda: progress.advance(task)
+        result = survey(folder, jobs, on_start, on_record, leads=leads, **options)
     if json_file is not None:
         try:
             json_file.write_text(json.dumps(survey_to_json(result), indent=1) + "\n", encoding="utf-8")

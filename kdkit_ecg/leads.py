@@ -1,7 +1,8 @@
 """Name the twelve leads of an ECG and the reduced lead sets of the Challenges, without importing torch."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from itertools import combinations
 from types import MappingProxyType
 
 from kdkit import RecipeError
@@ -9,10 +10,10 @@ from kdkit.errors import did_you_mean
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 
-# The limb leads that follow from I and II, with their factors of I and II: III = II - I (Einthoven), and the augmented
-# leads (Goldberger), such as aVR = -(I + II) / 2.
-DERIVED: Mapping[str, tuple[float, float]] = MappingProxyType(
-    {"III": (-1.0, 1.0), "aVR": (-0.5, -0.5), "aVL": (1.0, -0.5), "aVF": (-0.5, 1.0)}
+# The limb leads by their factors of I and II: III = II - I (Einthoven), and the augmented leads (Goldberger), such as
+# aVR = -(I + II) / 2. All six lie in one plane and no two on one axis, so that any two of them give the others.
+LIMB_LEADS: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {"I": (1.0, 0.0), "II": (0.0, 1.0), "III": (-1.0, 1.0), "aVR": (-0.5, -0.5), "aVL": (1.0, -0.5), "aVF": (-0.5, 1.0)}
 )
 
 # The lead sets of the 2021 Challenge, and lead I alone, which a smartwatch records.
@@ -28,7 +29,8 @@ LEAD_SETS: Mapping[int, tuple[str, ...]] = MappingProxyType(
 )
 
 _STANDARD_CASE = {lead.lower(): lead for lead in LEADS}
-_PREFIX = re.compile(r"^(mdc[\s_-]+)?(ecg[\s_-]+)?(lead[\s_-]*)?", re.IGNORECASE)  # of "Lead I" or "MDC_ECG_LEAD_I"
+# Of "Lead I", "MDC_ECG_LEAD_I" and "EKG I"; D as in "DII" is the lead of Spanish and Portuguese devices.
+_PREFIX = re.compile(r"^(mdc[\s_-]+)?(e[ck]g[\s_-]+)?(lead[\s_-]*)?(d(?=i{1,3}$))?", re.IGNORECASE)
 
 
 def standard_name(name: str) -> str:
@@ -36,39 +38,63 @@ def standard_name(name: str) -> str:
     return _STANDARD_CASE.get(_PREFIX.sub("", name).lower(), name)
 
 
-def missing_leads(names: Collection[str]) -> list[str]:
-    """Return the leads of the twelve that are absent and cannot be derived.
+def missing_leads(names: Collection[str], leads: Sequence[str] = LEADS) -> list[str]:
+    """Return the leads that are absent from the names and cannot be derived: any two limb leads give the other four."""
+    limb = sum(lead in names for lead in LIMB_LEADS)
+    return [lead for lead in leads if lead not in names and not (limb >= 2 and lead in LIMB_LEADS)]
 
-    If I, II and V1 to V6 are present, the others follow from I and II. Otherwise no lead is derived, so that a record
-    with a reduced set of leads keeps its set.
+
+def derivation(names: Sequence[str], lead: str) -> dict[str, float]:
+    """Return the factors of two limb leads in `names` that give another limb lead.
+
+    These are I and II if both are there. Otherwise it is the pair that magnifies noise least: the one with the smallest
+    sum of absolute factors.
     """
-    absent = [lead for lead in LEADS if lead not in names]
-    return absent if set(absent) - DERIVED.keys() else []
+    present = [name for name in LIMB_LEADS if name in names]
+    pairs = [("I", "II")] if {"I", "II"} <= set(present) else list(combinations(present, 2))
+    return min((_factors(pair, lead) for pair in pairs), key=lambda factors: sum(map(abs, factors.values())))
 
 
-def lead_names(leads: int | tuple[str, ...]) -> tuple[str, ...]:
+def _factors(pair: tuple[str, str], lead: str) -> dict[str, float]:
+    """Solve lead = p first + q second, each being a combination of I and II, by Cramer's rule."""
+    (a, b), (c, d), (e, f) = (LIMB_LEADS[name] for name in (*pair, lead))
+    determinant = a * d - b * c  # never 0, as no two limb leads share an axis
+    return {pair[0]: (e * d - f * c) / determinant, pair[1]: (a * f - b * e) / determinant}
+
+
+def lead_names(leads: int | tuple[str, ...], available: Sequence[str] = LEADS) -> tuple[str, ...]:
     """Return the names in a lead set of `LEAD_SETS`, or the given names in their standard case.
 
-    Raises RecipeError for a number without a set, and for names that are unknown, repeated or missing.
+    Raises RecipeError for a number without a set, and for names that are not available, repeated or missing.
     """
     if isinstance(leads, int):
-        if leads not in LEAD_SETS:
-            nearest = min(LEAD_SETS, key=lambda size: abs(size - leads))
+        count = leads
+        if count not in LEAD_SETS:
+            nearest = min(LEAD_SETS, key=lambda size: abs(size - count))
             sizes = ", ".join(map(str, sorted(LEAD_SETS)))
             raise RecipeError(
                 f"expected the size of a lead set ({sizes}), got {leads}; did you mean {nearest}? "
                 "Leads(('I', 'V5')) selects any leads by name"
             )
-        return LEAD_SETS[leads]
+        leads = LEAD_SETS[leads]
     if isinstance(leads, str) or not leads:
         raise RecipeError(f"Leads expects a number or a non-empty tuple of names, such as ('I', 'II'), got {leads!r}")
-    unknown = [name for name in leads if str(name).lower() not in _STANDARD_CASE]
+    by_case = {name.lower(): name for name in available}
+    unknown = [name for name in leads if str(name).lower() not in by_case]
     if unknown:
         # In the case of the leads, so that the nearest name is found by its letters and not by their case.
         cased = str(unknown[0]).upper().replace("AV", "aV")
-        raise RecipeError(f"{unknown[0]!r} is not a lead; {did_you_mean(cased, LEADS)}")
-    names = tuple(_STANDARD_CASE[name.lower()] for name in leads)
+        among = "" if tuple(available) == LEADS else " of these data"
+        raise RecipeError(f"{unknown[0]!r} is not a lead{among}; {did_you_mean(cased, available)}")
+    names = tuple(by_case[name.lower()] for name in leads)
+    require_distinct_leads(names)
+    return names
+
+
+def require_distinct_leads(names: Sequence[str]) -> None:
+    """Raise RecipeError for a lead that occurs twice."""
     repeated = [name for position, name in enumerate(names) if name in names[:position]]
     if repeated:
-        raise RecipeError(f"expected every lead once, got {repeated[0]!r} twice in {leads!r}; remove one of them")
-    return names
+        raise RecipeError(
+            f"expected every lead once, got {repeated[0]!r} twice in {tuple(names)!r}; remove one of them"
+        )

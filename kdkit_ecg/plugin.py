@@ -30,6 +30,7 @@ def register_datasets(register: Register) -> None:
     register("challenge_2020", datasets.Challenge2020)
     register("challenge_2021", datasets.Challenge2021)
     register("ptb_xl", datasets.PTBXL)
+    register("ecg_records", datasets.Records)
     register("synthetic_ecg", datasets.Synthetic)
 
 
@@ -43,8 +44,9 @@ def register_metrics(register: Register) -> None:
 
 @hookimpl
 def register_templates(register: Callable[[str, Path], None]) -> None:
-    """Register the recipe of LRH-Net."""
-    register("lrhnet", Path(__file__).parent / "templates" / "lrhnet.py")
+    """Register the recipes of LRH-Net, and of records of the user."""
+    for name in ("lrhnet", "ecg_records"):
+        register(name, Path(__file__).parent / "templates" / f"{name}.py")
 
 
 @hookimpl

@@ -1,6 +1,6 @@
 """Select the leads of a batch that a network receives, so that teacher and student may use different leads."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,19 +15,22 @@ class Leads:
     """View that selects leads: signal (N, 12, T) -> (N, leads, T); person (N, 5) is passed unchanged.
 
     leads: the size of a set in LEAD_SETS, or a tuple of names in any case. The order of the names is the order of the
-    channels.
+    channels. among: the leads of the data if it has others than the twelve, such as `data.leads` of Records; then
+    `leads` are some of these names.
 
     Raises RecipeError for a number without a set, and for names that are unknown, repeated or missing.
     """
 
     names: tuple[str, ...]
+    among: tuple[str, ...]
     _slices: tuple[tuple[int, int], ...] = field(compare=False)
 
-    def __init__(self, leads: int | tuple[str, ...]) -> None:
-        names = lead_names(leads)
+    def __init__(self, leads: int | tuple[str, ...], *, among: Sequence[str] = LEADS) -> None:
+        names = lead_names(leads, among)
         object.__setattr__(self, "names", names)
+        object.__setattr__(self, "among", tuple(among))
         slices: list[tuple[int, int]] = []  # (start, stop) of each range of consecutive channels
-        for channel in map(LEADS.index, names):
+        for channel in map(self.among.index, names):
             if slices and slices[-1][1] == channel:
                 slices[-1] = (slices[-1][0], channel + 1)
             else:
@@ -37,7 +40,7 @@ class Leads:
     @property
     def key(self) -> str:
         """The identity of the view in the keys of the teacher cache, e.g. "leads:I,II"."""
-        return f"leads:{','.join(self.names)}"
+        return f"leads:{','.join(self.names)}" + ("" if self.among == LEADS else f" of {','.join(self.among)}")
 
     def describe(self, preparation: Mapping[str, Any]) -> dict[str, Any]:
         """Return a preparation of records with these leads; no step mixes leads, so they are selected first."""
@@ -50,8 +53,11 @@ class Leads:
     def __call__(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return ((signal (N, leads, T), person (N, 5)), {}). A single range of neighbouring leads is not copied."""
         signal, person = batch.inputs
-        if signal.shape[1] != len(LEADS):
-            raise RecipeError(f"Leads expects a signal with {len(LEADS)} leads, got one with {signal.shape[1]}")
+        if signal.shape[1] != len(self.among):
+            raise RecipeError(
+                f"Leads expects a signal with {len(self.among)} leads, got one with {signal.shape[1]}; "
+                "among=data.leads selects from those of the data"
+            )
         # Slices need no index tensor on each device, and torch.compile traces them without a graph break.
         parts = [signal[:, start:stop] for start, stop in self._slices]  # each (N, stop - start, T)
         return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), person), {}
@@ -60,4 +66,4 @@ class Leads:
         return len(self.names)
 
     def __repr__(self) -> str:
-        return f"Leads({self.names!r})"
+        return f"Leads({self.names!r})" if self.among == LEADS else f"Leads({self.names!r}, among={self.among!r})"

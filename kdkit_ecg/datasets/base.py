@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,9 @@ from kdkit_ecg.datasets.signals import read_signals
 from kdkit_ecg.datasets.splits import Splits, ValidationSplit
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.description import describe_preparation
-from kdkit_ecg.records.header import Header
 from kdkit_ecg.records.preparation import VERSION, Preparation, Resampling, Scaling
+from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.store import SignalStore, StoreLocation
-from kdkit_ecg.utils.record_files import read_header_bytes
 
 Folder = str | Path
 
@@ -35,6 +34,9 @@ Folder = str | Path
 @dataclass(frozen=True, eq=False)
 class RecordingDataset(Data, ABC):
     """Recordings as data for kdkit. A subclass finds the records and assigns them to splits."""
+
+    # Options that change no sample. Folds count by the fold of each record, see _split_key.
+    _without_effect: ClassVar[tuple[str, ...]] = ("folder", "strict", "folds", "store")
 
     folder: Folder | Sequence[Folder]
     _: KW_ONLY
@@ -85,6 +87,11 @@ class RecordingDataset(Data, ABC):
         return self._label_encoder.names
 
     @property
+    def leads(self) -> tuple[str, ...]:
+        """Names of the leads, in the order of the channels."""
+        return LEADS
+
+    @property
     def task(self) -> Task:
         """A record may have several classes."""
         return "multilabel"
@@ -110,9 +117,8 @@ class RecordingDataset(Data, ABC):
     @cached_property
     def fingerprint(self) -> str:
         """A digest of every header, size of a signal file, label, split and option. Reads headers, but no signal."""
-        # Options that change no sample. Folds count by the fold of each record, see _split_key.
-        ignored = ("folder", "strict", "folds", "store")
-        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ignored}
+        names = [field.name for field in fields(self) if field.name not in self._without_effect]
+        options = {name: getattr(self, name) for name in names}
         options.update(asdict(self._preparation))  # rate and band as floats
         digest = hashlib.blake2b(repr((VERSION, type(self).__name__, sorted(options.items()))).encode(), digest_size=16)
         for header in self._selected[0]:
@@ -120,7 +126,7 @@ class RecordingDataset(Data, ABC):
             sizes = [header.path.with_name(name).stat().st_size for name in header.files]
             person = (header.name, header.age, header.sex, header.codes)
             # The bytes count in addition to the parsed fields, as the file may have been replaced since it was read.
-            record = (*person, header.signal_fields, sizes, read_header_bytes(header.path))
+            record = (*person, header.signal_fields, sizes, header.description())
             digest.update(repr((record, self._split_key(header))).encode())
         return digest.hexdigest()
 
@@ -162,19 +168,19 @@ class RecordingDataset(Data, ABC):
 
     @property
     @abstractmethod
-    def _selected(self) -> tuple[list[Header], ExcludedRecords]:
+    def _selected(self) -> tuple[list[RecordSource], ExcludedRecords]:
         """The headers of the records to read, and the excluded records; a cached_property."""
 
     @abstractmethod
-    def _split_key(self, header: Header) -> object:
+    def _split_key(self, header: RecordSource) -> object:
         """Return the data that decides the split of a record in addition to the options, for the fingerprint."""
 
     @abstractmethod
-    def _split_rows(self, headers: Sequence[Header]) -> Splits:
+    def _split_rows(self, headers: Sequence[RecordSource]) -> Splits:
         """Return the rows of each split."""
 
     @abstractmethod
-    def _person(self, header: Header) -> str:
+    def _person(self, header: RecordSource) -> str:
         """Return an identifier of the person; unique to this record if the person is unknown."""
 
     def _missing_records(self) -> Sequence[str]:
@@ -188,7 +194,7 @@ class RecordingDataset(Data, ABC):
         excluded = excluded_before.copy()  # a second access after an error must not count a record twice
         headers, signals = read_signals(headers, self._preparation, excluded, self._store)
         missing = self._missing_records()
-        summary = "\n".join([excluded.summary(len(headers)), *assumptions(headers), *missing])
+        summary = "\n".join([excluded.summary(len(headers)), *assumptions(headers, self.leads), *missing])
         if self.strict and (excluded.records or excluded.not_listed or missing):
             raise DataError(f"strict=True, but records are missing from {self._folder_names}:\n{summary}")
         if not headers:
@@ -204,7 +210,9 @@ class RecordingDataset(Data, ABC):
 
     @property
     def _preparation(self) -> Preparation:
-        return Preparation(rate=self.rate, band=self.band, resampling=self.resampling, scaling=self.scaling)
+        return Preparation(
+            rate=self.rate, band=self.band, resampling=self.resampling, scaling=self.scaling, leads=self.leads
+        )
 
     @property
     def _store(self) -> SignalStore | None:

@@ -15,7 +15,7 @@ from kdkit_ecg.datasets.folds import Folds
 from kdkit_ecg.datasets.patient_table import PatientTable, read_patient_table
 from kdkit_ecg.datasets.scan import LabelEncoder, find_records
 from kdkit_ecg.labels import Year, scored_classes
-from kdkit_ecg.records.header import Header
+from kdkit_ecg.records.source import RecordSource
 
 # The choices of the authors of LRH-Net that change numbers. Folds by record and thresholds chosen on the test fold are
 # leaks, which are here to reproduce the paper.
@@ -44,8 +44,8 @@ class _Challenge(FoldedDataset):
         return cls(folder, **{**PAPER, **options})
 
     @property
-    def _year(self) -> str:
-        return str(self.year)
+    def _provenance(self) -> Mapping[str, str]:
+        return {"year": str(self.year)}
 
     @property
     def _label_encoder(self) -> LabelEncoder:
@@ -56,7 +56,7 @@ class _Challenge(FoldedDataset):
         return read_patient_table(self._folders)
 
     @cached_property
-    def _usable(self) -> tuple[list[Header], ExcludedRecords]:
+    def _usable(self) -> tuple[list[RecordSource], ExcludedRecords]:
         excluded = ExcludedRecords(self._folders)
         table = self._patient_table
         headers = find_records(self._label_encoder, table, excluded, normalised_units=self.normalised_units)

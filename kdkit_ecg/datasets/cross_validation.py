@@ -19,7 +19,7 @@ from kdkit_ecg.datasets.patient_table import PatientTable
 from kdkit_ecg.datasets.scan import database_of
 from kdkit_ecg.datasets.signals import duplicate_signals
 from kdkit_ecg.datasets.splits import Splits, splits_of_folds
-from kdkit_ecg.records.header import Header
+from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.tables import first_names, unknown_patients_notice
 
 
@@ -74,7 +74,7 @@ class FoldedDataset(RecordingDataset):
         if self.grouping == "record":
             notices.append("folds are by record, so a patient may be in several splits")
         elif not self._has_patient_names():
-            notices.append("there is no records.csv with patients, so each record counts as a patient of its own")
+            notices.append("there is no table with patients, so each record counts as a patient of its own")
         elif unknown:
             notices.append(unknown_patients_notice(unknown, len(headers)))
         if headers and self._missing_records():
@@ -92,7 +92,7 @@ class FoldedDataset(RecordingDataset):
                 f"{len(groups)} patients in {self._folder_names} are too few for {k} folds; use fewer folds, or "
                 f"shares:\n{excluded.summary(len(headers))}"
             )
-        provenance = {"seed": str(self.seed), "year": self._year, "grouping": self.grouping}
+        provenance = {"seed": str(self.seed), **self._provenance, "grouping": self.grouping}
         labels = np.stack([self._label_encoder.row(header.codes) for header in headers])  # (records, classes)
         return fold_records(members, labels, k=k, provenance=provenance, keep=keep)
 
@@ -106,12 +106,12 @@ class FoldedDataset(RecordingDataset):
             # Records merged by a duplicate signal may share a person that is named after one of them.
             patient = "" if person == record_itself and sizes[person] == 1 else person
             group = person if self.grouping == "patient" else record_itself
-            members[header.name] = FoldMember(database_of(header, self._patient_table), patient, group)
+            members[header.name] = FoldMember(self._database(header), patient, group)
         return members
 
     @property
     @abstractmethod
-    def _usable(self) -> tuple[list[Header], ExcludedRecords]:
+    def _usable(self) -> tuple[list[RecordSource], ExcludedRecords]:
         """The headers of the usable records, with or without a fold, and the excluded ones; a cached_property."""
 
     @property
@@ -121,11 +121,19 @@ class FoldedDataset(RecordingDataset):
 
     @property
     @abstractmethod
-    def _year(self) -> str:
-        """The year of the classes, which a folds file contains."""
+    def _provenance(self) -> Mapping[str, str]:
+        """What a folds file contains about the classes, without spaces."""
+
+    def _database(self, source: RecordSource) -> str:
+        """Return the database of a record, "" if unknown; each has equal shares of all folds."""
+        return database_of(source, self._patient_table)
+
+    def _has_patient_table(self) -> bool:
+        """Return whether there is a table of patients."""
+        return any((folder / "records.csv").is_file() for folder in self._folders)
 
     @cached_property
-    def _selected(self) -> tuple[list[Header], ExcludedRecords]:
+    def _selected(self) -> tuple[list[RecordSource], ExcludedRecords]:
         headers, excluded_before = self._usable
         excluded = excluded_before.copy()
         if self.shares is not None or not headers:
@@ -162,10 +170,10 @@ class FoldedDataset(RecordingDataset):
         patients = {header.name: self._patient(header) for header in headers}
         return assign_persons(headers, patients, duplicate_signals(headers))
 
-    def _person(self, header: Header) -> str:
+    def _person(self, header: RecordSource) -> str:
         return self._persons[header.name]
 
-    def _patient(self, header: Header) -> str:
+    def _patient(self, header: RecordSource) -> str:
         """Return the patient of a record in records.csv, otherwise in the folds file, otherwise ""."""
         in_table = self._patient_table.get(header.name, {}).get("patient", "")
         from_folds = self._has_given_folds and header.name in self._folds.entries
@@ -177,11 +185,11 @@ class FoldedDataset(RecordingDataset):
         return isinstance(self.folds, (str, Path, Folds))
 
     def _has_patient_names(self) -> bool:
-        """Return whether there is a source of patients: a records.csv, or a folds file with patients."""
+        """Return whether there is a source of patients: a table, or a folds file with patients."""
         in_folds = self._has_given_folds and any(entry.patient for entry in self._folds.entries.values())
-        return in_folds or any((folder / "records.csv").is_file() for folder in self._folders)
+        return in_folds or self._has_patient_table()
 
-    def _split_key(self, header: Header) -> object:
+    def _split_key(self, header: RecordSource) -> object:
         if self.shares is None:
             return self._folds.entries[header.name].fold
         return self._patient(header) if self.grouping == "patient" else ""
@@ -193,7 +201,7 @@ class FoldedDataset(RecordingDataset):
         missing = [record for record in self._folds.entries if record not in present]
         return [f"  {len(missing)} records of the folds file were not found: {first_names(missing)}"] if missing else []
 
-    def _split_rows(self, headers: Sequence[Header]) -> Splits:
+    def _split_rows(self, headers: Sequence[RecordSource]) -> Splits:
         if self.shares is not None:
             by_record = self.grouping == "record"
             groups = [f"record {header.name}" if by_record else self._persons[header.name] for header in headers]
@@ -231,7 +239,7 @@ def fold_records(
     return Folds(entries=entries, k=k, provenance=provenance)
 
 
-def require_undivided_persons(headers: Sequence[Header], persons: Mapping[str, str], folds: Folds) -> None:
+def require_undivided_persons(headers: Sequence[RecordSource], persons: Mapping[str, str], folds: Folds) -> None:
     """Raise DataError if records of one person are in two folds."""
     folds_of_person: dict[str, set[int]] = {}
     for header in headers:

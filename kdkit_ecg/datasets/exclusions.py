@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 
-from kdkit_ecg.leads import LEADS
 from kdkit_ecg.utils.record_files import NOT_LISTED
 from kdkit_ecg.utils.tables import first_names
 
@@ -15,9 +14,11 @@ class ExclusionReason(StrEnum):
     NO_HEADER = "no header next to the signal"
     HEADER = "unreadable header"
     NO_SIGNAL = "no signal file"
-    LEADS = f"fewer than {len(LEADS)} leads"
+    LEADS = "absent leads"
     UNITS = "normalised units, not mV (normalised_units=True includes them)"
     CODES = "no scored code"
+    NO_ROW = "no row in the table of labels"
+    NO_LABEL = "no label in the table of labels"
     NAME = "the name of another record"
     NO_FOLD = "no fold in the folds file"
     RATE = "a rate that the band-pass or the resampling cannot handle"

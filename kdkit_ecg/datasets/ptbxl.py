@@ -11,7 +11,8 @@ from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
 from kdkit_ecg.datasets.ptbxl_tables import DatabaseRow, Labels, Statements, read_database, read_statements
 from kdkit_ecg.datasets.scan import is_usable
 from kdkit_ecg.datasets.splits import Splits, splits_of_folds
-from kdkit_ecg.records.header import Header, read_header
+from kdkit_ecg.records.header import read_header
+from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.record_files import present_file
 from kdkit_ecg.utils.tables import unknown_patients_notice
 
@@ -70,9 +71,9 @@ class PTBXL(RecordingDataset):
         return read_database(self._folders[0] / "ptbxl_database.csv")
 
     @cached_property
-    def _selected(self) -> tuple[list[Header], ExcludedRecords]:
+    def _selected(self) -> tuple[list[RecordSource], ExcludedRecords]:
         excluded = ExcludedRecords(self._folders)
-        selected = []
+        selected: list[RecordSource] = []
         for name, row in sorted(self._database.items()):
             path = present_file(self._folders[0] / f"{row.file_100_hz if self.rate == 100 else row.file_500_hz}.hea")
             try:
@@ -81,12 +82,12 @@ class PTBXL(RecordingDataset):
             except DataError:
                 excluded.add(ExclusionReason.HEADER if path.is_file() else ExclusionReason.NO_SIGNAL, path)
                 continue
-            if is_usable(header, self._label_encoder, excluded, normalised_units=False):
+            if is_usable(header, excluded, encoder=self._label_encoder):
                 selected.append(header)
         self._require_undivided_patients(selected)
         return selected, excluded
 
-    def _require_undivided_patients(self, headers: Sequence[Header]) -> None:
+    def _require_undivided_patients(self, headers: Sequence[RecordSource]) -> None:
         folds: dict[str, int] = {}
         for row in (self._database[header.name] for header in headers):
             if row.patient and folds.setdefault(row.patient, row.fold) != row.fold:
@@ -95,13 +96,13 @@ class PTBXL(RecordingDataset):
                     "in the published table, each patient is in one fold"
                 )
 
-    def _person(self, header: Header) -> str:
+    def _person(self, header: RecordSource) -> str:
         return self._database[header.name].patient or f"record {header.name}"
 
-    def _split_key(self, header: Header) -> object:
+    def _split_key(self, header: RecordSource) -> object:
         return self._database[header.name].fold
 
-    def _split_rows(self, headers: Sequence[Header]) -> Splits:
+    def _split_rows(self, headers: Sequence[RecordSource]) -> Splits:
         folds = [self._database[header.name].fold for header in headers]
         previous = FOLDS if self.fold == 1 else self.fold - 1  # strat_fold counts from 1
         return splits_of_folds(folds, test=self.fold, validation=previous, validation_split=self.validation_split)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from kdkit import DataError
 from kdkit.errors import first_line
-from kdkit_ecg.records.header import Sex, parse_age
+from kdkit_ecg.records.header import parse_age
+from kdkit_ecg.records.source import Sex
 from kdkit_ecg.utils.tables import is_missing
 
 MAX_CODES = 10_000  # characters of the codes of a record; the longest in PTB-XL have about 200

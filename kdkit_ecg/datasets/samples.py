@@ -13,16 +13,16 @@ from torch import Tensor
 from kdkit import DataError
 from kdkit_ecg.datasets.scan import LabelEncoder
 from kdkit_ecg.datasets.signal_split import SignalSplit
-from kdkit_ecg.records.header import Header
-from kdkit_ecg.records.record import person_vector
+from kdkit_ecg.records.source import RecordSource, person_vector
 from kdkit_ecg.store import StoredSignals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LabelledRecords:
-    """signals: float32 (12, time) each; person (records, 5); labels (records, classes); ids, groups (records,) int64.
+    """Records in rows: signals, float32 (leads, time) each; person (records, 5); labels (records, classes).
 
-    groups: the same number for records of one patient; None if no patient has two records. names: of the records.
+    ids, groups: (records,) int64; groups are equal for records of one patient, None if no patient has two records.
+    names: of the records.
     """
 
     signals: Sequence[NDArray[np.float32]]
@@ -48,7 +48,10 @@ class LabelledRecords:
 
 
 def label_records(
-    headers: Sequence[Header], signals: Sequence[NDArray[np.float32]], encoder: LabelEncoder, persons: Sequence[str]
+    headers: Sequence[RecordSource],
+    signals: Sequence[NDArray[np.float32]],
+    encoder: LabelEncoder,
+    persons: Sequence[str],
 ) -> LabelledRecords:
     """Return the records as rows in the given order; persons: an identifier of the person of each record."""
     # Consecutive numbers for the persons; only their equality matters.

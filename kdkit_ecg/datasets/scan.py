@@ -13,8 +13,8 @@ from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
 from kdkit_ecg.datasets.patient_table import PatientTable
 from kdkit_ecg.leads import LEADS, missing_leads
 from kdkit_ecg.records.header import Header, read_header
-from kdkit_ecg.records.record import missing_files
 from kdkit_ecg.records.signal_lines import DEFAULT_GAIN
+from kdkit_ecg.records.source import RecordSource, missing_files
 from kdkit_ecg.utils.record_files import find_record_files
 from kdkit_ecg.utils.tables import first_names
 
@@ -37,7 +37,7 @@ class LabelEncoder(Protocol):
 
 def find_records(
     encoder: LabelEncoder, table: PatientTable, excluded: ExcludedRecords, *, normalised_units: bool
-) -> list[Header]:
+) -> list[RecordSource]:
     """Return the headers of the usable records in `excluded.folders`, sorted by name. Reads no signal.
 
     Records that cannot be used are added to `excluded`. Of records with one name, the first in this order is used: the
@@ -50,9 +50,9 @@ def find_records(
     for position, folder in enumerate(excluded.folders):
         for header in _read_headers(folder, excluded, seen):
             rank[header.path] = (position, len(header.path.relative_to(folder).parts))
-            if is_usable(header, encoder, excluded, normalised_units=normalised_units):
+            if is_usable(header, excluded, encoder=encoder, normalised_units=normalised_units):
                 by_name.setdefault(header.name, []).append(header)
-    selected = []
+    selected: list[RecordSource] = []
     for name in sorted(by_name):  # sorted, so that rows do not depend on the order of the file system
         database = table.get(name, {}).get("database")
         # Paths are unique, so the comparison of two tuples never reaches the headers.
@@ -65,36 +65,59 @@ def find_records(
     return selected
 
 
-def is_usable(header: Header, encoder: LabelEncoder, excluded: ExcludedRecords, *, normalised_units: bool) -> bool:
-    """Return whether a record can be used according to its header. If not, it is added to `excluded`."""
+def is_usable(
+    source: RecordSource,
+    excluded: ExcludedRecords,
+    *,
+    encoder: LabelEncoder | None = None,
+    leads: Sequence[str] = LEADS,
+    normalised_units: bool = False,
+) -> bool:
+    """Return whether a record can be used according to its header. If not, it is added to `excluded`.
+
+    encoder: excludes records without any of its classes. leads: that the record needs, or others that give them.
+    """
     reason, detail = None, ""
-    if missing_files(header):
+    absent = missing_leads(source.leads, leads)
+    if missing_files(source):
         reason = ExclusionReason.NO_SIGNAL
-    elif missing_leads(header.leads):
+    elif absent:
         reason = ExclusionReason.LEADS
-        unknown = [lead for lead in header.leads if lead not in LEADS]
-        detail = f"unknown: {', '.join(unknown)}" if unknown else ""
-    elif header.normalised and not normalised_units:
+        unknown = [lead for lead in source.leads if lead not in LEADS and lead not in leads]
+        detail = f"no {', '.join(absent)}" + (f"; unknown: {', '.join(unknown)}" if unknown else "")
+    elif source.normalised and not normalised_units:
         reason = ExclusionReason.UNITS
-    elif not encoder.row(header.codes).any():
+    elif encoder and not encoder.row(source.codes).any():
         reason = ExclusionReason.CODES
     if reason:
-        excluded.add(reason, header.path, detail)
+        excluded.add(reason, source.path, detail)
     return reason is None
 
 
-def assumptions(headers: Sequence[Header]) -> list[str]:
+def assumptions(sources: Sequence[RecordSource], leads: Sequence[str]) -> list[str]:
     """Return lines for the summary about values that were assumed or computed, as the headers lack them."""
-    default_gain = [header.name for header in headers if header.default_gains]
-    derived = [header.name for header in headers if not set(LEADS) <= set(header.leads)]
     lines = {
-        f"without a gain, for which {DEFAULT_GAIN:g} steps per mV are assumed": default_gain,
-        "without all of III, aVR, aVL and aVF, which are computed from I and II": derived,
+        f"without a gain, for which {DEFAULT_GAIN:g} steps per mV are assumed": [
+            source.name for source in sources if source.default_gains
+        ],
+        "without a number of samples, which is that of the signal file": [
+            source.name for source in sources if source.counted
+        ],
+        "whose signal file lacks its suffix in the header": [source.name for source in sources if source.renamed_files],
+    }
+    by_derived: dict[tuple[str, ...], list[str]] = {}  # the absent leads -> records
+    for source in sources:
+        derived = tuple(lead for lead in leads if lead not in source.leads)
+        if derived:
+            by_derived.setdefault(derived, []).append(source.name)
+    lines |= {
+        f"without {', '.join(derived)}, computed from two other limb leads": names
+        for derived, names in by_derived.items()
     }
     return [f"  {len(names)} {text}: {first_names(names)}" for text, names in lines.items() if names]
 
 
-def database_of(header: Header, table: PatientTable) -> str:
+def database_of(header: RecordSource, table: PatientTable) -> str:
     """Return the database of a record in `table`, otherwise the name of the nearest folder named after a database."""
     parents: Sequence[str] = header.path.absolute().parts[:-1]
     folders = [part for part in parents if not _NOT_A_DATABASE.fullmatch(part)]

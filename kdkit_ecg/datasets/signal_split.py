@@ -26,7 +26,7 @@ _AUGMENTATION, _PARTNER, _SHARE = 1, 2, 3
 
 
 class Ecg(NamedTuple):
-    """The inputs of a network: signal (batch, 12, time), person (batch, 5).
+    """The inputs of a network: signal (batch, leads, time), person (batch, 5).
 
     person is age/100, age known, female, male, sex known. Unknown values are 0.
     """
@@ -39,7 +39,7 @@ class Ecg(NamedTuple):
 class SignalSplit(Split):
     """Records as a split of kdkit. Each sample is a window of `length` samples, a pure function of (seed, id, draw).
 
-    signals: one float32 (12, time) array per record, in memory or in a store, with any times. rate in Hz.
+    signals: one float32 (leads, time) array per record, in memory or in a store, with any times. rate in Hz.
     person: (records, 5) float32. labels: (records, classes) float32 of 0 and 1. ids: (records,) int64.
     window: "random" moves the window (or the zero padding of a record that is too short) in each draw; "centre" does
     not.
@@ -70,7 +70,7 @@ class SignalSplit(Split):
         return len(self.signals)
 
     def batch(self, rows: Tensor | Sequence[int], draw: int) -> Batch:
-        """Return the windows of these records in this draw, signal (rows, 12, length)."""
+        """Return the windows of these records in this draw, signal (rows, leads, length)."""
         index = torch.as_tensor(rows)
         windows, person, labels = self._windows(index, draw), self.person[index], self.labels[index]
         if self.augment and isinstance(self.augment[-1], Mixup):
@@ -82,7 +82,7 @@ class SignalSplit(Split):
         return Batch(Ecg(windows, person), labels, self.ids[index], draw)
 
     def report_tensors(self, rows: Tensor) -> dict[str, Tensor]:
-        """Return what a report shows of records: their signals (rows, 12, length) float16, rates, and units."""
+        """Return what a report shows of records: their signals (rows, leads, length) float16, rates, and units."""
         count = len(rows)
         return {
             SIGNAL: self._windows(rows, 0).half(),
@@ -103,7 +103,7 @@ class SignalSplit(Split):
         return torch.from_numpy(windows)
 
     def _fill(self, window: NDArray[np.float32], row: int, draw: int) -> None:
-        """Write the window of a record to `window`, (12, length)."""
+        """Write the window of a record to `window`, (leads, length)."""
         time = self._shape(row)[1]
         spare = time - self.length  # negative if the record is shorter than the window
         offset = self._offset(row, draw, abs(spare))  # of the window in the record, or of the record in the window
@@ -119,7 +119,7 @@ class SignalSplit(Split):
         return self.signals.shape(row) if isinstance(self.signals, StoredSignals) else self.signals[row].shape
 
     def _samples(self, row: int, start: int, stop: int) -> NDArray[np.float32]:
-        """Return the samples of a record from `start` to `stop`, (12, stop - start)."""
+        """Return the samples of a record from `start` to `stop`, (leads, stop - start)."""
         if isinstance(self.signals, StoredSignals):  # reads no more of a long record than the window
             return self.signals.window(row, start, stop)
         return self.signals[row][:, start:stop]

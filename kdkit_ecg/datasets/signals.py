@@ -8,28 +8,32 @@ from numpy.typing import NDArray
 
 from kdkit import DataError
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
-from kdkit_ecg.records.header import Header
+from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.preparation import Preparation, content_hash
 from kdkit_ecg.records.record import read_record
+from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.store import FAULTS, SignalFile, SignalStore, StoredSignals
 
 Signals = Sequence[NDArray[np.float32]]
 
 
 def read_signals(
-    headers: Sequence[Header], preparation: Preparation, excluded: ExcludedRecords, store: SignalStore | None = None
-) -> tuple[list[Header], Signals]:
+    headers: Sequence[RecordSource],
+    preparation: Preparation,
+    excluded: ExcludedRecords,
+    store: SignalStore | None = None,
+) -> tuple[list[RecordSource], Signals]:
     """Return the records that can be prepared, and their signals. The others are added to `excluded`.
 
     store: of the prepared signals; None prepares them here and holds them in memory.
-    Of records with the same samples in the twelve leads, the first one by name is used. A0101 and Q0048 of the
+    Of records with the same samples in all leads, the first one by name is used. A0101 and Q0048 of the
     Challenge are such a pair, with two different lists of codes.
     """
     seen: set[bytes] = set()
     # The content of these records was not read and is empty, which does not make them duplicates.
     not_read = {"signal": ExclusionReason.SIGNAL, "checksum": ExclusionReason.CHECKSUM}
 
-    def accept(header: Header, content: bytes, fault: str) -> bool:
+    def accept(header: RecordSource, content: bytes, fault: str) -> bool:
         reason = ExclusionReason.RATE if fault else None
         if fault in not_read:
             reason = not_read[fault]
@@ -60,19 +64,21 @@ def read_signals(
     return used, signals
 
 
-def duplicate_signals(headers: Sequence[Header]) -> list[list[str]]:
+def duplicate_signals(headers: Sequence[RecordSource]) -> list[list[str]]:
     """Return lists of two or more names of records with the same signal.
 
-    Reads only records whose headers agree in rate, length, first samples and checksums.
+    Reads only records whose headers agree in rate, length, first samples and checksums. Of records without these, the
+    second one is excluded when its signal is read.
     """
-    candidates: dict[object, list[Header]] = defaultdict(list)
-    for header in headers:
+    candidates: dict[object, list[RecordSource]] = defaultdict(list)
+    for header in [header for header in headers if header.checks]:
         checks = sorted(zip(header.leads, header.checks, strict=True))  # in any order of the leads
         candidates[header.rate, header.samples, tuple(checks)].append(header)
     names_by_content: dict[bytes, list[str]] = defaultdict(list)
     for header in [header for group in candidates.values() if len(group) > 1 for header in group]:
         try:
-            names_by_content[content_hash(read_record(header))].append(header.name)
+            record = read_record(header)
+            names_by_content[content_hash(record.signal[: len(LEADS)])].append(header.name)
         except DataError:
             continue  # the record is excluded later, when its signal is read
     return [names for names in names_by_content.values() if len(names) > 1]

@@ -49,6 +49,7 @@ class Synthetic(Data):
     """
 
     task: Task = "multilabel"
+    leads = LEADS
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kdkit_ecg.records.header import Sex
+from kdkit_ecg.records.source import Sex
 from kdkit_ecg.utils.files import unsharded_folder
 
 
@@ -18,7 +18,7 @@ class Reason(StrEnum):
     HEADER = "unreadable header"
     NO_SIGNAL = "no signal file"
     NO_HEADER = "a signal without a header"
-    LEADS = "missing leads of the twelve"
+    LEADS = "missing leads"
     UNITS = "normalised units (NU), not mV"
     CODES = "no code that 2020 or 2021 scores"
     SHAPE = "a signal with another shape than in the header"
@@ -32,7 +32,9 @@ class Reason(StrEnum):
     INVALID = "samples marked as invalid"
     CLIPPED = "clipped leads"
     NO_GAIN = "no gain, so that the default of WFDB is assumed"
-    DERIVED = "leads computed from I and II"
+    NO_LENGTH = "no number of samples, so that of the signal file is used"
+    FILE_NAME = "a signal file without its suffix in the header"
+    DERIVED = "leads computed from two other limb leads"
     CHANNELS = "channels that are not read"
     GAIN = "an implausible gain"
     AMPLITUDE = "an implausible amplitude"
@@ -54,6 +56,8 @@ _ODD = frozenset(
         Reason.INVALID,
         Reason.CLIPPED,
         Reason.NO_GAIN,
+        Reason.NO_LENGTH,
+        Reason.FILE_NAME,
         Reason.DERIVED,
         Reason.CHANNELS,
         Reason.GAIN,

@@ -1,6 +1,7 @@
 """Examine one record by itself: first its header, then its signal."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from kdkit import DataError
@@ -9,12 +10,15 @@ from kdkit_ecg.doctor.waveform import examine_signal
 from kdkit_ecg.labels import is_snomed_code, scored_classes
 from kdkit_ecg.leads import LEADS, missing_leads
 from kdkit_ecg.records.header import Header, header_lines, read_comments, read_header
-from kdkit_ecg.records.record import missing_files
+from kdkit_ecg.records.source import missing_files
 from kdkit_ecg.utils.tables import is_missing
 
 
-def examine(folder: Path, path: Path) -> RecordReport:
-    """Return the findings about the record with this header. No content of the files raises an exception."""
+def examine(folder: Path, path: Path, *, leads: Sequence[str] = LEADS, own_labels: bool = False) -> RecordReport:
+    """Return the findings about the record with this header. No content of the files raises an exception.
+
+    leads: that a record needs, or others that give them. own_labels: whether it needs no code that is scored.
+    """
     record = RecordReport.of(folder, path)
     try:
         header = read_header(path)
@@ -23,19 +27,23 @@ def examine(folder: Path, path: Path) -> RecordReport:
         return record
     record.name, record.rate, record.samples = header.name, header.rate, header.samples
     record.leads, record.age, record.sex, record.codes = header.leads, header.age, header.sex, header.codes
-    _examine_person_and_codes(record, header)
-    absent = missing_leads(header.leads)
-    unknown = [lead for lead in header.leads if lead not in LEADS]
+    _examine_person_and_codes(record, header, codes=not own_labels)
+    absent = missing_leads(header.leads, leads)
+    unknown = [lead for lead in header.leads if lead not in (*LEADS, *leads)]
     if absent:
         record.add(
             Reason.LEADS, f"without {', '.join(absent)}" + (f"; unknown: {', '.join(unknown)}" if unknown else "")
         )
-    elif not set(LEADS) <= set(header.leads):
-        record.add(Reason.DERIVED, ", ".join(lead for lead in LEADS if lead not in header.leads))
+    elif not set(leads) <= set(header.leads):
+        record.add(Reason.DERIVED, ", ".join(lead for lead in leads if lead not in header.leads))
     if len(header.leads) < len(header.channels):
         record.add(Reason.CHANNELS, f"{len(header.channels) - len(header.leads)} of {len(header.channels)}")
     if header.default_gains:
         record.add(Reason.NO_GAIN, ", ".join(header.default_gains))
+    if header.counted:
+        record.add(Reason.NO_LENGTH, f"{header.samples:,}")
+    if header.renamed_files:
+        record.add(Reason.FILE_NAME, ", ".join(header.renamed_files))
     if header.normalised:
         record.add(Reason.UNITS)
     missing = missing_files(header)
@@ -49,18 +57,20 @@ def examine(folder: Path, path: Path) -> RecordReport:
     return record
 
 
-def _examine_person_and_codes(record: RecordReport, header: Header) -> None:
+def _examine_person_and_codes(record: RecordReport, header: Header, *, codes: bool) -> None:
     # The comments are read again: read_header drops ages and codes that are not valid.
     comments = read_comments(header_lines(header.path))
     ages = [age for age in comments.get("age", []) if not is_missing(age)]
     if header.age is None and ages:
         record.implausible_age = True
         record.add(Reason.AGE, ", ".join(ages))
-    codes = [code.strip() for line in comments.get("dx", []) for code in line.split(",") if code.strip()]
-    repeated = [code for code, count in Counter(codes).items() if count > 1]
+    if not codes:
+        return
+    written = [code.strip() for line in comments.get("dx", []) for code in line.split(",") if code.strip()]
+    repeated = [code for code, count in Counter(written).items() if count > 1]
     if repeated:
         record.add(Reason.REPEATED, ", ".join(repeated))
-    invalid = [code for code in dict.fromkeys(codes) if not is_snomed_code(code)]
+    invalid = [code for code in dict.fromkeys(written) if not is_snomed_code(code)]
     if invalid:
         record.add(Reason.NO_CODE, ", ".join(invalid))
     if not any(scored_classes(year).row(header.codes).any() for year in (2020, 2021)):

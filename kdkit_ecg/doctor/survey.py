@@ -1,6 +1,6 @@
 """Examine all records in a folder, in several processes, and then compare them with each other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +10,7 @@ from kdkit import DataError
 from kdkit_ecg.doctor.duplicates import mark_duplicate_names, mark_duplicate_signals
 from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.record import examine
+from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.header import read_header
 from kdkit_ecg.utils.processes import run_in_processes
 from kdkit_ecg.utils.record_files import RecordFiles, find_record_files
@@ -35,8 +36,16 @@ class Survey:
         return sum(record.bad for record in self.records)
 
 
-def survey(folder: Path, jobs: int, on_start: Callable[[int], None], on_record: Callable[[], None]) -> Survey:
-    """Examine every record in a folder tree with `jobs` processes.
+def survey(
+    folder: Path,
+    jobs: int,
+    on_start: Callable[[int], None],
+    on_record: Callable[[], None],
+    *,
+    leads: Sequence[str] = LEADS,
+    own_labels: bool = False,
+) -> Survey:
+    """Examine every record in a folder tree with `jobs` processes. leads, own_labels: see `examine`.
 
     on_start is called with the number of records, on_record after each of them.
     Raises DataError if there is neither a header nor a signal.
@@ -48,7 +57,7 @@ def survey(folder: Path, jobs: int, on_start: Callable[[int], None], on_record: 
         )
     paths = files.headers
     on_start(len(paths))
-    examine_one = partial(examine, folder)
+    examine_one = partial(examine, folder, leads=leads, own_labels=own_labels)
     in_this_process = jobs == 1 or len(paths) <= MIN_RECORDS
     results = ((path, examine_one(path)) for path in paths)  # lazy: unused if there are processes
     reports = {}

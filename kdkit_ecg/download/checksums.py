@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -15,6 +15,10 @@ LIST_FILE = "SHA256SUMS.txt"
 PART_SUFFIX = ".part"  # of an unfinished file
 OWN_PREFIX = ".kdkit-fetch"  # of the files that fetch creates for itself
 
+# Lists of releases, which fetch saves in their folder.
+LISTS = (LIST_FILE, "MD5SUMS.txt")
+_RESERVED = tuple(name.casefold() for name in LISTS)
+
 _LINE = re.compile(r"(?P<sum>[0-9a-fA-F]{64})[ \t]+\*?(?P<path>\S.*)")
 
 _DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)  # not files on Windows
@@ -22,10 +26,20 @@ _DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNOR
 
 @dataclass(frozen=True, slots=True)
 class ReleaseFile:
-    """A file of a release: its path below the root, and the SHA-256 of its bytes in lower-case hex."""
+    """A file of a release: its path below the root, and the SHA-256 or MD5 of its bytes in lower-case hex.
+
+    size: in bytes, None if the list has none. url: its address, "" for the path below that of the list.
+    """
 
     path: str
     sum: str
+    size: int | None = None
+    url: str = ""
+
+    @property
+    def algorithm(self) -> str:
+        """The name of the checksum in hashlib."""
+        return "md5" if len(self.sum) == 32 else "sha256"
 
     @property
     def names(self) -> list[str]:
@@ -50,7 +64,7 @@ def parse_list(text: str, source: str) -> list[ReleaseFile]:
     the folder or reserved for fetch, and for two paths that are one file on a disk that does not distinguish cases.
     """
     sums: dict[str, str] = {}
-    on_disk: dict[str, str] = {}  # a path as such disks compare it -> the path
+    places: dict[str, str] = {}  # path -> where it is listed
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
@@ -60,20 +74,31 @@ def parse_list(text: str, source: str) -> list[ReleaseFile]:
                 f"{source}, line {number}: expected a SHA-256 and a path, got {line[:60]!r}; is the address right?"
             )
         path = match["path"].removeprefix("./")
-        if not _is_safe(path):
-            raise DataError(
-                f"{source}, line {number}: {path!r} is outside the folder or a reserved name; no file is fetched"
-            )
-        same = on_disk.setdefault(unicodedata.normalize("NFC", path).casefold(), path)
-        if same != path:
-            raise DataError(
-                f"{source}, line {number}: {path!r} and {same!r} are the same file on some disks; no file is fetched"
-            )
+        require_safe(path, places.setdefault(path, f"{source}, line {number}"))
         if sums.setdefault(path, match["sum"].lower()) != match["sum"].lower():
             raise DataError(f"{source}, line {number}: {path!r} is listed twice with different checksums")
     if not sums:
         raise DataError(f"{source} lists no file; is the address right?")
+    require_distinct(places)
     return [ReleaseFile(path, sums[path]) for path in sorted(sums)]
+
+
+def require_safe(path: str, line: str) -> None:
+    """Raise DataError for a path that is outside the folder or reserved for fetch. line: of the list."""
+    if not _is_safe(path):
+        raise DataError(f"{line}: {path!r} is outside the folder or a reserved name; no file is fetched")
+
+
+def require_distinct(places: Mapping[str, str]) -> None:
+    """Raise DataError for two paths that are one file on a disk that does not distinguish cases.
+
+    places: path -> where it is listed.
+    """
+    on_disk: dict[str, str] = {}  # a path as such disks compare it -> the path
+    for path, line in places.items():
+        same = on_disk.setdefault(unicodedata.normalize("NFC", path).casefold(), path)
+        if same != path:
+            raise DataError(f"{line}: {path!r} and {same!r} are the same file on some disks; no file is fetched")
 
 
 def select_files(files: Sequence[ReleaseFile], only: Sequence[str]) -> list[ReleaseFile]:
@@ -108,4 +133,4 @@ def _is_safe(path: str) -> bool:
     )
     # A backslash or a colon could leave the folder on Windows. Control characters are not printable.
     is_clean = printable(path) == path and not re.search(r"[\\:]", path)
-    return is_clean and not unsafe and path.casefold() != LIST_FILE.casefold()
+    return is_clean and not unsafe and path.casefold() not in _RESERVED

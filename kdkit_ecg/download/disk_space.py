@@ -40,6 +40,8 @@ class ExpectedSizes:
 
     def most_bytes(self, file: ReleaseFile) -> int:
         """Return the size at which the transfer of a file is stopped: more is not the file in the list."""
+        if file.size is not None:
+            return file.size
         # Some servers respond to HEAD with a size of 0.
         if self.known.get(file):
             return self.known[file]
@@ -50,11 +52,11 @@ class ExpectedSizes:
 def expected_sizes(session: requests.Session, base: str, files: Sequence[ReleaseFile], jobs: int) -> ExpectedSizes:
     """Return the sizes of the files.
 
-    The list has no sizes. Therefore the server is asked (HEAD) for the sizes of up to SAMPLE random files of each kind,
-    which is a folder and a suffix, with a fixed seed. The other files count with the mean size of their kind.
+    A list of checksums has no sizes. Therefore the server is asked (HEAD) for the sizes of up to SAMPLE random files of
+    each kind, which is a folder and a suffix, with a fixed seed. Other files count with the mean size of their kind.
     """
     kinds: dict[_Kind, list[ReleaseFile]] = defaultdict(list)
-    for file in files:
+    for file in [file for file in files if file.size is None]:
         kinds[_kind_of(file)].append(file)
     generator = random.Random(0)
     samples = {kind: generator.sample(members, min(SAMPLE, len(members))) for kind, members in kinds.items()}
@@ -69,7 +71,7 @@ def expected_sizes(session: requests.Session, base: str, files: Sequence[Release
         # An estimate is not worth retries: a failed request, whose result is an exception, counts as no size.
         if isinstance(size, int):
             sizes[file] = size
-    total, largest = 0.0, {}
+    total, largest = float(sum(file.size or 0 for file in files)), {}
     for kind, sample in samples.items():
         known_sizes = [sizes[file] for file in sample if file in sizes]
         if known_sizes:

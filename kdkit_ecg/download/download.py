@@ -17,6 +17,7 @@ from kdkit_ecg.download.checksums import LIST_FILE, ReleaseFile, parse_list, sel
 from kdkit_ecg.download.disk_space import expected_sizes, require_space
 from kdkit_ecg.download.lock import lock_folder, require_no_own_links, require_same_release, write_list
 from kdkit_ecg.download.progress import DownloadProgress
+from kdkit_ecg.download.records import RECORD_LIST, parse_records, saved_list
 from kdkit_ecg.download.report import DownloadReport
 from kdkit_ecg.download.responses import UNCOMPRESSED, TransferError, UnreachableError, fetch_text
 from kdkit_ecg.download.threads import run_in_threads
@@ -30,10 +31,14 @@ MAX_UNREACHABLE = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DownloadRequest:
-    """base: the address that the paths in the list are relative to. only: patterns of paths. jobs: files at a time."""
+    """base: the address that the paths in the list are relative to. only: patterns of paths. jobs: files at a time.
+
+    records: of Zenodo or figshare, whose lists are below `base`, instead of a list of checksums.
+    """
 
     base: str
     folder: Path
+    records: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     jobs: int = 8
     verify: bool = False
@@ -54,11 +59,10 @@ def fetch(request: DownloadRequest, console: Console) -> DownloadReport:
             session.headers.update(UNCOMPRESSED)
             for scheme in ("http://", "https://"):
                 session.mount(scheme, HTTPAdapter(pool_maxsize=request.jobs))  # one connection per thread
-            source = request.base + LIST_FILE
-            text = fetch_text(session, source)
-            files = select_files(parse_list(text, source), request.only)
+            all_files, text = _read_list(request, session)
+            files = select_files(all_files, request.only)
             require_no_own_links(request.folder)  # before anything is read or written
-            require_same_release(request.folder, text)
+            require_same_release(request.folder, _list_name(request), text)
             if request.dry_run:
                 return _fetch_missing(request, files, session, console)
             request.folder.mkdir(parents=True, exist_ok=True)
@@ -66,6 +70,21 @@ def fetch(request: DownloadRequest, console: Console) -> DownloadReport:
                 return _fetch_missing(request, files, session, console, text)
     except OSError as error:
         raise DataError(f"{request.folder} cannot be written: {error}") from error
+
+
+def _read_list(request: DownloadRequest, session: requests.Session) -> tuple[list[ReleaseFile], str]:
+    """Return the files of the release, and the list to save in the folder."""
+    if not request.records:
+        source = request.base + LIST_FILE
+        text = fetch_text(session, source)
+        return parse_list(text, source), text
+    sources = [request.base + record for record in request.records]
+    files = parse_records([fetch_text(session, source) for source in sources], sources)
+    return files, saved_list(files)
+
+
+def _list_name(request: DownloadRequest) -> str:
+    return RECORD_LIST if request.records else LIST_FILE
 
 
 def _fetch_missing(
@@ -86,7 +105,7 @@ def _fetch_missing(
     if request.dry_run:
         return DownloadReport(present=present, fetched=0, size=0, seconds=0.0, failed={})
     require_space(request.folder, max(0, sizes.total - resumed), len(missing))
-    write_list(request.folder, text)
+    write_list(request.folder, _list_name(request), text)
     progress = DownloadProgress(console, len(missing), sizes.total if sizes.complete else None, resumed)
     transfer = Transfer(
         session=session,
@@ -107,7 +126,7 @@ def _find_missing(request: DownloadRequest, files: Sequence[ReleaseFile], consol
     if unverified:
         console.print(f"verifying {len(unverified):,} existing files")
     checksums = run_in_threads(
-        lambda file: file_checksum(file.below(request.folder)), unverified, request.jobs, Event()
+        lambda file: file_checksum(file.below(request.folder), file.algorithm), unverified, request.jobs, Event()
     )
     for file, checksum in checksums:  # an exception, if a file cannot be read, differs from any checksum
         if checksum == file.sum:

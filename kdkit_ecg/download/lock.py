@@ -7,12 +7,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kdkit import DataError
-from kdkit_ecg.download.checksums import LIST_FILE, OWN_PREFIX
+from kdkit_ecg.download.checksums import LISTS, OWN_PREFIX
 
 
 def require_no_own_links(folder: Path) -> None:
     """Raise DataError if a file that fetch writes for itself is a link, whose target would be overwritten."""
-    links = [path for path in (*folder.glob(f"{OWN_PREFIX}*"), folder / LIST_FILE) if path.is_symlink()]
+    links = [path for path in (*folder.glob(f"{OWN_PREFIX}*"), *(folder / name for name in LISTS)) if path.is_symlink()]
     if links:
         raise DataError(f"{links[0]} is a link, and links are not followed; delete it, or use another folder")
 
@@ -31,16 +31,18 @@ def lock_folder(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def require_same_release(folder: Path, text: str) -> None:
-    """Raise DataError if the folder contains the list of another release than `text`."""
-    path = folder / LIST_FILE
-    # Compared by words: line ends may have been converted.
-    if path.is_file() and path.read_text(encoding="utf-8", errors="replace").split() != text.split():
+def require_same_release(folder: Path, name: str, text: str) -> None:
+    """Raise DataError if the folder contains the list of another release than `text`. name: of the file of the list."""
+    for path in [folder / other for other in LISTS]:
+        # Compared by words: line ends may have been converted.
+        words = path.read_text(encoding="utf-8", errors="replace").split() if path.is_file() else None
+        if words is None or (path.name == name and words == text.split()):
+            continue
         raise DataError(f"{path} is the list of another release; use a separate folder, or delete that file")
 
 
-def write_list(folder: Path, text: str) -> None:
+def write_list(folder: Path, name: str, text: str) -> None:
     """Save the list of the release atomically."""
     unfinished = folder / f"{OWN_PREFIX}.list"
     unfinished.write_text(text, encoding="utf-8", newline="\n")
-    unfinished.replace(folder / LIST_FILE)
+    unfinished.replace(folder / name)

@@ -59,11 +59,11 @@ class Transfer:
                     raise TransferError(f"{path} is a link, and links are not followed; move or delete it")
             part.parent.mkdir(parents=True, exist_ok=True)
             self._complete(file, part)
-            if file_checksum(part) != file.sum:
+            if file_checksum(part, file.algorithm) != file.sum:
                 # The .part file may be of an older file, or bytes were damaged on the way: start again once.
                 self._discard(part)
                 self._complete(file, part)
-                if file_checksum(part) != file.sum:
+                if file_checksum(part, file.algorithm) != file.sum:
                     self._discard(part)
                     raise TransferError("its bytes do not match the checksum in the list, in two downloads")
             # Only now does the file have its own name, so a file with that name is complete.
@@ -137,7 +137,7 @@ class Transfer:
 
 def address(base: str, file: ReleaseFile) -> str:
     """Return the address of a file."""
-    return base + quote(file.path)  # names may contain spaces
+    return file.url or base + quote(file.path)  # names may contain spaces
 
 
 def _size(part: Path) -> int:

@@ -1,7 +1,8 @@
 """What the ECG networks share: squeeze-excite, pooling, the head, LRH-Net's outline, and checks of arguments."""
 
 from collections import OrderedDict
-from typing import Literal, get_args
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,29 @@ Preset = Literal["corrected", "paper"]
 
 PERSON = 5  # age/100, age known, female, male, sex known
 PERSON_FEATURES = 10
+
+
+class EcgData(Protocol):
+    """Data with named leads and classes, such as Records or Challenge2020."""
+
+    @property
+    def leads(self) -> Sequence[str]:
+        """Names of the leads, in the order of the channels."""
+        ...
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes, in the order of the label columns."""
+        ...
+
+
+class EcgNet(nn.Module):
+    """A network with the parameters leads and classes, whose sizes may follow from data."""
+
+    @classmethod
+    def for_data(cls, data: EcgData, **options: Any) -> Self:
+        """Return a network for all leads and classes of the data. options: other parameters of the network."""
+        return cls(leads=len(data.leads), classes=len(data.classes), **options)
 
 
 class SqueezeExcite(nn.Module):
@@ -61,7 +85,7 @@ class Head(nn.Module):
         return logits
 
 
-class ThreeBlocks(nn.Module):
+class ThreeBlocks(EcgNet):
     """The outline of LRH-Net: a stem, three blocks, a pool over time, and linear layers that take the person too.
 
     Subclasses create the layers. `C` is the number of channels of block 3.

@@ -6,6 +6,7 @@ from torch.nn.functional import pad
 from kdkit_ecg.models.blocks import (
     PERSON,
     PERSON_FEATURES,
+    EcgNet,
     Preset,
     check_dropout,
     check_preset,
@@ -17,7 +18,7 @@ PADDING = 3
 SHORTEST = 98  # samples; fewer leave too few positions for the last max pool
 
 
-class CNN1d(nn.Module):
+class CNN1d(EcgNet):
     """Four plain convolutions, for signals of any length; signals below 98 samples are padded with zeros at the end.
 
     width: channels of the first stage; the others have twice, twice and four times as many.

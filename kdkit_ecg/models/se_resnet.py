@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from kdkit_ecg.models.blocks import (
     PERSON,
     PERSON_FEATURES,
+    EcgNet,
     Head,
     MeanOverTime,
     SqueezeExcite,
@@ -19,7 +20,7 @@ from kdkit_ecg.models.channels_last import BatchNorm1d, Conv1d
 KERNEL = 7
 
 
-class SEResNet(nn.Module):
+class SEResNet(EcgNet):
     """SE-ResNet of 18 layers, for signals of any length.
 
     width: channels of the stem and of the first group; each further group has twice as many.

@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from kdkit import DataError
 from kdkit_ecg.records.signal_lines import MAX_CHANNELS, MAX_LINE, SignalHeader, clipped, parse_signal_lines, shown
+from kdkit_ecg.records.source import Sex
 from kdkit_ecg.utils.record_files import present_file, read_header_bytes
 
-Sex = Literal["female", "male"]
 T = TypeVar("T")
 
-_DAYS = {"Y": 365.25, "M": 365.25 / 12, "W": 7.0, "D": 1.0}  # in a unit of age in DICOM
+_DAYS = {"y": 365.25, "m": 365.25 / 12, "w": 7.0, "d": 1.0}  # in a unit of age, by its first letter
 
 MAX_SEGMENTS = 10_000  # of a record; the longest of MIMIC have a few thousand
 # Samples of a record in several segments, as a multiple of those in its signal files. Gaps and repeated segments take
@@ -34,7 +34,10 @@ _COUNT = re.compile(r"[1-9][0-9]{0,17}")
 _RATE = re.compile(r"[0-9]{1,32}(?:\.[0-9]{0,32})?|\.[0-9]{1,32}")
 _SNOMED_CODE = re.compile(r"[0-9]{1,18}")
 _AGE = re.compile(r"[-+]?(?:[0-9]{1,32}(?:\.[0-9]{0,32})?|\.[0-9]{1,32})(?:[eE][-+]?[0-9]{1,4})?")
-_DICOM_AGE = re.compile(r"([0-9]{1,3})([DWMY])")
+# 071Y as in DICOM, P71Y as in ISO 8601, and words. A single letter m may also mean male, unless it is a capital.
+_AGE_WITH_UNIT = re.compile(
+    r"P?([0-9]{1,5})\s*([DWMYdwy]|(?i:days?|weeks?|wks?|months?|mos?|years?|yrs?)\.?)(?:\s*(?i:old))?"
+)
 
 _RECORD_LINE = re.compile(r"(?P<name>\S+)\s+(?P<leads>\S+)\s+(?P<rate>[^\s/]+)\S*(?:\s+(?P<samples>\S+))?")
 _RECORD_NAME = re.compile(r"(?:\S*/)?(?P<name>[-\w]+)(?:\.\w+)?")
@@ -44,15 +47,7 @@ _COMMENT_LINE = re.compile(r"#\s*(?P<key>\w+)\s*:(?P<value>.*)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header(SignalHeader):
-    """The fields of a header: those of the signal, and those of the person.
-
-    age in years. codes: SNOMED CT codes without repetition.
-    """
-
-    name: str
-    age: float | None
-    sex: Sex | None
-    codes: tuple[str, ...]
+    """The fields of a header: those of the signal, and those of the person. codes: SNOMED CT codes."""
 
 
 def read_header(path: Path) -> Header:
@@ -73,8 +68,9 @@ def read_header(path: Path) -> Header:
         comments = read_comments(lines)
         codes = [code.strip() for value in comments.get("dx", []) for code in value.split(",")]
         sexes: dict[str, Sex] = {"f": "female", "female": "female", "m": "male", "male": "male"}
+        person = ("name", "age", "sex", "codes")
         return Header(
-            **{field.name: getattr(signal, field.name) for field in fields(SignalHeader)},
+            **{field.name: getattr(signal, field.name) for field in fields(SignalHeader) if field.name not in person},
             name=name,
             age=_unanimous([parse_age(value) for value in comments.get("age", [])]),
             sex=_unanimous([sexes.get(value.lower()) for value in comments.get("sex", [])]),
@@ -111,9 +107,12 @@ def read_comments(lines: Sequence[str]) -> dict[str, list[str]]:
 
 
 def parse_age(text: str) -> float | None:
-    """Return an age in years, or None if the text is not an age from 0 to 120. "071Y" as in DICOM is 71 years."""
-    if dicom := _DICOM_AGE.fullmatch(text):
-        years = int(dicom[1]) * _DAYS[dicom[2]] / _DAYS["Y"]
+    """Return an age in years, or None if the text is not an age from 0 to 120.
+
+    "071Y" as in DICOM, "P71Y" as in ISO 8601 and "71 years" are 71; months, weeks and days are converted.
+    """
+    if with_unit := _AGE_WITH_UNIT.fullmatch(text):
+        years = int(with_unit[1]) * _DAYS[with_unit[2][0].lower()] / _DAYS["y"]
     elif _AGE.fullmatch(text):
         years = float(text)
     else:
@@ -201,6 +200,8 @@ def _parse_segments(path: Path, record_line: str, lines: Sequence[str], count: i
         samples=total,
         files=tuple(dict.fromkeys(name for part in signals for name in (part.path.name, *part.files))),
         checks=((0, 0),) * len(signals[0].leads),  # each segment has its own
+        counted=any(part.counted for part in signals),
+        renamed_files=tuple(dict.fromkeys(name for part in signals for name in part.renamed_files)),
         segments=tuple(parts),
     )
 

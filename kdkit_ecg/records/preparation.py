@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,21 +11,21 @@ from numpy.typing import NDArray
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.filters import bandpass, rate_ratio, resample, resample_linear, zscore
-from kdkit_ecg.records.header import Header
-from kdkit_ecg.records.record import ChecksumError, WfdbRecord, missing_files, read_record
+from kdkit_ecg.records.record import ChecksumError, read_record
+from kdkit_ecg.records.source import Record, RecordSource, Signal, missing_files, select_leads
 
 Resampling = Literal["polyphase", "linear"]
 Scaling = Literal["zscore", "raw"]
 Fault = Literal["signal", "rate", "checksum"]
 
-VERSION = 3  # of the preparation; increase it if the same options give other samples (fingerprints and stores use it)
+VERSION = 4  # of the preparation; increase it if the same options give other samples (fingerprints and stores use it)
 
 
 class PreparedSignal(NamedTuple):
     """The prepared signal of a record, or the fault that prevents one.
 
-    content: 16-byte hash of the twelve leads as they were read; b"" if they cannot be read.
-    signal: float32 (12, time); None if there is a fault.
+    content: 16-byte hash of the selected leads as they were read; b"" if they cannot be read.
+    signal: float32 (leads, time); None if there is a fault.
     fault: "signal" if the signal cannot be read, "rate" if the band-pass or the resampling cannot handle its rate,
     "checksum" if the samples do not match the header.
     transient: the fault may disappear, e.g. if a file could not be opened or memory was short.
@@ -39,76 +39,81 @@ class PreparedSignal(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preparation:
-    """Options of the preparation. rate in Hz. band: (low, high) in Hz, applied at the rate of the record, or None.
+    """What a network receives of a record, whatever its rate, its unit and the order of its leads.
 
-    resampling and scaling: see Challenge2020. Rate and band are converted to float, so that equal options always have
-    the same name in the store.
+    rate in Hz. band: (low, high) in Hz, applied at the rate of the record, or None. resampling and scaling: see
+    Challenge2020. leads: in the order of the channels; limb leads that a record lacks are derived from two others.
+    Rate and band are converted to float, so that equal options always have the same name in the store.
     """
 
     rate: float
     band: tuple[float, float] | None
     resampling: Resampling
     scaling: Scaling
+    leads: tuple[str, ...] = LEADS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rate", float(self.rate))
         object.__setattr__(self, "band", tuple(map(float, self.band)) if self.band else None)
 
-    def prepare(self, header: Header) -> PreparedSignal:
+    def prepare(self, source: RecordSource) -> PreparedSignal:
         """Read and prepare a record. A record that cannot be prepared gives a fault and not an exception."""
         try:
-            record = read_record(header)
+            record = read_record(source)
+            signal = select_leads(record.signal, record.leads, self.leads)
         except (DataError, OSError, MemoryError) as error:
             transient = isinstance(error.__cause__ or error, OSError | MemoryError)
             # The files may have been deleted or replaced since the header was read.
-            transient = transient or not header.path.is_file() or bool(missing_files(header))
+            transient = transient or not source.path.is_file() or bool(missing_files(source))
             fault: Fault = "checksum" if isinstance(error, ChecksumError) else "signal"
             return PreparedSignal(b"", None, fault, transient)
-        content = content_hash(record)
-        if not np.isfinite(record.signal[: len(LEADS)]).all():
+        content = content_hash(signal)
+        if not np.isfinite(signal).all():
             return PreparedSignal(content, None, "signal")
         try:
             with np.errstate(divide="raise", over="raise", invalid="raise"):
-                return PreparedSignal(content, self.transform(record))
+                return PreparedSignal(content, self._transform(signal, record.rate))
         except MemoryError:
             return PreparedSignal(content, None, "rate", transient=True)
         except (DataError, ArithmeticError, ValueError):  # scipy's filters raise any of these for an extreme rate
             return PreparedSignal(content, None, "rate")
 
-    def prepare_all(self, headers: Sequence[Header]) -> list[PreparedSignal]:
+    def prepare_all(self, sources: Sequence[RecordSource]) -> list[PreparedSignal]:
         """Prepare several records."""
-        return [self.prepare(header) for header in headers]
+        return [self.prepare(source) for source in sources]
 
-    def transform(self, record: WfdbRecord) -> NDArray[np.float32]:
-        """Return the prepared signal, (12, time). Raises DataError if band or resampling does not fit the rate."""
-        signal: NDArray[np.floating[Any]] = record.signal[: len(LEADS)].astype(np.float64)
+    def transform(self, record: Record) -> NDArray[np.float32]:
+        """Return the prepared signal, (leads, time).
+
+        Raises DataError if a lead is absent, or if band or resampling does not fit the rate.
+        """
+        return self._transform(select_leads(record.signal, record.leads, self.leads), record.rate)
+
+    def _transform(self, signal: Signal, rate: float) -> NDArray[np.float32]:
+        signal = signal.astype(np.float64)
         # Filter before resampling: the band is relative to the true rate.
         if self.band:
-            signal = bandpass(signal, record.rate, *self.band)
+            signal = bandpass(signal, rate, *self.band)
         change_rate = resample if self.resampling == "polyphase" else resample_linear
-        signal = change_rate(signal, record.rate, self.rate)
+        signal = change_rate(signal, rate, self.rate)
         if not (signal.size and np.isfinite(signal).all()):
-            raise DataError(
-                f"no finite sample is left of a record at {record.rate:g} Hz after resampling to {self.rate:g} Hz"
-            )
+            raise DataError(f"no finite sample is left of a record at {rate:g} Hz after resampling to {self.rate:g} Hz")
         return np.ascontiguousarray(zscore(signal) if self.scaling == "zscore" else signal, dtype=np.float32)
 
-    def expected_samples(self, header: Header) -> int:
+    def expected_samples(self, source: RecordSource) -> int:
         """Return an upper estimate of the samples per lead after preparation, 0 if the rate is a fault.
 
-        Reads no signal. A header may contain any number of samples, so the estimate is limited by the size of the
-        signal files, at one bit per sample.
+        Reads no signal.
         """
         try:
-            ratio = rate_ratio(header.rate, self.rate)
+            ratio = rate_ratio(source.rate, self.rate)
         except DataError:
             return 0
-        if self.band and self.band[1] >= header.rate / 2:
+        if self.band and self.band[1] >= source.rate / 2:
             return 0
-        bits = 8 * sum(header.path.with_name(name).stat().st_size for name in header.files)
-        return int(min(header.samples, bits // len(header.leads)) * ratio) + 1
+        return int(source.most_samples() * ratio) + 1
 
 
-def content_hash(record: WfdbRecord) -> bytes:
-    """Return a 16-byte hash that is equal for records with equal samples in the twelve leads."""
-    return hashlib.blake2b(record.signal[: len(LEADS)].tobytes(), digest_size=16).digest()
+def content_hash(signal: Signal) -> bytes:
+    """Return a 16-byte hash that is equal for equal samples, (leads, time)."""
+    return hashlib.blake2b(np.ascontiguousarray(signal).tobytes(), digest_size=16).digest()

@@ -12,7 +12,8 @@ from typing import NamedTuple, Self
 
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS, missing_leads, standard_name
-from kdkit_ecg.utils.record_files import present_file
+from kdkit_ecg.records.source import Record, RecordSource
+from kdkit_ecg.utils.record_files import present_file, read_header_bytes
 
 # Size of a unit in mV. NU (normalised units) are standard deviations, and are not converted.
 UNITS: Mapping[str, float] = MappingProxyType(
@@ -41,6 +42,16 @@ _LEAD = re.compile(
     r"(?:/(?P<unit>\S+))?\s+[0-9]+\s+(?P<zero>-?[0-9]{1,15})\s+(?P<first>-?[0-9]{1,15})"
     r"\s+(?P<checksum>-?[0-9]{1,15})\s+[0-9]+\s+(?P<name>\S.*)"
 )
+# All of these but the name are optional in WFDB, from the last to the first. Only one of the twelve leads may follow,
+# so that a malformed field is not taken for a name.
+_SHORT_LEAD = re.compile(
+    r"(?:\s+(?P<gain>-?[0-9]{1,32}(?:\.[0-9]{0,32})?(?:e[-+]?[0-9]{1,4})?)(?:\((?P<baseline>-?[0-9]{1,15})\))?"
+    r"(?:/(?P<unit>\S+))?(?:\s+[0-9]+(?:\s+(?P<zero>-?[0-9]{1,15})(?:\s+(?P<first>-?[0-9]{1,15})"
+    r"(?:\s+(?P<checksum>-?[0-9]{1,15}))?)?)?)?)?\s+(?P<name>[A-Za-z].*)"
+)
+
+
+_NOT_OF_SIGNAL = ("path", "segments", "name", "age", "sex", "codes")  # fields of a header
 
 
 class Channel(NamedTuple):
@@ -59,28 +70,20 @@ class Channel(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SignalHeader:
+class SignalHeader(RecordSource):
     """The fields of a header that describe the signal, lead by lead in the order of the file.
 
-    rate in Hz, samples per lead, gains_per_unit in converter steps, baselines in steps, units in lower case. checks:
-    the first sample and the checksum of each lead, (0, 0) if unknown.
-    channels: all that the signal files contain. positions: the channel of each lead. default_gains: the leads without a
-    gain, which have DEFAULT_GAIN. segments: the parts of a record in several segments, None for a gap, each with its
-    number of samples per lead; channels are then those of the first segment.
+    gains_per_unit in converter steps, baselines in steps, units in lower case.
+    channels: all that the signal files contain. positions: the channel of each lead.
+    segments: the parts of a record in several segments, None for a gap, each with its number of samples per lead;
+    channels are then those of the first segment.
     """
 
-    path: Path
-    rate: float
-    samples: int
-    leads: tuple[str, ...]
-    files: tuple[str, ...]
     gains_per_unit: tuple[float, ...]
     baselines: tuple[int, ...]
     units: tuple[str, ...]
-    checks: tuple[tuple[int, int], ...]
     channels: tuple[Channel, ...]
     positions: tuple[int, ...]
-    default_gains: tuple[str, ...]
     segments: tuple[tuple[Self | None, int], ...] = ()
 
     @property
@@ -100,10 +103,28 @@ class SignalHeader:
 
     @property
     def signal_fields(self) -> tuple[tuple[str, object], ...]:
-        """Name and value of every field that describes the signal: all but the path, here and in the segments."""
-        names = [field.name for field in fields(SignalHeader) if field.name not in ("path", "segments")]
+        """Name and value of every field that describes the signal, here and in the segments."""
+        names = [field.name for field in fields(SignalHeader) if field.name not in _NOT_OF_SIGNAL]
         segments = tuple((header and header.signal_fields, samples) for header, samples in self.segments)
         return (*((name, getattr(self, name)) for name in names), ("segments", segments))
+
+    def read(self) -> Record:
+        """Read the signal; see `read_record`."""
+        from kdkit_ecg.records.record import read_wfdb  # which imports this module
+
+        return read_wfdb(self)
+
+    def description(self) -> bytes:
+        """Return the bytes of the header."""
+        return read_header_bytes(self.path)
+
+    def most_samples(self) -> int:
+        """Return an upper bound of the samples per lead, as a header may contain any number.
+
+        It is the number that the signal files hold at one bit per sample.
+        """
+        bits = 8 * sum(self.path.with_name(name).stat().st_size for name in self.files)
+        return min(self.samples, bits // len(self.leads))
 
 
 class _Lead(NamedTuple):
@@ -129,15 +150,18 @@ def parse_signal_lines(path: Path, lines: Sequence[str], rate: float, frames: in
     # object, as the headers of a whole data set are in memory.
     file_on_disk = cache(lambda name: present_file(path.with_name(name)).name)
     shared: dict[Channel, Channel] = {}
-    channels, leads, errors = [], [], []
+    channels, leads, errors, names = [], [], [], []
     for position, line in enumerate(lines):
         layout = _CHANNEL.match(line)
         if not layout:
             raise _line_error(line)
+        names.append(layout["file"])
         # "sub/A1.mat" is A1.mat in the folder of the header. These names are meant to be in another one.
         if layout["folder"] and (layout["folder"].startswith("/") or ".." in layout["folder"].split("/")):
             raise DataError(f"expected the name of a file in the folder of the header, got the line {shown(line)}")
         details = _LEAD.fullmatch(line, layout.end())
+        short = None if details else _SHORT_LEAD.fullmatch(line, layout.end())
+        details = short if short and standard_name(short["name"]) in LEADS else details
         channel = _parse_channel(layout, details, file_on_disk)
         channels.append(shared.setdefault(channel, channel))
         try:
@@ -162,11 +186,14 @@ def parse_signal_lines(path: Path, lines: Sequence[str], rate: float, frames: in
     # Names outside the twelve keep their case, but two names that differ only in case are one lead.
     if len({lead.name.lower() for lead in leads}) < len(leads):
         raise DataError(f"expected every lead once, got {clipped(', '.join(lead.name for lead in leads))}")
+    counted = not frames
     frames = frames or _count_frames(path, channels, leads[0].position)
     return SignalHeader(
         path=path,
         rate=rate * frame,
         samples=frames * frame,
+        counted=counted,
+        renamed_files=tuple(name for name in dict.fromkeys(names) if file_on_disk(name).lower() != name.lower()),
         leads=tuple(lead.name for lead in leads),
         # The leads of most records are in one file, which is listed once.
         files=tuple(dict.fromkeys(channel.file for channel in channels)),
@@ -192,14 +219,14 @@ def _parse_channel(layout: re.Match[str], details: re.Match[str] | None, file_on
         frame=frame,
         skew=int(layout["skew"] or 0),
         offset=int(layout["offset"] or 0),
-        first=int(details["first"]) if details and layout["format"] == "8" else 0,
+        first=int(details["first"] or 0) if details and layout["format"] == "8" else 0,
     )
 
 
 def _parse_lead(line: str, details: re.Match[str] | None, position: int) -> _Lead:
     if not details:
         raise _line_error(line)
-    gain, unit = float(details["gain"]), (details["unit"] or "").lower()
+    gain, unit = float(details["gain"] or 0), (details["unit"] or "").lower()
     # WFDB writes 0 for a signal that is not calibrated. With a unit this is a contradiction; without one it means that
     # there is no gain.
     if not gain and details["unit"]:
@@ -214,9 +241,9 @@ def _parse_lead(line: str, details: re.Match[str] | None, position: int) -> _Lea
         gain=gain or DEFAULT_GAIN,
         has_gain=bool(gain),
         # WFDB: a missing baseline is the ADC zero of the lead.
-        baseline=int(details["baseline"] or details["zero"]),
+        baseline=int(details["baseline"] or details["zero"] or 0),
         unit=sys.intern(unit),
-        check=(int(details["first"]), int(details["checksum"])),
+        check=(int(details["first"] or 0), int(details["checksum"] or 0)),
     )
 
 

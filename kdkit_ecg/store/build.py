@@ -10,8 +10,8 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kdkit.utils.console import make_console
-from kdkit_ecg.records.header import Header
 from kdkit_ecg.records.preparation import Preparation, PreparedSignal
+from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.store.index import INDEX, ROW, SIGNALS, Rows, make_row
 from kdkit_ecg.utils.processes import run_in_processes, usable_cores
 
@@ -22,10 +22,10 @@ ALIGNMENT = 64  # bytes: the offset of each signal is a multiple, which is a cac
 
 def append_records(
     folder: Path,
-    missing: Mapping[bytes, Header],
+    missing: Mapping[bytes, RecordSource],
     preparation: Preparation,
     processes: int | None,
-    key_of: Callable[[Header], bytes],
+    key_of: Callable[[RecordSource], bytes],
 ) -> Rows:
     """Prepare these records and append them to a store, with a progress bar on a terminal. The store must be locked.
 
@@ -65,7 +65,7 @@ def append_records(
 
 
 def _prepare_in_chunks(
-    missing: Mapping[bytes, Header], preparation: Preparation, processes: int | None
+    missing: Mapping[bytes, RecordSource], preparation: Preparation, processes: int | None
 ) -> Iterator[tuple[Sequence[bytes], Sequence[PreparedSignal]]]:
     """Yield the keys and prepared signals of the records, a chunk at a time."""
     headers, keys = list(missing.values()), {header: key for key, header in missing.items()}

@@ -12,18 +12,19 @@ from numpy.typing import NDArray
 INDEX, SIGNALS, LOCK = "index.bin", "signals.f32", ".lock"
 UNFINISHED = ".new"  # the end of the name of a file that is being written, and replaces another one
 
-LEADS = 12
+MAX_LEADS = 1024
 SAMPLE_BYTES = 4  # of a float32
 FAULTS = ("", "signal", "rate", "checksum")  # a row has the position of its fault in this tuple
 
-# key: hash of the source files. content: hash of the twelve leads before preparation, which finds duplicate signals.
-# offset: in bytes, into the file of signals. time: samples per lead. sum: CRC-32 of the signal. check: CRC-32 of the
-# other fields of the row.
+# key: hash of the source files. content: hash of the leads before preparation, which finds duplicate signals. offset:
+# in bytes, into the file of signals. leads: their number. time: samples per lead. sum: CRC-32 of the signal. check:
+# CRC-32 of the other fields of the row.
 ROW = np.dtype(
     [
         ("key", "V16"),
         ("content", "V16"),
         ("offset", "<u8"),
+        ("leads", "<u4"),
         ("time", "<u4"),
         ("sum", "<u4"),
         ("fault", "<u4"),
@@ -36,8 +37,9 @@ Rows = NDArray[np.void]
 
 def make_row(key: bytes, content: bytes, offset: int, signal: NDArray[np.float32] | None, fault: str) -> bytes:
     """Return the bytes of a row in the index file."""
-    time, total = (0, 0) if signal is None else (signal.shape[1], zlib.crc32(np.ascontiguousarray(signal, "<f4").data))
-    row = np.array([(key, content, offset, time, total, FAULTS.index(fault), 0)], dtype=ROW)
+    leads, time = (0, 0) if signal is None else signal.shape
+    total = 0 if signal is None else zlib.crc32(np.ascontiguousarray(signal, "<f4").data)
+    row = np.array([(key, content, offset, leads, time, total, FAULTS.index(fault), 0)], dtype=ROW)
     row["check"] = _row_checksum(row.tobytes())
     return row.tobytes()
 
@@ -59,9 +61,10 @@ def read_rows(folder: Path) -> tuple[Rows, int]:
         _row_checksum(raw[start : start + ROW.itemsize]) == checksum
         for start, checksum in zip(starts, rows["check"].tolist(), strict=True)
     ]
-    ends = rows["offset"] + signal_bytes(rows["time"])
-    # An offset near 2**64 would make `ends` start again at 0.
+    ends = rows["offset"] + signal_bytes(rows["leads"], rows["time"])
+    # An offset near 2**64, or a size beyond it, would make `ends` start again at 0.
     valid = np.array(intact, dtype=bool) & (rows["offset"] <= size) & (ends <= size) & (rows["fault"] < len(FAULTS))
+    valid &= rows["leads"] <= MAX_LEADS
     # Later rows replace earlier ones of the same key. The dict keeps the last position of each.
     last_rows = {key: row for row, key in enumerate(rows[valid]["key"].tolist())}
     return rows[valid][sorted(last_rows.values())], int((~valid).sum()) + bool(len(raw) % ROW.itemsize)
@@ -93,9 +96,9 @@ def remove_rows(folder: Path, keys: Iterable[bytes]) -> None:
     write_rows(folder, rows[[key not in removed for key in rows["key"].tolist()]])
 
 
-def signal_bytes(time: Any) -> Any:
-    """Return the size in bytes of signals with this many samples per lead."""
-    return np.asarray(time, dtype=np.uint64) * np.uint64(LEADS * SAMPLE_BYTES)
+def signal_bytes(leads: Any, time: Any) -> Any:
+    """Return the size in bytes of signals with this many leads, and samples per lead."""
+    return np.asarray(leads, dtype=np.uint64) * np.asarray(time, dtype=np.uint64) * np.uint64(SAMPLE_BYTES)
 
 
 def _row_checksum(row: bytes) -> int:

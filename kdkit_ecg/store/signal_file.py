@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from kdkit import DataError
 from kdkit.errors import first_line
 from kdkit.utils.positioned import read_into
-from kdkit_ecg.store.index import LEADS, LOCK, SAMPLE_BYTES, SIGNALS, Rows, remove_rows, signal_bytes
+from kdkit_ecg.store.index import LOCK, SAMPLE_BYTES, SIGNALS, Rows, remove_rows, signal_bytes
 
 Signal = NDArray[np.float32]
 
@@ -25,7 +25,7 @@ _PART_OF_RECORD = 4  # a window of less than this part of a record is read witho
 
 
 class StoredSignals(Sequence[Signal]):
-    """Signals of a store, float32 (12, time) each, read from its file on each access, as read-only arrays.
+    """Signals of a store, float32 (leads, time) each, read from its file on each access, as read-only arrays.
 
     Pickling stores the path and not the samples; the copy opens the file again. Raises DataError if a signal does not
     match its checksum, see `SignalFile`.
@@ -40,11 +40,11 @@ class StoredSignals(Sequence[Signal]):
         return StoredSignals(self.file, self.rows[records])
 
     def shape(self, record: int) -> tuple[int, int]:
-        """Return the shape of a signal, (12, time), without reading it."""
-        return LEADS, int(self.file.rows["time"][self.rows[record]])
+        """Return the shape of a signal, (leads, time), without reading it."""
+        return self.file.shape(int(self.rows[record]))
 
     def window(self, record: int, start: int, stop: int) -> Signal:
-        """Return the samples from `start` to `stop` of all leads, float32 (12, stop - start)."""
+        """Return the samples from `start` to `stop` of all leads, float32 (leads, stop - start)."""
         return self.file.window(int(self.rows[record]), start, stop)
 
     def __len__(self) -> int:
@@ -70,8 +70,8 @@ class SignalFile:
 
     def __init__(self, folder: Path, rows: Rows, names: Sequence[str] | None = None) -> None:
         self.folder, self.rows, self.names = folder, rows, names
-        self._offsets, self._times = rows["offset"].tolist(), rows["time"].tolist()
-        blocks = -(-signal_bytes(rows["time"]).astype(np.int64) // _BLOCK_BYTES)
+        self._offsets, self._leads, self._times = (rows[field].tolist() for field in ("offset", "leads", "time"))
+        blocks = -(-signal_bytes(rows["leads"], rows["time"]).astype(np.int64) // _BLOCK_BYTES)
         ends = np.cumsum(blocks)
         self._first_blocks = (ends - blocks).tolist()
         # Anonymous shared memory: the workers of a DataLoader are forked in every epoch, and must not verify again.
@@ -86,22 +86,26 @@ class SignalFile:
         if self._descriptor >= 0:
             weakref.finalize(self, os.close, self._descriptor)
 
+    def shape(self, row: int) -> tuple[int, int]:
+        """Return the shape of the signal of a row, (leads, time)."""
+        return self._leads[row], self._times[row]
+
     def signal(self, row: int) -> Signal:
-        """Return the signal of a row, float32 (12, time). Raises DataError if it is damaged."""
-        samples = np.empty((LEADS, self._times[row]), np.float32)
+        """Return the signal of a row, float32 (leads, time). Raises DataError if it is damaged."""
+        samples = np.empty(self.shape(row), np.float32)
         if not self._read(row, samples):
             raise self._damage_error(row)
         samples.flags.writeable = False  # a change would be lost at the next access
         return samples
 
     def window(self, row: int, start: int, stop: int) -> Signal:
-        """Return the samples from `start` to `stop` of a row, float32 (12, stop - start).
+        """Return the samples from `start` to `stop` of a row, float32 (leads, stop - start).
 
         Of a long record, only the blocks of the window are read and compared, but at first all of it.
         """
         if not self._verified[row] or (stop - start) * _PART_OF_RECORD > self._times[row]:
             return self.signal(row)[:, start:stop]
-        samples = np.empty((LEADS, stop - start), np.float32)
+        samples = np.empty((self._leads[row], stop - start), np.float32)
         for lead, part in enumerate(samples):
             if not self._read_part(row, lead * self._times[row] + start, part):
                 raise self._damage_error(row)
@@ -110,7 +114,7 @@ class SignalFile:
 
     def is_intact(self, row: int) -> bool:
         """Return whether the bytes of a signal match its checksum."""
-        return self._read(row, np.empty((LEADS, self._times[row]), np.float32))
+        return self._read(row, np.empty(self.shape(row), np.float32))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SignalFile, (self.folder, self.rows, self.names)
@@ -120,7 +124,7 @@ class SignalFile:
         content = samples.reshape(-1)
         if not self._read_bytes(row, self._offsets[row], content.view(np.uint8)):
             return False
-        sums, first = _sums_of_blocks(content.view(np.uint64)), self._first_blocks[row]
+        sums, first = _sums_of_blocks(content.view(np.uint8)), self._first_blocks[row]
         if self._verified[row]:
             return bool((sums == self._sums[first : first + len(sums)]).all())
         if zlib.crc32(content.data) != self.rows["sum"][row]:
@@ -130,15 +134,15 @@ class SignalFile:
         return True
 
     def _read_part(self, row: int, start: int, samples: Signal) -> bool:
-        """Read samples of a row from the sample `start` of its (12 * time), and return whether they are intact."""
-        record_bytes = LEADS * SAMPLE_BYTES * self._times[row]
+        """Read samples of a row from the sample `start` of its (leads * time), and return whether they are intact."""
+        record_bytes = self._leads[row] * SAMPLE_BYTES * self._times[row]
         begin, end = start * SAMPLE_BYTES, start * SAMPLE_BYTES + samples.nbytes
         first, last = begin // _BLOCK_BYTES, -(-end // _BLOCK_BYTES)  # the blocks that contain the samples
         content = np.empty(min(last * _BLOCK_BYTES, record_bytes) - first * _BLOCK_BYTES, np.uint8)
         if not self._read_bytes(row, self._offsets[row] + first * _BLOCK_BYTES, content):
             return False
         expected = self._sums[self._first_blocks[row] + first : self._first_blocks[row] + last]
-        if not (_sums_of_blocks(content.view(np.uint64)) == expected).all():
+        if not (_sums_of_blocks(content) == expected).all():
             return False
         samples.view(np.uint8)[:] = content[begin - first * _BLOCK_BYTES : end - first * _BLOCK_BYTES]
         return True
@@ -172,7 +176,12 @@ class SignalFile:
         return "a record" if self.names is None else f"record {self.names[row]!r}"
 
 
-def _sums_of_blocks(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return the sum of each block, modulo 2**64: any change of one word changes it."""
+def _sums_of_blocks(content: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Return the sum of the words of each block, modulo 2**64: any change of one word changes it."""
+    whole = len(content) // 8 * 8
+    words, rest = content[:whole].view(np.uint64), content[whole:]
     sums: NDArray[np.uint64] = np.add.reduceat(words, np.arange(0, len(words), _BLOCK_WORDS))
+    if len(rest):  # a sample is half a word, and their number may be odd
+        last = rest.view(np.uint32).astype(np.uint64)
+        sums = np.append(sums, last) if whole % _BLOCK_BYTES == 0 else np.append(sums[:-1], sums[-1:] + last)
     return sums

@@ -12,8 +12,8 @@ from filelock import FileLock, Timeout
 
 from kdkit import DataError
 from kdkit.utils.console import make_console
-from kdkit_ecg.records.header import Header
 from kdkit_ecg.records.preparation import Preparation
+from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.store.build import append_records
 from kdkit_ecg.store.index import LOCK, ROW, Rows, make_row, read_rows, remove_rows, signal_bytes, write_rows
 from kdkit_ecg.store.location import StoreFolder, StoreLocation
@@ -55,7 +55,7 @@ class SignalStore:
         """The folder of the store."""
         return StoreFolder.locate(self.location, self.folders, self.preparation)
 
-    def prepare(self, headers: Sequence[Header], *, verify: bool = False) -> StoredRows:
+    def prepare(self, headers: Sequence[RecordSource], *, verify: bool = False) -> StoredRows:
         """Return the index rows of these records. Records that the store lacks are prepared first.
 
         Only one process prepares at a time; others wait for it. If no record is missing, the store is neither locked
@@ -70,7 +70,7 @@ class SignalStore:
                 f"prepared records cannot be stored in {self.folder.path}: {reason}; {_ALTERNATIVES}"
             ) from error
 
-    def _find_or_prepare(self, headers: Sequence[Header], *, verify: bool) -> StoredRows:
+    def _find_or_prepare(self, headers: Sequence[RecordSource], *, verify: bool) -> StoredRows:
         keys = [self._key(header) for header in headers]
         rows, prepared = self._read_rows(), 0
         if verify or not set(keys) <= _row_by_key(rows).keys():
@@ -89,10 +89,10 @@ class SignalStore:
     def _read_rows(self) -> Rows:
         return np.concatenate([_UNREADABLE_ROW, read_rows(self.folder.path)[0]])
 
-    def _prepare_missing(self, missing: dict[bytes, Header]) -> Rows:
+    def _prepare_missing(self, missing: dict[bytes, RecordSource]) -> Rows:
         """Prepare these records, and return the rows of those that were not stored."""
         times = [self.preparation.expected_samples(header) for header in missing.values()]
-        needed = int(signal_bytes(times).sum()) + len(missing) * ROW.itemsize
+        needed = int(signal_bytes(len(self.preparation.leads), times).sum()) + len(missing) * ROW.itemsize
         free = free_space(self.folder.path)
         if needed > free:
             raise DataError(
@@ -113,7 +113,7 @@ class SignalStore:
             if damaged:
                 remove_rows(path, damaged)
 
-    def _key(self, header: Header) -> bytes:
+    def _key(self, header: RecordSource) -> bytes:
         """Return a hash of the header and the state of the signal files, _UNREADABLE_KEY if they cannot be read.
 
         The hash covers the header as it was parsed and as it is on disk now, as the file may have been replaced since.
@@ -122,8 +122,8 @@ class SignalStore:
         root = self.folders[roots[0]] if roots else header.path.parent
         try:
             states = [header.path.with_name(name).stat() for name in header.files]
-            header_bytes = header.path.read_bytes()
-        except OSError:
+            header_bytes = header.description()
+        except (OSError, DataError):
             return _UNREADABLE_KEY
         # Size and time of change stand for the content of a signal file, which is too large to hash in every run.
         files = [(name, state.st_size, state.st_mtime_ns) for name, state in zip(header.files, states, strict=True)]

@@ -14,6 +14,7 @@ MAX_HEADER_BYTES = 1 << 20  # of a header; those of the Challenges have about a 
 MAX_SUFFIX = 5  # characters, with the dot, of a suffix that is looked for in any case
 
 HEADER_SUFFIX, SIGNAL_SUFFIXES, UNFINISHED_SUFFIX = ".hea", (".mat", ".dat"), ".part"
+ARRAY_SUFFIXES = (".edf", ".npy", ".csv", ".hdf5", ".h5")
 NOT_LISTED = "of the folders cannot be read"  # in summaries, after the number
 
 _PIECE = 1 << 16  # bytes of a header that are read at a time
@@ -24,11 +25,13 @@ _SUFFIX = re.compile(r"\.(hea|mat|dat)$", re.IGNORECASE)
 class RecordFiles(NamedTuple):
     """The files in a folder tree, each kind sorted by path.
 
-    unfinished: files of an interrupted fetch. not_listed: folders that cannot be read, and links that lead nowhere.
+    arrays: other files that may hold signals: EDF, NumPy, CSV and HDF5. unfinished: files of an interrupted fetch.
+    not_listed: folders that cannot be read, and links that lead nowhere.
     """
 
     headers: tuple[Path, ...]
     signals: tuple[Path, ...]
+    arrays: tuple[Path, ...]
     unfinished: tuple[Path, ...]
     not_listed: tuple[Path, ...]
 
@@ -70,11 +73,11 @@ def find_record_files(folder: Path) -> RecordFiles:
             else:
                 files.append(path)
     files.sort()
-    headers, signals, unfinished = (
+    headers, signals, arrays, unfinished = (
         tuple(path for path in files if path.suffix.lower() in suffixes)
-        for suffixes in ((HEADER_SUFFIX,), SIGNAL_SUFFIXES, (UNFINISHED_SUFFIX,))
+        for suffixes in ((HEADER_SUFFIX,), SIGNAL_SUFFIXES, ARRAY_SUFFIXES, (UNFINISHED_SUFFIX,))
     )
-    return RecordFiles(headers, signals, unfinished, tuple(sorted(not_listed)))
+    return RecordFiles(headers, signals, arrays, unfinished, tuple(sorted(not_listed)))
 
 
 def read_header_bytes(path: Path) -> bytes:

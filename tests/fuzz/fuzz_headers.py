@@ -13,7 +13,8 @@ from kdkit_ecg.doctor.record import examine
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.preparation import Preparation
-from kdkit_ecg.records.record import missing_files, read_record
+from kdkit_ecg.records.record import read_record
+from kdkit_ecg.records.source import missing_files
 from tests.fuzz.meter import Meter, for_inputs, require_enough_memory
 from tests.helpers.wfdb_files import write_matrix
 
@@ -59,7 +60,7 @@ EDITS = st.one_of(
 )
 BYTE_EDITS = st.tuples(POSITIONS, st.binary(max_size=4))
 LINES, BYTES = 100_000, 2 << 20  # of a header at most: the fuzzer needs memory too
-BASES = ("matrix", "no gain", "segments", "frames", "8 bits")
+BASES = ("matrix", "no gain", "short lines", "eight leads", "segments", "frames", "8 bits")
 
 
 def header_text(base: str) -> str:
@@ -68,6 +69,10 @@ def header_text(base: str) -> str:
     text = "\n".join(["A1 12 500 300", *lines, "#Age: 50", "#Sex: Male", "#Dx: 426783006,164889003", ""])
     if base == "no gain":
         return text.replace("1000/mV", "0").replace("500 300", "500")
+    if base == "short lines":
+        return re.sub(r" 16 0 -?[0-9]+ 0 0 ", " ", text).replace("#Age: 50", "#Age : 50 years")
+    if base == "eight leads":
+        return text.replace("A1 12", "A1 8").replace("\n".join(lines[2:6]) + "\n", "")
     if base == "frames":
         return text.replace("16+24", "16x2+24").replace("500 300", "250 150")
     if base == "8 bits":

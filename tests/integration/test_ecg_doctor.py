@@ -141,6 +141,8 @@ CASES = {
         {Reason.CHANNELS: "1 of 13"},
     ),
     "no gain": (lambda folder: write(folder, gain="0", samples=wave() // 5), {Reason.NO_GAIN: "I, II, III"}),
+    "no number of samples": (with_files(edit(" 500 1000", " 500")), {Reason.NO_LENGTH: "1,000"}),
+    "a signal file without its suffix": (with_files(edit("R1.mat 16", "R1 16")), {Reason.FILE_NAME: "R1"}),
     "normalised units": (with_files(edit("/mV", "/NU")), {Reason.UNITS: ""}),
     "no diagnosis": (lambda folder: write(folder, codes=""), {Reason.CODES: "no code at all"}),
     "a diagnosis that is not scored": (lambda folder: write(folder, codes="164884008"), {Reason.CODES: "164884008"}),
@@ -414,7 +416,7 @@ def test_problems_of_real_records_are_found(shared, kdkit_here, tmp_path):
         "ningbo/JS45542 (V1, V2, V3, V4, V5, V6)",
         "header_variants/incart_257hz_headers_only_no_signal/I0016 (I0016.mat)",
         "header_variants/cpsc2018_original_struct_mat/A1980 (A1980.mat)",
-        "header_variants/reduced_leads/two/E07502 (without III, aVR",
+        "header_variants/reduced_leads/two/E07502 (without V1, V2",
         "header_variants/2020-02_first_release_abbrev_dx/A0001 (RBBB)",
         "header_variants/2020-05_gain_4880_200_2000000_blank_dx/S0001 (2e+06 steps per mV)",
         "header_variants/2020-05_gain_4880_200_2000000_blank_dx/E00001 (georgia/E00001)",
@@ -451,3 +453,14 @@ def test_a_gain_that_wfdb_chose_is_no_finding(storage, tmp_path):
     (record,) = examine_all(tmp_path)
     assert max(read_header(tmp_path / "R1.hea").gains) > 50_000
     assert record.findings == []
+
+
+def test_records_with_own_leads_and_labels_are_judged_by_these(kdkit_here, tmp_path):
+    for number in range(3):
+        write(tmp_path / "data", f"E{number}", wave(number)[:3], leads=("I", "III", "V1"), codes="")
+    result = kdkit_here("ecg", "doctor", "data", "--leads", "v1, Lead II", "--own-labels", "--all", "--jobs", 1)
+    assert result.code == 0, result
+    assert "3 leads computed from two other limb leads:\n    E0 (II)\n" in result.out
+    assert "3 records: 0 bad, 3 odd" in result.out
+    assert kdkit_here("ecg", "doctor", "data", "--leads", "V1", "--jobs", 1).code == 1  # without a code
+    assert kdkit_here("ecg", "doctor", "data", "--own-labels", "--jobs", 1).code == 1  # without V2 to V6

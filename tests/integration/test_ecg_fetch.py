@@ -67,7 +67,7 @@ def test_a_release_is_fetched_as_listed(fetched, release, tmp_path):
 def test_a_second_run_requests_and_reads_no_file(fetched, release, monkeypatch):
     fetched()
     release.requests.clear()
-    monkeypatch.setattr(download, "file_checksum", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr(download, "file_checksum", lambda path, _: pytest.fail(f"{path} was read"))
     result = fetched()
     assert (result.code, "0 files fetched" in result.out) == (0, True)
     assert [path for _, path, _ in release.requests] == ["SHA256SUMS.txt"]

@@ -23,10 +23,12 @@ TINY = {
     "detection": ["--epochs", "1", "--train", "64"],
     "http_teacher": ["--epochs", "1"],
     "own_data": ["--epochs", "1"],
+    "ecg_records": ["--epochs", "1", "--width", "4", "--samples", "64"],
+    "ptbxl": ["--epochs", "1", "--width", "4", "--samples", "64"],
     "timm_digits": ["--epochs", "1"],
     "all_losses": ["--epochs", "1", "--data", "ecg", "--samples", "16"],
 }
-SLOW = {"timm_digits", "lrhnet_pmlkd"}
+SLOW = {"timm_digits", "lrhnet_pmlkd", "ptbxl"}
 
 
 # No recipes, but programs, with the least accuracy of the student that they print.

@@ -11,7 +11,7 @@ from kdkit.plugins.templates import PLUGIN, recipe_templates
 from tests.helpers.command_line import ROOT, environment
 from tests.helpers.environments import fresh_environment, install
 
-EXAMPLES = {"digits": "hinton", "own_data": "own_data", "lrhnet": "lrhnet_smlkd"}
+EXAMPLES = {"digits": "hinton", "own_data": "own_data", "lrhnet": "lrhnet_smlkd", "ecg_records": "ecg_records"}
 
 
 def files_in(folder):

@@ -1,13 +1,14 @@
 """`Leads` selects leads by number or name, and refuses names that are not leads."""
 
 import pickle
+from itertools import combinations
 
 import pytest
 import torch
 
 from kdkit import Batch, RecipeError
 from kdkit_ecg.datasets.signal_split import Ecg
-from kdkit_ecg.leads import LEAD_SETS, LEADS
+from kdkit_ecg.leads import LEAD_SETS, LEADS, LIMB_LEADS, derivation, missing_leads, standard_name
 from kdkit_ecg.views import Leads
 
 
@@ -129,3 +130,43 @@ def test_views_compile_as_one_graph(leads):
     view = Leads(leads)
     compiled = torch.compile(lambda inputs: view(inputs)[0][0] * 2, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(batch()), view(batch())[0][0] * 2)
+
+
+@pytest.mark.parametrize("pair", list(combinations(LIMB_LEADS, 2)))
+def test_any_two_limb_leads_give_all_others_exactly(pair):
+    # With I = 3 and II = 5, all limb leads are multiples of a half.
+    values = {lead: 3 * of_i + 5 * of_ii for lead, (of_i, of_ii) in LIMB_LEADS.items()}
+    assert values == {"I": 3, "II": 5, "III": 2, "aVR": -4, "aVL": 0.5, "aVF": 3.5}
+    for lead in LIMB_LEADS.keys() - pair:
+        factors = derivation(pair, lead)
+        assert set(factors) == set(pair)
+        assert sum(factor * values[name] for name, factor in factors.items()) == pytest.approx(values[lead], abs=1e-12)
+
+
+def test_i_and_ii_are_preferred_and_otherwise_the_pair_with_the_least_noise():
+    assert derivation(LEADS, "III") == {"I": -1, "II": 1}
+    assert derivation([lead for lead in LEADS if lead not in ("I", "aVR")], "aVR") == {"II": -0.75, "aVL": -0.5}
+    assert derivation(("aVF", "III", "II"), "aVR") == {"II": -1, "III": 0.5}
+
+
+def test_leads_that_cannot_be_derived_are_missing():
+    assert missing_leads(("II", "aVL", "V1"), ("I", "aVR", "V1")) == []
+    assert missing_leads(("II", "V1"), ("I", "II", "V2")) == ["I", "V2"]
+    assert missing_leads(("I", "II")) == list(LEADS[6:])
+    assert missing_leads(("MLII",), ("MLII",)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "lead"),
+    [
+        ("Lead I", "I"),
+        ("ECG Lead I", "I"),
+        ("EKG II", "II"),
+        ("AVR", "aVR"),
+        ("DIII", "III"),
+        ("di", "I"),
+        ("MLII", "MLII"),
+    ],
+)
+def test_names_of_leads_in_other_programs_are_known(name, lead):
+    assert standard_name(name) == lead

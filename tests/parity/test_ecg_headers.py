@@ -8,7 +8,9 @@ import pytest
 from kdkit import DataError
 from kdkit_ecg.labels import scored_classes
 from kdkit_ecg.records.header import read_header
-from kdkit_ecg.records.record import person_vector, read_record
+from kdkit_ecg.records.preparation import Preparation
+from kdkit_ecg.records.record import read_record
+from kdkit_ecg.records.source import person_vector
 
 # Cases in which the golden set allows a choice, and this reader refuses the header: a gain of 0.
 REFUSED = {"gain_zero"}
@@ -102,3 +104,20 @@ def test_a_signal_is_converted_to_mv_with_its_gain(shared):
     record = read_record(shared / "ecg" / "georgia" / "E07509.hea")
     steps = golden["E07509/adc"] - golden["E07509/baseline"][:, None]
     assert np.allclose(record.signal, steps / golden["E07509/gain_per_mV"][:, None], rtol=1e-6, atol=1e-9)
+
+
+def test_no_record_is_lost(shared):
+    paths = sorted((shared / "ecg").rglob("*.hea"))
+    variants = [path for path in paths if "header_variants" in path.parts]
+    preparation = Preparation(rate=100, band=None, resampling="polyphase", scaling="zscore")
+    prepared, refused = [], {}
+    for path in sorted({*variants, *paths[::40]}):
+        try:
+            prepared.append(preparation.transform(read_record(path)).shape[0])
+        except DataError as error:
+            reason = "leads" if str(error).startswith("expected the leads") else "signal"
+            refused.setdefault(reason, []).append(path)
+    assert set(prepared) == {12}
+    # Records of two, three, four and six leads, and headers without a signal.
+    assert {reason: len(reasons) for reason, reasons in refused.items()} == {"leads": 16, "signal": 10}
+    assert len(prepared) >= 30

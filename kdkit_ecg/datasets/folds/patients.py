@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
-from kdkit_ecg.records.header import Header
+from kdkit_ecg.records.source import RecordSource
 
 # The index of the PTB Diagnostic database lists its records patient by patient, at most seven of each. The Challenge
 # numbers them in this order without naming the patients.
@@ -14,7 +14,7 @@ _PTB_RECORDS_PER_PATIENT = 7
 
 
 def assign_persons(
-    headers: Sequence[Header], patients: Mapping[str, str], duplicates: Iterable[Sequence[str]] = ()
+    headers: Sequence[RecordSource], patients: Mapping[str, str], duplicates: Iterable[Sequence[str]] = ()
 ) -> dict[str, str]:
     """Return a person for every record, by the name of the record.
 

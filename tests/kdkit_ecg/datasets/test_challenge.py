@@ -125,7 +125,7 @@ def test_records_that_cannot_be_used_are_excluded_by_reason(tree, tmp_path):
         "  1 excluded, no header next to the signal: b/B9",
         "  1 excluded, unreadable header: b/B7",
         "  1 excluded, no signal file: b/B5",
-        "  1 excluded, fewer than 12 leads: b/B1",
+        "  1 excluded, absent leads: b/B1 (no V1, V2, V3, V4, V5, V6)",
         "  1 excluded, normalised units, not mV (normalised_units=True includes them): b/B3",
         "  1 excluded, no scored code: b/B2",
         "  1 excluded, the name of another record: copies/of/others/A0000",
@@ -344,7 +344,7 @@ def test_real_records_of_every_kind_are_read_or_excluded_with_their_reason(share
     data = Challenge2020(tmp_path, shares=(1.0, 0.0, 0.0))
     summary = data.summary
     assert "the signal of another record: cpsc_2018_extra/Q0048" in summary
-    assert "fewer than 12 leads: header_variants/reduced_leads/two/E07502" in summary
+    assert "absent leads: header_variants/reduced_leads/two/E07502 (no V1, V2, V3, V4, V5, V6)" in summary
     assert "no signal file: header_variants/incart_257hz_headers_only_no_signal/I0016" in summary
     assert "the name of another record: header_variants/2020-05_gain_4880_200_with_dx/E00009" in summary
     signal = data.train.batch(range(len(data.train)), 0).inputs.signal
@@ -447,7 +447,7 @@ def test_assumed_gains_and_computed_leads_are_in_the_summary(tmp_path):
     assert data.summary.splitlines()[:3] == [
         "3 of 3 records read",
         "  1 without a gain, for which 200 steps per mV are assumed: A2",
-        "  1 without all of III, aVR, aVL and aVF, which are computed from I and II: A3",
+        "  1 without III, aVR, aVL, aVF, computed from two other limb leads: A3",
     ]
     assert data.train.batch([0, 1, 2], 0).inputs.signal.shape == (3, 12, 256)
 
@@ -455,9 +455,9 @@ def test_assumed_gains_and_computed_leads_are_in_the_summary(tmp_path):
 def test_leads_with_unknown_names_are_named_in_the_summary(tmp_path):
     write_matrices(tmp_path, ["A1"])
     samples = np.random.default_rng(9).integers(-800, 800, (12, 600))
-    write_matrix(tmp_path, "A2", samples, leads=["MLI", "MLII", *LEADS[2:]])
+    write_matrix(tmp_path, "A2", samples, leads=[*LEADS[:6], "MLI", "MLII", *LEADS[8:]])
     summary = small_dataset(tmp_path, shares=(1.0, 0.0, 0.0)).summary
-    assert "  1 excluded, fewer than 12 leads: A2 (unknown: MLI, MLII)\n" in summary
+    assert "  1 excluded, absent leads: A2 (no V1, V2; unknown: MLI, MLII)\n" in summary
 
 
 def test_segments_are_read_as_one_record_and_not_as_records(tmp_path):

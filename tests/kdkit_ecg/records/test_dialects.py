@@ -1,5 +1,7 @@
 """Headers that other programs write are read with their signals; each form was found in a public bug report."""
 
+import re
+
 import numpy as np
 import pytest
 import wfdb
@@ -82,6 +84,38 @@ def test_without_a_gain_the_default_of_wfdb_is_used_and_marked(tmp_path):
     assert read_header(write_matrix(tmp_path, "A2", STEPS)).default_gains == ()
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "gain"),
+    [
+        (r" 1000/mV 16 0 -?\d+ -?\d+ 0 ", " ", 200),
+        (r" 16 0 -?\d+ -?\d+ 0 ", " ", 1000),
+        (r" 0 -?\d+ -?\d+ 0 ", " Lead ", 1000),
+        (r" -?\d+ 0 (?=[IaV])", " ", 1000),
+    ],
+    ids=["only the name", "gain", "gain and bits", "all but the checksum and the block"],
+)
+def test_fields_that_wfdb_leaves_out_are_not_needed(tmp_path, old, new, gain):
+    path = write_matrix(tmp_path, "A1", STEPS)
+    path.write_text(re.sub(old, new, path.read_text()))
+    assert_reads(path, gain=gain)
+    assert read_header(path).default_gains == (LEADS if gain == 200 else ())
+
+
+@pytest.mark.parametrize("name", ["loud/mV 16 0 1 1 0 I", "vx", "X", "1000/mV", "1000/furlong II"])
+def test_without_these_fields_only_one_of_the_twelve_names_is_taken_for_a_lead(tmp_path, name):
+    path = tmp_path / "A1.hea"
+    path.write_text(f"A1 1 500 600\nA1.mat 16 {name}\n")
+    with pytest.raises(DataError, match=r"got the line|is not a supported unit"):
+        read_header(path)
+
+
+def test_a_number_of_samples_and_a_suffix_that_are_not_in_the_header_are_marked(tmp_path):
+    whole = write_matrix(tmp_path, "A1", STEPS)
+    assert (read_header(whole).counted, read_header(whole).renamed_files) == (False, ())
+    path = edit(write_matrix(tmp_path, "A2", STEPS, record_line="A2 12 500"), "A2.mat", "A2")
+    assert (read_header(path).counted, read_header(path).renamed_files) == (True, ("A2",))
+
+
 def test_a_byte_order_mark_is_not_part_of_the_name(tmp_path):
     assert_reads(edit(write_matrix(tmp_path, "A1", STEPS), "A1 12", "\ufeffA1 12"))
 
@@ -108,10 +142,15 @@ def test_leads_are_known_by_longer_names_and_in_any_case(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "years"), [("071Y", 71), ("71Y", 71), ("006M", 0.5), ("026W", 0.498), ("000D", 0), ("130Y", None)]
+    ("text", "years"),
+    [
+        *[("071Y", 71), ("71Y", 71), ("006M", 0.5), ("026W", 0.498), ("000D", 0), ("130Y", None)],
+        *[("P71Y", 71), ("71 years", 71), ("71 yrs. old", 71), ("71y", 71), ("6 months", 0.5), ("26 weeks", 0.498)],
+    ],
 )
-def test_ages_are_read_in_the_form_of_dicom(tmp_path, text, years):
-    record = read_record(write_matrix(tmp_path, "A1", STEPS, comments=f"#Age: {text}\n#Sex: FEMALE\n"))
+@pytest.mark.parametrize("key", ["#Age: ", "#Age : ", "# age:"])
+def test_ages_are_read_with_their_unit(tmp_path, text, years, key):
+    record = read_record(write_matrix(tmp_path, "A1", STEPS, comments=f"{key}{text}\n#Sex: FEMALE\n"))
     assert record.age == (years if years is None else pytest.approx(years, abs=1e-3))
     assert record.sex == "female"
 

@@ -86,7 +86,9 @@ def test_a_malformed_field_is_refused_with_the_name_of_the_file(header, right, w
     assert len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("text", ["\u0667\u0664", "7_4", "7" * 5000, "1e999", "74 years", "-1", "\u0667\u0661Y"])
+@pytest.mark.parametrize(
+    "text", ["\u0667\u0664", "7_4", "7" * 5000, "1e999", "74 beers", "P74", "74 m", "-1", "\u0667\u0661Y"]
+)
 def test_an_age_that_is_not_a_number_of_ascii_digits_is_unknown(header, text):
     assert header(GOOD.replace("74", text)).age is None
 

@@ -134,7 +134,7 @@ def test_a_record_without_a_signal_is_intact(tmp_path):
     (tmp_path / INDEX).write_bytes(make_row(bytes(15) + b"a", b"", 0, None, "rate"))
     file = SignalFile(tmp_path, read_rows(tmp_path)[0])
     assert file.is_intact(0)
-    assert file.signal(0).shape == (12, 0)
+    assert file.signal(0).shape == (0, 0)
 
 
 def test_a_pickled_file_keeps_the_names(stored, tmp_path):

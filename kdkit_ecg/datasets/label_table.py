@@ -1,0 +1,228 @@
+"""Read the table with the labels of records: a column per class, or the names of classes in one column."""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdkit import DataError, RecipeError
+from kdkit.errors import did_you_mean
+from kdkit_ecg.records.header import parse_age
+from kdkit_ecg.records.signal_lines import shown
+from kdkit_ecg.records.source import Sex
+from kdkit_ecg.utils.record_files import ARRAY_SUFFIXES, record_name
+from kdkit_ecg.utils.tables import is_missing
+
+# What a column is for, and its name unless the user gives another one.
+ROLES: Mapping[str, str] = MappingProxyType(
+    {
+        "record": "record",
+        "label": "label",
+        "patient": "patient",
+        "age": "age",
+        "sex": "sex",
+        "database": "database",
+        "fold": "fold",
+    }
+)
+_SEXES: Mapping[str, Sex] = MappingProxyType(
+    {"f": "female", "female": "female", "woman": "female", "m": "male", "male": "male", "man": "male"}
+)
+_FLAGS = MappingProxyType(
+    {"0": False, "0.0": False, "false": False, "no": False, "1": True, "1.0": True, "true": True, "yes": True}
+)
+_SEPARATOR = re.compile(r"[;|]")  # between labels; a comma, which a name may have, separates only without these
+
+
+class LabelRow(NamedTuple):
+    """The row of a record. labels: None if unknown. patient, database: "" if unknown. age in years."""
+
+    labels: tuple[str, ...] | None
+    patient: str = ""
+    database: str = ""
+    age: float | None = None
+    sex: Sex | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedClasses:
+    """Classes by name, as the labels of records are written. names: in the order of the label columns."""
+
+    names: tuple[str, ...]
+
+    def row(self, codes: Iterable[str]) -> NDArray[np.float32]:
+        """Return (classes,) float32 of 0 and 1. Labels that are no class are ignored."""
+        present = set(codes)
+        return np.array([name in present for name in self.names], dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelTable:
+    """The rows of a table by record, as it names them, without suffix, and the classes."""
+
+    path: Path
+    rows: Mapping[str, LabelRow]
+    classes: NamedClasses
+    has_patients: bool
+
+
+def read_label_table(path: Path, columns: Mapping[str, str], classes: Sequence[str]) -> LabelTable:
+    """Return the labels of records. A table has a column for each class, or one with the names of classes.
+
+    columns: role in ROLES -> name of the column. classes: names; () for all in the table, sorted or in the order of
+    their columns. A record may have several rows, if these differ in nothing but the names of classes.
+    Raises DataError, which names the file and the line, for a table that cannot be read or contradicts itself, and
+    RecipeError for columns and classes that it does not have.
+    """
+    if len(set(classes)) < len(classes):
+        raise RecipeError(f"classes must be different names, got {list(classes)}")
+    names, lines = _read_lines(path)
+    for role, column in columns.items():
+        if role not in ROLES:
+            raise RecipeError(f"columns has the unknown key {role!r}; {did_you_mean(role, ROLES)}")
+        if column not in names:
+            raise RecipeError(f"{path} has no column {column!r}; {did_you_mean(column, names)}")
+    roles = {role: columns.get(role, default) for role, default in ROLES.items()}
+    if "label" not in columns and "labels" in names:
+        roles["label"] = "labels"
+    parser = _RowParser(path, roles, tuple(classes), names, lines)
+    rows: dict[str, LabelRow] = {}
+    for line, cells in lines:
+        record = table_name(cells[roles["record"]])
+        if record:
+            rows[record] = parser.parse(line, cells, rows.get(record))
+    available = parser.flags or sorted({label for row in rows.values() for label in row.labels or ()})
+    for name in classes:
+        if name not in available:
+            raise RecipeError(f"{path} has no class {name!r}; {did_you_mean(name, available)}")
+    if not available:
+        raise DataError(f"{path} has no label in its column {roles['label']!r}")
+    return LabelTable(
+        path=path,
+        rows=rows,
+        classes=NamedClasses(names=tuple(classes or available)),
+        has_patients=any(row.patient for row in rows.values()),
+    )
+
+
+def table_name(text: str) -> str:
+    """Return the name of a record as a table writes it: with slashes, and without suffix and spaces around it."""
+    name = record_name(text).replace("\\", "/").removeprefix("./")
+    stem, dot, suffix = name.rpartition(".")
+    return stem if dot and f".{suffix.lower()}" in ARRAY_SUFFIXES else name
+
+
+def _read_lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Return the names of the columns, and the lines of the rows with their cells by column."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")  # spreadsheets write a byte order mark
+    except FileNotFoundError as error:
+        raise DataError(
+            f"the table of labels {path} does not exist; expected a CSV with a row for each record"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as a CSV table in UTF-8: {error}") from error
+    first_line = text.partition("\n")[0]
+    table = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first_line.count))
+    rows = []
+    try:
+        names = [cell.strip() for cell in next(table, [])]
+        if len(set(names)) < max(1, len(names)):
+            raise DataError(f"{path} needs a first line with a different name for each column, got {shown(first_line)}")
+        for cells in table:
+            # Not strict: spreadsheets drop empty cells at the end of a line.
+            by_column = dict(zip(names, (cell.strip() for cell in cells), strict=False))
+            rows.append((table.line_num, {name: by_column.get(name, "") for name in names}))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {table.line_num}, cannot be parsed as CSV: {error}") from error
+    if not rows:
+        raise DataError(f"{path} has no row below its first line")
+    return names, rows
+
+
+class _RowParser:
+    """Parses the rows of one table. flags: the columns that are classes; none if one column has the names of classes.
+
+    Raises DataError if the table has no column of records, or no labels.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        roles: Mapping[str, str],
+        classes: tuple[str, ...],
+        names: Sequence[str],
+        lines: Sequence[tuple[int, Mapping[str, str]]],
+    ) -> None:
+        self.path, self.roles, self.classes = path, roles, classes
+        if roles["record"] not in names:
+            raise DataError(
+                f"{path} has no column of records; it has {', '.join(names)}. Name one, such as columns={{'record': "
+                f"{names[0]!r}}}"
+            )
+        self.flags: list[str] = []
+        if classes:
+            self.flags = list(classes) if set(classes) <= set(names) else []
+        elif roles["label"] not in names:
+            others = [name for name in names if name not in roles.values() and name != "is_male"]
+            self.flags = [name for name in others if all(_is_flag(cells[name]) for _, cells in lines)]
+        if not self.flags and roles["label"] not in names:
+            raise DataError(
+                f"{path} has neither a column 'label' nor columns of 0 and 1 by class; it has {', '.join(names)}. Name "
+                "the column, such as columns={'label': 'diagnosis'}"
+            )
+
+    def parse(self, line: int, cells: Mapping[str, str], first: LabelRow | None) -> LabelRow:
+        """Return the row of a record, together with an earlier row of the same record."""
+        labels = self._flagged(line, cells) if self.flags else self._named(cells[self.roles["label"]])
+        # The table of CODE-15% has a column is_male instead of the sex.
+        is_male = _FLAGS.get(cells.get("is_male", "").lower())
+        sex: Sex | None = None if is_male is None else "male" if is_male else "female"
+        row = LabelRow(
+            labels,
+            self._known(cells, "patient"),
+            self._known(cells, "database"),
+            parse_age(cells.get(self.roles["age"], "")),
+            _SEXES.get(cells.get(self.roles["sex"], "").lower(), sex),
+        )
+        if first is None or first == row:
+            return row
+        if self.flags or first._replace(labels=None) != row._replace(labels=None):
+            record = shown(cells[self.roles["record"]])
+            raise DataError(f"{self.path}, line {line}: record {record} has another row, which differs; remove one")
+        return first._replace(labels=tuple(dict.fromkeys([*(first.labels or ()), *(labels or ())])) or None)
+
+    def _flagged(self, line: int, cells: Mapping[str, str]) -> tuple[str, ...] | None:
+        """Return the classes with a 1, None if a cell is empty or has a word for a missing value."""
+        values = {name: cells[name].lower() for name in self.flags}
+        if any(is_missing(value) for value in values.values()):
+            return None
+        wrong = next((name for name, value in values.items() if value not in _FLAGS), None)
+        if wrong is not None:
+            raise DataError(f"{self.path}, line {line}: expected 0 or 1 in column {wrong!r}, got {shown(cells[wrong])}")
+        return tuple(name for name, value in values.items() if _FLAGS[value])
+
+    def _named(self, text: str) -> tuple[str, ...] | None:
+        """Return the labels in a cell, None if it is empty."""
+        if is_missing(text):
+            return None
+        if text in self.classes:
+            return (text,)
+        parts = _SEPARATOR.split(text) if _SEPARATOR.search(text) else text.split(",")
+        return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+    def _known(self, cells: Mapping[str, str], role: str) -> str:
+        """Return the text in a column, "" if it is missing."""
+        text = cells.get(self.roles[role], "")
+        return "" if is_missing(text) else text.removesuffix(".0")  # pandas writes integers as floats if one is missing
+
+
+def _is_flag(text: str) -> bool:
+    return text.lower() in _FLAGS or is_missing(text)

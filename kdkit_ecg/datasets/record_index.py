@@ -1,0 +1,97 @@
+"""Find the records that a table names in folder trees: by path, by name, or by their id in a file of many records."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from kdkit import DataError
+from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
+from kdkit_ecg.datasets.label_table import LabelRow
+from kdkit_ecg.records.array_files import CSV_SUFFIX, HDF5_SUFFIXES, NUMPY_SUFFIX
+from kdkit_ecg.records.array_format import ArrayFormat
+from kdkit_ecg.records.open_file import SUFFIXES, open_file
+from kdkit_ecg.records.source import RecordSource
+from kdkit_ecg.utils.record_files import find_record_files
+
+_STACKS = (NUMPY_SUFFIX, *HDF5_SUFFIXES)  # of files that may have several records
+
+
+class RecordIndex:
+    """The files of records in `excluded.folders`, by their path without suffix and by their name."""
+
+    def __init__(self, excluded: ExcludedRecords, arrays: ArrayFormat | None, table: Path) -> None:
+        self.excluded, self.arrays = excluded, arrays
+        self._by_path: dict[str, Path] = {}
+        self._by_name: dict[str, dict[Path, None]] = {}  # the paths of files with a name, without repetition
+        for folder in excluded.folders:
+            files = find_record_files(folder)
+            excluded.add_not_listed(files.not_listed)
+            # The best description of a record first, as only one of its files is read.
+            paths = sorted([*files.headers, *files.arrays], key=lambda path: SUFFIXES.index(path.suffix.lower()))
+            for path in paths:
+                if path.suffix.lower() == CSV_SUFFIX and path.resolve() == table.resolve():
+                    continue
+                stem = path.with_suffix("")
+                used = self._by_path.setdefault(stem.relative_to(folder).as_posix(), path)
+                if used.with_suffix("") == stem:  # a second file of this record, or of another folder, is not used
+                    self._by_name.setdefault(path.stem, {})[used] = None
+
+    def find(self, rows: Mapping[str, LabelRow]) -> Iterator[tuple[str, RecordSource]]:
+        """Yield the records of a table that are found, with their names in it.
+
+        Records that cannot be read, and those without a row, are added to `excluded`. Raises DataError for a name that
+        several files have, and for files of numbers without an ArrayFormat.
+        """
+        used: set[Path] = set()
+        parts: set[Path] = set()  # headers of segments, which are no records
+        for record in rows:
+            path = self._path(record)
+            if path is None:
+                continue
+            used.add(path)
+            source = self._open(path)
+            if source:
+                parts.update(path.with_name(name) for name in source.files)
+                yield record, source
+        unused = [path for path in self._by_path.values() if path not in used | parts]
+        # An array that no row names may be a stack of the records that rows name.
+        for path in unused:
+            if path.suffix.lower() in _STACKS:
+                yield from self._find_in_stack(path, rows)
+            elif path.suffix.lower() != CSV_SUFFIX:  # which may be any table
+                self.excluded.add(ExclusionReason.NO_ROW, path)
+
+    def _path(self, record: str) -> Path | None:
+        paths = [self._by_path[record]] if record in self._by_path else list(self._by_name.get(record, ()))
+        if len(paths) > 1:
+            raise DataError(
+                f"the table of labels names the record {record!r}, but there are {len(paths)}, such as {paths[0]} and "
+                f"{paths[1]}; write their paths below the folder"
+            )
+        return paths[0] if paths else None
+
+    def _open(self, path: Path) -> RecordSource | None:
+        if path.suffix.lower() in (CSV_SUFFIX, *_STACKS) and self.arrays is None:
+            open_file(path)  # raises an error with the option that is needed
+        try:
+            sources = open_file(path, self.arrays)
+        except DataError:
+            self.excluded.add(ExclusionReason.HEADER, path)
+            return None
+        return sources[0] if len(sources) == 1 else None
+
+    def _find_in_stack(self, path: Path, rows: Mapping[str, LabelRow]) -> Iterator[tuple[str, RecordSource]]:
+        if self.arrays is None and path.suffix.lower() == NUMPY_SUFFIX:
+            return
+        try:
+            sources = open_file(path, self.arrays)
+        except DataError:
+            if self.arrays is None:
+                raise
+            self.excluded.add(ExclusionReason.HEADER, path)
+            return
+        for source in sources:
+            # "0" for the only stack, and "signals/0" to distinguish several.
+            for record in (source.name, f"{path.stem}/{source.name}"):
+                if record in rows:
+                    yield record, replace(source, name=record)

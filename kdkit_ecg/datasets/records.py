@@ -1,0 +1,155 @@
+"""Records of the user: any files, leads and rates, with labels in a table."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from kdkit import DataError, RecipeError
+from kdkit_ecg.datasets.cross_validation import FoldedDataset
+from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
+from kdkit_ecg.datasets.label_table import LabelTable, NamedClasses, read_label_table
+from kdkit_ecg.datasets.patient_table import PatientTable
+from kdkit_ecg.datasets.record_index import RecordIndex
+from kdkit_ecg.datasets.scan import is_usable
+from kdkit_ecg.leads import LEADS, require_distinct_leads, standard_name
+from kdkit_ecg.records.array_format import ArrayFormat
+from kdkit_ecg.records.source import RecordSource
+from kdkit_ecg.utils.tables import first_names
+
+ClassTask = Literal["multilabel", "multiclass"]
+
+
+@dataclass(frozen=True, eq=False)
+class Records(FoldedDataset):
+    """Records of any kind, labelled by a table: (leads, length) samples at `rate` Hz, read on the first use of a split.
+
+    folder: one or several trees of WFDB, EDF, NumPy, CSV or HDF5 files.
+    labels: a CSV in the first folder, or elsewhere. Its column `record` has the path of each record below the folder,
+    or its name if that occurs once, with or without suffix; in a file of many records, the id of each. It has a column
+    of 0 and 1 for each class, or a column `label` with names of classes, several of them with ; or | in between, or in
+    several rows. The columns patient, age, sex and database are read if they are there.
+    classes: names of the classes; () for all in the table. task: "multilabel", or "multiclass" if each record has
+    exactly one class.
+    leads: names in the order of the channels; () for those of most records. Limb leads that
+    a record lacks are derived from two others. Then the headers are read at once, to count them.
+    columns: names of columns that differ from those above, such as {"record": "exam_id", "label": "diagnosis"}.
+    arrays: describes files of numbers, see ArrayFormat. normalised_units: include records in standard deviations.
+    Other options: see Challenge2020. Folds are made of the records, by patient, or are read from a file.
+
+    Raises DataError for folders and tables that cannot be read, RecipeError for options that do not exist.
+    """
+
+    # Names and labels of all records count in the fingerprint, wherever the table is.
+    _without_effect: ClassVar[tuple[str, ...]] = (*FoldedDataset._without_effect, "labels", "columns", "arrays")
+
+    labels: str | Path = "labels.csv"
+    _: KW_ONLY
+    classes: tuple[str, ...] = ()
+    leads: tuple[str, ...] = ()
+    rate: float = 250
+    length: int = 2500
+    task: ClassTask = "multilabel"
+    columns: Mapping[str, str] | None = None
+    arrays: ArrayFormat | None = None
+    normalised_units: bool = False
+
+    def __post_init__(self) -> None:
+        FoldedDataset.__post_init__(self)
+        if isinstance(self.classes, str):
+            raise RecipeError(f"classes must be names in a tuple, such as ('AF', 'other'), got {self.classes!r}")
+        object.__setattr__(self, "classes", self._table.classes.names)
+        object.__setattr__(self, "leads", self._chosen_leads())
+
+    @classmethod
+    def _choices(cls) -> Mapping[str, Any]:
+        return {**super()._choices(), "task": ClassTask}
+
+    @cached_property
+    def _table(self) -> LabelTable:
+        path = Path(self.labels)
+        below = self._folders[0] / path
+        if not below.is_file() and path.is_file():
+            below = path
+        return read_label_table(below, self.columns or {}, self.classes)
+
+    @property
+    def _label_encoder(self) -> NamedClasses:
+        return self._table.classes
+
+    def _chosen_leads(self) -> tuple[str, ...]:
+        if isinstance(self.leads, str):
+            raise RecipeError(f"leads must be names in a tuple, such as ('I', 'II'), got {self.leads!r}")
+        if not self.leads:
+            return self._usual_leads()
+        names = tuple(map(standard_name, self.leads))
+        require_distinct_leads(names)
+        return names
+
+    def _usual_leads(self) -> tuple[str, ...]:
+        """Return the leads of most records: those of the twelve in their order, then others."""
+        sources, excluded = self._labelled
+        counts = Counter(frozenset(source.leads) for source in sources)
+        if not counts:
+            raise DataError(f"no record of {self._table.path} is in {self._folder_names}:\n{excluded.summary(0)}")
+        # The larger set if two are equally frequent, and then one that does not depend on the order of the records.
+        usual = max(counts, key=lambda leads: (counts[leads], len(leads), sorted(leads)))
+        return (*(lead for lead in LEADS if lead in usual), *sorted(usual - set(LEADS)))
+
+    @cached_property
+    def _labelled(self) -> tuple[list[RecordSource], ExcludedRecords]:
+        """The labelled records that were found and can be read, sorted by name, and the excluded ones."""
+        excluded = ExcludedRecords(self._folders)
+        sources: dict[str, RecordSource] = {}
+        for record, source in RecordIndex(excluded, self.arrays, self._table.path).find(self._table.rows):
+            row = self._table.rows[record]
+            if record in sources:
+                excluded.add(ExclusionReason.NAME, source.path)
+            elif row.labels is None:
+                excluded.add(ExclusionReason.NO_LABEL, source.path)
+            else:
+                age = source.age if row.age is None else row.age
+                sources[record] = replace(source, name=record, age=age, sex=row.sex or source.sex, codes=row.labels)
+        return [sources[record] for record in sorted(sources)], excluded
+
+    @cached_property
+    def _usable(self) -> tuple[list[RecordSource], ExcludedRecords]:
+        sources, excluded_before = self._labelled
+        excluded = excluded_before.copy()
+        options: dict[str, Any] = {"leads": self.leads, "normalised_units": self.normalised_units}
+        usable = [source for source in sources if is_usable(source, excluded, **options)]
+        if self.task == "multiclass":
+            wrong = [source.name for source in usable if self._label_encoder.row(source.codes).sum() != 1]
+            if wrong:
+                raise DataError(
+                    f"task='multiclass' needs one of the classes {', '.join(self.classes[:10])} for each record; "
+                    f"{len(wrong)} of {len(usable)} have none or several: {first_names(wrong)}. Remove their rows, or "
+                    "use task='multilabel'"
+                )
+        return usable, excluded
+
+    @cached_property
+    def _patient_table(self) -> PatientTable:
+        return {name: {"patient": row.patient, "database": row.database} for name, row in self._table.rows.items()}
+
+    @property
+    def _provenance(self) -> Mapping[str, str]:
+        return {}
+
+    def _database(self, source: RecordSource) -> str:
+        return self._table.rows[source.name].database  # not a folder, of which each patient may have one
+
+    def _has_patient_table(self) -> bool:
+        return self._table.has_patients
+
+    def _missing_records(self) -> Sequence[str]:
+        files = {source.name for source in self._labelled[0]}
+        lost = [name for name, row in self._table.rows.items() if row.labels is not None and name not in files]
+        lines = (
+            [f"  {len(lost)} records of the table of labels cannot be found or read: {first_names(lost)}"]
+            if lost
+            else []
+        )
+        return [*super()._missing_records(), *lines]

@@ -1,0 +1,179 @@
+"""Open NumPy arrays, CSV tables and HDF5 files of signals, and read one record of them."""
+
+import csv
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdkit import DataError
+from kdkit.errors import first_line
+from kdkit_ecg.leads import standard_name
+from kdkit_ecg.records.array_format import ArrayFormat, ArraySource, leads_axis, require_numbers
+from kdkit_ecg.records.signal_lines import MAX_LINE, shown
+from kdkit_ecg.utils.record_files import require_regular_file
+
+NUMPY_SUFFIX, CSV_SUFFIX, HDF5_SUFFIXES = ".npy", ".csv", (".hdf5", ".h5")
+
+MAX_RECORDS, MAX_ID_BYTES = 1_000_000, 256  # of a file, and of a name in it
+# Numbers of a record, and of a piece of an HDF5 file, which is compressed as a whole: a small file may hold any number
+# of equal ones, and must not fill the memory.
+MAX_VALUES = 50_000_000
+_DELIMITERS = ";\t, "  # in this order: a line with a semicolon may have commas in its numbers or names
+
+
+def open_array_file(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
+    """Return the records of a file of numbers, several if it has a stack of them. Reads no signal of a stack.
+
+    The name of a record is that of the file, or in a stack its id, or its number from 0. Raises DataError, which names
+    the file, if it cannot be read.
+    """
+    suffix = path.suffix.lower()
+    try:
+        require_regular_file(path.stat())
+        if suffix == CSV_SUFFIX:
+            return [_open_csv(path, arrays)]
+        if not arrays.leads:
+            raise DataError("it has no names of leads; give ArrayFormat(leads=...) in the order of the array")
+        return _open_numpy(path, arrays) if suffix == NUMPY_SUFFIX else _open_hdf5(path, arrays)
+    except Exception as error:  # numpy and h5py raise exceptions of any kind for a damaged file
+        raise DataError(f"{path} cannot be read: {first_line(error)}") from error
+
+
+def read_values(source: ArraySource) -> NDArray[Any]:
+    """Return the numbers of a record, (leads, time). Raises DataError and the exceptions of numpy and h5py."""
+    suffix = source.path.suffix.lower()
+    if suffix == CSV_SUFFIX:
+        delimiter, has_names, _ = _csv_layout(source.path)
+        # Any number of spaces is one delimiter for numpy if it is None.
+        options: dict[str, Any] = {"delimiter": None if delimiter == " " else delimiter, "skiprows": int(has_names)}
+        with warnings.catch_warnings(action="error"):  # a table without numbers is a warning for numpy
+            table = np.loadtxt(source.path, ndmin=2, comments=None, encoding="utf-8-sig", **options)  # (time, leads)
+        if table.shape[1] != len(source.leads):
+            raise DataError(f"expected {len(source.leads)} columns, as in its first line, got {table.shape[1]}")
+        return table.T
+    if suffix == NUMPY_SUFFIX:
+        array = _load_numpy(source.path)
+        values: NDArray[Any] = np.array(array if source.position is None else array[source.position])
+    else:
+        with _hdf5_signals(source.path, source.format) as signals:
+            values = signals[() if source.position is None else source.position]
+    if values.ndim == 1:
+        return values[None]
+    return values if leads_axis(source.path, values.shape, source.leads) == 0 else values.T
+
+
+def _open_csv(path: Path, arrays: ArrayFormat) -> ArraySource:
+    _, has_names, cells = _csv_layout(path)
+    if not has_names and len(cells) != len(arrays.leads):
+        raise DataError(
+            f"it has {len(cells)} columns and no line of names; expected the {len(arrays.leads)} leads of "
+            "ArrayFormat(leads=...)"
+        )
+    # pandas writes its index below an empty name.
+    named = [cell or f"column {position}" for position, cell in enumerate(cells)]
+    names = arrays.leads if not has_names else tuple(map(standard_name, named))
+    if len({name.lower() for name in names}) < len(names):
+        raise DataError(f"expected a different name for each column, got {shown(', '.join(names))}")
+    with path.open("rb") as file:
+        lines = sum(piece.count(b"\n") for piece in iter(lambda: file.read(1 << 20), b""))
+    return _source(path, arrays, max(1, lines), leads=names)
+
+
+def _csv_layout(path: Path) -> tuple[str, bool, list[str]]:
+    """Return the delimiter, whether the first line has names, and the cells of this line."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        line = file.readline(MAX_LINE + 1)
+    if len(line) > MAX_LINE or not line.strip():
+        raise DataError(f"expected a first line of at most {MAX_LINE:,} characters with a column for each lead")
+    delimiter = next((delimiter for delimiter in _DELIMITERS if delimiter in line.strip()), ",")
+    cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))]
+    try:
+        _ = [float(cell) for cell in cells]
+    except ValueError:
+        return delimiter, True, cells
+    return delimiter, False, cells
+
+
+def _load_numpy(path: Path) -> NDArray[Any]:
+    """Return the array of a file, which is mapped and not read. Objects, which would be unpickled, are refused."""
+    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array
+
+
+def _open_numpy(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
+    array = _load_numpy(path)
+    require_numbers(path, array.dtype)
+    if array.ndim == 1 and len(arrays.leads) == 1 and len(array):
+        return [_source(path, arrays, len(array))]
+    if array.ndim not in (2, 3):
+        raise DataError(f"expected the axes time and leads, or records, time and leads; got the shape {array.shape}")
+    samples = array.shape[-2:][1 - leads_axis(path, array.shape[-2:], arrays.leads)]
+    if array.ndim == 2:
+        return [_source(path, arrays, samples)]
+    return _stack(path, arrays, samples, list(map(str, range(_require_few(len(array))))))
+
+
+def _open_hdf5(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
+    with _hdf5_signals(path, arrays) as signals:
+        require_numbers(path, signals.dtype)
+        if signals.ndim not in (2, 3):
+            raise DataError(f"expected {arrays.signals} of shape (records, time, leads), got {signals.shape}")
+        # (time, leads) is the only record of its file.
+        count, *shape = signals.shape if signals.ndim == 3 else (1, *signals.shape)
+        piece = int(np.prod(signals.chunks or (1, *shape), dtype=object))
+        if max(piece, shape[0] * shape[1]) > MAX_VALUES:
+            raise DataError(f"expected at most {MAX_VALUES:,} numbers of a record and of a piece of the file")
+        _require_few(count)
+        samples = shape[1 - leads_axis(path, tuple(shape), arrays.leads)]
+        if signals.ndim == 2:
+            return [_source(path, arrays, samples)]
+        names = list(map(str, range(count)))
+        if arrays.ids in signals.file:
+            ids = _hdf5_dataset(signals.file, arrays.ids)
+            if ids.shape != (count,) or ids.dtype.itemsize > MAX_ID_BYTES:
+                raise DataError(f"expected an id in {arrays.ids} for each of the {count} records, got {ids.shape}")
+            names = [id.decode() if isinstance(id, bytes) else str(id) for id in ids[:].tolist()]
+    return _stack(path, arrays, samples, names)
+
+
+@contextmanager
+def _hdf5_signals(path: Path, arrays: ArrayFormat) -> Iterator[Any]:
+    try:
+        import h5py
+    except ImportError as error:
+        raise DataError("h5py reads HDF5 files; pip install 'kdkit[hdf5]'") from error
+    with h5py.File(path, "r") as file:
+        yield _hdf5_dataset(file, arrays.signals)
+
+
+def _hdf5_dataset(file: Any, name: str) -> Any:
+    """Return a dataset whose content is in this file. Links and external storage could name any file of the disk."""
+    import h5py
+
+    link = file.get(name, getlink=True)
+    dataset = file[name] if isinstance(link, h5py.HardLink) else None
+    if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
+        raise DataError(f"expected a dataset {name!r} in this file; it has {shown(', '.join(list(file)[:20]))}")
+    return dataset
+
+
+def _source(path: Path, arrays: ArrayFormat, samples: int, **fields: Any) -> ArraySource:
+    fields = {"leads": arrays.leads, "name": path.stem, **fields}
+    return ArraySource(path=path, files=(path.name,), rate=arrays.rate, samples=samples, format=arrays, **fields)
+
+
+def _stack(path: Path, arrays: ArrayFormat, samples: int, names: list[str]) -> list[ArraySource]:
+    first = _source(path, arrays, samples)
+    return [replace(first, name=name, position=position) for position, name in enumerate(names)]
+
+
+def _require_few(count: int) -> int:
+    if count > MAX_RECORDS:
+        raise DataError(f"expected at most {MAX_RECORDS:,} records in a file, got {count:,}")
+    return count

@@ -1,0 +1,134 @@
+"""Records in EDF and EDF+ files, which edfio reads."""
+
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdkit import DataError
+from kdkit.errors import first_line
+from kdkit_ecg.leads import LEADS, standard_name
+from kdkit_ecg.records.signal_lines import UNITS, clipped
+from kdkit_ecg.records.source import Record, RecordSource, Sex, ordered_signal
+from kdkit_ecg.utils.record_files import require_regular_file
+
+EDF_SUFFIX = ".edf"
+
+# Bytes of the first 256: the number of data records, and the reserved field with the kind of EDF+.
+_RECORD_COUNT, _KIND = slice(236, 244), slice(192, 197)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdfSource(RecordSource):
+    """A record in an EDF file. positions: of its leads among the signals. units: of each lead, in lower case."""
+
+    positions: tuple[int, ...]
+    units: tuple[str, ...]
+
+    @property
+    def normalised(self) -> bool:
+        """Whether any lead is in normalised units (NU)."""
+        return "nu" in self.units
+
+    @property
+    def signal_fields(self) -> tuple[tuple[str, object], ...]:
+        """Name and value of all that the signal depends on, apart from the content of the file."""
+        return (("leads", self.leads), ("rate", self.rate), ("positions", self.positions), ("units", self.units))
+
+    def read(self) -> Record:
+        """Read the signal. Raises DataError, which names the file, if it cannot be read."""
+        try:
+            signals = _read(self.path).signals
+            # (leads, time); the physical values of a signal are float64.
+            values = np.stack([signals[position].data for position in self.positions])
+        except Exception as error:  # edfio raises exceptions of any kind for a damaged file
+            raise DataError(f"the signal of {self.path} cannot be read: {first_line(error)}") from error
+        factors = np.array([UNITS[unit] for unit in self.units])[:, None]
+        with np.errstate(over="ignore", invalid="ignore"):
+            leads, signal = ordered_signal(values * factors, self.leads)
+        return Record(
+            name=self.name,
+            path=self.path,
+            signal=signal,
+            leads=leads,
+            rate=self.rate,
+            age=self.age,
+            sex=self.sex,
+            codes=self.codes,
+            normalised=self.normalised,
+        )
+
+
+def open_edf(path: Path) -> EdfSource:
+    """Return the record of an EDF file: its signals in a unit of voltage, at the rate of the twelve leads among them.
+
+    Other signals, such as a respiration, are not read. Raises DataError, which names the file, if it cannot be read or
+    has gaps (EDF+D).
+    """
+    try:
+        require_regular_file(path.stat())
+        with path.open("rb") as file:
+            start = file.read(256)
+        if start[_KIND] == b"EDF+D":
+            raise DataError("it has gaps (EDF+D), and its samples are not at equal times")
+        edf = _read(path, interrupted=start[_RECORD_COUNT].strip() == b"-1")
+        signals = edf.signals
+        names = [standard_name(signal.label) for signal in signals]
+        units = [signal.physical_dimension.strip().lower() for signal in signals]
+        usable = [position for position, unit in enumerate(units) if unit and unit in UNITS]
+        rates = Counter(signals[position].sampling_frequency for position in usable if names[position] in LEADS)
+        rates = rates or Counter(signals[position].sampling_frequency for position in usable)
+        if not rates:
+            listed = ", ".join(f"{name} in {unit!r}" for name, unit in zip(names, units, strict=True))
+            raise DataError(f"it has no signal in mV, uV, V or NU; it has {clipped(listed) or 'none'}")
+        if len(rates) > 1:
+            raise DataError(f"expected one rate of all leads, got {', '.join(f'{rate:g} Hz' for rate in rates)}")
+        rate = next(iter(rates))
+        chosen = [position for position in usable if signals[position].sampling_frequency == rate]
+        leads = [names[position] for position in chosen]
+        if len({lead.lower() for lead in leads}) < len(leads):
+            raise DataError(f"expected every lead once, got {clipped(', '.join(leads))}")
+        age, sex = _person(edf)
+        return EdfSource(
+            path=path,
+            name=path.stem,
+            files=(path.name,),
+            rate=float(rate),
+            samples=edf.num_data_records * signals[chosen[0]].samples_per_data_record,
+            leads=tuple(leads),
+            positions=tuple(chosen),
+            units=tuple(units[position] for position in chosen),
+            age=age,
+            sex=sex,
+            counted=start[_RECORD_COUNT].strip() == b"-1",
+        )
+    except Exception as error:  # edfio raises exceptions of any kind for a damaged file
+        raise DataError(f"{path} cannot be read: {first_line(error)}") from error
+
+
+def _read(path: Path, *, interrupted: bool = True) -> Any:
+    """Return the file as edfio reads it, with signals that are mapped. interrupted: a wrong length is no error."""
+    try:
+        import edfio
+    except ImportError as error:
+        raise DataError("edfio reads EDF files; pip install 'kdkit[edf]'") from error
+    with warnings.catch_warnings():
+        # A warning means that the file is shorter or longer than its header declares.
+        warnings.simplefilter("ignore" if interrupted else "error")
+        return edfio.read_edf(path, header_encoding="latin-1")
+
+
+def _person(edf: Any) -> tuple[float | None, Sex | None]:
+    """Return age and sex from the fields of EDF+, None where they are unknown. Names are not read."""
+    sexes: dict[str, Sex] = {"F": "female", "M": "male"}
+    age, sex = None, None
+    try:
+        sex = sexes.get(edf.patient.sex)
+        years = (edf.recording.startdate - edf.patient.birthdate).days / 365.25
+        age = years if 0 <= years <= 120 else None
+    except (ValueError, AttributeError, IndexError, KeyError, TypeError):  # of any field that is not as in EDF+
+        pass
+    return age, sex

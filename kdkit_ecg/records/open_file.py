@@ -1,0 +1,35 @@
+"""Open a file of records of any supported kind: WFDB, EDF, NumPy, CSV and HDF5."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdkit import DataError
+from kdkit_ecg.records.array_files import CSV_SUFFIX, HDF5_SUFFIXES, NUMPY_SUFFIX, open_array_file
+from kdkit_ecg.records.array_format import ArrayFormat
+from kdkit_ecg.records.edf import EDF_SUFFIX, open_edf
+from kdkit_ecg.records.header import read_header
+from kdkit_ecg.records.source import RecordSource
+from kdkit_ecg.utils.record_files import HEADER_SUFFIX
+
+# Of files with one name, such as A1.hea and A1.csv, the first of these describes itself best.
+SUFFIXES = (HEADER_SUFFIX, EDF_SUFFIX, NUMPY_SUFFIX, CSV_SUFFIX, *HDF5_SUFFIXES)
+
+
+def open_file(path: Path, arrays: ArrayFormat | None = None) -> Sequence[RecordSource]:
+    """Return the records of a file, which are read by `read_record` or `Preparation.prepare`.
+
+    arrays: describes files of numbers. Raises DataError, which names the file, if it cannot be read.
+    """
+    suffix = path.suffix.lower()
+    if suffix == HEADER_SUFFIX:
+        return [read_header(path)]
+    if suffix == EDF_SUFFIX:
+        return [open_edf(path)]
+    if suffix not in SUFFIXES:
+        raise DataError(f"{path} is not a file of records; expected one of {', '.join(SUFFIXES)}")
+    if arrays is None:
+        raise DataError(
+            f"{path} does not say its rate, unit and leads; give them, such as arrays=ArrayFormat(rate=400, unit='mV', "
+            "leads=('I', 'II'))"
+        )
+    return open_array_file(path, arrays)

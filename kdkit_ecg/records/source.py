@@ -1,0 +1,147 @@
+"""A record: the description of one whose signal was not read yet, and one that was read."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdkit import DataError
+from kdkit_ecg.leads import LEADS, derivation, missing_leads
+
+Sex = Literal["female", "male"]
+Signal = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Record:
+    """A signal with the fields of its header.
+
+    signal: float32 (leads, time) in mV, the twelve leads first, in the order of LEADS. rate in Hz, age in years.
+    codes: the diagnoses, such as SNOMED CT codes, without repetition. normalised: the signal is in standard deviations
+    and not in mV.
+    """
+
+    name: str
+    path: Path
+    signal: NDArray[np.float32]
+    leads: tuple[str, ...]
+    rate: float
+    age: float | None
+    sex: Sex | None
+    codes: tuple[str, ...]
+    normalised: bool
+
+    @property
+    def person(self) -> NDArray[np.float32]:
+        """The vector of age and sex, (5,) float32; see person_vector."""
+        return person_vector(self.age, self.sex)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordSource(ABC):
+    """A record that can be read: the header of a WFDB record, or a record in another file.
+
+    path: the file that describes the record. files: names of the files in its folder that hold the signal. rate in Hz,
+    samples per lead. name, age in years, sex and codes may be replaced by those of a table.
+    checks: the first sample and the checksum of each lead, (0, 0) if unknown; () if the file has none.
+    default_gains: the leads without a gain, which have the default of WFDB. counted: whether the number of samples is
+    that of the file, as the header has none. renamed_files: those without a
+    suffix in the header.
+    """
+
+    path: Path
+    rate: float
+    samples: int
+    leads: tuple[str, ...]
+    files: tuple[str, ...]
+    name: str = ""
+    age: float | None = None
+    sex: Sex | None = None
+    codes: tuple[str, ...] = ()
+    checks: tuple[tuple[int, int], ...] = ()
+    default_gains: tuple[str, ...] = ()
+    counted: bool = False
+    renamed_files: tuple[str, ...] = ()
+
+    @property
+    @abstractmethod
+    def normalised(self) -> bool:
+        """Whether the signal is in standard deviations and not in mV."""
+
+    @property
+    @abstractmethod
+    def signal_fields(self) -> tuple[tuple[str, object], ...]:
+        """Name and value of all that the signal depends on, apart from the content of `files` and `description`."""
+
+    @abstractmethod
+    def read(self) -> Record:
+        """Read the signal. Raises DataError, which names the file, if it cannot be read."""
+
+    def description(self) -> bytes:
+        """Return the bytes of a header that is a file of its own, b"" if there is none. Raises DataError, OSError."""
+        return b""
+
+    def most_samples(self) -> int:
+        """Return an upper bound of the samples per lead. Raises OSError."""
+        return self.samples
+
+
+def missing_files(source: RecordSource) -> list[str]:
+    """Return the files named by a source that do not exist in its folder."""
+    return [name for name in source.files if not source.path.with_name(name).is_file()]
+
+
+def person_vector(age: float | None, sex: Sex | None) -> NDArray[np.float32]:
+    """Return age/100 (age in years), age known, female, male, sex known: (5,) float32. Unknown values are 0."""
+    known_age = age is not None
+    return np.array([(age or 0) / 100, known_age, sex == "female", sex == "male", sex is not None], dtype=np.float32)
+
+
+def select_leads(signal: Signal, names: Sequence[str], leads: Sequence[str]) -> Signal:
+    """Return the signal of these leads, in this order: (names, time) -> (leads, time).
+
+    A lead that is absent is derived if it is a limb lead and two others are there (Einthoven, Goldberger). Raises
+    DataError, which names the absent leads, otherwise.
+    """
+    missing = missing_leads(names, leads)
+    if missing:
+        raise DataError(
+            f"expected the leads {', '.join(leads)}, or two limb leads from which the other limb leads follow; got "
+            f"{', '.join(names)}, which do not give {', '.join(missing)}"
+        )
+    row = {name: position for position, name in enumerate(names)}
+    if all(lead in row for lead in leads):
+        return signal[[row[lead] for lead in leads]]
+    selected = np.empty((len(leads), signal.shape[1]), signal.dtype)
+    for position, lead in enumerate(leads):
+        if lead in row:
+            selected[position] = signal[row[lead]]
+        else:
+            # Element by element, so that the numbers do not depend on the matrix product of a machine.
+            (first, p), (second, q) = derivation(names, lead).items()
+            selected[position] = p * signal[row[first]] + q * signal[row[second]]
+    return selected
+
+
+def ordered_signal(signal: NDArray[np.float64], names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+    """Return the names and the signal in the usual order, (leads, time): the twelve leads, then others in their order.
+
+    If of the twelve only limb leads are absent that follow from others, they are derived; a smaller set stays as it is.
+    Invalid samples, which are NaN, are interpolated linearly, and take the nearest valid sample at the ends. A lead
+    without a valid sample is 0.
+    """
+    twelve = LEADS if not missing_leads(names) else [lead for lead in LEADS if lead in names]
+    leads = (*twelve, *(name for name in names if name not in LEADS))
+    ordered = select_leads(signal, names, leads)
+    for lead in ordered:
+        invalid = np.isnan(lead)
+        if invalid.all():  # no sample to interpolate from
+            lead[:] = 0
+        elif invalid.any():
+            times = np.arange(len(lead))
+            lead[invalid] = np.interp(times[invalid], times[~invalid], lead[~invalid])
+    return leads, ordered.astype(np.float32)

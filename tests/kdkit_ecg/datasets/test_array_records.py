@@ -1,0 +1,249 @@
+"""Records in NumPy, CSV, HDF5 and EDF files have the samples of those in WFDB files."""
+
+from datetime import date
+
+import numpy as np
+import pytest
+
+from kdkit import DataError, RecipeError
+from kdkit_ecg import ArrayFormat, Records
+from kdkit_ecg.leads import LEADS
+from kdkit_ecg.records.open_file import open_file
+from kdkit_ecg.records.record import read_record
+from kdkit_ecg.records.source import select_leads
+from tests.kdkit_ecg.datasets.test_records import EIGHT, RAW, steps, write_table, write_wfdb
+
+EIGHT_LEADS = ArrayFormat(rate=400, unit="mV", leads=EIGHT)
+
+
+def in_mv(number):
+    return steps(number) / 1000
+
+
+def write_numpy(folder, number):
+    np.save(folder / f"r{number}.npy", in_mv(number).T if number % 2 else in_mv(number).astype(np.float32))
+
+
+def write_csv(folder, number):
+    names = ["Time", *reversed(EIGHT)] if number % 2 else EIGHT
+    columns = [np.arange(200), *in_mv(number)[::-1]] if number % 2 else in_mv(number)
+    delimiter = ";" if number % 3 else ","
+    text = delimiter.join(names) if number % 4 else "\ufeff" + delimiter.join(names)
+    rows = [delimiter.join(f"{value:.6g}" for value in row) for row in np.transpose(columns)]
+    (folder / f"r{number}.csv").write_text("\n".join([text, *rows, ""]), encoding="utf-8")
+
+
+def write_edf(folder, number):
+    edfio = pytest.importorskip("edfio")
+    signals = [
+        edfio.EdfSignal(lead * 1000, 400, label=f"ECG {name}", physical_dimension="uV", physical_range=(-32768, 32767))
+        for name, lead in zip(EIGHT, in_mv(number), strict=True)
+    ]
+    breath = edfio.EdfSignal(np.zeros(50), 100, label="Resp", physical_dimension="%", physical_range=(-1, 1))
+    edfio.Edf([breath, *signals], data_record_duration=0.5).write(folder / f"r{number}.edf")
+
+
+def write_hdf5(folder, number):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(folder / f"r{number}.h5", "w") as file:
+        file["tracings"] = in_mv(number) if number % 2 else in_mv(number).T
+
+
+@pytest.mark.parametrize("write", [write_numpy, write_csv, write_edf, write_hdf5])
+def test_files_of_every_kind_have_the_samples_of_wfdb(tmp_path, write):
+    for kind in ("wfdb", "other"):
+        (tmp_path / kind).mkdir()
+        for number in range(6):
+            write_wfdb(tmp_path / kind, number) if kind == "wfdb" else write(tmp_path / kind, number)
+        write_table(tmp_path / kind, *[(f"r{number}", "ab"[number % 2], "") for number in range(6)])
+    wfdb, other = (
+        Records(tmp_path / kind, folds=3, arrays=EIGHT_LEADS, leads=(*EIGHT, "aVF"), **RAW)
+        for kind in ("wfdb", "other")
+    )
+    assert other.summary.splitlines()[0] == "6 of 6 records read"
+    for split in ("train", "test"):
+        ours, theirs = (getattr(data, split).batch([0, 1], 0) for data in (other, wfdb))
+        assert ours.ids.equal(theirs.ids)
+        assert np.allclose(ours.inputs.signal, theirs.inputs.signal, atol=1e-6)
+
+
+def write_stack(folder, name="signals.npy", time=256):
+    """Write 6 records of 200 samples with zeros at both ends, as in CODE-15%."""
+    stack = np.zeros((6, time, 8))
+    for number in range(6):
+        stack[number, 28:228] = in_mv(number).T
+    if name.endswith(".npy"):
+        np.save(folder / name, stack)
+    else:
+        h5py = pytest.importorskip("h5py")
+        with h5py.File(folder / name, "w") as file:
+            file.create_dataset("tracings", data=stack, chunks=(1, time, 8), compression="gzip")
+            file["exam_id"] = np.arange(6) + 1_000_000
+    return folder / name
+
+
+@pytest.mark.parametrize("file", ["signals.npy", "exams_part0.hdf5"])
+def test_a_file_of_many_records_is_read_by_number_or_id(tmp_path, file):
+    write_stack(tmp_path, file)
+    names = [str(number if file.endswith(".npy") else number + 1_000_000) for number in range(6)]
+    flags = [(number % 2, 1 - number % 2, f"P{number // 2}", 50, number % 2) for number in range(5)]
+    rows = [(name, *row) for name, row in zip(names, flags, strict=False)]
+    write_table(tmp_path, *rows, columns="exam_id,AF,RBBB,patient_id,age,is_male", name="exams.csv")
+    data = Records(
+        tmp_path,
+        "exams.csv",
+        classes=("AF", "RBBB"),
+        columns={"record": "exam_id", "patient": "patient_id"},
+        arrays=ArrayFormat(rate=400, unit="mV", leads=EIGHT, padded=True),
+        shares=(1.0, 0.0, 0.0),
+        **RAW,
+    )
+    batch = data.train.batch(range(5), 0)
+    assert np.allclose(batch.inputs.signal, [in_mv(number) for number in range(5)], atol=1e-6)
+    assert batch.labels.tolist() == [[number % 2, 1 - number % 2] for number in range(5)]
+    assert batch.inputs.person[:2].tolist() == [pytest.approx([0.5, 1, 1, 0, 1]), pytest.approx([0.5, 1, 0, 1, 1])]
+    assert data.notices == ()
+    options = {"columns": {"record": "exam_id"}, "shares": (1, 0, 0), **RAW}
+    kept = Records(tmp_path, "exams.csv", classes=("AF",), arrays=EIGHT_LEADS, **options)
+    assert kept._loaded[0].signals[0].shape == (8, 256)  # padding is removed only if the format says that there is some
+
+
+def test_units_gains_and_invalid_samples_become_mv(tmp_path):
+    values = in_mv(0).T.copy()
+    values[50:53, 0] = np.nan
+    np.save(tmp_path / "r.npy", (values * 1000 * 4).astype(np.float32))
+    [source] = open_file(tmp_path / "r.npy", ArrayFormat(rate=400, unit="uV", gain=4, leads=EIGHT))
+    record = read_record(source)
+    assert (record.leads, record.rate, record.name, record.normalised) == (LEADS, 400, "r", False)
+    expected = in_mv(0)
+    expected[0, 49:54] = np.linspace(expected[0, 49], expected[0, 53], 5)
+    assert np.allclose(select_leads(record.signal, record.leads, EIGHT), expected, atol=1e-6)
+    [source] = open_file(tmp_path / "r.npy", ArrayFormat(rate=400, unit="NU", leads=EIGHT))
+    assert source.normalised
+
+
+def test_files_of_numbers_need_a_format(tmp_path):
+    write_numpy(tmp_path, 0)
+    write_table(tmp_path, ("r0", "a", ""))
+    with pytest.raises(DataError, match=r"r0\.npy does not say its rate, unit and leads; .*ArrayFormat"):
+        Records(tmp_path, **RAW)
+
+
+def save(array):
+    return lambda path: np.save(path, array)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("a.npy", save(np.zeros((8, 8))), "one axis of time and one of the 8 leads"),
+        ("a.npy", save(np.zeros((200, 3))), "one axis of time and one of the 8 leads"),
+        ("a.npy", save(np.zeros((8, 0))), "one axis of time and one of the 8 leads"),
+        ("a.npy", save(np.zeros(200)), "the axes time and leads"),
+        ("a.npy", save(np.zeros((8, 200), complex)), "values of type complex128"),
+        ("a.npy", save(np.zeros((8, 200), "U3")), "values of type"),
+        ("a.npy", lambda path: np.save(path, np.array([{}] * 8), allow_pickle=True), "cannot be read"),
+        ("a.npy", lambda path: path.write_bytes(b"short"), "cannot be read"),
+        ("a.csv", lambda path: path.write_text(""), "expected a first line"),
+        ("a.csv", lambda path: path.write_text("I,I\n1,2\n"), "a different name for each column"),
+        ("a.csv", lambda path: path.write_text("1,2\n1,2\n"), "2 columns and no line of names; expected the 8 leads"),
+        ("a.csv", lambda path: path.write_text("1" * 9000), "first line of at most 4,096 characters"),
+        ("a.mp3", lambda path: path.write_text("x"), r"not a file of records; expected one of \.hea"),
+    ],
+)
+def test_a_file_that_has_no_signal_is_refused(tmp_path, name, write, message):
+    write(tmp_path / name)
+    with pytest.raises(DataError, match=rf"{name} .*{message}"):
+        open_file(tmp_path / name, EIGHT_LEADS)
+
+
+@pytest.mark.parametrize("text", ["I,II\n1,x\n", "I,II\n1,2\n1\n", "I,II\n", "I,II\n1,2,3\n", "I;II\n1,5;2,5\n"])
+def test_a_csv_with_a_line_that_has_other_columns_is_refused(tmp_path, text):
+    (tmp_path / "a.csv").write_text(text)
+    [source] = open_file(tmp_path / "a.csv", EIGHT_LEADS)
+    with pytest.raises(DataError, match=r"the signal of .*a\.csv cannot be read"):
+        read_record(source)
+
+
+def test_a_csv_without_names_has_the_leads_of_the_format(tmp_path):
+    np.savetxt(tmp_path / "a.csv", in_mv(0).T)
+    [source] = open_file(tmp_path / "a.csv", EIGHT_LEADS)
+    assert np.allclose(select_leads(read_record(source).signal, LEADS, EIGHT), in_mv(0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"unit": "mmHg"}, "unit='mmHg' is not a unit of a signal"),
+        ({"unit": ""}, "is not a unit of a signal"),
+        ({"rate": 0}, "rate must be a finite number above 0"),
+        ({"gain": -1}, "gain must be a finite number above 0"),
+        ({"leads": ("I", "Lead I")}, "leads must be different names"),
+        ({"leads": "I"}, "leads must be a tuple of names"),
+    ],
+)
+def test_a_format_with_impossible_values_is_refused(options, message):
+    with pytest.raises(RecipeError, match=message):
+        ArrayFormat(**{"rate": 400, "unit": "mV", "leads": EIGHT, **options})
+
+
+def test_hdf5_files_that_lead_elsewhere_or_are_too_large_are_refused(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    path = write_stack(tmp_path, "a.hdf5")
+
+    def refused(name, message):
+        with pytest.raises(DataError, match=rf"a\.hdf5 cannot be read: .*{message}"):
+            open_file(path, ArrayFormat(rate=400, unit="mV", leads=EIGHT, signals=name))
+
+    with h5py.File(path, "a") as file:
+        file["link"] = h5py.ExternalLink("b.hdf5", "tracings")
+        file["soft"] = h5py.SoftLink("/tracings")
+        layout = h5py.VirtualLayout((6, 256, 8), "f8")
+        layout[:] = h5py.VirtualSource("b.hdf5", "tracings", (6, 256, 8))
+        file.create_virtual_dataset("virtual", layout)
+        file.create_dataset("external", (6, 256, 8), "f8", external=[("/etc/passwd", 0, 6 * 256 * 64)])
+        file.create_dataset("huge", (2, 10_000_000, 8), "f4", chunks=(1, 1000, 8))
+        file.create_dataset("piece", (100_000, 1000, 8), "u1", chunks=(50_000, 1000, 8))
+        file.create_dataset("flat", (6, 256), "f8")
+        file.create_dataset("four", (6, 256, 8, 1), "f8")
+        file["text"] = "words"
+        file.create_group("group")
+    for name in ("link", "soft", "virtual", "external", "group", "none"):
+        refused(name, "expected a dataset")
+    refused("huge", "at most 50,000,000 numbers")
+    refused("piece", "at most 50,000,000 numbers")
+    refused("flat", "one axis of time and one of the 8 leads")
+    refused("four", r"of shape \(records, time, leads\)")
+    refused("text", "cannot be read|type|shape")
+    with h5py.File(path, "a") as file:
+        del file["exam_id"]
+        file["exam_id"] = [1, 2]
+    refused("tracings", "an id in exam_id for each of the 6 records")
+
+
+def test_edf_files_that_do_not_match_their_header_are_refused(tmp_path):
+    edfio = pytest.importorskip("edfio")
+    write_edf(tmp_path, 0)
+    path = tmp_path / "r0.edf"
+    whole = path.read_bytes()
+
+    def refused(raw, message):
+        path.write_bytes(raw)
+        with pytest.raises(DataError, match=rf"r0\.edf cannot be read: .*{message}"):
+            open_file(path)
+
+    refused(whole[:-100], "Incomplete data record|truncated")
+    refused(whole[:192] + b"EDF+D" + whole[197:], "gaps")
+    refused(whole.replace(b"uV      ", b"mmHg    "), "no signal in mV, uV, V or NU; it has Resp in '%', I in 'mmhg'")
+    refused(whole.replace(b"ECG II  ", b"ECG I   "), "expected every lead once")
+    refused(whole[:300], "")
+    refused(b"", "")
+    path.write_bytes(whole[:236] + b"-1      " + whole[244:])  # as written by a recorder that was switched off
+    [source] = open_file(path)
+    assert (source.counted, source.samples, source.rate, source.leads) == (True, 200, 400, EIGHT)
+    patient = edfio.Patient(sex="F", birthdate=date(1950, 1, 1))
+    recording = edfio.Recording(startdate=date(2021, 1, 1))
+    signal = edfio.EdfSignal(np.zeros(400), 400, label="EKG", physical_dimension="mV", physical_range=(-1, 1))
+    edfio.Edf([signal], patient=patient, recording=recording).write(path)
+    [source] = open_file(path)
+    assert (source.sex, source.age, source.leads) == ("female", pytest.approx(71, abs=0.01), ("EKG",))

@@ -1,0 +1,273 @@
+"""Records reads any lead set, rate and file kind, with the labels of a table."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+
+from kdkit import DataError, RecipeError
+from kdkit_ecg import Leads, LRHNet, Records
+from kdkit_ecg.leads import LEADS
+from tests.helpers.wfdb_files import write_matrix
+
+EIGHT = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
+RAW = {"scaling": "raw", "band": None, "rate": 400, "length": 200, "store": None}
+
+
+def steps(number, leads=8, time=200):
+    return np.random.default_rng(number).integers(-800, 800, (leads, time))
+
+
+def write_table(folder, *rows, columns="record,label,patient", name="labels.csv"):
+    with (folder / name).open("w", newline="") as file:
+        csv.writer(file).writerows([columns.split(","), *rows])
+
+
+def write_wfdb(folder, number, leads=EIGHT, name=None):
+    name = name or f"r{number}"
+    return write_matrix(
+        folder, name, steps(number, len(leads)), leads=leads, record_line=f"{name} {len(leads)} 400 200"
+    )
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """24 records of eight leads in folders of two patients each, three classes, two records of each patient."""
+    folder = tmp_path_factory.mktemp("own")
+    for number in range(24):
+        write_wfdb(folder / f"p{number // 4}", number)
+    labels = ("normal", "AF", "normal; AF", "other")
+    rows = [(f"r{number}", labels[number % 4], f"P{number // 2}", 40 + number, "F") for number in range(24)]
+    write_table(folder, *rows, columns="record,label,patient,age,sex")
+    return folder
+
+
+def by_id(data):
+    """Return the window and the labels of each record of all splits, by id."""
+    result = {}
+    for split in (data.train, data.validation, data.test):
+        batch = split.batch(range(len(split)), 0)
+        result |= dict(zip(batch.ids.tolist(), zip(batch.inputs.signal, batch.labels, strict=True), strict=True))
+    return result
+
+
+def test_leads_classes_and_the_network_follow_from_the_records(tree):
+    data = Records(tree, **RAW)
+    assert (data.leads, data.classes, data.task) == (EIGHT, ("AF", "normal", "other"), "multilabel")
+    batch = data.train.batch([0, 1], 0)
+    assert batch.inputs.signal.shape == (2, 8, 200)
+    assert batch.inputs.person[0, 1:].tolist() == [1, 1, 0, 1]
+    assert LRHNet.for_data(data, width=4)(*batch.inputs).shape == (2, 3)
+    assert data.summary.splitlines()[0] == "24 of 24 records read"
+
+
+def test_signals_and_labels_are_those_of_the_files_and_the_table(tree):
+    data = Records(tree, shares=(1.0, 0.0, 0.0), **RAW)
+    names = [source.name for source in data._selected[0]]
+    batch = data.train.batch(range(24), 0)
+    for name, signal, labels in zip(names, batch.inputs.signal, batch.labels, strict=True):
+        number = int(name[1:])
+        assert np.allclose(signal, steps(number) / 1000, atol=1e-6)
+        # AF, normal, other
+        assert labels.tolist() == [[0, 1, 0], [1, 0, 0], [1, 1, 0], [0, 0, 1]][number % 4]
+
+
+def test_folds_never_divide_a_patient_and_test_every_record_once(tree):
+    tested = []
+    for fold in range(5):
+        data = Records(tree, fold=fold, **RAW)
+        splits = [set(split.groups.tolist()) for split in (data.train, data.validation, data.test)]
+        assert not splits[0] & splits[1] | splits[0] & splits[2] | splits[1] & splits[2]
+        tested += data.test.ids.tolist()
+    assert len(tested) == len(set(tested)) == 24
+
+
+def test_folds_are_those_of_a_file_or_of_the_table(tree, tmp_path):
+    made = Records(tree, folds=4, **RAW).make_folds()
+    made.write(tmp_path / "folds.csv")
+    data = Records(tree, folds=tmp_path / "folds.csv", fold=2, **RAW)
+    assert len(data.test) == sum(entry.fold == 2 for entry in made.entries.values())
+    rows = [(f"r{number}", "AF", f"P{number // 2}", number // 2 % 3) for number in range(24)]
+    write_table(tree, *rows, columns="record,label,patient,fold", name="other.csv")
+    assert len(Records(tree, "other.csv", folds=tree / "other.csv", **RAW).test) == 8
+
+
+def test_other_leads_are_selected_derived_and_reported(tree):
+    data = Records(tree, leads=("V1", "aVF", "I", "III"), shares=(1.0, 0.0, 0.0), **RAW)
+    signal = data.train.batch([0], 0).inputs.signal[0].numpy()
+    number = int(data._selected[0][0].name[1:])
+    i, ii, v1 = steps(number)[:3] / 1000
+    assert np.allclose(signal, [v1, ii - i / 2, i, ii - i], atol=1e-6)
+    assert "  24 without aVF, III, computed from two other limb leads: r0" in data.summary
+    assert Records(tree, leads=LEADS, **RAW).train.batch([0], 0).inputs.signal.shape == (1, 12, 200)
+    assert Records(tree, leads=("V1",), **RAW).train.batch([0], 0).inputs.signal.shape == (1, 1, 200)
+
+
+def test_a_view_selects_from_the_leads_of_the_data(tree):
+    data = Records(tree, **RAW)
+    batch = data.train.batch([0, 1], 0)
+    view = Leads(("v2", "II"), among=data.leads)
+    assert torch.equal(view(batch)[0][0], batch.inputs.signal[:, [3, 1]])
+    assert (view.key, eval(repr(view), {"Leads": Leads})) == (f"leads:V2,II of {','.join(EIGHT)}", view)
+    assert view != Leads(("V2", "II"))
+    with pytest.raises(RecipeError, match="'aVL' is not a lead of these data"):
+        Leads(("aVL",), among=data.leads)
+    with pytest.raises(RecipeError, match="expects a signal with 12 leads, got one with 8; among=data"):
+        Leads(2)(batch)
+
+
+def test_any_number_and_name_of_leads_is_read(tmp_path):
+    fifteen = (*LEADS, "vx", "vy", "vz")
+    for number in range(6):
+        write_wfdb(tmp_path, number, fifteen)
+        write_wfdb(tmp_path, number + 10, ("MLII",))
+    write_table(tmp_path, *[(f"r{number}", "ab"[number % 2], "") for number in (*range(6), *range(10, 16))])
+    wide, narrow = Records(tmp_path, folds=3, **RAW), Records(tmp_path, folds=3, leads=("MLII",), **RAW)
+    assert wide.leads == fifteen
+    assert wide.train.batch([0], 0).inputs.signal.shape == (1, 15, 200)
+    assert "6 excluded, absent leads: r10 (no I, II" in wide.summary
+    assert narrow.train.batch([0], 0).inputs.signal.shape == (1, 1, 200)
+
+
+def test_a_store_gives_the_same_samples_for_any_number_of_leads(tree, tmp_path):
+    write_table(tree, *[(f"r{number}", "a", "") for number in range(6)], name="few.csv")
+    for leads in (("V1",), ("I", "aVL", "V6")):
+        # An odd number of samples, of which two make a word of the sums in the store.
+        options = {**RAW, "leads": leads, "rate": 257, "length": 129}
+        stored, in_memory = (
+            Records(tree, "few.csv", folds=3, **{**options, "store": store}) for store in (tmp_path, None)
+        )
+        for read in range(2):  # the second time by the sums of the blocks
+            assert stored.test.batch([0, 1], read).inputs.signal.equal(in_memory.test.batch([0, 1], read).inputs.signal)
+        assert stored.prepare(verify=True)[1] == 0
+        assert (stored.summary, stored.fingerprint) == (in_memory.summary, in_memory.fingerprint)
+
+
+def test_a_column_of_0_and_1_for_each_class(tree):
+    rows = [
+        (f"p{number // 4}/r{number}.hea", number % 2, "1.0", "" if number == 3 else "false") for number in range(24)
+    ]
+    write_table(tree, *rows, columns="file,AF,normal,noise", name="flags.csv")
+    options = {**RAW, "columns": {"record": "file"}, "shares": (1.0, 0.0, 0.0)}
+    data = Records(tree, "flags.csv", **options)
+    assert data.classes == ("AF", "normal", "noise")
+    assert data.train.labels.sum(0).tolist() == [11, 23, 0]  # without the record that has an empty cell
+    assert "1 excluded, no label in the table of labels: p0/r3" in data.summary
+    assert Records(tree, "flags.csv", classes=("normal",), **options).train.labels.sum().item() == 24
+
+
+def test_several_rows_of_a_record_are_its_labels(tree):
+    write_table(tree, ("r0", "AF"), ("r1", "AF"), ("r0", "other"), columns="record,label", name="long.csv")
+    data = Records(tree, "long.csv", shares=(1.0, 0.0, 0.0), **RAW)
+    assert data.train.labels.tolist() == [[1, 1], [1, 0]]
+    assert "22 excluded, no row in the table of labels: p0/r2" in data.summary
+
+
+def test_one_class_of_each_record_is_a_task_of_its_own(tree):
+    with pytest.raises(DataError, match="6 of 24 have none or several: r10, r14, r18"):
+        _ = Records(tree, task="multiclass", **RAW).train
+    write_table(tree, *[(f"r{number}", "abc"[number % 3], "") for number in range(24)], name="one.csv")
+    data = Records(tree, "one.csv", task="multiclass", **RAW)
+    assert data.task == "multiclass"
+    assert data.train.labels.sum(1).unique().tolist() == [1]
+
+
+def test_patients_without_a_name_are_noticed(tree):
+    write_table(tree, *[(f"r{number}", "a", "") for number in range(24)], name="nobody.csv")
+    data = Records(tree, "nobody.csv", **RAW)
+    assert len(data.train) == 14
+    assert data.notices == ("there is no table with patients, so each record counts as a patient of its own",)
+    assert Records(tree, **RAW).notices == ()
+
+
+def test_records_that_the_table_names_in_vain_are_counted(tree):
+    write_table(tree, ("r0", "a", ""), ("r99", "a", ""), ("p1/r5.mat", "a", ""), name="lost.csv")
+    data = Records(tree, "lost.csv", shares=(1.0, 0.0, 0.0), **RAW)
+    assert "  1 records of the table of labels cannot be found or read: r99" in data.summary
+    with pytest.raises(DataError, match="strict=True, but records are missing"):
+        _ = Records(tree, "lost.csv", shares=(1.0, 0.0, 0.0), strict=True, **RAW).train
+
+
+def test_a_name_of_two_files_is_refused_unless_the_path_is_given(tmp_path):
+    for number in range(2):
+        write_wfdb(tmp_path / f"p{number}", number, name="ecg")
+    write_table(tmp_path, ("ecg", "a", ""))
+    with pytest.raises(DataError, match=r"names the record 'ecg', but there are 2, such as .*p0.*write their paths"):
+        _ = Records(tmp_path, leads=EIGHT, **RAW).train
+    write_table(tmp_path, ("p0/ecg", "a", ""), ("p1\\ecg.hea", "b", ""))
+    data = Records(tmp_path, shares=(1.0, 0.0, 0.0), **RAW)
+    assert [source.name for source in data._selected[0]] == ["p0/ecg", "p1/ecg"]
+    assert len(data.train) == 2
+
+
+def test_the_fingerprint_depends_on_labels_leads_and_classes_but_not_on_the_place(tree, tmp_path):
+    (tmp_path / "labels.csv").write_bytes((tree / "labels.csv").read_bytes())
+    first = Records(tree, **RAW).fingerprint
+    assert Records(tree, tmp_path / "labels.csv", **RAW).fingerprint == first
+    others = [{"leads": ("I", "II")}, {"classes": ("AF",)}, {"classes": ("normal", "AF", "other")}, {"fold": 1}]
+    assert len({first, *(Records(tree, **other, **RAW).fingerprint for other in others)}) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "needs a first line with a different name for each column"),
+        ("record,label\n", "has no row below its first line"),
+        ("record,record\n1,2\n", "a different name for each column, got 'record,record'"),
+        (
+            "name,label\nr0,a\n",
+            r"no column of records; it has name, label\. Name one, such as columns={'record': 'name'}",
+        ),
+        ("record,text\nr0,some words\n", "neither a column 'label' nor columns of 0 and 1"),
+        ("record,label\nr0,\n", "has no label in its column 'label'"),
+        ("record,label,patient\nr0,a,1\nr0,b,2\n", "line 3: record 'r0' has another row, which differs"),
+        ("record,a,b\nr0,0,1\nr0,1,1\n", "line 3: record 'r0' has another row, which differs"),
+        ("record,label\nr99,a\n", r"no record of .*labels\.csv is in"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_refused(tmp_path, text, message):
+    write_wfdb(tmp_path, 0, name="x")
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        _ = Records(tmp_path, **RAW).train
+
+
+def test_a_wrong_flag_is_named_with_its_line(tmp_path):
+    (tmp_path / "labels.csv").write_text("record,a,b\nr0,0,1\nr1,2,1\n")
+    with pytest.raises(DataError, match=r"line 3: expected 0 or 1 in column 'a', got '2'"):
+        Records(tmp_path, classes=("a", "b"), **RAW)
+
+
+def test_a_table_is_read_with_any_delimiter_a_byte_order_mark_and_windows_lines(tree, tmp_path):
+    text = "record;labels;patient\r\nr0;AF | other;1.0\r\nr1;a, b;2\r\n"
+    (tmp_path / "table.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    data = Records(tree, tmp_path / "table.csv", shares=(1.0, 0.0, 0.0), **RAW)
+    assert data.classes == ("AF", "a", "b", "other")
+    assert data.train.labels.tolist() == [[1, 0, 0, 1], [0, 1, 1, 0]]
+    assert [data._patient(source) for source in data._selected[0]] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": ("AFib",)}, "has no class 'AFib'; did you mean 'AF'"),
+        ({"classes": ("AF", "AF")}, "classes must be different names"),
+        ({"classes": "AF"}, "classes must be names in a tuple"),
+        ({"leads": "II"}, "leads must be names in a tuple"),
+        ({"leads": ("II", "ii")}, "expected every lead once, got 'II' twice"),
+        ({"columns": {"patients": "patient"}}, "unknown key 'patients'; did you mean 'patient'"),
+        ({"columns": {"patient": "pat"}}, "has no column 'pat'; did you mean 'patient'"),
+        ({"task": "regression"}, "task='regression' is not an option"),
+    ],
+)
+def test_options_that_do_not_exist_are_refused(tree, options, message):
+    with pytest.raises(RecipeError, match=message):
+        Records(tree, **{**RAW, **options})
+
+
+def test_a_table_and_a_folder_that_do_not_exist_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"table of labels .*labels\.csv does not exist"):
+        Records(tmp_path)
+    with pytest.raises(DataError, match="does not exist; expected one that contains the records"):
+        Records(tmp_path / "none")
