@@ -31,6 +31,10 @@ class LRHNet(ThreeBlocks):
     Source: Chauhan et al., 2022, arXiv:2204.08000.
     """
 
+    block1: "Block"
+    block2: "Block"
+    block3: "Block"
+
     def __init__(self, leads: int = 12, classes: int = 24, *, width: int = 16, preset: Preset = "corrected") -> None:
         super().__init__()
         check_sizes(leads=leads, classes=classes, width=width)

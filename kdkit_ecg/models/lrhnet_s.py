@@ -32,6 +32,10 @@ class LRHNetS(ThreeBlocks):
     Source: ours; the convolutions are those of MobileNet, Howard et al. 2017, arXiv:1704.04861.
     """
 
+    block1: "SeparableBlock"
+    block2: "SeparableBlock"
+    block3: "SeparableBlock"
+
     def __init__(self, leads: int = 12, classes: int = 24, *, width: int = 32) -> None:
         super().__init__()
         check_sizes(leads=leads, classes=classes, width=width)
