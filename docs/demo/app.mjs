@@ -12,9 +12,11 @@ const WASM = "ort-wasm-simd-threaded.wasm";
 const MOST_FILES = 20; // in one drop
 const byId = (id) => document.getElementById(id);
 const percent = (value) => `${(100 * value).toFixed(1)} %`;
+const titleOf = (name) => (Object.hasOwn(page.titles, name) ? page.titles[name] : "");
 const page = { metadata: null, classify: null, titles: {}, request: 0 };
 
 followTheme();
+acceptFiles();
 start();
 
 async function start() {
@@ -30,7 +32,7 @@ async function start() {
     ort.env.wasm.wasmPaths = { wasm: new URL(`runtime/${WASM}`, import.meta.url).href };
     page.classify = await openModel(ort, bytes, page.metadata);
     byId("status").hidden = true;
-    acceptFiles();
+    byId("drop").hidden = false;
     offer(demo.records);
     if (demo.records.length) await showExample(demo.records[0]);
   } catch (error) {
@@ -66,7 +68,7 @@ function offer(records) {
   const buttons = records.map((example) => {
     const button = created("button", example.title);
     button.type = "button";
-    button.title = example.findings.map((finding) => page.titles[finding] ?? finding).join(", ");
+    button.title = example.findings.map((finding) => titleOf(finding) || finding).join(", ");
     button.dataset.name = example.name;
     button.addEventListener("click", () => showExample(example));
     return button;
@@ -83,15 +85,16 @@ async function showExample(example) {
         return new Uint8Array(await answer.arrayBuffer());
       }),
     );
-    const findings = example.findings.map((finding) => page.titles[finding] ?? finding);
+    const findings = example.findings.map((finding) => titleOf(finding) || finding);
     return {
       ...readRecord(header, new Map([[`${example.name}.dat`, signal]])),
       title: `Simulated record: ${example.title}`,
-      findings: findings.join(", "),
+      findings: `simulated with ${findings.join(", ")}`,
     };
   });
 }
 
+// From the beginning: a browser would leave the page for a file that is dropped on it before it is ready.
 function acceptFiles() {
   const input = byId("files");
   input.addEventListener("change", () => {
@@ -110,9 +113,8 @@ function acceptFiles() {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     zone.classList.remove("over");
-    if (event.dataTransfer.files.length) showFiles([...event.dataTransfer.files]);
+    if (page.classify && event.dataTransfer.files.length) showFiles([...event.dataTransfer.files]);
   });
-  byId("drop").hidden = false;
 }
 
 async function showFiles(files) {
@@ -199,8 +201,8 @@ function classRow({ name, probability, threshold, predicted }) {
   row.dataset.name = name;
   const head = created("th", name);
   head.scope = "row";
-  if (page.titles[name]) head.append(" ", created("small", page.titles[name]));
-  const bar = created("div", "", "bar");
+  if (titleOf(name)) head.append(" ", created("small", titleOf(name)));
+  const bar = created("div", "", "meter");
   const fill = created("i", "", "fill");
   fill.style.width = `${100 * probability}%`;
   bar.append(fill);

@@ -9,7 +9,7 @@ const MM_PER_MV = 10;
 const ROW = 26; // mm from one row to the next
 const MARGIN = 3; // mm above the first row and below the last one
 const LEFT = 10; // mm, for the calibration pulse
-const HIGHEST = 15; // mm from the middle of a row, beyond which a signal is cut off
+const HIGHEST = 30; // mm from the middle of a row, beyond which a signal is cut off; high ones cross other rows
 const POINTS = 4000; // of a line over the whole paper, at most
 const MOST_ROWS = 15; // of a record without the twelve leads
 const LAYOUT = [["I", "aVR", "V1", "V4"], ["II", "aVL", "V2", "V5"], ["III", "aVF", "V3", "V6"], ["II"]];
@@ -37,7 +37,7 @@ export function drawPaper(record, start, end) {
     columns.forEach((name, column) => {
       const part = signals[lead].subarray(from + column * size, from + (column + 1) * size);
       const left = LEFT + (MM_PER_SECOND * column * size) / record.rate;
-      const label = element("text", { x: left + 1, y: middle - 8.5 });
+      const label = element("text", { x: left + 1, y: middle - 10.5 });
       label.textContent = LEADS.includes(name) ? name : name.slice(0, 20);
       svg.append(element("path", { d: line(withoutInvalid(part, 0), record.rate, left, middle) }), label);
       lead += 1;

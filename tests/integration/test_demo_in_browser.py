@@ -4,12 +4,9 @@ It needs npm, and what tests/integration/test_report_in_browser.py needs. Run it
 ONNXRUNTIME_WEB may name the archive of onnxruntime-web, which npm fetches otherwise.
 """
 
-import functools
-import http.server
 import json
 import os
 import shutil
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +73,7 @@ def simulated(tmp_path_factory, runtime):
     folder = tmp_path_factory.mktemp("simulated")
     model = exported(folder, Synthetic(train=64, validation=32, test=32), LRHNetS(leads=3), 3)
     demo.build(model, folder / "page", runtime)
-    with Served(folder / "page") as address:
+    with demo.served(folder / "page") as address:
         yield address, folder / "page"
 
 
@@ -86,28 +83,8 @@ def recorded(tmp_path_factory, runtime, shared):
     folder = tmp_path_factory.mktemp("recorded")
     data = Challenge2020(shared / "ecg" / "georgia", store=None)
     demo.build(exported(folder, data, LRHNet(leads=12), 12), folder / "page", runtime)
-    with Served(folder / "page") as address:
+    with demo.served(folder / "page") as address:
         yield address, folder / "page"
-
-
-class Served:
-    """Serve a folder at an address, as `python -m http.server` does."""
-
-    def __init__(self, folder):
-        handler = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *arguments: None})
-        self.server = http.server.ThreadingHTTPServer(
-            ("127.0.0.1", 0), functools.partial(handler, directory=str(folder))
-        )
-
-    def __enter__(self):
-        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
-        self.thread.start()
-        return f"http://127.0.0.1:{self.server.server_address[1]}/"
-
-    def __exit__(self, *exception):
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
 
 
 @pytest.fixture
@@ -321,7 +298,7 @@ def test_a_page_that_is_opened_from_the_disk_or_not_built_says_what_to_do(browse
     page = browser.new_page()
     page.goto((simulated[1] / "index.html").as_uri())
     assert "Serve its folder: python -m http.server" in page.inner_text("#status")
-    with Served(demo.PAGE) as address:
+    with demo.served(demo.PAGE) as address:
         page.goto(address)
         page.wait_for_selector("body[data-ready=true]")
         assert "python -m tools.demo --model FILE.onnx --out FOLDER" in page.inner_text("#problem")
