@@ -17,7 +17,7 @@ import sys
 import tarfile
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -56,7 +56,7 @@ _FIRST_ID = 4_000_000_000  # beyond the records of any split of Synthetic
 _CANDIDATES = 2000  # patients among whom examples are chosen
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Iterable[str] | None = None) -> int:
     """Build the page, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="an .onnx file of `kdkit export RUN --to onnx`")
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--runtime", type=Path, help=f"the archive of onnxruntime-web {VERSION}, if there is no network"
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(None if arguments is None else list(arguments))
     try:
         build(options.model, options.out, options.runtime)
     except (KdkitError, OSError) as error:

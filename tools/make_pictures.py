@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import demo
+import make_concept_pictures
 import make_plan_pictures
 import make_smlkd_picture
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -46,8 +47,9 @@ def main() -> None:
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     options = ["--epochs", arguments.epochs, "--records", arguments.records, "--baseline", "--device", "cpu"]
-    for name in make_plan_pictures.PICTURES:
-        (out / f"{name}.svg").write_text(make_plan_pictures.picture(name), "utf-8")
+    for drawn in (make_concept_pictures, make_plan_pictures):
+        for name in drawn.PICTURES:
+            (out / f"{name}.svg").write_text(drawn.picture(name), "utf-8")
     with tempfile.TemporaryDirectory() as folder:
         # Apart from each other, or the second would read teacher outputs that the first has cached.
         sequential, parallel = Path(folder, "sequential", "smlkd"), Path(folder, "parallel", "pmlkd")

@@ -200,7 +200,7 @@ def test_real_records_are_prepared_as_in_python(shared):
 @needs_node
 def test_every_variant_of_a_header_is_read_as_in_python_or_refused_with_the_reason(shared):
     paths = sorted((shared / "ecg" / "header_variants").rglob("*.hea"))
-    results = calls(*({"name": "read", **record_of(path)} for path in paths))
+    results = calls(*({"name": "read", "most": 500, **record_of(path)} for path in paths))
     readable = 0
     for path, result in zip(paths, results, strict=True):
         try:
@@ -214,10 +214,13 @@ def test_every_variant_of_a_header_is_read_as_in_python_or_refused_with_the_reas
             continue
         readable += 1
         value = result["value"]
-        assert (value["rate"], value["age"], value["sex"]) == (record.rate, record.age, record.sex), path
+        fields = (value["name"], value["rate"], value["age"], value["sex"], value["samples"])
+        assert fields == (record.name, record.rate, record.age, record.sex, record.signal.shape[1]), path
         signals = np.array(value["signals"], dtype=np.float64)
         signals = select_leads(signals, value["leads"], record.leads)
-        np.testing.assert_allclose(np.nan_to_num(signals), record.signal, rtol=1e-6, atol=1e-6, err_msg=str(path))
+        np.testing.assert_allclose(
+            np.nan_to_num(signals), record.signal[:, :500], rtol=1e-6, atol=1e-6, err_msg=str(path)
+        )
     assert readable >= len(paths) / 2
 
 

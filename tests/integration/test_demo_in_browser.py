@@ -305,11 +305,13 @@ def test_a_page_that_is_opened_from_the_disk_or_not_built_says_what_to_do(browse
     page.close()
 
 
-def test_an_older_page_is_replaced_and_nothing_else(simulated, runtime, tmp_path):
+def test_an_older_page_is_replaced_and_nothing_else(simulated, runtime, tmp_path, capsys):
     _, folder = simulated
     shutil.copytree(folder, tmp_path / "page")
     (tmp_path / "page" / "older.mjs").write_text("")
-    demo.build(folder / "model.onnx", tmp_path / "page", runtime)
+    options = ["--model", folder / "model.onnx", "--out", tmp_path / "page", "--runtime", runtime]
+    assert demo.main(map(str, options)) == 0
+    assert f"python -m http.server --directory {tmp_path / 'page'}" in capsys.readouterr().out
     files = {str(file.relative_to(tmp_path / "page")) for file in (tmp_path / "page").rglob("*")}
     assert files == {str(file.relative_to(folder)) for file in folder.rglob("*")}
     assert [file.name for file in tmp_path.iterdir()] == ["page"]
