@@ -123,12 +123,12 @@ def _import_file(path: Path) -> Iterator[types.ModuleType]:
     The module is put into `sys.modules` and its folder first into `sys.path`, as Python does for a script. The folder
     stays there only if the module has the name of the file: otherwise `import <stem>` must find the other module.
     """
-    from kdkit.utils.randomness import seed_everything
-
     if path.is_dir():
         raise RecipeError(f"{path} is a folder")
     if not path.is_file():
         raise RecipeError(f"{path}: there is no such recipe file{_examples_hint(path)}")
+    from kdkit.utils.randomness import seed_everything  # imports torch, for which these errors need not wait
+
     name = path.stem if _is_free(path) else f"kdkit_recipe_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
