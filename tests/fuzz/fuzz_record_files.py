@@ -26,7 +26,8 @@ TABLE = "labels.csv"
 # Texts in place of some bytes: numbers at the edges of types, delimiters, types of numpy, and the kinds of EDF.
 WORDS = st.sampled_from(
     [b"0", b"-1", b"99999999", b"1e308", b"nan", b"inf", b"\0", b"\xff\xfe", b";", b",", b"\t", b"'", b'"', b"\n",
-     b"\r", b"(", b")", b"[red]", b"\x1b[2J", b"1" * 5000, b"|O", b"<U9", b"<f2", b"        ", b"EDF+C", b"EDF+D", b"mmHg    "]
+     b"\r", b"(", b")", b"[red]", b"\x1b[2J", b"1" * 5000, b"|O", b"<U9", b"<f2", b"        ", b"EDF+C", b"EDF+D",
+     b"mmHg    "]
 )  # fmt: skip
 # Mostly in the first bytes, where formats describe themselves.
 POSITIONS = st.one_of(st.integers(0, 255), st.integers(0, 4000), st.integers(0, 1 << 16))
