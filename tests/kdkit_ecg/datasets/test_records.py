@@ -210,6 +210,8 @@ def test_a_name_of_two_files_is_refused_unless_the_path_is_given(tmp_path):
     write_table(tmp_path, ("ecg", "a", ""))
     with pytest.raises(DataError, match=r"names the record 'ecg', but there are 2, such as .*p0.*write their paths"):
         _ = Records(tmp_path, leads=EIGHT, **RAW).train
+    write_table(tmp_path, ("ecg", "a", "p1"), columns="record,label,database")
+    assert Records(tmp_path, leads=EIGHT, **RAW)._labelled[0][0].path == tmp_path / "p1" / "ecg.hea"
     write_table(tmp_path, ("p0/ecg", "a", ""), ("p1\\ecg.hea", "b", ""))
     data = Records(tmp_path, shares=(1.0, 0.0, 0.0), **RAW)
     assert [source.name for source in data._selected[0]] == ["p0/ecg", "p1/ecg"]
