@@ -113,6 +113,25 @@ def reading(position: str, loader: object = None) -> Iterator[None]:
             raise explained from error
 
 
+def explain_ended_worker(error: Exception, position: str) -> DataError | None:
+    """Return the DataError for an error of torch's that a worker process has ended; None for another error.
+
+    torch raises it in the main thread between any two lines, as soon as the system reports the end.
+    """
+    killed, exited = _KILLED.search(str(error)), _EXITED.search(str(error))
+    if killed is not None:
+        return DataError(
+            f"{position} cannot be read: worker process {killed[1]} was ended by the signal {killed[2].strip()!r}; the "
+            f"system kills processes if memory runs out: {_FEWER}"
+        )
+    if exited is not None:
+        return DataError(
+            f"{position} cannot be read: worker process {exited[1]} ended without an error message; the system kills "
+            f"processes if memory runs out: {_FEWER}; to find another cause, read the data without workers"
+        )
+    return None
+
+
 def explain_unreadable(error: Exception, position: str) -> Exception:
     """Return the DataError to raise instead of an error of user code; one of kdkit or of an allocator unchanged.
 
@@ -124,7 +143,7 @@ def explain_unreadable(error: Exception, position: str) -> Exception:
         return error if caught is None else DataError(_message_in(text, caught[1]))
     if is_out_of_memory(error):
         return error
-    killed, exited, timed_out = _KILLED.search(text), _EXITED.search(text), _TIMED_OUT.search(text)
+    timed_out = _TIMED_OUT.search(text)
     if any(part in text for part in _SHARED_MEMORY):
         left = ""
         with suppress(OSError):  # there is no such folder on other systems than Linux
@@ -139,16 +158,9 @@ def explain_unreadable(error: Exception, position: str) -> Exception:
             f"{position} cannot be read: too many files are open; raise the limit (ulimit -n), or call "
             "torch.multiprocessing.set_sharing_strategy('file_system') first"
         )
-    if killed is not None:
-        return DataError(
-            f"{position} cannot be read: worker process {killed[1]} was ended by the signal {killed[2].strip()!r}; the "
-            f"system kills processes if memory runs out: {_FEWER}"
-        )
-    if exited is not None:
-        return DataError(
-            f"{position} cannot be read: worker process {exited[1]} ended without an error message; the system kills "
-            f"processes if memory runs out: {_FEWER}; to find another cause, read the data without workers"
-        )
+    ended = explain_ended_worker(error, position)
+    if ended is not None:
+        return ended
     if timed_out is not None:
         return DataError(
             f"{position} did not come within {timed_out[1]} seconds, the timeout of the DataLoader; look at the "

@@ -263,9 +263,13 @@ class _Run:
     def _save_samples(self) -> None:
         """Save the samples that the student got most wrong, as far as the data can be shown in a report."""
         split = self.ctx.recipe.data.validation if self.reported_on == "validation" else self.ctx.recipe.data.test
-        if self.folder is None or self.test_of_student is None or not isinstance(split, Split):
+        predictions = self.test_of_student
+        if self.folder is None or predictions is None or predictions.ids is None or not isinstance(split, Split):
             return
-        rows = torch.from_numpy(hardest_samples(self.test_of_student, _REPORTED_SAMPLES))
+        # By their ids, since predictions have no rows for samples without a label.
+        row_of = {number: row for row, number in enumerate(split.ids.tolist())}
+        ids = predictions.ids[hardest_samples(predictions, _REPORTED_SAMPLES)]
+        rows = torch.tensor([row_of[number] for number in ids.tolist()], dtype=torch.long)
         tensors = split.report_tensors(rows) if len(rows) else {}
         if tensors:
             self.folder.save_samples(split.ids[rows], tensors, split.report_names(rows))

@@ -1,9 +1,10 @@
-"""Add to an error of user code, such as a loss or a network, where in a run it was raised."""
+"""Add to an error of user code, such as a loss or a network, the position in the run at which it was raised."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kdkit.data.reading import explain_ended_worker
 from kdkit.errors import KdkitError
 
 
@@ -12,6 +13,7 @@ def located(position: str | Callable[[], str], folder: Path | None) -> Iterator[
     """Add notes to an error of user code: its position in the run, and how to resume. Errors of kdkit pass unchanged.
 
     The error keeps its class and its traceback, which the author of the code needs. folder: of the run, or None.
+    Raises DataError if a worker process of the data has ended, which torch reports wherever the run happens to be.
     """
     try:
         yield
@@ -19,6 +21,9 @@ def located(position: str | Callable[[], str], folder: Path | None) -> Iterator[
         raise
     except Exception as error:
         place = position if isinstance(position, str) else position()
+        ended = explain_ended_worker(error, f"a batch that workers read ahead in {place}")
+        if ended is not None:
+            raise ended from error
         error.add_note(f"kdkit: raised by code of the recipe or a library that it uses, in {place}")
         if folder is not None:
             error.add_note(

@@ -51,7 +51,8 @@ def find_weights(path: Path, name: str, key: str | None) -> WeightFile:
         raise RecipeError(f"the weights of net {name!r} should be in {path}, but there is no such file")
     stages = [*path.glob("*/")] if (path / "run.json").is_file() else [path] * (path / "history.jsonl").is_file()
     files: dict[str, Path] = {}  # a network that several stages trained is taken as the last one left it
-    for file in chain.from_iterable(folder.glob("weights*.safetensors") for folder in sorted(stages, key=stage_number)):
+    folders = sorted(stages, key=stage_number)
+    for file in chain.from_iterable(sorted(folder.glob("weights*.safetensors")) for folder in folders):
         stage = file.parent.resolve().name.split("-", 1)[-1]
         single = file.name == "weights.safetensors"
         files[stage if single else file.name.removeprefix("weights-").removesuffix(".safetensors")] = file

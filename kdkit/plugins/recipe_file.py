@@ -9,6 +9,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import SOURCE_SUFFIXES, SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,13 @@ def recipe_errors(path: Path, activity: str) -> Iterator[None]:
         raise RecipeError(f"{location}: {activity} {type(error).__name__}: {error}") from error
 
 
+class _RecipeLoader(SourceFileLoader):
+    """Writes no bytecode next to a recipe file, since reading the copy in a run folder must not change the folder."""
+
+    def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
+        """Write nothing."""
+
+
 @contextmanager
 def _import_file(path: Path) -> Iterator[types.ModuleType]:
     """Import a file. If this, or the body of the with-statement, fails, undo the changes to the import system.
@@ -123,16 +131,18 @@ def _import_file(path: Path) -> Iterator[types.ModuleType]:
     The module is put into `sys.modules` and its folder first into `sys.path`, as Python does for a script. The folder
     stays there only if the module has the name of the file: otherwise `import <stem>` must find the other module.
     """
-    from kdkit.utils.randomness import seed_everything
-
     if path.is_dir():
         raise RecipeError(f"{path} is a folder")
     if not path.is_file():
         raise RecipeError(f"{path}: there is no such recipe file{_examples_hint(path)}")
+    from kdkit.utils.randomness import seed_everything  # imports torch, for which these errors need not wait
+
     name = path.stem if _is_free(path) else f"kdkit_recipe_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    if path.suffix not in SOURCE_SUFFIXES:
         raise RecipeError(f"{path} is not a Python file; a recipe file ends in .py")
+    spec = importlib.util.spec_from_file_location(name, path, loader=_RecipeLoader(name, str(path)))
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     folder, previous = str(path.parent.resolve()), sys.modules.get(name)
     sys.modules[name] = module  # before its code runs, since dataclasses and pickle look their module up there

@@ -25,6 +25,7 @@ _COMPRESSED = ("508", "516", "524")  # FLAC
 # allow a small file to fill the memory. No limit below this number of samples, which take little memory.
 _MAX_COMPRESSION, _UNLIMITED_SAMPLES = 64, 1 << 20
 
+_LARGEST_STEP = 1 << 39
 _NEVER = 1 << 40  # larger than any sample, for a format without an invalid value
 
 
@@ -42,7 +43,8 @@ def read_steps(header: SignalHeader) -> Steps:
         return _read_signal(header)
     gap = np.where(invalid_values(header) == _NEVER, 0, invalid_values(header))
     # A segment may occur thousands of times, and is read once.
-    read = {id(part): _read_signal(part) for part in {id(part): part for part, _ in header.segments if part}.values()}
+    distinct = {id(part): part for part, _ in header.segments if part}
+    read = {key: _scaled(_read_signal(part), part, header) for key, part in distinct.items()}
     parts = [read[id(part)] if part else np.repeat(gap, samples, axis=1) for part, samples in header.segments]
     return np.concatenate(parts, axis=1)
 
@@ -61,6 +63,8 @@ def mismatched_leads(header: SignalHeader, steps: Steps) -> list[str]:
         start += samples
         if part is None:
             continue
+        if _scale(part) != _scale(header):  # the checksums are over the samples of the file
+            columns = _read_signal(part)
         has_checksums = any(checksum for _, checksum in part.checks)
         totals, first_samples = columns.sum(axis=1).tolist(), columns[:, 0].tolist()
         for lead, (first, checksum), total, sample in zip(part.leads, part.checks, totals, first_samples, strict=True):
@@ -75,12 +79,32 @@ def mismatched_leads(header: SignalHeader, steps: Steps) -> list[str]:
     return list(wrong)
 
 
-def _read_signal(header: SignalHeader) -> Steps:
-    import wfdb  # takes half a second with pandas, which commands that read no record avoid
+def _scale(header: SignalHeader) -> tuple[object, ...]:
+    """Return all that gives the steps of a signal their meaning."""
+    return header.gains, header.baselines, [_INVALID.get(lead_format, _NEVER) for lead_format in header.formats]
 
+
+def _scaled(steps: Steps, part: SignalHeader, header: SignalHeader) -> Steps:
+    """Return the steps of a segment, (leads, time), as those of the whole record, rounded if the two differ."""
+    if _scale(part) == _scale(header):
+        return steps
+    gains, baselines = (np.array(values)[:, None] for values in (part.gains, part.baselines))  # (leads, 1)
+    new_gains, new_baselines = (np.array(values)[:, None] for values in (header.gains, header.baselines))
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        scaled = (steps - baselines) / gains * new_gains + new_baselines
+    # A tiny gain gives numbers beyond those of int64.
+    scaled = np.rint(np.clip(np.nan_to_num(scaled), -_LARGEST_STEP, _LARGEST_STEP)).astype(np.int64)
+    return np.where(steps == invalid_values(part), invalid_values(header), scaled)
+
+
+def _read_signal(header: SignalHeader) -> Steps:
     frame = header.channels[header.positions[0]].frame
     frames = header.samples // frame
     _require_samples(header, frames)
+    if all((channel.format, channel.frame, channel.skew) == ("16", 1, 0) for channel in header.channels):
+        return _read_16_bits(header, frames)
+    import wfdb  # takes half a second with pandas, which commands that read no record avoid
+
     single = all(channel.frame == 1 for channel in header.channels)
     names = {file: f"s{number}.dat" for number, file in enumerate(header.files)}
     # A header of what wfdb needs to find the samples. Rate, gains and names of leads are not its concern.
@@ -108,6 +132,20 @@ def _read_signal(header: SignalHeader) -> Steps:
     if {len(lead) for lead in leads} != {header.samples}:
         raise DataError(f"the signal of {header.path} has {len(leads[0])} samples per lead, expected {header.samples}")
     return np.stack(leads).astype(np.int64)
+
+
+def _read_16_bits(header: SignalHeader, frames: int) -> Steps:
+    """Return the samples of the format of almost all records, five times as fast as wfdb and without its import."""
+    columns: dict[int, NDArray[np.int16]] = {}  # position of a channel -> its samples
+    try:
+        for file in header.files:
+            positions = [number for number, channel in enumerate(header.channels) if channel.file == file]
+            offset, count = header.channels[positions[0]].offset, frames * len(positions)
+            stored = np.fromfile(header.path.with_name(file), "<i2", count, offset=offset).reshape(frames, -1)
+            columns |= zip(positions, stored.T, strict=True)
+    except (OSError, ValueError) as error:
+        raise DataError(f"the signal of {header.path} cannot be read: {error}") from error
+    return np.stack([columns[position] for position in header.positions]).astype(np.int64)
 
 
 def _require_samples(header: SignalHeader, frames: int) -> None:

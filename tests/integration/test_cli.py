@@ -736,8 +736,10 @@ def test_a_mistake_exits_with_2_in_a_child_process(kdkit_process, write_recipe, 
     assert files_in(tmp_path) == {"mine.py"}
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], ["run", "--help"], []], ids=" ".join)
-def test_help_does_not_import_torch(args):
+@pytest.mark.parametrize(
+    "args", [["--help"], ["--version"], ["run", "--help"], ["run", "missing.py"], []], ids=" ".join
+)
+def test_help_and_a_missing_file_do_not_import_torch(args):
     code = (
         f"import sys, kdkit.cli.main; kdkit.cli.main.call({args!r}); "
         "print([name for name in ('torch', 'timm', 'sklearn', 'numpy') if name in sys.modules])"

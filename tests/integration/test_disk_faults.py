@@ -358,7 +358,7 @@ def test_a_folder_of_a_run_that_was_killed_before_its_record_can_be_used_again(f
     assert len(left) == 2
     done = run_python([*COMMAND, *option], folder)
     assert done.returncode == 0, done.stderr
-    assert len(results(folder / "run")) == 8
+    assert len(results(folder / "run")) == 9
 
 
 @pytest.mark.parametrize(

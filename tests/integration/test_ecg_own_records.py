@@ -26,11 +26,11 @@ def own_classes(findings):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """30 simulated records of 2 s, two of each patient, as a recorder of eight leads writes them."""
+    """20 simulated records of 2 s, two of each patient, as a recorder of eight leads writes them."""
     folder = tmp_path_factory.mktemp("own") / "data"
     simulator = Simulator(seed=3, rate=400, length=800, difficulty=0.3)
     rows = [("record", "label", "patient")]
-    for id in range(30):
+    for id in range(20):
         record = simulator.record(id)
         (folder / f"day{id % 3}").mkdir(parents=True, exist_ok=True)
         wfdb.wrsamp(

@@ -15,6 +15,7 @@ import kdkit
 from kdkit import Batch, DataError, Net, Recipe, Split, Stage, TorchData
 from kdkit.data import reading
 from kdkit.data.dataset import Data
+from kdkit.engine.user_errors import located
 from tests.helpers.stages import Small, samples, training, truth
 
 ROW = 21
@@ -143,6 +144,13 @@ def test_the_first_batch_of_a_loader_is_named_before_the_run():
 def test_samples_of_validation_data_are_named_too():
     data = TorchData(samples(24, 1), Faulty(fail), classes=("a", "b", "c"))
     assert str(error_of(data)).startswith(f"the sample in row {ROW} of the validation data cannot be read: KeyError")
+
+
+def test_a_worker_that_ends_while_a_batch_is_trained_is_reported_too():
+    with pytest.raises(DataError) as raised, located("stage 'student', epoch 1, batch 1", None):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")  # of torch's signal handler
+    expected = "a batch that workers read ahead in stage 'student', epoch 1, batch 1 cannot be read: worker process 7"
+    assert str(raised.value).startswith(expected)
 
 
 LOADERS = {

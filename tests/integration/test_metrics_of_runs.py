@@ -12,6 +12,8 @@ from torch.utils.data import TensorDataset
 import kdkit
 from kdkit import Data, MetricResult, Net, Recipe, Split, Stage, TorchData, Truth
 from kdkit.engine.console import metrics_table
+from kdkit.engine.storage.predictions import read_predictions
+from kdkit.engine.storage.reports import read_samples
 from kdkit.metrics import Accuracy, BootstrapInterval, Brier, MacroAUROC, MacroF1
 from kdkit.plugins.events import RunEnded
 from tests.helpers.stages import Small, samples, training, truth
@@ -27,6 +29,24 @@ def alone(net, terms=None, **changes):
 def single(metrics, **changes):
     data = TorchData(samples(32), samples(24, 1), samples(24, 2), classes=CLASSES)
     return Recipe(data=data, schedule=alone(Net("student", Small(4)), **changes), metrics=metrics)
+
+
+def test_the_samples_of_a_report_are_the_hardest_ones_with_a_label(tmp_path, monkeypatch):
+    monkeypatch.setattr(Split, "report_tensors", lambda split, rows: {"labels": split.batch(rows, 0).labels})
+    test = samples(24, 2)
+    test.tensors[1][:10] = -1
+    data = TorchData(samples(32), samples(24, 1), test, classes=CLASSES, ignore_index=-1)
+    term = Truth(nn.CrossEntropyLoss(ignore_index=-1))
+    recipe = Recipe(data=data, schedule=alone(Net("student", Small(4)), term, epochs=1))
+    kdkit.run(lambda: recipe, out=tmp_path / "run")
+    saved, _ = read_samples(tmp_path / "run")
+    predictions = read_predictions(tmp_path / "run" / "1-student" / "predictions-student-test.safetensors")
+    losses = nn.functional.cross_entropy(
+        torch.from_numpy(predictions.outputs), torch.from_numpy(predictions.labels), reduction="none"
+    )
+    order = losses.argsort(descending=True, stable=True)[: len(saved["ids"])].numpy()
+    assert saved["ids"].tolist() == predictions.ids[order].tolist()
+    assert saved["labels"].tolist() == predictions.labels[order].tolist()
 
 
 @pytest.mark.parametrize("monitor", [None, "brier"])

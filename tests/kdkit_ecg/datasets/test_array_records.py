@@ -1,5 +1,6 @@
 """Records in NumPy, CSV, HDF5 and EDF files have the samples of those in WFDB files."""
 
+import importlib.util
 from datetime import date
 
 import numpy as np
@@ -247,3 +248,26 @@ def test_edf_files_that_do_not_match_their_header_are_refused(tmp_path):
     edfio.Edf([signal], patient=patient, recording=recording).write(path)
     [source] = open_file(path)
     assert (source.sex, source.age, source.leads) == ("female", pytest.approx(71, abs=0.01), ("EKG",))
+
+
+@pytest.mark.parametrize(("package", "suffix", "extra"), [("edfio", ".edf", "edf"), ("h5py", ".hdf5", "hdf5")])
+def test_a_package_that_is_not_installed_is_named(tmp_path, monkeypatch, package, suffix, extra):
+    original = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else original(name))
+    (tmp_path / f"r0{suffix}").touch()
+    write_table(tmp_path, ("r0", "a", ""))
+    with pytest.raises(RecipeError, match=rf"needs {package}: pip install 'kdkit\[{extra}\]'"):
+        Records(tmp_path, arrays=EIGHT_LEADS, **RAW)
+
+
+def test_the_ecg_of_a_polysomnography_is_read_at_its_rate(tmp_path):
+    edfio = pytest.importorskip("edfio")
+    options = {"physical_dimension": "uV", "physical_range": (-500, 500)}
+    rates = {"C3": 100, "EKG1": 250}
+    signals = [edfio.EdfSignal(np.zeros(rate), rate, label=label, **options) for label, rate in rates.items()]
+    edfio.Edf(signals).write(tmp_path / "night.edf")
+    [source] = open_file(tmp_path / "night.edf")
+    assert (source.leads, source.rate, source.samples) == (("EKG1",), 250, 250)
+    edfio.Edf([signals[0], edfio.EdfSignal(np.zeros(200), 200, label="C4", **options)]).write(tmp_path / "eeg.edf")
+    with pytest.raises(DataError, match="expected one rate of all leads, got 100 Hz, 200 Hz"):
+        open_file(tmp_path / "eeg.edf")
