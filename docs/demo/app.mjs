@@ -43,12 +43,12 @@ async function start() {
 }
 
 async function get(address) {
-  const answer = await fetch(address);
-  if (answer.ok) return answer;
+  const response = await fetch(address);
+  if (response.ok) return response;
   throw new RecordError(`${address} is missing. Build this page: python -m tools.demo --model FILE.onnx --out FOLDER`);
 }
 
-// Say which network this is, and what its files say about its use.
+// Show which network this is, and the notices about its scores.
 function describe(demo, size) {
   const { metadata } = page;
   const { run = {}, precision, versions = {} } = metadata;
@@ -81,8 +81,8 @@ async function showExample(example) {
   await show(example.name, async () => {
     const [header, signal] = await Promise.all(
       [".hea", ".dat"].map(async (suffix) => {
-        const answer = await get(`records/${example.name}${suffix}`);
-        return new Uint8Array(await answer.arrayBuffer());
+        const response = await get(`records/${example.name}${suffix}`);
+        return new Uint8Array(await response.arrayBuffer());
       }),
     );
     const findings = example.findings.map((finding) => titleOf(finding) || finding);

@@ -3,7 +3,7 @@
 import { LEADS, RecordError, missingLeads, shown, standardName } from "./leads.mjs";
 
 export const MAX_HEADER = 2 ** 20; // bytes
-export const MAX_SIGNAL = 2 ** 26; // bytes of all signal files: 46 minutes of 12 leads at 1,000 Hz
+export const MAX_SIGNAL = 2 ** 26; // bytes of all signal files: 46 minutes of 12 leads at 1,000 Hz, prepared in 5 s
 const MAX_LINE = 4096; // characters
 const MAX_CHANNELS = 1024;
 const MAX_GAIN = 1e12;

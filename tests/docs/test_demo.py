@@ -4,8 +4,6 @@ node runs them; these tests are skipped without it. integration/test_demo_in_bro
 """
 
 import json
-import shutil
-import subprocess
 from fractions import Fraction
 
 import numpy as np
@@ -17,41 +15,17 @@ from scipy.signal import butter, sosfiltfilt
 
 from kdkit.errors import DataError
 from kdkit_ecg.datasets.signal_split import SignalSplit
-from kdkit_ecg.leads import LEADS, standard_name
+from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.description import describe_preparation
 from kdkit_ecg.records.filters import rate_ratio, resample, resample_linear
-from kdkit_ecg.records.header import parse_age, read_header
 from kdkit_ecg.records.preparation import Preparation
 from kdkit_ecg.records.record import read_record
-from kdkit_ecg.records.source import select_leads
-from tests.helpers.command_line import ROOT
-from tests.helpers.wfdb_files import write_matrix, write_record
+from tests.helpers.demo import calls, needs_node, record_of, values
+from tests.helpers.wfdb_files import write_matrix
 from tools import demo
-
-NODE = shutil.which("node")
-needs_node = pytest.mark.skipif(NODE is None, reason="node is not installed")
 
 CHALLENGE = {"rate": 257, "band": (0.5, 47.0), "resampling": "polyphase", "scaling": "zscore"}
 PAPER = {"rate": 257, "band": None, "resampling": "linear", "scaling": "raw"}
-
-
-def calls(*requests):
-    """Call functions of the page, and return their results, {"value": ...} or {"refused": message}."""
-    done = subprocess.run(
-        [NODE, ROOT / "tests" / "helpers" / "demo_calls.mjs"],
-        input=json.dumps(requests, allow_nan=False),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def values(*requests):
-    results = calls(*requests)
-    assert not [result for result in results if "refused" in result], results
-    return [result["value"] for result in results]
 
 
 def described(options, length=4096, leads=LEADS):
@@ -70,12 +44,6 @@ def window(signal, length):
         window="centre",
     )
     return split.batch([0], 0).inputs[0][0].numpy()
-
-
-def record_of(path):
-    """Return the arguments of a call that reads a record."""
-    folder = path.parent
-    return {"header": str(path), "files": [str(file) for file in folder.glob(f"{path.stem}.*") if file != path]}
 
 
 def assert_prepared_alike(paths, options, length=4096, leads=LEADS):
@@ -195,111 +163,6 @@ def test_real_records_are_prepared_as_in_python(shared):
     paths = [shared / "ecg" / f"{name}.hea" for name in names]
     paths = [path if path.is_file() else sorted(path.parent.glob("*.hea"))[0] for path in paths]
     assert_prepared_alike(paths, CHALLENGE)
-
-
-@needs_node
-def test_every_variant_of_a_header_is_read_as_in_python_or_refused_with_the_reason(shared):
-    paths = sorted((shared / "ecg" / "header_variants").rglob("*.hea"))
-    results = calls(*({"name": "read", "most": 500, **record_of(path)} for path in paths))
-    readable = 0
-    for path, result in zip(paths, results, strict=True):
-        try:
-            record = read_record(path)
-        except DataError:
-            assert "refused" in result, path
-            continue
-        if "refused" in result:
-            header = read_header(path)
-            assert {*header.formats} != {"16"} or header.segments or header.normalised, (path, result["refused"])
-            continue
-        readable += 1
-        value = result["value"]
-        fields = (value["name"], value["rate"], value["age"], value["sex"], value["samples"])
-        assert fields == (record.name, record.rate, record.age, record.sex, record.signal.shape[1]), path
-        signals = np.array(value["signals"], dtype=np.float64)
-        signals = select_leads(signals, value["leads"], record.leads)
-        np.testing.assert_allclose(
-            np.nan_to_num(signals), record.signal[:, :500], rtol=1e-6, atol=1e-6, err_msg=str(path)
-        )
-    assert readable >= len(paths) / 2
-
-
-@needs_node
-def test_names_of_leads_and_ages_are_read_as_in_python():
-    names = ["AVR", "v1", "Lead I", "MDC_ECG_LEAD_V3", "DII", "Dv", "EKG aVF", "Resp", "toString", "lead"]
-    ages = [
-        "74",
-        "071Y",
-        "P71Y",
-        "71 years",
-        "18 months",
-        "4 wks",
-        "300",
-        "-1",
-        "NaN",
-        "1e1",
-        "3 M",
-        "3 m",
-        "male",
-        "٣",
-    ]
-    results = values(*({"name": "lead_name", "text": name} for name in names))
-    assert results == [standard_name(name) for name in names]
-    assert values(*({"name": "age", "text": age} for age in ages)) == pytest.approx(
-        [parse_age(age) for age in ages], nan_ok=False
-    )
-
-
-# What is replaced in a header of wfdb, by what, and the reason why the page refuses it.
-REFUSED = [
-    ("16 1000.0(0)/mV", "212 1000.0(0)/mV", "format 212; this page reads format 16 only"),
-    ("16 1000.0(0)/mV", "16x2 1000.0(0)/mV", "2 samples per frame"),
-    ("16 1000.0(0)/mV", "16:3 1000.0(0)/mV", "skew"),
-    ("1000.0(0)/mV", "1000.0(0)/NU", "normalised units"),
-    ("1000.0(0)/mV", "1000.0(0)/mmHg", "“mmHg” is not a supported unit"),
-    ("1000.0(0)/mV", "0(0)/mV", "gain of 0"),
-    ("A1.dat", "../A1.dat", "in the folder of the header"),
-    ("A1.dat", "B2.dat", "signal file B2.dat"),
-    ("A1 12 500 300", "A1 12 500 301", "300 samples per lead, but the header has 301"),
-    ("A1 12 500 300", "A1 12 fast 300", "“fast”"),
-    ("A1 12 500 300", "A1 11 500 300", "12 lines"),
-    ("A1 12 500 300", "A1 99999 500 300", "from 1 to 1,024"),
-    ("A1 12 500 300", "<img src=x>", "“<img src=x>”"),
-    (" 0 V6", " 0 V5", "every lead once"),
-    (" 0 II\n", " 0 II\0\n", "not text"),
-    (" 3153 0 II", " 3154 0 II", "samples of lead II do not match"),
-    ("A1 12", "x" * 5000 + " 12", "more than 4,096 characters"),
-]
-
-
-@needs_node
-def test_a_header_that_the_page_cannot_read_is_refused_with_the_reason(tmp_path):
-    write_record(tmp_path, "A1")
-    text, files = (tmp_path / "A1.hea").read_text(), [str(tmp_path / "A1.dat")]
-    headers = [text.replace(old, new) for old, new, _ in REFUSED]
-    headers.append("A1/2 12 500 300\nA1a 150\nA1b 150\n")
-    headers.append("#" * (1 << 20) + "#")
-    results = calls(*({"name": "read", "header": list(header.encode()), "files": files} for header in headers))
-    reasons = [*(reason for *_, reason in REFUSED), "2 segments", "at most 1,048,576"]
-    for result, reason, header in zip(results, reasons, headers, strict=True):
-        assert reason in result.get("refused", ""), (header[:300], result)
-
-
-@needs_node
-def test_damaged_headers_are_read_or_refused_and_never_fail(tmp_path):
-    write_record(tmp_path, "A1")
-    header, files = (tmp_path / "A1.hea").read_bytes(), [str(tmp_path / "A1.dat")]
-    random = np.random.default_rng(4)
-    requests = []
-    for _ in range(400):
-        damaged = bytearray(header)
-        for position in random.integers(0, len(damaged), random.integers(1, 6)):
-            damaged[position] = random.choice(list(b"\xff\x00 /:#+x.-(\n19eV"))
-        requests.append(
-            {"name": "read", "header": list(damaged[: random.integers(1, len(damaged) + 1)]), "files": files}
-        )
-    results = calls(*requests)
-    assert len(results) == 400
 
 
 @needs_node

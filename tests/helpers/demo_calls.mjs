@@ -33,9 +33,9 @@ const FUNCTIONS = {
     return list(resamplePolyphase(array(signal), up, down, resamplingTaps(up, down, 5, 10 * Math.max(up, down))));
   },
   prepare: ({ preparation, ...record }) => {
-    const found = read(record);
-    const { signal, ...rest } = prepare(found, preparation);
-    return { ...rest, signal: list(signal), person: list(personVector(found, preparation)) };
+    const opened = read(record);
+    const { signal, ...rest } = prepare(opened, preparation);
+    return { ...rest, signal: list(signal), person: list(personVector(opened, preparation)) };
   },
   ratio: ({ rate, to, most }) => rateRatio(rate, to, most),
   // The first samples only: numbers as text take longer than all else.
