@@ -118,6 +118,8 @@ def read_metadata(model: Path) -> dict[str, Any]:
         ) from error
     if metadata.get("preparation", {}).get("kind") != "ecg":
         raise DataError(f"{model} is not a network of kdkit_ecg; the page draws ECGs only")
+    if metadata["output"]["activation"] is None:
+        raise DataError(f"{model} is a network of task {metadata['task']}; the page shows probabilities of classes")
     return metadata
 
 
@@ -126,7 +128,7 @@ def fetch_runtime(folder: Path) -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise DataError(f"npm is not installed; it fetches onnxruntime-web {VERSION}, or pass an archive by --runtime")
-    command = [npm, "pack", f"onnxruntime-web@{VERSION}", "--silent", "--pack-destination", str(folder)]
+    command = [npm, "pack", f"onnxruntime-web@{VERSION}", "--loglevel=error", "--pack-destination", str(folder)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     archive = folder / f"onnxruntime-web-{VERSION}.tgz"
     if done.returncode or not archive.is_file():

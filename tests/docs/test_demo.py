@@ -233,7 +233,7 @@ def test_metadata_are_read_from_the_file_of_the_network(tmp_path):
     assert all("ONNX file" in part["refused"] or "no metadata of kdkit" in part["refused"] for part in parts)
 
 
-def test_the_build_refuses_what_it_cannot_use_and_leaves_nothing(tmp_path, capsys):
+def test_the_build_refuses_what_it_cannot_use_and_leaves_nothing(tmp_path, capsys, monkeypatch):
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("text")
@@ -241,16 +241,23 @@ def test_the_build_refuses_what_it_cannot_use_and_leaves_nothing(tmp_path, capsy
     archive.write_bytes(b"another archive")
     plain = write_model(tmp_path / "plain.onnx", {})
     image = write_model(tmp_path / "image.onnx", {"kdkit": json.dumps({"preparation": {}})})
-    ecg = write_model(tmp_path / "ecg.onnx", {"kdkit": json.dumps({"preparation": described(PAPER)})})
+    sigmoid = {"preparation": described(PAPER), "task": "multilabel", "output": {"activation": "sigmoid"}}
+    ecg = write_model(tmp_path / "ecg.onnx", {"kdkit": json.dumps(sigmoid)})
+    numbers = {**sigmoid, "task": "regression", "output": {"activation": None}}
+    age = write_model(tmp_path / "age.onnx", {"kdkit": json.dumps(numbers)})
     for model, out, reason in [
         (tmp_path / "missing.onnx", "page", "missing.onnx"),
         (plain, "page", "is not a file of `kdkit export RUN --to onnx`"),
         (image, "page", "is not a network of kdkit_ecg"),
+        (age, "page", "of task regression"),
         (ecg, "other", "has files of something else"),
         (ecg, "page", f"is not onnxruntime-web {demo.VERSION}"),
     ]:
         assert demo.main(["--model", str(model), "--out", str(tmp_path / out), "--runtime", str(archive)]) == 2
         assert reason in capsys.readouterr().err
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert demo.main(["--model", str(ecg), "--out", str(tmp_path / "page")]) == 2
+    assert "npm is not installed" in capsys.readouterr().err
     assert not (tmp_path / "page").exists()
     assert [file.name for file in other.iterdir()] == ["thesis.tex"]
     assert not [folder for folder in tmp_path.iterdir() if folder.name.startswith(".")]

@@ -16,7 +16,7 @@ import torch
 import wfdb
 
 import kdkit
-from kdkit import Net, Recipe, Stage, Training, Truth
+from kdkit import Net, Optimizer, Recipe, Stage, Training, Truth
 from kdkit.metrics import MacroAUROC
 from kdkit_ecg import Challenge2020, LRHNet, LRHNetS, Synthetic
 from kdkit_ecg.leads import LEADS
@@ -57,10 +57,11 @@ def runtime(tmp_path_factory):
 
 
 def exported(folder, data, network, leads):
-    """Train a network for an epoch, and return the path of its ONNX file."""
+    """Train a network until its outputs depend on the signal, and return the path of its ONNX file."""
     torch.manual_seed(0)
-    student = Net("student", network, view=Leads(leads))
-    stage = Stage({student: Truth(torch.nn.BCEWithLogitsLoss())}, Training(epochs=1, batch_size=16))
+    student = Net("student", network(leads=leads), view=Leads(leads))
+    training = Training(epochs=3, batch_size=8, optimizer=Optimizer(torch.optim.Adam, lr=0.01))
+    stage = Stage({student: Truth(torch.nn.BCEWithLogitsLoss())}, training)
     recipe = Recipe(data=data, metrics=(MacroAUROC(),), schedule=[stage])
     kdkit.run(recipe, out=folder / "run", device="cpu", progress=False)
     (file,) = kdkit.export_net(recipe, folder / "run", to="onnx")
@@ -71,7 +72,7 @@ def exported(folder, data, network, leads):
 def simulated(tmp_path_factory, runtime):
     """A page with LRH-Net-S of three leads at 100 Hz, in mV."""
     folder = tmp_path_factory.mktemp("simulated")
-    model = exported(folder, Synthetic(train=64, validation=32, test=32), LRHNetS(leads=3), 3)
+    model = exported(folder, Synthetic(train=64, validation=32, test=32), LRHNetS, 3)
     demo.build(model, folder / "page", runtime)
     with demo.served(folder / "page") as address:
         yield address, folder / "page"
@@ -82,7 +83,7 @@ def recorded(tmp_path_factory, runtime, shared):
     """A page with LRH-Net of twelve leads, prepared as for the Challenge: filtered, at 257 Hz, with z-scores."""
     folder = tmp_path_factory.mktemp("recorded")
     data = Challenge2020(shared / "ecg" / "georgia", store=None)
-    demo.build(exported(folder, data, LRHNet(leads=12), 12), folder / "page", runtime)
+    demo.build(exported(folder, data, LRHNet, 12), folder / "page", runtime)
     with demo.served(folder / "page") as address:
         yield address, folder / "page"
 
