@@ -1,7 +1,9 @@
 """Export a network: write it in a format, let it pass its gates, measure it, and write its card."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +63,8 @@ def export_net(
     reference = Reference(source)
     results = []
     for name, exporter in exporters.items():
-        attempt = _Attempt.best_of(source, reference, exporter, weights)
+        with _quiet():
+            attempt = _Attempt.best_of(source, reference, exporter, weights)
         results.append(_write(files[name], name, attempt, source))
     _write_markdown(folder, chosen.name)
     return tuple(results)
@@ -92,12 +95,10 @@ class _Attempt:
         if limit is not None and not others <= limit and not source.fixed_sizes:
             source.fix_sizes()  # the network may compute something else for other sizes, such as by its positions
             attempt = cls._judged(exporter.export(source), source, reference, exporter, weights)
-        if not attempt.metric.passed:
-            improved = exporter.improve(source)
-            if improved is not None:
-                second = cls._judged(improved, source, reference, exporter, weights)
-                losses = [max(score.points for score in gate.scores) for gate in (attempt.metric, second.metric)]
-                attempt = second if second.passed or losses[1] < losses[0] else attempt
+        improvements = exporter.improvements(source)
+        while not attempt.metric.passed and (improved := next(improvements, None)) is not None:
+            other = cls._judged(improved, source, reference, exporter, weights)
+            attempt = other if other.metric.loss < attempt.metric.loss else attempt
         return attempt
 
     @classmethod
@@ -125,6 +126,17 @@ class _Attempt:
             ),
             metric=reference.metric_gate(model, options.points),
         )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop what torch, onnxruntime and other packages log below an error: it is about their own code."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _targets(out: Path, net: str, exporters: Mapping[str, Exporter]) -> tuple[Path, dict[str, Path]]:

@@ -69,6 +69,11 @@ class MetricGate:
         """Whether no metric is worse than allowed; NaN is."""
         return all(score.points <= self.points for score in self.scores)
 
+    @property
+    def loss(self) -> float:
+        """The points of the metric that loses most; infinity if one is undefined for the export alone."""
+        return max((math.inf if math.isnan(score.points) else score.points for score in self.scores), default=0.0)
+
 
 class Reference:
     """What an export is compared with: the metrics of the network, with thresholds of the validation split.

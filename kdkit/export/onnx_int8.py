@@ -18,6 +18,7 @@ Ranges = dict[str, tuple[float, float]]
 
 _CANDIDATES = np.linspace(0.5, 1.0, 26)  # factors of a range, from which the one with the least error is taken
 _VALUES = 2**16  # of each value and batch by which the error is measured
+_LAYERS = ("Conv", "Gemm", "MatMul")
 _CONTRIB = "com.microsoft"  # the operators of onnxruntime
 
 
@@ -84,8 +85,13 @@ def _best_range(values: NDArray[np.float32], low: float, high: float) -> tuple[f
     return float(best * low), float(best * high)
 
 
-def quantized(model: ModelProto, ranges: Mapping[str, tuple[float, float]], *, weight_bits: int) -> ModelProto:
-    """Return a float model in int8. Raises KdkitError if none of its operators has a quantized form."""
+def quantized(
+    model: ModelProto, ranges: Mapping[str, tuple[float, float]], *, weight_bits: int, only_layers: bool = False
+) -> ModelProto:
+    """Return a float model in int8. Raises KdkitError if none of its operators has a quantized form.
+
+    only_layers: leave everything between layers with weights in float, such as norms and attention.
+    """
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
     from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
@@ -107,8 +113,8 @@ def quantized(model: ModelProto, ranges: Mapping[str, tuple[float, float]], *, w
         TensorsData(CalibrationMethod.MinMax, data),
         [],
         [],
-        [*QLinearOpsRegistry],
-        {"WeightSymmetric": True, "ActivationSymmetric": False},
+        [*(_LAYERS if only_layers else QLinearOpsRegistry)],
+        {"WeightSymmetric": True, "ActivationSymmetric": False, "MatMulConstBOnly": only_layers},
     )
     quantizer.quantize_model()
     graph = OnnxGraph(quantizer.model.model)

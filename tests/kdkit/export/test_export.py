@@ -309,13 +309,17 @@ class Shifted(Exporter):
 def shifted(monkeypatch):
     """Register an exporter that a test may change, as a plugin does."""
 
-    class Plugin:
-        @kdkit.hookimpl
-        def register_exporters(self, register):
-            register("shifted", Shifted)
-
-    installed().add(Plugin(), "shifted")
+    installed().add(_Plugin("shifted", Shifted), "shifted")
     return monkeypatch
+
+
+class _Plugin:
+    def __init__(self, name, exporter):
+        self.name, self.exporter = name, exporter
+
+    @kdkit.hookimpl
+    def register_exporters(self, register):
+        register(self.name, self.exporter)
 
 
 def test_outputs_that_differ_miss_the_numeric_gate_and_the_file_is_set_aside(run_folder, tmp_path, shifted):
@@ -344,6 +348,47 @@ def test_metrics_that_are_worse_miss_their_gate(run_folder, tmp_path, shifted):
     assert scores["macro_auroc"]["export"] == pytest.approx(1 - scores["macro_auroc"]["network"], abs=0.01)
     lines = failures(result.card)
     assert any(line.startswith("macro_auroc is") and "expected at most 5" in line for line in lines)
+
+
+class Improving(Shifted):
+    """An exporter whose first file is useless, the second is a little better, and the third is good."""
+
+    tolerance = None
+
+    def improvements(self, source):
+        yield Exported(content=b"second")
+        yield Exported(content=b"third")
+        raise AssertionError("the third has passed")
+
+    def open(self, content):
+        self.scale = {b"content": -1.0, b"second{": 0.0}.get(content[:7], 1.0)
+        return super().open(content)
+
+
+def test_improvements_are_tried_until_one_passes_its_gate(run_folder, tmp_path):
+    installed().add(_Plugin("improving", Improving), "improving")
+    (result,) = export_net(recipe(), run_folder, to="improving", out=tmp_path, options=FAST)
+    assert result.passed
+    assert result.path.read_bytes().startswith(b"third")
+
+
+def test_only_the_layers_with_weights_can_be_quantized(int8):
+    from kdkit.export import onnx_int8
+
+    source, _ = int8
+    model = onnx_int8.quantizable(source)
+    ranges = onnx_int8.choose_ranges(model, onnx_int8.calibration_arrays(source))
+    layers = onnx_int8.quantized(model, ranges, weight_bits=7, only_layers=True)
+    kinds = [node.op_type for node in layers.graph.node]
+    assert kinds.count("QLinearConv") == 4
+    assert {"Add", "Relu"} <= {*kinds}
+    assert not {"QLinearAdd", "QLinearConcat", "QLinearGlobalAveragePool"} & {*kinds}
+
+
+def test_a_run_that_was_started_from_python_is_exported_there(kdkit_here, run_folder):
+    refused = kdkit_here("export", run_folder)
+    assert refused.code == 2
+    assert "kdkit.export_net(recipe, " in refused.err
 
 
 def test_faults_are_named_before_anything_is_written(run_folder, tmp_path):
