@@ -124,7 +124,7 @@ def traced(source: ExportSource) -> Any:
     """
     import onnx
 
-    from kdkit.export.onnx_graph import OnnxGraph
+    from kdkit.export.onnx_rewrites import with_pads_in_convolutions
 
     if "onnx" in source.shared:
         return source.shared["onnx"]
@@ -133,7 +133,7 @@ def traced(source: ExportSource) -> Any:
             warnings.simplefilter("ignore")  # of torch about its own code
             converted = torch.onnx.export(source.program, dynamo=True, external_data=False, verbose=False)
         assert converted is not None  # without a file, torch returns the program
-        model = OnnxGraph(converted.model_proto).to_model()
+        model = with_pads_in_convolutions(converted.model_proto)
     except KdkitError:
         raise
     except Exception as error:  # the exporter of torch raises errors of many kinds
