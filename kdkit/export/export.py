@@ -113,6 +113,7 @@ class _Attempt:
             "details": dict(exported.details),
         }
         content = exporter.with_metadata(exported.content, metadata)
+        # The gates judge these bytes, so that no later step can change what was judged.
         model = exporter.open(content)
         options = source.options
         tolerance = options.tolerance if exporter.tolerance is not None else None

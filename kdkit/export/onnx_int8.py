@@ -50,6 +50,7 @@ def choose_ranges(model: ModelProto, batches: Iterable[Arrays]) -> Ranges:
     squared error.
     """
     verbose, names = with_all_outputs(model)
+    # Without optimization, which would fuse nodes and so lose the values between them.
     session = cpu_session(verbose.SerializeToString(), optimize=False)
     inputs = [value.name for value in model.graph.input]
     collected: dict[str, list[NDArray[np.float32]]] = {}
@@ -62,6 +63,7 @@ def choose_ranges(model: ModelProto, batches: Iterable[Arrays]) -> Ranges:
             if values.dtype != np.float32 or not values.size:
                 continue
             flat = values.ravel()
+            # 0 is always inside, since padding and ReLU need it exactly
             lowest[name] = min(lowest.get(name, 0.0), float(flat.min()))
             highest[name] = max(highest.get(name, 0.0), float(flat.max()))
             few = flat if flat.size <= _VALUES else flat[random.integers(flat.size, size=_VALUES)]
@@ -105,7 +107,7 @@ def quantized(
     quantizer = ONNXQuantizer(
         onnx.shape_inference.infer_shapes(model),
         True,  # weights by channel
-        weight_bits < 8,
+        weight_bits < 8,  # reduce their range
         QuantizationMode.QLinearOps,
         True,  # static
         QuantType.QInt8,
