@@ -56,6 +56,7 @@ def export_net(
         exporter.require()
     weights = Path(weights)
     chosen = load_net(recipe, weights, net)
+    chosen.device = None  # exports are compared on the CPU, also with a net that a run keeps on another device
     chosen.move_to(torch.device("cpu"))
     default = (weights if weights.is_dir() else weights.parent) / FOLDER
     folder, files = _targets(default if out is None else Path(out), chosen.name, exporters)

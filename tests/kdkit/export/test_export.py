@@ -1,6 +1,7 @@
 """Exports of a trained net: the files run without kdkit, have their metadata, and are judged by their gates."""
 
 import json
+import math
 import shutil
 import sys
 from dataclasses import replace
@@ -348,6 +349,18 @@ def test_metrics_that_are_worse_miss_their_gate(run_folder, tmp_path, shifted):
     assert scores["macro_auroc"]["export"] == pytest.approx(1 - scores["macro_auroc"]["network"], abs=0.01)
     lines = failures(result.card)
     assert any(line.startswith("macro_auroc is") and "expected at most 5" in line for line in lines)
+
+
+def test_outputs_that_are_no_numbers_miss_both_gates(run_folder, tmp_path, shifted):
+    shifted.setattr(Shifted, "shift", math.nan)
+    (result,) = export_net(recipe(), run_folder, to="shifted", out=tmp_path, options=FAST)
+    assert not result.passed
+    card = json.loads(result.path.with_name(f"{result.path.name}.json").read_text())
+    assert not card["numeric_gate"]["passed"]
+    assert not card["metric_gate"]["passed"]
+    assert card["metric_gate"]["scores"]["macro_f1"]["export"] is None
+    assert "undefined" in (tmp_path / "student.md").read_text()
+    assert len(failures(result.card)) == 5  # three kinds of inputs, and two metrics
 
 
 class Improving(Shifted):
