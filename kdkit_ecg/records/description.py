@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kdkit_ecg.records.filters import FLAT
+from kdkit_ecg.records.preparation import Preparation
 
 VERSION = 1  # of the description; increased if a program that follows it would compute something else
 
@@ -11,20 +12,13 @@ PERSON = ("age / 100", "age known", "female", "male", "sex known")
 _ORDER = 3  # of the band-pass, see `kdkit_ecg.records.filters.bandpass`
 
 
-def describe_preparation(
-    *,
-    leads: Sequence[str],
-    rate: float,
-    length: int,
-    band: tuple[float, float] | None,
-    resampling: str,
-    scaling: str,
-    window: str,
-) -> dict[str, Any]:
+def describe_preparation(preparation: Preparation, *, leads: Sequence[str], length: int, window: str) -> dict[str, Any]:
     """Return how a record becomes the inputs of a network: facts, and the steps in their order.
 
-    docs/export.md defines every step.
+    leads: in the order of the channels. length: of the window, in samples; window: its position. docs/export.md defines
+    every step.
     """
+    rate, band, scaling = preparation.rate, preparation.band, preparation.scaling
     steps: list[dict[str, Any]] = [
         {"step": "leads", "names": list(leads), "unit": "mV", "derive_limb_leads": True},
         {"step": "interpolate_invalid", "all_invalid": 0.0},
@@ -43,8 +37,8 @@ def describe_preparation(
                 "padding_samples": 6 * _ORDER + 3,  # at each end, at most the samples of the record less one
             }
         )
-    resample: dict[str, Any] = {"step": "resample", "rate": float(rate), "method": resampling}
-    if resampling == "polyphase":  # the window of scipy.signal.resample_poly
+    resample: dict[str, Any] = {"step": "resample", "rate": rate, "method": preparation.resampling}
+    if preparation.resampling == "polyphase":  # the window of scipy.signal.resample_poly
         resample |= {"window": "kaiser", "beta": 5.0, "half_length": "10 * max(up, down)"}
     steps.append(resample)
     if scaling == "zscore":
@@ -54,7 +48,7 @@ def describe_preparation(
         "kind": "ecg",
         "version": VERSION,
         "leads": list(leads),
-        "rate": float(rate),
+        "rate": rate,
         "length": length,
         "unit": "mV",
         "scaling": scaling,
