@@ -30,10 +30,11 @@ def card_markdown(cards: Sequence[Mapping[str, Any]]) -> str:
     network, metadata = first["network"], first["metadata"]
     lines = [
         f"# {_text(network['name'])}: exports\n",
-        f"{network['parameters']:,} parameters; {_count(network['multiply_adds'])} multiply-adds for inputs "
+        f"{network['parameters']:,} parameters; {_bytes_or_count(network['multiply_adds'])} multiply-adds for inputs "
         f"{_shapes(network['input_shapes'])}. Task: {_text(metadata['task'])}, {len(metadata['classes'])} classes.\n",
     ]
-    notices = [*_list(metadata.get("notices")), *_list(metadata["preparation"].get("notices"))]
+    # of the metrics, and of the inputs, such as that a network is no medical device
+    notices = [*metadata["notices"], *metadata["preparation"].get("notices", ())]
     lines += [f"- {_text(notice)}" for notice in notices]
     lines += ["\n## Files\n", *_files(cards), "\n## Scores\n", *_scores(cards), "\n## Differences of outputs\n"]
     lines += [*_differences(cards), "\n## Use\n", *_use(metadata)]
@@ -50,7 +51,7 @@ def summary_rows(cards: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]
             str(card.get("precision")),
             "passed" if card["passed"] else "MISSED",
             f"{card['bytes']:,}",
-            _bytes(card.get("peak_activation_bytes")),
+            _bytes_or_count(card.get("peak_activation_bytes"), unit="KiB"),
             *(
                 f"{times[key]['export']:.2f} ({times[key]['torch']:.2f}) ms"
                 for key in ("p50_ms", "p95_ms", "cpu_p50_ms")
@@ -70,7 +71,7 @@ def _is_whole(card: Mapping[str, Any]) -> bool:
 def _files(cards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from _table([*summary_rows(cards)])
     times = cards[0]["latency"]
-    machine = times["machine"]
+    machine = times["machine"]  # of the first file; others may be of another day
     yield (
         f"\nTimes are of one sample on one thread of {_text(machine['processor'])} ({machine['cores']} cores, load "
         f"{machine['load']}), in turns with torch eager, {times['rounds']} rounds or more; CPU is the median without "
@@ -83,7 +84,7 @@ def _scores(cards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     rows = [("metric", "network", *(card["file"] for card in cards))]
     for metric, score in cards[0]["metric_gate"]["scores"].items():
         of_files = (card["metric_gate"]["scores"].get(metric, {}) for card in cards)
-        cells = (f"{_number(other.get('export'))} ({_signed(other.get('points_lost'))})" for other in of_files)
+        cells = (f"{_number(score.get('export'))} ({_change(score.get('points_lost'))})" for score in of_files)
         rows.append((metric, _number(score["network"]), *cells))
     yield from _table(rows)
     gate = cards[0]["metric_gate"]
@@ -124,24 +125,19 @@ def _shapes(shapes: Mapping[str, Sequence[Any]]) -> str:
     return ", ".join(f"{name} ({', '.join(map(str, shape))})".strip() for name, shape in shapes.items())
 
 
-def _bytes(value: Any) -> str:
-    return "unknown" if value is None else f"{value / 1024:,.0f} KiB"
-
-
-def _count(value: Any) -> str:
-    return "unknown" if value is None else f"{value:,}"
+def _bytes_or_count(value: Any, *, unit: str = "") -> str:
+    """Return a number with its unit, of which KiB are 1,024; "unknown" for None."""
+    if value is None:
+        return "unknown"
+    return f"{value / 1024:,.0f} KiB" if unit == "KiB" else f"{value:,}"
 
 
 def _number(value: Any) -> str:
     return "undefined" if value is None else f"{value:.4g}"
 
 
-def _signed(lost: Any) -> str:
+def _change(lost: Any) -> str:
     return "undefined" if lost is None else f"{0.0 - lost:+.2f}"
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _text(value: Any) -> str:

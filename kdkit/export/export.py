@@ -50,12 +50,13 @@ def export_net(
         raise RecipeError("an export needs the name of a format, such as to='onnx'")
     factories = registry("exporters")
     exporters: dict[str, Exporter] = {name: factories[name]() for name in names}
-    for exporter in exporters.values():
+    for exporter in exporters.values():  # all of them before any work, so that nothing is written if one fails
         exporter.require()
     weights = Path(weights)
     chosen = load_net(recipe, weights, net)
     chosen.move_to(torch.device("cpu"))
-    folder, files = _targets(Path(out) if out is not None else _default_folder(weights), chosen.name, exporters)
+    default = (weights if weights.is_dir() else weights.parent) / FOLDER
+    folder, files = _targets(default if out is None else Path(out), chosen.name, exporters)
     source = ExportSource(recipe, chosen, options)
     reference = Reference(source)
     results = []
@@ -86,12 +87,9 @@ class _Attempt:
     def best_of(cls, source: ExportSource, reference: Reference, exporter: Exporter, weights: Path) -> "_Attempt":
         """Return the export of a network, or an improved one if that misses the gate of its metrics."""
         attempt = cls._judged(exporter.export(source), source, reference, exporter, weights)
-        others = attempt.numeric.differences.get("other sizes", 0.0)
-        if (
-            not attempt.numeric.passed
-            and not source.fixed_sizes
-            and not others <= min(attempt.numeric.tolerance or 0.0, 1.0)
-        ):
+        others, limit = attempt.numeric.differences.get("other sizes", 0.0), attempt.numeric.tolerance
+        # `not <=` also of NaN
+        if limit is not None and not others <= limit and not source.fixed_sizes:
             source.fix_sizes()  # the network may compute something else for other sizes, such as by its positions
             attempt = cls._judged(exporter.export(source), source, reference, exporter, weights)
         if not attempt.metric.passed:
@@ -129,10 +127,6 @@ class _Attempt:
         )
 
 
-def _default_folder(weights: Path) -> Path:
-    return (weights if weights.is_dir() else weights.parent) / FOLDER
-
-
 def _targets(out: Path, net: str, exporters: Mapping[str, Exporter]) -> tuple[Path, dict[str, Path]]:
     """Return the folder of all files, and the file of each format."""
     if len(exporters) == 1:
@@ -153,10 +147,10 @@ def _write(path: Path, name: str, attempt: _Attempt, source: ExportSource) -> Ex
     try:
         write(path, attempt.content)
         write(path.with_name(f"{path.name}.json"), to_json(card, indent=1) + "\n")
-        if attempt.passed:  # of an earlier export of the same name, which no longer describes the network
-            for stale in (path.with_name(f"{path.stem}{REJECTED}{path.suffix}"),):
-                stale.unlink(missing_ok=True)
-                stale.with_name(f"{stale.name}.json").unlink(missing_ok=True)
+        if attempt.passed:  # an earlier one that was rejected would be mistaken for a fault of this one
+            stale = path.with_name(f"{path.stem}{REJECTED}{path.suffix}")
+            stale.unlink(missing_ok=True)
+            stale.with_name(f"{stale.name}.json").unlink(missing_ok=True)
     except OSError as error:
         raise KdkitError(f"{path} cannot be written: {first_line(error)}; choose another place: --out PATH") from error
     return ExportResult(format=name, path=path, passed=attempt.passed, card=card)

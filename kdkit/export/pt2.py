@@ -89,5 +89,5 @@ class _Peak(torch.fx.Interpreter):
             for tensor in (*self.env.values(), value)
             if isinstance(tensor, Tensor)
         }
-        self.peak = max(self.peak, sum(size for place, size in storages.items() if place not in self.weights))
+        self.peak = max(self.peak, sum(size for pointer, size in storages.items() if pointer not in self.weights))
         return value

@@ -161,7 +161,7 @@ class ExportSource:
         """
         generator = torch.Generator().manual_seed(self.options.seed)
         changed: dict[str, int] = {}
-        made = []
+        tensors = []
         for tensor, shape in zip(like, self.shapes.values(), strict=True):
             sizes = []
             for size, declared in zip(tensor.shape, shape, strict=True):
@@ -172,11 +172,11 @@ class ExportSource:
             if tensor.is_floating_point():
                 noise = torch.randn(sizes, generator=generator)
                 deviation = tensor.std() if tensor.numel() > 1 else torch.ones(())
-                made.append((noise * deviation + tensor.mean()).to(tensor.dtype))
+                tensors.append((noise * deviation + tensor.mean()).to(tensor.dtype))
             else:
-                values = tensor.flatten()
-                made.append(values[torch.randint(len(values), sizes, generator=generator)])
-        return tuple(made)
+                values = tensor.flatten()  # such as tokens, of which only real ones are sure to be valid
+                tensors.append(values[torch.randint(len(values), sizes, generator=generator)])
+        return tuple(tensors)
 
 
 class _TensorsOnly(nn.Module):
@@ -218,7 +218,7 @@ def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 def _sizes(program: torch.export.ExportedProgram, count: int) -> list[Sizes]:
     """Return the shapes of the first inputs of a program: numbers, and the symbols of dynamic dimensions."""
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    found = [placeholders[name].meta["val"].shape for name in program.graph_signature.user_inputs[:count]]
+    shapes = [placeholders[name].meta["val"].shape for name in program.graph_signature.user_inputs[:count]]
     # A symbol that turned out to have one value only prints as that number.
-    texts = [[str(size) for size in shape] for shape in found]
+    texts = [[str(size) for size in shape] for shape in shapes]
     return [tuple(int(text) if text.isdecimal() else text for text in shape) for shape in texts]

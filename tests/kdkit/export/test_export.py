@@ -183,6 +183,24 @@ def test_the_model_card_and_the_report_of_a_run_show_its_exports_and_survive_dam
         file.write_text(json.dumps(content))
 
 
+class Positions(Waves):
+    """A net that takes no short signals, as if it had learned a position for each sample."""
+
+    def forward(self, signal, person):
+        if signal.shape[2] > 50:
+            return super().forward(signal, person)
+        raise ValueError("too short")
+
+
+def test_only_the_batch_is_dynamic_if_the_net_takes_no_other_length(run_folder, tmp_path):
+    made = recipe()
+    (net,) = made.stages[0].objectives
+    net.module.__class__ = Positions
+    (result,) = export_net(made, run_folder, to="pt2", out=tmp_path, options=FAST)
+    assert result.passed
+    assert [item["shape"] for item in result.card["metadata"]["inputs"]] == [["batch", 2, 64], ["batch", 2]]
+
+
 def test_a_missing_package_of_a_format_is_named_with_its_extra(run_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "executorch", None)
     with pytest.raises(PluginError, match=r"pip install 'kdkit\[executorch\]'"):
