@@ -1,6 +1,7 @@
 """Open NumPy arrays, CSV tables and HDF5 files of signals, and read one record of them."""
 
 import csv
+import importlib.util
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdkit import DataError
+from kdkit import DataError, RecipeError
 from kdkit.errors import first_line
 from kdkit_ecg.leads import standard_name
 from kdkit_ecg.records.array_format import ArrayFormat, ArraySource, leads_axis, require_numbers
@@ -31,9 +32,11 @@ def open_array_file(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
     """Return the records of a file of numbers, several if it has a stack of them. Reads no signal of a stack.
 
     The name of a record is that of the file, or in a stack its id, or its number from 0. Raises DataError, which names
-    the file, if it cannot be read.
+    the file, if it cannot be read, and RecipeError for an HDF5 file without h5py.
     """
     suffix = path.suffix.lower()
+    if suffix in HDF5_SUFFIXES and importlib.util.find_spec("h5py") is None:
+        raise RecipeError(f"{path} needs h5py: pip install 'kdkit[hdf5]'")
     try:
         require_regular_file(path.stat())
         if suffix == CSV_SUFFIX:
@@ -144,10 +147,8 @@ def _open_hdf5(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
 
 @contextmanager
 def _hdf5_signals(path: Path, arrays: ArrayFormat) -> Iterator[Any]:
-    try:
-        import h5py
-    except ImportError as error:
-        raise DataError("h5py reads HDF5 files; pip install 'kdkit[hdf5]'") from error
+    import h5py
+
     with h5py.File(path, "r") as file:
         yield _hdf5_dataset(file, arrays.signals)
 

@@ -1,5 +1,6 @@
 """Records in EDF and EDF+ files, which edfio reads."""
 
+import importlib.util
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kdkit import DataError
+from kdkit import DataError, RecipeError
 from kdkit.errors import first_line
 from kdkit_ecg.leads import LEADS, standard_name
 from kdkit_ecg.records.signal_lines import UNITS, clipped
@@ -66,8 +67,10 @@ def open_edf(path: Path) -> EdfSource:
     """Return the record of an EDF file: its signals in a unit of voltage, at the rate of the twelve leads among them.
 
     Other signals, such as a respiration, are not read. Raises DataError, which names the file, if it cannot be read or
-    has gaps (EDF+D).
+    has gaps (EDF+D), and RecipeError without edfio.
     """
+    if importlib.util.find_spec("edfio") is None:
+        raise RecipeError(f"{path} needs edfio: pip install 'kdkit[edf]'")
     try:
         require_regular_file(path.stat())
         with path.open("rb") as file:
@@ -111,10 +114,8 @@ def open_edf(path: Path) -> EdfSource:
 
 def _read(path: Path, *, interrupted: bool = True) -> Any:
     """Return the file as edfio reads it, with signals that are mapped. interrupted: a wrong length is no error."""
-    try:
-        import edfio
-    except ImportError as error:
-        raise DataError("edfio reads EDF files; pip install 'kdkit[edf]'") from error
+    import edfio
+
     with warnings.catch_warnings():
         # A warning means that the file is shorter or longer than its header declares.
         warnings.simplefilter("ignore" if interrupted else "error")

@@ -182,9 +182,10 @@ def _parse_segments(path: Path, record_line: str, lines: Sequence[str], count: i
                 f"segment {part.path.stem} has {part.samples} samples at {part.rate:g} Hz, expected {length} at "
                 f"{rate:g} Hz"
             )
-    # Samples are joined in converter steps, which must mean the same in every segment.
-    if len({(part.leads, part.gains_per_unit, part.baselines, part.units, part.formats) for part in signals}) > 1:
-        raise DataError("its segments differ in leads, gains, units or formats; join them with wfdb first")
+    if len({part.leads for part in signals}) > 1 or len({part.normalised for part in signals}) > 1:
+        raise DataError("its segments differ in leads, or in whether they are in mV; join them with wfdb first")
+    # Samples are joined in the steps of the finest converter: those of other segments are scaled to them.
+    finest = max(signals, key=lambda part: min(map(abs, part.gains)))
     total = sum(length for _, length in parts)
     in_files = sum(part.samples for part in {id(part): part for part in signals}.values())
     if total > MAX_EXPANSION * in_files:
@@ -195,7 +196,7 @@ def _parse_segments(path: Path, record_line: str, lines: Sequence[str], count: i
     if samples not in (0, total):
         raise DataError(f"its segments have {total} samples, expected {samples}")
     return replace(
-        signals[0],
+        finest,
         path=path,
         samples=total,
         files=tuple(dict.fromkeys(name for part in signals for name in (part.path.name, *part.files))),

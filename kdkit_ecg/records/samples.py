@@ -25,6 +25,7 @@ _COMPRESSED = ("508", "516", "524")  # FLAC
 # allow a small file to fill the memory. No limit below this number of samples, which take little memory.
 _MAX_COMPRESSION, _UNLIMITED_SAMPLES = 64, 1 << 20
 
+_LARGEST_STEP = 1 << 39
 _NEVER = 1 << 40  # larger than any sample, for a format without an invalid value
 
 
@@ -42,7 +43,8 @@ def read_steps(header: SignalHeader) -> Steps:
         return _read_signal(header)
     gap = np.where(invalid_values(header) == _NEVER, 0, invalid_values(header))
     # A segment may occur thousands of times, and is read once.
-    read = {id(part): _read_signal(part) for part in {id(part): part for part, _ in header.segments if part}.values()}
+    distinct = {id(part): part for part, _ in header.segments if part}
+    read = {key: _scaled(_read_signal(part), part, header) for key, part in distinct.items()}
     parts = [read[id(part)] if part else np.repeat(gap, samples, axis=1) for part, samples in header.segments]
     return np.concatenate(parts, axis=1)
 
@@ -61,6 +63,8 @@ def mismatched_leads(header: SignalHeader, steps: Steps) -> list[str]:
         start += samples
         if part is None:
             continue
+        if _scale(part) != _scale(header):  # the checksums are over the samples of the file
+            columns = _read_signal(part)
         has_checksums = any(checksum for _, checksum in part.checks)
         totals, first_samples = columns.sum(axis=1).tolist(), columns[:, 0].tolist()
         for lead, (first, checksum), total, sample in zip(part.leads, part.checks, totals, first_samples, strict=True):
@@ -73,6 +77,24 @@ def mismatched_leads(header: SignalHeader, steps: Steps) -> list[str]:
             if differs:
                 wrong[lead] = None
     return list(wrong)
+
+
+def _scale(header: SignalHeader) -> tuple[object, ...]:
+    """Return all that gives the steps of a signal their meaning."""
+    return header.gains, header.baselines, [_INVALID.get(lead_format, _NEVER) for lead_format in header.formats]
+
+
+def _scaled(steps: Steps, part: SignalHeader, header: SignalHeader) -> Steps:
+    """Return the steps of a segment, (leads, time), as those of the whole record, rounded if the two differ."""
+    if _scale(part) == _scale(header):
+        return steps
+    gains, baselines = (np.array(values)[:, None] for values in (part.gains, part.baselines))  # (leads, 1)
+    new_gains, new_baselines = (np.array(values)[:, None] for values in (header.gains, header.baselines))
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        scaled = (steps - baselines) / gains * new_gains + new_baselines
+    # A tiny gain gives numbers beyond those of int64.
+    scaled = np.rint(np.clip(np.nan_to_num(scaled), -_LARGEST_STEP, _LARGEST_STEP)).astype(np.int64)
+    return np.where(steps == invalid_values(part), invalid_values(header), scaled)
 
 
 def _read_signal(header: SignalHeader) -> Steps:

@@ -76,7 +76,7 @@ class SignalHeader(RecordSource):
     gains_per_unit in converter steps, baselines in steps, units in lower case.
     channels: all that the signal files contain. positions: the channel of each lead.
     segments: the parts of a record in several segments, None for a gap, each with its number of samples per lead;
-    channels are then those of the first segment.
+    gains, units and channels are then those of the segment with the finest steps.
     """
 
     gains_per_unit: tuple[float, ...]

@@ -40,6 +40,12 @@ def _headers() -> Callable[..., None]:
     return fuzz
 
 
+def _record_files() -> Callable[..., None]:
+    from tests.fuzz.fuzz_record_files import fuzz
+
+    return fuzz
+
+
 def _of_run_folders(name: str) -> Callable[[], Callable[..., None]]:
     def load() -> Callable[..., None]:
         from tests.fuzz import fuzz_run_folders
@@ -84,7 +90,8 @@ def _of_cache(name: str) -> Callable[[], Callable[..., None]]:
 
 KINDS = {
     "headers": Kind(6, _headers),
-    "weights": Kind(34, _weights),
+    "record files": Kind(4, _record_files),
+    "weights": Kind(30, _weights),
     "options": Kind(8, _of_options("fuzz")),
     "records of commands": Kind(4, _of_options("fuzz_recorded")),
     "JSON and history lines": Kind(32, _of_run_folders("fuzz_json")),

@@ -60,7 +60,7 @@ EDITS = st.one_of(
 )
 BYTE_EDITS = st.tuples(POSITIONS, st.binary(max_size=4))
 LINES, BYTES = 100_000, 2 << 20  # of a header at most: the fuzzer needs memory too
-BASES = ("matrix", "no gain", "short lines", "eight leads", "segments", "frames", "8 bits")
+BASES = ("matrix", "no gain", "short lines", "eight leads", "segments", "other gains", "frames", "8 bits")
 
 
 def header_text(base: str) -> str:
@@ -77,6 +77,8 @@ def header_text(base: str) -> str:
         return text.replace("16+24", "16x2+24").replace("500 300", "250 150")
     if base == "8 bits":
         return text.replace("16+24", "80").replace("500 300", "500")
+    if base == "other gains":
+        return "A1/3 12 500 800\nS1 300\n~ 200\nS2 300\n#Age: 50\n#Dx: 426783006\n"
     if base == "segments":
         return "A1/3 12 500 800\nS1 300\n~ 200\nS1 300\n#Age: 50\n#Dx: 426783006\n"
     return text
@@ -174,6 +176,7 @@ def check_record(folder: Path) -> str:
 def fuzz(folder: Path, meter: Meter, inputs: int, first_seed: int = 0) -> None:
     """Read this many mutated records, written into a folder."""
     write_matrix(folder, "S1", STEPS)
+    write_matrix(folder, "S2", STEPS[::-1], gain="2.5(3)/uV")
     signal_file = write_matrix(folder, "A1", STEPS).with_suffix(".mat").read_bytes()
     bases = {base: (header_text(base), signal_file) for base in BASES} | real_records()
     strategies = {

@@ -1,5 +1,6 @@
 """Records in NumPy, CSV, HDF5 and EDF files have the samples of those in WFDB files."""
 
+import importlib.util
 from datetime import date
 
 import numpy as np
@@ -247,3 +248,13 @@ def test_edf_files_that_do_not_match_their_header_are_refused(tmp_path):
     edfio.Edf([signal], patient=patient, recording=recording).write(path)
     [source] = open_file(path)
     assert (source.sex, source.age, source.leads) == ("female", pytest.approx(71, abs=0.01), ("EKG",))
+
+
+@pytest.mark.parametrize(("package", "suffix", "extra"), [("edfio", ".edf", "edf"), ("h5py", ".hdf5", "hdf5")])
+def test_a_package_that_is_not_installed_is_named(tmp_path, monkeypatch, package, suffix, extra):
+    original = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else original(name))
+    (tmp_path / f"r0{suffix}").touch()
+    write_table(tmp_path, ("r0", "a", ""))
+    with pytest.raises(RecipeError, match=rf"needs {package}: pip install 'kdkit\[{extra}\]'"):
+        Records(tmp_path, arrays=EIGHT_LEADS, **RAW)

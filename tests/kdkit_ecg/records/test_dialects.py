@@ -173,6 +173,18 @@ def test_segments_are_joined_and_a_gap_is_interpolated(tmp_path):
     assert (header.samples, header.age, header.codes) == (1400, 50, ("426783006",))
 
 
+@pytest.mark.parametrize(("gain", "per_mv"), [("200/mV", 200), ("2.0(-7)/uV", 2000), ("0", 200), ("-500/mV", -500)])
+def test_segments_of_other_gains_units_and_baselines_are_joined_in_mv(tmp_path, gain, per_mv):
+    path = write_segments(tmp_path, gain=gain)
+    baseline = -7 if "(" in gain else 0
+    first, second = STEPS / 1000, (STEPS[::-1] - baseline) / per_mv
+    ramp = np.linspace(first[:, -1], second[:, 0], 202)[1:-1].T
+    assert_reads(path, np.concatenate([first, ramp, second], axis=1), gain=1)
+    (tmp_path / "S2.mat").write_bytes((tmp_path / "S1.mat").read_bytes())
+    with pytest.raises(DataError, match="do not match the first samples and checksums"):
+        read_record(path)
+
+
 def test_a_repeated_segment_is_read_once(tmp_path, monkeypatch):
     read, original = [], wfdb.rdrecord
     monkeypatch.setattr(wfdb, "rdrecord", lambda *args, **options: read.append(args) or original(*args, **options))
@@ -206,8 +218,8 @@ def test_a_segment_without_samples_only_lists_leads(tmp_path):
         ({"segments": "S1 500\n~ 200\nS2 600\n"}, "segment S1 has 600 samples at 500 Hz, expected 500 at 500 Hz"),
         ({"first_line": "A1/3 12 500 1500"}, "its segments have 1400 samples, expected 1500"),
         ({"first_line": "A1/3 12 250 1400"}, "segment S1 has 600 samples at 500 Hz, expected 600 at 250 Hz"),
-        ({"gain": "200/mV"}, "its segments differ in leads, gains, units or formats"),
-        ({"steps": STEPS[:11], "leads": LEADS[:11]}, "its segments differ in leads, gains, units or formats"),
+        ({"gain": "200/NU"}, "its segments differ in leads, or in whether they are in mV"),
+        ({"steps": STEPS[:11], "leads": LEADS[:11]}, "its segments differ in leads, or in whether they are in mV"),
         (
             {"segments": "S1 600\n~ 11401\nS2 600\n", "first_line": "A1/3 12 500 12601"},
             "its segments have 1,200 different samples, but 12,601 with all gaps and repetitions; expected at most 8",
