@@ -20,8 +20,13 @@ recorded = dict(zip(leads.split(","), np.load(signal_file).astype(np.float64), s
 
 # Einthoven and Goldberger: limb leads that are absent follow from I and II.
 if "I" in recorded and "II" in recorded:
-    one, two = recorded["I"], recorded["II"]
-    limb = {"III": two - one, "aVR": -(one + two) / 2, "aVL": one - two / 2, "aVF": two - one / 2}
+    first, second = recorded["I"], recorded["II"]
+    limb = {
+        "III": second - first,
+        "aVR": -(first + second) / 2,
+        "aVL": first - second / 2,
+        "aVF": second - first / 2,
+    }
     recorded = limb | recorded
 
 signal = np.zeros((0, 0))  # (leads, time)

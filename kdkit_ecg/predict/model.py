@@ -43,7 +43,7 @@ class Model:
     length: int
 
     @classmethod
-    def of(cls, metadata: Mapping[str, Any], run: Run, name: str) -> "Model":
+    def from_metadata(cls, metadata: Mapping[str, Any], run: Run, name: str) -> "Model":
         """Return the model with this metadata. name: for errors. Raises DataError if it does not classify ECGs."""
         try:
             if metadata.get("format") != FORMAT:
@@ -55,6 +55,7 @@ class Model:
             signal, person = _input_names(metadata["inputs"], len(preparation.leads))
             classes = tuple(map(str, metadata["classes"]))
             chosen = metadata["thresholds"] if task == "multilabel" else {"probabilities": (), "logits": ()}
+            # null is a class that is never predicted; no probability reaches infinity.
             thresholds, logits = (
                 tuple(np.inf if value is None else float(value) for value in chosen[key])
                 for key in ("probabilities", "logits")
@@ -81,6 +82,15 @@ class Model:
             length=length,
         )
 
+    def probabilities(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the probabilities of outputs, both (windows, classes)."""
+        if self.multiclass:
+            # The largest output becomes 0, so that no exponential overflows.
+            shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+            softmax: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
+            return softmax
+        return 1 / (1 + np.exp(-np.clip(outputs, -700, 700)))  # beyond, exp would overflow
+
 
 def open_model(path: Path) -> Model:
     """Open an exported file: .onnx by onnxruntime, .pt2 by torch, on one thread of the CPU.
@@ -98,7 +108,7 @@ def open_model(path: Path) -> Model:
         raise
     except Exception as error:  # onnxruntime and torch raise exceptions of many kinds for a damaged file
         raise DataError(f"{path} cannot be opened: {first_line(error)}; export it again") from error
-    return Model.of(metadata, run, str(path))
+    return Model.from_metadata(metadata, run, str(path))
 
 
 def model_of_run(recipe: Any, weights: Path, net: str | None) -> Model:
@@ -107,7 +117,7 @@ def model_of_run(recipe: Any, weights: Path, net: str | None) -> Model:
 
     run, metadata = open_net(recipe, weights, net=net)
     # Through JSON, so that the metadata are those that a file would have.
-    return Model.of(json.loads(to_json(metadata)), run, str(weights))
+    return Model.from_metadata(json.loads(to_json(metadata)), run, str(weights))
 
 
 def _open_onnx(path: Path) -> tuple[Mapping[str, Any], Run]:
@@ -116,6 +126,7 @@ def _open_onnx(path: Path) -> tuple[Mapping[str, Any], Run]:
     except ImportError as error:
         raise KdkitError(f"{path} needs onnxruntime: pip install 'kdkit[onnx]'") from error
     options = onnxruntime.SessionOptions()
+    # Records are divided among processes; threads within a window of 16 s would gain less.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors alone
     session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])

@@ -11,7 +11,7 @@ from kdkit_ecg.predict.predictor import Predictor
 
 DISCLAIMER = "for research only: not a medical device, and not for diagnosis or treatment"
 
-_COLUMNS = ("record", "refused", "predicted", "windows", "seconds", "rate", "derived", "notes")
+_COLUMNS = ("record", "refused", "predicted", "windows", "combine", "seconds", "rate", "derived", "notes")
 
 
 def json_lines(predictions: Iterable[Prediction]) -> Iterator[str]:
@@ -34,9 +34,8 @@ def csv_lines(predictions: Iterable[Prediction], classes: Sequence[str]) -> Iter
             for by_class in fields["classes"].values()
             for value in by_class.values()
         ]
-        lists = (";".join(fields[key]) for key in ("predicted", "derived", "notes"))
-        predicted, derived, notes = lists
-        facts = [len(fields["windows"]), fields["seconds"], fields["rate"]]
+        predicted, derived, notes = (";".join(fields[key]) for key in ("predicted", "derived", "notes"))
+        facts = [len(fields["windows"]), fields["combine"], fields["seconds"], fields["rate"]]
         yield _csv_line([fields["record"], "", predicted, *facts, derived, notes, *numbers])
 
 
@@ -59,12 +58,12 @@ def table_lines(predictions: Iterable[Prediction], predictor: Predictor) -> Iter
                 rows.append((prediction.record, "", f"REFUSED: {prediction.reason}"))
                 continue
             probabilities = dict(zip(prediction.classes, prediction.probabilities.tolist(), strict=True))
-            found = ", ".join(f"{name} {probabilities[name]:.3f}" for name in prediction.predicted)
-            rows.append((prediction.record, f"{prediction.seconds:g}", found or "none"))
+            predicted = ", ".join(f"{name} {probabilities[name]:.3f}" for name in prediction.predicted)
+            rows.append((prediction.record, f"{prediction.seconds:g}", predicted or "none"))
         yield from _aligned(rows)
         if predictor.thresholds:
-            named = zip(predictor.classes, predictor.thresholds, strict=True)
-            yield "\nthresholds: " + ", ".join(f"{name} {_threshold(value)}" for name, value in named)
+            by_class = zip(predictor.classes, predictor.thresholds, strict=True)
+            yield "\nthresholds: " + ", ".join(f"{name} {_threshold(value)}" for name, value in by_class)
     yield ""
     yield f"{len(predictions)} records: {len(served)} predicted, {len(predictions) - len(served)} refused"
     yield from _remarks(served, predictor)

@@ -17,9 +17,10 @@ class Prediction:
     classes: names. probabilities: (classes,) float64, of all windows together. thresholds: (classes,) float64, from
     which probability on a class is predicted, infinite if never; () if multiclass, where the largest one decides.
     decisions: (classes,) bool. windows: (windows, classes) float64, the probabilities of each window.
-    starts: of the windows, in seconds; negative if the record is shorter than a window, which is padded.
-    seconds, rate: of the record, rate in Hz. derived: leads that were computed from two others.
-    notes: what was assumed, such as a gain that the header lacks.
+    combine: "mean", "max" or "centre", see `Predictor`. starts: of the windows, in seconds; negative if the record is
+    shorter than a window, which is padded.
+    seconds, rate: of the record, rate in Hz. derived: leads that were computed from two others. notes: what was
+    assumed, such as a gain that the header lacks.
     """
 
     record: str
@@ -29,6 +30,7 @@ class Prediction:
     thresholds: tuple[float, ...] = ()
     decisions: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     windows: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
+    combine: str = ""
     starts: tuple[float, ...] = ()
     seconds: float = 0.0
     rate: float = 0.0
@@ -64,6 +66,7 @@ class Prediction:
             "predicted": list(self.predicted),
             "classes": self.by_class(),
             "windows": [round(start, 3) for start in self.starts],
+            "combine": self.combine,
             "seconds": round(self.seconds, 3),
             "rate": self.rate,
             "derived": list(self.derived),

@@ -23,6 +23,7 @@ from kdkit_ecg.records.source import Record, RecordSource, Sex, ordered_signal, 
 from kdkit_ecg.utils.processes import run_in_processes, usable_cores
 
 BATCH = 16  # windows that the network receives at a time; a day at 257 Hz has 5,400 of 4,096 samples
+SHORTEST = 0.05  # share of a window that a record has to fill; the network would see little but padding
 CHUNK = 4  # records that a process receives at a time
 RECORDS_PER_PROCESS = 100  # that justify to start a process, whose imports take about three seconds
 
@@ -81,7 +82,7 @@ class Predictor:
             return self._predict(record, str(record.path), derived=(), notes=())
         if isinstance(record, RecordSource):
             return self._predict_source(record)
-        sources = list(find_records([Path(record)], arrays))
+        sources = list(find_records([Path(record)], arrays))  # of a folder, all records in it
         if len(sources) != 1:
             raise DataError(f"expected one record in {record}, got {len(sources)}; use predict_all for several")
         if isinstance(sources[0], Refusal):
@@ -110,6 +111,7 @@ class Predictor:
         if values.ndim != 2:
             raise DataError(f"expected a signal of two axes, leads and time, got the shape {values.shape}")
         values = values if leads_axis(path, values.shape, described.leads) == 0 else values.T
+        # The twelve leads first, as those of files: limb leads are then derived by the same code.
         names, samples = ordered_signal(values * UNITS[described.unit.lower()], described.leads)
         record = Record(
             name="array",
@@ -150,7 +152,7 @@ class Predictor:
             return
         chunks = [list(range(start, min(start + CHUNK, len(sources)))) for start in range(0, len(sources), CHUNK)]
         work = [(chunk[0], tuple(sources[row] for row in chunk)) for chunk in chunks]
-        finished: dict[int, list[Prediction]] = {}
+        finished: dict[int, list[Prediction]] = {}  # by the position of their first record
         position = 0
         # Chunks end in any order, and are yielded in theirs.
         for (start, _), predictions in run_in_processes(_PredictChunk(self._path, self.combine), work, processes):
@@ -194,6 +196,11 @@ class Predictor:
                 raise DataError(f"{record.path} is in standard deviations (NU), but the network takes signals in mV")
             notes = (*notes, "the signal is in standard deviations, not in mV")
         signal = self._prepared(record)
+        if signal.shape[1] < SHORTEST * model.length:
+            seconds = record.signal.shape[1] / record.rate
+            raise DataError(
+                f"{record.path} has {seconds:.3g} s; expected at least {SHORTEST:.0%} of {self.seconds:.3g} s"
+            )
         flat = [lead for lead, samples in zip(self.leads, signal, strict=True) if not samples.any()]
         if len(flat) == len(self.leads):
             raise DataError(f"{record.path} has no signal: all leads that the network takes are flat")
@@ -201,7 +208,7 @@ class Predictor:
             notes = (*notes, f"flat: {', '.join(flat)}")
         starts = starts_of(signal.shape[1], model.length, self.combine)
         outputs = self._run(signal, starts, person_vector(record.age, record.sex))
-        windows = _probabilities(outputs, multiclass=model.multiclass)
+        windows = model.probabilities(outputs)
         together = windows.max(axis=0) if self.combine == "max" else windows.mean(axis=0)
         return Prediction(
             record=label,
@@ -210,6 +217,7 @@ class Predictor:
             thresholds=model.thresholds,
             decisions=self._decisions(together, outputs),
             windows=windows,
+            combine=self.combine,
             starts=tuple(start / self.rate for start in starts),
             seconds=record.signal.shape[1] / record.rate,
             rate=record.rate,
@@ -254,26 +262,17 @@ class Predictor:
         return decisions
 
 
-def _probabilities(outputs: NDArray[np.float64], *, multiclass: bool) -> NDArray[np.float64]:
-    if multiclass:
-        shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-        softmax: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
-        return softmax
-    return 1 / (1 + np.exp(-np.clip(outputs, -700, 700)))  # beyond, exp would overflow
+# A worker process receives a function with every chunk, and opens the network once.
+_cached_predictor = lru_cache(maxsize=1)(lambda path, combine: Predictor(path, combine=combine))
 
 
 @dataclass(frozen=True, slots=True)
 class _PredictChunk:
-    """Predicts records in a worker process, in which the network is opened once."""
+    """Predicts records in a worker process."""
 
     path: Path
     combine: Combination
 
     def __call__(self, work: tuple[int, tuple[RecordSource | Refusal, ...]]) -> list[Prediction]:
-        predictor = _opened(self.path, self.combine)
+        predictor = _cached_predictor(self.path, self.combine)
         return [predictor._predict_or_refuse(source) for source in work[1]]
-
-
-@lru_cache(maxsize=1)
-def _opened(path: Path, combine: Combination) -> Predictor:
-    return Predictor(path, combine=combine)

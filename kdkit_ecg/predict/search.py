@@ -31,8 +31,7 @@ def find_records(paths: Sequence[Path], arrays: ArrayFormat | None) -> Iterator[
     """
     seen: set[Path] = set()
     for path in paths:
-        found = _in_folder(path, arrays) if path.is_dir() else _in_file(path, arrays)
-        for source in found:
+        for source in _in_folder(path, arrays) if path.is_dir() else _in_file(path, arrays):
             position = getattr(source, "position", None)
             # A file may be in a folder that is named too; each row of a stack is a record.
             identity = Path(source.record) if isinstance(source, Refusal) else source.path / str(position)
@@ -43,10 +42,12 @@ def find_records(paths: Sequence[Path], arrays: ArrayFormat | None) -> Iterator[
 
 def label_of(source: RecordSource) -> str:
     """Return the path of a record, that of WFDB without its suffix; of a stack with the name of the row."""
-    path = source.path
-    if path.suffix.lower() == HEADER_SUFFIX:
-        return str(path.with_suffix(""))
-    return f"{path}:{source.name}" if isinstance(source, ArraySource) and source.position is not None else str(path)
+    is_row = isinstance(source, ArraySource) and source.position is not None
+    return f"{source.path}:{source.name}" if is_row else _label(source.path)
+
+
+def _label(path: Path) -> str:
+    return str(path.with_suffix("") if path.suffix.lower() == HEADER_SUFFIX else path)
 
 
 def _in_file(path: Path, arrays: ArrayFormat | None) -> Iterator[RecordSource | Refusal]:
@@ -67,34 +68,31 @@ def _in_folder(folder: Path, arrays: ArrayFormat | None) -> Iterator[RecordSourc
     files = find_record_files(folder)
     for path in (*files.not_listed, *files.unfinished):
         yield Refusal(str(path), "it cannot be read" if path in files.not_listed else "its download is unfinished")
-    found = [(path, list(_opened(path, None))) for path in files.headers]
+    opened = [(path, list(_opened(path, None))) for path in files.headers]
     # Headers of the segments of a record are no records, and a signal that a header names is not lost.
-    named = {path.with_name(name) for path, sources in found for source in sources
+    named = {path.with_name(name) for path, sources in opened for source in sources
              if not isinstance(source, Refusal) for name in source.files}  # fmt: skip
-    for path, sources in found:
+    for path, sources in opened:
         if path not in named:
             yield from sources
     for path in files.without_header():
         if path not in named:
             yield Refusal(str(path), "it has no header, which names its leads and its rate")
     described = {path.with_suffix("") for path in files.headers}
+    lead_names = {*LEADS, *(arrays.leads if arrays else ())}
     for path in files.arrays:
         suffix = path.suffix.lower()
         # A file with a header of its name is another form of that record.
         if path.with_suffix("") in described or (suffix != EDF_SUFFIX and arrays is None):
             continue
-        sources = list(_opened(path, arrays))
-        yield from (source for source in sources if suffix != CSV_SUFFIX or not _is_table(source, arrays))
-
-
-def _is_table(source: RecordSource | Refusal, arrays: ArrayFormat | None) -> bool:
-    """Return whether a CSV file is a table of something else, such as labels, since no column is a lead."""
-    known = {*LEADS, *(arrays.leads if arrays else ())}
-    return not isinstance(source, Refusal) and not known & set(source.leads)
+        for source in _opened(path, arrays):
+            # A table of something else, such as labels, has no column that is a lead.
+            if suffix != CSV_SUFFIX or isinstance(source, Refusal) or lead_names & set(source.leads):
+                yield source
 
 
 def _opened(path: Path, arrays: ArrayFormat | None) -> Iterator[RecordSource | Refusal]:
     try:
         yield from open_file(path, arrays)
     except (KdkitError, OSError) as error:
-        yield Refusal(str(path), first_line(error))
+        yield Refusal(_label(path), first_line(error))
