@@ -28,7 +28,8 @@ class Model:
 
     classes: names of the outputs. multiclass: whether exactly one of them is true of a record.
     thresholds, logits: from which probability and which logit on a class is predicted, infinite if never; () if
-    multiclass. signal, person: names of the inputs, of which the second may be absent. length: samples of a window.
+    multiclass. inputs: names in the order of the file. signal, person: two of these names, of which the second may be
+    absent. length: samples of a window.
     """
 
     metadata: Mapping[str, Any]
@@ -37,6 +38,7 @@ class Model:
     multiclass: bool
     thresholds: tuple[float, ...]
     logits: tuple[float, ...]
+    inputs: tuple[str, ...]
     signal: str
     person: str | None
     preparation: Preparation
@@ -76,6 +78,7 @@ class Model:
             multiclass=task == "multiclass",
             thresholds=thresholds,
             logits=logits,
+            inputs=tuple(item["name"] for item in metadata["inputs"]),
             signal=signal,
             person=person,
             preparation=preparation,

@@ -62,8 +62,8 @@ def table_lines(predictions: Iterable[Prediction], predictor: Predictor) -> Iter
             rows.append((prediction.record, f"{prediction.seconds:g}", predicted or "none"))
         yield from _aligned(rows)
         if predictor.thresholds:
-            by_class = zip(predictor.classes, predictor.thresholds, strict=True)
-            yield "\nthresholds: " + ", ".join(f"{name} {_threshold(value)}" for name, value in by_class)
+            thresholds = zip(predictor.classes, predictor.thresholds, strict=True)
+            yield "\nthresholds: " + ", ".join(f"{name} {_threshold(value)}" for name, value in thresholds)
     yield ""
     yield f"{len(predictions)} records: {len(served)} predicted, {len(predictions) - len(served)} refused"
     yield from _remarks(served, predictor)

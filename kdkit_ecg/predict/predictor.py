@@ -241,10 +241,9 @@ class Predictor:
         model, outputs = self._model, []
         for first in range(0, len(starts), BATCH):
             windows = cut(signal, starts[first : first + BATCH], model.length)
-            inputs = {model.signal: windows}
-            if model.person is not None:
-                inputs[model.person] = np.repeat(person[None], len(windows), axis=0)
-            outputs.append(model.run(inputs))
+            arrays = {model.signal: windows, model.person: np.repeat(person[None], len(windows), axis=0)}
+            # In the order of the file, by which some runtimes take them.
+            outputs.append(model.run({name: arrays[name] for name in model.inputs}))
         logits = np.concatenate(outputs).astype(np.float64)
         if logits.shape != (len(starts), len(model.classes)) or not np.isfinite(logits).all():
             raise DataError(f"the network gives no finite outputs for {len(model.classes)} classes")

@@ -82,8 +82,8 @@ def _in_folder(folder: Path, arrays: ArrayFormat | None) -> Iterator[RecordSourc
     lead_names = {*LEADS, *(arrays.leads if arrays else ())}
     for path in files.arrays:
         suffix = path.suffix.lower()
-        # A file with a header of its name is another form of that record.
-        if path.with_suffix("") in described or (suffix != EDF_SUFFIX and arrays is None):
+        # A file with a header of its name is another form of that record, and any CSV may be a table.
+        if path.with_suffix("") in described or (suffix == CSV_SUFFIX and arrays is None):
             continue
         for source in _opened(path, arrays):
             # A table of something else, such as labels, has no column that is a lead.
@@ -92,6 +92,9 @@ def _in_folder(folder: Path, arrays: ArrayFormat | None) -> Iterator[RecordSourc
 
 
 def _opened(path: Path, arrays: ArrayFormat | None) -> Iterator[RecordSource | Refusal]:
+    if arrays is None and path.suffix.lower() in SUFFIXES and path.suffix.lower() not in (HEADER_SUFFIX, EDF_SUFFIX):
+        yield Refusal(str(path), "it does not say its rate and its leads; give --rate and --leads (arrays= in Python)")
+        return
     try:
         yield from open_file(path, arrays)
     except (KdkitError, OSError) as error:
