@@ -51,15 +51,15 @@ def derivation(names: Sequence[str], lead: str) -> dict[str, float]:
     sum of absolute factors.
     """
     present = [name for name in LIMB_LEADS if name in names]
-    pairs = [("I", "II")] if {"I", "II"} <= set(present) else list(combinations(present, 2))
-    return min((_factors(pair, lead) for pair in pairs), key=lambda factors: sum(map(abs, factors.values())))
-
-
-def _factors(pair: tuple[str, str], lead: str) -> dict[str, float]:
-    """Solve lead = p first + q second, each being a combination of I and II, by Cramer's rule."""
-    (a, b), (c, d), (e, f) = (LIMB_LEADS[name] for name in (*pair, lead))
-    determinant = a * d - b * c  # never 0, as no two limb leads share an axis
-    return {pair[0]: (e * d - f * c) / determinant, pair[1]: (a * f - b * e) / determinant}
+    e, f = LIMB_LEADS[lead]
+    solutions = []
+    for first, second in [("I", "II")] if {"I", "II"} <= set(present) else combinations(present, 2):
+        # Cramer's rule for lead = p first + q second, each being a combination of I and II. The determinant is never 0,
+        # as no two limb leads share an axis.
+        (a, b), (c, d) = LIMB_LEADS[first], LIMB_LEADS[second]
+        determinant = a * d - b * c
+        solutions.append({first: (e * d - f * c) / determinant, second: (a * f - b * e) / determinant})
+    return min(solutions, key=lambda factors: sum(map(abs, factors.values())))
 
 
 def lead_names(leads: int | tuple[str, ...], available: Sequence[str] = LEADS) -> tuple[str, ...]:

@@ -93,6 +93,8 @@ def paper(signal: Signal, rate: float, *, pulse: bool = True) -> Markup:
         size = signal.shape[1] // len(leads)
         for column, lead in enumerate(leads):
             part = signal[LEADS.index(lead), column * size : (column + 1) * size]
+            if np.isnan(part).all():  # a lead that the data does not have
+                continue
             left = _LEFT + _MM_PER_SECOND * column * size / rate
             parts.append(Markup('<path d="{}"/>').format(_line(part, rate, left, middle)))
             parts.append(Markup('<text x="{:g}" y="{:g}">{}</text>').format(left + 1, middle - 8.5, lead))

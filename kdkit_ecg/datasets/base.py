@@ -229,5 +229,11 @@ class RecordingDataset(Data, ABC):
                 "its share is 0"
             )
         return records.split(
-            rows, length=self.length, rate=self.rate, seed=self.seed, in_mv=self.scaling == "raw", **options
+            rows,
+            length=self.length,
+            rate=self.rate,
+            seed=self.seed,
+            in_mv=self.scaling == "raw",
+            leads=self.leads,
+            **options,
         )

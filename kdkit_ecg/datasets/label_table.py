@@ -172,7 +172,10 @@ class _RowParser:
             self.flags = list(classes) if set(classes) <= set(names) else []
         elif roles["label"] not in names:
             others = [name for name in names if name not in roles.values() and name != "is_male"]
-            self.flags = [name for name in others if all(_is_flag(cells[name]) for _, cells in lines)]
+            values = {name: {cells[name].lower() for _, cells in lines} for name in others}
+            self.flags = [
+                name for name in others if all(value in _FLAGS or is_missing(value) for value in values[name])
+            ]
         if not self.flags and roles["label"] not in names:
             raise DataError(
                 f"{path} has neither a column 'label' nor columns of 0 and 1 by class; it has {', '.join(names)}. Name "
@@ -222,7 +225,3 @@ class _RowParser:
         """Return the text in a column, "" if it is missing."""
         text = cells.get(self.roles[role], "")
         return "" if is_missing(text) else text.removesuffix(".0")  # pandas writes integers as floats if one is missing
-
-
-def _is_flag(text: str) -> bool:
-    return text.lower() in _FLAGS or is_missing(text)

@@ -45,8 +45,8 @@ class RecordIndex:
         """
         used: set[Path] = set()
         parts: set[Path] = set()  # headers of segments, which are no records
-        for record in rows:
-            path = self._path(record)
+        for record, row in rows.items():
+            path = self._path(record, row.database)
             if path is None:
                 continue
             used.add(path)
@@ -62,8 +62,10 @@ class RecordIndex:
             elif path.suffix.lower() != CSV_SUFFIX:  # which may be any table
                 self.excluded.add(ExclusionReason.NO_ROW, path)
 
-    def _path(self, record: str) -> Path | None:
+    def _path(self, record: str, database: str) -> Path | None:
         paths = [self._by_path[record]] if record in self._by_path else list(self._by_name.get(record, ()))
+        # Of several with one name, the one in the folder of its database, as for the Challenges.
+        paths = [path for path in paths if database in path.parts[:-1]] if len(paths) > 1 and database else paths
         if len(paths) > 1:
             raise DataError(
                 f"the table of labels names the record {record!r}, but there are {len(paths)}, such as {paths[0]} and "

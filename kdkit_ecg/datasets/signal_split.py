@@ -1,5 +1,6 @@
 """Cut signals into windows of one length, augmented and different in each draw during training."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -12,6 +13,7 @@ from torch import Tensor
 from kdkit import Batch, Split
 from kdkit.utils.randomness import derive_seed
 from kdkit_ecg.augmentations import Augmentation, Mixup
+from kdkit_ecg.leads import LEADS
 from kdkit_ecg.store import StoredSignals
 
 # The names of the tensors by which a report shows records.
@@ -44,7 +46,8 @@ class SignalSplit(Split):
     window: "random" moves the window (or the zero padding of a record that is too short) in each draw; "centre" does
     not.
     groups: (records,) int64, the same number for records of one patient; None if no patient has two records.
-    in_mv: whether signals are in mV, and not scaled. names: of the records, or none.
+    in_mv: whether signals are in mV, and not scaled. names: of the records, or none. leads: names of the rows of each
+    signal.
     augment: applied in order to the signal in the window, not to the padding, differently in each draw.
     """
 
@@ -60,6 +63,7 @@ class SignalSplit(Split):
     groups: Tensor | None = None
     in_mv: bool = False
     names: Sequence[str] = ()
+    leads: tuple[str, ...] = LEADS
 
     @property
     def parallel(self) -> bool | Literal["threads"]:
@@ -82,10 +86,21 @@ class SignalSplit(Split):
         return Batch(Ecg(windows, person), labels, self.ids[index], draw)
 
     def report_tensors(self, rows: Tensor) -> dict[str, Tensor]:
-        """Return what a report shows of records: their signals (rows, leads, length) float16, rates, and units."""
-        count = len(rows)
+        """Return what a report shows of records: their signals (rows, 12, length) float16, rates, and units.
+
+        A lead that the data does not have is NaN. Empty without any of the twelve leads.
+        """
+        if not set(self.leads) & set(LEADS):
+            return {}
+        count, windows = len(rows), self._windows(rows, 0).half()
+        signal = windows
+        if self.leads != LEADS:
+            signal = torch.full((count, len(LEADS), self.length), math.nan, dtype=torch.half)
+            for position, lead in enumerate(self.leads):
+                if lead in LEADS:
+                    signal[:, LEADS.index(lead)] = windows[:, position]
         return {
-            SIGNAL: self._windows(rows, 0).half(),
+            SIGNAL: signal,
             RATE: torch.full((count,), float(self.rate)),
             IN_MV: torch.full((count,), self.in_mv),
         }

@@ -42,6 +42,8 @@ def saved_list(files: Sequence[ReleaseFile]) -> str:
 
 
 def _parse_record(text: str, source: str) -> Iterator[ReleaseFile]:
+    record = urlsplit(source)
+    domain = f".{'.'.join((record.hostname or '').split('.')[-2:])}"  # of api.figshare.com and ndownloader.figshare.com
     try:
         entries: Any = json.loads(text)["files"]
         for entry in entries:
@@ -55,18 +57,13 @@ def _parse_record(text: str, source: str) -> Iterator[ReleaseFile]:
             if not (isinstance(path, str) and digest and type(size) is int and 0 <= size <= MAX_FILE):
                 raise ValueError(f"{path!r} needs an MD5 and a size of at most {format_bytes(MAX_FILE)}")
             require_safe(path, source)
-            _require_same_server(url, source)
+            host = urlsplit(url)
+            if host.scheme != record.scheme or not (
+                host.netloc == record.netloc or f".{host.hostname}".endswith(domain)
+            ):
+                raise ValueError(f"{url[:100]!r} is on another server")
             yield ReleaseFile(path, digest[1].lower(), size, url)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{source} is not the list of a record of Zenodo or figshare: {str(error)[:200]}; is the address right?"
         ) from error
-
-
-def _require_same_server(url: str, source: str) -> None:
-    """Raise ValueError for a file whose address is not on the server of the record, or on one of the same domain."""
-    host, record = urlsplit(url), urlsplit(source)
-    domain = ".".join((record.hostname or "").split(".")[-2:])  # of api.figshare.com and ndownloader.figshare.com
-    same_host = host.netloc == record.netloc or (host.hostname or "").endswith(f".{domain}") or host.hostname == domain
-    if host.scheme != record.scheme or not same_host:
-        raise ValueError(f"{url[:100]!r} is on another server")

@@ -1,8 +1,8 @@
 """Records in EDF and EDF+ files, which edfio reads."""
 
 import importlib.util
+import re
 import warnings
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from kdkit_ecg.records.source import Record, RecordSource, Sex, ordered_signal
 from kdkit_ecg.utils.record_files import require_regular_file
 
 EDF_SUFFIX = ".edf"
+
+_ECG = re.compile("e[ck]g", re.IGNORECASE)
 
 # Bytes of the first 256: the number of data records, and the reserved field with the kind of EDF+.
 _RECORD_COUNT, _KIND = slice(236, 244), slice(192, 197)
@@ -82,13 +84,17 @@ def open_edf(path: Path) -> EdfSource:
         names = [standard_name(signal.label) for signal in signals]
         units = [signal.physical_dimension.strip().lower() for signal in signals]
         usable = [position for position, unit in enumerate(units) if unit and unit in UNITS]
-        rates = Counter(signals[position].sampling_frequency for position in usable if names[position] in LEADS)
-        rates = rates or Counter(signals[position].sampling_frequency for position in usable)
+        # A polysomnography has one signal named ECG among others of the brain, which have a rate of their own.
+        leads_of_ecg = [position for position in usable if names[position] in LEADS]
+        named_ecg = [position for position in usable if _ECG.search(signals[position].label)]
+        rates = {signals[position].sampling_frequency for position in leads_of_ecg or named_ecg or usable}
         if not rates:
             listed = ", ".join(f"{name} in {unit!r}" for name, unit in zip(names, units, strict=True))
             raise DataError(f"it has no signal in mV, uV, V or NU; it has {clipped(listed) or 'none'}")
         if len(rates) > 1:
-            raise DataError(f"expected one rate of all leads, got {', '.join(f'{rate:g} Hz' for rate in rates)}")
+            raise DataError(
+                f"expected one rate of all leads, got {', '.join(f'{rate:g} Hz' for rate in sorted(rates))}"
+            )
         rate = next(iter(rates))
         chosen = [position for position in usable if signals[position].sampling_frequency == rate]
         leads = [names[position] for position in chosen]

@@ -2,7 +2,7 @@
 
 This is the only parser of headers. wfdb has other rules: it silently replaces a malformed field by a default (a rate of
 "fast" becomes 250 Hz), and rejects names such as "E07500.mat" and dates such as 2020-05-12. It receives a header made
-of the fields that were parsed here, and only reads the samples.
+of the fields that were parsed here, and only reads samples that are not plain integers of 16 bits.
 """
 
 import math

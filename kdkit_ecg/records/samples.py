@@ -98,11 +98,13 @@ def _scaled(steps: Steps, part: SignalHeader, header: SignalHeader) -> Steps:
 
 
 def _read_signal(header: SignalHeader) -> Steps:
-    import wfdb  # takes half a second with pandas, which commands that read no record avoid
-
     frame = header.channels[header.positions[0]].frame
     frames = header.samples // frame
     _require_samples(header, frames)
+    if all((channel.format, channel.frame, channel.skew) == ("16", 1, 0) for channel in header.channels):
+        return _read_16_bits(header, frames)
+    import wfdb  # takes half a second with pandas, which commands that read no record avoid
+
     single = all(channel.frame == 1 for channel in header.channels)
     names = {file: f"s{number}.dat" for number, file in enumerate(header.files)}
     # A header of what wfdb needs to find the samples. Rate, gains and names of leads are not its concern.
@@ -130,6 +132,20 @@ def _read_signal(header: SignalHeader) -> Steps:
     if {len(lead) for lead in leads} != {header.samples}:
         raise DataError(f"the signal of {header.path} has {len(leads[0])} samples per lead, expected {header.samples}")
     return np.stack(leads).astype(np.int64)
+
+
+def _read_16_bits(header: SignalHeader, frames: int) -> Steps:
+    """Return the samples of the format of almost all records, five times as fast as wfdb and without its import."""
+    columns: dict[int, NDArray[np.int16]] = {}  # position of a channel -> its samples
+    try:
+        for file in header.files:
+            positions = [number for number, channel in enumerate(header.channels) if channel.file == file]
+            offset, count = header.channels[positions[0]].offset, frames * len(positions)
+            stored = np.fromfile(header.path.with_name(file), "<i2", count, offset=offset).reshape(frames, -1)
+            columns |= zip(positions, stored.T, strict=True)
+    except (OSError, ValueError) as error:
+        raise DataError(f"the signal of {header.path} cannot be read: {error}") from error
+    return np.stack([columns[position] for position in header.positions]).astype(np.int64)
 
 
 def _require_samples(header: SignalHeader, frames: int) -> None:

@@ -17,7 +17,13 @@ def test_mutated_files_of_records_give_nothing_but_errors_of_kdkit():
     pytest.importorskip("edfio")
     pytest.importorskip("h5py")
     arguments = [sys.executable, "-m", "tests.fuzz", "--portion", "record files", "0", str(EXAMPLES)]
-    done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        arguments,
+        env=environment(PYTHONPATH=os.environ.get("PYTHONPATH", "")),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-5000:]
     outcomes = json.loads(done.stdout)["outcomes"]
     assert outcomes.keys() >= {"read", "refused", "no signal"}

@@ -40,7 +40,7 @@ def write_signal(folder, name, signal, *, rate, leads, prefix="", comments=()):
     )
 
 
-def write_own_records(folder, *, count=30, rate=400, length=800):
+def write_own_records(folder, *, count=20, rate=400, length=800):
     """Write records of eight leads, two of each patient, and labels.csv."""
     simulator = Simulator(seed=3, rate=rate, length=length, difficulty=0.3)
     rows = [("record", "label", "patient")]

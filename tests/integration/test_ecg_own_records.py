@@ -16,7 +16,7 @@ from tests.helpers.own_records import CLASSES, EIGHT, write_own_records, write_s
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """30 simulated records of 2 s, two of each patient, as a recorder of eight leads writes them."""
+    """20 simulated records of 2 s, two of each patient, as a recorder of eight leads writes them."""
     folder = tmp_path_factory.mktemp("own") / "data"
     write_own_records(folder)
     return folder
@@ -73,7 +73,7 @@ def test_the_run_is_exported_and_predicts_records_of_any_leads_and_rate(run, fol
         rows[model.name] = list(map(json.loads, capsys.readouterr().out.splitlines()))
     exported, unexported = rows.values()
     by_name = {row["record"].rsplit("/", 1)[1]: row for row in exported}
-    assert len(by_name) == len(exported) == 33
+    assert len(by_name) == len(exported) == 23
     assert {name for name, row in by_name.items() if row["refused"]} == {"limb"}
     assert by_name["derived"]["derived"] == ["I", "II"]
     assert len(by_name["long"]["windows"]) == 3

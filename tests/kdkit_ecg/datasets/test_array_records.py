@@ -262,3 +262,16 @@ def test_a_package_that_is_not_installed_is_named(tmp_path, monkeypatch, package
     write_table(tmp_path, ("r0", "a", ""))
     with pytest.raises(RecipeError, match=rf"needs {package}: pip install 'kdkit\[{extra}\]'"):
         Records(tmp_path, arrays=EIGHT_LEADS, **RAW)
+
+
+def test_the_ecg_of_a_polysomnography_is_read_at_its_rate(tmp_path):
+    edfio = pytest.importorskip("edfio")
+    options = {"physical_dimension": "uV", "physical_range": (-500, 500)}
+    rates = {"C3": 100, "EKG1": 250}
+    signals = [edfio.EdfSignal(np.zeros(rate), rate, label=label, **options) for label, rate in rates.items()]
+    edfio.Edf(signals).write(tmp_path / "night.edf")
+    [source] = open_file(tmp_path / "night.edf")
+    assert (source.leads, source.rate, source.samples) == (("EKG1",), 250, 250)
+    edfio.Edf([signals[0], edfio.EdfSignal(np.zeros(200), 200, label="C4", **options)]).write(tmp_path / "eeg.edf")
+    with pytest.raises(DataError, match="expected one rate of all leads, got 100 Hz, 200 Hz"):
+        open_file(tmp_path / "eeg.edf")

@@ -8,7 +8,9 @@ import torch
 
 from kdkit import DataError, RecipeError
 from kdkit_ecg import Leads, LRHNet, Records
+from kdkit_ecg.datasets.signal_split import SIGNAL
 from kdkit_ecg.leads import LEADS
+from kdkit_ecg.report import paper
 from tests.helpers.wfdb_files import write_matrix
 
 EIGHT = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
@@ -117,6 +119,18 @@ def test_a_view_selects_from_the_leads_of_the_data(tree):
         Leads(2)(batch)
 
 
+def test_a_report_shows_the_leads_of_the_data(tree):
+    split = Records(tree, leads=("V2", "I"), **RAW).test
+    tensors = split.report_tensors(torch.tensor([1, 0]))
+    signal = tensors[SIGNAL]
+    assert signal.shape == (2, 12, 200)
+    assert torch.equal(signal[:, [7, 0]], split.batch([1, 0], 0).inputs.signal.half())
+    assert signal[:, [1, 2, 3, 4, 5, 6, *range(8, 12)]].isnan().all()
+    html = paper(signal[0].float().numpy(), 400)
+    assert html.count("<text") == 2
+    assert "nan" not in html
+
+
 def test_any_number_and_name_of_leads_is_read(tmp_path):
     fifteen = (*LEADS, "vx", "vy", "vz")
     for number in range(6):
@@ -128,6 +142,7 @@ def test_any_number_and_name_of_leads_is_read(tmp_path):
     assert wide.train.batch([0], 0).inputs.signal.shape == (1, 15, 200)
     assert "6 excluded, absent leads: r10 (no I, II" in wide.summary
     assert narrow.train.batch([0], 0).inputs.signal.shape == (1, 1, 200)
+    assert narrow.train.report_tensors(torch.tensor([0])) == {}  # none of the twelve
 
 
 def test_a_store_gives_the_same_samples_for_any_number_of_leads(tree, tmp_path):
@@ -195,6 +210,8 @@ def test_a_name_of_two_files_is_refused_unless_the_path_is_given(tmp_path):
     write_table(tmp_path, ("ecg", "a", ""))
     with pytest.raises(DataError, match=r"names the record 'ecg', but there are 2, such as .*p0.*write their paths"):
         _ = Records(tmp_path, leads=EIGHT, **RAW).train
+    write_table(tmp_path, ("ecg", "a", "p1"), columns="record,label,database")
+    assert Records(tmp_path, leads=EIGHT, **RAW)._labelled[0][0].path == tmp_path / "p1" / "ecg.hea"
     write_table(tmp_path, ("p0/ecg", "a", ""), ("p1\\ecg.hea", "b", ""))
     data = Records(tmp_path, shares=(1.0, 0.0, 0.0), **RAW)
     assert [source.name for source in data._selected[0]] == ["p0/ecg", "p1/ecg"]

@@ -4,10 +4,10 @@ import re
 
 import numpy as np
 import pytest
-import wfdb
 
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS
+from kdkit_ecg.records import samples
 from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.record import read_record
 from kdkit_ecg.records.samples import read_steps
@@ -186,8 +186,8 @@ def test_segments_of_other_gains_units_and_baselines_are_joined_in_mv(tmp_path, 
 
 
 def test_a_repeated_segment_is_read_once(tmp_path, monkeypatch):
-    read, original = [], wfdb.rdrecord
-    monkeypatch.setattr(wfdb, "rdrecord", lambda *args, **options: read.append(args) or original(*args, **options))
+    read, original = [], samples._read_signal
+    monkeypatch.setattr(samples, "_read_signal", lambda header: read.append(header) or original(header))
     path = write_segments(tmp_path, "S1 600\nS1 600\nS2 600\n", "A1/3 12 500 1800")
     assert_reads(path, np.concatenate([STEPS, STEPS, STEPS[::-1]], axis=1))
     assert len(read) == 2

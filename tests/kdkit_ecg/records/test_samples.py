@@ -135,3 +135,22 @@ def test_a_skew_within_the_record_shifts_a_channel(tmp_path):
     steps = read_steps(read_header(path))
     assert (steps[0, 0], steps[1, 0]) == (599, 600)
     assert (steps[0, 1:] == -(1 << 15)).all()
+
+
+def test_samples_of_16_bits_are_those_that_wfdb_reads(tmp_path):
+    name = "A1"
+    steps = np.random.default_rng(0).integers(-(1 << 15), 1 << 15, (5, 300))
+    steps[:, 7] = -(1 << 15)  # the invalid value
+    order = ([0, 2, 1], [3, 4])  # channels of two files take turns in the header
+    for number, rows in enumerate(order):
+        (tmp_path / f"{name}{number}.dat").write_bytes(bytes(24 * number) + steps[rows].T.astype("<i2").tobytes())
+    lines = [f"{name}0.dat 16 1000/mV 16 0 0 0 0 {lead}" for lead in "abc"]
+    lines[1:1] = [f"{name}1.dat 16+24 1000/mV 16 0 0 0 0 {lead}" for lead in "de"]
+    (tmp_path / f"{name}.hea").write_text("\n".join([f"{name} 5 500 300", *lines, ""]))
+    header = read_header(tmp_path / f"{name}.hea")
+    assert np.array_equal(read_steps(header), steps[[0, 3, 4, 2, 1]])
+    # wfdb expects the channels of a file in a row.
+    lines[3:3] = [lines.pop(1), lines.pop(1)]
+    (tmp_path / f"{name}.hea").write_text("\n".join([f"{name} 5 500 300", *lines, ""]))
+    theirs = wfdb.rdrecord(str(tmp_path / name), physical=False)
+    assert np.array_equal(read_steps(read_header(tmp_path / f"{name}.hea")), theirs.d_signal.T)
