@@ -8,7 +8,6 @@ from kdkit.utils.printable import printable
 from kdkit.utils.read_json import read_json
 
 FOLDER = "export"  # in the folder of a run
-_KEYS = {"format", "file", "passed", "bytes", "network", "latency", "numeric_gate", "metric_gate", "metadata"}
 
 
 def read_cards(folder: Path) -> list[dict[str, Any]]:
@@ -17,10 +16,12 @@ def read_cards(folder: Path) -> list[dict[str, Any]]:
     for file in sorted(folder.glob("*.json")):
         try:
             card = read_json(file)
-        except (OSError, ValueError):
-            continue
-        if isinstance(card, dict) and card.keys() >= _KEYS and file.with_suffix("").is_file() and _is_whole(card):
-            cards.append(card)
+            if not file.with_suffix("").is_file():  # the file of which it is the card was deleted
+                continue
+            card_markdown([card])  # raises if anything that is shown is missing or of another kind
+        except (AttributeError, KeyError, LookupError, OSError, OverflowError, TypeError, ValueError):
+            continue  # a card of another program, or one that was changed
+        cards.append(card)
     return cards
 
 
@@ -37,7 +38,13 @@ def card_markdown(cards: Sequence[Mapping[str, Any]]) -> str:
     notices = [*metadata["notices"], *metadata["preparation"].get("notices", ())]
     lines += [f"- {_text(notice)}" for notice in notices]
     lines += ["\n## Files\n", *_files(cards), "\n## Scores\n", *_scores(cards), "\n## Differences of outputs\n"]
-    lines += [*_differences(cards), "\n## Use\n", *_use(metadata)]
+    lines += [*_differences(cards), "\n## Use\n\nInputs, in this order:\n"]
+    for item in metadata["inputs"]:
+        lines.append(f"- `{printable(str(item['name']))}` {_shapes({'': item['shape']})}, {_text(item['dtype'])}")
+    lines.append(
+        "\nClasses, thresholds and the preparation of inputs are in the metadata of the file, and under `metadata` in "
+        "the JSON next to it."
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -57,15 +64,6 @@ def summary_rows(cards: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]
                 for key in ("p50_ms", "p95_ms", "cpu_p50_ms")
             ),
         )
-
-
-def _is_whole(card: Mapping[str, Any]) -> bool:
-    """Whether all that is shown of a card is there, and of the right kind: a card may have been changed."""
-    try:
-        card_markdown([card])
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
-        return False
-    return True
 
 
 def _files(cards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -102,16 +100,6 @@ def _differences(cards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         limit = "none: measured only" if gate["tolerance"] is None else f"{gate['tolerance']:g}"
         rows.append((card["file"], *(_number(gate["largest_differences"].get(kind)) for kind in kinds), limit))
     yield from _table(rows)
-
-
-def _use(metadata: Mapping[str, Any]) -> Iterator[str]:
-    yield "Inputs, in this order:\n"
-    for item in metadata["inputs"]:
-        yield f"- `{printable(str(item['name']))}` {_shapes({'': item['shape']})}, {_text(item['dtype'])}"
-    yield (
-        "\nClasses, thresholds and the preparation of inputs are in the metadata of the file, and under `metadata` in "
-        "the JSON next to it."
-    )
 
 
 def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -99,10 +99,12 @@ class ExecutorchExporter(EdgeExporter):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        edge = to_edge_transform_and_lower(
-            self._program, partitioner=[XnnpackPartitioner()], constant_methods=methods or None
-        )
-        return bytes(edge.to_executorch().buffer)
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of the package about its own code
+            edge = to_edge_transform_and_lower(
+                self._program, partitioner=[XnnpackPartitioner()], constant_methods=methods or None
+            )
+            return bytes(edge.to_executorch().buffer)
 
 
 class LitertExporter(EdgeExporter):

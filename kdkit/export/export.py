@@ -1,7 +1,9 @@
 """Export a network: write it in a format, let it pass its gates, measure it, and write its card."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,7 @@ def export_net(
         exporter.require()
     weights = Path(weights)
     chosen = load_net(recipe, weights, net)
+    chosen.device = None  # exports are compared on the CPU, also with a net that a run keeps on another device
     chosen.move_to(torch.device("cpu"))
     default = (weights if weights.is_dir() else weights.parent) / FOLDER
     folder, files = _targets(default if out is None else Path(out), chosen.name, exporters)
@@ -61,7 +64,8 @@ def export_net(
     reference = Reference(source)
     results = []
     for name, exporter in exporters.items():
-        attempt = _Attempt.best_of(source, reference, exporter, weights)
+        with _quiet():
+            attempt = _Attempt.best_of(source, reference, exporter, weights)
         results.append(_write(files[name], name, attempt, source))
     _write_markdown(folder, chosen.name)
     return tuple(results)
@@ -92,12 +96,10 @@ class _Attempt:
         if limit is not None and not others <= limit and not source.fixed_sizes:
             source.fix_sizes()  # the network may compute something else for other sizes, such as by its positions
             attempt = cls._judged(exporter.export(source), source, reference, exporter, weights)
-        if not attempt.metric.passed:
-            improved = exporter.improve(source)
-            if improved is not None:
-                second = cls._judged(improved, source, reference, exporter, weights)
-                losses = [max(score.points for score in gate.scores) for gate in (attempt.metric, second.metric)]
-                attempt = second if second.passed or losses[1] < losses[0] else attempt
+        improvements = exporter.improvements(source)
+        while not attempt.metric.passed and (improved := next(improvements, None)) is not None:
+            other = cls._judged(improved, source, reference, exporter, weights)
+            attempt = other if other.metric.loss < attempt.metric.loss else attempt
         return attempt
 
     @classmethod
@@ -112,6 +114,7 @@ class _Attempt:
             "details": dict(exported.details),
         }
         content = exporter.with_metadata(exported.content, metadata)
+        # The gates judge these bytes, so that no later step can change what was judged.
         model = exporter.open(content)
         options = source.options
         tolerance = options.tolerance if exporter.tolerance is not None else None
@@ -125,6 +128,17 @@ class _Attempt:
             ),
             metric=reference.metric_gate(model, options.points),
         )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop what torch, onnxruntime and other packages log below an error: it is about their own code."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _targets(out: Path, net: str, exporters: Mapping[str, Exporter]) -> tuple[Path, dict[str, Path]]:

@@ -69,6 +69,11 @@ class MetricGate:
         """Whether no metric is worse than allowed; NaN is."""
         return all(score.points <= self.points for score in self.scores)
 
+    @property
+    def loss(self) -> float:
+        """The points of the metric that loses most; infinity if one is undefined for the export alone."""
+        return max((math.inf if math.isnan(score.points) else score.points for score in self.scores), default=0.0)
+
 
 class Reference:
     """What an export is compared with: the metrics of the network, with thresholds of the validation split.
@@ -91,12 +96,18 @@ class Reference:
 
     def metric_gate(self, model: Model, points: float) -> MetricGate:
         """Return the gate of the metrics of an export."""
-        exported = self._predict(as_net(self.source, model), self._tested)
+        try:
+            exported = self._predict(as_net(self.source, model), self._tested)
+        except KdkitError:  # an output is not a finite number, or the runtime fails for a batch
+            exported = None
         scores = []
         for metric in self.metrics:
-            network, export = self.scores[metric.name], metric.compute(exported).value
+            network = self.scores[metric.name]
+            export = math.nan if exported is None else metric.compute(exported).value
             worse = (export - network) if lower_is_better(metric) else (network - export)
-            if math.isnan(network) and math.isnan(export):  # undefined for this split, such as without positives
+            if (
+                exported is not None and math.isnan(network) and math.isnan(export)
+            ):  # undefined for this split, such as without positives
                 worse = 0.0
             # A number without a scale of its own, such as a squared error, is compared with its value.
             scale = max(1.0, abs(network)) if self.source.data.task == "regression" else 1.0

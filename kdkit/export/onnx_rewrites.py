@@ -14,6 +14,44 @@ _ELEMENTWISE = {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "Elu", "Selu", "
 _BINARY = {"Add", "Sub", "Mul", "Div"}
 
 
+def with_pads_in_convolutions(model: ModelProto) -> ModelProto:
+    """Return an equal model in which zeros that are added before a convolution are padding of the convolution.
+
+    Newer exporters do so themselves. Padding of an even kernel differs on both sides, and some runtimes compute it
+    wrongly if it is left to them ("same"), so it is always written as numbers.
+    """
+    graph = OnnxGraph(model)
+    uses = graph.uses()
+    padded = {step.output[0]: step for step in graph.nodes if step.op_type == "Pad" and _zeros_around(graph, step)}
+    for step in graph.nodes:
+        pad = padded.get(step.input[0]) if step.op_type == "Conv" else None
+        if pad is None or len(uses[step.input[0]]) > 1:
+            continue
+        widths = _zeros_around(graph, pad) or []
+        options = attributes(step)
+        if options.pop("auto_pad", b"NOTSET") != b"NOTSET":
+            continue
+        before = options.pop("pads", [0] * len(widths))
+        sums = [width + own for width, own in zip(widths, before, strict=True)]
+        del step.attribute[:]
+        step.attribute.extend(node("Conv", [], "", **options, pads=sums).attribute)
+        step.input[0] = pad.input[0]
+    return graph.to_model()
+
+
+def _zeros_around(graph: OnnxGraph, pad: NodeProto) -> list[int] | None:
+    """Return how many zeros a node adds before and after each spatial dimension; None if it does anything else."""
+    if attributes(pad).get("mode", b"constant") != b"constant" or (len(pad.input) > 3 and pad.input[3]):
+        return None
+    value = graph.constants.get(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else np.zeros(1)
+    widths = graph.constants.get(pad.input[1])
+    if value is None or value.any() or widths is None or (widths < 0).any():
+        return None
+    dims = len(widths) // 2
+    around_batch_and_channels = [*widths[:2], *widths[dims : dims + 2]]
+    return None if any(around_batch_and_channels) else [*map(int, widths[2:dims]), *map(int, widths[dims + 2 :])]
+
+
 def images_of_signals(model: ModelProto) -> ModelProto:
     """Return an equal model whose 1-D convolutions, and what lies between them, have images of height 1.
 

@@ -82,7 +82,7 @@ class _Peak(torch.fx.Interpreter):
 
     def run_node(self, n: torch.fx.Node) -> Any:
         """Run a node; afterwards the interpreter drops the values that no later node takes."""
-        value = super().run_node(n)
+        value = super().run_node(n)  # of views too, which take no memory of their own
         # By storage, since views share that of their base.
         storages = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()

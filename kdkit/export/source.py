@@ -82,6 +82,7 @@ class ExportSource:
                 if count <= 0:
                     return
             return
+        # Evenly spread, since neighbours may be of one class or patient.
         rows = torch.linspace(0, len(split) - 1, min(count, len(split))).round().long()
         yield from batches(split, size, order=rows)
 
@@ -109,6 +110,7 @@ class ExportSource:
 
         Raises KdkitError if torch cannot trace the network, or it takes one size of batches only.
         """
+        # AUTO lets torch find out which sizes the operations fix, such as the channels of a convolution.
         auto, fixed = torch.export.Dim.AUTO, torch.export.Dim.STATIC
         dynamic = tuple(
             {dim: auto if dim == 0 or not self.fixed_sizes else fixed for dim in range(tensor.ndim)}

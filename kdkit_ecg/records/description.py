@@ -1,7 +1,6 @@
 """Describe the preparation of records as values for JSON, which exported networks carry, and read it again."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from kdkit import DataError
@@ -15,20 +14,13 @@ PERSON = ("age / 100", "age known", "female", "male", "sex known")
 _ORDER = 3  # of the band-pass, see `kdkit_ecg.records.filters.bandpass`
 
 
-def describe_preparation(
-    *,
-    leads: Sequence[str],
-    rate: float,
-    length: int,
-    band: tuple[float, float] | None,
-    resampling: str,
-    scaling: str,
-    window: str,
-) -> dict[str, Any]:
+def describe_preparation(preparation: Preparation, *, leads: Sequence[str], length: int, window: str) -> dict[str, Any]:
     """Return how a record becomes the inputs of a network: facts, and the steps in their order.
 
-    docs/export.md defines every step.
+    leads: in the order of the channels. length: of the window, in samples; window: its position. docs/export.md defines
+    every step.
     """
+    rate, band, scaling = preparation.rate, preparation.band, preparation.scaling
     steps: list[dict[str, Any]] = [
         {"step": "leads", "names": list(leads), "unit": "mV", "derive_limb_leads": True},
         {"step": "interpolate_invalid", "all_invalid": 0.0},
@@ -47,8 +39,8 @@ def describe_preparation(
                 "padding_samples": 6 * _ORDER + 3,  # at each end, at most the samples of the record less one
             }
         )
-    resample: dict[str, Any] = {"step": "resample", "rate": float(rate), "method": resampling}
-    if resampling == "polyphase":  # the window of scipy.signal.resample_poly
+    resample: dict[str, Any] = {"step": "resample", "rate": rate, "method": preparation.resampling}
+    if preparation.resampling == "polyphase":  # the window of scipy.signal.resample_poly
         resample |= {"window": "kaiser", "beta": 5.0, "half_length": "10 * max(up, down)"}
     steps.append(resample)
     if scaling == "zscore":
@@ -58,7 +50,7 @@ def describe_preparation(
         "kind": "ecg",
         "version": VERSION,
         "leads": list(leads),
-        "rate": float(rate),
+        "rate": rate,
         "length": length,
         "unit": "mV",
         "scaling": scaling,
@@ -91,7 +83,9 @@ def read_description(description: Mapping[str, Any]) -> tuple[Preparation, int]:
             leads=tuple(map(str, description["leads"])),
         )
         length = int(description["length"])
-        described = describe_preparation(**asdict(preparation), length=length, window=steps["window"]["position"])
+        described = describe_preparation(
+            preparation, leads=preparation.leads, length=length, window=steps["window"]["position"]
+        )
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise DataError(
             f"the description of the inputs is damaged: {type(error).__name__}: {first_line(error)}; export again"

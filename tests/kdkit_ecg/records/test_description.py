@@ -60,8 +60,8 @@ def test_a_program_that_follows_the_steps_computes_what_the_data_set_does(second
         name="a", path=Path("a.hea"), signal=signal, leads=LEADS, rate=500.0, age=None, sex=None, codes=(),
         normalised=False,
     )  # fmt: skip
-    options = {"rate": 257, "band": band, "resampling": "polyphase", "scaling": scaling}
-    prepared = Preparation(**options).transform(record)
+    preparation = Preparation(rate=257, band=band, resampling="polyphase", scaling=scaling)
+    prepared = preparation.transform(record)
     split = SignalSplit(
         signals=[prepared], person=torch.zeros(1, 5), labels=torch.zeros(1, 1), ids=torch.zeros(1).long(), length=1500,
         rate=257, window="centre",
@@ -69,7 +69,7 @@ def test_a_program_that_follows_the_steps_computes_what_the_data_set_does(second
     batch = split.batch(torch.tensor([0]), 0)
     view = Leads(("II", "V2", "aVR"))
     (expected, _), _ = view(batch)
-    description = view.describe(describe_preparation(leads=LEADS, length=1500, window="centre", **options))
+    description = view.describe(describe_preparation(preparation, leads=LEADS, length=1500, window="centre"))
     assert description["leads"] == ["II", "V2", "aVR"]
     followed = follow(description, dict(zip(LEADS, signal.astype(np.float64), strict=True)), 500)
     np.testing.assert_allclose(followed, expected[0].numpy(), atol=1e-5)
