@@ -1,8 +1,10 @@
-"""Describe the preparation of records as values for JSON, which exported networks carry for programs without kdkit."""
+"""Describe the preparation of records as values for JSON, which exported networks carry, and read it again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kdkit import DataError
+from kdkit.errors import first_line
 from kdkit_ecg.records.filters import FLAT
 from kdkit_ecg.records.preparation import Preparation
 
@@ -57,3 +59,42 @@ def describe_preparation(preparation: Preparation, *, leads: Sequence[str], leng
         "person": {"input": "person", "features": list(PERSON), "unknown": 0.0},
         "notices": ["not a medical device: for research only, and not for diagnosis or treatment"],
     }
+
+
+def read_description(description: Mapping[str, Any]) -> tuple[Preparation, int]:
+    """Return the preparation that a description was made of, and the samples of a window.
+
+    Raises DataError for a description of anything but ECGs, and for one with a step that this version does not have.
+    """
+    kind = description.get("kind")
+    if kind != "ecg":
+        got = f"{kind!r}" if kind else "no description"
+        raise DataError(
+            f"expected a network whose inputs are described as ECGs, got {got}; export it from data of ECGs"
+        )
+    try:
+        steps = {step["step"]: step for step in description["steps"]}
+        band = description["band"]
+        preparation = Preparation(
+            rate=float(description["rate"]),
+            band=None if band is None else (float(band[0]), float(band[1])),
+            resampling=steps["resample"]["method"],
+            scaling=description["scaling"],
+            leads=tuple(map(str, description["leads"])),
+        )
+        length = int(description["length"])
+        described = describe_preparation(
+            preparation, leads=preparation.leads, length=length, window=steps["window"]["position"]
+        )
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise DataError(
+            f"the description of the inputs is damaged: {type(error).__name__}: {first_line(error)}; export again"
+        ) from error
+    # Facts and steps say the same, and a step that is not written here would be skipped without notice.
+    unknown = [key for key in ("version", "steps", "person") if description.get(key) != described[key]]
+    if unknown or length < 1:
+        raise DataError(
+            f"this version of kdkit cannot follow the description of the inputs ({', '.join(unknown) or 'length'}, "
+            f"version {description.get('version')!r}, here {VERSION}); export again with this version"
+        )
+    return preparation, length

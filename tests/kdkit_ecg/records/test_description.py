@@ -12,7 +12,7 @@ from kdkit_ecg.datasets.signal_split import SignalSplit
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.description import describe_preparation
 from kdkit_ecg.records.preparation import Preparation
-from kdkit_ecg.records.record import WfdbRecord
+from kdkit_ecg.records.source import Record
 
 
 def follow(description, leads, rate):
@@ -56,7 +56,7 @@ def test_a_program_that_follows_the_steps_computes_what_the_data_set_does(second
     random = np.random.default_rng(0)
     signal = random.normal(size=(12, 500 * seconds)).cumsum(1).astype(np.float32) / 50
     signal[3] = 0.25  # a flat lead
-    record = WfdbRecord(
+    record = Record(
         name="a", path=Path("a.hea"), signal=signal, leads=LEADS, rate=500.0, age=None, sex=None, codes=(),
         normalised=False,
     )  # fmt: skip
