@@ -1,10 +1,10 @@
-"""Make all pictures of the docs from real runs: of a terminal, of plans, of histories, and of report pages.
+"""Make all pictures of the docs from real runs: of a terminal, plans, histories, report pages, and the demo.
 
     python tools/make_pictures.py [--out FOLDER] [--epochs 8] [--records 480]
 
-It takes some minutes; `--epochs 2 --records 48` makes pictures of the same form in one. It needs tmux, chromium or
-Google Chrome on the path, and the packages of `pip install -e '.[browser,plots]'`. The pictures of docs/images are made
-by the default options.
+It takes some minutes; `--epochs 2 --records 48` makes pictures of the same form in one. It needs tmux, npm, chromium or
+Google Chrome on the path, and the packages of `pip install -e '.[browser,export,plots]'`. The pictures of docs/images
+are made by the default options.
 """
 
 import argparse
@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import demo
+import make_concept_pictures
 import make_plan_pictures
 import make_smlkd_picture
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -45,8 +47,9 @@ def main() -> None:
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     options = ["--epochs", arguments.epochs, "--records", arguments.records, "--baseline", "--device", "cpu"]
-    for name in make_plan_pictures.PICTURES:
-        (out / f"{name}.svg").write_text(make_plan_pictures.picture(name), "utf-8")
+    for drawn in (make_concept_pictures, make_plan_pictures):
+        for name in drawn.PICTURES:
+            (out / f"{name}.svg").write_text(drawn.picture(name), "utf-8")
     with tempfile.TemporaryDirectory() as folder:
         # Apart from each other, or the second would read teacher outputs that the first has cached.
         sequential, parallel = Path(folder, "sequential", "smlkd"), Path(folder, "parallel", "pmlkd")
@@ -56,14 +59,24 @@ def main() -> None:
         subprocess.run(kdkit_run(["examples/lrhnet_pmlkd.py", *options, "--out", parallel, "--quiet"]), check=True)
         page = Path(folder, "report.html")
         write_report([parallel], page)
-        with browser() as program:
+        export = [*kdkit_command("export"), sequential, "--to", "onnx", "--out", Path(folder, "student.onnx")]
+        # Of a run this short, a single record may cost a metric more than the gate allows.
+        subprocess.run([*map(str, export), "--points", "100"], check=True, stdout=subprocess.DEVNULL)
+        demo.build(Path(folder, "student.onnx"), Path(folder, "demo"))
+        with browser() as program, demo.served(Path(folder, "demo")) as address:
             report_pictures(program, page, out)
+            demo_pictures(program, address, out)
     print(f"saved to {out}")
 
 
+def kdkit_command(name: str) -> list[str]:
+    """Return a command of kdkit with the Python and the checkout of this script."""
+    return ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "kdkit", name]
+
+
 def kdkit_run(arguments: list[object]) -> list[str]:
-    """Return the command of a run with the Python and the checkout of this script."""
-    return ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "kdkit", "run", *map(str, arguments)]
+    """Return the command of a run."""
+    return [*kdkit_command("run"), *map(str, arguments)]
 
 
 def terminal_during_run(arguments: list[object], epochs: int) -> str:
@@ -134,6 +147,18 @@ def report_pictures(program: Browser, address: Path, out: Path) -> None:
     page = opened(1128, height=12_000)
     page.get_by_role("tab", name="ECGs").click()
     page.locator("figure.ecg").first.screenshot(path=out / "report-ecgs.png")
+
+
+def demo_pictures(program: Browser, address: str, out: Path) -> None:
+    """Take the picture of the page of an exported network in both themes, with a bundle branch block."""
+    for theme in ("light", "dark"):
+        page = program.new_page(viewport={"width": 1280, "height": 1080}, color_scheme=theme, device_scale_factor=1.25)
+        page.goto(address)
+        page.wait_for_selector("body[data-ready=true]")
+        page.get_by_role("button", name="LBBB").click()
+        page.get_by_text("Simulated record: LBBB").wait_for()
+        page.mouse.move(0, 0)
+        page.screenshot(path=out / f"demo-{theme}.png")
 
 
 if __name__ == "__main__":

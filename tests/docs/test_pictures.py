@@ -27,7 +27,9 @@ def colours_of(picture):
         return len(opened.convert("RGB").getcolors(maxcolors=1 << 24))
 
 
-@pytest.mark.skipif(CHROMIUM is None or shutil.which("tmux") is None, reason="tmux or chromium is not installed")
+@pytest.mark.skipif(
+    CHROMIUM is None or not all(map(shutil.which, ("tmux", "npm"))), reason="tmux, npm or chromium is not installed"
+)
 def test_all_pictures_of_the_docs_are_made_and_none_is_blank(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), *sys.path]))}
     command = [

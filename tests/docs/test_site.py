@@ -60,6 +60,12 @@ def test_links_lead_to_pages_of_the_site(folder):
     assert count > 400
 
 
+def test_the_page_of_the_demo_is_built_by_its_own_tool(folder):
+    assert (DOCS / "demo" / "index.html").is_file()
+    assert (folder / "demo.md").is_file()
+    assert not (folder / "demo").exists()  # it has neither a network nor a runtime
+
+
 def test_files_outside_of_the_docs_are_pages_that_show_them(folder):
     text = (folder / "examples" / "hinton.py.md").read_text("utf-8")
     assert (ROOT / "examples" / "hinton.py").read_text("utf-8") in text

@@ -27,7 +27,8 @@ def stage(
     text of a page of docs/, by its path. Raises DataError for a link to a file that is not part of the site.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(places.DOCS, folder)  # pages are replaced below; pictures and tables stay
+    # Pages are replaced below; pictures and tables stay. The page of docs/demo is built by a tool of its own.
+    shutil.copytree(places.DOCS, folder, ignore=lambda parent, _: ["demo"] if Path(parent) == places.DOCS else [])
     shutil.copytree(ASSETS, folder / "assets" / "kdkit")
     # Files and folders that get a page. A page about one may link to further ones, which are appended.
     waiting = [places.ROOT / "CHANGELOG.md", places.ROOT / "CONTRIBUTING.md", places.ROOT / "benchmarks" / "README.md"]
