@@ -23,5 +23,7 @@ from .models import CNN1d as CNN1d
 from .models import LRHNet as LRHNet
 from .models import LRHNetS as LRHNetS
 from .models import SEResNet as SEResNet
+from .predict import Prediction as Prediction
+from .predict import Predictor as Predictor
 from .records.array_format import ArrayFormat as ArrayFormat
 from .views import Leads as Leads

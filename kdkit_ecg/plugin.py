@@ -59,7 +59,9 @@ def report_sections(report: Any) -> Any:
 
 @hookimpl
 def register_commands(cli: click.Group) -> None:
-    """Add `kdkit ecg` and its commands."""
+    """Add `kdkit ecg` with its commands, and `kdkit predict`."""
     from kdkit_ecg.commands import ecg
+    from kdkit_ecg.predict_command import predict
 
     cli.add_command(ecg)
+    cli.add_command(predict)

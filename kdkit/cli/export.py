@@ -55,6 +55,7 @@ def export(ctx: click.Context, /, **options: Any) -> int:
     from kdkit.export.card import summary_rows
     from kdkit.export.export import export_net
     from kdkit.export.options import ExportOptions
+    from kdkit.recipe.recipe import nets_of
     from kdkit.utils.console import Status
     from kdkit.utils.randomness import seed_everything
 
@@ -74,6 +75,9 @@ def export(ctx: click.Context, /, **options: Any) -> int:
         results = export_net(
             recipe, folder, to=options["formats"], net=options["net"], out=options["out"], options=settings
         )
+    for net in nets_of(recipe.stages):
+        if net.weights_note:  # such as that a stage is not finished
+            echo(f"note: {net.weights_note}", err=True)
     titles, *rows = summary_rows([result.card for result in results])
     for result, row in zip(results, rows, strict=True):
         echo(f"{result.path}: {'passed its gates' if result.passed else 'MISSED A GATE'}")

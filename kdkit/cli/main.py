@@ -1,4 +1,4 @@
-"""The command line: the commands of kdkit, and those that plugins add."""
+"""The command line: its entry point, the group of all commands with those of plugins, and commands that print."""
 
 import io
 import json
@@ -17,31 +17,14 @@ import click
 from kdkit import __version__
 from kdkit.cli import bench as benchmark_scripts
 from kdkit.cli.card import card
+from kdkit.cli.check import check, evaluate
 from kdkit.cli.export import export
 from kdkit.cli.group import CommandGroup, completion
 from kdkit.cli.new import new
-from kdkit.cli.options import (
-    DEVICE,
-    LOG,
-    PATH,
-    PRECISION,
-    SEED,
-    TEACHER_CACHE,
-    loggers_of,
-    read_seeds,
-    run_fields,
-    run_options,
-)
-from kdkit.cli.recipe_command import RecipeCommand, RunCommand, arguments_of, file_of, recipe_options
+from kdkit.cli.options import PATH
+from kdkit.cli.run import rerun, run
 from kdkit.cli.sweep import sweep
-from kdkit.errors import (
-    KdkitError,
-    RemoteRankError,
-    RunFolderError,
-    Terminated,
-    shortened,
-    shows_tracebacks,
-)
+from kdkit.errors import KdkitError, RemoteRankError, Terminated, shortened, shows_tracebacks
 from kdkit.plugins.manager import PluginWarning, installed
 from kdkit.plugins.recipe_file import read_recipe_file
 from kdkit.utils.printable import LINE_CHARACTERS, echo, printable
@@ -134,239 +117,8 @@ def cli() -> None:
     """Knowledge distillation in PyTorch: check, run and compare recipes."""
 
 
-cli.add_command(sweep)
-cli.add_command(completion)
-cli.add_command(new)
-cli.add_command(card)
-cli.add_command(export)
-
-
-@cli.command(cls=RunCommand, short_help="Train the stages of a recipe, and evaluate its nets.")
-@click.argument("file", type=click.Path())
-@click.option("--out", type=PATH, help="Run folder; runs/<recipe>-<time> if not given.")
-@click.option("--resume", is_flag=True, help="Resume the run in --out; or --resume FOLDER, without FILE.")
-@click.option("--force", is_flag=True, help="Resume it although its recipe, data or versions have changed.")
-@click.option("--trust", is_flag=True, help="With --resume FOLDER: execute a recipe file that changed or is not yours.")
-@SEED
-@click.option(
-    "--seeds",
-    callback=read_seeds,
-    metavar="N|SEED,...",
-    help="Run N times, with seeds from --seed on, or with these seeds, in one folder; print the verdict over them.",
-)
-@run_options
-@click.option(
-    "--gradients",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Record gradient norms and cosines of the terms every N updates; 0 for never.",
-)
-@click.option(
-    "--keep-checkpoints",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Keep the weights of the last N epochs of each stage.",
-)
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Number of processes that train independent stages, or with --seeds whole runs, in parallel.",
-)
-@LOG
-@click.option("--deterministic", is_flag=True, help="On CUDA, use kernels that give the same bits in each run.")
-@click.option("--quiet", "-q", is_flag=True, help="Print nothing except errors.")
-@click.option("--verbose", "-v", is_flag=True, help="Print also settings, and more about each epoch.")
-@click.pass_context
-def run(ctx: click.Context, /, **options: Any) -> int:
-    """Run the recipe in FILE: train its stages, then evaluate every net.
-
-    The parameters of its recipe() are options too: `kdkit run FILE --help` lists them. With --seeds, the folder is
-    runs/<recipe>-seeds if --out is not given, the same command again skips the runs that are finished, and the exit
-    code is 1 if a run failed.
-    """
-    from kdkit.cli.repeat import command_record
-    from kdkit.engine.options import RunOptions
-    from kdkit.engine.run import run as run_recipe
-    from kdkit.engine.run_record import Origin
-    from kdkit.engine.storage.run_folder import default_path
-    from kdkit.study.parallel_stages import run_parallel_stages
-    from kdkit.utils.memory import keep_freed_memory
-
-    if options["quiet"] and options["verbose"]:
-        raise click.UsageError("--quiet prints nothing, and --verbose more than usual; use one of them")
-    file, out, jobs = file_of(ctx), options["out"], options["jobs"]
-    arguments = recipe_options(file, options)
-    several = options["seeds"] is not None
-    if options["log"] and jobs > 1 and not several:
-        raise KdkitError("stages in child processes are not logged; leave out --jobs, or --log")
-    if not several and out is None and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
-        # The name of the default folder contains the time, so a restarted process would not find it again.
-        raise RunFolderError("a run that torchrun may restart needs a run folder to resume from: add --out FOLDER")
-    if jobs > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
-        raise KdkitError("torchrun divides each stage among its processes; leave out --jobs, or torchrun")
-    settings = RunOptions(
-        out=out or (None if options["resume"] else default_path(file.path.stem)),
-        resume=options["resume"],
-        force=options["force"],
-        deterministic=options["deterministic"],
-        seed=options["seed"],
-        gradients=options["gradients"],
-        keep_checkpoints=options["keep_checkpoints"],
-        progress=not options["quiet"],
-        verbose=options["verbose"],
-        **run_fields(options),
-    )
-    if several:
-        from kdkit.cli.seeds import run_seeds
-
-        keep_freed_memory()
-        return run_seeds(file, settings, options, recipe=arguments, args=arguments_of(ctx))
-    loggers = loggers_of(options["log"])
-    origin = Origin(file=file.path, options=arguments, command=command_record(file.path, arguments_of(ctx)))
-    keep_freed_memory()  # process-wide, which only the owner of the process may decide: not in `kdkit.run`
-    try:
-        if jobs == 1:
-            run_recipe(lambda: file.make(arguments), settings, callbacks=loggers, origin=origin)
-        else:
-            log = (lambda line: echo(line, err=True)) if settings.progress else (lambda _line: None)
-            run_parallel_stages(file, origin, settings, jobs=jobs, log=log)
-    except (KeyboardInterrupt, Terminated):
-        if settings.out is not None and settings.out.exists():
-            echo(f"\nto resume from the last checkpoint: kdkit run --resume {settings.out}", err=True)
-        raise
-    return 0
-
-
-@cli.command(
-    short_help="Repeat a run, and compare the results bit for bit.",
-    context_settings={"ignore_unknown_options": True},  # they are those of `kdkit run`
-)
-@click.argument("folder", type=PATH)
-@click.option("--out", type=PATH, help="Folder of the new run; FOLDER-rerun if not given.")
-@click.option("--trust", is_flag=True, help="Execute a recipe file that has changed or is not yours.")
-@click.argument("options", nargs=-1, type=click.UNPROCESSED)
-def rerun(folder: Path, out: Path | None, trust: bool, options: tuple[str, ...]) -> int:
-    """Repeat the run in FOLDER as it was started, and compare the results bit for bit.
-
-    OPTIONS of `kdkit run`, such as --device, replace those that it was started with. The exit code is 1 if results
-    differ.
-    """
-    from kdkit.cli.repeat import COMMAND, recorded_arguments
-    from kdkit.engine.storage.comparison import differences, different_conditions
-
-    if (folder / COMMAND).is_file():
-        raise RunFolderError(f"{folder} holds several runs; rerun one of them, such as {folder}/seed=0")
-    out = folder.with_name(f"{folder.name}-rerun") if out is None else out
-    run.main(
-        [*recorded_arguments(folder, trust=trust), *options, "--out", str(out)], "kdkit run", standalone_mode=False
-    )
-    changes = differences(folder, out)
-    if not changes:
-        echo(f"{out} has the results of {folder} to the bit")
-        return 0
-    echo(f"{out} and {folder} differ:\n  " + "\n  ".join(changes))
-    conditions = different_conditions(folder, out)
-    if conditions:
-        echo("the runs also differ in these conditions:\n  " + "\n  ".join(conditions))
-    return 1
-
-
-@cli.command(cls=RecipeCommand, short_help="Show the plan of a recipe, and every problem.")
-@click.argument("file", type=click.Path())
-@click.option("--device", default="cpu", show_default=True, help="Device of the forward pass.")
-@PRECISION
-@SEED
-@TEACHER_CACHE
-@click.option("--svg", type=PATH, metavar="FILE", help="Also draw the plan, into this file.")
-@click.option("--pairs", is_flag=True, help="Also advise which layers of students and teachers to pair.")
-@click.pass_context
-def check(ctx: click.Context, /, **options: Any) -> None:
-    """Check the recipe in FILE and print its plan, without training.
-
-    Every net runs on a few samples. The plan shows which net learns from which teacher, every tap with its shape,
-    parameters, projectors, multiply-adds, the time of an epoch, which teacher outputs are cached, and all problems at
-    once; on CUDA also the memory that a step takes. With --pairs, layers are compared on 128 samples.
-    """
-    from kdkit.cli.pairs_table import show_pairs
-    from kdkit.cli.plan import show_plan
-    from kdkit.cli.plan_svg import draw_plan
-    from kdkit.engine.check.check import check as check_recipe
-    from kdkit.engine.check.pairs import pair_advice
-    from kdkit.engine.options import RunOptions
-    from kdkit.engine.storage.run_folder import default_path
-    from kdkit.utils.console import Status, make_console
-    from kdkit.utils.files import write
-    from kdkit.utils.randomness import seed_everything
-
-    file = file_of(ctx)
-    settings = RunOptions(
-        out=default_path(file.path.stem),  # next to which the teacher cache is
-        device=options["device"],
-        precision=options["precision"],
-        seed=options["seed"],
-        teacher_cache=options["teacher_cache"],
-    )
-    device = settings.torch_device()
-    seed_everything(settings.seed)  # recipe() is called with the random numbers of a run
-    with Status() as status:
-        status.show("preparing the data and the networks")
-        recipe = file.make(recipe_options(file, options))
-        status.show("checking the recipe")
-        plan = check_recipe(recipe, device, precision=settings.precision, estimate=settings)
-    console = make_console()
-    console.width = min(console.width, 100)
-    show_plan(plan, console, device)
-    if options["svg"] is not None:
-        write(options["svg"], draw_plan(plan, file.path.stem))
-        echo(f"saved to {options['svg']}")
-    plan.require()
-    if options["pairs"]:
-        with Status() as status:
-            status.show("comparing layers")
-            advice = pair_advice(recipe, device, settings.precision)
-        for pairs in advice:
-            show_pairs(pairs, console)
-        if not advice:
-            console.print("there is no student with a network as its teacher, whose layers could be paired")
-
-
-@cli.command(cls=RecipeCommand, short_help="Print the metrics of trained weights.")
-@click.argument("file", type=click.Path())
-@click.option("--weights", type=PATH, required=True, help="File of weights, or the folder of a run.")
-@click.option("--net", help="Net of the recipe to load them into; the one trained last if not given.")
-@DEVICE
-@PRECISION
-@click.pass_context
-def evaluate(ctx: click.Context, /, **options: Any) -> None:
-    """Print the metrics of trained weights on the data of the recipe in FILE, without training.
-
-    Thresholds are fitted on the validation split, and metrics are computed on the test split if there is one.
-    """
-    from kdkit.engine.console import results_table
-    from kdkit.engine.evaluate import evaluate as evaluate_weights
-    from kdkit.engine.options import RunOptions
-    from kdkit.utils.console import Status, make_console
-    from kdkit.utils.randomness import seed_everything
-
-    file = file_of(ctx)
-    settings = RunOptions(device=options["device"], precision=options["precision"])
-    seed_everything(settings.seed)  # as for a run, in which recipe() may split the data
-    with Status() as status:
-        status.show("preparing the data and the networks")
-        recipe = file.make(recipe_options(file, options))
-        status.show("computing the metrics")
-        results = evaluate_weights(recipe, options["weights"], net=options["net"], options=settings)
-    split = "validation" if recipe.data.test is None else "test"
-    console = make_console()
-    console.print(results_table(results, f"{options['weights']} on {split}"))
-    for note in sorted({result.note for result in results.values() if result.note}):
-        console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+for command in (run, rerun, check, evaluate, sweep, new, card, export, completion):
+    cli.add_command(command)
 
 
 @cli.command("list", short_help="List the registered losses, models, data sets and more.")

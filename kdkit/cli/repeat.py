@@ -95,6 +95,10 @@ def recorded_recipe(run: Path, ctx: click.Context, *, trust: bool) -> tuple[Reci
 
     ctx: of the command line, which has `kdkit run`.
     """
+    if not isinstance(read_record(run).get("command"), Mapping):
+        raise RunFolderError(
+            f"the run in {run} was started from Python; export it there: kdkit.export_net(recipe, {str(run)!r})"
+        )
     arguments = recorded_arguments(run, trust=trust)
     root = ctx.find_root().command
     assert isinstance(root, click.Group)

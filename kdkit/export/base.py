@@ -2,7 +2,7 @@
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -52,9 +52,12 @@ class Exporter(ABC):
     def export(self, source: ExportSource) -> Exported:
         """Return the network as a file, or raise KdkitError with the reason why it has no such form."""
 
-    def improve(self, source: ExportSource) -> Exported | None:
-        """Return a better file, once the one of `export` has missed the gate of its metrics; None if there is none."""
-        return None
+    def improvements(self, source: ExportSource) -> Iterator[Exported]:
+        """Yield other files, once the one of `export` has missed the gate of its metrics; none by default.
+
+        They are tried in this order until one passes. If none does, the one that loses least is kept aside.
+        """
+        yield from ()
 
     @abstractmethod
     def with_metadata(self, content: bytes, metadata: Mapping[str, Any]) -> bytes:

@@ -8,7 +8,6 @@ from kdkit.utils.printable import printable
 from kdkit.utils.read_json import read_json
 
 FOLDER = "export"  # in the folder of a run
-_KEYS = {"format", "file", "passed", "bytes", "network", "latency", "numeric_gate", "metric_gate", "metadata"}
 
 
 def read_cards(folder: Path) -> list[dict[str, Any]]:
@@ -17,10 +16,12 @@ def read_cards(folder: Path) -> list[dict[str, Any]]:
     for file in sorted(folder.glob("*.json")):
         try:
             card = read_json(file)
-        except (OSError, ValueError):
-            continue
-        if isinstance(card, dict) and card.keys() >= _KEYS and file.with_suffix("").is_file() and _is_whole(card):
-            cards.append(card)
+            if not file.with_suffix("").is_file():  # the file of which it is the card was deleted
+                continue
+            card_markdown([card])  # raises if anything that is shown is missing or of another kind
+        except (AttributeError, KeyError, LookupError, OSError, OverflowError, TypeError, ValueError):
+            continue  # a card of another program, or one that was changed
+        cards.append(card)
     return cards
 
 
@@ -30,13 +31,20 @@ def card_markdown(cards: Sequence[Mapping[str, Any]]) -> str:
     network, metadata = first["network"], first["metadata"]
     lines = [
         f"# {_text(network['name'])}: exports\n",
-        f"{network['parameters']:,} parameters; {_count(network['multiply_adds'])} multiply-adds for inputs "
+        f"{network['parameters']:,} parameters; {_bytes_or_count(network['multiply_adds'])} multiply-adds for inputs "
         f"{_shapes(network['input_shapes'])}. Task: {_text(metadata['task'])}, {len(metadata['classes'])} classes.\n",
     ]
-    notices = [*_list(metadata.get("notices")), *_list(metadata["preparation"].get("notices"))]
+    # of the metrics, and of the inputs, such as that a network is no medical device
+    notices = [*metadata["notices"], *metadata["preparation"].get("notices", ())]
     lines += [f"- {_text(notice)}" for notice in notices]
     lines += ["\n## Files\n", *_files(cards), "\n## Scores\n", *_scores(cards), "\n## Differences of outputs\n"]
-    lines += [*_differences(cards), "\n## Use\n", *_use(metadata)]
+    lines += [*_differences(cards), "\n## Use\n\nInputs, in this order:\n"]
+    for item in metadata["inputs"]:
+        lines.append(f"- `{printable(str(item['name']))}` {_shapes({'': item['shape']})}, {_text(item['dtype'])}")
+    lines.append(
+        "\nClasses, thresholds and the preparation of inputs are in the metadata of the file, and under `metadata` in "
+        "the JSON next to it."
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -50,7 +58,7 @@ def summary_rows(cards: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]
             str(card.get("precision")),
             "passed" if card["passed"] else "MISSED",
             f"{card['bytes']:,}",
-            _bytes(card.get("peak_activation_bytes")),
+            _bytes_or_count(card.get("peak_activation_bytes"), unit="KiB"),
             *(
                 f"{times[key]['export']:.2f} ({times[key]['torch']:.2f}) ms"
                 for key in ("p50_ms", "p95_ms", "cpu_p50_ms")
@@ -58,19 +66,10 @@ def summary_rows(cards: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]
         )
 
 
-def _is_whole(card: Mapping[str, Any]) -> bool:
-    """Whether all that is shown of a card is there, and of the right kind: a card may have been changed."""
-    try:
-        card_markdown([card])
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
-        return False
-    return True
-
-
 def _files(cards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from _table([*summary_rows(cards)])
     times = cards[0]["latency"]
-    machine = times["machine"]
+    machine = times["machine"]  # of the first file; others may be of another day
     yield (
         f"\nTimes are of one sample on one thread of {_text(machine['processor'])} ({machine['cores']} cores, load "
         f"{machine['load']}), in turns with torch eager, {times['rounds']} rounds or more; CPU is the median without "
@@ -83,7 +82,7 @@ def _scores(cards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     rows = [("metric", "network", *(card["file"] for card in cards))]
     for metric, score in cards[0]["metric_gate"]["scores"].items():
         of_files = (card["metric_gate"]["scores"].get(metric, {}) for card in cards)
-        cells = (f"{_number(other.get('export'))} ({_signed(other.get('points_lost'))})" for other in of_files)
+        cells = (f"{_number(score.get('export'))} ({_change(score.get('points_lost'))})" for score in of_files)
         rows.append((metric, _number(score["network"]), *cells))
     yield from _table(rows)
     gate = cards[0]["metric_gate"]
@@ -103,16 +102,6 @@ def _differences(cards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from _table(rows)
 
 
-def _use(metadata: Mapping[str, Any]) -> Iterator[str]:
-    yield "Inputs, in this order:\n"
-    for item in metadata["inputs"]:
-        yield f"- `{printable(str(item['name']))}` {_shapes({'': item['shape']})}, {_text(item['dtype'])}"
-    yield (
-        "\nClasses, thresholds and the preparation of inputs are in the metadata of the file, and under `metadata` in "
-        "the JSON next to it."
-    )
-
-
 def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     for number, row in enumerate(rows):
         yield f"| {' | '.join(map(_text, row))} |"
@@ -124,24 +113,19 @@ def _shapes(shapes: Mapping[str, Sequence[Any]]) -> str:
     return ", ".join(f"{name} ({', '.join(map(str, shape))})".strip() for name, shape in shapes.items())
 
 
-def _bytes(value: Any) -> str:
-    return "unknown" if value is None else f"{value / 1024:,.0f} KiB"
-
-
-def _count(value: Any) -> str:
-    return "unknown" if value is None else f"{value:,}"
+def _bytes_or_count(value: Any, *, unit: str = "") -> str:
+    """Return a number with its unit, of which KiB are 1,024; "unknown" for None."""
+    if value is None:
+        return "unknown"
+    return f"{value / 1024:,.0f} KiB" if unit == "KiB" else f"{value:,}"
 
 
 def _number(value: Any) -> str:
     return "undefined" if value is None else f"{value:.4g}"
 
 
-def _signed(lost: Any) -> str:
+def _change(lost: Any) -> str:
     return "undefined" if lost is None else f"{0.0 - lost:+.2f}"
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _text(value: Any) -> str:

@@ -52,11 +52,11 @@ class EdgeExporter(Exporter):
 
     def open(self, content: bytes) -> Model:
         """Return a function that runs the content of a file sample by sample."""
-        one = self.open_one(content)
+        run_sample = self.open_one(content)
 
         def model(inputs: Arrays) -> NDArray[np.float32]:
             count = len(next(iter(inputs.values())))
-            rows = [one({name: array[row : row + 1] for name, array in inputs.items()}) for row in range(count)]
+            rows = [run_sample({name: array[row : row + 1] for name, array in inputs.items()}) for row in range(count)]
             return np.concatenate(rows).astype(np.float32)
 
         return model
@@ -73,6 +73,7 @@ class ExecutorchExporter(EdgeExporter):
 
     def lower(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> bytes:
         """Return the program; its metadata are added when it is lowered again."""
+        # Kept, because constant methods are added while a program is lowered.
         self._program = torch.export.export(module, inputs, strict=False)
         return self._lowered({})
 
@@ -88,6 +89,7 @@ class ExecutorchExporter(EdgeExporter):
 
         def model(inputs: Arrays) -> NDArray[np.float32]:
             tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in inputs.values()]
+            # a copy, since the next call writes into the same memory
             outputs: NDArray[np.float32] = method.execute(tensors)[0].clone().numpy()
             return outputs
 
@@ -97,10 +99,12 @@ class ExecutorchExporter(EdgeExporter):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        edge = to_edge_transform_and_lower(
-            self._program, partitioner=[XnnpackPartitioner()], constant_methods=methods or None
-        )
-        return bytes(edge.to_executorch().buffer)
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of the package about its own code
+            edge = to_edge_transform_and_lower(
+                self._program, partitioner=[XnnpackPartitioner()], constant_methods=methods or None
+            )
+            return bytes(edge.to_executorch().buffer)
 
 
 class LitertExporter(EdgeExporter):
@@ -132,6 +136,7 @@ class LitertExporter(EdgeExporter):
         entry.name, entry.buffer = METADATA, len(model.buffers)
         model.buffers.append(buffer)
         model.metadata = [*(model.metadata or []), entry]
+        # All of the model is packed again: offsets in a flatbuffer cannot be shifted.
         builder = flatbuffers.Builder(len(content))
         builder.Finish(model.Pack(builder), b"TFL3")
         return bytes(builder.Output())
@@ -143,15 +148,13 @@ class LitertExporter(EdgeExporter):
         interpreter = Interpreter(model_content=content, num_threads=1)
         interpreter.allocate_tensors()
         # Their names have the numbers of the arguments: serving_default_args_0:0.
-        details = sorted(
-            interpreter.get_input_details(), key=lambda item: int(item["name"].split("_")[-1].split(":")[0])
-        )
-        places = [detail["index"] for detail in details]
+        numbers = {int(item["name"].split(":")[0].split("_")[-1]): item for item in interpreter.get_input_details()}
+        indices = [item["index"] for _, item in sorted(numbers.items())]
         output = interpreter.get_output_details()[0]["index"]
 
         def model(inputs: Arrays) -> NDArray[np.float32]:
-            for place, array in zip(places, inputs.values(), strict=True):
-                interpreter.set_tensor(place, np.ascontiguousarray(array))
+            for index, array in zip(indices, inputs.values(), strict=True):
+                interpreter.set_tensor(index, np.ascontiguousarray(array))
             interpreter.invoke()
             outputs: NDArray[np.float32] = interpreter.get_tensor(output)
             return outputs

@@ -1,7 +1,9 @@
 """Export a network: write it in a format, let it pass its gates, measure it, and write its card."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,17 +52,20 @@ def export_net(
         raise RecipeError("an export needs the name of a format, such as to='onnx'")
     factories = registry("exporters")
     exporters: dict[str, Exporter] = {name: factories[name]() for name in names}
-    for exporter in exporters.values():
+    for exporter in exporters.values():  # all of them before any work, so that nothing is written if one fails
         exporter.require()
     weights = Path(weights)
     chosen = load_net(recipe, weights, net)
+    chosen.device = None  # exports are compared on the CPU, also with a net that a run keeps on another device
     chosen.move_to(torch.device("cpu"))
-    folder, files = _targets(Path(out) if out is not None else _default_folder(weights), chosen.name, exporters)
+    default = (weights if weights.is_dir() else weights.parent) / FOLDER
+    folder, files = _targets(default if out is None else Path(out), chosen.name, exporters)
     source = ExportSource(recipe, chosen, options)
     reference = Reference(source)
     results = []
     for name, exporter in exporters.items():
-        attempt = _Attempt.best_of(source, reference, exporter, weights)
+        with _quiet():
+            attempt = _Attempt.best_of(source, reference, exporter, weights)
         results.append(_write(files[name], name, attempt, source))
     _write_markdown(folder, chosen.name)
     return tuple(results)
@@ -86,20 +91,15 @@ class _Attempt:
     def best_of(cls, source: ExportSource, reference: Reference, exporter: Exporter, weights: Path) -> "_Attempt":
         """Return the export of a network, or an improved one if that misses the gate of its metrics."""
         attempt = cls._judged(exporter.export(source), source, reference, exporter, weights)
-        others = attempt.numeric.differences.get("other sizes", 0.0)
-        if (
-            not attempt.numeric.passed
-            and not source.fixed_sizes
-            and not others <= min(attempt.numeric.tolerance or 0.0, 1.0)
-        ):
+        others, limit = attempt.numeric.differences.get("other sizes", 0.0), attempt.numeric.tolerance
+        # `not <=` also of NaN
+        if limit is not None and not others <= limit and not source.fixed_sizes:
             source.fix_sizes()  # the network may compute something else for other sizes, such as by its positions
             attempt = cls._judged(exporter.export(source), source, reference, exporter, weights)
-        if not attempt.metric.passed:
-            improved = exporter.improve(source)
-            if improved is not None:
-                second = cls._judged(improved, source, reference, exporter, weights)
-                losses = [max(score.points for score in gate.scores) for gate in (attempt.metric, second.metric)]
-                attempt = second if second.passed or losses[1] < losses[0] else attempt
+        improvements = exporter.improvements(source)
+        while not attempt.metric.passed and (improved := next(improvements, None)) is not None:
+            other = cls._judged(improved, source, reference, exporter, weights)
+            attempt = other if other.metric.loss < attempt.metric.loss else attempt
         return attempt
 
     @classmethod
@@ -114,6 +114,7 @@ class _Attempt:
             "details": dict(exported.details),
         }
         content = exporter.with_metadata(exported.content, metadata)
+        # The gates judge these bytes, so that no later step can change what was judged.
         model = exporter.open(content)
         options = source.options
         tolerance = options.tolerance if exporter.tolerance is not None else None
@@ -129,8 +130,15 @@ class _Attempt:
         )
 
 
-def _default_folder(weights: Path) -> Path:
-    return (weights if weights.is_dir() else weights.parent) / FOLDER
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop what torch, onnxruntime and other packages log below an error: it is about their own code."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _targets(out: Path, net: str, exporters: Mapping[str, Exporter]) -> tuple[Path, dict[str, Path]]:
@@ -153,10 +161,10 @@ def _write(path: Path, name: str, attempt: _Attempt, source: ExportSource) -> Ex
     try:
         write(path, attempt.content)
         write(path.with_name(f"{path.name}.json"), to_json(card, indent=1) + "\n")
-        if attempt.passed:  # of an earlier export of the same name, which no longer describes the network
-            for stale in (path.with_name(f"{path.stem}{REJECTED}{path.suffix}"),):
-                stale.unlink(missing_ok=True)
-                stale.with_name(f"{stale.name}.json").unlink(missing_ok=True)
+        if attempt.passed:  # an earlier one that was rejected would be mistaken for a fault of this one
+            stale = path.with_name(f"{path.stem}{REJECTED}{path.suffix}")
+            stale.unlink(missing_ok=True)
+            stale.with_name(f"{stale.name}.json").unlink(missing_ok=True)
     except OSError as error:
         raise KdkitError(f"{path} cannot be written: {first_line(error)}; choose another place: --out PATH") from error
     return ExportResult(format=name, path=path, passed=attempt.passed, card=card)

@@ -69,6 +69,11 @@ class MetricGate:
         """Whether no metric is worse than allowed; NaN is."""
         return all(score.points <= self.points for score in self.scores)
 
+    @property
+    def loss(self) -> float:
+        """The points of the metric that loses most; infinity if one is undefined for the export alone."""
+        return max((math.inf if math.isnan(score.points) else score.points for score in self.scores), default=0.0)
+
 
 class Reference:
     """What an export is compared with: the metrics of the network, with thresholds of the validation split.
@@ -91,12 +96,18 @@ class Reference:
 
     def metric_gate(self, model: Model, points: float) -> MetricGate:
         """Return the gate of the metrics of an export."""
-        exported = self._predict(as_net(self.source, model), self._tested)
+        try:
+            exported = self._predict(as_net(self.source, model), self._tested)
+        except KdkitError:  # an output is not a finite number, or the runtime fails for a batch
+            exported = None
         scores = []
         for metric in self.metrics:
-            network, export = self.scores[metric.name], metric.compute(exported).value
+            network = self.scores[metric.name]
+            export = math.nan if exported is None else metric.compute(exported).value
             worse = (export - network) if lower_is_better(metric) else (network - export)
-            if math.isnan(network) and math.isnan(export):  # undefined for this split, such as without positives
+            if (
+                exported is not None and math.isnan(network) and math.isnan(export)
+            ):  # undefined for this split, such as without positives
                 worse = 0.0
             # A number without a scale of its own, such as a squared error, is compared with its value.
             scale = max(1.0, abs(network)) if self.source.data.task == "regression" else 1.0
@@ -115,20 +126,28 @@ class Reference:
             "real": real,
             "random": [source.random_inputs(like=real[0], other_sizes=False)],
         }
-        if dynamic:
-            kinds["other sizes"] = [source.random_inputs(like=real[0], other_sizes=True)]
         with eval_mode(source.module), torch.no_grad():
             differences = {
                 kind: max(self._difference(model, inputs) for inputs in several) for kind, several in kinds.items()
             }
+            if dynamic:
+                differences["other sizes"] = self._difference_at_other_sizes(model, real[0])
         return NumericGate(differences=differences, tolerance=tolerance)
 
     def _difference(self, model: Model, inputs: Sequence[Tensor]) -> float:
+        # Clones, since a network may change its inputs in place.
         expected = self.source.module(*(tensor.clone() for tensor in inputs)).float().numpy()
         outputs = run_model(self.source, model, inputs)
         if outputs.shape != expected.shape:
             return math.nan
         return float(np.abs(outputs - expected).max(initial=0.0))
+
+    def _difference_at_other_sizes(self, model: Model, like: Sequence[Tensor]) -> float:
+        """Return the difference for inputs of other sizes, NaN if the network or its export does not take them."""
+        try:
+            return self._difference(model, self.source.random_inputs(like=like, other_sizes=True))
+        except Exception:  # the network may have positions for one length, and raise an error of any kind
+            return math.nan
 
     def _predict(self, net: Net[Any], split: Split | LoaderSplit) -> Predictions:
         device = torch.device("cpu")

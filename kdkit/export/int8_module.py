@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from onnx import NodeProto
 from torch import Tensor, nn
 from torch.nn import functional
@@ -57,10 +56,11 @@ class Int8Module(nn.Module):
                 continue
             weight, bias = step.input[3], _bias_name(step)
             integers = self._integers(self.weights[f"{index}:weight"], self._weight_scale(step))
-            # A weight of two layers has become two.
+            # A weight of two layers has become two, since each trains its own.
             step.input[3] = self.graph.constant(integers.detach().cpu().numpy().astype(np.int8), weight)
             if bias is not None:
                 scale = self._constant(step.input[1]) * self._constant(step.input[4])
+                # int32 in steps of input scale times weight scale, in which the products are summed
                 steps = torch.round(self.weights[f"{index}:bias"].detach().double() / scale.double())
                 position = list(step.input).index(bias)
                 step.input[position] = self.graph.constant(steps.cpu().numpy().astype(np.int32), bias)
@@ -71,7 +71,8 @@ class Int8Module(nn.Module):
         zero = self.graph.constants[step.input[5]]
         if zero.any() or integers.dtype != np.int8:
             raise KdkitError(f"the weight of {step.op_type} is not symmetric in int8")
-        scale = _as_scale(self.graph.constants[step.input[4]], integers, step)
+        scale = self.graph.constants[step.input[4]]
+        scale = scale if scale.ndim == 0 else scale.reshape(_scale_shape(integers.ndim, step))
         self.weights[f"{index}:weight"] = nn.Parameter(torch.from_numpy(integers * scale).float())
         step.doc_string = str(index)  # by which its operator finds its parameters
         bias = _bias_name(step)
@@ -223,7 +224,3 @@ def _scale_shape(dims: int, step: NodeProto) -> tuple[int, ...]:
     """Return the shape in which a scale by output channel is multiplied with a weight of so many dimensions."""
     is_second = step.op_type == "QGemm" and not attributes(step).get("transB", 0)
     return (1, -1) if is_second else (-1, *(1 for _ in range(dims - 1)))
-
-
-def _as_scale(scale: NDArray[Any], weight: NDArray[Any], step: NodeProto) -> NDArray[Any]:
-    return scale if scale.ndim == 0 else scale.reshape(_scale_shape(weight.ndim, step))

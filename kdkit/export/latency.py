@@ -62,7 +62,7 @@ def time_in_turns(
     try:
         torch.set_num_threads(1)
         for call in passes.values():
-            for _ in range(_WARM_UP):
+            for _ in range(_WARM_UP):  # not timed
                 call()
         ends, rounds = time.perf_counter() + seconds, 0
         while rounds < 3 or (rounds < most_rounds and time.perf_counter() < ends):
@@ -70,7 +70,7 @@ def time_in_turns(
                 began, cpu_began = time.perf_counter(), time.thread_time()
                 call()
                 times[name].append((time.perf_counter() - began, time.thread_time() - cpu_began))
-            rounds += 1
+            rounds += 1  # of all passes, so that each has as many times
     finally:
         torch.set_num_threads(threads)
     return times

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from kdkit.data.dataset import Data, optional_member
 from kdkit.engine.run_record import versions
@@ -26,6 +25,11 @@ _ACTIVATIONS = {"multilabel": "sigmoid", "multiclass": "softmax", "regression": 
 def metadata_of(source: ExportSource, reference: Reference, weights: Path) -> dict[str, Any]:
     """Return the metadata of a network, as values for JSON. weights: its file, or the folder of its run."""
     data = source.data
+    # of the tensors, not of a file, which a run and a checkpoint of the same weights would not share
+    digest = hashlib.sha256()
+    for key, value in sorted(plain_state(source.net.network).items()):
+        digest.update(f"{key}{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return {
         "format": FORMAT,
         "task": data.task,
@@ -36,7 +40,7 @@ def metadata_of(source: ExportSource, reference: Reference, weights: Path) -> di
         "scores": {"split": reference.split, "samples": len(reference.test), "metrics": reference.scores},
         "run": {
             "net": source.net.name,
-            "weights_sha256": _digest(source.net.network),
+            "weights_sha256": digest.hexdigest(),
             "data": data.fingerprint,
             **_origin(weights),
         },
@@ -91,14 +95,6 @@ def _thresholds(source: ExportSource, reference: Reference) -> dict[str, Any] | 
 
 def _sigmoid(logit: float) -> float:
     return 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0  # below, exp would overflow
-
-
-def _digest(network: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for key, value in sorted(plain_state(network).items()):
-        digest.update(f"{key}{value.dtype}{tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _origin(weights: Path) -> dict[str, Any]:

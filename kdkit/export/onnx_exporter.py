@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -83,38 +83,38 @@ class Int8OnnxExporter(OnnxExporter):
         from kdkit.export.onnx_int8 import calibration_arrays, choose_ranges, quantizable, quantized
 
         model = quantizable(source)
-        ranges = choose_ranges(model, calibration_arrays(source))
-        content = quantized(model, ranges, weight_bits=self.weight_bits).SerializeToString()
-        self._content = content
-        return self._described(content, source, finishing=None)
+        self._float, self._ranges = model, choose_ranges(model, calibration_arrays(source))
+        self._quantized = quantized(model, self._ranges, weight_bits=self.weight_bits)
+        return self._described(self._quantized, source)
 
-    def improve(self, source: ExportSource) -> Exported | None:
-        """Return the quantized network after some epochs in which the float one teaches it."""
-        import onnx
-
+    def improvements(self, source: ExportSource) -> Iterator[Exported]:
+        """Yield the network after some epochs in which the float one teaches it; then with int8 in its layers alone."""
         from kdkit.export.finishing import finished
+        from kdkit.export.onnx_int8 import quantized
 
         epochs = source.options.finish_epochs
-        if not epochs:
-            return None
         limit = 2 ** (self.weight_bits - 1) - (self.weight_bits == 8)  # as onnxruntime has them: 64, or 127
-        model = finished(source, onnx.ModelProto.FromString(self._content), limit=limit)
-        if model is None:
-            return None
-        finishing = {"epochs": epochs, "loss": "mean squared error of outputs", "teacher": source.net.name}
-        return self._described(model.SerializeToString(), source, finishing=finishing)
+        trained = finished(source, self._quantized, limit=limit) if epochs else None
+        if trained is not None:
+            finishing = {"epochs": epochs, "loss": "mean squared error of outputs", "teacher": source.net.name}
+            yield self._described(trained, source, finishing=finishing)
+        # Attention and norms need more than 256 steps; the masks of attention have a range of 1e38.
+        layers = quantized(self._float, self._ranges, weight_bits=self.weight_bits, only_layers=True)
+        yield self._described(layers, source, operators="layers with weights")
 
-    def _described(self, content: bytes, source: ExportSource, **more: Any) -> Exported:
-        """Return a file with what is known about its quantization, and `more`."""
+    def _described(self, model: Any, source: ExportSource, **details: Any) -> Exported:
+        """Return the file of a model with what is known about its quantization."""
         batches = [*source.calibration()]
         ids = [sample for batch in batches if batch.ids is not None for sample in batch.ids.tolist()]
-        details = {
+        described = {
+            "operators": "all",
+            "finishing": None,
             "weights": {"bits": self.weight_bits, "symmetric": True, "by": "channel"},
             "activations": {"bits": 8, "symmetric": False, "by": "tensor"},
             "calibration": {"split": "train", "samples": sum(map(len, batches)), "seed": source.options.seed},
-            **more,
+            **details,
         }
-        return Exported(content=content, details=details, record={"calibration_ids": ids})
+        return Exported(content=model.SerializeToString(), details=described, record={"calibration_ids": ids})
 
 
 def traced(source: ExportSource) -> Any:
@@ -124,7 +124,7 @@ def traced(source: ExportSource) -> Any:
     """
     import onnx
 
-    from kdkit.export.onnx_graph import OnnxGraph
+    from kdkit.export.onnx_rewrites import with_pads_in_convolutions
 
     if "onnx" in source.shared:
         return source.shared["onnx"]
@@ -133,7 +133,7 @@ def traced(source: ExportSource) -> Any:
             warnings.simplefilter("ignore")  # of torch about its own code
             converted = torch.onnx.export(source.program, dynamo=True, external_data=False, verbose=False)
         assert converted is not None  # without a file, torch returns the program
-        model = OnnxGraph(converted.model_proto).to_model()
+        model = with_pads_in_convolutions(converted.model_proto)
     except KdkitError:
         raise
     except Exception as error:  # the exporter of torch raises errors of many kinds

@@ -1,7 +1,7 @@
 """A graph in ONNX format that is rewritten: its nodes, its constants as arrays, and its inputs and outputs."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -55,17 +55,19 @@ class OnnxGraph:
 
     def to_model(self, domains: Mapping[str, int] | None = None) -> ModelProto:
         """Return the graph as a model without any notes of the exporter. domains: versions of further operator sets."""
-        needed, kept = {*self.outputs}, []
+        needed: set[str] = {*self.outputs}
+        kept: list[NodeProto] = []
+        # from the end, so that a node is reached after all that take its outputs
         for node in reversed(self.nodes):
             if needed.intersection(node.output):
                 needed.update(node.input)
-                kept.append(_plain_node(node))
+                kept.append(_without_notes(node))
         old = self.model.graph
         graph = helper.make_graph(
             kept[::-1],
             "main",
-            [_plain_value(value) for value in old.input],
-            [_plain_value(value) for value in old.output],
+            [_without_notes(value) for value in old.input],
+            [_without_notes(value) for value in old.output],
             [numpy_helper.from_array(array, name) for name, array in self.constants.items() if name in needed],
         )
         imports = {entry.domain: entry.version for entry in self.model.opset_import} | dict(domains or {})
@@ -105,8 +107,9 @@ def ranks(model: ModelProto) -> dict[str, int]:
     """Return the number of dimensions of each value for which it can be inferred."""
     inferred = onnx.shape_inference.infer_shapes(model)
     values = [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]
-    known = {value.name: value.type.tensor_type for value in values if value.type.tensor_type.HasField("shape")}
-    return {name: len(tensor.shape.dim) for name, tensor in known.items()}
+    # a value of unknown rank has no shape at all; unknown sizes are dimensions without a number
+    shaped = {value.name: value.type.tensor_type for value in values if value.type.tensor_type.HasField("shape")}
+    return {name: len(tensor.shape.dim) for name, tensor in shaped.items()}
 
 
 def with_all_outputs(model: ModelProto) -> tuple[ModelProto, list[str]]:
@@ -127,7 +130,9 @@ def peak_bytes(model: ModelProto, sizes: Mapping[str, int]) -> int:
     nodes = model.graph.node
     last = {name: index for index, node in enumerate(nodes) for name in node.input}
     last.update({value.name: len(nodes) for value in model.graph.output})
-    alive = {value.name: sizes[value.name] for value in model.graph.input}
+    alive = {
+        value.name: sizes[value.name] for value in model.graph.input
+    }  # the caller holds them before the first node
     peak = sum(alive.values())
     for index, step in enumerate(nodes):
         first = step.input[0] if step.input else ""
@@ -139,15 +144,12 @@ def peak_bytes(model: ModelProto, sizes: Mapping[str, int]) -> int:
     return peak
 
 
-def _plain_node(step: NodeProto) -> NodeProto:
-    plain: NodeProto = NodeProto.FromString(step.SerializeToString())
-    del plain.metadata_props[:]
-    plain.doc_string = ""
-    return plain
+Noted = TypeVar("Noted", NodeProto, onnx.ValueInfoProto)
 
 
-def _plain_value(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
-    plain: onnx.ValueInfoProto = onnx.ValueInfoProto.FromString(value.SerializeToString())
+def _without_notes(proto: Noted) -> Noted:
+    """Return a copy of a node or value without what an exporter notes in it, such as lines of source code."""
+    plain: Noted = type(proto).FromString(proto.SerializeToString())
     del plain.metadata_props[:]
     plain.doc_string = ""
     return plain

@@ -18,6 +18,7 @@ Ranges = dict[str, tuple[float, float]]
 
 _CANDIDATES = np.linspace(0.5, 1.0, 26)  # factors of a range, from which the one with the least error is taken
 _VALUES = 2**16  # of each value and batch by which the error is measured
+_LAYERS = ("Conv", "Gemm", "MatMul")
 _CONTRIB = "com.microsoft"  # the operators of onnxruntime
 
 
@@ -49,6 +50,7 @@ def choose_ranges(model: ModelProto, batches: Iterable[Arrays]) -> Ranges:
     squared error.
     """
     verbose, names = with_all_outputs(model)
+    # Without optimization, which would fuse nodes and so lose the values between them.
     session = cpu_session(verbose.SerializeToString(), optimize=False)
     inputs = [value.name for value in model.graph.input]
     collected: dict[str, list[NDArray[np.float32]]] = {}
@@ -61,6 +63,7 @@ def choose_ranges(model: ModelProto, batches: Iterable[Arrays]) -> Ranges:
             if values.dtype != np.float32 or not values.size:
                 continue
             flat = values.ravel()
+            # 0 is always inside, since padding and ReLU need it exactly
             lowest[name] = min(lowest.get(name, 0.0), float(flat.min()))
             highest[name] = max(highest.get(name, 0.0), float(flat.max()))
             few = flat if flat.size <= _VALUES else flat[random.integers(flat.size, size=_VALUES)]
@@ -84,8 +87,13 @@ def _best_range(values: NDArray[np.float32], low: float, high: float) -> tuple[f
     return float(best * low), float(best * high)
 
 
-def quantized(model: ModelProto, ranges: Mapping[str, tuple[float, float]], *, weight_bits: int) -> ModelProto:
-    """Return a float model in int8. Raises KdkitError if none of its operators has a quantized form."""
+def quantized(
+    model: ModelProto, ranges: Mapping[str, tuple[float, float]], *, weight_bits: int, only_layers: bool = False
+) -> ModelProto:
+    """Return a float model in int8. Raises KdkitError if none of its operators has a quantized form.
+
+    only_layers: leave everything between layers with weights in float, such as norms and attention.
+    """
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
     from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
@@ -99,7 +107,7 @@ def quantized(model: ModelProto, ranges: Mapping[str, tuple[float, float]], *, w
     quantizer = ONNXQuantizer(
         onnx.shape_inference.infer_shapes(model),
         True,  # weights by channel
-        weight_bits < 8,
+        weight_bits < 8,  # reduce their range
         QuantizationMode.QLinearOps,
         True,  # static
         QuantType.QInt8,
@@ -107,8 +115,8 @@ def quantized(model: ModelProto, ranges: Mapping[str, tuple[float, float]], *, w
         TensorsData(CalibrationMethod.MinMax, data),
         [],
         [],
-        [*QLinearOpsRegistry],
-        {"WeightSymmetric": True, "ActivationSymmetric": False},
+        [*(_LAYERS if only_layers else QLinearOpsRegistry)],
+        {"WeightSymmetric": True, "ActivationSymmetric": False, "MatMulConstBOnly": only_layers},
     )
     quantizer.quantize_model()
     graph = OnnxGraph(quantizer.model.model)

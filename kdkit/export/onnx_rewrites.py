@@ -14,6 +14,44 @@ _ELEMENTWISE = {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "Elu", "Selu", "
 _BINARY = {"Add", "Sub", "Mul", "Div"}
 
 
+def with_pads_in_convolutions(model: ModelProto) -> ModelProto:
+    """Return an equal model in which zeros that are added before a convolution are padding of the convolution.
+
+    Newer exporters do so themselves. Padding of an even kernel differs on both sides, and some runtimes compute it
+    wrongly if it is left to them ("same"), so it is always written as numbers.
+    """
+    graph = OnnxGraph(model)
+    uses = graph.uses()
+    padded = {step.output[0]: step for step in graph.nodes if step.op_type == "Pad" and _zeros_around(graph, step)}
+    for step in graph.nodes:
+        pad = padded.get(step.input[0]) if step.op_type == "Conv" else None
+        if pad is None or len(uses[step.input[0]]) > 1:
+            continue
+        widths = _zeros_around(graph, pad) or []
+        options = attributes(step)
+        if options.pop("auto_pad", b"NOTSET") != b"NOTSET":
+            continue
+        before = options.pop("pads", [0] * len(widths))
+        sums = [width + own for width, own in zip(widths, before, strict=True)]
+        del step.attribute[:]
+        step.attribute.extend(node("Conv", [], "", **options, pads=sums).attribute)
+        step.input[0] = pad.input[0]
+    return graph.to_model()
+
+
+def _zeros_around(graph: OnnxGraph, pad: NodeProto) -> list[int] | None:
+    """Return how many zeros a node adds before and after each spatial dimension; None if it does anything else."""
+    if attributes(pad).get("mode", b"constant") != b"constant" or (len(pad.input) > 3 and pad.input[3]):
+        return None
+    value = graph.constants.get(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else np.zeros(1)
+    widths = graph.constants.get(pad.input[1])
+    if value is None or value.any() or widths is None or (widths < 0).any():
+        return None
+    dims = len(widths) // 2
+    around_batch_and_channels = [*widths[:2], *widths[dims : dims + 2]]
+    return None if any(around_batch_and_channels) else [*map(int, widths[2:dims]), *map(int, widths[dims + 2 :])]
+
+
 def images_of_signals(model: ModelProto) -> ModelProto:
     """Return an equal model whose 1-D convolutions, and what lies between them, have images of height 1.
 
@@ -21,20 +59,19 @@ def images_of_signals(model: ModelProto) -> ModelProto:
     int8 runtimes have no 1-D convolution at all. A model without 1-D convolutions is returned as it is.
     """
     graph = OnnxGraph(model)
-    known = ranks(model)
     is_1d = [
         step.op_type == "Conv" and step.input[1] in graph.constants and graph.constants[step.input[1]].ndim == 3
         for step in graph.nodes
     ]
-    return _Images(graph, known).rewritten().to_model() if any(is_1d) else model
+    return _Images(graph, ranks(model)).rewritten().to_model() if any(is_1d) else model
 
 
 class _Images:
     """Rewrites a graph node by node. images: the names of values that exist as (batch, channels, 1, length)."""
 
-    def __init__(self, graph: OnnxGraph, known: dict[str, int]) -> None:
+    def __init__(self, graph: OnnxGraph, dimensions: dict[str, int]) -> None:
         self.graph = graph
-        self.ranks = known
+        self.ranks = dimensions
         self.images: dict[str, str] = {}
         self.signals = {*graph.inputs}  # the values that exist in their first form
         self.axis = graph.constant(np.array([2], dtype=np.int64), "axis")
@@ -58,7 +95,7 @@ class _Images:
         options, constants = attributes(step), self.graph.constants
         if step.op_type == "Conv" and step.input[1] in constants and constants[step.input[1]].ndim == 3:
             if options.get("auto_pad", b"NOTSET") != b"NOTSET":
-                return False
+                return False  # which the exporter of torch never writes
             weight = constants[step.input[1]]
             image = self._image(step.input[0])
             kernel = self.graph.constant(weight[:, :, None, :], step.input[1])
@@ -72,7 +109,7 @@ class _Images:
         if not step.input or step.input[0] not in self.images:
             return False
         if step.op_type in _ELEMENTWISE or (step.op_type == "BatchNormalization" and len(step.output) == 1):
-            options.pop("training_mode", None)
+            options.pop("training_mode", None)  # 0, as a batch norm with one output has it
             self._add(step, [self.images[step.input[0]], *step.input[1:]], **options)
             return True
         if step.op_type in _BINARY:
@@ -136,7 +173,7 @@ def without_batch_norms(model: ModelProto) -> ModelProto:
     a product and a sum for (batch, channels).
     """
     graph = OnnxGraph(model)
-    known, uses = ranks(model), graph.uses()
+    dimensions, uses = ranks(model), graph.uses()
     producers = {name: step for step in graph.nodes for name in step.output}
     nodes: list[NodeProto] = []
     for step in graph.nodes:
@@ -147,9 +184,9 @@ def without_batch_norms(model: ModelProto) -> ModelProto:
         before = producers.get(step.input[0])
         if before is not None and before.op_type == "Conv" and len(uses[step.input[0]]) == 1:
             _fold(graph, before, scale, shift)
-            before.output[0] = step.output[0]
+            before.output[0] = step.output[0]  # so that the nodes after the norm take the convolution's output
         else:
-            nodes += _scaled(graph, step, scale, shift, known.get(step.input[0], 2))
+            nodes += _scaled(graph, step, scale, shift, dimensions.get(step.input[0], 2))
     graph.nodes = nodes
     return graph.to_model()
 
@@ -164,6 +201,7 @@ def _scale_and_shift(graph: OnnxGraph, step: NodeProto) -> tuple[NDArray[np.floa
 def _fold(graph: OnnxGraph, conv: NodeProto, scale: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
     """Multiply the outputs of a convolution by `scale` and add `shift`, in its weights."""
     weight = graph.constants[conv.input[1]]
+    # New constants, since other layers may share these.
     bias = graph.constants[conv.input[2]] if len(conv.input) > 2 else np.zeros(len(scale))
     scaled = weight * scale.reshape(-1, *(1 for _ in weight.shape[1:]))
     inputs = (graph.constant(scaled.astype(np.float32), conv.input[1]),

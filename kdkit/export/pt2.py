@@ -82,12 +82,12 @@ class _Peak(torch.fx.Interpreter):
 
     def run_node(self, n: torch.fx.Node) -> Any:
         """Run a node; afterwards the interpreter drops the values that no later node takes."""
-        value = super().run_node(n)
+        value = super().run_node(n)  # of views too, which take no memory of their own
         # By storage, since views share that of their base.
         storages = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
             for tensor in (*self.env.values(), value)
             if isinstance(tensor, Tensor)
         }
-        self.peak = max(self.peak, sum(size for place, size in storages.items() if place not in self.weights))
+        self.peak = max(self.peak, sum(size for pointer, size in storages.items() if pointer not in self.weights))
         return value

@@ -82,6 +82,7 @@ class ExportSource:
                 if count <= 0:
                     return
             return
+        # Evenly spread, since neighbours may be of one class or patient.
         rows = torch.linspace(0, len(split) - 1, min(count, len(split))).round().long()
         yield from batches(split, size, order=rows)
 
@@ -109,6 +110,7 @@ class ExportSource:
 
         Raises KdkitError if torch cannot trace the network, or it takes one size of batches only.
         """
+        # AUTO lets torch find out which sizes the operations fix, such as the channels of a convolution.
         auto, fixed = torch.export.Dim.AUTO, torch.export.Dim.STATIC
         dynamic = tuple(
             {dim: auto if dim == 0 or not self.fixed_sizes else fixed for dim in range(tensor.ndim)}
@@ -161,7 +163,7 @@ class ExportSource:
         """
         generator = torch.Generator().manual_seed(self.options.seed)
         changed: dict[str, int] = {}
-        made = []
+        tensors = []
         for tensor, shape in zip(like, self.shapes.values(), strict=True):
             sizes = []
             for size, declared in zip(tensor.shape, shape, strict=True):
@@ -172,11 +174,11 @@ class ExportSource:
             if tensor.is_floating_point():
                 noise = torch.randn(sizes, generator=generator)
                 deviation = tensor.std() if tensor.numel() > 1 else torch.ones(())
-                made.append((noise * deviation + tensor.mean()).to(tensor.dtype))
+                tensors.append((noise * deviation + tensor.mean()).to(tensor.dtype))
             else:
-                values = tensor.flatten()
-                made.append(values[torch.randint(len(values), sizes, generator=generator)])
-        return tuple(made)
+                values = tensor.flatten()  # such as tokens, of which only real ones are sure to be valid
+                tensors.append(values[torch.randint(len(values), sizes, generator=generator)])
+        return tuple(tensors)
 
 
 class _TensorsOnly(nn.Module):
@@ -218,7 +220,7 @@ def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 def _sizes(program: torch.export.ExportedProgram, count: int) -> list[Sizes]:
     """Return the shapes of the first inputs of a program: numbers, and the symbols of dynamic dimensions."""
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    found = [placeholders[name].meta["val"].shape for name in program.graph_signature.user_inputs[:count]]
+    shapes = [placeholders[name].meta["val"].shape for name in program.graph_signature.user_inputs[:count]]
     # A symbol that turned out to have one value only prints as that number.
-    texts = [[str(size) for size in shape] for shape in found]
+    texts = [[str(size) for size in shape] for shape in shapes]
     return [tuple(int(text) if text.isdecimal() else text for text in shape) for shape in texts]

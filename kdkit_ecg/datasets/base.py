@@ -111,8 +111,7 @@ class RecordingDataset(Data, ABC):
     @property
     def preparation(self) -> dict[str, Any]:
         """How a record becomes the inputs of a network, for exported ones; docs/export.md defines the steps."""
-        options = asdict(self._preparation)
-        return describe_preparation(**{"leads": LEADS, **options}, length=self.length, window=self.crop)
+        return describe_preparation(self._preparation, leads=self.leads, length=self.length, window=self.crop)
 
     @cached_property
     def fingerprint(self) -> str:

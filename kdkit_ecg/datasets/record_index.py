@@ -9,11 +9,12 @@ from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
 from kdkit_ecg.datasets.label_table import LabelRow
 from kdkit_ecg.records.array_files import CSV_SUFFIX, HDF5_SUFFIXES, NUMPY_SUFFIX
 from kdkit_ecg.records.array_format import ArrayFormat
+from kdkit_ecg.records.numpy_archive import NPZ_SUFFIX
 from kdkit_ecg.records.open_file import SUFFIXES, open_file
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.record_files import find_record_files
 
-_STACKS = (NUMPY_SUFFIX, *HDF5_SUFFIXES)  # of files that may have several records
+_STACKS = (NUMPY_SUFFIX, NPZ_SUFFIX, *HDF5_SUFFIXES)  # of files that may have several records
 
 
 class RecordIndex:
@@ -83,7 +84,7 @@ class RecordIndex:
         return sources[0] if len(sources) == 1 else None
 
     def _find_in_stack(self, path: Path, rows: Mapping[str, LabelRow]) -> Iterator[tuple[str, RecordSource]]:
-        if self.arrays is None and path.suffix.lower() == NUMPY_SUFFIX:
+        if self.arrays is None and path.suffix.lower() in (NUMPY_SUFFIX, NPZ_SUFFIX):
             return
         try:
             sources = open_file(path, self.arrays)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from hashlib import sha256
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -19,9 +19,8 @@ from kdkit_ecg.labels import scored_classes
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.description import describe_preparation
 from kdkit_ecg.records.filters import zscore
+from kdkit_ecg.records.preparation import Preparation, Scaling
 from kdkit_ecg.simulator import Simulator
-
-Scaling = Literal["zscore", "raw"]
 
 VERSION = 1  # of the simulator; increase it if any signal changes, as the fingerprint depends on it
 
@@ -98,15 +97,8 @@ class Synthetic(Data):
     @property
     def preparation(self) -> dict[str, Any]:
         """How a record becomes the inputs of a network, for exported ones; docs/export.md defines the steps."""
-        return describe_preparation(
-            leads=LEADS,
-            rate=self.simulator.rate,
-            length=self.length,
-            band=None,
-            resampling="polyphase",
-            scaling=self.scaling,
-            window="centre",
-        )
+        preparation = Preparation(rate=self.simulator.rate, band=None, resampling="polyphase", scaling=self.scaling)
+        return describe_preparation(preparation, leads=LEADS, length=self.length, window="centre")
 
     @property
     def notices(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Open NumPy arrays, CSV tables and HDF5 files of signals, and read one record of them."""
+"""Open NumPy arrays and archives, CSV tables and HDF5 files of signals, and read one record of them."""
 
 import csv
 import importlib.util
@@ -16,6 +16,7 @@ from kdkit import DataError, RecipeError
 from kdkit.errors import first_line
 from kdkit_ecg.leads import standard_name
 from kdkit_ecg.records.array_format import ArrayFormat, ArraySource, leads_axis, require_numbers
+from kdkit_ecg.records.numpy_archive import NPZ_SUFFIX, archived_shapes, read_archived
 from kdkit_ecg.records.signal_lines import MAX_LINE, shown
 from kdkit_ecg.utils.record_files import require_regular_file
 
@@ -43,6 +44,8 @@ def open_array_file(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
             return [_open_csv(path, arrays)]
         if not arrays.leads:
             raise DataError("it has no names of leads; give ArrayFormat(leads=...) in the order of the array")
+        if suffix == NPZ_SUFFIX:
+            return _open_archive(path, arrays)
         return _open_numpy(path, arrays) if suffix == NUMPY_SUFFIX else _open_hdf5(path, arrays)
     except Exception as error:  # numpy and h5py raise exceptions of any kind for a damaged file
         raise DataError(f"{path} cannot be read: {first_line(error)}") from error
@@ -60,9 +63,12 @@ def read_values(source: ArraySource) -> NDArray[Any]:
         if table.shape[1] != len(source.leads):
             raise DataError(f"expected {len(source.leads)} columns, as in its first line, got {table.shape[1]}")
         return table.T
-    if suffix == NUMPY_SUFFIX:
+    values: NDArray[Any]
+    if suffix == NPZ_SUFFIX:
+        values = read_archived(source.path, source.position)
+    elif suffix == NUMPY_SUFFIX:
         array = _load_numpy(source.path)
-        values: NDArray[Any] = np.array(array if source.position is None else array[source.position])
+        values = np.array(array if source.position is None else array[source.position])
     else:
         with _hdf5_signals(source.path, source.format) as signals:
             values = signals[() if source.position is None else source.position]
@@ -120,6 +126,14 @@ def _open_numpy(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
     if array.ndim == 2:
         return [_source(path, arrays, samples)]
     return _stack(path, arrays, samples, list(map(str, range(_require_few(len(array))))))
+
+
+def _open_archive(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
+    shapes = archived_shapes(path, len(arrays.leads), most=MAX_VALUES)
+    return [
+        _source(path, arrays, shape[1 - leads_axis(path, shape, arrays.leads)], name=name, position=position)
+        for position, name, shape in shapes
+    ]
 
 
 def _open_hdf5(path: Path, arrays: ArrayFormat) -> list[ArraySource]:

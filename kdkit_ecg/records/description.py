@@ -1,9 +1,12 @@
-"""Describe the preparation of records as values for JSON, which exported networks carry for programs without kdkit."""
+"""Describe the preparation of records as values for JSON, which exported networks carry, and read it again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kdkit import DataError
+from kdkit.errors import first_line
 from kdkit_ecg.records.filters import FLAT
+from kdkit_ecg.records.preparation import Preparation
 
 VERSION = 1  # of the description; increased if a program that follows it would compute something else
 
@@ -11,20 +14,13 @@ PERSON = ("age / 100", "age known", "female", "male", "sex known")
 _ORDER = 3  # of the band-pass, see `kdkit_ecg.records.filters.bandpass`
 
 
-def describe_preparation(
-    *,
-    leads: Sequence[str],
-    rate: float,
-    length: int,
-    band: tuple[float, float] | None,
-    resampling: str,
-    scaling: str,
-    window: str,
-) -> dict[str, Any]:
+def describe_preparation(preparation: Preparation, *, leads: Sequence[str], length: int, window: str) -> dict[str, Any]:
     """Return how a record becomes the inputs of a network: facts, and the steps in their order.
 
-    docs/export.md defines every step.
+    leads: in the order of the channels. length: of the window, in samples; window: its position. docs/export.md defines
+    every step.
     """
+    rate, band, scaling = preparation.rate, preparation.band, preparation.scaling
     steps: list[dict[str, Any]] = [
         {"step": "leads", "names": list(leads), "unit": "mV", "derive_limb_leads": True},
         {"step": "interpolate_invalid", "all_invalid": 0.0},
@@ -43,8 +39,8 @@ def describe_preparation(
                 "padding_samples": 6 * _ORDER + 3,  # at each end, at most the samples of the record less one
             }
         )
-    resample: dict[str, Any] = {"step": "resample", "rate": float(rate), "method": resampling}
-    if resampling == "polyphase":  # the window of scipy.signal.resample_poly
+    resample: dict[str, Any] = {"step": "resample", "rate": rate, "method": preparation.resampling}
+    if preparation.resampling == "polyphase":  # the window of scipy.signal.resample_poly
         resample |= {"window": "kaiser", "beta": 5.0, "half_length": "10 * max(up, down)"}
     steps.append(resample)
     if scaling == "zscore":
@@ -54,7 +50,7 @@ def describe_preparation(
         "kind": "ecg",
         "version": VERSION,
         "leads": list(leads),
-        "rate": float(rate),
+        "rate": rate,
         "length": length,
         "unit": "mV",
         "scaling": scaling,
@@ -63,3 +59,42 @@ def describe_preparation(
         "person": {"input": "person", "features": list(PERSON), "unknown": 0.0},
         "notices": ["not a medical device: for research only, and not for diagnosis or treatment"],
     }
+
+
+def read_description(description: Mapping[str, Any]) -> tuple[Preparation, int]:
+    """Return the preparation that a description was made of, and the samples of a window.
+
+    Raises DataError for a description of anything but ECGs, and for one with a step that this version does not have.
+    """
+    kind = description.get("kind")
+    if kind != "ecg":
+        got = f"{kind!r}" if kind else "no description"
+        raise DataError(
+            f"expected a network whose inputs are described as ECGs, got {got}; export it from data of ECGs"
+        )
+    try:
+        steps = {step["step"]: step for step in description["steps"]}
+        band = description["band"]
+        preparation = Preparation(
+            rate=float(description["rate"]),
+            band=None if band is None else (float(band[0]), float(band[1])),
+            resampling=steps["resample"]["method"],
+            scaling=description["scaling"],
+            leads=tuple(map(str, description["leads"])),
+        )
+        length = int(description["length"])
+        described = describe_preparation(
+            preparation, leads=preparation.leads, length=length, window=steps["window"]["position"]
+        )
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise DataError(
+            f"the description of the inputs is damaged: {type(error).__name__}: {first_line(error)}; export again"
+        ) from error
+    # Facts and steps say the same, and a step that is not written here would be skipped without notice.
+    unknown = [key for key in ("version", "steps", "person") if description.get(key) != described[key]]
+    if unknown or length < 1:
+        raise DataError(
+            f"this version of kdkit cannot follow the description of the inputs ({', '.join(unknown) or 'length'}, "
+            f"version {description.get('version')!r}, here {VERSION}); export again with this version"
+        )
+    return preparation, length

@@ -8,11 +8,12 @@ from kdkit_ecg.records.array_files import CSV_SUFFIX, HDF5_SUFFIXES, NUMPY_SUFFI
 from kdkit_ecg.records.array_format import ArrayFormat
 from kdkit_ecg.records.edf import EDF_SUFFIX, open_edf
 from kdkit_ecg.records.header import read_header
+from kdkit_ecg.records.numpy_archive import NPZ_SUFFIX
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.record_files import HEADER_SUFFIX
 
 # Of files with one name, such as A1.hea and A1.csv, the first of these describes itself best.
-SUFFIXES = (HEADER_SUFFIX, EDF_SUFFIX, NUMPY_SUFFIX, CSV_SUFFIX, *HDF5_SUFFIXES)
+SUFFIXES = (HEADER_SUFFIX, EDF_SUFFIX, NUMPY_SUFFIX, NPZ_SUFFIX, CSV_SUFFIX, *HDF5_SUFFIXES)
 
 
 def open_file(path: Path, arrays: ArrayFormat | None = None) -> Sequence[RecordSource]:

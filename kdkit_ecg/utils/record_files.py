@@ -14,7 +14,7 @@ MAX_HEADER_BYTES = 1 << 20  # of a header; those of the Challenges have about a 
 MAX_SUFFIX = 5  # characters, with the dot, of a suffix that is looked for in any case
 
 HEADER_SUFFIX, SIGNAL_SUFFIXES, UNFINISHED_SUFFIX = ".hea", (".mat", ".dat"), ".part"
-ARRAY_SUFFIXES = (".edf", ".npy", ".csv", ".hdf5", ".h5")
+ARRAY_SUFFIXES = (".edf", ".npy", ".npz", ".csv", ".hdf5", ".h5")
 NOT_LISTED = "of the folders cannot be read"  # in summaries, after the number
 
 _PIECE = 1 << 16  # bytes of a header that are read at a time

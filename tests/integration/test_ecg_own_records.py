@@ -1,11 +1,9 @@
-"""The recipe of docs/ecg.md trains and evaluates on records of eight leads at 400 Hz with three classes of a user."""
+"""The recipe of docs/ecg.md trains, evaluates, exports and predicts on eight leads at 400 Hz with classes of a user."""
 
-import csv
 import json
 
 import numpy as np
 import pytest
-import wfdb
 from safetensors.numpy import load_file
 
 from kdkit.cli.main import call
@@ -13,40 +11,14 @@ from kdkit_ecg import Records
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.simulator import Simulator
 from tests.helpers.command_line import ROOT
-
-EIGHT = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
-CLASSES = ("arrhythmia", "conduction", "none of these")
-ARRHYTHMIA, CONDUCTION = {"AF", "AFL", "PAC", "PVC"}, {"RBBB", "LBBB", "IAVB", "CRBBB", "LAnFB"}
-
-
-def own_classes(findings):
-    found = [name for name, group in zip(CLASSES, (ARRHYTHMIA, CONDUCTION), strict=False) if group & set(findings)]
-    return ";".join(found) or CLASSES[2]
+from tests.helpers.own_records import CLASSES, EIGHT, write_own_records, write_signal
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """20 simulated records of 2 s, two of each patient, as a recorder of eight leads writes them."""
     folder = tmp_path_factory.mktemp("own") / "data"
-    simulator = Simulator(seed=3, rate=400, length=800, difficulty=0.3)
-    rows = [("record", "label", "patient")]
-    for id in range(20):
-        record = simulator.record(id)
-        (folder / f"day{id % 3}").mkdir(parents=True, exist_ok=True)
-        wfdb.wrsamp(
-            f"ecg{id}",
-            fs=400,
-            units=["mV"] * 8,
-            sig_name=[f"Lead {lead}" for lead in EIGHT],
-            p_signal=record.signal[[LEADS.index(lead) for lead in EIGHT]].T,
-            fmt=["16"] * 8,
-            adc_gain=[1000.0] * 8,
-            baseline=[0] * 8,
-            write_dir=str(folder / f"day{id % 3}"),
-        )
-        rows.append((f"day{id % 3}/ecg{id}", own_classes(record.patient.findings), f"patient {id // 2}"))
-    with (folder / "labels.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
+    write_own_records(folder)
     return folder
 
 
@@ -83,3 +55,31 @@ def test_records_of_the_run_equal_the_simulated_ones(folder):
     expected = Simulator(seed=3, rate=400, length=800, difficulty=0.3).record(int(name.split("ecg")[1])).signal
     signal = data.train.batch([0], 0).inputs.signal[0].numpy()
     assert np.allclose(signal, expected[[LEADS.index(lead) for lead in EIGHT]], atol=6e-4)  # steps of 1 uV
+
+
+def test_the_run_is_exported_and_predicts_records_of_any_leads_and_rate(run, folder, tmp_path, capsys):
+    new = tmp_path / "new"
+    signal = Simulator(seed=9, rate=1000, length=21_000, difficulty=0.3).record(0).signal  # two windows of 10 s
+    write_signal(new, "long", signal, rate=1000, leads=LEADS)
+    leads = ("III", "aVF", *EIGHT[2:])
+    short = Simulator(seed=9, rate=250, length=500, difficulty=0.3).record(1).signal
+    write_signal(new, "derived", short[[LEADS.index(lead) for lead in leads]], rate=250, leads=leads)
+    write_signal(new, "limb", short[:6], rate=250, leads=LEADS[:6])
+    assert call(["export", str(run), "--to", "pt2", "--points", "100"]) == 0
+    capsys.readouterr()
+    rows = {}
+    for model in (run / "export" / "student.pt2", run):
+        assert call(["predict", str(model), str(new), str(folder), "--format", "json"]) == 1
+        rows[model.name] = list(map(json.loads, capsys.readouterr().out.splitlines()))
+    exported, unexported = rows.values()
+    by_name = {row["record"].rsplit("/", 1)[1]: row for row in exported}
+    assert len(by_name) == len(exported) == 23
+    assert {name for name, row in by_name.items() if row["refused"]} == {"limb"}
+    assert by_name["derived"]["derived"] == ["I", "II"]
+    assert len(by_name["long"]["windows"]) == 3
+    assert set(by_name["long"]["classes"]) == set(CLASSES)
+    for first, second in zip(exported, unexported, strict=True):
+        assert first["record"] == second["record"]
+        for name in CLASSES if first["refused"] is None else ():
+            difference = first["classes"][name]["probability"] - second["classes"][name]["probability"]
+            assert abs(difference) < 1e-5

@@ -1,6 +1,7 @@
 """Exports of a trained net: the files run without kdkit, have their metadata, and are judged by their gates."""
 
 import json
+import math
 import shutil
 import sys
 from dataclasses import replace
@@ -183,6 +184,24 @@ def test_the_model_card_and_the_report_of_a_run_show_its_exports_and_survive_dam
         file.write_text(json.dumps(content))
 
 
+class Positions(Waves):
+    """A net that takes no short signals, as if it had learned a position for each sample."""
+
+    def forward(self, signal, person):
+        if signal.shape[2] > 50:
+            return super().forward(signal, person)
+        raise ValueError("too short")
+
+
+def test_only_the_batch_is_dynamic_if_the_net_takes_no_other_length(run_folder, tmp_path):
+    made = recipe()
+    (net,) = made.stages[0].objectives
+    net.module.__class__ = Positions
+    (result,) = export_net(made, run_folder, to="pt2", out=tmp_path, options=FAST)
+    assert result.passed
+    assert [item["shape"] for item in result.card["metadata"]["inputs"]] == [["batch", 2, 64], ["batch", 2]]
+
+
 def test_a_missing_package_of_a_format_is_named_with_its_extra(run_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "executorch", None)
     with pytest.raises(PluginError, match=r"pip install 'kdkit\[executorch\]'"):
@@ -237,8 +256,8 @@ def test_the_module_that_is_trained_computes_the_outputs_of_the_int8_graph_and_r
     assert np.array_equal(runner.open(written.SerializeToString())(arrays), outputs)
 
 
-def test_the_float_net_teaches_an_int8_graph_whose_weights_were_spoilt(int8):
-    from kdkit.export.finishing import finished
+def test_the_float_net_teaches_an_int8_graph_whose_weights_were_spoilt(int8, monkeypatch):
+    from kdkit.export import finishing
     from kdkit.export.onnx_graph import OnnxGraph
 
     source, model = int8
@@ -256,7 +275,8 @@ def test_the_float_net_teaches_an_int8_graph_whose_weights_were_spoilt(int8):
 
     source.options = replace(FAST, finish_epochs=5)
     was_training = source.net.network.training
-    trained = finished(source, spoilt, limit=64)
+    monkeypatch.setattr(finishing, "_LEARNING_RATE", 1e-3)  # more than rounding is to be undone
+    trained = finishing.finished(source, spoilt, limit=64)
     assert difference(trained) < 0.5 * difference(spoilt)
     assert [step.op_type for step in trained.graph.node] == [step.op_type for step in spoilt.graph.node]
     assert source.net.network.training == was_training
@@ -291,13 +311,17 @@ class Shifted(Exporter):
 def shifted(monkeypatch):
     """Register an exporter that a test may change, as a plugin does."""
 
-    class Plugin:
-        @kdkit.hookimpl
-        def register_exporters(self, register):
-            register("shifted", Shifted)
-
-    installed().add(Plugin(), "shifted")
+    installed().add(_Plugin("shifted", Shifted), "shifted")
     return monkeypatch
+
+
+class _Plugin:
+    def __init__(self, name, exporter):
+        self.name, self.exporter = name, exporter
+
+    @kdkit.hookimpl
+    def register_exporters(self, register):
+        register(self.name, self.exporter)
 
 
 def test_outputs_that_differ_miss_the_numeric_gate_and_the_file_is_set_aside(run_folder, tmp_path, shifted):
@@ -326,6 +350,59 @@ def test_metrics_that_are_worse_miss_their_gate(run_folder, tmp_path, shifted):
     assert scores["macro_auroc"]["export"] == pytest.approx(1 - scores["macro_auroc"]["network"], abs=0.01)
     lines = failures(result.card)
     assert any(line.startswith("macro_auroc is") and "expected at most 5" in line for line in lines)
+
+
+def test_outputs_that_are_no_numbers_miss_both_gates(run_folder, tmp_path, shifted):
+    shifted.setattr(Shifted, "shift", math.nan)
+    (result,) = export_net(recipe(), run_folder, to="shifted", out=tmp_path, options=FAST)
+    assert not result.passed
+    card = json.loads(result.path.with_name(f"{result.path.name}.json").read_text())
+    assert not card["numeric_gate"]["passed"]
+    assert not card["metric_gate"]["passed"]
+    assert card["metric_gate"]["scores"]["macro_f1"]["export"] is None
+    assert "undefined" in (tmp_path / "student.md").read_text()
+    assert len(failures(result.card)) == 5  # three kinds of inputs, and two metrics
+
+
+class Improving(Shifted):
+    """An exporter whose first file is useless, the second is a little better, and the third is good."""
+
+    tolerance = None
+
+    def improvements(self, source):
+        yield Exported(content=b"second")
+        yield Exported(content=b"third")
+        raise AssertionError("the third has passed")
+
+    def open(self, content):
+        self.scale = {b"content": -1.0, b"second{": 0.0}.get(content[:7], 1.0)
+        return super().open(content)
+
+
+def test_improvements_are_tried_until_one_passes_its_gate(run_folder, tmp_path):
+    installed().add(_Plugin("improving", Improving), "improving")
+    (result,) = export_net(recipe(), run_folder, to="improving", out=tmp_path, options=FAST)
+    assert result.passed
+    assert result.path.read_bytes().startswith(b"third")
+
+
+def test_only_the_layers_with_weights_can_be_quantized(int8):
+    from kdkit.export import onnx_int8
+
+    source, _ = int8
+    model = onnx_int8.quantizable(source)
+    ranges = onnx_int8.choose_ranges(model, onnx_int8.calibration_arrays(source))
+    layers = onnx_int8.quantized(model, ranges, weight_bits=7, only_layers=True)
+    kinds = [node.op_type for node in layers.graph.node]
+    assert kinds.count("QLinearConv") == 4
+    assert {"Add", "Relu"} <= {*kinds}
+    assert not {"QLinearAdd", "QLinearConcat", "QLinearGlobalAveragePool"} & {*kinds}
+
+
+def test_a_run_that_was_started_from_python_is_exported_there(kdkit_here, run_folder):
+    refused = kdkit_here("export", run_folder)
+    assert refused.code == 2
+    assert "kdkit.export_net(recipe, " in refused.err
 
 
 def test_faults_are_named_before_anything_is_written(run_folder, tmp_path):

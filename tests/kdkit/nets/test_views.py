@@ -13,6 +13,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from kdkit import Batch, Images, Inputs, RecipeError, View
 from kdkit.nets.views import pick_tensor
+from tests.helpers.tiny import tiny_data
 
 Pair = namedtuple("Pair", "left right")
 LABELS = torch.zeros(2)
@@ -151,3 +152,13 @@ def test_an_output_without_the_element_is_described(value, element, message):
     with pytest.raises(RecipeError) as caught:
         pick_tensor(value, element, "it")
     assert message in str(caught.value)
+
+
+def test_a_view_of_images_adds_its_steps_to_the_description_of_the_data():
+    data = tiny_data()
+    data.preparation = {"kind": "photos", "steps": [{"step": "decode"}]}
+    described = Images(mean=(0.5,), std=(0.25,), size=(8, 6)).describe(data.preparation)
+    assert described["kind"] == "photos"
+    assert [step["step"] for step in described["steps"]] == ["decode", "resize", "normalise_channels"]
+    assert described["steps"][1]["size"] == [8, 6]
+    assert data.preparation["steps"] == [{"step": "decode"}]  # unchanged

@@ -25,6 +25,10 @@ def write_numpy(folder, number):
     np.save(folder / f"r{number}.npy", in_mv(number).T if number % 2 else in_mv(number).astype(np.float32))
 
 
+def write_archive(folder, number):
+    np.savez(folder / f"r{number}.npz", patient=np.array(number), ecg=in_mv(number).T if number % 2 else in_mv(number))
+
+
 def write_csv(folder, number):
     names = ["Time", *reversed(EIGHT)] if number % 2 else EIGHT
     columns = [np.arange(200), *in_mv(number)[::-1]] if number % 2 else in_mv(number)
@@ -50,7 +54,7 @@ def write_hdf5(folder, number):
         file["tracings"] = in_mv(number) if number % 2 else in_mv(number).T
 
 
-@pytest.mark.parametrize("write", [write_numpy, write_csv, write_edf, write_hdf5])
+@pytest.mark.parametrize("write", [write_numpy, write_archive, write_csv, write_edf, write_hdf5])
 def test_files_of_every_kind_have_the_samples_of_wfdb(tmp_path, write):
     for kind in ("wfdb", "other"):
         (tmp_path / kind).mkdir()

@@ -57,6 +57,7 @@ def by_id(data):
 def test_leads_classes_and_the_network_follow_from_the_records(tree):
     data = Records(tree, **RAW)
     assert (data.leads, data.classes, data.task) == (EIGHT, ("AF", "normal", "other"), "multilabel")
+    assert data.preparation["leads"] == data.preparation["steps"][0]["names"] == list(EIGHT)  # of an exported network
     batch = data.train.batch([0, 1], 0)
     assert batch.inputs.signal.shape == (2, 8, 200)
     assert batch.inputs.person[0, 1:].tolist() == [1, 1, 0, 1]

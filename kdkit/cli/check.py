@@ -1,0 +1,101 @@
+"""The commands `kdkit check` and `kdkit evaluate`."""
+
+from typing import Any
+
+import click
+
+from kdkit.cli.options import DEVICE, PATH, PRECISION, SEED, TEACHER_CACHE
+from kdkit.cli.recipe_command import RecipeCommand, file_of, recipe_options
+from kdkit.utils.printable import echo
+
+
+@click.command(cls=RecipeCommand, short_help="Show the plan of a recipe, and every problem.")
+@click.argument("file", type=click.Path())
+@click.option("--device", default="cpu", show_default=True, help="Device of the forward pass.")
+@PRECISION
+@SEED
+@TEACHER_CACHE
+@click.option("--svg", type=PATH, metavar="FILE", help="Also draw the plan, into this file.")
+@click.option("--pairs", is_flag=True, help="Also advise which layers of students and teachers to pair.")
+@click.pass_context
+def check(ctx: click.Context, /, **options: Any) -> None:
+    """Check the recipe in FILE and print its plan, without training.
+
+    Every net runs on a few samples. The plan shows which net learns from which teacher, every tap with its shape,
+    parameters, projectors, multiply-adds, the time of an epoch, which teacher outputs are cached, and all problems at
+    once; on CUDA also the memory that a step takes. With --pairs, layers are compared on 128 samples.
+    """
+    from kdkit.cli.pairs_table import show_pairs
+    from kdkit.cli.plan import show_plan
+    from kdkit.cli.plan_svg import draw_plan
+    from kdkit.engine.check.check import check as check_recipe
+    from kdkit.engine.check.pairs import pair_advice
+    from kdkit.engine.options import RunOptions
+    from kdkit.engine.storage.run_folder import default_path
+    from kdkit.utils.console import Status, make_console
+    from kdkit.utils.files import write
+    from kdkit.utils.randomness import seed_everything
+
+    file = file_of(ctx)
+    settings = RunOptions(
+        out=default_path(file.path.stem),  # next to which the teacher cache is
+        device=options["device"],
+        precision=options["precision"],
+        seed=options["seed"],
+        teacher_cache=options["teacher_cache"],
+    )
+    device = settings.torch_device()
+    seed_everything(settings.seed)  # recipe() is called with the random numbers of a run
+    with Status() as status:
+        status.show("preparing the data and the networks")
+        recipe = file.make(recipe_options(file, options))
+        status.show("checking the recipe")
+        plan = check_recipe(recipe, device, precision=settings.precision, estimate=settings)
+    console = make_console()
+    console.width = min(console.width, 100)
+    show_plan(plan, console, device)
+    if options["svg"] is not None:
+        write(options["svg"], draw_plan(plan, file.path.stem))
+        echo(f"saved to {options['svg']}")
+    plan.require()
+    if options["pairs"]:
+        with Status() as status:
+            status.show("comparing layers")
+            advice = pair_advice(recipe, device, settings.precision)
+        for pairs in advice:
+            show_pairs(pairs, console)
+        if not advice:
+            console.print("there is no student with a network as its teacher, whose layers could be paired")
+
+
+@click.command(cls=RecipeCommand, short_help="Print the metrics of trained weights.")
+@click.argument("file", type=click.Path())
+@click.option("--weights", type=PATH, required=True, help="File of weights, or the folder of a run.")
+@click.option("--net", help="Net of the recipe to load them into; the one trained last if not given.")
+@DEVICE
+@PRECISION
+@click.pass_context
+def evaluate(ctx: click.Context, /, **options: Any) -> None:
+    """Print the metrics of trained weights on the data of the recipe in FILE, without training.
+
+    Thresholds are fitted on the validation split, and metrics are computed on the test split if there is one.
+    """
+    from kdkit.engine.console import results_table
+    from kdkit.engine.evaluate import evaluate as evaluate_weights
+    from kdkit.engine.options import RunOptions
+    from kdkit.utils.console import Status, make_console
+    from kdkit.utils.randomness import seed_everything
+
+    file = file_of(ctx)
+    settings = RunOptions(device=options["device"], precision=options["precision"])
+    seed_everything(settings.seed)  # as for a run, in which recipe() may split the data
+    with Status() as status:
+        status.show("preparing the data and the networks")
+        recipe = file.make(recipe_options(file, options))
+        status.show("computing the metrics")
+        results = evaluate_weights(recipe, options["weights"], net=options["net"], options=settings)
+    split = "validation" if recipe.data.test is None else "test"
+    console = make_console()
+    console.print(results_table(results, f"{options['weights']} on {split}"))
+    for note in sorted({result.note for result in results.values() if result.note}):
+        console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)

@@ -1,0 +1,148 @@
+"""The commands `kdkit run` and `kdkit rerun`."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdkit.cli.options import LOG, PATH, SEED, loggers_of, read_seeds, run_fields, run_options
+from kdkit.cli.recipe_command import RunCommand, arguments_of, file_of, recipe_options
+from kdkit.errors import KdkitError, RunFolderError, Terminated
+from kdkit.utils.printable import echo
+
+
+@click.command(cls=RunCommand, short_help="Train the stages of a recipe, and evaluate its nets.")
+@click.argument("file", type=click.Path())
+@click.option("--out", type=PATH, help="Run folder; runs/<recipe>-<time> if not given.")
+@click.option("--resume", is_flag=True, help="Resume the run in --out; or --resume FOLDER, without FILE.")
+@click.option("--force", is_flag=True, help="Resume it although its recipe, data or versions have changed.")
+@click.option("--trust", is_flag=True, help="With --resume FOLDER: execute a recipe file that changed or is not yours.")
+@SEED
+@click.option(
+    "--seeds",
+    callback=read_seeds,
+    metavar="N|SEED,...",
+    help="Run N times, with seeds from --seed on, or with these seeds, in one folder; print the verdict over them.",
+)
+@run_options
+@click.option(
+    "--gradients",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Record gradient norms and cosines of the terms every N updates; 0 for never.",
+)
+@click.option(
+    "--keep-checkpoints",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Keep the weights of the last N epochs of each stage.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Number of processes that train independent stages, or with --seeds whole runs, in parallel.",
+)
+@LOG
+@click.option("--deterministic", is_flag=True, help="On CUDA, use kernels that give the same bits in each run.")
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing except errors.")
+@click.option("--verbose", "-v", is_flag=True, help="Print also settings, and more about each epoch.")
+@click.pass_context
+def run(ctx: click.Context, /, **options: Any) -> int:
+    """Run the recipe in FILE: train its stages, then evaluate every net.
+
+    The parameters of its recipe() are options too: `kdkit run FILE --help` lists them. With --seeds, the folder is
+    runs/<recipe>-seeds if --out is not given, the same command again skips the runs that are finished, and the exit
+    code is 1 if a run failed.
+    """
+    from kdkit.cli.repeat import command_record
+    from kdkit.engine.options import RunOptions
+    from kdkit.engine.run import run as run_recipe
+    from kdkit.engine.run_record import Origin
+    from kdkit.engine.storage.run_folder import default_path
+    from kdkit.study.parallel_stages import run_parallel_stages
+    from kdkit.utils.memory import keep_freed_memory
+
+    if options["quiet"] and options["verbose"]:
+        raise click.UsageError("--quiet prints nothing, and --verbose more than usual; use one of them")
+    file, out, jobs = file_of(ctx), options["out"], options["jobs"]
+    arguments = recipe_options(file, options)
+    several = options["seeds"] is not None
+    if options["log"] and jobs > 1 and not several:
+        raise KdkitError("stages in child processes are not logged; leave out --jobs, or --log")
+    if not several and out is None and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        # The name of the default folder contains the time, so a restarted process would not find it again.
+        raise RunFolderError("a run that torchrun may restart needs a run folder to resume from: add --out FOLDER")
+    if jobs > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise KdkitError("torchrun divides each stage among its processes; leave out --jobs, or torchrun")
+    settings = RunOptions(
+        out=out or (None if options["resume"] else default_path(file.path.stem)),
+        resume=options["resume"],
+        force=options["force"],
+        deterministic=options["deterministic"],
+        seed=options["seed"],
+        gradients=options["gradients"],
+        keep_checkpoints=options["keep_checkpoints"],
+        progress=not options["quiet"],
+        verbose=options["verbose"],
+        **run_fields(options),
+    )
+    if several:
+        from kdkit.cli.seeds import run_seeds
+
+        keep_freed_memory()
+        return run_seeds(file, settings, options, recipe=arguments, args=arguments_of(ctx))
+    loggers = loggers_of(options["log"])
+    origin = Origin(file=file.path, options=arguments, command=command_record(file.path, arguments_of(ctx)))
+    keep_freed_memory()  # process-wide, which only the owner of the process may decide: not in `kdkit.run`
+    try:
+        if jobs == 1:
+            run_recipe(lambda: file.make(arguments), settings, callbacks=loggers, origin=origin)
+        else:
+            log = (lambda line: echo(line, err=True)) if settings.progress else (lambda _line: None)
+            run_parallel_stages(file, origin, settings, jobs=jobs, log=log)
+    except (KeyboardInterrupt, Terminated):
+        if settings.out is not None and settings.out.exists():
+            echo(f"\nto resume from the last checkpoint: kdkit run --resume {settings.out}", err=True)
+        raise
+    return 0
+
+
+@click.command(
+    short_help="Repeat a run, and compare the results bit for bit.",
+    context_settings={"ignore_unknown_options": True},  # they are those of `kdkit run`
+)
+@click.argument("folder", type=PATH)
+@click.option("--out", type=PATH, help="Folder of the new run; FOLDER-rerun if not given.")
+@click.option("--trust", is_flag=True, help="Execute a recipe file that has changed or is not yours.")
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def rerun(folder: Path, out: Path | None, trust: bool, options: tuple[str, ...]) -> int:
+    """Repeat the run in FOLDER as it was started, and compare the results bit for bit.
+
+    OPTIONS of `kdkit run`, such as --device, replace those that it was started with. The exit code is 1 if results
+    differ.
+    """
+    from kdkit.cli.repeat import COMMAND, recorded_arguments
+    from kdkit.engine.storage.comparison import differences, different_conditions
+
+    if (folder / COMMAND).is_file():
+        raise RunFolderError(f"{folder} holds several runs; rerun one of them, such as {folder}/seed=0")
+    out = folder.with_name(f"{folder.name}-rerun") if out is None else out
+    run.main(
+        [*recorded_arguments(folder, trust=trust), *options, "--out", str(out)], "kdkit run", standalone_mode=False
+    )
+    changes = differences(folder, out)
+    if not changes:
+        echo(f"{out} has the results of {folder} to the bit")
+        return 0
+    echo(f"{out} and {folder} differ:\n  " + "\n  ".join(changes))
+    conditions = different_conditions(folder, out)
+    if conditions:
+        echo("the runs also differ in these conditions:\n  " + "\n  ".join(conditions))
+    return 1

@@ -1,0 +1,46 @@
+"""A net of a run with the metadata that its export would have, for programs that take either of the two."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kdkit.engine.evaluate import load_net
+from kdkit.export.base import Arrays, Model
+from kdkit.export.gates import Reference
+from kdkit.export.metadata import metadata_of
+from kdkit.export.options import ExportOptions
+from kdkit.export.source import ExportSource
+from kdkit.recipe.recipe import Recipe, as_recipe
+from kdkit.utils.modules import eval_mode
+
+
+def open_net(
+    recipe: Recipe | Callable[[], Recipe], weights: str | Path, *, net: str | None = None
+) -> tuple[Model, dict[str, Any]]:
+    """Load weights into a net of a recipe, and return a function that runs it on the CPU, and its metadata.
+
+    weights, net: as for `kdkit.export_net`. The net predicts the validation split, by which thresholds are chosen, and
+    the test split. Raises RecipeError for a net that does not exist and for weights that do not fit.
+    """
+    recipe = as_recipe(recipe, "predict")
+    chosen = load_net(recipe, Path(weights), net)
+    chosen.move_to(torch.device("cpu"))
+    source = ExportSource(recipe, chosen, ExportOptions())
+    # Not by `inputs_of`, which traces the net to find the sizes that are dynamic.
+    inputs = [
+        {"name": name, "shape": ["batch", *tensor.shape[1:]], "dtype": str(tensor.dtype).removeprefix("torch.")}
+        for name, tensor in zip(source.input_names, source.example, strict=True)
+    ]
+    metadata = {**metadata_of(source, Reference(source), Path(weights)), "inputs": inputs, "precision": "fp32"}
+
+    def model(arrays: Arrays) -> NDArray[np.float32]:
+        tensors = [torch.from_numpy(arrays[name]) for name in source.input_names]
+        with eval_mode(source.module), torch.no_grad():
+            outputs: NDArray[np.float32] = source.module(*tensors).float().numpy()
+        return outputs
+
+    return model, metadata

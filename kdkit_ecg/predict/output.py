@@ -1,0 +1,106 @@
+"""Write predictions as a table to read, as lines of JSON, or as CSV."""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+
+from kdkit.utils.files import to_json
+from kdkit.utils.printable import printable
+from kdkit_ecg.predict.prediction import Prediction
+from kdkit_ecg.predict.predictor import Predictor
+
+DISCLAIMER = "for research only: not a medical device, and not for diagnosis or treatment"
+
+_COLUMNS = ("record", "refused", "predicted", "windows", "combine", "seconds", "rate", "derived", "notes")
+
+
+def json_lines(predictions: Iterable[Prediction]) -> Iterator[str]:
+    """Yield a line of JSON for each prediction."""
+    for prediction in predictions:
+        yield to_json(prediction.as_dict())
+
+
+def csv_lines(predictions: Iterable[Prediction], classes: Sequence[str]) -> Iterator[str]:
+    """Yield the names of the columns, and a line for each prediction; three columns for each class."""
+    of_classes = [f"{name} {field}" for name in classes for field in ("probability", "threshold", "decision")]
+    yield _csv_line([*_COLUMNS, *of_classes])
+    for prediction in predictions:
+        fields = prediction.as_dict()
+        if prediction.reason is not None:
+            yield _csv_line([fields["record"], fields["refused"], *[""] * (len(_COLUMNS) - 2 + len(of_classes))])
+            continue
+        numbers = [
+            "" if value is None else int(value) if isinstance(value, bool) else value
+            for by_class in fields["classes"].values()
+            for value in by_class.values()
+        ]
+        predicted, derived, notes = (";".join(fields[key]) for key in ("predicted", "derived", "notes"))
+        facts = [len(fields["windows"]), fields["combine"], fields["seconds"], fields["rate"]]
+        yield _csv_line([fields["record"], "", predicted, *facts, derived, notes, *numbers])
+
+
+def table_lines(predictions: Iterable[Prediction], predictor: Predictor) -> Iterator[str]:
+    """Yield lines to read: of one record every class, of several the predicted classes of each; then a summary."""
+    predictions = list(predictions)
+    rows: list[tuple[str, ...]]
+    served = [prediction for prediction in predictions if prediction.reason is None]
+    if len(predictions) == len(served) == 1:
+        yield f"{served[0].record}: {served[0].seconds:g} s at {served[0].rate:g} Hz\n"
+        rows = [("class", "probability", "threshold", "predicted")]
+        for name, by_class in served[0].by_class().items():
+            decided = "yes" if by_class["decision"] else ""
+            rows.append((name, f"{by_class['probability']:.3f}", _threshold(by_class["threshold"]), decided))
+        yield from _aligned(rows)
+    else:
+        rows = [("record", "seconds", "predicted classes and their probabilities")]
+        for prediction in predictions:
+            if prediction.reason is not None:
+                rows.append((prediction.record, "", f"REFUSED: {prediction.reason}"))
+                continue
+            probabilities = dict(zip(prediction.classes, prediction.probabilities.tolist(), strict=True))
+            predicted = ", ".join(f"{name} {probabilities[name]:.3f}" for name in prediction.predicted)
+            rows.append((prediction.record, f"{prediction.seconds:g}", predicted or "none"))
+        yield from _aligned(rows)
+        if predictor.thresholds:
+            thresholds = zip(predictor.classes, predictor.thresholds, strict=True)
+            yield "\nthresholds: " + ", ".join(f"{name} {_threshold(value)}" for name, value in thresholds)
+    yield ""
+    yield f"{len(predictions)} records: {len(served)} predicted, {len(predictions) - len(served)} refused"
+    yield from _remarks(served, predictor)
+    yield DISCLAIMER
+
+
+def _remarks(served: Sequence[Prediction], predictor: Predictor) -> Iterator[str]:
+    """Yield lines about records in several windows, derived leads, and what was assumed."""
+    several = sum(len(prediction.starts) > 1 for prediction in served)
+    if several:
+        how = {"mean": "the mean", "max": "the largest"}[predictor.combine]
+        yield f"{several} in several windows of {predictor.seconds:.4g} s: {how} of their probabilities"
+    counts: dict[str, int] = {}
+    for prediction in served:
+        derived = [f"computed from two other limb leads: {', '.join(prediction.derived)}"] if prediction.derived else []
+        for remark in (*derived, *prediction.notes):
+            counts[remark] = counts.get(remark, 0) + 1
+    for remark, count in counts.items():
+        yield f"{count} with the remark: {remark}"
+
+
+def _threshold(value: float | None) -> str:
+    """Return a threshold; a class without one is never predicted, or is the one with the largest probability."""
+    return "-" if value is None or value == float("inf") else f"{value:.3f}"
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Yield rows as columns of equal width, except for the last one."""
+    rows = [tuple(map(printable, row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _csv_line(cells: Sequence[object]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="").writerow(
+        [printable(cell) if isinstance(cell, str) else cell for cell in cells]
+    )
+    return buffer.getvalue()

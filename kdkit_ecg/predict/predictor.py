@@ -1,0 +1,277 @@
+"""Predict the classes of ECG records: read, prepare as for the training, run the network on windows, combine them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kdkit import DataError, KdkitError, RecipeError
+from kdkit.errors import did_you_mean, first_line
+from kdkit_ecg.leads import missing_leads, standard_name
+from kdkit_ecg.predict.model import Model, model_of_run, open_model
+from kdkit_ecg.predict.prediction import Prediction
+from kdkit_ecg.predict.search import Refusal, find_records, label_of
+from kdkit_ecg.predict.windows import Combination, cut, starts_of
+from kdkit_ecg.records.array_format import ArrayFormat, leads_axis
+from kdkit_ecg.records.record import read_record
+from kdkit_ecg.records.signal_lines import DEFAULT_GAIN, UNITS, clipped
+from kdkit_ecg.records.source import Record, RecordSource, Sex, ordered_signal, person_vector
+from kdkit_ecg.utils.processes import run_in_processes, usable_cores
+
+BATCH = 16  # windows that the network receives at a time; a day at 257 Hz has 5,400 of 4,096 samples
+SHORTEST = 0.05  # share of a window that a record has to fill; the network would see little but padding
+CHUNK = 4  # records that a process receives at a time
+RECORDS_PER_PROCESS = 100  # that justify to start a process, whose imports take about three seconds
+
+
+class Predictor:
+    """Predicts the classes of ECG records of any rate and order of leads. Not a medical device.
+
+    path: a file that `kdkit export` wrote: .onnx (also int8), for which onnxruntime is enough and torch is not
+    imported, or .pt2. combine: of the windows of a record that is longer than one: "mean" or "max" of their
+    probabilities, or "centre" for the middle one alone, as in the evaluation of a run.
+
+    classes, thresholds: names and probabilities, see `Prediction`. leads, rate, seconds: of the window that the network
+    takes, rate in Hz. metadata: all of the file.
+
+    Raises DataError if the file cannot be read or was not exported from ECGs, KdkitError without onnxruntime.
+    """
+
+    def __init__(self, path: str | Path, *, combine: Combination = "mean") -> None:
+        self._set(open_model(Path(path)), combine)
+        self._path: Path | None = Path(path)
+
+    @classmethod
+    def from_run(
+        cls, recipe: Any, weights: str | Path, *, net: str | None = None, combine: Combination = "mean"
+    ) -> "Predictor":
+        """Return the predictor of a net of a recipe with the weights of a run, without an export.
+
+        Arguments as for `kdkit.export_net`. The net predicts its validation split first, to choose thresholds. Records
+        are predicted in this process alone.
+        """
+        predictor = cls.__new__(cls)
+        predictor._set(model_of_run(recipe, Path(weights), net), combine)
+        predictor._path = None
+        return predictor
+
+    def _set(self, model: Model, combine: Combination) -> None:
+        if combine not in get_args(Combination):
+            raise KdkitError(
+                f"combine={combine!r} is not an option; {did_you_mean(str(combine), get_args(Combination))}"
+            )
+        if combine == "max" and model.multiclass:
+            raise KdkitError('combine="max" does not suit classes of which exactly one is true; use "mean" or "centre"')
+        self._model, self.combine = model, combine
+        self.metadata = model.metadata
+        self.classes, self.thresholds = model.classes, model.thresholds
+        self.leads, self.rate = model.preparation.leads, model.preparation.rate
+        self.seconds = model.length / self.rate
+
+    def predict(self, record: str | Path | RecordSource | Record, *, arrays: ArrayFormat | None = None) -> Prediction:
+        """Return the prediction of one record: the path of a file with a single record, or a record that was read.
+
+        A WFDB record may be named without its suffix. arrays: describes files of numbers. Raises DataError with the
+        reason if it cannot be served.
+        """
+        if isinstance(record, Record):
+            return self._predict(record, str(record.path), derived=(), notes=())
+        if isinstance(record, RecordSource):
+            return self._predict_source(record)
+        sources = list(find_records([Path(record)], arrays))  # of a folder, all records in it
+        if len(sources) != 1:
+            raise DataError(f"expected one record in {record}, got {len(sources)}; use predict_all for several")
+        if isinstance(sources[0], Refusal):
+            raise DataError(f"{sources[0].record}: {sources[0].reason}")
+        return self._predict_source(sources[0])
+
+    def predict_array(
+        self,
+        signal: ArrayLike,
+        *,
+        rate: float,
+        leads: Sequence[str],
+        unit: str | None = None,
+        age: float | None = None,
+        sex: Sex | None = None,
+    ) -> Prediction:
+        """Return the prediction of a signal, (leads, time) or (time, leads), in the order of the names in `leads`.
+
+        rate in Hz. unit: "mV", "uV", "V", or "NU" for standard deviations; may be None, for mV, if the network scales
+        each lead itself. NaN is interpolated. age in years; None if unknown, as sex. Raises DataError for an array that
+        cannot be served, RecipeError for wrong options.
+        """
+        described = self.array_format(rate=rate, leads=leads, unit=unit)
+        values = np.asarray(signal, dtype=np.float64)
+        path = Path("array")
+        if values.ndim != 2:
+            raise DataError(f"expected a signal of two axes, leads and time, got the shape {values.shape}")
+        values = values if leads_axis(path, values.shape, described.leads) == 0 else values.T
+        # The twelve leads first, as those of files: limb leads are then derived by the same code.
+        names, samples = ordered_signal(values * UNITS[described.unit.lower()], described.leads)
+        record = Record(
+            name="array",
+            path=path,
+            signal=samples,
+            leads=names,
+            rate=described.rate,
+            age=age,
+            sex=sex,
+            codes=(),
+            normalised=described.unit.lower() == "nu",
+        )
+        return self._predict(record, "array", derived=self._derived(described.leads), notes=())
+
+    def array_format(self, *, rate: float, leads: Sequence[str] = (), unit: str | None = None) -> ArrayFormat:
+        """Return the description of files of numbers for `predict` and `predict_all`; see `predict_array`."""
+        if unit is None and self._model.preparation.scaling == "raw":
+            raise RecipeError('the network takes signals in mV; give the unit of the array, such as unit="mV"')
+        return ArrayFormat(rate=rate, unit=unit or "mV", leads=tuple(leads))
+
+    def predict_all(
+        self,
+        records: Iterable[str | Path],
+        *,
+        arrays: ArrayFormat | None = None,
+        processes: int | None = None,
+    ) -> Iterator[Prediction]:
+        """Yield a prediction for each record of files and folders, in their order, also for one that is refused.
+
+        Folders are searched. arrays: describes files of numbers; None leaves them out of folders. processes: that read
+        and predict; chosen by the number of records and of usable cores if None.
+        """
+        sources = list(find_records(list(map(Path, records)), arrays))
+        if processes is None:
+            processes = min(usable_cores(), max(1, len(sources) // RECORDS_PER_PROCESS))
+        if self._path is None or processes <= 1:
+            yield from map(self._predict_or_refuse, sources)
+            return
+        chunks = [list(range(start, min(start + CHUNK, len(sources)))) for start in range(0, len(sources), CHUNK)]
+        work = [(chunk[0], tuple(sources[row] for row in chunk)) for chunk in chunks]
+        finished: dict[int, list[Prediction]] = {}  # by the position of their first record
+        position = 0
+        # Chunks end in any order, and are yielded in theirs.
+        for (start, _), predictions in run_in_processes(_PredictChunk(self._path, self.combine), work, processes):
+            finished[start] = predictions
+            while position in finished:
+                done = finished.pop(position)
+                yield from done
+                position += len(done)
+
+    def _predict_or_refuse(self, source: RecordSource | Refusal) -> Prediction:
+        if isinstance(source, Refusal):
+            return Prediction(record=source.record, reason=source.reason)
+        try:
+            return self._predict_source(source)
+        except (KdkitError, OSError, MemoryError) as error:
+            return Prediction(record=label_of(source), reason=first_line(error))
+
+    def _predict_source(self, source: RecordSource) -> Prediction:
+        absent = missing_leads(source.leads, self.leads)
+        if absent:  # before the signal is read
+            raise DataError(
+                f"it lacks {', '.join(absent)}, which do not follow from its leads {clipped(', '.join(source.leads))}"
+            )
+        notes = []
+        if source.default_gains:
+            notes.append(f"{DEFAULT_GAIN:g} steps per mV are assumed, as the header has no gain")
+        if source.counted:
+            notes.append("the number of samples is that of the file")
+        derived = self._derived(source.leads)
+        return self._predict(read_record(source), label_of(source), derived=derived, notes=tuple(notes))
+
+    def _derived(self, names: Sequence[str]) -> tuple[str, ...]:
+        present = set(map(standard_name, names))
+        return tuple(lead for lead in self.leads if lead not in present)
+
+    def _predict(self, record: Record, label: str, *, derived: tuple[str, ...], notes: tuple[str, ...]) -> Prediction:
+        model = self._model
+        if record.normalised:
+            # Leads that were scaled each by its own deviation are no longer sums of each other.
+            if derived or model.preparation.scaling == "raw":
+                raise DataError(f"{record.path} is in standard deviations (NU), but the network takes signals in mV")
+            notes = (*notes, "the signal is in standard deviations, not in mV")
+        signal = self._prepared(record)
+        if signal.shape[1] < SHORTEST * model.length:
+            seconds = record.signal.shape[1] / record.rate
+            raise DataError(
+                f"{record.path} has {seconds:.3g} s; expected at least {SHORTEST:.0%} of {self.seconds:.3g} s"
+            )
+        flat = [lead for lead, samples in zip(self.leads, signal, strict=True) if not samples.any()]
+        if len(flat) == len(self.leads):
+            raise DataError(f"{record.path} has no signal: all leads that the network takes are flat")
+        if flat:
+            notes = (*notes, f"flat: {', '.join(flat)}")
+        starts = starts_of(signal.shape[1], model.length, self.combine)
+        outputs = self._run(signal, starts, person_vector(record.age, record.sex))
+        windows = model.probabilities(outputs)
+        together = windows.max(axis=0) if self.combine == "max" else windows.mean(axis=0)
+        return Prediction(
+            record=label,
+            classes=model.classes,
+            probabilities=together,
+            thresholds=model.thresholds,
+            decisions=self._decisions(together, outputs),
+            windows=windows,
+            combine=self.combine,
+            starts=tuple(start / self.rate for start in starts),
+            seconds=record.signal.shape[1] / record.rate,
+            rate=record.rate,
+            derived=derived,
+            notes=notes,
+        )
+
+    def _prepared(self, record: Record) -> NDArray[np.float32]:
+        if not np.isfinite(record.signal).all():
+            raise DataError(f"{record.path} has samples that are too large for a number")
+        try:
+            with np.errstate(divide="raise", over="raise", invalid="raise"):
+                return self._model.preparation.transform(record)
+        except (ArithmeticError, ValueError) as error:  # scipy's filters raise any of these for an extreme rate
+            raise DataError(f"{record.path} at {record.rate:g} Hz cannot be prepared: {first_line(error)}") from error
+
+    def _run(
+        self, signal: NDArray[np.float32], starts: Sequence[int], person: NDArray[np.float32]
+    ) -> NDArray[np.float64]:
+        """Return the outputs of the windows, (windows, classes)."""
+        model, outputs = self._model, []
+        for first in range(0, len(starts), BATCH):
+            windows = cut(signal, starts[first : first + BATCH], model.length)
+            arrays = {model.signal: windows, model.person: np.repeat(person[None], len(windows), axis=0)}
+            # In the order of the file, by which some runtimes take them.
+            outputs.append(model.run({name: arrays[name] for name in model.inputs}))
+        logits = np.concatenate(outputs).astype(np.float64)
+        if logits.shape != (len(starts), len(model.classes)) or not np.isfinite(logits).all():
+            raise DataError(f"the network gives no finite outputs for {len(model.classes)} classes")
+        return logits
+
+    def _decisions(self, probabilities: NDArray[np.float64], outputs: NDArray[np.float64]) -> NDArray[np.bool_]:
+        decisions: NDArray[np.bool_]
+        if self._model.multiclass:
+            decisions = np.arange(len(probabilities)) == probabilities.argmax()
+        elif len(outputs) == 1:
+            # The logit itself, which may be equal to the threshold: it is that of a sample.
+            decisions = outputs[0] >= np.array(self._model.logits)
+        else:
+            decisions = probabilities >= np.array(self.thresholds)
+        return decisions
+
+
+# A worker process receives a function with every chunk, and opens the network once.
+_cached_predictor = lru_cache(maxsize=1)(lambda path, combine: Predictor(path, combine=combine))
+
+
+@dataclass(frozen=True, slots=True)
+class _PredictChunk:
+    """Predicts records in a worker process."""
+
+    path: Path
+    combine: Combination
+
+    def __call__(self, work: tuple[int, tuple[RecordSource | Refusal, ...]]) -> list[Prediction]:
+        predictor = _cached_predictor(self.path, self.combine)
+        return [predictor._predict_or_refuse(source) for source in work[1]]

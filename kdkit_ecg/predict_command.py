@@ -1,0 +1,118 @@
+"""The command `kdkit predict`."""
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdkit import DataError
+from kdkit.utils.printable import echo
+
+# The implementation is imported when the command runs: numpy would slow down `kdkit --help`.
+
+_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json"}
+
+
+@click.command(short_help="Predict the classes of ECG records.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("records", metavar="RECORD...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "csv"]),
+    help="Of the output; json has a line for each record. Default: by the suffix of --out, or table.",
+)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File to write instead of printing.")
+@click.option(
+    "--windows",
+    "combine",
+    type=click.Choice(["mean", "max", "centre"]),
+    default="mean",
+    show_default=True,
+    help="How the probabilities of the windows of a long record are combined; centre uses the middle one alone.",
+)
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Hz of files of numbers.")
+@click.option("--leads", help="Leads of files of numbers in their order, such as I,II,V1.")
+@click.option("--unit", help="Of files of numbers: mV, uV, V or NU; needed if the net does not scale leads itself.")
+@click.option("--jobs", type=click.IntRange(1, 256), help="Number of processes; default: chosen by the usable cores.")
+@click.option("--net", help="Net of the recipe of a run; the one trained last if not given.")
+@click.option("--trust", is_flag=True, help="Execute the recipe file of a run that has changed or is not yours.")
+@click.pass_context
+def predict(ctx: click.Context, /, model: Path, records: tuple[Path, ...], **options: Any) -> int:
+    """Predict the classes of ECG records with MODEL: a file of kdkit export (.onnx, .pt2), or the folder of a run.
+
+    RECORD is a WFDB record, an EDF file, an array (.npy, .npz, .csv, .hdf5, with --rate and --leads), or a folder,
+    which is searched. Any rate and order of leads is brought to what the net was trained on. A record that cannot be
+    served gets a row with the reason, and the exit code is then 1.
+    """
+    from kdkit.utils.console import Status
+    from kdkit.utils.files import write
+    from kdkit_ecg.predict.output import csv_lines, json_lines, table_lines
+
+    out: Path | None = options["out"]
+    form = options["form"] or _FORMATS.get(out.suffix.lower() if out else "", "table")
+    refused = 0
+
+    def counted(predictions: Iterable[Any]) -> Iterator[Any]:
+        nonlocal refused
+        for prediction in predictions:
+            refused += prediction.reason is not None
+            yield prediction
+
+    with Status() as status:
+        status.show("opening the network", terminal_only=True)
+        predictor = _predictor(ctx, model, options)
+        arrays = _arrays(predictor, options)
+        status.show("predicting", terminal_only=True)
+        predictions = predictor.predict_all(records, arrays=arrays, processes=options["jobs"])
+        first = next(predictions, None)
+    if first is None:
+        names = " and ".join(map(str, records))
+        raise DataError(f"no record in {names}; expected WFDB or EDF files, or files of numbers with --rate")
+    predictions = counted(chain([first], predictions))
+    if form == "table":
+        lines = table_lines(predictions, predictor)
+    else:
+        lines = json_lines(predictions) if form == "json" else csv_lines(predictions, predictor.classes)
+    if out is None:
+        for line in lines:
+            echo(line)
+        return int(refused > 0)
+    text = "".join(f"{line}\n" for line in lines)
+    try:
+        write(out, text)
+    except OSError as error:
+        raise DataError(f"{out} cannot be written: {error.strerror}; choose another place: --out FILE") from error
+    echo(f"{text.count(chr(10))} lines written to {out}; {refused} records refused", err=True)
+    return int(refused > 0)
+
+
+def _predictor(ctx: click.Context, model: Path, options: dict[str, Any]) -> Any:
+    """Open a file or the folder of a run."""
+    from kdkit_ecg.predict import Predictor
+
+    if model.stem.endswith(".rejected"):
+        echo(f"warning: {model} has missed a gate of its export; its card has the figures", err=True)
+    if not model.is_dir():
+        if options["net"] is not None or options["trust"]:
+            raise click.UsageError(f"--net and --trust are for the folder of a run, and {model} is none")
+        return Predictor(model, combine=options["combine"])
+    from kdkit.cli.repeat import recorded_recipe
+    from kdkit.utils.randomness import seed_everything
+
+    file, arguments, seed = recorded_recipe(model, ctx, trust=options["trust"])
+    seed_everything(seed)  # as for the run, in which recipe() may split the data
+    return Predictor.from_run(file.make(arguments), model, net=options["net"], combine=options["combine"])
+
+
+def _arrays(predictor: Any, options: dict[str, Any]) -> Any:
+    """Return the description of files of numbers, None if there is none. Raises UsageError for half of one."""
+    rate, leads, unit = options["rate"], options["leads"], options["unit"]
+    if rate is None:
+        if leads or unit:
+            raise click.UsageError("--leads and --unit describe files of numbers, which need --rate too")
+        return None
+    names = [name.strip() for name in leads.split(",")] if leads else []
+    return predictor.array_format(rate=rate, leads=names, unit=unit)

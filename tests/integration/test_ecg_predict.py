@@ -1,0 +1,361 @@
+"""`kdkit predict` and `kdkit_ecg.Predictor` with exported networks: rates, leads, files, and refused records."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import kdkit
+from kdkit import DataError, KdkitError
+from kdkit.cli.main import call
+from kdkit_ecg import Predictor, Records
+from kdkit_ecg.leads import LEADS
+from kdkit_ecg.simulator import Simulator
+from tests.helpers.command_line import ROOT
+from tests.helpers.own_records import CLASSES, EIGHT, save_weights, untrained, write_own_records, write_signal
+
+QUICK = kdkit.ExportOptions(points=100, finish_epochs=0, timing_seconds=0, calibration=8)
+
+
+def without_torch(program, folder):
+    """Run a program in a new process that cannot import torch, and return what it prints."""
+    (folder / "torch.py").write_text("raise ImportError('torch is blocked')\n")
+    environment = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}"}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("predict")
+
+
+@pytest.fixture(scope="module")
+def exported(folder):
+    """The recipe of a network in the file out/student.onnx, with its weights loaded."""
+    write_own_records(folder / "data", length=1200)
+    recipe = untrained(folder / "data")
+    save_weights(recipe, folder / "weights.safetensors")
+    kdkit.export_net(recipe, folder / "weights.safetensors", out=folder / "out", options=QUICK)
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def model(folder, exported):
+    return folder / "out" / "student.onnx"
+
+
+@pytest.fixture(scope="module")
+def predictor(model):
+    return Predictor(model)
+
+
+def simulated(id, *, rate=500, length=5000):
+    return Simulator(seed=5, rate=rate, length=length, difficulty=0.3).record(id).signal
+
+
+@pytest.mark.parametrize(("rate", "leads"), [(500, LEADS[::-1]), (1000, (*EIGHT[2:], "aVF", "III")), (250, EIGHT)])
+def test_a_record_has_the_probabilities_that_the_net_gives_the_sample_of_its_data_set(
+    tmp_path, exported, model, rate, leads
+):
+    rows = [("record", "label", "patient")]
+    for id in range(9):
+        signal = simulated(id, rate=rate, length=(3 if id % 2 else 1) * rate)  # longer and shorter than a window
+        write_signal(
+            tmp_path, f"r{id}", signal[[LEADS.index(lead) for lead in leads]], rate=rate, leads=leads,
+            comments=[f"Age: {40 + id}", "Sex: Female"],
+        )  # fmt: skip
+        rows.append((f"r{id}", CLASSES[id % 3], f"p{id}"))
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    dataset = Records(tmp_path, shares=(0.0, 0.3, 0.7), rate=100, length=200, leads=EIGHT, store=None)
+    expected = {}
+    (student,) = exported.stages[0].objectives
+    for split in (dataset.validation, dataset.test):
+        index = torch.arange(len(split))
+        batch = split.batch(index, 0)
+        with torch.no_grad():
+            outputs = torch.sigmoid(student.network.eval()(*batch.inputs)).double().numpy()
+        expected.update(zip(split.report_names(index), outputs, strict=True))
+    assert len(expected) == 9
+    predictor = Predictor(model, combine="centre")
+    for name, probabilities in expected.items():
+        prediction = predictor.predict(tmp_path / name)
+        assert np.abs(prediction.probabilities - probabilities).max() < 1e-5
+        assert set(prediction.derived) == set(EIGHT) - set(leads)
+    assert np.std([*expected.values()], axis=0).max() > 0.01  # otherwise any record would give these
+
+
+@pytest.mark.slow
+def test_formats_agree(folder, exported, predictor):
+    weights = folder / "weights.safetensors"
+    kdkit.export_net(exported, weights, to=("onnx-int8", "pt2"), out=folder / "out", options=QUICK)
+    record = folder / "data" / "day0" / "ecg0"
+    expected = predictor.predict(record).probabilities
+    assert np.abs(Predictor(folder / "out" / "student.pt2").predict(record).probabilities - expected).max() < 1e-5
+    assert np.abs(Predictor(folder / "out" / "student-int8.onnx").predict(record).probabilities - expected).max() < 0.1
+
+
+def test_a_net_with_weights_predicts_as_its_export(folder, exported, predictor):
+    unexported = Predictor.from_run(lambda: untrained(folder / "data"), folder / "weights.safetensors")
+    record = folder / "data" / "day1" / "ecg1"
+    first, second = predictor.predict(record), unexported.predict(record)
+    assert np.abs(first.probabilities - second.probabilities).max() < 1e-5
+    assert first.thresholds == second.thresholds
+    assert next(row.record for row in unexported.predict_all([folder / "data" / "day1"])).endswith("day1/ecg1")
+
+
+def test_windows_of_a_long_record_cover_it_and_are_combined(model):
+    signal = simulated(1, rate=100, length=550)[[LEADS.index(lead) for lead in EIGHT]]
+    options = {"rate": 100, "leads": EIGHT}
+    mean, largest, centre = (
+        Predictor(model, combine=combine).predict_array(signal, **options) for combine in ("mean", "max", "centre")
+    )
+    assert mean.starts == (0.0, 1.75, 3.5)  # windows of 2 s in 5.5 s
+    assert centre.starts == (1.75,)
+    assert np.allclose(mean.probabilities, mean.windows.mean(0))
+    assert np.allclose(largest.probabilities, mean.windows.max(0))
+    assert np.allclose(centre.probabilities, mean.windows[1], atol=1e-6)
+    assert (mean.decisions == (mean.probabilities >= mean.thresholds)).all()
+
+
+def test_an_array_may_have_either_axis_first_any_unit_and_gaps(predictor):
+    signal = simulated(2, length=1000)[[LEADS.index(lead) for lead in EIGHT]].astype(np.float64)
+    options = {"rate": 500, "leads": [f"Lead {lead}" for lead in EIGHT]}
+    expected = predictor.predict_array(signal, unit="mV", **options).probabilities
+    assert np.allclose(
+        predictor.predict_array(signal.T * 1000, unit="uV", **options).probabilities, expected, atol=1e-5
+    )
+    gap = signal.copy()
+    gap[3, 100] = np.nan
+    assert np.abs(predictor.predict_array(gap, **options).probabilities - expected).max() < 0.05
+    for wrong, match in (
+        (signal[:5], "8 leads"),
+        (signal[0], "two axes"),
+        (np.zeros_like(signal), "flat"),
+        (signal[:, :9], "5%"),
+    ):
+        with pytest.raises(DataError, match=match):
+            predictor.predict_array(wrong, **options)
+
+
+@pytest.fixture
+def mixed(tmp_path, folder, exported):
+    """A folder with a usable record, one without leads V1 to V6, a damaged header, a lost signal and a lost header."""
+    target = tmp_path / "mixed"
+    shutil.copytree(folder / "data" / "day0", target)
+    for path in sorted(target.glob("ecg*"))[2 * 2 :]:
+        path.unlink()
+    write_signal(target, "limb", simulated(3)[:6], rate=500, leads=LEADS[:6])
+    (target / "damaged.hea").write_text("damaged 8 fast\n")
+    write_signal(target, "lost", simulated(3), rate=500, leads=LEADS)
+    (target / "lost.dat").unlink()
+    (target / "alone.mat").write_bytes(b"0" * 100)
+    return target
+
+
+def test_each_record_of_a_folder_has_a_row_or_a_reason(mixed, model, capsys):
+    assert call(["predict", str(model), str(mixed), str(mixed / "missing"), "--format", "json"]) == 1
+    rows = {row["record"].rsplit("/", 1)[1]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    reasons = {name: row["refused"] for name, row in rows.items()}
+    served = [name for name, reason in reasons.items() if reason is None]
+    assert len(served) == 2
+    assert all(name.startswith("ecg") for name in served)
+    assert {name for name in reasons if name not in served} == {"limb", "damaged", "lost", "alone.mat", "missing"}
+    assert "lacks V1, V2" in reasons["limb"]
+    assert "header" in reasons["damaged"]
+    assert "lost.dat" in reasons["lost"]
+    assert "no header" in reasons["alone.mat"]
+    assert "not exist" in reasons["missing"]
+    for name in served:
+        for by_class in rows[name]["classes"].values():
+            assert by_class["decision"] == (by_class["probability"] >= by_class["threshold"])
+
+
+def test_csv_and_the_table_have_what_json_has(mixed, model, tmp_path, capsys):
+    out = tmp_path / "rows.csv"
+    assert call(["predict", str(model), str(mixed), "--out", str(out)]) == 1
+    assert capsys.readouterr().out == ""
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    assert {*(f"{name} probability" for name in CLASSES)} <= set(rows[0])
+    served = [row for row in rows if not row["refused"]]
+    assert all(0 < float(row[f"{name} probability"]) < 1 for row in served for name in CLASSES)
+    assert call(["predict", str(model), str(mixed)]) == 1
+    table = capsys.readouterr().out
+    assert "6 records: 2 predicted, 4 refused" in table
+    assert table.count("REFUSED") == 4
+    assert "thresholds: arrhythmia" in table
+    assert "2 in several windows of 2 s: the mean of their probabilities" in table
+    assert "not a medical device" in table
+    assert call(["predict", str(model), str(mixed / served[0]["record"].rsplit("/", 1)[1])]) == 0
+    table = capsys.readouterr().out
+    assert all(name in table for name in CLASSES)
+
+
+def test_arrays_need_a_rate_and_leads(tmp_path, model, capsys):
+    signals = np.stack([simulated(id, length=1000) for id in range(2)])
+    np.save(tmp_path / "stack.npy", signals)
+    np.savez_compressed(tmp_path / "both.npz", first=signals[0], second=signals[1].T, labels=np.zeros(3))
+    np.savetxt(tmp_path / "table.csv", signals[0].T, delimiter=",", header=",".join(LEADS), comments="")
+    (tmp_path / "labels.csv").write_text("record,label\nfirst,AF\n")
+    options = ["--rate", "500", "--leads", ",".join(LEADS), "--format", "json"]
+    assert call(["predict", str(model), str(tmp_path), *options]) == 0
+    rows = {row["record"].rsplit("/", 1)[1]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert set(rows) == {"stack.npy:0", "stack.npy:1", "both.npz:first", "both.npz:second", "table.csv"}
+    probabilities = {
+        name: [by_class["probability"] for by_class in row["classes"].values()] for name, row in rows.items()
+    }
+    assert probabilities["stack.npy:0"] == probabilities["both.npz:first"]
+    assert probabilities["stack.npy:1"] == probabilities["both.npz:second"]
+    assert np.allclose(probabilities["table.csv"], probabilities["stack.npy:0"], atol=1e-5)
+    assert call(["predict", str(model), str(tmp_path)]) == 1  # the tables in it may be anything
+    table = capsys.readouterr().out
+    assert table.count("REFUSED: it does not say its rate and its leads") == 2
+    assert "2 records: 0 predicted, 2 refused" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{model}", "{data}", "--leads", "I,II"], "need --rate"),
+        (["{model}", "{data}", "--net", "student"], "for the folder of a run"),
+        (["{data}/labels.csv", "{data}"], "is no exported network"),
+        (["missing.onnx", "{data}"], "does not exist"),
+        (["{model}", "{empty}"], "no record in"),
+        (["{model}", "{data}", "--rate", "500", "--unit", "kg"], "not a unit"),
+    ],
+)
+def test_errors_of_usage_end_with_2_and_write_nothing(arguments, message, tmp_path, folder, model, capsys):
+    (tmp_path / "empty").mkdir()
+    texts = [text.format(model=model, data=folder / "data", empty=tmp_path / "empty") for text in arguments]
+    assert call(["predict", *texts, "--out", str(tmp_path / "out.csv")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out.csv").exists()
+
+
+def changed(model, path, change):
+    """Write a copy of a model whose metadata are changed."""
+    proto = onnx.load(model)
+    metadata = json.loads(proto.metadata_props[0].value)
+    change(metadata)
+    proto.metadata_props[0].value = json.dumps(metadata)
+    onnx.save(proto, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda metadata: metadata["preparation"]["steps"].insert(1, {"step": "notch", "frequency": 50}),
+            "cannot follow",
+        ),
+        (lambda metadata: metadata["preparation"]["steps"][2].update(order=5), "cannot follow"),
+        (lambda metadata: metadata["preparation"].clear(), "described as ECGs, got no description"),
+        (lambda metadata: metadata.update(format=9), "format 1, got 9"),
+        (lambda metadata: metadata.pop("classes"), "damaged"),
+        (lambda metadata: metadata["thresholds"]["logits"].pop(), "a threshold for each of 3"),
+        (lambda metadata: metadata.update(task="regression"), "multilabel or multiclass"),
+        (lambda metadata: metadata["inputs"].append({"name": "x", "shape": [1, 2, 3, 4]}), "expected the inputs"),
+    ],
+)
+def test_a_file_that_cannot_be_followed_to_the_letter_is_refused(tmp_path, model, change, message):
+    with pytest.raises(DataError, match=message):
+        Predictor(changed(model, tmp_path / "changed.onnx", change))
+
+
+def test_a_class_without_a_threshold_is_never_predicted(tmp_path, folder, model, predictor):
+    def change(metadata):
+        metadata["thresholds"]["logits"][0] = metadata["thresholds"]["probabilities"][0] = None
+
+    never = Predictor(changed(model, tmp_path / "changed.onnx", change))
+    rows = list(never.predict_all([folder / "data"]))
+    assert not any(row.decisions[0] for row in rows)
+    assert any(row.decisions[0] for row in predictor.predict_all([folder / "data"]))
+    assert rows[0].by_class()[CLASSES[0]]["threshold"] is None
+
+
+def test_options_of_a_predictor_are_checked(model, tmp_path):
+    with pytest.raises(KdkitError, match="did you mean 'mean'"):
+        Predictor(model, combine="meen")
+    text = '<ir_version: 8, opset_import: ["": 18]> g (float[N] x) => (float[N] y) { y = Relu(x) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "other.onnx")
+    with pytest.raises(DataError, match="no metadata of kdkit"):
+        Predictor(tmp_path / "other.onnx")
+    (tmp_path / "damaged.onnx").write_bytes(model.read_bytes()[:1000])
+    with pytest.raises(DataError, match="cannot be opened"):
+        Predictor(tmp_path / "damaged.onnx")
+
+
+def test_the_command_needs_no_torch_also_in_worker_processes(folder, model, predictor, tmp_path):
+    """The rows are in the order of the records, with the numbers of a single process that has torch."""
+    out = tmp_path / "rows.jsonl"
+    program = f"""
+import sys
+from kdkit.cli.main import call
+assert call(["predict", {str(model)!r}, {str(folder / "data" / "day1")!r}, "--out", {str(out)!r}, "--jobs", "2"]) == 0
+assert "torch" not in sys.modules
+"""
+    without_torch(program, tmp_path)
+    rows = list(map(json.loads, out.read_text().splitlines()))
+    assert rows == [row.as_dict() for row in predictor.predict_all([folder / "data" / "day1"], processes=1)]
+
+
+def test_the_script_without_kdkit_and_torch_computes_the_same(folder, model, predictor, tmp_path):
+    signal = simulated(4, length=1500)
+    np.save(tmp_path / "ecg.npy", signal)
+    example = ROOT / "examples" / "predict_without_torch.py"
+    assert len(example.read_text().splitlines()) <= 60
+    leads = ("I", "II", *LEADS[6:])
+    np.save(tmp_path / "ecg.npy", signal[[LEADS.index(lead) for lead in leads]])
+    program = f"""
+import runpy, sys
+sys.modules["kdkit"] = None
+sys.argv = ["x", {str(model)!r}, {str(tmp_path / "ecg.npy")!r}, "500", {",".join(leads)!r}]
+runpy.run_path({str(example)!r})"""
+    rows = [line.split("\t") for line in without_torch(program, tmp_path).splitlines()]
+    expected = Predictor(model, combine="centre").predict_array(signal, rate=500, leads=LEADS)
+    assert [row[0] for row in rows] == list(CLASSES)
+    assert np.allclose([float(row[1]) for row in rows], expected.probabilities, atol=1e-5)
+    assert [row[2] == "yes" for row in rows] == expected.decisions.tolist()
+
+
+def test_real_records_of_every_release_and_variant_have_a_row_or_a_reason(shared, model, capsys):
+    folder = shared / "ecg"
+    names = [*sorted((folder / "header_variants").iterdir()), folder / "ptb" / "S0002",
+             *sorted((folder / "ludb").glob("*.hea"))[:3], *sorted((folder / "georgia").glob("*.hea"))[:3]]  # fmt: skip
+    assert call(["predict", str(model), *map(str, names), "--format", "json", "--jobs", "1"]) == 1
+    rows = list(map(json.loads, capsys.readouterr().out.splitlines()))
+    headers = len([*(folder / "header_variants").rglob("*.hea")]) + 7
+    named = [row for row in rows if not (row["refused"] or "").startswith("it has no header")]
+    assert len({row["record"] for row in rows}) == len(rows)
+    assert len(named) == headers
+    for row in rows:
+        if row["refused"]:
+            assert "headers_only" in row["record"] or "reduced_leads" in row["record"] or row not in named
+    long = next(row for row in rows if row["record"].endswith("S0002"))
+    assert (long["rate"], long["seconds"]) == (1000, 115.2)
+    assert len(long["windows"]) == 58
+
+
+@pytest.mark.slow
+def test_all_real_records_have_a_row_or_a_reason(shared, model, tmp_path):
+    out = tmp_path / "rows.jsonl"
+    assert call(["predict", str(model), str(shared / "ecg"), "--out", str(out)]) == 1
+    rows = list(map(json.loads, out.read_text().splitlines()))
+    headers = {str(path.with_suffix("")) for path in (shared / "ecg").rglob("*.hea")}
+    assert headers <= {row["record"] for row in rows}
+    served = {row["record"] for row in rows if row["refused"] is None}
+    assert len(served) >= 800

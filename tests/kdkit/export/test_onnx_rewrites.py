@@ -1,0 +1,133 @@
+"""Rewritten graphs compute the same: padding, batch norms, and 1-D convolutions as images."""
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from kdkit.export.onnx_exporter import cpu_session  # noqa: E402
+from kdkit.export.onnx_graph import peak_bytes  # noqa: E402
+from kdkit.export.onnx_rewrites import (  # noqa: E402
+    images_of_signals,
+    with_pads_in_convolutions,
+    without_batch_norms,
+)
+
+RANDOM = np.random.default_rng(0)
+FLOAT = onnx.TensorProto.FLOAT
+
+
+def constant(*shape):
+    return RANDOM.normal(size=shape).astype(np.float32)
+
+
+def model(nodes, constants, shape=("batch", 3, "length"), rank=3):
+    """Return a model of nodes (operator, inputs, output, options) from x to y."""
+    built = [onnx.helper.make_node(kind, inputs, [output], **options) for kind, inputs, output, options in nodes]
+    graph = onnx.helper.make_graph(
+        built,
+        "test",
+        [onnx.helper.make_tensor_value_info("x", FLOAT, shape)],
+        [onnx.helper.make_tensor_value_info("y", FLOAT, [None] * rank)],
+        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+
+
+def assert_equal(first, second, *shapes):
+    for shape in shapes:
+        inputs = {"x": RANDOM.normal(size=shape).astype(np.float32)}
+        outputs = [cpu_session(graph.SerializeToString()).run(None, inputs)[0] for graph in (first, second)]
+        np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-5)
+
+
+def kinds(graph):
+    return [node.op_type for node in graph.graph.node]
+
+
+SIGNALS = (2, 3, 20), (1, 3, 33)
+NORM = {"scale": constant(4), "bias": constant(4), "mean": constant(4), "variance": np.abs(constant(4)) + 0.5}
+NORM_INPUTS = [*NORM]
+
+
+def test_uneven_padding_becomes_that_of_the_convolution_with_its_own():
+    pads = np.array([0, 0, 1, 0, 0, 2])
+    nodes = [
+        ("Pad", ["x", "pads"], "padded", {}),
+        ("Conv", ["padded", "w"], "y", {"pads": [1, 1], "strides": [2], "group": 1}),
+    ]
+    before = model(nodes, {"pads": pads, "w": constant(4, 3, 4)})
+    after = with_pads_in_convolutions(before)
+    assert kinds(after) == ["Conv"]
+    assert onnx.helper.get_node_attr_value(after.graph.node[0], "pads") == [2, 3]
+    assert_equal(before, after, *SIGNALS)
+
+
+@pytest.mark.parametrize(
+    ("pads", "options"), [([0, 0, -1, 0, 0, 2], {}), ([0, 1, 0, 0, 0, 0], {}), ([0, 0, 1, 0, 0, 2], {"mode": "edge"})]
+)
+def test_padding_that_a_convolution_does_not_have_stays(pads, options):
+    channels = 3 + pads[1]
+    nodes = [("Pad", ["x", "pads"], "padded", options), ("Conv", ["padded", "w"], "y", {})]
+    before = model(nodes, {"pads": np.array(pads), "w": constant(4, channels, 4)})
+    after = with_pads_in_convolutions(before)
+    assert kinds(after) == ["Pad", "Conv"]
+    assert_equal(before, after, *SIGNALS)
+
+
+def test_batch_norms_become_parts_of_convolutions_or_convolutions_of_channels():
+    nodes = [
+        ("Conv", ["x", "w"], "a", {}),
+        ("BatchNormalization", ["a", *NORM_INPUTS], "b", {"epsilon": 1e-3}),
+        ("Relu", ["b"], "c", {}),
+        ("BatchNormalization", ["c", *NORM_INPUTS], "y", {}),
+    ]
+    before = model(nodes, {"w": constant(4, 3, 5), **NORM})
+    after = without_batch_norms(before)
+    assert kinds(after) == ["Conv", "Relu", "Conv"]
+    assert_equal(before, after, *SIGNALS)
+
+
+def test_a_batch_norm_of_features_becomes_a_product_and_a_sum():
+    nodes = [("BatchNormalization", ["x", *NORM_INPUTS], "y", {})]
+    before = model(nodes, NORM, shape=("batch", 4), rank=2)
+    after = without_batch_norms(before)
+    assert kinds(after) == ["Mul", "Add"]
+    assert_equal(before, after, (3, 4))
+
+
+def test_signals_are_images_as_far_as_operators_allow_and_signals_again_at_the_end():
+    nodes = [
+        ("Conv", ["x", "w"], "a", {"pads": [2, 1], "dilations": [2]}),
+        ("BatchNormalization", ["a", *NORM_INPUTS], "b", {}),
+        ("Mul", ["b", "by_channel"], "c", {}),
+        ("ReduceMean", ["c", "axes"], "d", {"keepdims": 1}),
+        ("Sub", ["c", "d"], "e", {}),
+        ("Softmax", ["e"], "f", {"axis": 1}),  # has no form for images
+        ("Add", ["f", "e"], "g", {}),
+        ("Conv", ["g", "v"], "y", {"group": 2}),
+    ]
+    constants = {"w": constant(4, 3, 3), "by_channel": constant(4, 1), "axes": np.array([-1]), "v": constant(4, 2, 1)}
+    before = model(nodes, {**constants, **NORM})
+    after = images_of_signals(before)
+    assert {"Squeeze", "Unsqueeze", "GlobalAveragePool"} <= {*kinds(after)}
+    convolutions = [node for node in after.graph.node if node.op_type == "Conv"]
+    assert [len(onnx.helper.get_node_attr_value(node, "kernel_shape")) for node in convolutions] == [2, 2]
+    assert_equal(before, after, *SIGNALS)
+
+
+def test_a_model_without_signals_is_returned_as_it_is():
+    before = model([("Relu", ["x"], "y", {})], {})
+    assert images_of_signals(before) is before
+
+
+def test_the_peak_counts_values_that_are_alive_together_and_writes_over_inputs():
+    nodes = [
+        ("Relu", ["x"], "a", {}),  # over x
+        ("Conv", ["a", "w"], "b", {}),  # a and b
+        ("Add", ["b", "a"], "c", {}),  # a, b and c
+        ("Relu", ["c"], "y", {}),
+    ]
+    graph = model(nodes, {"w": constant(3, 3, 1)})
+    assert peak_bytes(graph, {"x": 10, "a": 10, "b": 10, "c": 10, "y": 10}) == 30
