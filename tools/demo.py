@@ -28,8 +28,7 @@ import numpy as np
 import wfdb
 
 from kdkit import DataError, KdkitError
-from kdkit.errors import first_line
-from kdkit_ecg import Synthetic
+from kdkit_ecg import Predictor, Synthetic
 from kdkit_ecg.labels import scored_classes, table
 from kdkit_ecg.leads import LEADS, missing_leads
 
@@ -81,7 +80,9 @@ def build(model: Path, out: Path, runtime: Path | None = None) -> None:
 
     runtime: the archive of onnxruntime-web; fetched by npm if None.
     """
-    metadata = read_metadata(model)
+    if model.suffix.lower() != ".onnx":
+        raise DataError(f"{model} is not an .onnx file; expected one of `kdkit export RUN --to onnx`")
+    leads = Predictor(model).leads  # which refuses everything but a network that classifies ECGs
     if out.exists() and not (out / MANIFEST).is_file() and any(out.iterdir()):
         raise DataError(f"{out} has files of something else; expected a new folder, or one with an older page")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +94,7 @@ def build(model: Path, out: Path, runtime: Path | None = None) -> None:
         shutil.copyfile(model, page / "model.onnx")
         extract_runtime(runtime or fetch_runtime(Path(folder)), page / "runtime")
         # Networks of leads that are simulated get examples; others start with an empty page.
-        has_leads = not missing_leads(LEADS, metadata["preparation"]["leads"])
+        has_leads = not missing_leads(LEADS, leads)
         manifest = {
             "runtime": VERSION,
             "titles": {row["abbreviation"]: row["name"] for row in csv.DictReader(table("classes.csv"))},
@@ -103,24 +104,6 @@ def build(model: Path, out: Path, runtime: Path | None = None) -> None:
         if out.exists():
             shutil.rmtree(out)
         page.rename(out)
-
-
-def read_metadata(model: Path) -> dict[str, Any]:
-    """Return the metadata of kdkit in an ONNX file. Raises DataError if it is not one of an ECG network."""
-    import onnxruntime
-
-    try:
-        session = onnxruntime.InferenceSession(model.read_bytes(), providers=["CPUExecutionProvider"])
-        metadata: dict[str, Any] = json.loads(session.get_modelmeta().custom_metadata_map["kdkit"])
-    except Exception as error:  # onnxruntime raises exceptions of several kinds for a damaged file
-        raise DataError(
-            f"{model} is not a file of `kdkit export RUN --to onnx`, or cannot be read: {first_line(error)}"
-        ) from error
-    if metadata.get("preparation", {}).get("kind") != "ecg":
-        raise DataError(f"{model} is not a network of kdkit_ecg; the page draws ECGs only")
-    if metadata["output"]["activation"] is None:
-        raise DataError(f"{model} is a network of task {metadata['task']}; the page shows probabilities of classes")
-    return metadata
 
 
 def fetch_runtime(folder: Path) -> Path:

@@ -167,7 +167,7 @@ async function show(example, read) {
   document.body.dataset.shown = String(request);
 }
 
-function showRecord(record, { start, end }) {
+function showRecord(record, { start, end, flat }) {
   const seconds = record.samples / record.rate;
   const person = [record.age === null ? "" : `${Number(record.age.toFixed(1))} years`, record.sex].filter(Boolean);
   byId("name").textContent = record.title;
@@ -183,6 +183,7 @@ function showRecord(record, { start, end }) {
   byId("used").textContent = [
     whole ? "" : `The network sees the seconds from ${start.toFixed(1)} to ${end.toFixed(1)}, which are shown.`,
     derived.length ? `Derived from other limb leads: ${derived.join(", ")}.` : "",
+    flat.length ? `Flat: ${flat.join(", ")}.` : "",
     ...record.notes,
     "25 mm/s, 10 mm/mV, as recorded.",
   ].filter(Boolean).join(" ");

@@ -93,7 +93,7 @@ export function decide(logits, { classes, output, thresholds }) {
   return classes.map((name, index) => {
     const logit = logits[index];
     if (output.activation === "softmax") {
-      return { name, probability: Math.exp(logit - highest) / total, threshold: null, predicted: logit === highest };
+      return { name, probability: Math.exp(logit - highest) / total, threshold: null, predicted: index === logits.indexOf(highest) };
     }
     const threshold = thresholds?.logits[index] ?? null;
     return {

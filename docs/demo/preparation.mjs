@@ -7,6 +7,7 @@ const MAX_VALUES = 4e7; // numbers of a signal, at any step
 const MAX_UPSAMPLING = 50;
 const MAX_FILTER = 500_000; // the numerator of a ratio: the filter has 20 times as many numbers
 const MAX_ORDER = 10; // of a band-pass
+const SHORTEST = 0.05; // share of a window that a record has to fill, as in `kdkit predict`
 const PERSON = ["age / 100", "age known", "female", "male", "sex known"];
 
 // For each step: a function of the signal so far, and the values that its other options may have; null allows any.
@@ -37,7 +38,8 @@ const STEPS = {
     },
   ],
   zscore: [zscore, { axis: ["time"], flat_below: null }],
-  window: [cutWindow, { length: null, position: ["centre"], padding: null }],
+  // Random windows are for training; a prediction takes the middle, as `kdkit predict --windows centre` does.
+  window: [cutWindow, { length: null, position: ["centre", "random"], padding: null }],
 };
 
 // Throw RecordError if a preparation has a step or an option that this page does not know.
@@ -60,16 +62,17 @@ export function checkPreparation(preparation) {
   }
 }
 
-// Return {signal, leads, length, start, end}: a Float32Array (leads, length), and the seconds of the record in it.
+// Return {signal, leads, length, start, end, flat}: a Float32Array (leads, length), the seconds of the record in it, and
+// the names of leads without a signal.
 export function prepare(record, preparation) {
   checkPreparation(preparation);
-  let state = { record, rate: record.rate, rows: [], start: 0, end: record.samples / record.rate };
+  let state = { record, names: [], rate: record.rate, rows: [], flat: [], start: 0, end: record.samples / record.rate };
   for (const { step, ...options } of preparation.steps) state = STEPS[step][0](state, options);
   const length = state.rows[0].length;
   const signal = new Float32Array(state.rows.length * length);
   state.rows.forEach((row, index) => signal.set(row, index * length));
   if (!signal.every(Number.isFinite)) throw new RecordError("The signal has values that are too large to prepare it.");
-  return { signal, leads: state.rows.length, length, start: state.start, end: state.end };
+  return { signal, leads: state.rows.length, length, start: state.start, end: state.end, flat: state.flat };
 }
 
 // Return the vector of age and sex, of which unknown values are 0, or null if the network has no such input.
@@ -81,7 +84,7 @@ export function personVector({ age, sex }, preparation) {
 }
 
 function leads(state, { names, derive_limb_leads: derive }) {
-  return { ...state, rows: selectLeads(state.record.signals, names, { derive }) };
+  return { ...state, names, rows: selectLeads(state.record.signals, names, { derive }) };
 }
 
 function interpolateInvalid(state, { all_invalid: otherwise }) {
@@ -147,6 +150,12 @@ function zscore(state, { flat_below: flat }) {
 function cutWindow(state, { length, padding }) {
   const time = state.rows[0].length;
   const spare = time - length;
+  if (time < SHORTEST * length) {
+    const [has, needs] = [time / state.rate, (SHORTEST * length) / state.rate].map((value) => Number(value.toPrecision(3)));
+    throw new RecordError(`The record has ${has} s; the network needs at least ${needs} s.`);
+  }
+  const flat = state.names.filter((_, index) => state.rows[index].every((value) => value === 0));
+  if (flat.length === state.rows.length) throw new RecordError("All leads that the network takes are flat.");
   const [from, before] = [Math.max(0, Math.floor(spare / 2)), Math.max(0, Math.floor(-spare / 2))];
   const rows = state.rows.map((row) => {
     const window = new Float64Array(length).fill(padding);
@@ -157,6 +166,7 @@ function cutWindow(state, { length, padding }) {
   return {
     ...state,
     rows,
+    flat,
     start: whole ? state.start : from / state.rate,
     end: whole ? state.end : Math.min(state.end, (from + length) / state.rate),
   };

@@ -16,6 +16,7 @@ from scipy.signal import butter, sosfiltfilt
 from kdkit.errors import DataError
 from kdkit_ecg.datasets.signal_split import SignalSplit
 from kdkit_ecg.leads import LEADS
+from kdkit_ecg.predict.predictor import SHORTEST
 from kdkit_ecg.records.description import describe_preparation
 from kdkit_ecg.records.filters import rate_ratio, resample, resample_linear
 from kdkit_ecg.records.preparation import Preparation
@@ -24,12 +25,12 @@ from tests.helpers.demo import calls, needs_node, record_of, values
 from tests.helpers.wfdb_files import write_matrix
 from tools import demo
 
-CHALLENGE = {"rate": 257, "band": (0.5, 47.0), "resampling": "polyphase", "scaling": "zscore"}
-PAPER = {"rate": 257, "band": None, "resampling": "linear", "scaling": "raw"}
+CHALLENGE = {"rate": 257.0, "band": (0.5, 47.0), "resampling": "polyphase", "scaling": "zscore"}
+PAPER = {"rate": 257.0, "band": None, "resampling": "linear", "scaling": "raw"}
 
 
 def described(options, length=4096, leads=LEADS):
-    return describe_preparation(leads=leads, length=length, window="centre", **options)
+    return describe_preparation(Preparation(**options), leads=leads, length=length, window="centre")
 
 
 def window(signal, length):
@@ -54,10 +55,14 @@ def assert_prepared_alike(paths, options, length=4096, leads=LEADS):
     for path, result in zip(paths, results, strict=True):
         record = read_record(path)
         try:
-            expected = window(preparation.transform(record), length)
+            prepared = preparation.transform(record)
         except DataError:
             assert "refused" in result, path
             continue
+        if prepared.shape[1] < SHORTEST * length:
+            assert "the network needs at least" in result["refused"], path
+            continue
+        expected = window(prepared, length)
         result = result["value"]
         actual = np.array(result["signal"], dtype=np.float32).reshape(len(leads), length)
         np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6 * max(1, abs(expected).max()), err_msg=path.name)
@@ -146,7 +151,8 @@ def test_records_are_prepared_as_in_python(tmp_path, options):
     paths = [
         write("plain"),
         write("long", time=12_345),
-        write("short", time=40),
+        write("short", time=600),
+        write("too_short", time=40),
         write("single", time=1),
         write("names", leads=("Lead I", "AVR", *(f"v{number}" for number in range(1, 7))), gain="4880(17)/uV"),
         write("rate", record_line="rate 12 360.1 5000"),
@@ -177,7 +183,7 @@ def test_a_preparation_that_the_page_does_not_know_is_refused():
         (lambda steps: steps.insert(1, {"step": "notch", "at": 50}), "does not know the step “notch”"),
         (lambda steps: steps[2].update(filter="chebyshev"), "filter = chebyshev of the step “bandpass”"),
         (lambda steps: steps[2].update(ripple=3), "ripple = 3"),
-        (lambda steps: steps[-1].update(position="random"), "position = random"),
+        (lambda steps: steps[-1].update(position="end"), "position = end"),
         (lambda steps: steps.pop(), "ends with a window"),
         (lambda steps: steps.pop(0), "begins with leads"),
     ]
@@ -197,6 +203,17 @@ def test_a_rate_that_does_not_fit_the_band_is_refused(tmp_path):
 
 
 @needs_node
+def test_flat_leads_are_named_and_a_record_of_nothing_else_is_refused(tmp_path):
+    steps = np.random.default_rng(5).integers(-99, 99, (12, 5000))
+    steps[3] = 0
+    some, none = write_matrix(tmp_path, "some", steps), write_matrix(tmp_path, "none", steps * 0)
+    requests = ({"name": "prepare", "preparation": described(CHALLENGE), **record_of(path)} for path in (some, none))
+    named, refused = calls(*requests)
+    assert named["value"]["flat"] == ["aVR"]
+    assert "flat" in refused["refused"]
+
+
+@needs_node
 def test_decisions_are_those_of_the_thresholds():
     metadata = {
         "classes": ["A", "B", "C"],
@@ -211,6 +228,17 @@ def test_decisions_are_those_of_the_thresholds():
     (rows,) = values({"name": "decide", "logits": [1000, 999, 0], "metadata": metadata})
     np.testing.assert_allclose([row["probability"] for row in rows], [1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1)), 0])
     assert [row["predicted"] for row in rows] == [True, False, False]
+
+
+METADATA = {
+    "format": 1,
+    "task": "multilabel",
+    "classes": ["AF"],
+    "output": {"activation": "sigmoid"},
+    "thresholds": {"probabilities": [0.5], "logits": [0.0]},
+    "inputs": [{"name": "signal", "shape": ["batch", 12, 4096], "dtype": "float32"}],
+    "preparation": described(PAPER),
+}
 
 
 def write_model(path, metadata):
@@ -240,16 +268,16 @@ def test_the_build_refuses_what_it_cannot_use_and_leaves_nothing(tmp_path, capsy
     archive = tmp_path / "onnxruntime-web.tgz"
     archive.write_bytes(b"another archive")
     plain = write_model(tmp_path / "plain.onnx", {})
-    image = write_model(tmp_path / "image.onnx", {"kdkit": json.dumps({"preparation": {}})})
-    sigmoid = {"preparation": described(PAPER), "task": "multilabel", "output": {"activation": "sigmoid"}}
-    ecg = write_model(tmp_path / "ecg.onnx", {"kdkit": json.dumps(sigmoid)})
-    numbers = {**sigmoid, "task": "regression", "output": {"activation": None}}
+    ecg = write_model(tmp_path / "ecg.onnx", {"kdkit": json.dumps(METADATA)})
+    image = write_model(tmp_path / "image.onnx", {"kdkit": json.dumps({**METADATA, "preparation": {}})})
+    numbers = {**METADATA, "task": "regression", "output": {"activation": None}}
     age = write_model(tmp_path / "age.onnx", {"kdkit": json.dumps(numbers)})
     for model, out, reason in [
         (tmp_path / "missing.onnx", "page", "missing.onnx"),
-        (plain, "page", "is not a file of `kdkit export RUN --to onnx`"),
-        (image, "page", "is not a network of kdkit_ecg"),
-        (age, "page", "of task regression"),
+        (archive, "page", "is not an .onnx file"),
+        (plain, "page", "has no metadata of kdkit"),
+        (image, "page", "expected a network whose inputs are described as ECGs"),
+        (age, "page", "expected a multilabel or multiclass network"),
         (ecg, "other", "has files of something else"),
         (ecg, "page", f"is not onnxruntime-web {demo.VERSION}"),
     ]:

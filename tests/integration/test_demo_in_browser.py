@@ -10,7 +10,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 import wfdb
@@ -18,10 +17,8 @@ import wfdb
 import kdkit
 from kdkit import Net, Optimizer, Recipe, Stage, Training, Truth
 from kdkit.metrics import MacroAUROC
-from kdkit_ecg import Challenge2020, LRHNet, LRHNetS, Synthetic
+from kdkit_ecg import Challenge2020, LRHNet, LRHNetS, Predictor, Synthetic
 from kdkit_ecg.leads import LEADS
-from kdkit_ecg.records.header import read_header
-from kdkit_ecg.records.preparation import Preparation
 from kdkit_ecg.records.record import read_record
 from kdkit_ecg.views import Leads
 from tools import demo
@@ -132,43 +129,15 @@ def probabilities_of(page):
     return {name: float(value) for name, value, _ in rows}, {name for name, _, predicted in rows if predicted}
 
 
-def expected_of(path, folder):
-    """Return what onnxruntime computes from a record that kdkit_ecg prepares: probabilities and predicted classes."""
-    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-    metadata = json.loads(session.get_modelmeta().custom_metadata_map["kdkit"])
-    described = metadata["preparation"]
-    record = read_record(read_header(path))
-    preparation = Preparation(
-        rate=described["rate"],
-        band=described["band"],
-        resampling="polyphase",
-        scaling=described["scaling"],
-        leads=tuple(described["leads"]),
-    )
-    signal = preparation.transform(record)
-    length, time = described["length"], signal.shape[1]
-    if time >= length:
-        signal = signal[:, (time - length) // 2 :][:, :length]
-    else:
-        before = (length - time) // 2
-        signal = np.pad(signal, ((0, 0), (before, length - time - before)))
-    (logits,) = session.run(None, {"signal": signal[None], "person": record.person[None]})
-    probabilities = 1 / (1 + np.exp(-logits[0].astype(np.float64)))
-    limits = [np.inf if limit is None else limit for limit in metadata["thresholds"]["logits"]]
-    return dict(zip(metadata["classes"], probabilities, strict=True)), {
-        name for name, logit, limit in zip(metadata["classes"], logits[0], limits, strict=True) if logit >= limit
-    }
-
-
 def assert_as_in_python(page, path, folder):
-    """Check what the page shows of a record, and return the probabilities."""
+    """Check that the page shows what `kdkit predict` computes of a record; return the probabilities."""
     probabilities, predicted = probabilities_of(page)
-    expected, expected_classes = expected_of(path, folder)
-    assert probabilities.keys() == expected.keys()
-    for name, probability in probabilities.items():
-        assert abs(probability - expected[name]) < TOLERANCE, (path, name)
-    assert predicted == expected_classes
-    return np.array([probabilities[name] for name in expected])
+    expected = Predictor(folder / "model.onnx", combine="centre").predict(path)
+    assert probabilities.keys() == {*expected.classes}
+    shown = np.array([probabilities[name] for name in expected.classes])
+    np.testing.assert_allclose(shown, expected.probabilities, rtol=0, atol=TOLERANCE, err_msg=str(path))
+    assert predicted == {*expected.predicted}
+    return shown
 
 
 def test_simulated_records_have_the_probabilities_of_python(simulated, open_page):
