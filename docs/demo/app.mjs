@@ -61,7 +61,8 @@ function describe(demo, size) {
   // That it is no medical device is in the page already; these are about its training and its scores.
   const notices = (metadata.notices ?? []).map(String);
   byId("notices").textContent = notices.length ? `Of the network: ${notices.join("; ")}.` : "";
-  byId("versions").textContent = `kdkit ${versions.kdkit ?? ""} · onnxruntime-web ${demo.runtime} · WebAssembly, one thread`;
+  byId("versions").textContent =
+    `kdkit ${versions.kdkit ?? ""} · onnxruntime-web ${demo.runtime} · WebAssembly, one thread`;
 }
 
 function offer(records) {
@@ -175,7 +176,9 @@ function showRecord(record, { start, end, flat }) {
     `${Number(seconds.toFixed(1))} s at ${record.rate} Hz`,
     person.length ? person.join(", ") : "age and sex unknown",
     record.findings,
-  ].filter(Boolean).join(" · ");
+  ]
+    .filter(Boolean)
+    .join(" · ");
   byId("paper").replaceChildren(drawPaper(record, start, end));
   const names = [...record.signals.keys()];
   const derived = missingLeads(names).length ? [] : LEADS.filter((lead) => !names.includes(lead));
@@ -186,7 +189,9 @@ function showRecord(record, { start, end, flat }) {
     flat.length ? `Flat: ${flat.join(", ")}.` : "",
     ...record.notes,
     "25 mm/s, 10 mm/mV, as recorded.",
-  ].filter(Boolean).join(" ");
+  ]
+    .filter(Boolean)
+    .join(" ");
 }
 
 // The predicted classes first, and then those with the highest probabilities.
@@ -227,7 +232,8 @@ function classRow({ name, probability, threshold, predicted }) {
 
 function report(error) {
   if (!(error instanceof RecordError)) console.error(error);
-  const text = error instanceof RecordError ? error.message : `The page failed: ${shown(String(error?.message ?? error))}`;
+  const text =
+    error instanceof RecordError ? error.message : `The page failed: ${shown(String(error?.message ?? error))}`;
   byId("problem").textContent = text;
   byId("problem").hidden = false;
   byId("record").hidden = true; // nothing of another record next to an error

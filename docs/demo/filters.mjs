@@ -98,7 +98,7 @@ export function resamplePolyphase(signal, up, down, taps) {
 export function resampleLinear(signal, up, down, rate, to) {
   const time = signal.length;
   const length = Math.floor((time * up) / down);
-  const at = (index, count, hz) => (count > 1 ? (index * count) / (count - 1) : 0) / hz; // numpy.linspace(0, count, count)
+  const at = (index, count, hz) => (count > 1 ? (index * count) / (count - 1) : 0) / hz; // numpy.linspace
   const resampled = new Float64Array(length);
   let left = 0;
   for (let index = 0; index < length; index += 1) {
@@ -129,7 +129,7 @@ function decimal(number) {
   return power < 0 ? [value, 10n ** BigInt(-power)] : [value * 10n ** BigInt(power), 1n];
 }
 
-// Return the nearest fraction with a bounded denominator, by continued fractions (fractions.Fraction.limit_denominator).
+// Return the nearest fraction with a bounded denominator, by continued fractions (Fraction.limit_denominator).
 function limited(numerator, denominator, most) {
   const divisor = common(numerator, denominator);
   if (denominator / divisor <= most) return [numerator / divisor, denominator / divisor];

@@ -37,7 +37,10 @@ export function derivation(names, lead) {
 function factors([first, second], lead) {
   const [[a, b], [c, d], [e, f]] = [first, second, lead].map((name) => LIMB_LEADS[name]);
   const determinant = a * d - b * c; // never 0
-  return [[first, (e * d - f * c) / determinant], [second, (a * f - b * e) / determinant]];
+  return [
+    [first, (e * d - f * c) / determinant],
+    [second, (a * f - b * e) / determinant],
+  ];
 }
 
 // Return the signals of these leads, in this order, of a Map from names to Float64Arrays.

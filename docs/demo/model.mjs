@@ -54,7 +54,8 @@ export function checkMetadata(metadata) {
   if (!["sigmoid", "softmax"].includes(output?.activation)) {
     throw new RecordError("The network gives no probabilities of classes, which this page shows.");
   }
-  if (!Array.isArray(classes) || !Array.isArray(inputs)) throw new RecordError("The metadata have no classes or inputs.");
+  if (!Array.isArray(classes) || !Array.isArray(inputs))
+    throw new RecordError("The metadata have no classes or inputs.");
   if (thresholds && thresholds.logits.length !== classes.length) {
     throw new RecordError(`Expected ${classes.length} thresholds in the metadata, got ${thresholds.logits.length}.`);
   }
@@ -70,7 +71,8 @@ export async function openModel(ort, bytes, metadata) {
   const session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
   const person = metadata.preparation.person?.input;
   const signals = session.inputNames.filter((name) => name !== person);
-  if (signals.length !== 1) throw new RecordError(`Expected one signal as input, got ${session.inputNames.join(", ")}.`);
+  if (signals.length !== 1)
+    throw new RecordError(`Expected one signal as input, got ${session.inputNames.join(", ")}.`);
   return async (record, { signal, leads, length }) => {
     const inputs = { [signals[0]]: new ort.Tensor("float32", signal, [1, leads, length]) };
     if (session.inputNames.includes(person)) {
@@ -93,7 +95,12 @@ export function decide(logits, { classes, output, thresholds }) {
   return classes.map((name, index) => {
     const logit = logits[index];
     if (output.activation === "softmax") {
-      return { name, probability: Math.exp(logit - highest) / total, threshold: null, predicted: index === logits.indexOf(highest) };
+      return {
+        name,
+        probability: Math.exp(logit - highest) / total,
+        threshold: null,
+        predicted: index === logits.indexOf(highest),
+      };
     }
     const threshold = thresholds?.logits[index] ?? null;
     return {

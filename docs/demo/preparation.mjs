@@ -1,6 +1,13 @@
 // Prepare a record for a network, by the steps in the metadata of its file; docs/export.md defines them.
 
-import { butterworth, filterBothWays, rateRatio, resampleLinear, resamplePolyphase, resamplingTaps } from "./filters.mjs";
+import {
+  butterworth,
+  filterBothWays,
+  rateRatio,
+  resampleLinear,
+  resamplePolyphase,
+  resamplingTaps,
+} from "./filters.mjs";
 import { RecordError, selectLeads, shown } from "./leads.mjs";
 
 const MAX_VALUES = 4e7; // numbers of a signal, at any step
@@ -48,11 +55,14 @@ export function checkPreparation(preparation) {
     throw new RecordError("The network is not for ECGs, or its preparation is of another version of kdkit.");
   }
   for (const { step, ...options } of preparation.steps) {
-    if (!Object.hasOwn(STEPS, step)) throw new RecordError(`This page does not know the step “${shown(String(step))}”.`);
+    if (!Object.hasOwn(STEPS, step))
+      throw new RecordError(`This page does not know the step “${shown(String(step))}”.`);
     for (const [name, value] of Object.entries(options)) {
       const allowed = Object.hasOwn(STEPS[step][1], name) ? STEPS[step][1][name] : [];
       if (allowed && !allowed.includes(value)) {
-        throw new RecordError(`This page does not know ${shown(name)} = ${shown(String(value))} of the step “${step}”.`);
+        throw new RecordError(
+          `This page does not know ${shown(name)} = ${shown(String(value))} of the step “${step}”.`,
+        );
       }
     }
   }
@@ -62,8 +72,8 @@ export function checkPreparation(preparation) {
   }
 }
 
-// Return {signal, leads, length, start, end, flat}: a Float32Array (leads, length), the seconds of the record in it, and
-// the names of leads without a signal.
+// Return {signal, leads, length, start, end, flat}: a Float32Array (leads, length), the seconds of the record in it,
+// and the names of leads without a signal.
 export function prepare(record, preparation) {
   checkPreparation(preparation);
   let state = { record, names: [], rate: record.rate, rows: [], flat: [], start: 0, end: record.samples / record.rate };
@@ -151,7 +161,9 @@ function cutWindow(state, { length, padding }) {
   const time = state.rows[0].length;
   const spare = time - length;
   if (time < SHORTEST * length) {
-    const [has, needs] = [time / state.rate, (SHORTEST * length) / state.rate].map((value) => Number(value.toPrecision(3)));
+    const [has, needs] = [time / state.rate, (SHORTEST * length) / state.rate].map((value) =>
+      Number(value.toPrecision(3)),
+    );
     throw new RecordError(`The record has ${has} s; the network needs at least ${needs} s.`);
   }
   const flat = state.names.filter((_, index) => state.rows[index].every((value) => value === 0));

@@ -12,7 +12,8 @@ const INVALID = -(2 ** 15); // the sample of format 16 that is none
 const UNITS = { "": 1, mv: 1, uv: 1e-3, "\u00b5v": 1e-3, "\u03bcv": 1e-3, v: 1e3 }; // in mV
 
 // All numbers have a bounded length, and no two parts that match the same characters follow each other.
-const GAIN = /\s+(?<gain>-?[0-9]{1,32}(?:\.[0-9]{0,32})?(?:e[-+]?[0-9]{1,4})?)(?:\((?<baseline>-?[0-9]{1,15})\))?(?:\/(?<unit>\S+))?/;
+const GAIN =
+  /\s+(?<gain>-?[0-9]{1,32}(?:\.[0-9]{0,32})?(?:e[-+]?[0-9]{1,4})?)(?:\((?<baseline>-?[0-9]{1,15})\))?(?:\/(?<unit>\S+))?/;
 const WORD = "[-_\\p{L}\\p{N}]+";
 const CHANNEL = new RegExp(
   `^(?<folder>\\S*/)?(?<file>~?${WORD}(?:\\.${WORD})?)\\s+(?<format>[0-9]{1,3})(?:x(?<frame>[0-9]{1,18}))?` +
@@ -89,7 +90,9 @@ export function parseHeader(bytes) {
   const values = (key) =>
     comments.filter((comment) => comment.key.toLowerCase() === key).map((comment) => comment.value.trim());
   const byDefault = leads.filter((lead) => lead.byDefault).map((lead) => lead.name);
-  const notes = byDefault.length ? [`No gain in the header for ${byDefault.join(", ")}: ${DEFAULT_GAIN} steps per mV.`] : [];
+  const notes = byDefault.length
+    ? [`No gain in the header for ${byDefault.join(", ")}: ${DEFAULT_GAIN} steps per mV.`]
+    : [];
   return {
     name,
     rate,
@@ -114,7 +117,10 @@ function headerLines(bytes) {
     text = new TextDecoder("latin1").decode(bytes); // some releases write a micro sign as one byte
   }
   // Editors of DOS end a file with 0x1a.
-  const lines = text.replaceAll("\x1a", "").split(/\r\n|\r|\n/).map((line) => line.trim());
+  const lines = text
+    .replaceAll("\x1a", "")
+    .split(/\r\n|\r|\n/)
+    .map((line) => line.trim());
   if (lines.some((line) => line.length > MAX_LINE && !line.startsWith("#"))) {
     throw new RecordError(`The header has a line of more than ${count(MAX_LINE)} characters.`);
   }
@@ -186,7 +192,7 @@ function requireReadable(lead, channels) {
     if (channel.format !== "16") {
       throw new RecordError(
         `The signal has format ${channel.format}; this page reads format 16 only. Convert it, for example by ` +
-          "wfdb.wrsamp(..., fmt=[\"16\"] * leads).",
+          'wfdb.wrsamp(..., fmt=["16"] * leads).',
       );
     }
     if (channel.frame !== 1) {

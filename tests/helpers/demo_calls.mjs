@@ -4,7 +4,14 @@
 import { readFileSync } from "node:fs";
 import { basename } from "node:path";
 
-import { butterworth, filterBothWays, rateRatio, resampleLinear, resamplePolyphase, resamplingTaps } from "../../docs/demo/filters.mjs";
+import {
+  butterworth,
+  filterBothWays,
+  rateRatio,
+  resampleLinear,
+  resamplePolyphase,
+  resamplingTaps,
+} from "../../docs/demo/filters.mjs";
 import { RecordError, shown, standardName } from "../../docs/demo/leads.mjs";
 import { checkMetadata, decide, readMetadata } from "../../docs/demo/model.mjs";
 import { checkPreparation, personVector, prepare, withoutInvalid } from "../../docs/demo/preparation.mjs";
@@ -15,7 +22,10 @@ const array = (values) => Float64Array.from(values, (value) => value ?? NaN);
 const list = (values) => Array.from(values, (value) => (Number.isNaN(value) ? null : value));
 const bytes = (path) => new Uint8Array(readFileSync(path));
 const read = ({ header, files }) =>
-  readRecord(typeof header === "string" ? bytes(header) : Uint8Array.from(header), new Map(files.map((path) => [basename(path), bytes(path)])));
+  readRecord(
+    typeof header === "string" ? bytes(header) : Uint8Array.from(header),
+    new Map(files.map((path) => [basename(path), bytes(path)])),
+  );
 
 const FUNCTIONS = {
   age: ({ text }) => parseAge(text),
@@ -41,7 +51,11 @@ const FUNCTIONS = {
   // The first samples only: numbers as text take longer than all else.
   read: ({ most, ...record }) => {
     const { signals, ...fields } = read(record);
-    return { ...fields, leads: [...signals.keys()], signals: [...signals.values()].map((signal) => list(signal.slice(0, most))) };
+    return {
+      ...fields,
+      leads: [...signals.keys()],
+      signals: [...signals.values()].map((signal) => list(signal.slice(0, most))),
+    };
   },
   shown: ({ text }) => shown(text),
 };
