@@ -24,7 +24,7 @@ from kdkit_ecg.utils.processes import run_in_processes, usable_cores
 
 BATCH = 16  # windows that the network receives at a time; a day at 257 Hz has 5,400 of 4,096 samples
 SHORTEST = 0.05  # share of a window that a record has to fill; the network would see little but padding
-CHUNK = 4  # records that a process receives at a time
+CHUNK = 16  # records that a process receives at a time, at most: on a busy machine, each message waits for its turn
 RECORDS_PER_PROCESS = 100  # that justify to start a process, whose imports take about three seconds
 
 
@@ -150,8 +150,8 @@ class Predictor:
         if self._path is None or processes <= 1:
             yield from map(self._predict_or_refuse, sources)
             return
-        chunks = [list(range(start, min(start + CHUNK, len(sources)))) for start in range(0, len(sources), CHUNK)]
-        work = [(chunk[0], tuple(sources[row] for row in chunk)) for chunk in chunks]
+        size = max(1, min(CHUNK, len(sources) // (4 * processes)))
+        work = [(start, tuple(sources[start : start + size])) for start in range(0, len(sources), size)]
         finished: dict[int, list[Prediction]] = {}  # by the position of their first record
         position = 0
         # Chunks end in any order, and are yielded in theirs.

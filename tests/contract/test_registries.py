@@ -346,6 +346,7 @@ DATASETS = {
     "challenge_2020": "needs recordings: see the tests of its reader",
     "challenge_2021": "needs recordings: see the tests of its reader",
     "ptb_xl": "needs recordings: see the tests of its reader",
+    "ecg_records": "needs recordings: see the tests of its reader",
 }
 
 

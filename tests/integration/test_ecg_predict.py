@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import kdkit
-from kdkit import DataError, KdkitError
+from kdkit import DataError, KdkitError, RecipeError
 from kdkit.cli.main import call
 from kdkit_ecg import Predictor, Records
 from kdkit_ecg.leads import LEADS
@@ -285,6 +285,54 @@ def test_a_class_without_a_threshold_is_never_predicted(tmp_path, folder, model,
     assert not any(row.decisions[0] for row in rows)
     assert any(row.decisions[0] for row in predictor.predict_all([folder / "data"]))
     assert rows[0].by_class()[CLASSES[0]]["threshold"] is None
+
+
+def multiclass(metadata):
+    metadata.update(task="multiclass", thresholds=None)
+    metadata["output"]["activation"] = "softmax"
+
+
+def test_of_exclusive_classes_the_most_probable_one_is_predicted(tmp_path, folder, model):
+    path = changed(model, tmp_path / "changed.onnx", multiclass)
+    for row in Predictor(path).predict_all([folder / "data" / "day0"]):
+        assert np.isclose(row.probabilities.sum(), 1)
+        assert row.predicted == (CLASSES[row.probabilities.argmax()],)
+        assert row.by_class()[CLASSES[0]]["threshold"] is None
+    with pytest.raises(KdkitError, match="exactly one is true"):
+        Predictor(path, combine="max")
+
+
+def raw(metadata):
+    metadata["preparation"]["scaling"] = "raw"
+    metadata["preparation"]["steps"] = [step for step in metadata["preparation"]["steps"] if step["step"] != "zscore"]
+
+
+def test_a_network_of_signals_in_mv_needs_the_unit_of_an_array(tmp_path, model, predictor):
+    in_mv = Predictor(changed(model, tmp_path / "changed.onnx", raw))
+    signal = simulated(2, length=1000)[[LEADS.index(lead) for lead in EIGHT]]
+    options = {"rate": 500, "leads": EIGHT}
+    with pytest.raises(RecipeError, match="give the unit"):
+        in_mv.predict_array(signal, **options)
+    expected = in_mv.predict_array(signal, unit="mV", **options).probabilities
+    assert np.allclose(in_mv.predict_array(signal * 1e-3, unit="V", **options).probabilities, expected, atol=1e-5)
+    assert not np.allclose(in_mv.predict_array(signal, unit="V", **options).probabilities, expected, atol=1e-2)
+    with pytest.raises(DataError, match="standard deviations"):
+        in_mv.predict_array(signal, unit="NU", **options)
+    assert "standard deviations" in predictor.predict_array(signal, unit="NU", **options).notes[0]
+    with pytest.raises(DataError, match="standard deviations"):  # I and II do not follow from others any more
+        predictor.predict_array(signal, rate=500, leads=("III", "aVF", *EIGHT[2:]), unit="NU")
+
+
+def test_a_record_that_is_named_twice_or_has_segments_is_one_row(tmp_path, folder, model, predictor):
+    for name in ("ecg0", "ecg3"):
+        for suffix in (".hea", ".dat"):
+            shutil.copy(folder / "data" / "day0" / f"{name}{suffix}", tmp_path)
+    (tmp_path / "both.hea").write_text("both/2 8 400 2400\necg0 1200\necg3 1200\n")
+    (row,) = predictor.predict_all([tmp_path, tmp_path / "both.hea", tmp_path / "both"])
+    assert row.reason is None
+    assert (row.record, row.seconds) == (str(tmp_path / "both"), 6.0)
+    # A segment is a record if it is named itself.
+    assert predictor.predict(tmp_path / "ecg0.dat").seconds == 3.0
 
 
 def test_options_of_a_predictor_are_checked(model, tmp_path):
