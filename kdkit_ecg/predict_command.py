@@ -99,6 +99,9 @@ def _predictor(ctx: click.Context, model: Path, options: dict[str, Any]) -> Any:
         if options["net"] is not None or options["trust"]:
             raise click.UsageError(f"--net and --trust are for the folder of a run, and {model} is none")
         return Predictor(model, combine=options["combine"])
+    exported = sorted(str(file) for file in model.iterdir() if file.suffix.lower() in (".onnx", ".pt2"))
+    if exported and not (model / "run.json").is_file():
+        raise DataError(f"{model} is a folder of exported files, and no run; give one of them: {', '.join(exported)}")
     from kdkit.cli.repeat import recorded_recipe
     from kdkit.utils.randomness import seed_everything
 

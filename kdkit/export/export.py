@@ -1,9 +1,7 @@
 """Export a network: write it in a format, let it pass its gates, measure it, and write its card."""
 
 import hashlib
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import torch
 from kdkit.engine.check.multiply_adds import multiply_adds
 from kdkit.engine.evaluate import load_net
 from kdkit.errors import KdkitError, RecipeError, first_line
-from kdkit.export.base import Exported, Exporter
+from kdkit.export.base import Exported, Exporter, quiet_packages
 from kdkit.export.card import FOLDER, card_markdown, read_cards
 from kdkit.export.gates import MetricGate, NumericGate, Reference
 from kdkit.export.latency import latency, single_sample
@@ -42,9 +40,9 @@ def export_net(
     name in the recipe; the one that is trained last if None. out: a file, or a folder for files `<net>.onnx` and
     so on; the folder "export" of the run if None.
 
-    Next to each file are its card as JSON and, of all files of these weights, as Markdown. A file that misses a gate has
-    ".rejected" in its name. Raises RecipeError for an unknown net or format, PluginError if a package is missing, and
-    KdkitError if the network has no form in a format; nothing is written then.
+    Next to each file are its card as JSON and, of all files of these weights, as Markdown. A file that misses a gate
+    has ".rejected" in its name. Raises RecipeError for an unknown net or format, PluginError if a package is missing,
+    and KdkitError if the network has no form in a format; nothing is written then.
     """
     options = options or ExportOptions()
     names = list(dict.fromkeys([to] if isinstance(to, str) else to))
@@ -62,7 +60,7 @@ def export_net(
     folder, files = _targets(default if out is None else Path(out), chosen.name, exporters)
     source = ExportSource(recipe, chosen, options)
     reference = Reference(source)
-    with _quiet():
+    with quiet_packages():
         # All of them before the first is written, since the last format may have no form of the network.
         attempts = {
             name: _Attempt.best_of(source, reference, exporter, weights) for name, exporter in exporters.items()
@@ -129,17 +127,6 @@ class _Attempt:
             ),
             metric=reference.metric_gate(model, options.points),
         )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Drop what torch, onnxruntime and other packages log below an error: it is about their own code."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _targets(out: Path, net: str, exporters: Mapping[str, Exporter]) -> tuple[Path, dict[str, Path]]:

@@ -110,7 +110,7 @@ class Predictor:
         path = Path("array")
         if values.ndim != 2:
             raise DataError(f"expected a signal of two axes, leads and time, got the shape {values.shape}")
-        values = values if leads_axis(path, values.shape, described.leads) == 0 else values.T
+        values = values if leads_axis(values.shape, described.leads) == 0 else values.T
         # The twelve leads first, as those of files: limb leads are then derived by the same code.
         names, samples = ordered_signal(values * UNITS[described.unit.lower()], described.leads)
         record = Record(

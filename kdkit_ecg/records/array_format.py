@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,18 +98,18 @@ def without_padding(signal: NDArray[np.float64]) -> NDArray[np.float64]:
     return signal[:, used[0] : used[-1] + 1] if len(used) else signal
 
 
-def leads_axis(path: Path, shape: tuple[int, ...], leads: tuple[str, ...]) -> int:
+def leads_axis(shape: tuple[int, ...], leads: tuple[str, ...]) -> int:
     """Return which of the two axes of a record, (leads, time) or (time, leads), is that of the leads."""
     axes = [axis for axis, size in enumerate(shape) if size == len(leads)]
     if len(axes) != 1 or min(shape) < 1 or len(leads) > MAX_CHANNELS:
         raise DataError(
-            f"{path} has records of shape {shape}; expected one axis of time and one of the {len(leads)} leads "
-            f"{shown(', '.join(leads))}"
+            f"expected one axis of time and one of the {len(leads)} leads {shown(', '.join(leads))}; got the shape "
+            f"{shape}"
         )
     return axes[0]
 
 
-def require_numbers(path: Path, dtype: Any) -> None:
+def require_numbers(dtype: Any) -> None:
     """Raise DataError for anything but integers and real numbers."""
     if dtype.kind not in "iuf":
-        raise DataError(f"{path} has values of type {dtype}; expected integers or real numbers")
+        raise DataError(f"expected integers or real numbers, got values of type {dtype}")

@@ -224,6 +224,8 @@ def test_arrays_need_a_rate_and_leads(tmp_path, model, capsys):
     table = capsys.readouterr().out
     assert table.count("REFUSED: it does not say its rate and its leads") == 2
     assert "2 records: 0 predicted, 2 refused" in table
+    assert call(["predict", str(model), str(tmp_path / "stack.npy"), "--rate", "500"]) == 1
+    assert "no names of leads; give --leads" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -234,15 +236,27 @@ def test_arrays_need_a_rate_and_leads(tmp_path, model, capsys):
         (["{data}/labels.csv", "{data}"], "is no exported network"),
         (["missing.onnx", "{data}"], "does not exist"),
         (["{model}", "{empty}"], "no record in"),
+        (["{exports}", "{data}"], "is a folder of exported files"),
         (["{model}", "{data}", "--rate", "500", "--unit", "kg"], "not a unit"),
     ],
 )
 def test_errors_of_usage_end_with_2_and_write_nothing(arguments, message, tmp_path, folder, model, capsys):
     (tmp_path / "empty").mkdir()
-    texts = [text.format(model=model, data=folder / "data", empty=tmp_path / "empty") for text in arguments]
+    places = {"model": model, "data": folder / "data", "empty": tmp_path / "empty", "exports": model.parent}
+    texts = [text.format(**places) for text in arguments]
     assert call(["predict", *texts, "--out", str(tmp_path / "out.csv")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_an_archive_that_is_no_export_is_refused_without_a_traceback_of_torch(tmp_path, folder, capfd):
+    path = tmp_path / "student.pt2"
+    for write in (lambda: path.write_bytes(b"hello"), lambda: torch.save({"weight": torch.zeros(1)}, path)):
+        write()
+        assert call(["predict", str(path), str(folder / "data")]) == 2
+        error = capfd.readouterr().err
+        assert "is damaged, or no archive" in error
+        assert len(error.splitlines()) == 1
 
 
 def changed(model, path, change):
