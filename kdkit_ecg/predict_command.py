@@ -1,6 +1,6 @@
 """The command `kdkit predict`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from kdkit.utils.printable import echo
 
 # The implementation is imported when the command runs: numpy would slow down `kdkit --help`.
 
+# Suffixes of records and networks: a slip in the order of arguments must not cost a recording.
+_REPLACED_NEVER = (".hea", ".dat", ".mat", ".edf", ".npy", ".npz", ".hdf5", ".h5", ".onnx", ".pt2")
 _FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json"}
 
 
@@ -52,6 +54,8 @@ def predict(ctx: click.Context, /, model: Path, records: tuple[Path, ...], **opt
     from kdkit_ecg.predict.output import csv_lines, json_lines, table_lines
 
     out: Path | None = options["out"]
+    if out is not None:
+        _require_no_input(out, (model, *records))
     form = options["form"] or _FORMATS.get(out.suffix.lower() if out else "", "table")
     refused = 0
 
@@ -87,6 +91,15 @@ def predict(ctx: click.Context, /, model: Path, records: tuple[Path, ...], **opt
         raise DataError(f"{out} cannot be written: {error.strerror}; choose another place: --out FILE") from error
     echo(f"{text.count(chr(10))} lines written to {out}; {refused} records refused", err=True)
     return int(refused > 0)
+
+
+def _require_no_input(out: Path, inputs: Sequence[Path]) -> None:
+    """Raise UsageError if the output would replace a record, a signal of it, or a network."""
+    is_input = out.suffix.lower() in _REPLACED_NEVER or any(
+        out.exists() and path.exists() and out.samefile(path) for path in inputs
+    )
+    if is_input:
+        raise click.UsageError(f"--out {out} has the name of a record or of a network; choose a .csv or .json file")
 
 
 def _predictor(ctx: click.Context, model: Path, options: dict[str, Any]) -> Any:

@@ -1,6 +1,5 @@
 """Records in files of numbers that do not describe themselves: NumPy arrays, CSV tables and HDF5 files."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 
 from kdkit import DataError, RecipeError
 from kdkit.errors import did_you_mean, first_line
+from kdkit.utils.validation import is_number
 from kdkit_ecg.leads import standard_name
 from kdkit_ecg.records.signal_lines import MAX_CHANNELS, UNITS, shown
 from kdkit_ecg.records.source import Record, RecordSource, ordered_signal
@@ -37,11 +37,13 @@ class ArrayFormat:
     ids: str = "exam_id"
 
     def __post_init__(self) -> None:
-        if self.unit.lower() not in UNITS or not self.unit:
-            raise RecipeError(f"unit={self.unit!r} is not a unit of a signal; {did_you_mean(self.unit, UNIT_NAMES)}")
+        if not isinstance(self.unit, str) or not self.unit or self.unit.lower() not in UNITS:
+            known = did_you_mean(str(self.unit), UNIT_NAMES)
+            raise RecipeError(f"unit={self.unit!r} is not a unit of a signal; {known}")
         for name in ("rate", "gain"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise RecipeError(f"{name} must be a finite number above 0, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not (is_number(value) and value > 0):
+                raise RecipeError(f"{name} must be a finite number above 0, got {value!r}")
         if isinstance(self.leads, str):
             raise RecipeError(f"leads must be a tuple of names, such as ('I', 'II'), got {self.leads!r}")
         object.__setattr__(self, "leads", tuple(map(standard_name, self.leads)))
