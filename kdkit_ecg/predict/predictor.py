@@ -1,6 +1,6 @@
 """Predict the classes of ECG records: read, prepare as for the training, run the network on windows, combine them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -165,7 +165,8 @@ class Predictor:
         finished: dict[int, list[Prediction]] = {}  # by the position of their first record
         position = 0
         # Chunks end in any order, and are yielded in theirs.
-        for (start, _), predictions in run_in_processes(_PredictChunk(self._path, self.combine), work, processes):
+        predict_chunk = _PredictChunk(self._path, self.combine, self.metadata)
+        for (start, _), predictions in run_in_processes(predict_chunk, work, processes):
             finished[start] = predictions
             while position in finished:
                 done = finished.pop(position)
@@ -274,7 +275,7 @@ class Predictor:
         return decisions
 
 
-# A worker process receives a function with every chunk, and opens the network once.
+# A worker process predicts many chunks, and opens the network once.
 _cached_predictor = lru_cache(maxsize=1)(lambda path, combine: Predictor(path, combine=combine))
 
 
@@ -284,7 +285,10 @@ class _PredictChunk:
 
     path: Path
     combine: Combination
+    metadata: Mapping[str, Any]  # of the file as the caller opened it
 
     def __call__(self, work: tuple[int, tuple[RecordSource | Refusal, ...]]) -> list[Prediction]:
         predictor = _cached_predictor(self.path, self.combine)
+        if predictor.metadata != self.metadata:  # its thresholds would not be those that the caller shows
+            raise DataError(f"{self.path} was replaced while it was in use; run the same command again")
         return [predictor._predict_or_refuse(source) for source in work[1]]

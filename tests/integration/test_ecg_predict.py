@@ -181,6 +181,15 @@ def test_a_network_that_fails_refuses_the_record(tmp_path, folder, model):
     assert "the network fails for (2, 8, 200)" in prediction.reason
 
 
+def test_processes_refuse_a_file_that_was_replaced_while_it_was_in_use(tmp_path, folder, model):
+    path = tmp_path / "student.onnx"
+    shutil.copy(model, path)
+    opened = Predictor(path)
+    changed(model, path, lambda metadata: metadata["thresholds"]["probabilities"].__setitem__(0, 0.0))
+    with pytest.raises(DataError, match="was replaced while it was in use"):
+        list(opened.predict_all([folder / "data"], processes=2))
+
+
 def test_no_record_or_network_is_replaced_by_predictions(tmp_path, folder, model, capsys):
     (tmp_path / "table.csv").write_text("I,II\n1,2\n")
     for path in (folder / "data" / "day1" / "ecg1.dat", model, tmp_path / "table.csv"):
