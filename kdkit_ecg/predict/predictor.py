@@ -66,7 +66,9 @@ class Predictor:
                 f"combine={combine!r} is not an option; {did_you_mean(str(combine), get_args(Combination))}"
             )
         if combine == "max" and model.multiclass:
-            raise KdkitError('combine="max" does not suit classes of which exactly one is true; use "mean" or "centre"')
+            raise KdkitError(
+                'combine="max" (--windows max) does not suit classes of which exactly one is true; use "mean" or "centre"'
+            )
         self._model, self.combine = model, combine
         self.metadata = model.metadata
         self.classes, self.thresholds = model.classes, model.thresholds

@@ -283,6 +283,18 @@ def test_the_float_net_teaches_an_int8_graph_whose_weights_were_spoilt(int8, mon
     assert source.net.network.training == was_training
 
 
+def test_a_graph_with_an_option_that_cannot_be_trained_is_not_finished(int8):
+    from kdkit.export.finishing import finished
+    from kdkit.export.onnx_graph import OnnxGraph, node
+
+    source, model = int8
+    graph = OnnxGraph(model)
+    convolved = next(step.output[0] for step in graph.nodes if step.op_type == "QLinearConv")
+    model = type(model).FromString(model.SerializeToString())
+    model.graph.node.append(node("MaxPool", [convolved], "pooled", kernel_shape=[1, 2], pads=[0, 0, 0, 1]))
+    assert finished(source, model, limit=64) is None  # so that the next improvement is tried
+
+
 class Shifted(Exporter):
     """Writes the metadata alone, and "runs" the network with its outputs changed by a constant or made constant."""
 
