@@ -67,7 +67,8 @@ class Predictor:
             )
         if combine == "max" and model.multiclass:
             raise KdkitError(
-                'combine="max" (--windows max) does not suit classes of which exactly one is true; use "mean" or "centre"'
+                'combine="max" (--windows max) does not suit classes of which exactly one is true; use "mean" or '
+                '"centre"'
             )
         self._model, self.combine = model, combine
         self.metadata = model.metadata
