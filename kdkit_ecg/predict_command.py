@@ -1,6 +1,6 @@
 """The command `kdkit predict`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from kdkit.utils.printable import echo
 
 # The implementation is imported when the command runs: numpy would slow down `kdkit --help`.
 
+# Suffixes of records and networks: a slip in the order of arguments must not cost a recording.
+_REPLACED_NEVER = (".hea", ".dat", ".mat", ".edf", ".npy", ".npz", ".hdf5", ".h5", ".onnx", ".pt2")
 _FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json"}
 
 
@@ -52,6 +54,8 @@ def predict(ctx: click.Context, /, model: Path, records: tuple[Path, ...], **opt
     from kdkit_ecg.predict.output import csv_lines, json_lines, table_lines
 
     out: Path | None = options["out"]
+    if out is not None:
+        _require_no_input(out, (model, *records))
     form = options["form"] or _FORMATS.get(out.suffix.lower() if out else "", "table")
     refused = 0
 
@@ -89,6 +93,15 @@ def predict(ctx: click.Context, /, model: Path, records: tuple[Path, ...], **opt
     return int(refused > 0)
 
 
+def _require_no_input(out: Path, inputs: Sequence[Path]) -> None:
+    """Raise UsageError if the output would replace a record, a signal of it, or a network."""
+    is_input = out.suffix.lower() in _REPLACED_NEVER or any(
+        out.exists() and path.exists() and out.samefile(path) for path in inputs
+    )
+    if is_input:
+        raise click.UsageError(f"--out {out} has the name of a record or of a network; choose a .csv or .json file")
+
+
 def _predictor(ctx: click.Context, model: Path, options: dict[str, Any]) -> Any:
     """Open a file or the folder of a run."""
     from kdkit_ecg.predict import Predictor
@@ -99,6 +112,9 @@ def _predictor(ctx: click.Context, model: Path, options: dict[str, Any]) -> Any:
         if options["net"] is not None or options["trust"]:
             raise click.UsageError(f"--net and --trust are for the folder of a run, and {model} is none")
         return Predictor(model, combine=options["combine"])
+    exported = sorted(str(file) for file in model.iterdir() if file.suffix.lower() in (".onnx", ".pt2"))
+    if exported and not (model / "run.json").is_file():
+        raise DataError(f"{model} is a folder of exported files, and no run; give one of them: {', '.join(exported)}")
     from kdkit.cli.repeat import recorded_recipe
     from kdkit.utils.randomness import seed_everything
 

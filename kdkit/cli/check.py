@@ -28,6 +28,7 @@ def check(ctx: click.Context, /, **options: Any) -> None:
     from kdkit.cli.pairs_table import show_pairs
     from kdkit.cli.plan import show_plan
     from kdkit.cli.plan_svg import draw_plan
+    from kdkit.data.dataset import Data, optional_member
     from kdkit.engine.check.check import check as check_recipe
     from kdkit.engine.check.pairs import pair_advice
     from kdkit.engine.options import RunOptions
@@ -53,6 +54,9 @@ def check(ctx: click.Context, /, **options: Any) -> None:
         plan = check_recipe(recipe, device, precision=settings.precision, estimate=settings)
     console = make_console()
     console.width = min(console.width, 100)
+    if not plan.problems:  # which may be those of the data
+        for line in str(optional_member(recipe.data, Data, "summary")).splitlines():
+            console.print(f"note: {line}", style="yellow", markup=False, soft_wrap=True)
     show_plan(plan, console, device)
     if options["svg"] is not None:
         write(options["svg"], draw_plan(plan, file.path.stem))

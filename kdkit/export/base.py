@@ -1,8 +1,10 @@
 """The interface of an exporter: it turns a network into the content of a file, and runs that content."""
 
 import importlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -70,6 +72,17 @@ class Exporter(ABC):
     def peak_activation_bytes(self, content: bytes, inputs: Arrays) -> int | None:
         """Return the most memory that inputs, outputs and all between need at once; None if it is unknown."""
         return None
+
+
+@contextmanager
+def quiet_packages() -> Iterator[None]:
+    """Drop what torch, onnxruntime and other packages log below an error: it is about their own code."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def require_packages(name: str, extra: str, *modules: str) -> None:

@@ -1,9 +1,7 @@
 """Export a network: write it in a format, let it pass its gates, measure it, and write its card."""
 
 import hashlib
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import torch
 from kdkit.engine.check.multiply_adds import multiply_adds
 from kdkit.engine.evaluate import load_net
 from kdkit.errors import KdkitError, RecipeError, first_line
-from kdkit.export.base import Exported, Exporter
+from kdkit.export.base import Exported, Exporter, quiet_packages
 from kdkit.export.card import FOLDER, card_markdown, read_cards
 from kdkit.export.gates import MetricGate, NumericGate, Reference
 from kdkit.export.latency import latency, single_sample
@@ -42,9 +40,9 @@ def export_net(
     name in the recipe; the one that is trained last if None. out: a file, or a folder for files `<net>.onnx` and
     so on; the folder "export" of the run if None.
 
-    Next to each file are its card as JSON and, of all files of the net, as Markdown. A file that misses a gate has
-    ".rejected" in its name. Raises RecipeError for an unknown net or format, PluginError if a package is missing, and
-    KdkitError if the network has no form in a format; nothing is written then.
+    Next to each file are its card as JSON and, of all files of these weights, as Markdown. A file that misses a gate
+    has ".rejected" in its name. Raises RecipeError for an unknown net or format, PluginError if a package is missing,
+    and KdkitError if the network has no form in a format; nothing is written then.
     """
     options = options or ExportOptions()
     names = list(dict.fromkeys([to] if isinstance(to, str) else to))
@@ -62,13 +60,14 @@ def export_net(
     folder, files = _targets(default if out is None else Path(out), chosen.name, exporters)
     source = ExportSource(recipe, chosen, options)
     reference = Reference(source)
-    results = []
-    for name, exporter in exporters.items():
-        with _quiet():
-            attempt = _Attempt.best_of(source, reference, exporter, weights)
-        results.append(_write(files[name], name, attempt, source))
-    _write_markdown(folder, chosen.name)
-    return tuple(results)
+    with quiet_packages():
+        # All of them before the first is written, since the last format may have no form of the network.
+        attempts = {
+            name: _Attempt.best_of(source, reference, exporter, weights) for name, exporter in exporters.items()
+        }
+    results = tuple(_write(files[name], name, attempt, source) for name, attempt in attempts.items())
+    _write_markdown(folder, results[0].card)
+    return results
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,25 +129,15 @@ class _Attempt:
         )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Drop what torch, onnxruntime and other packages log below an error: it is about their own code."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
 def _targets(out: Path, net: str, exporters: Mapping[str, Exporter]) -> tuple[Path, dict[str, Path]]:
     """Return the folder of all files, and the file of each format."""
     if len(exporters) == 1:
         ((name, exporter),) = exporters.items()
         if out.suffix == exporter.suffix:
             return out.parent, {name: out}
-    if out.is_file() or out.suffix in {exporter.suffix for exporter in exporters.values()}:
-        raise KdkitError(f"{out} names a file, and the export has {len(exporters)} files; pass a folder")
+    if out.is_file() or out.suffix in {factory().suffix for factory in registry("exporters").values()}:
+        wanted = f"have the suffix {exporter.suffix}" if len(exporters) == 1 else "be a folder for the files"
+        raise KdkitError(f"{out} names a file, but an export to {', '.join(exporters)} must {wanted}; change --out")
     stem = net.replace(" ", "-")
     return out, {name: out / f"{stem}{exporter.label}{exporter.suffix}" for name, exporter in exporters.items()}
 
@@ -170,8 +159,16 @@ def _write(path: Path, name: str, attempt: _Attempt, source: ExportSource) -> Ex
     return ExportResult(format=name, path=path, passed=attempt.passed, card=card)
 
 
-def _write_markdown(folder: Path, net: str) -> None:
-    cards = [card for card in read_cards(folder) if card["network"].get("name") == net]
+def _write_markdown(folder: Path, written: Mapping[str, Any]) -> None:
+    """Write the cards of all files with the net and the weights of a card that was written."""
+    net, run = written["network"]["name"], written["metadata"]["run"]
+    cards = [
+        card
+        for card in read_cards(folder)
+        # Files of other weights may be in this folder, and have scores and times of their own.
+        if card["network"]["name"] == net
+        and card["metadata"].get("run", {}).get("weights_sha256") == run["weights_sha256"]
+    ]
     try:
         write(folder / f"{net.replace(' ', '-')}.md", card_markdown(cards))
     except OSError as error:

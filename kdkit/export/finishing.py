@@ -28,7 +28,9 @@ def finished(source: ExportSource, model: ModelProto, *, limit: int) -> ModelPro
     """
     try:
         module = Int8Module(OnnxGraph(model), limit)
-    except KdkitError:  # an operator that cannot be trained
+        with torch.no_grad():
+            module(*source.example)  # finds options of an operator that cannot be trained, before the stage begins
+    except (KdkitError, LookupError, RuntimeError):  # an operator that cannot be trained
         return None
     net, last, epochs = source.net, source.recipe.stages[-1].training, source.options.finish_epochs
     # A net of its own, which counts as trained: in the recipe it may have been a student.

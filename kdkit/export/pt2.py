@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdkit.export.base import Arrays, Exported, Exporter, Model
+from kdkit.export.base import Arrays, Exported, Exporter, Model, quiet_packages
 from kdkit.export.source import ExportSource
 from kdkit.utils.files import to_json
 
@@ -31,11 +31,11 @@ class Pt2Exporter(Exporter):
 
     def with_metadata(self, content: bytes, metadata: Mapping[str, Any]) -> bytes:
         """Return the archive with metadata as the file kdkit.json in it."""
-        return _saved(torch.export.load(io.BytesIO(content)), {METADATA: to_json(metadata)})
+        return _saved(_loaded(content), {METADATA: to_json(metadata)})
 
     def open(self, content: bytes) -> Model:
         """Return the program that torch runs, in eval mode as it was traced."""
-        module = torch.export.load(io.BytesIO(content)).module()
+        module = _loaded(content).module()
 
         def model(inputs: Arrays) -> NDArray[np.float32]:
             with torch.no_grad():
@@ -46,16 +46,21 @@ class Pt2Exporter(Exporter):
 
     def peak_activation_bytes(self, content: bytes, inputs: Arrays) -> int | None:
         """Return the most memory that values need at once, in the order of the operations."""
-        program = torch.export.load(io.BytesIO(content))
-        return _Peak(program.module()).measure(tuple(map(torch.from_numpy, inputs.values())))
+        return _Peak(_loaded(content).module()).measure(tuple(map(torch.from_numpy, inputs.values())))
 
 
 def read_metadata(content: bytes) -> dict[str, Any]:
     """Return the metadata in an archive, empty if it has none of kdkit."""
     files = {METADATA: ""}
-    torch.export.load(io.BytesIO(content), extra_files=files)
+    _loaded(content, files)
     metadata: dict[str, Any] = json.loads(files[METADATA] or "{}")
     return metadata
+
+
+def _loaded(content: bytes, files: dict[str, str] | None = None) -> torch.export.ExportedProgram:
+    """Return the program of an archive. files: names of files in it, which are set to their content."""
+    with quiet_packages():  # torch logs a traceback for a damaged archive, before it raises
+        return torch.export.load(io.BytesIO(content), extra_files=files)
 
 
 def _saved(program: torch.export.ExportedProgram, files: dict[str, str]) -> bytes:

@@ -23,11 +23,14 @@ def print_survey(survey: Survey, console: Console, *, all_names: bool) -> None:
     """Print databases, classes, and each reason with its first records, or with all records and their details."""
     console.print(_database_table(survey))
     for year in get_args(Year):
+        by_class = _class_counts(survey, year)
+        if not any(by_class.values()):  # such as of records whose labels are in a table
+            continue
         table = Table(title=f"Classes of {year}, in records that are not bad", title_justify="left")
         table.add_column("class")
         table.add_column("records", justify="right")
         table.add_column("of which in", overflow="fold")
-        for name, counts in _class_counts(survey, year).items():
+        for name, counts in by_class.items():
             by_database = ", ".join(f"{printable(database)} {count}" for database, count in counts.most_common())
             table.add_row(name, str(counts.total()), by_database)
         console.print(table)

@@ -146,7 +146,13 @@ def _open_pt2(path: Path) -> tuple[Mapping[str, Any], Run]:
     from kdkit.export.pt2 import Pt2Exporter, read_metadata
 
     content = path.read_bytes()
-    return _parsed(json.dumps(read_metadata(content)), path), Pt2Exporter().open(content)
+    try:
+        metadata = read_metadata(content)
+    except Exception as error:  # whose message would point at warnings of torch
+        raise DataError(
+            f"{path} cannot be opened: it is damaged, or no archive that this version of torch reads; export it again"
+        ) from error
+    return _parsed(json.dumps(metadata), path), Pt2Exporter().open(content)
 
 
 def _parsed(text: str | None, path: Path) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from kdkit.utils.files import to_json
 from kdkit.utils.printable import printable
+from kdkit.utils.reprs import describe_count
 from kdkit_ecg.predict.prediction import Prediction
 from kdkit_ecg.predict.predictor import Predictor
 
@@ -65,7 +66,8 @@ def table_lines(predictions: Iterable[Prediction], predictor: Predictor) -> Iter
             thresholds = zip(predictor.classes, predictor.thresholds, strict=True)
             yield "\nthresholds: " + ", ".join(f"{name} {_threshold(value)}" for name, value in thresholds)
     yield ""
-    yield f"{len(predictions)} records: {len(served)} predicted, {len(predictions) - len(served)} refused"
+    records = describe_count(len(predictions), "record")
+    yield f"{records}: {len(served)} predicted, {len(predictions) - len(served)} refused"
     yield from _remarks(served, predictor)
     yield DISCLAIMER
 

@@ -1,6 +1,6 @@
 """Predict the classes of ECG records: read, prepare as for the training, run the network on windows, combine them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,12 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from kdkit import DataError, KdkitError, RecipeError
 from kdkit.errors import did_you_mean, first_line
+from kdkit.utils.validation import is_number, validate_choice
 from kdkit_ecg.leads import missing_leads, standard_name
 from kdkit_ecg.predict.model import Model, model_of_run, open_model
 from kdkit_ecg.predict.prediction import Prediction
 from kdkit_ecg.predict.search import Refusal, find_records, label_of
 from kdkit_ecg.predict.windows import Combination, cut, starts_of
-from kdkit_ecg.records.array_format import ArrayFormat, leads_axis
+from kdkit_ecg.records.array_format import ArrayFormat, leads_axis, require_numbers
 from kdkit_ecg.records.record import read_record
 from kdkit_ecg.records.signal_lines import DEFAULT_GAIN, UNITS, clipped
 from kdkit_ecg.records.source import Record, RecordSource, Sex, ordered_signal, person_vector
@@ -65,7 +66,10 @@ class Predictor:
                 f"combine={combine!r} is not an option; {did_you_mean(str(combine), get_args(Combination))}"
             )
         if combine == "max" and model.multiclass:
-            raise KdkitError('combine="max" does not suit classes of which exactly one is true; use "mean" or "centre"')
+            raise KdkitError(
+                'combine="max" (--windows max) does not suit classes of which exactly one is true; use "mean" or '
+                '"centre"'
+            )
         self._model, self.combine = model, combine
         self.metadata = model.metadata
         self.classes, self.thresholds = model.classes, model.thresholds
@@ -105,14 +109,22 @@ class Predictor:
         each lead itself. NaN is interpolated. age in years; None if unknown, as sex. Raises DataError for an array that
         cannot be served, RecipeError for wrong options.
         """
+        if isinstance(leads, str) or not len(leads):
+            raise RecipeError(f"leads must be the names of the leads of the signal, such as ('I', 'II'), got {leads!r}")
         described = self.array_format(rate=rate, leads=leads, unit=unit)
-        values = np.asarray(signal, dtype=np.float64)
-        path = Path("array")
+        if age is not None and not (is_number(age) and 0 <= age <= 120):
+            raise RecipeError(f"age must be a number of years from 0 to 120, or None if it is unknown, got {age!r}")
+        if sex is not None:
+            validate_choice("sex", sex, Sex)
+        array = np.asarray(signal)
+        require_numbers(array.dtype)
+        values, path = array.astype(np.float64), Path("array")
         if values.ndim != 2:
             raise DataError(f"expected a signal of two axes, leads and time, got the shape {values.shape}")
-        values = values if leads_axis(path, values.shape, described.leads) == 0 else values.T
-        # The twelve leads first, as those of files: limb leads are then derived by the same code.
-        names, samples = ordered_signal(values * UNITS[described.unit.lower()], described.leads)
+        values = values if leads_axis(values.shape, described.leads) == 0 else values.T
+        with np.errstate(over="ignore", invalid="ignore"):  # too large numbers, which are refused later
+            # The twelve leads first, as those of files: limb leads are then derived by the same code.
+            names, samples = ordered_signal(values * UNITS[described.unit.lower()], described.leads)
         record = Record(
             name="array",
             path=path,
@@ -134,7 +146,7 @@ class Predictor:
 
     def predict_all(
         self,
-        records: Iterable[str | Path],
+        records: str | Path | Iterable[str | Path],
         *,
         arrays: ArrayFormat | None = None,
         processes: int | None = None,
@@ -144,7 +156,8 @@ class Predictor:
         Folders are searched. arrays: describes files of numbers; None leaves them out of folders. processes: that read
         and predict; chosen by the number of records and of usable cores if None.
         """
-        sources = list(find_records(list(map(Path, records)), arrays))
+        paths = [records] if isinstance(records, str | Path) else records  # a text is one path, and not its characters
+        sources = list(find_records(list(map(Path, paths)), arrays))
         if processes is None:
             processes = min(usable_cores(), max(1, len(sources) // RECORDS_PER_PROCESS))
         if self._path is None or processes <= 1:
@@ -155,7 +168,8 @@ class Predictor:
         finished: dict[int, list[Prediction]] = {}  # by the position of their first record
         position = 0
         # Chunks end in any order, and are yielded in theirs.
-        for (start, _), predictions in run_in_processes(_PredictChunk(self._path, self.combine), work, processes):
+        predict_chunk = _PredictChunk(self._path, self.combine, self.metadata)
+        for (start, _), predictions in run_in_processes(predict_chunk, work, processes):
             finished[start] = predictions
             while position in finished:
                 done = finished.pop(position)
@@ -243,7 +257,10 @@ class Predictor:
             windows = cut(signal, starts[first : first + BATCH], model.length)
             arrays = {model.signal: windows, model.person: np.repeat(person[None], len(windows), axis=0)}
             # In the order of the file, by which some runtimes take them.
-            outputs.append(model.run({name: arrays[name] for name in model.inputs}))
+            try:
+                outputs.append(model.run({name: arrays[name] for name in model.inputs}))
+            except Exception as error:  # runtimes raise errors of any kind
+                raise DataError(f"the network fails for {windows.shape}: {first_line(error)}") from error
         logits = np.concatenate(outputs).astype(np.float64)
         if logits.shape != (len(starts), len(model.classes)) or not np.isfinite(logits).all():
             raise DataError(f"the network gives no finite outputs for {len(model.classes)} classes")
@@ -261,7 +278,7 @@ class Predictor:
         return decisions
 
 
-# A worker process receives a function with every chunk, and opens the network once.
+# A worker process predicts many chunks, and opens the network once.
 _cached_predictor = lru_cache(maxsize=1)(lambda path, combine: Predictor(path, combine=combine))
 
 
@@ -271,7 +288,10 @@ class _PredictChunk:
 
     path: Path
     combine: Combination
+    metadata: Mapping[str, Any]  # of the file as the caller opened it
 
     def __call__(self, work: tuple[int, tuple[RecordSource | Refusal, ...]]) -> list[Prediction]:
         predictor = _cached_predictor(self.path, self.combine)
+        if predictor.metadata != self.metadata:  # its thresholds would not be those that the caller shows
+            raise DataError(f"{self.path} was replaced while it was in use; run the same command again")
         return [predictor._predict_or_refuse(source) for source in work[1]]

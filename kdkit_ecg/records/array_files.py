@@ -43,7 +43,9 @@ def open_array_file(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
         if suffix == CSV_SUFFIX:
             return [_open_csv(path, arrays)]
         if not arrays.leads:
-            raise DataError("it has no names of leads; give ArrayFormat(leads=...) in the order of the array")
+            raise DataError(
+                "it has no names of leads; give --leads, or ArrayFormat(leads=...), in the order of the array"
+            )
         if suffix == NPZ_SUFFIX:
             return _open_archive(path, arrays)
         return _open_numpy(path, arrays) if suffix == NUMPY_SUFFIX else _open_hdf5(path, arrays)
@@ -74,7 +76,7 @@ def read_values(source: ArraySource) -> NDArray[Any]:
             values = signals[() if source.position is None else source.position]
     if values.ndim == 1:
         return values[None]
-    return values if leads_axis(source.path, values.shape, source.leads) == 0 else values.T
+    return values if leads_axis(values.shape, source.leads) == 0 else values.T
 
 
 def _open_csv(path: Path, arrays: ArrayFormat) -> ArraySource:
@@ -82,7 +84,7 @@ def _open_csv(path: Path, arrays: ArrayFormat) -> ArraySource:
     if not has_names and len(cells) != len(arrays.leads):
         raise DataError(
             f"it has {len(cells)} columns and no line of names; expected the {len(arrays.leads)} leads of "
-            "ArrayFormat(leads=...)"
+            "--leads or ArrayFormat(leads=...)"
         )
     # pandas writes its index below an empty name.
     named = [cell or f"column {position}" for position, cell in enumerate(cells)]
@@ -117,12 +119,12 @@ def _load_numpy(path: Path) -> NDArray[Any]:
 
 def _open_numpy(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
     array = _load_numpy(path)
-    require_numbers(path, array.dtype)
+    require_numbers(array.dtype)
     if array.ndim == 1 and len(arrays.leads) == 1 and len(array):
         return [_source(path, arrays, len(array))]
     if array.ndim not in (2, 3):
         raise DataError(f"expected the axes time and leads, or records, time and leads; got the shape {array.shape}")
-    samples = array.shape[-2:][1 - leads_axis(path, array.shape[-2:], arrays.leads)]
+    samples = array.shape[-2:][1 - leads_axis(array.shape[-2:], arrays.leads)]
     if array.ndim == 2:
         return [_source(path, arrays, samples)]
     return _stack(path, arrays, samples, list(map(str, range(_require_few(len(array))))))
@@ -131,14 +133,14 @@ def _open_numpy(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
 def _open_archive(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
     shapes = archived_shapes(path, len(arrays.leads), most=MAX_VALUES)
     return [
-        _source(path, arrays, shape[1 - leads_axis(path, shape, arrays.leads)], name=name, position=position)
+        _source(path, arrays, shape[1 - leads_axis(shape, arrays.leads)], name=name, position=position)
         for position, name, shape in shapes
     ]
 
 
 def _open_hdf5(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
     with _hdf5_signals(path, arrays) as signals:
-        require_numbers(path, signals.dtype)
+        require_numbers(signals.dtype)
         if signals.ndim not in (2, 3):
             raise DataError(f"expected {arrays.signals} of shape (records, time, leads), got {signals.shape}")
         # (time, leads) is the only record of its file.
@@ -147,7 +149,7 @@ def _open_hdf5(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
         if max(piece, shape[0] * shape[1]) > MAX_VALUES:
             raise DataError(f"expected at most {MAX_VALUES:,} numbers of a record and of a piece of the file")
         _require_few(count)
-        samples = shape[1 - leads_axis(path, tuple(shape), arrays.leads)]
+        samples = shape[1 - leads_axis(tuple(shape), arrays.leads)]
         if signals.ndim == 2:
             return [_source(path, arrays, samples)]
         names = list(map(str, range(count)))

@@ -1,8 +1,6 @@
 """Records in files of numbers that do not describe themselves: NumPy arrays, CSV tables and HDF5 files."""
 
-import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +8,7 @@ from numpy.typing import NDArray
 
 from kdkit import DataError, RecipeError
 from kdkit.errors import did_you_mean, first_line
+from kdkit.utils.validation import is_number
 from kdkit_ecg.leads import standard_name
 from kdkit_ecg.records.signal_lines import MAX_CHANNELS, UNITS, shown
 from kdkit_ecg.records.source import Record, RecordSource, ordered_signal
@@ -38,11 +37,13 @@ class ArrayFormat:
     ids: str = "exam_id"
 
     def __post_init__(self) -> None:
-        if self.unit.lower() not in UNITS or not self.unit:
-            raise RecipeError(f"unit={self.unit!r} is not a unit of a signal; {did_you_mean(self.unit, UNIT_NAMES)}")
+        if not isinstance(self.unit, str) or not self.unit or self.unit.lower() not in UNITS:
+            known = did_you_mean(str(self.unit), UNIT_NAMES)
+            raise RecipeError(f"unit={self.unit!r} is not a unit of a signal; {known}")
         for name in ("rate", "gain"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise RecipeError(f"{name} must be a finite number above 0, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not (is_number(value) and value > 0):
+                raise RecipeError(f"{name} must be a finite number above 0, got {value!r}")
         if isinstance(self.leads, str):
             raise RecipeError(f"leads must be a tuple of names, such as ('I', 'II'), got {self.leads!r}")
         object.__setattr__(self, "leads", tuple(map(standard_name, self.leads)))
@@ -99,18 +100,18 @@ def without_padding(signal: NDArray[np.float64]) -> NDArray[np.float64]:
     return signal[:, used[0] : used[-1] + 1] if len(used) else signal
 
 
-def leads_axis(path: Path, shape: tuple[int, ...], leads: tuple[str, ...]) -> int:
+def leads_axis(shape: tuple[int, ...], leads: tuple[str, ...]) -> int:
     """Return which of the two axes of a record, (leads, time) or (time, leads), is that of the leads."""
     axes = [axis for axis, size in enumerate(shape) if size == len(leads)]
     if len(axes) != 1 or min(shape) < 1 or len(leads) > MAX_CHANNELS:
         raise DataError(
-            f"{path} has records of shape {shape}; expected one axis of time and one of the {len(leads)} leads "
-            f"{shown(', '.join(leads))}"
+            f"expected one axis of time and one of the {len(leads)} leads {shown(', '.join(leads))}; got the shape "
+            f"{shape}"
         )
     return axes[0]
 
 
-def require_numbers(path: Path, dtype: Any) -> None:
+def require_numbers(dtype: Any) -> None:
     """Raise DataError for anything but integers and real numbers."""
     if dtype.kind not in "iuf":
-        raise DataError(f"{path} has values of type {dtype}; expected integers or real numbers")
+        raise DataError(f"expected integers or real numbers, got values of type {dtype}")

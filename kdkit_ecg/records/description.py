@@ -1,12 +1,13 @@
 """Describe the preparation of records as values for JSON, which exported networks carry, and read it again."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from kdkit import DataError
 from kdkit.errors import first_line
 from kdkit_ecg.records.filters import FLAT
-from kdkit_ecg.records.preparation import Preparation
+from kdkit_ecg.records.preparation import Preparation, Resampling, Scaling
 
 VERSION = 1  # of the description; increased if a program that follows it would compute something else
 
@@ -86,6 +87,10 @@ def read_description(description: Mapping[str, Any]) -> tuple[Preparation, int]:
         described = describe_preparation(
             preparation, leads=preparation.leads, length=length, window=steps["window"]["position"]
         )
+        if preparation.scaling not in get_args(Scaling) or preparation.resampling not in get_args(Resampling):
+            raise ValueError(f"scaling {preparation.scaling!r}, resampling {preparation.resampling!r}")
+        if not (0 < preparation.rate < math.inf):
+            raise ValueError(f"rate {preparation.rate}")
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise DataError(
             f"the description of the inputs is damaged: {type(error).__name__}: {first_line(error)}; export again"

@@ -462,5 +462,6 @@ def test_records_with_own_leads_and_labels_are_judged_by_these(kdkit_here, tmp_p
     assert result.code == 0, result
     assert "3 leads computed from two other limb leads:\n    E0 (II)\n" in result.out
     assert "3 records: 0 bad, 3 odd" in result.out
+    assert "Classes of" not in result.out  # which have other names here
     assert kdkit_here("ecg", "doctor", "data", "--leads", "V1", "--jobs", 1).code == 1  # without a code
     assert kdkit_here("ecg", "doctor", "data", "--own-labels", "--jobs", 1).code == 1  # without V2 to V6

@@ -47,6 +47,17 @@ def test_the_recipe_of_the_docs_trains_and_evaluates_a_student_for_the_leads_and
     assert next(value for name, value in tensors.items() if name.endswith("classifier.weight")).shape[0] == 3
 
 
+def test_a_check_shows_how_many_records_have_labels(run, folder, tmp_path, capsys):
+    lines = (folder / "labels.csv").read_text().splitlines()
+    (tmp_path / "labels.csv").write_text("\n".join(lines[:-2]) + "\n")
+    recipe = tmp_path / "own.py"
+    recipe.write_text((run / "recipe.py").read_text().replace('"labels.csv"', repr(str(tmp_path / "labels.csv"))))
+    assert call(["check", str(recipe), f"--data={folder}", "--width=4"]) == 0
+    out = capsys.readouterr().out
+    assert "18 of 20 records read" in out
+    assert "2 excluded, no row in the table of labels" in out
+
+
 def test_records_of_the_run_equal_the_simulated_ones(folder):
     options = {"rate": 400, "length": 800, "scaling": "raw", "band": None, "shares": (1.0, 0.0, 0.0), "store": None}
     data = Records(folder, **options)

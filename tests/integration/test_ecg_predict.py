@@ -149,6 +149,56 @@ def test_an_array_may_have_either_axis_first_any_unit_and_gaps(predictor):
             predictor.predict_array(wrong, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rate": "500"}, "rate must be a finite number above 0, got '500'"),
+        ({"leads": "I,II"}, "leads must be the names"),
+        ({"leads": ()}, "leads must be the names"),
+        ({"unit": 1}, "unit=1 is not a unit"),
+        ({"age": "71"}, "from 0 to 120, or None if it is unknown, got '71'"),
+        ({"age": 300}, "from 0 to 120"),
+        ({"sex": "F"}, "sex must be 'female' or 'male'; got 'F'"),
+        ({"signal": np.ones((8, 1000), complex)}, "values of type complex128"),
+        ({"signal": [["x"]]}, "expected integers or real numbers"),
+    ],
+)
+def test_options_of_an_array_that_mean_nothing_are_refused(predictor, options, message):
+    with pytest.raises(KdkitError, match=message):
+        predictor.predict_array(**{"signal": np.ones((8, 1000)), "rate": 500, "leads": EIGHT, **options})
+
+
+def test_a_text_is_one_path(folder, predictor):
+    [prediction] = predictor.predict_all(str(folder / "data" / "day1" / "ecg1"))
+    assert prediction.reason is None
+
+
+def test_a_network_that_fails_refuses_the_record(tmp_path, folder, model):
+    def change(metadata):
+        metadata["inputs"][0]["name"] = "signals"
+
+    [prediction] = Predictor(changed(model, tmp_path / "changed.onnx", change)).predict_all(folder / "data/day1/ecg1")
+    assert "the network fails for (2, 8, 200)" in prediction.reason
+
+
+def test_processes_refuse_a_file_that_was_replaced_while_it_was_in_use(tmp_path, folder, model):
+    path = tmp_path / "student.onnx"
+    shutil.copy(model, path)
+    opened = Predictor(path)
+    changed(model, path, lambda metadata: metadata["thresholds"]["probabilities"].__setitem__(0, 0.0))
+    with pytest.raises(DataError, match="was replaced while it was in use"):
+        list(opened.predict_all([folder / "data"], processes=2))
+
+
+def test_no_record_or_network_is_replaced_by_predictions(tmp_path, folder, model, capsys):
+    (tmp_path / "table.csv").write_text("I,II\n1,2\n")
+    for path in (folder / "data" / "day1" / "ecg1.dat", model, tmp_path / "table.csv"):
+        before = path.read_bytes()
+        assert call(["predict", str(model), str(tmp_path / "table.csv"), "--rate", "100", "--out", str(path)]) == 2
+        assert "has the name of a record or of a network" in capsys.readouterr().err
+        assert path.read_bytes() == before
+
+
 @pytest.fixture
 def mixed(tmp_path, folder, exported):
     """A folder with a usable record, one without leads V1 to V6, a damaged header, a lost signal and a lost header."""
@@ -224,6 +274,8 @@ def test_arrays_need_a_rate_and_leads(tmp_path, model, capsys):
     table = capsys.readouterr().out
     assert table.count("REFUSED: it does not say its rate and its leads") == 2
     assert "2 records: 0 predicted, 2 refused" in table
+    assert call(["predict", str(model), str(tmp_path / "stack.npy"), "--rate", "500"]) == 1
+    assert "no names of leads; give --leads" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -234,15 +286,27 @@ def test_arrays_need_a_rate_and_leads(tmp_path, model, capsys):
         (["{data}/labels.csv", "{data}"], "is no exported network"),
         (["missing.onnx", "{data}"], "does not exist"),
         (["{model}", "{empty}"], "no record in"),
+        (["{exports}", "{data}"], "is a folder of exported files"),
         (["{model}", "{data}", "--rate", "500", "--unit", "kg"], "not a unit"),
     ],
 )
 def test_errors_of_usage_end_with_2_and_write_nothing(arguments, message, tmp_path, folder, model, capsys):
     (tmp_path / "empty").mkdir()
-    texts = [text.format(model=model, data=folder / "data", empty=tmp_path / "empty") for text in arguments]
+    places = {"model": model, "data": folder / "data", "empty": tmp_path / "empty", "exports": model.parent}
+    texts = [text.format(**places) for text in arguments]
     assert call(["predict", *texts, "--out", str(tmp_path / "out.csv")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_an_archive_that_is_no_export_is_refused_without_a_traceback_of_torch(tmp_path, folder, capfd):
+    path = tmp_path / "student.pt2"
+    for write in (lambda: path.write_bytes(b"hello"), lambda: torch.save({"weight": torch.zeros(1)}, path)):
+        write()
+        assert call(["predict", str(path), str(folder / "data")]) == 2
+        error = capfd.readouterr().err
+        assert "is damaged, or no archive" in error
+        assert len(error.splitlines()) == 1
 
 
 def changed(model, path, change):
@@ -266,6 +330,8 @@ def changed(model, path, change):
         (lambda metadata: metadata["preparation"].clear(), "described as ECGs, got no description"),
         (lambda metadata: metadata.update(format=9), "format 1, got 9"),
         (lambda metadata: metadata.pop("classes"), "damaged"),
+        (lambda metadata: metadata["preparation"].update(rate=0), "damaged"),
+        (lambda metadata: metadata["preparation"].update(scaling="minmax"), "damaged"),
         (lambda metadata: metadata["thresholds"]["logits"].pop(), "a threshold for each of 3"),
         (lambda metadata: metadata.update(task="regression"), "multilabel or multiclass"),
         (lambda metadata: metadata["inputs"].append({"name": "x", "shape": [1, 2, 3, 4]}), "expected the inputs"),

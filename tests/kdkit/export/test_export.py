@@ -116,6 +116,7 @@ def test_the_card_has_sizes_times_gates_and_scores(exported):
     assert card["metric_gate"]["scores"].keys() == {"macro_auroc", "macro_f1"}
     text = exported.path.with_name("student.md").read_text()
     assert "student.onnx" in text
+    assert "student-int8.onnx" in text
     assert "macro\\_auroc" in text
 
 
@@ -282,6 +283,18 @@ def test_the_float_net_teaches_an_int8_graph_whose_weights_were_spoilt(int8, mon
     assert source.net.network.training == was_training
 
 
+def test_a_graph_with_an_option_that_cannot_be_trained_is_not_finished(int8):
+    from kdkit.export.finishing import finished
+    from kdkit.export.onnx_graph import OnnxGraph, node
+
+    source, model = int8
+    graph = OnnxGraph(model)
+    convolved = next(step.output[0] for step in graph.nodes if step.op_type == "QLinearConv")
+    model = type(model).FromString(model.SerializeToString())
+    model.graph.node.append(node("MaxPool", [convolved], "pooled", kernel_shape=[1, 2], pads=[0, 0, 0, 1]))
+    assert finished(source, model, limit=64) is None  # so that the next improvement is tried
+
+
 class Shifted(Exporter):
     """Writes the metadata alone, and "runs" the network with its outputs changed by a constant or made constant."""
 
@@ -338,6 +351,34 @@ def test_outputs_that_differ_miss_the_numeric_gate_and_the_file_is_set_aside(run
     assert result.passed
     # the rejected file is gone, since it would be mistaken for a fault of this one
     assert sorted(file.name for file in tmp_path.iterdir()) == ["student.md", "student.shifted", "student.shifted.json"]
+
+
+class Formless(Shifted):
+    """An exporter that has no form of any network."""
+
+    suffix = ".formless"
+
+    def export(self, source):
+        raise KdkitError("there is no such form")
+
+
+def test_no_file_is_written_if_the_last_of_several_formats_fails(run_folder, tmp_path, shifted):
+    installed().add(_Plugin("formless", Formless), "formless")
+    with pytest.raises(KdkitError, match="there is no such form"):
+        export_net(recipe(), run_folder, to=("shifted", "formless"), out=tmp_path, options=FAST)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_card_to_read_has_only_the_files_of_the_same_weights(run_folder, tmp_path, shifted):
+    export_net(recipe(), run_folder, to="shifted", out=tmp_path / "first.shifted", options=FAST)
+    card = tmp_path / "first.rejected.shifted.json"
+    content = json.loads(card.read_text())
+    content["metadata"]["run"]["weights_sha256"] = "0" * 64  # as of another run
+    card.write_text(json.dumps(content))
+    export_net(recipe(), run_folder, to="shifted", out=tmp_path / "second.shifted", options=FAST)
+    text = (tmp_path / "student.md").read_text()
+    assert "first.rejected.shifted" not in text
+    assert "second.rejected.shifted" in text
 
 
 def test_metrics_that_are_worse_miss_their_gate(run_folder, tmp_path, shifted):
@@ -412,6 +453,10 @@ def test_faults_are_named_before_anything_is_written(run_folder, tmp_path):
         export_net(recipe(), run_folder, net="teacher", out=tmp_path)
     with pytest.raises(RecipeError, match="points of an export must be a number"):
         ExportOptions(points=-1)
+    with pytest.raises(KdkitError, match=r"an export to onnx must have the suffix \.onnx"):
+        export_net(recipe(), run_folder, out=tmp_path / "student.pt2")
+    with pytest.raises(KdkitError, match="an export to onnx, pt2 must be a folder for the files"):
+        export_net(recipe(), run_folder, to=("onnx", "pt2"), out=tmp_path / "student.onnx")
     assert not [*tmp_path.iterdir()]
 
 

@@ -158,8 +158,9 @@ def save(array):
 )
 def test_a_file_that_has_no_signal_is_refused(tmp_path, name, write, message):
     write(tmp_path / name)
-    with pytest.raises(DataError, match=rf"{name} .*{message}"):
+    with pytest.raises(DataError, match=rf"{name} .*{message}") as raised:
         open_file(tmp_path / name, EIGHT_LEADS)
+    assert str(raised.value).count(name) == 1
 
 
 @pytest.mark.parametrize("text", ["I,II\n1,x\n", "I,II\n1,2\n1\n", "I,II\n", "I,II\n1,2,3\n", "I;II\n1,5;2,5\n"])
