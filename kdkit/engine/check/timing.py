@@ -74,9 +74,12 @@ def _measure(stage: OpenStage, data: Data, batch: Batch, steps: "_Steps", *, end
             return None
     finally:
         steps.undo()  # buffers, modes and random states are restored by `preserve`
-    # A step takes a constant time and one per sample, which two sizes of batches give; noise may make it too large.
-    per_sample = (timed.seconds - small.seconds) / (count - len(tiny)) if count > len(tiny) else timed.seconds / count
-    seconds = timed.seconds + min(max(per_sample, 0.0), timed.seconds / count) * (whole - count)
+    # A step takes a constant time and one per sample, which two sizes of batches give. The first step of a size is
+    # slow, and may be the only one, so the time per sample is not taken from the difference alone: if there was no
+    # time for a whole batch, most of a step is spent on its samples.
+    proportional = timed.seconds / count
+    per_sample = (timed.seconds - small.seconds) / (count - len(tiny)) if count > len(tiny) else proportional
+    seconds = timed.seconds + min(max(per_sample, proportional / 2), proportional) * (whole - count)
     factor = seconds / timed.seconds * total
     return StepTimes(
         seconds=timed.seconds * factor,
