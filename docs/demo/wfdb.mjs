@@ -147,7 +147,7 @@ function parseChannels(lines) {
       errors.push(error);
     }
   }
-  // Beside the twelve leads, a channel that cannot be read is not needed, such as a blood pressure.
+  // A channel other than the twelve leads that cannot be read is not needed, such as a blood pressure.
   const complete = !missingLeads(leads.map((lead) => lead.name)).length;
   if (errors.length && !complete) throw errors[0];
   const times = (name) => leads.filter((lead) => lead.name.toLowerCase() === name.toLowerCase()).length;

@@ -49,7 +49,7 @@ class ReportedSample(NamedTuple):
 class ReportedRun:
     """A finished run as a report shows it.
 
-    label: its name among the runs of the report. record: of `run.json`. metrics: also with intervals where kdkit
+    label: its name among the runs of the report. record: of `run.json`. metrics: also with intervals if kdkit
     can compute them from the predictions. reports: the predictions by net. samples: the tensors of the samples that the
     student got most wrong, each (samples, ...), with their `ids`, if the data can be shown, and
     sample_names: their names, if they have any; see Split.report_tensors and report_names.

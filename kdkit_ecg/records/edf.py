@@ -129,7 +129,7 @@ def _read(path: Path, *, interrupted: bool = True) -> Any:
 
 
 def _person(edf: Any) -> tuple[float | None, Sex | None]:
-    """Return age and sex from the fields of EDF+, None where they are unknown. Names are not read."""
+    """Return age and sex from the fields of EDF+, None if they are unknown. Names are not read."""
     sexes: dict[str, Sex] = {"F": "female", "M": "male"}
     age, sex = None, None
     try:

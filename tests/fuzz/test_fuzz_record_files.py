@@ -14,8 +14,6 @@ EXAMPLES = int(os.environ.get("KDKIT_FUZZ_EXAMPLES", "300"))
 
 @pytest.mark.slow
 def test_mutated_files_of_records_give_nothing_but_errors_of_kdkit():
-    pytest.importorskip("edfio")
-    pytest.importorskip("h5py")
     arguments = [sys.executable, "-m", "tests.fuzz", "--portion", "record files", "0", str(EXAMPLES)]
     done = subprocess.run(
         arguments,

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -13,8 +14,6 @@ from kdkit import ExportOptions, Net, Recipe, Stage, Training, Truth, export_net
 from kdkit.metrics import MacroAUROC
 from kdkit_ecg import Leads, LRHNet, Synthetic
 from tests.helpers.command_line import ROOT
-
-onnxruntime = pytest.importorskip("onnxruntime")
 
 # Imports nothing else, and fails if anything else imports torch or kdkit.
 ALONE = """

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -25,7 +26,6 @@ from kdkit.report.page import Report, render
 from kdkit.report.runs import ReportedRun
 from tests.helpers.exports import CLASSES, Waves, recipe
 
-onnxruntime = pytest.importorskip("onnxruntime")
 FAST = ExportOptions(timing_seconds=0, points=5, calibration=64)
 
 
@@ -94,7 +94,8 @@ def test_the_file_is_alone_and_has_all_that_a_program_needs_to_use_it(exported, 
 
 
 def test_signals_are_convolved_as_images_and_nothing_of_the_tracer_is_left(exported):
-    onnx = pytest.importorskip("onnx")
+    import onnx
+
     graph = onnx.load(exported.path).graph
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
     assert len(convolutions) == 3
@@ -121,7 +122,8 @@ def test_the_card_has_sizes_times_gates_and_scores(exported):
 
 
 def test_int8_weights_are_symmetric_by_channel_within_seven_bits_and_no_convolution_is_left_in_float(exports):
-    onnx = pytest.importorskip("onnx")
+    import onnx
+
     content = exports["onnx-int8"].path.read_bytes()
     graph = onnx.load_from_string(content).graph
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}

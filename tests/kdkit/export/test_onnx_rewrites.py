@@ -1,14 +1,12 @@
 """Rewritten graphs compute the same: padding, batch norms, and 1-D convolutions as images."""
 
 import numpy as np
+import onnx
 import pytest
 
-onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
-
-from kdkit.export.onnx_exporter import cpu_session  # noqa: E402
-from kdkit.export.onnx_graph import peak_bytes  # noqa: E402
-from kdkit.export.onnx_rewrites import (  # noqa: E402
+from kdkit.export.onnx_exporter import cpu_session
+from kdkit.export.onnx_graph import peak_bytes
+from kdkit.export.onnx_rewrites import (
     images_of_signals,
     with_pads_in_convolutions,
     without_batch_norms,

@@ -39,7 +39,8 @@ def write_csv(folder, number):
 
 
 def write_edf(folder, number):
-    edfio = pytest.importorskip("edfio")
+    import edfio
+
     signals = [
         edfio.EdfSignal(lead * 1000, 400, label=f"ECG {name}", physical_dimension="uV", physical_range=(-32768, 32767))
         for name, lead in zip(EIGHT, in_mv(number), strict=True)
@@ -49,7 +50,8 @@ def write_edf(folder, number):
 
 
 def write_hdf5(folder, number):
-    h5py = pytest.importorskip("h5py")
+    import h5py
+
     with h5py.File(folder / f"r{number}.h5", "w") as file:
         file["tracings"] = in_mv(number) if number % 2 else in_mv(number).T
 
@@ -80,7 +82,8 @@ def write_stack(folder, name="signals.npy", time=256):
     if name.endswith(".npy"):
         np.save(folder / name, stack)
     else:
-        h5py = pytest.importorskip("h5py")
+        import h5py
+
         with h5py.File(folder / name, "w") as file:
             file.create_dataset("tracings", data=stack, chunks=(1, time, 8), compression="gzip")
             file["exam_id"] = np.arange(6) + 1_000_000
@@ -194,7 +197,8 @@ def test_a_format_with_impossible_values_is_refused(options, message):
 
 
 def test_hdf5_files_that_lead_elsewhere_or_are_too_large_are_refused(tmp_path):
-    h5py = pytest.importorskip("h5py")
+    import h5py
+
     path = write_stack(tmp_path, "a.hdf5")
 
     def refused(name, message):
@@ -228,7 +232,8 @@ def test_hdf5_files_that_lead_elsewhere_or_are_too_large_are_refused(tmp_path):
 
 
 def test_edf_files_that_do_not_match_their_header_are_refused(tmp_path):
-    edfio = pytest.importorskip("edfio")
+    import edfio
+
     write_edf(tmp_path, 0)
     path = tmp_path / "r0.edf"
     whole = path.read_bytes()
@@ -266,7 +271,8 @@ def test_a_package_that_is_not_installed_is_named(tmp_path, monkeypatch, package
 
 
 def test_the_ecg_of_a_polysomnography_is_read_at_its_rate(tmp_path):
-    edfio = pytest.importorskip("edfio")
+    import edfio
+
     options = {"physical_dimension": "uV", "physical_range": (-500, 500)}
     rates = {"C3": 100, "EKG1": 250}
     signals = [edfio.EdfSignal(np.zeros(rate), rate, label=label, **options) for label, rate in rates.items()]
