@@ -214,7 +214,7 @@ def test_a_failure_in_one_process_stops_no_other_trial(tmp_path, recipes):
     assert "this and that" in str(errors["unpicklable"])
     assert isinstance(errors["check"], CheckError)
     assert any("Traceback" in note for note in errors["check"].__notes__)
-    assert "Up to 2 jobs shared the memory of device 'cpu'" in str(errors["memory"])
+    assert "Up to 2 jobs shared this memory at the same time" in str(errors["memory"])
     assert isinstance(errors["local"], RecipeError)
     assert "top level of a file" in str(errors["local"])
     pid, threads = (tmp_path / "report").read_text().split()

@@ -41,13 +41,14 @@ class SharedDevices:
 
     def end(self, name: str, result: JobResult) -> JobResult:
         """Return the result of a job that ended; if its memory ran out, the error says how many jobs shared it."""
-        device, most, error = self._running.pop(name), self._most.pop(name), result.error
+        del self._running[name]
+        most, error = self._most.pop(name), result.error
         # By its text too: checks of a recipe report an error of an allocator as one of several problems.
         if error is None or most == 1 or not ("out of memory" in str(error) or is_out_of_memory(error)):
             return result
         explained = KdkitError(
-            f"{error}\nUp to {most} jobs shared the memory of device {device!r} at the same time; use fewer "
-            "(--jobs, or jobs=), and resume this one from its last checkpoint"
+            f"{error}\nUp to {most} jobs shared this memory at the same time; use fewer (--jobs, or jobs=), and resume "
+            "this one from its last checkpoint"
         )
         explained.__cause__ = error
         return replace(result, error=explained)

@@ -89,8 +89,8 @@ def test_the_error_of_a_job_whose_memory_ran_out_has_the_number_of_jobs_that_sha
     for result in results:
         assert isinstance(result.error, KdkitError)
         assert str(result.error) == (
-            f"{error}\nUp to 3 jobs shared the memory of device 'cuda:0' at the same time; use fewer (--jobs, or "
-            "jobs=), and resume this one from its last checkpoint"
+            f"{error}\nUp to 3 jobs shared this memory at the same time; use fewer (--jobs, or jobs=), and resume this "
+            "one from its last checkpoint"
         )
         assert (result.seconds, result.error.__cause__) == (2.0, error)
 
