@@ -4,8 +4,9 @@
 
 The sections are `lrhnet`, LRH-Net at the sizes of the paper (64 x 12 x 4096), which learns from two SE-ResNets whose
 outputs are cached or computed at every step; `one_layer`, the smallest network, where a step is nothing but overhead;
-`input`, a captured step with real input, relative to one whose batches lie on the device already; and `example`, the
-wall time and the scores of `examples/lrhnet_smlkd.py` with and without capture. All are measured if none is named.
+`input`, a captured step with real input, relative to one whose batches lie on the device already; `example`, the wall
+time and the scores of `examples/lrhnet_smlkd.py` with and without capture; and `jobs`, the wall time of a sweep of four
+trials of this example, one by one and at the same time. All but `jobs` are measured if none is named.
 
 The time of a step is that of an epoch, divided by its steps; printed is the median over epochs after the first two, in
 which outputs are cached, and the step is compiled and captured. The loops by hand gather their batches on the device,
@@ -45,7 +46,8 @@ from kdkit_ecg.datasets.signal_split import Ecg
 ROOT = Path(__file__).parents[1]
 DROPPED = 2  # first epochs, which are not timed
 ROW_SECONDS, AGAIN_SECONDS = 100, 20  # the limit of a row, and until an error that nobody passed on is raised again
-SECTIONS = {"lrhnet": 60, "one_layer": 35, "input": 50, "example": 70}  # seconds of --limit that earlier ones leave
+# The seconds of --limit that earlier sections leave.
+SECTIONS = {"lrhnet": 60, "one_layer": 35, "input": 50, "example": 70, "jobs": 100}
 HAND, HAND_HALF, HAND_TEACHERS = "by hand, labels only, fp32", "by hand, labels only, bf16", "by hand, teachers, fp32"
 
 
@@ -467,17 +469,34 @@ def run_example(device, capture, seed, *, quick):
     """Return the wall seconds of the example in a new process, and the scores of its student as a note."""
     with tempfile.TemporaryDirectory() as folder:  # also of its teacher cache, which no other run may fill
         out = Path(folder, "run")
-        command = [sys.executable, "-m", "kdkit", "run", "examples/lrhnet_smlkd.py", "-q", "--out", str(out)]
-        command += ["--device", str(device), "--capture", capture, "--seed", str(seed)]
-        command += ["--records", "128", "--epochs", "1"] if quick else []
-        start = time.perf_counter()
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        seconds = time.perf_counter() - start
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise RuntimeError(lines[-1])
+        seconds = call_kdkit("run", out, device, "--capture", capture, "--seed", str(seed), quick=quick)
         scores = json.loads((out / "metrics.json").read_text())["metrics"]["student"]
     return seconds, ", ".join(f"{name} {score['value']:.4f}" for name, score in scores.items())
+
+
+def jobs(table, device, *, quick):
+    """Measure the wall time of a sweep of the example, whose four trials run one by one, and at the same time."""
+
+    def sweep(number):
+        with tempfile.TemporaryDirectory() as folder:
+            options = ("--leads", "12,6,3,2", "--seeds", "1", "--jobs", str(number))
+            return call_kdkit("sweep", Path(folder, "sweep"), device, *options, quick=quick), ""
+
+    table.measure("4 trials, 1 job", lambda: sweep(1))
+    table.measure("4 trials, 4 jobs", lambda: sweep(4), ("4 trials, 1 job",))
+
+
+def call_kdkit(name, out, device, *options, quick):
+    """Return the wall seconds of a command on the example in a new process. Raises RuntimeError if it fails."""
+    command = [sys.executable, "-m", "kdkit", name, "examples/lrhnet_smlkd.py", "-q", "--out", str(out)]
+    command += ["--device", str(device), *options, *(["--records", "128", "--epochs", "1"] if quick else [])]
+    start = time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise RuntimeError(lines[-1])
+    return seconds
 
 
 def print_machine(table, device):
@@ -497,7 +516,7 @@ def run_section(name, options):
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", 0)  # the device of tensors, with which Batch.to compares it
     print_machine(table, device)
-    functions = {"lrhnet": lrhnet, "one_layer": one_layer, "input": input_section, "example": example}
+    functions = {"lrhnet": lrhnet, "one_layer": one_layer, "input": input_section, "example": example, "jobs": jobs}
     functions[name](table, device, quick=options.quick)
 
 
@@ -524,16 +543,16 @@ def run_sections(options):
 
 
 def main():
-    """Measure the named sections, or all, and print a table."""
+    """Measure the named sections and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)}; default: all")
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)}; default: all but jobs")
     parser.add_argument("--device", default="cuda", help="default cuda")
     parser.add_argument("--quick", action="store_true", help="small nets and few steps: a test of this script")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the rows as JSON")
     parser.add_argument("--limit", type=float, default=270, metavar="SECONDS", help="for all sections; default 270")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)  # a section in its own process
     options = parser.parse_args()
-    options.sections = options.sections or list(SECTIONS)
+    options.sections = options.sections or [name for name in SECTIONS if name != "jobs"]
     unknown = set(options.sections) - set(SECTIONS)
     if unknown:
         parser.error(f"there is no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")

@@ -68,8 +68,10 @@ class Study:
 
         options: as for `kdkit.run`, except that the study sets `out`, `seed` and `resume`.
         jobs: how many trials run at once, each in a process with its share of the cores. Results are equal, bit for
-        bit, to those of one job with as many threads. cluster: run the trials on a Ray cluster instead. In both cases
-        the recipe must be at the top level of a file, and callbacks work on copies in the process of the trial.
+        bit, to those of one job with as many threads. With the device "auto" or "cuda", each job gets the GPU on which
+        the fewest run; the jobs of a GPU divide the share `device_data`. cluster: run the trials on a Ray cluster
+        instead. In both cases the recipe must be at the top level of a file, and callbacks work on copies in the
+        process of the trial.
 
         A finished trial fails instead of being skipped if its recipe file, its options, its seed, the precision or the
         weights of a trial that it needs have changed. An interrupted trial is compared as by `kdkit.run(resume=True)`.

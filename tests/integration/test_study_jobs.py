@@ -14,6 +14,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from kdkit import RecipeError, RunOptions, Study, Trial, TrialResult, hookimpl
+from kdkit.engine.storage.run_folder import read_record
 from kdkit.errors import CheckError, RunFolderError, WorkerError
 from kdkit.plugins.recipe_file import load_file as load_python
 from kdkit.plugins.recipe_file import read_recipe_file
@@ -65,6 +66,8 @@ def recipe(width=8, teachers=(), failure=None, report=None):
         raise TwoArguments("this", "that")
     if failure == "check":
         return train(kdkit.Net("net", nn.Linear(5, 3)), Truth(nn.CrossEntropyLoss()))
+    if failure == "memory":
+        raise torch.OutOfMemoryError("CUDA out of memory.")
     if failure == "killed":
         os.kill(os.getpid(), 9)
     if failure == "exit":
@@ -178,6 +181,15 @@ def test_trials_in_two_processes_give_the_bits_of_trials_in_one(tmp_path, recipe
     assert {result.state for result in repeated} == {"skipped"}
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_trials_are_spread_over_the_gpus(tmp_path, recipes):
+    results = list(Study(tmp_path, recipes.trials).run(RunOptions(), jobs=2))
+    assert {result.state for result in results} == {"finished"}
+    used = {read_record(tmp_path / name)["device"] for name in ("one", "two")}
+    assert used == {f"cuda:{index}" for index in range(min(2, torch.cuda.device_count()))}
+
+
 def test_a_failure_in_one_process_stops_no_other_trial(tmp_path, recipes):
     recipe = recipes.recipe
 
@@ -185,13 +197,13 @@ def test_a_failure_in_one_process_stops_no_other_trial(tmp_path, recipes):
         return Trial(name=failure, recipe=recipe, options={"failure": failure})
 
     trials = [
-        *map(failing, ("unpicklable", "check", "exit", "killed")),
+        *map(failing, ("unpicklable", "check", "memory", "exit", "killed")),
         Trial(name="student", recipe=recipe, needs={"teachers": ("killed",)}),
         Trial(name="local", recipe=lambda: recipe(), options={}),
         Trial(name="good", recipe=recipe, options={"report": tmp_path / "report"}),
     ]
     results = {result.trial.name: result for result in Study(tmp_path / "study", trials).run(CPU, jobs=2)}
-    failed = dict.fromkeys(("killed", "exit", "unpicklable", "check", "local"), "failed")
+    failed = dict.fromkeys(("killed", "exit", "unpicklable", "check", "memory", "local"), "failed")
     expected = {**failed, "student": "blocked", "good": "finished"}
     assert {name: result.state for name, result in results.items()} == expected
     errors = {name: result.error for name, result in results.items()}
@@ -202,6 +214,7 @@ def test_a_failure_in_one_process_stops_no_other_trial(tmp_path, recipes):
     assert "this and that" in str(errors["unpicklable"])
     assert isinstance(errors["check"], CheckError)
     assert any("Traceback" in note for note in errors["check"].__notes__)
+    assert "Up to 2 jobs shared this memory at the same time" in str(errors["memory"])
     assert isinstance(errors["local"], RecipeError)
     assert "top level of a file" in str(errors["local"])
     pid, threads = (tmp_path / "report").read_text().split()

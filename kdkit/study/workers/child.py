@@ -1,5 +1,6 @@
 """The child process of `processes.py`: runs one job after another, and sends back the result of each."""
 
+import gc
 import os
 import pickle
 import signal
@@ -33,7 +34,11 @@ def main() -> None:
 
     threading.Thread(target=receive, daemon=True).start()
     while True:
-        pickle.dump(run_pickled(jobs.get()), outgoing)
+        seconds, error = run_pickled(jobs.get())
+        if error is None and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            gc.collect()  # cycles of references hold tensors
+            torch.cuda.empty_cache()  # torch would keep the memory for this process, and other jobs may need it
+        pickle.dump((seconds, error), outgoing)
         outgoing.flush()
 
 
@@ -41,6 +46,9 @@ def run_pickled(data: bytes) -> tuple[float, PackedError | None]:
     """Run a pickled job. Return its seconds, and its error, if any, in a form that another process can read."""
     try:
         job: Job = pickle.loads(data)
+        if job.gpu is not None:
+            # Instead of "cuda:1" in the options, so that recipes that use "cuda" themselves find the same device.
+            torch.cuda.set_device(job.gpu)
     except Exception as error:  # unpickling imports the file of the recipe, which may raise anything
         return 0.0, pack_error(error)
     # Several processes would draw their bars over each other.

@@ -30,7 +30,8 @@ class Job:
     """A trial, or some stages of a run.
 
     folder: its run folder. recipe, arguments: a function that returns a Recipe, and its keyword arguments. origin: the
-    recipe file and the options, as they are recorded in the run folder.
+    recipe file and the options, as they are recorded in the run folder. gpu: the index of the CUDA device that the
+    devices "auto" and "cuda" of its options stand for; None for that of the process.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Job:
     origin: Origin
     options: RunOptions
     callbacks: Sequence[object] = ()
+    gpu: int | None = None
 
     def run(self) -> JobResult:
         """Run the job, or resume it if its folder holds an unfinished run. Returns an exception instead of raising it.

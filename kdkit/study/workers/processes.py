@@ -1,4 +1,4 @@
-"""Run jobs in several child processes of this machine, each with its share of the cores."""
+"""Run jobs in several child processes of this machine, which share its cores and its GPUs."""
 
 import os
 import pickle
@@ -14,6 +14,7 @@ from typing import IO, Any, cast
 import torch
 
 from kdkit.errors import WorkerError
+from kdkit.study.workers.devices import SharedDevices
 from kdkit.study.workers.job import Job, JobResult
 from kdkit.study.workers.pickling import pickle_object, unpack_error
 from kdkit.utils.devices import usable_cores
@@ -27,15 +28,16 @@ TERMINATE_TIMEOUT = 10.0  # seconds from SIGTERM until SIGKILL
 class Processes:
     """Child processes that run `jobs` jobs at once.
 
-    A process starts when it is first needed, runs one job after another with `threads` threads, and is replaced if it
-    dies. It ignores SIGINT, and ends when this process ends. Raises RecipeError unless `jobs` is an integer of at
-    least 1.
+    A process starts when it is first needed, runs one job after another with `threads` threads, all on the same GPU if
+    there are any, and is replaced if it dies. It ignores SIGINT, and ends when this process ends. Raises RecipeError
+    unless `jobs` is an integer of at least 1.
     """
 
     def __init__(self, jobs: int) -> None:
         validate_count("jobs", jobs)
         self.jobs = jobs
         self.threads = max(1, min(torch.get_num_threads(), usable_cores() // jobs))
+        self._devices = SharedDevices(jobs, torch.cuda.device_count() if torch.cuda.is_available() else 0)
         self._free: list[_Child] = []
         self._busy: dict[str, tuple[_Child, Thread]] = {}
         self._results: SimpleQueue[tuple[str, JobResult]] = SimpleQueue()
@@ -47,9 +49,16 @@ class Processes:
 
     def start(self, job: Job) -> None:
         """Send a job to a process. Raises RecipeError if it cannot be pickled."""
+        job = self._devices.place(job)
         data = pickle_object(job, f"trial {job.name!r}")
         self._free = [child for child in self._free if child.alive]
-        child = self._free.pop() if self._free else _Child(self.threads)
+        # A process that changed its GPU would still take memory of the other one.
+        child = next((child for child in self._free if child.gpu == job.gpu), None)
+        if child is None:
+            child = _Child(self.threads, job.gpu)
+        else:
+            self._free.remove(child)
+        self._devices.start(job)
         # One thread per job waits for its result, so that `next_result` can wait for whichever comes first.
         thread = Thread(target=self._run, args=(child, job.name, data), daemon=True)
         self._busy[job.name] = child, thread
@@ -61,7 +70,7 @@ class Processes:
         child, _thread = self._busy.pop(name)
         if child.alive:
             self._free.append(child)
-        return name, result
+        return name, self._devices.end(name, result)
 
     def close(self) -> None:
         """End all processes. Files are written atomically, so a job may be stopped at any time."""
@@ -86,14 +95,20 @@ class Processes:
             child.close()
         else:
             seconds, error = response
+            if error is not None and self._devices.gpus:
+                # After an error of a kernel, CUDA would raise that error in every later job of the process.
+                child.terminate()
+                child.wait()
+                child.close()
             result = JobResult(seconds=seconds, error=None if error is None else unpack_error(error))
         self._results.put((name, result))
 
 
 class _Child:
-    """A child process with pipes for pickles. What a recipe prints goes to stderr."""
+    """A child process with pipes for pickles. What a recipe prints goes to stderr. gpu: of its jobs, see `Job`."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, gpu: int | None) -> None:
+        self.gpu = gpu
         # The import of torch and numpy reads OMP_NUM_THREADS, so it must be set before the process starts.
         path = os.pathsep.join(str(Path(folder).resolve()) for folder in sys.path)
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}

@@ -55,6 +55,18 @@ def path_of(dataset):
     return dataset._store.folder.path
 
 
+def record_processes(monkeypatch):
+    """Prepare records in this process, and return a list that gets the number of processes that would prepare them."""
+    requested = []
+
+    def run_in_this_process(function, chunks, jobs):
+        requested.append(jobs)
+        return ((chunk, function(chunk)) for chunk in chunks)
+
+    monkeypatch.setattr(build, "run_in_processes", run_in_this_process)
+    return requested
+
+
 def forbid_preparation(monkeypatch):
     def prepare(self, header):
         raise AssertionError(f"{header.name} was prepared again")
@@ -108,18 +120,22 @@ def test_worker_processes_prepare_the_same_bits(folder):
 
 
 def test_no_more_processes_are_started_than_there_are_chunks(folder, monkeypatch):
-    requested = []
-
-    def run_in_this_process(function, chunks, jobs):
-        requested.append(jobs)
-        return ((chunk, function(chunk)) for chunk in chunks)
-
-    monkeypatch.setattr(build, "run_in_processes", run_in_this_process)
+    requested = record_processes(monkeypatch)
     data(folder).prepare(processes=256)
     assert requested == [-(-(NUMBER + 2) // build.CHUNK)]
     write_record(folder / "a", "A12", noise=99)
     assert data(folder).prepare(processes=256)[1] == 1
     assert len(requested) == 1
+
+
+def test_a_job_with_one_thread_prepares_with_all_cores_of_the_machine(folder, monkeypatch):
+    # The other jobs of a study wait for these records, so that their cores are free.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(build, "usable_cores", lambda: 3)
+    monkeypatch.setattr(build, "RECORDS_PER_PROCESS", 1)
+    requested = record_processes(monkeypatch)
+    assert data(folder).train is not None
+    assert requested == [3]
 
 
 def test_only_new_and_changed_records_are_prepared(folder, monkeypatch):

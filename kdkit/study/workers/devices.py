@@ -1,0 +1,54 @@
+"""Divide the devices of this machine among the jobs that run on it at the same time."""
+
+from collections import Counter
+from dataclasses import replace
+from math import ceil
+
+from kdkit.errors import KdkitError
+from kdkit.study.workers.job import Job, JobResult
+from kdkit.utils.memory import is_out_of_memory
+
+
+class SharedDevices:
+    """The devices of this machine, and the jobs that run on each of them.
+
+    jobs: how many run at once. gpus: the number of CUDA devices, on which jobs with the device "auto" or "cuda" are
+    spread.
+    """
+
+    def __init__(self, jobs: int, gpus: int) -> None:
+        self.jobs, self.gpus = jobs, gpus
+        self._running: dict[str, str] = {}  # the device of each running job, by its name
+        self._most: dict[str, int] = {}  # how many jobs were on that device at once, itself included
+
+    def place(self, job: Job) -> Job:
+        """Return a job with the GPU that has the fewest running jobs, and with its part of the memory for samples."""
+        gpu, sharing = None, self.jobs
+        if self.gpus and job.options.device in ("auto", "cuda"):
+            counts = Counter(self._running.values())
+            gpu = min(range(self.gpus), key=lambda index: counts[f"cuda:{index}"])  # the first one of equal ones
+            sharing = ceil(self.jobs / self.gpus)
+        # Of all jobs that the device may get: those that start later need as much memory as the first one.
+        return replace(job, gpu=gpu, options=replace(job.options, device_data=job.options.device_data / sharing))
+
+    def start(self, job: Job) -> None:
+        """Record that a job that was placed starts."""
+        device = job.options.device if job.gpu is None else f"cuda:{job.gpu}"
+        self._running[job.name] = device
+        neighbours = [name for name, used in self._running.items() if used == device]
+        for name in neighbours:
+            self._most[name] = max(self._most.get(name, 0), len(neighbours))
+
+    def end(self, name: str, result: JobResult) -> JobResult:
+        """Return the result of a job that ended; if its memory ran out, the error says how many jobs shared it."""
+        del self._running[name]
+        most, error = self._most.pop(name), result.error
+        # By its text too: checks of a recipe report an error of an allocator as one of several problems.
+        if error is None or most == 1 or not ("out of memory" in str(error) or is_out_of_memory(error)):
+            return result
+        explained = KdkitError(
+            f"{error}\nUp to {most} jobs shared this memory at the same time; use fewer (--jobs, or jobs=), and resume "
+            "this one from its last checkpoint"
+        )
+        explained.__cause__ = error
+        return replace(result, error=explained)
