@@ -14,7 +14,7 @@ from kdkit.data.batch import Batch, as_targets
 from kdkit.data.dataset import Task
 from kdkit.data.labels import SplitLabels, ignored_labels, position_dims
 from kdkit.engine.check.dry_run import dry_run
-from kdkit.engine.check.static import stage_problems
+from kdkit.engine.check.stage_problems import stage_problems
 from kdkit.engine.distill import count_outputs
 from kdkit.engine.open_stage import OpenStage
 from kdkit.errors import CheckError, RecipeError

@@ -15,7 +15,7 @@ from kdkit.data.device_data import DeviceData
 from kdkit.engine import distributed
 from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.check.check import check
-from kdkit.engine.check.static import require_compilable
+from kdkit.engine.check.stage_problems import require_compilable
 from kdkit.engine.console import progress_display
 from kdkit.engine.interrupts import Interrupts
 from kdkit.engine.measure import measure_nets

@@ -18,7 +18,7 @@ from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.capture import make_step
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.plan import Plan
-from kdkit.engine.check.static import binary_loss_of
+from kdkit.engine.check.recipe_problems import binary_loss_of
 from kdkit.engine.checkpointing import BestCheckpoint, CheckpointInterval, EpochPosition, restore_rng
 from kdkit.engine.distributed import DistributedModule, rank_share
 from kdkit.engine.interrupts import Interrupts

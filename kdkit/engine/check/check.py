@@ -9,7 +9,8 @@ from kdkit.engine.check.batches import batch_problems
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.estimate import Estimator, StageEstimate
 from kdkit.engine.check.plan import Plan, TermSummary
-from kdkit.engine.check.static import recipe_problems, stage_problems
+from kdkit.engine.check.recipe_problems import recipe_problems
+from kdkit.engine.check.stage_problems import stage_problems
 from kdkit.engine.open_stage import OpenStage, build_context, tiny_batch
 from kdkit.engine.options import RunOptions
 from kdkit.engine.training_batches import transformed
