@@ -20,13 +20,14 @@ from kdkit.engine.console import progress_display
 from kdkit.engine.interrupts import Interrupts
 from kdkit.engine.measure import measure_nets
 from kdkit.engine.options import RunFields, RunOptions
-from kdkit.engine.out_of_memory import explain_memory_of_run, explain_out_of_memory
+from kdkit.engine.out_of_memory import explain_memory_of_run
 from kdkit.engine.predict import Predictor, compute_metrics
+from kdkit.engine.run_context import RunContext
 from kdkit.engine.run_record import Origin, notices, run_name, run_record, settings_of, versions
 from kdkit.engine.storage.run_folder import RunFolder, can_resume, was_killed_at_start
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.teacher_caching import TeacherCaching
-from kdkit.engine.trainer import RunContext, StageTrainer
+from kdkit.engine.trainer import StageTrainer
 from kdkit.engine.training_batches import passes_over
 from kdkit.engine.user_errors import located
 from kdkit.errors import RecipeError, RunFolderError, first_line
@@ -301,7 +302,7 @@ class _Run:
             ),
             (-1, net.name, ctx.plan.stages[-1].training.batch_size),
         )
-        with explain_out_of_memory(ctx.plan.stages[index], data.validation, ctx.options, ctx.device, trains=False):
+        with ctx.explain_out_of_memory(ctx.plan.stages[index], data.validation, trains=False):
             validation = ctx.predictor.predict(net, data.validation, batch_size=batch_size)
             test = validation if data.test is None else ctx.predictor.predict(net, data.test, batch_size=batch_size)
         if self.folder is not None:
