@@ -99,14 +99,14 @@ class StageTrainer:
         seed_everything(self.seed)
         memory.reset_peak(self.ctx.device)
         train_data = self.ctx.recipe.data.train
-        with self.ctx.explain_out_of_memory(self.stage, train_data, trains=True), self._open() as (stage, state):
+        with self.ctx.explain_out_of_memory(self.stage, train_data, trains=True), self._open() as (open_stage, state):
             self._resume(state)
             first = len(self.history)
             options = self.ctx.options
             averages = state.balancer.averages_across_ranks
-            module = DistributedModule(stage.module, averages=averages, compiled=options.compile)
+            module = DistributedModule(open_stage.module, averages=averages, compiled=options.compile)
             autocast = options.autocast(self.ctx.device)
-            step, reason = make_step(stage, state, module, autocast, capture=options.capture)
+            step, reason = make_step(open_stage, state, module, autocast, capture=options.capture)
             if reason is not None:
                 self.notices.append(f"the training step is not captured as a CUDA graph: {reason}")
             self._report_start(first, state)
@@ -188,7 +188,7 @@ class StageTrainer:
         parts = update_parts(sizes or [1] * self.batches.per_epoch, self.training.accumulate_steps)
         means = position.means
         report_steps = self.ctx.callbacks.has_listeners("step_ended")
-        step.stage.module.train()
+        step.open_stage.module.train()
         self.interval.restart()
         began = time.perf_counter() - position.seconds
         for index, batch in enumerate(loader, start=position.batches):
@@ -241,7 +241,7 @@ class StageTrainer:
             batch = next(self.batches.epoch(epoch, skip=means.not_finite)).to(self.ctx.device)
             cause = cause_in_inputs(batch, has_unknown=self.ctx.plan.context.has_unknown)
             if cause is None:  # otherwise a user-defined teacher might fail
-                cause = cause_in_outputs(batch, step.teacher_outputs(batch, step.stage.sessions))
+                cause = cause_in_outputs(batch, step.teacher_outputs(batch, step.open_stage.sessions))
             if self.folder is not None:
                 location += f" (saved in {self.folder.save_batch(batch)})"
         advice = "a lower learning rate, Training(max_grad_norm=...), or another precision may help"
@@ -315,28 +315,28 @@ class StageTrainer:
         data = self.ctx.recipe.data
         batch = transformed(data, tiny_batch(data, self.training.batch_size).to(self.ctx.device))
         try:
-            stage = OpenStage(self.stage, self.ctx.plan.context, self.ctx.device)
+            open_stage = OpenStage(self.stage, self.ctx.plan.context, self.ctx.device)
         except KdkitError as error:
             raise CheckError([f"stage {self.stage.name!r}: {error}"]) from error
-        with stage:
-            problems = dry_run(stage, batch, options.precision).problems
+        with open_stage:
+            problems = dry_run(open_stage, batch, options.precision).problems
             if problems:
                 raise CheckError(f"stage {self.stage.name!r}: {problem}" for problem in problems)
             # The optimizer comes last, since it takes the parameters of the losses that the dry run built.
-            self.notices = self.ctx.teacher_caching.begin(self.stage, stage.sessions, stage.module, batch)
+            self.notices = self.ctx.teacher_caching.begin(open_stage, batch)
             schedule = self.training.lr_schedule
             if schedule is not None:
                 schedule = schedule.for_metric(higher_is_better=self.monitor.higher_is_better)
             state = TrainState(
                 replace(self.training, lr_schedule=schedule),
-                stage.module,
-                stage.sessions,
+                open_stage.module,
+                open_stage.sessions,
                 averages,
                 batches=self.batches.per_epoch,
                 scaler=options.precision == "fp16",
             )
             state.track_gradients(options.gradients)
-            yield stage, state
+            yield open_stage, state
 
     def _resume(self, state: TrainState) -> None:
         """Load the last checkpoint, if there is one."""
