@@ -153,18 +153,18 @@ class Predictor:
 
     def _to_shared_classes(self, net: Net[Any], predictions: Predictions) -> Predictions:
         """Keep the classes that the network and the data share, and the samples of these classes."""
-        positions = None
+        columns = None
         if self.data.task != "regression" and net.classes is not None:
-            positions = shared_classes((net.classes, self.data.classes), f"net {net.name!r} and the data")
-        if positions is None:
+            columns = shared_classes((net.classes, self.data.classes), f"net {net.name!r} and the data")
+        if columns is None:
             return predictions
-        net_positions, data_positions = positions
-        classes = tuple(self.data.classes[index] for index in data_positions)
-        outputs = predictions.outputs[:, list(net_positions)]
+        net_columns, data_columns = columns
+        classes = tuple(self.data.classes[index] for index in data_columns)
+        outputs = predictions.outputs[:, list(net_columns)]
         if self.data.task == "multilabel":
-            labels = predictions.labels[:, list(data_positions)]
+            labels = predictions.labels[:, list(data_columns)]
             return replace(predictions, labels=labels, outputs=outputs, classes=classes)
-        matches = predictions.labels[:, None] == np.asarray(data_positions)  # (samples, shared classes)
+        matches = predictions.labels[:, None] == np.asarray(data_columns)  # (samples, shared classes)
         return replace(predictions, labels=matches.argmax(1), outputs=outputs, classes=classes).rows(matches.any(1))
 
 
@@ -183,27 +183,27 @@ class _Decisions:
         self.task = data.task
         self.ignored = optional_member(data, Data, "ignored_labels")
         self.classes = tuple(data.classes)
-        self.positions = None
+        self.columns = None
         if net.classes is not None:
-            self.positions = shared_classes((net.classes, data.classes), f"net {net.name!r} and the data")
-        if self.positions is not None:
-            self.classes = tuple(data.classes[index] for index in self.positions[1])
+            self.columns = shared_classes((net.classes, data.classes), f"net {net.name!r} and the data")
+        if self.columns is not None:
+            self.classes = tuple(data.classes[index] for index in self.columns[1])
         # the smallest type that also holds -1; collectives do not support 16 bits on every device
         self.dtype = torch.int8 if len(data.classes) < 128 else torch.int32
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the decisions and the labels of a batch on its device, of the shape of the labels."""
-        if self.positions is not None:
+        if self.columns is not None:
             # (batch, shared classes, *positions); other classes cannot be predicted
-            outputs = outputs.index_select(1, torch.tensor(self.positions[0], device=outputs.device))
+            outputs = outputs.index_select(1, torch.tensor(self.columns[0], device=outputs.device))
         if self.task == "multilabel":
             decided = outputs >= 0
-            if self.positions is not None:
-                labels = labels.index_select(1, torch.tensor(self.positions[1], device=labels.device))
+            if self.columns is not None:
+                labels = labels.index_select(1, torch.tensor(self.columns[1], device=labels.device))
             return decided, torch.where(labels.isnan(), -1, labels).to(torch.int8)
         has_label = ~is_ignored(labels, self.ignored)
-        if self.positions is not None:
-            shared = torch.tensor(self.positions[1], device=labels.device)
+        if self.columns is not None:
+            shared = torch.tensor(self.columns[1], device=labels.device)
             matches = labels.unsqueeze(1) == shared.view(1, -1, *(1 for _ in labels.shape[1:]))
             labels, has_label = matches.int().argmax(1), matches.any(1)
         return outputs.argmax(1).to(self.dtype), torch.where(has_label, labels, -1).to(self.dtype)

@@ -73,7 +73,7 @@ class BoundTerm:
     ignore_index: int | None
     ignored: tuple[int, ...]
 
-    def with_its_ignore_index(self, inputs: TermInputs) -> TermInputs:
+    def merge_ignored_labels(self, inputs: TermInputs) -> TermInputs:
         """Return the inputs with one label for all that stand for none, since a loss leaves out only one."""
         if self.ignore_index is None or self.ignored == (self.ignore_index,):
             return inputs
@@ -191,19 +191,19 @@ def _align(
     if uses_labels:
         classes[THE_DATA] = context.classes
     names = " and ".join(name if name == THE_DATA else repr(name) for name in classes)
-    positions = shared_classes(tuple(classes.values()), f"net {names}" if len(classes) < 3 else f"nets {names}")
-    if positions is None:
+    columns = shared_classes(tuple(classes.values()), f"net {names}" if len(classes) < 3 else f"nets {names}")
+    if columns is None:
         return None
     if context.position_dims and uses_labels and not takes_rows:
         raise RecipeError(
             f"net {names} have different classes, of which a loss on whole outputs cannot leave out positions; use "
             "PerPosition(loss), or give the networks the classes of the data"
         )
-    indices = dict(zip(classes, positions, strict=True))
+    shared = dict(zip(classes, columns, strict=True))
     return ClassAlignment(
-        student=indices[net.name] if student.is_output else None,
-        targets=tuple(indices[member.name] for member in members),
+        student=shared[net.name] if student.is_output else None,
+        targets=tuple(shared[member.name] for member in members),
         target_is_output=target_is_output,
-        labels=indices.get(THE_DATA) if uses_labels else None,
+        labels=shared.get(THE_DATA) if uses_labels else None,
         task=context.task,
     )
