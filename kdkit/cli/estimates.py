@@ -19,14 +19,14 @@ def estimate_lines(estimate: StageEstimate, device: torch.device) -> Iterator[st
         yield f"multiply-adds for one sample: {counts}"
     times, cached = estimate.times, estimate.cached_seconds
     if times is not None and cached is not None:
-        place = (
+        processor = (
             "the CPU" if device.type == "cpu" else torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         )
         steps = f"{times.steps:,} {'step' if times.steps == 1 else 'steps'}"
         # A difference that rounding hides would only puzzle.
         after = f", {about(cached)} with cached outputs" if cached < 0.95 * times.seconds else ""
         yield (
-            f"about {about(times.seconds)} per epoch of {steps} on {place}{after}; "
+            f"about {about(times.seconds)} per epoch of {steps} on {processor}{after}; "
             "without the reading of data and the validation"
         )
         if times.peak_memory_bytes is not None:
