@@ -56,7 +56,7 @@ class BoundTerm:
     direct: the loss takes both sides as they are: it has no extra arguments, no outputs have to be filled in, no rows
     to be selected, and no classes to be aligned.
     ignore_index: the label that a loss on the labels leaves out, if the data has such labels; None otherwise.
-    ignored: all labels of the data that stand for none, which become that one.
+    ignored: all labels of the data that mean "no label"; they are replaced by `ignore_index` before the loss is called.
     """
 
     label: str
@@ -74,7 +74,7 @@ class BoundTerm:
     ignored: tuple[int, ...]
 
     def merge_ignored_labels(self, inputs: TermInputs) -> TermInputs:
-        """Return the inputs with one label for all that stand for none, since a loss leaves out only one."""
+        """Return the inputs with one label for "no label", since a loss leaves out only one."""
         if self.ignore_index is None or self.ignored == (self.ignore_index,):
             return inputs
         labels = inputs.labels

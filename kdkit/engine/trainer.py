@@ -11,6 +11,7 @@ from typing import Any
 
 from kdkit.data.dataset import LoaderSplit
 from kdkit.data.label_check import LabelCheck
+from kdkit.engine.batch_transform import transformed
 from kdkit.engine.capture import make_step
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.recipe_problems import binary_loss_of
@@ -23,7 +24,7 @@ from kdkit.engine.open_stage import OpenStage, tiny_batch
 from kdkit.engine.run_context import RunContext
 from kdkit.engine.storage.stage_folder import EndedEpoch, History, StageFolder
 from kdkit.engine.train_state import TrainState
-from kdkit.engine.training_batches import TrainingBatches, explain_single_sample, transformed
+from kdkit.engine.training_batches import TrainingBatches, explain_single_sample
 from kdkit.engine.training_step import TrainingStep, update_parts
 from kdkit.engine.user_errors import located
 from kdkit.errors import CheckError, DataError, KdkitError, Terminated

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from kdkit.engine.batch_transform import transformed
 from kdkit.engine.check.batches import batch_problems
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.estimate import Estimator, StageEstimate
@@ -13,7 +14,6 @@ from kdkit.engine.check.recipe_problems import recipe_problems
 from kdkit.engine.check.stage_problems import stage_problems
 from kdkit.engine.open_stage import OpenStage, build_context, tiny_batch
 from kdkit.engine.options import RunOptions
-from kdkit.engine.training_batches import transformed
 from kdkit.errors import KdkitError, first_line
 from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe, as_recipe, nets_of

@@ -240,6 +240,24 @@ class _DryRun:
         is_by_class = output.ndim == 2 + self.context.position_dims and output.shape[1] == len(classes)
         return is_by_class and not set(classes).isdisjoint(self.context.classes)
 
+    def _check_soft_labels(self) -> None:
+        """Check that no term needs class indices if the labels are soft, (batch, classes)."""
+        if self.context.task != "multiclass" or self.batch.labels.ndim == 1 or self.context.position_dims:
+            return
+        for term in self.module.terms:
+            reason = None
+            if "hard_labels" in requirements_of(term.loss):
+                reason = f"{type(term.loss).__name__} needs one class per sample"
+            if term.alignment is not None and term.alignment.drops_samples:
+                reason = "it leaves out samples whose class one side lacks, which needs one class per sample"
+            if isinstance(term.loss, PerTeacher) and term.loss.weights == "confidence":
+                reason = "weights='confidence' compares the teachers' outputs to one class per sample"
+            if reason is not None:
+                self.problems.append(
+                    f"term {term.label!r}: {reason}, and the labels are soft; pass class indices, such as "
+                    "labels.argmax(1), and no batch_transform that mixes them"
+                )
+
     def _check_frozen(self, teachers: Mapping[str, Any]) -> None:
         """Check that no student and no loss shares parameters with a teacher that would be trained, or moved."""
         parameters = {id(parameter): parameter.requires_grad for parameter in self.module.parameters()}
@@ -282,24 +300,6 @@ class _DryRun:
             # In the plan, readers expect the shapes of the outputs, not those of rows of positions.
             whole = inputs if term.rows is None else self.module.whole_inputs(term, self.batch, outputs)
             self.report.terms.append(summarize(term, whole, self.open_taps, projectors.values()))
-
-    def _check_soft_labels(self) -> None:
-        """Check that no term needs class indices if the labels are soft, (batch, classes)."""
-        if self.context.task != "multiclass" or self.batch.labels.ndim == 1 or self.context.position_dims:
-            return
-        for term in self.module.terms:
-            reason = None
-            if "hard_labels" in requirements_of(term.loss):
-                reason = f"{type(term.loss).__name__} needs one class per sample"
-            if term.alignment is not None and term.alignment.drops_samples:
-                reason = "it leaves out samples whose class one side lacks, which needs one class per sample"
-            if isinstance(term.loss, PerTeacher) and term.loss.weights == "confidence":
-                reason = "weights='confidence' compares the teachers' outputs to one class per sample"
-            if reason is not None:
-                self.problems.append(
-                    f"term {term.label!r}: {reason}, and the labels are soft; pass class indices, such as "
-                    "labels.argmax(1), and no batch_transform that mixes them"
-                )
 
 
 def _describe_failure(teacher: Teacher, batch: Batch, error: Exception) -> str:

@@ -10,10 +10,11 @@ from torch import Tensor
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data
 from kdkit.data.loading import training_batch_sizes
+from kdkit.engine.batch_transform import transformed
 from kdkit.engine.check.preserve import preserve
 from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.train_state import balancer_parameters, build_balancer, named_trainable_parameters
-from kdkit.engine.training_batches import batches_per_epoch, transformed
+from kdkit.engine.training_batches import batches_per_epoch
 from kdkit.utils import memory
 from kdkit.utils.devices import Precision, autocast
 
