@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from kdkit.cli.estimates import about, describe_projector, short_count
+from kdkit.cli.estimates import about, describe_projector, describe_weight, short_count, type_name
 from kdkit.engine.check.estimate import StageEstimate
 from kdkit.engine.check.plan import Plan, TermSummary
 from kdkit.nets.net import Net
@@ -133,9 +133,8 @@ class _StageInPlan:
 
 
 def _arrow(term: TermSummary) -> Arrow:
-    start, end = term.weight
     return Arrow(
-        weight=f"{start:g}" if start == end else f"{start:g} to {end:g}",  # the second form is that of a ramp
+        weight=describe_weight(term),
         loss=term.loss,
         source=term.target.removeprefix(f"{LABELS} ") if term.teacher is None else term.target,
         student=term.student,
@@ -143,8 +142,3 @@ def _arrow(term: TermSummary) -> Arrow:
             describe_projector(projector).replace("->", "\N{RIGHTWARDS ARROW}") for projector in term.projectors
         ),
     )
-
-
-def type_name(value: Any) -> str:
-    """Return the name of a class or a function, or of the class of an object."""
-    return getattr(value, "__name__", None) or type(value).__name__
