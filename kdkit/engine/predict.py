@@ -73,23 +73,14 @@ class Predictor:
                 with self.autocast():
                     output = net.through(network, batch)
                 if self.data.task != "regression" and output.is_floating_point() and output.ndim > 1:
-                    masked = output == -torch.inf
-                    # A masked class gets a finite number, which metrics take; in a row of nothing else it is an error.
-                    masked = masked & ~masked.all(1, keepdim=True)
-                    output = output.masked_fill(masked, torch.finfo(output.dtype).min / 4)  # the sum of two is finite
-                if decide is not None:
+                    output = _with_finite_masks(output)
+                if decide is None:
+                    output, batch_labels = output.float(), batch.labels
+                else:
                     finite.add(output.isfinite().flatten(1).all(1))
                     output, batch_labels = decide(output, batch.labels)
-                    if output.shape != batch_labels.shape:  # of weights that are evaluated without a check
-                        raise KdkitError(
-                            f"net {net.name!r} has decisions of shape {tuple(output.shape)} for labels "
-                            f"{tuple(batch_labels.shape)}; expected a decision for each label"
-                        )
-                    outputs.add(output)
-                    labels.add(batch_labels)
-                else:
-                    outputs.add(output.float())
-                    labels.add(batch.labels)
+                outputs.add(output)
+                labels.add(batch_labels)
                 if batch.ids is not None:
                     ids.add(batch.ids)
         if not outputs.batches:
@@ -173,6 +164,16 @@ def compute_metrics(metrics: Sequence[Metric], validation: Predictions, test: Pr
     return {metric.name: metric.fit(validation).compute(test) for metric in metrics}
 
 
+def _with_finite_masks(outputs: Tensor) -> Tensor:
+    """Return outputs, (batch, classes, ...), with a low finite number, which metrics take, for a class that is masked.
+
+    If all classes of a sample are -inf, they stay so: that is an error, and no mask.
+    """
+    masked = outputs == -torch.inf
+    masked = masked & ~masked.all(1, keepdim=True)
+    return outputs.masked_fill(masked, torch.finfo(outputs.dtype).min / 4)  # the sum of two is finite
+
+
 class _Decisions:
     """Turns outputs per position into predicted classes, and labels into those of `Predictions`, -1 if there is none.
 
@@ -180,6 +181,7 @@ class _Decisions:
     """
 
     def __init__(self, net: Net[Any], data: Data) -> None:
+        self.net = net
         self.task = data.task
         self.ignored = optional_member(data, Data, "ignored_labels")
         self.classes = tuple(data.classes)
@@ -192,7 +194,16 @@ class _Decisions:
         self.dtype = torch.int8 if len(data.classes) < 128 else torch.int32
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the decisions and the labels of a batch on its device, of the shape of the labels."""
+        """Return the decisions and the labels of a batch on its device. Raises KdkitError if their shapes differ."""
+        decisions, labels = self._decide(outputs, labels)
+        if decisions.shape != labels.shape:  # of weights that are evaluated without a check
+            raise KdkitError(
+                f"net {self.net.name!r} has decisions of shape {tuple(decisions.shape)} for labels "
+                f"{tuple(labels.shape)}; expected a decision for each label"
+            )
+        return decisions, labels
+
+    def _decide(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if self.columns is not None:
             # (batch, shared classes, *positions); other classes cannot be predicted
             outputs = outputs.index_select(1, torch.tensor(self.columns[0], device=outputs.device))
