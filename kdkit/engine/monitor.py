@@ -1,7 +1,7 @@
 """The monitor of a stage: the metric on the validation split that chooses the best epoch."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from kdkit.engine.checkpointing import BestCheckpoint
 from kdkit.engine.run_context import RunContext
@@ -29,8 +29,11 @@ class Monitor:
         self.metric = without_interval(metric)
         self.higher_is_better = not lower_is_better(self.metric)
 
-    def validate(self, state: TrainState, epoch: int) -> Mapping[str, float]:
-        """Return the metric on the validation split, by name of each network that is trained."""
+    def validate(self, state: TrainState, epoch: int, between_batches: Callable[[], None]) -> Mapping[str, float]:
+        """Return the metric on the validation split, by name of each network that is trained.
+
+        between_batches: is called before each batch, and may raise an exception.
+        """
         # A validation that is repeated after a resume draws the same numbers, if data or networks draw any.
         seed_everything(derive_seed(self.seed, epoch, _VALIDATION, 0))
         values = {}
@@ -43,7 +46,7 @@ class Monitor:
                     batch_size=self.training.batch_size,
                     module=state.validated_module(net.name),
                     workers=self.training.workers,
-                    between_batches=self.ctx.interrupts.end_run,
+                    between_batches=between_batches,
                 )
             # Thresholds are fitted on the split that they are evaluated on: only the order of epochs matters here.
             values[net.name] = self.metric.fit(predictions).compute(predictions).value

@@ -1,33 +1,29 @@
 """The training loop: one stage, epoch by epoch and batch by batch."""
 
-import contextlib
 import copy
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 from kdkit.data.dataset import LoaderSplit
 from kdkit.data.label_check import LabelCheck
-from kdkit.engine.batch_transform import transformed
 from kdkit.engine.capture import make_step
-from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.recipe_problems import binary_loss_of
 from kdkit.engine.checkpointing import BestCheckpoint, CheckpointInterval, EpochPosition, restore_rng
 from kdkit.engine.distributed import DistributedModule, rank_share
 from kdkit.engine.meters import RunningMeans
 from kdkit.engine.monitor import Monitor
 from kdkit.engine.not_finite import cause_in_inputs, cause_in_outputs
-from kdkit.engine.open_stage import OpenStage, tiny_batch
+from kdkit.engine.open_training import opened_for_training
 from kdkit.engine.run_context import RunContext
 from kdkit.engine.storage.stage_folder import EndedEpoch, History, StageFolder
 from kdkit.engine.train_state import TrainState
 from kdkit.engine.training_batches import TrainingBatches, explain_single_sample
 from kdkit.engine.training_step import TrainingStep, update_parts
 from kdkit.engine.user_errors import located
-from kdkit.errors import CheckError, DataError, KdkitError, Terminated
+from kdkit.errors import DataError, KdkitError, Terminated
 from kdkit.plugins.events import EpochEnded, Figures, StageStarted, StepEnded
 from kdkit.recipe.recipe import Stage
 from kdkit.utils import collectives, memory
@@ -99,11 +95,15 @@ class StageTrainer:
     def _train(self) -> None:
         seed_everything(self.seed)
         memory.reset_peak(self.ctx.device)
-        train_data = self.ctx.recipe.data.train
-        with self.ctx.explain_out_of_memory(self.stage, train_data, trains=True), self._open() as (open_stage, state):
+        options, batches = self.ctx.options, self.batches.per_epoch
+        higher_is_better = self.monitor.higher_is_better
+        with (
+            self.ctx.explain_out_of_memory(self.stage, self.ctx.recipe.data.train, trains=True),
+            opened_for_training(self.ctx, self.stage, batches=batches, higher_is_better=higher_is_better) as opened,
+        ):
+            open_stage, state, self.notices = opened
             self._resume(state)
             first = len(self.history)
-            options = self.ctx.options
             averages = state.balancer.averages_across_ranks
             module = DistributedModule(open_stage.module, averages=averages, compiled=options.compile)
             autocast = options.autocast(self.ctx.device)
@@ -121,7 +121,7 @@ class StageTrainer:
                             position.terms = position.terms or self._train_epoch(epoch, step, position)
                         self._saved_position = None  # of an epoch that was stopped after its last batch
                         self.location = epoch, None
-                        values = self.monitor.validate(state, epoch)
+                        values = self.monitor.validate(state, epoch, self.ctx.interrupts.end_run)
                         terms, position.terms = position.terms, None  # the epoch changes the state, so it must end
                         self._end_epoch(epoch, terms, values, state, position.seconds)
                         self._save_checkpoint(state)
@@ -305,39 +305,6 @@ class StageTrainer:
     def _peak_memory(self) -> int | None:
         """Return the most bytes that tensors took in any epoch, also before a resume; None if it is not measured."""
         return max((entry["peak_memory_bytes"] for entry in self.history if "peak_memory_bytes" in entry), default=None)
-
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[tuple[OpenStage, TrainState]]:
-        """Open the stage and create its state; close it at the end, also after an error."""
-        # Before the taps are opened: a copy of a module would carry their hooks.
-        ema = self.training.ema
-        averages = {} if ema is None else {net.name: ema.build(net) for net in self.stage.objectives}
-        options = self.ctx.options
-        data = self.ctx.recipe.data
-        batch = transformed(data, tiny_batch(data, self.training.batch_size).to(self.ctx.device))
-        try:
-            open_stage = OpenStage(self.stage, self.ctx.plan.context, self.ctx.device)
-        except KdkitError as error:
-            raise CheckError([f"stage {self.stage.name!r}: {error}"]) from error
-        with open_stage:
-            problems = dry_run(open_stage, batch, options.precision).problems
-            if problems:
-                raise CheckError(f"stage {self.stage.name!r}: {problem}" for problem in problems)
-            # The optimizer comes last, since it takes the parameters of the losses that the dry run built.
-            self.notices = self.ctx.teacher_caching.begin(open_stage, batch)
-            schedule = self.training.lr_schedule
-            if schedule is not None:
-                schedule = schedule.for_metric(higher_is_better=self.monitor.higher_is_better)
-            state = TrainState(
-                replace(self.training, lr_schedule=schedule),
-                open_stage.module,
-                open_stage.sessions,
-                averages,
-                batches=self.batches.per_epoch,
-                scaler=options.precision == "fp16",
-            )
-            state.track_gradients(options.gradients)
-            yield open_stage, state
 
     def _resume(self, state: TrainState) -> None:
         """Load the last checkpoint, if there is one."""
